@@ -1,0 +1,267 @@
+"""What flows: rows in Parquet shards, rejects beside them. The one place that writes Parquet.
+
+Same rows, same bytes: a shard is cast to its declared schema, its chunks are combined, and it is cut into row groups of a
+fixed row count; otherwise chunking alone would change the file (measured).
+Heavy columns (image bytes, features) are written once, by the step that makes them; later shards carry the light columns
+and a pointer (`Shard.heavy`) to the file that holds the heavy ones, which is joined by `id` when a stage reads them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
+from vlpipe.pipeline.store import Store, sha256_file
+
+ROW_GROUP_ROWS = 512  # 512 images of 60 KB are 32 MB
+HEAVY = b"vlpipe.heavy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A finished Parquet file.
+
+    path: relative to the root; key: what it was made from; digest: sha256 of its bytes;
+    heavy: (column, path of the shard that holds it) for each heavy column not in this file but joinable by `id`.
+    """
+
+    path: str
+    num_rows: int
+    digest: str
+    key: str = ""
+    heavy: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Why a row is not in the output. `fault`: something broke; `filtered`: a rule said no."""
+
+    id: str
+    kind: Literal["fault", "filtered"]
+    why: str  # a short code: http_404, truncated, duplicate
+    detail: str = ""
+
+
+REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "stage", "kind", "why", "detail")])
+
+
+@dataclass(slots=True)
+class Out:
+    """What a stage's function returns for a batch: rows that go on, rows that do not, lines for the shard's log."""
+
+    table: pa.Table
+    rejects: list[Reject] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)  # may hold times and attempts; never part of the identity
+
+
+def heavy(name: str, dtype: pa.DataType) -> pa.Field:
+    """A field of a heavy column: written by the step that makes it, joined by `id` afterwards."""
+    return pa.field(name, dtype, metadata={HEAVY: b"1"})
+
+
+def is_heavy(f: pa.Field) -> bool:
+    return bool(f.metadata and HEAVY in f.metadata)
+
+
+def heavy_names(schema: pa.Schema) -> list[str]:
+    return [f.name for f in schema if is_heavy(f)]
+
+
+def need(schema: pa.Schema, who: str, **columns: pa.DataType) -> None:
+    """Raise SchemaError unless `schema` has each column with this type; says what is there."""
+    for name, dtype in columns.items():
+        if name not in schema.names:
+            raise SchemaError(f"{who} reads column {name!r}, which is not there{did_you_mean(name, schema.names)}")
+        if schema.field(name).type != dtype:
+            raise SchemaError(f"{who} reads column {name!r} as {dtype}, but it is {schema.field(name).type}")
+
+
+def with_field(schema: pa.Schema, new: pa.Field) -> pa.Schema:
+    """`schema` with a field added, or replaced where the name exists."""
+    at = schema.get_field_index(new.name)
+    return schema.append(new) if at < 0 else schema.set(at, new)
+
+
+class ShardWriter:
+    """Write one shard in row groups of exactly `row_group_rows` rows (the last may be shorter)."""
+
+    def __init__(self, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
+        self.path = path
+        self.schema = pa.schema([f.with_metadata({HEAVY: b"1"} if is_heavy(f) else None) for f in schema])
+        self.row_group_rows = row_group_rows
+        self.num_rows = 0
+        self.stats: dict[str, dict[str, Any]] = {f.name: {"nulls": 0} for f in self.schema}
+        self._pending: list[pa.Table] = []
+        self._num_pending = 0
+        # Statistics and dictionaries are off: both depend on writer state, and zstd takes what dictionaries would.
+        self._writer = pq.ParquetWriter(
+            path, self.schema, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+        )
+
+    def write(self, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        missing = [n for n in self.schema.names if n not in table.schema.names]
+        if missing:
+            raise SchemaError(f"declared column(s) {missing} are missing from the rows; they have {table.schema.names}")
+        table = table.select(self.schema.names).cast(self.schema)
+        self._count(table)
+        self._pending.append(table)
+        self._num_pending += table.num_rows
+        if self._num_pending >= self.row_group_rows:
+            self._flush(final=False)
+
+    def _flush(self, *, final: bool) -> None:
+        if not self._pending:
+            return
+        table = pa.concat_tables(self._pending).combine_chunks()
+        full = table.num_rows if final else table.num_rows - table.num_rows % self.row_group_rows
+        for start in range(0, full, self.row_group_rows):
+            rows = table.slice(start, min(self.row_group_rows, full - start))
+            self._writer.write_table(rows, row_group_size=self.row_group_rows)
+        rest = table.slice(full)
+        self._pending, self._num_pending = ([rest] if rest.num_rows else []), rest.num_rows
+        self.num_rows += full
+
+    def _count(self, table: pa.Table) -> None:
+        for f in self.schema:
+            column, stat = table[f.name], self.stats[f.name]
+            stat["nulls"] += column.null_count
+            if (pa.types.is_integer(f.type) or pa.types.is_floating(f.type)) and len(column) > column.null_count:
+                low, high = pc.min_max(column).as_py().values()
+                stat["min"] = min(low, stat.get("min", low))
+                stat["max"] = max(high, stat.get("max", high))
+
+    def close(self) -> None:
+        self._flush(final=True)
+        self._writer.close()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close() if kind is None else self._writer.close()
+
+
+def write_shard(
+    store: Store, rel: str, tables: Iterable[pa.Table], schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS
+) -> Shard:
+    """Write tables as one shard, whole or not at all; `key` and `heavy` are the caller's to fill in."""
+    with store.writing(rel) as part:
+        with ShardWriter(part, schema, row_group_rows) as writer:
+            for table in tables:
+                writer.write(table)
+        digest = sha256_file(part)
+    return Shard(path=rel, num_rows=writer.num_rows, digest=digest)
+
+
+@contextmanager
+def open_parquet(store: Store, rel: str) -> Iterator[pq.ParquetFile]:
+    try:
+        handle: IO[bytes] = store.open(rel)
+    except FileNotFoundError as error:
+        raise VlpipeError(f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged") from error
+    with handle:
+        try:
+            file = pq.ParquetFile(handle)
+        except pa.ArrowInvalid as error:
+            raise VlpipeError(f"shard {store.path(rel)} cannot be read: {error}; `vlpipe verify` lists what is damaged") from error
+        yield file
+
+
+def read_batches(
+    store: Store, shard: Shard, columns: Sequence[str] | None = None, want_heavy: Sequence[str] = ()
+) -> Iterator[pa.Table]:
+    """Yield a shard's row groups in order. `columns`: light ones (None: all but heavy); `want_heavy`: joined by `id`."""
+    pointers = dict(shard.heavy)
+    with open_parquet(store, shard.path) as file:
+        own = file.schema_arrow
+        lost = [n for n in want_heavy if n not in own.names and n not in pointers]
+        if lost:
+            raise SchemaError(f"shard {shard.path} has no heavy column(s) {lost} and knows no shard that holds them")
+        light = [n for n in own.names if not is_heavy(own.field(n))] if columns is None else list(columns)
+        here = list(dict.fromkeys([*light, *(n for n in want_heavy if n in own.names)]))
+        there = {n: pointers[n] for n in want_heavy if n not in own.names}
+        read = here if not there or "id" in here else ["id", *here]
+        with _joiners(store, there) as joiners:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=read)
+                for join in joiners:
+                    table = join.add(table)
+                yield table.select([*here, *there])
+
+
+@contextmanager
+def _joiners(store: Store, there: Mapping[str, str]) -> Iterator[list[_HeavyJoin]]:
+    by_path: dict[str, list[str]] = {}
+    for name, path in there.items():
+        by_path.setdefault(path, []).append(name)
+    joins = [_HeavyJoin(store, path, names) for path, names in by_path.items()]
+    try:
+        yield joins
+    finally:
+        for join in joins:
+            join.close()
+
+
+class _HeavyJoin:
+    """Looks up heavy columns by id. Shards drop rows and move none, so each heavy row group is read about once."""
+
+    def __init__(self, store: Store, path: str, names: list[str]) -> None:
+        self.path, self.names = path, names
+        self._context = open_parquet(store, path)
+        self._file = self._context.__enter__()
+        self._place: dict[str, tuple[int, int]] = {}
+        for group in range(self._file.num_row_groups):
+            for row, id_ in enumerate(self._file.read_row_group(group, columns=["id"])["id"].to_pylist()):
+                self._place[id_] = (group, row)
+        self._cached: tuple[int, pa.Table] | None = None
+
+    def _group(self, group: int) -> pa.Table:
+        if self._cached is None or self._cached[0] != group:
+            self._cached = (group, self._file.read_row_group(group, columns=self.names))
+        return self._cached[1]
+
+    def add(self, table: pa.Table) -> pa.Table:
+        ids = table["id"].to_pylist()
+        unknown = [i for i in ids if i not in self._place]
+        if unknown:
+            raise VlpipeError(f"{len(unknown)} row(s) (first: {unknown[0]}) have no {self.names} in {self.path}")
+        pieces: list[pa.Table] = []
+        start = 0
+        while start < len(ids):  # runs of rows that lie in the same heavy row group
+            group = self._place[ids[start]][0]
+            stop = start
+            while stop < len(ids) and self._place[ids[stop]][0] == group:
+                stop += 1
+            pieces.append(self._group(group).take([self._place[i][1] for i in ids[start:stop]]))
+            start = stop
+        if not pieces:
+            schema = self._file.schema_arrow
+            found = pa.table({n: pa.array([], schema.field(n).type) for n in self.names})
+        else:
+            found = pa.concat_tables(pieces)
+        for name in self.names:
+            table = table.append_column(found.schema.field(name), found[name])
+        return table
+
+    def close(self) -> None:
+        self._context.__exit__(None, None, None)
+
+
+def check_conserved(who: str, ids_in: Counter[str], ids_out: Counter[str], rejected: Counter[str]) -> None:
+    """Every id that came in went out or was rejected, once each. Raises when a row was lost or made up."""
+    if ids_in == ids_out + rejected:
+        return
+    lost = ids_in - ids_out - rejected
+    extra = (ids_out + rejected) - ids_in
+    said = [f"{sum(c.values())} row(s) {what} (first: {next(iter(c))})" for what, c in (("lost", lost), ("too many", extra)) if c]
+    raise VlpipeError(f"{who} breaks row conservation: {' and '.join(said)}. Every row must be returned or rejected, once.")

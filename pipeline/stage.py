@@ -1,0 +1,161 @@
+"""What is done to rows. A stage is a frozen dataclass whose fields are its YAML parameters; the work is a closure from `open`.
+
+MapStage: row group -> row group (+ rejects), shard by shard. SourceStage: the same, over rows it lists itself.
+GatherStage: everything before it at once: global decisions, training, evaluation.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import ConfigDict
+from pydantic_core import core_schema
+
+from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, read_batches
+from vlpipe.pipeline.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """Something outside the rows: a file or folder (`path`), or part of another step's artifacts.
+
+    YAML: `vocab: ./vocab.txt`, or `vocab: {from: tokenizer, path: vocab.txt}`. Its content digest goes into the key, its
+    path does not. When a stage runs, `step` is resolved and `path` is where to read.
+    """
+
+    path: str = ""
+    step: str | None = None
+    digest: str = ""
+
+    KIND: ClassVar[str] = "a path, or {from: STEP, path: NAME}"
+
+    @classmethod
+    def parse(cls, value: Any) -> File:
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str) and value:
+            return cls(path=os.path.expanduser(value))
+        if isinstance(value, Mapping) and "from" in value and set(value) <= {"from", "path"}:
+            return cls(path=str(value.get("path", "")), step=str(value["from"]))
+        raise ValueError(f"wanted {cls.KIND}")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_plain_validator_function(cls.parse)
+
+
+class ListFile(File):
+    """A file only `SourceStage.rows` reads. A longer list keeps every full shard it shares with the old one."""
+
+    __slots__ = ()
+
+
+class Weights(File):
+    """A `save_pretrained` folder, a hub id such as `Salesforce/blip-image-captioning-base`, or a step's artifacts."""
+
+    __slots__ = ()
+    KIND: ClassVar[str] = "a folder, a hub id, or {from: STEP, path: NAME}"
+
+
+class Stage:
+    """Subclasses are `@dataclass(frozen=True, kw_only=True)`. `schema` is called with no data, by `vlpipe plan`."""
+
+    VERSION: ClassVar[int] = 1  # raise it when the same parameters give different rows
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset()  # parameters that cannot change the rows
+    TORCH: ClassVar[bool] = False  # computes with torch: the engine sets its threads, and they are in the key
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        """Columns out for columns in. Check what is read with `need`; SchemaError when it is not there."""
+        return inp
+
+    def preflight(self) -> list[str]:
+        """What would make the run fail and can be known now (a missing extra, an impossible parameter), one line each."""
+        return []
+
+
+Work = Callable[[pa.Table], pa.Table | Out]
+
+
+class MapStage(Stage):
+    """Row group in, row group out. With several inputs (`from: [a, b]`) it runs over their shards, one after the other.
+
+    Rows may be dropped only by returning `Out` with a `Reject` for each. An exception in the function is narrowed down by
+    bisecting to the rows that raise it alone; those become rejects (`RowFault` names the code itself).
+    """
+
+    READS_HEAVY: ClassVar[tuple[str, ...]] = ()  # heavy columns joined into the batches
+    LOADS_WEIGHTS: ClassVar[bool] = False  # `open` is expensive: run in actors that open once
+    FAN_OUT: ClassVar[bool] = False  # rows out are children: each has a `parent`, the id of a row in
+    ROW_GROUP_ROWS: ClassVar[int] = ROW_GROUP_ROWS  # fewer for wide columns: aim at 32 MB
+    MAX_REJECT_RATE: ClassVar[float] = 0.05  # of faults; the step fails above it (YAML: `max_reject_rate`)
+
+    @abstractmethod
+    def open(self) -> AbstractContextManager[Work]:
+        """Load what is needed once, yield the function, release on leaving. Use `@contextmanager`."""
+
+
+class SourceStage(MapStage):
+    """A map stage that lists its own input. `rows` is cheap and ordered (a URL list); `open` does the work (fetching)."""
+
+    @abstractmethod
+    def row_schema(self) -> pa.Schema:
+        """Columns of the listed rows; they have an `id`."""
+
+    @abstractmethod
+    def rows(self) -> Iterator[pa.Table]:
+        """Yield the rows to work on, in a fixed order; they are cut into shards of `shard_rows` rows."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All shards of a step, in order."""
+
+    store: Store
+    name: str
+    schema: pa.Schema  # heavy columns included
+    shards: tuple[Shard, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(s.num_rows for s in self.shards)
+
+    def batches(self, columns: Sequence[str] | None = None, want_heavy: Sequence[str] = ()) -> Iterator[pa.Table]:
+        """Row groups of all shards, in order; columns as in `read_batches`."""
+        for shard in self.shards:
+            yield from read_batches(self.store, shard, columns, want_heavy)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Light columns of all rows in memory."""
+        light = [f for f in self.schema if not (f.metadata and b"vlpipe.heavy" in f.metadata)]
+        names = [f.name for f in light] if columns is None else list(columns)
+        schema = pa.schema([self.schema.field(n).remove_metadata() for n in names])
+        return pa.concat_tables([schema.empty_table(), *(b.cast(schema) for b in self.batches(names))])
+
+
+@dataclass
+class Job:
+    """What a gather stage gets: its inputs, and where its results go."""
+
+    inputs: tuple[Dataset, ...]
+    work: str  # a local folder for its own resumable parts, kept when killed, tagged by the input digests
+    artifacts: str  # a local folder; what is put here becomes the step's artifacts, whole, when it is done
+    emit: Callable[[pa.Table], None]  # rows out
+    reject: Callable[[Sequence[Reject]], None]
+    launch: Callable[..., None]  # launch(fn, config, num_workers=1, gpu=False): Ray Train, or in this process with --local
+    say: Callable[[str], None] = field(default=print)  # one line for the person watching
+
+
+class GatherStage(Stage):
+    """Reads all inputs; emits new rows, puts artifacts, or both. Long ones commit their own parts in `job.work`."""
+
+    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in
+
+    @abstractmethod
+    def run(self, job: Job) -> None: ...

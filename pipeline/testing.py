@@ -1,0 +1,73 @@
+"""Run one stage on a small table, without a workflow: for tests and for trying a stage in a notebook."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import Out, Reject, check_conserved, write_shard
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job, MapStage
+from vlpipe.pipeline.store import Store
+
+
+def run_map(stage: MapStage, table: pa.Table) -> Out:
+    """The stage's output for one batch; checks that it has the declared columns and loses no row."""
+    schema = stage.schema(table.schema)
+    with stage.open() as work:
+        result = work(table)
+    out = result if isinstance(result, Out) else Out(result)
+    out.table = out.table.select(schema.names).cast(schema)
+    ids = Counter(out.table["parent" if stage.FAN_OUT else "id"].to_pylist())
+    if not stage.FAN_OUT:
+        check_conserved(type(stage).__name__, Counter(table["id"].to_pylist()), ids, Counter(r.id for r in out.rejects))
+    return out
+
+
+def dataset(folder: Path, table: pa.Table, name: str = "input", shard_rows: int = 1000) -> Dataset:
+    """`table` as a step's output: shards of `shard_rows` rows below `folder`."""
+    store = Store(str(folder))
+    shards = [
+        write_shard(store, f"{name}/{k:06d}.parquet", [table.slice(start, shard_rows)], table.schema)
+        for k, start in enumerate(range(0, table.num_rows, shard_rows))
+    ]
+    return Dataset(store, name, table.schema, tuple(shards))
+
+
+@dataclass
+class Gathered:
+    tables: list[pa.Table] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    artifacts: Path = Path()
+
+    @property
+    def table(self) -> pa.Table:
+        return pa.concat_tables(self.tables)
+
+
+def run_gather(stage: GatherStage, inputs: Sequence[Dataset], folder: Path, say: Callable[[str], None] = print) -> Gathered:
+    """Run a gather stage in this process, its resumable parts in `folder/work`, its artifacts in `folder/artifacts`."""
+    got = Gathered(artifacts=folder / "artifacts")
+    for sub in ("work", "artifacts"):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+
+    def launch(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gpu: bool = False) -> None:
+        assert num_workers == 1, "in one process there is one worker"
+        fn(config)
+
+    stage.run(
+        Job(
+            inputs=tuple(inputs),
+            work=str(folder / "work"),
+            artifacts=str(folder / "artifacts"),
+            emit=got.tables.append,
+            reject=got.rejects.extend,
+            launch=launch,
+            say=say,
+        )
+    )
+    return got

@@ -1,0 +1,60 @@
+"""The image row: one image with all its texts, their scores and their fate.
+
+`id` is sha256 over (source, url or path, text, occurrence): it never changes with position, shard size or order of arrival.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import heavy
+
+TEXT = pa.struct(
+    [
+        ("text", pa.string()),
+        ("source", pa.string()),  # web | synth | human
+        ("model", pa.string()),  # digest of the captioner's weights, for synth
+        ("score", pa.float32()),  # P(match) by the filter
+        ("kept", pa.bool_()),  # null: no filter has looked at it
+        ("why", pa.string()),  # why it was dropped: a short code
+    ]
+)
+TEXTS = pa.list_(TEXT)
+
+# Light columns every ingest stage writes; `image` is the encoded file, byte for byte as it came.
+LISTED = pa.schema([("id", pa.string()), ("url", pa.string()), ("texts", TEXTS)])
+IMAGE_FIELDS = (
+    pa.field("sha256", pa.string()),
+    pa.field("format", pa.string()),  # as Pillow names it: JPEG, PNG, ...
+    pa.field("width", pa.int32()),  # after EXIF transpose
+    pa.field("height", pa.int32()),
+    heavy("image", pa.binary()),
+)
+
+# Rows of evaluation steps and of training losses; the results table and the report look for these schemas.
+RESULTS = pa.schema([("name", pa.string()), ("value", pa.float64()), ("num_rows", pa.int64())])
+LOSSES = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
+
+
+def text(value: str, source: str, **more: Any) -> dict[str, Any]:
+    """One entry of `texts`."""
+    return {"text": value, "source": source, "model": None, "score": None, "kept": None, "why": None, **more}
+
+
+@dataclass
+class RowIds:
+    """Hands out ids for listed rows; the occurrence number keeps exact repeats apart, whatever follows them in the list."""
+
+    source: str
+    _seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def next(self, url: str, text: str) -> str:
+        occurrence = self._seen[url, text]
+        self._seen[url, text] += 1
+        parts = (self.source, url, text, str(occurrence))
+        return hashlib.sha256("\x00".join(p.replace("\x00", "\x00\x00") for p in parts).encode("utf-8", "surrogatepass")).hexdigest()
