@@ -152,14 +152,21 @@ class ShardWriter:
 
 
 def write_shard(
-    store: Store, rel: str, tables: Iterable[pa.Table], schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS
+    store: Store,
+    rel: str,
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    row_group_rows: int = ROW_GROUP_ROWS,
+    stats: dict[str, dict[str, Any]] | None = None,
 ) -> Shard:
-    """Write tables as one shard, whole or not at all; `key` and `heavy` are the caller's to fill in."""
+    """Write tables as one shard, whole or not at all; `key` and `heavy` are the caller's to fill in, `stats` is filled here."""
     with store.writing(rel) as part:
         with ShardWriter(part, schema, row_group_rows) as writer:
             for table in tables:
                 writer.write(table)
         digest = sha256_file(part)
+    if stats is not None:
+        stats.update(writer.stats)
     return Shard(path=rel, num_rows=writer.num_rows, digest=digest)
 
 

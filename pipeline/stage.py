@@ -156,6 +156,7 @@ class GatherStage(Stage):
     """Reads all inputs; emits new rows, puts artifacts, or both. Long ones commit their own parts in `job.work`."""
 
     CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in
+    LAUNCHES: ClassVar[bool] = False  # the work happens in `job.launch`: its workers get the step's resources
 
     @abstractmethod
     def run(self, job: Job) -> None: ...

@@ -1,0 +1,167 @@
+"""The command line. Every knob belongs to the YAML; exit code 0: done, 1: a clear error, 2: wrong usage, 130: interrupted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.lock import locked
+from vlpipe.pipeline.plan import Planned, plan, remember
+from vlpipe.pipeline.progress import Progress_, results_table
+from vlpipe.pipeline.runner import Executor, Run
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.workflow import Workflow, resolve_workflow
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+out = Console()
+err = Console(stderr=True)
+
+GRACE_S = 10.0
+
+WorkflowArg = Annotated[str, typer.Argument(metavar="WORKFLOW", help="a YAML file, or the name of a packaged workflow")]
+RootOpt = Annotated[str | None, typer.Option("--root", help="where the steps lie; default: `root:` of the workflow")]
+SetOpt = Annotated[list[str] | None, typer.Option("--set", metavar="STEP.KEY=VALUE", help="override a parameter; repeatable")]
+ProfileOpt = Annotated[str | None, typer.Option("--profile", help="one of the workflow's profiles")]
+
+
+def load(workflow: str, root: str | None, sets: list[str] | None, profile: str | None) -> tuple[Workflow, Store]:
+    found = Workflow.load(resolve_workflow(workflow), profile=profile, sets=sets or (), root=root)
+    url = found.root if "://" in found.root else os.path.abspath(os.path.expanduser(found.root))
+    return found, Store(url)
+
+
+@app.command()
+def run(
+    workflow: WorkflowArg,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    local: Annotated[bool, typer.Option("--local", help="no Ray: everything in this process")] = False,
+    address: Annotated[str | None, typer.Option("--address", help="join a Ray cluster, for example 10.0.0.1:6379")] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STEP", help="stop after this step")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="refuse a step whose source changed without a new VERSION")] = False,
+) -> None:
+    """Run what is not done yet. A second run does no work; a run after a kill goes on."""
+    if local and address:
+        raise typer.BadParameter("--local and --address exclude each other")
+    began = time.monotonic()
+    found, store = load(workflow, root, set_, profile)
+    with locked(store) as run_id:
+        steps = plan(found, store, until)
+        warn(steps, strict)
+        todo = [one for one in steps if not one.is_done]
+        if todo:
+            remember(steps, store)
+            execute(steps, store, run_id, local=local, address=address)
+    if not todo:
+        out.print(f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)", highlight=False)
+    else:
+        out.print(f"{found.name}: done in {time.monotonic() - began:.1f} s; results lie in {store.url}", highlight=False, soft_wrap=True)
+    table = results_table(steps, store)
+    if table is not None:
+        out.print(table)
+
+
+def execute(steps: list[Planned], store: Store, run_id: str, *, local: bool, address: str | None) -> None:
+    """Run the plan on an executor; after an interrupt give what runs a grace, then let go of it."""
+    executor = make_executor(run_id, local=local, address=address)
+    try:
+        with Progress_(out, store) as progress:
+            loop = Run(steps, store, executor, progress.watcher)
+            try:
+                loop.go()
+            except KeyboardInterrupt:
+                err.print(f"interrupted; what is running has {GRACE_S:.0f} s to finish, what is finished stays")
+                executor.drain(GRACE_S)
+                raise
+    finally:
+        executor.close()
+
+
+def make_executor(run_id: str, *, local: bool, address: str | None) -> Any:
+    if local:
+        from vlpipe.pipeline.local import LocalExecutor
+
+        return LocalExecutor()
+    from vlpipe.pipeline.on_ray import RayExecutor
+
+    return RayExecutor(run_id, address)
+
+
+def warn(steps: list[Planned], strict: bool) -> None:
+    stale = [one for one in steps if one.warning]
+    for one in stale:
+        err.print(f"[yellow]warning[/yellow]: step {one.name!r}: {one.warning}", highlight=False, soft_wrap=True)
+    if stale and strict:
+        raise VlpipeError(f"--strict: {len(stale)} step(s) have a changed source and the same VERSION")
+
+
+@app.command("plan")
+def plan_command(
+    workflow: WorkflowArg,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STEP")] = None,
+    strict: Annotated[bool, typer.Option("--strict")] = False,
+) -> None:
+    """What would run, and why. Touches nothing."""
+    found, store = load(workflow, root, set_, profile)
+    steps = plan(found, store, until)
+    todo = [one for one in steps if not one.is_done]
+    if todo:
+        out.print(f"first reason: {todo[0].name}: {todo[0].reason}", highlight=False, soft_wrap=True)
+    for one in steps:
+        mark, text = ("[green]done[/green]", "") if one.is_done else ("[yellow]runs[/yellow]", escape(one.reason))
+        out.print(f"  {mark}  {escape(one.name):24} {text}", highlight=False, soft_wrap=True)
+        estimate = getattr(one.keyed.step.stage, "estimate", None)
+        if not one.is_done and estimate is not None:
+            rows = sum(p.manifest.rows_out for p in one.above if p.manifest)
+            out.print(f"        {escape(str(estimate(rows)))}", highlight=False, soft_wrap=True, style="dim")
+    out.print(f"{len(todo)} of {len(steps)} steps would run", highlight=False)
+    warn(steps, strict)
+
+
+def disk_hint(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    what = "the disk is full" if full else (error.strerror or str(error))
+    return f"{what}: {error.filename}" if error.filename else what
+
+
+def explain(error: BaseException) -> str:
+    """One clear sentence for an error that reached the top."""
+    if isinstance(error, VlpipeError):
+        return str(error)
+    if isinstance(error, OSError):
+        return disk_hint(error)
+    return f"internal error: {type(error).__name__}: {error}; --debug shows where"
+
+
+def main() -> None:
+    """Entry point. `--debug`, anywhere, shows tracebacks."""
+    debug = "--debug" in sys.argv
+    sys.argv = [a for a in sys.argv if a != "--debug"]
+    from vlpipe.pipeline import verbs  # noqa: F401  # adds its commands to `app`
+
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        err.print(f"[bold red]error[/bold red]: {escape(explain(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

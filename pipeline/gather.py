@@ -1,0 +1,210 @@
+"""One gather stage: all its inputs at once; rows cut into shards, artifacts moved in whole, parts kept when it is killed."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.keys import sha256_json
+from vlpipe.pipeline.receipt import Receipt, hash_folder, shard_path, write_receipt, write_rejects
+from vlpipe.pipeline.shard import Reject, Shard, check_conserved, heavy_names, write_shard
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.work import set_torch_threads
+
+Launch = Callable[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListRows(GatherStage):
+    """The list of a source stage, cut in order into shards whose key is their content: a longer list shares the full ones."""
+
+    source: SourceStage
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return self.source.row_schema()
+
+    def run(self, job: Job) -> None:
+        for table in self.source.rows():
+            job.emit(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatherTask:
+    """Everything a worker needs for a gather step."""
+
+    store: Store
+    step: str
+    stage: GatherStage
+    inputs: tuple[Dataset, ...]
+    schema_out: pa.Schema
+    folder: str
+    inputs_digest: str
+    source: str = ""
+    shard_rows: int = 10_000
+    torch_threads: int = 1
+
+
+@dataclass(frozen=True)
+class Gathered:
+    receipts: list[Receipt]
+    artifacts: dict[str, str]  # relative path -> sha256
+
+
+def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gpu: bool = False) -> None:
+    """`--local`: a training step runs in this process."""
+    if num_workers != 1:
+        raise VlpipeError(f"--local runs one training worker, num_workers is {num_workers}; leave --local out to use Ray")
+    fn(config)
+
+
+def say_to(store: Store, folder: str) -> Callable[[str], None]:
+    """Lines for the person watching go to a file the driver follows; it is on the shared root, so any worker can write it."""
+    if not store.is_local:
+        return print
+    path = Path(store.path(f"{folder}/_log/said.txt"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def say(line: str) -> None:
+        with path.open("a") as file:
+            file.write(line.rstrip("\n") + "\n")
+
+    return say
+
+
+def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
+    """Run the stage and commit: rejects, shards and receipts, artifacts. The manifest is the driver's, last of all."""
+    began = time.time()
+    if task.stage.TORCH:
+        set_torch_threads(task.torch_threads)
+    clear_unfinished(task.store, task.folder)
+    with _folders(task) as (work, artifacts):
+        cutter = _Cutter(task)
+        job = Job(
+            inputs=task.inputs,
+            work=work,
+            artifacts=artifacts,
+            emit=cutter.emit,
+            reject=cutter.rejects.extend,
+            launch=launch,
+            say=say_to(task.store, task.folder),
+        )
+        task.stage.run(job)
+        receipts = cutter.finish(time.time() - began)
+        hashes = hash_folder(artifacts)
+        if hashes:
+            task.store.move_in(artifacts, f"{task.folder}/artifacts")
+    task.store.remove(f"{task.folder}/work")
+    return Gathered(receipts, hashes)
+
+
+def clear_unfinished(store: Store, folder: str) -> None:
+    """What an unfinished or outdated run left; its resumable parts in `work/` stay."""
+    store.remove(f"{folder}/manifest.json")
+    for name in store.list(folder):
+        if name != "work":
+            store.remove(f"{folder}/{name}")
+
+
+class _folders:  # noqa: N801  # reads as a function where it is used
+    """A folder for resumable parts and one for artifacts in the making; both local."""
+
+    def __init__(self, task: GatherTask) -> None:
+        self._temporary = ""
+        if task.store.is_local:
+            base = task.store.path(task.folder)
+        else:  # parts of a killed run are lost when the root is an object store
+            base = self._temporary = tempfile.mkdtemp(prefix="vlpipe-")
+        self.work = f"{base}/work/{task.inputs_digest[:8]}"
+        self.artifacts = f"{base}/artifacts.{uuid.uuid4().hex[:8]}.part"
+
+    def __enter__(self) -> tuple[str, str]:
+        for folder in (self.work, self.artifacts):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        return self.work, self.artifacts
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.artifacts, ignore_errors=True)
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+@dataclass
+class _Cutter:
+    """Cuts emitted rows into shards of `shard_rows`; their key is their content."""
+
+    task: GatherTask
+    rejects: list[Reject] = field(default_factory=list)
+    shards: list[tuple[Shard, int, dict[str, Any]]] = field(default_factory=list)
+    _pending: list[pa.Table] = field(default_factory=list)
+
+    def emit(self, table: pa.Table) -> None:
+        self._pending.append(table.select(self.task.schema_out.names).cast(self.task.schema_out))
+        if sum(t.num_rows for t in self._pending) >= self.task.shard_rows:
+            self._cut(final=False)
+
+    def _cut(self, *, final: bool) -> None:
+        if not self._pending:
+            return
+        table, size = pa.concat_tables(self._pending), self.task.shard_rows
+        stop = table.num_rows if final else table.num_rows - table.num_rows % size
+        for start in range(0, stop, size):
+            self._write(table.slice(start, min(size, stop - start)))
+        rest = table.slice(stop)
+        self._pending = [rest] if rest.num_rows else []
+
+    def _write(self, rows: pa.Table) -> None:
+        path = shard_path(self.task.folder, len(self.shards))
+        stats: dict[str, dict[str, Any]] = {}
+        shard = write_shard(self.task.store, path, [rows], self.task.schema_out, stats=stats)
+        pointers = tuple((name, path) for name in heavy_names(self.task.schema_out))
+        key = sha256_json("content", shard.digest)
+        full = Shard(path=path, num_rows=shard.num_rows, digest=shard.digest, key=key, heavy=pointers)
+        self.shards.append((full, self.task.store.size(path), stats))
+
+    def finish(self, seconds: float) -> list[Receipt]:
+        self._cut(final=True)
+        rows_in = sum(d.num_rows for d in self.task.inputs)
+        if self.task.stage.CONSERVES:
+            self._check_conserved()
+        codes = write_rejects(self.task.store, self.task.folder, 0, self.task.step, self.rejects)
+        if codes and not self.shards:
+            self._write(self.task.schema_out.empty_table())
+        receipts = [
+            Receipt(
+                index=index,
+                shard=shard,
+                bytes=size,
+                rows_in=rows_in if index == 0 else 0,
+                input_digest=self.task.inputs_digest,
+                rejects=codes if index == 0 else {},
+                columns=stats,
+                source=self.task.source,
+                run={"seconds": round(seconds, 3), "host": platform.node(), "attempts": 1} if index == 0 else {},
+            )
+            for index, (shard, size, stats) in enumerate(self.shards)
+        ]
+        for receipt in receipts:
+            write_receipt(self.task.store, self.task.folder, receipt)
+        return receipts
+
+    def _check_conserved(self) -> None:
+        def ids(datasets: Sequence[Dataset]) -> Iterator[str]:
+            for one in datasets:
+                for batch in one.batches(["id"]):
+                    yield from batch["id"].to_pylist()
+
+        made = Dataset(self.task.store, self.task.step, self.task.schema_out, tuple(s for s, _, _ in self.shards))
+        rejected = Counter(r.id for r in self.rejects)
+        check_conserved(f"step {self.task.step}", Counter(ids(self.task.inputs)), Counter(ids([made])), rejected)

@@ -1,0 +1,54 @@
+"""`--local`: every unit in this process, one after the other. For tests, debugging and small jobs; the same bytes as on Ray."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from vlpipe.pipeline.gather import GatherTask, run_gather
+from vlpipe.pipeline.plan import Planned
+from vlpipe.pipeline.runner import Done, Unit
+from vlpipe.pipeline.stage import Work
+from vlpipe.pipeline.work import ShardTask, opened, run_shard
+
+
+class LocalExecutor:
+    """Runs a unit when it is waited for. A stage with weights is opened once and kept until its step is done."""
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[Unit, ShardTask | GatherTask]] = deque()
+        self._open: dict[str, tuple[ExitStack, Work]] = {}
+
+    def check(self, steps: Sequence[Planned]) -> list[str]:
+        return []
+
+    def room(self, one: Planned) -> bool:
+        return not self._queue
+
+    def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+        self._queue.append((unit, task))
+
+    def wait(self, timeout_s: float) -> list[Done]:
+        unit, task = self._queue.popleft()
+        try:
+            return [Done(unit, run_gather(task) if isinstance(task, GatherTask) else run_shard(task, self._work(task)))]
+        except Exception as error:  # the loop decides what it means
+            return [Done(unit, error)]
+
+    def _work(self, task: ShardTask) -> Work | None:
+        if not task.stage.LOADS_WEIGHTS:
+            return None
+        if task.step not in self._open:
+            stack = ExitStack()
+            self._open[task.step] = (stack, stack.enter_context(opened(task.stage, task.torch_threads)))
+        return self._open[task.step][1]
+
+    def release(self, one: Planned) -> None:
+        if one.name in self._open:
+            self._open.pop(one.name)[0].close()
+
+    def close(self) -> None:
+        for stack, _ in self._open.values():
+            stack.close()
+        self._open.clear()

@@ -1,0 +1,343 @@
+"""Run a plan: one loop over shard references. No row and no pixel passes through the driver.
+
+A step's shard k starts as soon as its input shard k is there, downstream steps first; only gather stages and artifacts
+wait for whole steps. What is running is bounded by what the cluster has. Whatever is finished stays finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vlpipe.pipeline.errors import StepFailed, VlpipeError
+from vlpipe.pipeline.gather import Gathered, GatherTask
+from vlpipe.pipeline.keys import sha256_json
+from vlpipe.pipeline.plan import Planned, artifacts_digest, inputs_digest, is_gather, look, resolve_stage
+from vlpipe.pipeline.receipt import (
+    Receipt,
+    make_manifest,
+    read_manifest,
+    read_receipt,
+    read_receipts,
+    receipt_path,
+    rejects_path,
+    shard_path,
+    write_manifest,
+    write_receipt,
+)
+from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.work import ShardTask, heavy_pointers, worst
+
+MAX_ATTEMPTS = 3
+
+
+class WorkerDied(VlpipeError):
+    """The process that ran a task is gone. `innocent`: the machine or its memory ended it, not the task."""
+
+    def __init__(self, text: str, *, innocent: bool) -> None:
+        self.innocent = innocent
+        super().__init__(text)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One thing that runs: a shard of a map step, or a whole gather step."""
+
+    step: str
+    index: int  # shard number; -1 for a gather step
+
+
+@dataclass(frozen=True)
+class Done:
+    unit: Unit
+    result: Receipt | Gathered | BaseException
+
+
+class Executor(Protocol):
+    """Where units run. `room` says whether one more of a step may start now."""
+
+    def check(self, steps: Sequence[Planned]) -> list[str]: ...
+    def room(self, one: Planned) -> bool: ...
+    def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None: ...
+    def wait(self, timeout_s: float) -> list[Done]: ...
+    def release(self, one: Planned) -> None: ...
+
+
+@dataclass
+class Watcher:
+    """Told what happens; the command line draws it."""
+
+    started: Callable[[Planned, int | None], None] = lambda one, total: None
+    shard: Callable[[Planned, Receipt, bool], None] = lambda one, receipt, reused: None
+    finished: Callable[[Planned], None] = lambda one: None
+    tick: Callable[[], None] = lambda: None
+
+
+@dataclass
+class State:
+    """A step while it runs. `todo`: shards whose input is there; `expected`: how many there will be; `base`: its tasks' common part."""
+
+    one: Planned
+    todo: list[int] = field(default_factory=list)
+    running: set[int] = field(default_factory=set)
+    inputs: dict[int, Shard] = field(default_factory=dict)
+    out: dict[int, Receipt] = field(default_factory=dict)
+    have: frozenset[str] = frozenset()  # receipts found when it opened
+    expected: int | None = None
+    base: ShardTask | None = None
+    opened: bool = False
+    num_faults: int = 0
+    attempts: Counter[int] = field(default_factory=Counter)
+    deaths: Counter[int] = field(default_factory=Counter)
+
+
+class Run:
+    """The loop and its bookkeeping."""
+
+    def __init__(self, steps: Sequence[Planned], store: Store, executor: Executor, watcher: Watcher) -> None:
+        self.store, self.executor, self.watcher = store, executor, watcher
+        self.states = {one.name: State(one) for one in steps if not one.is_done}
+        self._sibling_cache: dict[str, dict[tuple[str, str, str], tuple[str, Receipt]]] = {}
+        self._folders = store.list()
+
+    def go(self) -> None:
+        problems = self.executor.check([s.one for s in self.states.values()])
+        if problems:
+            raise VlpipeError("the cluster cannot run this:\n  " + "\n  ".join(problems))
+        while True:
+            self._advance()
+            if not self.states:
+                return
+            if not any(s.running for s in self.states.values()):
+                waiting = ", ".join(self.states)
+                raise VlpipeError(f"nothing can start though steps are left: {waiting}; the cluster has too little free")
+            for done in self.executor.wait(timeout_s=0.5):
+                self._take(done)
+            self.watcher.tick()
+
+    def _advance(self) -> None:
+        """Open and finish steps until nothing changes, then start what there is room for; downstream first."""
+        while any([self._open(s) or self._finish_if_complete(s) for s in list(self.states.values())]):
+            pass
+        for state in reversed(list(self.states.values())):
+            while state.todo and self.executor.room(state.one):
+                self._start(state, state.todo.pop(0))
+
+    def _open(self, state: State) -> bool:
+        """Start taking a step's inputs as soon as it can; True when something changed."""
+        one = state.one
+        if state.opened or any(not p.is_done for p in one.artifact_steps):
+            return False
+        inputs_done = all(p.is_done for p in one.above)
+        counts = [self._expected(p) for p in one.above]
+        if not inputs_done and (is_gather(one) or None in counts):
+            return False
+        state.opened = True
+        if inputs_done:
+            look(one, self.store)
+            if one.is_done:  # what changed above came out the same
+                self._finished(state)
+                return True
+        state.expected = 1 if is_gather(one) else sum(c or 0 for c in counts)
+        self.watcher.started(one, state.expected)
+        if is_gather(one):
+            state.todo.append(-1)
+            return True
+        state.have = frozenset(self.store.list(f"{one.folder}/_receipts"))
+        for above in one.above:
+            for index, shard in self._ready(above).items():
+                self._pass_on(above, state, index, shard)
+        return True
+
+    def _expected(self, one: Planned) -> int | None:
+        if one.is_done:
+            return len(one.receipts)
+        return None if is_gather(one) or one.name not in self.states else self.states[one.name].expected
+
+    def _ready(self, one: Planned) -> dict[int, Shard]:
+        receipts = {r.index: r for r in one.receipts} if one.is_done else self.states[one.name].out
+        return {k: receipts[k].shard for k in sorted(receipts)}
+
+    def _pass_on(self, above: Planned, state: State, index: int, shard: Shard) -> None:
+        """An input shard of `state` is there; its number counts on over several inputs."""
+        before = state.one.above[: state.one.above.index(above)]
+        index += sum(self._expected(p) or 0 for p in before)
+        state.inputs[index] = shard
+        task = self._map_task(state, index)
+        receipt = read_receipt(self.store, state.one.folder, index) if f"{index:06d}.json" in state.have else None
+        if not (receipt and matches(receipt, task) and self.store.exists(receipt.shard.path)):
+            receipt = adopt(self.store, task, self._siblings(state.one))
+        if receipt is None:
+            state.todo.append(index)
+        else:
+            self._shard_done(state, receipt, reused=True)
+
+    def _shard_done(self, state: State, receipt: Receipt, *, reused: bool) -> None:
+        state.out[receipt.index] = receipt
+        state.num_faults += receipt.num_faults
+        self.watcher.shard(state.one, receipt, reused)
+        self._check_rate(state)
+        for other in list(self.states.values()):
+            if other.opened and state.one in other.one.above and not is_gather(other.one):
+                self._pass_on(state.one, other, receipt.index, receipt.shard)
+
+    def _siblings(self, one: Planned) -> dict[tuple[str, str, str], tuple[str, Receipt]]:
+        """Receipts of the same step under other keys (before the list grew, say), by what they were made from."""
+        if one.name not in self._sibling_cache:
+            found = {}
+            for folder in self._folders:
+                if folder.rpartition("-")[0] == one.name and folder != one.folder and read_manifest(self.store, folder):
+                    for r in read_receipts(self.store, folder):
+                        found[r.shard.key, r.input_digest, r.artifacts_digest] = (folder, r)
+            self._sibling_cache[one.name] = found
+        return self._sibling_cache[one.name]
+
+    def _map_task(self, state: State, index: int) -> ShardTask:
+        if state.base is None:
+            state.base = self._base_task(state.one)
+        shard = state.inputs[index]
+        key = sha256_json("shard", state.one.keyed.stage_key, shard.key)
+        return dataclasses.replace(state.base, index=index, input=shard, key=key)
+
+    def _base_task(self, one: Planned) -> ShardTask:
+        return ShardTask(
+            store=self.store,
+            step=one.name,
+            stage=resolve_stage(one, self.store),
+            schema_in=one.schema_in,
+            schema_out=one.schema_out,
+            index=-1,
+            input=Shard(path="", num_rows=0, digest=""),
+            folder=one.folder,
+            key="",
+            artifacts_digest=artifacts_digest(one),
+            source=one.keyed.source,
+            max_reject_rate=reject_rate(one),
+            torch_threads=one.keyed.step.torch_threads,
+        )
+
+    def _gather_task(self, one: Planned) -> GatherTask:
+        return GatherTask(
+            store=self.store,
+            step=one.name,
+            stage=resolve_stage(one, self.store),
+            inputs=tuple(p.dataset(self.store) for p in one.above),
+            schema_out=one.schema_out,
+            folder=one.folder,
+            inputs_digest=inputs_digest(one),
+            source=one.keyed.source,
+            shard_rows=one.keyed.step.shard_rows,
+            torch_threads=one.keyed.step.torch_threads,
+        )
+
+    def _start(self, state: State, index: int) -> None:
+        state.running.add(index)
+        state.attempts[index] += 1
+        if index < 0:
+            self.executor.submit(state.one, Unit(state.one.name, -1), self._gather_task(state.one))
+            return
+        task = self._map_task(state, index)
+        self.store.remove(receipt_path(state.one.folder, index))
+        self.store.remove(f"{state.one.folder}/manifest.json")
+        task = dataclasses.replace(task, attempt=state.attempts[index], isolate=state.deaths[index] >= 2)
+        self.executor.submit(state.one, Unit(state.one.name, index), task)
+
+    def _take(self, done: Done) -> None:
+        state = self.states[done.unit.step]
+        state.running.discard(done.unit.index)
+        if isinstance(done.result, BaseException):
+            self._failed(state, done.unit.index, done.result)
+        elif isinstance(done.result, Gathered):
+            self._commit(state, done.result.receipts, done.result.artifacts)
+        else:
+            self._shard_done(state, done.result, reused=False)
+
+    def _failed(self, state: State, index: int, error: BaseException) -> None:
+        if isinstance(error, WorkerDied):
+            state.deaths[index] += not error.innocent
+            allowed = MAX_ATTEMPTS + (state.deaths[index] >= 2)
+            if state.attempts[index] < allowed:
+                state.todo.insert(0, index)
+                return
+        where = f"shard {index} of step {state.one.name!r}" if index >= 0 else f"step {state.one.name!r}"
+        if isinstance(error, (StepFailed, VlpipeError)):
+            raise type(error)(f"{where}: {error}") if type(error) in (StepFailed, VlpipeError) else error
+        raise StepFailed(f"{where} failed: {type(error).__name__}: {error}") from error
+
+    def _check_rate(self, state: State) -> None:
+        """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more."""
+        rate = reject_rate(state.one)
+        if not all(p.is_done for p in state.one.above):
+            return
+        num_rows = sum(s.num_rows for s in state.one.input_shards())
+        if state.num_faults <= rate * num_rows:
+            return
+        reasons: Counter[str] = Counter()
+        for receipt in state.out.values():
+            reasons.update({c.partition(":")[2]: n for c, n in receipt.rejects.items() if c.startswith("fault:")})
+        raise StepFailed(
+            f"step {state.one.name!r}: {state.num_faults} of {num_rows} rows failed, max_reject_rate is {rate}; {worst(reasons)}. "
+            f"`vlpipe show {self.store.path(state.one.folder)}/_rejects` names the rows"
+        )
+
+    def _finish_if_complete(self, state: State) -> bool:
+        one = state.one
+        if one.is_done or is_gather(one) or not state.opened or not all(p.is_done for p in one.above):
+            return False
+        if len(state.out) < sum(len(p.receipts) for p in one.above):
+            return False
+        self._check_rate(state)
+        self._commit(state, [state.out[k] for k in sorted(state.out)], {})
+        return True
+
+    def _commit(self, state: State, receipts: list[Receipt], artifacts: dict[str, str]) -> None:
+        one = state.one
+        self._drop_surplus(one, len(receipts))
+        inputs = tuple(p.folder for p in one.above)
+        manifest = make_manifest(one.keyed, one.schema_out, inputs, inputs_digest(one), receipts, artifacts)
+        write_manifest(self.store, one.folder, manifest, receipts)
+        one.finish(manifest, receipts)
+        self._finished(state)
+
+    def _drop_surplus(self, one: Planned, count: int) -> None:
+        """Shards beyond the last one, from an earlier input that was longer."""
+        for name in self.store.list(f"{one.folder}/_receipts"):
+            if name.endswith(".json") and int(name[:6]) >= count:
+                for rel in (receipt_path, shard_path, rejects_path):
+                    self.store.remove(rel(one.folder, int(name[:6])))
+
+    def _finished(self, state: State) -> None:
+        self.executor.release(state.one)
+        del self.states[state.one.name]
+        self.watcher.finished(state.one)
+
+
+def reject_rate(one: Planned) -> float:
+    step = one.keyed.step
+    return step.max_reject_rate if step.max_reject_rate is not None else float(step.stage.MAX_REJECT_RATE)
+
+
+def matches(receipt: Receipt, task: ShardTask) -> bool:
+    """Was it made from exactly this? Full keys and digests, never names."""
+    return (receipt.shard.key, receipt.input_digest, receipt.artifacts_digest) == (task.key, task.input.digest, task.artifacts_digest)
+
+
+def adopt(store: Store, task: ShardTask, siblings: dict[tuple[str, str, str], tuple[str, Receipt]]) -> Receipt | None:
+    """Take over a shard that was made from the same things under another folder: a link, and a receipt of its own."""
+    found = siblings.get((task.key, task.input.digest, task.artifacts_digest))
+    if found is None or not store.exists(found[1].shard.path):
+        return None
+    folder, old = found
+    path = shard_path(task.folder, task.index)
+    store.link_or_copy(old.shard.path, path)
+    for rel in (rejects_path(folder, old.index),):
+        if store.exists(rel):
+            store.link_or_copy(rel, rejects_path(task.folder, task.index))
+    shard = dataclasses.replace(old.shard, path=path, heavy=heavy_pointers(task))
+    receipt = dataclasses.replace(old, index=task.index, shard=shard)
+    write_receipt(store, task.folder, receipt)
+    return receipt

@@ -1,0 +1,193 @@
+"""YAML that remembers its lines: every key and item knows the line (or --set) it came from.
+
+Stricter than YAML 1.1, whose surprises change experiments: a key is always text, a repeated key is a mistake,
+`1e-4` is a number, `2020-01-01` is text, a bare yes/no/on/off is refused (text or boolean? who can tell).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+Problem = tuple[int, str]
+
+
+class Where(NamedTuple):
+    """A line of the file; or 0, and `said` names what took its place (`--set a.b=c`)."""
+
+    line: int
+    said: str = ""
+
+    def problem(self, text: str) -> Problem:
+        return self.line, f"{self.said}: {text}" if self.said else text
+
+
+class Map(dict[str, Any]):
+    """A mapping; `at` has the place of each key, `where` its own."""
+
+    def __init__(self, where: Where) -> None:
+        super().__init__()
+        self.where = where
+        self.at: dict[str, Where] = {}
+
+    def put(self, key: str, value: Any, where: Where) -> None:
+        self[key], self.at[key] = value, where
+
+    def without(self, *keys: str) -> Map:
+        rest = Map(self.where)
+        for key in self:
+            if key not in keys:
+                rest.put(key, self[key], self.at[key])
+        return rest
+
+
+class Seq(list[Any]):
+    """A list; `at` has the place of each item."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: list[Where] = []
+
+    def put(self, value: Any, where: Where) -> None:
+        self.append(value)
+        self.at.append(where)
+
+
+class Refused(str):
+    """A scalar that is reported already; what else is wrong with it does not matter."""
+
+    __slots__ = ()
+
+
+def place(node: Any, path: Sequence[str | int], default: Where) -> Where:
+    """Where the deepest known part of `path` is written."""
+    for key in path:
+        if isinstance(node, Map) and key in node.at:
+            default, node = node.at[str(key)], node[str(key)]
+        elif isinstance(node, Seq) and isinstance(key, int) and key < len(node):
+            default, node = node.at[key], node[key]
+        else:
+            break
+    return default
+
+
+def merge(base: Any, over: Any, top: bool = True) -> Any:
+    """`over` laid over `base`; below the top, a mapping with another `use` or `from` replaces it whole."""
+    if not (isinstance(base, Map) and isinstance(over, Map)):
+        return over
+    if not top and any(tag in over and over[tag] != base.get(tag) for tag in ("use", "from")):
+        return over
+    both = Map(base.where)
+    for key in [*base, *(k for k in over if k not in base)]:
+        if key in over:
+            both.put(key, merge(base[key], over[key], top=False) if key in base else over[key], over.at[key])
+        else:
+            both.put(key, base[key], base.at[key])
+    return both
+
+
+def parse(text: str, problems: list[Problem], said: str = "") -> Any:
+    """The value of a YAML text; mistakes go to `problems`. `said` names the place if there are no lines."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        problems.append(_syntax(error, text, said))
+        return None
+    return _Plain(problems, said).value(node) if node is not None else None
+
+
+def _syntax(error: yaml.YAMLError, text: str, said: str) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:  # a character that no YAML may hold
+        line = text.count("\n", 0, getattr(error, "position", 0)) + 1
+        return Where(0 if said else line, said).problem(f"not YAML: {getattr(error, 'reason', error)}")
+    lines = text.splitlines()
+    shown = lines[mark.line].strip() if mark.line < len(lines) else "the end of the file"
+    why = str(getattr(error, "problem", "") or error)
+    if "'\\t'" in why:
+        why = "a tab; YAML is indented with spaces"
+    return Where(0 if said else mark.line + 1, said).problem(
+        f"not YAML: {why} (column {mark.column + 1}): {shown}"
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own way)
+
+
+_TAG = "tag:yaml.org,2002:"
+_SCALARS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
+    "null": (r"~|null|Null|NULL|", "~nN", lambda _: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", lambda s: s.lower() == "true"),
+    "int": (r"[-+]?[0-9][0-9_]*", "-+0123456789", lambda s: int(s.replace("_", ""))),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
+        "-+0123456789.",
+        lambda s: float(s.replace("_", "")),
+    ),
+    "str": ("", "", str),
+}
+for _name, (_pattern, _first, _) in _SCALARS.items():
+    if _first:
+        _loader_first = [*_first, ""] if _name == "null" else [*_first]
+        _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _loader_first)
+
+
+class _Plain:
+    """Nodes to plain values."""
+
+    def __init__(self, problems: list[Problem], said: str) -> None:
+        self.problems, self.said = problems, said
+        self._open: list[yaml.Node] = []
+
+    def where(self, node: yaml.Node) -> Where:
+        return Where(0, self.said) if self.said else Where(node.start_mark.line + 1)
+
+    def value(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node)
+        if any(node is outer for outer in self._open):
+            self.problems.append(self.where(node).problem("an alias (*) that holds itself"))
+            return None
+        self._open.append(node)
+        value = self.mapping(node) if isinstance(node, yaml.MappingNode) else self.sequence(node)
+        self._open.pop()
+        return value
+
+    def mapping(self, node: yaml.MappingNode) -> Map:
+        made = Map(self.where(node))
+        for key_node, value_node in node.value:
+            where = self.where(key_node)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(where.problem("a key must be a word"))
+                continue
+            key = str(key_node.value)  # `on:` and `1:` are the texts they look like
+            if key in made:
+                first = "" if self.said else f"; first on line {made.at[key].line}"
+                self.problems.append(where.problem(f"key {key!r} is there twice{first}"))
+                continue
+            made.put(key, self.value(value_node), where)
+        return made
+
+    def sequence(self, node: yaml.Node) -> Seq:
+        made = Seq()
+        for item in node.value:
+            made.put(self.value(item), self.where(item))
+        return made
+
+    def scalar(self, node: yaml.ScalarNode) -> Any:
+        text, tag = node.value, node.tag.removeprefix(_TAG)
+        if node.style is None and text.lower() in ("yes", "no", "on", "off"):
+            hint = f'write true or false, or "{text}" in quotes for the text'
+            return self.refuse(node, f"bare {text} is a boolean in some YAML and text in others; {hint}")
+        try:
+            return _SCALARS[tag][2](text)
+        except (KeyError, ValueError):
+            return self.refuse(node, f"tag {node.tag} cannot make {text!r}; leave the tag out")
+
+    def refuse(self, node: yaml.ScalarNode, text: str) -> Refused:
+        self.problems.append(self.where(node).problem(text))
+        return Refused(node.value)

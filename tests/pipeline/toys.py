@@ -1,0 +1,201 @@
+"""Small real stages for the engine's tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
+from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers(SourceStage):
+    """Rows n = 0..num_rows-1 (or as many as the file `list` says), with a heavy column made by the work."""
+
+    num_rows: int = 0
+    list: ListFile | None = None
+    payload_bytes: int = 10
+
+    def row_schema(self) -> pa.Schema:
+        return pa.schema([("id", pa.string()), ("n", pa.int64())])
+
+    def rows(self) -> Iterator[pa.Table]:
+        num = int(Path(self.list.path).read_text()) if self.list else self.num_rows
+        for start in range(0, num, 7):
+            ns = list(range(start, min(start + 7, num)))
+            yield pa.table({"id": [f"id{n}" for n in ns], "n": ns}, self.row_schema())
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return inp.append(heavy("payload", pa.binary()))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        yield lambda t: t.append_column("payload", [[str(n).encode() * self.payload_bytes for n in t["n"].to_pylist()]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale(MapStage):
+    by: int = 2
+    seconds: float = 0.0
+    calls: str = ""  # a file that counts the rows worked on
+
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"seconds", "calls"})
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "Scale", n=pa.int64())
+        return with_field(inp, pa.field("scaled", pa.int64()))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(table: pa.Table) -> pa.Table:
+            if self.calls:
+                with open(self.calls, "a") as file:
+                    file.write("x" * table.num_rows)
+            time.sleep(self.seconds)
+            scaled = pc.multiply(table["n"], self.by)
+            at = table.schema.get_field_index("scaled")
+            return table.set_column(at, "scaled", scaled) if at >= 0 else table.append_column("scaled", scaled)
+
+        yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Every(MapStage):
+    """Keeps every k-th row; the others are filtered."""
+
+    k: int = 4
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(table: pa.Table) -> Out:
+            keep = pc.equal(pc.subtract(table["n"], pc.multiply(pc.divide(table["n"], self.k), self.k)), 0)
+            gone = table.filter(pc.invert(keep))["id"].to_pylist()
+            return Out(table.filter(keep), [Reject(i, "filtered", "not_kth") for i in gone])
+
+        yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breaks(MapStage):
+    """Raises on rows whose n is in `bad`, and once only (it passes) on those in `passing`."""
+
+    bad: tuple[int, ...] = ()
+    passing: tuple[int, ...] = ()
+    kills: tuple[int, ...] = ()
+    typed: bool = False
+    memory: bool = False
+    mend: str = ""  # a file: while it exists nothing is bad (the world got better)
+    MAX_REJECT_RATE: ClassVar[float] = 0.05
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"mend"})
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        seen: set[int] = set()
+
+        def work(table: pa.Table) -> pa.Table:
+            for n in table["n"].to_pylist():
+                if n in self.kills:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if n in self.passing and n not in seen and table.num_rows == 1:
+                    seen.add(n)
+                    raise ValueError("passes")
+                if n in self.bad and not (self.mend and Path(self.mend).exists()):
+                    if self.memory:
+                        raise MemoryError("no memory")
+                    raise RowFault("odd", f"n is {n}") if self.typed else ValueError("cannot do this row")
+            return table
+
+        yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loses(MapStage):
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        yield lambda t: t.slice(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload(MapStage):
+    """Reads the heavy column that another step wrote."""
+
+    READS_HEAVY: ClassVar[tuple[str, ...]] = ("payload",)
+    LOADS_WEIGHTS: ClassVar[bool] = True
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "Payload", payload=pa.binary())
+        return with_field(inp, pa.field("size", pa.int64()))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        yield lambda t: t.append_column("size", pa.array([len(b) for b in t["payload"].to_pylist()], pa.int64()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum(GatherStage):
+    """Sums `scaled` over everything; result as rows and as an artifact; its parts are resumable."""
+
+    die_once: str = ""
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"die_once"})
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([("name", pa.string()), ("value", pa.float64()), ("num_rows", pa.int64())])
+
+    def run(self, job: Job) -> None:
+        total, num = 0, 0
+        for one in job.inputs:
+            for batch in one.batches(["n"]):
+                total += pc.sum(batch["n"]).as_py() or 0
+                num += batch.num_rows
+        job.say(f"total {total}")
+        part = Path(job.work) / "part.json"
+        part.write_text(json.dumps(total))
+        if self.die_once and not Path(self.die_once).exists():
+            Path(self.die_once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (Path(job.artifacts) / "sum.json").write_text(json.dumps(total))
+        job.emit(pa.table({"name": ["sum"], "value": [float(total)], "num_rows": [num]}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddSum(MapStage):
+    total: File
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return with_field(inp, pa.field("total", pa.int64()))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        total = json.loads(Path(self.total.path).read_text())
+        yield lambda t: t.append_column("total", pa.array([total] * t.num_rows, pa.int64()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launches(GatherStage):
+    """Runs a function through `job.launch`, as training does."""
+
+    num_workers: int = 1
+    LAUNCHES: ClassVar[bool] = True
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([("n", pa.int64())])
+
+    def run(self, job: Job) -> None:
+        job.launch(_launched, {"to": job.artifacts}, num_workers=self.num_workers)
+        job.emit(pa.table({"n": [int((Path(job.artifacts) / "n.txt").read_text())]}))
+
+
+def _launched(config: dict[str, str]) -> None:
+    (Path(config["to"]) / "n.txt").write_text("7")
