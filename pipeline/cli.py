@@ -150,6 +150,7 @@ def main() -> None:
     """Entry point. `--debug`, anywhere, shows tracebacks."""
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
+    sys.path.insert(0, os.getcwd())  # a user's own stages lie beside the YAML
     from vlpipe.pipeline import verbs  # noqa: F401  # adds its commands to `app`
 
     try:

@@ -21,7 +21,7 @@ from vlpipe.pipeline.receipt import Receipt, hash_folder, shard_path, write_rece
 from vlpipe.pipeline.shard import Reject, Shard, check_conserved, heavy_names, write_shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.work import set_torch_threads
+from vlpipe.pipeline.work import here, set_torch_threads
 
 Launch = Callable[..., None]
 
@@ -100,7 +100,7 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
             launch=launch,
             say=say_to(task.store, task.folder),
         )
-        task.stage.run(job)
+        here(task.stage).run(job)
         receipts = cutter.finish(time.time() - began)
         hashes = hash_folder(artifacts)
         if hashes:

@@ -3,7 +3,7 @@
 step key: declared things only (use, VERSION, parameters, digests of outside files, keys of the steps before), so it is known
     before anything ran; it names the step's folder.
 shard key: sha256(stage key, key of the input shard). The stage key leaves out what only lists rows, so a longer list keeps
-    the shards it shares with the old one.
+    the shards it shares with the old one, and which step made an artifact: its content digest stands in the receipt.
 What was really read (digests of input shards and artifacts) stands in the receipt and must match as well.
 """
 
@@ -75,6 +75,8 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, (set, frozenset)):
         return sorted(plain(v) for v in value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)  # a default of 10 and a 10 in the YAML, read as 10.0, are the same value
     return value
 
 
@@ -123,13 +125,20 @@ def key_step(step: Step, above: Mapping[str, Keyed], digests: FileDigests) -> Ke
         return dataclasses.replace(file, digest=digests.of(file.path))
 
     stage = replace_files(step.stage, with_digest)
-    listless = replace_files(stage, lambda _, f: dataclasses.replace(f, digest="", path="") if isinstance(f, ListFile) else f)
+    inner = replace_files(stage, _inner)
     base = [step.use, stage.VERSION, step.torch_threads if stage.TORCH else 0]
     inputs = [above[name].step_key for name in step.inputs]
     return Keyed(
         step=step,
         step_key=sha256_json("step", *base, key_params(stage), inputs, step.shard_rows),
-        stage_key=sha256_json("stage", *base, key_params(listless)),
+        stage_key=sha256_json("stage", *base, key_params(inner)),
         files=tuple((field, f.digest) for field, f in files_of(stage)),
         source=source_hash(step.stage),
     )
+
+
+def _inner(_: str, file: File) -> File:
+    """A file as it counts for one shard."""
+    if isinstance(file, ListFile):
+        return dataclasses.replace(file, digest="", path="")
+    return dataclasses.replace(file, digest="") if file.step else file

@@ -61,6 +61,8 @@ def wait_until_gone(run: str, grace_s: float = GRACE_S) -> None:
 def locked(store: Store) -> Iterator[str]:
     """Hold the root's lock; yields the run's id. Raises VlpipeError when another run holds it."""
     _take_over(store)
+    for folder in ("", "_cache"):
+        store.sweep(folder)
     run = uuid.uuid4().hex
     mine = {"run": run, "host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())}
     _write(store, mine)

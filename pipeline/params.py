@@ -164,15 +164,23 @@ def _sentence(path: Sequence[str | int], errors: Sequence[Any]) -> str:
     return f"{' or '.join([wanted[0], *(w.removeprefix('wanted ') for w in wanted[1:])])}, got {came}"
 
 
+_PLAINER = (
+    ("Value error, ", ""),
+    ("Input should be greater", "Input should be a number greater"),
+    ("Input should be less", "Input should be a number less"),
+    ("Input should be ", "wanted "),
+    ("a valid integer", "a whole number"),
+    ("a valid array", "a list"),
+    ("an object", "a mapping"),
+    ("a valid ", "a "),
+)
+
+
 def _wanted(error: Any) -> str:
-    text = str(error["msg"]).removeprefix("Value error, ")
-    for bound in ("Input should be greater", "Input should be less"):
-        text = text.replace(bound, bound.replace("be ", "be a number "))
-    return (
-        text.replace("Input should be ", "wanted ")
-        .replace("an object", "a mapping")
-        .replace("a valid array", "a list")
-    )
+    text = str(error["msg"])
+    for old, new in _PLAINER:
+        text = text.replace(old, new)
+    return text
 
 
 def files_of(stage: Stage) -> list[tuple[str, File]]:

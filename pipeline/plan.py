@@ -152,7 +152,8 @@ def _resolve(one: Planned, name: str, file: File, digests: Mapping[str, str], st
         have = ", ".join(sorted(maker.manifest.artifacts)[:8]) or "nothing"
         raise VlpipeError(f"{one.name}.{name}: step {file.step!r} has no artifact {file.path!r}; it has {have}")
     rel = f"{maker.folder}/artifacts/{file.path}".rstrip("/")
-    return dataclasses.replace(file, path=store.path(rel) if store else file.path, digest=digest)
+    where = "" if store is None else store.path(rel) if store.is_local else f"{store.url.rstrip('/')}/{rel}"
+    return dataclasses.replace(file, path=where or file.path, digest=digest)
 
 
 def resolve_stage(one: Planned, store: Store) -> Any:

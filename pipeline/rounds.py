@@ -17,7 +17,7 @@ NOT_NAMES = ("repeat", "rounds")  # --set rounds=2 and a profile's `repeat:` mea
 
 @dataclass(kw_only=True)
 class Written:
-    """One step that will run, its stage not yet known. `base` is its name in the file (caption@2: caption)."""
+    """One step that will run, its stage not yet known. `base`: its name in the file (caption@2: caption)."""
 
     name: str
     base: str

@@ -147,6 +147,8 @@ class Run:
         if is_gather(one):
             state.todo.append(-1)
             return True
+        for folder in ("", "/_receipts", "/_rejects", "/_log"):
+            self.store.sweep(one.folder + folder)
         state.have = frozenset(self.store.list(f"{one.folder}/_receipts"))
         for above in one.above:
             for index, shard in self._ready(above).items():

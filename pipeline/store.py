@@ -131,6 +131,12 @@ class Store:
         if self.fs.exists(self.path(rel)):
             self.fs.rm(self.path(rel), recursive=True)
 
+    def sweep(self, rel: str) -> None:
+        """Remove the `.part` files a killed run left in a folder; call it only when nothing else writes there."""
+        for name in self.list(rel):
+            if name.endswith(".part"):
+                self.remove(f"{rel}/{name}" if rel else name)
+
     def move_in(self, folder: str, rel: str) -> None:
         """Move a finished local folder to `rel`, whole."""
         if not self.is_local:

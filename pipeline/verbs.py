@@ -1,0 +1,234 @@
+"""The commands that look at what a run left, or clean up after it. Each is a function of the library; this file only prints."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.markup import escape
+
+from vlpipe.pipeline import again, diff, export, history, prune, records, show, status, verify
+from vlpipe.pipeline.cells import printable, size
+from vlpipe.pipeline.cli import (
+    GRACE_S,
+    ProfileOpt,
+    RootOpt,
+    SetOpt,
+    WorkflowArg,
+    app,
+    err,
+    load,
+    make_executor,
+    out,
+)
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.lock import locked
+from vlpipe.pipeline.plan import Planned, plan
+from vlpipe.pipeline.progress import Progress_
+from vlpipe.pipeline.store import Store
+
+PLAIN_WIDTH = 200  # of tables that go into a file or a pipe
+
+StepArg = Annotated[str, typer.Argument(metavar="STEP", help="a step of the workflow")]
+Yes = Annotated[bool, typer.Option("--yes", help="remove; without it, only say what would go")]
+Whys = Annotated[list[str], typer.Option("--why", metavar="CODE", help="rows rejected for this; repeatable")]
+
+
+def say(line: str, style: str | None = None) -> None:
+    """One line as it is: no markup, never cut."""
+    out.print(escape(line), highlight=False, soft_wrap=True, style=style)
+
+
+def draw(what: RenderableType) -> None:
+    out.print(what, width=None if out.is_terminal else PLAIN_WIDTH)
+
+
+def planned(
+    workflow: str, root: str | None, sets: list[str] | None, profile: str | None
+) -> tuple[str, list[Planned], Store]:
+    found, store = load(workflow, root, sets, profile)
+    return found.name, plan(found, store), store
+
+
+@app.command("status")
+def status_command(
+    workflow: WorkflowArg, root: RootOpt = None, set_: SetOpt = None, profile: ProfileOpt = None
+) -> None:
+    """How far each step is: shards, rows, rejects by reason, seconds and size."""
+    name, steps, store = planned(workflow, root, set_, profile)
+    found = status.status(steps, store)
+    draw(status.status_table(found))
+    num_done = sum(one.state == "done" for one in found)
+    say(f"{name}: {num_done} of {len(found)} steps are done, {size(sum(one.bytes for one in found))} in {store.url}")
+    holder = status.lock_holder(store)
+    if holder:
+        say(holder)
+
+
+@app.command("show")
+def show_command(
+    path: Annotated[str, typer.Argument(help="a step's folder, a shard, a _rejects folder, or a Parquet file")],
+    num_rows: Annotated[int, typer.Option("-n", min=0, help="how many rows")] = 5,
+    where: Annotated[str | None, typer.Option("--where", help="only rows like this: \"why = 'timeout'\"")] = None,
+) -> None:
+    """Show what a step or a shard holds: schema, counts, rejects by reason, the first rows."""
+    draw(show.render(show.show(records.find_place(path), path, num_rows, where)))
+
+
+@app.command("why")
+def why_command(
+    workflow: WorkflowArg,
+    row: Annotated[str, typer.Argument(metavar="ROW", help="an id, its first 8 or more characters, or a url")],
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+) -> None:
+    """Follow one row through all steps: where it lies, what changed, and why it was dropped."""
+    _, steps, store = planned(workflow, root, set_, profile)
+    found = history.history(steps, store, row)
+    say(f"row {printable(found.id)}", style="bold")
+    for event, text in history.tell(found):
+        say(text, style={"dropped": "red", "lost": "red", "not run": "yellow"}.get(event.what))
+
+
+@app.command("diff")
+def diff_command(
+    a: Annotated[str, typer.Argument(metavar="A", help="a step's folder")],
+    b: Annotated[str, typer.Argument(metavar="B", help="the folder of another run of that step")],
+    num_rows: Annotated[int, typer.Option("-n", min=0, help="how many examples")] = 5,
+) -> None:
+    """Compare two runs of a step: parameters, versions, rejects, and which rows differ in what."""
+    sides = []
+    for path in (a, b):
+        place = records.find_place(path)
+        folder = records.need_step(place, path)
+        sides.append(diff.Side(place.store, records.read_step(place.store, folder)))
+    names = (f"A {sides[0].record.folder}", f"B {sides[1].record.folder}")
+    draw(diff.render(diff.diff(*sides, num_examples=num_rows), names))
+
+
+@app.command("retry")
+def retry_command(
+    workflow: WorkflowArg,
+    step: StepArg,
+    why: Whys,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    local: Annotated[bool, typer.Option("--local", help="no Ray: everything in this process")] = False,
+    address: Annotated[str | None, typer.Option("--address", help="join a Ray cluster")] = None,
+) -> None:
+    """Run again only the rows a step rejected for the given reasons; steps below follow with the next run."""
+    if local and address:
+        raise typer.BadParameter("--local and --address exclude each other")
+    found, store = load(workflow, root, set_, profile)
+    with locked(store) as run_id:
+        steps = plan(found, store)
+        one = again.check(steps, step)
+        again.affected(one, records.what_is_there(steps, store)[one.name].receipts, why)
+        executor = make_executor(run_id, local=local, address=address)
+        try:
+            result = _retry(steps, store, step, why, executor)
+        finally:
+            executor.close()
+    say(f"{one.name}: {result}")
+    if result.num_shards:
+        say(f"`vlpipe run {workflow}` now does again what those shards go into, and nothing else")
+
+
+def _retry(steps: list[Planned], store: Store, step: str, why: list[str], executor: Any) -> again.Retried:
+    with Progress_(out, store) as progress:
+        try:
+            return again.retry(steps, store, step, why, executor, progress.watcher)
+        except KeyboardInterrupt:
+            if hasattr(executor, "drain"):
+                executor.drain(GRACE_S)
+            raise
+
+
+@app.command("prune")
+def prune_command(
+    workflows: Annotated[list[str], typer.Argument(metavar="WORKFLOW...", help="what to keep: YAML files")],
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    yes: Yes = False,
+) -> None:
+    """Remove step folders that none of the given workflows reaches; says what would go unless --yes is given."""
+    loaded = [load(workflow, root, set_, None) for workflow in workflows]
+    for url in dict.fromkeys(store.url for _, store in loaded):
+        store, paths = Store(url), [found.path for found, at in loaded if at.url == url]
+        with locked(store) if yes else nullcontext():
+            _prune(store, paths, root, set_ or [], yes)
+
+
+def _prune(store: Store, paths: list[str], root: str | None, sets: list[str], yes: bool) -> None:
+    plans = [steps for path in paths for steps in prune.reaching(path, store, sets, root, say)]
+    found = prune.unreached(store, plans)
+    for one in found:
+        say(f"  {size(one.bytes):>9}  {one.folder}" + (f"  stays: {one.kept_for}" if one.kept_for else ""))
+    going = [one for one in found if not one.kept_for]
+    total = f"{len(going)} folder(s), {size(sum(one.bytes for one in going))}, in {store.url}"
+    if not going:
+        say(f"nothing to remove in {store.url}")
+    elif yes:
+        prune.remove(store, going)
+        say(f"removed {total}")
+    else:
+        say(f"would remove {total}; --yes removes")
+
+
+@app.command("export")
+def export_command(
+    workflow: WorkflowArg,
+    step: StepArg,
+    to: Annotated[str, typer.Argument(metavar="OUT_DIR", help="a new or empty folder")],
+    columns: Annotated[str | None, typer.Option("--columns", metavar="A,B", help="only these")] = None,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+) -> None:
+    """Write a step's rows with images and features joined in, as Parquet for other tools."""
+    _, steps, store = planned(workflow, root, set_, profile)
+    names = [name.strip() for name in columns.split(",")] if columns else None
+    one = records.find_step(steps, step)
+    written = export.export(one, store, Store(to), names)
+    total = sum(Store(to).size(shard.path) for shard in written)
+    rows = sum(shard.num_rows for shard in written)
+    say(f"{one.name}: {rows:,} rows in {len(written)} files, {size(total)}, in {to}")
+
+
+@app.command("verify")
+def verify_command(
+    path: Annotated[str, typer.Argument(help="a root, a step's folder, or a shard")],
+) -> None:
+    """Read every shard and artifact again and compare it with its receipt; exit code 1 when something is wrong."""
+    place = records.find_place(path)
+    if place.file or place.rejects:
+        raise VlpipeError(f"{path}: wanted a root, a step's folder, or a shard")
+    found = _verify(place)
+    problems = [problem for one in found for problem in one.problems]
+    for problem in problems:
+        color = "red" if problem.is_wrong else "yellow"
+        text = f"  {problem.text}" if problem.text else ""
+        say(f"{problem.kind:9}  {place.store.path(problem.path)}{text}", style=color)
+    num_wrong = sum(problem.is_wrong for problem in problems)
+    num_shards, num_artifacts = sum(one.num_shards for one in found), sum(one.num_artifacts for one in found)
+    checked = f"{num_shards:,} shard(s) and {num_artifacts:,} artifact(s) of {len(found)} step(s)"
+    say(f"{checked}: " + (f"{num_wrong} thing(s) are wrong" if num_wrong else "all as their receipts say"))
+    if num_wrong:
+        err.print(verify.ADVICE, highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _verify(place: records.Place) -> list[verify.Verified]:
+    if place.index is not None:
+        return [verify.verify_shard(place.store, place.folder, place.index)]
+    began = time.monotonic()
+    found = []
+    for folder in [place.folder] if place.folder else records.step_folders(place.store):
+        with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):
+            found.append(verify.verify_step(place.store, folder))
+    return found

@@ -6,23 +6,32 @@ machine (memory, disk, a missing package) are nobody's row: they fail the attemp
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import platform
+import shutil
+import tempfile
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import fsspec
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault, StepFailed, VlpipeError
 from vlpipe.pipeline.receipt import Receipt, read_rejects, shard_path, write_receipt, write_rejects
 from vlpipe.pipeline.shard import Out, Reject, Shard, check_conserved, heavy_names, is_heavy, read_batches, write_shard
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.pipeline.stage import File, MapStage, Stage, Work
 from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.workflow import replace_files
+
+S = TypeVar("S", bound=Stage)
 
 NOBODYS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
 
@@ -58,8 +67,27 @@ def opened(stage: MapStage, torch_threads: int) -> Iterator[Work]:
     """The stage's function, with torch's threads as the step wants them."""
     if stage.TORCH:
         set_torch_threads(torch_threads)
-    with stage.open() as work:
+    with here(stage).open() as work:
         yield work
+
+
+def here(stage: S) -> S:
+    """The stage with its remote files brought to this machine; they are cached by digest."""
+    return replace_files(stage, lambda _, file: _download(file) if "://" in file.path else file)
+
+
+def _download(file: File) -> File:
+    cache = Path(tempfile.gettempdir()) / "vlpipe-files" / file.digest[:32]
+    if not cache.exists():
+        part = Path(f"{cache}.{uuid.uuid4().hex[:8]}.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        fs, path = fsspec.core.url_to_fs(file.path)
+        fs.get(path, str(part), recursive=fs.isdir(path))
+        try:
+            part.rename(cache)
+        except OSError:  # another worker was first; its copy is the same
+            shutil.rmtree(part, ignore_errors=True)
+    return dataclasses.replace(file, path=str(cache))
 
 
 def set_torch_threads(num: int) -> None:
@@ -237,5 +265,3 @@ def _outputs_again(task: ShardTask, work: Work, rejects: list[Reject], log: list
     place = {id_: n for n, id_ in enumerate(merged["id"].to_pylist())}
     yield merged.take([place[i] for i in order if i in place])
 
-
-Say = Callable[[str], None]

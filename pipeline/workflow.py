@@ -210,7 +210,7 @@ def _stage_class(written: Written, problems: list[Problem]) -> type[Stage] | Non
         problems.append(where.problem(f"{written.base}.use: {error}"))
         return None
     if not (issubclass(cls, (MapStage, GatherStage)) and dataclasses.is_dataclass(cls)):
-        text = f"{use!r} is not a stage; wanted a dataclass below MapStage, SourceStage or GatherStage"
+        text = f"{use!r} is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"
         problems.append(where.problem(f"{written.base}.use: {text}"))
         return None
     return cls
@@ -228,7 +228,7 @@ def _build(
     _check_inputs(written, cls, problems)
     if stage is not None and not written.broken:
         _check_files(written, stage, stages, problems)
-    if len(problems) > before or written.broken:
+    if stage is None or engine is None or len(problems) > before or written.broken:
         return None
     return Step(
         name=written.name,
@@ -276,7 +276,7 @@ def _check_files(
     for path, name in stray_references(stage):
         say(
             path,
-            f"{{from: {_base(name)}}} is taken only by parameters that are files; this one is plain data",
+            f"{{from: {_base(name)}}} is for parameters that are files; this is plain data",
         )
 
 

@@ -165,12 +165,25 @@ class _Plain:
                 self.problems.append(where.problem("a key must be a word"))
                 continue
             key = str(key_node.value)  # `on:` and `1:` are the texts they look like
+            if key == "<<" and key_node.style is None:
+                continue
             if key in made:
                 first = "" if self.said else f"; first on line {made.at[key].line}"
                 self.problems.append(where.problem(f"key {key!r} is there twice{first}"))
                 continue
             made.put(key, self.value(value_node), where)
+        for merged in (v for k, v in node.value if isinstance(k, yaml.ScalarNode) and k.value == "<<" and k.style is None):
+            self.merge_in(made, merged)
         return made
+
+    def merge_in(self, made: Map, node: yaml.Node) -> None:
+        """`<<: *other`: the keys of another mapping that are not given here."""
+        other = self.value(node)
+        if not isinstance(other, Map):
+            self.problems.append(self.where(node).problem("<<: wanted a mapping to take keys from, such as *NAME"))
+            return
+        for key in (k for k in other if k not in made):
+            made.put(key, other[key], other.at[key])
 
     def sequence(self, node: yaml.Node) -> Seq:
         made = Seq()

@@ -57,4 +57,6 @@ class RowIds:
         occurrence = self._seen[url, text]
         self._seen[url, text] += 1
         parts = (self.source, url, text, str(occurrence))
-        return hashlib.sha256("\x00".join(p.replace("\x00", "\x00\x00") for p in parts).encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256(
+            "\x00".join(p.replace("\x00", "\x00\x00") for p in parts).encode("utf-8", "surrogatepass")
+        ).hexdigest()

@@ -1,0 +1,34 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up .venv when it is missing or stale.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test check bench format clean
+
+.venv/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,eval,dev]'
+	touch $@
+
+demo: .venv/stamp  ## the main job: noisy pairs in, a better model out
+	vlpipe run workflows/blip_capfilt.yaml
+	vlpipe report workflows/blip_capfilt.yaml --out runs/blip_capfilt/report.html
+
+test: .venv/stamp
+	python -m pytest -q
+
+check: .venv/stamp  ## what CI checks: format, lint, types, who imports whom
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+bench: .venv/stamp
+	python benchmarks/engine.py
+
+format: .venv/stamp
+	ruff format .
+	ruff check --fix .
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

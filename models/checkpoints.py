@@ -1,0 +1,281 @@
+"""Weights from and for others: original BLIP files, transformers folders, ViT and BERT to start from.
+
+Every name in a file is either used or ignored for a reason given here; anything else is an error that lists
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlpipe.models import layouts
+from vlpipe.models.blip import Blip, BlipConfig
+from vlpipe.models.hub import local_folder
+from vlpipe.models.text import NORM_EPS
+from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.models.vision import INIT_STD, resize_positions
+
+# momentum copies and queues belong to a training in progress; position_ids are 0, 1, 2, ...
+ORIGINAL_IGNORED = (
+    r"^(visual_encoder|text_encoder|vision_proj|text_proj)_m\.|^(image|text|idx)_queue$|^(queue_ptr|ptr_queue)$"
+    r"|\.position_ids$"
+)
+VIT_IGNORED = r"^(head|pre_logits)\."  # the classifier
+BERT_IGNORED = r"^bert\.pooler\.|^cls\.seq_relationship\.|\.token_type_embeddings\.|\.position_ids$"
+EXPORT_README = """\
+Written by vlpipe; opens in transformers as `{cls}`.
+{note}"""
+CAPTIONER_NOTE = """\
+`generate` of transformers may also choose [PAD], [CLS], [DEC] and [ENC], which no training text contains;
+to exclude them as vlpipe does, pass `suppress_tokens={never}`.
+"""
+RETRIEVAL_NOTE = """\
+The matching head reads [ENC] (id {enc}) at position 0, the similarity reads [CLS]. The processor writes
+[CLS]: before `use_itm_head=True` set `input_ids[:, 0] = {enc}`, else the head judges a token it never saw.
+"""
+
+
+def load_original(path: str | Path, changes: Mapping[str, Any]) -> Blip:
+    """A Salesforce BLIP .pth: pretraining, captioner or retrieval; what it holds decides `parts`.
+
+    Sizes are read off the shapes; heads are 64 wide as in ViT and BERT, ids are those of bert-base-uncased
+    with [DEC] and [ENC] behind. `changes` (BlipConfig fields) replace them; another image_size interpolates
+    the positions.
+    """
+    theirs = read_tensors(path)
+    has = {part: any(n.startswith(f"text_{part}.") for n in theirs) for part in ("encoder", "decoder")}
+    if not any(has.values()) or "visual_encoder.pos_embed" not in theirs:
+        raise ValueError(
+            f"checkpoint: wanted original BLIP names (visual_encoder.*, text_*.*), got {sorted(theirs)[:3]}"
+        )
+    parts = "all" if all(has.values()) else "retrieval" if has["encoder"] else "captioner"
+    num_vision = _num_layers(theirs, "visual_encoder.blocks.")
+    bert = "text_decoder.bert." if has["decoder"] else "text_encoder."
+    num_text = _num_layers(theirs, f"{bert}encoder.layer.")
+    ours = layouts.to_ours(layouts.original(num_vision, num_text, parts), theirs, ORIGINAL_IGNORED)
+    patch = theirs["visual_encoder.patch_embed.proj.weight"].shape[-1]
+    return _blip(_config(ours, patch, num_vision, num_text, parts), ours, changes)
+
+
+def load_transformers(folder: Path, changes: Mapping[str, Any]) -> Blip:
+    """A `save_pretrained` folder of BlipForConditionalGeneration or BlipForImageTextRetrieval; gives that
+    part of a Blip.
+    """
+    from transformers import BlipConfig as TheirConfig
+
+    config = TheirConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type != "blip":
+        raise ValueError(f"checkpoint: wanted model_type blip, {folder} has {config.model_type}")
+    image, text = config.vision_config, config.text_config
+    theirs = read_tensors(folder)
+    parts = "captioner" if any(n.startswith("text_decoder.") for n in theirs) else "retrieval"
+    table = layouts.transformers(image.num_hidden_layers, text.num_hidden_layers, parts)
+    ours = layouts.to_ours(table, theirs, r"\.position_ids$")
+    read = _config(ours, image.patch_size, image.num_hidden_layers, text.num_hidden_layers, parts)
+    read.update(
+        vision_heads=image.num_attention_heads,
+        text_heads=text.num_attention_heads,
+        vision_norm_eps=image.layer_norm_eps,
+        dropout=text.hidden_dropout_prob,
+        label_smoothing=text.label_smoothing,
+        pad=text.pad_token_id,
+        sep=text.sep_token_id,
+        dec=text.bos_token_id,
+        **{
+            name: ids
+            for name in ("cls", "enc")
+            if (ids := getattr(text, f"{name}_token_id", None)) is not None
+        },
+    )
+    return _blip(read, ours, changes)
+
+
+def init_vit(blip: Blip, path: str | Path) -> None:
+    """Start the vision tower from a ViT in timm's layout (BLIP: DeiT-B/16, ViT-L/16 of ImageNet-21k)."""
+    theirs = read_tensors(path)
+    entries = list(layouts.vision("", layouts.TIMM, blip.config.vision_layers))
+    ours = layouts.to_ours(entries, theirs, VIT_IGNORED)
+    if blip.config.position != "learned":
+        raise ValueError("init_vit: wanted a model with position: learned, a ViT has its own positions")
+    ours["vision.positions"] = resize_positions(ours["vision.positions"], blip.vision.positions.shape[1])
+    _copy(blip, ours)
+
+
+def init_bert(blip: Blip, path: str | Path) -> None:
+    """Start the text side from a BERT (bert-base-uncased): both self-attentions alike, cross-attention stays
+    random.
+
+    Its vocabulary must be ours, less the [DEC] and [ENC] we append; of its positions the first are taken.
+    """
+    theirs = {_modern(name): value for name, value in read_tensors(path).items()}
+    entries = [
+        *layouts.text("bert.", blip.config.text_layers, "encoder", cross=False),
+        *layouts.text("bert.", blip.config.text_layers, "decoder", cross=False),
+        *layouts.lm_head("cls.predictions."),
+    ]
+    ours = layouts.to_ours(entries, theirs, BERT_IGNORED)
+    num, vocab_size = len(ours["lm_head.bias"]), blip.config.vocab_size
+    if num not in (vocab_size, vocab_size - 2):
+        raise ValueError(
+            f"init_bert: wanted a vocabulary of {vocab_size} or {vocab_size - 2} tokens, got {num}"
+        )
+    for name in ("text.words.weight", "lm_head.bias"):
+        fresh = blip.state_dict().get(name)
+        if fresh is not None:
+            ours[name] = torch.cat([ours[name], fresh[num:].to(ours[name])])
+    ours["text.positions.weight"] = ours["text.positions.weight"][: blip.config.max_text_length]
+    _copy(blip, ours)
+
+
+def export_captioner(blip: Blip, tokenizer: Tokenizer, folder: str | Path) -> None:
+    """A folder for `BlipForConditionalGeneration.from_pretrained` and `BlipProcessor.from_pretrained`: equal
+    logits.
+    """
+    from transformers import BlipForConditionalGeneration
+
+    c = blip.config
+    note = CAPTIONER_NOTE.format(never=sorted([c.pad, c.cls, c.dec, c.enc]))
+    _export(blip, tokenizer, Path(folder), "captioner", BlipForConditionalGeneration, note)
+
+
+def export_retrieval(blip: Blip, tokenizer: Tokenizer, folder: str | Path) -> None:
+    """A folder for `BlipForImageTextRetrieval.from_pretrained`: equal similarities, and with [ENC] equal
+    matching logits.
+    """
+    from transformers import BlipForImageTextRetrieval
+
+    note = RETRIEVAL_NOTE.format(enc=blip.config.enc)
+    _export(blip, tokenizer, Path(folder), "retrieval", BlipForImageTextRetrieval, note)
+
+
+def read_tensors(source: str | Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors or .pth/.bin file, or from a folder or hub id that has one."""
+    path = Path(source)
+    if not path.is_file():
+        names = ("model.safetensors", "pytorch_model.bin")
+        folder = local_folder(source, names)
+        found = [folder / name for name in names if (folder / name).is_file()]
+        if not found:
+            raise ValueError(f"checkpoint: wanted {' or '.join(names)} in {folder}")
+        path = found[0]
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    tensors: dict[str, Tensor] = loaded.get("model", loaded)
+    return tensors
+
+
+def _export(blip: Blip, tokenizer: Tokenizer, folder: Path, parts: str, cls: Any, note: str) -> None:
+    if blip.config.parts not in ("all", parts):
+        raise ValueError(f"export: wanted a Blip with parts 'all' or {parts!r}, got {blip.config.parts!r}")
+    from transformers import BertTokenizer, BlipProcessor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    c = blip.config
+    state = {**blip.state_dict(), "vision.positions": blip.vision.positions}
+    table = layouts.transformers(c.vision_layers, c.text_layers, parts)
+    model = cls(_their_config(c))
+    model.load_state_dict(layouts.to_theirs(table, state, c.patch_size))
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
+    size = {"height": c.image_size, "width": c.image_size}
+    bert = BertTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=c.max_text_length)
+    BlipProcessor(BlipImageProcessorPil(size=size), bert).save_pretrained(folder)
+    (folder / "README.md").write_text(EXPORT_README.format(cls=cls.__name__, note=note), encoding="utf-8")
+
+
+def _their_config(c: BlipConfig) -> Any:
+    """transformers' defaults differ from BLIP's nearly everywhere, so nothing is left to them."""
+    from transformers import BlipConfig as TheirConfig
+
+    text = {
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.text_width,
+        "intermediate_size": 4 * c.text_width,
+        "num_hidden_layers": c.text_layers,
+        "num_attention_heads": c.text_heads,
+        "max_position_embeddings": c.max_text_length,
+        "layer_norm_eps": NORM_EPS,
+        "hidden_dropout_prob": c.dropout,
+        "attention_probs_dropout_prob": c.dropout,
+        "label_smoothing": c.label_smoothing,
+        "pad_token_id": c.pad,
+        "bos_token_id": c.dec,
+        "eos_token_id": c.sep,
+        "sep_token_id": c.sep,
+        "cls_token_id": c.cls,
+        "enc_token_id": c.enc,
+    }
+    image = {
+        "hidden_size": c.vision_width,
+        "intermediate_size": 4 * c.vision_width,
+        "num_hidden_layers": c.vision_layers,
+        "num_attention_heads": c.vision_heads,
+        "image_size": c.image_size,
+        "patch_size": c.patch_size,
+        "layer_norm_eps": c.vision_norm_eps,
+        "initializer_range": INIT_STD,
+    }
+    return TheirConfig(
+        text_config=text,
+        vision_config=image,
+        image_text_hidden_size=c.embed_dim,
+        label_smoothing=c.label_smoothing,
+    )
+
+
+def _config(
+    ours: Mapping[str, Tensor], patch_size: int, num_vision: int, num_text: int, parts: str
+) -> dict[str, Any]:
+    """Fields of BlipConfig as far as the weights tell them."""
+    num_positions, vision_width = ours["vision.positions"].shape[1:]
+    vocab_size, text_width = ours["text.words.weight"].shape
+    return {
+        "parts": parts,
+        "image_size": patch_size * round((num_positions - 1) ** 0.5),
+        "patch_size": patch_size,
+        "vision_width": vision_width,
+        "vision_layers": num_vision,
+        "vision_heads": max(1, vision_width // 64),
+        "text_width": text_width,
+        "text_layers": num_text,
+        "text_heads": max(1, text_width // 64),
+        "vocab_size": vocab_size,
+        "max_text_length": len(ours["text.positions.weight"]),
+        "embed_dim": len(ours["vision_proj.bias"]) if "vision_proj.bias" in ours else 256,
+        "pad": 0,
+        "cls": 101,
+        "sep": 102,
+        "dec": vocab_size - 2,
+        "enc": vocab_size - 1,
+    }
+
+
+def _blip(read: Mapping[str, Any], ours: Mapping[str, Tensor], changes: Mapping[str, Any]) -> Blip:
+    config = BlipConfig(**{**read, **changes})
+    return Blip.from_tensors(config, {"temp": torch.tensor(0.07), **ours})  # captioners store no temperature
+
+
+def _copy(blip: Blip, tensors: Mapping[str, Tensor]) -> None:
+    """Replace these weights; those of parts the model does not have are left out."""
+    state = blip.state_dict()
+    for name, value in tensors.items():
+        if name in state:
+            if state[name].shape != value.shape:
+                raise ValueError(f"init: {name}: wanted {tuple(state[name].shape)}, got {tuple(value.shape)}")
+            state[name].copy_(value)
+
+
+def _num_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})
+
+
+def _modern(name: str) -> str:
+    """bert-base-uncased is older than the names weight and bias for a LayerNorm."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

@@ -1,0 +1,70 @@
+"""Collectives that also answer when no process group exists: one process is a world of one.
+
+Losses built with these have the same value and gradient on W ranks of B rows as on one rank of W x B rows,
+once the gradients are averaged over ranks (as DistributedDataParallel does).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if _active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if _active() else 1
+
+
+@torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """Concatenate `x` (B, ...) of all ranks in rank order -> (W x B, ...); no gradient. B must be equal on
+    all ranks.
+    """
+    if world_size() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.num_rows = len(x)
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous()
+        dist.all_reduce(total)  # every rank's loss may have used our rows
+        return total[rank() * ctx.num_rows :][: ctx.num_rows]
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """As `gather`, but each rank's rows receive the gradients that all ranks have for them."""
+    if world_size() == 1:
+        return x
+    out: Tensor = _GatherWithGrad.apply(x)
+    return out
+
+
+def mean(total: Tensor, count: Tensor) -> Tensor:
+    """`total / count` as if the sums of all ranks were one; 0 with gradient 0 where nothing was counted.
+
+    The per-rank results average to the global mean, so ranks with more counted rows weigh more, as they
+    should.
+    """
+    everywhere = count.detach().to(total.dtype, copy=True)
+    if world_size() > 1:
+        dist.all_reduce(everywhere)
+    return total * world_size() / everywhere.clamp(min=1)

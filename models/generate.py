@@ -1,0 +1,128 @@
+"""Text from images with a key/value cache: greedy and nucleus sampling (`beam` searches).
+
+Lengths count new tokens (BLIP's count [DEC] and the prompt). A row's draws come from its own generator and
+the batch is never shrunk, so a row's text depends neither on which rows are beside it nor on when those are
+finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlpipe.models.text import Cache
+
+if TYPE_CHECKING:
+    from vlpipe.models.blip import Blip
+
+NEVER = float("-inf")
+
+
+def sample(
+    blip: Blip,
+    image_tokens: Tensor,
+    *,
+    generators: Sequence[torch.Generator] | None,
+    top_p: float | None,
+    min_length: int,
+    max_length: int,
+    prompt_ids: Sequence[int],
+    repetition_penalty: float,
+) -> list[list[int]]:
+    """Nucleus sampling (Holtzman et al. 2020), or the likeliest token without `top_p`: `Blip.generate`."""
+    check(blip, min_length, max_length, prompt_ids)
+    batch = len(image_tokens)
+    draws = _draws(generators, top_p, batch, max_length).to(image_tokens.device)
+    cache, logits = start(blip, image_tokens, prompt_ids, max_length)
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    seen[:, [blip.config.dec, *prompt_ids]] = True
+    done = torch.zeros(batch, dtype=torch.bool, device=logits.device)
+    new = torch.full((batch, max_length), blip.config.sep, device=logits.device)
+    for t in range(max_length):
+        logits = allowed(blip, _penalised(logits, seen, repetition_penalty), may_end=t >= min_length)
+        token = logits.argmax(-1) if top_p is None else nucleus(logits, top_p, draws[:, t])
+        new[:, t] = torch.where(done, blip.config.sep, token)
+        done |= token == blip.config.sep
+        if t + 1 == max_length or bool(done.all()):
+            break
+        seen.scatter_(1, token[:, None], True)
+        logits = blip.predict(blip.text.step(token[:, None], cache)[:, -1]).float()
+    return [until(row, blip.config.sep) for row in new.tolist()]
+
+
+def nucleus(logits: Tensor, top_p: float, draws: Tensor) -> Tensor:
+    """One token per row (B,) from the smallest set of likeliest tokens with probability >= `top_p`.
+
+    Inverse CDF over the probabilities sorted from the likeliest, equal ones by id: `draws` (B,) in [0, 1)
+    decide alone.
+    """
+    probs, ids = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
+    before = probs.cumsum(-1) - probs
+    kept = torch.where(before < top_p, probs, 0.0).cumsum(-1)
+    at = torch.searchsorted(kept, draws[:, None].double() * kept[:, -1:], right=True)
+    last = (before < top_p).sum(-1, keepdim=True) - 1
+    return ids.gather(1, torch.minimum(at, last))[:, 0]
+
+
+def start(
+    blip: Blip, image_tokens: Tensor, prompt_ids: Sequence[int], max_length: int, repeats: int = 1
+) -> tuple[Cache, Tensor]:
+    """Read [DEC] and the prompt: the cache, and the logits (B x repeats, V) of the first new token."""
+    ids = torch.tensor([[blip.config.dec, *prompt_ids]], device=image_tokens.device)
+    cache = blip.text.start(image_tokens, ids.shape[1] + max_length, repeats)
+    hidden = blip.text.step(ids.expand(len(image_tokens) * repeats, -1), cache)
+    return cache, blip.predict(hidden[:, -1]).float()
+
+
+def allowed(blip: Blip, logits: Tensor, may_end: bool) -> Tensor:
+    """Without the tokens that are never a target in training (padding, [CLS], [DEC], [ENC]), and [SEP]
+    until it may end.
+    """
+    c = blip.config
+    never = [c.pad, c.cls, c.dec, c.enc] + ([] if may_end else [c.sep])
+    return logits.index_fill(1, torch.tensor(never, device=logits.device), NEVER)
+
+
+def check(blip: Blip, min_length: int, max_length: int, prompt_ids: Sequence[int]) -> None:
+    """ValueError for lengths that cannot be."""
+    if not 0 <= min_length <= max_length or max_length < 1:
+        raise ValueError(f"generate: wanted 0 <= min_length <= max_length, got {min_length} and {max_length}")
+    room = blip.config.max_text_length - 1 - len(prompt_ids)
+    if max_length > room:
+        raise ValueError(
+            f"generate: wanted max_length <= {room} (max_text_length {blip.config.max_text_length} less "
+            f"[DEC] and {len(prompt_ids)} prompt tokens), got {max_length}"
+        )
+
+
+def until(ids: list[int], sep: int) -> list[int]:
+    return ids[: ids.index(sep)] if sep in ids else ids
+
+
+def _draws(
+    generators: Sequence[torch.Generator] | None, top_p: float | None, batch: int, max_length: int
+) -> Tensor:
+    """(B, max_length) uniform numbers; all are drawn at once, so a generator's state does not depend on a
+    text's length.
+    """
+    if top_p is None:
+        return torch.zeros(batch, 0)
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"generate: wanted 0 < top_p <= 1, got {top_p}")
+    if generators is None or len(generators) != batch:
+        got = "none" if generators is None else len(generators)
+        raise ValueError(f"generate: wanted one generator per row ({batch}), got {got}")
+    rows = [
+        torch.rand(max_length, generator=g, dtype=torch.float64, device=g.device).cpu() for g in generators
+    ]
+    return torch.stack(rows)
+
+
+def _penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Keskar et al. 2019 (CTRL): tokens seen before become less likely with penalty > 1."""
+    if penalty == 1.0:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

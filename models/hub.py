@@ -1,0 +1,31 @@
+"""A folder on disk, or one fetched from the Hugging Face hub: afterwards there is no difference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def local_folder(folder_or_hub_id: str | Path, patterns: Sequence[str]) -> Path:
+    """The folder itself if it exists; else the hub repository of that name, of which files matching
+    `patterns` are fetched.
+    """
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(str(folder_or_hub_id)):
+        raise ValueError(
+            f"weights: wanted a folder or a hub id such as Salesforce/blip-itm-base-coco, "
+            f"got {str(folder_or_hub_id)!r}, which is neither"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(folder_or_hub_id), allow_patterns=list(patterns)))
+    except Exception as error:  # the hub client raises many kinds; each means the same to the reader
+        raise ValueError(
+            f"weights: no folder {folder_or_hub_id}, and the hub does not give it: {error}"
+        ) from error

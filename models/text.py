@@ -1,0 +1,255 @@
+"""One BERT-style text transformer that encodes, matches against an image, and decodes (BLIP's mixture, MED).
+
+A layer holds two self-attentions (encoder, decoder) and one cross-attention and feed-forward for both, so
+the tying of the paper ("all but SA") is the structure itself: there are no tied copies to keep equal, save
+twice or forget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlpipe.models.attention import attend
+
+INIT_STD = 0.02
+NORM_EPS = 1e-12  # BERT's
+
+
+@dataclass
+class Cache:
+    """Keys and values of a decoding in progress. Self-attention ones are (B, H, max_length, D / H), filled
+    up to `length`.
+    """
+
+    max_length: int
+    length: int = 0
+    own: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    image: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def select(self, rows: Tensor) -> None:
+        """Continue with `rows` of the batch (beam search); rows of one image must stay rows of it."""
+        self.own = [(k[rows], v[rows]) for k, v in self.own]
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """`mask` (B, 1, 1, L) of keys, True = look."""
+        q, k, v = self._qkv(x)
+        return self._close(x, attend(q, k, v, mask, causal, self._rate()))
+
+    def first(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`forward` at position 0 alone, (B, 1, D): the others are only looked at."""
+        width = x.shape[2]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(x[:, :1], weight[:width], bias[:width]).unflatten(2, (self.num_heads, -1))
+        kv = F.linear(x, weight[width:], bias[width:]).unflatten(2, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self._close(x[:, :1], attend(q.transpose(1, 2), k, v, mask, False, self._rate()))
+
+    def step(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
+        """As a causal `forward` whose earlier positions are in `cache`; adds those of `x` (B, T, D)."""
+        q, k, v = self._qkv(x)
+        if len(cache.own) == layer:
+            shape = (*k.shape[:2], cache.max_length, k.shape[3])
+            cache.own.append((k.new_zeros(shape), v.new_zeros(shape)))
+        keys, values = cache.own[layer]
+        end = cache.length + x.shape[1]
+        keys[:, :, cache.length : end], values[:, :, cache.length : end] = k, v
+        causal = torch.ones(x.shape[1], end, dtype=torch.bool, device=x.device).tril(cache.length)
+        return self._close(x, attend(q, keys[:, :, :end], values[:, :, :end], causal, False, 0.0))
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def _rate(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _close(self, x: Tensor, mixed: Tensor) -> Tensor:
+        out: Tensor = self.norm(x + F.dropout(self.out(mixed), self.dropout, self.training))
+        return out
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, width: int, image_width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(image_width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def keys_values(self, image_tokens: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, H, N, D / H) each. `rows` repeats images after the projection, which is then paid once per
+        image.
+        """
+        kv = self.kv(image_tokens)
+        if rows is not None:
+            kv = kv[rows]
+        batch, length, _ = kv.shape
+        k, v = kv.view(batch, length, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return k, v
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        batch, length, _ = x.shape
+        q = self.q(x).view(batch, length, self.num_heads, -1).transpose(1, 2)
+        mixed = attend(q, *keys_values, None, False, self.dropout if self.training else 0.0)
+        out: Tensor = self.norm(x + F.dropout(self.out(mixed), self.dropout, self.training))
+        return out
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x + F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training))
+        return out
+
+
+class Layer(nn.Module):
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.encoder: SelfAttention | None = None
+        self.decoder: SelfAttention | None = None
+        self.cross: CrossAttention | None = None
+        self.feed_forward = FeedForward(width, dropout)
+
+
+class TextTransformer(nn.Module):
+    """Hidden states (B, L, width). Which of the attentions exist is chosen by `encoder`, `decoder`,
+    `cross`.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_length: int,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        image_width: int,
+        dropout: float,
+        encoder: bool = True,
+        decoder: bool = True,
+        cross: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.words = nn.Embedding(vocab_size, width)
+        self.positions = nn.Embedding(max_length, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.layers = nn.ModuleList(Layer(width, num_heads, dropout) for _ in range(num_layers))
+        for layer in self._layers():
+            layer.encoder = SelfAttention(width, num_heads, dropout) if encoder else None
+            layer.decoder = SelfAttention(width, num_heads, dropout) if decoder else None
+            layer.cross = CrossAttention(width, image_width, num_heads, dropout) if cross else None
+        init_bert(self)
+
+    def _layers(self) -> list[Layer]:
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    def encode(self, ids: Tensor, mask: Tensor, first: bool = False) -> Tensor:
+        """Text alone, both directions. `first`: only position 0, (B, 1, D), without the work for the
+        others.
+        """
+        return self._both_ways(ids, mask, None, None, first)
+
+    def match(self, ids: Tensor, mask: Tensor, image_tokens: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Both directions, grounded in the image: position 0, (B, 1, D).
+
+        With `rows` (B,), text i looks at `image_tokens[rows[i]]`.
+        """
+        return self._both_ways(ids, mask, image_tokens, rows, True)
+
+    def _both_ways(
+        self, ids: Tensor, mask: Tensor, image_tokens: Tensor | None, rows: Tensor | None, first: bool
+    ) -> Tensor:
+        x, keys = self._embed(ids), mask[:, None, None, :].bool()
+        layers = self._layers()
+        for layer in layers:
+            assert layer.encoder is not None
+            alone = first and layer is layers[-1]
+            x = layer.encoder.first(x, keys) if alone else layer.encoder(x, keys, False)
+            if image_tokens is not None:
+                assert layer.cross is not None
+                x = layer.cross(x, layer.cross.keys_values(image_tokens, rows))
+            x = layer.feed_forward(x)
+        return x
+
+    def decode(self, ids: Tensor, image_tokens: Tensor) -> Tensor:
+        """Left to right, grounded in the image. Padding stands on the right, where causality keeps it out
+        of sight.
+        """
+        x = self._embed(ids)
+        for layer in self._layers():
+            assert layer.decoder is not None
+            assert layer.cross is not None
+            x = layer.decoder(x, None, True)
+            x = layer.feed_forward(layer.cross(x, layer.cross.keys_values(image_tokens)))
+        return x
+
+    def start(self, image_tokens: Tensor, max_length: int, repeats: int = 1) -> Cache:
+        """A cache for `step`; keys and values of the images are computed here, once, then repeated."""
+        cache = Cache(max_length)
+        for layer in self._layers():
+            assert layer.cross is not None
+            k, v = layer.cross.keys_values(image_tokens)
+            cache.image.append((k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)))
+        return cache
+
+    def step(self, ids: Tensor, cache: Cache) -> Tensor:
+        """Hidden states of the next ids (B, T), as `decode` would give them after all ids before."""
+        x = self._embed(ids, cache.length)
+        for i, layer in enumerate(self._layers()):
+            assert layer.decoder is not None
+            assert layer.cross is not None
+            x = layer.decoder.step(x, cache, i)
+            x = layer.feed_forward(layer.cross(x, cache.image[i]))
+        cache.length += ids.shape[1]
+        return x
+
+    def _embed(self, ids: Tensor, start: int = 0) -> Tensor:
+        end = start + ids.shape[1]
+        if end > self.positions.num_embeddings:
+            raise ValueError(f"text: {end} tokens, but max_text_length is {self.positions.num_embeddings}")
+        x = self.norm(self.words(ids) + self.positions.weight[start:end])
+        return F.dropout(x, self.dropout, self.training)
+
+
+class LmHead(nn.Module):
+    """BERT's prediction head; its output matrix is the word embedding."""
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        init_bert(self)
+
+    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
+
+
+def init_bert(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=INIT_STD)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)

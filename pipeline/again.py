@@ -1,0 +1,128 @@
+"""`retry`: run only the rows of a step that were rejected for given codes; the others stay as they are.
+
+The step's loop is the runner's. What is taken over from siblings there is not wanted here: it would bring the old rejects back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlpipe.pipeline.cells import counts
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.plan import Planned, is_gather
+from vlpipe.pipeline.receipt import Manifest, Receipt, read_receipt, receipt_path, write_manifest, write_receipt
+from vlpipe.pipeline.records import find_step, what_is_there
+from vlpipe.pipeline.runner import Executor, Run, State, Watcher
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.verify import shard_problems
+from vlpipe.pipeline.work import ShardTask
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retried:
+    num_shards: int
+    num_rows: int  # rows that were run again
+    rows_back: int
+    rejects: dict[str, int]  # of the shards that were touched, as they are now
+
+    def __str__(self) -> str:
+        left = f"; still rejected in these shards: {counts(self.rejects)}" if self.rejects else ""
+        return f"{self.num_rows:,} row(s) in {self.num_shards} shard(s) run again, {self.rows_back:,} came back{left}"
+
+
+class _Again(Run):
+    """A run of one step in which the given shards are made with `again`."""
+
+    def __init__(
+        self, one: Planned, again: dict[int, frozenset[str]], store: Store, executor: Executor, watcher: Watcher
+    ) -> None:
+        super().__init__([one], store, executor, watcher)
+        self.again = again
+        self._folders = []  # no siblings
+
+    def _map_task(self, state: State, index: int) -> ShardTask:
+        task = super()._map_task(state, index)
+        return dataclasses.replace(task, again=self.again.get(index, frozenset()))
+
+
+def retry(
+    steps: Sequence[Planned],
+    store: Store,
+    name: str,
+    codes: Sequence[str],
+    executor: Executor,
+    watcher: Watcher | None = None,
+) -> Retried:
+    """Needs the root's lock. On an error, shards that were not changed count again as before."""
+    one = check(steps, name)
+    old = what_is_there(steps, store)[one.name].receipts
+    touched = affected(one, old, codes)
+    manifest, receipts = one.manifest, one.receipts
+    one.manifest, one.receipts = None, []
+    store.remove(f"{one.folder}/manifest.json")
+    for receipt in touched:
+        store.remove(receipt_path(one.folder, receipt.index))
+    loop = _Again(one, {r.index: frozenset(codes) for r in touched}, store, executor, watcher or Watcher())
+    try:
+        loop.go()
+    except BaseException:
+        put_back(store, one.folder, touched, manifest, receipts)
+        raise
+    return _summary(one, touched, codes)
+
+
+def check(steps: Sequence[Planned], name: str) -> Planned:
+    """The step, if its rows can be run again one by one."""
+    one = find_step(steps, name)
+    if is_gather(one):
+        raise VlpipeError(f"step {one.name!r} works on all rows at once; retry is for steps that work row by row")
+    if getattr(one.keyed.step.stage, "FAN_OUT", False):
+        raise VlpipeError(f"step {one.name!r} makes several rows of one; its rejects cannot be run again alone")
+    waiting = [p.name for p in (*one.above, *one.artifact_steps) if not p.is_done]
+    if waiting:
+        raise VlpipeError(f"step {one.name!r} reads {waiting[0]!r}, which is not done; `vlpipe run` comes first")
+    return one
+
+
+def affected(one: Planned, receipts: dict[int, Receipt], codes: Sequence[str]) -> list[Receipt]:
+    """Shards with a reject of one of the codes. Each code must occur, else it is a typo."""
+    have: Counter[str] = Counter()
+    for receipt in receipts.values():
+        have.update({code.partition(":")[2]: n for code, n in receipt.rejects.items()})
+    for code in codes:
+        if code not in have:
+            there = did_you_mean(code, have) if have else "; it has no rejects"
+            raise VlpipeError(f"no row of step {one.name!r} was rejected for {code!r}{there}")
+    return [r for _, r in sorted(receipts.items()) if any(_rejected(r, code) for code in codes)]
+
+
+def _rejected(receipt: Receipt, code: str) -> int:
+    return sum(n for kind_why, n in receipt.rejects.items() if kind_why.partition(":")[2] == code)
+
+
+def put_back(
+    store: Store, folder: str, touched: list[Receipt], manifest: Manifest | None, receipts: list[Receipt]
+) -> None:
+    """After a failure: receipts of shards that are as they were; the manifest, when all are."""
+    for receipt in touched:
+        gone = not store.exists(receipt_path(folder, receipt.index))
+        if gone and not shard_problems(store, folder, receipt):
+            write_receipt(store, folder, receipt)
+    if manifest is not None and all(read_receipt(store, folder, r.index) == r for r in touched):
+        write_manifest(store, folder, manifest, receipts)
+
+
+def _summary(one: Planned, touched: list[Receipt], codes: Sequence[str]) -> Retried:
+    now = {r.index: r for r in one.receipts}
+    left: Counter[str] = Counter()
+    for receipt in touched:
+        left.update(now[receipt.index].rejects)
+    return Retried(
+        num_shards=len(touched),
+        num_rows=sum(_rejected(r, code) for r in touched for code in set(codes)),
+        rows_back=sum(now[r.index].shard.num_rows - r.shard.num_rows for r in touched),
+        rejects=dict(left),
+    )

@@ -1,0 +1,61 @@
+"""Values as text for a terminal: sizes instead of bytes, no control characters from the web, long things cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_CHARS = 200
+MAX_ITEMS = 4
+
+
+def cell(value: Any, max_chars: int = MAX_CHARS) -> str:
+    """One value on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (bytes, memoryview)):
+        return f"<{len(value):,} bytes>"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return cut(struct_text(value), max_chars)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return cut(_list(value), max_chars)
+    return cut(printable(str(value)), max_chars)
+
+
+def struct_text(value: Mapping[str, Any]) -> str:
+    """`text: a red circle, score: 0.97`; fields that are null are left out."""
+    return ", ".join(f"{name}: {cell(v)}" for name, v in value.items() if v is not None) or "all null"
+
+
+def _list(value: Sequence[Any]) -> str:
+    shown = [f"({cell(v)})" if isinstance(v, Mapping) else cell(v) for v in value[:MAX_ITEMS]]
+    more = f", ... {len(value):,} values" if len(value) > MAX_ITEMS else ""
+    return f"[{', '.join(shown)}{more}]"
+
+
+def printable(text: str) -> str:
+    """Text from anywhere; an escape sequence in it must not reach the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
+def cut(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+
+
+def size(num_bytes: float) -> str:
+    """`1.2 MB`, in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def counts(rejects: Mapping[str, int]) -> str:
+    """`timeout 3, http_404 1` from "kind:why" -> rows, most first."""
+    ordered = sorted(rejects.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{code.partition(':')[2]} {n:,}" for code, n in ordered)

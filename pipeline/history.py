@@ -1,0 +1,257 @@
+"""`why`: one row's way through all steps: where it lies, what changed, and why it was dropped.
+
+Only shards the row can be in are opened: shard k comes from shard k. Gather steps are searched whole, by id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.cells import cell, struct_text
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.plan import Planned, is_gather
+from vlpipe.pipeline.receipt import Receipt, read_rejects
+from vlpipe.pipeline.records import Have, offset, what_is_there
+from vlpipe.pipeline.shard import open_parquet
+from vlpipe.pipeline.store import Store
+
+MIN_PREFIX = 8
+MAX_NAMED = 5
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """What one step did with the row. `what`: new, changed, same, dropped, read, children, lost, or not run."""
+
+    step: str
+    what: str
+    shard: str = ""
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    id: str
+    events: list[Event]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The row as a step left it."""
+
+    index: int
+    row: Row
+
+
+@dataclass
+class _Trace:
+    """Follows one id; `seen` says where it was found so far."""
+
+    store: Store
+    have: dict[str, Have]
+    id: str
+    seen: dict[str, _Seen] = field(default_factory=dict)
+
+    def step(self, one: Planned) -> Event | None:
+        """The step's event; None when the row never came there."""
+        came = next((p for p in one.above if p.name in self.seen), None)
+        if came is None and one.above and not is_gather(one) and not _makes_ids(one):
+            return None
+        if came is not None and not self.have[one.name].receipts:
+            return Event(step=one.name, what="not run", lines=(one.reason,) if one.reason else ())
+        receipts = self._candidates(one, came)
+        before = self.seen[came.name].row if came else None
+        for receipt in receipts if "id" in one.schema_out.names else ():
+            row = next(rows_where(self.store, receipt, "id", self.id), None)
+            if row is not None:
+                self.seen[one.name] = _Seen(receipt.index, row)
+                return _row_event(one, receipt, before, row)
+        return self._gone(one, came, receipts)
+
+    def _candidates(self, one: Planned, came: Planned | None) -> list[Receipt]:
+        """The shards the row can be in."""
+        receipts = self.have[one.name].receipts
+        if is_gather(one) or came is None:
+            return list(receipts.values())
+        start = offset(one, came, self.have)
+        index = None if start is None else start + self.seen[came.name].index
+        return [receipts[index]] if index in receipts else []
+
+    def _gone(self, one: Planned, came: Planned | None, receipts: list[Receipt]) -> Event | None:
+        for receipt in receipts:
+            reject = self._reject(one, receipt)
+            if reject is not None:
+                return reject
+        if came is None:
+            return None
+        if is_gather(one):
+            shard = self.have[came.name].receipts[self.seen[came.name].index].shard.path
+            return Event(step=one.name, what="read", shard=shard)
+        if not receipts:
+            return Event(step=one.name, what="not run", lines=("its shard is not done yet",))
+        if _makes_ids(one):
+            return self._children(one, receipts[0])
+        return Event(step=one.name, what="lost", shard=receipts[0].shard.path)
+
+    def _reject(self, one: Planned, receipt: Receipt) -> Event | None:
+        if not receipt.rejects:
+            return None
+        table = read_rejects(self.store, one.folder, receipt.index)
+        for reject in table.filter(pc.equal(table["id"], self.id)).to_pylist():
+            said = f"{reject['kind']}: {reject['why']}" + (f" ({cell(reject['detail'])})" if reject["detail"] else "")
+            return Event(step=one.name, what="dropped", shard=receipt.shard.path, lines=(said,))
+        return None
+
+    def _children(self, one: Planned, receipt: Receipt) -> Event:
+        ids = [row["id"] for row in rows_where(self.store, receipt, "parent", self.id)]
+        named = ", ".join(ids[:MAX_NAMED]) + (", ..." if len(ids) > MAX_NAMED else "")
+        lines = (f"{len(ids)} row(s) made from it: {named}",)
+        return Event(step=one.name, what="children", shard=receipt.shard.path, lines=lines)
+
+
+def history(steps: Sequence[Planned], store: Store, wanted: str) -> History:
+    """Follow a row, given by its id, the beginning of it (8 characters or more), or its url."""
+    have = what_is_there(steps, store)
+    id_ = find_id(steps, store, have, wanted)
+    return History(id_, trace(steps, store, have, id_))
+
+
+def trace(steps: Sequence[Planned], store: Store, have: dict[str, Have], id_: str) -> list[Event]:
+    """Events in step order; what made the row from another one is preceded by that one's events."""
+    following = _Trace(store, have, id_)
+    found = {one.name: event for one in steps if (event := following.step(one)) is not None}
+    first = next((one for one in steps if one.name in following.seen), None)
+    if first is None or not _makes_ids(first):
+        return list(found.values())
+    parent = following.seen[first.name].row["parent"]
+    until = list(steps)[: [s.name for s in steps].index(first.name)]
+    return trace(until, store, have, parent) + list(found.values())
+
+
+def _makes_ids(one: Planned) -> bool:
+    return bool(getattr(one.keyed.step.stage, "FAN_OUT", False))
+
+
+def find_id(steps: Sequence[Planned], store: Store, have: dict[str, Have], wanted: str) -> str:
+    """The one id meant; rows are looked up where they enter: in steps that list rows or make new ones."""
+    if not any(h.receipts for h in have.values()):
+        raise VlpipeError(f"nothing has run in {store.url} yet; `vlpipe run` comes first")
+    for one in steps:
+        enters = not one.above or is_gather(one) or _makes_ids(one)
+        if not enters or "id" not in one.schema_out.names:
+            continue
+        found: set[str] = set()
+        for receipt in have[one.name].receipts.values():
+            found |= _matches(store, receipt, wanted)
+            if wanted in found:
+                return wanted
+        if found:
+            return _only(sorted(found), wanted)
+    raise VlpipeError(
+        f"no row has the id or url {wanted!r}; wanted a whole id, its first {MIN_PREFIX} or more characters, or a url"
+    )
+
+
+def _only(found: list[str], wanted: str) -> str:
+    if len(found) == 1:
+        return found[0]
+    named = ", ".join(found[:MAX_NAMED]) + (", ..." if len(found) > MAX_NAMED else "")
+    raise VlpipeError(f"{wanted!r} means {len(found)} rows: {named}; give one id, or more of it")
+
+
+def _matches(store: Store, receipt: Receipt, wanted: str) -> set[str]:
+    """Ids that are `wanted` or begin with it, and those of rows whose url it is."""
+    found: set[str] = set()
+    with open_parquet(store, receipt.shard.path) as file:
+        columns = [name for name in ("id", "url") if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=columns)
+            mask = pc.starts_with(table["id"], wanted) if len(wanted) >= MIN_PREFIX else pc.equal(table["id"], wanted)
+            if "url" in columns:
+                mask = pc.or_kleene(mask, pc.equal(table["url"], wanted))
+            found.update(table["id"].filter(mask).to_pylist())
+    return found
+
+
+def rows_where(store: Store, receipt: Receipt, column: str, value: str) -> Iterator[Row]:
+    """Whole rows of a shard (what lies in its own file) whose `column` is `value`."""
+    with open_parquet(store, receipt.shard.path) as file:
+        if column not in file.schema_arrow.names:
+            return
+        for group in range(file.num_row_groups):
+            names = file.read_row_group(group, columns=[column])
+            mask = pc.equal(names[column], value)
+            if pc.any(mask).as_py():
+                yield from file.read_row_group(group).filter(mask).to_pylist()
+
+
+def _row_event(one: Planned, receipt: Receipt, before: Row | None, row: Row) -> Event:
+    """What changed against the step before. A step with columns of its own (a decision, say) drops none of them."""
+    lines = changes(before or {}, row)
+    if before is not None and not is_gather(one):
+        lines += [f"- {name}" for name in before if name not in one.schema_out.names]
+    what = "new" if before is None else "changed" if lines else "same"
+    return Event(step=one.name, what=what, shard=receipt.shard.path, lines=tuple(lines))
+
+
+def changes(before: Row, after: Row) -> list[str]:
+    """A line per column that is new (+) or has another value (~); lists of structs element by element."""
+    lines: list[str] = []
+    for name, value in after.items():
+        if name == "id" or (name in before and before[name] == value):
+            continue
+        old = before.get(name)
+        if _is_structs(value) or _is_structs(old):
+            lines += [f"{name}: {line}" for line in element_changes(old or [], value or [])]
+        elif name in before:
+            lines.append(f"~ {name}: {cell(old)} -> {cell(value)}")
+        else:
+            lines.append(f"+ {name}: {cell(value)}")
+    return lines
+
+
+def _is_structs(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def element_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
+    """Elements are the same one when their first field is (of `texts`: the text); order counts only among equals."""
+    left, lines = list(before), []
+    for element in after:
+        key = next(iter(element.values()))
+        old = next((e for e in left if next(iter(e.values())) == key), None)
+        if old is None:
+            lines.append(f"+ {struct_text(element)}")
+            continue
+        left.remove(old)
+        fields = [f"{n} {cell(old.get(n))} -> {cell(v)}" for n, v in element.items() if old.get(n) != v]
+        if fields:
+            lines.append(f"~ {cell(key)!r}: {', '.join(fields)}")
+    return lines + [f"- {struct_text(element)}" for element in left]
+
+
+TELL: dict[str, Callable[[Event], str]] = {
+    "new": lambda e: e.shard,
+    "changed": lambda e: e.shard,
+    "same": lambda e: f"{e.shard}, unchanged",
+    "dropped": lambda e: "dropped, " + e.lines[0],
+    "read": lambda e: f"read it, from {e.shard}",
+    "children": lambda e: e.shard,
+    "lost": lambda e: f"not in {e.shard} and not in its rejects: a file is damaged, `vlpipe verify` says which",
+    "not run": lambda e: "not run yet" + (f": {e.lines[0]}" if e.lines else ""),
+}
+
+
+def tell(found: History) -> Iterator[tuple[Event, str]]:
+    """Text per event: a head line, then indented lines."""
+    width = max((len(e.step) for e in found.events), default=0)
+    for event in found.events:
+        lines = event.lines if event.what in ("new", "changed", "children") else ()
+        yield event, "\n".join([f"{event.step:{width}}  {TELL[event.what](event)}", *(f"    {line}" for line in lines)])
+

@@ -1,0 +1,201 @@
+"""What lies on disk, for the commands that look at it: paths to steps and shards, receipts of finished and unfinished steps."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.keys import sha256_json
+from vlpipe.pipeline.plan import Planned, artifacts_digest, is_gather
+from vlpipe.pipeline.receipt import (
+    Manifest,
+    Receipt,
+    read_manifest,
+    read_receipt,
+    read_receipts,
+    rejects_path,
+    shard_path,
+)
+from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.store import Store
+
+STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}")
+SHARD_FILE = re.compile(r"(\d{6})\.parquet")
+INSIDE = {"manifest.json", "_shards.parquet", "_receipts", "_rejects", "_log", "artifacts", "work"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """A root (`folder` is empty), a step's folder, a shard of it, its rejects, or (`file`) a Parquet file as it is."""
+
+    store: Store
+    folder: str = ""
+    index: int | None = None
+    rejects: bool = False
+    file: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord:
+    """A step's folder as it lies there; no manifest: it is not finished."""
+
+    folder: str
+    manifest: Manifest | None
+    receipts: list[Receipt]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(r.shard.num_rows for r in self.receipts)
+
+
+def find_place(path: str) -> Place:
+    """What a path given by a person means. VlpipeError says what there is instead."""
+    url = (path if "://" in path else os.path.abspath(os.path.expanduser(path))).rstrip("/")
+    above, _, name = url.rpartition("/")
+    if not _exists(url):
+        near = did_you_mean(name, Store(above).list()[:50]) if above else ""
+        raise VlpipeError(f"there is no {path}{near}")
+    shard = SHARD_FILE.fullmatch(name)
+    index = int(shard[1]) if shard else None
+    folder = above if shard else url
+    rejects = folder.endswith("/_rejects")
+    root, _, step = (folder.rpartition("/")[0] if rejects else folder).rpartition("/")
+    if is_step_folder(Store(root), step):
+        return Place(store=Store(root), folder=step, index=index, rejects=rejects)
+    if name.endswith(".parquet"):
+        return Place(store=Store(above), file=name)
+    if step_folders(Store(url)):
+        return Place(store=Store(url))
+    raise VlpipeError(
+        f"{path} is neither a root, nor a step's folder (STEP-0123abcd), nor a shard, nor a Parquet file"
+    )
+
+
+def _exists(url: str) -> bool:
+    above, _, name = url.rpartition("/")
+    return Store(above).exists(name)
+
+
+def is_step_folder(store: Store, name: str) -> bool:
+    """By its name, and by at least one thing in it that the engine writes."""
+    return bool(STEP_FOLDER.fullmatch(name)) and any(_ours(entry) for entry in store.list(name))
+
+
+def foreign(store: Store, folder: str) -> list[str]:
+    """What lies in a step's folder that the engine does not write."""
+    return [entry for entry in store.list(folder) if not _ours(entry)]
+
+
+def _ours(entry: str) -> bool:
+    name = _without_part(entry)
+    return name in INSIDE or bool(SHARD_FILE.fullmatch(name))
+
+
+def _without_part(name: str) -> str:
+    """`000001.parquet.1a2b3c4d.part` is on its way to `000001.parquet`."""
+    return re.sub(r"\.[0-9a-f]{8}\.part$", "", name)
+
+
+def step_folders(store: Store) -> list[str]:
+    return [name for name in store.list() if is_step_folder(store, name)]
+
+
+def need_step(place: Place, path: str) -> str:
+    """The folder of a place that must be a whole step."""
+    if place.folder and place.index is None and not place.rejects:
+        return place.folder
+    have = ", ".join(step_folders(place.store)) if not place.folder and not place.file else ""
+    raise VlpipeError(f"{path}: wanted a step's folder" + (f"; in this root there are: {have}" if have else ""))
+
+
+def read_step(store: Store, folder: str) -> StepRecord:
+    """Manifest and receipts; of an unfinished step what is there so far."""
+    try:
+        manifest = read_manifest(store, folder)
+        if manifest is not None:
+            return StepRecord(folder=folder, manifest=manifest, receipts=read_receipts(store, folder))
+        found = [read_receipt(store, folder, index) for index in receipt_numbers(store, folder)]
+    except (ValueError, KeyError, TypeError) as error:  # JSON cut short, or of another shape
+        raise VlpipeError(
+            f"the records of {store.path(folder)} cannot be read ({error}); `vlpipe verify` lists what is damaged"
+        ) from error
+    return StepRecord(folder=folder, manifest=None, receipts=[r for r in found if r is not None])
+
+
+def receipt_numbers(store: Store, folder: str) -> list[int]:
+    names = store.list(f"{folder}/_receipts")
+    return [int(n[:6]) for n in names if re.fullmatch(r"\d{6}\.json", n)]
+
+
+def data_path(place: Place) -> str:
+    """The file a place with an index means."""
+    assert place.index is not None
+    return (rejects_path if place.rejects else shard_path)(place.folder, place.index)
+
+
+def find_step(steps: Sequence[Planned], name: str) -> Planned:
+    """The planned step of that name; a bare name of a repeated step means its last round."""
+    for one in reversed(steps):
+        if name in (one.name, one.name.partition("@")[0]):
+            return one
+    raise VlpipeError(f"there is no step {name!r}{did_you_mean(name, [one.name for one in steps])}")
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """What of a step is there and counts now. `num_shards`: how many there will be; None: not known before it ran."""
+
+    receipts: dict[int, Receipt]
+    num_shards: int | None
+
+
+def what_is_there(steps: Sequence[Planned], store: Store) -> dict[str, Have]:
+    """Per step the receipts that match what is above them; also of steps that are half done."""
+    have: dict[str, Have] = {}
+    for one in steps:
+        if one.is_done:
+            have[one.name] = Have({r.index: r for r in one.receipts}, len(one.receipts))
+        elif is_gather(one):
+            have[one.name] = Have({}, None)
+        else:
+            have[one.name] = _half_done(one, store, have)
+    return have
+
+
+def _half_done(one: Planned, store: Store, have: dict[str, Have]) -> Have:
+    inputs = input_shards(one, have)
+    totals = [have[p.name].num_shards for p in one.above]
+    num_shards = None if None in totals else sum(n or 0 for n in totals)
+    found: dict[int, Receipt] = {}
+    if all(p.is_done for p in one.artifact_steps):
+        made_with = artifacts_digest(one)
+        for index in receipt_numbers(store, one.folder):
+            receipt, shard = read_receipt(store, one.folder, index), inputs.get(index)
+            if receipt and shard and receipt.artifacts_digest == made_with and _made_from(receipt, one, shard):
+                found[index] = receipt
+    return Have(found, num_shards)
+
+
+def _made_from(receipt: Receipt, one: Planned, shard: Shard) -> bool:
+    key = sha256_json("shard", one.keyed.stage_key, shard.key)
+    return (receipt.shard.key, receipt.input_digest) == (key, shard.digest)
+
+
+def input_shards(one: Planned, have: dict[str, Have]) -> dict[int, Shard]:
+    """Input shards of a map step by number; over several inputs the numbers count on."""
+    found: dict[int, Shard] = {}
+    for above in one.above:
+        start = offset(one, above, have)
+        if start is None:
+            break
+        found.update({start + k: r.shard for k, r in have[above.name].receipts.items()})
+    return found
+
+
+def offset(one: Planned, above: Planned, have: dict[str, Have]) -> int | None:
+    """Number of the first shard of `one` that comes from `above`; None while that is not known."""
+    totals = [have[p.name].num_shards for p in one.above[: one.above.index(above)]]
+    return None if None in totals else sum(n or 0 for n in totals)

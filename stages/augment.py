@@ -1,0 +1,158 @@
+"""Training augmentation as BLIP does it (crop, flip, RandAugment without colour), with no torchvision.
+
+Everything is drawn from the generator that is passed in: same generator state, same pixels.
+BLIP's data/__init__.py: crop scale (0.2, 1) in pretraining and (0.5, 1) in finetuning, N = 2, M = 5, each
+operation applied with probability 0.5. https://github.com/salesforce/BLIP
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OP_PROBABILITY = 0.5
+MAX_MAGNITUDE = 10
+ASPECT = (3 / 4, 4 / 3)  # of the crop; the Inception paper's, torchvision's default
+GREY = (128, 128, 128)  # what shear, shift and rotation bring in
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augment:
+    """RGB image of any size -> RGB image of (size, size)."""
+
+    size: int
+    scale: tuple[float, float] = (0.2, 1.0)  # share of the area that the crop keeps
+    flip: bool = False  # BLIP flips, although captions say "left" and "right"
+    num_ops: int = 2  # RandAugment's N
+    magnitude: float = 5  # RandAugment's M, of 10
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        from PIL import Image
+
+        box = crop_box(image.width, image.height, self.scale, rng)
+        image = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        if self.flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return rand_augment(image, self.num_ops, self.magnitude, rng)
+
+
+def crop_box(
+    width: int, height: int, scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A random box (left, top, right, bottom) of `scale` of the area and an aspect of 3/4 to 4/3.
+
+    After ten boxes that do not fit: the middle, as much of it as those aspects allow (torchvision's rule).
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, max(1, round(height * ASPECT[1])))
+    h = min(height, max(1, round(width / ASPECT[0])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def rand_augment(image: Image.Image, num_ops: int, magnitude: float, rng: np.random.Generator) -> Image.Image:
+    """`num_ops` operations drawn with replacement; each is applied with probability 0.5."""
+    for pick in rng.integers(len(OPS), size=num_ops):
+        if rng.random() < OP_PROBABILITY:
+            image = OPS[pick](image, magnitude / MAX_MAGNITUDE, rng)
+    return image
+
+
+Op = Callable[["Image.Image", float, np.random.Generator], "Image.Image"]
+
+
+def identity(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    return image
+
+
+def auto_contrast(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    from PIL import ImageOps
+
+    return ImageOps.autocontrast(image)
+
+
+def equalize(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    from PIL import ImageOps
+
+    return ImageOps.equalize(image)
+
+
+def brightness(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    from PIL import ImageEnhance
+
+    return ImageEnhance.Brightness(image).enhance(_enhance_factor(level))
+
+
+def sharpness(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    from PIL import ImageEnhance
+
+    return ImageEnhance.Sharpness(image).enhance(_enhance_factor(level))
+
+
+def shear_x(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    return _affine(image, (1, _signed(0.3 * level, rng), 0, 0, 1, 0))
+
+
+def shear_y(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    return _affine(image, (1, 0, 0, _signed(0.3 * level, rng), 1, 0))
+
+
+def translate_x(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    return _affine(image, (1, 0, _signed(_shift(level, image.width), rng), 0, 1, 0))
+
+
+def translate_y(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0, 1, _signed(_shift(level, image.height), rng)))
+
+
+def rotate(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    from PIL import Image
+
+    return image.rotate(_signed(30 * level, rng), Image.Resampling.BILINEAR, fillcolor=GREY)
+
+
+OPS: tuple[Op, ...] = (
+    identity,
+    auto_contrast,
+    equalize,
+    brightness,
+    sharpness,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+    rotate,
+)
+
+
+def _enhance_factor(level: float) -> float:
+    return 0.1 + 1.8 * level  # 1.0, no change, at BLIP's M = 5
+
+
+def _shift(level: float, side: int) -> float:
+    return level * side * 10 / 224  # BLIP: 10 pixels at 224
+
+
+def _signed(value: float, rng: np.random.Generator) -> float:
+    return value if rng.random() < 0.5 else -value
+
+
+def _affine(image: Image.Image, matrix: tuple[float, float, float, float, float, float]) -> Image.Image:
+    from PIL import Image
+
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GREY
+    )

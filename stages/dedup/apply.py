@@ -1,0 +1,100 @@
+"""Drop the rows that a dedup step decided against. The decisions are small, so no image crosses a barrier."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import Out, Reject, need
+from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.stages.dedup.decisions import DECISIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """dropped: id -> (why, detail); known: sorted 8-byte marks of all ids, so a kept one costs 8."""
+
+    dropped: dict[str, tuple[str, str]]
+    known: npt.NDArray[np.uint64]
+
+    def judge(self, id_: str, mark: np.uint64) -> Reject | None:
+        if id_ in self.dropped:
+            return Reject(id_, "filtered", *self.dropped[id_])
+        at = int(np.searchsorted(self.known, mark))
+        if at == len(self.known) or self.known[at] != mark:
+            return Reject(
+                id_,
+                "fault",
+                "not_in_decisions",
+                "the dedup step has not seen this row; read the same rows in both steps",
+            )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropDuplicates(MapStage):
+    """decisions: `{from: DEDUP_STEP, path: decisions.parquet}`, of `dedup.exact` or `dedup.faiss`."""
+
+    decisions: File
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "dedup.apply", id=pa.string())
+        return inp
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        verdicts = load_verdicts(self.decisions.path, self.decisions.digest)
+
+        def work(rows: pa.Table) -> Out:
+            ids = rows["id"].to_pylist()
+            found = [verdicts.judge(i, mark) for i, mark in zip(ids, marks(ids), strict=True)]
+            keep = pa.array([reject is None for reject in found], pa.bool_())
+            return Out(rows.filter(keep), [r for r in found if r is not None])
+
+        yield work
+
+
+def marks(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """8 bytes per id; two of 10 M ids share one with a chance of 3 in a million."""
+    digests = b"".join(
+        hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in ids
+    )
+    return np.frombuffer(digests, np.uint64)
+
+
+@lru_cache(maxsize=1)  # a worker process serves many shards of one step
+def load_verdicts(path: str, digest: str) -> Verdicts:
+    dropped: dict[str, tuple[str, str]] = {}
+    known = [np.empty(0, np.uint64)]
+    with _open_decisions(path) as file:
+        columns = ["id", "keep", "why", "witness", "similarity"]
+        for batch in file.iter_batches(columns=columns):
+            known.append(marks(batch["id"].to_pylist()))
+            for row in batch.filter(pc.invert(batch["keep"])).to_pylist():
+                detail = f"twin of {row['witness']}, similarity {row['similarity']:.3f}"
+                dropped[row["id"]] = (row["why"], detail)
+    return Verdicts(dropped, np.sort(np.concatenate(known)))
+
+
+@contextmanager
+def _open_decisions(path: str) -> Iterator[pq.ParquetFile]:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise VlpipeError(
+            f"decisions: {path} cannot be read as Parquet ({error}); "
+            "wanted {from: STEP, path: decisions.parquet}"
+        ) from error
+    with file:
+        need(file.schema_arrow, f"dedup.apply ({path})", **{f.name: f.type for f in DECISIONS})
+        yield file

@@ -1,0 +1,183 @@
+"""Rows with the same bytes (sha256) and, if asked, with nearly the same picture (pHash): which of them stays.
+
+Hashes find copies, resizes and re-encodes; crops, flips and heavy edits need an embedding (`dedup.faiss`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.shard import need, read_batches, write_shard
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job
+from vlpipe.pipeline.store import Store
+from vlpipe.stages.dedup.decisions import (
+    DECISIONS,
+    Edges,
+    Places,
+    Twins,
+    check_input,
+    decision_table,
+    greedy,
+    keep_order,
+    read_rows,
+    say_counts,
+    write_artifact,
+)
+from vlpipe.stages.dedup.phash import (
+    GRID,
+    MAX_DISTANCE,
+    colour_grid,
+    grey,
+    has_texture,
+    hash_greys,
+    pairs_within,
+)
+
+# What a picture looks like. `hash` is null when it is flat, or could not be decoded (`why` says so).
+LOOKS = pa.schema([("hash", pa.uint64()), ("colours", pa.binary(3 * GRID * GRID)), ("why", pa.string())])
+BLOCK_ROWS = 256  # pictures decoded before their hashes are computed together
+NO_COLOURS = bytes(3 * GRID * GRID)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactDuplicates(GatherStage):
+    """Emits one decision per row (columns: DECISIONS); `decisions.parquet` holds the same for `dedup.apply`.
+
+    phash: also compare pictures; reads the images, so it costs one decode per row.
+    max_distance: of 64 bits; what it costs grows with it (200,000 rows on one core: 4 s at 4, a minute at 8).
+    max_colour_gap: twins differ at most so much (0 to 255) in the mean colour of each cell of a 4 x 4 grid;
+    255 switches this off.
+    """
+
+    phash: bool = False
+    max_distance: Annotated[int, Field(ge=0, le=MAX_DISTANCE)] = 4
+    max_colour_gap: Annotated[int, Field(ge=0, le=255)] = 16
+
+    VERSION: ClassVar[int] = 1
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        check_input(inp, "dedup.exact")
+        need(inp, "dedup.exact", sha256=pa.string())
+        if self.phash:
+            need(inp, "dedup.exact", image=pa.binary())
+        return DECISIONS
+
+    def run(self, job: Job) -> None:
+        rows = read_rows(job.inputs, "sha256")
+        order = keep_order(rows)
+        leader = same_bytes(rows["sha256"].take(order))
+        looks = read_looks(job).take(order) if self.phash else None
+        near = self._near_twins(leader, looks)
+        twins = follow(leader, near)
+        why = _reasons(leader, near, looks)
+        decisions = decision_table(rows["id"], order, twins, why)
+        write_artifact(f"{job.artifacts}/decisions.parquet", decisions, DECISIONS)
+        job.emit(decisions)
+        job.say(say_counts(decisions))
+
+    def _near_twins(self, leader: Places, looks: pa.Table | None) -> Twins:
+        """Twins by pHash among the leaders, the best rows of each set of equal bytes."""
+        num_rows = len(leader)
+        empty = np.empty(0, np.int64)
+        if looks is None:
+            return greedy(num_rows, Edges(empty, empty, np.empty(0, np.float32)))
+        valid = np.asarray(pc.is_valid(looks["hash"]))
+        places = np.flatnonzero(valid & (leader == np.arange(num_rows)))
+        hashes = np.asarray(pc.fill_null(looks["hash"], 0), np.uint64)[places]
+        a, b, distance = pairs_within(hashes, self.max_distance)
+        a, b = places[a], places[b]
+        near = colour_gap(_colours(looks), a, b) <= self.max_colour_gap
+        return greedy(num_rows, Edges(a[near], b[near], (1 - distance[near] / 64).astype(np.float32)))
+
+
+def same_bytes(sha256: pa.ChunkedArray) -> Places:
+    """Per place the first place with the same sha256; a row without one is its own."""
+    codes = np.asarray(pc.fill_null(sha256.combine_chunks().dictionary_encode().indices, -1), np.int64)
+    unknown = codes < 0
+    codes[unknown] = len(codes) + np.flatnonzero(unknown)
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    leader: Places = first[inverse].astype(np.int64)
+    return leader
+
+
+def follow(leader: Places, near: Twins) -> Twins:
+    """A row with the leader's bytes shares its witness; when the leader is kept, it is the witness."""
+    witness, similarity = near.witness[leader].copy(), near.similarity[leader].copy()
+    copies = (leader != np.arange(len(leader))) & (witness < 0)
+    witness[copies] = leader[copies]
+    similarity[copies] = 1.0
+    return Twins(witness, similarity)
+
+
+def _reasons(leader: Places, near: Twins, looks: pa.Table | None) -> list[str | None]:
+    faults = looks["why"].to_pylist() if looks is not None else [None] * len(leader)
+    removed_near = near.witness[leader] >= 0
+    copy = leader != np.arange(len(leader))
+    return [
+        "near_duplicate" if n else "exact_duplicate" if c else fault
+        for n, c, fault in zip(removed_near, copy, faults, strict=True)
+    ]
+
+
+def _colours(looks: pa.Table) -> npt.NDArray[np.uint8]:
+    """(N, 48)"""
+    return np.frombuffer(b"".join(looks["colours"].to_pylist()), np.uint8).reshape(-1, 3 * GRID * GRID)
+
+
+def colour_gap(
+    colours: npt.NDArray[np.uint8], a: Places, b: Places, block: int = 100_000
+) -> npt.NDArray[np.int16]:
+    """Per pair the largest difference of a cell's mean colour."""
+    gaps = [np.empty(0, np.int16)]
+    for start in range(0, len(a), block):
+        pair = (colours[place[start : start + block]].astype(np.int16) for place in (a, b))
+        gaps.append(np.abs(np.subtract(*pair)).max(axis=1))
+    return np.concatenate(gaps)
+
+
+def read_looks(job: Job) -> pa.Table:
+    """LOOKS of all rows in input order. Each shard's part is kept in `job.work`: a kill costs one shard."""
+    store = Store(job.work)
+    parts = [LOOKS.empty_table()]
+    for data in job.inputs:
+        for k in range(len(data.shards)):
+            parts.append(pq.read_table(store.path(_shard_looks(store, data, k))).cast(LOOKS))
+    return pa.concat_tables(parts)
+
+
+def _shard_looks(store: Store, data: Dataset, k: int) -> str:
+    part = f"looks-{data.shards[k].digest}.parquet"  # the digest covers the ids and the sha256 of the images
+    if not os.path.exists(store.path(part)):
+        images = read_batches(data.store, data.shards[k], [], ["image"])
+        write_shard(store, part, (t for batch in images for t in _look_at(batch["image"])), LOOKS)
+    return part
+
+
+def _look_at(images: pa.ChunkedArray) -> Iterator[pa.Table]:
+    for start in range(0, len(images), BLOCK_ROWS):
+        seen = [_look(data) for data in images.slice(start, BLOCK_ROWS).to_pylist()]
+        greys = np.stack([g for g, _, _ in seen])
+        hashes = pa.array(hash_greys(greys), mask=~has_texture(greys))
+        yield pa.table([hashes, [c for _, c, _ in seen], [w for _, _, w in seen]], schema=LOOKS)
+
+
+def _look(data: bytes) -> tuple[npt.NDArray[np.uint8], bytes, str | None]:
+    """Grey levels, colours, and why there are none: what cannot be decoded is compared by its bytes only."""
+    from vlpipe.stages.pixels import decode
+
+    try:
+        image = decode(data)
+    except RowFault as fault:
+        return np.zeros((32, 32), np.uint8), NO_COLOURS, f"not_compared_{fault.why}"
+    return grey(image), colour_grid(image).tobytes(), None

@@ -1,0 +1,116 @@
+"""Perceptual hash of an image (64 bits, as `imagehash.phash`), and the exact search for near hashes.
+
+pHash sees grey only: a red and a blue ball in one place hash alike. So a coarse colour grid goes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Hashes = npt.NDArray[np.uint64]
+Bytes = npt.NDArray[np.uint8]
+Places = npt.NDArray[np.int64]
+
+SIDE = 32  # pixels that go into the DCT
+LOW = 8  # of its coefficients per axis, the lowest; imagehash's defaults
+GRID = 4  # the colour grid is GRID x GRID cells
+MIN_STD = 2.0  # grey levels; a flatter picture (a placeholder, a white page) has no hash that means anything
+MAX_DISTANCE = 15
+BAND_BITS = 16
+NUM_BANDS = 64 // BAND_BITS
+MAX_CANDIDATES = 4_000_000  # pairs looked at in one go: 64 MB of places
+
+
+def grey(image: Image.Image) -> Bytes:
+    """(32, 32) grey levels, by Lanczos as imagehash does it."""
+    from PIL import Image
+
+    return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+
+
+def colour_grid(image: Image.Image) -> Bytes:
+    """(48,) mean red, green and blue of 4 x 4 cells."""
+    from PIL import Image
+
+    return np.asarray(image.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX)).reshape(-1)
+
+
+def has_texture(greys: Bytes) -> npt.NDArray[np.bool_]:
+    """(B, 32, 32) -> (B,): whether there is enough in the picture for a hash to mean something."""
+    found: npt.NDArray[np.bool_] = greys.astype(np.float64).std(axis=(1, 2)) >= MIN_STD
+    return found
+
+
+def hash_greys(greys: Bytes) -> Hashes:
+    """(B, 32, 32) -> (B,): which of the 8 x 8 lowest DCT-II coefficients lie above their median."""
+    k, n = np.arange(LOW)[:, None], np.arange(SIDE)[None, :]
+    basis = 2 * np.cos(np.pi * k * (2 * n + 1) / (2 * SIDE))  # (8, 32)
+    values = greys.astype(np.float64)
+    mean = values.mean(axis=(1, 2), keepdims=True)  # exact: a sum of integers over 1024
+    low = basis @ (values - mean) @ basis.T  # (B, 8, 8)
+    low[:, 0, 0] += 4 * SIDE * SIDE * mean[:, 0, 0]
+    low = np.round(low, 6).reshape(
+        -1, LOW * LOW
+    )  # what is zero on paper must not be decided by rounding noise
+    above = low > np.median(low, axis=1, keepdims=True)
+    return np.packbits(above, axis=1).view(">u8").reshape(-1).astype(np.uint64)
+
+
+def pairs_within(hashes: Hashes, max_distance: int) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
+    """All (a, b, bits that differ) with a < b and at most `max_distance` differing bits, ordered by (a, b).
+
+    Exact, without looking at all pairs: of four 16-bit bands at least one differs in at most
+    `max_distance // 4` bits (pigeonhole), so only rows with such a band are compared (multi-index hashing,
+    Norouzi et al. 2012, https://arxiv.org/abs/1307.2982).
+    """
+    if not 0 <= max_distance <= MAX_DISTANCE:
+        raise ValueError(f"max_distance is {max_distance}; wanted 0 to {MAX_DISTANCE} of 64 bits")
+    found = [_near(a, b, hashes, max_distance) for a, b in _candidates(hashes, max_distance // NUM_BANDS)]
+    num = np.int64(max(len(hashes), 1))
+    keys = np.unique(np.concatenate([np.empty(0, np.int64), *(a * num + b for a, b in found)]))
+    a, b = keys // num, keys % num
+    return a, b, np.bitwise_count(hashes[a] ^ hashes[b])
+
+
+def _near(a: Places, b: Places, hashes: Hashes, max_distance: int) -> tuple[Places, Places]:
+    near = (a < b) & (np.bitwise_count(hashes[a] ^ hashes[b]) <= max_distance)
+    return a[near], b[near]
+
+
+def _candidates(hashes: Hashes, radius: int) -> Iterator[tuple[Places, Places]]:
+    """Pairs (a, b), also with a >= b, of rows with a band at most `radius` bits apart, in bounded blocks."""
+    for band in range(NUM_BANDS):
+        bits = ((hashes >> np.uint64(band * BAND_BITS)) & np.uint64(0xFFFF)).astype(np.uint16)
+        order = np.argsort(bits, kind="stable").astype(np.int64)
+        sorted_bits = bits[order]
+        for mask in _masks(radius):
+            first = np.searchsorted(sorted_bits, bits ^ mask, side="left")
+            count = np.searchsorted(sorted_bits, bits ^ mask, side="right") - first
+            yield from _expand(order, first, count)
+
+
+def _masks(radius: int) -> list[np.uint16]:
+    flips = [f for r in range(radius + 1) for f in combinations(range(BAND_BITS), r)]
+    return [np.uint16(sum(1 << bit for bit in flip)) for flip in flips]
+
+
+def _expand(order: Places, first: Places, count: Places) -> Iterator[tuple[Places, Places]]:
+    """Row a meets order[first[a]], ..., order[first[a] + count[a] - 1]."""
+    ends = np.cumsum(count)
+    start = 0
+    while start < len(count):
+        done = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + MAX_CANDIDATES, side="right")))
+        counts = count[start:stop]
+        a = np.repeat(np.arange(start, stop), counts)
+        within = np.arange(len(a)) - np.repeat(np.cumsum(counts) - counts, counts)
+        yield a, order[np.repeat(first[start:stop], counts) + within]
+        start = stop

@@ -1,0 +1,105 @@
+"""Captions of demo scenes in a small closed language: varied templates, synonyms, more or less detail."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vlpipe.stages.demo.scenes import Scene, Thing
+
+# The first word of each is the plain one; the judge reads all of them.
+SHAPE_WORDS = {
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "cross": ("cross", "plus"),
+    "ring": ("ring", "hoop"),
+}
+COLOUR_WORDS = {
+    "red": ("red",),
+    "green": ("green",),
+    "blue": ("blue",),
+    "yellow": ("yellow",),
+    "purple": ("purple", "violet"),
+    "orange": ("orange",),
+    "pink": ("pink",),
+    "cyan": ("cyan", "turquoise"),
+}
+SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
+GROUND_WORDS = {"white": ("white",), "grey": ("grey",), "black": ("black",), "brown": ("brown",)}
+ROW_WORDS = {"top": ("top", "upper"), "bottom": ("bottom", "lower")}
+COLUMN_WORDS = {"left": ("left",), "right": ("right",)}
+CENTRE_WORDS = ("middle", "centre")
+_FILLER = "a an the in at on of with there is background picture image scene corner side part , ."
+FILLER = frozenset(_FILLER.split())
+
+# (template, weight). {thing} may say a place, {bare} never does. Short: text length is what training costs.
+HUMAN = (
+    ("{thing} on {ground}", 4),
+    ("{thing} , {ground} background", 2),
+    ("{ground} picture with {thing}", 1),
+    ("{place} {bare} on {ground}", 2),
+    ("there is {thing}", 1),
+)
+WEB = (
+    ("{thing} on {ground}", 3),
+    ("{thing} , {ground} background", 1),
+    ("{thing}", 2),
+    ("picture of {thing}", 1),
+    ("{ground} background with {thing}", 1),
+)
+
+
+def human_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A careful caption: all objects, mostly with size and place."""
+    return _caption(scene, rng, HUMAN, detail=0.85)
+
+
+def web_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A right but hastier alt-text: details are left out more often."""
+    return _caption(scene, rng, WEB, detail=0.6)
+
+
+def _caption(
+    scene: Scene, rng: np.random.Generator, templates: tuple[tuple[str, int], ...], detail: float
+) -> str:
+    weights = np.array([weight for _, weight in templates], dtype=float)
+    template = templates[int(rng.choice(len(templates), p=weights / weights.sum()))][0]
+    things = list(scene.things)
+    if len(things) == 2 and rng.random() < 0.5:
+        things.reverse()
+    parts = [_thing(thing, rng, detail, with_place="{place}" not in template) for thing in things]
+    if "{place}" in template:  # the place in front belongs to the first object; a second one has none
+        parts = parts[:1]
+    return template.format(
+        thing=" and ".join(parts),
+        bare=parts[0],
+        place=_place(things[0].place, rng),
+        ground=_word(GROUND_WORDS[scene.ground], rng),
+    )
+
+
+def _thing(thing: Thing, rng: np.random.Generator, detail: float, with_place: bool) -> str:
+    words = [_word(COLOUR_WORDS[thing.colour], rng), _word(SHAPE_WORDS[thing.shape], rng)]
+    if rng.random() < detail:
+        words.insert(0, _word(SIZE_WORDS[thing.size], rng))
+    words.insert(0, "an" if words[0][0] in "aeiou" else "a")
+    if with_place and rng.random() < detail:
+        words.append(_place(thing.place, rng))
+    return " ".join(words)
+
+
+def _place(place: tuple[str, str], rng: np.random.Generator) -> str:
+    row, column = place
+    if row == column == "middle":
+        return f"in the {_word(CENTRE_WORDS, rng)}"
+    if row == "middle":
+        return f"on the {column}"
+    if column == "middle":
+        return f"at the {row}"
+    return f"at {_word(ROW_WORDS[row], rng)} {column}"
+
+
+def _word(words: tuple[str, ...], rng: np.random.Generator) -> str:
+    """The plain word two times in three, else a synonym."""
+    return words[0] if len(words) == 1 or rng.random() < 0.67 else words[int(rng.integers(1, len(words)))]

@@ -1,0 +1,51 @@
+"""CIDEr and BLEU-4 by pycocoevalcap's own scorers, without Java: only the tokenizer is ours.
+
+COCOEvalCap would start Stanford's PTBTokenizer in Java; `ptb_like` follows its rules for English captions
+(lower case, clitics split off, punctuation dropped), so figures are close to, not exactly, those of
+COCOEvalCap.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from vlpipe.pipeline.errors import VlpipeError
+
+TOKENIZER = "ptb_like"  # reported with every figure: other tokenizers give other figures
+PIP_LINE = "pip install 'vlpipe[eval]'"
+
+_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
+_CLITIC = re.compile(r"(?<=\w)('s|'m|'d|'re|'ve|'ll|n't)\b")
+_CANNOT = re.compile(r"\bcan(?=not\b)")
+# A clitic; a number such as 1,000 or 3.5 or 2:30; a word with inner hyphens, apostrophes, slashes; a symbol
+# that is read aloud.
+_TOKEN = re.compile(r"n't\b|'(?:s|m|d|re|ve|ll)\b|\d+(?:[.,:]\d+)+|\w+(?:[-'/]\w+)*|[$%&#@+=*]")
+
+
+def ptb_like(text: str) -> str:
+    """`A man's dog doesn't sit.` -> `a man 's dog does n't sit`."""
+    text = _CLITIC.sub(r" \1", text.translate(_QUOTES).lower())
+    return " ".join(_TOKEN.findall(_CANNOT.sub("can ", text)))
+
+
+def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`cider` (0 to 10; papers print 100 times it) and `bleu@4` (0 to 1) of one caption per image.
+
+    CIDEr: Vedantam et al., 2015, https://arxiv.org/abs/1411.5726. It weighs n-grams by how few images have
+    them, so over one image every weight is 0: VlpipeError below two images.
+    """
+    if len(captions) < 2:
+        raise VlpipeError(
+            f"CIDEr needs at least 2 images (its weights are document frequencies), got {len(captions)}"
+        )
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError as error:
+        raise VlpipeError(f"caption scores need pycocoevalcap: {PIP_LINE} ({error})") from error
+    found = {row: [ptb_like(caption)] for row, caption in enumerate(captions)}
+    wanted = {row: [ptb_like(r) for r in several] for row, several in enumerate(references)}
+    cider, _ = Cider().compute_score(wanted, found)
+    bleu, _ = Bleu(4).compute_score(wanted, found, verbose=0)
+    return {"cider": float(cider), "bleu@4": float(bleu[3])}

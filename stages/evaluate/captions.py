@@ -1,0 +1,102 @@
+"""Captions for held-out images, scored against the human ones: CIDEr and BLEU-4."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import Reject
+from vlpipe.pipeline.stage import GatherStage, Job, Weights
+from vlpipe.pipeline.store import canonical_json
+from vlpipe.stages.evaluate.caption_scores import PIP_LINE, TOKENIZER, caption_scores
+from vlpipe.stages.evaluate.heldout import Key, heldout, need_heldout, nothing_to_evaluate
+from vlpipe.stages.features.batches import batch_size_problems, encode_images, fixed_batches
+from vlpipe.stages.row import RESULTS
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlpipe.stages.features.weights import Loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions(GatherStage):
+    """Results `cider` (0 to 10), `bleu@4` (0 to 1); artifact `captions.json`: each caption, its references.
+
+    num_beams: 1 is greedy; BLIP's is 3. min_length, max_length: new tokens, without prompt and end (BLIP's 5
+    and 20 count 4 of [DEC] and "a picture of").
+    """
+
+    TORCH: ClassVar[bool] = True
+
+    model: Weights
+    source: str = "human"
+    prompt: str = ""
+    num_beams: int = 3
+    min_length: int = 1
+    max_length: int = 20
+    batch_size: int = 64
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need_heldout(inp, "evaluate.captions")
+        return RESULTS
+
+    def preflight(self) -> list[str]:
+        problems = batch_size_problems(self.batch_size)
+        if self.num_beams < 1:
+            problems.append(f"num_beams must be at least 1 (greedy), got {self.num_beams}")
+        if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
+            problems.append(
+                f"wanted 0 <= min_length <= max_length, got {self.min_length} and {self.max_length}"
+            )
+        if find_spec("pycocoevalcap") is None:
+            problems.append(f"caption scores need pycocoevalcap: {PIP_LINE}")
+        return problems
+
+    def run(self, job: Job) -> None:
+        from vlpipe.models.generate import check
+        from vlpipe.stages.features.weights import load
+
+        blip = load(self.model)
+        check(blip.model, self.min_length, self.max_length, blip.tokenizer.ids(self.prompt))
+        rejects: list[Reject] = []
+        found = self._captions(job, blip, rejects)
+        if not found:
+            raise nothing_to_evaluate(self.source, rejects)
+        job.reject(rejects)
+        scores = caption_scores([caption for _, caption in found], [several for (_, several), _ in found])
+        job.say(f"{len(found)} captions scored, tokenizer {TOKENIZER}")
+        self._write(Path(job.artifacts) / "captions.json", found)
+        rows = [{"name": name, "value": value, "num_rows": len(found)} for name, value in scores.items()]
+        job.emit(pa.Table.from_pylist(rows, RESULTS))
+
+    def _captions(self, job: Job, blip: Loaded, rejects: list[Reject]) -> list[tuple[Key, str]]:
+        images = heldout(job, self.source, blip.image_size, rejects)
+        encoded = encode_images(images, blip.encode_image, self.batch_size)
+        found: list[tuple[Key, str]] = []
+        for batch, num_real in fixed_batches(encoded, self.batch_size):
+            captions = self._decode(blip, [tokens for _, tokens in batch])
+            found += zip([key for key, _ in batch[:num_real]], captions[:num_real], strict=True)
+        return found
+
+    def _decode(self, blip: Loaded, tokens: list[torch.Tensor]) -> list[str]:
+        import torch
+
+        images = torch.stack(tokens)  # (B, N, D)
+        prompt, low, high = blip.tokenizer.ids(self.prompt), self.min_length, self.max_length
+        with torch.inference_mode():
+            if self.num_beams == 1:
+                found = blip.model.generate(images, min_length=low, max_length=high, prompt_ids=prompt)
+            else:
+                found = blip.model.generate_beam(
+                    images, num_beams=self.num_beams, min_length=low, max_length=high, prompt_ids=prompt
+                )
+        return [blip.tokenizer.decode(ids) for ids in found]
+
+    def _write(self, path: Path, found: list[tuple[Key, str]]) -> None:
+        captions = [{"id": id_, "caption": c, "references": several} for (id_, several), c in found]
+        path.write_bytes(canonical_json({"tokenizer": TOKENIZER, "captions": captions}))

@@ -1,0 +1,40 @@
+"""Held-out images with their reference captions, as evaluations read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import Reject, need
+from vlpipe.pipeline.stage import Job
+from vlpipe.stages.features.batches import Pixels, read_images
+from vlpipe.stages.row import TEXTS
+
+Key = tuple[str, tuple[str, ...]]  # row id, its captions
+
+
+def need_heldout(inp: pa.Schema, who: str) -> None:
+    need(inp, who, id=pa.string(), texts=TEXTS, image=pa.binary())
+
+
+def heldout(job: Job, source: str, image_size: int, rejects: list[Reject]) -> Iterator[tuple[Key, Pixels]]:
+    """Yield ((id, captions of `source`), pixels) in order.
+
+    Images that cannot be read or have no caption are added to `rejects`.
+    """
+    for data in job.inputs:
+        for table in data.batches(["id", "texts"], ["image"]):
+            ids, texts = table["id"].to_pylist(), table["texts"].to_pylist()
+            for row, pixels in read_images(table, image_size, rejects):
+                captions = tuple(t["text"] for t in texts[row] or () if t["source"] == source)
+                if captions:
+                    yield (ids[row], captions), pixels
+                else:
+                    rejects.append(Reject(ids[row], "filtered", "no_caption", f"it has no {source} text"))
+
+
+def nothing_to_evaluate(source: str, rejects: list[Reject]) -> VlpipeError:
+    first = f"; the first of {len(rejects)} left out: {rejects[0].why} {rejects[0].detail}" if rejects else ""
+    return VlpipeError(f"no readable image with a {source} text to evaluate on{first}")

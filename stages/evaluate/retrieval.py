@@ -1,0 +1,142 @@
+"""Image-text retrieval on held-out images with several captions each: TR/IR at 1, 5 and 10.
+
+Two stages, as in ALBEF and BLIP (https://arxiv.org/abs/2201.12086): the `k_test` nearest by contrastive
+similarity, then re-ranked by ITM logit + similarity. Reported are both: `tr@1` and `itc_tr@1`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import Reject
+from vlpipe.pipeline.stage import GatherStage, Job, Weights
+from vlpipe.stages.evaluate.heldout import heldout, need_heldout, nothing_to_evaluate
+from vlpipe.stages.features.batches import batch_size_problems, encode_images, fixed_batches
+from vlpipe.stages.filter.itm import match_logits
+from vlpipe.stages.row import RESULTS
+
+if TYPE_CHECKING:
+    from vlpipe.stages.features.weights import Loaded
+
+RECALL_AT = (1, 5, 10)
+Scores = npt.NDArray[np.float32]
+Order = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(GatherStage):
+    """Results, as fractions, over images `tr@k` and over captions `ir@k`, k = 1, 5, 10.
+
+    `tr@k`: any caption of the image is among its k best texts. `ir@k`: the image is among the k best of its
+    caption. Of equal scores the earlier row, then the earlier caption, comes first.
+
+    k_test: candidates per query that are re-ranked; BLIP's are 256 (COCO) and 128 (Flickr30K); 0: similarity
+    only.
+    """
+
+    TORCH: ClassVar[bool] = True
+
+    model: Weights
+    source: str = "human"
+    k_test: int = 128
+    batch_size: int = 64
+    max_text_length: int = 30  # tokens, with [CLS] and [SEP]; BLIP's
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need_heldout(inp, "evaluate.retrieval")
+        return RESULTS
+
+    def preflight(self) -> list[str]:
+        problems = batch_size_problems(self.batch_size)
+        if self.k_test and self.k_test < max(RECALL_AT):
+            problems.append(
+                f"k_test must be 0 or at least {max(RECALL_AT)}, the largest recall, got {self.k_test}"
+            )
+        return problems
+
+    def run(self, job: Job) -> None:
+        from vlpipe.stages.features.weights import load
+
+        blip = load(self.model, self.max_text_length)
+        rejects: list[Reject] = []
+        captions, image_feats = self._image_side(job, blip, rejects)
+        if not captions:
+            raise nothing_to_evaluate(self.source, rejects)
+        job.reject(rejects)
+        texts = [text for several in captions for text in several]
+        owner = np.repeat(np.arange(len(captions)), [len(several) for several in captions])  # (T,)
+        sims = image_feats @ self._text_feats(texts, blip).T  # (I, T), cosine
+        near_texts, near_images = (nearest(s, max(self.k_test, *RECALL_AT)) for s in (sims, sims.T))
+        found = recalls("itc_", near_texts, near_images, owner)
+        if self.k_test:
+            scores = sims + self._match(job, blip, texts, near_texts, near_images)
+            found += recalls("", reranked(near_texts, scores), reranked(near_images, scores.T), owner)
+        job.emit(pa.Table.from_pylist(found, RESULTS))
+
+    def _image_side(
+        self, job: Job, blip: Loaded, rejects: list[Reject]
+    ) -> tuple[list[tuple[str, ...]], Scores]:
+        images = heldout(job, self.source, blip.image_size, rejects)
+        encoded = encode_images(images, lambda p: blip.image_features(blip.encode_image(p)), self.batch_size)
+        captions, feats = [], []
+        for (_, several), feat in encoded:
+            captions.append(several)
+            feats.append(feat.float().cpu().numpy())
+        return captions, np.array(feats, np.float32)
+
+    def _text_feats(self, texts: list[str], blip: Loaded) -> Scores:
+        feats = []
+        for batch, num_real in fixed_batches(texts, self.batch_size):
+            ids, mask = blip.tokenizer.encode(batch, self.max_text_length)
+            feats.append(blip.text_features(ids, mask)[:num_real].float().cpu().numpy())
+        return np.concatenate(feats)
+
+    def _match(
+        self, job: Job, blip: Loaded, texts: list[str], near_texts: Order, near_images: Order
+    ) -> Scores:
+        """ITM logits (I, T) of the pairs near either way, 0 elsewhere; a logit is the same both ways.
+
+        Images are read and encoded a second time: the tokens of 5,000 images at 384 px would take 9 GB.
+        """
+        wanted = np.zeros((len(near_texts), len(texts)), np.bool_)
+        np.put_along_axis(wanted, near_texts, True, axis=1)
+        np.put_along_axis(wanted.T, near_images, True, axis=1)
+        images = (pixels for _, pixels in heldout(job, self.source, blip.image_size, []))
+        pairs = (
+            ((image, text), tokens, texts[text])
+            for image, tokens in encode_images(enumerate(images), blip.encode_image, self.batch_size)
+            for text in np.flatnonzero(wanted[image])
+        )
+        logits = np.zeros(wanted.shape, np.float32)
+        for at, pair in match_logits(blip, pairs, self.batch_size, self.max_text_length, share_images=True):
+            logits[at] = pair[1].item()
+        return logits
+
+
+def nearest(scores: Scores, k: int) -> Order:
+    """(Q, N) -> the k best of each query (Q, min(k, N)), best first; of equal ones the earlier."""
+    return np.stack([np.argsort(-row, kind="stable")[:k] for row in scores])
+
+
+def reranked(near: Order, scores: Scores) -> Order:
+    """Candidates (Q, k) in the order of their scores (Q, N); equal ones stay as they were."""
+    order = np.argsort(-np.take_along_axis(scores, near, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(near, order, axis=1)
+
+
+def recalls(prefix: str, texts: Order, images: Order, owner: Order) -> list[dict[str, Any]]:
+    """RESULTS rows. texts (I, k): best per image; images (T, k): best per text; owner (T,): its image."""
+    hits = {
+        "tr": owner[texts] == np.arange(len(texts))[:, None],  # (I, k)
+        "ir": images == owner[:, None],  # (T, k)
+    }
+    return [
+        {"name": f"{prefix}{way}@{k}", "value": float(hit[:, :k].any(axis=1).mean()), "num_rows": len(hit)}
+        for way, hit in hits.items()
+        for k in RECALL_AT
+    ]

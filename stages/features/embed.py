@@ -1,0 +1,129 @@
+"""One unit vector per image: from a model step, or the tiny-images descriptor, which needs no model.
+
+A. Torralba, R. Fergus, W. Freeman, "80 Million Tiny Images", PAMI 2008: a thumbnail, mean taken off, divided
+by its norm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
+from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
+from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.stages.features.batches import Pixels, batch_size_problems, encode_images, read_images, without
+from vlpipe.stages.pixels import decode
+
+if TYPE_CHECKING:
+    from vlpipe.stages.features.weights import Loaded
+
+TINY_SIZE = 16  # px; Torralba's are 32, which only makes the vectors longer
+TINY_DIM = 3 * TINY_SIZE * TINY_SIZE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(MapStage):
+    """Add the heavy column `embedding`: fixed_size_list<float32>[D], unit norm.
+
+    model: the image side of its contrastive space; left out: the tiny-images descriptor, D = 768.
+    dim: D, needed when the model does not exist yet (`model: {from: pretrain}`); its `embed_dim`.
+    """
+
+    READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
+    LOADS_WEIGHTS: ClassVar[bool] = True
+    TORCH: ClassVar[bool] = True
+
+    model: Weights | None = None
+    dim: int | None = None
+    batch_size: int = 64
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "features.embed", id=pa.string(), image=pa.binary())
+        return with_field(inp, heavy("embedding", pa.list_(pa.float32(), self._dim())))
+
+    def preflight(self) -> list[str]:
+        problems = batch_size_problems(self.batch_size)
+        if self.model is None and self.dim not in (None, TINY_DIM):
+            problems.append(f"without a model, dim is {TINY_DIM}, got {self.dim}; leave it out")
+        return problems
+
+    def _dim(self) -> int:
+        known = TINY_DIM if self.model is None else self.dim or _dim_in_config(Path(self.model.path))
+        if known is None:
+            raise SchemaError(
+                "features.embed must know how long its vectors are before the model exists: write `dim: 256` "
+                "(the `embed_dim` of that model) beside `model:`"
+            )
+        return known
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        if self.model is None:
+            yield lambda table: self._with_column(table, *_tiny_vectors(table))
+            return
+        from vlpipe.stages.features.weights import load
+
+        blip = load(self.model)
+        if blip.model.config.embed_dim != self._dim():
+            raise VlpipeError(
+                f"the model has embed_dim {blip.model.config.embed_dim}, but the step says dim: {self.dim}"
+            )
+        yield lambda table: self._with_column(table, *self._model_vectors(table, blip))
+
+    def _model_vectors(self, table: pa.Table, blip: Loaded) -> tuple[list[Pixels], list[Reject]]:
+        rejects: list[Reject] = []
+        images = read_images(table, blip.image_size, rejects)
+        found = encode_images(images, lambda p: blip.image_features(blip.encode_image(p)), self.batch_size)
+        return [vector.float().cpu().numpy() for _, vector in found], rejects
+
+    def _with_column(self, table: pa.Table, vectors: list[Pixels], rejects: list[Reject]) -> Out:
+        dtype = pa.list_(pa.float32(), self._dim())
+        flat = np.concatenate([np.zeros(0, np.float32), *vectors])
+        column = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=dtype)
+        kept = without(table, rejects)
+        at = kept.schema.get_field_index("embedding")
+        kept = kept if at < 0 else kept.remove_column(at)
+        return Out(kept.append_column(heavy("embedding", dtype), column), rejects)
+
+
+def tiny(data: bytes) -> Pixels:
+    """Encoded image -> its 16 x 16 RGB thumbnail, centred, unit norm (768,); RowFault when it cannot be read.
+
+    An even grey has no contrast; it gets the even vector, which is orthogonal to all others.
+    """
+    from PIL import Image
+
+    thumbnail = decode(data).resize((TINY_SIZE, TINY_SIZE), Image.Resampling.BICUBIC)
+    values = np.asarray(thumbnail, np.float64).ravel()
+    values -= values.mean()
+    if not values.any():
+        values += 1
+    return (values / np.linalg.norm(values)).astype(np.float32)
+
+
+def _tiny_vectors(table: pa.Table) -> tuple[list[Pixels], list[Reject]]:
+    vectors, rejects = [], []
+    for id_, data in zip(table["id"].to_pylist(), table["image"], strict=True):
+        try:
+            vectors.append(tiny(data.as_py()))
+        except RowFault as fault:
+            rejects.append(Reject(id_, "fault", fault.why, fault.detail))
+    return vectors, rejects
+
+
+def _dim_in_config(folder: Path) -> int | None:
+    """`embed_dim` of our layout, `image_text_hidden_size` of transformers'; None when there is no file."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_bytes())
+    found = config.get("embed_dim", config.get("image_text_hidden_size"))
+    return None if found is None else int(found)

@@ -1,0 +1,125 @@
+"""CapFilt's filter: does the text belong to the image? P(match) of the matching head, for each text.
+
+BLIP drops every web and synthetic text below 0.5 (Li et al., 2022, https://arxiv.org/abs/2201.12086, and the
+authors in salesforce/BLIP issues 46 and 54). The score stays beside the text, so a threshold can be chosen
+anew without computing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import Out, Reject, need
+from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.stages.features.batches import (
+    batch_size_problems,
+    encode_images,
+    fixed_batches,
+    read_images,
+    with_texts,
+    without,
+)
+from vlpipe.stages.row import TEXTS
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlpipe.stages.features.weights import Loaded
+
+K = TypeVar("K")
+NOT_MATCHED = "not_matched"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItmFilter(MapStage):
+    """Set `score`, `kept`, `why` (`not_matched` below `threshold`) of texts of `sources`; nothing is removed.
+
+    Texts of other sources get no score. What another rule dropped stays dropped and costs nothing; what an
+    `ItmFilter` dropped in an earlier round is judged again. BLIP's Table 1: without a caption step before it
+    this is F, without this step C.
+    """
+
+    READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
+    LOADS_WEIGHTS: ClassVar[bool] = True
+    TORCH: ClassVar[bool] = True
+
+    model: Weights
+    threshold: float = 0.5
+    sources: tuple[str, ...] = ("web", "synth")
+    batch_size: int = 64
+    max_text_length: int = 30  # tokens, with [CLS] and [SEP]; BLIP's
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "filter.itm", id=pa.string(), texts=TEXTS, image=pa.binary())
+        return inp
+
+    def preflight(self) -> list[str]:
+        problems = batch_size_problems(self.batch_size)
+        if not 0 <= self.threshold <= 1:
+            problems.append(f"threshold is a probability, 0 to 1, got {self.threshold}")
+        return problems
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        from vlpipe.stages.features.weights import load
+
+        blip = load(self.model, self.max_text_length)
+        yield lambda table: self._judge(table, blip)
+
+    def _judge(self, table: pa.Table, blip: Loaded) -> Out:
+        rejects: list[Reject] = []
+        texts: list[list[dict[str, Any]]] = [[dict(t) for t in ts or ()] for ts in table["texts"].to_pylist()]
+        images = read_images(table, blip.image_size, rejects)
+        pairs = (
+            (entry, tokens, entry["text"])
+            for row, tokens in encode_images(images, blip.encode_image, self.batch_size)
+            for entry in texts[row]
+            if self._judges(entry)
+        )
+        for entry, logits in match_logits(blip, pairs, self.batch_size, self.max_text_length):
+            score = np.float32(logits.softmax(0)[1].item())
+            kept = float(score) >= self.threshold  # what is stored decides
+            entry.update(score=score, kept=kept, why=None if kept else NOT_MATCHED)
+        return Out(without(with_texts(table, texts), rejects), rejects)
+
+    def _judges(self, entry: dict[str, Any]) -> bool:
+        return entry["source"] in self.sources and (entry["kept"] is not False or entry["why"] == NOT_MATCHED)
+
+
+def match_logits(
+    blip: Loaded,
+    pairs: Iterable[tuple[K, torch.Tensor, str]],
+    batch_size: int,
+    max_text_length: int,
+    share_images: bool = False,
+) -> Iterator[tuple[K, torch.Tensor]]:
+    """(key, image tokens (N, D), text) -> (key, logits of no match and match (2,), float32), in order.
+
+    share_images: pass each run of texts of one image with one copy of its tokens. That pays when images have
+    many texts, and gives up the fixed shape: last bits may then depend on which pairs come together.
+    """
+    import torch
+
+    for batch, num_real in fixed_batches(pairs, batch_size):
+        ids, mask = blip.tokenizer.encode([text for _, _, text in batch], max_text_length)
+        images, rows = _images_and_rows([tokens for _, tokens, _ in batch], share_images)
+        with torch.inference_mode():
+            logits = blip.model.match_logits(ids.to(blip.device), mask.to(blip.device), images, rows)
+        yield from zip([key for key, _, _ in batch[:num_real]], logits[:num_real].float().cpu(), strict=True)
+
+
+def _images_and_rows(tokens: list[torch.Tensor], share: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Stacked image tokens and, with `share`, which of them each text looks at."""
+    import torch
+
+    if not share:
+        return torch.stack(tokens), None
+    is_new = [i > 0 and t is not tokens[i - 1] for i, t in enumerate(tokens)]
+    images = [t for t, new in zip(tokens[1:], is_new[1:], strict=True) if new]
+    return torch.stack([tokens[0], *images]), torch.tensor(is_new).cumsum(0).to(tokens[0].device)

@@ -1,0 +1,99 @@
+"""Image rows from files in a folder: what the stages that read human-captioned sets have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated, Any, NamedTuple
+
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.shard import Out
+from vlpipe.pipeline.stage import File, SourceStage, Work
+from vlpipe.stages.ingest.image_rows import ImageRows
+from vlpipe.stages.ingest.list import BATCH_ROWS, text_of
+from vlpipe.stages.ingest.serve import inside
+from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
+from vlpipe.stages.row import IMAGE_FIELDS, LISTED, RowIds, text
+
+IMAGES = pa.schema([*LISTED, *IMAGE_FIELDS])
+
+
+class Captioned(NamedTuple):
+    """An image by URL or file name, with its captions in order."""
+
+    url: str
+    captions: Sequence[str]
+
+
+def captioned_rows(images: Iterable[Captioned], *, source: str, text_source: str) -> Iterator[pa.Table]:
+    """Rows of schema LISTED, one for each image with all its captions."""
+    ids, rest = RowIds(source), iter(images)
+    while batch := list(islice(rest, BATCH_ROWS)):
+        yield pa.table(
+            {
+                "id": [ids.next(url, "\n".join(captions)) for url, captions in batch],
+                "url": [url for url, _ in batch],
+                "texts": [[text(caption, text_source) for caption in captions] for _, captions in batch],
+            },
+            schema=LISTED,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSource(SourceStage):
+    """`url` is the path of a file below `images`. Codes: no_file, bad_path, and those of `stages.pixels`."""
+
+    images: File
+    max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
+    max_frames: Annotated[int, Field(ge=1)] = MAX_FRAMES
+
+    def row_schema(self) -> pa.Schema:
+        return LISTED
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return IMAGES
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        root = os.path.realpath(self.images.path)
+        if not os.path.isdir(root):
+            raise VlpipeError(f"`images` wants a folder; there is none at {self.images.path}")
+
+        def work(batch: pa.Table) -> Out:
+            rows = ImageRows(batch, self.max_pixels, self.max_frames)
+            for row, name in enumerate(batch["url"].to_pylist()):
+                try:
+                    data = read_inside(root, name)
+                except RowFault as fault:
+                    rows.reject(row, fault)
+                else:
+                    rows.add(row, data)
+            return rows.out(IMAGES)
+
+        yield work
+
+
+def read_inside(root: str, name: str) -> bytes:
+    """The file's bytes. RowFault: bad_path (it leads out of the folder), no_file."""
+    path = inside(root, name) if not name.startswith("/") else None
+    if path is None:
+        raise RowFault("bad_path", f"{name!r} leads out of the folder")
+    if not os.path.isfile(path):
+        raise RowFault("no_file", f"{name!r} is not in the folder")
+    with open(path, "rb") as handle:
+        return handle.read()
+
+
+def wanted(record: Any, key: str, kind: type, where: str) -> Any:
+    """record[key], checked; VlpipeError names the place in the file."""
+    if not isinstance(record, dict) or not isinstance(record.get(key), kind):
+        got = json.dumps(record)[:80]
+        raise VlpipeError(f"{where}: wanted an object with {key!r} ({kind.__name__}), got {got}")
+    return text_of(record[key], where) if kind is str else record[key]

@@ -1,0 +1,52 @@
+"""An asyncio loop in a thread of its own, so that a stage's function stays an ordinary one."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+NUM_DNS_THREADS = 32  # `getaddrinfo` blocks
+
+
+class Loop:
+    """A running loop; use `running_loop`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.submit(work).result()
+
+
+@contextmanager
+def running_loop() -> Iterator[Loop]:
+    """A loop in a daemon thread; on leaving, what still runs in it is cancelled and the thread ends."""
+    loop = asyncio.new_event_loop()
+    executor = ThreadPoolExecutor(NUM_DNS_THREADS, thread_name_prefix="dns")
+    loop.set_default_executor(executor)
+    thread = Thread(target=loop.run_forever, name="ingest-loop", daemon=True)
+    thread.start()
+    try:
+        yield Loop(loop)
+    finally:
+        asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        executor.shutdown(wait=False, cancel_futures=True)  # a name server that is slow holds up nobody
+        loop.close()
+
+
+async def _cancel_all() -> None:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

@@ -1,0 +1,110 @@
+"""URLs out of a list: made safe to send, or refused with a reason; and stripped of secrets, to be kept."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from vlpipe.pipeline.errors import RowFault
+
+SCHEMES = ("http", "https")
+MAX_URL_CHARS = 8000
+WEB_PORTS = (443, *range(80, 91))  # of the ports below 1024, those that web servers use
+# What may stand in a path or query as it is; the rest is percent-encoded. `%` stays: it is encoded already.
+KEPT = "%/:?@!$&'()*+,;=-._~[]|"
+SECRET = re.compile(
+    r"x-(amz|goog|ms|oss|cos)-.*|(aws)?accesskeyid|googleaccessid|ossaccesskeyid|signature|sig|hmac"
+    r"|key-pair-id|policy|expires|access_?token|auth|auth_?token|token|api_?key|key|jwt|session_?id"
+    r"|password|passwd|secret|credential|hdnea|__gda__|oh|oe|_nc_ohc",
+    re.IGNORECASE,
+)
+
+
+def sendable(url: str) -> str:
+    """The URL in ASCII, as it goes over the wire. RowFault: no_url, bad_url."""
+    url = url.strip(" \t\r\n\f")
+    if not url:
+        raise RowFault("no_url")
+    if len(url) > MAX_URL_CHARS:
+        raise RowFault("bad_url", f"{len(url)} characters, the limit is {MAX_URL_CHARS}")
+    if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000 for char in url):
+        raise RowFault("bad_url", "it has control characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise RowFault("bad_url", str(error)) from error
+    if parts.scheme not in SCHEMES:
+        raise RowFault("bad_url", f"scheme {parts.scheme[:20]!r}; only http and https are fetched")
+    if "@" in parts.netloc or "\\" in parts.netloc:
+        raise RowFault("bad_url", "it has a user name or a backslash before the host")
+    if port is not None and port < 1024 and port not in WEB_PORTS:
+        raise RowFault("bad_url", f"port {port} is for other services")
+    netloc = _host(parts) + (f":{port}" if port is not None else "")
+    query = f"?{quote(parts.query, KEPT)}" if parts.query else ""
+    return f"{parts.scheme}://{netloc}{quote(parts.path or '/', KEPT)}{query}"
+
+
+def _host(parts: SplitResult) -> str:
+    host = parts.hostname or ""
+    if ":" in host:
+        return f"[{_literal_v6(host)}]"
+    if not host.isascii():
+        host = _punycode(host)
+    if _is_v4(host):
+        return host
+    labels = host.rstrip(".").split(".")
+    if not re.fullmatch(r"[a-z0-9_.-]{1,253}\.?", host) or not all(1 <= len(one) <= 63 for one in labels):
+        raise RowFault("bad_url", f"{host[:80]!r} is no host name")
+    return host
+
+
+def _literal_v6(host: str) -> str:
+    try:
+        if "%" in host:
+            raise ValueError("it has a zone")
+        return str(ipaddress.IPv6Address(host))
+    except ValueError as error:
+        raise RowFault("bad_url", f"{host[:80]!r} is no IPv6 address: {error}") from error
+
+
+def _is_v4(host: str) -> bool:
+    """Four plain numbers. Other spellings (127.1, 0x7f.1, 2130706433) are refused: readers disagree."""
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        try:
+            socket.inet_aton(host)
+        except OSError:
+            return False
+        raise RowFault("bad_url", f"{host[:80]!r} is an address in an odd spelling") from None
+    return True
+
+
+def _punycode(host: str) -> str:
+    import idna
+
+    try:
+        return idna.encode(host, uts46=True).decode("ascii").lower()
+    except idna.IDNAError as error:
+        raise RowFault("bad_url", f"{host[:80]!r} is no host name: {error}") from error
+
+
+def redirected(base: str, location: str) -> str:
+    """Where a redirect leads. RowFault: bad_url."""
+    try:
+        return sendable(urljoin(base, location.strip()))
+    except ValueError as error:
+        if isinstance(error, RowFault):
+            raise
+        raise RowFault("bad_url", f"redirect: {error}") from error
+
+
+def without_secrets(url: str) -> str:
+    """The URL without user name, fragment and what looks like a signature or token."""
+    url = re.sub(r"(?<=//)[^/?#]*@", "", url.partition("#")[0])
+    base, _, query = url.partition("?")
+    kept = [pair for pair in query.split("&") if pair and not SECRET.fullmatch(pair.partition("=")[0])]
+    return f"{base}?{'&'.join(kept)}" if kept else base

@@ -1,0 +1,254 @@
+"""From encoded image bytes to the right pixels: header checks first, then one rule per kind of image.
+
+Rules: EXIF orientation is applied; alpha is laid on white; 16 bits are scaled to 8, not clipped; CMYK goes
+through its ICC profile when it has one; of an animation the first frame counts. Float and 32-bit images are
+refused: they name no white.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from vlpipe.pipeline.errors import RowFault
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "AVIF",
+    "BMP",
+    "TIFF",
+)  # what the web serves; other decoders stay shut
+MAX_PIXELS = 50_000_000  # 200 MB for one decoded copy
+MAX_FRAMES = 1000
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, which BLIP took over
+STD = (0.26862954, 0.26130258, 0.27577711)
+ORIENTATION = 0x0112  # EXIF tag
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """What an image says it is; width and height as it is to be shown (after EXIF transpose)."""
+
+    format: str  # as Pillow names it: JPEG, PNG, ...
+    width: int
+    height: int
+    num_frames: int
+
+
+def probe(data: bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> Probe:
+    """Read the header only. RowFault: empty, not_an_image, too_many_pixels, too_many_frames."""
+    with _opened(data, max_pixels) as image:
+        return _probed(image, max_frames)
+
+
+def verify(data: bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> Probe:
+    """As `probe`, then decode the first frame and throw it away. RowFault also: truncated, broken."""
+    with _opened(data, max_pixels) as image:
+        found = _probed(image, max_frames)
+        _load(image)
+        width, height = _shown_size(image)  # a PNG may name its orientation after the pixels
+        return replace(found, width=width, height=height)
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first frame as RGB, upright. RowFault: those of `verify`, and unsupported_pixels."""
+    with _opened(data, max_pixels) as image:
+        _load(image)
+        step = _transpose_step(image)
+        rgb = _to_rgb(image)
+        return rgb if step is None else rgb.transpose(step)
+
+
+def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.float32]:
+    """RGB image -> (3, size, size), squashed by bicubic, normalised with CLIP's mean and deviation."""
+    from PIL import Image
+
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    mean, std = (np.array(v, np.float32) for v in (MEAN, STD))
+    values = (np.asarray(image).astype(np.float32) / np.float32(255) - mean) / std  # (H, W, 3)
+    return np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)
+
+
+def load_pixels(
+    images: Sequence[bytes], size: int, *, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.float32]:
+    """Encoded images -> (B, 3, size, size)."""
+    out = np.empty((len(images), 3, size, size), np.float32)
+    for row, data in enumerate(images):
+        out[row] = to_pixels(decode(data, max_pixels=max_pixels), size)
+    return out
+
+
+@contextmanager
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise RowFault("empty", "0 bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise RowFault("too_many_pixels", str(error)) from error
+    except UnidentifiedImageError as error:
+        raise _unread(data, _looks_like(data)) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # parsers of hostile headers raise anything
+        raise _unread(data, _said(error)) from error
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise RowFault("too_many_pixels", f"{width} x {height}, the limit is {max_pixels} pixels")
+        if width < 1 or height < 1:
+            raise RowFault("not_an_image", f"{width} x {height} pixels")
+        yield image
+
+
+def _probed(image: Image.Image, max_frames: int) -> Probe:
+    try:
+        num_frames = int(getattr(image, "n_frames", 1))
+    except MemoryError:
+        raise
+    except Exception as error:  # a broken chain of frames
+        raise RowFault("broken", _said(error)) from error
+    if num_frames > max_frames:
+        raise RowFault("too_many_frames", f"{num_frames} frames, the limit is {max_frames}")
+    width, height = _shown_size(image)
+    return Probe(format=image.format or "", width=width, height=height, num_frames=num_frames)
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of hostile data raise anything
+        raise RowFault("truncated" if _ends_early(error) else "broken", _said(error)) from error
+
+
+def _ends_early(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, EOFError) or "truncated" in said or "not enough image data" in said
+
+
+def _shown_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # Pillow turns TIFF itself
+    return (image.height, image.width) if turned else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info and "xmp" not in image.info:
+        return 1  # asking Pillow would decode the whole image
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # unreadable EXIF: every viewer shows the pixels as stored
+        return 1
+
+
+def _transpose_step(image: Image.Image) -> Image.Transpose | None:
+    from PIL.Image import Transpose
+
+    if image.format == "TIFF":
+        return None
+    steps = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return steps.get(_orientation(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return _from_16_bits(image)
+    if image.mode in ("I", "F", "LAB"):
+        raise RowFault("unsupported_pixels", f"mode {image.mode} has no agreed way to RGB")
+    if image.mode == "CMYK":
+        return _from_cmyk(image)
+    if image.has_transparency_data:
+        return _on_white(image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    scaled = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 / 257 = 255
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            srgb = ImageCms.createProfile("sRGB")
+            found = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError):  # a broken profile is as good as none
+            return image.convert("RGB")
+        assert found is not None  # only with inPlace
+        return found
+    return image.convert("RGB")
+
+
+def _on_white(rgba: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    white = Image.new("RGB", rgba.size, (255, 255, 255))
+    white.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
+    return white
+
+
+def _unread(data: bytes, said: str) -> RowFault:
+    for name, start, end in _SIGNATURES:
+        if data.startswith(start):
+            why = "broken" if end in data[-64:] else "truncated"
+            return RowFault(why, f"it starts as {name}, but its header cannot be read")
+    return RowFault("not_an_image", said)
+
+
+def _looks_like(data: bytes) -> str:
+    head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    kind = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    seen = f"it looks like {kind}" if kind else f"it starts with {data[:8]!r}"
+    return f"{seen}; accepted: {', '.join(FORMATS)}"
+
+
+_SIGNATURES = (
+    ("JPEG", b"\xff\xd8\xff", b"\xff\xd9"),
+    ("PNG", b"\x89PNG\r\n\x1a\n", b"IEND"),
+)
+_MARKS = (
+    (b"<!doctype html", "HTML"),
+    (b"<html", "HTML"),
+    (b"<svg", "SVG"),
+    (b"<?xml", "XML or SVG"),
+    (b"%!ps", "PostScript"),
+    (b"%pdf", "PDF"),
+    (b"{", "JSON"),
+)
+
+
+def _said(error: Exception) -> str:
+    """The decoder's words, without memory addresses: the same bytes give the same text."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")[:300]

@@ -1,0 +1,180 @@
+"""Score histograms, loss curves and the result table: a step's schema says whether it holds such rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vlpipe.stages.report.html import count, esc, number, number_table, share
+from vlpipe.stages.report.svg import Scale, axes, bar, chart, line
+from vlpipe.stages.report.texts import Scores
+from vlpipe.stages.report.view import RunView, StepView
+from vlpipe.stages.row import LOSSES, RESULTS
+
+NUM_BINS = 25
+MAX_POINTS = 240  # per line; more are averaged in buckets
+MIN_SMOOTHED = 40
+NUM_COLOURS = 8
+FATES = (("kept", "kept"), ("dropped", "fault"), ("not judged", "made"))  # how it is named, its colour
+
+Floats = npt.NDArray[np.float64]
+
+
+def histograms(scores: Sequence[Scores]) -> str:
+    """One panel per source of texts: its scores, stacked by what became of the text."""
+    if not scores:
+        return ""
+    low = min(0.0, *(float(s.values.min()) for s in scores))
+    high = max(1.0, *(float(s.values.max()) for s in scores))
+    panels = "".join(_histogram(one, low, high) for one in scores)
+    keys = " ".join(f'<span class="key {css}"></span>{name}' for name, css in FATES)
+    return f'<div class="panels">{panels}</div><p class="legend">{keys}</p>'
+
+
+def _histogram(scores: Scores, low: float, high: float) -> str:
+    edges = np.linspace(low, high, NUM_BINS + 1)
+    fates = [scores.kept == 1, scores.kept == 0, scores.kept < 0]
+    counts = [np.histogram(scores.values[fate], edges)[0] for fate in fates]  # (3, NUM_BINS)
+    tallest = int(np.sum(counts, axis=0).max())
+    scale = Scale(low, high, 0, tallest * 1.08)
+    bars = []
+    for k in range(NUM_BINS):
+        base = 0
+        for (name, css), column in zip(FATES, counts, strict=True):
+            if column[k]:
+                title = f"{edges[k]:.2f} to {edges[k + 1]:.2f}: {count(int(column[k]))} {name}"
+                bars.append(bar(scale, edges[k], edges[k + 1], base, base + column[k], css, title))
+            base += int(column[k])
+    num, num_kept = len(scores.values), int(fates[0].sum())
+    note = f"{count(num)} scored, {count(num_kept)} kept ({share(num_kept, num)})"
+    return _panel(
+        f"{scores.source} texts", note, chart(f"scores of {scores.source} texts", axes(scale) + "".join(bars))
+    )
+
+
+def _panel(title: str, note: str, body: str) -> str:
+    """`note` is HTML."""
+    caption = f'<b>{esc(title)}</b> <span class="note">{note}</span>'
+    return f"<figure><figcaption>{caption}</figcaption>{body}</figure>"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One loss of one step."""
+
+    step: str
+    css: str
+    x: Floats
+    y: Floats
+    num_lost: int  # values that are no number
+
+
+def losses(run: RunView) -> str:
+    steps = [s for s in run.steps if _holds(s, LOSSES)]
+    panels: dict[str, list[Curve]] = {}
+    for k, step in enumerate(steps):
+        for name, curve in _curves(step, f"line c{k % NUM_COLOURS}"):
+            panels.setdefault(name, []).append(curve)
+    if not panels:
+        return ""
+    body = "".join(_losses_panel(name, curves) for name, curves in panels.items())
+    return f'<div class="panels">{body}</div>'
+
+
+def _holds(step: StepView, schema: pa.Schema) -> bool:
+    return step.dataset is not None and step.dataset.num_rows > 0 and step.dataset.schema.equals(schema)
+
+
+def _curves(step: StepView, css: str) -> Iterator[tuple[str, Curve]]:
+    assert step.dataset is not None
+    table = step.dataset.table()
+    names = np.asarray(table["name"].to_pylist(), object)
+    xs, ys = (np.asarray(table[c].to_pylist(), np.float64) for c in ("step", "value"))
+    for name in dict.fromkeys(names):
+        here = names == name
+        finite = here & np.isfinite(ys)
+        order = np.argsort(xs[finite], kind="stable")
+        curve = Curve(step.name, css, xs[finite][order], ys[finite][order], int(here.sum() - finite.sum()))
+        yield str(name), curve
+
+
+def _losses_panel(name: str, curves: Sequence[Curve]) -> str:
+    drawn = [c for c in curves if len(c.x)]
+    legend = "".join(_last(c) for c in curves)
+    if not drawn:
+        return _panel(name, legend, "<p>no value is a number</p>")
+    xs, ys = (np.concatenate([getattr(c, axis) for c in drawn]) for axis in ("x", "y"))
+    low, high = float(ys.min()), float(ys.max())
+    pad = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    scale = Scale(float(xs.min()), float(xs.max()), 0.0 if 0 <= low < 0.3 * high else low - pad, high + pad)
+    body = axes(scale) + "".join(_lines(scale, c) for c in drawn)
+    return _panel(name, legend, chart(f"{name} by step", body))
+
+
+def _last(curve: Curve) -> str:
+    lost = f", {count(curve.num_lost)} not a number" if curve.num_lost else ""
+    last = f"{number(float(curve.y[0]))} &rarr; {number(float(curve.y[-1]))}" if len(curve.y) else "-"
+    return f'<span class="curve"><span class="key {curve.css}"></span>{esc(curve.step)} {last}{lost}</span>'
+
+
+def _lines(scale: Scale, curve: Curve) -> str:
+    """Long curves: bucket means, faint, below their moving average."""
+    x, y = _bucketed(curve.x, curve.y)
+    if len(x) < MIN_SMOOTHED:
+        return line(scale, x.tolist(), y.tolist(), curve.css, curve.step)
+    faint = line(scale, x.tolist(), y.tolist(), f"{curve.css} faint", curve.step)
+    return faint + line(scale, x.tolist(), _smooth(y).tolist(), curve.css, f"{curve.step}, smoothed")
+
+
+def _bucketed(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    if len(x) <= MAX_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), MAX_POINTS)
+    return np.array([x[p].mean() for p in parts]), np.array([y[p].mean() for p in parts])
+
+
+def _smooth(y: Floats) -> Floats:
+    """Mean of a twentieth of the curve around each point, narrower at the ends."""
+    half = max(1, len(y) // 40)
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    at = np.arange(len(y))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(y))
+    smoothed: Floats = (total[high] - total[low]) / (high - low)
+    return smoothed
+
+
+def results(run: RunView) -> str:
+    """Metrics as rows, evaluation steps as columns."""
+    steps = [s for s in run.steps if _holds(s, RESULTS)]
+    values: dict[str, dict[str, tuple[float | None, int | None]]] = {}
+    for step in steps:
+        assert step.dataset is not None
+        for row in step.dataset.table().to_pylist():
+            values.setdefault(row["name"], {})[step.name] = (row["value"], row["num_rows"])
+    if not values:
+        return ""
+    names = [s.name for s in steps]
+    return number_table(names, "".join(_metric(name, found, names) for name, found in values.items()))
+
+
+def _metric(name: str, found: Mapping[str, tuple[float | None, int | None]], steps: Sequence[str]) -> str:
+    parent, _, child = name.partition("/")
+    label = f'<td class="sub">{esc(child)}</td>' if child else f"<td><b>{esc(parent)}</b></td>"
+    return f"<tr>{label}{''.join(_cell(found.get(step)) for step in steps)}</tr>"
+
+
+def _cell(value: tuple[float | None, int | None] | None) -> str:
+    if value is None:
+        return '<td class="num"></td>'
+    score, num_rows = value
+    is_share = score is not None and math.isfinite(score) and 0 <= score <= 1
+    meter = f'<i class="meter" style="width:{100 * (score or 0):.1f}%"></i>' if is_share else ""
+    meter = meter and f'<i class="track">{meter}</i>'
+    title = "" if num_rows is None else f' title="{count(num_rows)} rows"'
+    shown = f"{score:.3f}" if is_share else number(score)
+    return f'<td class="num"{title}>{shown}{meter}</td>'

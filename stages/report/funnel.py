@@ -1,0 +1,111 @@
+"""The funnel: per step how many rows came in, how many went on, and why the others did not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vlpipe.pipeline.shard import Reject
+from vlpipe.stages.report.html import count, esc, seconds, share, stranger
+from vlpipe.stages.report.view import RunView, StepView
+
+MAX_EXAMPLES = 3  # of rejects, per reason
+MAX_DETAIL = 200  # characters
+STATUS = {"done": "good", "running": "busy", "failed": "bad"}
+
+
+def funnel(run: RunView) -> str:
+    largest = max((s.rows_in for s in run.steps if s.drops_rows), default=0)
+    head = "".join(
+        f'<th class="{"num" if name in NUMBERS else ""}">{name}</th>'
+        for name in ("step", "rows", "in", "out", "rejected", "time")
+    )
+    rows = "".join(_step(step, largest) for step in run.steps)
+    return (
+        f'<div class="scroll"><table class="funnel"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>{_LEGEND}"
+    )
+
+
+NUMBERS = {"in", "out", "rejected", "time"}
+_LEGEND = (
+    '<p class="legend"><span class="key kept"></span>went on '
+    '<span class="key filtered"></span>filtered by a rule <span class="key fault"></span>fault</p>'
+)
+
+
+def _step(step: StepView, largest: int) -> str:
+    rejected = count(step.num_rejected) if step.num_rejected else ""
+    use = esc(step.use).replace(":", ":<wbr>")  # where a long name may break
+    name = f"<b>{esc(step.name)}</b>{_status(step.status)}<br><code>{use}</code>"
+    return (
+        f'<tr><td class="name">{name}</td>'
+        f'<td class="wide">{_bar(step, largest)}{_details(step)}</td>'
+        f'<td class="num">{count(step.rows_in)}</td><td class="num">{count(step.rows_out)}</td>'
+        f'<td class="num">{rejected}</td><td class="num">{seconds(step.seconds)}</td></tr>'
+    )
+
+
+def _status(status: str) -> str:
+    return "" if status == "done" else f' <span class="chip {STATUS.get(status, "")}">{esc(status)}</span>'
+
+
+def _bar(step: StepView, largest: int) -> str:
+    """Lengths are parts of the largest step's, so that all bars compare."""
+    if not step.drops_rows:
+        said = f"writes {count(step.rows_out)} rows of its own" if step.rows_out else ""
+        return f'<span class="note">{said}</span>'
+    parts = (("kept", step.rows_out), ("filtered", step.num_of("filtered")), ("fault", step.num_of("fault")))
+    segments = "".join(
+        f'<i class="{css}" style="width:{100 * rows / largest:.2f}%" title="{css}: {count(rows)}"></i>'
+        for css, rows in parts
+        if rows
+    )
+    return f'<div class="bar">{segments}</div>'
+
+
+def _details(step: StepView) -> str:
+    ordered = sorted(step.rejects.items(), key=lambda item: (-item[1], item[0]))
+    chips = "".join(_reason(code, rows, step.rows_in) for code, rows in ordered)
+    reasons = f'<div class="reasons">{chips}</div>' if chips else ""
+    inner = _params(step.params) + _examples(step.rejects_sample)
+    more = f"<details><summary>parameters and examples</summary>{inner}</details>" if inner else ""
+    return reasons + more
+
+
+def _reason(code: str, rows: int, rows_in: int) -> str:
+    kind, _, why = code.partition(":")
+    css = "filtered" if kind == "filtered" else "fault"
+    numbers = f"<b>{count(rows)}</b> <small>{share(rows, rows_in)}</small>"
+    return f'<span class="reason {css}">{esc(why)} {numbers}</span>'
+
+
+def _params(params: Mapping[str, Any]) -> str:
+    if not params:
+        return ""
+    rows = "".join(
+        f"<tr><td><code>{esc(name)}</code></td><td><code>{esc(_value(value))}</code></td></tr>"
+        for name, value in params.items()
+    )
+    return f'<table class="params">{rows}</table>'
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return stranger(text)
+
+
+def _examples(sample: Any) -> str:
+    by_reason: dict[str, list[Reject]] = {}
+    for reject in sample:
+        by_reason.setdefault(f"{reject.kind}:{reject.why}", []).append(reject)
+    lines = [r for code in sorted(by_reason) for r in by_reason[code][:MAX_EXAMPLES]]
+    if not lines:
+        return ""
+    rows = "".join(
+        f"<tr><td>{esc(r.why)}</td><td><code title='{esc(r.id)}'>{esc(r.id[:10])}</code></td>"
+        f"<td>{esc(stranger(r.detail, MAX_DETAIL))}</td></tr>"
+        for r in lines
+    )
+    return f'<table class="params">{rows}</table>'

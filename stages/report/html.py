@@ -1,0 +1,79 @@
+"""Text for a page: escaped, short, without secrets. Captions and URLs come from strangers."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
+_CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
+
+
+def esc(value: object) -> str:
+    """Safe in text and in quoted attributes. Control marks and those that reorder text become visible."""
+    return html.escape(_CONTROL.sub("\ufffd", str(value)), quote=True)
+
+
+def without_secrets(text: str) -> str:
+    """URLs in `text` without user name, password, query and fragment: tokens live there."""
+    return _URL.sub(lambda found: _bare_url(found[0]), text)
+
+
+def stranger(text: str, max_chars: int = 1000) -> str:
+    """Text from outside for a reader: no secrets, digests cut to ten digits, not too long."""
+    short = _DIGEST.sub(lambda found: found[0][:10], without_secrets(text))
+    return short if len(short) <= max_chars else short[:max_chars] + "..."
+
+
+def _bare_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+        host = parts.hostname or ""
+    except ValueError:  # a stranger's URL, beyond parsing
+        return url.split("://", 1)[0] + "://..."
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path}"
+
+
+def count(number: int) -> str:
+    return f"{number:,}"
+
+
+def share(part: int, whole: int) -> str:
+    """`12.3 %`; `< 0.1 %` rather than nothing."""
+    if not whole or not part:
+        return "0 %"
+    percent = 100 * part / whole
+    if percent < 0.1:
+        return "&lt; 0.1 %"
+    return f"{percent:.1f} %" if percent < 99.95 or part == whole else "99.9 %"
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; a dash for none."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def number_table(columns: Sequence[str], rows: str) -> str:
+    """A table with a first column of names and then numbers; `rows` is HTML."""
+    head = "".join(f'<th class="num">{esc(name)}</th>' for name in columns)
+    inner = f"<thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="scroll"><table class="results">{inner}</table></div>'

@@ -1,0 +1,119 @@
+"""Texts and their scores: which step holds them, and how many of each source there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.stage import Dataset
+from vlpipe.stages.report.html import count, esc, number_table, share
+from vlpipe.stages.report.view import RunView, StepView
+from vlpipe.stages.row import TEXTS
+
+MAX_ROWS = 200_000  # whose texts are read, from shards spread over the step
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The scored texts of one source. kept: 1 yes, 0 no, -1 nobody judged."""
+
+    source: str
+    values: npt.NDArray[np.float32]
+    kept: npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """All texts that were read: per source how many there are, are kept, are dropped; and the scores."""
+
+    step: str
+    num_rows: int
+    sources: tuple[tuple[str, int, int, int], ...]  # source, texts, kept, dropped
+    scores: tuple[Scores, ...]
+
+    @property
+    def num_scored(self) -> int:
+        return sum(len(s.values) for s in self.scores)
+
+
+def has_texts(step: StepView) -> bool:
+    data = step.dataset
+    return data is not None and data.num_rows > 0 and "texts" in data.schema.names and _type(data) == TEXTS
+
+
+def _type(data: Dataset) -> pa.DataType:
+    return data.schema.field("texts").type
+
+
+def spread(data: Dataset, max_shards: int) -> Dataset:
+    """At most so many of its shards, evenly spaced, the first among them."""
+    at = np.unique(np.linspace(0, len(data.shards) - 1, min(max_shards, len(data.shards))).astype(int))
+    return replace(data, shards=tuple(data.shards[k] for k in at))
+
+
+def judged_texts(run: RunView) -> Texts | None:
+    """Texts of the step with most scored ones, of equals the last: later steps drop rows with their texts."""
+    best: Texts | None = None
+    for step in (s for s in run.steps if has_texts(s)):
+        found = read_texts(step)
+        if best is None or found.num_scored >= best.num_scored:
+            best = found
+    return best
+
+
+def read_texts(step: StepView) -> Texts:
+    assert step.dataset is not None
+    data = step.dataset
+    num_shards = max(1, MAX_ROWS * len(data.shards) // max(MAX_ROWS, data.num_rows))
+    some = spread(data, num_shards)
+    flat = [_flatten(batch["texts"]) for batch in some.batches(["texts"])]
+    table = pa.concat_tables([*flat, _FLAT.empty_table()])
+    return Texts(step.name, some.num_rows, tuple(_sources(table)), tuple(_scores(table)))
+
+
+_FLAT = pa.schema([("source", pa.string()), ("score", pa.float32()), ("kept", pa.int8())])
+
+
+def _flatten(texts: pa.ChunkedArray) -> pa.Table:
+    each = pc.list_flatten(texts)
+    source, score, kept = (pc.struct_field(each, name) for name in ("source", "score", "kept"))
+    kept = pc.fill_null(pc.cast(kept, pa.int8()), -1)
+    return pa.table([pc.fill_null(source, "unknown"), score, kept], schema=_FLAT)
+
+
+def _sources(table: pa.Table) -> Iterator[tuple[str, int, int, int]]:
+    for source in _in_order(table):
+        kept = np.asarray(table.filter(pc.equal(table["source"], source))["kept"])
+        yield source, len(kept), int((kept == 1).sum()), int((kept == 0).sum())
+
+
+def _in_order(table: pa.Table) -> list[str]:
+    """The sources that are there: web before synth before human before any other."""
+    known = ["web", "synth", "human"]
+    there = set(table["source"].to_pylist())
+    return [s for s in known if s in there] + sorted(there.difference(known))
+
+
+def _scores(table: pa.Table) -> Iterator[Scores]:
+    scored = table.filter(pc.is_finite(pc.fill_null(table["score"], float("nan"))))
+    for source in _in_order(scored):
+        here = scored.filter(pc.equal(scored["source"], source))
+        yield Scores(source, np.asarray(here["score"], np.float32), np.asarray(here["kept"], np.int8))
+
+
+def text_table(texts: Texts) -> str:
+    rows = "".join(_source_row(*one) for one in texts.sources)
+    return number_table(("texts", "kept", "dropped", "not judged", "kept of judged"), rows)
+
+
+def _source_row(source: str, num: int, kept: int, dropped: int) -> str:
+    judged = kept + dropped
+    cells = [*(count(n) for n in (num, kept, dropped, num - judged)), share(kept, judged) if judged else ""]
+    name = f'<td><span class="source {esc(source)}">{esc(source)}</span></td>'
+    numbers = "".join(f'<td class="num">{cell}</td>' for cell in cells)
+    return f"<tr>{name}{numbers}</tr>"

@@ -1,0 +1,56 @@
+"""What the report page is made of: one record per step, filled in from manifests and receipts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlpipe.pipeline.shard import Reject
+from vlpipe.pipeline.stage import Dataset
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepView:
+    """One step.
+
+    rejects: "kind:why" -> rows, as receipts have it. inputs: names of the steps it reads rows from.
+    dataset: its shards, None while it has none. rejects_sample: some of its rejects, best all of a few evenly
+    spaced shards with the first: the gallery shows those that it finds among the first rows of such shards.
+    """
+
+    name: str
+    use: str
+    status: str  # done | running | waiting | failed
+    rows_in: int = 0
+    rows_out: int = 0
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    seconds: float | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[str] = ()
+    dataset: Dataset | None = None
+    rejects_sample: Sequence[Reject] = ()
+
+    @property
+    def num_rejected(self) -> int:
+        return sum(self.rejects.values())
+
+    def num_of(self, kind: str) -> int:
+        return sum(n for code, n in self.rejects.items() if code.startswith(f"{kind}:"))
+
+    @property
+    def drops_rows(self) -> bool:
+        """Whether rows out are what is left of the rows in; else it reads rows and writes others."""
+        return self.rows_in > 0 and self.rows_in == self.rows_out + self.num_rejected
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunView:
+    """A workflow's run, its steps in file order."""
+
+    title: str
+    description: str
+    steps: Sequence[StepView]
+
+    def step(self, name: str) -> StepView | None:
+        return next((step for step in self.steps if step.name == name), None)

@@ -1,0 +1,130 @@
+"""From a recipe to what is trained: the model, its tokenizer, the objectives, and the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlpipe.models.build import build, find
+from vlpipe.models.features import Features
+from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.stages.train.recipe import MODELS, OBJECTIVES, Recipe
+
+
+class Net(nn.Module):
+    """Model and objectives as one module: one forward, so that DistributedDataParallel sees all of it, and
+    one state.
+    """
+
+    def __init__(self, model: Any, objectives: list[tuple[float, Any]]) -> None:
+        super().__init__()
+        self.model = model
+        self.objectives = nn.ModuleList(objective for _, objective in objectives)
+        for _, objective in objectives:
+            objective.bind(model)
+        self.losses: dict[str, tuple[int, float]] = {}  # name -> (its objective, its weight)
+        for i, (weight, objective) in enumerate(objectives):
+            for name in objective.LOSSES:
+                if name in self.losses:
+                    raise ValueError(f"objectives: wanted each once, but two give {name!r}")
+                self.losses[name] = (i, weight)
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The named scalars of all objectives, losses and diagnostics."""
+        features = Features(self.model, batch)
+        values: dict[str, Tensor] = {}
+        for objective in self._objectives():
+            values |= objective(self.model, batch, features)
+        return values
+
+    def _objectives(self) -> list[Any]:
+        return list(self.objectives)
+
+    def num_terms(self, batch: Mapping[str, Any]) -> list[float]:
+        """What each objective's mean runs over in `batch`: its own `num_terms(batch)` (tokens), or rows."""
+        return [
+            float(o.num_terms(batch) if hasattr(o, "num_terms") else len(batch["image_id"]))
+            for o in self._objectives()
+        ]
+
+
+def load_tokenizer(recipe: Recipe) -> Tokenizer:
+    source = recipe.tokenizer or recipe.init
+    assert source is not None, "checked by problems()"
+    return Tokenizer.from_vocab(source.path) if Path(source.path).is_file() else Tokenizer.load(source.path)
+
+
+def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
+    """A new model from `model`, or the one of `init` with what `model` changes in it."""
+    if recipe.init is None:
+        return _new_model(recipe, tokenizer)
+    spec = recipe.model_spec()
+    changes = {key: value for key, value in spec.items() if key != "use"}
+    model = find(spec["use"], MODELS).load(recipe.init.path, **changes)
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"init has {model.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: "
+            "leave out tokenizer to take the one of init"
+        )
+    return model
+
+
+def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
+    from vlpipe.models.checkpoints import init_bert, init_vit
+
+    model = build(recipe.model_spec(), MODELS, tokenizer=tokenizer)
+    if recipe.init_vit is not None:
+        init_vit(model, recipe.init_vit.path)
+    if recipe.init_bert is not None:
+        init_bert(model, recipe.init_bert.path)
+    return model
+
+
+def build_objectives(recipe: Recipe) -> list[tuple[float, Any]]:
+    return [(weight, build(spec, OBJECTIVES)) for weight, spec in recipe.objective_specs()]
+
+
+def build_net(recipe: Recipe, tokenizer: Tokenizer) -> Net:
+    """ValueError where the parts do not fit each other."""
+    model = build_model(recipe, tokenizer)
+    if recipe.max_text_length > model.config.max_text_length:
+        raise ValueError(
+            f"max_text_length: wanted at most the model's {model.config.max_text_length}, "
+            f"got {recipe.max_text_length}"
+        )
+    net = Net(model, build_objectives(recipe))
+    wanted = 1 + len(tokenizer.ids(recipe.prompt))
+    for objective in net.objectives:
+        if recipe.prompt and getattr(objective, "prompt_length", wanted) not in (0, wanted):
+            raise ValueError(
+                f"prompt_length: wanted {wanted}, [DEC] and {recipe.prompt!r}, got {objective.prompt_length}"
+            )
+    return net.train()
+
+
+def decay_groups(net: Net, no_decay: Sequence[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(those that decay, those that do not: scalars, vectors, what `no_decay` names). In BLIP all decay."""
+    params = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    for part in no_decay:
+        if not any(part in name for name in params):
+            some = ", ".join(list(params)[:5])
+            raise ValueError(f"no_decay: no parameter has {part!r} in its name; they are like {some}")
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, p in params.items():
+        is_vector = sum(size > 1 for size in p.shape) <= 1  # a class token (1, 1, D) is one too
+        groups[is_vector or any(part in name for part in no_decay)].append(p)
+    return groups
+
+
+def build_optimiser(net: Net, recipe: Recipe) -> torch.optim.AdamW:
+    decayed, others = decay_groups(net, recipe.no_decay)
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.lr,
+        betas=recipe.betas,
+        fused=True,  # one call instead of ten per parameter: small models are limited by such calls
+    )

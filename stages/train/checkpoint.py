@@ -1,0 +1,50 @@
+"""Checkpoints that hold the whole run, written whole or not at all."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """`000000500.pt` is the state after 500 steps. The last `keep` of them stay in `folder`."""
+
+    folder: str
+    keep: int = 2
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        import torch
+
+        store = Store(self.folder)
+        with store.writing(f"{step:09d}.pt") as part:
+            torch.save(state, part)
+        kept = self._finished(store)[-self.keep :]
+        for name in store.list():
+            if name not in kept:  # older ones, and parts of an attempt that was killed
+                store.remove(name)
+
+    def latest(self) -> dict[str, Any] | None:
+        """The newest state, its tensors on the CPU; None when there is none."""
+        import torch
+
+        store = Store(self.folder)
+        finished = self._finished(store)
+        if not finished:
+            return None
+        path = store.path(finished[-1])
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise VlpipeError(
+                f"checkpoint {path} cannot be read ({error}); remove it to go on from an older one"
+            ) from error
+        return state
+
+    @staticmethod
+    def _finished(store: Store) -> list[str]:
+        return [name for name in store.list() if name.endswith(".pt")]

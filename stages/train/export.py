@@ -1,0 +1,35 @@
+"""Hand a trained model to transformers: a folder that `from_pretrained` opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from vlpipe.pipeline.stage import GatherStage, Job, Weights
+
+EXPORTED = pa.schema([("file", pa.string()), ("num_bytes", pa.int64())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportHF(GatherStage):
+    """Artifacts: a folder for BlipForConditionalGeneration, or BlipForImageTextRetrieval. Rows: its files."""
+
+    model: Weights
+    kind: Literal["captioner", "retrieval"]
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return EXPORTED
+
+    def run(self, job: Job) -> None:
+        from vlpipe.models.blip import Blip
+        from vlpipe.models.checkpoints import export_captioner, export_retrieval
+        from vlpipe.models.tokenizer import Tokenizer
+
+        export = {"captioner": export_captioner, "retrieval": export_retrieval}[self.kind]
+        export(Blip.load(self.model.path), Tokenizer.load(self.model.path), job.artifacts)
+        files = sorted(path for path in Path(job.artifacts).rglob("*") if path.is_file())
+        names = [path.relative_to(job.artifacts).as_posix() for path in files]
+        job.emit(pa.table([names, [path.stat().st_size for path in files]], schema=EXPORTED))

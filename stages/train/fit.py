@@ -1,0 +1,173 @@
+"""The training loop: a plain function that Ray Train runs on each worker, or this process on its own.
+
+A step depends on nothing but the state before it: its batch follows from its number, dropout from
+(seed, step, rank). So a run that is killed and resumed at any step ends as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vlpipe.models import distributed
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.stages.train.checkpoint import Checkpoints
+from vlpipe.stages.train.collapse import ALARM, collapsed, message
+from vlpipe.stages.train.progress import Progress
+from vlpipe.stages.train.run import Run, prepare
+from vlpipe.stages.train.runtime import reproducible, seed_all
+from vlpipe.stages.train.schedule import learning_rate
+
+
+def fit(config: Mapping[str, Any]) -> None:
+    """Train `config["recipe"]` on `config["inputs"]`, or go on from the last checkpoint in `config["work"]`.
+
+    Leaves `work/result`: model, `tokenizer/` and `losses.json`.
+    """
+    work = Path(config["work"])
+    checkpoints = Checkpoints(str(work / "checkpoints"))
+    with reproducible():
+        run = prepare(config["recipe"], config["inputs"])
+        if state := checkpoints.latest():
+            run.restore(state)
+        train(run, work / "progress.log", checkpoints)
+        if distributed.rank() == 0:
+            write_result(run, work / "result")
+
+
+def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
+    """The remaining steps."""
+    recipe, rank, world_size = run.recipe, distributed.rank(), distributed.world_size()
+    progress = Progress(progress_log, step=run.step, num_steps=run.num_steps, batch_size=recipe.batch_size)
+    with run.loader.batches(run.step, rank, world_size, pin=run.device.type == "cuda") as batches:
+        while run.step < run.num_steps:
+            train_step(run, list(islice(batches, recipe.accumulate)))
+            if _due(run, recipe.log_every):
+                means = log(run)
+                alarm = watch(run)
+                if rank == 0:
+                    progress.report(run.step, means)
+                    if alarm:
+                        progress.say(alarm)
+            if _due(run, recipe.checkpoint_every) and rank == 0:
+                checkpoints.save(run.step, run.state())
+
+
+def _due(run: Run, every: int) -> bool:
+    return run.step % every == 0 or run.step == run.num_steps
+
+
+def train_step(run: Run, batches: Sequence[Mapping[str, Any]]) -> None:
+    """One optimiser step over the micro-batches of this rank."""
+    recipe = run.recipe
+    seed_all(recipe.seed, run.step, distributed.rank())
+    lr = learning_rate(recipe, run.step, run.num_steps, run.loader.samples_per_epoch)
+    for group in run.optimiser.param_groups:
+        group["lr"] = lr
+    values = accumulate(run, batches)
+    values["grad_norm"] = clip(run, values)
+    run.optimiser.step()
+    run.optimiser.zero_grad(set_to_none=True)
+    for name, value in values.items():
+        run.sums[name] = run.sums[name] + value if name in run.sums else value
+    run.num_summed += 1
+    run.step += 1
+
+
+def accumulate(run: Run, batches: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Forward and backward of all micro-batches; gradients are exchanged in the last. The step's values."""
+    values: dict[str, Tensor] = {}
+    for micro, (batch, shares) in enumerate(zip(batches, micro_shares(run, batches), strict=True)):
+        is_last = micro == len(batches) - 1
+        with nullcontext() if is_last or run.parallel is run.net else run.parallel.no_sync():
+            parts = losses(run, batch, shares, len(batches))
+            torch.autograd.backward(parts["loss"])
+        for name, part in parts.items():
+            part = part.detach().double()
+            values[name] = values[name] + part if name in values else part
+    return values
+
+
+def losses(run: Run, batch: Mapping[str, Any], shares: Sequence[float], num_micro: int) -> dict[str, Tensor]:
+    """A micro-batch's part of each value of the step, and `loss`, the weighted sum of the losses."""
+    here = {k: v.to(run.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
+        values: dict[str, Tensor] = run.parallel(here)
+    parts: dict[str, Tensor] = {"loss": torch.zeros((), device=run.device)}
+    for name, value in values.items():
+        if name in run.net.losses:
+            objective, weight = run.net.losses[name]
+            parts[name] = value * shares[objective]
+            parts["loss"] = parts["loss"] + weight * parts[name]
+        else:
+            parts[name] = value / num_micro
+    return parts
+
+
+def micro_shares(run: Run, batches: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Per micro-batch and objective: its share of the terms (tokens, rows) of the step; they sum to 1.
+
+    So K micro-batches of B equal one batch of K x B wherever a loss is a mean of independent terms. Contrast
+    and hard negatives are not that: their candidates are those of the micro-batch (and the queue).
+    """
+    if len(batches) == 1:
+        return [[1.0] * len(run.net.objectives)]
+    counts = torch.tensor([run.net.num_terms(b) for b in batches], dtype=torch.float64, device=run.device)
+    if distributed.world_size() > 1:
+        dist.all_reduce(counts)  # (micro, objective)
+    shares: list[list[float]] = (counts / counts.sum(0).clamp(min=1)).tolist()
+    return shares
+
+
+def clip(run: Run, values: Mapping[str, Tensor]) -> Tensor:
+    """Clip the gradient and return its norm. Raises before what is not finite reaches the weights."""
+    params = [p for p in run.net.parameters() if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(params, run.recipe.clip_norm or math.inf).double()
+    if not math.isfinite(norm + values["loss"]):
+        found = {**values, "gradient norm": norm}
+        raise VlpipeError(
+            f"training: step {run.step} is not finite ("
+            + ", ".join(f"{name} {float(value):.6g}" for name, value in found.items())
+            + "). The last checkpoint is good. Lower lr, raise warmup_steps, or set precision: fp32"
+        )
+    return norm
+
+
+def log(run: Run) -> dict[str, float]:
+    """Turn the sums since the last rows into rows: means over steps and ranks, equal on all ranks."""
+    means = torch.stack(list(run.sums.values())) / run.num_summed
+    if distributed.world_size() > 1:
+        dist.all_reduce(means)
+        means /= distributed.world_size()
+    found = dict(zip(run.sums, means.tolist(), strict=True))
+    found["lr"] = float(run.optimiser.param_groups[0]["lr"])
+    run.rows += [(run.step, name, value) for name, value in found.items()]
+    run.sums, run.num_summed = {}, 0
+    return found
+
+
+def watch(run: Run) -> str:
+    """Raise the collapse alarm, once: what to say, and a loss row."""
+    after = run.recipe.warmup_steps + run.recipe.collapse_after
+    loss = collapsed(run.rows, after)
+    if loss is None or any(name == ALARM for _, name, _ in run.rows):
+        return ""
+    if run.recipe.on_collapse == "fail":
+        raise VlpipeError(message(run.step, loss))
+    run.rows.append((run.step, ALARM, loss))
+    return message(run.step, loss)
+
+
+def write_result(run: Run, folder: Path) -> None:
+    run.net.model.save(folder)
+    run.loader.tokenizer.save(folder / "tokenizer")
+    (folder / "losses.json").write_text(json.dumps(run.rows))

@@ -1,0 +1,136 @@
+"""Which sample comes when. Everything is a function of (seed, epoch, place), so a step number is the whole
+loader state.
+
+Row groups are permuted, and samples are shuffled within windows of whole row groups: a window is what fits
+in memory, and it holds everything when the set is small. Each rank gets one contiguous part of the epoch;
+its batches run on from one epoch into the next, so no sample is dropped or padded and no batch is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vlpipe.pipeline.errors import VlpipeError
+
+Ints = npt.NDArray[np.int64]
+UNITS, SHARE, EXTRA, WINDOW = range(
+    4
+)  # what a generator draws: each has its own, so that none shifts another
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Sample number `index` of row group `unit`, met at `place` of `epoch`."""
+
+    unit: int
+    index: int
+    epoch: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Samples `start` to `stop` of an epoch: `sizes[i]` of them from row group `units[i]`."""
+
+    epoch: int
+    start: int
+    stop: int
+    units: Ints
+    sizes: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How often the samples of one input come in an epoch: `whole` times each, and `extra` drawn ones once
+    more.
+    """
+
+    counts: Ints  # samples in each row group
+    whole: int
+    extra: int
+
+    @classmethod
+    def of(cls, counts: Sequence[int], weight: float) -> Share:
+        total = sum(counts)
+        return cls(np.asarray(counts, np.int64), int(weight), round((weight - int(weight)) * total))
+
+    @property
+    def num_samples(self) -> int:
+        return self.whole * int(self.counts.sum()) + self.extra
+
+    def sizes(self, rng: np.random.Generator) -> Ints:
+        """Samples of each row group in one epoch. Systematic: every sample has the same chance, the sum is
+        constant.
+        """
+        total = max(1, int(self.counts.sum()))
+        ends = (np.cumsum(self.counts) * self.extra + rng.integers(total)) // total
+        return self.whole * self.counts + np.diff(ends, prepend=0)
+
+
+class Order:
+    """The samples of all epochs. Row groups (units) are numbered through all inputs."""
+
+    def __init__(self, shares: Sequence[Share], *, seed: int, window: int) -> None:
+        self.shares, self.seed, self.window = shares, seed, window
+        self.counts = np.concatenate([share.counts for share in shares])
+        self.samples_per_epoch = sum(share.num_samples for share in shares)
+        if not self.samples_per_epoch:
+            raise VlpipeError(
+                "training: no samples; every text was dropped or is empty, or every mix weight is 0"
+            )
+
+    def windows(self, epoch: int) -> list[Window]:
+        """The windows of an epoch, in order."""
+        sizes = np.concatenate([s.sizes(self._rng(SHARE, epoch, i)) for i, s in enumerate(self.shares)])
+        units = self._rng(UNITS, epoch).permutation(len(sizes))
+        units = units[sizes[units] > 0]
+        ends = np.cumsum(sizes[units])
+        found: list[Window] = []
+        first, start = 0, 0
+        while first < len(units):
+            last = min(int(np.searchsorted(ends, start + self.window)), len(units) - 1)
+            here = units[first : last + 1]
+            found.append(Window(epoch, start, int(ends[last]), here, sizes[here]))
+            first, start = last + 1, int(ends[last])
+        return found
+
+    def samples(self, window: Window) -> list[Sample]:
+        """All samples of a window, shuffled."""
+        picks = [
+            self._picks(window.epoch, int(unit), int(size))
+            for unit, size in zip(window.units, window.sizes, strict=True)
+        ]
+        unit, index = np.repeat(window.units, window.sizes), np.concatenate(picks)
+        shuffled = self._rng(WINDOW, window.epoch, window.start).permutation(len(unit))
+        return [
+            Sample(int(unit[k]), int(index[k]), window.epoch, window.start + at)
+            for at, k in enumerate(shuffled)
+        ]
+
+    def _picks(self, epoch: int, unit: int, size: int) -> Ints:
+        whole, extra = divmod(size, int(self.counts[unit]))
+        drawn = self._rng(EXTRA, epoch, unit).permutation(int(self.counts[unit]))[:extra]
+        return np.concatenate([np.tile(np.arange(self.counts[unit]), whole), drawn])
+
+    def _rng(self, *what: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, *what))
+
+    def of_rank(self, rank: int, world_size: int, skip: int = 0) -> Iterator[list[Sample]]:
+        """The rank's samples without end, window by window, after the first `skip` of them."""
+        start = rank * self.samples_per_epoch // world_size
+        stop = (rank + 1) * self.samples_per_epoch // world_size
+        if start == stop:
+            raise VlpipeError(
+                f"training: {self.samples_per_epoch} sample(s) are too few for {world_size} workers"
+            )
+        epoch, skip = divmod(skip, stop - start)
+        while True:
+            for window in self.windows(epoch):
+                low, high = max(start + skip, window.start), min(stop, window.stop)
+                if low < high:
+                    yield self.samples(window)[low - window.start : high - window.start]
+            epoch, skip = epoch + 1, 0

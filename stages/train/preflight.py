@@ -1,0 +1,72 @@
+"""What can be known of a recipe before it runs: whether its parts exist and fit, what the run will take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vlpipe.models.tokenizer import SPECIAL, Tokenizer
+from vlpipe.stages.train.build import build_net, build_objectives, decay_groups, load_tokenizer
+from vlpipe.stages.train.recipe import Recipe
+
+BERT_VOCABULARY = 30524  # for an estimate when the tokenizer is not trained yet
+
+
+def part_problems(recipe: Recipe) -> list[str]:
+    """Build model and objectives without memory. With `init` of a step above, its model is not there yet."""
+    try:
+        if recipe.init is None:
+            with torch.device("meta"):
+                net = build_net(_without_files(recipe), _tokenizer(recipe))
+            decay_groups(net, recipe.no_decay)
+        else:
+            build_objectives(recipe)
+    except (ValueError, TypeError, ImportError) as error:
+        return [str(error)]
+    return []
+
+
+def estimate(recipe: Recipe, num_rows: int) -> str:
+    """One line. An epoch is taken as one sample per row; `num_rows` 0: not known yet."""
+    device = "GPU" if recipe.gpu else "CPU"
+    told = [
+        _duration(recipe, num_rows),
+        f"{recipe.num_workers} {device} worker(s), {recipe.micro_batch_size:,} samples at a time on each",
+    ]
+    if recipe.init is None:
+        num_params, num_bytes = _sizes(recipe)
+        told.append(f"{num_params / 1e6:.1f} M parameters, {3 * num_bytes / 1e9:.2f} GB for checkpoints")
+    return "; ".join(told)
+
+
+def _duration(recipe: Recipe, num_rows: int) -> str:
+    if recipe.steps is None and not num_rows:
+        return f"{recipe.epochs} epochs in batches of {recipe.batch_size:,}"
+    steps = recipe.num_steps(num_rows)
+    samples = steps * recipe.batch_size
+    epochs = f" ({samples / num_rows:.1f} epochs of {num_rows:,} rows)" if num_rows else ""
+    return f"{steps:,} steps of {recipe.batch_size:,} = {samples:,} samples{epochs}"
+
+
+def _sizes(recipe: Recipe) -> tuple[int, int]:
+    """(parameters of the model, bytes of a checkpoint)."""
+    with torch.device("meta"):
+        net = build_net(_without_files(recipe), _tokenizer(recipe))
+    weights = sum(value.nbytes for value in net.state_dict().values())
+    moments = sum(2 * p.nbytes for p in net.parameters() if p.requires_grad)
+    return sum(p.numel() for p in net.model.parameters()), weights + moments
+
+
+def _without_files(recipe: Recipe) -> Recipe:
+    """On the meta device there is no memory to read weights into; the run reads them."""
+    return replace(recipe, init_vit=None, init_bert=None)
+
+
+def _tokenizer(recipe: Recipe) -> Tokenizer:
+    """The recipe's, or one of BERT's size in its place when a step above has yet to train it."""
+    file = recipe.tokenizer
+    if file is not None and file.step is None and Path(file.path).exists():
+        return load_tokenizer(recipe)
+    return Tokenizer([*SPECIAL, *(f"[unused{i}]" for i in range(BERT_VOCABULARY - len(SPECIAL)))])

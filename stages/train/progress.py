@@ -1,0 +1,61 @@
+"""Progress lines from the worker that trains to the person who watches.
+
+They go through a file, because the worker may be another process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+POLL_S = 0.2
+
+
+class Progress:
+    """Writes lines to `path`. Speed and time left count from `step`, where this attempt begins."""
+
+    def __init__(self, path: Path, *, step: int, num_steps: int, batch_size: int) -> None:
+        self.path, self.first_step, self.num_steps, self.batch_size = path, step, num_steps, batch_size
+        self.since_s = time.monotonic()
+
+    def report(self, step: int, means: Mapping[str, float]) -> None:
+        seconds = max(1e-9, time.monotonic() - self.since_s)
+        per_step_s = seconds / max(1, step - self.first_step)
+        shown = [f"{name} {value:.4g}" for name, value in means.items()]
+        speed = f"{self.batch_size / per_step_s:,.0f} samples/s"
+        left = f"{(self.num_steps - step) * per_step_s:,.0f} s left"
+        self.say("  ".join([f"step {step}/{self.num_steps}", *shown, speed, left]))
+
+    def say(self, line: str) -> None:
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+
+@contextmanager
+def following(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Say each line that is appended to `path` inside the block."""
+    path.touch()
+    start, done = path.stat().st_size, threading.Event()
+
+    def follow() -> None:
+        rest = ""
+        with path.open() as file:
+            file.seek(start)
+            while True:
+                last = done.wait(POLL_S)
+                *lines, rest = (rest + file.read()).split("\n")
+                for line in lines:
+                    say(line)
+                if last:
+                    return
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

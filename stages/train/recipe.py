@@ -1,0 +1,143 @@
+"""What a training run is, as data: model, objectives, data, optimiser. The YAML keys of a `Train` step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from vlpipe.pipeline.stage import File, Weights
+
+MODELS = "vlpipe.models"
+OBJECTIVES = "vlpipe.models.objectives"
+DEFAULT_MODEL = "blip:Blip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes of images. BLIP: crop_scale [0.2, 1] ([0.5, 1] in finetuning), randaugment [2, 5]."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    crop_scale: tuple[float, float] | None = None  # share of the area a random crop keeps
+    flip: bool = False  # mirror half of the images, but none whose text says left or right
+    randaugment: tuple[int, float] | None = None  # (operations per image, magnitude of 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Defaults are those of BLIP's pretraining where it has one; it does not clip, and decays everything."""
+
+    # What is trained. `model`: {use: "blip:Blip", and its parameters}; beside `init`, what changes in it.
+    # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, and its parameters}.
+    objectives: list[str | dict[str, Any]]
+    model: dict[str, Any] | None = None
+    init: Weights | None = None  # start from these, with their tokenizer
+    init_vit: Weights | None = (
+        None  # or start a new model's vision from a ViT (BLIP: DeiT-B/16, timm's names)
+    )
+    init_bert: Weights | None = None  # and its text side from a BERT of the same vocabulary
+    tokenizer: File | None = None  # a folder with vocab.txt, or a vocab.txt
+
+    # On what. A sample is an (image, text) pair, or an image with one text that is drawn in each epoch.
+    texts: Literal["pairs", "images"] = "pairs"
+    mix: dict[str, float] = field(default_factory=dict)  # step -> how often its samples come in an epoch
+    prompt: str = ""  # put before every text; BLIP's captioner: "a picture of "
+    max_text_length: int = 30  # tokens, [CLS] and [SEP] included
+    augment: Augmentation | None = None
+    shuffle_window: int = 16384  # samples that are in memory together and shuffled among each other
+
+    # For how long; one of `steps` and `epochs`
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 64  # samples per optimiser step, over all workers and micro-batches
+    accumulate: int = 1  # micro-batches per optimiser step
+
+    # How
+    lr: float = 3e-4
+    min_lr: float = 1e-6
+    warmup_steps: int = 0
+    schedule: Literal["cosine", "linear", "step_decay"] = "cosine"
+    decay_rate: float = 0.9  # step_decay: lr times this at each new epoch
+    weight_decay: float = 0.05
+    no_decay: list[str] = field(default_factory=list)  # parts of names; scalars and vectors never decay
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # bf16 autocast where a GPU has it; fp32 on CPU
+    seed: int = 0
+
+    # Where, and what is seen of it
+    num_workers: int = 1
+    gpu: bool = False
+    log_every: int = 50  # steps per loss row and progress line
+    checkpoint_every: int = 500  # steps, the most that a kill costs
+    on_collapse: Literal["warn", "fail"] = "warn"
+    collapse_after: int = 1000  # steps after warm-up before matching may be judged to be stuck
+    loader_threads: int = 2  # per worker
+    cache_bytes: int = 2 << 30  # per worker, for images beyond those of the shuffle window
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.batch_size // (self.num_workers * self.accumulate)
+
+    def model_spec(self) -> dict[str, Any]:
+        return {"use": DEFAULT_MODEL} | (self.model or {})
+
+    def objective_specs(self) -> list[tuple[float, dict[str, Any]]]:
+        """(weight, spec for `build`) of each objective."""
+        specs = [{"use": o} if isinstance(o, str) else dict(o) for o in self.objectives]
+        return [(float(spec.pop("weight", 1.0)), spec) for spec in specs]
+
+    def num_steps(self, samples_per_epoch: int) -> int:
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None, "checked by problems()"
+        return max(1, round(self.epochs * samples_per_epoch / self.batch_size))
+
+    def problems(self) -> list[str]:
+        """What cannot work in these numbers, one line each."""
+        return [text for wrong, text in self._checks() if wrong]
+
+    def _checks(self) -> list[tuple[bool, str]]:
+        parts = self.num_workers * self.accumulate
+        has = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
+        return [
+            (len(has) != 1, f"wanted one of steps and epochs, got {' and '.join(has) or 'neither'}"),
+            (self.steps is not None and self.steps < 1, f"steps: wanted at least 1, got {self.steps}"),
+            (self.epochs is not None and self.epochs <= 0, f"epochs: wanted more than 0, got {self.epochs}"),
+            (parts < 1, "num_workers and accumulate: wanted at least 1"),
+            (
+                parts >= 1 and (self.batch_size < 1 or self.batch_size % parts != 0),
+                f"batch_size: wanted a multiple of num_workers x accumulate = {parts}, got {self.batch_size}",
+            ),
+            (
+                self.steps is not None and not 0 <= self.warmup_steps < max(self.steps, 1),
+                f"warmup_steps: wanted 0 to below steps = {self.steps}, got {self.warmup_steps}",
+            ),
+            (not 0 <= self.min_lr <= self.lr, f"min_lr: wanted 0 to lr = {self.lr}, got {self.min_lr}"),
+            (not self.objectives, 'objectives: wanted at least one, such as "lm:Lm"'),
+            (self.model is None and self.init is None, "wanted model or init, got neither"),
+            (
+                self.init is not None and not (self.init_vit is self.init_bert is None),
+                "init_vit and init_bert are for a new model: leave them out beside init",
+            ),
+            (self.tokenizer is None and self.init is None, "wanted tokenizer or init, got neither"),
+            (any(w < 0 for w in self.mix.values()), f"mix: wanted weights of at least 0, got {self.mix}"),
+            (self.max_text_length < 3, f"max_text_length: wanted at least 3, got {self.max_text_length}"),
+            (
+                min(self.log_every, self.checkpoint_every) < 1,
+                "log_every and checkpoint_every: wanted at least 1",
+            ),
+            (
+                min(self.loader_threads, self.shuffle_window) < 1,
+                "loader_threads and shuffle_window: wanted at least 1",
+            ),
+            (self.seed < 0, f"seed: wanted at least 0, got {self.seed}"),
+        ]
+
+
+def mix_weight(mix: Mapping[str, float], name: str) -> float:
+    """Weight of the input `name`; the bare name of a repeated step (`filter` for `filter@2`) counts too."""
+    return mix.get(name, mix.get(name.partition("@")[0], 1.0))

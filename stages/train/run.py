@@ -1,0 +1,85 @@
+"""One worker's part of a training run: what a step reads and changes, and what a checkpoint holds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from vlpipe.models import distributed
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import Dataset
+from vlpipe.stages.train.build import Net, build_net, build_optimiser, load_tokenizer
+from vlpipe.stages.train.collapse import LossRow
+from vlpipe.stages.train.loader import Loader
+from vlpipe.stages.train.recipe import Recipe
+from vlpipe.stages.train.runtime import pick_device, seed_all
+
+
+@dataclass
+class Run:
+    """`step`: steps done. `sums`: of each value over the `num_summed` steps since the last loss row."""
+
+    recipe: Recipe
+    device: torch.device
+    net: Net
+    loader: Loader
+    num_steps: int
+    step: int = 0
+    rows: list[LossRow] = field(default_factory=list)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    num_summed: int = 0
+
+    def __post_init__(self) -> None:
+        self.optimiser = build_optimiser(self.net, self.recipe)
+        self.parallel: Any = self.net
+        if distributed.world_size() > 1:
+            self.parallel = DistributedDataParallel(
+                self.net,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,  # queues are equal on all ranks, and 100 MB to send at each step
+                find_unused_parameters=True,  # LM alone leaves the projections unused
+            )
+
+    @property
+    def bf16(self) -> bool:
+        if self.recipe.precision == "auto":
+            return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return self.recipe.precision == "bf16"
+
+    def state(self) -> dict[str, Any]:
+        """All that a step depends on. No generator state: steps are seeded by their number."""
+        return {
+            "step": self.step,
+            "net": self.net.state_dict(),  # with momentum encoders and queues
+            "optimiser": self.optimiser.state_dict(),
+            "rows": self.rows,
+            "sums": self.sums,
+            "num_summed": self.num_summed,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.step, self.num_summed = state["step"], state["num_summed"]
+        self.rows = [(step, name, value) for step, name, value in state["rows"]]
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.net.load_state_dict(state["net"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
+    """Everything as it is before step 0, equal on all ranks."""
+    device = pick_device(recipe.gpu)
+    seed_all(recipe.seed, "start")
+    tokenizer = load_tokenizer(recipe)
+    net = build_net(recipe, tokenizer).to(device)
+    loader = Loader(inputs, recipe, tokenizer, net.model.config.image_size)
+    num_steps = recipe.num_steps(loader.samples_per_epoch)
+    if recipe.warmup_steps >= num_steps:
+        raise VlpipeError(
+            f"warmup_steps: wanted fewer than the {num_steps} steps there are, got {recipe.warmup_steps}"
+        )
+    return Run(recipe, device, net, loader, num_steps)

@@ -1,0 +1,51 @@
+"""A WordPiece vocabulary, learned from all texts that were not dropped, or a given one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import File, GatherStage, Job
+from vlpipe.stages.row import TEXTS
+from vlpipe.stages.train.rows import usable
+
+VOCABULARY = pa.schema([("token_id", pa.int64()), ("token", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTokenizer(GatherStage):
+    """Artifacts: a folder with `vocab.txt` that `Train` and `transformers.AutoTokenizer` open. Rows: the
+    vocabulary.
+    """
+
+    vocab_size: int = 30522  # bert-base-uncased's; fewer tokens come out when the texts have fewer
+    vocab: File | None = None  # a vocab.txt, one token per line, to take instead
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "TrainTokenizer", texts=TEXTS)
+        return VOCABULARY
+
+    def preflight(self) -> list[str]:
+        return [] if self.vocab_size >= 100 else [f"vocab_size: wanted at least 100, got {self.vocab_size}"]
+
+    def run(self, job: Job) -> None:
+        from vlpipe.models.tokenizer import Tokenizer
+
+        if self.vocab is not None:
+            tokenizer = Tokenizer.from_vocab(Path(self.vocab.path))
+        else:
+            tokenizer = Tokenizer.train(_texts(job), self.vocab_size)
+        tokenizer.save(job.artifacts)
+        job.emit(pa.table([range(tokenizer.vocab_size), tokenizer.tokens], schema=VOCABULARY))
+        job.say(f"vocabulary of {tokenizer.vocab_size:,} tokens")
+
+
+def _texts(job: Job) -> Iterator[str]:
+    for data in job.inputs:
+        for rows in data.batches(["texts"]):
+            for texts in usable(rows["texts"]):
+                yield from texts

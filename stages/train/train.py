@@ -1,0 +1,60 @@
+"""Train a model on the texts that were kept: a recipe in, weights, tokenizer and loss rows out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.stages.row import LOSSES, TEXTS
+from vlpipe.stages.train.progress import following
+from vlpipe.stages.train.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(GatherStage, Recipe):
+    """Artifacts: `config.json`, `model.safetensors` (the model's own layout) and `tokenizer/`. Rows: losses.
+
+    Killed and run again it goes on from its last checkpoint, to the same bytes. With workers on several
+    machines the root must be a folder that all of them see.
+    """
+
+    TORCH: ClassVar[bool] = True
+    LAUNCHES: ClassVar[bool] = True
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_every", "on_collapse", "loader_threads", "cache_bytes"}
+    )
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "Train", id=pa.string(), texts=TEXTS, image=pa.binary())
+        return LOSSES
+
+    def preflight(self) -> list[str]:
+        from vlpipe.stages.train.preflight import part_problems
+
+        return self.problems() or part_problems(self)
+
+    def estimate(self, num_rows: int) -> str:
+        """What the run takes, for a plan: steps, samples, workers, disk for checkpoints."""
+        from vlpipe.stages.train.preflight import estimate
+
+        return estimate(self, num_rows)
+
+    def run(self, job: Job) -> None:
+        from vlpipe.stages.train.fit import fit
+
+        work = Path(job.work)
+        config = {"recipe": self, "inputs": job.inputs, "work": job.work}
+        with following(work / "progress.log", job.say):
+            job.launch(fit, config, num_workers=self.num_workers, gpu=self.gpu)
+        rows = json.loads((work / "result" / "losses.json").read_text())
+        job.emit(pa.table([list(column) for column in zip(*rows, strict=True)], schema=LOSSES))
+        shutil.copytree(
+            work / "result", job.artifacts, dirs_exist_ok=True, ignore=shutil.ignore_patterns("losses.json")
+        )

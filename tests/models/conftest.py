@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+
+from vlpipe.models.blip import Blip, BlipConfig
+from vlpipe.models.tokenizer import Tokenizer
+
+CORPUS = [
+    "a red circle on the left of a blue square",
+    "two green triangles above the yellow star, it's bright!",
+    "a picture of a small dog and a left-hand glove",
+    "IMG_0123 best price don't miss",
+]
+SIZES: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "vision_width": 32,
+    "vision_layers": 2,
+    "vision_heads": 4,
+    "text_width": 24,
+    "text_layers": 2,
+    "text_heads": 3,
+    "max_text_length": 24,
+    "embed_dim": 16,
+    "dropout": 0.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_one_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(CORPUS, 150)
+
+
+@pytest.fixture
+def make_blip(tokenizer: Tokenizer) -> Callable[..., Blip]:
+    """A small Blip whose weights are large enough that all its parts matter, in eval mode."""
+
+    def make(**changes: Any) -> Blip:
+        ids = {name: getattr(tokenizer, name) for name in ("vocab_size", "pad", "cls", "sep", "dec", "enc")}
+        blip = Blip(BlipConfig(**{**ids, **SIZES, **changes}))
+        for param in blip.parameters():
+            if param.dim() > 1:
+                param.data.mul_(5)
+            elif param.dim() == 1:
+                param.data.add_(0.1 * torch.randn_like(param))
+        return blip.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_batch(tokenizer: Tokenizer) -> Callable[..., dict[str, Any]]:
+    """Random pixels and texts of different lengths; `image_id` defaults to all different."""
+
+    def make(num: int, length: int = 10, image_id: list[int] | None = None, progress: float = 1.0) -> dict[str, Any]:
+        ids = torch.randint(7, tokenizer.vocab_size, (num, length))
+        lengths = torch.tensor([4 + (3 * i) % (length - 3) for i in range(num)])
+        mask = (torch.arange(length) < lengths[:, None]).long()
+        ids[:, 0] = tokenizer.cls
+        ids[torch.arange(num), lengths - 1] = tokenizer.sep
+        return {
+            "pixels": torch.randn(num, 3, 32, 32),
+            "input_ids": ids.masked_fill(mask == 0, tokenizer.pad),
+            "attention_mask": mask,
+            "image_id": torch.tensor(image_id if image_id is not None else range(num)),
+            "progress": progress,
+        }
+
+    return make
+
+

@@ -1,0 +1,73 @@
+"""Run a workflow written in a test, and look at what it left."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+
+from vlpipe.pipeline.lock import locked
+from vlpipe.pipeline.local import LocalExecutor
+from vlpipe.pipeline.plan import Planned, plan, remember
+from vlpipe.pipeline.runner import Run, Watcher
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.workflow import Workflow
+
+CHAIN = """
+name: toy
+steps:
+  numbers: {use: "toys:Numbers", num_rows: 20, shard_rows: 6}
+  scale: {use: "toys:Scale", from: numbers, by: 3}
+  every: {use: "toys:Every", from: scale}
+  sum: {use: "toys:Sum", from: every}
+  add: {use: "toys:AddSum", from: every, total: {from: sum, path: sum.json}}
+  payload: {use: "toys:Payload", from: add}
+"""
+
+
+def planned(folder: Path, text: str, sets: tuple[str, ...] = ()) -> tuple[list[Planned], Store]:
+    file = folder / "w.yaml"
+    file.write_text(text)
+    root = str(folder / "root")
+    return plan(Workflow.load(str(file), sets=sets, root=root), Store(root)), Store(root)
+
+
+def run(folder: Path, text: str, sets: tuple[str, ...] = (), ray: bool = False) -> dict[str, Planned]:
+    """Run to the end, in this process or on Ray; returns the steps by name."""
+    steps, store = planned(folder, text, sets)
+    with locked(store) as run_id:
+        remember(steps, store)
+        if ray:
+            from vlpipe.pipeline.on_ray import RayExecutor
+
+            executor = RayExecutor(run_id)
+        else:
+            executor = LocalExecutor()
+        try:
+            Run(steps, store, executor, Watcher()).go()
+        finally:
+            executor.close()
+    return {one.name: one for one in steps}
+
+
+def rows(folder: Path, one: Planned, heavy: tuple[str, ...] = ()) -> pa.Table:
+    data = one.dataset(Store(str(folder / "root")))
+    return pa.concat_tables(data.batches(want_heavy=heavy))
+
+
+def rejects(folder: Path, one: Planned) -> list[dict[str, str]]:
+    from vlpipe.pipeline.receipt import read_rejects
+
+    store = Store(str(folder / "root"))
+    return [r for k in range(len(one.receipts)) for r in read_rejects(store, one.folder, k).to_pylist()]
+
+
+def left(root: Path) -> dict[str, str]:
+    """Every file below the root with its digest; receipts and their collection by what identifies them, not by when."""
+    found = {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        rel = str(path.relative_to(root))
+        timed = "_receipts/" in rel or rel.endswith(("_shards.parquet", "_lock.json")) or "_log/" in rel or rel.startswith("_cache")
+        found[rel] = "" if timed else hashlib.sha256(path.read_bytes()).hexdigest()
+    return found

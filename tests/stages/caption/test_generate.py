@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from vlpipe.models.blip import Blip
+from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.pipeline.errors import SchemaError
+from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.caption.generate import Caption
+from vlpipe.stages.pixels import load_pixels
+from vlpipe.stages.row import text
+
+Rows = Callable[..., pa.Table]
+
+
+def texts_by_id(stage: Caption, table: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    out = run_map(stage, table).table
+    return dict(zip(out["id"].to_pylist(), out["texts"].to_pylist(), strict=True))
+
+
+def test_a_caption_is_appended_beside_what_was_there(weights: Weights, image_rows: Rows) -> None:
+    table = image_rows([[text("a dog", "web")], []])
+    found = texts_by_id(Caption(model=weights, batch_size=16), table)
+    assert found["row0"][0] == text("a dog", "web")
+    assert [t["source"] for t in found["row0"]] == ["web", "synth"]
+    assert [len(ts) for ts in found.values()] == [2, 1]
+    new = found["row1"][0]
+    assert new["model"] == "weights-digest"
+    assert new["text"]
+    assert new["kept"] is None
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_gets_the_same_captions_alone_in_any_company_and_order(
+    weights: Weights, image_rows: Rows, threads: int
+) -> None:
+    stage = Caption(model=weights, batch_size=16, num_captions=3)
+    table = image_rows([[] for _ in range(23)])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together = texts_by_id(stage, table)
+        assert texts_by_id(stage, table.slice(4, 1)) == {"row4": together["row4"]}
+        assert texts_by_id(stage, table.slice(3, 7)) == {f"row{i}": together[f"row{i}"] for i in range(3, 10)}
+        assert texts_by_id(stage, table.take(list(range(22, -1, -1)))) == together
+    finally:
+        torch.set_num_threads(before)
+    assert len({t["text"] for ts in together.values() for t in ts}) > 20  # or the above says little
+
+
+def test_it_is_nucleus_sampling_from_the_model_with_draws_by_row_and_number(
+    weights: Weights, image_rows: Rows
+) -> None:
+    """Against the model called by hand, one row at a time."""
+    table = image_rows([[] for _ in range(5)])
+    stage = Caption(model=weights, batch_size=16, num_captions=2, seed=7, prompt="a", max_length=8)
+    found = texts_by_id(stage, table)
+    model, tokenizer = Blip.load(weights.path).eval(), Tokenizer.load(weights.path)
+    from vlpipe.stages.features.batches import seed_of
+
+    for row, data in enumerate(table["image"].to_pylist()):
+        for number in range(2):
+            tokens = model.encode_image(torch.from_numpy(load_pixels([data], 16)))
+            generator = torch.Generator().manual_seed(seed_of(7, f"row{row}", number))
+            ids = model.generate(
+                tokens,
+                generators=[generator],
+                top_p=0.9,
+                min_length=1,
+                max_length=8,
+                prompt_ids=tokenizer.ids("a"),
+            )
+            assert found[f"row{row}"][number]["text"] == tokenizer.decode(ids[0])
+
+
+def test_seed_and_number_change_the_draws_and_the_digest_does_not(weights: Weights, image_rows: Rows) -> None:
+    table = image_rows([[] for _ in range(8)])
+
+    def captions(**changes: Any) -> list[str]:
+        stage = replace(Caption(model=weights, batch_size=16), **changes)
+        return [t["text"] for ts in texts_by_id(stage, table).values() for t in ts]
+
+    first = captions()
+    assert captions(seed=1) != first
+    assert captions(num_captions=2)[::2] == first
+    assert captions(num_captions=2)[1::2] != first
+    assert captions(model=replace(weights, digest="another")) == first
+
+
+def test_lengths_count_new_tokens(weights: Weights, image_rows: Rows) -> None:
+    table = image_rows([[] for _ in range(16)])
+    tokenizer = Tokenizer.load(weights.path)
+    stage = Caption(model=weights, batch_size=16, min_length=4, max_length=6, prompt="a red")
+    for texts in texts_by_id(stage, table).values():
+        assert len(tokenizer.ids(texts[0]["text"])) <= 6
+        assert texts[0]["text"]
+
+
+def test_an_empty_caption_is_kept_in_sight_but_not_for_training(weights: Weights) -> None:
+    entry = Caption(model=weights)._entry("")
+    assert (entry["text"], entry["source"], entry["kept"], entry["why"]) == ("", "synth", False, "empty")
+
+
+def test_an_unreadable_image_is_a_reject_and_the_others_are_as_without_it(
+    weights: Weights, image_rows: Rows
+) -> None:
+    table = image_rows([[] for _ in range(5)])
+    images = table["image"].to_pylist()
+    images[2] = b"<html>not found</html>"
+    stage = Caption(model=weights, batch_size=16)
+    out = run_map(stage, image_rows([[] for _ in range(5)], images))
+    assert [(r.id, r.kind, r.why) for r in out.rejects] == [("row2", "fault", "not_an_image")]
+    whole = texts_by_id(stage, table)
+    assert out.table["texts"].to_pylist() == [whole[i] for i in out.table["id"].to_pylist()]
+    nothing = run_map(stage, image_rows([[]], [b""]))
+    assert nothing.table.num_rows == 0
+
+
+def test_what_cannot_work_is_said_before_the_run(weights: Weights, image_rows: Rows) -> None:
+    bad = Caption(model=weights, batch_size=20, top_p=0.0, min_length=9, max_length=3, num_captions=0)
+    assert [p.split(",")[0] for p in bad.preflight()] == [
+        "batch_size must be a multiple of 16",
+        "wanted 0 < top_p <= 1",
+        "wanted 0 <= min_length <= max_length",
+        "num_captions must be at least 1",
+    ]
+    with pytest.raises(SchemaError, match=r"caption.generate reads column 'image', which is not there"):
+        Caption(model=weights).schema(
+            pa.schema([("id", pa.string()), image_rows([[]]).schema.field("texts")])
+        )
+    with (
+        pytest.raises(ValueError, match="max_length 40 does not fit"),
+        Caption(model=weights, max_length=40).open(),
+    ):
+        pass
+
+
+def test_it_declares_what_it_reads_and_that_it_loads_weights() -> None:
+    assert Caption.READS_HEAVY == ("image",)
+    assert Caption.LOADS_WEIGHTS
+    assert Caption.TORCH

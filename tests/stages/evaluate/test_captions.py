@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from vlpipe.models.blip import Blip
+from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.testing import dataset, run_gather
+from vlpipe.stages.evaluate.captions import Captions
+from vlpipe.stages.pixels import load_pixels
+from vlpipe.stages.row import RESULTS, text
+
+Rows = Callable[..., pa.Table]
+
+
+def by_hand(weights: Weights, table: pa.Table, num_beams: int) -> list[str]:
+    """One image at a time."""
+    model, tokenizer = Blip.load(weights.path).eval(), Tokenizer.load(weights.path)
+    found = []
+    for data in table["image"].to_pylist():
+        tokens = model.encode_image(torch.from_numpy(load_pixels([data], 16)))
+        if num_beams == 1:
+            ids = model.generate(tokens, min_length=1, max_length=6)
+        else:
+            ids = model.generate_beam(tokens, num_beams=num_beams, min_length=1, max_length=6)
+        found.append(tokenizer.decode(ids[0]))
+    return found
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_models_own_captions_as_references_score_full_marks(
+    weights: Weights, image_rows: Rows, tmp_path: Path, num_beams: int
+) -> None:
+    pytest.importorskip("pycocoevalcap", reason="needs pip install 'vlpipe[eval]'")
+    bare = image_rows([[]] * 20)
+    own = by_hand(weights, bare, num_beams)
+    table = image_rows([[text(c, "human"), text("a web text", "web")] for c in own])
+    stage = Captions(model=weights, num_beams=num_beams, max_length=6, batch_size=16)
+    said: list[str] = []
+    out = run_gather(stage, [dataset(tmp_path / "rows", table, shard_rows=7)], tmp_path, said.append)
+    assert out.table.schema == RESULTS
+    found = {r["name"]: (r["value"], r["num_rows"]) for r in out.table.to_pylist()}
+    assert found["bleu@4"] == (pytest.approx(1, abs=1e-6), 20)
+    assert 5 < found["cider"][0] <= 10
+    assert said == ["20 captions scored, tokenizer ptb_like"]
+    written = json.loads((out.artifacts / "captions.json").read_text())
+    assert [c["caption"] for c in written["captions"]] == own
+    assert written["tokenizer"] == "ptb_like"
+    assert written["captions"][3] == {"id": "row3", "caption": own[3], "references": [own[3]]}
+
+
+def test_one_image_is_refused(weights: Weights, image_rows: Rows, tmp_path: Path) -> None:
+    data = dataset(tmp_path / "rows", image_rows([[text("a dog", "human")]]))
+    with pytest.raises(VlpipeError, match="CIDEr needs at least 2 images"):
+        run_gather(Captions(model=weights, batch_size=16), [data], tmp_path)
+
+
+def test_unreadable_images_are_named(weights: Weights, image_rows: Rows, tmp_path: Path) -> None:
+    pytest.importorskip("pycocoevalcap", reason="needs pip install 'vlpipe[eval]'")
+    images = [*image_rows([[]] * 3)["image"].to_pylist(), b""]
+    data = dataset(
+        tmp_path / "rows", image_rows([[text(w, "human")] for w in ("a dog", "a star", "two", "a")], images)
+    )
+    out = run_gather(Captions(model=weights, batch_size=16), [data], tmp_path)
+    assert [(r.id, r.why) for r in out.rejects] == [("row3", "empty")]
+    assert out.table["num_rows"].to_pylist() == [3, 3]
+
+
+def test_a_missing_package_names_the_pip_line(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlpipe.stages.evaluate.captions.find_spec", lambda name: None)
+    assert Captions(model=weights).preflight() == [
+        "caption scores need pycocoevalcap: pip install 'vlpipe[eval]'"
+    ]

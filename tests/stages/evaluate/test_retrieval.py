@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from vlpipe.models.blip import Blip
+from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.testing import dataset, run_gather
+from vlpipe.stages.evaluate.retrieval import RECALL_AT, Retrieval, nearest, recalls, reranked
+from vlpipe.stages.pixels import load_pixels
+from vlpipe.stages.row import RESULTS, text
+
+Rows = Callable[..., pa.Table]
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "yellow",
+    "small",
+    "large",
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "above",
+    "below",
+    "left",
+    "right",
+    "two",
+    "dogs",
+]
+
+
+def captioned(image_rows: Rows, num_rows: int) -> pa.Table:
+    """1 to 4 human captions per image, and a web text that must play no part."""
+    draw = np.random.default_rng(0)
+    captions = [[" ".join(draw.choice(WORDS, 4)) for _ in range(1 + i % 4)] for i in range(num_rows)]
+    return image_rows([[text("web", "web"), *(text(c, "human") for c in several)] for several in captions])
+
+
+def evaluate(stage: Retrieval, table: pa.Table, folder: Path) -> dict[str, tuple[float, int]]:
+    out = run_gather(stage, [dataset(folder / "rows", table, shard_rows=7)], folder)
+    assert out.table.schema == RESULTS
+    return {r["name"]: (r["value"], r["num_rows"]) for r in out.table.to_pylist()}
+
+
+def slow_reference(weights: Weights, table: pa.Table, k_test: int, rerank: bool) -> dict[str, float]:
+    """One pair at a time and with Python's sort, as the paper describes it."""
+    model, tokenizer = Blip.load(weights.path).eval(), Tokenizer.load(weights.path)
+    texts = [
+        (i, t["text"])
+        for i, ts in enumerate(table["texts"].to_pylist())
+        for t in ts
+        if t["source"] == "human"
+    ]
+    images = [model.encode_image(torch.from_numpy(load_pixels([d], 16))) for d in table["image"].to_pylist()]
+
+    def sim(image: int, words: str) -> float:
+        ids, mask = tokenizer.encode([words], 24)
+        return float(
+            model.image_features(images[image])[0] @ model.text_features(model.encode_text(ids, mask))[0]
+        )
+
+    def final(image: int, words: str) -> float:
+        ids, mask = tokenizer.encode([words], 24)
+        return sim(image, words) + float(model.match_logits(ids, mask, images[image])[0, 1])
+
+    def best(scored: list[tuple[float, int, int, str]]) -> list[int]:
+        near = sorted(scored, key=lambda s: -s[0])[:k_test]  # stable: the earlier of equal ones first
+        return [s[1] for s in (sorted(near, key=lambda s: -final(s[2], s[3])) if rerank else near)]
+
+    with torch.no_grad():
+        tr = [best([(sim(i, w), t, i, w) for t, (_, w) in enumerate(texts)]) for i in range(len(images))]
+        ir = [best([(sim(i, w), i, i, w) for i in range(len(images))]) for _, w in texts]
+    found = {f"tr@{k}": [any(texts[t][0] == i for t in b[:k]) for i, b in enumerate(tr)] for k in RECALL_AT}
+    found |= {f"ir@{k}": [texts[t][0] in b[:k] for t, b in enumerate(ir)] for k in RECALL_AT}
+    return {name: float(np.mean(hits)) for name, hits in found.items()}
+
+
+def test_both_stages_equal_a_slow_reference(weights: Weights, image_rows: Rows, tmp_path: Path) -> None:
+    table = captioned(image_rows, 18)
+    found = evaluate(Retrieval(model=weights, k_test=10, batch_size=16, max_text_length=24), table, tmp_path)
+    itc, both = (slow_reference(weights, table, 10, rerank) for rerank in (False, True))
+    assert {n: v for n, (v, _) in found.items()} == {f"itc_{n}": v for n, v in itc.items()} | both
+    assert itc != both  # or re-ranking was not tested
+    assert {n: c for n, (_, c) in found.items() if n.startswith("tr")} == {f"tr@{k}": 18 for k in RECALL_AT}
+    assert found["ir@1"][1] == found["itc_ir@5"][1] == sum(1 + i % 4 for i in range(18))
+
+
+def test_without_k_test_only_similarity_is_reported(
+    weights: Weights, image_rows: Rows, tmp_path: Path
+) -> None:
+    table = captioned(image_rows, 6)
+    found = evaluate(Retrieval(model=weights, k_test=0, batch_size=16, max_text_length=12), table, tmp_path)
+    assert set(found) == {f"itc_{way}@{k}" for way in ("tr", "ir") for k in RECALL_AT}
+
+
+def test_more_candidates_than_texts_is_the_whole_list(
+    weights: Weights, image_rows: Rows, tmp_path: Path
+) -> None:
+    table = captioned(image_rows, 8)
+    some, more = (
+        evaluate(
+            Retrieval(model=weights, k_test=k, batch_size=16, max_text_length=12), table, tmp_path / str(k)
+        )
+        for k in (100, 1000)
+    )
+    assert some == more
+    assert slow_reference(weights, table, 100, rerank=True) == {
+        n: v for n, (v, _) in some.items() if "itc" not in n
+    }
+
+
+def test_ranking_and_recall_in_closed_form() -> None:
+    owner = np.array([0, 0, 1, 2])  # texts 0 and 1 belong to image 0
+    sims = np.array([[0.1, 0.9, 0.5, 0.2], [0.8, 0.1, 0.7, 0.0], [0.3, 0.3, 0.3, 0.3]], np.float32)
+    texts, images = nearest(sims, 4), nearest(sims.T, 4)
+    assert texts.tolist() == [[1, 2, 3, 0], [0, 2, 1, 3], [0, 1, 2, 3]]  # ties: the earlier text
+    assert images.tolist() == [[1, 2, 0], [0, 2, 1], [1, 0, 2], [2, 0, 1]]
+    found = {r["name"]: r["value"] for r in recalls("", texts, images, owner)}
+    assert found["tr@1"] == pytest.approx(1 / 3)  # image 0 by its second caption; 1 and 2 miss
+    assert found["tr@5"] == 1
+    assert found["ir@1"] == pytest.approx(3 / 4)
+    scores = np.array([[0, 0, 5, 9], [0, 1, 1, 0], [0, 0, 0, 0]], np.float32)
+    assert reranked(texts[:, :2], scores).tolist() == [[2, 1], [2, 0], [0, 1]]  # the 9 was no candidate
+
+
+def test_unreadable_and_captionless_images_are_left_out_and_named(
+    weights: Weights, image_rows: Rows, tmp_path: Path
+) -> None:
+    table = captioned(image_rows, 12)
+    images, texts = table["image"].to_pylist(), table["texts"].to_pylist()
+    broken = image_rows([*texts, [text("a", "web")], [text("a", "human")]], [*images, images[0], b"GIF89a"])
+    stage = Retrieval(model=weights, k_test=10, batch_size=16, max_text_length=12)
+    out = run_gather(stage, [dataset(tmp_path / "rows", broken)], tmp_path)
+    assert [(r.id, r.kind, r.why) for r in out.rejects] == [
+        ("row12", "filtered", "no_caption"),
+        ("row13", "fault", "not_an_image"),
+    ]
+    whole = evaluate(stage, table, tmp_path / "whole")
+    assert {r["name"]: r["value"] for r in out.table.to_pylist()} == {n: v for n, (v, _) in whole.items()}
+    nothing = image_rows([[text("a", "web")]])
+    with pytest.raises(
+        VlpipeError, match=r"no readable image with a human text to evaluate on; .* no_caption"
+    ):
+        evaluate(stage, nothing, tmp_path / "nothing")
+
+
+def test_what_cannot_work_is_said(weights: Weights) -> None:
+    assert Retrieval(model=weights, k_test=4).preflight() == [
+        "k_test must be 0 or at least 10, the largest recall, got 4"
+    ]

@@ -1,0 +1,158 @@
+"""Human-captioned sets (COCO JSON, JSON lines), from a folder or fetched: one row with all captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import File, ListFile, SourceStage
+from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.ingest.captions import CaptionsJsonl
+from vlpipe.stages.ingest.coco import CocoCaptions, CocoUrls
+from vlpipe.stages.ingest.folder import IMAGES
+from vlpipe.stages.ingest.images import FETCHED
+
+COCO: dict[str, Any] = {
+    "info": {},
+    "images": [
+        {"id": 9, "file_name": "b.jpg", "coco_url": "http://coco.test/b.jpg"},
+        {"id": 4, "file_name": "a.png", "coco_url": "http://coco.test/a.png"},
+        {"id": 5, "file_name": "../x.jpg", "coco_url": "http://coco.test/..%2Fx.jpg"},
+        {"id": 6, "file_name": "none.jpg", "coco_url": "http://coco.test/none.jpg"},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 4, "caption": "a first"},
+        {"id": 2, "image_id": 9, "caption": "b first"},
+        {"id": 3, "image_id": 4, "caption": "a second"},
+        {"id": 4, "image_id": 5, "caption": "x"},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
+    made = tmp_path / "images"
+    made.mkdir()
+    (tmp_path / "x.jpg").write_bytes(picture())
+    (made / "a.png").write_bytes(picture("PNG", (7, 5)))
+    (made / "b.jpg").write_bytes(picture("JPEG", (4, 6)))
+    return made
+
+
+def listed(stage: SourceStage) -> pa.Table:
+    return pa.concat_tables(stage.rows())
+
+
+def annotations(tmp_path: Path, content: Any = COCO) -> ListFile:
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(content))
+    return ListFile(path=str(path))
+
+
+def texts(table: pa.Table) -> list[list[str]]:
+    return [[one["text"] for one in row] for row in table["texts"].to_pylist()]
+
+
+def test_coco_from_a_folder(tmp_path: Path, folder: Path) -> None:
+    stage = CocoCaptions(annotations=annotations(tmp_path), images=File(path=str(folder)))
+    rows = listed(stage)
+    out = run_map(stage, rows)
+    assert out.table.schema.equals(IMAGES)
+    assert texts(rows) == [["b first"], ["a first", "a second"], ["x"], []]
+    assert {one["source"] for row in rows["texts"].to_pylist() for one in row} == {"human"}
+    columns = ("url", "format", "width", "height")
+    assert out.table.select(columns).to_pylist() == [
+        dict(zip(columns, ("b.jpg", "JPEG", 4, 6), strict=True)),
+        dict(zip(columns, ("a.png", "PNG", 7, 5), strict=True)),
+    ]
+    assert [reject.why for reject in out.rejects] == ["bad_path", "no_file"]
+    assert out.table["image"][1].as_py() == (folder / "a.png").read_bytes()
+
+
+def test_coco_by_url(tmp_path: Path, folder: Path) -> None:
+    stage = CocoUrls(annotations=annotations(tmp_path), serve={"coco.test": File(path=str(folder))})
+    out = run_map(stage, listed(stage))
+    assert out.table.schema.equals(FETCHED)
+    assert out.table["url"].to_pylist() == ["http://coco.test/b.jpg", "http://coco.test/a.png"]
+    assert texts(out.table) == [["b first"], ["a first", "a second"]]
+    assert [reject.why for reject in out.rejects] == ["http_404", "http_404"]
+
+
+def test_an_absolute_file_name_leads_out(tmp_path: Path, folder: Path) -> None:
+    content = {"images": [{"id": 1, "file_name": str(folder / "b.jpg")}], "annotations": []}
+    stage = CocoCaptions(annotations=annotations(tmp_path, content), images=File(path=str(folder)))
+    assert [reject.why for reject in run_map(stage, listed(stage)).rejects] == ["bad_path"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], ": wanted an object with 'images' (list), got []"),
+        ({"images": [{"id": 1}]}, ": images[0]: wanted an object with 'file_name' (str), got"),
+        ({"images": [{"file_name": "a"}]}, ": images[0]: its id None is missing or taken by another image"),
+        (
+            {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]},
+            ": images[1]: its id 1 is missing or taken by another image",
+        ),
+        ({"images": []}, ": wanted an object with 'annotations' (list), got"),
+        (
+            {"images": [], "annotations": [{"image_id": 3, "caption": "x"}]},
+            ": annotations[0]: there is no image with id 3",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": 5}]},
+            ": annotations[0]: wanted an object with 'caption' (str), got",
+        ),
+    ],
+)
+def test_faulty_annotations_are_named(tmp_path: Path, content: Any, said: str) -> None:
+    stage = CocoCaptions(annotations=annotations(tmp_path, content), images=File(path=str(tmp_path)))
+    with pytest.raises(VlpipeError) as caught:
+        listed(stage)
+    assert str(caught.value).startswith(f"{tmp_path}/captions.json{said}")
+
+
+def test_annotations_that_are_no_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'{"images": "caf\xe9"}')
+    stage = CocoCaptions(annotations=ListFile(path=str(tmp_path / "a.json")), images=File(path=str(tmp_path)))
+    with pytest.raises(VlpipeError, match=r"a.json is not JSON in UTF-8: "):
+        listed(stage)
+
+
+def test_json_lines(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"file": "b.jpg", "captions": ["one", "two"]}\n\n{"file": "no.jpg", "captions": []}\n')
+    stage = CaptionsJsonl(captions=ListFile(path=str(path)), images=File(path=str(folder)))
+    out = run_map(stage, listed(stage))
+    assert texts(out.table) == [["one", "two"]]
+    assert [reject.why for reject in out.rejects] == ["no_file"]
+    path.write_text('{"file": "b.jpg", "captions": ["one"]}\n{"file": "b.jpg", "captions": "one"}\n')
+    with pytest.raises(
+        VlpipeError, match=r"set.jsonl line 2: wanted an object with 'captions' \(list\), got"
+    ):
+        listed(stage)
+
+
+def test_the_images_folder_must_be_there(tmp_path: Path) -> None:
+    stage = CocoCaptions(annotations=annotations(tmp_path), images=File(path=str(tmp_path / "none")))
+    with (
+        pytest.raises(VlpipeError, match=r"`images` wants a folder; there is none at .*/none$"),
+        stage.open(),
+    ):
+        pass
+
+
+def test_flickr8k_is_read_whole(data: Callable[[str], Path]) -> None:
+    root = data("flickr8k")
+    stage = CaptionsJsonl(captions=ListFile(path=str(root / "dev.jsonl")), images=File(path=str(root)))
+    rows = listed(stage)
+    out = run_map(stage, rows)
+    assert (rows.num_rows, out.table.num_rows, out.rejects) == (1000, 1000, [])
+    assert {len(captions) for captions in texts(out.table)} == {5}
+    assert set(out.table["width"].to_pylist()) == {160}

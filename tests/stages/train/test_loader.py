@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import Dataset
+from vlpipe.pipeline.testing import dataset
+from vlpipe.stages.pixels import load_pixels
+from vlpipe.stages.row import IMAGE_FIELDS, LISTED, text
+from vlpipe.stages.train.loader import Loader, ahead, augmented
+from vlpipe.stages.train.recipe import Augmentation
+from vlpipe.stages.train.rows import int64_id
+from vlpipe.stages.train.train import Train
+
+SCHEMA = pa.schema([*LISTED, *IMAGE_FIELDS])
+Make = Callable[..., Train]
+Batch = dict[str, Any]
+
+
+def loader(recipe: Train, *inputs: Dataset) -> Loader:
+    assert recipe.tokenizer is not None
+    return Loader(inputs, recipe, Tokenizer.load(recipe.tokenizer.path), 16)
+
+
+def batches(recipe: Train, data: Dataset, num: int, step: int = 0, rank: int = 0, world_size: int = 1) -> list[Batch]:
+    with loader(recipe, data).batches(step, rank, world_size) as found:
+        return list(islice(found, num))
+
+
+def equal(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key]
+        for a, b in zip(one, other, strict=True)
+        for key in a.keys() | b.keys()
+    )
+
+
+def test_a_batch_is_pictures_with_their_own_texts(squares: Dataset, recipe_of: Make) -> None:
+    rows = squares.table(["id", "texts"]).to_pylist()
+    images = [b for t in squares.batches(["id"], ["image"]) for b in t["image"].to_pylist()]
+    by_id = {int64_id(row["id"]): (row["texts"][0]["text"], image) for row, image in zip(rows, images, strict=True)}
+    recipe = recipe_of()
+    (batch,) = batches(recipe, squares, 1)
+    tokenizer = Tokenizer.load(recipe.tokenizer.path)  # type: ignore[union-attr]
+    found = [by_id[i] for i in batch["image_id"].tolist()]
+    assert [tokenizer.decode(ids) for ids in batch["input_ids"].tolist()] == [t for t, _ in found]
+    np.testing.assert_array_equal(batch["pixels"].numpy(), load_pixels([image for _, image in found], 16))
+
+
+def test_an_epoch_has_every_pair_once_and_batches_run_on(squares: Dataset, recipe_of: Make) -> None:
+    """48 pairs in batches of 20: 2.4 batches per epoch; 12 batches are 5 epochs."""
+    found = batches(recipe_of(batch_size=20), squares, 12)
+    assert {len(b["image_id"]) for b in found} == {20}
+    assert set(Counter(i for b in found for i in b["image_id"].tolist()).values()) == {5}
+    assert [b["progress"] for b in found[:3]] == [0.0, 20 / 48, 40 / 48]
+
+
+def test_the_step_is_the_state(squares: Dataset, recipe_of: Make) -> None:
+    recipe = recipe_of(batch_size=20, accumulate=2, augment=Augmentation(crop_scale=(0.5, 1.0), flip=True))
+    assert equal(batches(recipe, squares, 8, step=3), batches(recipe, squares, 14)[6:])
+
+
+def test_threads_and_memory_change_nothing(squares: Dataset, recipe_of: Make) -> None:
+    small = {"augment": Augmentation(crop_scale=(0.2, 1.0), randaugment=(2, 5.0)), "shuffle_window": 10}
+    one = batches(recipe_of(loader_threads=1, **small), squares, 9)
+    assert equal(one, batches(recipe_of(loader_threads=3, cache_bytes=0, **small), squares, 9))
+    assert not equal(one, batches(recipe_of(seed=1, **small), squares, 9))
+
+
+def test_two_ranks_share_the_epoch(squares: Dataset, recipe_of: Make) -> None:
+    recipe = recipe_of(batch_size=16, num_workers=2)
+    ranks = [batches(recipe, squares, 3, rank=rank, world_size=2) for rank in range(2)]
+    ids = [i for found in ranks for b in found for i in b["image_id"].tolist()]
+    assert {len(b["image_id"]) for found in ranks for b in found} == {8}
+    assert len(ids) == len(set(ids)) == 48
+
+
+def test_images_draw_one_of_their_texts_anew_in_each_epoch(
+    tmp_path: Path, make_rows: Callable[[], list[Batch]], recipe_of: Make
+) -> None:
+    row = make_rows()[0]
+    row["texts"] = [text(word, "web") for word in ("red", "green", "blue")]
+    data = dataset(tmp_path, pa.Table.from_pylist([row], SCHEMA))
+    recipe = recipe_of(texts="images", batch_size=1)
+    assert loader(recipe, data).samples_per_epoch == 1
+    assert loader(recipe_of(texts="pairs"), data).samples_per_epoch == 3
+    drawn = Counter(tuple(b["input_ids"][0].tolist()) for b in batches(recipe, data, 90))
+    assert len(drawn) == 3
+    assert min(drawn.values()) > 15
+
+
+def test_mix_goes_by_step_name(squares: Dataset, recipe_of: Make) -> None:
+    human = Dataset(squares.store, "human@2", squares.schema, squares.shards)
+    assert loader(recipe_of(mix={"human": 2.0}), squares, human).samples_per_epoch == 3 * 48
+    with pytest.raises(VlpipeError, match="mix: 'humans' is not an input of this step; did you mean 'human'?"):
+        loader(recipe_of(mix={"humans": 2.0}), squares, human)
+
+
+def test_the_prompt_is_put_before_every_text(squares: Dataset, recipe_of: Make) -> None:
+    recipe = recipe_of(prompt="blue ")
+    (batch,) = batches(recipe, squares, 1)
+    tokenizer = Tokenizer.load(recipe.tokenizer.path)  # type: ignore[union-attr]
+    assert all(tokenizer.decode(ids).startswith("blue a ") for ids in batch["input_ids"].tolist())
+
+
+def test_a_broken_image_names_its_row(tmp_path: Path, make_rows: Callable[[], list[Batch]], recipe_of: Make) -> None:
+    rows = make_rows()
+    rows[5]["image"] = rows[5]["image"][:60]
+    data = dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA))
+    with pytest.raises(VlpipeError, match=f"image of row {rows[5]['id']} cannot be decoded"):
+        batches(recipe_of(), data, 3)
+
+
+def test_no_picture_is_mirrored_whose_text_names_a_side() -> None:
+    image = Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3))
+    spec = Augmentation(flip=True)
+
+    def num_flipped(words: str) -> int:
+        made = (augmented(image, spec, 16, words, np.random.default_rng(k)) for k in range(100))
+        return sum(list(one.getdata()) != list(image.getdata()) for one in made)
+
+    assert num_flipped("a dog on the Left, running") == 0
+    assert num_flipped("right") == 0
+    assert 30 < num_flipped("a dog, bright and leftover") < 70
+
+
+def test_augmentation_keeps_the_size() -> None:
+    image = Image.open(io.BytesIO(_png(40, 20)))
+    spec = Augmentation(crop_scale=(0.2, 1.0), flip=True, randaugment=(2, 5.0))
+    assert augmented(image, spec, 16, "", np.random.default_rng(0)).size == (16, 16)
+
+
+def _png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (9, 9, 9)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_ahead_passes_errors_on_and_stops() -> None:
+    made: list[int] = []
+
+    def source() -> Iterator[int]:
+        for k in range(1000):
+            made.append(k)
+            if k == 3:
+                raise KeyError("three")
+            yield k
+
+    with ahead(source(), 2) as items:
+        assert list(islice(items, 3)) == [0, 1, 2]
+        with pytest.raises(KeyError, match="three"):
+            next(items)
+
+    made.clear()
+    with ahead((made.append(k) or k for k in range(1000)), 2) as items:  # type: ignore[func-returns-value]
+        assert next(items) == 0
+    assert len(made) <= 5

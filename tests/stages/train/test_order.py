@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.stages.train.order import Order, Share
+
+COUNTS = [5, 1, 0, 9, 3, 7, 2]  # samples per row group
+
+
+def order(weights: dict[str, float] | None = None, window: int = 8, seed: int = 0) -> Order:
+    weights = weights or {"a": 1.0, "b": 1.0}
+    return Order([Share.of(COUNTS, weights["a"]), Share.of([4, 4], weights["b"])], seed=seed, window=window)
+
+
+def epoch(of: Order, number: int) -> list[tuple[int, int]]:
+    return [(s.unit, s.index) for w in of.windows(number) for s in of.samples(w)]
+
+
+EVERYTHING = {(unit, i) for unit, n in enumerate([*COUNTS, 4, 4]) for i in range(n)}
+
+
+@pytest.mark.parametrize("window", [1, 8, 1000])
+def test_every_epoch_is_another_permutation_of_all_samples(window: int) -> None:
+    seen = [epoch(order(window=window), number) for number in range(3)]
+    for samples in seen:
+        assert len(samples) == len(EVERYTHING) == 35
+        assert set(samples) == EVERYTHING
+    assert seen[0] != seen[1] != seen[2]
+    assert epoch(order(window=window), 1) == seen[1]
+    assert epoch(order(window=window, seed=1), 1) != seen[1]
+
+
+def test_a_window_is_whole_row_groups_and_little_more_than_asked_for() -> None:
+    of = order(window=8)
+    for window in of.windows(0)[:-1]:
+        assert 8 <= window.stop - window.start < 8 + max(COUNTS)
+        assert {s.unit for s in of.samples(window)} == set(window.units.tolist())
+
+
+def test_one_window_is_a_full_shuffle() -> None:
+    """Positions of a sample over many epochs are spread over the whole epoch: mean 17 of 0 .. 34."""
+    of = order(window=1000)
+    places = [epoch(of, number).index((3, 0)) for number in range(200)]
+    assert abs(np.mean(places) - 17) < 2.5  # 3.5 standard errors
+    assert min(places) < 3
+    assert max(places) > 31
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_ranks_share_each_epoch_without_overlap(world_size: int) -> None:
+    of = order()
+    sizes = [(r + 1) * 35 // world_size - r * 35 // world_size for r in range(world_size)]
+    parts = [rank_samples(of, rank, world_size, size) for rank, size in enumerate(sizes)]
+    assert Counter(s for part in parts for s in part) == Counter(EVERYTHING)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def rank_samples(of: Order, rank: int, world_size: int, num: int, skip: int = 0) -> list[tuple[int, int]]:
+    samples = (s for window in of.of_rank(rank, world_size, skip) for s in window)
+    return [(s.unit, s.index) for s in islice(samples, num)]
+
+
+@pytest.mark.parametrize("skip", [0, 1, 17, 34, 35, 36, 100])
+def test_a_position_is_all_the_state_there_is(skip: int) -> None:
+    assert rank_samples(order(), 0, 1, 150)[skip:] == rank_samples(order(), 0, 1, 150 - skip, skip)
+    assert rank_samples(order(), 1, 2, 150)[skip:] == rank_samples(order(), 1, 2, 150 - skip, skip)
+
+
+def test_mix_weights_are_exact_in_every_epoch() -> None:
+    of = order({"a": 0.5, "b": 2.25})  # of 27 samples 14 (round half to even), of 8 samples 18
+    for number in range(5):
+        seen = Counter(epoch(of, number))
+        of_a = {s: n for s, n in seen.items() if s[0] < len(COUNTS)}
+        of_b = {s: n for s, n in seen.items() if s[0] >= len(COUNTS)}
+        assert sum(of_a.values()) == 14
+        assert set(of_a.values()) == {1}
+        assert Counter(of_b.values()) == {2: 6, 3: 2}
+    assert of.samples_per_epoch == 32
+
+
+def test_a_fraction_gives_every_sample_the_same_chance() -> None:
+    """Also where each row group has a single sample: a fixed rounding would never show some of them."""
+    of = Order([Share.of([1] * 10, 0.3)], seed=0, window=100)
+    seen = Counter(unit for number in range(1000) for unit, _ in epoch(of, number))
+    assert sum(seen.values()) == 3000
+    assert max(abs(seen[unit] - 300) for unit in range(10)) < 60  # 4 standard deviations
+
+
+def test_weight_0_leaves_an_input_out() -> None:
+    assert {unit for unit, _ in epoch(order({"a": 1.0, "b": 0.0}), 0)} <= set(range(len(COUNTS)))
+
+
+def test_nothing_to_train_on_says_so() -> None:
+    with pytest.raises(VlpipeError, match="no samples; every text was dropped"):
+        Order([Share.of([0, 0], 1.0)], seed=0, window=8)
+    with pytest.raises(VlpipeError, match=r"2 sample\(s\) are too few for 3 workers"):
+        next(Order([Share.of([2], 1.0)], seed=0, window=8).of_rank(0, 3))
