@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vlpipe.models.beam import beam
 from vlpipe.models.generate import sample
 from vlpipe.models.hub import local_folder
-from vlpipe.models.text import LmHead, TextTransformer, init_bert
+from vlpipe.models.text import INIT_STD, LmHead, TextTransformer, init_bert
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.models.vision import Vit, resize_positions
 
@@ -65,6 +65,7 @@ class BlipConfig:
     position: str = "learned"  # of patches: learned | sincos
     label_smoothing: float = 0.1  # of LM
     vision_norm_eps: float = 1e-6
+    init_std: float = 0.02  # of all weight matrices; models about 100 wide want 0.08 (at 0.02 they hardly start to learn)
     parts: str = "all"  # all | captioner | retrieval | unimodal
 
     def __post_init__(self) -> None:
@@ -118,6 +119,12 @@ class Blip(nn.Module):
         self.itm_head = _linear(c.text_width, 2) if encoder and cross else None
         self.lm_head = LmHead(c.text_width, c.vocab_size) if decoder else None
         self.temp = nn.Parameter(torch.tensor(0.07))
+        self._scale_init(c.init_std / INIT_STD)
+
+    @torch.no_grad()
+    def _scale_init(self, factor: float) -> None:
+        for weight in {id(m.weight): m.weight for m in self.modules() if isinstance(m, nn.Linear | nn.Embedding)}.values():
+            weight.mul_(factor)
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any], tokenizer: Tokenizer) -> Blip:
@@ -205,6 +212,7 @@ class Blip(nn.Module):
         """Texts as new ids, without prompt and [SEP]; lengths count these. Nucleus sampling, or greedy
         without `top_p`.
         """
+        self._has("lm_head")
         return sample(
             self,
             image_tokens,
@@ -228,6 +236,7 @@ class Blip(nn.Module):
         length_penalty: float = 1.0,
     ) -> list[list[int]]:
         """As `generate`, by beam search (for evaluation; BLIP uses 3 beams)."""
+        self._has("lm_head")
         return beam(
             self,
             image_tokens,
@@ -257,7 +266,7 @@ class Blip(nn.Module):
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
     @classmethod
-    def load(cls, source: str | Path, **changes: Any) -> Blip:
+    def load(cls, source: str | Path, /, **changes: Any) -> Blip:
         """From our folder, a transformers BLIP folder, a hub id of either, or an original .pth file.
 
         `changes` replace config fields; another `image_size` interpolates learned positions. ValueError for

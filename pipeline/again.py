@@ -1,6 +1,6 @@
 """`retry`: run only the rows of a step that were rejected for given codes; the others stay as they are.
 
-The step's loop is the runner's. What is taken over from siblings there is not wanted here: it would bring the old rejects back.
+The loop is the runner's, without taking over shards of siblings: that would bring the old rejects back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from vlpipe.pipeline.cells import counts
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.plan import Planned, is_gather
-from vlpipe.pipeline.receipt import Manifest, Receipt, read_receipt, receipt_path, write_manifest, write_receipt
+from vlpipe.pipeline.receipt import (
+    Manifest,
+    Receipt,
+    read_receipt,
+    receipt_path,
+    write_manifest,
+    write_receipt,
+)
 from vlpipe.pipeline.records import find_step, what_is_there
 from vlpipe.pipeline.runner import Executor, Run, State, Watcher
 from vlpipe.pipeline.store import Store
@@ -37,7 +44,12 @@ class _Again(Run):
     """A run of one step in which the given shards are made with `again`."""
 
     def __init__(
-        self, one: Planned, again: dict[int, frozenset[str]], store: Store, executor: Executor, watcher: Watcher
+        self,
+        one: Planned,
+        again: dict[int, frozenset[str]],
+        store: Store,
+        executor: Executor,
+        watcher: Watcher,
     ) -> None:
         super().__init__([one], store, executor, watcher)
         self.again = again
@@ -78,12 +90,18 @@ def check(steps: Sequence[Planned], name: str) -> Planned:
     """The step, if its rows can be run again one by one."""
     one = find_step(steps, name)
     if is_gather(one):
-        raise VlpipeError(f"step {one.name!r} works on all rows at once; retry is for steps that work row by row")
+        raise VlpipeError(
+            f"step {one.name!r} works on all rows at once; retry is for steps that work row by row"
+        )
     if getattr(one.keyed.step.stage, "FAN_OUT", False):
-        raise VlpipeError(f"step {one.name!r} makes several rows of one; its rejects cannot be run again alone")
+        raise VlpipeError(
+            f"step {one.name!r} makes several rows of one; its rejects cannot be run again alone"
+        )
     waiting = [p.name for p in (*one.above, *one.artifact_steps) if not p.is_done]
     if waiting:
-        raise VlpipeError(f"step {one.name!r} reads {waiting[0]!r}, which is not done; `vlpipe run` comes first")
+        raise VlpipeError(
+            f"step {one.name!r} reads {waiting[0]!r}, which is not done; `vlpipe run` comes first"
+        )
     return one
 
 

@@ -39,6 +39,7 @@ class Diff:
     facts: list[tuple[str, str, str]] = field(default_factory=list)
     rejects: list[tuple[str, int, int]] = field(default_factory=list)
     rows: tuple[int, int] = (0, 0)
+    num_columns: int = 0  # that were compared
     only_a: list[str] = field(default_factory=list)
     only_b: list[str] = field(default_factory=list)
     num_only_a: int = 0
@@ -49,7 +50,9 @@ class Diff:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.facts or self.num_only_a or self.num_only_b or self.num_changed or self.rejects_differ)
+        return not (
+            self.facts or self.num_only_a or self.num_only_b or self.num_changed or self.rejects_differ
+        )
 
     @property
     def rejects_differ(self) -> bool:
@@ -60,6 +63,7 @@ def diff(a: Side, b: Side, num_examples: int = 5) -> Diff:
     found = Diff(facts=fact_changes(a.record, b.record), rejects=rejects_beside(a.record, b.record))
     found.rows = (a.record.num_rows, b.record.num_rows)
     columns = _columns(a, b, found)
+    found.num_columns = len(columns)
     _Rows(a, b, columns, found, num_examples).compare()
     return found
 
@@ -136,6 +140,8 @@ class _Rows:
     waiting_b: dict[str, int] = field(default_factory=dict)
 
     def compare(self) -> None:
+        if not self.columns:
+            return
         if "id" not in self.columns:
             self._by_position()
             return
@@ -143,7 +149,9 @@ class _Rows:
             pair = [side.receipts[k] if k < len(side.receipts) else None for side in (self.a, self.b)]
             if pair[0] and pair[1] and pair[0].shard.digest == pair[1].shard.digest:
                 continue
-            tables = [read_light(s.store, r, self.columns) for s, r in zip((self.a, self.b), pair, strict=True)]
+            tables = [
+                read_light(s.store, r, self.columns) for s, r in zip((self.a, self.b), pair, strict=True)
+            ]
             self._match(tables[0], tables[1], k)
         self._far_pairs()
         self.found.num_only_a, self.found.num_only_b = len(self.waiting_a), len(self.waiting_b)
@@ -244,7 +252,9 @@ def _lines(found: Diff) -> Iterator[str]:
     for name, ids, num in (("A", found.only_a, found.num_only_a), ("B", found.only_b, found.num_only_b)):
         if ids:
             yield f"only in {name}: {', '.join(ids)}" + (", ..." if num > len(ids) else "")
-    if found.is_empty:
+    if not found.num_columns and all(found.rows):
+        yield "they have no column in common, so no row can be compared"
+    elif found.is_empty:
         yield "no difference"
     elif not found.num_changed:
         yield "the rows that both have are equal"

@@ -21,7 +21,9 @@ def export(
 ) -> list[Shard]:
     """Write each shard's copy as `000042.parquet` below `to`, which must be empty. `columns`: all when None."""
     if not one.is_done:
-        raise VlpipeError(f"step {one.name!r} is not done ({one.reason}); `vlpipe run --until {one.name}` comes first")
+        raise VlpipeError(
+            f"step {one.name!r} is not done ({one.reason}); `vlpipe run --until {one.name}` comes first"
+        )
     if to.list():
         raise VlpipeError(f"{to.url} is not empty; export writes into a new or empty folder")
     schema = chosen(one.schema_out, columns)

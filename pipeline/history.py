@@ -104,7 +104,9 @@ class _Trace:
             return None
         table = read_rejects(self.store, one.folder, receipt.index)
         for reject in table.filter(pc.equal(table["id"], self.id)).to_pylist():
-            said = f"{reject['kind']}: {reject['why']}" + (f" ({cell(reject['detail'])})" if reject["detail"] else "")
+            said = f"{reject['kind']}: {reject['why']}" + (
+                f" ({cell(reject['detail'])})" if reject["detail"] else ""
+            )
             return Event(step=one.name, what="dropped", shard=receipt.shard.path, lines=(said,))
         return None
 
@@ -172,7 +174,11 @@ def _matches(store: Store, receipt: Receipt, wanted: str) -> set[str]:
         columns = [name for name in ("id", "url") if name in file.schema_arrow.names]
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns)
-            mask = pc.starts_with(table["id"], wanted) if len(wanted) >= MIN_PREFIX else pc.equal(table["id"], wanted)
+            mask = (
+                pc.starts_with(table["id"], wanted)
+                if len(wanted) >= MIN_PREFIX
+                else pc.equal(table["id"], wanted)
+            )
             if "url" in columns:
                 mask = pc.or_kleene(mask, pc.equal(table["url"], wanted))
             found.update(table["id"].filter(mask).to_pylist())
@@ -243,7 +249,9 @@ TELL: dict[str, Callable[[Event], str]] = {
     "dropped": lambda e: "dropped, " + e.lines[0],
     "read": lambda e: f"read it, from {e.shard}",
     "children": lambda e: e.shard,
-    "lost": lambda e: f"not in {e.shard} and not in its rejects: a file is damaged, `vlpipe verify` says which",
+    "lost": lambda e: (
+        f"not in {e.shard} and not in its rejects: a file is damaged, `vlpipe verify` says which"
+    ),
     "not run": lambda e: "not run yet" + (f": {e.lines[0]}" if e.lines else ""),
 }
 
@@ -253,5 +261,9 @@ def tell(found: History) -> Iterator[tuple[Event, str]]:
     width = max((len(e.step) for e in found.events), default=0)
     for event in found.events:
         lines = event.lines if event.what in ("new", "changed", "children") else ()
-        yield event, "\n".join([f"{event.step:{width}}  {TELL[event.what](event)}", *(f"    {line}" for line in lines)])
-
+        yield (
+            event,
+            "\n".join(
+                [f"{event.step:{width}}  {TELL[event.what](event)}", *(f"    {line}" for line in lines)]
+            ),
+        )

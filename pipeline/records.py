@@ -108,7 +108,9 @@ def need_step(place: Place, path: str) -> str:
     if place.folder and place.index is None and not place.rejects:
         return place.folder
     have = ", ".join(step_folders(place.store)) if not place.folder and not place.file else ""
-    raise VlpipeError(f"{path}: wanted a step's folder" + (f"; in this root there are: {have}" if have else ""))
+    raise VlpipeError(
+        f"{path}: wanted a step's folder" + (f"; in this root there are: {have}" if have else "")
+    )
 
 
 def read_step(store: Store, folder: str) -> StepRecord:
@@ -174,7 +176,12 @@ def _half_done(one: Planned, store: Store, have: dict[str, Have]) -> Have:
         made_with = artifacts_digest(one)
         for index in receipt_numbers(store, one.folder):
             receipt, shard = read_receipt(store, one.folder, index), inputs.get(index)
-            if receipt and shard and receipt.artifacts_digest == made_with and _made_from(receipt, one, shard):
+            if (
+                receipt
+                and shard
+                and receipt.artifacts_digest == made_with
+                and _made_from(receipt, one, shard)
+            ):
                 found[index] = receipt
     return Have(found, num_shards)
 

@@ -173,7 +173,9 @@ def first_rows(store: Store, files: Sequence[str], num_rows: int, where: str | N
             keep = parse_where(where, file.schema_arrow) if where else None
             for batch in file.iter_batches(batch_size=max(num_rows, 64 if where else 1)):
                 table = pa.table(batch)
-                rows += (table.filter(keep(table)) if keep else table).slice(0, num_rows - len(rows)).to_pylist()
+                rows += (
+                    (table.filter(keep(table)) if keep else table).slice(0, num_rows - len(rows)).to_pylist()
+                )
                 if len(rows) >= num_rows:
                     return rows
     return rows
@@ -183,7 +185,9 @@ def parse_where(where: str, schema: pa.Schema) -> Any:
     """A function from a table to a mask. VlpipeError when the condition makes no sense for these columns."""
     found = CONDITION.fullmatch(where)
     if not found:
-        raise VlpipeError(f"--where {where!r}: wanted COLUMN = VALUE, for example \"why = 'timeout'\" (= != < <= > >=)")
+        raise VlpipeError(
+            f"--where {where!r}: wanted COLUMN = VALUE, for example \"why = 'timeout'\" (= != < <= > >=)"
+        )
     name, operator, value = found[1], found[2], found[3].strip("'\"")
     if name not in schema.names:
         raise VlpipeError(f"--where: there is no column {name!r}{did_you_mean(name, schema.names)}")
@@ -192,7 +196,9 @@ def parse_where(where: str, schema: pa.Schema) -> Any:
         wanted = pa.scalar(value).cast(dtype)
         COMPARE[operator](pa.array([], dtype), wanted)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise VlpipeError(f"--where: column {name!r} is {dtype}, it cannot be compared with {value!r}") from error
+        raise VlpipeError(
+            f"--where: column {name!r} is {dtype}, it cannot be compared with {value!r}"
+        ) from error
     return lambda table: COMPARE[operator](table[name], wanted)
 
 
@@ -218,7 +224,9 @@ def _facts(facts: Sequence[tuple[str, str]]) -> Table:
 def _schema_table(shown: Shown) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("column", "type", "nulls", "min", "max", ""):
-        table.add_column(name, overflow="fold", justify="right" if name in ("nulls", "min", "max") else "left")
+        table.add_column(
+            name, overflow="fold", justify="right" if name in ("nulls", "min", "max") else "left"
+        )
     for name, dtype, note in _columns(shown):
         stat = shown.columns.get(name, {})
         numbers = [cell(stat[key]) if key in stat else "" for key in ("nulls", "min", "max")]

@@ -70,23 +70,36 @@ def status_table(found: Sequence[StepStatus]) -> Table:
     for one in found:
         ran = bool(one.num_shards) or one.state == "done"
         color = "green" if one.state == "done" else "yellow"
-        numbers = [f"{one.num_shards:,}", f"{one.rows:,}", f"{sum(one.rejects.values()):,}", f"{one.seconds:.1f}"]
+        numbers = [
+            f"{one.num_shards:,}",
+            f"{one.rows:,}",
+            f"{sum(one.rejects.values()):,}",
+            f"{one.seconds:.1f}",
+        ]
         shown = [*numbers, size(one.bytes)] if ran else [""] * 5
         said = escape(counts(one.rejects)) or (f"[dim]{escape(one.why)}[/dim]" if one.why else "")
         table.add_row(escape(one.name), f"[{color}]{one.state}[/{color}]", *shown, said)
     return table
 
 
-def lock_holder(store: Store, now: float | None = None) -> str:
-    """One line about the run that holds the root's lock; empty when there is none."""
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds the root's lock, in one line; empty when nobody does."""
+
+    text: str = ""
+    is_running: bool = False
+
+
+def lock_holder(store: Store) -> Holder:
     if not store.exists(lock.REL):
-        return ""
+        return Holder()
     try:
         held = store.read_json(lock.REL)
     except (json.JSONDecodeError, FileNotFoundError):
-        return ""  # it just went away
-    age_s = (time.time() if now is None else now) - held["beat"]
+        return Holder()  # it just went away
+    age_s = max(0.0, time.time() - held["beat"])
     who = f"process {held['pid']} on {held['host']}, last sign of life {age_s:.0f} s ago"
     here = held["host"] == platform.node()
-    alive = lock._started(held["pid"]) == held["started"] != "" if here else age_s < lock.LEASE_S
-    return f"a run is going on: {who}" if alive else f"a run was killed: {who}; `vlpipe run` goes on from here"
+    if lock._started(held["pid"]) == held["started"] != "" if here else age_s < lock.LEASE_S:
+        return Holder(f"a run is going on: {who}", is_running=True)
+    return Holder(f"a run was killed: {who}; `vlpipe run` goes on from here")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from vlpipe.pipeline import again, diff, export, history, prune, records, show, status, verify
+from vlpipe.pipeline import again, diff, export, history, prune, records, report, show, status, verify
 from vlpipe.pipeline.cells import printable, size
 from vlpipe.pipeline.cli import (
     GRACE_S,
@@ -62,17 +63,23 @@ def status_command(
     found = status.status(steps, store)
     draw(status.status_table(found))
     num_done = sum(one.state == "done" for one in found)
-    say(f"{name}: {num_done} of {len(found)} steps are done, {size(sum(one.bytes for one in found))} in {store.url}")
+    say(
+        f"{name}: {num_done} of {len(found)} steps are done, {size(sum(one.bytes for one in found))} in {store.url}"
+    )
     holder = status.lock_holder(store)
-    if holder:
-        say(holder)
+    if holder.text:
+        say(holder.text)
 
 
 @app.command("show")
 def show_command(
-    path: Annotated[str, typer.Argument(help="a step's folder, a shard, a _rejects folder, or a Parquet file")],
+    path: Annotated[
+        str, typer.Argument(help="a step's folder, a shard, a _rejects folder, or a Parquet file")
+    ],
     num_rows: Annotated[int, typer.Option("-n", min=0, help="how many rows")] = 5,
-    where: Annotated[str | None, typer.Option("--where", help="only rows like this: \"why = 'timeout'\"")] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help="only rows like this: \"why = 'timeout'\"")
+    ] = None,
 ) -> None:
     """Show what a step or a shard holds: schema, counts, rejects by reason, the first rows."""
     draw(show.render(show.show(records.find_place(path), path, num_rows, where)))
@@ -81,7 +88,9 @@ def show_command(
 @app.command("why")
 def why_command(
     workflow: WorkflowArg,
-    row: Annotated[str, typer.Argument(metavar="ROW", help="an id, its first 8 or more characters, or a url")],
+    row: Annotated[
+        str, typer.Argument(metavar="ROW", help="an id, its first 8 or more characters, or a url")
+    ],
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
@@ -232,3 +241,19 @@ def _verify(place: records.Place) -> list[verify.Verified]:
         with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):
             found.append(verify.verify_step(place.store, folder))
     return found
+
+
+@app.command("report")
+def report_command(
+    workflow: WorkflowArg,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    to: Annotated[str, typer.Option("--out", metavar="FILE", help="where to write the page")] = "report.html",
+) -> None:
+    """Write one self-contained HTML page: funnel, images with their texts and fate, scores, losses, results."""
+    found, store = load(workflow, root, set_, profile)
+    steps = plan(found, store)
+    text = report.report(found, steps, store, running=status.lock_holder(store).is_running)
+    Path(to).write_text(text, encoding="utf-8")
+    say(f"{found.name}: {to}, {size(len(text.encode()))}")

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.receipt import Receipt, read_receipt, read_rejects, receipt_path, rejects_path, shard_path
+from vlpipe.pipeline.receipt import (
+    Receipt,
+    read_receipt,
+    read_rejects,
+    receipt_path,
+    rejects_path,
+    shard_path,
+)
 from vlpipe.pipeline.records import SHARD_FILE, StepRecord, read_step, receipt_numbers
 from vlpipe.pipeline.store import Store
 
@@ -96,7 +103,10 @@ def _is_json(store: Store, path: str) -> bool:
 
 def shard_problems(store: Store, folder: str, receipt: Receipt) -> list[Problem]:
     """A shard against its receipt: the bytes of its rows, and its rejects by code (they have no digest)."""
-    return [*_file_problems(store, receipt.shard.path, receipt.shard.digest), *_reject_problems(store, folder, receipt)]
+    return [
+        *_file_problems(store, receipt.shard.path, receipt.shard.digest),
+        *_reject_problems(store, folder, receipt),
+    ]
 
 
 def _file_problems(store: Store, path: str, digest: str) -> Iterator[Problem]:
@@ -120,7 +130,9 @@ def _reject_problems(store: Store, folder: str, receipt: Receipt) -> Iterator[Pr
         yield Problem(path, "damaged", str(error))
         return
     if Counter(f"{r['kind']}:{r['why']}" for r in rows) != Counter(receipt.rejects):
-        yield Problem(path, "damaged", f"it has {len(rows)} rejects, the receipt {sum(receipt.rejects.values())}")
+        yield Problem(
+            path, "damaged", f"it has {len(rows)} rejects, the receipt {sum(receipt.rejects.values())}"
+        )
 
 
 def _heavy_problems(store: Store, receipt: Receipt) -> Iterator[Problem]:

@@ -263,5 +263,5 @@ def _outputs_again(task: ShardTask, work: Work, rejects: list[Reject], log: list
     rejects.extend(new_rejects[i] for i in order if i in new_rejects)
     merged = pa.concat_tables([kept.select(schema.names).cast(schema), *fresh])
     place = {id_: n for n, id_ in enumerate(merged["id"].to_pylist())}
-    yield merged.take([place[i] for i in order if i in place])
+    yield merged.take(pa.array([place[i] for i in order if i in place], pa.int64()))
 

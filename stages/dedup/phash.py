@@ -81,20 +81,30 @@ def pairs_within(hashes: Hashes, max_distance: int) -> tuple[Places, Places, npt
 
 
 def _near(a: Places, b: Places, hashes: Hashes, max_distance: int) -> tuple[Places, Places]:
-    near = (a < b) & (np.bitwise_count(hashes[a] ^ hashes[b]) <= max_distance)
-    return a[near], b[near]
+    near = np.bitwise_count(hashes[a] ^ hashes[b]) <= max_distance
+    return np.minimum(a[near], b[near]), np.maximum(a[near], b[near])
 
 
 def _candidates(hashes: Hashes, radius: int) -> Iterator[tuple[Places, Places]]:
-    """Pairs (a, b), also with a >= b, of rows with a band at most `radius` bits apart, in bounded blocks."""
+    """Pairs of rows with a band at most `radius` bits apart, in bounded blocks; each once per band."""
     for band in range(NUM_BANDS):
         bits = ((hashes >> np.uint64(band * BAND_BITS)) & np.uint64(0xFFFF)).astype(np.uint16)
         order = np.argsort(bits, kind="stable").astype(np.int64)
-        sorted_bits = bits[order]
+        bits = bits[order]
         for mask in _masks(radius):
-            first = np.searchsorted(sorted_bits, bits ^ mask, side="left")
-            count = np.searchsorted(sorted_bits, bits ^ mask, side="right") - first
+            first, count = _partners(bits, mask)
             yield from _expand(order, first, count)
+
+
+def _partners(bits: npt.NDArray[np.uint16], mask: np.uint16) -> tuple[Places, Places]:
+    """Per sorted value where those that differ by just `mask` start, and how many; no pair twice."""
+    end = np.searchsorted(bits, bits ^ mask, side="right")
+    if mask == 0:
+        first = np.arange(1, len(bits) + 1)
+        return first, end - first
+    first = np.searchsorted(bits, bits ^ mask, side="left")
+    lower = bits < bits ^ mask
+    return first, (end - first) * lower
 
 
 def _masks(radius: int) -> list[np.uint16]:
@@ -103,14 +113,14 @@ def _masks(radius: int) -> list[np.uint16]:
 
 
 def _expand(order: Places, first: Places, count: Places) -> Iterator[tuple[Places, Places]]:
-    """Row a meets order[first[a]], ..., order[first[a] + count[a] - 1]."""
+    """The row at sorted place p meets those at first[p], ..., first[p] + count[p] - 1."""
     ends = np.cumsum(count)
     start = 0
     while start < len(count):
         done = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, done + MAX_CANDIDATES, side="right")))
         counts = count[start:stop]
-        a = np.repeat(np.arange(start, stop), counts)
-        within = np.arange(len(a)) - np.repeat(np.cumsum(counts) - counts, counts)
-        yield a, order[np.repeat(first[start:stop], counts) + within]
+        place = np.repeat(np.arange(start, stop), counts)
+        within = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+        yield order[place], order[np.repeat(first[start:stop], counts) + within]
         start = stop

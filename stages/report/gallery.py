@@ -157,6 +157,7 @@ def thumbnail(data: bytes) -> str:
     except RowFault as fault:
         return f'<div class="nopicture">{esc(fault.why)}</div>'
     tiny = max(image.size) <= TINY_PX
+    image.info = {}  # Pillow would write comments and profiles again
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG") if tiny else image.save(buffer, "JPEG", quality=80)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from vlpipe.stages.train.collapse import LossRow
 from vlpipe.stages.train.loader import Loader
 from vlpipe.stages.train.recipe import Recipe
 from vlpipe.stages.train.runtime import pick_device, seed_all
+
+# torch 2.13 renames the option and warns of the old name
+SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 @dataclass
@@ -38,11 +46,14 @@ class Run:
         self.optimiser = build_optimiser(self.net, self.recipe)
         self.parallel: Any = self.net
         if distributed.world_size() > 1:
+            sync_buffers: Any = {
+                SYNC_BUFFERS: False
+            }  # queues are equal on all ranks, 100 MB to send per step
             self.parallel = DistributedDataParallel(
                 self.net,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,  # queues are equal on all ranks, and 100 MB to send at each step
                 find_unused_parameters=True,  # LM alone leaves the projections unused
+                **sync_buffers,
             )
 
     @property

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-
 from vlpipe.models.blip import Blip, BlipConfig
 from vlpipe.models.tokenizer import Tokenizer
 
@@ -63,7 +62,9 @@ def make_blip(tokenizer: Tokenizer) -> Callable[..., Blip]:
 def make_batch(tokenizer: Tokenizer) -> Callable[..., dict[str, Any]]:
     """Random pixels and texts of different lengths; `image_id` defaults to all different."""
 
-    def make(num: int, length: int = 10, image_id: list[int] | None = None, progress: float = 1.0) -> dict[str, Any]:
+    def make(
+        num: int, length: int = 10, image_id: list[int] | None = None, progress: float = 1.0
+    ) -> dict[str, Any]:
         ids = torch.randint(7, tokenizer.vocab_size, (num, length))
         lengths = torch.tensor([4 + (3 * i) % (length - 3) for i in range(num)])
         mask = (torch.arange(length) < lengths[:, None]).long()
@@ -78,5 +79,3 @@ def make_batch(tokenizer: Tokenizer) -> Callable[..., dict[str, Any]]:
         }
 
     return make
-
-

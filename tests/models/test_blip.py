@@ -41,11 +41,13 @@ def test_encoder_and_decoder_share_all_but_self_attention(make_blip: Make, make_
     texts = used_by(blip, blip.encode_text(ids, mask))
     assert texts < matched
     assert not any(".cross." in n or n.startswith("vision") for n in texts)
-    assert "text.words.weight" in used_by(blip, blip.predict(blip.decode_text(ids, blip.encode_image(pixels)).detach()))
+    assert "text.words.weight" in used_by(
+        blip, blip.predict(blip.decode_text(ids, blip.encode_image(pixels)).detach())
+    )
 
 
 def test_parameter_counts_are_those_of_the_papers_table_3() -> None:
-    """252M "all but SA"; the other rows follow from the structure: 224M with one SA, 361M with nothing shared."""
+    """252M "all but SA"; the other rows follow from it: 224M with one SA, 361M with nothing shared."""
     with torch.device("meta"):
         blip = Blip(BlipConfig(vocab_size=30524, pad=0, cls=101, sep=102, dec=30522, enc=30523))
     count = {name: p.numel() for name, p in blip.named_parameters()}
@@ -55,7 +57,9 @@ def test_parameter_counts_are_those_of_the_papers_table_3() -> None:
     assert round(total / 1e6) == 252
     assert round((total - decoder) / 1e6) == 224
     assert round((total + text - decoder) / 1e6) == 361
-    assert sum(n for name, n in count.items() if name.startswith("vision.")) == 85_798_656  # ViT-B/16 less its head
+    assert (
+        sum(n for name, n in count.items() if name.startswith("vision.")) == 85_798_656
+    )  # ViT-B/16 less its head
 
 
 def test_the_decoder_does_not_see_the_future_and_the_encoder_does(make_blip: Make, make_batch: Make) -> None:
@@ -108,14 +112,19 @@ def test_first_tokens_are_set_by_the_model(make_blip: Make, make_batch: Make) ->
     assert not torch.allclose(blip.embed_text(ids, mask), blip.embed_text(other, mask))
 
 
-@pytest.mark.parametrize("changes", [{}, {"position": "sincos"}, {"parts": "captioner"}, {"parts": "retrieval"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"position": "sincos"}, {"parts": "captioner"}, {"parts": "retrieval"}]
+)
 def test_saved_and_loaded_is_the_same_model(make_blip: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
     blip = make_blip(**changes)
     blip.save(tmp_path)
     first = (tmp_path / "model.safetensors").read_bytes()
     again = Blip.load(tmp_path)
     assert again.config == blip.config
-    assert all(torch.equal(a, b) for a, b in zip(blip.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(blip.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     again.save(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == first
 
@@ -135,7 +144,9 @@ def test_weights_that_do_not_fit_are_listed(make_blip: Make, tmp_path: Path) -> 
     make_blip(parts="captioner").save(tmp_path)
     with pytest.raises(ValueError, match=r"18 missing: itm_head.bias, .*; 17 unknown: lm_head.bias, "):
         Blip.load(tmp_path, parts="retrieval")
-    with pytest.raises(ValueError, match=r"1 of another shape: text.positions.weight \(24, 24\) instead of \(9, 24\)"):
+    with pytest.raises(
+        ValueError, match=r"1 of another shape: text.positions.weight \(24, 24\) instead of \(9, 24\)"
+    ):
         Blip.load(tmp_path, max_text_length=9)
 
 
@@ -143,7 +154,9 @@ def test_a_part_that_is_not_there_is_named(make_blip: Make, make_batch: Make) ->
     b = make_batch(1)
     captioner, retrieval = make_blip(parts="captioner"), make_blip(parts="retrieval")
     tokens = captioner.encode_image(b["pixels"])
-    with pytest.raises(ValueError, match="this needs itm_head, which a Blip with parts='captioner' does not have"):
+    with pytest.raises(
+        ValueError, match="this needs itm_head, which a Blip with parts='captioner' does not have"
+    ):
         captioner.match_logits(b["input_ids"], b["attention_mask"], tokens)
     with pytest.raises(ValueError, match="this needs text_proj"):
         captioner.encode_text(b["input_ids"], b["attention_mask"])

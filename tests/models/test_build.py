@@ -11,7 +11,9 @@ from vlpipe.models.tokenizer import Tokenizer
 def test_use_is_an_import_path_below_or_a_full_one() -> None:
     assert find("itm:Itm", "vlpipe.models.objectives") is Itm
     assert find("vlpipe.models.objectives.itm:Itm", "vlpipe.models") is Itm
-    assert build({"use": "itm:Itm", "negatives": "momentum"}, "vlpipe.models.objectives").negatives == "momentum"
+    assert (
+        build({"use": "itm:Itm", "negatives": "momentum"}, "vlpipe.models.objectives").negatives == "momentum"
+    )
 
 
 def test_a_model_takes_the_vocabulary_from_the_tokenizer(tokenizer: Tokenizer) -> None:
@@ -29,7 +31,10 @@ def test_a_model_takes_the_vocabulary_from_the_tokenizer(tokenizer: Tokenizer) -
 @pytest.mark.parametrize(
     ("spec", "wanted"),
     [
-        ({"use": "itx:Itc"}, r"no module 'itx' on the Python path nor below .*, where there are itc, itm, lm"),
+        (
+            {"use": "itx:Itc"},
+            r"no module 'itx' on the Python path nor below .*, where there are itc, itm, lm",
+        ),
         ({"use": "itc:Itk"}, r"vlpipe.models.objectives.itc has no 'Itk'; it has Itc"),
         ({"use": "itc"}, r"wanted 'module:Class', got 'itc'"),
         ({"image_size": 3}, r"wanted a 'use' key"),

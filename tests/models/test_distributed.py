@@ -19,7 +19,7 @@ from vlpipe.models.objectives.lm import Lm
 
 
 def two_steps(folder: Path, rank: int, world: int) -> dict[str, Any]:
-    """Losses, gradients averaged over ranks, and the queue, after two steps on this rank's part of each batch."""
+    """Losses and gradients averaged over ranks, and the queue, after two steps on this rank's rows."""
     blip = Blip.load(folder)
     itc, itm, lm = Itc(queue_size=6, momentum=0.9), Itm(all_ranks=True), Lm()
     itc.bind(blip)
@@ -56,7 +56,9 @@ def test_two_ranks_are_one_process(make_blip: Any, make_batch: Any, tmp_path: Pa
         assert two.keys() == one.keys()
         for name, value in one.items():
             scale = float(value.abs().max()) + 1e-6
-            torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                two[name], value, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_one_process_without_a_group() -> None:

@@ -20,7 +20,10 @@ print("\\n".join(Tokenizer.train(texts, 400).tokens))
 
 
 def test_training_gives_the_same_vocabulary_in_every_process() -> None:
-    outs = {subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, check=True).stdout for _ in range(2)}
+    outs = {
+        subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, check=True).stdout
+        for _ in range(2)
+    }
     assert len(outs) == 1
     assert len(outs.pop().split()) == 400
 
@@ -33,7 +36,11 @@ def test_encode_pads_and_decode_gives_the_text_back(tokenizer: Tokenizer) -> Non
     assert (ids[:, 0] == tokenizer.cls).all()
     assert ids[2, :3].tolist() == [tokenizer.cls, tokenizer.sep, tokenizer.pad]
     assert ((ids != tokenizer.pad) == mask.bool()).all()
-    assert [tokenizer.decode(row) for row in ids.tolist()] == ["a red circle on the left", "it's a left-hand glove", ""]
+    assert [tokenizer.decode(row) for row in ids.tolist()] == [
+        "a red circle on the left",
+        "it's a left-hand glove",
+        "",
+    ]
 
 
 def test_a_cut_text_is_not_closed(tokenizer: Tokenizer) -> None:
@@ -69,7 +76,9 @@ def test_impossible_vocabularies_are_refused(tokens: list[str], wanted: str) -> 
         Tokenizer(tokens)
 
 
-def test_saved_folder_loads_here_and_in_transformers_with_equal_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_saved_folder_loads_here_and_in_transformers_with_equal_ids(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
     tokenizer.save(tmp_path / "tokenizer")
@@ -86,5 +95,7 @@ def test_saved_folder_loads_here_and_in_transformers_with_equal_ids(tokenizer: T
 def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none of tokenizer/vocab.txt, tokenizer/tokenizer.json, vocab.txt"):
         Tokenizer.load(tmp_path)
-    with pytest.raises(ValueError, match=r"wanted a folder or a hub id .*, got './nowhere', which is neither"):
+    with pytest.raises(
+        ValueError, match=r"wanted a folder or a hub id .*, got './nowhere', which is neither"
+    ):
         Tokenizer.load("./nowhere")

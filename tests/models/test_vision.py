@@ -14,7 +14,9 @@ SIZES = {"image_size": 32, "patch_size": 8, "width": 32, "num_layers": 2, "num_h
 def test_patches_times_matrix_is_the_strided_convolution() -> None:
     pixels, weight, bias = torch.randn(2, 3, 32, 24), torch.randn(5, 3, 8, 8), torch.randn(5)
     conv = F.conv2d(pixels, weight, bias, stride=8).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(cut_patches(pixels, 8) @ weight.flatten(1).t() + bias, conv, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        cut_patches(pixels, 8) @ weight.flatten(1).t() + bias, conv, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_plain_attention_is_the_fused_one() -> None:
@@ -37,7 +39,9 @@ def test_all_tokens_after_the_final_norm_and_first_is_token_0() -> None:
 
 def test_initial_features_differ_between_images() -> None:
     """At transformers' initial std of 1e-10 they are equal to 1e-7."""
-    tokens = Vit(image_size=224, patch_size=16, width=96, num_layers=2, num_heads=3)(torch.randn(4, 3, 224, 224))
+    tokens = Vit(image_size=224, patch_size=16, width=96, num_layers=2, num_heads=3)(
+        torch.randn(4, 3, 224, 224)
+    )
     assert tokens[:, 0].std(0).mean() > 1e-3
 
 
@@ -57,7 +61,12 @@ def test_sincos_is_the_closed_form() -> None:
     token = table[0, 1 + row * 4 + column]
     for i in range(4):
         omega = 10000 ** (-i / 4)
-        wanted = [math.sin(column * omega), math.cos(column * omega), math.sin(row * omega), math.cos(row * omega)]
+        wanted = [
+            math.sin(column * omega),
+            math.cos(column * omega),
+            math.sin(row * omega),
+            math.cos(row * omega),
+        ]
         torch.testing.assert_close(token[[i, 4 + i, 8 + i, 12 + i]], torch.tensor(wanted))
 
 

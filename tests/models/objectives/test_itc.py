@@ -19,11 +19,13 @@ def unit(*shape: int) -> Tensor:
     return F.normalize(torch.randn(*shape), dim=-1)
 
 
-def slow_contrast(own: Tensor, own_m: Tensor, others: Tensor, positives: list[list[int]], temp: float, alpha: float) -> float:
+def slow_contrast(
+    own: Tensor, own_m: Tensor, others: Tensor, positives: list[list[int]], temp: float, alpha: float
+) -> float:
     """ALBEF eq. 6 with several positives, one row and one candidate at a time."""
     total = 0.0
     for i in range(len(own)):
-        student = [math.exp(float(own[i] @ c) / temp) for c in others]
+        student = [math.exp(float(own[i].detach() @ c) / temp) for c in others]
         teacher = [math.exp(float(own_m[i] @ c) / temp) for c in others]
         for j in range(len(others)):
             hard = 1 / len(positives[i]) if j in positives[i] else 0.0
@@ -33,7 +35,11 @@ def slow_contrast(own: Tensor, own_m: Tensor, others: Tensor, positives: list[li
 
 
 def test_contrast_is_the_slow_one() -> None:
-    student, teacher, candidates = (unit(3, 8), unit(3, 8)), (unit(3, 8), unit(3, 8)), (unit(7, 8), unit(7, 8))
+    student, teacher, candidates = (
+        (unit(3, 8), unit(3, 8)),
+        (unit(3, 8), unit(3, 8)),
+        (unit(7, 8), unit(7, 8)),
+    )
     positives = [[0, 5], [1], [2, 3, 6]]
     mask = torch.zeros(3, 7, dtype=torch.bool)
     for i, columns in enumerate(positives):
@@ -91,8 +97,10 @@ def test_a_batch_larger_than_the_queue_leaves_its_last_rows(make_blip: Make, mak
     assert none(blip, batch, Features(blip, batch))["itc"].isfinite()
 
 
-def test_slots_never_filled_do_not_count_and_queued_ids_are_positives(make_blip: Make, make_batch: Make) -> None:
-    """A large queue with one batch in it equals an exact one; a queued row of the same picture is a positive."""
+def test_slots_never_filled_do_not_count_and_queued_ids_are_positives(
+    make_blip: Make, make_batch: Make
+) -> None:
+    """A large queue with one batch in it equals a full one; queued rows of the same picture are positives."""
     blip, first, second = make_blip(), make_batch(3, image_id=[1, 2, 3]), make_batch(3, image_id=[3, 4, 5])
     losses = []
     for size in (3, 4000):

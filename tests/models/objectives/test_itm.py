@@ -42,7 +42,10 @@ def test_negatives_follow_the_masked_softmax() -> None:
     drawn, valid = hard_negatives(
         queries.expand(20000, -1), candidates, torch.tensor(0.5), invalid.expand(20000, -1)
     )
-    weights = [0.0 if bad else math.exp(float(queries[0] @ c) / 0.5) for c, bad in zip(candidates, invalid[0], strict=True)]
+    weights = [
+        0.0 if bad else math.exp(float(queries[0] @ c) / 0.5)
+        for c, bad in zip(candidates, invalid[0], strict=True)
+    ]
     wanted = torch.tensor(weights) / sum(weights)
     torch.testing.assert_close(drawn.bincount(minlength=6) / 20000, wanted, rtol=0, atol=0.015)
     assert valid.all()
@@ -50,7 +53,7 @@ def test_negatives_follow_the_masked_softmax() -> None:
 
 @pytest.mark.parametrize("temp", [0.5, 0.01, 0.001])
 def test_same_ids_are_never_negatives_at_any_temperature(temp: float) -> None:
-    """The one other id is the least similar of all: weights masked after the softmax sum to 0 in fp32 at 0.005."""
+    """The one other id is the least similar: masked after the softmax, fp32 weights sum to 0 at 0.005."""
     features = torch.eye(1, 8).repeat(6, 1)
     features[5] = -features[5]
     own = torch.tensor([1, 1, 1, 1, 1, 2])

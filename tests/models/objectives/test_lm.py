@@ -15,7 +15,9 @@ Make = Callable[..., Any]
 
 
 @pytest.mark.parametrize("prompt_length", [0, 3])
-def test_loss_token_by_token(make_blip: Make, make_batch: Make, tokenizer: Tokenizer, prompt_length: int) -> None:
+def test_loss_token_by_token(
+    make_blip: Make, make_batch: Make, tokenizer: Tokenizer, prompt_length: int
+) -> None:
     blip, batch = make_blip(), make_batch(4)
     out = Lm(prompt_length=prompt_length)(blip, batch, Features(blip, batch))
     tokens = blip.encode_image(batch["pixels"])
@@ -27,7 +29,7 @@ def test_loss_token_by_token(make_blip: Make, make_batch: Make, tokenizer: Token
             target = int(ids[0, t + 1])
             losses.append(-0.9 * logprobs[t, target].item() - 0.1 * logprobs[t].mean().item())
     assert out["lm"].item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-    assert Lm.LOSSES == tuple(out)
+    assert tuple(out) == Lm.LOSSES
 
 
 def test_targets_by_hand() -> None:

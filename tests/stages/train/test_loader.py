@@ -34,7 +34,9 @@ def loader(recipe: Train, *inputs: Dataset) -> Loader:
     return Loader(inputs, recipe, Tokenizer.load(recipe.tokenizer.path), 16)
 
 
-def batches(recipe: Train, data: Dataset, num: int, step: int = 0, rank: int = 0, world_size: int = 1) -> list[Batch]:
+def batches(
+    recipe: Train, data: Dataset, num: int, step: int = 0, rank: int = 0, world_size: int = 1
+) -> list[Batch]:
     with loader(recipe, data).batches(step, rank, world_size) as found:
         return list(islice(found, num))
 
@@ -50,7 +52,9 @@ def equal(one: list[Batch], other: list[Batch]) -> bool:
 def test_a_batch_is_pictures_with_their_own_texts(squares: Dataset, recipe_of: Make) -> None:
     rows = squares.table(["id", "texts"]).to_pylist()
     images = [b for t in squares.batches(["id"], ["image"]) for b in t["image"].to_pylist()]
-    by_id = {int64_id(row["id"]): (row["texts"][0]["text"], image) for row, image in zip(rows, images, strict=True)}
+    by_id = {
+        int64_id(row["id"]): (row["texts"][0]["text"], image) for row, image in zip(rows, images, strict=True)
+    }
     recipe = recipe_of()
     (batch,) = batches(recipe, squares, 1)
     tokenizer = Tokenizer.load(recipe.tokenizer.path)  # type: ignore[union-attr]
@@ -104,7 +108,9 @@ def test_images_draw_one_of_their_texts_anew_in_each_epoch(
 def test_mix_goes_by_step_name(squares: Dataset, recipe_of: Make) -> None:
     human = Dataset(squares.store, "human@2", squares.schema, squares.shards)
     assert loader(recipe_of(mix={"human": 2.0}), squares, human).samples_per_epoch == 3 * 48
-    with pytest.raises(VlpipeError, match="mix: 'humans' is not an input of this step; did you mean 'human'?"):
+    with pytest.raises(
+        VlpipeError, match=r"mix: 'humans' is not an input of this step; did you mean 'human'\?"
+    ):
         loader(recipe_of(mix={"humans": 2.0}), squares, human)
 
 
@@ -115,7 +121,9 @@ def test_the_prompt_is_put_before_every_text(squares: Dataset, recipe_of: Make) 
     assert all(tokenizer.decode(ids).startswith("blue a ") for ids in batch["input_ids"].tolist())
 
 
-def test_a_broken_image_names_its_row(tmp_path: Path, make_rows: Callable[[], list[Batch]], recipe_of: Make) -> None:
+def test_a_broken_image_names_its_row(
+    tmp_path: Path, make_rows: Callable[[], list[Batch]], recipe_of: Make
+) -> None:
     rows = make_rows()
     rows[5]["image"] = rows[5]["image"][:60]
     data = dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA))

@@ -25,7 +25,12 @@ def test_texts_that_were_dropped_or_are_blank_are_not_trained_on() -> None:
     column = pa.chunked_array(
         [
             [[text("a", "web"), text("b", "synth", kept=False), text("c", "synth", kept=True)], []],
-            [None, [text("d", "web", kept=False)], [text(" \n", "web"), text("", "web")], [text("e", "human")]],
+            [
+                None,
+                [text("d", "web", kept=False)],
+                [text(" \n", "web"), text("", "web")],
+                [text("e", "human")],
+            ],
         ],
         TEXTS,
     )
@@ -43,7 +48,9 @@ def light_and_heavy(folder: Path) -> Dataset:
     table = pa.Table.from_pylist(rows, SCHEMA)
     heavy = write_shard(store, "images/000000.parquet", [table], SCHEMA, 8)
     light_schema = pa.schema([f for f in SCHEMA if f.name != "image"])
-    light = write_shard(store, "light/000000.parquet", [table.take(list(range(0, 20, 3))).drop(["image"])], light_schema, 3)
+    light = write_shard(
+        store, "light/000000.parquet", [table.take(list(range(0, 20, 3))).drop(["image"])], light_schema, 3
+    )
     shard = Shard(path=light.path, num_rows=7, digest=light.digest, heavy=(("image", heavy.path),))
     return Dataset(store, "light", SCHEMA, (shard,))
 
@@ -67,7 +74,11 @@ def test_a_row_without_its_image_is_an_error(tmp_path: Path) -> None:
 
 
 def test_pairs_are_counted_through_the_row_group(tmp_path: Path) -> None:
-    rows = [row("a", text("1", "web"), text("2", "web")), row("b"), row("c", *(text(t, "web") for t in "345"))]
+    rows = [
+        row("a", text("1", "web"), text("2", "web")),
+        row("b"),
+        row("c", *(text(t, "web") for t in "345")),
+    ]
     data = dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA))
     (unit,), (count,) = scan(data, "pairs")
     found = read_unit(unit)
@@ -76,7 +87,9 @@ def test_pairs_are_counted_through_the_row_group(tmp_path: Path) -> None:
 
 
 def test_exact_twins_share_their_image_id(tmp_path: Path) -> None:
-    rows = [row(i, text("t", "web"), sha256=s) for i, s in (("a", "s1"), ("b", "s1"), ("c", "s2"), ("d", None))]
+    rows = [
+        row(i, text("t", "web"), sha256=s) for i, s in (("a", "s1"), ("b", "s1"), ("c", "s2"), ("d", None))
+    ]
     (unit,), _ = scan(dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA)), "pairs")
     ids = [r.image_id for r in read_unit(unit)]
     assert ids[0] == ids[1] == int64_id("s1")

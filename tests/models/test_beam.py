@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from vlpipe.models.blip import Blip
+
+Make = Callable[..., Any]
+
+
+def exhaustive(blip: Blip, tokens: torch.Tensor, max_length: int, length_penalty: float) -> list[int]:
+    """The best of all texts up to `max_length`, each scored by a whole pass."""
+    c, words = blip.config, [1, 4]
+    c_never = [c.pad, c.cls, c.dec, c.enc]
+    best, best_score = [], -torch.inf
+    for length in range(max_length + 1):
+        for text in itertools.product(words, repeat=length):
+            ids = [c.dec, *text, c.sep][: max_length + 1]
+            logits = blip.lm_logits(torch.tensor([ids]), torch.ones(1, len(ids)), tokens)[0]
+            logits[:, c_never] = -torch.inf
+            each = logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+            score = float(each.sum()) / (len(ids) - 1) ** length_penalty
+            if score > best_score:
+                best, best_score = list(text), score
+    return best
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+def test_wide_beams_find_the_best_text_of_all(make_blip: Make, length_penalty: float) -> None:
+    """Two words and [SEP]: 16 beams hold every text of 4 words."""
+    blip = make_blip(vocab_size=7, pad=0, cls=2, sep=3, dec=5, enc=6)
+    for image in blip.encode_image(torch.randn(4, 3, 32, 32)):
+        tokens = image[None]
+        got = blip.generate_beam(tokens, num_beams=16, max_length=4, length_penalty=length_penalty)
+        assert got == [exhaustive(blip, tokens, 4, length_penalty)]
+
+
+def test_one_beam_is_greedy(make_blip: Make) -> None:
+    blip = make_blip()
+    blip.lm_head.bias.data[blip.config.sep] += 0.5
+    tokens = blip.encode_image(torch.randn(6, 3, 32, 32))
+    assert blip.generate_beam(tokens, num_beams=1, max_length=9) == blip.generate(tokens, max_length=9)
+
+
+def test_each_image_has_its_own_beams(make_blip: Make) -> None:
+    blip = make_blip()
+    blip.lm_head.bias.data[blip.config.sep] += 0.5
+    tokens = blip.encode_image(torch.randn(6, 3, 32, 32))
+    together = blip.generate_beam(tokens, num_beams=3, min_length=1, max_length=9)
+    alone = [blip.generate_beam(t[None], num_beams=3, min_length=1, max_length=9)[0] for t in tokens]
+    assert together == alone
+    assert len({len(t) for t in together}) > 1

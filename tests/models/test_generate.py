@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from vlpipe.models.blip import Blip
+from vlpipe.models.generate import nucleus
+
+Make = Callable[..., Any]
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_cached_steps_are_the_whole_pass(make_blip: Make, make_batch: Make) -> None:
+    blip, b = make_blip(), make_batch(3)
+    tokens = blip.encode_image(b["pixels"])
+    ids = b["input_ids"].clone()
+    ids[:, 0] = blip.config.dec
+    whole = blip.decode_text(ids, tokens)
+    cache = blip.text.start(tokens, 10)
+    parts = [blip.text.step(ids[:, :4], cache)]
+    parts += [blip.text.step(ids[:, t : t + 1], cache) for t in range(4, 10)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_greedy_is_the_argmax_of_repeated_whole_passes(make_blip: Make) -> None:
+    blip, prompt, most = make_blip(), [20, 21], 8
+    c = blip.config
+    tokens = blip.encode_image(torch.randn(4, 3, 32, 32))
+    for row, got in enumerate(blip.generate(tokens, max_length=most, min_length=2, prompt_ids=prompt)):
+        ids = [c.dec, *prompt]
+        while len(ids) - 3 < most:
+            logits = blip.lm_logits(torch.tensor([ids]), torch.ones(1, len(ids)), tokens[row : row + 1])[
+                0, -1
+            ]
+            logits[[c.pad, c.cls, c.dec, c.enc] + ([c.sep] if len(ids) - 3 < 2 else [])] = -torch.inf
+            ids.append(int(logits.argmax()))
+            if ids[-1] == c.sep:
+                break
+        assert got == [i for i in ids[3:] if i != c.sep]
+
+
+def test_nucleus_is_the_smallest_set_and_inverse_cdf() -> None:
+    logits = torch.log(torch.tensor([[0.1, 0.4, 0.3, 0.2]]))
+    kept = {0.05: [1], 0.39: [1], 0.5: [1, 2], 0.75: [1, 2, 3], 1.0: [1, 2, 3, 0]}
+    probs = [0.1, 0.4, 0.3, 0.2]
+    for top_p, ids in kept.items():
+        total, edge = sum(probs[i] for i in ids), 0.0
+        for i in ids:  # just inside both edges of each token's interval
+            for u in (edge / total + 1e-6, (edge + probs[i]) / total - 1e-6):
+                assert nucleus(logits, top_p, torch.tensor([u], dtype=torch.float64)).item() == i
+            edge += probs[i]
+
+
+def test_nucleus_keeps_what_transformers_keeps() -> None:
+    from transformers import TopPLogitsWarper
+
+    logits = 3 * torch.randn(50, 40)
+    kept = TopPLogitsWarper(0.9)(None, logits) > -torch.inf
+    draws = torch.linspace(0, 1 - 1e-9, 4000, dtype=torch.float64)
+    for row in range(50):
+        drawn = nucleus(logits[row].expand(4000, -1), 0.9, draws)
+        counts = drawn.bincount(minlength=40) / 4000
+        wanted = torch.where(kept[row], logits[row].exp(), 0.0)
+        torch.testing.assert_close(counts, wanted / wanted.sum(), rtol=0, atol=1e-3)
+
+
+def test_equal_tokens_are_taken_by_id() -> None:
+    draws = torch.tensor([0.0, 0.3, 0.6, 0.9], dtype=torch.float64)
+    assert nucleus(torch.zeros(4, 4), 1.0, draws).tolist() == [0, 1, 2, 3]
+    assert nucleus(torch.zeros(1, 4), 1.0, torch.tensor([1 - 2**-53], dtype=torch.float64)).tolist() == [3]
+
+
+def test_a_rows_text_does_not_depend_on_the_rows_beside_it(make_blip: Make) -> None:
+    blip = make_blip()
+    tokens = blip.encode_image(torch.randn(6, 3, 32, 32))
+    options = {"top_p": 0.9, "min_length": 2, "max_length": 12}
+    together = blip.generate(tokens, generators=seeded(*range(6)), **options)
+    for row in range(6):
+        beside = tokens[torch.tensor([(row + k) % 6 for k in (0, 1, 1, 3, 1, 2)])]
+        assert blip.generate(beside, generators=seeded(row, 9, 9, 8, 7, 9), **options)[0] == together[row]
+    assert len({tuple(t) for t in together}) > 1
+
+
+def test_same_seed_same_text_other_seed_other_text(make_blip: Make) -> None:
+    blip = make_blip()
+    tokens = blip.encode_image(torch.randn(1, 3, 32, 32))
+    texts = [blip.generate(tokens, generators=seeded(s), top_p=0.95, max_length=15)[0] for s in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_generator_is_left_alike_however_long_the_text(make_blip: Make) -> None:
+    blip = make_blip()
+    tokens = blip.encode_image(torch.randn(2, 3, 32, 32))
+    blip.lm_head.bias.data[blip.config.sep] = 50  # ends at once
+    short, forced = seeded(1, 1), seeded(1, 1)
+    assert blip.generate(tokens, generators=short, top_p=0.9, max_length=9) == [[], []]
+    blip.generate(tokens, generators=forced, top_p=0.9, min_length=9, max_length=9)
+    assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(short, forced, strict=True))
+
+
+@pytest.mark.parametrize(("min_length", "max_length"), [(0, 1), (3, 3), (2, 6), (7, 12)])
+def test_lengths_count_new_tokens(make_blip: Make, min_length: int, max_length: int) -> None:
+    blip = make_blip()
+    blip.lm_head.bias.data[blip.config.sep] += 2
+    tokens = blip.encode_image(torch.randn(8, 3, 32, 32))
+    options = {"min_length": min_length, "max_length": max_length, "prompt_ids": [20, 21, 22]}
+    for texts in (
+        blip.generate(tokens, generators=seeded(*range(8)), top_p=0.95, **options),
+        blip.generate(tokens, **options),
+        blip.generate_beam(tokens, **options),
+    ):
+        assert all(min_length <= len(t) <= max_length for t in texts)
+        assert not {blip.config.sep, blip.config.pad, blip.config.dec} & {i for t in texts for i in t}
+
+
+def test_repetition_penalty_is_that_of_transformers(make_blip: Make) -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    blip = make_blip()
+    c, tokens = blip.config, blip.encode_image(torch.randn(1, 3, 32, 32))
+    ids = [c.dec, 20]
+    for _ in range(6):
+        logits = blip.lm_logits(torch.tensor([ids]), torch.ones(1, len(ids)), tokens)[:, -1]
+        logits = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([ids]), logits)
+        logits[:, [c.pad, c.cls, c.dec, c.enc, c.sep]] = -torch.inf
+        ids.append(int(logits.argmax()))
+    got = blip.generate(tokens, min_length=6, max_length=6, prompt_ids=[20], repetition_penalty=1.7)
+    assert got == [ids[2:]]
+
+
+def test_the_image_encoder_is_not_needed_again(make_blip: Make) -> None:
+    blip = make_blip()
+    tokens = blip.encode_image(torch.randn(2, 3, 32, 32))
+    want = blip.generate(tokens, max_length=5)
+    del blip.vision
+    assert blip.generate(tokens, max_length=5) == want
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"top_p": 0.9}, r"wanted one generator per row \(2\), got none"),
+        ({"top_p": 0.9, "generators": seeded(1)}, r"wanted one generator per row \(2\), got 1"),
+        ({"top_p": 1.5, "generators": seeded(1, 2)}, r"wanted 0 < top_p <= 1, got 1.5"),
+        ({"min_length": 5, "max_length": 4}, r"wanted 0 <= min_length <= max_length, got 5 and 4"),
+        ({"max_length": 22, "prompt_ids": [9, 9]}, r"wanted max_length <= 21 \(max_text_length 24 .* got 22"),
+    ],
+)
+def test_impossible_requests_are_explained(make_blip: Make, options: dict[str, Any], wanted: str) -> None:
+    blip: Blip = make_blip()
+    with pytest.raises(ValueError, match=wanted):
+        blip.generate(blip.encode_image(torch.randn(2, 3, 32, 32)), **options)

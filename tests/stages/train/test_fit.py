@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from vlpipe.models.blip import Blip
+from vlpipe.models.objectives.lm import IGNORE, Lm, next_tokens
+from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import Dataset, Weights
+from vlpipe.pipeline.testing import Gathered, dataset, run_gather
+from vlpipe.stages.row import IMAGE_FIELDS, LISTED, LOSSES
+from vlpipe.stages.train import fit as fit_module
+from vlpipe.stages.train.build import Net
+from vlpipe.stages.train.collapse import ALARM
+from vlpipe.stages.train.run import Run, prepare
+from vlpipe.stages.train.train import Train
+
+HERE = Path(__file__).parent
+Make = Callable[..., Train]
+
+
+def curve(got: Gathered, name: str) -> list[float]:
+    return [row["value"] for row in got.table.to_pylist() if row["name"] == name]
+
+
+def outcome(got: Gathered) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    files = (path for path in sorted(got.artifacts.rglob("*")) if path.is_file())
+    return got.table.to_pylist(), {str(p.relative_to(got.artifacts)): p.read_bytes() for p in files}
+
+
+def test_it_learns_and_leaves_a_model(squares: Dataset, recipe_of: Make, tmp_path: Path) -> None:
+    lines: list[str] = []
+    objectives = [{"use": "itc:Itc", "queue_size": 0}, "lm:Lm"]  # a filling queue would make ITC harder
+    recipe = recipe_of(steps=100, log_every=20, lr=3e-3, batch_size=24, objectives=objectives)
+    got = run_gather(recipe, [squares], tmp_path / "run", say=lines.append)
+    assert got.table.schema == LOSSES
+    assert curve(got, "lm")[-1] < 0.5 * curve(got, "lm")[0]
+    assert curve(got, "loss")[-1] < 0.9 * curve(got, "loss")[0]
+    assert [row["step"] for row in got.table.to_pylist() if row["name"] == "loss"] == [20, 40, 60, 80, 100]
+    assert {"loss", "itc", "temp", "lm", "grad_norm", "lr"} == set(got.table["name"].to_pylist())
+    assert sorted(outcome(got)[1]) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.txt",
+    ]
+    assert Blip.load(got.artifacts).config.vocab_size == Tokenizer.load(got.artifacts).vocab_size
+    assert len(lines) == 5
+    assert lines[0].startswith("step 20/100  loss ")
+    assert "samples/s" in lines[0]
+    assert sorted(p.name for p in (tmp_path / "run/work/checkpoints").iterdir()) == ["000000100.pt"]
+
+
+def test_same_seed_same_bytes(squares: Dataset, recipe_of: Make, tmp_path: Path) -> None:
+    one, two, other = (
+        outcome(run_gather(recipe_of(steps=4, seed=seed), [squares], tmp_path / f"run{k}"))
+        for k, seed in enumerate((0, 0, 1))
+    )
+    assert one == two
+    assert one[0] != other[0]
+    assert one[1]["model.safetensors"] != other[1]["model.safetensors"]
+
+
+@pytest.fixture
+def fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an objective that dies on demand."""
+    monkeypatch.syspath_prepend(str(HERE))
+    import worker
+
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "fatal.py").write_text(worker.FATAL)
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kill", [{"KILL_AT": "15"}, {"KILL_IN_SAVE": "2"}])
+def test_killed_and_run_again_it_ends_as_if_it_had_not_been(
+    squares: Dataset, recipe_of: Make, tmp_path: Path, fatal: Path, kill: dict[str, str]
+) -> None:
+    """10 steps of 2 micro-batches, 1.5 steps per epoch; loss rows and checkpoints do not fall together.
+
+    KILL_AT 15: in step 7, between its micro-batches. KILL_IN_SAVE 2: at step 6, leaving a torn part.
+    """
+    recipe = recipe_of(
+        steps=10,
+        batch_size=32,
+        accumulate=2,
+        log_every=4,
+        checkpoint_every=3,
+        objectives=[{"use": "itc:Itc", "queue_size": 40}, "itm:Itm", "fatal:FatalLm"],
+    )
+    calm = outcome(run_gather(recipe, [squares], tmp_path / "calm"))
+    work = tmp_path / "killed/work"
+    work.mkdir(parents=True)
+    config = {"recipe": recipe, "inputs": (squares,), "work": str(work)}
+    (tmp_path / "jobs").write_bytes(pickle.dumps([("fit", config)]))
+    env = {**os.environ, **kill, "PYTHONPATH": str(fatal), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, HERE / "worker.py", tmp_path / "jobs"], env=env, check=False)
+    assert done.returncode == -signal.SIGKILL
+    names = sorted(p.name for p in (work / "checkpoints").iterdir())
+    assert names[0] == "000000003.pt"
+    assert names[1:] == ["000000006.pt"] if "KILL_AT" in kill else names[1].endswith(".part")
+    assert outcome(run_gather(recipe, [squares], tmp_path / "killed")) == calm
+    assert {row["step"] for row in calm[0]} == {4, 8, 10}
+    left = sorted(p.name for p in (work / "checkpoints").iterdir())
+    assert left == ["000000009.pt", "000000010.pt"]
+
+
+def test_a_finished_run_trains_no_further(squares: Dataset, recipe_of: Make, tmp_path: Path) -> None:
+    """Killed after training, before the step was committed."""
+    lines: list[str] = []
+    first = outcome(run_gather(recipe_of(steps=3), [squares], tmp_path / "run"))
+    again = outcome(run_gather(recipe_of(steps=3), [squares], tmp_path / "run", say=lines.append))
+    assert first == again
+    assert lines == []
+
+
+def gradient(run: Run, num_micro: int) -> dict[str, torch.Tensor]:
+    with run.loader.batches(0) as batches:
+        fit_module.accumulate(run, list(islice(batches, num_micro)))
+    return {name: p.grad for name, p in run.net.named_parameters() if p.grad is not None}
+
+
+class CountedLm(Lm):
+    def num_terms(self, batch: dict[str, Any]) -> int:
+        targets = next_tokens(batch["input_ids"], batch["attention_mask"], self.prompt_length)
+        return int((targets != IGNORE).sum())
+
+
+def uneven(rows: list[dict[str, Any]]) -> pa.Table:
+    """Texts of 1 to 8 words, so that micro-batches differ in tokens."""
+    for k, row in enumerate(rows):
+        row["texts"][0]["text"] = " ".join(["red"] * (1 + k % 8))
+    return pa.Table.from_pylist(rows, pa.schema([*LISTED, *IMAGE_FIELDS]))
+
+
+def test_micro_batches_add_up_for_lm(
+    tmp_path: Path, make_rows: Callable[[], list[dict[str, Any]]], recipe_of: Make
+) -> None:
+    """3 x 8 equals 24: the mean runs over all tokens of the step, not over means of micro-batches.
+
+    ITC differs by nature: a row's candidates are the rows of its micro-batch, and the queue.
+    """
+    data = dataset(tmp_path, uneven(make_rows()))
+    found = []
+    for accumulate in (1, 3):
+        recipe = recipe_of(batch_size=24, accumulate=accumulate, objectives=["lm:Lm"], model={"dropout": 0.0})
+        run = prepare(recipe, [data])
+        run.net = run.parallel = Net(run.net.model, [(1.0, CountedLm())]).train()
+        found.append(gradient(run, accumulate))
+    assert found[0].keys() == found[1].keys()
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_not_finite_stops_with_a_clear_error(
+    squares: Dataset, recipe_of: Make, tmp_path: Path
+) -> None:
+    recipe = recipe_of(steps=30, lr=1e30, min_lr=0.0, warmup_steps=3, objectives=["lm:Lm"])
+    with pytest.raises(
+        VlpipeError, match=r"training: step \d+ is not finite \(loss nan, lm nan, gradient norm nan\)"
+    ):
+        run_gather(recipe, [squares], tmp_path / "run")
+
+
+def test_weights_of_objectives_scale_the_sum(squares: Dataset, recipe_of: Make, tmp_path: Path) -> None:
+    objectives = [{"use": "itm:Itm", "weight": 0.5}, {"use": "lm:Lm", "weight": 2}]
+    got = run_gather(recipe_of(steps=2, objectives=objectives), [squares], tmp_path / "run")
+    for loss, itm, lm in zip(curve(got, "loss"), curve(got, "itm"), curve(got, "lm"), strict=True):
+        assert loss == pytest.approx(0.5 * itm + 2 * lm, rel=1e-5)
+
+
+def test_init_starts_from_another_run_with_its_tokenizer(
+    squares: Dataset, recipe_of: Make, tmp_path: Path
+) -> None:
+    first = run_gather(recipe_of(steps=2), [squares], tmp_path / "first")
+    init = Weights(path=str(first.artifacts))
+    recipe = Train(
+        init=init, objectives=["lm:Lm"], steps=1, lr=0.0, min_lr=0.0, max_text_length=12, log_every=1
+    )
+    second = run_gather(recipe, [squares], tmp_path / "second")
+    assert outcome(second)[1] == outcome(first)[1]
+    changed = Train(
+        init=init, model={"dropout": 0.0}, objectives=["lm:Lm"], steps=1, batch_size=4, max_text_length=12
+    )
+    got = run_gather(changed, [squares], tmp_path / "third")
+    assert Blip.load(got.artifacts).config.dropout == 0.0
+
+
+def test_a_foreign_tokenizer_is_refused(squares: Dataset, recipe_of: Make, tmp_path: Path) -> None:
+    first = run_gather(recipe_of(steps=1), [squares], tmp_path / "first")
+    Tokenizer.train(["a b c d e f"], 30).save(tmp_path / "other")
+    recipe = Train(
+        init=Weights(path=str(first.artifacts)),
+        tokenizer=Weights(path=str(tmp_path / "other")),
+        objectives=["lm:Lm"],
+        steps=1,
+        max_text_length=12,
+    )
+    with pytest.raises(ValueError, match=r"init has \d+ tokens, the tokenizer \d+: leave out tokenizer"):
+        run_gather(recipe, [squares], tmp_path / "second")
+
+
+def test_the_collapse_alarm_in_a_run(squares: Dataset, recipe_of: Make, tmp_path: Path) -> None:
+    """A head that says the prior for whatever it sees, and a rate too low to change that."""
+    run = run_gather(recipe_of(steps=2), [squares], tmp_path / "start")
+    model = Blip.load(run.artifacts)
+    assert model.itm_head is not None
+    with torch.no_grad():
+        model.itm_head.weight.zero_()
+        model.itm_head.bias.copy_(torch.log(torch.tensor([2 / 3, 1 / 3])))
+    model.save(run.artifacts)
+    stuck = {
+        "init": Weights(path=str(run.artifacts)),
+        "objectives": ["itm:Itm"],
+        "steps": 8,
+        "lr": 1e-9,
+        "min_lr": 0.0,
+        "max_text_length": 12,
+        "log_every": 2,
+        "collapse_after": 4,
+    }
+    lines: list[str] = []
+    got = run_gather(Train(**stuck), [squares], tmp_path / "warn", say=lines.append)
+    assert [r for r in got.table.to_pylist() if r["name"] == ALARM] == [
+        {"step": 4, "name": ALARM, "value": pytest.approx(0.6365, abs=1e-3)}
+    ]
+    assert len([line for line in lines if line.startswith("COLLAPSE ALARM at step 4: matching (itm)")]) == 1
+    with pytest.raises(VlpipeError, match="COLLAPSE ALARM at step 4"):
+        run_gather(Train(**stuck, on_collapse="fail"), [squares], tmp_path / "fail")
+
+
+def test_scalars_and_vectors_do_not_decay(squares: Dataset, recipe_of: Make) -> None:
+    run = prepare(recipe_of(no_decay=["words"], model={"position": "learned"}), [squares])
+    names = {id(p): name for name, p in run.net.named_parameters()}
+    decayed, others = ({names[id(p)] for p in group["params"]} for group in run.optimiser.param_groups)
+    assert [group["weight_decay"] for group in run.optimiser.param_groups] == [0.05, 0.0]
+    assert {"model.temp", "model.vision.class_token", "model.text.words.weight"} <= others
+    assert {"model.vision.positions", "model.vision.patch.weight"} <= decayed
+    assert not any(name.endswith((".bias", "norm.weight", "norm1.weight")) for name in decayed)
+    assert not any("teacher" in name for name in decayed | others)
+    with pytest.raises(ValueError, match="no_decay: no parameter has 'word_embedding' in its name"):
+        prepare(recipe_of(no_decay=["word_embedding"]), [squares])
+
+
+def test_the_prompt_and_what_is_not_learned_of_it_must_agree(squares: Dataset, recipe_of: Make) -> None:
+    recipe = recipe_of(prompt="a red ", objectives=[{"use": "lm:Lm", "prompt_length": 2}])
+    with pytest.raises(ValueError, match=r"prompt_length: wanted 3, \[DEC\] and 'a red ', got 2"):
+        prepare(recipe, [squares])

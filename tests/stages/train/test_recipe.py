@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from vlpipe.pipeline.errors import SchemaError
+from vlpipe.pipeline.shard import heavy
+from vlpipe.stages.row import LOSSES, TEXTS
+from vlpipe.stages.train.train import Train
+
+PAPER: dict[str, Any] = {
+    "model": {"use": "blip:Blip"},
+    "tokenizer": {"from": "tokenizer"},
+    "objectives": ["itc:Itc", {"use": "itm:Itm", "negatives": "momentum"}, {"use": "lm:Lm", "weight": 1.0}],
+    "epochs": 20,
+    "batch_size": 2880,
+    "num_workers": 32,
+    "gpu": True,
+    "warmup_steps": 3000,
+    "schedule": "step_decay",
+    "decay_rate": 0.85,
+    "augment": {"crop_scale": [0.2, 1], "randaugment": [2, 5]},
+    "mix": {"human": 2},
+}
+
+
+def train(**more: Any) -> Train:
+    return TypeAdapter(Train).validate_json(json.dumps({**PAPER, **more}), strict=True)
+
+
+def test_a_recipe_as_it_is_written() -> None:
+    recipe = train()
+    assert recipe.preflight() == []
+    assert recipe.objective_specs()[1] == (1.0, {"use": "itm:Itm", "negatives": "momentum"})
+    assert recipe.micro_batch_size == 90
+    assert recipe.estimate(14_000_000) == (
+        "97,222 steps of 2,880 = 279,999,360 samples (20.0 epochs of 14,000,000 rows); "
+        "32 GPU worker(s), 90 samples at a time on each; 252.4 M parameters, 11.78 GB for checkpoints"
+    )
+    assert recipe.estimate(0).startswith("20.0 epochs in batches of 2,880; ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"batch_size": 100}, "batch_size: wanted a multiple of num_workers x accumulate = 32, got 100"),
+        ({"steps": 5000}, "wanted one of steps and epochs, got steps and epochs"),
+        ({"epochs": None}, "wanted one of steps and epochs, got neither"),
+        ({"min_lr": 1.0}, "min_lr: wanted 0 to lr = 0.0003, got 1.0"),
+        ({"model": None}, "wanted model or init, got neither"),
+        ({"tokenizer": None}, "wanted tokenizer or init, got neither"),
+        ({"objectives": []}, 'objectives: wanted at least one, such as "lm:Lm"'),
+        ({"objectives": ["lm:Lm", "lm:Lm"]}, "objectives: wanted each once, but two give 'lm'"),
+        ({"max_text_length": 1000}, "max_text_length: wanted at most the model's 512, got 1000"),
+        (
+            {"model": {"use": "blip:Blip", "vison_width": 3}},
+            "model: Blip has no parameter 'vison_width'; did you mean vision_width?",
+        ),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_run(wrong: dict[str, Any], said: str) -> None:
+    assert train(**wrong).preflight() == [said]
+
+
+def test_an_unknown_objective_or_parameter_is_said_before_the_run() -> None:
+    (said,) = train(objectives=["itcc:Itc"]).preflight()
+    assert "itcc" in said
+    assert "itc, itm, lm" in said
+    (said,) = train(objectives=[{"use": "itc:Itc", "queue": 3}]).preflight()
+    assert "unexpected keyword argument 'queue'" in said
+
+
+@pytest.mark.parametrize("wrong", [{"objektives": []}, {"augment": {"crop": 1}}, {"schedule": "cos"}])
+def test_unknown_keys_are_errors(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        train(**wrong)
+
+
+def test_it_reads_images_and_texts_and_gives_losses() -> None:
+    rows = pa.schema([("id", pa.string()), ("texts", TEXTS), heavy("image", pa.binary())])
+    assert train().schema(rows) == LOSSES
+    with pytest.raises(SchemaError, match="Train reads column 'image', which is not there"):
+        train().schema(rows.remove(2))
+
+
+def test_steps_of_epochs(recipe_of: Callable[..., Train]) -> None:
+    assert recipe_of(steps=None, epochs=2.5, batch_size=20).num_steps(48) == 6
+    assert recipe_of(steps=7).num_steps(48) == 7

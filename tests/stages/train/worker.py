@@ -1,0 +1,76 @@
+"""A training process of its own, for tests that kill it or need two ranks: `worker.py JOBS.pickle`.
+
+KILL_AT=n: SIGKILL in the n-th forward of `fatal:FatalLm`. KILL_IN_SAVE=n: amid the n-th checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vlpipe.models import distributed
+from vlpipe.stages.train.fit import accumulate, fit
+from vlpipe.stages.train.run import prepare
+
+FATAL = '''
+import os, random, signal
+import numpy as np
+import torch
+from vlpipe.models.objectives.lm import Lm
+
+calls = 0
+
+class FatalLm(Lm):
+    """LM that dies on demand, and shows what the three global generators give."""
+
+    def forward(self, model, batch, features):
+        global calls
+        calls += 1
+        if os.environ.get("KILL_AT") == str(calls):
+            os.kill(os.getpid(), signal.SIGKILL)
+        drawn = random.random() + np.random.rand() + float(torch.rand(()))
+        return {**super().forward(model, batch, features), "drawn": torch.tensor(drawn)}
+'''
+
+
+def gradients(config: dict[str, Any]) -> None:
+    """Save the gradient of step 0 after the exchange, and this rank's part of the values."""
+    run = prepare(config["recipe"], config["inputs"])
+    rank, world_size = distributed.rank(), distributed.world_size()
+    with run.loader.batches(0, rank, world_size) as batches:
+        values = accumulate(run, list(islice(batches, run.recipe.accumulate)))
+    grads = {name: p.grad for name, p in run.net.named_parameters() if p.grad is not None}
+    torch.save({"grads": grads, "values": values}, Path(config["work"]) / f"gradients{rank}.pt")
+
+
+def kill_in_save(number: int) -> None:
+    save, saved = torch.save, []
+
+    def half(state: Any, path: str) -> None:
+        saved.append(path)
+        save(state, path)
+        if len(saved) == number:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("gloo")
+    if "KILL_IN_SAVE" in os.environ:
+        kill_in_save(int(os.environ["KILL_IN_SAVE"]))
+    for what, config in pickle.loads(Path(sys.argv[1]).read_bytes()):
+        {"fit": fit, "gradients": gradients}[what](config)
+    if dist.is_initialized():
+        dist.destroy_process_group()
