@@ -147,8 +147,7 @@ class Run:
         if is_gather(one):
             state.todo.append(-1)
             return True
-        for folder in ("", "/_receipts", "/_rejects", "/_log"):
-            self.store.sweep(one.folder + folder)
+        self._sweep(one)
         state.have = frozenset(self.store.list(f"{one.folder}/_receipts"))
         for above in one.above:
             for index, shard in self._ready(above).items():
@@ -299,11 +298,17 @@ class Run:
     def _commit(self, state: State, receipts: list[Receipt], artifacts: dict[str, str]) -> None:
         one = state.one
         self._drop_surplus(one, len(receipts))
+        self._sweep(one)
         inputs = tuple(p.folder for p in one.above)
         manifest = make_manifest(one.keyed, one.schema_out, inputs, inputs_digest(one), receipts, artifacts)
         write_manifest(self.store, one.folder, manifest, receipts)
         one.finish(manifest, receipts)
         self._finished(state)
+
+    def _sweep(self, one: Planned) -> None:
+        """No attempt of this step is running: what killed ones left unfinished can go."""
+        for folder in ("", "/_receipts", "/_rejects", "/_log"):
+            self.store.sweep(one.folder + folder)
 
     def _drop_surplus(self, one: Planned, count: int) -> None:
         """Shards beyond the last one, from an earlier input that was longer."""
