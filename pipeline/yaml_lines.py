@@ -75,8 +75,8 @@ def place(node: Any, path: Sequence[str | int], default: Where) -> Where:
 
 
 def merge(base: Any, over: Any, top: bool = True) -> Any:
-    """`over` laid over `base`; below the top, a mapping with another `use` or `from` replaces it whole."""
-    if not (isinstance(base, Map) and isinstance(over, Map)):
+    """`over` laid over `base`; below the top, an empty mapping or one with another `use` or `from` replaces it whole."""
+    if not (isinstance(base, Map) and isinstance(over, Map)) or not (top or over):
         return over
     if not top and any(tag in over and over[tag] != base.get(tag) for tag in ("use", "from")):
         return over

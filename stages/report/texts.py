@@ -52,7 +52,9 @@ def _type(data: Dataset) -> pa.DataType:
 
 def spread(data: Dataset, max_shards: int) -> Dataset:
     """At most so many of its shards, evenly spaced, the first among them."""
-    at = np.unique(np.linspace(0, len(data.shards) - 1, min(max_shards, len(data.shards))).astype(int))
+    at = np.unique(
+        np.rint(np.linspace(0, len(data.shards) - 1, min(max_shards, len(data.shards)))).astype(int)
+    )
     return replace(data, shards=tuple(data.shards[k] for k in at))
 
 

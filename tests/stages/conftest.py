@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.stage import Weights
 from vlpipe.stages.row import TEXTS
+
+# As the engine does: MKL's results then do not depend on a row's place in its batch. Read at the first product.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 WORDS = "a red blue green yellow small large circle square triangle "
 WORDS += "star above below left of right the on with two dogs"

@@ -14,6 +14,7 @@ from vlpipe.pipeline.errors import SchemaError
 from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.caption.generate import Caption
+from vlpipe.stages.features.batches import seed_of
 from vlpipe.stages.pixels import load_pixels
 from vlpipe.stages.row import text
 
@@ -63,8 +64,6 @@ def test_it_is_nucleus_sampling_from_the_model_with_draws_by_row_and_number(
     stage = Caption(model=weights, batch_size=16, num_captions=2, seed=7, prompt="a", max_length=8)
     found = texts_by_id(stage, table)
     model, tokenizer = Blip.load(weights.path).eval(), Tokenizer.load(weights.path)
-    from vlpipe.stages.features.batches import seed_of
-
     for row, data in enumerate(table["image"].to_pylist()):
         for number in range(2):
             tokens = model.encode_image(torch.from_numpy(load_pixels([data], 16)))
@@ -94,13 +93,22 @@ def test_seed_and_number_change_the_draws_and_the_digest_does_not(weights: Weigh
     assert captions(model=replace(weights, digest="another")) == first
 
 
-def test_lengths_count_new_tokens(weights: Weights, image_rows: Rows) -> None:
-    table = image_rows([[] for _ in range(16)])
-    tokenizer = Tokenizer.load(weights.path)
+def test_lengths_count_new_tokens(
+    weights: Weights, image_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    original = Tokenizer.decode
+
+    def counted(self: Tokenizer, ids: list[int]) -> str:
+        lengths.append(len(ids))
+        return original(self, ids)
+
+    monkeypatch.setattr(Tokenizer, "decode", counted)
     stage = Caption(model=weights, batch_size=16, min_length=4, max_length=6, prompt="a red")
-    for texts in texts_by_id(stage, table).values():
-        assert len(tokenizer.ids(texts[0]["text"])) <= 6
-        assert texts[0]["text"]
+    texts_by_id(stage, image_rows([[] for _ in range(16)]))
+    assert set(lengths) <= {4, 5, 6}
+    texts_by_id(replace(stage, max_length=4), image_rows([[] for _ in range(16)]))
+    assert set(lengths[16:]) == {4}
 
 
 def test_an_empty_caption_is_kept_in_sight_but_not_for_training(weights: Weights) -> None:
