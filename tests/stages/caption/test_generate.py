@@ -38,21 +38,15 @@ def test_a_caption_is_appended_beside_what_was_there(weights: Weights, image_row
     assert new["kept"] is None
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_gets_the_same_captions_alone_in_any_company_and_order(
-    weights: Weights, image_rows: Rows, threads: int
+    weights: Weights, image_rows: Rows
 ) -> None:
     stage = Caption(model=weights, batch_size=16, num_captions=3)
     table = image_rows([[] for _ in range(23)])
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        together = texts_by_id(stage, table)
-        assert texts_by_id(stage, table.slice(4, 1)) == {"row4": together["row4"]}
-        assert texts_by_id(stage, table.slice(3, 7)) == {f"row{i}": together[f"row{i}"] for i in range(3, 10)}
-        assert texts_by_id(stage, table.take(list(range(22, -1, -1)))) == together
-    finally:
-        torch.set_num_threads(before)
+    together = texts_by_id(stage, table)
+    assert texts_by_id(stage, table.slice(4, 1)) == {"row4": together["row4"]}
+    assert texts_by_id(stage, table.slice(3, 7)) == {f"row{i}": together[f"row{i}"] for i in range(3, 10)}
+    assert texts_by_id(stage, table.take(list(range(22, -1, -1)))) == together
     assert len({t["text"] for ts in together.values() for t in ts}) > 20  # or the above says little
 
 
@@ -144,7 +138,7 @@ def test_what_cannot_work_is_said_before_the_run(weights: Weights, image_rows: R
             pa.schema([("id", pa.string()), image_rows([[]]).schema.field("texts")])
         )
     with (
-        pytest.raises(ValueError, match="max_length 40 does not fit"),
+        pytest.raises(ValueError, match="got 40"),
         Caption(model=weights, max_length=40).open(),
     ):
         pass

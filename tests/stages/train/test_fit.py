@@ -260,3 +260,37 @@ def test_the_prompt_and_what_is_not_learned_of_it_must_agree(squares: Dataset, r
     recipe = recipe_of(prompt="a red ", objectives=[{"use": "lm:Lm", "prompt_length": 2}])
     with pytest.raises(ValueError, match=r"prompt_length: wanted 3, \[DEC\] and 'a red ', got 2"):
         prepare(recipe, [squares])
+
+
+def test_the_loop_is_plain_adamw(squares: Dataset, recipe_of: Make) -> None:
+    """Six steps against a loop written down without any of this package's but the batches and the model."""
+    objectives = [{"use": "itc:Itc", "weight": 0.5}, "lm:Lm"]
+    recipe = recipe_of(
+        steps=6,
+        lr=2e-3,
+        min_lr=1e-4,
+        warmup_steps=2,
+        clip_norm=0.5,
+        objectives=objectives,
+        model={"dropout": 0.0},
+    )
+    ours, theirs = prepare(recipe, [squares]), prepare(recipe, [squares]).net
+    rates = [1e-3, 2e-3, 2e-3, 1e-4 + 1.9e-3 * 0.75, 1e-4 + 1.9e-3 * 0.25, 1e-4]  # cos(60), cos(120) degrees
+    params = [p for p in theirs.parameters() if p.requires_grad]
+    vectors = [p for p in params if p.ndim < 2 or p.numel() == p.shape[-1]]
+    decayed = [p for p in params if all(p is not v for v in vectors)]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}], fused=False
+    )
+    with ours.loader.batches(0) as batches:
+        for lr, batch in zip(rates, batches, strict=False):
+            fit_module.train_step(ours, [batch])
+            values = theirs(batch)
+            optimiser.zero_grad()
+            (0.5 * values["itc"] + values["lm"]).backward()
+            torch.nn.utils.clip_grad_norm_(params, 0.5)
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            optimiser.step()
+    for (name, one), (_, other) in zip(ours.net.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")

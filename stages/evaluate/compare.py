@@ -1,0 +1,45 @@
+"""Arms of an experiment over several seeds: mean and spread of every figure, one row each."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job
+from vlpipe.stages.row import RESULTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(GatherStage):
+    """Inputs: evaluation steps. arms: name -> the input steps that are its seeds; only: figures to compare (all when empty).
+
+    Rows: `ARM/FIGURE mean`, `ARM/FIGURE sd` (sample standard deviation; null with one seed), and num_rows seeds each.
+    """
+
+    arms: dict[str, list[str]]
+    only: tuple[str, ...] = field(default=())
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "Compare", name=pa.string(), value=pa.float64())
+        return RESULTS
+
+    def run(self, job: Job) -> None:
+        by_name = {data.name: data for data in job.inputs}
+        rows: list[tuple[str, float | None, int]] = []
+        for arm, steps in self.arms.items():
+            missing = [step for step in steps if step not in by_name]
+            if missing:
+                raise ValueError(f"arms.{arm}: {missing} are not inputs of this step; inputs are {sorted(by_name)}")
+            figures = [_figures(by_name[step]) for step in steps]
+            for name in [n for n in figures[0] if not self.only or n in self.only]:
+                values = [f[name] for f in figures if f.get(name) is not None]
+                rows.append((f"{arm}/{name} mean", statistics.fmean(values) if values else None, len(values)))
+                rows.append((f"{arm}/{name} sd", statistics.stdev(values) if len(values) > 1 else None, len(values)))
+        job.emit(pa.Table.from_arrays([pa.array(c) for c in zip(*rows, strict=True)], schema=RESULTS))
+
+
+def _figures(data: Dataset) -> dict[str, float]:
+    return {row["name"]: row["value"] for row in data.table().to_pylist()}
