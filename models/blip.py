@@ -65,7 +65,7 @@ class BlipConfig:
     position: str = "learned"  # of patches: learned | sincos
     label_smoothing: float = 0.1  # of LM
     vision_norm_eps: float = 1e-6
-    init_std: float = 0.02  # of all weight matrices; models about 100 wide want 0.08 (at 0.02 they hardly start to learn)
+    init_std: float = 0.02  # of weight matrices; a model 100 wide wants 0.08 (at 0.02 it hardly learns)
     parts: str = "all"  # all | captioner | retrieval | unimodal
 
     def __post_init__(self) -> None:
@@ -123,8 +123,9 @@ class Blip(nn.Module):
 
     @torch.no_grad()
     def _scale_init(self, factor: float) -> None:
-        for weight in {id(m.weight): m.weight for m in self.modules() if isinstance(m, nn.Linear | nn.Embedding)}.values():
-            weight.mul_(factor)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.weight.mul_(factor)
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any], tokenizer: Tokenizer) -> Blip:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -91,6 +92,11 @@ def _download(file: File) -> File:
 
 
 def set_torch_threads(num: int) -> None:
+    """Threads, and MKL's reproducible mode: without it a row's result depends on its place in the batch (measured).
+
+    MKL reads the variable at the first matrix product of the process; later it has no effect.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     import torch
 
     torch.set_num_threads(num)

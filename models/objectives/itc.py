@@ -24,7 +24,8 @@ class Itc(nn.Module):
     Defaults are BLIP's: queue 57,600, momentum 0.995, alpha 0.4 ramped over 2 epochs (its finetuning: 1),
     teacher in training mode (dropout). temp: a fixed temperature; None, as in BLIP: learned from 0.07 on (at
     lr 1e-3 AdamW takes it below 0.01 within 100 steps, where a small model stops learning). `image_id` (B,)
-    int64: equal means the same picture. State (teacher, queue) is in `state_dict`.
+    int64: equal means the same picture. With `micro` in the batch (0, 1, ... within an optimiser step) the
+    teacher follows once per step. State (teacher, queue) is in `state_dict`.
     """
 
     LOSSES: ClassVar[tuple[str, ...]] = ("itc",)
@@ -50,8 +51,8 @@ class Itc(nn.Module):
         self.teacher_dropout = teacher_dropout
 
     def bind(self, model: Any) -> None:
-        """Make the momentum copy of `model` and an empty queue; call before loading a checkpoint or moving
-        to a device.
+        """Make the momentum copy of `model` and an empty queue, on its device; call before loading a
+        checkpoint.
         """
         if self.temp is not None:
             with torch.no_grad():
@@ -74,7 +75,7 @@ class Itc(nn.Module):
     def forward(self, model: Any, batch: Mapping[str, Any], features: Features) -> dict[str, Tensor]:
         with torch.no_grad():
             model.temp.clamp_(0.001, 0.5)
-            if self.training:
+            if self.training and batch.get("micro", 0) == 0:
                 update_teacher(self.teacher, model, self.momentum)
             image_m = self.teacher.embed_image(batch["pixels"])
             text_m = self.teacher.embed_text(features.input_ids, features.attention_mask)

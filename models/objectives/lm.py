@@ -31,6 +31,11 @@ class Lm(nn.Module):
     def bind(self, model: Any) -> None:
         """Nothing to bind: no state."""
 
+    def num_terms(self, batch: Mapping[str, Any]) -> int:
+        """Over how many tokens of `batch` the mean runs."""
+        targets = next_tokens(batch["input_ids"], batch["attention_mask"], self.prompt_length)
+        return int((targets != IGNORE).sum())
+
     def forward(self, model: Any, batch: Mapping[str, Any], features: Features) -> dict[str, Tensor]:
         targets = next_tokens(features.input_ids, features.attention_mask, self.prompt_length)
         counted = targets != IGNORE

@@ -1,8 +1,8 @@
 """Rows through a model in one fixed batch shape: a row's result does not depend on the rows beside it.
 
 Another batch size moved an LM head by 1.8e-6 and flipped 1 sampled token in 1,280, so a short batch is filled
-up. On CPU the place within a batch of 5 to 11 rows moved results too (with 2 threads), so batches are
-multiples of 16.
+up. On CPU a row's place within the batch moved results too: in batches of 5 to 11 rows, so sizes
+are multiples of 16; and in small products unless MKL_CBWR=AUTO is set before the first one of the process.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def batch_size_problems(batch_size: int) -> list[str]:
     """For `preflight`: what is wrong with a batch size."""
     if batch_size > 0 and batch_size % BATCH_ROWS == 0:
         return []
-    return [
-        f"batch_size must be a multiple of {BATCH_ROWS}, got {batch_size}: in others, place changes results"
-    ]
+    return [f"batch_size must be a multiple of {BATCH_ROWS}, got {batch_size}: else place moves results"]
 
 
 def read_images(table: pa.Table, size: int, rejects: list[Reject]) -> Iterator[tuple[int, Pixels]]:

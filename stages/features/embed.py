@@ -56,27 +56,28 @@ class Embed(MapStage):
         return problems
 
     def _dim(self) -> int:
-        known = TINY_DIM if self.model is None else self.dim or _dim_in_config(Path(self.model.path))
+        if self.model is None:
+            return TINY_DIM
+        known = self.dim or (None if self.model.step else _dim_in_config(Path(self.model.path)))
         if known is None:
             raise SchemaError(
-                "features.embed must know how long its vectors are before the model exists: write `dim: 256` "
-                "(the `embed_dim` of that model) beside `model:`"
+                "features.embed must know how long its vectors are before the model is there: write "
+                "`dim: 256` (the `embed_dim` of that model) beside `model:`"
             )
         return known
 
     @contextmanager
     def open(self) -> Iterator[Work]:
         if self.model is None:
-            yield lambda table: self._with_column(table, *_tiny_vectors(table))
+            yield lambda table: _with_embedding(table, *_tiny_vectors(table), TINY_DIM)
             return
         from vlpipe.stages.features.weights import load
 
         blip = load(self.model)
-        if blip.model.config.embed_dim != self._dim():
-            raise VlpipeError(
-                f"the model has embed_dim {blip.model.config.embed_dim}, but the step says dim: {self.dim}"
-            )
-        yield lambda table: self._with_column(table, *self._model_vectors(table, blip))
+        dim = blip.model.config.embed_dim
+        if self.dim not in (None, dim):
+            raise VlpipeError(f"the model has embed_dim {dim}, but the step says dim: {self.dim}")
+        yield lambda table: _with_embedding(table, *self._model_vectors(table, blip), dim)
 
     def _model_vectors(self, table: pa.Table, blip: Loaded) -> tuple[list[Pixels], list[Reject]]:
         rejects: list[Reject] = []
@@ -84,14 +85,15 @@ class Embed(MapStage):
         found = encode_images(images, lambda p: blip.image_features(blip.encode_image(p)), self.batch_size)
         return [vector.float().cpu().numpy() for _, vector in found], rejects
 
-    def _with_column(self, table: pa.Table, vectors: list[Pixels], rejects: list[Reject]) -> Out:
-        dtype = pa.list_(pa.float32(), self._dim())
-        flat = np.concatenate([np.zeros(0, np.float32), *vectors])
-        column = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=dtype)
-        kept = without(table, rejects)
-        at = kept.schema.get_field_index("embedding")
-        kept = kept if at < 0 else kept.remove_column(at)
-        return Out(kept.append_column(heavy("embedding", dtype), column), rejects)
+
+def _with_embedding(table: pa.Table, vectors: list[Pixels], rejects: list[Reject], dim: int) -> Out:
+    dtype = pa.list_(pa.float32(), dim)
+    flat = np.concatenate([np.zeros(0, np.float32), *vectors])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=dtype)
+    kept = without(table, rejects)
+    at = kept.schema.get_field_index("embedding")
+    kept = kept if at < 0 else kept.remove_column(at)
+    return Out(kept.append_column(heavy("embedding", dtype), column), rejects)
 
 
 def tiny(data: bytes) -> Pixels:

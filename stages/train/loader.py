@@ -149,9 +149,7 @@ def augmented(image: Image, spec: Augmentation, size: int, text: str, rng: np.ra
 
 @contextmanager
 def ahead(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
-    """`source`, run in a thread, at most `depth` items ahead. What it raises is raised here; leaving stops
-    it.
-    """
+    """An endless `source`, run in a thread, at most `depth` items ahead. What it raises is raised here."""
     items: queue.Queue[T | BaseException] = queue.Queue(depth)
     stop = threading.Event()
 

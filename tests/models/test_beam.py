@@ -23,7 +23,7 @@ def exhaustive(blip: Blip, tokens: torch.Tensor, max_length: int, length_penalty
             logits = blip.lm_logits(torch.tensor([ids]), torch.ones(1, len(ids)), tokens)[0]
             logits[:, c_never] = -torch.inf
             each = logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]]
-            score = float(each.sum()) / (len(ids) - 1) ** length_penalty
+            score = each.sum().item() / (len(ids) - 1) ** length_penalty
             if score > best_score:
                 best, best_score = list(text), score
     return best

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,14 @@ def test_first_tokens_are_set_by_the_model(make_blip: Make, make_batch: Make) ->
     torch.testing.assert_close(blip.lm_logits(ids, mask, tokens), blip.lm_logits(other, mask, tokens))
     assert torch.equal(ids, kept)
     assert not torch.allclose(blip.embed_text(ids, mask), blip.embed_text(other, mask))
+
+
+def test_init_std_is_that_of_the_weights(make_blip: Make) -> None:
+    for std in (0.02, 0.08):
+        blip = Blip(replace(make_blip().config, init_std=std))
+        for name, weight in blip.named_parameters():
+            if weight.dim() == 2 and weight.numel() > 1000:
+                assert weight.std().item() == pytest.approx(std, rel=0.1), name
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.stage import Weights
 from vlpipe.stages.row import TEXTS
 
-# As the engine does: MKL's results then do not depend on a row's place in its batch. Read at first use.
+# MKL's results then do not depend on a row's place in its batch; read at its first use in a process.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 WORDS = "a red blue green yellow small large circle square triangle "

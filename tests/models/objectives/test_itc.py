@@ -23,9 +23,10 @@ def slow_contrast(
     own: Tensor, own_m: Tensor, others: Tensor, positives: list[list[int]], temp: float, alpha: float
 ) -> float:
     """ALBEF eq. 6 with several positives, one row and one candidate at a time."""
+    own, own_m, others = own.detach(), own_m.detach(), others.detach()
     total = 0.0
     for i in range(len(own)):
-        student = [math.exp(float(own[i].detach() @ c) / temp) for c in others]
+        student = [math.exp(float(own[i] @ c) / temp) for c in others]
         teacher = [math.exp(float(own_m[i] @ c) / temp) for c in others]
         for j in range(len(others)):
             hard = 1 / len(positives[i]) if j in positives[i] else 0.0
@@ -135,6 +136,29 @@ def test_teacher_follows_in_place_and_gets_no_gradient(make_blip: Make, make_bat
             torch.testing.assert_close(param, before[name] + 0.1)
     assert {n.split(".")[0] for n in before} == {"vision", "text", "vision_proj", "text_proj", "temp"}
     assert not any(".decoder." in n or ".cross." in n for n in before)
+
+
+def test_the_teacher_follows_once_per_optimiser_step(make_blip: Make, make_batch: Make) -> None:
+    blip, batch = make_blip(), make_batch(3)
+    itc = Itc(queue_size=9, momentum=0.9)
+    itc.bind(blip)
+    bias = itc.teacher.text.norm.bias
+    start = bias.clone()
+    blip.text.norm.bias.data.add_(1)
+    for micro in range(3):
+        itc(blip, batch | {"micro": micro}, Features(blip, batch))
+        torch.testing.assert_close(bias, start + 0.1)
+    assert int(itc.num_queued) == 9
+
+
+def test_a_fixed_temperature_is_not_learned(make_blip: Make, make_batch: Make) -> None:
+    blip, batch = make_blip(), make_batch(3)
+    itc = Itc(queue_size=4, temp=0.05)
+    itc.bind(blip)
+    out = itc(blip, batch, Features(blip, batch))
+    out["itc"].backward()
+    assert out["temp"].item() == pytest.approx(0.05)
+    assert blip.temp.grad is None
 
 
 def test_update_teacher_closed_form(make_blip: Make) -> None:

@@ -67,6 +67,16 @@ def test_a_batch_of_prompts_alone_gives_zero(make_blip: Make, make_batch: Make) 
     out["lm"].backward()
 
 
+def test_micro_batches_weighted_by_their_terms_are_the_whole_batch(make_blip: Make, make_batch: Make) -> None:
+    blip, batch, lm = make_blip(), make_batch(6), Lm(prompt_length=2)
+    whole = lm(blip, batch, Features(blip, batch))["lm"]
+    total = 0.0
+    for part in range(3):
+        micro = {n: v.chunk(3)[part] if isinstance(v, torch.Tensor) else v for n, v in batch.items()}
+        total += lm(blip, micro, Features(blip, micro))["lm"].item() * lm.num_terms(micro)
+    assert total / lm.num_terms(batch) == pytest.approx(whole.item(), rel=1e-5)
+
+
 def test_padding_to_any_length_is_the_same_loss(make_blip: Make, make_batch: Make) -> None:
     blip, batch = make_blip(), make_batch(3)
     pad = torch.zeros(3, 6, dtype=torch.long)

@@ -94,7 +94,9 @@ def test_unreadable_images_are_rejected(weights: Weights, image_rows: Rows) -> N
     assert run_map(Embed(), image_rows([[]], [b""])).table.num_rows == 0
 
 
-def test_the_length_is_known_before_any_data(weights: Weights, image_rows: Rows) -> None:
+def test_the_length_is_known_before_any_data(
+    weights: Weights, image_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     schema = image_rows([]).schema
 
     def length(stage: Embed) -> int:
@@ -104,6 +106,7 @@ def test_the_length_is_known_before_any_data(weights: Weights, image_rows: Rows)
     assert length(Embed(model=weights)) == 8
     later = Weights(step="pretrain")
     assert length(Embed(model=later, dim=64)) == 64
+    monkeypatch.chdir(weights.path)  # a config.json that happens to lie here is not the step's
     with pytest.raises(SchemaError, match=r"write `dim: 256` \(the `embed_dim` of that model\)"):
         length(Embed(model=later))
 

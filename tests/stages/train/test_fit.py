@@ -293,4 +293,4 @@ def test_the_loop_is_plain_adamw(squares: Dataset, recipe_of: Make) -> None:
                 group["lr"] = lr
             optimiser.step()
     for (name, one), (_, other) in zip(ours.net.named_parameters(), theirs.named_parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
