@@ -1,4 +1,4 @@
-"""The command line. Every knob belongs to the YAML; exit code 0: done, 1: a clear error, 2: wrong usage, 130: interrupted."""
+"""The command line. Every knob belongs to the YAML. Exit codes: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.gather import ListRows
+from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, is_gather, plan, remember
 from vlpipe.pipeline.progress import Progress_, results_table
-from vlpipe.pipeline.runner import Executor, Run
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Workflow, resolve_workflow
 
@@ -28,13 +27,21 @@ err = Console(stderr=True)
 
 GRACE_S = 10.0
 
-WorkflowArg = Annotated[str, typer.Argument(metavar="WORKFLOW", help="a YAML file, or the name of a packaged workflow")]
-RootOpt = Annotated[str | None, typer.Option("--root", help="where the steps lie; default: `root:` of the workflow")]
-SetOpt = Annotated[list[str] | None, typer.Option("--set", metavar="STEP.KEY=VALUE", help="override a parameter; repeatable")]
+WorkflowArg = Annotated[
+    str, typer.Argument(metavar="WORKFLOW", help="a YAML file, or the name of a packaged workflow")
+]
+RootOpt = Annotated[
+    str | None, typer.Option("--root", help="where the steps lie; default: `root:` of the workflow")
+]
+SetOpt = Annotated[
+    list[str] | None, typer.Option("--set", metavar="STEP.KEY=VALUE", help="override a parameter; repeatable")
+]
 ProfileOpt = Annotated[str | None, typer.Option("--profile", help="one of the workflow's profiles")]
 
 
-def load(workflow: str, root: str | None, sets: list[str] | None, profile: str | None) -> tuple[Workflow, Store]:
+def load(
+    workflow: str, root: str | None, sets: list[str] | None, profile: str | None
+) -> tuple[Workflow, Store]:
     found = Workflow.load(resolve_workflow(workflow), profile=profile, sets=sets or (), root=root)
     url = found.root if "://" in found.root else os.path.abspath(os.path.expanduser(found.root))
     return found, Store(url)
@@ -47,9 +54,13 @@ def run(
     set_: SetOpt = None,
     profile: ProfileOpt = None,
     local: Annotated[bool, typer.Option("--local", help="no Ray: everything in this process")] = False,
-    address: Annotated[str | None, typer.Option("--address", help="join a Ray cluster, for example 10.0.0.1:6379")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="join a Ray cluster, for example 10.0.0.1:6379")
+    ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="STEP", help="stop after this step")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="refuse a step whose source changed without a new VERSION")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="refuse a step whose source changed without a new VERSION")
+    ] = False,
 ) -> None:
     """Run what is not done yet. A second run does no work; a run after a kill goes on."""
     if local and address:
@@ -64,9 +75,16 @@ def run(
             remember(steps, store)
             execute(steps, store, run_id, local=local, address=address)
     if not todo:
-        out.print(f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)", highlight=False)
+        out.print(
+            f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",
+            highlight=False,
+        )
     else:
-        out.print(f"{found.name}: done in {time.monotonic() - began:.1f} s; results lie in {store.url}", highlight=False, soft_wrap=True)
+        out.print(
+            f"{found.name}: done in {time.monotonic() - began:.1f} s; results lie in {store.url}",
+            highlight=False,
+            soft_wrap=True,
+        )
     table = results_table(steps, store)
     if table is not None:
         out.print(table)
@@ -81,7 +99,9 @@ def execute(steps: list[Planned], store: Store, run_id: str, *, local: bool, add
             try:
                 loop.go()
             except KeyboardInterrupt:
-                err.print(f"interrupted; what is running has {GRACE_S:.0f} s to finish, what is finished stays")
+                err.print(
+                    f"interrupted; what is running has {GRACE_S:.0f} s to finish, what is finished stays"
+                )
                 executor.drain(GRACE_S)
                 raise
     finally:
@@ -101,7 +121,9 @@ def make_executor(run_id: str, *, local: bool, address: str | None) -> Any:
 def warn(steps: list[Planned], strict: bool) -> None:
     stale = [one for one in steps if one.warning]
     for one in stale:
-        err.print(f"[yellow]warning[/yellow]: step {one.name!r}: {one.warning}", highlight=False, soft_wrap=True)
+        err.print(
+            f"[yellow]warning[/yellow]: step {one.name!r}: {one.warning}", highlight=False, soft_wrap=True
+        )
     if stale and strict:
         raise VlpipeError(f"--strict: {len(stale)} step(s) have a changed source and the same VERSION")
 
@@ -123,7 +145,9 @@ def plan_command(
         out.print(f"first reason: {todo[0].name}: {todo[0].reason}", highlight=False, soft_wrap=True)
     bounds = row_bounds(steps)
     for one in steps:
-        mark, text = ("[green]done[/green]", "") if one.is_done else ("[yellow]runs[/yellow]", escape(one.reason))
+        mark, text = (
+            ("[green]done[/green]", "") if one.is_done else ("[yellow]runs[/yellow]", escape(one.reason))
+        )
         out.print(f"  {mark}  {escape(one.name):24} {text}", highlight=False, soft_wrap=True)
         estimate = getattr(one.keyed.step.stage, "estimate", None)
         if not one.is_done and estimate is not None:

@@ -1,4 +1,4 @@
-"""Two runs of a step: what they were made from, and which rows differ. Shard by shard; only ids without a partner are kept."""
+"""Two runs of a step: what they were made from, and which rows differ. Shard by shard; only unpaired ids are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors for the person who reads them: what was wanted, what came, where, what to do. `main` prints them without a traceback."""
+"""Errors for the person who reads them: what was wanted, what came, where, what to do. No traceback is shown."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Launch = Callable[..., None]
 
 @dataclass(frozen=True, kw_only=True)
 class ListRows(GatherStage):
-    """The list of a source stage, cut in order into shards whose key is their content: a longer list shares the full ones."""
+    """The list of a source stage, cut in order into shards keyed by content: a longer list shares the full ones."""
 
     source: SourceStage
 
@@ -65,12 +65,14 @@ class Gathered:
 def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gpu: bool = False) -> None:
     """`--local`: a training step runs in this process."""
     if num_workers != 1:
-        raise VlpipeError(f"--local runs one training worker, num_workers is {num_workers}; leave --local out to use Ray")
+        raise VlpipeError(
+            f"--local runs one training worker, num_workers is {num_workers}; leave --local out to use Ray"
+        )
     fn(config)
 
 
 def say_to(store: Store, folder: str) -> Callable[[str], None]:
-    """Lines for the person watching go to a file the driver follows; it is on the shared root, so any worker can write it."""
+    """Lines for the person watching go to a file on the root, which the driver follows."""
     if not store.is_local:
         return print
     path = Path(store.path(f"{folder}/_log/said.txt"))
@@ -117,7 +119,7 @@ def clear_unfinished(store: Store, folder: str) -> None:
             store.remove(f"{folder}/{name}")
 
 
-class _folders:  # noqa: N801  # reads as a function where it is used
+class _folders:  # reads as a function where it is used
     """A folder for resumable parts and one for artifacts in the making; both local."""
 
     def __init__(self, task: GatherTask) -> None:
@@ -191,7 +193,9 @@ class _Cutter:
                 rejects=codes if index == 0 else {},
                 columns=stats,
                 source=self.task.source,
-                run={"seconds": round(seconds, 3), "host": platform.node(), "attempts": 1} if index == 0 else {},
+                run={"seconds": round(seconds, 3), "host": platform.node(), "attempts": 1}
+                if index == 0
+                else {},
             )
             for index, (shard, size, stats) in enumerate(self.shards)
         ]
@@ -205,6 +209,10 @@ class _Cutter:
                 for batch in one.batches(["id"]):
                     yield from batch["id"].to_pylist()
 
-        made = Dataset(self.task.store, self.task.step, self.task.schema_out, tuple(s for s, _, _ in self.shards))
+        made = Dataset(
+            self.task.store, self.task.step, self.task.schema_out, tuple(s for s, _, _ in self.shards)
+        )
         rejected = Counter(r.id for r in self.rejects)
-        check_conserved(f"step {self.task.step}", Counter(ids(self.task.inputs)), Counter(ids([made])), rejected)
+        check_conserved(
+            f"step {self.task.step}", Counter(ids(self.task.inputs)), Counter(ids([made])), rejected
+        )

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import pyarrow as pa
 from ray import cloudpickle
@@ -20,13 +20,13 @@ from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import MapStage, Work
 
 
-def send(pipe: BinaryIO, value: Any) -> None:
+def send(pipe: IO[bytes], value: Any) -> None:
     data = cloudpickle.dumps(value)
     pipe.write(len(data).to_bytes(8, "big") + data)
     pipe.flush()
 
 
-def receive(pipe: BinaryIO) -> Any:
+def receive(pipe: IO[bytes]) -> Any:
     size = pipe.read(8)
     if len(size) < 8:
         raise EOFError

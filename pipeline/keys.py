@@ -26,7 +26,9 @@ from vlpipe.pipeline.workflow import Step, files_of, replace_files
 
 
 def sha256_json(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def tree_digest(files: Mapping[str, str]) -> str:
@@ -48,7 +50,9 @@ class FileDigests:
         """sha256 of a file, or of a folder's listing; a hub id (which has no files here yet) is itself."""
         here = Path(path)
         if here.is_dir():
-            return tree_digest({str(p.relative_to(here)): self._file(p) for p in sorted(here.rglob("*")) if p.is_file()})
+            return tree_digest(
+                {str(p.relative_to(here)): self._file(p) for p in sorted(here.rglob("*")) if p.is_file()}
+            )
         return self._file(here) if here.exists() else f"hub:{path}"
 
     def _file(self, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`--local`: every unit in this process, one after the other. For tests, debugging and small jobs; the same bytes as on Ray."""
+"""`--local`: every unit in this process, one after the other, to the same bytes as on Ray."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ class LocalExecutor:
     def wait(self, timeout_s: float) -> list[Done]:
         unit, task = self._queue.popleft()
         try:
-            return [Done(unit, run_gather(task) if isinstance(task, GatherTask) else run_shard(task, self._work(task)))]
+            return [
+                Done(
+                    unit,
+                    run_gather(task) if isinstance(task, GatherTask) else run_shard(task, self._work(task)),
+                )
+            ]
         except Exception as error:  # the loop decides what it means
             return [Done(unit, error)]
 

@@ -1,4 +1,4 @@
-"""One run per root. A leased lock says who holds it; a new run after a kill first waits until the old run's workers are gone."""
+"""One run per root: a leased lock says who holds it, and a run after a kill waits until the old workers are gone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ def processes_of(run: str) -> list[int]:
             zombie = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        if f"{RUN_VARIABLE}={run}".encode() in environ.split(b"\0") and int(entry.name) != os.getpid() and not zombie:
+        if (
+            f"{RUN_VARIABLE}={run}".encode() in environ.split(b"\0")
+            and int(entry.name) != os.getpid()
+            and not zombie
+        ):
             found.append(int(entry.name))
     return found
 
@@ -101,7 +105,9 @@ def _take_over(store: Store) -> None:
         return  # it went away, or a kill cut it on a store without atomic writes
     if held["host"] == platform.node():
         if _started(held["pid"]) == held["started"] != "":
-            raise VlpipeError(f"{store.url} is in use by another run: process {held['pid']} on {held['host']}")
+            raise VlpipeError(
+                f"{store.url} is in use by another run: process {held['pid']} on {held['host']}"
+            )
         wait_until_gone(held["run"])
         return
     age = time.time() - held["beat"]

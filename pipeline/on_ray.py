@@ -28,18 +28,17 @@ from vlpipe.pipeline.work import ShardTask, opened, run_shard, set_torch_threads
 IN_FLIGHT = 2  # shards per actor: one works, the next one is already there
 
 
-@ray.remote(max_retries=0)
-def _shard(task: ShardTask) -> Receipt:
+def _run_shard(task: ShardTask) -> Receipt:
     return run_shard(task)
 
 
-@ray.remote(max_retries=0)
-def _gather(task: GatherTask, cpus: float) -> Gathered:
-    return run_gather(task, functools.partial(launch_on_ray, task.torch_threads, cpus, task.store.path(task.folder)))
+def _run_gather(task: GatherTask, cpus: float) -> Gathered:
+    return run_gather(
+        task, functools.partial(launch_on_ray, task.torch_threads, cpus, task.store.path(task.folder))
+    )
 
 
-@ray.remote(max_restarts=0, max_task_retries=0)
-class _Worker:
+class _ShardWorker:
     def __init__(self, task: ShardTask) -> None:
         self._stack = ExitStack()
         self._work = self._stack.enter_context(opened(task.stage, task.torch_threads))
@@ -48,8 +47,20 @@ class _Worker:
         return run_shard(task, self._work)
 
 
+# The runner counts attempts and decides what a death means; Ray must not try again on its own.
+_shard: Any = ray.remote(max_retries=0)(_run_shard)
+_gather: Any = ray.remote(max_retries=0)(_run_gather)
+_Worker: Any = ray.remote(max_restarts=0, max_task_retries=0)(_ShardWorker)
+
+
 def launch_on_ray(
-    torch_threads: int, cpus: float, folder: str, fn: Callable[[Any], None], config: Any, num_workers: int = 1, gpu: bool = False
+    torch_threads: int,
+    cpus: float,
+    folder: str,
+    fn: Callable[[Any], None],
+    config: Any,
+    num_workers: int = 1,
+    gpu: bool = False,
 ) -> None:
     """Run `fn(config)` in `num_workers` processes that form a torch process group."""
     from ray.train import RunConfig, ScalingConfig
@@ -58,7 +69,9 @@ def launch_on_ray(
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={"fn": fn, "config": config, "torch_threads": torch_threads},
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=gpu, resources_per_worker={"CPU": cpus}
+        ),
         run_config=RunConfig(storage_path=folder, name="work/ray"),
     )
     try:
@@ -113,7 +126,11 @@ class RayExecutor:
         except ConnectionError as error:
             raise VlpipeError(f"no Ray cluster answers at {address}: {error}") from error
         total = ray.cluster_resources()
-        self.total = {"CPU": float(total.get("CPU", 0)), "GPU": float(total.get("GPU", 0)), "memory": float(total.get("memory", 0))}
+        self.total = {
+            "CPU": float(total.get("CPU", 0)),
+            "GPU": float(total.get("GPU", 0)),
+            "memory": float(total.get("memory", 0)),
+        }
         self.free = dict(self.total)
         self._units: dict[Any, tuple[Unit, Planned, Any]] = {}  # ref -> unit, step, actor
         self._pools: dict[str, _Pool] = {}
@@ -125,13 +142,19 @@ class RayExecutor:
             short = [f"{n:g} {k}" for k, n in self._need(one).items() if n > self.total[k]]
             if short:
                 have = ", ".join(f"{n:g} {k}" for k, n in self.total.items() if k != "memory")
-                problems.append(f"step {one.name!r} needs {' and '.join(short)}, the cluster has {have} in all")
+                problems.append(
+                    f"step {one.name!r} needs {' and '.join(short)}, the cluster has {have} in all"
+                )
         return problems
 
     def _need(self, one: Planned) -> dict[str, float]:
         res = one.keyed.step.resources
         workers = int(getattr(one.keyed.step.stage, "num_workers", 1)) if _launches(one) else 1
-        return {"CPU": res.cpus * workers, "GPU": res.gpus * workers, "memory": res.memory_gb * 2**30 * workers}
+        return {
+            "CPU": res.cpus * workers,
+            "GPU": res.gpus * workers,
+            "memory": res.memory_gb * 2**30 * workers,
+        }
 
     def _fits(self, one: Planned, spare_cpus: float = 0.0) -> bool:
         need = self._need(one)
@@ -157,7 +180,9 @@ class RayExecutor:
         """One task more than fits waits inside Ray, so that a worker never waits for the driver."""
         if is_gather(one):
             return False
-        waiting = sum(1 for unit, step, actor in self._units.values() if actor is None and not is_gather(step))
+        waiting = sum(
+            1 for unit, step, actor in self._units.values() if actor is None and not is_gather(step)
+        )
         fitting = self.total["CPU"] / max(one.keyed.step.resources.cpus, 0.01)
         holders = sum(len(p.actors) for p in self._pools.values())
         return 0 < waiting < fitting - holders + 1 and one.keyed.step.resources.gpus == 0

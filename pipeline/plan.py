@@ -88,7 +88,9 @@ def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Pla
             above=above,
             artifact_steps=tuple(by_name[name] for name in sorted(files)),
             schema_in=above[0].schema_out if above else pa.schema([]),
-            schema_out=step.stage.schema(pa.schema([])) if isinstance(step.stage, ListRows) else chain[step.name],
+            schema_out=step.stage.schema(pa.schema([]))
+            if isinstance(step.stage, ListRows)
+            else chain[step.name],
         )
         look(one, store, record.get(step.name))
         by_name[step.name] = one
@@ -116,7 +118,9 @@ def look(one: Planned, store: Store, before: Mapping[str, Any] | None = None) ->
         if manifest.source != one.keyed.source:
             one.warning = "its source changed, its VERSION did not; raise VERSION if the rows may differ"
         return
-    one.reason = why(one, before) or (f"step {waiting[0]!r} runs" if waiting else _progress(one, store, manifest))
+    one.reason = why(one, before) or (
+        f"step {waiting[0]!r} runs" if waiting else _progress(one, store, manifest)
+    )
 
 
 def _progress(one: Planned, store: Store, manifest: Manifest | None) -> str:
@@ -132,14 +136,20 @@ def inputs_digest(one: Planned) -> str:
 
 def artifacts_digest(one: Planned) -> str:
     """Digest over the artifacts the rows depend on; what only lists rows counts through the rows it listed."""
-    files = [f for _, f in resolved_files(one) if not (isinstance(f, ListFile) and isinstance(one.keyed.step.stage, MapStage))]
+    files = [
+        f
+        for _, f in resolved_files(one)
+        if not (isinstance(f, ListFile) and isinstance(one.keyed.step.stage, MapStage))
+    ]
     return sha256_json(sorted(f.digest for f in files)) if files else ""
 
 
 def resolved_files(one: Planned, store: Store | None = None) -> list[tuple[str, File]]:
     """Every file parameter with its content digest; with a store, with a path to read as well."""
     digests = dict(one.keyed.files)
-    return [(name, _resolve(one, name, file, digests, store)) for name, file in files_of(one.keyed.step.stage)]
+    return [
+        (name, _resolve(one, name, file, digests, store)) for name, file in files_of(one.keyed.step.stage)
+    ]
 
 
 def _resolve(one: Planned, name: str, file: File, digests: Mapping[str, str], store: Store | None) -> File:
@@ -150,7 +160,9 @@ def _resolve(one: Planned, name: str, file: File, digests: Mapping[str, str], st
     digest = maker.manifest.artifact_digest(file.path)
     if digest is None:
         have = ", ".join(sorted(maker.manifest.artifacts)[:8]) or "nothing"
-        raise VlpipeError(f"{one.name}.{name}: step {file.step!r} has no artifact {file.path!r}; it has {have}")
+        raise VlpipeError(
+            f"{one.name}.{name}: step {file.step!r} has no artifact {file.path!r}; it has {have}"
+        )
     rel = f"{maker.folder}/artifacts/{file.path}".rstrip("/")
     where = "" if store is None else store.path(rel) if store.is_local else f"{store.url.rstrip('/')}/{rel}"
     return dataclasses.replace(file, path=where or file.path, digest=digest)
@@ -190,7 +202,9 @@ def _changed_parameter(old: Any, new: Any, leave_out: frozenset[str], path: str 
         for key in sorted(set(old) | set(new)):
             if not path and key in leave_out:
                 continue
-            found = _changed_parameter(old.get(key), new.get(key), leave_out, f"{path}.{key}" if path else str(key))
+            found = _changed_parameter(
+                old.get(key), new.get(key), leave_out, f"{path}.{key}" if path else str(key)
+            )
             if found:
                 return found
         return ""

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from vlpipe.pipeline.plan import Planned, is_gather
@@ -49,7 +57,9 @@ class Progress_:
             transient=True,
             disable=not console.is_terminal,
         )
-        self.watcher = Watcher(started=self._started, shard=self._shard, finished=self._finished, tick=self._tick)
+        self.watcher = Watcher(
+            started=self._started, shard=self._shard, finished=self._finished, tick=self._tick
+        )
 
     def __enter__(self) -> Progress_:
         self._bars.start()
@@ -84,7 +94,9 @@ class Progress_:
             return
         if seen.bar is not None:
             self._bars.remove_task(seen.bar)
-        self.console.print(summary(one, time.monotonic() - seen.began, seen.reused), highlight=False, soft_wrap=True)
+        self.console.print(
+            summary(one, time.monotonic() - seen.began, seen.reused), highlight=False, soft_wrap=True
+        )
 
     def _tick(self) -> None:
         """Pass on what gather stages said since the last look."""
@@ -95,7 +107,9 @@ class Progress_:
             if is_gather(one) and self.store.exists(rel):
                 text, seen = self.store.read_bytes(rel), self._seen[name]
                 for line in text[seen.said :].decode(errors="replace").splitlines():
-                    self.console.print(f"[dim]  {escape(name)}: {escape(line)}[/dim]", highlight=False, soft_wrap=True)
+                    self.console.print(
+                        f"[dim]  {escape(name)}: {escape(line)}[/dim]", highlight=False, soft_wrap=True
+                    )
                 seen.said = len(text)
 
 
@@ -125,8 +139,8 @@ def keep_warning(one: Planned) -> str:
     return ""
 
 
-def reasons(rejects: Counter[str] | dict[str, int] | object, num: int = 4) -> str:
-    counts = Counter(dict(rejects))  # type: ignore[call-overload]
+def reasons(rejects: Mapping[str, int], num: int = 4) -> str:
+    counts = Counter(dict(rejects))
     shown = ", ".join(f"{code.partition(':')[2]} {n:,}" for code, n in counts.most_common(num))
     return shown + (", ..." if len(counts) > num else "")
 
@@ -142,6 +156,8 @@ def results_table(steps: Sequence[Planned], store: Store) -> Table | None:
     for one in found:
         for n, row in enumerate(one.dataset(store).table().to_pylist()):
             value = "" if row["value"] is None else f"{row['value']:.4f}"
-            table.add_row(escape(one.name) if n == 0 else "", escape(row["name"]), value, f"{row['num_rows']:,}")
+            table.add_row(
+                escape(one.name) if n == 0 else "", escape(row["name"]), value, f"{row['num_rows']:,}"
+            )
         table.add_section()
     return table

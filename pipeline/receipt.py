@@ -64,7 +64,9 @@ def rejects_path(folder: str, index: int) -> str:
     return f"{folder}/_rejects/{index:06d}.parquet"
 
 
-def write_rejects(store: Store, folder: str, index: int, step: str, rejects: Iterable[Reject]) -> dict[str, int]:
+def write_rejects(
+    store: Store, folder: str, index: int, step: str, rejects: Iterable[Reject]
+) -> dict[str, int]:
     """Write a shard's rejects (no file when there are none); returns "kind:why" -> rows."""
     rows = [{"id": r.id, "stage": step, "kind": r.kind, "why": r.why, "detail": r.detail} for r in rejects]
     path = rejects_path(folder, index)
@@ -154,7 +156,12 @@ def read_receipts(store: Store, folder: str) -> list[Receipt]:
 
 
 def make_manifest(
-    keyed: Keyed, schema: pa.Schema, inputs: tuple[str, ...], inputs_digest: str, receipts: list[Receipt], artifacts: Mapping[str, str]
+    keyed: Keyed,
+    schema: pa.Schema,
+    inputs: tuple[str, ...],
+    inputs_digest: str,
+    receipts: list[Receipt],
+    artifacts: Mapping[str, str],
 ) -> Manifest:
     rejects: Counter[str] = Counter()
     for receipt in receipts:
@@ -175,7 +182,8 @@ def make_manifest(
         rows_out=sum(r.shard.num_rows for r in receipts),
         rejects=dict(sorted(rejects.items())),
         artifacts=dict(sorted(artifacts.items())),
-        versions={"python": platform.python_version()} | {name: installed(name) for name in ("vlpipe", "pyarrow", "torch", "ray")},
+        versions={"python": platform.python_version()}
+        | {name: installed(name) for name in ("vlpipe", "pyarrow", "torch", "ray")},
     )
 
 

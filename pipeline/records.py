@@ -1,4 +1,4 @@
-"""What lies on disk, for the commands that look at it: paths to steps and shards, receipts of finished and unfinished steps."""
+"""What lies on disk, for the commands that look at it: steps, shards, receipts of finished and unfinished steps."""
 
 from __future__ import annotations
 

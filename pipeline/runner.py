@@ -79,7 +79,10 @@ class Watcher:
 
 @dataclass
 class State:
-    """A step while it runs. `todo`: shards whose input is there; `expected`: how many there will be; `base`: its tasks' common part."""
+    """A step while it runs. `todo`: shards whose input is there; `expected`: how many there will be.
+
+    `base`: what all its tasks have in common.
+    """
 
     one: Planned
     todo: list[int] = field(default_factory=list)
@@ -114,15 +117,20 @@ class Run:
                 return
             if not any(s.running for s in self.states.values()):
                 waiting = ", ".join(self.states)
-                raise VlpipeError(f"nothing can start though steps are left: {waiting}; the cluster has too little free")
+                raise VlpipeError(
+                    f"nothing can start though steps are left: {waiting}; the cluster has too little free"
+                )
             for done in self.executor.wait(timeout_s=0.5):
                 self._take(done)
             self.watcher.tick()
 
     def _advance(self) -> None:
         """Open and finish steps until nothing changes, then start what there is room for; downstream first."""
-        while any([self._open(s) or self._finish_if_complete(s) for s in list(self.states.values())]):
-            pass
+        changed = True
+        while changed:
+            changed = False
+            for state in list(self.states.values()):
+                changed = self._open(state) or self._finish_if_complete(state) or changed
         for state in reversed(list(self.states.values())):
             while state.todo and self.executor.room(state.one):
                 self._start(state, state.todo.pop(0))
@@ -169,7 +177,9 @@ class Run:
         index += sum(self._expected(p) or 0 for p in before)
         state.inputs[index] = shard
         task = self._map_task(state, index)
-        receipt = read_receipt(self.store, state.one.folder, index) if f"{index:06d}.json" in state.have else None
+        receipt = (
+            read_receipt(self.store, state.one.folder, index) if f"{index:06d}.json" in state.have else None
+        )
         if not (receipt and matches(receipt, task) and self.store.exists(receipt.shard.path)):
             receipt = adopt(self.store, task, self._siblings(state.one))
         if receipt is None:
@@ -191,7 +201,11 @@ class Run:
         if one.name not in self._sibling_cache:
             found = {}
             for folder in self._folders:
-                if folder.rpartition("-")[0] == one.name and folder != one.folder and read_manifest(self.store, folder):
+                if (
+                    folder.rpartition("-")[0] == one.name
+                    and folder != one.folder
+                    and read_manifest(self.store, folder)
+                ):
                     for r in read_receipts(self.store, folder):
                         found[r.shard.key, r.input_digest, r.artifacts_digest] = (folder, r)
             self._sibling_cache[one.name] = found
@@ -279,10 +293,12 @@ class Run:
             return
         reasons: Counter[str] = Counter()
         for receipt in state.out.values():
-            reasons.update({c.partition(":")[2]: n for c, n in receipt.rejects.items() if c.startswith("fault:")})
+            reasons.update(
+                {c.partition(":")[2]: n for c, n in receipt.rejects.items() if c.startswith("fault:")}
+            )
         raise StepFailed(
-            f"step {state.one.name!r}: {state.num_faults} of {num_rows} rows failed, max_reject_rate is {rate}; {worst(reasons)}. "
-            f"`vlpipe show {self.store.path(state.one.folder)}/_rejects` names the rows"
+            f"step {state.one.name!r}: {state.num_faults} of {num_rows} rows failed, "
+            f"max_reject_rate is {rate}; {worst(reasons)}. `vlpipe show {self.store.path(state.one.folder)}/_rejects` names the rows"
         )
 
     def _finish_if_complete(self, state: State) -> bool:
@@ -325,15 +341,22 @@ class Run:
 
 def reject_rate(one: Planned) -> float:
     step = one.keyed.step
-    return step.max_reject_rate if step.max_reject_rate is not None else float(step.stage.MAX_REJECT_RATE)
+    own = getattr(step.stage, "MAX_REJECT_RATE", 0.0)
+    return step.max_reject_rate if step.max_reject_rate is not None else float(own)
 
 
 def matches(receipt: Receipt, task: ShardTask) -> bool:
     """Was it made from exactly this? Full keys and digests, never names."""
-    return (receipt.shard.key, receipt.input_digest, receipt.artifacts_digest) == (task.key, task.input.digest, task.artifacts_digest)
+    return (receipt.shard.key, receipt.input_digest, receipt.artifacts_digest) == (
+        task.key,
+        task.input.digest,
+        task.artifacts_digest,
+    )
 
 
-def adopt(store: Store, task: ShardTask, siblings: dict[tuple[str, str, str], tuple[str, Receipt]]) -> Receipt | None:
+def adopt(
+    store: Store, task: ShardTask, siblings: dict[tuple[str, str, str], tuple[str, Receipt]]
+) -> Receipt | None:
     """Take over a shard that was made from the same things under another folder: a link, and a receipt of its own."""
     found = siblings.get((task.key, task.input.digest, task.artifacts_digest))
     if found is None or not store.exists(found[1].shard.path):

@@ -59,7 +59,9 @@ class Out:
 
     table: pa.Table
     rejects: list[Reject] = field(default_factory=list)
-    log: list[dict[str, Any]] = field(default_factory=list)  # may hold times and attempts; never part of the identity
+    log: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # may hold times and attempts; never part of the identity
 
 
 def heavy(name: str, dtype: pa.DataType) -> pa.Field:
@@ -79,7 +81,9 @@ def need(schema: pa.Schema, who: str, **columns: pa.DataType) -> None:
     """Raise SchemaError unless `schema` has each column with this type; says what is there."""
     for name, dtype in columns.items():
         if name not in schema.names:
-            raise SchemaError(f"{who} reads column {name!r}, which is not there{did_you_mean(name, schema.names)}")
+            raise SchemaError(
+                f"{who} reads column {name!r}, which is not there{did_you_mean(name, schema.names)}"
+            )
         if schema.field(name).type != dtype:
             raise SchemaError(f"{who} reads column {name!r} as {dtype}, but it is {schema.field(name).type}")
 
@@ -103,7 +107,12 @@ class ShardWriter:
         self._num_pending = 0
         # Statistics and dictionaries are off: both depend on writer state, and zstd takes what dictionaries would.
         self._writer = pq.ParquetWriter(
-            path, self.schema, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+            path,
+            self.schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            write_statistics=False,
         )
 
     def write(self, table: pa.Table) -> None:
@@ -111,7 +120,9 @@ class ShardWriter:
             return
         missing = [n for n in self.schema.names if n not in table.schema.names]
         if missing:
-            raise SchemaError(f"declared column(s) {missing} are missing from the rows; they have {table.schema.names}")
+            raise SchemaError(
+                f"declared column(s) {missing} are missing from the rows; they have {table.schema.names}"
+            )
         table = table.select(self.schema.names).cast(self.schema)
         self._count(table)
         self._pending.append(table)
@@ -135,7 +146,9 @@ class ShardWriter:
         for f in self.schema:
             column, stat = table[f.name], self.stats[f.name]
             stat["nulls"] += column.null_count
-            if (pa.types.is_integer(f.type) or pa.types.is_floating(f.type)) and len(column) > column.null_count:
+            if (pa.types.is_integer(f.type) or pa.types.is_floating(f.type)) and len(
+                column
+            ) > column.null_count:
                 low, high = pc.min_max(column).as_py().values()
                 stat["min"] = min(low, stat.get("min", low))
                 stat["max"] = max(high, stat.get("max", high))
@@ -159,7 +172,7 @@ def write_shard(
     row_group_rows: int = ROW_GROUP_ROWS,
     stats: dict[str, dict[str, Any]] | None = None,
 ) -> Shard:
-    """Write tables as one shard, whole or not at all; `key` and `heavy` are the caller's to fill in, `stats` is filled here."""
+    """Write tables as one shard, whole or not at all. `key` and `heavy` are the caller's; `stats` is filled here."""
     with store.writing(rel) as part:
         with ShardWriter(part, schema, row_group_rows) as writer:
             for table in tables:
@@ -175,12 +188,16 @@ def open_parquet(store: Store, rel: str) -> Iterator[pq.ParquetFile]:
     try:
         handle: IO[bytes] = store.open(rel)
     except FileNotFoundError as error:
-        raise VlpipeError(f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged") from error
+        raise VlpipeError(
+            f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"
+        ) from error
     with handle:
         try:
             file = pq.ParquetFile(handle)
         except pa.ArrowInvalid as error:
-            raise VlpipeError(f"shard {store.path(rel)} cannot be read: {error}; `vlpipe verify` lists what is damaged") from error
+            raise VlpipeError(
+                f"shard {store.path(rel)} cannot be read: {error}; `vlpipe verify` lists what is damaged"
+            ) from error
         yield file
 
 
@@ -193,7 +210,9 @@ def read_batches(
         own = file.schema_arrow
         lost = [n for n in want_heavy if n not in own.names and n not in pointers]
         if lost:
-            raise SchemaError(f"shard {shard.path} has no heavy column(s) {lost} and knows no shard that holds them")
+            raise SchemaError(
+                f"shard {shard.path} has no heavy column(s) {lost} and knows no shard that holds them"
+            )
         light = [n for n in own.names if not is_heavy(own.field(n))] if columns is None else list(columns)
         here = list(dict.fromkeys([*light, *(n for n in want_heavy if n in own.names)]))
         there = {n: pointers[n] for n in want_heavy if n not in own.names}
@@ -241,7 +260,9 @@ class _HeavyJoin:
         ids = table["id"].to_pylist()
         unknown = [i for i in ids if i not in self._place]
         if unknown:
-            raise VlpipeError(f"{len(unknown)} row(s) (first: {unknown[0]}) have no {self.names} in {self.path}")
+            raise VlpipeError(
+                f"{len(unknown)} row(s) (first: {unknown[0]}) have no {self.names} in {self.path}"
+            )
         pieces: list[pa.Table] = []
         start = 0
         while start < len(ids):  # runs of rows that lie in the same heavy row group
@@ -270,5 +291,11 @@ def check_conserved(who: str, ids_in: Counter[str], ids_out: Counter[str], rejec
         return
     lost = ids_in - ids_out - rejected
     extra = (ids_out + rejected) - ids_in
-    said = [f"{sum(c.values())} row(s) {what} (first: {next(iter(c))})" for what, c in (("lost", lost), ("too many", extra)) if c]
-    raise VlpipeError(f"{who} breaks row conservation: {' and '.join(said)}. Every row must be returned or rejected, once.")
+    said = [
+        f"{sum(c.values())} row(s) {what} (first: {next(iter(c))})"
+        for what, c in (("lost", lost), ("too many", extra))
+        if c
+    ]
+    raise VlpipeError(
+        f"{who} breaks row conservation: {' and '.join(said)}. Every row must be returned or rejected, once."
+    )

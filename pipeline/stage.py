@@ -1,4 +1,4 @@
-"""What is done to rows. A stage is a frozen dataclass whose fields are its YAML parameters; the work is a closure from `open`.
+"""What is done to rows. A stage is a frozen dataclass, its fields are its YAML parameters; the work is a closure.
 
 MapStage: row group -> row group (+ rejects), shard by shard. SourceStage: the same, over rows it lists itself.
 GatherStage: everything before it at once: global decisions, training, evaluation.
@@ -126,7 +126,9 @@ class Dataset:
     def num_rows(self) -> int:
         return sum(s.num_rows for s in self.shards)
 
-    def batches(self, columns: Sequence[str] | None = None, want_heavy: Sequence[str] = ()) -> Iterator[pa.Table]:
+    def batches(
+        self, columns: Sequence[str] | None = None, want_heavy: Sequence[str] = ()
+    ) -> Iterator[pa.Table]:
         """Row groups of all shards, in order; columns as in `read_batches`."""
         for shard in self.shards:
             yield from read_batches(self.store, shard, columns, want_heavy)
@@ -148,7 +150,9 @@ class Job:
     artifacts: str  # a local folder; what is put here becomes the step's artifacts, whole, when it is done
     emit: Callable[[pa.Table], None]  # rows out
     reject: Callable[[Sequence[Reject]], None]
-    launch: Callable[..., None]  # launch(fn, config, num_workers=1, gpu=False): Ray Train, or in this process with --local
+    launch: Callable[
+        ..., None
+    ]  # launch(fn, config, num_workers=1, gpu=False): Ray Train, or in this process with --local
     say: Callable[[str], None] = field(default=print)  # one line for the person watching
 
 

@@ -24,7 +24,9 @@ def run_map(stage: MapStage, table: pa.Table) -> Out:
     out.table = out.table.select(schema.names).cast(schema)
     ids = Counter(out.table["parent" if stage.FAN_OUT else "id"].to_pylist())
     if not stage.FAN_OUT:
-        check_conserved(type(stage).__name__, Counter(table["id"].to_pylist()), ids, Counter(r.id for r in out.rejects))
+        check_conserved(
+            type(stage).__name__, Counter(table["id"].to_pylist()), ids, Counter(r.id for r in out.rejects)
+        )
     return out
 
 
@@ -49,7 +51,9 @@ class Gathered:
         return pa.concat_tables(self.tables)
 
 
-def run_gather(stage: GatherStage, inputs: Sequence[Dataset], folder: Path, say: Callable[[str], None] = print) -> Gathered:
+def run_gather(
+    stage: GatherStage, inputs: Sequence[Dataset], folder: Path, say: Callable[[str], None] = print
+) -> Gathered:
     """Run a gather stage in this process, its resumable parts in `folder/work`, its artifacts in `folder/artifacts`."""
     got = Gathered(artifacts=folder / "artifacts")
     for sub in ("work", "artifacts"):

@@ -1,4 +1,4 @@
-"""The commands that look at what a run left, or clean up after it. Each is a function of the library; this file only prints."""
+"""The commands that look at what a run left, or clean up. Each is a function of the library; this file prints."""
 
 from __future__ import annotations
 

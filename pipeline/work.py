@@ -27,14 +27,32 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault, StepFailed, VlpipeError
 from vlpipe.pipeline.receipt import Receipt, read_rejects, shard_path, write_receipt, write_rejects
-from vlpipe.pipeline.shard import Out, Reject, Shard, check_conserved, heavy_names, is_heavy, read_batches, write_shard
+from vlpipe.pipeline.shard import (
+    Out,
+    Reject,
+    Shard,
+    check_conserved,
+    heavy_names,
+    is_heavy,
+    read_batches,
+    write_shard,
+)
 from vlpipe.pipeline.stage import File, MapStage, Stage, Work
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import replace_files
 
 S = TypeVar("S", bound=Stage)
 
-NOBODYS_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
+NOBODYS_ERRNO = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EROFS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +146,9 @@ class Faults:
             why, detail = f"error_{type(error).__name__}", str(error)
         self.found[f"{why} ({detail[:120]})" if detail else why] += 1
         if self.found.total() > self.budget:
-            raise StepFailed(f"{self.step}: more than {self.budget} rows of one shard failed; {worst(self.found)}")
+            raise StepFailed(
+                f"{self.step}: more than {self.budget} rows of one shard failed; {worst(self.found)}"
+            )
         return Reject(row_id, "fault", why, detail[:500])
 
 
@@ -172,11 +192,13 @@ def heavy_pointers(task: ShardTask) -> tuple[tuple[str, str], ...]:
 
 
 def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
-    """Make shard `task.index`: rejects, then the shard, then its receipt. `work`: the opened function, or it is opened here."""
+    """Make shard `task.index`: rejects, the shard, its receipt. Without `work` the stage is opened here."""
     began = time.time()
     with ExitStack() as stack:
         if work is None:
-            work = stack.enter_context(_isolated(task) if task.isolate else opened(task.stage, task.torch_threads))
+            work = stack.enter_context(
+                _isolated(task) if task.isolate else opened(task.stage, task.torch_threads)
+            )
         rejects: list[Reject] = []
         log: list[dict[str, Any]] = []
         rows = _outputs_again(task, work, rejects, log) if task.again else _outputs(task, work, rejects, log)
@@ -191,7 +213,9 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         task.store.write_bytes(f"{task.folder}/_log/{task.index:06d}.jsonl", lines.encode())
     receipt = Receipt(
         index=task.index,
-        shard=Shard(path=path, num_rows=shard.num_rows, digest=shard.digest, key=task.key, heavy=heavy_pointers(task)),
+        shard=Shard(
+            path=path, num_rows=shard.num_rows, digest=shard.digest, key=task.key, heavy=heavy_pointers(task)
+        ),
         bytes=task.store.size(path),
         rows_in=task.input.num_rows,
         input_digest=task.input.digest,
@@ -215,7 +239,9 @@ def _group_rows(task: ShardTask) -> int:
     return task.stage.ROW_GROUP_ROWS
 
 
-def _outputs(task: ShardTask, work: Work, rejects: list[Reject], log: list[dict[str, Any]]) -> Iterator[pa.Table]:
+def _outputs(
+    task: ShardTask, work: Work, rejects: list[Reject], log: list[dict[str, Any]]
+) -> Iterator[pa.Table]:
     """Run every row group; check that no row is lost; pass the tables on."""
     faults = Faults(task.step, budget=max(10, int(task.max_reject_rate * task.input.num_rows)))
     light = [f.name for f in task.schema_in if not is_heavy(f)]
@@ -235,20 +261,25 @@ def _outputs(task: ShardTask, work: Work, rejects: list[Reject], log: list[dict[
 def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejected: Counter[str]) -> None:
     who = f"step {task.step}, shard {task.index}"
     if task.stage.FAN_OUT:  # each row in has at least one child, or a reject
-        out = Counter({i: 1 for i in out})
+        out = Counter(dict.fromkeys(out, 1))
         rejected = Counter({i: 1 for i in rejected if i not in out})
         ids_in = Counter(set(ids_in))
     check_conserved(who, ids_in, out, rejected)
 
 
-def _outputs_again(task: ShardTask, work: Work, rejects: list[Reject], log: list[dict[str, Any]]) -> Iterator[pa.Table]:
+def _outputs_again(
+    task: ShardTask, work: Work, rejects: list[Reject], log: list[dict[str, Any]]
+) -> Iterator[pa.Table]:
     """`retry`: run only the rows rejected for given codes; the others stay as they are, in input order."""
     before = read_rejects(task.store, task.folder, task.index).to_pylist()
     again = {r["id"] for r in before if r["why"] in task.again}
     old = Shard(path=shard_path(task.folder, task.index), num_rows=0, digest="", heavy=())
     schema = own_schema(task)
     kept = pa.concat_tables(
-        [schema.empty_table(), *read_batches(task.store, old, [f.name for f in schema if not is_heavy(f)], heavy_names(schema))],
+        [
+            schema.empty_table(),
+            *read_batches(task.store, old, [f.name for f in schema if not is_heavy(f)], heavy_names(schema)),
+        ],
         promote_options="permissive",
     )
     fresh: list[pa.Table] = [schema.empty_table()]
@@ -270,4 +301,3 @@ def _outputs_again(task: ShardTask, work: Work, rejects: list[Reject], log: list
     merged = pa.concat_tables([kept.select(schema.names).cast(schema), *fresh])
     place = {id_: n for n, id_ in enumerate(merged["id"].to_pylist())}
     yield merged.take(pa.array([place[i] for i in order if i in place], pa.int64()))
-

@@ -172,7 +172,9 @@ class _Plain:
                 self.problems.append(where.problem(f"key {key!r} is there twice{first}"))
                 continue
             made.put(key, self.value(value_node), where)
-        for merged in (v for k, v in node.value if isinstance(k, yaml.ScalarNode) and k.value == "<<" and k.style is None):
+        for merged in (
+            v for k, v in node.value if isinstance(k, yaml.ScalarNode) and k.value == "<<" and k.style is None
+        ):
             self.merge_in(made, merged)
         return made
 
@@ -180,7 +182,9 @@ class _Plain:
         """`<<: *other`: the keys of another mapping that are not given here."""
         other = self.value(node)
         if not isinstance(other, Map):
-            self.problems.append(self.where(node).problem("<<: wanted a mapping to take keys from, such as *NAME"))
+            self.problems.append(
+                self.where(node).problem("<<: wanted a mapping to take keys from, such as *NAME")
+            )
             return
         for key in (k for k in other if k not in made):
             made.put(key, other[key], other.at[key])

@@ -11,7 +11,6 @@ SHAPE_WORDS = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
     "triangle": ("triangle",),
-    "star": ("star",),
     "cross": ("cross", "plus"),
     "ring": ("ring", "hoop"),
 }

@@ -19,7 +19,7 @@ SIZE_PX = 64  # on disk; a JPEG of 32 px would smear the colours of small shapes
 SUPERSAMPLE = 3  # drawn larger and shrunk: soft edges
 JPEG = {"quality": 90, "subsampling": 0}
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLOURS = {
     "red": (214, 40, 40),
     "green": (40, 160, 60),
@@ -31,10 +31,10 @@ COLOURS = {
     "cyan": (60, 205, 215),
 }
 GROUNDS = {"white": (235, 235, 235), "grey": (135, 135, 135), "black": (25, 25, 25), "brown": (120, 80, 50)}
-SIZES = {"small": (0.12, 0.15), "large": (0.20, 0.24)}  # radius, as a part of the picture's side
+SIZES = {"small": (0.14, 0.16), "large": (0.22, 0.24)}  # radius, as a part of the picture's side
 PLACES = tuple((row, column) for row in ("top", "middle", "bottom") for column in ("left", "middle", "right"))
 _CENTRE = {"top": 0.24, "left": 0.24, "middle": 0.5, "bottom": 0.76, "right": 0.76}
-_JITTER = 0.04
+_JITTER = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
             draw, thing, side, rng.uniform(-0.2, 0.2), tuple(np.clip(tint, 0, 255).tolist()), scene.ground
         )
     small = np.asarray(canvas.reduce(SUPERSAMPLE), dtype=np.float32)
-    light = Image.fromarray(rng.normal(0, 14, size=(5, 5)).astype(np.float32)).resize(
+    light = Image.fromarray(rng.normal(0, 10, size=(5, 5)).astype(np.float32)).resize(
         (SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC
     )
     noisy = small + np.asarray(light)[:, :, None] + rng.normal(0, 4, size=small.shape).astype(np.float32)
@@ -121,8 +121,6 @@ def _outline(shape: str) -> list[tuple[float, float]]:
         return [(1.1, turn * (k + 0.5) / 4) for k in range(4)]
     if shape == "triangle":
         return [(1.15, turn * k / 3) for k in range(3)]
-    if shape == "star":
-        return [(1.15 if k % 2 == 0 else 0.45, turn * k / 10) for k in range(10)]
     assert shape == "cross", shape
     arm = math.atan2(0.3, 1.05)
     tip, notch = math.hypot(0.3, 1.05), math.hypot(0.3, 0.3)

@@ -32,12 +32,16 @@ class Compare(GatherStage):
         for arm, steps in self.arms.items():
             missing = [step for step in steps if step not in by_name]
             if missing:
-                raise ValueError(f"arms.{arm}: {missing} are not inputs of this step; inputs are {sorted(by_name)}")
+                raise ValueError(
+                    f"arms.{arm}: {missing} are not inputs of this step; inputs are {sorted(by_name)}"
+                )
             figures = [_figures(by_name[step]) for step in steps]
             for name in [n for n in figures[0] if not self.only or n in self.only]:
                 values = [f[name] for f in figures if f.get(name) is not None]
                 rows.append((f"{arm}/{name} mean", statistics.fmean(values) if values else None, len(values)))
-                rows.append((f"{arm}/{name} sd", statistics.stdev(values) if len(values) > 1 else None, len(values)))
+                rows.append(
+                    (f"{arm}/{name} sd", statistics.stdev(values) if len(values) > 1 else None, len(values))
+                )
         job.emit(pa.Table.from_arrays([pa.array(c) for c in zip(*rows, strict=True)], schema=RESULTS))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.local import LocalExecutor
+from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, plan, remember
 from vlpipe.pipeline.runner import Run, Watcher
 from vlpipe.pipeline.store import Store
@@ -68,6 +68,11 @@ def left(root: Path) -> dict[str, str]:
     found = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         rel = str(path.relative_to(root))
-        timed = "_receipts/" in rel or rel.endswith(("_shards.parquet", "_lock.json")) or "_log/" in rel or rel.startswith("_cache")
+        timed = (
+            "_receipts/" in rel
+            or rel.endswith(("_shards.parquet", "_lock.json"))
+            or "_log/" in rel
+            or rel.startswith("_cache")
+        )
         found[rel] = "" if timed else hashlib.sha256(path.read_bytes()).hexdigest()
     return found

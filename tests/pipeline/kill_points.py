@@ -1,6 +1,6 @@
 """Kill a run at every point where it touches the disk, run again, compare. Started by test_kill.py; prints what differed.
 
-Each point is a fork that dies by SIGKILL before or after the n-th fsync, rename, write of a part or folder move; no sleeping.
+Each point is a fork that dies by SIGKILL before or after the n-th fsync, rename, write or folder move.
 """
 
 from __future__ import annotations

@@ -43,7 +43,9 @@ def test_ray_and_local_give_the_same_bytes(tmp_path: Path) -> None:
 def test_a_row_that_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
     steps = run(tmp_path, KILLS, ray=True)
     assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(12) if n != 4]
-    assert [(r["id"], r["kind"], r["why"]) for r in rejects(tmp_path, steps["b"])] == [("id4", "fault", "killed_worker")]
+    assert [(r["id"], r["kind"], r["why"]) for r in rejects(tmp_path, steps["b"])] == [
+        ("id4", "fault", "killed_worker")
+    ]
 
 
 def test_a_step_that_asks_for_more_than_there_is_is_an_error_not_a_hang(tmp_path: Path) -> None:
@@ -56,7 +58,16 @@ def test_a_step_that_asks_for_more_than_there_is_is_an_error_not_a_hang(tmp_path
 
 def driver(folder: Path, *more: str) -> "subprocess.Popen[bytes]":
     """`vlpipe run` in a process of its own."""
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(folder / "w.yaml"), "--root", str(folder / "root"), *more]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli",
+        "run",
+        str(folder / "w.yaml"),
+        "--root",
+        str(folder / "root"),
+        *more,
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -119,5 +130,7 @@ def test_a_second_run_on_the_same_root_is_refused(tmp_path: Path) -> None:
     other = driver(tmp_path, "--local")
     assert other.wait(timeout=60) == 1
     assert other.stderr is not None
-    assert f"is in use by another run: process {process.pid}" in " ".join(other.stderr.read().decode().split())
+    assert f"is in use by another run: process {process.pid}" in " ".join(
+        other.stderr.read().decode().split()
+    )
     assert process.wait(timeout=60) == 0

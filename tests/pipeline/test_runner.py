@@ -7,8 +7,8 @@ import pytest
 from helpers import CHAIN, left, planned, rejects, rows, run
 
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
-from vlpipe.pipeline.runner import Run, Watcher
 from vlpipe.pipeline.local import LocalExecutor
+from vlpipe.pipeline.runner import Run, Watcher
 from vlpipe.pipeline.store import Store
 
 
@@ -36,7 +36,9 @@ def test_second_run_does_no_work(tmp_path: Path) -> None:
     steps, _ = planned(tmp_path, CHAIN)
     assert all(one.is_done for one in steps)
     run(tmp_path, CHAIN)
-    assert before == {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "root").rglob("*.parquet")}
+    assert before == {
+        p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "root").rglob("*.parquet")
+    }
 
 
 def test_a_changed_parameter_runs_its_step_and_what_is_below(tmp_path: Path) -> None:
@@ -94,7 +96,9 @@ steps:
     assert len(calls.read_text()) == 18
     number.write_text("28")
     steps = run(tmp_path, text)
-    assert len(calls.read_text()) == 18 + (28 - 15)  # three full shards of five are kept, the rest is worked on
+    assert len(calls.read_text()) == 18 + (
+        28 - 15
+    )  # three full shards of five are kept, the rest is worked on
     assert rows(tmp_path, steps["scale"], heavy=("payload",))["n"].to_pylist() == list(range(28))
 
 
@@ -113,7 +117,9 @@ steps:
 
 def test_a_stage_that_loses_a_row_fails(tmp_path: Path) -> None:
     text = 'steps:\n  a: {use: "toys:Numbers", num_rows: 5}\n  b: {use: "toys:Loses", from: a}\n'
-    with pytest.raises(VlpipeError, match=r"step b, shard 0 breaks row conservation: 1 row\(s\) lost \(first: id0\)"):
+    with pytest.raises(
+        VlpipeError, match=r"step b, shard 0 breaks row conservation: 1 row\(s\) lost \(first: id0\)"
+    ):
         run(tmp_path, text)
 
 
@@ -140,7 +146,9 @@ steps:
   b: {{use: "toys:Breaks", from: a, bad: {list(range(198))}, max_reject_rate: 0.2}}
 """
     run(tmp_path, text)  # 9.9 % is under 20 %
-    with pytest.raises(StepFailed, match=r"more than 100 rows of one shard failed; worst reasons: error_ValueError"):
+    with pytest.raises(
+        StepFailed, match=r"more than 100 rows of one shard failed; worst reasons: error_ValueError"
+    ):
         run(tmp_path, text.replace("0.2", "0.05").replace("[0, 1,", "[1,"))
 
 
@@ -150,7 +158,9 @@ steps:
   a: {{use: "toys:Numbers", num_rows: 100, shard_rows: 10}}
   b: {{use: "toys:Breaks", from: a, bad: {list(range(0, 100, 10))}, max_reject_rate: 0.05}}
 """
-    with pytest.raises(StepFailed, match=r"rows failed, max_reject_rate is 0.05; worst reasons: error_ValueError x "):
+    with pytest.raises(
+        StepFailed, match=r"rows failed, max_reject_rate is 0.05; worst reasons: error_ValueError x "
+    ):
         run(tmp_path, text)
 
 
@@ -166,7 +176,14 @@ def test_shards_are_taken_when_their_input_is_there_downstream_first(tmp_path: P
     steps, store = planned(tmp_path, CHAIN)
     watcher = Watcher(shard=lambda one, receipt, reused: order.append((one.name, receipt.index)))
     Run(steps, store, LocalExecutor(), watcher).go()
-    assert order[:6] == [("numbers", 0), ("scale", 0), ("every", 0), ("numbers", 1), ("scale", 1), ("every", 1)]
+    assert order[:6] == [
+        ("numbers", 0),
+        ("scale", 0),
+        ("every", 0),
+        ("numbers", 1),
+        ("scale", 1),
+        ("every", 1),
+    ]
 
 
 def test_a_root_on_an_object_store_gives_the_same_rows(tmp_path: Path) -> None:

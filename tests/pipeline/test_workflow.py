@@ -312,7 +312,7 @@ def test_packaged_workflows_resolve_by_name(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_merge_keys_take_over_what_is_not_given(tmp_path: Path) -> None:
-    from vlpipe.pipeline.yaml_lines import Problem, parse
+    from vlpipe.pipeline.yaml_lines import parse
 
     problems: list[Problem] = []
     value = parse("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n", problems)

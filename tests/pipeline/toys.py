@@ -42,7 +42,9 @@ class Numbers(SourceStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        yield lambda t: t.append_column("payload", [[str(n).encode() * self.payload_bytes for n in t["n"].to_pylist()]])
+        yield lambda t: t.append_column(
+            "payload", [[str(n).encode() * self.payload_bytes for n in t["n"].to_pylist()]]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,9 @@ class Scale(MapStage):
             time.sleep(self.seconds)
             scaled = pc.multiply(table["n"], self.by)
             at = table.schema.get_field_index("scaled")
-            return table.set_column(at, "scaled", scaled) if at >= 0 else table.append_column("scaled", scaled)
+            return (
+                table.set_column(at, "scaled", scaled) if at >= 0 else table.append_column("scaled", scaled)
+            )
 
         yield work
 
@@ -140,7 +144,9 @@ class Payload(MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        yield lambda t: t.append_column("size", pa.array([len(b) for b in t["payload"].to_pylist()], pa.int64()))
+        yield lambda t: t.append_column(
+            "size", pa.array([len(b) for b in t["payload"].to_pylist()], pa.int64())
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,5 +28,7 @@ def test_mean_and_sample_spread_per_arm(tmp_path: Path) -> None:
 
 def test_an_arm_that_names_no_input_says_what_there_is(tmp_path: Path) -> None:
     stage = Compare(arms={"none": ["a1"]})
-    with pytest.raises(ValueError, match=r"arms.none: \['a1'\] are not inputs of this step; inputs are \['a0'\]"):
+    with pytest.raises(
+        ValueError, match=r"arms.none: \['a1'\] are not inputs of this step; inputs are \['a0'\]"
+    ):
         run_gather(stage, [dataset(tmp_path, results(0.1), "a0")], tmp_path)
