@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import VlpipeError, explain
 from vlpipe.pipeline.gather import ListRows
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, is_gather, plan, remember
@@ -172,21 +171,6 @@ def row_bounds(steps: list[Planned]) -> dict[str, int | None]:
         else:
             bounds[one.name] = sum(n or 0 for n in above)
     return bounds
-
-
-def disk_hint(error: OSError) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    what = "the disk is full" if full else (error.strerror or str(error))
-    return f"{what}: {error.filename}" if error.filename else what
-
-
-def explain(error: BaseException) -> str:
-    """One clear sentence for an error that reached the top."""
-    if isinstance(error, VlpipeError):
-        return str(error)
-    if isinstance(error, OSError):
-        return disk_hint(error)
-    return f"internal error: {type(error).__name__}: {error}; --debug shows where"
 
 
 def main() -> None:

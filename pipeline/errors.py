@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -46,3 +47,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; there are: {', '.join(known)}" if known else ""
+
+
+def explain(error: BaseException) -> str:
+    """One clear sentence for an error that stops something."""
+    if isinstance(error, VlpipeError):
+        return str(error)
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "the disk is full (or a limit on file sizes is reached)" if full else error.strerror or str(error)
+        return f"{what}: {error.filename}" if error.filename else what
+    return f"internal error: {type(error).__name__}: {error}; --debug shows where"

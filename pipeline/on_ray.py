@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -114,6 +115,8 @@ class RayExecutor:
     def __init__(self, run: str, address: str | None = None) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if address:
+            _check_answers(address)
         runtime_env = {"env_vars": {RUN_VARIABLE: run}} if address else None
         try:
             ray.init(
@@ -281,6 +284,17 @@ class RayExecutor:
 
     def close(self) -> None:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise VlpipeError(f"--address: wanted HOST:PORT of a cluster's head, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise VlpipeError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
 
 
 def _pooled(one: Planned) -> bool:

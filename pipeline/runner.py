@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vlpipe.pipeline.errors import StepFailed, VlpipeError
+from vlpipe.pipeline.errors import StepFailed, VlpipeError, explain
 from vlpipe.pipeline.gather import Gathered, GatherTask
 from vlpipe.pipeline.keys import sha256_json
 from vlpipe.pipeline.plan import Planned, artifacts_digest, inputs_digest, is_gather, look, resolve_stage
@@ -281,7 +281,8 @@ class Run:
         where = f"shard {index} of step {state.one.name!r}" if index >= 0 else f"step {state.one.name!r}"
         if isinstance(error, (StepFailed, VlpipeError)):
             raise type(error)(f"{where}: {error}") if type(error) in (StepFailed, VlpipeError) else error
-        raise StepFailed(f"{where} failed: {type(error).__name__}: {error}") from error
+        text = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise StepFailed(f"{where} failed: {text}") from error
 
     def _check_rate(self, state: State) -> None:
         """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more."""
@@ -298,7 +299,8 @@ class Run:
             )
         raise StepFailed(
             f"step {state.one.name!r}: {state.num_faults} of {num_rows} rows failed, "
-            f"max_reject_rate is {rate}; {worst(reasons)}. `vlpipe show {self.store.path(state.one.folder)}/_rejects` names the rows"
+            f"max_reject_rate is {rate}; {worst(reasons)}. "
+            f"`vlpipe show {self.store.path(state.one.folder)}/_rejects` names the rows"
         )
 
     def _finish_if_complete(self, state: State) -> bool:

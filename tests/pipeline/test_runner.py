@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers import CHAIN, left, planned, rejects, rows, run
+from toys import payload
 
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
 from vlpipe.pipeline.local import LocalExecutor
@@ -77,7 +78,7 @@ def test_what_changes_above_but_comes_out_the_same_stops_there(tmp_path: Path) -
 def test_heavy_columns_are_written_once_and_joined_where_read(tmp_path: Path) -> None:
     steps = run(tmp_path, CHAIN)
     table = rows(tmp_path, steps["payload"], heavy=("payload",))
-    assert table["payload"].to_pylist() == [str(n).encode() * 10 for n in (0, 4, 8, 12, 16)]
+    assert table["payload"].to_pylist() == [payload(n, 10) for n in (0, 4, 8, 12, 16)]
     assert table["size"].to_pylist() == [len(p) for p in table["payload"].to_pylist()]
     for name in ("scale", "every", "add", "payload"):
         assert "payload" not in rows(tmp_path, steps[name]).schema.names

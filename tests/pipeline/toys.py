@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -18,6 +19,11 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
 from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Work
+
+
+def payload(n: int, num_bytes: int) -> bytes:
+    """Bytes that no codec makes smaller."""
+    return hashlib.shake_128(str(n).encode()).digest(num_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ class Numbers(SourceStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         yield lambda t: t.append_column(
-            "payload", [[str(n).encode() * self.payload_bytes for n in t["n"].to_pylist()]]
+            "payload", [[payload(n, self.payload_bytes) for n in t["n"].to_pylist()]]
         )
 
 
