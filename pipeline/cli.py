@@ -21,7 +21,8 @@ from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Workflow, resolve_workflow
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-out = Console()
+WIDTH = None if sys.stdout.isatty() else 160  # of tables in files and pipes
+out = Console(width=WIDTH)
 err = Console(stderr=True)
 
 GRACE_S = 10.0

@@ -29,10 +29,14 @@ def two_steps(folder: Path, rank: int, world: int) -> dict[str, Any]:
         part = {n: v.chunk(world)[rank] if isinstance(v, torch.Tensor) else v for n, v in whole.items()}
         features = Features(blip, part)
         named = itc(blip, part, features) | itm(blip, part, features) | lm(blip, part, features)
-        (named["itc"] + named["itm"] + named["lm"]).backward()
         for name, value in named.items():
             out[f"{step}:{name}"] = averaged(value.detach().clone(), world)
-    out |= {f"grad:{n}": averaged(p.grad, world) for n, p in blip.named_parameters() if p.grad is not None}
+        for name in ("itc", "itm", "lm"):
+            blip.zero_grad()
+            named[name].backward(retain_graph=True)
+            for weight, p in blip.named_parameters():
+                if p.grad is not None:
+                    out[f"{step}:{name}:{weight}"] = averaged(p.grad, world)
     return out | {f"state:{n}": v for n, v in itc.state_dict().items()}
 
 
