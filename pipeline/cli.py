@@ -113,6 +113,10 @@ def make_executor(run_id: str, *, local: bool, address: str | None) -> Any:
         from vlpipe.pipeline.local import LocalExecutor
 
         return LocalExecutor()
+    if address and (
+        os.environ.get("RAY_AUTH_TOKEN") or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+    ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it at import; without it no token is sent
     from vlpipe.pipeline.on_ray import RayExecutor
 
     return RayExecutor(run_id, address)

@@ -55,6 +55,8 @@ def explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = "the disk is full (or a limit on file sizes is reached)" if full else error.strerror or str(error)
+        what = (
+            "the disk is full (or a limit on file sizes is reached)" if full else error.strerror or str(error)
+        )
         return f"{what}: {error.filename}" if error.filename else what
     return f"internal error: {type(error).__name__}: {error}; --debug shows where"

@@ -22,7 +22,7 @@ from vlpipe.models.objectives.lm import Lm
 def two_steps(folder: Path, rank: int, world: int) -> dict[str, Any]:
     """Losses and gradients averaged over ranks, and the queue, after two steps on this rank's rows."""
     blip = Blip.load(folder)
-    itc, itm, lm = Itc(queue_size=6, momentum=0.9), Itm(all_ranks=True), Lm()
+    itc, itm, lm = Itc(queue_size=6, momentum=0.9), Itm(all_ranks=world > 1), Lm()
     itc.bind(blip)
     out: dict[str, Any] = {}
     for step, whole in enumerate(torch.load(folder / "batches.pt")):

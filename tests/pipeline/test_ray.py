@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -134,3 +135,42 @@ def test_a_second_run_on_the_same_root_is_refused(tmp_path: Path) -> None:
         other.stderr.read().decode().split()
     )
     assert process.wait(timeout=60) == 0
+
+
+def test_a_cluster_that_was_started_before_gives_the_same_bytes(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    run(here, CHAIN)
+    planned(there, CHAIN)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--disable-usage-stats",
+    ]
+    command += ["--port", str(port), "--num-cpus", "2", "--include-dashboard", "false"]
+    head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port)
+        done = driver(there, "--address", f"127.0.0.1:{port}")
+        assert done.wait(timeout=120) == 0, done.stderr and done.stderr.read()
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
+    assert left(there / "root") == left(here / "root")
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)

@@ -44,7 +44,14 @@ def test_every_step_is_done_and_a_second_run_has_nothing_to_do(root: Path) -> No
 def test_a_changed_top_p_runs_captioning_and_what_is_below(root: Path) -> None:
     todo = {one.name: one.reason for one in planned(root, "captions.top_p=0.8") if not one.is_done}
     assert next(iter(todo.items())) == ("captions@1", "parameter top_p changed 0.9 -> 0.8")
-    assert set(todo) == {"captions@1", "filtered@1", "kept@1", "retrain@1", "retrieval_after", "filter_quality"}
+    assert set(todo) == {
+        "captions@1",
+        "filtered@1",
+        "kept@1",
+        "retrain@1",
+        "retrieval_after",
+        "filter_quality",
+    }
 
 
 @pytest.mark.slow

@@ -1,0 +1,222 @@
+"""What the engine costs: two overlapped 50 ms stages beside the ideal, Ray Data and a plain loop; rows; a second run.
+
+python benchmarks/engine.py            # about 3 minutes; prints Markdown
+python benchmarks/engine.py --write    # and puts it into engine.md and engine.json beside this file
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine_page import markdown
+from peers import ray_data, two_processes
+from record import machine
+
+from vlpipe.pipeline.local import LocalExecutor
+from vlpipe.pipeline.lock import locked
+from vlpipe.pipeline.on_ray import RayExecutor
+from vlpipe.pipeline.plan import plan, remember
+from vlpipe.pipeline.runner import Executor, Run, Watcher
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.workflow import Workflow
+
+HERE = Path(__file__).parent
+SECONDS = 0.05
+ROWS_PER_SHARD = 20
+ROUNDS = {64: 3, 256: 2}  # shards -> how often
+ENOUGH_S = 170.0  # no further round is begun after this
+NUM_LIGHT_ROWS = 200_000
+
+STEPS = """
+name: engine
+steps:
+  numbers: {{use: "sleepers:Numbers", num_rows: {rows}, shard_rows: {shard_rows}}}
+"""
+STAGE = '  {name}: {{use: "sleepers:{use}", from: {above}, seconds: {seconds}, calls: "{calls}"}}\n'
+
+
+def write_workflow(folder: Path, num_rows: int, shard_rows: int, *stages: str, seconds: float = 0.0) -> Path:
+    """Stages one below the other, named a, b, ..., each with a file that counts its rows when seconds is 0."""
+    text, above = STEPS.format(rows=num_rows, shard_rows=shard_rows), "numbers"
+    for name, use in zip("ab", stages, strict=False):
+        calls = "" if seconds else folder / f"calls_{name}"
+        text += STAGE.format(name=name, use=use, above=above, seconds=seconds, calls=calls)
+        above = name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "engine.yaml").write_text(text)
+    return folder / "engine.yaml"
+
+
+def run(workflow: Path, executor: Executor, until: str | None = None) -> float:
+    """Wall seconds of what `vlpipe run` does once its executor is there."""
+    began = time.monotonic()
+    root = workflow.parent / "root"
+    root.mkdir(exist_ok=True)
+    found, store = Workflow.load(str(workflow), root=str(root)), Store(str(root))
+    with locked(store):
+        steps = plan(found, store, until)
+        if any(not one.is_done for one in steps):
+            remember(steps, store)
+            Run(steps, store, executor, Watcher()).go()
+    return time.monotonic() - began
+
+
+@contextmanager
+def cluster() -> Iterator[RayExecutor]:
+    """A Ray cluster of two CPUs, whatever this machine has; its workers are up."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(HERE), os.environ.get("PYTHONPATH")) if p)
+    ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        executor = RayExecutor("benchmark", ray_cluster.address)
+        try:
+            yield executor
+        finally:
+            executor.close()
+    finally:
+        ray_cluster.shutdown()
+
+
+class Bench:
+    """Everything in one scratch folder on one cluster."""
+
+    def __init__(self, folder: Path, executor: RayExecutor) -> None:
+        self.folder, self.executor = folder, executor
+        self.num_runs = 0
+
+    def fresh(self, *parts: str) -> Path:
+        self.num_runs += 1
+        return self.folder.joinpath(f"run{self.num_runs:03d}", *parts)
+
+    def prepared(self, num_shards: int) -> list[Path]:
+        """The source step's shards, made once and not timed."""
+        made = self.folder / f"source{num_shards}"
+        if not made.exists():
+            run(write_workflow(made, num_shards * ROWS_PER_SHARD, ROWS_PER_SHARD), LocalExecutor())
+        return sorted(made.glob("root/numbers-*/*[0-9].parquet"))
+
+    def ours(self, num_shards: int, stage: str = "Sleep") -> tuple[float, float]:
+        to = self.fresh()
+        shutil.copytree(self.prepared(num_shards)[0].parents[1], to / "root")
+        rows = num_shards * ROWS_PER_SHARD
+        workflow = write_workflow(to, rows, ROWS_PER_SHARD, stage, stage, seconds=SECONDS)
+        return self._timed(to / "root", lambda: run(workflow, self.executor))
+
+    def peer(self, num_shards: int, system: Callable[..., float]) -> tuple[float, float]:
+        paths, to = [str(path) for path in self.prepared(num_shards)], self.fresh()
+        for name in "ab":
+            (to / name).mkdir(parents=True)
+        return self._timed(to, lambda: system(paths, [str(to / "a"), str(to / "b")], SECONDS))
+
+    @staticmethod
+    def _timed(folder: Path, go: Callable[[], float]) -> tuple[float, float]:
+        """Wall seconds, and of these the seconds before the first stage began its first shard."""
+        os.sync()
+        began = time.time()
+        wall = go()
+        first = min(path.stat().st_mtime for path in folder.glob("a*/*[0-9].parquet"))
+        return wall, max(0.0, first - began - SECONDS)
+
+    def warm_up(self) -> None:
+        """Processes for both CPUs, with what they import."""
+        run(write_workflow(self.fresh(), 80, ROWS_PER_SHARD, "Sleep", "Sleep"), self.executor)
+
+    def overlapped(self) -> list[dict[str, Any]]:
+        """Every system in turn, so that what else the machine does meets all of them alike."""
+        systems: dict[str, Callable[[int], tuple[float, float]]] = {
+            "vlpipe on Ray": self.ours,
+            "vlpipe on Ray, stages in actors": lambda n: self.ours(n, "SleepInActor"),
+            "plain loop, a process per stage": lambda n: self.peer(n, two_processes),
+        }
+        if missing() is None:
+            systems["Ray Data, an actor per stage"] = lambda n: self.peer(n, ray_data)
+        began, found = time.monotonic(), []
+        for turn in range(max(ROUNDS.values())):
+            for num_shards in (n for n, rounds in ROUNDS.items() if turn < rounds):
+                for name, go in systems.items():
+                    if turn == 0 or time.monotonic() - began < ENOUGH_S:
+                        wall, start = go(num_shards)
+                        found.append(
+                            {"system": name, "num_shards": num_shards, "wall_s": wall, "start_s": start}
+                        )
+                        say(f"{name}, {num_shards} shards: {wall:.2f} s")
+        return found
+
+    def light_rows(self) -> dict[str, Any]:
+        """A stage that does nothing, over many rows in shards of the usual size; and one shard after another here."""
+        num_shards = NUM_LIGHT_ROWS // 10_000
+        workflow = write_workflow(self.fresh(), NUM_LIGHT_ROWS, 10_000, "Sleep")
+        run(workflow, LocalExecutor(), until="numbers")
+        on_ray = run(workflow, self.executor)
+        small = write_workflow(self.fresh(), 256 * ROWS_PER_SHARD, ROWS_PER_SHARD, "Sleep")
+        run(small, LocalExecutor(), until="numbers")
+        here = run(small, LocalExecutor())
+        say(f"{NUM_LIGHT_ROWS} rows: {on_ray:.2f} s; 256 shards in one process: {here:.2f} s")
+        return {
+            "num_rows": NUM_LIGHT_ROWS,
+            "num_shards": num_shards,
+            "wall_s": on_ray,
+            "local_shard_s": here / 256,
+        }
+
+    def second_run(self) -> dict[str, Any]:
+        """Rows the stages were called with: in a first run, in a second, and in one after its manifests were lost."""
+        workflow = write_workflow(self.fresh(), 64 * ROWS_PER_SHARD, ROWS_PER_SHARD, "Quarter", "Sleep")
+        root, calls = workflow.parent / "root", sorted(workflow.parent / f"calls_{name}" for name in "ab")
+        found: dict[str, Any] = {}
+        for name in ("first", "second", "without_manifests"):
+            if name == "without_manifests":  # as if killed just before the steps were committed
+                for manifest in root.glob("[ab]-*/manifest.json"):
+                    manifest.unlink()
+            before = sum(path.stat().st_size for path in calls if path.exists())
+            seconds = run(workflow, self.executor)
+            found[name] = {"rows": sum(path.stat().st_size for path in calls) - before, "wall_s": seconds}
+        return found
+
+
+def missing() -> str | None:
+    """Why Ray Data cannot be run; None when it can."""
+    try:
+        import ray.data  # noqa: F401
+    except ImportError as error:
+        return f"Ray Data was skipped: {error}. `pip install 'ray[data]'`"
+    return None
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="write engine.md and engine.json")
+    write = parser.parse_args().write
+    found: dict[str, Any] = {"machine": machine(), "seconds": SECONDS, "skipped": missing()}
+    with tempfile.TemporaryDirectory(prefix="vlpipe-engine-") as folder, cluster() as executor:
+        bench = Bench(Path(folder), executor)
+        bench.warm_up()
+        found |= {"light_rows": bench.light_rows(), "second_run": bench.second_run()}
+        found["overlapped"] = bench.overlapped()
+    found["machine"]["load_average_after"] = [round(x, 2) for x in os.getloadavg()]
+    page = markdown(found)
+    print(page)
+    if write:
+        (HERE / "engine.md").write_text(page)
+        (HERE / "engine.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
