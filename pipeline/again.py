@@ -37,7 +37,8 @@ class Retried:
 
     def __str__(self) -> str:
         left = f"; still rejected in these shards: {counts(self.rejects)}" if self.rejects else ""
-        return f"{self.num_rows:,} row(s) in {self.num_shards} shard(s) run again, {self.rows_back:,} came back{left}"
+        ran = f"{self.num_rows:,} row(s) in {self.num_shards} shard(s) run again"
+        return f"{ran}, {self.rows_back:,} came back{left}"
 
 
 class _Again(Run):

@@ -1,4 +1,4 @@
-"""Values as text for a terminal: sizes instead of bytes, no control characters from the web, long things cut."""
+"""Values as text for a terminal: sizes instead of bytes, no control characters, long things cut."""
 
 from __future__ import annotations
 

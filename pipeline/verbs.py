@@ -110,13 +110,15 @@ def diff_command(
     num_rows: Annotated[int, typer.Option("-n", min=0, help="how many examples")] = 5,
 ) -> None:
     """Compare two runs of a step: parameters, versions, rejects, and which rows differ in what."""
-    sides = []
-    for path in (a, b):
-        place = records.find_place(path)
-        folder = records.need_step(place, path)
-        sides.append(diff.Side(place.store, records.read_step(place.store, folder)))
-    names = (f"A {sides[0].record.folder}", f"B {sides[1].record.folder}")
-    draw(diff.render(diff.diff(*sides, num_examples=num_rows), names))
+    left, right = _side(a), _side(b)
+    names = (f"A {left.record.folder}", f"B {right.record.folder}")
+    draw(diff.render(diff.diff(left, right, num_examples=num_rows), names))
+
+
+def _side(path: str) -> diff.Side:
+    place = records.find_place(path)
+    folder = records.need_step(place, path)
+    return diff.Side(place.store, records.read_step(place.store, folder))
 
 
 @app.command("retry")

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.receipt import (
@@ -114,7 +114,7 @@ def _file_problems(store: Store, path: str, digest: str) -> Iterator[Problem]:
         yield Problem(path, "missing")
         return
     with store.open(path) as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
     if found != digest:
         yield Problem(path, "damaged", f"sha256 is {found[:16]}..., the receipt says {digest[:16]}...")
 

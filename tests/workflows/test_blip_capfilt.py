@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,13 +21,13 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("capfilt") / "root"
     command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", WORKFLOW, "--local", "--root", str(folder)]
     command += [part for one in SMALL for part in ("--set", one)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    yield folder
+    return folder
 
 
 def planned(root: Path, *more: str) -> list[Planned]:
