@@ -72,12 +72,20 @@ def run(workflow: Path, executor: Executor, until: str | None = None) -> float:
 
 
 @contextmanager
-def cluster() -> Iterator[RayExecutor]:
-    """A Ray cluster of two CPUs, whatever this machine has; its workers are up."""
+def scratch() -> Iterator[Path]:
+    """A folder that goes away; its name is short because Ray puts sockets below it."""
+    with tempfile.TemporaryDirectory(prefix="vl") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[RayExecutor]:
+    """A Ray cluster of two CPUs, whatever this machine has; in a folder of its own, so that it disturbs no other."""
     from ray.cluster_utils import Cluster
 
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(HERE), os.environ.get("PYTHONPATH")) if p)
-    ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    head = {"num_cpus": 2, "temp_dir": str(folder)}
+    ray_cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         executor = RayExecutor("benchmark", ray_cluster.address)
         try:
@@ -106,7 +114,12 @@ class Bench:
             run(write_workflow(made, num_shards * ROWS_PER_SHARD, ROWS_PER_SHARD), LocalExecutor())
         return sorted(made.glob("root/numbers-*/*[0-9].parquet"))
 
+    def warm_up(self) -> None:
+        """A worker for each CPU: Ray ends idle ones, so they are made anew before each timing."""
+        run(write_workflow(self.fresh(), 8, 1, "Sleep", "Sleep", seconds=0.1), self.executor)
+
     def ours(self, num_shards: int, stage: str = "Sleep") -> tuple[float, float]:
+        self.warm_up()
         to = self.fresh()
         shutil.copytree(self.prepared(num_shards)[0].parents[1], to / "root")
         rows = num_shards * ROWS_PER_SHARD
@@ -128,10 +141,6 @@ class Bench:
         first = min(path.stat().st_mtime for path in folder.glob("a*/*[0-9].parquet"))
         return wall, max(0.0, first - began - SECONDS)
 
-    def warm_up(self) -> None:
-        """Processes for both CPUs, with what they import."""
-        run(write_workflow(self.fresh(), 80, ROWS_PER_SHARD, "Sleep", "Sleep"), self.executor)
-
     def overlapped(self) -> list[dict[str, Any]]:
         """Every system in turn, so that what else the machine does meets all of them alike."""
         systems: dict[str, Callable[[int], tuple[float, float]]] = {
@@ -141,6 +150,7 @@ class Bench:
         }
         if missing() is None:
             systems["Ray Data, an actor per stage"] = lambda n: self.peer(n, ray_data)
+            self.peer(4, ray_data)  # its imports
         began, found = time.monotonic(), []
         for turn in range(max(ROUNDS.values())):
             for num_shards in (n for n, rounds in ROUNDS.items() if turn < rounds):
@@ -158,6 +168,7 @@ class Bench:
         num_shards = NUM_LIGHT_ROWS // 10_000
         workflow = write_workflow(self.fresh(), NUM_LIGHT_ROWS, 10_000, "Sleep")
         run(workflow, LocalExecutor(), until="numbers")
+        self.warm_up()
         on_ray = run(workflow, self.executor)
         small = write_workflow(self.fresh(), 256 * ROWS_PER_SHARD, ROWS_PER_SHARD, "Sleep")
         run(small, LocalExecutor(), until="numbers")
@@ -205,9 +216,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write engine.md and engine.json")
     write = parser.parse_args().write
     found: dict[str, Any] = {"machine": machine(), "seconds": SECONDS, "skipped": missing()}
-    with tempfile.TemporaryDirectory(prefix="vlpipe-engine-") as folder, cluster() as executor:
-        bench = Bench(Path(folder), executor)
-        bench.warm_up()
+    with scratch() as folder, cluster(folder / "ray") as executor:
+        bench = Bench(folder, executor)
         found |= {"light_rows": bench.light_rows(), "second_run": bench.second_run()}
         found["overlapped"] = bench.overlapped()
     found["machine"]["load_average_after"] = [round(x, 2) for x in os.getloadavg()]
