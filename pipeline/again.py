@@ -14,7 +14,6 @@ from vlpipe.pipeline.cells import counts
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import (
-    Manifest,
     Receipt,
     read_receipt,
     receipt_path,
@@ -69,7 +68,7 @@ def retry(
     executor: Executor,
     watcher: Watcher | None = None,
 ) -> Retried:
-    """Needs the root's lock. On an error, shards that were not changed count again as before."""
+    """Needs the root's lock. After an error, shards that are as they were count as before."""
     one = check(steps, name)
     old = what_is_there(steps, store)[one.name].receipts
     touched = affected(one, old, codes)
@@ -82,7 +81,10 @@ def retry(
     try:
         loop.go()
     except BaseException:
-        put_back(store, one.folder, touched, manifest, receipts)
+        running = loop.states[one.name].running if one.name in loop.states else set()
+        put_back(store, one.folder, [r for r in touched if r.index not in running])
+        if manifest is not None and all(read_receipt(store, one.folder, r.index) == r for r in touched):
+            write_manifest(store, one.folder, manifest, receipts)
         raise
     return _summary(one, touched, codes)
 
@@ -122,16 +124,12 @@ def _rejected(receipt: Receipt, code: str) -> int:
     return sum(n for kind_why, n in receipt.rejects.items() if kind_why.partition(":")[2] == code)
 
 
-def put_back(
-    store: Store, folder: str, touched: list[Receipt], manifest: Manifest | None, receipts: list[Receipt]
-) -> None:
-    """After a failure: receipts of shards that are as they were; the manifest, when all are."""
-    for receipt in touched:
+def put_back(store: Store, folder: str, receipts: Sequence[Receipt]) -> None:
+    """Write the receipts again whose shards are as they were. A shard still at work must not be among them."""
+    for receipt in receipts:
         gone = not store.exists(receipt_path(folder, receipt.index))
         if gone and not shard_problems(store, folder, receipt):
             write_receipt(store, folder, receipt)
-    if manifest is not None and all(read_receipt(store, folder, r.index) == r for r in touched):
-        write_manifest(store, folder, manifest, receipts)
 
 
 def _summary(one: Planned, touched: list[Receipt], codes: Sequence[str]) -> Retried:

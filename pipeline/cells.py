@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_CHARS = 200
 MAX_ITEMS = 4
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def cell(value: Any, max_chars: int = MAX_CHARS) -> str:
@@ -27,8 +29,9 @@ def cell(value: Any, max_chars: int = MAX_CHARS) -> str:
 
 
 def struct_text(value: Mapping[str, Any]) -> str:
-    """`text: a red circle, score: 0.97`; fields that are null are left out."""
-    return ", ".join(f"{name}: {cell(v)}" for name, v in value.items() if v is not None) or "all null"
+    """`text: a red circle, score: 0.97`; fields that are null are left out, digests cut."""
+    shown = ((name, v[:8] if isinstance(v, str) and DIGEST.fullmatch(v) else v) for name, v in value.items())
+    return ", ".join(f"{name}: {cell(v)}" for name, v in shown if v is not None) or "all null"
 
 
 def _list(value: Sequence[Any]) -> str:

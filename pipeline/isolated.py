@@ -10,12 +10,13 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 import pyarrow as pa
 from ray import cloudpickle
 
+from vlpipe.pipeline.errors import StepFailed
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import MapStage, Work
 
@@ -43,7 +44,11 @@ class _Child:
             command = [sys.executable, "-m", "vlpipe.pipeline.isolated"]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             assert self._process.stdin
+            assert self._process.stdout
             send(self._process.stdin, (sys.path, cloudpickle.dumps(self._start)))
+            opening = receive(self._process.stdout)
+            if isinstance(opening, BaseException):  # the stage cannot be opened: that is no row's fault
+                raise StepFailed(f"the stage cannot be opened: {type(opening).__name__}: {opening}")
         return self._process
 
     def __call__(self, batch: pa.Table) -> Out | pa.Table:
@@ -86,7 +91,13 @@ def main() -> None:
     path, start = receive(sys.stdin.buffer)
     sys.path[:] = path
     stage, torch_threads = pickle.loads(start)
-    with opened(stage, torch_threads) as work:
+    with ExitStack() as stack:
+        try:
+            work = stack.enter_context(opened(stage, torch_threads))
+        except Exception as error:
+            send(answers, error)
+            return
+        send(answers, None)
         while True:
             try:
                 batch = receive(sys.stdin.buffer)

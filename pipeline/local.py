@@ -53,6 +53,10 @@ class LocalExecutor:
         if one.name in self._open:
             self._open.pop(one.name)[0].close()
 
+    def drain(self, grace_s: float) -> list[Done]:
+        """Nothing runs beside the loop."""
+        return []
+
     def close(self) -> None:
         for stack, _ in self._open.values():
             stack.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.store import Store, canonical_json
 
 REL = "_lock.json"
 RUN_VARIABLE = "VLPIPE_RUN"  # in the environment of every process a run starts
@@ -64,12 +64,14 @@ def wait_until_gone(run: str, grace_s: float = GRACE_S) -> None:
 @contextmanager
 def locked(store: Store) -> Iterator[str]:
     """Hold the root's lock; yields the run's id. Raises VlpipeError when another run holds it."""
-    _take_over(store)
+    if _take_over(store):
+        store.remove(REL)
     for folder in ("", "_cache"):
         store.sweep(folder)
     run = uuid.uuid4().hex
     mine = {"run": run, "host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())}
-    _write(store, mine)
+    if not store.create(REL, canonical_json({**mine, "beat": time.time()})):
+        raise VlpipeError(f"{store.url} was taken by another run just now")
     done = threading.Event()
     beat = threading.Thread(target=_beat, args=(store, mine, done), daemon=True)
     beat.start()
@@ -96,23 +98,25 @@ def _beat(store: Store, mine: dict[str, Any], done: threading.Event) -> None:
         _write(store, mine)
 
 
-def _take_over(store: Store) -> None:
+def _take_over(store: Store) -> bool:
+    """True when a dead run's lock is there to be removed. Raises when the run is alive."""
     if not store.exists(REL):
-        return
+        return False
     try:
         held = store.read_json(REL)
     except (json.JSONDecodeError, FileNotFoundError):
-        return  # it went away, or a kill cut it on a store without atomic writes
+        return True  # it went away, or a kill cut it on a store without atomic writes
     if held["host"] == platform.node():
         if _started(held["pid"]) == held["started"] != "":
             raise VlpipeError(
                 f"{store.url} is in use by another run: process {held['pid']} on {held['host']}"
             )
         wait_until_gone(held["run"])
-        return
+        return True
     age = time.time() - held["beat"]
     if age < LEASE_S:
         raise VlpipeError(
             f"{store.url} is in use by a run on {held['host']} (process {held['pid']}, last sign of life {age:.0f} s ago); "
             f"if it is dead, its lease ends in {LEASE_S - age:.0f} s"
         )
+    return True

@@ -24,6 +24,7 @@ from vlpipe.pipeline.lock import RUN_VARIABLE
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import Receipt
 from vlpipe.pipeline.runner import Done, Unit, WorkerDied
+from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.work import ShardTask, opened, run_shard, set_torch_threads
 
 IN_FLIGHT = 2  # shards per actor: one works, the next one is already there
@@ -40,11 +41,15 @@ def _run_gather(task: GatherTask, cpus: float) -> Gathered:
 
 
 class _ShardWorker:
-    def __init__(self, task: ShardTask) -> None:
+    """Opens its stage with its first shard: what goes wrong there is that shard's error, not a dead actor's."""
+
+    def __init__(self) -> None:
         self._stack = ExitStack()
-        self._work = self._stack.enter_context(opened(task.stage, task.torch_threads))
+        self._work: Work | None = None
 
     def run(self, task: ShardTask) -> Receipt:
+        if self._work is None:
+            self._work = self._stack.enter_context(opened(task.stage, task.torch_threads))
         return run_shard(task, self._work)
 
 
@@ -220,7 +225,7 @@ class RayExecutor:
             ref, actor = _gather.options(**options).remote(task, res.cpus), None
             self._account(one, -1)
         elif _pooled(one) and not task.isolate:
-            actor = self._actor(one, task, options)
+            actor = self._actor(one, options)
             ref = actor.run.remote(task)
             self._pools[one.name].actors[actor].append(ref)
         else:
@@ -228,13 +233,13 @@ class RayExecutor:
             self._account(one, -1)
         self._units[ref] = (unit, one, actor)
 
-    def _actor(self, one: Planned, task: ShardTask, options: dict[str, Any]) -> Any:
+    def _actor(self, one: Planned, options: dict[str, Any]) -> Any:
         pool = self._pools.setdefault(one.name, _Pool())
         least = min(pool.actors, key=lambda a: len(pool.actors[a]), default=None)
         grow = len(pool.actors) < one.keyed.step.resources.actors and self._fits_pool(one)
         if least is not None and (not pool.actors[least] or not grow) and len(pool.actors[least]) < IN_FLIGHT:
             return least
-        actor = _Worker.options(**{k: v for k, v in options.items() if k != "name"}).remote(task)
+        actor = _Worker.options(**{k: v for k, v in options.items() if k != "name"}).remote()
         pool.actors[actor] = []
         self._pool_steps[actor] = one
         self._account(one, -1)

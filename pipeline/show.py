@@ -222,15 +222,15 @@ def _facts(facts: Sequence[tuple[str, str]]) -> Table:
 
 
 def _schema_table(shown: Shown) -> Table:
+    """Statistics only where there are any: a file without a receipt, or rejects, have none."""
     table = Table(box=None, pad_edge=False)
-    for name in ("column", "type", "nulls", "min", "max", ""):
-        table.add_column(
-            name, overflow="fold", justify="right" if name in ("nulls", "min", "max") else "left"
-        )
+    numbers = ("nulls", "min", "max") if shown.columns else ()
+    for name in ("column", "type", *numbers, ""):
+        table.add_column(name, overflow="fold", justify="right" if name in numbers else "left")
     for name, dtype, note in _columns(shown):
         stat = shown.columns.get(name, {})
-        numbers = [cell(stat[key]) if key in stat else "" for key in ("nulls", "min", "max")]
-        table.add_row(escape(name), escape(dtype), *numbers, note)
+        found = [cell(stat[key]) if key in stat else "" for key in numbers]
+        table.add_row(escape(name), escape(dtype), *found, note)
     return table
 
 

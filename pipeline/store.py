@@ -91,6 +91,25 @@ class Store:
         with self.writing(rel) as part:
             Path(part).write_bytes(data)
 
+    def create(self, rel: str, data: bytes) -> bool:
+        """Write a file that must not be there yet; False when it is. Atomic on a local root only."""
+        if not self.is_local:
+            if self.exists(rel):
+                return False
+            self.write_bytes(rel, data)
+            return True
+        final = self.path(rel)
+        os.makedirs(os.path.dirname(final), exist_ok=True)
+        part = f"{final}.{uuid.uuid4().hex[:8]}.part"
+        Path(part).write_bytes(data)
+        try:
+            os.link(part, final)
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(part)
+        return True
+
     def write_json(self, rel: str, value: Any) -> None:
         self.write_bytes(rel, canonical_json(value))
 

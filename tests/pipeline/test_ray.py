@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import CHAIN, left, planned, rejects, rows, run
 
+from vlpipe.pipeline.errors import StepFailed, VlpipeError
 from vlpipe.pipeline.lock import processes_of
 from vlpipe.pipeline.store import Store
 
@@ -49,9 +50,16 @@ def test_a_row_that_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
     ]
 
 
-def test_a_step_that_asks_for_more_than_there_is_is_an_error_not_a_hang(tmp_path: Path) -> None:
-    from vlpipe.pipeline.errors import VlpipeError
+def test_weights_that_cannot_be_loaded_are_the_steps_error_and_no_rows(tmp_path: Path) -> None:
+    text = 'steps:\n  a: {use: "toys:Numbers", num_rows: 5}\n  b: {use: "toys:Unopenable", from: a}\n'
+    with pytest.raises(
+        StepFailed, match=r"shard 0 of step 'b' failed: ValueError: the weights are of another model"
+    ):
+        run(tmp_path, text, ray=True)
+    assert not list((tmp_path / "root").glob("b-*/_rejects"))
 
+
+def test_a_step_that_asks_for_more_than_there_is_is_an_error_not_a_hang(tmp_path: Path) -> None:
     text = CHAIN.replace("by: 3}", "by: 3, resources: {cpus: 4000}}")
     with pytest.raises(VlpipeError, match=r"step 'scale' needs 4000 CPU, the cluster has \d+ CPU"):
         run(tmp_path, text, ray=True)

@@ -211,3 +211,15 @@ class Launches(GatherStage):
 
 def _launched(config: dict[str, str]) -> None:
     (Path(config["to"]) / "n.txt").write_text("7")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unopenable(MapStage):
+    """Its weights cannot be loaded."""
+
+    LOADS_WEIGHTS: ClassVar[bool] = True
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        raise ValueError("the weights are of another model")
+        yield
