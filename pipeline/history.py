@@ -217,7 +217,7 @@ def changes(before: Row, after: Row) -> list[str]:
             lines += [f"{name}: {line}" for line in element_changes(old or [], value or [])]
         elif name in before:
             lines.append(f"~ {name}: {cell(old)} -> {cell(value)}")
-        else:
+        elif value is not None:
             lines.append(f"+ {name}: {cell(value)}")
     return lines
 

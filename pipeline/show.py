@@ -31,7 +31,7 @@ COMPARE = {
     ">": pc.greater,
     ">=": pc.greater_equal,
 }
-MAX_TABLE_COLUMNS = 8
+TABLE_CHARS = 100  # rows wider than this are shown as blocks
 
 
 @dataclass(kw_only=True)
@@ -242,16 +242,18 @@ def _columns(shown: Shown) -> Iterator[tuple[str, str, str]]:
 
 
 def rows_view(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RenderableType:
-    """Flat and few columns: a table. Else each row as a block, a list of structs with one line per element."""
-    if len(schema) <= MAX_TABLE_COLUMNS and not any(pa.types.is_nested(f.type) for f in schema):
-        table = Table(box=None, pad_edge=False)
-        for f in schema:
-            number = pa.types.is_integer(f.type) or pa.types.is_floating(f.type)
-            table.add_column(escape(f.name), overflow="fold", justify="right" if number else "left")
-        for row in rows:
-            table.add_row(*(escape(cell(v)) for v in row.values()))
-        return table
-    return Group(*(block for row in rows for block in (_record(row), Text())))
+    """A table when it fits, else each row as a block; a list of structs has a line per element there."""
+    cells = [[cell(value) for value in row.values()] for row in rows]
+    widths = [max(len(text) for text in column) + 2 for column in zip(schema.names, *cells, strict=True)]
+    if any(pa.types.is_nested(f.type) for f in schema) or sum(widths) > TABLE_CHARS:
+        return Group(*(block for row in rows for block in (_record(row), Text())))
+    table = Table(box=None, pad_edge=False)
+    for f in schema:
+        number = pa.types.is_integer(f.type) or pa.types.is_floating(f.type)
+        table.add_column(escape(f.name), overflow="fold", justify="right" if number else "left")
+    for texts in cells:
+        table.add_row(*(escape(text) for text in texts))
+    return table
 
 
 def _record(row: Mapping[str, Any]) -> Table:

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+# VmHWM, not ru_maxrss: that one starts from what the parent held when it forked.
 # Runs alone, with little memory: a decoder that takes what a header promises would die here.
 WORKER = """
-import json, resource, sys
+import json, re, resource, sys
+from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 resource.setrlimit(resource.RLIMIT_CPU, (25, 25))
 import pyarrow as pa
@@ -32,7 +34,7 @@ for row in out.table.to_pylist():
 print(json.dumps({
     "kept": dict(zip(out.table["url"].to_pylist(), sizes)),
     "rejects": {reject.id: [reject.why, reject.detail] for reject in out.rejects},
-    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "peak_mb": int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024,
 }))
 """
 

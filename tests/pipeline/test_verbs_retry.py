@@ -1,0 +1,146 @@
+"""Retried rows come out as if they had never failed; what goes wrong on the way leaves a step that can go on."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from cli_helpers import Runs, vlpipe
+from helpers import left
+
+from vlpipe.pipeline import again
+from vlpipe.pipeline.errors import StepFailed
+from vlpipe.pipeline.gather import GatherTask
+from vlpipe.pipeline.local import LocalExecutor
+from vlpipe.pipeline.plan import Planned, plan
+from vlpipe.pipeline.runner import Done, Unit
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.work import ShardTask
+from vlpipe.pipeline.workflow import Workflow
+
+TEXT = """
+name: toy
+steps:
+  numbers: {use: "toys:Numbers", num_rows: 20, shard_rows: 6}
+  shaky: {use: "toys:Breaks", from: numbers, bad: [3, 7, 19], typed: true, max_reject_rate: RATE, mend: MEND}
+  scale: {use: "toys:Scale", from: shaky, by: 3}
+  sum: {use: "toys:Sum", from: scale}
+"""
+
+
+def toy(folder: Path, rate: float = 0.5) -> tuple[Runs, Path]:
+    folder.mkdir(exist_ok=True)
+    mend = folder / "mend"
+    return Runs(folder, TEXT.replace("MEND", str(mend)).replace("RATE", str(rate))), mend
+
+
+def steps_of(runs: Runs) -> tuple[list[Planned], Store]:
+    store = Store(str(runs.root))
+    return plan(Workflow.load(str(runs.file), root=str(runs.root)), store), store
+
+
+@pytest.mark.parametrize("how", [["--local"], []], ids=["local", "ray"])
+def test_the_same_bytes_as_if_nothing_had_failed(tmp_path: Path, how: list[str]) -> None:
+    healthy, mend = toy(tmp_path / "healthy")
+    mend.touch()
+    healthy("run", "--local")
+    runs, mend = toy(tmp_path / "shaky")
+    runs("run", "--local")
+    mend.touch()
+    said = runs("retry", "shaky", "--why", "odd", *how)
+    assert "shaky: 3 row(s) in 3 shard(s) run again, 3 came back" in said
+    runs("run", "--local")
+    files, wanted = left(runs.root), left(healthy.root)
+    assert {n: d for n, d in files.items() if n.endswith(".parquet")} == {
+        n: d for n, d in wanted.items() if n.endswith(".parquet")
+    }
+    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+
+
+def test_rows_that_fail_again_stay_rejects(tmp_path: Path) -> None:
+    runs, _ = toy(tmp_path)
+    runs("run", "--local")
+    before = left(runs.root)
+    said = runs("retry", "shaky", "--why", "odd", "--local")
+    assert (
+        "shaky: 3 row(s) in 3 shard(s) run again, 0 came back; still rejected in these shards: odd 3" in said
+    )
+    assert left(runs.root) == before
+    assert "0 of 5 steps would run" in runs("plan")
+
+
+def test_a_step_that_failed_for_too_many_faults_is_finished_by_retry(tmp_path: Path) -> None:
+    runs, mend = toy(tmp_path, rate=0.05)
+    assert "max_reject_rate is 0.05" in runs("run", "--local", code=1)[-1]
+    mend.touch()
+    assert "shaky: 2 row(s) in 2 shard(s) run again, 2 came back" in runs(
+        "retry", "shaky", "--why", "odd", "--local"
+    )
+    assert "2 of 5 steps would run" in runs("plan")
+
+
+class FullDisk(LocalExecutor):
+    """The second shard it is given finds no space."""
+
+    def wait(self, timeout_s: float) -> list[Done]:
+        unit = self._queue[0][0]
+        if unit.index == 1:
+            self._queue.clear()
+            return [Done(unit, OSError(errno.ENOSPC, "No space left on device"))]
+        return super().wait(timeout_s)
+
+
+class Interrupted(LocalExecutor):
+    """The person stops it while a shard is at work."""
+
+    def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+        raise KeyboardInterrupt
+
+
+def test_after_an_error_what_was_not_touched_counts_as_before(tmp_path: Path) -> None:
+    runs, mend = toy(tmp_path)
+    runs("run", "--local")
+    mend.touch()
+    steps, store = steps_of(runs)
+    with pytest.raises(StepFailed, match="the disk is full"):
+        again.retry(steps, store, "shaky", ["odd"], FullDisk())
+    receipts = sorted(p.name for p in (runs.step("shaky") / "_receipts").iterdir())
+    assert receipts == [f"{k:06d}.json" for k in range(4)]
+    said = runs("run", "--local")
+    assert any(line.startswith("shaky: 4 shard(s), 4 reused, 20 rows in, 18 out") for line in said)
+
+
+def test_what_was_at_work_when_it_was_stopped_does_not_count(tmp_path: Path) -> None:
+    """A worker may be writing that shard at this moment: its old receipt must not speak for it."""
+    runs, mend = toy(tmp_path)
+    runs("run", "--local")
+    mend.touch()
+    steps, store = steps_of(runs)
+    with pytest.raises(KeyboardInterrupt):
+        again.retry(steps, store, "shaky", ["odd"], Interrupted())
+    receipts = sorted(p.name for p in (runs.step("shaky") / "_receipts").iterdir())
+    assert receipts == ["000001.json", "000002.json", "000003.json"]
+    assert not (runs.step("shaky") / "manifest.json").exists()
+    assert any(line.startswith("shaky: 4 shard(s), 3 reused") for line in runs("run", "--local"))
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("shaky", "--why", "od"), "no row of step 'shaky' was rejected for 'od'; did you mean 'odd'?"),
+        (("scale", "--why", "odd"), "no row of step 'scale' was rejected for 'odd'; it has no rejects"),
+        (
+            ("sum", "--why", "odd"),
+            "step 'sum' works on all rows at once; retry is for steps that work row by row",
+        ),
+        (
+            ("shak", "--why", "odd"),
+            "there is no step 'shak'; did you mean 'shaky'?",
+        ),
+    ],
+)
+def test_mistakes(tmp_path: Path, args: tuple[str, ...], error: str) -> None:
+    runs, _ = toy(tmp_path)
+    runs("run", "--local")
+    before = left(runs.root)
+    assert runs("retry", *args, "--local", code=1)[-1] == error
+    assert left(runs.root) == before

@@ -1,0 +1,110 @@
+"""A row's whole history: texts that change, decisions, children and parents, ids that are not clear."""
+
+import re
+from pathlib import Path
+
+import pytest
+from cli_helpers import Runs
+
+TEXT = """
+name: pages
+steps:
+  pages: {use: "verb_toys:Pages", num_rows: 10, shard_rows: 4}
+  numbered: {use: "toys:Numbers", num_rows: 4, shard_rows: 2}
+  decide: {use: "verb_toys:Decide", from: pages}
+  judge: {use: "verb_toys:Judge", from: pages}
+  split: {use: "verb_toys:Split", from: judge, last: page00000004-b}
+  losses: {use: "verb_toys:Losses", from: split}
+"""
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("why"), TEXT)
+    runs("run", "--local")
+    return runs
+
+
+def without_keys(lines: list[str]) -> list[str]:
+    return [re.sub(r"-[0-9a-f]{8}/", "/", line) for line in lines]
+
+
+def test_a_row_from_its_url_to_its_children(pages: Runs) -> None:
+    assert without_keys(pages("why", "http://x.test/5.jpg")) == [
+        "row page00000002-b",
+        "pages.rows  pages.rows/000001.parquet",
+        "    + url: http://x.test/5.jpg",
+        "    texts: + text: text 5",
+        "pages       pages/000001.parquet, unchanged",
+        "decide      decide/000000.parquet",
+        "    + keep: false",
+        "    + witness: page00000002-a",
+        "judge       judge/000001.parquet",
+        "    texts: ~ 'text 5': score null -> 0.75, kept null -> true",
+        "    texts: + text: made up",
+        "    - url",
+        "split       split/000001.parquet",
+        "    2 row(s) made from it: page00000002-b/x, page00000002-b/y",
+    ]
+
+
+def test_a_child_begins_with_the_history_of_its_parent(pages: Runs) -> None:
+    said = without_keys(pages("why", "page00000001-a/y"))
+    assert said[0] == "row page00000001-a/y"
+    assert "    + url: http://x.test/2.jpg" in said
+    at = said.index("split   split/000000.parquet")
+    assert said[at + 1 :] == [
+        "    texts: + text: text 2, score: 0.75, kept: true",
+        "    texts: + text: made up",
+        "    + parent: page00000001-a",
+        "losses  read it, from split/000000.parquet",
+    ]
+
+
+def test_a_row_that_was_dropped_ends_there(pages: Runs) -> None:
+    assert pages("why", "page00000004-b")[-1] == "split       dropped, fault: no_scene"
+
+
+@pytest.mark.parametrize(
+    ("row", "error"),
+    [
+        ("page00000002", "'page00000002' means 2 rows: page00000002-a, page00000002-b; give one id, or more of it"),
+        ("http://x.test/8.jpg", "'http://x.test/8.jpg' means 2 rows: page00000004-a, page00000004-b; give one id, or more of it"),
+        ("page000", "no row has the id or url 'page000'; wanted an id, its first 8 or more characters, or a url"),
+    ],
+)
+def test_what_is_not_clear_is_an_error(pages: Runs, row: str, error: str) -> None:
+    assert pages("why", row, code=1) == [error]
+
+
+def test_short_ids_are_found_whole_and_in_their_own_source(pages: Runs) -> None:
+    said = without_keys(pages("why", "id3"))
+    assert said == [
+        "row id3",
+        "numbered.rows  numbered.rows/000001.parquet",
+        "    + n: 3",
+        "numbered       numbered/000001.parquet",
+        "    + payload: <10 bytes>",
+    ]
+
+
+def test_before_anything_ran(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, TEXT)
+    (error,) = runs("why", "id3", code=1)
+    assert error == f"nothing has run in {runs.root} yet; `vlpipe run` comes first"
+
+
+def test_a_half_done_workflow_says_what_has_not_run(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, TEXT)
+    runs("run", "--local", "--until", "judge")
+    said = runs("why", "page00000002-b")
+    assert said[-1].startswith("split       not run yet")
+    assert not any(line.startswith("losses") for line in said)
+
+
+def test_a_row_in_no_file_points_to_verify(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, TEXT)
+    runs("run", "--local", "--until", "judge")
+    shards = sorted(runs.step("judge").glob("0*.parquet"))
+    shards[1].write_bytes(shards[0].read_bytes())
+    assert "and not in its rejects: a file is damaged" in runs("why", "page00000002-b")[-2]
