@@ -64,7 +64,7 @@ class _Trace:
         if came is None and one.above and not is_gather(one) and not _makes_ids(one):
             return None
         if came is not None and not self.have[one.name].receipts:
-            return Event(step=one.name, what="not run", lines=(one.reason,) if one.reason else ())
+            return Event(step=one.name, what="not run", lines=(one.reason,))
         receipts = self._candidates(one, came)
         before = self.seen[came.name].row if came else None
         for receipt in receipts if "id" in one.schema_out.names else ():
@@ -252,7 +252,7 @@ TELL: dict[str, Callable[[Event], str]] = {
     "lost": lambda e: (
         f"not in {e.shard} and not in its rejects: a file is damaged, `vlpipe verify` says which"
     ),
-    "not run": lambda e: "not run yet" + (f": {e.lines[0]}" if e.lines else ""),
+    "not run": lambda e: f"not run yet, {e.lines[0]}".removesuffix(", not run yet"),
 }
 
 

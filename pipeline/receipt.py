@@ -73,7 +73,7 @@ def write_rejects(
     if not rows:
         store.remove(path)
         return {}
-    with store.writing(path) as part, ShardWriter(part, REJECT_SCHEMA) as writer:
+    with store.writing(path, sync_folder=False) as part, ShardWriter(part, REJECT_SCHEMA) as writer:
         writer.write(pa.Table.from_pylist(rows, REJECT_SCHEMA))
     return dict(sorted(Counter(f"{r['kind']}:{r['why']}" for r in rows).items()))
 
@@ -86,7 +86,7 @@ def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
 
 
 def write_receipt(store: Store, folder: str, receipt: Receipt) -> None:
-    store.write_json(receipt_path(folder, receipt.index), receipt.to_json())
+    store.write_json(receipt_path(folder, receipt.index), receipt.to_json(), sync_folder=False)
 
 
 def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
@@ -128,6 +128,7 @@ class Manifest:
 
 
 def write_manifest(store: Store, folder: str, manifest: Manifest, receipts: list[Receipt]) -> None:
+    store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
     table = pa.table(
         {
             "index": [r.index for r in receipts],

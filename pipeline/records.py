@@ -56,7 +56,8 @@ def find_place(path: str) -> Place:
     url = (path if "://" in path else os.path.abspath(os.path.expanduser(path))).rstrip("/")
     above, _, name = url.rpartition("/")
     if not _exists(url):
-        near = did_you_mean(name, Store(above).list()[:50]) if above else ""
+        there = [n for n in Store(above).list() if n[0] not in "_."] if above else []
+        near = did_you_mean(name, there[:50])
         raise VlpipeError(f"there is no {path}{near}")
     shard = SHARD_FILE.fullmatch(name)
     index = int(shard[1]) if shard else None

@@ -180,7 +180,7 @@ class Run:
         receipt = (
             read_receipt(self.store, state.one.folder, index) if f"{index:06d}.json" in state.have else None
         )
-        if not (receipt and matches(receipt, task) and self.store.exists(receipt.shard.path)):
+        if not (receipt and matches(receipt, task) and is_there(self.store, receipt)):
             receipt = adopt(self.store, task, self._siblings(state.one))
         if receipt is None:
             state.todo.append(index)
@@ -356,12 +356,17 @@ def matches(receipt: Receipt, task: ShardTask) -> bool:
     )
 
 
+def is_there(store: Store, receipt: Receipt) -> bool:
+    """The shard of a receipt lies there, whole (its content is looked at by `vlpipe verify` only)."""
+    return store.exists(receipt.shard.path) and store.size(receipt.shard.path) == receipt.bytes
+
+
 def adopt(
     store: Store, task: ShardTask, siblings: dict[tuple[str, str, str], tuple[str, Receipt]]
 ) -> Receipt | None:
     """Take over a shard that was made from the same things under another folder: a link, and a receipt of its own."""
     found = siblings.get((task.key, task.input.digest, task.artifacts_digest))
-    if found is None or not store.exists(found[1].shard.path):
+    if found is None or not is_there(store, found[1]):
         return None
     folder, old = found
     path = shard_path(task.folder, task.index)

@@ -173,7 +173,7 @@ def write_shard(
     stats: dict[str, dict[str, Any]] | None = None,
 ) -> Shard:
     """Write tables as one shard, whole or not at all. `key` and `heavy` are the caller's; `stats` is filled here."""
-    with store.writing(rel) as part:
+    with store.writing(rel, sync_folder=False) as part:
         with ShardWriter(part, schema, row_group_rows) as writer:
             for table in tables:
                 writer.write(table)

@@ -87,8 +87,8 @@ class Store:
     def read_json(self, rel: str) -> Any:
         return json.loads(self.read_bytes(rel))
 
-    def write_bytes(self, rel: str, data: bytes) -> None:
-        with self.writing(rel) as part:
+    def write_bytes(self, rel: str, data: bytes, *, sync_folder: bool = True) -> None:
+        with self.writing(rel, sync_folder=sync_folder) as part:
             Path(part).write_bytes(data)
 
     def create(self, rel: str, data: bytes) -> bool:
@@ -110,12 +110,16 @@ class Store:
             os.unlink(part)
         return True
 
-    def write_json(self, rel: str, value: Any) -> None:
-        self.write_bytes(rel, canonical_json(value))
+    def write_json(self, rel: str, value: Any, *, sync_folder: bool = True) -> None:
+        self.write_bytes(rel, canonical_json(value), sync_folder=sync_folder)
 
     @contextmanager
-    def writing(self, rel: str) -> Iterator[str]:
-        """Yield a local path to write to; on leaving, its bytes appear under the final name at once, or not at all."""
+    def writing(self, rel: str, *, sync_folder: bool = True) -> Iterator[str]:
+        """Yield a local path to write to; on leaving, its bytes appear under the final name at once, or not at all.
+
+        sync_folder=False leaves the name to `sync`, later and for many files at once: a power cut may take the file back
+        (it is then made again), never part of it. Half of the cost of a small commit is the folder's fsync.
+        """
         final = self.path(rel)
         if not self.is_local:
             with tempfile.TemporaryDirectory(prefix="vlpipe-") as folder:
@@ -129,7 +133,8 @@ class Store:
             yield part
             _fsync(part)
             os.replace(part, final)
-            _fsync(os.path.dirname(final))
+            if sync_folder:
+                _fsync(os.path.dirname(final))
         except BaseException:
             Path(part).unlink(missing_ok=True)
             raise
@@ -149,6 +154,12 @@ class Store:
         """Remove a file or folder; nothing happens when it is not there."""
         if self.fs.exists(self.path(rel)):
             self.fs.rm(self.path(rel), recursive=True)
+
+    def sync(self, *folders: str) -> None:
+        """Make the names in these folders durable."""
+        for folder in folders:
+            if self.is_local and os.path.isdir(self.path(folder)):
+                _fsync(self.path(folder))
 
     def sweep(self, rel: str) -> None:
         """Remove the `.part` files a killed run left in a folder; call it only when nothing else writes there."""

@@ -58,7 +58,7 @@ def test_rejects_stand_side_by_side(tmp_path: Path) -> None:
     a("run", "--local", "--set", "every.last=nobody")
     one, two = sorted(a.root.glob("every-*"), key=lambda p: p.stat().st_mtime_ns)
     said = vlpipe("diff", one, two)
-    assert ["fault:no_scene", "1", "0"] in cells(said)
+    assert ["filtered:no_scene", "1", "0"] in cells(said)
     assert "only in B: page00000001-b/x, page00000001-b/y" in said
 
 
@@ -86,4 +86,4 @@ def test_what_is_no_step_is_an_error(tmp_path: Path) -> None:
     (error,) = vlpipe("diff", a.root, a.step("judge"), code=1)
     assert error.startswith(f"{a.root}: wanted a step's folder; in this root there are: every-")
     (error,) = vlpipe("diff", a.root / "judg-12345678", a.step("judge"), code=1)
-    assert error.startswith(f"there is no {a.root}/judg-12345678; did you mean 'judge-")
+    assert error.startswith(f"there is no {a.root}/judg-12345678; there are: every-")

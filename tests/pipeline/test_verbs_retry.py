@@ -72,7 +72,7 @@ def test_a_step_that_failed_for_too_many_faults_is_finished_by_retry(tmp_path: P
     runs, mend = toy(tmp_path, rate=0.05)
     assert "max_reject_rate is 0.05" in runs("run", "--local", code=1)[-1]
     mend.touch()
-    assert "shaky: 2 row(s) in 2 shard(s) run again, 2 came back" in runs(
+    assert "shaky: 3 row(s) in 3 shard(s) run again, 3 came back" in runs(
         "retry", "shaky", "--why", "odd", "--local"
     )
     assert "2 of 5 steps would run" in runs("plan")

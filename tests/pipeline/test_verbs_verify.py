@@ -15,7 +15,7 @@ def flip(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:-20])
 
 
 def copy_as(name: str) -> Callable[[Path], None]:

@@ -52,17 +52,17 @@ def test_a_child_begins_with_the_history_of_its_parent(pages: Runs) -> None:
     said = without_keys(pages("why", "page00000001-a/y"))
     assert said[0] == "row page00000001-a/y"
     assert "    + url: http://x.test/2.jpg" in said
-    at = said.index("split   split/000000.parquet")
+    at = said.index("split       split/000000.parquet")
     assert said[at + 1 :] == [
         "    texts: + text: text 2, score: 0.75, kept: true",
         "    texts: + text: made up",
         "    + parent: page00000001-a",
-        "losses  read it, from split/000000.parquet",
+        "losses      read it, from split/000000.parquet",
     ]
 
 
 def test_a_row_that_was_dropped_ends_there(pages: Runs) -> None:
-    assert pages("why", "page00000004-b")[-1] == "split       dropped, fault: no_scene"
+    assert pages("why", "page00000004-b")[-1] == "split       dropped, filtered: no_scene"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_row_that_was_dropped_ends_there(pages: Runs) -> None:
     [
         ("page00000002", "'page00000002' means 2 rows: page00000002-a, page00000002-b; give one id, or more of it"),
         ("http://x.test/8.jpg", "'http://x.test/8.jpg' means 2 rows: page00000004-a, page00000004-b; give one id, or more of it"),
-        ("page000", "no row has the id or url 'page000'; wanted an id, its first 8 or more characters, or a url"),
+        ("page000", "no row has the id or url 'page000'; wanted a whole id, its first 8 or more characters, or a url"),
     ],
 )
 def test_what_is_not_clear_is_an_error(pages: Runs, row: str, error: str) -> None:
@@ -98,7 +98,8 @@ def test_a_half_done_workflow_says_what_has_not_run(tmp_path: Path) -> None:
     runs = Runs(tmp_path, TEXT)
     runs("run", "--local", "--until", "judge")
     said = runs("why", "page00000002-b")
-    assert said[-1].startswith("split       not run yet")
+    assert "decide      not run yet" in said
+    assert said[-1] == "split       not run yet"
     assert not any(line.startswith("losses") for line in said)
 
 
@@ -107,4 +108,4 @@ def test_a_row_in_no_file_points_to_verify(tmp_path: Path) -> None:
     runs("run", "--local", "--until", "judge")
     shards = sorted(runs.step("judge").glob("0*.parquet"))
     shards[1].write_bytes(shards[0].read_bytes())
-    assert "and not in its rejects: a file is damaged" in runs("why", "page00000002-b")[-2]
+    assert "and not in its rejects: a file is damaged" in runs("why", "page00000002-b")[-1]

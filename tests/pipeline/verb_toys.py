@@ -84,7 +84,7 @@ class Split(MapStage):
         def work(table: pa.Table) -> Out:
             rows = [r for r in table.to_pylist() if r["id"] != self.last]
             made = [{**r, "id": f"{r['id']}/{part}", "parent": r["id"]} for r in rows for part in "xy"]
-            gone = [Reject(self.last, "fault", "no_scene")] if len(rows) < table.num_rows else []
+            gone = [Reject(self.last, "filtered", "no_scene")] if len(rows) < table.num_rows else []
             return Out(pa.Table.from_pylist(made, self.schema(table.schema)), gone)
 
         yield work
