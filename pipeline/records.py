@@ -55,7 +55,7 @@ def find_place(path: str) -> Place:
     """What a path given by a person means. VlpipeError says what there is instead."""
     url = (path if "://" in path else os.path.abspath(os.path.expanduser(path))).rstrip("/")
     above, _, name = url.rpartition("/")
-    if not _exists(url):
+    if not Store(url).exists(""):
         there = [n for n in Store(above).list() if n[0] not in "_."] if above else []
         near = did_you_mean(name, there[:50])
         raise VlpipeError(f"there is no {path}{near}")
@@ -73,11 +73,6 @@ def find_place(path: str) -> Place:
     raise VlpipeError(
         f"{path} is neither a root, nor a step's folder (STEP-0123abcd), nor a shard, nor a Parquet file"
     )
-
-
-def _exists(url: str) -> bool:
-    above, _, name = url.rpartition("/")
-    return Store(above).exists(name)
 
 
 def is_step_folder(store: Store, name: str) -> bool:

@@ -24,9 +24,14 @@ MAX_REJECTS = 20_000  # per step
 def report(workflow: Workflow, steps: Sequence[Planned], store: Store, *, running: bool = False) -> str:
     """One self-contained HTML page over what is there. `running`: a run holds the root's lock."""
     page: Any = importlib.import_module(PAGE)
-    have = what_is_there(steps, store)
-    views = [page.StepView(**_view(one, have[one.name], store, running)) for one in steps]
+    views = [page.StepView(**values) for values in step_values(steps, store, running=running)]
     return str(page.render(page.RunView(title=workflow.name, description=workflow.description, steps=views)))
+
+
+def step_values(steps: Sequence[Planned], store: Store, *, running: bool = False) -> list[dict[str, Any]]:
+    """Per step the fields of the page's record of it."""
+    have = what_is_there(steps, store)
+    return [_view(one, have[one.name], store, running) for one in steps]
 
 
 def _view(one: Planned, have: Have, store: Store, running: bool) -> dict[str, Any]:

@@ -155,6 +155,7 @@ class Run:
         if is_gather(one):
             state.todo.append(-1)
             return True
+        self.store.remove(f"{one.folder}/manifest.json")  # of another input; shards may be replaced now
         self._sweep(one)
         state.have = frozenset(self.store.list(f"{one.folder}/_receipts"))
         for above in one.above:
@@ -256,8 +257,8 @@ class Run:
             self.executor.submit(state.one, Unit(state.one.name, -1), self._gather_task(state.one))
             return
         task = self._map_task(state, index)
-        self.store.remove(receipt_path(state.one.folder, index))
-        self.store.remove(f"{state.one.folder}/manifest.json")
+        if f"{index:06d}.json" in state.have:
+            self.store.remove(receipt_path(state.one.folder, index))
         task = dataclasses.replace(task, attempt=state.attempts[index], isolate=state.deaths[index] >= 2)
         self.executor.submit(state.one, Unit(state.one.name, index), task)
 
@@ -287,7 +288,7 @@ class Run:
     def _check_rate(self, state: State) -> None:
         """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more."""
         rate = reject_rate(state.one)
-        if not all(p.is_done for p in state.one.above):
+        if not state.num_faults or not all(p.is_done for p in state.one.above):
             return
         num_rows = sum(s.num_rows for s in state.one.input_shards())
         if state.num_faults <= rate * num_rows:

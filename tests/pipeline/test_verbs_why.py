@@ -68,9 +68,18 @@ def test_a_row_that_was_dropped_ends_there(pages: Runs) -> None:
 @pytest.mark.parametrize(
     ("row", "error"),
     [
-        ("page00000002", "'page00000002' means 2 rows: page00000002-a, page00000002-b; give one id, or more of it"),
-        ("http://x.test/8.jpg", "'http://x.test/8.jpg' means 2 rows: page00000004-a, page00000004-b; give one id, or more of it"),
-        ("page000", "no row has the id or url 'page000'; wanted a whole id, its first 8 or more characters, or a url"),
+        (
+            "page00000002",
+            "'page00000002' means 2 rows: page00000002-a, page00000002-b; give one id, or more of it",
+        ),
+        (
+            "http://x.test/8.jpg",
+            "'http://x.test/8.jpg' means 2 rows: page00000004-a, page00000004-b; give one id, or more of it",
+        ),
+        (
+            "page000",
+            "no row has the id or url 'page000'; wanted a whole id, its first 8 or more characters, or a url",
+        ),
     ],
 )
 def test_what_is_not_clear_is_an_error(pages: Runs, row: str, error: str) -> None:

@@ -99,7 +99,10 @@ class Decide(GatherStage):
 
     def run(self, job: Job) -> None:
         ids = [i for one in job.inputs for b in one.batches(["id"]) for i in b["id"].to_pylist()]
-        rows = [{"id": i, "keep": n % 2 == 0, "witness": None if n % 2 == 0 else ids[n - 1]} for n, i in enumerate(ids)]
+        rows = [
+            {"id": i, "keep": n % 2 == 0, "witness": None if n % 2 == 0 else ids[n - 1]}
+            for n, i in enumerate(ids)
+        ]
         job.emit(pa.Table.from_pylist(rows, self.schema(pa.schema([]))))
 
 

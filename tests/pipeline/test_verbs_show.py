@@ -1,0 +1,179 @@
+"""What a person reads: golden where it is short; hostile text; conditions; half-done steps; who holds the lock."""
+
+import json
+import os
+import platform
+import re
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cli_helpers import Runs, vlpipe
+from helpers import CHAIN
+
+from vlpipe.pipeline import lock
+from vlpipe.pipeline.cells import cell, size, struct_text
+from vlpipe.pipeline.lock import locked
+from vlpipe.pipeline.store import Store
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    runs = Runs(tmp_path_factory.mktemp("show"), CHAIN)
+    runs("run", "--local")
+    return runs
+
+
+def plain(lines: list[str]) -> list[str]:
+    """Without keys, sizes and times."""
+    text = "\n".join(lines)
+    text = re.sub(r"-[0-9a-f]{8}\b", "", text)
+    return re.sub(r"(size|seconds) +[\d.]+.*", r"\1", text).splitlines()
+
+
+def test_a_step(chain: Runs) -> None:
+    assert plain(vlpipe("show", chain.step("every"), "-n", "2")) == [
+        "step        every",
+        "use         toys:Every",
+        "parameters  k: 4",
+        "from        scale",
+        "rows        5 of 20 rows in, in 4 shard(s)",
+        "filtered    15 (not_kth 15)",
+        "size",
+        "seconds",
+        "",
+        "column   type    nulls  min  max",
+        "id       string      0",
+        "n        int64       0    0   16",
+        "scaled   int64       0    0   48",
+        "payload                           heavy, in numbers",
+        "",
+        "id   n  scaled",
+        "id0  0       0",
+        "id4  4      12",
+    ]
+
+
+def test_a_shard_shows_sizes_instead_of_bytes_and_only_rows_that_meet_the_condition(chain: Runs) -> None:
+    said = plain(vlpipe("show", chain.step("numbers") / "000001.parquet", "-n", "1", "--where", "n > 7"))
+    assert said[:2] == ["shard    numbers/000001.parquet", "rows     6 of 6 rows in"]
+    assert said[-2:] == ["id   n  payload", "id8  8  <10 bytes>"]
+
+
+def test_rejects_of_a_step_and_of_a_shard(chain: Runs) -> None:
+    said = vlpipe("show", chain.step("every") / "_rejects", "--where", "id = 'id5'")
+    assert said[-1].split() == ["id5", "every", "filtered", "not_kth"]
+    said = vlpipe("show", chain.step("every") / "_rejects/000003.parquet", "-n", "9")
+    assert [line.split()[0] for line in said[-1:]] == ["id19"]
+
+
+def test_any_parquet_file_and_a_finished_gather_step(chain: Runs, tmp_path: Path) -> None:
+    texts = [{"text": "a [red] circle", "score": 0.25}, {"text": "x\x1b[2Jy", "score": None}]
+    pq.write_table(pa.table({"id": ["a" * 64], "texts": [texts]}), tmp_path / "any.parquet")
+    assert vlpipe("show", tmp_path / "any.parquet")[-4:] == [
+        f"id     {'a' * 64}",
+        "texts  text: a [red] circle, score: 0.25",
+        "       text: x\\x1b[2Jy",
+        "",
+    ]
+    said = vlpipe("show", chain.step("sum"))
+    assert any(line.startswith("artifacts   sum.json, in ") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("n >> 3", "--where: column 'n' is int64, it cannot be compared with '> 3'"),
+        (
+            "n like 3",
+            "--where 'n like 3': wanted COLUMN = VALUE, for example \"why = 'timeout'\" (= != < <= > >=)",
+        ),
+        ("m = 3", "--where: there is no column 'm'; there are: id, n, scaled"),
+        ("n = three", "--where: column 'n' is int64, it cannot be compared with 'three'"),
+    ],
+)
+def test_conditions_that_make_no_sense(chain: Runs, where: str, error: str) -> None:
+    assert vlpipe("show", chain.step("every"), "--where", where, code=1) == [error]
+
+
+def test_paths_that_are_not_there(chain: Runs, tmp_path: Path) -> None:
+    (error,) = vlpipe("show", chain.step("every") / "000007.parquet", code=1)
+    assert error.startswith(f"there is no {chain.step('every')}/000007.parquet; did you mean '00000")
+    (error,) = vlpipe("show", chain.root, code=1)
+    assert error.startswith(f"{chain.root}: wanted a step's folder; in this root there are: add-")
+
+
+def test_damaged_records_are_one_sentence(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    (runs.step("every") / "manifest.json").write_text("{")
+    (error,) = vlpipe("show", runs.step("every"), code=1)
+    assert error.startswith(f"the records of {runs.step('every')} cannot be read")
+    assert error.endswith("`vlpipe verify` lists what is damaged")
+
+
+def test_status_of_half_a_run(tmp_path: Path) -> None:
+    """A shard counts only when it was made from what is above it now."""
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local", "--until", "every")
+    step = runs.step("every")
+    (step / "manifest.json").unlink()
+    (step / "_receipts/000002.json").unlink()
+    receipt = json.loads((step / "_receipts/000001.json").read_text())
+    (step / "_receipts/000001.json").write_text(json.dumps({**receipt, "input_digest": "of another shard"}))
+    states = {line.split()[0]: line for line in runs("status")}
+    assert "2 of 4 shards" in states["every"]
+    assert "not_kth 6" in states["every"]
+    assert states["sum"].endswith("step 'every' runs")
+    assert states["toy:"].startswith("toy: 3 of 7 steps are done")
+
+
+def test_status_says_who_is_at_work(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local", "--until", "numbers")
+    assert not any("sign of life" in line for line in runs("status"))
+    with locked(Store(str(runs.root))):
+        assert runs("status")[-1].startswith(f"a run is going on: process {os.getpid()} on {platform.node()}")
+    held = {
+        "run": "x",
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "started": "long ago",
+        "beat": time.time() - 5,
+    }
+    (runs.root / lock.REL).write_text(json.dumps(held))
+    last = runs("status")[-1]
+    assert last.startswith("a run was killed: ")
+    assert last.endswith("last sign of life 5 s ago; `vlpipe run` goes on from here")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (b"\x00" * 1234, "<1,234 bytes>"),
+        (0.333333333, "0.333333"),
+        (12345678, "12345678"),
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("line\nline", "line\\nline"),
+        ("\u00e9t\u00e9", "\u00e9t\u00e9"),
+        ("x" * 300, "x" * 197 + "..."),
+        ([1, 2, 3, 4, 5], "[1, 2, 3, 4, ... 5 values]"),
+        ([{"text": "a", "score": None}], "[(text: a)]"),
+    ],
+)
+def test_values_on_a_terminal(value: object, text: str) -> None:
+    assert cell(value) == text
+
+
+def test_digests_in_structs_are_cut() -> None:
+    assert struct_text({"text": "a", "model": "ab" * 32}) == "text: a, model: abababab"
+
+
+def test_sizes() -> None:
+    assert [size(n) for n in (0, 999, 1000, 1_250_000, 3e9, 4e12)] == [
+        *("0 B", "999 B", "1.0 kB", "1.2 MB", "3.0 GB", "4.0 TB")
+    ]
