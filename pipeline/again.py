@@ -30,6 +30,7 @@ from vlpipe.pipeline.work import ShardTask
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retried:
     num_shards: int
+    num_changed: int  # shards that are not what they were
     num_rows: int  # rows that were run again
     rows_back: int
     rejects: dict[str, int]  # of the shards that were touched, as they are now
@@ -139,6 +140,7 @@ def _summary(one: Planned, touched: list[Receipt], codes: Sequence[str]) -> Retr
         left.update(now[receipt.index].rejects)
     return Retried(
         num_shards=len(touched),
+        num_changed=sum(now[r.index].shard.digest != r.shard.digest for r in touched),
         num_rows=sum(_rejected(r, code) for r in touched for code in set(codes)),
         rows_back=sum(now[r.index].shard.num_rows - r.shard.num_rows for r in touched),
         rejects=dict(left),

@@ -196,5 +196,7 @@ def main() -> None:
         sys.exit(1)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # by its other name, which is where `verbs` adds its commands
+    from vlpipe.pipeline import cli
+
+    cli.main()

@@ -94,7 +94,8 @@ def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Pla
         )
         look(one, store, record.get(step.name))
         by_name[step.name] = one
-    digests.save()
+    if store.exists(""):  # a plan makes no root
+        digests.save()
     wanted = list(by_name.values())
     if until is not None:
         needed = _needed(by_name[workflow.step(until).name])

@@ -146,7 +146,7 @@ def retry_command(
         finally:
             executor.close()
     say(f"{one.name}: {result}")
-    if result.num_shards:
+    if result.num_changed:
         say(f"`vlpipe run {workflow}` now does again what those shards go into, and nothing else")
 
 

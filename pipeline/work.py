@@ -299,5 +299,6 @@ def _outputs_again(
             fresh.append(out.table.select(schema.names).cast(schema))
     rejects.extend(new_rejects[i] for i in order if i in new_rejects)
     merged = pa.concat_tables([kept.select(schema.names).cast(schema), *fresh])
+    _conserved(task, Counter(order), Counter(merged["id"].to_pylist()), Counter([*new_rejects]))
     place = {id_: n for n, id_ in enumerate(merged["id"].to_pylist())}
     yield merged.take(pa.array([place[i] for i in order if i in place], pa.int64()))

@@ -78,6 +78,25 @@ def test_a_step_that_failed_for_too_many_faults_is_finished_by_retry(tmp_path: P
     assert "2 of 5 steps would run" in runs("plan")
 
 
+def test_a_stage_that_loses_a_retried_row_is_refused(tmp_path: Path) -> None:
+    mend = tmp_path / "mend"
+    text = (
+        "name: toy\nsteps:\n"
+        '  numbers: {use: "toys:Numbers", num_rows: 4, shard_rows: 2}\n'
+        f'  odd: {{use: "verb_toys:Forgets", from: numbers, mend: {mend}}}\n'
+    )
+    runs = Runs(tmp_path, text)
+    runs("run", "--local")
+    before = left(runs.root)
+    mend.touch()
+    assert (
+        "breaks row conservation: 1 row(s) lost"
+        in runs("retry", "odd", "--why", "odd", "--local", code=1)[-1]
+    )
+    assert left(runs.root) == before
+    assert "0 of 3 steps would run" in runs("plan")
+
+
 class FullDisk(LocalExecutor):
     """The second shard it is given finds no space."""
 

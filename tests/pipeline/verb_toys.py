@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
@@ -65,6 +66,24 @@ class Judge(MapStage):
         def work(table: pa.Table) -> pa.Table:
             texts = pa.array([judged(t) for t in table["texts"].to_pylist()], TEXTS)
             return table.drop_columns(["url"]).set_column(1, "texts", texts)
+
+        yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgets(MapStage):
+    """Rejects one row; once the file `mend` is there it returns neither the row nor a reject."""
+
+    mend: str = ""
+    MAX_REJECT_RATE: ClassVar[float] = 1.0
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"mend"})
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(table: pa.Table) -> Out:
+            forgets = Path(self.mend).exists()
+            rejects = [] if forgets else [Reject(table["id"][0].as_py(), "fault", "odd")]
+            return Out(table.slice(1), rejects)
 
         yield work
 
