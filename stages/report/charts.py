@@ -163,8 +163,7 @@ def results(run: RunView) -> str:
 
 
 def _metric(name: str, found: Mapping[str, tuple[float | None, int | None]], steps: Sequence[str]) -> str:
-    parent, _, child = name.partition("/")
-    label = f'<td class="sub">{esc(child)}</td>' if child else f"<td><b>{esc(parent)}</b></td>"
+    label = f'<td class="sub">{esc(name)}</td>' if "/" in name else f"<td><b>{esc(name)}</b></td>"
     return f"<tr>{label}{''.join(_cell(found.get(step)) for step in steps)}</tr>"
 
 

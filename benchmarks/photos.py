@@ -1,0 +1,179 @@
+"""CapFilt's filter on real photos with known wrong texts: Flickr8k over loopback HTTP, half of the captions replaced.
+
+    python benchmarks/photos.py            # about 8 minutes on 2 cores; goes on where it was stopped
+    python benchmarks/photos.py --write    # and puts the page into photos.md beside this file
+    python benchmarks/photos.py --tiny     # the same path in a minute, its figures mean nothing
+
+The data is found through VLPIPE_DATA or at ../shared/data beside the repository (flickr8k, alttext).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from photos_page import markdown
+from record import machine
+
+from vlpipe.pipeline.plan import Planned, plan
+from vlpipe.pipeline.status import status
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.workflow import Workflow
+
+HERE = Path(__file__).parent
+HOST = "photos.test"
+# Photos per kind of web text, then with human captions, then held out. The first four are the list that is judged;
+# `other_photo` comes on top of it: texts in the style of right ones, so that style alone cannot tell them.
+KINDS = {"right": 1000, "cc3m": 500, "laion": 500, "other_photo": 200}
+NUM_HUMAN, NUM_HELDOUT = 1500, 500
+TINY = [
+    *("pretrain.steps=4", "captioner.steps=3", "matcher.steps=3"),
+    *("pretrain.warmup_steps=1", "captioner.warmup_steps=1", "matcher.warmup_steps=1"),
+    *("pretrain.torch_threads=1", "pretrain.resources.cpus=1"),
+]
+
+
+def find_data() -> Path | None:
+    """The folder that holds flickr8k and alttext."""
+    here = Path(os.environ.get("VLPIPE_DATA") or HERE.parent.parent / "shared" / "data")
+    needed = ("flickr8k/train.jsonl", "flickr8k/dev.jsonl", "alttext/cc3m_validation.tsv")
+    return here if all((here / name).exists() for name in needed) else None
+
+
+def read_photos(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def alt_texts(folder: Path) -> tuple[Iterator[str], Iterator[str]]:
+    """Texts of CC3M and of LAION, each in a fixed mixed order."""
+    with open(folder / "cc3m_validation.tsv", encoding="utf-8") as file:
+        cc3m = [row[0] for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    laion = [t for t in pq.read_table(folder / "laion_10000.parquet")["TEXT"].to_pylist() if t and t.strip()]
+    for texts in (cc3m, laion):
+        random.Random(1).shuffle(texts)
+    return iter(cc3m), iter(laion)
+
+
+def write_inputs(data: Path, inputs: Path, parts: int) -> None:
+    """web.parquet (url, text), truth.json (url -> kind), human.json and heldout.json; `parts`: 1 is everything."""
+    inputs.mkdir(parents=True, exist_ok=True)
+    photos, dev = (read_photos(data / "flickr8k" / f"{name}.jsonl") for name in ("train", "dev"))
+    rng = random.Random(0)
+    rng.shuffle(photos)
+    kinds = [kind for kind, num in KINDS.items() for _ in range(num // parts)]
+    web, rest = photos[: len(kinds)], photos[len(kinds) :]
+    texts = dict(zip(("cc3m", "laion"), alt_texts(data / "alttext"), strict=True))
+    texts["other_photo"] = (rng.choice(photo["captions"]) for photo in reversed(rest))
+    lines = []
+    for kind, photo in zip(kinds, web, strict=True):
+        text = rng.choice(photo["captions"]) if kind == "right" else next(texts[kind])
+        lines.append({"url": f"http://{HOST}/{photo['file']}", "text": text, "kind": kind})
+    rng.shuffle(lines)  # a shard has all kinds
+    _write_if_new(inputs / "truth.json", json.dumps({line["url"]: line["kind"] for line in lines}, indent=0))
+    if not (inputs / "web.parquet").exists():
+        pq.write_table(
+            pa.table({name: [ln[name] for ln in lines] for name in ("url", "text")}), inputs / "web.parquet"
+        )
+    _write_if_new(inputs / "human.json", coco(rest[: NUM_HUMAN // parts]))
+    _write_if_new(inputs / "heldout.json", coco(dev[: NUM_HELDOUT // parts]))
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    if not path.exists():
+        path.write_text(text)
+
+
+def coco(photos: list[dict[str, Any]]) -> str:
+    images = [{"id": n, "file_name": photo["file"]} for n, photo in enumerate(photos)]
+    captions = [
+        {"id": len(photo["captions"]) * n + k, "image_id": n, "caption": caption}
+        for n, photo in enumerate(photos)
+        for k, caption in enumerate(photo["captions"])
+    ]
+    return json.dumps({"images": images, "annotations": captions})
+
+
+def settings(data: Path, inputs: Path, tiny: bool) -> list[str]:
+    """What `--set` says to the workflow."""
+    photos = data / "flickr8k"
+    return [
+        f"images.list={inputs / 'web.parquet'}",
+        f"images.serve={{{HOST}: {photos}}}",
+        *(f"{step}.annotations={inputs / step}.json" for step in ("human", "heldout")),
+        *(f"{step}.images={photos}" for step in ("human", "heldout")),
+        *(TINY if tiny else ()),
+    ]
+
+
+def judged(filtered: Planned, store: Store, kinds: dict[str, str]) -> list[dict[str, Any]]:
+    """Every web and synthetic text with its kind, score and fate."""
+    found = []
+    for row in filtered.dataset(store).table(["url", "texts"]).to_pylist():
+        for text in row["texts"]:
+            kind = kinds[row["url"]] if text["source"] == "web" else text["source"]
+            found.append({"kind": kind, "score": text["score"], "kept": text["kept"]})
+    return found
+
+
+def results(steps: list[Planned], store: Store, kinds: dict[str, str]) -> dict[str, Any]:
+    by_name = {one.name: one for one in steps}
+    return {
+        "steps": [
+            {
+                "step": one.name,
+                "rows_in": by_name[one.name].manifest.rows_in,  # type: ignore[union-attr]  # all are done
+                "rows_out": one.rows,
+                "rejects": one.rejects,
+                "seconds": one.seconds,
+            }
+            for one in status(steps, store)
+        ],
+        "texts": judged(by_name["filtered"], store, kinds),
+        "retrieval": by_name["retrieval"].dataset(store).table().to_pylist(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="write photos.md")
+    parser.add_argument("--tiny", action="store_true", help="few photos and steps, to see that it runs")
+    parser.add_argument("--local", action="store_true", help="as of `vlpipe run`: no Ray")
+    parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "photos", help="what it leaves")
+    options = parser.parse_args()
+    data = find_data()
+    if data is None:
+        print("skipped: no flickr8k and alttext in VLPIPE_DATA or ../shared/data")
+        return
+    folder = options.folder.resolve() / ("tiny" if options.tiny else "full")
+    inputs, root, at = folder / "inputs", str(folder / "steps"), machine()
+    write_inputs(data, inputs, parts=25 if options.tiny else 1)
+    sets = settings(data, inputs, options.tiny)
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(HERE / "photos.yaml"), "--root", root]
+    command += [arg for setting in sets for arg in ("--set", setting)] + ["--local"] * options.local
+    began = time.monotonic()
+    subprocess.run(command, check=True)
+    wall = time.monotonic() - began
+    store = Store(root)
+    steps = plan(Workflow.load(str(HERE / "photos.yaml"), sets=sets, root=root), store)
+    found = results(steps, store, json.loads((inputs / "truth.json").read_text()))
+    page = markdown(found | {"machine": at, "wall_s": wall, "tiny": options.tiny})
+    print(page)
+    if options.write:
+        (HERE / "photos.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()
