@@ -40,7 +40,8 @@ def _overlap_table(times: list[dict[str, Any]], seconds: float) -> str:
         rows.append([f"{num_shards} shards, ideal", f"{ideal:.2f}", "", "1.00", "", "0.0"])
         for system in dict.fromkeys(t["system"] for t in times):
             mine = [t for t in times if (t["system"], t["num_shards"]) == (system, num_shards)]
-            rows.append([f"{num_shards} shards, {system}", *_cells(mine, ideal, num_shards)])
+            if mine:
+                rows.append([f"{num_shards} shards, {system}", *_cells(mine, ideal, num_shards)])
     return table(
         [
             "",

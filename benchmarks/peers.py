@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 def work(path: str, folder: str, seconds: float) -> str:
     """One shard through one stage; returns the path of the new shard."""
-    table = pq.read_table(path)
+    with pq.ParquetFile(path) as file:
+        table = file.read()
     time.sleep(seconds)
     to = os.path.join(folder, os.path.basename(path))
     pq.write_table(table, to, compression="zstd")
