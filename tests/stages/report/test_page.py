@@ -161,7 +161,7 @@ def test_results_are_metrics_by_step(run: RunView) -> None:
     assert re.findall(r"<th[^>]*>(\w*)</th>", results) == ["", "before", "after"]
     row = results[results.index("<b>tr@1</b>") :]
     assert re.findall(r">([\d.]+)<i", row)[:2] == ["0.100", "0.300"]
-    assert '/wrong_attribute</td>' in results
+    assert "/wrong_attribute</td>" in results
 
 
 def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
