@@ -1,4 +1,4 @@
-"""20,000 images of which 198 are corrupt: 19,802 rows, 198 named rejects, exit 0. Peers gave 0 rows and exit 0, or aborted."""
+"""20,000 images, 198 of them corrupt: 19,802 rows, 198 named rejects, exit 0. (Peers: 0 rows and exit 0, or an abort.)"""
 
 import io
 import json
