@@ -135,12 +135,11 @@ class Bench:
 
     @staticmethod
     def _timed(folder: Path, go: Callable[[], float]) -> tuple[float, float]:
-        """Wall seconds, and of these the seconds before the first stage began its first shard."""
+        """Wall seconds, and of these the seconds in which no shard was under way: before the first, after the last."""
         os.sync()
-        began = time.time()
         wall = go()
-        first = min(path.stat().st_mtime for path in folder.glob("a*/*[0-9].parquet"))
-        return wall, max(0.0, first - began - SECONDS)
+        done = [path.stat().st_mtime for path in folder.glob("[ab]*/*[0-9].parquet")]
+        return wall, max(0.0, wall - SECONDS - (max(done) - min(done)))
 
     def overlapped(self) -> list[dict[str, Any]]:
         """Every system in turn, so that what else the machine does meets all of them alike."""
@@ -159,9 +158,9 @@ class Bench:
                     if name == IN_ACTORS and num_shards > min(ROUNDS):
                         continue
                     if turn == 0 or time.monotonic() - began < ENOUGH_S:
-                        wall, start = go(num_shards)
+                        wall, idle = go(num_shards)
                         found.append(
-                            {"system": name, "num_shards": num_shards, "wall_s": wall, "start_s": start}
+                            {"system": name, "num_shards": num_shards, "wall_s": wall, "idle_s": idle}
                         )
                         say(f"{name}, {num_shards} shards: {wall:.2f} s")
         return found

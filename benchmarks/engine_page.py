@@ -48,7 +48,7 @@ def _overlap_table(times: list[dict[str, Any]], seconds: float) -> str:
             "wall s (median)",
             "all",
             "times the ideal",
-            "s before the first shard",
+            "of it before the first and after the last shard, s",
             "ms per shard over the ideal",
         ],
         rows,

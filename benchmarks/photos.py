@@ -116,6 +116,19 @@ def settings(data: Path, inputs: Path, tiny: bool) -> list[str]:
     ]
 
 
+def run(root: str, sets: list[str], local: bool, walls: Path) -> list[float]:
+    """`vlpipe run`; returns the wall seconds of this run and of those before it that it went on from."""
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(HERE / "photos.yaml"), "--root", root]
+    command += [arg for setting in sets for arg in ("--set", setting)] + ["--local"] * local
+    began = time.monotonic()
+    code = subprocess.run(command).returncode
+    seconds = (json.loads(walls.read_text()) if walls.exists() else []) + [time.monotonic() - began]
+    walls.write_text(json.dumps(seconds))
+    if code:
+        sys.exit(code)
+    return seconds
+
+
 def judged(filtered: Planned, store: Store, kinds: dict[str, str]) -> list[dict[str, Any]]:
     """Every web and synthetic text with its kind, score and fate."""
     found = []
@@ -151,6 +164,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write photos.md")
     parser.add_argument("--tiny", action="store_true", help="few photos and steps, to see that it runs")
     parser.add_argument("--local", action="store_true", help="as of `vlpipe run`: no Ray")
+    parser.add_argument("--set", action="append", default=[], help="as of `vlpipe run`; repeatable")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "photos", help="what it leaves")
     options = parser.parse_args()
     data = find_data()
@@ -160,16 +174,12 @@ def main() -> None:
     folder = options.folder.resolve() / ("tiny" if options.tiny else "full")
     inputs, root, at = folder / "inputs", str(folder / "steps"), machine()
     write_inputs(data, inputs, parts=25 if options.tiny else 1)
-    sets = settings(data, inputs, options.tiny)
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(HERE / "photos.yaml"), "--root", root]
-    command += [arg for setting in sets for arg in ("--set", setting)] + ["--local"] * options.local
-    began = time.monotonic()
-    subprocess.run(command, check=True)
-    wall = time.monotonic() - began
+    sets = settings(data, inputs, options.tiny) + options.set
+    walls = run(root, sets, options.local, folder / "walls.json")
     store = Store(root)
     steps = plan(Workflow.load(str(HERE / "photos.yaml"), sets=sets, root=root), store)
     found = results(steps, store, json.loads((inputs / "truth.json").read_text()))
-    page = markdown(found | {"machine": at, "wall_s": wall, "tiny": options.tiny})
+    page = markdown(found | {"machine": at, "walls_s": walls, "tiny": options.tiny})
     print(page)
     if options.write:
         (HERE / "photos.md").write_text(page)

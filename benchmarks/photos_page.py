@@ -13,10 +13,11 @@ ALTTEXT = ("cc3m", "laion")
 
 def markdown(found: dict[str, Any]) -> str:
     note = "**A tiny trial: the figures mean nothing.**" if found["tiny"] else ""
+    walls = found["walls_s"]
     parts = [
         "# CapFilt's filter on real photos",
         f"Written by `python benchmarks/photos.py --write`. {machine_line(found['machine'])} "
-        f"`vlpipe run` took {found['wall_s']:.0f} s.",
+        f"`vlpipe run` took {sum(walls):.0f} s{f' in {len(walls)} runs' if len(walls) > 1 else ''}.",
         note,
         "Flickr8k photos (160 px, small copies) are fetched over loopback HTTP with one text each: half are one of the "
         "photo's own captions, a quarter is alt-text of CC3M, a quarter of LAION. On top come captions of another photo: "

@@ -51,14 +51,14 @@ class Sleep(MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        def work(table: pa.Table) -> pa.Table:
-            if self.calls:
-                with open(self.calls, "a") as file:
-                    file.write("x" * table.num_rows)
-            time.sleep(self.seconds)
-            return table
+        yield self.after_a_while
 
-        yield work
+    def after_a_while(self, table: pa.Table) -> pa.Table:
+        if self.calls:
+            with open(self.calls, "a") as file:
+                file.write("x" * table.num_rows)
+        time.sleep(self.seconds)
+        return table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +74,10 @@ class Quarter(Sleep):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        with super().open() as passes:
+        def work(table: pa.Table) -> Out:
+            rows = self.after_a_while(table)
+            keep = pc.equal(pc.bit_wise_and(rows["n"], 3), 0)
+            gone = rows.filter(pc.invert(keep))["id"].to_pylist()
+            return Out(rows.filter(keep), [Reject(id_, "filtered", "not_fourth") for id_ in gone])
 
-            def work(table: pa.Table) -> Out:
-                rows = passes(table)
-                keep = pc.equal(pc.bit_wise_and(rows["n"], 3), 0)
-                gone = rows.filter(pc.invert(keep))["id"].to_pylist()
-                return Out(rows.filter(keep), [Reject(id_, "filtered", "not_fourth") for id_ in gone])
-
-            yield work
+        yield work

@@ -179,21 +179,36 @@ def row_bounds(steps: list[Planned]) -> dict[str, int | None]:
 
 
 def main() -> None:
-    """Entry point. `--debug`, anywhere, shows tracebacks."""
+    """Entry point. `--debug`, anywhere, shows tracebacks.
+
+    What is finished is on disk, so the process leaves without tearing down native thread pools: one run of several hundred
+    ended in SIGABRT after its work.
+    """
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
     sys.path.insert(0, os.getcwd())  # a user's own stages lie beside the YAML
     from vlpipe.pipeline import verbs  # noqa: F401  # adds its commands to `app`
 
+    code = exit_code(debug)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def exit_code(debug: bool) -> int:
+    """Run the command; an error is printed as one clear sentence."""
     try:
         app(standalone_mode=True)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(bool(done.code))
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except Exception as error:
         if debug:
             raise
         err.print(f"[bold red]error[/bold red]: {escape(explain(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":  # by its other name, which is where `verbs` adds its commands

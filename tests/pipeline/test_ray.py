@@ -142,7 +142,9 @@ def test_a_second_run_on_the_same_root_is_refused(tmp_path: Path) -> None:
     assert f"is in use by another run: process {process.pid}" in " ".join(
         other.stderr.read().decode().split()
     )
-    assert process.wait(timeout=60) == 0
+    code = process.wait(timeout=60)
+    assert process.stderr is not None
+    assert code == 0, process.stderr.read().decode()
 
 
 def test_a_cluster_that_was_started_before_gives_the_same_bytes(tmp_path: Path) -> None:
