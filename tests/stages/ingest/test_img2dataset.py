@@ -18,7 +18,8 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.img2dataset import IMAGES, FromImg2dataset
+from vlpipe.stages.ingest.img2dataset import FromImg2dataset
+from vlpipe.stages.ingest.samples import IMAGES
 from vlpipe.stages.ingest.tars import samples
 
 STRINGS = ("caption", "url", "key", "status", "error_message")
@@ -98,9 +99,9 @@ def test_parquet(tmp_path: Path, records: list[dict[str, Any]]) -> None:
         [],
     ]
     assert [(reject.why, reject.detail.partition(" (")[0]) for reject in out.rejects] == [
-        ("http_404", "HTTP Error 404: Not Found"),
-        ("failed_to_download", "<urlopen error timed out>"),
-        ("failed_to_resize", "Image decoding error"),
+        ("http_404", "Not Found"),
+        ("timeout", "<urlopen error timed out>"),
+        ("not_an_image", "Image decoding error"),
         ("truncated", out.rejects[3].detail.partition(" (")[0]),
     ]
     row = out.table.drop_columns(["image", "texts", "id"]).to_pylist()[0]
@@ -242,6 +243,46 @@ def test_real_tars(data: Callable[[str], Path], tmp_path: Path) -> None:
     assert not out.rejects
     (tmp_path / "compressed.tar").symlink_to(data("webdataset") / "compressed.tar")
     assert {"no_image"} == set(codes(read(tmp_path)))
+
+
+@pytest.mark.parametrize("output", ["parquet", "webdataset"])
+def test_rows_that_img2dataset_counts_but_did_not_write(
+    tmp_path: Path, picture: Callable[..., bytes], output: str
+) -> None:
+    """A date in an extra column, or one byte that is not UTF-8, and 1.47 writes an empty tar and Parquet file, and
+    statistics of two successes.
+    """
+    for part, num in (("00000", 0), ("00001", 2)):
+        made = [record(n, picture(seed=n)) for n in range(num)]
+        write_parquet(tmp_path / f"{part}.parquet", made, images=output == "parquet")
+        if output == "webdataset":
+            write_tar(tmp_path / f"{part}.tar", {f"{one['key']}.jpg": one["jpg"] for one in made})
+        (tmp_path / f"{part}_stats.json").write_text(json.dumps({"count": 2, "successes": 2}))
+    (tmp_path / "manifest.json").write_text("[]")  # another tool's
+    out = read(tmp_path)
+    assert out.table.num_rows == 2
+    assert [(reject.why, reject.detail) for reject in out.rejects] == [
+        ("never_written", "00000_stats.json counts 2 rows, 00000.parquet has 0")
+    ] * 2
+    assert len({reject.id for reject in out.rejects}) == 2
+
+
+@pytest.mark.parametrize(
+    ("stats", "said"),
+    [
+        ('{"count": 1}', "00000_stats.json counts 1 rows, but 00000.parquet has 2: of two runs?"),
+        ("[]", "00000_stats.json is not what img2dataset writes"),
+        ("{", "00000_stats.json is not what img2dataset writes"),
+    ],
+)
+def test_statistics_of_something_else(
+    tmp_path: Path, picture: Callable[..., bytes], stats: str, said: str
+) -> None:
+    write_parquet(tmp_path / "00000.parquet", [record(n, picture(seed=n)) for n in range(2)])
+    (tmp_path / "00000_stats.json").write_text(stats)
+    with pytest.raises(VlpipeError) as caught:
+        read(tmp_path)
+    assert said in str(caught.value)
 
 
 def test_what_img2dataset_itself_writes(tmp_path: Path, picture: Callable[..., bytes]) -> None:
