@@ -48,12 +48,12 @@ class Options:
     disallowed_header_directives: tuple[str, ...]
 
 
-def missing() -> str | None:
+def missing(python: tuple[int, int] = sys.version_info[:2]) -> str | None:
     """Why img2dataset cannot be used here; None when it can."""
-    if sys.version_info >= (3, 13):
+    if python >= (3, 13):
         return (
-            f"img2dataset {RELEASE}* needs Python below 3.13 (it imports imghdr), "
-            f"this is {sys.version_info.major}.{sys.version_info.minor}; ingest.images:FetchImages needs no such engine"
+            f"img2dataset {RELEASE}* needs Python below 3.13 (it imports imghdr), this is {python[0]}.{python[1]}; "
+            "ingest.images:FetchImages fetches with any"
         )
     try:
         version = importlib.metadata.version("img2dataset")

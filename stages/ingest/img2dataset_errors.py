@@ -8,11 +8,13 @@ import re
 from vlpipe.pipeline.errors import RowFault
 
 UNKNOWN = "img2dataset_error"
-# First match wins; an SSL handshake may time out, so timeouts come before TLS.
+# First match wins. urllib words its own refusals as the status that led to them, and servers word a status as they
+# like ("504 Gateway Timeout"); an SSL handshake may time out.
 TYPED = (
+    (r"^HTTP Error 30\d: .*infinite loop", "too_many_redirects"),
+    (r"^HTTP Error 30\d: .*Redirection to url .* is not allowed", "bad_url"),
+    (r"^HTTP Error (\d{3})\b", "http_"),
     (r"timed out|timeout", "timeout"),
-    (r"infinite loop", "too_many_redirects"),
-    (r"Redirection to url .* is not allowed", "bad_url"),
     (r"X-Robots-Tag", "opted_out"),
     (r"hash mismatch", "hash_mismatch"),
     (r"Name or service not known|name resolution|No address associated|getaddrinfo failed", "dns"),
@@ -30,10 +32,11 @@ TYPED = (
 
 def typed(message: str | None) -> RowFault:
     """The code of an `error_message`: http_<status>, one of TYPED, or `img2dataset_error`; the text is the detail."""
-    text = (message or "no reason given").strip()
+    text = " ".join((message or "no reason given").split())[:300]
     for pattern, why in TYPED:
-        if re.search(pattern, text):
-            return RowFault(why, " ".join(text.split())[:300])
-    if status := re.match(r"HTTP Error (\d{3})\b", text):
-        return RowFault(f"http_{status[1]}", http.client.responses.get(int(status[1]), ""))
-    return RowFault(UNKNOWN, " ".join(text.split())[:300])
+        found = re.search(pattern, text)
+        if found and why == "http_":
+            return RowFault(f"http_{found[1]}", http.client.responses.get(int(found[1]), ""))
+        if found:
+            return RowFault(why, text)
+    return RowFault(UNKNOWN, text)
