@@ -54,7 +54,7 @@ class WriteWebdataset(GatherStage):
     """
 
     texts: Literal["best", "all", "first"] = "best"
-    sources: tuple[str, ...] | None = None
+    sources: tuple[Literal["web", "synth", "human"], ...] | None = None
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "export.webdataset", id=pa.string(), texts=TEXTS, format=pa.string(), image=pa.binary())
@@ -97,7 +97,7 @@ class WriteWebdataset(GatherStage):
         return made
 
     def _samples(self, data: Dataset, shard: Shard, rejects: list[Reject]) -> Iterator[dict[str, bytes]]:
-        light = [f.name for f in data.schema if f.name in ("id", "texts", "format") or _is_plain(f)]
+        light = [f.name for f in data.schema if f.name == "texts" or _is_plain(f)]
         for batch in read_batches(data.store, shard, light, ["image"]):
             for row in batch.to_pylist():
                 chosen = self._chosen(row["texts"] or [])
@@ -115,8 +115,8 @@ class WriteWebdataset(GatherStage):
             and (one["text"] or "").strip()
             and (self.sources is None or one["source"] in self.sources)
         ]
-        if self.texts == "best":
-            return sorted(usable, key=_score, reverse=True)[:1]  # stable, in reverse too: the first of equals
+        if self.texts == "best" and usable:
+            return [max(usable, key=_score)]  # the first of equals
         return usable[:1] if self.texts == "first" else usable
 
 

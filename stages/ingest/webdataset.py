@@ -6,7 +6,7 @@ https://github.com/webdataset/webdataset
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,14 +91,18 @@ def _image_of(members: Mapping[str, tars.Span], image: str | None) -> str:
     """The ending of the image. RowFault: no_image, several_images."""
     if image is not None:
         if image not in members:
-            raise RowFault("no_image", f"no {image}, only {', '.join(sorted(members))}")
+            raise RowFault("no_image", f"no {image}, only {_named(members)}")
         return image
     found = tars.image_endings(members)
     if len(found) > 1:
-        raise RowFault("several_images", f"{', '.join(sorted(found))}; `image` says which one is meant")
+        raise RowFault("several_images", f"{_named(found)}; `image` says which one is meant")
     if not found:
-        raise RowFault("no_image", f"only {', '.join(sorted(members))[:300]}")
+        raise RowFault("no_image", f"only {_named(members)}")
     return found[0]
+
+
+def _named(endings: Iterable[str]) -> str:
+    return ", ".join(ending or "a file without ending" for ending in sorted(endings))[:300]
 
 
 def _url(about: Mapping[str, Any], otherwise: str) -> str:

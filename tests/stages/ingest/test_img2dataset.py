@@ -162,27 +162,6 @@ def test_a_caption_column_that_became_binary(tmp_path: Path, picture: Callable[.
     ]
 
 
-def test_tars_of_other_tools(tmp_path: Path, picture: Callable[..., bytes]) -> None:
-    members = {
-        "./d/a.jpg": picture(seed=1),
-        "./d/a.txt": "caf\u00e9".encode(),
-        "b.x.json": b"{}",
-        "b.json": json.dumps({"caption": "from json", "url": "http://a.test/b"}).encode(),
-        "b.PNG": picture("PNG", seed=2),
-        "c.mp4": b"video",
-        "d.jpg": picture(seed=3),
-        "d.txt": b"\xff",
-    }
-    write_tar(tmp_path / "x.tar", members)
-    out = read(tmp_path)
-    assert out.table["url"].to_pylist() == ["x.tar/d/a", "http://a.test/b"]
-    assert [row[0]["text"] for row in out.table["texts"].to_pylist()] == ["caf\u00e9", "from json"]
-    assert [(reject.why, reject.detail) for reject in out.rejects] == [
-        ("no_image", "only mp4"),
-        ("bad_text", "not UTF-8: invalid start byte at byte 1"),
-    ]
-
-
 def test_a_tar_cut_anywhere_is_an_error_that_names_it(tmp_path: Path, picture: Callable[..., bytes]) -> None:
     path = tmp_path / "00000.tar"
     write_tar(path, {f"{n}.jpg": picture(seed=n) for n in range(3)})
@@ -234,15 +213,26 @@ def test_a_tar_with_samples_its_parquet_file_does_not_list(
         read(tmp_path)
 
 
-def test_real_tars(data: Callable[[str], Path], tmp_path: Path) -> None:
-    names = ["clip_retrieval_image1.tar", "clip_retrieval_image4.tar", "nemo_00000.tar"]
-    for name in names:
-        (tmp_path / name).symlink_to(data("webdataset") / name)
+def test_tars_whose_parquet_files_were_left_behind(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    about = {"caption": "c", "url": "http://a.test/0", "status": "success", "original_width": 640}
+    about |= {"original_height": 480, "sha256": hashlib.sha256(b"as it was").hexdigest()}
+    members = {
+        "0.jpg": picture(),
+        "0.txt": b"c",
+        "0.json": json.dumps(about).encode(),
+        "1.jpg": picture(seed=1),
+    }
+    write_tar(tmp_path / "00000.tar", members)
+    (tmp_path / "00000_stats.json").write_text('{"count": 9}')  # failed rows are in no tar
     out = read(tmp_path)
-    assert out.table.num_rows == sum(len(samples(tmp_path / name)) for name in names) == 7
     assert not out.rejects
-    (tmp_path / "compressed.tar").symlink_to(data("webdataset") / "compressed.tar")
-    assert {"no_image"} == set(codes(read(tmp_path)))
+    first, second = out.table.to_pylist()
+    assert (first["url"], first["original_width"], first["original_sha256"]) == (
+        "http://a.test/0",
+        640,
+        about["sha256"],
+    )
+    assert (second["url"], second["texts"]) == ("00000.tar/1", [])
 
 
 @pytest.mark.parametrize("output", ["parquet", "webdataset"])
