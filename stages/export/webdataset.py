@@ -62,10 +62,11 @@ class WriteWebdataset(GatherStage):
 
     def run(self, job: Job) -> None:
         work = Store(job.work)
-        parts = [
-            self._part(work, number, data, shard)
-            for number, (data, shard) in enumerate((d, s) for d in job.inputs for s in d.shards)
-        ]
+        shards = [(data, shard) for data in job.inputs for shard in data.shards]
+        parts = []
+        for number, (data, shard) in enumerate(shards):
+            parts.append(self._part(work, number, data, shard))
+            job.say(f"{number + 1} of {len(shards)} tars")
         for part in parts:
             job.reject([Reject(**one) for one in part["rejects"]])
             _link(Path(work.path(part["file"])), Path(job.artifacts, part["file"]))
