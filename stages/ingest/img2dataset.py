@@ -1,144 +1,92 @@
-"""Read a folder that img2dataset wrote (parquet or webdataset), or a folder of other tools' webdataset tars.
+"""Read a folder that img2dataset wrote, as parquet or webdataset.
 
-Rows that failed there come out as rejects with their error; a row it calls a success but did not write, too.
+Rows that failed there come out as rejects with a code; so does a row it calls a success but did not write, and one
+that it counts but lists nowhere.
 https://github.com/rom1504/img2dataset, columns of version 1.47.
 """
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import File, SourceStage, Work
 from vlpipe.stages.ingest import tars
-from vlpipe.stages.ingest.image_rows import ImageRows
+from vlpipe.stages.ingest.img2dataset_errors import typed
 from vlpipe.stages.ingest.list import BATCH_ROWS
-from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, RowIds, text
+from vlpipe.stages.ingest.samples import Sample, SampleFolder, caption, files_in, image_column
+from vlpipe.stages.ingest.webdataset import read_tar
 
-# What img2dataset saw, before it resized and encoded again; `sha256` in IMAGE_FIELDS is of the bytes we hold.
-ORIGINAL = (
-    pa.field("original_sha256", pa.string()),
-    pa.field("original_width", pa.int32()),
-    pa.field("original_height", pa.int32()),
+LIGHT = (
+    "url",
+    "caption",
+    "key",
+    "status",
+    "error_message",
+    "sha256",
+    "original_width",
+    "original_height",
 )
-PLACE = (
-    pa.field("part", pa.string()),  # file in the folder
-    pa.field("place", pa.int64()),  # row of a Parquet file, first byte in a tar; null: there is no image
-    pa.field("num_bytes", pa.int64()),
-    pa.field("why", pa.string()),  # set: the row is a reject
-    pa.field("detail", pa.string()),
-)
-FOUND = pa.schema([*LISTED, *PLACE, *ORIGINAL])
-IMAGES = pa.schema([*LISTED, *ORIGINAL, *IMAGE_FIELDS])
-
-
-class Sample(NamedTuple):
-    """One row of the folder: what it is, and where its bytes are."""
-
-    url: str
-    text: str
-    part: str
-    place: int | None = None
-    num_bytes: int | None = None
-    why: str | None = None
-    detail: str | None = None
-    original_sha256: str | None = None
-    original_width: int | None = None
-    original_height: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromImg2dataset(SourceStage):
-    """folder: `output_folder` of img2dataset with output_format parquet or webdataset.
+class FromImg2dataset(SampleFolder):
+    """folder: `output_folder` of img2dataset with output_format parquet or webdataset; tars without their Parquet
+    files are read as `ingest.webdataset` reads them.
 
-    Codes: http_<status>, failed_to_download, failed_to_resize, missing_image, no_image, bad_text, and those
-    of `stages.pixels`.
+    Codes: those of `img2dataset_errors` for what failed there; missing_image, never_written (img2dataset lost the
+    row while writing it), bad_text, no_image, and those of `stages.pixels`.
     """
 
-    MAX_REJECT_RATE: ClassVar[float] = 0.9  # link rot
+    VERSION: ClassVar[int] = 2
 
-    folder: File
     source: str = "img2dataset"
-    text_source: Literal["web", "human"] = "web"
-    max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
-    max_frames: Annotated[int, Field(ge=1)] = MAX_FRAMES
 
-    def row_schema(self) -> pa.Schema:
-        return FOUND
-
-    def schema(self, inp: pa.Schema) -> pa.Schema:
-        return IMAGES
-
-    def rows(self) -> Iterator[pa.Table]:
-        ids, found = RowIds(self.source), find_samples(Path(self.folder.path))
-        while batch := list(islice(found, BATCH_ROWS)):
-            columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in Sample._fields}
-            columns["id"] = [ids.next(one.url, one.text) for one in batch]
-            columns["texts"] = [[text(one.text, self.text_source)] if one.text else [] for one in batch]
-            yield pa.table({name: columns[name] for name in FOUND.names}, schema=FOUND)
-
-    @contextmanager
-    def open(self) -> Iterator[Work]:
-        images = Images(Path(self.folder.path))
-
-        def work(batch: pa.Table) -> Out:
-            rows = ImageRows(batch, self.max_pixels, self.max_frames)
-            for row, one in enumerate(batch.select([f.name for f in (*PLACE, *ORIGINAL)]).to_pylist()):
-                data = None if one["why"] else images.read(one["part"], one["place"], one["num_bytes"])
-                if data is None:
-                    rows.reject(row, RowFault(one["why"] or "missing_image", one["detail"] or ""))
-                else:
-                    rows.add(row, data, **{f.name: one[f.name] for f in ORIGINAL})
-            return rows.out(IMAGES)
-
-        yield work
+    def samples(self) -> Iterator[Sample]:
+        return find_samples(Path(self.folder.path))
 
 
 def find_samples(folder: Path) -> Iterator[Sample]:
     """All samples, part by part, in order of name."""
-    if not folder.is_dir():
-        raise VlpipeError(f"there is no folder {folder}")
-    files = {path.name for path in folder.iterdir()}
+    files = {path.name for path in files_in(folder)}
     parts = sorted({Path(name).stem for name in files if name.endswith((".parquet", ".tar"))})
     if not parts:
         raise VlpipeError(
             f"folder {folder} has neither .parquet nor .tar files, so img2dataset did not write it"
         )
     for part in parts:
-        parquet, tar = folder / f"{part}.parquet", folder / f"{part}.tar"
-        if parquet.name not in files:
-            yield from _samples_of_tar(tar)
+        parquet, tar, stats = (folder / f"{part}{end}" for end in (".parquet", ".tar", "_stats.json"))
+        num_rows = 0
+        if parquet.name in files:
+            found = _samples_of_parquet(parquet, tar if tar.name in files else None)
         else:
-            yield from _samples_of_parquet(parquet, tar if tar.name in files else None)
+            found = read_tar(tar)
+        for sample in found:
+            num_rows += 1
+            yield sample
+        if stats.name in files and parquet.name in files:
+            yield from _never_written(stats, part, num_rows)
 
 
-def _samples_of_tar(path: Path) -> Iterator[Sample]:
-    """A tar without img2dataset's Parquet file beside it: the caption is in KEY.txt or in KEY.json."""
-    for key, members in tars.samples(path).items():
-        where = f"{path} sample {key}"
-        about = tars.read_json(path, members["json"], where) if "json" in members else {}
-        caption: Any = tars.read_span(path, members["txt"]) if "txt" in members else about.get("caption")
-        spoken, fault = _utf8(caption)
-        span = tars.image_span(members)
-        if span is None:
-            fault = ("no_image", f"only {', '.join(sorted(members))}")
-        place, num_bytes = span or (None, None)
-        yield Sample(
-            str(about.get("url") or f"{path.name}/{key}"), spoken, path.name, place, num_bytes, *fault
-        )
+def _never_written(stats: Path, part: str, num_rows: int) -> Iterator[Sample]:
+    """Rows that the statistics count and the Parquet file lacks: a value json cannot hold, a text that is not UTF-8,
+    each loses its row there, and counts as a success.
+    """
+    try:
+        count = json.loads(stats.read_bytes()).get("count", num_rows)
+    except (ValueError, AttributeError) as error:
+        raise VlpipeError(f"{stats} is not what img2dataset writes: {error}") from error
+    if count < num_rows:
+        raise VlpipeError(f"{stats} counts {count} rows, but {part}.parquet has {num_rows}: of two runs?")
+    for number in range(count - num_rows):
+        detail = f"{stats.name} counts {count} rows, {part}.parquet has {num_rows}"
+        yield Sample(f"{part}/lost-{number}", (), part, why="never_written", detail=detail)
 
 
 def _samples_of_parquet(path: Path, tar: Path | None) -> Iterator[Sample]:
@@ -163,16 +111,21 @@ def _samples_of_parquet(path: Path, tar: Path | None) -> Iterator[Sample]:
 def _sample(
     part: str, number: int, row: Mapping[str, Any], tar: tuple[str, Mapping[str, tars.Span]] | None
 ) -> Sample:
-    spoken, fault = _utf8(row.get("caption"))
     place: int | None = number
     num_bytes: int | None = None
     if tar is not None:
         part, members = tar
-        place, num_bytes = tars.image_span(members) or (None, None)
-    if row["status"] != "success":
-        fault = _why(row["status"], row.get("error_message") or "")
-    elif place is None:
-        fault = ("missing_image", f"img2dataset calls it a success, but it is not in {part}")
+        place, num_bytes = next((members[one] for one in tars.image_endings(members)), (None, None))
+    spoken: tuple[str, ...] = ()
+    fault: tuple[str | None, str | None] = (None, None)
+    try:
+        spoken = caption(row.get("caption"))
+        if row["status"] != "success":
+            raise typed(row.get("error_message"))
+        if place is None:
+            raise RowFault("missing_image", f"img2dataset calls it a success, but it is not in {part}")
+    except RowFault as found:
+        fault = (found.why, found.detail)
     original = (row.get(name) for name in ("sha256", "original_width", "original_height"))
     return Sample(row["url"] or "", spoken, part, place, num_bytes, *fault, *original)
 
@@ -188,62 +141,4 @@ def _columns(path: Path, *, with_images: bool) -> list[str]:
         raise VlpipeError(f"{path} has no column(s) {', '.join(missing)}, so img2dataset did not write it")
     if with_images and image_column(there) is None:
         raise VlpipeError(f"{path} has no image column, and there is no {path.stem}.tar beside it")
-    light = (
-        "url",
-        "caption",
-        "key",
-        "status",
-        "error_message",
-        "sha256",
-        "original_width",
-        "original_height",
-    )
-    return [name for name in light if name in there]
-
-
-def image_column(names: Sequence[str]) -> str | None:
-    """img2dataset names it after the encoding."""
-    return next((name for name in ("jpg", "png", "webp") if name in names), None)
-
-
-def _why(status: str, message: str) -> tuple[str, str]:
-    http = re.match(r"HTTP Error (\d{3})", message)
-    return (f"http_{http[1]}" if http else status or "failed", message)
-
-
-def _utf8(caption: Any) -> tuple[str, tuple[str | None, str | None]]:
-    """The caption, and a fault when it is no text: one bad byte makes the column of a whole shard binary."""
-    if not isinstance(caption, bytes):
-        return ("" if caption is None else str(caption)), (None, None)
-    try:
-        return caption.decode("utf-8"), (None, None)
-    except UnicodeDecodeError as error:
-        return caption.decode("latin-1"), ("bad_text", f"not UTF-8: {error.reason} at byte {error.start + 1}")
-
-
-class Images:
-    """Reads images by place; keeps the last Parquet row group, because rows come in order."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._part = ""
-        self._starts: list[int] = []  # first row of each row group of that part
-        self._group = -1
-        self._values = pa.chunked_array([], pa.binary())
-
-    def read(self, part: str, place: int, num_bytes: int | None) -> bytes | None:
-        """The image; None where img2dataset wrote a null."""
-        if num_bytes is not None:
-            return tars.read_span(self._folder / part, tars.Span(place, num_bytes))
-        path = self._folder / part
-        if part != self._part:
-            metadata = pq.read_metadata(path)
-            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            self._part, self._starts, self._group = part, [0, *accumulate(sizes)], -1
-        group = bisect_right(self._starts, place) - 1
-        if group != self._group:
-            with pq.ParquetFile(path) as file:
-                column = image_column(file.schema_arrow.names)
-                self._group, self._values = group, file.read_row_group(group, columns=[column]).column(0)
-        data: bytes | None = self._values[place - self._starts[group]].as_py()
-        return data
+    return [name for name in LIGHT if name in there]

@@ -9,11 +9,12 @@ import json
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import RowFault, VlpipeError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff")
+KeyEnds = Literal["first_dot", "last_dot"]
 
 
 class Span(NamedTuple):
@@ -26,18 +27,21 @@ class Span(NamedTuple):
 Samples = Mapping[str, Mapping[str, Span]]  # key -> ending (lower case) -> where
 
 
-def samples(path: Path) -> Samples:
+def samples(path: Path, key_ends: KeyEnds = "first_dot") -> Samples:
     """All samples of an uncompressed tar, in order. VlpipeError when the tar is cut short or is none."""
     found: dict[str, dict[str, Span]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isreg():
-                    key, ending = _key_and_ending(member.name)
-                    sample = found.setdefault(key, {})
-                    if ending in sample:
-                        raise VlpipeError(f"{path} has {member.name} twice")
-                    sample[ending] = Span(member.offset_data, member.size)
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise VlpipeError(f"{path}: {member.name} is a link or no plain file; pack it as one")
+                key, ending = _key_and_ending(member.name, key_ends)
+                sample = found.setdefault(key, {})
+                if ending in sample:
+                    raise VlpipeError(f"{path} has {member.name} twice")
+                sample[ending] = Span(member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:
         raise VlpipeError(f"{path} is cut short, or no uncompressed tar: {error}") from error
@@ -48,9 +52,9 @@ def samples(path: Path) -> Samples:
     return found
 
 
-def image_span(sample: Mapping[str, Span]) -> Span | None:
-    """The image of a sample."""
-    return next((sample[ending] for ending in IMAGE_ENDINGS if ending in sample), None)
+def image_endings(sample: Mapping[str, Span]) -> list[str]:
+    """The members of a sample that are images."""
+    return [ending for ending in sample if ending in IMAGE_ENDINGS]
 
 
 def read_span(path: Path, span: Span) -> bytes:
@@ -60,18 +64,20 @@ def read_span(path: Path, span: Span) -> bytes:
         return handle.read(span.size)
 
 
-def read_json(path: Path, span: Span, where: str) -> dict[str, Any]:
-    """A member that is a JSON object."""
+def read_json(path: Path, span: Span) -> dict[str, Any]:
+    """A member that is a JSON object. RowFault: bad_json."""
     try:
         record = json.loads(read_span(path, span))
     except ValueError as error:
-        raise VlpipeError(f"{where}: its json is not JSON: {error}") from error
+        raise RowFault("bad_json", f"it is not JSON: {error}") from error
     if not isinstance(record, dict):
-        raise VlpipeError(f"{where}: its json is no object")
+        raise RowFault("bad_json", f"wanted an object, got {type(record).__name__}")
     return record
 
 
-def _key_and_ending(name: str) -> tuple[str, str]:
+def _key_and_ending(name: str, key_ends: KeyEnds) -> tuple[str, str]:
     folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, ending = file.partition(".")
+    stem, dot, ending = file.partition(".") if key_ends == "first_dot" else file.rpartition(".")
+    if not dot:
+        stem, ending = file, ""
     return f"{folder}{slash}{stem}", ending.lower()

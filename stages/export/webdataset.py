@@ -1,0 +1,182 @@
+"""Write a step's rows as webdataset tars, for tools that want those: shard k becomes `000042.tar`.
+
+A sample is KEY.jpg (the encoded image as it is), KEY.json and KEY.txt, and KEY is the row's id. Equal rows give equal bytes.
+https://github.com/webdataset/webdataset
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import Reject, Shard, is_heavy, need, read_batches
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job
+from vlpipe.pipeline.store import Store, canonical_json, sha256_file
+from vlpipe.stages.filter.kept import NO_TEXT_KEPT
+from vlpipe.stages.row import TEXTS
+
+WRITTEN = pa.schema(
+    [("file", pa.string()), ("num_samples", pa.int64()), ("num_bytes", pa.int64()), ("sha256", pa.string())]
+)
+ENDINGS = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "AVIF": "avif",
+    "BMP": "bmp",
+    "TIFF": "tif",
+}
+# How open_clip names the file with the number of samples of each tar,
+# https://github.com/mlfoundations/open_clip/blob/main/src/open_clip_train/data.py
+SIZES = "sizes.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteWebdataset(GatherStage):
+    """Artifacts: the tars, and sizes.json. Rows: the tars with their sizes and digests.
+
+    texts: which of the texts that no filter dropped go into KEY.txt: `first`; `best` (highest score, the first of
+    equals; without a score comes last); or `all`, one per line. KEY.json has the chosen ones whole under `texts`, and
+    the row's columns of numbers and strings. sources: only texts of these (web, synth, human); None: of all.
+    Rows that have no such text are rejects (filtered, no_text_kept). A run that was killed keeps its finished tars.
+    """
+
+    texts: Literal["best", "all", "first"] = "best"
+    sources: tuple[Literal["web", "synth", "human"], ...] | None = None
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "export.webdataset", id=pa.string(), texts=TEXTS, format=pa.string(), image=pa.binary())
+        return WRITTEN
+
+    def run(self, job: Job) -> None:
+        work = Store(job.work)
+        shards = [(data, shard) for data in job.inputs for shard in data.shards]
+        parts = []
+        for number, (data, shard) in enumerate(shards):
+            parts.append(self._part(work, number, data, shard))
+            job.say(f"{number + 1} of {len(shards)} tars")
+        for part in parts:
+            job.reject([Reject(**one) for one in part["rejects"]])
+            _link(Path(work.path(part["file"])), Path(job.artifacts, part["file"]))
+        sizes = {part["file"]: part["num_samples"] for part in parts}
+        Path(job.artifacts, SIZES).write_bytes(canonical_json(sizes))
+        job.emit(pa.Table.from_pylist([{n: p[n] for n in WRITTEN.names} for p in parts], WRITTEN))
+
+    def _part(self, work: Store, number: int, data: Dataset, shard: Shard) -> dict[str, Any]:
+        """What became of one shard; taken from `work` when an earlier run finished it."""
+        name, about = f"{number:06d}.tar", f"{number:06d}.json"
+        if work.exists(about):  # written after the tar
+            found: dict[str, Any] = work.read_json(about)
+            return found
+        rejects: list[Reject] = []
+        with work.writing(name) as part:
+            num_samples = write_tar(part, self._samples(data, shard, rejects))
+        if num_samples + len(rejects) != shard.num_rows:
+            raise VlpipeError(
+                f"{shard.path} has {shard.num_rows} rows; {num_samples} were written, {len(rejects)} rejected"
+            )
+        made = {
+            "file": name,
+            "num_samples": num_samples,
+            "num_bytes": work.size(name),
+            "sha256": sha256_file(work.path(name)),
+            "rejects": [asdict(one) for one in rejects],
+        }
+        work.write_json(about, made)
+        return made
+
+    def _samples(self, data: Dataset, shard: Shard, rejects: list[Reject]) -> Iterator[dict[str, bytes]]:
+        light = [f.name for f in data.schema if f.name == "texts" or _is_plain(f)]
+        for batch in read_batches(data.store, shard, light, ["image"]):
+            for row in batch.to_pylist():
+                chosen = self._chosen(row["texts"] or [])
+                if chosen:
+                    yield sample(row, chosen)
+                else:
+                    said = "no text" if self.sources is None else f"no text of {', '.join(self.sources)}"
+                    rejects.append(Reject(row["id"], "filtered", NO_TEXT_KEPT, said))
+
+    def _chosen(self, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        usable = [
+            one
+            for one in texts
+            if one["kept"] is not False
+            and (one["text"] or "").strip()
+            and (self.sources is None or one["source"] in self.sources)
+        ]
+        if self.texts == "best" and usable:
+            return [max(usable, key=_score)]  # the first of equals
+        return usable[:1] if self.texts == "first" else usable
+
+
+def _score(one: Mapping[str, Any]) -> float:
+    score = one["score"]
+    return -math.inf if score is None or math.isnan(score) else score
+
+
+def _is_plain(f: pa.Field) -> bool:
+    """Whether JSON can hold the column as it is, one value per row."""
+    numbers = pa.types.is_integer(f.type) or pa.types.is_floating(f.type) or pa.types.is_boolean(f.type)
+    return not is_heavy(f) and (numbers or pa.types.is_string(f.type))
+
+
+def sample(row: Mapping[str, Any], chosen: list[dict[str, Any]]) -> dict[str, bytes]:
+    """A row's members: name -> bytes."""
+    id_, ending = row["id"], ENDINGS.get(row["format"])
+    if ending is None:
+        raise VlpipeError(f"row {id_}: format {row['format']!r} has no ending; known: {', '.join(ENDINGS)}")
+    if row["image"] is None:
+        raise VlpipeError(f"row {id_} has no image; a step above must reject such rows")
+    about = {name: value for name, value in row.items() if name not in ("texts", "image")}
+    lines = "\n".join(" ".join(one["text"].split()) if len(chosen) > 1 else one["text"] for one in chosen)
+    return {
+        f"{id_}.{ending}": row["image"],
+        f"{id_}.json": _json({**about, "texts": chosen}),
+        f"{id_}.txt": lines.encode(),
+    }
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(_finite(value), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_tar(path: str, samples: Iterator[Mapping[str, bytes]]) -> int:
+    """Write samples in order, members as given; no time, owner or host goes in. The number of samples."""
+    num_samples = 0
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for members in samples:
+            num_samples += 1
+            for name, body in members.items():
+                info = tarfile.TarInfo(name)  # mtime 0, uid 0, mode 0644
+                info.size = len(body)
+                tar.addfile(info, io.BytesIO(body))
+    return num_samples
+
+
+def _link(src: Path, dst: Path) -> None:
+    """The same file under another name: it stays in `work` until the step is done."""
+    try:
+        os.link(src, dst)
+    except OSError:  # no hard links here
+        shutil.copyfile(src, dst)

@@ -1,0 +1,137 @@
+"""Fetch with img2dataset 1.47 in place of our own fetcher: same list, row ids and columns, its Downloader per row group.
+
+Held: scheme, port, host and address of every listed URL, and the addresses its name has just before; every
+image is checked by `stages.pixels` before OpenCV sees it; each row comes back once, or the shard fails.
+NOT held, because urllib does the fetching: redirects go anywhere, private addresses and ftp included; a name may
+change its address between our look-up and its own (DNS rebinding); a body is read whole before `max_bytes` is
+looked at; `timeout_s` counts from the last byte, so a slow drip has no end; proxies of the environment are
+used; no limit per host; retries are immediate, and for every failure. Use `ingest.images` where this matters.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Annotated, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.shard import Out
+from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
+from vlpipe.stages.ingest.image_rows import ImageRows
+from vlpipe.stages.ingest.images import FETCHED
+from vlpipe.stages.ingest.img2dataset_download import Options, download, loaded, missing
+from vlpipe.stages.ingest.list import Pair, listed, read_pairs
+from vlpipe.stages.ingest.precheck import allowed
+from vlpipe.stages.ingest.samples import ORIGINAL
+from vlpipe.stages.ingest.serve import LOOPBACK, serving
+from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
+from vlpipe.stages.row import IMAGE_FIELDS, LISTED
+
+_SEEN = {f.name for f in IMAGE_FIELDS}  # `ImageRows` fills these
+NO_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")  # img2dataset's default
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Img2datasetFetch(SourceStage):
+    """`ingest.images:FetchImages` with img2dataset as its engine. list, url, text, columns, text_source, serve,
+    source: as there, and row ids are equal.
+
+    image_size: None keeps the bytes as they came. A number resizes as `resize_mode` says and encodes again
+    (quality: 0 to 100; of png its compression, 0 to 9); the pixels go in upright, 8 bits, RGB; columns ORIGINAL are
+    added. http_status and final_url are null: img2dataset does not tell.
+    Codes: those of `ingest.images`, opted_out, img2dataset_error (a text that is not known, in the detail).
+    """
+
+    MAX_REJECT_RATE: ClassVar[float] = 0.9
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
+        {"concurrency", "timeout_s", "retries", "user_agent_token"}
+    )
+
+    list: ListFile
+    url: str = "url"
+    text: str = "text"
+    columns: tuple[str, ...] | None = None
+    text_source: Literal["web", "human"] = "web"
+    serve: dict[str, File] = field(default_factory=dict)
+    source: str = "web"
+    concurrency: Count = 64  # threads
+    timeout_s: Annotated[float, Field(gt=0)] = 10.0  # img2dataset's default
+    retries: Annotated[int, Field(ge=0)] = 0
+    max_bytes: Count = 20_000_000
+    max_pixels: Count = MAX_PIXELS
+    max_frames: Count = MAX_FRAMES
+    image_size: Count | None = None
+    resize_mode: Literal["keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio_largest"
+    encode_format: Literal["jpg", "png", "webp"] = "jpg"
+    encode_quality: Annotated[int, Field(ge=0, le=100)] = 95
+    user_agent_token: str | None = None
+    disallowed_header_directives: tuple[str, ...] = NO_DIRECTIVES
+
+    def row_schema(self) -> pa.Schema:
+        return LISTED
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return columns_out(resized=self.image_size is not None)
+
+    def preflight(self) -> builtins.list[str]:
+        if self.list.step is None:
+            next(self._pairs(), None)  # raises what is wrong with the file or its columns
+        problems = [] if (problem := missing()) is None else [problem]
+        if self.encode_format == "png" and self.encode_quality > 9:
+            problems.append(f"encode_quality of png is its compression, 0 to 9; got {self.encode_quality}")
+        return problems
+
+    def rows(self) -> Iterator[pa.Table]:
+        yield from listed(self._pairs(), source=self.source, text_source=self.text_source)
+
+    def _pairs(self) -> Iterator[Pair]:
+        return read_pairs(self.list.path, url=self.url, text=self.text, columns=self.columns)
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        options = Options(**{f.name: getattr(self, f.name) for f in fields(Options)})
+        with ExitStack() as stack:
+            # One port for each host: what asks names 127.0.0.1, not the host.
+            ports = {
+                host.lower(): stack.enter_context(serving({LOOPBACK: folder.path}))[LOOPBACK]
+                for host, folder in self.serve.items()
+            }
+            yield stack.enter_context(engine(options, ports))
+
+
+def columns_out(*, resized: bool) -> pa.Schema:
+    """FETCHED; with ORIGINAL before the image fields when images are resized."""
+    if not resized:
+        return FETCHED
+    return pa.schema([*(f for f in FETCHED if f.name not in _SEEN), *ORIGINAL, *IMAGE_FIELDS])
+
+
+@contextmanager
+def engine(options: Options, ports: Mapping[str, int]) -> Iterator[Work]:
+    """The stage's function. ports: host -> port on the loopback that answers for it, the one exemption from
+    the address rules.
+    """
+    schema = columns_out(resized=options.image_size is not None)
+    with loaded():
+        yield lambda batch: _fetch_rows(batch, options, ports, schema)
+
+
+def _fetch_rows(batch: pa.Table, options: Options, ports: Mapping[str, int], schema: pa.Schema) -> Out:
+    rows = ImageRows(batch, options.max_pixels, options.max_frames)
+    asked = allowed(batch["url"].to_pylist(), ports, options.concurrency)
+    found = download({row: url for row, url in enumerate(asked) if isinstance(url, str)}, options)
+    more = [name for name in schema.names if name not in {*LISTED.names, *_SEEN}]
+    for row, url in enumerate(asked):
+        got = url if isinstance(url, RowFault) else found[row]
+        if isinstance(got, RowFault):
+            rows.reject(row, got)
+        else:
+            rows.add(row, got.data, **{name: got.original.get(name) for name in more})
+    return rows.out(schema)

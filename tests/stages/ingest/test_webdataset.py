@@ -1,0 +1,152 @@
+"""Folders of webdataset tars as several tools write them."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import Out
+from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.ingest.samples import IMAGES
+from vlpipe.stages.ingest.tars import samples
+from vlpipe.stages.ingest.webdataset import FromWebdataset
+
+
+def write_tar(path: Path, members: Mapping[str, bytes], **more: Any) -> None:
+    with tarfile.open(path, "w", **more) as tar:
+        for name, body in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+
+
+def read(folder: Path, **more: Any) -> Out:
+    stage = FromWebdataset(folder=File(path=str(folder)), **more)
+    out = run_map(stage, pa.concat_tables(stage.rows()))
+    assert out.table.schema.equals(IMAGES)
+    return out
+
+
+def said(out: Out) -> list[list[str]]:
+    return [[one["text"] for one in texts] for texts in out.table["texts"].to_pylist()]
+
+
+def test_each_key_is_a_row_or_a_reject(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    members = {
+        "./d.e/a.jpg": picture(seed=1),  # a dot in a folder is none of the key's
+        "./d.e/a.txt": "caf\u00e9".encode(),
+        "b.x.json": b"{}",
+        "b.json": json.dumps({"caption": "from json", "url": "http://a.test/b"}).encode(),
+        "b.PNG": picture("PNG", seed=2),
+        "c.mp4": b"video",
+        "d.jpg": picture(seed=3),
+        "d.txt": b"\xff",
+        "e.webp": picture("WEBP"),
+        "f.txt": b"nothing to see",
+        "g.jpg": picture(),
+        "g.json": b"[1]",
+        "h.jpg": picture(),
+        "h.png": picture("PNG"),
+        "i.jpg": picture(),
+        "i.json": json.dumps({"caption": {"en": "x"}}).encode(),
+        "j.jpg": picture(),
+        "j.json": b'{"caption": "\\ud800", "url": 5}',
+        "k.jpg": b"<html>",
+        "k.txt": b"k",
+        "README": b"what this is",
+    }
+    write_tar(tmp_path / "x.tar", members)
+    out = read(tmp_path)
+    assert out.table["url"].to_pylist() == ["x.tar/d.e/a", "http://a.test/b"]
+    assert said(out) == [["caf\u00e9"], ["from json"]]
+    assert [(reject.why, reject.detail.partition(";")[0]) for reject in out.rejects] == [
+        ("no_image", "only mp4"),
+        ("bad_text", "not UTF-8: invalid start byte at byte 1"),
+        ("no_text", "neither txt nor 'caption' in json"),
+        ("no_image", "only txt"),
+        ("bad_json", "wanted an object, got list"),
+        ("several_images", "jpg, png"),
+        ("bad_text", "wanted text, got dict"),
+        ("bad_text", "half a surrogate pair stands alone"),
+        ("not_an_image", "it looks like HTML"),
+        ("no_image", "only a file without ending"),
+    ]
+    kept = read(tmp_path, no_text="keep")
+    assert said(kept) == [["caf\u00e9"], ["from json"], []]
+
+
+def test_parameters(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    about = json.dumps({"captions": ["one", "", "two"]}).encode()
+    write_tar(tmp_path / "x.tar", {"a.left.jpg": picture(), "a.right.jpg": picture(), "a.json": about})
+    assert [reject.why for reject in read(tmp_path).rejects] == ["no_image"]
+    out = read(tmp_path, image="right.jpg", caption="captions", text_source="human")
+    assert said(out) == [["one", "two"]]
+    assert out.table["texts"][0][0]["source"].as_py() == "human"
+    assert read(tmp_path, image="up.jpg").rejects[0].detail == "no up.jpg, only json, left.jpg, right.jpg"
+
+
+def test_keys_with_dots(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    members: dict[str, bytes] = {}
+    for n in range(2):
+        members |= {f"a.com_{n}.jpg": picture(seed=n), f"a.com_{n}.txt": f"text {n}".encode()}
+    write_tar(tmp_path / "x.tar", members)
+    assert [reject.detail for reject in read(tmp_path).rejects] == [
+        "only com_0.jpg, com_0.txt, com_1.jpg, com_1.txt"
+    ]
+    out = read(tmp_path, key_ends="last_dot")
+    assert out.table["url"].to_pylist() == ["x.tar/a.com_0", "x.tar/a.com_1"]
+    assert said(out) == [["text 0"], ["text 1"]]
+
+
+def test_long_names_and_order_of_tars(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    long = "k" * 200
+    write_tar(tmp_path / "1.tar", {f"{long}.jpg": picture(), f"{long}.txt": b"1"}, format=tarfile.PAX_FORMAT)
+    write_tar(tmp_path / "0.tar", {f"{long}.jpg": picture(), f"{long}.txt": b"0"}, format=tarfile.GNU_FORMAT)
+    (tmp_path / "0.json").write_text("of some other tool")
+    out = read(tmp_path)
+    assert out.table["url"].to_pylist() == [f"0.tar/{long}", f"1.tar/{long}"]
+    assert len(set(out.table["id"].to_pylist())) == 2
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    with pytest.raises(VlpipeError, match=r"folder .* has no .tar files$"):
+        read(tmp_path)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        link = tarfile.TarInfo("a.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(VlpipeError, match=r"0.tar: a.jpg is a link or no plain file; pack it as one$"):
+        read(tmp_path)
+    write_tar(tmp_path / "0.tar", {"a.jpg": picture(), "./a.JPG": picture()})
+    with pytest.raises(VlpipeError, match=r"0.tar has ./a.JPG twice$"):
+        read(tmp_path)
+    (tmp_path / "1.tar.gz").write_bytes(b"")
+    with pytest.raises(
+        VlpipeError, match=r"has compressed tars, such as 1.tar.gz; unpack them to .tar first$"
+    ):
+        read(tmp_path)
+
+
+def test_real_tars(data: Callable[[str], Path], tmp_path: Path) -> None:
+    """Of clip-retrieval and NeMo (images only), webdataset (tensors, msgpack, packed text) and video2dataset."""
+    real = {path.name: path for path in data("webdataset").glob("*.tar")}
+    for name, path in real.items():
+        (tmp_path / name).symlink_to(path)
+    out = read(tmp_path, no_text="keep")
+    images = [name for name in real if name.startswith(("clip_", "nemo_"))]
+    assert out.table.num_rows == sum(len(samples(real[name])) for name in images) == 12
+    assert {reject.why for reject in out.rejects} == {"no_image"}
+    assert out.table.num_rows + len(out.rejects) == sum(len(samples(path)) for path in real.values())
+    assert {reject.why for reject in read(tmp_path).rejects} == {"no_image", "no_text"}
+    (tmp_path / "sample.tgz").symlink_to(data("webdataset") / "sample.tgz")
+    with pytest.raises(VlpipeError, match=r"such as sample.tgz; unpack"):
+        read(tmp_path)
