@@ -95,6 +95,9 @@ class Decontaminate(GatherStage):
             short = f" ({captions.num_short:,} under {self.min_words} words)" if captions else ""
             job.say(f"{items.said()}{short}")
         matches = _match_all(job, rows, compare)
+        num_unread = pc.sum(pc.is_null(matches["set"])).as_py() or 0
+        if num_unread:
+            job.say(f"{num_unread:,} image(s) of the rows do not decode: compared by their bytes only")
         write_artifact(f"{job.artifacts}/matches.parquet", matches, MATCHES)
         rows_out, texts_out = _fates(matches)
         _write_decisions(f"{job.artifacts}/decisions.parquet", rows, rows_out)

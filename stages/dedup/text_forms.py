@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 SHINGLE_CHARS = 5
 
 
-class _Spaces(dict[int, str | int | None]):
-    """For `str.translate`: what is no letter, mark or digit becomes a space; invisible marks (Cf) go."""
+class _Table(dict[int, str]):
+    """For `str.translate`: filled as characters are met."""
 
-    def __missing__(self, code: int) -> str | int | None:
-        category = unicodedata.category(chr(code))
-        found: str | int | None = code if category[0] in "LMN" else None if category == "Cf" else " "
+    def __init__(self, rule: Callable[[str, str], str]) -> None:
+        self._rule = rule  # (character, its Unicode category) -> what it becomes
+
+    def __missing__(self, code: int) -> str:
+        found = self._rule(chr(code), unicodedata.category(chr(code)))
         self[code] = found
         return found
 
 
-_SPACES = _Spaces()
+_VISIBLE = _Table(lambda char, category: "" if category == "Cf" else char)
+_WORDS = _Table(lambda char, category: char if category[0] in "LMN" else " ")
 
 
 def normal_form(text: str) -> str:
-    """NFKC, casefold; punctuation, symbols and any white space become one space between words.
+    """NFKC, casefold; what is no letter, mark or digit becomes a space, one between words; invisible marks go.
 
     A text that is all symbols (`:-)`, an emoji) keeps them: else all such texts would be equal.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(folded.translate(_SPACES).split()) or " ".join(folded.split())
+    visible = folded.translate(_VISIBLE)
+    return " ".join(visible.translate(_WORDS).split()) or " ".join(visible.split())
 
 
 def shingles(form: str) -> frozenset[str]:
