@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.errors import SchemaError
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.dedup.text_decisions import DropTexts
@@ -114,6 +114,22 @@ def test_applied_and_rows_without_a_text_dropped(tmp_path: Path, text_rows: Text
     out = run_map(KeepMatched(), marked)
     assert out.table["id"].to_pylist() == ["a", "b"]
     assert [(r.id, r.detail) for r in out.rejects] == [("c", "web: exact_duplicate_text")]
+
+
+def test_the_larger_picture_keeps_its_text(tmp_path: Path, text_rows: TextRows) -> None:
+    table = text_rows({"a": ["a dog"], "b": ["A dog"], "c": ["a dog!"]})
+    for name, sides in (("width", [10, 20, None]), ("height", [10, 20, 90])):
+        table = table.append_column(name, pa.array(sides, pa.int32()))
+    got = run(tmp_path, table)
+    assert [(r["id"], r["witness"]) for r in got.values() if not r["keep"]] == [("a", "b"), ("c", "b")]
+
+
+def test_a_row_that_comes_twice(tmp_path: Path, text_rows: TextRows) -> None:
+    table = text_rows({"a": ["a dog"]})
+    with pytest.raises(
+        VlpipeError, match=r"1 id\(s\) come more than once in input: give each row to dedup once"
+    ):
+        run(tmp_path, pa.concat_tables([table, table]))
 
 
 def test_no_rows_and_no_texts(tmp_path: Path, text_rows: TextRows) -> None:
