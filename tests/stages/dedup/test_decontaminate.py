@@ -110,22 +110,11 @@ def files(folder: Path, name: str = "coco") -> EvalSet:
 def test_planted_images_and_texts_are_found_counted_and_dropped(folder: Path) -> None:
     ran = Ran(folder / "step", [dataset(folder, web())], sets=(files(folder),))
     assert {i for i, r in ran.decisions.items() if not r["keep"]} == {"same", "jpeg", "small"}
-    assert ran.decisions["same"] == {
-        "id": "same",
-        "keep": False,
-        "why": "in_eval:coco",
-        "witness": "a.png",
-        "similarity": 1.0,
-        "group": "a.png",
-    }
+    columns = ("keep", "why", "witness", "similarity", "group")
+    assert [ran.decisions["same"][c] for c in columns] == [False, "in_eval:coco", "a.png", 1.0, "a.png"]
+    assert [ran.decisions["other"][c] for c in columns] == [True, None, None, None, "other"]
     assert ran.decisions["small"]["witness"] == "more/b.png"
     assert ran.decisions["small"]["similarity"] >= 1 - 10 / 64
-    assert ran.decisions["other"] == {
-        **dict.fromkeys(ran.decisions["other"]),
-        "id": "other",
-        "keep": True,
-        "group": "other",
-    }
     assert [k for k, r in ran.texts.items() if not r["keep"]] == [("other", 0), ("other", 1)]
     assert ran.texts["other", 1]["witness"] == "captions.json annotations[0]"
     assert ran.results == {
