@@ -1,0 +1,51 @@
+"""Which texts hold a caption of an evaluation set, or a run of its words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlpipe.stages.dedup.decontaminate_hits import Hit
+from vlpipe.stages.dedup.text_forms import ngrams, normal_form
+
+
+class Captions:
+    """An index over the texts of one evaluation set.
+
+    A text matches an evaluation text of `n` words or more when they share `n` words in a row, and a shorter one
+    when it holds all of its words in a row. Evaluation texts of fewer than `min_words` words are not compared:
+    "a dog" is no evidence. Words are those of `normal_form`; a language without spaces has one per sentence.
+    """
+
+    def __init__(self, items: Sequence[tuple[str, str]], n: int, min_words: int) -> None:
+        """items: (name, text)"""
+        forms = [(name, normal_form(text)) for name, text in items]
+        self._n = n
+        self._items = [(name, form) for name, form in forms if len(form.split()) >= min_words]
+        self.num_texts, self.num_short = len(items), len(items) - len(self._items)
+        self._equal: dict[str, int] = {}
+        self._runs: dict[str, int] = {}  # a run of words -> the first item that has it
+        for item, (_, form) in enumerate(self._items):
+            self._equal.setdefault(form, item)
+            for run in self._runs_of(form):
+                self._runs.setdefault(run, item)
+        self._sizes = sorted({run.count(" ") + 1 for run in self._runs})
+
+    def _runs_of(self, form: str) -> list[str]:
+        words = form.split()
+        return ngrams(words, min(self._n, len(words)))
+
+    def find(self, text: str) -> Hit | None:
+        """The evaluation text it matches; similarity is the part of that text's runs it holds, 1 if equal."""
+        form = normal_form(text)
+        if form in self._equal:
+            return Hit("same_text", self._items[self._equal[form]][0], 1.0)
+        words = form.split()
+        held = {run for size in self._sizes for run in ngrams(words, size) if run in self._runs}
+        found = []
+        for item in {self._runs[run] for run in held}:
+            runs = self._runs_of(self._items[item][1])
+            found.append((sum(run in held for run in runs) / len(runs), -item))
+        if not found:
+            return None
+        similarity, minus = max(found)
+        return Hit("ngrams", self._items[-minus][0], similarity)

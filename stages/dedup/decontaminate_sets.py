@@ -1,0 +1,195 @@
+"""An evaluation set as rows are compared with it, from files or from the rows of a step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import ConfigDict
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import Dataset, File
+from vlpipe.stages.dedup.decontaminate_hits import Floats, Looks, look_at
+from vlpipe.stages.dedup.decontaminate_texts import read_texts
+
+NORM_ERROR = 1e-3
+BLOCK_IMAGES = 256  # decoded before they are hashed together
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSet:
+    """An evaluation set in files; at least one of the three.
+
+    images: a folder, searched with its subfolders. embeddings: a Parquet file or a folder of them, columns `id` and
+    `embedding`, unit norm, by the encoder of the rows' embeddings. texts: .txt (one per line), .jsonl (`text`,
+    `caption` or `captions` of each line), or .json (COCO's `annotations`, each with a `caption`; or a list of texts).
+    """
+
+    name: str
+    images: File | None = None
+    embeddings: File | None = None
+    texts: File | None = None
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+@dataclass(kw_only=True, slots=True)
+class Items:
+    """What is known of a set; None: it does not come in this kind, or the rows do not."""
+
+    name: str
+    sha256: dict[str, str] | None = None  # of an image -> its name
+    pictures: tuple[list[str], Looks] | None = None  # names, and as many looks
+    vectors: tuple[list[str], Floats] | None = None  # names, (M, D)
+    texts: list[tuple[str, str]] | None = None  # (name, text)
+    num_unread: int = 0  # images that do not decode: compared by their bytes only
+
+    @property
+    def compared(self) -> dict[str, list[str]]:
+        """How rows and texts are compared with it, as matches name it."""
+        kinds = {"same_bytes": self.sha256, "picture": self.pictures, "embedding": self.vectors}
+        rows = [how for how, held in kinds.items() if held is not None]
+        return {"rows": rows, "texts": ["same_text", "ngrams"] if self.texts is not None else []}
+
+    def said(self) -> str:
+        """For the person watching: what is compared."""
+        kinds = []
+        if self.sha256 is not None:
+            kinds.append(f"the bytes of {len(self.sha256):,} images")
+        if self.pictures is not None:
+            unread = f" ({self.num_unread:,} do not decode)" if self.num_unread else ""
+            kinds.append(f"{len(self.pictures[0]):,} pictures{unread}")
+        if self.vectors is not None:
+            kinds.append(f"{len(self.vectors[0]):,} embeddings")
+        if self.texts is not None:
+            kinds.append(f"{len(self.texts):,} texts")
+        return f"{self.name}: {', '.join(kinds)}"
+
+
+def from_files(spec: EvalSet, *, pictures: bool) -> Items:
+    """`pictures`: decode the images too. VlpipeError when a file is not what it should be."""
+    items = Items(name=spec.name)
+    if spec.images is not None:
+        _add_images(items, _folder_images(spec.images.path), pictures)
+        if not items.sha256 or (items.pictures and items.num_unread == len(items.pictures[0])):
+            raise VlpipeError(f"{spec.name}: there is no image below {spec.images.path}")
+    if spec.embeddings is not None:
+        items.vectors = read_vectors(spec.embeddings.path)
+    if spec.texts is not None:
+        items.texts = list(read_texts(spec.texts.path))
+        if not items.texts:
+            raise VlpipeError(f"{spec.name}: there is no text in {spec.texts.path}")
+    return items
+
+
+def from_rows(data: Dataset, rows: pa.Schema, *, pictures: bool, vectors: bool) -> Items:
+    """An evaluation step, named by it: compared in every kind that its rows and the rows at hand both have."""
+    both = {
+        n for n in ("sha256", "image", "embedding", "texts") if n in data.schema.names and n in rows.names
+    }
+    items = Items(name=data.name)
+    if "image" in both and pictures:
+        images = data.batches(["id"], ["image"])
+        _add_images(items, (pair for t in images for pair in _pairs(t, "image")), pictures)
+    named = data.table(["id", "sha256"]) if "sha256" in both else None
+    items.sha256 = None if named is None else _first(_pairs(named, "sha256"))
+    if "embedding" in both and vectors:
+        tables = list(data.batches(["id"], ["embedding"]))
+        items.vectors = ([i for t in tables for i in t["id"].to_pylist()], _stack(tables, data.name))
+    if "texts" in both:
+        texts = _pairs(data.table(["id", "texts"]), "texts")
+        items.texts = [(id_, text["text"]) for id_, entries in texts for text in entries or ()]
+    if not (items.compared["rows"] or items.compared["texts"]):
+        raise VlpipeError(
+            f"the rows and the evaluation step {data.name!r} have none of sha256, image, embedding and texts in "
+            "common: there is nothing to compare"
+        )
+    return items
+
+
+def _pairs(table: pa.Table, column: str) -> Iterator[tuple[str, Any]]:
+    return zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True)
+
+
+def _first(named: Iterator[tuple[str, str | None]]) -> dict[str, str]:
+    """sha256 -> the first name that has it."""
+    found: dict[str, str] = {}
+    for name, sha256 in named:
+        if sha256 is not None:
+            found.setdefault(sha256, name)
+    return found
+
+
+def _add_images(items: Items, images: Iterator[tuple[str, bytes]], pictures: bool) -> None:
+    hashes, names, looks = [], [], []
+    while block := list(islice(images, BLOCK_IMAGES)):
+        hashes += [(name, hashlib.sha256(data).hexdigest()) for name, data in block]
+        if pictures:
+            found, why = look_at([data for _, data in block])
+            looks.append(found)
+            names += [name for name, _ in block]
+            items.num_unread += sum(w is not None for w in why)
+    items.sha256 = _first(iter(hashes))
+    if looks:
+        items.pictures = (names, Looks(*(np.concatenate(part) for part in zip(*looks, strict=True))))
+
+
+def _folder_images(path: str) -> Iterator[tuple[str, bytes]]:
+    root = Path(path)
+    if not root.is_dir():
+        raise VlpipeError(f"`images` wants a folder; there is none at {path}")
+    for file in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        yield file.relative_to(root).as_posix(), file.read_bytes()
+
+
+def read_vectors(path: str) -> tuple[list[str], Floats]:
+    """Ids and unit vectors (M, D) of a Parquet file, or of all in a folder."""
+    root = Path(path)
+    files = sorted(f for f in root.glob("*.parquet") if f.name[0] not in "._") if root.is_dir() else [root]
+    tables = []
+    for file in files:
+        try:
+            table = pq.read_table(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise VlpipeError(f"embeddings: {file} cannot be read as Parquet ({error})") from error
+        need(table.schema, f"embeddings ({file})", id=pa.string())
+        tables.append(table)
+    if not tables or not any(t.num_rows for t in tables):
+        raise VlpipeError(
+            f"embeddings: there are no rows in {path}; wanted Parquet with `id` and `embedding`"
+        )
+    return [i for t in tables for i in t["id"].to_pylist()], _stack(tables, path)
+
+
+def _stack(tables: Sequence[pa.Table], where: str) -> Floats:
+    return np.concatenate([unit_vectors(t, where) for t in tables if t.num_rows])
+
+
+def unit_vectors(table: pa.Table, where: str) -> Floats:
+    """Column `embedding` as (B, D). VlpipeError, with the first id, unless each is there and of length 1."""
+    if "embedding" not in table.schema.names:
+        raise VlpipeError(f"{where} has no column 'embedding'; there are: {', '.join(table.schema.names)}")
+    vectors = table["embedding"].combine_chunks()
+    flat = pc.list_flatten(vectors).to_numpy(zero_copy_only=False).astype(np.float32)
+    lengths = set(pc.list_value_length(vectors).to_pylist())
+    if len(lengths) != 1 or None in lengths:
+        raise VlpipeError(
+            f"{where}: embeddings are missing or of several widths: {sorted(map(str, lengths))}"
+        )
+    found: Floats = flat.reshape(len(vectors), -1)
+    bad = ~(np.abs(np.linalg.norm(found.astype(np.float64), axis=1) - 1) <= NORM_ERROR)
+    if bad.any():
+        first = table["id"][int(np.flatnonzero(bad)[0])]
+        raise VlpipeError(
+            f"{where}: {bad.sum()} embedding(s) are not vectors of length 1 (first: {first}); divide each by its length"
+        )
+    return found
