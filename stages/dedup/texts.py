@@ -35,9 +35,9 @@ class TextDuplicates(GatherStage):
 
     Texts are compared in their normal form (`text_forms.normal_form`). Equal ones are exact_duplicate_text. Near
     ones, near_duplicate_text, have at least `threshold` of their 5-character shingles in common (Jaccard); null:
-    equal ones only. At 0.8 there are 102 near ones among 25,833 alt-texts of CC3M and LAION; those looked at (26) differ by a word or two, as
-    "pop artist performs on stage" and "synthpop artist performs on stage". Both may be right for their images: use
-    null where captions are good.
+    equal ones only. At 0.8 there are 102 near ones among 25,833 alt-texts of CC3M and LAION; the 26 that were read
+    differ by a word or two, as "pop artist performs on stage" and "synthpop artist performs on stage". Both may be
+    right for their images: use null where captions are good.
     sources: the texts that are compared; those dropped before are not. All others stay.
 
     Every dropped text has a witness that stays. Memory: all texts, and 2 kB for each that stays.
