@@ -58,9 +58,13 @@ class Done:
 
 
 class Executor(Protocol):
-    """Where units run. `room` says whether one more of a step may start now."""
+    """Where units run. `room` says whether one more of a step may start now.
+
+    `expect`: units of a step may come from now on; `release`: none will come any more.
+    """
 
     def check(self, steps: Sequence[Planned]) -> list[str]: ...
+    def expect(self, one: Planned) -> None: ...
     def room(self, one: Planned) -> bool: ...
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None: ...
     def wait(self, timeout_s: float) -> list[Done]: ...
@@ -151,6 +155,7 @@ class Run:
                 self._finished(state)
                 return True
         state.expected = 1 if is_gather(one) else sum(c or 0 for c in counts)
+        self.executor.expect(one)
         self.watcher.started(one, state.expected)
         if is_gather(one):
             state.todo.append(-1)
@@ -279,6 +284,7 @@ class Run:
             if state.attempts[index] < allowed:
                 state.todo.insert(0, index)
                 return
+            error = StepFailed(f"{error}, in each of {allowed} attempts")
         where = f"shard {index} of step {state.one.name!r}" if index >= 0 else f"step {state.one.name!r}"
         if isinstance(error, (StepFailed, VlpipeError)):
             raise type(error)(f"{where}: {error}") if type(error) in (StepFailed, VlpipeError) else error
