@@ -33,6 +33,7 @@ from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.work import ShardTask, heavy_pointers, worst
 
 MAX_ATTEMPTS = 3
+MAX_DEATHS = 2  # a shard that killed so many workers is run row by row in a process of its own
 
 
 class WorkerDied(VlpipeError):
@@ -264,7 +265,9 @@ class Run:
         task = self._map_task(state, index)
         if f"{index:06d}.json" in state.have:
             self.store.remove(receipt_path(state.one.folder, index))
-        task = dataclasses.replace(task, attempt=state.attempts[index], isolate=state.deaths[index] >= 2)
+        task = dataclasses.replace(
+            task, attempt=state.attempts[index], isolate=state.deaths[index] >= MAX_DEATHS
+        )
         self.executor.submit(state.one, Unit(state.one.name, index), task)
 
     def _take(self, done: Done) -> None:
@@ -280,7 +283,7 @@ class Run:
     def _failed(self, state: State, index: int, error: BaseException) -> None:
         if isinstance(error, WorkerDied):
             state.deaths[index] += not error.innocent
-            allowed = MAX_ATTEMPTS + (state.deaths[index] >= 2)
+            allowed = MAX_ATTEMPTS + (state.deaths[index] >= MAX_DEATHS)
             if state.attempts[index] < allowed:
                 state.todo.insert(0, index)
                 return
@@ -324,6 +327,7 @@ class Run:
         one = state.one
         self._drop_surplus(one, len(receipts))
         self._sweep(one)
+        self.store.remove(f"{one.folder}/work")
         inputs = tuple(p.folder for p in one.above)
         manifest = make_manifest(one.keyed, one.schema_out, inputs, inputs_digest(one), receipts, artifacts)
         write_manifest(self.store, one.folder, manifest, receipts)
