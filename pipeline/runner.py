@@ -382,9 +382,9 @@ def adopt(
     folder, old = found
     path = shard_path(task.folder, task.index)
     store.link_or_copy(old.shard.path, path)
-    for rel in (rejects_path(folder, old.index),):
-        if store.exists(rel):
-            store.link_or_copy(rel, rejects_path(task.folder, task.index))
+    rejects = rejects_path(folder, old.index)
+    if store.exists(rejects):
+        store.link_or_copy(rejects, rejects_path(task.folder, task.index))
     shard = dataclasses.replace(old.shard, path=path, heavy=heavy_pointers(task))
     receipt = dataclasses.replace(old, index=task.index, shard=shard)
     write_receipt(store, task.folder, receipt)

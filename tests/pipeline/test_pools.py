@@ -62,9 +62,13 @@ def test_a_task_between_two_pools_is_not_starved(tmp_path: Path, two_cpus: str) 
     assert left(there / "root") == left(here / "root")
 
 
-def test_a_row_that_kills_an_actor_is_found_while_pools_hold_every_cpu(tmp_path: Path, two_cpus: str) -> None:
-    text = workflow(tmp_path, ("a", "TimedInActor")).replace("num_rows: 60", "num_rows: 20")
-    text += '  b: {use: "toys:BreaksInActor", from: a, kills: [7], max_reject_rate: 0.2}\n'
-    steps = run(tmp_path, text, address=two_cpus)
-    assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(20) if n != 7]
-    assert [(r["id"], r["why"]) for r in rejects(tmp_path, steps["b"])] == [("id7", "killed_worker")]
+def test_a_row_that_kills_an_actor_is_found_while_its_pool_holds_every_cpu(
+    tmp_path: Path, two_cpus: str
+) -> None:
+    """The process that isolates the row needs a CPU too: it gets its actor's."""
+    step = (
+        '{use: "toys:BreaksInActor", from: numbers, kills: [2], max_reject_rate: 0.2, resources: {cpus: 2}}'
+    )
+    steps = run(tmp_path, workflow(tmp_path, end=f"  b: {step}\n"), address=two_cpus)
+    assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(60) if n != 2]
+    assert [(r["id"], r["why"]) for r in rejects(tmp_path, steps["b"])] == [("id2", "killed_worker")]

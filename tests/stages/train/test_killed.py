@@ -60,7 +60,7 @@ def start(workflow: Path, root: Path, *more: str, gate: Path | None = None) -> s
 
 
 def end_well(process: subprocess.Popen[bytes]) -> None:
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate(timeout=500)
     assert process.returncode == 0, said.decode()
 
 
@@ -86,6 +86,8 @@ def promised(root: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", ["trainer", "driver"])
 def test_killed_amid_training_it_leaves_the_same_files_and_no_process(
     victim: str, workflow: Path, tmp_path: Path
