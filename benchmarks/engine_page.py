@@ -62,7 +62,7 @@ def _cells(times: list[dict[str, Any]], ideal: float, num_shards: int) -> list[s
         f"{wall:.2f}",
         " ".join(f"{w:.2f}" for w in sorted(walls)),
         f"{wall / ideal:.2f}",
-        f"{statistics.median(t['start_s'] for t in times):.2f}",
+        f"{statistics.median(t['idle_s'] for t in times):.2f}",
         f"{1000 * (wall - ideal) / num_shards:.1f}",
     ]
 

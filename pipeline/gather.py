@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.keys import sha256_json
-from vlpipe.pipeline.receipt import Receipt, hash_folder, shard_path, write_receipt, write_rejects
+from vlpipe.pipeline.receipt import Receipt, hash_folder, run_path, shard_path, write_receipt, write_rejects
 from vlpipe.pipeline.shard import Reject, Shard, check_conserved, heavy_names, write_shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage
 from vlpipe.pipeline.store import Store
@@ -107,7 +107,6 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
         hashes = hash_folder(artifacts)
         if hashes:
             task.store.move_in(artifacts, f"{task.folder}/artifacts")
-    task.store.remove(f"{task.folder}/work")
     return Gathered(receipts, hashes)
 
 
@@ -183,6 +182,9 @@ class _Cutter:
         codes = write_rejects(self.task.store, self.task.folder, 0, self.task.step, self.rejects)
         if codes and not self.shards:
             self._write(self.task.schema_out.empty_table())
+        run = {"seconds": round(seconds, 3), "host": platform.node(), "attempts": 1}
+        if not self.shards:
+            self.task.store.write_json(run_path(self.task.folder), run)
         receipts = [
             Receipt(
                 index=index,
@@ -193,9 +195,7 @@ class _Cutter:
                 rejects=codes if index == 0 else {},
                 columns=stats,
                 source=self.task.source,
-                run={"seconds": round(seconds, 3), "host": platform.node(), "attempts": 1}
-                if index == 0
-                else {},
+                run=run if index == 0 else {},
             )
             for index, (shard, size, stats) in enumerate(self.shards)
         ]

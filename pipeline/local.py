@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from vlpipe.pipeline.gather import GatherTask, run_gather
 from vlpipe.pipeline.plan import Planned
-from vlpipe.pipeline.runner import Done, Unit
+from vlpipe.pipeline.runner import MAX_DEATHS, Done, Unit
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.work import ShardTask, opened, run_shard
 
@@ -23,6 +25,9 @@ class LocalExecutor:
     def check(self, steps: Sequence[Planned]) -> list[str]:
         return []
 
+    def expect(self, one: Planned) -> None:
+        """One unit runs at a time, whatever may come."""
+
     def room(self, one: Planned) -> bool:
         return not self._queue
 
@@ -32,12 +37,12 @@ class LocalExecutor:
     def wait(self, timeout_s: float) -> list[Done]:
         unit, task = self._queue.popleft()
         try:
-            return [
-                Done(
-                    unit,
-                    run_gather(task) if isinstance(task, GatherTask) else run_shard(task, self._work(task)),
-                )
-            ]
+            if isinstance(task, GatherTask):
+                return [Done(unit, run_gather(task))]
+            with _noted(task) as num_deaths:
+                if num_deaths >= MAX_DEATHS:  # as on Ray: the rows that kill it are found, and named
+                    return [Done(unit, run_shard(dataclasses.replace(task, isolate=True)))]
+                return [Done(unit, run_shard(task, self._work(task)))]
         except Exception as error:  # the loop decides what it means
             return [Done(unit, error)]
 
@@ -61,3 +66,19 @@ class LocalExecutor:
         for stack, _ in self._open.values():
             stack.close()
         self._open.clear()
+
+
+@contextmanager
+def _noted(task: ShardTask) -> Iterator[int]:
+    """How often a run died amid this shard; the note that says so stays when this one dies too."""
+    if not task.store.is_local:
+        yield 0
+        return
+    note = Path(task.store.path(f"{task.folder}/work/{task.index:06d}.deaths"))
+    note.parent.mkdir(parents=True, exist_ok=True)
+    num_deaths = int(note.read_text() or 0) if note.exists() else 0
+    note.write_text(str(num_deaths + 1))
+    try:
+        yield num_deaths
+    finally:
+        note.unlink()

@@ -24,7 +24,7 @@ LEASE_S = 60.0
 GRACE_S = 10.0
 
 
-def _started(pid: int) -> str:
+def process_start(pid: int) -> str:
     """When a process started, in clock ticks since boot: a reused pid has another value. Empty when there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
@@ -69,7 +69,7 @@ def locked(store: Store) -> Iterator[str]:
     for folder in ("", "_cache"):
         store.sweep(folder)
     run = uuid.uuid4().hex
-    mine = {"run": run, "host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())}
+    mine = {"run": run, "host": platform.node(), "pid": os.getpid(), "started": process_start(os.getpid())}
     if not store.create(REL, canonical_json({**mine, "beat": time.time()})):
         raise VlpipeError(f"{store.url} was taken by another run just now")
     done = threading.Event()
@@ -107,7 +107,7 @@ def _take_over(store: Store) -> bool:
     except (json.JSONDecodeError, FileNotFoundError):
         return True  # it went away, or a kill cut it on a store without atomic writes
     if held["host"] == platform.node():
-        if _started(held["pid"]) == held["started"] != "":
+        if process_start(held["pid"]) == held["started"] != "":
             raise VlpipeError(
                 f"{store.url} is in use by another run: process {held['pid']} on {held['host']}"
             )

@@ -41,14 +41,20 @@ def _run_gather(task: GatherTask, cpus: float) -> Gathered:
 
 
 class _ShardWorker:
-    """Opens its stage with its first shard: what goes wrong there is that shard's error, not a dead actor's."""
+    """Opens its stage with its first shard: what goes wrong there is that shard's error, not a dead actor's.
+
+    A shard to be run row by row in a process of its own is run in place of the actor's work, not beside it.
+    """
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._work: Work | None = None
 
     def run(self, task: ShardTask) -> Receipt:
-        if self._work is None:
+        if task.isolate:
+            self._stack.close()
+            self._work = None
+        elif self._work is None:
             self._work = self._stack.enter_context(opened(task.stage, task.torch_threads))
         return run_shard(task, self._work)
 
@@ -88,13 +94,15 @@ def launch_on_ray(
 
 def _cause_of(error: BaseException) -> BaseException:
     """The error a training worker raised, out of Ray Train's wrapping."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        inner = getattr(failure, "base_error", failure)
-        inner = getattr(inner, "cause", inner)
-        if isinstance(inner, ray.exceptions.RayActorError):
-            return WorkerDied(f"a training worker died: {inner}", innocent=True)
-        return inner if isinstance(inner, VlpipeError) else StepFailed(f"{type(inner).__name__}: {inner}")
+    found = list((getattr(error, "worker_failures", None) or {}).values())
+    for wrapping in ("health_check_failure", "base_error", "cause"):
+        found = [getattr(failure, wrapping, None) or failure for failure in found]
+    for failure in found:  # the others then fail for want of the dead one
+        if isinstance(failure, ray.exceptions.RayError):
+            return WorkerDied(f"a training worker died: {type(failure).__name__}", innocent=True)
+    for failure in found:
+        named = StepFailed(f"{type(failure).__name__}: {failure}")
+        return failure if isinstance(failure, VlpipeError) else named
     return StepFailed(str(error))
 
 
@@ -107,6 +115,7 @@ def _train_loop(config: dict[str, Any]) -> None:
 class _Pool:
     """The actors of one step and what each works on, oldest first."""
 
+    step: Planned
     actors: dict[Any, list[Any]] = field(default_factory=dict)  # actor -> refs in flight
 
     @property
@@ -142,6 +151,7 @@ class RayExecutor:
         self.free = dict(self.total)
         self._units: dict[Any, tuple[Unit, Planned, Any]] = {}  # ref -> unit, step, actor
         self._pools: dict[str, _Pool] = {}
+        self._tasks_to_come: set[str] = set()  # steps that are no pools and may still want a CPU
 
     def check(self, steps: Sequence[Planned]) -> list[str]:
         """Steps that ask for more than there is at all."""
@@ -172,9 +182,13 @@ class RayExecutor:
         for kind, n in self._need(one).items():
             self.free[kind] += sign * n
 
+    def expect(self, one: Planned) -> None:
+        if not _pooled(one):
+            self._tasks_to_come.add(one.name)
+
     def room(self, one: Planned) -> bool:
         if _pooled(one):
-            pool = self._pools.get(one.name, _Pool())
+            pool = self._pools.get(one.name, _Pool(one))
             if any(len(refs) < IN_FLIGHT for refs in pool.actors.values()):
                 return True
             if len(pool.actors) >= one.keyed.step.resources.actors:
@@ -196,11 +210,13 @@ class RayExecutor:
         return 0 < waiting < fitting - holders + 1 and one.keyed.step.resources.gpus == 0
 
     def _fits_pool(self, one: Planned) -> bool:
-        """Pools leave one CPU to tasks, unless that leaves no pool at all."""
-        first = not any(p.actors for p in self._pools.values())
-        if not self._fits(one, spare_cpus=0.0 if first else 1.0):
+        if not self._fits(one, self._left_to_tasks()):
             self._let_go_of_idle(one)
-        return self._fits(one, spare_cpus=0.0 if first else 1.0)
+        return self._fits(one, self._left_to_tasks())
+
+    def _left_to_tasks(self) -> float:
+        """Pools leave one CPU to tasks while any may come, unless that leaves no pool at all."""
+        return 1.0 if self._tasks_to_come and any(p.actors for p in self._pools.values()) else 0.0
 
     def _let_go_of_idle(self, wanting: Planned) -> None:
         for name, pool in list(self._pools.items()):
@@ -210,12 +226,8 @@ class RayExecutor:
     def _close_pool(self, name: str, pool: _Pool) -> None:
         for actor in pool.actors:
             ray.kill(actor)
-            self._account(self._pool_steps.pop(actor), +1)
+            self._account(pool.step, +1)
         del self._pools[name]
-
-    @functools.cached_property
-    def _pool_steps(self) -> dict[Any, Planned]:
-        return {}
 
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
         res = one.keyed.step.resources
@@ -224,7 +236,8 @@ class RayExecutor:
             options |= {"num_cpus": 0, "num_gpus": 0} if _launches(one) else {}
             ref, actor = _gather.options(**options).remote(task, res.cpus), None
             self._account(one, -1)
-        elif _pooled(one) and not task.isolate:
+            self._tasks_to_come.discard(one.name)  # it is all of its step
+        elif _pooled(one):
             actor = self._actor(one, options)
             ref = actor.run.remote(task)
             self._pools[one.name].actors[actor].append(ref)
@@ -234,14 +247,13 @@ class RayExecutor:
         self._units[ref] = (unit, one, actor)
 
     def _actor(self, one: Planned, options: dict[str, Any]) -> Any:
-        pool = self._pools.setdefault(one.name, _Pool())
+        pool = self._pools.setdefault(one.name, _Pool(one))
         least = min(pool.actors, key=lambda a: len(pool.actors[a]), default=None)
         grow = len(pool.actors) < one.keyed.step.resources.actors and self._fits_pool(one)
         if least is not None and (not pool.actors[least] or not grow) and len(pool.actors[least]) < IN_FLIGHT:
             return least
         actor = _Worker.options(**{k: v for k, v in options.items() if k != "name"}).remote()
         pool.actors[actor] = []
-        self._pool_steps[actor] = one
         self._account(one, -1)
         return actor
 
@@ -271,12 +283,12 @@ class RayExecutor:
         """Take a dead actor out of its pool; what else it had in flight is innocent."""
         pool = self._pools[one.name]
         others = pool.actors.pop(actor, [])
-        self._pool_steps.pop(actor, None)
         self._account(one, +1)
         gone = [self._units.pop(ref)[0] for ref in others if ref in self._units]
         return [Done(unit, WorkerDied("its worker died on another shard", innocent=True)) for unit in gone]
 
     def release(self, one: Planned) -> None:
+        self._tasks_to_come.discard(one.name)
         if one.name in self._pools:
             self._close_pool(one.name, self._pools[one.name])
 

@@ -94,6 +94,19 @@ def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
     return Receipt.from_json(store.read_json(path)) if store.exists(path) else None
 
 
+def run_path(folder: str) -> str:
+    """What `Receipt.run` says, of a gather step that has no shard and so no receipt."""
+    return f"{folder}/_log/run.json"
+
+
+def seconds_of(store: Store, folder: str, receipts: Iterable[Receipt]) -> float:
+    """Seconds a step took, summed over its shards whatever ran at once; 0 when nothing says."""
+    runs = [r.run for r in receipts]
+    if not runs and store.exists(run_path(folder)):
+        runs = [store.read_json(run_path(folder))]
+    return sum(float(run.get("seconds", 0)) for run in runs)
+
+
 _SHARDS = pa.schema([("index", pa.int64()), ("key", pa.string()), ("receipt", pa.string())])
 
 

@@ -33,6 +33,7 @@ from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.work import ShardTask, heavy_pointers, worst
 
 MAX_ATTEMPTS = 3
+MAX_DEATHS = 2  # a shard that killed so many workers is run row by row in a process of its own
 
 
 class WorkerDied(VlpipeError):
@@ -58,9 +59,13 @@ class Done:
 
 
 class Executor(Protocol):
-    """Where units run. `room` says whether one more of a step may start now."""
+    """Where units run. `room` says whether one more of a step may start now.
+
+    `expect`: units of a step may come from now on; `release`: none will come any more.
+    """
 
     def check(self, steps: Sequence[Planned]) -> list[str]: ...
+    def expect(self, one: Planned) -> None: ...
     def room(self, one: Planned) -> bool: ...
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None: ...
     def wait(self, timeout_s: float) -> list[Done]: ...
@@ -151,6 +156,7 @@ class Run:
                 self._finished(state)
                 return True
         state.expected = 1 if is_gather(one) else sum(c or 0 for c in counts)
+        self.executor.expect(one)
         self.watcher.started(one, state.expected)
         if is_gather(one):
             state.todo.append(-1)
@@ -259,7 +265,9 @@ class Run:
         task = self._map_task(state, index)
         if f"{index:06d}.json" in state.have:
             self.store.remove(receipt_path(state.one.folder, index))
-        task = dataclasses.replace(task, attempt=state.attempts[index], isolate=state.deaths[index] >= 2)
+        task = dataclasses.replace(
+            task, attempt=state.attempts[index], isolate=state.deaths[index] >= MAX_DEATHS
+        )
         self.executor.submit(state.one, Unit(state.one.name, index), task)
 
     def _take(self, done: Done) -> None:
@@ -275,10 +283,11 @@ class Run:
     def _failed(self, state: State, index: int, error: BaseException) -> None:
         if isinstance(error, WorkerDied):
             state.deaths[index] += not error.innocent
-            allowed = MAX_ATTEMPTS + (state.deaths[index] >= 2)
+            allowed = MAX_ATTEMPTS + (state.deaths[index] >= MAX_DEATHS)
             if state.attempts[index] < allowed:
                 state.todo.insert(0, index)
                 return
+            error = StepFailed(f"{error}, in each of {allowed} attempts")
         where = f"shard {index} of step {state.one.name!r}" if index >= 0 else f"step {state.one.name!r}"
         if isinstance(error, (StepFailed, VlpipeError)):
             raise type(error)(f"{where}: {error}") if type(error) in (StepFailed, VlpipeError) else error
@@ -318,6 +327,7 @@ class Run:
         one = state.one
         self._drop_surplus(one, len(receipts))
         self._sweep(one)
+        self.store.remove(f"{one.folder}/work")
         inputs = tuple(p.folder for p in one.above)
         manifest = make_manifest(one.keyed, one.schema_out, inputs, inputs_digest(one), receipts, artifacts)
         write_manifest(self.store, one.folder, manifest, receipts)
@@ -372,9 +382,9 @@ def adopt(
     folder, old = found
     path = shard_path(task.folder, task.index)
     store.link_or_copy(old.shard.path, path)
-    for rel in (rejects_path(folder, old.index),):
-        if store.exists(rel):
-            store.link_or_copy(rel, rejects_path(task.folder, task.index))
+    rejects = rejects_path(folder, old.index)
+    if store.exists(rejects):
+        store.link_or_copy(rejects, rejects_path(task.folder, task.index))
     shard = dataclasses.replace(old.shard, path=path, heavy=heavy_pointers(task))
     receipt = dataclasses.replace(old, index=task.index, shard=shard)
     write_receipt(store, task.folder, receipt)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from vlpipe.pipeline.cells import cell, counts, printable, size, struct_text
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
-from vlpipe.pipeline.receipt import Receipt, rejects_path
+from vlpipe.pipeline.receipt import Receipt, rejects_path, seconds_of
 from vlpipe.pipeline.records import Place, StepRecord, data_path, need_step, read_step
 from vlpipe.pipeline.shard import is_heavy, open_parquet
 from vlpipe.pipeline.store import Store
@@ -144,7 +144,7 @@ def step_facts(store: Store, record: StepRecord) -> list[tuple[str, str]]:
     rows = f"{record.num_rows:,}" + (f" of {rows_in:,} rows in" if rows_in else "")
     facts += [("rows", f"{rows}, in {len(receipts)} shard(s)"), *_reject_facts(receipts)]
     facts.append(("size", size(sum(r.bytes for r in receipts))))
-    facts.append(("seconds", f"{sum(float(r.run.get('seconds', 0)) for r in receipts):.1f}, over all shards"))
+    facts.append(("seconds", f"{seconds_of(store, record.folder, receipts):.1f}, over all shards"))
     if m is not None and m.artifacts:
         names = list(m.artifacts)
         more = f", ... {len(names)} files" if len(names) > 6 else ""

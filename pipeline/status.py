@@ -15,6 +15,7 @@ from rich.table import Table
 from vlpipe.pipeline import lock
 from vlpipe.pipeline.cells import counts, size
 from vlpipe.pipeline.plan import Planned
+from vlpipe.pipeline.receipt import seconds_of
 from vlpipe.pipeline.records import Have, what_is_there
 from vlpipe.pipeline.store import Store
 
@@ -50,7 +51,7 @@ def _status(one: Planned, have: Have, store: Store) -> StepStatus:
         num_shards=len(receipts),
         rows=sum(r.shard.num_rows for r in receipts),
         rejects=dict(rejects),
-        seconds=sum(float(r.run.get("seconds", 0)) for r in receipts),
+        seconds=seconds_of(store, one.folder, receipts),
         bytes=sum(r.bytes for r in receipts) + extra,
         why=one.reason,
     )
@@ -100,6 +101,6 @@ def lock_holder(store: Store) -> Holder:
     age_s = max(0.0, time.time() - held["beat"])
     who = f"process {held['pid']} on {held['host']}, last sign of life {age_s:.0f} s ago"
     here = held["host"] == platform.node()
-    if lock._started(held["pid"]) == held["started"] != "" if here else age_s < lock.LEASE_S:
+    if lock.process_start(held["pid"]) == held["started"] != "" if here else age_s < lock.LEASE_S:
         return Holder(f"a run is going on: {who}", is_running=True)
     return Holder(f"a run was killed: {who}; `vlpipe run` goes on from here")

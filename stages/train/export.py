@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,20 @@ import pyarrow as pa
 from vlpipe.pipeline.stage import GatherStage, Job, Weights
 
 EXPORTED = pa.schema([("file", pa.string()), ("num_bytes", pa.int64())])
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """transformers draws one per file it writes, amid the lines of the run."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +45,8 @@ class ExportHF(GatherStage):
         from vlpipe.models.tokenizer import Tokenizer
 
         export = {"captioner": export_captioner, "retrieval": export_retrieval}[self.kind]
-        export(Blip.load(self.model.path), Tokenizer.load(self.model.path), job.artifacts)
+        with no_progress_bar():
+            export(Blip.load(self.model.path), Tokenizer.load(self.model.path), job.artifacts)
         files = sorted(path for path in Path(job.artifacts).rglob("*") if path.is_file())
         names = [path.relative_to(job.artifacts).as_posix() for path in files]
         job.emit(pa.table([names, [path.stat().st_size for path in files]], schema=EXPORTED))

@@ -33,15 +33,17 @@ def planned(folder: Path, text: str, sets: tuple[str, ...] = ()) -> tuple[list[P
     return plan(Workflow.load(str(file), sets=sets, root=root), Store(root)), Store(root)
 
 
-def run(folder: Path, text: str, sets: tuple[str, ...] = (), ray: bool = False) -> dict[str, Planned]:
-    """Run to the end, in this process or on Ray; returns the steps by name."""
+def run(
+    folder: Path, text: str, sets: tuple[str, ...] = (), ray: bool = False, address: str | None = None
+) -> dict[str, Planned]:
+    """Run to the end, in this process, on Ray, or on the Ray cluster at `address`; returns the steps by name."""
     steps, store = planned(folder, text, sets)
     with locked(store) as run_id:
         remember(steps, store)
-        if ray:
+        if ray or address:
             from vlpipe.pipeline.on_ray import RayExecutor
 
-            executor = RayExecutor(run_id)
+            executor = RayExecutor(run_id, address)
         else:
             executor = LocalExecutor()
         try:

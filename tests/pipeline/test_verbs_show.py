@@ -130,6 +130,15 @@ def test_status_of_half_a_run(tmp_path: Path) -> None:
     assert states["toy:"].startswith("toy: 3 of 7 steps are done")
 
 
+def test_seconds_of_a_step_without_a_shard(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, 'steps:\n  a: {use: "toys:OnlyArtifact", seconds: 0.3}\n')
+    runs("run", "--local")
+    (line,) = (line for line in runs("status") if line.startswith("a "))
+    assert float(re.search(r"(\d+\.\d) +\d+ B", line)[1]) >= 0.3
+    (line,) = (line for line in vlpipe("show", runs.step("a")) if line.startswith("seconds"))
+    assert float(line.split()[1].rstrip(",")) >= 0.3
+
+
 def test_status_says_who_is_at_work(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local", "--until", "numbers")

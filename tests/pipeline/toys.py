@@ -131,6 +131,36 @@ class Breaks(MapStage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BreaksInActor(Breaks):
+    LOADS_WEIGHTS: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed(MapStage):
+    """Takes `seconds` per row group; notes in the file `times` when each began and ended."""
+
+    seconds: float
+    times: str
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"seconds", "times"})
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(table: pa.Table) -> pa.Table:
+            began = time.monotonic()
+            time.sleep(self.seconds)
+            with open(self.times, "a") as file:
+                file.write(f"{began} {time.monotonic()}\n")
+            return table
+
+        yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedInActor(Timed):
+    LOADS_WEIGHTS: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loses(MapStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -179,6 +209,20 @@ class Sum(GatherStage):
             os.kill(os.getpid(), signal.SIGKILL)
         (Path(job.artifacts) / "sum.json").write_text(json.dumps(total))
         job.emit(pa.table({"name": ["sum"], "value": [float(total)], "num_rows": [num]}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlyArtifact(GatherStage):
+    """Puts a file, emits no row: it has no shard."""
+
+    seconds: float = 0.0
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([])
+
+    def run(self, job: Job) -> None:
+        time.sleep(self.seconds)
+        (Path(job.artifacts) / "a.txt").write_text("a")
 
 
 @dataclass(frozen=True, kw_only=True)

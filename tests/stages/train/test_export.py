@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils.logging import is_progress_bar_enabled
 
 from vlpipe.models.blip import Blip
 from vlpipe.pipeline.stage import Dataset, Weights
@@ -15,11 +16,18 @@ from vlpipe.stages.train.train import Train
 
 @pytest.mark.parametrize("kind", ["captioner", "retrieval"])
 def test_a_trained_model_opens_in_transformers(
-    kind: str, squares: Dataset, recipe_of: Callable[..., Train], tmp_path: Path
+    kind: str,
+    squares: Dataset,
+    recipe_of: Callable[..., Train],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     trained = run_gather(recipe_of(steps=1), [squares], tmp_path / "trained")
+    capsys.readouterr()
     stage = ExportHF(model=Weights(path=str(trained.artifacts)), kind=kind)  # type: ignore[arg-type]
     got = run_gather(stage, [], tmp_path / "exported")
+    assert capsys.readouterr() == ("", "")  # no progress bar of transformers
+    assert is_progress_bar_enabled()  # elsewhere they are as they were
     assert "model.safetensors" in got.table["file"].to_pylist()
     theirs = _theirs(kind).from_pretrained(got.artifacts, local_files_only=True).eval()
     ours = Blip.load(trained.artifacts).eval()

@@ -1,0 +1,74 @@
+"""Pools of actors on a cluster of two CPUs: who gets a CPU, who lets go, and that nothing waits for ever."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import left, rejects, rows, run
+
+TIMED = '{{use: "toys:{use}", from: {above}, seconds: 0.05, times: "{folder}/{name}.txt"}}'
+
+
+@pytest.fixture(scope="module")
+def two_cpus() -> Iterator[str]:
+    """The address of a cluster with two CPUs, whatever this machine has."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    yield cluster.address
+    cluster.shutdown()
+
+
+def workflow(folder: Path, *steps: tuple[str, str], end: str = "") -> str:
+    """`numbers` in 12 shards, and below it one timed step after the other: (name, class)."""
+    text, above = 'steps:\n  numbers: {use: "toys:Numbers", num_rows: 60, shard_rows: 5}\n', "numbers"
+    for name, use in steps:
+        text += f"  {name}: {TIMED.format(use=use, above=above, folder=folder, name=name)}\n"
+        above = name
+    return text + end
+
+
+def times(folder: Path, name: str) -> list[tuple[float, float]]:
+    lines = (folder / f"{name}.txt").read_text().splitlines()
+    return sorted((float(began), float(ended)) for began, ended in map(str.split, lines))
+
+
+def num_overlaps(one: list[tuple[float, float]], other: list[tuple[float, float]]) -> int:
+    return sum(a < d and c < b for a, b in one for c, d in other)
+
+
+def test_pools_take_every_cpu_once_no_task_can_come_and_let_go_for_training(
+    tmp_path: Path, two_cpus: str
+) -> None:
+    """Two pools work side by side on two CPUs; the two training workers after them need both."""
+    end = '  train: {use: "toys:Launches", from: b, num_workers: 2}\n'
+    text = workflow(tmp_path, ("a", "TimedInActor"), ("b", "TimedInActor"), end=end)
+    steps = run(tmp_path, text, address=two_cpus)
+    assert num_overlaps(times(tmp_path, "a"), times(tmp_path, "b")) > 0
+    assert rows(tmp_path, steps["train"])["n"].to_pylist() == [7]
+
+
+def test_a_task_between_two_pools_is_not_starved(tmp_path: Path, two_cpus: str) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    names = ("a", "TimedInActor"), ("between", "Timed"), ("b", "TimedInActor")
+    text = workflow(tmp_path, *names)
+    for folder in (here, there):
+        folder.mkdir()
+    run(there, text, address=two_cpus)
+    a, between, b = (times(tmp_path, name) for name, _ in names)
+    assert num_overlaps(a, between) > 0
+    assert num_overlaps(a, b) == 0
+    run(here, text)
+    assert left(there / "root") == left(here / "root")
+
+
+def test_a_row_that_kills_an_actor_is_found_while_its_pool_holds_every_cpu(
+    tmp_path: Path, two_cpus: str
+) -> None:
+    """The process that isolates the row needs a CPU too: it gets its actor's."""
+    step = (
+        '{use: "toys:BreaksInActor", from: numbers, kills: [2], max_reject_rate: 0.2, resources: {cpus: 2}}'
+    )
+    steps = run(tmp_path, workflow(tmp_path, end=f"  b: {step}\n"), address=two_cpus)
+    assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(60) if n != 2]
+    assert [(r["id"], r["why"]) for r in rejects(tmp_path, steps["b"])] == [("id2", "killed_worker")]
