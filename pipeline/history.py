@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.cells import cell, struct_text
+from vlpipe.pipeline.cells import cell, printable, struct_text
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.forgotten import read_forgotten
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import Receipt, read_rejects
 from vlpipe.pipeline.records import Have, offset, what_is_there
@@ -155,6 +156,8 @@ def find_id(steps: Sequence[Planned], store: Store, have: dict[str, Have], wante
                 return wanted
         if found:
             return _only(sorted(found), wanted)
+    if read_forgotten(store).has_row(wanted, wanted):
+        raise VlpipeError(f"row {printable(wanted)} was forgotten; only hashes are kept of it")
     raise VlpipeError(
         f"no row has the id or url {wanted!r}; wanted a whole id, its first {MIN_PREFIX} or more characters, or a url"
     )

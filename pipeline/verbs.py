@@ -11,7 +11,21 @@ import typer
 from rich.console import RenderableType
 from rich.markup import escape
 
-from vlpipe.pipeline import again, diff, export, history, prune, records, report, show, status, verify
+from vlpipe.pipeline import (
+    again,
+    diff,
+    export,
+    forget,
+    forget_find,
+    forget_list,
+    history,
+    prune,
+    records,
+    report,
+    show,
+    status,
+    verify,
+)
 from vlpipe.pipeline.cells import printable, size
 from vlpipe.pipeline.cli import (
     GRACE_S,
@@ -21,6 +35,7 @@ from vlpipe.pipeline.cli import (
     WorkflowArg,
     app,
     err,
+    finish_forget,
     load,
     make_executor,
     out,
@@ -137,6 +152,7 @@ def retry_command(
         raise typer.BadParameter("--local and --address exclude each other")
     found, store = load(workflow, root, set_, profile)
     with locked(store) as run_id:
+        finish_forget(store)
         steps = plan(found, store)
         one = again.check(steps, step)
         again.affected(one, records.what_is_there(steps, store)[one.name].receipts, why)
@@ -189,6 +205,41 @@ def _prune(store: Store, paths: list[str], root: str | None, sets: list[str], ye
         say(f"removed {total}")
     else:
         say(f"would remove {total}; --yes removes")
+
+
+@app.command("forget")
+def forget_command(
+    workflow: WorkflowArg,
+    list_: Annotated[
+        str,
+        typer.Argument(
+            metavar="LIST",
+            help="txt (id:... url:... domain:... sha256:...), or csv or parquet with such columns",
+        ),
+    ],
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    yes: Yes = False,
+) -> None:
+    """Take rows out of every step of the root, for good; says what would go, and which models know them, unless --yes."""
+    wanted = forget_list.read_wanted(list_)
+    loaded, store = load(workflow, root, set_, profile)
+    with locked(store) if yes else nullcontext():
+        if yes:
+            finish_forget(store)
+        forget.refuse_half_done(store)
+        steps = plan(loaded, store)
+        reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
+        found = forget_find.find(store, wanted, reads)
+        for line in forget_find.tell(found):
+            say(line)
+        if yes:
+            forget.forget(store, found)
+    num = f"{found.num_rows:,} row(s) in {len(found.folders)} folder(s) of {store.url}"
+    say(f"forgot {num}" if yes else f"would forget {num}; --yes forgets")
+    if found.models:
+        say(f"to train one again without them, remove its folder, then `vlpipe run {workflow}`")
 
 
 @app.command("export")
