@@ -20,7 +20,6 @@ from vlpipe.pipeline.forget_rows import Gone, rewrite, rewrite_log, rewrite_reje
 from vlpipe.pipeline.forgotten import add_forgotten
 from vlpipe.pipeline.keys import sha256_json
 from vlpipe.pipeline.receipt import (
-    Manifest,
     Receipt,
     digest_inputs,
     manifest_from_json,

@@ -91,7 +91,7 @@ def test_no_trace_is_left_and_nothing_has_to_run(runs: Forgets) -> None:
     """By id (a witness of another), url (dead), domain (a twin) and content: no file of the root names them."""
     said = runs.forget(
         f"id:{row_id(2)}",
-        f"url: HTTPS://WWW.Host4.test:443/4.jpg#x",
+        "url: HTTPS://WWW.Host4.test:443/4.jpg#x",
         "domain:host7.test",
         f"sha256:{10:064x}",
     )
@@ -271,7 +271,7 @@ BAD: list[tuple[str, str, str]] = [
         "x.csv has none of the columns id, url, domain, sha256; it has ['name', 'size']",
     ),
     ("x.csv", "id,url\na\n", "x.csv line 2: wanted 2 fields"),
-    ("x.json", "[]", "x.json: a list of what to forget ends in .txt, .csv, .parquet"),
+    ("x.json", "[]", "x.json: such a list ends in .txt, .csv, .parquet"),
 ]
 
 
