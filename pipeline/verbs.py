@@ -109,10 +109,14 @@ def why_command(
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for tools")] = False,
 ) -> None:
-    """Follow one row through all steps: where it lies, what changed, and why it was dropped."""
+    """Follow one row through all steps: fetched when, changed how, twin of whom, dropped why, in which training set."""
     _, steps, store = planned(workflow, root, set_, profile)
     found = history.history(steps, store, row)
+    if as_json:
+        say(history.as_json(found))
+        return
     say(f"row {printable(found.id)}", style="bold")
     for event, text in history.tell(found):
         say(text, style={"dropped": "red", "lost": "red", "not run": "yellow"}.get(event.what))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,7 +68,9 @@ class Pages(SourceStage):
             )
             table = table.append_column("image", [images])
             return Out(
-                table, [Reject(i, "filtered", "dead", url(int(i))) for i in dead], [{"id": i} for i in ids]
+                table,
+                [Reject(i, "filtered", "dead", url(int(i))) for i in dead],
+                [{"id": i, "attempts": 1 + int(i) % 3} for i in ids],
             )
 
         yield work
@@ -111,6 +114,11 @@ class Unique(MapStage):
 class Model(GatherStage):
     """Its weights are made from the bytes of all rows."""
 
+    LAUNCHES = True
+
+    def tell(self, row: Mapping[str, Any]) -> list[str]:
+        return [f"in the training set with its {len(row)} columns"]
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return pa.schema([("step", pa.int64())])
 
@@ -135,18 +143,23 @@ class Tuned(GatherStage):
 
 @dataclass(frozen=True, kw_only=True)
 class Scored(MapStage):
-    """Reads the heavy column and the model; numbers its rows."""
+    """Reads the heavy column; writes down which model it used."""
 
     model: File
+    threshold: float = 0.5
     READS_HEAVY = ("image",)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        return pa.schema([*(f for f in inp if f.name != "url"), ("size", pa.int64())])
+        return pa.schema([*(f for f in inp if f.name != "url"), ("size", pa.int64()), ("model", pa.string())])
 
     @contextmanager
     def open(self) -> Iterator[Work]:
         def work(table: pa.Table) -> pa.Table:
             sizes = pa.array([len(b) for b in table["image"].to_pylist()], pa.int64())
-            return table.drop_columns(["url"]).append_column("size", sizes)
+            return (
+                table.drop_columns(["url"])
+                .append_column("size", sizes)
+                .append_column("model", [[self.model.digest] * len(sizes)])
+            )
 
         yield work
