@@ -237,7 +237,7 @@ class _Change:
             before = self.made.records[folders[digest]].manifest
             assert before is not None
             after = dataclasses.replace(before, artifacts=self.made.artifacts(folders[digest]))
-            path = written.get(name, "")
+            path = written.get(name.removeprefix("source."), "")  # `NAME.rows` has them from its source
             yield before.artifact_digest(path) or "", after.artifact_digest(path) or ""
 
 

@@ -51,6 +51,7 @@ class Found:
     unmatched: int  # entries of the list that mean no row here
     folders: list[Touched]
     models: list[Model]
+    unread: list[str]  # folders with artifacts that are no Parquet and were made from none of these rows
     records: dict[str, StepRecord]
 
 
@@ -65,13 +66,15 @@ def find(store: Store, wanted: Wanted, reads: Mapping[str, Sequence[str]]) -> Fo
         if records[one.folder].manifest is None and store.exists(f"{one.folder}/work"):
             above = reads.get(one.folder)  # unknown: better too much than too little
             one.parts = above is None or any(touched[f] for f in above if f in touched)
+    models = _models(records, touched)
     seen = set().union(*(one.ids for one in folders))
     return Found(
         gone=gone,
         num_rows=len(seen),
         unmatched=unmatched,
         folders=[one for one in folders if one],
-        models=_models(records, touched),
+        models=models,
+        unread=[f for f, r in records.items() if _has_files(r) and f not in {one.folder for one in models}],
         records=records,
     )
 
@@ -173,7 +176,7 @@ def _models(records: Mapping[str, StepRecord], touched: Mapping[str, Touched]) -
     found: dict[str, Model] = {}
     for folder, record in records.items():
         manifest = record.manifest
-        if manifest is None or all(name.endswith(".parquet") for name in manifest.artifacts):
+        if manifest is None or not _has_files(record):
             continue
         read = set().union(*(touched[f].ids for f in manifest.inputs if f in touched))
         before = tuple(f for f in dict.fromkeys(makers(manifest, by_key)) if f in found)
@@ -181,6 +184,11 @@ def _models(records: Mapping[str, StepRecord], touched: Mapping[str, Touched]) -
             digest = manifest.artifact_digest("") or ""
             found[folder] = Model(folder=folder, digest=digest, num_rows=len(read), made_from=before)
     return list(found.values())
+
+
+def _has_files(record: StepRecord) -> bool:
+    """Artifacts that cannot be taken apart into rows."""
+    return record.manifest is not None and any(not n.endswith(".parquet") for n in record.manifest.artifacts)
 
 
 def tell(found: Found) -> Iterator[str]:
@@ -198,7 +206,9 @@ def tell(found: Found) -> Iterator[str]:
         said += ["its unfinished parts"] if one.parts else []
         yield f"  {one.folder:{width}}  {', '.join(said) or 'what names them'}"
     if found.unmatched:
-        yield f"  {found.unmatched:,} entr(ies) mean no row here; they are kept in mind for later lists"
+        yield f"{found.unmatched:,} of the entries mean no row here; they are kept in mind for later lists"
+    if found.unread:
+        yield f"not looked into, as these artifacts are no Parquet: {', '.join(found.unread)}"
     if found.models:
         yield "these know the rows, and stay as they are:"
     for model in found.models:

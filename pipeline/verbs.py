@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
-from rich.markup import escape
 
 from vlpipe.pipeline import (
     again,
@@ -55,7 +54,7 @@ Whys = Annotated[list[str], typer.Option("--why", metavar="CODE", help="rows rej
 
 def say(line: str, style: str | None = None) -> None:
     """One line as it is: no markup, never cut."""
-    out.print(escape(line), highlight=False, soft_wrap=True, style=style)
+    out.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True, style=style)
 
 
 def draw(what: RenderableType) -> None:

@@ -77,6 +77,26 @@ class Pages(SourceStage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lister(GatherStage):
+    """A list that a step made: only urls."""
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([("step", pa.int64())])
+
+    def run(self, job: Job) -> None:
+        pq.write_table(pa.table({"url": [url(n) for n in range(8)]}), f"{job.artifacts}/urls.parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(Pages):
+    """Its list is a Parquet file."""
+
+    def rows(self) -> Iterator[pa.Table]:
+        urls = pq.read_table(self.list.path)["url"].to_pylist()
+        yield pa.table([[row_id(int(u.split("/")[-1][:-4])) for u in urls], urls], schema=self.row_schema())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Twins(GatherStage):
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return pa.schema([("id", pa.string()), ("keep", pa.bool_()), ("witness", pa.string())])

@@ -173,6 +173,20 @@ def test_another_shard_size_brings_nothing_back(runs: Forgets) -> None:
     assert traces(runs.root, row_id(2), url(2)) == []
 
 
+def test_a_list_that_a_step_made_forgets_too(tmp_path: Path) -> None:
+    steps = {
+        "lister": '{use: "forget_toys:Lister"}',
+        "pages": '{use: "forget_toys:Listed", list: {from: lister, path: urls.parquet}, shard_rows: 3}',
+    }
+    runs = Runs(tmp_path, "name: made\nsteps:\n" + "".join(f"  {k}: {v}\n" for k, v in steps.items()))
+    runs("run", "--local")
+    (tmp_path / "entries.txt").write_text(f"id:{row_id(2)}")
+    runs("forget", tmp_path / "entries.txt", "--yes")
+    assert traces(runs.root, row_id(2), url(2)) == []
+    assert runs("run", "--local")[0].startswith("made: all 3 steps are done, nothing to do")
+    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+
+
 def test_retry_brings_nothing_back(runs: Forgets) -> None:
     runs.forget(f"id:{row_id(4)}")
     assert runs("retry", "pages", "--why", "dead", "--local")[-1].startswith("pages: 3 row(s) in 3 shard(s)")
