@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from vlpipe.pipeline import forget
 from vlpipe.pipeline.errors import VlpipeError, explain
 from vlpipe.pipeline.gather import ListRows
 from vlpipe.pipeline.lock import locked
@@ -68,6 +69,7 @@ def run(
     began = time.monotonic()
     found, store = load(workflow, root, set_, profile)
     with locked(store) as run_id:
+        finish_forget(store)
         steps = plan(found, store, until)
         warn(steps, strict)
         todo = [one for one in steps if not one.is_done]
@@ -88,6 +90,12 @@ def run(
     table = results_table(steps, store)
     if table is not None:
         out.print(table)
+
+
+def finish_forget(store: Store) -> None:
+    """Nothing may read a root in which a forget was killed half way. Needs the root's lock."""
+    if forget.finish(store):
+        out.print(f"finished a forget that was interrupted in {store.url}", highlight=False, soft_wrap=True)
 
 
 def execute(steps: list[Planned], store: Store, run_id: str, *, local: bool, address: str | None) -> None:

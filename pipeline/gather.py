@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.forgotten import Forgotten, digest_of, read_forgotten
 from vlpipe.pipeline.keys import sha256_json
 from vlpipe.pipeline.receipt import Receipt, hash_folder, run_path, shard_path, write_receipt, write_rejects
 from vlpipe.pipeline.shard import Reject, Shard, check_conserved, heavy_names, write_shard
@@ -92,7 +93,7 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
         set_torch_threads(task.torch_threads)
     clear_unfinished(task.store, task.folder)
     with _folders(task) as (work, artifacts):
-        cutter = _Cutter(task)
+        cutter = _Cutter(task, read_forgotten(task.store) if rows_enter(task) else Forgotten())
         job = Job(
             inputs=task.inputs,
             work=work,
@@ -108,6 +109,11 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
         if hashes:
             task.store.move_in(artifacts, f"{task.folder}/artifacts")
     return Gathered(receipts, hashes)
+
+
+def rows_enter(task: GatherTask) -> bool:
+    """Does this step bring rows into the root? Then it must not bring forgotten ones."""
+    return not task.inputs and "id" in task.schema_out.names
 
 
 def clear_unfinished(store: Store, folder: str) -> None:
@@ -143,9 +149,13 @@ class _folders:  # reads as a function where it is used
 
 @dataclass
 class _Cutter:
-    """Cuts emitted rows into shards of `shard_rows`; their key is their content."""
+    """Cuts emitted rows into shards of `shard_rows`; their key is their content.
+
+    Forgotten rows are taken out after the cut, and count in the key: the shards after them stay what they were.
+    """
 
     task: GatherTask
+    forgotten: Forgotten
     rejects: list[Reject] = field(default_factory=list)
     shards: list[tuple[Shard, int, dict[str, Any]]] = field(default_factory=list)
     _pending: list[pa.Table] = field(default_factory=list)
@@ -168,9 +178,11 @@ class _Cutter:
     def _write(self, rows: pa.Table) -> None:
         path = shard_path(self.task.folder, len(self.shards))
         stats: dict[str, dict[str, Any]] = {}
+        listed, (rows, gone) = rows, self.forgotten.split(rows) if self.forgotten else (rows, [])
+        self.rejects.extend(gone)
         shard = write_shard(self.task.store, path, [rows], self.task.schema_out, stats=stats)
         pointers = tuple((name, path) for name in heavy_names(self.task.schema_out))
-        key = sha256_json("content", shard.digest)
+        key = sha256_json("content", digest_of(listed, self.task.schema_out) if gone else shard.digest)
         full = Shard(path=path, num_rows=shard.num_rows, digest=shard.digest, key=key, heavy=pointers)
         self.shards.append((full, self.task.store.size(path), stats))
 

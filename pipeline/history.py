@@ -5,29 +5,32 @@ Only shards the row can be in are opened: shard k comes from shard k. Gather ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.cells import cell, struct_text
+from vlpipe.pipeline.cells import cell, printable, struct_text
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.forgotten import read_forgotten
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import Receipt, read_rejects
 from vlpipe.pipeline.records import Have, offset, what_is_there
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.story import Facts, Row, is_below, trains
 
 MIN_PREFIX = 8
 MAX_NAMED = 5
 
-Row = Mapping[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """What one step did with the row. `what`: new, changed, same, dropped, read, children, lost, or not run."""
+    """What one step did with the row. `what`: new, changed, same, dropped, read, absent (not in the training set),
+    children, lost, or not run. Of `dropped` and `absent` the first line is the reason."""
 
     step: str
     what: str
@@ -51,12 +54,20 @@ class _Seen:
 
 @dataclass
 class _Trace:
-    """Follows one id; `seen` says where it was found so far."""
+    """Follows one id; `seen` says where it was found so far, `dropped` which step rejected it and why."""
 
-    store: Store
-    have: dict[str, Have]
+    facts: Facts
     id: str
     seen: dict[str, _Seen] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Store:
+        return self.facts.store
+
+    @property
+    def have(self) -> dict[str, Have]:
+        return self.facts.have
 
     def step(self, one: Planned) -> Event | None:
         """The step's event; None when the row never came there."""
@@ -71,7 +82,7 @@ class _Trace:
             row = next(rows_where(self.store, receipt, "id", self.id), None)
             if row is not None:
                 self.seen[one.name] = _Seen(receipt.index, row)
-                return _row_event(one, receipt, before, row)
+                return self._row_event(one, receipt, before, row)
         return self._gone(one, came, receipts)
 
     def _candidates(self, one: Planned, came: Planned | None) -> list[Receipt]:
@@ -89,10 +100,12 @@ class _Trace:
             if reject is not None:
                 return reject
         if came is None:
-            return None
+            return self._absent(one)
         if is_gather(one):
-            shard = self.have[came.name].receipts[self.seen[came.name].index].shard.path
-            return Event(step=one.name, what="read", shard=shard)
+            was = self.seen[came.name]
+            lines = tuple(self.facts.reading(one, came, was.row))
+            shard = self.have[came.name].receipts[was.index].shard.path
+            return Event(step=one.name, what="read", shard=shard, lines=lines)
         if not receipts:
             return Event(step=one.name, what="not run", lines=("its shard is not done yet",))
         if _makes_ids(one):
@@ -107,8 +120,41 @@ class _Trace:
             said = f"{reject['kind']}: {reject['why']}" + (
                 f" ({cell(reject['detail'])})" if reject["detail"] else ""
             )
-            return Event(step=one.name, what="dropped", shard=receipt.shard.path, lines=(said,))
+            self.dropped[one.name] = reject["why"]
+            lines = [self._with_urls(said), *self.facts.log(one, receipt, self.id), *self.facts.by(one)]
+            return Event(step=one.name, what="dropped", shard=receipt.shard.path, lines=tuple(lines))
         return None
+
+    def _absent(self, one: Planned) -> Event | None:
+        """A training step that would have read the row, had no step dropped it."""
+        if not trains(one) or not self.have[one.name].receipts:
+            return None
+        for name, why in self.dropped.items():
+            if is_below(one, name):
+                return Event(step=one.name, what="absent", lines=(f"{name} dropped it ({why})",))
+        return None
+
+    def _row_event(self, one: Planned, receipt: Receipt, before: Row | None, row: Row) -> Event:
+        """What changed against the step before. A step with columns of its own (a decision, say) drops none of them."""
+        lines = changes(self.facts.named(before or {}), self.facts.named(row))
+        if before is not None and not is_gather(one):
+            lines += [f"- {name}" for name in before if name not in one.schema_out.names]
+        what = "new" if before is None else "changed" if lines else "same"
+        lines = [self._with_urls(line) if line.startswith("+ witness: ") else line for line in lines]
+        lines += self.facts.log(one, receipt, self.id)
+        if what != "same":
+            lines += self.facts.by(one)
+        return Event(step=one.name, what=what, shard=receipt.shard.path, lines=tuple(lines))
+
+    def _with_urls(self, text: str) -> str:
+        """Behind each id of another row, where that one came from. Ids of one source have one length."""
+
+        def named(word: re.Match[str]) -> str:
+            is_id = len(word[0]) == len(self.id) and word[0] != self.id
+            url = self.facts.url_of(word[0]) if is_id else None
+            return f"{word[0]} ({url})" if url else word[0]
+
+        return re.sub(r"[^\s,;()]+", named, text)
 
     def _children(self, one: Planned, receipt: Receipt) -> Event:
         ids = [row["id"] for row in rows_where(self.store, receipt, "parent", self.id)]
@@ -121,19 +167,19 @@ def history(steps: Sequence[Planned], store: Store, wanted: str) -> History:
     """Follow a row, given by its id, the beginning of it (8 characters or more), or its url."""
     have = what_is_there(steps, store)
     id_ = find_id(steps, store, have, wanted)
-    return History(id_, trace(steps, store, have, id_))
+    return History(id_, trace(steps, Facts(steps, store, have), id_))
 
 
-def trace(steps: Sequence[Planned], store: Store, have: dict[str, Have], id_: str) -> list[Event]:
+def trace(steps: Sequence[Planned], facts: Facts, id_: str) -> list[Event]:
     """Events in step order; what made the row from another one is preceded by that one's events."""
-    following = _Trace(store, have, id_)
+    following = _Trace(facts, id_)
     found = {one.name: event for one in steps if (event := following.step(one)) is not None}
     first = next((one for one in steps if one.name in following.seen), None)
     if first is None or not _makes_ids(first):
         return list(found.values())
     parent = following.seen[first.name].row["parent"]
     until = list(steps)[: [s.name for s in steps].index(first.name)]
-    return trace(until, store, have, parent) + list(found.values())
+    return trace(until, facts, parent) + list(found.values())
 
 
 def _makes_ids(one: Planned) -> bool:
@@ -155,6 +201,8 @@ def find_id(steps: Sequence[Planned], store: Store, have: dict[str, Have], wante
                 return wanted
         if found:
             return _only(sorted(found), wanted)
+    if read_forgotten(store).has_row(wanted, wanted):
+        raise VlpipeError(f"row {printable(wanted)} was forgotten; only hashes are kept of it")
     raise VlpipeError(
         f"no row has the id or url {wanted!r}; wanted a whole id, its first {MIN_PREFIX} or more characters, or a url"
     )
@@ -195,15 +243,6 @@ def rows_where(store: Store, receipt: Receipt, column: str, value: str) -> Itera
             mask = pc.equal(names[column], value)
             if pc.any(mask).as_py():
                 yield from file.read_row_group(group).filter(mask).to_pylist()
-
-
-def _row_event(one: Planned, receipt: Receipt, before: Row | None, row: Row) -> Event:
-    """What changed against the step before. A step with columns of its own (a decision, say) drops none of them."""
-    lines = changes(before or {}, row)
-    if before is not None and not is_gather(one):
-        lines += [f"- {name}" for name in before if name not in one.schema_out.names]
-    what = "new" if before is None else "changed" if lines else "same"
-    return Event(step=one.name, what=what, shard=receipt.shard.path, lines=tuple(lines))
 
 
 def changes(before: Row, after: Row) -> list[str]:
@@ -249,6 +288,7 @@ TELL: dict[str, Callable[[Event], str]] = {
     "dropped": lambda e: "dropped, " + e.lines[0],
     "read": lambda e: f"read it, from {e.shard}",
     "children": lambda e: e.shard,
+    "absent": lambda e: f"not in its training set: {e.lines[0]}",
     "lost": lambda e: (
         f"not in {e.shard} and not in its rejects: a file is damaged, `vlpipe verify` says which"
     ),
@@ -256,11 +296,21 @@ TELL: dict[str, Callable[[Event], str]] = {
 }
 
 
+SAID_FIRST = {"dropped": 1, "absent": 1, "not run": 1}  # lines that the head line says
+
+
+def as_json(found: History) -> str:
+    """The same for tools."""
+    return json.dumps(
+        {"id": found.id, "events": [asdict(event) for event in found.events]}, ensure_ascii=False
+    )
+
+
 def tell(found: History) -> Iterator[tuple[Event, str]]:
     """Text per event: a head line, then indented lines."""
     width = max((len(e.step) for e in found.events), default=0)
     for event in found.events:
-        lines = event.lines if event.what in ("new", "changed", "children") else ()
+        lines = event.lines[SAID_FIRST.get(event.what, 0) :]
         yield (
             event,
             "\n".join(

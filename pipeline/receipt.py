@@ -34,6 +34,7 @@ class Receipt:
     input_digest: str = ""
     artifacts_digest: str = ""
     rejects: Mapping[str, int] = field(default_factory=dict)  # "kind:why" -> rows
+    forgotten: int = 0  # rows that `vlpipe forget` took out of it
     columns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     source: str = ""
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -130,6 +131,7 @@ class Manifest:
     rejects: Mapping[str, int]
     artifacts: Mapping[str, str]
     versions: Mapping[str, str]
+    forgotten: int = 0  # rows it was made from that were forgotten since; its artifacts know them still
 
     def artifact_digest(self, path: str) -> str | None:
         """Digest of one artifact file, or of a folder of them; None when there is none of that name."""
@@ -159,7 +161,10 @@ def read_manifest(store: Store, folder: str) -> Manifest | None:
     path = f"{folder}/manifest.json"
     if not store.exists(path):
         return None
-    value = store.read_json(path)
+    return manifest_from_json(store.read_json(path))
+
+
+def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
     return Manifest(**{**value, "inputs": tuple(value["inputs"]), "schema": tuple(value["schema"])})
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vlpipe.pipeline.errors import StepFailed, VlpipeError, explain
+from vlpipe.pipeline.forget import refuse_half_done
 from vlpipe.pipeline.gather import Gathered, GatherTask
 from vlpipe.pipeline.keys import sha256_json
 from vlpipe.pipeline.plan import Planned, artifacts_digest, inputs_digest, is_gather, look, resolve_stage
@@ -107,6 +108,7 @@ class Run:
     """The loop and its bookkeeping."""
 
     def __init__(self, steps: Sequence[Planned], store: Store, executor: Executor, watcher: Watcher) -> None:
+        refuse_half_done(store)
         self.store, self.executor, self.watcher = store, executor, watcher
         self.states = {one.name: State(one) for one in steps if not one.is_done}
         self._sibling_cache: dict[str, dict[tuple[str, str, str], tuple[str, Receipt]]] = {}

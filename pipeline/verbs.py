@@ -9,9 +9,22 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
-from rich.markup import escape
 
-from vlpipe.pipeline import again, diff, export, history, prune, records, report, show, status, verify
+from vlpipe.pipeline import (
+    again,
+    diff,
+    export,
+    forget,
+    forget_find,
+    forget_list,
+    history,
+    prune,
+    records,
+    report,
+    show,
+    status,
+    verify,
+)
 from vlpipe.pipeline.cells import printable, size
 from vlpipe.pipeline.cli import (
     GRACE_S,
@@ -21,6 +34,7 @@ from vlpipe.pipeline.cli import (
     WorkflowArg,
     app,
     err,
+    finish_forget,
     load,
     make_executor,
     out,
@@ -40,7 +54,7 @@ Whys = Annotated[list[str], typer.Option("--why", metavar="CODE", help="rows rej
 
 def say(line: str, style: str | None = None) -> None:
     """One line as it is: no markup, never cut."""
-    out.print(escape(line), highlight=False, soft_wrap=True, style=style)
+    out.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True, style=style)
 
 
 def draw(what: RenderableType) -> None:
@@ -94,10 +108,14 @@ def why_command(
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for tools")] = False,
 ) -> None:
-    """Follow one row through all steps: where it lies, what changed, and why it was dropped."""
+    """Follow one row through all steps: fetched when, changed how, twin of whom, dropped why, in which training set."""
     _, steps, store = planned(workflow, root, set_, profile)
     found = history.history(steps, store, row)
+    if as_json:
+        say(history.as_json(found))
+        return
     say(f"row {printable(found.id)}", style="bold")
     for event, text in history.tell(found):
         say(text, style={"dropped": "red", "lost": "red", "not run": "yellow"}.get(event.what))
@@ -137,6 +155,7 @@ def retry_command(
         raise typer.BadParameter("--local and --address exclude each other")
     found, store = load(workflow, root, set_, profile)
     with locked(store) as run_id:
+        finish_forget(store)
         steps = plan(found, store)
         one = again.check(steps, step)
         again.affected(one, records.what_is_there(steps, store)[one.name].receipts, why)
@@ -189,6 +208,41 @@ def _prune(store: Store, paths: list[str], root: str | None, sets: list[str], ye
         say(f"removed {total}")
     else:
         say(f"would remove {total}; --yes removes")
+
+
+@app.command("forget")
+def forget_command(
+    workflow: WorkflowArg,
+    list_: Annotated[
+        str,
+        typer.Argument(
+            metavar="LIST",
+            help="txt (id:... url:... domain:... sha256:...), or csv or parquet with such columns",
+        ),
+    ],
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    yes: Yes = False,
+) -> None:
+    """Take rows out of every step of the root, for good; says what would go, and which models know them, unless --yes."""
+    wanted = forget_list.read_wanted(list_)
+    loaded, store = load(workflow, root, set_, profile)
+    with locked(store) if yes else nullcontext():
+        if yes:
+            finish_forget(store)
+        forget.refuse_half_done(store)
+        steps = plan(loaded, store)
+        reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
+        found = forget_find.find(store, wanted, reads)
+        for line in forget_find.tell(found):
+            say(line)
+        if yes:
+            forget.forget(store, found)
+    num = f"{found.num_rows:,} row(s) in {len(found.folders)} folder(s) of {store.url}"
+    say(f"forgot {num}" if yes else f"would forget {num}; --yes forgets")
+    if found.models:
+        say(f"to train one again without them, remove its folder, then `vlpipe run {workflow}`")
 
 
 @app.command("export")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -43,8 +43,8 @@ class ImageRows:
             }
         )
 
-    def reject(self, row: int, fault: RowFault) -> None:
-        self._rejects.append(Reject(self._ids[row], "fault", fault.why, fault.detail))
+    def reject(self, row: int, fault: RowFault, kind: Literal["fault", "filtered"] = "fault") -> None:
+        self._rejects.append(Reject(self._ids[row], kind, fault.why, fault.detail))
 
     def out(self, schema: pa.Schema) -> Out:
         """`schema` is LISTED and after it the columns that were added."""

@@ -15,6 +15,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
+from vlpipe.stages.ingest.blocklist import NOTHING, Blocklist, load
 from vlpipe.stages.ingest.image_rows import ImageRows
 from vlpipe.stages.ingest.list import Pair, listed, read_pairs
 from vlpipe.stages.ingest.serve import serving
@@ -43,6 +44,8 @@ class Fetching(SourceStage):
 
     serve: host name -> folder that answers for it on a loopback port while the stage runs; the one exemption
     from the rule that only public addresses are asked. max_pixels, max_frames: checked before decoding.
+    blocklist: URLs and domains that are not asked for, content that is not decoded (`ingest.blocklist`: reject
+    `blocked`, kind filtered). Another list is another step; `ingest.blocklist:DropBlocked` needs no new fetch.
     """
 
     # Link rot: of published lists, 33 to 94 % of the images are still there.
@@ -54,6 +57,7 @@ class Fetching(SourceStage):
     )
 
     serve: dict[str, File] = field(default_factory=dict)
+    blocklist: File | None = None
     source: str = "web"  # part of the row ids: lists with different ones share no id
     connect_timeout_s: Positive = 5.0
     read_timeout_s: Positive = 10.0  # without a byte
@@ -84,19 +88,31 @@ class Fetching(SourceStage):
 
         # Parameters of the stage and of the fetcher have the same names.
         limits = Limits(**{f.name: getattr(self, f.name) for f in fields(Limits)})
+        blocklist = load(self.blocklist) if self.blocklist else NOTHING
         with self.loopback() as ports, fetcher(limits, ports, PASSING) as fetch:
-            yield lambda batch: _fetch_rows(batch, fetch, ImageRows(batch, self.max_pixels, self.max_frames))
+            yield lambda batch: _fetch_rows(
+                batch, fetch, ImageRows(batch, self.max_pixels, self.max_frames), blocklist
+            )
 
 
-def _fetch_rows(batch: pa.Table, fetch: Fetch, rows: ImageRows) -> Out:
+def _fetch_rows(batch: pa.Table, fetch: Fetch, rows: ImageRows, blocklist: Blocklist) -> Out:
     """Images are checked in order, in this thread, while later ones are still on their way."""
     log: list[dict[str, Any]] = []
-    started = fetch(batch["url"].to_pylist())
+    blocked = [blocklist.check_url(url) for url in batch["url"].to_pylist()]
+    asked = batch.filter(pa.array([fault is None for fault in blocked], pa.bool_()))
+    started = fetch(asked["url"].to_pylist())
+    answers = iter(started)
     try:
         for row, id_ in enumerate(batch["id"].to_pylist()):
-            answer = started[row].result()
+            fault = blocked[row]
+            if fault is not None:
+                rows.reject(row, fault, "filtered")
+                continue
+            answer = next(answers).result()
             if isinstance(answer.result, RowFault):
                 rows.reject(row, answer.result)
+            elif fault := blocklist.check_url(answer.result.url) or blocklist.check_bytes(answer.result.body):
+                rows.reject(row, fault, "filtered")
             else:
                 page = answer.result
                 rows.add(row, page.body, http_status=page.status, final_url=page.url)

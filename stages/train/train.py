@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -45,6 +46,17 @@ class Train(GatherStage, Recipe):
         from vlpipe.stages.train.preflight import estimate
 
         return estimate(self, num_rows)
+
+    def tell(self, row: Mapping[str, Any]) -> list[str]:
+        """For `vlpipe why`: which texts of a row it was trained on."""
+        from vlpipe.stages.train.rows import usable
+
+        used = usable(pa.chunked_array([pa.array([row["texts"]], TEXTS)]))[0]
+        if not used:
+            return ["none of its texts was kept: it is not in the training set"]
+        return [
+            f"in the training set with {len(used)} of its {len(row['texts'])} texts: {', '.join(map(repr, used))}"
+        ]
 
     def run(self, job: Job) -> None:
         from vlpipe.stages.train.fit import fit

@@ -1,10 +1,12 @@
-"""A row's whole history: texts that change, decisions, children and parents, ids that are not clear."""
+"""A row's whole history: fetched when, twin of whom, trained on by whom; texts, decisions, children; unclear ids."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from cli_helpers import Runs
+from forget_toys import CHAIN, row_id, url
 
 TEXT = """
 name: pages
@@ -38,11 +40,12 @@ def test_a_row_from_its_url_to_its_children(pages: Runs) -> None:
         "pages       pages/000001.parquet, unchanged",
         "decide      decide/000000.parquet",
         "    + keep: false",
-        "    + witness: page00000002-a",
+        "    + witness: page00000002-a (http://x.test/4.jpg)",
         "judge       judge/000001.parquet",
         "    texts: ~ 'text 5': score null -> 0.75, kept null -> true",
         "    texts: + text: made up",
         "    - url",
+        "    by verb_toys:Judge: threshold 0.5",
         "split       split/000001.parquet",
         "    2 row(s) made from it: page00000002-b/x, page00000002-b/y",
     ]
@@ -118,3 +121,70 @@ def test_a_row_in_no_file_points_to_verify(tmp_path: Path) -> None:
     shards = sorted(runs.step("judge").glob("0*.parquet"))
     shards[1].write_bytes(shards[0].read_bytes())
     assert "and not in its rejects: a file is damaged" in runs("why", "page00000002-b")[-1]
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("twins")
+    (folder / "num.txt").write_text("20")
+    runs = Runs(folder, CHAIN.replace("LIST", str(folder / "num.txt")))
+    runs("run", "--local")
+    return runs
+
+
+def test_the_whole_story_of_a_url(twins: Runs) -> None:
+    said = without_keys(twins("why", url(2)))
+    model = re.compile(r"\b[0-9a-f]{8}\b")
+    assert [model.sub("DIGEST", line) for line in said] == [
+        f"row {row_id(2)}",
+        "pages.rows  pages.rows/000000.parquet",
+        f"    + url: {url(2)}",
+        "pages       pages/000000.parquet",
+        f"    + sha256: {2:064x}",
+        "    + image: <73 bytes>",
+        "    log: attempts: 3",
+        "twins       twins/000000.parquet",
+        "    + keep: true",
+        "unique      unique/000000.parquet, unchanged",
+        "model       read it, from unique/000000.parquet",
+        "    in the training set with its 3 columns",
+        "    1 of 10 rows of unique, 10 in all",
+        "    it made the model DIGEST",
+        "scored      scored/000000.parquet",
+        "    + size: 73",
+        "    + model: DIGEST of tuned",
+        "    - url",
+        "    by forget_toys:Scored: threshold 0.5, model of tuned",
+    ]
+
+
+def test_a_twin_is_named_by_its_url_and_is_in_no_training_set(twins: Runs) -> None:
+    said = without_keys(twins("why", row_id(3)))
+    twin = f"{row_id(2)} ({url(2)})"
+    assert f"    + witness: {twin}" in said
+    assert said[-3:] == [
+        f"unique      dropped, filtered: twin (twin of {twin}, similarity 0.9)",
+        "    by forget_toys:Unique: decisions of twins",
+        "model       not in its training set: unique dropped it (twin)",
+    ]
+
+
+def test_a_row_that_was_never_fetched_says_how_often_it_was_tried(twins: Runs) -> None:
+    said = without_keys(twins("why", url(4)))
+    assert said[-3:] == [
+        f"pages       dropped, filtered: dead ({url(4)})",
+        "    log: attempts: 2",
+        "model       not in its training set: pages dropped it (dead)",
+    ]
+
+
+def test_the_same_for_tools(twins: Runs) -> None:
+    found = json.loads("".join(twins("why", url(3), "--json")))
+    assert found["id"] == row_id(3)
+    assert [(e["step"], e["what"]) for e in found["events"]] == [
+        ("pages.rows", "new"),
+        ("pages", "changed"),
+        ("twins", "changed"),
+        ("unique", "dropped"),
+        ("model", "absent"),
+    ]
