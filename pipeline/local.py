@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from vlpipe.pipeline.gather import GatherTask, run_gather
 from vlpipe.pipeline.plan import Planned
 from vlpipe.pipeline.runner import Done, Unit
+from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.work import ShardTask, opened, run_shard
 
@@ -19,6 +21,7 @@ class LocalExecutor:
     def __init__(self) -> None:
         self._queue: deque[tuple[Unit, ShardTask | GatherTask]] = deque()
         self._open: dict[str, tuple[ExitStack, Work]] = {}
+        self._services = Services()
 
     def check(self, steps: Sequence[Planned]) -> list[str]:
         return []
@@ -27,6 +30,8 @@ class LocalExecutor:
         return not self._queue
 
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+        if isinstance(task, ShardTask):
+            task = replace(task, shared=self._services.address(one.name, task.stage.shared))
         self._queue.append((unit, task))
 
     def wait(self, timeout_s: float) -> list[Done]:
@@ -46,10 +51,14 @@ class LocalExecutor:
             return None
         if task.step not in self._open:
             stack = ExitStack()
-            self._open[task.step] = (stack, stack.enter_context(opened(task.stage, task.torch_threads)))
+            self._open[task.step] = (
+                stack,
+                stack.enter_context(opened(task.stage, task.torch_threads, task.shared)),
+            )
         return self._open[task.step][1]
 
     def release(self, one: Planned) -> None:
+        self._services.drop(one.name)
         if one.name in self._open:
             self._open.pop(one.name)[0].close()
 
@@ -61,3 +70,4 @@ class LocalExecutor:
         for stack, _ in self._open.values():
             stack.close()
         self._open.clear()
+        self._services.close()

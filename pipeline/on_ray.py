@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -24,6 +24,7 @@ from vlpipe.pipeline.lock import RUN_VARIABLE
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import Receipt
 from vlpipe.pipeline.runner import Done, Unit, WorkerDied
+from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.work import ShardTask, opened, run_shard, set_torch_threads
 
@@ -49,7 +50,7 @@ class _ShardWorker:
 
     def run(self, task: ShardTask) -> Receipt:
         if self._work is None:
-            self._work = self._stack.enter_context(opened(task.stage, task.torch_threads))
+            self._work = self._stack.enter_context(opened(task.stage, task.torch_threads, task.shared))
         return run_shard(task, self._work)
 
 
@@ -142,6 +143,8 @@ class RayExecutor:
         self.free = dict(self.total)
         self._units: dict[Any, tuple[Unit, Planned, Any]] = {}  # ref -> unit, step, actor
         self._pools: dict[str, _Pool] = {}
+        # On a cluster, workers of other nodes must reach the driver.
+        self._services = Services(ray.util.get_node_ip_address() if address else "127.0.0.1")
 
     def check(self, steps: Sequence[Planned]) -> list[str]:
         """Steps that ask for more than there is at all."""
@@ -218,6 +221,8 @@ class RayExecutor:
         return {}
 
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+        if isinstance(task, ShardTask):
+            task = replace(task, shared=self._services.address(one.name, task.stage.shared))
         res = one.keyed.step.resources
         options = {"num_cpus": res.cpus, "num_gpus": res.gpus, "name": one.name}
         if isinstance(task, GatherTask):
@@ -277,6 +282,7 @@ class RayExecutor:
         return [Done(unit, WorkerDied("its worker died on another shard", innocent=True)) for unit in gone]
 
     def release(self, one: Planned) -> None:
+        self._services.drop(one.name)
         if one.name in self._pools:
             self._close_pool(one.name, self._pools[one.name])
 
@@ -289,6 +295,7 @@ class RayExecutor:
 
     def close(self) -> None:
         ray.shutdown()
+        self._services.close()
 
 
 def _check_answers(address: str) -> None:
