@@ -213,8 +213,6 @@ class Crawler:
 
     async def _need_allowed(self, url: str) -> None:
         """Every URL that is about to be asked for passes here, redirects too."""
-        if url in self._opted_out:
-            raise RowFault("opt_out", self._opted_out[url])
         if self._origins:
             await self._origins.check(url)
 
@@ -227,6 +225,8 @@ class Crawler:
         """The page, or where it redirects to."""
         target = yarl.URL(url, encoded=True)
         host = target.host or ""
+        if url in self._opted_out:  # it was asked while we waited for our turn, if not before
+            raise RowFault("opt_out", self._opted_out[url])
         with _typed(host, self._limits):
             if _is_literal(host):  # aiohttp does not ask the resolver for these
                 need_public(host, host)

@@ -29,6 +29,7 @@ def outcome(how: Callable[[bytes], Checked], data: bytes) -> Any:
         return fault.why, fault.detail
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_the_same_as_in_this_process(data: Callable[[str], Path]) -> None:
     """All odd files: those that cannot be decoded with few files open and little memory would differ."""
     files = [path for path in sorted(data("odd_images").rglob("*")) if path.is_file()]

@@ -201,9 +201,9 @@ def test_a_short_rest_is_kept_by_all_urls_of_the_host(threats: Any) -> None:
 
 
 def test_the_time_between_two_starts_at_a_host(threats: Any) -> None:
-    out = fetch(threats, [threat(f"/ok.jpg?{n}") for n in range(6)], host_interval_s=0.1)
-    assert out.table.num_rows == 6
-    assert threats.at[-1] - threats.at[0] >= 0.49
+    out = fetch(threats, [threat(f"/ok.jpg?{n}") for n in range(11)], host_interval_s=0.1)
+    assert out.table.num_rows == 11
+    assert threats.at[-1] - threats.at[0] >= 0.7  # 1.0, were no thread ever late
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,6 @@ def test_the_time_between_two_starts_at_a_host(threats: Any) -> None:
         ("120", 120, 120),
         (" 7 ", 7, 7),
         ("9" * 400, 365 * 86400, 365 * 86400),
-        (formatdate(time.time() + 90, usegmt=True), 80, 91),
-        (formatdate(time.time() - 90, usegmt=True), 0, 0),
         ("-5", 0, 0),
         ("1.5", 0, 0),
         ("\u0661", 0, 0),
@@ -223,6 +221,12 @@ def test_the_time_between_two_starts_at_a_host(threats: Any) -> None:
 )
 def test_retry_after(header: str, least: float, most: float) -> None:
     assert least <= retry_after_s(header) <= most
+
+
+def test_retry_after_a_date() -> None:
+    now = time.time()
+    assert 80 < retry_after_s(formatdate(now + 90, usegmt=True)) < 91
+    assert retry_after_s(formatdate(now - 90, usegmt=True)) == 0
 
 
 def test_who_said_no_is_not_asked_again_and_what_they_said_is_kept(threats: Any) -> None:
