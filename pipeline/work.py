@@ -276,7 +276,7 @@ def _outputs_again(
 ) -> Iterator[pa.Table]:
     """`retry`: run only the rows rejected for given codes; the others stay as they are, in input order."""
     before = read_rejects(task.store, task.folder, task.index).to_pylist()
-    again = {r["id"] for r in before if r["why"] in task.again}
+    again = {r["id"] for r in before if r["kind"] == "fault" and r["why"] in task.again}
     old = Shard(path=shard_path(task.folder, task.index), num_rows=0, digest="", heavy=())
     schema = own_schema(task)
     kept = pa.concat_tables(
