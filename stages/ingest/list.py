@@ -7,6 +7,7 @@ tsv has no quoting (a tab ends a field, as in CC3M); csv has. Numbers are taken 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,6 +77,10 @@ def read_pairs(
     url, text, expected: names of the columns. columns: the names, for a tsv or csv without a header line.
     """
     names = (url, text) if expected is None else (url, text, expected)
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise VlpipeError(f"there is no encoding {encoding!r}; such as utf-8, latin-1, shift_jis") from error
     for file in list_files(path):
         for where, row in READERS[file.suffix.lower()](file, names, columns, encoding):
             try:

@@ -1,7 +1,8 @@
 """Store images smaller than they came, where a workflow asks for it: the one place where bytes change.
 
 The modes are those of img2dataset's `resize_mode`. Pixels follow the rules of `stages.pixels` (upright, RGB, alpha on
-white); what else a file carries (EXIF with its places and serial numbers, comments, data behind the end) stays behind.
+white); what else a file carries (EXIF with its places and serial numbers, comments, data behind the end) stays behind,
+but for the colour profile of RGB pixels.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ def fitted(image: Image.Image, spec: Resize, size: tuple[int, int]) -> Image.Ima
 
 def _encoded(image: Image.Image, spec: Resize) -> bytes:
     buffer = io.BytesIO()
+    profile = image.info.get("icc_profile") or b""  # Pillow writes what is in `info`, comments too
+    image.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
     if spec.format == "png":
         image.save(buffer, "PNG")
     else:
