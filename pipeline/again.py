@@ -1,5 +1,6 @@
 """`retry`: run only the rows of a step that were rejected for given codes; the others stay as they are.
 
+Only faults are run again. What a rule filtered (an opt-out, say) would be filtered again, and must not be asked for.
 The loop is the runner's, without taking over shards of siblings: that would bring the old rejects back.
 """
 
@@ -25,6 +26,8 @@ from vlpipe.pipeline.runner import Executor, Run, State, Watcher
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.verify import shard_problems
 from vlpipe.pipeline.work import ShardTask
+
+FAULT = "fault:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,11 +113,18 @@ def check(steps: Sequence[Planned], name: str) -> Planned:
 
 
 def affected(one: Planned, receipts: dict[int, Receipt], codes: Sequence[str]) -> list[Receipt]:
-    """Shards with a reject of one of the codes. Each code must occur, else it is a typo."""
+    """Shards with a fault of one of the codes. Each code must occur, else it is a typo."""
     have: Counter[str] = Counter()
+    filtered = set()
     for receipt in receipts.values():
-        have.update({code.partition(":")[2]: n for code, n in receipt.rejects.items()})
+        have.update({c.removeprefix(FAULT): n for c, n in receipt.rejects.items() if c.startswith(FAULT)})
+        filtered |= {c.partition(":")[2] for c in receipt.rejects if not c.startswith(FAULT)}
     for code in codes:
+        if code not in have and code in filtered:
+            raise VlpipeError(
+                f"rows of step {one.name!r} with {code!r} were filtered by a rule: nothing failed, so there is "
+                f"nothing to retry{did_you_mean(code, have) if have else ''}"
+            )
         if code not in have:
             there = did_you_mean(code, have) if have else "; it has no rejects"
             raise VlpipeError(f"no row of step {one.name!r} was rejected for {code!r}{there}")
@@ -122,7 +132,7 @@ def affected(one: Planned, receipts: dict[int, Receipt], codes: Sequence[str]) -
 
 
 def _rejected(receipt: Receipt, code: str) -> int:
-    return sum(n for kind_why, n in receipt.rejects.items() if kind_why.partition(":")[2] == code)
+    return receipt.rejects.get(FAULT + code, 0)
 
 
 def put_back(store: Store, folder: str, receipts: Sequence[Receipt]) -> None:

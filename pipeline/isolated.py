@@ -18,6 +18,7 @@ from ray import cloudpickle
 
 from vlpipe.pipeline.errors import StepFailed
 from vlpipe.pipeline.shard import Out
+from vlpipe.pipeline.shared import Address
 from vlpipe.pipeline.stage import MapStage, Work
 
 
@@ -35,8 +36,8 @@ def receive(pipe: IO[bytes]) -> Any:
 
 
 class _Child:
-    def __init__(self, stage: MapStage, torch_threads: int) -> None:
-        self._start = (stage, torch_threads)
+    def __init__(self, stage: MapStage, torch_threads: int, shared: Address | None) -> None:
+        self._start = (stage, torch_threads, shared)
         self._process: subprocess.Popen[bytes] | None = None
 
     def _alive(self) -> subprocess.Popen[bytes]:
@@ -74,8 +75,8 @@ class _Child:
 
 
 @contextmanager
-def isolated(stage: MapStage, torch_threads: int) -> Iterator[Work]:
-    child = _Child(stage, torch_threads)
+def isolated(stage: MapStage, torch_threads: int, shared: Address | None = None) -> Iterator[Work]:
+    child = _Child(stage, torch_threads, shared)
     try:
         yield child
     finally:
@@ -90,10 +91,10 @@ def main() -> None:
     sys.stdout = sys.stderr  # a print in a stage must not end up between the answers
     path, start = receive(sys.stdin.buffer)
     sys.path[:] = path
-    stage, torch_threads = pickle.loads(start)
+    stage, torch_threads, shared = pickle.loads(start)
     with ExitStack() as stack:
         try:
-            work = stack.enter_context(opened(stage, torch_threads))
+            work = stack.enter_context(opened(stage, torch_threads, shared))
         except Exception as error:
             send(answers, error)
             return

@@ -11,6 +11,7 @@ from pathlib import Path
 from vlpipe.pipeline.gather import GatherTask, run_gather
 from vlpipe.pipeline.plan import Planned
 from vlpipe.pipeline.runner import MAX_DEATHS, Done, Unit
+from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.work import ShardTask, opened, run_shard
 
@@ -21,6 +22,7 @@ class LocalExecutor:
     def __init__(self) -> None:
         self._queue: deque[tuple[Unit, ShardTask | GatherTask]] = deque()
         self._open: dict[str, tuple[ExitStack, Work]] = {}
+        self._services = Services()
 
     def check(self, steps: Sequence[Planned]) -> list[str]:
         return []
@@ -32,6 +34,8 @@ class LocalExecutor:
         return not self._queue
 
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+        if isinstance(task, ShardTask):
+            task = dataclasses.replace(task, shared=self._services.address(one.name, task.stage.shared))
         self._queue.append((unit, task))
 
     def wait(self, timeout_s: float) -> list[Done]:
@@ -51,10 +55,14 @@ class LocalExecutor:
             return None
         if task.step not in self._open:
             stack = ExitStack()
-            self._open[task.step] = (stack, stack.enter_context(opened(task.stage, task.torch_threads)))
+            self._open[task.step] = (
+                stack,
+                stack.enter_context(opened(task.stage, task.torch_threads, task.shared)),
+            )
         return self._open[task.step][1]
 
     def release(self, one: Planned) -> None:
+        self._services.drop(one.name)
         if one.name in self._open:
             self._open.pop(one.name)[0].close()
 
@@ -66,6 +74,7 @@ class LocalExecutor:
         for stack, _ in self._open.values():
             stack.close()
         self._open.clear()
+        self._services.close()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -24,6 +24,7 @@ from vlpipe.pipeline.lock import RUN_VARIABLE
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import Receipt
 from vlpipe.pipeline.runner import Done, Unit, WorkerDied
+from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.work import ShardTask, opened, run_shard, set_torch_threads
 
@@ -55,7 +56,7 @@ class _ShardWorker:
             self._stack.close()
             self._work = None
         elif self._work is None:
-            self._work = self._stack.enter_context(opened(task.stage, task.torch_threads))
+            self._work = self._stack.enter_context(opened(task.stage, task.torch_threads, task.shared))
         return run_shard(task, self._work)
 
 
@@ -152,6 +153,8 @@ class RayExecutor:
         self._units: dict[Any, tuple[Unit, Planned, Any]] = {}  # ref -> unit, step, actor
         self._pools: dict[str, _Pool] = {}
         self._tasks_to_come: set[str] = set()  # steps that are no pools and may still want a CPU
+        # On a cluster, workers of other nodes must reach the driver.
+        self._services = Services(ray.util.get_node_ip_address() if address else "127.0.0.1")
 
     def check(self, steps: Sequence[Planned]) -> list[str]:
         """Steps that ask for more than there is at all."""
@@ -230,6 +233,8 @@ class RayExecutor:
         del self._pools[name]
 
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+        if isinstance(task, ShardTask):
+            task = replace(task, shared=self._services.address(one.name, task.stage.shared))
         res = one.keyed.step.resources
         options = {"num_cpus": res.cpus, "num_gpus": res.gpus, "name": one.name}
         if isinstance(task, GatherTask):
@@ -289,6 +294,7 @@ class RayExecutor:
 
     def release(self, one: Planned) -> None:
         self._tasks_to_come.discard(one.name)
+        self._services.drop(one.name)
         if one.name in self._pools:
             self._close_pool(one.name, self._pools[one.name])
 
@@ -301,6 +307,7 @@ class RayExecutor:
 
     def close(self) -> None:
         ray.shutdown()
+        self._services.close()
 
 
 def _check_answers(address: str) -> None:

@@ -18,6 +18,7 @@ from pydantic import ConfigDict
 from pydantic_core import core_schema
 
 from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, read_batches
+from vlpipe.pipeline.shared import Service
 from vlpipe.pipeline.store import Store
 
 
@@ -95,6 +96,10 @@ class MapStage(Stage):
     FAN_OUT: ClassVar[bool] = False  # rows out are children: each has a `parent`, the id of a row in
     ROW_GROUP_ROWS: ClassVar[int] = ROW_GROUP_ROWS  # fewer for wide columns: aim at 32 MB
     MAX_REJECT_RATE: ClassVar[float] = 0.05  # of faults; the step fails above it (YAML: `max_reject_rate`)
+
+    def shared(self) -> Service | None:
+        """What all workers of a run talk to, made once in the driver; `open` finds it by `shared.address()`."""
+        return None
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Work]:

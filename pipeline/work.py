@@ -37,6 +37,7 @@ from vlpipe.pipeline.shard import (
     read_batches,
     write_shard,
 )
+from vlpipe.pipeline.shared import Address, at
 from vlpipe.pipeline.stage import File, MapStage, Stage, Work
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import replace_files
@@ -74,6 +75,7 @@ class ShardTask:
     torch_threads: int = 1
     isolate: bool = False
     attempt: int = 1
+    shared: Address | None = None  # of the step's service, if it has one
     again: frozenset[str] = frozenset()  # `vlpipe retry`: only rows rejected for these codes are run
 
 
@@ -82,11 +84,13 @@ class ChildDied(Exception):
 
 
 @contextmanager
-def opened(stage: MapStage, torch_threads: int) -> Iterator[Work]:
+def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -> Iterator[Work]:
     """The stage's function, with torch's threads as the step wants them."""
     if stage.TORCH:
         set_torch_threads(torch_threads)
-    with here(stage).open() as work:
+    with ExitStack() as stack:
+        with at(shared):
+            work = stack.enter_context(here(stage).open())
         yield work
 
 
@@ -197,7 +201,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
     with ExitStack() as stack:
         if work is None:
             work = stack.enter_context(
-                _isolated(task) if task.isolate else opened(task.stage, task.torch_threads)
+                _isolated(task) if task.isolate else opened(task.stage, task.torch_threads, task.shared)
             )
         rejects: list[Reject] = []
         log: list[dict[str, Any]] = []
@@ -232,7 +236,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
 def _isolated(task: ShardTask) -> Any:
     from vlpipe.pipeline.isolated import isolated
 
-    return isolated(task.stage, task.torch_threads)
+    return isolated(task.stage, task.torch_threads, task.shared)
 
 
 def _group_rows(task: ShardTask) -> int:
@@ -272,7 +276,7 @@ def _outputs_again(
 ) -> Iterator[pa.Table]:
     """`retry`: run only the rows rejected for given codes; the others stay as they are, in input order."""
     before = read_rejects(task.store, task.folder, task.index).to_pylist()
-    again = {r["id"] for r in before if r["why"] in task.again}
+    again = {r["id"] for r in before if r["kind"] == "fault" and r["why"] in task.again}
     old = Shard(path=shard_path(task.folder, task.index), num_rows=0, digest="", heavy=())
     schema = own_schema(task)
     kept = pa.concat_tables(

@@ -33,6 +33,10 @@ FORMATS = (
 )  # what the web serves; other decoders stay shut
 MAX_PIXELS = 50_000_000  # 200 MB for one decoded copy
 MAX_FRAMES = 1000
+MAX_SCANS = (
+    100  # of a progressive JPEG (encoders write about 10): each is a pass over all pixels, in a few bytes
+)
+MAX_INVISIBLE = 2  # of 255: alpha that nobody sees
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, which BLIP took over
 STD = (0.26862954, 0.26130258, 0.27577711)
 ORIENTATION = 0x0112  # EXIF tag
@@ -49,23 +53,50 @@ class Probe:
 
 
 def probe(data: bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> Probe:
-    """Read the header only. RowFault: empty, not_an_image, too_many_pixels, too_many_frames."""
+    """Read the header only. RowFault: empty, not_an_image, too_many_pixels, too_many_frames, too_many_scans."""
     with _opened(data, max_pixels) as image:
         return _probed(image, max_frames)
 
 
 def verify(data: bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> Probe:
-    """As `probe`, then decode the first frame and throw it away. RowFault also: truncated, broken."""
+    """As `probe`, then decode the first frame and throw it away. RowFault also: truncated, broken, transparent.
+
+    Of a JPEG all data is read, but an eighth of the size is computed: at 640 x 480 0.47 ms instead of 0.90 ms.
+    """
     with _opened(data, max_pixels) as image:
         found = _probed(image, max_frames)
+        image.draft("L", (1, 1))  # does nothing for other formats
         _load(image)
+        need_opaque(image)
+        if image.format != "PNG":
+            return found
         width, height = _shown_size(image)  # a PNG may name its orientation after the pixels
         return replace(found, width=width, height=height)
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The first frame as RGB, upright. RowFault: those of `verify`, and unsupported_pixels."""
+def need_opaque(image: Image.Image) -> None:
+    """RowFault transparent when nothing of a decoded image can be seen."""
+    if image.mode in ("RGBA", "LA", "PA"):
+        alpha = image.getchannel("A")
+    elif image.mode == "P" and "transparency" in image.info:
+        alpha = image.convert("RGBA").getchannel("A")
+    else:
+        return
+    highest = alpha.getextrema()[1]
+    if isinstance(highest, (int, float)) and highest <= MAX_INVISIBLE:
+        raise RowFault("transparent", f"alpha is at most {highest:g} of 255 everywhere")
+
+
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None
+) -> Image.Image:
+    """The first frame as RGB, upright. RowFault: those of `verify` but for transparent, and unsupported_pixels.
+
+    at_least: a JPEG may come out at the scale of 1/2, 1/4 or 1/8 that is no smaller than this; several times faster.
+    """
     with _opened(data, max_pixels) as image:
+        if at_least is not None:
+            image.draft(None, at_least)
         _load(image)
         step = _transpose_step(image)
         rgb = _to_rgb(image)
@@ -99,6 +130,8 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
     if not data:
         raise RowFault("empty", "0 bytes")
+    if data.startswith(b"\xff\xd8") and (num := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise RowFault("too_many_scans", f"{num} scans, the limit is {MAX_SCANS}")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:

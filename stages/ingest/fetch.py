@@ -1,7 +1,7 @@
 """Fetch URLs: public addresses only, checked on every hop; deadlines, byte caps; one typed code per failure.
 
-A connection goes to the very address that was checked (the resolver both looks up and checks), so a name
-cannot change its meaning in between. Proxies from the environment are not used: they would resolve unchecked.
+A connection goes to the very address that was checked (`resolver`), and only when the host's turn has come
+(`politeness`). Proxies from the environment are not used: they would resolve unchecked.
 """
 
 from __future__ import annotations
@@ -9,28 +9,33 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import http.client
-import socket
+import random
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
-from weakref import WeakValueDictionary
+from typing import Literal
 
 import aiohttp
 import yarl
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.ingest.address import is_public
+from vlpipe.pipeline.shared import Address
 from vlpipe.stages.ingest.loop import running_loop
-from vlpipe.stages.ingest.serve import LOOPBACK
+from vlpipe.stages.ingest.optout import opted_out
+from vlpipe.stages.ingest.politeness import HostBusy, Politeness, Turn, Turns, join
+from vlpipe.stages.ingest.resolver import DNS_CACHE_S, CheckingResolver, need_public
+from vlpipe.stages.ingest.robots import Origins
 from vlpipe.stages.ingest.url import redirected, sendable, without_secrets
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-DNS_CACHE_S = 300
+SLOW_DOWN = frozenset({429, 503})  # the host, not only this URL
 KEEP_ALIVE_S = 1.0  # many hosts: longer, and idle connections use up the file descriptors
+A_YEAR_S = 365 * 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +49,30 @@ class Limits:
     max_redirects: int
     concurrency: int
     per_host: int
+    host_interval_s: float
+    max_wait_s: float
     retries: int
     backoff_s: float
     user_agent: str
+    bot: str
+    opt_out: tuple[str, ...]
+    robots: Literal["ignore", "obey"]
+    tdmrep: Literal["ignore", "obey"]
+
+    @property
+    def product(self) -> str:
+        """The name we go by in rules for bots."""
+        return self.bot or self.user_agent.partition("/")[0].strip()
+
+    @property
+    def politeness(self) -> Politeness:
+        return Politeness(
+            per_host=self.per_host,
+            host_interval_s=self.host_interval_s,
+            max_wait_s=self.max_wait_s,
+            backoff_s=self.backoff_s,
+            lease_s=2 * self.timeout_s,  # a turn is one hop, and all hops together have `timeout_s`
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,32 +95,47 @@ class Answer:
 
 
 class HttpFault(RowFault):
-    """An answer that is no image; `retry_after_s` is what the server asks us to wait."""
+    """An answer that is no image."""
 
-    def __init__(self, status: int, retry_after: str) -> None:
+    def __init__(self, status: int) -> None:
         super().__init__(f"http_{status}", http.client.responses.get(status, ""))
-        self.retry_after_s = float(retry_after) if retry_after.isdecimal() else 0.0
+        self.status = status
 
 
+Refuse = Callable[[str], "RowFault | None"]
 Fetch = Callable[[Sequence[str]], "list[concurrent.futures.Future[Answer]]"]
 
 
 @contextmanager
-def fetcher(limits: Limits, ports: Mapping[str, int], passing: frozenset[str]) -> Iterator[Fetch]:
+def fetcher(
+    limits: Limits,
+    ports: Mapping[str, int],
+    passing: frozenset[str],
+    gate: Address | None = None,
+    refuse: Refuse = lambda url: None,
+) -> Iterator[Fetch]:
     """Yields `fetch(urls)`, which starts them all and returns a future for each.
 
     ports: host -> port on the loopback that answers for it, the one exemption from the address rules.
-    passing: codes that are worth another attempt.
+    passing: codes that are worth another attempt. gate: where the run's `HostGate` is. refuse: why a URL must not be
+    asked for, listed or redirected to.
     """
     with running_loop() as loop:
-        crawler = loop.run(_crawler(limits, ports, passing))
+        crawler = loop.run(_crawler(limits, ports, passing, gate, refuse))
         try:
             yield lambda urls: [loop.submit(crawler.fetch(url)) for url in urls]
         finally:
-            loop.run(crawler.session.close())
+            loop.run(crawler.close())
 
 
-async def _crawler(limits: Limits, ports: Mapping[str, int], passing: frozenset[str]) -> Crawler:
+async def _crawler(
+    limits: Limits,
+    ports: Mapping[str, int],
+    passing: frozenset[str],
+    gate: Address | None,
+    refuse: Refuse,
+) -> Crawler:
+    turns = await join(gate, limits.politeness)
     connector = aiohttp.TCPConnector(
         resolver=CheckingResolver(ports),
         limit=0,  # `Crawler` has its own, and waiting there is not in the deadlines
@@ -115,111 +156,138 @@ async def _crawler(limits: Limits, ports: Mapping[str, int], passing: frozenset[
         auto_decompress=False,
         trust_env=False,
     )
-    return Crawler(session, limits, passing)
-
-
-class CheckingResolver(AbstractResolver):
-    """Looks a name up, and refuses it when one of its addresses is not public."""
-
-    def __init__(self, ports: Mapping[str, int]) -> None:
-        self._ports = {host.lower(): port for host, port in ports.items()}
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        if host in self._ports:
-            return [_resolved(host, LOOPBACK, self._ports[host], socket.AF_INET)]
-        loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
-        found = dict.fromkeys((str(info[4][0]), info[0]) for info in infos)
-        for address, _ in found:
-            _need_public(address, host)
-        return [_resolved(host, address, port, kind) for address, kind in found]
-
-    async def close(self) -> None:
-        pass
-
-
-def _resolved(name: str, address: str, port: int, family: int) -> ResolveResult:
-    return ResolveResult(
-        hostname=name, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST
-    )
-
-
-def _need_public(address: str, host: str) -> None:
-    if not is_public(address):
-        raise RowFault("forbidden_address", f"{host}: {address} is no public address")
+    return Crawler(session, turns, limits, passing, refuse)
 
 
 class Crawler:
-    """Lives in the loop; at most `concurrency` requests at once, and `per_host` to the same host."""
+    """Lives in the loop; at most `concurrency` requests at once, and to each host what the gate allows."""
 
-    def __init__(self, session: aiohttp.ClientSession, limits: Limits, passing: frozenset[str]) -> None:
-        self.session, self._limits, self._passing = session, limits, passing
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        turns: Turns,
+        limits: Limits,
+        passing: frozenset[str],
+        refuse: Refuse,
+    ) -> None:
+        self._refuse = refuse
+        self._session, self._turns, self._limits, self._passing = session, turns, limits, passing
         self._all = asyncio.Semaphore(limits.concurrency)
-        self._hosts: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._opted_out: dict[str, str] = {}  # URLs that said no, and how; they are not asked again
+        robots, tdmrep = limits.robots == "obey", limits.tdmrep == "obey"
+        self._origins = (
+            Origins(self._rules, limits.product, robots=robots, tdmrep=tdmrep) if robots or tdmrep else None
+        )
+
+    async def close(self) -> None:
+        self._turns.close()
+        await self._session.close()
 
     async def fetch(self, url: str) -> Answer:
         """One URL, with retries; never raises a RowFault."""
         at_s, begin = time.time(), time.monotonic()
-        attempt = 0
-        while True:
-            attempt += 1
-            result = await self._attempt(url)
-            wait_s = self._wait_s(result, attempt)
-            if wait_s is None:
-                return Answer(result, at_s, time.monotonic() - begin, attempt)
-            await asyncio.sleep(wait_s)
+        result: Page | RowFault = RowFault("no_url")
+        for attempt in range(1, self._limits.retries + 2):
+            before, result = result, await self._attempt(url)
+            if isinstance(result, RowFault) and result.why == "host_busy" and attempt > 1:
+                result = before  # what it answered says more
+                break
+            if not self._may_pass(result) or attempt > self._limits.retries:
+                break
+            if not (isinstance(result, HttpFault) and result.status in SLOW_DOWN):  # there the gate waits
+                await asyncio.sleep(self._limits.backoff_s * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5))
+        return Answer(result, at_s, time.monotonic() - begin, attempt)
 
-    def _wait_s(self, result: Page | RowFault, attempt: int) -> float | None:
-        """How long to wait before the next attempt; None: there is none."""
-        if isinstance(result, Page) or result.why not in self._passing or attempt > self._limits.retries:
-            return None
-        wanted_s = result.retry_after_s if isinstance(result, HttpFault) else 0.0
-        if wanted_s > self._limits.timeout_s:
-            return None  # so long belongs in a later run
-        return max(wanted_s, self._limits.backoff_s * 2.0 ** (attempt - 1))
+    def _may_pass(self, result: Page | RowFault) -> bool:
+        """Within this run: a host that wants a long rest is for a later one."""
+        return isinstance(result, RowFault) and result.why in self._passing and result.why != "host_busy"
 
-    async def _attempt(self, url: str) -> Page | RowFault:
+    async def _attempt(self, url: str, *, rules: bool = False) -> Page | RowFault:
+        """One try, redirects followed by hand; `rules`: the URL is that of an origin's rules."""
         left_s = self._limits.timeout_s
         try:
+            self._need_not_refused(url)  # as it is listed; below, as it is sent
             url = sendable(url)
             for _ in range(self._limits.max_redirects + 1):
-                async with self._turn(yarl.URL(url, encoded=True).host or ""):
+                if not rules:
+                    await self._need_allowed(url)
+                host = yarl.URL(url, encoded=True).host or ""
+                async with (
+                    self._turns.turn(host) as turn,
+                    self._all,
+                ):  # waiting costs the URL none of its time
                     begin = time.monotonic()
-                    got = await self._hop(url, left_s)
+                    got = await self._hop(url, left_s, turn, rules)
                     left_s -= time.monotonic() - begin
                 if isinstance(got, Page):
                     return got
                 url = redirected(url, got)
             raise RowFault("too_many_redirects", f"more than {self._limits.max_redirects}")
+        except HostBusy:
+            return RowFault("host_busy", f"{host} wants a rest longer than {self._limits.max_wait_s:g} s")
         except RowFault as fault:
             return fault
 
-    @asynccontextmanager
-    async def _turn(self, host: str) -> AsyncIterator[None]:
-        """Waiting here costs the URL none of its time."""
-        gate = self._hosts.setdefault(host, asyncio.Semaphore(self._limits.per_host))
-        async with gate, self._all:
-            yield
+    async def _need_allowed(self, url: str) -> None:
+        """Every URL that is about to be asked for passes here, redirects too."""
+        self._need_not_refused(url)
+        if self._origins:
+            await self._origins.check(url)
 
-    async def _hop(self, url: str, left_s: float) -> Page | str:
+    def _need_not_refused(self, url: str) -> None:
+        fault = self._refuse(url)
+        if fault is not None:
+            raise fault
+
+    async def _rules(self, url: str) -> tuple[int, bytes] | RowFault:
+        """An origin's rules, fetched as carefully as anything else."""
+        got = await self._attempt(url, rules=True)
+        return got if isinstance(got, RowFault) else (got.status, got.body)
+
+    async def _hop(self, url: str, left_s: float, turn: Turn, rules: bool) -> Page | str:
         """The page, or where it redirects to."""
         target = yarl.URL(url, encoded=True)
         host = target.host or ""
+        if url in self._opted_out:  # it was asked while we waited for our turn, if not before
+            raise RowFault("opt_out", self._opted_out[url])
         with _typed(host, self._limits):
             if _is_literal(host):  # aiohttp does not ask the resolver for these
-                _need_public(host, host)
+                need_public(host, host)
             async with (
                 asyncio.timeout(left_s),
-                self.session.get(target, allow_redirects=False) as response,
+                self._session.get(target, allow_redirects=False) as response,
             ):
-                if response.status in REDIRECTS and "Location" in response.headers:
+                redirects = response.status in REDIRECTS and "Location" in response.headers
+                if response.status in SLOW_DOWN:
+                    turn.struck, turn.wanted_s = True, retry_after_s(response.headers.get("Retry-After", ""))
+                if not (redirects or response.status == 200):
+                    raise HttpFault(response.status)
+                if not rules:
+                    self._need_consent(url, response)
+                if redirects:
                     return response.headers["Location"]
-                if response.status != 200:
-                    raise HttpFault(response.status, response.headers.get("Retry-After", ""))
                 body = await _body(response, self._limits.max_bytes)
                 return Page(response.status, without_secrets(url), body)
+
+    def _need_consent(self, url: str, response: aiohttp.ClientResponse) -> None:
+        """Before a byte of the body is read."""
+        evidence = opted_out(response.headers, self._limits.product, self._limits.opt_out)
+        if evidence is not None:
+            self._opted_out[url] = evidence
+            raise RowFault("opt_out", evidence)
+
+
+def retry_after_s(value: str) -> float:
+    """Seconds to wait by a Retry-After header: a number of them, or an HTTP date; 0 for anything else."""
+    value = value.strip()
+    if value.isascii() and value.isdecimal():
+        return min(float(value[:12]), A_YEAR_S)
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), A_YEAR_S)
 
 
 def _is_literal(host: str) -> bool:

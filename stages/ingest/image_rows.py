@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject
-from vlpipe.stages.pixels import verify
+from vlpipe.stages.ingest.checked import Checked, Rules, check
 from vlpipe.stages.row import LISTED
 
 
 class ImageRows:
     """Collects, in order, the rows of a batch that have a whole image, and why the others have none."""
 
-    def __init__(self, batch: pa.Table, max_pixels: int, max_frames: int) -> None:
+    def __init__(
+        self,
+        batch: pa.Table,
+        max_pixels: int,
+        max_frames: int,
+        check_image: Callable[[bytes], Checked] | None = None,
+    ) -> None:
+        """check_image: instead of a check in this process, which decodes."""
         self._batch = batch
         self._ids: list[str] = batch["id"].to_pylist()
-        self._max_pixels, self._max_frames = max_pixels, max_frames
+        self._check = check_image or partial(check, rules=Rules(max_pixels=max_pixels, max_frames=max_frames))
         self._kept: list[int] = []
         self._found: list[dict[str, Any]] = []
         self._rejects: list[Reject] = []
 
     def add(self, row: int, data: bytes, **more: Any) -> None:
-        """Keep the row with these bytes as they are, and more columns; reject it when they are no image."""
+        """Keep the row with these bytes, and more columns; reject it when they are no image."""
         try:
-            seen = verify(data, max_pixels=self._max_pixels, max_frames=self._max_frames)
+            seen = self._check(data)
         except RowFault as fault:
             self.reject(row, fault)
             return
+        came = hashlib.sha256(data).hexdigest()
+        kept = came if seen.data is data else hashlib.sha256(seen.data).hexdigest()
         self._kept.append(row)
         self._found.append(
             {
-                "sha256": hashlib.sha256(data).hexdigest(),
+                "sha256": kept,
                 "format": seen.format,
                 "width": seen.width,
                 "height": seen.height,
-                "image": data,
+                "original_sha256": came,
+                "original_width": seen.probe.width,
+                "original_height": seen.probe.height,
+                "image": seen.data,
                 **more,
             }
         )

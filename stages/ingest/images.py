@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator, Mapping
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -14,27 +17,35 @@ from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out
+from vlpipe.pipeline.shared import Service, address
 from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
-from vlpipe.stages.ingest.blocklist import NOTHING, Blocklist, load
+from vlpipe.stages.ingest.blocklist import BLOCKED, NOTHING, Blocklist, load
+from vlpipe.stages.ingest.checked import Rules, child
 from vlpipe.stages.ingest.image_rows import ImageRows
-from vlpipe.stages.ingest.list import Pair, listed, read_pairs
+from vlpipe.stages.ingest.img2dataset import ORIGINAL
+from vlpipe.stages.ingest.list import EXPECTED, FAULT, Pair, listed, read_pairs
+from vlpipe.stages.ingest.optout import DEFAULT, Signal
+from vlpipe.stages.ingest.resize import Resize
 from vlpipe.stages.ingest.serve import serving
 from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
 from vlpipe.stages.row import IMAGE_FIELDS, LISTED
 
 if TYPE_CHECKING:
-    from vlpipe.stages.ingest.fetch import Fetch
+    from vlpipe.stages.ingest.fetch import Answer, Fetch, Limits, Page
 
-# What may pass: tried again at once (`retries`), and in a later run by `vlpipe retry STEP --why CODE`.
+# What may pass: in a later run by `vlpipe retry STEP --why CODE`; all but host_busy are also tried again at once
+# (`retries`). No other code is: what a server says for good, an opt-out or wrong bytes do not change by asking.
 PASSING = frozenset(
-    {"timeout", "connect", "dns", "disconnected", "http_408", "http_425", "http_429"}
+    {"timeout", "connect", "dns", "disconnected", "host_busy", "http_408", "http_425", "http_429"}
     | {f"http_{status}" for status in range(500, 600)}
 )
+FILTERED = frozenset({"opt_out", BLOCKED})  # a rule said no, nothing broke: `vlpipe retry` leaves these alone
 FETCHED = pa.schema(
     [*LISTED, pa.field("http_status", pa.int32()), pa.field("final_url", pa.string()), *IMAGE_FIELDS]
 )
 
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -46,14 +57,19 @@ class Fetching(SourceStage):
     from the rule that only public addresses are asked. max_pixels, max_frames: checked before decoding.
     blocklist: URLs and domains that are not asked for, content that is not decoded (`ingest.blocklist`: reject
     `blocked`, kind filtered). Another list is another step; `ingest.blocklist:DropBlocked` needs no new fetch.
+    per_host, host_interval_s (from start to start), max_wait_s (the longest rest of a host that is waited for): they
+    hold for all workers of a run together. opt_out: signals in headers that count (`ingest.optout`); robots, tdmrep:
+    obey also robots.txt (needs the extra `web`) and tdmrep.json of each origin; bot: our name in such rules, else the
+    first word of `user_agent`. resize: store smaller images; without it no byte is changed.
     """
 
+    VERSION: ClassVar[int] = 2  # 2: opt-outs, transparent images, JPEGs of too many scans
     # Link rot: of published lists, 33 to 94 % of the images are still there.
     MAX_REJECT_RATE: ClassVar[float] = 0.9
     # Whom we ask and how patiently; a row that was fetched is what it is.
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
-        {"concurrency", "per_host", "retries", "backoff_s", "user_agent"}
-        | {"connect_timeout_s", "read_timeout_s", "timeout_s"}
+        {"concurrency", "per_host", "host_interval_s", "max_wait_s", "retries", "backoff_s", "user_agent"}
+        | {"connect_timeout_s", "read_timeout_s", "timeout_s", "decode_timeout_s"}
     )
 
     serve: dict[str, File] = field(default_factory=dict)
@@ -66,17 +82,45 @@ class Fetching(SourceStage):
     max_pixels: Count = MAX_PIXELS
     max_frames: Count = MAX_FRAMES
     max_redirects: Annotated[int, Field(ge=0)] = 5
-    concurrency: Count = 64
+    concurrency: Count = 64  # of one worker
     per_host: Count = 8
+    host_interval_s: NotNegative = 0.0
+    max_wait_s: NotNegative = 60.0
     retries: Annotated[int, Field(ge=0)] = 1
-    backoff_s: Annotated[float, Field(ge=0)] = 1.0  # doubles with each attempt
+    backoff_s: NotNegative = 1.0  # doubles with each attempt, times a random number
     user_agent: str = "vlpipe/0.1 (dataset builder)"
+    bot: str = ""
+    opt_out: tuple[Signal, ...] = DEFAULT
+    robots: Literal["ignore", "obey"] = "ignore"
+    tdmrep: Literal["ignore", "obey"] = "ignore"
+    resize: Resize | None = None
+    decode_timeout_s: Positive = 20.0  # one image, in a process of its own
+    decode_memory_mb: Count = 1024  # of that process, beyond what it needs anyway
 
     def row_schema(self) -> pa.Schema:
         return LISTED
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        return FETCHED
+        return FETCHED if self.resize is None else pa.schema([*FETCHED, *ORIGINAL])
+
+    def preflight(self) -> builtins.list[str]:
+        if self.robots == "obey":
+            from vlpipe.stages.ingest.robots import need_protego
+
+            need_protego()
+        return []
+
+    def shared(self) -> Service:
+        """The gate that keeps all workers of a run polite together."""
+        from vlpipe.stages.ingest.politeness import HostGate
+
+        return HostGate(self._limits().politeness)
+
+    def _limits(self) -> Limits:
+        from vlpipe.stages.ingest.fetch import Limits
+
+        # Parameters of the stage and of the fetcher have the same names.
+        return Limits(**{f.name: getattr(self, f.name) for f in fields(Limits)})
 
     def loopback(self) -> AbstractContextManager[Mapping[str, int]]:
         """Host -> port on 127.0.0.1, for as long as it is entered."""
@@ -84,73 +128,138 @@ class Fetching(SourceStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        from vlpipe.stages.ingest.fetch import Limits, fetcher
+        from vlpipe.stages.ingest.fetch import fetcher
 
-        # Parameters of the stage and of the fetcher have the same names.
-        limits = Limits(**{f.name: getattr(self, f.name) for f in fields(Limits)})
+        rules = Rules(max_pixels=self.max_pixels, max_frames=self.max_frames, resize=self.resize)
+        schema = self.schema(self.row_schema())
         blocklist = load(self.blocklist) if self.blocklist else NOTHING
-        with self.loopback() as ports, fetcher(limits, ports, PASSING) as fetch:
+        with (
+            self.loopback() as ports,
+            fetcher(self._limits(), ports, PASSING, address(), blocklist.check_url) as fetch,
+            child(rules, self.decode_timeout_s, self.decode_memory_mb) as decoder,
+        ):
             yield lambda batch: _fetch_rows(
-                batch, fetch, ImageRows(batch, self.max_pixels, self.max_frames), blocklist
+                batch,
+                fetch,
+                ImageRows(batch, self.max_pixels, self.max_frames, decoder.check),
+                schema,
+                blocklist,
             )
 
 
-def _fetch_rows(batch: pa.Table, fetch: Fetch, rows: ImageRows, blocklist: Blocklist) -> Out:
+def _fetch_rows(
+    batch: pa.Table, fetch: Fetch, rows: ImageRows, schema: pa.Schema, blocklist: Blocklist
+) -> Out:
     """Images are checked in order, in this thread, while later ones are still on their way."""
     log: list[dict[str, Any]] = []
-    blocked = [blocklist.check_url(url) for url in batch["url"].to_pylist()]
-    asked = batch.filter(pa.array([fault is None for fault in blocked], pa.bool_()))
-    started = fetch(asked["url"].to_pylist())
-    answers = iter(started)
+    listed = batch.drop_columns(["texts"]).to_pylist()
+    started = _start(listed, fetch)
     try:
-        for row, id_ in enumerate(batch["id"].to_pylist()):
-            fault = blocked[row]
-            if fault is not None:
-                rows.reject(row, fault, "filtered")
-                continue
-            answer = next(answers).result()
-            if isinstance(answer.result, RowFault):
-                rows.reject(row, answer.result)
-            elif fault := blocklist.check_url(answer.result.url) or blocklist.check_bytes(answer.result.body):
-                rows.reject(row, fault, "filtered")
+        for row, (one, future) in enumerate(zip(listed, started, strict=True)):
+            try:
+                if isinstance(future, RowFault):
+                    raise future
+                answer = future.result()
+                log.append(_line(one["id"], answer))
+                page = _need_page(answer.result, one.get(EXPECTED.name), blocklist)
+            except RowFault as fault:
+                rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
             else:
-                page = answer.result
                 rows.add(row, page.body, http_status=page.status, final_url=page.url)
-            at = datetime.fromtimestamp(answer.at_s, UTC).isoformat(timespec="seconds")
-            log.append(
-                {"id": id_, "at": at, "seconds": round(answer.seconds, 3), "attempts": answer.attempts}
-            )
     finally:
         for future in started:
-            future.cancel()
-    out = rows.out(FETCHED)
+            if not isinstance(future, RowFault):
+                future.cancel()
+    out = rows.out(schema)
     out.log = log
     return out
+
+
+def _start(listed: Sequence[Mapping[str, Any]], fetch: Fetch) -> list[Future[Answer] | RowFault]:
+    """Ask for every URL, but for those of rows that are refused before."""
+    refused = [_refused(one) for one in listed]
+    started = iter(fetch([one["url"] for one, fault in zip(listed, refused, strict=True) if fault is None]))
+    return [next(started) if fault is None else fault for fault in refused]
+
+
+def _refused(one: Mapping[str, Any]) -> RowFault | None:
+    """Why a listed row is not asked for."""
+    if one.get(FAULT.name):
+        return RowFault("bad_line", one[FAULT.name])
+    expected = one.get(EXPECTED.name)
+    if expected is not None and not _HEX_DIGEST.fullmatch(expected):
+        return RowFault("bad_hash", f"{expected[:80]!r} is no md5 (32) or sha256 (64 hexadecimal digits)")
+    return None
+
+
+_HEX_DIGEST = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
+
+
+def _need_page(result: Page | RowFault, expected: str | None, blocklist: Blocklist) -> Page:
+    """The page, before a byte of it is decoded. RowFault: why there is none; blocked, hash_mismatch."""
+    if isinstance(result, RowFault):
+        raise result
+    blocked = blocklist.check_bytes(result.body)
+    if blocked is not None:
+        raise blocked
+    if expected:
+        name = "md5" if len(expected) == 32 else "sha256"
+        found = hashlib.new(name, result.body, usedforsecurity=False).hexdigest()
+        if found != expected.lower():
+            raise RowFault("hash_mismatch", f"{name} is {found}, the list says {expected.lower()}")
+    return result
+
+
+def _line(id_: str, answer: Answer) -> dict[str, Any]:
+    at = datetime.fromtimestamp(answer.at_s, UTC).isoformat(timespec="seconds")
+    return {"id": id_, "at": at, "seconds": round(answer.seconds, 3), "attempts": answer.attempts}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchImages(Fetching):
     """list: parquet, tsv, csv or jsonl, or a folder of them; url, text: its columns; columns: their names,
-    for a tsv or csv without a header line (CC3M: `columns: [text, url]`).
+    for a tsv or csv without a header line (CC3M: `columns: [text, url]`). hash: its column of expected digests, md5 or
+    sha256 in hexadecimal: other bytes are rejected before they are decoded. encoding: of the list; bad_lines: a line
+    that cannot be read stops the step, or is a reject.
 
-    Columns out: FETCHED. Codes: PASSING, http_<status>, no_url, bad_url, forbidden_address, tls,
-    bad_response, too_many_redirects, too_large, and those of `stages.pixels`: empty, not_an_image, truncated,
-    broken, too_many_pixels, too_many_frames.
+    Columns out: FETCHED; with `resize` also the digest and size of what came. Codes: PASSING, http_<status>, no_url,
+    bad_url, bad_line, bad_hash, forbidden_address, tls, bad_response, too_many_redirects, too_large, opt_out (kind
+    filtered, the detail is what the server said), robots_unreadable, hash_mismatch, decode_timeout, decode_memory,
+    killed_decoder, and those of `stages.pixels`: empty, not_an_image, truncated, broken, too_many_pixels,
+    too_many_frames, too_many_scans, transparent; with `resize` unsupported_pixels.
     """
 
     list: ListFile
     url: str = "url"
     text: str = "text"
+    hash: str | None = None
     columns: tuple[str, ...] | None = None
+    encoding: str = "utf-8"
+    bad_lines: Literal["stop", "reject"] = "stop"
     text_source: Literal["web", "human"] = "web"
 
     def preflight(self) -> builtins.list[str]:
         if self.list.step is None:
             next(self._pairs(), None)  # raises what is wrong with the file or its columns
-        return []
+        return super().preflight()
+
+    def row_schema(self) -> pa.Schema:
+        return pa.schema([*LISTED, *self._more()])
 
     def rows(self) -> Iterator[pa.Table]:
-        yield from listed(self._pairs(), source=self.source, text_source=self.text_source)
+        yield from listed(self._pairs(), source=self.source, text_source=self.text_source, more=self._more())
+
+    def _more(self) -> builtins.list[pa.Field]:
+        """Columns of the list's rows that only `open` reads."""
+        return [EXPECTED] * (self.hash is not None) + [FAULT] * (self.bad_lines == "reject")
 
     def _pairs(self) -> Iterator[Pair]:
-        return read_pairs(self.list.path, url=self.url, text=self.text, columns=self.columns)
+        return read_pairs(
+            self.list.path,
+            url=self.url,
+            text=self.text,
+            columns=self.columns,
+            expected=self.hash,
+            encoding=self.encoding,
+            reject_bad_lines=self.bad_lines == "reject",
+        )

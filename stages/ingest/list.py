@@ -1,11 +1,13 @@
-"""Read lists of url + text (parquet, tsv, csv, jsonl; a file or a folder) as a stream, strictly UTF-8.
+"""Read lists of url + text (parquet, tsv, csv, jsonl; a file or a folder) as a stream, strictly in one encoding.
 
-A list that cannot be read stops the step and names file and line: no row is skipped in silence.
+A line that cannot be read stops the step, which names file and line, or (`bad_lines: reject`) becomes a row that is
+rejected with that reason: no row is skipped in silence.
 tsv has no quoting (a tab ends a field, as in CC3M); csv has. Numbers are taken as they are written.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,30 +29,68 @@ class Pair(NamedTuple):
 
     url: str
     text: str
+    expected: str = ""  # hex digest of the bytes to come
+    fault: str = ""  # why the line cannot be read; `text` is then the line, as far as it can be shown
 
 
-def listed(pairs: Iterator[Pair], *, source: str, text_source: str) -> Iterator[pa.Table]:
-    """Rows of schema LISTED. An empty text gives a row without texts: a captioner may still write one."""
+class BadLine(VlpipeError):
+    """A line that cannot be read. `line`: as far as it can be shown."""
+
+    def __init__(self, said: str, line: str) -> None:
+        self.line = line
+        super().__init__(said)
+
+
+# Columns a list may have beside LISTED, for the stage that asked for them.
+EXPECTED = pa.field("expected", pa.string())
+FAULT = pa.field("fault", pa.string())
+
+
+def listed(
+    pairs: Iterator[Pair], *, source: str, text_source: str, more: Sequence[pa.Field] = ()
+) -> Iterator[pa.Table]:
+    """Rows of schema LISTED and `more` (EXPECTED, FAULT). An empty text gives a row without texts: a captioner may
+    still write one."""
     ids = RowIds(source)
     while batch := list(islice(pairs, BATCH_ROWS)):
-        yield pa.table(
-            {
-                "id": [ids.next(*pair) for pair in batch],
-                "url": [pair.url for pair in batch],
-                "texts": [[text(pair.text, text_source)] if pair.text else [] for pair in batch],
-            },
-            schema=LISTED,
-        )
+        columns: dict[str, Any] = {
+            "id": [ids.next(pair.url, pair.text) for pair in batch],
+            "url": [pair.url for pair in batch],
+            "texts": [[text(pair.text, text_source)] if pair.text else [] for pair in batch],
+        }
+        columns |= {field.name: [getattr(pair, field.name) for pair in batch] for field in more}
+        yield pa.table(columns, schema=pa.schema([*LISTED, *more]))
 
 
-def read_pairs(path: str, *, url: str, text: str, columns: Sequence[str] | None = None) -> Iterator[Pair]:
+def read_pairs(
+    path: str,
+    *,
+    url: str,
+    text: str,
+    columns: Sequence[str] | None = None,
+    expected: str | None = None,
+    encoding: str = "utf-8",
+    reject_bad_lines: bool = False,
+) -> Iterator[Pair]:
     """All lines, in order; of a folder its files in order of name.
 
-    url, text: names of the columns. columns: the names, for a tsv or csv without a header line.
+    url, text, expected: names of the columns. columns: the names, for a tsv or csv without a header line.
     """
+    names = (url, text) if expected is None else (url, text, expected)
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise VlpipeError(f"there is no encoding {encoding!r}; such as utf-8, latin-1, shift_jis") from error
     for file in list_files(path):
-        for where, row in READERS[file.suffix.lower()](file, (url, text), columns):
-            yield Pair(text_of(row[url], where), text_of(row[text], where))
+        for where, row in READERS[file.suffix.lower()](file, names, columns, encoding):
+            try:
+                if isinstance(row, BadLine):
+                    raise row
+                yield Pair(*(text_of(row[name], where, encoding) for name in names))
+            except BadLine as bad:
+                if not reject_bad_lines:
+                    raise
+                yield Pair("", bad.line, fault=str(bad).removeprefix(f"{file.parent}/"))
 
 
 def list_files(path: str) -> list[Path]:
@@ -68,10 +108,12 @@ def list_files(path: str) -> list[Path]:
     return found
 
 
-Row = tuple[str, Mapping[str, Any]]  # where it stands ("file line 7"), its values by column
+# Where it stands ("file line 7"), its values by column or what is wrong with it.
+Row = tuple[str, "Mapping[str, Any] | BadLine"]
+Names = tuple[str, ...]
 
 
-def _read_parquet(file: Path, names: tuple[str, str], columns: Sequence[str] | None) -> Iterator[Row]:
+def _read_parquet(file: Path, names: Names, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
     if columns is not None:
         raise VlpipeError(f"{file}: a Parquet file names its own columns; `columns` is for tsv and csv")
     try:
@@ -98,17 +140,31 @@ def _strings(column: pa.Array, where: str) -> list[str | bytes | None]:
     return found
 
 
-def _read_tsv(file: Path, names: tuple[str, str], columns: Sequence[str] | None) -> Iterator[Row]:
-    fields = ((where, line.removesuffix("\r").split("\t")) for where, line in lines(file))
+def _read_tsv(file: Path, names: Names, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
+    fields = (
+        (where, line if isinstance(line, BadLine) else line.removesuffix("\r").split("\t"))
+        for where, line in _lines(file, encoding)
+    )
     yield from _with_header(file, fields, names, columns)
 
 
-def _read_csv(file: Path, names: tuple[str, str], columns: Sequence[str] | None) -> Iterator[Row]:
-    yield from _with_header(file, _csv_fields(file), names, columns)
+def _read_csv(file: Path, names: Names, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
+    yield from _with_header(file, _csv_fields(file, encoding), names, columns)
 
 
-def _csv_fields(file: Path) -> Iterator[tuple[str, list[str]]]:
-    reader = csv.reader((line + "\n" for _, line in lines(file)), strict=True)
+def _csv_fields(file: Path, encoding: str) -> Iterator[tuple[str, list[str] | BadLine]]:
+    """A field may go on over lines: one that cannot be read spoils the row it is in. Broken quoting ends the reading,
+    as nobody knows where the next row begins."""
+    bad: list[BadLine] = []
+
+    def readable() -> Iterator[str]:
+        for _, line in _lines(file, encoding):
+            if isinstance(line, BadLine):
+                bad.append(line)
+                line = line.line
+            yield line + "\n"
+
+    reader = csv.reader(readable(), strict=True)
     while True:
         where = f"{file} line {reader.line_num + 1}"
         try:
@@ -116,73 +172,105 @@ def _csv_fields(file: Path) -> Iterator[tuple[str, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise VlpipeError(f"{where}: {error}") from error
-        if fields:
+            raise bad[0] if bad else VlpipeError(f"{where}: {error}") from error
+        if bad:
+            yield where, bad[0]
+            bad.clear()
+        elif fields:
             yield where, fields
 
 
 def _with_header(
     file: Path,
-    rows: Iterator[tuple[str, list[str]]],
-    names: tuple[str, str],
+    rows: Iterator[tuple[str, list[str] | BadLine]],
+    names: Names,
     columns: Sequence[str] | None,
 ) -> Iterator[Row]:
     if columns is None:
-        _, columns = next(rows, ("", []))
+        _, header = next(rows, ("", list[str]()))
+        if isinstance(header, BadLine):
+            raise header
+        columns = header
         _need_columns(f"{file} line 1", names, columns, "; for a list without a header line give `columns`")
     else:
         _need_columns("`columns`", names, columns)
     for where, fields in rows:
-        if len(fields) != len(columns):
-            raise VlpipeError(
-                f"{where} has {len(fields)} field(s), wanted {len(columns)}: {', '.join(columns)}"
-            )
-        yield where, dict(zip(columns, fields, strict=True))
+        if isinstance(fields, BadLine):
+            yield where, fields
+        elif len(fields) != len(columns):
+            said = f"{where} has {len(fields)} field(s), wanted {len(columns)}: {', '.join(columns)}"
+            yield where, BadLine(said, "\t".join(fields))
+        else:
+            yield where, dict(zip(columns, fields, strict=True))
 
 
-def _read_jsonl(file: Path, names: tuple[str, str], columns: Sequence[str] | None) -> Iterator[Row]:
+def _read_jsonl(file: Path, names: Names, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
     if columns is not None:
         raise VlpipeError(f"{file}: JSON lines name their own fields; `columns` is for tsv and csv")
-    for where, line in lines(file):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line, parse_int=str, parse_float=str)
-        except ValueError as error:
-            raise VlpipeError(f"{where} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise VlpipeError(f"{where}: wanted an object with {names[0]!r} and {names[1]!r}")
+    for where, line in _lines(file, encoding):
+        if isinstance(line, BadLine):
+            yield where, line
+        elif line.strip():
+            yield where, _json_row(where, line, names)
+
+
+def _json_row(where: str, line: str, names: Names) -> Mapping[str, Any] | BadLine:
+    try:
+        row = json.loads(line, parse_int=str, parse_float=str)
+    except ValueError as error:
+        return BadLine(f"{where} is not JSON: {error}", line)
+    except RecursionError:
+        return BadLine(f"{where} is not JSON: it is nested too deep", line)
+    if not isinstance(row, dict):
+        return BadLine(f"{where}: wanted an object with {names[0]!r} and {names[1]!r}", line)
+    try:
         _need_columns(where, names, list(row))
-        yield where, row
+    except VlpipeError as error:
+        return BadLine(str(error), line)
+    return row
 
 
 def lines(file: Path | str) -> Iterator[tuple[str, str]]:
-    r"""(where, line without its \n); bytes are read, so that a bad one is named with its line."""
+    r"""(where, line without its \n) of a UTF-8 file; BadLine names the first that is not."""
+    for where, line in _lines(file, "utf-8"):
+        if isinstance(line, BadLine):
+            raise line
+        yield where, line
+
+
+def _lines(file: Path | str, encoding: str) -> Iterator[tuple[str, str | BadLine]]:
+    """Bytes are read, so that a bad one is named with its line."""
     with open(file, "rb") as handle:
         for number, line in enumerate(handle, 1):
             where = f"{file} line {number}"
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            yield where, _utf8(line.removesuffix(b"\n"), where)
+            try:
+                yield where, _decoded(line.removesuffix(b"\n"), where, encoding)
+            except BadLine as bad:
+                yield where, bad
 
 
-def _utf8(data: bytes, where: str) -> str:
+def _decoded(data: bytes, where: str, encoding: str) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise VlpipeError(f"{where} is not UTF-8: {error.reason} at byte {error.start + 1}") from error
+        said = f"{where} is not {encoding.upper()}: {error.reason} at byte {error.start + 1}"
+        raise BadLine(said, data.decode("ascii", "backslashreplace")) from error
 
 
-def text_of(value: Any, where: str) -> str:
-    """A text as it is, an empty one for null; VlpipeError for what is no text."""
+def text_of(value: Any, where: str, encoding: str = "utf-8") -> str:
+    """A text as it is, an empty one for null; BadLine for what is no text."""
     if value is None:
         return ""
     if isinstance(value, bytes):
-        return _utf8(value, where)
+        return _decoded(value, where, encoding)
     if not isinstance(value, str):
-        raise VlpipeError(f"{where}: wanted text, got {json.dumps(value)[:80]}")
+        shown = json.dumps(value)
+        raise BadLine(f"{where}: wanted text, got {shown[:80]}", shown)
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):  # JSON can spell these
-        raise VlpipeError(f"{where}: half a surrogate pair stands alone in {json.dumps(value)[:80]}")
+        shown = json.dumps(value)
+        raise BadLine(f"{where}: half a surrogate pair stands alone in {shown[:80]}", shown)
     return value
 
 
@@ -192,7 +280,7 @@ def _need_columns(where: str, names: Sequence[str], there: Sequence[str], hint: 
             raise VlpipeError(f"{where} has no column {name!r}{did_you_mean(name, there)}{hint}")
 
 
-Reader = Callable[[Path, tuple[str, str], "Sequence[str] | None"], Iterator[Row]]
+Reader = Callable[[Path, Names, "Sequence[str] | None", str], Iterator[Row]]
 READERS: dict[str, Reader] = {
     ".parquet": _read_parquet,
     ".tsv": _read_tsv,

@@ -142,6 +142,21 @@ def test_what_was_at_work_when_it_was_stopped_does_not_count(tmp_path: Path) -> 
     assert any(line.startswith("shaky: 4 shard(s), 3 reused") for line in runs("run", "--local"))
 
 
+def test_what_a_rule_filtered_is_not_run_again(tmp_path: Path) -> None:
+    text = (
+        "name: toy\nsteps:\n"
+        '  numbers: {use: "toys:Numbers", num_rows: 8, shard_rows: 4}\n'
+        '  every: {use: "toys:Every", from: numbers, k: 4}\n'
+    )
+    runs = Runs(tmp_path, text)
+    runs("run", "--local")
+    before = left(runs.root)
+    assert runs("retry", "every", "--why", "not_kth", "--local", code=1)[-1] == (
+        "rows of step 'every' with 'not_kth' were filtered by a rule: nothing failed, so there is nothing to retry"
+    )
+    assert left(runs.root) == before
+
+
 @pytest.mark.parametrize(
     ("args", "error"),
     [

@@ -211,3 +211,52 @@ def test_a_batch_is_its_rows() -> None:
     assert batch.shape == (3, 3, 6, 6)
     for row, data in enumerate(images):
         np.testing.assert_array_equal(batch[row], load_pixels([data], 6)[0])
+
+
+def test_what_nobody_can_see_is_refused_and_what_is_faint_is_not() -> None:
+    for alpha, seen in ((0, False), (2, False), (3, True)):
+        data = encoded(Image.new("RGBA", (4, 4), (200, 0, 0, alpha)), "PNG")
+        if seen:
+            assert verify(data).width == 4
+        else:
+            with pytest.raises(RowFault, match=f"^transparent: alpha is at most {alpha} of 255 everywhere$"):
+                verify(data)
+    palette = Image.new("P", (4, 4), 0)
+    with pytest.raises(RowFault, match=r"^transparent: "):
+        verify(encoded(palette, "PNG", transparency=0))
+    palette.putpixel((0, 0), 1)
+    assert verify(encoded(palette, "PNG", transparency=0)).width == 4
+
+
+def test_a_jpeg_of_many_scans_is_refused_by_its_header() -> None:
+    """Each scan is a pass over all pixels and costs some bytes: 20 MB could keep a decoder at work for hours."""
+    whole = encoded(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    many = whole[:last] + whole[last:-2] * 200 + whole[-2:]
+    for fn in (probe, verify, decode):
+        assert fn(whole)
+        with pytest.raises(RowFault, match=r"^too_many_scans: 2\d\d scans, the limit is 100$"):
+            fn(many)
+
+
+def test_the_quick_check_of_a_jpeg_is_as_strict_as_decoding_it() -> None:
+    """Cut anywhere, or with wrong bytes: the same verdict from an eighth of the size as from the whole."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+    rng = np.random.default_rng(1)
+    for options in ({}, {"progressive": True}):
+        data = encoded(picture, "JPEG", **options)
+        cases = [data[:end] for end in range(1, len(data), 37)]
+        for _ in range(200):
+            bad = bytearray(data)
+            bad[rng.integers(len(data))] = rng.integers(256)
+            cases.append(bytes(bad))
+        for case in cases:
+            assert verdict(verify, case) == verdict(decode, case)
+
+
+def verdict(fn: Callable[[bytes], object], data: bytes) -> str:
+    try:
+        fn(data)
+    except RowFault as fault:
+        return fault.why
+    return "fine"

@@ -5,31 +5,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
+from email.utils import formatdate
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from threat_server import PLAIN, LocalImages
 
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import ListFile
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.ingest.fetch import retry_after_s
 from vlpipe.stages.ingest.images import FETCHED, PASSING, FetchImages
 from vlpipe.stages.ingest.list import Pair, listed
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalImages(FetchImages):
-    """As the real stage, but these hosts are at ports that listen already."""
-
-    list: ListFile = field(default_factory=ListFile)
-    ports: dict[str, int]
-
-    def loopback(self) -> AbstractContextManager[Mapping[str, int]]:
-        return nullcontext(self.ports)
+from vlpipe.stages.ingest.resize import Resize
 
 
 def fetch(server: Any, urls: Sequence[str], **parameters: Any) -> Out:
@@ -40,7 +33,8 @@ def fetch(server: Any, urls: Sequence[str], **parameters: Any) -> Out:
         "retries": 0,
     }
     stage = LocalImages(
-        ports={"threat.test": server.port}, **{**patience, "max_bytes": 1_000_000, **parameters}
+        ports=dict.fromkeys(("threat.test", "busy.test", "away.test"), server.port),
+        **{**patience, "max_bytes": 1_000_000, **parameters},
     )
     rows = pa.concat_tables(listed((Pair(url, "a text") for url in urls), source="web", text_source="web"))
     return run_map(stage, rows)
@@ -59,7 +53,20 @@ CODES = {
     threat("/gone"): "http_410",
     threat("/teapot"): "http_418",
     threat("/broken"): "http_500",
-    threat("/busy"): "http_429",
+    "http://busy.test/busy": "http_429",
+    "http://away.test/away": "http_503",
+    threat("/forbidden"): "http_403",
+    threat("/login"): "http_401",
+    threat("/law"): "http_451",
+    threat("/no-ai"): "opt_out",
+    threat("/no-tdm"): "opt_out",
+    threat("/no-training"): "opt_out",
+    threat("/many-bots"): "opt_out",
+    threat("/moved-no-ai"): "opt_out",
+    threat("/scans.jpg"): "too_many_scans",
+    threat("/invisible.png"): "transparent",
+    threat("/drawing.svg"): "not_an_image",
+    threat("/big-header"): "bad_response",
     threat("/partial"): "http_206",
     threat("/nowhere"): "http_302",
     threat("/loop"): "too_many_redirects",
@@ -91,19 +98,34 @@ CODES = {
     "data:image/png;base64,AAAA": "bad_url",
     "http://10.0.0.1/x.jpg": "forbidden_address",
     "http://[fd00:ec2::254]/x.jpg": "forbidden_address",
+    "http://[::ffff:127.0.0.1]/x.jpg": "forbidden_address",
+    "http://[2002:7f00:1::]/x.jpg": "forbidden_address",
+    "http://[64:ff9b::7f00:1]/x.jpg": "forbidden_address",
+    "http://169.254.169.254/latest/meta-data": "forbidden_address",
+    "http://me:secret@threat.test/ok.jpg": "bad_url",
+    "http://threat.test:25/ok.jpg": "bad_url",
+    "http://threat.test/a\x07b": "bad_url",
 }
-GOOD = [threat(path) for path in ("/ok.jpg", "/as-text", "/gzipped", "/moved", "/signed", "/ok.jpg?again")]
+GOOD = [
+    *(threat(path) for path in ("/ok.jpg", "/as-text", "/gzipped", "/moved", "/signed", "/ok.jpg?again")),
+    # what a filter may drop by its size, a fetcher keeps
+    *(threat(path) for path in ("/polyglot.jpg", "/pixel.gif", "/strip.png", "/not-meant")),
+    threat("/ok.jpg?caf\u00e9 \u00fcber"),
+]
 
 
 def test_each_threat_has_its_code_and_no_row_is_lost(threats: Any, decoy: Any) -> None:
-    urls = [url for pair in zip(CODES, GOOD * 6, strict=True) for url in pair]
-    out = fetch(threats, urls, max_frames=10)
-    assert out.table["url"].to_pylist() == GOOD * 6  # in the order of the list
+    good = [GOOD[n % len(GOOD)] for n in range(len(CODES))]
+    urls = [url for pair in zip(CODES, good, strict=True) for url in pair]
+    out = fetch(threats, urls, max_frames=10, max_wait_s=1.0, backoff_s=0.01)
+    assert out.table["url"].to_pylist() == good  # in the order of the list
     by_id = {reject.id: reject.why for reject in out.rejects}
     ids = pa.concat_tables(listed((Pair(u, "a text") for u in urls), source="web", text_source="web"))
     found = {url: by_id[id_] for id_, url in zip(ids["id"].to_pylist(), urls, strict=True) if id_ in by_id}
     assert found == CODES
-    assert {reject.kind for reject in out.rejects} == {"fault"}
+    assert {(reject.why, reject.kind) for reject in out.rejects if reject.kind != "fault"} == {
+        ("opt_out", "filtered")
+    }
     assert threats.sent < 20_000_000  # of the endless body
     assert not decoy.asked
 
@@ -138,12 +160,165 @@ def test_times_and_attempts_are_in_the_log_and_nowhere_else(threats: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("path", "times"), [("/broken", 3), ("/hangs-up", 3), ("/missing", 1), ("/html.jpg", 1), ("/busy", 1)]
+    ("path", "times"),
+    [
+        ("/broken", 3),
+        ("/hangs-up", 3),
+        ("/away", 3),
+        ("/busy", 1),
+        ("/missing", 1),
+        ("/gone", 1),
+        ("/login", 1),
+        ("/forbidden", 1),
+        ("/law", 1),
+        ("/no-ai", 1),
+        ("/moved-no-ai", 1),
+        ("/html.jpg", 1),
+        ("/endless", 1),
+    ],
 )
 def test_only_what_may_pass_is_asked_again(threats: Any, path: str, times: int) -> None:
     """/busy asks us to wait for an hour: that is for a later run."""
     fetch(threats, [threat(path)], retries=2, backoff_s=0.01)
     assert threats.asked[path] == times
+
+
+def test_a_host_that_wants_a_long_rest_is_not_asked_again_in_this_run(threats: Any) -> None:
+    urls = [f"http://busy.test/{name}" for name in ("busy", "ok.jpg", "ok.jpg?2")]
+    out = fetch(threats, [*urls, threat("/ok.jpg")], per_host=1, retries=2)
+    assert codes(out) == ["http_429", "host_busy", "host_busy"]
+    assert out.table["url"].to_pylist() == [threat("/ok.jpg")]
+    assert threats.hosts["busy.test"] == 1
+
+
+def test_a_short_rest_is_kept_by_all_urls_of_the_host(threats: Any) -> None:
+    """One 429 with `Retry-After: 1`; nothing is asked of the host for that second, and then everything comes."""
+    urls = [f"http://busy.test/rest/{n}" for n in range(6)]
+    out = fetch(threats, urls, per_host=1, retries=1)
+    assert out.table["url"].to_pylist() == urls
+    assert threats.at[1] - threats.at[0] >= 1.0
+    assert threats.at[-1] - threats.at[1] < 1.0
+
+
+def test_the_time_between_two_starts_at_a_host(threats: Any) -> None:
+    out = fetch(threats, [threat(f"/ok.jpg?{n}") for n in range(11)], host_interval_s=0.1)
+    assert out.table.num_rows == 11
+    assert threats.at[-1] - threats.at[0] >= 0.7  # 1.0, were no thread ever late
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        ("120", 120, 120),
+        (" 7 ", 7, 7),
+        ("9" * 400, 365 * 86400, 365 * 86400),
+        ("-5", 0, 0),
+        ("1.5", 0, 0),
+        ("\u0661", 0, 0),
+        ("soon", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_retry_after(header: str, least: float, most: float) -> None:
+    assert least <= retry_after_s(header) <= most
+
+
+def test_retry_after_a_date() -> None:
+    now = time.time()
+    assert 80 < retry_after_s(formatdate(now + 90, usegmt=True)) < 91
+    assert retry_after_s(formatdate(now - 90, usegmt=True)) == 0
+
+
+def test_who_said_no_is_not_asked_again_and_what_they_said_is_kept(threats: Any) -> None:
+    urls = [threat("/no-ai"), threat("/no-ai"), threat("/moved-no-ai"), threat("/many-bots")]
+    out = fetch(threats, urls, per_host=1, retries=3)
+    assert [(reject.kind, reject.why, reject.detail) for reject in out.rejects] == [
+        ("filtered", "opt_out", "X-Robots-Tag: noai, noimageai"),
+        ("filtered", "opt_out", "X-Robots-Tag: noai, noimageai"),
+        ("filtered", "opt_out", "X-Robots-Tag: noai"),
+        ("filtered", "opt_out", "X-Robots-Tag: unavailable_after: Wed, 25 Jun 2031, NoImageAI"),
+    ]
+    assert threats.asked == {"/no-ai": 1, "/moved-no-ai": 1, "/many-bots": 1}  # not where the redirect led
+
+
+def test_which_signals_count_is_a_parameter(threats: Any) -> None:
+    urls = [threat("/no-ai"), threat("/no-tdm")]
+    assert fetch(threats, urls, opt_out=("tdm-reservation",)).table["url"].to_pylist() == urls[:1]
+    assert fetch(threats, urls, opt_out=()).table["url"].to_pylist() == urls
+
+
+def test_a_name_that_changes_its_address(threats: Any, decoy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding: the first answer is public, later ones are the loopback. Nobody here is ever asked."""
+    answers: list[str] = []
+    real = socket.getaddrinfo
+
+    def rebinding(host: str, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if host not in ("rebind.test", "both.test"):
+            return real(host, port, *args, **kwargs)
+        answers.append("192.88.98.1" if not answers else "127.0.0.1")
+        addresses = answers[-1:] if host == "rebind.test" else ["192.88.98.1", "127.0.0.1"]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    url = f"http://rebind.test:{decoy.port}/x.jpg"
+    out = fetch(threats, [url], connect_timeout_s=0.2, retries=2, backoff_s=0.01)
+    assert codes(out)[0] in ("timeout", "connect", "forbidden_address")
+    assert codes(fetch(threats, [url, f"http://both.test:{decoy.port}/"])) == ["forbidden_address"] * 2
+    assert not decoy.asked
+
+
+def test_a_name_that_does_not_exist_is_looked_up_once(threats: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookups: list[str] = []
+
+    def nowhere(host: str, *args: Any, **kwargs: Any) -> Any:
+        lookups.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    out = fetch(threats, [f"http://gone.test/{n}" for n in range(20)], per_host=1, retries=1, backoff_s=0.001)
+    assert codes(out) == ["dns"] * 20
+    assert lookups == ["gone.test"]
+
+
+def test_expected_hashes(threats: Any, tmp_path: Path) -> None:
+    body = PLAIN["/ok.jpg"][2]
+    sha256, md5 = hashlib.sha256(body).hexdigest(), hashlib.md5(body).hexdigest()
+    bad = "0" * 64
+    hashes = [sha256, md5.upper(), bad, "", "beef", bad]
+    paths = ["ok.jpg?1", "ok.jpg?2", "ok.jpg?3", "ok.jpg?4", "ok.jpg?5", "bomb.png"]
+    lines = [f"{threat('/' + path)}\ttext\t{digest}\n" for path, digest in zip(paths, hashes, strict=True)]
+    (tmp_path / "list.tsv").write_text("url\ttext\tdigest\n" + "".join(lines))
+    stage = LocalImages(
+        ports={"threat.test": threats.port}, list=ListFile(path=str(tmp_path / "list.tsv")), hash="digest"
+    )
+    out = run_map(stage, pa.concat_tables(stage.rows()))
+    assert out.table["url"].to_pylist() == [threat("/ok.jpg?1"), threat("/ok.jpg?2")]
+    assert out.table.schema.equals(FETCHED)
+    assert [reject.why for reject in out.rejects] == [
+        "hash_mismatch",
+        "bad_hash",
+        "bad_hash",
+        "hash_mismatch",
+    ]
+    assert out.rejects[0].detail == f"sha256 is {sha256}, the list says {bad}"
+    assert out.rejects[1].detail == "'' is no md5 (32) or sha256 (64 hexadecimal digits)"
+    assert threats.asked == {"/ok.jpg": 3, "/bomb.png": 1}  # a row that cannot be checked is not asked for
+
+
+def test_bytes_change_only_where_it_is_asked_for(threats: Any) -> None:
+    same, smaller = (
+        fetch(threats, [threat("/polyglot.jpg")], **more)
+        for more in ({}, {"resize": Resize(size=6, format="png")})
+    )
+    body = PLAIN["/polyglot.jpg"][2]
+    assert same.table["image"][0].as_py() == body
+    row = smaller.table.to_pylist()[0]
+    assert row["image"].startswith(b"\x89PNG")
+    assert b"script" not in row["image"]
+    assert (row["format"], row["width"], row["height"]) == ("PNG", 10, 6)
+    assert row["sha256"] == hashlib.sha256(row["image"]).hexdigest()
+    original = (row["original_sha256"], row["original_width"], row["original_height"])
+    assert original == (hashlib.sha256(body).hexdigest(), 20, 12)
 
 
 def test_a_redirect_loop_costs_its_budget_once(threats: Any) -> None:
@@ -196,4 +371,13 @@ def test_how_patiently_we_ask_is_no_part_of_the_identity() -> None:
     assert names >= FetchImages.NOT_IN_KEY
     assert not FetchImages.NOT_IN_KEY & {"serve", "list", "max_bytes", "max_pixels", "max_frames"}
     assert {"timeout", "dns", "http_429", "http_503"} <= PASSING
-    assert not PASSING & {"http_404", "bad_url", "forbidden_address", "truncated"}
+    assert not PASSING & {
+        "http_404",
+        "http_410",
+        "http_401",
+        "http_403",
+        "http_451",
+        "opt_out",
+        "hash_mismatch",
+    }
+    assert not PASSING & {"bad_url", "forbidden_address", "truncated", "not_an_image", "too_large"}

@@ -11,7 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.ingest.list import BATCH_ROWS, Pair, listed, read_pairs
+from vlpipe.pipeline.stage import ListFile
+from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.ingest.images import FetchImages
+from vlpipe.stages.ingest.list import BATCH_ROWS, EXPECTED, Pair, listed, read_pairs
 from vlpipe.stages.row import LISTED
 
 PAIRS = [
@@ -166,3 +169,55 @@ def test_every_row_of_the_real_lists(data: Callable[[str], Path]) -> None:
     laion = read(data("alttext/laion_10000.parquet"), url="URL", text="TEXT")
     assert len(laion) == 10_000
     assert len(set(rows(cc3m + laion)["id"].to_pylist())) == 25_833
+
+
+BAD_LINES = {
+    "a.tsv": (b"url\ttext\nu1\tok\nu2\tcaf\xe9\nu3\ta\tb\nu4\tfine\n", ["ok", "u2\tcaf\\xe9", "u3\ta\tb", "fine"]),
+    "a.csv": (b'url,text\nu1,ok\nu2,"caf\xe9\nmore"\nu3,a,b\nu4,fine\n', ["ok", "u2,\"caf\\xe9", "u3\ta\tb", "fine"]),
+    "a.jsonl": (
+        b'{"url":"u1","text":"ok"}\n{"url":\n{"url":"u3","txt":1}\n{"url":"u4","text":["x"]}\n[1]\n',
+        ["ok", '{"url":', '{"url":"u3","txt":1}', '["x"]', "[1]"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_bad_lines_become_rows_that_say_what_is_wrong(tmp_path: Path, name: str) -> None:
+    content, shown = BAD_LINES[name]
+    (tmp_path / name).write_bytes(content)
+    found = list(read_pairs(str(tmp_path / name), url="url", text="text", reject_bad_lines=True))
+    assert [pair.text for pair in found] == shown
+    for pair in found:
+        assert bool(pair.fault) == (pair.url == "")
+        assert not pair.fault or pair.fault.startswith(f"{name} line ")  # the folder is no part of the rows
+
+
+def test_bad_lines_are_rejects_of_the_stage(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_bytes(BAD_LINES["a.tsv"][0].replace(b"u1", b"").replace(b"u4", b"file:///x"))
+    stage = FetchImages(list=ListFile(path=str(tmp_path / "a.tsv")), bad_lines="reject")
+    listed_rows = pa.concat_tables(stage.rows())
+    assert listed_rows.schema.equals(stage.row_schema())
+    out = run_map(stage, listed_rows)
+    assert [reject.why for reject in out.rejects] == ["no_url", "bad_line", "bad_line", "bad_url"]
+    assert out.rejects[1].detail == "a.tsv line 3 is not UTF-8: unexpected end of data at byte 7"
+
+
+def test_a_declared_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_bytes("url\ttext\nu\tcaf\xe9\n".encode("latin-1"))
+    assert read(tmp_path / "a.tsv", encoding="latin-1") == [Pair("u", "caf\xe9")]
+    (tmp_path / "a.tsv").write_bytes("url\ttext\nu\t\u65e5\u672c\n".encode("shift_jis"))
+    assert read(tmp_path / "a.tsv", encoding="shift_jis") == [Pair("u", "\u65e5\u672c")]
+    with pytest.raises(VlpipeError, match=r"a.tsv line 2 is not EUC_JP: "):
+        read(tmp_path / "a.tsv", encoding="euc_jp")
+    with pytest.raises(VlpipeError, match=r"there is no encoding 'latin-one'"):
+        read(tmp_path / "a.tsv", encoding="latin-one")
+
+
+def test_an_expected_digest_travels_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("url,md5,text\nu,ABC,t\nu,,t\n")
+    pairs = list(read_pairs(str(path), url="url", text="text", expected="md5"))
+    assert [pair.expected for pair in pairs] == ["ABC", ""]
+    table = pa.concat_tables(listed(iter(pairs), source="web", text_source="web", more=[EXPECTED]))
+    assert table["expected"].to_pylist() == ["ABC", ""]
+    assert table["id"].to_pylist() == rows([Pair("u", "t"), Pair("u", "t")])["id"].to_pylist()

@@ -1,0 +1,73 @@
+"""Opt-outs in response headers: who says no is not collected, and what they said is kept as evidence.
+
+X-Robots-Tag: https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag (several headers, several
+directives, a bot's name before those meant for it alone); noai and noimageai as DeviantArt introduced them; noml as
+proposed at https://noml.info. TDM reservation: https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/.
+Content-Usage: IETF AIPREF, still a draft (draft-ietf-aipref-attach-04).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Literal, Protocol, get_args
+
+# `none` is noindex and nofollow in one. All of these are read as "not for a training set".
+Signal = Literal[
+    "noai", "noimageai", "noindex", "noimageindex", "none", "noml", "tdm-reservation", "content-usage"
+]
+DEFAULT: tuple[Signal, ...] = get_args(Signal)
+MAX_EVIDENCE = 300  # characters
+# Directives with a value: what stands before their colon is no bot.
+VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+BOT = re.compile(r"[a-z*][a-z0-9_.*-]*")  # begins with a letter: `15:00:00 GMT` after a comma names no bot
+TRAINING = frozenset({"train-ai", "train-genai"})
+
+
+class Headers(Protocol):
+    """What aiohttp's headers have of it: names without regard to case, several values to a name."""
+
+    def getall(self, key: str, default: list[str]) -> list[str]: ...
+
+
+def opted_out(headers: Headers, bot: str, signals: Collection[str] = DEFAULT) -> str | None:
+    """The header that says no to `bot` (a product token such as `vlpipe`), as it came; None when none does.
+
+    signals: directives of X-Robots-Tag that count, and `tdm-reservation`, `content-usage`.
+    """
+    for value in headers.getall("X-Robots-Tag", []):
+        if any(directive in signals for directive in robots_directives(value, bot)):
+            return _evidence("X-Robots-Tag", value)
+    for value in headers.getall("TDM-Reservation", []) if "tdm-reservation" in signals else ():
+        if value.strip() == "1":
+            return _evidence("TDM-Reservation", value)
+    for value in headers.getall("Content-Usage", []) if "content-usage" in signals else ():
+        if _says_no_to_training(value):
+            return _evidence("Content-Usage", value)
+    return None
+
+
+def robots_directives(value: str, bot: str) -> Iterator[str]:
+    """Directives of one X-Robots-Tag that are for everybody or for `bot`, in lower case."""
+    meant = True
+    for part in value.lower().split(","):
+        name, colon, rest = (piece.strip() for piece in part.partition(":"))
+        if colon and name in VALUED:
+            continue
+        if colon and BOT.fullmatch(name):
+            meant = name in ("*", bot.lower())
+            name = rest.partition(":")[0].strip()
+        if meant and name:
+            yield name
+
+
+def _says_no_to_training(value: str) -> bool:
+    """A dictionary of RFC 9651: `search=y, train-ai=n;x=1`."""
+    pairs = (item.partition(";")[0].partition("=") for item in value.lower().split(","))
+    return any(name.strip() in TRAINING and said.strip() == "n" for name, _, said in pairs)
+
+
+def _evidence(name: str, value: str) -> str:
+    """Verbatim, but for control characters; cut where it is very long."""
+    line = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in f"{name}: {value}")
+    return line if len(line) <= MAX_EVIDENCE else line[: MAX_EVIDENCE - 3] + "..."

@@ -1,0 +1,94 @@
+"""Store images smaller than they came, where a workflow asks for it: the one place where bytes change.
+
+The modes are those of img2dataset's `resize_mode`. Pixels follow the rules of `stages.pixels` (upright, RGB, alpha on
+white); what else a file carries (EXIF with its places and serial numbers, comments, data behind the end) stays behind,
+but for the colour profile of RGB pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from vlpipe.stages.pixels import decode
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+WHITE = (255, 255, 255)
+# A JPEG is decoded at the scale of 1/2, 1/4 or 1/8 that is still this many times the wanted size; Pillow's own
+# thumbnails use 2.0.
+REDUCING_GAP = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """keep_ratio: the shorter side is `size`; keep_ratio_largest: the longer one; center_crop: keep_ratio, then a
+    square is cut out; border: keep_ratio_largest, then white is put around to make a square.
+
+    only_if_bigger: an image whose side in question is no longer than `size` keeps its bytes. quality: of jpg and webp,
+    1 to 100; png has none.
+    """
+
+    size: Annotated[int, Field(ge=1)] = 256
+    mode: Literal["keep_ratio", "keep_ratio_largest", "center_crop", "border"] = "keep_ratio"
+    only_if_bigger: bool = True
+    format: Literal["jpg", "webp", "png"] = "jpg"
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+
+    def side_of(self, width: int, height: int) -> int:
+        """The side that is compared with `size`."""
+        return min(width, height) if self.mode in ("keep_ratio", "center_crop") else max(width, height)
+
+
+def is_small(spec: Resize, width: int, height: int) -> bool:
+    """Whether the image keeps its bytes."""
+    return spec.only_if_bigger and spec.side_of(width, height) <= spec.size
+
+
+def resized(data: bytes, spec: Resize, width: int, height: int, max_pixels: int) -> tuple[bytes, int, int]:
+    """Encoded bytes -> (encoded bytes, width, height). RowFault: those of `stages.pixels.decode`.
+
+    width, height: as shown, by `probe`.
+    """
+    size = inner_size(spec, width, height)
+    need = round(max(size) * REDUCING_GAP)  # square: the file may be turned
+    image = decode(data, max_pixels=max_pixels, at_least=(need, need))
+    image = fitted(image, spec, size)
+    return _encoded(image, spec), image.width, image.height
+
+
+def inner_size(spec: Resize, width: int, height: int) -> tuple[int, int]:
+    """The whole picture's new size, before a crop or a border."""
+    scale = spec.size / spec.side_of(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def fitted(image: Image.Image, spec: Resize, size: tuple[int, int]) -> Image.Image:
+    """The picture at `size` (bicubic, which antialiases in Pillow), cropped or framed."""
+    from PIL import Image
+
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (image.width - spec.size) // 2, (image.height - spec.size) // 2
+    if spec.mode == "center_crop":
+        return image.crop((left, top, left + spec.size, top + spec.size))
+    if spec.mode == "border":
+        square = Image.new("RGB", (spec.size, spec.size), WHITE)
+        square.paste(image, (-left, -top))
+        return square
+    return image
+
+
+def _encoded(image: Image.Image, spec: Resize) -> bytes:
+    buffer = io.BytesIO()
+    profile = image.info.get("icc_profile") or b""  # Pillow writes what is in `info`, comments too
+    image.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
+    if spec.format == "png":
+        image.save(buffer, "PNG")
+    else:
+        image.save(buffer, {"jpg": "JPEG", "webp": "WEBP"}[spec.format], quality=spec.quality)
+    return buffer.getvalue()

@@ -1,0 +1,140 @@
+"""One object for all workers: who may talk to it, what it hears, and that a death is a hang-up."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from vlpipe.pipeline import shared
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shared import Address, Peer, Services, connect
+
+WORKER = """
+import asyncio, sys, time
+from vlpipe.pipeline.shared import Address, connect
+async def main():
+    line = await connect(Address(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]), print, print)
+    line.send("here")
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+class Echo:
+    """Answers with what it heard and how many are there."""
+
+    def __init__(self) -> None:
+        self.peers: set[Peer] = set()
+        self.num_left = 0
+
+    def heard(self, peer: Peer, message: Any) -> None:
+        self.peers.add(peer)
+        peer.send([message, len(self.peers)])
+
+    def left(self, peer: Peer) -> None:
+        self.peers.discard(peer)
+        self.num_left += 1
+
+
+@pytest.fixture
+def services() -> Iterator[Services]:
+    one = Services()
+    yield one
+    one.close()
+
+
+def ask(where: Address, *messages: Any) -> list[Any]:
+    async def talk() -> list[Any]:
+        heard: asyncio.Queue[Any] = asyncio.Queue()
+        line = await connect(where, heard.put_nowait, lambda: heard.put_nowait("lost"))
+        for message in messages:
+            line.send(message)
+        got = [await asyncio.wait_for(heard.get(), 10) for _ in messages]
+        line.close()
+        return got
+
+    return asyncio.run(talk())
+
+
+def wait_for(condition: Any) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_each_step_has_its_own(services: Services) -> None:
+    a, b = services.address("a", Echo), services.address("b", Echo)
+    assert a is not None
+    assert b is not None
+    assert a.port == b.port
+    assert services.address("a", Echo) == a
+    assert ask(a, {"x": [1, None, "\u00e9"]}, 2) == [[{"x": [1, None, "\u00e9"]}, 1], [2, 1]]
+    assert services.address("none", lambda: None) is None
+
+
+def test_a_step_without_one_starts_nothing() -> None:
+    services = Services()
+    assert services.address("none", lambda: None) is None
+    assert services._thread is None
+    services.close()
+
+
+def test_a_worker_that_is_killed_has_left(services: Services) -> None:
+    echo = Echo()
+    where = services.address("a", lambda: echo)
+    assert where is not None
+    command = [sys.executable, "-c", WORKER, where.host, str(where.port), where.step, where.secret]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as worker:
+        wait_for(lambda: len(echo.peers) == 1)
+        worker.kill()
+        wait_for(lambda: not echo.peers)
+    assert echo.num_left == 1
+
+
+def test_strangers_are_not_heard(services: Services) -> None:
+    echo = Echo()
+    where = services.address("a", lambda: echo)
+    assert where is not None
+    assert ask(replace(where, secret="guessed"), 1) == ["lost"]
+    assert ask(replace(where, step="b"), 1) == ["lost"]
+    with socket.create_connection((where.host, where.port)) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n")
+        assert stranger.recv(100) == b""
+    assert not echo.num_left
+    assert where.secret not in repr(where)
+
+
+def test_a_driver_that_is_gone(services: Services) -> None:
+    where = services.address("a", Echo)
+    assert where is not None
+    lost: list[int] = []
+
+    async def talk() -> None:
+        await connect(where, print, lambda: lost.append(1))
+        await asyncio.to_thread(services.close)
+        while not lost:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
+    assert lost == [1]
+    with pytest.raises(
+        VlpipeError, match=r"the driver does not answer at 127.0.0.1:\d+ \(.*\); step 'a' needs it"
+    ):
+        ask(where, 1)
+
+
+def test_a_stage_finds_its_address_while_it_is_opened(services: Services) -> None:
+    where = services.address("a", Echo)
+    assert shared.address() is None
+    with shared.at(where):
+        assert shared.address() == where
+    assert shared.address() is None

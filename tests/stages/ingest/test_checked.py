@@ -1,0 +1,132 @@
+"""Decoding in a child that has little: what hangs, grows or dies costs one image."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from threat_server import invisible, noise, scans
+
+from vlpipe.pipeline.errors import RowFault, StepFailed
+from vlpipe.stages.ingest.checked import Checked, Child, Rules, check, child
+from vlpipe.stages.ingest.resize import Resize
+from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
+
+RULES = Rules(max_pixels=MAX_PIXELS, max_frames=MAX_FRAMES)
+
+
+def outcome(how: Callable[[bytes], Checked], data: bytes) -> Any:
+    try:
+        return how(data)
+    except RowFault as fault:
+        return fault.why, fault.detail
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_as_in_this_process(data: Callable[[str], Path]) -> None:
+    """All odd files: those that cannot be decoded with few files open and little memory would differ."""
+    files = [path for path in sorted(data("odd_images").rglob("*")) if path.is_file()]
+    with child(RULES, timeout_s=60, memory_mb=1024) as one:
+        for path in files:
+            assert outcome(one.check, path.read_bytes()) == outcome(
+                lambda b: check(b, RULES), path.read_bytes()
+            )
+        assert one._process is not None
+        status = Path(f"/proc/{one._process.pid}/status").read_text()
+    assert len(files) >= 399
+    peak_kb = int(status.partition("VmHWM:")[2].split()[0])
+    assert peak_kb < 512 * 1024
+
+
+def test_resized_bytes_come_back(picture: Callable[..., bytes]) -> None:
+    rules = Rules(
+        max_pixels=MAX_PIXELS, max_frames=10, resize=Resize(size=500, format="png", only_if_bigger=False)
+    )
+    whole = picture(size=(40, 30))
+    with child(rules, timeout_s=60, memory_mb=512) as one:
+        assert one.check(whole) == check(whole, rules)
+        assert one.check(whole).width == 667
+        assert outcome(one.check, invisible())[0] == "transparent"
+        assert outcome(one.check, scans())[0] == "too_many_scans"
+
+
+def big_png(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_an_image_that_takes_too_much_memory(picture: Callable[..., bytes]) -> None:
+    with child(RULES, timeout_s=60, memory_mb=64) as one:
+        assert outcome(one.check, big_png(6000))[0] == "decode_memory"
+        assert one.check(picture()).width == 20
+
+
+def test_an_image_that_hangs_and_the_next_one(picture: Callable[..., bytes]) -> None:
+    with child(RULES, timeout_s=30, memory_mb=512) as one:
+        one.check(picture())
+        assert one._process is not None
+        os.kill(one._process.pid, signal.SIGSTOP)
+        one._timeout_s = 0.3
+        assert outcome(one.check, picture()) == ("decode_timeout", "not decoded after 0.3 s")
+        one._timeout_s = 30
+        assert one.check(picture()).height == 12
+
+
+def test_an_image_is_blamed_for_the_second_death(picture: Callable[..., bytes]) -> None:
+    with child(RULES, timeout_s=30, memory_mb=512) as one:
+        one.check(picture())
+        assert one._process is not None
+        os.kill(one._process.pid, signal.SIGKILL)
+        assert one.check(picture()).width == 20  # once may be chance
+
+    class Doomed(Child):
+        def _alive(self) -> subprocess.Popen[bytes]:
+            process = super()._alive()
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            return process
+
+    doomed = Doomed(RULES, 30, 512)
+    assert outcome(doomed.check, picture()) == (
+        "killed_decoder",
+        "the process that decoded it died with -9",
+    )
+
+
+def test_it_can_open_nothing(picture: Callable[..., bytes]) -> None:
+    with child(RULES, timeout_s=30, memory_mb=512) as one:
+        one.check(picture())
+        assert one._process is not None
+        limits = Path(f"/proc/{one._process.pid}/limits").read_text()
+        lines = {line[:25].strip(): line[25:].split()[0] for line in limits.splitlines()}
+        assert (lines["Max open files"], lines["Max file size"], lines["Max core file size"]) == (
+            "3",
+            "0",
+            "0",
+        )
+        assert len(list(Path(f"/proc/{one._process.pid}/fd").iterdir())) == 3
+
+
+def test_a_child_that_cannot_start_is_no_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with (
+        child(RULES, timeout_s=30, memory_mb=512) as one,
+        pytest.raises(StepFailed, match=r"the process that checks images does not start"),
+    ):
+        one.check(noise())
+
+
+def test_it_ends_with_the_block(picture: Callable[..., bytes]) -> None:
+    with child(RULES, timeout_s=30, memory_mb=512) as one:
+        one.check(picture())
+        process = one._process
+    assert process is not None
+    assert process.poll() == 0

@@ -1,0 +1,67 @@
+"""What a header says, and to whom: the forms in use, several bots and values, dates with commas."""
+
+from __future__ import annotations
+
+import pytest
+from multidict import CIMultiDict
+
+from vlpipe.stages.ingest.optout import DEFAULT, MAX_EVIDENCE, opted_out, robots_directives
+
+
+@pytest.mark.parametrize(
+    ("value", "directives"),
+    [
+        ("noai", ["noai"]),
+        (" NoAI ,NOIMAGEAI", ["noai", "noimageai"]),
+        ("none", ["none"]),
+        ("nofollow, max-snippet: 20, max-image-preview:large, noai", ["nofollow", "noai"]),
+        ("noai, unavailable_after: 25 Jun 2010 15:00:00 PST", ["noai"]),
+        ("unavailable_after: Fri, 25 Jun 2010 15:00:00 PST, noai", ["25 jun 2010 15", "noai"]),
+        ("unavailable_after: 25 Jun 2010, 15:00:00 PST, noai", ["15", "noai"]),
+        ("unavailable_after: 2010-06-25T15:00:00Z, noai", ["noai"]),
+        ("otherbot: nofollow, noai", []),
+        ("otherbot: noindex, vlpipe: noai, nofollow", ["noai", "nofollow"]),
+        ("VLPipe: noai, googlebot: noindex", ["noai"]),
+        ("googlebot-image: noindex, *: noml", ["noml"]),
+        ("vlpipe: unavailable_after: 25 Jun 2010 15:00:00 PST, noai", ["unavailable_after", "noai"]),
+        ("", []),
+        (",,:,", []),
+        ("noaiplease", ["noaiplease"]),
+    ],
+)
+def test_directives_meant_for_us(value: str, directives: list[str]) -> None:
+    assert list(robots_directives(value, "vlpipe")) == directives
+
+
+@pytest.mark.parametrize(
+    ("headers", "evidence"),
+    [
+        ([("x-robots-tag", "all"), ("X-ROBOTS-TAG", "bot: none"), ("X-Robots-Tag", "noimageindex")], 2),
+        ([("X-Robots-Tag", "otherbot: none"), ("X-Robots-Tag", "nofollow")], None),
+        ([("TDM-Reservation", "1")], 0),
+        ([("TDM-Reservation", "0")], None),
+        ([("TDM-Policy", "https://a.test/policy")], None),
+        ([("Content-Usage", "train-ai=n")], 0),
+        ([("Content-Usage", "search=n, Train-GenAI = n;exp=1")], 0),
+        ([("Content-Usage", "train-ai=y, search=n")], None),
+        ([("Content-Type", "image/jpeg")], None),
+    ],
+)
+def test_headers(headers: list[tuple[str, str]], evidence: int | None) -> None:
+    found = opted_out(CIMultiDict(headers), "vlpipe")
+    said = None if evidence is None else headers[evidence]
+    assert (found and found.lower()) == (said and f"{said[0]}: {said[1]}".lower())
+
+
+@pytest.mark.parametrize("directive", [signal for signal in DEFAULT if "-" not in signal])
+def test_each_directive_counts_only_when_asked_for(directive: str) -> None:
+    headers = CIMultiDict([("X-Robots-Tag", directive)])
+    assert opted_out(headers, "vlpipe") == f"X-Robots-Tag: {directive}"
+    assert opted_out(headers, "vlpipe", [other for other in DEFAULT if other != directive]) is None
+
+
+def test_evidence_is_bounded_and_printable() -> None:
+    found = opted_out(CIMultiDict([("X-Robots-Tag", "noai,\x1b[31m" + "x" * 9000)]), "vlpipe")
+    assert found is not None
+    assert len(found) == MAX_EVIDENCE
+    assert found.startswith("X-Robots-Tag: noai,\ufffd[31mxxx")
