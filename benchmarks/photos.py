@@ -35,8 +35,8 @@ HERE = Path(__file__).parent
 HOST = "photos.test"
 # Photos per kind of web text, then with human captions, then held out. The first four are the list that is judged;
 # `other_photo` comes on top of it: texts in the style of right ones, so that style alone cannot tell them.
-KINDS = {"right": 1000, "cc3m": 500, "laion": 500, "other_photo": 200}
-NUM_HUMAN, NUM_HELDOUT = 1500, 500
+KINDS = {"right": 700, "cc3m": 350, "laion": 350, "other_photo": 200}
+NUM_HUMAN, NUM_HELDOUT = 2400, 500
 TINY = [
     *("pretrain.steps=4", "captioner.steps=3", "matcher.steps=3"),
     *("pretrain.warmup_steps=1", "captioner.warmup_steps=1", "matcher.warmup_steps=1"),

@@ -22,10 +22,10 @@ from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
 from vlpipe.stages.ingest.blocklist import BLOCKED, NOTHING, Blocklist, load
 from vlpipe.stages.ingest.checked import Rules, child
 from vlpipe.stages.ingest.image_rows import ImageRows
-from vlpipe.stages.ingest.img2dataset import ORIGINAL
 from vlpipe.stages.ingest.list import EXPECTED, FAULT, Pair, listed, read_pairs
 from vlpipe.stages.ingest.optout import DEFAULT, Signal
 from vlpipe.stages.ingest.resize import Resize
+from vlpipe.stages.ingest.samples import ORIGINAL
 from vlpipe.stages.ingest.serve import serving
 from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
 from vlpipe.stages.row import IMAGE_FIELDS, LISTED
