@@ -34,6 +34,7 @@ class Receipt:
     input_digest: str = ""
     artifacts_digest: str = ""
     rejects: Mapping[str, int] = field(default_factory=dict)  # "kind:why" -> rows
+    counts: Mapping[str, int] = field(default_factory=dict)  # the stage's own
     columns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     source: str = ""
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -117,6 +118,7 @@ class Manifest:
     rejects: Mapping[str, int]
     artifacts: Mapping[str, str]
     versions: Mapping[str, str]
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def artifact_digest(self, path: str) -> str | None:
         """Digest of one artifact file, or of a folder of them; None when there is none of that name."""
@@ -185,7 +187,16 @@ def make_manifest(
         artifacts=dict(sorted(artifacts.items())),
         versions={"python": platform.python_version()}
         | {name: installed(name) for name in ("vlpipe", "pyarrow", "torch", "ray")},
+        counts=sum_counts(receipts),
     )
+
+
+def sum_counts(receipts: Iterable[Receipt]) -> dict[str, int]:
+    """The stage's own counts over shards."""
+    counts: Counter[str] = Counter()
+    for receipt in receipts:
+        counts.update(receipt.counts)
+    return dict(sorted(counts.items()))
 
 
 def installed(name: str) -> str:
