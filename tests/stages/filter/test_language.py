@@ -68,7 +68,7 @@ def test_py3langid_comes_without_a_model() -> None:
     assert languages == [["en", "de"], [None, None], []]
     assert all(0.5 < s <= 1 for s in scores[0])
     assert scores[1] == [None, None]
-    schema = Language().schema(rows_of([]).schema)
+    schema = Language().schema(rows_of([["a"]]).schema)
     assert (encoder_of(schema, "language"), encoder_of(schema, "language_score")) == (
         "py3langid",
         "py3langid",
@@ -82,7 +82,7 @@ def test_a_fasttext_file(tmp_path: Path) -> None:
     languages, scores = identified([["dog\nbeach"], ["Hund Strand", "dog"]], model=model)
     assert languages == [["en"], ["de", "en"]]
     assert all(0.5 < s <= 1 for each in scores for s in each)
-    assert encoder_of(Language(model=model).schema(rows_of([]).schema), "language") == "lid.176"
+    assert encoder_of(Language(model=model).schema(rows_of([["a"]]).schema), "language") == "lid.176"
     with pytest.raises(VlpipeError, match=r"there is no fastText model none\.ftz"):
         identified([["a"]], model=Weights(path="none.ftz"))
 
