@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.cells import counts
@@ -51,17 +51,20 @@ class _Again(Run):
         self,
         one: Planned,
         again: dict[int, frozenset[str]],
+        counts: dict[int, Mapping[str, int]],
         store: Store,
         executor: Executor,
         watcher: Watcher,
     ) -> None:
         super().__init__([one], store, executor, watcher)
-        self.again = again
+        self.again, self.counts = again, counts
         self._folders = []  # no siblings
 
     def _map_task(self, state: State, index: int) -> ShardTask:
         task = super()._map_task(state, index)
-        return dataclasses.replace(task, again=self.again.get(index, frozenset()))
+        return dataclasses.replace(
+            task, again=self.again.get(index, frozenset()), counts=self.counts.get(index, {})
+        )
 
 
 def retry(
@@ -81,7 +84,9 @@ def retry(
     store.remove(f"{one.folder}/manifest.json")
     for receipt in touched:
         store.remove(receipt_path(one.folder, receipt.index))
-    loop = _Again(one, {r.index: frozenset(codes) for r in touched}, store, executor, watcher or Watcher())
+    again = {r.index: frozenset(codes) for r in touched}
+    before = {r.index: r.counts for r in touched}
+    loop = _Again(one, again, before, store, executor, watcher or Watcher())
     try:
         loop.go()
     except BaseException:
@@ -128,7 +133,14 @@ def affected(one: Planned, receipts: dict[int, Receipt], codes: Sequence[str]) -
         if code not in have:
             there = did_you_mean(code, have) if have else "; it has no rejects"
             raise VlpipeError(f"no row of step {one.name!r} was rejected for {code!r}{there}")
-    return [r for _, r in sorted(receipts.items()) if any(_rejected(r, code) for code in codes)]
+    touched = [r for _, r in sorted(receipts.items()) if any(_rejected(r, code) for code in codes)]
+    for code in codes:  # a rule's verdict is in the counts already, and would be the same
+        if any(r.counts and f"filtered:{code}" in r.rejects for r in touched):
+            raise VlpipeError(
+                f"rows of step {one.name!r} were rejected for {code!r} by a rule, which would say the same "
+                "again; change the rule and `vlpipe run`"
+            )
+    return touched
 
 
 def _rejected(receipt: Receipt, code: str) -> int:

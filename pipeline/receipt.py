@@ -35,6 +35,7 @@ class Receipt:
     artifacts_digest: str = ""
     rejects: Mapping[str, int] = field(default_factory=dict)  # "kind:why" -> rows
     forgotten: int = 0  # rows that `vlpipe forget` took out of it
+    counts: Mapping[str, int] = field(default_factory=dict)  # the stage's own
     columns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     source: str = ""
     run: Mapping[str, Any] = field(default_factory=dict)
@@ -132,6 +133,7 @@ class Manifest:
     artifacts: Mapping[str, str]
     versions: Mapping[str, str]
     forgotten: int = 0  # rows it was made from that were forgotten since; its artifacts know them still
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def artifact_digest(self, path: str) -> str | None:
         """Digest of one artifact file, or of a folder of them; None when there is none of that name."""
@@ -203,7 +205,16 @@ def make_manifest(
         artifacts=dict(sorted(artifacts.items())),
         versions={"python": platform.python_version()}
         | {name: installed(name) for name in ("vlpipe", "pyarrow", "torch", "ray")},
+        counts=sum_counts(receipts),
     )
+
+
+def sum_counts(receipts: Iterable[Receipt]) -> dict[str, int]:
+    """The stage's own counts over shards."""
+    counts: Counter[str] = Counter()
+    for receipt in receipts:
+        counts.update(receipt.counts)
+    return dict(sorted(counts.items()))
 
 
 def installed(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlpipe.pipeline.gather import ListRows
 from vlpipe.pipeline.plan import Planned
-from vlpipe.pipeline.receipt import Receipt, read_rejects, seconds_of
+from vlpipe.pipeline.receipt import Receipt, read_rejects, seconds_of, sum_counts
 from vlpipe.pipeline.records import Have, what_is_there
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import Dataset
@@ -50,6 +50,7 @@ def _view(one: Planned, have: Have, store: Store, running: bool) -> dict[str, An
         else sum(r.rows_in for r in receipts),
         "rows_out": rows_out,
         "rejects": dict(sorted(rejects.items())),
+        "counts": sum_counts(receipts),
         "seconds": seconds_of(store, one.folder, receipts) if receipts or one.is_done else None,
         "params": dict(one.keyed.step.params),
         "inputs": tuple(p.name for p in one.above),

@@ -55,13 +55,17 @@ REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "stage", "kind
 
 @dataclass(slots=True)
 class Out:
-    """What a stage's function returns for a batch: rows that go on, rows that do not, lines for the shard's log."""
+    """What a stage's function returns for a batch: rows that go on, rows that do not, lines for the shard's log.
+
+    counts: what the stage wants to be known beside its rejects; summed over batches and shards, in the receipt.
+    """
 
     table: pa.Table
     rejects: list[Reject] = field(default_factory=list)
     log: list[dict[str, Any]] = field(
         default_factory=list
     )  # may hold times and attempts; never part of the identity
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def heavy(name: str, dtype: pa.DataType) -> pa.Field:

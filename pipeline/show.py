@@ -17,7 +17,7 @@ from rich.text import Text
 
 from vlpipe.pipeline.cells import cell, counts, printable, size, struct_text
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
-from vlpipe.pipeline.receipt import Receipt, rejects_path, seconds_of
+from vlpipe.pipeline.receipt import Receipt, rejects_path, seconds_of, sum_counts
 from vlpipe.pipeline.records import Place, StepRecord, data_path, need_step, read_step
 from vlpipe.pipeline.shard import is_heavy, open_parquet
 from vlpipe.pipeline.store import Store
@@ -86,6 +86,11 @@ def _reject_facts(receipts: Sequence[Receipt]) -> list[tuple[str, str]]:
     return [(kind, f"{c.total():,} ({counts(c)})") for kind, c in sorted(by_kind.items())]
 
 
+def _count_facts(receipts: Sequence[Receipt]) -> list[tuple[str, str]]:
+    found = sum_counts(receipts)
+    return [("counts", ", ".join(f"{name} {num:,}" for name, num in found.items()))] if found else []
+
+
 def _show_shard(place: Place, num_rows: int, where: str | None) -> Shown:
     record = read_step(place.store, place.folder)
     receipt = next((r for r in record.receipts if r.index == place.index), None)
@@ -99,6 +104,7 @@ def _show_shard(place: Place, num_rows: int, where: str | None) -> Shown:
         ("shard", path),
         ("rows", f"{receipt.shard.num_rows:,} of {receipt.rows_in:,} rows in"),
         *_reject_facts([receipt]),
+        *_count_facts([receipt]),
         ("size", size(receipt.bytes)),
         ("key", receipt.shard.key),
         ("sha256", receipt.shard.digest),
@@ -142,7 +148,11 @@ def step_facts(store: Store, record: StepRecord) -> list[tuple[str, str]]:
         facts += [("use", m.use), ("parameters", struct_text(params) if params else "none")]
         facts += [("from", ", ".join(m.inputs))] if m.inputs else []
     rows = f"{record.num_rows:,}" + (f" of {rows_in:,} rows in" if rows_in else "")
-    facts += [("rows", f"{rows}, in {len(receipts)} shard(s)"), *_reject_facts(receipts)]
+    facts += [
+        ("rows", f"{rows}, in {len(receipts)} shard(s)"),
+        *_reject_facts(receipts),
+        *_count_facts(receipts),
+    ]
     facts.append(("size", size(sum(r.bytes for r in receipts))))
     facts.append(("seconds", f"{seconds_of(store, record.folder, receipts):.1f}, over all shards"))
     if m is not None and m.artifacts:

@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,7 @@ class ShardTask:
     attempt: int = 1
     shared: Address | None = None  # of the step's service, if it has one
     again: frozenset[str] = frozenset()  # `vlpipe retry`: only rows rejected for these codes are run
+    counts: Mapping[str, int] = field(default_factory=dict)  # of the rows that are not run again
 
 
 class ChildDied(Exception):
@@ -205,7 +206,9 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
             )
         rejects: list[Reject] = []
         log: list[dict[str, Any]] = []
-        rows = _outputs_again(task, work, rejects, log) if task.again else _outputs(task, work, rejects, log)
+        counts = Counter(task.counts)
+        make = _outputs_again if task.again else _outputs
+        rows = make(task, work, rejects, log, counts)
         schema = own_schema(task)
         group_rows = _group_rows(task)
         path = shard_path(task.folder, task.index)
@@ -225,6 +228,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         input_digest=task.input.digest,
         artifacts_digest=task.artifacts_digest,
         rejects=codes,
+        counts=dict(sorted(counts.items())),
         columns=stats,
         source=task.source,
         run={"seconds": round(time.time() - began, 3), "host": platform.node(), "attempts": task.attempt},
@@ -244,7 +248,7 @@ def _group_rows(task: ShardTask) -> int:
 
 
 def _outputs(
-    task: ShardTask, work: Work, rejects: list[Reject], log: list[dict[str, Any]]
+    task: ShardTask, work: Work, rejects: list[Reject], log: list[dict[str, Any]], counts: Counter[str]
 ) -> Iterator[pa.Table]:
     """Run every row group; check that no row is lost; pass the tables on."""
     faults = Faults(task.step, budget=max(10, int(task.max_reject_rate * task.input.num_rows)))
@@ -255,6 +259,7 @@ def _outputs(
         for out in run_guarded(work, batch, faults):
             rejects.extend(out.rejects)
             log.extend(out.log)
+            counts.update(out.counts)
             rejected.update(r.id for r in out.rejects)
             out_ids.update(out.table["parent" if task.stage.FAN_OUT else "id"].to_pylist())
             if out.table.num_rows:
@@ -272,7 +277,7 @@ def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejecte
 
 
 def _outputs_again(
-    task: ShardTask, work: Work, rejects: list[Reject], log: list[dict[str, Any]]
+    task: ShardTask, work: Work, rejects: list[Reject], log: list[dict[str, Any]], counts: Counter[str]
 ) -> Iterator[pa.Table]:
     """`retry`: run only the rows rejected for given codes; the others stay as they are, in input order."""
     before = read_rejects(task.store, task.folder, task.index).to_pylist()
@@ -299,6 +304,7 @@ def _outputs_again(
         part = batch.filter(pa.array([i in again for i in ids]))
         for out in run_guarded(work, part, faults) if part.num_rows else ():
             log.extend(out.log)
+            counts.update(out.counts)
             new_rejects.update({r.id: r for r in out.rejects})
             fresh.append(out.table.select(schema.names).cast(schema))
     rejects.extend(new_rejects[i] for i in order if i in new_rejects)

@@ -311,10 +311,18 @@ def _schema_in(step: Step, found: Mapping[str, pa.Schema]) -> pa.Schema:
     if not step.inputs:
         return pa.schema([])
     first, *others = step.inputs
-    if isinstance(step.stage, MapStage):
-        for other in others:
-            _check_same(first, found[first], other, found[other])
-    return found[first]
+    if not isinstance(step.stage, MapStage):
+        return found[first]
+    for other in others:
+        _check_same(first, found[first], other, found[other])
+    return pa.schema([_said_by_all(f, [found[other] for other in others]) for f in found[first]])
+
+
+def _said_by_all(field: pa.Field, others: Sequence[pa.Schema]) -> pa.Field:
+    """What stages say of a column (such as whose scores it holds) is true of joined rows if it is of all inputs."""
+    if all(other.field(field.name).metadata == field.metadata for other in others):
+        return field
+    return field.remove_metadata()
 
 
 def _check_same(a: str, left: pa.Schema, b: str, right: pa.Schema) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from vlpipe.pipeline.shard import Out, Reject, need
+from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
 from vlpipe.stages.features.batches import (
     batch_size_problems,
@@ -25,6 +25,7 @@ from vlpipe.stages.features.batches import (
     with_texts,
     without,
 )
+from vlpipe.stages.filter.rule import scored
 from vlpipe.stages.row import TEXTS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 NOT_MATCHED = "not_matched"
+ITM = "itm"  # whose scores `texts.score` are, for rules on them: of any matching head, as it is a probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class ItmFilter(MapStage):
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.itm", id=pa.string(), texts=TEXTS, image=pa.binary())
-        return inp
+        return with_field(inp, scored("texts", TEXTS, ITM))
 
     def preflight(self) -> list[str]:
         problems = batch_size_problems(self.batch_size)

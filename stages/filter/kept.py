@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.filter.texts import FlatTexts
 from vlpipe.stages.row import TEXTS
 
 NO_TEXT_KEPT = "no_text_kept"
@@ -32,12 +34,12 @@ class KeepMatched(MapStage):
 
 
 def keep_matched(table: pa.Table) -> Out:
-    keep = [any(t["kept"] is not False for t in texts or ()) for texts in table["texts"].to_pylist()]
-    rows = zip(table["id"].to_pylist(), table["texts"].to_pylist(), keep, strict=True)
-    rejects = [
-        Reject(id_, "filtered", NO_TEXT_KEPT, _reasons(texts)) for id_, texts, kept in rows if not kept
-    ]
-    return Out(table.filter(pa.array(keep, pa.bool_())), rejects)
+    texts = FlatTexts(table["texts"])
+    keep = np.zeros(table.num_rows, np.bool_)
+    keep[texts.row[texts.kept()]] = True
+    gone = table.select(["id", "texts"]).filter(pa.array(~keep)).to_pylist()
+    rejects = [Reject(row["id"], "filtered", NO_TEXT_KEPT, _reasons(row["texts"])) for row in gone]
+    return Out(table.filter(pa.array(keep)) if gone else table, rejects)
 
 
 def _reasons(texts: list[dict[str, object]] | None) -> str:

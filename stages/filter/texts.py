@@ -1,78 +1,85 @@
-"""Cheap rules that need no model: texts too short, too long, or that read like file names and shop talk."""
+"""All texts of a batch as one flat column, so that Arrow can judge them at once, and their fate put back in place."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.features.batches import with_texts
-from vlpipe.stages.row import TEXTS
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.stages.row import TEXT, TEXTS
 
-JUNK = (
-    r"\b(img|dsc|dscn|dscf|dcim|pict|screen ?shot|untitled)[ _-]?\d*\b",  # names cameras and programs give
-    r"\.(jpe?g|png|gif|webp|tiff?|bmp)\b",
-    r"https?://|www\.",
-    r"\b(best price|free shipping|buy now|click here|add to cart|lorem ipsum)\b",
-)
+Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextRules(MapStage):
-    """Mark texts of `sources` that break a rule: kept False, why `too_few_words`, `too_many_words` or `junk`.
+class FlatTexts:
+    """`texts` of N rows as M entries. `lengths`: (N,) texts per row; `row`: (M,) the row of each."""
 
-    Words are what whitespace parts. `junk`: regular expressions, searched for without regard to case. A text
-    that passes is left as it is, and so is one that was dropped before; rows stay.
-    """
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._lists = as_array(column)
+        self.entries: pa.StructArray = self._lists.flatten()  # (M,)
+        self.lengths = np.asarray(pc.fill_null(pc.list_value_length(self._lists), 0))
+        self.row = np.repeat(np.arange(len(self.lengths)), self.lengths)
 
-    min_words: int = 3
-    max_words: int = 64
-    junk: tuple[str, ...] = JUNK
-    sources: tuple[str, ...] = ("web",)
+    def field(self, name: str) -> pa.Array:
+        """(M,) one field of each text."""
+        return pc.struct_field(self.entries, name)
 
-    def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "filter.texts", texts=TEXTS)
-        return inp
+    def still_in(self, sources: Sequence[str]) -> Mask:
+        """(M,) texts of `sources` that nothing dropped."""
+        ours = to_mask(pc.is_in(self.field("source"), pa.array(sources, pa.string())))
+        return ours & self.kept()
 
-    def preflight(self) -> list[str]:
-        problems = [p for pattern in self.junk if (p := _broken(pattern))]
-        if not 0 <= self.min_words <= self.max_words:
-            problems.append(f"wanted 0 <= min_words <= max_words, got {self.min_words} and {self.max_words}")
-        return problems
+    def kept(self) -> Mask:
+        """(M,) texts that nothing dropped; those nobody judged are among them."""
+        return np.asarray(pc.fill_null(self.field("kept"), True).to_numpy(zero_copy_only=False))
 
-    @contextmanager
-    def open(self) -> Iterator[Work]:
-        junk = [re.compile(pattern, re.IGNORECASE) for pattern in self.junk]
+    def aligned(self, name: str, column: pa.ChunkedArray) -> pa.Array:
+        """(M,) values of a list column that has one for each text. VlpipeError when it has not."""
+        lists = as_array(column)
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
+        if (lengths != self.lengths).any():
+            at = int(np.flatnonzero(lengths != self.lengths)[0])
+            raise VlpipeError(
+                f"column {name!r} has {lengths[at]} value(s) for {self.lengths[at]} text(s): texts came or went "
+                "since it was made; score them again after that step"
+            )
+        return lists.flatten()
 
-        def judge(entry: dict[str, Any]) -> dict[str, Any]:
-            if entry["source"] not in self.sources or entry["kept"] is False:
-                return entry
-            why = self.reason(entry["text"], junk)
-            return entry if why is None else {**entry, "kept": False, "why": why}
+    def nested(self, values: pa.Array) -> pa.Array:
+        """(M,) values -> one list per row."""
+        return pa.ListArray.from_arrays(self._offsets(), values)
 
-        yield lambda table: with_texts(
-            table, [[judge(t) for t in ts or ()] for ts in table["texts"].to_pylist()]
-        )
+    def drop(self, rows: pa.Table, why: pa.Array) -> pa.Table:
+        """`rows` with kept False and `why` (M,) of texts that have one; the others as they are."""
+        if why.null_count == len(why):
+            return rows
+        dropped = why.is_valid()
+        new = {
+            "kept": pc.if_else(dropped, False, self.field("kept")),
+            "why": pc.if_else(dropped, why, self.field("why")),
+        }
+        return self.replace(rows, **new)
 
-    def reason(self, text: str, junk: list[re.Pattern[str]]) -> str | None:
-        """Why a text is dropped; None when it is not."""
-        num_words = len(text.split())
-        if num_words < self.min_words:
-            return "too_few_words"
-        if num_words > self.max_words:
-            return "too_many_words"
-        return "junk" if any(pattern.search(text) for pattern in junk) else None
+    def replace(self, rows: pa.Table, **fields: pa.Array) -> pa.Table:
+        """`rows` with fields (M,) of their texts replaced."""
+        columns = [fields.get(f.name, self.field(f.name)) for f in TEXT]
+        entries = pa.StructArray.from_arrays(columns, fields=list(TEXT))
+        mask = self._lists.is_null() if self._lists.null_count else None
+        lists = pa.ListArray.from_arrays(self._offsets(), entries, mask=mask).cast(TEXTS)
+        return rows.set_column(rows.schema.get_field_index("texts"), "texts", lists)
+
+    def _offsets(self) -> pa.Array:
+        return pa.array(np.concatenate([[0], np.cumsum(self.lengths)]), pa.int32())
 
 
-def _broken(pattern: str) -> str | None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        return f"junk: {pattern!r} is no regular expression: {error}"
-    return None
+def as_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def to_mask(found: pa.Array) -> Mask:
+    """A boolean array with null as False."""
+    return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False))

@@ -69,8 +69,8 @@ def _details(step: StepView) -> str:
     ordered = sorted(step.rejects.items(), key=lambda item: (-item[1], item[0]))
     chips = "".join(_reason(code, rows, step.rows_in) for code, rows in ordered)
     reasons = f'<div class="reasons">{chips}</div>' if chips else ""
-    inner = _params(step.params) + _examples(step.rejects_sample)
-    more = f"<details><summary>parameters and examples</summary>{inner}</details>" if inner else ""
+    inner = _params(step.params) + _counts(step.counts) + _examples(step.rejects_sample)
+    more = f"<details><summary>parameters, counts and examples</summary>{inner}</details>" if inner else ""
     return reasons + more
 
 
@@ -89,6 +89,15 @@ def _params(params: Mapping[str, Any]) -> str:
         for name, value in params.items()
     )
     return f'<table class="params">{rows}</table>'
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    """What a stage counted beside its rejects."""
+    rows = "".join(
+        f'<tr><td><code>{esc(name)}</code></td><td class="num">{count(num)}</td></tr>'
+        for name, num in counts.items()
+    )
+    return f'<table class="params">{rows}</table>' if rows else ""
 
 
 def _value(value: Any) -> str:

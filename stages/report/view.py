@@ -14,7 +14,8 @@ from vlpipe.pipeline.stage import Dataset
 class StepView:
     """One step.
 
-    rejects: "kind:why" -> rows, as receipts have it. inputs: names of the steps it reads rows from.
+    rejects: "kind:why" -> rows, as receipts have it. counts: the stage's own, such as a filter's
+    `fails:min_side`. inputs: names of the steps it reads rows from.
     dataset: its shards, None while it has none. rejects_sample: some of its rejects, best all of a few evenly
     spaced shards with the first: the gallery shows those that it finds among the first rows of such shards.
     """
@@ -25,6 +26,7 @@ class StepView:
     rows_in: int = 0
     rows_out: int = 0
     rejects: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
     seconds: float | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[str] = ()

@@ -1,0 +1,109 @@
+"""How well each text fits its image by CLIP: the cosine that LAION, DataComp and others cut at.
+
+A threshold holds for one encoder only (LAION's 0.28 is for OpenAI's ViT-B/32), so the column says whose scores it holds
+and `filter.rules` refuses a threshold for another. Radford et al., 2021, https://arxiv.org/abs/2103.00020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import Out, Reject, need, with_field
+from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.stages.features.batches import batch_size_problems, encode_images, fixed_batches, without
+from vlpipe.stages.filter.rule import scored
+from vlpipe.stages.filter.scores import decoded, device, load_model, name_of, processed, with_columns
+from vlpipe.stages.filter.texts import FlatTexts
+from vlpipe.stages.row import TEXTS
+
+if TYPE_CHECKING:
+    import torch
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipScore(MapStage):
+    """Add `clip_score`: list<float32>, for each text the cosine of its and the image's embedding, -1 to 1.
+
+    Null for texts dropped before: they cost nothing. model: a transformers CLIPModel (folder or hub id). encoder: what
+    rules call it; the hub id or the folder's name when left out.
+    """
+
+    READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
+    LOADS_WEIGHTS: ClassVar[bool] = True
+    TORCH: ClassVar[bool] = True
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})
+
+    model: Weights
+    encoder: str = ""
+    batch_size: int = 64
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "filter.clip", id=pa.string(), texts=TEXTS, image=pa.binary())
+        return with_field(
+            inp, scored("clip_score", pa.list_(pa.float32()), name_of(self.model, self.encoder))
+        )
+
+    def preflight(self) -> list[str]:
+        return batch_size_problems(self.batch_size)
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        from transformers import AutoTokenizer, CLIPModel
+
+        clip = load_model(CLIPModel, self.model)
+        tokenizer = AutoTokenizer.from_pretrained(self.model.path)
+        prepare = processed(self.model)
+
+        def work(rows: pa.Table) -> Out:
+            rejects: list[Reject] = []
+            images = ((row, prepare(image)) for row, image in decoded(rows, rejects))
+            vectors = dict(encode_images(images, lambda pixels: image_vectors(clip, pixels), self.batch_size))
+            flat = FlatTexts(rows["texts"])
+            wanted = [i for i in np.flatnonzero(flat.kept()).tolist() if int(flat.row[i]) in vectors]
+            texts = flat.field("text").take(pa.array(wanted, pa.int64())).to_pylist()
+            scores = np.full(len(flat.row), np.nan, np.float32)
+            for i, vector in zip(wanted, text_vectors(clip, tokenizer, texts, self.batch_size), strict=True):
+                scores[i] = cosine(vectors[int(flat.row[i])].numpy(), vector)
+            column = flat.nested(pa.array(scores, mask=np.isnan(scores)))
+            return Out(without(with_columns(rows, clip_score=column), rejects), rejects)
+
+        yield work
+
+
+def image_vectors(clip: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """(B, 3, S, S) -> (B, E)."""
+    import torch
+
+    with torch.inference_mode():
+        pooled = clip.vision_model(pixel_values=pixels.to(device())).pooler_output
+        return clip.visual_projection(pooled).float().cpu()
+
+
+def text_vectors(clip: Any, tokenizer: Any, texts: Iterable[str], batch_size: int) -> Iterator[Vectors]:
+    """(E,) of each text, in one fixed shape (batch_size, all positions); longer texts are cut."""
+    import torch
+
+    length = clip.config.text_config.max_position_embeddings
+    for batch, num_real in fixed_batches(texts, batch_size):
+        tokens = tokenizer(
+            batch, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            pooled = clip.text_model(**tokens.to(device())).pooler_output
+            vectors = clip.text_projection(pooled).float().cpu()
+        yield from vectors[:num_real].numpy()
+
+
+def cosine(a: Vectors, b: Vectors) -> float:
+    """In float64, so that a row's place in its batch cannot show."""
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    return float(a64 @ b64 / (np.linalg.norm(a64) * np.linalg.norm(b64)))

@@ -1,0 +1,155 @@
+"""How often each text is there, in all rows: COYO-700M drops texts seen more than 10 times, ALIGN those of over 10 images.
+
+Two passes: `CountTexts` over all rows, then `TextCounts` gives each text its count, and a rule decides. Counts are exact:
+texts are grouped by 16 bytes of blake2b (two of 10^9 share one with a chance of 10^-21).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import ShardWriter, need, read_batches, with_field
+from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job, MapStage, Work
+from vlpipe.stages.filter.scores import with_columns
+from vlpipe.stages.filter.texts import FlatTexts
+from vlpipe.stages.row import TEXTS
+
+COUNTS = pa.schema([("hash", pa.binary(16)), ("count", pa.int64())])
+SEEN = pa.schema([("count", pa.int64()), ("num_texts", pa.int64())])
+BUCKET_TEXTS = 4_000_000  # sorted at a time: 64 MB, and as much again while sorting
+
+Hashes = npt.NDArray[np.bytes_]  # (M,) S16, sorted
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountTexts(GatherStage):
+    """Artifact `counts.parquet`: COUNTS of every text of `sources`, not dropped, that is there twice or more.
+
+    Rows (SEEN): how many texts are there so many times. Spaces are collapsed; all else must be equal. Memory: one shard's
+    texts, then 128 MB; on disk 16 bytes per text. Each shard's hashes are kept in `work`: a kill costs one shard.
+    """
+
+    sources: tuple[str, ...] = ("web",)
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "filter.frequency", texts=TEXTS)
+        return SEEN
+
+    def run(self, job: Job) -> None:
+        shards = [(data, k) for data in job.inputs for k in range(len(data.shards))]
+        parts = [np.load(self._part(job, data, k), mmap_mode="r") for data, k in shards]
+        seen: Counter[int] = Counter()
+        with ShardWriter(f"{job.artifacts}/counts.parquet", COUNTS) as writer:
+            for hashes in buckets(parts):
+                found, counts = np.unique(hashes, return_counts=True)
+                seen.update(
+                    dict(zip(*(v.tolist() for v in np.unique(counts, return_counts=True)), strict=True))
+                )
+                writer.write(count_table(found[counts > 1], counts[counts > 1]))
+        rows = sorted(seen.items())
+        job.emit(pa.table([[c for c, _ in rows], [n for _, n in rows]], schema=SEEN))
+        job.say(f"{sum(c * n for c, n in rows):,} texts, {sum(n for _, n in rows):,} different ones")
+
+    def _part(self, job: Job, data: Dataset, k: int) -> str:
+        path = os.path.join(job.work, f"hashes-{data.shards[k].digest}.npy")
+        if not os.path.exists(path):
+            found = [np.empty(0, "S16")]
+            for rows in read_batches(data.store, data.shards[k], ["texts"]):
+                texts = FlatTexts(rows["texts"])
+                ours = pa.array(texts.still_in(self.sources))
+                found.append(hash_texts(texts.field("text").filter(ours).to_pylist()))
+            np.save(f"{path}.part.npy", np.sort(np.concatenate(found)))
+            os.replace(f"{path}.part.npy", path)
+        return path
+
+
+def hash_texts(texts: Iterable[str | None]) -> Hashes:
+    """(M,) in order."""
+    digests = b"".join(
+        hashlib.blake2b(" ".join((t or "").split()).encode(), digest_size=16).digest() for t in texts
+    )
+    return np.frombuffer(digests, "S16")
+
+
+def buckets(parts: Sequence[Hashes]) -> Iterator[Hashes]:
+    """All hashes in slices by their first two bytes, so that equal ones are together."""
+    num = min(65536, 1 + sum(map(len, parts)) // BUCKET_TEXTS)
+    marks = np.array([(k * 65536 // num).to_bytes(2, "big") for k in range(1, num)], "S16")
+    bounds = [[0, *np.searchsorted(part, marks).tolist(), len(part)] for part in parts]
+    for k in range(num):
+        yield np.concatenate(
+            [np.empty(0, "S16"), *(p[b[k] : b[k + 1]] for p, b in zip(parts, bounds, strict=True))]
+        )
+
+
+def count_table(hashes: Hashes, counts: npt.NDArray[np.int64]) -> pa.Table:
+    data = pa.py_buffer(np.ascontiguousarray(hashes).tobytes())
+    return pa.table(
+        [pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(hashes), [None, data]), counts],
+        schema=COUNTS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextCounts(MapStage):
+    """Add `text_count`: list<int64>, how often each text is there; null for texts that were not counted.
+
+    counts: `{from: STEP, path: counts.parquet}` of a `CountTexts` over the same rows. sources: as there.
+    """
+
+    counts: File
+    sources: tuple[str, ...] = ("web",)
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "filter.frequency", id=pa.string(), texts=TEXTS)
+        return with_field(inp, pa.field("text_count", pa.list_(pa.int64())))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        hashes, counts = load_counts(self.counts.path, self.counts.digest)
+
+        def work(rows: pa.Table) -> pa.Table:
+            texts = FlatTexts(rows["texts"])
+            wanted = hash_texts(texts.field("text").to_pylist())
+            at = np.minimum(np.searchsorted(hashes, wanted), max(len(hashes) - 1, 0))
+            known = hashes[at] == wanted if len(hashes) else np.zeros(len(wanted), np.bool_)
+            found = np.where(known, counts[at] if len(counts) else 1, 1)
+            values = pa.array(found.astype(np.int64), mask=~texts.still_in(self.sources))
+            return with_columns(rows, text_count=texts.nested(values))
+
+        yield work
+
+
+@lru_cache(maxsize=1)  # a worker process serves many shards of one step
+def load_counts(path: str, digest: str) -> tuple[Hashes, npt.NDArray[np.int64]]:
+    """Sorted hashes and their counts, 24 bytes per repeated text."""
+    table = read_artifact(path, COUNTS, "counts.parquet")
+    hashes = table["hash"].combine_chunks()
+    return np.frombuffer(b"".join(hashes.to_pylist()), "S16"), np.asarray(table["count"], np.int64)
+
+
+def read_artifact(path: str, schema: pa.Schema, name: str) -> pa.Table:
+    """A step's Parquet artifact; VlpipeError when it is another."""
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise VlpipeError(
+            f"{path} cannot be read as Parquet ({error}); wanted {{from: STEP, path: {name}}}"
+        ) from error
+    if table.schema.names != schema.names:
+        raise VlpipeError(
+            f"{path} has columns {table.schema.names}, wanted {schema.names}: {{from: STEP, path: {name}}}"
+        )
+    return table

@@ -1,0 +1,84 @@
+"""The probability of one label of an image classifier as a column: NSFW, watermark, whatever the model tells apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.shard import Out, Reject, need, with_field
+from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.stages.features.batches import batch_size_problems, encode_images, without
+from vlpipe.stages.filter.rule import scored
+from vlpipe.stages.filter.scores import decoded, device, load_model, name_of, processed, with_columns
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassifier(MapStage):
+    """Add `column`: float32, P(label), 0 to 1, by a transformers image classifier (folder or hub id).
+
+    encoder: what rules call it; the hub id or the folder's name when left out. No model comes with vlpipe.
+    """
+
+    READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
+    LOADS_WEIGHTS: ClassVar[bool] = True
+    TORCH: ClassVar[bool] = True
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})
+
+    model: Weights
+    label: str = "nsfw"
+    column: str = "nsfw"
+    encoder: str = ""
+    batch_size: int = 64
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "filter.nsfw", id=pa.string(), image=pa.binary())
+        return with_field(inp, scored(self.column, pa.float32(), name_of(self.model, self.encoder)))
+
+    def preflight(self) -> list[str]:
+        problems = batch_size_problems(self.batch_size)
+        config = Path(self.model.path) / "config.json"
+        if self.model.step is None and config.is_file():
+            labels = json.loads(config.read_bytes()).get("id2label", {}).values()
+            problems += [] if self.label in labels else [self._no_label(labels)]
+        return problems
+
+    def _no_label(self, labels: Any) -> str:
+        return f"the model has no label {self.label!r}{did_you_mean(self.label, labels)}"
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        from transformers import AutoModelForImageClassification
+
+        model = load_model(AutoModelForImageClassification, self.model)
+        if self.label not in model.config.label2id:
+            raise VlpipeError(self._no_label(model.config.label2id))
+        at = int(model.config.label2id[self.label])
+        prepare = processed(self.model)
+
+        def work(rows: pa.Table) -> Out:
+            rejects: list[Reject] = []
+            images = ((row, prepare(image)) for row, image in decoded(rows, rejects))
+            found = encode_images(images, lambda pixels: probabilities(model, pixels), self.batch_size)
+            scores = {row: float(probs[at]) for row, probs in found}
+            values = pa.array([scores.get(row) for row in range(rows.num_rows)], pa.float32())
+            return Out(without(with_columns(rows, **{self.column: values}), rejects), rejects)
+
+        yield work
+
+
+def probabilities(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """(B, 3, S, S) -> (B, labels), each row sums to 1."""
+    import torch
+
+    with torch.inference_mode():
+        return model(pixel_values=pixels.to(device())).logits.float().softmax(1).cpu()

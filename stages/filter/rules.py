@@ -1,0 +1,167 @@
+"""Filters as data: rows that break a rule are rejected, texts that break one are marked, and both are counted per rule.
+
+`fails:<rule>` counts all that break a rule, whatever else they break (marginal); `drops:<rule>` those it is the first
+to drop (sequential). Arrow computes the masks: 200,000 rows with nine rules take a few seconds of one core.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.shard import Out, Reject, need
+from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.filter.kept import keep_matched
+from vlpipe.stages.filter.measures import ROW_MEASURES, TEXT_MEASURES
+from vlpipe.stages.filter.rule import Place, Rule, check_encoder, choose, load_preset, place
+from vlpipe.stages.filter.texts import FlatTexts, Mask, as_array, to_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules(MapStage):
+    """Rules of a preset (a name such as `laion`, or a YAML file) and, after them, `rules`; without those named in `skip`.
+
+    Rules on rows reject them (filtered, why is the rule). Rules on texts set kept False and why of texts of `sources`
+    that nothing dropped before; rows stay unless `drop_textless` (then filtered, `no_text_kept`).
+    """
+
+    preset: str = ""
+    rules: tuple[Rule, ...] = ()
+    skip: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ("web",)
+    drop_textless: bool = False
+    applied: tuple[Rule, ...] = field(
+        init=False, default=()
+    )  # what the above comes to, without words: it is in the key
+
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"preset", "rules", "skip"})
+
+    def __post_init__(self) -> None:
+        bare = tuple(replace(rule, source="", needs="") for rule in self._chosen())
+        object.__setattr__(self, "applied", bare)
+
+    def _chosen(self) -> tuple[Rule, ...]:
+        return choose((*(load_preset(self.preset) if self.preset else ()), *self.rules), self.skip)
+
+    @property
+    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # only a rule on bytes reads images
+        return ("image",) if any(rule.column == "num_bytes" for rule in self.applied) else ()
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "filter.rules", id=pa.string())
+        self._check(inp)
+        return inp
+
+    def preflight(self) -> list[str]:
+        if not self.applied:
+            return ["there is no rule: give `preset` or `rules`"]
+        return [problem for rule in self.applied for problem in rule.problems()]
+
+    def _check(self, schema: pa.Schema) -> None:
+        problems = []
+        for rule in self._chosen():
+            try:
+                place(rule, schema)
+                check_encoder(rule, schema)
+            except SchemaError as error:
+                problems.append(str(error))
+        if problems:
+            raise SchemaError("; ".join(problems))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        yield self._judge
+
+    def _judge(self, rows: pa.Table) -> Out:
+        places = {rule.code: place(rule, rows.schema) for rule in self.applied}
+        counts: Counter[str] = Counter()
+        on_rows = [rule for rule in self.applied if not places[rule.code].judges_texts]
+        masks = {rule.code: fails(rule, row_values(rule, rows)) for rule in on_rows}
+        why = first_failed(masks, np.ones(rows.num_rows, np.bool_), counts)
+        gone = why.is_valid()
+        rejects = [
+            Reject(id_, "filtered", code)
+            for id_, code in zip(
+                rows["id"].filter(gone).to_pylist(), why.filter(gone).to_pylist(), strict=True
+            )
+        ]
+        rows = rows.filter(pc.invert(gone)) if rejects else rows
+        on_texts = [rule for rule in self.applied if places[rule.code].judges_texts]
+        if on_texts:
+            rows = self._judge_texts(rows, on_texts, places, counts)
+        if self.drop_textless:
+            left = keep_matched(rows)
+            rows, rejects = left.table, [*rejects, *left.rejects]
+        return Out(rows, rejects, counts=counts)
+
+    def _judge_texts(
+        self, rows: pa.Table, rules: Sequence[Rule], places: Mapping[str, Place], counts: Counter[str]
+    ) -> pa.Table:
+        texts = FlatTexts(rows["texts"])
+        judged = texts.still_in(self.sources)
+        masks = {
+            rule.code: fails(rule, text_values(rule, places[rule.code], rows, texts), judged)
+            for rule in rules
+        }
+        why = first_failed(masks, judged, counts)
+        return texts.drop(rows, why)
+
+
+def row_values(rule: Rule, rows: pa.Table) -> pa.Array:
+    if rule.column in ROW_MEASURES:
+        return as_array(ROW_MEASURES[rule.column][0](rows))
+    return as_array(rows[rule.column])
+
+
+def text_values(rule: Rule, at: Place, rows: pa.Table, texts: FlatTexts) -> pa.Array:
+    if at.kind == "text_measure":
+        return TEXT_MEASURES[rule.column][0](texts.field("text"))
+    if at.kind == "text_field":
+        return texts.field(rule.column.removeprefix("texts."))
+    return texts.aligned(rule.column, rows[rule.column])
+
+
+COMPARE: dict[str, Callable[[pa.Array, Any], pa.Array]] = {
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    "in": lambda values, known: pc.is_in(values, pa.array(known)),
+    "not_in": lambda values, known: pc.invert(pc.is_in(values, pa.array(known))),
+    "matches": pc.match_substring_regex,
+    "not_matches": lambda values, pattern: pc.invert(pc.match_substring_regex(values, pattern)),
+}
+
+
+def fails(rule: Rule, values: pa.Array, judged: Mask | None = None) -> Mask:
+    """(N,) True where the rule says no. VlpipeError for a null among what is judged when it must not be there."""
+    holds = to_mask(COMPARE[rule.op](values, rule.value))
+    missing = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
+    if rule.on_missing == "error" and (missing if judged is None else missing & judged).any():
+        raise VlpipeError(
+            f"rule {rule.code} ({rule}) met a null in {rule.column!r}, which on_missing: error does not allow"
+        )
+    passes: Mask = np.where(missing, rule.on_missing == "keep", holds)
+    return ~passes
+
+
+def first_failed(masks: Mapping[str, Mask], judged: Mask, counts: Counter[str]) -> pa.Array:
+    """(N,) code of the first rule that says no, null where none does; counts all of them, and the first ones."""
+    first = np.full(len(judged), -1, np.int32)
+    for number, (code, mask) in enumerate(masks.items()):
+        failed = mask & judged
+        new = failed & (first < 0)
+        first[new] = number
+        counts.update({f"fails:{code}": int(failed.sum()), f"drops:{code}": int(new.sum())})
+    codes = pa.array(list(masks), pa.string())
+    return codes.take(pa.array(first, mask=first < 0))

@@ -1,0 +1,138 @@
+"""The top fraction of all rows by a score, exactly: n = floor(rows x fraction), and ties go to the smaller id.
+
+DataComp's own code takes the score at place `int(len * fraction)` and keeps all that reach it: one row more, and all ties.
+Two passes: `TopCut` finds the last row that is in, `InTop` says which rows are, and a rule (`in_top == true`) decides.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.shard import need, with_field
+from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, Work
+from vlpipe.stages.filter.scores import with_columns
+from vlpipe.stages.filter.texts import FlatTexts
+from vlpipe.stages.row import TEXTS
+
+CUT = pa.schema([("threshold", pa.float64()), ("num_kept", pa.int64()), ("num_rows", pa.int64())])
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopCut(GatherStage):
+    """Artifact `cut.json`: score and id of the last row that is in. Rows (CUT): one.
+
+    column: a number per row, or a list with one per text: then the best text that nothing dropped counts. Rows without a
+    score are never in, but count as rows. Memory: 8 bytes per row, and the ids of rows that tie at the cut and are in.
+    """
+
+    column: str
+    fraction: Annotated[float, Field(gt=0, le=1)]  # DataComp's CLIP filter: 0.3
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        check_score(inp, self.column, "filter.top")
+        return CUT
+
+    def run(self, job: Job) -> None:
+        scores = np.concatenate([np.empty(0), *(s for _, s in self._read(job))])
+        num_kept = int(Fraction(str(self.fraction)) * len(scores))
+        num_kept = min(num_kept, int((~np.isnan(scores)).sum()))
+        threshold, last_id = float("inf"), ""
+        if num_kept:
+            threshold = float(-np.partition(-scores, num_kept - 1)[num_kept - 1])  # nan sorts last
+            num_ties = num_kept - int((scores > threshold).sum())
+            ties = (
+                id_ for ids, s in self._read(job) for id_ in ids.filter(pa.array(s == threshold)).to_pylist()
+            )
+            last_id = heapq.nsmallest(num_ties, ties)[-1]
+        cut = {"column": self.column, "threshold": repr(threshold), "last_id": last_id}
+        Path(job.artifacts, "cut.json").write_text(json.dumps(cut))
+        job.emit(pa.table([[threshold], [num_kept], [len(scores)]], schema=CUT))
+        job.say(f"{num_kept:,} of {len(scores):,} rows are in: {self.column} >= {threshold:.6g}")
+
+    def _read(self, job: Job) -> Iterator[tuple[pa.ChunkedArray, Scores]]:
+        for data in job.inputs:
+            nested = pa.types.is_list(data.schema.field(self.column).type)
+            for rows in data.batches(["id", self.column, *(["texts"] if nested else [])]):
+                yield rows["id"], row_scores(rows, self.column)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InTop(MapStage):
+    """Add `in_top`: bool. cut: `{from: STEP, path: cut.json}` of a `TopCut` over the same rows; column: as there."""
+
+    column: str
+    cut: File
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "filter.top", id=pa.string())
+        check_score(inp, self.column, "filter.top")
+        return with_field(inp, pa.field("in_top", pa.bool_()))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        cut = read_cut(self.cut.path, self.column)
+        threshold, last_id = float(cut["threshold"]), cut["last_id"]
+
+        def work(rows: pa.Table) -> pa.Table:
+            scores = row_scores(rows, self.column)
+            first = np.asarray(pc.less_equal(rows["id"], last_id).to_numpy())
+            return with_columns(rows, in_top=pa.array((scores > threshold) | ((scores == threshold) & first)))
+
+        yield work
+
+
+def check_score(schema: pa.Schema, column: str, who: str) -> None:
+    """SchemaError unless the column is a number per row or per text."""
+    if column not in schema.names:
+        need(schema, who, **{column: pa.float32()})
+    dtype = schema.field(column).type
+    nested = pa.types.is_list(dtype)
+    inner = dtype.value_type if nested else dtype
+    if nested:
+        need(schema, who, texts=TEXTS)
+    if not (pa.types.is_integer(inner) or pa.types.is_floating(inner)):
+        raise SchemaError(f"{who} wants numbers in column {column!r}, but it is {dtype}")
+
+
+def row_scores(rows: pa.Table, column: str) -> Scores:
+    """(N,) score of each row, nan where there is none."""
+    if not pa.types.is_list(rows.schema.field(column).type):
+        return as_floats(rows[column])
+    texts = FlatTexts(rows["texts"])
+    values = as_floats(texts.aligned(column, rows[column]))
+    best = np.full(rows.num_rows, -np.inf)
+    usable = texts.kept() & ~np.isnan(values)
+    np.maximum.at(best, texts.row[usable], values[usable])
+    has = np.zeros(rows.num_rows, np.bool_)
+    has[texts.row[usable]] = True
+    return np.where(has, best, np.nan)
+
+
+def as_floats(values: pa.Array) -> Scores:
+    return np.asarray(pc.fill_null(pc.cast(values, pa.float64()), np.nan).to_numpy(), np.float64)
+
+
+def read_cut(path: str, column: str) -> dict[str, Any]:
+    try:
+        cut: dict[str, Any] = json.loads(Path(path).read_bytes())
+        found = cut["column"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VlpipeError(f"cut: {path} is none ({error}); wanted {{from: STEP, path: cut.json}}") from error
+    if found != column:
+        raise VlpipeError(f"cut: {path} was made for column {found!r}, this step reads {column!r}")
+    return cut
