@@ -188,6 +188,21 @@ def test_a_list_that_a_step_made_forgets_too(tmp_path: Path) -> None:
     assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
 
 
+@pytest.mark.parametrize("n", [2, 8, 14])
+def test_a_url_is_forgotten_with_the_last_of_its_rows(tmp_path: Path, n: int) -> None:
+    """Rows 2, 8 and 14 lie in three shards and share a url: whichever goes, the others are listed again."""
+    (tmp_path / "num.txt").write_text("18")
+    step = f'{{use: "forget_toys:SixUrls", list: {tmp_path / "num.txt"}, shard_rows: 6}}'
+    runs = Runs(tmp_path, f"name: shared\nsteps:\n  pages: {step}\n")
+    runs("run", "--local")
+    entries = tmp_path / "entries.txt"
+    for going, kinds in (([n], ["id"]), ([2, 8, 14], ["id", "id", "id", "url"])):
+        entries.write_text("\n".join(f"id:{row_id(one)}" for one in going))
+        runs("forget", entries, "--yes")
+        kept = pq.read_table(runs.root / "forgotten.parquet").to_pylist()
+        assert [one["kind"] for one in kept] == kinds
+
+
 def test_retry_brings_nothing_back(runs: Forgets) -> None:
     runs.forget(f"id:{row_id(4)}")
     assert runs("retry", "pages", "--why", "dead", "--local")[-1].startswith("pages: 3 row(s) in 3 shard(s)")
