@@ -233,6 +233,14 @@ def test_unfinished_parts_of_a_step_that_read_the_rows_go(runs: Forgets) -> None
     assert not (model / "work").exists()
 
 
+def test_artifacts_of_a_step_killed_before_its_manifest_go(runs: Forgets) -> None:
+    (runs.step("twins") / "manifest.json").unlink()
+    runs.forget(f"id:{row_id(2)}")
+    assert traces(runs.root, row_id(2)) == []
+    runs("run", "--local", "--until", "unique")
+    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+
+
 def test_forgetting_waits_for_no_run(runs: Forgets) -> None:
     with locked(Store(str(runs.root))):
         entries = runs.folder / "entries.txt"
