@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.forgotten import ascii_host
 
 DOMAIN = re.compile(r"[^\s/:@.]+(\.[^\s/:@.]+)*")
 Entry = tuple[str, str, str]  # where it stands ("FILE line 7"), kind, value
@@ -33,8 +34,8 @@ def need_url(value: str, where: str) -> str:
 
 
 def need_domain(value: str, where: str) -> str:
-    """In lower case."""
-    value = value.lower().strip(".")
+    """In lower case and ASCII, as hosts are compared."""
+    value = ascii_host(value.lower().strip("."))
     if not DOMAIN.fullmatch(value):
         raise VlpipeError(f"{where}: wanted a domain like example.org, got {value!r}")
     return value

@@ -71,7 +71,7 @@ def spellings(url: str) -> set[str]:
     url = url.strip()
     found = {url, without_secrets(url), canonical_url(url)}
     with suppress(RowFault):  # of what cannot be fetched either
-        found |= {sendable(url), canonical_url(sendable(url))}
+        found.add(sendable(url))
     return found | {one.rstrip("/") for one in found}
 
 

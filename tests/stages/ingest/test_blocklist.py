@@ -75,6 +75,24 @@ def test_each_kind_of_rule(tmp_path: Path) -> None:
         assert blocked(found, url, b"fine") == ""
 
 
+@pytest.mark.parametrize(
+    "there", ["http://www.m\u00fcnchen.test/\u00e4 b", "http://www.XN--mnchen-3ya.test/%C3%A4%20b"]
+)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "domain:M\u00dcNCHEN.test",
+        "domain:xn--mnchen-3ya.test",
+        "url:https://www.m\u00fcnchen\u3002test./\u00e4 b",
+        "url:http://www.xn--mnchen-3ya.test/%C3%A4%20b",
+    ],
+)
+def test_a_host_and_a_path_are_one_in_unicode_and_as_they_are_sent(
+    tmp_path: Path, entry: str, there: str
+) -> None:
+    assert blocked(load(written(tmp_path / "l.txt", entry)), there)
+
+
 def test_hashes_of_urls_are_found_however_they_were_written() -> None:
     assert {"http://a.test/b/", "http://a.test/b", "a.test/b/", "a.test/b"} <= spellings(
         "http://u@a.test/b/#f"
