@@ -50,7 +50,7 @@ def need_hex(value: str, digits: int, where: str) -> str:
 
 
 def _read_txt(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
-    for number, line in enumerate(_text(file).splitlines(), 1):
+    for number, line in enumerate(_lines(file), 1):
         line, where = line.strip(), f"{file} line {number}"
         if not line or line.startswith("#"):
             continue
@@ -64,7 +64,7 @@ def _read_txt(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
 
 
 def _read_csv(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
-    reader = csv.DictReader(_text(file).splitlines(), strict=True)
+    reader = csv.DictReader(_lines(file), strict=True)
     columns = _columns(str(file), kinds, reader.fieldnames or ())
     try:
         for row in reader:
@@ -96,12 +96,14 @@ def _columns(where: str, kinds: Sequence[str], there: Sequence[str]) -> list[str
     return found
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise VlpipeError(f"{file} line {line} is not UTF-8") from None
+def _lines(file: Path) -> Iterator[str]:
+    """One at a time: lists of hashes have millions."""
+    with open(file, "rb") as handle:
+        for number, line in enumerate(handle, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise VlpipeError(f"{file} line {number} is not UTF-8") from None
 
 
 READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Entry]]] = {
