@@ -66,7 +66,7 @@ def find(store: Store, wanted: Wanted, reads: Mapping[str, Sequence[str]]) -> Fo
     for one in folders:
         if records[one.folder].manifest is None and store.exists(f"{one.folder}/work"):
             above = reads.get(one.folder)  # unknown: better too much than too little
-            one.parts = above is None or any(touched[f] for f in above if f in touched)
+            one.parts = above is None or any(touched[f].files for f in above if f in touched)
     models = _models(records, touched)
     seen = set().union(*(one.ids for one in folders))
     return Found(

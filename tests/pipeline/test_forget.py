@@ -233,6 +233,30 @@ def test_unfinished_parts_of_a_step_that_read_the_rows_go(runs: Forgets) -> None
     assert not (model / "work").exists()
 
 
+def test_unfinished_parts_of_a_step_that_read_no_such_row_stay(runs: Forgets) -> None:
+    """Row 3 was rejected above it, so its checkpoint does not know it."""
+    (runs.step("model") / "manifest.json").unlink()
+    checkpoint = runs.step("model") / "work" / "0123abcd" / "checkpoint"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("weights")
+    runs.forget(f"id:{row_id(3)}")
+    assert checkpoint.exists()
+    runs.forget(f"id:{row_id(2)}")
+    assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    "verb", ["status", "report", "prune", ("why", row_id(3)), ("export", "pages", "out")]
+)
+def test_nothing_reads_or_removes_between_the_beginning_and_the_end_of_a_forget(
+    runs: Forgets, verb: str | tuple[str, ...]
+) -> None:
+    (runs.root / "_forget.json").write_text("{}")
+    os.chdir(runs.folder)
+    said = runs(*((verb,) if isinstance(verb, str) else verb), code=1)
+    assert said == [f"a forget in {runs.root} was interrupted; `vlpipe run` finishes it first"]
+
+
 def test_artifacts_of_a_step_killed_before_its_manifest_go(runs: Forgets) -> None:
     (runs.step("twins") / "manifest.json").unlink()
     runs.forget(f"id:{row_id(2)}")
