@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.forgotten import ascii_host
 
 DOMAIN = re.compile(r"[^\s/:@.]+(\.[^\s/:@.]+)*")
 Entry = tuple[str, str, str]  # where it stands ("FILE line 7"), kind, value
@@ -33,8 +34,8 @@ def need_url(value: str, where: str) -> str:
 
 
 def need_domain(value: str, where: str) -> str:
-    """In lower case."""
-    value = value.lower().strip(".")
+    """In lower case and ASCII, as hosts are compared."""
+    value = ascii_host(value.lower().strip("."))
     if not DOMAIN.fullmatch(value):
         raise VlpipeError(f"{where}: wanted a domain like example.org, got {value!r}")
     return value
@@ -49,7 +50,7 @@ def need_hex(value: str, digits: int, where: str) -> str:
 
 
 def _read_txt(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
-    for number, line in enumerate(_text(file).splitlines(), 1):
+    for number, line in enumerate(_lines(file), 1):
         line, where = line.strip(), f"{file} line {number}"
         if not line or line.startswith("#"):
             continue
@@ -63,7 +64,7 @@ def _read_txt(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
 
 
 def _read_csv(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
-    reader = csv.DictReader(_text(file).splitlines(), strict=True)
+    reader = csv.DictReader(_lines(file), strict=True)
     columns = _columns(str(file), kinds, reader.fieldnames or ())
     try:
         for row in reader:
@@ -95,12 +96,14 @@ def _columns(where: str, kinds: Sequence[str], there: Sequence[str]) -> list[str
     return found
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise VlpipeError(f"{file} line {line} is not UTF-8") from None
+def _lines(file: Path) -> Iterator[str]:
+    """One at a time: lists of hashes have millions."""
+    with open(file, "rb") as handle:
+        for number, line in enumerate(handle, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise VlpipeError(f"{file} line {number} is not UTF-8") from None
 
 
 READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Entry]]] = {

@@ -99,6 +99,8 @@ def _clear(store: Store, record: StepRecord) -> None:
     """What killed runs left may hold rows too, and no step reads it."""
     for problem in list(left_over(store, record)):
         store.remove(problem.path)
+    if record.manifest is None:
+        store.remove(f"{record.folder}/artifacts")
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.forget_list import Wanted
@@ -65,7 +66,7 @@ def find(store: Store, wanted: Wanted, reads: Mapping[str, Sequence[str]]) -> Fo
     for one in folders:
         if records[one.folder].manifest is None and store.exists(f"{one.folder}/work"):
             above = reads.get(one.folder)  # unknown: better too much than too little
-            one.parts = above is None or any(touched[f] for f in above if f in touched)
+            one.parts = above is None or any(touched[f].files for f in above if f in touched)
     models = _models(records, touched)
     seen = set().union(*(one.ids for one in folders))
     return Found(
@@ -122,21 +123,27 @@ def _ids(store: Store, records: Mapping[str, StepRecord], wanted: Wanted) -> tup
 
 
 def _urls(store: Store, records: Mapping[str, StepRecord], ids: frozenset[str]) -> frozenset[str]:
-    """URLs all of whose rows are forgotten: they are forgotten as well, under any other text."""
-    gone: set[str] = set()
-    other: set[str] = set()
-    known = Gone(ids, frozenset(), frozenset())
+    """URLs all of whose rows are forgotten: they are forgotten as well, under any other text.
+
+    Read twice: which have such a row, then which of these have another one. So only these are held.
+    """
     entering = {f: r for f, r in records.items() if r.manifest is None or not r.manifest.inputs}
-    for path in _shards(entering):
+    known = Gone(ids, frozenset(), frozenset())
+    gone = {url for table in _listed(store, entering) for url in _canonical(table, known.names(table["id"]))}
+    for table in _listed(store, entering) if gone else ():
+        gone.difference_update(_canonical(table, pc.invert(known.names(table["id"]))))
+    return frozenset(gone)
+
+
+def _listed(store: Store, records: Mapping[str, StepRecord]) -> Iterator[pa.Table]:
+    for path in _shards(records):
         with open_parquet(store, path) as file:
             if {"id", "url"} <= set(file.schema_arrow.names):
-                table = file.read(columns=["id", "url"])
-                out = known.names(table["id"])
-                gone |= {canonical_url(u) for u in table.filter(out)["url"].to_pylist() if u}
-                if gone:
-                    kept = table.filter(pc.invert(out))["url"].to_pylist()
-                    other |= {canonical_url(u) for u in kept if u}
-    return frozenset(gone - other)
+                yield file.read(columns=["id", "url"])
+
+
+def _canonical(table: pa.Table, mask: pa.ChunkedArray) -> Iterator[str]:
+    yield from (canonical_url(url) for url in table.filter(mask)["url"].to_pylist() if url)
 
 
 def _shards(records: Mapping[str, StepRecord]) -> Iterator[str]:

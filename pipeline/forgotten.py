@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,8 @@ SCHEMA = pa.schema([("kind", pa.string()), ("hash", pa.string())])
 WHY = "forgotten"
 Kind = Literal["id", "url", "domain"]
 DEFAULT_PORTS = {"http": 80, "https": 443}
+# What may stand in a path or query as it is; the rest is percent-encoded. `%` stays: it is encoded already.
+KEPT = "%/:?@!$&'()*+,;=-._~[]|"
 
 
 def hashed(kind: Kind, value: str) -> str:
@@ -32,7 +34,8 @@ def hashed(kind: Kind, value: str) -> str:
 
 
 def canonical_url(url: str) -> str:
-    """One spelling for what one server takes as one address: no scheme, user, default port, fragment; host in lower case."""
+    """One spelling for what one server takes as one address: no scheme, user, default port, fragment; ASCII, as it is
+    sent; host in lower case."""
     url = url.strip()
     try:
         parts = urlsplit(url)
@@ -42,14 +45,26 @@ def canonical_url(url: str) -> str:
     if not parts.hostname:
         return url
     shown = f":{port}" if port not in (None, DEFAULT_PORTS.get(parts.scheme)) else ""
-    query = f"?{parts.query}" if parts.query else ""
-    return f"{parts.hostname.rstrip('.')}{shown}{parts.path or '/'}{query}"
+    path, query = (quote(part, KEPT, errors="surrogatepass") for part in (parts.path or "/", parts.query))
+    return f"{ascii_host(parts.hostname)}{shown}{path}" + (f"?{query}" if query else "")
+
+
+def ascii_host(host: str) -> str:
+    """A host as it is asked for, without a last dot: punycode. One that has no such form stands for itself."""
+    if host.isascii():
+        return host.rstrip(".")
+    import idna
+
+    try:
+        return idna.encode(host, uts46=True).decode("ascii").rstrip(".")
+    except UnicodeError:
+        return host
 
 
 def domains_of(url: str) -> Iterator[str]:
     """The host of a URL and the domains it is in: a.b.org, b.org, org."""
     try:
-        host = (urlsplit(url.strip()).hostname or "").rstrip(".")
+        host = ascii_host(urlsplit(url.strip()).hostname or "")
     except ValueError:
         return
     labels = host.split(".")

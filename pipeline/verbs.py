@@ -65,6 +65,7 @@ def planned(
     workflow: str, root: str | None, sets: list[str] | None, profile: str | None
 ) -> tuple[str, list[Planned], Store]:
     found, store = load(workflow, root, sets, profile)
+    forget.refuse_half_done(store)
     return found.name, plan(found, store), store
 
 
@@ -195,6 +196,7 @@ def prune_command(
 
 
 def _prune(store: Store, paths: list[str], root: str | None, sets: list[str], yes: bool) -> None:
+    forget.refuse_half_done(store)
     plans = [steps for path in paths for steps in prune.reaching(path, store, sets, root, say)]
     found = prune.unreached(store, plans)
     for one in found:
@@ -309,6 +311,7 @@ def report_command(
 ) -> None:
     """Write one self-contained HTML page: funnel, images with their texts and fate, scores, losses, results."""
     found, store = load(workflow, root, set_, profile)
+    forget.refuse_half_done(store)
     steps = plan(found, store)
     text = report.report(found, steps, store, running=status.lock_holder(store).is_running)
     Path(to).write_text(text, encoding="utf-8")

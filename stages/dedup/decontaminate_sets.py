@@ -93,6 +93,8 @@ def from_files(spec: EvalSet, *, pictures: bool) -> Items:
 
 def from_rows(data: Dataset, rows: pa.Schema, *, pictures: bool, vectors: bool) -> Items:
     """An evaluation step, named by it: compared in every kind that its rows and the rows at hand both have."""
+    if not data.num_rows:
+        raise VlpipeError(f"the evaluation step {data.name!r} has no rows: nothing would be found")
     both = {
         n for n in ("sha256", "image", "embedding", "texts") if n in data.schema.names and n in rows.names
     }
@@ -107,7 +109,9 @@ def from_rows(data: Dataset, rows: pa.Schema, *, pictures: bool, vectors: bool) 
         items.vectors = ([i for t in tables for i in t["id"].to_pylist()], _stack(tables, data.name))
     if "texts" in both:
         texts = _pairs(data.table(["id", "texts"]), "texts")
-        items.texts = [(id_, text["text"]) for id_, entries in texts for text in entries or ()]
+        items.texts = [
+            (id_, text["text"]) for id_, entries in texts for text in entries or () if text["text"]
+        ]
     if not (items.compared["rows"] or items.compared["texts"]):
         raise VlpipeError(
             f"the rows and the evaluation step {data.name!r} have none of sha256, image, embedding and texts in "

@@ -7,7 +7,8 @@ compile such hashes come as md5 or sha256, of the file or of its URL; this is no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,7 +57,7 @@ class Blocklist:
         for name in ("md5", "sha256"):
             marks = self.marks.get(prefix + name)
             if marks is not None:
-                mark = _mark(hashlib.new(name, data, usedforsecurity=False).digest())
+                mark = np.uint64(_mark(hashlib.new(name, data, usedforsecurity=False).digest()))
                 at = int(np.searchsorted(marks, mark))
                 if at < len(marks) and marks[at] == mark:
                     return True
@@ -71,12 +72,12 @@ def spellings(url: str) -> set[str]:
     url = url.strip()
     found = {url, without_secrets(url), canonical_url(url)}
     with suppress(RowFault):  # of what cannot be fetched either
-        found |= {sendable(url), canonical_url(sendable(url))}
+        found.add(sendable(url))
     return found | {one.rstrip("/") for one in found}
 
 
-def _mark(digest: bytes) -> np.uint64:
-    return np.uint64(int.from_bytes(digest[:8], "big"))
+def _mark(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")
 
 
 def load(file: File) -> Blocklist:
@@ -87,24 +88,24 @@ def load(file: File) -> Blocklist:
 
 @lru_cache(maxsize=2)  # a worker process serves many shards of one step
 def _load(path: str, digest: str) -> Blocklist:
-    marks: dict[str, list[np.uint64]] = {}
+    marks: dict[str, array[int]] = {}
     domains: set[str] = set()
     for where, kind, value in (entry for one in _files(path) for entry in read_entries(one, KINDS)):
         if kind == "domain":
             domains.add(need_domain(value, where))
         elif kind == "url":
             digest_ = hashlib.sha256(canonical_url(need_url(value, where)).encode()).digest()
-            marks.setdefault("url_sha256", []).append(_mark(digest_))
+            marks.setdefault("url_sha256", array("Q")).append(_mark(digest_))
         else:
             known = bytes.fromhex(need_hex(value, HEX_DIGITS[kind], where))
-            marks.setdefault(kind, []).append(_mark(known))
+            marks.setdefault(kind, array("Q")).append(_mark(known))
     if not marks and not domains:
         raise VlpipeError(f"blocklist {path} is empty: it would block nothing")
     return Blocklist({kind: _sorted(found) for kind, found in marks.items()}, frozenset(domains))
 
 
-def _sorted(marks: Iterable[np.uint64]) -> Marks:
-    return np.unique(np.array(list(marks), np.uint64))
+def _sorted(marks: array[int]) -> Marks:
+    return np.unique(np.frombuffer(marks, np.uint64))
 
 
 def _files(path: str) -> list[Path]:

@@ -6,6 +6,7 @@ https://github.com/webdataset/webdataset
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,20 +103,30 @@ def _image_of(members: Mapping[str, tars.Span], image: str | None) -> str:
 
 
 def _named(endings: Iterable[str]) -> str:
-    return ", ".join(ending or "a file without ending" for ending in sorted(endings))[:300]
+    return _utf8(", ".join(ending or "a file without ending" for ending in sorted(endings)))[:300]
 
 
 def _url(about: Mapping[str, Any], otherwise: str) -> str:
     url = about.get("url")
     found = url if isinstance(url, str) and url else otherwise
-    return found.encode("utf-8", "backslashreplace").decode()
+    return _utf8(found)
+
+
+def _utf8(name: str) -> str:
+    """Names in a tar may be bytes of any encoding."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _original(about: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
     """What img2dataset writes into KEY.json; null where another tool means something else by these names."""
-    sha256, width, height = (about.get(name) for name in ("sha256", "original_width", "original_height"))
+    sha256 = about.get("sha256")
+    is_sha256 = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)
     return (
-        sha256 if isinstance(sha256, str) and len(sha256) == 64 else None,
-        width if isinstance(width, int) and width < 2**31 else None,
-        height if isinstance(height, int) and height < 2**31 else None,
+        sha256 if is_sha256 else None,
+        _side(about.get("original_width")),
+        _side(about.get("original_height")),
     )
+
+
+def _side(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**31 else None

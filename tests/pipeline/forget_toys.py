@@ -77,6 +77,16 @@ class Pages(SourceStage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SixUrls(Pages):
+    """Row n has the url of n % 6: what many rows show is asked for under several texts."""
+
+    def rows(self) -> Iterator[pa.Table]:
+        for table in super().rows():
+            urls = [url(int(i) % 6) for i in table["id"].to_pylist()]
+            yield table.set_column(1, "url", [urls])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lister(GatherStage):
     """A list that a step made: only urls."""
 

@@ -188,6 +188,21 @@ def test_a_list_that_a_step_made_forgets_too(tmp_path: Path) -> None:
     assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
 
 
+@pytest.mark.parametrize("n", [2, 8, 14])
+def test_a_url_is_forgotten_with_the_last_of_its_rows(tmp_path: Path, n: int) -> None:
+    """Rows 2, 8 and 14 lie in three shards and share a url: whichever goes, the others are listed again."""
+    (tmp_path / "num.txt").write_text("18")
+    step = f'{{use: "forget_toys:SixUrls", list: {tmp_path / "num.txt"}, shard_rows: 6}}'
+    runs = Runs(tmp_path, f"name: shared\nsteps:\n  pages: {step}\n")
+    runs("run", "--local")
+    entries = tmp_path / "entries.txt"
+    for going, kinds in (([n], ["id"]), ([2, 8, 14], ["id", "id", "id", "url"])):
+        entries.write_text("\n".join(f"id:{row_id(one)}" for one in going))
+        runs("forget", entries, "--yes")
+        kept = pq.read_table(runs.root / "forgotten.parquet").to_pylist()
+        assert [one["kind"] for one in kept] == kinds
+
+
 def test_retry_brings_nothing_back(runs: Forgets) -> None:
     runs.forget(f"id:{row_id(4)}")
     assert runs("retry", "pages", "--why", "dead", "--local")[-1].startswith("pages: 3 row(s) in 3 shard(s)")
@@ -216,6 +231,38 @@ def test_unfinished_parts_of_a_step_that_read_the_rows_go(runs: Forgets) -> None
         line.partition("   ")[0].rstrip() for line in runs.forget("domain:host0.test")
     ]
     assert not (model / "work").exists()
+
+
+def test_unfinished_parts_of_a_step_that_read_no_such_row_stay(runs: Forgets) -> None:
+    """Row 3 was rejected above it, so its checkpoint does not know it."""
+    (runs.step("model") / "manifest.json").unlink()
+    checkpoint = runs.step("model") / "work" / "0123abcd" / "checkpoint"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("weights")
+    runs.forget(f"id:{row_id(3)}")
+    assert checkpoint.exists()
+    runs.forget(f"id:{row_id(2)}")
+    assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    "verb", ["status", "report", "prune", ("why", row_id(3)), ("export", "pages", "out")]
+)
+def test_nothing_reads_or_removes_between_the_beginning_and_the_end_of_a_forget(
+    runs: Forgets, verb: str | tuple[str, ...]
+) -> None:
+    (runs.root / "_forget.json").write_text("{}")
+    os.chdir(runs.folder)
+    said = runs(*((verb,) if isinstance(verb, str) else verb), code=1)
+    assert said == [f"a forget in {runs.root} was interrupted; `vlpipe run` finishes it first"]
+
+
+def test_artifacts_of_a_step_killed_before_its_manifest_go(runs: Forgets) -> None:
+    (runs.step("twins") / "manifest.json").unlink()
+    runs.forget(f"id:{row_id(2)}")
+    assert traces(runs.root, row_id(2)) == []
+    runs("run", "--local", "--until", "unique")
+    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
 
 
 def test_forgetting_waits_for_no_run(runs: Forgets) -> None:

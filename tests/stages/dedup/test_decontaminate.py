@@ -175,6 +175,17 @@ def test_the_rows_of_a_step_are_a_set(tmp_path: Path) -> None:
     assert by_vector.decisions["cut"]["similarity"] == pytest.approx(np.cos(0.2), abs=1e-6)
 
 
+def test_an_evaluation_step_without_rows_or_with_a_text_that_is_none(tmp_path: Path) -> None:
+    rows = dataset(tmp_path, web())
+    held = table(("e1", encoded(picture(1)), [CAPTION], axis(2)))
+    with pytest.raises(VlpipeError, match="evaluation step 'none' has no rows: nothing would be found"):
+        Ran(tmp_path / "1", [rows, dataset(tmp_path, held[:0], name="none")], threshold=0.95)
+    texts = pa.array([[{**text(CAPTION, "web"), "text": None}]], SCHEMA.field("texts").type)
+    held = held.set_column(2, SCHEMA.field("texts"), texts)
+    ran = Ran(tmp_path / "2", [rows, dataset(tmp_path, held, name="heldout")])
+    assert ran.results["removed_texts/heldout"] == (0, 6)
+
+
 def test_only_what_both_have_is_compared(tmp_path: Path) -> None:
     held = table(("e1", encoded(picture(1)), [CAPTION], axis(2)))
     no_images = dataset(tmp_path, held.drop_columns(["image", "embedding"]), name="heldout")

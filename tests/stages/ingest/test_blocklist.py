@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 import urllib.request
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -73,6 +74,36 @@ def test_each_kind_of_rule(tmp_path: Path) -> None:
     assert blocked(found, "http://www.D.test./any") == blocked(found, "//d.test:81") == "blocked domain"
     for url in ("http://a.test/a.jpg?x=1", "http://bd.test/", "http://d.test.org/", "no url", "http://[x/"):
         assert blocked(found, url, b"fine") == ""
+
+
+@pytest.mark.parametrize(
+    "there", ["http://www.m\u00fcnchen.test/\u00e4 b", "http://www.XN--mnchen-3ya.test/%C3%A4%20b"]
+)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "domain:M\u00dcNCHEN.test",
+        "domain:xn--mnchen-3ya.test",
+        "url:https://www.m\u00fcnchen\u3002test./\u00e4 b",
+        "url:http://www.xn--mnchen-3ya.test/%C3%A4%20b",
+    ],
+)
+def test_a_host_and_a_path_are_one_in_unicode_and_as_they_are_sent(
+    tmp_path: Path, entry: str, there: str
+) -> None:
+    assert blocked(load(written(tmp_path / "l.txt", entry)), there)
+
+
+def test_a_long_list_is_read_line_by_line(tmp_path: Path) -> None:
+    """100,000 hashes are 7 MB of text, and 0.8 MB in memory."""
+    lines = [f"sha256:{sha(str(n))}" for n in range(100_000)]
+    file = written(tmp_path / "l.txt", *lines)
+    tracemalloc.start()
+    found = load(file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert blocked(found, data=b"99999") == "blocked content"
+    assert peak < 4_000_000
 
 
 def test_hashes_of_urls_are_found_however_they_were_written() -> None:

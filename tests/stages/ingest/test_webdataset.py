@@ -84,6 +84,26 @@ def test_each_key_is_a_row_or_a_reject(tmp_path: Path, picture: Callable[..., by
     assert said(kept) == [["caf\u00e9"], ["from json"], []]
 
 
+def test_names_that_are_not_utf8_and_sizes_that_are_none(
+    tmp_path: Path, picture: Callable[..., bytes]
+) -> None:
+    odd = {"sha256": "\ud800" * 64, "original_width": True, "original_height": -(2**40)}
+    members = {
+        "a.\udcff": b"x",
+        "b\udcff.jpg": picture(),
+        "b\udcff.txt": b"b",
+        "c.jpg": picture(),
+        "c.json": json.dumps({"caption": "c", **odd}).encode(),
+    }
+    write_tar(tmp_path / "x.tar", members, encoding="utf-8", errors="surrogateescape")
+    out = read(tmp_path)
+    assert out.table["url"].to_pylist() == ["x.tar/b\\udcff", "x.tar/c"]
+    assert [(one.why, one.detail) for one in out.rejects] == [("no_image", "only \\udcff")]
+    assert [out.table[n].null_count for n in ("original_sha256", "original_width", "original_height")] == [
+        2
+    ] * 3
+
+
 def test_parameters(tmp_path: Path, picture: Callable[..., bytes]) -> None:
     about = json.dumps({"captions": ["one", "", "two"]}).encode()
     write_tar(tmp_path / "x.tar", {"a.left.jpg": picture(), "a.right.jpg": picture(), "a.json": about})
