@@ -11,8 +11,8 @@ import pytest
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.testing import dataset, run_gather
-from vlpipe.stages.dedup import cosine
-from vlpipe.stages.dedup.faiss import FaissDuplicates, one_thread, packages_problem
+from vlpipe.stages.dedup import search
+from vlpipe.stages.dedup.faiss import FaissDuplicates, packages_problem, threads
 
 pytest.importorskip("faiss", reason="needs the extra 'cpu' or 'gpu'")
 
@@ -64,7 +64,7 @@ def test_equal_vectors_are_twins_at_threshold_1(tmp_path: Path) -> None:
     x = planted(20, 64, 0, 1.0)
     got, edges = run(tmp_path, table(np.concatenate([x, x])), threshold=1.0)
     assert [row["witness"] for row in got.values()][20:] == [f"r{k:05d}" for k in range(20)]
-    assert edges["cosine"].to_pylist() == [1.0] * 20
+    assert edges["similarity"].to_pylist() == [1.0] * 20
 
 
 def test_a_chain_keeps_both_ends_unless_the_middle_is_best(tmp_path: Path) -> None:
@@ -126,10 +126,11 @@ def test_artifacts_have_the_same_bytes_again(tmp_path: Path) -> None:
 
 def test_faiss_gets_its_threads_back() -> None:
     import faiss
+    import torch
 
     before = faiss.omp_get_max_threads()
-    with one_thread() as module:
-        assert module.omp_get_max_threads() == 1
+    with threads() as module:
+        assert module.omp_get_max_threads() == torch.get_num_threads()
     assert faiss.omp_get_max_threads() == before
 
 
@@ -154,12 +155,12 @@ def test_a_missing_embedding_is_named(tmp_path: Path) -> None:
 def test_a_collapsed_encoder_is_an_error_not_a_memory_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cosine, "MIN_PAIR_LIMIT", 1000)
-    monkeypatch.setattr(cosine, "PAIRS_PER_ROW", 3)
+    monkeypatch.setattr(search, "MIN_PAIR_LIMIT", 1000)
+    monkeypatch.setattr(search, "PAIRS_PER_ROW", 3)
     with pytest.raises(
-        VlpipeError, match="more than 1,000 pairs of 100 rows reach the threshold: the encoder has"
+        VlpipeError, match="more than 1,000 pairs of 100 different rows reach the threshold: the encoder has"
     ):
-        run(tmp_path, table(np.tile(angles(0), (100, 1))), threshold=0.9)
+        run(tmp_path, table(angles(*np.linspace(0, 1, 100))), threshold=0.9)
 
 
 def test_no_rows(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_schema_wants_a_fixed_size_list() -> None:
 
 def test_without_faiss_the_pip_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(VlpipeError, match=r"pip install 'vlpipe\[cpu\]', or 'vlpipe\[gpu\]'"), one_thread():
+    with pytest.raises(VlpipeError, match=r"pip install 'vlpipe\[cpu\]', or 'vlpipe\[gpu\]'"), threads():
         pass
 
 
@@ -190,7 +191,7 @@ def test_both_packages_at_once_are_an_error(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(tmp_path)
     with (
         pytest.raises(VlpipeError, match=r"faiss-cpu and faiss-gpu are both installed.*exclude each other"),
-        one_thread(),
+        threads(),
     ):
         pass
     assert "pip uninstall -y faiss-cpu faiss-gpu" in FaissDuplicates(threshold=0.9).preflight()[0]
