@@ -16,6 +16,7 @@ import numpy.typing as npt
 Vectors = npt.NDArray[np.float32]
 NUM_TOPICS, NUM_FINE = 200, 20_000
 CHUNK_ROWS = 50_000
+MOVES = {"all directions": 0.0, "as photo edits": 0.5, "strongest directions": 1.0}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ def planted(
 ) -> Planted:
     """`share` of the rows are moved copies of others, at exactly `cosine` before rounding to float32.
 
-    Half are moved evenly in all directions, half along the strong directions of the data, as an edit of an image is.
+    A third each is moved evenly in all directions; as edits move photos, half-way to the spectrum of the data (one-cluster
+    search finds as many of them as of 1,021 edited Flickr8k photos at cosine 0.88 to 0.92); and within that spectrum.
     """
     rng = np.random.default_rng([seed, num_rows, dim])
     num_pairs = round(num_rows * share)
@@ -47,23 +49,17 @@ def planted(
         part += (0.55 if kind == "web" else 1.0) * _noise(rng, len(part), spectrum)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     originals = rng.choice(num_base, num_pairs, replace=False)
-    strong = rng.random(num_pairs) < 0.5
+    moved = rng.integers(0, len(MOVES), num_pairs)
     for start in range(0, num_pairs, CHUNK_ROWS):
         at = slice(start, min(start + CHUNK_ROWS, num_pairs))
-        even = np.full(dim, dim**-0.5, np.float32)
-        away = np.where(
-            strong[at, None],
-            _noise(rng, len(originals[at]), spectrum),
-            _noise(rng, len(originals[at]), even),
-        )
+        away = rng.standard_normal((len(originals[at]), dim), dtype=np.float32)
+        away *= np.stack([spectrum**power for power in MOVES.values()])[moved[at]]
         vectors[num_base + start : num_base + at.stop] = _moved(vectors[originals[at]], away, cosine)
     order = rng.permutation(num_rows)  # row r of the result is row order[r] of what was made
     place = np.empty_like(order)
     place[order] = np.arange(num_rows)
     pairs = np.stack([place[originals], place[num_base:]], axis=1)
-    return Planted(
-        vectors[order], np.sort(pairs, axis=1), np.where(strong, "strong directions", "all directions")
-    )
+    return Planted(vectors[order], np.sort(pairs, axis=1), np.array(list(MOVES))[moved])
 
 
 def _centres(rng: np.random.Generator, kind: str, dim: int, spectrum: Vectors) -> Vectors:

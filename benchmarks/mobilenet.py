@@ -1,7 +1,8 @@
 """MobileNetV2 embeddings of photos, for benchmarks: a forward pass in torch that follows a layer list of TFLite.
 
 M. Sandler et al., "MobileNetV2", CVPR 2018, https://arxiv.org/abs/1801.04381.
-Needs a folder with `ops.json` (the layers, NHWC) and `dequantised_fp16.npz` (OHWI weights, BatchNorm folded in), as VLPIPE_DATA/mobilenetv2 is.
+Needs a folder with `ops.json` (the layers, NHWC) and `dequantised_fp16.npz` (OHWI weights,
+BatchNorm folded in), as VLPIPE_DATA/mobilenetv2 is.
 """
 
 from __future__ import annotations

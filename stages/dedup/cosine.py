@@ -25,7 +25,7 @@ Rows = npt.NDArray[np.int64]
 T = TypeVar("T")
 R = TypeVar("R")
 
-BLOCK_ROWS, BLOCK_COLUMNS = 512, 4096  # 8 MB of products
+BLOCK_ROWS, BLOCK_COLUMNS = 256, 4096  # 4 MB of products
 BLOCKS_PER_WAVE = 8
 SCORE_ROWS = 8192  # pairs scored in one go
 SLACK = 1e-4  # the float32 products are wrong by about 1e-6

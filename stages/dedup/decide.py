@@ -131,7 +131,7 @@ def _texts_at(wanted: set[int], inputs: tuple[Dataset, ...]) -> dict[int, list[d
     found, start = {}, 0
     for batch in _batches(inputs):
         here = [row for row in range(start, start + batch.num_rows) if row in wanted]
-        texts = batch["texts"].take([row - start for row in here]).to_pylist()
+        texts = batch["texts"].take(pa.array([row - start for row in here], pa.int64())).to_pylist()
         found.update({row: value or [] for row, value in zip(here, texts, strict=True)})
         start += batch.num_rows
     return found

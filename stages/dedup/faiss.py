@@ -57,16 +57,18 @@ class FaissDuplicates(GatherStage):
     against: the ids and embeddings of an earlier kept set (Parquet, a file or a folder, as `vlpipe export` writes):
     rows are compared with it and among themselves, and it stays as it is.
     exact_below: up to so many rows all pairs are compared.
-    cluster_rows: mean size of a cluster; margin: how much less than to its nearest centroid a row's cosine may be to
-    those of the clusters it visits; probes: of these at most so many; seed: of the k-means.
+    clusters: how many above that; left out: the square root of the number of rows, so that a row is compared with
+    about as many centroids as a cluster has rows. margin: how much less than to its nearest centroid a row's cosine may
+    be to those of the clusters it visits; probes: of these at most so many; seed: of the k-means. Recall at the
+    defaults, and what others cost: benchmarks/dedup.md.
     """
 
     threshold: Annotated[float, Field(gt=0, le=1)]
     against: File | None = None
     exact_below: Annotated[int, Field(ge=0)] = 50_000
-    cluster_rows: Annotated[int, Field(ge=1)] = 5_000
-    margin: Annotated[float, Field(ge=0, le=2)] = 0.1
-    probes: Annotated[int, Field(ge=1)] = 16
+    clusters: Annotated[int, Field(ge=1)] | None = None
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.12
+    probes: Annotated[int, Field(ge=1)] = 32
     seed: int = 0
 
     VERSION: ClassVar[int] = 2
@@ -95,7 +97,7 @@ class FaissDuplicates(GatherStage):
             threshold=self.threshold,
             num_new=num_new,
             exact_below=self.exact_below,
-            cluster_rows=self.cluster_rows,
+            clusters=self.clusters,
             margin=self.margin,
             probes=self.probes,
             seed=self.seed,

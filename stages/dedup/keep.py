@@ -129,7 +129,7 @@ def read_rows(inputs: Sequence[Dataset], keep: Keep | None, who: str) -> Rows:
     _check_unique(rows["id"], inputs)
     directions = ["descending" if key.descending else "ascending" for key in shared]
     sort_keys = [*zip(names[1:], directions, strict=True), ("id", "ascending")]
-    order = pc.sort_indices(rows, sort_keys=sort_keys, null_placement="at_end")
+    order = pc.sort_indices(rows, sort_keys=sort_keys)
     return Rows(rows["id"].combine_chunks(), np.asarray(order, np.int64))
 
 

@@ -43,7 +43,7 @@ class Plan:
     threshold: float
     num_new: int
     exact_below: int
-    cluster_rows: int
+    clusters: int | None
     margin: float
     probes: int
     seed: int
@@ -123,7 +123,7 @@ def _members(
     plan: Plan,
 ) -> Members:
     """Places in `rows` by cluster; one cluster when there are few rows."""
-    num_clusters = max(2, round(len(rows) / plan.cluster_rows))
+    num_clusters = plan.clusters or max(2, round(len(rows) ** 0.5))
     if len(rows) <= plan.exact_below:
         return Members(np.arange(len(rows)), np.ones(len(rows), np.bool_), np.array([0, len(rows)]))
     points = sketches[:, :-1]
