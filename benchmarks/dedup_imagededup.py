@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import sys
 import time
@@ -17,8 +18,8 @@ vectors = np.load(folder / "vectors.npy")
 encodings = {f"{row:08d}": vector for row, vector in enumerate(vectors)}
 searcher = CNN.__new__(CNN)  # its constructor would download a network; the search does not use it
 searcher.verbose = False
-searcher.logger = __import__("logging").getLogger("imagededup")
-found = searcher._find_duplicates_dict(encodings, min_similarity_threshold=0.90, scores=False)
+searcher.logger = logging.getLogger("imagededup")
+found = searcher.find_duplicates(encoding_map=encodings, min_similarity_threshold=0.90)
 pairs = {tuple(sorted((int(a), int(b)))) for a, others in found.items() for b in others}
 usage = resource.getrusage(resource.RUSAGE_SELF)
 children = resource.getrusage(resource.RUSAGE_CHILDREN)

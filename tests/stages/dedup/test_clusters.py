@@ -12,8 +12,7 @@ faiss = pytest.importorskip("faiss", reason="needs the extra 'cpu' or 'gpu'")
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products on two busy cores wait for each other."""
+def one_faiss_thread() -> Iterator[None]:
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     yield
