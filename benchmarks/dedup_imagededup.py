@@ -10,7 +10,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-from imagededup.methods import CNN
+import torch
+
+# A torchvision that was built for another torch registers no operators, and then cannot be imported. None is used here.
+OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+for name in ("nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"):
+    for kind in ("", "_backward", "_double_backward"):
+        if not hasattr(torch.ops.torchvision, f"_{name}{kind}" if kind else name):
+            OPERATORS.define(f"{'_' if kind else ''}{name}{kind}(Tensor x) -> Tensor")
+
+from imagededup.methods import CNN  # noqa: E402
 
 folder, out = Path(sys.argv[1]), sys.argv[2]
 began = time.monotonic()

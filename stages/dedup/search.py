@@ -1,11 +1,11 @@
-"""The search for similar pairs, in parts that are kept: a kill costs one cluster.
+"""The search for similar pairs, in parts that are kept: a kill costs one of them.
 
-Parts in `work`: the vectors, their sketches, the centroids, who is in which cluster, and the pairs of each cluster.
+Parts in `work`: the vectors, their sketches, the centroids, who is in which cluster, and the pairs of each run of clusters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from vlpipe.stages.dedup.vectors import sample_of
 
 MIN_PAIR_LIMIT, PAIRS_PER_ROW = 10_000_000, 100
 SKETCH_ROWS = 8192
+NUM_PARTS = 64  # of the pairs; each waits for the disk
 PAIR = np.dtype([("a", "<i8"), ("b", "<i8"), ("cosine", "<f8")])
 
 
@@ -66,20 +67,19 @@ def search(
     if len(rows):
         sketches = _sketches(store, vectors, rows, marks, plan)
         members = _members(faiss, at, store, sketches, rows, marks, plan)
-        for cluster in range(len(members.bounds) - 1):
-            sides = _sides(rows, members, cluster, sketches, plan.num_new)
+        num_clusters = len(members.bounds) - 1
+        for k, clusters in enumerate(np.array_split(np.arange(num_clusters), min(num_clusters, NUM_PARTS))):
+            sides = (s for c in clusters for s in _sides(rows, members, int(c), sketches, plan.num_new))
             try:
-                parts.append(
-                    _cluster_pairs(at, store, f"pairs-{cluster:06d}.npy", vectors, sides, plan, limit)
-                )
+                parts.append(_pairs(at, store, f"pairs-{k:06d}.npy", vectors, sides, plan, limit))
             except TooMany:
-                raise _too_many(limit, len(rows)) from None
+                raise _too_many(len(rows)) from None
             limit -= len(parts[-1].a)
     found = merged(parts, len(vectors))
     return Edges(found.a, found.b, found.cosine, np.zeros(len(found.a), np.int8))
 
 
-def _too_many(limit: int, num_rows: int) -> VlpipeError:
+def _too_many(num_rows: int) -> VlpipeError:
     limit = max(MIN_PAIR_LIMIT, PAIRS_PER_ROW * num_rows)
     return VlpipeError(
         f"more than {limit:,} pairs of {num_rows:,} different rows reach the threshold: the encoder has collapsed, or "
@@ -91,7 +91,7 @@ def _kept(store: Store, name: str, make: Callable[[], npt.NDArray[Any]]) -> Any:
     """The array in `work`, made when it is not there yet."""
     if not store.exists(name):
         made = make()
-        with store.writing(name) as part, open(part, "wb") as file:
+        with store.writing(name, sync_folder=False) as part, open(part, "wb") as file:
             np.save(file, made)
     return np.load(store.path(name))
 
@@ -104,7 +104,7 @@ def _sketches(
         sample = vectors[sample_of(marks, rows, SKETCH_SAMPLE)]
         basis = strong_directions(sample, plan.threshold, len(rows))
         shape = (len(rows), basis.shape[1] + 1)
-        with store.writing("sketches.npy") as part:
+        with store.writing("sketches.npy", sync_folder=False) as part:
             out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
             for start in range(0, len(rows), SKETCH_ROWS):
                 out[start : start + SKETCH_ROWS] = sketch(vectors[rows[start : start + SKETCH_ROWS]], basis)
@@ -158,12 +158,12 @@ def _sides(
     return [(home_side, all_side, True), (guest_side, old_side, False)]
 
 
-def _cluster_pairs(
+def _pairs(
     at: Workers,
     store: Store,
     name: str,
     vectors: Vectors,
-    sides: list[tuple[Side, Side, bool]],
+    sides: Iterable[tuple[Side, Side, bool]],
     plan: Plan,
     limit: int,
 ) -> Found:

@@ -73,7 +73,7 @@ def store_vectors(store: Store, inputs: tuple[Dataset, ...], files: list[str], n
     if not len(numbers):
         return np.empty((0, width), np.float32)
     if not store.exists("vectors.npy"):
-        with store.writing("vectors.npy") as part:
+        with store.writing("vectors.npy", sync_folder=False) as part:
             out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(numbers), width))
             start = 0
             for batch in _batches(inputs, files):
