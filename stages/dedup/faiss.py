@@ -67,8 +67,8 @@ class FaissDuplicates(GatherStage):
     against: File | None = None
     exact_below: Annotated[int, Field(ge=0)] = 50_000
     clusters: Annotated[int, Field(ge=1)] | None = None
-    margin: Annotated[float, Field(ge=0, le=2)] = 0.12
-    probes: Annotated[int, Field(ge=1)] = 32
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.16
+    probes: Annotated[int, Field(ge=1)] = 64
     seed: int = 0
 
     VERSION: ClassVar[int] = 2
