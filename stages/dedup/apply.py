@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,16 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import File, MapStage, Work
 from vlpipe.stages.dedup.decisions import DECISIONS
+from vlpipe.stages.row import TEXTS
 
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """dropped: id -> (why, detail); known: sorted 8-byte marks of all ids, so a kept one costs 8."""
+    """dropped: id -> (why, detail); gained: id -> texts that a kept row gets from its twins; known: sorted 8-byte
+    marks of all ids, so a kept one costs 8."""
 
     dropped: dict[str, tuple[str, str]]
+    gained: dict[str, list[dict[str, Any]]]
     known: npt.NDArray[np.uint64]
 
     def judge(self, id_: str, mark: np.uint64) -> Reject | None:
@@ -43,7 +47,11 @@ class Verdicts:
 
 @dataclass(frozen=True, kw_only=True)
 class DropDuplicates(MapStage):
-    """decisions: `{from: DEDUP_STEP, path: decisions.parquet}`, of `dedup.exact` or `dedup.faiss`."""
+    """decisions: `{from: DEDUP_STEP, path: decisions.parquet}`, of `dedup.exact`, `dedup.faiss` or `dedup.decide`.
+
+    Where `dedup.decide` merged texts, a kept row's new ones are put after its own; `donors` in the decisions says
+    whose they were.
+    """
 
     decisions: File
 
@@ -59,9 +67,20 @@ class DropDuplicates(MapStage):
             ids = rows["id"].to_pylist()
             found = [verdicts.judge(i, mark) for i, mark in zip(ids, marks(ids), strict=True)]
             keep = pa.array([reject is None for reject in found], pa.bool_())
-            return Out(rows.filter(keep), [r for r in found if r is not None])
+            kept = with_gained(rows.filter(keep), verdicts.gained)
+            return Out(kept, [r for r in found if r is not None])
 
         yield work
+
+
+def with_gained(rows: pa.Table, gained: dict[str, list[dict[str, Any]]]) -> pa.Table:
+    """`rows` with the texts of dropped twins after their own."""
+    ids = rows["id"].to_pylist()
+    if not any(i in gained for i in ids):
+        return rows
+    need(rows.schema, "dedup.apply (texts were merged)", texts=TEXTS)
+    texts = [(own or []) + gained.get(i, []) for i, own in zip(ids, rows["texts"].to_pylist(), strict=True)]
+    return rows.set_column(rows.schema.get_field_index("texts"), "texts", pa.array(texts, TEXTS))
 
 
 def marks(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -75,15 +94,22 @@ def marks(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
 @lru_cache(maxsize=1)  # a worker process serves many shards of one step
 def load_verdicts(path: str, digest: str) -> Verdicts:
     dropped: dict[str, tuple[str, str]] = {}
+    gained: dict[str, list[dict[str, Any]]] = {}
     known = [np.empty(0, np.uint64)]
     with _open_decisions(path) as file:
-        columns = ["id", "keep", "why", "witness", "similarity"]
-        for batch in file.iter_batches(columns=columns):
+        for batch in file.iter_batches(columns=["id", "keep", "why", "witness", "similarity", "texts"]):
             known.append(marks(batch["id"].to_pylist()))
             for row in batch.filter(pc.invert(batch["keep"])).to_pylist():
-                detail = f"twin of {row['witness']}, similarity {row['similarity']:.3f}"
-                dropped[row["id"]] = (row["why"], detail)
-    return Verdicts(dropped, np.sort(np.concatenate(known)))
+                dropped[row["id"]] = (row["why"], _detail(row))
+            for row in batch.filter(pc.is_valid(batch["texts"])).to_pylist():
+                gained[row["id"]] = row["texts"]
+    return Verdicts(dropped, gained, np.sort(np.concatenate(known)))
+
+
+def _detail(row: dict[str, Any]) -> str:
+    if row["similarity"] is None:
+        return f"twin of {row['witness']} by other twins"
+    return f"twin of {row['witness']}, similarity {row['similarity']:.3f}"
 
 
 @contextmanager

@@ -1,141 +1,188 @@
-"""Who stays: one decision per row, made in a total keep order, so that shard order changes nothing.
+"""Who stays: one decision per row, from similar pairs and a total keep order, so that shard order changes nothing.
 
 Rows are numbered by their place in the keep order, 0 is the best: of an edge (a, b) with a < b, a is better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import ShardWriter, is_heavy, need
-from vlpipe.pipeline.stage import Dataset
+from vlpipe.pipeline.shard import ShardWriter
+from vlpipe.stages.dedup.edges import KINDS, Edges, Places
+from vlpipe.stages.row import TEXTS
 
 DECISIONS = pa.schema(
     [
         ("id", pa.string()),
         ("keep", pa.bool_()),
+        # exact_duplicate | near_duplicate; of a kept row why it could not be compared, or null
+        ("why", pa.string()),
+        # id of the row that it is a twin of; null for kept rows. It is a kept one, except with rule `semdedup`
+        ("witness", pa.string()),
+        ("similarity", pa.float32()),  # to the witness, 1 is equal; null where the two were not compared
         (
-            "why",
+            "group",
             pa.string(),
-        ),  # exact_duplicate | near_duplicate; of a kept row why it could not be compared, or null
-        ("witness", pa.string()),  # id of the kept row it is a twin of; null for kept rows
-        ("similarity", pa.float32()),  # to the witness, 1 is equal
-        ("group", pa.string()),  # id of the row that stands for the group: the witness, or the row itself
+        ),  # id of the kept row that stands for it: itself, or where its witnesses lead to
+        ("texts", TEXTS),  # what a kept row gets from the dropped ones of its group; null for nothing
+        ("donors", pa.list_(pa.string())),  # per such text the id of the row it comes from
     ]
 )
+ROW_GROUP_ROWS = 65_536
 
-Places = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Edges:
-    """Similar pairs: `a[i] < b[i]` are places in the keep order, `similarity[i]` is how alike the two are."""
-
-    a: Places
-    b: Places
-    similarity: npt.NDArray[np.float32]
+Rule = Literal["greedy", "semdedup", "components"]
 
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """Per place: the place of the kept row it is a twin of (-1: the row is kept), and how alike they are."""
+    """Per place: the place of the row it is a twin of (-1: it is kept), how alike they are, and why it goes."""
 
     witness: Places
-    similarity: npt.NDArray[np.float32]
+    similarity: npt.NDArray[np.float64]  # NaN where the two were not compared
+    why: npt.NDArray[np.object_]  # None for kept rows
 
 
-def check_input(schema: pa.Schema, who: str) -> None:
-    """The columns the keep order reads; `id` must be there, the others count where they are."""
-    need(schema, who, id=pa.string())
-    for name, dtype in (("width", pa.int32()), ("height", pa.int32()), ("url", pa.string())):
-        if name in schema.names:
-            need(schema, who, **{name: dtype})
+def decide(num_rows: int, edges: Edges, rule: Rule) -> Twins:
+    """Rows that are the same share one fate; between the best rows of such sets the rule decides."""
+    leader = leaders(num_rows, edges)
+    near = _near(edges, leader)
+    witness = {"greedy": _greedy, "semdedup": _semdedup, "components": _components}[rule](num_rows, near)
+    similarity = _similarity(witness, near, num_rows)
+    copies = (leader != np.arange(num_rows)) & (witness[leader] < 0)
+    why = np.full(num_rows, None, object)
+    why[witness[leader] >= 0] = "near_duplicate"
+    why[copies] = "exact_duplicate" if KINDS.index("same_bytes") in edges.kind else "near_duplicate"
+    witness, similarity = witness[leader], similarity[leader]
+    witness[copies], similarity[copies] = leader[copies], 1.0
+    return Twins(witness, similarity, why)
 
 
-def read_rows(inputs: Sequence[Dataset], *more: str) -> pa.Table:
-    """`id`, what the keep order reads and the columns `more`, in input order; ids must be unique."""
-    tables = []
-    for data in inputs:
-        light = [f.name for f in data.schema if not is_heavy(f)]
-        wanted = [n for n in ("id", "width", "height", "url", *more) if n in light]
-        tables.append(data.table(wanted))
-    rows = pa.concat_tables(tables, promote_options="default")
-    repeated = rows.num_rows - pc.count_distinct(rows["id"]).as_py()
-    if repeated:
-        names = ", ".join(data.name for data in inputs)
-        raise VlpipeError(f"{repeated} id(s) come more than once in {names}: give each row to dedup once")
-    return rows
+def leaders(num_rows: int, edges: Edges) -> Places:
+    """Per place the best of the rows that are the same as it; itself when there is none."""
+    same = edges.kind > 0
+    centre, other = edges.a[same], edges.b[same]
+    best = np.arange(num_rows)
+    label = _smallest_label(num_rows, centre, other)
+    np.minimum.at(best, label, np.arange(num_rows))
+    found: Places = best[label]
+    return found
 
 
-def keep_order(rows: pa.Table) -> Places:
-    """Positions in `rows`, best first: most pixels, then smallest url, then smallest id (they are unique)."""
-    columns = {"id": rows["id"]}
-    keys = [("id", "ascending")]
-    if "url" in rows.schema.names:
-        columns["url"] = pc.fill_null(rows["url"], "")
-        keys.insert(0, ("url", "ascending"))
-    if {"width", "height"} <= set(rows.schema.names):
-        sides = (pc.cast(pc.fill_null(rows[n], 0), pa.int64()) for n in ("width", "height"))
-        columns["pixels"] = pc.multiply(*sides)
-        keys.insert(0, ("pixels", "descending"))
-    return np.asarray(pc.sort_indices(pa.table(columns), sort_keys=keys), dtype=np.int64)
+def _near(edges: Edges, leader: Places) -> Edges:
+    """The edges between rows that are not the same, from the better leader to the worse, ordered."""
+    near = edges.kind == 0
+    ends = leader[edges.a[near]], leader[edges.b[near]]
+    a, b = np.minimum(*ends), np.maximum(*ends)
+    order = np.lexsort((b, a))
+    return Edges(a[order], b[order], edges.similarity[near][order], edges.kind[near][order])
 
 
-def greedy(num_rows: int, edges: Edges) -> Twins:
+def _greedy(num_rows: int, edges: Edges) -> Places:
     """Go through the rows in keep order; a row that is still there takes out all its later twins.
 
     So every removed row has a witness that is kept, and no two kept rows are twins. In a chain A~B~C with A
     best, B goes and C stays: C's only twin is not in the data any more.
     """
     witness = np.full(num_rows, -1, np.int64)
-    similarity = np.ones(num_rows, np.float32)
-    by_better = np.lexsort((edges.b, edges.a))
-    better, worse, alike = edges.a[by_better], edges.b[by_better], edges.similarity[by_better]
-    bounds = np.append(np.flatnonzero(np.diff(better, prepend=-1)), len(better))
+    bounds = np.append(np.flatnonzero(np.diff(edges.a, prepend=-1)), len(edges.a))
     for start, stop in pairwise(bounds):
-        if witness[better[start]] >= 0:
-            continue
-        free = witness[worse[start:stop]] < 0
-        witness[worse[start:stop][free]] = better[start]
-        similarity[worse[start:stop][free]] = alike[start:stop][free]
-    return Twins(witness, similarity)
+        better = edges.a[start]
+        if witness[better] < 0:
+            worse = edges.b[start:stop]
+            witness[worse[witness[worse] < 0]] = better
+    return witness
 
 
-def decision_table(ids: pa.ChunkedArray, order: Places, twins: Twins, why: Sequence[str | None]) -> pa.Table:
-    """Decisions in input order. `order` from `keep_order`; `twins` and `why` are by place."""
+def _semdedup(num_rows: int, edges: Edges) -> Places:
+    """A row goes when any better row is its twin, even one that goes itself: a chain A~B~C leaves A.
+
+    A. Abbas et al., "SemDeDup", 2023, https://arxiv.org/abs/2303.09540.
+    """
+    witness = np.full(num_rows, num_rows, np.int64)
+    np.minimum.at(witness, edges.b, edges.a)
+    witness[witness == num_rows] = -1
+    return witness
+
+
+def _components(num_rows: int, edges: Edges) -> Places:
+    """Of all rows that chains of twins connect, the best stays: twins of twins are twins."""
+    label = _smallest_label(num_rows, edges.a, edges.b)
+    return np.where(label == np.arange(num_rows), -1, label)
+
+
+def _smallest_label(num_rows: int, a: Places, b: Places) -> Places:
+    """Per row the smallest row that a path of edges leads to."""
+    label = np.arange(num_rows)
+    while True:
+        before = label.copy()
+        low = np.minimum(label[a], label[b])
+        np.minimum.at(label, label[a], low)
+        np.minimum.at(label, label[b], low)
+        label = np.minimum(label, label[label])
+        if (label == before).all():
+            return label
+
+
+def _similarity(witness: Places, edges: Edges, num_rows: int) -> npt.NDArray[np.float64]:
+    """To the witness; NaN where no edge joins the two."""
+    wanted = witness * num_rows + np.arange(num_rows)
+    keys = edges.a * num_rows + edges.b
+    at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+    if not len(keys):
+        return np.full(num_rows, np.nan)
+    return np.where(keys[at] == wanted, edges.similarity[at], np.nan)
+
+
+def stands_for(twins: Twins) -> Places:
+    """Per place the kept row that its witnesses lead to."""
+    group = np.where(twins.witness < 0, np.arange(len(twins.witness)), twins.witness)
+    while (group[group] != group).any():
+        group = group[group]
+    return group
+
+
+def placed(edges: Edges, order: Places) -> Edges:
+    """Edges of row numbers as edges of places; `order[place]` is a row number."""
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    witness = twins.witness[place]
+    return replace(edges, a=place[edges.a], b=place[edges.b])
+
+
+def decision_table(ids: pa.Array, order: Places, twins: Twins, num_rows: int) -> pa.Table:
+    """Decisions of the first `num_rows` row numbers (the others are of an earlier set). `order` as in `placed`."""
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    place = place[:num_rows]
+    witness, similarity = twins.witness[place], twins.similarity[place]
     keep = witness < 0
-    names = pc.take(ids, pa.array(order[witness], mask=keep))  # null where kept
-    codes = np.array(why, object)[place] if len(order) else np.array([], object)
     columns = {
-        "id": ids,
+        "id": ids[:num_rows],
         "keep": pa.array(keep),
-        "why": pa.array(codes, pa.string()),
-        "witness": names,
-        "similarity": pa.array(twins.similarity[place], mask=keep),
-        "group": pc.coalesce(names, ids),
+        "why": pa.array(twins.why[place], pa.string()),
+        "witness": ids.take(pa.array(order[witness], mask=keep)),
+        "similarity": pa.array(similarity, mask=keep | np.isnan(similarity)),
+        "group": ids.take(pa.array(order[stands_for(twins)[place]])),
+        "texts": pa.nulls(num_rows, TEXTS),
+        "donors": pa.nulls(num_rows, pa.list_(pa.string())),
     }
     return pa.table(columns).cast(DECISIONS)
 
 
-def write_artifact(path: str, table: pa.Table, schema: pa.Schema) -> None:
-    with ShardWriter(path, schema) as writer:
-        writer.write(table)
+def write_decisions(folder: str, decisions: pa.Table) -> None:
+    with ShardWriter(f"{folder}/decisions.parquet", DECISIONS, ROW_GROUP_ROWS) as writer:
+        writer.write(decisions)
 
 
 def say_counts(decisions: pa.Table) -> str:
     """One line for the person watching."""
-    removed = decisions.num_rows - pc.sum(decisions["keep"]).as_py() if decisions.num_rows else 0
+    removed = decisions.num_rows - (pc.sum(decisions["keep"]).as_py() or 0)
     counts = [
         f"{c['values']} {c['counts']:,}" for c in decisions["why"].value_counts().to_pylist() if c["values"]
     ]

@@ -23,17 +23,14 @@ from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.pipeline.store import Store
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
-    Edges,
-    Places,
-    Twins,
-    check_input,
+    decide,
     decision_table,
-    greedy,
-    keep_order,
-    read_rows,
+    placed,
     say_counts,
-    write_artifact,
+    write_decisions,
 )
+from vlpipe.stages.dedup.edges import KINDS, Edges, Places, with_copies, write_edges
+from vlpipe.stages.dedup.keep import read_rows
 from vlpipe.stages.dedup.phash import (
     GRID,
     MAX_DISTANCE,
@@ -43,6 +40,7 @@ from vlpipe.stages.dedup.phash import (
     hash_greys,
     pairs_within,
 )
+from vlpipe.stages.dedup.vectors import number_rows
 
 # What a picture looks like. `hash` is null when it is flat, or could not be decoded (`why` says so).
 LOOKS = pa.schema([("hash", pa.uint64()), ("colours", pa.binary(3 * GRID * GRID)), ("why", pa.string())])
@@ -52,8 +50,9 @@ NO_COLOURS = bytes(3 * GRID * GRID)
 
 @dataclass(frozen=True, kw_only=True)
 class ExactDuplicates(GatherStage):
-    """Emits one decision per row (columns: DECISIONS); `decisions.parquet` holds the same for `dedup.apply`.
+    """Emits one decision per row (columns: DECISIONS), made with the defaults of `dedup.decide`.
 
+    Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, from which `dedup.decide` makes other decisions.
     phash: also compare pictures; reads the images, so it costs one decode per row.
     max_distance: of 64 bits. 10 found all re-encoded and 96 % of shifted copies of small pictures, 4 half of
     the latter; 200,000 rows take 8 s of one core at 10, 1 s at 7 and below.
@@ -65,45 +64,49 @@ class ExactDuplicates(GatherStage):
     max_distance: Annotated[int, Field(ge=0, le=MAX_DISTANCE)] = 10
     max_colour_gap: Annotated[int, Field(ge=0, le=255)] = 16
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        check_input(inp, "dedup.exact")
-        need(inp, "dedup.exact", sha256=pa.string())
+        need(inp, "dedup.exact", id=pa.string(), sha256=pa.string())
         if self.phash:
             need(inp, "dedup.exact", image=pa.binary())
         return DECISIONS
 
     def run(self, job: Job) -> None:
-        rows = read_rows(job.inputs, "sha256")
-        order = keep_order(rows)
-        leader = same_bytes(rows["sha256"].take(order))
-        looks = read_looks(job).take(order) if self.phash else None
-        near = self._near_twins(leader, looks)
-        twins = follow(leader, near)
-        why = _reasons(leader, near, looks)
-        decisions = decision_table(rows["id"], order, twins, why)
-        write_artifact(f"{job.artifacts}/decisions.parquet", decisions, DECISIONS)
+        rows = read_rows(job.inputs, None, "dedup.exact")
+        ids, numbers = number_rows(rows.ids, [])
+        by_number = np.argsort(numbers)
+        sha256 = pa.concat_tables([data.table(["sha256"]) for data in job.inputs])["sha256"]
+        leader = same_bytes(sha256.take(pa.array(by_number)))
+        looks = read_looks(job).take(pa.array(by_number)) if self.phash else None
+        near = self._near(leader, looks)
+        edges = with_copies(near, leader, len(ids), "same_bytes")
+        write_edges(job.artifacts, ids, len(ids), edges, 1 - self.max_distance / 64 if self.phash else 1.0)
+        order = numbers[rows.order]
+        twins = decide(len(ids), placed(edges, order), "greedy")
+        decisions = decision_table(ids, order, twins, len(ids))
+        decisions = _with_faults(decisions, looks).take(pa.array(numbers))
+        write_decisions(job.artifacts, decisions)
         job.emit(decisions)
         job.say(say_counts(decisions))
 
-    def _near_twins(self, leader: Places, looks: pa.Table | None) -> Twins:
-        """Twins by pHash among the leaders, the best rows of each set of equal bytes."""
-        num_rows = len(leader)
-        empty = np.empty(0, np.int64)
+    def _near(self, leader: Places, looks: pa.Table | None) -> Edges:
+        """Near pairs by pHash, one row for each set of equal bytes."""
         if looks is None:
-            return greedy(num_rows, Edges(empty, empty, np.empty(0, np.float32)))
+            empty = np.empty(0, np.int64)
+            return Edges(empty, empty, np.empty(0), np.empty(0, np.int8))
         valid = np.asarray(pc.is_valid(looks["hash"]))
-        places = np.flatnonzero(valid & (leader == np.arange(num_rows)))
+        places = np.flatnonzero(valid & (leader == np.arange(len(leader))))
         hashes = np.asarray(pc.fill_null(looks["hash"], 0), np.uint64)[places]
         a, b, distance = pairs_within(hashes, self.max_distance)
         a, b = places[a], places[b]
         near = colour_gap(_colours(looks), a, b) <= self.max_colour_gap
-        return greedy(num_rows, Edges(a[near], b[near], (1 - distance[near] / 64).astype(np.float32)))
+        kind = np.full(near.sum(), KINDS.index("near"), np.int8)
+        return Edges(a[near], b[near], 1 - distance[near] / 64, kind)
 
 
 def same_bytes(sha256: pa.ChunkedArray) -> Places:
-    """Per place the first place with the same sha256; a row without one is its own."""
+    """Per row the first one with the same sha256; a row without one is its own."""
     codes = np.asarray(pc.fill_null(sha256.combine_chunks().dictionary_encode().indices, -1), np.int64)
     unknown = codes < 0
     codes[unknown] = len(codes) + np.flatnonzero(unknown)
@@ -112,23 +115,12 @@ def same_bytes(sha256: pa.ChunkedArray) -> Places:
     return leader
 
 
-def follow(leader: Places, near: Twins) -> Twins:
-    """A row with the leader's bytes shares its witness; when the leader is kept, it is the witness."""
-    witness, similarity = near.witness[leader].copy(), near.similarity[leader].copy()
-    copies = (leader != np.arange(len(leader))) & (witness < 0)
-    witness[copies] = leader[copies]
-    similarity[copies] = 1.0
-    return Twins(witness, similarity)
-
-
-def _reasons(leader: Places, near: Twins, looks: pa.Table | None) -> list[str | None]:
-    faults = looks["why"].to_pylist() if looks is not None else [None] * len(leader)
-    removed_near = near.witness[leader] >= 0
-    copy = leader != np.arange(len(leader))
-    return [
-        "near_duplicate" if n else "exact_duplicate" if c else fault
-        for n, c, fault in zip(removed_near, copy, faults, strict=True)
-    ]
+def _with_faults(decisions: pa.Table, looks: pa.Table | None) -> pa.Table:
+    """A kept row whose picture could not be compared says why."""
+    if looks is None:
+        return decisions
+    why = pc.coalesce(decisions["why"], looks["why"])
+    return decisions.set_column(decisions.schema.get_field_index("why"), "why", why)
 
 
 def _colours(looks: pa.Table) -> npt.NDArray[np.uint8]:

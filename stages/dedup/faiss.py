@@ -1,7 +1,7 @@
-"""Rows whose embeddings are nearly parallel: which of them stays. The pairs are stored with their cosine.
+"""Rows whose embeddings are nearly parallel: the pairs are searched once and stored with their cosine.
 
-Up to `exact_below` rows all pairs are searched, above it only the clusters nearest to each row. Looking into
-1, 2, 4, 8 of them found 0.87, 0.96, 0.99, 0.998 of the pairs at cosine 0.90 (50,000 x 256, loose clusters).
+Up to `exact_below` rows all pairs are compared. Above it spherical k-means (FAISS) cuts the rows into clusters, and a row is
+compared with those of its own cluster and of each one nearly as near.
 """
 
 from __future__ import annotations
@@ -17,56 +17,66 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import Dataset, GatherStage, Job
-from vlpipe.stages.dedup import cosine
+from vlpipe.pipeline.stage import File, GatherStage, Job
+from vlpipe.pipeline.store import Store
+from vlpipe.stages.dedup.apply import marks
+from vlpipe.stages.dedup.cosine import workers
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
-    Edges,
-    Places,
-    check_input,
+    decide,
     decision_table,
-    greedy,
-    keep_order,
-    read_rows,
+    placed,
     say_counts,
-    write_artifact,
+    write_decisions,
+)
+from vlpipe.stages.dedup.edges import with_copies, write_edges
+from vlpipe.stages.dedup.keep import read_rows
+from vlpipe.stages.dedup.search import Plan, search
+from vlpipe.stages.dedup.vectors import (
+    check_embedding,
+    earlier_files,
+    number_rows,
+    same_vectors,
+    store_vectors,
 )
 
-# `a` is before `b` in the keep order.
-EDGES = pa.schema([("a", pa.string()), ("b", pa.string()), ("cosine", pa.float32())])
 # They all install the same top-level folder `faiss`.
 PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12")
 NOT_INSTALLED = "dedup.faiss needs faiss: pip install 'vlpipe[cpu]', or 'vlpipe[gpu]' on a machine with CUDA"
-NORM_ERROR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaissDuplicates(GatherStage):
-    """Emits one decision per row (columns: DECISIONS); artifacts `decisions.parquet`, `edges.parquet`.
+    """Emits one decision per row (columns: DECISIONS), made at `threshold` with `dedup.decide`'s defaults.
 
-    threshold: twins have at least this cosine. It belongs to the encoder: there is no good value for all.
-    exact_below: up to so many rows all pairs are compared (50,000 x 512: 12 s of one core).
-    nprobe: clusters that each row looks into above that; seed: of the k-means.
+    Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, from which `dedup.decide` makes other
+    decisions without a new search: search at the loosest threshold. It belongs to the encoder: no value suits all.
+
+    against: the ids and embeddings of an earlier kept set (Parquet, a file or a folder, as `vlpipe export` writes):
+    rows are compared with it and among themselves, and it stays as it is.
+    exact_below: up to so many rows all pairs are compared.
+    clusters: how many above that; left out: the square root of the number of rows, so that a row is compared with
+    about as many centroids as a cluster has rows. margin: how much less than to its nearest centroid a row's cosine may
+    be to those of the clusters it visits; probes: of these at most so many; seed: of the k-means. Recall at the
+    defaults, and what others cost: benchmarks/dedup.md.
     """
 
     threshold: Annotated[float, Field(gt=0, le=1)]
+    against: File | None = None
     exact_below: Annotated[int, Field(ge=0)] = 50_000
-    nprobe: Annotated[int, Field(ge=2)] = 8
+    clusters: Annotated[int, Field(ge=1)] | None = None
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.16
+    probes: Annotated[int, Field(ge=1)] = 64
     seed: int = 0
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
+    TORCH: ClassVar[bool] = True
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        check_input(inp, "dedup.faiss")
-        if "embedding" not in inp.names:
-            need(inp, "dedup.faiss", embedding=pa.list_(pa.float32()))  # raises, and says what is there
-        found = inp.field("embedding").type
-        if not pa.types.is_fixed_size_list(found) or found.value_type != pa.float32():
-            raise SchemaError(
-                f"dedup.faiss reads column 'embedding' as fixed_size_list<float>[D], but it is {found}"
-            )
+        need(inp, "dedup.faiss", id=pa.string())
+        check_embedding(inp, "dedup.faiss")
         return DECISIONS
 
     def preflight(self) -> list[str]:
@@ -76,29 +86,32 @@ class FaissDuplicates(GatherStage):
         return [problem] if problem else []
 
     def run(self, job: Job) -> None:
-        rows = read_rows(job.inputs)
-        order = keep_order(rows)
-        vectors = read_vectors(job.inputs, rows["id"], order)
-        with one_thread() as faiss:
-            edges = self._edges(faiss, vectors)
-        twins = greedy(len(order), edges)
-        why = [None if w < 0 else "near_duplicate" for w in twins.witness]
-        decisions = decision_table(rows["id"], order, twins, why)
-        write_artifact(f"{job.artifacts}/decisions.parquet", decisions, DECISIONS)
-        write_artifact(f"{job.artifacts}/edges.parquet", edge_table(rows["id"].take(order), edges), EDGES)
+        rows = read_rows(job.inputs, None, "dedup.faiss")
+        files = earlier_files(self.against)
+        ids, numbers = number_rows(rows.ids, files)
+        num_new = len(rows.ids)
+        store = Store(job.work)
+        vectors = store_vectors(store, job.inputs, files, numbers)
+        leader = same_vectors(vectors, num_new)
+        plan = Plan(
+            threshold=self.threshold,
+            num_new=num_new,
+            exact_below=self.exact_below,
+            clusters=self.clusters,
+            margin=self.margin,
+            probes=self.probes,
+            seed=self.seed,
+        )
+        with threads() as faiss, workers() as at:
+            near = search(faiss, at, store, vectors, np.unique(leader), marks(ids.to_pylist()), plan)
+        edges = with_copies(near, leader, num_new, "same_vector")
+        write_edges(job.artifacts, ids, num_new, edges, self.threshold)
+        order = np.concatenate([np.arange(num_new, len(ids)), numbers[:num_new][rows.order]])
+        twins = decide(len(ids), placed(edges, order), "greedy")
+        decisions = decision_table(ids, order, twins, num_new).take(pa.array(numbers[:num_new]))
+        write_decisions(job.artifacts, decisions)
         job.emit(decisions)
-        job.say(f"{say_counts(decisions)}; {len(edges.a):,} pairs at cosine >= {self.threshold}")
-
-    def _edges(self, faiss: Any, vectors: cosine.Vectors) -> Edges:
-        """The pairs with at least the threshold, ordered by (a, b)."""
-        if len(vectors) <= self.exact_below:
-            found = cosine.search_all(faiss, vectors, self.threshold)
-        else:
-            found = cosine.search_clusters(faiss, vectors, self.threshold, nprobe=self.nprobe, seed=self.seed)
-        a, b = cosine.unique_pairs(found, len(vectors))
-        similarity = cosine.score(vectors, a, b)
-        near = similarity >= self.threshold
-        return Edges(a[near], b[near], similarity[near].astype(np.float32))
+        job.say(f"{say_counts(decisions)}; {len(edges.a):,} pairs at cosine >= {self.threshold:g}")
 
 
 def packages_problem() -> str | None:
@@ -115,8 +128,10 @@ def packages_problem() -> str | None:
 
 
 @contextmanager
-def one_thread() -> Iterator[Any]:
-    """The faiss module, computing on one thread: sums in a fixed order."""
+def threads() -> Iterator[Any]:
+    """The faiss module with as many threads as torch has; k-means gives the same bits with one or two (measured)."""
+    import torch
+
     problem = packages_problem()
     if problem:
         raise VlpipeError(problem)
@@ -125,45 +140,8 @@ def one_thread() -> Iterator[Any]:
     except ImportError as error:
         raise VlpipeError(f"{NOT_INSTALLED} ({error})") from error
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
+    faiss.omp_set_num_threads(torch.get_num_threads())
     try:
         yield faiss
     finally:
         faiss.omp_set_num_threads(before)
-
-
-def read_vectors(inputs: tuple[Dataset, ...], ids: pa.ChunkedArray, order: Places) -> cosine.Vectors:
-    """Embeddings by place in the keep order. Raises when one is missing, not finite, or not of length 1."""
-    widths = {data.schema.field("embedding").type.list_size for data in inputs}
-    if len(widths) != 1:
-        raise VlpipeError(f"the inputs have embeddings of widths {sorted(widths)}; embed all with one model")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    vectors = np.empty((len(order), widths.pop()), np.float32)
-    start = 0
-    for batch in (b for data in inputs for b in data.batches(["id"], want_heavy=["embedding"])):
-        found = pa.concat_arrays(batch["embedding"].chunks)
-        _check_vectors(found, ids.slice(start, len(found)))
-        vectors[place[start : start + len(found)]] = found.flatten().to_numpy().reshape(len(found), -1)
-        start += len(found)
-    return vectors
-
-
-def _check_vectors(found: pa.FixedSizeListArray, ids: pa.ChunkedArray) -> None:
-    if found.null_count:
-        bad, what = np.asarray(found.is_null()), "null"
-    else:
-        values = found.flatten().to_numpy().astype(np.float64).reshape(len(found), -1)
-        bad, what = ~(np.abs(np.linalg.norm(values, axis=1) - 1) <= NORM_ERROR), "not a vector of length 1"
-    if bad.any():
-        first = ids[int(np.flatnonzero(bad)[0])]
-        raise VlpipeError(
-            f"the embedding of {bad.sum()} row(s) is {what} (first: {first}); "
-            "the step that makes it must write one for each row, divided by its length"
-        )
-
-
-def edge_table(ids: pa.ChunkedArray, edges: Edges) -> pa.Table:
-    """`ids` are by place in the keep order."""
-    ends = (ids.take(pa.array(places)) for places in (edges.a, edges.b))
-    return pa.table([*ends, pa.array(edges.similarity)], schema=EDGES)

@@ -12,9 +12,10 @@ from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.dedup.apply import DropDuplicates
 from vlpipe.stages.dedup.decisions import DECISIONS
+from vlpipe.stages.row import TEXTS, text
 
 
-def decisions(path: Path) -> File:
+def decisions(path: Path, **more: dict[str, object]) -> File:
     rows = [
         {"id": "a", "keep": True, "why": None, "witness": None, "similarity": None, "group": "a"},
         {
@@ -34,7 +35,10 @@ def decisions(path: Path) -> File:
             "group": "c",
         },
     ]
-    pq.write_table(pa.Table.from_pylist(rows, DECISIONS), path)
+    extra = {"texts": None, "donors": None}
+    pq.write_table(
+        pa.Table.from_pylist([extra | row | more.get(row["id"], {}) for row in rows], DECISIONS), path
+    )
     return File(path=str(path), digest=str(path))
 
 
@@ -59,3 +63,22 @@ def test_the_wrong_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"no parquet")
     with pytest.raises(VlpipeError, match=r"wanted \{from: STEP, path: decisions.parquet\}"):
         run_map(DropDuplicates(decisions=File(path=str(tmp_path / "model.bin"))), pa.table({"id": ["a"]}))
+
+
+def test_texts_of_dropped_twins_come_after_the_own_ones(tmp_path: Path) -> None:
+    gained = {"texts": [text("from b", "human")], "donors": ["b"]}
+    stage = DropDuplicates(decisions=decisions(tmp_path / "decisions.parquet", a=gained))
+    texts = pa.array([[text("of c", "web")], [text("from b", "human")], [text("of a", "web")]], TEXTS)
+    out = run_map(stage, pa.table({"id": ["c", "b", "a"], "texts": texts}))
+    assert out.table["texts"].to_pylist() == [
+        [text("of c", "web")],
+        [text("of a", "web"), text("from b", "human")],
+    ]
+    with pytest.raises(SchemaError, match=r"dedup.apply \(texts were merged\) reads column 'texts'"):
+        run_map(stage, pa.table({"id": ["a"]}))
+
+
+def test_a_row_that_went_by_a_chain_says_so(tmp_path: Path) -> None:
+    chained = decisions(tmp_path / "decisions.parquet", b={"similarity": None})
+    out = run_map(DropDuplicates(decisions=chained), pa.table({"id": ["b"]}))
+    assert out.rejects[0].detail == "twin of a by other twins"

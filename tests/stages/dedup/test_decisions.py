@@ -6,77 +6,127 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.testing import dataset
-from vlpipe.stages.dedup.decisions import DECISIONS, Edges, decision_table, greedy, keep_order, read_rows
+from vlpipe.stages.dedup.decisions import (
+    DECISIONS,
+    Twins,
+    decide,
+    decision_table,
+    placed,
+    stands_for,
+)
+from vlpipe.stages.dedup.edges import Edges
 
 
-def edges(*pairs: tuple[int, int], similarity: float = 0.9) -> Edges:
-    a, b = (np.array([p[side] for p in pairs], np.int64) for side in (0, 1))
-    return Edges(a, b, np.full(len(pairs), similarity, np.float32))
+def edges(*pairs: tuple[int, int], similarity: float = 0.9, same: tuple[tuple[int, int], ...] = ()) -> Edges:
+    a, b = (np.array([p[side] for p in (*pairs, *same)], np.int64) for side in (0, 1))
+    kind = np.array([0] * len(pairs) + [1] * len(same), np.int8)
+    return Edges(a, b, np.where(kind == 0, similarity, 1.0), kind)
 
 
-def test_a_chain_loses_its_middle_when_the_end_is_best() -> None:
-    # A~B~C, A not like C, A best: B goes, and C's only twin is gone. (SemDeDup would drop C as well.)
-    assert greedy(3, edges((0, 1), (1, 2))).witness.tolist() == [-1, 0, -1]
+def witness(num_rows: int, edges: Edges, rule: str) -> list[int]:
+    return decide(num_rows, edges, rule).witness.tolist()
 
 
-def test_a_chain_loses_both_ends_when_the_middle_is_best() -> None:
-    assert greedy(3, edges((0, 1), (0, 2))).witness.tolist() == [-1, 0, 0]
+@pytest.mark.parametrize(
+    ("rule", "pairs", "kept"),
+    [  # a chain A~B~C, A not like C, as the keep order has its rows; 0 is the best
+        ("greedy", [(0, 1), (1, 2)], [0, 2]),  # A, B, C
+        ("semdedup", [(0, 1), (1, 2)], [0]),
+        ("components", [(0, 1), (1, 2)], [0]),
+        ("greedy", [(0, 2), (1, 2)], [0, 1]),  # A, C, B
+        ("semdedup", [(0, 2), (1, 2)], [0, 1]),
+        ("components", [(0, 2), (1, 2)], [0]),
+        ("greedy", [(0, 1), (0, 2)], [0]),  # B, A, C
+        ("semdedup", [(0, 1), (0, 2)], [0]),
+        ("components", [(0, 1), (0, 2)], [0]),
+    ],
+)
+def test_a_chain_by_each_rule(rule: str, pairs: list[tuple[int, int]], kept: list[int]) -> None:
+    got = witness(3, edges(*pairs), rule)
+    assert [row for row in range(3) if got[row] < 0] == kept
 
 
 def test_a_removed_row_points_to_the_best_survivor() -> None:
-    twins = greedy(4, edges((0, 3), (1, 3), (2, 3)))
-    assert twins.witness.tolist() == [-1, -1, -1, 0]
+    assert witness(4, edges((0, 3), (1, 3), (2, 3)), "greedy") == [-1, -1, -1, 0]
 
 
-def test_greedy_equals_the_plain_loop_on_random_graphs() -> None:
+def plain(num: int, pairs: set[tuple[int, int]], rule: str) -> list[int]:
+    """Each rule as its definition says it, row by row."""
+    got: list[int] = []
+    for row in range(num):
+        if rule == "greedy":
+            better = [k for k in range(row) if got[k] < 0 and (k, row) in pairs]
+        elif rule == "semdedup":
+            better = [k for k in range(row) if (k, row) in pairs]
+        else:
+            reached, todo = {row}, [row]
+            while todo:
+                now = todo.pop()
+                near = {b if a == now else a for a, b in pairs if now in (a, b)} - reached
+                reached |= near
+                todo += near
+            better = [k for k in reached if k < row]
+        got.append(min(better, default=-1))
+    return got
+
+
+@pytest.mark.parametrize("rule", ["greedy", "semdedup", "components"])
+def test_each_rule_equals_its_definition_on_random_graphs(rule: str) -> None:
     rng = np.random.default_rng(0)
+    dropped = 0
     for _ in range(50):
         num = int(rng.integers(1, 30))
-        pairs = [p for p in itertools.combinations(range(num), 2) if rng.random() < 0.15]
+        pairs = [p for p in itertools.combinations(range(num), 2) if rng.random() < 0.08]
+        want = plain(num, set(pairs), rule)
+        dropped += sum(w >= 0 for w in want)
         rng.shuffle(pairs)
-        kept: list[int] = []
-        want = []
-        for row in range(num):
-            want.append(next((k for k in kept if (k, row) in set(pairs)), -1))
-            if want[-1] < 0:
-                kept.append(row)
-        assert greedy(num, edges(*pairs)).witness.tolist() == want
+        assert witness(num, edges(*pairs), rule) == want
+    assert dropped > 100
 
 
-def test_keep_order_is_pixels_then_url_then_id() -> None:
-    rows = pa.table(
-        {
-            "id": ["e", "d", "c", "b", "a"],
-            "url": ["u2", "u1", "u1", None, "u9"],
-            "width": pa.array([10, 10, 10, 10, 20], pa.int32()),
-            "height": pa.array([10, 10, 10, 10, 20], pa.int32()),
-        }
-    )
-    assert [rows["id"][int(i)].as_py() for i in keep_order(rows)] == ["a", "b", "c", "d", "e"]
+@pytest.mark.parametrize("rule", ["greedy", "semdedup", "components"])
+def test_one_edge_per_copy_decides_as_all_pairs_of_copies_would(rule: str) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        num = int(rng.integers(2, 25))
+        value = rng.integers(0, 12, num)  # rows of one value are the same
+        near = {p for p in itertools.combinations(range(12), 2) if rng.random() < 0.12}
+        alike = [p for p in itertools.combinations(range(num), 2) if value[p[0]] == value[p[1]]]
+        close = [
+            p for p in itertools.combinations(range(num), 2) if tuple(sorted(value[list(p)].tolist())) in near
+        ]
+        stand = {v: int(rng.choice(np.flatnonzero(value == v))) for v in set(value.tolist())}
+        short = [tuple(sorted((stand[a], stand[b]))) for a, b in near if a in stand and b in stand]
+        stars = tuple((r, stand[v]) for r, v in enumerate(value.tolist()) if stand[v] != r)
+        assert witness(num, edges(*short, same=stars), rule) == plain(num, {*alike, *close}, rule)
 
 
-def test_keep_order_does_not_overflow_on_large_images() -> None:
-    rows = pa.table(
-        {
-            "id": ["small", "large"],
-            "width": pa.array([1, 60_000], pa.int32()),
-            "height": pa.array([1, 60_000], pa.int32()),
-        }
-    )
-    assert keep_order(rows).tolist() == [1, 0]
+def test_copies_are_called_exact_only_when_their_bytes_were_compared() -> None:
+    bytes_ = Edges(np.array([0]), np.array([1]), np.ones(1), np.array([2], np.int8))
+    assert decide(2, bytes_, "greedy").why.tolist() == [None, "exact_duplicate"]
+    assert decide(2, edges(same=((0, 1),)), "greedy").why.tolist() == [None, "near_duplicate"]
 
 
-def test_decisions_come_in_input_order_with_witness_and_group() -> None:
+def test_rows_that_were_not_compared_have_no_similarity() -> None:
+    twins = decide(3, edges((0, 1), (1, 2)), "components")
+    np.testing.assert_array_equal(twins.similarity[1:], [0.9, np.nan])
+
+
+def test_the_group_of_a_chain_is_the_row_that_stays() -> None:
+    twins = Twins(np.array([-1, 0, 1, 2]), np.ones(4), np.array([None] * 4))
+    assert stands_for(twins).tolist() == [0, 0, 0, 0]
+
+
+def test_decisions_come_by_row_number_with_witness_and_group() -> None:
     order = np.array([2, 0, 1])  # best is the third row
-    table = decision_table(
-        pa.chunked_array([["x", "y", "z"]]), order, greedy(3, edges((0, 2))), [None, None, "near_duplicate"]
-    )
+    twins = decide(3, placed(edges((1, 2)), order), "greedy")
+    table = decision_table(pa.array(["x", "y", "z"]), order, twins, 3)
     assert table.schema == DECISIONS
+    empty = {"why": None, "witness": None, "similarity": None, "texts": None, "donors": None}
     assert table.to_pylist() == [
-        {"id": "x", "keep": True, "why": None, "witness": None, "similarity": None, "group": "x"},
+        {"id": "x", "keep": True, **empty, "group": "x"},
         {
+            **empty,
             "id": "y",
             "keep": False,
             "why": "near_duplicate",
@@ -84,11 +134,5 @@ def test_decisions_come_in_input_order_with_witness_and_group() -> None:
             "similarity": pytest.approx(0.9),
             "group": "z",
         },
-        {"id": "z", "keep": True, "why": None, "witness": None, "similarity": None, "group": "z"},
+        {"id": "z", "keep": True, **empty, "group": "z"},
     ]
-
-
-def test_an_id_that_comes_twice_is_an_error(tmp_path) -> None:
-    data = dataset(tmp_path, pa.table({"id": ["a", "b"]}))
-    with pytest.raises(VlpipeError, match=r"2 id\(s\) come more than once in input, input"):
-        read_rows([data, data])

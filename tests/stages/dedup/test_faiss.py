@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import heavy
+from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.testing import dataset, run_gather
-from vlpipe.stages.dedup import cosine
-from vlpipe.stages.dedup.faiss import FaissDuplicates, one_thread, packages_problem
+from vlpipe.stages.dedup import search
+from vlpipe.stages.dedup.faiss import FaissDuplicates, packages_problem, threads
 
 pytest.importorskip("faiss", reason="needs the extra 'cpu' or 'gpu'")
 
@@ -64,7 +68,7 @@ def test_equal_vectors_are_twins_at_threshold_1(tmp_path: Path) -> None:
     x = planted(20, 64, 0, 1.0)
     got, edges = run(tmp_path, table(np.concatenate([x, x])), threshold=1.0)
     assert [row["witness"] for row in got.values()][20:] == [f"r{k:05d}" for k in range(20)]
-    assert edges["cosine"].to_pylist() == [1.0] * 20
+    assert edges["similarity"].to_pylist() == [1.0] * 20
 
 
 def test_a_chain_keeps_both_ends_unless_the_middle_is_best(tmp_path: Path) -> None:
@@ -126,10 +130,11 @@ def test_artifacts_have_the_same_bytes_again(tmp_path: Path) -> None:
 
 def test_faiss_gets_its_threads_back() -> None:
     import faiss
+    import torch
 
     before = faiss.omp_get_max_threads()
-    with one_thread() as module:
-        assert module.omp_get_max_threads() == 1
+    with threads() as module:
+        assert module.omp_get_max_threads() == torch.get_num_threads()
     assert faiss.omp_get_max_threads() == before
 
 
@@ -154,12 +159,12 @@ def test_a_missing_embedding_is_named(tmp_path: Path) -> None:
 def test_a_collapsed_encoder_is_an_error_not_a_memory_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cosine, "MIN_PAIR_LIMIT", 1000)
-    monkeypatch.setattr(cosine, "PAIRS_PER_ROW", 3)
+    monkeypatch.setattr(search, "MIN_PAIR_LIMIT", 1000)
+    monkeypatch.setattr(search, "PAIRS_PER_ROW", 3)
     with pytest.raises(
-        VlpipeError, match="more than 1,000 pairs of 100 rows reach the threshold: the encoder has"
+        VlpipeError, match="more than 1,000 pairs of 100 different rows reach the threshold: the encoder has"
     ):
-        run(tmp_path, table(np.tile(angles(0), (100, 1))), threshold=0.9)
+        run(tmp_path, table(angles(*np.linspace(0, 1, 100))), threshold=0.9)
 
 
 def test_no_rows(tmp_path: Path) -> None:
@@ -177,7 +182,7 @@ def test_schema_wants_a_fixed_size_list() -> None:
 
 def test_without_faiss_the_pip_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(VlpipeError, match=r"pip install 'vlpipe\[cpu\]', or 'vlpipe\[gpu\]'"), one_thread():
+    with pytest.raises(VlpipeError, match=r"pip install 'vlpipe\[cpu\]', or 'vlpipe\[gpu\]'"), threads():
         pass
 
 
@@ -190,7 +195,7 @@ def test_both_packages_at_once_are_an_error(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(tmp_path)
     with (
         pytest.raises(VlpipeError, match=r"faiss-cpu and faiss-gpu are both installed.*exclude each other"),
-        one_thread(),
+        threads(),
     ):
         pass
     assert "pip uninstall -y faiss-cpu faiss-gpu" in FaissDuplicates(threshold=0.9).preflight()[0]
@@ -212,3 +217,127 @@ def test_near_copies_of_photos_are_found_by_a_plain_embedding(tmp_path: Path, ph
     right = sum(int(i[1:]) - int(w[1:]) == 150 for i, w in removed.items())
     assert right >= 0.9 * 150
     assert right >= 0.95 * len(removed)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "step/artifacts").iterdir())}
+
+
+def test_one_thread_or_two_the_same_bytes(tmp_path: Path) -> None:
+    import torch
+
+    rows = table(planted(3000, 64, 300, 0.93))
+    before = torch.get_num_threads()
+    try:
+        for num in (1, 2):
+            torch.set_num_threads(num)
+            run(tmp_path / str(num), rows, threshold=0.9, exact_below=0, shard_rows=700)
+            assert torch.get_num_threads() == num
+    finally:
+        torch.set_num_threads(before)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_kill_after_any_part_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(tmp_path, table(planted(400, 16, 60, 0.95)), shard_rows=100)
+    stage = FaissDuplicates(threshold=0.9, exact_below=0, clusters=6)
+    run_gather(stage, [data], tmp_path / "whole/step")
+    parts = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "whole/step/work").iterdir()}
+    assert set(parts) == {
+        *("vectors.npy", "sketches.npy", "centroids.npy", "members.npy"),
+        *(f"pairs-{k:06d}.npy" for k in range(len(parts) - 4)),
+    }
+    assert len(parts) >= 10
+    writing, made = Store.writing, []
+
+    @contextmanager
+    def dies_after_one(self: Store, rel: str, **options: bool) -> Iterator[str]:
+        with writing(self, rel, **options) as part:
+            yield part
+        made.append(rel)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "writing", dies_after_one)
+        for _ in parts:
+            with pytest.raises(Killed):
+                run_gather(stage, [data], tmp_path / "killed/step")
+    assert sorted(made) == sorted(parts), "each attempt made the next part, and none twice"
+    run_gather(stage, [data], tmp_path / "killed/step")
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def edge_set(edges: pa.Table) -> set[tuple[str, str]]:
+    return set(zip(edges["a"].to_pylist(), edges["b"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("exact_below", [50_000, 0])
+def test_copies_of_one_vector_cost_one_edge_each(tmp_path: Path, exact_below: int) -> None:
+    x = np.repeat(angles(0, 10, 90), [300, 300, 1], axis=0)
+    got, edges = run(tmp_path, table(x), threshold=0.9, exact_below=exact_below)
+    assert edges.num_rows == 299 + 299 + 1
+    assert edges["kind"].value_counts().to_pylist() == [
+        {"values": "same_vector", "counts": 598},
+        {"values": "near", "counts": 1},
+    ]
+    assert [i for i, row in got.items() if row["keep"]] == ["r00000", "r00600"]
+
+
+def test_a_heap_of_near_copies_does_not_stop_the_clustering(tmp_path: Path) -> None:
+    x = np.concatenate([angles(*np.linspace(0, 1e-3, 500)), angles(*np.linspace(10, 350, 35))])
+    got, edges = run(tmp_path, table(x), threshold=0.999, exact_below=0, clusters=8)
+    assert sum(row["keep"] for row in got.values()) == 36
+    assert edges.num_rows == 500 * 499 // 2
+
+
+def earlier_set(path: Path, rows: pa.Table) -> File:
+    path.mkdir()
+    pq.write_table(rows.select(["id", "embedding"]), path / "000000.parquet")
+    return File(path=str(path))
+
+
+@pytest.mark.parametrize("exact_below", [50_000, 0])
+def test_new_rows_are_compared_with_an_earlier_set_and_among_themselves(
+    tmp_path: Path, exact_below: int
+) -> None:
+    rows = table(planted(700, 32, 100, 0.95))
+    _, everything = run(tmp_path / "all", rows, threshold=0.9, exact_below=exact_below)
+    old, new = rows.slice(0, 500), rows.slice(500)
+    earlier = {f"r{k:05d}" for k in range(500)}
+    got, edges = run(
+        tmp_path / "new",
+        new,
+        threshold=0.9,
+        exact_below=exact_below,
+        against=earlier_set(tmp_path / "old", old),
+    )
+    assert list(got) == new["id"].to_pylist(), "an earlier row gets no decision"
+    want = {pair for pair in edge_set(everything) if not set(pair) <= earlier}
+    assert {tuple(sorted(pair)) for pair in edge_set(edges)} == want
+    assert [row["b"] in earlier for row in edges.to_pylist()] == edges["earlier"].to_pylist()
+    dropped = {i for i, row in got.items() if not row["keep"]}
+    assert dropped >= {f"r{k:05d}" for k in range(700, 800)} - earlier
+    assert any(got[i]["witness"] in earlier for i in dropped)
+    assert all(got[i]["witness"] in earlier or got[got[i]["witness"]]["keep"] for i in dropped)
+
+
+def test_a_new_row_with_the_vector_of_an_earlier_one_goes(tmp_path: Path) -> None:
+    old = earlier_set(tmp_path / "old", table(angles(0, 0, 90), ["z1", "z2", "z3"]))
+    got, edges = run(tmp_path, table(angles(0, 0, 20, 50), ["a", "b", "c", "d"]), threshold=0.9, against=old)
+    assert {i: row["witness"] for i, row in got.items()} == {"a": "z1", "b": "z1", "c": "z1", "d": None}
+    assert edge_set(edges) == {("a", "z1"), ("b", "z1"), ("c", "z1")}
+
+
+def test_what_is_wrong_with_an_earlier_set_is_said(tmp_path: Path) -> None:
+    rows = table(angles(0, 20))
+    with pytest.raises(VlpipeError, match=r"2 row\(s\) are in the earlier set already: give only the new"):
+        run(tmp_path / "1", rows, threshold=0.9, against=earlier_set(tmp_path / "same", rows))
+    with pytest.raises(VlpipeError, match=r"against: .*none has no Parquet file; wanted one, or a folder"):
+        run(tmp_path / "2", rows, threshold=0.9, against=File(path=str(tmp_path / "none")))
+    wide = earlier_set(tmp_path / "wide", table(np.eye(3), ["x", "y", "z"]))
+    with pytest.raises(VlpipeError, match=r"embeddings of widths \[2, 3\]; embed all with one model"):
+        run(tmp_path / "3", rows, threshold=0.9, against=wide)

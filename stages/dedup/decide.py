@@ -1,0 +1,142 @@
+"""Decide from pairs that were searched before: another threshold, rule or keep order costs seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
+from vlpipe.stages.dedup.decisions import (
+    DECISIONS,
+    Rule,
+    decide,
+    decision_table,
+    placed,
+    say_counts,
+    write_decisions,
+)
+from vlpipe.stages.dedup.edges import edges_of, read_edges
+from vlpipe.stages.dedup.keep import Keep, keys_of, read_rows
+from vlpipe.stages.row import TEXTS
+
+GIANT_SHARE, GIANT_ROWS = 0.01, 100  # a group with more rows than both is worth a warning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decide(GatherStage):
+    """Emits one decision per row (columns: DECISIONS); `decisions.parquet` holds the same for `dedup.apply`.
+
+    edges: `{from: STEP}`, a step of `dedup.faiss` or `dedup.exact` over the same rows.
+    threshold: at least that of the search; left out: the same.
+    rule: greedy (every dropped row has a witness that stays), semdedup (a row goes for any better twin, even one
+    that goes itself) or components (twins of twins are twins). What one drops the next drops as well.
+    keep: the keep order, best first: `[score desc, pixels desc, source: [human, web], sha256]`; a column, or one of
+    pixels, score and source (of `texts`). Ties go by id. Left out: these four as far as the rows have them.
+    merge_texts: a kept row gets the texts of its dropped twins that it does not have yet.
+    """
+
+    edges: File
+    threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    rule: Rule = "greedy"
+    keep: Keep | None = None
+    merge_texts: bool = False
+
+    VERSION: ClassVar[int] = 1
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "dedup.decide", id=pa.string())
+        keys_of(self.keep, inp, "dedup.decide")
+        if self.merge_texts:
+            need(inp, "dedup.decide (merge_texts)", texts=TEXTS)
+        return DECISIONS
+
+    def run(self, job: Job) -> None:
+        table, searched = read_edges(self.edges)
+        threshold = searched if self.threshold is None else self.threshold
+        if threshold < searched:
+            raise VlpipeError(
+                f"dedup.decide: threshold {threshold:g} is below {searched:g}, at which the pairs were searched; "
+                f"search again with `threshold: {threshold:g}`"
+            )
+        rows = read_rows(job.inputs, self.keep, "dedup.decide")
+        num_rows = len(rows.ids)
+        earlier = pc.unique(table.filter(table["earlier"])["b"].cast(pa.string())).sort()
+        ids = pa.concat_arrays([rows.ids, earlier])
+        edges = edges_of(table, ids).at_least(threshold)
+        _check_known(edges.a, edges.b)
+        order = np.concatenate([np.arange(num_rows, len(ids)), rows.order])  # an earlier row is never dropped
+        twins = decide(len(order), placed(edges, order), self.rule)
+        decisions = decision_table(ids, order, twins, num_rows)
+        if self.merge_texts:
+            decisions = with_gained(decisions, job.inputs, rows.order)
+        write_decisions(job.artifacts, decisions)
+        job.emit(decisions)
+        job.say(f"{say_counts(decisions)}, at {threshold:g} by {self.rule}")
+        _warn_of_giants(decisions, job)
+
+
+def _check_known(*ends: np.ndarray[Any, Any]) -> None:
+    unknown = sum(int((end < 0).sum()) for end in ends)
+    if unknown:
+        raise VlpipeError(
+            f"dedup.decide: {unknown} end(s) of pairs are not among its rows; give it the rows that were searched"
+        )
+
+
+def _warn_of_giants(decisions: pa.Table, job: Job) -> None:
+    groups = pc.value_counts(decisions["group"])
+    largest = pc.max(groups.field("counts")).as_py() or 0
+    if largest > max(GIANT_ROWS, GIANT_SHARE * decisions.num_rows):
+        name = groups.field("values")[pc.index(groups.field("counts"), largest).as_py()]
+        job.say(
+            f"warning: {largest:,} rows became one, {name}: chains of pairs may have joined what is not alike; "
+            "look at it, or raise the threshold"
+        )
+
+
+def with_gained(decisions: pa.Table, inputs: tuple[Dataset, ...], order: np.ndarray[Any, Any]) -> pa.Table:
+    """Each kept row's `texts` and `donors`: what its dropped twins have and it has not, best twin first."""
+    groups, keeps = decisions["group"].to_pylist(), decisions["keep"].to_pylist()
+    positions = {id_: row for row, id_ in enumerate(decisions["id"].to_pylist())}
+    dropped = [
+        row for row in order.tolist() if not keeps[row] and groups[row] in positions
+    ]  # not an earlier one
+    kept = {positions[groups[row]] for row in dropped}
+    texts = _texts_at({*dropped, *kept}, inputs)
+    gained: dict[int, list[tuple[dict[str, Any], str]]] = {row: [] for row in kept}
+    known = {row: {text["text"] for text in texts[row]} for row in kept}
+    for row in dropped:
+        to = positions[groups[row]]
+        for text in texts[row]:
+            if text["text"] not in known[to]:
+                known[to].add(text["text"])
+                gained[to].append((text, decisions["id"][row].as_py()))
+    columns = {"texts": TEXTS, "donors": pa.list_(pa.string())}
+    for place, (name, kind) in enumerate(columns.items()):
+        values = [[g[place] for g in gained[row]] if gained.get(row) else None for row in range(len(keeps))]
+        decisions = decisions.set_column(decisions.schema.get_field_index(name), name, pa.array(values, kind))
+    return decisions
+
+
+def _texts_at(wanted: set[int], inputs: tuple[Dataset, ...]) -> dict[int, list[dict[str, Any]]]:
+    """The texts of the rows at these positions in input order."""
+    found, start = {}, 0
+    for batch in _batches(inputs):
+        here = [row for row in range(start, start + batch.num_rows) if row in wanted]
+        texts = batch["texts"].take(pa.array([row - start for row in here], pa.int64())).to_pylist()
+        found.update({row: value or [] for row, value in zip(here, texts, strict=True)})
+        start += batch.num_rows
+    return found
+
+
+def _batches(inputs: tuple[Dataset, ...]) -> Iterator[pa.Table]:
+    for data in inputs:
+        yield from data.batches(["texts"])

@@ -1,0 +1,184 @@
+"""The search for similar pairs, in parts that are kept: a kill costs one of them.
+
+Parts in `work`: the vectors, their sketches, the centroids, who is in which cluster, and the pairs of each run of clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.store import Store
+from vlpipe.stages.dedup.clusters import POINTS_PER_CLUSTER, Members, assign, find_centroids
+from vlpipe.stages.dedup.cosine import (
+    SKETCH_SAMPLE,
+    Found,
+    Rows,
+    Side,
+    TooMany,
+    Vectors,
+    Workers,
+    merged,
+    near_pairs,
+    sketch,
+    strong_directions,
+)
+from vlpipe.stages.dedup.edges import Edges
+from vlpipe.stages.dedup.vectors import sample_of
+
+MIN_PAIR_LIMIT, PAIRS_PER_ROW = 10_000_000, 100
+SKETCH_ROWS = 8192
+NUM_PARTS = 64  # of the pairs; each waits for the disk
+PAIR = np.dtype([("a", "<i8"), ("b", "<i8"), ("cosine", "<f8")])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to search. Row numbers from `num_new` on are of an earlier set; the rest as in `FaissDuplicates`."""
+
+    threshold: float
+    num_new: int
+    exact_below: int
+    clusters: int | None
+    margin: float
+    probes: int
+    seed: int
+
+
+def search(
+    faiss: Any,
+    at: Workers,
+    store: Store,
+    vectors: Vectors,
+    rows: Rows,
+    marks: npt.NDArray[np.uint64],
+    plan: Plan,
+) -> Edges:
+    """The pairs among `rows` (ascending row numbers) with at least the threshold, two earlier rows aside.
+
+    marks: 8 bytes per row number that follow from its id; they choose the samples.
+    """
+    parts, limit = [], max(MIN_PAIR_LIMIT, PAIRS_PER_ROW * len(rows))
+    if len(rows):
+        sketches = _sketches(store, vectors, rows, marks, plan)
+        members = _members(faiss, at, store, sketches, rows, marks, plan)
+        num_clusters = len(members.bounds) - 1
+        for k, clusters in enumerate(np.array_split(np.arange(num_clusters), min(num_clusters, NUM_PARTS))):
+            sides = (s for c in clusters for s in _sides(rows, members, int(c), sketches, plan.num_new))
+            try:
+                parts.append(_pairs(at, store, f"pairs-{k:06d}.npy", vectors, sides, plan, limit))
+            except TooMany:
+                raise _too_many(len(rows)) from None
+            limit -= len(parts[-1].a)
+    found = merged(parts, len(vectors))
+    return Edges(found.a, found.b, found.cosine, np.zeros(len(found.a), np.int8))
+
+
+def _too_many(num_rows: int) -> VlpipeError:
+    limit = max(MIN_PAIR_LIMIT, PAIRS_PER_ROW * num_rows)
+    return VlpipeError(
+        f"more than {limit:,} pairs of {num_rows:,} different rows reach the threshold: the encoder has collapsed, or "
+        "the threshold is too low for it, or there are many near copies (drop those of dedup.exact first)"
+    )
+
+
+def _kept(store: Store, name: str, make: Callable[[], npt.NDArray[Any]]) -> Any:
+    """The array in `work`, made when it is not there yet."""
+    if not store.exists(name):
+        made = make()
+        with store.writing(name, sync_folder=False) as part, open(part, "wb") as file:
+            np.save(file, made)
+    return np.load(store.path(name))
+
+
+def _sketches(
+    store: Store, vectors: Vectors, rows: Rows, marks: npt.NDArray[np.uint64], plan: Plan
+) -> Vectors:
+    """(len(rows), R + 1), memory-mapped; R is the full width when no short sketch tells pairs apart."""
+    if not store.exists("sketches.npy"):
+        sample = vectors[sample_of(marks, rows, SKETCH_SAMPLE)]
+        basis = strong_directions(sample, plan.threshold, len(rows))
+        shape = (len(rows), basis.shape[1] + 1)
+        with store.writing("sketches.npy", sync_folder=False) as part:
+            out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+            for start in range(0, len(rows), SKETCH_ROWS):
+                out[start : start + SKETCH_ROWS] = sketch(vectors[rows[start : start + SKETCH_ROWS]], basis)
+            out.flush()
+    found: Vectors = np.load(store.path("sketches.npy"), mmap_mode="r")
+    return found
+
+
+def _members(
+    faiss: Any,
+    at: Workers,
+    store: Store,
+    sketches: Vectors,
+    rows: Rows,
+    marks: npt.NDArray[np.uint64],
+    plan: Plan,
+) -> Members:
+    """Places in `rows` by cluster; one cluster when there are few rows."""
+    num_clusters = plan.clusters or max(2, round(len(rows) ** 0.5))
+    if len(rows) <= plan.exact_below:
+        return Members(np.arange(len(rows)), np.ones(len(rows), np.bool_), np.array([0, len(rows)]))
+    points = sketches[:, :-1]
+
+    def centroids() -> Vectors:
+        sample = np.searchsorted(rows, sample_of(marks, rows, POINTS_PER_CLUSTER * num_clusters))
+        return find_centroids(faiss, np.ascontiguousarray(points[sample]), num_clusters, plan.seed)
+
+    def assigned() -> npt.NDArray[Any]:
+        found = assign(
+            at, points, _kept(store, "centroids.npy", centroids), margin=plan.margin, probes=plan.probes
+        )
+        return found.packed()
+
+    return Members.unpacked(_kept(store, "members.npy", assigned))
+
+
+def _sides(
+    rows: Rows, members: Members, cluster: int, sketches: Vectors, num_new: int
+) -> list[tuple[Side, Side, bool]]:
+    """What to compare with what: a cluster's own new rows with all in it, its new guests with its own earlier rows.
+
+    A pair of guests meets where one of the two is at home.
+    """
+    places, own = members.of(cluster)
+    new = rows[places] < num_new
+    home, guests, old = places[own & new], places[~own & new], places[own & ~new]
+    everyone = np.concatenate([home, guests, old, places[~own & ~new]])
+    home_side, all_side, guest_side, old_side = (
+        Side(rows[p], np.asarray(sketches[p])) for p in (home, everyone, guests, old)
+    )
+    return [(home_side, all_side, True), (guest_side, old_side, False)]
+
+
+def _pairs(
+    at: Workers,
+    store: Store,
+    name: str,
+    vectors: Vectors,
+    sides: Iterable[tuple[Side, Side, bool]],
+    plan: Plan,
+    limit: int,
+) -> Found:
+    def make() -> npt.NDArray[Any]:
+        parts, total = [], 0
+        for left, right, same in sides:
+            for found in near_pairs(at, left, right, vectors, plan.threshold, same=same, limit=limit):
+                parts.append(found)
+                total += len(found.a)
+                if total > limit:
+                    raise TooMany
+        pairs = merged(parts, len(vectors))
+        packed = np.empty(len(pairs.a), PAIR)
+        packed["a"], packed["b"], packed["cosine"] = pairs.a, pairs.b, pairs.cosine
+        return packed
+
+    found = _kept(store, name, make)
+    return Found(found["a"], found["b"], found["cosine"])

@@ -1,0 +1,133 @@
+"""Embeddings on disk, one row of a memory-mapped array each, so that a million of 512 numbers need no 2 GB of memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import Dataset, File
+from vlpipe.pipeline.store import Store
+from vlpipe.stages.dedup.cosine import Rows, Vectors
+
+NORM_ERROR = 1e-3
+READ_ROWS = 4096
+
+
+def check_embedding(schema: pa.Schema, who: str) -> None:
+    if "embedding" not in schema.names:
+        need(schema, who, embedding=pa.list_(pa.float32()))  # raises, and says what is there
+    found = schema.field("embedding").type
+    if not pa.types.is_fixed_size_list(found) or found.value_type != pa.float32():
+        raise SchemaError(f"{who} reads column 'embedding' as fixed_size_list<float>[D], but it is {found}")
+
+
+def earlier_files(against: File | None) -> list[str]:
+    """The Parquet files of `against`, a file or a folder of them; each has an id and an embedding."""
+    if against is None:
+        return []
+    path = Path(against.path)
+    files = [path] if path.is_file() else sorted(path.glob("*.parquet"))
+    files = [f for f in files if not f.name.startswith("_")]
+    if not files:
+        raise VlpipeError(
+            f"against: {path} has no Parquet file; wanted one, or a folder of them, as export writes"
+        )
+    for file in files:
+        schema = pq.read_schema(file)
+        need(schema, f"against ({file})", id=pa.string())
+        check_embedding(schema, f"against ({file})")
+    return [str(f) for f in files]
+
+
+def number_rows(new: pa.Array, files: list[str]) -> tuple[pa.Array, Rows]:
+    """Ids by row number (the new rows by id, then those of the earlier set by id), and the numbers in input order."""
+    parts = [pq.read_table(f, columns=["id"])["id"] for f in files]
+    earlier = pa.chunked_array(
+        [chunk for part in parts for chunk in part.chunks], pa.string()
+    ).combine_chunks()
+    known = pc.sum(pc.is_in(new, value_set=earlier)).as_py() or 0
+    if known:
+        raise VlpipeError(f"{known} row(s) are in the earlier set already: give only the new rows to dedup")
+    repeated = len(earlier) - pc.count_distinct(earlier).as_py()
+    if repeated:
+        raise VlpipeError(f"{repeated} id(s) come more than once in the earlier set ({files[0]}, ...)")
+    orders = [np.asarray(pc.array_sort_indices(part), np.int64) for part in (new, earlier)]
+    order = np.concatenate([orders[0], len(new) + orders[1]])
+    numbers = np.empty_like(order)
+    numbers[order] = np.arange(len(order))
+    return pa.concat_arrays([new, earlier]).take(pa.array(order)), numbers
+
+
+def store_vectors(store: Store, inputs: tuple[Dataset, ...], files: list[str], numbers: Rows) -> Vectors:
+    """Embeddings by row number, memory-mapped. Raises when one is missing, not finite, or not of length 1."""
+    width = _one_width(inputs, files)
+    if not len(numbers):
+        return np.empty((0, width), np.float32)
+    if not store.exists("vectors.npy"):
+        with store.writing("vectors.npy", sync_folder=False) as part:
+            out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(len(numbers), width))
+            start = 0
+            for batch in _batches(inputs, files):
+                found = pa.concat_arrays(batch["embedding"].chunks)
+                _check_vectors(found, batch["id"])
+                rows = numbers[start : start + len(found)]
+                out[rows] = found.flatten().to_numpy().reshape(len(found), -1)
+                start += len(found)
+            out.flush()
+    vectors: Vectors = np.load(store.path("vectors.npy"), mmap_mode="r")
+    return vectors
+
+
+def _one_width(inputs: tuple[Dataset, ...], files: list[str]) -> int:
+    schemas = [data.schema for data in inputs] + [pq.read_schema(f) for f in files]
+    widths = {schema.field("embedding").type.list_size for schema in schemas}
+    if len(widths) != 1:
+        raise VlpipeError(f"the inputs have embeddings of widths {sorted(widths)}; embed all with one model")
+    return int(widths.pop())
+
+
+def _batches(inputs: tuple[Dataset, ...], files: list[str]) -> Iterator[pa.Table]:
+    for data in inputs:
+        yield from data.batches(["id"], want_heavy=["embedding"])
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(READ_ROWS, columns=["id", "embedding"]):
+            yield pa.Table.from_batches([batch])
+
+
+def _check_vectors(found: pa.FixedSizeListArray, ids: pa.ChunkedArray) -> None:
+    if found.null_count:
+        bad, what = np.asarray(found.is_null()), "null"
+    else:
+        values = found.flatten().to_numpy().astype(np.float64).reshape(len(found), -1)
+        bad, what = ~(np.abs(np.linalg.norm(values, axis=1) - 1) <= NORM_ERROR), "not a vector of length 1"
+    if bad.any():
+        first = ids[int(np.flatnonzero(bad)[0])]
+        raise VlpipeError(
+            f"the embedding of {bad.sum()} row(s) is {what} (first: {first}); "
+            "the step that makes it must write one for each row, divided by its length"
+        )
+
+
+def same_vectors(vectors: Vectors, num_new: int) -> Rows:
+    """Per row number the one that stands for all rows with the same vector: an earlier one, else the first."""
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in vectors)
+    words = np.frombuffer(digests, [("first", "<u8"), ("second", "<u8")])
+    order = np.roll(np.arange(len(vectors)), -num_new)  # earlier rows come first
+    _, first, inverse = np.unique(words[order], return_index=True, return_inverse=True)
+    leader = np.empty(len(vectors), np.int64)
+    leader[order] = order[first[inverse]]
+    return leader
+
+
+def sample_of(marks: npt.NDArray[np.uint64], rows: Rows, num: int) -> Rows:
+    """At most `num` of the rows, ascending: those with the least marks, which follow from their ids alone."""
+    return np.sort(rows[np.argsort(marks[rows], kind="stable")[:num]])
