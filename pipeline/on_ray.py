@@ -99,7 +99,8 @@ def _cause_of(error: BaseException) -> BaseException:
     for wrapping in ("health_check_failure", "base_error", "cause"):
         found = [getattr(failure, wrapping, None) or failure for failure in found]
     for failure in found:  # the others then fail for want of the dead one
-        if isinstance(failure, ray.exceptions.RayError):
+        raised = isinstance(failure, ray.exceptions.RayTaskError)  # by the training itself
+        if isinstance(failure, ray.exceptions.RayError) and not raised:
             return WorkerDied(f"a training worker died: {type(failure).__name__}", innocent=True)
     for failure in found:
         named = StepFailed(f"{type(failure).__name__}: {failure}")

@@ -111,6 +111,9 @@ class Run:
         refuse_half_done(store)
         self.store, self.executor, self.watcher = store, executor, watcher
         self.states = {one.name: State(one) for one in steps if not one.is_done}
+        for one in steps:
+            if one.is_done:  # a kill just after the manifest
+                store.remove(f"{one.folder}/work")
         self._sibling_cache: dict[str, dict[tuple[str, str, str], tuple[str, Receipt]]] = {}
         self._folders = store.list()
 
@@ -329,10 +332,10 @@ class Run:
         one = state.one
         self._drop_surplus(one, len(receipts))
         self._sweep(one)
-        self.store.remove(f"{one.folder}/work")
         inputs = tuple(p.folder for p in one.above)
         manifest = make_manifest(one.keyed, one.schema_out, inputs, inputs_digest(one), receipts, artifacts)
         write_manifest(self.store, one.folder, manifest, receipts)
+        self.store.remove(f"{one.folder}/work")  # a kill before the manifest must not cost what is in there
         one.finish(manifest, receipts)
         self._finished(state)
 

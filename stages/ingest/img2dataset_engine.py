@@ -5,7 +5,8 @@ image is checked by `stages.pixels` before OpenCV sees it; each row comes back o
 NOT held, because urllib does the fetching: redirects go anywhere, private addresses and ftp included; a name may
 change its address between our look-up and its own (DNS rebinding); a body is read whole before `max_bytes` is
 looked at; `timeout_s` counts from the last byte, so a slow drip has no end; proxies of the environment are
-used; no limit per host; retries are immediate, and for every failure. Use `ingest.images` where this matters.
+used; no limit per host; no blocklist (`ingest.blocklist:DropBlocked` can follow); retries are immediate, and for every
+failure. Use `ingest.images` where this matters.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import left, rejects, rows, run
 
-TIMED = '{{use: "toys:{use}", from: {above}, seconds: 0.05, times: "{folder}/{name}.txt"}}'
+TIMED = '{{use: "toys:{use}", from: {above}, seconds: 0.2, times: "{folder}/{name}.txt"}}'
 
 
 @pytest.fixture(scope="module")
