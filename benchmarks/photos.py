@@ -1,6 +1,6 @@
 """CapFilt's filter on real photos with known wrong texts: Flickr8k over loopback HTTP, half of the captions replaced.
 
-    python benchmarks/photos.py            # about 8 minutes on 2 cores; goes on where it was stopped
+    python benchmarks/photos.py            # about 14 minutes on 2 cores; goes on where it was stopped
     python benchmarks/photos.py --write    # and puts the page into photos.md beside this file
     python benchmarks/photos.py --tiny     # the same path in a minute, its figures mean nothing
 
