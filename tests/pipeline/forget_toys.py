@@ -42,6 +42,7 @@ class Pages(SourceStage):
     list: ListFile
     calls: str = ""
     NOT_IN_KEY = frozenset({"calls"})
+    MAX_REJECT_RATE = 0.5
 
     def row_schema(self) -> pa.Schema:
         return pa.schema([("id", pa.string()), ("url", pa.string())])
@@ -69,7 +70,7 @@ class Pages(SourceStage):
             table = table.append_column("image", [images])
             return Out(
                 table,
-                [Reject(i, "filtered", "dead", url(int(i))) for i in dead],
+                [Reject(i, "fault", "dead", url(int(i))) for i in dead],
                 [{"id": i, "attempts": 1 + int(i) % 3} for i in ids],
             )
 

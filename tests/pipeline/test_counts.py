@@ -60,8 +60,7 @@ def test_rows_that_come_back_are_counted_once(tmp_path: Path) -> None:
     assert dict(manifest.counts) == {"fails:small": 2, "odd": 10}
     said = runs("retry", "count", "--why", "small", "--local", code=1)
     assert said[-1] == (
-        "rows of step 'count' were rejected for 'small' by a rule, which would say the same again; change the rule "
-        "and `vlpipe run`"
+        "rows of step 'count' with 'small' were filtered by a rule: nothing failed, so there is nothing to retry"
     )
 
 

@@ -124,12 +124,13 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_same_bytes_and_no_process
 
 
 def test_an_interrupted_run_exits_with_130_and_goes_on_later(tmp_path: Path) -> None:
-    planned(tmp_path, SLOW)
+    slower = SLOW.replace("seconds: 0.1", "seconds: 0.5")  # it must not be done before it is interrupted
+    planned(tmp_path, slower)
     process = driver(tmp_path)
-    wait_for_receipts(tmp_path, 15, process)
+    wait_for_receipts(tmp_path, 14, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    steps = run(tmp_path, SLOW)
+    steps = run(tmp_path, slower)
     assert rows(tmp_path, steps["payload"]).num_rows == 60
 
 
