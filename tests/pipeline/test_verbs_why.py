@@ -172,7 +172,7 @@ def test_a_twin_is_named_by_its_url_and_is_in_no_training_set(twins: Runs) -> No
 def test_a_row_that_was_never_fetched_says_how_often_it_was_tried(twins: Runs) -> None:
     said = without_keys(twins("why", url(4)))
     assert said[-3:] == [
-        f"pages       dropped, filtered: dead ({url(4)})",
+        f"pages       dropped, fault: dead ({url(4)})",
         "    log: attempts: 2",
         "model       not in its training set: pages dropped it (dead)",
     ]
