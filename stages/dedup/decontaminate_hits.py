@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.dedup.phash import GRID, SIDE, colour_grid, grey, has_texture, hash_greys
+from vlpipe.stages.dedup.phash import GRID, SIDE, colour_gap, colour_grid, grey, has_texture, hash_greys
 from vlpipe.stages.pixels import decode
 
 Floats = npt.NDArray[np.float32]
@@ -66,16 +66,10 @@ def by_picture(
         distance = np.bitwise_count(looks.hashes[rows, None] ^ items.hashes[None, block])  # (B, M)
         near, item = np.nonzero((distance <= max_distance) & items.seen[block])
         row, similarity = rows[near], 1 - distance[near, item] / 64
-        gap = colour_gap(looks.colours[row], items.colours[start + item])
+        gap = colour_gap(looks.colours, items.colours, row, start + item)
         same = gap <= max_colour_gap
         best.add(row[same], start + item[same], similarity[same])
     return best.hits("picture", names)
-
-
-def colour_gap(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
-    """(P, 48) twice -> (P,): the largest difference of a cell's mean colour."""
-    gap: npt.NDArray[np.int16] = np.abs(a.astype(np.int16) - b).max(axis=1, initial=0)
-    return gap
 
 
 def by_vector(vectors: Floats, items: Floats, names: Sequence[str], threshold: float) -> dict[int, Hit]:

@@ -34,6 +34,7 @@ from vlpipe.stages.dedup.keep import read_rows
 from vlpipe.stages.dedup.phash import (
     GRID,
     MAX_DISTANCE,
+    colour_gap,
     colour_grid,
     grey,
     has_texture,
@@ -100,7 +101,8 @@ class ExactDuplicates(GatherStage):
         hashes = np.asarray(pc.fill_null(looks["hash"], 0), np.uint64)[places]
         a, b, distance = pairs_within(hashes, self.max_distance)
         a, b = places[a], places[b]
-        near = colour_gap(_colours(looks), a, b) <= self.max_colour_gap
+        colours = _colours(looks)
+        near = colour_gap(colours, colours, a, b) <= self.max_colour_gap
         kind = np.full(near.sum(), KINDS.index("near"), np.int8)
         return Edges(a[near], b[near], 1 - distance[near] / 64, kind)
 
@@ -126,17 +128,6 @@ def _with_faults(decisions: pa.Table, looks: pa.Table | None) -> pa.Table:
 def _colours(looks: pa.Table) -> npt.NDArray[np.uint8]:
     """(N, 48)"""
     return np.frombuffer(b"".join(looks["colours"].to_pylist()), np.uint8).reshape(-1, 3 * GRID * GRID)
-
-
-def colour_gap(
-    colours: npt.NDArray[np.uint8], a: Places, b: Places, block: int = 100_000
-) -> npt.NDArray[np.int16]:
-    """Per pair the largest difference of a cell's mean colour."""
-    gaps = [np.empty(0, np.int16)]
-    for start in range(0, len(a), block):
-        pair = (colours[place[start : start + block]].astype(np.int16) for place in (a, b))
-        gaps.append(np.abs(np.subtract(*pair)).max(axis=1))
-    return np.concatenate(gaps)
 
 
 def read_looks(job: Job) -> pa.Table:

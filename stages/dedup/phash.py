@@ -43,6 +43,17 @@ def colour_grid(image: Image.Image) -> Bytes:
     return np.asarray(image.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX)).reshape(-1)
 
 
+def colour_gap(
+    left: Bytes, right: Bytes, a: Places, b: Places, block: int = 100_000
+) -> npt.NDArray[np.int16]:
+    """(N, 48), (M, 48), pairs (row of left, row of right) -> the largest difference of a cell's mean colour, per pair."""
+    gaps = [np.empty(0, np.int16)]
+    for start in range(0, len(a), block):
+        part = slice(start, start + block)
+        gaps.append(np.abs(left[a[part]].astype(np.int16) - right[b[part]]).max(axis=1))
+    return np.concatenate(gaps)
+
+
 def has_texture(greys: Bytes) -> npt.NDArray[np.bool_]:
     """(B, 32, 32) -> (B,): whether there is enough in the picture for a hash to mean something."""
     found: npt.NDArray[np.bool_] = greys.astype(np.float64).std(axis=(1, 2)) >= MIN_STD

@@ -124,16 +124,21 @@ def test_hosts_do_not_wait_for_each_other() -> None:
 
 
 def test_a_turn_that_is_given_up_is_free_again() -> None:
-    async def talk(turns: Turns) -> None:
-        held = asyncio.ensure_future(hold(turns, "a", 60, []))
-        waiting = asyncio.ensure_future(hold(turns, "a", 60, []))
+    log: list[tuple[str, float]] = []
+
+    async def talk(turns: Turns) -> list[Any]:
+        held = asyncio.ensure_future(hold(turns, "a", 60, log))
+        waiting = asyncio.ensure_future(hold(turns, "a", 60, log))
         await asyncio.sleep(0.05)
         for task in (waiting, held):
             task.cancel()
-        await asyncio.gather(waiting, held, return_exceptions=True)
-        await hold(turns, "a", 0, [])
+        ended = await asyncio.gather(waiting, held, return_exceptions=True)
+        await hold(turns, "a", 0, log)
+        return ended
 
-    run(rules(per_host=1), talk)
+    ended = run(rules(per_host=1), talk)
+    assert [type(one) for one in ended] == [asyncio.CancelledError] * 2
+    assert [host for host, _ in log] == ["a", "a"]  # the first, and after both were given up the last
 
 
 def test_a_lease_that_is_never_given_back_runs_out() -> None:

@@ -60,7 +60,7 @@ def test_it_learns_and_leaves_a_model(squares: Dataset, recipe_of: Make, tmp_pat
     assert len(lines) == 5
     assert lines[0].startswith("step 20/100  loss ")
     assert "samples/s" in lines[0]
-    assert sorted(p.name for p in (tmp_path / "run/work/checkpoints").iterdir()) == ["000000100.pt"]
+    assert sorted(p.name for p in (tmp_path / "run" / "work" / "checkpoints").iterdir()) == ["000000100.pt"]
 
 
 def test_same_seed_same_bytes(squares: Dataset, recipe_of: Make, tmp_path: Path) -> None:
