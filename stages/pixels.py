@@ -40,6 +40,7 @@ MAX_INVISIBLE = 2  # of 255: alpha that nobody sees
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, which BLIP took over
 STD = (0.26862954, 0.26130258, 0.27577711)
 ORIENTATION = 0x0112  # EXIF tag
+TURNED = (5, 6, 7, 8)  # its values that swap width and height
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,11 +93,13 @@ def decode(
 ) -> Image.Image:
     """The first frame as RGB, upright. RowFault: those of `verify` but for transparent, and unsupported_pixels.
 
-    at_least: a JPEG may come out at the scale of 1/2, 1/4 or 1/8 that is no smaller than this; several times faster.
+    at_least: (width, height) as shown; a JPEG may come out at the scale of 1/2, 1/4 or 1/8 that is no smaller,
+    several times faster.
     """
     with _opened(data, max_pixels) as image:
         if at_least is not None:
-            image.draft(None, at_least)
+            turned = _orientation(image) in TURNED
+            image.draft(None, at_least[::-1] if turned else at_least)
         _load(image)
         step = _transpose_step(image)
         rgb = _to_rgb(image)
@@ -179,7 +182,7 @@ def _ends_early(error: Exception) -> bool:
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # Pillow turns TIFF itself
+    turned = image.format != "TIFF" and _orientation(image) in TURNED  # Pillow turns TIFF itself
     return (image.height, image.width) if turned else image.size
 
 

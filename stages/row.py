@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from vlpipe.pipeline.shard import heavy
@@ -44,6 +46,16 @@ LOSSES = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.fl
 def text(value: str, source: str, **more: Any) -> dict[str, Any]:
     """One entry of `texts`."""
     return {"text": value, "source": source, "model": None, "score": None, "kept": None, "why": None, **more}
+
+
+def single_texts(values: Sequence[str], source: str) -> pa.ListArray:
+    """`texts` of rows with one text each; an empty one gives none. Ten times as fast as from dicts."""
+    there = pa.array([value for value in values if value], pa.string())
+    columns = {f.name: pa.nulls(len(there), f.type) for f in TEXT}
+    columns |= {"text": there, "source": pa.array([source] * len(there), pa.string())}
+    entries = pa.StructArray.from_arrays(list(columns.values()), fields=list(TEXT))
+    offsets = np.cumsum([0, *(bool(value) for value in values)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, entries, type=TEXTS)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Literal
 
@@ -123,7 +124,7 @@ def fetcher(
     with running_loop() as loop:
         crawler = loop.run(_crawler(limits, ports, passing, gate, refuse))
         try:
-            yield lambda urls: [loop.submit(crawler.fetch(url)) for url in urls]
+            yield lambda urls: loop.submit_all([crawler.fetch(url) for url in urls])
         finally:
             loop.run(crawler.close())
 
@@ -290,6 +291,7 @@ def retry_after_s(value: str) -> float:
     return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), A_YEAR_S)
 
 
+@lru_cache(maxsize=100_000)
 def _is_literal(host: str) -> bool:
     try:
         ip_address(host)

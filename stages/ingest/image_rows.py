@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -23,23 +22,31 @@ class ImageRows:
         batch: pa.Table,
         max_pixels: int,
         max_frames: int,
-        check_image: Callable[[bytes], Checked] | None = None,
+        check_all: Callable[[Sequence[bytes]], Sequence[Checked | RowFault]] | None = None,
     ) -> None:
-        """check_image: instead of a check in this process, which decodes."""
+        """check_all: instead of checks in this process, which decode."""
         self._batch = batch
         self._ids: list[str] = batch["id"].to_pylist()
-        self._check = check_image or partial(check, rules=Rules(max_pixels=max_pixels, max_frames=max_frames))
+        rules = Rules(max_pixels=max_pixels, max_frames=max_frames)
+        self._check_all = check_all or (lambda images: [_checked(data, rules) for data in images])
         self._kept: list[int] = []
         self._found: list[dict[str, Any]] = []
-        self._rejects: list[Reject] = []
+        self._rejects: list[tuple[int, Reject]] = []
 
     def add(self, row: int, data: bytes, **more: Any) -> None:
         """Keep the row with these bytes, and more columns; reject it when they are no image."""
-        try:
-            seen = self._check(data)
-        except RowFault as fault:
-            self.reject(row, fault)
-            return
+        self.add_all([(row, data, more)])
+
+    def add_all(self, images: Sequence[tuple[int, bytes, dict[str, Any]]]) -> None:
+        """`add` for each, in order of their rows."""
+        checked = self._check_all([data for _, data, _ in images])
+        for (row, data, more), seen in zip(images, checked, strict=True):
+            if isinstance(seen, RowFault):
+                self.reject(row, seen)
+            else:
+                self._keep(row, data, seen, more)
+
+    def _keep(self, row: int, data: bytes, seen: Checked, more: dict[str, Any]) -> None:
         came = hashlib.sha256(data).hexdigest()
         kept = came if seen.data is data else hashlib.sha256(seen.data).hexdigest()
         self._kept.append(row)
@@ -58,7 +65,7 @@ class ImageRows:
         )
 
     def reject(self, row: int, fault: RowFault, kind: Literal["fault", "filtered"] = "fault") -> None:
-        self._rejects.append(Reject(self._ids[row], kind, fault.why, fault.detail))
+        self._rejects.append((row, Reject(self._ids[row], kind, fault.why, fault.detail)))
 
     def out(self, schema: pa.Schema) -> Out:
         """`schema` is LISTED and after it the columns that were added."""
@@ -66,4 +73,11 @@ class ImageRows:
         for field in list(schema)[len(LISTED) :]:
             values = pa.array([found[field.name] for found in self._found], field.type)
             table = table.append_column(field, values)
-        return Out(table, self._rejects)
+        return Out(table, [reject for _, reject in sorted(self._rejects, key=lambda one: one[0])])
+
+
+def _checked(data: bytes, rules: Rules) -> Checked | RowFault:
+    try:
+        return check(data, rules)
+    except RowFault as fault:
+        return fault

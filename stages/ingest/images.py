@@ -20,7 +20,8 @@ from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.shared import Service, address
 from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
 from vlpipe.stages.ingest.blocklist import BLOCKED, NOTHING, Blocklist, load
-from vlpipe.stages.ingest.checked import Rules, child
+from vlpipe.stages.ingest.checked import Rules
+from vlpipe.stages.ingest.decoder import decoding
 from vlpipe.stages.ingest.image_rows import ImageRows
 from vlpipe.stages.ingest.list import EXPECTED, FAULT, Pair, listed, read_pairs
 from vlpipe.stages.ingest.optout import DEFAULT, Signal
@@ -44,6 +45,8 @@ FETCHED = pa.schema(
     [*LISTED, pa.field("http_status", pa.int32()), pa.field("final_url", pa.string()), *IMAGE_FIELDS]
 )
 
+CHECK_ROWS = 32  # images that go to the decoder together
+
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -63,7 +66,8 @@ class Fetching(SourceStage):
     first word of `user_agent`. resize: store smaller images; without it no byte is changed.
     """
 
-    VERSION: ClassVar[int] = 2  # 2: opt-outs, transparent images, JPEGs of too many scans
+    # 2: opt-outs, transparent images, JPEGs of too many scans; 3: another filter for `resize`
+    VERSION: ClassVar[int] = 3
     # Link rot: of published lists, 33 to 94 % of the images are still there.
     MAX_REJECT_RATE: ClassVar[float] = 0.9
     # Whom we ask and how patiently; a row that was fetched is what it is.
@@ -136,12 +140,12 @@ class Fetching(SourceStage):
         with (
             self.loopback() as ports,
             fetcher(self._limits(), ports, PASSING, address(), blocklist.check_url) as fetch,
-            child(rules, self.decode_timeout_s, self.decode_memory_mb) as decoder,
+            decoding(rules, self.decode_timeout_s, self.decode_memory_mb) as decoder,
         ):
             yield lambda batch: _fetch_rows(
                 batch,
                 fetch,
-                ImageRows(batch, self.max_pixels, self.max_frames, decoder.check),
+                ImageRows(batch, self.max_pixels, self.max_frames, decoder.check_all),
                 schema,
                 blocklist,
             )
@@ -152,6 +156,7 @@ def _fetch_rows(
 ) -> Out:
     """Images are checked in order, in this thread, while later ones are still on their way."""
     log: list[dict[str, Any]] = []
+    ready: list[tuple[int, bytes, dict[str, Any]]] = []
     listed = batch.drop_columns(["texts"]).to_pylist()
     started = _start(listed, fetch)
     try:
@@ -159,13 +164,17 @@ def _fetch_rows(
             try:
                 if isinstance(future, RowFault):
                     raise future
+                if ready and (len(ready) >= CHECK_ROWS or not future.done()):
+                    rows.add_all(ready)
+                    ready.clear()
                 answer = future.result()
                 log.append(_line(one["id"], answer))
                 page = _need_page(answer.result, one.get(EXPECTED.name), blocklist)
             except RowFault as fault:
                 rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
             else:
-                rows.add(row, page.body, http_status=page.status, final_url=page.url)
+                ready.append((row, page.body, {"http_status": page.status, "final_url": page.url}))
+        rows.add_all(ready)
     finally:
         for future in started:
             if not isinstance(future, RowFault):

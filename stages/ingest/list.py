@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
-from vlpipe.stages.row import LISTED, RowIds, text
+from vlpipe.stages.row import LISTED, RowIds, single_texts
 
 BATCH_ROWS = 4096
 
@@ -56,7 +56,7 @@ def listed(
         columns: dict[str, Any] = {
             "id": [ids.next(pair.url, pair.text) for pair in batch],
             "url": [pair.url for pair in batch],
-            "texts": [[text(pair.text, text_source)] if pair.text else [] for pair in batch],
+            "texts": single_texts([pair.text for pair in batch], text_source),
         }
         columns |= {field.name: [getattr(pair, field.name) for pair in batch] for field in more}
         yield pa.table(columns, schema=pa.schema([*LISTED, *more]))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -23,8 +24,37 @@ class Loop:
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    def submit_all(self, works: Sequence[Coroutine[Any, Any, T]]) -> list[concurrent.futures.Future[T]]:
+        """As `submit` for each, but the loop is woken once and not for each."""
+        futures: list[concurrent.futures.Future[T]] = [concurrent.futures.Future() for _ in works]
+
+        def start() -> None:
+            for work, future in zip(works, futures, strict=True):
+                task = self._loop.create_task(work)
+                task.add_done_callback(partial(_settle, future))
+                future.add_done_callback(partial(self._given_up, task))
+
+        self._loop.call_soon_threadsafe(start)
+        return futures
+
+    def _given_up(self, task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> None:
+        if future.cancelled():
+            self._loop.call_soon_threadsafe(task.cancel)
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.submit(work).result()
+
+
+def _settle(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+    """What the task came to, for whoever waits in another thread."""
+    if task.cancelled():
+        future.cancel()
+    elif future.set_running_or_notify_cancel():
+        error = task.exception()
+        if error is None:
+            future.set_result(task.result())
+        else:
+            future.set_exception(error)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from urllib.parse import SplitResult, quote, urljoin, urlsplit
+from functools import lru_cache
+from urllib.parse import quote, urljoin, urlsplit
 
 from vlpipe.pipeline.errors import RowFault
 
@@ -14,6 +15,7 @@ MAX_URL_CHARS = 8000
 WEB_PORTS = (443, *range(80, 91))  # of the ports below 1024, those that web servers use
 # What may stand in a path or query as it is; the rest is percent-encoded. `%` stays: it is encoded already.
 KEPT = "%/:?@!$&'()*+,;=-._~[]|"
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 SECRET = re.compile(
     r"x-(amz|goog|ms|oss|cos)-.*|(aws)?accesskeyid|googleaccessid|ossaccesskeyid|signature|sig|hmac"
     r"|key-pair-id|policy|expires|access_?token|auth|auth_?token|token|api_?key|key|jwt|session_?id"
@@ -29,7 +31,7 @@ def sendable(url: str) -> str:
         raise RowFault("no_url")
     if len(url) > MAX_URL_CHARS:
         raise RowFault("bad_url", f"{len(url)} characters, the limit is {MAX_URL_CHARS}")
-    if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000 for char in url):
+    if CONTROL.search(url):
         raise RowFault("bad_url", "it has control characters")
     try:
         parts = urlsplit(url)
@@ -42,13 +44,14 @@ def sendable(url: str) -> str:
         raise RowFault("bad_url", "it has a user name or a backslash before the host")
     if port is not None and port < 1024 and port not in WEB_PORTS:
         raise RowFault("bad_url", f"port {port} is for other services")
-    netloc = _host(parts) + (f":{port}" if port is not None else "")
+    netloc = _host(parts.hostname or "") + (f":{port}" if port is not None else "")
     query = f"?{quote(parts.query, KEPT)}" if parts.query else ""
     return f"{parts.scheme}://{netloc}{quote(parts.path or '/', KEPT)}{query}"
 
 
-def _host(parts: SplitResult) -> str:
-    host = parts.hostname or ""
+@lru_cache(maxsize=100_000)  # a list names the same hosts again and again
+def _host(host: str) -> str:
+    """As it goes into the URL. RowFault: bad_url."""
     if ":" in host:
         return f"[{_literal_v6(host)}]"
     if not host.isascii():

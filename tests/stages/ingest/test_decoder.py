@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from PIL import Image
 from threat_server import invisible, noise, scans
 
 from vlpipe.pipeline.errors import RowFault, StepFailed
-from vlpipe.stages.ingest.checked import Checked, Child, Rules, check, child
+from vlpipe.stages.ingest.checked import Checked, Rules, check
+from vlpipe.stages.ingest.decoder import Decoder, decoding
 from vlpipe.stages.ingest.resize import Resize
 from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
 
@@ -33,13 +35,17 @@ def outcome(how: Callable[[bytes], Checked], data: bytes) -> Any:
 def test_the_same_as_in_this_process(data: Callable[[str], Path]) -> None:
     """All odd files: those that cannot be decoded with few files open and little memory would differ."""
     files = [path for path in sorted(data("odd_images").rglob("*")) if path.is_file()]
-    with child(RULES, timeout_s=60, memory_mb=1024) as one:
+    with decoding(RULES, timeout_s=60, memory_mb=1024) as one:
         for path in files:
             assert outcome(one.check, path.read_bytes()) == outcome(
                 lambda b: check(b, RULES), path.read_bytes()
             )
+        together = one.check_all([path.read_bytes() for path in files])
         assert one._process is not None
         status = Path(f"/proc/{one._process.pid}/status").read_text()
+    for path, got in zip(files, together, strict=True):
+        alone = outcome(lambda b: check(b, RULES), path.read_bytes())
+        assert alone == ((got.why, got.detail) if isinstance(got, RowFault) else got)
     assert len(files) >= 399
     peak_kb = int(status.partition("VmHWM:")[2].split()[0])
     assert peak_kb < 512 * 1024
@@ -50,7 +56,7 @@ def test_resized_bytes_come_back(picture: Callable[..., bytes]) -> None:
         max_pixels=MAX_PIXELS, max_frames=10, resize=Resize(size=500, format="png", only_if_bigger=False)
     )
     whole = picture(size=(40, 30))
-    with child(rules, timeout_s=60, memory_mb=512) as one:
+    with decoding(rules, timeout_s=60, memory_mb=512) as one:
         assert one.check(whole) == check(whole, rules)
         assert one.check(whole).width == 667
         assert outcome(one.check, invisible())[0] == "transparent"
@@ -64,13 +70,13 @@ def big_png(side: int) -> bytes:
 
 
 def test_an_image_that_takes_too_much_memory(picture: Callable[..., bytes]) -> None:
-    with child(RULES, timeout_s=60, memory_mb=64) as one:
+    with decoding(RULES, timeout_s=60, memory_mb=64) as one:
         assert outcome(one.check, big_png(6000))[0] == "decode_memory"
         assert one.check(picture()).width == 20
 
 
 def test_an_image_that_hangs_and_the_next_one(picture: Callable[..., bytes]) -> None:
-    with child(RULES, timeout_s=30, memory_mb=512) as one:
+    with decoding(RULES, timeout_s=30, memory_mb=512) as one:
         one.check(picture())
         assert one._process is not None
         os.kill(one._process.pid, signal.SIGSTOP)
@@ -81,13 +87,13 @@ def test_an_image_that_hangs_and_the_next_one(picture: Callable[..., bytes]) -> 
 
 
 def test_an_image_is_blamed_for_the_second_death(picture: Callable[..., bytes]) -> None:
-    with child(RULES, timeout_s=30, memory_mb=512) as one:
+    with decoding(RULES, timeout_s=30, memory_mb=512) as one:
         one.check(picture())
         assert one._process is not None
         os.kill(one._process.pid, signal.SIGKILL)
         assert one.check(picture()).width == 20  # once may be chance
 
-    class Doomed(Child):
+    class Doomed(Decoder):
         def _alive(self) -> subprocess.Popen[bytes]:
             process = super()._alive()
             os.kill(process.pid, signal.SIGKILL)
@@ -101,8 +107,45 @@ def test_an_image_is_blamed_for_the_second_death(picture: Callable[..., bytes]) 
     )
 
 
+STRANGE = """
+import os, sys, time
+from vlpipe.stages.ingest import checked
+whole = checked.check
+def check(data, rules):
+    if data.startswith(b"die"):
+        os.kill(os.getpid(), 9)
+    if data.startswith(b"hang"):
+        time.sleep(60)
+    return whole(data, rules)
+checked.check = check
+checked.main()
+"""
+
+
+def test_only_the_image_that_kills_or_hangs_is_lost(
+    picture: Callable[..., bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more images under way than the pipe holds, large answers on the way back, and each fault first and last."""
+    (tmp_path / "strange.py").write_text(STRANGE)
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/strange.py\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    whole, large = picture(size=(300, 200)), noise() * 3
+    images = [b"hang", whole, b"die", b"die", *[whole, large] * 40, b"hang", b"not one", b"die"]
+    resize = Resize(size=400, format="png", only_if_bigger=False)
+    rules = Rules(max_pixels=MAX_PIXELS, max_frames=10, resize=resize)
+    with decoding(rules, timeout_s=1.5, memory_mb=512) as one:
+        found = one.check_all(images)
+    whys = [got.why if isinstance(got, RowFault) else got.width for got in found]
+    killed = "killed_decoder"
+    assert whys[:4] == ["decode_timeout", 600, killed, killed]
+    assert whys[4:-3] == [600, check(large, rules).width] * 40
+    assert whys[-3:] == ["decode_timeout", "not_an_image", killed]
+
+
 def test_it_can_open_nothing(picture: Callable[..., bytes]) -> None:
-    with child(RULES, timeout_s=30, memory_mb=512) as one:
+    with decoding(RULES, timeout_s=30, memory_mb=512) as one:
         one.check(picture())
         assert one._process is not None
         limits = Path(f"/proc/{one._process.pid}/limits").read_text()
@@ -118,14 +161,14 @@ def test_it_can_open_nothing(picture: Callable[..., bytes]) -> None:
 def test_a_child_that_cannot_start_is_no_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
     with (
-        child(RULES, timeout_s=30, memory_mb=512) as one,
+        decoding(RULES, timeout_s=30, memory_mb=512) as one,
         pytest.raises(StepFailed, match=r"the process that checks images does not start"),
     ):
         one.check(noise())
 
 
 def test_it_ends_with_the_block(picture: Callable[..., bytes]) -> None:
-    with child(RULES, timeout_s=30, memory_mb=512) as one:
+    with decoding(RULES, timeout_s=30, memory_mb=512) as one:
         one.check(picture())
         process = one._process
     assert process is not None
