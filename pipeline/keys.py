@@ -15,8 +15,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlpipe.pipeline.errors import VlpipeError
@@ -44,26 +43,33 @@ class FileDigests:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: dict[str, list[Any]] = store.read_json(self.REL) if store.exists(self.REL) else {}
-        self._before = len(self._known)
+        self._changed = False
 
     def of(self, path: str) -> str:
         """sha256 of a file, or of a folder's listing; a hub id (which has no files here yet) is itself."""
-        here = Path(path)
-        if here.is_dir():
-            return tree_digest(
-                {str(p.relative_to(here)): self._file(p) for p in sorted(here.rglob("*")) if p.is_file()}
-            )
-        return self._file(here) if here.exists() else f"hub:{path}"
+        here = os.path.realpath(path)
+        if os.path.isdir(here):
+            return tree_digest(dict(self._tree(here)))
+        return self._file(here) if os.path.exists(here) else f"hub:{path}"
 
-    def _file(self, path: Path) -> str:
-        stat = path.stat()
-        name, mark = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
-        if name not in self._known or self._known[name][:2] != mark:
-            self._known[name] = [*mark, sha256_file(path)]
-        return str(self._known[name][2])
+    def _tree(self, folder: str) -> Iterator[tuple[str, str]]:
+        """(path below the folder, digest) of its files; folders that are links are not entered."""
+        for at, _, names in os.walk(folder):
+            for name in names:
+                path = os.path.join(at, name)
+                if os.path.isfile(path):  # no broken link, no socket
+                    yield path[len(folder) :].lstrip("/"), self._file(path)
+
+    def _file(self, path: str) -> str:
+        stat = os.stat(path)
+        mark = [stat.st_size, stat.st_mtime_ns]
+        if path not in self._known or self._known[path][:2] != mark:
+            self._known[path] = [*mark, sha256_file(path)]
+            self._changed = True
+        return str(self._known[path][2])
 
     def save(self) -> None:
-        if len(self._known) != self._before:
+        if self._changed:
             self._store.write_json(self.REL, self._known)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from vlpipe.pipeline.errors import VlpipeError
@@ -57,5 +58,10 @@ def inside(root: str, relative: str) -> str | None:
     """The real path of `relative` below `root`, or None when it leads out (`..`, or a link)."""
     if "\x00" in relative:
         return None
-    path = os.path.realpath(os.path.join(root, relative.lstrip("/")))
+    names = relative.lstrip("/").split("/")
+    path = os.path.join(root, *names)
+    steps = accumulate(names, os.path.join, initial=root)
+    if not {"..", ".", ""} & set(names) and not any(os.path.islink(step) for step in steps):
+        return path  # as nearly always; resolving asks the system about each folder above, too
+    path = os.path.realpath(path)
     return path if path.startswith(os.path.join(os.path.realpath(root), "")) else None
