@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -13,7 +12,6 @@ import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.errors import WorkflowError
-from vlpipe.pipeline.params import find
 from vlpipe.pipeline.shard import heavy, need, with_field
 from vlpipe.pipeline.stage import File, GatherStage, MapStage, SourceStage, Weights
 from vlpipe.pipeline.workflow import Workflow
@@ -367,50 +365,6 @@ def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_bytes(b"name: x\nroot: \xff\n")
     with pytest.raises(WorkflowError, match="line 2: not UTF-8 text"):
         Workflow.load(str(tmp_path / "w.yaml"))
-
-
-@pytest.fixture
-def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path / "own_pkg"
-    folder.mkdir()
-    (folder / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    yield folder
-    for name in [n for n in sys.modules if n.startswith("own_pkg")]:
-        del sys.modules[name]
-
-
-@pytest.mark.parametrize(
-    ("use", "text"),
-    [
-        (
-            "own_pkg.fine",
-            "'own_pkg.fine' is no import path; wanted MODULE:CLASS below own_pkg, or my_package.module:Class",
-        ),
-        ("fin:Fine", "no module 'fin', neither below own_pkg nor on the Python path; did you mean 'fine'?"),
-        (
-            "a.b:Fine",
-            "no module 'a.b', neither below own_pkg nor on the Python path; there are: broken, fine, needy",
-        ),
-        (
-            "fine.deeper:Fine",
-            "no module 'fine.deeper', neither below own_pkg nor on the Python path;"
-            " there are: broken, fine, needy",
-        ),
-        ("fine:Fien", "module own_pkg.fine has no class 'Fien'; did you mean 'Fine'?"),
-        ("fine:number", "module own_pkg.fine has no class 'number'; there are: Fine"),
-        ("needy:X", "importing own_pkg.needy needs the module 'no_such_package', which is not installed"),
-        ("broken:X", "importing own_pkg.broken failed: ZeroDivisionError: division by zero"),
-    ],
-)
-def test_find(own_package: Path, use: str, text: str) -> None:
-    (own_package / "fine.py").write_text("class Fine: pass\nnumber = 3\n")
-    (own_package / "needy.py").write_text("import no_such_package.deep\n")
-    (own_package / "broken.py").write_text("1 / 0\n")
-    assert find("fine:Fine", "own_pkg") is find("own_pkg.fine:Fine", "vlpipe.stages")
-    with pytest.raises(ValueError) as info:
-        find(use, "own_pkg")
-    assert str(info.value) == text
 
 
 def test_not_a_stage(check: Check) -> None:
