@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import pyarrow as pa
 from pydantic import ConfigDict
@@ -82,6 +82,17 @@ class Stage:
 
 
 Work = Callable[[pa.Table], pa.Table | Out]
+
+
+@runtime_checkable
+class AheadWork(Protocol):
+    """Work that waits for the world: it is told of batches before it is called with them, `num_ahead` of them."""
+
+    num_ahead: int
+
+    def ahead(self, batch: pa.Table) -> None: ...
+
+    def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
 
 
 class MapStage(Stage):

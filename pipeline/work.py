@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ from vlpipe.pipeline.shard import (
     write_shard,
 )
 from vlpipe.pipeline.shared import Address, at
-from vlpipe.pipeline.stage import File, MapStage, Stage, Work
+from vlpipe.pipeline.stage import AheadWork, File, MapStage, Stage, Work
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import replace_files
 
@@ -253,7 +253,8 @@ def _outputs(
     """Run every row group; check that no row is lost; pass the tables on."""
     faults = Faults(task.step, budget=max(10, int(task.max_reject_rate * task.input.num_rows)))
     light = [f.name for f in task.schema_in if not is_heavy(f)]
-    for batch in read_batches(task.store, task.input, light, task.stage.READS_HEAVY):
+    batches = read_batches(task.store, task.input, light, task.stage.READS_HEAVY)
+    for batch in _told_ahead(batches, work):
         out_ids: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
         for out in run_guarded(work, batch, faults):
@@ -265,6 +266,20 @@ def _outputs(
             if out.table.num_rows:
                 yield out.table
         _conserved(task, Counter(batch["id"].to_pylist()), out_ids, rejected)
+
+
+def _told_ahead(batches: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
+    """The batches, in order; work that wants to know of them early has been told."""
+    if not isinstance(work, AheadWork):
+        yield from batches
+        return
+    told: deque[pa.Table] = deque()
+    for batch in batches:
+        work.ahead(batch)
+        told.append(batch)
+        if len(told) > work.num_ahead:
+            yield told.popleft()
+    yield from told
 
 
 def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejected: Counter[str]) -> None:

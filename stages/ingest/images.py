@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import builtins
-import hashlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import RowFault
-from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.shared import Service, address
 from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
-from vlpipe.stages.ingest.blocklist import BLOCKED, NOTHING, Blocklist, load
+from vlpipe.stages.ingest.blocklist import NOTHING, load
 from vlpipe.stages.ingest.checked import Rules
 from vlpipe.stages.ingest.decoder import decoding
 from vlpipe.stages.ingest.image_rows import ImageRows
@@ -32,7 +26,7 @@ from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
 from vlpipe.stages.row import IMAGE_FIELDS, LISTED
 
 if TYPE_CHECKING:
-    from vlpipe.stages.ingest.fetch import Answer, Fetch, Limits, Page
+    from vlpipe.stages.ingest.fetch import Limits
 
 # What may pass: in a later run by `vlpipe retry STEP --why CODE`; all but host_busy are also tried again at once
 # (`retries`). No other code is: what a server says for good, an opt-out or wrong bytes do not change by asking.
@@ -40,12 +34,9 @@ PASSING = frozenset(
     {"timeout", "connect", "dns", "disconnected", "host_busy", "http_408", "http_425", "http_429"}
     | {f"http_{status}" for status in range(500, 600)}
 )
-FILTERED = frozenset({"opt_out", BLOCKED})  # a rule said no, nothing broke: `vlpipe retry` leaves these alone
 FETCHED = pa.schema(
     [*LISTED, pa.field("http_status", pa.int32()), pa.field("final_url", pa.string()), *IMAGE_FIELDS]
 )
-
-CHECK_ROWS = 32  # images that go to the decoder together
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -133,6 +124,7 @@ class Fetching(SourceStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         from vlpipe.stages.ingest.fetch import fetcher
+        from vlpipe.stages.ingest.fetch_rows import FetchRows
 
         rules = Rules(max_pixels=self.max_pixels, max_frames=self.max_frames, resize=self.resize)
         schema = self.schema(self.row_schema())
@@ -142,86 +134,12 @@ class Fetching(SourceStage):
             fetcher(self._limits(), ports, PASSING, address(), blocklist.check_url) as fetch,
             decoding(rules, self.decode_timeout_s, self.decode_memory_mb) as decoder,
         ):
-            yield lambda batch: _fetch_rows(
-                batch,
+            yield FetchRows(
                 fetch,
-                ImageRows(batch, self.max_pixels, self.max_frames, decoder.check_all),
+                lambda batch: ImageRows(batch, self.max_pixels, self.max_frames, decoder.check_all),
                 schema,
                 blocklist,
             )
-
-
-def _fetch_rows(
-    batch: pa.Table, fetch: Fetch, rows: ImageRows, schema: pa.Schema, blocklist: Blocklist
-) -> Out:
-    """Images are checked in order, in this thread, while later ones are still on their way."""
-    log: list[dict[str, Any]] = []
-    ready: list[tuple[int, bytes, dict[str, Any]]] = []
-    listed = batch.drop_columns(["texts"]).to_pylist()
-    started = _start(listed, fetch)
-    try:
-        for row, (one, future) in enumerate(zip(listed, started, strict=True)):
-            try:
-                if isinstance(future, RowFault):
-                    raise future
-                if ready and (len(ready) >= CHECK_ROWS or not future.done()):
-                    rows.add_all(ready)
-                    ready.clear()
-                answer = future.result()
-                log.append(_line(one["id"], answer))
-                page = _need_page(answer.result, one.get(EXPECTED.name), blocklist)
-            except RowFault as fault:
-                rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
-            else:
-                ready.append((row, page.body, {"http_status": page.status, "final_url": page.url}))
-        rows.add_all(ready)
-    finally:
-        for future in started:
-            if not isinstance(future, RowFault):
-                future.cancel()
-    out = rows.out(schema)
-    out.log = log
-    return out
-
-
-def _start(listed: Sequence[Mapping[str, Any]], fetch: Fetch) -> list[Future[Answer] | RowFault]:
-    """Ask for every URL, but for those of rows that are refused before."""
-    refused = [_refused(one) for one in listed]
-    started = iter(fetch([one["url"] for one, fault in zip(listed, refused, strict=True) if fault is None]))
-    return [next(started) if fault is None else fault for fault in refused]
-
-
-def _refused(one: Mapping[str, Any]) -> RowFault | None:
-    """Why a listed row is not asked for."""
-    if one.get(FAULT.name):
-        return RowFault("bad_line", one[FAULT.name])
-    expected = one.get(EXPECTED.name)
-    if expected is not None and not _HEX_DIGEST.fullmatch(expected):
-        return RowFault("bad_hash", f"{expected[:80]!r} is no md5 (32) or sha256 (64 hexadecimal digits)")
-    return None
-
-
-_HEX_DIGEST = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
-
-
-def _need_page(result: Page | RowFault, expected: str | None, blocklist: Blocklist) -> Page:
-    """The page, before a byte of it is decoded. RowFault: why there is none; blocked, hash_mismatch."""
-    if isinstance(result, RowFault):
-        raise result
-    blocked = blocklist.check_bytes(result.body)
-    if blocked is not None:
-        raise blocked
-    if expected:
-        name = "md5" if len(expected) == 32 else "sha256"
-        found = hashlib.new(name, result.body, usedforsecurity=False).hexdigest()
-        if found != expected.lower():
-            raise RowFault("hash_mismatch", f"{name} is {found}, the list says {expected.lower()}")
-    return result
-
-
-def _line(id_: str, answer: Answer) -> dict[str, Any]:
-    at = datetime.fromtimestamp(answer.at_s, UTC).isoformat(timespec="seconds")
-    return {"id": id_, "at": at, "seconds": round(answer.seconds, 3), "attempts": answer.attempts}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -208,3 +208,16 @@ def test_ids_are_counted_not_only_listed() -> None:
     check_conserved("x", Counter("aab"), Counter("ab"), Counter("a"))
     with pytest.raises(VlpipeError, match=r"x breaks row conservation: 1 row\(s\) too many \(first: b\)"):
         check_conserved("x", Counter("ab"), Counter("abb"), Counter())
+
+
+def test_work_that_waits_for_the_world_is_told_of_batches_ahead(tmp_path: Path) -> None:
+    text = """
+steps:
+  numbers: {use: "toys:Numbers", num_rows: 18, shard_rows: 18}
+  groups: {use: "toys:Told", name: whole, from: numbers}
+  told: {use: "toys:Told", name: told, from: groups}
+"""
+    told = rows(tmp_path, run(tmp_path, text)["told"])
+    assert told["whole"].to_pylist() == [18] * 18
+    assert told["told"].to_pylist() == [12] * 4 + [16] * 4 + [18] * 10
+    assert told["n"].to_pylist() == list(range(18))
