@@ -48,7 +48,9 @@ def weights_file(source: str | Path) -> Path:
     found = sorted(p for p in folder.iterdir() if p.suffix in ENDINGS)
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
-        raise ValueError(f"weights: wanted one file ending in {', '.join(ENDINGS)} in {folder}, found {names}")
+        raise ValueError(
+            f"weights: wanted one file ending in {', '.join(ENDINGS)} in {folder}, found {names}"
+        )
     return found[0]
 
 

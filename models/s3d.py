@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.published import fill, read_state
@@ -63,7 +62,8 @@ class S3d(nn.Module):
         if frames.shape[2] < MIN_FRAMES:
             raise ValueError(f"S3D wants at least {MIN_FRAMES} frames, got {frames.shape[2]}")
         maps = self.features(frames)  # (B, 1024, T / 8, H / 32, W / 32)
-        return F.avg_pool3d(maps, (2, *maps.shape[3:]), stride=1).mean((2, 3, 4))
+        steps = maps.float().mean((3, 4))  # (B, 1024, T / 8)
+        return ((steps[:, :, :-1] + steps[:, :, 1:]) / 2).mean(2).to(maps.dtype)
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.classifier(self.pooled(frames)[:, :, None, None, None]).flatten(1)

@@ -48,7 +48,9 @@ class S3dG(nn.Module):
     def pooled(self, frames: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, 1024): `mixed_5c`, what most feature files hold."""
         if self.space_to_depth:
-            x = self.conv1(space_to_depth(frames))[:, :, 1:, 1:, 1:]  # its padding is one too wide at the front
+            x = self.conv1(space_to_depth(frames))[
+                :, :, 1:, 1:, 1:
+            ]  # its padding is one too wide at the front
         else:
             x = self.conv1(frames)
         x = same_max_pool(x, (1, 3, 3), (1, 2, 2))

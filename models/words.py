@@ -33,9 +33,7 @@ class Words:
         """From an .npy file of strings. ValueError when it is not one, or would run code."""
         return cls(read_words(path))
 
-    def ids(
-        self, texts: Iterable[str], max_words: int = 20, *, lower: bool = True
-    ) -> npt.NDArray[np.int64]:
+    def ids(self, texts: Iterable[str], max_words: int = 20, *, lower: bool = True) -> npt.NDArray[np.int64]:
         """(B, max_words): words not in the list are left out, the rest cut or padded with 0.
 
         max_words: 20 in training, 30 in evaluation, 16 in the published inference code, which also lower-cases.
@@ -51,7 +49,11 @@ def read_words(path: str | Path) -> list[str]:
     with open(path, "rb") as file:
         try:
             version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             _, _, dtype = read(file)
             if dtype.hasobject:
                 found = _Strict(file).load()
