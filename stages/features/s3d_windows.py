@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from vlpipe.stages.features.batches import BATCH_ROWS
+
 Frames = npt.NDArray[np.uint8]
 Tail = Literal["zeros", "repeat", "drop"]
 Vector = Literal["pooled", "embedding"]
@@ -74,6 +76,13 @@ class Window(NamedTuple):
     first: int  # number of its first frame
     num_real: int
     frames: Frames  # (num_seen, H, W, 3)
+
+
+def batch_size_problems(batch_size: int) -> list[str]:
+    """For `preflight`. One window is work enough for a CPU core, and alone it has no neighbours that could move it."""
+    if batch_size == 1 or (batch_size > 0 and batch_size % BATCH_ROWS == 0):
+        return []
+    return [f"batch_size must be 1 or a multiple of {BATCH_ROWS}, got {batch_size}: else place moves results"]
 
 
 def cut(frames: Iterable[Frames], how: Windows) -> Iterator[Window]:

@@ -139,9 +139,7 @@ def decoded(path: Path) -> np.ndarray:
 
 
 def test_clips_are_cut_at_their_own_times(videos: Path, nets: Nets, video_rows: Rows) -> None:
-    rows = video_rows(
-        ["a1", "a2", "a3", "a4"], start_s=[0.6, 1.2, 1.2, 9.0], end_s=[1.2, 5.0, 1.2, 9.9]
-    )
+    rows = video_rows(["a1", "a2", "a3", "a4"], start_s=[0.6, 1.2, 1.2, 9.0], end_s=[1.2, 5.0, 1.2, 9.9])
     stage = S3dFeatures(videos=str(videos), weights=nets["mil_nce"], windows=SMALL)
     out = run_map(stage, rows)
     assert [times(out.table, k) for k in range(2)] == [[(0.6, 1.2)], [(1.2, 1.5)]]
@@ -185,7 +183,9 @@ def test_bf16_is_close_to_fp32(videos: Path, nets: Nets, video_rows: Rows) -> No
     assert 0 < np.linalg.norm(half - full) / np.linalg.norm(full) < 0.05
 
 
-def test_a_changed_video_and_a_feature_too_large(videos: Path, nets: Nets, tmp_path: Path, video_rows: Rows) -> None:
+def test_a_changed_video_and_a_feature_too_large(
+    videos: Path, nets: Nets, tmp_path: Path, video_rows: Rows
+) -> None:
     rows = video_rows("ab")
     rows = rows.set_column(2, "num_bytes", pa.array([rows["num_bytes"][0].as_py(), 5]))
     stage = S3dFeatures(videos=str(videos), weights=nets["mil_nce"], windows=SMALL)
@@ -228,7 +228,9 @@ def test_the_plan_says_what_cannot_work(nets: Nets, videos: Path, video_rows: Ro
     assert problems(mil_nce, replace(SMALL, frames=5)) == [
         "S3D-G with space-to-depth wants an even number of frames and an even side, got 5 and 32"
     ]
-    assert problems(mil_nce, SMALL, batch_size=3) == ["batch_size must be 1 or a multiple of 16, got 3"]
+    assert problems(mil_nce, SMALL, batch_size=3) == [
+        "batch_size must be 1 or a multiple of 16, got 3: else place moves results"
+    ]
     with pytest.raises(SchemaError, match=r"has no windows 'unvl'; did you mean 'univl'\?"):
         S3dFeatures(videos="v", weights=mil_nce, windows="unvl").how()
     with pytest.raises(VlpipeError, match="the step says normalisation: unit, but"):
