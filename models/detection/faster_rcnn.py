@@ -186,7 +186,8 @@ def config_of(fields: Mapping[str, Any]) -> DetectorConfig:
     known = {f.name for f in dataclasses.fields(DetectorConfig)}
     if unknown := sorted(set(fields) - known):
         raise ValueError(f"detector: no parameter {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    return DetectorConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return DetectorConfig(**given)
 
 
 def pad(images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:

@@ -41,7 +41,8 @@ class Rpn(nn.Module):
         hidden = F.relu(self.conv(maps))
         logits = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float()
         offsets = self.offsets(hidden).permute(0, 2, 3, 1).reshape(*logits.shape, 4).float()
-        return grid_anchors(self.cell_anchors, *maps.shape[2:], STRIDE), logits, offsets
+        anchors = grid_anchors(self.cell_anchors, maps.shape[2], maps.shape[3], STRIDE)
+        return anchors, logits, offsets
 
     @torch.no_grad()
     def propose(self, anchors: Tensor, logits: Tensor, offsets: Tensor, size: tuple[int, int]) -> Tensor:
