@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlpipe.models.build import build, find
 from vlpipe.models.features import Features
 from vlpipe.models.tokenizer import Tokenizer
-from vlpipe.stages.train.recipe import MODELS, OBJECTIVES, Recipe
+from vlpipe.stages.train.recipe import MODELS, OBJECTIVES, Optimisation, Recipe
 
 
 class Net(nn.Module):
@@ -106,7 +106,7 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer) -> Net:
     return net.train()
 
 
-def decay_groups(net: Net, no_decay: Sequence[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def decay_groups(net: nn.Module, no_decay: Sequence[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(those that decay, those that do not: scalars, vectors, what `no_decay` names). In BLIP all decay."""
     params = {name: p for name, p in net.named_parameters() if p.requires_grad}
     for part in no_decay:
@@ -120,7 +120,7 @@ def decay_groups(net: Net, no_decay: Sequence[str]) -> tuple[list[nn.Parameter],
     return groups
 
 
-def build_optimiser(net: Net, recipe: Recipe) -> torch.optim.AdamW:
+def build_optimiser(net: nn.Module, recipe: Optimisation) -> torch.optim.AdamW:
     decayed, others = decay_groups(net, recipe.no_decay)
     return torch.optim.AdamW(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],

@@ -23,6 +23,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.train.checkpoint import Checkpoints
 from vlpipe.stages.train.collapse import ALARM, collapsed, message
 from vlpipe.stages.train.progress import Progress
+from vlpipe.stages.train.recipe import Recipe
 from vlpipe.stages.train.run import Run, prepare
 from vlpipe.stages.train.runtime import reproducible, seed_all
 from vlpipe.stages.train.schedule import learning_rate
@@ -156,7 +157,9 @@ def log(run: Run) -> dict[str, float]:
 
 
 def watch(run: Run) -> str:
-    """Raise the collapse alarm, once: what to say, and a loss row."""
+    """Raise the collapse alarm, once: what to say, and a loss row. Only a `Recipe` has a matching loss."""
+    if not isinstance(run.recipe, Recipe):
+        return ""
     after = run.recipe.warmup_steps + run.recipe.collapse_after
     loss = collapsed(run.rows, after)
     if loss is None or any(name == ALARM for _, name, _ in run.rows):

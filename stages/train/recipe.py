@@ -27,33 +27,15 @@ class Augmentation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Defaults are those of BLIP's pretraining where it has one; it does not clip, and decays everything."""
-
-    # What is trained. `model`: {use: "blip:Blip", and its parameters}; beside `init`, what changes in it.
-    # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, and its parameters}.
-    objectives: list[str | dict[str, Any]]
-    model: dict[str, Any] | None = None
-    init: Weights | None = None  # start from these, with their tokenizer
-    init_vit: Weights | None = (
-        None  # or start a new model's vision from a ViT (BLIP: DeiT-B/16, timm's names)
-    )
-    init_bert: Weights | None = None  # and its text side from a BERT of the same vocabulary
-    tokenizer: File | None = None  # a folder with vocab.txt, or a vocab.txt
-
-    # On what. A sample is an (image, text) pair, or an image with one text that is drawn in each epoch.
-    texts: Literal["pairs", "images"] = "pairs"
-    mix: dict[str, float] = field(default_factory=dict)  # step -> how often its samples come in an epoch
-    prompt: str = ""  # put before every text; BLIP's captioner: "a picture of "
-    max_text_length: int = 30  # tokens, [CLS] and [SEP] included
-    augment: Augmentation | None = None
-    shuffle_window: int = 16384  # samples that are in memory together and shuffled among each other
+class Optimisation:
+    """How long and how a model of any kind is trained. Defaults: those of BLIP's pretraining where it has one."""
 
     # For how long; one of `steps` and `epochs`
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 64  # samples per optimiser step, over all workers and micro-batches
     accumulate: int = 1  # micro-batches per optimiser step
+    shuffle_window: int = 16384  # samples that are in memory together and shuffled among each other
 
     # How
     lr: float = 3e-4
@@ -73,22 +55,11 @@ class Recipe:
     gpu: bool = False
     log_every: int = 50  # steps per loss row and progress line
     checkpoint_every: int = 500  # steps, the most that a kill costs
-    on_collapse: Literal["warn", "fail"] = "warn"
-    collapse_after: int = 1000  # steps after warm-up before matching may be judged to be stuck
     loader_threads: int = 2  # per worker
-    cache_bytes: int = 2 << 30  # per worker, for images beyond those of the shuffle window
 
     @property
     def micro_batch_size(self) -> int:
         return self.batch_size // (self.num_workers * self.accumulate)
-
-    def model_spec(self) -> dict[str, Any]:
-        return {"use": DEFAULT_MODEL} | (self.model or {})
-
-    def objective_specs(self) -> list[tuple[float, dict[str, Any]]]:
-        """(weight, spec for `build`) of each objective."""
-        specs = [{"use": o} if isinstance(o, str) else dict(o) for o in self.objectives]
-        return [(float(spec.pop("weight", 1.0)), spec) for spec in specs]
 
     def num_steps(self, samples_per_epoch: int) -> int:
         if self.steps is not None:
@@ -117,15 +88,6 @@ class Recipe:
                 f"warmup_steps: wanted 0 to below steps = {self.steps}, got {self.warmup_steps}",
             ),
             (not 0 <= self.min_lr <= self.lr, f"min_lr: wanted 0 to lr = {self.lr}, got {self.min_lr}"),
-            (not self.objectives, 'objectives: wanted at least one, such as "lm:Lm"'),
-            (self.model is None and self.init is None, "wanted model or init, got neither"),
-            (
-                self.init is not None and not (self.init_vit is self.init_bert is None),
-                "init_vit and init_bert are for a new model: leave them out beside init",
-            ),
-            (self.tokenizer is None and self.init is None, "wanted tokenizer or init, got neither"),
-            (any(w < 0 for w in self.mix.values()), f"mix: wanted weights of at least 0, got {self.mix}"),
-            (self.max_text_length < 3, f"max_text_length: wanted at least 3, got {self.max_text_length}"),
             (
                 min(self.log_every, self.checkpoint_every) < 1,
                 "log_every and checkpoint_every: wanted at least 1",
@@ -135,6 +97,56 @@ class Recipe:
                 "loader_threads and shuffle_window: wanted at least 1",
             ),
             (self.seed < 0, f"seed: wanted at least 0, got {self.seed}"),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Optimisation):
+    """A model of images and texts. BLIP's pretraining does not clip, and decays everything."""
+
+    # What is trained. `model`: {use: "blip:Blip", and its parameters}; beside `init`, what changes in it.
+    # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, and its parameters}.
+    objectives: list[str | dict[str, Any]]
+    model: dict[str, Any] | None = None
+    init: Weights | None = None  # start from these, with their tokenizer
+    init_vit: Weights | None = (
+        None  # or start a new model's vision from a ViT (BLIP: DeiT-B/16, timm's names)
+    )
+    init_bert: Weights | None = None  # and its text side from a BERT of the same vocabulary
+    tokenizer: File | None = None  # a folder with vocab.txt, or a vocab.txt
+
+    # On what. A sample is an (image, text) pair, or an image with one text that is drawn in each epoch.
+    texts: Literal["pairs", "images"] = "pairs"
+    mix: dict[str, float] = field(default_factory=dict)  # step -> how often its samples come in an epoch
+    prompt: str = ""  # put before every text; BLIP's captioner: "a picture of "
+    max_text_length: int = 30  # tokens, [CLS] and [SEP] included
+    augment: Augmentation | None = None
+
+    # What else is seen of it
+    on_collapse: Literal["warn", "fail"] = "warn"
+    collapse_after: int = 1000  # steps after warm-up before matching may be judged to be stuck
+    cache_bytes: int = 2 << 30  # per worker, for images beyond those of the shuffle window
+
+    def model_spec(self) -> dict[str, Any]:
+        return {"use": DEFAULT_MODEL} | (self.model or {})
+
+    def objective_specs(self) -> list[tuple[float, dict[str, Any]]]:
+        """(weight, spec for `build`) of each objective."""
+        specs = [{"use": o} if isinstance(o, str) else dict(o) for o in self.objectives]
+        return [(float(spec.pop("weight", 1.0)), spec) for spec in specs]
+
+    def _checks(self) -> list[tuple[bool, str]]:
+        return [
+            *super()._checks(),
+            (not self.objectives, 'objectives: wanted at least one, such as "lm:Lm"'),
+            (self.model is None and self.init is None, "wanted model or init, got neither"),
+            (
+                self.init is not None and not (self.init_vit is self.init_bert is None),
+                "init_vit and init_bert are for a new model: leave them out beside init",
+            ),
+            (self.tokenizer is None and self.init is None, "wanted tokenizer or init, got neither"),
+            (any(w < 0 for w in self.mix.values()), f"mix: wanted weights of at least 0, got {self.mix}"),
+            (self.max_text_length < 3, f"max_text_length: wanted at least 3, got {self.max_text_length}"),
         ]
 
 

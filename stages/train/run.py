@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from vlpipe.models import distributed
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.stages.train.build import Net, build_net, build_optimiser, load_tokenizer
+from vlpipe.stages.train.build import build_net, build_optimiser, load_tokenizer
 from vlpipe.stages.train.collapse import LossRow
 from vlpipe.stages.train.loader import Loader
-from vlpipe.stages.train.recipe import Recipe
+from vlpipe.stages.train.recipe import Optimisation, Recipe
 from vlpipe.stages.train.runtime import pick_device, seed_all
 
 # torch 2.13 renames the option and warns of the old name
@@ -32,10 +32,10 @@ SYNC_BUFFERS = (
 class Run:
     """`step`: steps done. `sums`: of each value over the `num_summed` steps since the last loss row."""
 
-    recipe: Recipe
+    recipe: Optimisation
     device: torch.device
-    net: Net
-    loader: Loader
+    net: Any  # a Net, or what has its forward, losses, objectives and num_terms
+    loader: Any  # a Loader, or what has its batches and samples_per_epoch
     num_steps: int
     step: int = 0
     rows: list[LossRow] = field(default_factory=list)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
-from vlpipe.stages.train.recipe import Recipe
+from vlpipe.stages.train.recipe import Optimisation
 
 
-def learning_rate(recipe: Recipe, step: int, num_steps: int, samples_per_epoch: int) -> float:
+def learning_rate(recipe: Optimisation, step: int, num_steps: int, samples_per_epoch: int) -> float:
     """Rate of step 0, 1, ... `num_steps` - 1. The peak is reached by the last step of warm-up, `min_lr` by
     the last step.
     """

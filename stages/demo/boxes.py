@@ -1,0 +1,69 @@
+"""True boxes for the demo world's pictures: what a detector is trained on and judged by. Truth for detectors only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.shard import Out, Reject, need, with_field
+from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.stages.evaluate.truth import read_truth
+from vlpipe.stages.features.batches import without
+from vlpipe.stages.features.regions_row import OBJECTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueBoxes(MapStage):
+    """Add `objects` from the world's truth.parquet: the shape is the label, colour and size are attributes.
+
+    Boxes are those the shapes were drawn into, in pixels, cut at the picture's edge. Code: not_in_truth.
+    """
+
+    truth: File
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        size = {"width": pa.int32(), "height": pa.int32()}
+        need(inp, "demo.boxes", id=pa.string(), url=pa.string(), **size)
+        return with_field(inp, pa.field("objects", OBJECTS))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        known = read_truth(self.truth)
+
+        def work(table: pa.Table) -> Out:
+            found: list[list[dict[str, Any]]] = []
+            rejects: list[Reject] = []
+            for row in table.select(["id", "url", "width", "height"]).to_pylist():
+                try:
+                    found.append(objects_of(row, known))
+                except RowFault as fault:
+                    rejects.append(Reject(row["id"], "fault", fault.why, fault.detail))
+            kept = without(table, rejects)
+            return Out(kept.append_column("objects", pa.array(found, OBJECTS)), rejects)
+
+        yield work
+
+
+def objects_of(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The true objects of a picture, as `OBJECTS` has them. RowFault not_in_truth."""
+    if row["url"] not in known:
+        raise RowFault("not_in_truth", f"the truth file does not know {row['url']}; is it of this world?")
+    width, height = row["width"], row["height"]
+    return [
+        {
+            "box": [
+                max(0.0, one["x"] * width),
+                max(0.0, one["y"] * height),
+                min(float(width), (one["x"] + one["w"]) * width),
+                min(float(height), (one["y"] + one["h"]) * height),
+            ],
+            "label": one["shape"],
+            "attributes": [one["colour"], one["size"]],
+        }
+        for one in known[row["url"]]["objects"]
+    ]

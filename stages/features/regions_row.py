@@ -1,0 +1,98 @@
+"""The records of regions: true objects of an image as a detector is trained with them, and the regions it then gives.
+
+One region record serves every region system: feature, box, all class probabilities, the likeliest class and attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import heavy
+
+BOX = pa.list_(pa.float32(), 4)  # x1, y1, x2, y2 in pixels of the shown image
+OBJECT = pa.struct([("box", BOX), ("label", pa.string()), ("attributes", pa.list_(pa.string()))])
+OBJECTS = pa.list_(OBJECT)  # light column `objects`
+
+ROW_GROUP_BYTES = 32 << 20
+SCALARS = (("obj", np.int16), ("obj_conf", np.float32), ("attr", np.int16), ("attr_conf", np.float32))
+
+Arrays = Mapping[str, npt.NDArray[Any]]  # field of a region -> (N, ...), of one image
+
+
+def region_type(feat_dim: int, num_probs: int) -> pa.StructType:
+    """A region. `prob` ends with background; `attr` is -1 where the detector has none."""
+    return pa.struct(
+        [
+            ("feat", pa.list_(pa.float16(), feat_dim)),
+            ("box", BOX),
+            ("prob", pa.list_(pa.float16(), num_probs)),
+            *((name, pa.from_numpy_dtype(dtype)) for name, dtype in SCALARS),
+        ]
+    )
+
+
+def region_fields(feat_dim: int, num_probs: int) -> tuple[pa.Field, pa.Field, pa.Field]:
+    """The columns a region stage adds: heavy `regions`, light `region_tags` (class names) and `regions_weights`."""
+    return (
+        heavy("regions", pa.list_(region_type(feat_dim, num_probs))),
+        pa.field("region_tags", pa.list_(pa.string())),
+        pa.field("regions_weights", pa.string()),
+    )
+
+
+def group_rows(feat_dim: int, num_probs: int, max_regions: int) -> int:
+    """Rows per row group, so that a group of images with `max_regions` each is about 32 MB."""
+    per_region = 2 * feat_dim + 2 * num_probs + 16 + sum(np.dtype(d).itemsize for _, d in SCALARS)
+    return max(1, ROW_GROUP_BYTES // (per_region * max(1, max_regions)))
+
+
+def regions_array(images: Sequence[Arrays], feat_dim: int, num_probs: int) -> pa.ListArray:
+    """Images' regions as a column, without a Python object per region."""
+    widths = {"feat": (np.float16, feat_dim), "box": (np.float32, 4), "prob": (np.float16, num_probs)}
+    parts: list[pa.Array] = []
+    for name, (dtype, width) in widths.items():
+        flat = np.concatenate([np.zeros(0, dtype), *(one[name].astype(dtype).ravel() for one in images)])
+        parts.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), width))
+    for name, scalar in SCALARS:
+        parts.append(
+            pa.array(np.concatenate([np.zeros(0, scalar), *(one[name].astype(scalar) for one in images)]))
+        )
+    fields = list(region_type(feat_dim, num_probs))
+    offsets = np.cumsum([0, *(len(one["obj"]) for one in images)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.StructArray.from_arrays(parts, fields=fields))
+
+
+def image_arrays(column: pa.ListArray) -> list[Arrays]:
+    """The inverse of `regions_array`: views into Arrow's memory, one image after the other."""
+    structs = column.flatten()
+    flat: dict[str, npt.NDArray[Any]] = {}
+    for field in structs.type:
+        values = structs.field(field.name)
+        if pa.types.is_fixed_size_list(field.type):
+            width = field.type.list_size
+            flat[field.name] = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        else:
+            flat[field.name] = values.to_numpy(zero_copy_only=False)
+    ends = np.cumsum([0, *column.value_lengths().fill_null(0).to_pylist()])
+    return [{name: values[start:stop] for name, values in flat.items()} for start, stop in pairwise(ends)]
+
+
+def tags_of(regions: Arrays, classes: Sequence[str], least: float) -> list[str]:
+    """Class names of the regions with a confidence of at least `least`, best first; a word may come twice."""
+    order = np.argsort(-regions["obj_conf"], kind="stable")
+    return [classes[regions["obj"][k]] for k in order if regions["obj_conf"][k] >= least]
+
+
+def region_columns(regions: pa.ListArray, tags: Sequence[Sequence[str]], digest: str) -> dict[str, pa.Array]:
+    """The columns of `region_fields`, by name."""
+    return {
+        "regions": regions,
+        "region_tags": pa.array(tags, pa.list_(pa.string())),
+        "regions_weights": pa.array([digest] * len(tags), pa.string()),
+    }
