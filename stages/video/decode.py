@@ -1,0 +1,306 @@
+"""Frames of a video at given times: by time stamp, not by number; upright, with square pixels, at the size wanted.
+
+    with open_video(root, "a/b.mp4") as video:
+        for index, pixels in video.frames(sample_times(0, 10, fps=2), Square(224)):
+            ...
+
+A time gets the last frame that begins at or before it, as a player would show. One decoder thread: run videos side by side.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.stages.video.sizes import Exact, ShortSide, Size, Square, fit, shown_size
+from vlpipe.stages.video.source import container, need_av, said
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+__all__ = [
+    "Exact",
+    "Limits",
+    "ShortSide",
+    "Size",
+    "Square",
+    "TextCue",
+    "Video",
+    "VideoInfo",
+    "open_video",
+    "probe",
+    "sample_times",
+]
+
+SLACK_S = 0.0005  # Matroska rounds to milliseconds: a frame stamped 0.067 is the one for 2 / 30 s
+
+
+TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one video may cost. Time counts while decoding, not while the caller works on a frame."""
+
+    deadline_s: float = 600
+    max_bad_packets: int = (
+        20  # decoding goes on after a bad packet, as players do, until there were more than these
+    )
+    max_pixels: int = 8192 * 4320  # of a frame, as stored, as shown and as asked for
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoInfo:
+    """What a file says of itself and its first frame shows. Durations and counts are hints: files lie."""
+
+    duration_s: float | None
+    width: int  # as shown: after rotation and sample aspect ratio
+    height: int
+    fps: float | None  # mean
+    codec: str
+    num_frames: int | None
+    rotation: int  # degrees, counter-clockwise, that turn the stored picture upright
+    sar: float  # width of a stored pixel over its height
+
+
+class TextCue(NamedTuple):
+    """One subtitle of a text track in the file."""
+
+    start_s: float
+    end_s: float
+    text: str
+    lang: str | None  # as the track says
+
+
+class Budget:
+    """Time and errors left for one video. RowFault: deadline, too_many_errors."""
+
+    def __init__(self, video: str, limits: Limits) -> None:
+        self.video, self.limits = video, limits
+        self.num_bad = 0
+        self._spent_s, self._since = 0.0, time.monotonic()
+
+    def check(self) -> None:
+        if self._spent_s + time.monotonic() - self._since > self.limits.deadline_s:
+            raise RowFault(
+                "deadline", f"{self.video}: not done after {self.limits.deadline_s:g} s of decoding"
+            )
+
+    def bad(self, error: Exception) -> None:
+        self.num_bad += 1
+        if self.num_bad > self.limits.max_bad_packets:
+            detail = (
+                f"{self.video}: more than {self.limits.max_bad_packets} bad packets, the last: {said(error)}"
+            )
+            raise RowFault("too_many_errors", detail)
+
+    def pause(self) -> None:
+        self._spent_s += time.monotonic() - self._since
+
+    def go_on(self) -> None:
+        self._since = time.monotonic()
+
+
+@contextmanager
+def open_video(
+    root: str, video: str, limits: Limits = Limits(), *, num_bytes: int | None = None
+) -> Iterator[Video]:
+    """The video at path `video` below `root` (a folder or an fsspec URL).
+
+    num_bytes: the size its row names. RowFault: bad_path, no_file, video_changed, no_video, broken_video, too_many_pixels,
+    deadline, too_many_errors.
+    """
+    budget = Budget(video, limits)
+    with container(
+        root, video, num_bytes=num_bytes, timeout_s=limits.deadline_s, max_pixels=limits.max_pixels
+    ) as opened:
+        yield Video(opened, budget)
+
+
+def probe(root: str, video: str, limits: Limits = Limits(), *, num_bytes: int | None = None) -> VideoInfo:
+    """What the header and the first frame say. RowFault: as `open_video`."""
+    with open_video(root, video, limits, num_bytes=num_bytes) as opened:
+        return opened.info
+
+
+def sample_times(start_s: float, end_s: float, fps: float) -> npt.NDArray[np.float64]:
+    """start_s + k / fps for k = 0, 1, ... below end_s: seconds, ascending."""
+    if not fps > 0 or not math.isfinite(end_s - start_s):
+        raise ValueError(f"wanted finite times and fps > 0, got start_s={start_s}, end_s={end_s}, fps={fps}")
+    num = max(
+        0, math.ceil(round((end_s - start_s) * fps, 6))
+    )  # 0.3 * 10 is 3.0000000000000004 for a computer
+    return start_s + np.arange(num) / fps
+
+
+class Video:
+    """An open video. `frames` may be called many times, in any order of windows; not from several threads."""
+
+    def __init__(self, opened: InputContainer, budget: Budget) -> None:
+        self._container, self._budget = opened, budget
+        self._stream = _video_stream(opened, budget.video)
+        self._stream.codec_context.thread_count = 1
+        self._zero_s = _zero_s(opened)
+        self._reformatter = need_av().video.reformatter.VideoReformatter()
+        self._sar = float(self._stream.sample_aspect_ratio or 1)
+        self.info = self._look()
+        budget.pause()
+
+    def frames(self, times_s: Sequence[float], size: Size) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """(index into times_s, RGB picture (H, W, 3)) for each time, ascending; a time past the end is left out.
+
+        A time before the first frame gets the first. RowFault: deadline, too_many_errors, too_many_pixels, broken_video,
+        no_frames_in_window (all times are past the end).
+        """
+        times = np.asarray(times_s, np.float64)
+        if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
+            raise ValueError("times_s must be finite and ascending")
+        found = False
+        self._budget.go_on()
+        for index, frame in self._at(times):
+            picture = self._picture(frame, size)
+            found = True
+            self._budget.pause()
+            yield index, picture
+            self._budget.go_on()
+        self._budget.pause()
+        if len(times) and not found:
+            detail = f"{self._budget.video}: it ends before {times[0]:g} s"
+            raise RowFault("no_frames_in_window", detail)
+
+    def subtitles(self) -> Iterator[TextCue]:
+        """Cues of all text tracks, track by track, in file order; times on the video's clock. Bitmap tracks are left out."""
+        av = need_av()
+        for stream in self._container.streams.subtitles:
+            self._container.seek(0)
+            for packet in self._container.demux(stream):
+                self._budget.check()
+                try:
+                    entries = packet.decode()
+                except av.FFmpegError as error:
+                    self._budget.bad(error)
+                    continue
+                yield from self._cues(packet, entries, stream.language)
+
+    def _cues(self, packet: object, entries: Sequence[object], lang: str | None) -> Iterator[TextCue]:
+        pts, duration, base = (getattr(packet, name) for name in ("pts", "duration", "time_base"))
+        if pts is None:
+            return
+        start_s = float(pts * base) - self._zero_s
+        for entry in entries:
+            raw = getattr(entry, "dialogue", None)
+            if raw:
+                text = raw.decode("utf-8", "replace")
+                yield TextCue(start_s, start_s + float((duration or 0) * base), text, lang)
+
+    def _at(self, times: npt.NDArray[np.float64]) -> Iterator[tuple[int, VideoFrame]]:
+        """The frame on show at each time."""
+        wanted = self._ticks(times)
+        self._container.seek(0, stream=self._stream)
+        shown, index = None, 0
+        for frame in self._decoded():
+            while index < len(wanted) and shown is not None and wanted[index] < (frame.pts or 0):
+                yield index, shown
+                index += 1
+            if index == len(wanted):
+                return
+            shown = frame
+        while index < len(wanted) and shown is not None and wanted[index] < self._end(shown):
+            yield index, shown
+            index += 1
+
+    def _ticks(self, times: npt.NDArray[np.float64]) -> list[int]:
+        """Seconds -> the last time stamp not after them."""
+        base = float(self._stream.time_base or 1)
+        return [int(tick) for tick in np.floor((times + self._zero_s + SLACK_S) / base)]
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        """All frames in order, bad packets counted."""
+        av = need_av()
+        packets = self._container.demux(self._stream)
+        while True:
+            self._budget.check()
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.FFmpegError as error:
+                self._budget.bad(error)
+                packets = self._container.demux(self._stream)
+                continue
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                self._budget.bad(error)
+                continue
+            for frame in frames:
+                if frame.pts is not None and frame.pts >= 0:  # before 0: an edit list cuts it off
+                    yield frame
+
+    def _end(self, frame: VideoFrame) -> int:
+        """The time stamp at which the last frame ends."""
+        rate, base = self._stream.average_rate, self._stream.time_base
+        length = frame.duration or (1 / (rate * base) if rate and base else 0)
+        return int((frame.pts or 0) + length)
+
+    def _picture(self, frame: VideoFrame, size: Size) -> npt.NDArray[np.uint8]:
+        how = fit(size, frame.width, frame.height, self._sar, frame.rotation)
+        if how.width * how.height > self._budget.limits.max_pixels:
+            raise _too_large(self._budget, how.width, how.height)
+        scaled = self._reformatter.reformat(frame, how.width, how.height, "rgb24", threads=1)
+        return how.finish(scaled.to_ndarray())
+
+    def _look(self) -> VideoInfo:
+        stream = self._stream
+        frame = next(self._decoded(), None)
+        if frame is None:
+            raise RowFault("broken_video", f"{self._budget.video}: no frame can be decoded")
+        width, height = shown_size(frame.width, frame.height, self._sar, frame.rotation)
+        if width * height > self._budget.limits.max_pixels:
+            raise _too_large(self._budget, width, height)
+        duration = self._container.duration
+        return VideoInfo(
+            duration_s=duration / 1e6 if duration and duration > 0 else None,
+            width=width,
+            height=height,
+            fps=float(stream.average_rate) if stream.average_rate else None,
+            codec=stream.codec_context.name,
+            num_frames=stream.frames or None,
+            rotation=frame.rotation,
+            sar=self._sar,
+        )
+
+
+def _too_large(budget: Budget, width: int, height: int) -> RowFault:
+    detail = f"{budget.video}: {width} x {height}, the limit is {budget.limits.max_pixels} pixels"
+    return RowFault("too_many_pixels", detail)
+
+
+def _video_stream(opened: InputContainer, video: str) -> VideoStream:
+    """The best video stream, by FFmpeg's rules; a cover picture is none. RowFault: no_video, broken_video."""
+    from av.stream import Disposition
+    from av.video.stream import VideoStream
+
+    stream = opened.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:
+        kinds = ", ".join(sorted({stream.type for stream in opened.streams})) or "nothing"
+        raise RowFault("no_video", f"{video} has no video stream; it has {kinds}")
+    assert isinstance(stream, VideoStream)
+    return stream
+
+
+def _zero_s(opened: InputContainer) -> float:
+    """Where the clock begins: 0, but where a format's time stamps may begin anywhere (MPEG-TS) that of its start."""
+    if opened.format.flags & TS_DISCONT and opened.start_time is not None:
+        return opened.start_time / 1e6
+    return 0.0
