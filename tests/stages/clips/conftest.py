@@ -1,10 +1,13 @@
-"""Video rows with cues, for the pairing rules."""
+"""Video rows with cues, for the pairing rules; small lossless videos, for what looks at frames."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -35,3 +38,21 @@ def videos() -> Callable[..., pa.Table]:
         return pa.Table.from_pylist(rows, VIDEOS)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., Path]:
+    """write_video(path, pictures (N, H, W, 3) uint8, fps): lossless, one frame each 1 / fps s."""
+    av = pytest.importorskip("av", reason="the extra `video` is not installed")
+
+    def write(path: Path, pictures: npt.NDArray[np.uint8], fps: int = 8) -> Path:
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream("png", rate=fps)
+            stream.height, stream.width = pictures.shape[1:3]
+            stream.pix_fmt = "rgb24"
+            for picture in pictures:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            out.mux(stream.encode(None))
+        return path
+
+    return write
