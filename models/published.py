@@ -1,0 +1,83 @@
+"""State dicts as others published them: read without running anything in them, unwrapped, and checked name by name."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vlpipe.models.hub import local_folder
+
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # older published files end in .pth.tar
+MAX_NAMES = 8  # of a kind in an error
+
+
+def read_state(source: str | Path) -> dict[str, Tensor]:
+    """Tensors by name from a file, or from the only weights file of a folder or hub id.
+
+    A dict below `state_dict` or `model` is taken out of a training checkpoint, and DataParallel's `module.` off the names.
+    ValueError: not such a file, or one that would run code when read.
+    """
+    path = weights_file(source)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"weights: {path} is no file of plain tensors: {str(error)[:300]}") from error
+    for name in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
+    if not isinstance(found, Mapping) or not any(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"weights: wanted tensors by name in {path}, got {type(found).__name__}")
+    return {str(k).removeprefix("module."): v for k, v in found.items() if isinstance(v, Tensor)}
+
+
+def weights_file(source: str | Path) -> Path:
+    """The file itself, or the only file with one of ENDINGS in the folder (or hub repository)."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    folder = local_folder(source, [f"*{ending}" for ending in ENDINGS])
+    found = sorted(p for p in folder.iterdir() if p.suffix in ENDINGS)
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise ValueError(
+            f"weights: wanted one file ending in {', '.join(ENDINGS)} in {folder}, found {names}"
+        )
+    return found[0]
+
+
+def fill(net: nn.Module, state: Mapping[str, Tensor], who: str, optional: str = r"$^") -> None:
+    """Copy `state` into `net`. ValueError names what is missing (`optional` (regex) aside), unknown or of another shape.
+
+    BatchNorm's `num_batches_tracked`, which files from before torch 0.4 lack, counts training steps and is never needed.
+    """
+    wanted = net.state_dict()
+    needless = re.compile(rf"\.num_batches_tracked$|{optional}")
+    missing = [n for n in wanted if n not in state and not needless.search(n)]
+    unknown = [n for n in state if n not in wanted]
+    shapes = [
+        f"{n} {tuple(state[n].shape)} instead of {tuple(wanted[n].shape)}"
+        for n in wanted
+        if n in state and state[n].shape != wanted[n].shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {_listed(names)}"
+        for kind, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{who}: the weights do not fit: {'; '.join(problems)}")
+    net.load_state_dict(dict(state), strict=False)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
