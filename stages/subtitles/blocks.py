@@ -1,0 +1,75 @@
+"""Formats of a time line with text below it: srt and sbv. (WebVTT: `vtt.py`, with the same walk over lines.)"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from vlpipe.stages.subtitles.cue import Found
+from vlpipe.stages.subtitles.text import plain, seconds
+
+ARROW = re.compile(r"[ \t]*([\d-]\S*)[ \t]*-->[ \t]*(\S+)")
+SBV_TIMES = re.compile(r"[ \t]*(\d+:\d{1,2}:\d{1,2}\.\d{1,3}),(\d+:\d{1,2}:\d{1,2}\.\d{1,3})[ \t]*")
+
+
+class Block(NamedTuple):
+    """A time line and what follows it up to the next one, blank lines included."""
+
+    before: list[str]  # lines that belong to no time line; only the first block has some
+    times: str
+    lines: list[str]
+
+
+def blocks(text: str, times: re.Pattern[str]) -> Iterator[Block]:
+    """Cut at lines that begin with `times`."""
+    before: list[str] = []
+    now: Block | None = None
+    for line in text.split("\n"):
+        if times.match(line):
+            if now:
+                yield now
+            now = Block([] if now else before, line, [])
+        else:
+            (now.lines if now else before).append(line)
+    if now:
+        yield now
+
+
+def span(line: str, times: re.Pattern[str]) -> tuple[float, float] | None:
+    """Start and end in seconds; None when one of them is no time."""
+    found = times.match(line)
+    start_s, end_s = (seconds(clock) for clock in found.groups()) if found else (None, None)
+    return None if start_s is None or end_s is None else (start_s, end_s)
+
+
+def read_srt(text: str) -> Found:
+    """Tolerant: index lines may be missing, text may hold blank lines, `.` and `,` are the same, milliseconds optional.
+
+    A number right above a time line is an index, not text. https://en.wikipedia.org/wiki/SubRip
+    """
+    found = Found()
+    every = list(blocks(text, ARROW))
+    for block, last in zip(every, [False] * (len(every) - 1) + [True], strict=True):
+        lines = (
+            block.lines
+            if last or not block.lines or not block.lines[-1].strip().isdecimal()
+            else block.lines[:-1]
+        )
+        _add(found, span(block.times, ARROW), lines)
+    return found
+
+
+def read_sbv(text: str) -> Found:
+    """YouTube's own: `0:00:00.378,0:00:11.378`, and the text below it."""
+    found = Found()
+    for block in blocks(text, SBV_TIMES):
+        _add(found, span(block.times, SBV_TIMES), block.lines)
+    return found
+
+
+def _add(found: Found, times: tuple[float, float] | None, lines: list[str]) -> None:
+    if times is None:
+        found.counts["cues_bad_times"] += 1
+    else:
+        found.add(*times, plain("\n".join(lines)))

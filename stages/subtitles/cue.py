@@ -1,0 +1,101 @@
+"""The record of a subtitle: a cue. Readers collect what a file shows; `track.py` makes cues of it.
+
+Texts are words with single spaces between them: line breaks are for screens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Source = Literal["auto", "manual", "unknown"]
+Span = tuple[float, float]  # start and end in seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    start_s: float
+    end_s: float
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """One subtitle; the light twin of `CUE` in `stages.video.rows`. `end_s` is never below `start_s`, but may equal it."""
+
+    start_s: float
+    end_s: float
+    text: str
+    words: tuple[Word, ...] | None = None  # None: the source has no word times
+    source: Source = "unknown"
+    lang: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        words = (
+            None
+            if self.words is None
+            else [{"start_s": w.start_s, "end_s": w.end_s, "word": w.word} for w in self.words]
+        )
+        return {
+            "start_s": self.start_s,
+            "end_s": self.end_s,
+            "text": self.text,
+            "words": words,
+            "source": self.source,
+            "lang": self.lang,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a file puts on the screen at once; in roll-up captions most of it was there before."""
+
+    start_s: float
+    end_s: float
+    words: tuple[str, ...]
+    spoken: tuple[Span, ...] = ()  # times of the last len(spoken) words: these are said now, not carried over
+
+
+@dataclass
+class Found:
+    """What a reader collects. counts: cues that were dropped or repaired, by reason; nothing is left out uncounted.
+
+    auto: the file bears marks of speech recognition (word times, confidences).
+    """
+
+    shown: list[Shown] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    lang: str | None = None
+    auto: bool = False
+
+    def add(self, start_s: float, end_s: float, text: str) -> None:
+        self.add_words(start_s, end_s, plain_words(self._utf8(text)))
+
+    def add_words(
+        self, start_s: float, end_s: float, words: Sequence[str], spoken: Sequence[Span] = ()
+    ) -> None:
+        """Counts: cues_no_text and cues_bad_times are dropped, cues_below_zero are cut, cues_no_duration are kept."""
+        if not words:
+            self.counts["cues_no_text"] += 1
+        elif not (math.isfinite(start_s) and math.isfinite(end_s) and max(start_s, 0) <= end_s):
+            self.counts["cues_bad_times"] += 1
+        else:
+            self.counts["cues_below_zero"] += start_s < 0
+            self.counts["cues_no_duration"] += end_s == max(start_s, 0)
+            self.shown.append(Shown(max(start_s, 0.0), end_s, tuple(words), tuple(spoken)))
+
+    def _utf8(self, text: str) -> str:
+        """JSON can spell half a surrogate pair, which no file can hold."""
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        self.counts["cues_bad_unicode"] += clean != text
+        return clean
+
+
+INVISIBLE = str.maketrans("", "", "\u200b\ufeff\x00")  # zero width space, byte order mark, NUL
+
+
+def plain_words(text: str) -> list[str]:
+    return text.translate(INVISIBLE).split()

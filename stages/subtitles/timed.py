@@ -1,0 +1,43 @@
+"""Words with times out of text that is cut at time stamps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from vlpipe.stages.subtitles.cue import INVISIBLE, Span
+
+
+class Piece(NamedTuple):
+    """Text that begins at `at_s`; None: where the cue or the piece before it begins."""
+
+    at_s: float | None
+    text: str
+
+
+def timed_words(pieces: Sequence[Piece], cue: Span) -> tuple[list[str], list[Span]]:
+    """Words and their times. A word ends where the next piece with words begins, the last one with the cue.
+
+    Words of one piece share its time. No times when they run backwards or leave the cue: they would mean nothing.
+    """
+    words: list[str] = []
+    starts: list[float] = []
+    at_s, joined = cue[0], False
+    for piece in pieces:
+        at_s = at_s if piece.at_s is None else piece.at_s
+        text = piece.text.translate(INVISIBLE)
+        new = text.split()
+        if joined and new and not text[0].isspace():  # a stamp within a word
+            words[-1] += new.pop(0)
+        words += new
+        starts += [at_s] * len(new)
+        joined = bool(words) and not text[-1:].isspace() if text else joined
+    if not words or any(b < a for a, b in pairwise([cue[0], *starts, cue[1]])):
+        return words, []
+    ends, end_s = [0.0] * len(starts), cue[1]
+    for n in range(len(starts) - 1, -1, -1):
+        if n + 1 < len(starts) and starts[n + 1] > starts[n]:
+            end_s = starts[n + 1]
+        ends[n] = end_s
+    return words, list(zip(starts, ends, strict=True))

@@ -1,0 +1,57 @@
+"""From what a file shows to its cues: in order of time, roll-up captions merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.stages.subtitles.cue import Cue, Found, Shown, Source, Word
+from vlpipe.stages.subtitles.rollup import is_rolling, merge
+
+Merge = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """All cues of a video in one language. counts: what was dropped or repaired, by reason."""
+
+    cues: tuple[Cue, ...]
+    counts: Mapping[str, int]
+
+
+def track(
+    found: Found, name: str, *, source: Source = "unknown", lang: str | None = None, rollup: Merge = "auto"
+) -> Track:
+    """RowFault: no_cues.
+
+    source, lang: what is known from elsewhere; marks of speech recognition in the file, and a language it names, come
+    first. rollup: merge repeated words; auto: where `is_rolling` says so, other files stay as they are.
+    """
+    counts = found.counts
+    if not found.shown:
+        why = ", ".join(f"{n} {code}" for code, n in sorted(counts.items()) if n)
+        raise RowFault("no_cues", f"{name} has no cue with a text" + (f"; {why}" if why else ""))
+    counts["cues_out_of_order"] += sum(b.start_s < a.start_s for a, b in pairwise(found.shown))
+    shown = sorted(found.shown, key=lambda one: one.start_s)
+    rolling = rollup == "always" or (rollup == "auto" and is_rolling(shown))
+    merged = merge(shown) if rolling else shown
+    counts["cues_carried_over"] += len(shown) - len(merged)
+    counts["words_carried_over"] += _num_words(shown) - _num_words(merged)
+    spoken: Source = "auto" if found.auto else source
+    cues = tuple(_cue(one, spoken, found.lang or lang) for one in merged)
+    return Track(cues, {code: n for code, n in sorted(counts.items()) if n})
+
+
+def _num_words(shown: list[Shown]) -> int:
+    return sum(len(one.words) for one in shown)
+
+
+def _cue(one: Shown, source: Source, lang: str | None) -> Cue:
+    words = None
+    if one.spoken:  # words before them are on the screen from the start
+        head = [(one.start_s, one.spoken[0][0])] * (len(one.words) - len(one.spoken))
+        words = tuple(Word(a, b, word) for (a, b), word in zip([*head, *one.spoken], one.words, strict=True))
+    return Cue(one.start_s, one.end_s, " ".join(one.words), words, source, lang)

@@ -1,0 +1,67 @@
+"""Transcripts in JSON: lists of timed texts (youtube-transcript-api), Whisper's and WhisperX's segments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlpipe.stages.subtitles.cue import Found, Span, plain_words
+from vlpipe.stages.subtitles.youtube import number
+
+
+def read_list(items: Sequence[Any]) -> Found:
+    """[{text, start, duration}], or `end` instead of `duration`; seconds."""
+    found = Found()
+    for one in items:
+        _add(found, one if isinstance(one, Mapping) else {})
+    return found
+
+
+def read_whisper(content: Mapping[str, Any]) -> Found:
+    """{segments: [{start, end, text, words: [{word, start, end}]}], language}; seconds.
+
+    WhisperX gives no time to words it cannot align (numbers): they get the time between their neighbours.
+    https://github.com/openai/whisper, https://github.com/m-bain/whisperX
+    """
+    language = content.get("language")
+    found = Found(lang=language if isinstance(language, str) else None, auto=True)
+    for one in content["segments"]:
+        _add(found, one if isinstance(one, Mapping) else {})
+    return found
+
+
+def _add(found: Found, one: Mapping[str, Any]) -> None:
+    start, end, length = (number(one.get(key)) for key in ("start", "end", "duration"))
+    if end is None and start is not None and length is not None:
+        end = start + length
+    if start is None or end is None:
+        found.counts["cues_bad_times"] += 1
+        return
+    text = one["text"] if isinstance(one.get("text"), str) else ""
+    listed = one.get("words")
+    words, spoken = (
+        _words([w for w in listed if isinstance(w, Mapping)], (start, end)) if listed else ([], [])
+    )
+    if plain_words(text) == words and spoken:
+        found.add_words(start, end, words, spoken)
+    else:  # no word times, or they are of other words than the text
+        found.counts["cues_bad_word_times"] += bool(listed)
+        found.add(start, end, text)
+
+
+def _words(listed: Sequence[Mapping[str, Any]], cue: Span) -> tuple[list[str], list[Span]]:
+    """One entry for each word; no times when they run backwards or leave the segment by more than a second."""
+    words = ["".join(str(one.get("word") or "").split()) for one in listed]
+    starts, ends = ([number(one.get(key)) for one in listed] for key in ("start", "end"))
+    spoken: list[Span] = []
+    last = cue[0]
+    for n in range(len(words)):
+        known = next((s for s in starts[n:] if s is not None), cue[1])
+        start, end = starts[n], ends[n]
+        a = last if start is None else start
+        b = (known if start is None else a) if end is None else end
+        if not (last - 1 <= a <= b <= cue[1] + 1):
+            return words, []
+        spoken.append((a, b))
+        last = b
+    return words, spoken

@@ -1,0 +1,84 @@
+"""WebVTT, strict and as YouTube writes it, with a time for each word. https://www.w3.org/TR/webvtt1/
+
+Only an empty line ends a cue: YouTube's have lines of one space. Cue settings, styles and regions are not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from vlpipe.stages.subtitles.blocks import ARROW, blocks, span
+from vlpipe.stages.subtitles.cue import Found, Span
+from vlpipe.stages.subtitles.text import plain, seconds
+from vlpipe.stages.subtitles.timed import Piece, timed_words
+
+STAMP = re.compile(r"<((?:\d+:)?\d{1,2}:\d{1,2}[.,]\d{1,3})>")
+LANGUAGE = re.compile(r"Language:\s*(\S+)", re.IGNORECASE)
+NOT_CUES = ("NOTE", "STYLE", "REGION", "WEBVTT")
+
+
+def read_vtt(text: str) -> Found:
+    """Counts blocks_no_time: text without a time line, which the standard leaves out too."""
+    found = Found()
+    every = list(blocks(text, ARROW))
+    for number, block in enumerate(every):
+        if number == 0:
+            _header(found, block.before)
+        times = span(block.times, ARROW)
+        end = block.lines.index("") if "" in block.lines else len(block.lines)
+        _count_strays(found, block.lines[end:], at_end=number == len(every) - 1)
+        if times is None:
+            found.counts["cues_bad_times"] += 1
+        else:
+            _add(found, times, block.lines[:end])
+    found.auto = any(one.spoken for one in found.shown)
+    return found
+
+
+def _header(found: Found, lines: Sequence[str]) -> None:
+    end = lines.index("") if "" in lines else len(lines)
+    for line in lines[:end]:
+        if named := LANGUAGE.match(line):
+            found.lang = named[1]
+    _count_strays(found, lines[end:])
+
+
+def _count_strays(found: Found, lines: Sequence[str], *, at_end: bool = False) -> None:
+    """What stands between an empty line and the next time line: comments, and right above it the next cue's name."""
+    strays = [
+        " ".join(group).strip() for empty, group in groupby(lines, lambda line: line == "") if not empty
+    ]
+    if strays and lines[-1] != "" and not at_end:
+        strays.pop()
+    found.counts["blocks_no_time"] += sum(bool(one) and not one.startswith(NOT_CUES) for one in strays)
+
+
+def _add(found: Found, times: Span, lines: Sequence[str]) -> None:
+    """Words from the first line with word times on are spoken now; lines above it were carried over."""
+    start_s, _ = times
+    first = next((n for n, line in enumerate(lines) if _stamps(line)), len(lines))
+    if (
+        first < len(lines) and min(_stamps(lines[first])) < start_s
+    ):  # the times of a line that was carried over
+        first = len(lines)
+    head = [word for line in lines[:first] for word in plain(STAMP.sub("", line)).split()]
+    pieces = [piece for line in lines[first:] for piece in _pieces(line)]
+    words, spoken = timed_words(pieces, times)
+    if pieces and not spoken:
+        found.counts["cues_bad_word_times"] += 1
+    found.add_words(*times, [*head, *words], spoken)
+
+
+def _stamps(line: str) -> list[float]:
+    return [s for stamp in STAMP.findall(line) if (s := seconds(stamp)) is not None]
+
+
+def _pieces(line: str) -> list[Piece]:
+    """The line cut at its stamps; what stands before the first one has no time of its own."""
+    parts = STAMP.split(line)
+    times = [None, *(seconds(stamp) for stamp in parts[1::2])]
+    return [
+        Piece(at_s, plain(text)) for at_s, text in zip(times, [*parts[:-2:2], parts[-1] + "\n"], strict=True)
+    ]

@@ -1,0 +1,122 @@
+"""YouTube's own formats: json3 and srv3 (with word times), srv2, and srv1, which transcript tools save as well.
+
+The formats are as yt-dlp saves them (`--sub-format json3/srv3/...`); YouTube documents none of them.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.stages.subtitles.cue import Found, plain_words
+from vlpipe.stages.subtitles.text import plain
+from vlpipe.stages.subtitles.timed import Piece, timed_words
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+
+def number(value: Any) -> float | None:
+    """A JSON number, or one in text; None for anything else (NaN passes, and is a bad time later)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def read_json3(events: Sequence[Any]) -> Found:
+    """`events` of {tStartMs, dDurationMs, segs: [{utf8, tOffsetMs, acAsrConf}]}; appended line breaks say nothing.
+
+    Recognised speech stays on the screen while the next line comes: its cues are cut at the next one's start.
+    """
+    found = Found()
+    said = [one for one in events if isinstance(one, Mapping) and _segments(one)]
+    found.auto = any("tOffsetMs" in seg or "acAsrConf" in seg for one in said for seg in _segments(one))
+    starts = [number(one.get("tStartMs")) for one in said]
+    for one, start, after in zip(said, starts, [*starts[1:], None], strict=True):
+        if start is None:
+            found.counts["cues_bad_times"] += 1
+            continue
+        end = _end(start, number(one.get("dDurationMs")), after, cut=found.auto)
+        pieces = [(seg.get("utf8"), number(seg.get("tOffsetMs"))) for seg in _segments(one)]
+        _add(found, start, end, [(str(text or ""), at) for text, at in pieces])
+    return found
+
+
+def _end(start: float, length: float | None, after: float | None, *, cut: bool) -> float:
+    """A line without a length lasts until the next one."""
+    end = start + length if length is not None else start if after is None else after
+    return after if cut and after is not None and start < after < end else end
+
+
+def _segments(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Those with a text that is not blank decide whether the event says anything; windows and line breaks do not."""
+    segs = event.get("segs")
+    found = [seg for seg in segs if isinstance(seg, Mapping)] if isinstance(segs, list) else []
+    return found if any(plain_words(str(seg.get("utf8") or "")) for seg in found) else []
+
+
+def _add(found: Found, start: float, end: float, parts: Sequence[tuple[str, float | None]]) -> None:
+    """Milliseconds. parts: text, and when it is said after the start."""
+    cue = (start / 1000, end / 1000)
+    if not found.auto:
+        found.add(*cue, "".join(text for text, _ in parts))
+        return
+    pieces = [Piece(None if at is None else (start + at) / 1000, text) for text, at in parts]
+    words, spoken = timed_words(pieces, cue)
+    found.counts["cues_bad_word_times"] += bool(words) and not spoken
+    found.add_words(*cue, words, spoken)
+
+
+def read_timedtext(root: Element) -> Found:
+    """srv3: <timedtext format="3"><body><p t="ms" d="ms"><s t="ms after">word</s>; srv2: <text t="ms" d="ms">."""
+    found = Found(lang=root.get("lang"))
+    lines = [one for one in root.iter() if one.tag in ("p", "text")]
+    said = [
+        one for one in lines if plain_words("".join(one.itertext()))
+    ]  # others are line breaks and windows
+    found.auto = any(s.get("t") or s.get("ac") for one in said for s in one.iter("s"))
+    starts = [number(one.get("t")) for one in said]
+    for one, start, after in zip(said, starts, [*starts[1:], None], strict=True):
+        if start is None:
+            found.counts["cues_bad_times"] += 1
+            continue
+        end = _end(start, number(one.get("d")), after, cut=found.auto)
+        _add(found, start, end, _parts(one))
+    return found
+
+
+def _parts(line: Element) -> list[tuple[str, float | None]]:
+    found: list[tuple[str, float | None]] = [(line.text or "", None)]
+    for one in line:
+        text = "\n" if one.tag == "br" else "".join(one.itertext())
+        found += [(text, number(one.get("t"))), (one.tail or "", None)]
+    return found
+
+
+def read_srv1(root: Element) -> Found:
+    """<transcript><text start="s" dur="s">: seconds; the texts are escaped once more than XML asks for."""
+    found = Found()
+    for one in root.iter("text"):
+        start, length = number(one.get("start")), number(one.get("dur"))
+        if start is None:
+            found.counts["cues_bad_times"] += 1
+        else:
+            found.add(start, start + (length or 0.0), plain(html.unescape("".join(one.itertext()))))
+    return found
+
+
+def parse_xml(text: str, name: str) -> Element:
+    """The root. RowFault: bad_subtitles; also for documents that declare entities, which may grow without limit."""
+    from xml.etree import ElementTree
+
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise RowFault("bad_subtitles", f"{name} declares a document type; subtitles need none")
+    try:
+        return ElementTree.fromstring(text.encode())
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        raise RowFault("bad_subtitles", f"{name} is broken XML: {error}") from error
