@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,12 @@ Clip = Mapping[str, Any]
 CLIP_TIME = {"start_s": pa.float64(), "end_s": pa.float64()}
 CLIP_FILE = {"id": pa.string(), "video": pa.string(), "num_bytes": pa.int64()}  # columns that decoding reads
 CLIP_PLACE = CLIP_FILE | CLIP_TIME
+
+
+def grid(start_s: float, end_s: float, fps: float) -> range:
+    """Which multiples of 1 / fps lie in [start_s, end_s); when none does, the last one before."""
+    first, stop = (math.ceil(round(time_s * fps, 6)) for time_s in (start_s, end_s))
+    return range(first, stop) if first < stop else range(max(0, stop - 1), max(1, stop))
 
 
 def over_videos(

@@ -5,7 +5,6 @@ Light columns for `filter.rules:Rules`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.clips.by_video import CLIP_PLACE, Clip, over_videos
+from vlpipe.stages.clips.by_video import CLIP_PLACE, Clip, grid, over_videos
 from vlpipe.stages.clips.frame_measures import (
     BLACK_SHARE,
     FrameFacts,
@@ -95,7 +94,7 @@ class FrameSignals(MapStage):
         return Out(with_columns(kept, **{name: signals[name] for name in SIGNALS.names}), rejects)
 
     def _measure(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
-        grids = [self._grid(clip) for clip in clips]
+        grids = [grid(clip["start_s"], clip["end_s"], self.fps) for clip in clips]
         seen = self._look(clips[0], sorted({k for grid in grids for k in grid}))
         return [
             self._signals(clip, [seen[k] for k in grid if k in seen])
@@ -137,8 +136,3 @@ class FrameSignals(MapStage):
             "blur_ratio": float(np.mean([look.blurred for look in looks])),
             "frame_hash": looks[len(looks) // 2].hash,
         }
-
-    def _grid(self, clip: Clip) -> range:
-        """Which multiples of 1 / fps lie in the clip; one that is too short gets the last before its start."""
-        first, stop = (math.ceil(round(clip[name] * self.fps, 6)) for name in ("start_s", "end_s"))
-        return range(first, stop) if first < stop else range(max(0, stop - 1), max(0, stop - 1) + 1)
