@@ -59,7 +59,7 @@ class ResNeXt3d(nn.Module):
             raise ValueError(
                 f"ResNeXt-3D: wanted names as layer1.0.conv1.weight and fc.weight, got {sorted(state)[:3]}"
             )
-        depths = []
+        depths: list[int] = []
         while num := len({n.split(".")[1] for n in state if n.startswith(f"layer{len(depths) + 1}.")}):
             depths.append(num)
         width = state["layer1.0.conv1.weight"].shape[0]

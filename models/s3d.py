@@ -112,7 +112,7 @@ def conv(
     width_in: int, width: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)
 ) -> nn.Sequential:
     """Convolution (no bias, padded to keep the size), BatchNorm, ReLU."""
-    padding = tuple(k // 2 for k in kernel)
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return nn.Sequential(
         nn.Conv3d(width_in, width, kernel, stride, padding, bias=False),
         nn.BatchNorm3d(width, eps=EPS, momentum=MOMENTUM),

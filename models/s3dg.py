@@ -80,7 +80,7 @@ class S3dG(nn.Module):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> S3dG:
-        """Which stem, whether there is a text side, and all sizes are read off the shapes. ValueError lists what is wrong."""
+        """Stem, text side or none, and all sizes are read off the shapes. ValueError lists what does not fit."""
         state = {name.removeprefix("module."): value for name, value in state.items()}
         stem, head = state.get("conv1.conv1.weight"), state.get("fc.weight")
         words = state.get("text_module.word_embd.weight")

@@ -103,7 +103,10 @@ class ShardWriter:
 
     def __init__(self, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
         self.path = path
-        self.schema = pa.schema([f.with_metadata({HEAVY: b"1"} if is_heavy(f) else None) for f in schema])
+        # of a light field's metadata nothing is kept: it belongs to the plan; a heavy field lives with its shard
+        self.schema = pa.schema(
+            [f.with_metadata(dict(sorted(f.metadata.items())) if is_heavy(f) else None) for f in schema]
+        )
         self.row_group_rows = row_group_rows
         self.num_rows = 0
         self.stats: dict[str, dict[str, Any]] = {f.name: {"nulls": 0} for f in self.schema}

@@ -267,7 +267,7 @@ def test_a_resnext_is_read_off_its_names(clip: Tensor) -> None:
     assert shapes(found) == shapes(net)
     with torch.inference_mode():
         assert torch.equal(found.eval()(clip), net.eval()(clip))
-    with pytest.raises(ValueError, match="wanted names as layer1.0.conv1.weight and fc.weight, got"):
+    with pytest.raises(ValueError, match=r"wanted names as layer1\.0\.conv1\.weight and fc\.weight, got"):
         ResNeXt3d.from_state({"features.0.weight": torch.zeros(1)})
 
 
@@ -315,5 +315,5 @@ def test_a_folder_has_one_weights_file(tmp_path: Path) -> None:
     (tmp_path / "b.pth").unlink()
     assert read_state(tmp_path)["x"].tolist() == [1, 1]
     torch.save([1, 2], tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="wanted tensors by name in .*, got list"):
+    with pytest.raises(ValueError, match=r"wanted tensors by name in .*, got list"):
         read_state(tmp_path)

@@ -1,0 +1,164 @@
+"""S3D features of videos or clips, window by window, with their exact times and the identity of the weights.
+
+Frames stream from the decoder into windows and on into the network: memory is one batch of windows, whatever the length.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import RowFault, SchemaError, did_you_mean
+from vlpipe.pipeline.shard import HEAVY, Out, Reject, need, with_field
+from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.stages.features.batches import BATCH_ROWS, fixed_batches, without
+from vlpipe.stages.features.s3d_windows import (
+    PRESETS,
+    Frames,
+    Normalisation,
+    Precision,
+    Window,
+    Windows,
+    cut,
+)
+from vlpipe.stages.filter.scores import with_columns
+from vlpipe.stages.video.decode import Limits, Square, open_video, sample_times
+
+if TYPE_CHECKING:
+    from vlpipe.stages.features.s3d_weights import VideoNet
+
+MAX_S = 24 * 3600  # of a video whose header names no length, or an absurd one
+SLACK_S = 10  # a header may name less than there is
+FILE = {"video": pa.string(), "num_bytes": pa.int64()}
+
+
+def features_type(dim: int) -> pa.DataType:
+    """One entry per window, in order of time; seconds on the video's clock."""
+    return pa.list_(
+        pa.struct(
+            [
+                ("start_s", pa.float32()),
+                ("end_s", pa.float32()),
+                ("feat", pa.list_(pa.float16(), dim)),
+            ]
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3dFeatures(MapStage):
+    """Add the heavy column `s3d` (see `features_type`) and `s3d_weights`, "digest:normalisation".
+
+    Rows are videos, or clips when they have `start_s` and `end_s`. A row whose video cannot be decoded is a fault with
+    the decoder's code; `not_finite`: a feature that float16 cannot hold.
+    videos: folder or fsspec root below which `video` lies. weights: torchvision's or kylemin's S3D, MIL-NCE's S3D-G: a
+    file, a folder or a hub id. windows: a preset (videobert hero mmpt univl coot), or all of `Windows`' numbers.
+    normalisation: follows from the weights; when it is named and is another one, the plan fails.
+    precision: what the network computes in; bf16 is 1.5 times as fast as fp32 on today's CPUs, fp16 is for GPUs.
+    batch_size: windows at a time: 1, which keeps a CPU core busy, or a multiple of 16, for a GPU.
+    deadline_s: of decoding one video.
+    """
+
+    LOADS_WEIGHTS: ClassVar[bool] = True
+    TORCH: ClassVar[bool] = True
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
+    ROW_GROUP_ROWS: ClassVar[int] = 64  # 6.5 minutes at 1 window per second are 0.8 MB
+
+    videos: str
+    weights: Weights
+    windows: str | Windows
+    normalisation: Normalisation | None = None
+    precision: Precision = "fp32"
+    batch_size: int = 1
+    deadline_s: Annotated[float, Field(gt=0)] = 600
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "features.s3d", id=pa.string(), **FILE)
+        how = self.how()
+        told = {HEAVY: b"1", b"windows": json.dumps(asdict(how), sort_keys=True).encode()}
+        field = pa.field("s3d", features_type(how.dim), metadata=told)
+        return with_field(with_field(inp, field), pa.field("s3d_weights", pa.string()))
+
+    def preflight(self) -> list[str]:
+        from vlpipe.stages.features.s3d_weights import problems_of
+
+        problems = []
+        if self.batch_size != 1 and (self.batch_size < 1 or self.batch_size % BATCH_ROWS):
+            problems.append(f"batch_size must be 1 or a multiple of {BATCH_ROWS}, got {self.batch_size}")
+        if not self.weights.step and Path(self.weights.path).exists():
+            problems += problems_of(self.weights, self.how(), self.normalisation)
+        return problems
+
+    def how(self) -> Windows:
+        if isinstance(self.windows, Windows):
+            return self.windows
+        if self.windows not in PRESETS:
+            raise SchemaError(
+                f"features.s3d has no windows {self.windows!r}{did_you_mean(self.windows, PRESETS)}"
+            )
+        return PRESETS[self.windows]
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        from vlpipe.stages.features.s3d_weights import load, weights_id
+
+        how = self.how()
+        net = load(self.weights, how, self.precision, self.normalisation)
+        identity = weights_id(self.weights, net)
+
+        def work(rows: pa.Table) -> Out:
+            features, rejects = self._features(rows, net, how)
+            column = pa.array(features, features_type(how.dim))
+            told = pa.array([identity] * rows.num_rows, pa.string())
+            return Out(without(with_columns(rows, s3d=column, s3d_weights=told), rejects), rejects)
+
+        yield work
+
+    def _features(
+        self, rows: pa.Table, net: VideoNet, how: Windows
+    ) -> tuple[list[list[dict[str, Any]]], list[Reject]]:
+        found: list[list[dict[str, Any]]] = [[] for _ in range(rows.num_rows)]
+        rejects: dict[int, Reject] = {}
+        windows = self._windows(rows, how, rejects)
+        for batch, num_real in fixed_batches(windows, self.batch_size):
+            vectors = net.vectors(np.stack([window.frames for _, _, window in batch]), how).half()
+            for (row, offset_s, window), vector in zip(batch[:num_real], vectors.numpy(), strict=False):
+                if not np.isfinite(vector).all():
+                    detail = f"the feature of the window at {offset_s:.2f} s is not finite in float16"
+                    rejects[row] = Reject(rows["id"][row].as_py(), "fault", "not_finite", detail)
+                start_s, end_s = how.seconds(window.first, window.num_real)
+                found[row].append({"start_s": offset_s + start_s, "end_s": offset_s + end_s, "feat": vector})
+        return found, list(rejects.values())
+
+    def _windows(
+        self, rows: pa.Table, how: Windows, rejects: dict[int, Reject]
+    ) -> Iterator[tuple[int, float, Window]]:
+        """(row number, where its span starts, window); a row that cannot be decoded is added to `rejects`."""
+        spans = "start_s" in rows.schema.names and "end_s" in rows.schema.names
+        columns = ["id", *FILE, *(("start_s", "end_s") if spans else ())]
+        for number, row in enumerate(rows.select(columns).to_pylist()):
+            try:
+                for window in cut(self._frames(row, how), how):
+                    yield number, row.get("start_s", 0.0), window
+            except RowFault as fault:
+                rejects[number] = Reject(row["id"], "fault", fault.why, fault.detail)
+
+    def _frames(self, row: dict[str, Any], how: Windows) -> Iterator[Frames]:
+        limits = Limits(deadline_s=self.deadline_s)
+        with open_video(self.videos, row["video"], limits, num_bytes=row["num_bytes"]) as video:
+            length_s = video.info.duration_s
+            end_s = MAX_S if length_s is None else min(length_s + SLACK_S, MAX_S)
+            start_s, end_s = row.get("start_s", 0.0), row.get("end_s", end_s)
+            times = sample_times(start_s, end_s, how.fps)
+            if not len(times):
+                raise RowFault("no_frames_in_window", f"the span is {start_s:g} to {end_s:g} s")
+            for _, picture in video.frames(list(times), Square(how.side)):
+                yield picture

@@ -1,0 +1,166 @@
+"""Video as words: S3D features to the leaves of a tree of k-means, four levels of twelve in VideoBERT.
+
+Sun et al. 2019, https://arxiv.org/abs/1904.01766, section 4.2: 12^4 = 20,736 tokens. A token's id spells its path,
+((a * 12 + b) * 12 + c) * 12 + d. The tree is an artifact; its leaves' centroids are the tokens' first embeddings.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.shard import need, with_field
+from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, Work
+from vlpipe.pipeline.store import Store
+from vlpipe.stages.dedup.faiss import packages_problem, threads
+from vlpipe.stages.features.video_tree import Ids, Tree, grow
+from vlpipe.stages.features.video_tree_sample import Sample
+from vlpipe.stages.filter.scores import with_columns
+
+NODES = pa.schema(
+    [
+        ("level", pa.int32()),  # 1: below the root
+        ("token", pa.int32()),  # its path so far: on the last level the token
+        ("num_points", pa.int64()),  # of the sample
+        ("distance", pa.float64()),  # root of the mean squared distance to the centroid
+    ]
+)
+VIDEO_TOKENS = pa.list_(
+    pa.struct([("start_s", pa.float32()), ("end_s", pa.float32()), ("token", pa.int32())])
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitVideoTokens(GatherStage):
+    """Fit the tree on a sample of all windows. Artifact `tree/`, for `VideoTokens`; rows: its live nodes (NODES).
+
+    k, levels: VideoBERT's; k ** levels tokens. A node with no more different points than k has as many children as it
+    has different points; the ids of the others are never given. sample: at most so many windows, drawn by a hash of row
+    id and window, so by no order; 500,000 are 24 per leaf, 1 GB, and twice that while reading. seed: of the k-means.
+    All rows must have features of the same weights.
+    """
+
+    TORCH: ClassVar[bool] = True  # FAISS takes torch's number of threads
+
+    k: Annotated[int, Field(ge=2)] = 12
+    levels: Annotated[int, Field(ge=1, le=6)] = 4
+    sample: Annotated[int, Field(ge=1)] = 500_000
+    seed: int = 0
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        check_features(inp, "features.video_tokens")
+        return NODES
+
+    def preflight(self) -> list[str]:
+        problem = packages_problem()
+        if importlib.util.find_spec("faiss") is None:
+            problem = (
+                "features.video_tokens needs faiss: pip install 'vlpipe[cpu]', or 'vlpipe[gpu]' with CUDA"
+            )
+        too_many = self.k**self.levels >= 2**31
+        return [p for p in (problem, "k ** levels must be below 2^31" if too_many else None) if p]
+
+    def run(self, job: Job) -> None:
+        points, weights, num_seen = self._sample(job)
+        with threads() as faiss:
+            tree, nodes = grow(faiss, points, self.k, self.levels, self.seed, weights)
+        tree.save(Path(job.artifacts) / "tree")
+        job.emit(pa.table([list(column) for column in zip(*nodes, strict=True)], schema=NODES))
+        live = sum(level == self.levels for level, *_ in nodes)
+        all_tokens = self.k**self.levels
+        job.say(f"{len(points):,} of {num_seen:,} windows, {live:,} of {all_tokens:,} tokens live")
+
+    def _sample(self, job: Job) -> tuple[npt.NDArray[np.float32], str, int]:
+        """Points (N, D), whose features they are, how many windows there are; kept in `work`, for it reads all shards."""
+        store = Store(job.work)
+        if not store.exists("sample.json"):
+            sample, weights = Sample(self.sample, self.seed), set[str]()
+            for data in job.inputs:
+                for rows in data.batches(["id", "s3d_weights"], want_heavy=["s3d"]):
+                    weights.update(rows["s3d_weights"].unique().to_pylist())
+                    counts, _, _, points = _flat(rows["s3d"])
+                    sample.add(rows["id"].to_pylist(), counts, points)
+            with store.writing("sample.npy", sync_folder=False) as part, open(part, "wb") as file:
+                np.save(file, sample.points())
+            told = {"weights": _one(weights), "num_seen": sample.num_seen}
+            store.write_json("sample.json", told)
+        told = store.read_json("sample.json")
+        return np.load(store.path("sample.npy")), told["weights"], told["num_seen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoTokens(MapStage):
+    """Add `video_tokens` (VIDEO_TOKENS): for each window of `s3d` its token, with the window's times.
+
+    tree: `{from: fit, path: tree}`. An error when a row's features are of other weights than those of the tree.
+    """
+
+    READS_HEAVY: ClassVar[tuple[str, ...]] = ("s3d",)
+
+    tree: File
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        check_features(inp, "features.video_tokens")
+        return with_field(inp, pa.field("video_tokens", VIDEO_TOKENS))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        tree = Tree.load(Path(self.tree.path))
+
+        def work(rows: pa.Table) -> pa.Table:
+            for weights in rows["s3d_weights"].unique().to_pylist():
+                if weights != tree.weights:
+                    raise VlpipeError(
+                        f"the tree is for features of {tree.weights}, but there are rows with features of {weights}"
+                    )
+            counts, starts, ends, points = _flat(rows["s3d"])
+            flat = pa.StructArray.from_arrays(
+                [starts, ends, pa.array(tree.assign(points), pa.int32())],
+                fields=list(VIDEO_TOKENS.value_type),
+            )
+            offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+            return with_columns(rows, video_tokens=pa.ListArray.from_arrays(offsets, flat, type=VIDEO_TOKENS))
+
+        yield work
+
+
+def check_features(schema: pa.Schema, who: str) -> None:
+    """SchemaError unless there are the columns of `features.s3d`, whatever the vectors' length."""
+    need(schema, who, id=pa.string(), s3d_weights=pa.string())
+    found = schema.field("s3d").type if "s3d" in schema.names else None
+    inner = found.value_type if found is not None and pa.types.is_list(found) else None
+    names = [field.name for field in inner] if inner is not None and pa.types.is_struct(inner) else []
+    if names != ["start_s", "end_s", "feat"]:
+        raise SchemaError(f"{who} reads column 's3d' as `features.s3d` writes it, but it is {found}")
+
+
+def _one(weights: set[str]) -> str:
+    if not weights:
+        raise VlpipeError("features.video_tokens: there is no row to fit a tree on")
+    if len(weights) > 1:
+        raise VlpipeError(
+            f"the features are of {len(weights)} different weights ({', '.join(sorted(weights))}): "
+            "a tree is for those of one"
+        )
+    return weights.pop()
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[Ids, pa.Array, pa.Array, npt.NDArray[np.float16]]:
+    """Windows per row, and starts, ends and vectors (M, D) of all windows in order."""
+    lists = column.combine_chunks()
+    flat = lists.flatten()
+    features = flat.field("feat")
+    dim = features.type.list_size
+    counts = np.asarray(lists.value_lengths().fill_null(0), np.int64)
+    vectors = features.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    return counts, flat.field("start_s"), flat.field("end_s"), vectors
