@@ -20,7 +20,7 @@ from vlpipe.pipeline.stage import MapStage, Weights, Work
 from vlpipe.stages.clips.by_video import CLIP_FILE, Clip, grid, over_videos
 from vlpipe.stages.features.batches import batch_size_problems, encode_images, without
 from vlpipe.stages.features.embed import dim_in_config
-from vlpipe.stages.features.windows import windows_type
+from vlpipe.stages.features.s3d import features_type
 from vlpipe.stages.filter.scores import with_columns
 from vlpipe.stages.pixels import to_pixels
 from vlpipe.stages.video.decode import Exact, Limits, open_video
@@ -34,7 +34,7 @@ SLACK_S = 10  # a header may name less than there is
 
 @dataclass(frozen=True, kw_only=True)
 class FrameFeatures(MapStage):
-    """Add the heavy column `frame_feats`, one entry per frame (see `windows_type`), and `frame_weights`, the model's digest.
+    """Add the heavy column `frame_feats` (see `s3d.features_type`), an entry per frame, and `frame_weights`: the digest.
 
     Rows are videos, or clips when they have start_s and end_s. Frames lie at multiples of 1 / fps, so that clips of a
     video that overlap share them, and each stands for 1 / fps; they are squashed to the model's square, as images are.
@@ -61,7 +61,7 @@ class FrameFeatures(MapStage):
                 "features.frames must know how long its vectors are before the model is there: write "
                 "`dim: 256` (the `embed_dim` of that model) beside `model:`"
             )
-        out = with_field(inp, heavy("frame_feats", windows_type(known)))
+        out = with_field(inp, heavy("frame_feats", features_type(known)))
         return with_field(out, pa.field("frame_weights", pa.string()))
 
     def preflight(self) -> list[str]:
@@ -82,7 +82,7 @@ class FrameFeatures(MapStage):
             found = over_videos(
                 rows.select(names).to_pylist(), lambda some: self._measure(some, blip), rejects
             )
-            column = pa.array([one or [] for one in found], windows_type(dim))
+            column = pa.array([one or [] for one in found], features_type(dim))
             told = pa.array([self.model.digest] * rows.num_rows, pa.string())
             return Out(without(with_columns(rows, frame_feats=column, frame_weights=told), rejects), rejects)
 

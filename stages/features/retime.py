@@ -22,6 +22,7 @@ from vlpipe.pipeline.stage import File, MapStage, Weights, Work
 from vlpipe.stages.features.batches import batch_size_problems
 from vlpipe.stages.features.video_text_encoders import (
     Encode,
+    Vectors,
     check_windows,
     encode_each,
     same_weights,
@@ -33,6 +34,7 @@ from vlpipe.stages.filter.rule import scored
 from vlpipe.stages.filter.scores import name_of, with_columns
 from vlpipe.stages.video.rows import CUES
 
+Cue = Mapping[str, Any]
 Floats = npt.NDArray[np.float64]
 EQUAL = 1e-6  # scores nearer than this are equal: the smaller shift is taken
 
@@ -41,10 +43,11 @@ EQUAL = 1e-6  # scores nearer than this are equal: the smaller shift is taken
 class RetimeCues(MapStage):
     """Video rows: `cues` with new times (their words', too), `cue_shift_s` and `cue_score`, one per cue (list<float32>).
 
-    Tried are shifts of -max_shift_s to max_shift_s in steps of step_s that keep the cue within the video; a score is the mean over
-    the windows whose middle lies in the shifted cue, else of the nearest. The best one is taken, of equals the smallest, then
-    the earlier; none unless it gains more than `min_gain`. together: one shift for all cues of a video, the best on average, for
-    tracks that are late as a whole. cue_score: of the cue where it is now; null (and shift 0) for one without text or times.
+    Tried are shifts of -max_shift_s to max_shift_s in steps of step_s that keep the cue within the video; a score is the
+    mean over the windows whose middle lies in the shifted cue, else of the nearest. The best one is taken, of equals the
+    smallest, then the earlier; none unless it gains more than `min_gain`. together: one shift for all cues of a video, the
+    best on average, for tracks that are late as a whole. cue_score: of the cue where it is now; null (and shift 0) for one
+    without text or times.
     model, words, max_words, encoder: as in `features.video_text`; the video rows have `s3d` or `frame_feats`.
     """
 
@@ -85,12 +88,10 @@ class RetimeCues(MapStage):
         usable = [[cue for cue in video["cues"] or () if _usable(cue)] for video in videos]
         vectors = encode_each(encode, [cue["text"] for cues in usable for cue in cues])
         at, shifts, scores = 0, [], []
-        for video, cues, windows in zip(
-            videos, usable, same_weights(rows, window_column(self.words), self.model), strict=True
-        ):
-            sims = windows.feats.astype(np.float64) @ vectors[at : at + len(cues)].T  # (W, cues)
+        all_windows = same_weights(rows, window_column(self.words), self.model)
+        for video, cues, windows in zip(videos, usable, all_windows, strict=True):
+            found = iter(self._shifts(cues, vectors[at : at + len(cues)], windows, video["duration_s"]))
             at += len(cues)
-            found = iter(self._shifts(cues, sims, windows, video["duration_s"] or math.inf))
             both = [next(found) if _usable(cue) else (0.0, None) for cue in video["cues"] or ()]
             shifts.append([shift for shift, _ in both])
             scores.append([score for _, score in both])
@@ -106,16 +107,17 @@ class RetimeCues(MapStage):
         )
 
     def _shifts(
-        self, cues: Sequence[Mapping[str, Any]], sims: Floats, windows: WindowFeats, duration_s: float
-    ) -> list[tuple[float, float]]:
-        """(shift, score there) of each cue."""
-        if not cues:
-            return []
+        self, cues: Sequence[Cue], vectors: Vectors, windows: WindowFeats, duration_s: float | None
+    ) -> list[tuple[float, float | None]]:
+        """(shift, score there) of each cue; vectors: (cues, D) of their texts."""
+        if not cues or not len(windows.feats):
+            return [(0.0, None)] * len(cues)
+        sims = windows.feats.astype(np.float64) @ vectors.T.astype(np.float64)  # (W, cues)
         num = math.floor(self.max_shift_s / self.step_s + 1e-9)
-        shifts_s = np.arange(-num, num + 1) * self.step_s
+        shifts_s: Floats = np.arange(-num, num + 1, dtype=np.float64) * self.step_s
         table = np.stack(
             [
-                scores_at(windows, sims[:, k], cue["start_s"], cue["end_s"], shifts_s, duration_s)
+                scores_at(windows, sims[:, k], cue["start_s"], cue["end_s"], shifts_s, duration_s or math.inf)
                 for k, cue in enumerate(cues)
             ]
         )  # (cues, shifts); -inf: out of the video
@@ -149,7 +151,7 @@ def best_shift(scores: Floats, shifts_s: Floats, min_gain: float) -> int:
     return int(min(equal, key=lambda k: (abs(shifts_s[k]), shifts_s[k])))
 
 
-def moved(cue: Mapping[str, Any], shift_s: float) -> dict[str, Any]:
+def moved(cue: Cue, shift_s: float) -> dict[str, Any]:
     if shift_s == 0:
         return dict(cue)
     words = cue["words"] and [{**word, **_times(word, shift_s)} for word in cue["words"]]
@@ -160,7 +162,7 @@ def _times(timed: Mapping[str, Any], shift_s: float) -> dict[str, float]:
     return {name: timed[name] + shift_s for name in ("start_s", "end_s")}
 
 
-def _usable(cue: Mapping[str, Any]) -> bool:
+def _usable(cue: Cue) -> bool:
     times = [cue["start_s"], cue["end_s"]]
     return bool(cue["text"] and cue["text"].strip()) and all(
         t is not None and math.isfinite(t) for t in times

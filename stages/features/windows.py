@@ -1,4 +1,4 @@
-"""Columns of feature vectors that know their time: `s3d`, `frame_feats`."""
+"""Reading columns of feature vectors that know their time: `s3d`, `frame_feats`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.errors import SchemaError
+from vlpipe.stages.features.s3d import features_type
 from vlpipe.stages.filter.texts import as_array
 
 Array = npt.NDArray[np.float32]
-
-
-def windows_type(dim: int) -> pa.DataType:
-    """One entry per window, in order of time; seconds on the video's clock."""
-    entry = [("start_s", pa.float32()), ("end_s", pa.float32()), ("feat", pa.list_(pa.float16(), dim))]
-    return pa.list_(pa.struct(entry))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,7 @@ def need_windows(schema: pa.Schema, who: str, name: str) -> int:
         if pa.types.is_struct(entry) and entry.get_field_index("feat") >= 0
         else 0
     )
-    if not dim or dtype != windows_type(dim):
+    if not dim or dtype != features_type(dim):
         raise SchemaError(f"{who} reads column {name!r} as windows (start_s, end_s, feat), but it is {dtype}")
     return int(dim)
 
