@@ -1,0 +1,96 @@
+"""Get a missing video with a command of the user's, such as yt-dlp; off unless a stage's `download` names one.
+
+The command writes into a folder of its own; what it made is moved below the videos root when it has ended well, so that a
+video is there whole or not at all. Asking politely, and what one may download, is the command's and its user's affair.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """command: argument after argument; {video_id} and {folder} in them are filled in. No shell reads it.
+
+    command: ["yt-dlp", "-f", "mp4", "--write-auto-subs", "-o", "{folder}/%(id)s.%(ext)s", "--",
+    "https://www.youtube.com/watch?v={video_id}"]
+    """
+
+    command: tuple[str, ...]
+    timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+
+    def __post_init__(self) -> None:
+        ids = [place for place, part in enumerate(self.command) if part.startswith("{video_id}")]
+        if not any("{video_id}" in part for part in self.command):
+            raise VlpipeError("download.command names no {video_id}")
+        if ids and "--" not in self.command[: ids[0]]:
+            raise VlpipeError('download.command: ids may begin with "-"; put "--" before {video_id}')
+
+
+def fetch_with(download: Download, video_id: str, videos: str, endings: Sequence[str]) -> str:
+    """Run it for one id; the name of the video's file. RowFault: download_failed, download_timeout, no_file."""
+    if "://" in videos:
+        raise VlpipeError(f"a download needs a folder on this machine as videos root, got {videos}")
+    os.makedirs(videos, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=videos) as folder:
+        command = [
+            part.replace("{video_id}", video_id).replace("{folder}", folder) for part in download.command
+        ]
+        _run(command, download.timeout_s, video_id)
+        made = sorted(path for path in Path(folder).iterdir() if path.is_file())
+        names = [path.name for path in made if path.stem == video_id and path.suffix in endings]
+        if not names:
+            got = ", ".join(path.name for path in made) or "nothing"
+            raise RowFault(
+                "no_file", f"the download made {got}, wanted {video_id} with {' or '.join(endings)}"
+            )
+        for path in made:  # subtitles too; the video last: it says that all is there
+            if path.name != names[0]:
+                _move(path, videos)
+        _move(Path(folder) / names[0], videos)
+    return names[0]
+
+
+def _run(command: Sequence[str], timeout_s: float, video_id: str) -> None:
+    with tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,  # what it starts ends with it
+            )
+        except FileNotFoundError as error:
+            raise VlpipeError(f"download.command: there is no program {command[0]!r}") from error
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise RowFault("download_timeout", f"{video_id}: not there after {timeout_s:g} s") from error
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        errors.seek(0)
+        said = errors.read().decode("utf-8", "replace").strip().splitlines()
+    if code:
+        raise RowFault("download_failed", f"{video_id}: {said[-1][:300] if said else f'exit {code}'}")
+
+
+def _move(path: Path, folder: str) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(path, os.path.join(folder, path.name))

@@ -1,0 +1,102 @@
+"""One huge JSON object, entry by entry: the same as `json.loads`, whatever the window cuts."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.stages.ingest.howto100m_json import entries
+
+CONTENT: dict[str, Any] = {
+    "-9eq_zZ-a1k": {"text": ["so é \U0001f373", "b\nc"], "start": [0.5, 12], "end": [1, 13.25]},
+    "": {"text": [], "start": [], "end": []},
+    "number": -12.5e3,
+    "word": None,
+    'quo"te\\': [{}, [], "{", "}", '"', "\\"],
+}
+
+
+def read(content: bytes, chunk_bytes: int = 1 << 16) -> list[tuple[str, Any]]:
+    return list(entries(io.BytesIO(content), "a.json", chunk_bytes))
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 64, 1 << 20])
+def test_as_json_reads_it(chunk_bytes: int, indent: int | None, ascii_only: bool) -> None:
+    content = json.dumps(CONTENT, indent=indent, ensure_ascii=ascii_only).encode()
+    assert dict(read(content, chunk_bytes)) == CONTENT
+    assert dict(read(b"\xef\xbb\xbf \n" + content + b"\n", chunk_bytes)) == CONTENT
+
+
+def test_not_a_number_is_read() -> None:
+    ((_, value),) = read(json.dumps({"a": {"text": [math.nan, math.inf]}}).encode())
+    assert math.isnan(value["text"][0])
+    assert value["text"][1] == math.inf
+
+
+def test_repeated_keys_all_come() -> None:
+    assert read(b'{"a": 1, "b": 2, "a": 3}') == [("a", 1), ("b", 2), ("a", 3)]
+    assert read(b"{}") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it ends where '{' is wanted (character 0)"),
+        (b"[1]", "wanted '{', got '[1]' (character 0)"),
+        (b'{"a": [1, 2', "the value at 'a' cannot be read: "),
+        (b'{"a": 1, ', "the value at 'a' cannot be read: "),
+        (b'{"a": 1', "it ends where ',' is wanted (character 7)"),
+        (b'{"a": 1 "b": 2}', "wanted ',', got '\"b\": 2}' (character 8)"),
+        (b'{"a" 1}', "wanted ':', got '1}' (character 5)"),
+        (b"{1: 2}", "after '' wanted a key in quotes, got 1 (character 2)"),
+        (b'{"a": 1} x', "after its end comes 'x' (character 9)"),
+        (b'{"a": "\xff"}', "it is not UTF-8: invalid start byte (character 0)"),
+        (b'{"a": ' + b"[" * 100_000, "the value at 'a' is nested too deep (character 6)"),
+    ],
+)
+def test_what_is_broken_is_named(content: bytes, said: str) -> None:
+    with pytest.raises(VlpipeError) as caught:
+        read(content)
+    assert str(caught.value).startswith(f"a.json is no whole JSON object: {said}")
+
+
+WORKER = """
+import re, sys
+from pathlib import Path
+from vlpipe.stages.ingest.howto100m_json import entries
+
+def peak_mb():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+before = peak_mb()
+with open(sys.argv[1], "rb") as handle:
+    num = sum(len(value["text"]) for _, value in entries(handle, "a"))
+print(num, peak_mb() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """64 MB of captions in less than 32 MB."""
+    path = tmp_path / "raw_caption.json"
+    one = json.dumps({"text": ["now add the salt"] * 200, "start": [1.5] * 200, "end": [2.5] * 200})
+    num_videos = (64 << 20) // len(one)
+    with path.open("w") as file:
+        file.write("{" + ",".join(f'"video{n}": {one}' for n in range(num_videos)) + "}")
+    assert path.stat().st_size > 60 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, str(path)], capture_output=True, text=True, check=True
+    )
+    num_cues, grown_mb = done.stdout.split()
+    assert int(num_cues) == 200 * num_videos
+    assert float(grown_mb) < 32
