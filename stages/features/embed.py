@@ -58,7 +58,7 @@ class Embed(MapStage):
     def _dim(self) -> int:
         if self.model is None:
             return TINY_DIM
-        known = self.dim or (None if self.model.step else _dim_in_config(Path(self.model.path)))
+        known = self.dim or (None if self.model.step else dim_in_config(Path(self.model.path)))
         if known is None:
             raise SchemaError(
                 "features.embed must know how long its vectors are before the model is there: write "
@@ -121,7 +121,7 @@ def _tiny_vectors(table: pa.Table) -> tuple[list[Pixels], list[Reject]]:
     return vectors, rejects
 
 
-def _dim_in_config(folder: Path) -> int | None:
+def dim_in_config(folder: Path) -> int | None:
     """`embed_dim` of our layout, `image_text_hidden_size` of transformers'; None when there is no file."""
     path = folder / "config.json"
     if not path.is_file():

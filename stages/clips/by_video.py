@@ -1,0 +1,56 @@
+"""Clips of one video are looked at together, with one decoder; what becomes of a clip does not depend on the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.shard import Reject
+
+T = TypeVar("T")
+Clip = Mapping[str, Any]
+CLIP_TIME = {"start_s": pa.float64(), "end_s": pa.float64()}
+CLIP_FILE = {"id": pa.string(), "video": pa.string(), "num_bytes": pa.int64()}  # columns that decoding reads
+CLIP_PLACE = CLIP_FILE | CLIP_TIME
+
+
+def grid(start_s: float, end_s: float, fps: float) -> range:
+    """Which multiples of 1 / fps lie in [start_s, end_s); when none does, the last one before."""
+    first, stop = (math.ceil(round(time_s * fps, 6)) for time_s in (start_s, end_s))
+    return range(first, stop) if first < stop else range(max(0, stop - 1), max(1, stop))
+
+
+def over_videos(
+    clips: Sequence[Clip], measure: Callable[[Sequence[Clip]], Sequence[T]], rejects: list[Reject]
+) -> list[T | None]:
+    """What `measure` (clips of one video -> one result each) gives for each clip; None: it is now in `rejects`.
+
+    Where it raises RowFault, each clip is tried alone: a clip before the damage must not pay for one after it.
+    """
+    places: dict[tuple[str, int], list[int]] = {}
+    for place, clip in enumerate(clips):
+        places.setdefault((clip["video"], clip["num_bytes"]), []).append(place)
+    found: list[T | None] = [None] * len(clips)
+    for some in places.values():
+        try:
+            results: Sequence[T | None] = measure([clips[place] for place in some])
+        except RowFault as fault:
+            if len(some) == 1:
+                rejects.append(Reject(clips[some[0]]["id"], "fault", fault.why, fault.detail))
+                continue
+            results = [_alone(clips[place], measure, rejects) for place in some]
+        for place, result in zip(some, results, strict=True):
+            found[place] = result
+    return found
+
+
+def _alone(clip: Clip, measure: Callable[[Sequence[Clip]], Sequence[T]], rejects: list[Reject]) -> T | None:
+    try:
+        return measure([clip])[0]
+    except RowFault as fault:
+        rejects.append(Reject(clip["id"], "fault", fault.why, fault.detail))
+        return None

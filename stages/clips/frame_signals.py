@@ -1,0 +1,138 @@
+"""What a few frames of a clip say: does anything move, is it cut, is it black or blurred, has another clip the same picture.
+
+Light columns for `filter.rules:Rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.shard import Out, Reject, need, with_field
+from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.clips.by_video import CLIP_PLACE, Clip, grid, over_videos
+from vlpipe.stages.clips.frame_measures import (
+    BLACK_SHARE,
+    FrameFacts,
+    colour_change,
+    frame_facts,
+    frame_hash,
+    motion,
+)
+from vlpipe.stages.features.batches import without
+from vlpipe.stages.filter.scores import with_columns
+from vlpipe.stages.video.decode import Limits, ShortSide, open_video
+
+SIGNALS = pa.schema(
+    [
+        ("frames_seen", pa.int32()),
+        ("static_ratio", pa.float32()),
+        ("motion", pa.float32()),
+        ("num_cuts", pa.int32()),
+        ("black_ratio", pa.float32()),
+        ("blur_ratio", pa.float32()),
+        ("frame_hash", pa.string()),
+    ]
+)
+
+
+class Look(NamedTuple):
+    """What is kept of a frame."""
+
+    black: bool
+    blurred: bool
+    hash: str | None
+    moved: float | None  # since the frame before on the grid; None: nobody looked at it
+    cut: bool  # between that frame and this one
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSignals(MapStage):
+    """Add the columns SIGNALS, from frames `fps` times a second on a grid that all clips of a video share.
+
+    motion: how much a pixel changes from one of them to the next, in grey levels; static_ratio: steps with less than
+    `static_below` of it (a slide, with the codec's noise), of all; both null for one frame. num_cuts: steps in which more
+    than `cut_above` of the colours (HSV histogram) go. black_ratio: black frames (98 % of the pixels below 32, as FFmpeg's
+    blackframe has it); blur_ratio: frames whose Laplacian has a variance below `blur_below`; flat ones are blurred, too.
+    frame_hash: pHash of the middle frame, equal in clips that show the same; null for a flat one.
+    Frames have `side` px on the shorter side. videos: their folder or fsspec URL. RowFault: those of `video.decode`.
+    """
+
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
+
+    videos: str
+    fps: Annotated[float, Field(gt=0)] = 4.0
+    side: Annotated[int, Field(ge=32)] = 96
+    static_below: float = 1.0
+    cut_above: float = 0.5
+    blur_below: float = 100.0
+    deadline_s: Annotated[float, Field(gt=0)] = 600
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "clips.frame_signals", **CLIP_PLACE)
+        for field in SIGNALS:
+            inp = with_field(inp, field)
+        return inp
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        yield self._work
+
+    def _work(self, rows: pa.Table) -> Out:
+        rejects: list[Reject] = []
+        clips = rows.select(list(CLIP_PLACE)).to_pylist()
+        found = [one for one in over_videos(clips, self._measure, rejects) if one is not None]
+        kept = without(rows, rejects)
+        signals = pa.Table.from_pylist(found, SIGNALS)
+        return Out(with_columns(kept, **{name: signals[name] for name in SIGNALS.names}), rejects)
+
+    def _measure(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
+        grids = [grid(clip["start_s"], clip["end_s"], self.fps) for clip in clips]
+        seen = self._look(clips[0], sorted({k for grid in grids for k in grid}))
+        return [
+            self._signals(clip, [seen[k] for k in grid if k in seen])
+            for clip, grid in zip(clips, grids, strict=True)
+        ]
+
+    def _look(self, clip: Clip, wanted: Sequence[int]) -> dict[int, Look]:
+        """Multiples of 1 / fps -> what is seen there; those past the end are missing."""
+        looks: dict[int, Look] = {}
+        before: tuple[int, FrameFacts] | None = None
+        limits = Limits(deadline_s=self.deadline_s)
+        with open_video(self.videos, clip["video"], limits, num_bytes=clip["num_bytes"]) as video:
+            for index, picture in video.frames([k / self.fps for k in wanted], ShortSide(self.side)):
+                k, facts = wanted[index], frame_facts(picture)
+                next_to = before[1] if before and before[0] == k - 1 else None
+                looks[k] = Look(
+                    facts.dark >= BLACK_SHARE,
+                    facts.sharpness < self.blur_below,
+                    frame_hash(picture),
+                    motion(next_to, facts) if next_to else None,
+                    next_to is not None and colour_change(next_to, facts) > self.cut_above,
+                )
+                before = k, facts
+        return looks
+
+    def _signals(self, clip: Clip, looks: Sequence[Look]) -> dict[str, Any]:
+        if not looks:
+            detail = f"{clip['video']} has no frame from {clip['start_s']:g} to {clip['end_s']:g} s"
+            raise RowFault("no_frames_in_window", detail)
+        moved = [
+            look.moved for look in looks[1:] if look.moved is not None
+        ]  # the first is compared with one outside
+        return {
+            "frames_seen": len(looks),
+            "static_ratio": float(np.mean([m < self.static_below for m in moved])) if moved else None,
+            "motion": float(np.mean(moved)) if moved else None,
+            "num_cuts": sum(look.cut for look in looks[1:]),
+            "black_ratio": float(np.mean([look.black for look in looks])),
+            "blur_ratio": float(np.mean([look.blurred for look in looks])),
+            "frame_hash": looks[len(looks) // 2].hash,
+        }

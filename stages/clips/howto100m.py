@@ -1,0 +1,70 @@
+"""HowTo100M's clips: a caption, with its neighbours until there is enough to see and to read.
+
+Miech et al., 2019, https://arxiv.org/abs/1906.03327; https://github.com/antoine77340/howto100m `youtube_dataloader.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from vlpipe.stages.clips.captions import Caption
+from vlpipe.stages.clips.pairing import NumClips, Pair, Pairing, centres, span_end
+
+WORD = re.compile(r"[\w']+")  # what the reference counts as a word
+MAX_CAPTIONS = 256  # in a clip: with thousands of cues at one time, each clip would hold all of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowTo100M(Pairing):
+    """Around each caption, or `num_clips` drawn with replacement (their n_pair: 64 per video and epoch).
+
+    A clip grows by one caption while it is shorter than `min_time_s` (their recipe's 5; 10 is only the class default) or
+    has fewer than `min_words` words: to the side that keeps it shorter (left of equals); with min_time_s 0 to the
+    side with more words (left of equals); past either end to the other side.
+    Mended: words from the left were put after the others (UniVL puts them before, too); a caption without text became the
+    word "nan"; a long caption that holds later ones was cut at the end of the last.
+    """
+
+    min_time_s: Annotated[float, Field(ge=0)] = 5.0
+    min_words: Annotated[int, Field(ge=0)] = 0
+    num_clips: NumClips | None = None
+
+    def pairs(
+        self, captions: Sequence[Caption], duration_s: float, rng: np.random.Generator
+    ) -> Iterator[Pair]:
+        num_words = [len(WORD.findall(caption.text)) for caption in captions]
+        for centre in centres(len(captions), self.num_clips, rng):
+            first, last = grow(captions, num_words, centre, self.min_time_s, self.min_words)
+            yield Pair(captions[first].start_s, span_end(captions, first, last), first, last)
+
+
+def grow(
+    captions: Sequence[Caption], num_words: Sequence[int], centre: int, min_time_s: float, min_words: int
+) -> tuple[int, int]:
+    """The first and the last caption (included) of the clip around `centre`."""
+    first = last = centre
+    words, end_s = num_words[centre], captions[centre].end_s
+    while words < min_words or end_s - captions[first].start_s < min_time_s:
+        left, right = first > 0, last + 1 < len(captions)
+        if left and right:
+            if min_time_s > 0:
+                before, after = captions[first - 1], captions[last + 1]
+                left_s = max(before.end_s, end_s) - before.start_s
+                left = left_s <= max(after.end_s, end_s) - captions[first].start_s
+            else:
+                left = num_words[last + 1] <= num_words[first - 1]
+        if left:
+            first -= 1
+            words, end_s = words + num_words[first], max(end_s, captions[first].end_s)
+        elif right:
+            last += 1
+            words, end_s = words + num_words[last], max(end_s, captions[last].end_s)
+        if last - first + 1 == MAX_CAPTIONS or not (left or right):
+            break
+    return first, last

@@ -1,0 +1,176 @@
+"""From videos with cues to clips with texts: what all pairing rules have in common.
+
+A rule is a stage of its own (`clips.milnce:MilNce`, ...); it says which captions a clip's text is, and when the clip is.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.shard import Out, Reject, need
+from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.clips.captions import SOURCES, Caption, clean, pick_track
+from vlpipe.stages.features.batches import seed_of
+from vlpipe.stages.row import RowIds, text
+from vlpipe.stages.video.rows import CLIPS, CUES, FILE_FIELDS
+
+# Beside what every clip has: when its text is said, which need not be when the clip is, and how far the neighbours are.
+PAIRED = pa.schema(
+    [
+        *CLIPS,
+        ("text_start_s", pa.float64()),
+        ("text_end_s", pa.float64()),
+        ("gap_before_s", pa.float64()),  # to the caption before; negative: they overlap; null: there is none
+        ("gap_after_s", pa.float64()),
+    ]
+)
+READS = {f.name: f.type for f in FILE_FIELDS} | {
+    "id": pa.string(),
+    "video_id": pa.string(),
+    "duration_s": pa.float64(),
+    "cues": CUES,
+}
+NumClips = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A clip: its time, its text (captions `first` to `last`, both included), the captions that may be said of it too."""
+
+    start_s: float
+    end_s: float
+    first: int
+    last: int
+    candidates: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing(MapStage):
+    """Video rows -> clip rows (PAIRED). Rejects (filtered): no_cues, no_usable_cue, no_clip.
+
+    sources, lang: which track (see `captions.pick_track`). seed: draws for a video come from (seed, its id) alone.
+    """
+
+    FAN_OUT: ClassVar[bool] = True
+
+    sources: tuple[str, ...] = SOURCES
+    lang: str = ""
+    seed: int = 0
+
+    @abstractmethod
+    def pairs(
+        self, captions: Sequence[Caption], duration_s: float, rng: np.random.Generator
+    ) -> Iterable[Pair]:
+        """Clips of a video; `captions` are in order of time and at least one; duration_s is inf where it is unknown."""
+
+    def units(self, captions: Sequence[Caption]) -> Sequence[Caption]:
+        """What is paired, made of the captions; at least one."""
+        return captions
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, _rule(self), **READS)
+        return PAIRED
+
+    def preflight(self) -> list[str]:
+        strange = [s for s in self.sources if s not in SOURCES]
+        if strange or not self.sources:
+            return [f"sources are of {', '.join(SOURCES)}; got {list(self.sources)}"]
+        return []
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        yield self._work
+
+    def _work(self, videos: pa.Table) -> Out:
+        rows: list[dict[str, Any]] = []
+        rejects, counts = [], Counter[str]()
+        for video in videos.select(list(READS)).to_pylist():
+            made = self._clips(video, counts)
+            if isinstance(made, Reject):
+                rejects.append(made)
+            else:
+                rows.extend(made)
+        return Out(pa.Table.from_pylist(rows, PAIRED), rejects, counts=counts)
+
+    def _clips(self, video: Mapping[str, Any], counts: Counter[str]) -> list[dict[str, Any]] | Reject:
+        track = pick_track(video["cues"] or (), self.sources, self.lang)
+        if not track:
+            return _reject(video, "no_cues", f"{len(video['cues'] or ())} cue(s), none of {self._asked()}")
+        left_out = Counter[str]()
+        duration_s = video["duration_s"] or math.inf
+        captions = clean(track, duration_s, left_out)
+        counts.update({f"cues:{why}": num for why, num in left_out.items()})
+        if not captions:
+            detail = ", ".join(f"{why} x {num}" for why, num in sorted(left_out.items()))
+            return _reject(video, "no_usable_cue", detail)
+        units = self.units(captions)
+        rng = np.random.default_rng(seed_of(self.seed, video["id"]))
+        pairs = [p for p in self.pairs(units, duration_s, rng) if p.end_s > p.start_s]
+        if not pairs:
+            return _reject(video, "no_clip", f"{len(units)} caption(s), no clip longer than 0 s")
+        source = "human" if track[0]["source"] == "manual" else "asr"
+        return list(_rows(_rule(self), video, source, units, pairs))
+
+    def _asked(self) -> str:
+        return "|".join(self.sources) + (f" in {self.lang}" if self.lang else "")
+
+
+def _reject(video: Mapping[str, Any], why: str, detail: str) -> Reject:
+    return Reject(video["id"], "filtered", why, detail)
+
+
+def _rule(stage: Pairing) -> str:
+    return type(stage).__module__.removeprefix("vlpipe.stages.")
+
+
+def _rows(
+    rule: str, video: Mapping[str, Any], source: str, units: Sequence[Caption], pairs: Sequence[Pair]
+) -> Iterator[dict[str, Any]]:
+    ids = RowIds(f"{rule}:{video['id']}")
+    ends_s = np.maximum.accumulate([unit.end_s for unit in units]).tolist()  # what ends last up to here
+    for pair in pairs:
+        said = " ".join(unit.text for unit in units[pair.first : pair.last + 1])
+        text_start_s = units[pair.first].start_s
+        text_end_s = span_end(units, pair.first, pair.last)
+        after = units[pair.last + 1].start_s - text_end_s if pair.last + 1 < len(units) else None
+        yield {
+            **{f.name: video[f.name] for f in FILE_FIELDS},
+            "id": ids.next(f"{pair.start_s:.6f}-{pair.end_s:.6f}", said),
+            "parent": video["id"],
+            "video_id": video["video_id"],
+            "start_s": pair.start_s,
+            "end_s": pair.end_s,
+            "texts": [text(said, source)],
+            "candidates": [
+                {"start_s": units[i].start_s, "end_s": units[i].end_s, "text": units[i].text}
+                for i in pair.candidates
+            ],
+            "text_start_s": text_start_s,
+            "text_end_s": text_end_s,
+            "gap_before_s": text_start_s - ends_s[pair.first - 1] if pair.first else None,
+            "gap_after_s": after,
+        }
+
+
+def span_end(captions: Sequence[Caption], first: int, last: int) -> float:
+    """When captions first to last are over: of nested ones the last does not end last."""
+    return max(caption.end_s for caption in captions[first : last + 1])
+
+
+def span_s(captions: Sequence[Caption], first: int, last: int) -> float:
+    return span_end(captions, first, last) - captions[first].start_s
+
+
+def centres(num: int, num_clips: int | None, rng: np.random.Generator) -> list[int]:
+    """Which captions clips are made around: `num_clips` drawn with replacement; None: each once, in order."""
+    return list(range(num)) if num_clips is None else rng.integers(num, size=num_clips).tolist()

@@ -1,0 +1,88 @@
+"""What the text alone says about a clip: how fast it is spoken, whether it repeats itself, whether it is speech at all.
+
+Light columns for `filter.rules:Rules`. Which language: `filter.language:Language`, on the same rows.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from vlpipe.pipeline.shard import need, with_field
+from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.filter.scores import with_columns
+from vlpipe.stages.filter.texts import FlatTexts
+from vlpipe.stages.row import TEXTS
+
+# [Music], (applause), *sighs*, a song between notes. Speaker marks (">> ") are no words.
+TAG = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]+\*|♪[^♪]*♪|♪")
+SPEAKER = re.compile(r"(?<!\S)(?:>+|-)(?!\S)|^>+")
+# All that YouTube's speech recognition writes of sounds and of speech in a language it was not asked for.
+ALONE = frozenset(["applause", "cheering", "foreign", "laughter", "music"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSignals(MapStage):
+    """Add `clip_s` and, one per text, `words_per_s`, `repeated_ngrams`, `tag_ratio` (float32).
+
+    clip_s: end - start. words_per_s: over the time the text is said (text_start_s, text_end_s), or the clip's where rows
+    do not have these; null where that is 0. Speech is 2 to 3 a second; much more is a subtitle with wrong times.
+    repeated_ngrams: n-grams of `ngram` words, case aside, that came before in the text, of all; 0 for fewer words.
+    tag_ratio: words that stand for a sound ([Music], a song's notes) or for foreign speech, of all words; 1 without a word.
+    """
+
+    ngram: Annotated[int, Field(ge=1)] = 3
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "clips.text_signals", texts=TEXTS, start_s=pa.float64(), end_s=pa.float64())
+        out = with_field(inp, pa.field("clip_s", pa.float32()))
+        for name in ("words_per_s", "repeated_ngrams", "tag_ratio"):
+            out = with_field(out, pa.field(name, pa.list_(pa.float32())))
+        return out
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        yield self._measure
+
+    def _measure(self, rows: pa.Table) -> pa.Table:
+        flat = FlatTexts(rows["texts"])
+        words = [spoken_words(text or "") for text in flat.field("text").to_pylist()]
+        said = "text_" if "text_start_s" in rows.column_names else ""
+        said_s = pc.subtract(rows[f"{said}end_s"], rows[f"{said}start_s"]).to_pylist()
+        speed = [
+            len(spoken) / said_s[row] if said_s[row] else None
+            for (spoken, _), row in zip(words, flat.row, strict=True)
+        ]
+        repeated = [repeated_ngrams(spoken, self.ngram) for spoken, _ in words]
+        tags = [num / (num + len(spoken)) if num + len(spoken) else 1.0 for spoken, num in words]
+        return with_columns(
+            rows,
+            clip_s=pc.cast(pc.subtract(rows["end_s"], rows["start_s"]), pa.float32()),
+            words_per_s=flat.nested(pa.array(speed, pa.float32())),
+            repeated_ngrams=flat.nested(pa.array(repeated, pa.float32())),
+            tag_ratio=flat.nested(pa.array(tags, pa.float32())),
+        )
+
+
+def spoken_words(text: str) -> tuple[list[str], int]:
+    """(words that are said, in lower case; how many words stand for a sound or foreign speech)."""
+    text = SPEAKER.sub(" ", html.unescape(text))
+    num_tags = sum(max(1, len(tag.split())) for tag in TAG.findall(text))
+    words = TAG.sub(" ", text).lower().split()
+    if words and ALONE.issuperset(word.strip(".!") for word in words):
+        return [], num_tags + len(words)
+    return words, num_tags
+
+
+def repeated_ngrams(words: Sequence[str], n: int) -> float:
+    """Share of the n-grams that came before."""
+    grams = list(zip(*(words[k:] for k in range(n)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

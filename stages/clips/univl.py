@@ -1,0 +1,68 @@
+"""UniVL's clips: HowTo100M's, seen through features of one per second.
+
+Luo et al., 2020, https://arxiv.org/abs/2002.06353; https://github.com/microsoft/UniVL `dataloader_howto100m.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from vlpipe.stages.clips.captions import Caption
+from vlpipe.stages.clips.howto100m import WORD, grow
+from vlpipe.stages.clips.pairing import NumClips, Pair, Pairing, span_end
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniVL(Pairing):
+    """Around each caption, or `num_clips` (their n_pair, 3) drawn without replacement, and again once all are used.
+
+    The text grows as in `clips.howto100m` (min_time_s 5 in their recipe; for min_words they count BERT's word pieces, here
+    words count). The clip is whole seconds, from that of the start to that of the end, included, at most `max_seconds`
+    (max_frames, 64). Where the video has no whole second there, captions left and right, in turn, widen it.
+    Mended: the other drawn pairs, in their random order, widened it, not the neighbours in time; and what
+    `clips.howto100m` says of the code both share.
+    """
+
+    min_time_s: Annotated[float, Field(ge=0)] = 5.0
+    min_words: Annotated[int, Field(ge=0)] = 0
+    max_seconds: Annotated[int, Field(ge=1)] = 64
+    num_clips: NumClips | None = None
+
+    def pairs(
+        self, captions: Sequence[Caption], duration_s: float, rng: np.random.Generator
+    ) -> Iterator[Pair]:
+        num_words = [len(WORD.findall(caption.text)) for caption in captions]
+        for centre in self._centres(len(captions), rng):
+            first, last = grow(captions, num_words, centre, self.min_time_s, self.min_words)
+            start, end = seconds(captions, first, last, duration_s)
+            yield Pair(float(start), float(min(end, start + self.max_seconds)), first, last)
+
+    def _centres(self, num: int, rng: np.random.Generator) -> list[int]:
+        if self.num_clips is None:
+            return list(range(num))
+        again = rng.integers(num, size=max(0, self.num_clips - num))
+        return [*rng.permutation(num)[: self.num_clips].tolist(), *again.tolist()]
+
+
+def seconds(captions: Sequence[Caption], first: int, last: int, duration_s: float) -> tuple[int, int]:
+    """Whole seconds [start, end) of captions first to last; equal when the video has none."""
+    num = duration_s if math.isinf(duration_s) else int(duration_s)
+    go_left = True
+    while True:
+        start, end = int(captions[first].start_s), int(span_end(captions, first, last)) + 1
+        end = int(min(end, num))
+        if start < end:
+            return start, end
+        if first == 0 and last == len(captions) - 1:
+            return start, start
+        if go_left:
+            first = max(0, first - 1)
+        else:
+            last = min(len(captions) - 1, last + 1)
+        go_left = not go_left

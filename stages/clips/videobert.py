@@ -1,0 +1,38 @@
+"""VideoBERT's segments: a sentence, and the video while it is said.
+
+Sun et al., 2019, https://arxiv.org/abs/1904.01766, section 4.1. They published no code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from vlpipe.stages.clips.captions import Caption
+from vlpipe.stages.clips.pairing import Pair, Pairing
+from vlpipe.stages.clips.sentences import sentences
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoBert(Pairing):
+    """Each sentence once, with its own time. max_gap_s, max_words: see `clips.sentences`; 1 s and 20 words are TAN's.
+
+    Captions whose words were said again in the next one (rolling subtitles) are merged by the stage that read them, not
+    here. Joining neighbours at random and leaving out frames at random, as in the paper, are a loader's.
+    """
+
+    max_gap_s: Annotated[float, Field(ge=0)] = 1.0
+    max_words: Annotated[int, Field(ge=1)] = 20
+
+    def units(self, captions: Sequence[Caption]) -> Sequence[Caption]:
+        return sentences(captions, self.max_gap_s, self.max_words)
+
+    def pairs(
+        self, captions: Sequence[Caption], duration_s: float, rng: np.random.Generator
+    ) -> Iterator[Pair]:
+        for number, sentence in enumerate(captions):
+            yield Pair(sentence.start_s, sentence.end_s, number, number)

@@ -1,0 +1,114 @@
+"""One unit vector per second of a video, or as many as wanted, by an image-text model: what alignment of texts reads.
+
+CLIP ViT-L/14 at 1 frame a second is a baseline of TAN (R@1 30.9 on HTM-Align): https://github.com/TengdaHan/TemporalAlignNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
+from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
+from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.stages.clips.by_video import CLIP_FILE, Clip, grid, over_videos
+from vlpipe.stages.features.batches import batch_size_problems, encode_images, without
+from vlpipe.stages.features.embed import dim_in_config
+from vlpipe.stages.features.s3d import features_type
+from vlpipe.stages.filter.scores import with_columns
+from vlpipe.stages.pixels import to_pixels
+from vlpipe.stages.video.decode import Exact, Limits, open_video
+
+if TYPE_CHECKING:
+    from vlpipe.stages.features.weights import Loaded
+
+MAX_S = 24 * 3600  # of a video that does not say how long it is
+SLACK_S = 10  # a header may name less than there is
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameFeatures(MapStage):
+    """Add the heavy column `frame_feats` (see `s3d.features_type`), an entry per frame, and `frame_weights`: the digest.
+
+    Rows are videos, or clips when they have start_s and end_s. Frames lie at multiples of 1 / fps, so that clips of a
+    video that overlap share them, and each stands for 1 / fps; they are squashed to the model's square, as images are.
+    videos: folder or fsspec root. dim: the model's `embed_dim`, when the model does not exist yet. RowFault: those of
+    `video.decode`; a clip is not blamed for damage behind it.
+    """
+
+    LOADS_WEIGHTS: ClassVar[bool] = True
+    TORCH: ClassVar[bool] = True
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
+
+    videos: str
+    model: Weights
+    fps: Annotated[float, Field(gt=0)] = 1.0
+    dim: int | None = None
+    batch_size: int = 16
+    deadline_s: Annotated[float, Field(gt=0)] = 600
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "features.frames", **CLIP_FILE)
+        known = self.dim or (None if self.model.step else dim_in_config(Path(self.model.path)))
+        if known is None:
+            raise SchemaError(
+                "features.frames must know how long its vectors are before the model is there: write "
+                "`dim: 256` (the `embed_dim` of that model) beside `model:`"
+            )
+        out = with_field(inp, heavy("frame_feats", features_type(known)))
+        return with_field(out, pa.field("frame_weights", pa.string()))
+
+    def preflight(self) -> list[str]:
+        return batch_size_problems(self.batch_size)
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        from vlpipe.stages.features.weights import load
+
+        blip = load(self.model)
+        dim = blip.model.config.embed_dim
+        if self.dim not in (None, dim):
+            raise VlpipeError(f"the model has embed_dim {dim}, but the step says dim: {self.dim}")
+
+        def work(rows: pa.Table) -> Out:
+            rejects: list[Reject] = []
+            names = [n for n in (*CLIP_FILE, "start_s", "end_s") if n in rows.column_names]
+            found = over_videos(
+                rows.select(names).to_pylist(), lambda some: self._measure(some, blip), rejects
+            )
+            column = pa.array([one or [] for one in found], features_type(dim))
+            told = pa.array([self.model.digest] * rows.num_rows, pa.string())
+            return Out(without(with_columns(rows, frame_feats=column, frame_weights=told), rejects), rejects)
+
+        yield work
+
+    def _measure(self, rows: Sequence[Clip], blip: Loaded) -> list[list[dict[str, Any]]]:
+        from PIL import Image
+
+        limits, size = Limits(deadline_s=self.deadline_s), blip.image_size
+        with open_video(self.videos, rows[0]["video"], limits, num_bytes=rows[0]["num_bytes"]) as video:
+            length_s = video.info.duration_s
+            end_s = MAX_S if length_s is None else min(length_s + SLACK_S, MAX_S)
+            grids = [grid(row.get("start_s", 0.0), row.get("end_s", end_s), self.fps) for row in rows]
+            wanted = sorted({k for some in grids for k in some})
+            frames = video.frames([k / self.fps for k in wanted], Exact(size, size))
+            pictures = ((wanted[index], to_pixels(Image.fromarray(frame), size)) for index, frame in frames)
+            vectors = encode_images(
+                pictures, lambda pixels: blip.image_features(blip.encode_image(pixels)), self.batch_size
+            )
+            feats = {k: vector.half().cpu().numpy() for k, vector in vectors}
+        return [
+            self._entries(row, [k for k in some if k in feats], feats)
+            for row, some in zip(rows, grids, strict=True)
+        ]
+
+    def _entries(self, row: Clip, seen: Sequence[int], feats: dict[int, Any]) -> list[dict[str, Any]]:
+        if not seen:
+            raise RowFault("no_frames_in_window", f"{row['video']} has no frame in the row's time")
+        return [{"start_s": k / self.fps, "end_s": (k + 1) / self.fps, "feat": feats[k]} for k in seen]

@@ -1,0 +1,58 @@
+"""Reading columns of feature vectors that know their time: `s3d`, `frame_feats`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.errors import SchemaError
+from vlpipe.stages.features.s3d import features_type
+from vlpipe.stages.filter.texts import as_array
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFeats:
+    """The W windows of one row."""
+
+    start_s: Array  # (W,)
+    end_s: Array  # (W,)
+    feats: Array  # (W, D)
+
+
+def need_windows(schema: pa.Schema, who: str, name: str) -> int:
+    """D of a column of windows; SchemaError when it is not there or is none."""
+    if name not in schema.names:
+        raise SchemaError(f"{who} reads column {name!r}, which no step above writes")
+    dtype = schema.field(name).type
+    entry = dtype.value_type if pa.types.is_list(dtype) else dtype
+    dim = (
+        entry.field("feat").type.list_size
+        if pa.types.is_struct(entry) and entry.get_field_index("feat") >= 0
+        else 0
+    )
+    if not dim or dtype != features_type(dim):
+        raise SchemaError(f"{who} reads column {name!r} as windows (start_s, end_s, feat), but it is {dtype}")
+    return int(dim)
+
+
+def read_windows(column: pa.ChunkedArray) -> Iterator[WindowFeats]:
+    """Row by row."""
+    lists = as_array(column)
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
+    entries = lists.flatten()
+    start_s, end_s = (pc.struct_field(entries, name).to_numpy() for name in ("start_s", "end_s"))
+    vectors = pc.struct_field(entries, "feat")
+    dim = vectors.type.list_size
+    feats = vectors.flatten().to_numpy().astype(np.float32).reshape(-1, dim)
+    at = 0
+    for length in lengths.tolist():
+        part = slice(at, at + length)
+        yield WindowFeats(start_s[part], end_s[part], feats[part])
+        at += length
