@@ -1,0 +1,64 @@
+"""One unit vector per video or clip, from its windows: with it `dedup.faiss` finds near twins of videos as of images.
+
+Videos with the same bytes need no vector: `dedup.exact` reads their `sha256`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.shard import Out, Reject, heavy, with_field
+from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.features.batches import without
+from vlpipe.stages.features.video_tokens import check_features
+from vlpipe.stages.filter.scores import with_columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolWindows(MapStage):
+    """Add the heavy column `embedding`: fixed_size_list<float32>[D], the mean of the row's unit window vectors, unit norm.
+
+    Each window counts the same, so a still passage counts by its length. Code: no_direction, when the windows are
+    zero or cancel out.
+    """
+
+    READS_HEAVY: ClassVar[tuple[str, ...]] = ("s3d",)
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        check_features(inp, "features.pooled")
+        return with_field(inp, heavy("embedding", pa.list_(pa.float32(), _dim(inp))))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(rows: pa.Table) -> Out:
+            pooled = pool(rows["s3d"].combine_chunks(), _dim(rows.schema))
+            lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
+            lost = np.flatnonzero(lengths[:, 0] < 1e-6)
+            rejects = [Reject(rows["id"][int(row)].as_py(), "fault", "no_direction") for row in lost]
+            unit = (pooled / np.maximum(lengths, 1e-6)).astype(np.float32)
+            column = pa.FixedSizeListArray.from_arrays(pa.array(unit.ravel()), unit.shape[1])
+            return Out(without(with_columns(rows, embedding=column), rejects), rejects)
+
+        yield work
+
+
+def pool(windows: pa.ListArray, dim: int) -> npt.NDArray[np.float64]:
+    """`s3d` of N rows -> (N, D): the sum of each row's unit window vectors, in double precision; 0 without a window."""
+    flat = pc.struct_field(pc.list_flatten(windows), "feat")
+    vectors = np.asarray(pc.list_flatten(flat)).reshape(-1, dim).astype(np.float64)  # (windows, D)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    found = np.zeros((len(windows), dim))
+    np.add.at(found, np.asarray(pc.list_parent_indices(windows)), vectors)
+    return found
+
+
+def _dim(schema: pa.Schema) -> int:
+    return int(schema.field("s3d").type.value_type.field("feat").type.list_size)
