@@ -139,7 +139,7 @@ def _drop(rows: pa.Table, blocklist: Blocklist) -> Out:
     urls = [rows[n].to_pylist() for n in ("url", "final_url") if n in rows.schema.names]
     faults = [
         next((f for url in row if url and (f := blocklist.check_url(url))), None)
-        or blocklist.check_bytes(data)
+        or (blocklist.check_bytes(data) if data is not None else None)
         for *row, data in zip(*urls, rows["image"].to_pylist(), strict=True)
     ]
     named = zip(rows["id"].to_pylist(), faults, strict=True)

@@ -91,9 +91,9 @@ def read_tar(
 def _image_of(members: Mapping[str, tars.Span], image: str | None) -> str:
     """The ending of the image. RowFault: no_image, several_images."""
     if image is not None:
-        if image not in members:
+        if image.lower() not in members:  # endings are read in lower case
             raise RowFault("no_image", f"no {image}, only {_named(members)}")
-        return image
+        return image.lower()
     found = tars.image_endings(members)
     if len(found) > 1:
         raise RowFault("several_images", f"{_named(found)}; `image` says which one is meant")

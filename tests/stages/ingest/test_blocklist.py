@@ -166,13 +166,13 @@ def test_a_blocked_url_is_not_asked_for_and_blocked_bytes_are_not_decoded(
 
 
 def test_what_was_fetched_before_is_dropped_without_a_fetch(tmp_path: Path) -> None:
-    images = [b"fine", b"bad", b"no image at all"]
-    urls = ["http://a.test/1", "http://b.test/2", "http://b.test/3"]
-    final = ["http://a.test/1", "http://b.test/2", "http://evil.test/3"]
-    rows = pa.table({"id": ["1", "2", "3"], "url": urls, "final_url": final, "image": images})
+    images = [b"fine", b"bad", b"no image at all", None]
+    urls = ["http://a.test/1", "http://b.test/2", "http://b.test/3", "http://b.test/4"]
+    final = ["http://a.test/1", "http://b.test/2", "http://evil.test/3", None]
+    rows = pa.table({"id": ["1", "2", "3", "4"], "url": urls, "final_url": final, "image": images})
     stage = DropBlocked(blocklist=written(tmp_path / "l.txt", f"md5:{md5('bad')}", "domain:evil.test"))
     out = run_map(stage, rows)
-    assert out.table["id"].to_pylist() == ["1"]
+    assert out.table["id"].to_pylist() == ["1", "4"]
     assert [(r.id, r.why, r.detail) for r in out.rejects] == [
         ("2", "blocked", "content"),
         ("3", "blocked", "domain"),

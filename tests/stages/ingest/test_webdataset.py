@@ -108,7 +108,7 @@ def test_parameters(tmp_path: Path, picture: Callable[..., bytes]) -> None:
     about = json.dumps({"captions": ["one", "", "two"]}).encode()
     write_tar(tmp_path / "x.tar", {"a.left.jpg": picture(), "a.right.jpg": picture(), "a.json": about})
     assert [reject.why for reject in read(tmp_path).rejects] == ["no_image"]
-    out = read(tmp_path, image="right.jpg", caption="captions", text_source="human")
+    out = read(tmp_path, image="Right.JPG", caption="captions", text_source="human")
     assert said(out) == [["one", "two"]]
     assert out.table["texts"][0][0]["source"].as_py() == "human"
     assert read(tmp_path, image="up.jpg").rejects[0].detail == "no up.jpg, only json, left.jpg, right.jpg"
