@@ -18,8 +18,9 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.stage import Listing
 from vlpipe.stages.ingest.list import BATCH_ROWS
+from vlpipe.stages.ingest.text_tracks import embedded, rank
 from vlpipe.stages.ingest.video_probe import Look, Prober
-from vlpipe.stages.ingest.video_rows import ENDINGS, Row, VideoSource, embedded, opened, track_lang
+from vlpipe.stages.ingest.video_rows import ENDINGS, Row, VideoSource, opened
 from vlpipe.stages.row import RowIds
 from vlpipe.stages.subtitles.read import MAX_BYTES, OTHERWISE, read_subtitles
 from vlpipe.stages.subtitles.track import Track
@@ -76,7 +77,9 @@ class Videos(VideoSource):
         in_file = self.embedded and one["subtitles"] is None
 
         def read(seen: Look) -> Track:
-            return self._embedded(one["url"], seen) if one["subtitles"] is None else self._sidecar(one, seen)
+            if one["subtitles"] is not None:
+                return self._sidecar(one, seen)
+            return self.track_of(embedded(seen.texts, self.languages, one["url"]), one["url"])
 
         about = self.about(self.videos.path, one["url"], read, probe, counts, text_tracks=in_file)
         return {**about, "video_id": PurePosixPath(one["url"]).stem}
@@ -93,13 +96,6 @@ class Videos(VideoSource):
             fps=seen.info.fps,
             rollup=self.rollup,
         )
-
-    def _embedded(self, video: str, seen: Look) -> Track:
-        tracks = list(dict.fromkeys(track_lang(text) for text in seen.texts))
-        best = min(tracks, key=lambda lang: _rank(lang or None, self.languages), default=None)
-        if best is None or _rank(best or None, self.languages) > len(self.languages):
-            raise RowFault("no_cues", f"{video} has no subtitles, neither beside it nor in it")
-        return self.track_of(embedded(seen.texts, best), video)
 
 
 class Found(NamedTuple):
@@ -145,25 +141,9 @@ def _belongs_to(path: str, stems: set[str]) -> tuple[str | None, str | None]:
 def _best(
     files: Sequence[tuple[str, str | None]], languages: Sequence[str]
 ) -> tuple[str, str | None] | tuple[()]:
-    wanted = [(path, lang) for path, lang in files if _rank(lang, languages) <= len(languages)]
-    if not wanted:
-        return ()
-    return min(
-        wanted,
-        key=lambda one: (
-            _rank(one[1], languages),
-            SUBTITLES.index(PurePosixPath(one[0]).suffix.lower()),
-            one,
-        ),
-    )
-
-
-def _rank(lang: str | None, languages: Sequence[str]) -> int:
-    """Place in `languages`; their number for a file that names none, or when none is wanted; one more for others."""
-    if lang is None or not languages:
-        return len(languages)
-    parts = lang.lower().replace("_", "-")
-    places = [
-        n for n, one in enumerate(languages) if parts == one.lower() or parts.startswith(one.lower() + "-")
+    wanted = [
+        (place, SUBTITLES.index(PurePosixPath(path).suffix.lower()), path, lang)
+        for path, lang in files
+        if (place := rank(lang, languages)) is not None
     ]
-    return places[0] if places else len(languages) + 1
+    return min(wanted)[2:] if wanted else ()
