@@ -30,6 +30,7 @@ from vlpipe.stages.subtitles.track import Track
 from vlpipe.stages.video.rows import VIDEOS
 
 BATCH_ROWS = 256  # with captions: 10 KB each
+REPEATED = frozenset({"bad_line", "duplicate_captions", "duplicate_video"})
 MAX_ID_CHARS = 64  # YouTube's have 11
 TASK = (
     pa.field("category_1", pa.string()),
@@ -86,19 +87,25 @@ class HowTo100M(VideoSource):
         return HOWTO100M
 
     def rows(self) -> Iterator[pa.Table]:
-        ids, tasks = RowIds(self.source), read_tasks(Path(self.tasks.path)) if self.tasks else {}
+        again, tasks = RowIds(self.source), read_tasks(Path(self.tasks.path)) if self.tasks else {}
         for table in joined(Path(self.list.path), Path(self.captions.path)):
             urls = [
                 f"https://www.youtube.com/watch?v={video_id}" for video_id in table["video_id"].to_pylist()
             ]
             more = {
-                "id": [ids.next(url, "") for url in urls],
+                "id": [self._id(again, *one) for one in zip(urls, table["why"].to_pylist(), strict=True)],
                 "url": urls,
                 "task": pa.array([tasks.get(t or "") for t in table["task_id"].to_pylist()], pa.string()),
             }
             for name, values in more.items():
                 table = table.append_column(name, pa.array(values, pa.string()))
             yield table.select(FOUND.names).cast(FOUND)
+
+    def _id(self, again: RowIds, url: str, why: str | None) -> str:
+        """`again` remembers, 300 bytes each, only those that may come twice."""
+        if why in REPEATED:
+            return again.next(url, why)
+        return (again if why == "not_listed" else RowIds(self.source)).next(url, "")
 
     def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
         fault = RowFault(one["why"], one["detail"] or "") if one["why"] else None
