@@ -22,7 +22,7 @@ from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.video.budget import Budget, Limits
 from vlpipe.stages.video.keys import FAR, Keys, complete_index
 from vlpipe.stages.video.sizes import Exact, ShortSide, Size, Square, fit, shown_size
-from vlpipe.stages.video.source import container, need_av
+from vlpipe.stages.video.source import container, need_av, packets
 from vlpipe.stages.video.walk import Walk
 
 if TYPE_CHECKING:
@@ -159,15 +159,18 @@ class Video:
 
     def _track(self, stream: SubtitleStream) -> Iterator[TextCue]:
         error = need_av().FFmpegError
-        self._container.seek(0)
-        for packet in self._container.demux(stream):
-            self._budget.check()
+        try:
+            self._container.seek(0)
+        except error as caught:
+            self._budget.bad(caught)
+            return
+        for packet in packets(self._container, stream, self._budget):
             try:
                 entries = packet.decode()
             except error as caught:
                 self._budget.bad(caught)
-                continue
-            yield from self._cues(packet, entries, stream.language)
+            else:
+                yield from self._cues(packet, entries, stream.language)
 
     def _cues(self, packet: object, entries: Sequence[object], lang: str | None) -> Iterator[TextCue]:
         pts, duration, base = (getattr(packet, name) for name in ("pts", "duration", "time_base"))
