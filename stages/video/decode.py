@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.video.budget import Budget, Limits
+from vlpipe.stages.video.budget import Budget, Limits, said
 from vlpipe.stages.video.keys import FAR, Keys, complete_index
 from vlpipe.stages.video.sizes import Exact, ShortSide, Size, Square, fit, shown_size
 from vlpipe.stages.video.source import container, need_av, packets
@@ -210,7 +210,10 @@ class Video:
     def _picture(self, frame: VideoFrame, size: Size) -> npt.NDArray[np.uint8]:
         how = fit(size, frame.width, frame.height, self._sar, frame.rotation)
         self._budget.need_pixels(how.width, how.height)
-        scaled = self._reformatter.reformat(frame, how.width, how.height, "rgb24", threads=1)
+        try:
+            scaled = self._reformatter.reformat(frame, how.width, how.height, "rgb24", threads=1)
+        except need_av().FFmpegError as error:  # colours that no one can read
+            raise RowFault("broken_video", f"{self._budget.video}: no way to RGB: {said(error)}") from error
         return how.finish(scaled.to_ndarray())
 
     def _look(self) -> VideoInfo:
