@@ -5,6 +5,7 @@ A file that is there is not asked for again. Nothing of a video is in memory: bo
 
 from __future__ import annotations
 
+import builtins
 import mmap
 import os
 import shutil
@@ -37,7 +38,7 @@ from vlpipe.stages.ingest.robots import need_protego
 from vlpipe.stages.ingest.serve import serving
 from vlpipe.stages.ingest.text_tracks import embedded
 from vlpipe.stages.ingest.video_probe import Look, Prober, prober
-from vlpipe.stages.ingest.video_rows import ENDINGS, Row, VideoSource, exists
+from vlpipe.stages.ingest.video_rows import CHUNK_BYTES, ENDINGS, Row, VideoSource, exists, opened
 from vlpipe.stages.row import RowIds
 from vlpipe.stages.subtitles.track import Track
 from vlpipe.stages.video import decode
@@ -76,7 +77,8 @@ class VideoUrls(VideoSource):
     """list: parquet, tsv, csv or jsonl with a column `url`. videos: the folder or fsspec URL that the files go to.
 
     asking: timeouts, sizes, politeness, opt-outs. serve: host name -> folder that answers for it on a loopback port, the
-    one exemption from the rule that only public addresses are asked. blocklist: URLs, domains, content (`ingest.blocklist`).
+    one exemption from the rule that only public addresses are asked. blocklist: URLs, domains, content (`ingest.blocklist`);
+    a file that came before it was listed gives no row any more, and stays.
     The cues are those of a text track in the file. More codes: those of `ingest.images:FetchImages` but for decoding.
     """
 
@@ -90,7 +92,7 @@ class VideoUrls(VideoSource):
     serve: dict[str, File] = field(default_factory=dict)
     blocklist: File | None = None
 
-    def preflight(self) -> Any:
+    def preflight(self) -> builtins.list[str]:
         if self.list.step is None:
             next(self._urls(), None)  # raises what is wrong with the file or its columns
         if self.asking.robots == "obey":
@@ -176,6 +178,7 @@ class VideoUrls(VideoSource):
         if one["fault"]:
             raise RowFault("bad_line", one["fault"])
         if one["id"] not in started:
+            self._need_allowed(one, folder, blocklist)
             return self.video(one, probe, counts)
         page = started[one["id"]].result().result
         if isinstance(page, RowFault):
@@ -183,7 +186,7 @@ class VideoUrls(VideoSource):
         path = os.path.join(folder, file_name(one))
         os.replace(page.file, path)  # what is said of it names it so
         try:
-            _need_allowed(path, blocklist)
+            _need_allowed_file(path, blocklist)
             about = self._about(folder, one, probe, counts)
             with Store(self.videos).writing(file_name(one)) as part:
                 shutil.move(path, part)
@@ -191,6 +194,16 @@ class VideoUrls(VideoSource):
             with suppress(FileNotFoundError):
                 os.unlink(path)
         return about
+
+    def _need_allowed(self, one: Row, folder: str, blocklist: Blocklist) -> None:
+        """Of a file that is there already: the blocklist may be a new one. RowFault: blocked."""
+        if fault := blocklist.check_url(one["url"]):
+            raise fault
+        if blocklist.marks:
+            with opened(self.videos, file_name(one)) as file, tempfile.NamedTemporaryFile(dir=folder) as copy:
+                shutil.copyfileobj(file, copy, CHUNK_BYTES)
+                copy.flush()
+                _need_allowed_file(copy.name, blocklist)
 
 
 def name_in(url: str) -> str:
@@ -207,7 +220,7 @@ def file_name(one: Row) -> str:
     return str(one["id"]) + (ending if ending in ENDINGS else "")
 
 
-def _need_allowed(path: str, blocklist: Blocklist) -> None:
+def _need_allowed_file(path: str, blocklist: Blocklist) -> None:
     """RowFault: empty, blocked."""
     if not os.path.getsize(path):
         raise RowFault("empty", "the answer has no bytes")

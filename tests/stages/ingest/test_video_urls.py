@@ -108,6 +108,18 @@ def test_each_failure_has_its_code_and_leaves_no_file(web: Web) -> None:
     assert page.detail.startswith(f"{page.id}.mp4: ")  # the same on every run
 
 
+def test_a_new_blocklist_is_obeyed_by_files_that_are_there(web: Web) -> None:
+    (web.served / "a.mp4").write_bytes(CLIP)
+    url = "http://films.test/a.mp4"
+    assert web.run(url).table.num_rows == 1
+    for number, line in enumerate(
+        (f"md5:{hashlib.md5(CLIP).hexdigest()}", f"url:{url}", "domain:films.test")
+    ):
+        (web.folder / f"{number}.txt").write_text(line + "\n")
+        out = web.run(url, blocklist=File(path=str(web.folder / f"{number}.txt"), digest=str(number)))
+        assert [(r.kind, r.why) for r in out.rejects] == [("filtered", "blocked")]
+
+
 def test_an_fsspec_root(web: Web) -> None:
     (web.served / "a.mp4").write_bytes(CLIP)
     here = web.run("http://films.test/a.mp4").table
