@@ -131,8 +131,8 @@ def _text(value: Any) -> str | None:
 
 def _utf8(text: str) -> str:
     """JSON can spell half a surrogate pair, which no file can hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _numbers(values: Sequence[Any]) -> list[float | None]:
-    return [number(value) for value in values]
+    return [value if type(value) is float else number(value) for value in values]

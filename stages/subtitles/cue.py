@@ -89,6 +89,8 @@ class Found:
 
     def _utf8(self, text: str) -> str:
         """JSON can spell half a surrogate pair, which no file can hold."""
+        if text.isascii():
+            return text
         clean = text.encode("utf-8", "replace").decode("utf-8")
         self.counts["cues_bad_unicode"] += clean != text
         return clean
