@@ -10,7 +10,6 @@ A time gets the last frame that begins at or before it, as a player would show. 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.stages.video.budget import Budget, Limits
+from vlpipe.stages.video.keys import Keys, complete_index
 from vlpipe.stages.video.sizes import Exact, ShortSide, Size, Square, fit, shown_size
-from vlpipe.stages.video.source import container, need_av, said
+from vlpipe.stages.video.source import container, need_av
+from vlpipe.stages.video.walk import Walk
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.subtitles.stream import SubtitleStream
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -45,18 +48,8 @@ __all__ = [
 SLACK_S = 0.0005  # Matroska rounds to milliseconds: a frame stamped 0.067 is the one for 2 / 30 s
 
 
+LIMITS = Limits()
 TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What one video may cost. Time counts while decoding, not while the caller works on a frame."""
-
-    deadline_s: float = 600
-    max_bad_packets: int = (
-        20  # decoding goes on after a bad packet, as players do, until there were more than these
-    )
-    max_pixels: int = 8192 * 4320  # of a frame, as stored, as shown and as asked for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,38 +75,9 @@ class TextCue(NamedTuple):
     lang: str | None  # as the track says
 
 
-class Budget:
-    """Time and errors left for one video. RowFault: deadline, too_many_errors."""
-
-    def __init__(self, video: str, limits: Limits) -> None:
-        self.video, self.limits = video, limits
-        self.num_bad = 0
-        self._spent_s, self._since = 0.0, time.monotonic()
-
-    def check(self) -> None:
-        if self._spent_s + time.monotonic() - self._since > self.limits.deadline_s:
-            raise RowFault(
-                "deadline", f"{self.video}: not done after {self.limits.deadline_s:g} s of decoding"
-            )
-
-    def bad(self, error: Exception) -> None:
-        self.num_bad += 1
-        if self.num_bad > self.limits.max_bad_packets:
-            detail = (
-                f"{self.video}: more than {self.limits.max_bad_packets} bad packets, the last: {said(error)}"
-            )
-            raise RowFault("too_many_errors", detail)
-
-    def pause(self) -> None:
-        self._spent_s += time.monotonic() - self._since
-
-    def go_on(self) -> None:
-        self._since = time.monotonic()
-
-
 @contextmanager
 def open_video(
-    root: str, video: str, limits: Limits = Limits(), *, num_bytes: int | None = None
+    root: str, video: str, limits: Limits = LIMITS, *, num_bytes: int | None = None
 ) -> Iterator[Video]:
     """The video at path `video` below `root` (a folder or an fsspec URL).
 
@@ -127,7 +91,7 @@ def open_video(
         yield Video(opened, budget)
 
 
-def probe(root: str, video: str, limits: Limits = Limits(), *, num_bytes: int | None = None) -> VideoInfo:
+def probe(root: str, video: str, limits: Limits = LIMITS, *, num_bytes: int | None = None) -> VideoInfo:
     """What the header and the first frame say. RowFault: as `open_video`."""
     with open_video(root, video, limits, num_bytes=num_bytes) as opened:
         return opened.info
@@ -148,15 +112,19 @@ class Video:
 
     def __init__(self, opened: InputContainer, budget: Budget) -> None:
         self._container, self._budget = opened, budget
-        self._stream = _video_stream(opened, budget.video)
-        self._stream.codec_context.thread_count = 1
+        self._stream = _video_stream(opened, budget)
         self._zero_s = _zero_s(opened)
         self._reformatter = need_av().video.reformatter.VideoReformatter()
         self._sar = float(self._stream.sample_aspect_ratio or 1)
+        complete_index(opened, self._stream, budget)
+        self._walk = Walk(opened, self._stream, budget)
+        self._keys = Keys(self._stream, self._walk.delay)
         self.info = self._look()
         budget.pause()
 
-    def frames(self, times_s: Sequence[float], size: Size) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    def frames(
+        self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
+    ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """(index into times_s, RGB picture (H, W, 3)) for each time, ascending; a time past the end is left out.
 
         A time before the first frame gets the first. RowFault: deadline, too_many_errors, too_many_pixels, broken_video,
@@ -178,19 +146,25 @@ class Video:
             detail = f"{self._budget.video}: it ends before {times[0]:g} s"
             raise RowFault("no_frames_in_window", detail)
 
-    def subtitles(self) -> Iterator[TextCue]:
+    def subtitles(self) -> list[TextCue]:
         """Cues of all text tracks, track by track, in file order; times on the video's clock. Bitmap tracks are left out."""
-        av = need_av()
-        for stream in self._container.streams.subtitles:
-            self._container.seek(0)
-            for packet in self._container.demux(stream):
-                self._budget.check()
-                try:
-                    entries = packet.decode()
-                except av.FFmpegError as error:
-                    self._budget.bad(error)
-                    continue
-                yield from self._cues(packet, entries, stream.language)
+        self._budget.go_on()
+        cues = [cue for stream in self._container.streams.subtitles for cue in self._track(stream)]
+        self._walk.seek(self._walk.first)
+        self._budget.pause()
+        return cues
+
+    def _track(self, stream: SubtitleStream) -> Iterator[TextCue]:
+        error = need_av().FFmpegError
+        self._container.seek(0)
+        for packet in self._container.demux(stream):
+            self._budget.check()
+            try:
+                entries = packet.decode()
+            except error as caught:
+                self._budget.bad(caught)
+                continue
+            yield from self._cues(packet, entries, stream.language)
 
     def _cues(self, packet: object, entries: Sequence[object], lang: str | None) -> Iterator[TextCue]:
         pts, duration, base = (getattr(packet, name) for name in ("pts", "duration", "time_base"))
@@ -204,70 +178,35 @@ class Video:
                 yield TextCue(start_s, start_s + float((duration or 0) * base), text, lang)
 
     def _at(self, times: npt.NDArray[np.float64]) -> Iterator[tuple[int, VideoFrame]]:
-        """The frame on show at each time."""
-        wanted = self._ticks(times)
-        self._container.seek(0, stream=self._stream)
-        shown, index = None, 0
-        for frame in self._decoded():
-            while index < len(wanted) and shown is not None and wanted[index] < (frame.pts or 0):
-                yield index, shown
-                index += 1
-            if index == len(wanted):
+        """The frame on show at each time: run on to it, or seek where a key frame lies between here and there."""
+        ticks = self._ticks(times)
+        entries = [self._keys.before(tick) for tick in ticks] + [-1]
+        for index, tick in enumerate(ticks):
+            if self._walk.end is not None and tick >= self._walk.end:
                 return
-            shown = frame
-        while index < len(wanted) and shown is not None and wanted[index] < self._end(shown):
-            yield index, shown
-            index += 1
+            if not self._walk.can_reach(tick) or entries[index] > self._walk.reached:
+                self._walk.seek(tick)
+            frame = self._walk.frame_at(tick, leave=entries[index + 1] > tick)
+            if frame is None or (self._walk.end is not None and tick >= self._walk.end):
+                return
+            yield index, frame
 
     def _ticks(self, times: npt.NDArray[np.float64]) -> list[int]:
-        """Seconds -> the last time stamp not after them."""
+        """Seconds -> time stamps; nothing is before the first frame."""
         base = float(self._stream.time_base or 1)
-        return [int(tick) for tick in np.floor((times + self._zero_s + SLACK_S) / base)]
-
-    def _decoded(self) -> Iterator[VideoFrame]:
-        """All frames in order, bad packets counted."""
-        av = need_av()
-        packets = self._container.demux(self._stream)
-        while True:
-            self._budget.check()
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.FFmpegError as error:
-                self._budget.bad(error)
-                packets = self._container.demux(self._stream)
-                continue
-            try:
-                frames = packet.decode()
-            except av.FFmpegError as error:
-                self._budget.bad(error)
-                continue
-            for frame in frames:
-                if frame.pts is not None and frame.pts >= 0:  # before 0: an edit list cuts it off
-                    yield frame
-
-    def _end(self, frame: VideoFrame) -> int:
-        """The time stamp at which the last frame ends."""
-        rate, base = self._stream.average_rate, self._stream.time_base
-        length = frame.duration or (1 / (rate * base) if rate and base else 0)
-        return int((frame.pts or 0) + length)
+        ticks = np.floor((times + self._zero_s + SLACK_S) / base)
+        return [max(int(tick), self._walk.first) for tick in ticks]
 
     def _picture(self, frame: VideoFrame, size: Size) -> npt.NDArray[np.uint8]:
         how = fit(size, frame.width, frame.height, self._sar, frame.rotation)
-        if how.width * how.height > self._budget.limits.max_pixels:
-            raise _too_large(self._budget, how.width, how.height)
+        self._budget.need_pixels(how.width, how.height)
         scaled = self._reformatter.reformat(frame, how.width, how.height, "rgb24", threads=1)
         return how.finish(scaled.to_ndarray())
 
     def _look(self) -> VideoInfo:
-        stream = self._stream
-        frame = next(self._decoded(), None)
-        if frame is None:
-            raise RowFault("broken_video", f"{self._budget.video}: no frame can be decoded")
+        stream, frame = self._stream, self._walk.first_frame
         width, height = shown_size(frame.width, frame.height, self._sar, frame.rotation)
-        if width * height > self._budget.limits.max_pixels:
-            raise _too_large(self._budget, width, height)
+        self._budget.need_pixels(width, height)
         duration = self._container.duration
         return VideoInfo(
             duration_s=duration / 1e6 if duration and duration > 0 else None,
@@ -281,21 +220,20 @@ class Video:
         )
 
 
-def _too_large(budget: Budget, width: int, height: int) -> RowFault:
-    detail = f"{budget.video}: {width} x {height}, the limit is {budget.limits.max_pixels} pixels"
-    return RowFault("too_many_pixels", detail)
-
-
-def _video_stream(opened: InputContainer, video: str) -> VideoStream:
-    """The best video stream, by FFmpeg's rules; a cover picture is none. RowFault: no_video, broken_video."""
+def _video_stream(opened: InputContainer, budget: Budget) -> VideoStream:
+    """The best video stream, by FFmpeg's rules; a cover picture is none. RowFault: no_video, too_many_pixels."""
     from av.stream import Disposition
     from av.video.stream import VideoStream
 
     stream = opened.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
         kinds = ", ".join(sorted({stream.type for stream in opened.streams})) or "nothing"
-        raise RowFault("no_video", f"{video} has no video stream; it has {kinds}")
+        raise RowFault("no_video", f"{budget.video} has no video stream; it has {kinds}")
     assert isinstance(stream, VideoStream)
+    context = stream.codec_context
+    budget.need_pixels(context.width, context.height)
+    context.thread_count = 1
+    context.options = {"max_pixels": str(budget.limits.max_pixels)}  # sizes may change on the way
     return stream
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.stages.video.budget import said
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -55,6 +56,8 @@ def container(
             )
         except av.error.ExitError as error:
             raise RowFault("deadline", f"{video}: not open after {timeout_s:g} s") from error
+        except MemoryError:
+            raise
         except (av.FFmpegError, ValueError) as error:
             raise RowFault("broken_video", f"{video}: {said(error)}") from error
         with opened:
@@ -97,8 +100,3 @@ def _below(root: str, video: str) -> str:
 def _same_size(video: str, size: int, num_bytes: int | None) -> None:
     if num_bytes is not None and size != num_bytes:
         raise RowFault("video_changed", f"{video} has {size} bytes, the row names {num_bytes}")
-
-
-def said(error: Exception) -> str:
-    """FFmpeg's words without the path, which differs between machines."""
-    return str(getattr(error, "strerror", None) or error)[:200]

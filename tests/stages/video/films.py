@@ -40,6 +40,7 @@ def film(
     fps: float = 30,
     gop: int = 12,
     b_frames: int = 0,
+    open_gop: bool = False,
     codec: str = "libx264",
     picture: Callable[[int], np.ndarray] = numbered,
     sar: Fraction | None = None,
@@ -57,7 +58,7 @@ def film(
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
         stream.gop_size, stream.max_b_frames = gop, b_frames
-        stream.options = coding(codec, gop, b_frames)
+        stream.options = coding(codec, gop, open_gop)
         if sar:
             stream.codec_context.sample_aspect_ratio = sar
         if rotation:
@@ -72,9 +73,10 @@ def film(
     return path
 
 
-def coding(codec: str, gop: int, b_frames: int) -> dict[str, str]:
+def coding(codec: str, gop: int, open_gop: bool) -> dict[str, str]:
     if codec == "libx264":
-        return {"preset": "veryfast", "crf": "12", "sc_threshold": "0", "keyint_min": str(gop)}
+        more = {"x264-params": "open-gop=1"} if open_gop else {}
+        return {"preset": "veryfast", "crf": "12", "sc_threshold": "0", "keyint_min": str(gop), **more}
     return (
         {"deadline": "realtime", "cpu-used": "8", "crf": "10", "b": "0"} if codec.startswith("libvpx") else {}
     )

@@ -1,0 +1,259 @@
+"""Forward through the packets of a video stream, decoding no more than a time needs.
+
+Packets say when their frames begin before anything is decoded. So they are read a little ahead; a frame that neither is
+wanted nor has others built on it is skipped by the decoder (half of the frames in usual H.264), and the walk ends at the
+wanted frame, not one later.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.stages.video.budget import Budget, said
+from vlpipe.stages.video.keys import MATROSKA
+from vlpipe.stages.video.source import need_av
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet as AnyPacket
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+    Packet = AnyPacket[VideoStream]
+
+AHEAD = 32  # packets: twice as far as H.264 and HEVC may put a frame out of order
+STAMPED = (
+    "mov,mp4",
+    "matroska",
+)  # containers whose packets say when their frame begins; in others FFmpeg guesses
+
+
+class Walk:
+    """At a place in the stream. Ticks are in its time base; frames before 0 do not exist (an edit list cuts them off).
+
+    RowFault: deadline, too_many_errors, broken_video (nothing decodes, or a place cannot be sought).
+    """
+
+    def __init__(self, opened: InputContainer, stream: VideoStream, budget: Budget) -> None:
+        self._container, self._stream, self._budget = opened, stream, budget
+        self._context = stream.codec_context
+        self._error: type[Exception] = need_av().FFmpegError
+        self._is_matroska = opened.format.name.startswith(MATROSKA)
+        self._stamped = opened.format.name.startswith(STAMPED)  # and no packet has shown otherwise
+        self._may_skip = True  # and nothing was broken
+        self.end: int | None = None  # of the last frame, once it has been seen
+        self._start_here()
+        self._fill(0)
+        self.delay = self._index_delay()
+        while not self._ready and not self._drained:
+            self._step(0)
+        if not self._ready:
+            raise RowFault("broken_video", f"{budget.video}: no frame can be decoded")
+        self.first_frame = self._ready[0]
+        self.first = stamp(self.first_frame)
+        self._start = min(0, self.first - self.delay)  # seeking there is seeking to the start
+
+    def _start_here(self) -> None:
+        self._packets: Any = self._container.demux(self._stream)
+        self._ahead: deque[Packet] = deque()  # read, not yet decoded
+        self._known: list[int] = []  # when the frames begin whose packets were read, from the shown one on
+        self._ready: deque[VideoFrame] = deque()  # decoded, not yet passed
+        self._shown: VideoFrame | None = None
+        self._read_all = self._drained = False
+        self._last_dts: int | None = None
+        self._floor = 0
+        self.reached = -1  # the latest begin of a frame that went into the decoder
+
+    def _index_delay(self) -> int:
+        """From a key frame's time in the container's index to its begin: indices hold decoding times, but Matroska's."""
+        first = self._ahead[0] if self._ahead else None
+        if first is None or first.pts is None or first.dts is None or self._is_matroska:
+            return 0
+        return first.pts - first.dts
+
+    def can_reach(self, tick: int) -> bool:
+        """Whether the frame on show at `tick` can still be had without a seek."""
+        if tick < (self._floor if self._shown is None else stamp(self._shown)):
+            return False
+        if self._drained and not self._is_out():  # it was emptied to leave early
+            return self._shown is not None and self._want(tick) == stamp(self._shown)
+        return True
+
+    def seek(self, tick: int) -> None:
+        """To the last key frame that begins at or before `tick` and can be read."""
+        step = max(1, round(1 / self._stream.time_base)) if self._stream.time_base else 1
+        aim = tick
+        while True:
+            aim = max(aim, self._start)
+            key = self._key_from(aim)
+            if aim == self._start or (key is not None and key <= tick):
+                break
+            aim, step = aim - step, 2 * step  # it knows decoding times only, or the file is cut off
+        self._floor = max(0, key) if key is not None and key <= tick else 0
+
+    def frame_at(self, tick: int, leave: bool = False) -> VideoFrame | None:
+        """The last frame that begins at or before `tick`; None when none does, from where the walk began.
+
+        leave: a seek comes next, so the decoder may be emptied for the frame it holds back.
+        """
+        frame = self._run_to(tick, leave)
+        while frame is None and self._floor > self.first:  # nothing from this key frame on decodes
+            self.seek(self._floor - 1)
+            frame = self._run_to(tick, leave)
+        return frame
+
+    def _run_to(self, tick: int, leave: bool) -> VideoFrame | None:
+        num_bad = self._budget.num_bad
+        while not self._is_found(tick):
+            want = self._want(tick)
+            if leave and want is not None and all(packet.pts != want for packet in self._ahead):
+                self._drain()
+            else:
+                self._step(tick)
+        if self._budget.num_bad > num_bad and self._may_skip:
+            self._may_skip = False  # a skipped frame may be the best there is
+            self.seek(tick)
+            return self._run_to(tick, leave)
+        return self._shown
+
+    def _is_found(self, tick: int) -> bool:
+        while self._ready and stamp(self._ready[0]) <= tick:
+            frame = self._ready.popleft()
+            if self._shown is None or stamp(frame) >= stamp(self._shown):
+                self._shown = frame
+                del self._known[: bisect_left(self._known, stamp(frame))]
+        if self._ready:
+            return True
+        if self._is_last():
+            self.end = self._end()
+            return True
+        return self._drained or (self._shown is not None and self._want(tick) == stamp(self._shown))
+
+    def _is_last(self) -> bool:
+        """Whether nothing comes after the shown frame."""
+        if self._shown is None or not self._read_all:
+            return False
+        known_last = self._stamped and bool(self._known) and self._known[-1] == stamp(self._shown)
+        return known_last or self._is_out()
+
+    def _is_out(self) -> bool:
+        return self._drained and self._read_all and not self._ahead
+
+    def _end(self) -> int:
+        """When the shown frame ends, as it says itself or by the mean rate."""
+        assert self._shown is not None
+        rate, base = self._stream.average_rate or self._stream.guessed_rate, self._stream.time_base
+        length = self._shown.duration or (round(1 / (rate * base)) if rate and base else 0)
+        return stamp(self._shown) + max(1, length)
+
+    def _want(self, tick: int) -> int | None:
+        """When the frame on show at `tick` begins, as the packets say; None: not known (yet)."""
+        self._fill(tick)
+        if not self._stamped or not (self._read_all or self._has_read_past(tick)):
+            return None
+        at = bisect_right(self._known, tick)
+        return self._known[at - 1] if at else None
+
+    def _step(self, tick: int) -> None:
+        """One packet through the decoder; it may be skipped when another frame will be on show at `tick`."""
+        self._fill(tick)
+        if not self._ahead:
+            self._drain()
+            return
+        packet = self._ahead.popleft()
+        begin = begin_of(packet)
+        if begin is not None:
+            self.reached = max(self.reached, begin)
+        self._context.skip_frame = "NONREF" if self._is_passed_over(begin, tick) else "DEFAULT"
+        self._decode(packet)
+
+    def _is_passed_over(self, begin: int | None, tick: int) -> bool:
+        """Whether another frame is known to be on show at `tick`."""
+        if begin is None or not self._stamped or not self._may_skip:
+            return False
+        at = bisect_right(self._known, tick)
+        return at > 0 and self._known[at - 1] > begin
+
+    def _drain(self) -> None:
+        self._drained = True
+        self._decode(None)
+
+    def _decode(self, packet: Packet | None) -> None:
+        try:
+            frames = self._context.decode(packet)
+        except self._error as error:
+            self._budget.bad(error)
+            return
+        for frame in frames:
+            begin = begin_of(frame)
+            if begin is not None and begin >= self._floor:
+                self._ready.append(frame)
+
+    def _has_read_past(self, tick: int) -> bool:
+        """What follows is decoded after `tick`, so it begins after `tick`."""
+        return self._last_dts is not None and self._last_dts > tick
+
+    def _fill(self, tick: int) -> None:
+        while not self._read_all and len(self._ahead) < AHEAD:
+            if self._ahead and self._has_read_past(tick):
+                return
+            packet = self._read()
+            if packet is None:
+                self._read_all = True
+            else:
+                self._take(packet)
+
+    def _take(self, packet: Packet) -> None:
+        self._ahead.append(packet)
+        self._last_dts = packet.dts
+        if packet.pts is None or (packet.dts is not None and packet.pts < packet.dts):
+            self._stamped = False
+        elif packet.pts >= 0 and not packet.is_discard:
+            insort(self._known, packet.pts)
+
+    def _read(self) -> Packet | None:
+        """The next packet; None at the end. Two errors in a row are an end as well: the file is cut off there."""
+        num_errors = 0
+        while num_errors < 2:
+            self._budget.check()
+            try:
+                packet = next(self._packets, None)
+            except self._error as error:
+                self._budget.bad(error)
+                self._packets = self._container.demux(self._stream)
+                num_errors += 1
+            else:
+                if packet is None or packet.size:
+                    return packet
+        return None
+
+    def _key_from(self, aim: int) -> int | None:
+        """Seek; when the key frame begins that was found there. None: nothing can be read there."""
+        try:
+            self._container.seek(aim, stream=self._stream)
+        except self._error as error:
+            if aim == self._start:
+                detail = f"{self._budget.video}: it cannot be sought: {said(error)}"
+                raise RowFault("broken_video", detail) from error
+            return None
+        self._start_here()
+        while (packet := self._read()) is not None:
+            if packet.is_keyframe or aim == self._start:
+                self._take(packet)
+                return begin_of(packet)
+        return None
+
+
+def begin_of(one: Packet | VideoFrame) -> int | None:
+    """In ticks; by its decoding time where a container knows nothing else."""
+    return one.pts if one.pts is not None else one.dts
+
+
+def stamp(frame: VideoFrame) -> int:
+    """When a frame that has passed `_decode` begins."""
+    begin = begin_of(frame)
+    assert begin is not None
+    return begin
