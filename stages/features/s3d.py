@@ -1,6 +1,6 @@
 """S3D features of videos or clips, window by window, with their exact times and the identity of the weights.
 
-Frames stream from the decoder into windows and on into the network: memory is one batch of windows, whatever the length.
+Frames stream from the decoder into windows and on into the network: no more than one batch of windows is held at a time.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vlpipe.stages.features.s3d_windows import (
     Precision,
     Window,
     Windows,
+    av_problems,
     batch_size_problems,
     cut,
 )
@@ -92,7 +93,7 @@ class S3dFeatures(MapStage):
     def preflight(self) -> list[str]:
         from vlpipe.stages.features.s3d_weights import problems_of
 
-        problems = batch_size_problems(self.batch_size)
+        problems = batch_size_problems(self.batch_size) + av_problems()
         if not self.weights.step and Path(self.weights.path).exists():
             problems += problems_of(self.weights, self.how(), self.normalisation)
         return problems
