@@ -21,7 +21,14 @@ from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
 from vlpipe.stages.features.batches import fixed_batches, without
 from vlpipe.stages.features.s3d import FILE, span
-from vlpipe.stages.features.s3d_windows import Frames, Precision, Windows, batch_size_problems, cut
+from vlpipe.stages.features.s3d_windows import (
+    Frames,
+    Precision,
+    Windows,
+    av_problems,
+    batch_size_problems,
+    cut,
+)
 from vlpipe.stages.filter.scores import with_columns
 from vlpipe.stages.video.decode import Limits, ShortSide, Size, Square, Video, open_video, sample_times
 
@@ -71,7 +78,7 @@ class Features2d3d(MapStage):
         return inp
 
     def preflight(self) -> list[str]:
-        return batch_size_problems(self.batch_size)
+        return batch_size_problems(self.batch_size) + av_problems()
 
     @contextmanager
     def open(self) -> Iterator[Work]:

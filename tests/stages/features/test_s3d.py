@@ -65,6 +65,21 @@ def test_windows_with_gaps_and_frames_picked_evenly() -> None:
     assert one.frames[[0, 1, 30, 31], 0, 0, 0].tolist() == [0, 1, 42, 44]
 
 
+def test_presets_are_the_published_windows() -> None:
+    """Frames per second, seconds of a window, seconds between windows, frames the network sees, numbers."""
+    found = {
+        name: (how.fps, how.frames / how.fps, how.stride / how.fps, how.num_seen, how.side, how.dim, how.l2)
+        for name, how in PRESETS.items()
+    }
+    assert found == {
+        "videobert": (20, 1.5, 1.5, 30, 224, 1024, False),
+        "hero": (30, 1.5, 1.5, 32, 224, 1024, False),
+        "mmpt": (30, 1.0, 1.0, 30, 224, 512, True),
+        "univl": (16, 1.0, 1.0, 16, 224, 1024, False),
+        "coot": (16, 2.0, 1.0, 32, 256, 512, False),
+    }
+
+
 def test_no_more_than_a_window_of_pictures_is_held() -> None:
     read = 0
 
@@ -247,18 +262,34 @@ def test_weights_that_are_none_are_named(tmp_path: Path, videos: Path, video_row
         run_map(stage, video_rows("a"))
 
 
-def test_real_clips_have_a_feature_per_second(nets: Nets) -> None:
+def real(name: str) -> Path:
     root = Path(os.environ.get("VLPIPE_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
-    clips = root / "video_clips" / "clips"
-    if not clips.exists():
-        pytest.skip(f"real data not found: {clips} (set VLPIPE_DATA)")
+    if not (root / name).exists():
+        pytest.skip(f"real data not found: {root / name} (set VLPIPE_DATA)")
+    return root / name
+
+
+def test_real_clips_have_a_feature_per_second(nets: Nets) -> None:
+    clips = real("video_clips") / "clips"
     name = sorted(p.name for p in clips.glob("*.mp4"))[0]
     with av.open(str(clips / name)) as opened:
         length_s = opened.streams.video[0].duration * opened.streams.video[0].time_base
     rows = pa.table({"id": ["x"], "video": [name], "num_bytes": [os.path.getsize(clips / name)]})
-    stage = S3dFeatures(
-        videos=str(clips), weights=nets["mil_nce"], windows=replace(PRESETS["univl"], side=64)
-    )
-    found = times(run_map(stage, rows).table)
+    how = replace(PRESETS["univl"], side=64)
+    found = times(run_map(S3dFeatures(videos=str(clips), weights=nets["mil_nce"], windows=how), rows).table)
     assert [start for start, _ in found] == list(range(len(found)))
     assert abs(found[-1][1] - float(length_s)) < 0.1
+
+
+def test_odd_videos_give_features_or_a_reject(nets: Nets) -> None:
+    root = real("odd_videos")
+    said = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
+    names = [one["file"] for one in said] + ["SOURCE.txt"]
+    rows = pa.table({"id": names, "video": names, "num_bytes": [os.path.getsize(root / n) for n in names]})
+    how = Windows(fps=1, frames=2, stride=4, side=32)
+    out = run_map(S3dFeatures(videos=str(root), weights=nets["mil_nce"], windows=how), rows)
+    assert [(r.id, r.why) for r in out.rejects] == [("SOURCE.txt", "broken_video")]
+    for row in range(out.table.num_rows):
+        found = vectors(out.table, row)
+        assert len(found) >= 1
+        assert np.isfinite(found).all()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -58,4 +60,9 @@ def test_ray_and_local_leave_the_same_bytes(tmp_path: Path, workflow: Path) -> N
     local = run(tmp_path / "local", workflow, "--local")
     assert sum("features-" in name and "_rejects" not in name for name in local) == 3
     assert any(name.endswith("tree/centroids-1.npy") for name in local)
+    shard = next((tmp_path / "local").glob("features-*/000000.parquet"))
+    told = json.loads(pq.read_schema(shard).field("s3d").metadata[b"windows"])
+    assert (told["fps"], told["frames"], told["stride"]) == (10, 4, 4)
+    weights = hashlib.sha256((tmp_path / "s3d_howto100m.pth").read_bytes()).hexdigest()
+    assert set(pq.read_table(shard)["s3d_weights"].to_pylist()) == {f"{weights}:unit"}
     assert run(tmp_path / "ray", workflow) == local
