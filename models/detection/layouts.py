@@ -122,6 +122,20 @@ def _config_from(ours: Mapping[str, Tensor]) -> DetectorConfig:
     )
 
 
+def load_resnet(model: FasterRcnn, tensors: Mapping[str, Tensor]) -> None:
+    """Start `model` from an image classifier's weights under torchvision's names (resnet101); its own classes are left out.
+
+    ValueError when they are not of this depth and width.
+    """
+    ours = model.state_dict()
+    body = [name for name in ours if name.startswith(("backbone.", "head.layer4."))]
+    wanted = {name: name.removeprefix("backbone.").removeprefix("head.") for name in body}
+    bad = [t for o, t in wanted.items() if t not in tensors or tensors[t].shape != ours[o].shape]
+    if bad:
+        raise ValueError(f"init_resnet: {len(bad)} weights are missing or of another shape, such as {bad[0]}")
+    model.load_state_dict({**ours, **{o: tensors[t] for o, t in wanted.items()}})
+
+
 def load_public(path: str | Path) -> FasterRcnn:
     """From `*.pkl` (detectron2) or `pytorch_model.bin` (LXMERT's). No code in either file is run."""
     if Path(path).suffix == ".pkl":

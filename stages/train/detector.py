@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import GatherStage, Job, Weights
+from vlpipe.pipeline.stage import File, GatherStage, Job, Weights
 from vlpipe.stages.features.regions_row import OBJECTS
 from vlpipe.stages.row import LOSSES
 from vlpipe.stages.train.progress import following
@@ -35,6 +35,9 @@ class TrainDetector(GatherStage, Optimisation):
         None  # parameters of DetectorConfig; numbers of classes follow from the data
     )
     init: Weights | None = None  # or start from this detector, with its words
+    init_resnet: File | None = (
+        None  # or start a new one from a ResNet of torchvision's names (.pth, .safetensors)
+    )
     max_classes: int = 1600  # the most frequent labels; Visual Genome's detectors have 1600 and 400
     max_attributes: int = 400
     loss_weights: dict[str, float] = field(default_factory=dict)  # 1 where not given
@@ -50,8 +53,8 @@ class TrainDetector(GatherStage, Optimisation):
         from vlpipe.stages.train.detector_fit import LOSSES as NAMES
 
         found = self.problems()
-        if self.model is not None and self.init is not None:
-            found.append("model is for a new detector: leave it out beside init")
+        if self.init is not None and (self.model is not None or self.init_resnet is not None):
+            found.append("model and init_resnet are for a new detector: leave them out beside init")
         found += [
             f"loss_weights: no loss {k!r}; there are {', '.join(NAMES)}"
             for k in self.loss_weights

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlpipe.models import distributed
 from vlpipe.models.detection.faster_rcnn import FasterRcnn, config_of
+from vlpipe.models.detection.layouts import load_resnet
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.features.detector import load, save_names
@@ -92,4 +94,15 @@ def build(recipe: TrainDetector, inputs: Sequence[Dataset]) -> tuple[FasterRcnn,
         return found.model.to(torch.device("cpu")), Vocabulary(found.classes, found.attributes)
     words = Vocabulary.of(inputs, recipe.max_classes, recipe.max_attributes)
     sizes = {"num_classes": len(words.classes), "num_attributes": len(words.attributes)}
-    return FasterRcnn(config_of({**(recipe.model or {}), **sizes})), words
+    model = FasterRcnn(config_of({**(recipe.model or {}), **sizes}))
+    if recipe.init_resnet is not None:
+        load_resnet(model, read_tensors(recipe.init_resnet.path))
+    return model, words
+
+
+def read_tensors(path: str) -> dict[str, Tensor]:
+    """A state dict of a .safetensors or a torch file; nothing in it is run."""
+    if path.endswith(".safetensors"):
+        return load_file(path)
+    found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return found

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from vlpipe.models.detection.faster_rcnn import FasterRcnn
+from vlpipe.models.resnet import ResNet
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import heavy
-from vlpipe.pipeline.stage import Dataset, Weights
+from vlpipe.pipeline.stage import Dataset, File, Weights
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.features.detector import load
 from vlpipe.stages.features.regions_row import OBJECTS
@@ -134,6 +135,18 @@ def test_it_goes_on_from_another_detector(poles: Dataset, tmp_path: Path) -> Non
         prepare(recipe(freeze=["stem"]), [poles])
 
 
+def test_it_starts_from_a_classifier(poles: Dataset, tmp_path: Path) -> None:
+    resnet = ResNet(depths=(1, 1, 1, 1), width=8)
+    torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
+    run, _ = prepare(recipe(init_resnet=File(path=str(tmp_path / "resnet.pth"))), [poles])
+    model = run.net.model
+    assert torch.equal(model.backbone.layer3[0].conv2.weight, resnet.layer3[0].conv2.weight)
+    assert torch.equal(model.head.layer4[0].conv2.weight, resnet.layer4[0].conv2.weight)
+    wider = recipe(init_resnet=File(path=str(tmp_path / "resnet.pth")), model={**MODEL, "width": 4})
+    with pytest.raises(ValueError, match=r"init_resnet: \d+ weights are .* such as conv1\.weight"):
+        prepare(wider, [poles])
+
+
 def test_mistakes_are_said_before_the_run() -> None:
     assert recipe().preflight() == []
     wrong = recipe(
@@ -141,7 +154,7 @@ def test_mistakes_are_said_before_the_run() -> None:
     ).preflight()
     assert [line[:60] for line in wrong] == [
         "wanted one of steps and epochs, got neither",
-        "model is for a new detector: leave it out beside init",
+        "model and init_resnet are for a new detector: leave them out",
         "loss_weights: no loss 'box'; there are rpn_objectness, rpn_b",
         "detector: no parameter 'widht'; there are anchor_sizes, aspe",
     ]
