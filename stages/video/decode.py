@@ -122,7 +122,9 @@ class Video:
         self.info = self._look()
         budget.pause()
 
-    def frames(self, times_s: Sequence[float], size: Size) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    def frames(
+        self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
+    ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """(index into times_s, RGB picture (H, W, 3)) for each time, ascending; a time past the end is left out.
 
         A time before the first frame gets the first. RowFault: deadline, too_many_errors, too_many_pixels, broken_video,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlpipe.stages.video.budget import Budget
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.stages.video.budget import Budget, said
 from vlpipe.stages.video.source import need_av
 
 if TYPE_CHECKING:
@@ -43,4 +44,7 @@ def complete_index(opened: InputContainer, stream: VideoStream, budget: Budget) 
                 budget.check()
     except error as caught:  # what was found until then is the index
         budget.bad(caught)
-    opened.seek(0, stream=stream)
+    try:
+        opened.seek(0, stream=stream)
+    except error as caught:
+        raise RowFault("broken_video", f"{budget.video}: {said(caught)}") from caught

@@ -56,6 +56,8 @@ def container(
             )
         except av.error.ExitError as error:
             raise RowFault("deadline", f"{video}: not open after {timeout_s:g} s") from error
+        except MemoryError:
+            raise
         except (av.FFmpegError, ValueError) as error:
             raise RowFault("broken_video", f"{video}: {said(error)}") from error
         with opened:
