@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import File, ListFile, Stage, Weights
+from vlpipe.pipeline.stage import File, ListFile, Listing, Stage, Weights
 from vlpipe.pipeline.store import Store, sha256_file
 from vlpipe.pipeline.workflow import Step, files_of, replace_files
 
@@ -124,6 +124,8 @@ def key_step(step: Step, above: Mapping[str, Keyed], digests: FileDigests) -> Ke
     def with_digest(_: str, file: File) -> File:
         if file.step:
             return dataclasses.replace(file, digest=f"step:{above[file.step].step_key}")
+        if isinstance(file, Listing):
+            return dataclasses.replace(file, digest=sha256_json("listing", file.files()))
         if not os.path.exists(file.path) and not isinstance(file, Weights):
             raise VlpipeError(f"{step.name}: {file.path} does not exist")
         return dataclasses.replace(file, digest=digests.of(file.path))

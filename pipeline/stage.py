@@ -13,10 +13,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import fsspec
 import pyarrow as pa
 from pydantic import ConfigDict
 from pydantic_core import core_schema
 
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, read_batches
 from vlpipe.pipeline.shared import Service
 from vlpipe.pipeline.store import Store
@@ -55,6 +57,29 @@ class ListFile(File):
     """A file only `SourceStage.rows` reads. A longer list keeps every full shard it shares with the old one."""
 
     __slots__ = ()
+
+
+class Listing(ListFile):
+    """A folder or fsspec URL of files too large to hash here, such as videos: their names and sizes count in the key.
+
+    What is in a file is said by its row. It is read where it lies; a step's artifact may be one too.
+    """
+
+    __slots__ = ()
+    KIND: ClassVar[str] = "a folder, a URL, or {from: STEP, path: NAME}"
+
+    def files(self) -> list[tuple[str, int]]:
+        """(path below it, size in bytes), sorted; hidden files and folders are not looked at. VlpipeError: no folder."""
+        fs, base = fsspec.core.url_to_fs(self.path)
+        if not fs.isdir(base):
+            raise VlpipeError(f"there is no folder {self.path}")
+        found = fs.find(base, detail=True)
+        named = [
+            (name[len(base.rstrip("/")) + 1 :], int(about["size"] or 0)) for name, about in found.items()
+        ]
+        # A name may be bytes of any encoding.
+        plain = [(name.encode("utf-8", "backslashreplace").decode(), size) for name, size in named]
+        return sorted((name, size) for name, size in plain if not any(p[:1] == "." for p in name.split("/")))
 
 
 class Weights(File):

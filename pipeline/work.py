@@ -38,7 +38,7 @@ from vlpipe.pipeline.shard import (
     write_shard,
 )
 from vlpipe.pipeline.shared import Address, at
-from vlpipe.pipeline.stage import File, MapStage, Stage, Work
+from vlpipe.pipeline.stage import File, Listing, MapStage, Stage, Work
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import replace_files
 
@@ -97,7 +97,11 @@ def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -
 
 def here(stage: S) -> S:
     """The stage with its remote files brought to this machine; they are cached by digest."""
-    return replace_files(stage, lambda _, file: _download(file) if "://" in file.path else file)
+    return replace_files(stage, lambda _, file: _download(file) if _is_remote(file) else file)
+
+
+def _is_remote(file: File) -> bool:
+    return "://" in file.path and not isinstance(file, Listing)
 
 
 def _download(file: File) -> File:

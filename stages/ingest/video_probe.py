@@ -62,7 +62,7 @@ class Prober:
         raise AssertionError
 
     def _ask(self, request: dict[str, Any]) -> Look:
-        process = self._alive()
+        process = self.start()
         try:
             _send(process.stdin, request)
         except BrokenPipeError as error:
@@ -77,7 +77,8 @@ class Prober:
             raise RowFault(said["why"], said["detail"])
         return Look(VideoInfo(**said["info"]), tuple(TextCue(*one) for one in said["texts"]))
 
-    def _alive(self) -> subprocess.Popen[bytes]:
+    def start(self) -> subprocess.Popen[bytes]:
+        """The child, which is ready for requests."""
         if self._process is None:
             command = [sys.executable, "-W", "ignore", "-m", __name__]
             self._process = subprocess.Popen(

@@ -220,10 +220,15 @@ def exists(root: str, name: str) -> bool:
     return bool(fs.isfile(plain_path))
 
 
+def track_lang(text: TextCue) -> str:
+    """As the file says; "" for none."""
+    return "" if text.lang in (None, "und") else str(text.lang)
+
+
 def embedded(texts: Sequence[TextCue], lang: str) -> Found:
-    """The cues of the tracks in this language (as the file says; "" is none)."""
+    """The cues of the tracks in this language (`track_lang`)."""
     found = Found(lang=lang or None)
     for cue in texts:
-        if (cue.lang or "") == lang:
+        if track_lang(cue) == lang:
             found.add(cue.start_s, cue.end_s, plain(cue.text.replace("\\N", "\n").replace("\\n", "\n")))
     return found

@@ -1,0 +1,169 @@
+"""Any folder of videos, with subtitles in files beside them or in text tracks within them: one row for each video.
+
+A subtitle file belongs to the video whose name it begins with: `a/b.mp4` has `a/b.srt`, `a/b.en.vtt`, `a/b.en-orig.json3`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.stage import Listing
+from vlpipe.stages.ingest.list import BATCH_ROWS
+from vlpipe.stages.ingest.video_probe import Look, Prober
+from vlpipe.stages.ingest.video_rows import ENDINGS, Row, VideoSource, embedded, opened, track_lang
+from vlpipe.stages.row import RowIds
+from vlpipe.stages.subtitles.read import MAX_BYTES, OTHERWISE, read_subtitles
+from vlpipe.stages.subtitles.track import Track
+
+# The richest first: of two files in one language the one with word times is read.
+SUBTITLES = (
+    *(".json3", ".srv3", ".vtt", ".json", ".srt", ".sbv", ".ttml", ".ass", ".ssa"),
+    *(".srv2", ".srv1", ".sami", ".smi", ".sub", ".mpl"),
+)
+LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # BCP 47, near enough
+FOUND = pa.schema(
+    [
+        ("id", pa.string()),
+        ("url", pa.string()),
+        ("num_bytes", pa.int64()),  # so that a file of another size is another row
+        ("subtitles", pa.string()),  # path of the one file that is read; null: there is none
+        ("lang", pa.string()),  # as its name says
+        ("why", pa.string()),  # set: the row is a reject
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos(VideoSource):
+    """videos: a folder, an fsspec URL, or a step's artifact; `endings` say which files are videos.
+
+    languages: those wanted, best first ("en" takes en-US too); files that name another one are not read. Without, any
+    will do; then the richest format is read, and the first by name. embedded: where there is no subtitle file, read a
+    text track of the video. encoding: of subtitle files that are not UTF-8.
+    More codes: no_video_file (subtitles without their video).
+    """
+
+    videos: Listing
+    languages: tuple[str, ...] = ()
+    embedded: bool = True
+    encoding: str = OTHERWISE
+    endings: tuple[str, ...] = ENDINGS
+
+    def row_schema(self) -> pa.Schema:
+        return FOUND
+
+    def rows(self) -> Iterator[pa.Table]:
+        ids = RowIds(self.source)
+        found = iter(listed(dict(self.videos.files()), self.endings, self.languages))
+        while batch := list(islice(found, BATCH_ROWS)):
+            columns: dict[str, list[Any]] = {
+                name: [getattr(one, name) for one in batch] for name in Found._fields
+            }
+            yield pa.table({"id": [ids.next(one.url, "") for one in batch], **columns}, schema=FOUND)
+
+    def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
+        if one["why"]:
+            raise RowFault(one["why"], f"{one['url']} has no video beside it")
+        in_file = self.embedded and one["subtitles"] is None
+
+        def read(seen: Look) -> Track:
+            return self._embedded(one["url"], seen) if one["subtitles"] is None else self._sidecar(one, seen)
+
+        about = self.about(self.videos.path, one["url"], read, probe, counts, text_tracks=in_file)
+        return {**about, "video_id": PurePosixPath(one["url"]).stem}
+
+    def _sidecar(self, one: Row, seen: Look) -> Track:
+        with opened(self.videos.path, one["subtitles"]) as file:
+            data = file.read(MAX_BYTES + 1)
+        return read_subtitles(
+            data,
+            one["subtitles"],
+            source=self.subtitle_source,
+            lang=one["lang"] or self.lang,
+            encoding=self.encoding,
+            fps=seen.info.fps,
+            rollup=self.rollup,
+        )
+
+    def _embedded(self, video: str, seen: Look) -> Track:
+        tracks = list(dict.fromkeys(track_lang(text) for text in seen.texts))
+        best = min(tracks, key=lambda lang: _rank(lang or None, self.languages), default=None)
+        if best is None or _rank(best or None, self.languages) > len(self.languages):
+            raise RowFault("no_cues", f"{video} has no subtitles, neither beside it nor in it")
+        return self.track_of(embedded(seen.texts, best), video)
+
+
+class Found(NamedTuple):
+    """A video with its subtitle file, or a subtitle file alone."""
+
+    url: str
+    num_bytes: int
+    subtitles: str | None = None
+    lang: str | None = None
+    why: str | None = None
+
+
+def listed(files: dict[str, int], endings: Sequence[str], languages: Sequence[str]) -> Iterator[Found]:
+    """In order of path. files: path -> size; those that are neither videos nor subtitles are not looked at."""
+    videos = {path for path in files if PurePosixPath(path).suffix.lower() in endings}
+    stems = {str(PurePosixPath(path).with_suffix("")) for path in videos}
+    beside: dict[str, list[tuple[str, str | None]]] = {}
+    alone: set[str] = set()
+    for path in sorted(files.keys() - videos):
+        if PurePosixPath(path).suffix.lower() in SUBTITLES:
+            stem, lang = _belongs_to(path, stems)
+            if stem is None:
+                alone.add(path)
+            else:
+                beside.setdefault(stem, []).append((path, lang))
+    for path in sorted(videos | alone):
+        if path in alone:
+            yield Found(path, files[path], why="no_video_file")
+        else:
+            found = _best(beside.get(str(PurePosixPath(path).with_suffix("")), []), languages)
+            yield Found(path, files[path], *found)
+
+
+def _belongs_to(path: str, stems: set[str]) -> tuple[str | None, str | None]:
+    """(the video's path without its ending, language), or (None, None)."""
+    stem = str(PurePosixPath(path).with_suffix(""))
+    if stem in stems:
+        return stem, None
+    shorter, lang = str(PurePosixPath(stem).with_suffix("")), PurePosixPath(stem).suffix[1:]
+    return (shorter, lang) if shorter in stems and LANGUAGE.fullmatch(lang) else (None, None)
+
+
+def _best(
+    files: Sequence[tuple[str, str | None]], languages: Sequence[str]
+) -> tuple[str, str | None] | tuple[()]:
+    wanted = [(path, lang) for path, lang in files if _rank(lang, languages) <= len(languages)]
+    if not wanted:
+        return ()
+    return min(
+        wanted,
+        key=lambda one: (
+            _rank(one[1], languages),
+            SUBTITLES.index(PurePosixPath(one[0]).suffix.lower()),
+            one,
+        ),
+    )
+
+
+def _rank(lang: str | None, languages: Sequence[str]) -> int:
+    """Place in `languages`; their number for a file that names none, or when none is wanted; one more for others."""
+    if lang is None or not languages:
+        return len(languages)
+    parts = lang.lower().replace("_", "-")
+    places = [
+        n for n, one in enumerate(languages) if parts == one.lower() or parts.startswith(one.lower() + "-")
+    ]
+    return places[0] if places else len(languages) + 1
