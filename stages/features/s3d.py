@@ -31,6 +31,7 @@ from vlpipe.stages.features.s3d_windows import (
 )
 from vlpipe.stages.filter.scores import with_columns
 from vlpipe.stages.video.decode import Limits, Square, open_video, sample_times
+from vlpipe.stages.video.root import VideosRoot, root_path
 
 if TYPE_CHECKING:
     from vlpipe.stages.features.s3d_weights import VideoNet
@@ -72,7 +73,7 @@ class S3dFeatures(MapStage):
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
     ROW_GROUP_ROWS: ClassVar[int] = 64  # 6.5 minutes at 1 window per second are 0.8 MB
 
-    videos: str
+    videos: VideosRoot
     weights: Weights
     windows: str | Windows
     normalisation: Normalisation | None = None
@@ -153,7 +154,7 @@ class S3dFeatures(MapStage):
 
     def _frames(self, row: dict[str, Any], how: Windows) -> Iterator[Frames]:
         limits = Limits(deadline_s=self.deadline_s)
-        with open_video(self.videos, row["video"], limits, num_bytes=row["num_bytes"]) as video:
+        with open_video(root_path(self.videos), row["video"], limits, num_bytes=row["num_bytes"]) as video:
             length_s = video.info.duration_s
             end_s = MAX_S if length_s is None else min(length_s + SLACK_S, MAX_S)
             start_s, end_s = row.get("start_s", 0.0), row.get("end_s", end_s)
