@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.video.budget import Budget, Limits
-from vlpipe.stages.video.keys import Keys, complete_index
+from vlpipe.stages.video.keys import FAR, Keys, complete_index
 from vlpipe.stages.video.sizes import Exact, ShortSide, Size, Square, fit, shown_size
-from vlpipe.stages.video.source import container, need_av
+from vlpipe.stages.video.source import container, need_av, packets
 from vlpipe.stages.video.walk import Walk
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ __all__ = [
 SLACK_S = 0.0005  # Matroska rounds to milliseconds: a frame stamped 0.067 is the one for 2 / 30 s
 
 
+MAX_DURATION_S = (
+    360_000  # 100 hours; a file that says more is lying, and a list of its times would fill the memory
+)
 LIMITS = Limits()
 TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
 
@@ -156,15 +159,18 @@ class Video:
 
     def _track(self, stream: SubtitleStream) -> Iterator[TextCue]:
         error = need_av().FFmpegError
-        self._container.seek(0)
-        for packet in self._container.demux(stream):
-            self._budget.check()
+        try:
+            self._container.seek(0)
+        except error as caught:
+            self._budget.bad(caught)
+            return
+        for packet in packets(self._container, stream, self._budget):
             try:
                 entries = packet.decode()
             except error as caught:
                 self._budget.bad(caught)
-                continue
-            yield from self._cues(packet, entries, stream.language)
+            else:
+                yield from self._cues(packet, entries, stream.language)
 
     def _cues(self, packet: object, entries: Sequence[object], lang: str | None) -> Iterator[TextCue]:
         pts, duration, base = (getattr(packet, name) for name in ("pts", "duration", "time_base"))
@@ -180,22 +186,26 @@ class Video:
     def _at(self, times: npt.NDArray[np.float64]) -> Iterator[tuple[int, VideoFrame]]:
         """The frame on show at each time: run on to it, or seek where a key frame lies between here and there."""
         ticks = self._ticks(times)
-        entries = [self._keys.before(tick) for tick in ticks] + [-1]
+        key = self._keys.before(ticks[0]) if ticks else -1
         for index, tick in enumerate(ticks):
-            if self._walk.end is not None and tick >= self._walk.end:
+            next_key = self._keys.before(ticks[index + 1]) if index + 1 < len(ticks) else -1
+            if self._is_over(tick):
                 return
-            if not self._walk.can_reach(tick) or entries[index] > self._walk.reached:
+            if not self._walk.can_reach(tick) or key > self._walk.reached:
                 self._walk.seek(tick)
-            frame = self._walk.frame_at(tick, leave=entries[index + 1] > tick)
-            if frame is None or (self._walk.end is not None and tick >= self._walk.end):
+            frame = self._walk.frame_at(tick, leave=next_key > tick)
+            if frame is None or self._is_over(tick):
                 return
             yield index, frame
+            key = next_key
+
+    def _is_over(self, tick: int) -> bool:
+        return self._walk.end is not None and tick >= self._walk.end
 
     def _ticks(self, times: npt.NDArray[np.float64]) -> list[int]:
         """Seconds -> time stamps; nothing is before the first frame."""
-        base = float(self._stream.time_base or 1)
-        ticks = np.floor((times + self._zero_s + SLACK_S) / base)
-        return [max(int(tick), self._walk.first) for tick in ticks]
+        ticks = np.floor((times + self._zero_s + SLACK_S) / float(self._stream.time_base or 1))
+        return np.clip(ticks, self._walk.first, FAR).astype(np.int64).tolist()
 
     def _picture(self, frame: VideoFrame, size: Size) -> npt.NDArray[np.uint8]:
         how = fit(size, frame.width, frame.height, self._sar, frame.rotation)
@@ -209,7 +219,7 @@ class Video:
         self._budget.need_pixels(width, height)
         duration = self._container.duration
         return VideoInfo(
-            duration_s=duration / 1e6 if duration and duration > 0 else None,
+            duration_s=duration / 1e6 if duration and 0 < duration <= MAX_DURATION_S * 1e6 else None,
             width=width,
             height=height,
             fps=float(stream.average_rate) if stream.average_rate else None,
@@ -231,6 +241,8 @@ def _video_stream(opened: InputContainer, budget: Budget) -> VideoStream:
         raise RowFault("no_video", f"{budget.video} has no video stream; it has {kinds}")
     assert isinstance(stream, VideoStream)
     context = stream.codec_context
+    if context is None:  # PyAV's types do not say so
+        raise RowFault("no_video", f"{budget.video}: no decoder knows its video stream")
     budget.need_pixels(context.width, context.height)
     context.thread_count = 1
     context.options = {"max_pixels": str(budget.limits.max_pixels)}  # sizes may change on the way

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.video.budget import Budget, said
-from vlpipe.stages.video.source import need_av
+from vlpipe.stages.video.source import need_av, packets
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -35,16 +35,12 @@ def complete_index(opened: InputContainer, stream: VideoStream, budget: Budget) 
     """
     if not opened.format.name.startswith(MATROSKA):
         return
-    error = need_av().FFmpegError
     try:
         opened.seek(FAR, stream=stream)
-        if len(stream.index_entries) < 2:
-            opened.seek(0, stream=stream)
-            for _ in opened.demux(stream):
-                budget.check()
-    except error as caught:  # what was found until then is the index
-        budget.bad(caught)
-    try:
         opened.seek(0, stream=stream)
-    except error as caught:
-        raise RowFault("broken_video", f"{budget.video}: {said(caught)}") from caught
+        if len(stream.index_entries) < 2:
+            for _ in packets(opened, stream, budget):
+                pass
+            opened.seek(0, stream=stream)
+    except need_av().FFmpegError as error:
+        raise RowFault("broken_video", f"{budget.video}: it cannot be sought: {said(error)}") from error

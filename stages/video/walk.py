@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.video.budget import Budget, said
 from vlpipe.stages.video.keys import MATROSKA
-from vlpipe.stages.video.source import need_av
+from vlpipe.stages.video.source import need_av, packets
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from av.container import InputContainer
     from av.packet import Packet as AnyPacket
     from av.video.frame import VideoFrame
@@ -57,7 +59,7 @@ class Walk:
         self._start = min(0, self.first - self.delay)  # seeking there is seeking to the start
 
     def _start_here(self) -> None:
-        self._packets: Any = self._container.demux(self._stream)
+        self._packets: Iterator[Packet] = packets(self._container, self._stream, self._budget)
         self._ahead: deque[Packet] = deque()  # read, not yet decoded
         self._known: list[int] = []  # when the frames begin whose packets were read, from the shown one on
         self._ready: deque[VideoFrame] = deque()  # decoded, not yet passed
@@ -200,7 +202,7 @@ class Walk:
         while not self._read_all and len(self._ahead) < AHEAD:
             if self._ahead and self._has_read_past(tick):
                 return
-            packet = self._read()
+            packet = next(self._packets, None)
             if packet is None:
                 self._read_all = True
             else:
@@ -214,22 +216,6 @@ class Walk:
         elif packet.pts >= 0 and not packet.is_discard:
             insort(self._known, packet.pts)
 
-    def _read(self) -> Packet | None:
-        """The next packet; None at the end. Two errors in a row are an end as well: the file is cut off there."""
-        num_errors = 0
-        while num_errors < 2:
-            self._budget.check()
-            try:
-                packet = next(self._packets, None)
-            except self._error as error:
-                self._budget.bad(error)
-                self._packets = self._container.demux(self._stream)
-                num_errors += 1
-            else:
-                if packet is None or packet.size:
-                    return packet
-        return None
-
     def _key_from(self, aim: int) -> int | None:
         """Seek; when the key frame begins that was found there. None: nothing can be read there."""
         try:
@@ -240,7 +226,7 @@ class Walk:
                 raise RowFault("broken_video", detail) from error
             return None
         self._start_here()
-        while (packet := self._read()) is not None:
+        for packet in self._packets:
             if packet.is_keyframe or aim == self._start:
                 self._take(packet)
                 return begin_of(packet)
