@@ -57,7 +57,7 @@ def pick_track(
 def clean(cues: Sequence[Mapping[str, Any]], duration_s: float, counts: Counter[str]) -> list[Caption]:
     """Captions in order of (start, end, place in the list); `counts` says how many were left out, and why.
 
-    duration_s: inf where it is unknown.
+    duration_s: how long the video may be.
 
     Left out: `no_text`, `bad_times` (missing, not finite, over before 0), `past_end` (they begin after the video).
     Repaired: white space, a start after the end (swapped, as UniVL does), times beyond either end of the video.
@@ -87,7 +87,7 @@ def _times(start_s: float | None, end_s: float | None) -> tuple[float, float] | 
 
 def _words(words: Sequence[Mapping[str, Any]], text: str, low_s: float, high_s: float) -> tuple[Word, ...]:
     """Words with times moved into [low_s, high_s]; none when they are not those of the text, or lack a time."""
-    found = []
+    found: list[Word] = []
     for word in words:
         times = _times(word["start_s"], word["end_s"])
         if times is None:

@@ -29,6 +29,7 @@ from vlpipe.stages.clips.frame_measures import (
 from vlpipe.stages.features.batches import without
 from vlpipe.stages.filter.scores import with_columns
 from vlpipe.stages.video.decode import Limits, ShortSide, open_video
+from vlpipe.stages.video.root import VideosRoot, root_path
 
 SIGNALS = pa.schema(
     [
@@ -67,7 +68,7 @@ class FrameSignals(MapStage):
 
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
 
-    videos: str
+    videos: VideosRoot
     fps: Annotated[float, Field(gt=0)] = 4.0
     side: Annotated[int, Field(ge=32)] = 96
     static_below: float = 1.0
@@ -106,7 +107,7 @@ class FrameSignals(MapStage):
         looks: dict[int, Look] = {}
         before: tuple[int, FrameFacts] | None = None
         limits = Limits(deadline_s=self.deadline_s)
-        with open_video(self.videos, clip["video"], limits, num_bytes=clip["num_bytes"]) as video:
+        with open_video(root_path(self.videos), clip["video"], limits, num_bytes=clip["num_bytes"]) as video:
             for index, picture in video.frames([k / self.fps for k in wanted], ShortSide(self.side)):
                 k, facts = wanted[index], frame_facts(picture)
                 next_to = before[1] if before and before[0] == k - 1 else None

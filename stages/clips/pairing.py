@@ -5,7 +5,6 @@ A rule is a stage of its own (`clips.milnce:MilNce`, ...); it says which caption
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,6 +39,7 @@ READS = {f.name: f.type for f in FILE_FIELDS} | {
     "duration_s": pa.float64(),
     "cues": CUES,
 }
+MAX_S = 24 * 3600.0  # of a video that does not say how long it is, or lies: times beyond are no times
 NumClips = Annotated[int, Field(ge=1)]
 
 
@@ -71,7 +71,7 @@ class Pairing(MapStage):
     def pairs(
         self, captions: Sequence[Caption], duration_s: float, rng: np.random.Generator
     ) -> Iterable[Pair]:
-        """Clips of a video; `captions` are in order of time and at least one; duration_s is inf where it is unknown."""
+        """Clips of a video; `captions` are in order of time and at least one; duration_s is how long the video may be."""
 
     def units(self, captions: Sequence[Caption]) -> Sequence[Caption]:
         """What is paired, made of the captions; at least one."""
@@ -107,7 +107,7 @@ class Pairing(MapStage):
         if not track:
             return _reject(video, "no_cues", f"{len(video['cues'] or ())} cue(s), none of {self._asked()}")
         left_out = Counter[str]()
-        duration_s = video["duration_s"] or math.inf
+        duration_s = min(video["duration_s"] or MAX_S, MAX_S)
         captions = clean(track, duration_s, left_out)
         counts.update({f"cues:{why}": num for why, num in left_out.items()})
         if not captions:

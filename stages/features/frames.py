@@ -24,6 +24,7 @@ from vlpipe.stages.features.s3d import features_type
 from vlpipe.stages.filter.scores import with_columns
 from vlpipe.stages.pixels import to_pixels
 from vlpipe.stages.video.decode import Exact, Limits, open_video
+from vlpipe.stages.video.root import VideosRoot, root_path
 
 if TYPE_CHECKING:
     from vlpipe.stages.features.weights import Loaded
@@ -46,7 +47,7 @@ class FrameFeatures(MapStage):
     TORCH: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
 
-    videos: str
+    videos: VideosRoot
     model: Weights
     fps: Annotated[float, Field(gt=0)] = 1.0
     dim: int | None = None
@@ -92,7 +93,9 @@ class FrameFeatures(MapStage):
         from PIL import Image
 
         limits, size = Limits(deadline_s=self.deadline_s), blip.image_size
-        with open_video(self.videos, rows[0]["video"], limits, num_bytes=rows[0]["num_bytes"]) as video:
+        with open_video(
+            root_path(self.videos), rows[0]["video"], limits, num_bytes=rows[0]["num_bytes"]
+        ) as video:
             length_s = video.info.duration_s
             end_s = MAX_S if length_s is None else min(length_s + SLACK_S, MAX_S)
             grids = [grid(row.get("start_s", 0.0), row.get("end_s", end_s), self.fps) for row in rows]

@@ -31,6 +31,7 @@ from vlpipe.stages.features.s3d_windows import (
 )
 from vlpipe.stages.filter.scores import with_columns
 from vlpipe.stages.video.decode import Limits, ShortSide, Size, Square, Video, open_video, sample_times
+from vlpipe.stages.video.root import VideosRoot, root_path
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ class Features2d3d(MapStage):
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
     ROW_GROUP_ROWS: ClassVar[int] = 16  # 6.5 minutes are 4 MB
 
-    videos: str
+    videos: VideosRoot
     weights_2d: Weights
     weights_3d: Weights
     precision: Precision = "fp32"
@@ -107,7 +108,7 @@ class Features2d3d(MapStage):
 
     def _row(self, row: Mapping[str, Any], encode_2d: Encode, encode_3d: Encode) -> dict[str, Any]:
         limits = Limits(deadline_s=self.deadline_s)
-        with open_video(self.videos, row["video"], limits, num_bytes=row["num_bytes"]) as video:
+        with open_video(root_path(self.videos), row["video"], limits, num_bytes=row["num_bytes"]) as video:
             start_s, end_s = span(row, video)
             if "start_s" not in row:
                 return {

@@ -33,6 +33,7 @@ from vlpipe.stages.features.s3d_windows import (
 )
 from vlpipe.stages.filter.scores import with_columns
 from vlpipe.stages.video.decode import Limits, Square, Video, open_video, sample_times
+from vlpipe.stages.video.root import VideosRoot, root_path
 
 if TYPE_CHECKING:
     from vlpipe.stages.features.s3d_weights import VideoNet
@@ -75,7 +76,7 @@ class S3dFeatures(MapStage):
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
     ROW_GROUP_ROWS: ClassVar[int] = 64  # 6.5 minutes at 1 window per second are 0.8 MB
 
-    videos: str
+    videos: VideosRoot
     weights: Weights
     windows: str | Windows
     normalisation: Normalisation | None = None
@@ -154,7 +155,7 @@ class S3dFeatures(MapStage):
 
     def _frames(self, row: dict[str, Any], how: Windows) -> Iterator[Frames]:
         limits = Limits(deadline_s=self.deadline_s)
-        with open_video(self.videos, row["video"], limits, num_bytes=row["num_bytes"]) as video:
+        with open_video(root_path(self.videos), row["video"], limits, num_bytes=row["num_bytes"]) as video:
             start_s, end_s = span(row, video)
             times = sample_times(start_s, end_s, how.fps)
             if not len(times):

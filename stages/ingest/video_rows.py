@@ -17,7 +17,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.pipeline.stage import SourceStage, Work
-from vlpipe.stages.ingest.images import FILTERED
+from vlpipe.stages.ingest.fetch_rows import FILTERED
 from vlpipe.stages.ingest.serve import inside
 from vlpipe.stages.ingest.video_probe import Look, Prober, prober
 from vlpipe.stages.subtitles.cue import Cue, Found, Source
