@@ -136,16 +136,17 @@ class Video:
         times = np.asarray(times_s, np.float64)
         if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
             raise ValueError("times_s must be finite and ascending")
-        found = False
+        shown: tuple[VideoFrame, npt.NDArray[np.uint8]] | None = None
         self._budget.go_on()
         for index, frame in self._at(times):
-            picture = self._picture(frame, size)
-            found = True
+            is_again = shown is not None and shown[0] is frame
+            picture = shown[1].copy() if shown and is_again else self._picture(frame, size)
+            shown = frame, picture
             self._budget.pause()
             yield index, picture
             self._budget.go_on()
         self._budget.pause()
-        if len(times) and not found:
+        if len(times) and shown is None:
             detail = f"{self._budget.video}: it ends before {times[0]:g} s"
             raise RowFault("no_frames_in_window", detail)
 
