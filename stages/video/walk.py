@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     Packet = AnyPacket[VideoStream]
 
 AHEAD = 32  # packets: twice as far as H.264 and HEVC may put a frame out of order
-STAMPED = (
-    "mov,mp4",
-    "matroska",
-)  # containers whose packets say when their frame begins; in others FFmpeg guesses
+STAMPED = ("mov,mp4", MATROSKA)  # their packets say when their frames begin; of others FFmpeg guesses it
 
 
 class Walk:
