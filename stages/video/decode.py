@@ -190,7 +190,7 @@ class Video:
                 return
             if not self._walk.can_reach(tick) or key > self._walk.reached:
                 self._walk.seek(tick)
-            frame = self._walk.frame_at(tick, leave=next_key > tick)
+            frame = self._walk.frame_at(tick, next_key)
             if frame is None or self._is_over(tick):
                 return
             yield index, frame
