@@ -71,7 +71,7 @@ class FetchRows:
         if isinstance(future, RowFault):
             raise future
         answer = future.result()
-        log.append(_line(one["id"], answer))
+        log.append(log_line(one["id"], answer))
         return _need_page(answer.result, one.get(EXPECTED.name), self._blocklist)
 
 
@@ -123,6 +123,7 @@ def _need_page(result: Page | RowFault, expected: str | None, blocklist: Blockli
     return result
 
 
-def _line(id_: str, answer: Answer) -> dict[str, Any]:
+def log_line(id_: str, answer: Answer) -> dict[str, Any]:
+    """When and how a row was fetched."""
     at = datetime.fromtimestamp(answer.at_s, UTC).isoformat(timespec="seconds")
     return {"id": id_, "at": at, "seconds": round(answer.seconds, 3), "attempts": answer.attempts}

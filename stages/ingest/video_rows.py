@@ -27,19 +27,8 @@ from vlpipe.stages.video.rows import VIDEOS
 from vlpipe.stages.video.source import need_av
 
 ENDINGS = (
-    ".mp4",
-    ".webm",
-    ".mkv",
-    ".m4v",
-    ".mov",
-    ".avi",
-    ".flv",
-    ".wmv",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".ogv",
-    ".3gp",
+    *(".mp4", ".webm", ".mkv", ".m4v", ".mov", ".avi", ".flv"),
+    *(".wmv", ".mpg", ".mpeg", ".ts", ".ogv", ".3gp"),
 )
 CHUNK_BYTES = 1 << 20
 # Faults of the subtitles alone: `no_cues: keep` keeps the video.

@@ -25,11 +25,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.shared import Service, address
 from vlpipe.pipeline.stage import File, ListFile, Work
 from vlpipe.pipeline.store import Store
 from vlpipe.stages.ingest.blocklist import NOTHING, Blocklist, load
 from vlpipe.stages.ingest.fetch import Answer, Fetch, Limits, fetcher
+from vlpipe.stages.ingest.fetch_rows import log_line
 from vlpipe.stages.ingest.images import PASSING
 from vlpipe.stages.ingest.list import BATCH_ROWS, read_pairs
 from vlpipe.stages.ingest.optout import DEFAULT, Signal
@@ -136,10 +138,12 @@ class VideoUrls(VideoSource):
             )
             probe = stack.enter_context(prober(limits, self.probe_memory_mb))
 
-            def work(batch: pa.Table) -> Any:
+            def work(batch: pa.Table) -> Out:
                 started = self._start(batch, fetch)
                 try:
-                    return self.out(batch, partial(self._video, folder, started, probe, blocklist))
+                    out = self.out(batch, partial(self._video, folder, started, probe, blocklist))
+                    out.log = [log_line(id_, future.result()) for id_, future in started.items()]
+                    return out
                 finally:
                     for future in started.values():
                         future.cancel()

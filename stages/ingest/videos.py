@@ -27,8 +27,8 @@ from vlpipe.stages.subtitles.track import Track
 
 # The richest first: of two files in one language the one with word times is read.
 SUBTITLES = (
-    *(".json3", ".srv3", ".ytt", ".vtt", ".json", ".srt", ".sbv", ".ttml", ".ass", ".ssa"),
-    *(".srv2", ".srv1", ".sami", ".smi", ".sub", ".mpl"),
+    *(".json3", ".srv3", ".ytt", ".vtt", ".json", ".srt", ".sbv", ".ttml"),
+    *(".ass", ".ssa", ".srv2", ".srv1", ".sami", ".smi", ".sub", ".mpl"),
 )
 LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # BCP 47, near enough
 FOUND = pa.schema(

@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     Packet = AnyPacket[VideoStream]
 
 AHEAD = 32  # packets: twice as far as H.264 and HEVC may put a frame out of order
-STAMPED = (
-    "mov,mp4",
-    "matroska",
-)  # containers whose packets say when their frame begins; in others FFmpeg guesses
+STAMPED = ("mov,mp4", MATROSKA)  # their packets say when their frames begin; of others FFmpeg guesses it
 
 
 class Walk:
@@ -96,21 +93,22 @@ class Walk:
             aim, step = aim - step, 2 * step  # it knows decoding times only, or the file is cut off
         self._floor = max(0, key) if key is not None and key <= tick else 0
 
-    def frame_at(self, tick: int, leave: bool = False) -> VideoFrame | None:
+    def frame_at(self, tick: int, next_key: int = -1) -> VideoFrame | None:
         """The last frame that begins at or before `tick`; None when none does, from where the walk began.
 
-        leave: a seek comes next, so the decoder may be emptied for the frame it holds back.
+        next_key: after `tick`: a seek to it comes next, so the decoder may be emptied for the frame it holds back.
         """
-        frame = self._run_to(tick, leave)
+        frame = self._run_to(tick, next_key)
         while frame is None and self._floor > self.first:  # nothing from this key frame on decodes
             self.seek(self._floor - 1)
-            frame = self._run_to(tick, leave)
+            frame = self._run_to(tick, next_key)
         return frame
 
-    def _run_to(self, tick: int, leave: bool) -> VideoFrame | None:
+    def _run_to(self, tick: int, next_key: int) -> VideoFrame | None:
         num_bad = self._budget.num_bad
         while not self._is_found(tick):
             want = self._want(tick)
+            leave = next_key > tick and next_key > self.reached
             if leave and want is not None and all(packet.pts != want for packet in self._ahead):
                 self._drain()
             else:
@@ -118,7 +116,7 @@ class Walk:
         if self._budget.num_bad > num_bad and self._may_skip:
             self._may_skip = False  # a skipped frame may be the best there is
             self.seek(tick)
-            return self._run_to(tick, leave)
+            return self._run_to(tick, next_key)
         return self._shown
 
     def _is_found(self, tick: int) -> bool:

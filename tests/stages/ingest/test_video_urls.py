@@ -65,6 +65,7 @@ def test_a_film_is_a_row_and_a_file(web: Web) -> None:
     assert web.files() == [row["video"]]
     assert (web.videos / row["video"]).read_bytes() == CLIP
     assert out.counts == {"kept_no_cues": 1}
+    assert [(line["id"], line["attempts"]) for line in out.log] == [(row["id"], 1)]
     assert [r.why for r in web.run(url, no_cues="reject").rejects] == ["no_cues"]
 
 

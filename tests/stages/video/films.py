@@ -74,9 +74,9 @@ def film(
 
 
 def coding(codec: str, gop: int, open_gop: bool) -> dict[str, str]:
-    if codec == "libx264":
-        more = {"x264-params": "open-gop=1"} if open_gop else {}
-        return {"preset": "veryfast", "crf": "12", "sc_threshold": "0", "keyint_min": str(gop), **more}
+    if codec == "libx264":  # b-adapt=0: as many B-frames as are allowed, though these pictures are easy
+        more = f"b-adapt=0:scenecut=0:keyint={gop}:min-keyint={gop}:open-gop={int(open_gop)}"
+        return {"preset": "veryfast", "crf": "12", "x264-params": more}
     return (
         {"deadline": "realtime", "cpu-used": "8", "crf": "10", "b": "0"} if codec.startswith("libvpx") else {}
     )
