@@ -115,7 +115,7 @@ class Video:
         self._sar = float(self._stream.sample_aspect_ratio or 1)
         complete_index(opened, self._stream, budget)
         self._walk = Walk(opened, self._stream, budget)
-        self._keys = Keys(self._stream, self._walk.delay)
+        self._keys = Keys(opened, self._stream, self._walk.delay)
         self.info = self._look()
         budget.pause()
 

@@ -56,7 +56,8 @@ def film(
         first = picture(0)
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
-        stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
+        if codec != "mpeg2video":  # it counts frames
+            stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
         stream.gop_size, stream.max_b_frames = gop, b_frames
         stream.options = coding(codec, gop, open_gop)
         if sar:

@@ -132,11 +132,12 @@ def test_windows_in_any_order_and_a_name_with_a_dash(tmp_path: Path) -> None:
 def test_an_fsspec_root(tmp_path: Path) -> None:
     import fsspec
 
-    data = film(tmp_path / "a.mp4", 30).read_bytes()
+    data = film(tmp_path / "a.mp4", 90, gop=12, b_frames=2).read_bytes()
     with fsspec.open("memory://films/sub/a.mp4", "wb") as file:
         file.write(data)
     with open_video("memory://films", "sub/a.mp4", num_bytes=len(data)) as video:
-        assert [number_of(p) for _, p in video.frames([0.5], AS_IT_IS)] == [15]
+        assert [number_of(p) for _, p in video.frames([0.5, 2.5, 2.9], AS_IT_IS)] == [15, 75, 87]
+        assert [number_of(p) for _, p in video.frames([0.1], AS_IT_IS)] == [3]
     for video_path, why in (("sub/b.mp4", "no_file"), ("../a.mp4", "bad_path")):
         with pytest.raises(RowFault, match=why), open_video("memory://films", video_path):
             pass

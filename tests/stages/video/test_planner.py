@@ -25,8 +25,14 @@ FILMS: dict[str, Kwargs] = {
     "29.97 fps": {"fps": 30000 / 1001, "b_frames": 2},
     "vp9": {"codec": "libvpx-vp9", "gop": 24},
     "mpeg4": {"codec": "mpeg4", "gop": 12, "b_frames": 2},
+    "mpeg2": {"codec": "mpeg2video", "gop": 12, "b_frames": 2},
 }
-ENDINGS = {"vp9": (".webm",), "mpeg4": (".mp4", ".avi")}
+ENDINGS = {
+    "gop 12, reordered": (".mp4", ".mkv", ".mov", ".ts", ".flv", ".avi"),
+    "vp9": (".webm",),
+    "mpeg4": (".mp4", ".avi"),
+    "mpeg2": (".mpg", ".ts"),
+}
 
 
 def cases() -> list[tuple[str, str]]:
