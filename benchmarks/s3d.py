@@ -1,6 +1,6 @@
 """What S3D features cost on one core: video-seconds per core-second of the whole stage, and where the time goes.
 
-    python benchmarks/s3d.py             # about ten minutes on one core; VLPIPE_DATA names the real data
+    python benchmarks/s3d.py             # about four minutes on one core; VLPIPE_DATA names the real data
     python benchmarks/s3d.py --write     # and puts the page into s3d.md beside this file
     python benchmarks/s3d.py --tiny      # the same path in half a minute, its figures mean nothing
 
@@ -36,7 +36,7 @@ from vlpipe.stages.features.s3d_windows import PRESETS, Windows
 from vlpipe.stages.video.decode import Square, open_video, sample_times
 
 HERE = Path(__file__).parent
-SECONDS, TINY_SECONDS = 40.0, 2.0  # of video, about, for each line
+SECONDS, TINY_SECONDS = 24.0, 2.0  # of video, about, for each line
 CASES = (
     ("univl", "fp32"),
     ("univl", "bf16"),
