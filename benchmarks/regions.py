@@ -65,11 +65,11 @@ def demo_detector(root: Path, tiny: bool) -> tuple[str, dict[str, float]]:
     return str(root / steps["detector"].folder / "artifacts"), {row["name"]: row["value"] for row in scores}
 
 
-def random_detector(folder: Path) -> str:
+def random_detector(folder: Path, tiny: bool) -> str:
     """Full size, random weights. The last norm of each block is scaled down, or 33 blocks would overflow half floats."""
     if not (folder / "model.safetensors").exists():
         torch.manual_seed(0)
-        model = FasterRcnn(DetectorConfig())
+        model = FasterRcnn(DetectorConfig(proposals=40) if tiny else DetectorConfig())
         for name, buffer in model.named_buffers():
             if name.endswith("bn3.weight"):
                 buffer.fill_(0.1)
@@ -116,6 +116,7 @@ def parts(detector: Detector, rows: pa.Table) -> dict[str, float]:
         spent[name] += time.process_time() - began
         return found
 
+    decode(rows["image"][0].as_py())  # the first call imports
     with torch.inference_mode():
         for data in rows["image"]:
             image = timed("decode", decode, data.as_py())
@@ -176,7 +177,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"It was trained on rendered shapes only, where it has an AP50 of {scores['ap50']:.3f} on held-out pictures "
         f"({scores['attribute_right']:.3f} of the attributes right). On photos this is transfer from made scenes: there is "
         "no circle to find, and its tags name what looks like one. Tags with a confidence of at least 0.2, per photo: "
-        + ", ".join(f"{name} {num / demo['photos']:.2f}" for name, num in demo["tags"])
+        + (", ".join(f"{name} {num / demo['photos']:.2f}" for name, num in demo["tags"]) or "none")
         + ".",
     ]
     return "\n\n".join(line for line in lines if line) + "\n"
@@ -200,7 +201,7 @@ def main() -> None:
     num_demo, num_full = (4, 1) if options.tiny else (200, 3)
     at = machine()
     demo, scores = demo_detector(folder / "steps", options.tiny)
-    full = random_detector(folder / "resnet101")
+    full = random_detector(folder / "resnet101", options.tiny)
     torch.set_num_threads(1)
     found: dict[str, Any] = {"machine": at, "tiny": options.tiny, "scores": scores}
     for name, path, sizes, num in (("demo", demo, DEMO, num_demo), ("full", full, FULL, num_full)):

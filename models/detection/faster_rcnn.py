@@ -50,10 +50,10 @@ class Detections:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pick:
-    """Which proposals are regions. Defaults: bottom-up attention's adaptive 36 to 100 (its 10 to 100 is `least=10`).
+    """Which proposals are regions. Bottom-up attention gives 10 to 100, or the 36 that LXMERT takes; 36 to 100 serves both.
 
     A proposal counts with its best class probability among the classes in whose suppression (`nms`) it stays; those of at
-    least `confidence` are kept, but never fewer than `least` nor more than `most`. LXMERT takes exactly 36.
+    least `confidence` are kept, but never fewer than `least` nor more than `most`.
     refine: give the box as the head moved it; the feature is always that of the proposal, whose box is given otherwise.
     """
 
@@ -124,7 +124,9 @@ class FasterRcnn(nn.Module):
         box = boxes[kept]
         if pick.refine:
             box = self._moved(box, features[kept], obj, (pixels.shape[1], pixels.shape[2]))
-        attr, attr_conf = self._attributes(features[kept], logits[kept].argmax(1))
+        attr, attr_conf = self._attributes(
+            features[kept], logits[kept].argmax(1)
+        )  # background counts here: as published
         return Regions(features[kept], box, prob[kept], obj, conf, attr, attr_conf)
 
     @torch.inference_mode()

@@ -79,10 +79,12 @@ def roi_pool(maps: Tensor, boxes: Tensor, bins: int, scale: float) -> Tensor:
 
 def _bin_pixels(first: Tensor, last: Tensor, size: int, bins: int) -> tuple[Tensor, Tensor]:
     """Pixels of each bin along one axis, (N, bins, L), and which of them count."""
-    width = (last - first + 1).clamp(min=1).double() / bins
+    length = (last - first + 1).clamp(min=1)[:, None]
     at = torch.arange(bins, device=first.device)
-    start = ((at * width[:, None]).floor().long() + first[:, None]).clamp(0, size)
-    stop = (((at + 1) * width[:, None]).ceil().long() + first[:, None]).clamp(0, size)
+    start = (at * length // bins + first[:, None]).clamp(
+        0, size
+    )  # in whole numbers, where rounding cannot slip
+    stop = (-(-(at + 1) * length // bins) + first[:, None]).clamp(0, size)
     most = int((stop - start).max()) if len(first) else 0
     pixel = start[..., None] + torch.arange(max(most, 1), device=first.device)
     return pixel.clamp(max=size - 1), pixel < stop[..., None]

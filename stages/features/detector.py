@@ -63,9 +63,9 @@ def load(path: str) -> Detector:
         model = FasterRcnn.load(folder) if file.name == OWN else load_public(file)
     except ValueError as error:
         raise VlpipeError(str(error)) from error
-    classes = read_names(folder / OBJECTS_FILE, model.config.num_classes)
-    num_attributes = model.config.num_attributes
-    attributes = read_names(folder / ATTRIBUTES_FILE, num_attributes) if num_attributes else ()
+    own, num_attributes = file.name == OWN, model.config.num_attributes
+    classes = read_names(folder / OBJECTS_FILE, model.config.num_classes, own)
+    attributes = read_names(folder / ATTRIBUTES_FILE, num_attributes, own) if num_attributes else ()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = json.dumps(asdict(model.config), sort_keys=True)
     return Detector(model.eval().to(device), classes, attributes, digest_of(model, settings), device)
@@ -91,13 +91,12 @@ def weights_file(folder: Path) -> Path:
     return found[0]
 
 
-def read_names(path: Path, num: int) -> tuple[str, ...]:
-    """One name per line. The published Visual Genome lists give synonyms after a comma."""
+def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
+    """One name per line. In the published Visual Genome lists synonyms follow a comma, and case varies."""
     if not path.is_file():
         raise VlpipeError(f"detector: wanted the names of its {num} classes or attributes in {path}")
-    names = tuple(
-        line.split(",")[0].strip().lower() for line in path.read_text(encoding="utf-8").splitlines()
-    )
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = tuple(lines if own else (line.split(",")[0].strip().lower() for line in lines))
     if len(names) != num:
         raise VlpipeError(
             f"detector: the model has {num} classes or attributes, {path} has {len(names)} lines"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def slow_align(
 def slow_pool(maps: list[list[float]], box: list[float], bins: int, scale: float) -> list[list[float]]:
     height, width = len(maps), len(maps[0])
     left, top, right, bottom = (math.floor(v * scale + 0.5) for v in box)
-    bin_w, bin_h = max(right - left + 1, 1) / bins, max(bottom - top + 1, 1) / bins
+    bin_w, bin_h = (Fraction(max(n, 1), bins) for n in (right - left + 1, bottom - top + 1))
     out = []
     for i in range(bins):
         row = []
@@ -122,7 +123,7 @@ def test_without_alignment_it_is_half_a_pixel_off() -> None:
     torch.testing.assert_close(shift, torch.full_like(shift, 0.5))
 
 
-@pytest.mark.parametrize("bins", [1, 3, 7])
+@pytest.mark.parametrize("bins", [1, 3, 7, 14])
 def test_pool_equals_the_slow_one(bins: int) -> None:
     maps = torch.randn(3, 9, 12, generator=torch.Generator().manual_seed(0))
     found = roi_pool(maps, BOXES, bins, 1 / 16)

@@ -54,8 +54,8 @@ MODEL: dict[str, Any] = {
 def row(k: int) -> dict[str, Any]:
     """A coloured box, tall ("pole") or wide ("plank"), somewhere on grey."""
     rng = np.random.default_rng(k)
-    colour, label = list(COLOURS)[k % 2], ("pole", "plank")[k // 2 % 2]
-    width, height = (10, 24) if label == "pole" else (24, 10)
+    colour, label = list(COLOURS)[k % 2], ("Pole, tall", "plank")[k // 2 % 2]
+    width, height = (10, 24) if label != "plank" else (24, 10)
     x, y = int(rng.integers(0, 64 - width)), int(rng.integers(0, 64 - height))
     image = Image.new("RGB", (64, 64), (128, 128, 128))
     image.paste(COLOURS[colour], (x, y, x + width, y + height))
@@ -112,7 +112,7 @@ def test_killed_and_resumed_it_ends_the_same(
         calm.table["name"].to_pylist()
     )
     detector = load(str(calm.artifacts))
-    assert (detector.classes, detector.attributes) == (("plank", "pole"), ("green", "red"))
+    assert (detector.classes, detector.attributes) == (("Pole, tall", "plank"), ("green", "red"))
 
 
 def test_loss_is_the_weighted_sum(poles: Dataset, tmp_path: Path) -> None:
