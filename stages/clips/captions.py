@@ -87,7 +87,7 @@ def _times(start_s: float | None, end_s: float | None) -> tuple[float, float] | 
 
 def _words(words: Sequence[Mapping[str, Any]], text: str, low_s: float, high_s: float) -> tuple[Word, ...]:
     """Words with times moved into [low_s, high_s]; none when they are not those of the text, or lack a time."""
-    found = []
+    found: list[Word] = []
     for word in words:
         times = _times(word["start_s"], word["end_s"])
         if times is None:
