@@ -1,0 +1,101 @@
+"""Clips that people marked and described: a list of spans with captions, as YouCook2, MSR-VTT and many others have it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
+from vlpipe.pipeline.shard import Out, Reject, need
+from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.stages.row import RowIds, text
+from vlpipe.stages.video.rows import CLIPS, FILE_FIELDS
+
+READS = {f.name: f.type for f in FILE_FIELDS} | {"id": pa.string(), "video_id": pa.string()}
+Span = tuple[float, float, list[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanClips(MapStage):
+    """Video rows -> clip rows (CLIPS) with source `human`: those of the spans, in order of (start, end).
+
+    spans: .parquet, .csv or .tsv with a column of the video's `video` path or `video_id` (by), and columns start, end
+    (seconds) and text (a string, or a list of strings); lines of one span are one clip with several texts. YouCook2:
+    by: video_id, start: start, end: end, text: text. Rejects (filtered): no_span (none, or only ones without time or text).
+    """
+
+    FAN_OUT: ClassVar[bool] = True
+
+    spans: File
+    by: Literal["video", "video_id"] = "video"
+    start: str = "start_s"
+    end: str = "end_s"
+    text: str = "captions"
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "clips.spans", **READS)
+        return CLIPS
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        spans = self._read()
+
+        def work(videos: pa.Table) -> Out:
+            rows: list[dict[str, Any]] = []
+            rejects = []
+            for video in videos.select(list(READS)).to_pylist():
+                found = spans.get(video[self.by], {})
+                if not found:
+                    rejects.append(Reject(video["id"], "filtered", "no_span", f"{self.by} {video[self.by]}"))
+                rows.extend(_clips(video, sorted((*times, texts) for times, texts in found.items())))
+            return Out(pa.Table.from_pylist(rows, CLIPS), rejects)
+
+        yield work
+
+    def _read(self) -> dict[str, dict[tuple[float, float], list[str]]]:
+        """Video -> (start, end) -> texts."""
+        names = [self.by, self.start, self.end, self.text]
+        found: dict[str, dict[tuple[float, float], list[str]]] = {}
+        for video, start_s, end_s, said in zip(*_columns(self.spans.path, names), strict=True):
+            texts = [t for t in ([said] if isinstance(said, str) else said or ()) if t and t.strip()]
+            if start_s is not None and end_s is not None and 0 <= start_s < end_s and texts:
+                found.setdefault(str(video), {}).setdefault((float(start_s), float(end_s)), []).extend(texts)
+        return found
+
+
+def _columns(path: str, names: Sequence[str]) -> list[list[Any]]:
+    try:
+        if path.endswith(".parquet"):
+            table = pq.read_table(path)
+        else:
+            options = pyarrow.csv.ParseOptions(
+                delimiter="\t" if path.endswith(".tsv") else ",", newlines_in_values=True
+            )
+            table = pyarrow.csv.read_csv(path, parse_options=options)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise VlpipeError(f"clips.spans: {path} cannot be read as .parquet, .csv or .tsv: {error}") from error
+    for name in names:
+        if name not in table.column_names:
+            raise SchemaError(f"{path} has no column {name!r}{did_you_mean(name, table.column_names)}")
+    return [table[name].to_pylist() for name in names]
+
+
+def _clips(video: Mapping[str, Any], spans: Sequence[Span]) -> Iterator[dict[str, Any]]:
+    ids = RowIds(f"clips.spans:{video['id']}")
+    for start_s, end_s, texts in spans:
+        yield {
+            **{f.name: video[f.name] for f in FILE_FIELDS},
+            "id": ids.next(f"{start_s:.6f}-{end_s:.6f}", "\n".join(texts)),
+            "parent": video["id"],
+            "video_id": video["video_id"],
+            "start_s": start_s,
+            "end_s": end_s,
+            "texts": [text(one, "human") for one in texts],
+            "candidates": [],
+        }

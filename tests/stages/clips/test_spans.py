@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.clips.spans import SpanClips
+from vlpipe.stages.video.rows import CLIPS
+
+Videos = Callable[..., pa.Table]
+
+
+def test_spans_of_a_table_become_clips(tmp_path: Path, videos: Videos) -> None:
+    spans = {
+        "video": ["0.mp4", "1.mp4", "0.mp4", "0.mp4", "0.mp4", "9.mp4"],
+        "start_s": [5.0, 1.0, 0.0, 3.0, None, 0.0],
+        "end_s": [9.5, 2.0, 4.0, 3.0, 4.0, 1.0],
+        "captions": [
+            ["a dog", "an animal"],
+            ["a cat"],
+            [" ", "a bird"],
+            ["no time"],
+            ["no start"],
+            ["elsewhere"],
+        ],
+    }
+    pq.write_table(pa.table(spans), tmp_path / "spans.parquet")
+    out = run_map(SpanClips(spans=File(path=str(tmp_path / "spans.parquet"))), videos([[], [], []]))
+    assert out.table.schema == CLIPS
+    found = [
+        (r["parent"], r["start_s"], r["end_s"], [(t["text"], t["source"]) for t in r["texts"]])
+        for r in out.table.to_pylist()
+    ]
+    assert found == [
+        ("video0", 0, 4, [("a bird", "human")]),
+        ("video0", 5, 9.5, [("a dog", "human"), ("an animal", "human")]),
+        ("video1", 1, 2, [("a cat", "human")]),
+    ]
+    assert [(r.id, r.kind, r.why) for r in out.rejects] == [("video2", "filtered", "no_span")]
+    assert len(set(out.table["id"].to_pylist())) == 3
+
+
+def test_youcook2s_csv_is_read_as_it_is(tmp_path: Path, videos: Videos) -> None:
+    lines = [
+        "end,start,task,text,video_id",
+        "60,47,226,pick the ends,0",
+        "89,67,226,combine all,0",
+        "60,47,226,cut,0",
+    ]
+    (tmp_path / "val.csv").write_text("\n".join(lines) + "\n")
+    stage = SpanClips(
+        spans=File(path=str(tmp_path / "val.csv")), by="video_id", start="start", end="end", text="text"
+    )
+    rows = run_map(stage, videos([[]])).table.to_pylist()
+    found = [(r["start_s"], r["end_s"], [t["text"] for t in r["texts"]]) for r in rows]
+    assert found == [(47, 60, ["pick the ends", "cut"]), (67, 89, ["combine all"])]
+
+
+def test_mistakes_are_told(tmp_path: Path, videos: Videos) -> None:
+    (tmp_path / "spans.csv").write_text("video,start_s,end_s,caption\n0.mp4,1,2,x\n")
+    stage: Any = SpanClips(spans=File(path=str(tmp_path / "spans.csv")))
+    with pytest.raises(SchemaError, match="has no column 'captions'; did you mean 'caption'"):
+        run_map(stage, videos([[]]))
+    with pytest.raises(VlpipeError, match=r"gone\.csv cannot be read as \.parquet, \.csv or \.tsv"):
+        run_map(SpanClips(spans=File(path=str(tmp_path / "gone.csv"))), videos([[]]))
