@@ -52,9 +52,9 @@ class Fetching(SourceStage):
     blocklist: URLs and domains that are not asked for, content that is not decoded (`ingest.blocklist`: reject
     `blocked`, kind filtered). Another list is another step; `ingest.blocklist:DropBlocked` needs no new fetch.
     per_host, host_interval_s (from start to start), max_wait_s (the longest rest of a host that is waited for): they
-    hold for all workers of a run together. opt_out: signals in headers that count (`ingest.optout`); robots, tdmrep:
-    obey also robots.txt (needs the extra `web`) and tdmrep.json of each origin; bot: our name in such rules, else the
-    first word of `user_agent`. resize: store smaller images; without it no byte is changed.
+    hold for all workers of a run together. opt_out: signals in headers and files that count (`ingest.optout`); robots,
+    tdmrep: obey also robots.txt (needs the extra `web`) and tdmrep.json of each origin; bot: our name in such rules, else
+    the first word of `user_agent`. resize: store smaller images; without it no byte is changed.
     """
 
     # 2: opt-outs, transparent images, JPEGs of too many scans; 3: another filter for `resize`
@@ -139,6 +139,7 @@ class Fetching(SourceStage):
                 lambda batch: ImageRows(batch, self.max_pixels, self.max_frames, decoder.check_all),
                 schema,
                 blocklist,
+                self.opt_out,
             )
 
 

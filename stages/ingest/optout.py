@@ -1,9 +1,10 @@
-"""Opt-outs in response headers: who says no is not collected, and what they said is kept as evidence.
+"""Opt-outs in response headers and in the file: who says no is not collected, and what they said is kept as evidence.
 
 X-Robots-Tag: https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag (several headers, several
 directives, a bot's name before those meant for it alone); noai and noimageai as DeviantArt introduced them; noml as
 proposed at https://noml.info. TDM reservation: https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/.
-Content-Usage: IETF AIPREF, still a draft (draft-ietf-aipref-attach-04).
+Content-Usage: IETF AIPREF, still a draft (draft-ietf-aipref-attach-04). C2PA: the training and data mining assertion,
+https://cawg.io/training-and-data-mining/1.1/, read without a check of its signature: a no counts from anybody.
 """
 
 from __future__ import annotations
@@ -14,13 +15,25 @@ from typing import Literal, Protocol, get_args
 
 # `none` is noindex and nofollow in one. All of these are read as "not for a training set".
 Signal = Literal[
-    "noai", "noimageai", "noindex", "noimageindex", "none", "noml", "tdm-reservation", "content-usage"
+    "noai",
+    "noimageai",
+    "noindex",
+    "noimageindex",
+    "none",
+    "noml",
+    "tdm-reservation",
+    "content-usage",
+    "c2pa-training-mining",
 ]
 DEFAULT: tuple[Signal, ...] = get_args(Signal)
 MAX_EVIDENCE = 300  # characters
 # Directives with a value: what stands before their colon is no bot.
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 BOT = re.compile(r"[a-z*][a-z0-9_.*-]*")  # begins with a letter: `15:00:00 GMT` after a comma names no bot
+# An entry and its use, in CBOR or JSON; what stands between are lengths, quotes, and a key or two.
+C2PA_NO = re.compile(
+    rb"((?:c2pa|cawg)\.(?:ai_generative_training|ai_training|data_mining))[^.]{1,80}?use[^.]{1,80}?notAllowed"
+)
 TRAINING = frozenset({"train-ai", "train-genai"})
 
 
@@ -45,6 +58,14 @@ def opted_out(headers: Headers, bot: str, signals: Collection[str] = DEFAULT) ->
         if _says_no_to_training(value):
             return _evidence("Content-Usage", value)
     return None
+
+
+def opted_out_inside(data: bytes, signals: Collection[str] = DEFAULT) -> str | None:
+    """What a file's C2PA manifest says against training or mining, such as `c2pa.ai_training: notAllowed`; else None."""
+    if "c2pa-training-mining" not in signals or b".training-mining" not in data:
+        return None
+    found = C2PA_NO.search(data)
+    return f"C2PA {found[1].decode()}: notAllowed" if found else None
 
 
 def robots_directives(value: str, bot: str) -> Iterator[str]:

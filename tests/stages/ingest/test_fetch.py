@@ -63,6 +63,7 @@ CODES = {
     threat("/no-training"): "opt_out",
     threat("/many-bots"): "opt_out",
     threat("/moved-no-ai"): "opt_out",
+    threat("/credentials-no.jpg"): "opt_out",
     threat("/scans.jpg"): "too_many_scans",
     threat("/invisible.png"): "transparent",
     threat("/drawing.svg"): "not_an_image",
@@ -109,7 +110,10 @@ CODES = {
 GOOD = [
     *(threat(path) for path in ("/ok.jpg", "/as-text", "/gzipped", "/moved", "/signed", "/ok.jpg?again")),
     # what a filter may drop by its size, a fetcher keeps
-    *(threat(path) for path in ("/polyglot.jpg", "/pixel.gif", "/strip.png", "/not-meant")),
+    *(
+        threat(path)
+        for path in ("/polyglot.jpg", "/pixel.gif", "/strip.png", "/not-meant", "/credentials-yes.jpg")
+    ),
     threat("/ok.jpg?caf\u00e9 \u00fcber"),
 ]
 
@@ -385,7 +389,7 @@ def test_how_patiently_we_ask_is_no_part_of_the_identity() -> None:
 
 def test_a_slow_row_does_not_hold_up_the_batches_after_it(threats: Any) -> None:
     """Their requests are made while it is waited for, and once."""
-    stage = LocalImages(ports={"threat.test": threats.port}, read_timeout_s=3.0, timeout_s=3.0, retries=0)
+    stage = LocalImages(ports={"threat.test": threats.port}, read_timeout_s=6.0, timeout_s=6.0, retries=0)
     slow, fast = (
         pa.concat_tables(listed((Pair(threat(url), "") for url in urls), source="web", text_source="web"))
         for urls in (["/silent", "/ok.jpg"], ["/ok.jpg?2", "/missing"])
@@ -394,7 +398,7 @@ def test_a_slow_row_does_not_hold_up_the_batches_after_it(threats: Any) -> None:
         assert isinstance(work, AheadWork)
         for batch in (slow, fast):
             work.ahead(batch)
-        deadline = time.monotonic() + 2.5
+        deadline = time.monotonic() + 5.5
         while threats.asked["/missing"] == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         before = dict(threats.asked)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from multidict import CIMultiDict
+from threat_server import credentials
 
-from vlpipe.stages.ingest.optout import DEFAULT, MAX_EVIDENCE, opted_out, robots_directives
+from vlpipe.stages.ingest.optout import (
+    DEFAULT,
+    MAX_EVIDENCE,
+    opted_out,
+    opted_out_inside,
+    robots_directives,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +74,15 @@ def test_evidence_is_bounded_and_printable() -> None:
     assert found is not None
     assert len(found) == MAX_EVIDENCE
     assert found.startswith("X-Robots-Tag: noai,\ufffd[31mxxx")
+
+
+@pytest.mark.parametrize("entry", ["c2pa.ai_training", "cawg.ai_generative_training", "cawg.data_mining"])
+def test_content_credentials_that_say_no(entry: str) -> None:
+    label = f"{entry[:4]}.training-mining"
+    assert opted_out_inside(credentials("notAllowed", entry, label)) == f"C2PA {entry}: notAllowed"
+    assert opted_out_inside(credentials("notAllowed", entry, label), ["noai"]) is None
+    for use in ("allowed", "constrained"):
+        assert opted_out_inside(credentials(use, entry, label)) is None
+    assert opted_out_inside(credentials("notAllowed", f"{entry[:4]}.ai_inference", label)) is None
+    written = {"assertions": [{"label": label, "data": {"entries": {entry: {"use": "notAllowed"}}}}]}
+    assert opted_out_inside(json.dumps(written, indent=4).encode()) == f"C2PA {entry}: notAllowed"

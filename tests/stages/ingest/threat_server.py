@@ -61,6 +61,27 @@ def invisible() -> bytes:
     return buffer.getvalue()
 
 
+def credentials(use: str, entry: str = "c2pa.ai_training", label: str = "c2pa.training-mining") -> bytes:
+    """A JPEG with a C2PA assertion about training: a JUMBF box in APP11, its content in CBOR."""
+
+    def text(value: str) -> bytes:
+        return (
+            bytes([0x60 | len(value)]) + value.encode()
+            if len(value) < 24
+            else bytes([0x78, len(value)]) + value.encode()
+        )
+
+    def box(kind: bytes, *parts: bytes) -> bytes:
+        body = b"".join(parts)
+        return struct.pack(">I", len(body) + 8) + kind + body
+
+    said = b"\xa1" + text("entries") + b"\xa1" + text(entry) + b"\xa1" + text("use") + text(use)
+    about = box(b"jumd", b"cbor\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71\x03", label.encode(), b"\x00")
+    jumbf = box(b"jumb", about, box(b"cbor", said))
+    segment = b"JP\x00\x01\x00\x00\x00\x01" + jumbf
+    return JPEG[:2] + b"\xff\xeb" + struct.pack(">H", len(segment) + 2) + segment + JPEG[2:]
+
+
 JPEG = noise()
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1/x"/></svg>'
 # Path -> status, headers, body; what needs more than that is in `Threats.do_GET`.
@@ -80,6 +101,8 @@ PLAIN: dict[str, tuple[int, dict[str, str], bytes]] = {
     "/invisible.png": (200, {}, invisible()),
     "/drawing.svg": (200, {"Content-Type": "image/svg+xml"}, SVG),
     "/polyglot.jpg": (200, {}, JPEG + b"PK\x03\x04 and a script"),
+    "/credentials-no.jpg": (200, {}, credentials("notAllowed")),
+    "/credentials-yes.jpg": (200, {}, credentials("allowed")),
     "/pixel.gif": (200, {}, noise("GIF", (1, 1))),
     "/strip.png": (200, {}, noise("PNG", (1, 3000))),
     "/big-header": (200, {"X-Long": "x" * 20_000}, JPEG),
