@@ -143,6 +143,31 @@ def test_an_fsspec_root(tmp_path: Path) -> None:
             pass
 
 
+def test_a_lost_connection_is_no_fault_of_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+    from fsspec.implementations.memory import MemoryFile
+
+    data = film(tmp_path / "a.mp4", 300, gop=12).read_bytes()
+    with fsspec.open("memory://films/lost.mp4", "wb") as file:
+        file.write(data)
+    read, reads_left = MemoryFile.read, 1000
+
+    def lost(self: MemoryFile, *size: int) -> bytes:
+        nonlocal reads_left
+        reads_left -= 1
+        if reads_left < 0:
+            raise ConnectionResetError("by the peer")
+        return read(self, *size)
+
+    monkeypatch.setattr(MemoryFile, "read", lost)
+    monkeypatch.setattr("vlpipe.stages.video.source.BUFFER_BYTES", 1024)
+    with open_video("memory://films", "lost.mp4") as video:
+        assert next(video.frames([0.5], AS_IT_IS))[0] == 0
+        reads_left = 0
+        with pytest.raises(ConnectionResetError, match="by the peer"):
+            list(video.frames([9.5], AS_IT_IS))
+
+
 def test_faults(tmp_path: Path) -> None:
     size = film(tmp_path / "a.mp4").stat().st_size
     (tmp_path / "empty.mp4").touch()
