@@ -35,9 +35,7 @@ class Budget:
             )
 
     def bad(self, error: Exception) -> None:
-        """One more packet that cannot be read or decoded. A lack of memory is no packet's fault, and raised again."""
-        if isinstance(error, MemoryError):
-            raise error
+        """One more packet that cannot be read or decoded."""
         self.num_bad += 1
         if self.num_bad > self.limits.max_bad_packets:
             detail = f"more than {self.limits.max_bad_packets} bad packets, the last: {said(error)}"

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.video.budget import Budget, Limits
-from vlpipe.stages.video.keys import Keys, complete_index
+from vlpipe.stages.video.budget import Budget, Limits, said
+from vlpipe.stages.video.keys import FAR, Keys, complete_index
 from vlpipe.stages.video.sizes import Exact, ShortSide, Size, Square, fit, shown_size
-from vlpipe.stages.video.source import container, need_av
+from vlpipe.stages.video.source import container, need_av, packets
 from vlpipe.stages.video.walk import Walk
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ __all__ = [
 ]
 
 SLACK_S = 0.0005  # Matroska rounds to milliseconds: a frame stamped 0.067 is the one for 2 / 30 s
-
-
+MAX_DURATION_S = 360_000  # 100 hours; a file that says more lies, and its times would fill the memory
 LIMITS = Limits()
 TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
 
@@ -101,10 +100,8 @@ def sample_times(start_s: float, end_s: float, fps: float) -> npt.NDArray[np.flo
     """start_s + k / fps for k = 0, 1, ... below end_s: seconds, ascending."""
     if not fps > 0 or not math.isfinite(end_s - start_s):
         raise ValueError(f"wanted finite times and fps > 0, got start_s={start_s}, end_s={end_s}, fps={fps}")
-    num = max(
-        0, math.ceil(round((end_s - start_s) * fps, 6))
-    )  # 0.3 * 10 is 3.0000000000000004 for a computer
-    return start_s + np.arange(num) / fps
+    num = math.ceil(round((end_s - start_s) * fps, 6))  # (0.4 - 0.1) * 10 is 3.0000000000000004
+    return start_s + np.arange(max(0, num)) / fps
 
 
 class Video:
@@ -118,7 +115,7 @@ class Video:
         self._sar = float(self._stream.sample_aspect_ratio or 1)
         complete_index(opened, self._stream, budget)
         self._walk = Walk(opened, self._stream, budget)
-        self._keys = Keys(self._stream, self._walk.delay)
+        self._keys = Keys(opened, self._stream, self._walk.delay)
         self.info = self._look()
         budget.pause()
 
@@ -133,16 +130,17 @@ class Video:
         times = np.asarray(times_s, np.float64)
         if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
             raise ValueError("times_s must be finite and ascending")
-        found = False
+        shown: tuple[VideoFrame, npt.NDArray[np.uint8]] | None = None
         self._budget.go_on()
         for index, frame in self._at(times):
-            picture = self._picture(frame, size)
-            found = True
+            is_again = shown is not None and shown[0] is frame
+            picture = shown[1].copy() if shown and is_again else self._picture(frame, size)
+            shown = frame, picture
             self._budget.pause()
             yield index, picture
             self._budget.go_on()
         self._budget.pause()
-        if len(times) and not found:
+        if len(times) and shown is None:
             detail = f"{self._budget.video}: it ends before {times[0]:g} s"
             raise RowFault("no_frames_in_window", detail)
 
@@ -156,15 +154,20 @@ class Video:
 
     def _track(self, stream: SubtitleStream) -> Iterator[TextCue]:
         error = need_av().FFmpegError
-        self._container.seek(0)
-        for packet in self._container.demux(stream):
-            self._budget.check()
+        if stream.codec_context is None:  # no decoder knows it
+            return
+        try:
+            self._container.seek(0)
+        except error as caught:
+            self._budget.bad(caught)
+            return
+        for packet in packets(self._container, stream, self._budget):
             try:
                 entries = packet.decode()
             except error as caught:
                 self._budget.bad(caught)
-                continue
-            yield from self._cues(packet, entries, stream.language)
+            else:
+                yield from self._cues(packet, entries, stream.language)
 
     def _cues(self, packet: object, entries: Sequence[object], lang: str | None) -> Iterator[TextCue]:
         pts, duration, base = (getattr(packet, name) for name in ("pts", "duration", "time_base"))
@@ -180,27 +183,34 @@ class Video:
     def _at(self, times: npt.NDArray[np.float64]) -> Iterator[tuple[int, VideoFrame]]:
         """The frame on show at each time: run on to it, or seek where a key frame lies between here and there."""
         ticks = self._ticks(times)
-        entries = [self._keys.before(tick) for tick in ticks] + [-1]
+        key = self._keys.before(ticks[0]) if ticks else -1
         for index, tick in enumerate(ticks):
-            if self._walk.end is not None and tick >= self._walk.end:
+            next_key = self._keys.before(ticks[index + 1]) if index + 1 < len(ticks) else -1
+            if self._is_over(tick):
                 return
-            if not self._walk.can_reach(tick) or entries[index] > self._walk.reached:
+            if not self._walk.can_reach(tick) or key > self._walk.reached:
                 self._walk.seek(tick)
-            frame = self._walk.frame_at(tick, leave=entries[index + 1] > tick)
-            if frame is None or (self._walk.end is not None and tick >= self._walk.end):
+            frame = self._walk.frame_at(tick, next_key)
+            if frame is None or self._is_over(tick):
                 return
             yield index, frame
+            key = next_key
+
+    def _is_over(self, tick: int) -> bool:
+        return self._walk.end is not None and tick >= self._walk.end
 
     def _ticks(self, times: npt.NDArray[np.float64]) -> list[int]:
         """Seconds -> time stamps; nothing is before the first frame."""
-        base = float(self._stream.time_base or 1)
-        ticks = np.floor((times + self._zero_s + SLACK_S) / base)
-        return [max(int(tick), self._walk.first) for tick in ticks]
+        ticks = np.floor((times + self._zero_s + SLACK_S) / float(self._stream.time_base or 1))
+        return np.clip(ticks, self._walk.first, FAR).astype(np.int64).tolist()
 
     def _picture(self, frame: VideoFrame, size: Size) -> npt.NDArray[np.uint8]:
         how = fit(size, frame.width, frame.height, self._sar, frame.rotation)
         self._budget.need_pixels(how.width, how.height)
-        scaled = self._reformatter.reformat(frame, how.width, how.height, "rgb24", threads=1)
+        try:
+            scaled = self._reformatter.reformat(frame, how.width, how.height, "rgb24", threads=1)
+        except need_av().FFmpegError as error:  # colours that no one can read
+            raise RowFault("broken_video", f"{self._budget.video}: no way to RGB: {said(error)}") from error
         return how.finish(scaled.to_ndarray())
 
     def _look(self) -> VideoInfo:
@@ -209,7 +219,7 @@ class Video:
         self._budget.need_pixels(width, height)
         duration = self._container.duration
         return VideoInfo(
-            duration_s=duration / 1e6 if duration and duration > 0 else None,
+            duration_s=duration / 1e6 if duration and 0 < duration <= MAX_DURATION_S * 1e6 else None,
             width=width,
             height=height,
             fps=float(stream.average_rate) if stream.average_rate else None,
@@ -231,6 +241,8 @@ def _video_stream(opened: InputContainer, budget: Budget) -> VideoStream:
         raise RowFault("no_video", f"{budget.video} has no video stream; it has {kinds}")
     assert isinstance(stream, VideoStream)
     context = stream.codec_context
+    if context is None:  # PyAV's types do not say so
+        raise RowFault("no_video", f"{budget.video}: no decoder knows its video stream")
     budget.need_pixels(context.width, context.height)
     context.thread_count = 1
     context.options = {"max_pixels": str(budget.limits.max_pixels)}  # sizes may change on the way

@@ -6,26 +6,29 @@ from typing import TYPE_CHECKING
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.video.budget import Budget, said
-from vlpipe.stages.video.source import need_av
+from vlpipe.stages.video.source import need_av, packets
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
 MATROSKA = "matroska"
+# They hold no times, or few: FFmpeg counts them from the start, and miscounts from elsewhere. They are read from the start.
+COUNTED = ("avi", "mpeg")
 FAR = 1 << 60  # ticks
 
 
 class Keys:
     """Asks FFmpeg's index. Key frames that the index lacks cost time, not correctness."""
 
-    def __init__(self, stream: VideoStream, delay: int) -> None:
+    def __init__(self, opened: InputContainer, stream: VideoStream, delay: int) -> None:
         """delay: ticks from a key frame's time in the index to its begin."""
+        self._is_counted = opened.format.name in COUNTED
         self._entries, self._delay = stream.index_entries, delay
 
     def before(self, tick: int) -> int:
         """About when the last key frame begins that is on show at or before `tick`; -1: none is known."""
-        at = self._entries.search_timestamp(tick - self._delay)
+        at = -1 if self._is_counted else self._entries.search_timestamp(tick - self._delay)
         return self._entries[at].timestamp + self._delay if at >= 0 else -1
 
 
@@ -35,16 +38,12 @@ def complete_index(opened: InputContainer, stream: VideoStream, budget: Budget) 
     """
     if not opened.format.name.startswith(MATROSKA):
         return
-    error = need_av().FFmpegError
     try:
         opened.seek(FAR, stream=stream)
-        if len(stream.index_entries) < 2:
-            opened.seek(0, stream=stream)
-            for _ in opened.demux(stream):
-                budget.check()
-    except error as caught:  # what was found until then is the index
-        budget.bad(caught)
-    try:
         opened.seek(0, stream=stream)
-    except error as caught:
-        raise RowFault("broken_video", f"{budget.video}: {said(caught)}") from caught
+        if len(stream.index_entries) < 2:
+            for _ in packets(opened, stream, budget):
+                pass
+            opened.seek(0, stream=stream)
+    except need_av().FFmpegError as error:
+        raise RowFault("broken_video", f"{budget.video}: it cannot be sought: {said(error)}") from error

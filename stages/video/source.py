@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.stages.video.budget import said
+from vlpipe.stages.video.budget import Budget, said
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -56,9 +56,7 @@ def container(
             )
         except av.error.ExitError as error:
             raise RowFault("deadline", f"{video}: not open after {timeout_s:g} s") from error
-        except MemoryError:
-            raise
-        except (av.FFmpegError, ValueError) as error:
+        except (av.FFmpegError, ValueError) as error:  # FFmpeg says "no memory" of sizes it refuses, too
             raise RowFault("broken_video", f"{video}: {said(error)}") from error
         with opened:
             yield opened
@@ -100,3 +98,22 @@ def _below(root: str, video: str) -> str:
 def _same_size(video: str, size: int, num_bytes: int | None) -> None:
     if num_bytes is not None and size != num_bytes:
         raise RowFault("video_changed", f"{video} has {size} bytes, the row names {num_bytes}")
+
+
+def packets(opened: InputContainer, stream: Any, budget: Budget) -> Iterator[Any]:
+    """From the present place to the end. Two errors in a row are an end as well: the file is cut off there."""
+    errors = (need_av().FFmpegError, IndexError)  # PyAV does not know streams that appear on the way
+    found, num_errors = opened.demux(stream), 0
+    while num_errors < 2:
+        budget.check()
+        try:
+            packet = next(found, None)
+        except errors as error:
+            budget.bad(error)
+            found, num_errors = opened.demux(stream), num_errors + 1
+            continue
+        if packet is None:
+            return
+        num_errors = 0
+        if packet.size:
+            yield packet

@@ -1,0 +1,101 @@
+"""A demo film: one segment after another, each with a shape that moves over a ground, drawn like the demo's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from vlpipe.stages.demo.scenes import COLOURS, GROUNDS, PLACES, SHAPES, SIZES, Scene, Thing, render
+
+FPS = 10
+NEAR, FAR = 0.26, 0.74  # where a way begins and ends, in parts of the side
+WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
+MOTIONS = (*WAYS, "grows", "shrinks", "still")
+GROWTH = (0.10, 0.24)  # radius, in parts of the side
+LENGTH_S = (3.0, 6.0)  # of a segment
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The first thing moves, a second one stays. Boxes of the scene are those at the start."""
+
+    start_s: float
+    end_s: float
+    scene: Scene
+    motion: str
+
+    def at(self, time_s: float) -> Scene:
+        """What is to be seen at a time of the video."""
+        part = (time_s - self.start_s) / (self.end_s - self.start_s)
+        return replace(
+            self.scene, things=(moved(self.scene.things[0], self.motion, part), *self.scene.things[1:])
+        )
+
+
+def draw_film(rng: np.random.Generator, num_segments: int, two_things: float) -> list[Segment]:
+    """Segments of LENGTH_S seconds, in tenths, one after the other; neighbours differ in shape or colour."""
+    segments: list[Segment] = []
+    start_s = 0.0
+    while len(segments) < num_segments:
+        length_s = round(float(rng.uniform(*LENGTH_S)), 1)
+        motion = str(rng.choice(MOTIONS))
+        things = _things(rng, motion, 2 if rng.random() < two_things else 1)
+        before = segments[-1].scene.things[0] if segments else None
+        if before and (before.shape, before.colour) == (things[0].shape, things[0].colour):
+            continue
+        scene = Scene(things, str(rng.choice(list(GROUNDS))))
+        segments.append(Segment(round(start_s, 1), round(start_s + length_s, 1), scene, motion))
+        start_s += length_s
+    return segments
+
+
+def _things(rng: np.random.Generator, motion: str, num: int) -> tuple[Thing, ...]:
+    shapes, colours = rng.permutation(SHAPES), rng.permutation(list(COLOURS))
+    lanes = rng.permutation([NEAR, FAR])  # the second thing is out of the first one's way
+    size = str(rng.choice(list(SIZES)))
+    centre = (float(lanes[0]),) * 2 if motion not in WAYS else _start(motion, float(lanes[0]))
+    things = [
+        moved(_thing(str(shapes[0]), str(colours[0]), size, centre, rng.uniform(*SIZES[size])), motion, 0)
+    ]
+    if num == 2:
+        other = (0.5, float(lanes[1])) if motion in ("right", "left") else (float(lanes[1]), 0.5)
+        things.append(_thing(str(shapes[1]), str(colours[1]), "small", other, rng.uniform(*SIZES["small"])))
+    return tuple(things)
+
+
+def _start(motion: str, lane: float) -> tuple[float, float]:
+    x, y = WAYS[motion]
+    return (NEAR if x > 0 else FAR, lane) if x else (lane, NEAR if y > 0 else FAR)
+
+
+def _thing(shape: str, colour: str, size: str, centre: tuple[float, float], radius: float) -> Thing:
+    x, y = centre
+    column, row = (int(3 * at) for at in centre)
+    return Thing(
+        shape, colour, size, PLACES[3 * row + column], x - radius, y - radius, 2 * radius, 2 * radius
+    )
+
+
+def moved(thing: Thing, motion: str, part: float) -> Thing:
+    """The thing when `part` (0 to 1) of its motion is done."""
+    if motion in WAYS:
+        right, down = WAYS[motion]
+        way = (FAR - NEAR) * part
+        return replace(thing, x=thing.x + right * way, y=thing.y + down * way)
+    if motion == "still":
+        return thing
+    low, high = GROWTH if motion == "grows" else GROWTH[::-1]
+    radius = low + (high - low) * part
+    x, y = thing.x + thing.w / 2, thing.y + thing.h / 2
+    return replace(thing, x=x - radius, y=y - radius, w=2 * radius, h=2 * radius)
+
+
+def pictures(segments: Sequence[Segment], seed: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Frames of the film at FPS, (SIZE_PX, SIZE_PX, 3). A segment keeps its texture; frame k shows the time k / FPS."""
+    for number in range(round(segments[-1].end_s * FPS)):
+        time_s = number / FPS
+        index = next(k for k, one in enumerate(segments) if time_s < one.end_s)
+        yield np.asarray(render(segments[index].at(time_s), np.random.default_rng([*seed, index])))
