@@ -155,7 +155,7 @@ def markdown(found: dict[str, Any]) -> str:
                 ["rows per row group", demo["group_rows"], full["group_rows"]],
             ],
         ),
-        "The photo is resized to 600 (long side at most 1000) for the full-size one, to 128 for the demo detector. Random "
+        "The photo is resized to 600 (long side at most 1000) for the full-size one, to 160 for the demo detector. Random "
         "weights give flat class probabilities, so it keeps its least number of regions, 36; with 100, the most, a photo "
         f"weighs about {full['bytes'] * 100 / 36:,.0f} bytes.",
         "## Where the time goes",

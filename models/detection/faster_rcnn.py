@@ -124,9 +124,8 @@ class FasterRcnn(nn.Module):
         box = boxes[kept]
         if pick.refine:
             box = self._moved(box, features[kept], obj, (pixels.shape[1], pixels.shape[2]))
-        attr, attr_conf = self._attributes(
-            features[kept], logits[kept].argmax(1)
-        )  # background counts here: as published
+        said = logits[kept].argmax(1)  # background counts too, as in the published network
+        attr, attr_conf = self._attributes(features[kept], said)
         return Regions(features[kept], box, prob[kept], obj, conf, attr, attr_conf)
 
     @torch.inference_mode()
