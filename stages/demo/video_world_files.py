@@ -108,8 +108,8 @@ def rolling_vtt(utterances: Sequence[Utterance]) -> str:
     above = " "
     for index, line in enumerate(lines):
         start_ms, end_ms = line[0].start_ms, line[-1].end_ms
-        if index + 1 < len(lines):
-            end_ms = min(end_ms, lines[index + 1][0].start_ms - SETTLE_MS)
+        if index + 1 < len(lines):  # a line stays until the next one comes, however long that takes
+            end_ms = lines[index + 1][0].start_ms - SETTLE_MS
         plain = " ".join(word.text for word in line)
         timed = line[0].text + "".join(f"<{clock(w.start_ms)}><c> {w.text}</c>" for w in line[1:])
         cues.append(_rolled(start_ms, end_ms, above, timed))

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.video.budget import Budget, Limits
+from vlpipe.stages.video.budget import Budget, Limits, said
 from vlpipe.stages.video.keys import FAR, Keys, complete_index
 from vlpipe.stages.video.sizes import Exact, ShortSide, Size, Square, fit, shown_size
 from vlpipe.stages.video.source import container, need_av, packets
@@ -46,11 +46,7 @@ __all__ = [
 ]
 
 SLACK_S = 0.0005  # Matroska rounds to milliseconds: a frame stamped 0.067 is the one for 2 / 30 s
-
-
-MAX_DURATION_S = (
-    360_000  # 100 hours; a file that says more is lying, and a list of its times would fill the memory
-)
+MAX_DURATION_S = 360_000  # 100 hours; a file that says more lies, and its times would fill the memory
 LIMITS = Limits()
 TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
 
@@ -104,10 +100,8 @@ def sample_times(start_s: float, end_s: float, fps: float) -> npt.NDArray[np.flo
     """start_s + k / fps for k = 0, 1, ... below end_s: seconds, ascending."""
     if not fps > 0 or not math.isfinite(end_s - start_s):
         raise ValueError(f"wanted finite times and fps > 0, got start_s={start_s}, end_s={end_s}, fps={fps}")
-    num = max(
-        0, math.ceil(round((end_s - start_s) * fps, 6))
-    )  # 0.3 * 10 is 3.0000000000000004 for a computer
-    return start_s + np.arange(num) / fps
+    num = math.ceil(round((end_s - start_s) * fps, 6))  # (0.4 - 0.1) * 10 is 3.0000000000000004
+    return start_s + np.arange(max(0, num)) / fps
 
 
 class Video:
@@ -121,7 +115,7 @@ class Video:
         self._sar = float(self._stream.sample_aspect_ratio or 1)
         complete_index(opened, self._stream, budget)
         self._walk = Walk(opened, self._stream, budget)
-        self._keys = Keys(self._stream, self._walk.delay)
+        self._keys = Keys(opened, self._stream, self._walk.delay)
         self.info = self._look()
         budget.pause()
 
@@ -136,16 +130,17 @@ class Video:
         times = np.asarray(times_s, np.float64)
         if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
             raise ValueError("times_s must be finite and ascending")
-        found = False
+        shown: tuple[VideoFrame, npt.NDArray[np.uint8]] | None = None
         self._budget.go_on()
         for index, frame in self._at(times):
-            picture = self._picture(frame, size)
-            found = True
+            is_again = shown is not None and shown[0] is frame
+            picture = shown[1].copy() if shown and is_again else self._picture(frame, size)
+            shown = frame, picture
             self._budget.pause()
             yield index, picture
             self._budget.go_on()
         self._budget.pause()
-        if len(times) and not found:
+        if len(times) and shown is None:
             detail = f"{self._budget.video}: it ends before {times[0]:g} s"
             raise RowFault("no_frames_in_window", detail)
 
@@ -159,6 +154,8 @@ class Video:
 
     def _track(self, stream: SubtitleStream) -> Iterator[TextCue]:
         error = need_av().FFmpegError
+        if stream.codec_context is None:  # no decoder knows it
+            return
         try:
             self._container.seek(0)
         except error as caught:
@@ -193,7 +190,7 @@ class Video:
                 return
             if not self._walk.can_reach(tick) or key > self._walk.reached:
                 self._walk.seek(tick)
-            frame = self._walk.frame_at(tick, leave=next_key > tick)
+            frame = self._walk.frame_at(tick, next_key)
             if frame is None or self._is_over(tick):
                 return
             yield index, frame
@@ -210,7 +207,10 @@ class Video:
     def _picture(self, frame: VideoFrame, size: Size) -> npt.NDArray[np.uint8]:
         how = fit(size, frame.width, frame.height, self._sar, frame.rotation)
         self._budget.need_pixels(how.width, how.height)
-        scaled = self._reformatter.reformat(frame, how.width, how.height, "rgb24", threads=1)
+        try:
+            scaled = self._reformatter.reformat(frame, how.width, how.height, "rgb24", threads=1)
+        except need_av().FFmpegError as error:  # colours that no one can read
+            raise RowFault("broken_video", f"{self._budget.video}: no way to RGB: {said(error)}") from error
         return how.finish(scaled.to_ndarray())
 
     def _look(self) -> VideoInfo:

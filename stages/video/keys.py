@@ -13,19 +13,22 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MATROSKA = "matroska"
+# They hold no times, or few: FFmpeg counts them from the start, and miscounts from elsewhere. They are read from the start.
+COUNTED = ("avi", "mpeg")
 FAR = 1 << 60  # ticks
 
 
 class Keys:
     """Asks FFmpeg's index. Key frames that the index lacks cost time, not correctness."""
 
-    def __init__(self, stream: VideoStream, delay: int) -> None:
+    def __init__(self, opened: InputContainer, stream: VideoStream, delay: int) -> None:
         """delay: ticks from a key frame's time in the index to its begin."""
+        self._is_counted = opened.format.name in COUNTED
         self._entries, self._delay = stream.index_entries, delay
 
     def before(self, tick: int) -> int:
         """About when the last key frame begins that is on show at or before `tick`; -1: none is known."""
-        at = self._entries.search_timestamp(tick - self._delay)
+        at = -1 if self._is_counted else self._entries.search_timestamp(tick - self._delay)
         return self._entries[at].timestamp + self._delay if at >= 0 else -1
 
 

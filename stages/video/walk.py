@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.video.budget import Budget, said
-from vlpipe.stages.video.keys import MATROSKA
+from vlpipe.stages.video.keys import COUNTED, MATROSKA
 from vlpipe.stages.video.source import need_av, packets
 
 if TYPE_CHECKING:
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
     Packet = AnyPacket[VideoStream]
 
 AHEAD = 32  # packets: twice as far as H.264 and HEVC may put a frame out of order
-STAMPED = (
-    "mov,mp4",
-    "matroska",
-)  # containers whose packets say when their frame begins; in others FFmpeg guesses
+STAMPED = ("mov,mp4", MATROSKA)  # their packets say when their frames begin; of others FFmpeg guesses it
 
 
 class Walk:
@@ -43,6 +41,7 @@ class Walk:
         self._container, self._stream, self._budget = opened, stream, budget
         self._context = stream.codec_context
         self._error: type[Exception] = need_av().FFmpegError
+        self._is_counted = opened.format.name in COUNTED
         self._is_matroska = opened.format.name.startswith(MATROSKA)
         self._stamped = opened.format.name.startswith(STAMPED)  # and no packet has shown otherwise
         self._may_skip = True  # and nothing was broken
@@ -54,16 +53,19 @@ class Walk:
             self._step(0)
         if not self._ready:
             raise RowFault("broken_video", f"{budget.video}: no frame can be decoded")
-        self.first_frame = self._ready[0]
-        self.first = stamp(self.first_frame)
+        self.first, self.first_frame = self._ready[0]
         self._start = min(0, self.first - self.delay)  # seeking there is seeking to the start
 
     def _start_here(self) -> None:
         self._packets: Iterator[Packet] = packets(self._container, self._stream, self._budget)
         self._ahead: deque[Packet] = deque()  # read, not yet decoded
         self._known: list[int] = []  # when the frames begin whose packets were read, from the shown one on
-        self._ready: deque[VideoFrame] = deque()  # decoded, not yet passed
+        self._ready: deque[tuple[int, VideoFrame]] = deque()  # (begin, frame): decoded, not yet passed
         self._shown: VideoFrame | None = None
+        self._shown_at = -1  # when it begins
+        self._sent: list[
+            int
+        ] = []  # a heap: when the frames in the decoder begin; they come out in order, whatever they say (COUNTED)
         self._read_all = self._drained = False
         self._last_dts: int | None = None
         self._floor = 0
@@ -78,16 +80,16 @@ class Walk:
 
     def can_reach(self, tick: int) -> bool:
         """Whether the frame on show at `tick` can still be had without a seek."""
-        if tick < (self._floor if self._shown is None else stamp(self._shown)):
+        if tick < max(self._floor, self._shown_at):
             return False
         if self._drained and not self._is_out():  # it was emptied to leave early
-            return self._shown is not None and self._want(tick) == stamp(self._shown)
+            return self._want(tick) == self._shown_at
         return True
 
     def seek(self, tick: int) -> None:
         """To the last key frame that begins at or before `tick` and can be read."""
         step = max(1, round(1 / self._stream.time_base)) if self._stream.time_base else 1
-        aim = tick
+        aim = self._start if self._is_counted else tick
         while True:
             aim = max(aim, self._start)
             key = self._key_from(aim)
@@ -96,21 +98,22 @@ class Walk:
             aim, step = aim - step, 2 * step  # it knows decoding times only, or the file is cut off
         self._floor = max(0, key) if key is not None and key <= tick else 0
 
-    def frame_at(self, tick: int, leave: bool = False) -> VideoFrame | None:
+    def frame_at(self, tick: int, next_key: int = -1) -> VideoFrame | None:
         """The last frame that begins at or before `tick`; None when none does, from where the walk began.
 
-        leave: a seek comes next, so the decoder may be emptied for the frame it holds back.
+        next_key: after `tick`: a seek to it comes next, so the decoder may be emptied for the frame it holds back.
         """
-        frame = self._run_to(tick, leave)
+        frame = self._run_to(tick, next_key)
         while frame is None and self._floor > self.first:  # nothing from this key frame on decodes
             self.seek(self._floor - 1)
-            frame = self._run_to(tick, leave)
+            frame = self._run_to(tick, next_key)
         return frame
 
-    def _run_to(self, tick: int, leave: bool) -> VideoFrame | None:
+    def _run_to(self, tick: int, next_key: int) -> VideoFrame | None:
         num_bad = self._budget.num_bad
         while not self._is_found(tick):
             want = self._want(tick)
+            leave = next_key > tick and next_key > self.reached
             if leave and want is not None and all(packet.pts != want for packet in self._ahead):
                 self._drain()
             else:
@@ -118,27 +121,27 @@ class Walk:
         if self._budget.num_bad > num_bad and self._may_skip:
             self._may_skip = False  # a skipped frame may be the best there is
             self.seek(tick)
-            return self._run_to(tick, leave)
+            return self._run_to(tick, next_key)
         return self._shown
 
     def _is_found(self, tick: int) -> bool:
-        while self._ready and stamp(self._ready[0]) <= tick:
-            frame = self._ready.popleft()
-            if self._shown is None or stamp(frame) >= stamp(self._shown):
-                self._shown = frame
-                del self._known[: bisect_left(self._known, stamp(frame))]
+        while self._ready and self._ready[0][0] <= tick:
+            begin, frame = self._ready.popleft()
+            if begin >= self._shown_at:
+                self._shown_at, self._shown = begin, frame
+                del self._known[: bisect_left(self._known, begin)]
         if self._ready:
             return True
         if self._is_last():
             self.end = self._end()
             return True
-        return self._drained or (self._shown is not None and self._want(tick) == stamp(self._shown))
+        return self._drained or (self._shown is not None and self._want(tick) == self._shown_at)
 
     def _is_last(self) -> bool:
         """Whether nothing comes after the shown frame."""
         if self._shown is None or not self._read_all:
             return False
-        known_last = self._stamped and bool(self._known) and self._known[-1] == stamp(self._shown)
+        known_last = self._stamped and bool(self._known) and self._known[-1] == self._shown_at
         return known_last or self._is_out()
 
     def _is_out(self) -> bool:
@@ -149,7 +152,7 @@ class Walk:
         assert self._shown is not None
         rate, base = self._stream.average_rate or self._stream.guessed_rate, self._stream.time_base
         length = self._shown.duration or (round(1 / (rate * base)) if rate and base else 0)
-        return stamp(self._shown) + max(1, length)
+        return self._shown_at + max(1, length)
 
     def _want(self, tick: int) -> int | None:
         """When the frame on show at `tick` begins, as the packets say; None: not known (yet)."""
@@ -169,6 +172,8 @@ class Walk:
         begin = begin_of(packet)
         if begin is not None:
             self.reached = max(self.reached, begin)
+            if self._is_counted:
+                heappush(self._sent, begin)
         self._context.skip_frame = "NONREF" if self._is_passed_over(begin, tick) else "DEFAULT"
         self._decode(packet)
 
@@ -190,9 +195,9 @@ class Walk:
             self._budget.bad(error)
             return
         for frame in frames:
-            begin = begin_of(frame)
+            begin = heappop(self._sent) if self._is_counted and self._sent else begin_of(frame)
             if begin is not None and begin >= self._floor:
-                self._ready.append(frame)
+                self._ready.append((begin, frame))
 
     def _has_read_past(self, tick: int) -> bool:
         """What follows is decoded after `tick`, so it begins after `tick`."""
@@ -236,10 +241,3 @@ class Walk:
 def begin_of(one: Packet | VideoFrame) -> int | None:
     """In ticks; by its decoding time where a container knows nothing else."""
     return one.pts if one.pts is not None else one.dts
-
-
-def stamp(frame: VideoFrame) -> int:
-    """When a frame that has passed `_decode` begins."""
-    begin = begin_of(frame)
-    assert begin is not None
-    return begin

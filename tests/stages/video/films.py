@@ -56,7 +56,8 @@ def film(
         first = picture(0)
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
-        stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
+        if codec != "mpeg2video":  # it counts frames
+            stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
         stream.gop_size, stream.max_b_frames = gop, b_frames
         stream.options = coding(codec, gop, open_gop)
         if sar:
@@ -74,9 +75,9 @@ def film(
 
 
 def coding(codec: str, gop: int, open_gop: bool) -> dict[str, str]:
-    if codec == "libx264":
-        more = {"x264-params": "open-gop=1"} if open_gop else {}
-        return {"preset": "veryfast", "crf": "12", "sc_threshold": "0", "keyint_min": str(gop), **more}
+    if codec == "libx264":  # b-adapt=0: as many B-frames as are allowed, though these pictures are easy
+        more = f"b-adapt=0:scenecut=0:keyint={gop}:min-keyint={gop}:open-gop={int(open_gop)}"
+        return {"preset": "veryfast", "crf": "12", "x264-params": more}
     return (
         {"deadline": "realtime", "cpu-used": "8", "crf": "10", "b": "0"} if codec.startswith("libvpx") else {}
     )

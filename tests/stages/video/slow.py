@@ -29,7 +29,11 @@ def all_frames(path: Path, width: int, height: int) -> tuple[list[tuple[float, n
                 if frame.pts is not None and frame.pts >= 0:
                     found.append((frame.pts, frame.duration, picture(scaler, frame, width, height)))
         rate, base = stream.average_rate or stream.guessed_rate, stream.time_base
-        zero_s = opened.start_time / 1e6 if opened.format.name == "mpegts" else 0
+        zero_s = opened.start_time / 1e6 if opened.format.name in ("mpegts", "mpeg") else 0
+    if (
+        path.suffix == ".avi"
+    ):  # it holds no times: FFmpeg counts packets, but frames come out in their right order
+        found = [(pts, *one[1:]) for pts, one in zip(sorted(one[0] for one in found), found, strict=True)]
     found.sort(key=lambda one: one[0])
     end_s = float((found[-1][0] + found[-1][1]) * base if found[-1][1] else found[-1][0] * base + 1 / rate)
     return [(float(pts * base) - zero_s, shown) for pts, _, shown in found], end_s - zero_s

@@ -132,14 +132,40 @@ def test_windows_in_any_order_and_a_name_with_a_dash(tmp_path: Path) -> None:
 def test_an_fsspec_root(tmp_path: Path) -> None:
     import fsspec
 
-    data = film(tmp_path / "a.mp4", 30).read_bytes()
+    data = film(tmp_path / "a.mp4", 90, gop=12, b_frames=2).read_bytes()
     with fsspec.open("memory://films/sub/a.mp4", "wb") as file:
         file.write(data)
     with open_video("memory://films", "sub/a.mp4", num_bytes=len(data)) as video:
-        assert [number_of(p) for _, p in video.frames([0.5], AS_IT_IS)] == [15]
+        assert [number_of(p) for _, p in video.frames([0.5, 2.5, 2.9], AS_IT_IS)] == [15, 75, 87]
+        assert [number_of(p) for _, p in video.frames([0.1], AS_IT_IS)] == [3]
     for video_path, why in (("sub/b.mp4", "no_file"), ("../a.mp4", "bad_path")):
         with pytest.raises(RowFault, match=why), open_video("memory://films", video_path):
             pass
+
+
+def test_a_lost_connection_is_no_fault_of_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+    from fsspec.implementations.memory import MemoryFile
+
+    data = film(tmp_path / "a.mp4", 300, gop=12).read_bytes()
+    with fsspec.open("memory://films/lost.mp4", "wb") as file:
+        file.write(data)
+    read, reads_left = MemoryFile.read, 1000
+
+    def lost(self: MemoryFile, *size: int) -> bytes:
+        nonlocal reads_left
+        reads_left -= 1
+        if reads_left < 0:
+            raise ConnectionResetError("by the peer")
+        return read(self, *size)
+
+    monkeypatch.setattr(MemoryFile, "read", lost)
+    monkeypatch.setattr("vlpipe.stages.video.source.BUFFER_BYTES", 1024)
+    with open_video("memory://films", "lost.mp4") as video:
+        assert next(video.frames([0.5], AS_IT_IS))[0] == 0
+        reads_left = 0
+        with pytest.raises(ConnectionResetError, match="by the peer"):
+            list(video.frames([9.5], AS_IT_IS))
 
 
 def test_faults(tmp_path: Path) -> None:

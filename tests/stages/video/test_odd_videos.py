@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +63,26 @@ def test_cut_anywhere_it_ends_in_time(said: dict[str, object], tmp_path: Path) -
         noisy[at] ^= 0xFF
     (tmp_path / "noisy").write_bytes(bytes(noisy))
     frames_or_fault(tmp_path, "noisy")
+
+
+MEASURED = """
+import json, sys
+from vlpipe.stages.video.decode import Exact, open_video, sample_times
+for line in open(sys.argv[1] + "/manifest.jsonl"):
+    with open_video(sys.argv[1], json.loads(line)["file"]) as video:
+        for _ in video.frames(sample_times(0, 5, 2), Exact(224, 224)):
+            pass
+print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])
+"""
+
+
+@needs_data
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_bounded() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(ROOT)], capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) < 200_000  # KiB; 80,000 when this was written
 
 
 def frames_or_fault(root: Path, name: str) -> None:

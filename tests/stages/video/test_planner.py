@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -23,8 +25,14 @@ FILMS: dict[str, Kwargs] = {
     "29.97 fps": {"fps": 30000 / 1001, "b_frames": 2},
     "vp9": {"codec": "libvpx-vp9", "gop": 24},
     "mpeg4": {"codec": "mpeg4", "gop": 12, "b_frames": 2},
+    "mpeg2": {"codec": "mpeg2video", "gop": 12, "b_frames": 2},
 }
-ENDINGS = {"vp9": (".webm",), "mpeg4": (".mp4", ".avi")}
+ENDINGS = {
+    "gop 12, reordered": (".mp4", ".mkv", ".mov", ".ts", ".flv", ".avi"),
+    "vp9": (".webm",),
+    "mpeg4": (".mp4", ".avi"),
+    "mpeg2": (".mpg", ".ts"),
+}
 
 
 def cases() -> list[tuple[str, str]]:
@@ -116,6 +124,44 @@ def test_a_live_recording_without_index_and_duration(tmp_path: Path) -> None:
         assert video.info.duration_s is None
     for times in many_times(3.4):
         check(path, times)
+
+
+def test_a_fragmented_file(tmp_path: Path) -> None:
+    """Its index grows as it is read."""
+    path = film(tmp_path / "a.mp4", 300, gop=12, b_frames=2, options={"movflags": "frag_keyframe+empty_moov"})
+    for times in many_times(10):
+        check(path, times)
+
+
+@pytest.mark.parametrize("end", [".mp4", ".mkv"])
+def test_no_more_is_decoded_than_needed(tmp_path: Path, end: str) -> None:
+    """At key frames: the key frame alone; in between: from the key frame on, and what is skipped need not be counted."""
+    path = film(tmp_path / f"a{end}", 300, gop=30, b_frames=2)
+    assert count_decoded(path, sample_times(0, 10, 1)) <= 10 + EXTRA
+    assert count_decoded(path, [0.5, 4.5, 9.5]) <= 3 * 16 + EXTRA
+    assert count_decoded(path, sample_times(0, 10, 30)) <= 300 + EXTRA // 2
+    assert count_decoded(path, [9.99]) <= 30 + EXTRA
+
+
+EXTRA = (
+    8  # the decoder holds frames back: four packets until the first one comes out, and the last one of a call
+)
+
+
+def count_decoded(path: Path, times_s: Sequence[float]) -> int:
+    """Packets that went into the decoder."""
+    with open_video(str(path.parent), path.name) as video:
+        walk, num = video._walk, EXTRA // 2
+        decode = walk._decode
+
+        def counted(packet: Any) -> None:
+            nonlocal num
+            num += packet is not None
+            decode(packet)
+
+        walk._decode = counted  # type: ignore[method-assign]
+        assert len(list(video.frames(times_s, Exact(8, 8)))) == len(times_s)
+    return num
 
 
 def test_a_key_frame_in_the_middle_that_does_not_decode(tmp_path: Path) -> None:
