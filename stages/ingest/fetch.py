@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import http.client
+import os
 import random
+import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +38,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 SLOW_DOWN = frozenset({429, 503})  # the host, not only this URL
 KEEP_ALIVE_S = 1.0  # many hosts: longer, and idle connections use up the file descriptors
 A_YEAR_S = 365 * 86400.0
+MAX_RULES_FILE_BYTES = 1 << 24  # of an origin's rules, where videos may have gigabytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,7 @@ class Page:
     status: int
     url: str  # the last one, without secrets
     body: bytes
+    file: str = ""  # instead of `body`: where it was written to
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +117,18 @@ def fetcher(
     passing: frozenset[str],
     gate: Address | None = None,
     refuse: Refuse = lambda url: None,
+    *,
+    accept: str = "image/*, */*;q=0.1",
+    folder: str = "",
 ) -> Iterator[Fetch]:
     """Yields `fetch(urls)`, which starts them all and returns a future for each.
 
     ports: host -> port on the loopback that answers for it, the one exemption from the address rules.
     passing: codes that are worth another attempt. gate: where the run's `HostGate` is. refuse: why a URL must not be
-    asked for, listed or redirected to.
+    asked for, listed or redirected to. folder: bodies are written to files there, not held in memory.
     """
     with running_loop() as loop:
-        crawler = loop.run(_crawler(limits, ports, passing, gate, refuse))
+        crawler = loop.run(_crawler(limits, ports, passing, gate, refuse, accept, folder))
         try:
             yield lambda urls: [loop.submit(crawler.fetch(url)) for url in urls]
         finally:
@@ -134,6 +141,8 @@ async def _crawler(
     passing: frozenset[str],
     gate: Address | None,
     refuse: Refuse,
+    accept: str,
+    folder: str,
 ) -> Crawler:
     turns = await join(gate, limits.politeness)
     connector = aiohttp.TCPConnector(
@@ -149,14 +158,14 @@ async def _crawler(
         ),
         headers={
             "User-Agent": limits.user_agent,
-            "Accept": "image/*, */*;q=0.1",
+            "Accept": accept,
             "Accept-Encoding": "identity",
         },
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
     )
-    return Crawler(session, turns, limits, passing, refuse)
+    return Crawler(session, turns, limits, passing, refuse, folder)
 
 
 class Crawler:
@@ -169,8 +178,9 @@ class Crawler:
         limits: Limits,
         passing: frozenset[str],
         refuse: Refuse,
+        folder: str = "",
     ) -> None:
-        self._refuse = refuse
+        self._refuse, self._folder = refuse, folder
         self._session, self._turns, self._limits, self._passing = session, turns, limits, passing
         self._all = asyncio.Semaphore(limits.concurrency)
         self._opted_out: dict[str, str] = {}  # URLs that said no, and how; they are not asked again
@@ -266,8 +276,13 @@ class Crawler:
                     self._need_consent(url, response)
                 if redirects:
                     return response.headers["Location"]
-                body = await _body(response, self._limits.max_bytes)
-                return Page(response.status, without_secrets(url), body)
+                shown = without_secrets(url)
+                if self._folder and not rules:
+                    file = await _saved(response, self._limits.max_bytes, self._folder)
+                    return Page(response.status, shown, b"", file)
+                max_bytes = self._limits.max_bytes
+                body = await _body(response, min(max_bytes, MAX_RULES_FILE_BYTES) if rules else max_bytes)
+                return Page(response.status, shown, body)
 
     def _need_consent(self, url: str, response: aiohttp.ClientResponse) -> None:
         """Before a byte of the body is read."""
@@ -299,6 +314,23 @@ def _is_literal(host: str) -> bool:
 
 
 async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    return b"".join([piece async for piece in _pieces(response, max_bytes)])
+
+
+async def _saved(response: aiohttp.ClientResponse, max_bytes: int, folder: str) -> str:
+    """The path of a file with the whole body; none is left when it does not come whole."""
+    handle, path = tempfile.mkstemp(dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            async for piece in _pieces(response, max_bytes):
+                file.write(piece)
+    except BaseException:
+        os.unlink(path)
+        raise
+    return path
+
+
+async def _pieces(response: aiohttp.ClientResponse, max_bytes: int) -> AsyncIterator[bytes]:
     """The whole body, decompressed; never more than `max_bytes` of it, whatever the headers say."""
     if (response.content_length or 0) > max_bytes:
         raise RowFault("too_large", f"{response.content_length} bytes, the limit is {max_bytes}")
@@ -306,14 +338,15 @@ async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
         raise RowFault("bad_response", f"content encoding {encoding[:20]!r}, none was asked for")
     unzip = zlib.decompressobj(wbits=47) if "gzip" in encoding or encoding == "deflate" else None
-    body = bytearray()
+    num_bytes = 0
     async for chunk in response.content.iter_any():
-        body += unzip.decompress(chunk, max_bytes + 1 - len(body)) if unzip else chunk
-        if len(body) > max_bytes:
+        piece = unzip.decompress(chunk, max_bytes + 1 - num_bytes) if unzip else chunk
+        num_bytes += len(piece)
+        if num_bytes > max_bytes:
             raise RowFault("too_large", f"more than {max_bytes} bytes")
+        yield piece
     if unzip and not unzip.eof:
         raise RowFault("disconnected", "the compressed body ends early")
-    return bytes(body)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from vlpipe.stages.subtitles.track import Track
 from vlpipe.stages.video.rows import VIDEOS
 
 BATCH_ROWS = 256  # with captions: 10 KB each
+REPEATED = frozenset({"bad_line", "duplicate_captions", "duplicate_video"})
 MAX_ID_CHARS = 64  # YouTube's have 11
 TASK = (
     pa.field("category_1", pa.string()),
@@ -86,19 +87,25 @@ class HowTo100M(VideoSource):
         return HOWTO100M
 
     def rows(self) -> Iterator[pa.Table]:
-        ids, tasks = RowIds(self.source), read_tasks(Path(self.tasks.path)) if self.tasks else {}
+        again, tasks = RowIds(self.source), read_tasks(Path(self.tasks.path)) if self.tasks else {}
         for table in joined(Path(self.list.path), Path(self.captions.path)):
             urls = [
                 f"https://www.youtube.com/watch?v={video_id}" for video_id in table["video_id"].to_pylist()
             ]
             more = {
-                "id": [ids.next(url, "") for url in urls],
+                "id": [self._id(again, *one) for one in zip(urls, table["why"].to_pylist(), strict=True)],
                 "url": urls,
                 "task": pa.array([tasks.get(t or "") for t in table["task_id"].to_pylist()], pa.string()),
             }
             for name, values in more.items():
                 table = table.append_column(name, pa.array(values, pa.string()))
             yield table.select(FOUND.names).cast(FOUND)
+
+    def _id(self, again: RowIds, url: str, why: str | None) -> str:
+        """`again` remembers, 300 bytes each, only those that may come twice."""
+        if why in REPEATED:
+            return again.next(url, why)
+        return (again if why == "not_listed" else RowIds(self.source)).next(url, "")
 
     def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
         fault = RowFault(one["why"], one["detail"] or "") if one["why"] else None
@@ -160,29 +167,27 @@ class VideoList:
         """One row for each entry: the line of the list, and its captions or why there are none."""
         lines = self._find([video_id for video_id, _ in batch])
         table = self.table.take(pa.array(lines, pa.int64(), mask=lines < 0))
-        whys: list[RowFault | None] = []
-        for (video_id, found), line, why, detail in zip(
-            batch, lines, table["why"].to_pylist(), table["detail"].to_pylist(), strict=True
-        ):
-            if line < 0:
-                whys.append(RowFault("not_listed", f"captions of {video_id}, which the list does not name"))
-            elif self._seen[line]:
-                whys.append(RowFault("duplicate_captions", f"{video_id} has captions before"))
-            else:
-                whys.append(RowFault(why, detail) if why else found if isinstance(found, RowFault) else None)
-            if line >= 0:
-                self._seen[line] = True
-        columns = {
-            "video_id": pa.array([video_id for video_id, _ in batch], pa.string()),
-            "why": pa.array([fault and fault.why for fault in whys], pa.string()),
-            "detail": pa.array([fault and fault.detail for fault in whys], pa.string()),
-        }
-        for name, values in columns.items():
-            table = table.set_column(table.schema.get_field_index(name), name, values)
+        bad = zip(table["why"].to_pylist(), table["detail"].to_pylist(), strict=True)
+        whys = [
+            self._why(*entry, line, RowFault(*said) if said[0] else None)
+            for entry, line, said in zip(batch, lines, bad, strict=True)
+        ]
         captions = [found if isinstance(found, Captions) else Captions([], [], []) for _, found in batch]
-        for place, field in enumerate(CAPTIONS):
-            table = table.append_column(field, pa.array([one[place] for one in captions], field.type))
-        return table
+        table = _with(table, "video_id", [video_id for video_id, _ in batch])
+        table = _with(table, "why", [fault.why if fault else None for fault in whys])
+        table = _with(table, "detail", [fault.detail if fault else None for fault in whys])
+        return _with_captions(table, captions)
+
+    def _why(
+        self, video_id: str, found: Captions | RowFault, line: int, bad_line: RowFault | None
+    ) -> RowFault | None:
+        """Why this entry gives no row, if so. Remembers that the line was asked for."""
+        if line < 0:
+            return RowFault("not_listed", f"captions of {video_id}, which the list does not name")
+        seen, self._seen[line] = self._seen[line], True
+        if seen:
+            return RowFault("duplicate_captions", f"{video_id} has captions before")
+        return bad_line or (found if isinstance(found, RowFault) else None)
 
     def without_captions(self) -> Iterator[pa.Table]:
         """The lines that were not asked for: no_captions, duplicate_video; in order of the list."""
@@ -196,16 +201,23 @@ class VideoList:
                 why or ("duplicate_video" if again[line] else "no_captions")
                 for line, why in zip(lines, table["why"].to_pylist(), strict=True)
             ]
-            table = table.set_column(table.schema.get_field_index("why"), "why", pa.array(whys, pa.string()))
-            for field in CAPTIONS:
-                table = table.append_column(field, pa.array([[]] * len(lines), field.type))
-            yield table
+            yield _with_captions(_with(table, "why", whys), [Captions([], [], [])] * len(lines))
 
     def _find(self, ids: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The first line of each id; -1 where there is none."""
         names = np.array([one.encode() for one in ids])
         places = np.minimum(np.searchsorted(self._sorted, names), len(self._sorted) - 1)
         return np.where(self._sorted[places] == names, self._order[places], -1)
+
+
+def _with(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+
+
+def _with_captions(table: pa.Table, captions: Sequence[Captions]) -> pa.Table:
+    for place, field in enumerate(CAPTIONS):
+        table = table.append_column(field, pa.array([one[place] for one in captions], field.type))
+    return table
 
 
 def _checked(one: Listed) -> Listed:

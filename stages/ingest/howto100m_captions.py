@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.stages.ingest.howto100m_json import entries
-from vlpipe.stages.subtitles.cue import Found
+from vlpipe.stages.subtitles.cue import Found, utf8
 from vlpipe.stages.subtitles.text import plain
 from vlpipe.stages.subtitles.youtube import number
 
@@ -59,7 +59,7 @@ def read_captions(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
 
 def _json(handle: IO[bytes], name: str) -> Iterator[tuple[str, Captions | RowFault]]:
     for key, value in entries(handle, name):
-        video_id = _utf8(key)
+        video_id = utf8(key)
         yield video_id, _checked(video_id, value)
 
 
@@ -123,16 +123,11 @@ def _checked(video_id: str, value: Any) -> Captions | RowFault:
 def _text(value: Any) -> str | None:
     """A number is a word that was said; NaN, null and lists are none."""
     if isinstance(value, str):
-        return _utf8(value)
+        return utf8(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return str(int(value)) if value == int(value) else str(value)
 
 
-def _utf8(text: str) -> str:
-    """JSON can spell half a surrogate pair, which no file can hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _numbers(values: Sequence[Any]) -> list[float | None]:
-    return [number(value) for value in values]
+    return [value if type(value) is float else number(value) for value in values]

@@ -160,7 +160,7 @@ def _fetch_rows(
                 if isinstance(future, RowFault):
                     raise future
                 answer = future.result()
-                log.append(_line(one["id"], answer))
+                log.append(log_line(one["id"], answer))
                 page = _need_page(answer.result, one.get(EXPECTED.name), blocklist)
             except RowFault as fault:
                 rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
@@ -210,7 +210,8 @@ def _need_page(result: Page | RowFault, expected: str | None, blocklist: Blockli
     return result
 
 
-def _line(id_: str, answer: Answer) -> dict[str, Any]:
+def log_line(id_: str, answer: Answer) -> dict[str, Any]:
+    """When and how a row was fetched."""
     at = datetime.fromtimestamp(answer.at_s, UTC).isoformat(timespec="seconds")
     return {"id": id_, "at": at, "seconds": round(answer.seconds, 3), "attempts": answer.attempts}
 

@@ -17,29 +17,18 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.pipeline.stage import SourceStage, Work
+from vlpipe.stages.ingest.images import FILTERED
 from vlpipe.stages.ingest.serve import inside
 from vlpipe.stages.ingest.video_probe import Look, Prober, prober
 from vlpipe.stages.subtitles.cue import Cue, Found, Source
-from vlpipe.stages.subtitles.text import plain
 from vlpipe.stages.subtitles.track import Merge, Track, track
-from vlpipe.stages.video.decode import Limits, TextCue
+from vlpipe.stages.video.decode import Limits
 from vlpipe.stages.video.rows import VIDEOS
 from vlpipe.stages.video.source import need_av
 
 ENDINGS = (
-    ".mp4",
-    ".webm",
-    ".mkv",
-    ".m4v",
-    ".mov",
-    ".avi",
-    ".flv",
-    ".wmv",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".ogv",
-    ".3gp",
+    *(".mp4", ".webm", ".mkv", ".m4v", ".mov", ".avi", ".flv"),
+    *(".wmv", ".mpg", ".mpeg", ".ts", ".ogv", ".3gp"),
 )
 CHUNK_BYTES = 1 << 20
 # Faults of the subtitles alone: `no_cues: keep` keeps the video.
@@ -89,17 +78,19 @@ class VideoSource(SourceStage):
     def open(self) -> Iterator[Work]:
         limits = Limits(deadline_s=self.probe_timeout_s, max_pixels=self.max_pixels)
         with prober(limits, self.probe_memory_mb) as probe:
-            yield lambda batch: self._rows(batch, probe)
+            yield lambda batch: self.out(batch, lambda one, counts: self.video(one, probe, counts))
 
-    def _rows(self, batch: pa.Table, probe: Prober) -> Out:
+    def out(self, batch: pa.Table, video: Callable[[Row, Counter[str]], dict[str, Any]]) -> Out:
+        """Rows for a batch, by `video`."""
         found: list[dict[str, Any]] = []
         rejects: list[Reject] = []
         counts: Counter[str] = Counter()
         for one in batch.to_pylist():
             try:
-                found.append({"id": one["id"], "url": one["url"], **self.video(one, probe, counts)})
+                found.append({"id": one["id"], "url": one["url"], **video(one, counts)})
             except RowFault as fault:
-                rejects.append(Reject(one["id"], "fault", fault.why, fault.detail))
+                kind: Literal["fault", "filtered"] = "filtered" if fault.why in FILTERED else "fault"
+                rejects.append(Reject(one["id"], kind, fault.why, fault.detail))
         table = pa.Table.from_pylist(found, self.schema(self.row_schema()))
         return Out(table, rejects, counts={code: num for code, num in counts.items() if num})
 
@@ -218,17 +209,3 @@ def exists(root: str, name: str) -> bool:
 
     fs, plain_path = fsspec.core.url_to_fs(path)
     return bool(fs.isfile(plain_path))
-
-
-def track_lang(text: TextCue) -> str:
-    """As the file says; "" for none."""
-    return "" if text.lang in (None, "und") else str(text.lang)
-
-
-def embedded(texts: Sequence[TextCue], lang: str) -> Found:
-    """The cues of the tracks in this language (`track_lang`)."""
-    found = Found(lang=lang or None)
-    for cue in texts:
-        if track_lang(cue) == lang:
-            found.add(cue.start_s, cue.end_s, plain(cue.text.replace("\\N", "\n").replace("\\n", "\n")))
-    return found

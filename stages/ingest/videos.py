@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
@@ -18,24 +18,26 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.stage import Listing
 from vlpipe.stages.ingest.list import BATCH_ROWS
+from vlpipe.stages.ingest.text_tracks import embedded, rank
 from vlpipe.stages.ingest.video_probe import Look, Prober
-from vlpipe.stages.ingest.video_rows import ENDINGS, Row, VideoSource, embedded, opened, track_lang
+from vlpipe.stages.ingest.video_rows import ENDINGS, Row, VideoSource, opened
 from vlpipe.stages.row import RowIds
 from vlpipe.stages.subtitles.read import MAX_BYTES, OTHERWISE, read_subtitles
 from vlpipe.stages.subtitles.track import Track
 
 # The richest first: of two files in one language the one with word times is read.
 SUBTITLES = (
-    *(".json3", ".srv3", ".vtt", ".json", ".srt", ".sbv", ".ttml", ".ass", ".ssa"),
-    *(".srv2", ".srv1", ".sami", ".smi", ".sub", ".mpl"),
+    *(".json3", ".srv3", ".ytt", ".vtt", ".json", ".srt", ".sbv", ".ttml"),
+    *(".ass", ".ssa", ".srv2", ".srv1", ".sami", ".smi", ".sub", ".mpl"),
 )
 LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # BCP 47, near enough
 FOUND = pa.schema(
     [
         ("id", pa.string()),
         ("url", pa.string()),
-        ("num_bytes", pa.int64()),  # so that a file of another size is another row
+        ("num_bytes", pa.int64()),  # so that a file of another size is worked on again
         ("subtitles", pa.string()),  # path of the one file that is read; null: there is none
+        ("subtitle_bytes", pa.int64()),
         ("lang", pa.string()),  # as its name says
         ("why", pa.string()),  # set: the row is a reject
     ]
@@ -47,8 +49,8 @@ class Videos(VideoSource):
     """videos: a folder, an fsspec URL, or a step's artifact; `endings` say which files are videos.
 
     languages: those wanted, best first ("en" takes en-US too); files that name another one are not read. Without, any
-    will do; then the richest format is read, and the first by name. embedded: where there is no subtitle file, read a
-    text track of the video. encoding: of subtitle files that are not UTF-8.
+    will do; then the first of `subtitle_endings` is read, and the first by name. embedded: where there is no subtitle
+    file, read a text track of the video. encoding: of subtitle files that are not UTF-8.
     More codes: no_video_file (subtitles without their video).
     """
 
@@ -57,13 +59,15 @@ class Videos(VideoSource):
     embedded: bool = True
     encoding: str = OTHERWISE
     endings: tuple[str, ...] = ENDINGS
+    subtitle_endings: tuple[str, ...] = SUBTITLES
 
     def row_schema(self) -> pa.Schema:
         return FOUND
 
     def rows(self) -> Iterator[pa.Table]:
         ids = RowIds(self.source)
-        found = iter(listed(dict(self.videos.files()), self.endings, self.languages))
+        files = dict(self.videos.files())
+        found = listed(files, self.endings, self.languages, self.subtitle_endings)
         while batch := list(islice(found, BATCH_ROWS)):
             columns: dict[str, list[Any]] = {
                 name: [getattr(one, name) for one in batch] for name in Found._fields
@@ -76,7 +80,9 @@ class Videos(VideoSource):
         in_file = self.embedded and one["subtitles"] is None
 
         def read(seen: Look) -> Track:
-            return self._embedded(one["url"], seen) if one["subtitles"] is None else self._sidecar(one, seen)
+            if one["subtitles"] is not None:
+                return self._sidecar(one, seen)
+            return self.track_of(embedded(seen.texts, self.languages, one["url"]), one["url"])
 
         about = self.about(self.videos.path, one["url"], read, probe, counts, text_tracks=in_file)
         return {**about, "video_id": PurePosixPath(one["url"]).stem}
@@ -94,13 +100,6 @@ class Videos(VideoSource):
             rollup=self.rollup,
         )
 
-    def _embedded(self, video: str, seen: Look) -> Track:
-        tracks = list(dict.fromkeys(track_lang(text) for text in seen.texts))
-        best = min(tracks, key=lambda lang: _rank(lang or None, self.languages), default=None)
-        if best is None or _rank(best or None, self.languages) > len(self.languages):
-            raise RowFault("no_cues", f"{video} has no subtitles, neither beside it nor in it")
-        return self.track_of(embedded(seen.texts, best), video)
-
 
 class Found(NamedTuple):
     """A video with its subtitle file, or a subtitle file alone."""
@@ -108,62 +107,63 @@ class Found(NamedTuple):
     url: str
     num_bytes: int
     subtitles: str | None = None
+    subtitle_bytes: int | None = None
     lang: str | None = None
     why: str | None = None
 
 
-def listed(files: dict[str, int], endings: Sequence[str], languages: Sequence[str]) -> Iterator[Found]:
+def listed(
+    files: Mapping[str, int],
+    endings: Sequence[str],
+    languages: Sequence[str],
+    subtitle_endings: Sequence[str] = SUBTITLES,
+) -> Iterator[Found]:
     """In order of path. files: path -> size; those that are neither videos nor subtitles are not looked at."""
-    videos = {path for path in files if PurePosixPath(path).suffix.lower() in endings}
-    stems = {str(PurePosixPath(path).with_suffix("")) for path in videos}
+    videos = {path for path in files if _ending(path) in endings}
+    stems = {_stem(path) for path in videos}
     beside: dict[str, list[tuple[str, str | None]]] = {}
     alone: set[str] = set()
     for path in sorted(files.keys() - videos):
-        if PurePosixPath(path).suffix.lower() in SUBTITLES:
+        if _ending(path) in subtitle_endings:
             stem, lang = _belongs_to(path, stems)
             if stem is None:
                 alone.add(path)
             else:
                 beside.setdefault(stem, []).append((path, lang))
     for path in sorted(videos | alone):
+        found = _best(beside.get(_stem(path), []), languages, subtitle_endings)
         if path in alone:
             yield Found(path, files[path], why="no_video_file")
+        elif found is None:
+            yield Found(path, files[path])
         else:
-            found = _best(beside.get(str(PurePosixPath(path).with_suffix("")), []), languages)
-            yield Found(path, files[path], *found)
+            yield Found(path, files[path], found[0], files[found[0]], found[1])
+
+
+def _ending(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
+def _stem(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
 
 
 def _belongs_to(path: str, stems: set[str]) -> tuple[str | None, str | None]:
     """(the video's path without its ending, language), or (None, None)."""
-    stem = str(PurePosixPath(path).with_suffix(""))
+    stem = _stem(path)
     if stem in stems:
         return stem, None
-    shorter, lang = str(PurePosixPath(stem).with_suffix("")), PurePosixPath(stem).suffix[1:]
+    shorter, lang = _stem(stem), PurePosixPath(stem).suffix[1:]
     return (shorter, lang) if shorter in stems and LANGUAGE.fullmatch(lang) else (None, None)
 
 
 def _best(
-    files: Sequence[tuple[str, str | None]], languages: Sequence[str]
-) -> tuple[str, str | None] | tuple[()]:
-    wanted = [(path, lang) for path, lang in files if _rank(lang, languages) <= len(languages)]
-    if not wanted:
-        return ()
-    return min(
-        wanted,
-        key=lambda one: (
-            _rank(one[1], languages),
-            SUBTITLES.index(PurePosixPath(one[0]).suffix.lower()),
-            one,
-        ),
-    )
-
-
-def _rank(lang: str | None, languages: Sequence[str]) -> int:
-    """Place in `languages`; their number for a file that names none, or when none is wanted; one more for others."""
-    if lang is None or not languages:
-        return len(languages)
-    parts = lang.lower().replace("_", "-")
-    places = [
-        n for n, one in enumerate(languages) if parts == one.lower() or parts.startswith(one.lower() + "-")
+    files: Sequence[tuple[str, str | None]], languages: Sequence[str], endings: Sequence[str]
+) -> tuple[str, str | None] | None:
+    """(path, language) of the one to read: by language, by ending, by name."""
+    wanted = [
+        (place, endings.index(_ending(path)), path, lang)
+        for path, lang in files
+        if (place := rank(lang, languages)) is not None
     ]
-    return places[0] if places else len(languages) + 1
+    return min(wanted)[2:] if wanted else None

@@ -51,12 +51,8 @@ def read_srt(text: str) -> Found:
     found = Found()
     every = list(blocks(text, ARROW))
     for block, last in zip(every, [False] * (len(every) - 1) + [True], strict=True):
-        lines = (
-            block.lines
-            if last or not block.lines or not block.lines[-1].strip().isdecimal()
-            else block.lines[:-1]
-        )
-        _add(found, span(block.times, ARROW), lines)
+        index = not last and bool(block.lines) and block.lines[-1].strip().isdecimal()
+        _add(found, span(block.times, ARROW), block.lines[:-1] if index else block.lines)
     return found
 
 

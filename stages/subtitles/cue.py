@@ -72,12 +72,13 @@ class Found:
     auto: bool = False
 
     def add(self, start_s: float, end_s: float, text: str) -> None:
-        self.add_words(start_s, end_s, plain_words(self._utf8(text)))
+        self.add_words(start_s, end_s, plain_words(text))
 
     def add_words(
         self, start_s: float, end_s: float, words: Sequence[str], spoken: Sequence[Span] = ()
     ) -> None:
-        """Counts: cues_no_text and cues_bad_times are dropped, cues_below_zero are cut, cues_no_duration are kept."""
+        """Counts: cues_no_text and cues_bad_times are dropped, cues_below_zero are cut, cues_no_duration are kept,
+        cues_bad_unicode are repaired."""
         if not words:
             self.counts["cues_no_text"] += 1
         elif not (math.isfinite(start_s) and math.isfinite(end_s) and max(start_s, 0) <= end_s):
@@ -85,13 +86,15 @@ class Found:
         else:
             self.counts["cues_below_zero"] += start_s < 0
             self.counts["cues_no_duration"] += end_s == max(start_s, 0)
-            self.shown.append(Shown(max(start_s, 0.0), end_s, tuple(words), tuple(spoken)))
+            clean = tuple(utf8(word) for word in words)
+            self.counts["cues_bad_unicode"] += clean != tuple(words)
+            times = tuple((max(a, 0.0), max(b, 0.0)) for a, b in spoken)
+            self.shown.append(Shown(max(start_s, 0.0), end_s, clean, times))
 
-    def _utf8(self, text: str) -> str:
-        """JSON can spell half a surrogate pair, which no file can hold."""
-        clean = text.encode("utf-8", "replace").decode("utf-8")
-        self.counts["cues_bad_unicode"] += clean != text
-        return clean
+
+def utf8(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no file can hold: it becomes a question mark."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 INVISIBLE = str.maketrans("", "", "\u200b\ufeff\x00")  # zero width space, byte order mark, NUL

@@ -17,9 +17,8 @@ BOMS = (
 )
 # Hours may be missing, or be many; milliseconds too. `00:00:00,1` is a tenth: digits after the point are a fraction.
 CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,9}))?")
-TAG = re.compile(
-    r"</?[A-Za-z][^<>]*>|</>|\{\\[^{}]*\}"
-)  # <i>, <font color=...>, <v Anna>, and {\an8} of .ass
+# <i>, <font color=...>, <v Anna>, and {\an8} of .ass
+TAG = re.compile(r"</?[A-Za-z][^<>]*>|</>|\{\\[^{}]*\}")
 
 
 def decode(data: bytes, name: str, otherwise: str) -> tuple[str, str]:

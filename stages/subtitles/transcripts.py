@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlpipe.stages.subtitles.cue import Found, Span, plain_words
+from vlpipe.stages.subtitles.cue import Found, Span, plain_words, utf8
 from vlpipe.stages.subtitles.youtube import number
 
 
@@ -24,7 +24,7 @@ def read_whisper(content: Mapping[str, Any]) -> Found:
     https://github.com/openai/whisper, https://github.com/m-bain/whisperX
     """
     language = content.get("language")
-    found = Found(lang=language if isinstance(language, str) else None, auto=True)
+    found = Found(lang=utf8(language) if isinstance(language, str) else None, auto=True)
     for one in content["segments"]:
         _add(found, one if isinstance(one, Mapping) else {})
     return found
@@ -38,10 +38,8 @@ def _add(found: Found, one: Mapping[str, Any]) -> None:
         found.counts["cues_bad_times"] += 1
         return
     text = one["text"] if isinstance(one.get("text"), str) else ""
-    listed = one.get("words")
-    words, spoken = (
-        _words([w for w in listed if isinstance(w, Mapping)], (start, end)) if listed else ([], [])
-    )
+    listed = one["words"] if isinstance(one.get("words"), list) else []
+    words, spoken = _words([w for w in listed if isinstance(w, Mapping)], (start, end))
     if plain_words(text) == words and spoken:
         found.add_words(start, end, words, spoken)
     else:  # no word times, or they are of other words than the text
@@ -53,15 +51,16 @@ def _words(listed: Sequence[Mapping[str, Any]], cue: Span) -> tuple[list[str], l
     """One entry for each word; no times when they run backwards or leave the segment by more than a second."""
     words = ["".join(str(one.get("word") or "").split()) for one in listed]
     starts, ends = ([number(one.get(key)) for one in listed] for key in ("start", "end"))
+    known = [cue[1]] * (len(starts) + 1)  # the next start that somebody gave
+    for n, start in reversed(list(enumerate(starts))):
+        known[n] = known[n + 1] if start is None else start
     spoken: list[Span] = []
     last = cue[0]
-    for n in range(len(words)):
-        known = next((s for s in starts[n:] if s is not None), cue[1])
-        start, end = starts[n], ends[n]
+    for start, end, after in zip(starts, ends, known, strict=False):
         a = last if start is None else start
-        b = (known if start is None else a) if end is None else end
+        b = (after if start is None else a) if end is None else end
         if not (last - 1 <= a <= b <= cue[1] + 1):
             return words, []
-        spoken.append((a, b))
-        last = b
+        last = min(max(b, cue[0]), cue[1])
+        spoken.append((min(max(a, cue[0]), last), last))
     return words, spoken

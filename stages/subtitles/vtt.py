@@ -59,10 +59,8 @@ def _add(found: Found, times: Span, lines: Sequence[str]) -> None:
     """Words from the first line with word times on are spoken now; lines above it were carried over."""
     start_s, _ = times
     first = next((n for n, line in enumerate(lines) if _stamps(line)), len(lines))
-    if (
-        first < len(lines) and min(_stamps(lines[first])) < start_s
-    ):  # the times of a line that was carried over
-        first = len(lines)
+    if first < len(lines) and min(_stamps(lines[first])) < start_s:
+        first = len(lines)  # the times of a line that was carried over
     head = [word for line in lines[:first] for word in plain(STAMP.sub("", line)).split()]
     pieces = [piece for line in lines[first:] for piece in _pieces(line)]
     words, spoken = timed_words(pieces, times)

@@ -76,9 +76,8 @@ def read_timedtext(root: Element) -> Found:
     """srv3: <timedtext format="3"><body><p t="ms" d="ms"><s t="ms after">word</s>; srv2: <text t="ms" d="ms">."""
     found = Found(lang=root.get("lang"))
     lines = [one for one in root.iter() if one.tag in ("p", "text")]
-    said = [
-        one for one in lines if plain_words("".join(one.itertext()))
-    ]  # others are line breaks and windows
+    # Others are line breaks and windows.
+    said = [one for one in lines if plain_words("".join(one.itertext()))]
     found.auto = any(s.get("t") or s.get("ac") for one in said for s in one.iter("s"))
     starts = [number(one.get("t")) for one in said]
     for one, start, after in zip(said, starts, [*starts[1:], None], strict=True):

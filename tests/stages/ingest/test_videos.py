@@ -99,9 +99,9 @@ def test_which_file_is_whose() -> None:
     names = ["a.mp4", "a.b.mp4", "a.b.srt", "a.b.en.vtt", "a.c.srt", "a.zh-Hans.SRT", "b.srt"]
     found = list(listed(dict.fromkeys(names, 1), (".mp4",), ()))
     assert found == [
-        Found("a.b.mp4", 1, "a.b.en.vtt", "en"),
+        Found("a.b.mp4", 1, "a.b.en.vtt", 1, "en"),
         Found("a.c.srt", 1, why="no_video_file"),  # one letter is no language
-        Found("a.mp4", 1, "a.zh-Hans.SRT", "zh-Hans"),
+        Found("a.mp4", 1, "a.zh-Hans.SRT", 1, "zh-Hans"),
         Found("b.srt", 1, why="no_video_file"),
     ]
 

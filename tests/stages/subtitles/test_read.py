@@ -241,6 +241,18 @@ def test_transcript_lists() -> None:
     assert found.counts == {"cues_bad_times": 2, "cues_bad_unicode": 1, "cues_no_text": 1}
 
 
+def test_half_characters_of_json_are_repaired_everywhere() -> None:
+    segs = [{"utf8": "half \ud83d", "acAsrConf": 1}, {"utf8": " on", "tOffsetMs": 5}]
+    words = [{"word": "caf\ud83d", "start": 0, "end": 1}]
+    for content, text in (
+        ({"events": [{"tStartMs": 0, "dDurationMs": 900, "segs": segs}]}, "half ? on"),
+        ({"segments": [{"start": 0, "end": 1, "text": "caf\ud83d", "words": words}]}, "caf?"),
+    ):
+        found = read(content)
+        assert (found.cues[0].text, found.counts) == (text, {"cues_bad_unicode": 1})
+        pa.array([[found.cues[0].row()]], CUES)
+
+
 def test_whisper() -> None:
     """WhisperX gives numbers no time: they get what lies between their neighbours."""
     words = [
@@ -252,10 +264,11 @@ def test_whisper() -> None:
         {"start": 1.0, "end": 2.5, "text": " Add 200 grams", "words": words},
         {"start": 3.0, "end": 4.0, "text": " of salt", "avg_logprob": -0.2},
         {"start": 4.0, "end": 5.0, "text": "other words", "words": words},
+        {"start": 5.0, "end": 6.0, "text": "no list", "words": 3},
     ]
     found = read({"segments": segments, "language": "en"})
     assert timed(found.cues[0]) == [("Add", 1.0, 1.2), ("200", 1.2, 2.0), ("grams", 2.0, 2.5)]
-    assert simple(found)[1:] == [(3.0, 4.0, "of salt"), (4.0, 5.0, "other words")]
+    assert simple(found)[1:] == [(3.0, 4.0, "of salt"), (4.0, 5.0, "other words"), (5.0, 6.0, "no list")]
     assert found.cues[2].words is None
     assert found.counts == {"cues_bad_word_times": 1}
     assert {(cue.source, cue.lang) for cue in found.cues} == {("auto", "en")}
@@ -336,8 +349,20 @@ def test_what_cannot_be_read_is_a_typed_fault(content: Any, said: str) -> None:
         "WEBVTT\n\n" + "00:00.000 --> 00:09.000\n" * 40_000,
         "<!--a-->" * 50_000,
         ";\n" * 100_000,
+        json.dumps({"segments": [{"start": 0, "end": 9, "text": "a", "words": [{"word": "a"}] * 100_000}]}),
     ],
-    ids=["newlines", "spaces", "lt", "open tags", "open braces", "stamps", "times", "comments", "semicolons"],
+    ids=[
+        "newlines",
+        "spaces",
+        "lt",
+        "open tags",
+        "open braces",
+        "stamps",
+        "times",
+        "comments",
+        "semicolons",
+        "words",
+    ],
 )
 def test_hostile_files_take_no_time(content: str) -> None:
     begin = time.monotonic()
