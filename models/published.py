@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -54,14 +53,13 @@ def weights_file(source: str | Path) -> Path:
     return found[0]
 
 
-def fill(net: nn.Module, state: Mapping[str, Tensor], who: str, optional: str = r"$^") -> None:
-    """Copy `state` into `net`. ValueError names what is missing (`optional` (regex) aside), unknown or of another shape.
+def fill(net: nn.Module, state: Mapping[str, Tensor], who: str) -> None:
+    """Copy `state` into `net`. ValueError names what is missing, unknown or of another shape.
 
     BatchNorm's `num_batches_tracked`, which files from before torch 0.4 lack, counts training steps and is never needed.
     """
     wanted = net.state_dict()
-    needless = re.compile(rf"\.num_batches_tracked$|{optional}")
-    missing = [n for n in wanted if n not in state and not needless.search(n)]
+    missing = [n for n in wanted if n not in state and not n.endswith(".num_batches_tracked")]
     unknown = [n for n in state if n not in wanted]
     shapes = [
         f"{n} {tuple(state[n].shape)} instead of {tuple(wanted[n].shape)}"

@@ -6,7 +6,6 @@ Miech et al. 2020, https://arxiv.org/abs/1912.06430. Names are those of the publ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from vlpipe.models.s3d import FEATURE_DIM, MIXED
 
 MIXED_NAMES = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
 NUM_WORDS = 66_249  # of the published word list; id 0 is padding
-TEXT_NAMES = r"^text_module\."
 
 
 class S3dG(nn.Module):
@@ -84,7 +82,7 @@ class S3dG(nn.Module):
         state = {name.removeprefix("module."): value for name, value in state.items()}
         stem, head = state.get("conv1.conv1.weight"), state.get("fc.weight")
         words = state.get("text_module.word_embd.weight")
-        has_text = any(re.match(TEXT_NAMES, name) for name in state)
+        has_text = any(name.startswith("text_module.") for name in state)
         net = cls(
             dim=512 if head is None else len(head),
             space_to_depth=stem is None or stem.shape[1] == 24,

@@ -1,12 +1,12 @@
 """S3D features of videos or clips, window by window, with their exact times and the identity of the weights.
 
-Frames stream from the decoder into windows and on into the network: memory is one batch of windows, whatever the length.
+Frames stream from the decoder into windows and on into the network: no more than one batch of windows is held at a time.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault, SchemaError, did_you_mean
 from vlpipe.pipeline.shard import HEAVY, Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
-from vlpipe.stages.features.batches import BATCH_ROWS, fixed_batches, without
+from vlpipe.stages.features.batches import fixed_batches, without
 from vlpipe.stages.features.s3d_windows import (
     PRESETS,
     Frames,
@@ -27,10 +27,12 @@ from vlpipe.stages.features.s3d_windows import (
     Precision,
     Window,
     Windows,
+    av_problems,
+    batch_size_problems,
     cut,
 )
 from vlpipe.stages.filter.scores import with_columns
-from vlpipe.stages.video.decode import Limits, Square, open_video, sample_times
+from vlpipe.stages.video.decode import Limits, Square, Video, open_video, sample_times
 from vlpipe.stages.video.root import VideosRoot, root_path
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ class S3dFeatures(MapStage):
     videos: folder or fsspec root below which `video` lies. weights: torchvision's or kylemin's S3D, MIL-NCE's S3D-G: a
     file, a folder or a hub id. windows: a preset (videobert hero mmpt univl coot), or all of `Windows`' numbers.
     normalisation: follows from the weights; when it is named and is another one, the plan fails.
-    precision: what the network computes in; bf16 is 1.5 times as fast as fp32 on today's CPUs, fp16 is for GPUs.
+    precision: what the network computes in. bf16 is 3 times as fast as fp32 on a CPU with AVX-512 BF16; fp16 is for GPUs,
+    on a CPU it is some 40 times slower.
     batch_size: windows at a time: 1, which keeps a CPU core busy, or a multiple of 16, for a GPU.
     deadline_s: of decoding one video.
     """
@@ -91,9 +94,7 @@ class S3dFeatures(MapStage):
     def preflight(self) -> list[str]:
         from vlpipe.stages.features.s3d_weights import problems_of
 
-        problems = []
-        if self.batch_size != 1 and (self.batch_size < 1 or self.batch_size % BATCH_ROWS):
-            problems.append(f"batch_size must be 1 or a multiple of {BATCH_ROWS}, got {self.batch_size}")
+        problems = batch_size_problems(self.batch_size) + av_problems()
         if not self.weights.step and Path(self.weights.path).exists():
             problems += problems_of(self.weights, self.how(), self.normalisation)
         return problems
@@ -155,11 +156,16 @@ class S3dFeatures(MapStage):
     def _frames(self, row: dict[str, Any], how: Windows) -> Iterator[Frames]:
         limits = Limits(deadline_s=self.deadline_s)
         with open_video(root_path(self.videos), row["video"], limits, num_bytes=row["num_bytes"]) as video:
-            length_s = video.info.duration_s
-            end_s = MAX_S if length_s is None else min(length_s + SLACK_S, MAX_S)
-            start_s, end_s = row.get("start_s", 0.0), row.get("end_s", end_s)
+            start_s, end_s = span(row, video)
             times = sample_times(start_s, end_s, how.fps)
             if not len(times):
                 raise RowFault("no_frames_in_window", f"the span is {start_s:g} to {end_s:g} s")
             for _, picture in video.frames(list(times), Square(how.side)):
                 yield picture
+
+
+def span(row: Mapping[str, Any], video: Video) -> tuple[float, float]:
+    """Start and end of what to read: the clip's, or the whole video's (a little more: frames end where they end)."""
+    length_s = video.info.duration_s
+    end_s = MAX_S if length_s is None else min(length_s + SLACK_S, MAX_S)
+    return row.get("start_s", 0.0), row.get("end_s", end_s)

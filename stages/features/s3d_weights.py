@@ -39,7 +39,8 @@ class VideoNet:
     @torch.inference_mode()
     def vectors(self, frames: Frames, how: Windows) -> Tensor:
         """Windows (B, T, H, W, 3) -> (B, D) float32 on the CPU."""
-        pixels = normalised(torch.from_numpy(frames).to(self.device), self.normalisation).to(self.dtype)
+        pixels = normalised(torch.from_numpy(frames).to(self.device), self.normalisation)
+        pixels = pixels.to(self.dtype, memory_format=torch.channels_last_3d)
         found = (self.net.pooled(pixels) if how.vector == "pooled" else self.net(pixels)).float()
         if how.l2:
             found = torch.nn.functional.normalize(found, dim=1)
@@ -64,6 +65,8 @@ def load(weights: Weights, how: Windows, precision: Precision, said: Normalisati
         net = (S3dG if is_mil_nce(state) else S3d).from_state(state).eval().to(device, dtype)
     except ValueError as error:
         raise VlpipeError(f"{weights.path}: {error}") from error
+    # channels last: on an EPYC core 0.63 -> 0.27 s per window of 16 frames in bf16, 0.95 -> 0.90 s in fp32
+    net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # unknown to torch's stubs
     return VideoNet(net, normalisation_of(state), dtype, device)
 
 

@@ -5,6 +5,7 @@ A window's end is where its last real frame ends, so a feature keeps its exact t
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
@@ -12,6 +13,8 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
+
+from vlpipe.stages.features.batches import BATCH_ROWS
 
 Frames = npt.NDArray[np.uint8]
 Tail = Literal["zeros", "repeat", "drop"]
@@ -64,16 +67,28 @@ PRESETS = {
     "mmpt": Windows(fps=30, frames=30, stride=30, vector="embedding", l2=True),
     # ArrowLuo/VideoFeatureExtractor, UniVL
     "univl": Windows(fps=16, frames=16, stride=16),
-    # COOT (Ging et al. 2020); its vectors are the 512 of the embedding, the tail is ours
+    # COOT (Ging et al. 2020); the tail, and taking the embedding, are ours
     "coot": Windows(fps=16, frames=32, stride=16, side=256, vector="embedding"),
 }
-Preset = Literal["videobert", "hero", "mmpt", "univl", "coot"]
 
 
 class Window(NamedTuple):
     first: int  # number of its first frame
     num_real: int
     frames: Frames  # (num_seen, H, W, 3)
+
+
+def batch_size_problems(batch_size: int) -> list[str]:
+    """For `preflight`. One window is work enough for a CPU core, and alone it has no neighbours that could move it."""
+    if batch_size == 1 or (batch_size > 0 and batch_size % BATCH_ROWS == 0):
+        return []
+    return [f"batch_size must be 1 or a multiple of {BATCH_ROWS}, got {batch_size}: else place moves results"]
+
+
+def av_problems() -> list[str]:
+    """For `preflight`."""
+    found = importlib.util.find_spec("av") is not None
+    return [] if found else ["reading video needs PyAV: pip install 'vlpipe[video]'"]
 
 
 def cut(frames: Iterable[Frames], how: Windows) -> Iterator[Window]:

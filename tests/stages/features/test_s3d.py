@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from vlpipe.stages.features.s3d_weights import MEAN_STD, normalised
 from vlpipe.stages.features.s3d_windows import PRESETS, Windows, cut
 
 av = pytest.importorskip("av")
-FPS, SIZE = 10, (48, 40)  # of the made videos
+SIZE = (48, 40)  # width and height of the made videos
 SMALL = Windows(fps=10, frames=6, stride=6, side=32)
 
 
@@ -65,6 +65,21 @@ def test_windows_with_gaps_and_frames_picked_evenly() -> None:
     assert one.frames[[0, 1, 30, 31], 0, 0, 0].tolist() == [0, 1, 42, 44]
 
 
+def test_presets_are_the_published_windows() -> None:
+    """Frames per second, seconds of a window, seconds between windows, frames the network sees, numbers."""
+    found = {
+        name: (how.fps, how.frames / how.fps, how.stride / how.fps, how.num_seen, how.side, how.dim, how.l2)
+        for name, how in PRESETS.items()
+    }
+    assert found == {
+        "videobert": (20, 1.5, 1.5, 30, 224, 1024, False),
+        "hero": (30, 1.5, 1.5, 32, 224, 1024, False),
+        "mmpt": (30, 1.0, 1.0, 30, 224, 512, True),
+        "univl": (16, 1.0, 1.0, 16, 224, 1024, False),
+        "coot": (16, 2.0, 1.0, 32, 256, 512, False),
+    }
+
+
 def test_no_more_than_a_window_of_pictures_is_held() -> None:
     read = 0
 
@@ -88,30 +103,6 @@ def test_every_normalisation_by_hand() -> None:
     np.testing.assert_allclose(normalised(frames, "kinetics").numpy(), wanted, atol=1e-6)
 
 
-def make_video(path: Path, num_frames: int, seed: int = 0) -> None:
-    """Blurred noise that moves: other pictures in every frame."""
-    draw = np.random.default_rng(seed)
-    texture = np.kron(draw.integers(0, 255, (24, 40, 3)), np.ones((4, 4, 1))).astype(np.uint8)
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-        stream.options = {"crf": "20", "preset": "ultrafast"}
-        for k in range(num_frames):
-            picture = np.roll(texture, -3 * k, axis=1)[: SIZE[1], : SIZE[0]]
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
-        out.mux(stream.encode(None))
-
-
-@pytest.fixture(scope="session")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a.mp4 of 1.5 s, b.mp4 of 0.7 s, c.mp4 that is no video."""
-    root = tmp_path_factory.mktemp("videos")
-    make_video(root / "a.mp4", 15)
-    make_video(root / "b.mp4", 7, seed=1)
-    (root / "c.mp4").write_bytes(b"nothing " * 50)
-    return root
-
-
 @pytest.fixture(scope="session")
 def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
     """Random S3D and S3D-G as their authors store them."""
@@ -123,18 +114,6 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
     return {name: Weights(path=str(folder / f"{name}.pth"), digest=f"digest-{name}") for name in names}
 
 
-def video_rows(videos: Path, names: Iterable[str], **spans: list[float]) -> pa.Table:
-    names = list(names)
-    sizes = [os.path.getsize(videos / f"{name[0]}.mp4") for name in names]
-    columns: dict[str, list[Any]] = {
-        "id": [f"id-{name}" for name in names],
-        "video": [f"{name[0]}.mp4" for name in names],
-        "num_bytes": sizes,
-        **spans,
-    }
-    return pa.table(columns)
-
-
 def vectors(table: pa.Table, row: int = 0) -> np.ndarray:
     return np.array([w["feat"] for w in table["s3d"][row].as_py()], np.float32)
 
@@ -144,11 +123,12 @@ def times(table: pa.Table, row: int = 0) -> list[tuple[float, float]]:
 
 
 Nets = dict[str, Weights]
+Rows = Callable[..., pa.Table]
 
 
-def test_windows_of_a_video_are_features_with_their_times(videos: Path, nets: Nets) -> None:
+def test_windows_of_a_video_are_features_with_their_times(videos: Path, nets: Nets, video_rows: Rows) -> None:
     stage = S3dFeatures(videos=str(videos), weights=nets["mil_nce"], windows=SMALL)
-    out = run_map(stage, video_rows(videos, "abc"))
+    out = run_map(stage, video_rows("abc"))
     assert out.table["id"].to_pylist() == ["id-a", "id-b"]
     assert times(out.table, 0) == [(0.0, 0.6), (0.6, 1.2), (1.2, 1.5)]
     assert times(out.table, 1) == [(0.0, 0.6), (0.6, 0.7)]
@@ -173,10 +153,8 @@ def decoded(path: Path) -> np.ndarray:
     return np.ascontiguousarray(np.stack(frames)[:, :, left : left + 32])
 
 
-def test_clips_are_cut_at_their_own_times(videos: Path, nets: Nets) -> None:
-    rows = video_rows(
-        videos, ["a1", "a2", "a3", "a4"], start_s=[0.6, 1.2, 1.2, 9.0], end_s=[1.2, 5.0, 1.2, 9.9]
-    )
+def test_clips_are_cut_at_their_own_times(videos: Path, nets: Nets, video_rows: Rows) -> None:
+    rows = video_rows(["a1", "a2", "a3", "a4"], start_s=[0.6, 1.2, 1.2, 9.0], end_s=[1.2, 5.0, 1.2, 9.9])
     stage = S3dFeatures(videos=str(videos), weights=nets["mil_nce"], windows=SMALL)
     out = run_map(stage, rows)
     assert [times(out.table, k) for k in range(2)] == [[(0.6, 1.2)], [(1.2, 1.5)]]
@@ -184,44 +162,46 @@ def test_clips_are_cut_at_their_own_times(videos: Path, nets: Nets) -> None:
         ("id-a3", "no_frames_in_window"),
         ("id-a4", "no_frames_in_window"),
     ]
-    whole = run_map(stage, video_rows(videos, "a")).table
+    whole = run_map(stage, video_rows("a")).table
     assert np.array_equal(vectors(out.table, 0), vectors(whole)[1:2])
     assert np.array_equal(vectors(out.table, 1), vectors(whole)[2:3])
 
 
-def test_equal_bits_in_any_company(videos: Path, nets: Nets) -> None:
+def test_equal_bits_in_any_company(videos: Path, nets: Nets, video_rows: Rows) -> None:
     names = ["a", "b", "a2", "c", "b2"]
     for batch_size in (1, 16):
         stage = S3dFeatures(videos=str(videos), weights=nets["mil_nce"], windows=SMALL, batch_size=batch_size)
-        together = run_map(stage, video_rows(videos, names)).table
+        together = run_map(stage, video_rows(names)).table
         for name in ("b", "a2"):
-            alone = run_map(stage, video_rows(videos, [name])).table
+            alone = run_map(stage, video_rows([name])).table
             place = together["id"].to_pylist().index(f"id-{name}")
             assert np.array_equal(vectors(alone), vectors(together, place))
 
 
-def test_embedding_and_length_one(videos: Path, nets: Nets) -> None:
+def test_embedding_and_length_one(videos: Path, nets: Nets, video_rows: Rows) -> None:
     how = replace(SMALL, vector="embedding")
     stage = S3dFeatures(videos=str(videos), weights=nets["mil_nce"], windows=how)
-    plain = vectors(run_map(stage, video_rows(videos, "b")).table)
+    plain = vectors(run_map(stage, video_rows("b")).table)
     assert plain.shape == (2, 512)
-    unit = vectors(run_map(replace(stage, windows=replace(how, l2=True)), video_rows(videos, "b")).table)
+    unit = vectors(run_map(replace(stage, windows=replace(how, l2=True)), video_rows("b")).table)
     lengths = np.linalg.norm(plain, axis=1, keepdims=True)
     np.testing.assert_allclose(unit, plain / lengths, atol=2e-3)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=2e-3)
 
 
-def test_bf16_is_close_to_fp32(videos: Path, nets: Nets) -> None:
+def test_bf16_is_close_to_fp32(videos: Path, nets: Nets, video_rows: Rows) -> None:
     stage = S3dFeatures(
         videos=str(videos), weights=nets["torchvision"], windows=replace(SMALL, frames=14, stride=14)
     )
-    full = vectors(run_map(stage, video_rows(videos, "a")).table)
-    half = vectors(run_map(replace(stage, precision="bf16"), video_rows(videos, "a")).table)
+    full = vectors(run_map(stage, video_rows("a")).table)
+    half = vectors(run_map(replace(stage, precision="bf16"), video_rows("a")).table)
     assert 0 < np.linalg.norm(half - full) / np.linalg.norm(full) < 0.05
 
 
-def test_a_changed_video_and_a_feature_too_large(videos: Path, nets: Nets, tmp_path: Path) -> None:
-    rows = video_rows(videos, "ab")
+def test_a_changed_video_and_a_feature_too_large(
+    videos: Path, nets: Nets, tmp_path: Path, video_rows: Rows
+) -> None:
+    rows = video_rows("ab")
     rows = rows.set_column(2, "num_bytes", pa.array([rows["num_bytes"][0].as_py(), 5]))
     stage = S3dFeatures(videos=str(videos), weights=nets["mil_nce"], windows=SMALL)
     assert [(r.id, r.why) for r in run_map(stage, rows).rejects] == [("id-b", "video_changed")]
@@ -229,14 +209,14 @@ def test_a_changed_video_and_a_feature_too_large(videos: Path, nets: Nets, tmp_p
     torch.save(state, tmp_path / "large.pth")
     how = replace(SMALL, vector="embedding")
     stage = S3dFeatures(videos=str(videos), weights=Weights(path=str(tmp_path / "large.pth")), windows=how)
-    out = run_map(stage, video_rows(videos, "ab"))
+    out = run_map(stage, video_rows("ab"))
     assert out.table.num_rows == 0
     assert [(r.id, r.why) for r in out.rejects] == [("id-a", "not_finite"), ("id-b", "not_finite")]
 
 
-def test_the_shard_says_how_it_was_made(videos: Path, nets: Nets, tmp_path: Path) -> None:
+def test_the_shard_says_how_it_was_made(videos: Path, nets: Nets, tmp_path: Path, video_rows: Rows) -> None:
     stage = S3dFeatures(videos=str(videos), weights=nets["mil_nce"], windows="univl")
-    schema = stage.schema(video_rows(videos, "a").schema)
+    schema = stage.schema(video_rows("a").schema)
     assert is_heavy(schema.field("s3d"))
     table = pa.table([["x"], ["a.mp4"], [1], [[]], ["w"]], schema=schema)
     data = dataset(tmp_path, table)
@@ -249,7 +229,7 @@ def problems(weights: Weights, windows: str | Windows, **more: Any) -> list[str]
     return S3dFeatures(videos="v", weights=weights, windows=windows, **more).preflight()
 
 
-def test_the_plan_says_what_cannot_work(nets: Nets, videos: Path) -> None:
+def test_the_plan_says_what_cannot_work(nets: Nets, videos: Path, video_rows: Rows) -> None:
     mil_nce, kinetics = nets["mil_nce"], nets["torchvision"]
     assert problems(mil_nce, "univl", normalisation="unit") == []
     assert problems(kinetics, "videobert", normalisation="kinetics") == []
@@ -263,35 +243,53 @@ def test_the_plan_says_what_cannot_work(nets: Nets, videos: Path) -> None:
     assert problems(mil_nce, replace(SMALL, frames=5)) == [
         "S3D-G with space-to-depth wants an even number of frames and an even side, got 5 and 32"
     ]
-    assert problems(mil_nce, SMALL, batch_size=3) == ["batch_size must be 1 or a multiple of 16, got 3"]
+    assert problems(mil_nce, SMALL, batch_size=3) == [
+        "batch_size must be 1 or a multiple of 16, got 3: else place moves results"
+    ]
     with pytest.raises(SchemaError, match=r"has no windows 'unvl'; did you mean 'univl'\?"):
         S3dFeatures(videos="v", weights=mil_nce, windows="unvl").how()
     with pytest.raises(VlpipeError, match="the step says normalisation: unit, but"):
         run_map(
             S3dFeatures(videos="v", weights=kinetics, windows="videobert", normalisation="unit"),
-            video_rows(videos, "a"),
+            video_rows("a"),
         )
 
 
-def test_weights_that_are_none_are_named(tmp_path: Path, videos: Path) -> None:
+def test_weights_that_are_none_are_named(tmp_path: Path, videos: Path, video_rows: Rows) -> None:
     torch.save({"conv_2c.conv1.weight": torch.zeros(1)}, tmp_path / "odd.pth")
     stage = S3dFeatures(videos=str(videos), weights=Weights(path=str(tmp_path / "odd.pth")), windows=SMALL)
     with pytest.raises(VlpipeError, match=r"odd\.pth: S3D-G: the weights do not fit: 455 missing: "):
-        run_map(stage, video_rows(videos, "a"))
+        run_map(stage, video_rows("a"))
+
+
+def real(name: str) -> Path:
+    root = Path(os.environ.get("VLPIPE_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
+    if not (root / name).exists():
+        pytest.skip(f"real data not found: {root / name} (set VLPIPE_DATA)")
+    return root / name
 
 
 def test_real_clips_have_a_feature_per_second(nets: Nets) -> None:
-    root = Path(os.environ.get("VLPIPE_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
-    clips = root / "video_clips" / "clips"
-    if not clips.exists():
-        pytest.skip(f"real data not found: {clips} (set VLPIPE_DATA)")
+    clips = real("video_clips") / "clips"
     name = sorted(p.name for p in clips.glob("*.mp4"))[0]
     with av.open(str(clips / name)) as opened:
         length_s = opened.streams.video[0].duration * opened.streams.video[0].time_base
     rows = pa.table({"id": ["x"], "video": [name], "num_bytes": [os.path.getsize(clips / name)]})
-    stage = S3dFeatures(
-        videos=str(clips), weights=nets["mil_nce"], windows=replace(PRESETS["univl"], side=64)
-    )
-    found = times(run_map(stage, rows).table)
+    how = replace(PRESETS["univl"], side=64)
+    found = times(run_map(S3dFeatures(videos=str(clips), weights=nets["mil_nce"], windows=how), rows).table)
     assert [start for start, _ in found] == list(range(len(found)))
     assert abs(found[-1][1] - float(length_s)) < 0.1
+
+
+def test_odd_videos_give_features_or_a_reject(nets: Nets) -> None:
+    root = real("odd_videos")
+    said = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
+    names = [one["file"] for one in said] + ["SOURCE.txt"]
+    rows = pa.table({"id": names, "video": names, "num_bytes": [os.path.getsize(root / n) for n in names]})
+    how = Windows(fps=1, frames=2, stride=4, side=32)
+    out = run_map(S3dFeatures(videos=str(root), weights=nets["mil_nce"], windows=how), rows)
+    assert [(r.id, r.why) for r in out.rejects] == [("SOURCE.txt", "broken_video")]
+    for row in range(out.table.num_rows):
+        found = vectors(out.table, row)
+        assert len(found) >= 1
+        assert np.isfinite(found).all()
