@@ -63,7 +63,7 @@ class FrameSignals(MapStage):
     than `cut_above` of the colours (HSV histogram) go. black_ratio: black frames (98 % of the pixels below 32, as FFmpeg's
     blackframe has it); blur_ratio: frames whose Laplacian has a variance below `blur_below`; flat ones are blurred, too.
     frame_hash: pHash of the middle frame, equal in clips that show the same; null for a flat one.
-    Frames have `side` px on the shorter side. videos: their folder or fsspec URL. Where no source is named, numbers are ours.
+    Frames have `side` px on the shorter side. videos: their folder or fsspec URL. Numbers without a source are ours.
     RowFault: those of `video.decode`.
     """
 
