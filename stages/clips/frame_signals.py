@@ -63,7 +63,8 @@ class FrameSignals(MapStage):
     than `cut_above` of the colours (HSV histogram) go. black_ratio: black frames (98 % of the pixels below 32, as FFmpeg's
     blackframe has it); blur_ratio: frames whose Laplacian has a variance below `blur_below`; flat ones are blurred, too.
     frame_hash: pHash of the middle frame, equal in clips that show the same; null for a flat one.
-    Frames have `side` px on the shorter side. videos: their folder or fsspec URL. RowFault: those of `video.decode`.
+    Frames have `side` px on the shorter side. videos: their folder or fsspec URL. Numbers without a source are ours.
+    RowFault: those of `video.decode`.
     """
 
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
@@ -96,10 +97,10 @@ class FrameSignals(MapStage):
 
     def _measure(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
         grids = [grid(clip["start_s"], clip["end_s"], self.fps) for clip in clips]
-        seen = self._look(clips[0], sorted({k for grid in grids for k in grid}))
+        seen = self._look(clips[0], sorted({k for some in grids for k in some}))
         return [
-            self._signals(clip, [seen[k] for k in grid if k in seen])
-            for clip, grid in zip(clips, grids, strict=True)
+            self._signals(clip, [seen[k] for k in some if k in seen])
+            for clip, some in zip(clips, grids, strict=True)
         ]
 
     def _look(self, clip: Clip, wanted: Sequence[int]) -> dict[int, Look]:
@@ -125,14 +126,13 @@ class FrameSignals(MapStage):
         if not looks:
             detail = f"{clip['video']} has no frame from {clip['start_s']:g} to {clip['end_s']:g} s"
             raise RowFault("no_frames_in_window", detail)
-        moved = [
-            look.moved for look in looks[1:] if look.moved is not None
-        ]  # the first is compared with one outside
+        inner = looks[1:]  # what moved or was cut before the first frame is not in the clip
+        moved = [look.moved for look in inner if look.moved is not None]
         return {
             "frames_seen": len(looks),
             "static_ratio": float(np.mean([m < self.static_below for m in moved])) if moved else None,
             "motion": float(np.mean(moved)) if moved else None,
-            "num_cuts": sum(look.cut for look in looks[1:]),
+            "num_cuts": sum(look.cut for look in inner),
             "black_ratio": float(np.mean([look.black for look in looks])),
             "blur_ratio": float(np.mean([look.blurred for look in looks])),
             "frame_hash": looks[len(looks) // 2].hash,

@@ -20,7 +20,7 @@ from vlpipe.pipeline.stage import MapStage, Weights, Work
 from vlpipe.stages.clips.by_video import CLIP_FILE, Clip, grid, over_videos
 from vlpipe.stages.features.batches import batch_size_problems, encode_images, without
 from vlpipe.stages.features.embed import dim_in_config
-from vlpipe.stages.features.s3d import features_type
+from vlpipe.stages.features.s3d import features_type, span
 from vlpipe.stages.filter.scores import with_columns
 from vlpipe.stages.pixels import to_pixels
 from vlpipe.stages.video.decode import Exact, Limits, open_video
@@ -28,9 +28,6 @@ from vlpipe.stages.video.root import VideosRoot, root_path
 
 if TYPE_CHECKING:
     from vlpipe.stages.features.weights import Loaded
-
-MAX_S = 24 * 3600  # of a video that does not say how long it is
-SLACK_S = 10  # a header may name less than there is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +93,7 @@ class FrameFeatures(MapStage):
         with open_video(
             root_path(self.videos), rows[0]["video"], limits, num_bytes=rows[0]["num_bytes"]
         ) as video:
-            length_s = video.info.duration_s
-            end_s = MAX_S if length_s is None else min(length_s + SLACK_S, MAX_S)
-            grids = [grid(row.get("start_s", 0.0), row.get("end_s", end_s), self.fps) for row in rows]
+            grids = [grid(*span(row, video), self.fps) for row in rows]
             wanted = sorted({k for some in grids for k in some})
             frames = video.frames([k / self.fps for k in wanted], Exact(size, size))
             pictures = ((wanted[index], to_pixels(Image.fromarray(frame), size)) for index, frame in frames)
