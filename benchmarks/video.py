@@ -3,7 +3,8 @@
 python benchmarks/video.py --peer PYTHON      # about 6 minutes; prints Markdown
 python benchmarks/video.py --peer PYTHON --write    # and puts it into video.md and video.json beside this file
 
-PYTHON: an interpreter that has `decord`, `torchcodec`, or both; without --peer they are looked for in this one.
+PYTHON: an interpreter that has `decord`, `torchcodec`, or both; without --peer they are looked for in this one. torchcodec
+wants FFmpeg's shared libraries on LD_LIBRARY_PATH.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--write", action="store_true", help="write video.md and video.json")
     asked = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine(), "seconds": asked.seconds, "av": version("av")}
+    found: dict[str, Any] = {"machine": machine(), "seconds": asked.seconds}
     with tempfile.TemporaryDirectory(prefix="vl") as folder:
         films = {gop: Path(folder) / f"gop{gop}.mp4" for gop in GOPS}
         for gop, film in films.items():

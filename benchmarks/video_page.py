@@ -21,7 +21,7 @@ def markdown(found: dict[str, Any]) -> str:
     parts = [
         "# Decoding",
         f"Written by `python benchmarks/video.py --peer PYTHON --write`. {machine_line(found['machine'])} "
-        f"PyAV {found['av']}. When it ended: {load}.",
+        f"{', '.join(sorted({one['package'] for one in found['measured']}))}. When it ended: {load}.",
         f"A film of {found['seconds']} s at 30 frames per second, 456 x 256, H.264 with B-frames; frames come out as "
         "224 x 224 RGB. One thread each; seconds of processor time, medians; the ways take turns.",
     ]

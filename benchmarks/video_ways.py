@@ -1,7 +1,7 @@
 """Ways to get frames of a video at given times as 224 x 224 RGB, each in a process that does one job after another.
 
-A worker: reads lines {"way", "path", "clips": [[seconds, ...], ...]}, writes lines {"frames", "cpu_s", "wall_s"}. It runs
-under any Python; only vlpipe's own ways import vlpipe.
+A worker: reads lines {"way", "path", "clips": [[seconds, ...], ...]}, writes lines {"frames", "cpu_s", "wall_s",
+"package"}. It runs under any Python; only vlpipe's own ways import vlpipe.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from typing import Any
 
 SIDE = 224
@@ -126,6 +127,12 @@ WAYS: dict[str, Callable[[str, Clips], int]] = {
 }
 
 
+def package(way: str) -> str:
+    """What decodes, with its version."""
+    name = next((one for one in ("decord", "torchcodec") if way.startswith(one)), "av")
+    return f"{name} {version(name)}"
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries talk
@@ -133,7 +140,12 @@ def main() -> None:
         job = json.loads(line)
         cpu_s, wall_s = time.process_time(), time.perf_counter()
         num = WAYS[job["way"]](job["path"], job["clips"])
-        said = {"cpu_s": time.process_time() - cpu_s, "wall_s": time.perf_counter() - wall_s, "frames": num}
+        said: dict[str, Any] = {
+            "cpu_s": time.process_time() - cpu_s,
+            "wall_s": time.perf_counter() - wall_s,
+            "frames": num,
+        }
+        said["package"] = package(job["way"])
         print(json.dumps(said), file=answers, flush=True)
 
 
