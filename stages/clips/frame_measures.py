@@ -12,6 +12,9 @@ from vlpipe.stages.dedup.phash import grey, has_texture, hash_greys
 Picture = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 HUES, SATS, VALUES = 12, 4, 4
 DARK = 32  # grey levels: darker pixels are black, as FFmpeg's blackframe has it
+STROKE = 48  # grey levels from one pixel to the next: the edge of a letter on its ground
+LINE = 16  # lines of text that fit into the shorter side; a window is one line high and four times as wide
+STROKES = 0.2  # of a window's pixels are edges where there is text
 BLACK_SHARE = 0.98  # of the pixels must be black for a black frame; blackframe's default
 
 
@@ -21,17 +24,35 @@ class FrameFacts:
     colours: npt.NDArray[np.float64]  # (192,) histogram of hue, saturation and value; sums to 1
     dark: float  # share of black pixels
     sharpness: float  # variance of the Laplacian
+    text: float  # share of the picture that looks like text
 
 
 def frame_facts(picture: Picture) -> FrameFacts:
     luma = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    return FrameFacts(luma, hsv_histogram(picture[::2, ::2]), float((luma < DARK).mean()), sharpness(luma))
+    return FrameFacts(
+        luma, hsv_histogram(picture[::2, ::2]), float((luma < DARK).mean()), sharpness(luma), text_share(luma)
+    )
 
 
 def sharpness(luma: npt.NDArray[np.float32]) -> float:
     """Variance of the Laplacian (four neighbours): low where nothing is in focus. Pech-Pacheco et al., ICPR 2000."""
     around = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
     return float((around - 4 * luma[1:-1, 1:-1]).astype(np.float64).var())
+
+
+def text_share(luma: npt.NDArray[np.float32]) -> float:
+    """Share of windows, a text line high, that are dense with upright strokes: burned-in titles and subtitles.
+
+    An estimate: foliage, fences and print on things count, too; large letters do not.
+    """
+    height = max(4, min(luma.shape) // LINE)
+    width = 4 * height
+    rows, columns = luma.shape[0] // height, (luma.shape[1] - 1) // width
+    if not rows or not columns:
+        return 0.0
+    edges = np.abs(np.diff(luma, axis=1)) >= STROKE
+    windows = edges[: rows * height, : columns * width].reshape(rows, height, columns, width)
+    return float((windows.mean(axis=(1, 3)) >= STROKES).mean())
 
 
 def hsv_histogram(picture: Picture) -> npt.NDArray[np.float64]:

@@ -39,6 +39,7 @@ SIGNALS = pa.schema(
         ("num_cuts", pa.int32()),
         ("black_ratio", pa.float32()),
         ("blur_ratio", pa.float32()),
+        ("burned_text", pa.float32()),
         ("frame_hash", pa.string()),
     ]
 )
@@ -49,6 +50,7 @@ class Look(NamedTuple):
 
     black: bool
     blurred: bool
+    text: float
     hash: str | None
     moved: float | None  # since the frame before on the grid; None: nobody looked at it
     cut: bool  # between that frame and this one
@@ -62,6 +64,7 @@ class FrameSignals(MapStage):
     `static_below` of it (a slide, with the codec's noise), of all; both null for one frame. num_cuts: steps in which more
     than `cut_above` of the colours (HSV histogram) go. black_ratio: black frames (98 % of the pixels below 32, as FFmpeg's
     blackframe has it); blur_ratio: frames whose Laplacian has a variance below `blur_below`; flat ones are blurred, too.
+    burned_text: the mean share of a frame that looks like text, an estimate (`frame_measures.text_share`).
     frame_hash: pHash of the middle frame, equal in clips that show the same; null for a flat one.
     Frames have `side` px on the shorter side. videos: their folder or fsspec URL. Numbers without a source are ours.
     RowFault: those of `video.decode`.
@@ -115,6 +118,7 @@ class FrameSignals(MapStage):
                 looks[k] = Look(
                     facts.dark >= BLACK_SHARE,
                     facts.sharpness < self.blur_below,
+                    facts.text,
                     frame_hash(picture),
                     motion(next_to, facts) if next_to else None,
                     next_to is not None and colour_change(next_to, facts) > self.cut_above,
@@ -135,5 +139,6 @@ class FrameSignals(MapStage):
             "num_cuts": sum(look.cut for look in inner),
             "black_ratio": float(np.mean([look.black for look in looks])),
             "blur_ratio": float(np.mean([look.blurred for look in looks])),
+            "burned_text": float(np.mean([look.text for look in looks])),
             "frame_hash": looks[len(looks) // 2].hash,
         }

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from PIL import Image, ImageDraw
 
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.clips.frame_measures import (
@@ -19,6 +20,7 @@ from vlpipe.stages.clips.frame_measures import (
     hsv_histogram,
     motion,
     sharpness,
+    text_share,
 )
 from vlpipe.stages.clips.frame_signals import FrameSignals
 
@@ -49,6 +51,27 @@ def clip_rows(*clips: tuple[Path, float, float]) -> pa.Table:
             "end_s": pa.array([end for _, _, end in clips], pa.float64()),
         }
     )
+
+
+def test_text_on_a_picture_is_seen_and_more_of_it_is_more() -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    scene = Image.fromarray(coarse).resize((320, 240), Image.Resampling.BICUBIC)
+    shares = []
+    for lines in range(4):
+        picture = scene.copy()
+        draw = ImageDraw.Draw(picture)
+        for line in range(lines):
+            draw.rectangle((20, 180 + 16 * line, 300, 194 + 16 * line), fill="black")
+            draw.text((24, 181 + 16 * line), "stir the butter into the flour slowly and wait", fill="white")
+        shares.append(text_share(np.asarray(picture.convert("L"), np.float32)))
+    assert shares[0] == 0
+    assert shares == sorted(set(shares))
+    assert 0.02 < shares[1] < 0.2
+
+
+def test_flat_and_tiny_pictures_have_no_text() -> None:
+    assert text_share(np.zeros((96, 128), np.float32)) == 0
+    assert text_share(np.zeros((3, 5), np.float32)) == 0
 
 
 @pytest.fixture(scope="module")
