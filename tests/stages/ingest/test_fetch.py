@@ -17,7 +17,7 @@ import pytest
 from threat_server import PLAIN, LocalImages
 
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import AheadWork, ListFile
+from vlpipe.pipeline.stage import ListFile
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.ingest.fetch import retry_after_s
 from vlpipe.stages.ingest.images import FETCHED, PASSING, FetchImages
@@ -385,28 +385,3 @@ def test_how_patiently_we_ask_is_no_part_of_the_identity() -> None:
         "hash_mismatch",
     }
     assert not PASSING & {"bad_url", "forbidden_address", "truncated", "not_an_image", "too_large"}
-
-
-def test_a_slow_row_does_not_hold_up_the_batches_after_it(threats: Any) -> None:
-    """Their requests are made while it is waited for, and once."""
-    stage = LocalImages(ports={"threat.test": threats.port}, read_timeout_s=6.0, timeout_s=6.0, retries=0)
-    slow, fast = (
-        pa.concat_tables(listed((Pair(threat(url), "") for url in urls), source="web", text_source="web"))
-        for urls in (["/silent", "/ok.jpg"], ["/ok.jpg?2", "/missing"])
-    )
-    with stage.open() as work:
-        assert isinstance(work, AheadWork)
-        for batch in (slow, fast):
-            work.ahead(batch)
-        deadline = time.monotonic() + 5.5
-        while threats.asked["/missing"] == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        before = dict(threats.asked)
-        outs = [work(slow), work(fast)]
-    assert before == {"/silent": 1, "/ok.jpg": 2, "/missing": 1}
-    assert dict(threats.asked) == before
-    assert [codes(out) for out in map(as_out, outs)] == [["timeout"], ["http_404"]]
-
-
-def as_out(result: pa.Table | Out) -> Out:
-    return result if isinstance(result, Out) else Out(result)
