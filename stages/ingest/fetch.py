@@ -184,7 +184,6 @@ class Crawler:
         self._refuse, self._folder = refuse, folder
         self._session, self._turns, self._limits, self._passing = session, turns, limits, passing
         self._all = asyncio.Semaphore(limits.concurrency)
-        self._opted_out: dict[str, str] = {}  # URLs that said no, and how; they are not asked again
         robots, tdmrep = limits.robots == "obey", limits.tdmrep == "obey"
         self._origins = (
             Origins(self._rules, limits.product, robots=robots, tdmrep=tdmrep) if robots or tdmrep else None
@@ -224,7 +223,7 @@ class Crawler:
                     await self._need_allowed(url)
                 host = yarl.URL(url, encoded=True).host or ""
                 async with (
-                    self._turns.turn(host) as turn,
+                    self._turns.turn(host, url) as turn,
                     self._all,
                 ):  # waiting costs the URL none of its time
                     begin = time.monotonic()
@@ -259,8 +258,6 @@ class Crawler:
         """The page, or where it redirects to."""
         target = yarl.URL(url, encoded=True)
         host = target.host or ""
-        if url in self._opted_out:  # it was asked while we waited for our turn, if not before
-            raise RowFault("opt_out", self._opted_out[url])
         with _typed(host, self._limits):
             if _is_literal(host):  # aiohttp does not ask the resolver for these
                 need_public(host, host)
@@ -274,7 +271,7 @@ class Crawler:
                 if not (redirects or response.status == 200):
                     raise HttpFault(response.status)
                 if not rules:
-                    self._need_consent(url, response)
+                    self._need_consent(response, turn)
                 if redirects:
                     return response.headers["Location"]
                 shown = without_secrets(url)
@@ -285,11 +282,11 @@ class Crawler:
                 body = await _body(response, min(max_bytes, MAX_RULES_FILE_BYTES) if rules else max_bytes)
                 return Page(response.status, shown, body)
 
-    def _need_consent(self, url: str, response: aiohttp.ClientResponse) -> None:
-        """Before a byte of the body is read."""
+    def _need_consent(self, response: aiohttp.ClientResponse, turn: Turn) -> None:
+        """Before a byte of the body is read; the gate lets nobody of this run ask again."""
         evidence = opted_out(response.headers, self._limits.product, self._limits.opt_out)
         if evidence is not None:
-            self._opted_out[url] = evidence
+            turn.opted_out = evidence
             raise RowFault("opt_out", evidence)
 
 

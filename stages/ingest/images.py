@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -27,6 +27,7 @@ from vlpipe.stages.row import IMAGE_FIELDS, LISTED
 
 if TYPE_CHECKING:
     from vlpipe.stages.ingest.fetch import Limits
+    from vlpipe.stages.ingest.img2dataset_engine import Img2datasetFetch
 
 # What may pass: in a later run by `vlpipe retry STEP --why CODE`; all but host_busy are also tried again at once
 # (`retries`). No other code is: what a server says for good, an opt-out or wrong bytes do not change by asking.
@@ -36,6 +37,19 @@ PASSING = frozenset(
 )
 FETCHED = pa.schema(
     [*LISTED, pa.field("http_status", pa.int32()), pa.field("final_url", pa.string()), *IMAGE_FIELDS]
+)
+
+# Parameters that only our own fetcher keeps to.
+OURS_ALONE = (
+    "blocklist",
+    "hash",
+    "encoding",
+    "bad_lines",
+    "host_interval_s",
+    "bot",
+    "opt_out",
+    "robots",
+    "tdmrep",
 )
 
 Positive = Annotated[float, Field(gt=0)]
@@ -148,7 +162,8 @@ class FetchImages(Fetching):
     """list: parquet, tsv, csv or jsonl, or a folder of them; url, text: its columns; columns: their names,
     for a tsv or csv without a header line (CC3M: `columns: [text, url]`). hash: its column of expected digests, md5 or
     sha256 in hexadecimal: other bytes are rejected before they are decoded. encoding: of the list; bad_lines: a line
-    that cannot be read stops the step, or is a reject.
+    that cannot be read stops the step, or is a reject. engine: img2dataset fetches with that library (extra
+    `img2dataset`); `ingest.img2dataset_engine` says which guards then hold, and the plan refuses what it cannot do.
 
     Columns out: FETCHED; with `resize` also the digest and size of what came. Codes: PASSING, http_<status>, no_url,
     bad_url, bad_line, bad_hash, forbidden_address, tls, bad_response, too_many_redirects, too_large, opt_out (kind
@@ -165,11 +180,44 @@ class FetchImages(Fetching):
     encoding: str = "utf-8"
     bad_lines: Literal["stop", "reject"] = "stop"
     text_source: Literal["web", "human"] = "web"
+    engine: Literal["vlpipe", "img2dataset"] = "vlpipe"
 
     def preflight(self) -> builtins.list[str]:
         if self.list.step is None:
             next(self._pairs(), None)  # raises what is wrong with the file or its columns
+        if self.engine == "img2dataset":
+            return [*self._not_held(), *self._img2dataset().preflight()]
         return super().preflight()
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return super().schema(inp) if self.engine == "vlpipe" else self._img2dataset().schema(inp)
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        with super().open() if self.engine == "vlpipe" else self._img2dataset().open() as work:
+            yield work
+
+    def _not_held(self) -> builtins.list[str]:
+        """Parameters that were set and that img2dataset has no way to keep to."""
+        default = {f.name: f.default for f in fields(self)}
+        asked = [name for name in OURS_ALONE if getattr(self, name) != default[name]]
+        if self.resize is not None and not self.resize.only_if_bigger:
+            asked.append("resize.only_if_bigger: false")
+        return [
+            f"engine: img2dataset cannot keep to `{name}`; leave it out, or let engine: vlpipe fetch"
+            for name in asked
+        ]
+
+    def _img2dataset(self) -> Img2datasetFetch:
+        from vlpipe.stages.ingest.img2dataset_engine import Img2datasetFetch
+
+        names = {f.name for f in fields(Img2datasetFetch)} & {f.name for f in fields(self)}
+        same = {name: getattr(self, name) for name in names - {"timeout_s"}}
+        resize: dict[str, Any] = {}
+        if self.resize is not None:
+            resize = {"image_size": self.resize.size, "resize_mode": self.resize.mode}
+            resize |= {"encode_format": self.resize.format, "encode_quality": self.resize.quality}
+        return Img2datasetFetch(**same, **resize, timeout_s=self.read_timeout_s)
 
     def row_schema(self) -> pa.Schema:
         return pa.schema([*LISTED, *self._more()])

@@ -7,6 +7,7 @@ turn back after it. Routing hosts to workers instead would tear shards apart: sh
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.shared import Address, Peer, connect
 
 GATHER_S = 0.001  # messages are collected for this long: one line for many of them
@@ -53,26 +54,35 @@ class _Host:
 
 
 class HostGate:
-    """The service. From a worker: lists of [key, host] (wants a turn) and [key, struck, wanted_s] (gives it back).
+    """The service. From a worker: lists of [key, host, digest of the URL] (wants a turn) and
+    [key, struck, wanted_s, how the URL said no or null] (gives it back).
 
-    To a worker: lists of [key, granted]; not granted: the host wants a longer rest than `max_wait_s`.
+    To a worker: lists of [key, granted]; false: the host wants a longer rest than `max_wait_s`; text: the URL has said no.
     """
 
     def __init__(self, rules: Politeness) -> None:
         self._rules = rules
         self._hosts: dict[str, _Host] = {}
-        self._turns: dict[tuple[Peer, int], str] = {}  # waiting or leased -> host
+        self._turns: dict[
+            tuple[Peer, int], tuple[str, str]
+        ] = {}  # waiting or leased -> host, digest of the URL
+        self._opted_out: dict[str, str] = {}  # digest of a URL that said no -> how; it is not asked again
         self._sweep_at = FEW_HOSTS
 
     def heard(self, peer: Peer, message: Any) -> None:
         touched: dict[str, None] = {}
         for key, *rest in message:
-            if len(rest) == 1:
-                self._turns[peer, key] = rest[0]
-                self._hosts.setdefault(rest[0], _Host()).waiting.append((peer, key))
-                touched[rest[0]] = None
-            elif (name := self._turns.pop((peer, key), None)) is not None:
-                self._given_back(self._hosts[name], (peer, key), *rest)
+            if len(rest) == 2:
+                name, digest = rest
+                self._turns[peer, key] = name, digest
+                self._hosts.setdefault(name, _Host()).waiting.append((peer, key))
+                touched[name] = None
+            elif (turn := self._turns.pop((peer, key), None)) is not None:
+                name, digest = turn
+                struck, wanted_s, evidence = rest
+                if evidence is not None:
+                    self._opted_out[digest] = evidence
+                self._given_back(self._hosts[name], (peer, key), struck, wanted_s)
                 touched[name] = None
         self._grant(touched)
         if len(self._hosts) > self._sweep_at:
@@ -82,7 +92,7 @@ class HostGate:
 
     def left(self, peer: Peer) -> None:
         gone = [turn for turn in self._turns if turn[0] is peer]
-        touched = dict.fromkeys(self._turns.pop(turn) for turn in gone)
+        touched = dict.fromkeys(self._turns.pop(turn)[0] for turn in gone)
         for name in touched:
             host = self._hosts[name]
             host.waiting = deque(turn for turn in host.waiting if turn[0] is not peer)
@@ -106,15 +116,18 @@ class HostGate:
             host.rest_until = max(host.rest_until, _now() + wanted_s)
 
     def _grant(self, names: dict[str, None]) -> None:
-        out: dict[Peer, list[tuple[int, bool]]] = {}
+        out: dict[Peer, list[tuple[int, bool | str]]] = {}
         for name in names:
             for (peer, key), granted in self._pump(name):
                 out.setdefault(peer, []).append((key, granted))
         for peer, answers in out.items():
             peer.send(answers)
 
-    def _pump(self, name: str) -> Iterator[tuple[tuple[Peer, int], bool]]:
-        """Answer those who wait for a host, as far as its limits allow; come back when they will allow more."""
+    def _pump(self, name: str) -> Iterator[tuple[tuple[Peer, int], bool | str]]:
+        """Answer those who wait for a host, as far as its limits allow; come back when they will allow more.
+
+        True: ask now; False: the host rests too long; text: the URL has opted out since, with these words.
+        """
         host, now = self._hosts[name], _now()
         if host.timer:
             host.timer.cancel()
@@ -125,6 +138,12 @@ class HostGate:
                 yield turn, False
             host.waiting.clear()
         while host.waiting:
+            known = self._opted_out.get(self._turns[host.waiting[0]][1])
+            if known is not None:
+                turn = host.waiting.popleft()
+                del self._turns[turn]
+                yield turn, known
+                continue
             at = max(host.next_start, host.rest_until, self._free_at(host, now))
             if at > now:
                 loop = asyncio.get_running_loop()
@@ -157,6 +176,7 @@ class Turn:
 
     struck: bool = False
     wanted_s: float = 0.0
+    opted_out: str | None = None  # the URL said no, with these words
 
 
 class HostBusy(Exception):
@@ -170,30 +190,32 @@ class Turns:
     close: Callable[[], None]
 
     def __init__(self) -> None:
-        self._asked: dict[int, asyncio.Future[bool]] = {}
+        self._asked: dict[int, asyncio.Future[bool | str]] = {}
         self._out: list[list[Any]] = []
         self._lost = False
         self._next = 0
 
     @asynccontextmanager
-    async def turn(self, host: str) -> AsyncIterator[Turn]:
-        """Wait for a turn at the host; HostBusy when there will be none soon."""
+    async def turn(self, host: str, url: str = "") -> AsyncIterator[Turn]:
+        """Wait for a turn at the host; HostBusy when there will be none soon, RowFault when the URL has opted out."""
         if self._lost:
             self._fail(None)
         self._next += 1
         key, mine = self._next, Turn()
         answer = self._asked[key] = asyncio.get_running_loop().create_future()
-        self._put([key, host])
-        granted = True
+        self._put([key, host, hashlib.sha256(url.encode()).hexdigest()[:32] if url else ""])
+        granted: bool | str = True
         try:
             granted = await answer
+            if isinstance(granted, str):
+                raise RowFault("opt_out", granted)
             if not granted:
                 raise HostBusy(host)
             yield mine
         finally:
             self._asked.pop(key, None)
-            if granted:
-                self._put([key, mine.struck, mine.wanted_s])
+            if granted is True:
+                self._put([key, mine.struck, mine.wanted_s, mine.opted_out])
 
     def heard(self, message: Any) -> None:
         for key, granted in message:
@@ -207,7 +229,7 @@ class Turns:
             if not answer.done():
                 self._fail(answer)
 
-    def _fail(self, answer: asyncio.Future[bool] | None) -> None:
+    def _fail(self, answer: asyncio.Future[bool | str] | None) -> None:
         error = VlpipeError("the run's driver hung up: without it the workers cannot share a host's limits")
         if answer is None:
             raise error

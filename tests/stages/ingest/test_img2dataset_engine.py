@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from vlpipe.stages.ingest.img2dataset_engine import Img2datasetFetch, columns_ou
 from vlpipe.stages.ingest.img2dataset_errors import typed
 from vlpipe.stages.ingest.list import Pair, listed
 from vlpipe.stages.ingest.precheck import allowed
+from vlpipe.stages.ingest.resize import Resize
 from vlpipe.stages.pixels import decode
 
 HOST = "threat.test"
@@ -162,6 +164,32 @@ def test_the_same_rows_and_rejects_as_our_own_fetcher(
     assert again.table.equals(found.table)
     assert run_map(theirs, rows.slice(0, 0)).table.schema == FETCHED
     assert "failed" not in capfd.readouterr().out
+
+
+@needs_it
+@pytest.mark.parametrize("size", [None, 10])
+def test_the_key_engine_is_that_stage(stages: tuple[Img2datasetFetch, FetchImages], size: int | None) -> None:
+    theirs, ours = stages
+    keyed = replace(ours, engine="img2dataset", resize=None if size is None else Resize(size=size))
+    theirs = replace(theirs, image_size=size, resize_mode="keep_ratio")
+    rows = pa.concat_tables(keyed.rows())
+    assert keyed.preflight() == []
+    assert keyed.schema(keyed.row_schema()) == theirs.schema(theirs.row_schema())
+    found, wanted = run_map(keyed, rows), run_map(theirs, rows)
+    assert found.table.equals(wanted.table)
+    assert found.rejects == wanted.rejects
+
+
+def test_what_the_engine_cannot_keep_to_stops_the_plan(stages: tuple[Img2datasetFetch, FetchImages]) -> None:
+    asked = {"hash": "text", "robots": "obey", "host_interval_s": 1.0, "resize": Resize(only_if_bigger=False)}
+    problems = replace(stages[1], engine="img2dataset", **asked).preflight()
+    assert [problem.split("`")[1] for problem in problems if "cannot keep to" in problem] == [
+        "hash",
+        "host_interval_s",
+        "robots",
+        "resize.only_if_bigger: false",
+    ]
+    assert "leave it out, or let engine: vlpipe fetch" in problems[0]
 
 
 @needs_it

@@ -74,6 +74,15 @@ def test_two_workers_share_a_hosts_rate(services: Services, threats: Any) -> Non
     assert max(threats.at) - min(threats.at) >= 1.6  # 39 * 0.05, were no thread ever late
 
 
+def test_a_url_that_opted_out_is_asked_by_no_other_worker(services: Services, threats: Any) -> None:
+    where = services.address("images", lambda: HostGate(rules()))
+    no = ["http://threat.test/no-ai"]
+    for _ in range(2):
+        one = worker(where, threats.port, [*no, "http://threat.test/ok.jpg"])
+        assert json.loads(one.communicate(timeout=60)[0]) == [1, ["opt_out"]]
+    assert (threats.asked["/no-ai"], threats.asked["/ok.jpg"]) == (1, 2)
+
+
 def test_what_a_killed_worker_held_is_free_at_once(services: Services, threats: Any) -> None:
     """It held both places of the host for 5 s; the other worker has long been done by then."""
     where = services.address("images", lambda: HostGate(rules()))
@@ -224,8 +233,8 @@ def test_hosts_of_the_past_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
     async def talk() -> int:
         nobody = Nobody()
         for n in range(1000):
-            gate.heard(nobody, [[n, f"host{n}"]])
-            gate.heard(nobody, [[n, False, 0.0]])
+            gate.heard(nobody, [[n, f"host{n}", ""]])
+            gate.heard(nobody, [[n, False, 0.0, None]])
         return len(gate._hosts)
 
     assert asyncio.run(talk()) <= 21
