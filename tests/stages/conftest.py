@@ -1,10 +1,11 @@
-"""A tiny random BLIP on disk, and image rows, for the stages that compute with a model."""
+"""A tiny random BLIP on disk, and image rows, for the stages that compute with a model; where the real data is."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,3 +74,16 @@ def image_rows() -> Callable[..., pa.Table]:
         return pa.table([ids, pa.array(texts, TEXTS), pa.array(pictures, pa.binary())], schema=schema)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def data() -> Callable[[str], Path]:
+    """data(name): a file or folder of the real data, or the test is skipped."""
+    root = Path(os.environ.get("VLPIPE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        if not (root / name).exists():
+            pytest.skip(f"real data not found: {root / name} (set VLPIPE_DATA)")
+        return root / name
+
+    return find
