@@ -109,19 +109,33 @@ def listed_rows(images: Sequence[bytes], captions: Sequence[str]) -> pa.Table:
 
 
 def make_run(folder: Path, images: Sequence[bytes], captions: Sequence[str]) -> RunView:
-    store, rng = Store(str(folder)), np.random.default_rng(0)
+    """Pictures through fetch, dedup, training, filter and training again; one step failed."""
+    store = Store(str(folder))
     rows = listed_rows(images, captions)
     fetched = write(store, "fetch", rows, -(-len(images) // 3))
     ids = rows["id"].to_pylist()
-    lost = [
-        Reject(f"{k:064x}", "fault", "http_404", "GET http://u:p@h.test/x?token=hidden") for k in range(5)
-    ]
-    lost += [Reject(f"{k:064x}", "fault", "truncated", "stopped at byte 812") for k in range(5, 7)]
     twins = [
         Reject(i, "filtered", "near_duplicate", f"twin of {ids[0]}, similarity 0.970") for i in ids[4::9]
     ]
-    scored = judged(drop(fetched, "unique", [r.id for r in twins], fetched), rng)
     unique = drop(fetched, "unique", [r.id for r in twins], fetched)
+    filtered, bad = judged_step(store, unique, fetched)
+    matched = drop(filtered, "matched", [r.id for r in bad], fetched)
+    about = "Noisy web pairs in, a better model out: CapFilt on the demo world.\nLi et al. 2022."
+    data = {"fetch": fetched, "unique": unique, "filter": filtered, "matched": matched}
+    steps = steps_of(store, len(images), data, {"fetch": lost_rows(), "unique": twins, "matched": bad})
+    return RunView(title="blip_capfilt", description=about, steps=steps)
+
+
+def lost_rows() -> list[Reject]:
+    found = [
+        Reject(f"{k:064x}", "fault", "http_404", "GET http://u:p@h.test/x?token=hidden") for k in range(5)
+    ]
+    return [*found, *(Reject(f"{k:064x}", "fault", "truncated", "stopped at byte 812") for k in range(5, 7))]
+
+
+def judged_step(store: Store, unique: Dataset, fetched: Dataset) -> tuple[Dataset, list[Reject]]:
+    """The filter's shards, and the rows it left no text."""
+    scored = judged(unique, np.random.default_rng(0))
     kept = [any(t["kept"] for t in ts) for ts in scored["texts"].to_pylist()]
     bad = [
         Reject(i, "filtered", "no_text_kept", "web: not_matched; synth: not_matched")
@@ -137,28 +151,32 @@ def make_run(folder: Path, images: Sequence[bytes], captions: Sequence[str]) -> 
         )
         for k, p in enumerate(parts)
     ]
-    filtered = Dataset(store, "filter", ROWS, tuple(shards))
-    matched = drop(filtered, "matched", [r.id for r in bad], fetched)
+    return Dataset(store, "filter", ROWS, tuple(shards)), bad
 
-    def dropped(rejects: Sequence[Reject]) -> dict[str, Any]:
-        return {"rejects": counts(rejects), "rejects_sample": rejects}
+
+def steps_of(
+    store: Store, num_images: int, data: dict[str, Dataset], gone: dict[str, list[Reject]]
+) -> list[StepView]:
+    def dropped(name: str) -> dict[str, Any]:
+        return {"rejects": counts(gone[name]), "rejects_sample": gone[name]}
 
     def trained(name: str, seed: int) -> Dataset:
         return write(store, name, curves(400, ("itc", "itm", "lm"), seed), 10_000)
 
     listing = "http://user:secret@lists.test/web.parquet?sig=hidden"
-    steps = [
-        step("fetch", "ingest.images:FetchImages", (), len(images) + 7, fetched, 12.4, **dropped(lost),
+    fetched, unique, matched = data["fetch"], data["unique"], data["matched"]
+    return [
+        step("fetch", "ingest.images:FetchImages", (), num_images + 7, fetched, 12.4, **dropped("fetch"),
              params={"list": listing, "timeout_s": 10}),
-        step("twins", "dedup.exact:ExactDuplicates", ("fetch",), len(images), fetched, 3.1,
+        step("twins", "dedup.exact:ExactDuplicates", ("fetch",), num_images, fetched, 3.1,
              params={"phash": True, "max_distance": 4}),
-        step("unique", "dedup.apply:DropDuplicates", ("fetch",), len(images), unique, 0.8, **dropped(twins),
-             params={"decisions": {"from": "twins", "path": "decisions.parquet"}}),
+        step("unique", "dedup.apply:DropDuplicates", ("fetch",), num_images, unique, 0.8,
+             **dropped("unique"), params={"decisions": {"from": "twins", "path": "decisions.parquet"}}),
         step("pretrain", "train.train:Train", ("unique",), unique.num_rows, trained("pretrain", 1), 312.0),
-        step("filter", "filter.itm:ItmFilter", ("unique",), unique.num_rows, filtered, 41.7,
+        step("filter", "filter.itm:ItmFilter", ("unique",), unique.num_rows, data["filter"], 41.7,
              params={"threshold": 0.5}),
         step("matched", "filter.kept:KeepMatched", ("filter",), unique.num_rows, matched, 0.4,
-             **dropped(bad)),
+             **dropped("matched")),
         step("retrain", "train.train:Train", ("matched",), matched.num_rows, trained("retrain", 2), 4312.0),
         step("before", "evaluate.retrieval:Retrieval", ("pretrain",), 500,
              write(store, "before", metrics(0.0), 100), 5.0),
@@ -167,8 +185,6 @@ def make_run(folder: Path, images: Sequence[bytes], captions: Sequence[str]) -> 
         StepView(name="<script>alert('step')</script>", use="my_pkg.stages:Mine", status="failed",
                  inputs=("matched",)),
     ]  # fmt: skip
-    about = "Noisy web pairs in, a better model out: CapFilt on the demo world.\nLi et al. 2022."
-    return RunView(title="blip_capfilt", description=about, steps=steps)
 
 
 def step(

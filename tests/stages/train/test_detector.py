@@ -98,7 +98,7 @@ def test_killed_and_resumed_it_ends_the_same(
         patch.setattr(fit_module, "train_step", dies)
         with pytest.raises(KeyboardInterrupt):
             run_gather(recipe(), [poles], tmp_path / "killed", say=lambda _: None)
-    assert sorted(p.name for p in tmp_path.glob("killed/work/checkpoints/*")) == [
+    assert sorted(p.name for p in (tmp_path / "killed" / "work" / "checkpoints").iterdir()) == [
         "000000002.pt",
         "000000004.pt",
     ]
