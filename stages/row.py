@@ -49,7 +49,7 @@ def text(value: str, source: str, **more: Any) -> dict[str, Any]:
 
 
 def single_texts(values: Sequence[str], source: str) -> pa.ListArray:
-    """`texts` of rows with one text each; an empty one gives none. Ten times as fast as from dicts."""
+    """`texts` of rows with one text each; an empty one gives none. Four times as fast as from dicts."""
     there = pa.array([value for value in values if value], pa.string())
     columns = {f.name: pa.nulls(len(there), f.type) for f in TEXT}
     columns |= {"text": there, "source": pa.array([source] * len(there), pa.string())}

@@ -45,7 +45,7 @@ def alnum_ratio(text: pa.Array) -> pa.Array:
 
 
 def _num_alnum(text: pa.Array) -> pa.Array:
-    """ASCII by a table, eight times as fast as the expression that knows all of Unicode."""
+    """ASCII by a table, in 0.5 to 0.6 of the time of the expression that knows all of Unicode."""
     text = as_array(text).cast(pa.string())
     _, offsets, data = text.buffers()
     ends = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1]
