@@ -6,6 +6,7 @@ https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-specia
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 NOT_PUBLIC_V4 = tuple(
@@ -42,6 +43,7 @@ SIX_TO_FOUR = IPv6Network("2002::/16")
 NAT64 = IPv6Network("64:ff9b::/96")
 
 
+@lru_cache(maxsize=100_000)  # asked for each hop and each socket
 def is_public(address: str | IPv4Address | IPv6Address) -> bool:
     """Whether the address is out on the internet; one that carries an IPv4 address is judged by that."""
     if isinstance(address, str):
@@ -65,3 +67,13 @@ def carried_v4(address: IPv6Address) -> IPv4Address | None:
     if address in NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return None
+
+
+@lru_cache(maxsize=100_000)
+def is_literal(host: str) -> bool:
+    """Whether the host is an address in numbers and no name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -14,10 +14,11 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out
 from vlpipe.stages.ingest.blocklist import BLOCKED, Blocklist
-from vlpipe.stages.ingest.fetch import Answer, Fetch, Page
+from vlpipe.stages.ingest.fetch import Answer, Fetch
 from vlpipe.stages.ingest.image_rows import ImageRows
 from vlpipe.stages.ingest.list import EXPECTED, FAULT
 from vlpipe.stages.ingest.optout import opted_out_inside
+from vlpipe.stages.ingest.response import Page
 
 FILTERED = frozenset({"opt_out", BLOCKED})  # a rule said no, nothing broke: `vlpipe retry` leaves these alone
 CHECK_ROWS = 32  # images that go to the decoder together

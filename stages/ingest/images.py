@@ -26,8 +26,8 @@ from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
 from vlpipe.stages.row import IMAGE_FIELDS, LISTED
 
 if TYPE_CHECKING:
-    from vlpipe.stages.ingest.fetch import Limits
     from vlpipe.stages.ingest.img2dataset_engine import Img2datasetFetch
+    from vlpipe.stages.ingest.limits import Limits
 
 # What may pass: in a later run by `vlpipe retry STEP --why CODE`; all but host_busy are also tried again at once
 # (`retries`). No other code is: what a server says for good, an opt-out or wrong bytes do not change by asking.
@@ -126,7 +126,7 @@ class Fetching(SourceStage):
         return HostGate(self._limits().politeness)
 
     def _limits(self) -> Limits:
-        from vlpipe.stages.ingest.fetch import Limits
+        from vlpipe.stages.ingest.limits import Limits
 
         # Parameters of the stage and of the fetcher have the same names.
         return Limits(**{f.name: getattr(self, f.name) for f in fields(Limits)})

@@ -60,7 +60,7 @@ def _settle(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None
 @contextmanager
 def running_loop() -> Iterator[Loop]:
     """A loop in a daemon thread; on leaving, what still runs in it is cancelled and the thread ends."""
-    loop = asyncio.new_event_loop()
+    loop = asyncio.SelectorEventLoop()  # libcurl's sockets want one that selects, on Windows too
     executor = ThreadPoolExecutor(NUM_DNS_THREADS, thread_name_prefix="dns")
     loop.set_default_executor(executor)
     thread = Thread(target=loop.run_forever, name="ingest-loop", daemon=True)

@@ -38,7 +38,7 @@ TRAINING = frozenset({"train-ai", "train-genai"})
 
 
 class Headers(Protocol):
-    """What aiohttp's headers have of it: names without regard to case, several values to a name."""
+    """What this needs of a response's headers: names without regard to case, several values to a name."""
 
     def getall(self, key: str, default: list[str]) -> list[str]: ...
 

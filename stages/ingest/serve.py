@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from mimetypes import guess_type
+from threading import Thread
+from urllib.parse import unquote
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.ingest.loop import running_loop
-
-if TYPE_CHECKING:
-    from aiohttp import web
 
 LOOPBACK = "127.0.0.1"
 
@@ -26,32 +27,48 @@ def serving(folders: Mapping[str, str]) -> Iterator[dict[str, int]]:
     missing = [f"{host}: {folder}" for host, folder in folders.items() if not os.path.isdir(folder)]
     if missing:
         raise VlpipeError(f"`serve` wants folders; there is none at {', '.join(missing)}")
-    with running_loop() as loop:
-        runner, port = loop.run(_start(folders))
+    with _Server({host.lower(): os.path.realpath(folder) for host, folder in folders.items()}) as server:
+        thread = Thread(target=server.serve_forever, name="serve", daemon=True)
+        thread.start()
         try:
-            yield dict.fromkeys(folders, port)
+            yield dict.fromkeys(folders, server.server_port)
         finally:
-            loop.run(runner.cleanup())
+            server.shutdown()
+            thread.join()
 
 
-async def _start(folders: Mapping[str, str]) -> tuple[web.AppRunner, int]:
-    from aiohttp import web
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024
 
-    roots = {host.lower(): os.path.realpath(folder) for host, folder in folders.items()}
+    def __init__(self, roots: Mapping[str, str]) -> None:
+        self.roots = roots
+        super().__init__((LOOPBACK, 0), _Files)
 
-    async def answer(request: web.Request) -> web.StreamResponse:
-        root = roots.get((request.url.host or "").lower())
-        path = inside(root, request.path) if root else None
-        if path is None or not os.path.isfile(path):
-            raise web.HTTPNotFound
-        return web.FileResponse(path)
 
-    app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, LOOPBACK, 0).start()
-    return runner, runner.addresses[0][1]
+class _Files(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"  # kept alive
+    server: _Server
+
+    def do_GET(self) -> None:
+        host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+        root = self.server.roots.get(host.lower())
+        path = inside(root, unquote(self.path.partition("?")[0])) if root else None
+        with suppress(ConnectionError):  # who asked has gone
+            if path is None or not os.path.isfile(path):
+                self.send_error(HTTPStatus.NOT_FOUND)
+                return
+            with open(path, "rb") as file:
+                self.send_response(HTTPStatus.OK)
+                self.send_header("Content-Type", guess_type(path)[0] or "application/octet-stream")
+                self.send_header("Content-Length", str(os.fstat(file.fileno()).st_size))
+                self.end_headers()
+                shutil.copyfileobj(file, self.wfile)
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
 
 
 def inside(root: str, relative: str) -> str | None:

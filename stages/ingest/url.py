@@ -6,15 +6,20 @@ import ipaddress
 import re
 import socket
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from vlpipe.pipeline.errors import RowFault
 
-SCHEMES = ("http", "https")
+PORTS = {"http": 80, "https": 443}
 MAX_URL_CHARS = 8000
 WEB_PORTS = (443, *range(80, 91))  # of the ports below 1024, those that web servers use
 # What may stand in a path or query as it is; the rest is percent-encoded. `%` stays: it is encoded already.
 KEPT = "%/:?@!$&'()*+,;=-._~[]|"
+# As nearly all are, with nothing to encode and no port: read at once, in 1 of the 5 microseconds.
+PLAIN = re.compile(
+    r"https?://([a-z0-9_.-]+)/[A-Za-z0-9%/:@!$&'()*+,;=._~\[\]|-]*(\?[A-Za-z0-9%/:?@!$&'()*+,;=._~\[\]|-]+)?"
+)
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 SECRET = re.compile(
     r"x-(amz|goog|ms|oss|cos)-.*|(aws)?accesskeyid|googleaccessid|ossaccesskeyid|signature|sig|hmac"
@@ -24,6 +29,23 @@ SECRET = re.compile(
 )
 
 
+class Target(NamedTuple):
+    """A URL as it is sent, and where that goes to."""
+
+    url: str
+    host: str  # of an IPv6 address without its brackets
+    port: int
+
+
+def target_of(sent: str) -> Target:
+    """sent: by `sendable`."""
+    scheme, _, rest = sent.partition("://")
+    name, colon, port = rest.partition("/")[0].rpartition(":")
+    if not colon or port.endswith("]"):  # the colon was one of an IPv6 address
+        name, port = rest.partition("/")[0], str(PORTS[scheme])
+    return Target(sent, name.strip("[]"), int(port))
+
+
 def sendable(url: str) -> str:
     """The URL in ASCII, as it goes over the wire. RowFault: no_url, bad_url."""
     url = url.strip(" \t\r\n\f")
@@ -31,6 +53,10 @@ def sendable(url: str) -> str:
         raise RowFault("no_url")
     if len(url) > MAX_URL_CHARS:
         raise RowFault("bad_url", f"{len(url)} characters, the limit is {MAX_URL_CHARS}")
+    plain = PLAIN.fullmatch(url)
+    if plain:
+        _host(plain[1])
+        return url
     if CONTROL.search(url):
         raise RowFault("bad_url", "it has control characters")
     try:
@@ -38,7 +64,7 @@ def sendable(url: str) -> str:
         port = parts.port
     except ValueError as error:
         raise RowFault("bad_url", str(error)) from error
-    if parts.scheme not in SCHEMES:
+    if parts.scheme not in PORTS:
         raise RowFault("bad_url", f"scheme {parts.scheme[:20]!r}; only http and https are fetched")
     if "@" in parts.netloc or "\\" in parts.netloc:
         raise RowFault("bad_url", "it has a user name or a backslash before the host")
@@ -107,6 +133,8 @@ def redirected(base: str, location: str) -> str:
 
 def without_secrets(url: str) -> str:
     """The URL without user name, fragment and what looks like a signature or token."""
+    if not {"?", "#", "@"} & set(url):
+        return url
     url = re.sub(r"(?<=//)[^/?#]*@", "", url.partition("#")[0])
     base, _, query = url.partition("?")
     kept = [pair for pair in query.split("&") if pair and not SECRET.fullmatch(pair.partition("=")[0])]

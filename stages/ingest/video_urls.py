@@ -30,9 +30,10 @@ from vlpipe.pipeline.shared import Service, address
 from vlpipe.pipeline.stage import File, ListFile, Work
 from vlpipe.pipeline.store import Store
 from vlpipe.stages.ingest.blocklist import NOTHING, Blocklist, load
-from vlpipe.stages.ingest.fetch import Answer, Fetch, Limits, fetcher
+from vlpipe.stages.ingest.fetch import Answer, Fetch, fetcher
 from vlpipe.stages.ingest.fetch_rows import log_line
 from vlpipe.stages.ingest.images import PASSING
+from vlpipe.stages.ingest.limits import Limits
 from vlpipe.stages.ingest.list import BATCH_ROWS, read_pairs
 from vlpipe.stages.ingest.optout import DEFAULT, Signal
 from vlpipe.stages.ingest.politeness import HostGate

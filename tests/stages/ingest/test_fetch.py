@@ -19,10 +19,10 @@ from threat_server import PLAIN, LocalImages
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import ListFile
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.fetch import retry_after_s
 from vlpipe.stages.ingest.images import FETCHED, PASSING, FetchImages
 from vlpipe.stages.ingest.list import Pair, listed
 from vlpipe.stages.ingest.resize import Resize
+from vlpipe.stages.ingest.response import retry_after_s
 
 
 def fetch(server: Any, urls: Sequence[str], **parameters: Any) -> Out:
@@ -67,7 +67,7 @@ CODES = {
     threat("/scans.jpg"): "too_many_scans",
     threat("/invisible.png"): "transparent",
     threat("/drawing.svg"): "not_an_image",
-    threat("/big-header"): "bad_response",
+    threat("/many-headers"): "bad_response",
     threat("/partial"): "http_206",
     threat("/nowhere"): "http_302",
     threat("/loop"): "too_many_redirects",
@@ -114,6 +114,7 @@ GOOD = [
         threat(path)
         for path in ("/polyglot.jpg", "/pixel.gif", "/strip.png", "/not-meant", "/credentials-yes.jpg")
     ),
+    threat("/long-header"),
     threat("/ok.jpg?caf\u00e9 \u00fcber"),
 ]
 

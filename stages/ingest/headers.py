@@ -1,0 +1,34 @@
+"""Headers of a response: names without regard to case, several values to a name."""
+
+from __future__ import annotations
+
+from vlpipe.pipeline.errors import RowFault
+
+MAX_BYTES = 1 << 16  # of one response; browsers stop at four times as much
+
+
+class Headers:
+    """Filled line by line, as they come."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[str]] = {}
+        self._num_bytes = 0
+
+    def add(self, line: bytes) -> None:
+        """`Name: value`. RowFault bad_response: more than MAX_BYTES in all."""
+        self._num_bytes += len(line)
+        if self._num_bytes > MAX_BYTES:
+            raise RowFault("bad_response", f"more than {MAX_BYTES} bytes of headers")
+        name, colon, value = line.decode("utf-8", "surrogateescape").partition(":")
+        if colon:
+            self._values.setdefault(name.strip().lower(), []).append(value.strip())
+
+    def getall(self, name: str, default: list[str]) -> list[str]:
+        return self._values.get(name.lower(), default)
+
+    def get(self, name: str, default: str = "") -> str:
+        """The first value."""
+        return self._values.get(name.lower(), [default])[0]
+
+    def __contains__(self, name: str) -> bool:
+        return name.lower() in self._values
