@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-import sys
+import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.stages.ingest import shut_in
 from vlpipe.stages.ingest.resize import Resize, is_small, resized
 from vlpipe.stages.pixels import Probe, verify
 from vlpipe.stages.pixels import probe as read_header
 
 JPEG_START = b"\xff\xd8"
-LENGTH = 8  # bytes, big-endian, before each image
-ANSWER = struct.Struct("!IQ")  # before each answer: bytes of JSON, of a resized image
+MESSAGE_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,58 +59,57 @@ def check(data: bytes, rules: Rules) -> Checked:
 FORMAT_OF = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
 
 
-def _answer(data: bytes, rules: Rules) -> bytes:
-    try:
-        found = check(data, rules)
-    except RowFault as fault:
-        return _packed({"why": fault.why, "detail": fault.detail})
-    except MemoryError:
-        return _packed({"why": "decode_memory", "detail": "decoding it takes more than `decode_memory_mb`"})
-    probe = {name: getattr(found.probe, name) for name in Probe.__slots__}
-    said = {"probe": probe, "format": found.format, "width": found.width, "height": found.height}
-    return _packed(said, b"" if found.data is data else found.data)
-
-
-def _packed(said: dict[str, Any], new: bytes = b"") -> bytes:
-    text = json.dumps(said).encode()
-    return ANSWER.pack(len(text), len(new)) + text + new
-
-
-def write(fd: int, data: bytes) -> None:
-    """All of it."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
 def main() -> None:
-    """The child: image after image, until its input ends."""
-    source, answers = sys.stdin.buffer, sys.stdout.fileno()
-    start = json.loads(source.read(int.from_bytes(source.read(LENGTH), "big")))
-    sys.path[:] = start["path"]
+    """The child: images after images, until its input ends."""
+    start = shut_in.begin()
     rules = start["rules"]
     rules = Rules(**{**rules, "resize": Resize(**rules["resize"]) if rules["resize"] else None})
-    _shut_in(start["memory_mb"])
-    write(answers, _packed({"ready": True}))
-    while head := source.read(LENGTH):
-        write(answers, _answer(source.read(int.from_bytes(head, "big")), rules))
+    _load()
+    shut_in.ready(start["memory_mb"], num_files=3)
+    for request in shut_in.requests():
+        _answer_all(json.loads(request), start["file"], rules)
 
 
-def _shut_in(memory_mb: int) -> None:
-    """Load what decoding needs, then give up the right to more memory, files and sockets."""
-    import resource
-
+def _load() -> None:
+    """What decoding needs, while files can be opened."""
     from PIL import Image, ImageCms
 
     Image.init()  # all plugins, as they are imported when first used
     ImageCms.createProfile("sRGB")
-    if sys.platform == "linux":  # others do not keep to this limit
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        limit = used + memory_mb * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+
+
+def _answer_all(sizes: list[int], file: int, rules: Rules) -> None:
+    """One message, or more when it takes long: that is how a slow image is told from many."""
+    said: list[list[Any]] = []
+    new: list[bytes] = []
+    at, began = 0, time.monotonic()
+    for size in sizes:
+        one, resized = _answer(os.pread(file, size, at), rules)
+        said.append([*one, len(resized)])
+        new.append(resized)
+        at += size
+        if time.monotonic() > began + MESSAGE_S:
+            shut_in.answer(_packed(said, new))
+            said, new, began = [], [], time.monotonic()
+    if said:
+        shut_in.answer(_packed(said, new))
+
+
+def _answer(data: bytes, rules: Rules) -> tuple[list[Any], bytes]:
+    """What `Checked` or a `RowFault` is made of, and the bytes of a resized image."""
+    try:
+        found = check(data, rules)
+    except RowFault as fault:
+        return [fault.why, fault.detail], b""
+    except MemoryError:
+        return ["decode_memory", "decoding it takes more than `decode_memory_mb`"], b""
+    came = found.probe
+    said = [came.format, came.width, came.height, came.num_frames, found.format, found.width, found.height]
+    return said, b"" if found.data is data else found.data
+
+
+def _packed(said: list[list[Any]], new: list[bytes]) -> bytes:
+    return json.dumps(said).encode() + b"\n" + b"".join(new)
 
 
 if __name__ == "__main__":

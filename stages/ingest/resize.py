@@ -11,7 +11,7 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from annotated_types import Ge, Le
 
 from vlpipe.stages.pixels import decode
 
@@ -34,11 +34,11 @@ class Resize:
     1 to 100; png has none.
     """
 
-    size: Annotated[int, Field(ge=1)] = 256
+    size: Annotated[int, Ge(1)] = 256
     mode: Literal["keep_ratio", "keep_ratio_largest", "center_crop", "border"] = "keep_ratio"
     only_if_bigger: bool = True
     format: Literal["jpg", "webp", "png"] = "jpg"
-    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    quality: Annotated[int, Ge(1), Le(100)] = 95
 
     def side_of(self, width: int, height: int) -> int:
         """The side that is compared with `size`."""

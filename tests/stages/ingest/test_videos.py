@@ -183,9 +183,7 @@ def test_a_deadline_ends_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(video_probe, "GRACE_S", 0.1)
     (tmp_path / "good.mp4").write_bytes(CLIP)
     with prober(Limits(deadline_s=0.4), 512) as probe:
-        probe.start()
-        assert probe._process
-        probe._process.send_signal(signal.SIGSTOP)
+        probe._child.start().send_signal(signal.SIGSTOP)
         with pytest.raises(
             RowFault, match=r"^deadline: good.mp4: no answer 0.1 s after the deadline of 0.4 s$"
         ):
@@ -197,9 +195,7 @@ def test_a_deadline_ends_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_child_that_dies_costs_one_video(tmp_path: Path) -> None:
     (tmp_path / "good.mp4").write_bytes(CLIP)
     with prober(Limits(), 512) as probe:
-        probe.start()
-        assert probe._process
-        probe._process.kill()
+        probe._child.start().kill()
         assert probe.look(str(tmp_path), "good.mp4").info.height == 32
 
 
