@@ -19,6 +19,8 @@ from threading import Event, Thread
 from typing import Any, Protocol
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.opted_out import OptedOut
+from vlpipe.pipeline.store import Store
 
 HELLO_S = 10.0  # a stranger who says nothing is not kept for long
 MAX_LINE_BYTES = 1 << 24
@@ -115,15 +117,19 @@ class Services:
         self._host = host
         self._secret = secrets.token_hex(16)
         self._services: dict[str, Service] = {}
+        self._opted_out: OptedOut | None = None
         self._port = 0
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Event | None = None
 
-    def address(self, step: str, make: Callable[[], Service | None]) -> Address | None:
+    def address(
+        self, step: str, make: Callable[[OptedOut], Service | None], root: Store | None = None
+    ) -> Address | None:
         """Where the step's service answers, made on the first call; None for a step that has none."""
         if step not in self._services:
-            service = make()
+            self._opted_out = self._opted_out or OptedOut(root)
+            service = make(self._opted_out)
             if service is None:
                 return None
             self._services[step] = service
