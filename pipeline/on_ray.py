@@ -235,7 +235,7 @@ class RayExecutor:
 
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
         if isinstance(task, ShardTask):
-            task = replace(task, shared=self._services.address(one.name, task.stage.shared))
+            task = replace(task, shared=self._services.address(one.name, task.stage.shared, task.store))
         res = one.keyed.step.resources
         options = {"num_cpus": res.cpus, "num_gpus": res.gpus, "name": one.name}
         if isinstance(task, GatherTask):

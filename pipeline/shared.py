@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Event, Thread
 from typing import Any, Protocol
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.opted_out import OptedOut
+from vlpipe.pipeline.store import Store
 
 HELLO_S = 10.0  # a stranger who says nothing is not kept for long
 MAX_LINE_BYTES = 1 << 24
@@ -68,44 +71,56 @@ def at(where: Address | None) -> Iterator[None]:
         _HERE.reset(token)
 
 
-class _Line:
-    """A connection that sends lines."""
+class _Line(asyncio.Protocol):
+    """A connection that sends lines of JSON, and hears them until it is lost."""
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self._writer = writer
+    def __init__(self, heard: Callable[[Any], None], lost: Callable[[], None]) -> None:
+        self.heard, self.lost = heard, lost
+        self._rest = b""  # of a line that has not come whole
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            try:
+                message = json.loads(line)
+            except ValueError:  # no worker of ours
+                return self.hang_up()
+            self.heard(message)
+        if len(self._rest) > MAX_LINE_BYTES:
+            self.hang_up()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost()
 
     def send(self, message: Any) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        if not self._transport.is_closing():
+            self._transport.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
     def close(self) -> None:
-        self._writer.close()
+        """When what was sent is on its way."""
+        self._transport.close()
+
+    def hang_up(self) -> None:
+        self._transport.abort()
 
 
 async def connect(where: Address, heard: Callable[[Any], None], lost: Callable[[], None]) -> _Line:
     """A worker's end. `heard` gets each message, `lost` is called once when the driver hangs up."""
     try:
-        reader, writer = await asyncio.open_connection(where.host, where.port, limit=MAX_LINE_BYTES)
+        _, line = await asyncio.get_running_loop().create_connection(
+            lambda: _Line(heard, lost), where.host, where.port
+        )
     except OSError as error:
         raise VlpipeError(
             f"the driver does not answer at {where.host}:{where.port} ({error.strerror or error}); "
             f"step {where.step!r} needs it to keep its workers polite"
         ) from error
-    line = _Line(writer)
     line.send([where.step, where.secret])
-    line.reading = asyncio.ensure_future(_listen(reader, heard, lost))  # type: ignore[attr-defined]
     return line
-
-
-async def _listen(
-    reader: asyncio.StreamReader, heard: Callable[[Any], None], lost: Callable[[], None]
-) -> None:
-    try:
-        while line := await reader.readline():
-            heard(json.loads(line))
-    except OSError:
-        pass  # as good as the end of the stream: `lost` says so
-    lost()
 
 
 class Services:
@@ -115,15 +130,20 @@ class Services:
         self._host = host
         self._secret = secrets.token_hex(16)
         self._services: dict[str, Service] = {}
+        self._opted_out: OptedOut | None = None
+        self._lines: set[_Line] = set()
         self._port = 0
         self._thread: Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Event | None = None
 
-    def address(self, step: str, make: Callable[[], Service | None]) -> Address | None:
+    def address(
+        self, step: str, make: Callable[[OptedOut], Service | None], root: Store | None = None
+    ) -> Address | None:
         """Where the step's service answers, made on the first call; None for a step that has none."""
         if step not in self._services:
-            service = make()
+            self._opted_out = self._opted_out or OptedOut(root)
+            service = make(self._opted_out)
             if service is None:
                 return None
             self._services[step] = service
@@ -149,33 +169,36 @@ class Services:
 
     async def _serve(self, ready: Event) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._welcome, self._host, 0, limit=MAX_LINE_BYTES)
+        server = await self._loop.create_server(self._guest, self._host, 0)
         async with server:
             self._port = server.sockets[0].getsockname()[1]
             ready.set()
             await self._closing.wait()
+            for line in self._lines:
+                line.hang_up()
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            service = self._known(await asyncio.wait_for(reader.readline(), HELLO_S))
-            if service is None:
-                return
-            peer = _Line(writer)
-            try:
-                while line := await reader.readline():
-                    service.heard(peer, json.loads(line))
-            finally:
-                service.left(peer)
-        except (OSError, TimeoutError):
-            pass  # a worker that died has nothing to be told
-        finally:
-            writer.close()
+    def _guest(self) -> _Line:
+        """Somebody connects: a worker, when the first line is what only a worker knows."""
+        assert self._loop is not None
+        line = _Line(lambda hello: self._welcome(line, too_late, hello), lambda: self._lines.discard(line))
+        too_late = self._loop.call_later(HELLO_S, lambda: line.hang_up())
+        self._lines.add(line)
+        return line
 
-    def _known(self, hello: bytes) -> Service | None:
-        try:
-            step, secret = json.loads(hello)
-        except ValueError:
+    def _welcome(self, line: _Line, too_late: asyncio.TimerHandle, hello: Any) -> None:
+        too_late.cancel()
+        service = self._known(hello)
+        if service is None:
+            line.hang_up()
+            return
+        line.heard, line.lost = partial(service.heard, line), partial(self._left, service, line)
+
+    def _left(self, service: Service, line: _Line) -> None:
+        self._lines.discard(line)
+        service.left(line)
+
+    def _known(self, hello: Any) -> Service | None:
+        if not (isinstance(hello, list) and len(hello) == 2 and all(isinstance(one, str) for one in hello)):
             return None
-        if not (isinstance(secret, str) and hmac.compare_digest(secret.encode(), self._secret.encode())):
-            return None
-        return self._services.get(step)
+        step, secret = hello
+        return self._services.get(step) if hmac.compare_digest(secret.encode(), self._secret.encode()) else None

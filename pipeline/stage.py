@@ -19,6 +19,7 @@ from pydantic import ConfigDict
 from pydantic_core import core_schema
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.opted_out import OptedOut
 from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, read_batches
 from vlpipe.pipeline.shared import Service
 from vlpipe.pipeline.store import Store
@@ -133,8 +134,11 @@ class MapStage(Stage):
     ROW_GROUP_ROWS: ClassVar[int] = ROW_GROUP_ROWS  # fewer for wide columns: aim at 32 MB
     MAX_REJECT_RATE: ClassVar[float] = 0.05  # of faults; the step fails above it (YAML: `max_reject_rate`)
 
-    def shared(self) -> Service | None:
-        """What all workers of a run talk to, made once in the driver; `open` finds it by `shared.address()`."""
+    def shared(self, opted_out: OptedOut) -> Service | None:
+        """What all workers of a run talk to, made once in the driver; `open` finds it by `shared.address()`.
+
+        opted_out: what the root remembers of who said no, one for all steps of the run.
+        """
         return None
 
     @abstractmethod

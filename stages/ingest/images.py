@@ -6,11 +6,13 @@ import builtins
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
+from vlpipe.pipeline.opted_out import OptedOut
 from vlpipe.pipeline.shared import Service, address
 from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
 from vlpipe.stages.ingest.blocklist import NOTHING, load
@@ -18,7 +20,7 @@ from vlpipe.stages.ingest.checked import Rules
 from vlpipe.stages.ingest.decoder import decoding
 from vlpipe.stages.ingest.image_rows import ImageRows
 from vlpipe.stages.ingest.list import EXPECTED, FAULT, Pair, listed, read_pairs
-from vlpipe.stages.ingest.optout import DEFAULT, Signal
+from vlpipe.stages.ingest.optout import DEFAULT, Signal, is_no
 from vlpipe.stages.ingest.resize import Resize
 from vlpipe.stages.ingest.samples import ORIGINAL
 from vlpipe.stages.ingest.serve import serving
@@ -119,11 +121,12 @@ class Fetching(SourceStage):
             need_protego()
         return []
 
-    def shared(self) -> Service:
+    def shared(self, opted_out: OptedOut) -> Service:
         """The gate that keeps all workers of a run polite together."""
         from vlpipe.stages.ingest.politeness import HostGate
 
-        return HostGate(self._limits().politeness)
+        limits = self._limits()
+        return HostGate(limits.politeness, opted_out, partial(is_no, bot=limits.product, signals=self.opt_out))
 
     def _limits(self) -> Limits:
         from vlpipe.stages.ingest.limits import Limits

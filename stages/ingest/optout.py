@@ -26,6 +26,7 @@ Signal = Literal[
     "c2pa-training-mining",
 ]
 DEFAULT: tuple[Signal, ...] = get_args(Signal)
+HEADERS = ("X-Robots-Tag", "TDM-Reservation", "Content-Usage")
 MAX_EVIDENCE = 300  # characters
 # Directives with a value: what stands before their colon is no bot.
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
@@ -48,15 +49,10 @@ def opted_out(headers: Headers, bot: str, signals: Collection[str] = DEFAULT) ->
 
     signals: directives of X-Robots-Tag that count, and `tdm-reservation`, `content-usage`.
     """
-    for value in headers.getall("X-Robots-Tag", []):
-        if any(directive in signals for directive in robots_directives(value, bot)):
-            return _evidence("X-Robots-Tag", value)
-    for value in headers.getall("TDM-Reservation", []) if "tdm-reservation" in signals else ():
-        if value.strip() == "1":
-            return _evidence("TDM-Reservation", value)
-    for value in headers.getall("Content-Usage", []) if "content-usage" in signals else ():
-        if _says_no_to_training(value):
-            return _evidence("Content-Usage", value)
+    for name in HEADERS:
+        for value in headers.getall(name, []):
+            if _says_no(name, value, bot, signals):
+                return _evidence(name, value)
     return None
 
 
@@ -66,6 +62,14 @@ def opted_out_inside(data: bytes, signals: Collection[str] = DEFAULT) -> str | N
         return None
     found = C2PA_NO.search(data)
     return f"C2PA {found[1].decode()}: notAllowed" if found else None
+
+
+def is_no(evidence: str, bot: str, signals: Collection[str] = DEFAULT) -> bool:
+    """Is what was evidence once (of another step, say) one by these rules? What was cut cannot be read again, and is."""
+    name, _, value = evidence.partition(": ")
+    if name in HEADERS and len(evidence) < MAX_EVIDENCE:
+        return _says_no(name, value, bot, signals)
+    return not name.startswith("C2PA ") or "c2pa-training-mining" in signals
 
 
 def robots_directives(value: str, bot: str) -> Iterator[str]:
@@ -80,6 +84,14 @@ def robots_directives(value: str, bot: str) -> Iterator[str]:
             name = rest.partition(":")[0].strip()
         if meant and name:
             yield name
+
+
+def _says_no(name: str, value: str, bot: str, signals: Collection[str]) -> bool:
+    if name == "X-Robots-Tag":
+        return any(directive in signals for directive in robots_directives(value, bot))
+    if name == "TDM-Reservation":
+        return "tdm-reservation" in signals and value.strip() == "1"
+    return "content-usage" in signals and _says_no_to_training(value)
 
 
 def _says_no_to_training(value: str) -> bool:

@@ -25,6 +25,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.opted_out import OptedOut
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.shared import Service, address
 from vlpipe.pipeline.stage import File, ListFile, Work
@@ -35,7 +36,7 @@ from vlpipe.stages.ingest.fetch_rows import log_line
 from vlpipe.stages.ingest.images import PASSING
 from vlpipe.stages.ingest.limits import Limits
 from vlpipe.stages.ingest.list import BATCH_ROWS, read_pairs
-from vlpipe.stages.ingest.optout import DEFAULT, Signal
+from vlpipe.stages.ingest.optout import DEFAULT, Signal, is_no
 from vlpipe.stages.ingest.politeness import HostGate
 from vlpipe.stages.ingest.robots import need_protego
 from vlpipe.stages.ingest.serve import serving
@@ -102,9 +103,10 @@ class VideoUrls(VideoSource):
             need_protego()
         return super().preflight()
 
-    def shared(self) -> Service:
+    def shared(self, opted_out: OptedOut) -> Service:
         """The gate that keeps all workers of a run polite together."""
-        return HostGate(self.asking.politeness)
+        judge = partial(is_no, bot=self.asking.product, signals=self.asking.opt_out)
+        return HostGate(self.asking.politeness, opted_out, judge)
 
     def row_schema(self) -> pa.Schema:
         return FOUND

@@ -15,6 +15,7 @@ import pytest
 
 from vlpipe.pipeline import shared
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.opted_out import OptedOut
 from vlpipe.pipeline.shared import Address, Peer, Services, connect
 
 WORKER = """
@@ -42,6 +43,10 @@ class Echo:
     def left(self, peer: Peer) -> None:
         self.peers.discard(peer)
         self.num_left += 1
+
+
+def echo(_: OptedOut) -> Echo:
+    return Echo()
 
 
 @pytest.fixture
@@ -72,49 +77,49 @@ def wait_for(condition: Any) -> None:
 
 
 def test_each_step_has_its_own(services: Services) -> None:
-    a, b = services.address("a", Echo), services.address("b", Echo)
+    a, b = services.address("a", echo), services.address("b", echo)
     assert a is not None
     assert b is not None
     assert a.port == b.port
-    assert services.address("a", Echo) == a
+    assert services.address("a", echo) == a
     assert ask(a, {"x": [1, None, "\u00e9"]}, 2) == [[{"x": [1, None, "\u00e9"]}, 1], [2, 1]]
-    assert services.address("none", lambda: None) is None
+    assert services.address("none", lambda _: None) is None
 
 
 def test_a_step_without_one_starts_nothing() -> None:
     services = Services()
-    assert services.address("none", lambda: None) is None
+    assert services.address("none", lambda _: None) is None
     assert services._thread is None
     services.close()
 
 
 def test_a_worker_that_is_killed_has_left(services: Services) -> None:
-    echo = Echo()
-    where = services.address("a", lambda: echo)
+    one = Echo()
+    where = services.address("a", lambda _: one)
     assert where is not None
     command = [sys.executable, "-c", WORKER, where.host, str(where.port), where.step, where.secret]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as worker:
-        wait_for(lambda: len(echo.peers) == 1)
+        wait_for(lambda: len(one.peers) == 1)
         worker.kill()
-        wait_for(lambda: not echo.peers)
-    assert echo.num_left == 1
+        wait_for(lambda: not one.peers)
+    assert one.num_left == 1
 
 
 def test_strangers_are_not_heard(services: Services) -> None:
-    echo = Echo()
-    where = services.address("a", lambda: echo)
+    one = Echo()
+    where = services.address("a", lambda _: one)
     assert where is not None
     assert ask(replace(where, secret="guessed"), 1) == ["lost"]
     assert ask(replace(where, step="b"), 1) == ["lost"]
     with socket.create_connection((where.host, where.port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n")
         assert stranger.recv(100) == b""
-    assert not echo.num_left
+    assert not one.num_left
     assert where.secret not in repr(where)
 
 
 def test_a_driver_that_is_gone(services: Services) -> None:
-    where = services.address("a", Echo)
+    where = services.address("a", echo)
     assert where is not None
     lost: list[int] = []
 
@@ -133,7 +138,7 @@ def test_a_driver_that_is_gone(services: Services) -> None:
 
 
 def test_a_stage_finds_its_address_while_it_is_opened(services: Services) -> None:
-    where = services.address("a", Echo)
+    where = services.address("a", echo)
     assert shared.address() is None
     with shared.at(where):
         assert shared.address() == where

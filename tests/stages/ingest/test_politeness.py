@@ -59,7 +59,7 @@ def urls(name: str, num: int) -> list[str]:
 
 
 def test_two_workers_share_a_hosts_places(services: Services, threats: Any) -> None:
-    where = services.address("images", lambda: HostGate(rules(per_host=3)))
+    where = services.address("images", lambda _: HostGate(rules(per_host=3)))
     both = [worker(where, threats.port, urls("slow", 40), per_host=3) for _ in range(2)]
     said = [json.loads(one.communicate(timeout=60)[0]) for one in both]
     assert said == [[40, []], [40, []]]
@@ -67,7 +67,7 @@ def test_two_workers_share_a_hosts_places(services: Services, threats: Any) -> N
 
 
 def test_two_workers_share_a_hosts_rate(services: Services, threats: Any) -> None:
-    where = services.address("images", lambda: HostGate(rules(per_host=8, host_interval_s=0.05)))
+    where = services.address("images", lambda _: HostGate(rules(per_host=8, host_interval_s=0.05)))
     both = [worker(where, threats.port, [f"{url}?{k}" for url in urls("ok.jpg", 20)]) for k in range(2)]
     assert [one.wait(60) for one in both] == [0, 0]
     assert len(threats.at) == 40
@@ -75,7 +75,7 @@ def test_two_workers_share_a_hosts_rate(services: Services, threats: Any) -> Non
 
 
 def test_a_url_that_opted_out_is_asked_by_no_other_worker(services: Services, threats: Any) -> None:
-    where = services.address("images", lambda: HostGate(rules()))
+    where = services.address("images", lambda _: HostGate(rules()))
     no = ["http://threat.test/no-ai"]
     for _ in range(2):
         one = worker(where, threats.port, [*no, "http://threat.test/ok.jpg"])
@@ -85,7 +85,7 @@ def test_a_url_that_opted_out_is_asked_by_no_other_worker(services: Services, th
 
 def test_what_a_killed_worker_held_is_free_at_once(services: Services, threats: Any) -> None:
     """It held both places of the host for 5 s; the other worker has long been done by then."""
-    where = services.address("images", lambda: HostGate(rules()))
+    where = services.address("images", lambda _: HostGate(rules()))
     doomed = worker(where, threats.port, urls("silent", 2), read_timeout_s=30.0)
     until = time.monotonic() + 30
     while sum(threats.asked.values()) < 2:
@@ -100,7 +100,7 @@ def test_what_a_killed_worker_held_is_free_at_once(services: Services, threats: 
 
 
 def test_without_the_driver_a_worker_fails_and_does_not_hang(services: Services, threats: Any) -> None:
-    where = services.address("images", lambda: HostGate(rules()))
+    where = services.address("images", lambda _: HostGate(rules()))
     one = worker(where, threats.port, urls("slow", 400))
     while not threats.asked:
         time.sleep(0.01)
