@@ -25,7 +25,7 @@ SMALL_BYTES = 1 << 18
 
 
 def sha256_file(path: str | Path) -> str:
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         found = hashlib.sha256(file.read(SMALL_BYTES))  # most files: `file_digest` makes a buffer for each
         while block := file.read(SMALL_BYTES):
             found.update(block)
