@@ -25,13 +25,13 @@ EDGES = pa.schema(
         ("a", pa.string()),
         ("b", pa.string()),
         ("similarity", pa.float64()),  # cosine, 6 decimals; or 1 - different bits / 64
-        # near | same_vector | same_bytes. Of rows that are the same, one stands for all: each other row has one
-        # edge, to it, and whatever is near to it is near to all of them.
+        # near | same_vector | same_bytes | same_looks (hash and colours). Of rows that are the same, one stands for
+        # all: each other row has one edge, to it, and whatever is near to it is near to all of them.
         ("kind", pa.string()),
         ("earlier", pa.bool_()),  # b is a row of an earlier kept set
     ]
 )
-KINDS = ("near", "same_vector", "same_bytes")
+KINDS = ("near", "same_vector", "same_bytes", "same_looks")
 ROW_GROUP_ROWS = 65_536
 
 Places = npt.NDArray[np.int64]

@@ -35,7 +35,10 @@ CASES = [
     ("\u201ccurled\u201d it\u2019s", '"curled" it\'s'),
     ("日本語の犬", "日本語の犬"),
     ("<STYLE a=b>x</style >dog<script>never closed", "dog never closed"),
-    ("dog &#99999999999; &#x" + "f" * 5000 + " &#" + "9" * 5000 + ";", "dog \ufffd \ufffd \ufffd"),  # int() refuses
+    (
+        "dog &#99999999999; &#x" + "f" * 5000 + " &#" + "9" * 5000 + ";",
+        "dog \ufffd \ufffd \ufffd",
+    ),  # int() refuses
     ("\x00\x07", ""),
     ("", ""),
 ]
@@ -88,7 +91,9 @@ def test_scripts_go_as_one_expression_would_say_it() -> None:
         assert without_scripts(text) == whole.sub(" ", text), text
 
 
-@pytest.mark.parametrize("part", ["<script>", "<style><script>", "<a ", "<!--", "&amp;", "&#", "\u202e", "Ã©", "a\u0301"])
+@pytest.mark.parametrize(
+    "part", ["<script>", "<style><script>", "<a ", "<!--", "&amp;", "&#", "\u202e", "Ã©", "a\u0301"]
+)
 def test_a_megabyte_of_markup_takes_no_minutes(part: str) -> None:
     """Of `<script>` that took the square of its length: 7 s for 128 kB."""
     began = time.process_time()
