@@ -31,7 +31,7 @@ DECISIONS = pa.schema(
             "group",
             pa.string(),
         ),  # id of the kept row that stands for it: itself, or where its witnesses lead to
-        ("texts", TEXTS),  # what a kept row gets from the dropped ones of its group; null for nothing
+        ("gained", TEXTS),  # texts that a kept row gets from the dropped ones of its group; null for nothing
         ("donors", pa.list_(pa.string())),  # per such text the id of the row it comes from
     ]
 )
@@ -177,7 +177,7 @@ def decision_table(ids: pa.Array, order: Places, twins: Twins, num_rows: int) ->
         "witness": ids.take(pa.array(order[witness], mask=keep)),
         "similarity": pa.array(similarity, mask=keep | np.isnan(similarity)),
         "group": ids.take(pa.array(order[stands_for(twins)[place]])),
-        "texts": pa.nulls(num_rows, TEXTS),
+        "gained": pa.nulls(num_rows, TEXTS),
         "donors": pa.nulls(num_rows, pa.list_(pa.string())),
     }
     return pa.table(columns).cast(DECISIONS)

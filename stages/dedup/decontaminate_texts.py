@@ -19,8 +19,8 @@ def read_set(path: str, split: Sequence[str] | None = None) -> tuple[list[tuple[
     file = Path(path)
     ending = file.suffix.lower()
     if ending == ".json":
-        content = _parsed("".join(line + "\n" for _, line in lines(file)), path)
-        found = published(content, path, split)
+        content = _parsed("".join(line + "\n" for _, line in lines(file)), str(file))
+        found = published(content, str(file), split)
     elif split is not None:
         raise VlpipeError(f"texts: {path}: `split` is for Karpathy's JSON")
     elif ending in (".txt", ".jsonl"):

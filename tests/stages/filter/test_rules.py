@@ -130,6 +130,43 @@ def test_a_missing_value_is_what_the_rule_says() -> None:
         keeps("error")
 
 
+def test_a_reject_says_the_value_and_what_was_wanted() -> None:
+    table = sized([[]] * 4, [(180, 320), (400, 100), (None, 300), (300, 300)])
+    table = table.append_column("url", pa.array([f"http://x.test/{n}.gif?key=secret" for n in range(4)]))
+    table = table.append_column("format", pa.array(["JPEG", "JPEG", "JPEG", "GIF"]))
+    rules = (
+        Rule(column="min_side", op=">=", value=200, id="small"),
+        Rule(column="aspect_ratio", op="<=", value=3.0),
+        Rule(column="format", op="in", value=("JPEG", "PNG")),
+        Rule(column="url", op="not_matches", value="gif"),
+    )
+    told = {r.id: (r.why, r.detail) for r in run_map(Rules(rules=rules), table).rejects}
+    assert told == {
+        "r0": ("small", "min_side 180, wanted >= 200"),
+        "r1": ("small", "min_side 100, wanted >= 200"),
+        "r2": ("small", "min_side missing, wanted >= 200"),
+        "r3": ("format", 'format GIF, wanted in ["JPEG", "PNG"]'),
+    }
+    told = {r.id: (r.why, r.detail) for r in run_map(Rules(rules=rules[1:2] + rules[3:]), table).rejects}
+    assert told["r1"] == ("aspect_ratio", "aspect_ratio 4, wanted <= 3.0")
+    assert told["r0"] == ("url", ""), "an address is not repeated"
+
+
+def test_a_reject_tells_of_each_text_what_its_rule_saw() -> None:
+    texts = [
+        [text("one two three", "web")],
+        [text("fine", "human", kept=False, why="junk"), text("one two", "web"), text("one", "web")],
+    ]
+    table = sized(texts, [(9, 9)] * 2)
+    rules = (Rule(column="num_words", op=">=", value=3, id="few"), Rule(column="num_chars", op=">", value=99))
+    out = run_map(Rules(rules=rules[:1], drop_textless=True), table)
+    assert [(r.id, r.detail) for r in out.rejects] == [
+        ("r1", "human: junk; web: few (num_words 2, wanted >= 3); web: few (num_words 1, wanted >= 3)")
+    ]
+    out = run_map(Rules(rules=rules, drop_textless=True), table)
+    assert out.rejects[0].detail == "web: num_chars (num_chars 13, wanted > 99)"
+
+
 def test_textless_rows_go_when_asked() -> None:
     texts = [[text("one", "web")], [text("one", "web"), text("one two", "web")], []]
     table = sized(texts, [(9, 9)] * 3)
@@ -138,7 +175,7 @@ def test_textless_rows_go_when_asked() -> None:
     out = run_map(Rules(rules=rules, drop_textless=True), table)
     assert out.table["id"].to_pylist() == ["r1"]
     assert out.rejects == [
-        Reject("r0", "filtered", "no_text_kept", "web: num_words"),
+        Reject("r0", "filtered", "no_text_kept", "web: num_words (num_words 1, wanted >= 2)"),
         Reject("r2", "filtered", "no_text_kept", "it has no text"),
     ]
 
