@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -384,3 +385,49 @@ def test_the_plan_knows_the_encoder_through_other_steps(tmp_path: Path) -> None:
 def test_rows_scored_by_different_encoders_have_none(tmp_path: Path) -> None:
     with pytest.raises(WorkflowError, match="no step above says whose 'clip_score' is"):
         load(tmp_path, "openai/clip-vit-base-patch32", above="[scored, other]")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("A dog on the beach", None),
+        ("«A dog» on the beach", None),
+        ("Éric on the beach", None),
+        ("a dog on the beach", "first_word"),
+        ("42", "first_word"),
+        ("Profile photo of a man", "boilerplate"),
+        ("Her new Profile Photo", "boilerplate"),
+        ("A profile photography course", None),
+        ("The dog the dog the dog", "unique_words"),
+    ],
+)
+def test_what_can_be_judged_of_cc3m(words: str, why: str | None) -> None:
+    skip = tuple(r.code for r in load_preset("cc3m-like") if r.needs)
+    table = sized([[text(words, "web")]], [(500, 500)]).append_column("format", pa.array(["JPEG"]))
+    (row,) = run_map(Rules(preset="cc3m-like", skip=skip), table).table["texts"].to_pylist()
+    assert row[0]["why"] == why
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_number_that_a_paper_does_not_state_says_so(name: str) -> None:
+    """No rule is sourced by a section from memory; who stands in for a threshold says that it is ours."""
+    for rule in load_preset(name):
+        assert not re.search(r"section \d|from memory", rule.source), rule
+        stands_in = rule.encoder == "google-internal" or "threshold of yours" in rule.needs
+        assert not stands_in or re.search(r"is ours|stands for a threshold", rule.source), rule
+
+
+def test_laions_crawler_looks_for_kinds_anywhere_in_a_url() -> None:
+    urls = [
+        "a.jpg",
+        "a.gif",
+        "a.gif?w=9",
+        "a.svg#x",
+        "data:image/png;base64,",
+        "javascript:void(0)",
+        "a.gifs/b.jpg",
+        "b.GIF",
+    ]
+    rule = next(r for r in load_preset("laion") if r.id == "url_kind")
+    table = pa.table({"id": urls, "url": urls})
+    assert run_map(Rules(rules=(rule,)), table).table["id"].to_pylist() == ["a.jpg", "b.GIF"]
