@@ -25,6 +25,7 @@ from vlpipe.pipeline.story import Facts, Row, is_below, trains
 
 MIN_PREFIX = 8
 MAX_NAMED = 5
+NAMES_ROWS = ("+ witness: ", "+ donors: ")  # of a decision: what follows are ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +141,7 @@ class _Trace:
         if before is not None and not is_gather(one):
             lines += [f"- {name}" for name in before if name not in one.schema_out.names]
         what = "new" if before is None else "changed" if lines else "same"
-        lines = [self._with_urls(line) if line.startswith("+ witness: ") else line for line in lines]
+        lines = [self._with_urls(line) if line.startswith(NAMES_ROWS) else line for line in lines]
         lines += self.facts.log(one, receipt, self.id)
         if what != "same":
             lines += self.facts.by(one)
@@ -154,7 +155,7 @@ class _Trace:
             url = self.facts.url_of(word[0]) if is_id else None
             return f"{word[0]} ({url})" if url else word[0]
 
-        return re.sub(r"[^\s,;()]+", named, text)
+        return re.sub(r"[^\s,;()\[\]]+", named, text)
 
     def _children(self, one: Planned, receipt: Receipt) -> Event:
         ids = [row["id"] for row in rows_where(self.store, receipt, "parent", self.id)]

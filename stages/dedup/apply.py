@@ -97,12 +97,12 @@ def load_verdicts(path: str, digest: str) -> Verdicts:
     gained: dict[str, list[dict[str, Any]]] = {}
     known = [np.empty(0, np.uint64)]
     with _open_decisions(path) as file:
-        for batch in file.iter_batches(columns=["id", "keep", "why", "witness", "similarity", "texts"]):
+        for batch in file.iter_batches(columns=["id", "keep", "why", "witness", "similarity", "gained"]):
             known.append(marks(batch["id"].to_pylist()))
             for row in batch.filter(pc.invert(batch["keep"])).to_pylist():
                 dropped[row["id"]] = (row["why"], _detail(row))
-            for row in batch.filter(pc.is_valid(batch["texts"])).to_pylist():
-                gained[row["id"]] = row["texts"]
+            for row in batch.filter(pc.is_valid(batch["gained"])).to_pylist():
+                gained[row["id"]] = row["gained"]
     return Verdicts(dropped, gained, np.sort(np.concatenate(known)))
 
 

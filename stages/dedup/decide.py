@@ -49,7 +49,7 @@ class Decide(GatherStage):
     keep: Keep | None = None
     merge_texts: bool = False
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.decide", id=pa.string())
@@ -103,7 +103,7 @@ def _warn_of_giants(decisions: pa.Table, job: Job) -> None:
 
 
 def with_gained(decisions: pa.Table, inputs: tuple[Dataset, ...], order: np.ndarray[Any, Any]) -> pa.Table:
-    """Each kept row's `texts` and `donors`: what its dropped twins have and it has not, best twin first."""
+    """Each kept row's `gained` and `donors`: what its dropped twins have and it has not, best twin first."""
     groups, keeps = decisions["group"].to_pylist(), decisions["keep"].to_pylist()
     positions = {id_: row for row, id_ in enumerate(decisions["id"].to_pylist())}
     dropped = [
@@ -119,7 +119,7 @@ def with_gained(decisions: pa.Table, inputs: tuple[Dataset, ...], order: np.ndar
             if text["text"] not in known[to]:
                 known[to].add(text["text"])
                 gained[to].append((text, decisions["id"][row].as_py()))
-    columns = {"texts": TEXTS, "donors": pa.list_(pa.string())}
+    columns = {"gained": TEXTS, "donors": pa.list_(pa.string())}
     for place, (name, kind) in enumerate(columns.items()):
         values = [[g[place] for g in gained[row]] if gained.get(row) else None for row in range(len(keeps))]
         decisions = decisions.set_column(decisions.schema.get_field_index(name), name, pa.array(values, kind))

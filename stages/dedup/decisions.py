@@ -31,7 +31,7 @@ DECISIONS = pa.schema(
             "group",
             pa.string(),
         ),  # id of the kept row that stands for it: itself, or where its witnesses lead to
-        ("texts", TEXTS),  # what a kept row gets from the dropped ones of its group; null for nothing
+        ("gained", TEXTS),  # texts that a kept row gets from the dropped ones of its group; null for nothing
         ("donors", pa.list_(pa.string())),  # per such text the id of the row it comes from
     ]
 )
@@ -57,8 +57,8 @@ def decide(num_rows: int, edges: Edges, rule: Rule) -> Twins:
     similarity = _similarity(witness, near, num_rows)
     copies = (leader != np.arange(num_rows)) & (witness[leader] < 0)
     why = np.full(num_rows, None, object)
-    why[witness[leader] >= 0] = "near_duplicate"
-    why[copies] = "exact_duplicate" if KINDS.index("same_bytes") in edges.kind else "near_duplicate"
+    why[copies | (witness[leader] >= 0)] = "near_duplicate"
+    why[copies & _same_bytes(num_rows, edges, leader)] = "exact_duplicate"
     witness, similarity = witness[leader], similarity[leader]
     witness[copies], similarity[copies] = leader[copies], 1.0
     return Twins(witness, similarity, why)
@@ -72,6 +72,14 @@ def leaders(num_rows: int, edges: Edges) -> Places:
     label = _smallest_label(num_rows, centre, other)
     np.minimum.at(best, label, np.arange(num_rows))
     found: Places = best[label]
+    return found
+
+
+def _same_bytes(num_rows: int, edges: Edges, leader: Places) -> npt.NDArray[np.bool_]:
+    """Per place: has it the bytes of its leader, or does it only look or embed as that one does?"""
+    same = edges.kind == KINDS.index("same_bytes")
+    label = _smallest_label(num_rows, edges.a[same], edges.b[same])
+    found: npt.NDArray[np.bool_] = label == label[leader]
     return found
 
 
@@ -169,7 +177,7 @@ def decision_table(ids: pa.Array, order: Places, twins: Twins, num_rows: int) ->
         "witness": ids.take(pa.array(order[witness], mask=keep)),
         "similarity": pa.array(similarity, mask=keep | np.isnan(similarity)),
         "group": ids.take(pa.array(order[stands_for(twins)[place]])),
-        "texts": pa.nulls(num_rows, TEXTS),
+        "gained": pa.nulls(num_rows, TEXTS),
         "donors": pa.nulls(num_rows, pa.list_(pa.string())),
     }
     return pa.table(columns).cast(DECISIONS)

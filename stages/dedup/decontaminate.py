@@ -22,6 +22,7 @@ from vlpipe.stages.dedup.decisions import DECISIONS
 from vlpipe.stages.dedup.decontaminate_compare import MATCHES, Comparison
 from vlpipe.stages.dedup.decontaminate_ngrams import Captions
 from vlpipe.stages.dedup.decontaminate_sets import EvalSet, Items, from_files, from_rows
+from vlpipe.stages.dedup.looks import LOOK
 from vlpipe.stages.dedup.phash import MAX_DISTANCE
 from vlpipe.stages.dedup.text_decisions import Entry, write_text_decisions
 from vlpipe.stages.row import RESULTS, TEXTS
@@ -38,10 +39,11 @@ class Decontaminate(GatherStage):
     The first step of `from` is what is trained on; every further one is an evaluation set, compared in all kinds
     (sha256, image, embedding, texts) that both have. sets: evaluation sets that lie in files.
 
-    max_distance: bits of 64 in which two pHashes may differ, null: pictures are not decoded (3 ms for 640 x 480);
-    max_colour_gap: as in `dedup.exact`. Of 600 copies of Flickr8k photos (same bytes, JPEG at quality 50 and 20, PNG,
-    half and double size) all 600 were found, and none of 4,000 other photos. COYO-700M takes distance 0. Crops,
-    flips and heavy edits need an embedding.
+    max_distance: bits of 64 in which two pHashes may differ, null: pictures are not compared; max_colour_gap: as in
+    `dedup.exact`. Pictures are decoded here, in one process (3 ms for 640 x 480), unless a step before has made their
+    `looks` (`dedup.looks:PictureLooks`), on all CPUs. Of 600 copies of Flickr8k photos (same bytes, JPEG at quality 50
+    and 20, PNG, half and double size) all 600 were found, and none of 4,000 other photos. COYO-700M takes distance 0.
+    Crops, flips and heavy edits need an embedding.
     threshold: least cosine of embeddings; null: they are not compared. It belongs to the encoder, so it has no
     default: DataComp takes 0.604169 for isc_ft_v107 (https://arxiv.org/abs/2304.14108). Sets are searched whole: 512
     rows beside 200,000 images take 0.4 s of one core for pHashes, 2 s for cosines of 512 numbers.
@@ -59,7 +61,7 @@ class Decontaminate(GatherStage):
     ngram_words: Annotated[int, Field(ge=1)] = 8
     min_words: Annotated[int, Field(ge=1)] = 5
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         who = "dedup.decontaminate"
@@ -67,7 +69,7 @@ class Decontaminate(GatherStage):
         if any(s.images for s in self.sets):
             need(inp, who, sha256=pa.string())
         if any(s.images for s in self.sets) and self.max_distance is not None:
-            need(inp, who, image=pa.binary())
+            need(inp, who, **({"looks": LOOK} if "looks" in inp.names else {"image": pa.binary()}))
         if any(s.embeddings for s in self.sets) and "embedding" not in inp.names:
             need(inp, who, embedding=pa.list_(pa.float32()))  # raises, and says what is there
         if any(s.texts for s in self.sets):
@@ -81,6 +83,8 @@ class Decontaminate(GatherStage):
                 problems.append(f"sets: {s.name!r} becomes part of a code: letters, digits and . _ - only")
             if not (s.images or s.embeddings or s.texts):
                 problems.append(f"sets: {s.name!r} has neither images, embeddings nor texts")
+            if s.split is not None and s.texts is None:
+                problems.append(f"sets: {s.name!r} has a `split`, but no `texts` that say what is in it")
             if s.embeddings and self.threshold is None:
                 problems.append(f"sets: {s.name!r} has embeddings: give the `threshold` of their encoder")
         if self.min_words > self.ngram_words:
@@ -93,7 +97,7 @@ class Decontaminate(GatherStage):
     def run(self, job: Job) -> None:
         rows, *others = job.inputs
         sets = self._load(rows.schema, others)
-        compare = self._comparison(sets)
+        compare = self._comparison(sets, "looks" in rows.schema.names)
         for items, captions in zip(sets, compare.captions, strict=True):
             short = f" ({captions.num_short:,} under {self.min_words} words)" if captions else ""
             job.say(f"{items.said()}{short}")
@@ -125,13 +129,14 @@ class Decontaminate(GatherStage):
             raise VlpipeError(f"evaluation sets must have different names; twice: {', '.join(twice)}")
         return sets
 
-    def _comparison(self, sets: Sequence[Items]) -> Comparison:
+    def _comparison(self, sets: Sequence[Items], stored_looks: bool) -> Comparison:
         return Comparison(
             sets=sets,
             captions=[Captions(s.texts, self.ngram_words, self.min_words) if s.texts else None for s in sets],
             max_distance=self.max_distance,
             max_colour_gap=self.max_colour_gap,
             threshold=self.threshold,
+            stored_looks=stored_looks,
         )
 
 

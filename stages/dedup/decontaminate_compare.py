@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.dedup.decontaminate_hits import Hit, Looks, by_bytes, by_picture, by_vector, look_at
+from vlpipe.stages.dedup.decontaminate_hits import Hit, by_bytes, by_picture, by_vector
 from vlpipe.stages.dedup.decontaminate_ngrams import Captions
 from vlpipe.stages.dedup.decontaminate_sets import Items, unit_vectors
+from vlpipe.stages.dedup.looks import Looks, from_arrow, look_at
 
 # A row that is in two sets has a match with both.
 MATCHES = pa.schema(
@@ -33,17 +34,32 @@ class Comparison:
     max_distance: int | None
     max_colour_gap: int
     threshold: float | None
+    stored_looks: bool  # the rows have them: no picture is decoded
 
     @property
     def light(self) -> list[str]:
         """Columns that are read, and heavy ones below."""
-        found = {"sha256": any(s.sha256 is not None for s in self.sets), "texts": any(self.captions)}
+        found = {
+            "sha256": any(s.sha256 is not None for s in self.sets),
+            "looks": self._pictures and self.stored_looks,
+            "texts": any(self.captions),
+        }
         return ["id", *(name for name, used in found.items() if used)]
 
     @property
     def heavy(self) -> list[str]:
-        found = {"image": any(s.pictures for s in self.sets), "embedding": any(s.vectors for s in self.sets)}
+        vectors = any(s.vectors for s in self.sets)
+        found = {"image": self._pictures and not self.stored_looks, "embedding": vectors}
         return [name for name, used in found.items() if used]
+
+    @property
+    def _pictures(self) -> bool:
+        return any(s.pictures for s in self.sets)
+
+    def _looks(self, table: pa.Table) -> Looks | None:
+        if not self._pictures:
+            return None
+        return from_arrow(table["looks"]) if self.stored_looks else look_at(table["image"].to_pylist())
 
     def matches(self, table: pa.Table) -> pa.Table:
         found = [*self._images(table), *self._texts(table)]
@@ -51,8 +67,8 @@ class Comparison:
 
     def _images(self, table: pa.Table) -> Iterator[dict[str, Any]]:
         ids = table["id"].to_pylist()
-        looks, why = look_at(table["image"].to_pylist()) if "image" in self.heavy else (None, [])
-        for row, code in enumerate(why):
+        looks = self._looks(table)
+        for row, code in enumerate(looks.why if looks else ()):
             if code is not None:
                 yield _match(ids[row], None, None, Hit(f"not_compared_{code}", None, None))
         for items in self.sets:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.dedup.phash import GRID, SIDE, colour_gap, colour_grid, grey, has_texture, hash_greys
-from vlpipe.stages.pixels import decode
+from vlpipe.stages.dedup.looks import Looks
+from vlpipe.stages.dedup.phash import colour_gap
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
@@ -24,29 +23,6 @@ class Hit(NamedTuple):
     how: str  # same_bytes | picture | embedding | same_text | ngrams
     witness: str | None  # name of the evaluation item
     similarity: float | None
-
-
-class Looks(NamedTuple):
-    """What pictures look like: pHash and mean colours. `seen`: is there enough in it for a hash?"""
-
-    hashes: npt.NDArray[np.uint64]  # (B,)
-    colours: npt.NDArray[np.uint8]  # (B, 48)
-    seen: npt.NDArray[np.bool_]  # (B,)
-
-
-def look_at(images: Sequence[bytes | None]) -> tuple[Looks, list[str | None]]:
-    """Looks of encoded images, and per image why it has none (a code of `stages.pixels`), or null."""
-    greys = np.zeros((len(images), SIDE, SIDE), np.uint8)
-    colours = np.zeros((len(images), 3 * GRID * GRID), np.uint8)
-    why: list[str | None] = [None] * len(images)
-    for row, data in enumerate(images):
-        try:
-            image = decode(data or b"")
-        except RowFault as fault:
-            why[row] = fault.why
-        else:
-            greys[row], colours[row] = grey(image), colour_grid(image)
-    return Looks(hash_greys(greys), colours, has_texture(greys)), why
 
 
 def by_bytes(sha256: Sequence[str | None], items: dict[str, str]) -> dict[int, Hit]:
@@ -103,7 +79,12 @@ class _Best:
         self._found: dict[int, tuple[float, int]] = {}
 
     def add(self, rows: Places, items: Places, similarity: npt.NDArray[np.float64]) -> None:
-        for row, item, alike in zip(rows.tolist(), items.tolist(), similarity.tolist(), strict=True):
+        order = np.lexsort((items, -similarity, rows))
+        _, first = np.unique(rows[order], return_index=True)
+        best = order[first]  # one per row, however many items are like it
+        for row, item, alike in zip(
+            rows[best].tolist(), items[best].tolist(), similarity[best].tolist(), strict=True
+        ):
             self._found[row] = max(self._found.get(row, (-1.0, 0)), (alike, -item))
 
     def hits(self, how: str, names: Sequence[str]) -> dict[int, Hit]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from vlpipe.stages.dedup.decontaminate_hits import Hit
 from vlpipe.stages.dedup.text_forms import ngrams, normal_form
+
+
+# Han, kana, Thai, Lao, Burmese, Khmer; what Unicode has of Han beyond the first plane is rare
+NO_SPACES = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 
 
 class Captions:
@@ -13,14 +18,15 @@ class Captions:
 
     A text matches an evaluation text of `n` words or more when they share `n` words in a row, and a shorter one
     when it holds all of its words in a row. Evaluation texts of fewer than `min_words` words are not compared:
-    "a dog" is no evidence. Words are those of `normal_form`; a language without spaces has one per sentence.
+    "a dog" is no evidence. Words are those of `normal_form`. Of scripts without spaces (Chinese, Japanese, Thai, ...) a
+    sentence is one word: it is compared, as a whole, when it has twice `min_words` letters.
     """
 
     def __init__(self, items: Sequence[tuple[str, str]], n: int, min_words: int) -> None:
         """items: (name, text)"""
         forms = [(name, normal_form(text)) for name, text in items]
         self._n = n
-        self._items = [(name, form) for name, form in forms if len(form.split()) >= min_words]
+        self._items = [(name, form) for name, form in forms if _is_evidence(form, min_words)]
         self.num_texts, self.num_short = len(items), len(items) - len(self._items)
         self._equal: dict[str, int] = {}
         self._runs: dict[str, int] = {}  # a run of words -> the first item that has it
@@ -49,3 +55,7 @@ class Captions:
             return None
         similarity, minus = max(found)
         return Hit("ngrams", self._items[-minus][0], similarity)
+
+
+def _is_evidence(form: str, min_words: int) -> bool:
+    return len(form.split()) >= min_words or len(NO_SPACES.findall(form)) >= 2 * min_words

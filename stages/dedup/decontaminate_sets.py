@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,26 +18,30 @@ from pydantic import ConfigDict
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, File
-from vlpipe.stages.dedup.decontaminate_hits import Floats, Looks, look_at
-from vlpipe.stages.dedup.decontaminate_texts import read_texts
+from vlpipe.stages.dedup.decontaminate_hits import Floats
+from vlpipe.stages.dedup.decontaminate_images import folder_images
+from vlpipe.stages.dedup.decontaminate_texts import read_set
+from vlpipe.stages.dedup.looks import BLOCK_IMAGES, Looks, from_arrow, joined, look_at
 
 NORM_ERROR = 1e-3
-BLOCK_IMAGES = 256  # decoded before they are hashed together
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSet:
-    """An evaluation set in files; at least one of the three.
+    """An evaluation set in files; at least one of the first three.
 
-    images: a folder, searched with its subfolders. embeddings: a Parquet file or a folder of them, columns `id` and
-    `embedding`, unit norm, by the encoder of the rows' embeddings. texts: .txt (one per line), .jsonl (`text`,
-    `caption` or `captions` of each line), or .json (COCO's `annotations`, each with a `caption`; or a list of texts).
+    images: a folder, searched with its subfolders; where `texts` names its images, only those, and all of them must be
+    there. embeddings: a Parquet file or a folder of them, columns `id` and `embedding`, unit norm, by the encoder of
+    the rows' embeddings. texts: .txt (one per line); .jsonl (`text`, `caption`, `captions`, `sentence` or `question` of
+    each line); .json (COCO's captions, Karpathy's dataset_coco.json and the like, VQA's questions, or a list of texts).
+    split: of Karpathy's JSON only these count; left out: [test, val], what is never trained on.
     """
 
     name: str
     images: File | None = None
     embeddings: File | None = None
     texts: File | None = None
+    split: tuple[str, ...] | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -77,17 +81,17 @@ class Items:
 
 def from_files(spec: EvalSet, *, pictures: bool) -> Items:
     """`pictures`: decode the images too. VlpipeError when a file is not what it should be."""
-    items = Items(name=spec.name)
+    items, named = Items(name=spec.name), None
+    if spec.texts is not None:
+        items.texts, named = read_set(spec.texts.path, spec.split)
+        if not items.texts:
+            raise VlpipeError(f"{spec.name}: there is no text in {spec.texts.path}")
     if spec.images is not None:
-        _add_images(items, _folder_images(spec.images.path), pictures)
+        _add_images(items, folder_images(spec.images.path, named), pictures)
         if not items.sha256 or (items.pictures and items.num_unread == len(items.pictures[0])):
             raise VlpipeError(f"{spec.name}: there is no image below {spec.images.path}")
     if spec.embeddings is not None:
         items.vectors = read_vectors(spec.embeddings.path)
-    if spec.texts is not None:
-        items.texts = list(read_texts(spec.texts.path))
-        if not items.texts:
-            raise VlpipeError(f"{spec.name}: there is no text in {spec.texts.path}")
     return items
 
 
@@ -95,13 +99,11 @@ def from_rows(data: Dataset, rows: pa.Schema, *, pictures: bool, vectors: bool) 
     """An evaluation step, named by it: compared in every kind that its rows and the rows at hand both have."""
     if not data.num_rows:
         raise VlpipeError(f"the evaluation step {data.name!r} has no rows: nothing would be found")
-    both = {
-        n for n in ("sha256", "image", "embedding", "texts") if n in data.schema.names and n in rows.names
-    }
+    both = {n for n in ("sha256", "embedding", "texts") if n in data.schema.names and n in rows.names}
     items = Items(name=data.name)
-    if "image" in both and pictures:
-        images = data.batches(["id"], ["image"])
-        _add_images(items, (pair for t in images for pair in _pairs(t, "image")), pictures)
+    if pictures and _has_pictures(data.schema) and _has_pictures(rows):
+        items.pictures = _row_pictures(data)
+        items.num_unread = sum(code is not None for code in items.pictures[1].why)
     named = data.table(["id", "sha256"]) if "sha256" in both else None
     items.sha256 = None if named is None else _first(_pairs(named, "sha256"))
     if "embedding" in both and vectors:
@@ -133,26 +135,32 @@ def _first(named: Iterator[tuple[str, str | None]]) -> dict[str, str]:
     return found
 
 
-def _add_images(items: Items, images: Iterator[tuple[str, bytes]], pictures: bool) -> None:
-    hashes, names, looks = [], [], []
-    while block := list(islice(images, BLOCK_IMAGES)):
+def _has_pictures(schema: pa.Schema) -> bool:
+    return "looks" in schema.names or "image" in schema.names
+
+
+def _row_pictures(data: Dataset) -> tuple[list[str], Looks]:
+    """Names and looks of a step's rows; decoded where they are not stored."""
+    names: list[str] = []
+    looks = []
+    stored = "looks" in data.schema.names
+    for table in data.batches(["id", "looks"]) if stored else data.batches(["id"], ["image"]):
+        names += table["id"].to_pylist()
+        looks.append(from_arrow(table["looks"]) if stored else look_at(table["image"].to_pylist()))
+    return names, joined(looks)
+
+
+def _add_images(items: Items, images: Iterable[tuple[str, bytes]], pictures: bool) -> None:
+    rest, hashes, names, looks = iter(images), [], [], []
+    while block := list(islice(rest, BLOCK_IMAGES)):
         hashes += [(name, hashlib.sha256(data).hexdigest()) for name, data in block]
         if pictures:
-            found, why = look_at([data for _, data in block])
-            looks.append(found)
             names += [name for name, _ in block]
-            items.num_unread += sum(w is not None for w in why)
+            looks.append(look_at([data for _, data in block]))
+            items.num_unread += sum(code is not None for code in looks[-1].why)
     items.sha256 = _first(iter(hashes))
     if looks:
-        items.pictures = (names, Looks(*(np.concatenate(part) for part in zip(*looks, strict=True))))
-
-
-def _folder_images(path: str) -> Iterator[tuple[str, bytes]]:
-    root = Path(path)
-    if not root.is_dir():
-        raise VlpipeError(f"`images` wants a folder; there is none at {path}")
-    for file in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
-        yield file.relative_to(root).as_posix(), file.read_bytes()
+        items.pictures = (names, joined(looks))
 
 
 def read_vectors(path: str) -> tuple[list[str], Floats]:

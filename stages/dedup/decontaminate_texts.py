@@ -1,54 +1,45 @@
-"""The texts of an evaluation set, from the files such sets come in."""
+"""The texts of an evaluation set, and which images it is about, from the files such sets come in."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.ingest.folder import wanted
+from vlpipe.stages.dedup.decontaminate_json import Published, published
 from vlpipe.stages.ingest.list import lines, text_of
 
+KEYS = ("text", "caption", "captions", "sentence", "question")  # of a line of .jsonl
 
-def read_texts(path: str) -> Iterator[tuple[str, str]]:
-    """(where it stands, text), without empty ones."""
+
+def read_set(path: str, split: Sequence[str] | None = None) -> tuple[list[tuple[str, str]], list[str] | None]:
+    """(where it stands, text) without empty ones; and the images it names, None when it names none."""
     file = Path(path)
-    readers = {".txt": _txt, ".jsonl": _jsonl, ".json": _json}
-    if file.suffix.lower() not in readers:
-        raise VlpipeError(f"texts: {path}: wanted a file that ends in {', '.join(readers)}")
-    for where, value in readers[file.suffix.lower()](file):
-        text = text_of(value, where)
-        if text.strip():
-            yield where.removeprefix(f"{file.parent}/"), text  # where a root lies is no part of a decision
-
-
-def _txt(file: Path) -> Iterator[tuple[str, Any]]:
-    yield from lines(file)
+    ending = file.suffix.lower()
+    if ending == ".json":
+        content = _parsed("".join(line + "\n" for _, line in lines(file)), str(file))
+        found = published(content, str(file), split)
+    elif split is not None:
+        raise VlpipeError(f"texts: {path}: `split` is for Karpathy's JSON")
+    elif ending in (".txt", ".jsonl"):
+        found = Published(_jsonl(file) if ending == ".jsonl" else lines(file), None)
+    else:
+        raise VlpipeError(f"texts: {path}: wanted a file that ends in .txt, .jsonl, .json")
+    named = ((where.removeprefix(f"{file.parent}/"), text_of(value, where)) for where, value in found.texts)
+    return [(where, text) for where, text in named if text.strip()], found.images
 
 
 def _jsonl(file: Path) -> Iterator[tuple[str, Any]]:
     for where, line in lines(file):
         if line.strip():
             record = _parsed(line, where)
-            found = [
-                record[k] for k in ("text", "caption", "captions") if isinstance(record, dict) and k in record
-            ]
+            found = [record[k] for k in KEYS if isinstance(record, dict) and k in record]
             if len(found) != 1:
-                raise VlpipeError(f"{where}: wanted an object with one of 'text', 'caption' and 'captions'")
+                raise VlpipeError(f"{where}: wanted an object with one of {', '.join(KEYS)}")
             for text in found[0] if isinstance(found[0], list) else found:
                 yield where, text
-
-
-def _json(file: Path) -> Iterator[tuple[str, Any]]:
-    content = _parsed("".join(line + "\n" for _, line in lines(file)), str(file))
-    if isinstance(content, list):
-        yield from ((f"{file}[{n}]", text) for n, text in enumerate(content))
-        return
-    for number, annotation in enumerate(wanted(content, "annotations", list, str(file))):
-        where = f"{file} annotations[{number}]"
-        yield where, wanted(annotation, "caption", str, where)
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -1,11 +1,10 @@
-"""Similar pairs as an artifact: `edges.parquet`, and `edges.json` with the similarity they were searched at.
+"""Similar pairs as an artifact: `edges.parquet`, and `search.parquet` with the similarity they were searched at.
 
 A search is dear, a decision is cheap: `dedup.decide` reads the pairs and applies another threshold, rule or keep order.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +24,14 @@ EDGES = pa.schema(
         ("a", pa.string()),
         ("b", pa.string()),
         ("similarity", pa.float64()),  # cosine, 6 decimals; or 1 - different bits / 64
-        # near | same_vector | same_bytes. Of rows that are the same, one stands for all: each other row has one
-        # edge, to it, and whatever is near to it is near to all of them.
+        # near | same_vector | same_bytes | same_looks (hash and colours). Of rows that are the same, one stands for
+        # all: each other row has one edge, to it, and whatever is near to it is near to all of them.
         ("kind", pa.string()),
         ("earlier", pa.bool_()),  # b is a row of an earlier kept set
     ]
 )
-KINDS = ("near", "same_vector", "same_bytes")
+SEARCH = pa.schema([("threshold", pa.float64())])  # one row
+KINDS = ("near", "same_vector", "same_bytes", "same_looks")
 ROW_GROUP_ROWS = 65_536
 
 Places = npt.NDArray[np.int64]
@@ -78,14 +78,15 @@ def write_edges(folder: str, ids: pa.Array, num_new: int, edges: Edges, threshol
                 edges.b[part] >= num_new,
             ]
             writer.write(pa.table(columns, schema=EDGES))
-    Path(f"{folder}/edges.json").write_text(json.dumps({"threshold": threshold}) + "\n")
+    with ShardWriter(f"{folder}/search.parquet", SEARCH) as writer:
+        writer.write(pa.table([[threshold]], schema=SEARCH))
 
 
 def read_edges(file: File) -> tuple[pa.Table, float]:
     """EDGES and the threshold of the search, from the artifacts of a step that searches."""
     path = Path(file.path)
     try:
-        threshold = json.loads((path / "edges.json").read_text())["threshold"]
+        (threshold,) = pq.read_table(path / "search.parquet", schema=SEARCH)["threshold"].to_pylist()
         # an id comes once in memory, however many pairs it is in
         table = pq.read_table(path / "edges.parquet", read_dictionary=["a", "b", "kind"])
     except (OSError, pa.ArrowInvalid) as error:

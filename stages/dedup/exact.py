@@ -6,18 +6,16 @@ Hashes find copies, resizes and re-encodes; crops, flips and heavy edits need an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need, read_batches, write_shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.pipeline.store import Store
@@ -31,22 +29,12 @@ from vlpipe.stages.dedup.decisions import (
 )
 from vlpipe.stages.dedup.edges import KINDS, Edges, Places, with_copies, write_edges
 from vlpipe.stages.dedup.keep import read_rows
-from vlpipe.stages.dedup.phash import (
-    GRID,
-    MAX_DISTANCE,
-    colour_gap,
-    colour_grid,
-    grey,
-    has_texture,
-    hash_greys,
-    pairs_within,
-)
+from vlpipe.stages.dedup.looks import LOOK, Looks, from_arrow, joined, look_at, to_arrow
+from vlpipe.stages.dedup.phash import MAX_DISTANCE, TooMany, colour_gap, pairs_within
+from vlpipe.stages.dedup.search import MIN_PAIR_LIMIT, PAIRS_PER_ROW
 from vlpipe.stages.dedup.vectors import number_rows
 
-# What a picture looks like. `hash` is null when it is flat, or could not be decoded (`why` says so).
-LOOKS = pa.schema([("hash", pa.uint64()), ("colours", pa.binary(3 * GRID * GRID)), ("why", pa.string())])
-BLOCK_ROWS = 256  # pictures decoded before their hashes are computed together
-NO_COLOURS = bytes(3 * GRID * GRID)
+LOOKS = pa.schema([("looks", LOOK)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +42,7 @@ class ExactDuplicates(GatherStage):
     """Emits one decision per row (columns: DECISIONS), made with the defaults of `dedup.decide`.
 
     Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, from which `dedup.decide` makes other decisions.
-    phash: also compare pictures; reads the images, so it costs one decode per row.
+    phash: also compare pictures. It takes their `looks` (`dedup.looks`), else it decodes all images, in one process.
     max_distance: of 64 bits. 10 found all re-encoded and 96 % of shifted copies of small pictures, 4 half of
     the latter; 200,000 rows take 8 s of one core at 10, 1 s at 7 and below.
     max_colour_gap: twins differ at most so much (0 to 255) in the mean colour of each cell of a 4 x 4 grid;
@@ -65,12 +53,12 @@ class ExactDuplicates(GatherStage):
     max_distance: Annotated[int, Field(ge=0, le=MAX_DISTANCE)] = 10
     max_colour_gap: Annotated[int, Field(ge=0, le=255)] = 16
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.exact", id=pa.string(), sha256=pa.string())
         if self.phash:
-            need(inp, "dedup.exact", image=pa.binary())
+            need(inp, "dedup.exact", **({"looks": LOOK} if "looks" in inp.names else {"image": pa.binary()}))
         return DECISIONS
 
     def run(self, job: Job) -> None:
@@ -79,9 +67,9 @@ class ExactDuplicates(GatherStage):
         by_number = np.argsort(numbers)
         sha256 = pa.concat_tables([data.table(["sha256"]) for data in job.inputs])["sha256"]
         leader = same_bytes(sha256.take(pa.array(by_number)))
-        looks = read_looks(job).take(pa.array(by_number)) if self.phash else None
-        near = self._near(leader, looks)
-        edges = with_copies(near, leader, len(ids), "same_bytes")
+        looks = read_looks(job).take(by_number) if self.phash else None
+        edges = self._near(leader, looks)
+        edges = with_copies(edges, leader, len(ids), "same_bytes")
         write_edges(job.artifacts, ids, len(ids), edges, 1 - self.max_distance / 64 if self.phash else 1.0)
         order = numbers[rows.order]
         twins = decide(len(ids), placed(edges, order), "greedy")
@@ -91,20 +79,43 @@ class ExactDuplicates(GatherStage):
         job.emit(decisions)
         job.say(say_counts(decisions))
 
-    def _near(self, leader: Places, looks: pa.Table | None) -> Edges:
-        """Near pairs by pHash, one row for each set of equal bytes."""
+    def _near(self, leader: Places, looks: Looks | None) -> Edges:
+        """Near pairs by pHash, and pictures that look just the same; one row stands for each set of equal bytes."""
+        empty = np.empty(0, np.int64)
         if looks is None:
-            empty = np.empty(0, np.int64)
             return Edges(empty, empty, np.empty(0), np.empty(0, np.int8))
-        valid = np.asarray(pc.is_valid(looks["hash"]))
-        places = np.flatnonzero(valid & (leader == np.arange(len(leader))))
-        hashes = np.asarray(pc.fill_null(looks["hash"], 0), np.uint64)[places]
-        a, b, distance = pairs_within(hashes, self.max_distance)
+        places = np.flatnonzero(looks.seen & (leader == np.arange(len(leader))))
+        same = np.arange(len(leader))
+        same[places] = places[same_looks(looks.take(places))]
+        places = places[same[places] == places]
+        try:
+            a, b, distance = pairs_within(looks.hashes[places], self.max_distance, _limit(len(leader)))
+        except TooMany:
+            raise self._too_many(len(leader)) from None
         a, b = places[a], places[b]
-        colours = _colours(looks)
-        near = colour_gap(colours, colours, a, b) <= self.max_colour_gap
+        near = colour_gap(looks.colours, looks.colours, a, b) <= self.max_colour_gap
         kind = np.full(near.sum(), KINDS.index("near"), np.int8)
-        return Edges(a[near], b[near], 1 - distance[near] / 64, kind)
+        found = Edges(a[near], b[near], 1 - distance[near] / 64, kind)
+        return with_copies(found, same, len(leader), "same_looks")
+
+    def _too_many(self, num_rows: int) -> VlpipeError:
+        return VlpipeError(
+            f"more than {_limit(num_rows):,} pairs of pictures differ in at most {self.max_distance} bits: many versions "
+            "of one picture (a placeholder, a chart), or pictures too plain for a hash; lower `max_distance`"
+        )
+
+
+def _limit(num_rows: int) -> int:
+    return max(MIN_PAIR_LIMIT, PAIRS_PER_ROW * num_rows)
+
+
+def same_looks(looks: Looks) -> Places:
+    """Per row the first one with the same hash and colours: of a picture that comes a thousand times a thousand edges
+    are stored, not half a million."""
+    words = np.concatenate([looks.hashes[:, None], looks.colours.view(np.uint64)], axis=1)  # (N, 7)
+    _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
+    found: Places = first[inverse.reshape(-1)].astype(np.int64)
+    return found
 
 
 def same_bytes(sha256: pa.ChunkedArray) -> Places:
@@ -117,51 +128,31 @@ def same_bytes(sha256: pa.ChunkedArray) -> Places:
     return leader
 
 
-def _with_faults(decisions: pa.Table, looks: pa.Table | None) -> pa.Table:
+def _with_faults(decisions: pa.Table, looks: Looks | None) -> pa.Table:
     """A kept row whose picture could not be compared says why."""
     if looks is None:
         return decisions
-    why = pc.coalesce(decisions["why"], looks["why"])
+    faults = pa.array([code and f"not_compared_{code}" for code in looks.why], pa.string())
+    why = pc.coalesce(decisions["why"], faults)
     return decisions.set_column(decisions.schema.get_field_index("why"), "why", why)
 
 
-def _colours(looks: pa.Table) -> npt.NDArray[np.uint8]:
-    """(N, 48)"""
-    return np.frombuffer(b"".join(looks["colours"].to_pylist()), np.uint8).reshape(-1, 3 * GRID * GRID)
-
-
-def read_looks(job: Job) -> pa.Table:
-    """LOOKS of all rows in input order. Each shard's part is kept in `job.work`: a kill costs one shard."""
-    store = Store(job.work)
-    parts = [LOOKS.empty_table()]
+def read_looks(job: Job) -> Looks:
+    """Looks of all rows in input order: stored ones, else each shard's part is kept in `job.work`: a kill costs one."""
+    store, found = Store(job.work), []
     for data in job.inputs:
-        for k in range(len(data.shards)):
-            parts.append(pq.read_table(store.path(_shard_looks(store, data, k))).cast(LOOKS))
-    return pa.concat_tables(parts)
+        if "looks" in data.schema.names:
+            found += [from_arrow(rows["looks"]) for rows in data.batches(["looks"])]
+        else:
+            parts = (store.path(_shard_looks(store, data, k)) for k in range(len(data.shards)))
+            found += [from_arrow(pq.read_table(part)["looks"]) for part in parts]
+    return joined(found)
 
 
 def _shard_looks(store: Store, data: Dataset, k: int) -> str:
     part = f"looks-{data.shards[k].digest}.parquet"  # the digest covers the ids and the sha256 of the images
     if not os.path.exists(store.path(part)):
-        images = read_batches(data.store, data.shards[k], [], ["image"])
-        write_shard(store, part, (t for batch in images for t in _look_at(batch["image"])), LOOKS)
+        images = (t["image"].to_pylist() for t in read_batches(data.store, data.shards[k], [], ["image"]))
+        tables = (pa.table([to_arrow(look_at(each))], schema=LOOKS) for each in images)
+        write_shard(store, part, tables, LOOKS)
     return part
-
-
-def _look_at(images: pa.ChunkedArray) -> Iterator[pa.Table]:
-    for start in range(0, len(images), BLOCK_ROWS):
-        seen = [_look(data) for data in images.slice(start, BLOCK_ROWS).to_pylist()]
-        greys = np.stack([g for g, _, _ in seen])
-        hashes = pa.array(hash_greys(greys), mask=~has_texture(greys))
-        yield pa.table([hashes, [c for _, c, _ in seen], [w for _, _, w in seen]], schema=LOOKS)
-
-
-def _look(data: bytes) -> tuple[npt.NDArray[np.uint8], bytes, str | None]:
-    """Grey levels, colours, and why there are none: what cannot be decoded is compared by its bytes only."""
-    from vlpipe.stages.pixels import decode
-
-    try:
-        image = decode(data)
-    except RowFault as fault:
-        return np.zeros((32, 32), np.uint8), NO_COLOURS, f"not_compared_{fault.why}"
-    return grey(image), colour_grid(image).tobytes(), None

@@ -101,6 +101,7 @@ def _of_texts(texts: pa.ChunkedArray, key: Key) -> pa.Array:
         values = -np.asarray(pc.fill_null(field, len(key.ranking)), np.float64)
     else:
         values = np.asarray(pc.fill_null(field, -np.inf), np.float64)
+        values = np.where(np.isnan(values), -np.inf, values)  # one score that is no number hides no other
     best = np.full(len(lists), -np.inf)
     np.maximum.at(best, rows, values)
     return pa.array(np.round(-best if key.ranking else best, DECIMALS), mask=np.isinf(best))

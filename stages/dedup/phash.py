@@ -26,7 +26,12 @@ MIN_STD = 2.0  # grey levels; a flatter picture (a placeholder, a white page) ha
 MAX_DISTANCE = 15
 BAND_BITS = 16
 NUM_BANDS = 64 // BAND_BITS
+MAX_PAIRS = 10_000_000  # found in all: 640 MB
 MAX_CANDIDATES = 4_000_000  # pairs looked at in one go: 64 MB of places
+
+
+class TooMany(Exception):
+    """More pairs than anybody can mean."""
 
 
 def grey(image: Image.Image) -> Bytes:
@@ -75,16 +80,23 @@ def hash_greys(greys: Bytes) -> Hashes:
     return np.packbits(above, axis=1).view(">u8").reshape(-1).astype(np.uint64)
 
 
-def pairs_within(hashes: Hashes, max_distance: int) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
+def pairs_within(
+    hashes: Hashes, max_distance: int, limit: int = MAX_PAIRS
+) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
     """All (a, b, bits that differ) with a < b and at most `max_distance` differing bits, ordered by (a, b).
 
     Exact, without looking at all pairs: of four 16-bit bands at least one differs in at most
     `max_distance // 4` bits (pigeonhole), so only rows with such a band are compared (multi-index hashing,
-    Norouzi et al. 2012, https://arxiv.org/abs/1307.2982).
+    Norouzi et al. 2012, https://arxiv.org/abs/1307.2982). TooMany when there are more than about `limit`.
     """
     if not 0 <= max_distance <= MAX_DISTANCE:
         raise ValueError(f"max_distance is {max_distance}; wanted 0 to {MAX_DISTANCE} of 64 bits")
-    found = [_near(a, b, hashes, max_distance) for a, b in _candidates(hashes, max_distance // NUM_BANDS)]
+    found, total = [], 0
+    for a, b in _candidates(hashes, max_distance // NUM_BANDS):
+        found.append(_near(a, b, hashes, max_distance))
+        total += len(found[-1][0])
+        if total > limit * NUM_BANDS:  # a pair is found in up to four bands
+            raise TooMany
     num = np.int64(max(len(hashes), 1))
     keys = np.unique(np.concatenate([np.empty(0, np.int64), *(a * num + b for a, b in found)]))
     a, b = keys // num, keys % num

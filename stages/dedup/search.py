@@ -123,7 +123,7 @@ def _members(
     plan: Plan,
 ) -> Members:
     """Places in `rows` by cluster; one cluster when there are few rows."""
-    num_clusters = plan.clusters or max(2, round(len(rows) ** 0.5))
+    num_clusters = min(plan.clusters or max(2, round(len(rows) ** 0.5)), len(rows))
     if len(rows) <= plan.exact_below:
         return Members(np.arange(len(rows)), np.ones(len(rows), np.bool_), np.array([0, len(rows)]))
     points = sketches[:, :-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,14 +33,24 @@ class KeepMatched(MapStage):
         yield keep_matched
 
 
-def keep_matched(table: pa.Table) -> Out:
+def keep_matched(table: pa.Table, tell: Callable[[int, str], str] = lambda at, why: "") -> Out:
+    """tell: more about why a text was dropped, from its place among all texts of the table and the code."""
     texts = FlatTexts(table["texts"])
     keep = np.zeros(table.num_rows, np.bool_)
     keep[texts.row[texts.kept()]] = True
     gone = table.select(["id", "texts"]).filter(pa.array(~keep)).to_pylist()
-    rejects = [Reject(row["id"], "filtered", NO_TEXT_KEPT, _reasons(row["texts"])) for row in gone]
+    starts = (np.cumsum(texts.lengths) - texts.lengths)[~keep].tolist()
+    rejects = [
+        Reject(row["id"], "filtered", NO_TEXT_KEPT, _reasons(row["texts"], start, tell))
+        for row, start in zip(gone, starts, strict=True)
+    ]
     return Out(table.filter(pa.array(keep)) if gone else table, rejects)
 
 
-def _reasons(texts: list[dict[str, object]] | None) -> str:
-    return "; ".join(f"{t['source']}: {t['why']}" for t in texts) if texts else "it has no text"
+def _reasons(texts: list[dict[str, str]] | None, start: int, tell: Callable[[int, str], str]) -> str:
+    """`web: seen_often (text_count 15, wanted <= 10)` for each text."""
+    if not texts:
+        return "it has no text"
+    more = [tell(at, text["why"]) for at, text in enumerate(texts, start)]
+    both = zip(texts, more, strict=True)
+    return "; ".join(f"{t['source']}: {t['why']}" + (f" ({said})" if said else "") for t, said in both)

@@ -6,6 +6,7 @@ to drop (sequential). Arrow computes the masks: 200,000 rows with nine rules tak
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,16 +22,18 @@ from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.filter.kept import keep_matched
 from vlpipe.stages.filter.measures import ROW_MEASURES, TEXT_MEASURES
-from vlpipe.stages.filter.rule import Place, Rule, check_encoder, choose, load_preset, place
+from vlpipe.stages.filter.rule import REGEX_OPS, Place, Rule, check_encoder, choose, load_preset, place
 from vlpipe.stages.filter.texts import FlatTexts, Mask, as_array, to_mask
+
+MAX_SHOWN = 60  # characters of a value in a reject
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules(MapStage):
     """Rules of a preset (a name such as `laion`, or a YAML file) and, after them, `rules`; without those named in `skip`.
 
-    Rules on rows reject them (filtered, why is the rule). Rules on texts set kept False and why of texts of `sources`
-    that nothing dropped before; rows stay unless `drop_textless` (then filtered, `no_text_kept`).
+    Rules on rows reject them (filtered, why is the rule, the detail its value). Rules on texts set kept False and why
+    of texts of `sources` that nothing dropped before; rows stay unless `drop_textless` (then filtered, `no_text_kept`).
     """
 
     preset: str = ""
@@ -42,6 +45,7 @@ class Rules(MapStage):
         init=False, default=()
     )  # what the above comes to, without words: it is in the key
 
+    VERSION: ClassVar[int] = 2  # 2: rejects say values
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"preset", "rules", "skip"})
 
     def __post_init__(self) -> None:
@@ -84,35 +88,48 @@ class Rules(MapStage):
         places = {rule.code: place(rule, rows.schema) for rule in self.applied}
         counts: Counter[str] = Counter()
         on_rows = [rule for rule in self.applied if not places[rule.code].judges_texts]
-        masks = {rule.code: fails(rule, row_values(rule, rows)) for rule in on_rows}
+        values = {rule.code: row_values(rule, rows) for rule in on_rows}
+        masks = {rule.code: fails(rule, values[rule.code]) for rule in on_rows}
         why = first_failed(masks, np.ones(rows.num_rows, np.bool_), counts)
-        gone = why.is_valid()
+        by_code = {rule.code: rule for rule in on_rows}
         rejects = [
-            Reject(id_, "filtered", code)
-            for id_, code in zip(
-                rows["id"].filter(gone).to_pylist(), why.filter(gone).to_pylist(), strict=True
-            )
+            Reject(rows["id"][at].as_py(), "filtered", code, said(by_code[code], values[code][at].as_py()))
+            for at, code in enumerate(why.to_pylist())
+            if code is not None
         ]
-        rows = rows.filter(pc.invert(gone)) if rejects else rows
+        rows = rows.filter(why.is_null()) if rejects else rows
         on_texts = [rule for rule in self.applied if places[rule.code].judges_texts]
+        told: dict[str, tuple[Rule, pa.Array]] = {}
         if on_texts:
-            rows = self._judge_texts(rows, on_texts, places, counts)
+            rows, told = self._judge_texts(rows, on_texts, places, counts)
         if self.drop_textless:
-            left = keep_matched(rows)
+            left = keep_matched(rows, lambda at, code: _said_of_text(told.get(code), at))
             rows, rejects = left.table, [*rejects, *left.rejects]
         return Out(rows, rejects, counts=counts)
 
     def _judge_texts(
         self, rows: pa.Table, rules: Sequence[Rule], places: Mapping[str, Place], counts: Counter[str]
-    ) -> pa.Table:
+    ) -> tuple[pa.Table, dict[str, tuple[Rule, pa.Array]]]:
+        """Rows with their texts marked; by code the rule and the (M,) values it saw."""
         texts = FlatTexts(rows["texts"])
         judged = texts.still_in(self.sources)
-        masks = {
-            rule.code: fails(rule, text_values(rule, places[rule.code], rows, texts), judged)
-            for rule in rules
-        }
+        told = {rule.code: (rule, text_values(rule, places[rule.code], rows, texts)) for rule in rules}
+        masks = {code: fails(rule, values, judged) for code, (rule, values) in told.items()}
         why = first_failed(masks, judged, counts)
-        return texts.drop(rows, why)
+        return texts.drop(rows, why), told
+
+
+def said(rule: Rule, value: Any) -> str:
+    """`min_side 180, wanted >= 200`: for the reject. A text, an address or a pattern is not repeated there."""
+    if rule.op in REGEX_OPS:
+        return ""
+    shown = "missing" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    wanted = json.dumps(rule.value, ensure_ascii=False)
+    return f"{rule.column} {shown[:MAX_SHOWN]}, wanted {rule.op} {wanted[:MAX_SHOWN]}"
+
+
+def _said_of_text(told: tuple[Rule, pa.Array] | None, at: int) -> str:
+    return said(told[0], told[1][at].as_py()) if told else ""
 
 
 def row_values(rule: Rule, rows: pa.Table) -> pa.Array:

@@ -35,7 +35,7 @@ def decisions(path: Path, **more: dict[str, object]) -> File:
             "group": "c",
         },
     ]
-    extra = {"texts": None, "donors": None}
+    extra = {"gained": None, "donors": None}
     pq.write_table(
         pa.Table.from_pylist([extra | row | more.get(row["id"], {}) for row in rows], DECISIONS), path
     )
@@ -66,7 +66,7 @@ def test_the_wrong_file_is_named(tmp_path: Path) -> None:
 
 
 def test_texts_of_dropped_twins_come_after_the_own_ones(tmp_path: Path) -> None:
-    gained = {"texts": [text("from b", "human")], "donors": ["b"]}
+    gained = {"gained": [text("from b", "human")], "donors": ["b"]}
     stage = DropDuplicates(decisions=decisions(tmp_path / "decisions.parquet", a=gained))
     texts = pa.array([[text("of c", "web")], [text("from b", "human")], [text("of a", "web")]], TEXTS)
     out = run_map(stage, pa.table({"id": ["c", "b", "a"], "texts": texts}))

@@ -120,9 +120,9 @@ def test_a_kept_row_gets_the_texts_of_its_dropped_twins(tmp_path: Path) -> None:
     own = [texts("dog"), [text("a dog", "human", score=0.7)], texts("dog", "cat"), None]
     rows = ROWS.append_column("texts", pa.array(own, TEXTS))
     got = decided(tmp_path, rows, merge_texts=True, rule="components")
-    assert got["a"]["texts"] == [text("a dog", "human", score=pytest.approx(0.7)), *texts("cat")]
+    assert got["a"]["gained"] == [text("a dog", "human", score=pytest.approx(0.7)), *texts("cat")]
     assert got["a"]["donors"] == ["b", "c"]
-    assert all(got[i]["texts"] is None for i in "bcd")
+    assert all(got[i]["gained"] is None for i in "bcd")
     stage = DropDuplicates(
         decisions=File(path=str(tmp_path / "step/artifacts/decisions.parquet"), digest="m")
     )

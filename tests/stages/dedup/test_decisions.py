@@ -122,7 +122,7 @@ def test_decisions_come_by_row_number_with_witness_and_group() -> None:
     twins = decide(3, placed(edges((1, 2)), order), "greedy")
     table = decision_table(pa.array(["x", "y", "z"]), order, twins, 3)
     assert table.schema == DECISIONS
-    empty = {"why": None, "witness": None, "similarity": None, "texts": None, "donors": None}
+    empty = {"why": None, "witness": None, "similarity": None, "gained": None, "donors": None}
     assert table.to_pylist() == [
         {"id": "x", "keep": True, **empty, "group": "x"},
         {

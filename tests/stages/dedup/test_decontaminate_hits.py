@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from vlpipe.stages.dedup import decontaminate_hits
-from vlpipe.stages.dedup.decontaminate_hits import Hit, Looks, by_bytes, by_picture, by_vector
+from vlpipe.stages.dedup.decontaminate_hits import Hit, by_bytes, by_picture, by_vector
+from vlpipe.stages.dedup.looks import Looks
 
 NAMES = [f"e{n}" for n in range(40)]
 
@@ -14,7 +15,8 @@ def looks(rng: np.random.Generator, num: int) -> Looks:
     hashes = np.zeros(num, np.uint64)
     for bit in rng.integers(0, 64, (num, 6)).T:
         hashes ^= np.uint64(1) << bit.astype(np.uint64)
-    return Looks(hashes, rng.integers(100, 120, (num, 48)).astype(np.uint8), rng.random(num) < 0.8)
+    colours = rng.integers(100, 120, (num, 48)).astype(np.uint8)
+    return Looks(hashes, colours, rng.random(num) < 0.8, np.full(num, None, object))
 
 
 @pytest.mark.parametrize("block", [7, 16_384])

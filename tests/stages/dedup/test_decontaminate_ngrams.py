@@ -34,6 +34,31 @@ def test_what_matches(text: str, hit: Hit | None) -> None:
     assert CAPTIONS.find(text) == hit
 
 
+@pytest.mark.parametrize(
+    ("text", "witness"),
+    [
+        ("一只棕色的狗在绿色的草地上奔跑", "zh"),
+        ("照片 一只棕色的狗在绿色的草地上奔跑。", "zh"),
+        ("赤いボールを追いかけて走る二匹の犬、公園で", "ja"),
+        ("一只棕色的狗", None),
+        ("สุนัขสีน้ำตาลวิ่งบนหญ้า", "th"),
+        ("extraordinary photography", None),
+    ],
+)
+def test_sentences_without_spaces_are_compared_whole(text: str, witness: str | None) -> None:
+    evaluation = [
+        ("zh", "一只棕色的狗在绿色的草地上奔跑。"),
+        ("short", "一只棕色的狗"),
+        ("ja", "赤いボールを追いかけて走る二匹の犬、公園で"),
+        ("th", "สุนัขสีน้ำตาลวิ่งบนหญ้า"),
+        ("en", "extraordinary photography"),
+    ]
+    captions = Captions(evaluation, n=8, min_words=5)
+    assert captions.num_short == 2
+    hit = captions.find(text)
+    assert (hit and hit.witness) == witness
+
+
 def test_short_evaluation_texts_are_counted() -> None:
     assert (CAPTIONS.num_texts, CAPTIONS.num_short) == (4, 1)
 

@@ -11,7 +11,7 @@ import pytest
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.stage import File
 from vlpipe.stages.dedup.decontaminate_sets import EvalSet, from_files, read_vectors
-from vlpipe.stages.dedup.decontaminate_texts import read_texts
+from vlpipe.stages.dedup.decontaminate_texts import read_set
 
 
 def write(path: Path, content: object) -> str:
@@ -24,20 +24,20 @@ def test_texts_of_every_kind_of_file(tmp_path: Path) -> None:
         "images": [],
         "annotations": [{"image_id": 1, "caption": "one"}, {"image_id": 1, "caption": "two"}],
     }
-    assert list(read_texts(write(tmp_path / "c.json", coco))) == [
+    assert read_set(write(tmp_path / "c.json", coco))[0] == [
         ("c.json annotations[0]", "one"),
         ("c.json annotations[1]", "two"),
     ]
-    assert list(read_texts(write(tmp_path / "l.json", ["one", "", "two"]))) == [
+    assert read_set(write(tmp_path / "l.json", ["one", "", "two"]))[0] == [
         ("l.json[0]", "one"),
         ("l.json[2]", "two"),
     ]
-    assert list(read_texts(write(tmp_path / "t.txt", "one\n\n two\n"))) == [
+    assert read_set(write(tmp_path / "t.txt", "one\n\n two\n"))[0] == [
         ("t.txt line 1", "one"),
         ("t.txt line 3", " two"),
     ]
     lines = '{"text": "one"}\n\n{"caption": "two", "id": 3}\n{"file": "x", "captions": ["three", "four"]}\n'
-    assert list(read_texts(write(tmp_path / "j.jsonl", lines))) == [
+    assert read_set(write(tmp_path / "j.jsonl", lines))[0] == [
         ("j.jsonl line 1", "one"),
         ("j.jsonl line 3", "two"),
         ("j.jsonl line 4", "three"),
@@ -52,7 +52,7 @@ def test_texts_of_every_kind_of_file(tmp_path: Path) -> None:
         (
             "t.jsonl",
             '{"caption": "a", "text": "b"}',
-            "t.jsonl line 1: wanted an object with one of 'text', 'caption' and 'captions'",
+            "t.jsonl line 1: wanted an object with one of text, caption, captions, sentence, question",
         ),
         ("t.jsonl", '\n{"text": 3}', "t.jsonl line 2: wanted text, got 3"),
         ("t.jsonl", "{", "t.jsonl line 1 is not JSON"),
@@ -66,7 +66,7 @@ def test_texts_of_every_kind_of_file(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_with_a_text_file(tmp_path: Path, name: str, content: str, said: str) -> None:
     with pytest.raises(VlpipeError) as error:
-        list(read_texts(write(tmp_path / name, content)))
+        read_set(write(tmp_path / name, content))
     assert said in str(error.value)
 
 

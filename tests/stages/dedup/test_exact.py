@@ -75,7 +75,7 @@ def test_same_bytes_one_stays_and_the_others_name_it(tmp_path: Path) -> None:
         "witness": "a",
         "similarity": 1.0,
         "group": "a",
-        "texts": None,
+        "gained": None,
         "donors": None,
     }
 

@@ -287,6 +287,13 @@ def test_copies_of_one_vector_cost_one_edge_each(tmp_path: Path, exact_below: in
     assert [i for i, row in got.items() if row["keep"]] == ["r00000", "r00600"]
 
 
+@pytest.mark.parametrize(("num", "clusters"), [(1, None), (1, 3), (3, 100)])
+def test_there_are_never_more_clusters_than_rows(tmp_path: Path, num: int, clusters: int | None) -> None:
+    rows = table(np.repeat(angles(*np.arange(num) * 90.0), 5, axis=0))
+    got, _ = run(tmp_path, rows, threshold=0.9, exact_below=0, clusters=clusters)
+    assert sum(row["keep"] for row in got.values()) == num
+
+
 def test_a_heap_of_near_copies_does_not_stop_the_clustering(tmp_path: Path) -> None:
     x = np.concatenate([angles(*np.linspace(0, 1e-3, 500)), angles(*np.linspace(10, 350, 35))])
     got, edges = run(tmp_path, table(x), threshold=0.999, exact_below=0, clusters=8)

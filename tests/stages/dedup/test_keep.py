@@ -63,6 +63,17 @@ def test_a_score_column_counts_before_the_texts(tmp_path: Path) -> None:
     assert "".join(best_first(tmp_path, ("score desc",), rows)) == "bcdea"
 
 
+def test_a_score_that_is_no_number_hides_no_other(tmp_path: Path) -> None:
+    nan = float("nan")
+    texts = [
+        [text("x", "web", score=nan)],
+        [text("x", "web", score=nan), text("y", "web", score=0.9)],
+        [text("z", "web", score=0.5)],
+    ]
+    rows = pa.table({"id": ["a", "b", "c"], "texts": pa.array(texts, TEXTS)})
+    assert "".join(best_first(tmp_path, ("score desc",), rows)) == "bca"
+
+
 @pytest.mark.parametrize(
     ("keep", "said"),
     [

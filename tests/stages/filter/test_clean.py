@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import random
+import re
+import time
 
 import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.filter.clean import CleanTexts, clean, repairer
+from vlpipe.stages.filter.clean import CleanTexts, clean, repairer, without_scripts
 from vlpipe.stages.row import TEXTS, text
 
 CASES = [
@@ -32,6 +34,11 @@ CASES = [
     ("&lt;b&gt;x&lt;/b&gt;", "x"),  # a tag that was escaped
     ("\u201ccurled\u201d it\u2019s", '"curled" it\'s'),
     ("日本語の犬", "日本語の犬"),
+    ("<STYLE a=b>x</style >dog<script>never closed", "dog never closed"),
+    (
+        "dog &#99999999999; &#x" + "f" * 5000 + " &#" + "9" * 5000 + ";",
+        "dog \ufffd \ufffd \ufffd",
+    ),  # int() refuses
     ("\x00\x07", ""),
     ("", ""),
 ]
@@ -73,6 +80,25 @@ def test_cleaning_twice_is_cleaning_once_whatever_comes() -> None:
 def test_a_text_made_to_change_forever_is_a_fault() -> None:
     with pytest.raises(RowFault, match="endless_markup: still changes after 10 rounds"):
         clean("&" + "#38;" * 30 + "lt;", lambda t: t, 2000)
+
+
+def test_scripts_go_as_one_expression_would_say_it() -> None:
+    whole = re.compile(r"<(script|style)\b[^<>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+    parts = ["<script>", "<Style x>", "</script>", "</STYLE >", "</ script>", "<scripts>", "a\n", "<", ">"]
+    draw = random.Random(0)
+    for _ in range(5000):
+        text = "".join(draw.choices(parts, k=draw.randint(1, 9)))
+        assert without_scripts(text) == whole.sub(" ", text), text
+
+
+@pytest.mark.parametrize(
+    "part", ["<script>", "<style><script>", "<a ", "<!--", "&amp;", "&#", "\u202e", "Ã©", "a\u0301"]
+)
+def test_a_megabyte_of_markup_takes_no_minutes(part: str) -> None:
+    """Of `<script>` that took the square of its length: 7 s for 128 kB."""
+    began = time.process_time()
+    assert len(clean(part * (1_000_000 // len(part)), repairer(), 2000)) <= 2000
+    assert time.process_time() - began < 5
 
 
 def test_the_original_is_kept_where_something_changed() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,43 @@ def test_a_missing_value_is_what_the_rule_says() -> None:
         keeps("error")
 
 
+def test_a_reject_says_the_value_and_what_was_wanted() -> None:
+    table = sized([[]] * 4, [(180, 320), (400, 100), (None, 300), (300, 300)])
+    table = table.append_column("url", pa.array([f"http://x.test/{n}.gif?key=secret" for n in range(4)]))
+    table = table.append_column("format", pa.array(["JPEG", "JPEG", "JPEG", "GIF"]))
+    rules = (
+        Rule(column="min_side", op=">=", value=200, id="small"),
+        Rule(column="aspect_ratio", op="<=", value=3.0),
+        Rule(column="format", op="in", value=("JPEG", "PNG")),
+        Rule(column="url", op="not_matches", value="gif"),
+    )
+    told = {r.id: (r.why, r.detail) for r in run_map(Rules(rules=rules), table).rejects}
+    assert told == {
+        "r0": ("small", "min_side 180, wanted >= 200"),
+        "r1": ("small", "min_side 100, wanted >= 200"),
+        "r2": ("small", "min_side missing, wanted >= 200"),
+        "r3": ("format", 'format GIF, wanted in ["JPEG", "PNG"]'),
+    }
+    told = {r.id: (r.why, r.detail) for r in run_map(Rules(rules=rules[1:2] + rules[3:]), table).rejects}
+    assert told["r1"] == ("aspect_ratio", "aspect_ratio 4, wanted <= 3.0")
+    assert told["r0"] == ("url", ""), "an address is not repeated"
+
+
+def test_a_reject_tells_of_each_text_what_its_rule_saw() -> None:
+    texts = [
+        [text("one two three", "web")],
+        [text("fine", "human", kept=False, why="junk"), text("one two", "web"), text("one", "web")],
+    ]
+    table = sized(texts, [(9, 9)] * 2)
+    rules = (Rule(column="num_words", op=">=", value=3, id="few"), Rule(column="num_chars", op=">", value=99))
+    out = run_map(Rules(rules=rules[:1], drop_textless=True), table)
+    assert [(r.id, r.detail) for r in out.rejects] == [
+        ("r1", "human: junk; web: few (num_words 2, wanted >= 3); web: few (num_words 1, wanted >= 3)")
+    ]
+    out = run_map(Rules(rules=rules, drop_textless=True), table)
+    assert out.rejects[0].detail == "web: num_chars (num_chars 13, wanted > 99)"
+
+
 def test_textless_rows_go_when_asked() -> None:
     texts = [[text("one", "web")], [text("one", "web"), text("one two", "web")], []]
     table = sized(texts, [(9, 9)] * 3)
@@ -138,7 +176,7 @@ def test_textless_rows_go_when_asked() -> None:
     out = run_map(Rules(rules=rules, drop_textless=True), table)
     assert out.table["id"].to_pylist() == ["r1"]
     assert out.rejects == [
-        Reject("r0", "filtered", "no_text_kept", "web: num_words"),
+        Reject("r0", "filtered", "no_text_kept", "web: num_words (num_words 1, wanted >= 2)"),
         Reject("r2", "filtered", "no_text_kept", "it has no text"),
     ]
 
@@ -347,3 +385,49 @@ def test_the_plan_knows_the_encoder_through_other_steps(tmp_path: Path) -> None:
 def test_rows_scored_by_different_encoders_have_none(tmp_path: Path) -> None:
     with pytest.raises(WorkflowError, match="no step above says whose 'clip_score' is"):
         load(tmp_path, "openai/clip-vit-base-patch32", above="[scored, other]")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("A dog on the beach", None),
+        ("«A dog» on the beach", None),
+        ("Éric on the beach", None),
+        ("a dog on the beach", "first_word"),
+        ("42", "first_word"),
+        ("Profile photo of a man", "boilerplate"),
+        ("Her new Profile Photo", "boilerplate"),
+        ("A profile photography course", None),
+        ("The dog the dog the dog", "unique_words"),
+    ],
+)
+def test_what_can_be_judged_of_cc3m(words: str, why: str | None) -> None:
+    skip = tuple(r.code for r in load_preset("cc3m-like") if r.needs)
+    table = sized([[text(words, "web")]], [(500, 500)]).append_column("format", pa.array(["JPEG"]))
+    (row,) = run_map(Rules(preset="cc3m-like", skip=skip), table).table["texts"].to_pylist()
+    assert row[0]["why"] == why
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_number_that_a_paper_does_not_state_says_so(name: str) -> None:
+    """No rule is sourced by a section from memory; who stands in for a threshold says that it is ours."""
+    for rule in load_preset(name):
+        assert not re.search(r"section \d|from memory", rule.source), rule
+        stands_in = rule.encoder == "google-internal" or "threshold of yours" in rule.needs
+        assert not stands_in or re.search(r"is ours|stands for a threshold", rule.source), rule
+
+
+def test_laions_crawler_looks_for_kinds_anywhere_in_a_url() -> None:
+    urls = [
+        "a.jpg",
+        "a.gif",
+        "a.gif?w=9",
+        "a.svg#x",
+        "data:image/png;base64,",
+        "javascript:void(0)",
+        "a.gifs/b.jpg",
+        "b.GIF",
+    ]
+    rule = next(r for r in load_preset("laion") if r.id == "url_kind")
+    table = pa.table({"id": urls, "url": urls})
+    assert run_map(Rules(rules=(rule,)), table).table["id"].to_pylist() == ["a.jpg", "b.GIF"]

@@ -1,0 +1,44 @@
+"""The images of an evaluation set in a folder: all of them, or those that the set names, wherever below it they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from vlpipe.pipeline.errors import VlpipeError
+
+
+def folder_images(path: str, named: Sequence[str] | None) -> Iterator[tuple[str, bytes]]:
+    """(path below the folder, bytes). named: as the set spells them (val2014/COCO_val2014_1.jpg); None: all files.
+
+    A named file is taken by its path, else by its name alone. VlpipeError when one is not there, or is there twice.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise VlpipeError(f"`images` wants a folder; there is none at {path}")
+    files = (f.relative_to(root) for f in root.rglob("*") if f.is_file() and not f.name.startswith("."))
+    there = sorted(f.as_posix() for f in files)
+    for name in there if named is None else _find(there, named, path):
+        yield name, (root / name).read_bytes()
+
+
+def _find(there: Sequence[str], named: Sequence[str], path: str) -> list[str]:
+    by_path = set(there)
+    by_name: dict[str, list[str]] = {}
+    for file in there:
+        by_name.setdefault(PurePosixPath(file).name, []).append(file)
+    found: list[str] = []
+    missing: list[str] = []
+    for name in dict.fromkeys(named):
+        places = [name] if name in by_path else by_name.get(PurePosixPath(name).name, [])
+        if len(places) > 1:
+            raise VlpipeError(
+                f"images: the set names {name}, and {len(places)} files below {path} are called so: {places[0]}, {places[1]}"
+            )
+        (found if places else missing).extend(places or [name])
+    if missing:
+        raise VlpipeError(
+            f"images: {len(missing):,} of {len(missing) + len(found):,} images that the set names are not below {path} "
+            f"(first: {missing[0]}); to compare texts and whatever images there are, give them as two sets"
+        )
+    return found
