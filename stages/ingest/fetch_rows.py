@@ -21,7 +21,7 @@ from vlpipe.stages.ingest.optout import opted_out_inside
 from vlpipe.stages.ingest.response import Page
 
 FILTERED = frozenset({"opt_out", BLOCKED})  # a rule said no, nothing broke: `vlpipe retry` leaves these alone
-CHECK_ROWS = 32  # images that go to the decoder together
+CHECK_ROWS = 64  # images that go to the decoder together
 
 Started = list[Future[Answer] | RowFault]
 
@@ -51,20 +51,12 @@ class FetchRows:
         """Images are checked in order, in this thread, while later ones are still on their way."""
         listed, rows = _listed(batch), self._rows_of(batch)
         log: list[dict[str, Any]] = []
-        ready: list[tuple[int, bytes, dict[str, Any]]] = []
         started = self._under_way.pop(_ids(batch), None) or _start(listed, self._fetch)
         try:
-            for row, (one, future) in enumerate(zip(listed, started, strict=True)):
-                if ready and (len(ready) >= CHECK_ROWS or not _is_there(future)):
-                    rows.add_all(ready)
-                    ready.clear()
-                try:
-                    page = self._page(one, future, log)
-                except RowFault as fault:
-                    rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
-                else:
-                    ready.append((row, page.body, {"http_status": page.status, "final_url": page.url}))
-            rows.add_all(ready)
+            for first in range(0, len(listed), CHECK_ROWS):
+                together = slice(first, first + CHECK_ROWS)
+                _wait(started[together])
+                self._check(first, listed[together], started[together], rows, log)
         finally:
             for future in started:
                 if not isinstance(future, RowFault):
@@ -72,6 +64,25 @@ class FetchRows:
         out = rows.out(self._schema)
         out.log = log
         return out
+
+    def _check(
+        self,
+        first: int,
+        listed: Sequence[Mapping[str, Any]],
+        started: Started,
+        rows: ImageRows,
+        log: list[dict[str, Any]],
+    ) -> None:
+        """Rows `first` and after it, which have come."""
+        ready: list[tuple[int, bytes, dict[str, Any]]] = []
+        for row, (one, future) in enumerate(zip(listed, started, strict=True), first):
+            try:
+                page = self._page(one, future, log)
+            except RowFault as fault:
+                rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
+            else:
+                ready.append((row, page.body, {"http_status": page.status, "final_url": page.url}))
+        rows.add_all(ready)
 
     def _page(
         self, one: Mapping[str, Any], future: Future[Answer] | RowFault, log: list[dict[str, Any]]
@@ -96,8 +107,11 @@ def _listed(batch: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_there(future: Future[Answer] | RowFault) -> bool:
-    return isinstance(future, RowFault) or future.done()
+def _wait(started: Started) -> None:
+    """For all of them, the last first: this thread is woken once or twice and not for each."""
+    for future in reversed(started):
+        if not isinstance(future, RowFault):
+            future.exception()
 
 
 def _start(listed: Sequence[Mapping[str, Any]], fetch: Fetch) -> Started:
