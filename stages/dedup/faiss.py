@@ -87,7 +87,7 @@ class FaissDuplicates(GatherStage):
 
     def run(self, job: Job) -> None:
         rows = read_rows(job.inputs, None, "dedup.faiss")
-        files = earlier_files(self.against)
+        files = earlier_files(self.against, check_embedding)
         ids, numbers = number_rows(rows.ids, files)
         num_new = len(rows.ids)
         store = Store(job.work)
