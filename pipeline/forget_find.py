@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.forget_list import Wanted
+from vlpipe.pipeline.forget_list import KINDS, Wanted
 from vlpipe.pipeline.forget_rows import Gone, ids_in, log_lines, looked_at, rejects_left
 from vlpipe.pipeline.forgotten import canonical_url
 from vlpipe.pipeline.receipt import Manifest
 from vlpipe.pipeline.records import StepRecord, read_step, step_folders
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.store import Store
+
+LISTING = re.compile(r"\.rows-[0-9a-f]{8}/")  # shards of the step that only lists what a source works on
 
 
 @dataclass(kw_only=True)
@@ -106,10 +109,13 @@ def makers(manifest: Manifest, by_key: Mapping[str, str]) -> Iterator[str]:
 def _ids(store: Store, records: Mapping[str, StepRecord], wanted: Wanted) -> tuple[frozenset[str], int]:
     """Ids of all rows meant, with what was made from them, and how many entries mean none."""
     ids, matched = set(wanted.id), set()
+    listed = replace(wanted, opted_out=frozenset())
     for path in _shards(records):
-        for id_, kind, value in ids_in(store, path, wanted):
+        # A row that is only listed and was then refused has no bytes here, and its reject says why.
+        for id_, kind, value in ids_in(store, path, listed if LISTING.search(path) else wanted):
             ids.add(id_)
-            matched.add((kind, value))
+            if kind in KINDS:
+                matched.add((kind, value))
     before = -1
     while before < len(ids):
         before = len(ids)

@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from vlpipe.pipeline.entries import need_domain, need_hex, need_url, read_entries
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.forgotten import canonical_url, domains_of
+from vlpipe.pipeline.opted_out import hash_of_url
 
 KINDS = ("id", "url", "domain", "sha256")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """ids as they are, URLs as `canonical_url` spells them, domains and sha256 in lower case."""
+    """ids as they are, URLs as `canonical_url` spells them, domains and sha256 in lower case.
+
+    opted_out: hashes of URLs, of which rows are meant but not URLs: a later list may have them, and they are not asked.
+    """
 
     id: frozenset[str]
     url: frozenset[str]
     domain: frozenset[str]
     sha256: frozenset[str]
+    opted_out: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return sum(len(getattr(self, kind)) for kind in KINDS)
@@ -30,9 +35,15 @@ class Wanted:
             yield "url", canonical_url(url)
         if url and self.domain:
             yield from (("domain", name) for name in domains_of(url) if name in self.domain)
+        if url and self.opted_out and hash_of_url(url) in self.opted_out:
+            yield "opted_out", ""
 
     def has_url(self, url: str | None) -> bool:
         return next(self.matches(url), None) is not None
+
+
+def nothing() -> Wanted:
+    return Wanted(**{kind: frozenset() for kind in KINDS})
 
 
 def read_wanted(path: str) -> Wanted:

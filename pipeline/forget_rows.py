@@ -149,7 +149,7 @@ def _named(table: pa.Table, wanted: Wanted) -> Iterator[tuple[str, str, str]]:
     if wanted.sha256 and "sha256" in table.schema.names:
         found = zip(ids, table["sha256"].to_pylist(), strict=True)
         yield from ((id_, "sha256", value) for id_, value in found if value in wanted.sha256)
-    for name in URLS if wanted.url or wanted.domain else ():
+    for name in URLS if wanted.url or wanted.domain or wanted.opted_out else ():
         if name in table.schema.names:
             for id_, url in zip(ids, table[name].to_pylist(), strict=True):
                 yield from ((id_, kind, value) for kind, value in wanted.matches(url))

@@ -35,7 +35,9 @@ class LocalExecutor:
 
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
         if isinstance(task, ShardTask):
-            task = dataclasses.replace(task, shared=self._services.address(one.name, task.stage.shared, task.store))
+            task = dataclasses.replace(
+                task, shared=self._services.address(one.name, task.stage.shared, task.store)
+            )
         self._queue.append((unit, task))
 
     def wait(self, timeout_s: float) -> list[Done]:

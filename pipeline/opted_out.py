@@ -1,4 +1,4 @@
-"""`<root>/opted_out/`: URLs that said no, by hash, with their words. Whatever fetches into this root asks none of them again.
+"""`<root>/opted_out/`: URLs that said no, by hash, with their words. What fetches into this root asks none of them again.
 
 No key and no receipt knows of it: a shard that is finished is not fetched again, and one that is not has seen the world
 as it was. Remove the folder, and later fetches ask again. Parts of Parquet, of which the last is written anew as it
@@ -121,7 +121,9 @@ def read_part(root: Store, name: str) -> list[Row]:
     with open_parquet(root, f"{REL}/{name}") as file:
         table = file.read()
     seen = table["first_seen"].cast(pa.int64())
-    return list(zip(*(column.to_pylist() for column in (table["hash"], table["evidence"], seen)), strict=True))
+    return list(
+        zip(*(column.to_pylist() for column in (table["hash"], table["evidence"], seen)), strict=True)
+    )
 
 
 def read_hashes(root: Store) -> frozenset[str]:

@@ -88,7 +88,8 @@ class _Line(asyncio.Protocol):
             try:
                 message = json.loads(line)
             except ValueError:  # no worker of ours
-                return self.hang_up()
+                self.hang_up()
+                return
             self.heard(message)
         if len(self._rest) > MAX_LINE_BYTES:
             self.hang_up()
@@ -201,4 +202,6 @@ class Services:
         if not (isinstance(hello, list) and len(hello) == 2 and all(isinstance(one, str) for one in hello)):
             return None
         step, secret = hello
-        return self._services.get(step) if hmac.compare_digest(secret.encode(), self._secret.encode()) else None
+        return (
+            self._services.get(step) if hmac.compare_digest(secret.encode(), self._secret.encode()) else None
+        )

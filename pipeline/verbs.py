@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from vlpipe.pipeline import (
     forget_find,
     forget_list,
     history,
+    opted_out,
     prune,
     records,
     report,
@@ -216,24 +218,35 @@ def _prune(store: Store, paths: list[str], root: str | None, sets: list[str], ye
 def forget_command(
     workflow: WorkflowArg,
     list_: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="LIST",
+            metavar="[LIST]",
             help="txt (id:... url:... domain:... sha256:...), or csv or parquet with such columns",
         ),
-    ],
+    ] = None,
+    opted_out_: Annotated[
+        bool,
+        typer.Option(
+            "--opted-out", help="rows stored before their url or final_url said no to a later fetch"
+        ),
+    ] = False,
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
     yes: Yes = False,
 ) -> None:
     """Take rows out of every step of the root, for good; says what would go, and which models know them, unless --yes."""
-    wanted = forget_list.read_wanted(list_)
+    if not (list_ or opted_out_):
+        raise VlpipeError("forget what? Wanted a LIST, or --opted-out")
+    wanted = forget_list.read_wanted(list_) if list_ else forget_list.nothing()
     loaded, store = load(workflow, root, set_, profile)
     with locked(store) if yes else nullcontext():
         if yes:
             finish_forget(store)
         forget.refuse_half_done(store)
+        if opted_out_:
+            wanted = replace(wanted, opted_out=opted_out.read_hashes(store))
+            say(f"{len(wanted.opted_out):,} URL(s) said no to fetches into {store.url}")
         steps = plan(loaded, store)
         reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
         found = forget_find.find(store, wanted, reads)

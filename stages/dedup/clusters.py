@@ -93,7 +93,7 @@ def assign(at: Workers, points: Vectors, centroids: Vectors, *, margin: float, p
     targets = torch.from_numpy(np.ascontiguousarray(centroids.T)).to(at.device)
 
     def block(start: int) -> tuple[Rows, Rows, npt.NDArray[np.bool_]]:
-        rows = torch.from_numpy(np.ascontiguousarray(points[start : start + BLOCK_ROWS])).to(at.device)
+        rows = torch.from_numpy(np.array(points[start : start + BLOCK_ROWS])).to(at.device)
         near = torch.topk(rows @ targets, probes, dim=1)
         take = (near.values >= near.values[:, :1] - margin).cpu().numpy()
         place, rank = np.nonzero(take)

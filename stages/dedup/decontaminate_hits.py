@@ -15,6 +15,7 @@ Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
 BLOCK_ITEMS = 16_384  # evaluation items beside a block of rows: 512 x 16,384 cosines are 32 MB
+SCORE_PAIRS = 8192  # scored in one go: of an encoder that has collapsed all pairs are candidates
 SLACK = 1e-4  # a float32 product is wrong by about 1e-6
 DECIMALS = 6  # of a cosine; what lies below depends on the machine
 
@@ -59,7 +60,8 @@ def by_vector(vectors: Floats, items: Floats, names: Sequence[str], threshold: f
         cosines = vectors @ block.T  # (B, M)
         bar = np.maximum(cosines.max(axis=1, initial=-1), threshold) - SLACK
         row, item = np.nonzero(cosines >= bar[:, None])
-        exact = _cosine(vectors[row], block[item])
+        parts = (slice(at, at + SCORE_PAIRS) for at in range(0, len(row), SCORE_PAIRS))
+        exact = np.concatenate([np.empty(0), *(_cosine(vectors[row[p]], block[item[p]]) for p in parts)])
         near = exact >= threshold
         best.add(row[near], start + item[near], exact[near])
     return best.hits("embedding", names)

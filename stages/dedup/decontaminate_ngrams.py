@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from vlpipe.stages.dedup.decontaminate_hits import Hit
 from vlpipe.stages.dedup.text_forms import ngrams, normal_form
 
-
 # Han, kana, Thai, Lao, Burmese, Khmer; what Unicode has of Han beyond the first plane is rare
 NO_SPACES = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 

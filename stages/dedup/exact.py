@@ -6,6 +6,7 @@ Hashes find copies, resizes and re-encodes; crops, flips and heavy edits need an
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need, read_batches, write_shard
-from vlpipe.pipeline.stage import Dataset, GatherStage, Job
+from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
 from vlpipe.pipeline.store import Store
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
@@ -32,7 +33,7 @@ from vlpipe.stages.dedup.keep import read_rows
 from vlpipe.stages.dedup.looks import LOOK, Looks, from_arrow, joined, look_at, to_arrow
 from vlpipe.stages.dedup.phash import MAX_DISTANCE, TooMany, colour_gap, pairs_within
 from vlpipe.stages.dedup.search import MIN_PAIR_LIMIT, PAIRS_PER_ROW
-from vlpipe.stages.dedup.vectors import number_rows
+from vlpipe.stages.dedup.vectors import earlier_files, first_equal, number_rows
 
 LOOKS = pa.schema([("looks", LOOK)])
 
@@ -47,11 +48,14 @@ class ExactDuplicates(GatherStage):
     the latter; 200,000 rows take 8 s of one core at 10, 1 s at 7 and below.
     max_colour_gap: twins differ at most so much (0 to 255) in the mean colour of each cell of a 4 x 4 grid;
     255 switches this off. With it 5,000 photos had no false twin at 14 bits, without it 93 pairs at 12.
+    against: an earlier kept set (Parquet, a file or a folder, as `vlpipe export` writes) with `sha256` and, for phash,
+    `looks`: rows are compared with it and among themselves, and it stays as it is.
     """
 
     phash: bool = False
     max_distance: Annotated[int, Field(ge=0, le=MAX_DISTANCE)] = 10
     max_colour_gap: Annotated[int, Field(ge=0, le=255)] = 16
+    against: File | None = None
 
     VERSION: ClassVar[int] = 3
 
@@ -63,40 +67,43 @@ class ExactDuplicates(GatherStage):
 
     def run(self, job: Job) -> None:
         rows = read_rows(job.inputs, None, "dedup.exact")
-        ids, numbers = number_rows(rows.ids, [])
-        by_number = np.argsort(numbers)
-        sha256 = pa.concat_tables([data.table(["sha256"]) for data in job.inputs])["sha256"]
-        leader = same_bytes(sha256.take(pa.array(by_number)))
-        looks = read_looks(job).take(by_number) if self.phash else None
-        edges = self._near(leader, looks)
-        edges = with_copies(edges, leader, len(ids), "same_bytes")
-        write_edges(job.artifacts, ids, len(ids), edges, 1 - self.max_distance / 64 if self.phash else 1.0)
-        order = numbers[rows.order]
+        files = earlier_files(self.against, self._check_earlier)
+        ids, numbers = number_rows(rows.ids, files)
+        num_new, by_number = len(rows.ids), np.argsort(numbers)
+        leader = same_bytes(_sha256(job, files).take(pa.array(by_number)), num_new)
+        looks = joined([read_looks(job), _stored_looks(files)]).take(by_number) if self.phash else None
+        edges = self._near(leader, looks, num_new)
+        edges = with_copies(edges, leader, num_new, "same_bytes")
+        write_edges(job.artifacts, ids, num_new, edges, 1 - self.max_distance / 64 if self.phash else 1.0)
+        order = np.concatenate([np.arange(num_new, len(ids)), numbers[:num_new][rows.order]])
         twins = decide(len(ids), placed(edges, order), "greedy")
-        decisions = decision_table(ids, order, twins, len(ids))
-        decisions = _with_faults(decisions, looks).take(pa.array(numbers))
+        decisions = decision_table(ids, order, twins, num_new)
+        decisions = _with_faults(decisions, looks).take(pa.array(numbers[:num_new]))
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)
         job.say(say_counts(decisions))
 
-    def _near(self, leader: Places, looks: Looks | None) -> Edges:
+    def _check_earlier(self, schema: pa.Schema, who: str) -> None:
+        need(schema, who, sha256=pa.string(), **({"looks": LOOK} if self.phash else {}))
+
+    def _near(self, leader: Places, looks: Looks | None, num_new: int) -> Edges:
         """Near pairs by pHash, and pictures that look just the same; one row stands for each set of equal bytes."""
         empty = np.empty(0, np.int64)
         if looks is None:
             return Edges(empty, empty, np.empty(0), np.empty(0, np.int8))
         places = np.flatnonzero(looks.seen & (leader == np.arange(len(leader))))
         same = np.arange(len(leader))
-        same[places] = places[same_looks(looks.take(places))]
+        same[places] = places[same_looks(looks.take(places), int((places < num_new).sum()))]
         places = places[same[places] == places]
         try:
             a, b, distance = pairs_within(looks.hashes[places], self.max_distance, _limit(len(leader)))
         except TooMany:
             raise self._too_many(len(leader)) from None
         a, b = places[a], places[b]
-        near = colour_gap(looks.colours, looks.colours, a, b) <= self.max_colour_gap
+        near = (a < num_new) & (colour_gap(looks.colours, looks.colours, a, b) <= self.max_colour_gap)
         kind = np.full(near.sum(), KINDS.index("near"), np.int8)
         found = Edges(a[near], b[near], 1 - distance[near] / 64, kind)
-        return with_copies(found, same, len(leader), "same_looks")
+        return with_copies(found, same, num_new, "same_looks")
 
     def _too_many(self, num_rows: int) -> VlpipeError:
         return VlpipeError(
@@ -109,30 +116,32 @@ def _limit(num_rows: int) -> int:
     return max(MIN_PAIR_LIMIT, PAIRS_PER_ROW * num_rows)
 
 
-def same_looks(looks: Looks) -> Places:
+def same_looks(looks: Looks, num_new: int) -> Places:
     """Per row the first one with the same hash and colours: of a picture that comes a thousand times a thousand edges
     are stored, not half a million."""
     words = np.concatenate([looks.hashes[:, None], looks.colours.view(np.uint64)], axis=1)  # (N, 7)
-    _, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
-    found: Places = first[inverse.reshape(-1)].astype(np.int64)
-    return found
+    return first_equal(words, num_new)
 
 
-def same_bytes(sha256: pa.ChunkedArray) -> Places:
+def same_bytes(sha256: pa.ChunkedArray, num_new: int) -> Places:
     """Per row the first one with the same sha256; a row without one is its own."""
     codes = np.asarray(pc.fill_null(sha256.combine_chunks().dictionary_encode().indices, -1), np.int64)
     unknown = codes < 0
     codes[unknown] = len(codes) + np.flatnonzero(unknown)
-    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-    leader: Places = first[inverse].astype(np.int64)
-    return leader
+    return first_equal(codes[:, None], num_new)
+
+
+def _sha256(job: Job, files: Sequence[str]) -> pa.ChunkedArray:
+    tables = [data.table(["sha256"]) for data in job.inputs]
+    return pa.concat_tables([*tables, *(pq.read_table(f, columns=["sha256"]) for f in files)])["sha256"]
 
 
 def _with_faults(decisions: pa.Table, looks: Looks | None) -> pa.Table:
     """A kept row whose picture could not be compared says why."""
     if looks is None:
         return decisions
-    faults = pa.array([code and f"not_compared_{code}" for code in looks.why], pa.string())
+    why_not = looks.why[: decisions.num_rows]
+    faults = pa.array([code and f"not_compared_{code}" for code in why_not], pa.string())
     why = pc.coalesce(decisions["why"], faults)
     return decisions.set_column(decisions.schema.get_field_index("why"), "why", why)
 
@@ -147,6 +156,10 @@ def read_looks(job: Job) -> Looks:
             parts = (store.path(_shard_looks(store, data, k)) for k in range(len(data.shards)))
             found += [from_arrow(pq.read_table(part)["looks"]) for part in parts]
     return joined(found)
+
+
+def _stored_looks(files: Sequence[str]) -> Looks:
+    return joined([from_arrow(pq.read_table(file, columns=["looks"])["looks"]) for file in files])
 
 
 def _shard_looks(store: Store, data: Dataset, k: int) -> str:

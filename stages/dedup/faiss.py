@@ -55,7 +55,8 @@ class FaissDuplicates(GatherStage):
     decisions without a new search: search at the loosest threshold. It belongs to the encoder: no value suits all.
 
     against: the ids and embeddings of an earlier kept set (Parquet, a file or a folder, as `vlpipe export` writes):
-    rows are compared with it and among themselves, and it stays as it is.
+    rows are compared with it and among themselves, and it stays as it is. Clusters are found anew among both, so that the
+    pairs follow from the rows and not from how they came (12 % of the time of 20,000 rows beside 200,000).
     exact_below: up to so many rows all pairs are compared.
     clusters: how many above that; left out: the square root of the number of rows, so that a row is compared with
     about as many centroids as a cluster has rows. margin: how much less than to its nearest centroid a row's cosine may
@@ -87,7 +88,7 @@ class FaissDuplicates(GatherStage):
 
     def run(self, job: Job) -> None:
         rows = read_rows(job.inputs, None, "dedup.faiss")
-        files = earlier_files(self.against)
+        files = earlier_files(self.against, check_embedding)
         ids, numbers = number_rows(rows.ids, files)
         num_new = len(rows.ids)
         store = Store(job.work)

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.shard import ShardWriter, need
+from vlpipe.pipeline.shard import Out, ShardWriter, need
 from vlpipe.pipeline.stage import File, MapStage, Work
 from vlpipe.stages.features.batches import with_texts
 from vlpipe.stages.row import TEXTS
@@ -35,12 +35,21 @@ TEXT_DECISIONS = pa.schema(
 )
 
 Entry = tuple[str, int]  # id of the row, place in its `texts`
-Fate = tuple[str, str]  # the text, and why it is dropped
+
+
+class Fate(NamedTuple):
+    """Of a dropped text: what it was, why it goes, whose twin it is and how alike they are."""
+
+    text: str
+    why: str
+    witness: str
+    similarity: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropTexts(MapStage):
-    """Mark the texts decided against: kept False, and why. A text that was dropped before keeps its reason.
+    """Mark the texts decided against: kept False, and why. A text that was dropped before keeps its reason. The log, which
+    `vlpipe why` tells, names the witness of each.
 
     decisions: `{from: STEP, path: texts.parquet}`, of `dedup.texts` or `dedup.decontaminate`. Entries that were
     added to `texts` since then are left as they are. Codes of faults: not_in_decisions, text_changed.
@@ -62,9 +71,16 @@ class DropTexts(MapStage):
                 raise RowFault("not_in_decisions", said)
             return [mark(text, dropped.get((id_, place))) for place, text in enumerate(texts)]
 
-        def work(rows: pa.Table) -> pa.Table:
-            both = zip(rows["id"].to_pylist(), rows["texts"].to_pylist(), strict=True)
-            return with_texts(rows, [judge(id_, texts or []) for id_, texts in both])
+        def work(rows: pa.Table) -> Out:
+            both = list(zip(rows["id"].to_pylist(), rows["texts"].to_pylist(), strict=True))
+            marked = [judge(id_, texts or []) for id_, texts in both]
+            log = [
+                {"id": id_, "dropped": fate.text, "witness": fate.witness, "similarity": fate.similarity}
+                for id_, texts in both
+                for place in range(len(texts or ()))
+                if (fate := dropped.get((id_, place))) and texts[place]["kept"] is not False
+            ]
+            return Out(with_texts(rows, marked), log=log)
 
         yield work
 
@@ -104,10 +120,11 @@ def _line(id_: str, place: int, text: str, fate: tuple[str, str, float] | None) 
 def mark(entry: dict[str, Any], fate: Fate | None) -> dict[str, Any]:
     if fate is None:
         return entry
-    text, why = fate
-    if entry["text"] != text:
-        raise RowFault("text_changed", f"decided about {text!r}, but the row has {entry['text']!r} there")
-    return entry if entry["kept"] is False else {**entry, "kept": False, "why": why}
+    if entry["text"] != fate.text:
+        raise RowFault(
+            "text_changed", f"decided about {fate.text!r}, but the row has {entry['text']!r} there"
+        )
+    return entry if entry["kept"] is False else {**entry, "kept": False, "why": fate.why}
 
 
 @lru_cache(maxsize=1)  # a worker process serves many shards of one step
@@ -123,8 +140,10 @@ def load_text_decisions(path: str, digest: str) -> tuple[frozenset[str], dict[En
         ) from error
     with file:
         need(file.schema_arrow, f"dedup.text_decisions ({path})", **{f.name: f.type for f in TEXT_DECISIONS})
-        for batch in file.iter_batches(columns=["id", "place", "keep", "why", "text"]):
+        for batch in file.iter_batches(
+            columns=["id", "place", "keep", "why", "witness", "similarity", "text"]
+        ):
             known.update(batch["id"].to_pylist())
             for row in batch.filter(pc.invert(batch["keep"])).to_pylist():
-                dropped[row["id"], row["place"]] = (row["text"], row["why"])
+                dropped[row["id"], row["place"]] = Fate(*(row[name] for name in Fate._fields))
     return frozenset(known), dropped

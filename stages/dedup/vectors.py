@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,8 @@ def check_embedding(schema: pa.Schema, who: str) -> None:
         raise SchemaError(f"{who} reads column 'embedding' as fixed_size_list<float>[D], but it is {found}")
 
 
-def earlier_files(against: File | None) -> list[str]:
-    """The Parquet files of `against`, a file or a folder of them; each has an id and an embedding."""
+def earlier_files(against: File | None, check: Callable[[pa.Schema, str], None]) -> list[str]:
+    """The Parquet files of `against`, a file or a folder of them; each has an id and what `check` asks for."""
     if against is None:
         return []
     path = Path(against.path)
@@ -44,7 +45,7 @@ def earlier_files(against: File | None) -> list[str]:
     for file in files:
         schema = pq.read_schema(file)
         need(schema, f"against ({file})", id=pa.string())
-        check_embedding(schema, f"against ({file})")
+        check(schema, f"against ({file})")
     return [str(f) for f in files]
 
 
@@ -120,11 +121,17 @@ def _check_vectors(found: pa.FixedSizeListArray, ids: pa.ChunkedArray) -> None:
 def same_vectors(vectors: Vectors, num_new: int) -> Rows:
     """Per row number the one that stands for all rows with the same vector: an earlier one, else the first."""
     digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in vectors)
-    words = np.frombuffer(digests, [("first", "<u8"), ("second", "<u8")])
-    order = np.roll(np.arange(len(vectors)), -num_new)  # earlier rows come first
-    _, first, inverse = np.unique(words[order], return_index=True, return_inverse=True)
-    leader = np.empty(len(vectors), np.int64)
-    leader[order] = order[first[inverse]]
+    return first_equal(np.frombuffer(digests, np.uint64).reshape(-1, 2), num_new)
+
+
+def first_equal(values: npt.NDArray[Any], num_new: int) -> Rows:
+    """(N, W) -> per row number the first row with equal values, where earlier rows (from `num_new` on) come first."""
+    rolled = np.roll(np.arange(len(values)), -num_new)
+    order = rolled[np.lexsort(values[rolled].T)]  # stable: of equal ones the first stays the first
+    starts = np.ones(len(values), np.bool_)
+    starts[1:] = (values[order[1:]] != values[order[:-1]]).any(axis=1)
+    leader = np.empty(len(values), np.int64)
+    leader[order] = order[starts][np.cumsum(starts) - 1]
     return leader
 
 

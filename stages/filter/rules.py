@@ -26,6 +26,7 @@ from vlpipe.stages.filter.rule import REGEX_OPS, Place, Rule, check_encoder, cho
 from vlpipe.stages.filter.texts import FlatTexts, Mask, as_array, to_mask
 
 MAX_SHOWN = 60  # characters of a value in a reject
+Seen = tuple[str, str, list[Any]]  # what was wanted, of which column, and its values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,45 +92,53 @@ class Rules(MapStage):
         values = {rule.code: row_values(rule, rows) for rule in on_rows}
         masks = {rule.code: fails(rule, values[rule.code]) for rule in on_rows}
         why = first_failed(masks, np.ones(rows.num_rows, np.bool_), counts)
-        by_code = {rule.code: rule for rule in on_rows}
+        seen = _seen(on_rows, values, why)
         rejects = [
-            Reject(rows["id"][at].as_py(), "filtered", code, said(by_code[code], values[code][at].as_py()))
-            for at, code in enumerate(why.to_pylist())
+            Reject(id_, "filtered", code, said(seen.get(code), at))
+            for at, (id_, code) in enumerate(zip(rows["id"].to_pylist(), why.to_pylist(), strict=True))
             if code is not None
         ]
         rows = rows.filter(why.is_null()) if rejects else rows
         on_texts = [rule for rule in self.applied if places[rule.code].judges_texts]
-        told: dict[str, tuple[Rule, pa.Array]] = {}
+        seen = {}
         if on_texts:
-            rows, told = self._judge_texts(rows, on_texts, places, counts)
+            rows, seen = self._judge_texts(rows, on_texts, places, counts)
         if self.drop_textless:
-            left = keep_matched(rows, lambda at, code: _said_of_text(told.get(code), at))
+            left = keep_matched(rows, lambda at, code: said(seen.get(code), at))
             rows, rejects = left.table, [*rejects, *left.rejects]
         return Out(rows, rejects, counts=counts)
 
     def _judge_texts(
         self, rows: pa.Table, rules: Sequence[Rule], places: Mapping[str, Place], counts: Counter[str]
-    ) -> tuple[pa.Table, dict[str, tuple[Rule, pa.Array]]]:
-        """Rows with their texts marked; by code the rule and the (M,) values it saw."""
+    ) -> tuple[pa.Table, dict[str, Seen]]:
+        """Rows with their texts marked, and what the rules saw of the (M,) texts."""
         texts = FlatTexts(rows["texts"])
         judged = texts.still_in(self.sources)
-        told = {rule.code: (rule, text_values(rule, places[rule.code], rows, texts)) for rule in rules}
-        masks = {code: fails(rule, values, judged) for code, (rule, values) in told.items()}
+        values = {rule.code: text_values(rule, places[rule.code], rows, texts) for rule in rules}
+        masks = {rule.code: fails(rule, values[rule.code], judged) for rule in rules}
         why = first_failed(masks, judged, counts)
-        return texts.drop(rows, why), told
+        return texts.drop(rows, why), _seen(rules, values, why)
 
 
-def said(rule: Rule, value: Any) -> str:
-    """`min_side 180, wanted >= 200`: for the reject. A text, an address or a pattern is not repeated there."""
-    if rule.op in REGEX_OPS:
+def _seen(rules: Sequence[Rule], values: Mapping[str, pa.Array], why: pa.Array) -> dict[str, Seen]:
+    """By code, of the rules that dropped anything: what to say of each value. Texts and addresses are not repeated."""
+    used = set(why.unique().to_pylist())
+    found: dict[str, Seen] = {}
+    for rule in rules:
+        if rule.code in used and rule.op not in REGEX_OPS:
+            wanted = json.dumps(rule.value, ensure_ascii=False)[:MAX_SHOWN]
+            found[rule.code] = f"wanted {rule.op} {wanted}", rule.column, values[rule.code].to_pylist()
+    return found
+
+
+def said(seen: Seen | None, at: int) -> str:
+    """`min_side 180, wanted >= 200`: for the reject."""
+    if seen is None:
         return ""
+    wanted, column, values = seen
+    value = values[at]
     shown = "missing" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-    wanted = json.dumps(rule.value, ensure_ascii=False)
-    return f"{rule.column} {shown[:MAX_SHOWN]}, wanted {rule.op} {wanted[:MAX_SHOWN]}"
-
-
-def _said_of_text(told: tuple[Rule, pa.Array] | None, at: int) -> str:
-    return said(told[0], told[1][at].as_py()) if told else ""
+    return f"{column} {shown[:MAX_SHOWN]}, {wanted}"
 
 
 def row_values(rule: Rule, rows: pa.Table) -> pa.Array:

@@ -68,9 +68,10 @@ NOTHING = Blocklist({}, frozenset())
 
 
 def spellings(url: str) -> set[str]:
-    """Who hashed a URL may have written it in any of these ways."""
+    """Who hashed a URL may have written it in any of these ways, and what is served by http is so by https."""
     url = url.strip()
-    found = {url, without_secrets(url), canonical_url(url)}
+    bare = canonical_url(url)  # without scheme and default port
+    found = {url, without_secrets(url), bare, f"http://{bare}", f"https://{bare}"}
     with suppress(RowFault):  # of what cannot be fetched either
         found.add(sendable(url))
     return found | {one.rstrip("/") for one in found}

@@ -126,7 +126,9 @@ class Fetching(SourceStage):
         from vlpipe.stages.ingest.politeness import HostGate
 
         limits = self._limits()
-        return HostGate(limits.politeness, opted_out, partial(is_no, bot=limits.product, signals=self.opt_out))
+        return HostGate(
+            limits.politeness, opted_out, partial(is_no, bot=limits.product, signals=self.opt_out)
+        )
 
     def _limits(self) -> Limits:
         from vlpipe.stages.ingest.limits import Limits

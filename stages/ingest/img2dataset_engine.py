@@ -1,7 +1,8 @@
 """Fetch with img2dataset 1.47 in place of our own fetcher: same list, row ids and columns, its Downloader per row group.
 
-Held: scheme, port, host and address of every listed URL, and the addresses its name has just before; every
-image is checked by `stages.pixels` before OpenCV sees it; each row comes back once, or the shard fails.
+Held: scheme, port, host and address of every listed URL, and the addresses its name has just before; a listed URL
+that said no is not asked again (one that a redirect led to may be); every image is checked by `stages.pixels` before
+OpenCV sees it; each row comes back once, or the shard fails.
 NOT held, because urllib does the fetching: redirects go anywhere, private addresses and ftp included; a name may
 change its address between our look-up and its own (DNS rebinding); a body is read whole before `max_bytes` is
 looked at; `timeout_s` counts from the last byte, so a slow drip has no end; proxies of the environment are
@@ -21,13 +22,17 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.opted_out import OptedOut
 from vlpipe.pipeline.shard import Out
+from vlpipe.pipeline.shared import Address, Service, address
 from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
 from vlpipe.stages.ingest.image_rows import ImageRows
 from vlpipe.stages.ingest.images import FETCHED
 from vlpipe.stages.ingest.img2dataset_download import Options, download, loaded, missing
 from vlpipe.stages.ingest.list import Pair, listed, read_pairs
+from vlpipe.stages.ingest.politeness import HostGate
 from vlpipe.stages.ingest.precheck import allowed
+from vlpipe.stages.ingest.recall import ALONE, Recall, recalling
 from vlpipe.stages.ingest.samples import ORIGINAL
 from vlpipe.stages.ingest.serve import LOOPBACK, serving
 from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
@@ -47,7 +52,7 @@ class Img2datasetFetch(SourceStage):
     image_size: None keeps the bytes as they came. A number resizes as `resize_mode` says and encodes again
     (quality: 0 to 100; of png its compression, 0 to 9); the pixels go in upright, 8 bits, RGB; columns ORIGINAL are
     added. http_status and final_url are null: img2dataset does not tell.
-    Codes: those of `ingest.images`, opted_out, img2dataset_error (a text that is not known, in the detail).
+    Codes: those of `ingest.images`, img2dataset_error (a text that is not known, in the detail).
     """
 
     MAX_REJECT_RATE: ClassVar[float] = 0.9
@@ -104,7 +109,11 @@ class Img2datasetFetch(SourceStage):
                 host.lower(): stack.enter_context(serving({LOOPBACK: folder.path}))[LOOPBACK]
                 for host, folder in self.serve.items()
             }
-            yield stack.enter_context(engine(options, ports))
+            yield stack.enter_context(engine(options, ports, address()))
+
+    def shared(self, opted_out: OptedOut) -> Service:
+        """What the root knows of who said no; a limit per host is not among what this engine keeps to."""
+        return HostGate(ALONE, opted_out)
 
 
 def columns_out(*, resized: bool) -> pa.Schema:
@@ -115,24 +124,33 @@ def columns_out(*, resized: bool) -> pa.Schema:
 
 
 @contextmanager
-def engine(options: Options, ports: Mapping[str, int]) -> Iterator[Work]:
+def engine(options: Options, ports: Mapping[str, int], gate: Address | None = None) -> Iterator[Work]:
     """The stage's function. ports: host -> port on the loopback that answers for it, the one exemption from
-    the address rules.
+    the address rules. gate: where the run's `HostGate` is.
     """
     schema = columns_out(resized=options.image_size is not None)
-    with loaded():
-        yield lambda batch: _fetch_rows(batch, options, ports, schema)
+    with loaded(), recalling(gate) as recall:
+        yield lambda batch: _fetch_rows(batch, options, ports, schema, recall)
 
 
-def _fetch_rows(batch: pa.Table, options: Options, ports: Mapping[str, int], schema: pa.Schema) -> Out:
+def _fetch_rows(
+    batch: pa.Table, options: Options, ports: Mapping[str, int], schema: pa.Schema, recall: Recall
+) -> Out:
     rows = ImageRows(batch, options.max_pixels, options.max_frames)
-    asked = allowed(batch["url"].to_pylist(), ports, options.concurrency)
+    urls = batch["url"].to_pylist()
+    judged = allowed(urls, ports, options.concurrency)
+    asked = [no or url for no, url in zip(recall.check(urls), judged, strict=True)]
     found = download({row: url for row, url in enumerate(asked) if isinstance(url, str)}, options)
     more = [name for name in schema.names if name not in {*LISTED.names, *_SEEN}]
+    said_no: dict[str, str] = {}
     for row, url in enumerate(asked):
         got = url if isinstance(url, RowFault) else found[row]
-        if isinstance(got, RowFault):
-            rows.reject(row, got)
-        else:
+        if not isinstance(got, RowFault):
             rows.add(row, got.data, **{name: got.original.get(name) for name in more})
+        elif got.why == "opted_out":
+            said_no[urls[row]] = got.detail
+            rows.reject(row, RowFault("opt_out", got.detail), "filtered")
+        else:
+            rows.reject(row, got, "filtered" if got.why == "opt_out" else "fault")
+    recall.note(said_no)
     return rows.out(schema)

@@ -66,10 +66,10 @@ class _Host:
 
 
 class HostGate:
-    """The service. From a worker, a list: [key, host, hash of the URL] wants a turn; a key alone gives it back, all was well;
+    """The service. From a worker, a list: [key, host, hash of the URL] wants a turn; a key alone gives it back, all well;
     [key, struck, wanted_s, how the URL said no or null, hashes of it and of the URL that led there] gives it back as well.
 
-    To a worker, a list: a key is granted (or, after a no: it is kept in mind for good); [key, a name of WHYS, text] is not.
+    To a worker, a list: a key is granted (or, after a no: that is kept for good); [key, one of WHYS, text] is not.
     opted_out: what the root remembers of who said no. counts: whether this step's rules take such words for a no.
     """
 
@@ -124,9 +124,7 @@ class HostGate:
         host.waiting.append(wish)
         return wish
 
-    def _given_back(
-        self, wishes: dict[int, _Wish], key: int, struck: bool, wanted_s: float
-    ) -> _Wish | None:
+    def _given_back(self, wishes: dict[int, _Wish], key: int, struck: bool, wanted_s: float) -> _Wish | None:
         wish = wishes.pop(key, None)
         if wish is None:  # it was taken away
             return None
@@ -181,6 +179,7 @@ class HostGate:
         while host.waiting:
             wish = host.waiting[0]
             no = next(filter(self._counts, self._opted_out.said(wish.hash)), None)
+            answer: Any
             if no is not None or too_long:
                 answer = [wish.key, "busy", ""] if no is None else [wish.key, "opt_out", no]
                 del self._wishes[wish.peer][wish.key]
@@ -251,7 +250,7 @@ class Turn:
 
 def _hash(url: str) -> str:
     """`hash_of_url`, quicker for a URL as it is sent: what follows the scheme is its canonical form, but for ports."""
-    start, _, rest = url.partition("://")
+    _, _, rest = url.partition("://")
     netloc = rest.partition("/")[0]
     if ":" in netloc or netloc[-1:] == ".":
         return hash_of_url(url)

@@ -80,6 +80,26 @@ def test_what_is_dropped_and_what_is_packed(tmp_path: Path) -> None:
         "english": 2,  # the German one, and "dog", too short to tell
         "seen_often": 11,
     }
+
+    def why(name: str) -> str:
+        said = subprocess.run(
+            [*command[:3], "why", WORKFLOW, f"http://demo.test/{name}", *command[6:]],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return " ".join(said.stdout.split())
+
+    assert "judged dropped, filtered: min_side (min_side 150, wanted >= 200)" in why("small.png")
+    assert "no_text_kept (web: seen_often (text_count 11, wanted <= 10))" in why("shop0.png")
+    twin = why("twin.png")
+    assert "dropped, filtered: exact_duplicate (twin of" in twin
+    assert "(http://demo.test/good3.png), similarity 1.000)" in twin
+    assert "- text:" not in twin, "no decision takes a text away"
+    best = why("good3.png")
+    assert "gained: + text: the very same dog is running on the lawn, source: web" in best
+    assert "(http://demo.test/twin.png)]" in best, "the donor is named"
     with tarfile.open(root / steps["tars"].folder / "artifacts" / "000000.tar") as tar:
         packed = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}  # type: ignore[union-attr]
     about = [json.loads(data) for name, data in packed.items() if name.endswith(".json")]

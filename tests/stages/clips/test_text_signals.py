@@ -102,9 +102,9 @@ def test_rules_judge_clips_by_them(videos: Callable[..., pa.Table]) -> None:
     out = run_map(rules, measured)
     assert [t[0]["text"] for t in out.table["texts"].to_pylist()] == ["add the salt and stir it"]
     assert {(r.why, r.detail) for r in out.rejects} == {
-        ("gap_before_s", ""),
-        ("no_text_kept", "asr: tag_ratio"),
-        ("no_text_kept", "asr: words_per_s"),
+        ("gap_before_s", "gap_before_s 74.5, wanted <= 60.0"),
+        ("no_text_kept", "asr: tag_ratio (tag_ratio 1, wanted < 0.5)"),
+        ("no_text_kept", "asr: words_per_s (words_per_s 12, wanted <= 5.0)"),
     }
 
 

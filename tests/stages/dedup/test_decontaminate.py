@@ -316,6 +316,12 @@ def test_in_a_workflow(folder: Path) -> None:
     kept = pq.read_table(shard).to_pylist()
     assert [r["url"] for r in kept] == ["jpeg", "small", "other"], "only a.png is held out"
     assert [t["why"] for t in kept[2]["texts"]] == ["in_eval:coco", "in_eval:coco", None]
+    why = CliRunner().invoke(verbs.app, ["why", *args[1:-1], "other"], env={"COLUMNS": "400"})
+    said = (
+        "log: dropped: Buy: TWO DOGS CHASE A RED BALL OVER THE WET GRASS!, similarity: 1, "
+        "witness: captions.json annotations[0]"
+    )
+    assert said in why.output, why.output
     for name in (
         "removed_rows/heldout/same_bytes",
         "removed_texts/coco/same_text",

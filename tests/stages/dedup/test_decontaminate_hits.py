@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,18 @@ def test_vectors_as_all_pairs(block: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert found[5] == Hit("embedding", "e11", 1.0), "of equal ones the first"
     assert all(hit.similarity == pytest.approx(cosines[r].max(), abs=1e-6) for r, hit in found.items())
     assert 5 < len(found) < 55
+
+
+def test_a_set_of_equal_vectors_takes_no_memory() -> None:
+    """64 x 16,384 pairs of 64 numbers are 0.5 GB in float64, and as much again for each step with them."""
+    rows, items = np.zeros((64, 64), np.float32), np.zeros((16_384, 64), np.float32)
+    rows[:, 0] = items[:, 0] = 1
+    tracemalloc.start()
+    found = by_vector(rows, items, [f"e{n}" for n in range(len(items))], 0.9)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert set(found.values()) == {Hit("embedding", "e0", 1.0)}
+    assert peak < 200_000_000
 
 
 def test_bytes() -> None:

@@ -161,3 +161,86 @@ def test_a_flood_of_pairs_is_an_error_not_a_memory_error(
         VlpipeError, match=r"more than 10,000 pairs of pictures differ in at most 10 bits: many versions"
     ):
         run_gather(ExactDuplicates(phash=True), [dataset(tmp_path, rows)], tmp_path / "step")
+
+
+def earlier(path: Path, rows: pa.Table) -> File:
+    path.mkdir(parents=True)
+    pq.write_table(
+        run_map(PictureLooks(), rows).table.select(["id", "sha256", "looks"]), path / "000000.parquet"
+    )
+    return File(path=str(path))
+
+
+def test_new_rows_are_compared_with_an_earlier_set_that_stays(tmp_path: Path) -> None:
+    kept = {"e1": png(1), "e2": png(2), "e3": png(1, note="also kept then")}
+    new = {
+        "same bytes": png(2),
+        "same looks": png(1, note="new"),
+        "smaller": png(2, side=40),
+        "other": png(3),
+        "twin of other": png(3, side=40),
+        "flat": flat(),
+        "broken": b"<html>",
+    }
+    against = earlier(tmp_path / "old", table(kept))
+    stage = ExactDuplicates(phash=True, against=against)
+    got = run_gather(stage, [dataset(tmp_path, table(new), shard_rows=2)], tmp_path / "step")
+    rows = {row["id"]: row for row in got.table.to_pylist()}
+    assert list(rows) == list(new), "no decision about an earlier row"
+    assert {i: (r["why"], r["witness"]) for i, r in rows.items()} == {
+        "same bytes": ("exact_duplicate", "e2"),
+        "same looks": ("near_duplicate", "e1"),
+        "smaller": ("near_duplicate", "e2"),
+        "other": (None, None),
+        "twin of other": ("near_duplicate", "other"),
+        "flat": (None, None),
+        "broken": ("not_compared_not_an_image", None),
+    }
+    edges = pq.read_table(got.artifacts / "edges.parquet").to_pylist()
+    assert {(e["a"], e["b"]) for e in edges if e["earlier"]} >= {("same bytes", "e2"), ("same looks", "e1")}
+    assert not [e for e in edges if e["a"].startswith("e")], "no pair of two earlier rows"
+    light = table(new).drop_columns(["image"])
+    decide_again = Decide(edges=File(path=str(got.artifacts)), keep=("sha256",), rule="components")
+    again = run_gather(decide_again, [dataset(tmp_path / "again", light)], tmp_path / "again")
+    assert {r["id"] for r in again.table.to_pylist() if r["keep"]} >= {"flat", "broken"}
+    assert not {r["id"] for r in again.table.to_pylist() if r["keep"]} & {
+        "same bytes",
+        "same looks",
+        "smaller",
+    }
+
+
+def test_in_batches_as_all_at_once(tmp_path: Path) -> None:
+    """What is kept of a first and then of a second half is what is kept of both, where a first row is always better."""
+    images = {f"r{n:03d}": png(n % 25, note=str(n % 3), side=48 - n % 2 * 8) for n in range(60)}
+    rows = table(images).append_column("order", pa.array([f"{n:03d}" for n in range(60)]))
+    whole = run_gather(ExactDuplicates(phash=True), [dataset(tmp_path, rows)], tmp_path / "whole")
+    decided = run_gather(
+        Decide(edges=File(path=str(whole.artifacts)), keep=("order",)),
+        [dataset(tmp_path, rows.drop_columns(["image"]), "light")],
+        tmp_path / "decided",
+    )
+    want = {r["id"] for r in decided.table.to_pylist() if r["keep"]}
+    first = {i for i in want if i < "r030"}
+    keep = pa.array([i in first for i in rows["id"].to_pylist()])
+    against = earlier(tmp_path / "old", rows.filter(keep).drop_columns(["order"]))
+    stage = ExactDuplicates(phash=True, against=against)
+    new = dataset(tmp_path, rows.slice(30), "new")
+    got = run_gather(stage, [new], tmp_path / "second")
+    assert {r["id"] for r in got.table.to_pylist() if not r["keep"]} == {
+        f"r{n:03d}" for n in range(30, 60)
+    } - want
+
+
+def test_an_earlier_set_without_looks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "old.parquet"
+    pq.write_table(pa.table({"id": ["old"], "sha256": ["b"]}), path)
+    stage = ExactDuplicates(phash=True, against=File(path=str(path)))
+    with pytest.raises(
+        SchemaError, match=r"against \(.*old.parquet\) reads column 'looks', which is not there"
+    ):
+        run_gather(stage, [dataset(tmp_path, table(IMAGES))], tmp_path / "step")
+    bytes_only = run_gather(
+        ExactDuplicates(against=File(path=str(path))), [dataset(tmp_path, table(IMAGES))], tmp_path / "bytes"
+    )
+    assert bytes_only.table.num_rows == len(IMAGES)

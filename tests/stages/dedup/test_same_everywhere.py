@@ -20,7 +20,8 @@ name: twins
 steps:
   images: {{use: "ingest.captions:CaptionsJsonl", captions: {folder}/list.jsonl, images: {folder}, shard_rows: {shard_rows}}}
   vectors: {{use: "features.embed:Embed", from: images, batch_size: 16}}
-  bytes: {{use: "dedup.exact:ExactDuplicates", from: vectors, phash: true}}
+  looks: {{use: "dedup.looks:PictureLooks", from: vectors}}
+  bytes: {{use: "dedup.exact:ExactDuplicates", from: looks, phash: true}}
   near: {{use: "dedup.faiss:FaissDuplicates", from: vectors, threshold: 0.97, exact_below: 0, clusters: 4}}
   decided: {{use: "dedup.decide:Decide", from: vectors, edges: {{from: near}}, merge_texts: true}}
   unique: {{use: "dedup.apply:DropDuplicates", from: vectors, decisions: {{from: decided, path: decisions.parquet}}}}

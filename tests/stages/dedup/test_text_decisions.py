@@ -33,11 +33,14 @@ def test_marks_and_leaves_the_rest(stage: DropTexts, text_rows: TextRows) -> Non
     want = table["texts"].to_pylist()
     want[0][1] |= {"kept": False, "why": "in_eval:coco"}
     assert out.table["texts"].to_pylist() == want
+    assert out.log == [{"id": "a", "dropped": "two", "witness": "x.json[3]", "similarity": 0.5}]
 
 
 def test_what_was_dropped_before_keeps_its_reason(stage: DropTexts, text_rows: TextRows) -> None:
     table = text_rows({"a": ["one", {**text("two", "web"), "kept": False, "why": "junk"}]})
-    assert run_map(stage, table).table.equals(table)
+    out = run_map(stage, table)
+    assert out.table.equals(table)
+    assert out.log == []
 
 
 def test_rows_without_texts_were_never_decided_about(stage: DropTexts, text_rows: TextRows) -> None:

@@ -112,6 +112,27 @@ def test_hashes_of_urls_are_found_however_they_were_written() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://y.test/p.jpg",
+        "http://y.test:80/p.jpg",
+        "https://Y.TEST:443/p.jpg#top",
+        "http://me@y.test/p.jpg",
+    ],
+)
+def test_a_hashed_url_is_blocked_by_whatever_scheme_it_is_listed(tmp_path: Path, url: str) -> None:
+    assert (
+        blocked(load(written(tmp_path / "l.txt", f"url_md5:{md5('http://y.test/p.jpg')}")), url)
+        == "blocked url"
+    )
+    assert (
+        blocked(load(written(tmp_path / "m.txt", f"url_sha256:{sha('https://y.test/p.jpg')}")), url)
+        == "blocked url"
+    )
+    assert blocked(load(written(tmp_path / "n.txt", f"url_sha256:{sha('https://y.test/q.jpg')}")), url) == ""
+
+
 def test_a_folder_of_lists_in_all_formats(tmp_path: Path) -> None:
     folder = tmp_path / "lists"
     folder.mkdir()

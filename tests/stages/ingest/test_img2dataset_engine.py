@@ -17,8 +17,11 @@ import pytest
 from PIL import Image
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.shard import Out, heavy_names
+from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import File, ListFile
+from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.testing import run_map
 from vlpipe.pipeline.work import is_nobodys
 from vlpipe.stages.ingest.images import FETCHED, FetchImages
@@ -26,7 +29,9 @@ from vlpipe.stages.ingest.img2dataset_download import Options, download, missing
 from vlpipe.stages.ingest.img2dataset_engine import Img2datasetFetch, columns_out, engine
 from vlpipe.stages.ingest.img2dataset_errors import typed
 from vlpipe.stages.ingest.list import Pair, listed
+from vlpipe.stages.ingest.politeness import HostGate
 from vlpipe.stages.ingest.precheck import allowed
+from vlpipe.stages.ingest.recall import ALONE, recalling
 from vlpipe.stages.ingest.resize import Resize
 from vlpipe.stages.pixels import decode
 
@@ -94,6 +99,35 @@ def test_what_goes_wrong_has_the_codes_of_our_fetcher(threats: Any) -> None:
     ]
     for reject, (_, detail) in zip(out.rejects, wanted.values(), strict=True):
         assert detail is None or reject.detail == detail
+
+
+@needs_it
+def test_who_said_no_is_asked_by_no_later_run(threats: Any, tmp_path: Path) -> None:
+    urls = [f"http://{HOST}/no-ai", f"http://{HOST}/ok.jpg"]
+    for _ in range(2):
+        run = Services()
+        gate = run.address("x", lambda known: HostGate(ALONE, known), Store(str(tmp_path)))
+        with engine(options(), {HOST: threats.port}, gate) as work:
+            out = work(rows_of(urls))
+        run.close()
+        assert isinstance(out, Out)
+        assert [(r.kind, r.why) for r in out.rejects] == [("filtered", "opt_out")]
+        assert "X-Robots-Tag" in out.rejects[0].detail
+    assert threats.asked == {"/no-ai": 1, "/ok.jpg": 2}
+
+
+def test_recall_without_img2dataset(tmp_path: Path) -> None:
+    run = Services()
+    gate = run.address("x", lambda known: HostGate(ALONE, known), Store(str(tmp_path)))
+    no, yes = "http://a.test/x#y", "http://a.test/y"
+    with recalling(gate) as one, recalling(gate) as other:
+        assert one.check([no, yes, "no url"]) == [None, None, None]
+        one.note({no: "X-Robots-Tag: noai"})
+        found = other.check([yes, no])
+    run.close()
+    assert found[0] is None
+    assert str(found[1]) == "opt_out: X-Robots-Tag: noai"
+    assert read_hashes(Store(str(tmp_path))) == {hash_of_url(no)}
 
 
 @needs_it

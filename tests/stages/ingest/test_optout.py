@@ -11,6 +11,7 @@ from threat_server import credentials
 from vlpipe.stages.ingest.optout import (
     DEFAULT,
     MAX_EVIDENCE,
+    is_no,
     opted_out,
     opted_out_inside,
     robots_directives,
@@ -86,3 +87,23 @@ def test_content_credentials_that_say_no(entry: str) -> None:
     assert opted_out_inside(credentials("notAllowed", f"{entry[:4]}.ai_inference", label)) is None
     written = {"assertions": [{"label": label, "data": {"entries": {entry: {"use": "notAllowed"}}}}]}
     assert opted_out_inside(json.dumps(written, indent=4).encode()) == f"C2PA {entry}: notAllowed"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "bot", "signals", "no"),
+    [
+        ("X-Robots-Tag: noai, noimageai", "vlpipe", DEFAULT, True),
+        ("X-Robots-Tag: noai", "vlpipe", ("tdm-reservation",), False),
+        ("X-Robots-Tag: googlebot: noai", "vlpipe", DEFAULT, False),
+        ("X-Robots-Tag: googlebot: noai", "googlebot", DEFAULT, True),
+        ("X-Robots-Tag: googlebot: " + "x" * 272 + "...", "vlpipe", DEFAULT, True),  # 300: it was cut
+        ("TDM-Reservation: 1", "vlpipe", ("tdm-reservation",), True),
+        ("TDM-Reservation: 1", "vlpipe", ("noai",), False),
+        ("Content-Usage: train-ai=n", "vlpipe", ("content-usage",), True),
+        ("C2PA c2pa.ai_training: notAllowed", "vlpipe", ("noai",), False),
+        ("C2PA c2pa.ai_training: notAllowed", "vlpipe", DEFAULT, True),
+        ("they wrote to us", "vlpipe", (), True),
+    ],
+)
+def test_evidence_is_judged_again(evidence: str, bot: str, signals: tuple[str, ...], no: bool) -> None:
+    assert is_no(evidence, bot, signals) is no

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.shared import Address, Services
-from vlpipe.stages.ingest.politeness import HostBusy, HostGate, Politeness, Turns, join
+from vlpipe.pipeline.store import Store
+from vlpipe.stages.ingest.politeness import HostBusy, HostGate, Politeness, Turns, _hash, join
+from vlpipe.stages.ingest.url import sendable
 
 WORKER = """
 import json, sys
@@ -81,6 +84,20 @@ def test_a_url_that_opted_out_is_asked_by_no_other_worker(services: Services, th
         one = worker(where, threats.port, [*no, "http://threat.test/ok.jpg"])
         assert json.loads(one.communicate(timeout=60)[0]) == [1, ["opt_out"]]
     assert (threats.asked["/no-ai"], threats.asked["/ok.jpg"]) == (1, 2)
+
+
+def test_a_url_that_opted_out_is_asked_in_no_later_run(tmp_path: Path, threats: Any) -> None:
+    no = "http://threat.test/no-ai"
+    for n in range(2):
+        run = Services()
+        where = run.address("images", lambda known: HostGate(rules(), known), Store(str(tmp_path)))
+        both = [worker(where, threats.port, [no, f"http://threat.test/ok.jpg?{n}"]) for _ in range(2 - n)]
+        for one in both:
+            assert json.loads(one.communicate(timeout=60)[0]) == [1, ["opt_out"]]
+        asked, threats.asked = dict(threats.asked), type(threats.asked)()
+        assert asked == ({"/no-ai": asked["/no-ai"], "/ok.jpg": 2} if n == 0 else {"/ok.jpg": 1})
+        run.close()
+    assert read_hashes(Store(str(tmp_path))) == {hash_of_url(no)}
 
 
 def test_what_a_killed_worker_held_is_free_at_once(services: Services, threats: Any) -> None:
@@ -161,6 +178,42 @@ def test_a_lease_that_is_never_given_back_runs_out() -> None:
     assert 0.2 < run(rules(per_host=1, lease_s=0.3), talk) < 5
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a.test/",
+        "https://a.test/x?y=1&amp;z",
+        "http://a.test:80/x",
+        "https://a.test:8443/x",
+        "http://a.test./x",
+        "http://[2001:db8::1]/x",
+        "http://[2001:db8::1]:8080/x",
+        "http://A.Test/caf\u00e9 %20|x?\u00fc#part",
+        "HTTP://b\u00fccher.test?q",
+        "http://a.test/x?",
+        "http://a.test//x/../y;z=1",
+    ],
+)
+def test_a_url_as_it_is_sent_has_the_hash_of_the_one_that_is_listed(url: str) -> None:
+    assert _hash(sendable(url)) == hash_of_url(url)
+
+
+def test_who_led_there_is_not_asked_again_either() -> None:
+    async def talk(turns: Turns) -> list[str]:
+        async with turns.turn("b", "http://b.test/") as turn:
+            turn.opted_out, turn.led_here = "noai", "http://a.test/"
+        said = []
+        for url in ("http://b.test/", "http://a.test/", "http://c.test/"):
+            try:
+                async with turns.turn("x", url):
+                    said.append("granted")
+            except RowFault as fault:
+                said.append(f"{fault.why}: {fault.detail}")
+        return said
+
+    assert run(rules(), talk) == ["opt_out: noai", "opt_out: noai", "granted"]
+
+
 async def struck(turns: Turns, wanted_s: float = 0.0) -> None:
     async with turns.turn("a") as turn:
         turn.struck, turn.wanted_s = True, wanted_s
@@ -234,7 +287,7 @@ def test_hosts_of_the_past_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
         nobody = Nobody()
         for n in range(1000):
             gate.heard(nobody, [[n, f"host{n}", ""]])
-            gate.heard(nobody, [[n, False, 0.0, None]])
+            gate.heard(nobody, [n])
         return len(gate._hosts)
 
     assert asyncio.run(talk()) <= 21
