@@ -64,7 +64,7 @@ class Decide(GatherStage):
         if threshold < searched:
             raise VlpipeError(
                 f"dedup.decide: threshold {threshold:g} is below {searched:g}, at which the pairs were searched; "
-                f"search again with `threshold: {threshold:g}`"
+                f"search again with `threshold: {threshold:g}` (of dedup.exact: with a larger `max_distance`)"
             )
         rows = read_rows(job.inputs, self.keep, "dedup.decide")
         num_rows = len(rows.ids)

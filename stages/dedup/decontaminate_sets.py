@@ -21,7 +21,7 @@ from vlpipe.pipeline.stage import Dataset, File
 from vlpipe.stages.dedup.decontaminate_hits import Floats
 from vlpipe.stages.dedup.decontaminate_images import folder_images
 from vlpipe.stages.dedup.decontaminate_texts import read_set
-from vlpipe.stages.dedup.looks import BLOCK_IMAGES, Looks, from_arrow, joined, look_at
+from vlpipe.stages.dedup.looks import BLOCK_IMAGES, LOOK, Looks, from_arrow, joined, look_at
 
 NORM_ERROR = 1e-3
 
@@ -136,6 +136,8 @@ def _first(named: Iterator[tuple[str, str | None]]) -> dict[str, str]:
 
 
 def _has_pictures(schema: pa.Schema) -> bool:
+    if "looks" in schema.names:
+        need(schema, "dedup.decontaminate", looks=LOOK)
     return "looks" in schema.names or "image" in schema.names
 
 

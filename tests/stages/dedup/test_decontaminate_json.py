@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.dedup import looks as looks_module
@@ -246,6 +246,9 @@ def test_stored_looks_remove_the_same_and_no_row_is_decoded(
     for name in ("decisions", "texts", "matches"):
         ours, theirs = (pq.read_table(g.artifacts / f"{name}.parquet").to_pylist() for g in (got, want))
         assert sorted(ours, key=str) == sorted(theirs, key=str)
+    other = dataset(tmp_path / "2", pa.table({"id": ["a"], "looks": [1]}), name="other")
+    with pytest.raises(SchemaError, match="reads column 'looks' as struct"):
+        run_gather(Decontaminate(), [data, other], tmp_path / "4")
     again = run_gather(Decontaminate(), [data, held_out], tmp_path / "3")
     assert num_decoded == [20]
     assert {r["name"]: r["value"] for r in again.table.to_pylist()}["removed_rows/held"] == 10
