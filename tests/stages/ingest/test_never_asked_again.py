@@ -160,7 +160,7 @@ def test_what_a_shard_says_is_kept_before_a_kill(runs: Runs, threats: Any) -> No
     """Killed in the second shard, whose own opt-out may be lost: it is asked again with its shard."""
     runs.lists("/no-ai", *OK[:3], "/no-tdm", "/silent", *OK[4:6])
     command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(runs.file), "--local"]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
         [*command, "--root", runs.root], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL
     ) as killed:
