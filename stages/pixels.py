@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -64,15 +64,31 @@ def verify(data: bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_F
 
     Of a JPEG all data is read, but an eighth of the size is computed: at 640 x 480 0.47 ms instead of 0.90 ms.
     """
+    return verify_decode(data, lambda _: None, max_pixels=max_pixels, max_frames=max_frames)[0]
+
+
+def verify_decode(
+    data: bytes,
+    wanted: Callable[[Probe], tuple[int, int] | None],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_frames: int = MAX_FRAMES,
+) -> tuple[Probe, Image.Image | None]:
+    """`verify`, and `decode` in the same pass, if `wanted` says which size is needed at least (None: no pixels)."""
     with _opened(data, max_pixels) as image:
         found = _probed(image, max_frames)
-        image.draft("L", (1, 1))  # does nothing for other formats
+        at_least = wanted(found)
+        if at_least is None:
+            image.draft("L", (1, 1))  # does nothing for other formats than JPEG
+        else:
+            _draft(image, at_least)
         _load(image)
         need_opaque(image)
-        if image.format != "PNG":
-            return found
-        width, height = _shown_size(image)  # a PNG may name its orientation after the pixels
-        return replace(found, width=width, height=height)
+        if image.format == "PNG":  # it may name its orientation after the pixels
+            width, height = _shown_size(image)
+            found = replace(found, width=width, height=height)
+            at_least = wanted(found)
+        return found, None if at_least is None else _upright(image)
 
 
 def need_opaque(image: Image.Image) -> None:
@@ -98,12 +114,9 @@ def decode(
     """
     with _opened(data, max_pixels) as image:
         if at_least is not None:
-            turned = _orientation(image) in TURNED
-            image.draft(None, at_least[::-1] if turned else at_least)
+            _draft(image, at_least)
         _load(image)
-        step = _transpose_step(image)
-        rgb = _to_rgb(image)
-        return rgb if step is None else rgb.transpose(step)
+        return _upright(image)
 
 
 def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.float32]:
@@ -171,6 +184,17 @@ def _probed(image: Image.Image, max_frames: int) -> Probe:
     return Probe(format=image.format or "", width=width, height=height, num_frames=num_frames)
 
 
+def _draft(image: Image.Image, at_least: tuple[int, int]) -> None:
+    turned = _orientation(image) in TURNED
+    image.draft(None, at_least[::-1] if turned else at_least)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    step = _transpose_step(image)
+    rgb = _to_rgb(image)
+    return rgb if step is None else rgb.transpose(step)
+
+
 def _load(image: Image.Image) -> None:
     try:
         image.load()
@@ -223,6 +247,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise RowFault("unsupported_pixels", f"mode {image.mode} has no agreed way to RGB")
     if image.mode == "CMYK":
         return _from_cmyk(image)
+    if image.format == "JPEG" and image.mode == "RGB":
+        return image  # no copy
     if image.has_transparency_data:
         return _on_white(image.convert("RGBA"))
     return image.convert("RGB")

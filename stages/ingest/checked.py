@@ -14,11 +14,9 @@ from typing import Any
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.ingest import shut_in
-from vlpipe.stages.ingest.resize import Resize, is_small, resized
-from vlpipe.stages.pixels import Probe, verify
-from vlpipe.stages.pixels import probe as read_header
+from vlpipe.stages.ingest.resize import Resize, pixels_needed, resized
+from vlpipe.stages.pixels import Probe, verify_decode
 
-JPEG_START = b"\xff\xd8"
 MESSAGE_S = 0.1
 
 
@@ -44,16 +42,17 @@ class Checked:
 
 def check(data: bytes, rules: Rules) -> Checked:
     """In this process. RowFault: those of `stages.pixels`."""
-    limits = {"max_pixels": rules.max_pixels, "max_frames": rules.max_frames}
-    # A JPEG to be resized is decoded there, and hides nothing behind alpha: one pass is enough.
-    once = rules.resize is not None and data.startswith(JPEG_START)
-    probe = read_header(data, **limits) if once else verify(data, **limits)
-    if rules.resize is None or is_small(rules.resize, probe.width, probe.height):
-        if once:
-            verify(data, **limits)
+    spec = rules.resize
+    probe, image = verify_decode(
+        data,
+        lambda found: pixels_needed(spec, found.width, found.height) if spec else None,
+        max_pixels=rules.max_pixels,
+        max_frames=rules.max_frames,
+    )
+    if image is None or spec is None:
         return Checked(probe=probe, data=data, format=probe.format, width=probe.width, height=probe.height)
-    new, width, height = resized(data, rules.resize, probe.width, probe.height, rules.max_pixels)
-    return Checked(probe=probe, data=new, format=FORMAT_OF[rules.resize.format], width=width, height=height)
+    new, width, height = resized(image, spec, probe.width, probe.height)
+    return Checked(probe=probe, data=new, format=FORMAT_OF[spec.format], width=width, height=height)
 
 
 FORMAT_OF = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
@@ -84,9 +83,9 @@ def _answer_all(sizes: list[int], file: int, rules: Rules) -> None:
     new: list[bytes] = []
     at, began = 0, time.monotonic()
     for size in sizes:
-        one, resized = _answer(os.pread(file, size, at), rules)
-        said.append([*one, len(resized)])
-        new.append(resized)
+        one, encoded = _answer(os.pread(file, size, at), rules)
+        said.append([len(encoded), *one])
+        new.append(encoded)
         at += size
         if time.monotonic() > began + MESSAGE_S:
             shut_in.answer(_packed(said, new))

@@ -6,6 +6,7 @@ time, in a file in memory: one by one, the way there and back cost as much as th
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -71,11 +72,9 @@ class Decoder:
         self._child.send(json.dumps([len(image) for image in images]).encode())
         found: list[Checked | RowFault] = []
         while len(found) < len(images):
-            said, _, new = self._child.receive(self._timeout_s).partition(b"\n")
-            for one in json.loads(said):
-                size = one.pop()
-                found.append(_found(one, new[:size] or images[len(found)]))
-                new = new[size:]
+            answer = io.BytesIO(self._child.receive(self._timeout_s))
+            for num_new, *said in json.loads(answer.readline()):
+                found.append(_found(said, answer.read(num_new) or images[len(found)]))
         if self._file.tell() > TOGETHER_BYTES:
             self._file.truncate(0)
         return found

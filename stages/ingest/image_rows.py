@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -71,9 +72,23 @@ class ImageRows:
         """`schema` is LISTED and after it the columns that were added."""
         table = self._batch.select(LISTED.names).take(pa.array(self._kept, pa.int64()))
         for field in list(schema)[len(LISTED) :]:
-            values = pa.array([found[field.name] for found in self._found], field.type)
+            of = [found[field.name] for found in self._found]
+            values = _binary(of) if field.type == pa.binary() else pa.array(of, field.type)
             table = table.append_column(field, values)
         return Out(table, [reject for _, reject in sorted(self._rejects, key=lambda one: one[0])])
+
+
+def _binary(values: Sequence[bytes]) -> pa.Array:
+    """In memory taken once; an array that grows takes it three times over."""
+    ends = list(accumulate(map(len, values), initial=0))
+    if ends[-1] >= 1 << 31:  # that takes more arrays than one
+        return pa.array(values, pa.binary())
+    buffer = pa.allocate_buffer(ends[-1])
+    with memoryview(buffer).cast("B") as room:
+        for start, end, value in zip(ends, ends[1:], values, strict=False):
+            room[start:end] = value
+    offsets = pa.array(ends, pa.int32()).buffers()[1]
+    return pa.Array.from_buffers(pa.binary(), len(values), [None, offsets, buffer])
 
 
 def _checked(data: bytes, rules: Rules) -> Checked | RowFault:

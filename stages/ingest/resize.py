@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from vlpipe.stages.pixels import decode
-
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -45,20 +43,17 @@ class Resize:
         return min(width, height) if self.mode in ("keep_ratio", "center_crop") else max(width, height)
 
 
-def is_small(spec: Resize, width: int, height: int) -> bool:
-    """Whether the image keeps its bytes."""
-    return spec.only_if_bigger and spec.side_of(width, height) <= spec.size
+def pixels_needed(spec: Resize, width: int, height: int) -> tuple[int, int] | None:
+    """The size at which an image is to be decoded at least; None: it keeps its bytes. width, height: as shown."""
+    if spec.only_if_bigger and spec.side_of(width, height) <= spec.size:
+        return None
+    width, height = inner_size(spec, width, height)
+    return round(width * REDUCING_GAP), round(height * REDUCING_GAP)
 
 
-def resized(data: bytes, spec: Resize, width: int, height: int, max_pixels: int) -> tuple[bytes, int, int]:
-    """Encoded bytes -> (encoded bytes, width, height). RowFault: those of `stages.pixels.decode`.
-
-    width, height: as shown, by `probe`.
-    """
-    size = inner_size(spec, width, height)
-    need = (round(size[0] * REDUCING_GAP), round(size[1] * REDUCING_GAP))
-    image = decode(data, max_pixels=max_pixels, at_least=need)
-    image = fitted(image, spec, size)
+def resized(image: Image.Image, spec: Resize, width: int, height: int) -> tuple[bytes, int, int]:
+    """RGB image -> (encoded bytes, width, height). width, height: of the whole image, as `probe` says."""
+    image = fitted(image, spec, inner_size(spec, width, height))
     return _encoded(image, spec), image.width, image.height
 
 
