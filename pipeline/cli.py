@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -197,6 +198,7 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())  # a user's own stages lie beside the YAML
     from vlpipe.pipeline import verbs  # noqa: F401  # adds its commands to `app`
 
+    gc.freeze()  # what is imported stays: no collection looks through it again
     code = exit_code(debug)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -7,6 +7,7 @@ something else needs its place (an idle actor holding one CPU made Ray Train's w
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import socket
@@ -31,11 +32,19 @@ from vlpipe.pipeline.work import ShardTask, opened, run_shard, set_torch_threads
 IN_FLIGHT = 2  # shards per actor: one works, the next one is already there
 
 
+@functools.cache
+def _settle() -> None:
+    """Once in a worker, after its imports: no garbage collection looks through them again."""
+    gc.freeze()
+
+
 def _run_shard(task: ShardTask) -> Receipt:
+    _settle()
     return run_shard(task)
 
 
 def _run_gather(task: GatherTask, cpus: float) -> Gathered:
+    _settle()
     return run_gather(
         task, functools.partial(launch_on_ray, task.torch_threads, cpus, task.store.path(task.folder))
     )
@@ -48,6 +57,7 @@ class _ShardWorker:
     """
 
     def __init__(self) -> None:
+        _settle()
         self._stack = ExitStack()
         self._work: Work | None = None
 

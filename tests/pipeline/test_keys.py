@@ -1,0 +1,51 @@
+"""Digests of outside files: what counts in a folder, and what is read again."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from vlpipe.pipeline.keys import FileDigests, sha256_json
+from vlpipe.pipeline.store import Store
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_folder_is_its_files_links_to_files_and_nothing_else(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "images", tmp_path / "elsewhere"
+    (folder / "b" / "c").mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "x.jpg").write_bytes(b"x")
+    (folder / "a.jpg").write_bytes(b"a")
+    (folder / "b" / "c" / "d.jpg").write_bytes(b"d")
+    (folder / "b" / "to_file.jpg").symlink_to(elsewhere / "x.jpg")
+    (folder / "to_folder").symlink_to(elsewhere)
+    (folder / "broken").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(folder / "pipe")
+    listing = [["a.jpg", sha256(b"a")], ["b/c/d.jpg", sha256(b"d")], ["b/to_file.jpg", sha256(b"x")]]
+    digests = FileDigests(Store(str(tmp_path / "root")))
+    assert digests.of(str(folder)) == sha256_json("tree", listing)
+    assert digests.of(str(folder / "a.jpg")) == sha256(b"a")
+    assert digests.of("some/model") == "hub:some/model"
+
+
+def test_a_file_is_read_again_when_its_size_or_time_changed(tmp_path: Path) -> None:
+    store, file = Store(str(tmp_path / "root")), tmp_path / "å.txt"
+
+    def digest() -> str:
+        digests = FileDigests(store)
+        found = digests.of(str(file))
+        digests.save()
+        return found
+
+    file.write_bytes(b"old")
+    before = file.stat()
+    assert digest() == sha256(b"old")
+    file.write_bytes(b"new")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert digest() == sha256(b"old")  # as remembered under the root
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert digest() == sha256(b"new")
+    file.write_bytes(b"newer")
+    assert digest() == sha256(b"newer")
