@@ -23,7 +23,7 @@ from vlpipe.pipeline.store import Store, sha256_file
 
 ROW_GROUP_ROWS = 512  # 512 images of 60 KB are 32 MB
 # How often the writer looks whether a page has its 1 MB. By default it looks once per row group: pages of 32 MB, and
-# buffers of as much that the allocator gives back and takes again (of images of 48 KB: 75 MB, and a third of the time).
+# buffers of as much that the allocator gives back and takes again (images of 48 KB: 75 MB more, 0.19 ms each, not 0.09).
 PAGE_ROWS = 32
 HEAVY = b"vlpipe.heavy"
 

@@ -21,8 +21,8 @@ from vlpipe.pipeline.errors import StepFailed
 START_TIMEOUT_S = 60.0
 LENGTH = 8  # bytes, big-endian
 READ_BYTES = 1 << 16
-# glibc gives memory back and takes it again with every image, by chance of where it lies; decoding then costs up to
-# half as much again. The child keeps what it had, up to 64 MB.
+# By chance of where it lies glibc gives memory back and takes it again with every image; decoding one of 160 x 160 then
+# takes 0.23 ms, not 0.17. The child keeps what it had, up to 64 MB.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 
 
