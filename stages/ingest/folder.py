@@ -70,13 +70,14 @@ class FolderSource(SourceStage):
 
         def work(batch: pa.Table) -> Out:
             rows = ImageRows(batch, self.max_pixels, self.max_frames)
+            images: list[tuple[int, bytes, dict[str, Any]]] = []
+            # Read all, then decode all: an image at a time takes a sixth longer.
             for row, name in enumerate(batch["url"].to_pylist()):
                 try:
-                    data = read_inside(root, name)
+                    images.append((row, read_inside(root, name), {}))
                 except RowFault as fault:
                     rows.reject(row, fault)
-                else:
-                    rows.add(row, data)
+            rows.add_all(images)
             return rows.out(IMAGES)
 
         yield work
