@@ -150,7 +150,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     if not data:
         raise RowFault("empty", "0 bytes")
     if data.startswith(b"\xff\xd8") and next(islice(_SCAN.finditer(data), MAX_SCANS, None), None):
-        num = data.count(_SCAN.pattern)
+        num = sum(1 for _ in _SCAN.finditer(data))
         raise RowFault("too_many_scans", f"{num} scans, the limit is {MAX_SCANS}")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -298,7 +298,9 @@ def _looks_like(data: bytes) -> str:
     return f"{seen}; accepted: {', '.join(FORMATS)}"
 
 
-_SCAN = re.compile(b"\xff\xda")  # three times as fast as `count`
+# Start of scan, its length and number of components, which depend on each other: in a video that is appended to a photo
+# such bytes do not come by chance.
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _SIGNATURES = (
     ("JPEG", b"\xff\xd8\xff", b"\xff\xd9"),
     ("PNG", b"\x89PNG\r\n\x1a\n", b"IEND"),

@@ -239,6 +239,13 @@ def test_a_jpeg_of_many_scans_is_refused_by_its_header() -> None:
             fn(many)
 
 
+def test_a_photo_with_a_video_behind_it_has_the_scans_of_the_photo() -> None:
+    """Phones append one; among its bytes the start of a scan stands about once in 65,536."""
+    video = np.random.default_rng(0).bytes(10_000_000)
+    assert video.count(b"\xff\xda") > 100
+    assert verify(encoded(Image.new("RGB", (64, 48)), "JPEG") + video).width == 64
+
+
 def test_the_quick_check_of_a_jpeg_is_as_strict_as_decoding_it() -> None:
     """Cut anywhere, or with wrong bytes: the same verdict from an eighth of the size as from the whole."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
