@@ -127,13 +127,13 @@ class Crawler:
         left_s, target = self._limits.timeout_s, Target("", "", 0)
         try:
             self._need_not_refused(url)  # as it is listed; below, as it is sent
-            url = sendable(url)
+            url = listed = sendable(url)
             for _ in range(self._limits.max_redirects + 1):
                 if not rules:
                     await self._need_allowed(url)
                 target = target_of(url)
                 async with self._turns.turn(target.host, url) as turn, self._all:  # waiting costs it no time
-                    begin = time.monotonic()
+                    begin, turn.led_here = time.monotonic(), listed
                     got = await self._hop(target, left_s, turn, rules)
                     left_s -= time.monotonic() - begin
                 if isinstance(got, Page):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,6 @@ from vlpipe.stages.ingest.blocklist import BLOCKED, Blocklist
 from vlpipe.stages.ingest.fetch import Answer, Fetch
 from vlpipe.stages.ingest.image_rows import ImageRows
 from vlpipe.stages.ingest.list import EXPECTED, FAULT
-from vlpipe.stages.ingest.optout import opted_out_inside
 from vlpipe.stages.ingest.response import Page
 
 FILTERED = frozenset({"opt_out", BLOCKED})  # a rule said no, nothing broke: `vlpipe retry` leaves these alone
@@ -37,10 +36,9 @@ class FetchRows:
         rows_of: Callable[[pa.Table], ImageRows],
         schema: pa.Schema,
         blocklist: Blocklist,
-        opt_out: Collection[str],
     ) -> None:
         self._fetch, self._rows_of, self._schema = fetch, rows_of, schema
-        self._blocklist, self._opt_out = blocklist, opt_out
+        self._blocklist = blocklist
         self._under_way: dict[tuple[str, ...], Started] = {}  # by the ids of a batch
 
     def ahead(self, batch: pa.Table) -> None:
@@ -91,11 +89,7 @@ class FetchRows:
             raise future
         answer = future.result()
         log.append(log_line(one["id"], answer))
-        page = _need_page(answer.result, one.get(EXPECTED.name), self._blocklist)
-        no = opted_out_inside(page.body, self._opt_out)
-        if no is not None:
-            raise RowFault("opt_out", no)
-        return page
+        return _need_page(answer.result, one.get(EXPECTED.name), self._blocklist)
 
 
 def _ids(batch: pa.Table) -> tuple[str, ...]:

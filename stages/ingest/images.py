@@ -158,7 +158,6 @@ class Fetching(SourceStage):
                 lambda batch: ImageRows(batch, self.max_pixels, self.max_frames, decoder.check_all),
                 schema,
                 blocklist,
-                self.opt_out,
             )
 
 

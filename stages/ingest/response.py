@@ -14,7 +14,7 @@ from typing import IO
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.ingest.headers import Headers
 from vlpipe.stages.ingest.limits import Limits
-from vlpipe.stages.ingest.optout import opted_out
+from vlpipe.stages.ingest.optout import opted_out, opted_out_inside
 from vlpipe.stages.ingest.politeness import Turn
 from vlpipe.stages.ingest.url import without_secrets
 
@@ -67,7 +67,7 @@ class Response:
             self._found = HttpFault(status)
             return False
         if not self._rules:
-            self._need_consent(headers)
+            self._need_consent(opted_out(headers, self._limits.product, self._limits.opt_out))
         if redirects:
             self._found = headers.get("Location")
             return False
@@ -103,7 +103,10 @@ class Response:
         if self._file:
             self._file.close()
             return Page(self._status, shown, b"", self._file.name)
-        return Page(self._status, shown, b"".join(self._pieces))
+        body = b"".join(self._pieces)
+        if not self._rules:
+            self._need_consent(opted_out_inside(body, self._limits.opt_out))
+        return Page(self._status, shown, body)
 
     def drop(self) -> None:
         """No half file is left behind."""
@@ -111,9 +114,8 @@ class Response:
             self._file.close()
             os.unlink(self._file.name)
 
-    def _need_consent(self, headers: Headers) -> None:
-        """The gate lets nobody of this run ask again."""
-        evidence = opted_out(headers, self._limits.product, self._limits.opt_out)
+    def _need_consent(self, evidence: str | None) -> None:
+        """Of headers before a byte of the body is read; nobody who fetches into this root asks again."""
         if evidence is not None:
             self._turn.opted_out = evidence
             raise RowFault("opt_out", evidence)

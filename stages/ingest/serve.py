@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import accumulate
 from mimetypes import guess_type
 from threading import Thread
 from urllib.parse import unquote
@@ -76,9 +75,13 @@ def inside(root: str, relative: str) -> str | None:
     if "\x00" in relative:
         return None
     names = relative.lstrip("/").split("/")
-    path = os.path.join(root, *names)
-    steps = accumulate(names, os.path.join, initial=root)
-    if not {"..", ".", ""} & set(names) and not any(os.path.islink(step) for step in steps):
-        return path  # as nearly always; resolving asks the system about each folder above, too
-    path = os.path.realpath(path)
+    if not {"..", ".", ""} & set(names) and not os.path.islink(root):
+        path = root
+        for name in names:
+            path = os.path.join(path, name)
+            if os.path.islink(path):
+                break
+        else:
+            return path  # as nearly always; resolving asks the system about each folder above, too
+    path = os.path.realpath(os.path.join(root, *names))
     return path if path.startswith(os.path.join(os.path.realpath(root), "")) else None

@@ -127,6 +127,25 @@ def test_a_page_that_a_redirect_leads_to_is_not_asked_again(
     assert runs.rejects() == {("filtered", "opt_out", "X-Robots-Tag: noai")}
 
 
+def test_nor_is_the_url_that_led_there(runs: Runs, threats: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PLAIN, "/there.jpg", (200, NO, JPEG))
+    monkeypatch.setitem(PLAIN, "/here", (301, {"Location": "/there.jpg?signature=1"}, b""))
+    runs.lists("/here", *OK[:3])
+    runs.run()
+    runs.lists("/here", *OK[:3], "/here")
+    runs.run()
+    assert (threats.asked["/here"], threats.asked["/there.jpg"]) == (1, 1)
+
+
+def test_what_a_file_says_inside_is_kept_too(runs: Runs, threats: Any) -> None:
+    runs.lists("/credentials-no.jpg", *OK[:3])
+    runs.run()
+    runs.lists("/credentials-no.jpg", *OK[:3], "/credentials-no.jpg")
+    runs.run()
+    assert threats.asked["/credentials-no.jpg"] == 1
+    assert runs.rejects() == {("filtered", "opt_out", "C2PA c2pa.ai_training: notAllowed")}
+
+
 def test_steps_that_fetch_share_it(runs: Runs, threats: Any) -> None:
     """The video of that URL is there to be had, from another server."""
     runs.lists("/no-ai", OK[0])
