@@ -24,6 +24,7 @@ from vlpipe.pipeline.opted_out import OptedOut
 from vlpipe.pipeline.store import Store
 
 HELLO_S = 10.0  # a stranger who says nothing is not kept for long
+CLOSING_S = 0.005
 MAX_LINE_BYTES = 1 << 24
 
 
@@ -77,10 +78,14 @@ class _Line(asyncio.Protocol):
     def __init__(self, heard: Callable[[Any], None], lost: Callable[[], None]) -> None:
         self.heard, self.lost = heard, lost
         self._rest = b""  # of a line that has not come whole
+        self._transport: asyncio.Transport | None = None
+        self._ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        if self._ended:
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -98,15 +103,19 @@ class _Line(asyncio.Protocol):
         self.lost()
 
     def send(self, message: Any) -> None:
-        if not self._transport.is_closing():
+        if self._transport and not self._transport.is_closing():
             self._transport.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
     def close(self) -> None:
         """When what was sent is on its way."""
-        self._transport.close()
+        if self._transport:
+            self._transport.close()
 
     def hang_up(self) -> None:
-        self._transport.abort()
+        """Also of a connection that is about to be made."""
+        self._ended = True
+        if self._transport:
+            self._transport.abort()
 
 
 async def connect(where: Address, heard: Callable[[Any], None], lost: Callable[[], None]) -> _Line:
@@ -175,8 +184,10 @@ class Services:
             self._port = server.sockets[0].getsockname()[1]
             ready.set()
             await self._closing.wait()
-            for line in self._lines:
-                line.hang_up()
+            for wait_s in (0, CLOSING_S):  # then those that were being accepted, which nobody could close later
+                await asyncio.sleep(wait_s)
+                for line in self._lines.copy():
+                    line.hang_up()
 
     def _guest(self) -> _Line:
         """Somebody connects: a worker, when the first line is what only a worker knows."""
