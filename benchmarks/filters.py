@@ -105,7 +105,10 @@ def num_lines(path: Path) -> int:
 
 
 class Cpu:
-    """CPU seconds of all processes with this run's mark, daemons too: looked at every 0.1 s, the last look counts."""
+    """CPU seconds of all processes with this run's mark, daemons too: looked at every 0.1 s, the last look counts.
+
+    A process that writes its title over its environment, as Ray's workers do, is known by its parent.
+    """
 
     def __init__(self) -> None:
         self.mark = f"{os.getpid()}-{time.monotonic_ns()}"
@@ -134,21 +137,23 @@ class Cpu:
 
     def _poll(self) -> None:
         known: dict[tuple[int, str], bool] = {}
+        members: set[int] = set()
         mark = f"{MARK}={self.mark}".encode()
         while not self._done.wait(POLL_S):
             for entry in os.scandir("/proc"):
                 if entry.name.isdigit() and int(entry.name) != os.getpid():
-                    self._look(int(entry.name), mark, known)
+                    self._look(int(entry.name), mark, known, members)
 
-    def _look(self, pid: int, mark: bytes, known: dict[tuple[int, str], bool]) -> None:
+    def _look(self, pid: int, mark: bytes, known: dict[tuple[int, str], bool], members: set[int]) -> None:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             key = (pid, fields[19])  # with its start time: numbers are used again
             if key not in known:
-                known[key] = mark in Path(f"/proc/{pid}/environ").read_bytes()
+                known[key] = int(fields[1]) in members or mark in Path(f"/proc/{pid}/environ").read_bytes()
         except (OSError, IndexError):
             return  # it has ended
         if known[key]:
+            members.add(pid)
             self._ticks[key] = int(fields[11]) + int(fields[12])
 
 

@@ -28,6 +28,7 @@ TICK_S = 0.05  # how late a deadline may be noticed
 KEEP_ALIVE_S = 10
 DRAIN_BYTES = 1 << 14  # a body nobody wants is read over, if so small: the connection serves again
 BUFFER_BYTES = 1 << 16
+STATUS = re.compile(rb"HTTP/[0-9.]+ +([0-9]{3})(?![0-9])")
 TLS_CODES = frozenset(
     {
         pycurl.E_SSL_CONNECT_ERROR,
@@ -224,7 +225,7 @@ class _Transfer:
             if self._enough or self._wanted:
                 return None
             if line.startswith(b"HTTP/"):
-                self._status, self._headers = int(line.split(None, 2)[1]), Headers()
+                self._headers, self._status = Headers(), self._status_in(line)
             elif line.strip():
                 self._headers.add(line)
             elif self._status >= 200:
@@ -233,6 +234,12 @@ class _Transfer:
             self._error = error
             return -1
         return None
+
+    def _status_in(self, line: bytes) -> int:
+        found = STATUS.match(line)
+        if found is None:
+            raise RowFault("bad_response", f"{self._host}: no status in its first line")
+        return int(found[1])
 
     def _head(self) -> int | None:
         self._wanted = self._reply.head(self._status, self._headers)
