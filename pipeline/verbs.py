@@ -18,6 +18,7 @@ from vlpipe.pipeline import (
     forget,
     forget_find,
     forget_list,
+    forget_tell,
     history,
     opted_out,
     prune,
@@ -250,14 +251,14 @@ def forget_command(
         steps = plan(loaded, store)
         reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
         found = forget_find.find(store, wanted, reads)
-        for line in forget_find.tell(found):
+        for line in forget_tell.tell(found):
             say(line)
         if yes:
             forget.forget(store, found)
     num = f"{found.num_rows:,} row(s) in {len(found.folders)} folder(s) of {store.url}"
     say(f"forgot {num}" if yes else f"would forget {num}; --yes forgets")
-    if found.models:
-        say(f"to train one again without them, remove its folder, then `vlpipe run {workflow}`")
+    for line in forget_tell.advice(found, workflow):
+        say(line)
 
 
 @app.command("export")
