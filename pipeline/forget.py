@@ -209,9 +209,7 @@ class _Change:
         after = [made.shard(s) for s in before]
         self._num_gone = sum(made.num_gone(s) for s in before)
         self._artifacts = dict(self._artifact_digests())
-        self._inputs = {
-            digest_inputs(before, a): digest_inputs(after, b) for a, b in self._artifacts.items()
-        }
+        self._inputs = {digest_inputs(before, a): digest_inputs(after, b) for a, b in self._artifacts.items()}
 
     def receipt(self, old: Receipt) -> Receipt:
         made, path = self.made, old.shard.path

@@ -108,7 +108,9 @@ def find(store: Store, wanted: Wanted, reads: Mapping[str, Sequence[str]]) -> Fo
         unmatched=unmatched,
         folders=[one for one in folders if one],
         models=models,
-        unread=[f for f, step in steps.items() if _has_files(step) and f not in {one.folder for one in models}],
+        unread=[
+            f for f, step in steps.items() if _has_files(step) and f not in {one.folder for one in models}
+        ],
         steps=steps,
     )
 

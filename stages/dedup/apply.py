@@ -116,7 +116,9 @@ def load_verdicts(path: str, digest: str) -> Verdicts:
     gained: dict[str, Gains] = {}
     known = [np.empty(0, np.uint64)]
     with _open_decisions(path) as file:
-        for batch in file.iter_batches(columns=["id", "keep", "why", "witness", "similarity", "gained", "donors"]):
+        for batch in file.iter_batches(
+            columns=["id", "keep", "why", "witness", "similarity", "gained", "donors"]
+        ):
             known.append(marks(batch["id"].to_pylist()))
             for row in batch.filter(pc.invert(batch["keep"])).to_pylist():
                 dropped[row["id"]] = (row["why"], _detail(row))

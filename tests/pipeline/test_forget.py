@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_helpers import Runs, vlpipe
-from forget_toys import CHAIN, row_id, url
+from forget_toys import CHAIN, EXPORT, row_id, url, words
 from helpers import left
 
 from vlpipe.pipeline.forgotten import hashed
@@ -49,6 +50,10 @@ def traces(root: Path, *needles: str) -> list[str]:
     return found
 
 
+def rows(step: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(step.glob("0*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
 def shards(root: Path) -> dict[str, tuple[Shard, str, str]]:
     """Key, digest and rows of every shard."""
     store = Store(str(root))
@@ -82,7 +87,7 @@ def test_nothing_is_touched_without_yes(runs: Forgets) -> None:
         ("pages.rows", "2 row"),
         ("pages", "1 row, 1 reject, 2 line of its log"),
         ("twins", "1 row, 2 artifact"),
-        ("unique", "1 row"),
+        ("unique", "1 row, 1 line of its log"),
     ]
     assert left(runs.root) == before
 
@@ -97,9 +102,8 @@ def test_no_trace_is_left_and_nothing_has_to_run(runs: Forgets) -> None:
     )
     assert any(line.startswith("forgot 4 row(s) in 5 folder(s) of ") for line in said)
     gone = [2, 4, 7, 10]
-    assert (
-        traces(runs.root, *(row_id(n) for n in gone), *(url(n) for n in gone), "image of " + row_id(2)) == []
-    )
+    needles = [f(n) for n in gone for f in (row_id, url, words)]
+    assert traces(runs.root, *needles, "image of " + row_id(2)) == []
     assert runs("run", "--local")[0].startswith(NOTHING)
     assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
     assert runs.forget(f"id:{row_id(2)}")[-1].startswith("forgot 0 row(s)")
@@ -111,6 +115,56 @@ def test_a_twin_of_a_forgotten_row_stays_what_it_was(runs: Forgets) -> None:
     assert "unique      dropped, filtered: twin (twin of a forgotten row, similarity 0.9)" in said
     edges = pq.read_table(runs.step("twins") / "artifacts" / "edges.parquet")
     assert row_id(2) not in edges["a"].to_pylist()
+
+
+def test_a_text_goes_with_the_row_it_was_taken_from(runs: Forgets) -> None:
+    """Out of decisions, rows, a list beside them and the log; what the row had itself stays, and so do its neighbours."""
+    before = {row["id"]: row for row in rows(runs.step("scored"))}
+    assert [e["text"] for e in before[row_id(6)]["texts"]] == [words(6), words(7)]
+    said = runs.forget("domain:host7.test", f"id:{row_id(17)}")
+    assert traces(runs.root, words(7), words(17), row_id(7), row_id(17)) == []
+    assert any("2 row(s) without a text that came from them" in line for line in said)
+    model = next(
+        line for line in said if line.startswith(f"  {runs.step('model').name} ") and "other" in line
+    )
+    assert model.endswith("  texts that 2 other row(s) took from them")
+    after = {row["id"]: row for row in rows(runs.step("scored"))}
+    gone = {"text": "", "kept": False, "why": "forgotten"}
+    for n in (6, 16):
+        old = before.pop(row_id(n))
+        new = {"texts": [old["texts"][0], gone], "before": [words(n), ""], "donors": [None, []]}
+        assert after.pop(row_id(n)) == old | new
+    assert after == before
+    assert json.loads((runs.step("model") / "manifest.json").read_text())["forgotten"] == 2
+
+
+def test_an_export_goes_and_is_made_again(tmp_path: Path) -> None:
+    """Where it held a row or a text of one; else it stays."""
+    runs = Forgets(tmp_path)
+    runs.file.write_text(runs.file.read_text() + EXPORT)
+    runs("run", "--local", "--until", "unique")
+    runs("run", "--local")
+    for n in (4, 7, 2):
+        assert runs.step("packed").exists()
+        going = n != 4  # it is dead: no step but the first knows it
+        needles = (row_id(n), url(n), words(n))
+        dry = runs.forget(f"id:{row_id(n)}", yes=False)
+        said = runs.forget(f"id:{row_id(n)}")
+        assert said[-1 - going] == dry[-1 - going].replace("would forget", "forgot").replace(
+            "; --yes forgets", ""
+        )
+        assert (
+            any(
+                line.startswith("  packed-") and line.endswith("the next run makes it again") for line in said
+            )
+            == going
+        )
+        assert bool(list(runs.root.glob("packed-*"))) == (not going)
+        assert traces(runs.root, *needles) == []
+        runs("run", "--local")
+        assert traces(runs.root, *needles) == []
+        assert runs("run", "--local")[0].startswith("forgets: all 8 steps are done, nothing to do")
+        assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
 
 
 def test_rows_in_are_rows_out_and_rejects(runs: Forgets) -> None:
@@ -234,14 +288,14 @@ def test_unfinished_parts_of_a_step_that_read_the_rows_go(runs: Forgets) -> None
 
 
 def test_unfinished_parts_of_a_step_that_read_no_such_row_stay(runs: Forgets) -> None:
-    """Row 3 was rejected above it, so its checkpoint does not know it."""
+    """Row 4 was rejected above it and gave nobody a text, so its checkpoint does not know it."""
     (runs.step("model") / "manifest.json").unlink()
     checkpoint = runs.step("model") / "work" / "0123abcd" / "checkpoint"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("weights")
-    runs.forget(f"id:{row_id(3)}")
+    runs.forget(f"id:{row_id(4)}")
     assert checkpoint.exists()
-    runs.forget(f"id:{row_id(2)}")
+    runs.forget(f"id:{row_id(3)}")  # of which row 2 had a text
     assert not checkpoint.exists()
 
 

@@ -133,7 +133,12 @@ def test_a_kept_row_gets_the_texts_of_its_dropped_twins(tmp_path: Path) -> None:
 
 def test_every_donor_of_a_text_is_named_and_of_a_text_merged_before_the_first(tmp_path: Path) -> None:
     """b and c have the same text; c's other one it got from x in an earlier merge, and of one from y the words are gone."""
-    own = [texts("dog"), texts("cat"), [*texts("cat", "cow"), text("", "web", kept=False, why="forgotten")], None]
+    own = [
+        texts("dog"),
+        texts("cat"),
+        [*texts("cat", "cow"), text("", "web", kept=False, why="forgotten")],
+        None,
+    ]
     donors = pa.array([None, None, [None, ["x"], []], None], DONORS)
     rows = ROWS.append_column("texts", pa.array(own, TEXTS)).append_column("donors", donors)
     got = decided(tmp_path, rows, merge_texts=True, rule="components")
