@@ -98,7 +98,8 @@ def finish(store: Store) -> bool:
         return False
     plan = store.read_json(JOURNAL)
     taken = {id_: frozenset(words) for id_, words in plan["taken"].items()}
-    gone = Gone(*(frozenset(plan[kind]) for kind in ("ids", "urls", "domains")), taken)
+    ids, urls, domains = (frozenset(plan[kind]) for kind in ("ids", "urls", "domains"))
+    gone = Gone(ids, urls, domains, taken)
     add_forgotten(store, id=gone.ids, url=gone.urls, domain=gone.domains)
     for folder in plan["copies"]:
         store.remove(f"{folder}/manifest.json")  # half a step must not look done

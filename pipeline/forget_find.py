@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -58,7 +59,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """A step's folder, without its receipts: those of 100,000 shards are half a gigabyte. `rejected`: shards with rejects."""
+    """A step's folder without its receipts, which of 100,000 shards are half a gigabyte. `rejected`: shards with rejects."""
 
     folder: str
     manifest: Manifest | None
@@ -80,7 +81,7 @@ class Step:
 class Found:
     gone: Gone
     num_rows: int
-    unmatched: int  # entries of the list that mean no row here
+    unmatched: Counter[str]  # entries of the list that mean no row here, by kind
     folders: list[Touched]
     models: list[Model]
     unread: list[str]  # folders with artifacts that are no Parquet and were made from none of these rows
@@ -148,8 +149,8 @@ def makers(manifest: Manifest, by_key: Mapping[str, str]) -> Iterator[str]:
     yield from (by_key[digest] for digest in manifest.files.values() if digest in by_key)
 
 
-def _ids(store: Store, steps: Mapping[str, Step], wanted: Wanted) -> tuple[frozenset[str], int]:
-    """Ids of all rows meant, with what was made from them, and how many entries mean none."""
+def _ids(store: Store, steps: Mapping[str, Step], wanted: Wanted) -> tuple[frozenset[str], Counter[str]]:
+    """Ids of all rows meant, with what was made from them, and how many entries of each kind mean none."""
     ids, matched = set(wanted.id), set()
     listed = replace(wanted, opted_out=frozenset())
     for path in _shards(steps):
@@ -167,7 +168,8 @@ def _ids(store: Store, steps: Mapping[str, Step], wanted: Wanted) -> tuple[froze
                 if {"id", "parent"} <= set(file.schema_arrow.names):
                     table = file.read(columns=["id", "parent"])
                     ids |= set(table.filter(known.names(table["parent"]))["id"].to_pylist())
-    return frozenset(ids), len(wanted) - len(matched)
+    num_matched = Counter(kind for kind, _ in matched)
+    return frozenset(ids), Counter({kind: len(getattr(wanted, kind)) - num_matched[kind] for kind in KINDS})
 
 
 def _urls(store: Store, steps: Mapping[str, Step], ids: frozenset[str]) -> frozenset[str]:
@@ -214,7 +216,7 @@ def _touched(store: Store, step: Step, gone: Gone) -> Touched:
             one.rejects.append(index)
             one.num_rejects += num
     for name in store.list(f"{step.folder}/_log"):
-        if name.endswith(".jsonl"):
+        if name.endswith((".jsonl", ".txt")):
             path = f"{step.folder}/_log/{name}"
             num = log_lines(store, path, gone)[1]
             if num:

@@ -159,8 +159,11 @@ def rewrite_rejects(store: Store, folder: str, index: int, gone: Gone) -> dict[s
 
 
 def log_lines(store: Store, path: str, gone: Gone) -> tuple[list[str], int]:
-    """The lines of a log that may stay, and how many may not."""
+    """The lines of a log that may stay, and how many may not; what a step said (`.txt`) stays without the ids."""
     lines = store.read_bytes(path).decode().splitlines()
+    if path.endswith(".txt"):
+        scrubbed = [gone.scrub_text(line) for line in lines]
+        return scrubbed, sum(new != old for new, old in zip(scrubbed, lines, strict=True))
     left = [line for line in lines if not gone.is_in(json.loads(line))]
     return left, len(lines) - len(left)
 

@@ -8,18 +8,24 @@ from vlpipe.pipeline.forget_find import Found, Model, Touched
 
 
 def tell(found: Found) -> Iterator[str]:
-    """A line per folder; the exports, which are made again; the models, which stay."""
+    """A line per folder; the exports, which go and are made again; the models, which stay."""
     copies = [model for model in found.models if model.copies]
     models = [model for model in found.models if not model.copies]
     going = {model.folder for model in copies}
-    width = max((len(one.folder) for one in (*found.folders, *found.models)), default=0)
+    width = max(
+        map(len, [*(one.folder for one in found.folders), *(one.folder for one in found.models)]), default=0
+    )
     for one in found.folders:
         if one.folder not in going:
             yield f"  {one.folder:{width}}  {_touched(one)}"
     for model in copies:
         yield f"  {model.folder:{width}}  all of it, as its files hold {_read(model)}; the next run makes it again"
-    if found.unmatched:
-        yield f"{found.unmatched:,} of the entries mean no row here; they are kept in mind for later lists"
+    num_content = found.unmatched["sha256"]
+    num_kept = found.unmatched.total() - num_content
+    if num_kept:
+        yield f"{num_kept:,} of the entries mean no row here; they are kept in mind for later lists"
+    if num_content:
+        yield f"{num_content:,} sha256 belong to no row here; to keep them out of later lists, put them on a `blocklist`"
     if found.unread:
         yield f"not looked into, as these artifacts are no Parquet: {', '.join(found.unread)}"
     if models:
@@ -37,8 +43,6 @@ def advice(found: Found, workflow: str) -> Iterator[str]:
             "to train a model (or make another of these) again without them, remove its folder, then "
             f"`vlpipe run {workflow}`"
         )
-    if found.num_rows:
-        yield "copies outside of the root, such as those of `vlpipe export`, are not known here: write them anew"
 
 
 def _touched(one: Touched) -> str:
@@ -57,4 +61,4 @@ def _touched(one: Touched) -> str:
 def _read(model: Model) -> str:
     said = [f"{model.num_rows:,} of the rows"] if model.num_rows else []
     said += [f"texts that {model.num_heirs:,} other row(s) took from them"] if model.num_heirs else []
-    return ", ".join([*said, *(f"made from {name}" for name in model.made_from)])
+    return ", ".join([" and ".join(said)] * bool(said) + [f"made from {name}" for name in model.made_from])

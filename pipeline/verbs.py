@@ -236,7 +236,10 @@ def forget_command(
     profile: ProfileOpt = None,
     yes: Yes = False,
 ) -> None:
-    """Take rows out of every step of the root, for good; says what would go, and which models know them, unless --yes."""
+    """Take rows out of every step of the root, for good; says what would go, and which models know them, unless --yes.
+
+    Copies outside of the root, such as those of `vlpipe export`, are not known to it: write them anew.
+    """
     if not (list_ or opted_out_):
         raise VlpipeError("forget what? Wanted a LIST, or --opted-out")
     wanted = forget_list.read_wanted(list_) if list_ else forget_list.nothing()
@@ -255,7 +258,8 @@ def forget_command(
             say(line)
         if yes:
             forget.forget(store, found)
-    num = f"{found.num_rows:,} row(s) in {len(found.folders)} folder(s) of {store.url}"
+    folders = {one.folder for one in found.folders} | {one.folder for one in found.models if one.copies}
+    num = f"{found.num_rows:,} row(s) in {len(folders)} folder(s) of {store.url}"
     say(f"forgot {num}" if yes else f"would forget {num}; --yes forgets")
     for line in forget_tell.advice(found, workflow):
         say(line)

@@ -145,6 +145,7 @@ class Twins(GatherStage):
         edges = pa.table({"a": list(twins.values()), "b": list(twins), "cosine": [0.9] * len(twins)})
         pq.write_table(edges, f"{job.artifacts}/edges.parquet")
         job.emit(table)
+        job.say(f"a twin of {next(iter(twins.values()))}, for one")
 
 
 @dataclass(frozen=True, kw_only=True)
