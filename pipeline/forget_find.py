@@ -7,13 +7,14 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.forget_list import KINDS, Wanted
 from vlpipe.pipeline.forget_rows import Gone, ids_in, log_lines, looked_at, rejects_left
-from vlpipe.pipeline.forget_taken import find_taken
+from vlpipe.pipeline.forget_taken import DONORS, find_taken
 from vlpipe.pipeline.forgotten import canonical_url
 from vlpipe.pipeline.receipt import Manifest, shard_path
 from vlpipe.pipeline.records import read_step, step_folders
@@ -32,7 +33,6 @@ class Touched:
     ids: set[str] = field(default_factory=set)
     heirs: set[str] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
-    num_rows: int = 0
     rejects: list[int] = field(default_factory=list)
     num_rejects: int = 0
     logs: list[str] = field(default_factory=list)
@@ -70,6 +70,11 @@ class Step:
     def paths(self) -> Iterator[str]:
         return (shard_path(self.folder, index) for index in self.shards)
 
+    def may_have(self, *columns: str) -> bool:
+        """Whether its rows can have these: of 100,000 shards none is opened to see that they have not."""
+        known = {one.partition(":")[0] for one in self.manifest.schema} if self.manifest else set(columns)
+        return known >= set(columns)
+
     @property
     def artifacts(self) -> list[str]:
         """Those that are Parquet."""
@@ -92,8 +97,8 @@ def find(store: Store, wanted: Wanted, reads: Mapping[str, Sequence[str]]) -> Fo
     """Look through every folder of the root. `reads`: of steps that have not finished, the folders they read."""
     steps = in_order(store)
     ids, unmatched = _ids(store, steps, wanted)
-    paths = (path for step in steps.values() for path in (*step.paths, *step.artifacts))
-    taken = find_taken(store, paths, ids) if ids else {}
+    artifacts = (path for step in steps.values() for path in step.artifacts)
+    taken = find_taken(store, chain(_shards(steps, "id", DONORS), artifacts), ids) if ids else {}
     gone = Gone(ids, wanted.url | _urls(store, steps, ids), wanted.domain, taken)
     folders = [_touched(store, step, gone) for step in steps.values()]
     touched = {one.folder: one for one in folders}
@@ -153,7 +158,7 @@ def _ids(store: Store, steps: Mapping[str, Step], wanted: Wanted) -> tuple[froze
     """Ids of all rows meant, with what was made from them, and how many entries of each kind mean none."""
     ids, matched = set(wanted.id), set()
     listed = replace(wanted, opted_out=frozenset())
-    for path in _shards(steps):
+    for path in _shards(steps, "id"):
         # A row that is only listed and was then refused has no bytes here, and its reject says why.
         for id_, kind, value in ids_in(store, path, listed if LISTING.search(path) else wanted):
             ids.add(id_)
@@ -163,7 +168,7 @@ def _ids(store: Store, steps: Mapping[str, Step], wanted: Wanted) -> tuple[froze
     while before < len(ids):
         before = len(ids)
         known = Gone(frozenset(ids), frozenset(), frozenset())
-        for path in _shards(steps):
+        for path in _shards(steps, "id", "parent"):
             with open_parquet(store, path) as file:
                 if {"id", "parent"} <= set(file.schema_arrow.names):
                     table = file.read(columns=["id", "parent"])
@@ -186,7 +191,7 @@ def _urls(store: Store, steps: Mapping[str, Step], ids: frozenset[str]) -> froze
 
 
 def _listed(store: Store, steps: Mapping[str, Step]) -> Iterator[pa.Table]:
-    for path in _shards(steps):
+    for path in _shards(steps, "id", "url"):
         with open_parquet(store, path) as file:
             if {"id", "url"} <= set(file.schema_arrow.names):
                 yield file.read(columns=["id", "url"])
@@ -196,9 +201,9 @@ def _canonical(table: pa.Table, mask: pa.ChunkedArray) -> Iterator[str]:
     yield from (canonical_url(url) for url in table.filter(mask)["url"].to_pylist() if url)
 
 
-def _shards(steps: Mapping[str, Step]) -> Iterator[str]:
-    for step in steps.values():
-        yield from step.paths
+def _shards(steps: Mapping[str, Step], *columns: str) -> Iterator[str]:
+    """Of all steps that can have these columns."""
+    yield from chain.from_iterable(step.paths for step in steps.values() if step.may_have(*columns))
 
 
 def _touched(store: Store, step: Step, gone: Gone) -> Touched:

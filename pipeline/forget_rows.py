@@ -94,12 +94,10 @@ class Gone:
 
 @dataclass(kw_only=True)
 class Seen:
-    """Of a Parquet file: forgotten ids that are its rows, rows that took something, how many rows would go, and whether
-    anything would change."""
+    """Of a Parquet file: forgotten ids that are its rows, rows that took something, whether anything would change."""
 
     ids: set[str] = field(default_factory=set)
     heirs: set[str] = field(default_factory=set)
-    num_rows: int = 0
     changes: bool = False
 
 
@@ -118,7 +116,7 @@ def looked_at(store: Store, path: str, gone: Gone) -> Seen:
             left, num_gone = gone.scrub(table)
             if num_gone and "id" in texts:
                 seen.ids |= set(table["id"].to_pylist()) - set(left["id"].to_pylist())
-            seen.num_rows, seen.changes = seen.num_rows + num_gone, seen.changes or left is not table
+            seen.changes = seen.changes or left is not table
             if heirs and take_back(table, gone.ids, gone.taken) is not table:
                 seen.heirs |= heirs
     return seen
