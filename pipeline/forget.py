@@ -16,6 +16,7 @@ from typing import Any
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.forget_find import Found, Step, makers
+from vlpipe.pipeline.forget_json import rewrite_json
 from vlpipe.pipeline.forget_rows import Gone, rewrite, rewrite_log, rewrite_rejects, with_digest
 from vlpipe.pipeline.forgotten import add_forgotten
 from vlpipe.pipeline.keys import sha256_json
@@ -148,6 +149,9 @@ class _Made:
 
     def files(self, record: StepRecord, touched: Mapping[str, Any], gone: Gone) -> None:
         for path in touched.get("files", ()):
+            if path.endswith(".json"):
+                self.shards[path] = rewrite_json(self.store, path, gone)
+                continue
             self.stats[path] = {}
             self.shards[path] = rewrite(self.store, path, gone, self.stats[path])
         # Shards with the same digest hold the same rows, before and after.

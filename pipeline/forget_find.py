@@ -12,6 +12,7 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlpipe.pipeline.forget_json import names_rows
 from vlpipe.pipeline.forget_list import KINDS, Wanted
 from vlpipe.pipeline.forget_rows import Gone, ids_in, log_lines, looked_at, rejects_left
 from vlpipe.pipeline.forget_taken import DONORS, find_taken
@@ -78,8 +79,15 @@ class Step:
     @property
     def artifacts(self) -> list[str]:
         """Those that are Parquet."""
+        return self._artifacts(".parquet")
+
+    @property
+    def json_artifacts(self) -> list[str]:
+        return self._artifacts(".json")
+
+    def _artifacts(self, ending: str) -> list[str]:
         names = self.manifest.artifacts if self.manifest else ()
-        return [f"{self.folder}/artifacts/{name}" for name in names if name.endswith(".parquet")]
+        return [f"{self.folder}/artifacts/{name}" for name in names if name.endswith(ending)]
 
 
 @dataclass(kw_only=True)
@@ -215,6 +223,7 @@ def _touched(store: Store, step: Step, gone: Gone) -> Touched:
         one.ids |= seen.ids
         one.heirs |= seen.heirs
     one.files += [path for path in step.artifacts if looked_at(store, path, gone).changes]
+    one.files += [path for path in step.json_artifacts if names_rows(store, path, gone)]
     for index in step.rejected:
         _, num, changes = rejects_left(store, step.folder, index, gone)
         if changes:

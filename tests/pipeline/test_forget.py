@@ -100,7 +100,7 @@ def test_no_trace_is_left_and_nothing_has_to_run(runs: Forgets) -> None:
         "domain:host7.test",
         f"sha256:{10:064x}",
     )
-    assert any(line.startswith("forgot 4 row(s) in 5 folder(s) of ") for line in said)
+    assert any(line.startswith("forgot 4 row(s) in 6 folder(s) of ") for line in said)
     gone = [2, 4, 7, 10]
     needles = [f(n) for n in gone for f in (row_id, url, words)]
     assert traces(runs.root, *needles, "image of " + row_id(2)) == []
@@ -135,6 +135,8 @@ def test_a_text_goes_with_the_row_it_was_taken_from(runs: Forgets) -> None:
         new = {"texts": [old["texts"][0], gone], "before": [words(n), ""], "donors": [None, []]}
         assert after.pop(row_id(n)) == old | new
     assert after == before
+    seen = json.loads((runs.step("model") / "artifacts" / "seen.json").read_text())
+    assert {r["id"]: r["before"] for r in seen["rows"]}[row_id(6)] == [words(6)]
     assert json.loads((runs.step("model") / "manifest.json").read_text())["forgotten"] == 2
 
 
@@ -309,6 +311,14 @@ def test_artifacts_of_a_step_killed_before_its_manifest_go(runs: Forgets) -> Non
     assert traces(runs.root, row_id(2)) == []
     runs("run", "--local", "--until", "unique")
     assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+
+
+def test_what_a_forget_that_had_no_plan_yet_left_goes_with_the_next_run(runs: Forgets) -> None:
+    (runs.root / "_forget").mkdir()
+    (runs.root / "_forget" / "pages-01234567.parquet").write_bytes(b"")
+    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    assert runs("run", "--local")[0].startswith(NOTHING)
+    assert not (runs.root / "_forget").exists()
 
 
 def test_forgetting_waits_for_no_run(runs: Forgets) -> None:
