@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,42 +51,44 @@ class Verdicts:
 class DropDuplicates(MapStage):
     """decisions: `{from: DEDUP_STEP, path: decisions.parquet}`, of `dedup.exact`, `dedup.faiss` or `dedup.decide`.
 
-    Where `dedup.decide` merged texts, a kept row's new ones are put after its own, and `donors` says whose they were:
-    per text all ids, null for an own one.
+    merge_texts: as in `dedup.decide`: a kept row's new texts are put after its own, and the column `donors` says whose
+    they were: per text all ids, null for an own one. `vlpipe forget` goes by it.
     """
 
     decisions: File
-
-    VERSION: ClassVar[int] = 2
+    merge_texts: bool = False
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.apply", id=pa.string())
-        return with_field(inp, pa.field("donors", DONORS)) if _has_texts(inp) else inp
+        if not self.merge_texts:
+            return inp
+        need(inp, "dedup.apply (merge_texts)", texts=TEXTS)
+        return with_field(inp, pa.field("donors", DONORS))
 
     @contextmanager
     def open(self) -> Iterator[Work]:
         verdicts = load_verdicts(self.decisions.path, self.decisions.digest)
+        if verdicts.gained and not self.merge_texts:
+            raise VlpipeError(
+                f"dedup.apply: {len(verdicts.gained):,} rows get texts of their twins by these decisions; "
+                "say `merge_texts: true` here as well, or in neither step"
+            )
 
         def work(rows: pa.Table) -> Out:
             ids = rows["id"].to_pylist()
             found = [verdicts.judge(i, mark) for i, mark in zip(ids, marks(ids), strict=True)]
             keep = pa.array([reject is None for reject in found], pa.bool_())
-            kept = with_gained(rows.filter(keep), verdicts.gained)
+            kept = rows.filter(keep)
+            if self.merge_texts:
+                kept = with_gained(kept, verdicts.gained)
             return Out(kept, [r for r in found if r is not None])
 
         yield work
 
 
-def _has_texts(schema: pa.Schema) -> bool:
-    return "texts" in schema.names and schema.field("texts").type == TEXTS
-
-
 def with_gained(rows: pa.Table, gained: dict[str, Gains]) -> pa.Table:
     """`rows` with the texts of dropped twins after their own, and `donors`."""
     ids = rows["id"].to_pylist()
-    if not _has_texts(rows.schema) and not any(i in gained for i in ids):
-        return rows
-    need(rows.schema, "dedup.apply (texts were merged)", texts=TEXTS)
     if "donors" not in rows.schema.names:
         rows = rows.append_column("donors", pa.nulls(rows.num_rows, DONORS))
     if not any(i in gained for i in ids):
@@ -143,5 +145,8 @@ def _open_decisions(path: str) -> Iterator[pq.ParquetFile]:
             "wanted {from: STEP, path: decisions.parquet}"
         ) from error
     with file:
-        need(file.schema_arrow, f"dedup.apply ({path})", **{f.name: f.type for f in DECISIONS})
+        read = {
+            f.name: f.type for f in DECISIONS if f.name != "donors"
+        }  # it had another type, of which all were null
+        need(file.schema_arrow, f"dedup.apply ({path})", **read)
         yield file

@@ -61,7 +61,7 @@ class Decontaminate(GatherStage):
     ngram_words: Annotated[int, Field(ge=1)] = 8
     min_words: Annotated[int, Field(ge=1)] = 5
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 2
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         who = "dedup.decontaminate"

@@ -57,7 +57,7 @@ class ExactDuplicates(GatherStage):
     max_colour_gap: Annotated[int, Field(ge=0, le=255)] = 16
     against: File | None = None
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 3
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.exact", id=pa.string(), sha256=pa.string())

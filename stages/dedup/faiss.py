@@ -72,7 +72,7 @@ class FaissDuplicates(GatherStage):
     probes: Annotated[int, Field(ge=1)] = 64
     seed: int = 0
 
-    VERSION: ClassVar[int] = 4
+    VERSION: ClassVar[int] = 3
     TORCH: ClassVar[bool] = True
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

@@ -124,7 +124,7 @@ def test_a_kept_row_gets_the_texts_of_its_dropped_twins(tmp_path: Path) -> None:
     assert got["a"]["donors"] == [["b"], ["c"]]
     assert all(got[i]["gained"] is None for i in "bcd")
     stage = DropDuplicates(
-        decisions=File(path=str(tmp_path / "step/artifacts/decisions.parquet"), digest="m")
+        decisions=File(path=str(tmp_path / "step/artifacts/decisions.parquet"), digest="m"), merge_texts=True
     )
     out = run_map(stage, rows).table
     assert out["id"].to_pylist() == ["a", "d"]

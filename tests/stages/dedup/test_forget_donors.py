@@ -23,7 +23,11 @@ steps:
   images: {{use: "ingest.captions:CaptionsJsonl", captions: {folder}/list.jsonl, images: {folder}, shard_rows: 4}}
   bytes: {{use: "dedup.exact:ExactDuplicates", from: images}}
   decided: {{use: "dedup.decide:Decide", from: images, edges: {{from: bytes}}, merge_texts: true}}
-  unique: {{use: "dedup.apply:DropDuplicates", from: images, decisions: {{from: decided, path: decisions.parquet}}}}
+  unique:
+    use: "dedup.apply:DropDuplicates"
+    from: images
+    decisions: {{from: decided, path: decisions.parquet}}
+    merge_texts: true
   cleaned: {{use: "filter.clean:CleanTexts", from: unique, sources: [human]}}
   same: {{use: "dedup.texts:TextDuplicates", from: cleaned, sources: [human], threshold: null}}
   texts: {{use: "dedup.text_decisions:DropTexts", from: cleaned, decisions: {{from: same, path: texts.parquet}}}}
