@@ -250,7 +250,7 @@ def _models(steps: Mapping[str, Step], touched: Mapping[str, Touched]) -> list[M
         above = [touched[f] for f in manifest.inputs if f in touched]
         rows, heirs = (len(set().union(*sets)) for sets in ([t.ids for t in above], [t.heirs for t in above]))
         before = tuple(f for f in dict.fromkeys(makers(manifest, by_key)) if f in found)
-        if rows or heirs or before:
+        if rows or heirs or before or (manifest.copies and any(t.files for t in above)):
             found[folder] = Model(
                 folder=folder,
                 digest=manifest.artifact_digest("") or "",

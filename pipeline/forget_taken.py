@@ -35,7 +35,8 @@ def find_taken(store: Store, paths: Iterable[str], gone: Set[str]) -> Taken:
             for entries in _entry_lists(row):
                 donors = [*row[DONORS], *[None] * len(entries)]
                 for entry, givers in zip(entries, donors, strict=False):
-                    (taken if _is_gone(givers, gone) else kept)[row["id"]].add(entry["text"] or "")
+                    words = (entry or {}).get("text") or ""
+                    (taken if _is_gone(givers, gone) else kept)[row["id"]].add(words)
     return {id_: frozenset(words - kept[id_] - {""}) for id_, words in taken.items()}
 
 

@@ -19,7 +19,7 @@ def tell(found: Found) -> Iterator[str]:
         if one.folder not in going:
             yield f"  {one.folder:{width}}  {_touched(one)}"
     for model in copies:
-        yield f"  {model.folder:{width}}  all of it, as its files hold {_read(model)}; the next run makes it again"
+        yield f"  {model.folder:{width}}  all of it, as it has {_read(model)}; the next run makes it again"
     num_content = found.unmatched["sha256"]
     num_kept = found.unmatched.total() - num_content
     if num_kept:
@@ -61,4 +61,5 @@ def _touched(one: Touched) -> str:
 def _read(model: Model) -> str:
     said = [f"{model.num_rows:,} of the rows"] if model.num_rows else []
     said += [f"texts that {model.num_heirs:,} other row(s) took from them"] if model.num_heirs else []
-    return ", ".join([" and ".join(said)] * bool(said) + [f"made from {name}" for name in model.made_from])
+    said = [" and ".join(said)] if said else []
+    return ", ".join([*said, *(f"made from {name}" for name in model.made_from)]) or "what names them"

@@ -122,6 +122,15 @@ def test_a_caption_goes_with_its_last_donor(done: Done) -> None:
         assert done.rows(name)[kept]["texts"] == [*own, gone, gone]
 
 
+def test_a_text_that_another_donor_has_stays_and_names_that_one_only(done: Done) -> None:
+    done.forget(done.ids["a"])
+    assert done.traces(done.ids["a"]) == []
+    assert not list(done.root.glob("tars-*")), "an export may name the donor as well"
+    row = done.rows("texts")[done.ids["a3"]]
+    assert [t["text"] for t in row["texts"]][2:] == ["only < from the second", "a brown dog"]
+    assert row["donors"] == [None, None, [done.ids["a2"]], [done.ids["a2"]]]
+
+
 def test_what_a_text_became_below_goes_as_well_and_an_equal_one_of_another_row_stays(done: Done) -> None:
     before = done.rows("texts")
     assert done.rows("cleaned")[done.ids["a3"]]["alt_raw"][2] == CAPTIONS["a2"][0]
