@@ -97,7 +97,9 @@ class Found:
     unmatched: Counter[str]  # entries of the list that mean no row here, by kind
     folders: list[Touched]
     models: list[Model]
-    unread: list[str]  # folders with artifacts that are no Parquet and were made from none of these rows
+    unread: list[
+        str
+    ]  # folders with artifacts that only others read, and that were made from none of these rows
     steps: dict[str, Step]
 
 
@@ -122,9 +124,7 @@ def find(store: Store, wanted: Wanted, reads: Mapping[str, Sequence[str]]) -> Fo
         unmatched=unmatched,
         folders=[one for one in folders if one],
         models=models,
-        unread=[
-            f for f, step in steps.items() if _has_files(step) and f not in {one.folder for one in models}
-        ],
+        unread=[f for f, s in steps.items() if _is_closed(s) and f not in {one.folder for one in models}],
         steps=steps,
     )
 
@@ -265,3 +265,9 @@ def _models(steps: Mapping[str, Step], touched: Mapping[str, Touched]) -> list[M
 def _has_files(step: Step) -> bool:
     """Artifacts that cannot be taken apart into rows."""
     return step.manifest is not None and any(not n.endswith(".parquet") for n in step.manifest.artifacts)
+
+
+def _is_closed(step: Step) -> bool:
+    """Artifacts of which nothing says whose rows they have."""
+    names = step.manifest.artifacts if step.manifest and not step.manifest.copies else ()
+    return any(not name.endswith((".parquet", ".json")) for name in names)

@@ -27,7 +27,7 @@ def tell(found: Found) -> Iterator[str]:
     if num_content:
         yield f"{num_content:,} sha256 belong to no row here; to keep them out of later lists, put them on a `blocklist`"
     if found.unread:
-        yield f"not looked into, as these artifacts are no Parquet: {', '.join(found.unread)}"
+        yield f"not looked into, as these artifacts are neither Parquet nor JSON: {', '.join(found.unread)}"
     if models:
         yield "these were made from the rows, and stay as they are:"
     for model in models:
