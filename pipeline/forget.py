@@ -1,7 +1,8 @@
 """`forget`: take rows out of every step's files, as if they had never been listed. Models stay, and are named.
 
 A plan is written to `_forget.json` first and removed last; each thing it names can be done twice. So a forget that was
-killed is finished by doing all of it again, and nothing else runs in the root before that.
+killed is finished by doing all of it again, and nothing else runs in the root before that. Beside it lie the receipts of
+the steps that change, as they were: one file for each, read one at a time.
 Digests change and keys do not: a key says what a shard was made from, and that has not changed.
 """
 
@@ -9,50 +10,76 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget_find import Found
+from vlpipe.pipeline.forget_find import Found, Step, makers
+from vlpipe.pipeline.forget_json import rewrite_json
 from vlpipe.pipeline.forget_rows import Gone, rewrite, rewrite_log, rewrite_rejects, with_digest
 from vlpipe.pipeline.forgotten import add_forgotten
 from vlpipe.pipeline.keys import sha256_json
 from vlpipe.pipeline.receipt import (
+    Manifest,
     Receipt,
     digest_inputs,
     manifest_from_json,
+    read_manifest,
     read_receipt,
+    receipts_in,
     write_manifest,
     write_receipt,
+    write_receipts,
 )
-from vlpipe.pipeline.records import StepRecord
+from vlpipe.pipeline.records import StepRecord, read_step, step_folders
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.verify import left_over
 
 JOURNAL = "_forget.json"
+BEFORE = "_forget"
 FOLDERS = ("", "/_receipts", "/_rejects", "/_log", "/artifacts")
 
 
 def forget(store: Store, found: Found) -> None:
     """Needs the root's lock."""
+    copies = [model.folder for model in found.models if model.copies]
+    changing = _changing(found, copies)
+    store.remove(BEFORE)
+    for step in changing:
+        write_receipts(store, _before(step.folder), read_step(store, step.folder).receipts)
     touched = {
         one.folder: {"files": one.files, "rejects": one.rejects, "logs": one.logs, "parts": one.parts}
         for one in found.folders
     }
-    trained = {model.folder: model.num_rows for model in found.models}
     plan = {
         "ids": sorted(found.gone.ids),
         "urls": sorted(found.gone.urls),
         "domains": sorted(found.gone.domains),
+        "taken": {id_: sorted(words) for id_, words in found.gone.taken.items()},
         "touched": touched,
-        "trained": trained,
-        "records": {folder: _to_json(record) for folder, record in found.records.items()},
+        "trained": {model.folder: model.num_rows + model.num_heirs for model in found.models},
+        "copies": copies,
+        "steps": [[one.folder, asdict(one.manifest) if one.manifest else None] for one in changing],
     }
     store.write_json(JOURNAL, plan)
     finish(store)
+
+
+def _before(folder: str) -> str:
+    return f"{BEFORE}/{folder}.parquet"
+
+
+def _changing(found: Found, copies: Iterable[str]) -> list[Step]:
+    """Steps in whose records something changes, or may: they have such rows, read a step that has, or are not finished."""
+    by_key = {f"step:{s.manifest.step_key}": s.folder for s in found.steps.values() if s.manifest}
+    known = {one.folder for one in found.folders}
+    for step in found.steps.values():
+        m = step.manifest
+        if m is None or any(above in known for above in (*m.inputs, *makers(m, by_key))):
+            known.add(step.folder)
+    return [step for step in found.steps.values() if step.folder in known and step.folder not in copies]
 
 
 def is_half_done(store: Store) -> bool:
@@ -68,31 +95,28 @@ def refuse_half_done(store: Store) -> None:
 def finish(store: Store) -> bool:
     """Do what the plan says, all of it, whether some of it is done or not; False when there is no plan."""
     if not is_half_done(store):
+        store.remove(BEFORE)  # of one that was killed before it had a plan, or after
         return False
     plan = store.read_json(JOURNAL)
-    gone = Gone(*(frozenset(plan[kind]) for kind in ("ids", "urls", "domains")))
+    taken = {id_: frozenset(words) for id_, words in plan["taken"].items()}
+    ids, urls, domains = (frozenset(plan[kind]) for kind in ("ids", "urls", "domains"))
+    gone = Gone(ids, urls, domains, taken)
     add_forgotten(store, id=gone.ids, url=gone.urls, domain=gone.domains)
-    records = {folder: _from_json(folder, value) for folder, value in plan["records"].items()}
-    made = _Made(store, {f: r for f, r in records.items() if store.exists(f)})
-    for folder in made.records:
-        _clear(store, made.records[folder])
-        made.files(folder, plan["touched"].get(folder, {}), gone)
-    for folder in made.records:
-        made.write_records(folder, plan["trained"].get(folder, 0))
+    for folder in plan["copies"]:
+        store.remove(f"{folder}/manifest.json")  # half a step must not look done
+        store.remove(folder)
+    before = {folder: manifest_from_json(value) if value else None for folder, value in plan["steps"]}
+    made = _Made(store, before, {f: read_manifest(store, f) for f in step_folders(store)} | before)
+    for folder in made.manifests:
+        _clear(store, made.record(folder))
+    for folder in before:
+        record = made.record(folder)
+        made.files(record, plan["touched"].get(folder, {}), gone)
+        made.write_records(record, plan["trained"].get(folder, 0))
         store.sync(*(folder + sub for sub in FOLDERS))
     store.remove(JOURNAL)
+    store.remove(BEFORE)
     return True
-
-
-def _to_json(record: StepRecord) -> dict[str, Any]:
-    manifest = asdict(record.manifest) if record.manifest else None
-    return {"manifest": manifest, "receipts": [r.to_json() for r in record.receipts]}
-
-
-def _from_json(folder: str, value: Mapping[str, Any]) -> StepRecord:
-    manifest = manifest_from_json(value["manifest"]) if value["manifest"] else None
-    receipts = [Receipt.from_json(r) for r in value["receipts"]]
-    return StepRecord(folder=folder, manifest=manifest, receipts=receipts)
 
 
 def _clear(store: Store, record: StepRecord) -> None:
@@ -105,30 +129,40 @@ def _clear(store: Store, record: StepRecord) -> None:
 
 @dataclass
 class _Made:
-    """`records`: as they were before; the dicts hold what was made, by path."""
+    """before: manifests of the steps that change, as they were; manifests: those and the others. The dicts hold what was
+    made, by path; old: shards that were changed, as they were, by digest."""
 
     store: Store
-    records: dict[str, StepRecord]
+    before: Mapping[str, Manifest | None]
+    manifests: Mapping[str, Manifest | None]
     shards: dict[str, Shard] = field(default_factory=dict)
+    old: dict[str, Shard] = field(default_factory=dict)
     stats: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     rejects: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
 
-    def files(self, folder: str, touched: Mapping[str, Any], gone: Gone) -> None:
+    def record(self, folder: str) -> StepRecord:
+        """A step as it was. Not kept: of 100,000 shards it is half a gigabyte."""
+        if folder not in self.before:
+            return read_step(self.store, folder)
+        receipts = receipts_in(self.store, _before(folder))
+        return StepRecord(folder=folder, manifest=self.before[folder], receipts=receipts)
+
+    def files(self, record: StepRecord, touched: Mapping[str, Any], gone: Gone) -> None:
         for path in touched.get("files", ()):
+            if path.endswith(".json"):
+                self.shards[path] = rewrite_json(self.store, path, gone)
+                continue
             self.stats[path] = {}
             self.shards[path] = rewrite(self.store, path, gone, self.stats[path])
+        # Shards with the same digest hold the same rows, before and after.
+        self.old |= {r.shard.digest: r.shard for r in record.receipts if r.shard.path in self.shards}
         for index in touched.get("rejects", ()):
-            self.rejects[folder, index] = rewrite_rejects(self.store, folder, index, gone)
+            self.rejects[record.folder, index] = rewrite_rejects(self.store, record.folder, index, gone)
         for path in touched.get("logs", ()):
             if self.store.exists(path):
                 rewrite_log(self.store, path, gone)
         if touched.get("parts"):
-            self.store.remove(f"{folder}/work")
-
-    @cached_property
-    def by_digest(self) -> dict[str, Shard]:
-        """Shards as they were. Those with the same digest hold the same rows, before and after."""
-        return {r.shard.digest: r.shard for record in self.records.values() for r in record.receipts}
+            self.store.remove(f"{record.folder}/work")
 
     def shard(self, old: Shard) -> Shard:
         made = self.shards.get(old.path)
@@ -139,23 +173,18 @@ class _Made:
 
     def artifacts(self, folder: str) -> dict[str, str]:
         """Digests of a step's artifacts as they are now."""
-        manifest = self.records[folder].manifest
-        now = {
-            name: self.shards.get(f"{folder}/artifacts/{name}")
-            for name in (manifest.artifacts if manifest else {})
-        }
-        return {
-            name: one.digest if one else manifest.artifacts[name] for name, one in now.items() if manifest
-        }
+        manifest = self.manifests[folder]
+        before = manifest.artifacts if manifest else {}
+        now = {name: self.shards.get(f"{folder}/artifacts/{name}") for name in before}
+        return {name: one.digest if one else before[name] for name, one in now.items()}
 
-    def write_records(self, folder: str, num_trained: int) -> None:
+    def write_records(self, record: StepRecord, num_trained: int) -> None:
         """Receipts, then `_shards.parquet` and the manifest, where they are not what they were."""
-        record = self.records[folder]
         change = _Change(self, record)
         receipts = [change.receipt(r) for r in record.receipts]
-        for receipt in receipts:
-            if read_receipt(self.store, folder, receipt.index) != receipt:
-                write_receipt(self.store, folder, receipt)
+        for old, receipt in zip(record.receipts, receipts, strict=True):
+            if receipt != old and read_receipt(self.store, record.folder, receipt.index) != receipt:
+                write_receipt(self.store, record.folder, receipt)
         manifest = record.manifest
         if manifest is None:
             return
@@ -168,11 +197,11 @@ class _Made:
             rows_in=sum(r.rows_in for r in receipts),
             rows_out=sum(r.shard.num_rows for r in receipts),
             rejects=dict(sorted(rejects.items())),
-            artifacts=self.artifacts(folder),
+            artifacts=self.artifacts(record.folder),
             forgotten=manifest.forgotten + num_trained,
         )
         if new != manifest or receipts != record.receipts:
-            write_manifest(self.store, folder, new, receipts)
+            write_manifest(self.store, record.folder, new, receipts)
 
 
 class _Change:
@@ -180,27 +209,25 @@ class _Change:
 
     def __init__(self, made: _Made, record: StepRecord) -> None:
         self.made, self.record = made, record
-        self.inputs = self._inputs()
+        names = record.manifest.inputs if record.manifest else ()
+        before = [r.shard for n in names if n in made.manifests for r in made.record(n).receipts]
+        after = [made.shard(s) for s in before]
+        self._num_gone = sum(made.num_gone(s) for s in before)
         self._artifacts = dict(self._artifact_digests())
-
-    def _inputs(self) -> list[Shard]:
-        names = self.record.manifest.inputs if self.record.manifest else ()
-        return [
-            r.shard for name in names if name in self.made.records for r in self.made.records[name].receipts
-        ]
+        self._inputs = {digest_inputs(before, a): digest_inputs(after, b) for a, b in self._artifacts.items()}
 
     def receipt(self, old: Receipt) -> Receipt:
         made, path = self.made, old.shard.path
-        above = made.by_digest.get(old.input_digest)
+        above = made.old.get(old.input_digest)
         if above is not None:
             input_digest, fewer = made.shard(above).digest, made.num_gone(above)
         else:
             input_digest = self.inputs_digest(old.input_digest)
-            fewer = sum(made.num_gone(s) for s in self.inputs) if old.rows_in else 0
+            fewer = self._num_gone if old.rows_in and old.input_digest in self._inputs else 0
         return dataclasses.replace(
             old,
             shard=made.shard(old.shard),
-            bytes=made.store.size(path),
+            bytes=made.store.size(path) if path in made.shards else old.bytes,
             rows_in=old.rows_in - fewer,
             input_digest=input_digest,
             artifacts_digest=self._artifacts.get(old.artifacts_digest, old.artifacts_digest),
@@ -211,10 +238,7 @@ class _Change:
 
     def inputs_digest(self, old: str) -> str:
         """The digest over inputs and artifacts as they are now; one that was out of date before stays so."""
-        for before, after in self._artifacts.items():
-            if digest_inputs(self.inputs, before) == old:
-                return digest_inputs([self.made.shard(s) for s in self.inputs], after)
-        return old
+        return self._inputs.get(old, old)
 
     def _artifact_digests(self) -> Iterator[tuple[str, str]]:
         """Old to new digest over all files, and over all but one: a list does not count where it only lists rows."""
@@ -230,13 +254,13 @@ class _Change:
         manifest = self.record.manifest
         if manifest is None:
             return
-        folders = {f"step:{r.manifest.step_key}": f for f, r in self.made.records.items() if r.manifest}
+        folders = {f"step:{m.step_key}": f for f, m in self.made.manifests.items() if m}
         written = dict(_references(manifest.params))
         for name, digest in manifest.files.items():
             if digest not in folders:
                 yield digest, digest
                 continue
-            before = self.made.records[folders[digest]].manifest
+            before = self.made.manifests[folders[digest]]
             assert before is not None
             after = dataclasses.replace(before, artifacts=self.made.artifacts(folders[digest]))
             path = written.get(name.removeprefix("source."), "")  # `NAME.rows` has them from its source

@@ -26,9 +26,6 @@ class Wanted:
     sha256: frozenset[str]
     opted_out: frozenset[str] = frozenset()
 
-    def __len__(self) -> int:
-        return sum(len(getattr(self, kind)) for kind in KINDS)
-
     def matches(self, url: str | None) -> Iterator[tuple[str, str]]:
         """(kind, value) of each entry that means this URL."""
         if url and canonical_url(url) in self.url:

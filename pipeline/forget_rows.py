@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,21 +13,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.forget_list import Wanted
+from vlpipe.pipeline.forget_taken import DONORS, Taken, has_donors, may_have_words, take_back
 from vlpipe.pipeline.receipt import read_rejects, write_rejects
 from vlpipe.pipeline.shard import Reject, Shard, open_parquet, write_shard
 from vlpipe.pipeline.store import Store
 
 SOMEONE = "a forgotten row"  # in place of its id, in the record of another row
+SOMETHING = "a forgotten text"
 URLS = ("url", "final_url")
 
 
 @dataclass(frozen=True)
 class Gone:
-    """ids: all rows to forget. urls (canonical), domains: for files whose rows have no id, such as a list."""
+    """ids: all rows to forget. urls (canonical), domains: for files whose rows have no id, such as a list. taken: what
+    rows that stay have from them."""
 
     ids: frozenset[str]
     urls: frozenset[str]
     domains: frozenset[str]
+    taken: Taken = field(default_factory=dict)
 
     @cached_property
     def _ids(self) -> pa.Array:
@@ -43,8 +47,9 @@ class Gone:
     def scrub(self, table: pa.Table) -> tuple[pa.Table, int]:
         """The table without these rows, and how many went; the same object when there is nothing to do.
 
-        With an `id`: the rows of these ids and their children go, and where another row names one of them (a twin's
-        witness) there is null. Without: rows that name one of them, or have such a url, go.
+        With an `id`: the rows of these ids and their children go, where another row names one of them (a twin's
+        witness) there is null, and what it took from them goes. Without: rows that name one of them, or have such a
+        url, go.
         """
         texts = [
             f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
@@ -65,35 +70,56 @@ class Gone:
             if pc.any(named).as_py():
                 at, kind = table.schema.get_field_index(name), table.schema.field(name)
                 table = table.set_column(at, kind, pc.if_else(named, pa.scalar(None, kind.type), table[name]))
-        return table, num_gone
+        return (take_back(table, self.ids, self.taken) if "id" in texts else table), num_gone
 
-    def scrub_text(self, text: str) -> str:
-        """Ids in a sentence, each replaced whole."""
+    def heirs(self, table: pa.Table) -> set[str]:
+        """Ids of rows that stay and took something."""
+        return self.taken.keys() & set(table["id"].to_pylist()) if self.taken else set()
+
+    def scrub_text(self, text: str, id_: str = "") -> str:
+        """Ids in a sentence (of the row `id_`), each replaced whole, and what that row took."""
+        for words in self.taken.get(id_, ()):
+            text = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", SOMETHING, text)
         return re.sub(r"[^\s,;()]+", lambda m: SOMEONE if m[0] in self.ids else m[0], text)
 
     def is_in(self, line: Any) -> bool:
         """Does a line of a log speak of one of these rows?"""
         if isinstance(line, dict):
-            return any(self.is_in(v) for v in line.values())
+            taken = self.taken.get(line["id"], ()) if isinstance(line.get("id"), str) else ()
+            return any(self.is_in(v) or (isinstance(v, str) and v in taken) for v in line.values())
         if isinstance(line, list):
             return any(self.is_in(v) for v in line)
         return isinstance(line, str) and (line in self.ids or ("://" in line and self.wanted.has_url(line)))
 
 
-def looked_at(store: Store, path: str, gone: Gone) -> tuple[set[str], int, bool]:
-    """Of a Parquet file: forgotten ids that are its rows, how many rows would go, and whether anything would change."""
-    found: set[str] = set()
-    num, changes = 0, False
+@dataclass(kw_only=True)
+class Seen:
+    """Of a Parquet file: forgotten ids that are its rows, rows that took something, whether anything would change."""
+
+    ids: set[str] = field(default_factory=set)
+    heirs: set[str] = field(default_factory=set)
+    changes: bool = False
+
+
+def looked_at(store: Store, path: str, gone: Gone) -> Seen:
+    seen = Seen()
     with open_parquet(store, path) as file:
         schema = file.schema_arrow
         texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+        more = [f.name for f in schema if may_have_words(f) and f.name not in texts] if "id" in texts else []
+        donors = [DONORS] if has_donors(schema) else []
         for group in range(file.num_row_groups if texts else 0):
-            table = file.read_row_group(group, columns=texts)
+            table = file.read_row_group(group, columns=[*texts, *donors])
+            heirs = gone.heirs(table) if "id" in texts else set()
+            if heirs:  # few: of the others the texts are not read
+                table = file.read_row_group(group, columns=[*texts, *more])
             left, num_gone = gone.scrub(table)
             if num_gone and "id" in texts:
-                found |= set(table["id"].to_pylist()) - set(left["id"].to_pylist())
-            num, changes = num + num_gone, changes or left is not table
-    return found, num, changes
+                seen.ids |= set(table["id"].to_pylist()) - set(left["id"].to_pylist())
+            seen.changes = seen.changes or left is not table
+            if heirs and take_back(table, gone.ids, gone.taken) is not table:
+                seen.heirs |= heirs
+    return seen
 
 
 def rewrite(store: Store, path: str, gone: Gone, stats: dict[str, dict[str, Any]]) -> Shard:
@@ -102,13 +128,24 @@ def rewrite(store: Store, path: str, gone: Gone, stats: dict[str, dict[str, Any]
         groups = file.num_row_groups
         group_rows = file.metadata.row_group(0).num_rows if groups else 1
         tables = (gone.scrub(file.read_row_group(group))[0] for group in range(groups))
-        return write_shard(store, path, tables, file.schema_arrow, group_rows, stats)
+        schema = pa.schema([f.with_type(_declared(f.type)) for f in file.schema_arrow])
+        return write_shard(store, path, tables, schema, group_rows, stats)
+
+
+def _declared(kind: pa.DataType) -> pa.DataType:
+    """The type as stages declare it: of lists of lists a reader names what is in them `element`, and pyarrow `item`."""
+    if pa.types.is_struct(kind):
+        return pa.struct([f.with_type(_declared(f.type)) for f in kind])
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
+        inner = kind.value_field.with_name("item").with_type(_declared(kind.value_type))
+        return pa.list_(inner, kind.list_size if pa.types.is_fixed_size_list(kind) else -1)
+    return kind
 
 
 def rejects_left(store: Store, folder: str, index: int, gone: Gone) -> tuple[list[Reject], int, bool]:
     """A shard's rejects without those of these rows; how many went; whether anything changed."""
     rows = read_rejects(store, folder, index).drop_columns(["stage"]).to_pylist()
-    left = [{**r, "detail": gone.scrub_text(r["detail"])} for r in rows if r["id"] not in gone.ids]
+    left = [{**r, "detail": gone.scrub_text(r["detail"], r["id"])} for r in rows if r["id"] not in gone.ids]
     return [Reject(**r) for r in left], len(rows) - len(left), left != rows
 
 
@@ -120,8 +157,11 @@ def rewrite_rejects(store: Store, folder: str, index: int, gone: Gone) -> dict[s
 
 
 def log_lines(store: Store, path: str, gone: Gone) -> tuple[list[str], int]:
-    """The lines of a log that may stay, and how many may not."""
+    """The lines of a log that may stay, and how many may not; what a step said (`.txt`) stays without the ids."""
     lines = store.read_bytes(path).decode().splitlines()
+    if path.endswith(".txt"):
+        scrubbed = [gone.scrub_text(line) for line in lines]
+        return scrubbed, sum(new != old for new, old in zip(scrubbed, lines, strict=True))
     left = [line for line in lines if not gone.is_in(json.loads(line))]
     return left, len(lines) - len(left)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.keys import Keyed, sha256_json, tree_digest
 from vlpipe.pipeline.shard import REJECT_SCHEMA, Reject, Shard, ShardWriter, open_parquet
+from vlpipe.pipeline.stage import GatherStage
 from vlpipe.pipeline.store import Store, sha256_file
 
 
@@ -135,6 +136,7 @@ class Manifest:
     versions: Mapping[str, str]
     forgotten: int = 0  # rows it was made from that were forgotten since; its artifacts know them still
     counts: Mapping[str, int] = field(default_factory=dict)
+    copies: bool = False  # `Stage.COPIES`
 
     def artifact_digest(self, path: str) -> str | None:
         """Digest of one artifact file, or of a folder of them; None when there is none of that name."""
@@ -147,6 +149,12 @@ class Manifest:
 
 def write_manifest(store: Store, folder: str, manifest: Manifest, receipts: list[Receipt]) -> None:
     store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
+    write_receipts(store, f"{folder}/_shards.parquet", receipts)
+    store.write_json(f"{folder}/manifest.json", asdict(manifest))
+
+
+def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
+    """All of a step in one file."""
     texts = [json.dumps(r.to_json(), sort_keys=True) for r in receipts]
     index = pa.py_buffer(np.array([r.index for r in receipts], np.int64))
     columns = [
@@ -155,9 +163,8 @@ def write_manifest(store: Store, folder: str, manifest: Manifest, receipts: list
         _strings(texts),
     ]
     table = pa.Table.from_arrays(columns, schema=_SHARDS)
-    with store.writing(f"{folder}/_shards.parquet") as part:
+    with store.writing(rel) as part:
         pq.write_table(table, part, compression="zstd")
-    store.write_json(f"{folder}/manifest.json", asdict(manifest))
 
 
 def _strings(values: list[str]) -> pa.Array:
@@ -182,7 +189,12 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
 
 def read_receipts(store: Store, folder: str) -> list[Receipt]:
     """All receipts of a finished step, from one object."""
-    with open_parquet(store, f"{folder}/_shards.parquet") as file:
+    return receipts_in(store, f"{folder}/_shards.parquet")
+
+
+def receipts_in(store: Store, rel: str) -> list[Receipt]:
+    """What `write_receipts` wrote."""
+    with open_parquet(store, rel) as file:
         return [Receipt.from_json(json.loads(text)) for text in file.read(["receipt"])["receipt"].to_pylist()]
 
 
@@ -216,6 +228,7 @@ def make_manifest(
         versions={"python": platform.python_version()}
         | {name: installed(name) for name in ("vlpipe", "pyarrow", "torch", "ray")},
         counts=sum_counts(receipts),
+        copies=isinstance(keyed.step.stage, GatherStage) and keyed.step.stage.COPIES,
     )
 
 

@@ -18,6 +18,7 @@ from vlpipe.pipeline import (
     forget,
     forget_find,
     forget_list,
+    forget_tell,
     history,
     opted_out,
     prune,
@@ -235,7 +236,10 @@ def forget_command(
     profile: ProfileOpt = None,
     yes: Yes = False,
 ) -> None:
-    """Take rows out of every step of the root, for good; says what would go, and which models know them, unless --yes."""
+    """Take rows out of every step of the root, for good; says what would go, and which models know them, unless --yes.
+
+    Copies outside of the root, such as those of `vlpipe export`, are not known to it: write them anew.
+    """
     if not (list_ or opted_out_):
         raise VlpipeError("forget what? Wanted a LIST, or --opted-out")
     wanted = forget_list.read_wanted(list_) if list_ else forget_list.nothing()
@@ -250,14 +254,15 @@ def forget_command(
         steps = plan(loaded, store)
         reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
         found = forget_find.find(store, wanted, reads)
-        for line in forget_find.tell(found):
+        for line in forget_tell.tell(found):
             say(line)
         if yes:
             forget.forget(store, found)
-    num = f"{found.num_rows:,} row(s) in {len(found.folders)} folder(s) of {store.url}"
+    folders = {one.folder for one in found.folders} | {one.folder for one in found.models if one.copies}
+    num = f"{found.num_rows:,} row(s) in {len(folders)} folder(s) of {store.url}"
     say(f"forgot {num}" if yes else f"would forget {num}; --yes forgets")
-    if found.models:
-        say(f"to train one again without them, remove its folder, then `vlpipe run {workflow}`")
+    for line in forget_tell.advice(found, workflow):
+        say(line)
 
 
 @app.command("export")

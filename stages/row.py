@@ -27,6 +27,9 @@ TEXT = pa.struct(
     ]
 )
 TEXTS = pa.list_(TEXT)
+# Column `donors`, where texts of other rows were merged in: per text the ids of all rows it comes from, null for an own
+# one. `vlpipe forget` goes by it; below the end of the list there are own ones only.
+DONORS = pa.list_(pa.list_(pa.string()))
 
 # Light columns every ingest stage writes; `image` is the encoded file, byte for byte as it came.
 LISTED = pa.schema([("id", pa.string()), ("url", pa.string()), ("texts", TEXTS)])

@@ -16,19 +16,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import Out, Reject, need
+from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import File, MapStage, Work
 from vlpipe.stages.dedup.decisions import DECISIONS
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.row import DONORS, TEXTS
+
+Gains = tuple[list[dict[str, Any]], list[list[str]]]  # texts, and per text the ids of the rows it comes from
 
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """dropped: id -> (why, detail); gained: id -> texts that a kept row gets from its twins; known: sorted 8-byte
-    marks of all ids, so a kept one costs 8."""
+    """dropped: id -> (why, detail); gained: id -> texts that a kept row gets from its twins, and who gave each; known:
+    sorted 8-byte marks of all ids, so a kept one costs 8."""
 
     dropped: dict[str, tuple[str, str]]
-    gained: dict[str, list[dict[str, Any]]]
+    gained: dict[str, Gains]
     known: npt.NDArray[np.uint64]
 
     def judge(self, id_: str, mark: np.uint64) -> Reject | None:
@@ -49,38 +51,57 @@ class Verdicts:
 class DropDuplicates(MapStage):
     """decisions: `{from: DEDUP_STEP, path: decisions.parquet}`, of `dedup.exact`, `dedup.faiss` or `dedup.decide`.
 
-    Where `dedup.decide` merged texts, a kept row's new ones are put after its own; `donors` in the decisions says
-    whose they were.
+    merge_texts: as in `dedup.decide`: a kept row's new texts are put after its own, and the column `donors` says whose
+    they were: per text all ids, null for an own one. `vlpipe forget` goes by it.
     """
 
     decisions: File
+    merge_texts: bool = False
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.apply", id=pa.string())
-        return inp
+        if not self.merge_texts:
+            return inp
+        need(inp, "dedup.apply (merge_texts)", texts=TEXTS)
+        return with_field(inp, pa.field("donors", DONORS))
 
     @contextmanager
     def open(self) -> Iterator[Work]:
         verdicts = load_verdicts(self.decisions.path, self.decisions.digest)
+        if verdicts.gained and not self.merge_texts:
+            raise VlpipeError(
+                f"dedup.apply: {len(verdicts.gained):,} rows get texts of their twins by these decisions; "
+                "say `merge_texts: true` here as well, or in neither step"
+            )
 
         def work(rows: pa.Table) -> Out:
             ids = rows["id"].to_pylist()
             found = [verdicts.judge(i, mark) for i, mark in zip(ids, marks(ids), strict=True)]
             keep = pa.array([reject is None for reject in found], pa.bool_())
-            kept = with_gained(rows.filter(keep), verdicts.gained)
+            kept = rows.filter(keep)
+            if self.merge_texts:
+                kept = with_gained(kept, verdicts.gained)
             return Out(kept, [r for r in found if r is not None])
 
         yield work
 
 
-def with_gained(rows: pa.Table, gained: dict[str, list[dict[str, Any]]]) -> pa.Table:
-    """`rows` with the texts of dropped twins after their own."""
+def with_gained(rows: pa.Table, gained: dict[str, Gains]) -> pa.Table:
+    """`rows` with the texts of dropped twins after their own, and `donors`."""
     ids = rows["id"].to_pylist()
+    if "donors" not in rows.schema.names:
+        rows = rows.append_column("donors", pa.nulls(rows.num_rows, DONORS))
     if not any(i in gained for i in ids):
         return rows
-    need(rows.schema, "dedup.apply (texts were merged)", texts=TEXTS)
-    texts = [(own or []) + gained.get(i, []) for i, own in zip(ids, rows["texts"].to_pylist(), strict=True)]
-    return rows.set_column(rows.schema.get_field_index("texts"), "texts", pa.array(texts, TEXTS))
+    texts, donors = rows["texts"].to_pylist(), rows["donors"].to_pylist()
+    for row, id_ in enumerate(ids):
+        if id_ in gained:
+            new, givers = gained[id_]
+            own, known = texts[row] or [], donors[row] or []
+            texts[row], donors[row] = own + new, known + [None] * (len(own) - len(known)) + givers
+    for name, values, kind in (("texts", texts, TEXTS), ("donors", donors, DONORS)):
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, kind))
+    return rows
 
 
 def marks(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
@@ -94,15 +115,17 @@ def marks(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
 @lru_cache(maxsize=1)  # a worker process serves many shards of one step
 def load_verdicts(path: str, digest: str) -> Verdicts:
     dropped: dict[str, tuple[str, str]] = {}
-    gained: dict[str, list[dict[str, Any]]] = {}
+    gained: dict[str, Gains] = {}
     known = [np.empty(0, np.uint64)]
     with _open_decisions(path) as file:
-        for batch in file.iter_batches(columns=["id", "keep", "why", "witness", "similarity", "gained"]):
+        for batch in file.iter_batches(
+            columns=["id", "keep", "why", "witness", "similarity", "gained", "donors"]
+        ):
             known.append(marks(batch["id"].to_pylist()))
             for row in batch.filter(pc.invert(batch["keep"])).to_pylist():
                 dropped[row["id"]] = (row["why"], _detail(row))
             for row in batch.filter(pc.is_valid(batch["gained"])).to_pylist():
-                gained[row["id"]] = row["gained"]
+                gained[row["id"]] = row["gained"], row["donors"]
     return Verdicts(dropped, gained, np.sort(np.concatenate(known)))
 
 
@@ -122,5 +145,8 @@ def _open_decisions(path: str) -> Iterator[pq.ParquetFile]:
             "wanted {from: STEP, path: decisions.parquet}"
         ) from error
     with file:
-        need(file.schema_arrow, f"dedup.apply ({path})", **{f.name: f.type for f in DECISIONS})
+        read = {
+            f.name: f.type for f in DECISIONS if f.name != "donors"
+        }  # it had another type, of which all were null
+        need(file.schema_arrow, f"dedup.apply ({path})", **read)
         yield file

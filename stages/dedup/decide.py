@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -25,9 +26,11 @@ from vlpipe.stages.dedup.decisions import (
 )
 from vlpipe.stages.dedup.edges import edges_of, read_edges
 from vlpipe.stages.dedup.keep import Keep, keys_of, read_rows
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.row import DONORS, TEXTS
 
 GIANT_SHARE, GIANT_ROWS = 0.01, 100  # a group with more rows than both is worth a warning
+
+Given = tuple[dict[str, Any], list[str]]  # a text, and the ids of the rows that it comes from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Decide(GatherStage):
     keep: Keep | None = None
     merge_texts: bool = False
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.decide", id=pa.string())
@@ -111,32 +114,37 @@ def with_gained(decisions: pa.Table, inputs: tuple[Dataset, ...], order: np.ndar
     ]  # not an earlier one
     kept = {positions[groups[row]] for row in dropped}
     texts = _texts_at({*dropped, *kept}, inputs)
-    gained: dict[int, list[tuple[dict[str, Any], str]]] = {row: [] for row in kept}
-    known = {row: {text["text"] for text in texts[row]} for row in kept}
+    gained: dict[int, dict[str, Given]] = {row: {} for row in kept}
+    own = {row: {text["text"] for text, _ in texts[row]} for row in kept}
     for row in dropped:
         to = positions[groups[row]]
-        for text in texts[row]:
-            if text["text"] not in known[to]:
-                known[to].add(text["text"])
-                gained[to].append((text, decisions["id"][row].as_py()))
-    columns = {"gained": TEXTS, "donors": pa.list_(pa.string())}
+        for text, donors in texts[row]:
+            if text["text"] and text["text"] not in own[to]:
+                known = gained[to].setdefault(text["text"], (text, []))[1]
+                known += [id_ for id_ in donors if id_ not in known]
+    columns = {"gained": TEXTS, "donors": DONORS}
     for place, (name, kind) in enumerate(columns.items()):
-        values = [[g[place] for g in gained[row]] if gained.get(row) else None for row in range(len(keeps))]
+        values = [
+            [given[place] for given in gained[row].values()] if gained.get(row) else None
+            for row in range(len(keeps))
+        ]
         decisions = decisions.set_column(decisions.schema.get_field_index(name), name, pa.array(values, kind))
     return decisions
 
 
-def _texts_at(wanted: set[int], inputs: tuple[Dataset, ...]) -> dict[int, list[dict[str, Any]]]:
-    """The texts of the rows at these positions in input order."""
+def _texts_at(wanted: set[int], inputs: tuple[Dataset, ...]) -> dict[int, list[Given]]:
+    """The texts of the rows at these positions in input order, each with who gave it: the row, where no other did."""
     found, start = {}, 0
     for batch in _batches(inputs):
         here = [row for row in range(start, start + batch.num_rows) if row in wanted]
-        texts = batch["texts"].take(pa.array([row - start for row in here], pa.int64())).to_pylist()
-        found.update({row: value or [] for row, value in zip(here, texts, strict=True)})
+        rows = batch.take(pa.array([row - start for row in here], pa.int64())).to_pylist()
+        for row, one in zip(here, rows, strict=True):
+            texts, donors = one["texts"] or [], one.get("donors") or []
+            found[row] = [(text, given or [one["id"]]) for text, given in zip_longest(texts, donors)]
         start += batch.num_rows
     return found
 
 
 def _batches(inputs: tuple[Dataset, ...]) -> Iterator[pa.Table]:
     for data in inputs:
-        yield from data.batches(["texts"])
+        yield from data.batches([name for name in ("id", "texts", "donors") if name in data.schema.names])

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from vlpipe.pipeline.shard import ShardWriter
 from vlpipe.stages.dedup.edges import KINDS, Edges, Places
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.row import DONORS, TEXTS
 
 DECISIONS = pa.schema(
     [
@@ -32,7 +32,7 @@ DECISIONS = pa.schema(
             pa.string(),
         ),  # id of the kept row that stands for it: itself, or where its witnesses lead to
         ("gained", TEXTS),  # texts that a kept row gets from the dropped ones of its group; null for nothing
-        ("donors", pa.list_(pa.string())),  # per such text the id of the row it comes from
+        ("donors", DONORS),  # per such text the ids of the dropped rows that have it
     ]
 )
 ROW_GROUP_ROWS = 65_536
@@ -178,7 +178,7 @@ def decision_table(ids: pa.Array, order: Places, twins: Twins, num_rows: int) ->
         "similarity": pa.array(similarity, mask=keep | np.isnan(similarity)),
         "group": ids.take(pa.array(order[stands_for(twins)[place]])),
         "gained": pa.nulls(num_rows, TEXTS),
-        "donors": pa.nulls(num_rows, pa.list_(pa.string())),
+        "donors": pa.nulls(num_rows, DONORS),
     }
     return pa.table(columns).cast(DECISIONS)
 

@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -51,10 +51,13 @@ class WriteWebdataset(GatherStage):
     equals; without a score comes last); or `all`, one per line. KEY.json has the chosen ones whole under `texts`, and
     the row's columns of numbers and strings. sources: only texts of these (web, synth, human); None: of all.
     Rows that have no such text are rejects (filtered, no_text_kept). A run that was killed keeps its finished tars.
+    `vlpipe forget` of one of the rows removes all tars; the next run writes them without it.
     """
 
     texts: Literal["best", "all", "first"] = "best"
     sources: tuple[Literal["web", "synth", "human"], ...] | None = None
+
+    COPIES: ClassVar[bool] = True
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "export.webdataset", id=pa.string(), texts=TEXTS, format=pa.string(), image=pa.binary())

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from forget_toys import CHAIN, row_id, url
+from forget_toys import CHAIN, EXPORT, row_id, url
 from helpers import planned, run
 from kill_points import forked, kill_at
 
@@ -54,7 +54,7 @@ def again(folder: Path, text: str) -> int:
 
 def main(folder: Path, step: int) -> None:
     (folder / "num.txt").write_text("20")
-    text = CHAIN.replace("LIST", str(folder / "num.txt"))
+    text = (CHAIN + EXPORT).replace("LIST", str(folder / "num.txt"))
     (folder / "entries.txt").write_text(f"id:{row_id(2)}\nurl:{url(4)}\ndomain:host17.test\n")
     before = folder / "before"
     before.mkdir()

@@ -1,7 +1,9 @@
-"""A chain with everything a row leaves behind: logs, decisions with witnesses, edges, rejects that name others, a model."""
+"""A chain with everything a row leaves behind: logs, decisions with witnesses, edges, rejects that name others, texts that
+twins took, a model, an export."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.shard import Out, Reject, ShardWriter, heavy
+from vlpipe.pipeline.shard import Out, Reject, ShardWriter, heavy, read_batches
 from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Work
 
 # Row n has a url on its own host; n and n + 1 are twins for even n; every fifth is dead.
@@ -27,12 +29,25 @@ steps:
 """
 
 
+EXPORT = '  packed: {use: "forget_toys:Packed", from: unique}\n'
+ENTRIES = pa.list_(pa.struct([("text", pa.string()), ("kept", pa.bool_()), ("why", pa.string())]))
+DONORS = pa.list_(pa.list_(pa.string()))
+
+
 def row_id(n: int) -> str:
     return f"{n:064d}"
 
 
 def url(n: int) -> str:
     return f"http://www.host{n}.test/{n}.jpg"
+
+
+def words(n: int) -> str:
+    return f"words of {n}."
+
+
+def entry(n: int) -> dict[str, Any]:
+    return {"text": words(n), "kept": None, "why": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +67,7 @@ class Pages(SourceStage):
         yield pa.table([[row_id(n) for n in ns], [url(n) for n in ns]], schema=self.row_schema())
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        return pa.schema([*inp, ("sha256", pa.string()), heavy("image", pa.binary())])
+        return pa.schema([*inp, ("texts", ENTRIES), ("sha256", pa.string()), heavy("image", pa.binary())])
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -63,6 +78,8 @@ class Pages(SourceStage):
             ids = table["id"].to_pylist()
             dead = [i for i in ids if int(i) % 5 == 4]
             table = table.filter(pa.array([i not in dead for i in ids]))
+            texts = [[entry(int(i))] for i in table["id"].to_pylist()]
+            table = table.append_column("texts", pa.array(texts, ENTRIES))
             images = [f"image of {i}".encode() for i in table["id"].to_pylist()]
             table = table.append_column(
                 "sha256", [[f"{int(i):x}".zfill(64) for i in table["id"].to_pylist()]]
@@ -109,34 +126,60 @@ class Listed(Pages):
 
 @dataclass(frozen=True, kw_only=True)
 class Twins(GatherStage):
+    """A kept row takes the text of its twin."""
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        return pa.schema([("id", pa.string()), ("keep", pa.bool_()), ("witness", pa.string())])
+        own = [("id", pa.string()), ("keep", pa.bool_()), ("witness", pa.string())]
+        return pa.schema([*own, ("gained", ENTRIES), ("donors", DONORS)])
 
     def run(self, job: Job) -> None:
         ids = [i for one in job.inputs for b in one.batches(["id"]) for i in b["id"].to_pylist()]
         twins = {i: row_id(int(i) - 1) for i in ids if int(i) % 2 and row_id(int(i) - 1) in ids}
         rows = [{"id": i, "keep": i not in twins, "witness": twins.get(i)} for i in ids]
+        for row in rows:
+            other = row_id(int(row["id"]) + 1)
+            took = twins.get(other) == row["id"]
+            row |= {"gained": [entry(int(other))] if took else None, "donors": [[other]] if took else None}
         table = pa.Table.from_pylist(rows, self.schema(pa.schema([])))
         with ShardWriter(f"{job.artifacts}/decisions.parquet", table.schema) as writer:
             writer.write(table)
         edges = pa.table({"a": list(twins.values()), "b": list(twins), "cosine": [0.9] * len(twins)})
         pq.write_table(edges, f"{job.artifacts}/edges.parquet")
         job.emit(table)
+        job.say(f"a twin of {next(iter(twins.values()))}, for one")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unique(MapStage):
+    """Adds what was taken; `before` has it as well, by place, and the log names it."""
+
     decisions: File
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([*inp, ("donors", DONORS), ("before", pa.list_(pa.string()))])
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        witness = {r["id"]: r["witness"] for r in pq.read_table(self.decisions.path).to_pylist()}
+        decisions = {r["id"]: r for r in pq.read_table(self.decisions.path).to_pylist()}
+        witness = {id_: row["witness"] for id_, row in decisions.items()}
 
         def work(table: pa.Table) -> Out:
             ids = table["id"].to_pylist()
             gone = [i for i in ids if witness[i]]
             rejects = [Reject(i, "filtered", "twin", f"twin of {witness[i]}, similarity 0.9") for i in gone]
-            return Out(table.filter(pa.array([i not in gone for i in ids])), rejects)
+            table = table.filter(pa.array([i not in gone for i in ids]))
+            rows = table.select(["id", "texts"]).to_pylist()
+            gained = [decisions[row["id"]]["gained"] or [] for row in rows]
+            texts = [row["texts"] + more for row, more in zip(rows, gained, strict=True)]
+            donors = [
+                [None, *decisions[r["id"]]["donors"]] if g else None
+                for r, g in zip(rows, gained, strict=True)
+            ]
+            table = table.set_column(table.schema.get_field_index("texts"), "texts", pa.array(texts, ENTRIES))
+            table = table.append_column("donors", pa.array(donors, DONORS))
+            before = pa.array([[e["text"] for e in row] for row in texts], pa.list_(pa.string()))
+            log = [{"id": r["id"], "took": e["text"]} for r, g in zip(rows, gained, strict=True) for e in g]
+            return Out(table.append_column("before", before), rejects, log)
 
         yield work
 
@@ -155,8 +198,27 @@ class Model(GatherStage):
 
     def run(self, job: Job) -> None:
         num = sum(b.num_rows for one in job.inputs for b in one.batches(["id"], ["image"]))
+        rows = [r for one in job.inputs for b in one.batches(["id", "before"]) for r in b.to_pylist()]
+        seen = {"rows": rows, "vocabulary": {"words": 0, "2": 1}, "labels": ["a"]}
+        (Path(job.artifacts) / "seen.json").write_text(json.dumps(seen))
         (Path(job.artifacts) / "weights.txt").write_text(f"trained on {num}")
         job.emit(pa.table({"step": [0]}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed(GatherStage):
+    """The rows as they are, one file per shard."""
+
+    COPIES = True
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([("file", pa.string())])
+
+    def run(self, job: Job) -> None:
+        for n, shard in enumerate(job.inputs[0].shards):
+            rows = [b.to_pylist() for b in read_batches(job.inputs[0].store, shard)]
+            (Path(job.artifacts) / f"{n}.txt").write_text(str(rows))
+            job.emit(pa.table({"file": [f"{n}.txt"]}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_helpers import Runs, vlpipe
-from forget_toys import CHAIN, row_id, url
+from forget_toys import CHAIN, EXPORT, row_id, url, words
 from helpers import left
 
 from vlpipe.pipeline.forgotten import hashed
@@ -49,6 +50,10 @@ def traces(root: Path, *needles: str) -> list[str]:
     return found
 
 
+def rows(step: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(step.glob("0*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
 def shards(root: Path) -> dict[str, tuple[Shard, str, str]]:
     """Key, digest and rows of every shard."""
     store = Store(str(root))
@@ -82,7 +87,7 @@ def test_nothing_is_touched_without_yes(runs: Forgets) -> None:
         ("pages.rows", "2 row"),
         ("pages", "1 row, 1 reject, 2 line of its log"),
         ("twins", "1 row, 2 artifact"),
-        ("unique", "1 row"),
+        ("unique", "1 row, 1 line of its log"),
     ]
     assert left(runs.root) == before
 
@@ -95,11 +100,10 @@ def test_no_trace_is_left_and_nothing_has_to_run(runs: Forgets) -> None:
         "domain:host7.test",
         f"sha256:{10:064x}",
     )
-    assert said[-2].startswith("forgot 4 row(s) in 5 folder(s) of ")
+    assert any(line.startswith("forgot 4 row(s) in 6 folder(s) of ") for line in said)
     gone = [2, 4, 7, 10]
-    assert (
-        traces(runs.root, *(row_id(n) for n in gone), *(url(n) for n in gone), "image of " + row_id(2)) == []
-    )
+    needles = [f(n) for n in gone for f in (row_id, url, words)]
+    assert traces(runs.root, *needles, "image of " + row_id(2)) == []
     assert runs("run", "--local")[0].startswith(NOTHING)
     assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
     assert runs.forget(f"id:{row_id(2)}")[-1].startswith("forgot 0 row(s)")
@@ -111,6 +115,50 @@ def test_a_twin_of_a_forgotten_row_stays_what_it_was(runs: Forgets) -> None:
     assert "unique      dropped, filtered: twin (twin of a forgotten row, similarity 0.9)" in said
     edges = pq.read_table(runs.step("twins") / "artifacts" / "edges.parquet")
     assert row_id(2) not in edges["a"].to_pylist()
+
+
+def test_a_text_goes_with_the_row_it_was_taken_from(runs: Forgets) -> None:
+    """Out of decisions, rows, a list beside them and the log; what the row had itself stays, and so do its neighbours."""
+    before = {row["id"]: row for row in rows(runs.step("scored"))}
+    assert [e["text"] for e in before[row_id(6)]["texts"]] == [words(6), words(7)]
+    said = runs.forget("domain:host7.test", f"id:{row_id(17)}")
+    assert traces(runs.root, words(7), words(17), row_id(7), row_id(17)) == []
+    assert any("2 row(s) without a text that came from them" in line for line in said)
+    model = next(
+        line for line in said if line.startswith(f"  {runs.step('model').name} ") and "other" in line
+    )
+    assert model.endswith("  texts that 2 other row(s) took from them")
+    after = {row["id"]: row for row in rows(runs.step("scored"))}
+    gone = {"text": "", "kept": False, "why": "forgotten"}
+    for n in (6, 16):
+        old = before.pop(row_id(n))
+        new = {"texts": [old["texts"][0], gone], "before": [words(n), ""], "donors": [None, []]}
+        assert after.pop(row_id(n)) == old | new
+    assert after == before
+    seen = json.loads((runs.step("model") / "artifacts" / "seen.json").read_text())
+    assert {r["id"]: r["before"] for r in seen["rows"]}[row_id(6)] == [words(6)]
+    assert json.loads((runs.step("model") / "manifest.json").read_text())["forgotten"] == 2
+
+
+def test_an_export_goes_and_is_made_again(tmp_path: Path) -> None:
+    """Where it held a row or a text of one; else it stays."""
+    runs = Forgets(tmp_path)
+    runs.file.write_text(runs.file.read_text() + EXPORT)
+    runs("run", "--local")
+    for n in (4, 7, 2):
+        needles = (row_id(n), url(n), words(n))
+        said = runs.forget(f"id:{row_id(n)}")
+        (packed,) = [line.endswith("the next run makes it again") for line in said if "packed-" in line] or [
+            False
+        ]
+        assert packed == (n != 4), "it is dead: no step but the first knows it"
+        assert bool(list(runs.root.glob("packed-*"))) != packed
+        assert any("written without them by the next `vlpipe run" in line for line in said) == packed
+        assert traces(runs.root, *needles) == []
+        runs("run", "--local")
+        assert traces(runs.root, *needles) == []
+        assert runs("run", "--local")[0].startswith("forgets: all 8 steps are done, nothing to do")
+        assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
 
 
 def test_rows_in_are_rows_out_and_rejects(runs: Forgets) -> None:
@@ -125,7 +173,7 @@ def test_rows_in_are_rows_out_and_rejects(runs: Forgets) -> None:
 
 def test_models_are_named_and_can_be_trained_again(runs: Forgets) -> None:
     said = runs.forget(f"id:{row_id(2)}", f"id:{row_id(8)}")
-    at = said.index("these know the rows, and stay as they are:")
+    at = said.index("these were made from the rows, and stay as they are:")
     model, tuned = runs.step("model"), runs.step("tuned")
     assert said[at + 1].split()[0] == model.name
     assert said[at + 1].endswith("  2 of the rows")
@@ -234,14 +282,14 @@ def test_unfinished_parts_of_a_step_that_read_the_rows_go(runs: Forgets) -> None
 
 
 def test_unfinished_parts_of_a_step_that_read_no_such_row_stay(runs: Forgets) -> None:
-    """Row 3 was rejected above it, so its checkpoint does not know it."""
+    """Row 4 was rejected above it and gave nobody a text, so its checkpoint does not know it."""
     (runs.step("model") / "manifest.json").unlink()
     checkpoint = runs.step("model") / "work" / "0123abcd" / "checkpoint"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("weights")
-    runs.forget(f"id:{row_id(3)}")
+    runs.forget(f"id:{row_id(4)}")
     assert checkpoint.exists()
-    runs.forget(f"id:{row_id(2)}")
+    runs.forget(f"id:{row_id(3)}")  # of which row 2 had a text
     assert not checkpoint.exists()
 
 
@@ -263,6 +311,14 @@ def test_artifacts_of_a_step_killed_before_its_manifest_go(runs: Forgets) -> Non
     assert traces(runs.root, row_id(2)) == []
     runs("run", "--local", "--until", "unique")
     assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+
+
+def test_what_a_forget_that_had_no_plan_yet_left_goes_with_the_next_run(runs: Forgets) -> None:
+    (runs.root / "_forget").mkdir()
+    (runs.root / "_forget" / "pages-01234567.parquet").write_bytes(b"")
+    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    assert runs("run", "--local")[0].startswith(NOTHING)
+    assert not (runs.root / "_forget").exists()
 
 
 def test_forgetting_waits_for_no_run(runs: Forgets) -> None:

@@ -12,7 +12,7 @@ from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.dedup.apply import DropDuplicates
 from vlpipe.stages.dedup.decisions import DECISIONS
-from vlpipe.stages.row import TEXTS, text
+from vlpipe.stages.row import DONORS, TEXTS, text
 
 
 def decisions(path: Path, **more: dict[str, object]) -> File:
@@ -66,16 +66,34 @@ def test_the_wrong_file_is_named(tmp_path: Path) -> None:
 
 
 def test_texts_of_dropped_twins_come_after_the_own_ones(tmp_path: Path) -> None:
-    gained = {"gained": [text("from b", "human")], "donors": ["b"]}
-    stage = DropDuplicates(decisions=decisions(tmp_path / "decisions.parquet", a=gained))
+    gained = {"gained": [text("from b", "human")], "donors": [["b", "x"]]}
+    given = decisions(tmp_path / "decisions.parquet", a=gained)
+    stage = DropDuplicates(decisions=given, merge_texts=True)
     texts = pa.array([[text("of c", "web")], [text("from b", "human")], [text("of a", "web")]], TEXTS)
     out = run_map(stage, pa.table({"id": ["c", "b", "a"], "texts": texts}))
     assert out.table["texts"].to_pylist() == [
         [text("of c", "web")],
         [text("of a", "web"), text("from b", "human")],
     ]
-    with pytest.raises(SchemaError, match=r"dedup.apply \(texts were merged\) reads column 'texts'"):
+    assert out.table["donors"].to_pylist() == [None, [None, ["b", "x"]]]
+    with pytest.raises(SchemaError, match=r"dedup.apply \(merge_texts\) reads column 'texts'"):
         run_map(stage, pa.table({"id": ["a"]}))
+    with pytest.raises(
+        VlpipeError, match="1 rows get texts of their twins by these decisions; say `merge_texts: true`"
+    ):
+        run_map(DropDuplicates(decisions=given), pa.table({"id": ["a"], "texts": texts[:1]}))
+
+
+def test_donors_of_an_earlier_merge_stay_at_their_texts(tmp_path: Path) -> None:
+    """One was merged in before, then one was added that is the row's own; the column ends where the donors do."""
+    gained = {"gained": [text("from b", "human")], "donors": [["b"]]}
+    stage = DropDuplicates(decisions=decisions(tmp_path / "decisions.parquet", a=gained), merge_texts=True)
+    texts = pa.array([[text("own", "web"), text("from e", "web"), text("later", "synth")]], TEXTS)
+    rows = pa.table({"id": ["a"], "texts": texts, "donors": pa.array([[None, ["e"]]], DONORS)})
+    out = run_map(stage, rows).table
+    assert [t["text"] for t in out["texts"][0].as_py()] == ["own", "from e", "later", "from b"]
+    assert out["donors"].to_pylist() == [[None, ["e"], None, ["b"]]]
+    assert stage.schema(rows.schema) == rows.schema
 
 
 def test_a_row_that_went_by_a_chain_says_so(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.dedup.apply import DropDuplicates
 from vlpipe.stages.dedup.decide import Decide
 from vlpipe.stages.dedup.edges import Edges, edges_of, read_edges, write_edges
-from vlpipe.stages.row import TEXTS, text
+from vlpipe.stages.row import DONORS, TEXTS, text
 
 IDS = ["a", "b", "c", "d"]
 ROWS = pa.table({"id": IDS, "score": pa.array([0.4, 0.3, 0.2, 0.1])})
@@ -121,14 +121,29 @@ def test_a_kept_row_gets_the_texts_of_its_dropped_twins(tmp_path: Path) -> None:
     rows = ROWS.append_column("texts", pa.array(own, TEXTS))
     got = decided(tmp_path, rows, merge_texts=True, rule="components")
     assert got["a"]["gained"] == [text("a dog", "human", score=pytest.approx(0.7)), *texts("cat")]
-    assert got["a"]["donors"] == ["b", "c"]
+    assert got["a"]["donors"] == [["b"], ["c"]]
     assert all(got[i]["gained"] is None for i in "bcd")
     stage = DropDuplicates(
-        decisions=File(path=str(tmp_path / "step/artifacts/decisions.parquet"), digest="m")
+        decisions=File(path=str(tmp_path / "step/artifacts/decisions.parquet"), digest="m"), merge_texts=True
     )
     out = run_map(stage, rows).table
     assert out["id"].to_pylist() == ["a", "d"]
     assert [t["text"] for t in out["texts"][0].as_py()] == ["dog", "a dog", "cat"]
+
+
+def test_every_donor_of_a_text_is_named_and_of_a_text_merged_before_the_first(tmp_path: Path) -> None:
+    """b and c have the same text; c's other one it got from x in an earlier merge, and of one from y the words are gone."""
+    own = [
+        texts("dog"),
+        texts("cat"),
+        [*texts("cat", "cow"), text("", "web", kept=False, why="forgotten")],
+        None,
+    ]
+    donors = pa.array([None, None, [None, ["x"], []], None], DONORS)
+    rows = ROWS.append_column("texts", pa.array(own, TEXTS)).append_column("donors", donors)
+    got = decided(tmp_path, rows, merge_texts=True, rule="components")
+    assert [t["text"] for t in got["a"]["gained"]] == ["cat", "cow"]
+    assert got["a"]["donors"] == [["b", "c"], ["x"]]
 
 
 def test_shuffled_shards_make_the_same_decisions(tmp_path: Path) -> None:

@@ -24,7 +24,11 @@ steps:
   bytes: {{use: "dedup.exact:ExactDuplicates", from: looks, phash: true}}
   near: {{use: "dedup.faiss:FaissDuplicates", from: vectors, threshold: 0.97, exact_below: 0, clusters: 4}}
   decided: {{use: "dedup.decide:Decide", from: vectors, edges: {{from: near}}, merge_texts: true}}
-  unique: {{use: "dedup.apply:DropDuplicates", from: vectors, decisions: {{from: decided, path: decisions.parquet}}}}
+  unique:
+    use: "dedup.apply:DropDuplicates"
+    from: vectors
+    decisions: {{from: decided, path: decisions.parquet}}
+    merge_texts: true
   fewer: {{use: "dedup.apply:DropDuplicates", from: unique, decisions: {{from: bytes, path: decisions.parquet}}}}
   same_text: {{use: "dedup.texts:TextDuplicates", from: fewer, sources: [human], threshold: null}}
   texts: {{use: "dedup.text_decisions:DropTexts", from: fewer, decisions: {{from: same_text, path: texts.parquet}}}}
