@@ -184,7 +184,10 @@ class Services:
             self._port = server.sockets[0].getsockname()[1]
             ready.set()
             await self._closing.wait()
-            for wait_s in (0, CLOSING_S):  # then those that were being accepted, which nobody could close later
+            for wait_s in (
+                0,
+                CLOSING_S,
+            ):  # then those that were being accepted, which nobody could close later
                 await asyncio.sleep(wait_s)
                 for line in self._lines.copy():
                     line.hang_up()

@@ -1,4 +1,4 @@
-"""The top fraction of all rows by a score, exactly: n = floor(rows x fraction), and ties go to the smaller id.
+"""The top fraction of all rows by a score, exactly: n = floor(rows x fraction), and ties go by a hash of the id.
 
 DataComp's own code takes the score at place `int(len * fraction)` and keeps all that reach it: one row more, and all ties.
 Two passes: `TopCut` finds the last row that is in, `InTop` says which rows are, and a rule (`in_top == true`) decides.
@@ -6,6 +6,7 @@ Two passes: `TopCut` finds the last row that is in, `InTop` says which rows are,
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import json
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +35,13 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class TopCut(GatherStage):
-    """Artifact `cut.json`: score and id of the last row that is in. Rows (CUT): one.
+    """Artifact `cut.json`: score of the last row that is in, and a hash of its id. Rows (CUT): one.
 
     column: a number per row, or a list with one per text: then the best text that nothing dropped counts. Rows without a
-    score are never in, but count as rows. Memory: 8 bytes per row, and the ids of rows that tie at the cut and are in.
+    score are never in, but count as rows. Memory: 8 bytes per row, and a hash for each that ties at the cut and is in.
     """
+
+    VERSION: ClassVar[int] = 2
 
     column: str
     fraction: Annotated[float, Field(gt=0, le=1)]  # DataComp's CLIP filter: 0.3
@@ -51,15 +54,15 @@ class TopCut(GatherStage):
         scores = np.concatenate([np.empty(0), *(s for _, s in self._read(job))])
         num_kept = int(Fraction(str(self.fraction)) * len(scores))
         num_kept = min(num_kept, int((~np.isnan(scores)).sum()))
-        threshold, last_id = float("inf"), ""
+        threshold, last = float("inf"), ""
         if num_kept:
             threshold = float(-np.partition(-scores, num_kept - 1)[num_kept - 1])  # nan sorts last
             num_ties = num_kept - int((scores > threshold).sum())
             ties = (
-                id_ for ids, s in self._read(job) for id_ in ids.filter(pa.array(s == threshold)).to_pylist()
+                mark for ids, s in self._read(job) for mark in _marks(ids.filter(pa.array(s == threshold)))
             )
-            last_id = heapq.nsmallest(num_ties, ties)[-1]
-        cut = {"column": self.column, "threshold": repr(threshold), "last_id": last_id}
+            last = heapq.nsmallest(num_ties, ties)[-1]
+        cut = {"column": self.column, "threshold": repr(threshold), "last": last}
         Path(job.artifacts, "cut.json").write_text(json.dumps(cut))
         job.emit(pa.table([[threshold], [num_kept], [len(scores)]], schema=CUT))
         job.say(f"{num_kept:,} of {len(scores):,} rows are in: {self.column} >= {threshold:.6g}")
@@ -75,6 +78,8 @@ class TopCut(GatherStage):
 class InTop(MapStage):
     """Add `in_top`: bool. cut: `{from: STEP, path: cut.json}` of a `TopCut` over the same rows; column: as there."""
 
+    VERSION: ClassVar[int] = 2
+
     column: str
     cut: File
 
@@ -86,14 +91,20 @@ class InTop(MapStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         cut = read_cut(self.cut.path, self.column)
-        threshold, last_id = float(cut["threshold"]), cut["last_id"]
+        threshold, last = float(cut["threshold"]), cut["last"]
 
         def work(rows: pa.Table) -> pa.Table:
             scores = row_scores(rows, self.column)
-            first = np.asarray(pc.less_equal(rows["id"], last_id).to_numpy())
-            return with_columns(rows, in_top=pa.array((scores > threshold) | ((scores == threshold) & first)))
+            found, tied = scores > threshold, scores == threshold
+            found[tied] = [mark <= last for mark in _marks(rows["id"].filter(pa.array(tied)))]
+            return with_columns(rows, in_top=pa.array(found))
 
         yield work
+
+
+def _marks(ids: pa.ChunkedArray) -> list[str]:
+    """Not the ids: a cut is no row, and says nothing of one that is forgotten."""
+    return [hashlib.sha256(f"filter.top {id_}".encode()).hexdigest() for id_ in ids.to_pylist()]
 
 
 def check_score(schema: pa.Schema, column: str, who: str) -> None:

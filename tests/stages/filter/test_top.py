@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,26 @@ def in_top(folder: Path, table: pa.Table, fraction: float, column: str = "score"
 
 @pytest.mark.parametrize("fraction", [0.001, 0.29, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", [pa.float32(), pa.float64(), pa.int32()])
-def test_the_best_by_score_then_id(tmp_path: Path, fraction: float, dtype: Any) -> None:
+def test_the_best_by_score_then_a_hash_of_the_id(tmp_path: Path, fraction: float, dtype: Any) -> None:
     rng = np.random.default_rng(3)
     scores = rng.integers(0, 12, 1000)  # ties everywhere
     ids = [f"r{i:04d}" for i in rng.permutation(1000)]
     table = pa.table({"id": ids, "score": pa.array(scores).cast(dtype)})
-    best = sorted(zip((-scores).tolist(), ids, strict=True))
+    marks = [hashlib.sha256(f"filter.top {id_}".encode()).hexdigest() for id_ in ids]
+    best = sorted(zip((-scores).tolist(), marks, ids, strict=True))
     num = {0.001: 1, 0.29: 290, 0.3: 300, 0.5: 500, 1.0: 1000}[
         fraction
     ]  # 1000 * 0.29 is 290, not int(289.99...)
-    assert in_top(tmp_path, table, fraction) == sorted(id_ for _, id_ in best[:num])
+    assert in_top(tmp_path, table, fraction) == sorted(id_ for *_, id_ in best[:num])
     backwards = table.take(list(range(999, -1, -1)))
-    assert in_top(tmp_path / "other", backwards, fraction) == sorted(id_ for _, id_ in best[:num])
+    assert in_top(tmp_path / "other", backwards, fraction) == sorted(id_ for *_, id_ in best[:num])
+
+
+def test_a_cut_names_no_row(tmp_path: Path) -> None:
+    ids = [hashlib.sha256(bytes([n])).hexdigest() for n in range(40)]
+    in_top(tmp_path, pa.table({"id": ids, "score": [1.0] * 40}), 0.5)
+    cut = (tmp_path / "artifacts/cut.json").read_text()
+    assert not [id_ for id_ in ids if id_[:16] in cut]
 
 
 def test_rows_without_a_score_count_but_are_never_in(tmp_path: Path) -> None:
