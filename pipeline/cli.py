@@ -16,6 +16,7 @@ from vlpipe.pipeline import forget
 from vlpipe.pipeline.errors import VlpipeError, explain
 from vlpipe.pipeline.gather import ListRows
 from vlpipe.pipeline.lock import locked
+from vlpipe.pipeline.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.plan import Planned, is_gather, plan, remember
 from vlpipe.pipeline.progress import Progress_, results_table
 from vlpipe.pipeline.runner import Run
@@ -198,6 +199,7 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())  # a user's own stages lie beside the YAML
     from vlpipe.pipeline import verbs  # noqa: F401  # adds its commands to `app`
 
+    leave_pandas_alone()
     gc.freeze()  # what is imported stays: no collection looks through it again
     code = exit_code(debug)
     sys.stdout.flush()

@@ -22,6 +22,7 @@ import ray
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
 from vlpipe.pipeline.gather import Gathered, GatherTask, run_gather
 from vlpipe.pipeline.lock import RUN_VARIABLE
+from vlpipe.pipeline.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import Receipt
 from vlpipe.pipeline.runner import Done, Unit, WorkerDied
@@ -34,7 +35,8 @@ IN_FLIGHT = 2  # shards per actor: one works, the next one is already there
 
 @functools.cache
 def _settle() -> None:
-    """Once in a worker, after its imports: no garbage collection looks through them again."""
+    """Once in a worker, after its imports: no garbage collection looks through them again, and pandas is not among them."""
+    leave_pandas_alone()
     gc.freeze()
 
 
