@@ -222,8 +222,18 @@ def main() -> None:
     page = markdown(found)
     print(page)
     if args.write:
+        found["runs"] = sorted(
+            found["runs"] + _of_other_sizes(args.rows), key=lambda run: int(run["num_rows"])
+        )
+        page = markdown(found)
         (HERE / "filters.md").write_text(page)
         (HERE / "filters.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _of_other_sizes(rows: list[int]) -> list[dict[str, Any]]:
+    """Runs that an earlier command wrote."""
+    known = json.loads((HERE / "filters.json").read_text())["runs"]
+    return [run for run in known if run["num_rows"] not in rows]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ def markdown(found: dict[str, Any]) -> str:
             [
                 "# Filters and exact dedup",
                 "Written by `python benchmarks/filters.py --data-juicer PYTHON --write`. "
-                f"{machine_line(found['machine'])} When it ended: {load}.",
+                f"{machine_line(found['machine'])} When it ended: {load}. "
+                "All systems of one size are measured in one run; sizes may come from different ones (`--rows`).",
                 ABOUT,
                 _table(found["runs"]),
                 _verdict(found["runs"]),
