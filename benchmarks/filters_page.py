@@ -23,6 +23,7 @@ def markdown(found: dict[str, Any]) -> str:
                 "# Filters and exact dedup",
                 "Written by `python benchmarks/filters.py --data-juicer PYTHON --write`. "
                 f"{machine_line(found['machine'])} When it ended: {load}. "
+                "The smaller size is measured three times, the systems in turn: the run with the middle CPU time is shown. "
                 "All systems of one size are measured in one run; sizes may come from different ones (`--rows`).",
                 ABOUT,
                 _table(found["runs"]),
