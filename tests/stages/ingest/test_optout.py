@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from multidict import CIMultiDict
 from threat_server import credentials
 
+from vlpipe.stages.ingest.headers import Headers
 from vlpipe.stages.ingest.optout import (
     DEFAULT,
     MAX_EVIDENCE,
@@ -16,6 +16,13 @@ from vlpipe.stages.ingest.optout import (
     opted_out_inside,
     robots_directives,
 )
+
+
+def headed(pairs: list[tuple[str, str]]) -> Headers:
+    headers = Headers()
+    for name, value in pairs:
+        headers.add(f"{name}: {value}\r\n".encode())
+    return headers
 
 
 @pytest.mark.parametrize(
@@ -58,20 +65,20 @@ def test_directives_meant_for_us(value: str, directives: list[str]) -> None:
     ],
 )
 def test_headers(headers: list[tuple[str, str]], evidence: int | None) -> None:
-    found = opted_out(CIMultiDict(headers), "vlpipe")
+    found = opted_out(headed(headers), "vlpipe")
     said = None if evidence is None else headers[evidence]
     assert (found and found.lower()) == (said and f"{said[0]}: {said[1]}".lower())
 
 
 @pytest.mark.parametrize("directive", [signal for signal in DEFAULT if "-" not in signal])
 def test_each_directive_counts_only_when_asked_for(directive: str) -> None:
-    headers = CIMultiDict([("X-Robots-Tag", directive)])
+    headers = headed([("X-Robots-Tag", directive)])
     assert opted_out(headers, "vlpipe") == f"X-Robots-Tag: {directive}"
     assert opted_out(headers, "vlpipe", [other for other in DEFAULT if other != directive]) is None
 
 
 def test_evidence_is_bounded_and_printable() -> None:
-    found = opted_out(CIMultiDict([("X-Robots-Tag", "noai,\x1b[31m" + "x" * 9000)]), "vlpipe")
+    found = opted_out(headed([("X-Robots-Tag", "noai,\x1b[31m" + "x" * 9000)]), "vlpipe")
     assert found is not None
     assert len(found) == MAX_EVIDENCE
     assert found.startswith("X-Robots-Tag: noai,\ufffd[31mxxx")
