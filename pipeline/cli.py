@@ -15,6 +15,7 @@ from rich.markup import escape
 from vlpipe.pipeline import forget
 from vlpipe.pipeline.errors import VlpipeError, explain
 from vlpipe.pipeline.gather import ListRows
+from vlpipe.pipeline.interrupt import heeding_interrupts
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.plan import Planned, is_gather, plan, remember
@@ -104,10 +105,10 @@ def execute(steps: list[Planned], store: Store, run_id: str, *, local: bool, add
     """Run the plan on an executor; after an interrupt give what runs a grace, then let go of it."""
     executor = make_executor(run_id, local=local, address=address)
     try:
-        with Progress_(out, store) as progress:
+        with Progress_(out, store) as progress, heeding_interrupts() as check:
             loop = Run(steps, store, executor, progress.watcher)
             try:
-                loop.go()
+                loop.go(check)
             except KeyboardInterrupt:
                 err.print(
                     f"interrupted; what is running has {GRACE_S:.0f} s to finish, what is finished stays"

@@ -117,7 +117,8 @@ class Run:
         self._sibling_cache: dict[str, dict[tuple[str, str, str], tuple[str, Receipt]]] = {}
         self._folders = store.list()
 
-    def go(self) -> None:
+    def go(self, check: Callable[[], None] = lambda: None) -> None:
+        """check: called in each turn, to stop by what it raises."""
         problems = self.executor.check([s.one for s in self.states.values()])
         if problems:
             raise VlpipeError("the cluster cannot run this:\n  " + "\n  ".join(problems))
@@ -133,6 +134,7 @@ class Run:
             for done in self.executor.wait(timeout_s=0.5):
                 self._take(done)
             self.watcher.tick()
+            check()
 
     def _advance(self) -> None:
         """Open and finish steps until nothing changes, then start what there is room for; downstream first."""

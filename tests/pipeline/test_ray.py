@@ -123,6 +123,13 @@ def test_a_killed_driver_and_a_killed_worker_leave_the_same_bytes_and_no_process
     assert left(killed / "root") == left(undisturbed / "root")
 
 
+def test_an_interrupt_that_a_stage_swallows_stops_the_run(tmp_path: Path) -> None:
+    planned(tmp_path, SLOW.replace('"toys:Scale", from: numbers, seconds: 0.1', '"toys:Deaf", from: numbers'))
+    process = driver(tmp_path, "--local")
+    assert process.wait(timeout=60) == 130
+    assert len(list((tmp_path / "root").glob("scale-*/_receipts/*.json"))) < 12  # of 12 shards
+
+
 def test_an_interrupted_run_exits_with_130_and_goes_on_later(tmp_path: Path) -> None:
     slower = SLOW.replace("seconds: 0.1", "seconds: 0.5")  # it must not be done before it is interrupted
     planned(tmp_path, slower)

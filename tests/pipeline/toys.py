@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -165,6 +165,21 @@ class Loses(MapStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         yield lambda t: t.slice(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deaf(MapStage):
+    """Ctrl-C comes while it works, and it does not let it through."""
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(rows: pa.Table) -> pa.Table:
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+            return rows
+
+        yield work
 
 
 @dataclass(frozen=True, kw_only=True)
