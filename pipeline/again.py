@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.cells import counts
@@ -74,8 +74,13 @@ def retry(
     codes: Sequence[str],
     executor: Executor,
     watcher: Watcher | None = None,
+    interrupted: Callable[[], None] = lambda: None,
+    grace_s: float = 0.0,
 ) -> Retried:
-    """Needs the root's lock. After an error, shards that are as they were count as before."""
+    """Needs the root's lock; `interrupted` and `grace_s` as in `Run.go`.
+
+    After an error, shards that are as they were count as before.
+    """
     one = check(steps, name)
     old = what_is_there(steps, store)[one.name].receipts
     touched = affected(one, old, codes)
@@ -88,7 +93,7 @@ def retry(
     before = {r.index: r.counts for r in touched}
     loop = _Again(one, again, before, store, executor, watcher or Watcher())
     try:
-        loop.go()
+        loop.go(interrupted, grace_s)
     except BaseException:
         running = loop.states[one.name].running if one.name in loop.states else set()
         put_back(store, one.folder, [r for r in touched if r.index not in running])

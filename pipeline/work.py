@@ -26,6 +26,7 @@ import fsspec
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault, StepFailed, VlpipeError
+from vlpipe.pipeline.ray_probe import on_this_node
 from vlpipe.pipeline.receipt import Receipt, read_rejects, shard_path, write_receipt, write_rejects
 from vlpipe.pipeline.shard import (
     Out,
@@ -96,8 +97,13 @@ def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -
 
 
 def here(stage: S) -> S:
-    """The stage with its remote files brought to this machine; they are cached by digest."""
-    return replace_files(stage, lambda _, file: _download(file) if _is_remote(file) else file)
+    """The stage with its remote files brought to this machine (cached by digest), and others where they lie here."""
+    return replace_files(stage, lambda _, file: _download(file) if _is_remote(file) else _found_here(file))
+
+
+def _found_here(file: File) -> File:
+    path = on_this_node(file.path) if file.path else ""
+    return file if path == file.path else dataclasses.replace(file, path=path)
 
 
 def _is_remote(file: File) -> bool:
