@@ -79,6 +79,15 @@ class Store:
         self.fs.invalidate_cache()
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.fs.ls(self.path(rel), detail=False))
 
+    def sizes(self, rel: str = "") -> dict[str, int]:
+        """Name -> bytes of the files in a folder, from one listing; empty when it does not exist."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.path(rel), detail=True)
+        except FileNotFoundError:
+            return {}
+        return {str(f["name"]).rsplit("/", 1)[-1]: int(f["size"] or 0) for f in found if f["type"] == "file"}
+
     def open(self, rel: str) -> IO[bytes]:
         if self.is_local:
             return open(self.path(rel), "rb")
