@@ -11,6 +11,10 @@ class VlpipeError(Exception):
     """Something the user can act on."""
 
 
+class VlpipeWarning(UserWarning):
+    """One sentence the user should see though all goes on; the command line prints it as it is."""
+
+
 class WorkflowError(VlpipeError):
     """A workflow file with one or more mistakes; every one is named with its line."""
 
