@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import fsspec
 
+from vlpipe.pipeline.digest_cache import private_folder
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.hub import hub_folder
 from vlpipe.pipeline.keys import check_unchanged, tree_digest, walk_files
@@ -41,10 +42,8 @@ def _here(file: File) -> File:
 
 def cache_folder() -> Path:
     """This user's cache of downloads; nobody else can write into it."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(base) / "vlpipe" / "files"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
+    folder = private_folder() / "files"
+    folder.mkdir(exist_ok=True, mode=0o700)
     return folder
 
 

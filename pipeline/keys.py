@@ -13,11 +13,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.digest_cache import RECENT_S, DigestCache
+from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.hub import hub_commit
 from vlpipe.pipeline.params import canonical
 from vlpipe.pipeline.source import source_hash
@@ -88,6 +90,7 @@ class FileDigests:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known = _read_cache(store, self.REL)
+        self._of_user = DigestCache()
         # path -> digest, mark: a folder of images is a parameter of two steps, and slow to walk
         self._looked_up: dict[str, tuple[str, str]] = {}
         self._hub: dict[str, str] = {}
@@ -120,13 +123,20 @@ class FileDigests:
 
     def _file(self, path: str, stamp: Stamp) -> str:
         known = self._known.get(path)
-        if known is None or (known[0], known[1]) != stamp:
-            known = self._known[path] = [*stamp, sha256_file(path)]
+        if known is not None and (known[0], known[1]) == stamp:
+            return str(known[2])
+        digest = self._of_user.get(path, *stamp) or sha256_file(path)
+        self._of_user.put(path, *stamp, digest)
+        if abs(time.time() - stamp[1] / 1e9) >= RECENT_S:  # else it may change again within one tick of its clock
+            self._known[path] = [*stamp, digest]
             self._changed = True
-        return str(known[2])
+        return digest
 
     def save(self) -> None:
-        if self._changed:  # in one line: spaces for the eye are six times as slow to write
+        """Keep them below the root; while there is none, for this user. A plan makes no root."""
+        if not self._store.exists(""):
+            self._of_user.save()
+        elif self._changed:  # in one line: spaces for the eye are six times as slow to write
             text = json.dumps(self._known, separators=(",", ":"))
             cache = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "files": text}
             self._store.write_bytes(self.REL, json.dumps(cache).encode())
@@ -143,7 +153,7 @@ def _read_cache(store: Store, rel: str) -> dict[str, list[Any]]:
             return known
     except (ValueError, KeyError, TypeError, AttributeError):
         pass  # as a wrong checksum
-    warnings.warn(f"{store.path(rel)} is damaged; outside files are hashed anew", stacklevel=2)
+    warnings.warn(f"{store.path(rel)} is damaged; outside files are hashed anew", VlpipeWarning, stacklevel=2)
     return {}
 
 

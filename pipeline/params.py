@@ -20,7 +20,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean, one_line, shown
 from vlpipe.pipeline.stage import File, Stage
 from vlpipe.pipeline.yaml_lines import Map, Problem, Refused, place
 
@@ -32,19 +32,21 @@ def find(use: str, below: str) -> type:
     module_name, _, class_name = use.partition(":")
     if not (class_name and all(part.isidentifier() for part in (*module_name.split("."), class_name))):
         raise ValueError(
-            f"{use!r} is no import path; wanted MODULE:CLASS below {below}, or my_package.module:Class"
+            f"{shown(use, 200)} is no import path; wanted MODULE:CLASS below {below}, or my_package.module:Class"
         )
     full = next((n for n in (f"{below}.{module_name}", module_name) if _exists(n)), None)
     if full is None:
         hint = _nearby(module_name, below)
-        raise ValueError(f"no module {module_name!r}, neither below {below} nor on the Python path{hint}")
+        raise ValueError(
+            f"no module {shown(module_name, 200)}, neither below {below} nor on the Python path{hint}"
+        )
     module = _import(full)
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
         own = [
             n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == full and n[0] != "_"
         ]
-        raise ValueError(f"module {full} has no class {class_name!r}{did_you_mean(class_name, own)}")
+        raise ValueError(f"module {full} has no class {shown(class_name)}{did_you_mean(class_name, own)}")
     return found
 
 
@@ -76,7 +78,7 @@ def _import(module: str) -> Any:
 
 def _import_failed(module: str, error: Exception) -> ValueError:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return ValueError(f"importing {module} needs the module {error.name!r}, which is not installed")
+        return ValueError(f"importing {module} needs the module {shown(error.name)}, which is not installed")
     return ValueError(f"importing {module} failed: {type(error).__name__}: {error}")
 
 
@@ -141,7 +143,8 @@ def _is(errors: Sequence[Any], kind: str) -> bool:
 
 
 def _problem(values: Map, prefix: str, path: Sequence[str | int], text: str) -> Problem:
-    return place(values, path, values.where).problem(f"{'.'.join([prefix, *map(str, path)])}: {text}")
+    said = one_line(".".join([prefix, *map(str, path)]), 120)
+    return place(values, path, values.where).problem(f"{said}: {text}")
 
 
 def _fields_at(cls: type, path: Sequence[str | int]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.gather import ListRows, part_sources
 from vlpipe.pipeline.keys import FileDigests, Keyed, key_step
 from vlpipe.pipeline.manifest import (
@@ -124,8 +124,7 @@ def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Pla
         )
         look(one, store, record.get(step.name))
         by_name[step.name] = one
-    if store.exists(""):  # a plan makes no root
-        digests.save()
+    digests.save()
     wanted = list(by_name.values())
     if until is not None:
         needed = _needed(by_name[workflow.step(until).name])
@@ -303,7 +302,7 @@ def read_record(store: Store) -> dict[str, Any]:
             return dict(record)
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
         pass  # as one of another shape
-    warnings.warn(f"{store.path(RECORD)} is damaged; a plan cannot say what changed", stacklevel=2)
+    warnings.warn(f"{store.path(RECORD)} is damaged; a plan cannot say what changed", VlpipeWarning, stacklevel=2)
     return {}
 
 

@@ -120,15 +120,6 @@ class Store:
             return []
         return [e for e in found if e["type"] == "file" or e["name"].rstrip("/") != path]
 
-    def sizes(self, rel: str = "") -> dict[str, int]:
-        """Name -> bytes of the files in a folder, from one listing; empty when it does not exist."""
-        self.fs.invalidate_cache()
-        try:
-            found = self.fs.ls(self.path(rel), detail=True)
-        except FileNotFoundError:
-            return {}
-        return {str(f["name"]).rsplit("/", 1)[-1]: int(f["size"] or 0) for f in found if f["type"] == "file"}
-
     def open(self, rel: str) -> IO[bytes]:
         if self.is_local:
             return open(self.path(rel), "rb")
