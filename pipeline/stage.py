@@ -220,6 +220,8 @@ class GatherStage(Stage):
     # The artifacts are the rows as they are, in another form (an export): `vlpipe forget` of one of them removes the step,
     # and the next run makes it again. Others stay (a model), and are named.
     COPIES: ClassVar[bool] = False
+    # Of Parquet artifacts the columns that hold ids of rows, as `shard.reference_columns` spells them, by file name.
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @abstractmethod
     def run(self, job: Job) -> None: ...
