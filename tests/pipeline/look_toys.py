@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from vlpipe.pipeline.shard import heavy, with_field
+from vlpipe.pipeline.shard import Out, Reject, heavy, with_field
 from vlpipe.pipeline.stage import MapStage, SourceStage, Work
 
 
@@ -67,3 +67,16 @@ class Same(MapStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         yield lambda table: table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twins(MapStage):
+    """Rejects the last row of a shard as the twin of all others."""
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(table: pa.Table) -> Out:
+            *others, last = table["id"].to_pylist()
+            return Out(table.slice(0, len(others)), [Reject(last, "filtered", "twin", ", ".join(others))])
+
+        yield work
