@@ -73,7 +73,7 @@ def column_types(side: Side) -> dict[str, str]:
     with open_parquet(side.store, shard.path) as file:
         own = file.schema_arrow
     types = {f.name: f"{f.type}{HEAVY if is_heavy(f) else ''}" for f in own}
-    for name, path in shard.heavy:
+    for name, path in shard.heavy_paths.items():
         if name not in types:
             with open_parquet(side.store, path) as file:
                 types[name] = f"{file.schema_arrow.field(name).type}{HEAVY}"
@@ -264,12 +264,12 @@ def _numbered(ids: Sequence[Any]) -> Iterator[tuple[Any, int]]:
 
 def _holds(receipt: Receipt, name: str) -> bool:
     """Is a heavy column in the shard's own file?"""
-    return dict(receipt.shard.heavy).get(name, receipt.shard.path) == receipt.shard.path
+    return receipt.shard.heavy_paths.get(name, receipt.shard.path) == receipt.shard.path
 
 
 def _file_of(side: Side, receipt: Receipt, name: str) -> tuple[str, str]:
     """Where a heavy column lies."""
-    return side.store.url, dict(receipt.shard.heavy).get(name, receipt.shard.path)
+    return side.store.url, receipt.shard.heavy_paths.get(name, receipt.shard.path)
 
 
 def _label(table: pa.Table, n: int, before: int) -> str:

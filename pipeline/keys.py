@@ -127,7 +127,9 @@ class FileDigests:
             return str(known[2])
         digest = self._of_user.get(path, *stamp) or sha256_file(path)
         self._of_user.put(path, *stamp, digest)
-        if abs(time.time() - stamp[1] / 1e9) >= RECENT_S:  # else it may change again within one tick of its clock
+        if (
+            abs(time.time() - stamp[1] / 1e9) >= RECENT_S
+        ):  # else it may change again within one tick of its clock
             self._known[path] = [*stamp, digest]
             self._changed = True
         return digest

@@ -15,7 +15,8 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.keys import Keyed, sha256_json, tree_digest
 from vlpipe.pipeline.receipt import Receipt, damaged, digest_shards, sum_counts, write_receipts
-from vlpipe.pipeline.stage import GatherStage
+from vlpipe.pipeline.shard import reference_columns
+from vlpipe.pipeline.stage import GatherStage, Stage
 from vlpipe.pipeline.store import Store, sha256_file
 
 FORMAT = 2  # of roots: raise it when the engine reads or makes them in another way
@@ -59,6 +60,8 @@ class StepFile:
     shard_rows: int
     inputs: tuple[str, ...]  # folders
     schema: tuple[str, ...]
+    references: tuple[str, ...]  # columns that hold ids of other rows
+    artifact_references: Mapping[str, Sequence[str]]  # the same of Parquet artifacts, by file name
 
 
 def write_step_file(store: Store, keyed: Keyed, inputs: tuple[str, ...], schema: pa.Schema) -> None:
@@ -76,6 +79,8 @@ def write_step_file(store: Store, keyed: Keyed, inputs: tuple[str, ...], schema:
         shard_rows=step.shard_rows,
         inputs=inputs,
         schema=schema_lines(schema),
+        references=reference_columns(schema),
+        artifact_references=artifact_references(step.stage),
     )
     if not store.exists(path) or store.read_json(path) != _json(value):
         store.write_json(path, asdict(value))
@@ -83,7 +88,13 @@ def write_step_file(store: Store, keyed: Keyed, inputs: tuple[str, ...], schema:
 
 def _json(value: StepFile) -> dict[str, Any]:
     plain = asdict(value)
-    return {**plain, **{name: list(plain[name]) for name in ("identity", "inputs", "schema")}}
+    lists = {name: list(plain[name]) for name in ("identity", "inputs", "schema", "references")}
+    return {**plain, **lists}
+
+
+def artifact_references(stage: Stage) -> dict[str, list[str]]:
+    declared = stage.ARTIFACT_REFERENCES if isinstance(stage, GatherStage) else {}
+    return {name: list(columns) for name, columns in sorted(declared.items())}
 
 
 def read_step_file(store: Store, folder: str) -> Mapping[str, Any] | None:
@@ -135,6 +146,8 @@ class Manifest:
     forgotten: int = 0  # rows it was made from that were forgotten since; its artifacts know them still
     counts: Mapping[str, int] = field(default_factory=dict)
     copies: bool = False  # `Stage.COPIES`
+    references: tuple[str, ...] = ()  # columns that hold ids of other rows
+    artifact_references: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def artifact_digest(self, path: str) -> str | None:
         """Digest of one artifact file, or of a folder of them as a folder; None when there is none of that name."""
@@ -164,7 +177,7 @@ def read_manifest(store: Store, folder: str) -> Manifest | None:
 
 
 def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
-    tuples = {name: tuple(value[name]) for name in ("identity", "inputs", "schema", "sources")}
+    tuples = {name: tuple(value[name]) for name in ("identity", "inputs", "schema", "sources", "references")}
     return Manifest(**{**value, **tuples})
 
 
@@ -206,6 +219,8 @@ def make_manifest(
         | {name: installed(name) for name in ("vlpipe", "pyarrow", "torch", "ray")},
         counts=sum_counts(receipts),
         copies=isinstance(keyed.step.stage, GatherStage) and keyed.step.stage.COPIES,
+        references=reference_columns(schema),
+        artifact_references=artifact_references(keyed.step.stage),
     )
 
 

@@ -302,7 +302,9 @@ def read_record(store: Store) -> dict[str, Any]:
             return dict(record)
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
         pass  # as one of another shape
-    warnings.warn(f"{store.path(RECORD)} is damaged; a plan cannot say what changed", VlpipeWarning, stacklevel=2)
+    warnings.warn(
+        f"{store.path(RECORD)} is damaged; a plan cannot say what changed", VlpipeWarning, stacklevel=2
+    )
     return {}
 
 

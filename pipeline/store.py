@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -110,12 +110,12 @@ class Store:
             return {}
         return dict(sorted(found.items()))
 
-    def _entries(self, rel: str) -> list[dict[str, Any]]:
+    def _entries(self, rel: str) -> Sequence[dict[str, Any]]:
         """One listing of a folder of an object store."""
         path = self.path(rel)
         self.fs.invalidate_cache(path)
         try:
-            found: list[dict[str, Any]] = self.fs.ls(path, detail=True)
+            found: Sequence[dict[str, Any]] = self.fs.ls(path, detail=True)
         except FileNotFoundError:
             return []
         return [e for e in found if e["type"] == "file" or e["name"].rstrip("/") != path]
