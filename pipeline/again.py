@@ -2,13 +2,15 @@
 
 Only faults are run again. What a rule filtered (an opt-out, say) would be filtered again, and must not be asked for.
 The loop is the runner's, without taking over shards of siblings: that would bring the old rejects back.
+The shards as they were lie in a folder of their own until all is done (links, where the file system has them). Whatever
+ends a retry, the next run takes over from there what was not made again: no row is asked of the world twice.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.cells import counts
@@ -18,10 +20,12 @@ from vlpipe.pipeline.receipt import (
     Receipt,
     read_receipt,
     receipt_path,
+    rejects_path,
+    shard_path,
     write_manifest,
     write_receipt,
 )
-from vlpipe.pipeline.records import find_step, what_is_there
+from vlpipe.pipeline.records import find_step, receipt_numbers, what_is_there
 from vlpipe.pipeline.runner import Executor, Run, State, Watcher
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.verify import shard_problems
@@ -74,12 +78,14 @@ def retry(
     codes: Sequence[str],
     executor: Executor,
     watcher: Watcher | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> Retried:
-    """Needs the root's lock. After an error, shards that are as they were count as before."""
-    one = check(steps, name)
-    old = what_is_there(steps, store)[one.name].receipts
-    touched = affected(one, old, codes)
+    """Needs the root's lock. After an error, shards that are as they were count as before. `stop`: as in `Run.go`."""
+    one, touched = wanted(steps, store, name, codes)
     manifest, receipts = one.manifest, one.receipts
+    for receipt in touched:
+        _copy(store, receipt, one.folder, before_folder(one))
+    _sync(store, before_folder(one))
     one.manifest, one.receipts = None, []
     store.remove(f"{one.folder}/manifest.json")
     for receipt in touched:
@@ -88,14 +94,70 @@ def retry(
     before = {r.index: r.counts for r in touched}
     loop = _Again(one, again, before, store, executor, watcher or Watcher())
     try:
-        loop.go()
+        loop.go(stop)
     except BaseException:
         running = loop.states[one.name].running if one.name in loop.states else set()
         put_back(store, one.folder, [r for r in touched if r.index not in running])
         if manifest is not None and all(read_receipt(store, one.folder, r.index) == r for r in touched):
             write_manifest(store, one.folder, manifest, receipts)
+            store.remove(before_folder(one))
         raise
+    store.remove(before_folder(one))
     return _summary(one, touched, codes)
+
+
+def wanted(
+    steps: Sequence[Planned], store: Store, name: str, codes: Sequence[str]
+) -> tuple[Planned, list[Receipt]]:
+    """The step, and its shards with rows to run again. Finishes what a killed retry left. Needs the root's lock."""
+    one = check(steps, name)
+    recover(one, store)
+    return one, affected(one, what_is_there(steps, store)[one.name].receipts, codes)
+
+
+def before_folder(one: Planned) -> str:
+    """Where shards lie as they were before a retry: for the runner a folder of an unfinished step like any other."""
+    return f"{one.name}.before_retry-{one.keyed.step_key[:8]}"
+
+
+def recover(one: Planned, store: Store) -> None:
+    """Put shards back that a killed retry was about to make again."""
+    folder = before_folder(one)
+    for index in receipt_numbers(store, folder):
+        receipt = read_receipt(store, folder, index)
+        if receipt is not None and not store.exists(receipt_path(one.folder, index)):
+            _copy(store, receipt, folder, one.folder)
+    _sync(store, one.folder)
+
+
+def clean(steps: Sequence[Planned], store: Store) -> None:
+    """Remove what killed retries left of steps that are done."""
+    there = set(store.list())
+    for one in steps:
+        if one.is_done and before_folder(one) in there:
+            store.remove(before_folder(one))
+
+
+def _copy(store: Store, receipt: Receipt, folder: str, to: str) -> None:
+    """A shard with its rejects and its log, then its receipt, under another folder."""
+    index, path = receipt.index, shard_path(to, receipt.index)
+    store.link_or_copy(receipt.shard.path, path)
+    for rel in (rejects_path, log_path):
+        if store.exists(rel(folder, index)):
+            store.link_or_copy(rel(folder, index), rel(to, index))
+        else:
+            store.remove(rel(to, index))
+    heavy = tuple((name, path if at == receipt.shard.path else at) for name, at in receipt.shard.heavy)
+    shard = dataclasses.replace(receipt.shard, path=path, heavy=heavy)
+    write_receipt(store, to, dataclasses.replace(receipt, shard=shard))
+
+
+def log_path(folder: str, index: int) -> str:
+    return f"{folder}/_log/{index:06d}.jsonl"
+
+
+def _sync(store: Store, folder: str) -> None:
+    store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
 
 
 def check(steps: Sequence[Planned], name: str) -> Planned:
