@@ -15,17 +15,19 @@ from dataclasses import dataclass
 
 from vlpipe.pipeline.cells import counts
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.manifest import STEP_FILE, write_manifest
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import (
     Receipt,
+    log_path,
     read_receipt,
+    read_unfinished,
     receipt_path,
     rejects_path,
     shard_path,
-    write_manifest,
     write_receipt,
 )
-from vlpipe.pipeline.records import find_step, receipt_numbers, what_is_there
+from vlpipe.pipeline.records import find_step, what_is_there
 from vlpipe.pipeline.runner import Executor, Run, State, Watcher
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.verify import shard_problems
@@ -62,7 +64,7 @@ class _Again(Run):
     ) -> None:
         super().__init__([one], store, executor, watcher)
         self.again, self.counts = again, counts
-        self._folders = []  # no siblings
+        self.finished_shards = None  # they would bring the old rejects back
 
     def _map_task(self, state: State, index: int) -> ShardTask:
         task = super()._map_task(state, index)
@@ -81,15 +83,15 @@ def retry(
     stop: Callable[[], None] = lambda: None,
 ) -> Retried:
     """Needs the root's lock. After an error, shards that are as they were count as before. `stop`: as in `Run.go`."""
-    one, touched = wanted(steps, store, name, codes)
+    one, old, touched = wanted(steps, store, name, codes)
     manifest, receipts = one.manifest, one.receipts
-    for receipt in touched:
-        _copy(store, receipt, one.folder, before_folder(one))
-    _sync(store, before_folder(one))
-    one.manifest, one.receipts = None, []
+    _keep(one, store, touched)
+    one.undo()
     store.remove(f"{one.folder}/manifest.json")
     for receipt in touched:
         store.remove(receipt_path(one.folder, receipt.index))
+    numbers = {r.index for r in touched}
+    one.found = {index: r for index, r in old.items() if index not in numbers}
     again = {r.index: frozenset(codes) for r in touched}
     before = {r.index: r.counts for r in touched}
     loop = _Again(one, again, before, store, executor, watcher or Watcher())
@@ -108,26 +110,39 @@ def retry(
 
 def wanted(
     steps: Sequence[Planned], store: Store, name: str, codes: Sequence[str]
-) -> tuple[Planned, list[Receipt]]:
-    """The step, and its shards with rows to run again. Finishes what a killed retry left. Needs the root's lock."""
+) -> tuple[Planned, dict[int, Receipt], list[Receipt]]:
+    """The step, its receipts, and those of shards with rows to run again.
+
+    Finishes what a killed retry left; needs the root's lock.
+    """
     one = check(steps, name)
     recover(one, store)
-    return one, affected(one, what_is_there(steps, store)[one.name].receipts, codes)
+    old = what_is_there(steps, store)[one.name].receipts
+    return one, old, affected(one, old, codes)
 
 
 def before_folder(one: Planned) -> str:
-    """Where shards lie as they were before a retry: for the runner a folder of an unfinished step like any other."""
+    """Where shards lie as they were before a retry: for the runner the folder of an unfinished step like any other."""
     return f"{one.name}.before_retry-{one.keyed.step_key[:8]}"
+
+
+def _keep(one: Planned, store: Store, touched: Sequence[Receipt]) -> None:
+    folder, said = before_folder(one), f"{one.folder}/{STEP_FILE}"
+    store.write_bytes(f"{folder}/{STEP_FILE}", store.read_bytes(said))
+    for receipt in touched:
+        _copy(store, receipt, one.folder, folder)
+    _sync(store, folder)
 
 
 def recover(one: Planned, store: Store) -> None:
     """Put shards back that a killed retry was about to make again."""
-    folder = before_folder(one)
-    for index in receipt_numbers(store, folder):
-        receipt = read_receipt(store, folder, index)
-        if receipt is not None and not store.exists(receipt_path(one.folder, index)):
-            _copy(store, receipt, folder, one.folder)
-    _sync(store, one.folder)
+    folder, found = before_folder(one), read_unfinished(store, one.folder)
+    lost = {k: r for k, r in read_unfinished(store, folder).items() if k not in found}
+    for receipt in lost.values():
+        _copy(store, receipt, folder, one.folder)
+    if lost:
+        _sync(store, one.folder)
+        one.found = read_unfinished(store, one.folder)
 
 
 def clean(steps: Sequence[Planned], store: Store) -> None:
@@ -147,13 +162,9 @@ def _copy(store: Store, receipt: Receipt, folder: str, to: str) -> None:
             store.link_or_copy(rel(folder, index), rel(to, index))
         else:
             store.remove(rel(to, index))
-    heavy = tuple((name, path if at == receipt.shard.path else at) for name, at in receipt.shard.heavy)
+    heavy = tuple(h._replace(path=path) if h.path == receipt.shard.path else h for h in receipt.shard.heavy)
     shard = dataclasses.replace(receipt.shard, path=path, heavy=heavy)
     write_receipt(store, to, dataclasses.replace(receipt, shard=shard))
-
-
-def log_path(folder: str, index: int) -> str:
-    return f"{folder}/_log/{index:06d}.jsonl"
 
 
 def _sync(store: Store, folder: str) -> None:

@@ -45,7 +45,10 @@ def fact_changes(a: StepRecord, b: StepRecord) -> list[tuple[str, str, str]]:
     facts += [(f"parameter {k}", *v) for k, v in _beside(_flat(m.params), _flat(n.params))]
     facts += [(f"content of {k}", *v) for k, v in _beside(_short(m.files), _short(n.files))]
     facts += [(f"version of {k}", *v) for k, v in _beside(m.versions, n.versions)]
-    facts += [("inputs", ", ".join(m.inputs), ", ".join(n.inputs)), ("source", m.source, n.source)]
+    facts += [
+        ("inputs", ", ".join(m.inputs), ", ".join(n.inputs)),
+        ("source", " ".join(m.sources), " ".join(n.sources)),
+    ]
     facts += [("step key", m.step_key[:16], n.step_key[:16])]
     facts += [(f"artifact {k}", *v) for k, v in _beside(_short(m.artifacts), _short(n.artifacts))]
     facts += [(f"counted {k}", *v) for k, v in _beside(m.counts, n.counts)]

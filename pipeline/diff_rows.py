@@ -73,7 +73,7 @@ def column_types(side: Side) -> dict[str, str]:
     with open_parquet(side.store, shard.path) as file:
         own = file.schema_arrow
     types = {f.name: f"{f.type}{HEAVY if is_heavy(f) else ''}" for f in own}
-    for name, path in shard.heavy:
+    for name, path in shard.heavy_paths.items():
         if name not in types:
             with open_parquet(side.store, path) as file:
                 types[name] = f"{file.schema_arrow.field(name).type}{HEAVY}"
@@ -154,14 +154,7 @@ class _Comparing:
         if a is None or b is None:
             return ["id"], []
         light = [] if a.shard.digest == b.shard.digest else self.found.light
-        return light, [name for name in self.found.heavy if not self._is_one_file(a, b, name)]
-
-    def _is_one_file(self, a: Receipt, b: Receipt, name: str) -> bool:
-        """Do both have a heavy column in files of the same bytes?"""
-        if a.shard.digest == b.shard.digest and _holds(a, name) and _holds(b, name):
-            return True
-        files = [_file_of(side, receipt, name) for side, receipt in ((self.a, a), (self.b, b))]
-        return files[0] == files[1]
+        return light, [name for name in self.found.heavy if _heavy_digest(a, name) != _heavy_digest(b, name)]
 
     def _match(
         self,
@@ -199,7 +192,7 @@ class _Comparing:
 
     def _far_pair(self, part: npt.NDArray[np.int32]) -> None:
         a, b = self.a.receipts[part[0, 0]], self.b.receipts[part[0, 2]]
-        heavy = [name for name in self.found.heavy if not self._is_one_file(a, b, name)]
+        heavy = [name for name in self.found.heavy if _heavy_digest(a, name) != _heavy_digest(b, name)]
         left = _read(self.a, a, self.found.light, heavy).take(_rows(part[:, 1].tolist()))
         right = _read(self.b, b, self.found.light, heavy).take(_rows(part[:, 3].tolist()))
         self.found.by_value.update(heavy)
@@ -262,14 +255,9 @@ def _numbered(ids: Sequence[Any]) -> Iterator[tuple[Any, int]]:
         seen[id_] += 1
 
 
-def _holds(receipt: Receipt, name: str) -> bool:
-    """Is a heavy column in the shard's own file?"""
-    return dict(receipt.shard.heavy).get(name, receipt.shard.path) == receipt.shard.path
-
-
-def _file_of(side: Side, receipt: Receipt, name: str) -> tuple[str, str]:
-    """Where a heavy column lies."""
-    return side.store.url, dict(receipt.shard.heavy).get(name, receipt.shard.path)
+def _heavy_digest(receipt: Receipt, name: str) -> str:
+    """sha256 of the shard that holds a heavy column."""
+    return {one.column: one.digest for one in receipt.shard.heavy}.get(name, receipt.shard.digest)
 
 
 def _label(table: pa.Table, n: int, before: int) -> str:

@@ -164,7 +164,7 @@ def retry_command(
     with locked(store) as run_id:
         finish_forget(store)
         steps = plan(found, store)
-        one, _ = again.wanted(steps, store, step, why)
+        one, *_ = again.wanted(steps, store, step, why)
         executor = make_executor(run_id, local=local, address=address)
         try:
             result = _retry(steps, store, step, why, executor)

@@ -146,7 +146,7 @@ def _reject_codes(table: pa.Table) -> Counter[str]:
 
 
 def _heavy_problems(store: Store, receipt: Receipt) -> Iterator[Problem]:
-    for name, path in receipt.shard.heavy:
+    for name, path, _ in receipt.shard.heavy:
         if path != receipt.shard.path and not store.exists(path):
             yield Problem(path, "missing", f"it holds {name} of {receipt.shard.path}")
 

@@ -10,16 +10,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vlpipe.pipeline.problems import Problem, read_or_problem
+from vlpipe.pipeline.manifest import Manifest, manifest_from_json
 from vlpipe.pipeline.receipt import (
-    Manifest,
     Receipt,
-    manifest_from_json,
     read_receipts,
+    receipt_numbers,
     receipt_path,
     shard_path,
     sum_counts,
 )
-from vlpipe.pipeline.records import StepRecord, receipt_numbers
+from vlpipe.pipeline.records import StepRecord
 from vlpipe.pipeline.store import Store
 
 RECEIPT = TypeAdapter(Receipt)
