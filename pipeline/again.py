@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.cells import counts
@@ -56,21 +56,22 @@ class _Again(Run):
     def __init__(
         self,
         one: Planned,
-        again: dict[int, frozenset[str]],
-        counts: dict[int, Mapping[str, int]],
+        touched: Sequence[Receipt],
+        codes: Sequence[str],
         store: Store,
         executor: Executor,
         watcher: Watcher,
     ) -> None:
         super().__init__([one], store, executor, watcher)
-        self.again, self.counts = again, counts
+        self.touched, self.codes = {r.index: r for r in touched}, frozenset(codes)
         self.finished_shards = None  # they would bring the old rejects back
 
     def _map_task(self, state: State, index: int) -> ShardTask:
         task = super()._map_task(state, index)
-        return dataclasses.replace(
-            task, again=self.again.get(index, frozenset()), counts=self.counts.get(index, {})
-        )
+        old = self.touched.get(index)
+        if old is None:
+            return task
+        return dataclasses.replace(task, again=self.codes, counts=old.counts, source=old.source)
 
 
 def retry(
@@ -92,9 +93,7 @@ def retry(
         store.remove(receipt_path(one.folder, receipt.index))
     numbers = {r.index for r in touched}
     one.found = {index: r for index, r in old.items() if index not in numbers}
-    again = {r.index: frozenset(codes) for r in touched}
-    before = {r.index: r.counts for r in touched}
-    loop = _Again(one, again, before, store, executor, watcher or Watcher())
+    loop = _Again(one, touched, codes, store, executor, watcher or Watcher())
     try:
         loop.go(stop)
     except BaseException:
@@ -136,7 +135,10 @@ def _keep(one: Planned, store: Store, touched: Sequence[Receipt]) -> None:
 
 def recover(one: Planned, store: Store) -> None:
     """Put shards back that a killed retry was about to make again."""
-    folder, found = before_folder(one), read_unfinished(store, one.folder)
+    folder = before_folder(one)
+    if not store.exists(folder):
+        return
+    found = read_unfinished(store, one.folder)
     lost = {k: r for k, r in read_unfinished(store, folder).items() if k not in found}
     for receipt in lost.values():
         _copy(store, receipt, folder, one.folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -229,9 +228,7 @@ def resolved_files(one: Planned, store: Store | None = None) -> list[tuple[str, 
 
 def _resolve(one: Planned, name: str, file: File, digest: str, mark: str, store: Store | None) -> File:
     if file.step is None:
-        local = bool(file.path) and "://" not in file.path and not digest.startswith("hub:")
-        path = os.path.abspath(file.path) if local else file.path  # a worker may stand in another folder
-        return dataclasses.replace(file, path=path, digest=digest, mark=mark)
+        return dataclasses.replace(file, digest=digest, mark=mark)
     maker = next(p for p in one.artifact_steps if p.name == file.step)
     assert maker.manifest is not None
     made = maker.manifest.artifact_digest(file.path)

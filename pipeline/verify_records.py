@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vlpipe.pipeline.problems import Problem, read_or_problem
 from vlpipe.pipeline.manifest import Manifest, manifest_from_json
+from vlpipe.pipeline.problems import Problem, read_or_problem
 from vlpipe.pipeline.receipt import (
     Receipt,
     read_receipts,
