@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vlpipe.pipeline import forget
+from vlpipe.pipeline import again, forget
 from vlpipe.pipeline.errors import VlpipeError, explain
 from vlpipe.pipeline.gather import ListRows
 from vlpipe.pipeline.interrupt import heeding_interrupts
@@ -81,6 +81,7 @@ def run(
             remember(steps, store)
             execute(steps, store, run_id, local=local, address=address, strict=strict)
             warn(todo, strict=False)  # of what was taken over in this run
+        again.clean(steps, store)
     if not todo:
         out.print(
             f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",

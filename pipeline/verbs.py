@@ -28,6 +28,7 @@ from vlpipe.pipeline import (
     show,
     status,
     verify,
+    verify_root,
 )
 from vlpipe.pipeline.cells import printable, size
 from vlpipe.pipeline.cli import (
@@ -44,6 +45,7 @@ from vlpipe.pipeline.cli import (
     out,
 )
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.interrupt import heeding_interrupts
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, plan
 from vlpipe.pipeline.progress import Progress_
@@ -162,8 +164,7 @@ def retry_command(
     with locked(store) as run_id:
         finish_forget(store)
         steps = plan(found, store)
-        one = again.check(steps, step)
-        again.affected(one, records.what_is_there(steps, store)[one.name].receipts, why)
+        one, *_ = again.wanted(steps, store, step, why)
         executor = make_executor(run_id, local=local, address=address)
         try:
             result = _retry(steps, store, step, why, executor)
@@ -175,9 +176,9 @@ def retry_command(
 
 
 def _retry(steps: list[Planned], store: Store, step: str, why: list[str], executor: Any) -> again.Retried:
-    with Progress_(out, store) as progress:
+    with Progress_(out, store) as progress, heeding_interrupts() as check:
         try:
-            return again.retry(steps, store, step, why, executor, progress.watcher)
+            return again.retry(steps, store, step, why, executor, progress.watcher, check)
         except KeyboardInterrupt:
             if hasattr(executor, "drain"):
                 executor.drain(GRACE_S)
@@ -298,14 +299,11 @@ def verify_command(
     problems = [problem for one in found for problem in one.problems]
     for problem in problems:
         color = "red" if problem.is_wrong else "yellow"
-        text = f"  {problem.text}" if problem.text else ""
+        text = f"  {printable(problem.text)}" if problem.text else ""
         say(f"{problem.kind:9}  {place.store.path(problem.path)}{text}", style=color)
-    num_wrong = sum(problem.is_wrong for problem in problems)
-    num_shards, num_artifacts = sum(one.num_shards for one in found), sum(one.num_artifacts for one in found)
-    checked = f"{num_shards:,} shard(s) and {num_artifacts:,} artifact(s) of {len(found)} step(s)"
-    say(f"{checked}: " + (f"{num_wrong} thing(s) are wrong" if num_wrong else "all as their receipts say"))
-    if num_wrong:
-        err.print(verify.ADVICE, highlight=False, soft_wrap=True)
+    say(verify.summary(found))
+    if any(problem.is_wrong for problem in problems):
+        err.print(verify.advice(problems), highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -317,6 +315,8 @@ def _verify(place: records.Place) -> list[verify.Verified]:
     for folder in [place.folder] if place.folder else records.step_folders(place.store):
         with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):
             found.append(verify.verify_step(place.store, folder))
+    if not place.folder:
+        found.append(verify.Verified("", 0, 0, [*verify_root.root_problems(place.store)]))
     return found
 
 
