@@ -24,6 +24,8 @@ from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, read_batch
 from vlpipe.pipeline.shared import Service
 from vlpipe.pipeline.store import Store
 
+SHARD_ROWS = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class File:
@@ -149,6 +151,8 @@ class MapStage(Stage):
 class SourceStage(MapStage):
     """A map stage that lists its own input. `rows` is cheap and ordered (a URL list); `open` does the work (fetching)."""
 
+    SHARD_ROWS: ClassVar[int] = SHARD_ROWS  # of a step without `shard_rows`; fewer where a row takes long
+
     @abstractmethod
     def row_schema(self) -> pa.Schema:
         """Columns of the listed rows; they have an `id`."""
@@ -209,6 +213,7 @@ class GatherStage(Stage):
     # The artifacts are the rows as they are, in another form (an export): `vlpipe forget` of one of them removes the step,
     # and the next run makes it again. Others stay (a model), and are named.
     COPIES: ClassVar[bool] = False
+    SHARD_ROWS: ClassVar[int] = SHARD_ROWS  # of a step without `shard_rows`
 
     @abstractmethod
     def run(self, job: Job) -> None: ...

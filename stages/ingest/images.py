@@ -77,6 +77,7 @@ class Fetching(SourceStage):
     VERSION: ClassVar[int] = 3
     # Link rot: of published lists, 33 to 94 % of the images are still there.
     MAX_REJECT_RATE: ClassVar[float] = 0.9
+    SHARD_ROWS: ClassVar[int] = 2_000  # the first one is there after half a minute
     # Whom we ask and how patiently; a row that was fetched is what it is.
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"concurrency", "per_host", "host_interval_s", "max_wait_s", "retries", "backoff_s", "user_agent"}

@@ -56,6 +56,7 @@ class Img2datasetFetch(SourceStage):
     """
 
     MAX_REJECT_RATE: ClassVar[float] = 0.9
+    SHARD_ROWS: ClassVar[int] = 2_000  # the first one is there after half a minute
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"concurrency", "timeout_s", "retries", "user_agent_token"}
     )
