@@ -10,7 +10,7 @@ from typing import Any, ClassVar, get_origin, get_type_hints
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
 
-from vlpipe.pipeline.errors import did_you_mean, raised_in, shown
+from vlpipe.pipeline.errors import did_you_mean, shown
 from vlpipe.pipeline.stage import GatherStage, MapStage, SourceStage, Stage
 
 MAX_VERSION = 2**31
@@ -19,7 +19,8 @@ MAX_VERSION = 2**31
 def class_problems(cls: type, engine_keys: Collection[str]) -> list[str]:
     """One sentence for each; `engine_keys` belong to every step, so no parameter can have such a name."""
     if not (issubclass(cls, (MapStage, GatherStage)) and dataclasses.is_dataclass(cls)):
-        return [f"{cls.__name__} is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"]
+        name = shown(f"{cls.__module__}:{cls.__qualname__}", 200)
+        return [f"{name} is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"]
     return [f"{cls.__name__}{said}" for check in _CHECKS for said in check(cls, engine_keys)]
 
 
@@ -75,6 +76,7 @@ def _is_flag(value: Any) -> bool:
 
 _FLAG = ("True or False", _is_flag)
 _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "NAME": ("text", lambda v: isinstance(v, str)),
     "VERSION": ("a whole number from 0", lambda v: type(v) is int and 0 <= v < MAX_VERSION),
     "READS_HEAVY": (
         "a tuple of column names",
@@ -104,7 +106,7 @@ def _types(cls: Any, _: Collection[str]) -> Iterator[str]:
     try:
         hints = get_type_hints(cls, include_extras=True)
     except Exception as error:  # whatever the annotations of a user's module do
-        yield f": the type of a parameter means nothing: {type(error).__name__}: {error}{raised_in(error)}"
+        yield f": the type of a parameter means nothing: {type(error).__name__}: {error}"
         return
     for field in dataclasses.fields(cls):
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources as packaged
@@ -18,6 +17,7 @@ import pyarrow as pa
 from pydantic import ConfigDict, Field
 
 from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one_line, raised_in, shown
+from vlpipe.pipeline.hub import HUB_ID
 from vlpipe.pipeline.params import canonical, files_of, find, replace_files, stray_references, validate
 from vlpipe.pipeline.rounds import Written, written_steps
 from vlpipe.pipeline.shard import is_heavy
@@ -27,6 +27,7 @@ from vlpipe.pipeline.store import canonical_json
 from vlpipe.pipeline.yaml_lines import Map, Problem, parse, place
 
 __all__ = [
+    "HUB_ID",
     "Resources",
     "Step",
     "Workflow",
@@ -40,7 +41,6 @@ __all__ = [
 MAX_CHARS = 1_000_000  # of a workflow file
 STAGES = "vlpipe.stages"
 TOP_KEYS = ("name", "root", "steps", "repeat", "profiles")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -174,7 +174,10 @@ WANTED = "wanted @dataclass(frozen=True, kw_only=True)"
         (NoRun, ["NoRun has no method run(), which every GatherStage needs"]),
         (OddType, ["OddType.tree: no value in YAML can become a __main__.Tree | None"]),
         (Good, []),
-        (Tree, ["Tree is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"]),
+        (
+            Tree,
+            ["'__main__:Tree' is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"],
+        ),
     ],
 )
 def test_what_is_wrong_with_a_class(cls: type, wanted: list[str]) -> None:
@@ -194,7 +197,7 @@ def test_no_shipped_stage_has_such_a_mistake() -> None:
                 looked_at += 1
                 said = class_problems(cls, STEP_KEYS)  # a base of several stages has no work of its own
                 assert all("has no method" in problem for problem in said), said
-    assert looked_at > 80
+    assert looked_at > 60
 
 
 def load(tmp_path: Path, steps: str) -> Workflow:

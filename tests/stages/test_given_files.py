@@ -9,9 +9,9 @@ import pytest
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.stage import Weights
-from vlpipe.stages.dedup.decontaminate_texts import read_texts
+from vlpipe.stages.dedup.decontaminate_texts import read_set
 from vlpipe.stages.filter.balance import read_entries
-from vlpipe.stages.filter.nsfw import NsfwScore
+from vlpipe.stages.filter.nsfw import ImageClassifier
 from vlpipe.stages.filter.rule import load_preset
 from vlpipe.stages.ingest.captions import read_captions
 from vlpipe.stages.ingest.tars import Span, read_json
@@ -23,7 +23,7 @@ DEEP = "[" * 200_000
     ("name", "text", "read"),
     [
         ("a.jsonl", DEEP, lambda path: list(read_captions(path))),
-        ("a.jsonl", DEEP, lambda path: list(read_texts(Path(path)))),
+        ("a.jsonl", DEEP, read_set),
         ("a.json", DEEP, read_entries),
         ("a.json", "[", read_entries),
         ("a.json", "[1, null]", read_entries),
@@ -31,7 +31,8 @@ DEEP = "[" * 200_000
         ("a.yaml", "rules: " + "[" * 2000, load_preset),
         (
             "a.yaml",
-            "a0: &a0 [1]\n" + "".join(f"a{k}: &a{k} [{','.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 12)),
+            "a0: &a0 [1]\n"
+            + "".join(f"a{k}: &a{k} [{','.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 12)),
             load_preset,
         ),
         ("a.yaml", "rules: 3", load_preset),
@@ -56,5 +57,5 @@ def test_a_member_of_a_tar(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [DEEP, "{", "[]", "{}", '{"id2label": 3}'])
 def test_a_model_whose_config_is_odd(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    (said,) = NsfwScore(model=Weights(path=str(tmp_path))).preflight()
+    (said,) = ImageClassifier(model=Weights(path=str(tmp_path))).preflight()
     assert said.startswith(f"{tmp_path}/config.json names no labels")
