@@ -116,6 +116,14 @@ class Stage:
         """What the stage is in keys: name and VERSION. A subclass does not inherit the name: it may do something else."""
         return (vars(type(self)).get("NAME") or use, self.VERSION)
 
+    def estimate(self, num_rows: int) -> str:
+        """One line for `vlpipe plan`: what work on at most `num_rows` rows will be."""
+        return ""
+
+    def tell(self, row: Mapping[str, Any]) -> list[str]:
+        """For `vlpipe why`: what a gather stage made of a row that it read, one line each."""
+        return []
+
     def preflight(self) -> list[str]:
         """What would make the run fail and can be known now (a missing extra, an impossible parameter), one line each."""
         return []
@@ -172,6 +180,10 @@ class SourceStage(MapStage):
     @abstractmethod
     def rows(self) -> Iterator[pa.Table]:
         """Yield the rows to work on, in a fixed order; they are cut into shards of `shard_rows` rows."""
+
+    def max_rows(self) -> int | None:
+        """How many rows it lists at most, if that is known without listing them (from a file's metadata, say)."""
+        return None
 
 
 @dataclass(frozen=True)

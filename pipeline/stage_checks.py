@@ -13,6 +13,7 @@ from pydantic.errors import PydanticUserError
 from vlpipe.pipeline.errors import did_you_mean, shown
 from vlpipe.pipeline.stage import GatherStage, MapStage, SourceStage, Stage
 
+BASES = (Stage, MapStage, SourceStage, GatherStage)
 MAX_VERSION = 2**31
 
 
@@ -47,6 +48,8 @@ def _names(cls: Any, engine_keys: Collection[str]) -> Iterator[str]:
     for field in dataclasses.fields(cls):
         if field.name in engine_keys:
             yield f": a parameter cannot be called {field.name!r}, which is a key of every step; give it another name"
+        elif any(issubclass(cls, base) and field.name in vars(base) for base in BASES):
+            yield f": a parameter cannot be called {field.name!r}, which every stage has already; give it another name"
 
 
 def _not_in_key(cls: Any, _: Collection[str]) -> Iterator[str]:

@@ -19,7 +19,7 @@ from vlpipe.stages.ingest.blocklist import NOTHING, load
 from vlpipe.stages.ingest.checked import Rules
 from vlpipe.stages.ingest.decoder import decoding
 from vlpipe.stages.ingest.image_rows import ImageRows
-from vlpipe.stages.ingest.list import EXPECTED, FAULT, Pair, listed, read_pairs
+from vlpipe.stages.ingest.list import EXPECTED, FAULT, Pair, count_at_most, listed, read_pairs
 from vlpipe.stages.ingest.optout import DEFAULT, Signal, is_no
 from vlpipe.stages.ingest.resize import Resize
 from vlpipe.stages.ingest.samples import ORIGINAL
@@ -229,6 +229,9 @@ class FetchImages(Fetching):
 
     def row_schema(self) -> pa.Schema:
         return pa.schema([*LISTED, *self._more()])
+
+    def max_rows(self) -> int:
+        return count_at_most(self.list.path)
 
     def rows(self) -> Iterator[pa.Table]:
         yield from listed(self._pairs(), source=self.source, text_source=self.text_source, more=self._more())

@@ -91,6 +91,12 @@ class Shadows(Pass):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hides(Pass):
+    schema: str = ""  # type: ignore[assignment]
+    estimate: int = 1  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, kw_only=True)
 class OddVersion(Pass):
     VERSION: ClassVar[Any] = "2.0"
 
@@ -163,6 +169,13 @@ WANTED = "wanted @dataclass(frozen=True, kw_only=True)"
             [
                 f"Shadows: a parameter cannot be called {name!r}, which is a key of every step; give it another name"
                 for name in ("resources", "use", "shard_rows")
+            ],
+        ),
+        (
+            Hides,
+            [
+                f"Hides: a parameter cannot be called {name!r}, which every stage has already; give it another name"
+                for name in ("schema", "estimate")
             ],
         ),
         (OddVersion, ["OddVersion.VERSION: wanted a whole number from 0, got '2.0'"]),
