@@ -79,7 +79,8 @@ def run(
         todo = [one for one in steps if not one.is_done]
         if todo:
             remember(steps, store)
-            execute(steps, store, run_id, local=local, address=address)
+            execute(steps, store, run_id, local=local, address=address, strict=strict)
+            warn(todo, strict=False)  # of what was taken over in this run
     if not todo:
         out.print(
             f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",
@@ -102,12 +103,20 @@ def finish_forget(store: Store) -> None:
         out.print(f"finished a forget that was interrupted in {store.url}", highlight=False, soft_wrap=True)
 
 
-def execute(steps: list[Planned], store: Store, run_id: str, *, local: bool, address: str | None) -> None:
+def execute(
+    steps: list[Planned],
+    store: Store,
+    run_id: str,
+    *,
+    local: bool,
+    address: str | None,
+    strict: bool = False,
+) -> None:
     """Run the plan on an executor; after an interrupt give what runs a grace, then let go of it."""
     executor = make_executor(run_id, local=local, address=address)
     try:
         with Progress_(out, store) as progress, heeding_interrupts() as check:
-            loop = Run(steps, store, executor, progress.watcher)
+            loop = Run(steps, store, executor, progress.watcher, strict)
             try:
                 loop.go(check)
             except KeyboardInterrupt:

@@ -26,6 +26,7 @@ from vlpipe.pipeline.plan import (
     look,
     read_digests,
     resolve_stage,
+    stale_source,
 )
 from vlpipe.pipeline.receipt import (
     MadeFrom,
@@ -397,6 +398,7 @@ class Run:
         write_manifest(self.store, one.folder, manifest, receipts)
         self.store.remove(f"{one.folder}/work")  # a kill before the manifest must not cost what is in there
         one.finish(manifest, receipts)
+        one.warning = stale_source(one, manifest.sources)
         self._finished(state)
 
     def _sweep(self, one: Planned) -> None:
