@@ -15,12 +15,12 @@ from rich.markup import escape
 
 from vlpipe.pipeline import again, forget
 from vlpipe.pipeline.errors import VlpipeError, explain
-from vlpipe.pipeline.gather import ListRows
 from vlpipe.pipeline.interrupt import heeding_interrupts
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.pandas_later import leave_pandas_alone
-from vlpipe.pipeline.plan import Planned, is_gather, plan, remember
+from vlpipe.pipeline.plan import Planned, plan, remember
 from vlpipe.pipeline.progress import Progress_, results_table
+from vlpipe.pipeline.row_bounds import estimates
 from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Workflow, resolve_workflow
@@ -169,35 +169,16 @@ def plan_command(
     todo = [one for one in steps if not one.is_done]
     if todo:
         out.print(f"first reason: {todo[0].name}: {todo[0].reason}", highlight=False, soft_wrap=True)
-    bounds = row_bounds(steps)
+    said = estimates(steps, store)
     for one in steps:
         mark, text = (
             ("[green]done[/green]", "") if one.is_done else ("[yellow]runs[/yellow]", escape(one.reason))
         )
         out.print(f"  {mark}  {escape(one.name):24} {text}", highlight=False, soft_wrap=True)
-        estimate = getattr(one.keyed.step.stage, "estimate", None)
-        if not one.is_done and estimate is not None:
-            rows = sum(bounds[p.name] or 0 for p in one.above)
-            out.print(f"        {escape(str(estimate(rows)))}", highlight=False, soft_wrap=True, style="dim")
+        if said.get(one.name):
+            out.print(f"        {escape(said[one.name])}", highlight=False, soft_wrap=True, style="dim")
     out.print(f"{len(todo)} of {len(steps)} steps would run", highlight=False)
     warn(steps, strict)
-
-
-def row_bounds(steps: list[Planned]) -> dict[str, int | None]:
-    """How many rows each step gives at most, before it ran: a list that is there is counted; None when nobody knows."""
-    bounds: dict[str, int | None] = {}
-    for one in steps:
-        stage = one.keyed.step.stage
-        above = [bounds.get(p.name) for p in one.above]
-        if one.manifest is not None:
-            bounds[one.name] = one.manifest.rows_out
-        elif isinstance(stage, ListRows):
-            bounds[one.name] = None if one.artifact_steps else sum(t.num_rows for t in stage.source.rows())
-        elif is_gather(one) or None in above:
-            bounds[one.name] = None
-        else:
-            bounds[one.name] = sum(n or 0 for n in above)
-    return bounds
 
 
 def main() -> None:
