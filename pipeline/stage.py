@@ -233,6 +233,10 @@ class GatherStage(Stage):
 
     CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in
     LAUNCHES: ClassVar[bool] = False  # the work happens in `job.launch`: its workers get the step's resources
+    num_workers: int = (
+        1  # what it passes to `job.launch`; a stage that launches may make parameters of these two
+    )
+    gpu: bool = False
     # The artifacts are the rows as they are, in another form (an export): `vlpipe forget` of one of them removes the step,
     # and the next run makes it again. Others stay (a model), and are named.
     COPIES: ClassVar[bool] = False
