@@ -28,7 +28,7 @@ from vlpipe.pipeline.receipt import Receipt
 from vlpipe.pipeline.runner import Done, Unit, WorkerDied
 from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import Work
-from vlpipe.pipeline.work import ShardTask, opened, run_shard, set_torch_threads
+from vlpipe.pipeline.work import ShardTask, opening, run_shard, set_torch_threads
 
 IN_FLIGHT = 2  # shards per actor: one works, the next one is already there
 
@@ -68,7 +68,7 @@ class _ShardWorker:
             self._stack.close()
             self._work = None
         elif self._work is None:
-            self._work = self._stack.enter_context(opened(task.stage, task.torch_threads, task.shared))
+            self._work = self._stack.enter_context(opening(task))
         return run_shard(task, self._work)
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vlpipe.pipeline.errors import StepFailed, VlpipeError, explain
+from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
 from vlpipe.pipeline.forget import refuse_half_done
 from vlpipe.pipeline.gather import Gathered, GatherTask
+from vlpipe.pipeline.guard import worst
 from vlpipe.pipeline.keys import sha256_json
 from vlpipe.pipeline.plan import Planned, artifacts_digest, inputs_digest, is_gather, look, resolve_stage
 from vlpipe.pipeline.receipt import (
@@ -31,7 +32,7 @@ from vlpipe.pipeline.receipt import (
 )
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.work import ShardTask, heavy_pointers, worst
+from vlpipe.pipeline.work import ShardTask, heavy_pointers
 
 MAX_ATTEMPTS = 3
 MAX_DEATHS = 2  # a shard that killed so many workers is run row by row in a process of its own
@@ -100,6 +101,8 @@ class State:
     base: ShardTask | None = None
     opened: bool = False
     num_faults: int = 0
+    any_good: bool = False  # a shard has rows, or rejects that are no faults
+    num_rows: int | None = None  # of all its inputs, once they are known
     attempts: Counter[int] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
 
@@ -204,6 +207,7 @@ class Run:
     def _shard_done(self, state: State, receipt: Receipt, *, reused: bool) -> None:
         state.out[receipt.index] = receipt
         state.num_faults += receipt.num_faults
+        state.any_good = state.any_good or receipt.num_faults < receipt.rows_in
         self.watcher.shard(state.one, receipt, reused)
         self._check_rate(state)
         for other in list(self.states.values()):
@@ -247,6 +251,7 @@ class Run:
             source=one.keyed.source,
             max_reject_rate=reject_rate(one),
             torch_threads=one.keyed.step.torch_threads,
+            deadline_s=one.keyed.step.deadline_s,
         )
 
     def _gather_task(self, one: Planned) -> GatherTask:
@@ -273,7 +278,12 @@ class Run:
         if f"{index:06d}.json" in state.have:
             self.store.remove(receipt_path(state.one.folder, index))
         task = dataclasses.replace(
-            task, attempt=state.attempts[index], isolate=state.deaths[index] >= MAX_DEATHS
+            task,
+            attempt=state.attempts[index],
+            isolate=state.deaths[index] >= MAX_DEATHS,
+            num_rows_step=self._num_rows(state),
+            num_rows_guess=_guess(state),
+            any_good=state.any_good,
         )
         self.executor.submit(state.one, Unit(state.one.name, index), task)
 
@@ -288,8 +298,8 @@ class Run:
             self._shard_done(state, done.result, reused=False)
 
     def _failed(self, state: State, index: int, error: BaseException) -> None:
-        if isinstance(error, WorkerDied):
-            state.deaths[index] += not error.innocent
+        if isinstance(error, (WorkerDied, AttemptFailed)):
+            state.deaths[index] += isinstance(error, WorkerDied) and not error.innocent
             allowed = MAX_ATTEMPTS + (state.deaths[index] >= MAX_DEATHS)
             if state.attempts[index] < allowed:
                 state.todo.insert(0, index)
@@ -302,12 +312,15 @@ class Run:
         raise StepFailed(f"{where} failed: {text}") from error
 
     def _check_rate(self, state: State) -> None:
-        """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more."""
-        rate = reject_rate(state.one)
-        if not state.num_faults or not all(p.is_done for p in state.one.above):
+        """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more.
+
+        While rows are still to come from above it fails only a step of which nothing but faults has come out.
+        """
+        if not state.num_faults:
             return
-        num_rows = sum(s.num_rows for s in state.one.input_shards())
-        if state.num_faults <= rate * num_rows:
+        rate, known = reject_rate(state.one), self._num_rows(state)
+        num_rows = _guess(state) if known is None else known
+        if state.num_faults <= rate * num_rows or (known is None and state.any_good):
             return
         reasons: Counter[str] = Counter()
         for receipt in state.out.values():
@@ -319,6 +332,12 @@ class Run:
             f"max_reject_rate is {rate}; {worst(reasons)}. "
             f"`vlpipe show {self.store.path(state.one.folder)}/_rejects` names the rows"
         )
+
+    def _num_rows(self, state: State) -> int | None:
+        """Of all inputs of a step; None while steps above are at work."""
+        if state.num_rows is None and all(p.is_done for p in state.one.above):
+            state.num_rows = sum(s.num_rows for s in state.one.input_shards())
+        return state.num_rows
 
     def _finish_if_complete(self, state: State) -> bool:
         one = state.one
@@ -357,6 +376,13 @@ class Run:
         self.executor.release(state.one)
         del self.states[state.one.name]
         self.watcher.finished(state.one)
+
+
+def _guess(state: State) -> int:
+    """Rows that a step will get, as if all its inputs were as large as the largest that is there."""
+    if state.num_rows is not None:
+        return state.num_rows
+    return (state.expected or 0) * max((s.num_rows for s in state.inputs.values()), default=0)
 
 
 def reject_rate(one: Planned) -> float:
