@@ -11,6 +11,7 @@ Faults of the machine (memory, disk, a missing package) are nobody's row: they f
 from __future__ import annotations
 
 import errno
+import sys
 import sysconfig
 import traceback
 from collections import Counter
@@ -110,6 +111,20 @@ def fault_of(error: BaseException, home: str = "") -> Fault:
     return Fault(
         storable(f"error_{type(error).__name__}", MAX_CODE), f"{said}{where}", storable(whole, MAX_TRACEBACK)
     )
+
+
+def row_fault(error: Exception, home: str) -> RowFault:
+    """For stages that talk to the world: an exception they did not expect, as the fault of the row it came with.
+
+    One of the machine is raised again. The traceback is printed: it ends up in the shard's log.
+    """
+    if isinstance(error, RowFault):
+        return error
+    if is_nobodys(error):
+        raise error
+    fault = fault_of(error, home)
+    print(fault.traceback, file=sys.stderr)
+    return RowFault(fault.why, fault.detail)
 
 
 def line_of(at: TracebackType | None, home: str = "") -> str:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.guard import row_fault
 from vlpipe.pipeline.opted_out import OptedOut
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.shared import Address, Service, address
@@ -55,6 +56,7 @@ class Img2datasetFetch(SourceStage):
     Codes: those of `ingest.images`, img2dataset_error (a text that is not known, in the detail).
     """
 
+    OBSERVES_WORLD: ClassVar[bool] = True
     MAX_REJECT_RATE: ClassVar[float] = 0.9
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"concurrency", "timeout_s", "retries", "user_agent_token"}
@@ -146,7 +148,10 @@ def _fetch_rows(
     for row, url in enumerate(asked):
         got = url if isinstance(url, RowFault) else found[row]
         if not isinstance(got, RowFault):
-            rows.add(row, got.data, **{name: got.original.get(name) for name in more})
+            try:
+                rows.add(row, got.data, **{name: got.original.get(name) for name in more})
+            except Exception as error:
+                rows.reject(row, row_fault(error, __name__))
         elif got.why == "opted_out":
             said_no[urls[row]] = got.detail
             rows.reject(row, RowFault("opt_out", got.detail), "filtered")
