@@ -67,7 +67,7 @@ def _packed(part: pa.Array) -> pa.Array | None:
         return None
     _, offsets, data = text.buffers()
     first = int(np.frombuffer(offsets, np.int64)[text.offset]) if len(text) else 0
-    digits = memoryview(data or b"")[first : first + 2 * SIZE * len(text)]
+    digits = data.slice(first, 2 * SIZE * len(text)).to_pybytes() if data else b""
     try:
         raw = binascii.unhexlify(digits)
     except binascii.Error:
