@@ -200,6 +200,7 @@ def key_step(step: Step, above: Mapping[str, Keyed], digests: FileDigests) -> Ke
             raise VlpipeError(f"{step.name}: {file.path} does not exist")
         return dataclasses.replace(file, digest=digests.of(file.path), mark=digests.mark(file.path))
 
+    step = dataclasses.replace(step, stage=replace_files(step.stage, _absolute))
     stage = replace_files(step.stage, with_digest)
     inner = replace_files(stage, _inner)
     base = [*stage.identity(step.use), step.torch_threads if stage.TORCH else 0]
@@ -217,6 +218,13 @@ def key_step(step: Step, above: Mapping[str, Keyed], digests: FileDigests) -> Ke
         source=source_hash(step.stage),
         folder=f"{step.name}-{step_key[:8]}",
     )
+
+
+def _absolute(_: str, file: File) -> File:
+    """A path as it is here: a worker may stand in another folder."""
+    if file.step or not file.path or not os.path.exists(file.path):
+        return file
+    return dataclasses.replace(file, path=os.path.abspath(file.path))
 
 
 def shard_key(stage_key: str, input_key: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from vlpipe.pipeline.manifest import (
 )
 from vlpipe.pipeline.receipt import STEP_FOLDER, Receipt, read_receipts, read_unfinished
 from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.source import save_parsed
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, ListFile, MapStage, SourceStage
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Step, Workflow, files_of, replace_files, schemas
@@ -125,6 +125,7 @@ def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Pla
         look(one, store, record.get(step.name))
         by_name[step.name] = one
     digests.save()
+    save_parsed()
     wanted = list(by_name.values())
     if until is not None:
         needed = _needed(by_name[workflow.step(until).name])
@@ -229,9 +230,7 @@ def resolved_files(one: Planned, store: Store | None = None) -> list[tuple[str, 
 
 def _resolve(one: Planned, name: str, file: File, digest: str, mark: str, store: Store | None) -> File:
     if file.step is None:
-        local = bool(file.path) and "://" not in file.path and not digest.startswith("hub:")
-        path = os.path.abspath(file.path) if local else file.path  # a worker may stand in another folder
-        return dataclasses.replace(file, path=path, digest=digest, mark=mark)
+        return dataclasses.replace(file, digest=digest, mark=mark)
     maker = next(p for p in one.artifact_steps if p.name == file.step)
     assert maker.manifest is not None
     made = maker.manifest.artifact_digest(file.path)
