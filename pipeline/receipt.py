@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.keys import sha256_json
+from vlpipe.pipeline.sealed import unsealed, write_sealed
 from vlpipe.pipeline.shard import REJECT_SCHEMA, Heavy, Reject, Shard, ShardWriter, open_parquet
 from vlpipe.pipeline.store import Store, sha256_file
 
@@ -114,7 +115,7 @@ def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
 
 
 def write_receipt(store: Store, folder: str, receipt: Receipt) -> None:
-    store.write_json(receipt_path(folder, receipt.index), receipt.to_json(), sync_folder=False)
+    write_sealed(store, receipt_path(folder, receipt.index), receipt.to_json(), sync_folder=False)
 
 
 def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
@@ -125,7 +126,7 @@ def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
 
 def parse_receipt(store: Store, path: str, data: bytes) -> Receipt:
     try:
-        return Receipt.from_json(json.loads(data))
+        return Receipt.from_json(unsealed(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(store, path, error) from error
 
