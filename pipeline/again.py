@@ -81,9 +81,13 @@ def retry(
     codes: Sequence[str],
     executor: Executor,
     watcher: Watcher | None = None,
-    stop: Callable[[], None] = lambda: None,
+    interrupted: Callable[[], None] = lambda: None,
+    grace_s: float = 0.0,
 ) -> Retried:
-    """Needs the root's lock. After an error, shards that are as they were count as before. `stop`: as in `Run.go`."""
+    """Needs the root's lock; `interrupted` and `grace_s` as in `Run.go`.
+
+    After an error, shards that are as they were count as before.
+    """
     one, old, touched = wanted(steps, store, name, codes)
     manifest, receipts = one.manifest, one.receipts
     _keep(one, store, touched)
@@ -95,7 +99,7 @@ def retry(
     one.found = {index: r for index, r in old.items() if index not in numbers}
     loop = _Again(one, touched, codes, store, executor, watcher or Watcher())
     try:
-        loop.go(stop)
+        loop.go(interrupted, grace_s)
     except BaseException:
         running = loop.states[one.name].running if one.name in loop.states else set()
         put_back(store, one.folder, [r for r in touched if r.index not in running])

@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import RenderableType
@@ -40,16 +40,14 @@ from vlpipe.pipeline.cli import (
     WorkflowArg,
     app,
     err,
+    executing,
     finish_forget,
     load,
-    make_executor,
     out,
 )
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.interrupt import heeding_interrupts
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, plan
-from vlpipe.pipeline.progress import Progress_
 from vlpipe.pipeline.store import Store
 
 PLAIN_WIDTH = 200  # of tables that go into a file or a pipe
@@ -166,24 +164,11 @@ def retry_command(
         finish_forget(store)
         steps = plan(found, store)
         one, *_ = again.wanted(steps, store, step, why)
-        executor = make_executor(run_id, local=local, address=address)
-        try:
-            result = _retry(steps, store, step, why, executor)
-        finally:
-            executor.close()
+        with executing(store, run_id, local=local, address=address) as (executor, watcher, interrupted):
+            result = again.retry(steps, store, step, why, executor, watcher, interrupted, GRACE_S)
     say(f"{one.name}: {result}")
     if result.num_changed:
         say(f"`vlpipe run {workflow}` now does again what those shards go into, and nothing else")
-
-
-def _retry(steps: list[Planned], store: Store, step: str, why: list[str], executor: Any) -> again.Retried:
-    with Progress_(out, store) as progress, heeding_interrupts() as check:
-        try:
-            return again.retry(steps, store, step, why, executor, progress.watcher, check)
-        except KeyboardInterrupt:
-            if hasattr(executor, "drain"):
-                executor.drain(GRACE_S)
-            raise
 
 
 @app.command("prune")
