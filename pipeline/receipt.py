@@ -187,8 +187,8 @@ _PLAIN = (
 _OF_SHARD = ("path", "num_rows", "digest", "key")
 
 
-def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
-    """All of a step in one file, a row each."""
+def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> str:
+    """All of a step in one file, a row each; returns the file's sha256."""
     columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in receipts] for name in _PLAIN}
     columns |= {name: [getattr(r.shard, name) for r in receipts] for name in _OF_SHARD}
     columns["heavy"] = [[one._asdict() for one in r.shard.heavy] for r in receipts]
@@ -200,6 +200,7 @@ def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
     table = pa.table([pa.array(columns[f.name], f.type) for f in _SHARDS], schema=_SHARDS)
     with store.writing(rel) as part:
         pq.write_table(table, part, compression="zstd", write_page_checksum=True)
+        return sha256_file(part)
 
 
 def receipts_in(store: Store, rel: str) -> list[Receipt]:
@@ -213,6 +214,8 @@ def receipts_in(store: Store, rel: str) -> list[Receipt]:
 
 
 def _receipts(table: pa.Table) -> list[Receipt]:
+    if any(table[name].null_count for name in table.schema.names):
+        raise ValueError("a cell of it is empty")
     columns = {name: table[name].to_pylist() for name in table.schema.names}
     made: list[Receipt] = []
     for n in range(table.num_rows):
@@ -264,5 +267,8 @@ def seconds_of(store: Store, folder: str, receipts: Iterable[Receipt] = ()) -> f
         with open_parquet(store, shards) as file:
             found = file.read(["seconds"])["seconds"].to_pylist()
     if not found and store.exists(run_path(folder)):
-        found = [float(store.read_json(run_path(folder)).get("seconds", 0))]
+        try:
+            found = [float(store.read_json(run_path(folder)).get("seconds", 0))]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise damaged(store, run_path(folder), error) from error
     return sum(found)

@@ -17,11 +17,11 @@ from vlpipe.pipeline.manifest import (
     read_step_file,
 )
 from vlpipe.pipeline.problems import BROKEN, Problem
-from vlpipe.pipeline.receipt import Receipt, read_receipts, read_unfinished, receipt_path
+from vlpipe.pipeline.receipt import Receipt, read_unfinished, receipt_path
 from vlpipe.pipeline.records import SHARD_FILE, step_folders
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.verify_records import Records
+from vlpipe.pipeline.verify_records import Records, listed_receipts
 
 MAX_KEPT = 3  # steps whose shards are in memory
 RUN_AGAIN = "`vlpipe run` makes it again"
@@ -58,7 +58,8 @@ class Steps:
 
     def _read(self, folder: str) -> dict[int, Shard]:
         if self.store.exists(f"{folder}/manifest.json"):
-            return {r.index: r.shard for r in read_receipts(self.store, folder)}
+            listed = listed_receipts(self.store, folder, self.manifest(folder))
+            return {r.index: r.shard for r in listed}
         return {index: r.shard for index, r in read_unfinished(self.store, folder).items()}
 
 

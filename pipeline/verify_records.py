@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vlpipe.pipeline.cells import cut
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.manifest import STEP_FILE, Manifest, StepFile, manifest_from_json
 from vlpipe.pipeline.problems import Problem, read_or_problem
 from vlpipe.pipeline.receipt import (
@@ -77,7 +79,7 @@ def read_records(store: Store, folder: str) -> Records:
     if found.is_finished:
         found.manifest = found.take(read_or_problem(path, lambda: _manifest(store, path)))
         shards = f"{folder}/_shards.parquet"
-        listed = found.take(read_or_problem(shards, lambda: read_receipts(store, folder)))
+        listed = found.take(read_or_problem(shards, lambda: listed_receipts(store, folder, found.manifest)))
     numbers = receipt_numbers(store, folder)
     if listed is not None:
         found.receipts = {receipt.index: receipt for receipt in listed}
@@ -112,6 +114,17 @@ def _said_differently(found: Records) -> Iterator[Problem]:
         if json.dumps(said[0], sort_keys=True) != json.dumps(said[1], sort_keys=True):
             text = cut(f"{name} is {said[0]}, {STEP_FILE} says {said[1]}", 300)
             yield Problem(f"{found.folder}/manifest.json", "damaged", text)
+
+
+def listed_receipts(store: Store, folder: str, manifest: Manifest | None) -> list[Receipt]:
+    """`_shards.parquet`. Raises when its bytes are not those that the manifest names, or it holds what is no receipt."""
+    path = f"{folder}/_shards.parquet"
+    if manifest is not None and hashlib.sha256(store.read_bytes(path)).hexdigest() != manifest.shards_file:
+        raise VlpipeError("its sha256 is not the one in manifest.json")
+    receipts = read_receipts(store, folder)
+    for receipt in receipts:
+        RECEIPT.validate_json(json.dumps(receipt.to_json()), strict=True)
+    return receipts
 
 
 def _take_receipt(store: Store, found: Records, number: int, *, is_listed: bool) -> None:

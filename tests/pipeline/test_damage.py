@@ -196,7 +196,7 @@ def commands(two: Two) -> Iterator[tuple[str | Path, ...]]:
 def test_no_command_ends_in_an_internal_error(whole: Two, tmp_path: Path) -> None:
     """It works (what is damaged may be of no concern to it), or says in one sentence which file is damaged."""
     wrong, num = [], 0
-    for rel, how, path in each_damage(whole, 3, lambda n: n % 23 == 0):
+    for rel, how, _ in each_damage(whole, 3, lambda n: n % 61 == 0):
         num += 1
         folder = tmp_path / str(num)
         shutil.copytree(whole.root, folder)
@@ -210,7 +210,7 @@ def test_no_command_ends_in_an_internal_error(whole: Two, tmp_path: Path) -> Non
             elif code and Path(rel).name not in said and rel.split("/")[0] not in said:
                 wrong.append(f"{rel} {how}: {args[0]} does not name it: {last}")
         shutil.rmtree(folder)
-    assert num >= 20
+    assert num >= 10
     assert not wrong
 
 
