@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.conform import conform
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
 from vlpipe.pipeline.heavy_join import HeavyJoin
+from vlpipe.pipeline.parquet_file import NamedFile
 from vlpipe.pipeline.row_groups import MAX_BYTES, joined_up, num_fitting
 from vlpipe.pipeline.store import Store, sha256_file
 
@@ -295,13 +296,7 @@ def open_parquet(store: Store, rel: str) -> Iterator[pq.ParquetFile]:
             f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"
         ) from error
     with handle:
-        try:
-            file = pq.ParquetFile(handle)
-        except pa.ArrowInvalid as error:
-            raise VlpipeError(
-                f"shard {store.path(rel)} cannot be read: {error}; `vlpipe verify` lists what is damaged"
-            ) from error
-        yield file
+        yield NamedFile(handle, store.path(rel))
 
 
 def read_batches(

@@ -28,6 +28,7 @@ from vlpipe.pipeline import (
     show,
     status,
     verify,
+    verify_lineage,
     verify_root,
 )
 from vlpipe.pipeline.cells import printable, size
@@ -295,11 +296,11 @@ def verify_command(
 def _verify(place: records.Place) -> list[verify.Verified]:
     if place.index is not None:
         return [verify.verify_shard(place.store, place.folder, place.index)]
-    began = time.monotonic()
+    began, steps = time.monotonic(), verify_lineage.Steps(place.store)
     found = []
     for folder in [place.folder] if place.folder else records.step_folders(place.store):
         with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):
-            found.append(verify.verify_step(place.store, folder))
+            found.append(verify.verify_step(place.store, folder, steps=steps))
     if not place.folder:
         found.append(verify.Verified("", 0, 0, [*verify_root.root_problems(place.store)]))
     return found

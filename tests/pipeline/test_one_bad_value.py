@@ -264,7 +264,9 @@ def test_the_first_traceback_of_each_code_is_kept(tmp_path: Path) -> None:
     assert 'odd_toys.py", line' in text
 
 
-@pytest.mark.parametrize(("more", "flags"), [("", ["--local"]), (", row_group_timeout_s: 60", ["--local"]), ("", [])])
+@pytest.mark.parametrize(
+    ("more", "flags"), [("", ["--local"]), (", row_group_timeout_s: 60", ["--local"]), ("", [])]
+)
 def test_what_a_stage_prints_is_kept_and_not_shown(tmp_path: Path, more: str, flags: list[str]) -> None:
     (tmp_path / "w.yaml").write_text(over('use: "odd_toys:Says"', more=more))
     code, said = vlpipe("run", str(tmp_path / "w.yaml"), "--root", str(tmp_path / "root"), *flags)
@@ -301,7 +303,9 @@ def test_a_stage_that_asks_the_world_is_not_run_again_because_of_a_row(tmp_path:
 
 def test_a_deadline_for_it_is_refused(tmp_path: Path) -> None:
     text = over('use: "odd_toys:AsksWorld", what: key', more=", row_group_timeout_s: 5")
-    with pytest.raises(VlpipeError, match=r"b\.row_group_timeout_s: AsksWorld would make it ask for its rows again"):
+    with pytest.raises(
+        VlpipeError, match=r"b\.row_group_timeout_s: AsksWorld would make it ask for its rows again"
+    ):
         run(tmp_path, text)
 
 
