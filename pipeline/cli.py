@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 import time
@@ -195,6 +196,7 @@ def main() -> None:
     What is finished is on disk, so the process leaves without tearing down native thread pools: one run of several hundred
     ended in SIGABRT after its work.
     """
+    take_any_text()
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
     sys.path.insert(0, os.getcwd())  # a user's own stages lie beside the YAML
@@ -206,6 +208,13 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def take_any_text() -> None:
+    """What the terminal or the pipe cannot show (its encoding is cp1252, say) is printed as an escape: `\\u732b`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def exit_code(debug: bool) -> int:

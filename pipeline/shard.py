@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,19 +29,39 @@ HEAVY = b"vlpipe.heavy"
 REF = b"vlpipe.ref"
 
 
+class Heavy(NamedTuple):
+    """A heavy column, the shard that holds it, and that shard's sha256."""
+
+    column: str
+    path: str
+    digest: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """A finished Parquet file.
 
     path: relative to the root; key: what it was made from; digest: sha256 of its bytes;
-    heavy: (column, path of the shard that holds it) for each heavy column not in this file but joinable by `id`.
+    heavy: where each heavy column of its rows lies: in this file, or in another that is joined by `id`.
     """
 
     path: str
     num_rows: int
     digest: str
     key: str = ""
-    heavy: tuple[tuple[str, str], ...] = ()
+    heavy: tuple[Heavy, ...] = ()
+
+    @property
+    def heavy_paths(self) -> dict[str, str]:
+        """Column -> the shard that holds it."""
+        return {one.column: one.path for one in self.heavy}
+
+    def heavy_digests(self, columns: Iterable[str]) -> dict[str, str]:
+        """Column -> digest of the shard that holds it, for those of `columns` that lie in another file."""
+        wanted = set(columns)
+        return {
+            one.column: one.digest for one in self.heavy if one.column in wanted and one.path != self.path
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +297,7 @@ def read_batches(
     store: Store, shard: Shard, columns: Sequence[str] | None = None, want_heavy: Sequence[str] = ()
 ) -> Iterator[pa.Table]:
     """Yield a shard's row groups in order. `columns`: light ones (None: all but heavy); `want_heavy`: joined by `id`."""
-    pointers = dict(shard.heavy)
+    pointers = shard.heavy_paths
     with open_parquet(store, shard.path) as file:
         own = file.schema_arrow
         lost = [n for n in want_heavy if n not in own.names and n not in pointers]
