@@ -1,4 +1,5 @@
-"""How long `vlpipe forget` takes in a root of 1 M rows in each of 4 steps and their list: one id, 100,000 ids, a domain, urls.
+"""How long `vlpipe forget` takes in a root of 1 M rows in each of 4 steps and their list: an id, 100,000 ids, a domain,
+100,000 urls.
 
     python benchmarks/forget_scale.py --root /tmp/forget-scale         # makes the root once, about two minutes
     python benchmarks/forget_scale.py --root ... --yes ids             # forgets for real, in a copy

@@ -7,15 +7,15 @@ kept. 1 M ids of 64 digits in a set of 100,000: 0.1 s; as Python strings in a fr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
@@ -99,16 +99,10 @@ class TextSet:
 
     @classmethod
     def of(cls, kind: str, values: Iterable[str]) -> TextSet:
-        """Read to the end block by block: what they are is not kept."""
-        rest = iter(values)
-        blocks = iter(lambda: list(islice(rest, BLOCK)), [])
-        return cls.of_columns(kind, (as_binary(block) for block in blocks))
-
-    @classmethod
-    def of_columns(cls, kind: str, columns: Iterable[pa.Array | pa.ChunkedArray]) -> TextSet:
-        """Nulls are left out."""
-        parts = [_hashed_both(kind, column.drop_null()) for column in columns]
-        return cls.joined(kind, *parts)
+        maker = TextSetMaker(kind)
+        for value in values:
+            maker.add(value)
+        return maker.made()
 
     @classmethod
     def joined(cls, kind: str, *parts: tuple[Hashes, Digests]) -> TextSet:
@@ -127,6 +121,10 @@ class TextSet:
         if not len(other):
             return self
         return TextSet.joined(self.kind, (self.quick, self.digests), (other.quick, other.digests))
+
+    def where(self, mask: Mask) -> TextSet:
+        """Those at the places where the mask is True."""
+        return TextSet(self.kind, self.quick[mask], self.digests[mask])
 
     def find(self, column: pa.Array | pa.ChunkedArray) -> Places:
         """The place of each text of a column, -1 where it is not in the set or null."""
@@ -181,6 +179,32 @@ class TextSet:
         return seen
 
 
+class TextSetMaker:
+    """Takes texts one by one and keeps 40 bytes of each."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._texts: list[str] = []
+        self._parts: list[tuple[Hashes, Digests]] = []
+
+    def add(self, *texts: str) -> None:
+        self._texts += texts
+        if len(self._texts) >= BLOCK:
+            self._keep()
+
+    def add_column(self, column: pa.Array | pa.ChunkedArray) -> None:
+        if len(column) > column.null_count:
+            self._parts.append(_hashed_both(self.kind, column.drop_null()))
+
+    def _keep(self) -> None:
+        self._parts.append(_hashed_both(self.kind, as_binary(self._texts)))
+        self._texts = []
+
+    def made(self) -> TextSet:
+        self._keep()
+        return TextSet.joined(self.kind, *self._parts)
+
+
 def _hashed_both(kind: str, column: pa.Array | pa.ChunkedArray) -> tuple[Hashes, Digests]:
     return quick_hashes(column), _digests_of(kind, column)
 
@@ -213,8 +237,27 @@ def to_hex(digests: Digests) -> pa.Array:
     )
 
 
-def blocks_of(digests: Digests) -> Iterator[Digests]:
-    yield from (digests[start : start + BLOCK] for start in range(0, len(digests), BLOCK))
+SETS = pa.schema([("kind", pa.string()), ("quick", pa.uint64()), ("digest", pa.binary(32))])
+
+
+def sets_to_table(*sets: TextSet) -> pa.Table:
+    """As a file can hold them."""
+    parts = [SETS.empty_table()]
+    for one in sets:
+        data = pa.py_buffer(np.ascontiguousarray(one.digests).tobytes())
+        digests = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(one), [None, data])
+        parts.append(pa.table([pa.repeat(one.kind, len(one)), pa.array(one.quick), digests], schema=SETS))
+    return pa.concat_tables(parts)
+
+
+def sets_from_table(table: pa.Table) -> dict[str, TextSet]:
+    """By kind; what `sets_to_table` made."""
+    found = {}
+    for kind in table["kind"].unique().to_pylist():
+        rows = table.filter(pc.equal(table["kind"], kind)).combine_chunks()
+        data = b"".join(rows["digest"].to_pylist())
+        found[kind] = TextSet(kind, np.asarray(rows["quick"], np.uint64), np.frombuffer(data, DIGEST))
+    return found
 
 
 def is_among(known: Digests, wanted: Any) -> Mask:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Annotated, Any, ClassVar
@@ -17,6 +17,7 @@ from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
+    DECISIONS_REFERENCES,
     Rule,
     decide,
     decision_table,
@@ -54,6 +55,7 @@ class Decide(GatherStage):
 
     NAME: ClassVar[str] = "dedup.decide:Decide"
     VERSION: ClassVar[int] = 3
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = DECISIONS_REFERENCES
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.decide", id=pa.string())
@@ -101,7 +103,7 @@ def _warn_of_giants(decisions: pa.Table, job: Job) -> None:
     if largest > max(GIANT_ROWS, GIANT_SHARE * decisions.num_rows):
         name = groups.field("values")[pc.index(groups.field("counts"), largest).as_py()]
         job.say(
-            f"warning: {largest:,} rows became one, {name}: chains of pairs may have joined what is not alike; "
+            f"warning: {largest:,} rows became one, row {name}: chains of pairs may have joined what is not alike; "
             "look at it, or raise the threshold"
         )
 
