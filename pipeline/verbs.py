@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -230,15 +229,16 @@ def forget_command(
     """
     if not (list_ or opted_out_):
         raise VlpipeError("forget what? Wanted a LIST, or --opted-out")
-    wanted = forget_list.read_wanted(list_) if list_ else forget_list.nothing()
+    wanted = forget_list.read_wanted(list_) if list_ else forget_list.Wanted()
     loaded, store = load(workflow, root, set_, profile)
     with locked(store) if yes else nullcontext():
         if yes:
             finish_forget(store)
         forget.refuse_half_done(store)
         if opted_out_:
-            wanted = replace(wanted, opted_out=opted_out.read_hashes(store))
-            say(f"{len(wanted.opted_out):,} URL(s) said no to fetches into {store.url}")
+            said_no = opted_out.read_hashes(store)
+            wanted = wanted.with_opted_out(said_no)
+            say(f"{len(said_no):,} URL(s) said no to fetches into {store.url}")
         steps = plan(loaded, store)
         reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
         found = forget_find.find(store, wanted, reads)

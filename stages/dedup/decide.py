@@ -17,6 +17,7 @@ from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
+    DECISIONS_REFERENCES,
     Rule,
     decide,
     decision_table,
@@ -56,6 +57,7 @@ class Decide(GatherStage):
 
     NAME: ClassVar[str] = "dedup.decide:Decide"
     VERSION: ClassVar[int] = 3
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = DECISIONS_REFERENCES
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.decide", id=pa.string())
@@ -109,7 +111,7 @@ def _warn_of_giants(groups: Places, ids: Names, job: Job) -> None:
     if largest > max(GIANT_ROWS, GIANT_SHARE * len(groups)):
         (name,) = ids.take(np.array([sizes.argmax()])).to_pylist()
         job.say(
-            f"warning: {largest:,} rows became one, {name}: chains of pairs may have joined what is not alike; "
+            f"warning: {largest:,} rows became one, row {name}: chains of pairs may have joined what is not alike; "
             "look at it, or raise the threshold"
         )
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.shard import ShardWriter
+from vlpipe.pipeline.shard import ShardWriter, ref, reference_columns
 from vlpipe.stages.dedup.edges import KINDS, Edges, Places
 from vlpipe.stages.dedup.names import Names
 from vlpipe.stages.row import DONORS, TEXTS
@@ -26,16 +26,15 @@ DECISIONS = pa.schema(
         # exact_duplicate | near_duplicate; of a kept row why it could not be compared, or null
         ("why", pa.string()),
         # id of the row that it is a twin of; null for kept rows. It is a kept one, except with rule `semdedup`
-        ("witness", pa.string()),
+        ref("witness", pa.string()),
         ("similarity", pa.float32()),  # to the witness, 1 is equal; null where the two were not compared
-        (
-            "group",
-            pa.string(),
-        ),  # id of the kept row that stands for it: itself, or where its witnesses lead to
+        # id of the kept row that stands for it: itself, or where its witnesses lead to
+        ref("group", pa.string()),
         ("gained", TEXTS),  # texts that a kept row gets from the dropped ones of its group; null for nothing
-        ("donors", DONORS),  # per such text the ids of the dropped rows that have it
+        ref("donors", DONORS),  # per such text the ids of the dropped rows that have it
     ]
 )
+DECISIONS_REFERENCES = {"decisions.parquet": reference_columns(DECISIONS)}
 ROW_GROUP_ROWS = 65_536
 
 Rule = Literal["greedy", "semdedup", "components"]

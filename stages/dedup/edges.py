@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import ShardWriter, need
+from vlpipe.pipeline.shard import ShardWriter, need, ref, reference_columns
 from vlpipe.pipeline.stage import File
 from vlpipe.stages.dedup.names import Names, packed
 
 # Ordered by (a, b). `a` < `b`, unless b is of an earlier set.
 EDGES = pa.schema(
     [
-        ("a", pa.string()),
-        ("b", pa.string()),
+        ref("a", pa.string()),
+        ref("b", pa.string()),
         ("similarity", pa.float64()),  # cosine, 6 decimals; or 1 - different bits / 64
         # near | same_vector | same_bytes | same_looks (hash and colours). Of rows that are the same, one stands for
         # all: each other row has one edge, to it, and whatever is near to it is near to all of them.
@@ -31,6 +31,7 @@ EDGES = pa.schema(
         ("earlier", pa.bool_()),  # b is a row of an earlier kept set
     ]
 )
+EDGES_REFERENCES = {"edges.parquet": reference_columns(EDGES)}
 SEARCH = pa.schema([("threshold", pa.float64())])  # one row
 KINDS = ("near", "same_vector", "same_bytes", "same_looks")
 ROW_GROUP_ROWS = 65_536

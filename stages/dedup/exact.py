@@ -6,7 +6,7 @@ Hashes find copies, resizes and re-encodes; crops, flips and heavy edits need an
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, ClassVar
@@ -23,13 +23,14 @@ from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
 from vlpipe.pipeline.store import Store
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
+    DECISIONS_REFERENCES,
     decide,
     decision_table,
     placed,
     say_counts,
     write_decisions,
 )
-from vlpipe.stages.dedup.edges import KINDS, Edges, Places, with_copies, write_edges
+from vlpipe.stages.dedup.edges import EDGES_REFERENCES, KINDS, Edges, Places, with_copies, write_edges
 from vlpipe.stages.dedup.keep import read_rows
 from vlpipe.stages.dedup.looks import LOOK, Looks, from_arrow, joined, look_at, to_arrow
 from vlpipe.stages.dedup.names import PACKED, digest_words, packed
@@ -61,6 +62,7 @@ class ExactDuplicates(GatherStage):
 
     NAME: ClassVar[str] = "dedup.exact:ExactDuplicates"
     VERSION: ClassVar[int] = 3
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = DECISIONS_REFERENCES | EDGES_REFERENCES
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.exact", id=pa.string(), sha256=pa.string())

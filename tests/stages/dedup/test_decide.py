@@ -166,4 +166,4 @@ def test_a_giant_group_is_worth_a_warning(tmp_path: Path) -> None:
         tmp_path,
         said.append,
     )
-    assert said[-1].startswith("warning: 201 rows became one, r000: chains of pairs may have joined")
+    assert said[-1].startswith("warning: 201 rows became one, row r000: chains of pairs may have joined")
