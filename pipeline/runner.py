@@ -17,6 +17,7 @@ from vlpipe.pipeline.errors import StepFailed, VlpipeError, explain
 from vlpipe.pipeline.forget import refuse_half_done
 from vlpipe.pipeline.gather import Gathered, GatherTask, clear_unfinished
 from vlpipe.pipeline.keys import shard_key
+from vlpipe.pipeline.lock import check as check_lock
 from vlpipe.pipeline.manifest import make_manifest, write_format, write_manifest, write_step_file
 from vlpipe.pipeline.plan import (
     Planned,
@@ -153,6 +154,7 @@ class Run:
                 self._take(done)
             self.watcher.tick()
             check()
+            check_lock(self.store)
 
     def _advance(self) -> None:
         """Open and finish steps until nothing changes, then start what there is room for; downstream first."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.names import SHARD_FILE, is_part
 from vlpipe.pipeline.receipt import (
     Receipt,
     read_receipt,
@@ -20,7 +20,7 @@ from vlpipe.pipeline.receipt import (
     rejects_path,
     shard_path,
 )
-from vlpipe.pipeline.records import SHARD_FILE, StepRecord, read_step
+from vlpipe.pipeline.records import StepRecord, read_step
 from vlpipe.pipeline.store import Store
 
 
@@ -150,7 +150,7 @@ def left_over(store: Store, record: StepRecord) -> Iterator[Problem]:
         for name in store.list(folder + sub):
             path = f"{folder}{sub}/{name}"
             number = SHARD_FILE.fullmatch(name)
-            if re.search(r"\.part$", name):
+            if is_part(name):
                 yield Problem(path, "left over", "of a write that did not end")
             elif number and int(number[1]) not in expected:
                 yield Problem(path, "left over", "there is no receipt for it")
