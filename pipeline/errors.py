@@ -78,6 +78,14 @@ def did_you_mean(word: str, known: Iterable[str], max_chars: int = 60) -> str:
     return f"; there are: {names}{more}" if known else ""
 
 
+def raised_in(error: BaseException) -> str:
+    """` (FILE line N)`, where an error of somebody's code was raised; empty if it was not."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return f" ({last.tb_frame.f_code.co_filename} line {last.tb_lineno})" if last is not None else ""
+
+
 def explain(error: BaseException) -> str:
     """One clear sentence for an error that stops something."""
     if isinstance(error, VlpipeError):

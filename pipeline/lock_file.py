@@ -84,20 +84,17 @@ def newest(store: Store) -> Lock | None:
 
 def parse(content: bytes) -> Record | None:
     """The record, or None when it is none. Keys that another vlpipe added do no harm."""
-    kinds = {"run": str, "host": str, "machine": str, "pid": int, "started": str, "beat": (int, float)}
     try:
         value: Any = json.loads(content)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, Mapping):
         return None
-    if not all(isinstance(value.get(k), t) and not isinstance(value[k], bool) for k, t in kinds.items()):
+    texts = [value.get(name) for name in ("run", "host", "machine", "started")]
+    pid, beat, ended = value.get("pid"), value.get("beat"), value.get("ended", False)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(ended, bool):
         return None
-    if (
-        not 0 < value["pid"] < 2**31
-        or not abs(value["beat"]) < 1e12
-        or not isinstance(value.get("ended", False), bool)
-    ):
+    if not (isinstance(pid, int) and 0 < pid < 2**31 and isinstance(beat, (int, float)) and abs(beat) < 1e12):
         return None
     return Record(**{f.name: value[f.name] for f in fields(Record) if f.name in value})
 

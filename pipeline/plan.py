@@ -24,6 +24,7 @@ from vlpipe.pipeline.manifest import (
 )
 from vlpipe.pipeline.receipt import STEP_FOLDER, Receipt, read_receipts, read_unfinished
 from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.source import save_parsed
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, ListFile, MapStage, SourceStage
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Step, Workflow, files_of, replace_files, schemas
@@ -124,6 +125,7 @@ def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Pla
         look(one, store, record.get(step.name))
         by_name[step.name] = one
     digests.save()
+    save_parsed()
     wanted = list(by_name.values())
     if until is not None:
         needed = _needed(by_name[workflow.step(until).name])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+import fsspec.asyn
 
 from vlpipe.pipeline.errors import LockLost, VlpipeError
 from vlpipe.pipeline.names import is_part
@@ -157,7 +159,7 @@ class Store:
         path = self.path(rel)
         self.fs.invalidate_cache(path)
         try:
-            found: Sequence[dict[str, Any]] = self.fs.ls(path, detail=True)
+            found: Sequence[dict[str, Any]] = _listed(self.fs, path)
         except FileNotFoundError:
             return []
         return [e for e in found if e["type"] == "file" or e["name"].rstrip("/") != path]
@@ -170,9 +172,15 @@ class Store:
 
     def read_bytes(self, rel: str) -> bytes:
         if not self.is_local:
-            return bytes(self.fs.cat_file(self.path(rel)))  # one request; `open` asks for the size first
+            return bytes(self.fs.cat_file(self.path(rel), **self._one_request))
         with open(self.path(rel), "rb") as file:
             return file.read()
+
+    @cached_property
+    def _one_request(self) -> dict[str, Any]:
+        """Options of `cat_file`: s3fs asks for the size first, to read a large file in pieces, unless it may not."""
+        given = inspect.signature(self.fs._cat_file).parameters if hasattr(self.fs, "_cat_file") else {}
+        return {"max_concurrency": 1} if "s3" in self.fs.protocol and "max_concurrency" in given else {}
 
     def read_many(self, rels: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield (name, content) of files in the order given; from an object store up to `READERS` at once.
@@ -324,6 +332,14 @@ class Store:
         os.makedirs(os.path.dirname(self.path(rel)), exist_ok=True)
         shutil.move(folder, self.path(rel))
         _fsync(os.path.dirname(self.path(rel)))
+
+
+def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
+    """`ls`; but that of s3fs lists the folder above as well when there is none, 100 requests where 100,000 shards lie."""
+    if hasattr(fs, "_lsdir") and "s3" in fs.protocol:
+        found: list[dict[str, Any]] = fsspec.asyn.sync(fs.loop, fs._lsdir, path)
+        return found
+    return list(fs.ls(path, detail=True))
 
 
 def _create_here(final: str, data: bytes) -> bool:

@@ -22,7 +22,15 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault, StepFailed, VlpipeError
 from vlpipe.pipeline.files import here
-from vlpipe.pipeline.receipt import Receipt, read_rejects, shard_path, write_receipt, write_rejects
+from vlpipe.pipeline.receipt import (
+    Receipt,
+    damaged,
+    log_path,
+    read_rejects,
+    shard_path,
+    write_receipt,
+    write_rejects,
+)
 from vlpipe.pipeline.shard import (
     Heavy,
     Out,
@@ -72,6 +80,7 @@ class ShardTask:
     shared: Address | None = None  # of the step's service, if it has one
     again: frozenset[str] = frozenset()  # `vlpipe retry`: only rows rejected for these codes are run
     counts: Mapping[str, int] = field(default_factory=dict)  # of the rows that are not run again
+    source: str = ""  # of the code that made those
 
 
 class ChildDied(Exception):
@@ -197,7 +206,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         codes, rejects_digest = write_rejects(task.store, task.folder, task.index, task.step, rejects)
     if log:
         lines = "".join(json.dumps(line, sort_keys=True, default=str) + "\n" for line in log)
-        task.store.write_bytes(f"{task.folder}/_log/{task.index:06d}.jsonl", lines.encode())
+        task.store.write_bytes(log_path(task.folder, task.index), lines.encode())
     receipt = Receipt(
         index=task.index,
         shard=dataclasses.replace(shard, key=task.key, heavy=heavy_pointers(task, shard.digest)),
@@ -210,11 +219,16 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         rejects_digest=rejects_digest,
         counts=dict(sorted(counts.items())),
         columns=stats,
-        source=recorded_hash(task.stage),
+        source=both_sources(task.source, recorded_hash(task.stage)),
         run={"seconds": round(time.time() - began, 3), "host": platform.node(), "attempts": task.attempt},
     )
     write_receipt(task.store, task.folder, receipt)
     return receipt
+
+
+def both_sources(before: str, now: str) -> str:
+    """What made a shard: one hash, or those of all code that had a part in it, joined by `+`."""
+    return "+".join(sorted({*before.split("+"), now})) if before else now
 
 
 def _isolated(task: ShardTask) -> Any:
@@ -271,12 +285,25 @@ def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejecte
     check_conserved(who, ids_in, out, rejected)
 
 
+def _log_before(task: ShardTask) -> Iterator[dict[str, Any]]:
+    """What the shard's log says so far."""
+    path = log_path(task.folder, task.index)
+    if not task.store.exists(path):
+        return
+    for line in task.store.read_bytes(path).splitlines():
+        try:
+            yield dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise damaged(task.store, path, error) from error
+
+
 def _outputs_again(
     task: ShardTask, work: Work, rejects: list[Reject], log: list[dict[str, Any]], counts: Counter[str]
 ) -> Iterator[pa.Table]:
     """`retry`: run only the rows rejected for given codes; the others stay as they are, in input order."""
     before = read_rejects(task.store, task.folder, task.index).to_pylist()
     again = {r["id"] for r in before if r["kind"] == "fault" and r["why"] in task.again}
+    log.extend(line for line in _log_before(task) if line.get("id") not in again)
     old = Shard(path=shard_path(task.folder, task.index), num_rows=0, digest="", heavy=())
     schema = own_schema(task)
     kept = pa.concat_tables(

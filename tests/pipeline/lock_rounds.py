@@ -117,7 +117,9 @@ def main(num_rounds: int, where: str) -> Counter[str]:
                 root = server.new_root() if server else f"{folder}/root"
                 verdict, said = one_round(Path(folder), root)
             how[verdict] += 1
-            print(f"{number + 1:3}  {verdict}" + ("" if verdict.startswith("well") else f"  {said}"), flush=True)
+            print(
+                f"{number + 1:3}  {verdict}" + ("" if verdict.startswith("well") else f"  {said}"), flush=True
+            )
     return how
 
 

@@ -61,9 +61,13 @@ def serving() -> Iterator[S3]:
     )
     from werkzeug.serving import make_server
 
+    class Quiet(MotoRequestHandler):  # type: ignore[misc]
+        def log(self, type: str, message: str, *args: Any) -> None:
+            """Nobody reads them."""
+
     found = S3()
     app = found.around(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
     found.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
