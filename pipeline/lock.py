@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from vlpipe.pipeline.errors import LockLost, VlpipeError
@@ -85,7 +85,10 @@ def locked(store: Store, say: Callable[[str], None] = _to_stderr) -> Iterator[st
         yield held.mine.run
         held.check_now()
     except BaseException as error:
-        _leave(store, held, before, error)
+        lost = held.why_lost() if isinstance(error, Exception) else None
+        _leave(store, held, before, lost or error)
+        if lost and not isinstance(error, LockLost):
+            raise lost from error  # files went away under its hands: that another run took them explains it
         raise
     _leave(store, held, before, None)
 
@@ -158,6 +161,15 @@ class _Held:
         if not self.is_mine():
             self._lose()
             self.check()
+
+    def why_lost(self) -> LockLost | None:
+        """Is it lost? None also when the store does not answer: what it last said has been raised already."""
+        with suppress(OSError):
+            try:
+                self.check_now()
+            except LockLost as lost:
+                return lost
+        return None
 
     def is_mine(self) -> bool:
         try:
