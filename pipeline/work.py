@@ -38,6 +38,7 @@ from vlpipe.pipeline.shared import Address, at
 from vlpipe.pipeline.source import recorded_hash, running_source
 from vlpipe.pipeline.stage import AheadWork, MapStage, Work
 from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.under_way import noted
 
 NOBODYS_ERRNO = {
     errno.ENOSPC,
@@ -234,7 +235,7 @@ def _outputs(
     faults = Faults(task.step, budget=max(10, int(task.max_reject_rate * task.input.num_rows)))
     light = [f.name for f in task.schema_in if not is_heavy(f)]
     batches = read_batches(task.store, task.input, light, task.stage.READS_HEAVY)
-    for batch in _told_ahead(batches, work):
+    for batch in noted(task.store, task.folder, task.index, _told_ahead(batches, work)):
         out_ids: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
         for out in run_guarded(work, batch, faults):
