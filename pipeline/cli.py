@@ -1,4 +1,5 @@
-"""The command line. Every knob belongs to the YAML. Exit codes: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted."""
+"""The command line. Every knob belongs to the YAML. Exit codes: 0 done, 1 a clear error, 2 wrong usage; after a signal
+128 + its number: 130 after Ctrl-C, 143 after SIGTERM, 129 when the terminal was closed."""
 
 from __future__ import annotations
 
@@ -7,21 +8,24 @@ import io
 import os
 import sys
 import time
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vlpipe.pipeline import forget
+from vlpipe.pipeline import again, forget
 from vlpipe.pipeline.errors import VlpipeError, explain
-from vlpipe.pipeline.interrupt import heeding_interrupts
+from vlpipe.pipeline.interrupt import Interrupted, heeding_interrupts
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.plan import Planned, plan, remember
 from vlpipe.pipeline.progress import Progress_, results_table
 from vlpipe.pipeline.row_bounds import estimates
-from vlpipe.pipeline.runner import Run
+from vlpipe.pipeline.runner import Executor, Run, Watcher
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Workflow, resolve_workflow
 
@@ -60,7 +64,8 @@ def run(
     profile: ProfileOpt = None,
     local: Annotated[bool, typer.Option("--local", help="no Ray: everything in this process")] = False,
     address: Annotated[
-        str | None, typer.Option("--address", help="join a Ray cluster, for example 10.0.0.1:6379")
+        str | None,
+        typer.Option("--address", help="join a Ray cluster: HOST:PORT, [IPv6]:PORT, ray://HOST:PORT or auto"),
     ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="STEP", help="stop after this step")] = None,
     strict: Annotated[
@@ -81,6 +86,7 @@ def run(
             remember(steps, store)
             execute(steps, store, run_id, local=local, address=address, strict=strict)
             warn(todo, strict=False)  # of what was taken over in this run
+        again.clean(steps, store)
     if not todo:
         out.print(
             f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",
@@ -112,35 +118,55 @@ def execute(
     address: str | None,
     strict: bool = False,
 ) -> None:
-    """Run the plan on an executor; after an interrupt give what runs a grace, then let go of it."""
-    executor = make_executor(run_id, local=local, address=address)
+    """Run the plan on an executor. After an interrupt or a failed step, what still runs has a grace to finish."""
+    with executing(store, run_id, local=local, address=address) as (executor, watcher, check):
+        Run(steps, store, executor, watcher, strict).go(check, GRACE_S)
+
+
+@contextmanager
+def executing(
+    store: Store, run_id: str, *, local: bool, address: str | None
+) -> Iterator[tuple[Executor, Watcher, Callable[[], None]]]:
+    """An executor, what draws its run, and what asks whether a signal came. Exits with 128 + the signal."""
+    with heeding_interrupts() as check, exiting_by_signal():
+        executor = make_executor(run_id, local=local, address=address)
+        try:
+            with Progress_(out, store) as progress:
+                check()  # Ray takes a moment to start, and puts a handler of its own in place
+                yield executor, replace(progress.watcher, stopping=_stopping), check
+        finally:
+            executor.close()
+
+
+@contextmanager
+def exiting_by_signal() -> Iterator[None]:
     try:
-        with Progress_(out, store) as progress, heeding_interrupts() as check:
-            loop = Run(steps, store, executor, progress.watcher, strict)
-            try:
-                loop.go(check)
-            except KeyboardInterrupt:
-                err.print(
-                    f"interrupted; what is running has {GRACE_S:.0f} s to finish, what is finished stays"
-                )
-                executor.drain(GRACE_S)
-                raise
-    finally:
-        executor.close()
+        yield
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.code) from interrupted
 
 
-def make_executor(run_id: str, *, local: bool, address: str | None) -> Any:
+def _stopping(error: BaseException, num_running: int) -> None:
+    what = "interrupted" if isinstance(error, KeyboardInterrupt) else "a step failed"
+    err.print(
+        f"{what}; what still runs ({num_running}) has {GRACE_S:.0f} s to finish, what is finished stays",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def make_executor(run_id: str, *, local: bool, address: str | None) -> Executor:
+    """`address`: as `--address`; without it what RAY_ADDRESS says, as for Ray itself."""
     if local:
         from vlpipe.pipeline.local import LocalExecutor
 
         return LocalExecutor()
-    if address and (
-        os.environ.get("RAY_AUTH_TOKEN") or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
-    ):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it at import; without it no token is sent
     from vlpipe.pipeline.on_ray import RayExecutor
 
-    return RayExecutor(run_id, address)
+    def say(line: str) -> None:
+        err.print(f"[yellow]warning[/yellow]: {escape(line)}", highlight=False, soft_wrap=True)
+
+    return RayExecutor(run_id, address or os.environ.get("RAY_ADDRESS") or None, say)
 
 
 def warn(steps: list[Planned], strict: bool) -> None:
@@ -210,11 +236,16 @@ def take_any_text() -> None:
 def exit_code(debug: bool) -> int:
     """Run the command; an error is printed as one clear sentence."""
     try:
-        app(standalone_mode=True)
+        with heeding_interrupts() as check:
+            try:
+                app(standalone_mode=True)
+            except SystemExit:
+                check()  # typer makes 130 of any interrupt
+                raise
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(bool(done.code))
-    except KeyboardInterrupt:
-        return 130
+    except Interrupted as interrupted:
+        return interrupted.code
     except Exception as error:
         if debug:
             raise
