@@ -115,6 +115,7 @@ class Watcher:
     """
 
     started: Callable[[Planned, int | None], None] = lambda one, total: None
+    begun: Callable[[Planned, int, int], None] = lambda one, index, num_rows: None  # a unit, -1 a gather step
     shard: Callable[[Planned, Receipt, bool], None] = lambda one, receipt, reused: None
     finished: Callable[[Planned], None] = lambda one: None
     tick: Callable[[], None] = lambda: None
@@ -375,6 +376,7 @@ class Run:
     def _start(self, state: State, index: int) -> None:
         state.running.add(index)
         state.attempts[index] += 1
+        self.watcher.begun(state.one, index, state.inputs[index].num_rows if index >= 0 else 0)
         if index < 0:
             self.executor.submit(state.one, Unit(state.one.name, -1), self._gather_task(state.one))
             return

@@ -153,6 +153,7 @@ class MapStage(Stage):
 
     READS_HEAVY: ClassVar[tuple[str, ...]] = ()  # heavy columns joined into the batches
     LOADS_WEIGHTS: ClassVar[bool] = False  # `open` is expensive: run in actors that open once
+    FILTERS: ClassVar[bool] = False  # it drops rows by a rule: to drop none of many is worth a warning
     FAN_OUT: ClassVar[bool] = False  # rows out are children: each has a `parent`, the id of a row in
     ROW_GROUP_ROWS: ClassVar[int] = ROW_GROUP_ROWS  # fewer for wide columns: aim at 32 MB
     # It asks others (fetching): no row is asked for again because of another one. It must make a reject of each row that

@@ -1,6 +1,5 @@
 """What a person reads: golden where it is short; hostile text; conditions; half-done steps; who holds the lock."""
 
-import json
 import os
 import platform
 import re
