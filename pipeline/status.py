@@ -73,12 +73,8 @@ def _status(one: Planned, have: Have, store: Store, run: str) -> StepStatus:
 
 def live_run(store: Store) -> str:
     """The id of the run that is going on; empty when there is none."""
-    if not lock_holder(store).is_running:
-        return ""
-    try:
-        return str(store.read_json(lock.REL)["run"])
-    except (OSError, ValueError, KeyError, TypeError):  # it has just ended
-        return ""
+    found = newest(store) if lock_holder(store).is_running else None
+    return found.record.run if found and found.record else ""
 
 
 def folder_bytes(store: Store, rel: str) -> int:
