@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -36,6 +36,7 @@ class ListRows(GatherStage):
     """The list of a source stage, cut in order into shards keyed by content: a longer list shares the full ones."""
 
     source: SourceStage
+    ROWS_ARE: ClassVar[str] = "those of the source"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return self.source.row_schema()

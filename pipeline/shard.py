@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.conform import conform
+from vlpipe.pipeline.conserved import check_conserved as check_conserved
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
+from vlpipe.pipeline.footer import SETTINGS, footer_problem
 from vlpipe.pipeline.heavy_join import HeavyJoin
 from vlpipe.pipeline.row_groups import MAX_BYTES, joined_up, num_fitting
 from vlpipe.pipeline.store import Store, sha256_file
@@ -118,16 +120,7 @@ class ShardWriter:
         self.stats: dict[str, dict[str, Any]] = {f.name: {"nulls": 0} for f in self.schema}
         self._pending: list[pa.Table] = []
         self._num_pending = self._bytes_pending = 0
-        # Statistics and dictionaries are off: both depend on writer state, and zstd takes what dictionaries would.
-        self._writer = pq.ParquetWriter(
-            path,
-            self.schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            write_statistics=False,
-            write_batch_size=PAGE_ROWS,
-        )
+        self._writer = pq.ParquetWriter(path, self.schema, write_batch_size=PAGE_ROWS, **SETTINGS)
 
     def write(self, table: pa.Table) -> None:
         if not table.num_rows:
@@ -205,8 +198,62 @@ def write_shard(
     return Shard(path=rel, num_rows=writer.num_rows, digest=digest)
 
 
+class Parquet(pq.ParquetFile):
+    """A file whose errors name it. Page checksums are verified: a flipped bit is an error, never another value."""
+
+    def __init__(self, source: Any, name: str) -> None:
+        self.name = name
+        with self._named():
+            super().__init__(source, page_checksum_verification=True)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, (MemoryError, pa.ArrowCancelled)) or getattr(error, "errno", None):
+                raise
+            raise self._damaged(error) from error
+
+    def need_whole(self, num_bytes: int, num_rows: int = -1) -> None:
+        """VlpipeError: it is not as a shard of that size was written; num_rows: -1 when not known."""
+        problem = footer_problem(self, num_bytes)
+        if not problem and num_rows >= 0 and self.metadata.num_rows != num_rows:
+            problem = f"it has {self.metadata.num_rows} rows, and not {num_rows}"
+        if problem:
+            raise self._damaged(problem)
+
+    def _damaged(self, why: object) -> VlpipeError:
+        return VlpipeError(f"shard {self.name} cannot be read: {why}; `vlpipe verify` lists what is damaged")
+
+    def read_row_group(self, i: int, *args: Any, **options: Any) -> pa.Table:
+        with self._named():
+            table = super().read_row_group(i, *args, **options)
+        if table.num_columns and table.num_rows != self.metadata.row_group(i).num_rows:
+            raise self._damaged(f"row group {i} has {table.num_rows} rows")
+        return table
+
+    def read_row_groups(self, *args: Any, **options: Any) -> pa.Table:
+        with self._named():
+            return super().read_row_groups(*args, **options)
+
+    def read(self, *args: Any, **options: Any) -> pa.Table:
+        with self._named():
+            return super().read(*args, **options)
+
+    def iter_batches(self, *args: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        batches = super().iter_batches(*args, **options)
+        while True:
+            with self._named():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
 @contextmanager
-def open_parquet(store: Store, rel: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(store: Store, rel: str) -> Iterator[Parquet]:
+    """A Parquet file of the root, of whatever writer."""
     try:
         handle: IO[bytes] = store.open(rel)
     except FileNotFoundError as error:
@@ -214,12 +261,14 @@ def open_parquet(store: Store, rel: str) -> Iterator[pq.ParquetFile]:
             f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"
         ) from error
     with handle:
-        try:
-            file = pq.ParquetFile(handle)
-        except pa.ArrowInvalid as error:
-            raise VlpipeError(
-                f"shard {store.path(rel)} cannot be read: {error}; `vlpipe verify` lists what is damaged"
-            ) from error
+        yield Parquet(handle, store.path(rel))
+
+
+@contextmanager
+def open_shard(store: Store, rel: str, num_rows: int = -1) -> Iterator[Parquet]:
+    """A file that `ShardWriter` wrote. VlpipeError: its footer has changed; of its pages the reader finds out."""
+    with open_parquet(store, rel) as file:
+        file.need_whole(store.size(rel), num_rows)
         yield file
 
 
@@ -231,7 +280,7 @@ def read_batches(
     A row group whose joined columns are larger than `row_groups.MAX_BYTES` comes in several tables.
     """
     pointers = dict(shard.heavy)
-    with open_parquet(store, shard.path) as file:
+    with open_shard(store, shard.path, shard.num_rows) as file:
         own = file.schema_arrow
         lost = [n for n in want_heavy if n not in own.names and n not in pointers]
         if lost:
@@ -257,6 +306,6 @@ def _joins(store: Store, there: Mapping[str, str], stack: ExitStack) -> list[Hea
     for name, path in there.items():
         by_path.setdefault(path, []).append(name)
     return [
-        HeavyJoin(stack.enter_context(open_parquet(store, path)), path, names)
+        HeavyJoin(stack.enter_context(open_shard(store, path)), path, names)
         for path, names in by_path.items()
     ]

@@ -208,7 +208,10 @@ class Job:
 class GatherStage(Stage):
     """Reads all inputs; emits new rows, puts artifacts, or both. Long ones commit their own parts in `job.work`."""
 
-    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in
+    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in; the engine checks it
+    ROWS_ARE: ClassVar[str] = (
+        ""  # what the rows out are, where they are not the rows in: one of the two is declared
+    )
     LAUNCHES: ClassVar[bool] = False  # the work happens in `job.launch`: its workers get the step's resources
     # The artifacts are the rows as they are, in another form (an export): `vlpipe forget` of one of them removes the step,
     # and the next run makes it again. Others stay (a model), and are named.

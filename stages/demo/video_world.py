@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -102,6 +102,8 @@ class VideoWorld(GatherStage):
     what is said that is not about what is seen; silent: share of segments of which nothing is said; corrupt: share of
     the files that cannot be decoded.
     """
+
+    ROWS_ARE: ClassVar[str] = "none"
 
     seed: int = 0
     num_train: Annotated[int, Field(ge=1)] = 60

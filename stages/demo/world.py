@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +72,8 @@ class World(GatherStage):
     Truth is for evaluation stages only. `duplicates`, `dead` and `corrupt` are shares of `num_web`; the list
     has num_web lines, and on top of these the planted copies (half exact, half near) and one bomb.
     """
+
+    ROWS_ARE: ClassVar[str] = "none"
 
     seed: int = 0
     num_web: Annotated[int, Field(ge=1)] = 4000

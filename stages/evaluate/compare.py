@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -18,6 +19,8 @@ class Compare(GatherStage):
 
     Rows: `ARM/FIGURE mean`, `ARM/FIGURE sd` (sample standard deviation; null with one seed), and num_rows seeds each.
     """
+
+    ROWS_ARE: ClassVar[str] = "means of figures over arms"
 
     arms: dict[str, list[str]]
     only: tuple[str, ...] = field(default=())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -22,6 +22,8 @@ class DedupTruth(GatherStage):
     Of each planted group all but one row are redundant, whichever stays. dedup_recall is the part of these
     that is gone (also per kind: exact, near); dedup_precision the part of the dropped rows that was.
     """
+
+    ROWS_ARE: ClassVar[str] = "figures"
 
     truth: File
 

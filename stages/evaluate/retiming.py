@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,8 @@ class RetimingTruth(GatherStage):
     lag_s/before: mean over videos of |lag|; /after: of what the shift (the median of the cues') leaves of it.
     score_auc: how often a cue about what is seen scores higher than another one; ties count half. Null: over nothing.
     """
+
+    ROWS_ARE: ClassVar[str] = "figures"
 
     videos: File
     seen: File

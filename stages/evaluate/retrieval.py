@@ -39,6 +39,8 @@ class Retrieval(GatherStage):
     only.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures"
+
     TORCH: ClassVar[bool] = True
 
     model: Weights

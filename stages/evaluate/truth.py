@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +38,8 @@ class FilterTruth(GatherStage):
     kind as the only noise, and filter_rejected/KIND is the part of it that was dropped. noise_ratio/before is
     over all web texts, noise_ratio/after over kept web and synthetic texts. A figure over no texts is null.
     """
+
+    ROWS_ARE: ClassVar[str] = "figures"
 
     truth: File
 

@@ -50,6 +50,8 @@ class FitVideoTokens(GatherStage):
     All rows must have features of the same weights.
     """
 
+    ROWS_ARE: ClassVar[str] = "nodes of the tree"
+
     TORCH: ClassVar[bool] = True  # FAISS takes torch's number of threads
 
     k: Annotated[int, Field(ge=2)] = 12

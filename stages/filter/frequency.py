@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,8 @@ class CountTexts(GatherStage):
     Rows (SEEN): how many texts are there so many times. Spaces are collapsed; all else must be equal. Memory: one shard's
     texts, then 128 MB; on disk 16 bytes per text. Each shard's hashes are kept in `work`: a kill costs one shard.
     """
+
+    ROWS_ARE: ClassVar[str] = "how many texts have each count"
 
     sources: tuple[str, ...] = ("web",)
 

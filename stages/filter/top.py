@@ -41,6 +41,8 @@ class TopCut(GatherStage):
     score are never in, but count as rows. Memory: 8 bytes per row, and a hash for each that ties at the cut and is in.
     """
 
+    ROWS_ARE: ClassVar[str] = "the cut"
+
     VERSION: ClassVar[int] = 2
 
     column: str

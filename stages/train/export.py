@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
@@ -32,6 +32,8 @@ def no_progress_bar() -> Iterator[None]:
 @dataclass(frozen=True, kw_only=True)
 class ExportHF(GatherStage):
     """Artifacts: a folder for BlipForConditionalGeneration, or BlipForImageTextRetrieval. Rows: its files."""
+
+    ROWS_ARE: ClassVar[str] = "the files"
 
     model: Weights
     kind: Literal["captioner", "retrieval"]

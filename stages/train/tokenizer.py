@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -21,6 +22,8 @@ class TrainTokenizer(GatherStage):
     """Artifacts: a folder with `vocab.txt` that `Train` and `transformers.AutoTokenizer` open. Rows: the
     vocabulary.
     """
+
+    ROWS_ARE: ClassVar[str] = "the vocabulary"
 
     vocab_size: int = 30522  # bert-base-uncased's; fewer tokens come out when the texts have fewer
     vocab: File | None = None  # a vocab.txt, one token per line, to take instead
