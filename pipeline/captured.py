@@ -13,13 +13,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vlpipe.pipeline.storable import ODD
 from vlpipe.pipeline.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
 MAX_BYTES = 64 << 10  # of one file
 CUT = b"\n(more was written than is kept)\n"
@@ -122,7 +122,7 @@ def captured(append: Callable[[bytes], None]) -> Iterator[None]:
                 setattr(sys, name, before[name])
 
 
-def _follow() -> Iterator[tuple[logging.StreamHandler[TextIO], TextIO]]:
+def _follow() -> Iterator[tuple[logging.StreamHandler[Any], Any]]:
     """Point handlers of the streams to what stands for these; yields each with its stream."""
     instead = {id(switch.behind): switch for switch in _switches.values() if switch.behind is not None}
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]

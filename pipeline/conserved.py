@@ -67,7 +67,7 @@ def check_conserved_large(who: str, ids_in: Ids, ids_out: Ids, rejected: IdHashe
     )
 
 
-def _more(left: np.ndarray, right: np.ndarray) -> dict[int, int]:  # type: ignore[type-arg]
+def _more(left: np.ndarray, right: np.ndarray) -> dict[int, int]:
     """Hashes that `left` has more often than `right`, and how much more often."""
     values, counts = np.unique(left, return_counts=True)
     others, other_counts = np.unique(right, return_counts=True)

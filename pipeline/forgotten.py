@@ -117,7 +117,7 @@ def add_forgotten(store: Store, **values: Iterable[str]) -> None:
     known |= {(kind, hashed(kind, v)) for kind, found in values.items() for v in found}  # type: ignore[arg-type]
     rows = [{"kind": kind, "hash": h} for kind, h in sorted(known)]
     with store.writing(REL) as part:
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), part, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), part, compression="zstd", write_page_checksum=True)
 
 
 def digest_of(rows: pa.Table, schema: pa.Schema) -> str:

@@ -19,14 +19,17 @@ from vlpipe.pipeline.captured import output_in, screen
 from vlpipe.pipeline.conform import OwnIds, conform
 from vlpipe.pipeline.conserved import IdHashes, check_conserved_large
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import here
 from vlpipe.pipeline.forgotten import Forgotten, digest_of, read_forgotten
 from vlpipe.pipeline.keys import sha256_json
-from vlpipe.pipeline.receipt import Receipt, hash_folder, run_path, shard_path, write_receipt
+from vlpipe.pipeline.manifest import STEP_FILE, hash_folder
+from vlpipe.pipeline.receipt import Receipt, run_path, shard_path, write_receipt
 from vlpipe.pipeline.rejects import RejectsWriter
-from vlpipe.pipeline.shard import Reject, Shard, heavy_names, write_shard
+from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy_names, write_shard
+from vlpipe.pipeline.source import recorded_hash, running_source
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.work import here, set_torch_threads
+from vlpipe.pipeline.work import set_torch_threads
 
 Launch = Callable[..., None]
 
@@ -37,6 +40,9 @@ class ListRows(GatherStage):
 
     source: SourceStage
     ROWS_ARE: ClassVar[str] = "those of the source"
+
+    def identity(self, use: str) -> tuple[str | int, ...]:
+        return ("rows", *self.source.identity(use))
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return self.source.row_schema()
@@ -57,7 +63,6 @@ class GatherTask:
     schema_out: pa.Schema
     folder: str
     inputs_digest: str
-    source: str = ""
     shard_rows: int = 10_000
     torch_threads: int = 1
 
@@ -66,6 +71,9 @@ class GatherTask:
 class Gathered:
     receipts: list[Receipt]
     artifacts: dict[str, str]  # relative path -> sha256
+    sources: tuple[
+        str, ...
+    ] = ()  # hashes of the code that made its parts: several where a killed run's parts were used
 
 
 def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gpu: bool = False) -> None:
@@ -94,6 +102,7 @@ def say_to(store: Store, folder: str) -> Callable[[str], None]:
 def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
     """Run the stage and commit: rejects, shards and receipts, artifacts. The manifest is the driver's, last of all."""
     began = time.time()
+    source = running_source(task.stage).hash  # the code as it is now, before any of it runs
     if task.stage.TORCH:
         set_torch_threads(task.torch_threads)
     clear_unfinished(task.store, task.folder)
@@ -102,6 +111,7 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
         _folders(task) as (work, artifacts),
         RejectsWriter(task.store, task.folder, 0, task.step) as rejects,
     ):
+        sources = _note_source(work, source)
         cutter = _Cutter(task, read_forgotten(task.store) if rows_enter(task) else Forgotten(), rejects)
         job = Job(
             inputs=task.inputs,
@@ -117,7 +127,27 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
         hashes = hash_folder(artifacts)
         if hashes:
             task.store.move_in(artifacts, f"{task.folder}/artifacts")
-    return Gathered(receipts, hashes)
+    return Gathered(receipts, hashes, (*sources, recorded_hash(task.stage)))
+
+
+SOURCES = "sources"  # beside a folder of parts: hashes of the code that worked on them, one a line
+
+
+def _note_source(work: str, source: str) -> list[str]:
+    """Write down which code works on these parts from now on; returns which did before."""
+    file = Path(f"{work}.{SOURCES}")
+    before = file.read_text().split() if file.exists() and any(Path(work).iterdir()) else []
+    file.write_text("".join(f"{one}\n" for one in dict.fromkeys([*before, source])))
+    return before
+
+
+def part_sources(store: Store, folder: str) -> set[str]:
+    """Hashes of the code that made the parts which a killed run left."""
+    if not store.is_local:
+        return set()
+    found = Path(store.path(f"{folder}/work")).glob(f"*.{SOURCES}")
+    used = [file for file in found if (parts := file.with_suffix("")).is_dir() and any(parts.iterdir())]
+    return {line for file in used for line in file.read_text().split()}
 
 
 def rows_enter(task: GatherTask) -> bool:
@@ -129,7 +159,7 @@ def clear_unfinished(store: Store, folder: str) -> None:
     """What an unfinished or outdated run left; its resumable parts in `work/` stay."""
     store.remove(f"{folder}/manifest.json")
     for name in store.list(folder):
-        if name != "work":
+        if name not in ("work", STEP_FILE):
             store.remove(f"{folder}/{name}")
 
 
@@ -142,7 +172,7 @@ class _folders:  # reads as a function where it is used
             base = task.store.path(task.folder)
         else:  # parts of a killed run are lost when the root is an object store
             base = self._temporary = tempfile.mkdtemp(prefix="vlpipe-")
-        self.work = f"{base}/work/{task.inputs_digest[:8]}"
+        self.work = f"{base}/work/{task.inputs_digest[:32]}"
         self.artifacts = f"{base}/artifacts.{uuid.uuid4().hex[:8]}.part"
 
     def __enter__(self) -> tuple[str, str]:
@@ -213,7 +243,9 @@ class _Cutter:
         listed, (rows, gone) = rows, self.forgotten.split(rows) if self.forgotten else (rows, [])
         self.reject(gone)
         shard = write_shard(self.task.store, path, [rows], self.task.schema_out, stats=stats)
-        pointers = tuple((name, path) for name in heavy_names(self.task.schema_out))
+        pointers = tuple(
+            Heavy(name, path, shard.digest) for name in sorted(heavy_names(self.task.schema_out))
+        )
         key = sha256_json("content", digest_of(listed, self.task.schema_out) if gone else shard.digest)
         full = Shard(path=path, num_rows=shard.num_rows, digest=shard.digest, key=key, heavy=pointers)
         self.shards.append((full, self.task.store.size(path), stats))
@@ -237,8 +269,9 @@ class _Cutter:
                 rows_in=rows_in if index == 0 else 0,
                 input_digest=self.task.inputs_digest,
                 rejects=codes if index == 0 else {},
+                rejects_digest=self.rejects.digest if index == 0 else "",
                 columns=stats,
-                source=self.task.source,
+                source=recorded_hash(self.task.stage),
                 run=run if index == 0 else {},
             )
             for index, (shard, size, stats) in enumerate(self.shards)

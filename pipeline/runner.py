@@ -1,45 +1,59 @@
 """Run a plan: one loop over shard references. No row and no pixel passes through the driver.
 
 A step's shard k starts as soon as its input shard k is there, downstream steps first; only gather stages and artifacts
-wait for whole steps. What is running is bounded by what the cluster has. Whatever is finished stays finished.
+wait for whole steps. What is running is bounded by what the cluster has (`room.py`). Whatever is finished stays finished.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vlpipe.pipeline.adopt import FinishedShards, adopt, adopt_step, own_digest
 from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
 from vlpipe.pipeline.forget import refuse_half_done
-from vlpipe.pipeline.gather import Gathered, GatherTask
+from vlpipe.pipeline.gather import Gathered, GatherTask, clear_unfinished
 from vlpipe.pipeline.guard import worst
-from vlpipe.pipeline.keys import sha256_json
-from vlpipe.pipeline.plan import Planned, artifacts_digest, inputs_digest, is_gather, look, resolve_stage
+from vlpipe.pipeline.keys import shard_key
+from vlpipe.pipeline.manifest import make_manifest, write_format, write_manifest, write_step_file
+from vlpipe.pipeline.plan import (
+    Planned,
+    artifacts_digest,
+    inputs_digest,
+    is_gather,
+    look,
+    read_digests,
+    resolve_stage,
+    stale_source,
+)
 from vlpipe.pipeline.receipt import (
+    MadeFrom,
     Receipt,
-    make_manifest,
-    read_manifest,
-    read_receipt,
-    read_receipts,
+    receipt_numbers,
     receipt_path,
     rejects_path,
     shard_path,
-    write_manifest,
     write_receipt,
 )
-from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.shard import Heavy, Shard
+from vlpipe.pipeline.stage import GatherStage
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.work import ShardTask, heavy_pointers
 
 MAX_ATTEMPTS = 3
 MAX_DEATHS = 2  # a shard that killed so many workers is run row by row in a process of its own
+MAX_LOST = 10  # so often a shard may go down with a node or a neighbour
 
 
 class WorkerDied(VlpipeError):
-    """The process that ran a task is gone. `innocent`: the machine or its memory ended it, not the task."""
+    """The process that ran a task is gone. `innocent`: it went with its node or with a neighbour, not by what it did.
+
+    Death for want of memory is not innocent: a shard it keeps meeting is run row by row in the end.
+    """
 
     def __init__(self, text: str, *, innocent: bool) -> None:
         self.innocent = innocent
@@ -61,27 +75,49 @@ class Done:
 
 
 class Executor(Protocol):
-    """Where units run. `room` says whether one more of a step may start now.
+    """Where units run."""
 
-    `expect`: units of a step may come from now on; `release`: none will come any more.
-    """
+    def check(self, steps: Sequence[Planned], store: Store) -> list[str]:
+        """Why these steps cannot run here, a sentence each. Called once, before any work."""
 
-    def check(self, steps: Sequence[Planned]) -> list[str]: ...
-    def expect(self, one: Planned) -> None: ...
-    def room(self, one: Planned) -> bool: ...
+    def expect(self, one: Planned) -> None:
+        """Units of a step may come from now on."""
+
+    def pick(self, wanting: Sequence[Planned]) -> Planned | None:
+        """Of steps that have a unit ready, most urgent first, the one that starts one now; None: there is no room.
+
+        `submit` of that unit follows.
+        """
+
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None: ...
-    def wait(self, timeout_s: float) -> list[Done]: ...
-    def release(self, one: Planned) -> None: ...
+
+    def wait(self, timeout_s: float) -> list[Done]:
+        """What has ended, after at most about this long."""
+
+    def stuck(self, wanting: Sequence[Planned]) -> str:
+        """Asked while nothing runs and nothing starts: why that will not change; empty while it may."""
+
+    def release(self, one: Planned) -> None:
+        """No more units of a step will come."""
+
+    def drain(self, grace_s: float) -> list[Done]:
+        """What ends within the grace; nothing is started any more."""
+
+    def close(self) -> None: ...
 
 
 @dataclass
 class Watcher:
-    """Told what happens; the command line draws it."""
+    """Told what happens; the command line draws it.
+
+    `stopping`: the loop ends early by this error, and so many units that still run have a grace to finish.
+    """
 
     started: Callable[[Planned, int | None], None] = lambda one, total: None
     shard: Callable[[Planned, Receipt, bool], None] = lambda one, receipt, reused: None
     finished: Callable[[Planned], None] = lambda one: None
     tick: Callable[[], None] = lambda: None
+    stopping: Callable[[BaseException, int], None] = lambda error, num_running: None
 
 
 @dataclass
@@ -96,7 +132,8 @@ class State:
     running: set[int] = field(default_factory=set)
     inputs: dict[int, Shard] = field(default_factory=dict)
     out: dict[int, Receipt] = field(default_factory=dict)
-    have: frozenset[str] = frozenset()  # receipts found when it opened
+    have: dict[int, Receipt] = field(default_factory=dict)  # receipts found when it opened
+    sizes: dict[str, int] = field(default_factory=dict)  # of its files then
     expected: int | None = None
     base: ShardTask | None = None
     opened: bool = False
@@ -105,50 +142,86 @@ class State:
     num_rows: int | None = None  # of all its inputs, once they are known
     attempts: Counter[int] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
+    lost: Counter[int] = field(default_factory=Counter)  # deaths that were not its own
 
 
 class Run:
     """The loop and its bookkeeping."""
 
-    def __init__(self, steps: Sequence[Planned], store: Store, executor: Executor, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Planned],
+        store: Store,
+        executor: Executor,
+        watcher: Watcher,
+        strict: bool = False,
+    ) -> None:
+        """strict: nothing that other code made is used again."""
         refuse_half_done(store)
-        self.store, self.executor, self.watcher = store, executor, watcher
+        write_format(store)
+        self.store, self.executor, self.watcher, self.strict = store, executor, watcher, strict
         self.states = {one.name: State(one) for one in steps if not one.is_done}
         for one in steps:
             if one.is_done:  # a kill just after the manifest
                 store.remove(f"{one.folder}/work")
-        self._sibling_cache: dict[str, dict[tuple[str, str, str], tuple[str, Receipt]]] = {}
-        self._folders = store.list()
+        self.finished_shards: FinishedShards | None = FinishedShards(store, strict)
+        self._arrived: deque[Done] = deque()  # has ended, and is not yet taken in
 
-    def go(self, check: Callable[[], None] = lambda: None) -> None:
-        """check: called in each turn, to stop by what it raises."""
-        problems = self.executor.check([s.one for s in self.states.values()])
+    def go(self, check: Callable[[], None] = lambda: None, grace_s: float = 0.0) -> None:
+        """check: called in each turn, to stop by what it raises. Whatever stops the loop, what runs has `grace_s` to
+        finish first: its shards are then on disk, and count."""
+        try:
+            self._loop(check)
+        except BaseException as error:
+            self._wind_down(error, grace_s)
+            raise
+
+    def _loop(self, check: Callable[[], None]) -> None:
+        steps = [s.one for s in self.states.values()]
+        problems = [*unasked_gpus(steps), *self.executor.check(steps, self.store)]
         if problems:
-            raise VlpipeError("the cluster cannot run this:\n  " + "\n  ".join(problems))
+            raise VlpipeError("this cannot run here:\n  " + "\n  ".join(problems))
         while True:
             self._advance()
             if not self.states:
                 return
             if not any(s.running for s in self.states.values()):
-                waiting = ", ".join(self.states)
-                raise VlpipeError(
-                    f"nothing can start though steps are left: {waiting}; the cluster has too little free"
-                )
-            for done in self.executor.wait(timeout_s=0.5):
-                self._take(done)
+                stuck = self.executor.stuck(self._wanting())
+                if stuck:
+                    raise VlpipeError(stuck)
+            self._arrived.extend(self.executor.wait(timeout_s=0.5))
+            while self._arrived:
+                self._take(self._arrived.popleft())
             self.watcher.tick()
             check()
 
+    def _wind_down(self, error: BaseException, grace_s: float) -> None:
+        """Commit what has ended or still does. Another failure says no more than the first: its shard has no receipt."""
+        num_running = sum(len(s.running) for s in self.states.values()) - len(self._arrived)
+        if num_running and grace_s:
+            self.watcher.stopping(error, num_running)
+            self._arrived.extend(self.executor.drain(grace_s))
+        while self._arrived:
+            done = self._arrived.popleft()
+            if not isinstance(done.result, BaseException):
+                with suppress(VlpipeError):
+                    self._take(done)
+
     def _advance(self) -> None:
-        """Open and finish steps until nothing changes, then start what there is room for; downstream first."""
+        """Open and finish steps until nothing changes, then start what there is room for."""
         changed = True
         while changed:
             changed = False
             for state in list(self.states.values()):
                 changed = self._open(state) or self._finish_if_complete(state) or changed
-        for state in reversed(list(self.states.values())):
-            while state.todo and self.executor.room(state.one):
-                self._start(state, state.todo.pop(0))
+        while (one := self.executor.pick(self._wanting())) is not None:
+            state = self.states[one.name]
+            self._start(state, state.todo.pop(0))
+
+    def _wanting(self) -> list[Planned]:
+        """Steps with a unit that could start: gather steps, on which whole branches wait, then those furthest down."""
+        ready = [s.one for s in reversed(self.states.values()) if s.todo]
+        return sorted(ready, key=lambda one: not is_gather(one))
 
     def _open(self, state: State) -> bool:
         """Start taking a step's inputs as soon as it can; True when something changed."""
@@ -166,14 +239,16 @@ class Run:
                 self._finished(state)
                 return True
         state.expected = 1 if is_gather(one) else sum(c or 0 for c in counts)
+        if is_gather(one):
+            self._open_gather(state)
+            return True
         self.executor.expect(one)
         self.watcher.started(one, state.expected)
-        if is_gather(one):
-            state.todo.append(-1)
-            return True
         self.store.remove(f"{one.folder}/manifest.json")  # of another input; shards may be replaced now
         self._sweep(one)
-        state.have = frozenset(self.store.list(f"{one.folder}/_receipts"))
+        self._say_what_it_is(one)
+        state.have, one.found = one.found, {}
+        state.sizes = self.store.sizes(one.folder) if state.have else {}
         for above in one.above:
             for index, shard in self._ready(above).items():
                 self._pass_on(above, state, index, shard)
@@ -181,8 +256,32 @@ class Run:
 
     def _expected(self, one: Planned) -> int | None:
         if one.is_done:
-            return len(one.receipts)
+            return one.manifest.num_shards if one.manifest else 0
         return None if is_gather(one) or one.name not in self.states else self.states[one.name].expected
+
+    def _say_what_it_is(self, one: Planned) -> None:
+        folders = tuple(p.folder for p in one.above)
+        write_step_file(self.store, one.keyed, folders, one.schema_out)
+
+    def _open_gather(self, state: State) -> None:
+        """Take over what another folder holds of it, else run it."""
+        one, finished = state.one, self.finished_shards
+        keyed = one.keyed
+        found = finished and finished.find_step(
+            keyed.stage_key, inputs_digest(one), keyed.source, keyed.folder
+        )
+        self.executor.expect(one)
+        self.watcher.started(one, 1)
+        self._say_what_it_is(one)
+        if not found:
+            state.todo.append(-1)
+            return
+        folder, manifest = found
+        clear_unfinished(self.store, one.folder)
+        receipts = adopt_step(self.store, folder, manifest, one.folder)
+        for receipt in receipts:
+            self.watcher.shard(one, receipt, True)
+        self._commit(state, receipts, dict(manifest.artifacts), manifest.sources)
 
     def _ready(self, one: Planned) -> dict[int, Shard]:
         receipts = {r.index: r for r in one.receipts} if one.is_done else self.states[one.name].out
@@ -193,16 +292,36 @@ class Run:
         before = state.one.above[: state.one.above.index(above)]
         index += sum(self._expected(p) or 0 for p in before)
         state.inputs[index] = shard
-        task = self._map_task(state, index)
-        receipt = (
-            read_receipt(self.store, state.one.folder, index) if f"{index:06d}.json" in state.have else None
-        )
-        if not (receipt and matches(receipt, task) and is_there(self.store, receipt)):
-            receipt = adopt(self.store, task, self._siblings(state.one))
+        receipt = self._reused(state, self._map_task(state, index))
         if receipt is None:
             state.todo.append(index)
         else:
             self._shard_done(state, receipt, reused=True)
+
+    def _reused(self, state: State, task: ShardTask) -> Receipt | None:
+        """The shard as it lies in the step's folder, or taken over from another; None when it has to be made."""
+        one, made_from = state.one, made_from_of(task)
+        mine = state.have.get(task.index)
+        heavy = heavy_pointers(task)
+        if mine and mine.made_from == made_from and self._counts(state, mine):
+            heavy = own_digest(heavy, mine.shard.path, mine.shard.digest)
+            return self._with_heavy(mine, heavy, one.folder)
+        keyed, finished = one.keyed, self.finished_shards
+        found = finished and finished.find(keyed.stage_key, made_from, keyed.source, one.folder)
+        return adopt(self.store, found, one.folder, task.index, heavy) if found else None
+
+    def _counts(self, state: State, mine: Receipt) -> bool:
+        """Its shard lies there in its full size, and its code may be used again."""
+        is_whole = state.sizes.get(f"{mine.index:06d}.parquet") == mine.bytes
+        return is_whole and not (self.strict and mine.source != state.one.keyed.source)
+
+    def _with_heavy(self, receipt: Receipt, heavy: tuple[Heavy, ...], folder: str) -> Receipt:
+        """The receipt with where its heavy columns lie now: the shard that holds them may have been made again."""
+        if receipt.shard.heavy == heavy:
+            return receipt
+        receipt = dataclasses.replace(receipt, shard=dataclasses.replace(receipt.shard, heavy=heavy))
+        write_receipt(self.store, folder, receipt)
+        return receipt
 
     def _shard_done(self, state: State, receipt: Receipt, *, reused: bool) -> None:
         state.out[receipt.index] = receipt
@@ -214,26 +333,11 @@ class Run:
             if other.opened and state.one in other.one.above and not is_gather(other.one):
                 self._pass_on(state.one, other, receipt.index, receipt.shard)
 
-    def _siblings(self, one: Planned) -> dict[tuple[str, str, str], tuple[str, Receipt]]:
-        """Receipts of the same step under other keys (before the list grew, say), by what they were made from."""
-        if one.name not in self._sibling_cache:
-            found = {}
-            for folder in self._folders:
-                if (
-                    folder.rpartition("-")[0] == one.name
-                    and folder != one.folder
-                    and read_manifest(self.store, folder)
-                ):
-                    for r in read_receipts(self.store, folder):
-                        found[r.shard.key, r.input_digest, r.artifacts_digest] = (folder, r)
-            self._sibling_cache[one.name] = found
-        return self._sibling_cache[one.name]
-
     def _map_task(self, state: State, index: int) -> ShardTask:
         if state.base is None:
             state.base = self._base_task(state.one)
         shard = state.inputs[index]
-        key = sha256_json("shard", state.one.keyed.stage_key, shard.key)
+        key = shard_key(state.one.keyed.stage_key, shard.key)
         return dataclasses.replace(state.base, index=index, input=shard, key=key)
 
     def _base_task(self, one: Planned) -> ShardTask:
@@ -248,10 +352,9 @@ class Run:
             folder=one.folder,
             key="",
             artifacts_digest=artifacts_digest(one),
-            source=one.keyed.source,
             max_reject_rate=reject_rate(one),
             torch_threads=one.keyed.step.torch_threads,
-            deadline_s=one.keyed.step.deadline_s,
+            deadline_s=one.keyed.step.row_group_timeout_s,
         )
 
     def _gather_task(self, one: Planned) -> GatherTask:
@@ -263,7 +366,6 @@ class Run:
             schema_out=one.schema_out,
             folder=one.folder,
             inputs_digest=inputs_digest(one),
-            source=one.keyed.source,
             shard_rows=one.keyed.step.shard_rows,
             torch_threads=one.keyed.step.torch_threads,
         )
@@ -275,7 +377,7 @@ class Run:
             self.executor.submit(state.one, Unit(state.one.name, -1), self._gather_task(state.one))
             return
         task = self._map_task(state, index)
-        if f"{index:06d}.json" in state.have:
+        if index in state.have:
             self.store.remove(receipt_path(state.one.folder, index))
         task = dataclasses.replace(
             task,
@@ -293,23 +395,34 @@ class Run:
         if isinstance(done.result, BaseException):
             self._failed(state, done.unit.index, done.result)
         elif isinstance(done.result, Gathered):
-            self._commit(state, done.result.receipts, done.result.artifacts)
+            self._commit(state, done.result.receipts, done.result.artifacts, done.result.sources)
         else:
             self._shard_done(state, done.result, reused=False)
 
     def _failed(self, state: State, index: int, error: BaseException) -> None:
         if isinstance(error, (WorkerDied, AttemptFailed)):
-            state.deaths[index] += isinstance(error, WorkerDied) and not error.innocent
-            allowed = MAX_ATTEMPTS + (state.deaths[index] >= MAX_DEATHS)
-            if state.attempts[index] < allowed:
+            again, error = self._survives(state, index, error)
+            if again:
                 state.todo.insert(0, index)
                 return
-            error = StepFailed(f"{error}, in each of {allowed} attempts")
         where = f"shard {index} of step {state.one.name!r}" if index >= 0 else f"step {state.one.name!r}"
         if isinstance(error, (StepFailed, VlpipeError)):
             raise type(error)(f"{where}: {error}") if type(error) in (StepFailed, VlpipeError) else error
         text = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise StepFailed(f"{where} failed: {text}") from error
+
+    def _survives(
+        self, state: State, index: int, error: WorkerDied | AttemptFailed
+    ) -> tuple[bool, StepFailed]:
+        """Is a unit whose attempt failed run again? Only what it did itself counts as an attempt."""
+        if isinstance(error, WorkerDied) and error.innocent:
+            state.attempts[index] -= 1
+            state.lost[index] += 1
+            return state.lost[index] < MAX_LOST, StepFailed(f"{error}, {MAX_LOST} times")
+        state.deaths[index] += isinstance(error, WorkerDied)
+        allowed = MAX_ATTEMPTS + (state.deaths[index] >= MAX_DEATHS)
+        again = state.attempts[index] < allowed
+        return again, StepFailed(f"{error}, in each of {allowed} attempts")
 
     def _check_rate(self, state: State) -> None:
         """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more.
@@ -336,28 +449,39 @@ class Run:
     def _num_rows(self, state: State) -> int | None:
         """Of all inputs of a step; None while steps above are at work."""
         if state.num_rows is None and all(p.is_done for p in state.one.above):
-            state.num_rows = sum(s.num_rows for s in state.one.input_shards())
+            state.num_rows = sum(p.manifest.rows_out for p in state.one.above if p.manifest)
         return state.num_rows
 
     def _finish_if_complete(self, state: State) -> bool:
         one = state.one
         if one.is_done or is_gather(one) or not state.opened or not all(p.is_done for p in one.above):
             return False
-        if len(state.out) < sum(len(p.receipts) for p in one.above):
+        if len(state.out) < sum(self._expected(p) or 0 for p in one.above):
             return False
         self._check_rate(state)
         self._commit(state, [state.out[k] for k in sorted(state.out)], {})
         return True
 
-    def _commit(self, state: State, receipts: list[Receipt], artifacts: dict[str, str]) -> None:
+    def _commit(
+        self, state: State, receipts: list[Receipt], artifacts: dict[str, str], sources: Sequence[str] = ()
+    ) -> None:
         one = state.one
         self._drop_surplus(one, len(receipts))
         self._sweep(one)
-        inputs = tuple(p.folder for p in one.above)
-        manifest = make_manifest(one.keyed, one.schema_out, inputs, inputs_digest(one), receipts, artifacts)
+        manifest = make_manifest(
+            one.keyed,
+            one.schema_out,
+            inputs=tuple(p.folder for p in one.above),
+            inputs_digest=inputs_digest(one),
+            read=read_digests(one),
+            receipts=receipts,
+            artifacts=artifacts,
+            sources=sources,
+        )
         write_manifest(self.store, one.folder, manifest, receipts)
         self.store.remove(f"{one.folder}/work")  # a kill before the manifest must not cost what is in there
         one.finish(manifest, receipts)
+        one.warning = stale_source(one, manifest.sources)
         self._finished(state)
 
     def _sweep(self, one: Planned) -> None:
@@ -367,15 +491,28 @@ class Run:
 
     def _drop_surplus(self, one: Planned, count: int) -> None:
         """Shards beyond the last one, from an earlier input that was longer."""
-        for name in self.store.list(f"{one.folder}/_receipts"):
-            if name.endswith(".json") and int(name[:6]) >= count:
+        for index in receipt_numbers(self.store, one.folder):
+            if index >= count:
                 for rel in (receipt_path, shard_path, rejects_path):
-                    self.store.remove(rel(one.folder, int(name[:6])))
+                    self.store.remove(rel(one.folder, index))
 
     def _finished(self, state: State) -> None:
         self.executor.release(state.one)
         del self.states[state.one.name]
         self.watcher.finished(state.one)
+        if all(s.opened for s in self.states.values() if state.one in s.one.above):
+            state.one.let_go()
+
+
+def unasked_gpus(steps: Sequence[Planned]) -> list[str]:
+    """A device is used only by a step that asks for one."""
+    return [
+        f"step {one.name!r} has `gpu: true` and asks for no GPU; add `resources: {{gpus: 1}}`"
+        for one in steps
+        if isinstance(stage := one.keyed.step.stage, GatherStage)
+        and stage.gpu
+        and not one.keyed.step.resources.gpus
+    ]
 
 
 def _guess(state: State) -> int:
@@ -391,34 +528,7 @@ def reject_rate(one: Planned) -> float:
     return step.max_reject_rate if step.max_reject_rate is not None else float(own)
 
 
-def matches(receipt: Receipt, task: ShardTask) -> bool:
-    """Was it made from exactly this? Full keys and digests, never names."""
-    return (receipt.shard.key, receipt.input_digest, receipt.artifacts_digest) == (
-        task.key,
-        task.input.digest,
-        task.artifacts_digest,
-    )
-
-
-def is_there(store: Store, receipt: Receipt) -> bool:
-    """The shard of a receipt lies there, whole (its content is looked at by `vlpipe verify` only)."""
-    return store.exists(receipt.shard.path) and store.size(receipt.shard.path) == receipt.bytes
-
-
-def adopt(
-    store: Store, task: ShardTask, siblings: dict[tuple[str, str, str], tuple[str, Receipt]]
-) -> Receipt | None:
-    """Take over a shard that was made from the same things under another folder: a link, and a receipt of its own."""
-    found = siblings.get((task.key, task.input.digest, task.artifacts_digest))
-    if found is None or not is_there(store, found[1]):
-        return None
-    folder, old = found
-    path = shard_path(task.folder, task.index)
-    store.link_or_copy(old.shard.path, path)
-    rejects = rejects_path(folder, old.index)
-    if store.exists(rejects):
-        store.link_or_copy(rejects, rejects_path(task.folder, task.index))
-    shard = dataclasses.replace(old.shard, path=path, heavy=heavy_pointers(task))
-    receipt = dataclasses.replace(old, index=task.index, shard=shard)
-    write_receipt(store, task.folder, receipt)
-    return receipt
+def made_from_of(task: ShardTask) -> MadeFrom:
+    """What the task's shard would be made from, as `Receipt.made_from` says it. Full keys and digests, never names."""
+    heavy = task.input.heavy_digests(task.stage.READS_HEAVY)
+    return task.key, task.input.digest, tuple(sorted(heavy.items())), task.artifacts_digest

@@ -55,8 +55,8 @@ class Settle:
         except ValueError:
             ids = cast(table[self.key], self.schema.field(self.key)).to_pylist()
         bad: dict[str, RowFault] = {}
-        for row, error in _bad_rows(table, self.schema, self.who).items():
-            bad.setdefault(ids[row], RowFault(BAD_VALUE, str(error)))
+        for row, why in _bad_rows(table, self.schema, self.who).items():
+            bad.setdefault(ids[row], RowFault(BAD_VALUE, str(why)))
         left = table.filter(pa.array([id_ not in bad for id_ in ids], pa.bool_()))
         return conform(left, self.schema, self.who), bad
 

@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import RenderableType
@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from vlpipe.pipeline import (
     again,
     diff,
+    diff_rows,
     export,
     forget,
     forget_find,
@@ -27,6 +28,7 @@ from vlpipe.pipeline import (
     show,
     status,
     verify,
+    verify_root,
 )
 from vlpipe.pipeline.cells import printable, size
 from vlpipe.pipeline.cli import (
@@ -37,15 +39,14 @@ from vlpipe.pipeline.cli import (
     WorkflowArg,
     app,
     err,
+    executing,
     finish_forget,
     load,
-    make_executor,
     out,
 )
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, plan
-from vlpipe.pipeline.progress import Progress_
 from vlpipe.pipeline.store import Store
 
 PLAIN_WIDTH = 200  # of tables that go into a file or a pipe
@@ -137,10 +138,10 @@ def diff_command(
     draw(diff.render(diff.diff(left, right, num_examples=num_rows), names))
 
 
-def _side(path: str) -> diff.Side:
+def _side(path: str) -> diff_rows.Side:
     place = records.find_place(path)
     folder = records.need_step(place, path)
-    return diff.Side(place.store, records.read_step(place.store, folder))
+    return diff_rows.Side(place.store, records.read_step(place.store, folder))
 
 
 @app.command("retry")
@@ -161,26 +162,12 @@ def retry_command(
     with locked(store) as run_id:
         finish_forget(store)
         steps = plan(found, store)
-        one = again.check(steps, step)
-        again.affected(one, records.what_is_there(steps, store)[one.name].receipts, why)
-        executor = make_executor(run_id, local=local, address=address)
-        try:
-            result = _retry(steps, store, step, why, executor)
-        finally:
-            executor.close()
+        one, *_ = again.wanted(steps, store, step, why)
+        with executing(store, run_id, local=local, address=address) as (executor, watcher, interrupted):
+            result = again.retry(steps, store, step, why, executor, watcher, interrupted, GRACE_S)
     say(f"{one.name}: {result}")
     if result.num_changed:
         say(f"`vlpipe run {workflow}` now does again what those shards go into, and nothing else")
-
-
-def _retry(steps: list[Planned], store: Store, step: str, why: list[str], executor: Any) -> again.Retried:
-    with Progress_(out, store) as progress:
-        try:
-            return again.retry(steps, store, step, why, executor, progress.watcher)
-        except KeyboardInterrupt:
-            if hasattr(executor, "drain"):
-                executor.drain(GRACE_S)
-            raise
 
 
 @app.command("prune")
@@ -297,14 +284,11 @@ def verify_command(
     problems = [problem for one in found for problem in one.problems]
     for problem in problems:
         color = "red" if problem.is_wrong else "yellow"
-        text = f"  {problem.text}" if problem.text else ""
+        text = f"  {printable(problem.text)}" if problem.text else ""
         say(f"{problem.kind:9}  {place.store.path(problem.path)}{text}", style=color)
-    num_wrong = sum(problem.is_wrong for problem in problems)
-    num_shards, num_artifacts = sum(one.num_shards for one in found), sum(one.num_artifacts for one in found)
-    checked = f"{num_shards:,} shard(s) and {num_artifacts:,} artifact(s) of {len(found)} step(s)"
-    say(f"{checked}: " + (f"{num_wrong} thing(s) are wrong" if num_wrong else "all as their receipts say"))
-    if num_wrong:
-        err.print(verify.ADVICE, highlight=False, soft_wrap=True)
+    say(verify.summary(found))
+    if any(problem.is_wrong for problem in problems):
+        err.print(verify.advice(problems), highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -316,6 +300,8 @@ def _verify(place: records.Place) -> list[verify.Verified]:
     for folder in [place.folder] if place.folder else records.step_folders(place.store):
         with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):
             found.append(verify.verify_step(place.store, folder))
+    if not place.folder:
+        found.append(verify.Verified("", 0, 0, [*verify_root.root_problems(place.store)]))
     return found
 
 

@@ -9,29 +9,34 @@ import dataclasses
 import json
 import os
 import platform
-import shutil
-import tempfile
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import repeat
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from vlpipe.pipeline.captured import output_in
 from vlpipe.pipeline.conform import OwnIds, need_ids
 from vlpipe.pipeline.conserved import check_conserved
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import here
 from vlpipe.pipeline.guard import Faults, hopeless_at, run_guarded
-from vlpipe.pipeline.receipt import Receipt, read_rejects, shard_path, write_receipt, write_rejects
+from vlpipe.pipeline.receipt import (
+    Receipt,
+    damaged,
+    log_path,
+    read_rejects,
+    shard_path,
+    write_receipt,
+    write_rejects,
+)
 from vlpipe.pipeline.settle import Settle
 from vlpipe.pipeline.shard import (
+    Heavy,
     Out,
     Reject,
     Shard,
@@ -41,11 +46,9 @@ from vlpipe.pipeline.shard import (
     write_shard,
 )
 from vlpipe.pipeline.shared import Address, at
-from vlpipe.pipeline.stage import AheadWork, File, Listing, MapStage, Stage, Work
+from vlpipe.pipeline.source import recorded_hash, running_source
+from vlpipe.pipeline.stage import AheadWork, MapStage, Work
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import replace_files
-
-S = TypeVar("S", bound=Stage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,6 @@ class ShardTask:
     folder: str
     key: str
     artifacts_digest: str = ""
-    source: str = ""
     max_reject_rate: float = 0.05
     num_rows_step: int | None = None  # rows that the whole step gets, when all are known
     num_rows_guess: int = 0  # and when not, as far as can be told
@@ -74,6 +76,7 @@ class ShardTask:
     shared: Address | None = None  # of the step's service, if it has one
     again: frozenset[str] = frozenset()  # `vlpipe retry`: only rows rejected for these codes are run
     counts: Mapping[str, int] = field(default_factory=dict)  # of the rows that are not run again
+    source: str = ""  # of the code that made those
 
 
 @contextmanager
@@ -85,29 +88,6 @@ def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -
         with at(shared):
             work = stack.enter_context(here(stage).open())
         yield work
-
-
-def here(stage: S) -> S:
-    """The stage with its remote files brought to this machine; they are cached by digest."""
-    return replace_files(stage, lambda _, file: _download(file) if _is_remote(file) else file)
-
-
-def _is_remote(file: File) -> bool:
-    return "://" in file.path and not isinstance(file, Listing)
-
-
-def _download(file: File) -> File:
-    cache = Path(tempfile.gettempdir()) / "vlpipe-files" / file.digest[:32]
-    if not cache.exists():
-        part = Path(f"{cache}.{uuid.uuid4().hex[:8]}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        fs, path = fsspec.core.url_to_fs(file.path)
-        fs.get(path, str(part), recursive=fs.isdir(path))
-        try:
-            part.rename(cache)
-        except OSError:  # another worker was first; its copy is the same
-            shutil.rmtree(part, ignore_errors=True)
-    return dataclasses.replace(file, path=str(cache))
 
 
 def set_torch_threads(num: int) -> None:
@@ -127,21 +107,26 @@ def own_schema(task: ShardTask) -> pa.Schema:
     return pa.schema([f for f in task.schema_out if not (is_heavy(f) and f.name in inherited)])
 
 
-def heavy_pointers(task: ShardTask) -> tuple[tuple[str, str], ...]:
-    """Where each heavy column of the output lies: in this shard when made here, else where the input found it."""
-    if task.stage.FAN_OUT:
-        known: dict[str, str] = {}  # children have ids of their own: nothing to join by
-    else:
-        known = dict(task.input.heavy)
-    here = {name: shard_path(task.folder, task.index) for name in heavy_names(own_schema(task))}
-    return tuple(sorted((n, p) for n, p in {**known, **here}.items() if n in task.schema_out.names))
+def heavy_pointers(task: ShardTask, digest: str = "") -> tuple[Heavy, ...]:
+    """Where each heavy column of the output lies: in this shard when made here, else where the input found it.
+
+    digest: of this shard; empty while it is not written.
+    """
+    inherited = (
+        () if task.stage.FAN_OUT else task.input.heavy
+    )  # children have ids of their own: nothing to join by
+    known = {one.column: one for one in inherited}
+    path = shard_path(task.folder, task.index)
+    known |= {name: Heavy(name, path, digest) for name in heavy_names(own_schema(task))}
+    return tuple(sorted(one for one in known.values() if one.column in task.schema_out.names))
 
 
 def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
     """Make shard `task.index`: rejects, the shard, its receipt. Without `work` the stage is opened here."""
     began = time.time()
+    running_source(task.stage)  # the code as it is now, before any of it runs
     with ExitStack() as stack:
-        stack.enter_context(output_in(task.store, f"{log_path(task)}.txt"))
+        stack.enter_context(output_in(task.store, _log(task, ".txt")))
         if work is None:
             work = stack.enter_context(opening(task))
         run = _Run(task)
@@ -157,41 +142,45 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
             with suppress(OSError):  # a full disk: what ended the shard says more
                 _write_tracebacks(run)
             raise
-        codes = write_rejects(task.store, task.folder, task.index, task.step, run.rejects)
+        codes, rejects_digest = write_rejects(task.store, task.folder, task.index, task.step, run.rejects)
     _write_tracebacks(run)
     if run.log:
         lines = "".join(json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in run.log)
-        task.store.write_bytes(f"{log_path(task)}.jsonl", lines.encode())
+        task.store.write_bytes(log_path(task.folder, task.index), lines.encode())
     receipt = Receipt(
         index=task.index,
-        shard=Shard(
-            path=path, num_rows=shard.num_rows, digest=shard.digest, key=task.key, heavy=heavy_pointers(task)
-        ),
+        shard=dataclasses.replace(shard, key=task.key, heavy=heavy_pointers(task, shard.digest)),
         bytes=task.store.size(path),
         rows_in=task.input.num_rows,
         input_digest=task.input.digest,
+        input_heavy=task.input.heavy_digests(task.stage.READS_HEAVY),
         artifacts_digest=task.artifacts_digest,
         rejects=codes,
+        rejects_digest=rejects_digest,
         counts=dict(sorted(run.counts.items())),
         columns=stats,
-        source=task.source,
+        source=both_sources(task.source, recorded_hash(task.stage)),
         run={"seconds": round(time.time() - began, 3), "host": platform.node(), "attempts": task.attempt},
     )
     write_receipt(task.store, task.folder, receipt)
     return receipt
 
 
-def log_path(task: ShardTask) -> str:
-    """Without its ending: `.jsonl`, the stage's own lines; `.txt`, what it printed; `.errors.txt`, the first traceback of
-    each code."""
-    return f"{task.folder}/_log/{task.index:06d}"
+def both_sources(before: str, now: str) -> str:
+    """What made a shard: one hash, or those of all code that had a part in it, joined by `+`."""
+    return "+".join(sorted({*before.split("+"), now})) if before else now
+
+
+def _log(task: ShardTask, ending: str) -> str:
+    """Beside the stage's own lines: `.txt`, what it printed; `.errors.txt`, the first traceback of each code."""
+    return f"{task.folder}/_log/{task.index:06d}{ending}"
 
 
 def _write_tracebacks(run: _Run) -> None:
     """Of rows that raised something the stage does not name itself."""
     if run.faults.tracebacks:
         texts = [f"{code}\n{text}" for code, text in sorted(run.faults.tracebacks.items())]
-        run.task.store.write_bytes(f"{log_path(run.task)}.errors.txt", "\n".join(texts).encode())
+        run.task.store.write_bytes(_log(run.task, ".errors.txt"), "\n".join(texts).encode())
 
 
 def opening(task: ShardTask) -> AbstractContextManager[Work]:
@@ -301,11 +290,24 @@ def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejecte
     check_conserved(who, ids_in, out, rejected)
 
 
+def _log_before(task: ShardTask) -> Iterator[dict[str, Any]]:
+    """What the shard's log says so far."""
+    path = log_path(task.folder, task.index)
+    if not task.store.exists(path):
+        return
+    for line in task.store.read_bytes(path).splitlines():
+        try:
+            yield dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise damaged(task.store, path, error) from error
+
+
 def _outputs_again(run: _Run, work: Work) -> Iterator[pa.Table]:
     """`retry`: run only the rows rejected for given codes; the others stay as they are, in input order."""
     task, schema = run.task, own_schema(run.task)
     before = read_rejects(task.store, task.folder, task.index).to_pylist()
     again = {r["id"] for r in before if r["kind"] == "fault" and r["why"] in task.again}
+    run.log.extend(line for line in _log_before(task) if line.get("id") not in again)
     stay = {
         r["id"]: Reject(r["id"], r["kind"], r["why"], r["detail"]) for r in before if r["id"] not in again
     }

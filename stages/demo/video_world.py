@@ -115,6 +115,8 @@ class VideoWorld(GatherStage):
     corrupt: Share = 0.03
     max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # one lag for each film, from -1 s to this
 
+    NAME: ClassVar[str] = "demo.video_world:VideoWorld"
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return pa.schema([])
 

@@ -86,6 +86,8 @@ class World(GatherStage):
     dead: Share = 0.01
     corrupt: Share = 0.01
 
+    NAME: ClassVar[str] = "demo.world:World"
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return pa.schema([])
 

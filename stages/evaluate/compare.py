@@ -25,6 +25,8 @@ class Compare(GatherStage):
     arms: dict[str, list[str]]
     only: tuple[str, ...] = field(default=())
 
+    NAME: ClassVar[str] = "evaluate.compare:Compare"
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "Compare", name=pa.string(), value=pa.float64())
         return RESULTS

@@ -27,6 +27,8 @@ class DedupTruth(GatherStage):
 
     truth: File
 
+    NAME: ClassVar[str] = "evaluate.dedup:DedupTruth"
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "evaluate.dedup", url=pa.string())
         return RESULTS

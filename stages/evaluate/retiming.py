@@ -44,6 +44,8 @@ class RetimingTruth(GatherStage):
     seen: File
     said: File
 
+    NAME: ClassVar[str] = "evaluate.retiming:RetimingTruth"
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         columns = {"video": pa.string(), "cues": CUES, "cue_shift_s": SCORES, "cue_score": SCORES}
         need(inp, "evaluate.retiming", **columns)

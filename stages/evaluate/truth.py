@@ -43,6 +43,8 @@ class FilterTruth(GatherStage):
 
     truth: File
 
+    NAME: ClassVar[str] = "evaluate.truth:FilterTruth"
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "evaluate.truth", url=pa.string(), texts=TEXTS)
         return RESULTS

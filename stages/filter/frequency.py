@@ -46,6 +46,8 @@ class CountTexts(GatherStage):
 
     sources: tuple[str, ...] = ("web",)
 
+    NAME: ClassVar[str] = "filter.frequency:CountTexts"
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.frequency", texts=TEXTS)
         return SEEN
@@ -114,6 +116,8 @@ class TextCounts(MapStage):
 
     counts: File
     sources: tuple[str, ...] = ("web",)
+
+    NAME: ClassVar[str] = "filter.frequency:TextCounts"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.frequency", id=pa.string(), texts=TEXTS)

@@ -108,6 +108,21 @@ def list_files(path: str) -> list[Path]:
     return found
 
 
+def count_at_most(path: str) -> int:
+    """How many lines a list has at most, without reading them one by one."""
+    return sum(_count(file) for file in list_files(path))
+
+
+def _count(file: Path) -> int:
+    if file.suffix.lower() == ".parquet":
+        try:
+            return int(pq.read_metadata(file).num_rows)
+        except pa.ArrowInvalid as error:
+            raise VlpipeError(f"{file} is no readable Parquet file: {error}") from error
+    with open(file, "rb", buffering=0) as handle:
+        return 1 + sum(block.count(b"\n") for block in iter(lambda: handle.read(1 << 20), b""))
+
+
 # Where it stands ("file line 7"), its values by column or what is wrong with it.
 Row = tuple[str, "Mapping[str, Any] | BadLine"]
 Names = tuple[str, ...]

@@ -35,7 +35,7 @@ from vlpipe.stages.ingest.fetch import Answer, Fetch, fetcher
 from vlpipe.stages.ingest.fetch_rows import log_line
 from vlpipe.stages.ingest.images import PASSING
 from vlpipe.stages.ingest.limits import Limits
-from vlpipe.stages.ingest.list import BATCH_ROWS, read_pairs
+from vlpipe.stages.ingest.list import BATCH_ROWS, count_at_most, read_pairs
 from vlpipe.stages.ingest.optout import DEFAULT, Signal, is_no
 from vlpipe.stages.ingest.politeness import HostGate
 from vlpipe.stages.ingest.robots import need_protego
@@ -86,8 +86,10 @@ class VideoUrls(VideoSource):
     The cues are those of a text track in the file. More codes: those of `ingest.images:FetchImages` but for decoding.
     """
 
+    NAME: ClassVar[str] = "ingest.video_urls:VideoUrls"
     OBSERVES_WORLD: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos"}
+    SHARD_ROWS: ClassVar[int] = 100  # videos are large
 
     list: ListFile
     videos: str
@@ -115,6 +117,9 @@ class VideoUrls(VideoSource):
     def _urls(self) -> Iterator[tuple[str, str | None]]:
         for pair in read_pairs(self.list.path, url=self.url, text=self.url, reject_bad_lines=True):
             yield pair.url, pair.fault or None
+
+    def max_rows(self) -> int:
+        return count_at_most(self.list.path)
 
     def rows(self) -> Iterator[pa.Table]:
         ids, rest = RowIds(self.source), self._urls()

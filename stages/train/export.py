@@ -38,6 +38,8 @@ class ExportHF(GatherStage):
     model: Weights
     kind: Literal["captioner", "retrieval"]
 
+    NAME: ClassVar[str] = "train.export:ExportHF"
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return EXPORTED
 

@@ -126,7 +126,7 @@ def test_it_is_also_in_a_process_of_its_own(tmp_path: Path) -> None:
     whats = ["key", "no_text", "exit", "panic", "counts"]
     lines = [
         f'  b{k}: {{use: "odd_toys:Raises", what: {what}, bad: [{k}], from: {f"b{k - 1}" if k else "a"}, '
-        "deadline_s: 60, max_reject_rate: 0.5}"
+        "row_group_timeout_s: 60, max_reject_rate: 0.5}"
         for k, what in enumerate(whats)
     ]
     text = 'steps:\n  a: {use: "toys:Numbers", num_rows: 6}\n' + "\n".join(lines)
@@ -264,7 +264,9 @@ def test_the_first_traceback_of_each_code_is_kept(tmp_path: Path) -> None:
     assert 'odd_toys.py", line' in text
 
 
-@pytest.mark.parametrize(("more", "flags"), [("", ["--local"]), (", deadline_s: 60", ["--local"]), ("", [])])
+@pytest.mark.parametrize(
+    ("more", "flags"), [("", ["--local"]), (", row_group_timeout_s: 60", ["--local"]), ("", [])]
+)
 def test_what_a_stage_prints_is_kept_and_not_shown(tmp_path: Path, more: str, flags: list[str]) -> None:
     (tmp_path / "w.yaml").write_text(over('use: "odd_toys:Says"', more=more))
     code, said = vlpipe("run", str(tmp_path / "w.yaml"), "--root", str(tmp_path / "root"), *flags)
@@ -277,7 +279,7 @@ def test_what_a_stage_prints_is_kept_and_not_shown(tmp_path: Path, more: str, fl
 
 
 def test_a_row_group_that_takes_too_long_is_narrowed_down_to_its_row(tmp_path: Path) -> None:
-    more = ", deadline_s: 1.5"
+    more = ", row_group_timeout_s: 1.5"
     step = 'use: "odd_toys:Raises", what: sleeps, bad: [3], seconds: 60'
     steps = run(tmp_path, over(step, num=8, more=more))
     (found,) = rejects(tmp_path, steps["b"])
@@ -300,8 +302,10 @@ def test_a_stage_that_asks_the_world_is_not_run_again_because_of_a_row(tmp_path:
 
 
 def test_a_deadline_for_it_is_refused(tmp_path: Path) -> None:
-    text = over('use: "odd_toys:AsksWorld", what: key', more=", deadline_s: 5")
-    with pytest.raises(VlpipeError, match=r"b\.deadline_s: AsksWorld would make it ask for its rows again"):
+    text = over('use: "odd_toys:AsksWorld", what: key', more=", row_group_timeout_s: 5")
+    with pytest.raises(
+        VlpipeError, match=r"b\.row_group_timeout_s: AsksWorld would make it ask for its rows again"
+    ):
         run(tmp_path, text)
 
 

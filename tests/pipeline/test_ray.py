@@ -61,7 +61,9 @@ def test_weights_that_cannot_be_loaded_are_the_steps_error_and_no_rows(tmp_path:
 
 def test_a_step_that_asks_for_more_than_there_is_is_an_error_not_a_hang(tmp_path: Path) -> None:
     text = CHAIN.replace("by: 3}", "by: 3, resources: {cpus: 4000}}")
-    with pytest.raises(VlpipeError, match=r"step 'scale' needs 4000 CPU, the cluster has \d+ CPU"):
+    with pytest.raises(
+        VlpipeError, match=r"step 'scale' needs 4000 CPU, and no node has that: this machine has \d+ CPU"
+    ):
         run(tmp_path, text, ray=True)
 
 
