@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 import time
@@ -16,14 +17,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vlpipe.pipeline import forget
+from vlpipe.pipeline import again, forget
 from vlpipe.pipeline.errors import VlpipeError, explain
-from vlpipe.pipeline.gather import ListRows
 from vlpipe.pipeline.interrupt import Interrupted, heeding_interrupts
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.pandas_later import leave_pandas_alone
-from vlpipe.pipeline.plan import Planned, is_gather, plan, remember
+from vlpipe.pipeline.plan import Planned, plan, remember
 from vlpipe.pipeline.progress import Progress_, results_table
+from vlpipe.pipeline.row_bounds import estimates
 from vlpipe.pipeline.runner import Executor, Run, Watcher
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Workflow, resolve_workflow
@@ -83,7 +84,9 @@ def run(
         todo = [one for one in steps if not one.is_done]
         if todo:
             remember(steps, store)
-            execute(steps, store, run_id, local=local, address=address)
+            execute(steps, store, run_id, local=local, address=address, strict=strict)
+            warn(todo, strict=False)  # of what was taken over in this run
+        again.clean(steps, store)
     if not todo:
         out.print(
             f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",
@@ -106,10 +109,18 @@ def finish_forget(store: Store) -> None:
         out.print(f"finished a forget that was interrupted in {store.url}", highlight=False, soft_wrap=True)
 
 
-def execute(steps: list[Planned], store: Store, run_id: str, *, local: bool, address: str | None) -> None:
+def execute(
+    steps: list[Planned],
+    store: Store,
+    run_id: str,
+    *,
+    local: bool,
+    address: str | None,
+    strict: bool = False,
+) -> None:
     """Run the plan on an executor. After an interrupt or a failed step, what still runs has a grace to finish."""
     with executing(store, run_id, local=local, address=address) as (executor, watcher, check):
-        Run(steps, store, executor, watcher).go(check, GRACE_S)
+        Run(steps, store, executor, watcher, strict).go(check, GRACE_S)
 
 
 @contextmanager
@@ -183,35 +194,16 @@ def plan_command(
     todo = [one for one in steps if not one.is_done]
     if todo:
         out.print(f"first reason: {todo[0].name}: {todo[0].reason}", highlight=False, soft_wrap=True)
-    bounds = row_bounds(steps)
+    said = estimates(steps, store)
     for one in steps:
         mark, text = (
             ("[green]done[/green]", "") if one.is_done else ("[yellow]runs[/yellow]", escape(one.reason))
         )
         out.print(f"  {mark}  {escape(one.name):24} {text}", highlight=False, soft_wrap=True)
-        estimate = getattr(one.keyed.step.stage, "estimate", None)
-        if not one.is_done and estimate is not None:
-            rows = sum(bounds[p.name] or 0 for p in one.above)
-            out.print(f"        {escape(str(estimate(rows)))}", highlight=False, soft_wrap=True, style="dim")
+        if said.get(one.name):
+            out.print(f"        {escape(said[one.name])}", highlight=False, soft_wrap=True, style="dim")
     out.print(f"{len(todo)} of {len(steps)} steps would run", highlight=False)
     warn(steps, strict)
-
-
-def row_bounds(steps: list[Planned]) -> dict[str, int | None]:
-    """How many rows each step gives at most, before it ran: a list that is there is counted; None when nobody knows."""
-    bounds: dict[str, int | None] = {}
-    for one in steps:
-        stage = one.keyed.step.stage
-        above = [bounds.get(p.name) for p in one.above]
-        if one.manifest is not None:
-            bounds[one.name] = one.manifest.rows_out
-        elif isinstance(stage, ListRows):
-            bounds[one.name] = None if one.artifact_steps else sum(t.num_rows for t in stage.source.rows())
-        elif is_gather(one) or None in above:
-            bounds[one.name] = None
-        else:
-            bounds[one.name] = sum(n or 0 for n in above)
-    return bounds
 
 
 def main() -> None:
@@ -220,6 +212,7 @@ def main() -> None:
     What is finished is on disk, so the process leaves without tearing down native thread pools: one run of several hundred
     ended in SIGABRT after its work.
     """
+    take_any_text()
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
     sys.path.insert(0, os.getcwd())  # a user's own stages lie beside the YAML
@@ -231,6 +224,13 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def take_any_text() -> None:
+    """What the terminal or the pipe cannot show (its encoding is cp1252, say) is printed as an escape: `\\u732b`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def exit_code(debug: bool) -> int:

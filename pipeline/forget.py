@@ -14,31 +14,42 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget_find import Found, Step, makers
+from vlpipe.pipeline.forget_blocks import each
+from vlpipe.pipeline.forget_find import Found, Step, folders_by_key, in_order
 from vlpipe.pipeline.forget_json import rewrite_json
 from vlpipe.pipeline.forget_rows import Gone, rewrite, rewrite_log, rewrite_rejects, with_digest
+from vlpipe.pipeline.forget_taken import Taken
+from vlpipe.pipeline.forget_urls import Urls
 from vlpipe.pipeline.forgotten import add_forgotten
-from vlpipe.pipeline.keys import sha256_json
-from vlpipe.pipeline.receipt import (
+from vlpipe.pipeline.manifest import (
     Manifest,
-    Receipt,
+    digest_artifacts,
     digest_inputs,
     manifest_from_json,
     read_manifest,
+    write_manifest,
+)
+from vlpipe.pipeline.receipt import (
+    Receipt,
+    digest_shards,
     read_receipt,
     receipts_in,
-    write_manifest,
     write_receipt,
     write_receipts,
 )
 from vlpipe.pipeline.records import StepRecord, read_step, step_folders
-from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.shard import Shard, open_parquet
 from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.text_sets import TextSet, sets_from_table, sets_to_table
 from vlpipe.pipeline.verify import left_over
 
 JOURNAL = "_forget.json"
 BEFORE = "_forget"
+GONE = f"{BEFORE}/gone.parquet"
+Stats = dict[str, dict[str, Any]]
 FOLDERS = ("", "/_receipts", "/_rejects", "/_log", "/artifacts")
 
 
@@ -54,17 +65,31 @@ def forget(store: Store, found: Found) -> None:
         for one in found.folders
     }
     plan = {
-        "ids": sorted(found.gone.ids),
-        "urls": sorted(found.gone.urls),
-        "domains": sorted(found.gone.domains),
         "taken": {id_: sorted(words) for id_, words in found.gone.taken.items()},
         "touched": touched,
         "trained": {model.folder: model.num_rows + model.num_heirs for model in found.models},
         "copies": copies,
         "steps": [[one.folder, asdict(one.manifest) if one.manifest else None] for one in changing],
     }
+    _write_gone(store, found.gone)
     store.write_json(JOURNAL, plan)
     finish(store)
+
+
+def _write_gone(store: Store, gone: Gone) -> None:
+    """By hash only, as they are kept."""
+    urls = gone.urls
+    table = sets_to_table(gone.ids, urls.urls, urls.hosts, urls.domains)
+    with store.writing(GONE) as part:
+        pq.write_table(table, part, compression="zstd")
+
+
+def _read_gone(store: Store, taken: Taken) -> Gone:
+    with open_parquet(store, GONE) as file:
+        sets = sets_from_table(file.read())
+    kinds = ("id", "url", "host", "domain")
+    ids, urls, hosts, domains = (sets.get(kind) or TextSet(kind) for kind in kinds)
+    return Gone(ids, Urls(urls=urls, hosts=hosts, domains=domains), taken)
 
 
 def _before(folder: str) -> str:
@@ -73,11 +98,10 @@ def _before(folder: str) -> str:
 
 def _changing(found: Found, copies: Iterable[str]) -> list[Step]:
     """Steps in whose records something changes, or may: they have such rows, read a step that has, or are not finished."""
-    by_key = {f"step:{s.manifest.step_key}": s.folder for s in found.steps.values() if s.manifest}
+    by_key = folders_by_key(found.steps)
     known = {one.folder for one in found.folders}
     for step in found.steps.values():
-        m = step.manifest
-        if m is None or any(above in known for above in (*m.inputs, *makers(m, by_key))):
+        if step.manifest is None or any(above in known for above in step.above(by_key)):
             known.add(step.folder)
     return [step for step in found.steps.values() if step.folder in known and step.folder not in copies]
 
@@ -99,14 +123,16 @@ def finish(store: Store) -> bool:
         return False
     plan = store.read_json(JOURNAL)
     taken = {id_: frozenset(words) for id_, words in plan["taken"].items()}
-    ids, urls, domains = (frozenset(plan[kind]) for kind in ("ids", "urls", "domains"))
-    gone = Gone(ids, urls, domains, taken)
-    add_forgotten(store, id=gone.ids, url=gone.urls, domain=gone.domains)
+    gone = _read_gone(store, taken)
+    urls = gone.urls
+    add_forgotten(store, id=gone.ids.digests, url=urls.urls.digests, domain=urls.domains.digests)
     for folder in plan["copies"]:
         store.remove(f"{folder}/manifest.json")  # half a step must not look done
         store.remove(folder)
     before = {folder: manifest_from_json(value) if value else None for folder, value in plan["steps"]}
-    made = _Made(store, before, {f: read_manifest(store, f) for f in step_folders(store)} | before)
+    made = _Made(
+        store, in_order(store), before, {f: read_manifest(store, f) for f in step_folders(store)} | before
+    )
     for folder in made.manifests:
         _clear(store, made.record(folder))
     for folder in before:
@@ -133,12 +159,13 @@ class _Made:
     made, by path; old: shards that were changed, as they were, by digest."""
 
     store: Store
+    steps: Mapping[str, Step]
     before: Mapping[str, Manifest | None]
     manifests: Mapping[str, Manifest | None]
     shards: dict[str, Shard] = field(default_factory=dict)
     old: dict[str, Shard] = field(default_factory=dict)
-    stats: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    rejects: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
+    stats: dict[str, Stats] = field(default_factory=dict)
+    rejects: dict[tuple[str, int], tuple[dict[str, int], str]] = field(default_factory=dict)
 
     def record(self, folder: str) -> StepRecord:
         """A step as it was. Not kept: of 100,000 shards it is half a gigabyte."""
@@ -148,25 +175,39 @@ class _Made:
         return StepRecord(folder=folder, manifest=self.before[folder], receipts=receipts)
 
     def files(self, record: StepRecord, touched: Mapping[str, Any], gone: Gone) -> None:
-        for path in touched.get("files", ()):
-            if path.endswith(".json"):
-                self.shards[path] = rewrite_json(self.store, path, gone)
-                continue
-            self.stats[path] = {}
-            self.shards[path] = rewrite(self.store, path, gone, self.stats[path])
+        step = self.steps[record.folder]
+        paths, indices = touched.get("files", ()), touched.get("rejects", ())
+        for path, (shard, stats) in zip(
+            paths, each(lambda path: self._file(step, path, gone), paths), strict=True
+        ):
+            self.shards[path] = shard
+            self.stats[path] = stats
         # Shards with the same digest hold the same rows, before and after.
         self.old |= {r.shard.digest: r.shard for r in record.receipts if r.shard.path in self.shards}
-        for index in touched.get("rejects", ()):
-            self.rejects[record.folder, index] = rewrite_rejects(self.store, record.folder, index, gone)
-        for path in touched.get("logs", ()):
-            if self.store.exists(path):
-                rewrite_log(self.store, path, gone)
+        rejects = each(lambda index: rewrite_rejects(self.store, record.folder, index, gone), indices)
+        self.rejects |= {(record.folder, n): made for n, made in zip(indices, rejects, strict=True)}
+        logs = (path for path in touched.get("logs", ()) if self.store.exists(path))
+        for _ in each(lambda path: rewrite_log(self.store, path, gone), logs):
+            pass
         if touched.get("parts"):
             self.store.remove(f"{record.folder}/work")
 
+    def _file(self, step: Step, path: str, gone: Gone) -> tuple[Shard, Stats]:
+        if path.endswith(".json"):
+            return rewrite_json(self.store, path, gone), {}
+        stats: Stats = {}
+        return rewrite(self.store, path, gone, step.references_of(path), stats), stats
+
+    def digest(self, old: str) -> str:
+        """Of a shard as it is now, by its digest before."""
+        shard = self.old.get(old)
+        return old if shard is None else self.shards[shard.path].digest
+
     def shard(self, old: Shard) -> Shard:
         made = self.shards.get(old.path)
-        return old if made is None else with_digest(old, made)
+        new = old if made is None else with_digest(old, made)
+        heavy = tuple(one._replace(digest=self.digest(one.digest)) for one in old.heavy)
+        return new if heavy == old.heavy else dataclasses.replace(new, heavy=heavy)
 
     def num_gone(self, old: Shard) -> int:
         return old.num_rows - self.shard(old).num_rows
@@ -194,6 +235,9 @@ class _Made:
         new = dataclasses.replace(
             manifest,
             inputs_digest=change.inputs_digest(manifest.inputs_digest),
+            shards_digest=digest_shards(r.shard for r in receipts),
+            read=change.read,
+            bytes=sum(r.bytes for r in receipts),
             rows_in=sum(r.rows_in for r in receipts),
             rows_out=sum(r.shard.num_rows for r in receipts),
             rejects=dict(sorted(rejects.items())),
@@ -210,11 +254,17 @@ class _Change:
     def __init__(self, made: _Made, record: StepRecord) -> None:
         self.made, self.record = made, record
         names = record.manifest.inputs if record.manifest else ()
-        before = [r.shard for n in names if n in made.manifests for r in made.record(n).receipts]
-        after = [made.shard(s) for s in before]
-        self._num_gone = sum(made.num_gone(s) for s in before)
-        self._artifacts = dict(self._artifact_digests())
-        self._inputs = {digest_inputs(before, a): digest_inputs(after, b) for a, b in self._artifacts.items()}
+        before = [[r.shard for r in made.record(n).receipts] for n in names if n in made.manifests]
+        after = [[made.shard(s) for s in shards] for shards in before]
+        self._num_gone = sum(made.num_gone(s) for shards in before for s in shards)
+        old_read = dict(record.manifest.read) if record.manifest else {}
+        self.read = {name: self._artifacts_now(name, digest) for name, digest in old_read.items()}
+        self._artifacts = {digest_artifacts(old_read): digest_artifacts(self.read)}
+        shards_digests = [[digest_shards(shards) for shards in side] for side in (before, after)]
+        self._inputs = {
+            digest_inputs(shards_digests[0], a): digest_inputs(shards_digests[1], b)
+            for a, b in {**self._artifacts, "": ""}.items()
+        }
 
     def receipt(self, old: Receipt) -> Receipt:
         made, path = self.made, old.shard.path
@@ -224,14 +274,18 @@ class _Change:
         else:
             input_digest = self.inputs_digest(old.input_digest)
             fewer = self._num_gone if old.rows_in and old.input_digest in self._inputs else 0
+        made_rejects = made.rejects.get((self.record.folder, old.index))
+        rejects, rejects_digest = made_rejects or (old.rejects, old.rejects_digest)
         return dataclasses.replace(
             old,
             shard=made.shard(old.shard),
             bytes=made.store.size(path) if path in made.shards else old.bytes,
             rows_in=old.rows_in - fewer,
             input_digest=input_digest,
+            input_heavy={name: made.digest(d) for name, d in old.input_heavy.items()},
             artifacts_digest=self._artifacts.get(old.artifacts_digest, old.artifacts_digest),
-            rejects=made.rejects.get((self.record.folder, old.index), old.rejects),
+            rejects=rejects,
+            rejects_digest=rejects_digest,
             forgotten=old.forgotten + made.num_gone(old.shard),
             columns=made.stats.get(path, old.columns),
         )
@@ -240,31 +294,22 @@ class _Change:
         """The digest over inputs and artifacts as they are now; one that was out of date before stays so."""
         return self._inputs.get(old, old)
 
-    def _artifact_digests(self) -> Iterator[tuple[str, str]]:
-        """Old to new digest over all files, and over all but one: a list does not count where it only lists rows."""
-        files = list(self._files())
-        yield "", ""
-        for left_out in (None, *range(len(files))):
-            some = [pair for n, pair in enumerate(files) if n != left_out]
-            if some:
-                yield sha256_json(sorted(a for a, _ in some)), sha256_json(sorted(b for _, b in some))
-
-    def _files(self) -> Iterator[tuple[str, str]]:
-        """Old and new digest of each file parameter."""
+    def _artifacts_now(self, name: str, old: str) -> str:
+        """The digest of what a file parameter reads, as it is now."""
         manifest = self.record.manifest
-        if manifest is None:
-            return
+        assert manifest is not None
         folders = {f"step:{m.step_key}": f for f, m in self.made.manifests.items() if m}
+        maker = folders.get(manifest.files.get(name, ""))
+        if maker is None:
+            return old
+        before = self.made.manifests[maker]
+        assert before is not None
         written = dict(_references(manifest.params))
-        for name, digest in manifest.files.items():
-            if digest not in folders:
-                yield digest, digest
-                continue
-            before = self.made.manifests[folders[digest]]
-            assert before is not None
-            after = dataclasses.replace(before, artifacts=self.made.artifacts(folders[digest]))
-            path = written.get(name.removeprefix("source."), "")  # `NAME.rows` has them from its source
-            yield before.artifact_digest(path) or "", after.artifact_digest(path) or ""
+        path = written.get(name.removeprefix("source."), "")  # `NAME.rows` has them from its source
+        if before.artifact_digest(path) != old:
+            return old  # it was out of date before
+        after = dataclasses.replace(before, artifacts=self.made.artifacts(maker))
+        return after.artifact_digest(path) or ""
 
 
 def _references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -20,9 +20,11 @@ from pydantic_core import core_schema
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.opted_out import OptedOut
-from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, read_batches
+from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, is_heavy, read_batches
 from vlpipe.pipeline.shared import Service
 from vlpipe.pipeline.store import Store
+
+SHARD_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,14 @@ class File:
     """Something outside the rows: a file or folder (`path`), or part of another step's artifacts.
 
     YAML: `vocab: ./vocab.txt`, or `vocab: {from: tokenizer, path: vocab.txt}`. Its content digest goes into the key, its
-    path does not. When a stage runs, `step` is resolved and `path` is where to read.
+    path does not. When a stage runs, `step` is resolved and `path` is absolute; a worker refuses a file whose content is not
+    `digest` (`mark`: names, sizes and times of its files, which are compared first).
     """
 
     path: str = ""
     step: str | None = None
     digest: str = ""
+    mark: str = ""
 
     KIND: ClassVar[str] = "a path, or {from: STEP, path: NAME}"
 
@@ -84,7 +88,11 @@ class Listing(ListFile):
 
 
 class Weights(File):
-    """A `save_pretrained` folder, a hub id such as `Salesforce/blip-image-captioning-base`, or a step's artifacts."""
+    """A `save_pretrained` folder, a hub id such as `Salesforce/blip-image-captioning-base`, or a step's artifacts.
+
+    A hub id may name a revision, `ORG/NAME@REVISION`; without one it is `main`. The commit it means when the plan is made
+    goes into the key, and that commit is what the stage reads, as a folder.
+    """
 
     __slots__ = ()
     KIND: ClassVar[str] = "a folder, a hub id, or {from: STEP, path: NAME}"
@@ -93,6 +101,8 @@ class Weights(File):
 class Stage:
     """Subclasses are `@dataclass(frozen=True, kw_only=True)`. `schema` is called with no data, by `vlpipe plan`."""
 
+    # What the stage is called in keys, wherever its module lies. A class without one of its own is called what `use:` says.
+    NAME: ClassVar[str] = ""
     VERSION: ClassVar[int] = 1  # raise it when the same parameters give different rows
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset()  # parameters that cannot change the rows
     TORCH: ClassVar[bool] = False  # computes with torch: the engine sets its threads, and they are in the key
@@ -101,6 +111,18 @@ class Stage:
     def schema(self, inp: pa.Schema) -> pa.Schema:
         """Columns out for columns in. Check what is read with `need`; SchemaError when it is not there."""
         return inp
+
+    def identity(self, use: str) -> tuple[str | int, ...]:
+        """What the stage is in keys: name and VERSION. A subclass does not inherit the name: it may do something else."""
+        return (vars(type(self)).get("NAME") or use, self.VERSION)
+
+    def estimate(self, num_rows: int) -> str:
+        """One line for `vlpipe plan`: what work on at most `num_rows` rows will be."""
+        return ""
+
+    def tell(self, row: Mapping[str, Any]) -> list[str]:
+        """For `vlpipe why`: what a gather stage made of a row that it read, one line each."""
+        return []
 
     def preflight(self) -> list[str]:
         """What would make the run fail and can be known now (a missing extra, an impossible parameter), one line each."""
@@ -125,13 +147,18 @@ class MapStage(Stage):
     """Row group in, row group out. With several inputs (`from: [a, b]`) it runs over their shards, one after the other.
 
     Rows may be dropped only by returning `Out` with a `Reject` for each. An exception in the function is narrowed down by
-    bisecting to the rows that raise it alone; those become rejects (`RowFault` names the code itself).
+    bisecting to the rows that raise it alone; those become rejects (`RowFault` names the code itself), as do rows with a
+    value that does not become the declared type (code `bad_value`).
     """
 
     READS_HEAVY: ClassVar[tuple[str, ...]] = ()  # heavy columns joined into the batches
     LOADS_WEIGHTS: ClassVar[bool] = False  # `open` is expensive: run in actors that open once
+    FILTERS: ClassVar[bool] = False  # it drops rows by a rule: to drop none of many is worth a warning
     FAN_OUT: ClassVar[bool] = False  # rows out are children: each has a `parent`, the id of a row in
     ROW_GROUP_ROWS: ClassVar[int] = ROW_GROUP_ROWS  # fewer for wide columns: aim at 32 MB
+    # It asks others (fetching): no row is asked for again because of another one. It must make a reject of each row that
+    # fails; an exception fails the shard.
+    OBSERVES_WORLD: ClassVar[bool] = False
     MAX_REJECT_RATE: ClassVar[float] = 0.05  # of faults; the step fails above it (YAML: `max_reject_rate`)
 
     def shared(self, opted_out: OptedOut) -> Service | None:
@@ -149,6 +176,8 @@ class MapStage(Stage):
 class SourceStage(MapStage):
     """A map stage that lists its own input. `rows` is cheap and ordered (a URL list); `open` does the work (fetching)."""
 
+    SHARD_ROWS: ClassVar[int] = SHARD_ROWS  # of a step without `shard_rows`; fewer where a row takes long
+
     @abstractmethod
     def row_schema(self) -> pa.Schema:
         """Columns of the listed rows; they have an `id`."""
@@ -156,6 +185,10 @@ class SourceStage(MapStage):
     @abstractmethod
     def rows(self) -> Iterator[pa.Table]:
         """Yield the rows to work on, in a fixed order; they are cut into shards of `shard_rows` rows."""
+
+    def max_rows(self) -> int | None:
+        """How many rows it lists at most, if that is known without listing them (from a file's metadata, say)."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -180,8 +213,7 @@ class Dataset:
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Light columns of all rows in memory."""
-        light = [f for f in self.schema if not (f.metadata and b"vlpipe.heavy" in f.metadata)]
-        names = [f.name for f in light] if columns is None else list(columns)
+        names = [f.name for f in self.schema if not is_heavy(f)] if columns is None else list(columns)
         schema = pa.schema([self.schema.field(n).remove_metadata() for n in names])
         return pa.concat_tables([schema.empty_table(), *(b.cast(schema) for b in self.batches(names))])
 
@@ -204,7 +236,10 @@ class Job:
 class GatherStage(Stage):
     """Reads all inputs; emits new rows, puts artifacts, or both. Long ones commit their own parts in `job.work`."""
 
-    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in
+    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in; the engine checks it
+    ROWS_ARE: ClassVar[str] = (
+        ""  # what the rows out are, where they are not the rows in: one of the two is declared
+    )
     LAUNCHES: ClassVar[bool] = False  # the work happens in `job.launch`: its workers get the step's resources
     num_workers: int = (
         1  # what it passes to `job.launch`; a stage that launches may make parameters of these two
@@ -213,6 +248,9 @@ class GatherStage(Stage):
     # The artifacts are the rows as they are, in another form (an export): `vlpipe forget` of one of them removes the step,
     # and the next run makes it again. Others stay (a model), and are named.
     COPIES: ClassVar[bool] = False
+    # Of Parquet artifacts the columns that hold ids of rows, as `shard.reference_columns` spells them, by file name.
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    SHARD_ROWS: ClassVar[int] = SHARD_ROWS  # of a step without `shard_rows`
 
     @abstractmethod
     def run(self, job: Job) -> None: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources as packaged
@@ -17,14 +17,18 @@ from typing import Annotated, Any, ClassVar
 import pyarrow as pa
 from pydantic import ConfigDict, Field
 
-from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean
+from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one_line, raised_in, shown
+from vlpipe.pipeline.hub import HUB_ID
 from vlpipe.pipeline.params import canonical, files_of, find, replace_files, stray_references, validate
 from vlpipe.pipeline.rounds import Written, written_steps
 from vlpipe.pipeline.shard import is_heavy
-from vlpipe.pipeline.stage import File, GatherStage, MapStage, SourceStage, Stage, Weights
+from vlpipe.pipeline.stage import SHARD_ROWS, File, GatherStage, MapStage, SourceStage, Stage, Weights
+from vlpipe.pipeline.stage_checks import class_problems, idle_keys
+from vlpipe.pipeline.store import canonical_json
 from vlpipe.pipeline.yaml_lines import Map, Problem, parse, place
 
 __all__ = [
+    "HUB_ID",
     "Resources",
     "Step",
     "Workflow",
@@ -35,9 +39,9 @@ __all__ = [
     "schemas",
 ]
 
+MAX_CHARS = 1_000_000  # of a workflow file
 STAGES = "vlpipe.stages"
 TOP_KEYS = ("name", "root", "steps", "repeat", "profiles")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +63,8 @@ class _Engine:
     resources: Resources = Resources()
     torch_threads: Annotated[int, Field(ge=1)] = 1
     max_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    shard_rows: Annotated[int, Field(ge=1)] = 10_000
+    shard_rows: Annotated[int, Field(ge=1)] | None = None  # None: as the stage says
+    row_group_timeout_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX)] | None = None
 
 
 ENGINE_KEYS = tuple(f.name for f in dataclasses.fields(_Engine))
@@ -77,7 +82,8 @@ class Step:
     resources: Resources
     torch_threads: int = 1
     max_reject_rate: float | None = None
-    shard_rows: int = 10_000
+    shard_rows: int = SHARD_ROWS
+    row_group_timeout_s: float | None = None  # for one row group of a map stage; in no key
     params: Mapping[str, Any]  # all fields of the stage as plain JSON, files as they are written
     line: int
 
@@ -122,7 +128,7 @@ class Workflow:
             if name in (step.name, _base(step.name)):
                 return step
         known = list(dict.fromkeys(n for s in self.steps for n in (_base(s.name), s.name)))
-        raise VlpipeError(f"{self.path} has no step {name!r}{did_you_mean(name, known)}")
+        raise VlpipeError(f"{self.path} has no step {shown(name)}{did_you_mean(name, known)}")
 
 
 def resolve_workflow(name_or_path: str) -> str:
@@ -141,7 +147,14 @@ def resolve_workflow(name_or_path: str) -> str:
         if os.path.isdir(name_or_path)
         else "is neither a file nor a packaged workflow"
     )
-    raise VlpipeError(f"{name_or_path!r} {what}{near if near.endswith('?') else ''}{listed}")
+    raise VlpipeError(f"{shown(name_or_path, 400)} {what}{near if near.endswith('?') else ''}{listed}")
+
+
+def profiles_of(path: str) -> list[str]:
+    """Names of a file's profiles."""
+    file = parse(_read(path), [])
+    found = file.get("profiles") if isinstance(file, Map) else None
+    return list(found) if isinstance(found, Map) else []
 
 
 def schemas(workflow: Workflow) -> dict[str, pa.Schema]:
@@ -162,9 +175,15 @@ def _error(path: str, problems: Sequence[Problem]) -> WorkflowError:
 def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read()
+            text = file.read(MAX_CHARS + 1)
     except UnicodeDecodeError as error:
         raise _error(path, [(error.object.count(b"\n", 0, error.start) + 1, "not UTF-8 text")]) from None
+    if len(text) > MAX_CHARS:
+        said = (
+            f"longer than {MAX_CHARS:,} characters; what is long belongs into a file that a parameter names"
+        )
+        raise _error(path, [(1, said)])
+    return text
 
 
 def _description(text: str) -> str:
@@ -175,10 +194,12 @@ def _description(text: str) -> str:
 
 def _check_top(file: Map, problems: list[Problem]) -> None:
     for key, value in file.items():
+        if key.startswith("x-"):  # a place for anchors
+            continue
         if key not in TOP_KEYS:
-            problems.append(file.at[key].problem(f"unknown key {key!r}{did_you_mean(key, TOP_KEYS)}"))
+            problems.append(file.at[key].problem(f"unknown key {shown(key)}{did_you_mean(key, TOP_KEYS)}"))
         elif key in ("name", "root") and not (isinstance(value, str) and value):
-            problems.append(file.at[key].problem(f"{key}: wanted text, got {value!r}"))
+            problems.append(file.at[key].problem(f"{key}: wanted text, got {shown(value)}"))
 
 
 def _base(name: str) -> str:
@@ -209,36 +230,51 @@ def _stage_class(written: Written, problems: list[Problem]) -> type[Stage] | Non
     except ValueError as error:
         problems.append(where.problem(f"{written.base}.use: {error}"))
         return None
-    if not (issubclass(cls, (MapStage, GatherStage)) and dataclasses.is_dataclass(cls)):
-        text = f"{use!r} is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"
-        problems.append(where.problem(f"{written.base}.use: {text}"))
-        return None
-    return cls
+    wrong = class_problems(cls, STEP_KEYS)
+    problems += [where.problem(f"{written.base}.use: {text}") for text in wrong]
+    return None if wrong else cls
 
 
 def _build(
     written: Written, cls: type[Stage], stages: Mapping[str, type[Stage]], problems: list[Problem]
 ) -> Step | None:
     before, params = len(problems), written.params
-    own = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]  # checked in _stage_class
     engine = validate(
         _Engine, params.without(*(k for k in params if k not in ENGINE_KEYS)), written.base, problems
     )
     stage = validate(cls, params.without(*STEP_KEYS), written.base, problems, also=STEP_KEYS)
+    for key, text in idle_keys(cls, params):
+        problems.append(params.at[key].problem(f"{written.base}: {text}"))
     _check_inputs(written, cls, problems)
+    own = None if stage is None else _as_json(written, stage, problems)
+    _check_timeout(written, cls, problems)
     if stage is not None and not written.broken:
         _check_files(written, stage, stages, problems)
-    if stage is None or engine is None or len(problems) > before or written.broken:
+    if stage is None or own is None or engine is None or len(problems) > before or written.broken:
         return None
     return Step(
         name=written.name,
         use=params["use"],
         stage=stage,
         inputs=written.inputs,
-        params={name: canonical(getattr(stage, name)) for name in own},
+        params=own,
         line=params.where.line,
-        **{key: getattr(engine, key) for key in ENGINE_KEYS},
+        shard_rows=engine.shard_rows or getattr(cls, "SHARD_ROWS", SHARD_ROWS),
+        **{key: getattr(engine, key) for key in ENGINE_KEYS if key != "shard_rows"},
     )
+
+
+def _as_json(written: Written, stage: Stage, problems: list[Problem]) -> dict[str, Any] | None:
+    """The parameters as they stand in keys and records."""
+    found, before = {}, len(problems)
+    for field in dataclasses.fields(stage):  # type: ignore[arg-type]  # every stage is a dataclass
+        try:
+            found[field.name] = canonical(getattr(stage, field.name))
+            canonical_json(found[field.name])
+        except (VlpipeError, TypeError, ValueError) as error:
+            where = place(written.params, [field.name], written.params.where)
+            problems.append(where.problem(f"{written.base}.{field.name}: {error}"))
+    return found if len(problems) == before else None
 
 
 def _check_inputs(written: Written, cls: type[Stage], problems: list[Problem]) -> None:
@@ -255,6 +291,19 @@ def _check_inputs(written: Written, cls: type[Stage], problems: list[Problem]) -
     problems.append(written.params.where.problem(f"{written.base}: {text}"))
 
 
+def _check_timeout(written: Written, cls: type[Stage], problems: list[Problem]) -> None:
+    if written.params.get("row_group_timeout_s") is None:
+        return
+    if not issubclass(cls, MapStage):
+        text = "is for stages that work row group by row group"
+    elif cls.OBSERVES_WORLD:
+        text = "would make it ask for its rows again to find the slow one; it has deadlines of its own"
+    else:
+        return
+    where = place(written.params, ["row_group_timeout_s"], written.params.where)
+    problems.append(where.problem(f"{written.base}.row_group_timeout_s: {cls.__name__} {text}"))
+
+
 def _check_files(
     written: Written, stage: Stage, stages: Mapping[str, type[Stage]], problems: list[Problem]
 ) -> None:
@@ -263,16 +312,18 @@ def _check_files(
     def say(path: str, text: str) -> None:
         keys = [int(k) if k.isdigit() else k for k in path.split(".")]
         problems.append(
-            place(written.params, keys, written.params.where).problem(f"{written.base}.{path}: {text}")
+            place(written.params, keys, written.params.where).problem(
+                f"{one_line(f'{written.base}.{path}', 120)}: {text}"
+            )
         )
 
     for path, file in files_of(stage):
         target = stages.get(file.step) if file.step else None
         if target is not None and not issubclass(target, GatherStage):
-            say(path, f"step {_base(str(file.step))!r} ({target.__name__}) makes rows, not artifacts")
+            say(path, f"step {shown(_base(str(file.step)))} ({target.__name__}) makes rows, not artifacts")
         elif file.step is None and file.path and not _is_there(file):
             hub = "; a hub id looks like ORG/NAME" if isinstance(file, Weights) else ""
-            say(path, f"there is no file or folder {file.path!r} (from {os.getcwd()}){hub}")
+            say(path, f"there is no file or folder {shown(file.path, 400)} (from {os.getcwd()}){hub}")
     for path, name in stray_references(stage):
         say(
             path,
@@ -290,9 +341,8 @@ def _schemas(steps: Sequence[Step], problems: list[Problem]) -> dict[str, pa.Sch
         if all(name in found for name in step.inputs):  # else: broken above, and said there
             try:
                 found[step.name] = step.stage.schema(_schema_in(step, found))
-            except (VlpipeError, ValueError, KeyError, OSError) as error:
-                text = error.args[0] if isinstance(error, KeyError) else error
-                problems.append((step.line, f"{_base(step.name)}: {text}"))
+            except Exception as error:
+                problems.append((step.line, f"{_base(step.name)}: {_said(error, step, 'schema')}"))
     return found
 
 
@@ -300,9 +350,19 @@ def _preflight(steps: Sequence[Step], problems: list[Problem]) -> None:
     for step in steps:
         try:
             said = step.stage.preflight()
-        except (VlpipeError, ValueError, OSError) as error:
-            said = [str(error)]
+        except Exception as error:
+            said = [_said(error, step, "preflight")]
         problems += [(step.line, f"{_base(step.name)}: {text}") for text in said]
+
+
+def _said(error: Exception, step: Step, method: str) -> str:
+    """What a stage's method raised: its own sentence, or what broke in it and where."""
+    if isinstance(error, (VlpipeError, ValueError, OSError)):
+        return str(error)
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+        return error.args[0]  # PyArrow's, of a column
+    name = f"{type(step.stage).__name__}.{method}"
+    return f"{name} failed: {type(error).__name__}: {error}{raised_in(error)}"
 
 
 def _schema_in(step: Step, found: Mapping[str, pa.Schema]) -> pa.Schema:
@@ -330,8 +390,8 @@ def _check_same(a: str, left: pa.Schema, b: str, right: pa.Schema) -> None:
     for name in sorted({*left.names, *right.names}):
         kinds = [_kind(schema, name) for schema in (left, right)]
         if kinds[0] != kinds[1]:
-            said = f"{kinds[0]} in {_base(a)!r} and {kinds[1]} in {_base(b)!r}"
-            raise VlpipeError(f"the inputs differ: column {name!r} is {said}")
+            said = f"{kinds[0]} in {shown(_base(a))} and {kinds[1]} in {shown(_base(b))}"
+            raise VlpipeError(f"the inputs differ: column {shown(name)} is {said}")
 
 
 def _kind(schema: pa.Schema, name: str) -> str:

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.shard import Out, ShardWriter, need
+from vlpipe.pipeline.shard import Out, ShardWriter, need, ref, reference_columns
 from vlpipe.pipeline.stage import File, MapStage, Work
 from vlpipe.stages.features.batches import with_texts
 from vlpipe.stages.row import TEXTS
@@ -28,11 +28,12 @@ TEXT_DECISIONS = pa.schema(
         ("place", pa.int32()),  # of the entry in `texts`, from 0
         ("keep", pa.bool_()),
         ("why", pa.string()),  # of a dropped text
-        ("witness", pa.string()),  # what it is a twin of: another row's id, or an evaluation item
+        ref("witness", pa.string()),  # what it is a twin of: another row's id, or an evaluation item
         ("similarity", pa.float32()),  # to the witness, 1 is equal
         ("text", pa.string()),  # of a dropped text, as it stands
     ]
 )
+TEXTS_REFERENCES = {"texts.parquet": reference_columns(TEXT_DECISIONS)}
 
 Entry = tuple[str, int]  # id of the row, place in its `texts`
 
@@ -56,6 +57,8 @@ class DropTexts(MapStage):
     """
 
     decisions: File
+
+    NAME: ClassVar[str] = "dedup.text_decisions:DropTexts"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.text_decisions", id=pa.string(), texts=TEXTS)
@@ -133,7 +136,7 @@ def load_text_decisions(path: str, digest: str) -> tuple[frozenset[str], dict[En
     known: set[str] = set()
     dropped: dict[Entry, Fate] = {}
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise VlpipeError(
             f"decisions: {path} cannot be read as Parquet ({error}); wanted {{from: STEP, path: texts.parquet}}"

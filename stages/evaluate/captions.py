@@ -31,6 +31,8 @@ class Captions(GatherStage):
     and 20 count 4 of [DEC] and "a picture of").
     """
 
+    NAME: ClassVar[str] = "evaluate.captions:Captions"
+    ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
     model: Weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -19,8 +20,12 @@ class Compare(GatherStage):
     Rows: `ARM/FIGURE mean`, `ARM/FIGURE sd` (sample standard deviation; null with one seed), and num_rows seeds each.
     """
 
+    ROWS_ARE: ClassVar[str] = "means of figures over arms"
+
     arms: dict[str, list[str]]
     only: tuple[str, ...] = field(default=())
+
+    NAME: ClassVar[str] = "evaluate.compare:Compare"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "Compare", name=pa.string(), value=pa.float64())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -23,7 +23,11 @@ class DedupTruth(GatherStage):
     that is gone (also per kind: exact, near); dedup_precision the part of the dropped rows that was.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures"
+
     truth: File
+
+    NAME: ClassVar[str] = "evaluate.dedup:DedupTruth"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "evaluate.dedup", url=pa.string())

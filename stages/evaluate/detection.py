@@ -50,6 +50,8 @@ class DetectionScores(GatherStage):
     attribute_right: of detections on a true box with attributes, how many name one of them. num_rows: true boxes counted.
     """
 
+    NAME: ClassVar[str] = "evaluate.detection:DetectionScores"
+    ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
     detector: Weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,9 +38,13 @@ class RetimingTruth(GatherStage):
     score_auc: how often a cue about what is seen scores higher than another one; ties count half. Null: over nothing.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures"
+
     videos: File
     seen: File
     said: File
+
+    NAME: ClassVar[str] = "evaluate.retiming:RetimingTruth"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         columns = {"video": pa.string(), "cues": CUES, "cue_shift_s": SCORES, "cue_score": SCORES}

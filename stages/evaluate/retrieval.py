@@ -39,6 +39,8 @@ class Retrieval(GatherStage):
     only.
     """
 
+    NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
+    ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
     model: Weights

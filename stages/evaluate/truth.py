@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,7 +39,11 @@ class FilterTruth(GatherStage):
     over all web texts, noise_ratio/after over kept web and synthetic texts. A figure over no texts is null.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures"
+
     truth: File
+
+    NAME: ClassVar[str] = "evaluate.truth:FilterTruth"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "evaluate.truth", url=pa.string(), texts=TEXTS)

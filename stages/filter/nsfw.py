@@ -29,6 +29,7 @@ class ImageClassifier(MapStage):
     encoder: what rules call it; the hub id or the folder's name when left out. No model comes with vlpipe.
     """
 
+    NAME: ClassVar[str] = "filter.nsfw:ImageClassifier"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
@@ -48,7 +49,10 @@ class ImageClassifier(MapStage):
         problems = batch_size_problems(self.batch_size)
         config = Path(self.model.path) / "config.json"
         if self.model.step is None and config.is_file():
-            labels = json.loads(config.read_bytes()).get("id2label", {}).values()
+            try:
+                labels = json.loads(config.read_bytes())["id2label"].values()
+            except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+                return [*problems, f"{config} names no labels (id2label): {error!r}"]
             problems += [] if self.label in labels else [self._no_label(labels)]
         return problems
 

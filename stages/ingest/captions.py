@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -21,6 +22,8 @@ class CaptionsJsonl(FolderSource):
     captions: ListFile
     source: str = "captions"
 
+    NAME: ClassVar[str] = "ingest.captions:CaptionsJsonl"
+
     def rows(self) -> Iterator[pa.Table]:
         images = read_captions(self.captions.path)
         yield from captioned_rows(images, source=self.source, text_source="human")
@@ -33,7 +36,7 @@ def read_captions(path: str) -> Iterator[Captioned]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise VlpipeError(f"{where} is not JSON: {error}") from error
         name, captions = wanted(record, "file", str, where), wanted(record, "captions", list, where)
         yield Captioned(name, [text_of(caption, where) for caption in captions])

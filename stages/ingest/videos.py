@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 
@@ -21,7 +21,7 @@ from vlpipe.stages.ingest.list import BATCH_ROWS
 from vlpipe.stages.ingest.text_tracks import embedded, rank
 from vlpipe.stages.ingest.video_probe import Look, Prober
 from vlpipe.stages.ingest.video_rows import ENDINGS, Row, VideoSource, opened
-from vlpipe.stages.row import RowIds
+from vlpipe.stages.row import ListIds
 from vlpipe.stages.subtitles.read import MAX_BYTES, OTHERWISE, read_subtitles
 from vlpipe.stages.subtitles.track import Track
 
@@ -61,18 +61,20 @@ class Videos(VideoSource):
     endings: tuple[str, ...] = ENDINGS
     subtitle_endings: tuple[str, ...] = SUBTITLES
 
+    NAME: ClassVar[str] = "ingest.videos:Videos"
+
     def row_schema(self) -> pa.Schema:
         return FOUND
 
     def rows(self) -> Iterator[pa.Table]:
-        ids = RowIds(self.source)
+        ids = ListIds(self.source)
         files = dict(self.videos.files())
         found = listed(files, self.endings, self.languages, self.subtitle_endings)
         while batch := list(islice(found, BATCH_ROWS)):
             columns: dict[str, list[Any]] = {
                 name: [getattr(one, name) for one in batch] for name in Found._fields
             }
-            yield pa.table({"id": [ids.next(one.url, "") for one in batch], **columns}, schema=FOUND)
+            yield pa.table({"id": ids.of(columns["url"], [""] * len(batch)), **columns}, schema=FOUND)
 
     def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
         if one["why"]:

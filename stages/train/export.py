@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
@@ -33,8 +33,12 @@ def no_progress_bar() -> Iterator[None]:
 class ExportHF(GatherStage):
     """Artifacts: a folder for BlipForConditionalGeneration, or BlipForImageTextRetrieval. Rows: its files."""
 
+    ROWS_ARE: ClassVar[str] = "the files"
+
     model: Weights
     kind: Literal["captioner", "retrieval"]
+
+    NAME: ClassVar[str] = "train.export:ExportHF"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return EXPORTED

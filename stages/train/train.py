@@ -26,6 +26,8 @@ class Train(GatherStage, Recipe):
     machines the root must be a folder that all of them see.
     """
 
+    NAME: ClassVar[str] = "train.train:Train"
+    ROWS_ARE: ClassVar[str] = "losses"
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
