@@ -20,7 +20,7 @@ DAMAGE = (
 )  # what PyArrow raises on bytes that are wrong
 
 
-class NamedFile(pq.ParquetFile):  # type: ignore[misc]  # PyArrow has no types
+class NamedFile(pq.ParquetFile):
     """A file open for reading; VlpipeError names it when its bytes are no Parquet. `path` is for that."""
 
     def __init__(self, handle: IO[bytes], path: str) -> None:
