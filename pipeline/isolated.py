@@ -1,7 +1,8 @@
 """Run a stage's function in a process of its own, so that a row that kills it, or takes for ever, can be found and named.
 
-Used after a shard has killed a worker twice, and for steps with a `row_group_timeout_s`: `python -m vlpipe.pipeline.isolated`
-reads pickled batches from its standard input and answers on its standard output; it is started again after each death.
+Used after a shard has killed a worker twice, and for steps with a `row_group_timeout_s`: `python -m
+vlpipe.pipeline.isolated` reads pickled batches from its standard input and answers on its standard output; it is started
+again after each death.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.keys import Keyed, sha256_json, tree_digest
+from vlpipe.pipeline.names import STEP_FILE
 from vlpipe.pipeline.receipt import Receipt, damaged, digest_shards, sum_counts, write_receipts
 from vlpipe.pipeline.sealed import read_sealed, write_sealed
 from vlpipe.pipeline.shard import reference_columns
@@ -22,7 +23,6 @@ from vlpipe.pipeline.store import Store, sha256_file
 
 FORMAT = 2  # of roots: raise it when the engine reads or makes them in another way
 FORMAT_FILE = "_format.json"
-STEP_FILE = "_step.json"
 
 
 def check_format(store: Store, old: bool) -> None:

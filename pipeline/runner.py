@@ -19,6 +19,7 @@ from vlpipe.pipeline.forget import refuse_half_done
 from vlpipe.pipeline.gather import Gathered, GatherTask, clear_unfinished
 from vlpipe.pipeline.guard import worst
 from vlpipe.pipeline.keys import shard_key
+from vlpipe.pipeline.lock import check as check_lock
 from vlpipe.pipeline.manifest import make_manifest, write_format, write_manifest, write_step_file
 from vlpipe.pipeline.plan import (
     Planned,
@@ -114,6 +115,7 @@ class Watcher:
     """
 
     started: Callable[[Planned, int | None], None] = lambda one, total: None
+    begun: Callable[[Planned, int, int], None] = lambda one, index, num_rows: None  # a unit, -1 a gather step
     shard: Callable[[Planned, Receipt, bool], None] = lambda one, receipt, reused: None
     finished: Callable[[Planned], None] = lambda one: None
     tick: Callable[[], None] = lambda: None
@@ -194,6 +196,7 @@ class Run:
                 self._take(self._arrived.popleft())
             self.watcher.tick()
             check()
+            check_lock(self.store)
 
     def _wind_down(self, error: BaseException, grace_s: float) -> None:
         """Commit what has ended or still does. Another failure says no more than the first: its shard has no receipt."""
@@ -373,6 +376,7 @@ class Run:
     def _start(self, state: State, index: int) -> None:
         state.running.add(index)
         state.attempts[index] += 1
+        self.watcher.begun(state.one, index, state.inputs[index].num_rows if index >= 0 else 0)
         if index < 0:
             self.executor.submit(state.one, Unit(state.one.name, -1), self._gather_task(state.one))
             return

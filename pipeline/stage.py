@@ -153,6 +153,7 @@ class MapStage(Stage):
 
     READS_HEAVY: ClassVar[tuple[str, ...]] = ()  # heavy columns joined into the batches
     LOADS_WEIGHTS: ClassVar[bool] = False  # `open` is expensive: run in actors that open once
+    FILTERS: ClassVar[bool] = False  # it drops rows by a rule: to drop none of many is worth a warning
     FAN_OUT: ClassVar[bool] = False  # rows out are children: each has a `parent`, the id of a row in
     ROW_GROUP_ROWS: ClassVar[int] = ROW_GROUP_ROWS  # fewer for wide columns: aim at 32 MB
     # It asks others (fetching): no row is asked for again because of another one. It must make a reject of each row that
@@ -235,7 +236,10 @@ class Job:
 class GatherStage(Stage):
     """Reads all inputs; emits new rows, puts artifacts, or both. Long ones commit their own parts in `job.work`."""
 
-    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in
+    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in; the engine checks it
+    ROWS_ARE: ClassVar[str] = (
+        ""  # what the rows out are, where they are not the rows in: one of the two is declared
+    )
     LAUNCHES: ClassVar[bool] = False  # the work happens in `job.launch`: its workers get the step's resources
     num_workers: int = (
         1  # what it passes to `job.launch`; a stage that launches may make parameters of these two

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from vlpipe.pipeline.names import SHARD_FILE, is_part
 from vlpipe.pipeline.problems import Kind, Problem, read_or_problem
 from vlpipe.pipeline.receipt import Receipt, read_rejects, receipt_path, rejects_path, shard_path
-from vlpipe.pipeline.records import SHARD_FILE, StepRecord
+from vlpipe.pipeline.records import StepRecord
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.verify_ids import Ids, repeated
@@ -185,7 +186,6 @@ def log_problems(store: Store, folder: str) -> Iterator[Problem]:
 
 
 def _read_log(store: Store, path: str) -> None:
-    import json
 
     data = store.read_bytes(path)
     lines = data.splitlines() if path.endswith(".jsonl") else [data]
@@ -202,7 +202,7 @@ def left_over(store: Store, record: StepRecord) -> Iterator[Problem]:
         for name in store.list(folder + sub):
             path = f"{folder}{sub}/{name}"
             number = SHARD_FILE.fullmatch(name)
-            if re.search(r"\.part$", name):
+            if is_part(name):
                 yield Problem(path, "left over", "of a write that did not end")
             elif number and int(number[1]) not in expected:
                 yield Problem(path, "left over", "there is no receipt for it")

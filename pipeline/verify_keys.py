@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 
 from vlpipe.pipeline.gather import ListRows
 from vlpipe.pipeline.keys import keys_of
-from vlpipe.pipeline.manifest import STEP_FILE, StepFile
+from vlpipe.pipeline.manifest import StepFile
+from vlpipe.pipeline.names import STEP_FILE
 from vlpipe.pipeline.params import find, replace_files
 from vlpipe.pipeline.problems import BROKEN, Problem
 from vlpipe.pipeline.source import source_hash

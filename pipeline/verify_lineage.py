@@ -16,9 +16,10 @@ from vlpipe.pipeline.manifest import (
     read_manifest,
     read_step_file,
 )
+from vlpipe.pipeline.names import SHARD_FILE
 from vlpipe.pipeline.problems import BROKEN, Problem
 from vlpipe.pipeline.receipt import Receipt, read_unfinished, receipt_path
-from vlpipe.pipeline.records import SHARD_FILE, step_folders
+from vlpipe.pipeline.records import step_folders
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.verify_records import Records, listed_receipts

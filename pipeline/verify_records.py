@@ -13,7 +13,8 @@ from pydantic import TypeAdapter
 
 from vlpipe.pipeline.cells import cut
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.manifest import STEP_FILE, Manifest, StepFile, manifest_from_json
+from vlpipe.pipeline.manifest import Manifest, StepFile, manifest_from_json
+from vlpipe.pipeline.names import STEP_FILE
 from vlpipe.pipeline.problems import Problem, read_or_problem
 from vlpipe.pipeline.receipt import (
     Receipt,

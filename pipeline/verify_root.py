@@ -10,8 +10,9 @@ from typing import Any, get_args
 
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline import forgotten, lock, opted_out
+from vlpipe.pipeline import forgotten, opted_out
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.lock_file import lock_files, parse
 from vlpipe.pipeline.plan import RECORD
 from vlpipe.pipeline.problems import Problem, read_or_problem
 from vlpipe.pipeline.sealed import read_sealed
@@ -26,7 +27,7 @@ def root_problems(store: Store) -> Iterator[Problem]:
     """Files of the root that are damaged; those of its steps aside."""
     checks: list[tuple[str, Callable[[Store, str], object]]] = [(forgotten.REL, _forgotten)]
     checks += [(f"{opted_out.REL}/{name}", _opted_out) for name in store.list(opted_out.REL)]
-    checks += [(lock.REL, _lock)]
+    checks += [(path, _lock) for path in lock_files(store)[-1:]]
     for path, read in checks:
         if store.exists(path):
             found = read_or_problem(path, lambda path=path, read=read: read(store, path))  # type: ignore[misc]
@@ -93,7 +94,5 @@ def _opted_out(store: Store, path: str) -> None:
 
 
 def _lock(store: Store, path: str) -> None:
-    held = _json_object(store, path)
-    lost = [name for name in ("run", "pid", "host", "started", "beat") if name not in held]
-    if lost:
-        raise VlpipeError(f"it does not say {', '.join(lost)}; remove it when no run is going on")
+    if parse(store.read_bytes(path)) is None:
+        raise VlpipeError("it names no run; the next run makes another")

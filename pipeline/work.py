@@ -49,6 +49,7 @@ from vlpipe.pipeline.shared import Address, at
 from vlpipe.pipeline.source import recorded_hash, running_source
 from vlpipe.pipeline.stage import AheadWork, MapStage, Work
 from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.under_way import noted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +232,10 @@ class _Run:
         light = [f.name for f in self.task.schema_in if not is_heavy(f)]
         return read_batches(self.task.store, self.task.input, light, self.task.stage.READS_HEAVY)
 
+    def noted(self, batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """The batches; how far they are is written down for those who watch."""
+        return noted(self.task.store, self.task.folder, self.task.index, batches)
+
     def outputs(self, work: Work, batch: pa.Table) -> Iterator[Out]:
         """Of one batch, with the rows that break the function among the rejects; no row is lost."""
         once = self.task.stage.OBSERVES_WORLD
@@ -251,7 +256,7 @@ class _Run:
 
 def _outputs(run: _Run, work: Work) -> Iterator[pa.Table]:
     """Run every row group; pass the tables on."""
-    for batch in _told_ahead(run.batches(), work):
+    for batch in run.noted(_told_ahead(run.batches(), work)):
         for out in run.outputs(work, batch):
             run.rejects.extend(out.rejects)
             if out.table.num_rows:
@@ -311,11 +316,11 @@ def _outputs_again(run: _Run, work: Work) -> Iterator[pa.Table]:
     stay = {
         r["id"]: Reject(r["id"], r["kind"], r["why"], r["detail"]) for r in before if r["id"] not in again
     }
-    old = Shard(path=shard_path(task.folder, task.index), num_rows=0, digest="", heavy=())
+    old = Shard(path=shard_path(task.folder, task.index), num_rows=-1, digest="", heavy=())
     light = [f.name for f in schema if not is_heavy(f)]
     tables = read_batches(task.store, old, light, heavy_names(schema))
     kept = _Kept(table.select(schema.names).cast(schema) for table in tables)
-    for batch in run.batches():
+    for batch in run.noted(run.batches()):
         ids = batch["id"].to_pylist()
         part = batch.filter(pa.array([i in again for i in ids], pa.bool_()))
         rows, rejects = kept.of(ids), {i: stay[i] for i in ids if i in stay}
