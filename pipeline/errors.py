@@ -89,12 +89,12 @@ def raised_in(error: BaseException) -> str:
 
 
 def _is_ours(path: str) -> bool:
-    return os.path.isabs(path) and (
-        "/vlpipe/" in path or not path.startswith(LIBRARIES)
-    )  # PyArrow's are relative
+    if not os.path.isabs(path):  # PyArrow's own
+        return False
+    return "/vlpipe/" in path or not ("-packages/" in path or path.startswith(STDLIB))
 
 
-LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+STDLIB = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 STORES = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "azure", "adlfs", "aiohttp")
 
 

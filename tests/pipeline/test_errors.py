@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from vlpipe.pipeline import cli
+from vlpipe.pipeline import cli, verbs
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning, explain
 from vlpipe.pipeline.store import Store
 
@@ -35,6 +35,7 @@ class ClientError(Exception):
     __module__ = "botocore.exceptions"
 
 
+assert verbs.app is cli.app
 HERE = r" \(.*test_errors\.py line \d+\)"
 
 
