@@ -24,6 +24,10 @@ class VlpipeWarning(UserWarning):
     """One sentence the user should see though all goes on; the command line prints it as it is."""
 
 
+class LockLost(VlpipeError):
+    """Another run has taken over the root of this one, which must stop and write nothing more."""
+
+
 class WorkflowError(VlpipeError):
     """A workflow file with one or more mistakes; every one is named with its line."""
 

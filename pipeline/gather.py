@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -22,7 +22,8 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import here
 from vlpipe.pipeline.forgotten import Forgotten, digest_of, read_forgotten
 from vlpipe.pipeline.keys import sha256_json
-from vlpipe.pipeline.manifest import STEP_FILE, hash_folder
+from vlpipe.pipeline.manifest import hash_folder
+from vlpipe.pipeline.names import STEP_FILE, is_engines
 from vlpipe.pipeline.receipt import Receipt, run_path, shard_path, write_receipt
 from vlpipe.pipeline.rejects import RejectsWriter
 from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy_names, write_shard
@@ -39,6 +40,7 @@ class ListRows(GatherStage):
     """The list of a source stage, cut in order into shards keyed by content: a longer list shares the full ones."""
 
     source: SourceStage
+    ROWS_ARE: ClassVar[str] = "those of the source"
 
     def identity(self, use: str) -> tuple[str | int, ...]:
         return ("rows", *self.source.identity(use))
@@ -155,10 +157,10 @@ def rows_enter(task: GatherTask) -> bool:
 
 
 def clear_unfinished(store: Store, folder: str) -> None:
-    """What an unfinished or outdated run left; its resumable parts in `work/` stay."""
+    """What an unfinished or outdated run left; its resumable parts in `work/` stay, and what the engine did not write."""
     store.remove(f"{folder}/manifest.json")
     for name in store.list(folder):
-        if name not in ("work", STEP_FILE):
+        if name not in ("work", STEP_FILE) and is_engines(name):
             store.remove(f"{folder}/{name}")
 
 

@@ -19,6 +19,7 @@ from vlpipe.pipeline.forget import refuse_half_done
 from vlpipe.pipeline.gather import Gathered, GatherTask, clear_unfinished
 from vlpipe.pipeline.guard import worst
 from vlpipe.pipeline.keys import shard_key
+from vlpipe.pipeline.lock import check as check_lock
 from vlpipe.pipeline.manifest import make_manifest, write_format, write_manifest, write_step_file
 from vlpipe.pipeline.plan import (
     Planned,
@@ -195,6 +196,7 @@ class Run:
                 self._take(self._arrived.popleft())
             self.watcher.tick()
             check()
+            check_lock(self.store)
 
     def _wind_down(self, error: BaseException, grace_s: float) -> None:
         """Commit what has ended or still does. Another failure says no more than the first: its shard has no receipt."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,8 +10,9 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from vlpipe.pipeline import lock
 from vlpipe.pipeline.cells import counts, size
+from vlpipe.pipeline.lock import runs_held_here
+from vlpipe.pipeline.lock_file import LEASE_S, newest, state_of
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import seconds_of
 from vlpipe.pipeline.records import Have, what_is_there
@@ -74,12 +73,8 @@ def _status(one: Planned, have: Have, store: Store, run: str) -> StepStatus:
 
 def live_run(store: Store) -> str:
     """The id of the run that is going on; empty when there is none."""
-    if not lock_holder(store).is_running:
-        return ""
-    try:
-        return str(store.read_json(lock.REL)["run"])
-    except (OSError, ValueError, KeyError, TypeError):  # it has just ended
-        return ""
+    found = newest(store) if lock_holder(store).is_running else None
+    return found.record.run if found and found.record else ""
 
 
 def folder_bytes(store: Store, rel: str) -> int:
@@ -117,15 +112,17 @@ class Holder:
 
 
 def lock_holder(store: Store) -> Holder:
-    if not store.exists(lock.REL):
+    lock = newest(store)
+    state = state_of(lock, runs_held_here()) if lock else "ended"
+    if lock is None or state == "ended":
         return Holder()
-    try:
-        held = store.read_json(lock.REL)
-    except (json.JSONDecodeError, FileNotFoundError):
-        return Holder()  # it just went away
-    age_s = max(0.0, time.time() - held["beat"])
-    who = f"process {held['pid']} on {held['host']}, last sign of life {age_s:.0f} s ago"
-    here = held["host"] == platform.node()
-    if lock.process_start(held["pid"]) == held["started"] != "" if here else age_s < lock.LEASE_S:
+    if lock.record is None:
+        return Holder(f"{store.path(lock.rel)} cannot be read: nobody knows who holds this root")
+    age_s = max(0.0, time.time() - lock.record.beat)
+    who = f"{lock.record.who}, last sign of life {age_s:.0f} s ago"
+    if state in ("here", "fresh"):
         return Holder(f"a run is going on: {who}", is_running=True)
-    return Holder(f"a run was killed: {who}; `vlpipe run` goes on from here")
+    if state == "gone":
+        return Holder(f"a run was killed: {who}; `vlpipe run` goes on from here")
+    ahead = " (by a clock that differs from ours)" if lock.record.beat > time.time() + LEASE_S else ""
+    return Holder(f"a run may be going on: {who}{ahead}; `vlpipe run` watches it before it goes on from here")

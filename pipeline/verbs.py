@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +27,7 @@ from vlpipe.pipeline import (
     show,
     status,
     verify,
+    verify_lineage,
     verify_root,
 )
 from vlpipe.pipeline.cells import printable, size
@@ -175,22 +175,41 @@ def prune_command(
     workflows: Annotated[list[str], typer.Argument(metavar="WORKFLOW...", help="what to keep: YAML files")],
     root: RootOpt = None,
     set_: SetOpt = None,
+    only_set: Annotated[
+        bool, typer.Option("--only-set", help="keep nothing for the file without the given --set")
+    ] = False,
+    drop_profile: Annotated[
+        list[str] | None, typer.Option("--drop-profile", help="a profile that keeps nothing; repeatable")
+    ] = None,
     yes: Yes = False,
 ) -> None:
-    """Remove step folders that none of the given workflows reaches; says what would go unless --yes is given."""
+    """Remove step folders that none of the given workflows reaches; says what would go unless --yes is given.
+
+    A file reaches what it and each of its profiles would run. What was made with other values goes: say with --set which of
+    them to keep as well. When a profile cannot be loaded here, nothing is removed.
+    """
+    if only_set and not set_:
+        raise typer.BadParameter("--only-set is about --set, and there is none")
     loaded = [load(workflow, root, set_, None) for workflow in workflows]
     for url in dict.fromkeys(store.url for _, store in loaded):
         store, paths = Store(url), [found.path for found, at in loaded if at.url == url]
+        prune.check_dropped([found.path for found, _ in loaded], drop_profile or ())
         with locked(store) if yes else nullcontext():
-            _prune(store, paths, root, set_ or [], yes)
+            forget.refuse_half_done(store)
+            plans = [
+                steps
+                for path in paths
+                for steps in prune.reaching(
+                    path, store, root, set_ or (), only_set=only_set, dropped=drop_profile or ()
+                )
+            ]
+            _prune(store, prune.unreached(store, plans), yes)
 
 
-def _prune(store: Store, paths: list[str], root: str | None, sets: list[str], yes: bool) -> None:
-    forget.refuse_half_done(store)
-    plans = [steps for path in paths for steps in prune.reaching(path, store, sets, root, say)]
-    found = prune.unreached(store, plans)
+def _prune(store: Store, found: list[prune.Unreached], yes: bool) -> None:
     for one in found:
-        say(f"  {size(one.bytes):>9}  {one.folder}" + (f"  stays: {one.kept_for}" if one.kept_for else ""))
+        about = f"stays: {one.kept_for}" if one.kept_for else printable(one.what)
+        say(f"  {size(one.bytes):>9}  {one.folder}" + (f"  {about}" if about else ""))
     going = [one for one in found if not one.kept_for]
     total = f"{len(going)} folder(s), {size(sum(one.bytes for one in going))}, in {store.url}"
     if not going:
@@ -229,15 +248,16 @@ def forget_command(
     """
     if not (list_ or opted_out_):
         raise VlpipeError("forget what? Wanted a LIST, or --opted-out")
-    wanted = forget_list.read_wanted(list_) if list_ else forget_list.nothing()
+    wanted = forget_list.read_wanted(list_) if list_ else forget_list.Wanted()
     loaded, store = load(workflow, root, set_, profile)
     with locked(store) if yes else nullcontext():
         if yes:
             finish_forget(store)
         forget.refuse_half_done(store)
         if opted_out_:
-            wanted = replace(wanted, opted_out=opted_out.read_hashes(store))
-            say(f"{len(wanted.opted_out):,} URL(s) said no to fetches into {store.url}")
+            said_no = opted_out.read_hashes(store)
+            wanted = wanted.with_opted_out(said_no)
+            say(f"{len(said_no):,} URL(s) said no to fetches into {store.url}")
         steps = plan(loaded, store)
         reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
         found = forget_find.find(store, wanted, reads)
@@ -295,11 +315,11 @@ def verify_command(
 def _verify(place: records.Place) -> list[verify.Verified]:
     if place.index is not None:
         return [verify.verify_shard(place.store, place.folder, place.index)]
-    began = time.monotonic()
+    began, steps = time.monotonic(), verify_lineage.Steps(place.store)
     found = []
     for folder in [place.folder] if place.folder else records.step_folders(place.store):
         with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):
-            found.append(verify.verify_step(place.store, folder))
+            found.append(verify.verify_step(place.store, folder, steps=steps))
     if not place.folder:
         found.append(verify.Verified("", 0, 0, [*verify_root.root_problems(place.store)]))
     return found

@@ -150,6 +150,13 @@ def resolve_workflow(name_or_path: str) -> str:
     raise VlpipeError(f"{shown(name_or_path, 400)} {what}{near if near.endswith('?') else ''}{listed}")
 
 
+def profiles_of(path: str) -> list[str]:
+    """Names of a file's profiles."""
+    file = parse(_read(path), [])
+    found = file.get("profiles") if isinstance(file, Map) else None
+    return list(found) if isinstance(found, Map) else []
+
+
 def schemas(workflow: Workflow) -> dict[str, pa.Schema]:
     """The columns of each step's rows, heavy ones included, followed from step to step without data."""
     problems: list[Problem] = []

@@ -13,7 +13,7 @@ import pytest
 from helpers import CHAIN, left, planned, rejects, rows, run
 
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
-from vlpipe.pipeline.lock import processes_of
+from vlpipe.pipeline.lock import holder_run, processes_of
 from vlpipe.pipeline.store import Store
 
 KILLS = """
@@ -89,7 +89,7 @@ def wait_for_receipts(folder: Path, num: int, process: "subprocess.Popen[bytes]"
 
 
 def run_id(folder: Path) -> str:
-    return str(Store(str(folder / "root")).read_json("_lock.json")["run"])
+    return holder_run(Store(str(folder / "root")))
 
 
 def workers_of(run: str) -> list[int]:
