@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from vlpipe.pipeline.cells import counts
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
-from vlpipe.pipeline.manifest import STEP_FILE, write_manifest
+from vlpipe.pipeline.manifest import write_manifest
+from vlpipe.pipeline.names import STEP_FILE
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import (
     Receipt,

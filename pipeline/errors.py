@@ -43,6 +43,10 @@ class StepFailed(VlpipeError):
     """A step could not be done; what is finished stays, and a new run goes on from there."""
 
 
+class AttemptFailed(VlpipeError):
+    """This try at a shard failed for no row's sake; the runner tries again, a few times."""
+
+
 class RowFault(ValueError):
     """Raised by a stage for one bad row: `why` is a short code that is counted, `detail` is for the reader."""
 

@@ -16,7 +16,7 @@ from vlpipe.pipeline.runner import MAX_DEATHS, Done, Unit
 from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.work import ShardTask, opened, run_shard
+from vlpipe.pipeline.work import ShardTask, opening, run_shard
 
 
 class LocalExecutor:
@@ -81,7 +81,7 @@ class LocalExecutor:
             stack = ExitStack()
             self._open[task.step] = (
                 stack,
-                stack.enter_context(opened(task.stage, task.torch_threads, task.shared)),
+                stack.enter_context(opening(task)),
             )
         return self._open[task.step][1]
 

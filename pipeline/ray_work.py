@@ -17,7 +17,7 @@ from vlpipe.pipeline.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.receipt import Receipt
 from vlpipe.pipeline.runner import WorkerDied
 from vlpipe.pipeline.stage import Work
-from vlpipe.pipeline.work import ShardTask, opened, run_shard, set_torch_threads
+from vlpipe.pipeline.work import ShardTask, opening, run_shard, set_torch_threads
 from vlpipe.pipeline.workflow import Resources
 
 
@@ -61,7 +61,7 @@ class _ShardWorker:
                 self._stack.close()
                 self._work = None
             elif self._work is None:
-                self._work = self._stack.enter_context(opened(task.stage, task.torch_threads, task.shared))
+                self._work = self._stack.enter_context(opening(task))
             return run_shard(task, self._work)
 
 

@@ -123,6 +123,10 @@ class Room:
     def at_work(self) -> bool:
         return bool(self.tasks) or any(a.busy for a in self.actors)
 
+    def free(self) -> dict[str, dict[str, float]]:
+        """What nobody holds of each node; fewer CPUs than none while a task waits there."""
+        return self._beside([*self.actors, *self.tasks])
+
     def holds(self, ask: Ask) -> bool:
         """Could the empty cluster run one unit of this step?"""
         return self._spread(ask, {n: dict(total) for n, total in self.nodes.items()}) is not None
@@ -165,7 +169,7 @@ class Room:
         that is more urgent is refused, nor while a pool that will have work has no actor yet."""
         if not ask.is_task or turn.refused or not ask.need["CPU"] or ask.need["GPU"]:
             return False
-        if any(free["CPU"] < -NEAR for free in self._free(Turn()).values()):
+        if any(free["CPU"] < -NEAR for free in self.free().values()):
             return False  # one waits already
         return all(self.pool(other.step) for other in self._expected.values() if other.actors)
 

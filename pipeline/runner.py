@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from vlpipe.pipeline.adopt import FinishedShards, adopt, adopt_step, own_digest
-from vlpipe.pipeline.errors import StepFailed, VlpipeError, explain
+from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
 from vlpipe.pipeline.forget import refuse_half_done
 from vlpipe.pipeline.gather import Gathered, GatherTask, clear_unfinished
+from vlpipe.pipeline.guard import worst
 from vlpipe.pipeline.keys import shard_key
 from vlpipe.pipeline.lock import check as check_lock
 from vlpipe.pipeline.manifest import make_manifest, write_format, write_manifest, write_step_file
@@ -42,7 +43,7 @@ from vlpipe.pipeline.receipt import (
 from vlpipe.pipeline.shard import Heavy, Shard
 from vlpipe.pipeline.stage import GatherStage
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.work import ShardTask, heavy_pointers, worst
+from vlpipe.pipeline.work import ShardTask, heavy_pointers
 
 MAX_ATTEMPTS = 3
 MAX_DEATHS = 2  # a shard that killed so many workers is run row by row in a process of its own
@@ -114,6 +115,7 @@ class Watcher:
     """
 
     started: Callable[[Planned, int | None], None] = lambda one, total: None
+    begun: Callable[[Planned, int, int], None] = lambda one, index, num_rows: None  # a unit, -1 a gather step
     shard: Callable[[Planned, Receipt, bool], None] = lambda one, receipt, reused: None
     finished: Callable[[Planned], None] = lambda one: None
     tick: Callable[[], None] = lambda: None
@@ -138,7 +140,8 @@ class State:
     base: ShardTask | None = None
     opened: bool = False
     num_faults: int = 0
-    num_rows: int | None = None  # in all, once every step above is done
+    any_good: bool = False  # a shard has rows, or rejects that are no faults
+    num_rows: int | None = None  # of all its inputs, once they are known
     attempts: Counter[int] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
     lost: Counter[int] = field(default_factory=Counter)  # deaths that were not its own
@@ -326,6 +329,7 @@ class Run:
     def _shard_done(self, state: State, receipt: Receipt, *, reused: bool) -> None:
         state.out[receipt.index] = receipt
         state.num_faults += receipt.num_faults
+        state.any_good = state.any_good or receipt.num_faults < receipt.rows_in
         self.watcher.shard(state.one, receipt, reused)
         self._check_rate(state)
         for other in list(self.states.values()):
@@ -353,6 +357,7 @@ class Run:
             artifacts_digest=artifacts_digest(one),
             max_reject_rate=reject_rate(one),
             torch_threads=one.keyed.step.torch_threads,
+            deadline_s=one.keyed.step.row_group_timeout_s,
         )
 
     def _gather_task(self, one: Planned) -> GatherTask:
@@ -371,6 +376,7 @@ class Run:
     def _start(self, state: State, index: int) -> None:
         state.running.add(index)
         state.attempts[index] += 1
+        self.watcher.begun(state.one, index, state.inputs[index].num_rows if index >= 0 else 0)
         if index < 0:
             self.executor.submit(state.one, Unit(state.one.name, -1), self._gather_task(state.one))
             return
@@ -378,7 +384,12 @@ class Run:
         if index in state.have:
             self.store.remove(receipt_path(state.one.folder, index))
         task = dataclasses.replace(
-            task, attempt=state.attempts[index], isolate=state.deaths[index] >= MAX_DEATHS
+            task,
+            attempt=state.attempts[index],
+            isolate=state.deaths[index] >= MAX_DEATHS,
+            num_rows_step=self._num_rows(state),
+            num_rows_guess=_guess(state),
+            any_good=state.any_good,
         )
         self.executor.submit(state.one, Unit(state.one.name, index), task)
 
@@ -393,7 +404,7 @@ class Run:
             self._shard_done(state, done.result, reused=False)
 
     def _failed(self, state: State, index: int, error: BaseException) -> None:
-        if isinstance(error, WorkerDied):
+        if isinstance(error, (WorkerDied, AttemptFailed)):
             again, error = self._survives(state, index, error)
             if again:
                 state.todo.insert(0, index)
@@ -404,26 +415,29 @@ class Run:
         text = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise StepFailed(f"{where} failed: {text}") from error
 
-    def _survives(self, state: State, index: int, error: WorkerDied) -> tuple[bool, StepFailed]:
-        """Is a unit whose worker died run again? Only what it did itself counts as an attempt."""
-        if error.innocent:
+    def _survives(
+        self, state: State, index: int, error: WorkerDied | AttemptFailed
+    ) -> tuple[bool, StepFailed]:
+        """Is a unit whose attempt failed run again? Only what it did itself counts as an attempt."""
+        if isinstance(error, WorkerDied) and error.innocent:
             state.attempts[index] -= 1
             state.lost[index] += 1
             return state.lost[index] < MAX_LOST, StepFailed(f"{error}, {MAX_LOST} times")
-        state.deaths[index] += 1
+        state.deaths[index] += isinstance(error, WorkerDied)
         allowed = MAX_ATTEMPTS + (state.deaths[index] >= MAX_DEATHS)
         again = state.attempts[index] < allowed
         return again, StepFailed(f"{error}, in each of {allowed} attempts")
 
     def _check_rate(self, state: State) -> None:
-        """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more."""
-        rate = reject_rate(state.one)
-        if not state.num_faults or not all(p.is_done for p in state.one.above):
+        """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more.
+
+        While rows are still to come from above it fails only a step of which nothing but faults has come out.
+        """
+        if not state.num_faults:
             return
-        if state.num_rows is None:
-            state.num_rows = sum(p.manifest.rows_out for p in state.one.above if p.manifest)
-        num_rows = state.num_rows
-        if state.num_faults <= rate * num_rows:
+        rate, known = reject_rate(state.one), self._num_rows(state)
+        num_rows = _guess(state) if known is None else known
+        if state.num_faults <= rate * num_rows or (known is None and state.any_good):
             return
         reasons: Counter[str] = Counter()
         for receipt in state.out.values():
@@ -435,6 +449,12 @@ class Run:
             f"max_reject_rate is {rate}; {worst(reasons)}. "
             f"`vlpipe show {self.store.path(state.one.folder)}/_rejects` names the rows"
         )
+
+    def _num_rows(self, state: State) -> int | None:
+        """Of all inputs of a step; None while steps above are at work."""
+        if state.num_rows is None and all(p.is_done for p in state.one.above):
+            state.num_rows = sum(p.manifest.rows_out for p in state.one.above if p.manifest)
+        return state.num_rows
 
     def _finish_if_complete(self, state: State) -> bool:
         one = state.one
@@ -497,6 +517,13 @@ def unasked_gpus(steps: Sequence[Planned]) -> list[str]:
         and stage.gpu
         and not one.keyed.step.resources.gpus
     ]
+
+
+def _guess(state: State) -> int:
+    """Rows that a step will get, as if all its inputs were as large as the largest that is there."""
+    if state.num_rows is not None:
+        return state.num_rows
+    return (state.expected or 0) * max((s.num_rows for s in state.inputs.values()), default=0)
 
 
 def reject_rate(one: Planned) -> float:

@@ -147,13 +147,18 @@ class MapStage(Stage):
     """Row group in, row group out. With several inputs (`from: [a, b]`) it runs over their shards, one after the other.
 
     Rows may be dropped only by returning `Out` with a `Reject` for each. An exception in the function is narrowed down by
-    bisecting to the rows that raise it alone; those become rejects (`RowFault` names the code itself).
+    bisecting to the rows that raise it alone; those become rejects (`RowFault` names the code itself), as do rows with a
+    value that does not become the declared type (code `bad_value`).
     """
 
     READS_HEAVY: ClassVar[tuple[str, ...]] = ()  # heavy columns joined into the batches
     LOADS_WEIGHTS: ClassVar[bool] = False  # `open` is expensive: run in actors that open once
+    FILTERS: ClassVar[bool] = False  # it drops rows by a rule: to drop none of many is worth a warning
     FAN_OUT: ClassVar[bool] = False  # rows out are children: each has a `parent`, the id of a row in
     ROW_GROUP_ROWS: ClassVar[int] = ROW_GROUP_ROWS  # fewer for wide columns: aim at 32 MB
+    # It asks others (fetching): no row is asked for again because of another one. It must make a reject of each row that
+    # fails; an exception fails the shard.
+    OBSERVES_WORLD: ClassVar[bool] = False
     MAX_REJECT_RATE: ClassVar[float] = 0.05  # of faults; the step fails above it (YAML: `max_reject_rate`)
 
     def shared(self, opted_out: OptedOut) -> Service | None:

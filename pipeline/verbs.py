@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +27,7 @@ from vlpipe.pipeline import (
     show,
     status,
     verify,
+    verify_lineage,
     verify_root,
 )
 from vlpipe.pipeline.cells import printable, size
@@ -248,15 +248,16 @@ def forget_command(
     """
     if not (list_ or opted_out_):
         raise VlpipeError("forget what? Wanted a LIST, or --opted-out")
-    wanted = forget_list.read_wanted(list_) if list_ else forget_list.nothing()
+    wanted = forget_list.read_wanted(list_) if list_ else forget_list.Wanted()
     loaded, store = load(workflow, root, set_, profile)
     with locked(store) if yes else nullcontext():
         if yes:
             finish_forget(store)
         forget.refuse_half_done(store)
         if opted_out_:
-            wanted = replace(wanted, opted_out=opted_out.read_hashes(store))
-            say(f"{len(wanted.opted_out):,} URL(s) said no to fetches into {store.url}")
+            said_no = opted_out.read_hashes(store)
+            wanted = wanted.with_opted_out(said_no)
+            say(f"{len(said_no):,} URL(s) said no to fetches into {store.url}")
         steps = plan(loaded, store)
         reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
         found = forget_find.find(store, wanted, reads)
@@ -314,11 +315,11 @@ def verify_command(
 def _verify(place: records.Place) -> list[verify.Verified]:
     if place.index is not None:
         return [verify.verify_shard(place.store, place.folder, place.index)]
-    began = time.monotonic()
+    began, steps = time.monotonic(), verify_lineage.Steps(place.store)
     found = []
     for folder in [place.folder] if place.folder else records.step_folders(place.store):
         with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):
-            found.append(verify.verify_step(place.store, folder))
+            found.append(verify.verify_step(place.store, folder, steps=steps))
     if not place.folder:
         found.append(verify.Verified("", 0, 0, [*verify_root.root_problems(place.store)]))
     return found

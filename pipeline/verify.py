@@ -18,6 +18,8 @@ from vlpipe.pipeline.records import StepRecord
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.verify_ids import Ids, repeated
+from vlpipe.pipeline.verify_keys import key_problems
+from vlpipe.pipeline.verify_lineage import Steps, heavy_problems, lineage_problems, mixed_code
 from vlpipe.pipeline.verify_records import Records, read_records
 
 MAX_NAMED = 5  # shards of an id that comes more than once
@@ -31,21 +33,28 @@ class Verified:
     problems: list[Problem]
 
 
-def verify_step(store: Store, folder: str, seen: Callable[[], None] = lambda: None) -> Verified:
-    """Re-hash every shard and artifact of a step; `seen` is called after each."""
+def verify_step(
+    store: Store, folder: str, seen: Callable[[], None] = lambda: None, steps: Steps | None = None
+) -> Verified:
+    """Re-hash every shard and artifact of a step, and follow what it was made from; `seen` is called after each.
+
+    steps: of the root, where several of its steps are looked at.
+    """
+    steps = steps or Steps(store)
     found = read_records(store, folder)
-    problems = list(found.problems)
+    problems = [*found.problems, *_state(found)]
     ids, whole = Ids(), list[Receipt]()
     for receipt in found.receipts.values():
-        problems += _one_shard(store, folder, receipt, ids, whole)
+        problems += _one_shard(steps, folder, receipt, ids, whole)
         seen()
     problems += _repeated(store, ids, whole)
     artifacts = found.manifest.artifacts if found.manifest else {}
     for name, digest in artifacts.items():
         problems += _file_problems(store, f"{folder}/artifacts/{name}", digest)
         seen()
-    problems += [*_state(found), *log_problems(store, folder), *left_over(store, found.record)]
-    return Verified(folder, len(found.receipts), len(artifacts), problems)
+    problems += [*lineage_problems(steps, found), *key_problems(store, found), *mixed_code(found)]
+    problems += [*log_problems(store, folder), *left_over(store, found.record)]
+    return Verified(folder, len(found.receipts), len(artifacts), _once(problems))
 
 
 def verify_shard(store: Store, folder: str, index: int) -> Verified:
@@ -57,15 +66,26 @@ def verify_shard(store: Store, folder: str, index: int) -> Verified:
         if not problems:
             problems = [Problem(shard_path(folder, index), "left over", "there is no receipt for it")]
         return Verified(folder, 0, 0, problems)
-    return Verified(folder, 1, 0, [*problems, *_one_shard(store, folder, receipt, Ids(), [])])
+    return Verified(folder, 1, 0, _once([*problems, *_one_shard(Steps(store), folder, receipt, Ids(), [])]))
 
 
-def _one_shard(store: Store, folder: str, receipt: Receipt, ids: Ids, whole: list[Receipt]) -> list[Problem]:
+def _once(problems: Sequence[Problem]) -> list[Problem]:
+    """Each file and kind once: what is said first."""
+    found: dict[tuple[str, Kind], Problem] = {}
+    for problem in problems:
+        found.setdefault((problem.path, problem.kind), problem)
+    return list(found.values())
+
+
+def _one_shard(
+    steps: Steps, folder: str, receipt: Receipt, ids: Ids, whole: list[Receipt]
+) -> Iterator[Problem]:
     """All that is wrong with a shard; the ids of one whose bytes are right go into `ids`, it itself into `whole`."""
-    problems = shard_problems(store, folder, receipt)
+    problems = shard_problems(steps.store, folder, receipt)
+    yield from problems
     if not any(problem.path == receipt.shard.path for problem in problems):
-        problems += _content_problems(store, receipt, ids, whole)
-    return [*problems, *_heavy_problems(store, receipt)]
+        yield from _content_problems(steps.store, receipt, ids, whole)
+    yield from heavy_problems(steps, receipt)
 
 
 def _state(found: Records) -> Iterator[Problem]:
@@ -105,6 +125,9 @@ def _content_problems(store: Store, receipt: Receipt, ids: Ids, whole: list[Rece
         return
     whole.append(receipt)
     num_rows, num_without = found
+    size = store.size(path)
+    if size != receipt.bytes:
+        yield Problem(path, "damaged", f"it has {size:,} bytes, the receipt says {receipt.bytes:,}")
     if num_rows != receipt.shard.num_rows:
         yield Problem(
             path, "damaged", f"it has {num_rows:,} rows, the receipt says {receipt.shard.num_rows:,}"
@@ -134,22 +157,22 @@ def _reject_problems(store: Store, folder: str, receipt: Receipt) -> Iterator[Pr
     if not store.exists(path):
         yield Problem(path, "missing", f"the receipt counts {sum(receipt.rejects.values())} rejects")
         return
-    rows = read_or_problem(path, lambda: _reject_codes(read_rejects(store, folder, receipt.index)))
-    if isinstance(rows, Problem):
-        yield rows
-    elif rows != Counter(receipt.rejects):
-        said = f"it has {rows.total()} rejects, the receipt {sum(receipt.rejects.values())}"
+    problems = list(_file_problems(store, path, receipt.rejects_digest))
+    yield from problems
+    codes = (
+        Counter()
+        if problems
+        else read_or_problem(path, lambda: _codes(read_rejects(store, folder, receipt.index)))
+    )
+    if isinstance(codes, Problem):
+        yield codes
+    elif not problems and codes != Counter(receipt.rejects):
+        said = f"it has {codes.total()} rejects, the receipt {sum(receipt.rejects.values())}"
         yield Problem(path, "damaged", said)
 
 
-def _reject_codes(table: pa.Table) -> Counter[str]:
+def _codes(table: pa.Table) -> Counter[str]:
     return Counter(f"{r['kind']}:{r['why']}" for r in table.to_pylist())
-
-
-def _heavy_problems(store: Store, receipt: Receipt) -> Iterator[Problem]:
-    for name, path, _ in receipt.shard.heavy:
-        if path != receipt.shard.path and not store.exists(path):
-            yield Problem(path, "missing", f"it holds {name} of {receipt.shard.path}")
 
 
 def log_problems(store: Store, folder: str) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.lock_file import lock_files, parse
 from vlpipe.pipeline.plan import RECORD
 from vlpipe.pipeline.problems import Problem, read_or_problem
+from vlpipe.pipeline.sealed import read_sealed
 from vlpipe.pipeline.store import Store
 
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -38,7 +40,8 @@ def _time_savers(store: Store) -> Iterator[Problem]:
     """Files that only save time or give reasons."""
     for path in (RECORD, *(f"_cache/{name}" for name in store.list("_cache"))):
         if store.exists(path):
-            found = read_or_problem(path, lambda path=path: _json_object(store, path), "made anew")  # type: ignore[misc]
+            read = read_sealed if path == RECORD else _cache
+            found = read_or_problem(path, lambda path=path, read=read: read(store, path), "made anew")  # type: ignore[misc]
             if isinstance(found, Problem):
                 yield Problem(
                     path, "made anew", f"the next run does so; nothing depends on it ({found.text})"
@@ -50,6 +53,13 @@ def _json_object(store: Store, path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise VlpipeError(f"wanted a JSON object, it has {str(found)[:40]!r}")
     return found
+
+
+def _cache(store: Store, path: str) -> None:
+    """As `FileDigests` writes it: a text, and its checksum."""
+    cache = _json_object(store, path)
+    if hashlib.sha256(cache["files"].encode()).hexdigest() != cache["sha256"]:
+        raise VlpipeError("its sha256 is not that of its text")
 
 
 def _forgotten(store: Store, path: str) -> None:

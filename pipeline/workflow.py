@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources as packaged
@@ -63,6 +64,7 @@ class _Engine:
     torch_threads: Annotated[int, Field(ge=1)] = 1
     max_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
     shard_rows: Annotated[int, Field(ge=1)] | None = None  # None: as the stage says
+    row_group_timeout_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX)] | None = None
 
 
 ENGINE_KEYS = tuple(f.name for f in dataclasses.fields(_Engine))
@@ -81,6 +83,7 @@ class Step:
     torch_threads: int = 1
     max_reject_rate: float | None = None
     shard_rows: int = SHARD_ROWS
+    row_group_timeout_s: float | None = None  # for one row group of a map stage; in no key
     params: Mapping[str, Any]  # all fields of the stage as plain JSON, files as they are written
     line: int
 
@@ -244,6 +247,7 @@ def _build(
         problems.append(params.at[key].problem(f"{written.base}: {text}"))
     _check_inputs(written, cls, problems)
     own = None if stage is None else _as_json(written, stage, problems)
+    _check_timeout(written, cls, problems)
     if stage is not None and not written.broken:
         _check_files(written, stage, stages, problems)
     if stage is None or own is None or engine is None or len(problems) > before or written.broken:
@@ -285,6 +289,19 @@ def _check_inputs(written: Written, cls: type[Stage], problems: list[Problem]) -
     else:
         return
     problems.append(written.params.where.problem(f"{written.base}: {text}"))
+
+
+def _check_timeout(written: Written, cls: type[Stage], problems: list[Problem]) -> None:
+    if written.params.get("row_group_timeout_s") is None:
+        return
+    if not issubclass(cls, MapStage):
+        text = "is for stages that work row group by row group"
+    elif cls.OBSERVES_WORLD:
+        text = "would make it ask for its rows again to find the slow one; it has deadlines of its own"
+    else:
+        return
+    where = place(written.params, ["row_group_timeout_s"], written.params.where)
+    problems.append(where.problem(f"{written.base}.row_group_timeout_s: {cls.__name__} {text}"))
 
 
 def _check_files(

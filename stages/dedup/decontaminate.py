@@ -18,13 +18,13 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import ShardWriter, need, read_batches, write_shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.pipeline.store import Store
-from vlpipe.stages.dedup.decisions import DECISIONS
-from vlpipe.stages.dedup.decontaminate_compare import MATCHES, Comparison
+from vlpipe.stages.dedup.decisions import DECISIONS, DECISIONS_REFERENCES
+from vlpipe.stages.dedup.decontaminate_compare import MATCHES, MATCHES_REFERENCES, Comparison
 from vlpipe.stages.dedup.decontaminate_ngrams import Captions
 from vlpipe.stages.dedup.decontaminate_sets import EvalSet, Items, from_files, from_rows
 from vlpipe.stages.dedup.looks import LOOK
 from vlpipe.stages.dedup.phash import MAX_DISTANCE
-from vlpipe.stages.dedup.text_decisions import Entry, write_text_decisions
+from vlpipe.stages.dedup.text_decisions import TEXTS_REFERENCES, Entry, write_text_decisions
 from vlpipe.stages.row import RESULTS, TEXTS
 
 Fate = tuple[str, str, float]  # why it goes, witness, similarity
@@ -63,6 +63,9 @@ class Decontaminate(GatherStage):
 
     NAME: ClassVar[str] = "dedup.decontaminate:Decontaminate"
     VERSION: ClassVar[int] = 2
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = (
+        DECISIONS_REFERENCES | TEXTS_REFERENCES | MATCHES_REFERENCES
+    )
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         who = "dedup.decontaminate"

@@ -76,6 +76,7 @@ class Fetching(SourceStage):
     NAME: ClassVar[str] = "ingest.images:Fetching"
     # 2: opt-outs, transparent images, JPEGs of too many scans; 3: another filter for `resize`
     VERSION: ClassVar[int] = 3
+    OBSERVES_WORLD: ClassVar[bool] = True
     # Link rot: of published lists, 33 to 94 % of the images are still there.
     MAX_REJECT_RATE: ClassVar[float] = 0.9
     SHARD_ROWS: ClassVar[int] = 2_000  # the first one is there after half a minute

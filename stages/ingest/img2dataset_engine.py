@@ -22,6 +22,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.guard import row_fault
 from vlpipe.pipeline.opted_out import OptedOut
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.shared import Address, Service, address
@@ -56,6 +57,7 @@ class Img2datasetFetch(SourceStage):
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset_engine:Img2datasetFetch"
+    OBSERVES_WORLD: ClassVar[bool] = True
     MAX_REJECT_RATE: ClassVar[float] = 0.9
     SHARD_ROWS: ClassVar[int] = 2_000  # the first one is there after half a minute
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
@@ -151,7 +153,10 @@ def _fetch_rows(
     for row, url in enumerate(asked):
         got = url if isinstance(url, RowFault) else found[row]
         if not isinstance(got, RowFault):
-            rows.add(row, got.data, **{name: got.original.get(name) for name in more})
+            try:
+                rows.add(row, got.data, **{name: got.original.get(name) for name in more})
+            except Exception as error:
+                rows.reject(row, row_fault(error, __name__))
         elif got.why == "opted_out":
             said_no[urls[row]] = got.detail
             rows.reject(row, RowFault("opt_out", got.detail), "filtered")

@@ -43,7 +43,7 @@ from vlpipe.stages.ingest.serve import serving
 from vlpipe.stages.ingest.text_tracks import embedded
 from vlpipe.stages.ingest.video_probe import Look, Prober, prober
 from vlpipe.stages.ingest.video_rows import CHUNK_BYTES, ENDINGS, Row, VideoSource, exists, opened
-from vlpipe.stages.row import RowIds
+from vlpipe.stages.row import ListIds
 from vlpipe.stages.subtitles.track import Track
 from vlpipe.stages.video import decode
 
@@ -87,6 +87,7 @@ class VideoUrls(VideoSource):
     """
 
     NAME: ClassVar[str] = "ingest.video_urls:VideoUrls"
+    OBSERVES_WORLD: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos"}
     SHARD_ROWS: ClassVar[int] = 100  # videos are large
 
@@ -121,10 +122,10 @@ class VideoUrls(VideoSource):
         return count_at_most(self.list.path)
 
     def rows(self) -> Iterator[pa.Table]:
-        ids, rest = RowIds(self.source), self._urls()
+        ids, rest = ListIds(self.source), self._urls()
         while batch := [*islice(rest, BATCH_ROWS)]:
-            columns = [[ids.next(url, "") for url, _ in batch], *map(list, zip(*batch, strict=True))]
-            yield pa.table(dict(zip(FOUND.names, columns, strict=True)), schema=FOUND)
+            urls, faults = map(list, zip(*batch, strict=True))
+            yield pa.table([ids.of(urls, [""] * len(batch)), urls, faults], schema=FOUND)
 
     @contextmanager
     def open(self) -> Iterator[Work]:

@@ -1,6 +1,5 @@
 """What a person reads: golden where it is short; hostile text; conditions; half-done steps; who holds the lock."""
 
-import json
 import os
 import platform
 import re
@@ -17,6 +16,7 @@ from helpers import CHAIN
 from vlpipe.pipeline import lock_file
 from vlpipe.pipeline.cells import cell, size, struct_text
 from vlpipe.pipeline.lock import locked
+from vlpipe.pipeline.sealed import sealed, unsealed
 from vlpipe.pipeline.store import Store
 
 
@@ -122,8 +122,8 @@ def test_status_of_half_a_run(tmp_path: Path) -> None:
     step = runs.step("every")
     (step / "manifest.json").unlink()
     (step / "_receipts/000002.json").unlink()
-    receipt = json.loads((step / "_receipts/000001.json").read_text())
-    (step / "_receipts/000001.json").write_text(json.dumps({**receipt, "input_digest": "of another shard"}))
+    path = step / "_receipts/000001.json"
+    path.write_bytes(sealed({**unsealed(path.read_bytes()), "input_digest": "of another shard"}))
     states = {line.split()[0]: line for line in runs("status")}
     assert "2 of 4 shards" in states["every"]
     assert "not_kth 6" in states["every"]
