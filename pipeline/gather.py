@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -40,6 +40,7 @@ class ListRows(GatherStage):
     """The list of a source stage, cut in order into shards keyed by content: a longer list shares the full ones."""
 
     source: SourceStage
+    ROWS_ARE: ClassVar[str] = "those of the source"
 
     def identity(self, use: str) -> tuple[str | int, ...]:
         return ("rows", *self.source.identity(use))

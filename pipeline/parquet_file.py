@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.footer import footer_problem
 
 DAMAGE = (
     pa.ArrowException,
@@ -20,37 +21,58 @@ DAMAGE = (
 )  # what PyArrow raises on bytes that are wrong
 
 
-class NamedFile(pq.ParquetFile):
-    """A file open for reading; VlpipeError names it when its bytes are no Parquet. `path` is for that."""
+class Parquet(pq.ParquetFile):
+    """A file whose errors name it. Page checksums are verified: a flipped bit is an error, never another value."""
 
-    def __init__(self, handle: IO[bytes], path: str) -> None:
-        self.path = path
+    def __init__(self, source: Any, name: str) -> None:
+        self.name = name
         with self._named():
-            super().__init__(handle, page_checksum_verification=True)
+            super().__init__(source, page_checksum_verification=True)
             self.columns = self.schema_arrow  # a schema that cannot be read is seen here
-
-    def read(self, *args: Any, **kwargs: Any) -> pa.Table:
-        with self._named():
-            return super().read(*args, **kwargs)
-
-    def read_row_group(self, *args: Any, **kwargs: Any) -> pa.Table:
-        with self._named():
-            return super().read_row_group(*args, **kwargs)
-
-    def iter_batches(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
-        batches = super().iter_batches(*args, **kwargs)
-        while True:
-            with self._named():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
 
     @contextmanager
     def _named(self) -> Iterator[None]:
         try:
             yield
         except DAMAGE as error:
-            raise VlpipeError(
-                f"{self.path} cannot be read ({' '.join(str(error).split())}); `vlpipe verify` lists what is damaged"
-            ) from error
+            if isinstance(error, (MemoryError, pa.ArrowCancelled)) or getattr(error, "errno", None):
+                raise  # of the machine
+            raise self._damaged(error) from error
+
+    def need_whole(self, num_bytes: int, num_rows: int = -1) -> None:
+        """VlpipeError: it is not as a shard of that size was written; num_rows: -1 when not known."""
+        problem = footer_problem(self, num_bytes)
+        if not problem and num_rows >= 0 and self.metadata.num_rows != num_rows:
+            problem = f"it has {self.metadata.num_rows} rows, and not {num_rows}"
+        if problem:
+            raise self._damaged(problem)
+
+    def _damaged(self, why: object) -> VlpipeError:
+        text = " ".join(str(why).split())
+        return VlpipeError(
+            f"shard {self.name} cannot be read ({text}); `vlpipe verify` lists what is damaged"
+        )
+
+    def read_row_group(self, i: int, *args: Any, **options: Any) -> pa.Table:
+        with self._named():
+            table = super().read_row_group(i, *args, **options)
+        if table.num_columns and table.num_rows != self.metadata.row_group(i).num_rows:
+            raise self._damaged(f"row group {i} has {table.num_rows} rows")
+        return table
+
+    def read_row_groups(self, *args: Any, **options: Any) -> pa.Table:
+        with self._named():
+            return super().read_row_groups(*args, **options)
+
+    def read(self, *args: Any, **options: Any) -> pa.Table:
+        with self._named():
+            return super().read(*args, **options)
+
+    def iter_batches(self, *args: Any, **options: Any) -> Iterator[pa.RecordBatch]:
+        batches = super().iter_batches(*args, **options)
+        while True:
+            with self._named():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch

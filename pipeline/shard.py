@@ -19,9 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.conform import conform
+from vlpipe.pipeline.conserved import check_conserved as check_conserved
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
+from vlpipe.pipeline.footer import SETTINGS
 from vlpipe.pipeline.heavy_join import HeavyJoin
-from vlpipe.pipeline.parquet_file import NamedFile
+from vlpipe.pipeline.parquet_file import Parquet
 from vlpipe.pipeline.row_groups import MAX_BYTES, joined_up, num_fitting
 from vlpipe.pipeline.store import Store, sha256_file
 
@@ -200,16 +202,7 @@ class ShardWriter:
         self.stats: dict[str, dict[str, Any]] = {f.name: {"nulls": 0} for f in self.schema}
         self._pending: list[pa.Table] = []
         self._num_pending = self._bytes_pending = 0
-        # Statistics and dictionaries are off: both depend on writer state, and zstd takes what dictionaries would.
-        self._writer = pq.ParquetWriter(
-            path,
-            self.schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            write_statistics=False,
-            write_batch_size=PAGE_ROWS,
-        )
+        self._writer = pq.ParquetWriter(path, self.schema, write_batch_size=PAGE_ROWS, **SETTINGS)
 
     def write(self, table: pa.Table) -> None:
         if not table.num_rows:
@@ -288,7 +281,8 @@ def write_shard(
 
 
 @contextmanager
-def open_parquet(store: Store, rel: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(store: Store, rel: str) -> Iterator[Parquet]:
+    """A Parquet file of the root, of whatever writer."""
     try:
         handle: IO[bytes] = store.open(rel)
     except FileNotFoundError as error:
@@ -296,7 +290,15 @@ def open_parquet(store: Store, rel: str) -> Iterator[pq.ParquetFile]:
             f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"
         ) from error
     with handle:
-        yield NamedFile(handle, store.path(rel))
+        yield Parquet(handle, store.path(rel))
+
+
+@contextmanager
+def open_shard(store: Store, rel: str, num_rows: int = -1) -> Iterator[Parquet]:
+    """A file that `ShardWriter` wrote. VlpipeError: its footer has changed; of its pages the reader finds out."""
+    with open_parquet(store, rel) as file:
+        file.need_whole(store.size(rel), num_rows)
+        yield file
 
 
 def read_batches(
@@ -307,7 +309,7 @@ def read_batches(
     A row group whose joined columns are larger than `row_groups.MAX_BYTES` comes in several tables.
     """
     pointers = shard.heavy_paths
-    with open_parquet(store, shard.path) as file:
+    with open_shard(store, shard.path, shard.num_rows) as file:
         own = file.schema_arrow
         lost = [n for n in want_heavy if n not in own.names and n not in pointers]
         if lost:
@@ -333,6 +335,6 @@ def _joins(store: Store, there: Mapping[str, str], stack: ExitStack) -> list[Hea
     for name, path in there.items():
         by_path.setdefault(path, []).append(name)
     return [
-        HeavyJoin(stack.enter_context(open_parquet(store, path)), path, names)
+        HeavyJoin(stack.enter_context(open_shard(store, path)), path, names)
         for path, names in by_path.items()
     ]

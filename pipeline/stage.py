@@ -236,7 +236,10 @@ class Job:
 class GatherStage(Stage):
     """Reads all inputs; emits new rows, puts artifacts, or both. Long ones commit their own parts in `job.work`."""
 
-    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in
+    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in; the engine checks it
+    ROWS_ARE: ClassVar[str] = (
+        ""  # what the rows out are, where they are not the rows in: one of the two is declared
+    )
     LAUNCHES: ClassVar[bool] = False  # the work happens in `job.launch`: its workers get the step's resources
     num_workers: int = (
         1  # what it passes to `job.launch`; a stage that launches may make parameters of these two

@@ -316,7 +316,7 @@ def _outputs_again(run: _Run, work: Work) -> Iterator[pa.Table]:
     stay = {
         r["id"]: Reject(r["id"], r["kind"], r["why"], r["detail"]) for r in before if r["id"] not in again
     }
-    old = Shard(path=shard_path(task.folder, task.index), num_rows=0, digest="", heavy=())
+    old = Shard(path=shard_path(task.folder, task.index), num_rows=-1, digest="", heavy=())
     light = [f.name for f in schema if not is_heavy(f)]
     tables = read_batches(task.store, old, light, heavy_names(schema))
     kept = _Kept(table.select(schema.names).cast(schema) for table in tables)

@@ -49,6 +49,8 @@ class Decide(GatherStage):
     merge_texts: a kept row gets the texts of its dropped twins that it does not have yet.
     """
 
+    CONSERVES: ClassVar[bool] = True
+
     edges: File
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     rule: Rule = "greedy"

@@ -88,9 +88,13 @@ def read_edges(file: File) -> tuple[pa.Table, float]:
     """EDGES and the threshold of the search, from the artifacts of a step that searches."""
     path = Path(file.path)
     try:
-        (threshold,) = pq.read_table(path / "search.parquet", schema=SEARCH)["threshold"].to_pylist()
+        (threshold,) = pq.read_table(path / "search.parquet", schema=SEARCH, page_checksum_verification=True)[
+            "threshold"
+        ].to_pylist()
         # an id comes once in memory, however many pairs it is in
-        table = pq.read_table(path / "edges.parquet", read_dictionary=["a", "b", "kind"])
+        table = pq.read_table(
+            path / "edges.parquet", read_dictionary=["a", "b", "kind"], page_checksum_verification=True
+        )
     except (OSError, pa.ArrowInvalid) as error:
         raise VlpipeError(
             f"edges: {path} is not what dedup.faiss or dedup.exact leaves ({error}); wanted {{from: STEP}}"

@@ -55,6 +55,8 @@ class ExactDuplicates(GatherStage):
     `looks`: rows are compared with it and among themselves, and it stays as it is.
     """
 
+    CONSERVES: ClassVar[bool] = True
+
     phash: bool = False
     max_distance: Annotated[int, Field(ge=0, le=MAX_DISTANCE)] = 10
     max_colour_gap: Annotated[int, Field(ge=0, le=255)] = 16
@@ -160,7 +162,9 @@ def read_looks(job: Job) -> Looks:
             found += [from_arrow(rows["looks"]) for rows in data.batches(["looks"])]
         else:
             parts = (store.path(_shard_looks(store, data, k)) for k in range(len(data.shards)))
-            found += [from_arrow(pq.read_table(part)["looks"]) for part in parts]
+            found += [
+                from_arrow(pq.read_table(part, page_checksum_verification=True)["looks"]) for part in parts
+            ]
     return joined(found)
 
 

@@ -65,6 +65,8 @@ class FaissDuplicates(GatherStage):
     defaults, and what others cost: benchmarks/dedup.md.
     """
 
+    CONSERVES: ClassVar[bool] = True
+
     threshold: Annotated[float, Field(gt=0, le=1)]
     against: File | None = None
     exact_below: Annotated[int, Field(ge=0)] = 50_000

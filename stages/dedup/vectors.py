@@ -96,7 +96,9 @@ def _batches(inputs: tuple[Dataset, ...], files: list[str]) -> Iterator[pa.Table
     for data in inputs:
         yield from data.batches(["id"], want_heavy=["embedding"])
     for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(READ_ROWS, columns=["id", "embedding"]):
+        for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(
+            READ_ROWS, columns=["id", "embedding"]
+        ):
             yield pa.Table.from_batches([batch])
 
 

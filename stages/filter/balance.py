@@ -42,6 +42,8 @@ class CountEntries(GatherStage):
     entries of up to 14 letters: 170 MB) and 8 bytes per entry.
     """
 
+    ROWS_ARE: ClassVar[str] = "entries and their counts"
+
     entries: File
     sources: tuple[str, ...] = ("web",)
 
