@@ -124,7 +124,7 @@ def read_forgotten(store: Store) -> Forgotten:
         return Forgotten()
     parts: dict[str, list[Digests]] = {}
     try:
-        with store.open(REL) as handle, pq.ParquetFile(handle) as file:
+        with store.open(REL) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as file:
             if file.schema_arrow.remove_metadata() != SCHEMA:
                 raise ValueError(f"it has the columns {', '.join(file.schema_arrow.names)}")
             for batch in file.iter_batches(BLOCK):
@@ -152,9 +152,8 @@ def add_forgotten(store: Store, **hashes: Digests) -> None:
         for kind, f in sorted(known.items())
     ]
     with store.writing(REL) as part:
-        pq.write_table(
-            pa.concat_tables([SCHEMA.empty_table(), *parts]).combine_chunks(), part, compression="zstd"
-        )
+        whole = pa.concat_tables([SCHEMA.empty_table(), *parts]).combine_chunks()
+        pq.write_table(whole, part, compression="zstd", write_page_checksum=True)
 
 
 def digest_of(rows: pa.Table, schema: pa.Schema) -> str:

@@ -139,7 +139,7 @@ class OptedOut:
         columns = [list(column) for column in zip(*rows, strict=True)]
         table = pa.table(columns, schema=SCHEMA)
         with self._root.writing(f"{REL}/{self._part:06d}.parquet") as part:
-            pq.write_table(table, part, compression="zstd")
+            pq.write_table(table, part, compression="zstd", write_page_checksum=True)
 
     def _turn_page(self) -> None:
         if len(self._tail) >= PART_ROWS:

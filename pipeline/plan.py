@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +22,9 @@ from vlpipe.pipeline.manifest import (
     read_step_file,
 )
 from vlpipe.pipeline.receipt import STEP_FOLDER, Receipt, read_receipts, read_unfinished
+from vlpipe.pipeline.sealed import read_sealed, write_sealed
 from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.source import save_parsed
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, ListFile, MapStage, SourceStage
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Step, Workflow, files_of, replace_files, schemas
@@ -125,6 +125,7 @@ def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Pla
         look(one, store, record.get(step.name))
         by_name[step.name] = one
     digests.save()
+    save_parsed()
     wanted = list(by_name.values())
     if until is not None:
         needed = _needed(by_name[workflow.step(until).name])
@@ -229,9 +230,7 @@ def resolved_files(one: Planned, store: Store | None = None) -> list[tuple[str, 
 
 def _resolve(one: Planned, name: str, file: File, digest: str, mark: str, store: Store | None) -> File:
     if file.step is None:
-        local = bool(file.path) and "://" not in file.path and not digest.startswith("hub:")
-        path = os.path.abspath(file.path) if local else file.path  # a worker may stand in another folder
-        return dataclasses.replace(file, path=path, digest=digest, mark=mark)
+        return dataclasses.replace(file, digest=digest, mark=mark)
     maker = next(p for p in one.artifact_steps if p.name == file.step)
     assert maker.manifest is not None
     made = maker.manifest.artifact_digest(file.path)
@@ -297,10 +296,10 @@ def read_record(store: Store) -> dict[str, Any]:
     if not store.exists(RECORD):
         return {}
     try:
-        record = store.read_json(RECORD)
+        record = read_sealed(store, RECORD)
         if all({"identity", "step_key", "params", "files"} <= set(one) for one in record.values()):
             return dict(record)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError):
         pass  # as one of another shape
     warnings.warn(
         f"{store.path(RECORD)} is damaged; a plan cannot say what changed", VlpipeWarning, stacklevel=2
@@ -322,4 +321,4 @@ def remember(steps: Sequence[Planned], store: Store) -> None:
             "files": dict(one.keyed.files),
             "torch_threads": step.torch_threads,
         }
-    store.write_json(RECORD, record)
+    write_sealed(store, RECORD, record)

@@ -140,7 +140,7 @@ def _detail(row: dict[str, Any]) -> str:
 @contextmanager
 def _open_decisions(path: str) -> Iterator[pq.ParquetFile]:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise VlpipeError(
             f"decisions: {path} cannot be read as Parquet ({error}); "

@@ -54,6 +54,8 @@ class Decontaminate(GatherStage):
     and 206 of the 20,000 captions of its other photos, 39 of them equal; with 13 and 5, 87.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures; decisions are an artifact"
+
     sets: tuple[EvalSet, ...] = ()
     max_distance: Annotated[int, Field(ge=0, le=MAX_DISTANCE)] | None = 10
     max_colour_gap: Annotated[int, Field(ge=0, le=255)] = 16
@@ -153,7 +155,7 @@ def _match_all(job: Job, rows: Dataset, compare: Comparison) -> pa.Table:
         if not os.path.exists(store.path(part)):
             tables = read_batches(rows.store, shard, compare.light, compare.heavy)
             write_shard(store, part, map(compare.matches, tables), MATCHES)
-        parts.append(pq.read_table(store.path(part)).cast(MATCHES))
+        parts.append(pq.read_table(store.path(part), page_checksum_verification=True).cast(MATCHES))
     return pa.concat_tables(parts)
 
 

@@ -65,6 +65,8 @@ class FaissDuplicates(GatherStage):
     defaults, and what others cost: benchmarks/dedup.md.
     """
 
+    CONSERVES: ClassVar[bool] = True
+
     threshold: Annotated[float, Field(gt=0, le=1)]
     against: File | None = None
     exact_below: Annotated[int, Field(ge=0)] = 50_000
@@ -106,13 +108,14 @@ class FaissDuplicates(GatherStage):
             probes=self.probes,
             seed=self.seed,
         )
+        own = np.concatenate([marks(()), *(marks(block.to_pylist()) for block in ids.blocks())])
         with threads() as faiss, workers() as at:
-            near = search(faiss, at, store, vectors, np.unique(leader), marks(ids.to_pylist()), plan)
+            near = search(faiss, at, store, vectors, np.unique(leader), own, plan)
         edges = with_copies(near, leader, num_new, "same_vector")
         write_edges(job.artifacts, ids, num_new, edges, self.threshold)
         order = np.concatenate([np.arange(num_new, len(ids)), numbers[:num_new][rows.order]])
         twins = decide(len(ids), placed(edges, order), "greedy")
-        decisions = decision_table(ids, order, twins, num_new).take(pa.array(numbers[:num_new]))
+        decisions = decision_table(ids, order, twins, numbers[:num_new])
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)
         job.say(f"{say_counts(decisions)}; {len(edges.a):,} pairs at cosine >= {self.threshold:g}")

@@ -136,7 +136,7 @@ def load_text_decisions(path: str, digest: str) -> tuple[frozenset[str], dict[En
     known: set[str] = set()
     dropped: dict[Entry, Fate] = {}
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise VlpipeError(
             f"decisions: {path} cannot be read as Parquet ({error}); wanted {{from: STEP, path: texts.parquet}}"

@@ -43,6 +43,8 @@ class TextDuplicates(GatherStage):
     Every dropped text has a witness that stays. Memory: all texts, and 2 kB for each that stays.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures; decisions are an artifact"
+
     threshold: Annotated[float, Field(gt=0, le=1)] | None = 0.8
     sources: tuple[str, ...] = ("web",)
 
