@@ -151,7 +151,9 @@ def part_names(root: Store) -> list[str]:
     names = [name for name in root.list(REL) if name.endswith(".parquet") and name[0] != "."]
     for name in names:
         if not re.fullmatch(r"\d{6,}\.parquet", name):
-            raise VlpipeError(f"{root.path(f'{REL}/{name}')} is no part of a list of who said no: move it away")
+            raise VlpipeError(
+                f"{root.path(f'{REL}/{name}')} is no part of a list of who said no: move it away"
+            )
     return names
 
 
