@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
 def local_folder(folder_or_hub_id: str | Path, patterns: Sequence[str]) -> Path:
-    """The folder itself if it exists; else the hub repository of that name, of which files matching
-    `patterns` are fetched.
+    """The folder itself if it exists; else the hub repository of that name (`ORG/NAME`, or `ORG/NAME@REVISION`),
+    of which files matching `patterns` are fetched.
     """
     folder = Path(folder_or_hub_id)
     if folder.is_dir():
@@ -23,8 +23,9 @@ def local_folder(folder_or_hub_id: str | Path, patterns: Sequence[str]) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    repo, _, revision = str(folder_or_hub_id).partition("@")
     try:
-        return Path(snapshot_download(str(folder_or_hub_id), allow_patterns=list(patterns)))
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns)))
     except Exception as error:  # the hub client raises many kinds; each means the same to the reader
         raise ValueError(
             f"weights: no folder {folder_or_hub_id}, and the hub does not give it: {error}"

@@ -13,14 +13,9 @@ from dataclasses import dataclass
 
 from vlpipe.pipeline.cells import counts
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.manifest import write_manifest
 from vlpipe.pipeline.plan import Planned, is_gather
-from vlpipe.pipeline.receipt import (
-    Receipt,
-    read_receipt,
-    receipt_path,
-    write_manifest,
-    write_receipt,
-)
+from vlpipe.pipeline.receipt import Receipt, read_receipt, receipt_path, write_receipt
 from vlpipe.pipeline.records import find_step, what_is_there
 from vlpipe.pipeline.runner import Executor, Run, State, Watcher
 from vlpipe.pipeline.store import Store
@@ -58,7 +53,7 @@ class _Again(Run):
     ) -> None:
         super().__init__([one], store, executor, watcher)
         self.again, self.counts = again, counts
-        self._folders = []  # no siblings
+        self.finished_shards = None  # they would bring the old rejects back
 
     def _map_task(self, state: State, index: int) -> ShardTask:
         task = super()._map_task(state, index)
@@ -80,10 +75,12 @@ def retry(
     old = what_is_there(steps, store)[one.name].receipts
     touched = affected(one, old, codes)
     manifest, receipts = one.manifest, one.receipts
-    one.manifest, one.receipts = None, []
+    one.undo()
     store.remove(f"{one.folder}/manifest.json")
     for receipt in touched:
         store.remove(receipt_path(one.folder, receipt.index))
+    numbers = {r.index for r in touched}
+    one.found = {index: r for index, r in old.items() if index not in numbers}
     again = {r.index: frozenset(codes) for r in touched}
     before = {r.index: r.counts for r in touched}
     loop = _Again(one, again, before, store, executor, watcher or Watcher())

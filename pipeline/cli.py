@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 import time
@@ -78,7 +79,8 @@ def run(
         todo = [one for one in steps if not one.is_done]
         if todo:
             remember(steps, store)
-            execute(steps, store, run_id, local=local, address=address)
+            execute(steps, store, run_id, local=local, address=address, strict=strict)
+            warn(todo, strict=False)  # of what was taken over in this run
     if not todo:
         out.print(
             f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",
@@ -101,12 +103,20 @@ def finish_forget(store: Store) -> None:
         out.print(f"finished a forget that was interrupted in {store.url}", highlight=False, soft_wrap=True)
 
 
-def execute(steps: list[Planned], store: Store, run_id: str, *, local: bool, address: str | None) -> None:
+def execute(
+    steps: list[Planned],
+    store: Store,
+    run_id: str,
+    *,
+    local: bool,
+    address: str | None,
+    strict: bool = False,
+) -> None:
     """Run the plan on an executor; after an interrupt give what runs a grace, then let go of it."""
     executor = make_executor(run_id, local=local, address=address)
     try:
         with Progress_(out, store) as progress, heeding_interrupts() as check:
-            loop = Run(steps, store, executor, progress.watcher)
+            loop = Run(steps, store, executor, progress.watcher, strict)
             try:
                 loop.go(check)
             except KeyboardInterrupt:
@@ -195,6 +205,7 @@ def main() -> None:
     What is finished is on disk, so the process leaves without tearing down native thread pools: one run of several hundred
     ended in SIGABRT after its work.
     """
+    take_any_text()
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
     sys.path.insert(0, os.getcwd())  # a user's own stages lie beside the YAML
@@ -206,6 +217,13 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def take_any_text() -> None:
+    """What the terminal or the pipe cannot show (its encoding is cp1252, say) is printed as an escape: `\\u732b`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def exit_code(debug: bool) -> int:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
+
+from vlpipe.pipeline.cells import cut, printable
+
+MAX_PROBLEM_CHARS = 1_000
+MAX_KNOWN = 40  # names listed where none is near
 
 
 class VlpipeError(Exception):
     """Something the user can act on."""
+
+
+class VlpipeWarning(UserWarning):
+    """One sentence the user should see though all goes on; the command line prints it as it is."""
 
 
 class WorkflowError(VlpipeError):
@@ -16,7 +26,7 @@ class WorkflowError(VlpipeError):
 
     def __init__(self, path: str, problems: Iterable[tuple[int, str]]) -> None:
         self.path = path
-        self.problems = sorted(set(problems))
+        self.problems = sorted({(line, one_line(text)) for line, text in problems})
         lines = [f"  line {line}: {text}" for line, text in self.problems]
         super().__init__(f"{path} has {len(lines)} problem(s):\n" + "\n".join(lines))
 
@@ -40,13 +50,28 @@ class RowFault(ValueError):
         return RowFault, (self.why, self.detail)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def shown(value: object, max_chars: int = 80) -> str:
+    """A value as it stands in an error's text: its repr, cut."""
+    if isinstance(value, str) and len(value) > max_chars:
+        return cut(repr(value[: max_chars + 1]), max_chars)
+    return cut(repr(value), max_chars)
+
+
+def one_line(text: str, max_chars: int = MAX_PROBLEM_CHARS) -> str:
+    """A problem on one line of bearable length, without control characters, whatever a file or a stage put into it."""
+    return cut(printable(re.sub(r"\s*[\r\n]\s*", " ", text[: 4 * max_chars])), max_chars)
+
+
+def did_you_mean(word: str, known: Iterable[str], max_chars: int = 60) -> str:
     """`; did you mean 'x'?`, or what there is when nothing is near."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1)
+    sane = [name for name in known if len(name) <= max_chars]
+    near = difflib.get_close_matches(word, sane, n=1) if len(word) <= max_chars else []
     if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are: {', '.join(known)}" if known else ""
+        return f"; did you mean {shown(near[0])}?"
+    names = ", ".join(cut(printable(name[: max_chars + 1]), max_chars) for name in known[:MAX_KNOWN])
+    more = f" and {len(known) - MAX_KNOWN:,} more" if len(known) > MAX_KNOWN else ""
+    return f"; there are: {names}{more}" if known else ""
 
 
 def explain(error: BaseException) -> str:

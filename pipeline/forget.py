@@ -19,16 +19,19 @@ from vlpipe.pipeline.forget_find import Found, Step, makers
 from vlpipe.pipeline.forget_json import rewrite_json
 from vlpipe.pipeline.forget_rows import Gone, rewrite, rewrite_log, rewrite_rejects, with_digest
 from vlpipe.pipeline.forgotten import add_forgotten
-from vlpipe.pipeline.keys import sha256_json
-from vlpipe.pipeline.receipt import (
+from vlpipe.pipeline.manifest import (
     Manifest,
-    Receipt,
+    digest_artifacts,
     digest_inputs,
     manifest_from_json,
     read_manifest,
+    write_manifest,
+)
+from vlpipe.pipeline.receipt import (
+    Receipt,
+    digest_shards,
     read_receipt,
     receipts_in,
-    write_manifest,
     write_receipt,
     write_receipts,
 )
@@ -138,7 +141,7 @@ class _Made:
     shards: dict[str, Shard] = field(default_factory=dict)
     old: dict[str, Shard] = field(default_factory=dict)
     stats: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    rejects: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
+    rejects: dict[tuple[str, int], tuple[dict[str, int], str]] = field(default_factory=dict)
 
     def record(self, folder: str) -> StepRecord:
         """A step as it was. Not kept: of 100,000 shards it is half a gigabyte."""
@@ -166,7 +169,12 @@ class _Made:
 
     def shard(self, old: Shard) -> Shard:
         made = self.shards.get(old.path)
-        return old if made is None else with_digest(old, made)
+        new = old if made is None else with_digest(old, made)
+        heavy = tuple(
+            one._replace(digest=self.shards[one.path].digest) if one.path in self.shards else one
+            for one in old.heavy
+        )
+        return new if heavy == old.heavy else dataclasses.replace(new, heavy=heavy)
 
     def num_gone(self, old: Shard) -> int:
         return old.num_rows - self.shard(old).num_rows
@@ -194,6 +202,9 @@ class _Made:
         new = dataclasses.replace(
             manifest,
             inputs_digest=change.inputs_digest(manifest.inputs_digest),
+            shards_digest=digest_shards(r.shard for r in receipts),
+            read=change.read,
+            bytes=sum(r.bytes for r in receipts),
             rows_in=sum(r.rows_in for r in receipts),
             rows_out=sum(r.shard.num_rows for r in receipts),
             rejects=dict(sorted(rejects.items())),
@@ -210,11 +221,23 @@ class _Change:
     def __init__(self, made: _Made, record: StepRecord) -> None:
         self.made, self.record = made, record
         names = record.manifest.inputs if record.manifest else ()
-        before = [r.shard for n in names if n in made.manifests for r in made.record(n).receipts]
-        after = [made.shard(s) for s in before]
-        self._num_gone = sum(made.num_gone(s) for s in before)
-        self._artifacts = dict(self._artifact_digests())
-        self._inputs = {digest_inputs(before, a): digest_inputs(after, b) for a, b in self._artifacts.items()}
+        before = [[r.shard for r in made.record(n).receipts] for n in names if n in made.manifests]
+        after = [[made.shard(s) for s in shards] for shards in before]
+        self._num_gone = sum(made.num_gone(s) for shards in before for s in shards)
+        self._heavy = {
+            old.digest: new.digest
+            for shards in zip(before, after, strict=True)
+            for s, t in zip(*shards, strict=True)
+            for old, new in zip(s.heavy, t.heavy, strict=True)
+        }
+        old_read = dict(record.manifest.read) if record.manifest else {}
+        self.read = {name: self._artifacts_now(name, digest) for name, digest in old_read.items()}
+        self._artifacts = {digest_artifacts(old_read): digest_artifacts(self.read)}
+        shards_digests = [[digest_shards(shards) for shards in side] for side in (before, after)]
+        self._inputs = {
+            digest_inputs(shards_digests[0], a): digest_inputs(shards_digests[1], b)
+            for a, b in {**self._artifacts, "": ""}.items()
+        }
 
     def receipt(self, old: Receipt) -> Receipt:
         made, path = self.made, old.shard.path
@@ -224,14 +247,18 @@ class _Change:
         else:
             input_digest = self.inputs_digest(old.input_digest)
             fewer = self._num_gone if old.rows_in and old.input_digest in self._inputs else 0
+        made_rejects = made.rejects.get((self.record.folder, old.index))
+        rejects, rejects_digest = made_rejects or (old.rejects, old.rejects_digest)
         return dataclasses.replace(
             old,
             shard=made.shard(old.shard),
             bytes=made.store.size(path) if path in made.shards else old.bytes,
             rows_in=old.rows_in - fewer,
             input_digest=input_digest,
+            input_heavy={name: self._heavy.get(d, d) for name, d in old.input_heavy.items()},
             artifacts_digest=self._artifacts.get(old.artifacts_digest, old.artifacts_digest),
-            rejects=made.rejects.get((self.record.folder, old.index), old.rejects),
+            rejects=rejects,
+            rejects_digest=rejects_digest,
             forgotten=old.forgotten + made.num_gone(old.shard),
             columns=made.stats.get(path, old.columns),
         )
@@ -240,31 +267,22 @@ class _Change:
         """The digest over inputs and artifacts as they are now; one that was out of date before stays so."""
         return self._inputs.get(old, old)
 
-    def _artifact_digests(self) -> Iterator[tuple[str, str]]:
-        """Old to new digest over all files, and over all but one: a list does not count where it only lists rows."""
-        files = list(self._files())
-        yield "", ""
-        for left_out in (None, *range(len(files))):
-            some = [pair for n, pair in enumerate(files) if n != left_out]
-            if some:
-                yield sha256_json(sorted(a for a, _ in some)), sha256_json(sorted(b for _, b in some))
-
-    def _files(self) -> Iterator[tuple[str, str]]:
-        """Old and new digest of each file parameter."""
+    def _artifacts_now(self, name: str, old: str) -> str:
+        """The digest of what a file parameter reads, as it is now."""
         manifest = self.record.manifest
-        if manifest is None:
-            return
+        assert manifest is not None
         folders = {f"step:{m.step_key}": f for f, m in self.made.manifests.items() if m}
+        maker = folders.get(manifest.files.get(name, ""))
+        if maker is None:
+            return old
+        before = self.made.manifests[maker]
+        assert before is not None
         written = dict(_references(manifest.params))
-        for name, digest in manifest.files.items():
-            if digest not in folders:
-                yield digest, digest
-                continue
-            before = self.made.manifests[folders[digest]]
-            assert before is not None
-            after = dataclasses.replace(before, artifacts=self.made.artifacts(folders[digest]))
-            path = written.get(name.removeprefix("source."), "")  # `NAME.rows` has them from its source
-            yield before.artifact_digest(path) or "", after.artifact_digest(path) or ""
+        path = written.get(name.removeprefix("source."), "")  # `NAME.rows` has them from its source
+        if before.artifact_digest(path) != old:
+            return old  # it was out of date before
+        after = dataclasses.replace(before, artifacts=self.made.artifacts(maker))
+        return after.artifact_digest(path) or ""
 
 
 def _references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -17,7 +17,8 @@ from vlpipe.pipeline.forget_list import KINDS, Wanted
 from vlpipe.pipeline.forget_rows import Gone, ids_in, log_lines, looked_at, rejects_left
 from vlpipe.pipeline.forget_taken import DONORS, find_taken
 from vlpipe.pipeline.forgotten import canonical_url
-from vlpipe.pipeline.receipt import Manifest, shard_path
+from vlpipe.pipeline.manifest import Manifest
+from vlpipe.pipeline.receipt import shard_path
 from vlpipe.pipeline.records import read_step, step_folders
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.store import Store

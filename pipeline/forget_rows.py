@@ -149,8 +149,8 @@ def rejects_left(store: Store, folder: str, index: int, gone: Gone) -> tuple[lis
     return [Reject(**r) for r in left], len(rows) - len(left), left != rows
 
 
-def rewrite_rejects(store: Store, folder: str, index: int, gone: Gone) -> dict[str, int]:
-    """Returns them by code, as a receipt has them."""
+def rewrite_rejects(store: Store, folder: str, index: int, gone: Gone) -> tuple[dict[str, int], str]:
+    """Returns them by code, as a receipt has them, and the digest of the file."""
     stages = read_rejects(store, folder, index)["stage"]
     left, _, _ = rejects_left(store, folder, index, gone)
     return write_rejects(store, folder, index, stages[0].as_py() if left else "", left)

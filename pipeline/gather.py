@@ -16,13 +16,16 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import here
 from vlpipe.pipeline.forgotten import Forgotten, digest_of, read_forgotten
 from vlpipe.pipeline.keys import sha256_json
-from vlpipe.pipeline.receipt import Receipt, hash_folder, run_path, shard_path, write_receipt, write_rejects
-from vlpipe.pipeline.shard import Reject, Shard, check_conserved, heavy_names, write_shard
+from vlpipe.pipeline.manifest import STEP_FILE, hash_folder
+from vlpipe.pipeline.receipt import Receipt, run_path, shard_path, write_receipt, write_rejects
+from vlpipe.pipeline.shard import Heavy, Reject, Shard, check_conserved, heavy_names, write_shard
+from vlpipe.pipeline.source import recorded_hash, running_source
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.work import here, set_torch_threads
+from vlpipe.pipeline.work import set_torch_threads
 
 Launch = Callable[..., None]
 
@@ -32,6 +35,9 @@ class ListRows(GatherStage):
     """The list of a source stage, cut in order into shards keyed by content: a longer list shares the full ones."""
 
     source: SourceStage
+
+    def identity(self, use: str) -> tuple[str | int, ...]:
+        return ("rows", *self.source.identity(use))
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return self.source.row_schema()
@@ -52,7 +58,6 @@ class GatherTask:
     schema_out: pa.Schema
     folder: str
     inputs_digest: str
-    source: str = ""
     shard_rows: int = 10_000
     torch_threads: int = 1
 
@@ -61,6 +66,9 @@ class GatherTask:
 class Gathered:
     receipts: list[Receipt]
     artifacts: dict[str, str]  # relative path -> sha256
+    sources: tuple[
+        str, ...
+    ] = ()  # hashes of the code that made its parts: several where a killed run's parts were used
 
 
 def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gpu: bool = False) -> None:
@@ -89,10 +97,12 @@ def say_to(store: Store, folder: str) -> Callable[[str], None]:
 def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
     """Run the stage and commit: rejects, shards and receipts, artifacts. The manifest is the driver's, last of all."""
     began = time.time()
+    source = running_source(task.stage).hash  # the code as it is now, before any of it runs
     if task.stage.TORCH:
         set_torch_threads(task.torch_threads)
     clear_unfinished(task.store, task.folder)
     with _folders(task) as (work, artifacts):
+        sources = _note_source(work, source)
         cutter = _Cutter(task, read_forgotten(task.store) if rows_enter(task) else Forgotten())
         job = Job(
             inputs=task.inputs,
@@ -108,7 +118,27 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
         hashes = hash_folder(artifacts)
         if hashes:
             task.store.move_in(artifacts, f"{task.folder}/artifacts")
-    return Gathered(receipts, hashes)
+    return Gathered(receipts, hashes, (*sources, recorded_hash(task.stage)))
+
+
+SOURCES = "sources"  # beside a folder of parts: hashes of the code that worked on them, one a line
+
+
+def _note_source(work: str, source: str) -> list[str]:
+    """Write down which code works on these parts from now on; returns which did before."""
+    file = Path(f"{work}.{SOURCES}")
+    before = file.read_text().split() if file.exists() and any(Path(work).iterdir()) else []
+    file.write_text("".join(f"{one}\n" for one in dict.fromkeys([*before, source])))
+    return before
+
+
+def part_sources(store: Store, folder: str) -> set[str]:
+    """Hashes of the code that made the parts which a killed run left."""
+    if not store.is_local:
+        return set()
+    found = Path(store.path(f"{folder}/work")).glob(f"*.{SOURCES}")
+    used = [file for file in found if (parts := file.with_suffix("")).is_dir() and any(parts.iterdir())]
+    return {line for file in used for line in file.read_text().split()}
 
 
 def rows_enter(task: GatherTask) -> bool:
@@ -120,7 +150,7 @@ def clear_unfinished(store: Store, folder: str) -> None:
     """What an unfinished or outdated run left; its resumable parts in `work/` stay."""
     store.remove(f"{folder}/manifest.json")
     for name in store.list(folder):
-        if name != "work":
+        if name not in ("work", STEP_FILE):
             store.remove(f"{folder}/{name}")
 
 
@@ -133,7 +163,7 @@ class _folders:  # reads as a function where it is used
             base = task.store.path(task.folder)
         else:  # parts of a killed run are lost when the root is an object store
             base = self._temporary = tempfile.mkdtemp(prefix="vlpipe-")
-        self.work = f"{base}/work/{task.inputs_digest[:8]}"
+        self.work = f"{base}/work/{task.inputs_digest[:32]}"
         self.artifacts = f"{base}/artifacts.{uuid.uuid4().hex[:8]}.part"
 
     def __enter__(self) -> tuple[str, str]:
@@ -181,7 +211,9 @@ class _Cutter:
         listed, (rows, gone) = rows, self.forgotten.split(rows) if self.forgotten else (rows, [])
         self.rejects.extend(gone)
         shard = write_shard(self.task.store, path, [rows], self.task.schema_out, stats=stats)
-        pointers = tuple((name, path) for name in heavy_names(self.task.schema_out))
+        pointers = tuple(
+            Heavy(name, path, shard.digest) for name in sorted(heavy_names(self.task.schema_out))
+        )
         key = sha256_json("content", digest_of(listed, self.task.schema_out) if gone else shard.digest)
         full = Shard(path=path, num_rows=shard.num_rows, digest=shard.digest, key=key, heavy=pointers)
         self.shards.append((full, self.task.store.size(path), stats))
@@ -191,7 +223,9 @@ class _Cutter:
         rows_in = sum(d.num_rows for d in self.task.inputs)
         if self.task.stage.CONSERVES:
             self._check_conserved()
-        codes = write_rejects(self.task.store, self.task.folder, 0, self.task.step, self.rejects)
+        codes, rejects_digest = write_rejects(
+            self.task.store, self.task.folder, 0, self.task.step, self.rejects
+        )
         if codes and not self.shards:
             self._write(self.task.schema_out.empty_table())
         run = {"seconds": round(seconds, 3), "host": platform.node(), "attempts": 1}
@@ -205,8 +239,9 @@ class _Cutter:
                 rows_in=rows_in if index == 0 else 0,
                 input_digest=self.task.inputs_digest,
                 rejects=codes if index == 0 else {},
+                rejects_digest=rejects_digest if index == 0 else "",
                 columns=stats,
-                source=self.task.source,
+                source=recorded_hash(self.task.stage),
                 run=run if index == 0 else {},
             )
             for index, (shard, size, stats) in enumerate(self.shards)

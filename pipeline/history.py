@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
 
 import pyarrow.compute as pc
 
@@ -37,6 +37,27 @@ class Event:
     what: str
     shard: str = ""
     lines: tuple[str, ...] = ()
+
+
+class _NamesRows(str):
+    """A line of a row's history in which ids of other rows may stand. Ids of one source have one length."""
+
+    WORD: ClassVar[re.Pattern[str]] = re.compile(r"[^\s,;()\[\]]+")
+    id: str
+
+    def __new__(cls, text: str, id_: str) -> _NamesRows:
+        line = super().__new__(cls, text)
+        line.id = id_
+        return line
+
+    def words(self) -> set[str]:
+        return {word for word in self.WORD.findall(self) if len(word) == len(self.id) and word != self.id}
+
+    def named(self, urls: Mapping[str, str]) -> str:
+        """With the url behind each id that has one."""
+        return self.WORD.sub(
+            lambda word: f"{word[0]} ({urls[word[0]]})" if word[0] in urls else word[0], self
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +143,7 @@ class _Trace:
                 f" ({cell(reject['detail'])})" if reject["detail"] else ""
             )
             self.dropped[one.name] = reject["why"]
-            lines = [self._with_urls(said), *self.facts.log(one, receipt, self.id), *self.facts.by(one)]
+            lines = [_NamesRows(said, self.id), *self.facts.log(one, receipt, self.id), *self.facts.by(one)]
             return Event(step=one.name, what="dropped", shard=receipt.shard.path, lines=tuple(lines))
         return None
 
@@ -141,21 +162,11 @@ class _Trace:
         if before is not None and not is_gather(one):
             lines += [f"- {name}" for name in before if name not in one.schema_out.names]
         what = "new" if before is None else "changed" if lines else "same"
-        lines = [self._with_urls(line) if line.startswith(NAMES_ROWS) else line for line in lines]
+        lines = [_NamesRows(line, self.id) if line.startswith(NAMES_ROWS) else line for line in lines]
         lines += self.facts.log(one, receipt, self.id)
         if what != "same":
             lines += self.facts.by(one)
         return Event(step=one.name, what=what, shard=receipt.shard.path, lines=tuple(lines))
-
-    def _with_urls(self, text: str) -> str:
-        """Behind each id of another row, where that one came from. Ids of one source have one length."""
-
-        def named(word: re.Match[str]) -> str:
-            is_id = len(word[0]) == len(self.id) and word[0] != self.id
-            url = self.facts.url_of(word[0]) if is_id else None
-            return f"{word[0]} ({url})" if url else word[0]
-
-        return re.sub(r"[^\s,;()\[\]]+", named, text)
 
     def _children(self, one: Planned, receipt: Receipt) -> Event:
         ids = [row["id"] for row in rows_where(self.store, receipt, "parent", self.id)]
@@ -168,7 +179,18 @@ def history(steps: Sequence[Planned], store: Store, wanted: str) -> History:
     """Follow a row, given by its id, the beginning of it (8 characters or more), or its url."""
     have = what_is_there(steps, store)
     id_ = find_id(steps, store, have, wanted)
-    return History(id_, trace(steps, Facts(steps, store, have), id_))
+    facts = Facts(steps, store, have)
+    return History(id_, with_urls(trace(steps, facts, id_), facts))
+
+
+def with_urls(events: Sequence[Event], facts: Facts) -> list[Event]:
+    """Behind each id of another row, where that one came from."""
+    lines = [line for event in events for line in event.lines if isinstance(line, _NamesRows)]
+    urls = facts.urls_of({word for line in lines for word in line.words()})
+    return [
+        replace(e, lines=tuple(x.named(urls) if isinstance(x, _NamesRows) else x for x in e.lines))
+        for e in events
+    ]
 
 
 def trace(steps: Sequence[Planned], facts: Facts, id_: str) -> list[Event]:
@@ -301,10 +323,8 @@ SAID_FIRST = {"dropped": 1, "absent": 1, "not run": 1}  # lines that the head li
 
 
 def as_json(found: History) -> str:
-    """The same for tools."""
-    return json.dumps(
-        {"id": found.id, "events": [asdict(event) for event in found.events]}, ensure_ascii=False
-    )
+    """The same for tools. All ASCII, so that any terminal and pipe takes it as it is."""
+    return json.dumps({"id": found.id, "events": [asdict(event) for event in found.events]})
 
 
 def tell(found: History) -> Iterator[tuple[Event, str]]:

@@ -7,15 +7,20 @@ import difflib
 import importlib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from enum import Enum
-from pathlib import Path
+from fractions import Fraction
+from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args, get_type_hints
+from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean, one_line, shown
 from vlpipe.pipeline.stage import File, Stage
 from vlpipe.pipeline.yaml_lines import Map, Problem, Refused, place
 
@@ -27,19 +32,21 @@ def find(use: str, below: str) -> type:
     module_name, _, class_name = use.partition(":")
     if not (class_name and all(part.isidentifier() for part in (*module_name.split("."), class_name))):
         raise ValueError(
-            f"{use!r} is no import path; wanted MODULE:CLASS below {below}, or my_package.module:Class"
+            f"{shown(use, 200)} is no import path; wanted MODULE:CLASS below {below}, or my_package.module:Class"
         )
     full = next((n for n in (f"{below}.{module_name}", module_name) if _exists(n)), None)
     if full is None:
         hint = _nearby(module_name, below)
-        raise ValueError(f"no module {module_name!r}, neither below {below} nor on the Python path{hint}")
+        raise ValueError(
+            f"no module {shown(module_name, 200)}, neither below {below} nor on the Python path{hint}"
+        )
     module = _import(full)
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
         own = [
             n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == full and n[0] != "_"
         ]
-        raise ValueError(f"module {full} has no class {class_name!r}{did_you_mean(class_name, own)}")
+        raise ValueError(f"module {full} has no class {shown(class_name)}{did_you_mean(class_name, own)}")
     return found
 
 
@@ -71,7 +78,7 @@ def _import(module: str) -> Any:
 
 def _import_failed(module: str, error: Exception) -> ValueError:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return ValueError(f"importing {module} needs the module {error.name!r}, which is not installed")
+        return ValueError(f"importing {module} needs the module {shown(error.name)}, which is not installed")
     return ValueError(f"importing {module} failed: {type(error).__name__}: {error}")
 
 
@@ -136,7 +143,8 @@ def _is(errors: Sequence[Any], kind: str) -> bool:
 
 
 def _problem(values: Map, prefix: str, path: Sequence[str | int], text: str) -> Problem:
-    return place(values, path, values.where).problem(f"{'.'.join([prefix, *map(str, path)])}: {text}")
+    said = one_line(".".join([prefix, *map(str, path)]), 120)
+    return place(values, path, values.where).problem(f"{said}: {text}")
 
 
 def _fields_at(cls: type, path: Sequence[str | int]) -> list[str]:
@@ -222,25 +230,54 @@ def _walk(value: Any, path: str, fn: Callable[[str, File], File]) -> Any:
     return value
 
 
-def canonical(value: Any) -> Any:
-    """A parameter as plain JSON: files as they are written in the YAML, tuples as lists, sets sorted."""
+def as_written(file: File) -> Any:
+    """A file parameter as it stands in the YAML."""
+    if file.step is None:
+        return file.path
+    return {"from": file.step, "path": file.path} if file.path else {"from": file.step}
+
+
+def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: bool = False) -> Any:
+    """A parameter as plain JSON, the one spelling of it: tuples as lists, sets sorted, an Enum as its value.
+
+    file: what stands for a file; leave_out: without the fields of `NOT_IN_KEY`, for keys. VlpipeError: no JSON for its type.
+    """
     if isinstance(value, File):
-        if value.step is None:
-            return value.path
-        return {"from": value.step, "path": value.path} if value.path else {"from": value.step}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: canonical(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): canonical(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [canonical(v) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(canonical(v) for v in value)
+        return file(value)
     if isinstance(value, Enum):
-        return canonical(value.value)
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)  # a default of 10 and 10.0 from the YAML are one value
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+        return canonical(value.value, file, leave_out)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        no: frozenset[str] = getattr(value, "NOT_IN_KEY", frozenset()) if leave_out else frozenset()
+        names = [f.name for f in dataclasses.fields(value) if f.name not in no]
+        return {name: canonical(getattr(value, name), file, leave_out) for name in names}
+    if isinstance(value, Mapping):
+        keys = [canonical(k, file, leave_out) for k in value]
+        return {str(k): canonical(v, file, leave_out) for k, v in zip(keys, value.values(), strict=True)}
+    if isinstance(value, (list, tuple)):
+        return [canonical(v, file, leave_out) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(
+            (canonical(v, file, leave_out) for v in value), key=lambda v: json.dumps(v, sort_keys=True)
+        )
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return str(value)  # JSON has no inf and no nan
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 10 and 10.0 are one value
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, (PurePath, UUID, Decimal, Fraction)):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return _scalar(value.total_seconds())
+    raise VlpipeError(f"a value of type {type(value).__name__} cannot be a parameter: no JSON stands for it")
 
 
 def stray_references(value: Any, path: str = "") -> list[tuple[str, str]]:

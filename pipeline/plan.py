@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.gather import ListRows
-from vlpipe.pipeline.keys import FileDigests, Keyed, key_step, sha256_json
-from vlpipe.pipeline.receipt import Manifest, Receipt, digest_inputs, read_manifest, read_receipts
+from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
+from vlpipe.pipeline.gather import ListRows, part_sources
+from vlpipe.pipeline.keys import FileDigests, Keyed, key_step
+from vlpipe.pipeline.manifest import (
+    Manifest,
+    check_format,
+    digest_artifacts,
+    digest_inputs,
+    read_manifest,
+    read_step_file,
+)
+from vlpipe.pipeline.receipt import STEP_FOLDER, Receipt, read_receipts, read_unfinished
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, ListFile, MapStage, SourceStage
 from vlpipe.pipeline.store import Store
@@ -23,17 +33,22 @@ RECORD = "_steps.json"  # what each step was when it last ran: for reasons, neve
 
 @dataclass
 class Planned:
-    """A step and what is known of it. `reason` is why it runs; empty when it is done."""
+    """A step and what is known of it. `reason` is why it runs; empty when it is done.
+
+    found: receipts that an unfinished step has so far; `receipts`: all of a finished one, read when they are asked for.
+    """
 
     keyed: Keyed
     above: tuple[Planned, ...]
     artifact_steps: tuple[Planned, ...]
     schema_in: pa.Schema
     schema_out: pa.Schema
+    store: Store
     reason: str = ""
     warning: str = ""
     manifest: Manifest | None = None
-    receipts: list[Receipt] = field(default_factory=list)
+    found: dict[int, Receipt] = field(default_factory=dict)
+    _receipts: list[Receipt] | None = None
 
     @property
     def name(self) -> str:
@@ -48,17 +63,29 @@ class Planned:
         return self.manifest is not None
 
     @property
+    def receipts(self) -> list[Receipt]:
+        """Of a finished step, in order; empty before."""
+        if self._receipts is None and self.is_done:
+            self._receipts = read_receipts(self.store, self.folder)
+        return self._receipts or []
+
+    @property
     def shards(self) -> tuple[Shard, ...]:
         return tuple(r.shard for r in self.receipts)
 
     def dataset(self, store: Store) -> Dataset:
         return Dataset(store, self.name, self.schema_out, self.shards)
 
-    def input_shards(self) -> list[Shard]:
-        return [shard for step in self.above for shard in step.shards]
+    def finish(self, manifest: Manifest, receipts: list[Receipt] | None = None) -> None:
+        self.manifest, self._receipts, self.reason, self.found = manifest, receipts, "", {}
 
-    def finish(self, manifest: Manifest, receipts: list[Receipt]) -> None:
-        self.manifest, self.receipts, self.reason = manifest, receipts, ""
+    def undo(self) -> None:
+        """It is not done after all."""
+        self.manifest, self._receipts = None, None
+
+    def let_go(self) -> None:
+        """Keep no receipts in memory; they are read again when they are wanted."""
+        self._receipts = None
 
 
 def expand(steps: Sequence[Step]) -> list[Step]:
@@ -74,13 +101,14 @@ def expand(steps: Sequence[Step]) -> list[Step]:
 
 
 def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Planned]:
-    """Every step in file order, done ones with their receipts. `until`: the last step wanted, with what it needs."""
+    """Every step in file order; of done ones the manifest is read. `until`: the last step wanted, with what it needs."""
+    check_format(store, old=any(_is_step(store, name) for name in store.list()))
     chain = schemas(workflow)
     digests = FileDigests(store)
-    record: dict[str, Any] = store.read_json(RECORD) if store.exists(RECORD) else {}
+    record = read_record(store)
     by_name: dict[str, Planned] = {}
     for step in expand(workflow.steps):
-        keyed = key_step(step, {name: p.keyed for name, p in by_name.items()}, digests)
+        keyed = _in_folder(key_step(step, {name: p.keyed for name, p in by_name.items()}, digests), store)
         above = tuple(by_name[name] for name in step.inputs)
         files = {f.step for _, f in files_of(step.stage) if f.step}
         one = Planned(
@@ -91,16 +119,32 @@ def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Pla
             schema_out=step.stage.schema(pa.schema([]))
             if isinstance(step.stage, ListRows)
             else chain[step.name],
+            store=store,
         )
         look(one, store, record.get(step.name))
         by_name[step.name] = one
-    if store.exists(""):  # a plan makes no root
-        digests.save()
+    digests.save()
     wanted = list(by_name.values())
     if until is not None:
         needed = _needed(by_name[workflow.step(until).name])
         wanted = [p for p in wanted if p.name in needed]
     return wanted
+
+
+def _is_step(store: Store, name: str) -> bool:
+    return bool(STEP_FOLDER.fullmatch(name)) and (
+        store.exists(f"{name}/manifest.json") or store.exists(f"{name}/_receipts")
+    )
+
+
+def _in_folder(keyed: Keyed, store: Store) -> Keyed:
+    """The step in a folder that is its own: two keys may share their first digits, and the full keys decide."""
+    for digits in (8, 16):
+        folder = f"{keyed.step.name}-{keyed.step_key[:digits]}"
+        said = read_step_file(store, folder) or {}
+        if said.get("step_key", keyed.step_key) == keyed.step_key:
+            return dataclasses.replace(keyed, folder=folder)
+    raise VlpipeError(f"{store.path(folder)} is the folder of another step; rename step {keyed.step.name!r}")
 
 
 def _needed(last: Planned) -> set[str]:
@@ -113,60 +157,89 @@ def _needed(last: Planned) -> set[str]:
 def look(one: Planned, store: Store, before: Mapping[str, Any] | None = None) -> None:
     """Is the step done? If not, what is the first reason."""
     waiting = [p.name for p in (*one.above, *one.artifact_steps) if not p.is_done]
-    manifest = None if waiting else read_manifest(store, one.folder)
-    if manifest is not None and manifest.inputs_digest == inputs_digest(one):
-        one.finish(manifest, read_receipts(store, one.folder))
-        if manifest.source != one.keyed.source:
-            one.warning = "its source changed, its VERSION did not; raise VERSION if the rows may differ"
+    manifest = read_manifest(store, one.folder)
+    if manifest is not None and not waiting and is_made_from(manifest, one):
+        one.finish(manifest)
+        one.warning = stale_source(one, manifest.sources)
         return
-    one.reason = why(one, before) or (
-        f"step {waiting[0]!r} runs" if waiting else _progress(one, store, manifest)
-    )
+    sources: set[str] = set()
+    if is_gather(one):
+        sources = part_sources(store, one.folder)
+    elif not one.found:
+        one.found = read_unfinished(store, one.folder)
+        sources = {r.source for r in one.found.values()}
+    one.warning = one.warning or stale_source(one, sources)
+    one.reason = why(one, before) or (f"step {waiting[0]!r} runs" if waiting else _progress(one, manifest))
 
 
-def _progress(one: Planned, store: Store, manifest: Manifest | None) -> str:
+def is_made_from(manifest: Manifest, one: Planned) -> bool:
+    """Was it made from what lies above it now? Full keys and digests, never names."""
+    return (manifest.step_key, manifest.inputs_digest) == (one.keyed.step_key, inputs_digest(one))
+
+
+def stale_source(one: Planned, sources: Sequence[str] | set[str]) -> str:
+    """A warning when rows that are there were made by other code than there is now; empty when not."""
+    if not set(sources) - {one.keyed.source}:
+        return ""
+    what = "rows of it were" if one.keyed.source in sources else "it was"
+    return f"{what} made by other code than there is now, of the same VERSION; raise VERSION if the rows may differ"
+
+
+def _progress(one: Planned, manifest: Manifest | None) -> str:
     if manifest is not None:
         return "its input changed"
-    have = len(store.list(f"{one.folder}/_receipts"))
-    return f"{have} shard(s) done, it goes on" if have else "not run yet"
+    return f"{len(one.found)} shard(s) done, it goes on" if one.found else "not run yet"
 
 
 def inputs_digest(one: Planned) -> str:
-    return digest_inputs(one.input_shards(), artifacts_digest(one))
+    """Over every shard and artifact that the step reads; the steps above must be done."""
+    shards = [p.manifest.shards_digest for p in one.above if p.manifest is not None]
+    assert len(shards) == len(one.above)
+    return digest_inputs(shards, artifacts_digest(one))
 
 
 def artifacts_digest(one: Planned) -> str:
-    """Digest over the artifacts the rows depend on; what only lists rows counts through the rows it listed."""
-    files = [
-        f
-        for _, f in resolved_files(one)
-        if not (isinstance(f, ListFile) and isinstance(one.keyed.step.stage, MapStage))
-    ]
-    return sha256_json(sorted(f.digest for f in files)) if files else ""
+    return digest_artifacts(read_digests(one))
+
+
+def read_digests(one: Planned) -> dict[str, str]:
+    """Parameter -> digest of the files and artifacts that the rows depend on.
+
+    What only lists rows counts through the rows it listed; what is in no key counts nowhere.
+    """
+    stage = one.keyed.step.stage
+    left_out = stage.NOT_IN_KEY
+    return {
+        name: f.digest
+        for name, f in resolved_files(one)
+        if not (isinstance(f, ListFile) and isinstance(stage, MapStage))
+        and name.partition(".")[0] not in left_out
+    }
 
 
 def resolved_files(one: Planned, store: Store | None = None) -> list[tuple[str, File]]:
     """Every file parameter with its content digest; with a store, with a path to read as well."""
-    digests = dict(one.keyed.files)
+    digests, marks = dict(one.keyed.files), dict(one.keyed.marks)
     return [
-        (name, _resolve(one, name, file, digests, store)) for name, file in files_of(one.keyed.step.stage)
+        (name, _resolve(one, name, file, digests[name], marks.get(name, ""), store))
+        for name, file in files_of(one.keyed.step.stage)
     ]
 
 
-def _resolve(one: Planned, name: str, file: File, digests: Mapping[str, str], store: Store | None) -> File:
+def _resolve(one: Planned, name: str, file: File, digest: str, mark: str, store: Store | None) -> File:
     if file.step is None:
-        return dataclasses.replace(file, digest=digests[name])
+        return dataclasses.replace(file, digest=digest, mark=mark)
     maker = next(p for p in one.artifact_steps if p.name == file.step)
     assert maker.manifest is not None
-    digest = maker.manifest.artifact_digest(file.path)
-    if digest is None:
+    made = maker.manifest.artifact_digest(file.path)
+    if made is None:
         have = ", ".join(sorted(maker.manifest.artifacts)[:8]) or "nothing"
         raise VlpipeError(
             f"{one.name}.{name}: step {file.step!r} has no artifact {file.path!r}; it has {have}"
         )
     rel = f"{maker.folder}/artifacts/{file.path}".rstrip("/")
     where = "" if store is None else store.path(rel) if store.is_local else f"{store.url.rstrip('/')}/{rel}"
-    return dataclasses.replace(file, path=where or file.path, digest=digest)
+    return dataclasses.replace(file, path=where or file.path, digest=made)
 
 
 def resolve_stage(one: Planned, store: Store) -> Any:
@@ -180,10 +253,10 @@ def why(one: Planned, before: Mapping[str, Any] | None) -> str:
     if before is None or before["step_key"] == one.keyed.step_key:
         return ""
     step = one.keyed.step
-    if before["use"] != step.use:
+    if before["identity"][:-1] != list(one.keyed.identity[:-1]):
         return f"use changed {before['use']} -> {step.use}"
-    if before["version"] != step.stage.VERSION:
-        return f"VERSION of {step.use} changed {before['version']} -> {step.stage.VERSION}"
+    if before["identity"] != list(one.keyed.identity):
+        return f"VERSION of {step.use} changed {before['identity'][-1]} -> {one.keyed.identity[-1]}"
     changed = _changed_parameter(before["params"], step.params, step.stage.NOT_IN_KEY)
     if changed:
         return changed
@@ -216,16 +289,32 @@ def is_gather(one: Planned) -> bool:
     return isinstance(one.keyed.step.stage, GatherStage)
 
 
+def read_record(store: Store) -> dict[str, Any]:
+    """What the steps were when they last ran; nothing, and a warning, when the file is damaged."""
+    if not store.exists(RECORD):
+        return {}
+    try:
+        record = store.read_json(RECORD)
+        if all({"identity", "step_key", "params", "files"} <= set(one) for one in record.values()):
+            return dict(record)
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
+        pass  # as one of another shape
+    warnings.warn(
+        f"{store.path(RECORD)} is damaged; a plan cannot say what changed", VlpipeWarning, stacklevel=2
+    )
+    return {}
+
+
 def remember(steps: Sequence[Planned], store: Store) -> None:
     """Record what the steps are now, so that the next plan can say what changed."""
-    record: dict[str, Any] = store.read_json(RECORD) if store.exists(RECORD) else {}
+    record = read_record(store)
     for one in steps:
         step = one.keyed.step
         record[step.name] = {
             "step_key": one.keyed.step_key,
             "folder": one.folder,
             "use": step.use,
-            "version": step.stage.VERSION,
+            "identity": list(one.keyed.identity),
             "params": step.params,
             "files": dict(one.keyed.files),
             "torch_threads": step.torch_threads,

@@ -1,28 +1,29 @@
-"""Receipts and manifests: what exists, and from what it was made.
+"""Receipts: which shards exist, and from what each was made.
 
-`<step>-<key8>/`: `000042.parquet`, `_rejects/000042.parquet` (when there are any), `_receipts/000042.json`,
-`_log/000042.jsonl`; `_shards.parquet` (all receipts in one file), `artifacts/`, and `manifest.json`, written last.
-A shard without a valid receipt does not exist; a step without a manifest is not done.
+`<step>-<key8>/`: `_step.json` (what the step is, written first), `000042.parquet`, `_rejects/000042.parquet` (when there
+are any), `_receipts/000042.json`, `_log/000042.jsonl`; `_shards.parquet` (all receipts in one file), `artifacts/`, and
+`manifest.json`, written last. A shard without a valid receipt does not exist; a step without a manifest is not done.
 """
 
 from __future__ import annotations
 
 import json
-import platform
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.keys import Keyed, sha256_json, tree_digest
-from vlpipe.pipeline.shard import REJECT_SCHEMA, Reject, Shard, ShardWriter, open_parquet
-from vlpipe.pipeline.stage import GatherStage
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.keys import sha256_json
+from vlpipe.pipeline.shard import REJECT_SCHEMA, Heavy, Reject, Shard, ShardWriter, open_parquet
 from vlpipe.pipeline.store import Store, sha256_file
+
+STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}([0-9a-f]{8})?")  # 16 digits where two full keys share the first 8
+RECEIPT_FILE = re.compile(r"(\d{6,})\.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,18 +34,27 @@ class Receipt:
     shard: Shard
     bytes: int
     rows_in: int
-    input_digest: str = ""
+    input_digest: str = ""  # of the input shard's own file
+    input_heavy: Mapping[str, str] = field(
+        default_factory=dict
+    )  # heavy column it read -> digest of its shard
     artifacts_digest: str = ""
     rejects: Mapping[str, int] = field(default_factory=dict)  # "kind:why" -> rows
+    rejects_digest: str = ""  # sha256 of the file that names them
     forgotten: int = 0  # rows that `vlpipe forget` took out of it
     counts: Mapping[str, int] = field(default_factory=dict)  # the stage's own
     columns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    source: str = ""
+    source: str = ""  # hash of the code that made it
     run: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_faults(self) -> int:
         return sum(n for code, n in self.rejects.items() if code.startswith("fault:"))
+
+    @property
+    def made_from(self) -> MadeFrom:
+        heavy = tuple(sorted(self.input_heavy.items()))
+        return self.shard.key, self.input_digest, heavy, self.artifacts_digest
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,8 +62,12 @@ class Receipt:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Receipt:
         shard = dict(value["shard"])
-        shard["heavy"] = tuple((name, path) for name, path in shard["heavy"])
+        shard["heavy"] = tuple(Heavy(*one) for one in shard["heavy"])
         return cls(**{**value, "shard": Shard(**shard)})
+
+
+# What decides a shard's rows: its key, digest of the input shard, (column, digest) of heavy columns, digest of artifacts.
+MadeFrom = tuple[str, str, tuple[tuple[str, str], ...], str]
 
 
 def shard_path(folder: str, index: int) -> str:
@@ -68,25 +82,35 @@ def rejects_path(folder: str, index: int) -> str:
     return f"{folder}/_rejects/{index:06d}.parquet"
 
 
+def log_path(folder: str, index: int) -> str:
+    return f"{folder}/_log/{index:06d}.jsonl"
+
+
 def write_rejects(
     store: Store, folder: str, index: int, step: str, rejects: Iterable[Reject]
-) -> dict[str, int]:
-    """Write a shard's rejects (no file when there are none); returns "kind:why" -> rows."""
+) -> tuple[dict[str, int], str]:
+    """Write a shard's rejects (no file when there are none); returns "kind:why" -> rows, and the file's sha256."""
     rows = [{"id": r.id, "stage": step, "kind": r.kind, "why": r.why, "detail": r.detail} for r in rejects]
     path = rejects_path(folder, index)
     if not rows:
         store.remove(path)
-        return {}
-    with store.writing(path, sync_folder=False) as part, ShardWriter(part, REJECT_SCHEMA) as writer:
-        writer.write(pa.Table.from_pylist(rows, REJECT_SCHEMA))
-    return dict(sorted(Counter(f"{r['kind']}:{r['why']}" for r in rows).items()))
+        return {}, ""
+    with store.writing(path, sync_folder=False) as part:
+        with ShardWriter(part, REJECT_SCHEMA) as writer:
+            writer.write(pa.Table.from_pylist(rows, REJECT_SCHEMA))
+        digest = sha256_file(part)
+    return dict(sorted(Counter(f"{r['kind']}:{r['why']}" for r in rows).items())), digest
 
 
 def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
-    if not store.exists(rejects_path(folder, index)):
+    path = rejects_path(folder, index)
+    if not store.exists(path):
         return REJECT_SCHEMA.empty_table()
-    with open_parquet(store, rejects_path(folder, index)) as file:
-        return file.read()
+    with open_parquet(store, path) as file:
+        try:
+            return file.read().cast(REJECT_SCHEMA)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise VlpipeError(f"{store.path(path)} is damaged: {error}") from error
 
 
 def write_receipt(store: Store, folder: str, receipt: Receipt) -> None:
@@ -94,97 +118,109 @@ def write_receipt(store: Store, folder: str, receipt: Receipt) -> None:
 
 
 def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
+    """None: there is none. VlpipeError: it cannot be read."""
     path = receipt_path(folder, index)
-    return Receipt.from_json(store.read_json(path)) if store.exists(path) else None
+    return parse_receipt(store, path, store.read_bytes(path)) if store.exists(path) else None
 
 
-def run_path(folder: str) -> str:
-    """What `Receipt.run` says, of a gather step that has no shard and so no receipt."""
-    return f"{folder}/_log/run.json"
+def parse_receipt(store: Store, path: str, data: bytes) -> Receipt:
+    try:
+        return Receipt.from_json(json.loads(data))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(store, path, error) from error
 
 
-def seconds_of(store: Store, folder: str, receipts: Iterable[Receipt]) -> float:
-    """Seconds a step took, summed over its shards whatever ran at once; 0 when nothing says."""
-    runs = [r.run for r in receipts]
-    if not runs and store.exists(run_path(folder)):
-        runs = [store.read_json(run_path(folder))]
-    return sum(float(run.get("seconds", 0)) for run in runs)
-
-
-_SHARDS = pa.schema([("index", pa.int64()), ("key", pa.string()), ("receipt", pa.string())])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
-    """A finished step. `inputs_digest`: every shard and artifact it read; `artifacts`: relative path -> sha256."""
-
-    step: str
-    use: str
-    step_key: str
-    stage_key: str
-    inputs_digest: str
-    inputs: tuple[str, ...]  # folders
-    params: Mapping[str, Any]
-    files: Mapping[str, str]
-    source: str
-    schema: tuple[str, ...]
-    num_shards: int
-    rows_in: int
-    rows_out: int
-    rejects: Mapping[str, int]
-    artifacts: Mapping[str, str]
-    versions: Mapping[str, str]
-    forgotten: int = 0  # rows it was made from that were forgotten since; its artifacts know them still
-    counts: Mapping[str, int] = field(default_factory=dict)
-    copies: bool = False  # `Stage.COPIES`
-
-    def artifact_digest(self, path: str) -> str | None:
-        """Digest of one artifact file, or of a folder of them; None when there is none of that name."""
-        path = path.strip("/")
-        if path in self.artifacts:
-            return self.artifacts[path]
-        under = {name: d for name, d in self.artifacts.items() if not path or name.startswith(path + "/")}
-        return tree_digest(under) if under else None
-
-
-def write_manifest(store: Store, folder: str, manifest: Manifest, receipts: list[Receipt]) -> None:
-    store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
-    write_receipts(store, f"{folder}/_shards.parquet", receipts)
-    store.write_json(f"{folder}/manifest.json", asdict(manifest))
-
-
-def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
-    """All of a step in one file."""
-    texts = [json.dumps(r.to_json(), sort_keys=True) for r in receipts]
-    index = pa.py_buffer(np.array([r.index for r in receipts], np.int64))
-    columns = [
-        pa.Array.from_buffers(pa.int64(), len(receipts), [None, index]),
-        _strings([r.shard.key for r in receipts]),
-        _strings(texts),
-    ]
-    table = pa.Table.from_arrays(columns, schema=_SHARDS)
-    with store.writing(rel) as part:
-        pq.write_table(table, part, compression="zstd")
-
-
-def _strings(values: list[str]) -> pa.Array:
-    """From buffers: of a list `pa.array` makes the same, but imports pandas (0.2 s), which a driver has no other use for."""
-    data = [value.encode() for value in values]
-    offsets = pa.py_buffer(np.cumsum([0, *map(len, data)], dtype=np.int64))
-    return pa.LargeStringArray.from_buffers(len(data), offsets, pa.py_buffer(b"".join(data))).cast(
-        pa.string()
+def damaged(store: Store, path: str, error: BaseException) -> VlpipeError:
+    return VlpipeError(
+        f"{store.path(path)} is damaged ({type(error).__name__}: {error}); `vlpipe verify` says what else is, and what to do"
     )
 
 
-def read_manifest(store: Store, folder: str) -> Manifest | None:
-    path = f"{folder}/manifest.json"
-    if not store.exists(path):
-        return None
-    return manifest_from_json(store.read_json(path))
+def receipt_numbers(store: Store, folder: str) -> list[int]:
+    """Numbers of the shards that have a receipt, in order."""
+    found = (RECEIPT_FILE.fullmatch(name) for name in store.list(f"{folder}/_receipts"))
+    return sorted(int(m[1]) for m in found if m)
 
 
-def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
-    return Manifest(**{**value, "inputs": tuple(value["inputs"]), "schema": tuple(value["schema"])})
+def read_unfinished(store: Store, folder: str) -> dict[int, Receipt]:
+    """Receipts by number, of a step without a manifest."""
+    found = (read_receipt(store, folder, index) for index in receipt_numbers(store, folder))
+    return {r.index: r for r in found if r is not None}
+
+
+_HEAVY = pa.list_(pa.struct([("column", pa.string()), ("path", pa.string()), ("digest", pa.string())]))
+_COUNTS = pa.map_(pa.string(), pa.int64())
+_SHARDS = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("path", pa.string()),
+        ("num_rows", pa.int64()),
+        ("digest", pa.string()),
+        ("key", pa.string()),
+        ("heavy", _HEAVY),
+        ("bytes", pa.int64()),
+        ("rows_in", pa.int64()),
+        ("input_digest", pa.string()),
+        ("input_heavy", pa.map_(pa.string(), pa.string())),
+        ("artifacts_digest", pa.string()),
+        ("rejects", _COUNTS),
+        ("rejects_digest", pa.string()),
+        ("forgotten", pa.int64()),
+        ("counts", _COUNTS),
+        ("columns", pa.string()),  # JSON: statistics of columns of any type
+        ("source", pa.string()),
+        ("run", pa.string()),  # JSON
+        ("seconds", pa.float64()),  # of `run`, to be summed without it
+    ]
+)
+_PLAIN = (
+    "index",
+    "bytes",
+    "rows_in",
+    "input_digest",
+    "artifacts_digest",
+    "rejects_digest",
+    "forgotten",
+    "source",
+)
+_OF_SHARD = ("path", "num_rows", "digest", "key")
+
+
+def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
+    """All of a step in one file, a row each."""
+    columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in receipts] for name in _PLAIN}
+    columns |= {name: [getattr(r.shard, name) for r in receipts] for name in _OF_SHARD}
+    columns["heavy"] = [[one._asdict() for one in r.shard.heavy] for r in receipts]
+    for name in ("input_heavy", "rejects", "counts"):
+        columns[name] = [sorted(getattr(r, name).items()) for r in receipts]
+    for name in ("columns", "run"):
+        columns[name] = [json.dumps(getattr(r, name), sort_keys=True) for r in receipts]
+    columns["seconds"] = [_seconds(r) for r in receipts]
+    table = pa.table([pa.array(columns[f.name], f.type) for f in _SHARDS], schema=_SHARDS)
+    with store.writing(rel) as part:
+        pq.write_table(table, part, compression="zstd", write_page_checksum=True)
+
+
+def receipts_in(store: Store, rel: str) -> list[Receipt]:
+    """What `write_receipts` wrote. VlpipeError: it cannot be read."""
+    try:
+        with open_parquet(store, rel) as file:
+            table = file.read().cast(_SHARDS)
+        return _receipts(table)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(store, rel, error) from error
+
+
+def _receipts(table: pa.Table) -> list[Receipt]:
+    columns = {name: table[name].to_pylist() for name in table.schema.names}
+    made: list[Receipt] = []
+    for n in range(table.num_rows):
+        heavy = tuple(Heavy(**one) for one in columns["heavy"][n])
+        maps: dict[str, Any] = {name: dict(columns[name][n]) for name in ("input_heavy", "rejects", "counts")}
+        texts = {name: json.loads(columns[name][n]) for name in ("columns", "run")}
+        shard = Shard(heavy=heavy, **{name: columns[name][n] for name in _OF_SHARD})
+        made.append(Receipt(shard=shard, **maps, **texts, **{name: columns[name][n] for name in _PLAIN}))
+    return made
 
 
 def read_receipts(store: Store, folder: str) -> list[Receipt]:
@@ -192,43 +228,10 @@ def read_receipts(store: Store, folder: str) -> list[Receipt]:
     return receipts_in(store, f"{folder}/_shards.parquet")
 
 
-def receipts_in(store: Store, rel: str) -> list[Receipt]:
-    """What `write_receipts` wrote."""
-    with open_parquet(store, rel) as file:
-        return [Receipt.from_json(json.loads(text)) for text in file.read(["receipt"])["receipt"].to_pylist()]
-
-
-def make_manifest(
-    keyed: Keyed,
-    schema: pa.Schema,
-    inputs: tuple[str, ...],
-    inputs_digest: str,
-    receipts: list[Receipt],
-    artifacts: Mapping[str, str],
-) -> Manifest:
-    rejects: Counter[str] = Counter()
-    for receipt in receipts:
-        rejects.update(receipt.rejects)
-    return Manifest(
-        step=keyed.step.name,
-        use=keyed.step.use,
-        step_key=keyed.step_key,
-        stage_key=keyed.stage_key,
-        inputs_digest=inputs_digest,
-        inputs=inputs,
-        params=keyed.step.params,
-        files=dict(keyed.files),
-        source=keyed.source,
-        schema=tuple(f"{f.name}: {f.type}" for f in schema),
-        num_shards=len(receipts),
-        rows_in=sum(r.rows_in for r in receipts),
-        rows_out=sum(r.shard.num_rows for r in receipts),
-        rejects=dict(sorted(rejects.items())),
-        artifacts=dict(sorted(artifacts.items())),
-        versions={"python": platform.python_version()}
-        | {name: installed(name) for name in ("vlpipe", "pyarrow", "torch", "ray")},
-        counts=sum_counts(receipts),
-        copies=isinstance(keyed.step.stage, GatherStage) and keyed.step.stage.COPIES,
+def digest_shards(shards: Iterable[Shard]) -> str:
+    """One digest over a step's shards: their keys, their bytes, the bytes of their heavy columns. Names are not in it."""
+    return sha256_json(
+        "shards", [[s.key, s.digest, [[one.column, one.digest] for one in s.heavy]] for s in shards]
     )
 
 
@@ -240,24 +243,25 @@ def sum_counts(receipts: Iterable[Receipt]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+def run_path(folder: str) -> str:
+    """What `Receipt.run` says, of a gather step that has no shard and so no receipt."""
+    return f"{folder}/_log/run.json"
 
 
-def digest_inputs(shards: Iterable[Shard], artifacts_digest: str) -> str:
-    return sha256_json([[s.key, s.digest] for s in shards], artifacts_digest)
+def _seconds(receipt: Receipt) -> float:
+    return float(receipt.run.get("seconds", 0))
 
 
-def hash_folder(folder: str) -> dict[str, str]:
-    """Relative path -> sha256 of every file below a local folder."""
-    import os
+def seconds_of(store: Store, folder: str, receipts: Iterable[Receipt] = ()) -> float:
+    """Seconds a step took, summed over its shards whatever ran at once; 0 when nothing says.
 
-    found: dict[str, str] = {}
-    for sub, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(sub, name)
-            found[os.path.relpath(path, folder)] = sha256_file(path)
-    return dict(sorted(found.items()))
+    Without receipts: what a finished step's `_shards.parquet` says.
+    """
+    found = [_seconds(r) for r in receipts]
+    shards = f"{folder}/_shards.parquet"
+    if not found and store.exists(shards):
+        with open_parquet(store, shards) as file:
+            found = file.read(["seconds"])["seconds"].to_pylist()
+    if not found and store.exists(run_path(folder)):
+        found = [float(store.read_json(run_path(folder)).get("seconds", 0))]
+    return sum(found)

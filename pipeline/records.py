@@ -8,23 +8,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
-from vlpipe.pipeline.keys import sha256_json
+from vlpipe.pipeline.keys import shard_key
+from vlpipe.pipeline.manifest import STEP_FILE, Manifest, check_format, read_manifest
 from vlpipe.pipeline.plan import Planned, artifacts_digest, is_gather
 from vlpipe.pipeline.receipt import (
-    Manifest,
+    STEP_FOLDER,
+    MadeFrom,
     Receipt,
-    read_manifest,
-    read_receipt,
     read_receipts,
+    read_unfinished,
     rejects_path,
     shard_path,
 )
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.store import Store
 
-STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}")
-SHARD_FILE = re.compile(r"(\d{6})\.parquet")
-INSIDE = {"manifest.json", "_shards.parquet", "_receipts", "_rejects", "_log", "artifacts", "work"}
+SHARD_FILE = re.compile(r"(\d{6,})\.parquet")
+INSIDE = {
+    STEP_FILE,
+    "manifest.json",
+    "_shards.parquet",
+    "_receipts",
+    "_rejects",
+    "_log",
+    "artifacts",
+    "work",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +74,12 @@ def find_place(path: str) -> Place:
     rejects = folder.endswith("/_rejects")
     root, _, step = (folder.rpartition("/")[0] if rejects else folder).rpartition("/")
     if is_step_folder(Store(root), step):
+        check_format(Store(root), old=True)
         return Place(store=Store(root), folder=step, index=index, rejects=rejects)
     if name.endswith(".parquet"):
         return Place(store=Store(above), file=name)
     if step_folders(Store(url)):
+        check_format(Store(url), old=True)
         return Place(store=Store(url))
     raise VlpipeError(
         f"{path} is neither a root, nor a step's folder (STEP-0123abcd), nor a shard, nor a Parquet file"
@@ -110,22 +121,12 @@ def need_step(place: Place, path: str) -> str:
 
 
 def read_step(store: Store, folder: str) -> StepRecord:
-    """Manifest and receipts; of an unfinished step what is there so far."""
-    try:
-        manifest = read_manifest(store, folder)
-        if manifest is not None:
-            return StepRecord(folder=folder, manifest=manifest, receipts=read_receipts(store, folder))
-        found = [read_receipt(store, folder, index) for index in receipt_numbers(store, folder)]
-    except (ValueError, KeyError, TypeError) as error:  # JSON cut short, or of another shape
-        raise VlpipeError(
-            f"the records of {store.path(folder)} cannot be read ({error}); `vlpipe verify` lists what is damaged"
-        ) from error
-    return StepRecord(folder=folder, manifest=None, receipts=[r for r in found if r is not None])
-
-
-def receipt_numbers(store: Store, folder: str) -> list[int]:
-    names = store.list(f"{folder}/_receipts")
-    return [int(n[:6]) for n in names if re.fullmatch(r"\d{6}\.json", n)]
+    """Manifest and receipts; of an unfinished step what is there so far. VlpipeError: a record cannot be read."""
+    manifest = read_manifest(store, folder)
+    if manifest is not None:
+        return StepRecord(folder=folder, manifest=manifest, receipts=read_receipts(store, folder))
+    found = read_unfinished(store, folder)
+    return StepRecord(folder=folder, manifest=None, receipts=[found[index] for index in sorted(found)])
 
 
 def data_path(place: Place) -> str:
@@ -146,16 +147,21 @@ def find_step(steps: Sequence[Planned], name: str) -> Planned:
 class Have:
     """What of a step is there and counts now. `num_shards`: how many there will be; None: not known before it ran."""
 
-    receipts: dict[int, Receipt]
+    found: dict[int, Receipt]
     num_shards: int | None
+    done: Planned | None = None  # a finished step: its receipts are read when they are asked for
+
+    @property
+    def receipts(self) -> dict[int, Receipt]:
+        return {r.index: r for r in self.done.receipts} if self.done else self.found
 
 
 def what_is_there(steps: Sequence[Planned], store: Store) -> dict[str, Have]:
     """Per step the receipts that match what is above them; also of steps that are half done."""
     have: dict[str, Have] = {}
     for one in steps:
-        if one.is_done:
-            have[one.name] = Have({r.index: r for r in one.receipts}, len(one.receipts))
+        if one.manifest is not None:
+            have[one.name] = Have({}, one.manifest.num_shards, done=one)
         elif is_gather(one):
             have[one.name] = Have({}, None)
         else:
@@ -167,24 +173,20 @@ def _half_done(one: Planned, store: Store, have: dict[str, Have]) -> Have:
     inputs = input_shards(one, have)
     totals = [have[p.name].num_shards for p in one.above]
     num_shards = None if None in totals else sum(n or 0 for n in totals)
-    found: dict[int, Receipt] = {}
-    if all(p.is_done for p in one.artifact_steps):
-        made_with = artifacts_digest(one)
-        for index in receipt_numbers(store, one.folder):
-            receipt, shard = read_receipt(store, one.folder, index), inputs.get(index)
-            if (
-                receipt
-                and shard
-                and receipt.artifacts_digest == made_with
-                and _made_from(receipt, one, shard)
-            ):
-                found[index] = receipt
+    if not all(p.is_done for p in one.artifact_steps):
+        return Have({}, num_shards)
+    made_with, receipts = artifacts_digest(one), one.found or read_unfinished(store, one.folder)
+    found = {
+        index: receipt
+        for index, receipt in sorted(receipts.items())
+        if index in inputs and receipt.made_from == _made_from(one, inputs[index], made_with)
+    }
     return Have(found, num_shards)
 
 
-def _made_from(receipt: Receipt, one: Planned, shard: Shard) -> bool:
-    key = sha256_json("shard", one.keyed.stage_key, shard.key)
-    return (receipt.shard.key, receipt.input_digest) == (key, shard.digest)
+def _made_from(one: Planned, shard: Shard, made_with: str) -> MadeFrom:
+    heavy = shard.heavy_digests(getattr(one.keyed.step.stage, "READS_HEAVY", ()))
+    return shard_key(one.keyed.stage_key, shard.key), shard.digest, tuple(sorted(heavy.items())), made_with
 
 
 def input_shards(one: Planned, have: dict[str, Have]) -> dict[int, Shard]:

@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vlpipe.pipeline.errors import did_you_mean
-from vlpipe.pipeline.yaml_lines import Map, Problem, Seq, Where, merge, parse, place
+from vlpipe.pipeline.errors import did_you_mean, one_line, shown
+from vlpipe.pipeline.yaml_lines import Map, Problem, Seq, Where, merge, parse_typed, place
 
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]*")
 REFERENCE_KEYS = {"from", "path", "first"}
+MAX_NAME = 100  # it is part of a folder's name
+MAX_ROUNDS = 1_000
 NOT_NAMES = ("repeat", "rounds")  # --set rounds=2 and a profile's `repeat:` mean the loop
 
 
@@ -46,7 +48,7 @@ def written_steps(
     chosen = _profile(file, profile, steps, problems)
     repeat = _repeated(file, chosen, problems)
     removed = {
-        name: f"profile {profile!r} removed this step"
+        name: f"profile {shown(profile)} removed this step"
         for name in steps
         if name in chosen and chosen[name] is None
     }
@@ -73,11 +75,11 @@ def _declared(file: Map, problems: list[Problem]) -> dict[str, Map]:
         )
         return found
     for name, params in steps.items():
-        if not STEP_NAME.fullmatch(name) or name in NOT_NAMES:
-            why = (
-                "is taken" if name in NOT_NAMES else "wanted lower-case letters, digits and _, a letter first"
-            )
-            problems.append(steps.at[name].problem(f"step name {name!r}: {why}"))
+        if not STEP_NAME.fullmatch(name) or name in NOT_NAMES or len(name) > MAX_NAME:
+            why = "wanted lower-case letters, digits and _, a letter first"
+            why = f"wanted at most {MAX_NAME} characters" if len(name) > MAX_NAME else why
+            why = "is taken" if name in NOT_NAMES else why
+            problems.append(steps.at[name].problem(f"step name {shown(name)}: {why}"))
         found[name] = (
             params if isinstance(params, Map) else Map(steps.at[name])
         )  # without `use`: that is reported
@@ -123,7 +125,7 @@ def _setting(text: str, problems: list[Problem]) -> Setting | None:
         problems.append(where.problem("wanted STEP.KEY=VALUE, or rounds=N"))
         return None
     before = len(problems)
-    parsed = parse(value, problems, said=where.said)
+    parsed = parse_typed(value, problems, where.said)
     return (
         Setting(step=step, keys=tuple(keys), value=parsed, where=where) if len(problems) == before else None
     )
@@ -158,8 +160,9 @@ def _repeat(
             problems.append(setting.where.problem("of repeat, only rounds can be set"))
         else:
             rounds, where = setting.value, setting.where
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
-        problems.append(where.problem(f"repeat.rounds: wanted a whole number from 1, got {rounds!r}"))
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= MAX_ROUNDS:
+        wanted = "wanted a whole number from 1" + (f" to {MAX_ROUNDS:,}" if rounds else "")
+        problems.append(where.problem(f"repeat.rounds: {wanted}, got {shown(rounds)}"))
         rounds = 1
     return _loop(repeat, steps, problems), rounds
 
@@ -172,7 +175,7 @@ def _loop(repeat: Map, steps: list[str], problems: list[Problem]) -> list[str]:
     for i, name in enumerate(names):
         if name not in steps:
             problems.append(
-                names.at[i].problem(f"repeat.steps: no step {name!r}{did_you_mean(str(name), steps)}")
+                names.at[i].problem(f"repeat.steps: no step {shown(name)}{did_you_mean(str(name), steps)}")
             )
     inside = [i for i, name in enumerate(steps) if name in names]
     between = [steps[i] for i in range(inside[0], inside[-1]) if i not in inside] if inside else []
@@ -205,7 +208,7 @@ def _apply(
         known = list(dict.fromkeys(n for s in steps for n in (s.base, s.name)))
         why = (
             removed.get(setting.step)
-            or f"there is no step {setting.step!r}{did_you_mean(setting.step, known)}"
+            or f"there is no step {shown(setting.step)}{did_you_mean(setting.step, known)}"
         )
         problems.append(setting.where.problem(why))
     *outer, last = setting.keys
@@ -216,7 +219,7 @@ def _apply(
                 at.put(key, Map(setting.where), setting.where)
             if not isinstance(at[key], Map):
                 path = ".".join((step.base, *outer[:depth]))
-                problems.append(setting.where.problem(f"{path} is {at[key]!r}, which has no keys"))
+                problems.append(setting.where.problem(f"{path} is {shown(at[key])}, which has no keys"))
                 return
             at = at[key]
         at.put(last, copy.deepcopy(setting.value), setting.where)
@@ -253,7 +256,7 @@ class _Names:
         for item, at in items:
             name = self._meant(item, at)
             if name in found:
-                self._no(at, f"{name!r} is there twice")
+                self._no(at, f"{shown(name)} is there twice")
             elif name is not None:
                 found.append(name)
         return tuple(found)
@@ -274,13 +277,13 @@ class _Names:
         text, first = (item.get("from"), item.get("first")) if isinstance(item, Map) else (item, None)
         if not isinstance(text, str) or (isinstance(item, Map) and not set(item) <= {"from", "first"}):
             wanted = "the name of a step, a list of names, or {from: NAME@previous, first: NAME}"
-            self._no(where, f"wanted {wanted}, got {item!r}")
+            self._no(where, f"wanted {wanted}, got {shown(item)}")
             return None
         base, _, which = text.partition("@")
         if which == "previous":
             return self._previous(base, first, where)
         if first is not None:
-            self._no(where, f"first: goes with {base}@previous, not with {text!r}")
+            self._no(where, f"first: goes with {base}@previous, not with {shown(text)}")
             return None
         return self._above(text, where)
 
@@ -291,7 +294,7 @@ class _Names:
             return None
         for who, inside in ((step.base, step.round), (base, base in self._loop)):
             if not inside:
-                self._no(where, f"@previous is for the steps of repeat, and {who!r} is not one")
+                self._no(where, f"@previous is for the steps of repeat, and {shown(who)} is not one")
                 return None
         if not isinstance(first, str):
             self._no(where, f"what does round 1 take? {{from: {base}@previous, first: NAME}}")
@@ -310,17 +313,17 @@ class _Names:
     def _why_not(self, text: str, name: str, above: list[str]) -> str:
         listed = f"above are: {', '.join(above)}" if above else "no step is above"
         if text in self.removed:
-            return f"{self.removed[text]}: {text!r}; {listed}"
+            return f"{self.removed[text]}: {shown(text)}; {listed}"
         if name == self.steps[self._at].name:
-            return f"{text!r} is this step itself; {listed}"
+            return f"{shown(text)} is this step itself; {listed}"
         if name in (s.name for s in self.steps):
-            return f"{text!r} comes below, and a step reads only what is above; {listed}"
+            return f"{shown(text)} comes below, and a step reads only what is above; {listed}"
         near = did_you_mean(text, above)
-        return f"no step {text!r} above{f'{near} ({listed})' if near.endswith('?') else f'; {listed}'}"
+        return f"no step {shown(text)} above{f'{near} ({listed})' if near.endswith('?') else f'; {listed}'}"
 
     @property
     def _loop(self) -> set[str]:
         return {s.base for s in self.steps if s.round}
 
     def _no(self, where: Where, text: str) -> None:
-        self.problems.append(where.problem(f"{self._path}: {text}"))
+        self.problems.append(where.problem(f"{one_line(self._path, 120)}: {text}"))

@@ -12,24 +12,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vlpipe.pipeline.adopt import FinishedShards, adopt, adopt_step, own_digest
 from vlpipe.pipeline.errors import StepFailed, VlpipeError, explain
 from vlpipe.pipeline.forget import refuse_half_done
-from vlpipe.pipeline.gather import Gathered, GatherTask
-from vlpipe.pipeline.keys import sha256_json
-from vlpipe.pipeline.plan import Planned, artifacts_digest, inputs_digest, is_gather, look, resolve_stage
+from vlpipe.pipeline.gather import Gathered, GatherTask, clear_unfinished
+from vlpipe.pipeline.keys import shard_key
+from vlpipe.pipeline.manifest import make_manifest, write_format, write_manifest, write_step_file
+from vlpipe.pipeline.plan import (
+    Planned,
+    artifacts_digest,
+    inputs_digest,
+    is_gather,
+    look,
+    read_digests,
+    resolve_stage,
+    stale_source,
+)
 from vlpipe.pipeline.receipt import (
+    MadeFrom,
     Receipt,
-    make_manifest,
-    read_manifest,
-    read_receipt,
-    read_receipts,
+    receipt_numbers,
     receipt_path,
     rejects_path,
     shard_path,
-    write_manifest,
     write_receipt,
 )
-from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.shard import Heavy, Shard
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.work import ShardTask, heavy_pointers, worst
 
@@ -95,11 +103,13 @@ class State:
     running: set[int] = field(default_factory=set)
     inputs: dict[int, Shard] = field(default_factory=dict)
     out: dict[int, Receipt] = field(default_factory=dict)
-    have: frozenset[str] = frozenset()  # receipts found when it opened
+    have: dict[int, Receipt] = field(default_factory=dict)  # receipts found when it opened
+    sizes: dict[str, int] = field(default_factory=dict)  # of its files then
     expected: int | None = None
     base: ShardTask | None = None
     opened: bool = False
     num_faults: int = 0
+    num_rows: int | None = None  # in all, once every step above is done
     attempts: Counter[int] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
 
@@ -107,15 +117,23 @@ class State:
 class Run:
     """The loop and its bookkeeping."""
 
-    def __init__(self, steps: Sequence[Planned], store: Store, executor: Executor, watcher: Watcher) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Planned],
+        store: Store,
+        executor: Executor,
+        watcher: Watcher,
+        strict: bool = False,
+    ) -> None:
+        """strict: nothing that other code made is used again."""
         refuse_half_done(store)
-        self.store, self.executor, self.watcher = store, executor, watcher
+        write_format(store)
+        self.store, self.executor, self.watcher, self.strict = store, executor, watcher, strict
         self.states = {one.name: State(one) for one in steps if not one.is_done}
         for one in steps:
             if one.is_done:  # a kill just after the manifest
                 store.remove(f"{one.folder}/work")
-        self._sibling_cache: dict[str, dict[tuple[str, str, str], tuple[str, Receipt]]] = {}
-        self._folders = store.list()
+        self.finished_shards: FinishedShards | None = FinishedShards(store, strict)
 
     def go(self, check: Callable[[], None] = lambda: None) -> None:
         """check: called in each turn, to stop by what it raises."""
@@ -163,14 +181,16 @@ class Run:
                 self._finished(state)
                 return True
         state.expected = 1 if is_gather(one) else sum(c or 0 for c in counts)
+        if is_gather(one):
+            self._open_gather(state)
+            return True
         self.executor.expect(one)
         self.watcher.started(one, state.expected)
-        if is_gather(one):
-            state.todo.append(-1)
-            return True
         self.store.remove(f"{one.folder}/manifest.json")  # of another input; shards may be replaced now
         self._sweep(one)
-        state.have = frozenset(self.store.list(f"{one.folder}/_receipts"))
+        self._say_what_it_is(one)
+        state.have, one.found = one.found, {}
+        state.sizes = self.store.sizes(one.folder) if state.have else {}
         for above in one.above:
             for index, shard in self._ready(above).items():
                 self._pass_on(above, state, index, shard)
@@ -178,8 +198,32 @@ class Run:
 
     def _expected(self, one: Planned) -> int | None:
         if one.is_done:
-            return len(one.receipts)
+            return one.manifest.num_shards if one.manifest else 0
         return None if is_gather(one) or one.name not in self.states else self.states[one.name].expected
+
+    def _say_what_it_is(self, one: Planned) -> None:
+        folders = tuple(p.folder for p in one.above)
+        write_step_file(self.store, one.keyed, folders, one.schema_out)
+
+    def _open_gather(self, state: State) -> None:
+        """Take over what another folder holds of it, else run it."""
+        one, finished = state.one, self.finished_shards
+        keyed = one.keyed
+        found = finished and finished.find_step(
+            keyed.stage_key, inputs_digest(one), keyed.source, keyed.folder
+        )
+        self.executor.expect(one)
+        self.watcher.started(one, 1)
+        self._say_what_it_is(one)
+        if not found:
+            state.todo.append(-1)
+            return
+        folder, manifest = found
+        clear_unfinished(self.store, one.folder)
+        receipts = adopt_step(self.store, folder, manifest, one.folder)
+        for receipt in receipts:
+            self.watcher.shard(one, receipt, True)
+        self._commit(state, receipts, dict(manifest.artifacts), manifest.sources)
 
     def _ready(self, one: Planned) -> dict[int, Shard]:
         receipts = {r.index: r for r in one.receipts} if one.is_done else self.states[one.name].out
@@ -190,16 +234,36 @@ class Run:
         before = state.one.above[: state.one.above.index(above)]
         index += sum(self._expected(p) or 0 for p in before)
         state.inputs[index] = shard
-        task = self._map_task(state, index)
-        receipt = (
-            read_receipt(self.store, state.one.folder, index) if f"{index:06d}.json" in state.have else None
-        )
-        if not (receipt and matches(receipt, task) and is_there(self.store, receipt)):
-            receipt = adopt(self.store, task, self._siblings(state.one))
+        receipt = self._reused(state, self._map_task(state, index))
         if receipt is None:
             state.todo.append(index)
         else:
             self._shard_done(state, receipt, reused=True)
+
+    def _reused(self, state: State, task: ShardTask) -> Receipt | None:
+        """The shard as it lies in the step's folder, or taken over from another; None when it has to be made."""
+        one, made_from = state.one, made_from_of(task)
+        mine = state.have.get(task.index)
+        heavy = heavy_pointers(task)
+        if mine and mine.made_from == made_from and self._counts(state, mine):
+            heavy = own_digest(heavy, mine.shard.path, mine.shard.digest)
+            return self._with_heavy(mine, heavy, one.folder)
+        keyed, finished = one.keyed, self.finished_shards
+        found = finished and finished.find(keyed.stage_key, made_from, keyed.source, one.folder)
+        return adopt(self.store, found, one.folder, task.index, heavy) if found else None
+
+    def _counts(self, state: State, mine: Receipt) -> bool:
+        """Its shard lies there in its full size, and its code may be used again."""
+        is_whole = state.sizes.get(f"{mine.index:06d}.parquet") == mine.bytes
+        return is_whole and not (self.strict and mine.source != state.one.keyed.source)
+
+    def _with_heavy(self, receipt: Receipt, heavy: tuple[Heavy, ...], folder: str) -> Receipt:
+        """The receipt with where its heavy columns lie now: the shard that holds them may have been made again."""
+        if receipt.shard.heavy == heavy:
+            return receipt
+        receipt = dataclasses.replace(receipt, shard=dataclasses.replace(receipt.shard, heavy=heavy))
+        write_receipt(self.store, folder, receipt)
+        return receipt
 
     def _shard_done(self, state: State, receipt: Receipt, *, reused: bool) -> None:
         state.out[receipt.index] = receipt
@@ -210,26 +274,11 @@ class Run:
             if other.opened and state.one in other.one.above and not is_gather(other.one):
                 self._pass_on(state.one, other, receipt.index, receipt.shard)
 
-    def _siblings(self, one: Planned) -> dict[tuple[str, str, str], tuple[str, Receipt]]:
-        """Receipts of the same step under other keys (before the list grew, say), by what they were made from."""
-        if one.name not in self._sibling_cache:
-            found = {}
-            for folder in self._folders:
-                if (
-                    folder.rpartition("-")[0] == one.name
-                    and folder != one.folder
-                    and read_manifest(self.store, folder)
-                ):
-                    for r in read_receipts(self.store, folder):
-                        found[r.shard.key, r.input_digest, r.artifacts_digest] = (folder, r)
-            self._sibling_cache[one.name] = found
-        return self._sibling_cache[one.name]
-
     def _map_task(self, state: State, index: int) -> ShardTask:
         if state.base is None:
             state.base = self._base_task(state.one)
         shard = state.inputs[index]
-        key = sha256_json("shard", state.one.keyed.stage_key, shard.key)
+        key = shard_key(state.one.keyed.stage_key, shard.key)
         return dataclasses.replace(state.base, index=index, input=shard, key=key)
 
     def _base_task(self, one: Planned) -> ShardTask:
@@ -244,7 +293,6 @@ class Run:
             folder=one.folder,
             key="",
             artifacts_digest=artifacts_digest(one),
-            source=one.keyed.source,
             max_reject_rate=reject_rate(one),
             torch_threads=one.keyed.step.torch_threads,
         )
@@ -258,7 +306,6 @@ class Run:
             schema_out=one.schema_out,
             folder=one.folder,
             inputs_digest=inputs_digest(one),
-            source=one.keyed.source,
             shard_rows=one.keyed.step.shard_rows,
             torch_threads=one.keyed.step.torch_threads,
         )
@@ -270,7 +317,7 @@ class Run:
             self.executor.submit(state.one, Unit(state.one.name, -1), self._gather_task(state.one))
             return
         task = self._map_task(state, index)
-        if f"{index:06d}.json" in state.have:
+        if index in state.have:
             self.store.remove(receipt_path(state.one.folder, index))
         task = dataclasses.replace(
             task, attempt=state.attempts[index], isolate=state.deaths[index] >= MAX_DEATHS
@@ -283,7 +330,7 @@ class Run:
         if isinstance(done.result, BaseException):
             self._failed(state, done.unit.index, done.result)
         elif isinstance(done.result, Gathered):
-            self._commit(state, done.result.receipts, done.result.artifacts)
+            self._commit(state, done.result.receipts, done.result.artifacts, done.result.sources)
         else:
             self._shard_done(state, done.result, reused=False)
 
@@ -306,7 +353,9 @@ class Run:
         rate = reject_rate(state.one)
         if not state.num_faults or not all(p.is_done for p in state.one.above):
             return
-        num_rows = sum(s.num_rows for s in state.one.input_shards())
+        if state.num_rows is None:
+            state.num_rows = sum(p.manifest.rows_out for p in state.one.above if p.manifest)
+        num_rows = state.num_rows
         if state.num_faults <= rate * num_rows:
             return
         reasons: Counter[str] = Counter()
@@ -324,21 +373,32 @@ class Run:
         one = state.one
         if one.is_done or is_gather(one) or not state.opened or not all(p.is_done for p in one.above):
             return False
-        if len(state.out) < sum(len(p.receipts) for p in one.above):
+        if len(state.out) < sum(self._expected(p) or 0 for p in one.above):
             return False
         self._check_rate(state)
         self._commit(state, [state.out[k] for k in sorted(state.out)], {})
         return True
 
-    def _commit(self, state: State, receipts: list[Receipt], artifacts: dict[str, str]) -> None:
+    def _commit(
+        self, state: State, receipts: list[Receipt], artifacts: dict[str, str], sources: Sequence[str] = ()
+    ) -> None:
         one = state.one
         self._drop_surplus(one, len(receipts))
         self._sweep(one)
-        inputs = tuple(p.folder for p in one.above)
-        manifest = make_manifest(one.keyed, one.schema_out, inputs, inputs_digest(one), receipts, artifacts)
+        manifest = make_manifest(
+            one.keyed,
+            one.schema_out,
+            inputs=tuple(p.folder for p in one.above),
+            inputs_digest=inputs_digest(one),
+            read=read_digests(one),
+            receipts=receipts,
+            artifacts=artifacts,
+            sources=sources,
+        )
         write_manifest(self.store, one.folder, manifest, receipts)
         self.store.remove(f"{one.folder}/work")  # a kill before the manifest must not cost what is in there
         one.finish(manifest, receipts)
+        one.warning = stale_source(one, manifest.sources)
         self._finished(state)
 
     def _sweep(self, one: Planned) -> None:
@@ -348,15 +408,17 @@ class Run:
 
     def _drop_surplus(self, one: Planned, count: int) -> None:
         """Shards beyond the last one, from an earlier input that was longer."""
-        for name in self.store.list(f"{one.folder}/_receipts"):
-            if name.endswith(".json") and int(name[:6]) >= count:
+        for index in receipt_numbers(self.store, one.folder):
+            if index >= count:
                 for rel in (receipt_path, shard_path, rejects_path):
-                    self.store.remove(rel(one.folder, int(name[:6])))
+                    self.store.remove(rel(one.folder, index))
 
     def _finished(self, state: State) -> None:
         self.executor.release(state.one)
         del self.states[state.one.name]
         self.watcher.finished(state.one)
+        if all(s.opened for s in self.states.values() if state.one in s.one.above):
+            state.one.let_go()
 
 
 def reject_rate(one: Planned) -> float:
@@ -365,34 +427,7 @@ def reject_rate(one: Planned) -> float:
     return step.max_reject_rate if step.max_reject_rate is not None else float(own)
 
 
-def matches(receipt: Receipt, task: ShardTask) -> bool:
-    """Was it made from exactly this? Full keys and digests, never names."""
-    return (receipt.shard.key, receipt.input_digest, receipt.artifacts_digest) == (
-        task.key,
-        task.input.digest,
-        task.artifacts_digest,
-    )
-
-
-def is_there(store: Store, receipt: Receipt) -> bool:
-    """The shard of a receipt lies there, whole (its content is looked at by `vlpipe verify` only)."""
-    return store.exists(receipt.shard.path) and store.size(receipt.shard.path) == receipt.bytes
-
-
-def adopt(
-    store: Store, task: ShardTask, siblings: dict[tuple[str, str, str], tuple[str, Receipt]]
-) -> Receipt | None:
-    """Take over a shard that was made from the same things under another folder: a link, and a receipt of its own."""
-    found = siblings.get((task.key, task.input.digest, task.artifacts_digest))
-    if found is None or not is_there(store, found[1]):
-        return None
-    folder, old = found
-    path = shard_path(task.folder, task.index)
-    store.link_or_copy(old.shard.path, path)
-    rejects = rejects_path(folder, old.index)
-    if store.exists(rejects):
-        store.link_or_copy(rejects, rejects_path(task.folder, task.index))
-    shard = dataclasses.replace(old.shard, path=path, heavy=heavy_pointers(task))
-    receipt = dataclasses.replace(old, index=task.index, shard=shard)
-    write_receipt(store, task.folder, receipt)
-    return receipt
+def made_from_of(task: ShardTask) -> MadeFrom:
+    """What the task's shard would be made from, as `Receipt.made_from` says it. Full keys and digests, never names."""
+    heavy = task.input.heavy_digests(task.stage.READS_HEAVY)
+    return task.key, task.input.digest, tuple(sorted(heavy.items())), task.artifacts_digest

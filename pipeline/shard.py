@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +26,15 @@ ROW_GROUP_ROWS = 512  # 512 images of 60 KB are 32 MB
 # buffers of as much that the allocator gives back and takes again (images of 48 KB: 75 MB more, 0.19 ms each, not 0.09).
 PAGE_ROWS = 32
 HEAVY = b"vlpipe.heavy"
+REF = b"vlpipe.ref"
+
+
+class Heavy(NamedTuple):
+    """A heavy column, the shard that holds it, and that shard's sha256."""
+
+    column: str
+    path: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,14 +42,26 @@ class Shard:
     """A finished Parquet file.
 
     path: relative to the root; key: what it was made from; digest: sha256 of its bytes;
-    heavy: (column, path of the shard that holds it) for each heavy column not in this file but joinable by `id`.
+    heavy: where each heavy column of its rows lies: in this file, or in another that is joined by `id`.
     """
 
     path: str
     num_rows: int
     digest: str
     key: str = ""
-    heavy: tuple[tuple[str, str], ...] = ()
+    heavy: tuple[Heavy, ...] = ()
+
+    @property
+    def heavy_paths(self) -> dict[str, str]:
+        """Column -> the shard that holds it."""
+        return {one.column: one.path for one in self.heavy}
+
+    def heavy_digests(self, columns: Iterable[str]) -> dict[str, str]:
+        """Column -> digest of the shard that holds it, for those of `columns` that lie in another file."""
+        wanted = set(columns)
+        return {
+            one.column: one.digest for one in self.heavy if one.column in wanted and one.path != self.path
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +105,44 @@ def heavy_names(schema: pa.Schema) -> list[str]:
     return [f.name for f in schema if is_heavy(f)]
 
 
+def ref(name: str, dtype: pa.DataType) -> pa.Field:
+    """A field that holds ids of rows, other than the row's own `id` and `parent`: `vlpipe forget` takes forgotten ones out.
+
+    dtype: string, or lists of strings. It may stand in a struct, in lists too. SchemaError: another type.
+    """
+    if not _holds_ids(dtype):
+        raise SchemaError(f"reference column {name!r}: wanted string or lists of strings, got {dtype}")
+    return pa.field(name, dtype, metadata={REF: b"1"})
+
+
+def _holds_ids(dtype: pa.DataType) -> bool:
+    if is_list(dtype):
+        return _holds_ids(dtype.value_type)
+    return bool(pa.types.is_string(dtype) or pa.types.is_large_string(dtype))
+
+
+def reference_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Dotted paths of the columns that `ref` made: `witness`, `texts.donors` (a field of a struct, lists or not)."""
+    return tuple(path for f in schema for path, one in nested(f) if one.metadata and REF in one.metadata)
+
+
+def nested(f: pa.Field, above: str = "") -> Iterator[tuple[str, pa.Field]]:
+    """(dotted path, field) of a field and all fields of structs in it; what is in a list has the list's path."""
+    path, dtype = above + f.name, f.type
+    yield path, f
+    while is_list(dtype):
+        dtype = dtype.value_type
+    if pa.types.is_struct(dtype):
+        for one in dtype:
+            yield from nested(one, f"{path}.")
+
+
+def is_list(dtype: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype)
+    )
+
+
 def need(schema: pa.Schema, who: str, **columns: pa.DataType) -> None:
     """Raise SchemaError unless `schema` has each column with this type; says what is there."""
     for name, dtype in columns.items():
@@ -101,6 +160,25 @@ def with_field(schema: pa.Schema, new: pa.Field) -> pa.Schema:
     return schema.append(new) if at < 0 else schema.set(at, new)
 
 
+def _without_refs(f: pa.Field) -> pa.Field:
+    """The field, where fields of structs in it are references, as if they were not: the file has the same bytes."""
+    if not any(one.metadata and REF in one.metadata for _, one in nested(f)):
+        return f
+    return f.with_type(_plain(f.type))
+
+
+def _plain(dtype: pa.DataType) -> pa.DataType:
+    """A type without metadata of its fields."""
+    if pa.types.is_struct(dtype):
+        return pa.struct([f.with_type(_plain(f.type)).remove_metadata() for f in dtype])
+    if not is_list(dtype):
+        return dtype
+    value = dtype.value_field.with_type(_plain(dtype.value_type)).remove_metadata()
+    if pa.types.is_fixed_size_list(dtype):
+        return pa.list_(value, dtype.list_size)
+    return pa.large_list(value) if pa.types.is_large_list(dtype) else pa.list_(value)
+
+
 class ShardWriter:
     """Write one shard in row groups of exactly `row_group_rows` rows (the last may be shorter)."""
 
@@ -108,7 +186,10 @@ class ShardWriter:
         self.path = path
         # of a light field's metadata nothing is kept: it belongs to the plan; a heavy field lives with its shard
         self.schema = pa.schema(
-            [f.with_metadata(dict(sorted(f.metadata.items())) if is_heavy(f) else None) for f in schema]
+            [
+                _without_refs(f).with_metadata(dict(sorted(f.metadata.items())) if is_heavy(f) else None)
+                for f in schema
+            ]
         )
         self.row_group_rows = row_group_rows
         self.num_rows = 0
@@ -216,7 +297,7 @@ def read_batches(
     store: Store, shard: Shard, columns: Sequence[str] | None = None, want_heavy: Sequence[str] = ()
 ) -> Iterator[pa.Table]:
     """Yield a shard's row groups in order. `columns`: light ones (None: all but heavy); `want_heavy`: joined by `id`."""
-    pointers = dict(shard.heavy)
+    pointers = shard.heavy_paths
     with open_parquet(store, shard.path) as file:
         own = file.schema_arrow
         lost = [n for n in want_heavy if n not in own.names and n not in pointers]

@@ -20,7 +20,7 @@ from pydantic_core import core_schema
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.opted_out import OptedOut
-from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, read_batches
+from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, is_heavy, read_batches
 from vlpipe.pipeline.shared import Service
 from vlpipe.pipeline.store import Store
 
@@ -30,12 +30,14 @@ class File:
     """Something outside the rows: a file or folder (`path`), or part of another step's artifacts.
 
     YAML: `vocab: ./vocab.txt`, or `vocab: {from: tokenizer, path: vocab.txt}`. Its content digest goes into the key, its
-    path does not. When a stage runs, `step` is resolved and `path` is where to read.
+    path does not. When a stage runs, `step` is resolved and `path` is absolute; a worker refuses a file whose content is not
+    `digest` (`mark`: names, sizes and times of its files, which are compared first).
     """
 
     path: str = ""
     step: str | None = None
     digest: str = ""
+    mark: str = ""
 
     KIND: ClassVar[str] = "a path, or {from: STEP, path: NAME}"
 
@@ -84,7 +86,11 @@ class Listing(ListFile):
 
 
 class Weights(File):
-    """A `save_pretrained` folder, a hub id such as `Salesforce/blip-image-captioning-base`, or a step's artifacts."""
+    """A `save_pretrained` folder, a hub id such as `Salesforce/blip-image-captioning-base`, or a step's artifacts.
+
+    A hub id may name a revision, `ORG/NAME@REVISION`; without one it is `main`. The commit it means when the plan is made
+    goes into the key, and that commit is what the stage reads, as a folder.
+    """
 
     __slots__ = ()
     KIND: ClassVar[str] = "a folder, a hub id, or {from: STEP, path: NAME}"
@@ -93,6 +99,8 @@ class Weights(File):
 class Stage:
     """Subclasses are `@dataclass(frozen=True, kw_only=True)`. `schema` is called with no data, by `vlpipe plan`."""
 
+    # What the stage is called in keys, wherever its module lies. A class without one of its own is called what `use:` says.
+    NAME: ClassVar[str] = ""
     VERSION: ClassVar[int] = 1  # raise it when the same parameters give different rows
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset()  # parameters that cannot change the rows
     TORCH: ClassVar[bool] = False  # computes with torch: the engine sets its threads, and they are in the key
@@ -101,6 +109,10 @@ class Stage:
     def schema(self, inp: pa.Schema) -> pa.Schema:
         """Columns out for columns in. Check what is read with `need`; SchemaError when it is not there."""
         return inp
+
+    def identity(self, use: str) -> tuple[str | int, ...]:
+        """What the stage is in keys: name and VERSION. A subclass does not inherit the name: it may do something else."""
+        return (vars(type(self)).get("NAME") or use, self.VERSION)
 
     def preflight(self) -> list[str]:
         """What would make the run fail and can be known now (a missing extra, an impossible parameter), one line each."""
@@ -180,8 +192,7 @@ class Dataset:
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Light columns of all rows in memory."""
-        light = [f for f in self.schema if not (f.metadata and b"vlpipe.heavy" in f.metadata)]
-        names = [f.name for f in light] if columns is None else list(columns)
+        names = [f.name for f in self.schema if not is_heavy(f)] if columns is None else list(columns)
         schema = pa.schema([self.schema.field(n).remove_metadata() for n in names])
         return pa.concat_tables([schema.empty_table(), *(b.cast(schema) for b in self.batches(names))])
 
@@ -209,6 +220,8 @@ class GatherStage(Stage):
     # The artifacts are the rows as they are, in another form (an export): `vlpipe forget` of one of them removes the step,
     # and the next run makes it again. Others stay (a model), and are named.
     COPIES: ClassVar[bool] = False
+    # Of Parquet artifacts the columns that hold ids of rows, as `shard.reference_columns` spells them, by file name.
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @abstractmethod
     def run(self, job: Job) -> None: ...

@@ -38,21 +38,32 @@ def status(steps: Sequence[Planned], store: Store) -> list[StepStatus]:
 
 
 def _status(one: Planned, have: Have, store: Store) -> StepStatus:
+    if one.manifest is not None:
+        m = one.manifest
+        extra = folder_bytes(store, f"{one.folder}/artifacts") if m.artifacts else 0
+        return StepStatus(
+            name=one.name,
+            state="done",
+            num_shards=m.num_shards,
+            rows=m.rows_out,
+            rejects=dict(m.rejects),
+            seconds=seconds_of(store, one.folder),
+            bytes=m.bytes + extra,
+            why="",
+        )
     receipts = list(have.receipts.values())
     rejects: Counter[str] = Counter()
     for receipt in receipts:
         rejects.update(receipt.rejects)
     total = "?" if have.num_shards is None else have.num_shards
-    artifacts = f"{one.folder}/artifacts"
-    extra = folder_bytes(store, artifacts) if one.manifest and one.manifest.artifacts else 0
     return StepStatus(
         name=one.name,
-        state="done" if one.is_done else f"{len(receipts)} of {total} shards" if receipts else "not run",
+        state=f"{len(receipts)} of {total} shards" if receipts else "not run",
         num_shards=len(receipts),
         rows=sum(r.shard.num_rows for r in receipts),
         rejects=dict(rejects),
         seconds=seconds_of(store, one.folder, receipts),
-        bytes=sum(r.bytes for r in receipts) + extra,
+        bytes=sum(r.bytes for r in receipts),
         why=one.reason,
     )
 

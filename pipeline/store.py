@@ -12,8 +12,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +23,10 @@ from typing import IO, Any
 
 import fsspec
 
+from vlpipe.pipeline.errors import VlpipeError
+
 SMALL_BYTES = 1 << 18
+READERS = 32  # requests at once to an object store: each waits for the network, not for the processor
 
 
 def sha256_file(path: str | Path) -> str:
@@ -45,7 +50,13 @@ class Store:
 
     @cached_property
     def _fs_base(self) -> tuple[Any, str]:
-        fs, base = fsspec.core.url_to_fs(self.url)
+        if "::" in self.url:
+            raise VlpipeError(
+                f"{self.url}: a folder's name must not hold `::`, which chains file systems in a URL"
+            )
+        # no cache of listings: other processes write here, and an old listing hides what they wrote
+        options = {"use_listings_cache": False} if "://" in self.url else {}
+        fs, base = fsspec.core.url_to_fs(self.url, **options)
         return fs, str(base).rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,11 +84,41 @@ class Store:
         return int(self.fs.size(self.path(rel)))
 
     def list(self, rel: str = "") -> list[str]:
-        """Sorted names in a folder; empty when it does not exist."""
-        if not self.fs.exists(self.path(rel)):
+        """Sorted names in a folder, from one request; empty when it does not exist."""
+        if not self.is_local:
+            return sorted(_name(entry) for entry in self._entries(rel))
+        try:
+            return sorted(os.listdir(self.path(rel)))
+        except FileNotFoundError:
             return []
-        self.fs.invalidate_cache()
-        return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.fs.ls(self.path(rel), detail=False))
+        except NotADirectoryError:
+            return [os.path.basename(self.path(rel))]
+
+    def sizes(self, rel: str) -> dict[str, int]:
+        """Name -> bytes of every file in a folder, folders in it left out; from one listing."""
+        if not self.is_local:
+            files = (e for e in self._entries(rel) if e["type"] == "file")
+            return dict(sorted((_name(e), int(e["size"])) for e in files))
+        found = {}
+        try:
+            with os.scandir(self.path(rel)) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):  # removed since it was listed
+                        if entry.is_file():
+                            found[entry.name] = entry.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return dict(sorted(found.items()))
+
+    def _entries(self, rel: str) -> Sequence[dict[str, Any]]:
+        """One listing of a folder of an object store."""
+        path = self.path(rel)
+        self.fs.invalidate_cache(path)
+        try:
+            found: Sequence[dict[str, Any]] = self.fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return []
+        return [e for e in found if e["type"] == "file" or e["name"].rstrip("/") != path]
 
     def open(self, rel: str) -> IO[bytes]:
         if self.is_local:
@@ -86,8 +127,33 @@ class Store:
         return handle
 
     def read_bytes(self, rel: str) -> bytes:
-        with self.open(rel) as file:
+        if not self.is_local:
+            return bytes(self.fs.cat_file(self.path(rel)))  # one request; `open` asks for the size first
+        with open(self.path(rel), "rb") as file:
             return file.read()
+
+    def read_many(self, rels: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield (name, content) of files in the order given; from an object store up to `READERS` at once.
+
+        Raises FileNotFoundError when it comes to one that is not there.
+        """
+        if self.is_local:
+            yield from ((rel, self.read_bytes(rel)) for rel in rels)
+            return
+        asked: deque[tuple[str, Future[bytes]]] = deque()
+        with ThreadPoolExecutor(READERS) as pool:
+            try:
+                for rel in rels:
+                    asked.append((rel, pool.submit(self.read_bytes, rel)))
+                    if len(asked) > 2 * READERS:  # what was read and not taken yet is bounded too
+                        first, content = asked.popleft()
+                        yield first, content.result()
+                while asked:
+                    first, content = asked.popleft()
+                    yield first, content.result()
+            finally:
+                for _, content in asked:
+                    content.cancel()
 
     def read_json(self, rel: str) -> Any:
         return json.loads(self.read_bytes(rel))
@@ -185,6 +251,10 @@ class Store:
         os.makedirs(os.path.dirname(self.path(rel)), exist_ok=True)
         shutil.move(folder, self.path(rel))
         _fsync(os.path.dirname(self.path(rel)))
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
 
 
 def _fsync(path: str) -> None:

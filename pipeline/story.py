@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.cells import struct_text
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.gather import ListRows
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import Receipt
@@ -55,22 +57,33 @@ class Facts:
         path = f"{one.folder}/_log/{receipt.index:06d}.jsonl"
         if not self.store.exists(path):
             return []
-        lines = [json.loads(line) for line in self.store.read_bytes(path).decode().splitlines()]
-        mine = [{k: v for k, v in line.items() if k != "id"} for line in lines if line.get("id") == id_]
+        try:
+            lines = [json.loads(line) for line in self.store.read_bytes(path).splitlines()]
+        except ValueError as error:
+            raise VlpipeError(
+                f"the log {self.store.path(path)} is damaged ({error}); nothing depends on it: remove it"
+            ) from error
+        mine = [
+            {k: v for k, v in line.items() if k != "id"}
+            for line in lines
+            if isinstance(line, dict) and line.get("id") == id_
+        ]
         return [f"log: {struct_text(line)}" for line in mine]
 
-    def url_of(self, id_: str) -> str | None:
-        """Where another row came from."""
-        for one in self.steps:
+    def urls_of(self, ids: Collection[str]) -> dict[str, str]:
+        """Where other rows came from; what is no id is not in it. Reads each listed row once, however many are asked for."""
+        found: dict[str, str] = {}
+        wanted = pa.array(sorted(ids), pa.string())
+        for one in self.steps if ids else ():
             if one.above or not {"id", "url"} <= set(one.schema_out.names):
                 continue
             for receipt in self.have[one.name].receipts.values():
                 with open_parquet(self.store, receipt.shard.path) as file:
-                    table = file.read(columns=["id", "url"])
-                found = table.filter(pc.equal(table["id"], id_))["url"].to_pylist()
-                if found:
-                    return str(found[0])
-        return None
+                    for group in range(file.num_row_groups):
+                        table = file.read_row_group(group, columns=["id", "url"])
+                        mine = table.filter(pc.is_in(table["id"], wanted)).to_pylist()
+                        found = {row["id"]: str(row["url"]) for row in mine} | found
+        return found
 
     def by(self, one: Planned) -> list[str]:
         """The thresholds a step judged with, and whose artifacts it used."""

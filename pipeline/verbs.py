@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from vlpipe.pipeline import (
     again,
     diff,
+    diff_rows,
     export,
     forget,
     forget_find,
@@ -137,10 +138,10 @@ def diff_command(
     draw(diff.render(diff.diff(left, right, num_examples=num_rows), names))
 
 
-def _side(path: str) -> diff.Side:
+def _side(path: str) -> diff_rows.Side:
     place = records.find_place(path)
     folder = records.need_step(place, path)
-    return diff.Side(place.store, records.read_step(place.store, folder))
+    return diff_rows.Side(place.store, records.read_step(place.store, folder))
 
 
 @app.command("retry")

@@ -15,11 +15,12 @@ from vlpipe.pipeline.receipt import (
     Receipt,
     read_receipt,
     read_rejects,
+    receipt_numbers,
     receipt_path,
     rejects_path,
     shard_path,
 )
-from vlpipe.pipeline.records import SHARD_FILE, StepRecord, read_step, receipt_numbers
+from vlpipe.pipeline.records import SHARD_FILE, StepRecord, read_step
 from vlpipe.pipeline.store import Store
 
 
@@ -136,7 +137,7 @@ def _reject_problems(store: Store, folder: str, receipt: Receipt) -> Iterator[Pr
 
 
 def _heavy_problems(store: Store, receipt: Receipt) -> Iterator[Problem]:
-    for name, path in receipt.shard.heavy:
+    for name, path, _ in receipt.shard.heavy:
         if path != receipt.shard.path and not store.exists(path):
             yield Problem(path, "missing", f"it holds {name} of {receipt.shard.path}")
 

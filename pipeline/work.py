@@ -11,23 +11,20 @@ import errno
 import json
 import os
 import platform
-import shutil
-import tempfile
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault, StepFailed, VlpipeError
+from vlpipe.pipeline.files import here
 from vlpipe.pipeline.receipt import Receipt, read_rejects, shard_path, write_receipt, write_rejects
 from vlpipe.pipeline.shard import (
+    Heavy,
     Out,
     Reject,
     Shard,
@@ -38,11 +35,9 @@ from vlpipe.pipeline.shard import (
     write_shard,
 )
 from vlpipe.pipeline.shared import Address, at
-from vlpipe.pipeline.stage import AheadWork, File, Listing, MapStage, Stage, Work
+from vlpipe.pipeline.source import recorded_hash, running_source
+from vlpipe.pipeline.stage import AheadWork, MapStage, Work
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import replace_files
-
-S = TypeVar("S", bound=Stage)
 
 NOBODYS_ERRNO = {
     errno.ENOSPC,
@@ -70,7 +65,6 @@ class ShardTask:
     folder: str
     key: str
     artifacts_digest: str = ""
-    source: str = ""
     max_reject_rate: float = 0.05
     torch_threads: int = 1
     isolate: bool = False
@@ -93,29 +87,6 @@ def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -
         with at(shared):
             work = stack.enter_context(here(stage).open())
         yield work
-
-
-def here(stage: S) -> S:
-    """The stage with its remote files brought to this machine; they are cached by digest."""
-    return replace_files(stage, lambda _, file: _download(file) if _is_remote(file) else file)
-
-
-def _is_remote(file: File) -> bool:
-    return "://" in file.path and not isinstance(file, Listing)
-
-
-def _download(file: File) -> File:
-    cache = Path(tempfile.gettempdir()) / "vlpipe-files" / file.digest[:32]
-    if not cache.exists():
-        part = Path(f"{cache}.{uuid.uuid4().hex[:8]}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        fs, path = fsspec.core.url_to_fs(file.path)
-        fs.get(path, str(part), recursive=fs.isdir(path))
-        try:
-            part.rename(cache)
-        except OSError:  # another worker was first; its copy is the same
-            shutil.rmtree(part, ignore_errors=True)
-    return dataclasses.replace(file, path=str(cache))
 
 
 def set_torch_threads(num: int) -> None:
@@ -190,19 +161,24 @@ def own_schema(task: ShardTask) -> pa.Schema:
     return pa.schema([f for f in task.schema_out if not (is_heavy(f) and f.name in inherited)])
 
 
-def heavy_pointers(task: ShardTask) -> tuple[tuple[str, str], ...]:
-    """Where each heavy column of the output lies: in this shard when made here, else where the input found it."""
-    if task.stage.FAN_OUT:
-        known: dict[str, str] = {}  # children have ids of their own: nothing to join by
-    else:
-        known = dict(task.input.heavy)
-    here = {name: shard_path(task.folder, task.index) for name in heavy_names(own_schema(task))}
-    return tuple(sorted((n, p) for n, p in {**known, **here}.items() if n in task.schema_out.names))
+def heavy_pointers(task: ShardTask, digest: str = "") -> tuple[Heavy, ...]:
+    """Where each heavy column of the output lies: in this shard when made here, else where the input found it.
+
+    digest: of this shard; empty while it is not written.
+    """
+    inherited = (
+        () if task.stage.FAN_OUT else task.input.heavy
+    )  # children have ids of their own: nothing to join by
+    known = {one.column: one for one in inherited}
+    path = shard_path(task.folder, task.index)
+    known |= {name: Heavy(name, path, digest) for name in heavy_names(own_schema(task))}
+    return tuple(sorted(one for one in known.values() if one.column in task.schema_out.names))
 
 
 def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
     """Make shard `task.index`: rejects, the shard, its receipt. Without `work` the stage is opened here."""
     began = time.time()
+    running_source(task.stage)  # the code as it is now, before any of it runs
     with ExitStack() as stack:
         if work is None:
             work = stack.enter_context(
@@ -218,23 +194,23 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         path = shard_path(task.folder, task.index)
         stats: dict[str, dict[str, Any]] = {}
         shard = write_shard(task.store, path, rows, schema, group_rows, stats)
-        codes = write_rejects(task.store, task.folder, task.index, task.step, rejects)
+        codes, rejects_digest = write_rejects(task.store, task.folder, task.index, task.step, rejects)
     if log:
         lines = "".join(json.dumps(line, sort_keys=True, default=str) + "\n" for line in log)
         task.store.write_bytes(f"{task.folder}/_log/{task.index:06d}.jsonl", lines.encode())
     receipt = Receipt(
         index=task.index,
-        shard=Shard(
-            path=path, num_rows=shard.num_rows, digest=shard.digest, key=task.key, heavy=heavy_pointers(task)
-        ),
+        shard=dataclasses.replace(shard, key=task.key, heavy=heavy_pointers(task, shard.digest)),
         bytes=task.store.size(path),
         rows_in=task.input.num_rows,
         input_digest=task.input.digest,
+        input_heavy=task.input.heavy_digests(task.stage.READS_HEAVY),
         artifacts_digest=task.artifacts_digest,
         rejects=codes,
+        rejects_digest=rejects_digest,
         counts=dict(sorted(counts.items())),
         columns=stats,
-        source=task.source,
+        source=recorded_hash(task.stage),
         run={"seconds": round(time.time() - began, 3), "host": platform.node(), "attempts": task.attempt},
     )
     write_receipt(task.store, task.folder, receipt)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources as packaged
@@ -17,7 +16,8 @@ from typing import Annotated, Any, ClassVar
 import pyarrow as pa
 from pydantic import ConfigDict, Field
 
-from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean
+from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one_line, shown
+from vlpipe.pipeline.hub import HUB_ID
 from vlpipe.pipeline.params import canonical, files_of, find, replace_files, stray_references, validate
 from vlpipe.pipeline.rounds import Written, written_steps
 from vlpipe.pipeline.shard import is_heavy
@@ -25,6 +25,7 @@ from vlpipe.pipeline.stage import File, GatherStage, MapStage, SourceStage, Stag
 from vlpipe.pipeline.yaml_lines import Map, Problem, parse, place
 
 __all__ = [
+    "HUB_ID",
     "Resources",
     "Step",
     "Workflow",
@@ -35,9 +36,9 @@ __all__ = [
     "schemas",
 ]
 
+MAX_CHARS = 1_000_000  # of a workflow file
 STAGES = "vlpipe.stages"
 TOP_KEYS = ("name", "root", "steps", "repeat", "profiles")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +123,7 @@ class Workflow:
             if name in (step.name, _base(step.name)):
                 return step
         known = list(dict.fromkeys(n for s in self.steps for n in (_base(s.name), s.name)))
-        raise VlpipeError(f"{self.path} has no step {name!r}{did_you_mean(name, known)}")
+        raise VlpipeError(f"{self.path} has no step {shown(name)}{did_you_mean(name, known)}")
 
 
 def resolve_workflow(name_or_path: str) -> str:
@@ -141,7 +142,7 @@ def resolve_workflow(name_or_path: str) -> str:
         if os.path.isdir(name_or_path)
         else "is neither a file nor a packaged workflow"
     )
-    raise VlpipeError(f"{name_or_path!r} {what}{near if near.endswith('?') else ''}{listed}")
+    raise VlpipeError(f"{shown(name_or_path, 400)} {what}{near if near.endswith('?') else ''}{listed}")
 
 
 def schemas(workflow: Workflow) -> dict[str, pa.Schema]:
@@ -162,9 +163,15 @@ def _error(path: str, problems: Sequence[Problem]) -> WorkflowError:
 def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read()
+            text = file.read(MAX_CHARS + 1)
     except UnicodeDecodeError as error:
         raise _error(path, [(error.object.count(b"\n", 0, error.start) + 1, "not UTF-8 text")]) from None
+    if len(text) > MAX_CHARS:
+        said = (
+            f"longer than {MAX_CHARS:,} characters; what is long belongs into a file that a parameter names"
+        )
+        raise _error(path, [(1, said)])
+    return text
 
 
 def _description(text: str) -> str:
@@ -175,10 +182,12 @@ def _description(text: str) -> str:
 
 def _check_top(file: Map, problems: list[Problem]) -> None:
     for key, value in file.items():
+        if key.startswith("x-"):  # a place for anchors
+            continue
         if key not in TOP_KEYS:
-            problems.append(file.at[key].problem(f"unknown key {key!r}{did_you_mean(key, TOP_KEYS)}"))
+            problems.append(file.at[key].problem(f"unknown key {shown(key)}{did_you_mean(key, TOP_KEYS)}"))
         elif key in ("name", "root") and not (isinstance(value, str) and value):
-            problems.append(file.at[key].problem(f"{key}: wanted text, got {value!r}"))
+            problems.append(file.at[key].problem(f"{key}: wanted text, got {shown(value)}"))
 
 
 def _base(name: str) -> str:
@@ -210,7 +219,7 @@ def _stage_class(written: Written, problems: list[Problem]) -> type[Stage] | Non
         problems.append(where.problem(f"{written.base}.use: {error}"))
         return None
     if not (issubclass(cls, (MapStage, GatherStage)) and dataclasses.is_dataclass(cls)):
-        text = f"{use!r} is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"
+        text = f"{shown(use, 200)} is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"
         problems.append(where.problem(f"{written.base}.use: {text}"))
         return None
     return cls
@@ -263,16 +272,18 @@ def _check_files(
     def say(path: str, text: str) -> None:
         keys = [int(k) if k.isdigit() else k for k in path.split(".")]
         problems.append(
-            place(written.params, keys, written.params.where).problem(f"{written.base}.{path}: {text}")
+            place(written.params, keys, written.params.where).problem(
+                f"{one_line(f'{written.base}.{path}', 120)}: {text}"
+            )
         )
 
     for path, file in files_of(stage):
         target = stages.get(file.step) if file.step else None
         if target is not None and not issubclass(target, GatherStage):
-            say(path, f"step {_base(str(file.step))!r} ({target.__name__}) makes rows, not artifacts")
+            say(path, f"step {shown(_base(str(file.step)))} ({target.__name__}) makes rows, not artifacts")
         elif file.step is None and file.path and not _is_there(file):
             hub = "; a hub id looks like ORG/NAME" if isinstance(file, Weights) else ""
-            say(path, f"there is no file or folder {file.path!r} (from {os.getcwd()}){hub}")
+            say(path, f"there is no file or folder {shown(file.path, 400)} (from {os.getcwd()}){hub}")
     for path, name in stray_references(stage):
         say(
             path,
@@ -330,8 +341,8 @@ def _check_same(a: str, left: pa.Schema, b: str, right: pa.Schema) -> None:
     for name in sorted({*left.names, *right.names}):
         kinds = [_kind(schema, name) for schema in (left, right)]
         if kinds[0] != kinds[1]:
-            said = f"{kinds[0]} in {_base(a)!r} and {kinds[1]} in {_base(b)!r}"
-            raise VlpipeError(f"the inputs differ: column {name!r} is {said}")
+            said = f"{kinds[0]} in {shown(_base(a))} and {kinds[1]} in {shown(_base(b))}"
+            raise VlpipeError(f"the inputs differ: column {shown(name)} is {said}")
 
 
 def _kind(schema: pa.Schema, name: str) -> str:

@@ -6,13 +6,22 @@ Stricter than YAML 1.1, whose surprises change experiments: a key is always text
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import yaml
 
+from vlpipe.pipeline.errors import one_line, shown
+
 Problem = tuple[int, str]
+
+MAX_NODES = 20_000  # keys, values and items, each alias counted as all it stands for
+MAX_DEPTH = 50
+TOO_MANY = f"more than {MAX_NODES:,} keys and values (an alias counts as all it stands for); long lists belong into files"
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 
 
 class Where(NamedTuple):
@@ -22,7 +31,7 @@ class Where(NamedTuple):
     said: str = ""
 
     def problem(self, text: str) -> Problem:
-        return self.line, f"{self.said}: {text}" if self.said else text
+        return self.line, f"{one_line(self.said, 120)}: {text}" if self.said else text
 
 
 class Map(dict[str, Any]):
@@ -91,12 +100,42 @@ def merge(base: Any, over: Any, top: bool = True) -> Any:
 
 def parse(text: str, problems: list[Problem], said: str = "") -> Any:
     """The value of a YAML text; mistakes go to `problems`. `said` names the place if there are no lines."""
+    plain = _Plain(problems, said)
     try:
         node = yaml.compose(text, Loader=_Loader)
+        return plain.value(node) if node is not None else None
     except yaml.YAMLError as error:
         problems.append(_syntax(error, text, said))
-        return None
-    return _Plain(problems, said).value(node) if node is not None else None
+    except _TooMuch as error:
+        problems.append(plain.where(error.node).problem(error.text))
+    return None
+
+
+def parse_typed(text: str, problems: list[Problem], said: str) -> Any:
+    """The value of what was typed in a shell: as `parse`, but a # in it is no comment."""
+    stand_in = next(chr(n) for n in range(0xE000, 0xF8FF) if chr(n) not in text)
+
+    def back(value: Any) -> Any:
+        if isinstance(value, Map):
+            made = Map(value.where)
+            for key, item in value.items():
+                made.put(back(key), back(item), value.at[key])
+            return made
+        if isinstance(value, Seq):
+            value[:] = [back(item) for item in value]
+        return type(value)(value.replace(stand_in, "#")) if isinstance(value, str) else value
+
+    found: list[Problem] = []
+    value = back(parse(text.replace("#", stand_in), found, said))
+    problems += [(line, problem.replace(stand_in, "#")) for line, problem in found]
+    return value
+
+
+class _TooMuch(Exception):
+    """More than any workflow holds: aliases of aliases, or brackets in brackets."""
+
+    def __init__(self, node: yaml.Node, text: str) -> None:
+        self.node, self.text = node, text
 
 
 def _syntax(error: yaml.YAMLError, text: str, said: str) -> Problem:
@@ -105,17 +144,32 @@ def _syntax(error: yaml.YAMLError, text: str, said: str) -> Problem:
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         return Where(0 if said else line, said).problem(f"not YAML: {getattr(error, 'reason', error)}")
     lines = text.splitlines()
-    shown = lines[mark.line].strip() if mark.line < len(lines) else "the end of the file"
+    there = one_line(lines[mark.line].strip(), 80) if mark.line < len(lines) else "the end of the file"
     why = str(getattr(error, "problem", "") or error)
     if "'\\t'" in why:
         why = "a tab; YAML is indented with spaces"
     return Where(0 if said else mark.line + 1, said).problem(
-        f"not YAML: {why} (column {mark.column + 1}): {shown}"
+        f"not YAML: {why} (column {mark.column + 1}): {there}"
     )
 
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own way)
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = self._num_nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """PyYAML's, which calls itself for what is inside, within bounds."""
+        self._depth, self._num_nodes = self._depth + 1, self._num_nodes + 1
+        if self._depth > MAX_DEPTH or self._num_nodes > MAX_NODES:
+            mark = self.peek_event().start_mark
+            text = TOO_DEEP if self._depth > MAX_DEPTH else TOO_MANY
+            raise _TooMuch(yaml.ScalarNode("", "", mark, mark), text)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -142,11 +196,15 @@ class _Plain:
     def __init__(self, problems: list[Problem], said: str) -> None:
         self.problems, self.said = problems, said
         self._open: list[yaml.Node] = []
+        self._num_nodes = 0
 
     def where(self, node: yaml.Node) -> Where:
         return Where(0, self.said) if self.said else Where(node.start_mark.line + 1)
 
     def value(self, node: yaml.Node) -> Any:
+        self._num_nodes += 1
+        if self._num_nodes > MAX_NODES or len(self._open) > MAX_DEPTH:
+            raise _TooMuch(self._written(node), TOO_MANY if self._num_nodes > MAX_NODES else TOO_DEEP)
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
         if any(node is outer for outer in self._open):
@@ -157,6 +215,12 @@ class _Plain:
         self._open.pop()
         return value
 
+    def _written(self, node: yaml.Node) -> yaml.Node:
+        """The last node on the way to this one that was reached through no alias."""
+        way = [*self._open, node]
+        back = (i for i in range(1, len(way)) if way[i].start_mark.index < way[i - 1].start_mark.index)
+        return way[next(back, len(way)) - 1]
+
     def mapping(self, node: yaml.MappingNode) -> Map:
         made = Map(self.where(node))
         for key_node, value_node in node.value:
@@ -165,11 +229,14 @@ class _Plain:
                 self.problems.append(where.problem("a key must be a word"))
                 continue
             key = str(key_node.value)  # `on:` and `1:` are the texts they look like
+            if SURROGATE.search(key):
+                self.problems.append(where.problem(f"key {shown(key)} holds half a character (a surrogate)"))
+                continue
             if key == "<<" and key_node.style is None:
                 continue
             if key in made:
                 first = "" if self.said else f"; first on line {made.at[key].line}"
-                self.problems.append(where.problem(f"key {key!r} is there twice{first}"))
+                self.problems.append(where.problem(f"key {shown(key)} is there twice{first}"))
                 continue
             made.put(key, self.value(value_node), where)
         for merged in (
@@ -179,15 +246,16 @@ class _Plain:
         return made
 
     def merge_in(self, made: Map, node: yaml.Node) -> None:
-        """`<<: *other`: the keys of another mapping that are not given here."""
-        other = self.value(node)
-        if not isinstance(other, Map):
-            self.problems.append(
-                self.where(node).problem("<<: wanted a mapping to take keys from, such as *NAME")
-            )
-            return
-        for key in (k for k in other if k not in made):
-            made.put(key, other[key], other.at[key])
+        """`<<: *other` or `<<: [*one, *two]`: the keys of other mappings that are not given here; the first one's count."""
+        many = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        for each in many:
+            other = self.value(each)
+            if not isinstance(other, Map):
+                text = "<<: wanted a mapping to take keys from, such as *NAME, or a list of them"
+                self.problems.append(self.where(each).problem(text))
+                return
+            for key in (k for k in other if k not in made):
+                made.put(key, other[key], other.at[key])
 
     def sequence(self, node: yaml.Node) -> Seq:
         made = Seq()
@@ -201,10 +269,15 @@ class _Plain:
             hint = f'write true or false, or "{text}" in quotes for the text'
             return self.refuse(node, f"bare {text} is a boolean in some YAML and text in others; {hint}")
         try:
-            return _SCALARS[tag][2](text)
+            value = _SCALARS[tag][2](text)
         except (KeyError, ValueError):
-            return self.refuse(node, f"tag {node.tag} cannot make {text!r}; leave the tag out")
+            return self.refuse(node, f"tag {shown(node.tag)} cannot make {shown(text)}; leave the tag out")
+        if value in (math.inf, -math.inf):
+            return self.refuse(node, f"{shown(text)} is more than a number can be")
+        if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
+            return self.refuse(node, f"{shown(text)} holds half a character (a surrogate), which is no text")
+        return value
 
     def refuse(self, node: yaml.ScalarNode, text: str) -> Refused:
         self.problems.append(self.where(node).problem(text))
-        return Refused(node.value)
+        return Refused(SURROGATE.sub("?", node.value))

@@ -45,6 +45,7 @@ class Caption(MapStage):
     or batch they are the same. A caption without a word stays in sight, kept False, why `empty`.
     """
 
+    NAME: ClassVar[str] = "caption.generate:Caption"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True

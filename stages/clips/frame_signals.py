@@ -70,6 +70,7 @@ class FrameSignals(MapStage):
     RowFault: those of `video.decode`.
     """
 
+    NAME: ClassVar[str] = "clips.frame_signals:FrameSignals"
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
 
     videos: VideosRoot

@@ -36,6 +36,7 @@ class ClipFrames(MapStage):
     the end of its video has fewer frames.
     """
 
+    NAME: ClassVar[str] = "clips.frames:ClipFrames"
     FAN_OUT: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
 

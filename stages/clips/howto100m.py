@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -34,6 +34,8 @@ class HowTo100M(Pairing):
     min_time_s: Annotated[float, Field(ge=0)] = 5.0
     min_words: Annotated[int, Field(ge=0)] = 0
     num_clips: NumClips | None = None
+
+    NAME: ClassVar[str] = "clips.howto100m:HowTo100M"
 
     def pairs(
         self, captions: Sequence[Caption], duration_s: float, rng: np.random.Generator

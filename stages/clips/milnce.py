@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -33,6 +33,8 @@ class MilNce(Pairing):
     num_candidates: Annotated[int, Field(ge=1)] = 5
     clip_s: Annotated[float, Field(gt=0)] | None = None
     num_clips: NumClips | None = None
+
+    NAME: ClassVar[str] = "clips.milnce:MilNce"
 
     def pairs(
         self, captions: Sequence[Caption], duration_s: float, rng: np.random.Generator

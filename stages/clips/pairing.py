@@ -61,6 +61,7 @@ class Pairing(MapStage):
     sources, lang: which track (see `captions.pick_track`). seed: draws for a video come from (seed, its id) alone.
     """
 
+    NAME: ClassVar[str] = "clips.pairing:Pairing"
     FAN_OUT: ClassVar[bool] = True
 
     sources: tuple[str, ...] = SOURCES

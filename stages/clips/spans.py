@@ -30,6 +30,7 @@ class SpanClips(MapStage):
     by: video_id, start: start, end: end, text: text. Rejects (filtered): no_span (none, or only ones without time or text).
     """
 
+    NAME: ClassVar[str] = "clips.spans:SpanClips"
     FAN_OUT: ClassVar[bool] = True
 
     spans: File

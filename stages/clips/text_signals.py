@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,6 +40,8 @@ class TextSignals(MapStage):
     """
 
     ngram: Annotated[int, Field(ge=1)] = 3
+
+    NAME: ClassVar[str] = "clips.text_signals:TextSignals"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "clips.text_signals", texts=TEXTS, start_s=pa.float64(), end_s=pa.float64())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -33,6 +33,8 @@ class UniVL(Pairing):
     min_words: Annotated[int, Field(ge=0)] = 0
     max_seconds: Annotated[int, Field(ge=1)] = 64
     num_clips: NumClips | None = None
+
+    NAME: ClassVar[str] = "clips.univl:UniVL"
 
     def pairs(
         self, captions: Sequence[Caption], duration_s: float, rng: np.random.Generator

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -27,6 +27,8 @@ class VideoBert(Pairing):
 
     max_gap_s: Annotated[float, Field(ge=0)] = 1.0
     max_words: Annotated[int, Field(ge=1)] = 20
+
+    NAME: ClassVar[str] = "clips.videobert:VideoBert"
 
     def units(self, captions: Sequence[Caption]) -> Sequence[Caption]:
         return sentences(captions, self.max_gap_s, self.max_words)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -33,6 +33,8 @@ class VideoClip(Pairing):
     min_seconds: Annotated[int, Field(ge=1)] = 3
     max_seconds: Annotated[int, Field(ge=1)] = 32
     num_clips: NumClips | None = 16
+
+    NAME: ClassVar[str] = "clips.videoclip:VideoClip"
 
     def preflight(self) -> list[str]:
         problems = super().preflight()

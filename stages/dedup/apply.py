@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,8 @@ class DropDuplicates(MapStage):
 
     decisions: File
     merge_texts: bool = False
+
+    NAME: ClassVar[str] = "dedup.apply:DropDuplicates"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.apply", id=pa.string())

@@ -52,6 +52,7 @@ class Decide(GatherStage):
     keep: Keep | None = None
     merge_texts: bool = False
 
+    NAME: ClassVar[str] = "dedup.decide:Decide"
     VERSION: ClassVar[int] = 3
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

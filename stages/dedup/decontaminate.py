@@ -61,6 +61,7 @@ class Decontaminate(GatherStage):
     ngram_words: Annotated[int, Field(ge=1)] = 8
     min_words: Annotated[int, Field(ge=1)] = 5
 
+    NAME: ClassVar[str] = "dedup.decontaminate:Decontaminate"
     VERSION: ClassVar[int] = 2
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

@@ -57,6 +57,7 @@ class ExactDuplicates(GatherStage):
     max_colour_gap: Annotated[int, Field(ge=0, le=255)] = 16
     against: File | None = None
 
+    NAME: ClassVar[str] = "dedup.exact:ExactDuplicates"
     VERSION: ClassVar[int] = 3
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

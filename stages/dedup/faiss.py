@@ -72,6 +72,7 @@ class FaissDuplicates(GatherStage):
     probes: Annotated[int, Field(ge=1)] = 64
     seed: int = 0
 
+    NAME: ClassVar[str] = "dedup.faiss:FaissDuplicates"
     VERSION: ClassVar[int] = 3
     TORCH: ClassVar[bool] = True
 

@@ -53,6 +53,7 @@ class PictureLooks(MapStage):
     3 ms of one core for 640 x 480. No row is dropped: what cannot be decoded is compared by its bytes only.
     """
 
+    NAME: ClassVar[str] = "dedup.looks:PictureLooks"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

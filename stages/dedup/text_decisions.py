@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -56,6 +56,8 @@ class DropTexts(MapStage):
     """
 
     decisions: File
+
+    NAME: ClassVar[str] = "dedup.text_decisions:DropTexts"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.text_decisions", id=pa.string(), texts=TEXTS)

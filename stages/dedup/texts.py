@@ -46,6 +46,7 @@ class TextDuplicates(GatherStage):
     threshold: Annotated[float, Field(gt=0, le=1)] | None = 0.8
     sources: tuple[str, ...] = ("web",)
 
+    NAME: ClassVar[str] = "dedup.texts:TextDuplicates"
     VERSION: ClassVar[int] = 1
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

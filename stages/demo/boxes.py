@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -25,6 +25,8 @@ class TrueBoxes(MapStage):
     """
 
     truth: File
+
+    NAME: ClassVar[str] = "demo.boxes:TrueBoxes"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         size = {"width": pa.int32(), "height": pa.int32()}

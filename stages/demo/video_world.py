@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -112,6 +112,8 @@ class VideoWorld(GatherStage):
     silent: Share = 0.1
     corrupt: Share = 0.03
     max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # one lag for each film, from -1 s to this
+
+    NAME: ClassVar[str] = "demo.video_world:VideoWorld"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return pa.schema([])

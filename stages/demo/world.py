@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -83,6 +83,8 @@ class World(GatherStage):
     duplicates: Share = 0.06
     dead: Share = 0.01
     corrupt: Share = 0.01
+
+    NAME: ClassVar[str] = "demo.world:World"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return pa.schema([])

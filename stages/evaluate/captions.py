@@ -31,6 +31,7 @@ class Captions(GatherStage):
     and 20 count 4 of [DEC] and "a picture of").
     """
 
+    NAME: ClassVar[str] = "evaluate.captions:Captions"
     TORCH: ClassVar[bool] = True
 
     model: Weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -21,6 +22,8 @@ class Compare(GatherStage):
 
     arms: dict[str, list[str]]
     only: tuple[str, ...] = field(default=())
+
+    NAME: ClassVar[str] = "evaluate.compare:Compare"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "Compare", name=pa.string(), value=pa.float64())

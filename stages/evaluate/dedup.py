@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -24,6 +24,8 @@ class DedupTruth(GatherStage):
     """
 
     truth: File
+
+    NAME: ClassVar[str] = "evaluate.dedup:DedupTruth"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "evaluate.dedup", url=pa.string())

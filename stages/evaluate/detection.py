@@ -50,6 +50,7 @@ class DetectionScores(GatherStage):
     attribute_right: of detections on a true box with attributes, how many name one of them. num_rows: true boxes counted.
     """
 
+    NAME: ClassVar[str] = "evaluate.detection:DetectionScores"
     TORCH: ClassVar[bool] = True
 
     detector: Weights

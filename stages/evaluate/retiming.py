@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,8 @@ class RetimingTruth(GatherStage):
     videos: File
     seen: File
     said: File
+
+    NAME: ClassVar[str] = "evaluate.retiming:RetimingTruth"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         columns = {"video": pa.string(), "cues": CUES, "cue_shift_s": SCORES, "cue_score": SCORES}

@@ -39,6 +39,7 @@ class Retrieval(GatherStage):
     only.
     """
 
+    NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
     TORCH: ClassVar[bool] = True
 
     model: Weights

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,6 +40,8 @@ class FilterTruth(GatherStage):
     """
 
     truth: File
+
+    NAME: ClassVar[str] = "evaluate.truth:FilterTruth"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "evaluate.truth", url=pa.string(), texts=TEXTS)

@@ -57,6 +57,7 @@ class WriteWebdataset(GatherStage):
     texts: Literal["best", "all", "first"] = "best"
     sources: tuple[Literal["web", "synth", "human"], ...] | None = None
 
+    NAME: ClassVar[str] = "export.webdataset:WriteWebdataset"
     COPIES: ClassVar[bool] = True
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

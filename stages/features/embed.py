@@ -37,6 +37,7 @@ class Embed(MapStage):
     dim: D, needed when the model does not exist yet (`model: {from: pretrain}`); its `embed_dim`.
     """
 
+    NAME: ClassVar[str] = "features.embed:Embed"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True

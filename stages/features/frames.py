@@ -40,6 +40,7 @@ class FrameFeatures(MapStage):
     `video.decode`; a clip is not blamed for damage behind it.
     """
 
+    NAME: ClassVar[str] = "features.frames:FrameFeatures"
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})

@@ -56,6 +56,7 @@ class Features2d3d(MapStage):
     weights_2d: torchvision's ResNet-152; weights_3d: kenshohara's `resnext-101-kinetics`. The rest as in `features.s3d`.
     """
 
+    NAME: ClassVar[str] = "features.howto100m_2d3d:Features2d3d"
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})

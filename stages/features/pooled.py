@@ -30,6 +30,7 @@ class PoolWindows(MapStage):
     zero or cancel out.
     """
 
+    NAME: ClassVar[str] = "features.pooled:PoolWindows"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("s3d",)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

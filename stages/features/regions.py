@@ -49,6 +49,7 @@ class RegionFeatures(MapStage):
     Codes: those of `stages.pixels`, no_regions.
     """
 
+    NAME: ClassVar[str] = "features.regions:RegionFeatures"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True

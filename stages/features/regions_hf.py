@@ -48,6 +48,7 @@ class HFRegionFeatures(MapStage):
     min_regions, max_regions, confidence: the likeliest queries are kept, those of at least `confidence` within the limits.
     """
 
+    NAME: ClassVar[str] = "features.regions_hf:HFRegionFeatures"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True

@@ -25,7 +25,7 @@ class RegionStore:
         self._place: dict[str, tuple[str, int, int]] = {}  # id -> (path, row group, row)
         self._groups: OrderedDict[tuple[str, int], tuple[int, list[Arrays]]] = OrderedDict()
         for shard in data.shards:
-            path = dict(shard.heavy).get(column, shard.path)
+            path = shard.heavy_paths.get(column, shard.path)
             self._index(path, self._listed(shard.path) if path != shard.path else None)
 
     def _listed(self, path: str) -> list[str]:

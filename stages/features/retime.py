@@ -51,6 +51,7 @@ class RetimeCues(MapStage):
     model, words, max_words, encoder: as in `features.video_text`; the video rows have `s3d` or `frame_feats`.
     """
 
+    NAME: ClassVar[str] = "features.retime:RetimeCues"
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})

@@ -71,6 +71,7 @@ class S3dFeatures(MapStage):
     deadline_s: of decoding one video.
     """
 
+    NAME: ClassVar[str] = "features.s3d:S3dFeatures"
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})

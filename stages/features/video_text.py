@@ -48,6 +48,7 @@ class ClipTextScore(MapStage):
     threshold for another. max_words: of a text, in words of the list (20 in MIL-NCE's training) or the model's tokens.
     """
 
+    NAME: ClassVar[str] = "features.video_text:ClipTextScore"
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})

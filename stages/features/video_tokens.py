@@ -50,6 +50,7 @@ class FitVideoTokens(GatherStage):
     All rows must have features of the same weights.
     """
 
+    NAME: ClassVar[str] = "features.video_tokens:FitVideoTokens"
     TORCH: ClassVar[bool] = True  # FAISS takes torch's number of threads
 
     k: Annotated[int, Field(ge=2)] = 12
@@ -105,6 +106,7 @@ class VideoTokens(MapStage):
     tree: `{from: fit, path: tree}`. An error when a row's features are of other weights than those of the tree.
     """
 
+    NAME: ClassVar[str] = "features.video_tokens:VideoTokens"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("s3d",)
 
     tree: File

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,8 @@ class CountEntries(GatherStage):
 
     entries: File
     sources: tuple[str, ...] = ("web",)
+
+    NAME: ClassVar[str] = "filter.balance:CountEntries"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.balance", texts=TEXTS)
@@ -78,6 +80,8 @@ class DrawEntries(MapStage):
     t: Annotated[int, Field(ge=1)] = 20_000
     seed: int = 0
     sources: tuple[str, ...] = ("web",)
+
+    NAME: ClassVar[str] = "filter.balance:DrawEntries"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.balance", id=pa.string(), texts=TEXTS)

@@ -45,6 +45,7 @@ class CleanTexts(MapStage):
     sources: tuple[str, ...] = ("web",)
     max_chars: Annotated[int, Field(ge=1)] = 2000
 
+    NAME: ClassVar[str] = "filter.clean:CleanTexts"
     VERSION: ClassVar[int] = 2
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

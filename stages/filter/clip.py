@@ -37,6 +37,7 @@ class ClipScore(MapStage):
     rules call it; the hub id or the folder's name when left out.
     """
 
+    NAME: ClassVar[str] = "filter.clip:ClipScore"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,8 @@ class CountTexts(GatherStage):
     """
 
     sources: tuple[str, ...] = ("web",)
+
+    NAME: ClassVar[str] = "filter.frequency:CountTexts"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.frequency", texts=TEXTS)
@@ -111,6 +114,8 @@ class TextCounts(MapStage):
 
     counts: File
     sources: tuple[str, ...] = ("web",)
+
+    NAME: ClassVar[str] = "filter.frequency:TextCounts"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.frequency", id=pa.string(), texts=TEXTS)

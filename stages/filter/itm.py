@@ -47,6 +47,7 @@ class ItmFilter(MapStage):
     this is F, without this step C.
     """
 
+    NAME: ClassVar[str] = "filter.itm:ItmFilter"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True

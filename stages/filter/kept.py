@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,8 @@ class KeepMatched(MapStage):
 
     The others keep all their texts, the dropped ones with their reason.
     """
+
+    NAME: ClassVar[str] = "filter.kept:KeepMatched"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.kept", id=pa.string(), texts=TEXTS)

@@ -39,6 +39,7 @@ class Language(MapStage):
     hub id or the folder's name when left out. max_length: tokens, transformers only.
     """
 
+    NAME: ClassVar[str] = "filter.language:Language"
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})

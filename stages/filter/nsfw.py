@@ -29,6 +29,7 @@ class ImageClassifier(MapStage):
     encoder: what rules call it; the hub id or the folder's name when left out. No model comes with vlpipe.
     """
 
+    NAME: ClassVar[str] = "filter.nsfw:ImageClassifier"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True

@@ -46,6 +46,7 @@ class Rules(MapStage):
         init=False, default=()
     )  # what the above comes to, without words: it is in the key
 
+    NAME: ClassVar[str] = "filter.rules:Rules"
     VERSION: ClassVar[int] = 2  # 2: rejects say values
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"preset", "rules", "skip"})
 

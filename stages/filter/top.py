@@ -41,6 +41,7 @@ class TopCut(GatherStage):
     score are never in, but count as rows. Memory: 8 bytes per row, and a hash for each that ties at the cut and is in.
     """
 
+    NAME: ClassVar[str] = "filter.top:TopCut"
     VERSION: ClassVar[int] = 2
 
     column: str
@@ -78,6 +79,7 @@ class TopCut(GatherStage):
 class InTop(MapStage):
     """Add `in_top`: bool. cut: `{from: STEP, path: cut.json}` of a `TopCut` over the same rows; column: as there."""
 
+    NAME: ClassVar[str] = "filter.top:InTop"
     VERSION: ClassVar[int] = 2
 
     column: str

@@ -122,6 +122,7 @@ class DropBlocked(MapStage):
     that no fetcher of ours brought. Reads bytes, decodes nothing. What is stored above stays: `vlpipe forget` removes it.
     """
 
+    NAME: ClassVar[str] = "ingest.blocklist:DropBlocked"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
 
     blocklist: File

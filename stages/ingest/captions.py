@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -20,6 +21,8 @@ class CaptionsJsonl(FolderSource):
 
     captions: ListFile
     source: str = "captions"
+
+    NAME: ClassVar[str] = "ingest.captions:CaptionsJsonl"
 
     def rows(self) -> Iterator[pa.Table]:
         images = read_captions(self.captions.path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -25,6 +25,8 @@ class CocoCaptions(FolderSource):
     annotations: ListFile
     source: str = "coco"
 
+    NAME: ClassVar[str] = "ingest.coco:CocoCaptions"
+
     def rows(self) -> Iterator[pa.Table]:
         images = read_captions(self.annotations.path, "file_name")
         yield from captioned_rows(images, source=self.source, text_source="human")
@@ -36,6 +38,8 @@ class CocoUrls(Fetching):
 
     annotations: ListFile
     source: str = "coco"
+
+    NAME: ClassVar[str] = "ingest.coco:CocoUrls"
 
     def rows(self) -> Iterator[pa.Table]:
         images = read_captions(self.annotations.path, "coco_url")

@@ -50,6 +50,7 @@ def captioned_rows(images: Iterable[Captioned], *, source: str, text_source: str
 class FolderSource(SourceStage):
     """`url` is the path of a file below `images`. Codes: no_file, bad_path, and those of `stages.pixels`."""
 
+    NAME: ClassVar[str] = "ingest.folder:FolderSource"
     VERSION: ClassVar[int] = 2  # 2: transparent images, JPEGs of too many scans
 
     images: File

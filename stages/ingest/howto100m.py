@@ -61,6 +61,7 @@ class HowTo100M(VideoSource):
     duplicate_captions, bad_line, and those of `ingest.video_download`.
     """
 
+    NAME: ClassVar[str] = "ingest.howto100m:HowTo100M"
     # Where the files lie and how they come there; a row names its file's size and sha256.
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos", "download"}
 

@@ -73,6 +73,7 @@ class Fetching(SourceStage):
     the first word of `user_agent`. resize: store smaller images; without it no byte is changed.
     """
 
+    NAME: ClassVar[str] = "ingest.images:Fetching"
     # 2: opt-outs, transparent images, JPEGs of too many scans; 3: another filter for `resize`
     VERSION: ClassVar[int] = 3
     # Link rot: of published lists, 33 to 94 % of the images are still there.
@@ -185,6 +186,8 @@ class FetchImages(Fetching):
     bad_lines: Literal["stop", "reject"] = "stop"
     text_source: Literal["web", "human"] = "web"
     engine: Literal["vlpipe", "img2dataset"] = "vlpipe"
+
+    NAME: ClassVar[str] = "ingest.images:FetchImages"
 
     def preflight(self) -> builtins.list[str]:
         if self.list.step is None:

@@ -44,6 +44,7 @@ class FromImg2dataset(SampleFolder):
     row while writing it), bad_text, no_image, and those of `stages.pixels`.
     """
 
+    NAME: ClassVar[str] = "ingest.img2dataset:FromImg2dataset"
     VERSION: ClassVar[int] = 2
 
     source: str = "img2dataset"

@@ -55,6 +55,7 @@ class Img2datasetFetch(SourceStage):
     Codes: those of `ingest.images`, img2dataset_error (a text that is not known, in the detail).
     """
 
+    NAME: ClassVar[str] = "ingest.img2dataset_engine:Img2datasetFetch"
     MAX_REJECT_RATE: ClassVar[float] = 0.9
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"concurrency", "timeout_s", "retries", "user_agent_token"}

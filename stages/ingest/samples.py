@@ -60,6 +60,7 @@ class Sample(NamedTuple):
 class SampleFolder(SourceStage):
     """What the stages that read such a folder have in common; they differ in how they find its samples."""
 
+    NAME: ClassVar[str] = "ingest.samples:SampleFolder"
     MAX_REJECT_RATE: ClassVar[float] = 0.9  # link rot
 
     folder: File

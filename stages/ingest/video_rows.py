@@ -51,6 +51,7 @@ class VideoSource(SourceStage):
     Counts: cues dropped or repaired, by reason; cues_past_end are dropped, cues_cut_at_end end with the video.
     """
 
+    NAME: ClassVar[str] = "ingest.video_rows:VideoSource"
     MAX_REJECT_RATE: ClassVar[float] = 0.9  # link rot: of HowTo100M's videos many are gone
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"probe_timeout_s", "probe_memory_mb"})
 

@@ -86,6 +86,7 @@ class VideoUrls(VideoSource):
     The cues are those of a text track in the file. More codes: those of `ingest.images:FetchImages` but for decoding.
     """
 
+    NAME: ClassVar[str] = "ingest.video_urls:VideoUrls"
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos"}
 
     list: ListFile

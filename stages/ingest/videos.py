@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
 
@@ -60,6 +60,8 @@ class Videos(VideoSource):
     encoding: str = OTHERWISE
     endings: tuple[str, ...] = ENDINGS
     subtitle_endings: tuple[str, ...] = SUBTITLES
+
+    NAME: ClassVar[str] = "ingest.videos:Videos"
 
     def row_schema(self) -> pa.Schema:
         return FOUND

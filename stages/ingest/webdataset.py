@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.stages.ingest import tars
@@ -36,6 +36,8 @@ class FromWebdataset(SampleFolder):
     caption: str = "caption"
     no_text: Literal["reject", "keep"] = "reject"
     key_ends: tars.KeyEnds = "first_dot"
+
+    NAME: ClassVar[str] = "ingest.webdataset:FromWebdataset"
 
     def samples(self) -> Iterator[Sample]:
         for path in tars_in(Path(self.folder.path)):

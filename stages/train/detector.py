@@ -27,6 +27,7 @@ class TrainDetector(GatherStage, Optimisation):
     same bytes. Losses: rpn_objectness, rpn_box, roi_class, roi_box (Faster R-CNN), roi_attributes (bottom-up attention).
     """
 
+    NAME: ClassVar[str] = "train.detector:TrainDetector"
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "loader_threads"})

@@ -159,7 +159,7 @@ def flipped(target: Target, width: int) -> Target:
 
 def read_unit(unit: Unit) -> list[Labelled]:
     """A row group's images and objects; images are joined by id where another shard holds them."""
-    image_at = dict(unit.shard.heavy).get("image")
+    image_at = unit.shard.heavy_paths.get("image")
     columns = ["id", "objects", *([] if image_at else ["image"])]
     with open_parquet(unit.store, unit.shard.path) as file:
         table = file.read_row_group(unit.group, columns=columns)

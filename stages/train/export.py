@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
@@ -35,6 +35,8 @@ class ExportHF(GatherStage):
 
     model: Weights
     kind: Literal["captioner", "retrieval"]
+
+    NAME: ClassVar[str] = "train.export:ExportHF"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return EXPORTED

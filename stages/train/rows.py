@@ -126,7 +126,7 @@ def scan(dataset: Dataset, per: Literal["pairs", "images"]) -> tuple[list[Unit],
 
 def read_unit(unit: Unit) -> Rows:
     columns = ["id", "texts", *(["sha256"] if unit.has_sha256 else [])]
-    image_at = dict(unit.shard.heavy).get("image")
+    image_at = unit.shard.heavy_paths.get("image")
     with open_parquet(unit.store, unit.shard.path) as file:
         table = file.read_row_group(unit.group, columns=columns if image_at else [*columns, "image"])
     texts = usable(table["texts"])

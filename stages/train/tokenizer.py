@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -24,6 +25,8 @@ class TrainTokenizer(GatherStage):
 
     vocab_size: int = 30522  # bert-base-uncased's; fewer tokens come out when the texts have fewer
     vocab: File | None = None  # a vocab.txt, one token per line, to take instead
+
+    NAME: ClassVar[str] = "train.tokenizer:TrainTokenizer"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "TrainTokenizer", texts=TEXTS)

@@ -26,6 +26,7 @@ class Train(GatherStage, Recipe):
     machines the root must be a folder that all of them see.
     """
 
+    NAME: ClassVar[str] = "train.train:Train"
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(

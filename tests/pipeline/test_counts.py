@@ -9,7 +9,8 @@ import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import run
 
-from vlpipe.pipeline.receipt import Receipt, read_manifest
+from vlpipe.pipeline.manifest import read_manifest
+from vlpipe.pipeline.receipt import Receipt
 from vlpipe.pipeline.store import Store
 
 TEXT = """

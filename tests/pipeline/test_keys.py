@@ -27,7 +27,6 @@ def test_a_folder_is_its_files_links_to_files_and_nothing_else(tmp_path: Path) -
     digests = FileDigests(Store(str(tmp_path / "root")))
     assert digests.of(str(folder)) == sha256_json("tree", listing)
     assert digests.of(str(folder / "a.jpg")) == sha256(b"a")
-    assert digests.of("some/model") == "hub:some/model"
 
 
 def test_a_file_is_read_again_when_its_size_or_time_changed(tmp_path: Path) -> None:

@@ -20,13 +20,13 @@ def test_a_run_leaves_exactly_these_files(tmp_path: Path) -> None:
         if "/" in path:
             names[path.partition("-")[0]].add(path.partition("/")[2])
     shards = {f"{k:06d}.parquet" for k in range(4)} | {f"_receipts/{k:06d}.json" for k in range(4)}
-    assert names["scale"] == shards | {"manifest.json", "_shards.parquet"}
+    assert names["scale"] == shards | {"_step.json", "manifest.json", "_shards.parquet"}
     assert names["every"] == names["scale"] | {f"_rejects/{k:06d}.parquet" for k in range(4)}
     assert names["sum"] == {
-        *("000000.parquet", "_receipts/000000.json", "manifest.json", "_shards.parquet"),
+        *("000000.parquet", "_receipts/000000.json", "_step.json", "manifest.json", "_shards.parquet"),
         *("artifacts/sum.json", "_log/said.txt"),
     }
-    assert [p for p in left(tmp_path / "root") if "/" not in p] == ["_steps.json"]
+    assert [p for p in left(tmp_path / "root") if "/" not in p] == ["_format.json", "_steps.json"]
     assert rows(tmp_path, steps["payload"])["n"].to_pylist() == [0, 4, 8, 12, 16]
     assert set(rows(tmp_path, steps["payload"])["total"].to_pylist()) == {0 + 4 + 8 + 12 + 16}
 
@@ -82,7 +82,7 @@ def test_heavy_columns_are_written_once_and_joined_where_read(tmp_path: Path) ->
     assert table["size"].to_pylist() == [len(p) for p in table["payload"].to_pylist()]
     for name in ("scale", "every", "add", "payload"):
         assert "payload" not in rows(tmp_path, steps[name]).schema.names
-        assert dict(steps[name].shards[0].heavy)["payload"].startswith("numbers-")
+        assert steps[name].shards[0].heavy_paths["payload"].startswith("numbers-")
 
 
 def test_a_longer_list_keeps_the_shards_it_shares(tmp_path: Path) -> None:

@@ -110,8 +110,8 @@ def test_damaged_records_are_one_sentence(tmp_path: Path) -> None:
     runs("run", "--local")
     (runs.step("every") / "manifest.json").write_text("{")
     (error,) = vlpipe("show", runs.step("every"), code=1)
-    assert error.startswith(f"the records of {runs.step('every')} cannot be read")
-    assert error.endswith("`vlpipe verify` lists what is damaged")
+    assert f"{runs.step('every')}/manifest.json is damaged" in error
+    assert error.endswith("`vlpipe verify` says what else is, and what to do")
 
 
 def test_status_of_half_a_run(tmp_path: Path) -> None:

@@ -3,10 +3,16 @@
 import json
 import re
 from pathlib import Path
+from typing import IO, ClassVar
 
 import pytest
 from cli_helpers import Runs
 from forget_toys import CHAIN, row_id, url
+
+from vlpipe.pipeline.history import history
+from vlpipe.pipeline.plan import plan
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.workflow import Workflow
 
 TEXT = """
 name: pages
@@ -49,6 +55,35 @@ def test_a_row_from_its_url_to_its_children(pages: Runs) -> None:
         "split       split/000001.parquet",
         "    2 row(s) made from it: page00000002-b/x, page00000002-b/y",
     ]
+
+
+class Counting(Store):
+    """Notes which files are opened."""
+
+    opened: ClassVar[list[str]] = []
+
+    def open(self, rel: str) -> IO[bytes]:
+        self.opened.append(rel)
+        return super().open(rel)
+
+
+def test_the_urls_of_all_twins_are_looked_up_in_one_pass(tmp_path: Path) -> None:
+    text = """
+steps:
+  pages: {use: "verb_toys:Pages", num_rows: 12, shard_rows: 6}
+  twins: {use: "look_toys:Twins", from: pages}
+"""
+    runs = Runs(tmp_path, text)
+    runs("run", "--local")
+    store = Counting(str(runs.root))
+    steps = plan(Workflow.load(str(runs.file), root=str(runs.root)), store)
+    Counting.opened.clear()
+    told = history(steps, store, "page00000005-b").events[-1].lines[0]
+    assert [f"http://x.test/{n}.jpg)" in told for n in range(6, 10)] == [True] * 4
+    listed = [
+        name for name in Counting.opened if name.startswith("pages.rows-") and name.endswith("0.parquet")
+    ]
+    assert len(listed) <= 3  # to find the row, to follow it, to look up the others
 
 
 def test_a_child_begins_with_the_history_of_its_parent(pages: Runs) -> None:

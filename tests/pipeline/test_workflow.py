@@ -320,4 +320,4 @@ def test_merge_keys_take_over_what_is_not_given(tmp_path: Path) -> None:
     assert value["b"].at["x"].line == 1
     assert not problems
     parse("b:\n  <<: 3\n", problems)
-    assert problems == [(2, "<<: wanted a mapping to take keys from, such as *NAME")]
+    assert problems == [(2, "<<: wanted a mapping to take keys from, such as *NAME, or a list of them")]

@@ -26,6 +26,7 @@ class Pages(SourceStage):
     """Rows with a url (one of them twice) and one text each."""
 
     num_rows: int = 10
+    word: str = "text"
 
     def row_schema(self) -> pa.Schema:
         return pa.schema([("id", pa.string()), ("url", pa.string()), ("texts", TEXTS)])
@@ -35,7 +36,7 @@ class Pages(SourceStage):
             {
                 "id": page_id(n),
                 "url": f"http://x.test/{min(n, self.num_rows - 2)}.jpg",
-                "texts": [{"text": f"text {n}", "score": None, "kept": None}],
+                "texts": [{"text": f"{self.word} {n}", "score": None, "kept": None}],
             }
             for n in range(self.num_rows)
         ]

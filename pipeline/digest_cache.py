@@ -1,0 +1,112 @@
+"""Content digests of outside files, kept per user for as long as there is no root that could keep them.
+
+Without it each `vlpipe plan` before the first run hashes every list and every folder of weights anew (4 s for 3 GB).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+from vlpipe.pipeline.errors import VlpipeWarning
+
+MAX_FILES = 200_000  # about 40 MB of JSON; the files looked up longest ago go first
+RECENT_S = 2.0  # a file written just now may change again within one tick of its clock
+
+
+def private_folder() -> Path:
+    """`$XDG_CACHE_HOME/vlpipe`, or `~/.cache/vlpipe`; made if need be, and only its owner may enter it.
+
+    OSError: it cannot be made, or is another user's.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"  # a relative one is to be ignored
+    folder = home / "vlpipe"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user")
+    folder.chmod(0o700)
+    return folder
+
+
+class DigestCache:
+    """sha256 by path, size and mtime. What it cannot read it makes anew, with a warning; the digests then cost time only."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, list[Any]] = {}
+        self._new: dict[str, list[Any]] = {}
+        self._path: Path | None = None
+        try:
+            self._path = private_folder() / "digests.json"
+            self._files = _read(self._path)
+        except FileNotFoundError:
+            return
+        except ValueError as error:
+            _warn(f"{self._path} is damaged and is made anew: {error}")
+        except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+            _warn(f"digests of files cannot be kept for the next time: {error}")
+            self._path = None
+
+    def get(self, path: str, size: int, mtime_ns: int) -> str | None:
+        """The digest of a file that is still the same; None: hash it, and `put` it."""
+        known = self._files.get(path)
+        if known is None or known[:2] != [size, mtime_ns]:
+            return None
+        self._new.setdefault(path, known)
+        return str(known[2])
+
+    def put(self, path: str, size: int, mtime_ns: int, digest: str) -> None:
+        if abs(time.time() - mtime_ns / 1e9) >= RECENT_S:
+            self._files[path] = self._new[path] = [size, mtime_ns, digest]
+
+    def save(self) -> None:
+        """Keep what was looked up, beside what other processes kept meanwhile."""
+        if self._path is None or not self._new:
+            return
+        try:
+            kept = _read(self._path) if self._path.exists() else {}
+        except ValueError:  # damaged: said when it was opened
+            kept = {}
+        if all(kept.get(path) == known for path, known in self._new.items()):
+            return
+        kept = {path: known for path, known in kept.items() if path not in self._new} | self._new
+        try:
+            _write(self._path, dict(list(kept.items())[-MAX_FILES:]))
+        except OSError as error:
+            _warn(f"digests of files cannot be kept for the next time: {error}")
+
+
+def _read(path: Path) -> dict[str, list[Any]]:
+    """ValueError: it is not what `_write` wrote."""
+    try:
+        found = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not (isinstance(found, dict) and all(_is_entry(known) for known in found.values())):
+        raise ValueError("wanted {path: [size, mtime_ns, sha256]}")
+    return found
+
+
+def _is_entry(known: Any) -> bool:
+    if not (isinstance(known, list) and [type(part) for part in known] == [int, int, str]):
+        return False
+    return len(known[2]) == 64 and set(known[2]) <= set("0123456789abcdef")
+
+
+def _write(path: Path, files: dict[str, list[Any]]) -> None:
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(files, file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, VlpipeWarning, stacklevel=3)

@@ -1,0 +1,275 @@
+"""Which code makes a step's rows: a hash of the stage's module and of everything it imports, as written in the files.
+
+The closure is static: imports are read from the syntax trees, also those inside functions, and nothing is executed. It
+covers `vlpipe.stages`, `vlpipe.models`, the package of the stage itself and every other module that is not installed. The
+engine has a format number instead. Comments, docstrings and positions do not count; data files beside a module that names
+them do.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlpipe.pipeline.params import canonical
+from vlpipe.pipeline.stage import Stage
+from vlpipe.pipeline.store import sha256_file
+
+ROOMS = ("vlpipe.stages", "vlpipe.models")
+CLASS_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")  # a class named in a parameter: `blip:Blip`
+FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\0\n]{1,80}")
+Mark = tuple[str, int, int]  # path, size, mtime_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """One file: what it imports by absolute name, the names of its string constants' files, and its digest."""
+
+    digest: str
+    imports: tuple[str, ...]
+    strings: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The hash over a closure, and the files it was computed from."""
+
+    hash: str
+    marks: tuple[Mark, ...]
+
+    def is_current(self) -> bool:
+        """False when a file of the closure was edited or removed since."""
+        return all(_mark(path) == (path, size, time) for path, size, time in self.marks)
+
+
+def source_hash(stage: Stage) -> str:
+    """The hash of the code as it lies in the files now."""
+    return _source(*_entry(stage)).hash
+
+
+_running: dict[tuple[str, tuple[str, ...]], Source] = {}
+
+
+def running_source(stage: Stage) -> Source:
+    """The code this process runs: looked up once, when the stage is first met here. Later edits are not in it."""
+    entry = _entry(stage)
+    if entry not in _running:
+        _running[entry] = _source(*entry)
+    return _running[entry]
+
+
+def recorded_hash(stage: Stage) -> str:
+    """What a receipt says of the code: the hash of what runs here, or a text that equals no hash if it was edited since."""
+    source = running_source(stage)
+    return source.hash if source.is_current() else f"edited while it ran: {source.hash}"
+
+
+def _entry(stage: Stage) -> tuple[str, tuple[str, ...]]:
+    """The stage's own module, and modules that its parameters name (`use: "blip:Blip"`)."""
+    inner = getattr(stage, "source", None)  # what only lists rows runs the code of its source
+    made_by = inner if isinstance(inner, Stage) else stage
+    texts = _texts(canonical(made_by))
+    named = sorted({m[1] for text in texts if (m := CLASS_PATH.fullmatch(text))})
+    return type(made_by).__module__, tuple(named)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _source(module: str, named: tuple[str, ...]) -> Source:
+    finder = _Finder(own=module.partition(".")[0])
+    todo = [module, *(full for name in named for full in finder.meant_by(name))]
+    found: dict[str, tuple[str, Mark]] = {}
+    while todo:
+        name = todo.pop()
+        if name in found or (path := finder.path(name)) is None:
+            continue
+        mark = _mark(path)
+        parsed = _parse(name, path.endswith("__init__.py"), *mark)
+        found[name] = (parsed.digest, mark)
+        for data in _data_files(path, parsed.strings):
+            found[f"{name}/{data.name}"] = (sha256_file(data), _mark(str(data)))
+        todo += parsed.imports
+        todo += [name.rpartition(".")[0]] if "." in name else []  # importing a.b runs a/__init__.py as well
+    if not found:  # defined in a notebook or a shell: there is no file
+        return Source("", ())
+    text = "\n".join(f"{name} {digest}" for name, (digest, _) in sorted(found.items()))
+    marks = tuple(sorted(mark for _, mark in found.values()))
+    return Source(hashlib.sha256(text.encode()).hexdigest()[:16], marks)
+
+
+def _mark(path: str) -> Mark:
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return path, -1, -1
+    return path, stat.st_size, stat.st_mtime_ns
+
+
+def _data_files(path: str, strings: frozenset[str]) -> Iterator[Path]:
+    """Files beside the module, or in a folder beside it, whose name is a text in it: `presets`, `words.txt`."""
+    here = Path(path).parent
+    for name in sorted(strings):
+        beside = here / name
+        if beside.suffix != ".py" and beside.is_file():
+            yield beside
+        elif beside.is_dir() and not (beside / "__init__.py").exists():
+            yield from (
+                p for p in sorted(beside.rglob("*")) if p.is_file() and p.suffix not in (".py", ".pyc")
+            )
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse(module: str, is_package: bool, path: str, size: int, mtime_ns: int) -> Parsed:
+    data = Path(path).read_bytes()
+    if not path.endswith(".py"):
+        return Parsed(hashlib.sha256(data).hexdigest(), (), frozenset())
+    try:
+        tree = ast.parse(data)
+    except (SyntaxError, ValueError):  # it cannot be imported either, or only by what never does
+        return Parsed(hashlib.sha256(data).hexdigest(), (), frozenset())
+    package = module if is_package else module.rpartition(".")[0]
+    imports: set[str] = set()
+    strings: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(package, node.module or "", node.level)
+            imports.update([base, *(f"{base}.{alias.name}" for alias in node.names)] if base else ())
+        elif isinstance(node, ast.Call) and node.args and _calls_import(node.func):
+            first = node.args[0]
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                level = len(first.value) - len(first.value.lstrip("."))
+                imports.add(_absolute(package, first.value.lstrip("."), level))
+        elif (
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE_NAME.fullmatch(node.value)
+        ):
+            strings.add(node.value)
+    _strip_docstrings(tree)
+    dumped = ast.dump(tree, annotate_fields=False)
+    return Parsed(
+        hashlib.sha256(dumped.encode("utf-8", "surrogatepass")).hexdigest(),
+        tuple(sorted(imports)),
+        frozenset(strings),
+    )
+
+
+def _absolute(package: str, module: str, level: int) -> str:
+    """The full name that `from ..module` means in `package`."""
+    if level:
+        parts = package.split(".")
+        package = ".".join(parts[: len(parts) - level + 1])
+        return f"{package}.{module}".strip(".")
+    return module
+
+
+def _calls_import(func: ast.expr) -> bool:
+    name = func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
+    return name in ("import_module", "__import__", "find_spec")
+
+
+def _strip_docstrings(tree: ast.Module) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:]
+
+
+class _Finder:
+    """Module names to files, without importing anything. `own`: the stage's top-level package, wherever it is installed."""
+
+    def __init__(self, own: str) -> None:
+        self.own = own
+        self._folders: dict[str, tuple[str, list[str]]] = {}
+
+    def path(self, module: str) -> str | None:
+        """The file of a module that counts; None for the engine, for installed packages, and where there is none."""
+        top, _, rest = module.partition(".")
+        if top == "vlpipe" and not any(module == room or module.startswith(room + ".") for room in ROOMS):
+            return None
+        file, folders = self._top(top)
+        if not rest:
+            return file or None
+        for part in rest.split("."):
+            file, folders = _below(folders, part)
+        return file or None
+
+    def meant_by(self, name: str) -> list[str]:
+        """Modules that a class path in a parameter may mean: in the rooms, in a folder of theirs, or as it stands."""
+        groups = [f"{room}.{sub}" for room in ROOMS for sub in self._groups(room)]
+        return [full for base in (*ROOMS, *groups) if self.path(full := f"{base}.{name}")] or [name]
+
+    def _groups(self, room: str) -> list[str]:
+        top, _, part = room.partition(".")
+        _, folders = _below(self._top(top)[1], part)
+        return sorted({entry.name for folder in folders for entry in os.scandir(folder) if entry.is_dir()})
+
+    def _top(self, name: str) -> tuple[str, list[str]]:
+        """(file, folders to look for submodules in) of a top-level module; empty when it does not count."""
+        if name not in self._folders:
+            self._folders[name] = self._look_up(name)
+        return self._folders[name]
+
+    def _look_up(self, name: str) -> tuple[str, list[str]]:
+        if name in sys.builtin_module_names or (name in sys.stdlib_module_names and name != self.own):
+            return "", []
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):  # `__main__` of a script has no spec
+            spec = None
+        if spec is None:
+            file = getattr(sys.modules.get(name), "__file__", None) or ""
+            return file, []
+        folders = list(spec.submodule_search_locations or ())
+        file = spec.origin if spec.origin and os.path.isfile(spec.origin) else ""
+        if name not in (self.own, "vlpipe") and _is_installed(file or (folders or [""])[0]):
+            return "", []
+        return file, folders
+
+
+def _below(folders: list[str], part: str) -> tuple[str, list[str]]:
+    for folder in folders:
+        inner = os.path.join(folder, part)
+        if os.path.isfile(file := os.path.join(inner, "__init__.py")):
+            return file, [inner]
+        if os.path.isfile(f"{inner}.py"):
+            return f"{inner}.py", []
+    return "", [inner for folder in folders if os.path.isdir(inner := os.path.join(folder, part))]
+
+
+@functools.cache
+def _installed_folders() -> tuple[str, ...]:
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths += [*site.getsitepackages(), site.getusersitepackages()]
+    return tuple({os.path.realpath(p) + os.sep for p in paths if p})
+
+
+def _is_installed(path: str) -> bool:
+    real = os.path.realpath(path)
+    parts = real.split(os.sep)
+    return real.startswith(_installed_folders()) or "site-packages" in parts or "dist-packages" in parts

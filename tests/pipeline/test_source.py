@@ -1,0 +1,171 @@
+"""The hash of a stage's code: its static imports, as far as they are ours or the user's, without comments and docstrings."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import planned, run
+
+from vlpipe.pipeline import source
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.source import recorded_hash, source_hash
+from vlpipe.pipeline.stage import Stage
+
+STAGE = '''"""A user's stage."""
+from __future__ import annotations
+from contextlib import contextmanager
+from dataclasses import dataclass
+from vlpipe.pipeline.stage import MapStage
+from .helper import value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(MapStage):
+    """Does something."""
+
+    model: str = ""
+
+    @contextmanager
+    def open(self):
+        import importlib
+        from . import lazily  # in the function
+        literal = importlib.import_module(".by_name", __package__)
+        with open(os.path.join(os.path.dirname(__file__), "words.txt")) as file:
+            yield lambda rows: rows
+'''
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "ownpkg"
+    folder.mkdir()
+    files = {
+        "__init__": "",
+        "stage": STAGE,
+        "helper": "import torch\nfrom ownpkg.deep import more\nvalue = more\n",
+        "deep": "more = 1\n",
+        "lazily": "",
+        "by_name": "",
+        "unused": "",
+        "net": "class Net: ...\n",
+    }
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    (folder / "words.txt").write_text("a b")
+    (folder / "other.txt").write_text("a b")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(source, "_running", {})  # what a new process knows
+    yield folder
+    for name in [n for n in sys.modules if n.partition(".")[0] == "ownpkg"]:
+        del sys.modules[name]
+
+
+def stage(model: str = "") -> Stage:
+    found: Stage = importlib.import_module("ownpkg.stage").Mine(model=model)
+    return found
+
+
+def edit(file: Path, text: str) -> None:
+    before = file.stat().st_mtime_ns
+    file.write_text(text)
+    os.utime(file, ns=(before + 1_000_000, before + 1_000_000))
+
+
+@pytest.mark.parametrize("name", ["__init__", "stage", "helper", "deep", "lazily", "by_name"])
+def test_what_is_imported_counts_wherever_the_import_stands(package: Path, name: str) -> None:
+    before = source_hash(stage())
+    file = package / f"{name}.py"
+    edit(file, file.read_text() + "x = 1\n")
+    assert source_hash(stage()) != before
+
+
+def test_comments_docstrings_positions_and_what_nobody_imports_do_not_count(package: Path) -> None:
+    before = source_hash(stage())
+    edit(
+        package / "stage.py",
+        STAGE.replace("Does something", "Does it").replace("    @", "\n    # why\n    @"),
+    )
+    edit(package / "helper.py", '"""New."""\n' + (package / "helper.py").read_text() + "\n\n# done")
+    edit(package / "unused.py", "x = 1")
+    edit(package / "other.txt", "c")
+    assert source_hash(stage()) == before
+
+
+def test_a_data_file_that_is_named_counts(package: Path) -> None:
+    before = source_hash(stage())
+    edit(package / "words.txt", "a b c")
+    assert source_hash(stage()) != before
+
+
+def test_a_class_that_a_parameter_names_counts(package: Path) -> None:
+    plain, named = source_hash(stage()), source_hash(stage("ownpkg.net:Net"))
+    assert plain != named
+    edit(package / "net.py", "class Net:\n    width = 2\n")
+    assert source_hash(stage("ownpkg.net:Net")) != named
+    assert source_hash(stage()) == plain
+
+
+def test_installed_packages_and_the_engine_do_not_count(package: Path) -> None:
+    files = [path for path, _, _ in source.running_source(stage()).marks]
+    assert {Path(path).parent for path in files} == {package}
+
+
+def test_code_edited_while_it_runs_equals_no_code(package: Path) -> None:
+    one = stage()
+    before = recorded_hash(one)
+    assert before == source_hash(one)
+    edit(package / "deep.py", "more = 2\n")
+    assert before in recorded_hash(one)
+    assert recorded_hash(one) not in (before, source_hash(one))
+
+
+HALF = """
+name: half
+steps:
+  numbers: {use: "toys:Numbers", num_rows: 8, shard_rows: 2}
+  mine: {use: "ownpkg.stage:Mine", from: numbers}
+"""
+
+
+def test_shards_of_two_codes_in_one_step_are_told(package: Path, tmp_path: Path) -> None:
+    """After a kill the step goes on with other code: `plan` says so, before and after; strict makes nothing of both."""
+    stage_py = package / "stage.py"
+    stage_py.write_text(
+        STAGE.replace("import importlib\n", "import importlib, os\n").replace(
+            "lambda rows: rows", "self.work"
+        )
+        + "\n    def work(self, rows):\n        return rows\n"
+    )
+    steps = run(tmp_path, HALF)
+    folder = tmp_path / "root" / steps["mine"].folder
+    (folder / "manifest.json").unlink()
+    (folder / "_receipts" / "000001.json").unlink()
+    for name in [n for n in sys.modules if n.partition(".")[0] == "ownpkg"]:
+        del sys.modules[name]
+    source._running.clear()
+    time.sleep(0.01)
+    stage_py.write_text(stage_py.read_text().replace("return rows", "return rows.slice(0)"))
+    half, _ = planned(tmp_path, HALF)
+    assert "made by other code" in half[-1].warning
+    mixed = run(tmp_path, HALF)["mine"]
+    assert mixed.manifest is not None
+    assert len(mixed.manifest.sources) == 2
+    after, _ = planned(tmp_path, HALF)
+    assert after[-1].is_done
+    assert "rows of it were made by other code" in after[-1].warning
+
+
+def test_strict_uses_nothing_that_other_code_made(package: Path, tmp_path: Path) -> None:
+    from vlpipe.pipeline.cli import warn
+
+    run(tmp_path, HALF.replace("ownpkg.stage:Mine", "toys:Scale"))
+    steps, _ = planned(tmp_path, HALF.replace("ownpkg.stage:Mine", "toys:Scale"))
+    steps[-1].warning = "made by other code"
+    with pytest.raises(VlpipeError, match="--strict: 1 step"):
+        warn(steps, strict=True)
