@@ -4,7 +4,7 @@ functions; only what they tell the person watching is written down as well."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,20 +122,18 @@ def _noted(at: Where, project: Project, units: Units, is_retry: bool) -> Iterato
         log_event(at.events, event | {"code": project.code_of(kind), "retry": is_retry})
         old_done(self, state, receipt, reused=reused)
 
-    def commit(self: Any, state: Any, receipts: Any, artifacts: Mapping[str, str]) -> None:
+    def commit(self: Any, state: Any, receipts: Any, *more: Any) -> None:
         from vlpipe.pipeline.gather import ListRows
         from vlpipe.pipeline.stage import GatherStage
 
         stage = _resolved(state.one, self.store)
-        if isinstance(stage, GatherStage):
-            for receipt in receipts:
-                units.content(receipt.shard.path)
-        if isinstance(stage, GatherStage) and not isinstance(stage, ListRows):
+        was_made = bool(state.attempts)  # else it was taken over
+        if was_made and isinstance(stage, GatherStage) and not isinstance(stage, ListRows):
             inputs = [p.dataset(self.store) for p in state.one.above]
             unit = units.of_gather(stage, state.one.keyed.step, inputs)
             event = {"what": "gather", "step": state.one.name, "folder": state.one.folder, "unit": unit}
             log_event(at.events, event | {"code": project.code_of(type(stage).__name__)})
-        old_commit(self, state, receipts, artifacts)
+        old_commit(self, state, receipts, *more)
 
     old_done, old_commit = runner.Run._shard_done, runner.Run._commit
     runner.Run._shard_done, runner.Run._commit = shard_done, commit  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from incremental import act, held
 from incremental.child import Ended, in_child, read_events, verified
 from incremental.edits import EDITS, code_helper, code_stage
 from incremental.ledger import Ledger
-from incremental.project import Project, draw_project, frozen
+from incremental.project import Project, draw_project, frozen, sources
 
 # What is done to the root, beside the edits of the project; with the kinds of stages each needs.
 DEEDS: dict[str, tuple[str, ...]] = {
@@ -25,7 +25,7 @@ DEEDS: dict[str, tuple[str, ...]] = {
     "retry": (),
     "retry_killed": (),
     "damage": (),
-    "remade": ("Look",),
+    "remade": ("Tag", "Look"),
     "prune": (),
     "elsewhere": ("Pair",),
     "strict": (),
@@ -77,10 +77,12 @@ class Case:
     ray: bool = False
 
     def __post_init__(self) -> None:
-        needs = dict.fromkeys(n for kind, _ in self.drawn.deeds for n in self._needs(kind))
-        every = [n for kind, _ in self.drawn.deeds for n in self._needs(kind)]
-        most = [n for n in needs for _ in range(2 if every.count(n) and n == "Total" else 1)]
-        self.project: Project = draw_project(random.Random(self.drawn.project), most, self.drawn.leave_out)
+        needs = Counter[str]()
+        for kind, _ in self.drawn.deeds:
+            needs |= Counter(EDITS[kind].needs if kind in EDITS else DEEDS[kind])
+        self.project: Project = draw_project(
+            random.Random(self.drawn.project), list(needs.elements()), self.drawn.leave_out
+        )
         self.at = act.Where(
             self.folder,
             self.folder / "root",
@@ -91,10 +93,6 @@ class Case:
         self.ledger = Ledger(self.at.root)
         self.snapshots: list[Project] = []
         self.tolerates_twins = False
-
-    @staticmethod
-    def _needs(kind: str) -> tuple[str, ...]:
-        return EDITS[kind].needs if kind in EDITS else DEEDS[kind]
 
     def play(self) -> None:
         """Raises Found."""
@@ -151,7 +149,8 @@ class Case:
         self.story.append(f"  run {how or ''}: {ended.error or 'done'}")
         wrong = self.ledger.note(read_events(self.at.events))
         if wrong:
-            raise Found("work done again", "; ".join(wrong[:3]))
+            kind = "a worse shard taken over" if "faults" in wrong[0] else "work done again"
+            raise Found(kind, "; ".join(wrong[:3]))
         return ended
 
     def go(self, mode: str = "", until: str | None = None) -> None:
@@ -249,7 +248,10 @@ class Case:
         """A source's shard is lost, the world gives other bytes, the shard is made anew."""
         if not self.is_finished:
             self.go()
-        step = rng.choice([s.name for s in self.project.flow.steps if s.kind == "Fetch"])
+        flow = self.project.flow
+        looks = [s.name for s in flow.steps if s.kind in ("Look", "Split", "Total")]
+        read = {name for look in looks for name in sources(flow, look)} or {flow.steps[0].name}
+        step = rng.choice(sorted(read))
         files = sorted(self.at.root.glob(f"{step}-*/??????.parquet"))
         self.change("world", rng)
         return self.damaged(rng.choice(files), rng)

@@ -7,6 +7,8 @@ a fork (milliseconds) where a start of `vlpipe` would cost a second.
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import io
 import json
 import os
@@ -21,7 +23,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+
 TIMEOUT_S = 120.0
+
+
+def warm() -> None:
+    """Load once what every child needs, and nothing of a user's code."""
+    import vlpipe.pipeline.verbs  # noqa: F401
+    from vlpipe.pipeline import manifest
+    from vlpipe.pipeline.pandas_later import leave_pandas_alone
+
+    pyarrow.set_cpu_count(1)  # forks, and many of them: no pools of threads
+    pyarrow.set_io_thread_count(1)
+    leave_pandas_alone()
+    manifest.installed = functools.cache(manifest.installed)
+    for name in ("vlpipe", "pyarrow", "torch", "ray"):
+        manifest.installed(name)
+    gc.freeze()
 
 
 @dataclass
@@ -83,6 +102,7 @@ def enter(folder: Path, world: Path, calls: Path) -> None:
     sys.dont_write_bytecode = True  # two edits within a second must not look the same
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "code"), os.environ.get("PYTHONPATH", "")])
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     os.environ["TOY_WORLD"], os.environ["TOY_CALLS"] = str(world), str(calls)
     os.chdir(folder)
     sys.path.insert(0, str(folder / "code"))

@@ -113,8 +113,13 @@ def _replay(root: Path, one: Any) -> dict[str, int | None]:
     stage = one.keyed.step.stage
     if type(stage).__name__ != "Fetch":
         return {}
-    found: dict[str, int | None] = {f"{stage.site}/{r['id']}": r["seen"] for r in rows(root, one.shards)}
+    found: dict[str, int | None] = {f"{stage.site}/{r['id']}": _version(r) for r in rows(root, one.shards)}
     return found | {f"{stage.site}/{r['id']}": None for r in rejects(root, one.shards)}
+
+
+def _version(row: dict[str, Any]) -> int:
+    """The version of the world that a fetched row's bytes tell."""
+    return int(row["payload"].split(b"/v")[1].split(b"/")[0])
 
 
 def differences(mine: Looked, fresh: Looked) -> dict[str, str]:

@@ -46,7 +46,7 @@ class Ledger:
 
     def _gather(self, event: Mapping[str, Any]) -> list[str]:
         step, folder, code, run = self.gathers.get(event["unit"], ("", "", "", 0))
-        again = run and run < self.run and step == event["step"] and code == event["code"]
+        again = run and run < self.run and code == event["code"]
         again = again and (self.root / folder / "manifest.json").exists()
         self.gathers[event["unit"]] = (event["step"], event["folder"], event["code"], self.run)
         return [f"gather step {step} in {folder} was made again of the same things"] if again else []
@@ -117,14 +117,9 @@ class Units:
         self.here: dict[str, str] = {}  # path -> unit, of this run
 
     def of(self, path: str) -> str:
-        if path in self.here:
-            return self.here[path]
+        """The unit of a shard; of a gather step's, its bytes."""
         entry = self.ledger.entries.get(path)
-        return entry.unit if entry else f"unknown {path} {sha(self.ledger.root / path)}"
-
-    def content(self, path: str) -> str:
-        """The unit of a shard of a gather step: its bytes."""
-        return self.here.setdefault(path, "content " + sha(self.ledger.root / path))
+        return self.here.get(path) or (entry.unit if entry else "content " + sha(self.ledger.root / path))
 
     def of_map(self, stage: Any, params: Mapping[str, Any], shard: Any) -> str:
         above = [

@@ -181,8 +181,8 @@ def draw_project(rng: random.Random, needs: Sequence[str] = (), leave_out: Seque
         add_source(project, rng)
     wanted = [kind for kind in needs if kind not in ("Fetch", *leave_out)]
     have = [k for k in MODULES if k not in ("Fetch", *leave_out)]
-    wanted += rng.choices(have, k=max(rng.randint(2, 4) - len(wanted), 1))
-    rng.shuffle(wanted)
+    for kind in rng.choices(have, k=max(rng.randint(2, 4) - len(wanted), 1)):
+        wanted.insert(rng.randint(0, len(wanted)), kind)
     wanted.sort(key=lambda kind: kind in ("Pair", "Rank", "Total"))  # these take rows of any columns
     for kind in wanted:
         add_step(project, rng, kind)
@@ -206,7 +206,10 @@ def add_step(project: Project, rng: random.Random, kind: str) -> Step:
     flow = project.flow
     wants = ("full",) if kind in ("Look", "Split") else ("full", "parts", "light")
     can = [s.name for s in flow.steps if flow.columns(s.name) in wants]
-    above = can[-1] if rng.random() < 0.6 else rng.choice(can)
+    made = [n for n in can if flow.step(n).kind != "Fetch"]
+    above = (
+        can[-1] if rng.random() < 0.5 else rng.choice(made or can) if rng.random() < 0.6 else rng.choice(can)
+    )
     step = Step(project.new(kind[0].lower()), kind, [above])
     others = [n for n in can if n != above and not (sources(flow, n) & sources(flow, above))]
     if kind in KEEPS_ROWS:

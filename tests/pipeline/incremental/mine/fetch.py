@@ -42,7 +42,7 @@ class Fetch(SourceStage):
             yield pa.Table.from_pylist(rows, self.row_schema())
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        return inp.append(pa.field("seen", pa.int64())).append(heavy("payload", pa.binary()))
+        return inp.append(heavy("payload", pa.binary()))
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -57,7 +57,7 @@ class Fetch(SourceStage):
                     gone.append(Reject(row["id"], "fault", "gone", self.site))
                     continue
                 text = f"{row['trace']}/v{seen}/{MARK}/" + "." * self.size
-                rows.append({**row, "seen": seen, "payload": text.encode()})
+                rows.append({**row, "payload": text.encode()})
             return Out(pa.Table.from_pylist(rows, self.schema(table.schema)), gone)
 
         yield work

@@ -13,7 +13,7 @@ from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import GatherStage, Job
 
 MARK = "0"
-LIGHT = [("id", pa.string()), ("n", pa.int64()), ("trace", pa.string()), ("seen", pa.int64())]
+LIGHT = [("id", pa.string()), ("n", pa.int64()), ("trace", pa.string())]
 
 
 @dataclass(frozen=True, kw_only=True)
