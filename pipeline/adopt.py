@@ -71,9 +71,17 @@ class FinishedShards:
             manifest = read_manifest(self.store, folder) if folder != own else None
             if manifest is None or manifest.inputs_digest != inputs_digest:
                 continue
-            if not (self.strict and set(manifest.sources) - {source}):
+            if not (self.strict and set(manifest.sources) - {source}) and self._is_whole_step(
+                folder, manifest
+            ):
                 return folder, manifest
         return None
+
+    def _is_whole_step(self, folder: str, manifest: Manifest) -> bool:
+        artifacts = (f"{folder}/artifacts/{name}" for name in manifest.artifacts)
+        return all(map(self.is_whole, read_receipts(self.store, folder))) and all(
+            map(self.store.exists, artifacts)
+        )
 
     def is_whole(self, receipt: Receipt) -> bool:
         """The shard of a receipt lies there in its full size (its content is looked at by `vlpipe verify`)."""

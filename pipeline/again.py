@@ -2,20 +2,32 @@
 
 Only faults are run again. What a rule filtered (an opt-out, say) would be filtered again, and must not be asked for.
 The loop is the runner's, without taking over shards of siblings: that would bring the old rejects back.
+The shards as they were lie in a folder of their own until all is done (links, where the file system has them). Whatever
+ends a retry, the next run takes over from there what was not made again: no row is asked of the world twice.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.cells import counts
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.manifest import write_manifest
+from vlpipe.pipeline.names import STEP_FILE
 from vlpipe.pipeline.plan import Planned, is_gather
-from vlpipe.pipeline.receipt import Receipt, read_receipt, receipt_path, write_receipt
+from vlpipe.pipeline.receipt import (
+    Receipt,
+    log_path,
+    read_receipt,
+    read_unfinished,
+    receipt_path,
+    rejects_path,
+    shard_path,
+    write_receipt,
+)
 from vlpipe.pipeline.records import find_step, what_is_there
 from vlpipe.pipeline.runner import Executor, Run, State, Watcher
 from vlpipe.pipeline.store import Store
@@ -45,21 +57,22 @@ class _Again(Run):
     def __init__(
         self,
         one: Planned,
-        again: dict[int, frozenset[str]],
-        counts: dict[int, Mapping[str, int]],
+        touched: Sequence[Receipt],
+        codes: Sequence[str],
         store: Store,
         executor: Executor,
         watcher: Watcher,
     ) -> None:
         super().__init__([one], store, executor, watcher)
-        self.again, self.counts = again, counts
+        self.touched, self.codes = {r.index: r for r in touched}, frozenset(codes)
         self.finished_shards = None  # they would bring the old rejects back
 
     def _map_task(self, state: State, index: int) -> ShardTask:
         task = super()._map_task(state, index)
-        return dataclasses.replace(
-            task, again=self.again.get(index, frozenset()), counts=self.counts.get(index, {})
-        )
+        old = self.touched.get(index)
+        if old is None:
+            return task
+        return dataclasses.replace(task, again=self.codes, counts=old.counts, source=old.source)
 
 
 def retry(
@@ -69,30 +82,100 @@ def retry(
     codes: Sequence[str],
     executor: Executor,
     watcher: Watcher | None = None,
+    interrupted: Callable[[], None] = lambda: None,
+    grace_s: float = 0.0,
 ) -> Retried:
-    """Needs the root's lock. After an error, shards that are as they were count as before."""
-    one = check(steps, name)
-    old = what_is_there(steps, store)[one.name].receipts
-    touched = affected(one, old, codes)
+    """Needs the root's lock; `interrupted` and `grace_s` as in `Run.go`.
+
+    After an error, shards that are as they were count as before.
+    """
+    one, old, touched = wanted(steps, store, name, codes)
     manifest, receipts = one.manifest, one.receipts
+    _keep(one, store, touched)
     one.undo()
     store.remove(f"{one.folder}/manifest.json")
     for receipt in touched:
         store.remove(receipt_path(one.folder, receipt.index))
     numbers = {r.index for r in touched}
     one.found = {index: r for index, r in old.items() if index not in numbers}
-    again = {r.index: frozenset(codes) for r in touched}
-    before = {r.index: r.counts for r in touched}
-    loop = _Again(one, again, before, store, executor, watcher or Watcher())
+    loop = _Again(one, touched, codes, store, executor, watcher or Watcher())
     try:
-        loop.go()
+        loop.go(interrupted, grace_s)
     except BaseException:
         running = loop.states[one.name].running if one.name in loop.states else set()
         put_back(store, one.folder, [r for r in touched if r.index not in running])
         if manifest is not None and all(read_receipt(store, one.folder, r.index) == r for r in touched):
             write_manifest(store, one.folder, manifest, receipts)
+            store.remove(before_folder(one))
         raise
+    store.remove(before_folder(one))
     return _summary(one, touched, codes)
+
+
+def wanted(
+    steps: Sequence[Planned], store: Store, name: str, codes: Sequence[str]
+) -> tuple[Planned, dict[int, Receipt], list[Receipt]]:
+    """The step, its receipts, and those of shards with rows to run again.
+
+    Finishes what a killed retry left; needs the root's lock.
+    """
+    one = check(steps, name)
+    recover(one, store)
+    old = what_is_there(steps, store)[one.name].receipts
+    return one, old, affected(one, old, codes)
+
+
+def before_folder(one: Planned) -> str:
+    """Where shards lie as they were before a retry: for the runner the folder of an unfinished step like any other."""
+    return f"{one.name}.before_retry-{one.keyed.step_key[:8]}"
+
+
+def _keep(one: Planned, store: Store, touched: Sequence[Receipt]) -> None:
+    folder, said = before_folder(one), f"{one.folder}/{STEP_FILE}"
+    store.write_bytes(f"{folder}/{STEP_FILE}", store.read_bytes(said))
+    for receipt in touched:
+        _copy(store, receipt, one.folder, folder)
+    _sync(store, folder)
+
+
+def recover(one: Planned, store: Store) -> None:
+    """Put shards back that a killed retry was about to make again."""
+    folder = before_folder(one)
+    if not store.exists(folder):
+        return
+    found = read_unfinished(store, one.folder)
+    lost = {k: r for k, r in read_unfinished(store, folder).items() if k not in found}
+    for receipt in lost.values():
+        _copy(store, receipt, folder, one.folder)
+    if lost:
+        _sync(store, one.folder)
+        one.found = read_unfinished(store, one.folder)
+
+
+def clean(steps: Sequence[Planned], store: Store) -> None:
+    """Remove what killed retries left of steps that are done."""
+    there = set(store.list())
+    for one in steps:
+        if one.is_done and before_folder(one) in there:
+            store.remove(before_folder(one))
+
+
+def _copy(store: Store, receipt: Receipt, folder: str, to: str) -> None:
+    """A shard with its rejects and its log, then its receipt, under another folder."""
+    index, path = receipt.index, shard_path(to, receipt.index)
+    store.link_or_copy(receipt.shard.path, path)
+    for rel in (rejects_path, log_path):
+        if store.exists(rel(folder, index)):
+            store.link_or_copy(rel(folder, index), rel(to, index))
+        else:
+            store.remove(rel(to, index))
+    heavy = tuple(h._replace(path=path) if h.path == receipt.shard.path else h for h in receipt.shard.heavy)
+    shard = dataclasses.replace(receipt.shard, path=path, heavy=heavy)
+    write_receipt(store, to, dataclasses.replace(receipt, shard=shard))
+
+
+def _sync(store: Store, folder: str) -> None:
+    store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
 
 
 def check(steps: Sequence[Planned], name: str) -> Planned:

@@ -1,4 +1,5 @@
-"""The command line. Every knob belongs to the YAML. Exit codes: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted."""
+"""The command line. Every knob belongs to the YAML. Exit codes: 0 done, 1 a clear error, 2 wrong usage; after a signal
+128 + its number: 130 after Ctrl-C, 143 after SIGTERM, 129 when the terminal was closed."""
 
 from __future__ import annotations
 
@@ -7,21 +8,24 @@ import io
 import os
 import sys
 import time
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vlpipe.pipeline import forget
+from vlpipe.pipeline import again, forget
 from vlpipe.pipeline.errors import VlpipeError, explain
-from vlpipe.pipeline.gather import ListRows
-from vlpipe.pipeline.interrupt import heeding_interrupts
+from vlpipe.pipeline.interrupt import Interrupted, heeding_interrupts
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.pandas_later import leave_pandas_alone
-from vlpipe.pipeline.plan import Planned, is_gather, plan, remember
+from vlpipe.pipeline.plan import Planned, plan, remember
 from vlpipe.pipeline.progress import Progress_, results_table
-from vlpipe.pipeline.runner import Run
+from vlpipe.pipeline.row_bounds import estimates
+from vlpipe.pipeline.runner import Executor, Run, Watcher
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Workflow, resolve_workflow
 
@@ -60,7 +64,8 @@ def run(
     profile: ProfileOpt = None,
     local: Annotated[bool, typer.Option("--local", help="no Ray: everything in this process")] = False,
     address: Annotated[
-        str | None, typer.Option("--address", help="join a Ray cluster, for example 10.0.0.1:6379")
+        str | None,
+        typer.Option("--address", help="join a Ray cluster: HOST:PORT, [IPv6]:PORT, ray://HOST:PORT or auto"),
     ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="STEP", help="stop after this step")] = None,
     strict: Annotated[
@@ -81,6 +86,7 @@ def run(
             remember(steps, store)
             execute(steps, store, run_id, local=local, address=address, strict=strict)
             warn(todo, strict=False)  # of what was taken over in this run
+        again.clean(steps, store)
     if not todo:
         out.print(
             f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",
@@ -112,35 +118,55 @@ def execute(
     address: str | None,
     strict: bool = False,
 ) -> None:
-    """Run the plan on an executor; after an interrupt give what runs a grace, then let go of it."""
-    executor = make_executor(run_id, local=local, address=address)
+    """Run the plan on an executor. After an interrupt or a failed step, what still runs has a grace to finish."""
+    with executing(store, run_id, local=local, address=address) as (executor, watcher, check):
+        Run(steps, store, executor, watcher, strict).go(check, GRACE_S)
+
+
+@contextmanager
+def executing(
+    store: Store, run_id: str, *, local: bool, address: str | None
+) -> Iterator[tuple[Executor, Watcher, Callable[[], None]]]:
+    """An executor, what draws its run, and what asks whether a signal came. Exits with 128 + the signal."""
+    with heeding_interrupts() as check, exiting_by_signal():
+        executor = make_executor(run_id, local=local, address=address)
+        try:
+            with Progress_(out, store) as progress:
+                check()  # Ray takes a moment to start, and puts a handler of its own in place
+                yield executor, replace(progress.watcher, stopping=_stopping), check
+        finally:
+            executor.close()
+
+
+@contextmanager
+def exiting_by_signal() -> Iterator[None]:
     try:
-        with Progress_(out, store) as progress, heeding_interrupts() as check:
-            loop = Run(steps, store, executor, progress.watcher, strict)
-            try:
-                loop.go(check)
-            except KeyboardInterrupt:
-                err.print(
-                    f"interrupted; what is running has {GRACE_S:.0f} s to finish, what is finished stays"
-                )
-                executor.drain(GRACE_S)
-                raise
-    finally:
-        executor.close()
+        yield
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.code) from interrupted
 
 
-def make_executor(run_id: str, *, local: bool, address: str | None) -> Any:
+def _stopping(error: BaseException, num_running: int) -> None:
+    what = "interrupted" if isinstance(error, KeyboardInterrupt) else "a step failed"
+    err.print(
+        f"{what}; what still runs ({num_running}) has {GRACE_S:.0f} s to finish, what is finished stays",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def make_executor(run_id: str, *, local: bool, address: str | None) -> Executor:
+    """`address`: as `--address`; without it what RAY_ADDRESS says, as for Ray itself."""
     if local:
         from vlpipe.pipeline.local import LocalExecutor
 
         return LocalExecutor()
-    if address and (
-        os.environ.get("RAY_AUTH_TOKEN") or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
-    ):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it at import; without it no token is sent
     from vlpipe.pipeline.on_ray import RayExecutor
 
-    return RayExecutor(run_id, address)
+    def say(line: str) -> None:
+        err.print(f"[yellow]warning[/yellow]: {escape(line)}", highlight=False, soft_wrap=True)
+
+    return RayExecutor(run_id, address or os.environ.get("RAY_ADDRESS") or None, say)
 
 
 def warn(steps: list[Planned], strict: bool) -> None:
@@ -168,35 +194,16 @@ def plan_command(
     todo = [one for one in steps if not one.is_done]
     if todo:
         out.print(f"first reason: {todo[0].name}: {todo[0].reason}", highlight=False, soft_wrap=True)
-    bounds = row_bounds(steps)
+    said = estimates(steps, store)
     for one in steps:
         mark, text = (
             ("[green]done[/green]", "") if one.is_done else ("[yellow]runs[/yellow]", escape(one.reason))
         )
         out.print(f"  {mark}  {escape(one.name):24} {text}", highlight=False, soft_wrap=True)
-        estimate = getattr(one.keyed.step.stage, "estimate", None)
-        if not one.is_done and estimate is not None:
-            rows = sum(bounds[p.name] or 0 for p in one.above)
-            out.print(f"        {escape(str(estimate(rows)))}", highlight=False, soft_wrap=True, style="dim")
+        if said.get(one.name):
+            out.print(f"        {escape(said[one.name])}", highlight=False, soft_wrap=True, style="dim")
     out.print(f"{len(todo)} of {len(steps)} steps would run", highlight=False)
     warn(steps, strict)
-
-
-def row_bounds(steps: list[Planned]) -> dict[str, int | None]:
-    """How many rows each step gives at most, before it ran: a list that is there is counted; None when nobody knows."""
-    bounds: dict[str, int | None] = {}
-    for one in steps:
-        stage = one.keyed.step.stage
-        above = [bounds.get(p.name) for p in one.above]
-        if one.manifest is not None:
-            bounds[one.name] = one.manifest.rows_out
-        elif isinstance(stage, ListRows):
-            bounds[one.name] = None if one.artifact_steps else sum(t.num_rows for t in stage.source.rows())
-        elif is_gather(one) or None in above:
-            bounds[one.name] = None
-        else:
-            bounds[one.name] = sum(n or 0 for n in above)
-    return bounds
 
 
 def main() -> None:
@@ -229,11 +236,16 @@ def take_any_text() -> None:
 def exit_code(debug: bool) -> int:
     """Run the command; an error is printed as one clear sentence."""
     try:
-        app(standalone_mode=True)
+        with heeding_interrupts() as check:
+            try:
+                app(standalone_mode=True)
+            except SystemExit:
+                check()  # typer makes 130 of any interrupt
+                raise
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(bool(done.code))
-    except KeyboardInterrupt:
-        return 130
+    except Interrupted as interrupted:
+        return interrupted.code
     except Exception as error:
         if debug:
             raise

@@ -76,13 +76,13 @@ class DigestCache:
             return
         kept = {path: known for path, known in kept.items() if path not in self._new} | self._new
         try:
-            _write(self._path, dict(list(kept.items())[-MAX_FILES:]))
+            write_private(self._path, json.dumps(dict(list(kept.items())[-MAX_FILES:])).encode())
         except OSError as error:
             _warn(f"digests of files cannot be kept for the next time: {error}")
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
-    """ValueError: it is not what `_write` wrote."""
+    """ValueError: it is not what `save` wrote."""
     try:
         found = json.loads(path.read_bytes())
     except RecursionError as error:
@@ -98,11 +98,12 @@ def _is_entry(known: Any) -> bool:
     return len(known[2]) == 64 and set(known[2]) <= set("0123456789abcdef")
 
 
-def _write(path: Path, files: dict[str, list[Any]]) -> None:
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(files, file)
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

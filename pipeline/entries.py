@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,9 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.forgotten import ascii_host
 
 DOMAIN = re.compile(r"[^\s/:@.]+(\.[^\s/:@.]+)*")
+LONE_CR = "a carriage return stands in it; wanted lines that end in LF or CR LF"
+MAX_FIELD = 2**31 - 1
+BATCH_ROWS = 65_536
 Entry = tuple[str, str, str]  # where it stands ("FILE line 7"), kind, value
 
 
@@ -54,6 +58,8 @@ def _read_txt(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
         line, where = line.strip(), f"{file} line {number}"
         if not line or line.startswith("#"):
             continue
+        if "\r" in line:
+            raise VlpipeError(f"{where}: {LONE_CR}")
         if "url" in kinds and line.lower().startswith(("http://", "https://")):
             line = f"url:{line}"
         kind, colon, value = line.partition(":")
@@ -64,32 +70,79 @@ def _read_txt(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
 
 
 def _read_csv(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
-    reader = csv.DictReader(_lines(file), strict=True)
-    columns = _columns(str(file), kinds, reader.fieldnames or ())
-    try:
-        for row in reader:
-            where = f"{file} line {reader.line_num}"
-            if None in row or None in row.values():
-                raise VlpipeError(f"{where}: wanted {len(reader.fieldnames or ())} fields")
-            yield from ((where, kind, row[kind].strip()) for kind in columns if row[kind].strip())
-    except csv.Error as error:
-        raise VlpipeError(f"{file} line {reader.line_num}: {error}") from error
+    header: list[str] = []
+    columns: list[str] = []
+    for row, where in _csv_rows(file, csv.reader(_lines(file), strict=True)):
+        if not header:
+            header, columns = row, _columns(str(file), kinds, row)
+        elif len(row) != len(header):
+            raise VlpipeError(f"{where}: wanted {len(header)} fields, got {len(row)}")
+        else:
+            entries = ((kind, row[header.index(kind)].strip()) for kind in columns)
+            yield from ((where, kind, value) for kind, value in entries if value)
+    if not header:
+        _columns(str(file), kinds, ())
+
+
+def _csv_rows(file: Path, reader: Any) -> Iterator[tuple[list[str], str]]:
+    """Rows that are not empty, and where each begins."""
+    while True:
+        where = f"{file} line {reader.line_num + 1}"
+        limit = csv.field_size_limit(
+            MAX_FIELD
+        )  # of the whole process, 131,072: a note beside an entry may be long
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise VlpipeError(f"{where}: {_said(error)}") from error
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        if row:
+            yield row, where
+
+
+def _said(error: csv.Error) -> str:
+    if "new-line character" in str(error):
+        return LONE_CR
+    return f"{error}" + ("; is a quotation mark left open?" if "unexpected end" in str(error) else "")
 
 
 def _read_parquet(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
     try:
-        table = pq.read_table(file)
-    except pa.ArrowInvalid as error:
+        with pq.ParquetFile(file) as table:
+            columns = _columns(str(file), kinds, table.schema_arrow.names)
+            for kind in columns:
+                dtype = table.schema_arrow.field(kind).type
+                if dtype not in (pa.string(), pa.large_string()):
+                    raise VlpipeError(f"{file}: column {kind!r} is {dtype}, wanted text")
+            rows = (
+                row
+                for b in table.iter_batches(BATCH_ROWS, columns=columns)
+                for row in _plain_rows(b, columns)
+            )
+            for number, row in enumerate(rows, 1):
+                where, entries = f"{file} row {number}", zip(columns, row, strict=True)
+                yield from (
+                    (where, kind, value.strip()) for kind, value in entries if value and value.strip()
+                )
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise VlpipeError(f"{file} is no readable Parquet file: {error}") from error
-    for kind in _columns(str(file), kinds, table.schema.names):
-        if table.schema.field(kind).type not in (pa.string(), pa.large_string()):
-            raise VlpipeError(f"{file}: column {kind!r} is {table.schema.field(kind).type}, wanted text")
-        for number, value in enumerate(table[kind].to_pylist(), 1):
-            if value and value.strip():
-                yield f"{file} row {number}", kind, value.strip()
+
+
+def _plain_rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
+    return zip(*(batch[kind].to_pylist() for kind in columns), strict=True)
 
 
 def _columns(where: str, kinds: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The kinds that are columns. VlpipeError: none is, or one could be meant and would not be read."""
+    for kind in kinds:
+        meant = [name for name in there if name.strip().lower() == kind]
+        if len(meant) > 1:
+            raise VlpipeError(f"{where} has the column {kind!r} {len(meant)} times; wanted it once")
+        if meant and meant != [kind]:
+            raise VlpipeError(f"{where} has a column {meant[0]!r}; wanted it spelled {kind!r}")
     found = [kind for kind in kinds if kind in there]
     if not found:
         raise VlpipeError(f"{where} has none of the columns {', '.join(kinds)}; it has {list(there)}")

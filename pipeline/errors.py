@@ -21,6 +21,10 @@ class VlpipeWarning(UserWarning):
     """One sentence the user should see though all goes on; the command line prints it as it is."""
 
 
+class LockLost(VlpipeError):
+    """Another run has taken over the root of this one, which must stop and write nothing more."""
+
+
 class WorkflowError(VlpipeError):
     """A workflow file with one or more mistakes; every one is named with its line."""
 
@@ -37,6 +41,10 @@ class SchemaError(VlpipeError):
 
 class StepFailed(VlpipeError):
     """A step could not be done; what is finished stays, and a new run goes on from there."""
+
+
+class AttemptFailed(VlpipeError):
+    """This try at a shard failed for no row's sake; the runner tries again, a few times."""
 
 
 class RowFault(ValueError):
@@ -72,6 +80,14 @@ def did_you_mean(word: str, known: Iterable[str], max_chars: int = 60) -> str:
     names = ", ".join(cut(printable(name[: max_chars + 1]), max_chars) for name in known[:MAX_KNOWN])
     more = f" and {len(known) - MAX_KNOWN:,} more" if len(known) > MAX_KNOWN else ""
     return f"; there are: {names}{more}" if known else ""
+
+
+def raised_in(error: BaseException) -> str:
+    """` (FILE line N)`, where an error of somebody's code was raised; empty if it was not."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return f" ({last.tb_frame.f_code.co_filename} line {last.tb_lineno})" if last is not None else ""
 
 
 def explain(error: BaseException) -> str:

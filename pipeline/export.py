@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.plan import Planned
+from vlpipe.pipeline.row_digest import DIGEST, checked
 from vlpipe.pipeline.shard import Shard, heavy_names, is_heavy, read_batches, write_shard
 from vlpipe.pipeline.store import Store
 
@@ -28,11 +29,13 @@ def export(
         raise VlpipeError(f"{to.url} is not empty; export writes into a new or empty folder")
     schema = chosen(one.schema_out, columns)
     light = [f.name for f in schema if not is_heavy(f)]
+    more = [n for n in ("id", DIGEST) if n in one.schema_out.names and n not in schema.names]  # to check by
     plain = pa.schema([f.remove_metadata() for f in schema])
     written = []
     for receipt in one.receipts:
-        batches = read_batches(store, receipt.shard, light, heavy_names(schema))
-        rows = (batch.select(plain.names).cast(plain) for batch in batches)
+        batches = read_batches(store, receipt.shard, [*light, *more], heavy_names(schema))
+        whole = (checked(batch, receipt.shard.path) for batch in batches)
+        rows = (batch.select(plain.names).cast(plain) for batch in whole)
         written.append(write_shard(to, f"{receipt.index:06d}.parquet", rows, plain))
         seen(written[-1])
     return written

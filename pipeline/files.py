@@ -16,6 +16,7 @@ from vlpipe.pipeline.digest_cache import private_folder
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.hub import hub_folder
 from vlpipe.pipeline.keys import check_unchanged, tree_digest, walk_files
+from vlpipe.pipeline.ray_probe import on_this_node
 from vlpipe.pipeline.stage import File, Listing, Stage
 from vlpipe.pipeline.store import sha256_file
 from vlpipe.pipeline.workflow import replace_files
@@ -36,6 +37,8 @@ def _here(file: File) -> File:
         return dataclasses.replace(file, path=hub_folder(file.digest))
     if "://" in file.path and not isinstance(file, Listing):
         return dataclasses.replace(file, path=str(_downloaded(file)))
+    path = on_this_node(file.path) if file.path else ""
+    file = file if path == file.path else dataclasses.replace(file, path=path)
     check_unchanged(file)
     return file
 

@@ -14,10 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget_find import Found, Step, makers
+from vlpipe.pipeline.forget_blocks import each
+from vlpipe.pipeline.forget_find import Found, Step, folders_by_key, in_order
 from vlpipe.pipeline.forget_json import rewrite_json
 from vlpipe.pipeline.forget_rows import Gone, rewrite, rewrite_log, rewrite_rejects, with_digest
+from vlpipe.pipeline.forget_taken import Taken
+from vlpipe.pipeline.forget_urls import Urls
 from vlpipe.pipeline.forgotten import add_forgotten
 from vlpipe.pipeline.manifest import (
     Manifest,
@@ -36,12 +41,15 @@ from vlpipe.pipeline.receipt import (
     write_receipts,
 )
 from vlpipe.pipeline.records import StepRecord, read_step, step_folders
-from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.shard import Shard, open_parquet
 from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.text_sets import TextSet, sets_from_table, sets_to_table
 from vlpipe.pipeline.verify import left_over
 
 JOURNAL = "_forget.json"
 BEFORE = "_forget"
+GONE = f"{BEFORE}/gone.parquet"
+Stats = dict[str, dict[str, Any]]
 FOLDERS = ("", "/_receipts", "/_rejects", "/_log", "/artifacts")
 
 
@@ -57,17 +65,31 @@ def forget(store: Store, found: Found) -> None:
         for one in found.folders
     }
     plan = {
-        "ids": sorted(found.gone.ids),
-        "urls": sorted(found.gone.urls),
-        "domains": sorted(found.gone.domains),
         "taken": {id_: sorted(words) for id_, words in found.gone.taken.items()},
         "touched": touched,
         "trained": {model.folder: model.num_rows + model.num_heirs for model in found.models},
         "copies": copies,
         "steps": [[one.folder, asdict(one.manifest) if one.manifest else None] for one in changing],
     }
+    _write_gone(store, found.gone)
     store.write_json(JOURNAL, plan)
     finish(store)
+
+
+def _write_gone(store: Store, gone: Gone) -> None:
+    """By hash only, as they are kept."""
+    urls = gone.urls
+    table = sets_to_table(gone.ids, urls.urls, urls.hosts, urls.domains)
+    with store.writing(GONE) as part:
+        pq.write_table(table, part, compression="zstd")
+
+
+def _read_gone(store: Store, taken: Taken) -> Gone:
+    with open_parquet(store, GONE) as file:
+        sets = sets_from_table(file.read())
+    kinds = ("id", "url", "host", "domain")
+    ids, urls, hosts, domains = (sets.get(kind) or TextSet(kind) for kind in kinds)
+    return Gone(ids, Urls(urls=urls, hosts=hosts, domains=domains), taken)
 
 
 def _before(folder: str) -> str:
@@ -76,11 +98,10 @@ def _before(folder: str) -> str:
 
 def _changing(found: Found, copies: Iterable[str]) -> list[Step]:
     """Steps in whose records something changes, or may: they have such rows, read a step that has, or are not finished."""
-    by_key = {f"step:{s.manifest.step_key}": s.folder for s in found.steps.values() if s.manifest}
+    by_key = folders_by_key(found.steps)
     known = {one.folder for one in found.folders}
     for step in found.steps.values():
-        m = step.manifest
-        if m is None or any(above in known for above in (*m.inputs, *makers(m, by_key))):
+        if step.manifest is None or any(above in known for above in step.above(by_key)):
             known.add(step.folder)
     return [step for step in found.steps.values() if step.folder in known and step.folder not in copies]
 
@@ -102,14 +123,16 @@ def finish(store: Store) -> bool:
         return False
     plan = store.read_json(JOURNAL)
     taken = {id_: frozenset(words) for id_, words in plan["taken"].items()}
-    ids, urls, domains = (frozenset(plan[kind]) for kind in ("ids", "urls", "domains"))
-    gone = Gone(ids, urls, domains, taken)
-    add_forgotten(store, id=gone.ids, url=gone.urls, domain=gone.domains)
+    gone = _read_gone(store, taken)
+    urls = gone.urls
+    add_forgotten(store, id=gone.ids.digests, url=urls.urls.digests, domain=urls.domains.digests)
     for folder in plan["copies"]:
         store.remove(f"{folder}/manifest.json")  # half a step must not look done
         store.remove(folder)
     before = {folder: manifest_from_json(value) if value else None for folder, value in plan["steps"]}
-    made = _Made(store, before, {f: read_manifest(store, f) for f in step_folders(store)} | before)
+    made = _Made(
+        store, in_order(store), before, {f: read_manifest(store, f) for f in step_folders(store)} | before
+    )
     for folder in made.manifests:
         _clear(store, made.record(folder))
     for folder in before:
@@ -136,11 +159,12 @@ class _Made:
     made, by path; old: shards that were changed, as they were, by digest."""
 
     store: Store
+    steps: Mapping[str, Step]
     before: Mapping[str, Manifest | None]
     manifests: Mapping[str, Manifest | None]
     shards: dict[str, Shard] = field(default_factory=dict)
     old: dict[str, Shard] = field(default_factory=dict)
-    stats: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    stats: dict[str, Stats] = field(default_factory=dict)
     rejects: dict[tuple[str, int], tuple[dict[str, int], str]] = field(default_factory=dict)
 
     def record(self, folder: str) -> StepRecord:
@@ -151,29 +175,38 @@ class _Made:
         return StepRecord(folder=folder, manifest=self.before[folder], receipts=receipts)
 
     def files(self, record: StepRecord, touched: Mapping[str, Any], gone: Gone) -> None:
-        for path in touched.get("files", ()):
-            if path.endswith(".json"):
-                self.shards[path] = rewrite_json(self.store, path, gone)
-                continue
-            self.stats[path] = {}
-            self.shards[path] = rewrite(self.store, path, gone, self.stats[path])
+        step = self.steps[record.folder]
+        paths, indices = touched.get("files", ()), touched.get("rejects", ())
+        for path, (shard, stats) in zip(
+            paths, each(lambda path: self._file(step, path, gone), paths), strict=True
+        ):
+            self.shards[path] = shard
+            self.stats[path] = stats
         # Shards with the same digest hold the same rows, before and after.
         self.old |= {r.shard.digest: r.shard for r in record.receipts if r.shard.path in self.shards}
-        for index in touched.get("rejects", ()):
-            self.rejects[record.folder, index] = rewrite_rejects(self.store, record.folder, index, gone)
-        for path in touched.get("logs", ()):
-            if self.store.exists(path):
-                rewrite_log(self.store, path, gone)
+        rejects = each(lambda index: rewrite_rejects(self.store, record.folder, index, gone), indices)
+        self.rejects |= {(record.folder, n): made for n, made in zip(indices, rejects, strict=True)}
+        logs = (path for path in touched.get("logs", ()) if self.store.exists(path))
+        for _ in each(lambda path: rewrite_log(self.store, path, gone), logs):
+            pass
         if touched.get("parts"):
             self.store.remove(f"{record.folder}/work")
+
+    def _file(self, step: Step, path: str, gone: Gone) -> tuple[Shard, Stats]:
+        if path.endswith(".json"):
+            return rewrite_json(self.store, path, gone), {}
+        stats: Stats = {}
+        return rewrite(self.store, path, gone, step.references_of(path), stats), stats
+
+    def digest(self, old: str) -> str:
+        """Of a shard as it is now, by its digest before."""
+        shard = self.old.get(old)
+        return old if shard is None else self.shards[shard.path].digest
 
     def shard(self, old: Shard) -> Shard:
         made = self.shards.get(old.path)
         new = old if made is None else with_digest(old, made)
-        heavy = tuple(
-            one._replace(digest=self.shards[one.path].digest) if one.path in self.shards else one
-            for one in old.heavy
-        )
+        heavy = tuple(one._replace(digest=self.digest(one.digest)) for one in old.heavy)
         return new if heavy == old.heavy else dataclasses.replace(new, heavy=heavy)
 
     def num_gone(self, old: Shard) -> int:
@@ -224,12 +257,6 @@ class _Change:
         before = [[r.shard for r in made.record(n).receipts] for n in names if n in made.manifests]
         after = [[made.shard(s) for s in shards] for shards in before]
         self._num_gone = sum(made.num_gone(s) for shards in before for s in shards)
-        self._heavy = {
-            old.digest: new.digest
-            for shards in zip(before, after, strict=True)
-            for s, t in zip(*shards, strict=True)
-            for old, new in zip(s.heavy, t.heavy, strict=True)
-        }
         old_read = dict(record.manifest.read) if record.manifest else {}
         self.read = {name: self._artifacts_now(name, digest) for name, digest in old_read.items()}
         self._artifacts = {digest_artifacts(old_read): digest_artifacts(self.read)}
@@ -255,7 +282,7 @@ class _Change:
             bytes=made.store.size(path) if path in made.shards else old.bytes,
             rows_in=old.rows_in - fewer,
             input_digest=input_digest,
-            input_heavy={name: self._heavy.get(d, d) for name, d in old.input_heavy.items()},
+            input_heavy={name: made.digest(d) for name, d in old.input_heavy.items()},
             artifacts_digest=self._artifacts.get(old.artifacts_digest, old.artifacts_digest),
             rejects=rejects,
             rejects_digest=rejects_digest,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from vlpipe.pipeline.entries import need_domain, need_hex, need_url, read_entries
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forgotten import canonical_url, domains_of
-from vlpipe.pipeline.opted_out import hash_of_url
+from vlpipe.pipeline.forget_urls import Urls, host_of_canonical
+from vlpipe.pipeline.forgotten import canonical_url
+from vlpipe.pipeline.text_sets import Digests, TextSet, TextSetMaker
 
 KINDS = ("id", "url", "domain", "sha256")
 
@@ -17,41 +17,42 @@ KINDS = ("id", "url", "domain", "sha256")
 class Wanted:
     """ids as they are, URLs as `canonical_url` spells them, domains and sha256 in lower case.
 
-    opted_out: hashes of URLs, of which rows are meant but not URLs: a later list may have them, and they are not asked.
+    `urls.opted_out`: hashes of URLs. Rows are meant by them, but not URLs: a later list may have these, and they
+    are not asked.
     """
 
-    id: frozenset[str]
-    url: frozenset[str]
-    domain: frozenset[str]
-    sha256: frozenset[str]
-    opted_out: frozenset[str] = frozenset()
+    id: TextSet = field(default_factory=lambda: TextSet("id"))
+    sha256: TextSet = field(default_factory=lambda: TextSet("sha256"))
+    urls: Urls = field(default_factory=Urls)
 
-    def matches(self, url: str | None) -> Iterator[tuple[str, str]]:
-        """(kind, value) of each entry that means this URL."""
-        if url and canonical_url(url) in self.url:
-            yield "url", canonical_url(url)
-        if url and self.domain:
-            yield from (("domain", name) for name in domains_of(url) if name in self.domain)
-        if url and self.opted_out and hash_of_url(url) in self.opted_out:
-            yield "opted_out", ""
+    def of_kind(self, kind: str) -> TextSet:
+        return {"id": self.id, "sha256": self.sha256, "url": self.urls.urls, "domain": self.urls.domains}[
+            kind
+        ]
 
-    def has_url(self, url: str | None) -> bool:
-        return next(self.matches(url), None) is not None
+    def with_opted_out(self, hashes: Digests) -> Wanted:
+        return replace(self, urls=replace(self.urls, opted_out=hashes))
 
-
-def nothing() -> Wanted:
-    return Wanted(**{kind: frozenset() for kind in KINDS})
+    @property
+    def listed(self) -> Wanted:
+        """Without what said no."""
+        return self.with_opted_out(Urls().opted_out)
 
 
 def read_wanted(path: str) -> Wanted:
     """The list in a txt (`id:...`, `url:...`, `domain:...`, `sha256:...`, one a line), or in a csv or Parquet file with
     columns of these names. VlpipeError says in which line what is wrong."""
-    found: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    makers = {kind: TextSetMaker(kind) for kind in (*KINDS, "host")}
     for where, kind, value in read_entries(path, KINDS):
-        found[kind].add(_checked(where, kind, value))
-    if not any(found.values()):
+        value = _checked(where, kind, value)
+        makers[kind].add(value)
+        if kind == "url":
+            makers["host"].add(host_of_canonical(value))
+    sets = {kind: maker.made() for kind, maker in makers.items()}
+    if not any(map(len, sets.values())):
         raise VlpipeError(f"{path} is empty: there is nothing to forget")
-    return Wanted(**{kind: frozenset(values) for kind, values in found.items()})
+    urls = Urls(urls=sets["url"], hosts=sets["host"], domains=sets["domain"])
+    return Wanted(id=sets["id"], sha256=sets["sha256"], urls=urls)
 
 
 def _checked(where: str, kind: str, value: str) -> str:

@@ -4,130 +4,163 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.forget_list import Wanted
-from vlpipe.pipeline.forget_taken import DONORS, Taken, has_donors, may_have_words, take_back
+from vlpipe.pipeline.forget_blocks import blocks
+from vlpipe.pipeline.forget_refs import Reference, ids_of, references_in, without_ids
+from vlpipe.pipeline.forget_taken import (
+    DONORS,
+    Taken,
+    forgotten_donors,
+    has_donors,
+    may_have_words,
+    take_back,
+)
+from vlpipe.pipeline.forget_text import known_names, names_in, strings_in, without_names
+from vlpipe.pipeline.forget_urls import Urls
 from vlpipe.pipeline.receipt import read_rejects, write_rejects
 from vlpipe.pipeline.shard import Reject, Shard, open_parquet, write_shard
 from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.text_sets import Mask, Places, TextSet
 
-SOMEONE = "a forgotten row"  # in place of its id, in the record of another row
 SOMETHING = "a forgotten text"
 URLS = ("url", "final_url")
+# A detail of a reject that may name a row or a URL: most name none, and are not taken apart.
+NAMING_DETAIL = r"\brow |twin of |://|[^\s,;()]{16}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gone:
-    """ids: all rows to forget. urls (canonical), domains: for files whose rows have no id, such as a list. taken: what
-    rows that stay have from them."""
+    """ids: all rows to forget. urls: for files whose rows have no id, such as a list. taken: what rows that stay have from
+    them."""
 
-    ids: frozenset[str]
-    urls: frozenset[str]
-    domains: frozenset[str]
+    ids: TextSet
+    urls: Urls = field(default_factory=Urls)
     taken: Taken = field(default_factory=dict)
 
     @cached_property
-    def _ids(self) -> pa.Array:
-        return pa.array(sorted(self.ids), pa.string())
+    def _heirs(self) -> TextSet:
+        return TextSet.of("id", self.taken)
 
-    @cached_property
-    def wanted(self) -> Wanted:
-        return Wanted(id=self.ids, url=self.urls, domain=self.domains, sha256=frozenset())
+    def rows(self, table: pa.Table, refs: Collection[Reference]) -> Mask:
+        """Which rows go. With an `id`: those of these ids and their children. Without: those that name one of them in a
+        column with one id in a row, or have such a url."""
+        names = table.schema.names
+        own = [n for n in ("id", "parent") if n in names and _is_text(table.schema.field(n).type)]
+        out = np.zeros(table.num_rows, np.bool_)
+        for name in own if has_id(table.schema) else [*own, *(r.column for r in refs if r.is_single)]:
+            out |= self.ids.mask(table[name])
+        for name in () if has_id(table.schema) else _urls_of(table.schema):
+            out |= self.urls.mask(table[name])
+        return out
 
-    def names(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        return pc.is_in(column.cast(pa.string()), value_set=self._ids)
-
-    def scrub(self, table: pa.Table) -> tuple[pa.Table, int]:
+    def scrub(self, table: pa.Table, refs: Collection[Reference]) -> tuple[pa.Table, int]:
         """The table without these rows, and how many went; the same object when there is nothing to do.
 
-        With an `id`: the rows of these ids and their children go, where another row names one of them (a twin's
-        witness) there is null, and what it took from them goes. Without: rows that name one of them, or have such a
-        url, go.
+        Where a row that stays names one of them (a twin's witness) there is null, or it is left out of the list; what
+        the row took from them goes.
         """
-        texts = [
-            f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
-        ]
-        own = [n for n in ("id", "parent") if n in texts] if "id" in texts else texts
-        out = pa.chunked_array([pa.array([False] * table.num_rows, pa.bool_())])
-        for name in own:
-            out = pc.or_(out, self.names(table[name]))
-        if "id" not in texts:
-            for name in (n for n in URLS if n in texts):
-                mask = [self.wanted.has_url(url) for url in table[name].to_pylist()]
-                out = pc.or_(out, pa.chunked_array([pa.array(mask, pa.bool_())]))
-        num_gone = pc.sum(out).as_py() or 0
+        out = self.rows(table, refs)
+        num_gone = int(out.sum())
         if num_gone:
-            table = table.filter(pc.invert(out))
-        for name in texts if "id" in texts else ():
-            named = self.names(table[name])
-            if pc.any(named).as_py():
-                at, kind = table.schema.get_field_index(name), table.schema.field(name)
-                table = table.set_column(at, kind, pc.if_else(named, pa.scalar(None, kind.type), table[name]))
-        return (take_back(table, self.ids, self.taken) if "id" in texts else table), num_gone
+            table = table.filter(pa.array(~out))
+        if has_id(table.schema):
+            table = take_back(table, self.ids, self.taken)
+        for ref in refs:
+            table = without_ids(table, ref, self.ids)
+        return table, num_gone
 
-    def heirs(self, table: pa.Table) -> set[str]:
-        """Ids of rows that stay and took something."""
-        return self.taken.keys() & set(table["id"].to_pylist()) if self.taken else set()
+    def heirs(self, ids: pa.ChunkedArray) -> set[str]:
+        """Ids of rows that took something."""
+        return set(ids.filter(pa.array(self._heirs.mask(ids))).to_pylist()) if self.taken else set()
 
-    def scrub_text(self, text: str, id_: str = "") -> str:
-        """Ids in a sentence (of the row `id_`), each replaced whole, and what that row took."""
-        for words in self.taken.get(id_, ()):
-            text = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", SOMETHING, text)
-        return re.sub(r"[^\s,;()]+", lambda m: SOMEONE if m[0] in self.ids else m[0], text)
+    def scrub_texts(self, texts: Iterable[str], ids: Iterable[str] = ()) -> list[str]:
+        """Sentences without ids and URLs, and without what the rows (`ids`, one a sentence) took."""
+        listed = list(texts)
+        for n, id_ in enumerate(ids if self.taken else ()):
+            for words in self.taken.get(id_, ()):
+                listed[n] = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", SOMETHING, listed[n])
+        known = known_names(listed, self.ids, self.urls)
+        return [without_names(text, known) for text in listed]
 
-    def is_in(self, line: Any) -> bool:
-        """Does a line of a log speak of one of these rows?"""
-        if isinstance(line, dict):
-            taken = self.taken.get(line["id"], ()) if isinstance(line.get("id"), str) else ()
-            return any(self.is_in(v) or (isinstance(v, str) and v in taken) for v in line.values())
-        if isinstance(line, list):
-            return any(self.is_in(v) for v in line)
-        return isinstance(line, str) and (line in self.ids or ("://" in line and self.wanted.has_url(line)))
+    def in_lines(self, lines: list[Any]) -> list[bool]:
+        """Which lines of a log, as JSON, speak of one of these rows, or of what a row took?"""
+        names = [set(names_in(line)) for line in lines]
+        every = set().union(*names)
+        known = self.ids.known(every) | self.urls.known([name for name in every if "://" in name])
+        return [not known.isdisjoint(n) or self._tells(line) for n, line in zip(names, lines, strict=True)]
+
+    def _tells(self, line: Any) -> bool:
+        id_ = line.get("id") if isinstance(line, dict) and self.taken else None
+        words = self.taken.get(id_, ()) if isinstance(id_, str) else ()
+        return bool(words) and any(text in words for _, text in strings_in(line))
+
+
+def has_id(schema: pa.Schema) -> bool:
+    return "id" in schema.names and _is_text(schema.field("id").type)
+
+
+def _is_text(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_string(dtype) or pa.types.is_large_string(dtype))
+
+
+def _urls_of(schema: pa.Schema) -> list[str]:
+    return [n for n in URLS if n in schema.names and _is_text(schema.field(n).type)]
 
 
 @dataclass(kw_only=True)
 class Seen:
-    """Of a Parquet file: forgotten ids that are its rows, rows that took something, whether anything would change."""
+    """Of a Parquet file: forgotten ids that are its rows, as places in `Gone.ids`; rows that took something; whether
+    anything would change."""
 
-    ids: set[str] = field(default_factory=set)
+    ids: list[Places] = field(default_factory=list)
     heirs: set[str] = field(default_factory=set)
     changes: bool = False
 
 
-def looked_at(store: Store, path: str, gone: Gone) -> Seen:
+def looked_at(store: Store, path: str, gone: Gone, declared: Collection[str]) -> Seen:
+    """Only columns that name rows are read. declared: those that a step said hold ids of other rows."""
     seen = Seen()
     with open_parquet(store, path) as file:
         schema = file.schema_arrow
-        texts = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
-        more = [f.name for f in schema if may_have_words(f) and f.name not in texts] if "id" in texts else []
+        refs = references_in(schema, declared)
         donors = [DONORS] if has_donors(schema) else []
-        for group in range(file.num_row_groups if texts else 0):
-            table = file.read_row_group(group, columns=[*texts, *donors])
-            heirs = gone.heirs(table) if "id" in texts else set()
-            if heirs:  # few: of the others the texts are not read
-                table = file.read_row_group(group, columns=[*texts, *more])
-            left, num_gone = gone.scrub(table)
-            if num_gone and "id" in texts:
-                seen.ids |= set(table["id"].to_pylist()) - set(left["id"].to_pylist())
-            seen.changes = seen.changes or left is not table
-            if heirs and take_back(table, gone.ids, gone.taken) is not table:
-                seen.heirs |= heirs
+        names = {"id", "parent", *donors, *(r.column for r in refs), *(() if has_id(schema) else URLS)}
+        columns = [name for name in schema.names if name in names]
+        for groups, table in blocks(file, columns) if columns else ():
+            out = gone.rows(table, refs)
+            named = any(forgotten_donors(table[name], gone.ids) for name in donors)
+            named_here = named or any(gone.ids.mask(ids_of(table, ref)).any() for ref in refs)
+            seen.changes = seen.changes or named_here or bool(out.any())
+            if has_id(schema):
+                places = gone.ids.find(table["id"])
+                seen.ids.append(places[places >= 0])
+                heirs = gone.heirs(table["id"].filter(pa.array(~out)))
+                if heirs or named:  # few: of the others the texts are not read
+                    words = [f.name for f in schema if may_have_words(f)]
+                    rows = file.read_row_groups(groups, columns=list(dict.fromkeys(["id", *words])))
+                    rows = rows.filter(pa.array(~out))
+                    if take_back(rows, gone.ids, gone.taken) is not rows:
+                        seen.changes = True
+                        seen.heirs |= heirs
     return seen
 
 
-def rewrite(store: Store, path: str, gone: Gone, stats: dict[str, dict[str, Any]]) -> Shard:
+def rewrite(
+    store: Store, path: str, gone: Gone, declared: Collection[str], stats: dict[str, dict[str, Any]]
+) -> Shard:
     """The same file without these rows. Done twice it is what it was after the first time."""
     with open_parquet(store, path) as file:
-        groups = file.num_row_groups
-        group_rows = file.metadata.row_group(0).num_rows if groups else 1
-        tables = (gone.scrub(file.read_row_group(group))[0] for group in range(groups))
+        group_rows = file.metadata.row_group(0).num_rows if file.num_row_groups else 1
+        refs = references_in(file.schema_arrow, declared)
+        tables = (gone.scrub(table, refs)[0] for _, table in blocks(file))
         schema = pa.schema([f.with_type(_declared(f.type)) for f in file.schema_arrow])
         return write_shard(store, path, tables, schema, group_rows, stats)
 
@@ -142,57 +175,58 @@ def _declared(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def rejects_left(store: Store, folder: str, index: int, gone: Gone) -> tuple[list[Reject], int, bool]:
+def rejects_left(store: Store, folder: str, index: int, gone: Gone) -> tuple[pa.Table, int, bool]:
     """A shard's rejects without those of these rows; how many went; whether anything changed."""
-    rows = read_rejects(store, folder, index).drop_columns(["stage"]).to_pylist()
-    left = [{**r, "detail": gone.scrub_text(r["detail"], r["id"])} for r in rows if r["id"] not in gone.ids]
-    return [Reject(**r) for r in left], len(rows) - len(left), left != rows
+    rows = read_rejects(store, folder, index)
+    out = gone.ids.mask(rows["id"])
+    left = rows.filter(pa.array(~out)) if out.any() else rows
+    asked = pc.match_substring_regex(pc.fill_null(left["detail"], ""), NAMING_DETAIL)
+    places = np.flatnonzero(np.asarray(asked) | (gone._heirs.mask(left["id"]) if gone.taken else False))
+    if len(places):
+        details = left["detail"].to_pylist()
+        some = left.select(["id", "detail"]).take(pa.array(places)).to_pydict()
+        texts = [text or "" for text in some["detail"]]
+        new = gone.scrub_texts(texts, some["id"])
+        if new != texts:
+            for place, text in zip(places.tolist(), new, strict=True):
+                details[place] = text
+            column = pa.chunked_array([pa.array(details, pa.string())])
+            left = left.set_column(left.schema.get_field_index("detail"), left.schema.field("detail"), column)
+    return left, int(out.sum()), left is not rows
 
 
 def rewrite_rejects(store: Store, folder: str, index: int, gone: Gone) -> tuple[dict[str, int], str]:
     """Returns them by code, as a receipt has them, and the digest of the file."""
-    stages = read_rejects(store, folder, index)["stage"]
     left, _, _ = rejects_left(store, folder, index, gone)
-    return write_rejects(store, folder, index, stages[0].as_py() if left else "", left)
+    step = left["stage"][0].as_py() if left.num_rows else ""
+    rows = (row for batch in left.drop_columns(["stage"]).to_batches() for row in batch.to_pylist())
+    return write_rejects(store, folder, index, step, (Reject(**row) for row in rows))
 
 
-def log_lines(store: Store, path: str, gone: Gone) -> tuple[list[str], int]:
-    """The lines of a log that may stay, and how many may not; what a step said (`.txt`) stays without the ids."""
-    lines = store.read_bytes(path).decode().splitlines()
-    if path.endswith(".txt"):
-        scrubbed = [gone.scrub_text(line) for line in lines]
+def log_left(store: Store, path: str, gone: Gone) -> tuple[list[str], int]:
+    """The lines of a log that may stay, and how many may not; what a step said in sentences stays without the names."""
+    lines = store.read_bytes(path).decode("utf-8", "replace").splitlines()
+    if not path.endswith(".jsonl"):
+        scrubbed = gone.scrub_texts(lines)
         return scrubbed, sum(new != old for new, old in zip(scrubbed, lines, strict=True))
-    left = [line for line in lines if not gone.is_in(json.loads(line))]
+    out = gone.in_lines([_as_json(line) for line in lines])
+    left = [line for line, gone_ in zip(lines, out, strict=True) if not gone_]
     return left, len(lines) - len(left)
 
 
+def _as_json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # of a process that died while it wrote
+        return line
+
+
 def rewrite_log(store: Store, path: str, gone: Gone) -> None:
-    left, _ = log_lines(store, path, gone)
+    left, _ = log_left(store, path, gone)
     if left:
         store.write_bytes(path, "".join(f"{line}\n" for line in left).encode(), sync_folder=False)
     else:
         store.remove(path)
-
-
-def ids_in(store: Store, path: str, wanted: Wanted) -> Iterator[tuple[str, str, str]]:
-    """(id, kind, value) for each row of a shard that an entry of the list names."""
-    with open_parquet(store, path) as file:
-        names = [n for n in ("id", "sha256", *URLS) if n in file.schema_arrow.names]
-        for group in range(file.num_row_groups if "id" in names else 0):
-            table = file.read_row_group(group, columns=names)
-            yield from _named(table, wanted)
-
-
-def _named(table: pa.Table, wanted: Wanted) -> Iterator[tuple[str, str, str]]:
-    ids = table["id"].to_pylist()
-    yield from ((id_, "id", id_) for id_ in ids if id_ in wanted.id)
-    if wanted.sha256 and "sha256" in table.schema.names:
-        found = zip(ids, table["sha256"].to_pylist(), strict=True)
-        yield from ((id_, "sha256", value) for id_, value in found if value in wanted.sha256)
-    for name in URLS if wanted.url or wanted.domain or wanted.opted_out else ():
-        if name in table.schema.names:
-            for id_, url in zip(ids, table[name].to_pylist(), strict=True):
-                yield from ((id_, kind, value) for kind, value in wanted.matches(url))
 
 
 def with_digest(shard: Shard, made: Shard) -> Shard:

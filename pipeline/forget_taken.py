@@ -16,9 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlpipe.pipeline.forget_blocks import blocks
 from vlpipe.pipeline.forgotten import WHY
 from vlpipe.pipeline.shard import is_heavy, open_parquet
 from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.text_sets import TextSet
 
 DONORS = "donors"
 DONORS_TYPE = pa.list_(pa.list_(pa.string()))
@@ -27,48 +29,50 @@ ENTRY = ("text", "kept", "why")
 Taken = Mapping[str, frozenset[str]]  # id of a row -> words that it has from forgotten rows only
 
 
-def find_taken(store: Store, paths: Iterable[str], gone: Set[str]) -> Taken:
+def find_taken(store: Store, paths: Iterable[str], gone: TextSet) -> Taken:
     """Over all files, as steps below may have changed the words."""
     taken, kept = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
     for path in paths:
-        for row in _heirs(store, path, gone):
+        for row, named in _heirs(store, path, gone):
             for entries in _entry_lists(row):
                 donors = [*row[DONORS], *[None] * len(entries)]
                 for entry, givers in zip(entries, donors, strict=False):
                     words = (entry or {}).get("text") or ""
-                    (taken if _is_gone(givers, gone) else kept)[row["id"]].add(words)
+                    (taken if _is_gone(givers, named) else kept)[row["id"]].add(words)
     return {id_: frozenset(words - kept[id_] - {""}) for id_, words in taken.items()}
 
 
-def _heirs(store: Store, path: str, gone: Set[str]) -> Iterator[dict[str, Any]]:
-    """Rows that name a forgotten donor: `id`, `donors` and their entries."""
+def _heirs(store: Store, path: str, gone: TextSet) -> Iterator[tuple[dict[str, Any], Set[str]]]:
+    """Rows that name a forgotten donor: `id`, `donors` and their entries; and forgotten donors, those among them."""
     with open_parquet(store, path) as file:
         schema = file.schema_arrow
         if not has_donors(schema):
             return
         columns = ["id", DONORS, *(f.name for f in schema if _is_entries(f.type))]
-        for group in range(file.num_row_groups):
-            donors = file.read_row_group(group, columns=[DONORS])[DONORS]
-            if names_donor(donors, gone):
-                rows = file.read_row_group(group, columns=columns).to_pylist()
-                yield from (r for r in rows if any(_named(givers, gone) for givers in r[DONORS] or ()))
+        for groups, donors in blocks(file, [DONORS]):
+            named = forgotten_donors(donors[DONORS], gone)
+            if named:
+                rows = file.read_row_groups(groups, columns=columns)
+                known = rows.filter(pc.is_valid(rows[DONORS])).to_pylist()
+                yield from ((r, named) for r in known if any(_named(givers, named) for givers in r[DONORS]))
 
 
 def has_donors(schema: pa.Schema) -> bool:
     return "id" in schema.names and DONORS in schema.names and schema.field(DONORS).type == DONORS_TYPE
 
 
-def names_donor(donors: pa.ChunkedArray, gone: Set[str]) -> bool:
-    if donors.null_count == len(donors):
-        return False
+def forgotten_donors(donors: pa.ChunkedArray, gone: TextSet) -> set[str]:
+    """Those that a column of donors names."""
     ids = pc.list_flatten(pc.list_flatten(donors))
-    return any(id_ in gone for id_ in pc.unique(ids).to_pylist())
+    return set(ids.filter(pa.array(gone.mask(ids))).to_pylist())
 
 
-def take_back(table: pa.Table, gone: Set[str], taken: Taken) -> pa.Table:
+def take_back(table: pa.Table, gone_ids: TextSet, taken: Taken) -> pa.Table:
     """The table (with an `id`) without what its rows took; the same object when there is nothing to do."""
-    heirs = set[int]()
-    if has_donors(table.schema) and names_donor(table[DONORS], gone):
+    heirs, gone = set[int](), set[str]()
+    if has_donors(table.schema):
+        gone = forgotten_donors(table[DONORS], gone_ids)
+    if gone:
         donors = table[DONORS].to_pylist()
         heirs = {n for n, row in enumerate(donors) if any(_named(givers, gone) for givers in row or ())}
     if taken:

@@ -47,7 +47,7 @@ def advice(found: Found, workflow: str) -> Iterator[str]:
 
 def _touched(one: Touched) -> str:
     counts = (
-        (len(one.ids), "row(s)"),
+        (one.num_ids, "row(s)"),
         (len(one.heirs), "row(s) without a text that came from them"),
         (sum("/artifacts/" in path for path in one.files), "artifact(s)"),
         (one.num_rejects, "reject(s)"),

@@ -5,32 +5,37 @@ Only hashes are kept: who holds the file can ask whether a row they know is in i
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.shard import Reject, ShardWriter, open_parquet
+from vlpipe.pipeline import text_sets
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import Reject, ShardWriter
 from vlpipe.pipeline.store import Store, sha256_file
+from vlpipe.pipeline.text_sets import BLOCK, DIGEST, Digests, Mask, from_hex, is_among, to_hex
 
 REL = "forgotten.parquet"
 SCHEMA = pa.schema([("kind", pa.string()), ("hash", pa.string())])
 WHY = "forgotten"
 Kind = Literal["id", "url", "domain"]
+KINDS = get_args(Kind)
 DEFAULT_PORTS = {"http": 80, "https": 443}
 # What may stand in a path or query as it is; the rest is percent-encoded. `%` stays: it is encoded already.
 KEPT = "%/:?@!$&'()*+,;=-._~[]|"
 
 
 def hashed(kind: Kind, value: str) -> str:
-    """sha256 over the kind and the value, so that a hash of a plain id is not in the file."""
-    return hashlib.sha256(f"vlpipe {kind} {value}".encode("utf-8", "surrogatepass")).hexdigest()
+    """sha256 over the kind and the value, in 64 digits."""
+    return text_sets.hashed(kind, value).hex()
 
 
 def canonical_url(url: str) -> str:
@@ -73,51 +78,82 @@ def domains_of(url: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """Hashes by kind."""
+    """Sorted hashes by kind, 32 bytes each."""
 
-    hashes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    hashes: Mapping[str, Digests] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return any(self.hashes.values())
+        return any(len(found) for found in self.hashes.values())
 
     def has(self, kind: Kind, value: str) -> bool:
-        known = self.hashes.get(kind, frozenset())
-        return bool(known) and hashed(kind, value) in known
+        return bool(self._known(kind, [value])[0])
 
     def has_row(self, id_: str, url: str | None) -> bool:
-        if self.has("id", id_) or not url:
-            return self.has("id", id_)
-        return self.has("url", canonical_url(url)) or any(self.has("domain", n) for n in domains_of(url))
+        return bool(self._rows([id_], [url])[0])
 
     def split(self, rows: pa.Table) -> tuple[pa.Table, list[Reject]]:
         """The rows that may stay, and a reject for each other one, which names it by its hash only."""
         ids = rows["id"].to_pylist()
         urls = rows["url"].to_pylist() if "url" in rows.schema.names else [None] * len(ids)
-        gone = [self.has_row(id_, url) for id_, url in zip(ids, urls, strict=True)]
-        if not any(gone):
+        gone = self._rows(ids, urls)
+        if not gone.any():
             return rows, []
-        rejects = [
-            Reject(hashed("id", id_), "filtered", WHY) for id_, out in zip(ids, gone, strict=True) if out
-        ]
-        return rows.filter(pa.array([not out for out in gone])), rejects
+        rejects = [Reject(hashed("id", ids[n]), "filtered", WHY) for n in np.flatnonzero(gone)]
+        return rows.filter(pa.array(~gone)), rejects
+
+    def _rows(self, ids: list[str], urls: list[str | None]) -> Mask:
+        gone = self._known("id", ids)
+        if len(self.hashes.get("url", ())):
+            gone |= self._known("url", [canonical_url(url) if url else None for url in urls])
+        if len(self.hashes.get("domain", ())):
+            several = [list(domains_of(url)) if url else [] for url in urls]
+            names = list({name for listed in several for name in listed})
+            hit = {name for name, one in zip(names, self._known("domain", names), strict=True) if one}
+            gone |= np.array([not hit.isdisjoint(listed) for listed in several], np.bool_)
+        return gone
+
+    def _known(self, kind: Kind, values: Iterable[str | None]) -> Mask:
+        found = [b"" if value is None else text_sets.hashed(kind, value) for value in values]
+        known = self.hashes.get(kind)
+        return np.zeros(len(found), np.bool_) if known is None else is_among(known, found)
 
 
 def read_forgotten(store: Store) -> Forgotten:
+    """VlpipeError where the file is there and cannot be read: nothing may be listed as if nothing were forgotten."""
     if not store.exists(REL):
         return Forgotten()
-    with open_parquet(store, REL) as file:
-        rows = file.read().to_pylist()
-    kinds = {row["kind"] for row in rows}
-    return Forgotten({kind: frozenset(r["hash"] for r in rows if r["kind"] == kind) for kind in kinds})
+    parts: dict[str, list[Digests]] = {}
+    try:
+        with store.open(REL) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as file:
+            if file.schema_arrow.remove_metadata() != SCHEMA:
+                raise ValueError(f"it has the columns {', '.join(file.schema_arrow.names)}")
+            for batch in file.iter_batches(BLOCK):
+                rows = pa.Table.from_batches([batch])
+                for kind in rows["kind"].unique().to_pylist():
+                    of_kind = rows.filter(pc.equal(rows["kind"], kind) if kind else pc.is_null(rows["kind"]))
+                    if kind not in KINDS:
+                        raise ValueError(f"it has the kind {kind!r}")
+                    parts.setdefault(kind, []).append(from_hex(of_kind["hash"]))
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise VlpipeError(
+            f"{store.path(REL)} cannot be read ({error}): it says what was forgotten, and without it that would be "
+            "listed again. Put a copy of it back; if there is none, remove it and `vlpipe forget` the same list again"
+        ) from error
+    return Forgotten({kind: np.unique(np.concatenate(found)) for kind, found in sorted(parts.items())})
 
 
-def add_forgotten(store: Store, **values: Iterable[str]) -> None:
-    """Add ids, URLs (canonical) and domains, given by kind; sorted, so the same set gives the same bytes."""
-    known = {(kind, h) for kind, hashes in read_forgotten(store).hashes.items() for h in hashes}
-    known |= {(kind, hashed(kind, v)) for kind, found in values.items() for v in found}  # type: ignore[arg-type]
-    rows = [{"kind": kind, "hash": h} for kind, h in sorted(known)]
+def add_forgotten(store: Store, **hashes: Digests) -> None:
+    """Add hashes of ids, URLs (canonical) and domains, given by kind; sorted, so the same set gives the same bytes."""
+    known = dict(read_forgotten(store).hashes)
+    for kind, found in hashes.items():
+        known[kind] = np.unique(np.concatenate([known.get(kind, np.empty(0, DIGEST)), found]))
+    parts = [
+        pa.table([pa.array([kind] * len(f), pa.string()), to_hex(f)], schema=SCHEMA)
+        for kind, f in sorted(known.items())
+    ]
     with store.writing(REL) as part:
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), part, compression="zstd")
+        whole = pa.concat_tables([SCHEMA.empty_table(), *parts]).combine_chunks()
+        pq.write_table(whole, part, compression="zstd", write_page_checksum=True)
 
 
 def digest_of(rows: pa.Table, schema: pa.Schema) -> str:

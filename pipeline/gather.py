@@ -7,21 +7,26 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.captured import output_in, screen
+from vlpipe.pipeline.conform import OwnIds, conform
+from vlpipe.pipeline.conserved import IdHashes, check_conserved_large
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import here
 from vlpipe.pipeline.forgotten import Forgotten, digest_of, read_forgotten
 from vlpipe.pipeline.keys import sha256_json
-from vlpipe.pipeline.manifest import STEP_FILE, hash_folder
-from vlpipe.pipeline.receipt import Receipt, run_path, shard_path, write_receipt, write_rejects
-from vlpipe.pipeline.shard import Heavy, Reject, Shard, check_conserved, heavy_names, write_shard
+from vlpipe.pipeline.manifest import hash_folder
+from vlpipe.pipeline.names import STEP_FILE, is_engines
+from vlpipe.pipeline.receipt import Receipt, run_path, shard_path, write_receipt
+from vlpipe.pipeline.rejects import RejectsWriter
+from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy_names, write_shard
 from vlpipe.pipeline.source import recorded_hash, running_source
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage
 from vlpipe.pipeline.store import Store
@@ -35,6 +40,7 @@ class ListRows(GatherStage):
     """The list of a source stage, cut in order into shards keyed by content: a longer list shares the full ones."""
 
     source: SourceStage
+    ROWS_ARE: ClassVar[str] = "those of the source"
 
     def identity(self, use: str) -> tuple[str | int, ...]:
         return ("rows", *self.source.identity(use))
@@ -83,7 +89,7 @@ def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gp
 def say_to(store: Store, folder: str) -> Callable[[str], None]:
     """Lines for the person watching go to a file on the root, which the driver follows."""
     if not store.is_local:
-        return print
+        return partial(print, file=screen())
     path = Path(store.path(f"{folder}/_log/said.txt"))
     path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -101,15 +107,19 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
     if task.stage.TORCH:
         set_torch_threads(task.torch_threads)
     clear_unfinished(task.store, task.folder)
-    with _folders(task) as (work, artifacts):
+    with (
+        output_in(task.store, f"{task.folder}/_log/output.txt"),
+        _folders(task) as (work, artifacts),
+        RejectsWriter(task.store, task.folder, 0, task.step) as rejects,
+    ):
         sources = _note_source(work, source)
-        cutter = _Cutter(task, read_forgotten(task.store) if rows_enter(task) else Forgotten())
+        cutter = _Cutter(task, read_forgotten(task.store) if rows_enter(task) else Forgotten(), rejects)
         job = Job(
             inputs=task.inputs,
             work=work,
             artifacts=artifacts,
             emit=cutter.emit,
-            reject=cutter.rejects.extend,
+            reject=cutter.reject,
             launch=launch,
             say=say_to(task.store, task.folder),
         )
@@ -147,10 +157,10 @@ def rows_enter(task: GatherTask) -> bool:
 
 
 def clear_unfinished(store: Store, folder: str) -> None:
-    """What an unfinished or outdated run left; its resumable parts in `work/` stay."""
+    """What an unfinished or outdated run left; its resumable parts in `work/` stay, and what the engine did not write."""
     store.remove(f"{folder}/manifest.json")
     for name in store.list(folder):
-        if name not in ("work", STEP_FILE):
+        if name not in ("work", STEP_FILE) and is_engines(name):
             store.remove(f"{folder}/{name}")
 
 
@@ -186,14 +196,33 @@ class _Cutter:
 
     task: GatherTask
     forgotten: Forgotten
-    rejects: list[Reject] = field(default_factory=list)
+    rejects: RejectsWriter
     shards: list[tuple[Shard, int, dict[str, Any]]] = field(default_factory=list)
     _pending: list[pa.Table] = field(default_factory=list)
+    _num_pending: int = 0
+    _rejected: IdHashes = field(default_factory=IdHashes)
 
     def emit(self, table: pa.Table) -> None:
-        self._pending.append(table.select(self.task.schema_out.names).cast(self.task.schema_out))
-        if sum(t.num_rows for t in self._pending) >= self.task.shard_rows:
+        """SchemaError, VlpipeError: it is no table of the declared columns."""
+        who = f"step {self.task.step}"
+        try:
+            table = conform(table, self.task.schema_out, who)
+        except SchemaError:
+            raise
+        except ValueError as error:
+            raise VlpipeError(f"{who}: {error}") from error
+        if not table.num_rows:
+            return
+        self._pending.append(table)
+        self._num_pending += table.num_rows
+        if self._num_pending >= self.task.shard_rows:
             self._cut(final=False)
+
+    def reject(self, rejects: Iterable[Reject]) -> None:
+        for one in rejects:
+            self.rejects.add(one)
+            if self.task.stage.CONSERVES:
+                self._rejected.add([one.id])
 
     def _cut(self, *, final: bool) -> None:
         if not self._pending:
@@ -203,13 +232,17 @@ class _Cutter:
         for start in range(0, stop, size):
             self._write(table.slice(start, min(size, stop - start)))
         rest = table.slice(stop)
-        self._pending = [rest] if rest.num_rows else []
+        self._pending, self._num_pending = ([rest] if rest.num_rows else []), rest.num_rows
 
     def _write(self, rows: pa.Table) -> None:
         path = shard_path(self.task.folder, len(self.shards))
         stats: dict[str, dict[str, Any]] = {}
+        if "id" in rows.schema.names:
+            ids = OwnIds(f"step {self.task.step}, shard {len(self.shards)}")
+            ids.add(rows["id"])
+            ids.check()
         listed, (rows, gone) = rows, self.forgotten.split(rows) if self.forgotten else (rows, [])
-        self.rejects.extend(gone)
+        self.reject(gone)
         shard = write_shard(self.task.store, path, [rows], self.task.schema_out, stats=stats)
         pointers = tuple(
             Heavy(name, path, shard.digest) for name in sorted(heavy_names(self.task.schema_out))
@@ -223,9 +256,7 @@ class _Cutter:
         rows_in = sum(d.num_rows for d in self.task.inputs)
         if self.task.stage.CONSERVES:
             self._check_conserved()
-        codes, rejects_digest = write_rejects(
-            self.task.store, self.task.folder, 0, self.task.step, self.rejects
-        )
+        codes = self.rejects.finish()
         if codes and not self.shards:
             self._write(self.task.schema_out.empty_table())
         run = {"seconds": round(seconds, 3), "host": platform.node(), "attempts": 1}
@@ -239,7 +270,7 @@ class _Cutter:
                 rows_in=rows_in if index == 0 else 0,
                 input_digest=self.task.inputs_digest,
                 rejects=codes if index == 0 else {},
-                rejects_digest=rejects_digest if index == 0 else "",
+                rejects_digest=self.rejects.digest if index == 0 else "",
                 columns=stats,
                 source=recorded_hash(self.task.stage),
                 run=run if index == 0 else {},
@@ -251,15 +282,13 @@ class _Cutter:
         return receipts
 
     def _check_conserved(self) -> None:
-        def ids(datasets: Sequence[Dataset]) -> Iterator[str]:
+        def ids(datasets: Sequence[Dataset]) -> Iterator[list[str]]:
             for one in datasets:
                 for batch in one.batches(["id"]):
-                    yield from batch["id"].to_pylist()
+                    yield batch["id"].to_pylist()
 
-        made = Dataset(
-            self.task.store, self.task.step, self.task.schema_out, tuple(s for s, _, _ in self.shards)
-        )
-        rejected = Counter(r.id for r in self.rejects)
-        check_conserved(
-            f"step {self.task.step}", Counter(ids(self.task.inputs)), Counter(ids([made])), rejected
+        shards = tuple(shard for shard, _, _ in self.shards)
+        made = Dataset(self.task.store, self.task.step, self.task.schema_out, shards)
+        check_conserved_large(
+            f"step {self.task.step}", lambda: ids(self.task.inputs), lambda: ids([made]), self._rejected
         )

@@ -15,7 +15,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlpipe.pipeline.digest_cache import RECENT_S, DigestCache
@@ -202,22 +202,29 @@ def key_step(step: Step, above: Mapping[str, Keyed], digests: FileDigests) -> Ke
 
     step = dataclasses.replace(step, stage=replace_files(step.stage, _absolute))
     stage = replace_files(step.stage, with_digest)
-    inner = replace_files(stage, _inner)
-    base = [*stage.identity(step.use), step.torch_threads if stage.TORCH else 0]
-    rows = 0 if isinstance(stage, MapStage) else step.shard_rows  # how a gather step's rows are cut
-    inputs = [above[name].step_key for name in step.inputs]
-    step_key = sha256_json("step", *base, key_params(stage), inputs, rows)
+    identity, inputs = stage.identity(step.use), [above[name].step_key for name in step.inputs]
+    step_key, stage_key = keys_of(stage, identity, inputs, step.torch_threads, step.shard_rows)
     files = files_of(stage)
     return Keyed(
         step=step,
-        identity=stage.identity(step.use),
+        identity=identity,
         step_key=step_key,
-        stage_key=sha256_json("stage", *base, key_params(inner), rows),
+        stage_key=stage_key,
         files=tuple((field, f.digest) for field, f in files),
         marks=tuple((field, f.mark) for field, f in files if f.mark),
         source=source_hash(step.stage),
         folder=f"{step.name}-{step_key[:8]}",
     )
+
+
+def keys_of(
+    stage: Stage, identity: Sequence[str | int], inputs: Sequence[str], torch_threads: int, shard_rows: int
+) -> tuple[str, str]:
+    """Step key and stage key of a stage whose files have their digests. `inputs`: step keys of the steps before."""
+    base = [*identity, torch_threads if stage.TORCH else 0]
+    rows = 0 if isinstance(stage, MapStage) else shard_rows  # how a gather step's rows are cut
+    step_key = sha256_json("step", *base, key_params(stage), list(inputs), rows)
+    return step_key, sha256_json("stage", *base, key_params(replace_files(stage, _inner)), rows)
 
 
 def _absolute(_: str, file: File) -> File:

@@ -8,49 +8,71 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from vlpipe.pipeline.gather import GatherTask, run_gather
+from vlpipe.pipeline import device
+from vlpipe.pipeline.gather import Gathered, GatherTask, run_gather
 from vlpipe.pipeline.plan import Planned
+from vlpipe.pipeline.receipt import Receipt
 from vlpipe.pipeline.runner import MAX_DEATHS, Done, Unit
 from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import Work
-from vlpipe.pipeline.work import ShardTask, opened, run_shard
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.work import ShardTask, opening, run_shard
 
 
 class LocalExecutor:
     """Runs a unit when it is waited for. A stage with weights is opened once and kept until its step is done."""
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[Unit, ShardTask | GatherTask]] = deque()
+        self._queue: deque[tuple[Unit, ShardTask | GatherTask, float]] = deque()  # with the GPUs it asks for
         self._open: dict[str, tuple[ExitStack, Work]] = {}
         self._services = Services()
+        self._hidden = ExitStack()
 
-    def check(self, steps: Sequence[Planned]) -> list[str]:
-        return []
+    def check(self, steps: Sequence[Planned], store: Store) -> list[str]:
+        """GPUs are there when torch finds them; when no step asks for one, this process sees none."""
+        asking = [one for one in steps if one.keyed.step.resources.gpus]
+        if not asking:
+            self._hidden.enter_context(device.hidden_gpus())
+            return []
+        num = device.num_gpus()
+        return [
+            f"step {one.name!r} asks for {one.keyed.step.resources.gpus:g} GPU, torch finds {num} on this machine; "
+            f"--set {one.name}.resources.gpus=0 runs it on the CPU"
+            for one in asking
+            if one.keyed.step.resources.gpus > num
+        ]
 
     def expect(self, one: Planned) -> None:
         """One unit runs at a time, whatever may come."""
 
-    def room(self, one: Planned) -> bool:
-        return not self._queue
+    def pick(self, wanting: Sequence[Planned]) -> Planned | None:
+        return wanting[0] if wanting and not self._queue else None
+
+    def stuck(self, wanting: Sequence[Planned]) -> str:
+        return f"nothing can start though steps are left: {', '.join(one.name for one in wanting)}"
 
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
         if isinstance(task, ShardTask):
             task = dataclasses.replace(
                 task, shared=self._services.address(one.name, task.stage.shared, task.store)
             )
-        self._queue.append((unit, task))
+        self._queue.append((unit, task, one.keyed.step.resources.gpus))
 
     def wait(self, timeout_s: float) -> list[Done]:
-        unit, task = self._queue.popleft()
+        unit, task, gpus = self._queue.popleft()
         try:
-            if isinstance(task, GatherTask):
-                return [Done(unit, run_gather(task))]
-            with _noted(task) as num_deaths:
-                if num_deaths >= MAX_DEATHS:  # as on Ray: the rows that kill it are found, and named
-                    return [Done(unit, run_shard(dataclasses.replace(task, isolate=True)))]
-                return [Done(unit, run_shard(task, self._work(task)))]
+            with device.granted(gpus):
+                return [Done(unit, self._run(task))]
         except Exception as error:  # the loop decides what it means
             return [Done(unit, error)]
+
+    def _run(self, task: ShardTask | GatherTask) -> Receipt | Gathered:
+        if isinstance(task, GatherTask):
+            return run_gather(task)
+        with _noted(task) as num_deaths:
+            if num_deaths >= MAX_DEATHS:  # as on Ray: the rows that kill it are found, and named
+                return run_shard(dataclasses.replace(task, isolate=True))
+            return run_shard(task, self._work(task))
 
     def _work(self, task: ShardTask) -> Work | None:
         if not task.stage.LOADS_WEIGHTS:
@@ -59,7 +81,7 @@ class LocalExecutor:
             stack = ExitStack()
             self._open[task.step] = (
                 stack,
-                stack.enter_context(opened(task.stage, task.torch_threads, task.shared)),
+                stack.enter_context(opening(task)),
             )
         return self._open[task.step][1]
 
@@ -77,6 +99,7 @@ class LocalExecutor:
             stack.close()
         self._open.clear()
         self._services.close()
+        self._hidden.close()
 
 
 @contextmanager

@@ -14,14 +14,15 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.keys import Keyed, sha256_json, tree_digest
+from vlpipe.pipeline.names import STEP_FILE
 from vlpipe.pipeline.receipt import Receipt, damaged, digest_shards, sum_counts, write_receipts
+from vlpipe.pipeline.sealed import read_sealed, write_sealed
 from vlpipe.pipeline.shard import reference_columns
 from vlpipe.pipeline.stage import GatherStage, Stage
 from vlpipe.pipeline.store import Store, sha256_file
 
 FORMAT = 2  # of roots: raise it when the engine reads or makes them in another way
 FORMAT_FILE = "_format.json"
-STEP_FILE = "_step.json"
 
 
 def check_format(store: Store, old: bool) -> None:
@@ -82,8 +83,8 @@ def write_step_file(store: Store, keyed: Keyed, inputs: tuple[str, ...], schema:
         references=reference_columns(schema),
         artifact_references=artifact_references(step.stage),
     )
-    if not store.exists(path) or store.read_json(path) != _json(value):
-        store.write_json(path, asdict(value))
+    if read_step_file(store, keyed.folder) != _json(value):
+        write_sealed(store, path, asdict(value))
 
 
 def _json(value: StepFile) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def read_step_file(store: Store, folder: str) -> Mapping[str, Any] | None:
     if not store.exists(path):
         return None
     try:
-        value = store.read_json(path)
+        value = read_sealed(store, path)
         if isinstance(value["step_key"], str) and isinstance(value["stage_key"], str):
             return dict(value)
         raise TypeError("its keys are no text")
@@ -148,6 +149,7 @@ class Manifest:
     copies: bool = False  # `Stage.COPIES`
     references: tuple[str, ...] = ()  # columns that hold ids of other rows
     artifact_references: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    shards_file: str = ""  # sha256 of `_shards.parquet`; filled in when it is written
 
     def artifact_digest(self, path: str) -> str | None:
         """Digest of one artifact file, or of a folder of them as a folder; None when there is none of that name."""
@@ -161,8 +163,8 @@ class Manifest:
 
 def write_manifest(store: Store, folder: str, manifest: Manifest, receipts: Sequence[Receipt]) -> None:
     store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
-    write_receipts(store, f"{folder}/_shards.parquet", receipts)
-    store.write_json(f"{folder}/manifest.json", asdict(manifest))
+    shards_file = write_receipts(store, f"{folder}/_shards.parquet", receipts)
+    write_sealed(store, f"{folder}/manifest.json", asdict(manifest) | {"shards_file": shards_file})
 
 
 def read_manifest(store: Store, folder: str) -> Manifest | None:
@@ -171,7 +173,7 @@ def read_manifest(store: Store, folder: str) -> Manifest | None:
     if not store.exists(path):
         return None
     try:
-        return manifest_from_json(store.read_json(path))
+        return manifest_from_json(read_sealed(store, path))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(store, path, error) from error
 

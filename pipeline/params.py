@@ -20,7 +20,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 
-from vlpipe.pipeline.errors import VlpipeError, did_you_mean, one_line, shown
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean, one_line, raised_in, shown
 from vlpipe.pipeline.stage import File, Stage
 from vlpipe.pipeline.yaml_lines import Map, Problem, Refused, place
 
@@ -118,6 +118,9 @@ def validate(cls: type, values: Map, prefix: str, problems: list[Problem], also:
         for path, errors in found.items():
             if not (path in meant and _is(errors, "missing")):
                 problems.append(_problem(values, prefix, path, _sentence(path, errors)))
+    except Exception as error:  # of `__post_init__`, or of a default
+        said = f"{cls.__name__} failed: {type(error).__name__}: {error}{raised_in(error)}"
+        problems.append(values.where.problem(f"{prefix}: {said}"))
     return None
 
 

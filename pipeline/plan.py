@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,9 @@ from vlpipe.pipeline.manifest import (
     read_step_file,
 )
 from vlpipe.pipeline.receipt import STEP_FOLDER, Receipt, read_receipts, read_unfinished
+from vlpipe.pipeline.sealed import read_sealed, write_sealed
 from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.source import save_parsed
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, ListFile, MapStage, SourceStage
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Step, Workflow, files_of, replace_files, schemas
@@ -124,6 +125,7 @@ def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Pla
         look(one, store, record.get(step.name))
         by_name[step.name] = one
     digests.save()
+    save_parsed()
     wanted = list(by_name.values())
     if until is not None:
         needed = _needed(by_name[workflow.step(until).name])
@@ -294,10 +296,10 @@ def read_record(store: Store) -> dict[str, Any]:
     if not store.exists(RECORD):
         return {}
     try:
-        record = store.read_json(RECORD)
+        record = read_sealed(store, RECORD)
         if all({"identity", "step_key", "params", "files"} <= set(one) for one in record.values()):
             return dict(record)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError):
         pass  # as one of another shape
     warnings.warn(
         f"{store.path(RECORD)} is damaged; a plan cannot say what changed", VlpipeWarning, stacklevel=2
@@ -319,4 +321,4 @@ def remember(steps: Sequence[Planned], store: Store) -> None:
             "files": dict(one.keyed.files),
             "torch_threads": step.torch_threads,
         }
-    store.write_json(RECORD, record)
+    write_sealed(store, RECORD, record)

@@ -2,57 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import yaml
-
-from vlpipe.pipeline.errors import VlpipeError, WorkflowError
-from vlpipe.pipeline.plan import Planned, plan
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean, explain
+from vlpipe.pipeline.manifest import read_step_file
+from vlpipe.pipeline.plan import Planned, plan, why
 from vlpipe.pipeline.records import foreign, is_step_folder, read_step, step_folders
 from vlpipe.pipeline.status import folder_bytes
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.workflow import Workflow, profiles_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unreached:
-    """A folder no workflow reaches. `kept_for`: why it stays nevertheless; empty: it can go."""
+    """A folder no workflow reaches. `what`: how its step differs from the file's; `kept_for`: why it stays, if it does."""
 
     folder: str
     bytes: int
+    what: str = ""
     kept_for: str = ""
 
 
 def reaching(
-    path: str, store: Store, sets: Sequence[str], root: str | None, say: Callable[[str], None]
+    path: str,
+    store: Store,
+    root: str | None = None,
+    sets: Sequence[str] = (),
+    *,
+    only_set: bool = False,
+    dropped: Collection[str] = (),
 ) -> list[list[Planned]]:
-    """What a file reaches: as it is, and under each of its profiles. `say` names profiles that cannot be loaded here."""
-    with open(path, encoding="utf-8") as file:
-        profiles = (yaml.safe_load(file) or {}).get("profiles") or {}
-    plans = [plan(Workflow.load(path, sets=sets, root=root), store)]
-    for profile in profiles:
-        try:
-            plans.append(plan(Workflow.load(path, profile=profile, sets=sets, root=root), store))
-        except WorkflowError as error:
-            reason = str(error).splitlines()[-1].strip()
-            say(f"profile {profile!r} of {path} cannot be loaded here and keeps nothing ({reason})")
-    return plans
+    """What a file reaches: as it is and under each of its profiles, without the `--set` values and with them.
+
+    VlpipeError when one of these cannot be loaded here: nobody knows then what it keeps. `dropped`: profiles that keep
+    nothing; only_set: nothing is kept for the file without `sets`.
+    """
+    values = [tuple(sets)] if only_set or not sets else [(), tuple(sets)]
+    profiles = [None, *(name for name in profiles_of(path) if name not in dropped)]
+    return [_reached(path, store, root, profile, some) for profile in profiles for some in values]
 
 
-def unreached(store: Store, plans: Iterable[Sequence[Planned]]) -> list[Unreached]:
+def _reached(
+    path: str, store: Store, root: str | None, profile: str | None, sets: Sequence[str]
+) -> list[Planned]:
+    try:
+        return plan(Workflow.load(path, profile=profile, sets=sets, root=root or store.url), store)
+    except (VlpipeError, OSError) as error:
+        what = path if profile is None else f"profile {profile!r} of {path}"
+        how = f" with {' '.join(f'--set {one}' for one in sets)}" if sets else ""
+        give_up = f"; --drop-profile {profile} gives its folders up" if profile is not None else ""
+        if profile is None and not sets:
+            give_up = "; --set STEP.KEY=VALUE --only-set gives up what it keeps without those values"
+        reason = explain(error).splitlines()[-1].strip()
+        raise VlpipeError(
+            f"{what} cannot be loaded here{how} ({reason}), so nobody knows which folders it keeps: nothing was removed"
+            + give_up
+        ) from error
+
+
+def check_dropped(paths: Iterable[str], dropped: Iterable[str]) -> None:
+    """Each profile that is given up must be one of a file's."""
+    known = {name for path in paths for name in profiles_of(path)}
+    for name in dropped:
+        if name not in known:
+            raise VlpipeError(f"--drop-profile: there is no profile {name!r}{did_you_mean(name, known)}")
+
+
+def unreached(store: Store, plans: Sequence[Sequence[Planned]]) -> list[Unreached]:
     """Folders of the root that are in no plan, with their sizes."""
     reached = {one.folder for steps in plans for one in steps}
     holders = _holders(store, reached)
+    by_name = {one.name: one for steps in reversed(plans) for one in steps}
     found = []
     for folder in step_folders(store):
-        if folder in reached:
-            continue
-        others = foreign(store, folder)
-        why = f"{holders[folder]} reads heavy columns in it" if folder in holders else ""
-        why = why or (f"it holds {others[0]}, which vlpipe did not write" if others else "")
-        found.append(Unreached(folder=folder, bytes=folder_bytes(store, folder), kept_for=why))
+        if folder not in reached:
+            found.append(
+                Unreached(
+                    folder=folder,
+                    bytes=folder_bytes(store, folder),
+                    what=_what(store, folder, by_name),
+                    kept_for=_kept_for(store, folder, holders),
+                )
+            )
     return found
+
+
+def _what(store: Store, folder: str, by_name: Mapping[str, Planned]) -> str:
+    """How the step of a folder differs from the step that a file has now under its name."""
+    made = read_step_file(store, folder)
+    if made is None:
+        return ""
+    if made["step"] not in by_name:
+        return "there is no such step any more"
+    found = why(by_name[made["step"]], made)
+    return "what is above it changed" if found.startswith("step ") else found
+
+
+def _kept_for(store: Store, folder: str, holders: Mapping[str, str]) -> str:
+    if store.is_local and os.path.islink(store.path(folder)):
+        return "it is a link"
+    if folder in holders:
+        return f"{holders[folder]} reads heavy columns in it"
+    others = foreign(store, folder)
+    return f"it holds {others[0]}, which vlpipe did not write" if others else ""
 
 
 def _holders(store: Store, reached: set[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.keys import sha256_json
+from vlpipe.pipeline.sealed import unsealed, write_sealed
 from vlpipe.pipeline.shard import REJECT_SCHEMA, Heavy, Reject, Shard, ShardWriter, open_parquet
 from vlpipe.pipeline.store import Store, sha256_file
 
@@ -114,7 +115,7 @@ def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
 
 
 def write_receipt(store: Store, folder: str, receipt: Receipt) -> None:
-    store.write_json(receipt_path(folder, receipt.index), receipt.to_json(), sync_folder=False)
+    write_sealed(store, receipt_path(folder, receipt.index), receipt.to_json(), sync_folder=False)
 
 
 def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
@@ -125,7 +126,7 @@ def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
 
 def parse_receipt(store: Store, path: str, data: bytes) -> Receipt:
     try:
-        return Receipt.from_json(json.loads(data))
+        return Receipt.from_json(unsealed(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(store, path, error) from error
 
@@ -186,8 +187,8 @@ _PLAIN = (
 _OF_SHARD = ("path", "num_rows", "digest", "key")
 
 
-def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
-    """All of a step in one file, a row each."""
+def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> str:
+    """All of a step in one file, a row each; returns the file's sha256."""
     columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in receipts] for name in _PLAIN}
     columns |= {name: [getattr(r.shard, name) for r in receipts] for name in _OF_SHARD}
     columns["heavy"] = [[one._asdict() for one in r.shard.heavy] for r in receipts]
@@ -199,6 +200,7 @@ def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
     table = pa.table([pa.array(columns[f.name], f.type) for f in _SHARDS], schema=_SHARDS)
     with store.writing(rel) as part:
         pq.write_table(table, part, compression="zstd", write_page_checksum=True)
+        return sha256_file(part)
 
 
 def receipts_in(store: Store, rel: str) -> list[Receipt]:
@@ -212,6 +214,8 @@ def receipts_in(store: Store, rel: str) -> list[Receipt]:
 
 
 def _receipts(table: pa.Table) -> list[Receipt]:
+    if any(table[name].null_count for name in table.schema.names):
+        raise ValueError("a cell of it is empty")
     columns = {name: table[name].to_pylist() for name in table.schema.names}
     made: list[Receipt] = []
     for n in range(table.num_rows):
@@ -263,5 +267,8 @@ def seconds_of(store: Store, folder: str, receipts: Iterable[Receipt] = ()) -> f
         with open_parquet(store, shards) as file:
             found = file.read(["seconds"])["seconds"].to_pylist()
     if not found and store.exists(run_path(folder)):
-        found = [float(store.read_json(run_path(folder)).get("seconds", 0))]
+        try:
+            found = [float(store.read_json(run_path(folder)).get("seconds", 0))]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise damaged(store, run_path(folder), error) from error
     return sum(found)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.keys import shard_key
-from vlpipe.pipeline.manifest import STEP_FILE, Manifest, check_format, read_manifest
+from vlpipe.pipeline.manifest import Manifest, check_format, read_manifest
+from vlpipe.pipeline.names import SHARD_FILE, is_engines
 from vlpipe.pipeline.plan import Planned, artifacts_digest, is_gather
 from vlpipe.pipeline.receipt import (
     STEP_FOLDER,
@@ -22,18 +22,6 @@ from vlpipe.pipeline.receipt import (
 )
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.store import Store
-
-SHARD_FILE = re.compile(r"(\d{6,})\.parquet")
-INSIDE = {
-    STEP_FILE,
-    "manifest.json",
-    "_shards.parquet",
-    "_receipts",
-    "_rejects",
-    "_log",
-    "artifacts",
-    "work",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,22 +76,12 @@ def find_place(path: str) -> Place:
 
 def is_step_folder(store: Store, name: str) -> bool:
     """By its name, and by at least one thing in it that the engine writes."""
-    return bool(STEP_FOLDER.fullmatch(name)) and any(_ours(entry) for entry in store.list(name))
+    return bool(STEP_FOLDER.fullmatch(name)) and any(is_engines(entry) for entry in store.list(name))
 
 
 def foreign(store: Store, folder: str) -> list[str]:
     """What lies in a step's folder that the engine does not write."""
-    return [entry for entry in store.list(folder) if not _ours(entry)]
-
-
-def _ours(entry: str) -> bool:
-    name = _without_part(entry)
-    return name in INSIDE or bool(SHARD_FILE.fullmatch(name))
-
-
-def _without_part(name: str) -> str:
-    """`000001.parquet.1a2b3c4d.part` is on its way to `000001.parquet`."""
-    return re.sub(r"\.[0-9a-f]{8}\.part$", "", name)
+    return [entry for entry in store.list(folder) if not is_engines(entry)]
 
 
 def step_folders(store: Store) -> list[str]:

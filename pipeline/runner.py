@@ -1,22 +1,25 @@
 """Run a plan: one loop over shard references. No row and no pixel passes through the driver.
 
 A step's shard k starts as soon as its input shard k is there, downstream steps first; only gather stages and artifacts
-wait for whole steps. What is running is bounded by what the cluster has. Whatever is finished stays finished.
+wait for whole steps. What is running is bounded by what the cluster has (`room.py`). Whatever is finished stays finished.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from vlpipe.pipeline.adopt import FinishedShards, adopt, adopt_step, own_digest
-from vlpipe.pipeline.errors import StepFailed, VlpipeError, explain
+from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
 from vlpipe.pipeline.forget import refuse_half_done
 from vlpipe.pipeline.gather import Gathered, GatherTask, clear_unfinished
+from vlpipe.pipeline.guard import worst
 from vlpipe.pipeline.keys import shard_key
+from vlpipe.pipeline.lock import check as check_lock
 from vlpipe.pipeline.manifest import make_manifest, write_format, write_manifest, write_step_file
 from vlpipe.pipeline.plan import (
     Planned,
@@ -38,15 +41,20 @@ from vlpipe.pipeline.receipt import (
     write_receipt,
 )
 from vlpipe.pipeline.shard import Heavy, Shard
+from vlpipe.pipeline.stage import GatherStage
 from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.work import ShardTask, heavy_pointers, worst
+from vlpipe.pipeline.work import ShardTask, heavy_pointers
 
 MAX_ATTEMPTS = 3
 MAX_DEATHS = 2  # a shard that killed so many workers is run row by row in a process of its own
+MAX_LOST = 10  # so often a shard may go down with a node or a neighbour
 
 
 class WorkerDied(VlpipeError):
-    """The process that ran a task is gone. `innocent`: the machine or its memory ended it, not the task."""
+    """The process that ran a task is gone. `innocent`: it went with its node or with a neighbour, not by what it did.
+
+    Death for want of memory is not innocent: a shard it keeps meeting is run row by row in the end.
+    """
 
     def __init__(self, text: str, *, innocent: bool) -> None:
         self.innocent = innocent
@@ -68,27 +76,50 @@ class Done:
 
 
 class Executor(Protocol):
-    """Where units run. `room` says whether one more of a step may start now.
+    """Where units run."""
 
-    `expect`: units of a step may come from now on; `release`: none will come any more.
-    """
+    def check(self, steps: Sequence[Planned], store: Store) -> list[str]:
+        """Why these steps cannot run here, a sentence each. Called once, before any work."""
 
-    def check(self, steps: Sequence[Planned]) -> list[str]: ...
-    def expect(self, one: Planned) -> None: ...
-    def room(self, one: Planned) -> bool: ...
+    def expect(self, one: Planned) -> None:
+        """Units of a step may come from now on."""
+
+    def pick(self, wanting: Sequence[Planned]) -> Planned | None:
+        """Of steps that have a unit ready, most urgent first, the one that starts one now; None: there is no room.
+
+        `submit` of that unit follows.
+        """
+
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None: ...
-    def wait(self, timeout_s: float) -> list[Done]: ...
-    def release(self, one: Planned) -> None: ...
+
+    def wait(self, timeout_s: float) -> list[Done]:
+        """What has ended, after at most about this long."""
+
+    def stuck(self, wanting: Sequence[Planned]) -> str:
+        """Asked while nothing runs and nothing starts: why that will not change; empty while it may."""
+
+    def release(self, one: Planned) -> None:
+        """No more units of a step will come."""
+
+    def drain(self, grace_s: float) -> list[Done]:
+        """What ends within the grace; nothing is started any more."""
+
+    def close(self) -> None: ...
 
 
 @dataclass
 class Watcher:
-    """Told what happens; the command line draws it."""
+    """Told what happens; the command line draws it.
+
+    `stopping`: the loop ends early by this error, and so many units that still run have a grace to finish.
+    """
 
     started: Callable[[Planned, int | None], None] = lambda one, total: None
+    begun: Callable[[Planned, int, int], None] = lambda one, index, num_rows: None  # a unit, -1 a gather step
     shard: Callable[[Planned, Receipt, bool], None] = lambda one, receipt, reused: None
     finished: Callable[[Planned], None] = lambda one: None
     tick: Callable[[], None] = lambda: None
+    stopping: Callable[[BaseException, int], None] = lambda error, num_running: None
 
 
 @dataclass
@@ -109,9 +140,11 @@ class State:
     base: ShardTask | None = None
     opened: bool = False
     num_faults: int = 0
-    num_rows: int | None = None  # in all, once every step above is done
+    any_good: bool = False  # a shard has rows, or rejects that are no faults
+    num_rows: int | None = None  # of all its inputs, once they are known
     attempts: Counter[int] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
+    lost: Counter[int] = field(default_factory=Counter)  # deaths that were not its own
 
 
 class Run:
@@ -134,36 +167,64 @@ class Run:
             if one.is_done:  # a kill just after the manifest
                 store.remove(f"{one.folder}/work")
         self.finished_shards: FinishedShards | None = FinishedShards(store, strict)
+        self._arrived: deque[Done] = deque()  # has ended, and is not yet taken in
 
-    def go(self, check: Callable[[], None] = lambda: None) -> None:
-        """check: called in each turn, to stop by what it raises."""
-        problems = self.executor.check([s.one for s in self.states.values()])
+    def go(self, check: Callable[[], None] = lambda: None, grace_s: float = 0.0) -> None:
+        """check: called in each turn, to stop by what it raises. Whatever stops the loop, what runs has `grace_s` to
+        finish first: its shards are then on disk, and count."""
+        try:
+            self._loop(check)
+        except BaseException as error:
+            self._wind_down(error, grace_s)
+            raise
+
+    def _loop(self, check: Callable[[], None]) -> None:
+        steps = [s.one for s in self.states.values()]
+        problems = [*unasked_gpus(steps), *self.executor.check(steps, self.store)]
         if problems:
-            raise VlpipeError("the cluster cannot run this:\n  " + "\n  ".join(problems))
+            raise VlpipeError("this cannot run here:\n  " + "\n  ".join(problems))
         while True:
             self._advance()
             if not self.states:
                 return
             if not any(s.running for s in self.states.values()):
-                waiting = ", ".join(self.states)
-                raise VlpipeError(
-                    f"nothing can start though steps are left: {waiting}; the cluster has too little free"
-                )
-            for done in self.executor.wait(timeout_s=0.5):
-                self._take(done)
+                stuck = self.executor.stuck(self._wanting())
+                if stuck:
+                    raise VlpipeError(stuck)
+            self._arrived.extend(self.executor.wait(timeout_s=0.5))
+            while self._arrived:
+                self._take(self._arrived.popleft())
             self.watcher.tick()
             check()
+            check_lock(self.store)
+
+    def _wind_down(self, error: BaseException, grace_s: float) -> None:
+        """Commit what has ended or still does. Another failure says no more than the first: its shard has no receipt."""
+        num_running = sum(len(s.running) for s in self.states.values()) - len(self._arrived)
+        if num_running and grace_s:
+            self.watcher.stopping(error, num_running)
+            self._arrived.extend(self.executor.drain(grace_s))
+        while self._arrived:
+            done = self._arrived.popleft()
+            if not isinstance(done.result, BaseException):
+                with suppress(VlpipeError):
+                    self._take(done)
 
     def _advance(self) -> None:
-        """Open and finish steps until nothing changes, then start what there is room for; downstream first."""
+        """Open and finish steps until nothing changes, then start what there is room for."""
         changed = True
         while changed:
             changed = False
             for state in list(self.states.values()):
                 changed = self._open(state) or self._finish_if_complete(state) or changed
-        for state in reversed(list(self.states.values())):
-            while state.todo and self.executor.room(state.one):
-                self._start(state, state.todo.pop(0))
+        while (one := self.executor.pick(self._wanting())) is not None:
+            state = self.states[one.name]
+            self._start(state, state.todo.pop(0))
+
+    def _wanting(self) -> list[Planned]:
+        """Steps with a unit that could start: gather steps, on which whole branches wait, then those furthest down."""
+        ready = [s.one for s in reversed(self.states.values()) if s.todo]
+        return sorted(ready, key=lambda one: not is_gather(one))
 
     def _open(self, state: State) -> bool:
         """Start taking a step's inputs as soon as it can; True when something changed."""
@@ -268,6 +329,7 @@ class Run:
     def _shard_done(self, state: State, receipt: Receipt, *, reused: bool) -> None:
         state.out[receipt.index] = receipt
         state.num_faults += receipt.num_faults
+        state.any_good = state.any_good or receipt.num_faults < receipt.rows_in
         self.watcher.shard(state.one, receipt, reused)
         self._check_rate(state)
         for other in list(self.states.values()):
@@ -295,6 +357,7 @@ class Run:
             artifacts_digest=artifacts_digest(one),
             max_reject_rate=reject_rate(one),
             torch_threads=one.keyed.step.torch_threads,
+            deadline_s=one.keyed.step.row_group_timeout_s,
         )
 
     def _gather_task(self, one: Planned) -> GatherTask:
@@ -313,6 +376,7 @@ class Run:
     def _start(self, state: State, index: int) -> None:
         state.running.add(index)
         state.attempts[index] += 1
+        self.watcher.begun(state.one, index, state.inputs[index].num_rows if index >= 0 else 0)
         if index < 0:
             self.executor.submit(state.one, Unit(state.one.name, -1), self._gather_task(state.one))
             return
@@ -320,7 +384,12 @@ class Run:
         if index in state.have:
             self.store.remove(receipt_path(state.one.folder, index))
         task = dataclasses.replace(
-            task, attempt=state.attempts[index], isolate=state.deaths[index] >= MAX_DEATHS
+            task,
+            attempt=state.attempts[index],
+            isolate=state.deaths[index] >= MAX_DEATHS,
+            num_rows_step=self._num_rows(state),
+            num_rows_guess=_guess(state),
+            any_good=state.any_good,
         )
         self.executor.submit(state.one, Unit(state.one.name, index), task)
 
@@ -335,28 +404,40 @@ class Run:
             self._shard_done(state, done.result, reused=False)
 
     def _failed(self, state: State, index: int, error: BaseException) -> None:
-        if isinstance(error, WorkerDied):
-            state.deaths[index] += not error.innocent
-            allowed = MAX_ATTEMPTS + (state.deaths[index] >= MAX_DEATHS)
-            if state.attempts[index] < allowed:
+        if isinstance(error, (WorkerDied, AttemptFailed)):
+            again, error = self._survives(state, index, error)
+            if again:
                 state.todo.insert(0, index)
                 return
-            error = StepFailed(f"{error}, in each of {allowed} attempts")
         where = f"shard {index} of step {state.one.name!r}" if index >= 0 else f"step {state.one.name!r}"
         if isinstance(error, (StepFailed, VlpipeError)):
             raise type(error)(f"{where}: {error}") if type(error) in (StepFailed, VlpipeError) else error
         text = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise StepFailed(f"{where} failed: {text}") from error
 
+    def _survives(
+        self, state: State, index: int, error: WorkerDied | AttemptFailed
+    ) -> tuple[bool, StepFailed]:
+        """Is a unit whose attempt failed run again? Only what it did itself counts as an attempt."""
+        if isinstance(error, WorkerDied) and error.innocent:
+            state.attempts[index] -= 1
+            state.lost[index] += 1
+            return state.lost[index] < MAX_LOST, StepFailed(f"{error}, {MAX_LOST} times")
+        state.deaths[index] += isinstance(error, WorkerDied)
+        allowed = MAX_ATTEMPTS + (state.deaths[index] >= MAX_DEATHS)
+        again = state.attempts[index] < allowed
+        return again, StepFailed(f"{error}, in each of {allowed} attempts")
+
     def _check_rate(self, state: State) -> None:
-        """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more."""
-        rate = reject_rate(state.one)
-        if not state.num_faults or not all(p.is_done for p in state.one.above):
+        """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more.
+
+        While rows are still to come from above it fails only a step of which nothing but faults has come out.
+        """
+        if not state.num_faults:
             return
-        if state.num_rows is None:
-            state.num_rows = sum(p.manifest.rows_out for p in state.one.above if p.manifest)
-        num_rows = state.num_rows
-        if state.num_faults <= rate * num_rows:
+        rate, known = reject_rate(state.one), self._num_rows(state)
+        num_rows = _guess(state) if known is None else known
+        if state.num_faults <= rate * num_rows or (known is None and state.any_good):
             return
         reasons: Counter[str] = Counter()
         for receipt in state.out.values():
@@ -368,6 +449,12 @@ class Run:
             f"max_reject_rate is {rate}; {worst(reasons)}. "
             f"`vlpipe show {self.store.path(state.one.folder)}/_rejects` names the rows"
         )
+
+    def _num_rows(self, state: State) -> int | None:
+        """Of all inputs of a step; None while steps above are at work."""
+        if state.num_rows is None and all(p.is_done for p in state.one.above):
+            state.num_rows = sum(p.manifest.rows_out for p in state.one.above if p.manifest)
+        return state.num_rows
 
     def _finish_if_complete(self, state: State) -> bool:
         one = state.one
@@ -419,6 +506,24 @@ class Run:
         self.watcher.finished(state.one)
         if all(s.opened for s in self.states.values() if state.one in s.one.above):
             state.one.let_go()
+
+
+def unasked_gpus(steps: Sequence[Planned]) -> list[str]:
+    """A device is used only by a step that asks for one."""
+    return [
+        f"step {one.name!r} has `gpu: true` and asks for no GPU; add `resources: {{gpus: 1}}`"
+        for one in steps
+        if isinstance(stage := one.keyed.step.stage, GatherStage)
+        and stage.gpu
+        and not one.keyed.step.resources.gpus
+    ]
+
+
+def _guess(state: State) -> int:
+    """Rows that a step will get, as if all its inputs were as large as the largest that is there."""
+    if state.num_rows is not None:
+        return state.num_rows
+    return (state.expected or 0) * max((s.num_rows for s in state.inputs.values()), default=0)
 
 
 def reject_rate(one: Planned) -> float:

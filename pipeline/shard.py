@@ -1,24 +1,30 @@
 """What flows: rows in Parquet shards, rejects beside them. The one place that writes Parquet.
 
-Same rows, same bytes: a shard is cast to its declared schema, its chunks are combined, and it is cut into row groups of a
-fixed row count; otherwise chunking alone would change the file (measured).
+Same rows, same bytes: a shard is cast to its declared schema, its chunks are combined, and it is cut into row groups by
+a rule that looks at the rows alone (`row_groups`); otherwise chunking alone would change the file (measured).
 Heavy columns (image bytes, features) are written once, by the step that makes them; later shards carry the light columns
 and a pointer (`Shard.heavy`) to the file that holds the heavy ones, which is joined by `id` when a stage reads them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import IO, Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlpipe.pipeline.conform import conform
+from vlpipe.pipeline.conserved import check_conserved as check_conserved
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
+from vlpipe.pipeline.footer import SETTINGS
+from vlpipe.pipeline.heavy_join import HeavyJoin
+from vlpipe.pipeline.parquet_file import Parquet
+from vlpipe.pipeline.row_groups import MAX_BYTES, joined_up, num_fitting
 from vlpipe.pipeline.store import Store, sha256_file
 
 ROW_GROUP_ROWS = 512  # 512 images of 60 KB are 32 MB
@@ -180,7 +186,7 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
 
 
 class ShardWriter:
-    """Write one shard in row groups of exactly `row_group_rows` rows (the last may be shorter)."""
+    """Write one shard in row groups of `row_group_rows` rows, or of as many as `row_groups.MAX_BYTES` hold."""
 
     def __init__(self, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
         self.path = path
@@ -195,52 +201,51 @@ class ShardWriter:
         self.num_rows = 0
         self.stats: dict[str, dict[str, Any]] = {f.name: {"nulls": 0} for f in self.schema}
         self._pending: list[pa.Table] = []
-        self._num_pending = 0
-        # Statistics and dictionaries are off: both depend on writer state, and zstd takes what dictionaries would.
-        self._writer = pq.ParquetWriter(
-            path,
-            self.schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            write_statistics=False,
-            write_batch_size=PAGE_ROWS,
-        )
+        self._num_pending = self._bytes_pending = 0
+        self._writer = pq.ParquetWriter(path, self.schema, write_batch_size=PAGE_ROWS, **SETTINGS)
 
     def write(self, table: pa.Table) -> None:
         if not table.num_rows:
             return
-        missing = [n for n in self.schema.names if n not in table.schema.names]
-        if missing:
-            raise SchemaError(
-                f"declared column(s) {missing} are missing from the rows; they have {table.schema.names}"
-            )
-        table = table.select(self.schema.names).cast(self.schema)
+        table = conform(table, self.schema, self.path)
         self._count(table)
         self._pending.append(table)
         self._num_pending += table.num_rows
-        if self._num_pending >= self.row_group_rows:
+        self._bytes_pending += table.nbytes
+        if self._num_pending >= self.row_group_rows or self._bytes_pending >= MAX_BYTES:
             self._flush(final=False)
 
     def _flush(self, *, final: bool) -> None:
+        """Write the row groups that are full; when `final`, the last one too."""
         if not self._pending:
             return
-        table = pa.concat_tables(self._pending).combine_chunks()
-        full = table.num_rows if final else table.num_rows - table.num_rows % self.row_group_rows
-        for start in range(0, full, self.row_group_rows):
-            rows = table.slice(start, min(self.row_group_rows, full - start))
-            self._writer.write_table(rows, row_group_size=self.row_group_rows)
-        rest = table.slice(full)
-        self._pending, self._num_pending = ([rest] if rest.num_rows else []), rest.num_rows
-        self.num_rows += full
+        table, start = pa.concat_tables(self._pending), 0
+        while start < table.num_rows:
+            rows = table.slice(start, self.row_group_rows)
+            num = num_fitting(rows)
+            if num == rows.num_rows < self.row_group_rows and not final:
+                break  # more may fit
+            self._writer.write_table(rows.slice(0, num).combine_chunks(), row_group_size=num)
+            start += num
+        rest = table.slice(start)
+        self._pending = [rest] if rest.num_rows else []
+        self._num_pending, self._bytes_pending = rest.num_rows, rest.nbytes
+        self.num_rows += start
 
     def _count(self, table: pa.Table) -> None:
+        """Nulls of each column; of numbers the least and the greatest, and how many are NaN or infinite."""
         for f in self.schema:
             column, stat = table[f.name], self.stats[f.name]
             stat["nulls"] += column.null_count
-            if (pa.types.is_integer(f.type) or pa.types.is_floating(f.type)) and len(
-                column
-            ) > column.null_count:
+            if pa.types.is_floating(f.type):
+                column = column.cast(pa.float64())
+                finite = column.filter(pc.is_finite(column))  # JSON has no others
+                if odd := len(column) - column.null_count - len(finite):
+                    stat["not_finite"] = stat.get("not_finite", 0) + odd
+                column = finite
+            elif not pa.types.is_integer(f.type):
+                continue
+            if len(column) > column.null_count:
                 low, high = pc.min_max(column).as_py().values()
                 stat["min"] = min(low, stat.get("min", low))
                 stat["max"] = max(high, stat.get("max", high))
@@ -276,7 +281,8 @@ def write_shard(
 
 
 @contextmanager
-def open_parquet(store: Store, rel: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(store: Store, rel: str) -> Iterator[Parquet]:
+    """A Parquet file of the root, of whatever writer."""
     try:
         handle: IO[bytes] = store.open(rel)
     except FileNotFoundError as error:
@@ -284,21 +290,26 @@ def open_parquet(store: Store, rel: str) -> Iterator[pq.ParquetFile]:
             f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"
         ) from error
     with handle:
-        try:
-            file = pq.ParquetFile(handle)
-        except pa.ArrowInvalid as error:
-            raise VlpipeError(
-                f"shard {store.path(rel)} cannot be read: {error}; `vlpipe verify` lists what is damaged"
-            ) from error
+        yield Parquet(handle, store.path(rel))
+
+
+@contextmanager
+def open_shard(store: Store, rel: str, num_rows: int = -1) -> Iterator[Parquet]:
+    """A file that `ShardWriter` wrote. VlpipeError: its footer has changed; of its pages the reader finds out."""
+    with open_parquet(store, rel) as file:
+        file.need_whole(store.size(rel), num_rows)
         yield file
 
 
 def read_batches(
     store: Store, shard: Shard, columns: Sequence[str] | None = None, want_heavy: Sequence[str] = ()
 ) -> Iterator[pa.Table]:
-    """Yield a shard's row groups in order. `columns`: light ones (None: all but heavy); `want_heavy`: joined by `id`."""
+    """Yield a shard's row groups in order. `columns`: light ones (None: all but heavy); `want_heavy`: joined by `id`.
+
+    A row group whose joined columns are larger than `row_groups.MAX_BYTES` comes in several tables.
+    """
     pointers = shard.heavy_paths
-    with open_parquet(store, shard.path) as file:
+    with open_shard(store, shard.path, shard.num_rows) as file:
         own = file.schema_arrow
         lost = [n for n in want_heavy if n not in own.names and n not in pointers]
         if lost:
@@ -309,85 +320,21 @@ def read_batches(
         here = list(dict.fromkeys([*light, *(n for n in want_heavy if n in own.names)]))
         there = {n: pointers[n] for n in want_heavy if n not in own.names}
         read = here if not there or "id" in here else ["id", *here]
-        with _joiners(store, there) as joiners:
+        with ExitStack() as stack:
+            joins = _joins(store, there, stack)
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=read)
-                for join in joiners:
-                    table = join.add(table)
-                yield table.select([*here, *there])
+                pieces: Iterable[pa.Table] = [file.read_row_group(group, columns=read)]
+                for join in joins:
+                    pieces = chain.from_iterable(map(join.add, pieces))
+                for table in joined_up(pieces) if joins else pieces:
+                    yield table.select([*here, *there])
 
 
-@contextmanager
-def _joiners(store: Store, there: Mapping[str, str]) -> Iterator[list[_HeavyJoin]]:
+def _joins(store: Store, there: Mapping[str, str], stack: ExitStack) -> list[HeavyJoin]:
     by_path: dict[str, list[str]] = {}
     for name, path in there.items():
         by_path.setdefault(path, []).append(name)
-    joins = [_HeavyJoin(store, path, names) for path, names in by_path.items()]
-    try:
-        yield joins
-    finally:
-        for join in joins:
-            join.close()
-
-
-class _HeavyJoin:
-    """Looks up heavy columns by id. Shards drop rows and move none, so each heavy row group is read about once."""
-
-    def __init__(self, store: Store, path: str, names: list[str]) -> None:
-        self.path, self.names = path, names
-        self._context = open_parquet(store, path)
-        self._file = self._context.__enter__()
-        self._place: dict[str, tuple[int, int]] = {}
-        for group in range(self._file.num_row_groups):
-            for row, id_ in enumerate(self._file.read_row_group(group, columns=["id"])["id"].to_pylist()):
-                self._place[id_] = (group, row)
-        self._cached: tuple[int, pa.Table] | None = None
-
-    def _group(self, group: int) -> pa.Table:
-        if self._cached is None or self._cached[0] != group:
-            self._cached = (group, self._file.read_row_group(group, columns=self.names))
-        return self._cached[1]
-
-    def add(self, table: pa.Table) -> pa.Table:
-        ids = table["id"].to_pylist()
-        unknown = [i for i in ids if i not in self._place]
-        if unknown:
-            raise VlpipeError(
-                f"{len(unknown)} row(s) (first: {unknown[0]}) have no {self.names} in {self.path}"
-            )
-        pieces: list[pa.Table] = []
-        start = 0
-        while start < len(ids):  # runs of rows that lie in the same heavy row group
-            group = self._place[ids[start]][0]
-            stop = start
-            while stop < len(ids) and self._place[ids[stop]][0] == group:
-                stop += 1
-            pieces.append(self._group(group).take([self._place[i][1] for i in ids[start:stop]]))
-            start = stop
-        if not pieces:
-            schema = self._file.schema_arrow
-            found = pa.table({n: pa.array([], schema.field(n).type) for n in self.names})
-        else:
-            found = pa.concat_tables(pieces)
-        for name in self.names:
-            table = table.append_column(found.schema.field(name), found[name])
-        return table
-
-    def close(self) -> None:
-        self._context.__exit__(None, None, None)
-
-
-def check_conserved(who: str, ids_in: Counter[str], ids_out: Counter[str], rejected: Counter[str]) -> None:
-    """Every id that came in went out or was rejected, once each. Raises when a row was lost or made up."""
-    if ids_in == ids_out + rejected:
-        return
-    lost = ids_in - ids_out - rejected
-    extra = (ids_out + rejected) - ids_in
-    said = [
-        f"{sum(c.values())} row(s) {what} (first: {next(iter(c))})"
-        for what, c in (("lost", lost), ("too many", extra))
-        if c
+    return [
+        HeavyJoin(stack.enter_context(open_shard(store, path)), path, names)
+        for path, names in by_path.items()
     ]
-    raise VlpipeError(
-        f"{who} breaks row conservation: {' and '.join(said)}. Every row must be returned or rejected, once."
-    )

@@ -12,23 +12,28 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import site
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlpipe.pipeline.digest_cache import private_folder, write_private
+from vlpipe.pipeline.errors import VlpipeWarning
 from vlpipe.pipeline.params import canonical
 from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.store import sha256_file
 
 ROOMS = ("vlpipe.stages", "vlpipe.models")
 CLASS_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")  # a class named in a parameter: `blip:Blip`
-FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\0\n]{1,80}")
+FILE_NAME = re.compile(r"(?!\.{1,2}$)[\w.-]{1,80}")
+MAX_PARSED = 5_000  # files kept in the user's cache; about 500 bytes each
 Mark = tuple[str, int, int]  # path, size, mtime_ns
 
 
@@ -96,6 +101,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _source(module: str, named: tuple[str, ...]) -> Source:
+    _cache.load()
     finder = _Finder(own=module.partition(".")[0])
     todo = [module, *(full for name in named for full in finder.meant_by(name))]
     found: dict[str, tuple[str, Mark]] = {}
@@ -104,7 +110,7 @@ def _source(module: str, named: tuple[str, ...]) -> Source:
         if name in found or (path := finder.path(name)) is None:
             continue
         mark = _mark(path)
-        parsed = _parse(name, path.endswith("__init__.py"), *mark)
+        parsed = _parse(name, path.endswith("__init__.py"), mark)
         found[name] = (parsed.digest, mark)
         for data in _data_files(path, parsed.strings):
             found[f"{name}/{data.name}"] = (sha256_file(data), _mark(str(data)))
@@ -128,7 +134,7 @@ def _mark(path: str) -> Mark:
 def _data_files(path: str, strings: frozenset[str]) -> Iterator[Path]:
     """Files beside the module, or in a folder beside it, whose name is a text in it: `presets`, `words.txt`."""
     here = Path(path).parent
-    for name in sorted(strings):
+    for name in sorted(strings & set(os.listdir(here))):
         beside = here / name
         if beside.suffix != ".py" and beside.is_file():
             yield beside
@@ -138,14 +144,19 @@ def _data_files(path: str, strings: frozenset[str]) -> Iterator[Path]:
             )
 
 
-@functools.lru_cache(maxsize=4096)
-def _parse(module: str, is_package: bool, path: str, size: int, mtime_ns: int) -> Parsed:
+def _parse(module: str, is_package: bool, mark: Mark) -> Parsed:
+    """What a file says, from the user's cache if it is the same file. `module`: the name it is imported by."""
+    key = f"{module} {mark[1]} {mark[2]} {mark[0]}"
+    if key not in _cache.parsed:
+        _cache.parsed[key] = _parse_anew(module, is_package, mark[0])
+        _cache.is_new = True
+    return _cache.parsed[key]
+
+
+def _parse_anew(module: str, is_package: bool, path: str) -> Parsed:
     data = Path(path).read_bytes()
-    if not path.endswith(".py"):
-        return Parsed(hashlib.sha256(data).hexdigest(), (), frozenset())
-    try:
-        tree = ast.parse(data)
-    except (SyntaxError, ValueError):  # it cannot be imported either, or only by what never does
+    tree = _tree(data) if path.endswith(".py") else None
+    if tree is None:
         return Parsed(hashlib.sha256(data).hexdigest(), (), frozenset())
     package = module if is_package else module.rpartition(".")[0]
     imports: set[str] = set()
@@ -161,17 +172,73 @@ def _parse(module: str, is_package: bool, path: str, size: int, mtime_ns: int) -
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
                 level = len(first.value) - len(first.value.lstrip("."))
                 imports.add(_absolute(package, first.value.lstrip("."), level))
-        elif (
-            isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE_NAME.fullmatch(node.value)
-        ):
-            strings.add(node.value)
-    _strip_docstrings(tree)
-    dumped = ast.dump(tree, annotate_fields=False)
-    return Parsed(
-        hashlib.sha256(dumped.encode("utf-8", "surrogatepass")).hexdigest(),
-        tuple(sorted(imports)),
-        frozenset(strings),
-    )
+        elif isinstance(node, ast.Constant):
+            if isinstance(node.value, str) and FILE_NAME.fullmatch(node.value):
+                strings.add(node.value)
+        elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = _without_docstring(node.body)
+    dumped = ast.dump(tree, annotate_fields=False).encode("utf-8", "surrogatepass")
+    return Parsed(hashlib.sha256(dumped).hexdigest(), tuple(sorted(imports)), frozenset(strings))
+
+
+def _tree(data: bytes) -> ast.Module | None:
+    try:
+        return ast.parse(data)
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+    ):  # it cannot be imported either, or only by what never does
+        return None
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    first = body[0] if body else None
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return body[1:] if is_docstring and isinstance(first.value.value, str) else body  # type: ignore[union-attr]
+
+
+@dataclass
+class _Cache:
+    """Parsed files of this user, by name, size, time and path: parsing the shipped stages takes two seconds."""
+
+    parsed: dict[str, Parsed] = field(default_factory=dict)
+    is_new: bool = False
+    is_loaded: bool = False
+
+    def path(self) -> Path:
+        return private_folder() / f"sources-{sys.version_info[0]}.{sys.version_info[1]}.json"
+
+    def load(self) -> None:
+        if self.is_loaded:
+            return
+        self.is_loaded = True
+        try:
+            found = json.loads(self.path().read_bytes())
+            self.parsed = {k: Parsed(str(d), tuple(i), frozenset(s)) for k, (d, i, s) in found.items()}
+        except (OSError, RuntimeError):  # there is none, or no home folder: parsed anew
+            return
+        except (ValueError, TypeError, AttributeError) as error:
+            warnings.warn(f"{self.path()} is damaged and is made anew: {error}", VlpipeWarning, stacklevel=2)
+
+    def save(self) -> None:
+        """Keep what was parsed, for the next process."""
+        if not self.is_new:
+            return
+        self.is_new = False
+        plain = {
+            k: [p.digest, p.imports, sorted(p.strings)] for k, p in list(self.parsed.items())[-MAX_PARSED:]
+        }
+        try:
+            write_private(self.path(), json.dumps(plain).encode())
+        except (OSError, RuntimeError) as error:
+            warnings.warn(
+                f"parsed files cannot be kept for the next time: {error}", VlpipeWarning, stacklevel=2
+            )
+
+
+_cache = _Cache()
+save_parsed = _cache.save
 
 
 def _absolute(package: str, module: str, level: int) -> str:
@@ -188,27 +255,21 @@ def _calls_import(func: ast.expr) -> bool:
     return name in ("import_module", "__import__", "find_spec")
 
 
-def _strip_docstrings(tree: ast.Module) -> None:
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
-
-
 class _Finder:
     """Module names to files, without importing anything. `own`: the stage's top-level package, wherever it is installed."""
 
     def __init__(self, own: str) -> None:
         self.own = own
         self._folders: dict[str, tuple[str, list[str]]] = {}
+        self._paths: dict[str, str | None] = {}
 
     def path(self, module: str) -> str | None:
         """The file of a module that counts; None for the engine, for installed packages, and where there is none."""
+        if module not in self._paths:
+            self._paths[module] = self._look_for(module)
+        return self._paths[module]
+
+    def _look_for(self, module: str) -> str | None:
         top, _, rest = module.partition(".")
         if top == "vlpipe" and not any(module == room or module.startswith(room + ".") for room in ROOMS):
             return None

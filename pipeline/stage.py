@@ -24,6 +24,8 @@ from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, is_heavy, 
 from vlpipe.pipeline.shared import Service
 from vlpipe.pipeline.store import Store
 
+SHARD_ROWS = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class File:
@@ -114,6 +116,14 @@ class Stage:
         """What the stage is in keys: name and VERSION. A subclass does not inherit the name: it may do something else."""
         return (vars(type(self)).get("NAME") or use, self.VERSION)
 
+    def estimate(self, num_rows: int) -> str:
+        """One line for `vlpipe plan`: what work on at most `num_rows` rows will be."""
+        return ""
+
+    def tell(self, row: Mapping[str, Any]) -> list[str]:
+        """For `vlpipe why`: what a gather stage made of a row that it read, one line each."""
+        return []
+
     def preflight(self) -> list[str]:
         """What would make the run fail and can be known now (a missing extra, an impossible parameter), one line each."""
         return []
@@ -137,13 +147,18 @@ class MapStage(Stage):
     """Row group in, row group out. With several inputs (`from: [a, b]`) it runs over their shards, one after the other.
 
     Rows may be dropped only by returning `Out` with a `Reject` for each. An exception in the function is narrowed down by
-    bisecting to the rows that raise it alone; those become rejects (`RowFault` names the code itself).
+    bisecting to the rows that raise it alone; those become rejects (`RowFault` names the code itself), as do rows with a
+    value that does not become the declared type (code `bad_value`).
     """
 
     READS_HEAVY: ClassVar[tuple[str, ...]] = ()  # heavy columns joined into the batches
     LOADS_WEIGHTS: ClassVar[bool] = False  # `open` is expensive: run in actors that open once
+    FILTERS: ClassVar[bool] = False  # it drops rows by a rule: to drop none of many is worth a warning
     FAN_OUT: ClassVar[bool] = False  # rows out are children: each has a `parent`, the id of a row in
     ROW_GROUP_ROWS: ClassVar[int] = ROW_GROUP_ROWS  # fewer for wide columns: aim at 32 MB
+    # It asks others (fetching): no row is asked for again because of another one. It must make a reject of each row that
+    # fails; an exception fails the shard.
+    OBSERVES_WORLD: ClassVar[bool] = False
     MAX_REJECT_RATE: ClassVar[float] = 0.05  # of faults; the step fails above it (YAML: `max_reject_rate`)
 
     def shared(self, opted_out: OptedOut) -> Service | None:
@@ -161,6 +176,8 @@ class MapStage(Stage):
 class SourceStage(MapStage):
     """A map stage that lists its own input. `rows` is cheap and ordered (a URL list); `open` does the work (fetching)."""
 
+    SHARD_ROWS: ClassVar[int] = SHARD_ROWS  # of a step without `shard_rows`; fewer where a row takes long
+
     @abstractmethod
     def row_schema(self) -> pa.Schema:
         """Columns of the listed rows; they have an `id`."""
@@ -168,6 +185,10 @@ class SourceStage(MapStage):
     @abstractmethod
     def rows(self) -> Iterator[pa.Table]:
         """Yield the rows to work on, in a fixed order; they are cut into shards of `shard_rows` rows."""
+
+    def max_rows(self) -> int | None:
+        """How many rows it lists at most, if that is known without listing them (from a file's metadata, say)."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -215,13 +236,21 @@ class Job:
 class GatherStage(Stage):
     """Reads all inputs; emits new rows, puts artifacts, or both. Long ones commit their own parts in `job.work`."""
 
-    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in
+    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in; the engine checks it
+    ROWS_ARE: ClassVar[str] = (
+        ""  # what the rows out are, where they are not the rows in: one of the two is declared
+    )
     LAUNCHES: ClassVar[bool] = False  # the work happens in `job.launch`: its workers get the step's resources
+    num_workers: int = (
+        1  # what it passes to `job.launch`; a stage that launches may make parameters of these two
+    )
+    gpu: bool = False
     # The artifacts are the rows as they are, in another form (an export): `vlpipe forget` of one of them removes the step,
     # and the next run makes it again. Others stay (a model), and are named.
     COPIES: ClassVar[bool] = False
     # Of Parquet artifacts the columns that hold ids of rows, as `shard.reference_columns` spells them, by file name.
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    SHARD_ROWS: ClassVar[int] = SHARD_ROWS  # of a step without `shard_rows`
 
     @abstractmethod
     def run(self, job: Job) -> None: ...

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,18 +10,20 @@ from dataclasses import dataclass
 from rich.markup import escape
 from rich.table import Table
 
-from vlpipe.pipeline import lock
 from vlpipe.pipeline.cells import counts, size
-from vlpipe.pipeline.plan import Planned
+from vlpipe.pipeline.lock import runs_held_here
+from vlpipe.pipeline.lock_file import LEASE_S, newest, state_of
+from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import seconds_of
 from vlpipe.pipeline.records import Have, what_is_there
 from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.under_way import is_running
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepStatus:
     name: str
-    state: str  # "done", "2 of 7 shards", "not run"
+    state: str  # "done", "2 of 7 shards", "not run"; "running", "running, 2 of 7 shards"
     num_shards: int
     rows: int
     rejects: dict[str, int]
@@ -33,11 +33,11 @@ class StepStatus:
 
 
 def status(steps: Sequence[Planned], store: Store) -> list[StepStatus]:
-    have = what_is_there(steps, store)
-    return [_status(one, have[one.name], store) for one in steps]
+    have, run = what_is_there(steps, store), live_run(store)
+    return [_status(one, have[one.name], store, run) for one in steps]
 
 
-def _status(one: Planned, have: Have, store: Store) -> StepStatus:
+def _status(one: Planned, have: Have, store: Store, run: str) -> StepStatus:
     if one.manifest is not None:
         m = one.manifest
         extra = folder_bytes(store, f"{one.folder}/artifacts") if m.artifacts else 0
@@ -56,16 +56,25 @@ def _status(one: Planned, have: Have, store: Store) -> StepStatus:
     for receipt in receipts:
         rejects.update(receipt.rejects)
     total = "?" if have.num_shards is None else have.num_shards
+    so_far = f"{len(receipts)} of {total} shards" if receipts or not is_gather(one) else ""
+    runs = bool(run) and is_running(store, one.folder, run)
+    states = ["running", so_far] if runs else [so_far if receipts else "not run"]
     return StepStatus(
         name=one.name,
-        state=f"{len(receipts)} of {total} shards" if receipts else "not run",
+        state=", ".join(state for state in states if state),
         num_shards=len(receipts),
         rows=sum(r.shard.num_rows for r in receipts),
         rejects=dict(rejects),
         seconds=seconds_of(store, one.folder, receipts),
         bytes=sum(r.bytes for r in receipts),
-        why=one.reason,
+        why="" if runs else one.reason,
     )
+
+
+def live_run(store: Store) -> str:
+    """The id of the run that is going on; empty when there is none."""
+    found = newest(store) if lock_holder(store).is_running else None
+    return found.record.run if found and found.record else ""
 
 
 def folder_bytes(store: Store, rel: str) -> int:
@@ -81,7 +90,7 @@ def status_table(found: Sequence[StepStatus]) -> Table:
     table.add_column("reasons", overflow="fold")
     for one in found:
         ran = bool(one.num_shards) or one.state == "done"
-        color = "green" if one.state == "done" else "yellow"
+        color = "green" if one.state == "done" else "cyan" if one.state.startswith("running") else "yellow"
         numbers = [
             f"{one.num_shards:,}",
             f"{one.rows:,}",
@@ -103,15 +112,17 @@ class Holder:
 
 
 def lock_holder(store: Store) -> Holder:
-    if not store.exists(lock.REL):
+    lock = newest(store)
+    state = state_of(lock, runs_held_here()) if lock else "ended"
+    if lock is None or state == "ended":
         return Holder()
-    try:
-        held = store.read_json(lock.REL)
-    except (json.JSONDecodeError, FileNotFoundError):
-        return Holder()  # it just went away
-    age_s = max(0.0, time.time() - held["beat"])
-    who = f"process {held['pid']} on {held['host']}, last sign of life {age_s:.0f} s ago"
-    here = held["host"] == platform.node()
-    if lock.process_start(held["pid"]) == held["started"] != "" if here else age_s < lock.LEASE_S:
+    if lock.record is None:
+        return Holder(f"{store.path(lock.rel)} cannot be read: nobody knows who holds this root")
+    age_s = max(0.0, time.time() - lock.record.beat)
+    who = f"{lock.record.who}, last sign of life {age_s:.0f} s ago"
+    if state in ("here", "fresh"):
         return Holder(f"a run is going on: {who}", is_running=True)
-    return Holder(f"a run was killed: {who}; `vlpipe run` goes on from here")
+    if state == "gone":
+        return Holder(f"a run was killed: {who}; `vlpipe run` goes on from here")
+    ahead = " (by a clock that differs from ours)" if lock.record.beat > time.time() + LEASE_S else ""
+    return Holder(f"a run may be going on: {who}{ahead}; `vlpipe run` watches it before it goes on from here")

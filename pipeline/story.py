@@ -101,7 +101,7 @@ class Facts:
     def reading(self, one: Planned, came: Planned, row: Row) -> list[str]:
         """What a gather step made of a row that it read, as far as it can be said."""
         stage = one.keyed.step.stage
-        lines = list(stage.tell(row)) if hasattr(stage, "tell") else []
+        lines = list(stage.tell(row))
         if trains(one):
             rows = {
                 p.name: sum(r.shard.num_rows for r in self.have[p.name].receipts.values()) for p in one.above

@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.shard import Out, Reject, check_conserved, write_shard
+from vlpipe.pipeline.conform import conform
+from vlpipe.pipeline.conserved import check_conserved
+from vlpipe.pipeline.shard import Out, Reject, write_shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, MapStage
 from vlpipe.pipeline.store import Store
 
@@ -21,7 +23,7 @@ def run_map(stage: MapStage, table: pa.Table) -> Out:
     with stage.open() as work:
         result = work(table)
     out = result if isinstance(result, Out) else Out(result)
-    out.table = out.table.select(schema.names).cast(schema)
+    out.table = conform(out.table, schema, type(stage).__name__)
     ids = Counter(out.table["parent" if stage.FAN_OUT else "id"].to_pylist())
     if not stage.FAN_OUT:
         check_conserved(

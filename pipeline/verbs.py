@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import RenderableType
@@ -28,6 +27,8 @@ from vlpipe.pipeline import (
     show,
     status,
     verify,
+    verify_lineage,
+    verify_root,
 )
 from vlpipe.pipeline.cells import printable, size
 from vlpipe.pipeline.cli import (
@@ -38,15 +39,14 @@ from vlpipe.pipeline.cli import (
     WorkflowArg,
     app,
     err,
+    executing,
     finish_forget,
     load,
-    make_executor,
     out,
 )
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, plan
-from vlpipe.pipeline.progress import Progress_
 from vlpipe.pipeline.store import Store
 
 PLAIN_WIDTH = 200  # of tables that go into a file or a pipe
@@ -162,26 +162,12 @@ def retry_command(
     with locked(store) as run_id:
         finish_forget(store)
         steps = plan(found, store)
-        one = again.check(steps, step)
-        again.affected(one, records.what_is_there(steps, store)[one.name].receipts, why)
-        executor = make_executor(run_id, local=local, address=address)
-        try:
-            result = _retry(steps, store, step, why, executor)
-        finally:
-            executor.close()
+        one, *_ = again.wanted(steps, store, step, why)
+        with executing(store, run_id, local=local, address=address) as (executor, watcher, interrupted):
+            result = again.retry(steps, store, step, why, executor, watcher, interrupted, GRACE_S)
     say(f"{one.name}: {result}")
     if result.num_changed:
         say(f"`vlpipe run {workflow}` now does again what those shards go into, and nothing else")
-
-
-def _retry(steps: list[Planned], store: Store, step: str, why: list[str], executor: Any) -> again.Retried:
-    with Progress_(out, store) as progress:
-        try:
-            return again.retry(steps, store, step, why, executor, progress.watcher)
-        except KeyboardInterrupt:
-            if hasattr(executor, "drain"):
-                executor.drain(GRACE_S)
-            raise
 
 
 @app.command("prune")
@@ -189,22 +175,41 @@ def prune_command(
     workflows: Annotated[list[str], typer.Argument(metavar="WORKFLOW...", help="what to keep: YAML files")],
     root: RootOpt = None,
     set_: SetOpt = None,
+    only_set: Annotated[
+        bool, typer.Option("--only-set", help="keep nothing for the file without the given --set")
+    ] = False,
+    drop_profile: Annotated[
+        list[str] | None, typer.Option("--drop-profile", help="a profile that keeps nothing; repeatable")
+    ] = None,
     yes: Yes = False,
 ) -> None:
-    """Remove step folders that none of the given workflows reaches; says what would go unless --yes is given."""
+    """Remove step folders that none of the given workflows reaches; says what would go unless --yes is given.
+
+    A file reaches what it and each of its profiles would run. What was made with other values goes: say with --set which of
+    them to keep as well. When a profile cannot be loaded here, nothing is removed.
+    """
+    if only_set and not set_:
+        raise typer.BadParameter("--only-set is about --set, and there is none")
     loaded = [load(workflow, root, set_, None) for workflow in workflows]
     for url in dict.fromkeys(store.url for _, store in loaded):
         store, paths = Store(url), [found.path for found, at in loaded if at.url == url]
+        prune.check_dropped([found.path for found, _ in loaded], drop_profile or ())
         with locked(store) if yes else nullcontext():
-            _prune(store, paths, root, set_ or [], yes)
+            forget.refuse_half_done(store)
+            plans = [
+                steps
+                for path in paths
+                for steps in prune.reaching(
+                    path, store, root, set_ or (), only_set=only_set, dropped=drop_profile or ()
+                )
+            ]
+            _prune(store, prune.unreached(store, plans), yes)
 
 
-def _prune(store: Store, paths: list[str], root: str | None, sets: list[str], yes: bool) -> None:
-    forget.refuse_half_done(store)
-    plans = [steps for path in paths for steps in prune.reaching(path, store, sets, root, say)]
-    found = prune.unreached(store, plans)
+def _prune(store: Store, found: list[prune.Unreached], yes: bool) -> None:
     for one in found:
-        say(f"  {size(one.bytes):>9}  {one.folder}" + (f"  stays: {one.kept_for}" if one.kept_for else ""))
+        about = f"stays: {one.kept_for}" if one.kept_for else printable(one.what)
+        say(f"  {size(one.bytes):>9}  {one.folder}" + (f"  {about}" if about else ""))
     going = [one for one in found if not one.kept_for]
     total = f"{len(going)} folder(s), {size(sum(one.bytes for one in going))}, in {store.url}"
     if not going:
@@ -243,15 +248,16 @@ def forget_command(
     """
     if not (list_ or opted_out_):
         raise VlpipeError("forget what? Wanted a LIST, or --opted-out")
-    wanted = forget_list.read_wanted(list_) if list_ else forget_list.nothing()
+    wanted = forget_list.read_wanted(list_) if list_ else forget_list.Wanted()
     loaded, store = load(workflow, root, set_, profile)
     with locked(store) if yes else nullcontext():
         if yes:
             finish_forget(store)
         forget.refuse_half_done(store)
         if opted_out_:
-            wanted = replace(wanted, opted_out=opted_out.read_hashes(store))
-            say(f"{len(wanted.opted_out):,} URL(s) said no to fetches into {store.url}")
+            said_no = opted_out.read_hashes(store)
+            wanted = wanted.with_opted_out(said_no)
+            say(f"{len(said_no):,} URL(s) said no to fetches into {store.url}")
         steps = plan(loaded, store)
         reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
         found = forget_find.find(store, wanted, reads)
@@ -298,25 +304,24 @@ def verify_command(
     problems = [problem for one in found for problem in one.problems]
     for problem in problems:
         color = "red" if problem.is_wrong else "yellow"
-        text = f"  {problem.text}" if problem.text else ""
+        text = f"  {printable(problem.text)}" if problem.text else ""
         say(f"{problem.kind:9}  {place.store.path(problem.path)}{text}", style=color)
-    num_wrong = sum(problem.is_wrong for problem in problems)
-    num_shards, num_artifacts = sum(one.num_shards for one in found), sum(one.num_artifacts for one in found)
-    checked = f"{num_shards:,} shard(s) and {num_artifacts:,} artifact(s) of {len(found)} step(s)"
-    say(f"{checked}: " + (f"{num_wrong} thing(s) are wrong" if num_wrong else "all as their receipts say"))
-    if num_wrong:
-        err.print(verify.ADVICE, highlight=False, soft_wrap=True)
+    say(verify.summary(found))
+    if any(problem.is_wrong for problem in problems):
+        err.print(verify.advice(problems), highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 
 def _verify(place: records.Place) -> list[verify.Verified]:
     if place.index is not None:
         return [verify.verify_shard(place.store, place.folder, place.index)]
-    began = time.monotonic()
+    began, steps = time.monotonic(), verify_lineage.Steps(place.store)
     found = []
     for folder in [place.folder] if place.folder else records.step_folders(place.store):
         with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):
-            found.append(verify.verify_step(place.store, folder))
+            found.append(verify.verify_step(place.store, folder, steps=steps))
+    if not place.folder:
+        found.append(verify.Verified("", 0, 0, [*verify_root.root_problems(place.store)]))
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources as packaged
@@ -16,12 +17,14 @@ from typing import Annotated, Any, ClassVar
 import pyarrow as pa
 from pydantic import ConfigDict, Field
 
-from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one_line, shown
+from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one_line, raised_in, shown
 from vlpipe.pipeline.hub import HUB_ID
 from vlpipe.pipeline.params import canonical, files_of, find, replace_files, stray_references, validate
 from vlpipe.pipeline.rounds import Written, written_steps
 from vlpipe.pipeline.shard import is_heavy
-from vlpipe.pipeline.stage import File, GatherStage, MapStage, SourceStage, Stage, Weights
+from vlpipe.pipeline.stage import SHARD_ROWS, File, GatherStage, MapStage, SourceStage, Stage, Weights
+from vlpipe.pipeline.stage_checks import class_problems, idle_keys
+from vlpipe.pipeline.store import canonical_json
 from vlpipe.pipeline.yaml_lines import Map, Problem, parse, place
 
 __all__ = [
@@ -60,7 +63,8 @@ class _Engine:
     resources: Resources = Resources()
     torch_threads: Annotated[int, Field(ge=1)] = 1
     max_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    shard_rows: Annotated[int, Field(ge=1)] = 10_000
+    shard_rows: Annotated[int, Field(ge=1)] | None = None  # None: as the stage says
+    row_group_timeout_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX)] | None = None
 
 
 ENGINE_KEYS = tuple(f.name for f in dataclasses.fields(_Engine))
@@ -78,7 +82,8 @@ class Step:
     resources: Resources
     torch_threads: int = 1
     max_reject_rate: float | None = None
-    shard_rows: int = 10_000
+    shard_rows: int = SHARD_ROWS
+    row_group_timeout_s: float | None = None  # for one row group of a map stage; in no key
     params: Mapping[str, Any]  # all fields of the stage as plain JSON, files as they are written
     line: int
 
@@ -143,6 +148,13 @@ def resolve_workflow(name_or_path: str) -> str:
         else "is neither a file nor a packaged workflow"
     )
     raise VlpipeError(f"{shown(name_or_path, 400)} {what}{near if near.endswith('?') else ''}{listed}")
+
+
+def profiles_of(path: str) -> list[str]:
+    """Names of a file's profiles."""
+    file = parse(_read(path), [])
+    found = file.get("profiles") if isinstance(file, Map) else None
+    return list(found) if isinstance(found, Map) else []
 
 
 def schemas(workflow: Workflow) -> dict[str, pa.Schema]:
@@ -218,36 +230,51 @@ def _stage_class(written: Written, problems: list[Problem]) -> type[Stage] | Non
     except ValueError as error:
         problems.append(where.problem(f"{written.base}.use: {error}"))
         return None
-    if not (issubclass(cls, (MapStage, GatherStage)) and dataclasses.is_dataclass(cls)):
-        text = f"{shown(use, 200)} is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"
-        problems.append(where.problem(f"{written.base}.use: {text}"))
-        return None
-    return cls
+    wrong = class_problems(cls, STEP_KEYS)
+    problems += [where.problem(f"{written.base}.use: {text}") for text in wrong]
+    return None if wrong else cls
 
 
 def _build(
     written: Written, cls: type[Stage], stages: Mapping[str, type[Stage]], problems: list[Problem]
 ) -> Step | None:
     before, params = len(problems), written.params
-    own = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]  # checked in _stage_class
     engine = validate(
         _Engine, params.without(*(k for k in params if k not in ENGINE_KEYS)), written.base, problems
     )
     stage = validate(cls, params.without(*STEP_KEYS), written.base, problems, also=STEP_KEYS)
+    for key, text in idle_keys(cls, params):
+        problems.append(params.at[key].problem(f"{written.base}: {text}"))
     _check_inputs(written, cls, problems)
+    own = None if stage is None else _as_json(written, stage, problems)
+    _check_timeout(written, cls, problems)
     if stage is not None and not written.broken:
         _check_files(written, stage, stages, problems)
-    if stage is None or engine is None or len(problems) > before or written.broken:
+    if stage is None or own is None or engine is None or len(problems) > before or written.broken:
         return None
     return Step(
         name=written.name,
         use=params["use"],
         stage=stage,
         inputs=written.inputs,
-        params={name: canonical(getattr(stage, name)) for name in own},
+        params=own,
         line=params.where.line,
-        **{key: getattr(engine, key) for key in ENGINE_KEYS},
+        shard_rows=engine.shard_rows or getattr(cls, "SHARD_ROWS", SHARD_ROWS),
+        **{key: getattr(engine, key) for key in ENGINE_KEYS if key != "shard_rows"},
     )
+
+
+def _as_json(written: Written, stage: Stage, problems: list[Problem]) -> dict[str, Any] | None:
+    """The parameters as they stand in keys and records."""
+    found, before = {}, len(problems)
+    for field in dataclasses.fields(stage):  # type: ignore[arg-type]  # every stage is a dataclass
+        try:
+            found[field.name] = canonical(getattr(stage, field.name))
+            canonical_json(found[field.name])
+        except (VlpipeError, TypeError, ValueError) as error:
+            where = place(written.params, [field.name], written.params.where)
+            problems.append(where.problem(f"{written.base}.{field.name}: {error}"))
+    return found if len(problems) == before else None
 
 
 def _check_inputs(written: Written, cls: type[Stage], problems: list[Problem]) -> None:
@@ -262,6 +289,19 @@ def _check_inputs(written: Written, cls: type[Stage], problems: list[Problem]) -
     else:
         return
     problems.append(written.params.where.problem(f"{written.base}: {text}"))
+
+
+def _check_timeout(written: Written, cls: type[Stage], problems: list[Problem]) -> None:
+    if written.params.get("row_group_timeout_s") is None:
+        return
+    if not issubclass(cls, MapStage):
+        text = "is for stages that work row group by row group"
+    elif cls.OBSERVES_WORLD:
+        text = "would make it ask for its rows again to find the slow one; it has deadlines of its own"
+    else:
+        return
+    where = place(written.params, ["row_group_timeout_s"], written.params.where)
+    problems.append(where.problem(f"{written.base}.row_group_timeout_s: {cls.__name__} {text}"))
 
 
 def _check_files(
@@ -301,9 +341,8 @@ def _schemas(steps: Sequence[Step], problems: list[Problem]) -> dict[str, pa.Sch
         if all(name in found for name in step.inputs):  # else: broken above, and said there
             try:
                 found[step.name] = step.stage.schema(_schema_in(step, found))
-            except (VlpipeError, ValueError, KeyError, OSError) as error:
-                text = error.args[0] if isinstance(error, KeyError) else error
-                problems.append((step.line, f"{_base(step.name)}: {text}"))
+            except Exception as error:
+                problems.append((step.line, f"{_base(step.name)}: {_said(error, step, 'schema')}"))
     return found
 
 
@@ -311,9 +350,19 @@ def _preflight(steps: Sequence[Step], problems: list[Problem]) -> None:
     for step in steps:
         try:
             said = step.stage.preflight()
-        except (VlpipeError, ValueError, OSError) as error:
-            said = [str(error)]
+        except Exception as error:
+            said = [_said(error, step, "preflight")]
         problems += [(step.line, f"{_base(step.name)}: {text}") for text in said]
+
+
+def _said(error: Exception, step: Step, method: str) -> str:
+    """What a stage's method raised: its own sentence, or what broke in it and where."""
+    if isinstance(error, (VlpipeError, ValueError, OSError)):
+        return str(error)
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+        return error.args[0]  # PyArrow's, of a column
+    name = f"{type(step.stage).__name__}.{method}"
+    return f"{name} failed: {type(error).__name__}: {error}{raised_in(error)}"
 
 
 def _schema_in(step: Step, found: Mapping[str, pa.Schema]) -> pa.Schema:

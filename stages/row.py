@@ -15,6 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from vlpipe.pipeline.shard import heavy
+from vlpipe.stages.occurrences import Occurrences
+
+ID_BYTES = 32
 
 TEXT = pa.struct(
     [
@@ -61,17 +64,47 @@ def single_texts(values: Sequence[str], source: str) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, entries, type=TEXTS)
 
 
+class ListIds:
+    """Hands out the ids of a list's rows, a batch at a time; the occurrence number keeps exact repeats apart, whatever
+    follows them in the list. It remembers at most 29 bytes per different row."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._seen = Occurrences()
+
+    def of(self, urls: Sequence[str], texts: Sequence[str]) -> pa.StringArray:
+        stems = [_stem(self._source, url, text) for url, text in zip(urls, texts, strict=True)]
+        digests = [hashlib.sha256(stem + b"0").digest() for stem in stems]
+        before = self._seen.count(b"".join(digests), ID_BYTES)
+        for row in np.flatnonzero(before).tolist():
+            digests[row] = hashlib.sha256(stems[row] + b"%d" % before[row]).digest()
+        return hex_strings(b"".join(digests), ID_BYTES)
+
+
 @dataclass
 class RowIds:
-    """Hands out ids for listed rows; the occurrence number keeps exact repeats apart, whatever follows them in the list."""
+    """The same ids, one at a time: for the few rows that are made of one video. It remembers the rows themselves."""
 
     source: str
-    _seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _seen: Counter[bytes] = field(default_factory=Counter)
 
     def next(self, url: str, text: str) -> str:
-        occurrence = self._seen[url, text]
-        self._seen[url, text] += 1
-        parts = (self.source, url, text, str(occurrence))
-        return hashlib.sha256(
-            "\x00".join(p.replace("\x00", "\x00\x00") for p in parts).encode("utf-8", "surrogatepass")
-        ).hexdigest()
+        stem = _stem(self.source, url, text)
+        occurrence = self._seen[stem]
+        self._seen[stem] += 1
+        return hashlib.sha256(stem + b"%d" % occurrence).hexdigest()
+
+
+def _stem(*parts: str) -> bytes:
+    """What is hashed, but for the occurrence number. Rows whose NUL characters make it the same count as repeats."""
+    return "".join(part.replace("\x00", "\x00\x00") + "\x00" for part in parts).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def hex_strings(data: bytes, size: int) -> pa.StringArray:
+    """Each `size` bytes as a string of hex digits."""
+    offsets = np.arange(0, 2 * len(data) + 1, 2 * size, dtype=np.int32)
+    return pa.StringArray.from_buffers(
+        len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data.hex().encode())
+    )

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import Out, Reject, need, with_field
+from vlpipe.pipeline.shard import Out, Reject, need, ref, with_field
 from vlpipe.pipeline.stage import File, MapStage, Work
 from vlpipe.stages.dedup.decisions import DECISIONS
 from vlpipe.stages.row import DONORS, TEXTS
@@ -65,7 +65,7 @@ class DropDuplicates(MapStage):
         if not self.merge_texts:
             return inp
         need(inp, "dedup.apply (merge_texts)", texts=TEXTS)
-        return with_field(inp, pa.field("donors", DONORS))
+        return with_field(inp, ref("donors", DONORS))
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -140,7 +140,7 @@ def _detail(row: dict[str, Any]) -> str:
 @contextmanager
 def _open_decisions(path: str) -> Iterator[pq.ParquetFile]:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise VlpipeError(
             f"decisions: {path} cannot be read as Parquet ({error}); "

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from vlpipe.pipeline.device import device_of_step
+
 if TYPE_CHECKING:
     import torch
 
@@ -76,7 +78,7 @@ def workers() -> Iterator[Workers]:
     import torch
 
     num, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    gpu = torch.cuda.is_available()
+    gpu = device_of_step() == "cuda"
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")  # no TF32
     try:

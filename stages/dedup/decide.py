@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Annotated, Any, ClassVar
@@ -17,15 +17,18 @@ from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
+    DECISIONS_REFERENCES,
     Rule,
     decide,
     decision_table,
+    groups_of,
     placed,
     say_counts,
     write_decisions,
 )
-from vlpipe.stages.dedup.edges import edges_of, read_edges
+from vlpipe.stages.dedup.edges import Places, edges_of, read_edges
 from vlpipe.stages.dedup.keep import Keep, keys_of, read_rows
+from vlpipe.stages.dedup.names import BLOCK_ROWS, Names, joined, packed
 from vlpipe.stages.row import DONORS, TEXTS
 
 GIANT_SHARE, GIANT_ROWS = 0.01, 100  # a group with more rows than both is worth a warning
@@ -46,6 +49,8 @@ class Decide(GatherStage):
     merge_texts: a kept row gets the texts of its dropped twins that it does not have yet.
     """
 
+    CONSERVES: ClassVar[bool] = True
+
     edges: File
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     rule: Rule = "greedy"
@@ -54,6 +59,7 @@ class Decide(GatherStage):
 
     NAME: ClassVar[str] = "dedup.decide:Decide"
     VERSION: ClassVar[int] = 3
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = DECISIONS_REFERENCES
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.decide", id=pa.string())
@@ -72,19 +78,19 @@ class Decide(GatherStage):
             )
         rows = read_rows(job.inputs, self.keep, "dedup.decide")
         num_rows = len(rows.ids)
-        earlier = pc.unique(table.filter(table["earlier"])["b"].cast(pa.string())).sort()
-        ids = pa.concat_arrays([rows.ids, earlier])
+        ids = joined(rows.ids, _earlier(table))
         edges = edges_of(table, ids).at_least(threshold)
         _check_known(edges.a, edges.b)
         order = np.concatenate([np.arange(num_rows, len(ids)), rows.order])  # an earlier row is never dropped
         twins = decide(len(order), placed(edges, order), self.rule)
-        decisions = decision_table(ids, order, twins, num_rows)
+        decisions = decision_table(ids, order, twins, np.arange(num_rows))
+        groups = groups_of(order, twins)[:num_rows]
         if self.merge_texts:
-            decisions = with_gained(decisions, job.inputs, rows.order)
+            decisions = with_gained(decisions, groups, job.inputs, rows.order)
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)
         job.say(f"{say_counts(decisions)}, at {threshold:g} by {self.rule}")
-        _warn_of_giants(decisions, job)
+        _warn_of_giants(groups, ids, job)
 
 
 def _check_known(*ends: np.ndarray[Any, Any]) -> None:
@@ -95,42 +101,57 @@ def _check_known(*ends: np.ndarray[Any, Any]) -> None:
         )
 
 
-def _warn_of_giants(decisions: pa.Table, job: Job) -> None:
-    groups = pc.value_counts(decisions["group"])
-    largest = pc.max(groups.field("counts")).as_py() or 0
-    if largest > max(GIANT_ROWS, GIANT_SHARE * decisions.num_rows):
-        name = groups.field("values")[pc.index(groups.field("counts"), largest).as_py()]
+def _earlier(edges: pa.Table) -> Names:
+    """The rows of the earlier set that are in a pair, by id."""
+    ids = edges.filter(edges["earlier"])["b"]
+    return Names(packed([pc.unique(ids.cast(pa.large_string())).sort()]))
+
+
+def _warn_of_giants(groups: Places, ids: Names, job: Job) -> None:
+    sizes = np.bincount(groups, minlength=1)
+    largest = int(sizes.max())
+    if largest > max(GIANT_ROWS, GIANT_SHARE * len(groups)):
+        (name,) = ids.take(np.array([sizes.argmax()])).to_pylist()
         job.say(
-            f"warning: {largest:,} rows became one, {name}: chains of pairs may have joined what is not alike; "
+            f"warning: {largest:,} rows became one, row {name}: chains of pairs may have joined what is not alike; "
             "look at it, or raise the threshold"
         )
 
 
-def with_gained(decisions: pa.Table, inputs: tuple[Dataset, ...], order: np.ndarray[Any, Any]) -> pa.Table:
-    """Each kept row's `gained` and `donors`: what its dropped twins have and it has not, best twin first."""
-    groups, keeps = decisions["group"].to_pylist(), decisions["keep"].to_pylist()
-    positions = {id_: row for row, id_ in enumerate(decisions["id"].to_pylist())}
-    dropped = [
-        row for row in order.tolist() if not keeps[row] and groups[row] in positions
-    ]  # not an earlier one
-    kept = {positions[groups[row]] for row in dropped}
+def with_gained(decisions: pa.Table, groups: Places, inputs: tuple[Dataset, ...], order: Places) -> pa.Table:
+    """Each kept row's `gained` and `donors`: what its dropped twins have and it has not, best twin first.
+
+    groups: per row the number of the one that stands for it; beyond the last row it is of an earlier set.
+    """
+    keeps = np.asarray(decisions["keep"])
+    dropped = order[~keeps[order] & (groups[order] < len(groups))].tolist()
+    kept = set(groups[dropped].tolist())
     texts = _texts_at({*dropped, *kept}, inputs)
     gained: dict[int, dict[str, Given]] = {row: {} for row in kept}
     own = {row: {text["text"] for text, _ in texts[row]} for row in kept}
     for row in dropped:
-        to = positions[groups[row]]
+        to = int(groups[row])
         for text, donors in texts[row]:
             if text["text"] and text["text"] not in own[to]:
                 known = gained[to].setdefault(text["text"], (text, []))[1]
                 known += [id_ for id_ in donors if id_ not in known]
-    columns = {"gained": TEXTS, "donors": DONORS}
-    for place, (name, kind) in enumerate(columns.items()):
-        values = [
-            [given[place] for given in gained[row].values()] if gained.get(row) else None
-            for row in range(len(keeps))
-        ]
-        decisions = decisions.set_column(decisions.schema.get_field_index(name), name, pa.array(values, kind))
+    for place, (name, kind) in enumerate({"gained": TEXTS, "donors": DONORS}.items()):
+        column = pa.chunked_array(
+            [_one_block(gained, rows, place, kind) for rows in _blocks(len(keeps))], kind
+        )
+        decisions = decisions.set_column(decisions.schema.get_field_index(name), name, column)
     return decisions
+
+
+def _blocks(num_rows: int) -> Iterator[range]:
+    for start in range(0, num_rows, BLOCK_ROWS):
+        yield range(start, min(start + BLOCK_ROWS, num_rows))
+
+
+def _one_block(
+    gained: Mapping[int, Mapping[str, Given]], rows: range, place: int, kind: pa.DataType
+) -> pa.Array:
+    return pa.array([[one[place] for one in gained.get(row, {}).values()] or None for row in rows], kind)
 
 
 def _texts_at(wanted: set[int], inputs: tuple[Dataset, ...]) -> dict[int, list[Given]]:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.shard import ShardWriter
+from vlpipe.pipeline.shard import ShardWriter, ref, reference_columns
 from vlpipe.stages.dedup.edges import KINDS, Edges, Places
+from vlpipe.stages.dedup.names import Names
 from vlpipe.stages.row import DONORS, TEXTS
 
 DECISIONS = pa.schema(
@@ -25,16 +26,15 @@ DECISIONS = pa.schema(
         # exact_duplicate | near_duplicate; of a kept row why it could not be compared, or null
         ("why", pa.string()),
         # id of the row that it is a twin of; null for kept rows. It is a kept one, except with rule `semdedup`
-        ("witness", pa.string()),
+        ref("witness", pa.string()),
         ("similarity", pa.float32()),  # to the witness, 1 is equal; null where the two were not compared
-        (
-            "group",
-            pa.string(),
-        ),  # id of the kept row that stands for it: itself, or where its witnesses lead to
+        # id of the kept row that stands for it: itself, or where its witnesses lead to
+        ref("group", pa.string()),
         ("gained", TEXTS),  # texts that a kept row gets from the dropped ones of its group; null for nothing
-        ("donors", DONORS),  # per such text the ids of the dropped rows that have it
+        ref("donors", DONORS),  # per such text the ids of the dropped rows that have it
     ]
 )
+DECISIONS_REFERENCES = {"decisions.parquet": reference_columns(DECISIONS)}
 ROW_GROUP_ROWS = 65_536
 
 Rule = Literal["greedy", "semdedup", "components"]
@@ -156,6 +156,13 @@ def stands_for(twins: Twins) -> Places:
     return group
 
 
+def groups_of(order: Places, twins: Twins) -> Places:
+    """The same by row numbers. `order` as in `placed`."""
+    group = np.empty_like(order)
+    group[order] = order[stands_for(twins)]
+    return group
+
+
 def placed(edges: Edges, order: Places) -> Edges:
     """Edges of row numbers as edges of places; `order[place]` is a row number."""
     place = np.empty_like(order)
@@ -163,29 +170,37 @@ def placed(edges: Edges, order: Places) -> Edges:
     return replace(edges, a=place[edges.a], b=place[edges.b])
 
 
-def decision_table(ids: pa.Array, order: Places, twins: Twins, num_rows: int) -> pa.Table:
-    """Decisions of the first `num_rows` row numbers (the others are of an earlier set). `order` as in `placed`."""
+def decision_table(ids: Names, order: Places, twins: Twins, rows: Places) -> pa.Table:
+    """Decisions of these row numbers, in blocks: one array of strings cannot hold all. `order` as in `placed`."""
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    place = place[:num_rows]
-    witness, similarity = twins.witness[place], twins.similarity[place]
-    keep = witness < 0
-    columns = {
-        "id": ids[:num_rows],
-        "keep": pa.array(keep),
-        "why": pa.array(twins.why[place], pa.string()),
-        "witness": ids.take(pa.array(order[witness], mask=keep)),
-        "similarity": pa.array(similarity, mask=keep | np.isnan(similarity)),
-        "group": ids.take(pa.array(order[stands_for(twins)[place]])),
-        "gained": pa.nulls(num_rows, TEXTS),
-        "donors": pa.nulls(num_rows, DONORS),
-    }
-    return pa.table(columns).cast(DECISIONS)
+    group = groups_of(order, twins)
+
+    def block(rows: Places) -> pa.Table:
+        witness, similarity = twins.witness[place[rows]], twins.similarity[place[rows]]
+        keep = witness < 0
+        columns = {
+            "id": ids.take(rows),
+            "keep": pa.array(keep),
+            "why": pa.array(twins.why[place[rows]], pa.string()),
+            "witness": pc.if_else(pa.array(keep), None, ids.take(order[witness])),
+            "similarity": pa.array(similarity, mask=keep | np.isnan(similarity)),
+            "group": ids.take(group[rows]),
+            "gained": pa.nulls(len(rows), TEXTS),
+            "donors": pa.nulls(len(rows), DONORS),
+        }
+        return pa.table(columns).cast(DECISIONS)
+
+    starts = range(0, len(rows), ROW_GROUP_ROWS)
+    return pa.concat_tables(
+        [DECISIONS.empty_table(), *(block(rows[start : start + ROW_GROUP_ROWS]) for start in starts)]
+    )
 
 
 def write_decisions(folder: str, decisions: pa.Table) -> None:
     with ShardWriter(f"{folder}/decisions.parquet", DECISIONS, ROW_GROUP_ROWS) as writer:
-        writer.write(decisions)
+        for start in range(0, decisions.num_rows, ROW_GROUP_ROWS):
+            writer.write(decisions.slice(start, ROW_GROUP_ROWS))
 
 
 def say_counts(decisions: pa.Table) -> str:

@@ -18,13 +18,13 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import ShardWriter, need, read_batches, write_shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.pipeline.store import Store
-from vlpipe.stages.dedup.decisions import DECISIONS
-from vlpipe.stages.dedup.decontaminate_compare import MATCHES, Comparison
+from vlpipe.stages.dedup.decisions import DECISIONS, DECISIONS_REFERENCES
+from vlpipe.stages.dedup.decontaminate_compare import MATCHES, MATCHES_REFERENCES, Comparison
 from vlpipe.stages.dedup.decontaminate_ngrams import Captions
 from vlpipe.stages.dedup.decontaminate_sets import EvalSet, Items, from_files, from_rows
 from vlpipe.stages.dedup.looks import LOOK
 from vlpipe.stages.dedup.phash import MAX_DISTANCE
-from vlpipe.stages.dedup.text_decisions import Entry, write_text_decisions
+from vlpipe.stages.dedup.text_decisions import TEXTS_REFERENCES, Entry, write_text_decisions
 from vlpipe.stages.row import RESULTS, TEXTS
 
 Fate = tuple[str, str, float]  # why it goes, witness, similarity
@@ -54,6 +54,8 @@ class Decontaminate(GatherStage):
     and 206 of the 20,000 captions of its other photos, 39 of them equal; with 13 and 5, 87.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures; decisions are an artifact"
+
     sets: tuple[EvalSet, ...] = ()
     max_distance: Annotated[int, Field(ge=0, le=MAX_DISTANCE)] | None = 10
     max_colour_gap: Annotated[int, Field(ge=0, le=255)] = 16
@@ -63,6 +65,9 @@ class Decontaminate(GatherStage):
 
     NAME: ClassVar[str] = "dedup.decontaminate:Decontaminate"
     VERSION: ClassVar[int] = 2
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = (
+        DECISIONS_REFERENCES | TEXTS_REFERENCES | MATCHES_REFERENCES
+    )
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         who = "dedup.decontaminate"
@@ -150,7 +155,7 @@ def _match_all(job: Job, rows: Dataset, compare: Comparison) -> pa.Table:
         if not os.path.exists(store.path(part)):
             tables = read_batches(rows.store, shard, compare.light, compare.heavy)
             write_shard(store, part, map(compare.matches, tables), MATCHES)
-        parts.append(pq.read_table(store.path(part)).cast(MATCHES))
+        parts.append(pq.read_table(store.path(part), page_checksum_verification=True).cast(MATCHES))
     return pa.concat_tables(parts)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import ref, reference_columns
 from vlpipe.stages.dedup.decontaminate_hits import Hit, by_bytes, by_picture, by_vector
 from vlpipe.stages.dedup.decontaminate_ngrams import Captions
 from vlpipe.stages.dedup.decontaminate_sets import Items, unit_vectors
@@ -21,10 +22,11 @@ MATCHES = pa.schema(
         ("place", pa.int32()),  # of the text in `texts`; null: the row's image
         ("set", pa.string()),  # null: the image was compared by its bytes only, `how` says why
         ("how", pa.string()),  # same_bytes | picture | embedding | same_text | ngrams
-        ("witness", pa.string()),  # file, id or line of the evaluation item
+        ref("witness", pa.string()),  # file, id or line of the evaluation item
         ("similarity", pa.float32()),  # 1 is equal; of ngrams the part of the evaluation text that is there
     ]
 )
+MATCHES_REFERENCES = {"matches.parquet": reference_columns(MATCHES)}
 
 
 @dataclass(frozen=True, kw_only=True)

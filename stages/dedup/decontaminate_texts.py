@@ -45,5 +45,5 @@ def _jsonl(file: Path) -> Iterator[tuple[str, Any]]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VlpipeError(f"{where} is not JSON: {error}") from error

@@ -5,24 +5,25 @@ A search is dear, a decision is cheap: `dedup.decide` reads the pairs and applie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import ShardWriter, need
+from vlpipe.pipeline.shard import ShardWriter, need, ref, reference_columns
 from vlpipe.pipeline.stage import File
+from vlpipe.stages.dedup.names import Names, packed
 
 # Ordered by (a, b). `a` < `b`, unless b is of an earlier set.
 EDGES = pa.schema(
     [
-        ("a", pa.string()),
-        ("b", pa.string()),
+        ref("a", pa.string()),
+        ref("b", pa.string()),
         ("similarity", pa.float64()),  # cosine, 6 decimals; or 1 - different bits / 64
         # near | same_vector | same_bytes | same_looks (hash and colours). Of rows that are the same, one stands for
         # all: each other row has one edge, to it, and whatever is near to it is near to all of them.
@@ -30,6 +31,7 @@ EDGES = pa.schema(
         ("earlier", pa.bool_()),  # b is a row of an earlier kept set
     ]
 )
+EDGES_REFERENCES = {"edges.parquet": reference_columns(EDGES)}
 SEARCH = pa.schema([("threshold", pa.float64())])  # one row
 KINDS = ("near", "same_vector", "same_bytes", "same_looks")
 ROW_GROUP_ROWS = 65_536
@@ -64,15 +66,15 @@ def with_copies(near: Edges, leader: Places, num_new: int, kind: str) -> Edges:
     )
 
 
-def write_edges(folder: str, ids: pa.Array, num_new: int, edges: Edges, threshold: float) -> None:
+def write_edges(folder: str, ids: Names, num_new: int, edges: Edges, threshold: float) -> None:
     """`ids` by row number; rows from `num_new` on are of the earlier set."""
     order = np.lexsort((edges.b, edges.a))
     with ShardWriter(f"{folder}/edges.parquet", EDGES, ROW_GROUP_ROWS) as writer:
         for start in range(0, len(order), ROW_GROUP_ROWS):
             part = order[start : start + ROW_GROUP_ROWS]
             columns = [
-                ids.take(pa.array(edges.a[part])),
-                ids.take(pa.array(edges.b[part])),
+                ids.take(edges.a[part]),
+                ids.take(edges.b[part]),
                 edges.similarity[part],
                 np.array(KINDS, object)[edges.kind[part]],
                 edges.b[part] >= num_new,
@@ -86,9 +88,13 @@ def read_edges(file: File) -> tuple[pa.Table, float]:
     """EDGES and the threshold of the search, from the artifacts of a step that searches."""
     path = Path(file.path)
     try:
-        (threshold,) = pq.read_table(path / "search.parquet", schema=SEARCH)["threshold"].to_pylist()
+        (threshold,) = pq.read_table(path / "search.parquet", schema=SEARCH, page_checksum_verification=True)[
+            "threshold"
+        ].to_pylist()
         # an id comes once in memory, however many pairs it is in
-        table = pq.read_table(path / "edges.parquet", read_dictionary=["a", "b", "kind"])
+        table = pq.read_table(
+            path / "edges.parquet", read_dictionary=["a", "b", "kind"], page_checksum_verification=True
+        )
     except (OSError, pa.ArrowInvalid) as error:
         raise VlpipeError(
             f"edges: {path} is not what dedup.faiss or dedup.exact leaves ({error}); wanted {{from: STEP}}"
@@ -100,18 +106,15 @@ def read_edges(file: File) -> tuple[pa.Table, float]:
     return table, float(threshold)
 
 
-def numbers_of(column: pa.ChunkedArray, ids: pa.Array) -> Places:
-    """The place of each value of a dictionary-encoded column in `ids`, -1 where it is not there."""
-    if not len(column):
-        return np.empty(0, np.int64)
-    values = column.unify_dictionaries().combine_chunks()
-    values = values if isinstance(values, pa.DictionaryArray) else values.chunk(0)
-    place = np.asarray(pc.fill_null(pc.index_in(values.dictionary, value_set=ids), -1), np.int64)
-    return place[np.asarray(values.indices, np.int64)]
+def edges_of(table: pa.Table, ids: Names) -> Edges:
+    """EDGES as numbers in `ids`, -1 for an end that is not there."""
+    a, b = _numbers([table["a"], table["b"]], ids)
+    (kind,) = _numbers([table["kind"]], Names(packed([pa.array(KINDS)])))
+    return Edges(a, b, np.asarray(table["similarity"], np.float64), kind.astype(np.int8))
 
 
-def edges_of(table: pa.Table, ids: pa.Array) -> Edges:
-    """EDGES as numbers in `ids`; both ends must be there."""
-    kind = numbers_of(table["kind"], pa.array(KINDS)).astype(np.int8)
-    similarity = np.asarray(table["similarity"], np.float64)
-    return Edges(numbers_of(table["a"], ids), numbers_of(table["b"], ids), similarity, kind)
+def _numbers(columns: Sequence[pa.ChunkedArray], ids: Names) -> list[Places]:
+    """Of dictionary-encoded columns, whose parts have each a dictionary of their own."""
+    places = iter(ids.places([part.dictionary for column in columns for part in column.chunks]))
+    found = [[next(places)[np.asarray(part.indices)] for part in column.chunks] for column in columns]
+    return [np.concatenate([np.empty(0, np.int64), *parts]) for parts in found]

@@ -6,8 +6,9 @@ Hashes find copies, resizes and re-encodes; crops, flips and heavy edits need an
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -22,15 +23,17 @@ from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
 from vlpipe.pipeline.store import Store
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
+    DECISIONS_REFERENCES,
     decide,
     decision_table,
     placed,
     say_counts,
     write_decisions,
 )
-from vlpipe.stages.dedup.edges import KINDS, Edges, Places, with_copies, write_edges
+from vlpipe.stages.dedup.edges import EDGES_REFERENCES, KINDS, Edges, Places, with_copies, write_edges
 from vlpipe.stages.dedup.keep import read_rows
 from vlpipe.stages.dedup.looks import LOOK, Looks, from_arrow, joined, look_at, to_arrow
+from vlpipe.stages.dedup.names import PACKED, digest_words, packed
 from vlpipe.stages.dedup.phash import MAX_DISTANCE, TooMany, colour_gap, pairs_within
 from vlpipe.stages.dedup.search import MIN_PAIR_LIMIT, PAIRS_PER_ROW
 from vlpipe.stages.dedup.vectors import earlier_files, first_equal, number_rows
@@ -52,6 +55,8 @@ class ExactDuplicates(GatherStage):
     `looks`: rows are compared with it and among themselves, and it stays as it is.
     """
 
+    CONSERVES: ClassVar[bool] = True
+
     phash: bool = False
     max_distance: Annotated[int, Field(ge=0, le=MAX_DISTANCE)] = 10
     max_colour_gap: Annotated[int, Field(ge=0, le=255)] = 16
@@ -59,6 +64,7 @@ class ExactDuplicates(GatherStage):
 
     NAME: ClassVar[str] = "dedup.exact:ExactDuplicates"
     VERSION: ClassVar[int] = 3
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = DECISIONS_REFERENCES | EDGES_REFERENCES
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.exact", id=pa.string(), sha256=pa.string())
@@ -78,8 +84,8 @@ class ExactDuplicates(GatherStage):
         write_edges(job.artifacts, ids, num_new, edges, 1 - self.max_distance / 64 if self.phash else 1.0)
         order = np.concatenate([np.arange(num_new, len(ids)), numbers[:num_new][rows.order]])
         twins = decide(len(ids), placed(edges, order), "greedy")
-        decisions = decision_table(ids, order, twins, num_new)
-        decisions = _with_faults(decisions, looks).take(pa.array(numbers[:num_new]))
+        decisions = decision_table(ids, order, twins, numbers[:num_new])
+        decisions = _with_faults(decisions, looks and looks.take(numbers[:num_new]))
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)
         job.say(say_counts(decisions))
@@ -124,25 +130,26 @@ def same_looks(looks: Looks, num_new: int) -> Places:
     return first_equal(words, num_new)
 
 
-def same_bytes(sha256: pa.ChunkedArray, num_new: int) -> Places:
+def same_bytes(sha256: pa.Array | pa.ChunkedArray, num_new: int) -> Places:
     """Per row the first one with the same sha256; a row without one is its own."""
-    codes = np.asarray(pc.fill_null(sha256.combine_chunks().dictionary_encode().indices, -1), np.int64)
-    unknown = codes < 0
-    codes[unknown] = len(codes) + np.flatnonzero(unknown)
-    return first_equal(codes[:, None], num_new)
+    sha256 = sha256 if sha256.type == PACKED else packed([sha256])
+    leader = np.arange(len(sha256))
+    known = np.flatnonzero(np.asarray(sha256.is_valid()))
+    words = digest_words(sha256)
+    leader[known] = known[first_equal(words[known], int((known < num_new).sum()))]
+    return leader
 
 
-def _sha256(job: Job, files: Sequence[str]) -> pa.ChunkedArray:
-    tables = [data.table(["sha256"]) for data in job.inputs]
-    return pa.concat_tables([*tables, *(pq.read_table(f, columns=["sha256"]) for f in files)])["sha256"]
+def _sha256(job: Job, files: Sequence[str]) -> pa.Array:
+    rows = (batch["sha256"] for data in job.inputs for batch in data.batches(["sha256"]))
+    return packed(chain(rows, (pq.read_table(f, columns=["sha256"])["sha256"] for f in files)))
 
 
 def _with_faults(decisions: pa.Table, looks: Looks | None) -> pa.Table:
     """A kept row whose picture could not be compared says why."""
     if looks is None:
         return decisions
-    why_not = looks.why[: decisions.num_rows]
-    faults = pa.array([code and f"not_compared_{code}" for code in why_not], pa.string())
+    faults = pa.array([code and f"not_compared_{code}" for code in looks.why], pa.string())
     why = pc.coalesce(decisions["why"], faults)
     return decisions.set_column(decisions.schema.get_field_index("why"), "why", why)
 
@@ -155,7 +162,9 @@ def read_looks(job: Job) -> Looks:
             found += [from_arrow(rows["looks"]) for rows in data.batches(["looks"])]
         else:
             parts = (store.path(_shard_looks(store, data, k)) for k in range(len(data.shards)))
-            found += [from_arrow(pq.read_table(part)["looks"]) for part in parts]
+            found += [
+                from_arrow(pq.read_table(part, page_checksum_verification=True)["looks"]) for part in parts
+            ]
     return joined(found)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -25,13 +25,14 @@ from vlpipe.stages.dedup.apply import marks
 from vlpipe.stages.dedup.cosine import workers
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
+    DECISIONS_REFERENCES,
     decide,
     decision_table,
     placed,
     say_counts,
     write_decisions,
 )
-from vlpipe.stages.dedup.edges import with_copies, write_edges
+from vlpipe.stages.dedup.edges import EDGES_REFERENCES, with_copies, write_edges
 from vlpipe.stages.dedup.keep import read_rows
 from vlpipe.stages.dedup.search import Plan, search
 from vlpipe.stages.dedup.vectors import (
@@ -64,6 +65,8 @@ class FaissDuplicates(GatherStage):
     defaults, and what others cost: benchmarks/dedup.md.
     """
 
+    CONSERVES: ClassVar[bool] = True
+
     threshold: Annotated[float, Field(gt=0, le=1)]
     against: File | None = None
     exact_below: Annotated[int, Field(ge=0)] = 50_000
@@ -74,6 +77,7 @@ class FaissDuplicates(GatherStage):
 
     NAME: ClassVar[str] = "dedup.faiss:FaissDuplicates"
     VERSION: ClassVar[int] = 3
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = DECISIONS_REFERENCES | EDGES_REFERENCES
     TORCH: ClassVar[bool] = True
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
@@ -104,13 +108,14 @@ class FaissDuplicates(GatherStage):
             probes=self.probes,
             seed=self.seed,
         )
+        own = np.concatenate([marks(()), *(marks(block.to_pylist()) for block in ids.blocks())])
         with threads() as faiss, workers() as at:
-            near = search(faiss, at, store, vectors, np.unique(leader), marks(ids.to_pylist()), plan)
+            near = search(faiss, at, store, vectors, np.unique(leader), own, plan)
         edges = with_copies(near, leader, num_new, "same_vector")
         write_edges(job.artifacts, ids, num_new, edges, self.threshold)
         order = np.concatenate([np.arange(num_new, len(ids)), numbers[:num_new][rows.order]])
         twins = decide(len(ids), placed(edges, order), "greedy")
-        decisions = decision_table(ids, order, twins, num_new).take(pa.array(numbers[:num_new]))
+        decisions = decision_table(ids, order, twins, numbers[:num_new])
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)
         job.say(f"{say_counts(decisions)}; {len(edges.a):,} pairs at cosine >= {self.threshold:g}")

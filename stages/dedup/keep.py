@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
 from vlpipe.pipeline.shard import is_heavy, need
 from vlpipe.pipeline.stage import Dataset
+from vlpipe.stages.dedup.names import Names, Packer
 from vlpipe.stages.row import TEXTS
 
 Keep = tuple[
@@ -111,7 +112,7 @@ def _of_texts(texts: pa.ChunkedArray, key: Key) -> pa.Array:
 class Rows:
     """ids in input order; `order`: positions in `ids`, best first."""
 
-    ids: pa.Array
+    ids: Names
     order: npt.NDArray[np.int64]
 
 
@@ -119,23 +120,25 @@ def read_rows(inputs: Sequence[Dataset], keep: Keep | None, who: str) -> Rows:
     """Raises when an id is there twice. Nulls come last; what no key tells apart is ordered by id."""
     keys = [keys_of(keep, data.schema, who) for data in inputs]
     shared = [key for key in keys[0] if all(key in other for other in keys)]
-    tables = []
+    packers = [Packer() for _ in range(len(shared) + 1)]
     for data in inputs:
         columns = ["id", *dict.fromkeys(name for key in shared for name in key.reads(data.schema))]
         for batch in data.batches(list(dict.fromkeys(columns))):
-            values = {f"key{k}": key.values(batch) for k, key in enumerate(shared)}
-            tables.append(pa.table({"id": batch["id"], **values}))
-    names = ["id", *(f"key{k}" for k in range(len(shared)))]
-    rows = pa.concat_tables(tables) if tables else pa.table({n: pa.array([], pa.string()) for n in names})
-    _check_unique(rows["id"], inputs)
-    directions = ["descending" if key.descending else "ascending" for key in shared]
-    sort_keys = [*zip(names[1:], directions, strict=True), ("id", "ascending")]
-    order = pc.sort_indices(rows, sort_keys=sort_keys)
-    return Rows(rows["id"].combine_chunks(), np.asarray(order, np.int64))
+            for packer, values in zip(
+                packers, [*(k.values(batch) for k in shared), batch["id"]], strict=True
+            ):
+                packer.add(values)
+    *found, ids = [packer.array() for packer in packers]
+    names = Names(ids)
+    _check_unique(names, inputs)
+    rows = pa.table([*found, ids], [str(k) for k in range(len(packers))])
+    directions = ["descending" if key.descending else "ascending" for key in shared] + ["ascending"]
+    order = pc.sort_indices(rows, sort_keys=[*zip(rows.schema.names, directions, strict=True)])
+    return Rows(names, np.asarray(order, np.int64))
 
 
-def _check_unique(ids: pa.ChunkedArray, inputs: Sequence[Dataset]) -> None:
-    repeated = len(ids) - pc.count_distinct(ids).as_py()
+def _check_unique(ids: Names, inputs: Sequence[Dataset]) -> None:
+    repeated = ids.num_repeated()
     if repeated:
         names = ", ".join(data.name for data in inputs)
         raise VlpipeError(f"{repeated} id(s) come more than once in {names}: give each row to dedup once")

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.shard import Out, ShardWriter, need
+from vlpipe.pipeline.shard import Out, ShardWriter, need, ref, reference_columns
 from vlpipe.pipeline.stage import File, MapStage, Work
 from vlpipe.stages.features.batches import with_texts
 from vlpipe.stages.row import TEXTS
@@ -28,11 +28,12 @@ TEXT_DECISIONS = pa.schema(
         ("place", pa.int32()),  # of the entry in `texts`, from 0
         ("keep", pa.bool_()),
         ("why", pa.string()),  # of a dropped text
-        ("witness", pa.string()),  # what it is a twin of: another row's id, or an evaluation item
+        ref("witness", pa.string()),  # what it is a twin of: another row's id, or an evaluation item
         ("similarity", pa.float32()),  # to the witness, 1 is equal
         ("text", pa.string()),  # of a dropped text, as it stands
     ]
 )
+TEXTS_REFERENCES = {"texts.parquet": reference_columns(TEXT_DECISIONS)}
 
 Entry = tuple[str, int]  # id of the row, place in its `texts`
 
@@ -135,7 +136,7 @@ def load_text_decisions(path: str, digest: str) -> tuple[frozenset[str], dict[En
     known: set[str] = set()
     dropped: dict[Entry, Fate] = {}
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise VlpipeError(
             f"decisions: {path} cannot be read as Parquet ({error}); wanted {{from: STEP, path: texts.parquet}}"

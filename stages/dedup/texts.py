@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -18,7 +18,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
-from vlpipe.stages.dedup.text_decisions import Entry, write_text_decisions
+from vlpipe.stages.dedup.text_decisions import TEXTS_REFERENCES, Entry, write_text_decisions
 from vlpipe.stages.dedup.text_forms import normal_form
 from vlpipe.stages.dedup.text_minhash import NOT_INSTALLED, near_twins
 from vlpipe.stages.row import RESULTS, TEXTS
@@ -43,11 +43,14 @@ class TextDuplicates(GatherStage):
     Every dropped text has a witness that stays. Memory: all texts, and 2 kB for each that stays.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures; decisions are an artifact"
+
     threshold: Annotated[float, Field(gt=0, le=1)] | None = 0.8
     sources: tuple[str, ...] = ("web",)
 
     NAME: ClassVar[str] = "dedup.texts:TextDuplicates"
     VERSION: ClassVar[int] = 1
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = TEXTS_REFERENCES
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.texts", id=pa.string(), texts=TEXTS)

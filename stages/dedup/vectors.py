@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
@@ -18,6 +17,7 @@ from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, File
 from vlpipe.pipeline.store import Store
 from vlpipe.stages.dedup.cosine import Rows, Vectors
+from vlpipe.stages.dedup.names import Names, joined, packed
 
 NORM_ERROR = 1e-3
 READ_ROWS = 4096
@@ -49,23 +49,19 @@ def earlier_files(against: File | None, check: Callable[[pa.Schema, str], None])
     return [str(f) for f in files]
 
 
-def number_rows(new: pa.Array, files: list[str]) -> tuple[pa.Array, Rows]:
+def number_rows(new: Names, files: list[str]) -> tuple[Names, Rows]:
     """Ids by row number (the new rows by id, then those of the earlier set by id), and the numbers in input order."""
-    parts = [pq.read_table(f, columns=["id"])["id"] for f in files]
-    earlier = pa.chunked_array(
-        [chunk for part in parts for chunk in part.chunks], pa.string()
-    ).combine_chunks()
-    known = pc.sum(pc.is_in(new, value_set=earlier)).as_py() or 0
+    earlier = Names(packed(pq.read_table(f, columns=["id"])["id"] for f in files))
+    ids, repeated = joined(new, earlier), earlier.num_repeated()
+    known = ids.num_repeated() - repeated
     if known:
         raise VlpipeError(f"{known} row(s) are in the earlier set already: give only the new rows to dedup")
-    repeated = len(earlier) - pc.count_distinct(earlier).as_py()
     if repeated:
         raise VlpipeError(f"{repeated} id(s) come more than once in the earlier set ({files[0]}, ...)")
-    orders = [np.asarray(pc.array_sort_indices(part), np.int64) for part in (new, earlier)]
-    order = np.concatenate([orders[0], len(new) + orders[1]])
+    order = np.concatenate([new.order(), len(new) + earlier.order()])
     numbers = np.empty_like(order)
     numbers[order] = np.arange(len(order))
-    return pa.concat_arrays([new, earlier]).take(pa.array(order)), numbers
+    return ids.reordered(order), numbers
 
 
 def store_vectors(store: Store, inputs: tuple[Dataset, ...], files: list[str], numbers: Rows) -> Vectors:
@@ -100,7 +96,9 @@ def _batches(inputs: tuple[Dataset, ...], files: list[str]) -> Iterator[pa.Table
     for data in inputs:
         yield from data.batches(["id"], want_heavy=["embedding"])
     for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(READ_ROWS, columns=["id", "embedding"]):
+        for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(
+            READ_ROWS, columns=["id", "embedding"]
+        ):
             yield pa.Table.from_batches([batch])
 
 

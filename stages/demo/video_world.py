@@ -103,6 +103,8 @@ class VideoWorld(GatherStage):
     the files that cannot be decoded.
     """
 
+    ROWS_ARE: ClassVar[str] = "none"
+
     seed: int = 0
     num_train: Annotated[int, Field(ge=1)] = 60
     num_eval: Annotated[int, Field(ge=1)] = 20

@@ -73,6 +73,8 @@ class World(GatherStage):
     has num_web lines, and on top of these the planted copies (half exact, half near) and one bomb.
     """
 
+    ROWS_ARE: ClassVar[str] = "none"
+
     seed: int = 0
     num_web: Annotated[int, Field(ge=1)] = 4000
     num_human: Annotated[int, Field(ge=1)] = 1500

@@ -32,6 +32,7 @@ class Captions(GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.captions:Captions"
+    ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
     model: Weights

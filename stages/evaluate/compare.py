@@ -20,6 +20,8 @@ class Compare(GatherStage):
     Rows: `ARM/FIGURE mean`, `ARM/FIGURE sd` (sample standard deviation; null with one seed), and num_rows seeds each.
     """
 
+    ROWS_ARE: ClassVar[str] = "means of figures over arms"
+
     arms: dict[str, list[str]]
     only: tuple[str, ...] = field(default=())
 

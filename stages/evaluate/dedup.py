@@ -23,6 +23,8 @@ class DedupTruth(GatherStage):
     that is gone (also per kind: exact, near); dedup_precision the part of the dropped rows that was.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures"
+
     truth: File
 
     NAME: ClassVar[str] = "evaluate.dedup:DedupTruth"

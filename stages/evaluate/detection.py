@@ -51,6 +51,7 @@ class DetectionScores(GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.detection:DetectionScores"
+    ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
     detector: Weights

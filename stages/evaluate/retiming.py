@@ -38,6 +38,8 @@ class RetimingTruth(GatherStage):
     score_auc: how often a cue about what is seen scores higher than another one; ties count half. Null: over nothing.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures"
+
     videos: File
     seen: File
     said: File

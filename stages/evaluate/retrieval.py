@@ -40,6 +40,7 @@ class Retrieval(GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
+    ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
     model: Weights

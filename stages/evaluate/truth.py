@@ -39,6 +39,8 @@ class FilterTruth(GatherStage):
     over all web texts, noise_ratio/after over kept web and synthetic texts. A figure over no texts is null.
     """
 
+    ROWS_ARE: ClassVar[str] = "figures"
+
     truth: File
 
     NAME: ClassVar[str] = "evaluate.truth:FilterTruth"

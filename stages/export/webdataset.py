@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.row_digest import checked
 from vlpipe.pipeline.shard import Reject, Shard, is_heavy, need, read_batches
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.pipeline.store import Store, canonical_json, sha256_file
@@ -53,6 +54,8 @@ class WriteWebdataset(GatherStage):
     Rows that have no such text are rejects (filtered, no_text_kept). A run that was killed keeps its finished tars.
     `vlpipe forget` of one of the rows removes all tars; the next run writes them without it.
     """
+
+    ROWS_ARE: ClassVar[str] = "the tars; that each row is in one or rejected is checked for each of them"
 
     texts: Literal["best", "all", "first"] = "best"
     sources: tuple[Literal["web", "synth", "human"], ...] | None = None
@@ -104,7 +107,7 @@ class WriteWebdataset(GatherStage):
     def _samples(self, data: Dataset, shard: Shard, rejects: list[Reject]) -> Iterator[dict[str, bytes]]:
         light = [f.name for f in data.schema if f.name == "texts" or _is_plain(f)]
         for batch in read_batches(data.store, shard, light, ["image"]):
-            for row in batch.to_pylist():
+            for row in checked(batch, shard.path).to_pylist():
                 chosen = self._chosen(row["texts"] or [])
                 if chosen:
                     yield sample(row, chosen)

@@ -15,6 +15,7 @@ from torch import nn
 
 from vlpipe.models.detection.faster_rcnn import FasterRcnn
 from vlpipe.models.detection.layouts import load_public
+from vlpipe.pipeline.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def to_pixels(
 
 def load(path: str) -> Detector:
     """From a folder: ours, or a public checkpoint (`*.pkl` of detectron2, LXMERT's `pytorch_model.bin`) beside
-    objects_vocab.txt and attributes_vocab.txt, one name per line (of `a,b` the first counts). On a GPU if there is one.
+    objects_vocab.txt and attributes_vocab.txt, one name per line (of `a,b` the first counts). On a GPU if the step asks
+    for one.
     """
     folder = Path(path)
     file = weights_file(folder)
@@ -66,7 +68,7 @@ def load(path: str) -> Detector:
     own, num_attributes = file.name == OWN, model.config.num_attributes
     classes = read_names(folder / OBJECTS_FILE, model.config.num_classes, own)
     attributes = read_names(folder / ATTRIBUTES_FILE, num_attributes, own) if num_attributes else ()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_of_step())
     settings = json.dumps(asdict(model.config), sort_keys=True)
     return Detector(model.eval().to(device), classes, attributes, digest_of(model, settings), device)
 

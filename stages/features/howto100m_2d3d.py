@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from vlpipe.pipeline.device import device_of_step
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
@@ -147,7 +148,7 @@ class Features2d3d(MapStage):
         from vlpipe.models.resnext3d import ResNeXt3d
         from vlpipe.stages.features.s3d_weights import DTYPES
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(device_of_step())
         dtype = DTYPES[self.precision]
         try:
             net_2d = resnet(read_state(self.weights_2d.path)).eval().to(device, dtype)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import open_parquet
+from vlpipe.pipeline.shard import open_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.features.regions_row import Arrays, image_arrays
 
@@ -29,7 +29,7 @@ class RegionStore:
             self._index(path, self._listed(shard.path) if path != shard.path else None)
 
     def _listed(self, path: str) -> list[str]:
-        with open_parquet(self.data.store, path) as file:
+        with open_shard(self.data.store, path) as file:
             return [
                 i
                 for g in range(file.num_row_groups)
@@ -38,7 +38,7 @@ class RegionStore:
 
     def _index(self, path: str, wanted: list[str] | None) -> None:
         places: dict[str, tuple[str, int, int]] = {}
-        with open_parquet(self.data.store, path) as file:
+        with open_shard(self.data.store, path) as file:
             if self.column not in file.schema_arrow.names:
                 raise VlpipeError(f"{path} has no column {self.column!r}: put a region stage above")
             for group in range(file.num_row_groups):
@@ -71,7 +71,7 @@ class RegionStore:
     def _read(self, path: str, group: int) -> list[Arrays]:
         key = (path, group)
         if key not in self._groups:
-            with open_parquet(self.data.store, path) as file:
+            with open_shard(self.data.store, path) as file:
                 column = file.read_row_group(group, [self.column])[self.column].combine_chunks()
             self._groups[key] = (column.nbytes, image_arrays(column))
         self._groups.move_to_end(key)

@@ -16,6 +16,7 @@ from torch import Tensor
 from vlpipe.models.published import read_state
 from vlpipe.models.s3d import MIN_FRAMES, S3d, is_kylemin
 from vlpipe.models.s3dg import S3dG
+from vlpipe.pipeline.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Weights
 from vlpipe.stages.features.s3d_windows import Frames, Normalisation, Precision, Windows
@@ -54,12 +55,12 @@ def normalised(frames: Tensor, normalisation: str) -> Tensor:
 
 
 def load(weights: Weights, how: Windows, precision: Precision, said: Normalisation | None = None) -> VideoNet:
-    """The network, on a GPU if there is one. VlpipeError when it is none, or does not suit the windows or `said`."""
+    """The network, on a GPU if the step asks for one. VlpipeError when it is none or does not suit the windows or `said`."""
     state = _read(weights)
     problems = _problems(state, how, said)
     if problems:
         raise VlpipeError(f"{weights.path}: {'; '.join(problems)}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_of_step())
     dtype = DTYPES[precision]
     try:
         net = (S3dG if is_mil_nce(state) else S3d).from_state(state).eval().to(device, dtype)

@@ -51,6 +51,7 @@ class FitVideoTokens(GatherStage):
     """
 
     NAME: ClassVar[str] = "features.video_tokens:FitVideoTokens"
+    ROWS_ARE: ClassVar[str] = "nodes of the tree"
     TORCH: ClassVar[bool] = True  # FAISS takes torch's number of threads
 
     k: Annotated[int, Field(ge=2)] = 12

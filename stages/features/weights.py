@@ -8,6 +8,7 @@ import torch
 
 from vlpipe.models.blip import Blip
 from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.pipeline.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Weights
 
@@ -39,8 +40,8 @@ class Loaded:
 
 
 def load(weights: Weights, max_length: int = 0) -> Loaded:
-    """The model, on a GPU if there is one. VlpipeError when it has fewer than `max_length` positions."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The model, on a GPU if the step asks for one. VlpipeError when it has fewer than `max_length` positions."""
+    device = torch.device(device_of_step())
     model = Blip.load(weights.path).eval().to(device)
     num_positions = model.config.max_text_length
     if max_length > num_positions:

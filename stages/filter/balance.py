@@ -42,6 +42,8 @@ class CountEntries(GatherStage):
     entries of up to 14 letters: 170 MB) and 8 bytes per entry.
     """
 
+    ROWS_ARE: ClassVar[str] = "entries and their counts"
+
     entries: File
     sources: tuple[str, ...] = ("web",)
 
@@ -116,8 +118,13 @@ def draw(seed: int, row_id: str, entry: str) -> float:
 
 def read_entries(path: str) -> list[str]:
     """The entries in order, each once. VlpipeError when there is none."""
-    text = Path(path).read_text(encoding="utf-8")
-    lines = json.loads(text) if path.endswith(".json") else text.splitlines()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        lines = json.loads(text) if path.endswith(".json") else text.splitlines()
+    except (ValueError, RecursionError) as error:
+        raise VlpipeError(f"filter.balance: {path} cannot be read: {error}") from error
+    if not (isinstance(lines, list) and all(isinstance(line, str) for line in lines)):
+        raise VlpipeError(f"filter.balance: {path}: wanted a JSON list of texts")
     entries = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not entries:
         raise VlpipeError(

@@ -42,6 +42,8 @@ class CountTexts(GatherStage):
     texts, then 128 MB; on disk 16 bytes per text. Each shard's hashes are kept in `work`: a kill costs one shard.
     """
 
+    ROWS_ARE: ClassVar[str] = "how many texts have each count"
+
     sources: tuple[str, ...] = ("web",)
 
     NAME: ClassVar[str] = "filter.frequency:CountTexts"

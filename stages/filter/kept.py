@@ -26,6 +26,7 @@ class KeepMatched(MapStage):
     """
 
     NAME: ClassVar[str] = "filter.kept:KeepMatched"
+    FILTERS: ClassVar[bool] = True
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.kept", id=pa.string(), texts=TEXTS)

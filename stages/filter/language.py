@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from vlpipe.pipeline.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
@@ -117,7 +118,7 @@ def classifier(folder: str, batch_size: int, max_length: int) -> Identify:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_of_step())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(device)
 

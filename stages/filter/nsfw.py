@@ -49,7 +49,10 @@ class ImageClassifier(MapStage):
         problems = batch_size_problems(self.batch_size)
         config = Path(self.model.path) / "config.json"
         if self.model.step is None and config.is_file():
-            labels = json.loads(config.read_bytes()).get("id2label", {}).values()
+            try:
+                labels = json.loads(config.read_bytes())["id2label"].values()
+            except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+                return [*problems, f"{config} names no labels (id2label): {error!r}"]
             problems += [] if self.label in labels else [self._no_label(labels)]
         return problems
 

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
+from vlpipe.pipeline.errors import SchemaError, VlpipeError, WorkflowError, did_you_mean
 from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.yaml_lines import Problem, parse
 from vlpipe.stages.filter.measures import ROW_MEASURES, TEXT_MEASURES, names
 from vlpipe.stages.row import TEXT
 
@@ -82,11 +82,16 @@ def load_preset(name: str) -> tuple[Rule, ...]:
     if not path.is_file():
         there = did_you_mean(name, (p.stem for p in PRESETS.glob("*.yaml")))
         raise VlpipeError(f"there is no preset {name!r}{there}")
+    problems: list[Problem] = []
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        given = found["rules"]
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
+        found = parse(path.read_text(encoding="utf-8"), problems)
+    except UnicodeDecodeError as error:
         raise VlpipeError(f"preset {path}: wanted YAML with a list `rules:`; {error}") from error
+    if problems:
+        raise WorkflowError(f"preset {path}", problems)
+    given = found.get("rules") if isinstance(found, dict) else None
+    if not isinstance(given, list):
+        raise VlpipeError(f"preset {path}: wanted YAML with a list `rules:`")
     return tuple(_rule(path, number, each) for number, each in enumerate(given, 1))
 
 

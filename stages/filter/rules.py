@@ -47,6 +47,7 @@ class Rules(MapStage):
     )  # what the above comes to, without words: it is in the key
 
     NAME: ClassVar[str] = "filter.rules:Rules"
+    FILTERS: ClassVar[bool] = True
     VERSION: ClassVar[int] = 2  # 2: rejects say values
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"preset", "rules", "skip"})
 

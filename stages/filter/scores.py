@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from vlpipe.pipeline.device import device_of_step
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import Weights
@@ -42,7 +43,7 @@ def with_columns(rows: pa.Table, **columns: pa.Array) -> pa.Table:
 
 
 def load_model(cls: Any, weights: Weights) -> Any:
-    """A transformers model to be used and not trained, on a GPU if there is one."""
+    """A transformers model to be used and not trained, on a GPU if the step asks for one."""
     try:
         return cls.from_pretrained(weights.path).eval().to(device())
     except (OSError, ValueError) as error:
@@ -54,7 +55,7 @@ def load_model(cls: Any, weights: Weights) -> Any:
 def device() -> torch.device:
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device_of_step())
 
 
 def processed(weights: Weights) -> Callable[[Image.Image], Pixels]:

@@ -42,6 +42,7 @@ class TopCut(GatherStage):
     """
 
     NAME: ClassVar[str] = "filter.top:TopCut"
+    ROWS_ARE: ClassVar[str] = "the cut"
     VERSION: ClassVar[int] = 2
 
     column: str

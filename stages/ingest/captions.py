@@ -36,7 +36,7 @@ def read_captions(path: str) -> Iterator[Captioned]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise VlpipeError(f"{where} is not JSON: {error}") from error
         name, captions = wanted(record, "file", str, where), wanted(record, "captions", list, where)
         yield Captioned(name, [text_of(caption, where) for caption in captions])

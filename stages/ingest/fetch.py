@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.guard import row_fault
 from vlpipe.pipeline.shared import Address
 from vlpipe.stages.ingest.client import Client
 from vlpipe.stages.ingest.limits import Limits
@@ -104,7 +105,7 @@ class Crawler:
         await self._client.close()
 
     async def fetch(self, url: str) -> Answer:
-        """One URL, with retries; never raises a RowFault."""
+        """One URL, with retries. What is raised is a fault of the machine; all else is its answer."""
         at_s, begin = time.time(), time.monotonic()
         result: Page | RowFault = RowFault("no_url")
         for attempt in range(1, self._limits.retries + 2):
@@ -146,6 +147,8 @@ class Crawler:
             )
         except RowFault as fault:
             return fault
+        except Exception as error:  # or the batch would be lost, and everybody in it asked again
+            return row_fault(error, __name__)
 
     async def _need_allowed(self, url: str) -> None:
         """Every URL that is about to be asked for passes here, redirects too."""

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.guard import row_fault
 from vlpipe.pipeline.shard import Out
 from vlpipe.stages.ingest.blocklist import BLOCKED, Blocklist
 from vlpipe.stages.ingest.fetch import Answer, Fetch
@@ -76,7 +77,8 @@ class FetchRows:
         for row, (one, future) in enumerate(zip(listed, started, strict=True), first):
             try:
                 page = self._page(one, future, log)
-            except RowFault as fault:
+            except Exception as error:
+                fault = row_fault(error, __name__)
                 rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
             else:
                 ready.append((row, page.body, {"http_status": page.status, "final_url": page.url}))
@@ -110,7 +112,7 @@ def _wait(started: Started) -> None:
 
 def _start(listed: Sequence[Mapping[str, Any]], fetch: Fetch) -> Started:
     """Ask for every URL, but for those of rows that are refused before."""
-    refused = [_refused(one) for one in listed]
+    refused = [_refused(one) for one in listed]  # looks at text only
     started = iter(fetch([one["url"] for one, fault in zip(listed, refused, strict=True) if fault is None]))
     return [next(started) if fault is None else fault for fault in refused]
 

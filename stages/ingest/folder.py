@@ -20,7 +20,7 @@ from vlpipe.stages.ingest.image_rows import ImageRows
 from vlpipe.stages.ingest.list import BATCH_ROWS, text_of
 from vlpipe.stages.ingest.serve import inside
 from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, RowIds, text
+from vlpipe.stages.row import IMAGE_FIELDS, LISTED, ListIds, text
 
 IMAGES = pa.schema([*LISTED, *IMAGE_FIELDS])
 
@@ -34,12 +34,13 @@ class Captioned(NamedTuple):
 
 def captioned_rows(images: Iterable[Captioned], *, source: str, text_source: str) -> Iterator[pa.Table]:
     """Rows of schema LISTED, one for each image with all its captions."""
-    ids, rest = RowIds(source), iter(images)
+    ids, rest = ListIds(source), iter(images)
     while batch := list(islice(rest, BATCH_ROWS)):
+        urls = [url for url, _ in batch]
         yield pa.table(
             {
-                "id": [ids.next(url, "\n".join(captions)) for url, captions in batch],
-                "url": [url for url, _ in batch],
+                "id": ids.of(urls, ["\n".join(captions) for _, captions in batch]),
+                "url": urls,
                 "texts": [[text(caption, text_source) for caption in captions] for _, captions in batch],
             },
             schema=LISTED,

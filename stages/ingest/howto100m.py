@@ -62,6 +62,7 @@ class HowTo100M(VideoSource):
     """
 
     NAME: ClassVar[str] = "ingest.howto100m:HowTo100M"
+    OBSERVES_WORLD: ClassVar[bool] = True  # `download`
     # Where the files lie and how they come there; a row names its file's size and sha256.
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos", "download"}
 

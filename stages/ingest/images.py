@@ -19,7 +19,7 @@ from vlpipe.stages.ingest.blocklist import NOTHING, load
 from vlpipe.stages.ingest.checked import Rules
 from vlpipe.stages.ingest.decoder import decoding
 from vlpipe.stages.ingest.image_rows import ImageRows
-from vlpipe.stages.ingest.list import EXPECTED, FAULT, Pair, listed, read_pairs
+from vlpipe.stages.ingest.list import EXPECTED, FAULT, Pair, count_at_most, listed, read_pairs
 from vlpipe.stages.ingest.optout import DEFAULT, Signal, is_no
 from vlpipe.stages.ingest.resize import Resize
 from vlpipe.stages.ingest.samples import ORIGINAL
@@ -76,8 +76,10 @@ class Fetching(SourceStage):
     NAME: ClassVar[str] = "ingest.images:Fetching"
     # 2: opt-outs, transparent images, JPEGs of too many scans; 3: another filter for `resize`
     VERSION: ClassVar[int] = 3
+    OBSERVES_WORLD: ClassVar[bool] = True
     # Link rot: of published lists, 33 to 94 % of the images are still there.
     MAX_REJECT_RATE: ClassVar[float] = 0.9
+    SHARD_ROWS: ClassVar[int] = 2_000  # the first one is there after half a minute
     # Whom we ask and how patiently; a row that was fetched is what it is.
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"concurrency", "per_host", "host_interval_s", "max_wait_s", "retries", "backoff_s", "user_agent"}
@@ -228,6 +230,9 @@ class FetchImages(Fetching):
 
     def row_schema(self) -> pa.Schema:
         return pa.schema([*LISTED, *self._more()])
+
+    def max_rows(self) -> int:
+        return count_at_most(self.list.path)
 
     def rows(self) -> Iterator[pa.Table]:
         yield from listed(self._pairs(), source=self.source, text_source=self.text_source, more=self._more())

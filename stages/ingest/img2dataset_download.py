@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.guard import row_fault
 from vlpipe.stages.ingest.img2dataset_errors import UNKNOWN, typed
 from vlpipe.stages.ingest.samples import ORIGINAL
 from vlpipe.stages.pixels import decode, probe
@@ -171,8 +172,8 @@ def _resizer(options: Options) -> Callable[..., Sized]:
     def checked(stream: io.BytesIO, boxes: object = None) -> Sized:
         try:
             return sized(stream.read())
-        except RowFault as fault:
-            return None, None, None, None, None, str(fault)
+        except Exception as error:  # of another one img2dataset would lose the row
+            return None, None, None, None, None, str(row_fault(error, __name__))
 
     return checked
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.guard import row_fault
 from vlpipe.pipeline.opted_out import OptedOut
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.shared import Address, Service, address
@@ -29,7 +30,7 @@ from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
 from vlpipe.stages.ingest.image_rows import ImageRows
 from vlpipe.stages.ingest.images import FETCHED
 from vlpipe.stages.ingest.img2dataset_download import Options, download, loaded, missing
-from vlpipe.stages.ingest.list import Pair, listed, read_pairs
+from vlpipe.stages.ingest.list import Pair, count_at_most, listed, read_pairs
 from vlpipe.stages.ingest.politeness import HostGate
 from vlpipe.stages.ingest.precheck import allowed
 from vlpipe.stages.ingest.recall import ALONE, Recall, recalling
@@ -56,7 +57,9 @@ class Img2datasetFetch(SourceStage):
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset_engine:Img2datasetFetch"
+    OBSERVES_WORLD: ClassVar[bool] = True
     MAX_REJECT_RATE: ClassVar[float] = 0.9
+    SHARD_ROWS: ClassVar[int] = 2_000  # the first one is there after half a minute
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"concurrency", "timeout_s", "retries", "user_agent_token"}
     )
@@ -94,6 +97,9 @@ class Img2datasetFetch(SourceStage):
         if self.encode_format == "png" and self.encode_quality > 9:
             problems.append(f"encode_quality of png is its compression, 0 to 9; got {self.encode_quality}")
         return problems
+
+    def max_rows(self) -> int:
+        return count_at_most(self.list.path)
 
     def rows(self) -> Iterator[pa.Table]:
         yield from listed(self._pairs(), source=self.source, text_source=self.text_source)
@@ -147,7 +153,10 @@ def _fetch_rows(
     for row, url in enumerate(asked):
         got = url if isinstance(url, RowFault) else found[row]
         if not isinstance(got, RowFault):
-            rows.add(row, got.data, **{name: got.original.get(name) for name in more})
+            try:
+                rows.add(row, got.data, **{name: got.original.get(name) for name in more})
+            except Exception as error:
+                rows.reject(row, row_fault(error, __name__))
         elif got.why == "opted_out":
             said_no[urls[row]] = got.detail
             rows.reject(row, RowFault("opt_out", got.detail), "filtered")

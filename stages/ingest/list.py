@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
-from vlpipe.stages.row import LISTED, RowIds, single_texts
+from vlpipe.stages.row import LISTED, ListIds, single_texts
 
 BATCH_ROWS = 4096
 
@@ -51,12 +51,13 @@ def listed(
 ) -> Iterator[pa.Table]:
     """Rows of schema LISTED and `more` (EXPECTED, FAULT). An empty text gives a row without texts: a captioner may
     still write one."""
-    ids = RowIds(source)
+    ids = ListIds(source)
     while batch := list(islice(pairs, BATCH_ROWS)):
+        urls, texts = [pair.url for pair in batch], [pair.text for pair in batch]
         columns: dict[str, Any] = {
-            "id": [ids.next(pair.url, pair.text) for pair in batch],
-            "url": [pair.url for pair in batch],
-            "texts": single_texts([pair.text for pair in batch], text_source),
+            "id": ids.of(urls, texts),
+            "url": urls,
+            "texts": single_texts(texts, text_source),
         }
         columns |= {field.name: [getattr(pair, field.name) for pair in batch] for field in more}
         yield pa.table(columns, schema=pa.schema([*LISTED, *more]))
@@ -106,6 +107,21 @@ def list_files(path: str) -> list[Path]:
     if not found:
         raise VlpipeError(f"folder {path} has no list in it: no file ends in {', '.join(READERS)}")
     return found
+
+
+def count_at_most(path: str) -> int:
+    """How many lines a list has at most, without reading them one by one."""
+    return sum(_count(file) for file in list_files(path))
+
+
+def _count(file: Path) -> int:
+    if file.suffix.lower() == ".parquet":
+        try:
+            return int(pq.read_metadata(file).num_rows)
+        except pa.ArrowInvalid as error:
+            raise VlpipeError(f"{file} is no readable Parquet file: {error}") from error
+    with open(file, "rb", buffering=0) as handle:
+        return 1 + sum(block.count(b"\n") for block in iter(lambda: handle.read(1 << 20), b""))
 
 
 # Where it stands ("file line 7"), its values by column or what is wrong with it.

@@ -51,6 +51,8 @@ def address_fault(host: str) -> RowFault | None:
     """Why a host may not be asked: it has no address, or one that is not public."""
     try:
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # of names that IDNA does not know
+        return RowFault("dns", f"{host}: {error}")
     except OSError as error:
         return RowFault("dns", f"{host}: {error.strerror or type(error).__name__}")
     private = next((a for a in (str(info[4][0]) for info in infos) if not is_public(a)), None)

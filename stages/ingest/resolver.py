@@ -49,6 +49,8 @@ async def _looked_up(host: str) -> _Answer:
     loop = asyncio.get_running_loop()
     try:
         infos = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # of names that IDNA does not know
+        return _Answer((), ("dns", f"{host}: {error}"), loop.time() + DNS_CACHE_S)
     except OSError as error:
         kept_s = (
             DNS_CACHE_S if error.errno == socket.EAI_NONAME else 0.0

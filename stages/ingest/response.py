@@ -138,7 +138,7 @@ def retry_after_s(value: str) -> float:
         return min(float(value[:12]), A_YEAR_S)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), A_YEAR_S)
+    except (ValueError, OverflowError, TypeError):  # a year or a zone that no calendar has
         return 0.0
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), A_YEAR_S)

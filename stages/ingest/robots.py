@@ -88,7 +88,7 @@ def reserved_paths(body: bytes) -> list[re.Pattern[str]]:
     one may not take back what an earlier one says; so rules that free a path are put in front as exceptions."""
     try:
         rules = json.loads(body.decode("utf-8", "replace"))
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested without end
         return []
     found, freed = [], ""
     for rule in rules if isinstance(rules, list) else ():

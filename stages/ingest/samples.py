@@ -22,7 +22,7 @@ from vlpipe.stages.ingest import tars
 from vlpipe.stages.ingest.image_rows import ImageRows
 from vlpipe.stages.ingest.list import BATCH_ROWS
 from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, RowIds, text
+from vlpipe.stages.row import IMAGE_FIELDS, LISTED, ListIds, text
 
 # What the tool saw, before it resized and encoded again; `sha256` in IMAGE_FIELDS is of the bytes we hold.
 ORIGINAL = (
@@ -80,12 +80,12 @@ class SampleFolder(SourceStage):
         return IMAGES
 
     def rows(self) -> Iterator[pa.Table]:
-        ids, found = RowIds(self.source), self.samples()
+        ids, found = ListIds(self.source), self.samples()
         while batch := list(islice(found, BATCH_ROWS)):
             rest = Sample._fields[2:]
             columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in rest}
-            columns["id"] = [ids.next(one.url, "\n".join(one.spoken)) for one in batch]
             columns["url"] = [one.url for one in batch]
+            columns["id"] = ids.of(columns["url"], ["\n".join(one.spoken) for one in batch])
             columns["texts"] = [[text(said, self.text_source) for said in one.spoken] for one in batch]
             yield pa.table({name: columns[name] for name in FOUND.names}, schema=FOUND)
 

@@ -68,7 +68,7 @@ def read_json(path: Path, span: Span) -> dict[str, Any]:
     """A member that is a JSON object. RowFault: bad_json."""
     try:
         record = json.loads(read_span(path, span))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RowFault("bad_json", f"it is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise RowFault("bad_json", f"wanted an object, got {type(record).__name__}")

@@ -84,7 +84,7 @@ def _host(host: str) -> str:
         host = _punycode(host)
     if _is_v4(host):
         return host
-    labels = host.rstrip(".").split(".")
+    labels = host.removesuffix(".").split(".")  # an empty one no look-up takes
     if not re.fullmatch(r"[a-z0-9_.-]{1,253}\.?", host) or not all(1 <= len(one) <= 63 for one in labels):
         raise RowFault("bad_url", f"{host[:80]!r} is no host name")
     return host

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.guard import row_fault
 from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.ingest.fetch_rows import FILTERED
@@ -83,16 +84,21 @@ class VideoSource(SourceStage):
 
     def out(self, batch: pa.Table, video: Callable[[Row, Counter[str]], dict[str, Any]]) -> Out:
         """Rows for a batch, by `video`."""
-        found: list[dict[str, Any]] = []
+        schema = self.schema(self.row_schema())
+        found: list[pa.Table] = []
         rejects: list[Reject] = []
         counts: Counter[str] = Counter()
         for one in batch.to_pylist():
             try:
-                found.append({"id": one["id"], "url": one["url"], **video(one, counts)})
-            except RowFault as fault:
+                row = {"id": one["id"], "url": one["url"], **video(one, counts)}
+                found.append(pa.Table.from_pylist([row], schema))
+            except Exception as error:
+                if not (self.OBSERVES_WORLD or isinstance(error, RowFault)):
+                    raise
+                fault = row_fault(error, __name__)
                 kind: Literal["fault", "filtered"] = "filtered" if fault.why in FILTERED else "fault"
                 rejects.append(Reject(one["id"], kind, fault.why, fault.detail))
-        table = pa.Table.from_pylist(found, self.schema(self.row_schema()))
+        table = pa.concat_tables([schema.empty_table(), *found]).combine_chunks()
         return Out(table, rejects, counts={code: num for code, num in counts.items() if num})
 
     def about(

@@ -35,7 +35,7 @@ from vlpipe.stages.ingest.fetch import Answer, Fetch, fetcher
 from vlpipe.stages.ingest.fetch_rows import log_line
 from vlpipe.stages.ingest.images import PASSING
 from vlpipe.stages.ingest.limits import Limits
-from vlpipe.stages.ingest.list import BATCH_ROWS, read_pairs
+from vlpipe.stages.ingest.list import BATCH_ROWS, count_at_most, read_pairs
 from vlpipe.stages.ingest.optout import DEFAULT, Signal, is_no
 from vlpipe.stages.ingest.politeness import HostGate
 from vlpipe.stages.ingest.robots import need_protego
@@ -43,7 +43,7 @@ from vlpipe.stages.ingest.serve import serving
 from vlpipe.stages.ingest.text_tracks import embedded
 from vlpipe.stages.ingest.video_probe import Look, Prober, prober
 from vlpipe.stages.ingest.video_rows import CHUNK_BYTES, ENDINGS, Row, VideoSource, exists, opened
-from vlpipe.stages.row import RowIds
+from vlpipe.stages.row import ListIds
 from vlpipe.stages.subtitles.track import Track
 from vlpipe.stages.video import decode
 
@@ -87,7 +87,9 @@ class VideoUrls(VideoSource):
     """
 
     NAME: ClassVar[str] = "ingest.video_urls:VideoUrls"
+    OBSERVES_WORLD: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos"}
+    SHARD_ROWS: ClassVar[int] = 100  # videos are large
 
     list: ListFile
     videos: str
@@ -116,11 +118,14 @@ class VideoUrls(VideoSource):
         for pair in read_pairs(self.list.path, url=self.url, text=self.url, reject_bad_lines=True):
             yield pair.url, pair.fault or None
 
+    def max_rows(self) -> int:
+        return count_at_most(self.list.path)
+
     def rows(self) -> Iterator[pa.Table]:
-        ids, rest = RowIds(self.source), self._urls()
+        ids, rest = ListIds(self.source), self._urls()
         while batch := [*islice(rest, BATCH_ROWS)]:
-            columns = [[ids.next(url, "") for url, _ in batch], *map(list, zip(*batch, strict=True))]
-            yield pa.table(dict(zip(FOUND.names, columns, strict=True)), schema=FOUND)
+            urls, faults = map(list, zip(*batch, strict=True))
+            yield pa.table([ids.of(urls, [""] * len(batch)), urls, faults], schema=FOUND)
 
     @contextmanager
     def open(self) -> Iterator[Work]:

@@ -21,7 +21,7 @@ from vlpipe.stages.ingest.list import BATCH_ROWS
 from vlpipe.stages.ingest.text_tracks import embedded, rank
 from vlpipe.stages.ingest.video_probe import Look, Prober
 from vlpipe.stages.ingest.video_rows import ENDINGS, Row, VideoSource, opened
-from vlpipe.stages.row import RowIds
+from vlpipe.stages.row import ListIds
 from vlpipe.stages.subtitles.read import MAX_BYTES, OTHERWISE, read_subtitles
 from vlpipe.stages.subtitles.track import Track
 
@@ -67,14 +67,14 @@ class Videos(VideoSource):
         return FOUND
 
     def rows(self) -> Iterator[pa.Table]:
-        ids = RowIds(self.source)
+        ids = ListIds(self.source)
         files = dict(self.videos.files())
         found = listed(files, self.endings, self.languages, self.subtitle_endings)
         while batch := list(islice(found, BATCH_ROWS)):
             columns: dict[str, list[Any]] = {
                 name: [getattr(one, name) for one in batch] for name in Found._fields
             }
-            yield pa.table({"id": [ids.next(one.url, "") for one in batch], **columns}, schema=FOUND)
+            yield pa.table({"id": ids.of(columns["url"], [""] * len(batch)), **columns}, schema=FOUND)
 
     def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
         if one["why"]:

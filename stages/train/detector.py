@@ -28,6 +28,7 @@ class TrainDetector(GatherStage, Optimisation):
     """
 
     NAME: ClassVar[str] = "train.detector:TrainDetector"
+    ROWS_ARE: ClassVar[str] = "losses"
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "loader_threads"})

@@ -16,7 +16,7 @@ import torch
 from vlpipe.models.detection.faster_rcnn import FasterRcnn, pad
 from vlpipe.models.detection.matching import Target
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.shard import open_parquet
+from vlpipe.pipeline.shard import open_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.features.detector import to_pixels
 from vlpipe.stages.pixels import decode
@@ -81,7 +81,7 @@ class DetectorLoader:
         counts = []
         for data in inputs:
             for shard in data.shards:
-                with open_parquet(data.store, shard.path) as file:
+                with open_shard(data.store, shard.path) as file:
                     for group in range(file.num_row_groups):
                         self.units.append(Unit(data.store, shard, group, has_sha256=False))
                         counts.append(file.metadata.row_group(group).num_rows)
@@ -161,7 +161,7 @@ def read_unit(unit: Unit) -> list[Labelled]:
     """A row group's images and objects; images are joined by id where another shard holds them."""
     image_at = unit.shard.heavy_paths.get("image")
     columns = ["id", "objects", *([] if image_at else ["image"])]
-    with open_parquet(unit.store, unit.shard.path) as file:
+    with open_shard(unit.store, unit.shard.path) as file:
         table = file.read_row_group(unit.group, columns=columns)
     ids = table["id"].to_pylist()
     images = joined_images(unit.store, image_at, ids) if image_at else table["image"].to_pylist()

@@ -33,6 +33,8 @@ def no_progress_bar() -> Iterator[None]:
 class ExportHF(GatherStage):
     """Artifacts: a folder for BlipForConditionalGeneration, or BlipForImageTextRetrieval. Rows: its files."""
 
+    ROWS_ARE: ClassVar[str] = "the files"
+
     model: Weights
     kind: Literal["captioner", "retrieval"]
 

@@ -23,6 +23,8 @@ class TrainTokenizer(GatherStage):
     vocabulary.
     """
 
+    ROWS_ARE: ClassVar[str] = "the vocabulary"
+
     vocab_size: int = 30522  # bert-base-uncased's; fewer tokens come out when the texts have fewer
     vocab: File | None = None  # a vocab.txt, one token per line, to take instead
 

@@ -27,6 +27,7 @@ class Train(GatherStage, Recipe):
     """
 
     NAME: ClassVar[str] = "train.train:Train"
+    ROWS_ARE: ClassVar[str] = "losses"
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(

@@ -12,12 +12,16 @@ from vlpipe.pipeline.cli import app
 assert verbs.app is app
 
 
-def vlpipe(*args: str | Path, code: int = 0) -> list[str]:
+def vlpipe(*args: str | Path, code: int | tuple[int, ...] = 0) -> list[str]:
     """The lines it prints, without spaces at their ends; last the text of an error."""
     done = CliRunner().invoke(app, [str(a) for a in args])
     error = "" if isinstance(done.exception, SystemExit) else str(done.exception or "")
     said = done.output.splitlines() + error.splitlines()
-    assert done.exit_code == code, (done.exit_code, said, done.exception)
+    assert done.exit_code in (code if isinstance(code, tuple) else (code,)), (
+        done.exit_code,
+        said,
+        done.exception,
+    )
     return [line.rstrip() for line in said]
 
 
@@ -28,7 +32,7 @@ class Runs:
         self.folder, self.root, self.file = folder, folder / "root", folder / "w.yaml"
         self.file.write_text(text)
 
-    def __call__(self, verb: str, *args: str | Path, code: int = 0) -> list[str]:
+    def __call__(self, verb: str, *args: str | Path, code: int | tuple[int, ...] = 0) -> list[str]:
         return vlpipe(verb, self.file, *args, "--root", self.root, code=code)
 
     def step(self, name: str) -> Path:

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.shard import Out, Reject, ShardWriter, heavy, read_batches
+from vlpipe.pipeline.shard import Out, Reject, ShardWriter, heavy, read_batches, ref
 from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Work
 
 # Row n has a url on its own host; n and n + 1 are twins for even n; every fifth is dead.
@@ -40,6 +40,11 @@ def row_id(n: int) -> str:
 
 def url(n: int) -> str:
     return f"http://www.host{n}.test/{n}.jpg"
+
+
+def content(n: int) -> str:
+    """No id of another row."""
+    return f"{n:c>64x}"
 
 
 def words(n: int) -> str:
@@ -81,9 +86,7 @@ class Pages(SourceStage):
             texts = [[entry(int(i))] for i in table["id"].to_pylist()]
             table = table.append_column("texts", pa.array(texts, ENTRIES))
             images = [f"image of {i}".encode() for i in table["id"].to_pylist()]
-            table = table.append_column(
-                "sha256", [[f"{int(i):x}".zfill(64) for i in table["id"].to_pylist()]]
-            )
+            table = table.append_column("sha256", [[content(int(i)) for i in table["id"].to_pylist()]])
             table = table.append_column("image", [images])
             return Out(
                 table,
@@ -128,9 +131,14 @@ class Listed(Pages):
 class Twins(GatherStage):
     """A kept row takes the text of its twin."""
 
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "decisions.parquet": ("witness", "donors"),
+        "edges.parquet": ("a", "b"),
+    }
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        own = [("id", pa.string()), ("keep", pa.bool_()), ("witness", pa.string())]
-        return pa.schema([*own, ("gained", ENTRIES), ("donors", DONORS)])
+        own = [("id", pa.string()), ("keep", pa.bool_()), ref("witness", pa.string())]
+        return pa.schema([*own, ("gained", ENTRIES), ref("donors", DONORS)])
 
     def run(self, job: Job) -> None:
         ids = [i for one in job.inputs for b in one.batches(["id"]) for i in b["id"].to_pylist()]
@@ -156,7 +164,7 @@ class Unique(MapStage):
     decisions: File
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        return pa.schema([*inp, ("donors", DONORS), ("before", pa.list_(pa.string()))])
+        return pa.schema([*inp, ref("donors", DONORS), ("before", pa.list_(pa.string()))])
 
     @contextmanager
     def open(self) -> Iterator[Work]:

@@ -72,9 +72,9 @@ def left(root: Path) -> dict[str, str]:
         rel = str(path.relative_to(root))
         timed = (
             "_receipts/" in rel
-            or rel.endswith(("_shards.parquet", "_lock.json"))
+            or rel.endswith("_shards.parquet")
             or "_log/" in rel
-            or rel.startswith("_cache")
+            or rel.startswith(("_cache", "_lock/"))
         )
         found[rel] = "" if timed else hashlib.sha256(path.read_bytes()).hexdigest()
     return found

@@ -70,6 +70,28 @@ class Same(MapStage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ask(MapStage):
+    """Asks the world: a row goes on when the file `up` names its n, now. Its log says so."""
+
+    up: str
+    MAX_REJECT_RATE: ClassVar[float] = 1.0
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"up"})
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        up = Path(self.up).read_text().split()
+
+        def work(table: pa.Table) -> Out:
+            rows = table.to_pylist()
+            answered = [str(row["n"]) in up for row in rows]
+            down = [Reject(r["id"], "fault", "down") for r, a in zip(rows, answered, strict=True) if not a]
+            log = [{"id": r["id"], "answered": a} for r, a in zip(rows, answered, strict=True)]
+            return Out(table.filter(pa.array(answered)), down, log)
+
+        yield work
+
+
+@dataclass(frozen=True, kw_only=True)
 class Twins(MapStage):
     """Rejects the last row of a shard as the twin of all others."""
 

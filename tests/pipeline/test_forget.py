@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_helpers import Runs, vlpipe
-from forget_toys import CHAIN, EXPORT, row_id, url, words
+from forget_toys import CHAIN, EXPORT, content, row_id, url, words
 from helpers import left
 
 from vlpipe.pipeline.forgotten import hashed
@@ -98,7 +98,7 @@ def test_no_trace_is_left_and_nothing_has_to_run(runs: Forgets) -> None:
         f"id:{row_id(2)}",
         "url: HTTPS://WWW.Host4.test:443/4.jpg#x",
         "domain:host7.test",
-        f"sha256:{10:064x}",
+        f"sha256:{content(10)}",
     )
     assert any(line.startswith("forgot 4 row(s) in 6 folder(s) of ") for line in said)
     gone = [2, 4, 7, 10]
@@ -388,7 +388,7 @@ BAD: list[tuple[str, str, str]] = [
         "name,size\na,1\n",
         "x.csv has none of the columns id, url, domain, sha256; it has ['name', 'size']",
     ),
-    ("x.csv", "id,url\na\n", "x.csv line 2: wanted 2 fields"),
+    ("x.csv", "id,url\na\n", "x.csv line 2: wanted 2 fields, got 1"),
     ("x.json", "[]", "x.json: such a list ends in .txt, .csv, .parquet"),
 ]
 

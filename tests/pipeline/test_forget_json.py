@@ -9,8 +9,9 @@ import pytest
 from vlpipe.pipeline.forget_json import names_rows, rewrite_json
 from vlpipe.pipeline.forget_rows import Gone
 from vlpipe.pipeline.store import Store, sha256_file
+from vlpipe.pipeline.text_sets import TextSet
 
-GONE = Gone(frozenset({"d", "7"}), frozenset(), frozenset(), {"a": frozenset({"a dog"})})
+GONE = Gone(TextSet.of("id", ["d", "7"]), taken={"a": frozenset({"a dog"})})
 CASES: list[tuple[Any, Any]] = [
     ([{"id": "d"}, {"id": "a"}], [{"id": "a"}]),
     ({"rows": [{"id": "a", "texts": ["a dog", "a cat"]}]}, {"rows": [{"id": "a", "texts": ["a cat"]}]}),

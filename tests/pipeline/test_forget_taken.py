@@ -11,8 +11,9 @@ from forget_toys import DONORS, ENTRIES
 from vlpipe.pipeline.forget_rows import Gone
 from vlpipe.pipeline.forget_taken import find_taken, take_back
 from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.text_sets import TextSet
 
-GONE = frozenset({"d", "e"})
+GONE = TextSet.of("id", ["d", "e"])
 EMPTIED = {"text": "", "kept": False, "why": "forgotten"}
 
 
@@ -76,17 +77,17 @@ def test_done_twice_it_is_what_it_was_after_the_first_time() -> None:
 
 def test_where_the_donors_are_not_told_the_words_go(tmp_path: Path) -> None:
     """A file that lost the column; a file with one line per text; a log; a reject."""
-    gone = Gone(GONE, frozenset(), frozenset(), {"a": frozenset({"of d", "PNG"})})
+    gone = Gone(GONE, taken={"a": frozenset({"of d", "PNG"})})
     rows = table(
         id=["a", "b"], texts=[[entry("own"), entry("of d")], [entry("of d")]], words=[["of d"], ["of d"]]
     )
-    left = gone.scrub(rows)[0].to_pylist()
+    left = gone.scrub(rows, ())[0].to_pylist()
     assert [row["texts"] for row in left] == [[entry("own"), EMPTIED], [entry("of d")]]
     assert [row["words"] for row in left] == [[""], ["of d"]]
-    lines = gone.scrub(pa.table({"id": ["a", "a", "b"], "text": ["of d", "own", "of d"]}))[0]
+    lines = gone.scrub(pa.table({"id": ["a", "a", "b"], "text": ["of d", "own", "of d"]}), ())[0]
     assert lines["text"].to_pylist() == ["", "own", "of d"]
-    assert [gone.is_in({"id": id_, "dropped": "of d"}) for id_ in "ab"] == [True, False]
-    assert gone.scrub_text("decided about 'of d'", "a") == "decided about 'a forgotten text'"
+    assert gone.in_lines([{"id": id_, "dropped": "of d"} for id_ in "ab"]) == [True, False]
+    assert gone.scrub_texts(["decided about 'of d'"], ["a"]) == ["decided about 'a forgotten text'"]
 
 
 @pytest.mark.parametrize("name", ["format", "url", "id"])

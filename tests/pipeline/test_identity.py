@@ -18,6 +18,7 @@ from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, plan, resolve_stage
 from vlpipe.pipeline.receipt import Receipt, receipt_numbers, shard_path, write_receipt
 from vlpipe.pipeline.runner import Run, Watcher
+from vlpipe.pipeline.sealed import sealed, unsealed
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.verify import verify_step
@@ -177,8 +178,8 @@ def test_full_keys_decide_not_the_digits_in_a_name(folder: Path) -> None:
     one = run(folder, text)["light"]
     said = folder / "root" / one.folder / "_step.json"
     for path in (said, said.with_name("manifest.json")):  # another step whose key begins with the same digits
-        value = json.loads(path.read_text())
-        path.write_text(json.dumps({**value, "step_key": value["step_key"][:8] + "f" * 56}))
+        value = unsealed(path.read_bytes())
+        path.write_bytes(sealed({**value, "step_key": value["step_key"][:8] + "f" * 56}))
     again = run(folder, text)["light"]
     assert again.folder == f"light-{one.keyed.step_key[:16]}"
     assert rows(folder, again)["length"].to_pylist() == [3] * 10

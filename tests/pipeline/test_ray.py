@@ -13,7 +13,7 @@ import pytest
 from helpers import CHAIN, left, planned, rejects, rows, run
 
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
-from vlpipe.pipeline.lock import processes_of
+from vlpipe.pipeline.lock import holder_run, processes_of
 from vlpipe.pipeline.store import Store
 
 KILLS = """
@@ -61,7 +61,9 @@ def test_weights_that_cannot_be_loaded_are_the_steps_error_and_no_rows(tmp_path:
 
 def test_a_step_that_asks_for_more_than_there_is_is_an_error_not_a_hang(tmp_path: Path) -> None:
     text = CHAIN.replace("by: 3}", "by: 3, resources: {cpus: 4000}}")
-    with pytest.raises(VlpipeError, match=r"step 'scale' needs 4000 CPU, the cluster has \d+ CPU"):
+    with pytest.raises(
+        VlpipeError, match=r"step 'scale' needs 4000 CPU, and no node has that: this machine has \d+ CPU"
+    ):
         run(tmp_path, text, ray=True)
 
 
@@ -87,7 +89,7 @@ def wait_for_receipts(folder: Path, num: int, process: "subprocess.Popen[bytes]"
 
 
 def run_id(folder: Path) -> str:
-    return str(Store(str(folder / "root")).read_json("_lock.json")["run"])
+    return holder_run(Store(str(folder / "root")))
 
 
 def workers_of(run: str) -> list[int]:

@@ -1,10 +1,10 @@
 """What a person reads: golden where it is short; hostile text; conditions; half-done steps; who holds the lock."""
 
-import json
 import os
 import platform
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,9 +13,10 @@ import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import CHAIN
 
-from vlpipe.pipeline import lock
+from vlpipe.pipeline import lock_file
 from vlpipe.pipeline.cells import cell, size, struct_text
 from vlpipe.pipeline.lock import locked
+from vlpipe.pipeline.sealed import sealed, unsealed
 from vlpipe.pipeline.store import Store
 
 
@@ -121,8 +122,8 @@ def test_status_of_half_a_run(tmp_path: Path) -> None:
     step = runs.step("every")
     (step / "manifest.json").unlink()
     (step / "_receipts/000002.json").unlink()
-    receipt = json.loads((step / "_receipts/000001.json").read_text())
-    (step / "_receipts/000001.json").write_text(json.dumps({**receipt, "input_digest": "of another shard"}))
+    path = step / "_receipts/000001.json"
+    path.write_bytes(sealed({**unsealed(path.read_bytes()), "input_digest": "of another shard"}))
     states = {line.split()[0]: line for line in runs("status")}
     assert "2 of 4 shards" in states["every"]
     assert "not_kth 6" in states["every"]
@@ -145,14 +146,9 @@ def test_status_says_who_is_at_work(tmp_path: Path) -> None:
     assert not any("sign of life" in line for line in runs("status"))
     with locked(Store(str(runs.root))):
         assert runs("status")[-1].startswith(f"a run is going on: process {os.getpid()} on {platform.node()}")
-    held = {
-        "run": "x",
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "started": "long ago",
-        "beat": time.time() - 5,
-    }
-    (runs.root / lock.REL).write_text(json.dumps(held))
+    file = lock_file.newest(Store(str(runs.root)))
+    killed = replace(file.record, started="long ago", beat=time.time() - 5, ended=False)
+    (runs.root / file.rel).write_bytes(killed.to_bytes())
     last = runs("status")[-1]
     assert last.startswith("a run was killed: ")
     assert last.endswith("last sign of life 5 s ago; `vlpipe run` goes on from here")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import dedent
@@ -14,18 +15,38 @@ import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need, with_field
-from vlpipe.pipeline.stage import File, GatherStage, ListFile, MapStage, SourceStage, Weights
+from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Weights, Work
 from vlpipe.pipeline.workflow import Resources, Workflow, files_of, replace_files, resolve_workflow, schemas
 from vlpipe.pipeline.yaml_lines import Problem, parse
 
 
+class Source(SourceStage):
+    """A stage as far as a workflow looks at it: nothing here is run."""
+
+    def rows(self) -> Iterator[pa.Table]:
+        raise NotImplementedError
+
+    def open(self) -> AbstractContextManager[Work]:
+        raise NotImplementedError
+
+
+class RowWise(MapStage):
+    def open(self) -> AbstractContextManager[Work]:
+        raise NotImplementedError
+
+
+class Gather(GatherStage):
+    def run(self, job: Job) -> None:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
-class World(GatherStage):
+class World(Gather):
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fetch(SourceStage):
+class Fetch(Source):
     list: ListFile
     serve: Mapping[str, File] = field(default_factory=dict)
     timeout_s: float = 10
@@ -38,7 +59,7 @@ class Fetch(SourceStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(GatherStage):
+class Train(Gather):
     model: Weights | dict[str, Any]
     lr: float = 1e-3
 
@@ -47,7 +68,7 @@ class Train(GatherStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Caption(MapStage):
+class Caption(RowWise):
     model: Weights
     top_p: float = 0.9
     words: tuple[str, ...] = ()
@@ -237,7 +258,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nested(GatherStage):
+class Nested(Gather):
     one: File
     many: tuple[File, ...]
     named: Mapping[str, list[File]]

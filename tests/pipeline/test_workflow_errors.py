@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -13,12 +14,32 @@ import pytest
 
 from vlpipe.pipeline.errors import WorkflowError
 from vlpipe.pipeline.shard import heavy, need, with_field
-from vlpipe.pipeline.stage import File, GatherStage, MapStage, SourceStage, Weights
+from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, SourceStage, Weights, Work
 from vlpipe.pipeline.workflow import Workflow
 
 
+class Source(SourceStage):
+    """A stage as far as a workflow looks at it: nothing here is run."""
+
+    def rows(self) -> Iterator[pa.Table]:
+        raise NotImplementedError
+
+    def open(self) -> AbstractContextManager[Work]:
+        raise NotImplementedError
+
+
+class RowWise(MapStage):
+    def open(self) -> AbstractContextManager[Work]:
+        raise NotImplementedError
+
+
+class Gather(GatherStage):
+    def run(self, job: Job) -> None:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True)
-class List(SourceStage):
+class List(Source):
     seed: int
     mode: Literal["fast", "safe"] = "fast"
     on: bool = False
@@ -39,7 +60,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(MapStage):
+class Score(RowWise):
     model: Weights | None = None
     threshold: float = 0.5
     parts: dict[str, Any] | None = None
@@ -59,7 +80,7 @@ class Score(MapStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(GatherStage):
+class Train(Gather):
     pass
 
 
@@ -158,6 +179,7 @@ def test_types(check: Check) -> None:
             "line 10: other.model: wanted a folder, a hub id, or {from: STEP, path: NAME}, got 5",
             "line 11: other.part.wieght: unknown parameter; did you mean 'weight'?",
             "line 15: other.shard_rows: wanted a number greater than or equal to 1, got 0",
+            "line 15: other: shard_rows is for steps that list or gather rows; this one keeps the shards it reads",
             "line 16: other.resources.actors: wanted a number greater than or equal to 1, got 0",
             "line 16: other.resources.cpu: unknown parameter; did you mean 'cpus'?",
         ],

@@ -51,7 +51,7 @@ def doubling(first: str, again: str) -> str:
 
 
 TOO_MANY = (
-    "more than 20,000 keys and values (an alias counts as all it stands for); long lists belong into files"
+    "more than 200,000 keys and values (an alias counts as all it stands for); long lists belong into files"
 )
 
 

@@ -14,6 +14,7 @@ from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.dedup.apply import DropDuplicates
 from vlpipe.stages.dedup.decide import Decide
 from vlpipe.stages.dedup.edges import Edges, edges_of, read_edges, write_edges
+from vlpipe.stages.dedup.names import Names, packed
 from vlpipe.stages.row import DONORS, TEXTS, text
 
 IDS = ["a", "b", "c", "d"]
@@ -23,7 +24,7 @@ CHAIN = Edges(np.array([0, 1]), np.array([1, 2]), np.array([0.95, 0.9]), np.zero
 
 def searched(folder: Path, edges: Edges = CHAIN, ids: list[str] = IDS, num_new: int = 4) -> File:
     folder.mkdir(parents=True)
-    write_edges(str(folder), pa.array(ids), num_new, edges, 0.9)
+    write_edges(str(folder), Names(packed([pa.array(ids)])), num_new, edges, 0.9)
     return File(path=str(folder))
 
 
@@ -99,7 +100,7 @@ def test_edges_survive_a_file_in_their_order(tmp_path: Path) -> None:
         {"a": "a", "b": "b", "similarity": 0.93, "kind": "near", "earlier": False},
         {"a": "c", "b": "d", "similarity": 1.0, "kind": "same_vector", "earlier": True},
     ]
-    again = edges_of(table, pa.array(IDS))
+    again = edges_of(table, Names(packed([pa.array(IDS)])))
     assert (again.a.tolist(), again.b.tolist(), again.kind.tolist()) == ([0, 2], [1, 3], [0, 1])
 
 
@@ -165,4 +166,4 @@ def test_a_giant_group_is_worth_a_warning(tmp_path: Path) -> None:
         tmp_path,
         said.append,
     )
-    assert said[-1].startswith("warning: 201 rows became one, r000: chains of pairs may have joined")
+    assert said[-1].startswith("warning: 201 rows became one, row r000: chains of pairs may have joined")

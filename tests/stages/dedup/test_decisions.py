@@ -15,6 +15,7 @@ from vlpipe.stages.dedup.decisions import (
     stands_for,
 )
 from vlpipe.stages.dedup.edges import Edges
+from vlpipe.stages.dedup.names import Names, packed
 
 
 def edges(*pairs: tuple[int, int], similarity: float = 0.9, same: tuple[tuple[int, int], ...] = ()) -> Edges:
@@ -120,7 +121,7 @@ def test_the_group_of_a_chain_is_the_row_that_stays() -> None:
 def test_decisions_come_by_row_number_with_witness_and_group() -> None:
     order = np.array([2, 0, 1])  # best is the third row
     twins = decide(3, placed(edges((1, 2)), order), "greedy")
-    table = decision_table(pa.array(["x", "y", "z"]), order, twins, 3)
+    table = decision_table(Names(packed([pa.array(["x", "y", "z"])])), order, twins, np.arange(3))
     assert table.schema == DECISIONS
     empty = {"why": None, "witness": None, "similarity": None, "gained": None, "donors": None}
     assert table.to_pylist() == [

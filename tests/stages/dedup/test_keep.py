@@ -33,7 +33,8 @@ ROWS = pa.table(
 
 def best_first(tmp_path: Path, keep: Keep | None, rows: pa.Table = ROWS) -> list[str]:
     got = read_rows([dataset(tmp_path, rows, shard_rows=2)], keep, "test")
-    return [got.ids[int(i)].as_py() for i in got.order]
+    found: list[str] = got.ids.take(got.order).to_pylist()
+    return found
 
 
 @pytest.mark.parametrize(

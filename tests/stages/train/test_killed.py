@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.models.tokenizer import Tokenizer
-from vlpipe.pipeline.lock import processes_of
+from vlpipe.pipeline.lock import holder_run, processes_of
+from vlpipe.pipeline.store import Store
 from vlpipe.stages.row import IMAGE_FIELDS, LISTED
 
 HERE = Path(__file__).parent
@@ -71,7 +72,7 @@ def wait_until(there: Callable[[], Any], process: subprocess.Popen[bytes]) -> No
 
 
 def run_id(root: Path) -> str:
-    return str(json.loads((root / "_lock.json").read_text())["run"])
+    return holder_run(Store(str(root)))
 
 
 def promised(root: Path) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def promised(root: Path) -> dict[str, Any]:
         rel = path.relative_to(root).as_posix()
         if "_receipts/" in rel:
             found[rel] = {k: v for k, v in json.loads(path.read_bytes()).items() if k != "run"}
-        elif "_log/" not in rel and not rel.startswith("_cache/"):
+        elif "_log/" not in rel and not rel.startswith(("_cache/", "_lock/")):
             found[rel] = "" if rel.endswith("/_shards.parquet") else path.read_bytes()
     return found
 

@@ -1,0 +1,117 @@
+"""Tables as a stage gives them, made to what it declared; and ids that every row has for itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
+
+
+def conform(table: Any, schema: pa.Schema, who: str) -> pa.Table:
+    """The declared columns, in their order, cast and validated; other columns are left out.
+
+    Dictionary-encoded, chunked, large and view types are cast. SchemaError: no table, or a column is missing or there
+    twice. ValueError: a value does not become the declared type.
+    """
+    table = need_columns(table, schema, who)
+    if not table.num_rows:
+        return schema.empty_table()
+    made = pa.Table.from_arrays([cast(table[f.name], f) for f in schema], schema=schema)
+    try:
+        made.validate(full=True)  # text that is no UTF-8, offsets that lead out of their buffer
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{who}: {error}") from error
+    return made
+
+
+def need_columns(table: Any, schema: pa.Schema, who: str) -> pa.Table:
+    """`table` as a pa.Table with the declared columns, not cast yet. An empty one may lack columns. SchemaError."""
+    if isinstance(table, pa.RecordBatch):
+        table = pa.Table.from_batches([table])
+    if not isinstance(table, pa.Table):
+        kind = f"{type(table).__module__}.{type(table).__qualname__}".removeprefix("builtins.")
+        raise SchemaError(f"{who} gave {kind}; wanted a pyarrow.Table with columns {schema.names}")
+    if not table.num_rows:
+        return schema.empty_table()
+    names = Counter(table.schema.names)
+    if missing := [n for n in schema.names if n not in names]:
+        raise SchemaError(
+            f"{who}: declared column(s) {missing} are missing from the rows; they have {list(names)}"
+        )
+    if twice := [n for n in schema.names if names[n] > 1]:
+        raise SchemaError(f"{who}: column(s) {twice} are there more than once")
+    return table
+
+
+def cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    """ValueError names the column, its type and what was wanted."""
+    try:
+        if column.type != field.type:
+            chunks = [part for chunk in column.chunks for part in _cast_chunk(chunk, field.type)]
+            column = pa.chunked_array(chunks, field.type)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise ValueError(
+            f"column {field.name!r} is {column.type} and does not become {field.type}: {error}"
+        ) from error
+    if not field.nullable and column.null_count:
+        raise ValueError(f"column {field.name!r} is declared without nulls and has {column.null_count}")
+    return column
+
+
+def _cast_chunk(chunk: pa.Array, dtype: pa.DataType) -> list[pa.Array]:
+    if pa.types.is_run_end_encoded(chunk.type):
+        chunk = pc.run_end_decode(chunk)
+    try:
+        return [chunk.cast(dtype)]
+    except (pa.ArrowCapacityError, pa.ArrowInvalid) as error:
+        too_large = isinstance(error, pa.ArrowCapacityError) or "too large" in str(error)
+        if not (too_large or "overflow" in str(error)) or len(chunk) < 2:
+            raise
+    middle = len(chunk) // 2  # more than 2 GiB do not fit into one array of 32-bit offsets
+    return _cast_chunk(chunk.slice(0, middle), dtype) + _cast_chunk(chunk.slice(middle), dtype)
+
+
+class OwnIds:
+    """Collects the ids of one shard: each row has one, and no other row has the same."""
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+        self._chunks: list[pa.Array] = []
+
+    def add(self, ids: pa.ChunkedArray) -> None:
+        """VlpipeError: a row without an id."""
+        need_ids(ids, self._who)
+        self._chunks += ids.chunks
+
+    def check(self) -> None:
+        """VlpipeError: an id that is there more than once."""
+        if not self._chunks:
+            return
+        ids = pa.chunked_array(self._chunks)
+        if pc.count_distinct(ids).as_py() == len(ids):
+            return
+        twice = {id_: n for id_, n in Counter(ids.to_pylist()).items() if n > 1}
+        first, times = next(iter(twice.items()))
+        others = f" and {len(twice) - 1:,} more ids are there more than once" if len(twice) > 1 else ""
+        raise VlpipeError(
+            f"{self._who}: id {first!r} is there {times} times{others}. Each row needs an id of its own: what is joined, "
+            "rejected, forgotten or tried again is found by it"
+        )
+
+
+def need_ids(ids: pa.ChunkedArray, who: str) -> None:
+    """VlpipeError unless every row has an id that is not empty."""
+    kind = ids.type
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    num_empty = (pc.sum(pc.equal(ids, "")).as_py() or 0) if texts else 0
+    if ids.null_count or num_empty:
+        what = " and ".join(
+            f"{n:,} row(s) have {said}"
+            for n, said in ((ids.null_count, "no id (null)"), (num_empty, "an empty id"))
+            if n
+        )
+        raise VlpipeError(f"{who}: {what}. Each row needs an id of its own")

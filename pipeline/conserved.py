@@ -1,0 +1,91 @@
+"""No row is lost and none is made up: ids that came in against ids that went out or were rejected."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from vlpipe.pipeline.errors import VlpipeError
+
+Ids = Callable[[], Iterator[list[str]]]  # reads them, as often as it is called
+
+
+def check_conserved(who: str, ids_in: Counter[str], ids_out: Counter[str], rejected: Counter[str]) -> None:
+    """Every id that came in went out or was rejected, once each. Raises when a row was lost or made up."""
+    if ids_in == ids_out + rejected:
+        return
+    lost = ids_in - ids_out - rejected
+    extra = (ids_out + rejected) - ids_in
+    raise _broken(who, (lost.total(), next(iter(lost), "")), (extra.total(), next(iter(extra), "")))
+
+
+def _broken(who: str, lost: tuple[int, str], extra: tuple[int, str]) -> VlpipeError:
+    said = [
+        f"{num} row(s) {what} (first: {first})"
+        for what, (num, first) in (("lost", lost), ("too many", extra))
+        if num
+    ]
+    return VlpipeError(
+        f"{who} breaks row conservation: {' and '.join(said)}. Every row must be returned or rejected, once."
+    )
+
+
+class IdHashes:
+    """A multiset of ids in 8 bytes each: their 64-bit hashes, of this process."""
+
+    def __init__(self) -> None:
+        self._hashes = array("q")
+
+    def add(self, ids: Iterable[str]) -> None:
+        self._hashes.extend(map(hash, ids))
+
+    def sorted(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        found = np.frombuffer(self._hashes, np.int64).copy() if self._hashes else np.zeros(0, np.int64)
+        found.sort()
+        return found
+
+
+def check_conserved_large(who: str, ids_in: Ids, ids_out: Ids, rejected: IdHashes) -> None:
+    """`check_conserved` of a whole step, in 16 to 32 bytes a row; the ids are read again only to name one."""
+    came, went = IdHashes(), IdHashes()
+    for ids in ids_in():
+        came.add(ids)
+    for ids in ids_out():
+        went.add(ids)
+    here = came.sorted()
+    there = np.sort(np.concatenate([went.sorted(), rejected.sorted()]))
+    if np.array_equal(here, there):
+        return
+    lost, extra = _more(here, there), _more(there, here)
+    raise _broken(
+        who,
+        (sum(lost.values()), _named(lost, ids_in)),
+        (sum(extra.values()), _named(extra, ids_out)),
+    )
+
+
+def _more(left: np.ndarray, right: np.ndarray) -> dict[int, int]:
+    """Hashes that `left` has more often than `right`, and how much more often."""
+    values, counts = np.unique(left, return_counts=True)
+    others, other_counts = np.unique(right, return_counts=True)
+    place = np.searchsorted(others, values)
+    place[place == len(others)] = 0
+    known = (
+        np.where(others[place] == values, other_counts[place], 0)
+        if len(others)
+        else np.zeros(len(values), int)
+    )
+    more = counts - known
+    return {int(v): int(n) for v, n in zip(values[more > 0], more[more > 0], strict=True)}
+
+
+def _named(hashes: dict[int, int], ids: Ids) -> str:
+    """One of the ids, in reading order; what was only rejected has no other name here."""
+    return (
+        next((one for some in ids() for one in some if hash(one) in hashes), "a rejected id")
+        if hashes
+        else ""
+    )

@@ -1,0 +1,80 @@
+"""Processes on this machine: which is which, and which belong to a run. Linux only; elsewhere nothing is known of any."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+RUN_VARIABLE = "VLPIPE_RUN"  # in the environment of every process a run starts
+GRACE_S = 10.0
+
+
+def this_machine() -> str:
+    """One boot of one kernel, and the process numbers seen here: host names are shared by clones and containers.
+
+    Empty where that cannot be told.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def process_start(pid: int) -> str:
+    """When a process started, in clock ticks since boot: a reused pid has another value. Empty when there is none."""
+    return _stat(pid)[1]
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """State and start of a process; empty when there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return "", ""
+    return fields[0], fields[19]
+
+
+def is_running(pid: int, started: str) -> bool | None:
+    """Is the process there that started then? None: it is hidden (another user's, under `hidepid`)."""
+    state, start = _stat(pid)
+    if start:
+        return start == started and state not in "ZX"  # killed and not waited for: it does nothing any more
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return None
+    return bool(_stat(pid)[1] == started)  # it started just now
+
+
+def processes_of(run: str) -> list[int]:
+    """Processes on this host that carry the run's id in their environment, this one aside."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (entry / "environ").read_bytes()
+            zombie = _stat(int(entry.name))[0] == "Z"
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        own = int(entry.name) == os.getpid()
+        if f"{RUN_VARIABLE}={run}".encode() in environ.split(b"\0") and not own and not zombie:
+            found.append(int(entry.name))
+    return found
+
+
+def wait_until_gone(run: str, grace_s: float = GRACE_S) -> None:
+    """Wait for a dead run's processes to end; kill what is left after the grace."""
+    deadline = time.monotonic() + grace_s
+    while found := processes_of(run):
+        if time.monotonic() > deadline:
+            for pid in found:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + grace_s
+        time.sleep(0.05)

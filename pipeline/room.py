@@ -1,0 +1,307 @@
+"""Who starts next, and on which node: bookkeeping of the nodes' resources and the rules of precedence. Knows no Ray.
+
+The steps that have work come in order of urgency: gather steps, then the step furthest down. The first that has a place
+starts. One that has none because tasks hold its place reserves it: nothing behind it takes what becomes free there.
+A pool keeps its idle actors, unless another pool or a gather step lacks exactly what they hold. A map task never ends an
+actor; only when nothing runs and nothing else can start are idle actors let go for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Amounts = Mapping[str, float]
+
+KINDS = ("CPU", "GPU", "memory")
+ZERO = "zero"  # tasks that ask for no CPU: each is a process, so a node runs at most as many as it has CPUs
+LEAST_CPUS = 0.1  # a task that asks for less is counted as this much: at most 10 processes per CPU
+IN_FLIGHT = 2  # shards per actor: one works, the next one is already there
+NEAR = 1e-6
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one unit of a step needs. `workers`: that many times, on any nodes, for a step that launches processes.
+
+    `actors`: how many a pool may have, 0 for what is no pool. `above`: all steps it depends on.
+    """
+
+    step: str
+    need: Amounts
+    is_gather: bool = False
+    workers: int = 1
+    actors: int = 0
+    above: frozenset[str] = frozenset()
+
+    @property
+    def is_task(self) -> bool:
+        return not (self.is_gather or self.actors)
+
+
+def needed(cpus: float, gpus: float, memory_bytes: float, *, is_task: bool) -> dict[str, float]:
+    """The amounts of one unit, as they are counted."""
+    zero = 1.0 if is_task and not cpus else 0.0
+    return {
+        "CPU": max(cpus, LEAST_CPUS) if cpus else 0.0,
+        "GPU": gpus,
+        "memory": memory_bytes,
+        ZERO: zero,
+    }
+
+
+@dataclass(eq=False)
+class Held:
+    """A unit at work, or an actor, with the nodes whose resources it holds. `busy`: shards an actor has in flight."""
+
+    ask: Ask
+    nodes: tuple[str, ...]
+    busy: int = 0
+
+    @property
+    def node(self) -> str:
+        return self.nodes[0]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start one unit of a step. `actor`: the pool's actor that gets it, which may be new."""
+
+    ask: Ask
+    held: Held
+    is_new: bool
+
+
+@dataclass
+class Turn:
+    """What one look at the waiting steps found so far: reserved amounts per node, actors that get no more work."""
+
+    reserved: dict[str, dict[str, float]] = field(default_factory=dict)
+    refused: bool = False
+    draining: set[Held] = field(default_factory=set)
+
+
+class Room:
+    """The nodes of a cluster and what is held on them. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, dict[str, float]] = {}
+        self.tasks: list[Held] = []
+        self.actors: list[Held] = []
+        self.careful: set[str] = set()  # pools in which an actor died: one shard in flight each
+        self._expected: dict[str, Ask] = {}
+
+    def join(self, node: str, total: Amounts) -> None:
+        cpus = float(total.get("CPU", 0))
+        self.nodes[node] = {**{k: float(total.get(k, 0)) for k in KINDS}, ZERO: cpus}
+
+    def leave(self, node: str) -> None:
+        self.nodes.pop(node, None)
+
+    def expect(self, ask: Ask) -> None:
+        """Units of this step may come from now on."""
+        self._expected[ask.step] = ask
+
+    def release(self, step: str) -> list[Held]:
+        """None will come any more; returns its actors, which are no longer counted."""
+        self._expected.pop(step, None)
+        gone = self.pool(step)
+        for actor in gone:
+            self.end(actor)
+        return gone
+
+    def pool(self, step: str) -> list[Held]:
+        return [a for a in self.actors if a.ask.step == step]
+
+    def end(self, held: Held) -> None:
+        """A task is done, or an actor is gone."""
+        found = self.actors if held in self.actors else self.tasks
+        if held in found:
+            found.remove(held)
+
+    @property
+    def at_work(self) -> bool:
+        return bool(self.tasks) or any(a.busy for a in self.actors)
+
+    def free(self) -> dict[str, dict[str, float]]:
+        """What nobody holds of each node; fewer CPUs than none while a task waits there."""
+        return self._beside([*self.actors, *self.tasks])
+
+    def holds(self, ask: Ask) -> bool:
+        """Could the empty cluster run one unit of this step?"""
+        return self._spread(ask, {n: dict(total) for n, total in self.nodes.items()}) is not None
+
+    def pick(self, wanting: Sequence[Ask]) -> tuple[Start | None, list[Held]]:
+        """The unit that starts now, and the actors that must be let go; both are counted already."""
+        start, let_go = self._look(wanting)
+        if start is None and not self.at_work:  # nothing will become free by itself
+            start, more = self._look(wanting, stalled=True)
+            let_go += more
+        return start, let_go
+
+    def _look(self, wanting: Sequence[Ask], *, stalled: bool = False) -> tuple[Start | None, list[Held]]:
+        turn, has_work = Turn(), {ask.step for ask in wanting}
+        for ask in wanting:
+            start = self._pooled(ask, turn, stalled) if ask.actors else self._placed(ask, turn)
+            if start is not None:
+                return start, []
+            let_go = self._reserve(ask, turn, has_work, stalled)
+            if let_go:  # look again: what they held is free now, or reserved
+                for actor in let_go:
+                    self.end(actor)
+                again, more = self._look(wanting, stalled=stalled)
+                return again, let_go + more
+        return None, []
+
+    def _placed(self, ask: Ask, turn: Turn) -> Start | None:
+        """A task or a gather step."""
+        nodes = self._spread(ask, self._free(turn))
+        if nodes is None and self._may_queue(ask, turn):
+            nodes = self._spread(ask, self._with_one_more(ask, turn))
+        if nodes is None:
+            return None
+        held = Held(ask, nodes)
+        self.tasks.append(held)
+        return Start(ask, held, is_new=True)
+
+    def _may_queue(self, ask: Ask, turn: Turn) -> bool:
+        """One task more than fits may wait on its node, so that a worker never waits for the driver. Not while a step
+        that is more urgent is refused, nor while a pool that will have work has no actor yet."""
+        if not ask.is_task or turn.refused or not ask.need["CPU"] or ask.need["GPU"]:
+            return False
+        if any(free["CPU"] < -NEAR for free in self.free().values()):
+            return False  # one waits already
+        return all(self.pool(other.step) for other in self._expected.values() if other.actors)
+
+    def _with_one_more(self, ask: Ask, turn: Turn) -> dict[str, dict[str, float]]:
+        """What is free if one task of each node that runs one had ended."""
+        free = self._free(turn)
+        for node in {held.node for held in self.tasks if held.ask.is_task} & set(free):
+            free[node]["CPU"] += ask.need["CPU"]
+        return free
+
+    def _pooled(self, ask: Ask, turn: Turn, stalled: bool) -> Start | None:
+        """An idle actor, else a new one, else one that works and can hold one more."""
+        deep = 1 if ask.step in self.careful else IN_FLIGHT
+        mine = sorted(self.pool(ask.step), key=lambda a: a.busy)
+        ready = [a for a in mine if a.busy < deep and a not in turn.draining]
+        if ready and not ready[0].busy:
+            return self._given(ready[0], is_new=False)
+        if len(mine) < ask.actors:
+            free = self._free(turn)
+            for node in self._best(ask, free):
+                if stalled or self._leaves_room(ask, node, first=not mine):
+                    actor = Held(ask, (node,))
+                    self.actors.append(actor)
+                    return self._given(actor, is_new=True)
+        return self._given(ready[0], is_new=False) if ready else None
+
+    @staticmethod
+    def _given(actor: Held, *, is_new: bool) -> Start:
+        actor.busy += 1
+        return Start(actor.ask, actor, is_new)
+
+    def _leaves_room(self, pool: Ask, node: str, *, first: bool) -> bool:
+        """With one more actor, does every task step that may still have work fit beside all actors? What comes after a
+        pool does not keep its first actor away: it gets no work without it."""
+        now = self._beside(self.actors)
+        then = {**now, node: _minus(now[node], pool.need)}
+        for task in self._expected.values():
+            if task.actors or (first and pool.step in task.above):
+                continue
+            if self._fits_any(task, now) and not self._fits_any(task, then):
+                return False
+        return True
+
+    def _reserve(self, ask: Ask, turn: Turn, has_work: set[str], stalled: bool) -> list[Held]:
+        """Keep a place for a step that found none, if it will come free; returns idle actors that must go for it."""
+        if ask.actors and len(self.pool(ask.step)) >= ask.actors:
+            return []  # its actors are all busy: it has its place
+        idle = self._may_go(ask, has_work, stalled)
+        going = idle
+        nodes = self._spread(ask, self._beside((a for a in self.actors if a not in idle), turn))
+        if nodes is None and ask.is_gather:  # pools end what they have in flight, and get no more
+            nodes, going = self._spread(ask, self._beside((), turn)), self.actors
+        if nodes is None or (ask.actors and not stalled and not self._may_grow(ask, nodes[0], idle)):
+            return []
+        going = _enough(going, ask, nodes, self._free(turn))
+        turn.refused = True
+        turn.draining |= {a for a in going if a.busy}
+        for node in nodes:
+            turn.reserved[node] = _plus(turn.reserved.get(node, {}), ask.need)
+        return [a for a in going if not a.busy]
+
+    def _may_go(self, ask: Ask, has_work: set[str], stalled: bool) -> list[Held]:
+        """Idle actors that this step may end."""
+        idle = [a for a in self.actors if not a.busy and a.ask.step != ask.step]
+        if stalled:
+            return idle
+        return [] if ask.is_task else [a for a in idle if a.ask.step not in has_work]
+
+    def _may_grow(self, ask: Ask, node: str, idle: Iterable[Held]) -> bool:
+        """As `_leaves_room`, once the idle actors there are gone."""
+        before = self.actors
+        self.actors = [a for a in before if a not in set(idle)]
+        try:
+            return self._leaves_room(ask, node, first=not self.pool(ask.step))
+        finally:
+            self.actors = before
+
+    def _spread(self, ask: Ask, free: dict[str, dict[str, float]]) -> tuple[str, ...] | None:
+        """A node for each worker, or None. `free` is used up."""
+        nodes = []
+        for _ in range(ask.workers):
+            best = self._best(ask, free)
+            if not best:
+                return None
+            nodes.append(best[0])
+            free[best[0]] = _minus(free[best[0]], ask.need)
+        return tuple(nodes)
+
+    def _best(self, ask: Ask, free: Mapping[str, Amounts]) -> list[str]:
+        """Nodes that have enough, best first: those whose GPUs are not wanted come last, then the emptiest."""
+        able = [n for n, have in free.items() if _fits(ask.need, have)]
+        return sorted(
+            able, key=lambda n: (bool(self.nodes[n]["GPU"]) and not ask.need["GPU"], -free[n]["CPU"])
+        )
+
+    def _fits_any(self, ask: Ask, free: Mapping[str, Amounts]) -> bool:
+        return any(_fits(ask.need, have) for have in free.values())
+
+    def _free(self, turn: Turn) -> dict[str, dict[str, float]]:
+        """What nobody holds and nobody reserved."""
+        return self._beside([*self.actors, *self.tasks], turn)
+
+    def _beside(self, held: Iterable[Held], turn: Turn | None = None) -> dict[str, dict[str, float]]:
+        """The nodes' totals without what these hold, and without what is reserved."""
+        free = {n: dict(total) for n, total in self.nodes.items()}
+        taken = [(node, one.ask.need) for one in held for node in one.nodes]
+        for node, amounts in [*taken, *(turn.reserved.items() if turn else ())]:
+            if node in free:
+                free[node] = _minus(free[node], amounts)
+        return free
+
+
+def _fits(need: Amounts, have: Amounts) -> bool:
+    return all(n <= have.get(kind, 0.0) + NEAR for kind, n in need.items())
+
+
+def _plus(have: Amounts, more: Amounts) -> dict[str, float]:
+    return {kind: have.get(kind, 0.0) + more.get(kind, 0.0) for kind in {*have, *more}}
+
+
+def _minus(have: Amounts, less: Amounts) -> dict[str, float]:
+    return {kind: have.get(kind, 0.0) - less.get(kind, 0.0) for kind in {*have, *less}}
+
+
+def _enough(going: Iterable[Held], ask: Ask, nodes: Sequence[str], free: Mapping[str, Amounts]) -> list[Held]:
+    """Of these actors as few as give the nodes what they lack, idle ones first; none that holds nothing of it."""
+    found: list[Held] = []
+    for node in dict.fromkeys(nodes):
+        lacks = {kind: n * nodes.count(node) - free[node].get(kind, 0.0) for kind, n in ask.need.items()}
+        for actor in sorted((a for a in going if a.node == node), key=lambda a: a.busy):
+            helps = {kind: n for kind, n in actor.ask.need.items() if n and lacks.get(kind, 0.0) > NEAR}
+            if helps:
+                found.append(actor)
+                lacks = _minus(lacks, helps)
+    return found

@@ -1,0 +1,84 @@
+"""Where row groups end: a fixed number of rows, and a bound in bytes, by the rows alone.
+
+How a table was chunked does not count: same rows, same groups, same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# Of a row group and of a batch, unless one row alone is larger. A stage gets a row group at a time, so this bounds its
+# memory too; and far below 2 GiB no offset of 32 bits overflows.
+MAX_BYTES = 64 << 20
+
+Sizes = npt.NDArray[np.int64]
+
+
+def num_fitting(rows: pa.Table, max_bytes: int = MAX_BYTES) -> int:
+    """How many of the first rows are at most `max_bytes` together; one at least."""
+    if rows.nbytes <= max_bytes:  # never less than the sum of `row_sizes`
+        return int(rows.num_rows)
+    return max(1, int(np.searchsorted(np.cumsum(row_sizes(rows)), max_bytes, side="right")))
+
+
+def row_sizes(rows: pa.Table) -> Sizes:
+    """Bytes of the values of each row, (num_rows,): what is in them, without offsets and null masks."""
+    total = np.zeros(rows.num_rows, np.int64)
+    for column in rows.columns:
+        if column.num_chunks:
+            total += np.concatenate([_sizes(chunk) for chunk in column.chunks])
+    return total
+
+
+def _sizes(array: pa.Array) -> Sizes:
+    kind, num = array.type, len(array)
+    if _is_bytes(kind):
+        return np.asarray(pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False), np.int64)
+    if pa.types.is_fixed_size_list(kind):
+        inner = array.values.slice(array.offset * kind.list_size, num * kind.list_size)
+        return _not_null(array, _sizes(inner).reshape(num, kind.list_size).sum(axis=1))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        inner = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+        ends = np.concatenate([[0], np.cumsum(_sizes(inner))])[offsets - offsets[0]]
+        return _not_null(array, np.diff(ends))
+    if pa.types.is_struct(kind):
+        return sum((_sizes(part) for part in array.flatten()), np.zeros(num, np.int64))
+    try:
+        return np.full(num, kind.bit_width // 8, np.int64)
+    except ValueError:  # of no fixed width, and none of the above: rows alone bound it
+        return np.zeros(num, np.int64)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    of = pa.types
+    return bool(
+        of.is_string(kind) or of.is_binary(kind) or of.is_large_string(kind) or of.is_large_binary(kind)
+    )
+
+
+def _not_null(array: pa.Array, sizes: Sizes) -> Sizes:
+    """What lies below a null does not count."""
+    if not array.null_count:
+        return sizes
+    return np.where(array.is_valid().to_numpy(zero_copy_only=False), sizes, 0)
+
+
+def joined_up(pieces: Iterable[pa.Table], max_bytes: int = MAX_BYTES) -> Iterator[pa.Table]:
+    """Neighbouring pieces put together again while they are at most `max_bytes`."""
+    held: list[pa.Table] = []
+    num_bytes = 0
+    for piece in pieces:
+        size = int(row_sizes(piece).sum())
+        if held and num_bytes + size > max_bytes:
+            yield pa.concat_tables(held)
+            held, num_bytes = [], 0
+        held.append(piece)
+        num_bytes += size
+    if held:
+        yield pa.concat_tables(held)

@@ -1,0 +1,134 @@
+"""What is wrong with a stage's class, found when a workflow names it: later each of these fails oddly, or does nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, ClassVar, get_origin, get_type_hints
+
+from pydantic import TypeAdapter
+from pydantic.errors import PydanticUserError
+
+from vlpipe.pipeline.errors import did_you_mean, shown
+from vlpipe.pipeline.stage import GatherStage, MapStage, SourceStage, Stage
+
+BASES = (Stage, MapStage, SourceStage, GatherStage)
+MAX_VERSION = 2**31
+
+
+def class_problems(cls: type, engine_keys: Collection[str]) -> list[str]:
+    """One sentence for each; `engine_keys` belong to every step, so no parameter can have such a name."""
+    if not (issubclass(cls, (MapStage, GatherStage)) and dataclasses.is_dataclass(cls)):
+        name = shown(f"{cls.__module__}:{cls.__qualname__}", 200)
+        return [f"{name} is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"]
+    return [f"{cls.__name__}{said}" for check in _CHECKS for said in check(cls, engine_keys)]
+
+
+def _is_dataclass_itself(cls: Any, _: Collection[str]) -> Iterator[str]:
+    params = cls.__dataclass_params__
+    if "__dataclass_fields__" not in vars(cls):
+        lost = [name for name, hint in inspect.get_annotations(cls).items() if not _is_class_var(hint)]
+        if lost:
+            yield f" is no dataclass itself, so {', '.join(lost)} would be no parameter; add {WANTED}"
+    elif not params.frozen:
+        yield f" is not frozen: a parameter could change after its key was made; wanted {WANTED}"
+    elif any(not f.kw_only for f in dataclasses.fields(cls)):
+        yield f" takes parameters by place; wanted {WANTED}"
+
+
+WANTED = "@dataclass(frozen=True, kw_only=True)"
+
+
+def _is_class_var(hint: Any) -> bool:
+    return "ClassVar" in hint if isinstance(hint, str) else get_origin(hint) is ClassVar or hint is ClassVar
+
+
+def _names(cls: Any, engine_keys: Collection[str]) -> Iterator[str]:
+    for field in dataclasses.fields(cls):
+        if field.name in engine_keys:
+            yield f": a parameter cannot be called {field.name!r}, which is a key of every step; give it another name"
+        elif any(issubclass(cls, base) and field.name in vars(base) for base in BASES):
+            yield f": a parameter cannot be called {field.name!r}, which every stage has already; give it another name"
+
+
+def _not_in_key(cls: Any, _: Collection[str]) -> Iterator[str]:
+    names, own = cls.NOT_IN_KEY, [f.name for f in dataclasses.fields(cls)]
+    if not isinstance(names, (frozenset, set, tuple, list)):
+        yield f".NOT_IN_KEY: wanted frozenset({{NAME, ...}}), got {shown(names)}"
+        return
+    for name in sorted(map(str, names)):
+        if name not in own:
+            yield f".NOT_IN_KEY names {name!r}, which is no parameter{did_you_mean(name, own)}"
+
+
+def _class_values(cls: Any, _: Collection[str]) -> Iterator[str]:
+    for name, (wanted, is_right) in _VALUES.items():
+        value = getattr(cls, name, None)
+        if hasattr(cls, name) and not isinstance(value, property) and not is_right(value):
+            yield f".{name}: wanted {wanted}, got {shown(value)}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_FLAG = ("True or False", _is_flag)
+_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "NAME": ("text", lambda v: isinstance(v, str)),
+    "VERSION": ("a whole number from 0", lambda v: type(v) is int and 0 <= v < MAX_VERSION),
+    "READS_HEAVY": (
+        "a tuple of column names",
+        lambda v: isinstance(v, tuple) and all(isinstance(name, str) for name in v),
+    ),
+    "ROW_GROUP_ROWS": ("a whole number from 1", lambda v: type(v) is int and v >= 1),
+    "SHARD_ROWS": ("a whole number from 1", lambda v: type(v) is int and v >= 1),
+    "MAX_REJECT_RATE": ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1),
+    **dict.fromkeys(
+        ("TORCH", "LOADS_WEIGHTS", "FAN_OUT", "FILTERS", "CONSERVES", "LAUNCHES", "COPIES"), _FLAG
+    ),
+}
+
+
+def _methods(cls: Any, _: Collection[str]) -> Iterator[str]:
+    base = next(b for b in (SourceStage, MapStage, GatherStage) if issubclass(cls, b))
+    for name in ("row_schema", "rows", "open", "run"):
+        if getattr(getattr(cls, name, None), "__isabstractmethod__", False):
+            yield f" has no method {name}(), which every {base.__name__} needs"
+    opens = getattr(cls, "open", None)
+    if inspect.isgeneratorfunction(opens) or inspect.isasyncgenfunction(opens):
+        yield ".open yields, so it needs @contextmanager (from contextlib) above it"
+
+
+def _types(cls: Any, _: Collection[str]) -> Iterator[str]:
+    """Every parameter has a type that a YAML value can become."""
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except Exception as error:  # whatever the annotations of a user's module do
+        yield f": the type of a parameter means nothing: {type(error).__name__}: {error}"
+        return
+    for field in dataclasses.fields(cls):
+        try:
+            TypeAdapter(hints[field.name])
+        except PydanticUserError:
+            kind = getattr(hints[field.name], "__name__", str(hints[field.name]))
+            yield f".{field.name}: no value in YAML can become a {kind}"
+
+
+_CHECKS = (_is_dataclass_itself, _names, _not_in_key, _class_values, _methods, _types)
+
+
+def idle_keys(cls: type[Stage], given: Collection[str]) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of each engine key given on a step where it would do nothing."""
+    lists_rows = issubclass(cls, (SourceStage, GatherStage))
+    if "shard_rows" in given and not lists_rows:
+        yield (
+            "shard_rows",
+            "shard_rows is for steps that list or gather rows; this one keeps the shards it reads",
+        )
+    if "max_reject_rate" in given and issubclass(cls, GatherStage):
+        yield "max_reject_rate", "max_reject_rate is for steps that work row by row"
