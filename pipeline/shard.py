@@ -296,16 +296,8 @@ class Parquet(pq.ParquetFile):
                 raise
             raise self._damaged(error) from error
 
-    def need_whole(self, num_bytes: int, num_rows: int = -1) -> None:
-        """VlpipeError: it is not as a shard of that size was written; num_rows: -1 when not known."""
-        problem = footer_problem(self, num_bytes)
-        if not problem and num_rows >= 0 and self.metadata.num_rows != num_rows:
-            problem = f"it has {self.metadata.num_rows} rows, and not {num_rows}"
-        if problem:
-            raise self._damaged(problem)
-
     def _damaged(self, why: object) -> VlpipeError:
-        return VlpipeError(f"shard {self.name} cannot be read: {why}; `vlpipe verify` lists what is damaged")
+        return _damaged(self.name, why)
 
     def read_row_group(self, i: int, *args: Any, **options: Any) -> pa.Table:
         with self._named():
@@ -332,9 +324,31 @@ class Parquet(pq.ParquetFile):
             yield batch
 
 
+def _damaged(path: str, why: object) -> VlpipeError:
+    return VlpipeError(f"shard {path} cannot be read: {why}; `vlpipe verify` lists what is damaged")
+
+
 @contextmanager
 def open_parquet(store: Store, rel: str) -> Iterator[Parquet]:
     """A Parquet file of the root, of whatever writer."""
+    with _opened(store, rel) as handle:
+        yield Parquet(handle, store.path(rel))
+
+
+@contextmanager
+def open_shard(store: Store, rel: str, num_rows: int = -1) -> Iterator[Parquet]:
+    """A file that `ShardWriter` wrote. VlpipeError: its footer has changed; of its pages the reader finds out.
+
+    num_rows: it must have so many; -1 when not known.
+    """
+    with _opened(store, rel) as handle:
+        if problem := footer_problem(handle, num_rows):
+            raise _damaged(store.path(rel), problem)
+        yield Parquet(handle, store.path(rel))
+
+
+@contextmanager
+def _opened(store: Store, rel: str) -> Iterator[IO[bytes]]:
     try:
         handle: IO[bytes] = store.open(rel)
     except FileNotFoundError as error:
@@ -342,15 +356,7 @@ def open_parquet(store: Store, rel: str) -> Iterator[Parquet]:
             f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"
         ) from error
     with handle:
-        yield Parquet(handle, store.path(rel))
-
-
-@contextmanager
-def open_shard(store: Store, rel: str, num_rows: int = -1) -> Iterator[Parquet]:
-    """A file that `ShardWriter` wrote. VlpipeError: its footer has changed; of its pages the reader finds out."""
-    with open_parquet(store, rel) as file:
-        file.need_whole(store.size(rel), num_rows)
-        yield file
+        yield handle
 
 
 def read_batches(
