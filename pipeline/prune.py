@@ -114,7 +114,7 @@ def _holders(store: Store, reached: set[str]) -> dict[str, str]:
     holders: dict[str, str] = {}
     for folder in sorted(reached):
         for receipt in read_step(store, folder).receipts if is_step_folder(store, folder) else ():
-            for _, path, _ in receipt.shard.heavy:
+            for _, path, *_ in receipt.shard.heavy:
                 holders.setdefault(path.partition("/")[0], folder)
     return holders
 
