@@ -310,7 +310,8 @@ def test_artifacts_of_a_step_killed_before_its_manifest_go(runs: Forgets) -> Non
     runs.forget(f"id:{row_id(2)}")
     assert traces(runs.root, row_id(2)) == []
     runs("run", "--local", "--until", "unique")
-    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    for step in ("pages", "twins", "unique"):  # what is below is out of date now
+        assert vlpipe("verify", runs.step(step))[-1].endswith("all as their receipts say")
 
 
 def test_what_a_forget_that_had_no_plan_yet_left_goes_with_the_next_run(runs: Forgets) -> None:
