@@ -309,7 +309,7 @@ def test_artifacts_of_a_step_killed_before_its_manifest_go(runs: Forgets) -> Non
     (runs.step("twins") / "manifest.json").unlink()
     runs.forget(f"id:{row_id(2)}")
     assert traces(runs.root, row_id(2)) == []
-    runs("run", "--local", "--until", "unique")
+    runs("run", "--local")
     assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
 
 
