@@ -269,6 +269,18 @@ def test_folders_of_other_keys_and_unfinished_ones_forget_too(runs: Forgets) -> 
     assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
 
 
+def test_shards_of_an_unfinished_step_count_on_though_their_artifacts_change(runs: Forgets) -> None:
+    """A kill before a forget costs no shard: what it was made from is known without a manifest."""
+    unique = runs.step("unique")
+    (unique / "manifest.json").unlink()
+    runs.forget(f"id:{row_id(4)}", f"id:{row_id(2)}", f"id:{row_id(3)}")
+    made = {path: path.stat().st_ino for path in unique.glob("0*.parquet")}
+    assert len(made) == 4
+    runs("run", "--local")
+    assert {path: path.stat().st_ino for path in unique.glob("0*.parquet")} == made
+    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+
+
 def test_unfinished_parts_of_a_step_that_read_the_rows_go(runs: Forgets) -> None:
     model, other = runs.step("model"), runs.step("twins")
     for step in (model, other):

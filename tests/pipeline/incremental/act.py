@@ -1,0 +1,153 @@
+"""What is done to a root in a child: run it, retry rows, ask for its plan. Everything goes through the command line's own
+functions; only what they tell the person watching is written down as well."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from incremental.child import command, elsewhere, enter, log_event, verified
+from incremental.ledger import Ledger, Units
+from incremental.project import Project
+
+
+@dataclass(frozen=True)
+class Where:
+    """A root, and what stands in for the world beside it."""
+
+    folder: Path
+    root: Path
+    world: Path
+    events: Path
+    calls: Path
+
+
+@dataclass
+class Told:
+    """A plan: step -> done, warning."""
+
+    done: dict[str, bool] = field(default_factory=dict)
+    warning: dict[str, str] = field(default_factory=dict)
+    printed: str = ""
+    num_points: int = 0  # how often the disk was touched
+    before: Any = None  # the plan before the run
+    verified: tuple[int, str] = (0, "")  # exit code and text of `vlpipe verify` after it
+
+
+def run(
+    at: Where,
+    project: Project,
+    ledger: Ledger,
+    *,
+    mode: str = "",
+    until: str | None = None,
+    kill_at: int | None = None,
+    retry: tuple[str, str] | None = None,
+) -> Told:
+    """`vlpipe run` (or `retry` of a step for a reason). mode: strict, elsewhere, ray, or as ever."""
+    enter(at.folder, at.world, at.calls)
+    before = plan(at, project) if project.was_changed else Told()
+    count = _counted(kill_at)
+    with _noted(at, project, Units(ledger), bool(retry)), _moved(at, mode):
+        printed = _call(at, project, mode, until, retry)
+    num_points = count[0]
+    after = plan(at, project)
+    after.printed, after.num_points, after.before = printed, num_points, before
+    after.verified = verified(at.root)
+    return after
+
+
+def _file(at: Where, project: Project) -> Path:
+    return at.folder / f"{project.active}.yaml"
+
+
+def _call(at: Where, project: Project, mode: str, until: str | None, retry: tuple[str, str] | None) -> str:
+    from vlpipe.pipeline import cli, verbs
+
+    options: dict[str, Any] = {"root": str(at.root), "profile": project.flow.profile, "local": mode != "ray"}
+    if retry:
+        return command(verbs.retry_command, str(_file(at, project)), retry[0], [retry[1]], **options)
+    return command(cli.run, str(_file(at, project)), **options, until=until, strict=mode == "strict")
+
+
+def _moved(at: Where, mode: str) -> contextlib.AbstractContextManager[None]:
+    return elsewhere(at.folder / "elsewhere") if mode == "elsewhere" else contextlib.nullcontext()
+
+
+def _counted(kill_at: int | None) -> list[int]:
+    from kill_points import kill_at as kill
+
+    return kill(kill_at or 0)
+
+
+_loaded: dict[tuple[str, str], Any] = {}
+
+
+def steps_of(at: Where, project: Project) -> Any:
+    from vlpipe.pipeline.plan import plan as plan_
+    from vlpipe.pipeline.store import Store
+    from vlpipe.pipeline.workflow import Workflow
+
+    key = (str(_file(at, project)), str(at.root))
+    if key not in _loaded:  # a child is there for one state of a project
+        _loaded[key] = Workflow.load(key[0], profile=project.flow.profile, root=key[1])
+    return plan_(_loaded[key], Store(str(at.root)))
+
+
+def plan(at: Where, project: Project) -> Told:
+    steps = steps_of(at, project)
+    return Told({s.name: s.is_done for s in steps}, {s.name: s.warning for s in steps if s.warning})
+
+
+@contextlib.contextmanager
+def _noted(at: Where, project: Project, units: Units, is_retry: bool) -> Iterator[None]:
+    """Write down each shard and each gather step that a run of the command line finishes."""
+    from vlpipe.pipeline import runner
+
+    def shard_done(self: Any, state: Any, receipt: Any, *, reused: bool) -> None:
+        stage = _resolved(state.one, self.store)
+        path, kind = receipt.shard.path, type(stage).__name__
+        units.here[path] = units.of_map(stage, state.one.keyed.step.params, state.inputs[receipt.index])
+        event = {
+            "what": "shard",
+            "step": state.one.name,
+            "path": path,
+            "unit": units.here[path],
+            "reused": reused,
+        }
+        event |= {"digest": receipt.shard.digest, "faults": receipt.num_faults, "rows": receipt.rows_in}
+        log_event(at.events, event | {"code": project.code_of(kind), "retry": is_retry})
+        old_done(self, state, receipt, reused=reused)
+
+    def commit(self: Any, state: Any, receipts: Any, *more: Any) -> None:
+        from vlpipe.pipeline.gather import ListRows
+        from vlpipe.pipeline.stage import GatherStage
+
+        stage = _resolved(state.one, self.store)
+        was_made = bool(state.attempts)  # else it was taken over
+        if was_made and isinstance(stage, GatherStage) and not isinstance(stage, ListRows):
+            inputs = [p.dataset(self.store) for p in state.one.above]
+            unit = units.of_gather(stage, state.one.keyed.step, inputs)
+            event = {"what": "gather", "step": state.one.name, "folder": state.one.folder, "unit": unit}
+            log_event(at.events, event | {"code": project.code_of(type(stage).__name__)})
+        old_commit(self, state, receipts, *more)
+
+    old_done, old_commit = runner.Run._shard_done, runner.Run._commit
+    runner.Run._shard_done, runner.Run._commit = shard_done, commit  # type: ignore[method-assign]
+    yield
+
+
+def _resolved(one: Any, store: Any) -> Any:
+    from vlpipe.pipeline.plan import resolve_stage
+
+    return resolve_stage(one, store)
+
+
+def prune(at: Where, flows: list[Path]) -> str:
+    from vlpipe.pipeline import verbs
+
+    enter(at.folder, at.world, at.calls)
+    return command(verbs.prune_command, [str(f) for f in flows], root=str(at.root), yes=True)

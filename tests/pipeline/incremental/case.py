@@ -1,0 +1,427 @@
+"""One case: a project is drawn, run, changed, run again, ...; at the end it must be what a fresh run makes of it."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from incremental import act, held
+from incremental.child import Ended, in_child, read_events, verified
+from incremental.edits import EDITS, code_helper, code_stage
+from incremental.ledger import Ledger
+from incremental.project import Project, draw_project, frozen, sources
+
+# What is done to the root, beside the edits of the project; with the kinds of stages each needs.
+DEEDS: dict[str, tuple[str, ...]] = {
+    "kill": (),
+    "kill_later": (),
+    "retry": (),
+    "retry_killed": (),
+    "damage": (),
+    "remade": ("Tag", "Look"),
+    "prune": (),
+    "elsewhere": ("Pair",),
+    "strict": (),
+    "until": (),
+    "duplicate": ("Look",),
+    "back": (),
+}
+KINDS = (*EDITS, *DEEDS)
+WORK = ("param", "grow", "reorder", "shard_rows", "new_step", "version", "file_content", "rename")
+
+
+class Found(Exception):
+    """A promise that was not kept. `kind`: in a few words, to tell one from another."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        self.kind, self.text = kind, text
+        super().__init__(f"{kind}: {text}")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A case before it is played: where its project comes from, and what is done, each with a seed of its own."""
+
+    project: str
+    deeds: tuple[tuple[str, str], ...]
+    leave_out: tuple[str, ...] = ()
+
+
+def draw(number: int, seed: int, leave_out: Sequence[str] = (), kinds: Sequence[str] = ()) -> Drawn:
+    """Case `number`: one kind of edit is its own turn (so that all come equally often), the others are random."""
+    rng = random.Random(f"{seed}:{number}")
+    have = [k for k in (kinds or KINDS) if k not in leave_out]
+    chosen = [have[number % len(have)], *rng.choices(have, k=rng.choice([1, 2, 2, 3, 3, 4]))]
+    rng.shuffle(chosen)
+    deeds = tuple((kind, f"{seed}:{number}:{at}") for at, kind in enumerate(chosen))
+    return Drawn(f"{seed}:{number}:project", deeds, tuple(leave_out))
+
+
+@dataclass
+class Case:
+    """A project amid its case. `story`: what was done, for the reader."""
+
+    drawn: Drawn
+    folder: Path
+    story: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    is_finished: bool = False  # the active workflow has run to its end, and nothing was changed since
+    num_points: int = 400  # how often a whole run touches the disk, about
+    ray: bool = False
+
+    def __post_init__(self) -> None:
+        needs = Counter[str]()
+        for kind, _ in self.drawn.deeds:
+            needs |= Counter(EDITS[kind].needs if kind in EDITS else DEEDS[kind])
+        self.project: Project = draw_project(
+            random.Random(self.drawn.project), list(needs.elements()), self.drawn.leave_out
+        )
+        self.at = act.Where(
+            self.folder,
+            self.folder / "root",
+            self.folder / "world.json",
+            self.folder / "events",
+            self.folder / "calls",
+        )
+        self.ledger = Ledger(self.at.root)
+        self.snapshots: list[Project] = []
+        self.tolerates_twins = False
+
+    def play(self) -> None:
+        """Raises Found."""
+        self.project.write(self.folder)
+        self.story.append(json.dumps(self.project.flow.as_yaml()))
+        self.go()
+        for kind, seed in self.drawn.deeds:
+            rng = random.Random(seed)
+            deed = getattr(self, f"do_{kind}", None)
+            done = deed(rng) if deed else self.edit(kind, rng)
+            self.counts[kind] += bool(done)
+        for name in list(self.project.flows):
+            self.project.active = name
+            if not self.is_finished or self.ray:
+                self.go(mode="ray" if self.ray else "")
+            self.compare()
+            self.is_finished = False
+
+    def change(self, kind: str, rng: random.Random) -> str:
+        """Change the project, not the root."""
+        for _ in range(5):
+            said = EDITS[kind].do(self.project, rng)
+            if said:
+                self.story.append(f"{kind}: {said}")
+                self.project.write(self.folder)
+                return said
+        return ""
+
+    def edit(self, kind: str, rng: random.Random) -> bool:
+        was_finished = self.is_finished
+        if not self.change(kind, rng):
+            return False
+        if EDITS[kind].is_free and was_finished:
+            self.nothing_happens(kind)
+        else:
+            self.go()
+        if rng.random() < 0.1:
+            self.nothing_happens("a second run")
+        return True
+
+    def nothing_happens(self, why: str) -> None:
+        self.go()
+        did = read_events(self.at.events)
+        if did:
+            raise Found("work for nothing", f"{why}: nothing had to be done, but {did[:3]}")
+
+    # --- running ---
+
+    def attempt(self, kill_after_s: float | None = None, **how: Any) -> Ended:
+        """One run; what it did goes into the ledger."""
+        self.at.events.unlink(missing_ok=True)
+        self.is_finished = False
+        ended = in_child(lambda: act.run(self.at, self.project, self.ledger, **how), kill_after_s)
+        self.story.append(f"  run {how or ''}: {ended.error or 'done'}")
+        wrong = self.ledger.note(read_events(self.at.events))
+        if wrong:
+            kind = "a worse shard taken over" if "faults" in wrong[0] else "work done again"
+            raise Found(kind, "; ".join(wrong[:3]))
+        return ended
+
+    def go(self, mode: str = "", until: str | None = None) -> None:
+        """A run to the end, and what must be true after each."""
+        ended = self.attempt(mode=mode, until=until)
+        self.must_end_well(ended)
+        told: act.Told = ended.result
+        self.num_points = max(told.num_points, 20)
+        if until is None:
+            not_done = [name for name, done in told.done.items() if not done]
+            if not_done:
+                raise Found("not done after a run", f"{not_done}\n{told.printed}")
+            self.is_finished = True
+            self.snapshots.append(frozen(self.project))
+        if told.warning and not self.project.was_changed:
+            raise Found("a warning without a cause", str(told.warning))
+        self.must_verify(*told.verified)
+        self.told = told
+
+    def must_end_well(self, ended: Ended) -> None:
+        if ended.error:
+            kind = ended.error.partition("\n")[0][:160]
+            raise Found(f"a run fails: {re.sub('[0-9a-f]{8}', '#', kind)}", f"{ended.error}\n{ended.trace}")
+
+    def must_verify(self, code: int, text: str) -> None:
+        lines = [line for line in text.splitlines() if line.startswith(("missing", "damaged", "wrong"))]
+        if self.tolerates_twins:
+            lines = [line for line in lines if not re.search("twice|duplicate|more than once|unique", line)]
+            code = code if lines else 0
+        if code:
+            raise Found("verify after a run", text)
+
+    # --- what is done to the root ---
+
+    def do_kill(self, rng: random.Random) -> bool:
+        return self.killed(rng, kill_at=rng.randint(1, self.num_points))
+
+    def do_kill_later(self, rng: random.Random) -> bool:
+        return self.killed(rng, kill_after_s=rng.uniform(0.02, 0.3))
+
+    def killed(self, rng: random.Random, **how: Any) -> bool:
+        """A change that makes work, and a run of it that is killed; what comes next finds a root that is half done."""
+        if not self.change(rng.choice(WORK), rng):
+            return False
+        ended = self.attempt(**how)
+        if not ended.killed:
+            self.must_end_well(ended)
+        return ended.killed
+
+    def do_retry(self, rng: random.Random, kill_at: int | None = None) -> bool:
+        """The world gives other rows now; those that failed are asked for again, and none that was there is lost."""
+        if not self.is_finished:
+            self.go()
+        before = self.looked()
+        can = [(s.name, "gone") for s in self.project.flow.steps if s.kind == "Fetch"]
+        can = [(name, why) for name, why in can if any(s[2] for s in before.steps[name].shards)]
+        if not can:
+            return False
+        step, why = rng.choice(can)
+        self.change("world", rng)
+        self.at.calls.unlink(missing_ok=True)
+        ended = self.attempt(retry=(step, why), kill_at=kill_at)
+        if not ended.killed:
+            self.must_end_well(ended)
+            self.only_rejected_were_called(before, step)
+        self.go()
+        self.nothing_was_lost(before)
+        return ended.killed == (kill_at is not None)
+
+    def do_retry_killed(self, rng: random.Random) -> bool:
+        return self.do_retry(rng, kill_at=rng.randint(1, max(self.num_points // 3, 20)))
+
+    def only_rejected_were_called(self, before: held.Looked, step: str) -> None:
+        site = self.project.flow.step(step).params["site"]
+        called = {id_ for _, ids in read_events(self.at.calls) for id_ in ids}
+        more = {id_ for id_ in called if before.replay.get(f"{site}/{id_}") is not None}
+        if more:
+            raise Found("retry asks for rows that were there", f"{step}: {sorted(more)}")
+
+    def nothing_was_lost(self, before: held.Looked) -> None:
+        now = self.looked().replay
+        lost = {k: (v, now.get(k)) for k, v in before.replay.items() if v is not None and now.get(k) != v}
+        if lost:
+            raise Found("rows that were there are lost or fetched again", str(lost))
+
+    def do_damage(self, rng: random.Random) -> bool:
+        files = [p for p in self.at.root.glob("*/**/*") if p.is_file() and self._is_result(p)]
+        return self.damaged(rng.choice(sorted(files)), rng)
+
+    @staticmethod
+    def _is_result(path: Path) -> bool:
+        return bool(re.fullmatch(r"\d{6}\.parquet", path.name)) or "/artifacts/" in str(path)
+
+    def do_remade(self, rng: random.Random) -> bool:
+        """A source's shard is lost, the world gives other bytes, the shard is made anew."""
+        if not self.is_finished:
+            self.go()
+        flow = self.project.flow
+        looks = [s.name for s in flow.steps if s.kind in ("Look", "Split", "Total")]
+        read = {name for look in looks for name in sources(flow, look)} or {flow.steps[0].name}
+        step = rng.choice(sorted(read))
+        files = sorted(self.at.root.glob(f"{step}-*/??????.parquet"))
+        self.change("world", rng)
+        return self.damaged(rng.choice(files), rng)
+
+    def damaged(self, file: Path, rng: random.Random) -> bool:
+        """A file is damaged or gone; `verify` says so, and what it advises mends it."""
+        how = rng.choice(["another byte", "cut", "gone"])
+        self.story.append(f"damage: {file.relative_to(self.at.root)}: {how}")
+        data = file.read_bytes()
+        if how == "gone":
+            file.unlink()
+        else:
+            at = rng.randrange(len(data))
+            file.write_bytes(
+                data[:at] if how == "cut" else data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+            )
+        code, text = in_child(lambda: verified(self.at.root)).result
+        rel = str(file.relative_to(self.at.root))
+        if not code or rel not in text:
+            raise Found("verify does not see damage", f"{rel}: {how}: {text}")
+        self.follow_advice(text)
+        self.go()
+        return True
+
+    def follow_advice(self, text: str) -> None:
+        """Remove the manifest of each step, and the receipt of each shard, that `verify` names."""
+        for line in text.splitlines():
+            found = re.match(
+                rf"(missing|damaged|wrong)\s+{re.escape(str(self.at.root))}/([^/\s]+)/(\S+)", line
+            )
+            if found:
+                step, rest = self.at.root / found[2], found[3]
+                (step / "manifest.json").unlink(missing_ok=True)
+                number = re.fullmatch(r"(?:_rejects/)?(\d{6})\.parquet", rest)
+                if number:
+                    (step / f"_receipts/{number[1]}.json").unlink(missing_ok=True)
+                    self.ledger.drop({f"{step.name}/{number[1]}.parquet"})
+
+    def do_prune(self, rng: random.Random) -> bool:
+        was_finished = self.is_finished
+        flows = [self.folder / f"{name}.yaml" for name in self.project.flows]
+        ended = in_child(lambda: act.prune(self.at, flows))
+        self.story.append(f"prune: {ended.error or ended.result.strip().splitlines()[-1:]}")
+        self.must_end_well(ended)
+        if was_finished:
+            self.nothing_happens("prune")
+        return True
+
+    def do_elsewhere(self, rng: random.Random) -> bool:
+        if not self.change(rng.choice([*WORK, "file_content"]), rng):
+            return False
+        self.go(mode="elsewhere")
+        return True
+
+    def do_until(self, rng: random.Random) -> bool:
+        if not self.change(rng.choice(WORK), rng):
+            return False
+        self.go(until=rng.choice(self.project.flow.steps).name)
+        return True
+
+    def do_back(self, rng: random.Random) -> bool:
+        """Workflows, lists and files are what they were some runs ago."""
+        if len(self.snapshots) < 2:
+            return False
+        old = rng.choice(self.snapshots[:-1])
+        for what in ("flows", "active", "lists", "files"):
+            setattr(self.project, what, getattr(frozen(old), what))
+        self.story.append(f"back: {json.dumps(self.project.flow.as_yaml())}")
+        self.project.write(self.folder)
+        self.go()
+        return True
+
+    def do_strict(self, rng: random.Random) -> bool:
+        """Code is changed; a strict run refuses, or has no row of the old code."""
+        fn = rng.choice([code_stage, code_helper])
+        self.story.append(f"strict: {fn(self.project, rng) or code_stage(self.project, rng)}")
+        if rng.random() < 0.5:
+            self.change(rng.choice(["grow", "rename", "between"]), rng)
+        self.project.write(self.folder)
+        ended = self.attempt(mode="strict")
+        if ended.error and "--strict" not in ended.error:
+            self.must_end_well(ended)
+        if not ended.error:
+            self.told = ended.result
+            if self.told.warning:
+                raise Found("strict, and a warning after it", str(self.told.warning))
+            self.compare(exact=True)
+        self.go()
+        return True
+
+    def do_duplicate(self, rng: random.Random) -> bool:
+        """An id comes twice. It is refused; or each row has what is its own."""
+        lists = {n: list(rows) for n, rows in self.project.lists.items()}
+        name = rng.choice(sorted(lists))
+        rows = self.project.lists[name]
+        at = rng.randrange(len(rows))
+        rows.insert(max(at + rng.choice([0, 1, 1]), 0), (rows[at][0], 99))
+        self.story.append(f"duplicate: {rows[at][0]} twice in {name}")
+        self.project.write(self.folder)
+        ended = self.attempt()
+        self.tolerates_twins = True
+        if ended.error:
+            if not re.search("twice|duplicate|more than once|unique", ended.error):
+                self.must_end_well(ended)
+        else:
+            strange = [w for w in self.looked(check=False).wrong if "another's" in w]
+            if strange:
+                raise Found("a row with another row's bytes", strange[0])
+        self.project.lists = lists
+        self.project.write(self.folder)
+        self.go()
+        return True
+
+    # --- comparing ---
+
+    def looked(self, check: bool = True) -> held.Looked:
+        ended = in_child(lambda: held.look(self.at, self.project))
+        self.must_end_well(ended)
+        if check and ended.result.wrong:
+            raise Found("rows are wrong", "; ".join(ended.result.wrong[:3]))
+        looked: held.Looked = ended.result
+        return looked
+
+    def compare(self, exact: bool = False) -> None:
+        """With a fresh run in an empty root, to which the world gives what it gave to this one."""
+        mine = self.looked()
+        fresh_at = self.fresh(mine)
+        ended = in_child(lambda: self._fresh_run(fresh_at))
+        if ended.error:
+            raise Found("the fresh run fails", f"{ended.error}\n{ended.trace}")
+        for name, how in held.differences(mine, ended.result).items():
+            if exact or not self.was_warned(mine, name):
+                text = in_child(lambda name=name: held.example(self.at, fresh_at, self.project, name))
+                said = (
+                    f"after warnings {self.told.before.warning} and {self.told.warning}"
+                    if self.project.was_changed
+                    else ""
+                )
+                kind = "a strict run with rows of old code" if exact else "not what a fresh run makes"
+                raise Found(kind, f"{name}: {how} {said}: {text.result or text.error}")
+        shutil.rmtree(fresh_at.root)
+
+    def fresh(self, mine: held.Looked) -> act.Where:
+        world = self.folder / "world_fresh.json"
+        world.write_text(json.dumps({"version": self.project.world, "replay": mine.replay}))
+        root = self.folder / "fresh"
+        shutil.rmtree(root, ignore_errors=True)
+        return act.Where(self.folder, root, world, self.folder / "events_fresh", Path("/dev/null"))
+
+    def _fresh_run(self, at: act.Where) -> held.Looked:
+        told = act.run(at, self.project, Ledger(at.root))
+        assert not told.warning, told.warning
+        assert all(told.done.values()), told.done
+        return held.look(at, self.project)
+
+    def was_warned(self, mine: held.Looked, name: str) -> bool:
+        """Rows of old code may stay; but `plan` says so before and after."""
+        if not self.project.was_changed:
+            return False
+        line = held.ancestors(mine.steps, name)
+        was_done = self.told.before.done.get(name, False)
+        before = not was_done or bool(line & self.told.before.warning.keys())
+        return before and bool(line & self.told.warning.keys())
+
+
+def play(drawn: Drawn, folder: Path, ray: bool = False) -> tuple[Case, Found | None]:
+    """Play a case in an empty folder."""
+    case = Case(drawn, folder, ray=ray)
+    try:
+        case.play()
+    except Found as found:
+        return case, found
+    return case, None
