@@ -157,19 +157,19 @@ def elsewhere(folder: Path) -> Iterator[None]:
 
     for name in ("run_shard", "run_gather"):
         setattr(local, name, moved(getattr(local, name)))
-    opened = local.opened
+    opening = local.opening
 
     @contextlib.contextmanager
     def opened_there(*args: Any) -> Iterator[Any]:
         back = os.getcwd()
         os.chdir(folder)
         try:
-            with opened(*args) as work:
+            with opening(*args) as work:
                 yield work
         finally:
             os.chdir(back)
 
-    local.opened = opened_there  # type: ignore[assignment]
+    local.opening = opened_there  # type: ignore[assignment]
     yield
 
 
