@@ -30,14 +30,19 @@ TIMEOUT_S = 120.0
 
 def warm() -> None:
     """Load once what every child needs, and nothing of a user's code."""
+    import numpy.ma  # noqa: F401
+
+    import vlpipe.pipeline.local
     import vlpipe.pipeline.verbs  # noqa: F401
-    from vlpipe.pipeline import manifest
+    from vlpipe.pipeline import manifest, params, workflow
     from vlpipe.pipeline.pandas_later import leave_pandas_alone
 
     pyarrow.set_cpu_count(1)  # forks, and many of them: no pools of threads
     pyarrow.set_io_thread_count(1)
     leave_pandas_alone()
     manifest.installed = functools.cache(manifest.installed)
+    params.TypeAdapter = functools.cache(params.TypeAdapter)  # type: ignore[misc]
+    params.TypeAdapter(workflow._Engine)
     for name in ("vlpipe", "pyarrow", "torch", "ray"):
         manifest.installed(name)
     gc.freeze()
