@@ -1,7 +1,8 @@
 """What the engine costs: two overlapped 50 ms stages beside the ideal, Ray Data and a plain loop; rows; a second run.
 
-python benchmarks/engine.py            # about 3 minutes; prints Markdown
+python benchmarks/engine.py            # about 5 minutes; prints Markdown
 python benchmarks/engine.py --write    # and puts it into engine.md and engine.json beside this file
+python benchmarks/engine.py --beside FILE.json   # only the steps of different kinds; the file keeps the figures
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine_page import OURS, markdown
+from engine_page import OURS, TASK_ACTOR, TASK_GATHER, beside_table, markdown
 from peers import ray_data, two_processes
 from record import machine
 
@@ -37,6 +38,8 @@ ROUNDS = {64: 3, 256: 2}  # shards -> how often
 ENOUGH_S = 170.0  # no further round is begun after this
 NUM_LIGHT_ROWS = 200_000
 IN_ACTORS = f"{OURS}, stages in actors"
+BESIDE_SHARDS, BESIDE_S, GATHER_S = 64, 0.25, 8.0
+BESIDE_ROUNDS = 3
 
 STEPS = """
 name: engine
@@ -127,6 +130,27 @@ class Bench:
         workflow = write_workflow(to, rows, ROWS_PER_SHARD, stage, stage, seconds=SECONDS)
         return self._timed(to / "root", lambda: run(workflow, self.executor))
 
+    def beside(self) -> list[dict[str, Any]]:
+        """Steps of different kinds at the same time, on two CPUs: a pool fed by tasks, a gather step beside tasks."""
+        tasks_s = BESIDE_SHARDS * BESIDE_S
+        ideals = {TASK_ACTOR: tasks_s + BESIDE_S, TASK_GATHER: (tasks_s + GATHER_S) / 2}
+        found = []
+        for _ in range(BESIDE_ROUNDS):
+            for case, ideal in ideals.items():
+                self.warm_up()
+                to = self.fresh()
+                shutil.copytree(self.prepared(BESIDE_SHARDS)[0].parents[1], to / "root")
+                num_rows, second = BESIDE_SHARDS * ROWS_PER_SHARD, "SleepInActor"
+                workflow = write_workflow(to, num_rows, ROWS_PER_SHARD, "Sleep", second, seconds=BESIDE_S)
+                if case == TASK_GATHER:
+                    above = workflow.read_text().partition("  b:")[0]
+                    gather = f'  g: {{use: "sleepers:Gather", from: numbers, seconds: {GATHER_S}}}\n'
+                    workflow.write_text(above.replace("  a:", gather + "  a:"))
+                wall = run(workflow, self.executor)
+                found.append({"case": case, "wall_s": wall, "ideal_s": ideal})
+                say(f"{case}: {wall:.2f} s, ideal {ideal:.2f} s")
+        return found
+
     def peer(self, num_shards: int, system: Callable[..., float]) -> tuple[float, float]:
         paths, to = [str(path) for path in self.prepared(num_shards)], self.fresh()
         for name in "ab":
@@ -211,21 +235,34 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def only_beside(file: Path) -> None:
+    with scratch() as folder, cluster(folder / "ray") as executor:
+        found = Bench(folder, executor).beside()
+    print(beside_table(found, []))
+    file.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="write engine.md and engine.json")
-    write = parser.parse_args().write
+    parser.add_argument("--beside", metavar="FILE", help="only steps of different kinds, into this JSON file")
+    args = parser.parse_args()
+    if args.beside:
+        only_beside(Path(args.beside))
+        return
     found: dict[str, Any] = {"machine": machine(), "seconds": SECONDS, "skipped": missing()}
     with scratch() as folder, cluster(folder / "ray") as executor:
         bench = Bench(folder, executor)
         found |= {"light_rows": bench.light_rows(), "second_run": bench.second_run()}
-        found["overlapped"] = bench.overlapped()
+        found |= {"overlapped": bench.overlapped(), "beside": bench.beside()}
+    old = json.loads((HERE / "engine.json").read_text())
+    found["beside_before"] = old.get("beside_before", [])
     found["machine"]["load_average_after"] = [round(x, 2) for x in os.getloadavg()]
     page = markdown(found)
     print(page)
-    if write:
+    if args.write:
         (HERE / "engine.md").write_text(page)
         (HERE / "engine.json").write_text(json.dumps(found, indent=1) + "\n")
 

@@ -15,11 +15,10 @@ import argparse
 import hashlib
 import json
 import os
-import re
-import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,36 +104,23 @@ def make(root: Path, num_rows: int) -> None:
 
 def vlpipe(*args: object) -> tuple[float, float, int, str]:
     """Seconds, CPU seconds, peak RSS in MB, and the line that says how much it was."""
-    command = [sys.executable, __file__, "--verb", *map(str, args)]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli", *map(str, args)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     began = time.perf_counter()
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - began
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
-    used = re.search(r"CPU: ([\d.]+) s, peak: (\d+) MB", done.stderr)
-    assert used
-    said = next((line for line in done.stdout.splitlines() if "forgot" in line or "forget" in line), "")
-    return round(seconds, 1), float(used[1]), int(used[2]), said
-
-
-def verb(args: list[str]) -> None:
-    """The command line in this process; says its peak memory at the end."""
-    from vlpipe.pipeline.cli import main as command_line
-
-    sys.argv = ["vlpipe", *args]
-    try:
-        command_line()
-    finally:
-        used = os.times()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        sys.stderr.write(f"CPU: {used.user + used.system:.1f} s, peak: {peak:.0f} MB\n")
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        lines = out.read().splitlines()
+    if process.returncode:
+        raise SystemExit("\n".join(lines))
+    said = next((line for line in lines if "forgot" in line or "forget" in line), "")
+    return round(seconds, 1), round(used.ru_utime + used.ru_stime, 1), used.ru_maxrss // 1024, said
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--verb"]:
-        verb(sys.argv[2:])
-        return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

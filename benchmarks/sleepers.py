@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.shard import Out, Reject
-from vlpipe.pipeline.stage import MapStage, SourceStage, Work
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Work
 
 ROWS = pa.schema([("id", pa.string()), ("n", pa.int64())])
 BATCH_ROWS = 10_000
@@ -81,3 +81,20 @@ class Quarter(Sleep):
             return Out(rows.filter(keep), [Reject(id_, "filtered", "not_fourth") for id_ in gone])
 
         yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gather(GatherStage):
+    """Takes `seconds`, whatever it reads, and emits one row."""
+
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"calls"})
+
+    seconds: float = 0.0
+    calls: str = ""
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return ROWS
+
+    def run(self, job: Job) -> None:
+        time.sleep(self.seconds)
+        job.emit(pa.table({"id": ["id0"], "n": [0]}, ROWS))

@@ -25,7 +25,7 @@ from vlpipe.pipeline.receipt import (
     write_receipt,
 )
 from vlpipe.pipeline.rejects import RejectsWriter
-from vlpipe.pipeline.shard import Heavy, Reject
+from vlpipe.pipeline.shard import Heavy, Reject, Shard
 from vlpipe.pipeline.store import Store
 
 
@@ -117,7 +117,8 @@ def adopt(store: Store, found: Candidate, folder: str, index: int, heavy: tuple[
     log = log_path(found.folder, old.index)
     if store.exists(log):
         store.link_or_copy(log, log_path(folder, index))
-    shard = dataclasses.replace(old.shard, path=path, heavy=own_digest(heavy, path, old.shard.digest))
+    shard = dataclasses.replace(old.shard, path=path)
+    shard = dataclasses.replace(shard, heavy=own_digest(heavy, shard))
     receipt = dataclasses.replace(old, index=index, shard=shard, rejects_digest=rejects_digest)
     write_receipt(store, folder, receipt)
     return receipt
@@ -139,9 +140,10 @@ def _adopt_rejects(store: Store, found: Candidate, folder: str, index: int) -> s
     return writer.digest
 
 
-def own_digest(heavy: tuple[Heavy, ...], path: str, digest: str) -> tuple[Heavy, ...]:
-    """Heavy columns, those of the shard at `path` with its digest."""
-    return tuple(one._replace(digest=digest) if one.path == path else one for one in heavy)
+def own_digest(heavy: tuple[Heavy, ...], shard: Shard) -> tuple[Heavy, ...]:
+    """Heavy columns, those that lie in `shard` with its digests."""
+    own = {"digest": shard.digest, "footer": shard.footer}
+    return tuple(one._replace(**own) if one.path == shard.path else one for one in heavy)
 
 
 def adopt_step(store: Store, old: str, manifest: Manifest, folder: str) -> list[Receipt]:

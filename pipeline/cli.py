@@ -8,17 +8,18 @@ import io
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from vlpipe.pipeline import again, forget
-from vlpipe.pipeline.errors import VlpipeError, explain
+from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning, explain, one_line
 from vlpipe.pipeline.interrupt import Interrupted, heeding_interrupts
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.pandas_later import leave_pandas_alone
@@ -53,7 +54,18 @@ def load(
 ) -> tuple[Workflow, Store]:
     found = Workflow.load(resolve_workflow(workflow), profile=profile, sets=sets or (), root=root)
     url = found.root if "://" in found.root else os.path.abspath(os.path.expanduser(found.root))
-    return found, Store(url)
+    return found, _store(url)
+
+
+def _store(url: str) -> Store:
+    store = Store(url)
+    try:
+        is_file = store.is_local and os.path.exists(url) and not os.path.isdir(url)
+    except (ValueError, ImportError) as error:  # no such protocol, or the package for it is not there
+        raise VlpipeError(f"root {url}: {error}") from error
+    if is_file:
+        raise VlpipeError(f"root {url}: it is a file; wanted a folder, or the name of one to be made")
+    return store
 
 
 @app.command()
@@ -132,7 +144,6 @@ def executing(
         executor = make_executor(run_id, local=local, address=address)
         try:
             with Progress_(out, store) as progress:
-                check()  # Ray takes a moment to start, and puts a handler of its own in place
                 yield executor, replace(progress.watcher, stopping=_stopping), check
         finally:
             executor.close()
@@ -218,6 +229,7 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())  # a user's own stages lie beside the YAML
     from vlpipe.pipeline import verbs  # noqa: F401  # adds its commands to `app`
 
+    warnings.showwarning = show_warning
     leave_pandas_alone()
     gc.freeze()  # what is imported stays: no collection looks through it again
     code = exit_code(debug)
@@ -231,6 +243,25 @@ def take_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own as one sentence; those of libraries as Python shows them."""
+    if issubclass(category, VlpipeWarning):
+        err.print(
+            f"[yellow]warning[/yellow]: {escape(one_line(str(message)))}", highlight=False, soft_wrap=True
+        )
+    else:
+        print(
+            warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr
+        )
 
 
 def exit_code(debug: bool) -> int:

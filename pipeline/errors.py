@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterable
 
 from vlpipe.pipeline.cells import cut, printable
@@ -83,21 +86,42 @@ def did_you_mean(word: str, known: Iterable[str], max_chars: int = 60) -> str:
 
 
 def raised_in(error: BaseException) -> str:
-    """` (FILE line N)`, where an error of somebody's code was raised; empty if it was not."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    return f" ({last.tb_frame.f_code.co_filename} line {last.tb_lineno})" if last is not None else ""
+    """` (FILE line N)`: the last line of our code, or a user's, on the way to an error; empty if it was never raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = ([frame for frame in frames if _is_ours(frame.filename)] or frames)[-1:]
+    return "".join(f" ({frame.filename} line {frame.lineno})" for frame in last)
+
+
+def _is_ours(path: str) -> bool:
+    if not os.path.isabs(path):  # PyArrow's own
+        return False
+    return "/vlpipe/" in path or not ("-packages/" in path or path.startswith(STDLIB))
+
+
+STDLIB = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+STORES = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "azure", "adlfs", "aiohttp")
 
 
 def explain(error: BaseException) -> str:
-    """One clear sentence for an error that stops something."""
+    """One clear sentence for an error that stops something: what it is about, or else which code met it."""
     if isinstance(error, VlpipeError):
         return str(error)
-    if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = (
-            "the disk is full (or a limit on file sizes is reached)" if full else error.strerror or str(error)
-        )
-        return f"{what}: {error.filename}" if error.filename else what
-    return f"internal error: {type(error).__name__}: {error}; --debug shows where"
+    if isinstance(error, OSError) and not type(error).__module__.startswith(STORES):
+        return _of_the_system(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory{raised_in(error)}"
+    if isinstance(error, ImportError):
+        return f"a package is missing, or broken: {error}{raised_in(error)}"
+    name = type(error).__name__
+    said = f"{name}: {one_line(str(error))}" if str(error) else name
+    if type(error).__module__.startswith(STORES):
+        return f"the object store says: {said}"
+    return f"internal error: {said}{raised_in(error)}; --debug shows where"
+
+
+def _of_the_system(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    what = error.strerror or f"{type(error).__name__}: {error}".removeprefix("OSError: ")
+    what = "the disk is full (or a limit on file sizes is reached)" if full else what
+    files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{what}: {' -> '.join(files)}" if files else f"{what}{raised_in(error)}"

@@ -41,7 +41,7 @@ from vlpipe.pipeline.receipt import (
     write_receipts,
 )
 from vlpipe.pipeline.records import StepRecord, read_step, step_folders
-from vlpipe.pipeline.shard import Shard, open_parquet
+from vlpipe.pipeline.shard import Heavy, Shard, open_parquet
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.text_sets import TextSet, sets_from_table, sets_to_table
 from vlpipe.pipeline.verify import left_over
@@ -206,8 +206,15 @@ class _Made:
     def shard(self, old: Shard) -> Shard:
         made = self.shards.get(old.path)
         new = old if made is None else with_digest(old, made)
-        heavy = tuple(one._replace(digest=self.digest(one.digest)) for one in old.heavy)
+        heavy = tuple(map(self._heavy, old.heavy))
         return new if heavy == old.heavy else dataclasses.replace(new, heavy=heavy)
+
+    def _heavy(self, old: Heavy) -> Heavy:
+        shard = self.old.get(old.digest)
+        if shard is None:
+            return old
+        made = self.shards[shard.path]
+        return old._replace(digest=made.digest, footer=made.footer)
 
     def num_gone(self, old: Shard) -> int:
         return old.num_rows - self.shard(old).num_rows
@@ -252,12 +259,13 @@ class _Change:
     """Old digests to new ones, for the records of one step."""
 
     def __init__(self, made: _Made, record: StepRecord) -> None:
-        self.made, self.record = made, record
-        names = record.manifest.inputs if record.manifest else ()
+        self.made, self.step = made, made.steps[record.folder]
+        self.record = record
+        names = self.step.inputs
         before = [[r.shard for r in made.record(n).receipts] for n in names if n in made.manifests]
         after = [[made.shard(s) for s in shards] for shards in before]
         self._num_gone = sum(made.num_gone(s) for shards in before for s in shards)
-        old_read = dict(record.manifest.read) if record.manifest else {}
+        old_read = dict(record.manifest.read) if record.manifest else dict(self._read_before())
         self.read = {name: self._artifacts_now(name, digest) for name, digest in old_read.items()}
         self._artifacts = {digest_artifacts(old_read): digest_artifacts(self.read)}
         shards_digests = [[digest_shards(shards) for shards in side] for side in (before, after)]
@@ -294,22 +302,28 @@ class _Change:
         """The digest over inputs and artifacts as they are now; one that was out of date before stays so."""
         return self._inputs.get(old, old)
 
+    def _read_before(self) -> Iterator[tuple[str, str]]:
+        """What the file parameters of an unfinished step read, if what it began with is what was there."""
+        for name, digest in self.step.files.items():
+            maker, path = self._maker(name)
+            made = self.made.manifests.get(maker)
+            yield name, (made.artifact_digest(path) if made else None) or digest
+
     def _artifacts_now(self, name: str, old: str) -> str:
         """The digest of what a file parameter reads, as it is now."""
-        manifest = self.record.manifest
-        assert manifest is not None
-        folders = {f"step:{m.step_key}": f for f, m in self.made.manifests.items() if m}
-        maker = folders.get(manifest.files.get(name, ""))
-        if maker is None:
-            return old
-        before = self.made.manifests[maker]
-        assert before is not None
-        written = dict(_references(manifest.params))
-        path = written.get(name.removeprefix("source."), "")  # `NAME.rows` has them from its source
-        if before.artifact_digest(path) != old:
-            return old  # it was out of date before
+        maker, path = self._maker(name)
+        before = self.made.manifests.get(maker)
+        if before is None or before.artifact_digest(path) != old:
+            return old  # no step made it, or it was out of date before
         after = dataclasses.replace(before, artifacts=self.made.artifacts(maker))
         return after.artifact_digest(path) or ""
+
+    def _maker(self, name: str) -> tuple[str, str]:
+        """The folder whose artifact a file parameter reads, and which; empty where no step made it."""
+        folders = folders_by_key(self.made.steps)
+        written = dict(_references(self.step.params))
+        path = written.get(name.removeprefix("source."), "")  # `NAME.rows` has them from its source
+        return folders.get(self.step.files.get(name, ""), ""), path
 
 
 def _references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +76,7 @@ class Model:
 class Step:
     """A step's folder without its receipts, which of 100,000 shards are half a gigabyte. `rejected`: shards with rejects.
 
-    columns, inputs, files, references, artifact_references: as its records say, finished or not.
+    columns, inputs, files, params, references, artifact_references: as its records say, finished or not.
     """
 
     folder: str
@@ -84,6 +85,7 @@ class Step:
     columns: frozenset[str] | None  # None: nothing says which
     inputs: tuple[str, ...]
     files: Mapping[str, str]
+    params: Mapping[str, Any]
     references: tuple[str, ...]
     artifact_references: Mapping[str, Sequence[str]]
     shards: Sequence[int]
@@ -215,6 +217,7 @@ def _step(store: Store, folder: str) -> Step:
         columns=None if schema is None else frozenset(line.partition(":")[0] for line in schema),
         inputs=tuple(said.get("inputs", record.manifest.inputs if record.manifest else ())),
         files=said.get("files", record.manifest.files if record.manifest else {}),
+        params=said.get("params", record.manifest.params if record.manifest else {}),
         references=tuple(
             {*said.get("references", ()), *(record.manifest.references if record.manifest else ())}
         ),

@@ -158,7 +158,9 @@ def rewrite(
 ) -> Shard:
     """The same file without these rows. Done twice it is what it was after the first time."""
     with open_parquet(store, path) as file:
-        group_rows = file.metadata.row_group(0).num_rows if file.num_row_groups else 1
+        # Where bytes and not rows ended a group it is smaller: the largest is what they may have.
+        sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+        group_rows = max(sizes, default=1)
         refs = references_in(file.schema_arrow, declared)
         tables = (gone.scrub(table, refs)[0] for _, table in blocks(file))
         schema = pa.schema([f.with_type(_declared(f.type)) for f in file.schema_arrow])
@@ -230,4 +232,4 @@ def rewrite_log(store: Store, path: str, gone: Gone) -> None:
 
 
 def with_digest(shard: Shard, made: Shard) -> Shard:
-    return replace(shard, digest=made.digest, num_rows=made.num_rows)
+    return replace(shard, digest=made.digest, footer=made.footer, num_rows=made.num_rows)

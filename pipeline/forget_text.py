@@ -54,7 +54,7 @@ def without_names(text: str, known: set[str]) -> str:
     parts, at = [], 0
     for start, end in may_name(text) if known else ():
         if start >= at and text[start:end] in known:
-            parts += [text[at:start], SOMEONE]
+            parts += [text[at:start].removesuffix("row "), SOMEONE]  # not "row a forgotten row"
             at = end
     return "".join([*parts, text[at:]])
 

@@ -256,9 +256,7 @@ def _free(store: Store, lock: Lock, say: Callable[[str], None]) -> None:
     if state == "ended":
         return
     if record is None:
-        say(
-            f"{store.path(lock.rel)} is no lock that vlpipe wrote; looking for {_watch_s(lock):.0f} s whether its run lives"
-        )
+        say(f"{store.path(lock.rel)} is no lock that vlpipe wrote; watching it for {_watch_s(lock):.2g} s")
     elif state == "here":
         raise VlpipeError(f"{store.url} is in use by another run: {record.who}")
     elif state == "gone":

@@ -147,8 +147,8 @@ class OptedOut:
 
 
 def part_names(root: Store) -> list[str]:
-    """A write may be under way. VlpipeError: something else lies there."""
-    names = [name for name in root.list(REL) if not name.endswith(".part")]
+    """In order; a write may be under way. VlpipeError: a Parquet file with another name lies there."""
+    names = [name for name in root.list(REL) if name.endswith(".parquet") and name[0] != "."]
     for name in names:
         if not re.fullmatch(r"\d{6,}\.parquet", name):
             raise VlpipeError(

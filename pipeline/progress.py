@@ -186,9 +186,12 @@ class Progress_:
 
     def _pass_on(self, one: Planned, seen: _Seen) -> None:
         rel = f"{one.folder}/_log/said.txt"
-        if not (self.store.is_local and self.store.exists(rel)):
+        if not self.store.is_local:
             return
-        text = self.store.read_bytes(rel)
+        try:
+            text = self.store.read_bytes(rel)
+        except FileNotFoundError:  # it has said nothing yet, or begins anew
+            return
         for line in text[seen.said :].decode(errors="replace").splitlines():
             self.console.print(
                 f"[dim]  {escape(one.name)}: {escape(printable(line))}[/dim]", highlight=False, soft_wrap=True

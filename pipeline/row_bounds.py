@@ -54,7 +54,7 @@ class RowCounts:
     REL = "_cache/rows.json"
 
     def __init__(self, store: Store) -> None:
-        self._store, self._in_root = store, store.exists("")
+        self._store, self._in_root = store, store.exists("")  # a plan makes no root
         self._counts = dict(self._kept())
         self._changed = False
 

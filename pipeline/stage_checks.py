@@ -48,8 +48,13 @@ def _names(cls: Any, engine_keys: Collection[str]) -> Iterator[str]:
     for field in dataclasses.fields(cls):
         if field.name in engine_keys:
             yield f": a parameter cannot be called {field.name!r}, which is a key of every step; give it another name"
-        elif any(issubclass(cls, base) and field.name in vars(base) for base in BASES):
+        elif any(issubclass(cls, base) and _is_fixed(base, field.name) for base in BASES):
             yield f": a parameter cannot be called {field.name!r}, which every stage has already; give it another name"
+
+
+def _is_fixed(base: type, name: str) -> bool:
+    """A method, or a constant such as VERSION; what is a parameter of some stages only (`num_workers`) is neither."""
+    return inspect.isfunction(vars(base).get(name)) or (name in vars(base) and name.isupper())
 
 
 def _not_in_key(cls: Any, _: Collection[str]) -> Iterator[str]:

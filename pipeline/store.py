@@ -278,8 +278,10 @@ class Store:
             os.replace(part, final)
             if sync_folder:
                 _fsync(os.path.dirname(final))
-        except BaseException:
+        except BaseException as error:
             Path(part).unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename in (None, part):  # `write` names no file
+                error.filename = final
             raise
 
     def link_or_copy(self, src: str, dst: str) -> None:

@@ -66,15 +66,18 @@ def rejects(folder: Path, one: Planned) -> list[dict[str, str]]:
 
 
 def left(root: Path) -> dict[str, str]:
-    """Every file below the root with its digest; receipts and their collection by what identifies them, not by when."""
+    """Every file below the root with its digest; receipts and their collection by what identifies them, not by when.
+
+    The lock's file counts the runs, and is left out.
+    """
     found = {}
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.parent != root / "_lock"):
         rel = str(path.relative_to(root))
         timed = (
             "_receipts/" in rel
             or rel.endswith("_shards.parquet")
             or "_log/" in rel
-            or rel.startswith(("_cache", "_lock/"))
+            or rel.startswith("_cache")
         )
         found[rel] = "" if timed else hashlib.sha256(path.read_bytes()).hexdigest()
     return found

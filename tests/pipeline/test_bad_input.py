@@ -59,7 +59,7 @@ def test_an_unreadable_shard(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text(text)
     code, said = vlpipe("run", str(tmp_path / "w.yaml"), "--root", str(tmp_path / "root"), "--local")
     assert code == 1
-    assert f"{shard} cannot be read" in said
+    assert f"shard {shard} cannot be read" in said
     assert "`vlpipe verify` lists what is damaged" in said
 
 

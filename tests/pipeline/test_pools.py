@@ -6,25 +6,28 @@ from pathlib import Path
 import pytest
 from helpers import left, rejects, rows, run
 
-TIMED = '{{use: "toys:{use}", from: {above}, seconds: 0.2, times: "{folder}/{name}.txt"}}'
+TIMED = '{{use: "toys:{use}", from: {above}, seconds: 0.2, times: "{folder}/{name}.txt", meets: "{meets}"}}'
 
 
 @pytest.fixture(scope="module")
 def two_cpus() -> Iterator[str]:
-    """The address of a cluster with two CPUs, whatever this machine has."""
+    """The address of a cluster with two CPUs and, by its own account, a GPU, whatever this machine has."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
     yield cluster.address
     cluster.shutdown()
 
 
-def workflow(folder: Path, *steps: tuple[str, str], end: str = "") -> str:
-    """`numbers` in 12 shards, and below it one timed step after the other: (name, class)."""
+def workflow(folder: Path, *steps: tuple[str, str], end: str = "", meets: str = "") -> str:
+    """`numbers` in 12 shards, and below it one timed step after the other: (name, class).
+
+    The last 4 shards of the first step wait until the file `meets` is there.
+    """
     text, above = 'steps:\n  numbers: {use: "toys:Numbers", num_rows: 60, shard_rows: 5}\n', "numbers"
     for name, use in steps:
-        text += f"  {name}: {TIMED.format(use=use, above=above, folder=folder, name=name)}\n"
-        above = name
+        text += f"  {name}: {TIMED.format(use=use, above=above, folder=folder, name=name, meets=meets)}\n"
+        above, meets = name, ""
     return text + end
 
 
@@ -42,7 +45,8 @@ def test_pools_take_every_cpu_once_no_task_can_come_and_let_go_for_training(
 ) -> None:
     """Two pools work side by side on two CPUs; the two training workers after them need both."""
     end = '  train: {use: "toys:Launches", from: b, num_workers: 2}\n'
-    text = workflow(tmp_path, ("a", "TimedInActor"), ("b", "TimedInActor"), end=end)
+    meets = f"{tmp_path}/b.txt"
+    text = workflow(tmp_path, ("a", "TimedInActor"), ("b", "TimedInActor"), end=end, meets=meets)
     steps = run(tmp_path, text, address=two_cpus)
     assert num_overlaps(times(tmp_path, "a"), times(tmp_path, "b")) > 0
     assert rows(tmp_path, steps["train"])["n"].to_pylist() == [7]
@@ -51,7 +55,7 @@ def test_pools_take_every_cpu_once_no_task_can_come_and_let_go_for_training(
 def test_a_task_between_two_pools_is_not_starved(tmp_path: Path, two_cpus: str) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     names = ("a", "TimedInActor"), ("between", "Timed"), ("b", "TimedInActor")
-    text = workflow(tmp_path, *names)
+    text = workflow(tmp_path, *names, meets=f"{tmp_path}/between.txt")
     for folder in (here, there):
         folder.mkdir()
     run(there, text, address=two_cpus)
@@ -72,3 +76,49 @@ def test_a_row_that_kills_an_actor_is_found_while_its_pool_holds_every_cpu(
     steps = run(tmp_path, workflow(tmp_path, end=f"  b: {step}\n"), address=two_cpus)
     assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(60) if n != 2]
     assert [(r["id"], r["why"]) for r in rejects(tmp_path, steps["b"])] == [("id2", "killed_worker")]
+
+
+def test_three_neighbours_that_each_kill_their_actor_end_well(tmp_path: Path, two_cpus: str) -> None:
+    """Who dies with another shard has not had an attempt."""
+    step = '{use: "toys:BreaksInActor", from: numbers, kills: [2, 7, 12], max_reject_rate: 0.2}'
+    steps = run(tmp_path, workflow(tmp_path, end=f"  b: {step}\n"), address=two_cpus)
+    assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(60) if n not in (2, 7, 12)]
+    found = [(r["id"], r["why"]) for r in rejects(tmp_path, steps["b"])]
+    assert found == [("id2", "killed_worker"), ("id7", "killed_worker"), ("id12", "killed_worker")]
+
+
+def test_a_pool_works_beside_the_tasks_that_feed_it(tmp_path: Path, two_cpus: str) -> None:
+    """Were both CPUs taken by what feeds it, its last tasks would wait in vain."""
+    steps = ("fetch", "Timed"), ("caption", "TimedInActor")
+    run(tmp_path, workflow(tmp_path, *steps, meets=f"{tmp_path}/caption.txt"), address=two_cpus)
+    assert num_overlaps(times(tmp_path, "fetch"), times(tmp_path, "caption")) > 0
+
+
+def test_a_gather_step_starts_while_another_branch_has_work(tmp_path: Path, two_cpus: str) -> None:
+    end = f"""  short: {{use: "toys:Numbers", num_rows: 1}}
+  gather: {{use: "toys:OnlyArtifact", from: short, touches: {tmp_path}/gathered}}
+"""
+    text = workflow(tmp_path, ("long", "Timed"), meets=f"{tmp_path}/gathered", end=end)
+    steps = run(tmp_path, text, address=two_cpus)
+    assert rows(tmp_path, steps["long"]).num_rows == 60
+
+
+@pytest.mark.parametrize("use", ["Placed", "PlacedInActor"])
+def test_a_gpu_is_there_only_for_a_step_that_asks_for_one(tmp_path: Path, two_cpus: str, use: str) -> None:
+    text = f"""steps:
+  numbers: {{use: "toys:Numbers", num_rows: 2}}
+  without: {{use: "toys:{use}", from: numbers}}
+  with: {{use: "toys:{use}", from: numbers, resources: {{gpus: 1, memory_gb: 0.25}}}}
+"""
+    steps = run(tmp_path, text, address=two_cpus)
+    columns = ["visible", "device", "memory"]
+    assert [*rows(tmp_path, steps["without"]).select(columns).slice(0, 1).to_pylist()[0].values()] == [
+        "",
+        "cpu",
+        0,
+    ]
+    assert [*rows(tmp_path, steps["with"]).select(columns).slice(0, 1).to_pylist()[0].values()] == [
+        "0",
+        "cuda",
+        2**28,
+    ]

@@ -2,11 +2,14 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,7 +70,7 @@ def test_a_step_that_asks_for_more_than_there_is_is_an_error_not_a_hang(tmp_path
         run(tmp_path, text, ray=True)
 
 
-def driver(folder: Path, *more: str) -> "subprocess.Popen[bytes]":
+def driver(folder: Path, *more: str, env: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
     """`vlpipe run` in a process of its own."""
     command = [
         sys.executable,
@@ -79,7 +82,7 @@ def driver(folder: Path, *more: str) -> "subprocess.Popen[bytes]":
         str(folder / "root"),
         *more,
     ]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
 
 
 def wait_for_receipts(folder: Path, num: int, process: "subprocess.Popen[bytes]") -> None:
@@ -132,15 +135,46 @@ def test_an_interrupt_that_a_stage_swallows_stops_the_run(tmp_path: Path) -> Non
     assert len(list((tmp_path / "root").glob("scale-*/_receipts/*.json"))) < 12  # of 12 shards
 
 
-def test_an_interrupted_run_exits_with_130_and_goes_on_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "more"),
+    [
+        (signal.SIGINT, 130, ()),
+        (signal.SIGTERM, 143, ()),
+        (signal.SIGINT, 130, ("--local",)),
+        (signal.SIGTERM, 143, ("--local",)),
+        (signal.SIGHUP, 129, ("--local",)),
+    ],
+)
+def test_an_interrupted_run_says_by_what_and_goes_on_later(
+    tmp_path: Path, number: signal.Signals, code: int, more: tuple[str, ...]
+) -> None:
     slower = SLOW.replace("seconds: 0.1", "seconds: 0.5")  # it must not be done before it is interrupted
     planned(tmp_path, slower)
-    process = driver(tmp_path)
+    process = driver(tmp_path, *more)
     wait_for_receipts(tmp_path, 14, process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    assert not (tmp_path / "root" / "_lock.json").exists()
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    assert "Traceback" not in said
+    assert more or "has 10 s to finish" in " ".join(said.split())
     steps = run(tmp_path, slower)
     assert rows(tmp_path, steps["payload"]).num_rows == 60
+
+
+def test_a_step_that_fails_leaves_another_branch_time_to_finish_its_shards(tmp_path: Path) -> None:
+    text = f"""steps:
+  numbers: {{use: "toys:Numbers", num_rows: 10, shard_rows: 5}}
+  fails: {{use: "toys:Loses", from: numbers}}
+  slow: {{use: "toys:Timed", from: numbers, seconds: 3, times: {tmp_path}/times.txt}}
+"""
+    planned(tmp_path, text)
+    process = driver(tmp_path)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "a step failed; what still runs" in " ".join(said.decode().split())
+    assert list((tmp_path / "root").glob("slow-*/_receipts/*.json"))
 
 
 def test_a_second_run_on_the_same_root_is_refused(tmp_path: Path) -> None:
@@ -158,12 +192,12 @@ def test_a_second_run_on_the_same_root_is_refused(tmp_path: Path) -> None:
     assert code == 0, process.stderr.read().decode()
 
 
-def test_a_cluster_that_was_started_before_gives_the_same_bytes(tmp_path: Path) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    for folder in (here, there):
-        folder.mkdir()
-    run(here, CHAIN)
-    planned(there, CHAIN)
+@contextmanager
+def head(folder: Path, auth: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """A cluster with two CPUs, the port of its head, and the environment of a user whose home holds a token."""
+    (folder / "home" / ".ray").mkdir(parents=True)
+    (folder / "home" / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_A")} | {"HOME": str(folder / "home")}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -175,15 +209,58 @@ def test_a_cluster_that_was_started_before_gives_the_same_bytes(tmp_path: Path) 
         "--disable-usage-stats",
     ]
     command += ["--port", str(port), "--num-cpus", "2", "--include-dashboard", "false"]
-    head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env={**env, "RAY_AUTH_MODE": auth}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_for_port(port)
-        done = driver(there, "--address", f"127.0.0.1:{port}")
-        assert done.wait(timeout=120) == 0, done.stderr and done.stderr.read()
+        yield port, env
     finally:
-        head.terminate()
-        head.wait(timeout=60)
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@pytest.mark.parametrize("auth", ["token", "disabled"])
+def test_a_cluster_with_and_one_without_tokens_give_the_same_bytes(tmp_path: Path, auth: str) -> None:
+    """A token lies in the home folder in both cases; the address comes from the environment in one."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    run(here, CHAIN)
+    planned(there, CHAIN)
+    with head(tmp_path, auth) as (port, env):
+        address = ["--address", f"127.0.0.1:{port}"]
+        if auth == "disabled":
+            env, address = env | {"RAY_ADDRESS": f"127.0.0.1:{port}"}, ["--address", "auto"]
+        else:
+            strange = driver(there, *address, env=env | {"HOME": str(here)})
+            _, said = strange.communicate(timeout=120)
+            assert strange.returncode == 1
+            assert f"the Ray cluster at 127.0.0.1:{port} wants a token" in " ".join(said.decode().split())
+        done = driver(there, *address, env=env)
+        assert done.wait(timeout=120) == 0, done.stderr and done.stderr.read()
     assert left(there / "root") == left(here / "root")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (
+            "10.0.0.1",
+            "wanted HOST:PORT of a cluster's head, [IPv6]:PORT, ray://HOST:PORT, or auto, got '10.0.0.1'",
+        ),
+        ("::1:6379", "wanted HOST:PORT"),
+        ("host:port", "wanted HOST:PORT"),
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1: Connection refused"),
+        ("[::1]:1", "no Ray cluster answers at [::1]:1: "),
+        ("ray://127.0.0.1:1", "no Ray cluster answers at ray://127.0.0.1:1: Connection refused"),
+    ],
+)
+def test_an_address_where_nothing_answers_is_one_sentence(address: str, said: str) -> None:
+    from vlpipe.pipeline.ray_cluster import Cluster
+
+    with pytest.raises(VlpipeError, match=re.escape(said)):
+        Cluster({}, address).connect()
 
 
 def wait_for_port(port: int) -> None:

@@ -308,3 +308,23 @@ def test_a_stage_that_breaks_while_it_is_looked_at(tmp_path: Path) -> None:
     assert said[1].startswith(
         f"4: c: Breaks.preflight failed: ZeroDivisionError: division by zero ({__file__} line "
     )
+
+
+@pytest.mark.parametrize(
+    ("workflow", "step", "wanted"),
+    [
+        ("blip_capfilt", "images", 1_000),
+        ("capfilt_ablation", "images_2", 1_000),
+        ("detector_demo", "images", 10_000),
+        ("detector_demo", "heldout_images", 10_000),
+        ("video_demo", "videos", 10_000),
+    ],
+)
+def test_the_demos_keep_their_shards(workflow: str, step: str, wanted: int) -> None:
+    assert Workflow.load(workflow).step(step).shard_rows == wanted
+
+
+def test_what_is_fetched_comes_in_small_shards(tmp_path: Path) -> None:
+    (tmp_path / "list.tsv").write_text("url\ttext\nhttp://a.example/1\tone\n")
+    made = load(tmp_path, f'  a: {{use: "ingest.images:FetchImages", list: {tmp_path}/list.tsv}}\n')
+    assert made.step("a").shard_rows == 2_000

@@ -1,6 +1,8 @@
 """What is removed and what never is; what is exported opens elsewhere."""
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -10,6 +12,7 @@ from helpers import CHAIN, left
 from toys import payload
 
 from vlpipe.pipeline.lock import locked
+from vlpipe.pipeline.receipt import read_receipt, receipt_numbers, write_receipt
 from vlpipe.pipeline.store import Store
 
 PROFILES = CHAIN + "profiles:\n  small: {scale: {by: 7}}\n  other: {scale: {by: 8}}\n"
@@ -21,8 +24,13 @@ def test_only_what_no_file_and_no_profile_reaches_goes(tmp_path: Path) -> None:
     runs("run", "--local", "--profile", "small")
     before = left(runs.root)
     runs("run", "--local", "--set", "scale.by=9")
-    assert [line.split()[-1].partition("-")[0] for line in runs("prune")[:-1]] == [
-        *("add", "every", "payload", "scale", "sum")
+    said = [line.split(maxsplit=3) for line in runs("prune")[:-1]]
+    assert [(folder.partition("-")[0], about) for _, _, folder, about in said] == [
+        ("add", "what is above it changed"),
+        ("every", "what is above it changed"),
+        ("payload", "what is above it changed"),
+        ("scale", "parameter by changed 9 -> 3"),
+        ("sum", "what is above it changed"),
     ]
     assert len(left(runs.root)) > len(before)
     runs("prune", "--yes")
@@ -30,6 +38,79 @@ def test_only_what_no_file_and_no_profile_reaches_goes(tmp_path: Path) -> None:
     assert {n: d for n, d in after.items() if n != "_steps.json"} == {
         n: d for n, d in before.items() if n != "_steps.json"
     }
+
+
+def listed(tmp_path: Path) -> Runs:
+    """A profile whose list is there, and was run."""
+    (tmp_path / "big.txt").write_text("9")
+    numbers = '{use: "toys:Numbers", num_rows: 20, shard_rows: 6}'
+    text = CHAIN.replace(numbers, numbers + '\n  last: {use: "toys:Every", from: numbers, k: 5}')
+    big = f"profiles:\n  100: {{numbers: {{list: {tmp_path}/big.txt}}}}\n  small: {{scale: {{by: 7}}}}\n"
+    runs = Runs(tmp_path, text + big)
+    for args in ([], ["--profile", "100"], ["--set", "scale.by=9"]):
+        runs("run", "--local", *args)
+    return runs
+
+
+def test_prune_refuses_where_a_profile_cannot_be_loaded(tmp_path: Path) -> None:
+    """Its list is on a disk that is not mounted here: what it keeps must not go."""
+    runs = listed(tmp_path)
+    there = left(runs.root)
+    (tmp_path / "big.txt").rename(tmp_path / "unmounted.txt")
+    for yes in ([], ["--yes"]):
+        assert runs("prune", *yes, code=1)[-1] == (
+            f"profile '100' of {runs.file} cannot be loaded here (line 12: numbers.list: there is no file or folder "
+            f"'{tmp_path}/big.txt' (from {os.getcwd()})), so nobody knows which folders it keeps: nothing was removed; "
+            "--drop-profile 100 gives its folders up"
+        )
+        assert left(runs.root) == there
+    said = runs("prune", "--drop-profile", "1oo", code=1)
+    assert said[-1] == "--drop-profile: there is no profile '1oo'; there are: 100, small"
+    assert "removed" in runs("prune", "--drop-profile", "100", "--yes")[-1]
+    assert len(list(runs.root.glob("numbers-*"))) == 1
+
+
+def test_a_profile_may_be_called_by_a_number(tmp_path: Path) -> None:
+    runs = listed(tmp_path)
+    runs("prune", "--yes", "--set", "scale.by=9")
+    assert len(list(runs.root.glob("numbers-*"))) == 2  # of the file and of profile 100
+    assert len(list(runs.root.glob("scale-*"))) == 3
+
+
+def test_what_set_made_is_kept_beside_what_the_file_makes(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    mine = {p.name for p in runs.root.glob("*-*")}
+    runs("run", "--local", "--set", "scale.by=9")
+    nines = {p.name for p in runs.root.glob("*-*")} - mine
+    assert runs("prune", "--set", "scale.by=9")[-1].startswith("nothing to remove")
+    assert "would remove 5 folder(s)" in runs("prune")[-1]
+    assert {line.split()[2] for line in runs("prune")[:-1]} == nines
+    others = {line.split()[2] for line in runs("prune", "--set", "scale.by=9", "--only-set")[:-1]}
+    assert others == {name for name in mine if not name.startswith("numbers")}
+    assert "--only-set is about --set" in " ".join(runs("prune", "--only-set", code=2))
+
+
+def test_a_file_that_needs_set_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("9")
+    runs = Runs(tmp_path, CHAIN.replace("num_rows: 20", "list: nowhere.txt"))
+    chosen = ("--set", f"numbers.list={tmp_path}/list.txt")
+    runs("run", "--local", *chosen)
+    (error,) = (line for line in runs("prune", *chosen, "--yes", code=1) if "cannot be loaded" in line)
+    assert error.endswith("; --set STEP.KEY=VALUE --only-set gives up what it keeps without those values")
+    assert runs("prune", *chosen, "--only-set", "--yes") == [f"nothing to remove in {runs.root}"]
+
+
+def test_a_link_to_another_disk_stays(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    runs("run", "--local", "--set", "scale.by=9")
+    for folder in runs.root.glob("every-*"):
+        folder.rename(tmp_path / folder.name)
+        folder.symlink_to(tmp_path / folder.name)
+    said = runs("prune", "--yes")
+    assert [line for line in said if "every" in line and line.endswith("  stays: it is a link")]
+    assert len(list(runs.root.glob("every-*/manifest.json"))) == 2
 
 
 def test_other_files_in_the_root_stay(tmp_path: Path) -> None:
@@ -56,8 +137,14 @@ def test_a_folder_that_holds_heavy_columns_of_a_reached_step_stays(tmp_path: Pat
     runs("run", "--local")
     numbers, moved = runs.step("numbers"), runs.root / "numbers-0123abcd"
     shutil.copytree(numbers, moved)
-    for receipt in (runs.step("scale") / "_receipts").iterdir():
-        receipt.write_text(receipt.read_text().replace(numbers.name, moved.name))
+    store, scale = Store(str(runs.root)), runs.step("scale").name
+    for index in receipt_numbers(store, scale):
+        receipt = read_receipt(store, scale, index)
+        pointers = tuple(
+            (name, path.replace(numbers.name, moved.name), digest)
+            for name, path, digest in receipt.shard.heavy
+        )
+        write_receipt(store, scale, replace(receipt, shard=replace(receipt.shard, heavy=pointers)))
     (runs.step("scale") / "manifest.json").unlink()  # half done: its receipts are read one by one
     said = runs("prune", "--yes")
     assert said[0].endswith(f"{moved.name}  stays: {runs.step('scale').name} reads heavy columns in it")

@@ -8,14 +8,17 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlpipe.pipeline.device import device_of_step
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
 from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Work
@@ -137,17 +140,25 @@ class BreaksInActor(Breaks):
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(MapStage):
-    """Takes `seconds` per row group; notes in the file `times` when each began and ended."""
+    """Takes `seconds` per row group; notes in the file `times` when each began and ended.
+
+    From row `patient` on it waits until the file `meets` is there: for a minute, then it fails.
+    """
 
     seconds: float
     times: str
-    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"seconds", "times"})
+    meets: str = ""
+    patient: int = 40
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"seconds", "times", "meets", "patient"})
 
     @contextmanager
     def open(self) -> Iterator[Work]:
         def work(table: pa.Table) -> pa.Table:
             began = time.monotonic()
             time.sleep(self.seconds)
+            while self.meets and table["n"][0].as_py() >= self.patient and not Path(self.meets).exists():
+                assert time.monotonic() < began + 60, f"{self.meets} did not come"
+                time.sleep(0.02)
             with open(self.times, "a") as file:
                 file.write(f"{began} {time.monotonic()}\n")
             return table
@@ -157,6 +168,45 @@ class Timed(MapStage):
 
 @dataclass(frozen=True, kw_only=True)
 class TimedInActor(Timed):
+    LOADS_WEIGHTS: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed(MapStage):
+    """Adds what its process was given: CUDA_VISIBLE_DEVICES, the device, Ray's memory. Torch finds a GPU for the time."""
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        for field in (pa.field("visible", pa.string()), pa.field("device", pa.string())):
+            inp = with_field(inp, field)
+        return with_field(inp, pa.field("memory", pa.float64()))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        import ray
+        import torch
+
+        def work(table: pa.Table) -> pa.Table:
+            here = ray.get_runtime_context().get_assigned_resources() if ray.is_initialized() else {}
+            with ThreadPoolExecutor(1) as pool:  # threads of a stage hear it too
+                device = pool.submit(device_of_step).result()
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+            for name, value in (
+                ("visible", visible),
+                ("device", device),
+                ("memory", here.get("memory", 0.0)),
+            ):
+                table = table.append_column(name, pa.array([value] * table.num_rows))
+            return table
+
+        with (
+            patch.object(torch.cuda, "is_available", lambda: True),
+            patch.object(torch.cuda, "device_count", lambda: 1),
+        ):
+            yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedInActor(Placed):
     LOADS_WEIGHTS: ClassVar[bool] = True
 
 
@@ -231,12 +281,15 @@ class OnlyArtifact(GatherStage):
     """Puts a file, emits no row: it has no shard."""
 
     seconds: float = 0.0
+    touches: str = ""
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return pa.schema([])
 
     def run(self, job: Job) -> None:
         time.sleep(self.seconds)
+        if self.touches:
+            Path(self.touches).touch()
         (Path(job.artifacts) / "a.txt").write_text("a")
 
 

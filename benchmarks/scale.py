@@ -1,0 +1,178 @@
+"""What the engine needs at a hundred thousand shards and ten million rows: seconds and memory, each in its own process.
+
+python benchmarks/scale.py                       # about 40 minutes and 10 GB of disk; prints Markdown
+python benchmarks/scale.py --write               # and puts it into scale.md and scale.json beside this file
+python benchmarks/scale.py --only plan resume    # these cases, beside what scale.json has of the others
+python benchmarks/scale.py --old OTHER/bin/python  # measures the library of that Python as "before"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from record import machine, machine_line, table
+
+HERE = Path(__file__).parent
+LIMIT_S = 1800.0
+MAX_PLAN_S, MAX_PLAN_MB, MAX_ROW_BYTES = 10.0, 1000.0, 35.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A line of the page for each size. max_old: larger ones are not tried with the library of before."""
+
+    name: str
+    text: str
+    sizes: tuple[int, ...]
+    max_old: int = 10**9
+
+
+CASES = (
+    Case("plan", "plan, {} finished steps of 100,000 shards", (5, 27), max_old=5),
+    Case("status", "status, {} finished steps of 100,000 shards", (5, 27), max_old=5),
+    Case("why", "why of one row, 5 steps of {} rows", (1_000_000,)),
+    Case(
+        "list_plan",
+        "plan before a list of {} rows has run, a step below makes an estimate",
+        (1_000_000, 4_000_000),
+    ),
+    Case("resume", "resume of {} shards that lie there, each with a fault", (2_000, 8_000, 16_000)),
+    Case(
+        "singles",
+        "list of {} rows from a source that gives them one by one, one shard",
+        (5_000, 10_000, 20_000),
+    ),
+    Case("list_parquet", "list of {} rows, Parquet", (2_000_000, 10_000_000)),
+    Case("list_jsonl", "list of {} rows, JSON lines", (2_000_000, 10_000_000)),
+    Case("long_names", "plan and receipts of 3 finished steps of {} shards", (1_000_100,), max_old=0),
+)
+
+
+def measured(python: str, case: Case, size: int) -> dict[str, Any]:
+    """In a fresh folder: lay out, then measure; two processes, as the first may need more memory than the second."""
+    with tempfile.TemporaryDirectory(prefix="vlscale") as folder:
+        for what in ("prepare", "measure"):
+            command = [python, str(HERE / "scale_cases.py"), what, case.name, str(size), folder]
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, timeout=LIMIT_S, env=_environment()
+                )
+            except subprocess.TimeoutExpired:
+                return {"failed": f"{what}: more than {LIMIT_S:.0f} s"}
+            if done.returncode:
+                return {"failed": f"{what}: {(done.stderr or 'killed').strip().splitlines()[-1]}"}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(HERE)}
+
+
+def measure_all(
+    pythons: dict[str, str], only: list[str], known: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """One after the other: what else runs would count."""
+    found = [one for one in known if one["case"] not in only or one["library"] not in pythons]
+    for case in (case for case in CASES if case.name in only):
+        for size in case.sizes:
+            for library, python in pythons.items():
+                if library == "before" and size > case.max_old:
+                    continue
+                one = {"case": case.name, "size": size, "library": library, **measured(python, case, size)}
+                print(json.dumps(one), file=sys.stderr, flush=True)
+                found.append(one)
+    return found
+
+
+def markdown(found: dict[str, Any]) -> str:
+    parts = [
+        "# What the engine needs at scale",
+        f"Written by `python benchmarks/scale.py --write`. {machine_line(found['machine'])}",
+        _table(found["figures"]),
+        "Each figure is of a process of its own, which does nothing else: seconds of the clock, of them on the CPU, and the "
+        "most memory it had, of which 90 to 130 MB are Python and the libraries. `before`: the library as it was before "
+        "roots had a format number; what it would need more memory for than the machine has was not tried.",
+        *_verdicts([one for one in found["figures"] if one["library"] == "now"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(figures: list[dict[str, Any]]) -> str:
+    libraries = [name for name in ("before", "now") if any(one["library"] == name for one in figures)]
+    by_key = {(one["case"], one["size"], one["library"]): one for one in figures}
+    rows = []
+    for case in CASES:
+        for size in case.sizes:
+            cells = [_cells(by_key.get((case.name, size, name))) for name in libraries]
+            rows.append([case.text.format(f"{size:,}"), *(cell for three in cells for cell in three)])
+    header = [f"{name}: {what}" for name in libraries for what in ("wall s", "CPU s", "MB")]
+    return table(["", *header], rows)
+
+
+def _cells(one: dict[str, Any] | None) -> list[str]:
+    if one is None:
+        return ["", "", ""]
+    if "failed" in one:
+        return [one["failed"], "", ""]
+    return [f"{one['wall_s']:.2f}", f"{one['cpu_s']:.2f}", f"{one['peak_mb']:,.0f}"]
+
+
+def _verdicts(figures: list[dict[str, Any]]) -> list[str]:
+    """The targets, as far as they were measured."""
+    done = {(one["case"], one["size"]): one for one in figures if "failed" not in one}
+    said = []
+    if one := done.get(("plan", 27)):
+        met = one["wall_s"] < MAX_PLAN_S and one["peak_mb"] < MAX_PLAN_MB
+        said.append(
+            f"27 steps are planned in less than {MAX_PLAN_S:.0f} s and {MAX_PLAN_MB:.0f} MB: {_met(met)}."
+        )
+    for case in CASES:
+        sizes = [size for size in case.sizes if (case.name, size) in done]
+        if case.name in ("list_parquet", "list_jsonl") and len(sizes) == 2:
+            peaks = [done[case.name, size]["peak_mb"] * 2**20 for size in sizes]
+            slope = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
+            what = case.text.partition(", ")[2]
+            said.append(
+                f"A list in {what} takes {slope:.1f} bytes of memory per further row, "
+                f"at most {MAX_ROW_BYTES:.0f} wanted: {_met(slope <= MAX_ROW_BYTES)}."
+            )
+        if case.name in ("resume", "singles") and len(sizes) > 1:
+            each = [f"{1000 * done[case.name, size]['cpu_s'] / size:.2f} at {size:,}" for size in sizes]
+            said.append(f"CPU ms each, {case.text.format('N')}: {', '.join(each)}.")
+    return said
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "not met"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--old", metavar="PYTHON", help="the Python beside an older library")
+    parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
+    args = parser.parse_args()
+    at, kept = machine(), HERE / "scale.json"
+    known = json.loads(kept.read_text())["figures"] if args.only and kept.exists() else []
+    pythons = {**({"before": args.old} if args.old else {}), "now": sys.executable}
+    figures = measure_all(pythons, args.only or [case.name for case in CASES], known)
+    found = {"machine": at, "figures": figures}
+    print(markdown(found))
+    if args.write:
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+        (HERE / "scale.md").write_text(markdown(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""`verify` follows what a step was made from: swapped artifacts, heavy columns of other bytes, other code, ids twice."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+from cli_helpers import Runs, vlpipe
+from helpers import CHAIN
+
+from vlpipe.pipeline.manifest import manifest_from_json, write_manifest
+from vlpipe.pipeline.receipt import Receipt, read_receipts, write_receipt
+from vlpipe.pipeline.records import read_step
+from vlpipe.pipeline.sealed import read_sealed
+from vlpipe.pipeline.shard import write_shard
+from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.verify_ids import Ids
+
+
+def wrong(runs: Runs, code: int = 1) -> list[list[str]]:
+    """(kind, path below the root, text) of each line about a problem."""
+    found = []
+    for line in vlpipe("verify", runs.root, code=code):
+        kind, _, rest = line.partition(f"{runs.root}/")
+        if rest:
+            path, _, text = rest.partition("  ")
+            found.append([kind.strip(), path, text])
+    return found
+
+
+def test_a_step_that_is_gone_is_missed_by_what_was_made_from_it(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    every, total = runs.step("every").name, runs.step("sum").name
+    shutil.rmtree(runs.step("every"))
+    assert ["missing", every, f"{total} was made from it"] in wrong(runs)
+
+
+def test_the_step_of_an_artifact_that_is_gone_is_missed(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    add = runs.step("add").name
+    shutil.rmtree(runs.step("sum"))
+    (found,) = [one for one in wrong(runs) if one[0] == "missing"]
+    assert found[1] == f"{add}/manifest.json"
+    assert found[2].startswith("its total comes from a step that is gone")
+
+
+def test_an_empty_step_is_no_whole_one(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local", "--until", "scale")
+    step = runs.step("scale")
+    for path in sorted(step.rglob("*"), reverse=True):
+        if path.is_file() and path.suffix != ".parquet":
+            path.unlink()
+    said = vlpipe("verify", step)
+    assert said[0] == f"unfinished  {step}  nothing in it is finished; it has no manifest.json"
+    assert said[-1] == (
+        "0 shard(s) and 0 artifact(s) of 1 step(s), 1 of them unfinished: there is nothing to read yet"
+    )
+
+
+def other_bytes(runs: Runs, step: str, world: Path) -> None:
+    """Make the first shard of a step again, in another world, as it is done after damage."""
+    world.write_text("new")
+    folder = runs.step(step)
+    (folder / "000000.parquet").unlink()
+    (folder / "manifest.json").unlink()
+    (folder / "_receipts/000000.json").unlink()
+    runs("run", "--local", "--until", step)
+
+
+def pictures(folder: Path) -> tuple[Runs, Path]:
+    world = folder / "world"
+    world.write_text("old")
+    text = (
+        "name: pictures\nsteps:\n"
+        f"  given: {{use: 'look_toys:Given', ids: [x, y, z], world: {world}, shard_rows: 2}}\n"
+        "  same: {use: 'look_toys:Same', from: given}\n"
+        "  look: {use: 'look_toys:Look', from: same}\n"
+        "  again: {use: 'look_toys:Same', from: look}\n"
+    )
+    runs = Runs(folder, text)
+    runs("run", "--local")
+    return runs, world
+
+
+def test_a_heavy_column_that_was_made_again(tmp_path: Path) -> None:
+    """`same` has no byte of a picture, `look` has read them; both are told, and the next run mends it."""
+    runs, world = pictures(tmp_path)
+    other_bytes(runs, "given", world)
+    found = wrong(runs)
+    same, look = runs.step("same").name, runs.step("look").name
+    assert ["out of date", f"{same}/000000.parquet"] in [one[:2] for one in found]
+    assert ["out of date", f"{look}/000000.parquet"] in [one[:2] for one in found]
+    assert not [one for one in found if one[0] not in ("out of date", "left over")]
+    runs("run", "--local")
+    assert not wrong(runs, code=0)
+
+
+def test_rows_retried_make_what_is_below_out_of_date(tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    up.write_text("0 1 3")
+    runs = Runs(
+        tmp_path,
+        "name: ask\nsteps:\n  numbers: {use: 'toys:Numbers', num_rows: 4, shard_rows: 2}\n"
+        f"  ask: {{use: 'look_toys:Ask', from: numbers, up: {up}}}\n"
+        "  scale: {use: 'toys:Scale', from: ask}\n",
+    )
+    runs("run", "--local")
+    up.write_text("2")
+    runs("retry", "ask", "--why", "down", "--local")
+    scale = runs.step("scale").name
+    found = wrong(runs)
+    assert [one[:2] for one in found] == [
+        ["out of date", f"{scale}/manifest.json"],
+        ["out of date", f"{scale}/_receipts/000001.json"],
+    ]
+    assert found[0][2].endswith("`vlpipe run` makes it again")
+    runs("run", "--local")
+    assert not wrong(runs, code=0)
+
+
+def test_swapped_artifacts_in_old_rows(tmp_path: Path) -> None:
+    """A manifest that says its rows were made from the other file of two is out of date."""
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    store, folder = Store(str(runs.root)), runs.step("add").name
+    manifest = read_sealed(store, f"{folder}/manifest.json")
+    manifest["read"] = {"total": "0" * 64}
+    write_manifest(store, folder, manifest_from_json(manifest), read_receipts(store, folder))
+    found = wrong(runs)
+    assert ["out of date", f"{folder}/manifest.json"] in [one[:2] for one in found]
+    assert any("another total than now lies in sum-" in one[2] for one in found)
+
+
+def test_forged_receipts_do_not_fit_their_inputs(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    store, folder = Store(str(runs.root)), runs.step("scale").name
+    record = read_step(store, folder)
+    assert record.manifest is not None
+    forged = [dataclasses.replace(r, input_digest="0" * 64) for r in record.receipts]
+    for receipt in forged:
+        write_receipt(store, folder, receipt)
+    write_manifest(store, folder, record.manifest, forged)
+    found = wrong(runs)
+    assert [one[:2] for one in found] == [
+        ["out of date", f"{folder}/_receipts/{k:06d}.json"] for k in range(4)
+    ]
+
+
+def test_shards_by_two_versions_of_the_code_are_told(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    store, folder = Store(str(runs.root)), runs.step("scale").name
+    record = read_step(store, folder)
+    assert record.manifest is not None
+    receipts = [dataclasses.replace(record.receipts[0], source="older"), *record.receipts[1:]]
+    write_receipt(store, folder, receipts[0])
+    sources = ("older", *record.manifest.sources)
+    write_manifest(store, folder, dataclasses.replace(record.manifest, sources=sources), receipts)
+    ((kind, path, text),) = wrong(runs, code=0)
+    assert (kind, path) == ("mixed code", folder)
+    assert text.startswith("of one VERSION: ")
+    assert text.endswith("1 shard(s) by older")
+
+
+def given(folder: Path, ids: list[str], shard_rows: int) -> Runs:
+    text = f"name: given\nsteps:\n  given: {{use: 'look_toys:Given', ids: {ids}, shard_rows: {shard_rows}}}\n"
+    runs = Runs(folder, text)
+    runs("run", "--local")
+    return runs
+
+
+def test_ids_are_unique_across_shards(tmp_path: Path) -> None:
+    runs = given(tmp_path, ["x", "y", "x", "z", "x"], 1)
+    found = [one for one in wrong(runs) if one[1].startswith("given-")]
+    name = runs.step("given").name
+    also = f"{name}/000002.parquet, {name}/000004.parquet"
+    assert found == [["repeated", f"{name}/000000.parquet", f"id x comes 3 times, also in {also}"]]
+
+
+def test_rows_without_an_id_are_counted(tmp_path: Path) -> None:
+    """No step writes such a shard today."""
+    store, ids = Store(str(tmp_path)), Ids()
+    schema = pa.schema([("id", pa.string())])
+    shard = write_shard(store, "a/000000.parquet", [pa.table({"id": ["x", "", None, "y"]}, schema)], schema)
+    assert ids.add(store, Receipt(index=0, shard=shard, bytes=0, rows_in=0)) == 2
