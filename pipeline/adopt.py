@@ -23,7 +23,7 @@ from vlpipe.pipeline.receipt import (
     shard_path,
     write_receipt,
 )
-from vlpipe.pipeline.shard import Heavy
+from vlpipe.pipeline.shard import Heavy, Shard
 from vlpipe.pipeline.store import Store
 
 
@@ -115,15 +115,17 @@ def adopt(store: Store, found: Candidate, folder: str, index: int, heavy: tuple[
     log = log_path(found.folder, old.index)
     for src, dst in [*beside, *([(log, log_path(folder, index))] if store.exists(log) else [])]:
         store.link_or_copy(src, dst)
-    shard = dataclasses.replace(old.shard, path=path, heavy=own_digest(heavy, path, old.shard.digest))
+    shard = dataclasses.replace(old.shard, path=path)
+    shard = dataclasses.replace(shard, heavy=own_digest(heavy, shard))
     receipt = dataclasses.replace(old, index=index, shard=shard)
     write_receipt(store, folder, receipt)
     return receipt
 
 
-def own_digest(heavy: tuple[Heavy, ...], path: str, digest: str) -> tuple[Heavy, ...]:
-    """Heavy columns, those of the shard at `path` with its digest."""
-    return tuple(one._replace(digest=digest) if one.path == path else one for one in heavy)
+def own_digest(heavy: tuple[Heavy, ...], shard: Shard) -> tuple[Heavy, ...]:
+    """Heavy columns, those that lie in `shard` with its digests."""
+    own = {"digest": shard.digest, "footer": shard.footer}
+    return tuple(one._replace(**own) if one.path == shard.path else one for one in heavy)
 
 
 def adopt_step(store: Store, old: str, manifest: Manifest, folder: str) -> list[Receipt]:

@@ -144,7 +144,6 @@ def executing(
         executor = make_executor(run_id, local=local, address=address)
         try:
             with Progress_(out, store) as progress:
-                check()  # Ray takes a moment to start, and puts a handler of its own in place
                 yield executor, replace(progress.watcher, stopping=_stopping), check
         finally:
             executor.close()

@@ -73,7 +73,7 @@ def column_types(side: Side) -> dict[str, str]:
     with open_parquet(side.store, shard.path) as file:
         own = file.schema_arrow
     types = {f.name: f"{f.type}{HEAVY if is_heavy(f) else ''}" for f in own}
-    for name, path in shard.heavy_paths.items():
+    for name, path, *_ in shard.heavy:
         if name not in types:
             with open_parquet(side.store, path) as file:
                 types[name] = f"{file.schema_arrow.field(name).type}{HEAVY}"

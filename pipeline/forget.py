@@ -41,7 +41,7 @@ from vlpipe.pipeline.receipt import (
     write_receipts,
 )
 from vlpipe.pipeline.records import StepRecord, read_step, step_folders
-from vlpipe.pipeline.shard import Shard, open_parquet
+from vlpipe.pipeline.shard import Heavy, Shard, open_parquet
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.text_sets import TextSet, sets_from_table, sets_to_table
 from vlpipe.pipeline.verify import left_over
@@ -206,8 +206,15 @@ class _Made:
     def shard(self, old: Shard) -> Shard:
         made = self.shards.get(old.path)
         new = old if made is None else with_digest(old, made)
-        heavy = tuple(one._replace(digest=self.digest(one.digest)) for one in old.heavy)
+        heavy = tuple(map(self._heavy, old.heavy))
         return new if heavy == old.heavy else dataclasses.replace(new, heavy=heavy)
+
+    def _heavy(self, old: Heavy) -> Heavy:
+        shard = self.old.get(old.digest)
+        if shard is None:
+            return old
+        made = self.shards[shard.path]
+        return old._replace(digest=made.digest, footer=made.footer)
 
     def num_gone(self, old: Shard) -> int:
         return old.num_rows - self.shard(old).num_rows

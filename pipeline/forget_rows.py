@@ -232,4 +232,4 @@ def rewrite_log(store: Store, path: str, gone: Gone) -> None:
 
 
 def with_digest(shard: Shard, made: Shard) -> Shard:
-    return replace(shard, digest=made.digest, num_rows=made.num_rows)
+    return replace(shard, digest=made.digest, footer=made.footer, num_rows=made.num_rows)

@@ -245,7 +245,8 @@ class _Cutter:
         self.reject(gone)
         shard = write_shard(self.task.store, path, [rows], self.task.schema_out, stats=stats)
         pointers = tuple(
-            Heavy(name, path, shard.digest) for name in sorted(heavy_names(self.task.schema_out))
+            Heavy(name, path, shard.digest, shard.footer)
+            for name in sorted(heavy_names(self.task.schema_out))
         )
         key = sha256_json("content", digest_of(listed, self.task.schema_out) if gone else shard.digest)
         full = Shard(path=path, num_rows=shard.num_rows, digest=shard.digest, key=key, heavy=pointers)

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.footer import footer_problem
 
 DAMAGE = (
     pa.ArrowException,
@@ -38,14 +37,6 @@ class Parquet(pq.ParquetFile):
             if isinstance(error, (MemoryError, pa.ArrowCancelled)) or getattr(error, "errno", None):
                 raise  # of the machine
             raise self._damaged(error) from error
-
-    def need_whole(self, num_bytes: int, num_rows: int = -1) -> None:
-        """VlpipeError: it is not as a shard of that size was written; num_rows: -1 when not known."""
-        problem = footer_problem(self, num_bytes)
-        if not problem and num_rows >= 0 and self.metadata.num_rows != num_rows:
-            problem = f"it has {self.metadata.num_rows} rows, and not {num_rows}"
-        if problem:
-            raise self._damaged(problem)
 
     def _damaged(self, why: object) -> VlpipeError:
         text = " ".join(str(why).split())

@@ -47,19 +47,22 @@ def reaching(
 def _reached(
     path: str, store: Store, root: str | None, profile: str | None, sets: Sequence[str]
 ) -> list[Planned]:
+    what = path if profile is None else f"profile {profile!r} of {path}"
+    what += "".join(f" --set {one}" for one in sets)
+    give_up = f"; --drop-profile {profile} gives its folders up" if profile is not None else ""
+    if profile is None and not sets:
+        give_up = "; --set STEP.KEY=VALUE --only-set gives up what it keeps without those values"
     try:
-        return plan(Workflow.load(path, profile=profile, sets=sets, root=root or store.url), store)
+        found = Workflow.load(path, profile=profile, sets=sets, root=root or store.url)
     except (VlpipeError, OSError) as error:
-        what = path if profile is None else f"profile {profile!r} of {path}"
-        how = f" with {' '.join(f'--set {one}' for one in sets)}" if sets else ""
-        give_up = f"; --drop-profile {profile} gives its folders up" if profile is not None else ""
-        if profile is None and not sets:
-            give_up = "; --set STEP.KEY=VALUE --only-set gives up what it keeps without those values"
         reason = explain(error).splitlines()[-1].strip()
         raise VlpipeError(
-            f"{what} cannot be loaded here{how} ({reason}), so nobody knows which folders it keeps: nothing was removed"
-            + give_up
+            f"{what} cannot be loaded here ({reason}), so nobody knows which folders it keeps: nothing was removed{give_up}"
         ) from error
+    try:
+        return plan(found, store)
+    except (VlpipeError, OSError) as error:  # a damaged record, say, which is to be mended and not given up
+        raise VlpipeError(f"{what}: nothing was removed, as {explain(error)}") from error
 
 
 def check_dropped(paths: Iterable[str], dropped: Iterable[str]) -> None:
@@ -114,7 +117,7 @@ def _holders(store: Store, reached: set[str]) -> dict[str, str]:
     holders: dict[str, str] = {}
     for folder in sorted(reached):
         for receipt in read_step(store, folder).receipts if is_step_folder(store, folder) else ():
-            for _, path, _ in receipt.shard.heavy:
+            for _, path, *_ in receipt.shard.heavy:
                 holders.setdefault(path.partition("/")[0], folder)
     return holders
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +15,7 @@ import ray
 from ray._raylet import Config, GcsClient  # type: ignore[attr-defined]  # compiled
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.interrupt import Interrupted
 
 FORMS = "HOST:PORT of a cluster's head, [IPv6]:PORT, ray://HOST:PORT, or auto"
 CLIENT = "ray://"
@@ -42,7 +45,10 @@ class Cluster:
         self._init(_answering(self.address), env)
 
     def _init(self, address: str, runtime_env: dict[str, Any] | None) -> None:
+        """Ray puts a handler of its own for SIGTERM in place; whoever asked for the signal before gets it back."""
         is_client = address.startswith(CLIENT)
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGTERM) if in_main else None
         more = {} if is_client else {"include_dashboard": False if address == "local" else None}
         try:
             ray.init(
@@ -56,6 +62,11 @@ class Cluster:
             raise VlpipeError(f"no Ray cluster answers at {self.address}: {error}") from error
         except ImportError as error:
             raise VlpipeError(f"--address {self.address}: {error}; pip install 'ray[client]'") from error
+        except SystemExit as asked:  # its handler, while it starts
+            raise Interrupted(signal.SIGTERM) from asked
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
 
     def disconnect(self) -> None:
         if self._asked:

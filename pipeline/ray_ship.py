@@ -103,7 +103,7 @@ class Shipping:
         ready, _ = ray.wait([self._asked[node]], timeout=0)
         if not ready:
             return None
-        text = self._said(Lack(**ray.get(self._asked[node])))
+        text = self._said(self._heard(node, self._asked[node]))
         if not text:
             self._good.add(node)
         return text

@@ -149,7 +149,7 @@ def read_unfinished(store: Store, folder: str) -> dict[int, Receipt]:
     return {r.index: r for r in found if r is not None}
 
 
-_HEAVY = pa.list_(pa.struct([("column", pa.string()), ("path", pa.string()), ("digest", pa.string())]))
+_HEAVY = pa.list_(pa.struct([(name, pa.string()) for name in Heavy._fields]))
 _COUNTS = pa.map_(pa.string(), pa.int64())
 _SHARDS = pa.schema(
     [
@@ -157,6 +157,7 @@ _SHARDS = pa.schema(
         ("path", pa.string()),
         ("num_rows", pa.int64()),
         ("digest", pa.string()),
+        ("footer", pa.string()),
         ("key", pa.string()),
         ("heavy", _HEAVY),
         ("bytes", pa.int64()),
@@ -184,7 +185,7 @@ _PLAIN = (
     "forgotten",
     "source",
 )
-_OF_SHARD = ("path", "num_rows", "digest", "key")
+_OF_SHARD = ("path", "num_rows", "digest", "footer", "key")
 
 
 def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> str:

@@ -86,8 +86,9 @@ class Room:
 
     def __init__(self) -> None:
         self.nodes: dict[str, dict[str, float]] = {}
-        self.tasks: list[Held] = []
+        self.tasks: dict[Held, None] = {}
         self.actors: list[Held] = []
+        self._used: dict[str, dict[str, float]] = {}  # node -> what tasks and actors hold of it
         self.careful: set[str] = set()  # pools in which an actor died: one shard in flight each
         self._expected: dict[str, Ask] = {}
 
@@ -115,9 +116,23 @@ class Room:
 
     def end(self, held: Held) -> None:
         """A task is done, or an actor is gone."""
-        found = self.actors if held in self.actors else self.tasks
-        if held in found:
-            found.remove(held)
+        if held in self.tasks:
+            del self.tasks[held]
+        elif held in self.actors:
+            self.actors.remove(held)
+        else:
+            return
+        for node in held.nodes:
+            self._used[node] = _minus(self._used[node], held.ask.need)
+
+    def _hold(self, held: Held) -> Held:
+        if held.ask.actors:
+            self.actors.append(held)
+        else:
+            self.tasks[held] = None
+        for node in held.nodes:
+            self._used[node] = _plus(self._used.get(node, {}), held.ask.need)
+        return held
 
     @property
     def at_work(self) -> bool:
@@ -125,7 +140,7 @@ class Room:
 
     def free(self) -> dict[str, dict[str, float]]:
         """What nobody holds of each node; fewer CPUs than none while a task waits there."""
-        return self._beside([*self.actors, *self.tasks])
+        return {n: _minus(total, self._used.get(n, {})) for n, total in self.nodes.items()}
 
     def holds(self, ask: Ask) -> bool:
         """Could the empty cluster run one unit of this step?"""
@@ -160,9 +175,7 @@ class Room:
             nodes = self._spread(ask, self._with_one_more(ask, turn))
         if nodes is None:
             return None
-        held = Held(ask, nodes)
-        self.tasks.append(held)
-        return Start(ask, held, is_new=True)
+        return Start(ask, self._hold(Held(ask, nodes)), is_new=True)
 
     def _may_queue(self, ask: Ask, turn: Turn) -> bool:
         """One task more than fits may wait on its node, so that a worker never waits for the driver. Not while a step
@@ -191,9 +204,7 @@ class Room:
             free = self._free(turn)
             for node in self._best(ask, free):
                 if stalled or self._leaves_room(ask, node, first=not mine):
-                    actor = Held(ask, (node,))
-                    self.actors.append(actor)
-                    return self._given(actor, is_new=True)
+                    return self._given(self._hold(Held(ask, (node,))), is_new=True)
         return self._given(ready[0], is_new=False) if ready else None
 
     @staticmethod
@@ -270,7 +281,10 @@ class Room:
 
     def _free(self, turn: Turn) -> dict[str, dict[str, float]]:
         """What nobody holds and nobody reserved."""
-        return self._beside([*self.actors, *self.tasks], turn)
+        free = self.free()
+        for node in set(turn.reserved) & set(free):
+            free[node] = _minus(free[node], turn.reserved[node])
+        return free
 
     def _beside(self, held: Iterable[Held], turn: Turn | None = None) -> dict[str, dict[str, float]]:
         """The nodes' totals without what these hold, and without what is reserved."""

@@ -307,7 +307,7 @@ class Run:
         mine = state.have.get(task.index)
         heavy = heavy_pointers(task)
         if mine and mine.made_from == made_from and self._counts(state, mine):
-            heavy = own_digest(heavy, mine.shard.path, mine.shard.digest)
+            heavy = own_digest(heavy, mine.shard)
             return self._with_heavy(mine, heavy, one.folder)
         keyed, finished = one.keyed, self.finished_shards
         found = finished and finished.find(keyed.stage_key, made_from, keyed.source, one.folder)

@@ -21,12 +21,20 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.conform import conform
 from vlpipe.pipeline.conserved import check_conserved as check_conserved
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
-from vlpipe.pipeline.footer import SETTINGS
+from vlpipe.pipeline.footer import footer_digest
 from vlpipe.pipeline.heavy_join import HeavyJoin
 from vlpipe.pipeline.parquet_file import Parquet
 from vlpipe.pipeline.row_groups import MAX_BYTES, joined_up, num_fitting
 from vlpipe.pipeline.store import Store, sha256_file
 
+# Statistics and dictionaries are off: both depend on writer state, and zstd takes what dictionaries would.
+SETTINGS = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": False,
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
 ROW_GROUP_ROWS = 512  # 512 images of 60 KB are 32 MB
 # How often the writer looks whether a page has its 1 MB. By default it looks once per row group: pages of 32 MB, and
 # buffers of as much that the allocator gives back and takes again (images of 48 KB: 75 MB more, 0.19 ms each, not 0.09).
@@ -36,31 +44,32 @@ REF = b"vlpipe.ref"
 
 
 class Heavy(NamedTuple):
-    """A heavy column, the shard that holds it, and that shard's sha256."""
+    """A heavy column, the shard that holds it, and the sha256 of that shard and of its footer."""
 
     column: str
     path: str
     digest: str
+    footer: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """A finished Parquet file.
 
-    path: relative to the root; key: what it was made from; digest: sha256 of its bytes;
+    path: relative to the root; key: what it was made from; digest: sha256 of its bytes; footer: of its footer;
     heavy: where each heavy column of its rows lies: in this file, or in another that is joined by `id`.
     """
 
     path: str
     num_rows: int
     digest: str
+    footer: str = ""
     key: str = ""
     heavy: tuple[Heavy, ...] = ()
 
-    @property
-    def heavy_paths(self) -> dict[str, str]:
-        """Column -> the shard that holds it."""
-        return {one.column: one.path for one in self.heavy}
+    def holder(self, column: str) -> Shard | Heavy:
+        """Where a column lies: in this shard, or in the one that a heavy column is joined from."""
+        return next((one for one in self.heavy if one.column == column and one.path != self.path), self)
 
     def heavy_digests(self, columns: Iterable[str]) -> dict[str, str]:
         """Column -> digest of the shard that holds it, for those of `columns` that lie in another file."""
@@ -275,14 +284,41 @@ def write_shard(
             for table in tables:
                 writer.write(table)
         digest = sha256_file(part)
+        with open(part, "rb") as file:
+            footer = footer_digest(file)
     if stats is not None:
         stats.update(writer.stats)
-    return Shard(path=rel, num_rows=writer.num_rows, digest=digest)
+    return Shard(path=rel, num_rows=writer.num_rows, digest=digest, footer=footer)
 
 
 @contextmanager
 def open_parquet(store: Store, rel: str) -> Iterator[Parquet]:
     """A Parquet file of the root, of whatever writer."""
+    with _opened(store, rel) as handle:
+        yield Parquet(handle, store.path(rel))
+
+
+@contextmanager
+def open_shard(store: Store, shard: Shard | Heavy) -> Iterator[Parquet]:
+    """A shard by its record. VlpipeError: its footer has changed; of its pages the reader finds out."""
+    with _opened(store, shard.path) as handle:
+        if shard.footer:
+            _check_footer(handle, store.path(shard.path), shard.footer)
+        yield Parquet(handle, store.path(shard.path))
+
+
+def _check_footer(handle: IO[bytes], name: str, footer: str) -> None:
+    try:
+        problem = "" if footer_digest(handle) == footer else "its footer has changed"
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise VlpipeError(f"shard {name} cannot be read ({problem}); `vlpipe verify` lists what is damaged")
+    handle.seek(0)
+
+
+@contextmanager
+def _opened(store: Store, rel: str) -> Iterator[IO[bytes]]:
     try:
         handle: IO[bytes] = store.open(rel)
     except FileNotFoundError as error:
@@ -290,15 +326,7 @@ def open_parquet(store: Store, rel: str) -> Iterator[Parquet]:
             f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"
         ) from error
     with handle:
-        yield Parquet(handle, store.path(rel))
-
-
-@contextmanager
-def open_shard(store: Store, rel: str, num_rows: int = -1) -> Iterator[Parquet]:
-    """A file that `ShardWriter` wrote. VlpipeError: its footer has changed; of its pages the reader finds out."""
-    with open_parquet(store, rel) as file:
-        file.need_whole(store.size(rel), num_rows)
-        yield file
+        yield handle
 
 
 def read_batches(
@@ -308,8 +336,8 @@ def read_batches(
 
     A row group whose joined columns are larger than `row_groups.MAX_BYTES` comes in several tables.
     """
-    pointers = shard.heavy_paths
-    with open_shard(store, shard.path, shard.num_rows) as file:
+    pointers = {one.column: one for one in shard.heavy}
+    with open_shard(store, shard) as file:
         own = file.schema_arrow
         lost = [n for n in want_heavy if n not in own.names and n not in pointers]
         if lost:
@@ -330,11 +358,12 @@ def read_batches(
                     yield table.select([*here, *there])
 
 
-def _joins(store: Store, there: Mapping[str, str], stack: ExitStack) -> list[HeavyJoin]:
-    by_path: dict[str, list[str]] = {}
-    for name, path in there.items():
-        by_path.setdefault(path, []).append(name)
-    return [
-        HeavyJoin(stack.enter_context(open_shard(store, path)), path, names)
-        for path, names in by_path.items()
-    ]
+def _joins(store: Store, there: Mapping[str, Heavy], stack: ExitStack) -> list[HeavyJoin]:
+    by_shard: dict[tuple[str, str], list[str]] = {}
+    for name, one in there.items():
+        by_shard.setdefault((one.path, one.footer), []).append(name)
+    joins = []
+    for (path, footer), names in by_shard.items():
+        file = stack.enter_context(open_shard(store, Heavy("", path, "", footer)))
+        joins.append(HeavyJoin(file, path, names))
+    return joins

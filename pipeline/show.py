@@ -115,7 +115,7 @@ def _show_shard(place: Place, num_rows: int, where: str | None) -> Shown:
         facts=facts,
         schema=shown.schema,
         columns={k: dict(v) for k, v in receipt.columns.items()},
-        heavy_at={n: at for n, at, _ in receipt.shard.heavy if at != path},
+        heavy_at={n: at for n, at, *_ in receipt.shard.heavy if at != path},
         rows=shown.rows,
     )
 
@@ -127,7 +127,7 @@ def _show_step(store: Store, folder: str, num_rows: int, where: str | None) -> S
     if not record.receipts:
         return Shown(facts=facts, schema=pa.schema([]))
     shown = _show_files(store, files or [record.receipts[0].shard.path], [], num_rows, where)
-    heavy_at = {n: at.rpartition("/")[0] for n, at, _ in record.receipts[0].shard.heavy}
+    heavy_at = {n: at.rpartition("/")[0] for n, at, *_ in record.receipts[0].shard.heavy}
     return Shown(
         facts=facts,
         schema=shown.schema,

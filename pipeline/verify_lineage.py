@@ -201,7 +201,7 @@ def _outdated(found: Records, receipt: Receipt, text: str) -> Problem:
 
 def heavy_problems(steps: Steps, receipt: Receipt) -> Iterator[Problem]:
     """Shards that hold heavy columns of a shard's rows: they are there, with the bytes that the receipt names."""
-    for name, path, digest in receipt.shard.heavy:
+    for name, path, digest, _ in receipt.shard.heavy:
         folder, _, file = path.rpartition("/")
         number = SHARD_FILE.fullmatch(file)
         if path == receipt.shard.path:

@@ -108,17 +108,18 @@ def own_schema(task: ShardTask) -> pa.Schema:
     return pa.schema([f for f in task.schema_out if not (is_heavy(f) and f.name in inherited)])
 
 
-def heavy_pointers(task: ShardTask, digest: str = "") -> tuple[Heavy, ...]:
+def heavy_pointers(task: ShardTask, made: Shard | None = None) -> tuple[Heavy, ...]:
     """Where each heavy column of the output lies: in this shard when made here, else where the input found it.
 
-    digest: of this shard; empty while it is not written.
+    made: this shard; None while it is not written.
     """
+    digests = (made.digest, made.footer) if made else ("", "")
     inherited = (
         () if task.stage.FAN_OUT else task.input.heavy
     )  # children have ids of their own: nothing to join by
     known = {one.column: one for one in inherited}
     path = shard_path(task.folder, task.index)
-    known |= {name: Heavy(name, path, digest) for name in heavy_names(own_schema(task))}
+    known |= {name: Heavy(name, path, *digests) for name in heavy_names(own_schema(task))}
     return tuple(sorted(one for one in known.values() if one.column in task.schema_out.names))
 
 
@@ -150,7 +151,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         task.store.write_bytes(log_path(task.folder, task.index), lines.encode())
     receipt = Receipt(
         index=task.index,
-        shard=dataclasses.replace(shard, key=task.key, heavy=heavy_pointers(task, shard.digest)),
+        shard=dataclasses.replace(shard, key=task.key, heavy=heavy_pointers(task, shard)),
         bytes=task.store.size(path),
         rows_in=task.input.num_rows,
         input_digest=task.input.digest,

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import open_shard
+from vlpipe.pipeline.shard import Heavy, Shard, open_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.features.regions_row import Arrays, image_arrays
 
@@ -23,13 +23,15 @@ class RegionStore:
         self.data, self.column, self.max_bytes = data, column, max_bytes
         self.ids: list[str] = []
         self._place: dict[str, tuple[str, int, int]] = {}  # id -> (path, row group, row)
+        self._holders: dict[str, Shard | Heavy] = {}
         self._groups: OrderedDict[tuple[str, int], tuple[int, list[Arrays]]] = OrderedDict()
         for shard in data.shards:
-            path = shard.heavy_paths.get(column, shard.path)
-            self._index(path, self._listed(shard.path) if path != shard.path else None)
+            holder = shard.holder(column)
+            self._holders[holder.path] = holder
+            self._index(holder.path, self._listed(shard) if holder.path != shard.path else None)
 
-    def _listed(self, path: str) -> list[str]:
-        with open_shard(self.data.store, path) as file:
+    def _listed(self, shard: Shard) -> list[str]:
+        with open_shard(self.data.store, shard) as file:
             return [
                 i
                 for g in range(file.num_row_groups)
@@ -38,7 +40,7 @@ class RegionStore:
 
     def _index(self, path: str, wanted: list[str] | None) -> None:
         places: dict[str, tuple[str, int, int]] = {}
-        with open_shard(self.data.store, path) as file:
+        with open_shard(self.data.store, self._holders[path]) as file:
             if self.column not in file.schema_arrow.names:
                 raise VlpipeError(f"{path} has no column {self.column!r}: put a region stage above")
             for group in range(file.num_row_groups):
@@ -71,7 +73,7 @@ class RegionStore:
     def _read(self, path: str, group: int) -> list[Arrays]:
         key = (path, group)
         if key not in self._groups:
-            with open_shard(self.data.store, path) as file:
+            with open_shard(self.data.store, self._holders[path]) as file:
                 column = file.read_row_group(group, [self.column])[self.column].combine_chunks()
             self._groups[key] = (column.nbytes, image_arrays(column))
         self._groups.move_to_end(key)

@@ -81,7 +81,7 @@ class DetectorLoader:
         counts = []
         for data in inputs:
             for shard in data.shards:
-                with open_shard(data.store, shard.path) as file:
+                with open_shard(data.store, shard) as file:
                     for group in range(file.num_row_groups):
                         self.units.append(Unit(data.store, shard, group, has_sha256=False))
                         counts.append(file.metadata.row_group(group).num_rows)
@@ -159,11 +159,12 @@ def flipped(target: Target, width: int) -> Target:
 
 def read_unit(unit: Unit) -> list[Labelled]:
     """A row group's images and objects; images are joined by id where another shard holds them."""
-    image_at = unit.shard.heavy_paths.get("image")
-    columns = ["id", "objects", *([] if image_at else ["image"])]
-    with open_shard(unit.store, unit.shard.path) as file:
+    holder = unit.shard.holder("image")
+    joined = holder.path != unit.shard.path
+    columns = ["id", "objects", *([] if joined else ["image"])]
+    with open_shard(unit.store, unit.shard) as file:
         table = file.read_row_group(unit.group, columns=columns)
     ids = table["id"].to_pylist()
-    images = joined_images(unit.store, image_at, ids) if image_at else table["image"].to_pylist()
+    images = joined_images(unit.store, holder, ids) if joined else table["image"].to_pylist()
     objects = [found or [] for found in table["objects"].to_pylist()]
     return [Labelled(*one) for one in zip(ids, images, objects, strict=True)]

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.row_digest import check_all
-from vlpipe.pipeline.shard import Shard, open_shard
+from vlpipe.pipeline.shard import Heavy, Shard, open_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.store import Store
 from vlpipe.stages.pixels import decode
@@ -118,7 +118,7 @@ def scan(dataset: Dataset, per: Literal["pairs", "images"]) -> tuple[list[Unit],
     counts: list[int] = []
     has_sha256 = "sha256" in dataset.schema.names
     for shard in dataset.shards:
-        with open_shard(dataset.store, shard.path) as file:
+        with open_shard(dataset.store, shard) as file:
             for group in range(file.num_row_groups):
                 units.append(Unit(dataset.store, shard, group, has_sha256))
                 counts.append(count_usable(file.read_row_group(group, columns=["texts"])["texts"], per))
@@ -127,15 +127,16 @@ def scan(dataset: Dataset, per: Literal["pairs", "images"]) -> tuple[list[Unit],
 
 def read_unit(unit: Unit) -> Rows:
     columns = ["id", "texts", *(["sha256"] if unit.has_sha256 else [])]
-    image_at = unit.shard.heavy_paths.get("image")
-    with open_shard(unit.store, unit.shard.path) as file:
-        table = file.read_row_group(unit.group, columns=columns if image_at else [*columns, "image"])
+    holder = unit.shard.holder("image")
+    joined = holder.path != unit.shard.path
+    with open_shard(unit.store, unit.shard) as file:
+        table = file.read_row_group(unit.group, columns=columns if joined else [*columns, "image"])
     texts = usable(table["texts"])
     rows = [k for k, found in enumerate(texts) if found]
     ids = table["id"].take(rows).to_pylist()
-    images = joined_images(unit.store, image_at, ids) if image_at else table["image"].take(rows).to_pylist()
+    images = joined_images(unit.store, holder, ids) if joined else table["image"].take(rows).to_pylist()
     same = table["sha256"].take(rows).to_pylist() if unit.has_sha256 else [None] * len(rows)
-    check_all(ids, images, same, f"training, {image_at or unit.shard.path}")
+    check_all(ids, images, same, f"training, {holder.path}")
     return Rows(
         Row(id_, int64_id(sha256 or id_), texts[k], image)
         for k, id_, sha256, image in zip(rows, ids, same, images, strict=True)
@@ -147,13 +148,13 @@ def int64_id(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
 
-def joined_images(store: Store, path: str, ids: Sequence[str]) -> list[bytes]:
+def joined_images(store: Store, holder: Shard | Heavy, ids: Sequence[str]) -> list[bytes]:
     """Images of rows `ids` from the shard that holds them; each of its row groups is read once."""
-    places = _places(store, path)
+    places = _places(store, holder)
     if lost := [i for i in ids if i not in places]:
-        raise VlpipeError(f"{len(lost)} row(s) (first: {lost[0]}) have no image in {path}")
+        raise VlpipeError(f"{len(lost)} row(s) (first: {lost[0]}) have no image in {holder.path}")
     found: dict[str, bytes] = {}
-    with open_shard(store, path) as file:
+    with open_shard(store, holder) as file:
         for group in sorted({places[i][0] for i in ids}):
             here = [i for i in ids if places[i][0] == group]
             images = file.read_row_group(group, columns=["image"])["image"]
@@ -162,15 +163,15 @@ def joined_images(store: Store, path: str, ids: Sequence[str]) -> list[bytes]:
 
 
 @lru_cache(maxsize=64)
-def _places(store: Store, path: str) -> dict[str, tuple[int, int]]:
+def _places(store: Store, holder: Shard | Heavy) -> dict[str, tuple[int, int]]:
     """id -> (row group, row) of a shard."""
-    with open_shard(store, path) as file:
+    with open_shard(store, holder) as file:
         groups = [
             file.read_row_group(g, columns=["id"])["id"].to_pylist() for g in range(file.num_row_groups)
         ]
     places = {id_: (g, row) for g, ids in enumerate(groups) for row, id_ in enumerate(ids)}
     if len(places) < sum(map(len, groups)):
-        raise VlpipeError(f"{path} has an id more than once; whose an image is cannot be told")
+        raise VlpipeError(f"{holder.path} has an id more than once; whose an image is cannot be told")
     return places
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import time
@@ -274,5 +275,30 @@ class Pictures(SourceStage):
         def work(rows: pa.Table) -> pa.Table:
             made = [np.random.default_rng(n).bytes(self.num_bytes) for n in rows["n"].to_pylist()]
             return rows.append_column("payload", pa.array(made, pa.binary()))
+
+        yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong(SourceStage):
+    """Images with their sha256; that of row 1 is another's."""
+
+    num_rows: int
+
+    def row_schema(self) -> pa.Schema:
+        return N
+
+    def rows(self) -> Iterator[pa.Table]:
+        yield table(list(range(self.num_rows)))
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return inp.append(pa.field("sha256", pa.string())).append(heavy("image", pa.binary()))
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(rows: pa.Table) -> pa.Table:
+            images = [bytes([n]) for n in rows["n"].to_pylist()]
+            digests = [hashlib.sha256(b"other" if one == b"\x01" else one).hexdigest() for one in images]
+            return rows.append_column("sha256", [digests]).append_column("image", [images])
 
         yield work

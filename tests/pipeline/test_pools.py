@@ -95,9 +95,11 @@ def test_a_pool_works_beside_the_tasks_that_feed_it(tmp_path: Path, two_cpus: st
 
 
 def test_a_gather_step_starts_while_another_branch_has_work(tmp_path: Path, two_cpus: str) -> None:
-    text = workflow(tmp_path, ("long", "Timed"), meets=f"{tmp_path}/gathered")
-    gather = f'  gather: {{use: "toys:OnlyArtifact", from: numbers, touches: {tmp_path}/gathered}}\n'
-    steps = run(tmp_path, text.replace("  long:", gather + "  long:"), address=two_cpus)
+    end = f"""  short: {{use: "toys:Numbers", num_rows: 1}}
+  gather: {{use: "toys:OnlyArtifact", from: short, touches: {tmp_path}/gathered}}
+"""
+    text = workflow(tmp_path, ("long", "Timed"), meets=f"{tmp_path}/gathered", end=end)
+    steps = run(tmp_path, text, address=two_cpus)
     assert rows(tmp_path, steps["long"]).num_rows == 60
 
 

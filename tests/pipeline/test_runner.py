@@ -82,7 +82,7 @@ def test_heavy_columns_are_written_once_and_joined_where_read(tmp_path: Path) ->
     assert table["size"].to_pylist() == [len(p) for p in table["payload"].to_pylist()]
     for name in ("scale", "every", "add", "payload"):
         assert "payload" not in rows(tmp_path, steps[name]).schema.names
-        assert steps[name].shards[0].heavy_paths["payload"].startswith("numbers-")
+        assert steps[name].shards[0].holder("payload").path.startswith("numbers-")
 
 
 def test_a_longer_list_keeps_the_shards_it_shares(tmp_path: Path) -> None:

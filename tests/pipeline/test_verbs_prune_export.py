@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -11,6 +12,7 @@ from helpers import CHAIN, left
 from toys import payload
 
 from vlpipe.pipeline.lock import locked
+from vlpipe.pipeline.receipt import read_receipt, receipt_numbers, write_receipt
 from vlpipe.pipeline.store import Store
 
 PROFILES = CHAIN + "profiles:\n  small: {scale: {by: 7}}\n  other: {scale: {by: 8}}\n"
@@ -63,7 +65,7 @@ def test_prune_refuses_where_a_profile_cannot_be_loaded(tmp_path: Path) -> None:
         )
         assert left(runs.root) == there
     said = runs("prune", "--drop-profile", "1oo", code=1)
-    assert said[-1] == "--drop-profile: there is no profile '1oo'; did you mean '100'?"
+    assert said[-1] == "--drop-profile: there is no profile '1oo'; there are: 100, small"
     assert "removed" in runs("prune", "--drop-profile", "100", "--yes")[-1]
     assert len(list(runs.root.glob("numbers-*"))) == 1
 
@@ -135,8 +137,14 @@ def test_a_folder_that_holds_heavy_columns_of_a_reached_step_stays(tmp_path: Pat
     runs("run", "--local")
     numbers, moved = runs.step("numbers"), runs.root / "numbers-0123abcd"
     shutil.copytree(numbers, moved)
-    for receipt in (runs.step("scale") / "_receipts").iterdir():
-        receipt.write_text(receipt.read_text().replace(numbers.name, moved.name))
+    store, scale = Store(str(runs.root)), runs.step("scale").name
+    for index in receipt_numbers(store, scale):
+        receipt = read_receipt(store, scale, index)
+        pointers = tuple(
+            (name, path.replace(numbers.name, moved.name), digest)
+            for name, path, digest in receipt.shard.heavy
+        )
+        write_receipt(store, scale, replace(receipt, shard=replace(receipt.shard, heavy=pointers)))
     (runs.step("scale") / "manifest.json").unlink()  # half done: its receipts are read one by one
     said = runs("prune", "--yes")
     assert said[0].endswith(f"{moved.name}  stays: {runs.step('scale').name} reads heavy columns in it")

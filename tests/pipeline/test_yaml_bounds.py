@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from vlpipe.pipeline import yaml_lines
 from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean
 from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.pipeline.workflow import Workflow
-from vlpipe.pipeline.yaml_lines import Problem, parse
+from vlpipe.pipeline.yaml_lines import TOO_MANY, Problem, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,6 @@ def doubling(first: str, again: str) -> str:
     )
 
 
-TOO_MANY = (
-    "more than 200,000 keys and values (an alias counts as all it stands for); long lists belong into files"
-)
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -70,13 +66,13 @@ def test_aliases_of_aliases(tmp_path: Path, text: str) -> None:
     (said,) = problems(tmp_path, text)
     where, _, rest = said.partition(": ")
     assert rest == TOO_MANY
-    assert int(where.removeprefix("line ")) in (
-        4,
-        5,
+    assert int(where.removeprefix("line ")) in range(
+        4, 8
     )  # where it becomes too much, not where the first anchor is
 
 
-def test_a_long_file(tmp_path: Path) -> None:
+def test_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_lines, "MAX_NODES", 20_000)  # the real bound takes seconds
     assert problems(tmp_path, "- a\n" * 30_000) == [f"line 20000: {TOO_MANY}"]
     (said,) = problems(tmp_path, "name: " + "x" * 1_000_000)
     assert said.startswith("line 1: longer than 1,000,000 characters")
