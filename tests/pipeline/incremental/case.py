@@ -6,8 +6,9 @@ import json
 import random
 import re
 import shutil
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,12 @@ DEEDS: dict[str, tuple[str, ...]] = {
     "until": (),
     "duplicate": ("Look",),
     "back": (),
+    "retry_grow": (),
+    "kill_grow": (),
+    "kill_code": (),
 }
 KINDS = (*EDITS, *DEEDS)
+LENGTHS = (3, 4, 5, 6)  # of cases, in turn
 WORK = ("param", "grow", "reorder", "shard_rows", "new_step", "version", "file_content", "rename")
 
 
@@ -55,13 +60,19 @@ class Drawn:
 
 
 def draw(number: int, seed: int, leave_out: Sequence[str] = (), kinds: Sequence[str] = ()) -> Drawn:
-    """Case `number`: one kind of edit is its own turn (so that all come equally often), the others are random."""
-    rng = random.Random(f"{seed}:{number}")
+    """Case `number`. Kinds come from one shuffled deck after the other, so that all come equally often."""
     have = [k for k in (kinds or KINDS) if k not in leave_out]
-    chosen = [have[number % len(have)], *rng.choices(have, k=rng.choice([1, 2, 2, 3, 3, 4]))]
-    rng.shuffle(chosen)
+    rounds, at = divmod(number, len(LENGTHS))
+    first = rounds * sum(LENGTHS) + sum(LENGTHS[:at])
+    chosen = [_dealt(n, seed, have) for n in range(first, first + LENGTHS[at])]
     deeds = tuple((kind, f"{seed}:{number}:{at}") for at, kind in enumerate(chosen))
     return Drawn(f"{seed}:{number}:project", deeds, tuple(leave_out))
+
+
+def _dealt(n: int, seed: int, kinds: Sequence[str]) -> str:
+    """Card `n` of all decks in a row."""
+    deck, at = divmod(n, len(kinds))
+    return random.Random(f"{seed}:deck {deck}").sample(kinds, len(kinds))[at]
 
 
 @dataclass
@@ -74,6 +85,7 @@ class Case:
     counts: Counter[str] = field(default_factory=Counter)
     is_finished: bool = False  # the active workflow has run to its end, and nothing was changed since
     num_points: int = 400  # how often a whole run touches the disk, about
+    seconds: float = 0.3  # what a run takes, about
     ray: bool = False
 
     def __post_init__(self) -> None:
@@ -125,12 +137,11 @@ class Case:
         was_finished = self.is_finished
         if not self.change(kind, rng):
             return False
+        self.is_finished = False
         if EDITS[kind].is_free and was_finished:
             self.nothing_happens(kind)
-        else:
+        elif rng.random() < 0.7:  # else a second edit comes before the next run
             self.go()
-        if rng.random() < 0.1:
-            self.nothing_happens("a second run")
         return True
 
     def nothing_happens(self, why: str) -> None:
@@ -145,7 +156,9 @@ class Case:
         """One run; what it did goes into the ledger."""
         self.at.events.unlink(missing_ok=True)
         self.is_finished = False
+        began = time.monotonic()
         ended = in_child(lambda: act.run(self.at, self.project, self.ledger, **how), kill_after_s)
+        self.seconds = time.monotonic() - began
         self.story.append(f"  run {how or ''}: {ended.error or 'done'}")
         wrong = self.ledger.note(read_events(self.at.events))
         if wrong:
@@ -196,31 +209,58 @@ class Case:
 
     # --- what is done to the root ---
 
-    def do_kill(self, rng: random.Random) -> bool:
-        return self.killed(rng, kill_at=rng.randint(1, self.num_points))
+    def do_kill(self, rng: random.Random, work: Sequence[str] = WORK) -> bool:
+        """At a point where the disk is touched; what comes next finds a root that is half done."""
+        return self.killed(rng, work, lambda: {"kill_at": rng.randint(1, self.num_points)})
 
     def do_kill_later(self, rng: random.Random) -> bool:
-        return self.killed(rng, kill_after_s=rng.uniform(0.02, 0.3))
+        """At a moment."""
+        return self.killed(rng, WORK, lambda: {"kill_after_s": rng.uniform(0.01, self.seconds)})
 
-    def killed(self, rng: random.Random, **how: Any) -> bool:
-        """A change that makes work, and a run of it that is killed; what comes next finds a root that is half done."""
-        if not self.change(rng.choice(WORK), rng):
+    def killed(self, rng: random.Random, work: Sequence[str], how: Callable[[], dict[str, Any]]) -> bool:
+        """A change that makes work, and a run of it that is killed; a few times, if it ends before."""
+        for _ in range(4):
+            if self.change(rng.choice(work), rng):
+                ended = self.attempt(**how())
+                if ended.killed:
+                    return True
+                self.must_end_well(ended)
+        return False
+
+    def do_kill_grow(self, rng: random.Random) -> bool:
+        """A list grows amid a fetch that was killed."""
+        if not self.do_kill(rng, ("grow", "reorder")):
             return False
-        ended = self.attempt(**how)
-        if not ended.killed:
-            self.must_end_well(ended)
-        return ended.killed
+        self.change("grow", rng)
+        self.go()
+        return True
+
+    def do_kill_code(self, rng: random.Random) -> bool:
+        """Code is changed between a kill and the run that goes on."""
+        if not self.do_kill(rng, ("param", "version", "new_step")):
+            return False
+        self.change(rng.choice(["code_stage", "code_stage", "code_helper"]), rng)
+        self.go()
+        return True
+
+    def do_retry_grow(self, rng: random.Random) -> bool:
+        """A list grows, rows are mended, the list grows again."""
+        self.change("grow", rng)
+        if not self.do_retry(rng):
+            return False
+        self.change("grow", rng)
+        self.go()
+        return True
 
     def do_retry(self, rng: random.Random, kill_at: int | None = None) -> bool:
         """The world gives other rows now; those that failed are asked for again, and none that was there is lost."""
         if not self.is_finished:
             self.go()
         before = self.looked()
-        can = [(s.name, "gone") for s in self.project.flow.steps if s.kind == "Fetch"]
-        can = [(name, why) for name, why in can if any(s[2] for s in before.steps[name].shards)]
+        can = [s.name for s in self.project.flow.steps if before.gone.get(s.name)]
         if not can:
             return False
-        step, why = rng.choice(can)
+        step, why = rng.choice(can), "gone"
         self.change("world", rng)
         self.at.calls.unlink(missing_ok=True)
         ended = self.attempt(retry=(step, why), kill_at=kill_at)

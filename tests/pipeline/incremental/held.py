@@ -31,6 +31,7 @@ class Held:
 class Looked:
     steps: dict[str, Held] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
+    gone: dict[str, int] = field(default_factory=dict)  # step -> rows that the world did not give
     replay: dict[str, int | None] = field(
         default_factory=dict
     )  # site/id -> version of the world; None: a fault
@@ -52,6 +53,7 @@ def look(at: Where, project: Project) -> Looked:
         found.steps[one.name] = Held(above, shards, artifacts, str(one.schema_out), one.warning, one.folder)
         found.wrong += _wrong(at.root, one)
         found.replay |= _replay(at.root, one)
+        found.gone[one.name] = sum(r["why"] == "gone" for r in rejects(at.root, one.shards))
     return found
 
 
