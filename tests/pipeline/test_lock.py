@@ -96,16 +96,19 @@ def contend(url: str, num: int) -> list[str]:
     went: list[str] = []
     start, tried = threading.Barrier(num), threading.Event()
 
+    def note(what: str) -> None:
+        went.append(what)
+        if len(went) == num:
+            tried.set()
+
     def one() -> None:
         start.wait()
         try:
             with locked(Store(url)):
-                went.append("held")
+                note("held")
                 tried.wait(20)
         except VlpipeError as error:
-            went.append(str(error))
-        if len(went) == num:
-            tried.set()
+            note(str(error))
 
     threads = [threading.Thread(target=one) for _ in range(num)]
     for thread in threads:
