@@ -18,12 +18,14 @@ from vlpipe.pipeline.receipt import (
     Receipt,
     log_path,
     read_receipts,
+    read_rejects,
     read_unfinished,
     rejects_path,
     shard_path,
     write_receipt,
 )
-from vlpipe.pipeline.shard import Heavy, Shard
+from vlpipe.pipeline.rejects import RejectsWriter
+from vlpipe.pipeline.shard import Heavy, Reject, Shard
 from vlpipe.pipeline.store import Store
 
 
@@ -111,15 +113,31 @@ def adopt(store: Store, found: Candidate, folder: str, index: int, heavy: tuple[
     """
     old, path = found.receipt, shard_path(folder, index)
     store.link_or_copy(old.shard.path, path)
-    beside = [(rejects_path(found.folder, old.index), rejects_path(folder, index))] if old.rejects else []
+    rejects_digest = _adopt_rejects(store, found, folder, index)
     log = log_path(found.folder, old.index)
-    for src, dst in [*beside, *([(log, log_path(folder, index))] if store.exists(log) else [])]:
-        store.link_or_copy(src, dst)
+    if store.exists(log):
+        store.link_or_copy(log, log_path(folder, index))
     shard = dataclasses.replace(old.shard, path=path)
     shard = dataclasses.replace(shard, heavy=own_digest(heavy, shard))
-    receipt = dataclasses.replace(old, index=index, shard=shard)
+    receipt = dataclasses.replace(old, index=index, shard=shard, rejects_digest=rejects_digest)
     write_receipt(store, folder, receipt)
     return receipt
+
+
+def _adopt_rejects(store: Store, found: Candidate, folder: str, index: int) -> str:
+    """The rejects of a shard under another folder, by the name of its step; returns the digest of the file."""
+    old, step = found.receipt, folder.rpartition("-")[0]
+    if not old.rejects:
+        store.remove(rejects_path(folder, index))  # of a run that was killed
+        return ""
+    if found.folder.rpartition("-")[0] == step:
+        store.link_or_copy(rejects_path(found.folder, old.index), rejects_path(folder, index))
+        return old.rejects_digest
+    with RejectsWriter(store, folder, index, step) as writer:
+        for row in read_rejects(store, found.folder, old.index).drop_columns(["stage"]).to_pylist():
+            writer.add(Reject(**row))
+        writer.finish()
+    return writer.digest
 
 
 def own_digest(heavy: tuple[Heavy, ...], shard: Shard) -> tuple[Heavy, ...]:

@@ -17,7 +17,7 @@ from vlpipe.pipeline.errors import one_line, shown
 
 Problem = tuple[int, str]
 
-MAX_NODES = 200_000  # keys, values and items, each alias counted as all it stands for
+MAX_NODES = 50_000  # keys, values and items, each alias counted as all it stands for
 MAX_DEPTH = 50
 TOO_MANY = f"more than {MAX_NODES:,} keys and values (an alias counts as all it stands for); long lists belong into files"
 SURROGATE = re.compile(r"[\ud800-\udfff]")

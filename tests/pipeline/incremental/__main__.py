@@ -95,12 +95,17 @@ def one(number: int, options: argparse.Namespace) -> dict[str, Any]:
         deeds = tuple((kind, f"{options.seed}:{number}:{at}") for at, kind in enumerate(options.deeds))
         drawn = Drawn(drawn.project, deeds, drawn.leave_out)
     ray = bool(options.ray_every) and number % options.ray_every == options.ray_every // 2
-    began = time.monotonic()
+    began, used = time.monotonic(), cpu_seconds()
     line = {"case": number, **played(drawn, options, ray)}
-    line["seconds"] = round(time.monotonic() - began, 2)
+    line |= {"seconds": round(time.monotonic() - began, 2), "cpu": round(cpu_seconds() - used, 2)}
     if options.shrink and line["found"]:
         line["smallest"] = shrunk(drawn, line, options)
     return line
+
+
+def cpu_seconds() -> float:
+    """Of this process and of the children it has seen the end of."""
+    return sum(os.times()[:4])
 
 
 def played(drawn: Drawn, options: argparse.Namespace, ray: bool = False) -> dict[str, Any]:
@@ -191,8 +196,7 @@ def summary(lines: list[dict[str, Any]], seconds: float, options: argparse.Names
     failed = Counter(line["found"] for line in lines if line["found"])
     wanted = [k for k in (options.deeds or options.kinds or KINDS) if k not in options.leave_out]
     print(", ".join(f"{kind} {counts[kind]}" for kind in dict.fromkeys(wanted)))
-    used = os.times()
-    cpu = used.user + used.system + used.children_user + used.children_system
+    cpu = sum(line["cpu"] for line in lines)
     print(
         f"{len(lines)} of {options.cases} cases in {seconds:.0f} s ({cpu:.0f} s of CPU), {counts.total()} edits, "
         f"{failed.total()} failed"

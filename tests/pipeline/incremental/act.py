@@ -27,10 +27,11 @@ class Where:
 
 @dataclass
 class Told:
-    """A plan: step -> done, warning."""
+    """A plan: step -> done, warning; and the steps' folders."""
 
     done: dict[str, bool] = field(default_factory=dict)
     warning: dict[str, str] = field(default_factory=dict)
+    folders: frozenset[str] = frozenset()
     printed: str = ""
     num_points: int = 0  # how often the disk was touched
     before: Any = None  # the plan before the run
@@ -99,7 +100,8 @@ def steps_of(at: Where, project: Project) -> Any:
 
 def plan(at: Where, project: Project) -> Told:
     steps = steps_of(at, project)
-    return Told({s.name: s.is_done for s in steps}, {s.name: s.warning for s in steps if s.warning})
+    warnings = {s.name: s.warning for s in steps if s.warning}
+    return Told({s.name: s.is_done for s in steps}, warnings, frozenset(s.folder for s in steps))
 
 
 @contextlib.contextmanager

@@ -30,14 +30,19 @@ TIMEOUT_S = 120.0
 
 def warm() -> None:
     """Load once what every child needs, and nothing of a user's code."""
+    import numpy.ma  # noqa: F401
+
+    import vlpipe.pipeline.local
     import vlpipe.pipeline.verbs  # noqa: F401
-    from vlpipe.pipeline import manifest
+    from vlpipe.pipeline import manifest, params, workflow
     from vlpipe.pipeline.pandas_later import leave_pandas_alone
 
     pyarrow.set_cpu_count(1)  # forks, and many of them: no pools of threads
     pyarrow.set_io_thread_count(1)
     leave_pandas_alone()
     manifest.installed = functools.cache(manifest.installed)
+    params.TypeAdapter = functools.cache(params.TypeAdapter)  # type: ignore[misc]
+    params.TypeAdapter(workflow._Engine)
     for name in ("vlpipe", "pyarrow", "torch", "ray"):
         manifest.installed(name)
     gc.freeze()
@@ -157,19 +162,19 @@ def elsewhere(folder: Path) -> Iterator[None]:
 
     for name in ("run_shard", "run_gather"):
         setattr(local, name, moved(getattr(local, name)))
-    opened = local.opened
+    opening = local.opening
 
     @contextlib.contextmanager
     def opened_there(*args: Any) -> Iterator[Any]:
         back = os.getcwd()
         os.chdir(folder)
         try:
-            with opened(*args) as work:
+            with opening(*args) as work:
                 yield work
         finally:
             os.chdir(back)
 
-    local.opened = opened_there  # type: ignore[assignment]
+    local.opening = opened_there  # type: ignore[assignment]
     yield
 
 

@@ -57,7 +57,7 @@ def look(at: Where, project: Project) -> Looked:
 
 def _shard(root: Path, shard: Any) -> tuple[str, dict[str, str], str]:
     heavy = {name: sha(root / path) for name, path, *_ in shard.heavy}
-    return sha(root / shard.path), heavy, _sha_or_none(_rejects(root, shard))
+    return sha(root / shard.path), heavy, str(rejects(root, [shard]))
 
 
 def _rejects(root: Path, shard: Any) -> Path:
@@ -65,17 +65,15 @@ def _rejects(root: Path, shard: Any) -> Path:
     return root / folder / "_rejects" / name
 
 
-def _sha_or_none(path: Path) -> str:
-    return sha(path) if path.exists() else ""
-
-
 def rows(root: Path, shards: Any) -> list[dict[str, Any]]:
     return [row for s in shards for row in pq.read_table(root / s.path).to_pylist()]
 
 
 def rejects(root: Path, shards: Any) -> list[dict[str, Any]]:
+    """The rows of the rejects. In which line the function raised is left out: comments move it."""
     files = [_rejects(root, s) for s in shards]
-    return [row for f in files if f.exists() for row in pq.read_table(f).to_pylist()]
+    found = [row for f in files if f.exists() for row in pq.read_table(f).to_pylist()]
+    return [{**row, "detail": re.sub(r" \(\w+\.py:\d+\)$", "", row["detail"] or "")} for row in found]
 
 
 def _wrong(root: Path, one: Any) -> list[str]:
