@@ -18,6 +18,7 @@ from vlpipe.pipeline.errors import VlpipeError, explain
 from vlpipe.pipeline.forgotten import add_forgotten
 from vlpipe.pipeline.opted_out import REL as OPTED_OUT
 from vlpipe.pipeline.opted_out import OptedOut, hash_of_url
+from vlpipe.pipeline.receipt import Receipt, receipts_in
 from vlpipe.pipeline.sealed import sealed, unsealed
 from vlpipe.pipeline.store import Store
 
@@ -106,6 +107,8 @@ def means_the_same(path: Path, before: bytes, after: bytes) -> bool:
     try:
         if path.suffix == ".json":
             return bool(json.loads(before) == json.loads(after))
+        if path.name == "_shards.parquet":
+            return bool(_receipts_in(path, before) == _receipts_in(path, after))
         if path.suffix == ".parquet":
             tables = [
                 pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
@@ -115,6 +118,11 @@ def means_the_same(path: Path, before: bytes, after: bytes) -> bool:
     except Exception:  # whatever a reader says of damaged bytes, they do not mean the same
         return False
     return False
+
+
+def _receipts_in(path: Path, data: bytes) -> list[Receipt]:
+    path.write_bytes(data)
+    return receipts_in(Store(str(path.parent)), path.name)
 
 
 def is_silent(rel: str, how: str) -> bool:
@@ -135,10 +143,12 @@ def each_damage(two: Two, seed: int, choose: Callable[[int], bool]) -> Iterator[
         before = path.read_bytes()
         for how, after in damages(path, rng):
             number += 1
-            if not choose(number) or (after is not None and means_the_same(path, before, after)):
+            if not choose(number):
                 continue
-            path.unlink() if after is None else path.write_bytes(after)
             try:
+                if after is not None and means_the_same(path, before, after):
+                    continue
+                path.unlink() if after is None else path.write_bytes(after)
                 yield str(path.relative_to(two.root)), how, path
             finally:
                 path.parent.mkdir(parents=True, exist_ok=True)
