@@ -27,17 +27,19 @@ MAX_PLAN_S, MAX_PLAN_MB, MAX_ROW_BYTES = 10.0, 1000.0, 35.0
 
 @dataclass(frozen=True)
 class Case:
-    """A line of the page for each size. max_old: larger ones are not tried with the library of before."""
+    """A line of the page for each size. layout: the case whose folder it is measured in, laid out once for all of these;
+    max_old: larger sizes are not tried with the library of before."""
 
     name: str
     text: str
     sizes: tuple[int, ...]
     max_old: int = 10**9
+    layout: str = ""
 
 
 CASES = (
     Case("plan", "plan, {} finished steps of 100,000 shards", (5, 27), max_old=5),
-    Case("status", "status, {} finished steps of 100,000 shards", (5, 27), max_old=5),
+    Case("status", "status, {} finished steps of 100,000 shards", (5, 27), max_old=5, layout="plan"),
     Case("why", "why of one row, 5 steps of {} rows", (1_000_000,)),
     Case(
         "list_plan",
@@ -56,20 +58,24 @@ CASES = (
 )
 
 
-def measured(python: str, case: Case, size: int) -> dict[str, Any]:
-    """In a fresh folder: lay out, then measure; two processes, as the first may need more memory than the second."""
+def measured(python: str, cases: list[Case], size: int) -> list[dict[str, Any]]:
+    """Cases of one layout, in a fresh folder; laid out by a process that may need more memory than those measured."""
     with tempfile.TemporaryDirectory(prefix="vlscale") as folder:
-        for what in ("prepare", "measure"):
-            command = [python, str(HERE / "scale_cases.py"), what, case.name, str(size), folder]
-            try:
-                done = subprocess.run(
-                    command, capture_output=True, text=True, timeout=LIMIT_S, env=_environment()
-                )
-            except subprocess.TimeoutExpired:
-                return {"failed": f"{what}: more than {LIMIT_S:.0f} s"}
-            if done.returncode:
-                return {"failed": f"{what}: {(done.stderr or 'killed').strip().splitlines()[-1]}"}
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        done = _process(python, "prepare", cases[0].name, str(size), folder)
+        if done:
+            return [{"case": case.name, **done} for case in cases]
+        return [{"case": c.name, **_process(python, "measure", c.name, str(size), folder)} for c in cases]
+
+
+def _process(python: str, *args: str) -> dict[str, Any]:
+    command = [python, str(HERE / "scale_cases.py"), *args]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=_environment())
+    except subprocess.TimeoutExpired:
+        return {"failed": f"{args[0]}: more than {LIMIT_S:.0f} s"}
+    if done.returncode:
+        return {"failed": f"{args[0]}: {(done.stderr or 'killed').strip().splitlines()[-1]}"}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if args[0] == "measure" else {}
     return found
 
 
@@ -82,14 +88,15 @@ def measure_all(
 ) -> list[dict[str, Any]]:
     """One after the other: what else runs would count."""
     found = [one for one in known if one["case"] not in only or one["library"] not in pythons]
-    for case in (case for case in CASES if case.name in only):
-        for size in case.sizes:
+    for first in (case for case in CASES if not case.layout):
+        cases = [c for c in CASES if first.name in (c.name, c.layout) and c.name in only]
+        for size in first.sizes if cases else ():
             for library, python in pythons.items():
-                if library == "before" and size > case.max_old:
+                if library == "before" and size > first.max_old:
                     continue
-                one = {"case": case.name, "size": size, "library": library, **measured(python, case, size)}
-                print(json.dumps(one), file=sys.stderr, flush=True)
-                found.append(one)
+                for one in measured(python, cases, size):
+                    found.append({"size": size, "library": library, **one})
+                    print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     return found
 
 

@@ -107,6 +107,7 @@ def retry(
         if manifest is not None and all(read_receipt(store, one.folder, r.index) == r for r in touched):
             write_manifest(store, one.folder, manifest, receipts)
             store.remove(before_folder(one))
+            store.remove(f"{one.folder}/work")
         raise
     store.remove(before_folder(one))
     return _summary(one, touched, codes)

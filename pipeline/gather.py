@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import shutil
 import tempfile
@@ -249,7 +250,7 @@ class _Cutter:
             for name in sorted(heavy_names(self.task.schema_out))
         )
         key = sha256_json("content", digest_of(listed, self.task.schema_out) if gone else shard.digest)
-        full = Shard(path=path, num_rows=shard.num_rows, digest=shard.digest, key=key, heavy=pointers)
+        full = dataclasses.replace(shard, key=key, heavy=pointers)
         self.shards.append((full, self.task.store.size(path), stats))
 
     def finish(self, seconds: float) -> list[Receipt]:

@@ -149,7 +149,6 @@ class Manifest:
     copies: bool = False  # `Stage.COPIES`
     references: tuple[str, ...] = ()  # columns that hold ids of other rows
     artifact_references: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    shards_file: str = ""  # sha256 of `_shards.parquet`; filled in when it is written
 
     def artifact_digest(self, path: str) -> str | None:
         """Digest of one artifact file, or of a folder of them as a folder; None when there is none of that name."""
@@ -163,8 +162,8 @@ class Manifest:
 
 def write_manifest(store: Store, folder: str, manifest: Manifest, receipts: Sequence[Receipt]) -> None:
     store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
-    shards_file = write_receipts(store, f"{folder}/_shards.parquet", receipts)
-    write_sealed(store, f"{folder}/manifest.json", asdict(manifest) | {"shards_file": shards_file})
+    write_receipts(store, f"{folder}/_shards.parquet", receipts)
+    write_sealed(store, f"{folder}/manifest.json", asdict(manifest))
 
 
 def read_manifest(store: Store, folder: str) -> Manifest | None:

@@ -234,15 +234,14 @@ def _result(ref: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         return error.cause if isinstance(error.cause, BaseException) else error
     except ray.exceptions.RayError as error:
-        node_died = isinstance(
-            error,
-            (
-                ray.exceptions.NodeDiedError,
-                ray.exceptions.TaskUnschedulableError,
-                ray.exceptions.ActorUnschedulableError,
-            ),
-        )
-        return WorkerDied(f"the worker died: {type(error).__name__}", innocent=node_died)
+        return died(error)
+
+
+def died(error: BaseException) -> WorkerDied:
+    """Innocent is who went down with a node. Who was ended for want of memory may have taken it."""
+    lost = ray.exceptions
+    gone = (lost.NodeDiedError, lost.TaskUnschedulableError, lost.ActorUnschedulableError)
+    return WorkerDied(f"the worker died: {type(error).__name__}", innocent=isinstance(error, gone))
 
 
 def _all_above(one: Planned) -> frozenset[str]:

@@ -188,8 +188,8 @@ _PLAIN = (
 _OF_SHARD = ("path", "num_rows", "digest", "footer", "key")
 
 
-def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> str:
-    """All of a step in one file, a row each; returns the file's sha256."""
+def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
+    """All of a step in one file, a row each."""
     columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in receipts] for name in _PLAIN}
     columns |= {name: [getattr(r.shard, name) for r in receipts] for name in _OF_SHARD}
     columns["heavy"] = [[one._asdict() for one in r.shard.heavy] for r in receipts]
@@ -201,7 +201,6 @@ def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> str:
     table = pa.table([pa.array(columns[f.name], f.type) for f in _SHARDS], schema=_SHARDS)
     with store.writing(rel) as part:
         pq.write_table(table, part, compression="zstd", write_page_checksum=True)
-        return sha256_file(part)
 
 
 def receipts_in(store: Store, rel: str) -> list[Receipt]:

@@ -59,8 +59,7 @@ class Steps:
 
     def _read(self, folder: str) -> dict[int, Shard]:
         if self.store.exists(f"{folder}/manifest.json"):
-            listed = listed_receipts(self.store, folder, self.manifest(folder))
-            return {r.index: r.shard for r in listed}
+            return {r.index: r.shard for r in listed_receipts(self.store, folder)}
         return {index: r.shard for index, r in read_unfinished(self.store, folder).items()}
 
 

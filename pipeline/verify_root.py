@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline import forgotten, opted_out
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.forget import JOURNAL
 from vlpipe.pipeline.lock_file import lock_files, parse
 from vlpipe.pipeline.plan import RECORD
 from vlpipe.pipeline.problems import Problem, read_or_problem
@@ -33,7 +34,20 @@ def root_problems(store: Store) -> Iterator[Problem]:
             found = read_or_problem(path, lambda path=path, read=read: read(store, path))  # type: ignore[misc]
             if isinstance(found, Problem):
                 yield found
+    yield from _half_forgotten(store)
     yield from _time_savers(store)
+
+
+def _half_forgotten(store: Store) -> Iterator[Problem]:
+    """The plan of a forget that was killed: what lies in the root is half before and half after it."""
+    if not store.exists(JOURNAL):
+        return
+    plan = read_or_problem(JOURNAL, lambda: _json_object(store, JOURNAL))
+    yield (
+        plan
+        if isinstance(plan, Problem)
+        else Problem(JOURNAL, "unfinished", "a forget was interrupted; `vlpipe run` finishes it")
+    )
 
 
 def _time_savers(store: Store) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
+from vlpipe.stages.dedup.names import Names, packed
 from vlpipe.stages.dedup.text_decisions import TEXTS_REFERENCES, Entry, write_text_decisions
 from vlpipe.stages.dedup.text_forms import normal_form
 from vlpipe.stages.dedup.text_minhash import NOT_INSTALLED, near_twins
@@ -77,7 +78,7 @@ class TextDuplicates(GatherStage):
         """Normal form -> its best entry, best first; and of each other entry the one it equals."""
         first: dict[str, Entry] = {}
         copies: dict[Entry, Entry] = {}
-        ids, texts = rows["id"].combine_chunks(), rows["texts"].combine_chunks()
+        ids, texts = rows["id"], rows["texts"]
         for row in best_first(rows):
             id_ = ids[row].as_py()
             for place, text in enumerate(texts[row].as_py() or ()):
@@ -102,7 +103,7 @@ def read_rows(inputs: Sequence[Dataset]) -> pa.Table:
     for data in inputs:
         tables.append(data.table([n for n in ("id", "texts", "width", "height") if n in data.schema.names]))
     rows = pa.concat_tables(tables, promote_options="default")
-    repeated = rows.num_rows - pc.count_distinct(rows["id"]).as_py()
+    repeated = Names(packed([rows["id"]])).num_repeated()
     if repeated:
         names = ", ".join(data.name for data in inputs)
         raise VlpipeError(f"{repeated} id(s) come more than once in {names}: give each row to dedup once")

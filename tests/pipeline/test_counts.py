@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from cli_helpers import Runs, vlpipe
 from helpers import run
 
 from vlpipe.pipeline.manifest import read_manifest
-from vlpipe.pipeline.receipt import Receipt
 from vlpipe.pipeline.store import Store
 
 TEXT = """
@@ -63,18 +61,3 @@ def test_rows_that_come_back_are_counted_once(tmp_path: Path) -> None:
     assert said[-1] == (
         "rows of step 'count' with 'small' were filtered by a rule: nothing failed, so there is nothing to retry"
     )
-
-
-def test_receipts_and_manifests_from_before_there_were_counts_are_read(tmp_path: Path) -> None:
-    one = run(tmp_path, toy())["count"]
-    store = Store(str(tmp_path / "root"))
-    old = one.receipts[0].to_json()
-    del old["counts"]
-    assert Receipt.from_json(json.loads(json.dumps(old))).counts == {}
-    path = tmp_path / "root" / one.folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["counts"]
-    path.write_text(json.dumps(manifest))
-    found = read_manifest(store, one.folder)
-    assert found is not None
-    assert found.counts == {}

@@ -317,3 +317,16 @@ def test_strict_json_of_anything() -> None:
     told = storable_json({"a": [1, np.float32("nan")], "b": deep, ("c",): pa.scalar(1)})
     json.dumps(told, allow_nan=False, sort_keys=True)
     assert told["a"] == [1, "nan"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["Raises", "RaisesInActor"])
+def test_deadlines_hold_on_ray_too(tmp_path: Path, stage: str) -> None:
+    step = f'use: "odd_toys:{stage}", what: sleeps, bad: [3], seconds: 600'
+    text = over(step, num=4, more=", row_group_timeout_s: 3").replace(
+        "max_reject_rate: 0.2", "max_reject_rate: 0.3"
+    )
+    steps = run(tmp_path, text, ray=True)
+    (found,) = rejects(tmp_path, steps["b"])
+    assert (found["id"], found["why"]) == ("id3", "deadline")
+    assert rows(tmp_path, steps["b"])["n"].to_pylist() == [0, 1, 2]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from cli_helpers import Runs, vlpipe
 from kill_points import forked, kill_at
@@ -59,8 +60,6 @@ def rows(runs: Runs) -> set[int]:
     store = Store(str(runs.root))
     record = read_step(store, runs.step("ask").name)
     assert record.manifest is not None
-    import pyarrow.parquet as pq
-
     return {n for r in record.receipts for n in pq.read_table(store.path(r.shard.path))["n"].to_pylist()}
 
 
@@ -73,12 +72,15 @@ def killed(runs: Runs, point: int) -> int:
     return forked(work)
 
 
-@pytest.mark.parametrize("then", ["run", "retry"])
-def test_nothing_is_lost_by_a_kill_at_enumerated_points(asked: Runs, tmp_path: Path, then: str) -> None:
-    """After the kill only the three rows answer: each other one must come from what lay there before."""
+@pytest.mark.slow
+def test_nothing_is_lost_by_a_kill_at_enumerated_points(asked: Runs, tmp_path: Path) -> None:
+    """After the kill only the three rows answer: each other one must come from what lay there before.
+
+    Every second one of the killed retries is followed by another retry, and not by a run only.
+    """
     first = set(range(12)) - LATER
     num_killed, some_back = 0, False
-    for point in range(1, 400, 6):
+    for point in range(1, 400, 11):
         folder = tmp_path / str(point)
         folder.mkdir()
         runs = copied(asked, folder)
@@ -87,21 +89,16 @@ def test_nothing_is_lost_by_a_kill_at_enumerated_points(asked: Runs, tmp_path: P
             break
         assert status == -signal.SIGKILL
         num_killed += 1
-        if then == "retry" and not read_step(Store(str(runs.root)), runs.step("ask").name).manifest:
-            retry_or_nothing_left(runs)
+        if point % 2:
+            runs("retry", "ask", "--why", "down", "--local", code=(0, 1))  # 1: all of it was done
         runs("run", "--local")
         assert rows(runs) >= first, point
         some_back = some_back or rows(runs) == set(range(12))
         assert not list(runs.root.glob("*before_retry*"))
         assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
         shutil.rmtree(folder)
-    assert num_killed >= 10
+    assert num_killed >= 5
     assert some_back
-
-
-def retry_or_nothing_left(runs: Runs) -> None:
-    said = runs("retry", "ask", "--why", "down", "--local", code=(0, 1))
-    assert "come" in said[-1] or "came back" in " ".join(said) or "it has no rejects" in said[-1], said
 
 
 def test_the_log_of_other_rows_stays(asked: Runs, tmp_path: Path) -> None:

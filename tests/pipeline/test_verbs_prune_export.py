@@ -141,8 +141,7 @@ def test_a_folder_that_holds_heavy_columns_of_a_reached_step_stays(tmp_path: Pat
     for index in receipt_numbers(store, scale):
         receipt = read_receipt(store, scale, index)
         pointers = tuple(
-            (name, path.replace(numbers.name, moved.name), digest)
-            for name, path, digest in receipt.shard.heavy
+            one._replace(path=one.path.replace(numbers.name, moved.name)) for one in receipt.shard.heavy
         )
         write_receipt(store, scale, replace(receipt, shard=replace(receipt.shard, heavy=pointers)))
     (runs.step("scale") / "manifest.json").unlink()  # half done: its receipts are read one by one

@@ -1,11 +1,15 @@
 """What can be wrong with files, one thing at a time, and that the advice mends it."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import CHAIN
+
+from vlpipe.pipeline.receipt import read_receipts, rejects_path, write_receipt
+from vlpipe.pipeline.store import Store
 
 
 def flip(path: Path) -> None:
@@ -102,3 +106,40 @@ def test_a_path_that_is_no_run(tmp_path: Path) -> None:
     assert error == (
         f"{tmp_path}/photos is neither a root, nor a step's folder (STEP-0123abcd), nor a shard, nor a Parquet file"
     )
+
+
+def test_a_forget_that_was_interrupted_is_told(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    (runs.root / "_forget.json").write_text("{}")
+    assert (
+        f"unfinished  {runs.root}/_forget.json  a forget was interrupted; `vlpipe run` finishes it"
+        in vlpipe("verify", runs.root)
+    )
+    (runs.root / "_forget.json").write_text("{")
+    assert any(
+        line.startswith(f"damaged    {runs.root}/_forget.json")
+        for line in vlpipe("verify", runs.root, code=1)
+    )
+
+
+def test_a_shard_beyond_six_digits_is_one_like_any_other(tmp_path: Path) -> None:
+    """Of an unfinished step, whose shards need not be in a row."""
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    step, store = runs.step("every"), Store(str(runs.root))
+    (receipt,) = (r for r in read_receipts(store, step.name) if r.index == 1)
+    far, path = 1_000_000, f"{step.name}/1000000.parquet"
+    store.link_or_copy(receipt.shard.path, path)
+    store.link_or_copy(rejects_path(step.name, 1), rejects_path(step.name, far))
+    shard = dataclasses.replace(receipt.shard, path=path)
+    write_receipt(store, step.name, dataclasses.replace(receipt, index=far, shard=shard))
+    (step / "manifest.json").unlink()
+    one = ["1 shard(s) and 0 artifact(s) of 1 step(s): all as their receipts say"]
+    assert vlpipe("verify", step / "1000000.parquet") == one
+    assert any(
+        "5 shard(s) so far" in line for line in vlpipe("verify", step, code=1)
+    )  # the rows of shard 1 twice
+    assert vlpipe("show", step / "1000000.parquet")[0].split() == ["shard", f"{step.name}/1000000.parquet"]
+    assert vlpipe("show", step / "_rejects" / "1000000.parquet")
+    assert vlpipe("diff", step, step)[-1] == "no difference"

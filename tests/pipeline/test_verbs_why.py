@@ -7,7 +7,7 @@ from typing import IO, ClassVar
 
 import pytest
 from cli_helpers import Runs
-from forget_toys import CHAIN, row_id, url
+from forget_toys import CHAIN, content, row_id, url
 
 from vlpipe.pipeline.history import history
 from vlpipe.pipeline.plan import plan
@@ -176,7 +176,7 @@ def test_the_whole_story_of_a_url(twins: Runs) -> None:
         f"    + url: {url(2)}",
         "pages       pages/000000.parquet",
         "    texts: + text: words of 2.",
-        f"    + sha256: {2:064x}",
+        f"    + sha256: {content(2)}",
         "    + image: <73 bytes>",
         "    log: attempts: 3",
         "twins       twins/000000.parquet",

@@ -311,6 +311,7 @@ class Launches(GatherStage):
     """Runs a function through `job.launch`, as training does."""
 
     num_workers: int = 1
+    gpu: bool = False
     LAUNCHES: ClassVar[bool] = True
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

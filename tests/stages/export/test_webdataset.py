@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
-from vlpipe.pipeline.shard import Reject, Shard, write_shard
+from vlpipe.pipeline.shard import Heavy, Reject, Shard, write_shard
 from vlpipe.pipeline.stage import Dataset, File
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.testing import Gathered, dataset, run_gather, run_map
@@ -175,7 +175,7 @@ def test_images_are_joined_from_the_step_that_has_them(tmp_path: Path) -> None:
     full = write_shard(store, "images/000000.parquet", [rows], SCHEMA)
     light = pa.schema([f for f in SCHEMA if f.name != "image"])
     later = write_shard(store, "kept/000000.parquet", [rows.take([3, 1]).drop_columns("image")], light)
-    shard = Shard(path=later.path, num_rows=2, digest="", heavy=(("image", full.path),))
+    shard = Shard(path=later.path, num_rows=2, digest="", heavy=(Heavy("image", full.path, ""),))
     got = export(tmp_path / "out", Dataset(store, "kept", SCHEMA, (shard,)))
     images = [body for name, body in members(got.artifacts / "000000.tar").items() if name[-3:] in ENDINGS]
     assert images == [rows["image"][n].as_py() for n in (3, 1)]

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.guard import is_nobodys
 from vlpipe.pipeline.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.shard import Out, heavy_names
 from vlpipe.pipeline.shared import Services
@@ -24,7 +25,6 @@ from vlpipe.pipeline.stage import File, ListFile
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.testing import run_map
 from vlpipe.pipeline.text_sets import to_hex
-from vlpipe.pipeline.work import is_nobodys
 from vlpipe.stages.ingest.images import FETCHED, FetchImages
 from vlpipe.stages.ingest.img2dataset_download import Options, download, missing
 from vlpipe.stages.ingest.img2dataset_engine import Img2datasetFetch, columns_out, engine

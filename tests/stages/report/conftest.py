@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageDraw
 
-from vlpipe.pipeline.shard import Reject, Shard, heavy, write_shard
+from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy, write_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.store import Store
 from vlpipe.stages.report.view import RunView, StepView
@@ -59,7 +59,7 @@ def drop(data: Dataset, name: str, gone: Sequence[str], image_of: Dataset) -> Da
         one = replace(data, shards=(shard,)).table()
         part = one.filter(pa.array([i not in gone for i in one["id"].to_pylist()]))
         done = write_shard(data.store, f"{name}/{k:06d}.parquet", [part], part.schema)
-        shards.append(replace(done, heavy=(("image", image_of.shards[k].path),)))
+        shards.append(replace(done, heavy=(Heavy("image", image_of.shards[k].path, ""),)))
     return Dataset(data.store, name, data.schema, tuple(shards))
 
 
@@ -147,7 +147,7 @@ def judged_step(store: Store, unique: Dataset, fetched: Dataset) -> tuple[Datase
     shards = [
         replace(
             write_shard(store, f"filter/{k:06d}.parquet", [p], p.schema),
-            heavy=(("image", fetched.shards[k].path),),
+            heavy=(Heavy("image", fetched.shards[k].path, ""),),
         )
         for k, p in enumerate(parts)
     ]

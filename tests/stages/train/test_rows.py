@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import Shard, write_shard
+from vlpipe.pipeline.shard import Heavy, Shard, write_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.testing import dataset
@@ -51,7 +51,7 @@ def light_and_heavy(folder: Path) -> Dataset:
     light = write_shard(
         store, "light/000000.parquet", [table.take(list(range(0, 20, 3))).drop(["image"])], light_schema, 3
     )
-    shard = Shard(path=light.path, num_rows=7, digest=light.digest, heavy=(("image", heavy.path),))
+    shard = Shard(path=light.path, num_rows=7, digest=light.digest, heavy=(Heavy("image", heavy.path, ""),))
     return Dataset(store, "light", SCHEMA, (shard,))
 
 
@@ -67,7 +67,7 @@ def test_a_row_without_its_image_is_an_error(tmp_path: Path) -> None:
     data = light_and_heavy(tmp_path)
     store = data.store
     other = write_shard(store, "other.parquet", [pa.Table.from_pylist([row("x")], SCHEMA)], SCHEMA)
-    shard = Shard(path=data.shards[0].path, num_rows=7, digest="", heavy=(("image", other.path),))
+    shard = Shard(path=data.shards[0].path, num_rows=7, digest="", heavy=(Heavy("image", other.path, ""),))
     units, _ = scan(Dataset(store, "light", SCHEMA, (shard,)), "pairs")
     with pytest.raises(VlpipeError, match=r"2 row\(s\) \(first: r0\) have no image in other.parquet"):
         read_unit(units[0])
