@@ -15,9 +15,9 @@ from typing import Any
 
 from incremental import act, held
 from incremental.child import Ended, in_child, read_events, verified
-from incremental.edits import EDITS, code_helper, code_stage
+from incremental.edits import EDITS, code_helper, code_of, code_stage
 from incremental.ledger import Ledger
-from incremental.project import Project, draw_project, frozen, sources
+from incremental.project import MODULES, Project, draw_project, frozen, sources
 
 # What is done to the root, beside the edits of the project; with the kinds of stages each needs.
 DEEDS: dict[str, tuple[str, ...]] = {
@@ -130,6 +130,7 @@ class Case:
             if said:
                 self.story.append(f"{kind}: {said}")
                 self.project.write(self.folder)
+                self.is_finished = False
                 return said
         return ""
 
@@ -137,7 +138,6 @@ class Case:
         was_finished = self.is_finished
         if not self.change(kind, rng):
             return False
-        self.is_finished = False
         if EDITS[kind].is_free and was_finished:
             self.nothing_happens(kind)
         elif rng.random() < 0.7:  # else a second edit comes before the next run
@@ -156,6 +156,7 @@ class Case:
         """One run; what it did goes into the ledger."""
         self.at.events.unlink(missing_ok=True)
         self.is_finished = False
+        self.ledger.before_run()
         began = time.monotonic()
         ended = in_child(lambda: act.run(self.at, self.project, self.ledger, **how), kill_after_s)
         self.seconds = time.monotonic() - began
@@ -239,8 +240,15 @@ class Case:
         """Code is changed between a kill and the run that goes on."""
         if not self.do_kill(rng, ("param", "version", "new_step")):
             return False
-        self.change(rng.choice(["code_stage", "code_stage", "code_helper"]), rng)
+        half_done = sorted(
+            {event["step"] for event in read_events(self.at.events) if event["what"] == "shard"}
+        )
+        kinds = {s.name: s.kind for s in self.project.flow.steps}
+        kind = kinds.get(rng.choice(half_done or sorted(kinds)).partition("@")[0], "Fetch")
+        self.story.append(f"kill_code: {code_of(self.project, rng.choice(MODULES[kind]), rng)}")
+        self.project.write(self.folder)
         self.go()
+        self.compare()
         return True
 
     def do_retry_grow(self, rng: random.Random) -> bool:
@@ -403,7 +411,7 @@ class Case:
         ended = self.attempt()
         self.tolerates_twins = True
         if ended.error:
-            if not re.search(r"id '.*' is there \d+ times", ended.error):
+            if not re.search(r"id '.*' (is there \d+ times|more than once)", ended.error):
                 self.must_end_well(ended)
         else:
             strange = [w for w in self.looked(check=False).wrong if "another's" in w]

@@ -112,7 +112,7 @@ def rename_gather(project: Project, rng: random.Random) -> str:
     return f"{old} is called {new}"
 
 
-def _code(project: Project, name: str, rng: random.Random) -> str:
+def code_of(project: Project, name: str, rng: random.Random) -> str:
     code = project.code[name]
     code.mark = rng.choice([m for m in range(4) if m != code.mark])
     project.was_changed = True
@@ -120,11 +120,11 @@ def _code(project: Project, name: str, rng: random.Random) -> str:
 
 
 def code_stage(project: Project, rng: random.Random) -> str:
-    return _code(project, MODULES[rng.choice(project.flow.steps).kind][0], rng)
+    return code_of(project, MODULES[rng.choice(project.flow.steps).kind][0], rng)
 
 
 def code_helper(project: Project, rng: random.Random) -> str:
-    return _code(project, rng.choice(["glue", "paste"]), rng) if _one(project, rng, "Pair") else ""
+    return code_of(project, rng.choice(["glue", "paste"]), rng) if _one(project, rng, "Pair") else ""
 
 
 def code_back(project: Project, rng: random.Random) -> str:
@@ -147,7 +147,7 @@ def code_version(project: Project, rng: random.Random) -> str:
     """The code and its VERSION."""
     kind = rng.choice(project.flow.steps).kind
     was_changed, name = project.was_changed, MODULES[kind][0]
-    said = _code(project, name, rng)
+    said = code_of(project, name, rng)
     project.was_changed = was_changed
     project.code[name].version += 1
     return f"{said}, VERSION {project.code[name].version}"

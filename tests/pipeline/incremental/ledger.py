@@ -32,6 +32,10 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
     gathers: dict[str, tuple[str, str, str, int]] = field(default_factory=dict)
     run: int = 0
+    there: frozenset[str] = frozenset()  # paths whose shard and receipt were there before the run
+
+    def before_run(self) -> None:
+        self.there = frozenset(path for path in self.entries if self._is_there(path))
 
     def note(self, events: list[dict[str, Any]]) -> list[str]:
         """Take in the events of one run; returns what should not have happened."""
@@ -55,7 +59,7 @@ class Ledger:
         same = {
             p: e
             for p, e in self.entries.items()
-            if e.unit == event["unit"] and e.run < self.run and self._is_there(p)
+            if e.unit == event["unit"] and e.run < self.run and p in self.there and self._is_there(p)
         }
         own, path = self.entries.get(event["path"]), event["path"]
         wrong: list[str] = []
