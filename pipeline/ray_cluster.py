@@ -6,13 +6,15 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._raylet import Config, GcsClient  # type: ignore[attr-defined]  # compiled
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]  # compiled
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.interrupt import Interrupted
@@ -190,25 +192,39 @@ def _agree_on_token(address: str) -> None:
     if USERS_AUTH is None:
         os.environ.pop(AUTH, None)
         Config.initialize("")
-    try:
-        _ask(address)
-    except ray.exceptions.AuthenticationError as error:
-        if USERS_AUTH is None:
-            os.environ[AUTH] = "token"
-            Config.initialize("")
-        try:
-            _ask(address)
-        except (ray.exceptions.AuthenticationError, RuntimeError):
-            raise VlpipeError(
-                f"the Ray cluster at {address} wants a token: put its own (`ray get-auth-token` on the head) into "
-                f"RAY_AUTH_TOKEN or ~/.ray/auth_token"
-            ) from error
+    if _lets_in(address):
+        return
+    if USERS_AUTH is None and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        os.environ[AUTH] = "token"  # without any token here Ray would end this process
+        Config.initialize("")
+        if _lets_in(address):
+            return
+    raise VlpipeError(
+        f"the Ray cluster at {address} wants a token: put its own (`ray get-auth-token` on the head) into "
+        f"RAY_AUTH_TOKEN or ~/.ray/auth_token" + (f", and set {AUTH}=token" if USERS_AUTH else "")
+    )
 
 
-def _ask(address: str) -> None:
+def _lets_in(address: str) -> bool:
     try:
-        GcsClient(address=address).internal_kv_get(b"vlpipe", None, ANSWER_S)
+        with _unheard():
+            GcsClient(address=address).internal_kv_get(b"vlpipe", None, ANSWER_S)
     except ray.exceptions.AuthenticationError:
-        raise
+        return False
     except ray.exceptions.RpcError as error:
         raise VlpipeError(f"what answers at {address} is no Ray cluster's head: {error}") from error
+    return True
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """What Ray's C++ side writes to the standard error is also in the exception."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
