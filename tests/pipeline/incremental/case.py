@@ -116,12 +116,17 @@ class Case:
             deed = getattr(self, f"do_{kind}", None)
             done = deed(rng) if deed else self.edit(kind, rng)
             self.counts[kind] += bool(done)
+        if self.ray:
+            rng = random.Random(self.drawn.project)
+            self.change("grow", rng)
+            self.change("param", rng)
+            self.go(mode="ray")
         for name in list(self.project.flows):
+            self.is_finished &= self.project.active == name
             self.project.active = name
-            if not self.is_finished or self.ray:
-                self.go(mode="ray" if self.ray else "")
+            if not self.is_finished:
+                self.go()
             self.compare()
-            self.is_finished = False
 
     def change(self, kind: str, rng: random.Random) -> str:
         """Change the project, not the root."""
