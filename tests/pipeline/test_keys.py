@@ -39,7 +39,9 @@ def test_a_file_is_read_again_when_its_size_or_time_changed(tmp_path: Path) -> N
         return found
 
     file.write_bytes(b"old")
-    os.utime(file, ns=(10**18, 10**18))  # what was written just now may change again within a tick of the clock
+    os.utime(
+        file, ns=(10**18, 10**18)
+    )  # what was written just now may change again within a tick of the clock
     before = file.stat()
     assert digest() == sha256(b"old")
     file.write_bytes(b"new")
