@@ -133,7 +133,7 @@ def _read_parquet(file: Path, names: Names, columns: Sequence[str] | None, encod
     if columns is not None:
         raise VlpipeError(f"{file}: a Parquet file names its own columns; `columns` is for tsv and csv")
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)  # no row group is held whole
     except pa.ArrowInvalid as error:
         raise VlpipeError(f"{file} is no readable Parquet file: {error}") from error
     with parquet:
