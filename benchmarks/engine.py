@@ -23,11 +23,12 @@ from engine_page import OURS, TASK_ACTOR, TASK_GATHER, beside_table, markdown
 from peers import ray_data, two_processes
 from record import machine
 
+from vlpipe.pipeline.executor import Executor, Watcher
 from vlpipe.pipeline.local import LocalExecutor
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.on_ray import RayExecutor
 from vlpipe.pipeline.plan import plan, remember
-from vlpipe.pipeline.runner import Executor, Run, Watcher
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Workflow
 

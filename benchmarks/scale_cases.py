@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline import history, plan, status
+from vlpipe.pipeline.executor import Watcher
 from vlpipe.pipeline.local import LocalExecutor
 from vlpipe.pipeline.receipt import Receipt, read_receipts, receipt_path, shard_path
 from vlpipe.pipeline.records import find_place
-from vlpipe.pipeline.runner import Run, Watcher
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.shard import Out, Reject, Shard
 from vlpipe.pipeline.stage import MapStage, SourceStage, Work
 from vlpipe.pipeline.store import Store

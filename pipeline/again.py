@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from vlpipe.pipeline.cells import counts
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.executor import Executor, Watcher
 from vlpipe.pipeline.manifest import write_manifest
 from vlpipe.pipeline.names import STEP_FILE
 from vlpipe.pipeline.plan import Planned, is_gather
@@ -29,7 +30,8 @@ from vlpipe.pipeline.receipt import (
     write_receipt,
 )
 from vlpipe.pipeline.records import find_step, what_is_there
-from vlpipe.pipeline.runner import Executor, Run, State, Watcher
+from vlpipe.pipeline.runner import Run
+from vlpipe.pipeline.step_state import State
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.verify import shard_problems
 from vlpipe.pipeline.work import ShardTask

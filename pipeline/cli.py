@@ -20,13 +20,14 @@ from rich.markup import escape
 
 from vlpipe.pipeline import again, forget
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning, explain, one_line
+from vlpipe.pipeline.executor import Executor, Watcher
 from vlpipe.pipeline.interrupt import Interrupted, heeding_interrupts
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.plan import Planned, plan, remember
 from vlpipe.pipeline.progress import Progress_, results_table
 from vlpipe.pipeline.row_bounds import estimates
-from vlpipe.pipeline.runner import Executor, Run, Watcher
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Workflow, resolve_workflow
 

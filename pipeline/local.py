@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vlpipe.pipeline import device
+from vlpipe.pipeline.executor import MAX_DEATHS, Done, Unit
 from vlpipe.pipeline.gather import Gathered, GatherTask, run_gather
 from vlpipe.pipeline.plan import Planned
 from vlpipe.pipeline.receipt import Receipt
-from vlpipe.pipeline.runner import MAX_DEATHS, Done, Unit
 from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.store import Store

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from vlpipe.pipeline.executor import Done, Unit, WorkerDied
 from vlpipe.pipeline.gather import GatherTask
 from vlpipe.pipeline.lock import RUN_VARIABLE
 from vlpipe.pipeline.plan import Planned, is_gather
@@ -19,7 +20,6 @@ from vlpipe.pipeline.ray_cluster import Cluster, node_resources
 from vlpipe.pipeline.ray_ship import Shipping
 from vlpipe.pipeline.ray_work import ShardWorker, remote_gather, remote_shard
 from vlpipe.pipeline.room import Ask, Held, Room, Start, needed
-from vlpipe.pipeline.runner import Done, Unit, WorkerDied
 from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import GatherStage, MapStage
 from vlpipe.pipeline.store import Store

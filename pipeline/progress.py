@@ -22,10 +22,10 @@ from rich.progress import (
 from rich.table import Table
 
 from vlpipe.pipeline.cells import printable
+from vlpipe.pipeline.executor import Watcher
 from vlpipe.pipeline.manifest import Manifest
 from vlpipe.pipeline.plan import Planned, is_gather
 from vlpipe.pipeline.receipt import Receipt
-from vlpipe.pipeline.runner import Watcher
 from vlpipe.pipeline.screen import Screen
 from vlpipe.pipeline.stage import MapStage
 from vlpipe.pipeline.store import Store

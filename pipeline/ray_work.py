@@ -12,10 +12,10 @@ import ray
 
 from vlpipe.pipeline.device import granted
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
+from vlpipe.pipeline.executor import WorkerDied
 from vlpipe.pipeline.gather import Gathered, GatherTask, run_gather
 from vlpipe.pipeline.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.receipt import Receipt
-from vlpipe.pipeline.runner import WorkerDied
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.work import ShardTask, opening, run_shard, set_torch_threads
 from vlpipe.pipeline.workflow import Resources

@@ -7,17 +7,24 @@ wait for whole steps. What is running is bounded by what the cluster has (`room.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from vlpipe.pipeline.adopt import FinishedShards, adopt, adopt_step, own_digest
 from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
+from vlpipe.pipeline.executor import (
+    MAX_ATTEMPTS,
+    MAX_DEATHS,
+    MAX_LOST,
+    Done,
+    Executor,
+    Unit,
+    Watcher,
+    WorkerDied,
+)
 from vlpipe.pipeline.forget import refuse_half_done
 from vlpipe.pipeline.gather import Gathered, GatherTask, clear_unfinished
-from vlpipe.pipeline.guard import worst
 from vlpipe.pipeline.keys import shard_key
 from vlpipe.pipeline.lock import check as check_lock
 from vlpipe.pipeline.manifest import make_manifest, write_format, write_manifest, write_step_file
@@ -42,109 +49,9 @@ from vlpipe.pipeline.receipt import (
 )
 from vlpipe.pipeline.shard import Heavy, Shard
 from vlpipe.pipeline.stage import GatherStage
+from vlpipe.pipeline.step_state import State
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.work import ShardTask, heavy_pointers
-
-MAX_ATTEMPTS = 3
-MAX_DEATHS = 2  # a shard that killed so many workers is run row by row in a process of its own
-MAX_LOST = 10  # so often a shard may go down with a node or a neighbour
-
-
-class WorkerDied(VlpipeError):
-    """The process that ran a task is gone. `innocent`: it went with its node or with a neighbour, not by what it did.
-
-    Death for want of memory is not innocent: a shard it keeps meeting is run row by row in the end.
-    """
-
-    def __init__(self, text: str, *, innocent: bool) -> None:
-        self.innocent = innocent
-        super().__init__(text)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One thing that runs: a shard of a map step, or a whole gather step."""
-
-    step: str
-    index: int  # shard number; -1 for a gather step
-
-
-@dataclass(frozen=True)
-class Done:
-    unit: Unit
-    result: Receipt | Gathered | BaseException
-
-
-class Executor(Protocol):
-    """Where units run."""
-
-    def check(self, steps: Sequence[Planned], store: Store) -> list[str]:
-        """Why these steps cannot run here, a sentence each. Called once, before any work."""
-
-    def expect(self, one: Planned) -> None:
-        """Units of a step may come from now on."""
-
-    def pick(self, wanting: Sequence[Planned]) -> Planned | None:
-        """Of steps that have a unit ready, most urgent first, the one that starts one now; None: there is no room.
-
-        `submit` of that unit follows.
-        """
-
-    def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None: ...
-
-    def wait(self, timeout_s: float) -> list[Done]:
-        """What has ended, after at most about this long."""
-
-    def stuck(self, wanting: Sequence[Planned]) -> str:
-        """Asked while nothing runs and nothing starts: why that will not change; empty while it may."""
-
-    def release(self, one: Planned) -> None:
-        """No more units of a step will come."""
-
-    def drain(self, grace_s: float) -> list[Done]:
-        """What ends within the grace; nothing is started any more."""
-
-    def close(self) -> None: ...
-
-
-@dataclass
-class Watcher:
-    """Told what happens; the command line draws it.
-
-    `stopping`: the loop ends early by this error, and so many units that still run have a grace to finish.
-    """
-
-    started: Callable[[Planned, int | None], None] = lambda one, total: None
-    begun: Callable[[Planned, int, int], None] = lambda one, index, num_rows: None  # a unit, -1 a gather step
-    shard: Callable[[Planned, Receipt, bool], None] = lambda one, receipt, reused: None
-    finished: Callable[[Planned], None] = lambda one: None
-    tick: Callable[[], None] = lambda: None
-    stopping: Callable[[BaseException, int], None] = lambda error, num_running: None
-
-
-@dataclass
-class State:
-    """A step while it runs. `todo`: shards whose input is there; `expected`: how many there will be.
-
-    `base`: what all its tasks have in common.
-    """
-
-    one: Planned
-    todo: list[int] = field(default_factory=list)
-    running: set[int] = field(default_factory=set)
-    inputs: dict[int, Shard] = field(default_factory=dict)
-    out: dict[int, Receipt] = field(default_factory=dict)
-    have: dict[int, Receipt] = field(default_factory=dict)  # receipts found when it opened
-    sizes: dict[str, int] = field(default_factory=dict)  # of its files then
-    expected: int | None = None
-    base: ShardTask | None = None
-    opened: bool = False
-    num_faults: int = 0
-    any_good: bool = False  # a shard has rows, or rejects that are no faults
-    num_rows: int | None = None  # of all its inputs, once they are known
-    attempts: Counter[int] = field(default_factory=Counter)
-    deaths: Counter[int] = field(default_factory=Counter)
-    lost: Counter[int] = field(default_factory=Counter)  # deaths that were not its own
 
 
 class Run:
@@ -331,19 +238,20 @@ class Run:
         state.num_faults += receipt.num_faults
         state.any_good = state.any_good or receipt.num_faults < receipt.rows_in
         self.watcher.shard(state.one, receipt, reused)
-        self._check_rate(state)
+        state.check_rate(self.store)
         for other in list(self.states.values()):
             if other.opened and state.one in other.one.above and not is_gather(other.one):
                 self._pass_on(state.one, other, receipt.index, receipt.shard)
 
     def _map_task(self, state: State, index: int) -> ShardTask:
         if state.base is None:
-            state.base = self._base_task(state.one)
+            state.base = self._base_task(state)
         shard = state.inputs[index]
         key = shard_key(state.one.keyed.stage_key, shard.key)
         return dataclasses.replace(state.base, index=index, input=shard, key=key)
 
-    def _base_task(self, one: Planned) -> ShardTask:
+    def _base_task(self, state: State) -> ShardTask:
+        one = state.one
         return ShardTask(
             store=self.store,
             step=one.name,
@@ -355,7 +263,7 @@ class Run:
             folder=one.folder,
             key="",
             artifacts_digest=artifacts_digest(one),
-            max_reject_rate=reject_rate(one),
+            max_reject_rate=state.max_reject_rate,
             torch_threads=one.keyed.step.torch_threads,
             deadline_s=one.keyed.step.row_group_timeout_s,
         )
@@ -387,8 +295,8 @@ class Run:
             task,
             attempt=state.attempts[index],
             isolate=state.deaths[index] >= MAX_DEATHS,
-            num_rows_step=self._num_rows(state),
-            num_rows_guess=_guess(state),
+            num_rows_step=state.num_rows,
+            num_rows_guess=state.num_rows_guess,
             any_good=state.any_good,
         )
         self.executor.submit(state.one, Unit(state.one.name, index), task)
@@ -428,41 +336,13 @@ class Run:
         again = state.attempts[index] < allowed
         return again, StepFailed(f"{error}, in each of {allowed} attempts")
 
-    def _check_rate(self, state: State) -> None:
-        """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more.
-
-        While rows are still to come from above it fails only a step of which nothing but faults has come out.
-        """
-        if not state.num_faults:
-            return
-        rate, known = reject_rate(state.one), self._num_rows(state)
-        num_rows = _guess(state) if known is None else known
-        if state.num_faults <= rate * num_rows or (known is None and state.any_good):
-            return
-        reasons: Counter[str] = Counter()
-        for receipt in state.out.values():
-            reasons.update(
-                {c.partition(":")[2]: n for c, n in receipt.rejects.items() if c.startswith("fault:")}
-            )
-        raise StepFailed(
-            f"step {state.one.name!r}: {state.num_faults} of {num_rows} rows failed, "
-            f"max_reject_rate is {rate}; {worst(reasons)}. "
-            f"`vlpipe show {self.store.path(state.one.folder)}/_rejects` names the rows"
-        )
-
-    def _num_rows(self, state: State) -> int | None:
-        """Of all inputs of a step; None while steps above are at work."""
-        if state.num_rows is None and all(p.is_done for p in state.one.above):
-            state.num_rows = sum(p.manifest.rows_out for p in state.one.above if p.manifest)
-        return state.num_rows
-
     def _finish_if_complete(self, state: State) -> bool:
         one = state.one
         if one.is_done or is_gather(one) or not state.opened or not all(p.is_done for p in one.above):
             return False
         if len(state.out) < sum(self._expected(p) or 0 for p in one.above):
             return False
-        self._check_rate(state)
+        state.check_rate(self.store)
         self._commit(state, [state.out[k] for k in sorted(state.out)], {})
         return True
 
@@ -517,19 +397,6 @@ def unasked_gpus(steps: Sequence[Planned]) -> list[str]:
         and stage.gpu
         and not one.keyed.step.resources.gpus
     ]
-
-
-def _guess(state: State) -> int:
-    """Rows that a step will get, as if all its inputs were as large as the largest that is there."""
-    if state.num_rows is not None:
-        return state.num_rows
-    return (state.expected or 0) * max((s.num_rows for s in state.inputs.values()), default=0)
-
-
-def reject_rate(one: Planned) -> float:
-    step = one.keyed.step
-    own = getattr(step.stage, "MAX_REJECT_RATE", 0.0)
-    return step.max_reject_rate if step.max_reject_rate is not None else float(own)
 
 
 def made_from_of(task: ShardTask) -> MadeFrom:

@@ -12,12 +12,13 @@ from helpers import planned, run
 from kill_points import forked, kill_at
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.executor import Watcher
 from vlpipe.pipeline.forget import finish, forget, is_half_done
 from vlpipe.pipeline.forget_find import find
 from vlpipe.pipeline.forget_list import read_wanted
 from vlpipe.pipeline.local import LocalExecutor
 from vlpipe.pipeline.lock import locked
-from vlpipe.pipeline.runner import Run, Watcher
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.store import Store, sha256_file
 
 

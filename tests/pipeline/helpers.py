@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from vlpipe.pipeline.executor import Watcher
 from vlpipe.pipeline.local import LocalExecutor
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, plan, remember
-from vlpipe.pipeline.runner import Run, Watcher
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Workflow
 

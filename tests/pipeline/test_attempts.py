@@ -11,8 +11,9 @@ from helpers import planned, rows, run
 
 from vlpipe.pipeline.device import device_of_step
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
+from vlpipe.pipeline.executor import MAX_LOST, Done, Watcher, WorkerDied
 from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.runner import MAX_LOST, Done, Run, Watcher, WorkerDied
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.work import ShardTask
 
 THREE = """

@@ -12,12 +12,13 @@ from helpers import planned, rejects, rows, run
 
 from vlpipe.pipeline import keys, manifest
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
+from vlpipe.pipeline.executor import Watcher
 from vlpipe.pipeline.hub import hub_commit
 from vlpipe.pipeline.local import LocalExecutor
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, plan, resolve_stage
 from vlpipe.pipeline.receipt import Receipt, receipt_numbers, shard_path, write_receipt
-from vlpipe.pipeline.runner import Run, Watcher
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.sealed import sealed, unsealed
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.store import Store

@@ -24,11 +24,12 @@ from moto_s3 import S3, s3, s3_server  # noqa: F401
 
 from vlpipe.pipeline import lock, lock_file
 from vlpipe.pipeline.errors import LockLost, VlpipeError
+from vlpipe.pipeline.executor import Watcher
 from vlpipe.pipeline.local import LocalExecutor
 from vlpipe.pipeline.lock import check, locked
 from vlpipe.pipeline.lock_file import Record, newest, parse, rel_of, state_of
 from vlpipe.pipeline.processes import is_running, process_start, this_machine
-from vlpipe.pipeline.runner import Run, Watcher
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.status import lock_holder
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.work import ShardTask, run_shard

@@ -8,8 +8,9 @@ from helpers import CHAIN, left, planned, rejects, rows, run
 from toys import payload
 
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
+from vlpipe.pipeline.executor import Watcher
 from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.runner import Run, Watcher
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.store import Store
 
 

@@ -9,10 +9,10 @@ from helpers import left
 
 from vlpipe.pipeline import again
 from vlpipe.pipeline.errors import StepFailed
+from vlpipe.pipeline.executor import Done, Unit
 from vlpipe.pipeline.gather import GatherTask
 from vlpipe.pipeline.local import LocalExecutor
 from vlpipe.pipeline.plan import Planned, plan
-from vlpipe.pipeline.runner import Done, Unit
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.work import ShardTask
 from vlpipe.pipeline.workflow import Workflow

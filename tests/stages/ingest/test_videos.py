@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clips`
 from clips import clip
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.executor import Watcher
 from vlpipe.pipeline.local import LocalExecutor
 from vlpipe.pipeline.lock import locked
 from vlpipe.pipeline.plan import Planned, plan, remember
-from vlpipe.pipeline.runner import Run, Watcher
+from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import Listing
 from vlpipe.pipeline.store import Store
