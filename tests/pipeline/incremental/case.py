@@ -104,7 +104,7 @@ class Case:
         )
         self.ledger = Ledger(self.at.root)
         self.snapshots: list[Project] = []
-        self.tolerates_twins = False
+        self.tolerates_twins = self.was_damaged = False
 
     def play(self) -> None:
         """Raises Found."""
@@ -197,14 +197,15 @@ class Case:
     def must_verify(self, told: act.Told, is_whole: bool) -> None:
         """`verify` finds nothing wrong; but folders that the workflow left behind may be out of date."""
         code, text = told.verified
-        wrong = []
+        wrong = [text] if code and not any(self._problem(line)[0] for line in text.splitlines()) else []
         for line in text.splitlines():
             kind, folder = self._problem(line)
-            behind = kind == "out of date" and not (is_whole and folder in told.folders)
+            may_be_behind = kind == "out of date" or self.was_damaged
+            behind = may_be_behind and not (is_whole and folder in told.folders)
             twins = kind == "repeated" and self.tolerates_twins
             wrong += [line] if kind and not behind and not twins else []
-        if wrong or (code and "out of date" not in text and "repeated" not in text):
-            raise Found("verify after a run", "\n".join(wrong) or text)
+        if wrong:
+            raise Found("verify after a run", "\n".join(wrong))
 
     def _problem(self, line: str) -> tuple[str, str]:
         """Kind and folder of a line of `verify` that says what is wrong; empty for others."""
@@ -296,7 +297,9 @@ class Case:
 
     def nothing_was_lost(self, before: held.Looked) -> None:
         now = self.looked().replay
-        lost = {k: (v, now.get(k)) for k, v in before.replay.items() if v is not None and now.get(k) != v}
+        sites = {s.params["site"] for s in self.project.flow.steps if isinstance(s.params.get("list"), str)}
+        kept = {k: v for k, v in before.replay.items() if v is not None and k.partition("/")[0] in sites}
+        lost = {k: (v, now.get(k)) for k, v in kept.items() if now.get(k) != v}
         if lost:
             raise Found("rows that were there are lost or fetched again", str(lost))
 
@@ -322,7 +325,7 @@ class Case:
 
     def damaged(self, file: Path, rng: random.Random) -> bool:
         """A file is damaged or gone; `verify` says so, and what it advises mends it."""
-        how = rng.choice(["another byte", "cut", "gone"])
+        how, self.was_damaged = rng.choice(["another byte", "cut", "gone"]), True
         self.story.append(f"damage: {file.relative_to(self.at.root)}: {how}")
         data = file.read_bytes()
         if how == "gone":

@@ -323,16 +323,14 @@ def remove_step(project: Project, rng: random.Random) -> str:
 
 def _take_out(project: Project, step: Step) -> list[str]:
     flow, gone = project.flow, [step.name]
-    for below in list(flow.below(step.name)):
-        if step.name in artifact_steps(below):
+    while below := next((s for s in flow.below(step.name) if s is not step), None):
+        if step.name in artifact_steps(below) and below.kind != "Fetch":
             for where, file in list(below.files()):
-                if isinstance(file, dict) and file["from"] == step.name and where != "list":
+                if isinstance(file, dict) and file["from"] == step.name:
                     below.put_file(where, "files/t0.txt")
-            if below.kind == "Fetch":
-                gone += _take_out(project, below)
         elif step.kind in KEEPS_ROWS and step.inputs[0] not in below.inputs:
             below.inputs = [step.inputs[0] if i == step.name else i for i in below.inputs]
-        elif below in flow.steps:
+        else:
             gone += _take_out(project, below)
     flow.steps = [s for s in flow.steps if s.name != step.name]
     if set(gone) & set(flow.loop):

@@ -32,10 +32,12 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
     gathers: dict[str, tuple[str, str, str, int]] = field(default_factory=dict)
     run: int = 0
-    there: frozenset[str] = frozenset()  # paths whose shard and receipt were there before the run
+    there: frozenset[str] = frozenset()  # before the run: shards with their receipts, finished gather steps
 
     def before_run(self) -> None:
-        self.there = frozenset(path for path in self.entries if self._is_there(path))
+        folders = {folder for _, folder, _, _ in self.gathers.values()}
+        finished = {folder for folder in folders if (self.root / folder / "manifest.json").exists()}
+        self.there = frozenset(path for path in self.entries if self._is_there(path)) | finished
 
     def note(self, events: list[dict[str, Any]]) -> list[str]:
         """Take in the events of one run; returns what should not have happened."""
@@ -51,7 +53,7 @@ class Ledger:
     def _gather(self, event: Mapping[str, Any]) -> list[str]:
         step, folder, code, run = self.gathers.get(event["unit"], ("", "", "", 0))
         again = run and run < self.run and code == event["code"]
-        again = again and (self.root / folder / "manifest.json").exists()
+        again = again and folder in self.there
         self.gathers[event["unit"]] = (event["step"], event["folder"], event["code"], self.run)
         return [f"gather step {step} in {folder} was made again of the same things"] if again else []
 
