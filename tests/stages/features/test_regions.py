@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vlpipe.models.detection.config import DetectorConfig
 from vlpipe.models.detection.faster_rcnn import FasterRcnn
 from vlpipe.models.detection.layouts import to_detectron2
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import is_heavy, write_shard
+from vlpipe.pipeline.shard import Heavy, is_heavy, write_shard
 from vlpipe.pipeline.stage import Dataset, Weights
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.testing import run_map
@@ -216,11 +217,10 @@ def stored(tmp_path: Path) -> tuple[Dataset, list[dict[str, Any]]]:
     heavy = pa.table({"id": [f"row{k}" for k in range(20)], "regions": column})
     light, shards = heavy.select(["id"]), []
     for shard in range(2):
-        write_shard(store, f"heavy/{shard}.parquet", [heavy.slice(10 * shard, 10)], heavy.schema, 4)
+        made = write_shard(store, f"heavy/{shard}.parquet", [heavy.slice(10 * shard, 10)], heavy.schema, 4)
         kept = light.slice(10 * shard, 10).filter(pa.array([(10 * shard + k) % 3 > 0 for k in range(10)]))
         one = write_shard(store, f"light/{shard}.parquet", [kept], light.schema)
-        pointer = (("regions", f"heavy/{shard}.parquet"),)
-        shards.append(type(one)(path=one.path, num_rows=one.num_rows, digest=one.digest, heavy=pointer))
+        shards.append(replace(one, heavy=(Heavy("regions", made.path, made.digest, made.footer),)))
     return Dataset(store, "light", heavy.schema, tuple(shards)), images
 
 

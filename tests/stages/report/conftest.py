@@ -47,7 +47,9 @@ def write(
     for k in range(-(-rows.num_rows // shard_rows)):
         part = light.slice(k * shard_rows, shard_rows)
         shard = write_shard(store, f"{name}/{k:06d}.parquet", [part], part.schema)
-        pointer = () if image_of is None else (("image", image_of.shards[k].path),)
+        pointer = (
+            () if image_of is None else (Heavy("image", image_of.shards[k].path, image_of.shards[k].digest),)
+        )
         shards.append(replace(shard, heavy=pointer))
     return Dataset(store, name, rows.schema, tuple(shards))
 
