@@ -195,7 +195,11 @@ def summary(lines: list[dict[str, Any]], seconds: float, options: argparse.Names
         counts.update(line["counts"])
     failed = Counter(line["found"] for line in lines if line["found"])
     wanted = [k for k in (options.deeds or options.kinds or KINDS) if k not in options.leave_out]
-    print(", ".join(f"{kind} {counts[kind]}" for kind in dict.fromkeys(wanted)))
+    print(
+        ", ".join(
+            f"{kind} {counts[kind]}" for kind in dict.fromkeys(wanted) if counts[kind] or len(lines) > 50
+        )
+    )
     cpu = sum(line["cpu"] for line in lines)
     print(
         f"{len(lines)} of {options.cases} cases in {seconds:.0f} s ({cpu:.0f} s of CPU), {counts.total()} edits, "

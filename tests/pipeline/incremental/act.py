@@ -71,6 +71,14 @@ def _call(at: Where, project: Project, mode: str, until: str | None, retry: tupl
     options: dict[str, Any] = {"root": str(at.root), "profile": project.flow.profile, "local": mode != "ray"}
     if retry:
         return command(verbs.retry_command, str(_file(at, project)), retry[0], [retry[1]], **options)
+    load = cli.load
+
+    def loaded(*args: Any) -> Any:
+        found = load(*args)
+        _loaded[str(_file(at, project)), str(at.root)] = found[0]  # for the plan after the run
+        return found
+
+    cli.load = loaded
     return command(cli.run, str(_file(at, project)), **options, until=until, strict=mode == "strict")
 
 

@@ -355,6 +355,14 @@ class Case:
                     (step / f"_receipts/{number[1]}.json").unlink(missing_ok=True)
                     self.ledger.drop({f"{step.name}/{number[1]}.parquet"})
 
+    def do_swap_artifacts(self, rng: random.Random) -> bool:
+        """One way round, and the other."""
+        for _ in range(2):
+            if not self.change("swap_artifacts", rng):
+                return False
+            self.go()
+        return True
+
     def do_prune(self, rng: random.Random) -> bool:
         was_finished = self.is_finished
         flows = [self.folder / f"{name}.yaml" for name in self.project.flows]

@@ -46,6 +46,7 @@ def warm() -> None:
     for name in ("vlpipe", "pyarrow", "torch", "ray"):
         manifest.installed(name)
     gc.freeze()
+    gc.disable()  # a child is gone before it is worth it
 
 
 @dataclass

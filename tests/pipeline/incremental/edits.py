@@ -54,13 +54,16 @@ def swap_files(project: Project, rng: random.Random) -> str:
 
 def swap_artifacts(project: Project, rng: random.Random) -> str:
     """The artifacts of two steps, or of one step under two names, go in each other's place."""
-    makers = [s for s in project.flow.steps if s.kind == "Total"]
-    step = _one(project, rng, "Pair")
-    if step is None or not makers or project.flow.steps.index(step) < project.flow.steps.index(makers[-1]):
+    flow = project.flow
+    makers = [s for s in flow.steps if s.kind == "Total"]
+    if not makers:
         return ""
-    refs = [{"from": s.name, "path": "total.txt"} for s in makers[:2]]
-    refs += [{"from": makers[0].name, "path": "sub/ids.txt"}]
-    a, b = refs[:2]
+    pairs = [s for s in flow.steps[flow.steps.index(makers[min(1, len(makers) - 1)]) :] if s.kind == "Pair"]
+    step = rng.choice(pairs) if pairs else add_step(project, rng, "Pair")
+    a, b = [
+        *({"from": s.name, "path": "total.txt"} for s in makers),
+        {"from": makers[0].name, "path": "sub/ids.txt"},
+    ][:2]
     if (step.params["teacher"], step.params["student"]) == (a, b):
         a, b = b, a
     step.params["teacher"], step.params["student"] = a, b
@@ -393,7 +396,10 @@ def other_input(project: Project, rng: random.Random) -> str:
             if same and not sources(flow, other.name) & sources(flow, step.inputs[0]):
                 step.inputs.append(other.name)
                 return f"{step.name} takes {step.inputs}"
-    return ""
+    two = [s.name for s in flow.steps if s.kind == "Fetch" and isinstance(s.params["list"], str)][:2]
+    step = add_step(project, rng, "Tag")
+    step.inputs = two
+    return f"{step.name} takes {two}"
 
 
 def other_file(project: Project, rng: random.Random) -> str:
@@ -455,7 +461,7 @@ EDITS: dict[str, Edit] = {
     "new_step": Edit(new_step),
     "between": Edit(between),
     "new_source": Edit(new_source, ("Total",)),
-    "other_input": Edit(other_input),
+    "other_input": Edit(other_input, ("Fetch",)),
     "other_file": Edit(other_file, ("Pair", "Total")),
     "world": Edit(world, is_free=True),
 }

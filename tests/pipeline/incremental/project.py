@@ -177,13 +177,15 @@ def draw_project(rng: random.Random, needs: Sequence[str] = (), leave_out: Seque
     code = {name: Code() for names in MODULES.values() for name in names}
     project = Project({"w": Flow()}, "w", {}, files, code, absolute=rng.random() < 0.3)
     add_source(project, rng)
-    if rng.random() < 0.3:
+    if "Fetch" in needs or rng.random() < 0.3:
         add_source(project, rng)
     wanted = [kind for kind in needs if kind not in ("Fetch", *leave_out)]
     have = [k for k in MODULES if k not in ("Fetch", *leave_out)]
     for kind in rng.choices(have, k=max(rng.randint(2, 4) - len(wanted), 1)):
         wanted.insert(rng.randint(0, len(wanted)), kind)
-    wanted.sort(key=lambda kind: kind in ("Pair", "Rank", "Total"))  # these take rows of any columns
+    wanted.sort(
+        key=lambda kind: (kind in ("Rank", "Total", "Pair"), kind == "Pair")
+    )  # they take rows of any columns
     for kind in wanted:
         add_step(project, rng, kind)
     return project
