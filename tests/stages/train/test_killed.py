@@ -81,7 +81,8 @@ def promised(root: Path) -> dict[str, Any]:
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         rel = path.relative_to(root).as_posix()
         if "_receipts/" in rel:
-            found[rel] = {k: v for k, v in json.loads(path.read_bytes()).items() if k != "run"}
+            receipt = json.loads(path.read_bytes())
+            found[rel] = {k: v for k, v in receipt.items() if k not in ("run", "sha256")}  # both say when
         elif "_log/" not in rel and not rel.startswith(("_cache/", "_lock/")):
             found[rel] = "" if rel.endswith("/_shards.parquet") else path.read_bytes()
     return found
