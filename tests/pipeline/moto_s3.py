@@ -84,9 +84,11 @@ def serving() -> Iterator[S3]:
     }
     before = {name: os.environ.get(name) for name in set_}
     os.environ.update(set_)
+    forget_others()
     try:
         yield found
     finally:
+        forget_others()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -96,9 +98,16 @@ def serving() -> Iterator[S3]:
         thread.join()
 
 
+def forget_others() -> None:
+    """File systems are cached with their server's address."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3]:
-    """One for the whole session: file systems are cached with their server's address."""
+    """One for each module that imports it."""
     pytest.importorskip("moto")
     pytest.importorskip("s3fs")
     with serving() as found:
