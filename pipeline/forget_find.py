@@ -24,7 +24,7 @@ from vlpipe.pipeline.forget_urls import Urls, host_of_canonical
 from vlpipe.pipeline.forgotten import canonical_url
 from vlpipe.pipeline.manifest import Manifest, read_step_file
 from vlpipe.pipeline.receipt import shard_path
-from vlpipe.pipeline.records import read_step, step_folders
+from vlpipe.pipeline.records import folder_now, read_step, step_folders
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.text_sets import Mask, TextSet, TextSetMaker
@@ -182,7 +182,8 @@ def _all_bits(several: Iterable[Bits]) -> Bits:
 
 def in_order(store: Store) -> dict[str, Step]:
     """Step folders, each after what it reads; those that are not finished last."""
-    steps = {folder: _step(store, folder) for folder in step_folders(store)}
+    folders = step_folders(store)
+    steps = {folder: _step(store, folder, folders) for folder in folders}
     by_key = folders_by_key(steps)
     ordered: dict[str, Step] = {}
 
@@ -206,7 +207,7 @@ def folders_by_key(steps: Mapping[str, Step]) -> dict[str, str]:
     return {f"step:{s.key}": folder for folder, s in steps.items() if s.key}
 
 
-def _step(store: Store, folder: str) -> Step:
+def _step(store: Store, folder: str, folders: Sequence[str]) -> Step:
     record = read_step(store, folder)
     said = read_step_file(store, folder) or {}
     schema = record.manifest.schema if record.manifest else said.get("schema")
@@ -215,7 +216,10 @@ def _step(store: Store, folder: str) -> Step:
         manifest=record.manifest,
         key=said.get("step_key", record.manifest.step_key if record.manifest else ""),
         columns=None if schema is None else frozenset(line.partition(":")[0] for line in schema),
-        inputs=tuple(said.get("inputs", record.manifest.inputs if record.manifest else ())),
+        inputs=tuple(
+            folder_now(name, folders)
+            for name in said.get("inputs", record.manifest.inputs if record.manifest else ())
+        ),
         files=said.get("files", record.manifest.files if record.manifest else {}),
         params=said.get("params", record.manifest.params if record.manifest else {}),
         references=tuple(
@@ -373,7 +377,7 @@ def _models(steps: Mapping[str, Step], touched: Mapping[str, Touched]) -> list[M
         manifest = step.manifest
         if manifest is None or not _has_files(step):
             continue
-        above = [touched[f] for f in manifest.inputs if f in touched]
+        above = [touched[f] for f in step.inputs if f in touched]
         rows = num_set(_all_bits(t.ids for t in above)) if above else 0
         heirs = len(set().union(*(t.heirs for t in above)))
         before = tuple(f for f in dict.fromkeys(step.makers(by_key)) if f in found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
@@ -86,6 +86,17 @@ def foreign(store: Store, folder: str) -> list[str]:
 
 def step_folders(store: Store) -> list[str]:
     return [name for name in store.list() if is_step_folder(store, name)]
+
+
+def folder_now(folder: str, folders: Collection[str]) -> str:
+    """Where a step that a record names lies now.
+
+    A renamed step takes its shards over into a folder of its own, with the same key in its name; the old one may be pruned.
+    """
+    if folder in folders:
+        return folder
+    digits = folder.rpartition("-")[2]
+    return next((other for other in folders if other.rpartition("-")[2] == digits), folder)
 
 
 def need_step(place: Place, path: str) -> str:

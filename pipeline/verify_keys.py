@@ -14,6 +14,7 @@ from vlpipe.pipeline.manifest import StepFile
 from vlpipe.pipeline.names import STEP_FILE
 from vlpipe.pipeline.params import find, replace_files
 from vlpipe.pipeline.problems import BROKEN, Problem
+from vlpipe.pipeline.records import folder_now, step_folders
 from vlpipe.pipeline.source import source_hash
 from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.store import Store
@@ -29,7 +30,8 @@ def key_problems(store: Store, found: Records) -> Iterator[Problem]:
     stage = _stage(said)
     if stage is None or list(manifest.sources) != [source_hash(stage)]:
         return
-    above = [step_file(store, folder) for folder in said.inputs]
+    folders = step_folders(store)
+    above = [step_file(store, folder_now(name, folders)) for name in said.inputs]
     if None in above:
         return
     stage = replace_files(

@@ -19,7 +19,7 @@ from vlpipe.pipeline.manifest import (
 from vlpipe.pipeline.names import SHARD_FILE
 from vlpipe.pipeline.problems import BROKEN, Problem
 from vlpipe.pipeline.receipt import Receipt, read_unfinished, receipt_path
-from vlpipe.pipeline.records import step_folders
+from vlpipe.pipeline.records import folder_now, step_folders
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.verify_records import Records, listed_receipts
@@ -36,10 +36,14 @@ class Steps:
     _shards: dict[str, dict[int, Shard] | None] = field(default_factory=dict)
 
     @cached_property
+    def folders(self) -> Sequence[str]:
+        return step_folders(self.store)
+
+    @cached_property
     def folder_of(self) -> Mapping[str, str]:
         """Full step key -> folder; one that is finished, if there is one."""
         found: dict[str, str] = {}
-        for folder in step_folders(self.store):
+        for folder in self.folders:
             said = _or_none(lambda folder=folder: read_step_file(self.store, folder))
             if said and (said["step_key"] not in found or self.manifest(folder)):
                 found[said["step_key"]] = folder
@@ -76,7 +80,7 @@ def lineage_problems(steps: Steps, found: Records) -> Iterator[Problem]:
     if manifest is None:
         return
     above: list[str] = []
-    for folder in manifest.inputs:
+    for folder in (folder_now(name, steps.folders) for name in manifest.inputs):
         if (yield from _is_there(steps, found, folder)):
             above.append(folder)
     made = [steps.manifest(folder) for folder in above]

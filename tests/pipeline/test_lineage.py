@@ -187,3 +187,18 @@ def test_rows_without_an_id_are_counted(tmp_path: Path) -> None:
     schema = pa.schema([("id", pa.string())])
     shard = write_shard(store, "a/000000.parquet", [pa.table({"id": ["x", "", None, "y"]}, schema)], schema)
     assert ids.add(store, Receipt(index=0, shard=shard, bytes=0, rows_in=0)) == 2
+
+
+def test_a_renamed_step_whose_old_folder_was_pruned_is_followed(tmp_path: Path) -> None:
+    """Records of what is below name the old folder; `verify` and `forget` find the step by the key in its name."""
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    runs.file.write_text(CHAIN.replace("  every:", "  kept:").replace("from: every", "from: kept"))
+    runs("run", "--local")
+    runs("prune", "--yes")
+    assert not list(runs.root.glob("every-*"))
+    assert "all as their receipts say" in vlpipe("verify", runs.root)[-1]
+    (tmp_path / "list.txt").write_text("id:id4\n")
+    said = runs("forget", tmp_path / "list.txt", "--yes")
+    assert any("sum-" in line for line in said)  # the artifact made from the rows of the renamed step
+    assert "all as their receipts say" in vlpipe("verify", runs.root)[-1]
