@@ -284,10 +284,12 @@ class Breaks(Pass):
 
 
 def test_parameters_that_yaml_can_write_are_fine(tmp_path: Path) -> None:
-    load(
+    found = load(
         tmp_path,
         '  a: {use: "~:Good"}\n  b: {use: "~:Rich", from: a, color: red, path: c/d, day: "2021-02-03"}\n',
     )
+    said = found.step("b").params
+    assert (said["path"], said["day"], said["raw"]) == ("c/d", "2021-02-03", b"x".hex())
 
 
 def test_a_parameter_that_cannot_be_written_down(tmp_path: Path) -> None:
