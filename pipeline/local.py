@@ -109,8 +109,11 @@ def _noted(task: ShardTask) -> Iterator[int]:
         yield 0
         return
     note = Path(task.store.path(f"{task.folder}/work/{task.index:06d}.deaths"))
-    note.parent.mkdir(parents=True, exist_ok=True)
-    num_deaths = int(note.read_text() or 0) if note.exists() else 0
+    try:
+        num_deaths = int(note.read_text() or 0)
+    except FileNotFoundError:
+        num_deaths = 0
+        note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(str(num_deaths + 1))
     try:
         yield num_deaths

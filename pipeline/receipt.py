@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.keys import sha256_json
-from vlpipe.pipeline.sealed import unsealed, write_sealed
+from vlpipe.pipeline.sealed import sealed, unsealed
 from vlpipe.pipeline.shard import REJECT_SCHEMA, Heavy, Reject, Shard, ShardWriter, open_parquet
 from vlpipe.pipeline.store import Store, sha256_file
 
@@ -58,7 +58,9 @@ class Receipt:
         return self.shard.key, self.input_digest, heavy, self.artifacts_digest
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        value: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        value["shard"] = {name: getattr(self.shard, name) for name in self.shard.__slots__}
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Receipt:
@@ -115,7 +117,8 @@ def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
 
 
 def write_receipt(store: Store, folder: str, receipt: Receipt) -> None:
-    write_sealed(store, receipt_path(folder, receipt.index), receipt.to_json(), sync_folder=False)
+    record = sealed(receipt.to_json(), one_line_per_key=True)
+    store.write_bytes(receipt_path(folder, receipt.index), record, sync_folder=False)
 
 
 def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:

@@ -3,7 +3,7 @@
 The closure is static: imports are read from the syntax trees, also those inside functions, and nothing is executed. It
 covers `vlpipe.stages`, `vlpipe.models`, the package of the stage itself and every other module that is not installed. The
 engine has a format number instead. Comments, docstrings and positions do not count; data files beside a module that names
-them do.
+them do. Module names do not count either, only what a module holds: a hash survives the move of a file.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from vlpipe.pipeline.params import canonical
 from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.store import sha256_file
 
+ENGINE = "vlpipe"
 ROOMS = ("vlpipe.stages", "vlpipe.models")
 CLASS_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")  # a class named in a parameter: `blip:Blip`
 FILE_NAME = re.compile(r"(?!\.{1,2}$)[\w.-]{1,80}")
@@ -39,9 +40,14 @@ Mark = tuple[str, int, int]  # path, size, mtime_ns
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """One file: what it imports by absolute name, the names of its string constants' files, and its digest."""
+    """One file. digest: of its code, without the modules that `from ... import` names; "" when there is no code.
+
+    froms: (module, name) of each of these, in order; imports: every absolute name it may import; strings: constants that may
+    be names of files.
+    """
 
     digest: str
+    froms: tuple[tuple[str, str], ...]
     imports: tuple[str, ...]
     strings: frozenset[str]
 
@@ -104,23 +110,34 @@ def _source(module: str, named: tuple[str, ...]) -> Source:
     _cache.load()
     finder = _Finder(own=module.partition(".")[0])
     todo = [module, *(full for name in named for full in finder.meant_by(name))]
-    found: dict[str, tuple[str, Mark]] = {}
+    found: dict[str, Parsed] = {}
+    marks: dict[str, Mark] = {}
+    data_digests: set[str] = set()
     while todo:
         name = todo.pop()
         if name in found or (path := finder.path(name)) is None:
             continue
-        mark = _mark(path)
-        parsed = _parse(name, path.endswith("__init__.py"), mark)
-        found[name] = (parsed.digest, mark)
+        marks[path] = _mark(path)
+        found[name] = parsed = _parse(name, path.endswith("__init__.py"), marks[path])
         for data in _data_files(path, parsed.strings):
-            found[f"{name}/{data.name}"] = (sha256_file(data), _mark(str(data)))
+            data_digests.add(f"{data.name} {sha256_file(data)}")
+            marks[str(data)] = _mark(str(data))
         todo += parsed.imports
         todo += [name.rpartition(".")[0]] if "." in name else []  # importing a.b runs a/__init__.py as well
     if not found:  # defined in a notebook or a shell: there is no file
         return Source("", ())
-    text = "\n".join(f"{name} {digest}" for name, (digest, _) in sorted(found.items()))
-    marks = tuple(sorted(mark for _, mark in found.values()))
-    return Source(hashlib.sha256(text.encode()).hexdigest()[:16], marks)
+    texts = {name: _text(parsed, found) for name, parsed in found.items() if parsed.digest}
+    text = "\n".join([texts.get(module, ""), *sorted(set(texts.values())), *sorted(data_digests)])
+    return Source(hashlib.sha256(text.encode()).hexdigest()[:16], tuple(sorted(marks.values())))
+
+
+def _text(parsed: Parsed, found: Mapping[str, Parsed]) -> str:
+    """A module's digest, and those of the modules its names come from; of others than these the name itself."""
+    words = [parsed.digest]
+    for base, name in parsed.froms:
+        target = found.get(f"{base}.{name}") or found.get(base)
+        words.append(target.digest if target else ENGINE if base.split(".")[0] == ENGINE else base)
+    return " ".join(words)
 
 
 def _mark(path: str) -> Mark:
@@ -157,8 +174,9 @@ def _parse_anew(module: str, is_package: bool, path: str) -> Parsed:
     data = Path(path).read_bytes()
     tree = _tree(data) if path.endswith(".py") else None
     if tree is None:
-        return Parsed(hashlib.sha256(data).hexdigest(), (), frozenset())
+        return Parsed(hashlib.sha256(data).hexdigest(), (), (), frozenset())
     package = module if is_package else module.rpartition(".")[0]
+    froms: list[tuple[str, str]] = []
     imports: set[str] = set()
     strings: set[str] = set()
     for node in ast.walk(tree):
@@ -167,6 +185,8 @@ def _parse_anew(module: str, is_package: bool, path: str) -> Parsed:
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(package, node.module or "", node.level)
             imports.update([base, *(f"{base}.{alias.name}" for alias in node.names)] if base else ())
+            froms += [(base, alias.name) for alias in node.names]
+            node.module, node.level = None, 0
         elif isinstance(node, ast.Call) and node.args and _calls_import(node.func):
             first = node.args[0]
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
@@ -178,7 +198,8 @@ def _parse_anew(module: str, is_package: bool, path: str) -> Parsed:
         elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = _without_docstring(node.body)
     dumped = ast.dump(tree, annotate_fields=False).encode("utf-8", "surrogatepass")
-    return Parsed(hashlib.sha256(dumped).hexdigest(), tuple(sorted(imports)), frozenset(strings))
+    digest = hashlib.sha256(dumped).hexdigest() if tree.body else ""
+    return Parsed(digest, tuple(froms), tuple(sorted(imports)), frozenset(strings))
 
 
 def _tree(data: bytes) -> ast.Module | None:
@@ -207,7 +228,7 @@ class _Cache:
     is_loaded: bool = False
 
     def path(self) -> Path:
-        return private_folder() / f"sources-{sys.version_info[0]}.{sys.version_info[1]}.json"
+        return private_folder() / f"sources2-{sys.version_info[0]}.{sys.version_info[1]}.json"
 
     def load(self) -> None:
         if self.is_loaded:
@@ -215,7 +236,10 @@ class _Cache:
         self.is_loaded = True
         try:
             found = json.loads(self.path().read_bytes())
-            self.parsed = {k: Parsed(str(d), tuple(i), frozenset(s)) for k, (d, i, s) in found.items()}
+            self.parsed = {
+                k: Parsed(str(d), tuple((str(b), str(n)) for b, n in f), tuple(i), frozenset(s))
+                for k, (d, f, i, s) in found.items()
+            }
         except (OSError, RuntimeError):  # there is none, or no home folder: parsed anew
             return
         except (ValueError, TypeError, AttributeError) as error:
@@ -227,7 +251,8 @@ class _Cache:
             return
         self.is_new = False
         plain = {
-            k: [p.digest, p.imports, sorted(p.strings)] for k, p in list(self.parsed.items())[-MAX_PARSED:]
+            k: [p.digest, p.froms, p.imports, sorted(p.strings)]
+            for k, p in list(self.parsed.items())[-MAX_PARSED:]
         }
         try:
             write_private(self.path(), json.dumps(plain).encode())

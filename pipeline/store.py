@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,10 +42,15 @@ _in_memory = threading.Lock()
 
 def sha256_file(path: str | Path) -> str:
     with open(path, "rb", buffering=0) as file:
-        found = hashlib.sha256(file.read(SMALL_BYTES))  # most files: `file_digest` makes a buffer for each
-        while block := file.read(SMALL_BYTES):
-            found.update(block)
-        return found.hexdigest()
+        return sha256_of(file)
+
+
+def sha256_of(file: FileIO) -> str:
+    """Of the bytes from where an unbuffered file stands."""
+    found = hashlib.sha256(file.read(SMALL_BYTES))  # most files: `file_digest` makes a buffer for each
+    while block := file.read(SMALL_BYTES):
+        found.update(block)
+    return found.hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:

@@ -97,6 +97,33 @@ def test_comments_docstrings_positions_and_what_nobody_imports_do_not_count(pack
     assert source_hash(stage()) == before
 
 
+def test_a_module_that_moves_is_the_same_code(package: Path) -> None:
+    before = source_hash(stage())
+    (package / "room").mkdir()
+    (package / "room/__init__.py").write_text('"""A room."""\n')
+    (package / "deep.py").rename(package / "room/deeper.py")
+    edit(package / "helper.py", "import torch\nfrom ownpkg.room.deeper import more\nvalue = more\n")
+    assert source_hash(stage()) == before
+    edit(package / "room/__init__.py", "more = 2")
+    assert source_hash(stage()) != before
+
+
+def test_a_name_that_comes_from_another_module_is_other_code(package: Path) -> None:
+    """Also when that one was in the closure already."""
+    edit(package / "lazily.py", "more = 2")
+    before = source_hash(stage())
+    edit(package / "helper.py", "import torch\nfrom ownpkg.lazily import more\nvalue = more\n")
+    edit(package / "by_name.py", "from ownpkg.deep import more")
+    other = source_hash(stage())
+    edit(package / "by_name.py", "from ownpkg.lazily import more")
+    edit(package / "helper.py", "import torch\nfrom ownpkg.deep import more\nvalue = more\n")
+    assert len({before, other, source_hash(stage())}) == 3
+    edit(package / "helper.py", "import torch\nfrom numpy import more\nvalue = more\n")
+    one = source_hash(stage())
+    edit(package / "helper.py", "import torch\nfrom scipy import more\nvalue = more\n")
+    assert source_hash(stage()) != one
+
+
 def test_a_data_file_that_is_named_counts(package: Path) -> None:
     before = source_hash(stage())
     edit(package / "words.txt", "a b c")
