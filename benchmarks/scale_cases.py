@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline import history, plan, status
-from vlpipe.pipeline.executor import Watcher
 from vlpipe.pipeline.local import LocalExecutor
 from vlpipe.pipeline.receipt import Receipt, read_receipts, receipt_path, shard_path
 from vlpipe.pipeline.records import find_place
@@ -31,6 +30,11 @@ from vlpipe.pipeline.shard import Out, Reject, Shard
 from vlpipe.pipeline.stage import MapStage, SourceStage, Work
 from vlpipe.pipeline.store import Store
 from vlpipe.pipeline.workflow import Workflow
+
+try:
+    from vlpipe.pipeline.executor import Watcher
+except ImportError:  # the library of before (`--old`)
+    from vlpipe.pipeline.runner import Watcher  # type: ignore[attr-defined, no-redef]
 
 NUMBERS = pa.schema([("id", pa.string()), ("n", pa.int64())])
 SHARDS = 100_000  # of each step of a finished root
