@@ -31,8 +31,8 @@ from image_server import image_server
 from PIL import Image
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.ingest.list import read_pairs
-from vlpipe.stages.row import RowIds
+from vlpipe.stages.common.row import RowIds
+from vlpipe.stages.lists.list import read_pairs
 
 HERE = Path(__file__).parent
 NUM_HOSTS = 50
@@ -101,7 +101,7 @@ class Runs:
 
     def __init__(self, folder: Path, local: bool) -> None:
         self.folder, self.root = folder, folder / "root"
-        self.command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(folder / "w.yaml")]
+        self.command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", "run", str(folder / "w.yaml")]
         self.command += ["--root", str(self.root), *(["--local"] if local else [])]
         path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
         self.env = {**os.environ, "PYTHONPATH": path}

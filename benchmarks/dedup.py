@@ -74,7 +74,7 @@ def ours(folder: Path, threads: int, **parameters: Any) -> tuple[Pairs, dict[str
 
     from vlpipe.pipeline.shard import Shard, heavy
     from vlpipe.pipeline.stage import Dataset
-    from vlpipe.pipeline.store import Store
+    from vlpipe.pipeline.storage.store import Store
     from vlpipe.pipeline.testing import run_gather
     from vlpipe.stages.dedup.faiss import FaissDuplicates
 

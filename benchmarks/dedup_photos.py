@@ -31,9 +31,9 @@ from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather
+from vlpipe.stages.common.pixels import decode
 from vlpipe.stages.dedup.decide import Decide
 from vlpipe.stages.dedup.faiss import FaissDuplicates
-from vlpipe.stages.pixels import decode
 
 HERE = Path(__file__).parent
 THRESHOLDS = (0.70, 0.75, 0.80, 0.85, 0.90, 0.95, 0.98)

@@ -23,14 +23,14 @@ from engine_page import OURS, TASK_ACTOR, TASK_GATHER, beside_table, markdown
 from peers import ray_data, two_processes
 from record import machine
 
-from vlpipe.pipeline.executor import Executor, Watcher
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.lock import locked
-from vlpipe.pipeline.on_ray import RayExecutor
-from vlpipe.pipeline.plan import plan, remember
-from vlpipe.pipeline.runner import Run
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.engine.executor import Executor, Watcher
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.on_ray.executor import RayExecutor
+from vlpipe.pipeline.engine.plan import plan, remember
+from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 HERE = Path(__file__).parent
 SECONDS = 0.05

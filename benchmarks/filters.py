@@ -44,7 +44,7 @@ TIMES = 3
 WORKFLOW = f"""
 name: j1
 steps:
-  images: {{{{use: "ingest.captions:CaptionsJsonl", captions: {{jsonl}}, images: {{images}}}}}}
+  images: {{{{use: "lists.captions:CaptionsJsonl", captions: {{jsonl}}, images: {{images}}}}}}
   judged:
     use: "filter.rules:Rules"
     from: images

@@ -29,7 +29,7 @@ import pyarrow as pa
 from record import machine
 
 from vlpipe.pipeline.stage import MapStage, SourceStage, Work
-from vlpipe.stages.row import LISTED, single_texts
+from vlpipe.stages.common.row import LISTED, single_texts
 
 HOSTS = 50_000
 WORKFLOW = """
@@ -104,7 +104,7 @@ def make(root: Path, num_rows: int) -> None:
 
 def vlpipe(*args: object) -> tuple[float, float, int, str]:
     """Seconds, CPU seconds, peak RSS in MB, and the line that says how much it was."""
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", *map(str, args)]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", *map(str, args)]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:

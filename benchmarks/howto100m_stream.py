@@ -25,11 +25,11 @@ from typing import Any
 
 from record import machine
 
-from vlpipe.pipeline.gather import GatherTask, ListRows, run_gather
+from vlpipe.pipeline.engine.worker.gather import GatherTask, ListRows, run_gather
 from vlpipe.pipeline.stage import ListFile
-from vlpipe.pipeline.store import Store
-from vlpipe.stages.ingest.howto100m import FOUND, HowTo100M
-from vlpipe.stages.ingest.howto100m_json import entries
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.howto100m.captions_json import entries
+from vlpipe.stages.howto100m.videos import FOUND, HowTo100M
 
 WORDS = [
     f"{a}{b}"

@@ -66,7 +66,7 @@ def ours(folder: Path, listed: Path, port: int, resize: bool) -> tuple[float, fl
     asked = f"resize: {{size: {SIZE}, mode: keep_ratio, quality: {QUALITY}}}" if resize else ""
     text = WORKFLOW.format(list=listed, port=port, concurrency=CONCURRENCY, resize=asked)
     (folder / "w.yaml").write_text(text)
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(folder / "w.yaml"), "--local"]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", "run", str(folder / "w.yaml"), "--local"]
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     root = folder / "root"
     wall, cpu = run([*command, "--root", str(root)], {**os.environ, "PYTHONPATH": path}, folder / "log.txt")
@@ -227,7 +227,7 @@ def _we_said(folder: Path, listed: Path, port: int) -> str:
     text = WORKFLOW.format(list=listed, port=port, concurrency=4, resize=more)
     (folder / "w.yaml").write_text(text)
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(folder / "w.yaml"), "--local"]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", "run", str(folder / "w.yaml"), "--local"]
     done = subprocess.run(
         [*command, "--root", str(folder / "root")], env={**os.environ, "PYTHONPATH": path}, check=False,
         capture_output=True,

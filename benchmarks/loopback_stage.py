@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vlpipe.stages.ingest.images import FetchImages
+from vlpipe.stages.fetching.images import FetchImages
 
 
 @dataclass(frozen=True, kw_only=True)

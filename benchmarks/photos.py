@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 from photos_page import markdown
 from record import machine
 
-from vlpipe.pipeline.plan import Planned, plan
-from vlpipe.pipeline.status import status
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.inspect.status import status
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 HERE = Path(__file__).parent
 HOST = "photos.test"
@@ -118,7 +118,15 @@ def settings(data: Path, inputs: Path, tiny: bool) -> list[str]:
 
 def run(root: str, sets: list[str], local: bool, walls: Path) -> list[float]:
     """`vlpipe run`; returns the wall seconds of this run and of those before it that it went on from."""
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(HERE / "photos.yaml"), "--root", root]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        str(HERE / "photos.yaml"),
+        "--root",
+        root,
+    ]
     command += [arg for setting in sets for arg in ("--set", setting)] + ["--local"] * local
     began = time.monotonic()
     code = subprocess.run(command).returncode

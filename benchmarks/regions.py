@@ -29,16 +29,16 @@ from record import machine, machine_line, table
 from vlpipe.models.detection.config import DetectorConfig
 from vlpipe.models.detection.faster_rcnn import FasterRcnn
 from vlpipe.models.detection.nms import surviving_confidence
-from vlpipe.pipeline.plan import plan
+from vlpipe.pipeline.engine.plan import plan
 from vlpipe.pipeline.shard import write_shard
 from vlpipe.pipeline.stage import Weights
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
-from vlpipe.pipeline.workflow import Workflow
-from vlpipe.stages.features.detector import Detector, load, save_names
-from vlpipe.stages.features.regions import RegionFeatures
-from vlpipe.stages.pixels import decode
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED
+from vlpipe.pipeline.workflow.load import Workflow
+from vlpipe.stages.common.detector import Detector, load, save_names
+from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
+from vlpipe.stages.regions.regions import RegionFeatures
 
 HERE = Path(__file__).parent
 WORKFLOW = str(HERE.parent / "workflows" / "detector_demo.yaml")
@@ -57,7 +57,16 @@ def find_photos() -> list[Path]:
 def demo_detector(root: Path, tiny: bool) -> tuple[str, dict[str, float]]:
     """The demo's detector and its scores on held-out made pictures; trained when it is not there yet."""
     sets = TINY if tiny else ()
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", WORKFLOW, "--root", str(root), "--local"]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        WORKFLOW,
+        "--root",
+        str(root),
+        "--local",
+    ]
     subprocess.run([*command, *(part for one in sets for part in ("--set", one))], check=True)
     store = Store(str(root))
     steps = {one.name: one for one in plan(Workflow.load(WORKFLOW, sets=sets, root=str(root)), store)}

@@ -21,20 +21,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline import history, plan, status
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.receipt import Receipt, read_receipts, receipt_path, shard_path
-from vlpipe.pipeline.records import find_place
-from vlpipe.pipeline.runner import Run
+from vlpipe.pipeline.engine import plan
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts, receipt_path, shard_path
+from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.inspect import status, why
+from vlpipe.pipeline.inspect.on_disk import find_place
 from vlpipe.pipeline.shard import Out, Reject, Shard
 from vlpipe.pipeline.stage import MapStage, SourceStage, Work
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 try:
-    from vlpipe.pipeline.executor import Watcher
+    from vlpipe.pipeline.engine.executor import Watcher
 except ImportError:  # the library of before (`--old`)
-    from vlpipe.pipeline.runner import Watcher  # type: ignore[attr-defined, no-redef]
+    from vlpipe.pipeline.engine.runner import Watcher  # type: ignore[attr-defined, no-redef]
 
 NUMBERS = pa.schema([("id", pa.string()), ("n", pa.int64())])
 SHARDS = 100_000  # of each step of a finished root
@@ -118,7 +119,12 @@ def commit(one: Any, store: Store, receipts: list[Receipt]) -> None:
     """The records of a finished step, as a run writes them; its shards are not there."""
     inputs = tuple(above.folder for above in one.above)
     if hasattr(plan, "read_digests"):
-        from vlpipe.pipeline.manifest import make_manifest, write_format, write_manifest, write_step_file
+        from vlpipe.pipeline.engine.records.manifest import (
+            make_manifest,
+            write_format,
+            write_manifest,
+            write_step_file,
+        )
 
         write_format(store)
         write_step_file(store, one.keyed, inputs, one.schema_out)
@@ -127,7 +133,7 @@ def commit(one: Any, store: Store, receipts: list[Receipt]) -> None:
         write_manifest(store, one.folder, manifest, receipts)
         one.finish(manifest)
     else:  # before roots had a format
-        from vlpipe.pipeline import receipt
+        from vlpipe.pipeline.engine.records import receipts as receipt
 
         make, write = vars(receipt)["make_manifest"], vars(receipt)["write_manifest"]
         manifest = make(one.keyed, one.schema_out, inputs, plan.inputs_digest(one), receipts, {})
@@ -189,7 +195,7 @@ def lay_out_rows(folder: Path, num_rows: int) -> None:
 
 def why_row(folder: Path, num_rows: int) -> str:
     steps, store = planned(folder)
-    found = history.history(steps, store, f"id{num_rows - num_rows // 7:06d}")
+    found = why.history(steps, store, f"id{num_rows - num_rows // 7:06d}")
     assert len(found.events) >= len(steps) - 1
     return ""
 
@@ -216,12 +222,12 @@ def write_list(folder: Path, num_rows: int, ending: str) -> Path:
 
 
 def lay_out_list(folder: Path, num_rows: int, ending: str = "parquet") -> None:
-    images = f'use: "ingest.images:FetchImages", list: "{write_list(folder, num_rows, ending)}"'
+    images = f'use: "fetching.images:FetchImages", list: "{write_list(folder, num_rows, ending)}"'
     write_workflow(folder, images, 'use: "scale_cases:Estimates"')
 
 
 def command_plan(folder: Path, size: int) -> str:
-    from vlpipe.pipeline.cli import app
+    from vlpipe.pipeline.cli.app import app
 
     app(["plan", str(folder / "w.yaml"), "--root", str(folder / "root")], standalone_mode=False)
     return ""

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from record import machine, machine_line, table
 
-from vlpipe.pipeline.plan import Planned, plan
-from vlpipe.pipeline.status import status
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.inspect.status import status
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 HERE = Path(__file__).parent
 WORKFLOW = str(HERE.parent / "workflows" / "howto100m.yaml")
@@ -78,7 +78,7 @@ def settings(data: Path, inputs: Path, tiny: bool) -> list[str]:
 
 def run(root: str, sets: list[str]) -> float:
     """`vlpipe run --local`: one process, one core; wall seconds."""
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", WORKFLOW, "--root", root, "--local"]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", "run", WORKFLOW, "--root", root, "--local"]
     began = time.monotonic()
     code = subprocess.run([*command, *(arg for one in sets for arg in ("--set", one))]).returncode
     if code:

@@ -10,7 +10,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 
-from vlpipe.pipeline.cells import cut, printable
+from vlpipe.pipeline.storage.printable import cut, printable
 
 MAX_PROBLEM_CHARS = 1_000
 MAX_KNOWN = 40  # names listed where none is near

@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.conform import conform
-from vlpipe.pipeline.conserved import check_conserved as check_conserved
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
-from vlpipe.pipeline.footer import footer_digest
-from vlpipe.pipeline.heavy_join import HeavyJoin
-from vlpipe.pipeline.parquet_file import Parquet
-from vlpipe.pipeline.row_groups import MAX_BYTES, joined_up, num_fitting
-from vlpipe.pipeline.store import Store, sha256_of
+from vlpipe.pipeline.parquet.conform import conform
+from vlpipe.pipeline.parquet.conservation import check_conserved as check_conserved
+from vlpipe.pipeline.parquet.file import Parquet
+from vlpipe.pipeline.parquet.footer import footer_digest
+from vlpipe.pipeline.parquet.heavy_join import HeavyJoin
+from vlpipe.pipeline.parquet.row_groups import MAX_BYTES, joined_up, num_fitting
+from vlpipe.pipeline.storage.store import Store, sha256_of
 
 # Statistics and dictionaries are off: both depend on writer state, and zstd takes what dictionaries would.
 SETTINGS = {

@@ -19,10 +19,10 @@ from pydantic import ConfigDict
 from pydantic_core import core_schema
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.opted_out import OptedOut
+from vlpipe.pipeline.forget.opted_out import OptedOut
+from vlpipe.pipeline.service import Service
 from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, is_heavy, read_batches
-from vlpipe.pipeline.shared import Service
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 
 SHARD_ROWS = 10_000
 

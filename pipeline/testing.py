@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.conform import conform
-from vlpipe.pipeline.conserved import check_conserved
+from vlpipe.pipeline.parquet.conform import conform
+from vlpipe.pipeline.parquet.conservation import check_conserved
 from vlpipe.pipeline.shard import Out, Reject, write_shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, MapStage
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 
 
 def run_map(stage: MapStage, table: pa.Table) -> Out:

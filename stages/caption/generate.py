@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Weights, Work
-from vlpipe.stages.features.batches import (
+from vlpipe.stages.common.batches import (
     batch_size_problems,
     encode_images,
     fixed_batches,
@@ -24,12 +24,12 @@ from vlpipe.stages.features.batches import (
     with_texts,
     without,
 )
-from vlpipe.stages.row import TEXTS, text
+from vlpipe.stages.common.row import TEXTS, text
 
 if TYPE_CHECKING:
     import torch
 
-    from vlpipe.stages.features.weights import Loaded
+    from vlpipe.stages.common.model import Loaded
 
 EMPTY = "empty"
 
@@ -81,7 +81,7 @@ class Caption(MapStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         from vlpipe.models.generate import check
-        from vlpipe.stages.features.weights import load
+        from vlpipe.stages.common.model import load
 
         blip = load(self.model)
         check(blip.model, self.min_length, self.max_length, blip.tokenizer.ids(self.prompt))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vlpipe.stages.dedup.phash import grey, has_texture, hash_greys
+from vlpipe.stages.common.phash import grey, has_texture, hash_greys
 
 Picture = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 HUES, SATS, VALUES = 12, 4, 4

@@ -17,7 +17,6 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.clips.by_video import CLIP_PLACE, Clip, grid, over_videos
 from vlpipe.stages.clips.frame_measures import (
     BLACK_SHARE,
     FrameFacts,
@@ -26,8 +25,9 @@ from vlpipe.stages.clips.frame_measures import (
     frame_hash,
     motion,
 )
-from vlpipe.stages.features.batches import without
-from vlpipe.stages.filter.scores import with_columns
+from vlpipe.stages.common.batches import without
+from vlpipe.stages.common.by_video import CLIP_PLACE, Clip, grid, over_videos
+from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.video.decode import Limits, ShortSide, open_video
 from vlpipe.stages.video.root import VideosRoot, root_path
 

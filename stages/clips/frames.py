@@ -20,8 +20,8 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.clips.by_video import CLIP_PLACE, Clip, over_videos
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, TEXTS, RowIds
+from vlpipe.stages.common.by_video import CLIP_PLACE, Clip, over_videos
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, TEXTS, RowIds
 from vlpipe.stages.video.decode import Limits, ShortSide, open_video
 from vlpipe.stages.video.root import VideosRoot, root_path
 

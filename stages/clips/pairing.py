@@ -19,8 +19,8 @@ from pydantic import Field
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.clips.captions import SOURCES, Caption, clean, pick_track
-from vlpipe.stages.features.batches import seed_of
-from vlpipe.stages.row import RowIds, text
+from vlpipe.stages.common.batches import seed_of
+from vlpipe.stages.common.row import RowIds, text
 from vlpipe.stages.video.rows import CLIPS, CUES, FILE_FIELDS
 
 # Beside what every clip has: when its text is said, which need not be when the clip is, and how far the neighbours are.

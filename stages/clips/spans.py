@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import File, MapStage, Work
-from vlpipe.stages.row import RowIds, text
+from vlpipe.stages.common.row import RowIds, text
 from vlpipe.stages.video.rows import CLIPS, FILE_FIELDS
 
 READS = {f.name: f.type for f in FILE_FIELDS} | {"id": pa.string(), "video_id": pa.string()}

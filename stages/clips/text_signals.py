@@ -18,9 +18,9 @@ from pydantic import Field
 
 from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.filter.scores import with_columns
-from vlpipe.stages.filter.texts import FlatTexts
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.common.scores import with_columns
+from vlpipe.stages.common.texts import FlatTexts
 
 # [Music], (applause), *sighs*, a song between notes. Speaker marks (">> ") are no words.
 TAG = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]+\*|♪[^♪]*♪|♪")

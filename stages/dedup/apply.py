@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Out, Reject, need, ref, with_field
 from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.stages.common.row import DONORS, TEXTS
 from vlpipe.stages.dedup.decisions import DECISIONS
-from vlpipe.stages.row import DONORS, TEXTS
 
 Gains = tuple[list[dict[str, Any]], list[list[str]]]  # texts, and per text the ids of the rows it comes from
 

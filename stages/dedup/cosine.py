@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from vlpipe.pipeline.device import device_of_step
+from vlpipe.pipeline.engine.worker.device import device_of_step
 
 if TYPE_CHECKING:
     import torch

@@ -15,6 +15,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
+from vlpipe.stages.common.row import DONORS, TEXTS
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
     DECISIONS_REFERENCES,
@@ -27,9 +28,8 @@ from vlpipe.stages.dedup.decisions import (
     write_decisions,
 )
 from vlpipe.stages.dedup.edges import Places, edges_of, read_edges
-from vlpipe.stages.dedup.keep import Keep, keys_of, read_rows
-from vlpipe.stages.dedup.names import BLOCK_ROWS, Names, joined, packed
-from vlpipe.stages.row import DONORS, TEXTS
+from vlpipe.stages.dedup.keep_order import Keep, keys_of, read_rows
+from vlpipe.stages.dedup.row_ids import BLOCK_ROWS, Names, joined, packed
 
 GIANT_SHARE, GIANT_ROWS = 0.01, 100  # a group with more rows than both is worth a warning
 

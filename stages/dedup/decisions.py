@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.shard import ShardWriter, ref, reference_columns
+from vlpipe.stages.common.row import DONORS, TEXTS
 from vlpipe.stages.dedup.edges import KINDS, Edges, Places
-from vlpipe.stages.dedup.names import Names
-from vlpipe.stages.row import DONORS, TEXTS
+from vlpipe.stages.dedup.row_ids import Names
 
 DECISIONS = pa.schema(
     [

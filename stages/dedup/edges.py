@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import ShardWriter, need, ref, reference_columns
 from vlpipe.pipeline.stage import File
-from vlpipe.stages.dedup.names import Names, packed
+from vlpipe.stages.dedup.row_ids import Names, packed
 
 # Ordered by (a, b). `a` < `b`, unless b is of an earlier set.
 EDGES = pa.schema(

@@ -20,7 +20,8 @@ from pydantic import Field
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need, read_batches, write_shard
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.common.phash import MAX_DISTANCE, TooMany, colour_gap, pairs_within
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
     DECISIONS_REFERENCES,
@@ -31,10 +32,9 @@ from vlpipe.stages.dedup.decisions import (
     write_decisions,
 )
 from vlpipe.stages.dedup.edges import EDGES_REFERENCES, KINDS, Edges, Places, with_copies, write_edges
-from vlpipe.stages.dedup.keep import read_rows
+from vlpipe.stages.dedup.keep_order import read_rows
 from vlpipe.stages.dedup.looks import LOOK, Looks, from_arrow, joined, look_at, to_arrow
-from vlpipe.stages.dedup.names import PACKED, digest_words, packed
-from vlpipe.stages.dedup.phash import MAX_DISTANCE, TooMany, colour_gap, pairs_within
+from vlpipe.stages.dedup.row_ids import PACKED, digest_words, packed
 from vlpipe.stages.dedup.search import MIN_PAIR_LIMIT, PAIRS_PER_ROW
 from vlpipe.stages.dedup.vectors import earlier_files, first_equal, number_rows
 

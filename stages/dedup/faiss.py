@@ -20,7 +20,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import File, GatherStage, Job
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.dedup.apply import marks
 from vlpipe.stages.dedup.cosine import workers
 from vlpipe.stages.dedup.decisions import (
@@ -33,7 +33,7 @@ from vlpipe.stages.dedup.decisions import (
     write_decisions,
 )
 from vlpipe.stages.dedup.edges import EDGES_REFERENCES, with_copies, write_edges
-from vlpipe.stages.dedup.keep import read_rows
+from vlpipe.stages.dedup.keep_order import read_rows
 from vlpipe.stages.dedup.search import Plan, search
 from vlpipe.stages.dedup.vectors import (
     check_embedding,

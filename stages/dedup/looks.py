@@ -1,6 +1,6 @@
 """What pictures look like: a perceptual hash and mean colours, which cost one decoding each.
 
-`PictureLooks` computes them once and in parallel; `dedup.exact` and `dedup.decontaminate` after it decode nothing. Without
+`PictureLooks` computes them once and in parallel; `dedup.exact` and `decontamination.decontaminate` after it decode nothing. Without
 it they do the same themselves, in one process.
 """
 
@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.dedup.phash import GRID, SIDE, colour_grid, grey, has_texture, hash_greys
-from vlpipe.stages.filter.scores import with_columns
-from vlpipe.stages.pixels import decode
+from vlpipe.stages.common.phash import GRID, SIDE, colour_grid, grey, has_texture, hash_greys
+from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.common.scores import with_columns
 
 NUM_COLOURS = 3 * GRID * GRID
 LOOK = pa.struct(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.dedup.clusters import POINTS_PER_CLUSTER, Members, assign, find_centroids
 from vlpipe.stages.dedup.cosine import (
     SKETCH_SAMPLE,

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, File
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.dedup.cosine import Rows, Vectors
-from vlpipe.stages.dedup.names import Names, joined, packed
+from vlpipe.stages.dedup.row_ids import Names, joined, packed
 
 NORM_ERROR = 1e-3
 READ_ROWS = 4096

@@ -12,9 +12,9 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import File, MapStage, Work
-from vlpipe.stages.evaluate.truth import read_truth
-from vlpipe.stages.features.batches import without
-from vlpipe.stages.features.regions_row import OBJECTS
+from vlpipe.stages.common.batches import without
+from vlpipe.stages.common.region_rows import OBJECTS
+from vlpipe.stages.demo.filter_truth import read_truth
 
 
 @dataclass(frozen=True, kw_only=True)

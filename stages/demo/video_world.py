@@ -1,6 +1,6 @@
 """The demo world of videos: films with narration beside or in them, careful captions, questions, and the truth about all.
 
-Films and subtitles are files, not rows: `ingest.videos` reads the folders `train` and `eval` like any others.
+Films and subtitles are files, not rows: `video_files.videos` reads the folders `train` and `eval` like any others.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pydantic import Field
 
 from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.demo import broken
-from vlpipe.stages.demo.video_world_asked import captions, questions
-from vlpipe.stages.demo.video_world_files import CODINGS, Coding, overlapping_srt, rolling_vtt, write_film
-from vlpipe.stages.demo.video_world_film import Segment, draw_film, pictures
-from vlpipe.stages.demo.video_world_speech import Utterance, draw_speech
+from vlpipe.stages.demo.film import Segment, draw_film, pictures
+from vlpipe.stages.demo.speech import Utterance, draw_speech
+from vlpipe.stages.demo.video_captions import captions, questions
+from vlpipe.stages.demo.video_files import CODINGS, Coding, overlapping_srt, rolling_vtt, write_film
 from vlpipe.stages.demo.world import OBJECT, Share
 from vlpipe.stages.video.rows import WORD
 

@@ -11,16 +11,16 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import GatherStage, Job, Weights
-from vlpipe.pipeline.store import canonical_json
+from vlpipe.pipeline.storage.store import canonical_json
+from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
+from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.caption_scores import PIP_LINE, TOKENIZER, caption_scores
 from vlpipe.stages.evaluate.heldout import Key, heldout, need_heldout, nothing_to_evaluate
-from vlpipe.stages.features.batches import batch_size_problems, encode_images, fixed_batches
-from vlpipe.stages.row import RESULTS
 
 if TYPE_CHECKING:
     import torch
 
-    from vlpipe.stages.features.weights import Loaded
+    from vlpipe.stages.common.model import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Captions(GatherStage):
 
     def run(self, job: Job) -> None:
         from vlpipe.models.generate import check
-        from vlpipe.stages.features.weights import load
+        from vlpipe.stages.common.model import load
 
         blip = load(self.model)
         check(blip.model, self.min_length, self.max_length, blip.tokenizer.ids(self.prompt))

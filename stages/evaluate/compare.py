@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
-from vlpipe.stages.row import RESULTS
+from vlpipe.stages.common.row import RESULTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.shard import Reject, need
 from vlpipe.pipeline.stage import GatherStage, Job, Weights
-from vlpipe.stages.features.regions_row import OBJECTS
-from vlpipe.stages.pixels import decode
-from vlpipe.stages.row import RESULTS
+from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.common.region_rows import OBJECTS
+from vlpipe.stages.common.row import RESULTS
 
 if TYPE_CHECKING:
-    from vlpipe.stages.features.detector import Detector
+    from vlpipe.stages.common.detector import Detector
 
 Floats = npt.NDArray[np.float64]
 RECALLS = np.linspace(0, 1, 101)
@@ -63,7 +63,7 @@ class DetectionScores(GatherStage):
         return RESULTS
 
     def run(self, job: Job) -> None:
-        from vlpipe.stages.features.detector import load
+        from vlpipe.stages.common.detector import load
 
         detector = load(self.detector.path)
         rejects: list[Reject] = []

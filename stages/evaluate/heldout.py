@@ -9,8 +9,8 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Reject, need
 from vlpipe.pipeline.stage import Job
-from vlpipe.stages.features.batches import Pixels, read_images
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.common.batches import Pixels, read_images
+from vlpipe.stages.common.row import TEXTS
 
 Key = tuple[str, tuple[str, ...]]  # row id, its captions
 

@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import GatherStage, Job, Weights
+from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
+from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.heldout import heldout, need_heldout, nothing_to_evaluate
-from vlpipe.stages.features.batches import batch_size_problems, encode_images, fixed_batches
 from vlpipe.stages.filter.itm import match_logits
-from vlpipe.stages.row import RESULTS
 
 if TYPE_CHECKING:
-    from vlpipe.stages.features.weights import Loaded
+    from vlpipe.stages.common.model import Loaded
 
 RECALL_AT = (1, 5, 10)
 Scores = npt.NDArray[np.float32]
@@ -62,7 +62,7 @@ class Retrieval(GatherStage):
         return problems
 
     def run(self, job: Job) -> None:
-        from vlpipe.stages.features.weights import load
+        from vlpipe.stages.common.model import load
 
         blip = load(self.model, self.max_text_length)
         rejects: list[Reject] = []

@@ -20,12 +20,12 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.row_digest import checked
+from vlpipe.pipeline.parquet.row_digest import checked
 from vlpipe.pipeline.shard import Reject, Shard, is_heavy, need, read_batches
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
-from vlpipe.pipeline.store import Store, canonical_json, sha256_file
+from vlpipe.pipeline.storage.store import Store, canonical_json, sha256_file
+from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.filter.kept import NO_TEXT_KEPT
-from vlpipe.stages.row import TEXTS
 
 WRITTEN = pa.schema(
     [("file", pa.string()), ("num_samples", pa.int64()), ("num_bytes", pa.int64()), ("sha256", pa.string())]

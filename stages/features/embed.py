@@ -19,11 +19,11 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
-from vlpipe.stages.features.batches import Pixels, batch_size_problems, encode_images, read_images, without
-from vlpipe.stages.pixels import decode
+from vlpipe.stages.common.batches import Pixels, batch_size_problems, encode_images, read_images, without
+from vlpipe.stages.common.pixels import decode
 
 if TYPE_CHECKING:
-    from vlpipe.stages.features.weights import Loaded
+    from vlpipe.stages.common.model import Loaded
 
 TINY_SIZE = 16  # px; Torralba's are 32, which only makes the vectors longer
 TINY_DIM = 3 * TINY_SIZE * TINY_SIZE
@@ -72,7 +72,7 @@ class Embed(MapStage):
         if self.model is None:
             yield lambda table: _with_embedding(table, *_tiny_vectors(table), TINY_DIM)
             return
-        from vlpipe.stages.features.weights import load
+        from vlpipe.stages.common.model import load
 
         blip = load(self.model)
         dim = blip.model.config.embed_dim

@@ -17,17 +17,17 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
-from vlpipe.stages.clips.by_video import CLIP_FILE, Clip, grid, over_videos
-from vlpipe.stages.features.batches import batch_size_problems, encode_images, without
+from vlpipe.stages.common.batches import batch_size_problems, encode_images, without
+from vlpipe.stages.common.by_video import CLIP_FILE, Clip, grid, over_videos
+from vlpipe.stages.common.pixels import to_pixels
+from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.features.embed import dim_in_config
 from vlpipe.stages.features.s3d import features_type, span
-from vlpipe.stages.filter.scores import with_columns
-from vlpipe.stages.pixels import to_pixels
 from vlpipe.stages.video.decode import Exact, Limits, open_video
 from vlpipe.stages.video.root import VideosRoot, root_path
 
 if TYPE_CHECKING:
-    from vlpipe.stages.features.weights import Loaded
+    from vlpipe.stages.common.model import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class FrameFeatures(MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        from vlpipe.stages.features.weights import load
+        from vlpipe.stages.common.model import load
 
         blip = load(self.model)
         dim = blip.model.config.embed_dim

@@ -16,11 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.device import device_of_step
+from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
-from vlpipe.stages.features.batches import fixed_batches, without
+from vlpipe.stages.common.batches import fixed_batches, without
+from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.features.s3d import FILE, span
 from vlpipe.stages.features.s3d_windows import (
     Frames,
@@ -30,7 +31,6 @@ from vlpipe.stages.features.s3d_windows import (
     batch_size_problems,
     cut,
 )
-from vlpipe.stages.filter.scores import with_columns
 from vlpipe.stages.video.decode import Limits, ShortSide, Size, Square, Video, open_video, sample_times
 from vlpipe.stages.video.root import VideosRoot, root_path
 

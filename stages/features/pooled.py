@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from vlpipe.pipeline.shard import Out, Reject, heavy, with_field
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.features.batches import without
+from vlpipe.stages.common.batches import without
+from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.features.video_tokens import check_features
-from vlpipe.stages.filter.scores import with_columns
 
 
 @dataclass(frozen=True, kw_only=True)

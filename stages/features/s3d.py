@@ -19,7 +19,8 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault, SchemaError, did_you_mean
 from vlpipe.pipeline.shard import HEAVY, Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
-from vlpipe.stages.features.batches import fixed_batches, without
+from vlpipe.stages.common.batches import fixed_batches, without
+from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.features.s3d_windows import (
     PRESETS,
     Frames,
@@ -31,7 +32,6 @@ from vlpipe.stages.features.s3d_windows import (
     batch_size_problems,
     cut,
 )
-from vlpipe.stages.filter.scores import with_columns
 from vlpipe.stages.video.decode import Limits, Square, Video, open_video, sample_times
 from vlpipe.stages.video.root import VideosRoot, root_path
 

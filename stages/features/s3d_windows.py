@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from vlpipe.stages.features.batches import BATCH_ROWS
+from vlpipe.stages.common.batches import BATCH_ROWS
 
 Frames = npt.NDArray[np.uint8]
 Tail = Literal["zeros", "repeat", "drop"]

@@ -21,11 +21,11 @@ from pydantic import Field
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, Work
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.dedup.faiss import packages_problem, threads
 from vlpipe.stages.features.video_tree import Ids, Tree, grow
 from vlpipe.stages.features.video_tree_sample import Sample
-from vlpipe.stages.filter.scores import with_columns
 
 NODES = pa.schema(
     [

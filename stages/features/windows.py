@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.errors import SchemaError
+from vlpipe.stages.common.texts import as_array
 from vlpipe.stages.features.s3d import features_type
-from vlpipe.stages.filter.texts import as_array
 
 Array = npt.NDArray[np.float32]
 

@@ -24,10 +24,10 @@ from pydantic import Field
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import ShardWriter, need, with_field
 from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, Work
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.common.scores import with_columns
+from vlpipe.stages.common.texts import FlatTexts
 from vlpipe.stages.filter.frequency import read_artifact
-from vlpipe.stages.filter.scores import with_columns
-from vlpipe.stages.filter.texts import FlatTexts
-from vlpipe.stages.row import TEXTS
 
 ENTRIES = pa.schema([("entry", pa.string()), ("count", pa.int64())])
 SPACED = {ord(c): f" {c} " for c in ",.;:?!`"} | {ord(c): " " for c in "\t\n\r"}

@@ -19,8 +19,8 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.shard import Out, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.filter.texts import FlatTexts
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.common.texts import FlatTexts
 
 MAX_ROUNDS = 10  # a text that still changes is made to; real ones need 1 to 3
 RAW = "alt_raw"

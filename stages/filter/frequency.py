@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import ShardWriter, need, read_batches, with_field
 from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job, MapStage, Work
-from vlpipe.stages.filter.scores import with_columns
-from vlpipe.stages.filter.texts import FlatTexts
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.common.scores import with_columns
+from vlpipe.stages.common.texts import FlatTexts
 
 COUNTS = pa.schema([("hash", pa.binary(16)), ("count", pa.int64())])
 SEEN = pa.schema([("count", pa.int64()), ("num_texts", pa.int64())])

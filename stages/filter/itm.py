@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
-from vlpipe.stages.features.batches import (
+from vlpipe.stages.common.batches import (
     batch_size_problems,
     encode_images,
     fixed_batches,
@@ -25,13 +25,13 @@ from vlpipe.stages.features.batches import (
     with_texts,
     without,
 )
-from vlpipe.stages.filter.rule import scored
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.common.rule import scored
 
 if TYPE_CHECKING:
     import torch
 
-    from vlpipe.stages.features.weights import Loaded
+    from vlpipe.stages.common.model import Loaded
 
 K = TypeVar("K")
 NOT_MATCHED = "not_matched"
@@ -70,7 +70,7 @@ class ItmFilter(MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        from vlpipe.stages.features.weights import load
+        from vlpipe.stages.common.model import load
 
         blip = load(self.model, self.max_text_length)
         yield lambda table: self._judge(table, blip)

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.filter.texts import FlatTexts
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.common.texts import FlatTexts
 
 NO_TEXT_KEPT = "no_text_kept"
 

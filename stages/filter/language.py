@@ -15,15 +15,15 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from vlpipe.pipeline.device import device_of_step
+from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
-from vlpipe.stages.features.batches import batch_size_problems, fixed_batches
-from vlpipe.stages.filter.rule import scored
-from vlpipe.stages.filter.scores import name_of, with_columns
-from vlpipe.stages.filter.texts import FlatTexts
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.common.batches import batch_size_problems, fixed_batches
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.common.rule import scored
+from vlpipe.stages.common.scores import name_of, with_columns
+from vlpipe.stages.common.texts import FlatTexts
 
 FASTTEXT = (".bin", ".ftz")
 Identify = Callable[

@@ -14,9 +14,9 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Weights, Work
-from vlpipe.stages.features.batches import batch_size_problems, encode_images, without
-from vlpipe.stages.filter.rule import scored
-from vlpipe.stages.filter.scores import decoded, device, load_model, name_of, processed, with_columns
+from vlpipe.stages.common.batches import batch_size_problems, encode_images, without
+from vlpipe.stages.common.rule import scored
+from vlpipe.stages.common.scores import decoded, device, load_model, name_of, processed, with_columns
 
 if TYPE_CHECKING:
     import torch

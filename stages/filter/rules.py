@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.common.measures import ROW_MEASURES, TEXT_MEASURES
+from vlpipe.stages.common.rule import REGEX_OPS, Place, Rule, check_encoder, choose, load_preset, place
+from vlpipe.stages.common.texts import FlatTexts, Mask, as_array, to_mask
 from vlpipe.stages.filter.kept import keep_matched
-from vlpipe.stages.filter.measures import ROW_MEASURES, TEXT_MEASURES
-from vlpipe.stages.filter.rule import REGEX_OPS, Place, Rule, check_encoder, choose, load_preset, place
-from vlpipe.stages.filter.texts import FlatTexts, Mask, as_array, to_mask
 
 MAX_SHOWN = 60  # characters of a value in a reject
 Seen = tuple[str, str, list[Any]]  # what was wanted, of which column, and its values

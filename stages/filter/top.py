@@ -25,9 +25,9 @@ from pydantic import Field
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, Work
-from vlpipe.stages.filter.scores import with_columns
-from vlpipe.stages.filter.texts import FlatTexts
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.common.scores import with_columns
+from vlpipe.stages.common.texts import FlatTexts
 
 CUT = pa.schema([("threshold", pa.float64()), ("num_kept", pa.int64()), ("num_rows", pa.int64())])
 Scores = npt.NDArray[np.float64]

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from vlpipe.stages.common.row import LOSSES, RESULTS
 from vlpipe.stages.report.html import count, esc, number, number_table, share
 from vlpipe.stages.report.svg import Scale, axes, bar, chart, line
 from vlpipe.stages.report.texts import Scores
 from vlpipe.stages.report.view import RunView, StepView
-from vlpipe.stages.row import LOSSES, RESULTS
 
 NUM_BINS = 25
 MAX_POINTS = 240  # per line; more are averaged in buckets

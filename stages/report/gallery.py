@@ -150,7 +150,7 @@ def thumbnail(data: bytes) -> str:
     """An <img> with the picture decoded and encoded anew: no byte of the stranger's file is passed on."""
     from PIL import Image
 
-    from vlpipe.stages.pixels import decode
+    from vlpipe.stages.common.pixels import decode
 
     try:
         image = decode(data)

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.stage import Dataset
+from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.report.html import count, esc, number_table, share
 from vlpipe.stages.report.view import RunView, StepView
-from vlpipe.stages.row import TEXTS
 
 MAX_ROWS = 200_000  # whose texts are read, from shards spread over the step
 

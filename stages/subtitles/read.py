@@ -10,9 +10,9 @@ import re
 from typing import Any
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.subtitles import blocks, transcripts, youtube
+from vlpipe.stages.subtitles import srt_sbv, transcripts, youtube
 from vlpipe.stages.subtitles.cue import Found, Source
-from vlpipe.stages.subtitles.others import read_other
+from vlpipe.stages.subtitles.rare_formats import read_other
 from vlpipe.stages.subtitles.text import decode
 from vlpipe.stages.subtitles.track import Merge, Track, track
 from vlpipe.stages.subtitles.vtt import read_vtt
@@ -31,7 +31,7 @@ STARTS = (
     ("sami", re.compile(r"<sami\b", re.IGNORECASE)),
 )
 SRT = re.compile(r"^[ \t]*\d[\d:.,]*[ \t]*-->[ \t]*\d", re.MULTILINE)
-SBV = re.compile(rf"^{blocks.SBV_TIMES.pattern}$", re.MULTILINE)
+SBV = re.compile(rf"^{srt_sbv.SBV_TIMES.pattern}$", re.MULTILINE)
 
 
 def read_subtitles(
@@ -67,9 +67,9 @@ def read_found(text: str, name: str, fps: float | None = None) -> Found:
     if text[:1] == "<":
         return _read_xml(text, name)
     if SRT.search(text):
-        return blocks.read_srt(text)
+        return srt_sbv.read_srt(text)
     if SBV.search(text):
-        return blocks.read_sbv(text)
+        return srt_sbv.read_sbv(text)
     raise RowFault("bad_subtitles", f"{name} is in no known format; it begins with {text[:40]!r}")
 
 

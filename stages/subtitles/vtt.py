@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from vlpipe.stages.subtitles.blocks import ARROW, blocks, span
 from vlpipe.stages.subtitles.cue import Found, Span
+from vlpipe.stages.subtitles.srt_sbv import ARROW, blocks, span
 from vlpipe.stages.subtitles.text import plain, seconds
-from vlpipe.stages.subtitles.timed import Piece, timed_words
+from vlpipe.stages.subtitles.word_times import Piece, timed_words
 
 STAMP = re.compile(r"<((?:\d+:)?\d{1,2}:\d{1,2}[.,]\d{1,3})>")
 LANGUAGE = re.compile(r"Language:\s*(\S+)", re.IGNORECASE)

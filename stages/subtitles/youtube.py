@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.subtitles.cue import Found, plain_words
 from vlpipe.stages.subtitles.text import plain
-from vlpipe.stages.subtitles.timed import Piece, timed_words
+from vlpipe.stages.subtitles.word_times import Piece, timed_words
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

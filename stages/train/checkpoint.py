@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import File, GatherStage, Job
-from vlpipe.stages.row import TEXTS
-from vlpipe.stages.train.rows import usable
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.loading.rows import usable
 
 VOCABULARY = pa.schema([("token_id", pa.int64()), ("token", pa.string())])
 

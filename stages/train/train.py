@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job
-from vlpipe.stages.row import LOSSES, TEXTS
+from vlpipe.stages.common.row import LOSSES, TEXTS
 from vlpipe.stages.train.progress import following
 from vlpipe.stages.train.recipe import Recipe
 
@@ -51,7 +51,7 @@ class Train(GatherStage, Recipe):
 
     def tell(self, row: Mapping[str, Any]) -> list[str]:
         """For `vlpipe why`: which texts of a row it was trained on."""
-        from vlpipe.stages.train.rows import usable
+        from vlpipe.stages.loading.rows import usable
 
         used = usable(pa.chunked_array([pa.array([row["texts"]], TEXTS)]))[0]
         if not used:

@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.video.budget import Budget, Limits, said
-from vlpipe.stages.video.keys import FAR, Keys, complete_index
+from vlpipe.stages.video.key_frames import FAR, Keys, complete_index
+from vlpipe.stages.video.open_video import container, need_av, packets
 from vlpipe.stages.video.sizes import Exact, ShortSide, Size, Square, fit, shown_size
-from vlpipe.stages.video.source import container, need_av, packets
 from vlpipe.stages.video.walk import Walk
 
 if TYPE_CHECKING:

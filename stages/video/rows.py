@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.common.row import TEXTS
 
 WORD = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("word", pa.string())])
 CUE = pa.struct(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.video.budget import Budget, said
-from vlpipe.stages.video.keys import COUNTED, MATROSKA
-from vlpipe.stages.video.source import need_av, packets
+from vlpipe.stages.video.key_frames import COUNTED, MATROSKA
+from vlpipe.stages.video.open_video import need_av, packets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,15 +11,15 @@ from forget_toys import CHAIN, EXPORT, row_id, url
 from helpers import planned, run
 from kill_points import forked, kill_at
 
+from vlpipe.pipeline.engine.executor import Watcher
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.executor import Watcher
-from vlpipe.pipeline.forget import finish, forget, is_half_done
-from vlpipe.pipeline.forget_find import find
-from vlpipe.pipeline.forget_list import read_wanted
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.lock import locked
-from vlpipe.pipeline.runner import Run
-from vlpipe.pipeline.store import Store, sha256_file
+from vlpipe.pipeline.forget.apply import finish, forget, is_half_done
+from vlpipe.pipeline.forget.scan import find
+from vlpipe.pipeline.forget.wanted import read_wanted
+from vlpipe.pipeline.storage.store import Store, sha256_file
 
 
 def left(root: Path) -> dict[str, str]:

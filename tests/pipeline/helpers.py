@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vlpipe.pipeline.executor import Watcher
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.lock import locked
-from vlpipe.pipeline.plan import Planned, plan, remember
-from vlpipe.pipeline.runner import Run
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.engine.executor import Watcher
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.plan import Planned, plan, remember
+from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 CHAIN = """
 name: toy
@@ -43,7 +43,7 @@ def run(
     with locked(store) as run_id:
         remember(steps, store)
         if ray or address:
-            from vlpipe.pipeline.on_ray import RayExecutor
+            from vlpipe.pipeline.engine.on_ray.executor import RayExecutor
 
             executor = RayExecutor(run_id, address)
         else:
@@ -61,7 +61,7 @@ def rows(folder: Path, one: Planned, heavy: tuple[str, ...] = ()) -> pa.Table:
 
 
 def rejects(folder: Path, one: Planned) -> list[dict[str, str]]:
-    from vlpipe.pipeline.receipt import read_rejects
+    from vlpipe.pipeline.engine.records.receipts import read_rejects
 
     store = Store(str(folder / "root"))
     return [r for k in range(len(one.receipts)) for r in read_rejects(store, one.folder, k).to_pylist()]

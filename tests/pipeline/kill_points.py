@@ -14,7 +14,7 @@ from typing import Any
 
 from helpers import CHAIN, left, run
 
-from vlpipe.pipeline import store
+from vlpipe.pipeline.storage import store
 
 
 def kill_at(point: int) -> list[int]:

@@ -25,10 +25,10 @@ sys.path.insert(0, str(HERE))
 from lock_toys import noted  # noqa: E402
 from moto_s3 import serving  # noqa: E402
 
-from vlpipe.pipeline.lock import holder_run, processes_of  # noqa: E402
-from vlpipe.pipeline.receipt import receipt_numbers  # noqa: E402
-from vlpipe.pipeline.records import step_folders  # noqa: E402
-from vlpipe.pipeline.store import Store  # noqa: E402
+from vlpipe.pipeline.engine.locking.lock import holder_run, processes_of  # noqa: E402
+from vlpipe.pipeline.engine.records.receipts import receipt_numbers  # noqa: E402
+from vlpipe.pipeline.inspect.on_disk import step_folders  # noqa: E402
+from vlpipe.pipeline.storage.store import Store  # noqa: E402
 
 TEXT = """
 name: rounds

@@ -17,7 +17,7 @@ steps:
 
 
 def cli(encoding: str, *args: str | Path) -> str:
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", *map(str, args)]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", *map(str, args)]
     env = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, env=env, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,12 +9,12 @@ import pytest
 import torch
 from helpers import planned, rows, run
 
-from vlpipe.pipeline.device import device_of_step
+from vlpipe.pipeline.engine.executor import MAX_LOST, Done, Watcher, WorkerDied
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.engine.worker.device import device_of_step
+from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
-from vlpipe.pipeline.executor import MAX_LOST, Done, Watcher, WorkerDied
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.runner import Run
-from vlpipe.pipeline.work import ShardTask
 
 THREE = """
 steps:
@@ -69,7 +69,7 @@ def test_a_shard_whose_workers_lack_memory_is_isolated_in_the_end(tmp_path: Path
 
 def test_ray_counts_death_for_want_of_memory_as_the_tasks_own() -> None:
     ray = pytest.importorskip("ray")
-    from vlpipe.pipeline.on_ray import died
+    from vlpipe.pipeline.engine.on_ray.executor import died
 
     assert not died(ray.exceptions.OutOfMemoryError("low on memory")).innocent
     assert not died(ray.exceptions.WorkerCrashedError()).innocent

@@ -16,7 +16,7 @@ def vlpipe(*args: str, file_limit_bytes: int = 0) -> tuple[int, str]:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes, file_limit_bytes))
 
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", *args]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", *args]
     setup = limit if file_limit_bytes else None
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, preexec_fn=setup)
     assert "Traceback" not in done.stderr + done.stdout

@@ -8,8 +8,8 @@ import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import run
 
-from vlpipe.pipeline.manifest import read_manifest
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.engine.records.manifest import read_manifest
+from vlpipe.pipeline.storage.store import Store
 
 TEXT = """
 name: toy

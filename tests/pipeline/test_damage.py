@@ -12,15 +12,15 @@ import pytest
 from cli_helpers import Runs
 from typer.testing import CliRunner
 
-from vlpipe.pipeline import verbs
-from vlpipe.pipeline.cli import app
+from vlpipe.pipeline.cli import commands as verbs
+from vlpipe.pipeline.cli.app import app
+from vlpipe.pipeline.engine.records.forgotten import add_forgotten
+from vlpipe.pipeline.engine.records.receipts import Receipt, receipts_in
 from vlpipe.pipeline.errors import VlpipeError, explain
-from vlpipe.pipeline.forgotten import add_forgotten
-from vlpipe.pipeline.opted_out import REL as OPTED_OUT
-from vlpipe.pipeline.opted_out import OptedOut, hash_of_url
-from vlpipe.pipeline.receipt import Receipt, receipts_in
-from vlpipe.pipeline.sealed import sealed, unsealed
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.forget.opted_out import REL as OPTED_OUT
+from vlpipe.pipeline.forget.opted_out import OptedOut, hash_of_url
+from vlpipe.pipeline.storage.sealed import sealed, unsealed
+from vlpipe.pipeline.storage.store import Store
 
 assert verbs.app is app
 # Heavy columns, rejects of rules and of faults, artifacts that a step reads, logs, children, a step without a shard.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vlpipe.pipeline import digest_cache
-from vlpipe.pipeline.digest_cache import DigestCache
 from vlpipe.pipeline.errors import VlpipeWarning
+from vlpipe.pipeline.storage import digest_cache
+from vlpipe.pipeline.storage.digest_cache import DigestCache
 
 LONG_AGO = 1_600_000_000_000_000_000
 DIGEST = "ab" * 32

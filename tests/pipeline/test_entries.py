@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.entries import read_entries
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.forget.entries import read_entries
 
 LONE_CR = "a carriage return stands in it; wanted lines that end in LF or CR LF"
 REFUSED = [

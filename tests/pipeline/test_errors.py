@@ -13,9 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from vlpipe.pipeline import cli, verbs
+from vlpipe.pipeline.cli import commands, main
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning, explain
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 
 
 def raised(fn: Callable[[], object]) -> BaseException:
@@ -35,7 +35,7 @@ class ClientError(Exception):
     __module__ = "botocore.exceptions"
 
 
-assert verbs.app is cli.app
+assert commands.app is main.app
 HERE = r" \(.*test_errors\.py line \d+\)"
 
 
@@ -76,7 +76,7 @@ def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
 
 def exits(monkeypatch: pytest.MonkeyPatch, *args: str | Path) -> int:
     monkeypatch.setattr(sys, "argv", ["vlpipe", *map(str, args)])
-    return cli.exit_code(debug=False)
+    return main.exit_code(debug=False)
 
 
 WORKFLOW = """\
@@ -119,7 +119,7 @@ def test_warnings_of_ours_are_sentences(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        monkeypatch.setattr(warnings, "showwarning", cli.show_warning)
+        monkeypatch.setattr(warnings, "showwarning", main.show_warning)
         warnings.warn("[a] file is\ndamaged", VlpipeWarning, stacklevel=1)
         warnings.warn("of a library", UserWarning, stacklevel=1)
     said = capsys.readouterr().err.splitlines()

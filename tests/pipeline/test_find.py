@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlpipe.pipeline.params import find
+from vlpipe.pipeline.workflow.params import find
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 from helpers import run
 
+from vlpipe.pipeline.change.export import export
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.export import export
-from vlpipe.pipeline.row_digest import checked
+from vlpipe.pipeline.parquet.row_digest import checked
 from vlpipe.pipeline.shard import Shard, heavy, read_batches, write_shard
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 
 TEXTS = pa.list_(pa.struct([("text", pa.string()), ("kept", pa.bool_())]))
 SCHEMA = pa.schema(

@@ -16,11 +16,11 @@ from cli_helpers import Runs, vlpipe
 from forget_toys import CHAIN, EXPORT, content, row_id, url, words
 from helpers import left
 
-from vlpipe.pipeline.forgotten import hashed
-from vlpipe.pipeline.lock import locked
-from vlpipe.pipeline.receipt import read_receipts
+from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.records.forgotten import hashed
+from vlpipe.pipeline.engine.records.receipts import read_receipts
 from vlpipe.pipeline.shard import Shard
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 
 HERE = Path(__file__).parent
 NOTHING = "forgets: all 7 steps are done, nothing to do"

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from vlpipe.pipeline.forget_json import names_rows, rewrite_json
-from vlpipe.pipeline.forget_rows import Gone
-from vlpipe.pipeline.store import Store, sha256_file
-from vlpipe.pipeline.text_sets import TextSet
+from vlpipe.pipeline.forget.json_artifacts import names_rows, rewrite_json
+from vlpipe.pipeline.forget.rows import Gone
+from vlpipe.pipeline.parquet.text_sets import TextSet
+from vlpipe.pipeline.storage.store import Store, sha256_file
 
 GONE = Gone(TextSet.of("id", ["d", "7"]), taken={"a": frozenset({"a dog"})})
 CASES: list[tuple[Any, Any]] = [

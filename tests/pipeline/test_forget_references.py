@@ -11,9 +11,9 @@ from cli_helpers import Runs, vlpipe
 from ref_toys import GIVEN, LINKED, ROWS
 
 from vlpipe.pipeline.errors import SchemaError
-from vlpipe.pipeline.forget_refs import references_in, without_ids
+from vlpipe.pipeline.forget.references import references_in, without_ids
+from vlpipe.pipeline.parquet.text_sets import TextSet
 from vlpipe.pipeline.shard import ShardWriter, ref, reference_columns
-from vlpipe.pipeline.text_sets import TextSet
 
 
 class Forgets(Runs):

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from forget_toys import DONORS, ENTRIES
 
-from vlpipe.pipeline.forget_rows import Gone
-from vlpipe.pipeline.forget_taken import find_taken, take_back
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.text_sets import TextSet
+from vlpipe.pipeline.forget.copied_texts import find_taken, take_back
+from vlpipe.pipeline.forget.rows import Gone
+from vlpipe.pipeline.parquet.text_sets import TextSet
+from vlpipe.pipeline.storage.store import Store
 
 GONE = TextSet.of("id", ["d", "e"])
 EMPTIED = {"text": "", "kept": False, "why": "forgotten"}

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vlpipe.pipeline.forget_urls import Urls, host_of_canonical, urls_of
-from vlpipe.pipeline.forgotten import canonical_url, domains_of, hashed
-from vlpipe.pipeline.text_sets import DIGEST, TextSet
+from vlpipe.pipeline.engine.records.forgotten import canonical_url, domains_of, hashed
+from vlpipe.pipeline.forget.urls import Urls, host_of_canonical, urls_of
+from vlpipe.pipeline.parquet.text_sets import DIGEST, TextSet
 
 URLS = [
     "http://a.test/x.jpg",

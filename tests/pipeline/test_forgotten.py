@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from vlpipe.pipeline.engine.records.forgotten import SCHEMA, add_forgotten, hashed, read_forgotten
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forgotten import SCHEMA, add_forgotten, hashed, read_forgotten
-from vlpipe.pipeline.opted_out import OptedOut, read_hashes
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.text_sets import TextSet
+from vlpipe.pipeline.forget.opted_out import OptedOut, read_hashes
+from vlpipe.pipeline.parquet.text_sets import TextSet
+from vlpipe.pipeline.storage.store import Store
 
 
 def added(store: Store, **values: list[str]) -> None:

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from helpers import planned, rejects, rows, run
 
-from vlpipe.pipeline import keys, manifest
+from vlpipe.pipeline.engine.executor import Watcher
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.plan import Planned, plan, resolve_stage
+from vlpipe.pipeline.engine.records import keys, manifest
+from vlpipe.pipeline.engine.records.receipts import Receipt, receipt_numbers, shard_path, write_receipt
+from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
-from vlpipe.pipeline.executor import Watcher
-from vlpipe.pipeline.hub import hub_commit
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.lock import locked
-from vlpipe.pipeline.plan import Planned, plan, resolve_stage
-from vlpipe.pipeline.receipt import Receipt, receipt_numbers, shard_path, write_receipt
-from vlpipe.pipeline.runner import Run
-from vlpipe.pipeline.sealed import sealed, unsealed
+from vlpipe.pipeline.inspect.verify.run import verify_step
 from vlpipe.pipeline.shard import Shard
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.verify import verify_step
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.storage.sealed import sealed, unsealed
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.hub import hub_commit
+from vlpipe.pipeline.workflow.load import Workflow
 
 WORDS = [f"w{n:02d}" for n in range(20)]
 
@@ -100,7 +100,7 @@ def test_rows_are_made_again_when_their_heavy_column_was(folder: Path) -> None:
 
 def test_mended_rows_stay_when_the_list_grows(folder: Path) -> None:
     """Shards of several folders are made from the same things: the one with the fewest faults is taken."""
-    from vlpipe.pipeline.again import retry
+    from vlpipe.pipeline.change.retry import retry
 
     (folder / "bad").write_text("w01 w06")
     run(folder, fetch(folder))

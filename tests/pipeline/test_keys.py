@@ -4,8 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from vlpipe.pipeline.keys import FileDigests, sha256_json
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.engine.records.keys import FileDigests, sha256_json
+from vlpipe.pipeline.storage.store import Store
 
 
 def sha256(data: bytes) -> str:

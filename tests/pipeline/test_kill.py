@@ -26,7 +26,7 @@ steps:
   b: {use: "toys:Breaks", from: a, kills: [4], max_reject_rate: 0.2}
 """
     planned(tmp_path, text)
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(tmp_path / "w.yaml"), "--local"]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", "run", str(tmp_path / "w.yaml"), "--local"]
     command += ["--root", str(tmp_path / "root")]
     for _ in range(2):
         assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL

@@ -8,13 +8,13 @@ import pyarrow as pa
 from cli_helpers import Runs, vlpipe
 from helpers import CHAIN
 
-from vlpipe.pipeline.manifest import manifest_from_json, write_manifest
-from vlpipe.pipeline.receipt import Receipt, read_receipts, write_receipt
-from vlpipe.pipeline.records import read_step
-from vlpipe.pipeline.sealed import read_sealed
+from vlpipe.pipeline.engine.records.manifest import manifest_from_json, write_manifest
+from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts, write_receipt
+from vlpipe.pipeline.inspect.on_disk import read_step
+from vlpipe.pipeline.inspect.verify.ids import Ids
 from vlpipe.pipeline.shard import write_shard
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.verify_ids import Ids
+from vlpipe.pipeline.storage.sealed import read_sealed
+from vlpipe.pipeline.storage.store import Store
 
 
 def wrong(runs: Runs, code: int = 1) -> list[list[str]]:

@@ -22,17 +22,17 @@ from cli_helpers import Runs, vlpipe
 from helpers import CHAIN, left, planned
 from moto_s3 import S3, s3, s3_server  # noqa: F401
 
-from vlpipe.pipeline import lock, lock_file
+from vlpipe.pipeline.engine.executor import Watcher
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.locking import lock, lock_file
+from vlpipe.pipeline.engine.locking.lock import check, locked
+from vlpipe.pipeline.engine.locking.lock_file import Record, newest, parse, rel_of, state_of
+from vlpipe.pipeline.engine.locking.processes import is_running, process_start, this_machine
+from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.engine.worker.map_shard import ShardTask, run_shard
 from vlpipe.pipeline.errors import LockLost, VlpipeError
-from vlpipe.pipeline.executor import Watcher
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.lock import check, locked
-from vlpipe.pipeline.lock_file import Record, newest, parse, rel_of, state_of
-from vlpipe.pipeline.processes import is_running, process_start, this_machine
-from vlpipe.pipeline.runner import Run
-from vlpipe.pipeline.status import lock_holder
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.work import ShardTask, run_shard
+from vlpipe.pipeline.inspect.status import lock_holder
+from vlpipe.pipeline.storage.store import Store
 
 DEAD_PID = 2**22 + 1  # no Linux has so many
 ELSEWHERE = {"host": "elsewhere", "machine": "elsewhere"}
@@ -364,8 +364,8 @@ FLAKY = """
 import json, resource, sys, time
 from vlpipe.pipeline import lock, lock_file
 from vlpipe.pipeline.errors import LockLost
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.work import ShardTask, run_shard
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.engine.worker.map_shard import ShardTask, run_shard
 lock.BEAT_S, lock.RETRY_S, lock.LEASE_S = 0.1, 0.05, 1.0
 store = Store(sys.argv[1])
 

@@ -13,13 +13,13 @@ import pytest
 from helpers import rejects, rows, run
 from odd_toys import N, table
 
-from vlpipe.pipeline.conform import conform
-from vlpipe.pipeline.conserved import IdHashes, check_conserved_large
+from vlpipe.pipeline.engine.worker.gather import GatherTask, run_gather
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
-from vlpipe.pipeline.gather import GatherTask, run_gather
+from vlpipe.pipeline.parquet.conform import conform
+from vlpipe.pipeline.parquet.conservation import IdHashes, check_conserved_large
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import GatherStage, Job
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import dataset
 
 RIGHT = [

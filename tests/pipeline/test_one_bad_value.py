@@ -12,8 +12,8 @@ import pytest
 from helpers import rejects, rows, run
 from test_bad_input import vlpipe
 
+from vlpipe.pipeline.engine.plan import Planned
 from vlpipe.pipeline.errors import SchemaError, StepFailed, VlpipeError
-from vlpipe.pipeline.plan import Planned
 
 
 def over(step: str, num: int = 20, more: str = "") -> str:
@@ -310,7 +310,7 @@ def test_a_deadline_for_it_is_refused(tmp_path: Path) -> None:
 
 
 def test_strict_json_of_anything() -> None:
-    from vlpipe.pipeline.storable import storable_json
+    from vlpipe.pipeline.storage.storable import storable_json
 
     deep: list[Any] = []
     deep.append(deep)

@@ -13,10 +13,10 @@ import pytest
 from helpers import left
 from kill_points import forked, kill_at
 
-from vlpipe.pipeline import opted_out
-from vlpipe.pipeline.forgotten import hashed
-from vlpipe.pipeline.opted_out import OptedOut, hash_of_url, read_hashes
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.engine.records.forgotten import hashed
+from vlpipe.pipeline.forget import opted_out
+from vlpipe.pipeline.forget.opted_out import OptedOut, hash_of_url, read_hashes
+from vlpipe.pipeline.storage.store import Store
 
 
 @pytest.fixture(autouse=True)

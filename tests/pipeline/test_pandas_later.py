@@ -10,7 +10,7 @@ import pytest
 BEFORE = """
 import sys, math
 import pyarrow as pa
-from vlpipe.pipeline.pandas_later import leave_pandas_alone
+from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 leave_pandas_alone()
 table = pa.table({"a": [1.0, None], "b": ["x", "y"]})
 pa.array([{"c": 1}]), pa.scalar(1), table.to_pylist()
@@ -57,7 +57,7 @@ def test_where_pandas_is_there_already_nothing_changes() -> None:
     code = """
 import sys, pandas as pd, math
 before = list(sys.meta_path)
-from vlpipe.pipeline.pandas_later import leave_pandas_alone
+from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 leave_pandas_alone()
 import pyarrow as pa
 assert sys.meta_path == before and pa.array(pd.Series([math.nan])).null_count == 1

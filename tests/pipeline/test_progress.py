@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from cli_helpers import Runs
 
-from vlpipe.pipeline import progress, under_way
+from vlpipe.pipeline.cli import progress
+from vlpipe.pipeline.engine import progress_notes
 
 ROWS = '  rows: {{use: "progress_toys:Rows", num_rows: {num}, seconds: {seconds}, shard_rows: {size}}}\n'
 
@@ -36,8 +37,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOOK_S", "NOTES_S", "SLOW_S"):
         monkeypatch.setattr(progress, name, 0.1)
     monkeypatch.setattr(progress, "SPEAK_S", 0.3)
-    monkeypatch.setattr(under_way, "FIRST_S", 0.1)
-    monkeypatch.setattr(under_way, "EVERY_S", 0.1)
+    monkeypatch.setattr(progress_notes, "FIRST_S", 0.1)
+    monkeypatch.setattr(progress_notes, "EVERY_S", 0.1)
 
 
 @pytest.mark.usefixtures("soon")
@@ -102,7 +103,16 @@ def test_a_filter_that_keeps_everything_or_nothing_warns(
 
 @contextmanager
 def started(runs: Runs) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", runs.file, "--root", runs.root, "--local"]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        runs.file,
+        "--root",
+        runs.root,
+        "--local",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         yield process
@@ -136,7 +146,16 @@ def test_nothing_is_written_over_the_bars(tmp_path: Path) -> None:
     """On a terminal: what C code and children print comes out whole, once, above the bars."""
     runs = case(tmp_path, '  noisy: {use: "progress_toys:Noisy", from: rows}\n')
     outer, inner = pty.openpty()
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", runs.file, "--root", runs.root, "--local"]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        runs.file,
+        "--root",
+        runs.root,
+        "--local",
+    ]
     process = subprocess.Popen(
         command, stdin=inner, stdout=inner, stderr=inner, env={**os.environ, "TERM": "xterm"}
     )
@@ -160,7 +179,16 @@ def test_nothing_is_written_over_the_bars(tmp_path: Path) -> None:
 
 def test_elsewhere_the_streams_are_left_alone(tmp_path: Path) -> None:
     runs = case(tmp_path, '  noisy: {use: "progress_toys:Noisy", from: rows}\n', num=5)
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", runs.file, "--root", runs.root, "--local"]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        runs.file,
+        "--root",
+        runs.root,
+        "--local",
+    ]
     done = subprocess.run(command, capture_output=True, check=True)
     assert done.stdout.count(b"5 %\r50 %\rall of it\n") == 1
     assert done.stderr.count(b"old file") == 3

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from helpers import CHAIN, left, planned, rejects, rows, run
 
+from vlpipe.pipeline.engine.locking.lock import holder_run, processes_of
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
-from vlpipe.pipeline.lock import holder_run, processes_of
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 
 KILLS = """
 steps:
@@ -75,7 +75,7 @@ def driver(folder: Path, *more: str, env: dict[str, str] | None = None) -> "subp
     command = [
         sys.executable,
         "-m",
-        "vlpipe.pipeline.cli",
+        "vlpipe.pipeline.cli.main",
         "run",
         str(folder / "w.yaml"),
         "--root",
@@ -257,7 +257,7 @@ def test_a_cluster_with_and_one_without_tokens_give_the_same_bytes(tmp_path: Pat
     ],
 )
 def test_an_address_where_nothing_answers_is_one_sentence(address: str, said: str) -> None:
-    from vlpipe.pipeline.ray_cluster import Cluster
+    from vlpipe.pipeline.engine.on_ray.connection import Cluster
 
     with pytest.raises(VlpipeError, match=re.escape(said)):
         Cluster({}, address).connect()

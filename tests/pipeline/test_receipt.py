@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.manifest import Manifest, write_manifest
-from vlpipe.pipeline.receipt import Receipt, read_receipts
+from vlpipe.pipeline.engine.records.manifest import Manifest, write_manifest
+from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts
 from vlpipe.pipeline.shard import Heavy, Shard
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 
 RECEIPTS = [
     Receipt(
@@ -57,7 +57,7 @@ import sys
 from pathlib import Path
 from typing import Any
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from vlpipe.pipeline.pandas_later import leave_pandas_alone
+from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 leave_pandas_alone()
 from test_receipt import RECEIPTS, write
 write(Path({str(tmp_path)!r}), RECEIPTS)

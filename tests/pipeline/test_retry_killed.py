@@ -13,14 +13,14 @@ import pytest
 from cli_helpers import Runs, vlpipe
 from kill_points import forked, kill_at
 
-from vlpipe.pipeline import again
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.lock import locked
-from vlpipe.pipeline.plan import plan
-from vlpipe.pipeline.receipt import read_unfinished
-from vlpipe.pipeline.records import read_step
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.change import retry as again
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.engine.records.receipts import read_unfinished
+from vlpipe.pipeline.inspect.on_disk import read_step
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 TEXT = """
 name: world
@@ -139,7 +139,7 @@ class Says(MapStage):
 
 
 def cli(folder: Path, *args: str) -> str:
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", *args]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", *args]
     env = {**os.environ, "COLUMNS": "300"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

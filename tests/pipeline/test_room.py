@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from vlpipe.pipeline.room import Ask, Held, Room, needed
+from vlpipe.pipeline.engine.on_ray.scheduler import Ask, Held, Room, needed
 
 
 @dataclass

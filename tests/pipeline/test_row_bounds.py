@@ -144,7 +144,7 @@ def test_a_damaged_memory_is_made_anew(tmp_path: Path, damage: str) -> None:
 
 
 def test_lists_of_the_shipped_stages_are_counted_by_their_metadata(tmp_path: Path) -> None:
-    from vlpipe.stages.ingest.list import count_at_most
+    from vlpipe.stages.lists.list import count_at_most
 
     pq.write_table(pa.table({"url": ["a"] * 1000, "text": ["b"] * 1000}), tmp_path / "a.parquet")
     (tmp_path / "b.tsv").write_text("url\ttext\n" + "a\tb\n" * 20)

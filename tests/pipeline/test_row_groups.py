@@ -15,9 +15,9 @@ import pytest
 from helpers import run
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.row_groups import MAX_BYTES, joined_up, num_fitting, row_sizes
+from vlpipe.pipeline.parquet.row_groups import MAX_BYTES, joined_up, num_fitting, row_sizes
 from vlpipe.pipeline.shard import Heavy, Shard, ShardWriter, heavy, read_batches, write_shard
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 
 SCHEMA = pa.schema([("id", pa.string()), heavy("image", pa.binary())])
 MB = 1 << 20

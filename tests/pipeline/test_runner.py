@@ -7,11 +7,11 @@ import pytest
 from helpers import CHAIN, left, planned, rejects, rows, run
 from toys import payload
 
+from vlpipe.pipeline.engine.executor import Watcher
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
-from vlpipe.pipeline.executor import Watcher
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.runner import Run
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 
 
 def test_a_run_leaves_exactly_these_files(tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_shards_are_taken_when_their_input_is_there_downstream_first(tmp_path: P
 def test_a_root_on_an_object_store_gives_the_same_rows(tmp_path: Path) -> None:
     file = tmp_path / "w.yaml"
     file.write_text(CHAIN)
-    from vlpipe.pipeline.plan import plan
-    from vlpipe.pipeline.workflow import Workflow
+    from vlpipe.pipeline.engine.plan import plan
+    from vlpipe.pipeline.workflow.load import Workflow
 
     store = Store("memory://root")
     steps = plan(Workflow.load(str(file)), store)
@@ -204,7 +204,7 @@ def test_a_root_on_an_object_store_gives_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_ids_are_counted_not_only_listed() -> None:
-    from vlpipe.pipeline.conserved import check_conserved
+    from vlpipe.pipeline.parquet.conservation import check_conserved
 
     check_conserved("x", Counter("aab"), Counter("ab"), Counter("a"))
     with pytest.raises(VlpipeError, match=r"x breaks row conservation: 1 row\(s\) too many \(first: b\)"):

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from vlpipe.pipeline import shared
+from vlpipe.pipeline import service
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.opted_out import OptedOut
-from vlpipe.pipeline.shared import Address, Peer, Services, connect
+from vlpipe.pipeline.forget.opted_out import OptedOut
+from vlpipe.pipeline.service import Address, Peer, Services, connect
 
 WORKER = """
 import asyncio, sys, time
-from vlpipe.pipeline.shared import Address, connect
+from vlpipe.pipeline.service import Address, connect
 async def main():
     line = await connect(Address(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]), print, print)
     line.send("here")
@@ -139,7 +139,7 @@ def test_a_driver_that_is_gone(services: Services) -> None:
 
 def test_a_stage_finds_its_address_while_it_is_opened(services: Services) -> None:
     where = services.address("a", echo)
-    assert shared.address() is None
-    with shared.at(where):
-        assert shared.address() == where
-    assert shared.address() is None
+    assert service.address() is None
+    with service.at(where):
+        assert service.address() == where
+    assert service.address() is None

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from helpers import planned, run
 
-from vlpipe.pipeline import source
+from vlpipe.pipeline.engine.records import source_hash as source
+from vlpipe.pipeline.engine.records.source_hash import recorded_hash, source_hash
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.source import recorded_hash, source_hash
 from vlpipe.pipeline.stage import Stage
 
 STAGE = '''"""A user's stage."""
@@ -189,7 +189,7 @@ def test_shards_of_two_codes_in_one_step_are_told(package: Path, tmp_path: Path)
 
 
 def test_strict_uses_nothing_that_other_code_made(package: Path, tmp_path: Path) -> None:
-    from vlpipe.pipeline.cli import warn
+    from vlpipe.pipeline.cli.app import warn
 
     run(tmp_path, HALF.replace("ownpkg.stage:Mine", "toys:Scale"))
     steps, _ = planned(tmp_path, HALF.replace("ownpkg.stage:Mine", "toys:Scale"))

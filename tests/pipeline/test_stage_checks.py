@@ -19,8 +19,8 @@ from pydantic import BeforeValidator
 import vlpipe.stages
 from vlpipe.pipeline.errors import WorkflowError
 from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Stage, Work
-from vlpipe.pipeline.stage_checks import class_problems
-from vlpipe.pipeline.workflow import STEP_KEYS, Workflow
+from vlpipe.pipeline.workflow.load import STEP_KEYS, Workflow
+from vlpipe.pipeline.workflow.stage_checks import class_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,5 +328,5 @@ def test_the_demos_keep_their_shards(workflow: str, step: str, wanted: int) -> N
 
 def test_what_is_fetched_comes_in_small_shards(tmp_path: Path) -> None:
     (tmp_path / "list.tsv").write_text("url\ttext\nhttp://a.example/1\tone\n")
-    made = load(tmp_path, f'  a: {{use: "ingest.images:FetchImages", list: {tmp_path}/list.tsv}}\n')
+    made = load(tmp_path, f'  a: {{use: "fetching.images:FetchImages", list: {tmp_path}/list.tsv}}\n')
     assert made.step("a").shard_rows == 2_000

@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto_s3 import S3, s3, s3_server  # noqa: F401
 
 from vlpipe.pipeline.errors import LockLost, VlpipeError
-from vlpipe.pipeline.store import Fence, Store
+from vlpipe.pipeline.storage.store import Fence, Store
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vlpipe.pipeline import text_sets
-from vlpipe.pipeline.text_sets import (
+from vlpipe.pipeline.parquet import text_sets
+from vlpipe.pipeline.parquet.text_sets import (
     DIGEST,
     TextSet,
     from_hex,

@@ -7,8 +7,8 @@ import pytest
 from toys import payload
 from typer.testing import CliRunner
 
-from vlpipe.pipeline import verbs
-from vlpipe.pipeline.cli import app
+from vlpipe.pipeline.cli import commands
+from vlpipe.pipeline.cli.app import app
 
 TEXT = """
 name: toy
@@ -47,7 +47,7 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Toy:
-    assert verbs.app is app
+    assert commands.app is app
     return Toy(tmp_path)
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from cli_helpers import Runs, vlpipe
 
-from vlpipe.pipeline import diff_rows
-from vlpipe.pipeline.records import read_step
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.inspect import diff_rows
+from vlpipe.pipeline.inspect.on_disk import read_step
+from vlpipe.pipeline.storage.store import Store
 
 PAGES = """
 name: pages

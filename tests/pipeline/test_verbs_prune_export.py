@@ -11,9 +11,9 @@ from cli_helpers import Runs, vlpipe
 from helpers import CHAIN, left
 from toys import payload
 
-from vlpipe.pipeline.lock import locked
-from vlpipe.pipeline.receipt import read_receipt, receipt_numbers, write_receipt
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.records.receipts import read_receipt, receipt_numbers, write_receipt
+from vlpipe.pipeline.storage.store import Store
 
 PROFILES = CHAIN + "profiles:\n  small: {scale: {by: 7}}\n  other: {scale: {by: 8}}\n"
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from cli_helpers import Runs
 from helpers import CHAIN, planned, run
 
-from vlpipe.pipeline.report import step_values
+from vlpipe.pipeline.inspect.report import step_values
 from vlpipe.pipeline.shard import Reject
 
 

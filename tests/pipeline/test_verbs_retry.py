@@ -7,15 +7,15 @@ import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import left
 
-from vlpipe.pipeline import again
+from vlpipe.pipeline.change import retry
+from vlpipe.pipeline.engine.executor import Done, Unit
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.engine.worker.gather import GatherTask
+from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import StepFailed
-from vlpipe.pipeline.executor import Done, Unit
-from vlpipe.pipeline.gather import GatherTask
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.plan import Planned, plan
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.work import ShardTask
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 TEXT = """
 name: toy
@@ -121,7 +121,7 @@ def test_after_an_error_what_was_not_touched_counts_as_before(tmp_path: Path) ->
     mend.touch()
     steps, store = steps_of(runs)
     with pytest.raises(StepFailed, match="the disk is full"):
-        again.retry(steps, store, "shaky", ["odd"], FullDisk())
+        retry.retry(steps, store, "shaky", ["odd"], FullDisk())
     receipts = sorted(p.name for p in (runs.step("shaky") / "_receipts").iterdir())
     assert receipts == [f"{k:06d}.json" for k in range(4)]
     said = runs("run", "--local")
@@ -135,7 +135,7 @@ def test_what_was_at_work_when_it_was_stopped_does_not_count(tmp_path: Path) -> 
     mend.touch()
     steps, store = steps_of(runs)
     with pytest.raises(KeyboardInterrupt):
-        again.retry(steps, store, "shaky", ["odd"], Interrupted())
+        retry.retry(steps, store, "shaky", ["odd"], Interrupted())
     receipts = sorted(p.name for p in (runs.step("shaky") / "_receipts").iterdir())
     assert receipts == ["000001.json", "000002.json", "000003.json"]
     assert not (runs.step("shaky") / "manifest.json").exists()

@@ -13,11 +13,11 @@ import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import CHAIN
 
-from vlpipe.pipeline import lock_file
-from vlpipe.pipeline.cells import cell, size, struct_text
-from vlpipe.pipeline.lock import locked
-from vlpipe.pipeline.sealed import sealed, unsealed
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.engine.locking import lock_file
+from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.storage.printable import cell, size, struct_text
+from vlpipe.pipeline.storage.sealed import sealed, unsealed
+from vlpipe.pipeline.storage.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import CHAIN
 
-from vlpipe.pipeline.receipt import read_receipts, rejects_path, write_receipt
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.engine.records.receipts import read_receipts, rejects_path, write_receipt
+from vlpipe.pipeline.storage.store import Store
 
 
 def flip(path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from cli_helpers import Runs
 from forget_toys import CHAIN, content, row_id, url
 
-from vlpipe.pipeline.history import history
-from vlpipe.pipeline.plan import plan
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.inspect.why import history
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 TEXT = """
 name: pages

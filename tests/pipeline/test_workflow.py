@@ -16,8 +16,15 @@ import pytest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Weights, Work
-from vlpipe.pipeline.workflow import Resources, Workflow, files_of, replace_files, resolve_workflow, schemas
-from vlpipe.pipeline.yaml_lines import Problem, parse
+from vlpipe.pipeline.workflow.load import (
+    Resources,
+    Workflow,
+    files_of,
+    replace_files,
+    resolve_workflow,
+    schemas,
+)
+from vlpipe.pipeline.workflow.yaml_lines import Problem, parse
 
 
 class Source(SourceStage):
@@ -333,7 +340,7 @@ def test_packaged_workflows_resolve_by_name(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_merge_keys_take_over_what_is_not_given(tmp_path: Path) -> None:
-    from vlpipe.pipeline.yaml_lines import parse
+    from vlpipe.pipeline.workflow.yaml_lines import parse
 
     problems: list[Problem] = []
     value = parse("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n", problems)

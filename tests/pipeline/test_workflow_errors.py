@@ -15,7 +15,7 @@ import pytest
 from vlpipe.pipeline.errors import WorkflowError
 from vlpipe.pipeline.shard import heavy, need, with_field
 from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, SourceStage, Weights, Work
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.workflow.load import Workflow
 
 
 class Source(SourceStage):

@@ -10,11 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from vlpipe.pipeline import yaml_lines
 from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean
 from vlpipe.pipeline.stage import GatherStage, Job
-from vlpipe.pipeline.workflow import Workflow
-from vlpipe.pipeline.yaml_lines import TOO_MANY, Problem, parse
+from vlpipe.pipeline.workflow.load import Workflow, yaml_lines
+from vlpipe.pipeline.workflow.yaml_lines import TOO_MANY, Problem, parse
 
 
 @dataclass(frozen=True, kw_only=True)

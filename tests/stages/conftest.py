@@ -18,7 +18,7 @@ from vlpipe.models.blip import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.stage import Weights
-from vlpipe.stages.row import TEXTS
+from vlpipe.stages.common.row import TEXTS
 
 # MKL's results then do not depend on a row's place in its batch; read at its first use in a process.
 os.environ.setdefault("MKL_CBWR", "AUTO")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlpipe.stages import augment
-from vlpipe.stages.augment import Augment, crop_box
+from vlpipe.stages.loading import augment
+from vlpipe.stages.loading.augment import Augment, crop_box
 
 
 def noise(width: int, height: int) -> Image.Image:

@@ -9,12 +9,12 @@ import pytest
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.stage import Weights
-from vlpipe.stages.dedup.decontaminate_texts import read_set
+from vlpipe.stages.common.rule import load_preset
+from vlpipe.stages.decontamination.texts import read_set
 from vlpipe.stages.filter.balance import read_entries
 from vlpipe.stages.filter.nsfw import ImageClassifier
-from vlpipe.stages.filter.rule import load_preset
-from vlpipe.stages.ingest.captions import read_captions
-from vlpipe.stages.ingest.tars import Span, read_json
+from vlpipe.stages.lists.captions import read_captions
+from vlpipe.stages.tars.tar_members import Span, read_json
 
 DEEP = "[" * 200_000
 

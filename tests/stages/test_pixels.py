@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.pixels import MEAN, STD, decode, load_pixels, probe, to_pixels, verify
+from vlpipe.stages.common.pixels import MEAN, STD, decode, load_pixels, probe, to_pixels, verify
 
 UInt8 = npt.NDArray[np.uint8]
 RAMP = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10  # 2 rows, 3 columns

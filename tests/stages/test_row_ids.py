@@ -10,8 +10,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vlpipe.stages.occurrences import Occurrences
-from vlpipe.stages.row import ListIds, RowIds
+from vlpipe.stages.common.occurrences import Occurrences
+from vlpipe.stages.common.row import ListIds, RowIds
 
 
 def digests(numbers: list[int]) -> bytes:

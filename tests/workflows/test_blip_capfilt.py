@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.plan import Planned, plan
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 WORKFLOW = str(Path(__file__).parents[2] / "workflows" / "blip_capfilt.yaml")
 TRAINED = ("pretrain", "captioner", "matcher", "retrain")
@@ -23,7 +23,16 @@ SMALL = (
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("capfilt") / "root"
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", WORKFLOW, "--local", "--root", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        WORKFLOW,
+        "--local",
+        "--root",
+        str(folder),
+    ]
     command += [part for one in SMALL for part in ("--set", one)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

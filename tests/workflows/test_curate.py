@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vlpipe.pipeline.plan import plan
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 WORKFLOW = str(Path(__file__).parents[2] / "workflows" / "curate.yaml")
 GOOD = "a brown dog runs across the green grass with a stick"
@@ -55,7 +55,16 @@ def test_what_is_dropped_and_what_is_packed(tmp_path: Path) -> None:
     urls = [f"http://demo.test/{name}" for name, _ in pairs]
     pq.write_table(pa.table({"url": urls, "text": [text for _, text in pairs]}), tmp_path / "pairs.parquet")
     sets = (f"images.list={tmp_path / 'pairs.parquet'}", f"images.serve={{demo.test: {folder}}}")
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", WORKFLOW, "--local", "--root", str(root)]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        WORKFLOW,
+        "--local",
+        "--root",
+        str(root),
+    ]
     command += [part for one in sets for part in ("--set", one)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

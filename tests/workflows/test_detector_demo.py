@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.plan import plan
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 WORKFLOW = str(Path(__file__).parents[2] / "workflows" / "detector_demo.yaml")
 SMALL = (
@@ -21,7 +21,16 @@ SMALL = (
 @pytest.mark.slow
 def test_a_detector_is_trained_scored_and_used(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", WORKFLOW, "--local", "--root", str(root)]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        WORKFLOW,
+        "--local",
+        "--root",
+        str(root),
+    ]
     command += [part for one in SMALL for part in ("--set", one)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from vlpipe.models.s3dg import S3dG
-from vlpipe.pipeline.plan import Planned, plan
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 av = pytest.importorskip("av", reason="the extra `video` is not installed")
 WORKFLOW = str(Path(__file__).parents[2] / "workflows" / "howto100m.yaml")
@@ -162,7 +162,16 @@ def test_real_clips_go_from_file_to_filtered_rows(inputs: Path, tmp_path: Path) 
 
 
 def run(root: Path, sets: tuple[str, ...]) -> dict[str, Planned]:
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", WORKFLOW, "--local", "--root", str(root)]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        WORKFLOW,
+        "--local",
+        "--root",
+        str(root),
+    ]
     command += [part for one in sets for part in ("--set", one)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

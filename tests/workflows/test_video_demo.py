@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.plan import Planned, plan
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.workflow import Workflow
+from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
 
 pytest.importorskip("av", reason="the extra `video` is not installed")
 WORKFLOW = str(Path(__file__).parents[2] / "workflows" / "video_demo.yaml")
@@ -38,7 +38,7 @@ def test_the_demo_runs(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "vlpipe.pipeline.cli",
+        "vlpipe.pipeline.cli.main",
         "run",
         WORKFLOW,
         "--local",

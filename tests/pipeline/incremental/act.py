@@ -66,20 +66,20 @@ def _file(at: Where, project: Project) -> Path:
 
 
 def _call(at: Where, project: Project, mode: str, until: str | None, retry: tuple[str, str] | None) -> str:
-    from vlpipe.pipeline import cli, verbs
+    from vlpipe.pipeline.cli import app, commands
 
     options: dict[str, Any] = {"root": str(at.root), "profile": project.flow.profile, "local": mode != "ray"}
     if retry:
-        return command(verbs.retry_command, str(_file(at, project)), retry[0], [retry[1]], **options)
-    load = cli.load
+        return command(commands.retry_command, str(_file(at, project)), retry[0], [retry[1]], **options)
+    load = app.load
 
     def loaded(*args: Any) -> Any:
         found = load(*args)
         _loaded[str(_file(at, project)), str(at.root)] = found[0]  # for the plan after the run
         return found
 
-    cli.load = loaded
-    return command(cli.run, str(_file(at, project)), **options, until=until, strict=mode == "strict")
+    app.load = loaded
+    return command(app.run, str(_file(at, project)), **options, until=until, strict=mode == "strict")
 
 
 def _moved(at: Where, mode: str) -> contextlib.AbstractContextManager[None]:
@@ -96,9 +96,9 @@ _loaded: dict[tuple[str, str], Any] = {}
 
 
 def steps_of(at: Where, project: Project) -> Any:
-    from vlpipe.pipeline.plan import plan as plan_
-    from vlpipe.pipeline.store import Store
-    from vlpipe.pipeline.workflow import Workflow
+    from vlpipe.pipeline.engine.plan import plan as plan_
+    from vlpipe.pipeline.storage.store import Store
+    from vlpipe.pipeline.workflow.load import Workflow
 
     key = (str(_file(at, project)), str(at.root))
     if key not in _loaded:  # a child is there for one state of a project
@@ -115,7 +115,7 @@ def plan(at: Where, project: Project) -> Told:
 @contextlib.contextmanager
 def _noted(at: Where, project: Project, units: Units, is_retry: bool) -> Iterator[None]:
     """Write down each shard and each gather step that a run of the command line finishes."""
-    from vlpipe.pipeline import runner
+    from vlpipe.pipeline.engine import runner
 
     def shard_done(self: Any, state: Any, receipt: Any, *, reused: bool) -> None:
         stage = _resolved(state.one, self.store)
@@ -133,7 +133,7 @@ def _noted(at: Where, project: Project, units: Units, is_retry: bool) -> Iterato
         old_done(self, state, receipt, reused=reused)
 
     def commit(self: Any, state: Any, receipts: Any, *more: Any) -> None:
-        from vlpipe.pipeline.gather import ListRows
+        from vlpipe.pipeline.engine.worker.gather import ListRows
         from vlpipe.pipeline.stage import GatherStage
 
         stage = _resolved(state.one, self.store)
@@ -151,13 +151,13 @@ def _noted(at: Where, project: Project, units: Units, is_retry: bool) -> Iterato
 
 
 def _resolved(one: Any, store: Any) -> Any:
-    from vlpipe.pipeline.plan import resolve_stage
+    from vlpipe.pipeline.engine.plan import resolve_stage
 
     return resolve_stage(one, store)
 
 
 def prune(at: Where, flows: list[Path]) -> str:
-    from vlpipe.pipeline import verbs
+    from vlpipe.pipeline.cli import commands
 
     enter(at.folder, at.world, at.calls)
-    return command(verbs.prune_command, [str(f) for f in flows], root=str(at.root), yes=True)
+    return command(commands.prune_command, [str(f) for f in flows], root=str(at.root), yes=True)

@@ -32,10 +32,10 @@ def warm() -> None:
     """Load once what every child needs, and nothing of a user's code."""
     import numpy.ma  # noqa: F401
 
-    import vlpipe.pipeline.local
-    import vlpipe.pipeline.verbs  # noqa: F401
-    from vlpipe.pipeline import manifest, params, workflow
-    from vlpipe.pipeline.pandas_later import leave_pandas_alone
+    from vlpipe.pipeline.engine.records import manifest
+    from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
+    from vlpipe.pipeline.workflow import load as workflow
+    from vlpipe.pipeline.workflow import params
 
     pyarrow.set_cpu_count(1)  # forks, and many of them: no pools of threads
     pyarrow.set_io_thread_count(1)
@@ -116,11 +116,14 @@ def enter(folder: Path, world: Path, calls: Path) -> None:
 
 def command(verb: Callable[..., None], *args: Any, **options: Any) -> str:
     """A command of `vlpipe`, as the command line calls it; returns what it printed, which an error has as a note."""
-    from vlpipe.pipeline import cli, verbs
+    from vlpipe.pipeline.cli import app, commands
 
     text = io.StringIO()
     consoles = {
-        id(c): c for module in (cli, verbs) for c in vars(module).values() if type(c).__name__ == "Console"
+        id(c): c
+        for module in (main, commands)
+        for c in vars(module).values()
+        if type(c).__name__ == "Console"
     }
     for console in consoles.values():
         console.file = text
@@ -135,10 +138,10 @@ def command(verb: Callable[..., None], *args: Any, **options: Any) -> str:
 
 def verified(root: Path) -> tuple[int, str]:
     """Exit code and text of `vlpipe verify`."""
-    from vlpipe.pipeline import verbs
+    from vlpipe.pipeline.cli import commands
 
     try:
-        return 0, command(verbs.verify_command, str(root))
+        return 0, command(commands.verify_command, str(root))
     except Exception as error:
         if type(error).__name__ != "Exit":  # typer's
             raise
@@ -148,7 +151,7 @@ def verified(root: Path) -> tuple[int, str]:
 @contextlib.contextmanager
 def elsewhere(folder: Path) -> Iterator[None]:
     """Work as a worker that was started in another folder: what a unit does there, it does in that folder."""
-    from vlpipe.pipeline import local
+    from vlpipe.pipeline.engine import local_executor
 
     def moved(fn: Callable[..., Any]) -> Callable[..., Any]:
         def inner(*args: Any, **kwargs: Any) -> Any:
@@ -162,8 +165,8 @@ def elsewhere(folder: Path) -> Iterator[None]:
         return inner
 
     for name in ("run_shard", "run_gather"):
-        setattr(local, name, moved(getattr(local, name)))
-    opening = local.opening
+        setattr(local_executor, name, moved(getattr(local_executor, name)))
+    opening = local_executor.opening
 
     @contextlib.contextmanager
     def opened_there(*args: Any) -> Iterator[Any]:
@@ -175,7 +178,7 @@ def elsewhere(folder: Path) -> Iterator[None]:
         finally:
             os.chdir(back)
 
-    local.opening = opened_there  # type: ignore[assignment]
+    local_executor.opening = opened_there  # type: ignore[assignment]
     yield
 
 

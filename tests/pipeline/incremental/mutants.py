@@ -21,7 +21,7 @@ def everywhere(old: Any, new: Any) -> None:
 
 def relative_paths() -> None:
     """W1: the driver hashes a file, a worker in another folder opens the one of that name there."""
-    from vlpipe.pipeline import keys
+    from vlpipe.pipeline.engine.records import keys
 
     everywhere(keys._absolute, lambda _, file: file)
     everywhere(keys.check_unchanged, lambda file: None)
@@ -29,7 +29,7 @@ def relative_paths() -> None:
 
 def files_without_names() -> None:
     """W2: which parameter an artifact belongs to is not in what must match."""
-    from vlpipe.pipeline import keys, manifest
+    from vlpipe.pipeline.engine.records import keys, manifest
 
     def digest_artifacts(read: Any) -> str:
         return keys.sha256_json("artifacts", sorted(read.values())) if read else ""
@@ -46,7 +46,7 @@ def heavy_columns_not_read() -> None:
 
 def last_folder_counts() -> None:
     """W4: of several finished shards made from the same things, the one in the last folder by name is taken over."""
-    from vlpipe.pipeline.adopt import Candidate, FinishedShards
+    from vlpipe.pipeline.engine.adopt import Candidate, FinishedShards
 
     def find(self: Any, stage_key: str, made_from: Any, source: str, own: str) -> Candidate | None:
         found = [c for f in self.folders(stage_key) if f != own for c in self._of(f).get(made_from, ())]
@@ -58,7 +58,7 @@ def last_folder_counts() -> None:
 
 def mixed_code_is_silent() -> None:
     """W5: a step that was finished by the code there is now counts as made by it."""
-    from vlpipe.pipeline import plan
+    from vlpipe.pipeline.engine import plan
 
     warns = plan.stale_source
 
@@ -72,16 +72,16 @@ def helpers_do_not_count() -> None:
     """W5: only the stage's own file is hashed."""
     import dataclasses
 
-    from vlpipe.pipeline import source
+    from vlpipe.pipeline.engine.records import source_hash
 
-    parse = source._parse
+    parse = source_hash._parse
     everywhere(parse, lambda *args: dataclasses.replace(parse(*args), imports=()))
 
 
 def ids_come_twice() -> None:
     """W7: an id may come twice in a shard, and the last row of that id is joined."""
-    from vlpipe.pipeline.conform import OwnIds
-    from vlpipe.pipeline.heavy_join import HeavyJoin
+    from vlpipe.pipeline.parquet.conform import OwnIds
+    from vlpipe.pipeline.parquet.heavy_join import HeavyJoin
 
     class Last(dict[str, tuple[int, int]]):
         def setdefault(self, key: str, value: Any = None) -> Any:
@@ -99,8 +99,8 @@ def ids_come_twice() -> None:
 
 def unfinished_is_lost() -> None:
     """D4: shards of a step that was not finished are not taken over."""
-    from vlpipe.pipeline.adopt import FinishedShards
-    from vlpipe.pipeline.manifest import read_manifest
+    from vlpipe.pipeline.engine.adopt import FinishedShards
+    from vlpipe.pipeline.engine.records.manifest import read_manifest
 
     old = FinishedShards._receipts
 
@@ -112,7 +112,7 @@ def unfinished_is_lost() -> None:
 
 def names_count() -> None:
     """D4: shards of a step of another name are not taken over."""
-    from vlpipe.pipeline.adopt import FinishedShards
+    from vlpipe.pipeline.engine.adopt import FinishedShards
 
     old = FinishedShards.find
 
@@ -125,9 +125,9 @@ def names_count() -> None:
 
 def retry_keeps_nothing() -> None:
     """A killed `retry` loses the shards it was about to make again."""
-    from vlpipe.pipeline import again
+    from vlpipe.pipeline.change import retry
 
-    everywhere(again._keep, lambda one, store, touched: None)
+    everywhere(retry._keep, lambda one, store, touched: None)
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

@@ -14,9 +14,9 @@ from vlpipe.pipeline.errors import SchemaError
 from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.caption.generate import Caption
-from vlpipe.stages.features.batches import seed_of
-from vlpipe.stages.pixels import load_pixels
-from vlpipe.stages.row import text
+from vlpipe.stages.common.batches import seed_of
+from vlpipe.stages.common.pixels import load_pixels
+from vlpipe.stages.common.row import text
 
 Rows = Callable[..., pa.Table]
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from vlpipe.pipeline.shard import is_heavy
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.clips.by_video import grid
 from vlpipe.stages.clips.frames import ClipFrames
-from vlpipe.stages.row import TEXTS, text
+from vlpipe.stages.common.by_video import grid
+from vlpipe.stages.common.row import TEXTS, text
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (10, 24, 32, 3), dtype=np.uint8)
 

@@ -10,9 +10,9 @@ from vlpipe.pipeline.errors import SchemaError
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.clips.milnce import MilNce
 from vlpipe.stages.clips.text_signals import TextSignals, repeated_ngrams, spoken_words
-from vlpipe.stages.filter.rule import Rule
+from vlpipe.stages.common.row import TEXTS, text
+from vlpipe.stages.common.rule import Rule
 from vlpipe.stages.filter.rules import Rules
-from vlpipe.stages.row import TEXTS, text
 
 
 def clips(said: list[list[str]], times: list[tuple[float, float]]) -> pa.Table:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.stages.row import LISTED, text
+from vlpipe.stages.common.row import LISTED, text
 
 
 def real_data(name: str) -> Path:

@@ -10,9 +10,9 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.common.row import DONORS, TEXTS, text
 from vlpipe.stages.dedup.apply import DropDuplicates
 from vlpipe.stages.dedup.decisions import DECISIONS
-from vlpipe.stages.row import DONORS, TEXTS, text
 
 
 def decisions(path: Path, **more: dict[str, object]) -> File:

@@ -11,11 +11,11 @@ import pytest
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
+from vlpipe.stages.common.row import DONORS, TEXTS, text
 from vlpipe.stages.dedup.apply import DropDuplicates
 from vlpipe.stages.dedup.decide import Decide
 from vlpipe.stages.dedup.edges import Edges, edges_of, read_edges, write_edges
-from vlpipe.stages.dedup.names import Names, packed
-from vlpipe.stages.row import DONORS, TEXTS, text
+from vlpipe.stages.dedup.row_ids import Names, packed
 
 IDS = ["a", "b", "c", "d"]
 ROWS = pa.table({"id": IDS, "score": pa.array([0.4, 0.3, 0.2, 0.1])})

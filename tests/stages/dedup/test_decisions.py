@@ -15,7 +15,7 @@ from vlpipe.stages.dedup.decisions import (
     stands_for,
 )
 from vlpipe.stages.dedup.edges import Edges
-from vlpipe.stages.dedup.names import Names, packed
+from vlpipe.stages.dedup.row_ids import Names, packed
 
 
 def edges(*pairs: tuple[int, int], similarity: float = 0.9, same: tuple[tuple[int, int], ...] = ()) -> Edges:

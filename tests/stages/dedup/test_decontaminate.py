@@ -15,16 +15,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlpipe.pipeline import verbs
+from vlpipe.pipeline.cli import commands
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import Reject, heavy
 from vlpipe.pipeline.stage import Dataset, File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
+from vlpipe.stages.decontamination.decontaminate import Decontaminate
+from vlpipe.stages.decontamination.sets import EvalSet
 from vlpipe.stages.dedup.apply import DropDuplicates
-from vlpipe.stages.dedup.decontaminate import Decontaminate
-from vlpipe.stages.dedup.decontaminate_sets import EvalSet
-from vlpipe.stages.dedup.text_decisions import DropTexts
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, text
+from vlpipe.stages.text_dedup.decisions import DropTexts
 
 SCHEMA = pa.schema([*LISTED, *IMAGE_FIELDS, heavy("embedding", pa.list_(pa.float32(), 4))])
 CAPTION = "two dogs chase a red ball over the wet grass"
@@ -289,14 +289,14 @@ WORKFLOW = """\
 name: clean
 root: runs/clean
 steps:
-  web: {{use: "ingest.captions:CaptionsJsonl", captions: {0}/web.jsonl, images: {0}/web}}
-  heldout: {{use: "ingest.captions:CaptionsJsonl", captions: {0}/heldout.jsonl, images: {0}/images, source: heldout}}
+  web: {{use: "lists.captions:CaptionsJsonl", captions: {0}/web.jsonl, images: {0}/web}}
+  heldout: {{use: "lists.captions:CaptionsJsonl", captions: {0}/heldout.jsonl, images: {0}/images, source: heldout}}
   leaks:
-    use: "dedup.decontaminate:Decontaminate"
+    use: "decontamination.decontaminate:Decontaminate"
     from: [web, heldout]
     sets: [{{name: coco, texts: {0}/captions.json}}]
   no_images: {{use: "dedup.apply:DropDuplicates", from: web, decisions: {{from: leaks, path: decisions.parquet}}}}
-  clean: {{use: "dedup.text_decisions:DropTexts", from: no_images, decisions: {{from: leaks, path: texts.parquet}}}}
+  clean: {{use: "text_dedup.decisions:DropTexts", from: no_images, decisions: {{from: leaks, path: texts.parquet}}}}
 """
 
 
@@ -310,13 +310,13 @@ def test_in_a_workflow(folder: Path) -> None:
     (folder / "heldout.jsonl").write_text(json.dumps({"file": "a.png", "captions": ["a red kite"]}) + "\n")
     (folder / "w.yaml").write_text(WORKFLOW.format(folder))
     args = ["run", str(folder / "w.yaml"), "--root", str(folder / "root"), "--local"]
-    done = CliRunner().invoke(verbs.app, args, env={"COLUMNS": "120"})
+    done = CliRunner().invoke(commands.app, args, env={"COLUMNS": "120"})
     assert done.exit_code == 0, done.output
     (shard,) = folder.glob("root/clean-*/000000.parquet")
     kept = pq.read_table(shard).to_pylist()
     assert [r["url"] for r in kept] == ["jpeg", "small", "other"], "only a.png is held out"
     assert [t["why"] for t in kept[2]["texts"]] == ["in_eval:coco", "in_eval:coco", None]
-    why = CliRunner().invoke(verbs.app, ["why", *args[1:-1], "other"], env={"COLUMNS": "400"})
+    why = CliRunner().invoke(commands.app, ["why", *args[1:-1], "other"], env={"COLUMNS": "400"})
     said = (
         "log: dropped: Buy: TWO DOGS CHASE A RED BALL OVER THE WET GRASS!, similarity: 1, "
         "witness: captions.json annotations[0]"

@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from vlpipe.stages.dedup import decontaminate_hits
-from vlpipe.stages.dedup.decontaminate_hits import Hit, by_bytes, by_picture, by_vector
+from vlpipe.stages.decontamination import image_hits
+from vlpipe.stages.decontamination.image_hits import Hit, by_bytes, by_picture, by_vector
 from vlpipe.stages.dedup.looks import Looks
 
 NAMES = [f"e{n}" for n in range(40)]
@@ -23,7 +23,7 @@ def looks(rng: np.random.Generator, num: int) -> Looks:
 
 @pytest.mark.parametrize("block", [7, 16_384])
 def test_pictures_as_all_pairs(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decontaminate_hits, "BLOCK_ITEMS", block)
+    monkeypatch.setattr(image_hits, "BLOCK_ITEMS", block)
     rng = np.random.default_rng(0)
     rows, items = looks(rng, 60), looks(rng, 40)
     want = {}
@@ -43,7 +43,7 @@ def test_pictures_as_all_pairs(block: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("block", [7, 16_384])
 def test_vectors_as_all_pairs(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decontaminate_hits, "BLOCK_ITEMS", block)
+    monkeypatch.setattr(image_hits, "BLOCK_ITEMS", block)
     rng = np.random.default_rng(1)
     rows, items = (rng.standard_normal((n, 4)).astype(np.float32) for n in (60, 40))
     rows[5] = items[11]

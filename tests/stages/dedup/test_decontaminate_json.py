@@ -13,11 +13,11 @@ import pytest
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
+from vlpipe.stages.decontamination.decontaminate import Decontaminate
+from vlpipe.stages.decontamination.sets import EvalSet, from_files
 from vlpipe.stages.dedup import looks as looks_module
-from vlpipe.stages.dedup.decontaminate import Decontaminate
-from vlpipe.stages.dedup.decontaminate_sets import EvalSet, from_files
 from vlpipe.stages.dedup.looks import PictureLooks
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, text
 
 
 def write(path: Path, content: Any) -> File:

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from vlpipe.stages.dedup.decontaminate_hits import Hit
-from vlpipe.stages.dedup.decontaminate_ngrams import Captions
+from vlpipe.stages.decontamination.image_hits import Hit
+from vlpipe.stages.decontamination.ngrams import Captions
 
 EVAL = [
     ("c.json[0]", "Two dogs chase a red ball over the wet grass."),  # 10 words: 5 runs of 6

@@ -10,8 +10,8 @@ import pytest
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.stage import File
-from vlpipe.stages.dedup.decontaminate_sets import EvalSet, from_files, read_vectors
-from vlpipe.stages.dedup.decontaminate_texts import read_set
+from vlpipe.stages.decontamination.sets import EvalSet, from_files, read_vectors
+from vlpipe.stages.decontamination.texts import read_set
 
 
 def write(path: Path, content: object) -> str:

@@ -13,7 +13,7 @@ import pytest
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.stage import File
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.dedup import search
 from vlpipe.stages.dedup.faiss import FaissDuplicates, packages_problem, threads

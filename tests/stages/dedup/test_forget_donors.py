@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlpipe.pipeline import verbs
-from vlpipe.stages.row import text
+from vlpipe.pipeline.cli import commands
+from vlpipe.stages.common.row import text
 
 WORKFLOW = """
 name: donors
 steps:
-  images: {{use: "ingest.captions:CaptionsJsonl", captions: {folder}/list.jsonl, images: {folder}, shard_rows: 4}}
+  images: {{use: "lists.captions:CaptionsJsonl", captions: {folder}/list.jsonl, images: {folder}, shard_rows: 4}}
   bytes: {{use: "dedup.exact:ExactDuplicates", from: images}}
   decided: {{use: "dedup.decide:Decide", from: images, edges: {{from: bytes}}, merge_texts: true}}
   unique:
@@ -29,8 +29,8 @@ steps:
     decisions: {{from: decided, path: decisions.parquet}}
     merge_texts: true
   cleaned: {{use: "filter.clean:CleanTexts", from: unique, sources: [human]}}
-  same: {{use: "dedup.texts:TextDuplicates", from: cleaned, sources: [human], threshold: null}}
-  texts: {{use: "dedup.text_decisions:DropTexts", from: cleaned, decisions: {{from: same, path: texts.parquet}}}}
+  same: {{use: "text_dedup.texts:TextDuplicates", from: cleaned, sources: [human], threshold: null}}
+  texts: {{use: "text_dedup.decisions:DropTexts", from: cleaned, decisions: {{from: same, path: texts.parquet}}}}
   tars: {{use: "export.webdataset:WriteWebdataset", from: texts, texts: all}}
 """
 CAPTIONS = {
@@ -72,7 +72,7 @@ class Done:
 
     def __call__(self, verb: str, *args: str | Path, code: int = 0) -> list[str]:
         given = [str(part) for part in (verb, self.file, *args, "--root", self.root)]
-        done = CliRunner().invoke(verbs.app, given)
+        done = CliRunner().invoke(commands.app, given)
         assert done.exit_code == code, (done.output, done.exception)
         return done.output.splitlines()
 
@@ -154,7 +154,7 @@ def test_nothing_but_the_export_runs_again_and_all_is_as_the_receipts_say(done: 
     done("run", "--local")
     assert {p: p.read_bytes() for p in at} == at
     assert done("run", "--local")[0].startswith("donors: all 9 steps are done, nothing to do")
-    checked = CliRunner().invoke(verbs.app, ["verify", str(done.root)])
+    checked = CliRunner().invoke(commands.app, ["verify", str(done.root)])
     assert checked.output.splitlines()[-1].endswith("all as their receipts say")
     assert done.traces(done.ids["a2"]) == []
     with tarfile.open(next(done.step("tars").glob("artifacts/*.tar"))) as tar:

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlpipe.pipeline import verbs
+from vlpipe.pipeline.cli import commands
 
 WORKFLOW = """
 name: everything
 steps:
-  eval: {{use: "ingest.captions:CaptionsJsonl", captions: {folder}/eval.jsonl, images: {folder}, shard_rows: 4}}
-  images: {{use: "ingest.captions:CaptionsJsonl", captions: {folder}/list.jsonl, images: {folder}, shard_rows: 4}}
+  eval: {{use: "lists.captions:CaptionsJsonl", captions: {folder}/eval.jsonl, images: {folder}, shard_rows: 4}}
+  images: {{use: "lists.captions:CaptionsJsonl", captions: {folder}/list.jsonl, images: {folder}, shard_rows: 4}}
   bytes: {{use: "dedup.exact:ExactDuplicates", from: images}}
   decided: {{use: "dedup.decide:Decide", from: images, edges: {{from: bytes}}, merge_texts: true}}
   unique:
@@ -26,11 +26,11 @@ steps:
     from: images
     decisions: {{from: decided, path: decisions.parquet}}
     merge_texts: true
-  same: {{use: "dedup.texts:TextDuplicates", from: unique, sources: [human], threshold: null}}
-  texts: {{use: "dedup.text_decisions:DropTexts", from: unique, decisions: {{from: same, path: texts.parquet}}}}
-  seen: {{use: "dedup.decontaminate:Decontaminate", from: [texts, eval], min_words: 2, ngram_words: 3}}
+  same: {{use: "text_dedup.texts:TextDuplicates", from: unique, sources: [human], threshold: null}}
+  texts: {{use: "text_dedup.decisions:DropTexts", from: unique, decisions: {{from: same, path: texts.parquet}}}}
+  seen: {{use: "decontamination.decontaminate:Decontaminate", from: [texts, eval], min_words: 2, ngram_words: 3}}
   clean: {{use: "dedup.apply:DropDuplicates", from: texts, decisions: {{from: seen, path: decisions.parquet}}}}
-  marked: {{use: "dedup.text_decisions:DropTexts", from: clean, decisions: {{from: seen, path: texts.parquet}}}}
+  marked: {{use: "text_dedup.decisions:DropTexts", from: clean, decisions: {{from: seen, path: texts.parquet}}}}
 """
 LISTED = {
     "a1": ["a brown dog", "seen by the first"],
@@ -70,7 +70,7 @@ class Done:
 
     def __call__(self, verb: str, *args: str | Path, code: int = 0) -> list[str]:
         given = [str(part) for part in (verb, self.file, *args, "--root", self.root)]
-        done = CliRunner().invoke(verbs.app, given)
+        done = CliRunner().invoke(commands.app, given)
         assert done.exit_code == code, (done.output, done.exception)
         return done.output.splitlines()
 
@@ -114,14 +114,16 @@ def test_no_file_of_the_root_names_a_forgotten_row(done: Done, name: str) -> Non
     done("forget", entries, "--yes")
     assert done.traces(done.ids[name]) == []
     assert done("run", "--local")[0].startswith("everything: all 12 steps are done, nothing to do")
-    checked = CliRunner().invoke(verbs.app, ["verify", str(done.root)])
+    checked = CliRunner().invoke(commands.app, ["verify", str(done.root)])
     assert checked.output.splitlines()[-1].endswith("all as their receipts say")
 
 
 def test_every_stage_that_writes_ids_of_other_rows_declares_them() -> None:
     """By the columns that hold them today; a new one comes here when it is named like them."""
-    from vlpipe.stages.dedup import decisions, decontaminate_compare, edges, text_decisions
+    from vlpipe.stages.decontamination import compare
+    from vlpipe.stages.dedup import decisions, edges
+    from vlpipe.stages.text_dedup import decisions as text_decisions
 
-    schemas = [decisions.DECISIONS, decontaminate_compare.MATCHES, edges.EDGES, text_decisions.TEXT_DECISIONS]
+    schemas = [decisions.DECISIONS, compare.MATCHES, edges.EDGES, text_decisions.TEXT_DECISIONS]
     names = {f.name for schema in schemas for f in schema if f.metadata}
     assert names == {"witness", "group", "donors", "a", "b"}

@@ -8,8 +8,8 @@ import pytest
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.testing import dataset
-from vlpipe.stages.dedup.keep import Keep, keys_of, read_rows
-from vlpipe.stages.row import TEXTS, text
+from vlpipe.stages.common.row import TEXTS, text
+from vlpipe.stages.dedup.keep_order import Keep, keys_of, read_rows
 
 ROWS = pa.table(
     {

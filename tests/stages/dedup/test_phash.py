@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlpipe.stages.dedup import phash
-from vlpipe.stages.dedup.phash import colour_grid, grey, has_texture, hash_greys, pairs_within
+from vlpipe.stages.common import phash
+from vlpipe.stages.common.phash import colour_grid, grey, has_texture, hash_greys, pairs_within
 
 
 def test_hash_equals_imagehash_on_real_photos(photos: list[Path]) -> None:

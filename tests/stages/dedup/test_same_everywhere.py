@@ -18,7 +18,7 @@ from PIL import Image
 WORKFLOW = """
 name: twins
 steps:
-  images: {{use: "ingest.captions:CaptionsJsonl", captions: {folder}/list.jsonl, images: {folder}, shard_rows: {shard_rows}}}
+  images: {{use: "lists.captions:CaptionsJsonl", captions: {folder}/list.jsonl, images: {folder}, shard_rows: {shard_rows}}}
   vectors: {{use: "features.embed:Embed", from: images, batch_size: 16}}
   looks: {{use: "dedup.looks:PictureLooks", from: vectors}}
   bytes: {{use: "dedup.exact:ExactDuplicates", from: looks, phash: true}}
@@ -30,8 +30,8 @@ steps:
     decisions: {{from: decided, path: decisions.parquet}}
     merge_texts: true
   fewer: {{use: "dedup.apply:DropDuplicates", from: unique, decisions: {{from: bytes, path: decisions.parquet}}}}
-  same_text: {{use: "dedup.texts:TextDuplicates", from: fewer, sources: [human], threshold: null}}
-  texts: {{use: "dedup.text_decisions:DropTexts", from: fewer, decisions: {{from: same_text, path: texts.parquet}}}}
+  same_text: {{use: "text_dedup.texts:TextDuplicates", from: fewer, sources: [human], threshold: null}}
+  texts: {{use: "text_dedup.decisions:DropTexts", from: fewer, decisions: {{from: same_text, path: texts.parquet}}}}
 """
 
 
@@ -64,7 +64,7 @@ def kept(tmp_path: Path, names: list[str], run: str, shard_rows: int, *more: str
     command = [
         sys.executable,
         "-m",
-        "vlpipe.pipeline.cli",
+        "vlpipe.pipeline.cli.main",
         "run",
         str(here / "w.yaml"),
         "--root",

@@ -10,8 +10,8 @@ import pytest
 from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.dedup.text_decisions import TEXT_DECISIONS, DropTexts, write_text_decisions
-from vlpipe.stages.row import text
+from vlpipe.stages.common.row import text
+from vlpipe.stages.text_dedup.decisions import TEXT_DECISIONS, DropTexts, write_text_decisions
 
 TextRows = Callable[..., pa.Table]
 TABLE = {"a": ["one", "two"], "b": ["three"], "c": []}

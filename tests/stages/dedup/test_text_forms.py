@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlpipe.stages.dedup.text_forms import jaccard, ngrams, normal_form, shingles
+from vlpipe.stages.text_dedup.forms import jaccard, ngrams, normal_form, shingles
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.dedup import text_minhash
-from vlpipe.stages.dedup.text_forms import jaccard, normal_form, shingles
-from vlpipe.stages.dedup.text_minhash import near_twins, num_bands
+from vlpipe.stages.text_dedup import minhash
+from vlpipe.stages.text_dedup.forms import jaccard, normal_form, shingles
+from vlpipe.stages.text_dedup.minhash import near_twins, num_bands
 
 pytest.importorskip("rensa", reason="rensa is not installed (extra 'web')")
 
@@ -89,4 +89,4 @@ def test_without_rensa_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(
         VlpipeError, match=r"dedup\.texts with a threshold needs rensa: pip install 'vlpipe\[web\]'"
     ):
-        text_minhash.import_rensa()
+        minhash.import_rensa()

@@ -12,10 +12,10 @@ import pytest
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
-from vlpipe.stages.dedup.text_decisions import DropTexts
-from vlpipe.stages.dedup.texts import TextDuplicates
+from vlpipe.stages.common.row import text
 from vlpipe.stages.filter.kept import KeepMatched
-from vlpipe.stages.row import text
+from vlpipe.stages.text_dedup.decisions import DropTexts
+from vlpipe.stages.text_dedup.texts import TextDuplicates
 
 pytest.importorskip("rensa", reason="rensa is not installed (extra 'web')")
 

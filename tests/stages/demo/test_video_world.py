@@ -14,10 +14,10 @@ import pytest
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.testing import run_gather
+from vlpipe.stages.demo.film import FPS, MOTIONS, Segment, draw_film
 from vlpipe.stages.demo.scenes import COLOURS, SIZE_PX, Scene, Thing
+from vlpipe.stages.demo.speech import ABOUT, MOTION_WORDS, draw_speech
 from vlpipe.stages.demo.video_world import TABLES, VideoWorld
-from vlpipe.stages.demo.video_world_film import FPS, MOTIONS, Segment, draw_film
-from vlpipe.stages.demo.video_world_speech import ABOUT, MOTION_WORDS, draw_speech
 from vlpipe.stages.video.decode import Exact, open_video, probe
 
 SMALL = {"num_train": 7, "num_eval": 2, "corrupt": 0.15}

@@ -13,9 +13,9 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import dataset, run_gather
+from vlpipe.stages.common.pixels import load_pixels
+from vlpipe.stages.common.row import RESULTS, text
 from vlpipe.stages.evaluate.captions import Captions
-from vlpipe.stages.pixels import load_pixels
-from vlpipe.stages.row import RESULTS, text
 
 Rows = Callable[..., pa.Table]
 

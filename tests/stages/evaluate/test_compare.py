@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.testing import dataset, run_gather
+from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.compare import Compare
-from vlpipe.stages.row import RESULTS
 
 
 def results(value: float) -> pa.Table:

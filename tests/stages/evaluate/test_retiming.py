@@ -9,8 +9,8 @@ import pytest
 
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather
-from vlpipe.stages.evaluate.retiming import SCORES, RetimingTruth, auc
-from vlpipe.stages.row import RESULTS
+from vlpipe.stages.common.row import RESULTS
+from vlpipe.stages.demo.retiming_truth import SCORES, RetimingTruth, auc
 from vlpipe.stages.video.rows import CUES
 
 

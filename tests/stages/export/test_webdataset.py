@@ -17,11 +17,11 @@ from PIL import Image
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import Heavy, Reject, Shard, write_shard
 from vlpipe.pipeline.stage import Dataset, File
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import Gathered, dataset, run_gather, run_map
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
 from vlpipe.stages.export.webdataset import WRITTEN, WriteWebdataset
-from vlpipe.stages.ingest.webdataset import FromWebdataset
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, text
+from vlpipe.stages.tars.webdataset import FromWebdataset
 
 KINDS = ("JPEG", "PNG", "WEBP", "GIF")
 ENDINGS = ("jpg", "png", "webp", "gif")

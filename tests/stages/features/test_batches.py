@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from vlpipe.pipeline.shard import Reject
-from vlpipe.stages.features.batches import encode_images, fixed_batches, read_images, seed_of, without
+from vlpipe.stages.common.batches import encode_images, fixed_batches, read_images, seed_of, without
 
 
 def test_every_batch_has_the_same_size_and_says_how_much_of_it_is_real() -> None:

@@ -14,8 +14,8 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import is_heavy
 from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.features.embed import Embed, tiny
-from vlpipe.stages.pixels import load_pixels
 
 Rows = Callable[..., pa.Table]
 

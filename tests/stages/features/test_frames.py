@@ -12,11 +12,11 @@ from PIL import Image
 from vlpipe.pipeline.errors import SchemaError
 from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.alignment.clip_text_score import ClipTextScore
+from vlpipe.stages.common.model import load
+from vlpipe.stages.common.pixels import to_pixels
+from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.features.frames import FrameFeatures
-from vlpipe.stages.features.video_text import ClipTextScore
-from vlpipe.stages.features.weights import load
-from vlpipe.stages.pixels import to_pixels
-from vlpipe.stages.row import TEXTS, text
 from vlpipe.stages.video.rows import CANDIDATE
 
 av = pytest.importorskip("av", reason="the extra `video` is not installed")

@@ -21,13 +21,13 @@ from vlpipe.models.detection.layouts import to_detectron2
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Heavy, is_heavy, write_shard
 from vlpipe.pipeline.stage import Dataset, Weights
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.features.detector import load, save_names
-from vlpipe.stages.features.regions import RegionFeatures
-from vlpipe.stages.features.regions_row import group_rows, image_arrays, region_type, regions_array
-from vlpipe.stages.features.regions_store import RegionStore
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED
+from vlpipe.stages.common.detector import load, save_names
+from vlpipe.stages.common.region_rows import group_rows, image_arrays, region_type, regions_array
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
+from vlpipe.stages.regions.regions import RegionFeatures
+from vlpipe.stages.regions.store import RegionStore
 
 CLASSES, ATTRIBUTES = ("cat", "dog", "tree"), ("red", "small")
 SMALL = DetectorConfig(

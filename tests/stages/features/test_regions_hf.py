@@ -24,8 +24,8 @@ from transformers import (
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.features.regions_hf import HFRegionFeatures, class_probs
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
+from vlpipe.stages.regions.hf_detectors import HFRegionFeatures, class_probs
 
 SMALL = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 LABELS = dict(enumerate(("cat", "dog", "tree", "car", "cup")))

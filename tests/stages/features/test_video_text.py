@@ -18,13 +18,13 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import HEAVY
 from vlpipe.pipeline.stage import File, Weights
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.features.retime import RetimeCues, best_shift, scores_at
+from vlpipe.stages.alignment.clip_text_score import ClipTextScore, mean_within
+from vlpipe.stages.alignment.retime import RetimeCues, best_shift, scores_at
+from vlpipe.stages.common.row import TEXTS, text
+from vlpipe.stages.common.rule import Rule
 from vlpipe.stages.features.s3d import features_type
-from vlpipe.stages.features.video_text import ClipTextScore, mean_within
 from vlpipe.stages.features.windows import WindowFeats, read_windows
-from vlpipe.stages.filter.rule import Rule
 from vlpipe.stages.filter.rules import Rules
-from vlpipe.stages.row import TEXTS, text
 from vlpipe.stages.video.rows import CANDIDATE, CUES
 
 WORDS = ("cut", "salt", "stir", "boil")

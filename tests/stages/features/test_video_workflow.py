@@ -41,7 +41,16 @@ def files(root: Path) -> dict[str, str]:
 
 
 def run(root: Path, workflow: Path, *more: str) -> dict[str, str]:
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(workflow), "--root", str(root), *more]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        str(workflow),
+        "--root",
+        str(root),
+        *more,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return files(root)

@@ -11,8 +11,8 @@ import pytest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
+from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.filter.balance import CountEntries, DrawEntries, draw, matcher, read_entries
-from vlpipe.stages.row import TEXTS, text
 
 ENTRIES = ["dog", "cat", "black dog", "dog black", "New York", "a", "U.S", "C++", "né", "whale"]
 CASES = [

@@ -9,8 +9,8 @@ import pytest
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.filter.clean import CleanTexts, clean, repairer, without_scripts
-from vlpipe.stages.row import TEXTS, text
 
 CASES = [
     ("a dog on the beach", "a dog on the beach"),

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, CLIPModel
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.common.row import text
+from vlpipe.stages.common.rule import encoder_of
+from vlpipe.stages.common.scores import processed
 from vlpipe.stages.filter.clip import ClipScore
-from vlpipe.stages.filter.rule import encoder_of
-from vlpipe.stages.filter.scores import processed
-from vlpipe.stages.pixels import decode
-from vlpipe.stages.row import text
 
 Rows = Callable[..., pa.Table]
 SENTENCES = ("a red circle", "two dogs", "a blue dog", "red", "ein Hund dogs dogs dogs dogs dogs dogs dogs a")

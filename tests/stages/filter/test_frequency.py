@@ -11,11 +11,11 @@ import pytest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
+from vlpipe.stages.common.row import TEXTS, text
+from vlpipe.stages.common.rule import load_preset
 from vlpipe.stages.filter import frequency
 from vlpipe.stages.filter.frequency import CountTexts, TextCounts, buckets, hash_texts
-from vlpipe.stages.filter.rule import load_preset
 from vlpipe.stages.filter.rules import Rules
-from vlpipe.stages.row import TEXTS, text
 
 
 def rows_of(texts: list[list[str]]) -> pa.Table:

@@ -14,9 +14,9 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.common.pixels import load_pixels
+from vlpipe.stages.common.row import text
 from vlpipe.stages.filter.itm import ItmFilter, match_logits
-from vlpipe.stages.pixels import load_pixels
-from vlpipe.stages.row import text
 
 Rows = Callable[..., pa.Table]
 SENTENCES = (
@@ -143,7 +143,7 @@ def test_an_unreadable_image_is_a_reject(weights: Weights, image_rows: Rows) -> 
 
 
 def test_sharing_images_changes_no_score(weights: Weights, image_rows: Rows) -> None:
-    from vlpipe.stages.features.weights import load
+    from vlpipe.stages.common.model import load
 
     blip = load(weights)
     pixels = torch.from_numpy(load_pixels(image_rows([[]] * 3)["image"].to_pylist(), 16))

@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.common.row import text
 from vlpipe.stages.filter.kept import KeepMatched
-from vlpipe.stages.row import text
 
 
 def test_rows_without_a_kept_text_are_rejected_with_the_reasons(image_rows: Callable[..., pa.Table]) -> None:

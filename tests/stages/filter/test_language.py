@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.common.row import TEXTS, text
+from vlpipe.stages.common.rule import encoder_of
 from vlpipe.stages.filter.language import Language
-from vlpipe.stages.filter.rule import encoder_of
-from vlpipe.stages.row import TEXTS, text
 
 
 def write_fasttext(path: Path, labels: dict[str, Sequence[str]]) -> None:

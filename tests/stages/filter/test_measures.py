@@ -6,7 +6,7 @@ import unicodedata
 import pyarrow as pa
 import pytest
 
-from vlpipe.stages.filter.measures import ROW_MEASURES, TEXT_MEASURES
+from vlpipe.stages.common.measures import ROW_MEASURES, TEXT_MEASURES
 
 TEXTS = [
     "a dog on the beach",

@@ -10,11 +10,11 @@ from transformers import ViTForImageClassification
 
 from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.common.rule import Rule, encoder_of
+from vlpipe.stages.common.scores import processed
 from vlpipe.stages.filter.nsfw import ImageClassifier
-from vlpipe.stages.filter.rule import Rule, encoder_of
 from vlpipe.stages.filter.rules import Rules
-from vlpipe.stages.filter.scores import processed
-from vlpipe.stages.pixels import decode
 
 Rows = Callable[..., pa.Table]
 

@@ -13,10 +13,10 @@ import pytest
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, WorkflowError
 from vlpipe.pipeline.shard import Reject, heavy
 from vlpipe.pipeline.testing import run_map
-from vlpipe.pipeline.workflow import Workflow
-from vlpipe.stages.filter.rule import PRESETS, Rule, load_preset, scored
+from vlpipe.pipeline.workflow.load import Workflow
+from vlpipe.stages.common.row import TEXTS, text
+from vlpipe.stages.common.rule import PRESETS, Rule, load_preset, scored
 from vlpipe.stages.filter.rules import Rules
-from vlpipe.stages.row import TEXTS, text
 
 Rows = Callable[..., pa.Table]
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -355,7 +355,7 @@ PLAN = """
 name: plan
 root: {root}
 steps:
-  images: {{use: "ingest.captions:CaptionsJsonl", captions: {list}, images: {root}}}
+  images: {{use: "lists.captions:CaptionsJsonl", captions: {list}, images: {root}}}
   scored: {{use: "filter.clip:ClipScore", from: images, model: {model}}}
   clean: {{use: "filter.clean:CleanTexts", from: scored}}
   other: {{use: "filter.clip:ClipScore", from: images, model: a/b}}

@@ -11,8 +11,8 @@ import pytest
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
+from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.filter.top import InTop, TopCut
-from vlpipe.stages.row import TEXTS, text
 
 
 def in_top(folder: Path, table: pa.Table, fraction: float, column: str = "score") -> list[str]:

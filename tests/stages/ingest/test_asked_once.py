@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 from threat_server import LocalImages
 
+from vlpipe.pipeline.engine.worker.guard import Faults, run_guarded
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.pipeline.guard import Faults, run_guarded
-from vlpipe.stages.ingest.fetch import fetcher
-from vlpipe.stages.ingest.images import PASSING
-from vlpipe.stages.ingest.list import Pair, listed
-from vlpipe.stages.ingest.precheck import address_fault
-from vlpipe.stages.ingest.response import retry_after_s
-from vlpipe.stages.ingest.robots import reserved_paths
-from vlpipe.stages.ingest.url import sendable
+from vlpipe.stages.fetching.images import PASSING
+from vlpipe.stages.fetching.precheck import address_fault
+from vlpipe.stages.lists.list import Pair, listed
+from vlpipe.stages.web.fetch import fetcher
+from vlpipe.stages.web.response import retry_after_s
+from vlpipe.stages.web.robots import reserved_paths
+from vlpipe.stages.web.url import sendable
 
 NUM_GOOD = 255
 

@@ -18,9 +18,9 @@ import pytest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import File, ListFile
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.blocklist import Blocklist, DropBlocked, load, spellings
-from vlpipe.stages.ingest.images import FetchImages
-from vlpipe.stages.row import LISTED
+from vlpipe.stages.common.row import LISTED
+from vlpipe.stages.fetching.blocklist import Blocklist, DropBlocked, load, spellings
+from vlpipe.stages.fetching.images import FetchImages
 
 
 @dataclass(frozen=True, kw_only=True)

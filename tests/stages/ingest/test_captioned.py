@@ -13,10 +13,10 @@ import pytest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import File, ListFile, SourceStage
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.captions import CaptionsJsonl
-from vlpipe.stages.ingest.coco import CocoCaptions, CocoUrls
-from vlpipe.stages.ingest.folder import IMAGES
-from vlpipe.stages.ingest.images import FETCHED
+from vlpipe.stages.fetching.images import FETCHED
+from vlpipe.stages.lists.captions import CaptionsJsonl
+from vlpipe.stages.lists.coco import CocoCaptions, CocoUrls
+from vlpipe.stages.lists.folder import IMAGES
 
 COCO: dict[str, Any] = {
     "info": {},

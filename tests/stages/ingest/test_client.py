@@ -15,11 +15,11 @@ import pytest
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.stage import ListFile
-from vlpipe.stages.ingest.client import DRAIN_BYTES, Client
-from vlpipe.stages.ingest.headers import Headers
-from vlpipe.stages.ingest.images import FetchImages
-from vlpipe.stages.ingest.limits import Limits
-from vlpipe.stages.ingest.url import target_of
+from vlpipe.stages.fetching.images import FetchImages
+from vlpipe.stages.web.client import DRAIN_BYTES, Client
+from vlpipe.stages.web.headers import Headers
+from vlpipe.stages.web.limits import Limits
+from vlpipe.stages.web.url import target_of
 
 PEM = Path(__file__).with_name("raw_test.pem")  # a key and its certificate for raw.test, made for these tests
 Said = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -15,11 +15,11 @@ from PIL import Image
 from threat_server import invisible, noise, scans
 
 from vlpipe.pipeline.errors import RowFault, StepFailed
-from vlpipe.stages.ingest import decoder
-from vlpipe.stages.ingest.checked import Checked, Rules, check
-from vlpipe.stages.ingest.decoder import decoding
-from vlpipe.stages.ingest.resize import Resize
-from vlpipe.stages.pixels import MAX_FRAMES, MAX_PIXELS
+from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
+from vlpipe.stages.images import decoder
+from vlpipe.stages.images.check import Checked, Rules, check
+from vlpipe.stages.images.decoder import decoding
+from vlpipe.stages.images.resize import Resize
 
 RULES = Rules(max_pixels=MAX_PIXELS, max_frames=MAX_FRAMES)
 

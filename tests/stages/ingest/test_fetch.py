@@ -19,10 +19,10 @@ from threat_server import PLAIN, LocalImages
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import ListFile
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.images import FETCHED, PASSING, FetchImages
-from vlpipe.stages.ingest.list import Pair, listed
-from vlpipe.stages.ingest.resize import Resize
-from vlpipe.stages.ingest.response import retry_after_s
+from vlpipe.stages.fetching.images import FETCHED, PASSING, FetchImages
+from vlpipe.stages.images.resize import Resize
+from vlpipe.stages.lists.list import Pair, listed
+from vlpipe.stages.web.response import retry_after_s
 
 
 def fetch(server: Any, urls: Sequence[str], **parameters: Any) -> Out:

@@ -10,7 +10,7 @@ from threat_server import LocalImages
 
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import AheadWork
-from vlpipe.stages.ingest.list import Pair, listed
+from vlpipe.stages.lists.list import Pair, listed
 
 
 def test_a_slow_row_does_not_hold_up_the_batches_after_it(threats: Any) -> None:

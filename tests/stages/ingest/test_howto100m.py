@@ -22,8 +22,8 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import ListFile
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.howto100m import HOWTO100M, HowTo100M
-from vlpipe.stages.ingest.howto100m_lists import read_tasks
+from vlpipe.stages.howto100m.lists import read_tasks
+from vlpipe.stages.howto100m.videos import HOWTO100M, HowTo100M
 
 LINES = "video_id,category_1,category_2,rank,task_id\n"
 SIMPLE = {"text": ["add the salt", "then stir"], "start": [0.0, 1.0], "end": [1.0, 1.5]}

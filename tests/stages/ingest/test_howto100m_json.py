@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.ingest.howto100m_json import entries
+from vlpipe.stages.howto100m.captions_json import entries
 
 CONTENT: dict[str, Any] = {
     "-9eq_zZ-a1k": {"text": ["so é \U0001f373", "b\nc"], "start": [0.5, 12], "end": [1, 13.25]},
@@ -74,8 +74,8 @@ WORKER = """
 import re, sys
 from pathlib import Path
 from vlpipe.pipeline.stage import ListFile
-from vlpipe.stages.ingest.howto100m import HowTo100M
-from vlpipe.stages.ingest.howto100m_json import entries
+from vlpipe.stages.howto100m.videos import HowTo100M
+from vlpipe.stages.howto100m.captions_json import entries
 
 def peak_mb():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024

@@ -18,8 +18,8 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import heavy_names
 from vlpipe.pipeline.stage import File, ListFile
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.images import FETCHED, FetchImages
-from vlpipe.stages.ingest.serve import inside, serving
+from vlpipe.stages.common.loopback import inside, serving
+from vlpipe.stages.fetching.images import FETCHED, FetchImages
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.img2dataset import FromImg2dataset
-from vlpipe.stages.ingest.samples import IMAGES
-from vlpipe.stages.ingest.tars import samples
+from vlpipe.stages.tars.img2dataset import FromImg2dataset
+from vlpipe.stages.tars.samples import IMAGES
+from vlpipe.stages.tars.tar_members import samples
 
 STRINGS = ("caption", "url", "key", "status", "error_message")
 SIZES = ("width", "height", "original_width", "original_height")
@@ -278,7 +278,7 @@ def test_statistics_of_something_else(
 def test_what_img2dataset_itself_writes(tmp_path: Path, picture: Callable[..., bytes]) -> None:
     """Two dead links of six; and the loss that the tests above make by hand: one byte of Latin-1 in a csv."""
     img2dataset = pytest.importorskip("img2dataset", reason="the extra `img2dataset` is not installed")
-    from vlpipe.stages.ingest.serve import serving
+    from vlpipe.stages.common.loopback import serving
 
     (tmp_path / "images").mkdir()
     for n in range(4):

@@ -16,25 +16,25 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from vlpipe.pipeline.engine.worker.guard import is_nobodys
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.guard import is_nobodys
-from vlpipe.pipeline.opted_out import hash_of_url, read_hashes
+from vlpipe.pipeline.forget.opted_out import hash_of_url, read_hashes
+from vlpipe.pipeline.parquet.text_sets import to_hex
+from vlpipe.pipeline.service import Services
 from vlpipe.pipeline.shard import Out, heavy_names
-from vlpipe.pipeline.shared import Services
 from vlpipe.pipeline.stage import File, ListFile
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
-from vlpipe.pipeline.text_sets import to_hex
-from vlpipe.stages.ingest.images import FETCHED, FetchImages
-from vlpipe.stages.ingest.img2dataset_download import Options, download, missing
-from vlpipe.stages.ingest.img2dataset_engine import Img2datasetFetch, columns_out, engine
-from vlpipe.stages.ingest.img2dataset_errors import typed
-from vlpipe.stages.ingest.list import Pair, listed
-from vlpipe.stages.ingest.politeness import HostGate
-from vlpipe.stages.ingest.precheck import allowed
-from vlpipe.stages.ingest.recall import ALONE, recalling
-from vlpipe.stages.ingest.resize import Resize
-from vlpipe.stages.pixels import decode
+from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.fetching.earlier_opt_outs import ALONE, recalling
+from vlpipe.stages.fetching.images import FETCHED, FetchImages
+from vlpipe.stages.fetching.img2dataset import Img2datasetFetch, columns_out, engine
+from vlpipe.stages.fetching.img2dataset_download import Options, download, missing
+from vlpipe.stages.fetching.precheck import allowed
+from vlpipe.stages.images.resize import Resize
+from vlpipe.stages.lists.list import Pair, listed
+from vlpipe.stages.tars.img2dataset_errors import typed
+from vlpipe.stages.web.politeness import HostGate
 
 HOST = "threat.test"
 needs_it = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -154,7 +154,7 @@ def test_nobody_inside_is_asked(threats: Any, decoy: Any) -> None:
 
 @needs_it
 def test_a_redirect_is_followed_unchecked(threats: Any, decoy: Any) -> None:
-    """What the module says is not held: choose `ingest.images` where it matters."""
+    """What the module says is not held: choose `fetching.images` where it matters."""
     fetch([f"http://{HOST}/to-decoy"], threats.port)
     assert decoy.asked["/x"] == 1
 
@@ -334,7 +334,7 @@ def test_without_it_the_plan_says_what_to_install(tmp_path: Path) -> None:
 def test_newer_pythons_are_told_so() -> None:
     assert missing((3, 13)) == (
         "img2dataset 1.47.* needs Python below 3.13 (it imports imghdr), this is 3.13; "
-        "ingest.images:FetchImages fetches with any"
+        "fetching.images:FetchImages fetches with any"
     )
 
 

@@ -13,9 +13,9 @@ import pytest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import ListFile
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.images import FetchImages
-from vlpipe.stages.ingest.list import BATCH_ROWS, EXPECTED, Pair, listed, read_pairs
-from vlpipe.stages.row import LISTED
+from vlpipe.stages.common.row import LISTED
+from vlpipe.stages.fetching.images import FetchImages
+from vlpipe.stages.lists.list import BATCH_ROWS, EXPECTED, Pair, listed, read_pairs
 
 PAIRS = [
     Pair("http://a.test/1.jpg", "a dog"),

@@ -35,10 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vlpipe(folder: Path, rate: str) -> tuple[int, str]:
     file = folder / "w.yaml"
     file.write_text(
-        f'steps:\n  images: {{use: "ingest.coco:CocoCaptions", annotations: {folder}/captions.json, '
+        f'steps:\n  images: {{use: "lists.coco:CocoCaptions", annotations: {folder}/captions.json, '
         f"images: {folder}/images, shard_rows: 5000, max_reject_rate: {rate}}}\n"
     )
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(file), "--local", "--root"]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", "run", str(file), "--local", "--root"]
     done = subprocess.run(
         [*command, str(folder / f"root{rate}")], capture_output=True, text=True, check=False
     )

@@ -19,12 +19,12 @@ from clips import clip
 from threat_server import JPEG, PLAIN
 from typer.testing import CliRunner
 
-from vlpipe.pipeline import verbs
-from vlpipe.pipeline.opted_out import hash_of_url, read_hashes
-from vlpipe.pipeline.receipt import read_rejects
-from vlpipe.pipeline.records import step_folders
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.text_sets import to_hex
+from vlpipe.pipeline.cli import commands
+from vlpipe.pipeline.engine.records.receipts import read_rejects
+from vlpipe.pipeline.forget.opted_out import hash_of_url, read_hashes
+from vlpipe.pipeline.inspect.on_disk import step_folders
+from vlpipe.pipeline.parquet.text_sets import to_hex
+from vlpipe.pipeline.storage.store import Store
 
 WEB = """
 name: web
@@ -55,7 +55,7 @@ class Runs:
         self.list.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def vlpipe(self, verb: str, *args: str, code: int = 0) -> list[str]:
-        done = CliRunner().invoke(verbs.app, [verb, str(self.file), *args, "--root", self.root])
+        done = CliRunner().invoke(commands.app, [verb, str(self.file), *args, "--root", self.root])
         error = "" if isinstance(done.exception, SystemExit) else str(done.exception or "")
         assert done.exit_code == code, (done.output, error)
         return [line.rstrip() for line in (*done.output.splitlines(), *error.splitlines())]
@@ -156,9 +156,7 @@ def test_steps_that_fetch_share_it(runs: Runs, threats: Any) -> None:
     for name in ("no-ai", "film.mp4"):
         (served / name).write_bytes(clip())
     (runs.folder / "films.csv").write_text(f"url\n{threat('/no-ai')}\n{threat('/film.mp4')}\n")
-    films = (
-        f'{{use: "ingest.video_urls:VideoUrls", list: {runs.folder}/films.csv, videos: {runs.folder}/videos, '
-    )
+    films = f'{{use: "video_files.video_urls:VideoUrls", list: {runs.folder}/films.csv, videos: {runs.folder}/videos, '
     films += f"serve: {{threat.test: {served}}}, max_reject_rate: 1.0}}"
     runs.file.write_text(f"name: films\nsteps:\n  films: {films}\n")
     runs.run()
@@ -179,7 +177,7 @@ def test_a_root_that_is_no_folder(tmp_path: Path, threats: Any) -> None:
 def test_what_a_shard_says_is_kept_before_a_kill(runs: Runs, threats: Any) -> None:
     """Killed in the second shard, whose own opt-out may be lost: it is asked again with its shard."""
     runs.lists("/no-ai", *OK[:3], "/no-tdm", "/silent", *OK[4:6])
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(runs.file), "--local"]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", "run", str(runs.file), "--local"]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
         [*command, "--root", runs.root], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL

@@ -20,8 +20,8 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.stage import File, ListFile
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.captions import CaptionsJsonl
-from vlpipe.stages.pixels import decode
+from vlpipe.stages.lists.captions import CaptionsJsonl
+from vlpipe.stages.common.pixels import decode
 
 stage = CaptionsJsonl(captions=ListFile(path=sys.argv[1]), images=File(path=sys.argv[2]))
 out = run_map(stage, pa.concat_tables(stage.rows()))
@@ -70,7 +70,7 @@ def test_what_pillow_could_read_of_the_web_formats_is_kept(
 ) -> None:
     """The manifest says what Pillow made of each file; ours may refuse more only for a reason of ours."""
     from vlpipe.pipeline.errors import RowFault
-    from vlpipe.stages.pixels import FORMATS, verify
+    from vlpipe.stages.common.pixels import FORMATS, verify
 
     root = data("odd_images")
     refused = Counter()

@@ -7,8 +7,8 @@ import json
 import pytest
 from threat_server import credentials
 
-from vlpipe.stages.ingest.headers import Headers
-from vlpipe.stages.ingest.optout import (
+from vlpipe.stages.web.headers import Headers
+from vlpipe.stages.web.opt_out_headers import (
     DEFAULT,
     MAX_EVIDENCE,
     is_no,

@@ -14,21 +14,21 @@ from typing import Any
 import pytest
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.opted_out import hash_of_url, read_hashes
-from vlpipe.pipeline.shared import Address, Services
-from vlpipe.pipeline.store import Store
-from vlpipe.pipeline.text_sets import to_hex
-from vlpipe.stages.ingest.politeness import HostBusy, HostGate, Politeness, Turns, _hash, join
-from vlpipe.stages.ingest.url import sendable
+from vlpipe.pipeline.forget.opted_out import hash_of_url, read_hashes
+from vlpipe.pipeline.parquet.text_sets import to_hex
+from vlpipe.pipeline.service import Address, Services
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.web.politeness import HostBusy, HostGate, Politeness, Turns, _hash, join
+from vlpipe.stages.web.url import sendable
 
 WORKER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from threat_server import LocalImages
 import pyarrow as pa
-from vlpipe.pipeline.shared import Address, at
+from vlpipe.pipeline.service import Address, at
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.list import Pair, listed
+from vlpipe.stages.lists.list import Pair, listed
 where, ports, urls, more = json.loads(sys.argv[2])
 stage = LocalImages(ports=ports, retries=0, **more)
 rows = pa.concat_tables(listed((Pair(u, "") for u in urls), source="web", text_source="web"))
@@ -277,7 +277,7 @@ def test_a_lost_driver_is_an_error_for_all_who_wait() -> None:
 
 
 def test_hosts_of_the_past_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlpipe.stages.ingest.politeness.FEW_HOSTS", 10)
+    monkeypatch.setattr("vlpipe.stages.web.politeness.FEW_HOSTS", 10)
     gate = HostGate(rules())
 
     class Nobody:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from vlpipe.stages.ingest.checked import Rules, check
-from vlpipe.stages.ingest.resize import Resize, inner_size
-from vlpipe.stages.pixels import MAX_PIXELS, ORIENTATION
+from vlpipe.stages.common.pixels import MAX_PIXELS, ORIENTATION
+from vlpipe.stages.images.check import Rules, check
+from vlpipe.stages.images.resize import Resize, inner_size
 
 
 def resized(data: bytes, **options: Any) -> Image.Image:

@@ -15,9 +15,9 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import File, ListFile
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.images import FetchImages
-from vlpipe.stages.ingest.list import Pair, listed
-from vlpipe.stages.ingest.robots import reserved_paths, split_origin
+from vlpipe.stages.fetching.images import FetchImages
+from vlpipe.stages.lists.list import Pair, listed
+from vlpipe.stages.web.robots import reserved_paths, split_origin
 
 
 @pytest.fixture

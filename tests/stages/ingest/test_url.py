@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.ingest.url import redirected, sendable, without_secrets
+from vlpipe.stages.web.url import redirected, sendable, without_secrets
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import File, ListFile
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.howto100m import HowTo100M
-from vlpipe.stages.ingest.video_download import Download, fetch_with
-from vlpipe.stages.ingest.video_urls import Asking, VideoUrls
+from vlpipe.stages.howto100m.videos import HowTo100M
 from vlpipe.stages.video.rows import VIDEOS
+from vlpipe.stages.video_files.download import Download, fetch_with
+from vlpipe.stages.video_files.video_urls import Asking, VideoUrls
 
 CLIP = clip()
 

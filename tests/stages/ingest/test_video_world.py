@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.stage import Listing
 from vlpipe.pipeline.testing import run_gather, run_map
 from vlpipe.stages.demo.video_world import VideoWorld
-from vlpipe.stages.ingest.videos import Videos
+from vlpipe.stages.video_files.videos import Videos
 
 
 def test_films_come_in_with_their_words(tmp_path: Path) -> None:

@@ -17,22 +17,22 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clips`
 
 from clips import clip
 
+from vlpipe.pipeline.engine.executor import Watcher
+from vlpipe.pipeline.engine.local_executor import LocalExecutor
+from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.plan import Planned, plan, remember
+from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.executor import Watcher
-from vlpipe.pipeline.local import LocalExecutor
-from vlpipe.pipeline.lock import locked
-from vlpipe.pipeline.plan import Planned, plan, remember
-from vlpipe.pipeline.runner import Run
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import Listing
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
-from vlpipe.pipeline.workflow import Workflow
-from vlpipe.stages.ingest import video_probe
-from vlpipe.stages.ingest.video_probe import prober
-from vlpipe.stages.ingest.videos import Found, Videos, listed
+from vlpipe.pipeline.workflow.load import Workflow
 from vlpipe.stages.video.decode import Limits
 from vlpipe.stages.video.rows import VIDEOS
+from vlpipe.stages.video_files import probe as video_probe
+from vlpipe.stages.video_files.probe import prober
+from vlpipe.stages.video_files.videos import Found, Videos, listed
 
 CLIP = clip()  # 2 seconds
 SRT = "1\n00:00:00,000 --> 00:00:01,000\n{}\n"
@@ -147,7 +147,7 @@ def test_an_id_stays_when_others_come(folder: Path) -> None:
     assert [row for row in after if row in before] == before
 
 
-WORKFLOW = "name: w\nsteps:\n  videos: {{use: 'ingest.videos:Videos', videos: {}, shard_rows: 2}}\n"
+WORKFLOW = "name: w\nsteps:\n  videos: {{use: 'video_files.videos:Videos', videos: {}, shard_rows: 2}}\n"
 
 
 def planned(folder: Path) -> dict[str, Planned]:

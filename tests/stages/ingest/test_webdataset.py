@@ -16,9 +16,9 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.ingest.samples import IMAGES
-from vlpipe.stages.ingest.tars import samples
-from vlpipe.stages.ingest.webdataset import FromWebdataset
+from vlpipe.stages.tars.samples import IMAGES
+from vlpipe.stages.tars.tar_members import samples
+from vlpipe.stages.tars.webdataset import FromWebdataset
 
 
 def write_tar(path: Path, members: Mapping[str, bytes], **more: Any) -> None:

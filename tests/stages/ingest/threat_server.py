@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vlpipe.pipeline.stage import ListFile
-from vlpipe.stages.ingest.images import FetchImages
+from vlpipe.stages.fetching.images import FetchImages
 
 
 def noise(kind: str = "JPEG", size: tuple[int, int] = (20, 12), seed: int = 0, **options: Any) -> bytes:

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 
 from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy, write_shard
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.common.row import LOSSES, RESULTS, TEXTS, text
 from vlpipe.stages.report.view import RunView, StepView
-from vlpipe.stages.row import LOSSES, RESULTS, TEXTS, text
 
 HOSTILE = "<script>alert('caption')</script><img src=x onerror=alert(1)>\"'</s>\u202egnp.exe"
 LIGHT = [("id", pa.string()), ("url", pa.string()), ("texts", TEXTS)]
@@ -168,7 +168,7 @@ def steps_of(
     listing = "http://user:secret@lists.test/web.parquet?sig=hidden"
     fetched, unique, matched = data["fetch"], data["unique"], data["matched"]
     return [
-        step("fetch", "ingest.images:FetchImages", (), num_images + 7, fetched, 12.4, **dropped("fetch"),
+        step("fetch", "fetching.images:FetchImages", (), num_images + 7, fetched, 12.4, **dropped("fetch"),
              params={"list": listing, "timeout_s": 10}),
         step("twins", "dedup.exact:ExactDuplicates", ("fetch",), num_images, fetched, 3.1,
              params={"phash": True, "max_distance": 4}),

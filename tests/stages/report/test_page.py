@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from vlpipe.pipeline.testing import dataset
+from vlpipe.stages.common.row import LOSSES, RESULTS
 from vlpipe.stages.report.charts import _bucketed, _smooth
 from vlpipe.stages.report.gallery import NUM_DROPPED, NUM_KEPT, evenly, thumbnail
 from vlpipe.stages.report.html import esc, seconds, share, stranger, without_secrets
 from vlpipe.stages.report.page import RunView, StepView, render
 from vlpipe.stages.report.svg import ticks
 from vlpipe.stages.report.texts import judged_texts
-from vlpipe.stages.row import LOSSES, RESULTS
 
 
 class Seen(HTMLParser):

@@ -16,7 +16,7 @@ from PIL import Image
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.stage import Dataset, File
 from vlpipe.pipeline.testing import dataset
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, text
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
 from vlpipe.stages.train.train import Train
 
 SCHEMA = pa.schema([*LISTED, *IMAGE_FIELDS])

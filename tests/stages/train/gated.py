@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlpipe.models.objectives.lm import Lm
 from vlpipe.pipeline.stage import File, GatherStage, Job
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
 
 GATED_STEP = 6  # of those this process does
 calls = 0

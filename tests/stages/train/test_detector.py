@@ -19,12 +19,12 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.stage import Dataset, File, Weights
 from vlpipe.pipeline.testing import dataset, run_gather
-from vlpipe.stages.features.detector import load
-from vlpipe.stages.features.regions_row import OBJECTS
+from vlpipe.stages.common.detector import load
+from vlpipe.stages.common.region_rows import OBJECTS
+from vlpipe.stages.detector_training.data import DetectorLoader, Vocabulary, flipped
+from vlpipe.stages.detector_training.fit import prepare
+from vlpipe.stages.detector_training.train import TrainDetector
 from vlpipe.stages.train import fit as fit_module
-from vlpipe.stages.train.detector import TrainDetector
-from vlpipe.stages.train.detector_data import DetectorLoader, Vocabulary, flipped
-from vlpipe.stages.train.detector_fit import prepare
 from vlpipe.stages.train.fit import train_step
 
 SCHEMA = pa.schema([("id", pa.string()), ("objects", OBJECTS), heavy("image", pa.binary())])

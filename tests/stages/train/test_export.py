@@ -10,7 +10,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 from vlpipe.models.blip import Blip
 from vlpipe.pipeline.stage import Dataset, Weights
 from vlpipe.pipeline.testing import run_gather
-from vlpipe.stages.train.export import ExportHF
+from vlpipe.stages.export.transformers import ExportHF
 from vlpipe.stages.train.train import Train
 
 

@@ -20,7 +20,7 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset, Weights
 from vlpipe.pipeline.testing import Gathered, dataset, run_gather
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, LOSSES
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, LOSSES
 from vlpipe.stages.train import fit as fit_module
 from vlpipe.stages.train.build import Net
 from vlpipe.stages.train.collapse import ALARM

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
 
 STEPS = {
     "captions": '{use: "caption.generate:Caption", from: squares, model: nobody/nothing}',
@@ -31,7 +31,7 @@ def test_a_hub_id_without_network_is_one_clear_error(
     (tmp_path / "w.yaml").write_text(f"steps:\n  squares: {squares}\n  {name}: {STEPS[name]}\n")
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(tmp_path / "w.yaml"), "--local"]
+    command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", "run", str(tmp_path / "w.yaml"), "--local"]
     done = subprocess.run(
         [*command, "--root", str(tmp_path / "root")], env=env, capture_output=True, text=True, check=False
     )

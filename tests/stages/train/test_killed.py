@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.models.tokenizer import Tokenizer
-from vlpipe.pipeline.lock import holder_run, processes_of
-from vlpipe.pipeline.store import Store
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED
+from vlpipe.pipeline.engine.locking.lock import holder_run, processes_of
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
 
 HERE = Path(__file__).parent
 WORKFLOW = """
@@ -56,7 +56,16 @@ def start(workflow: Path, root: Path, *more: str, gate: Path | None = None) -> s
     """`vlpipe run` in a process of its own; with a gate, training waits for it after 5 of 10 steps."""
     path = os.pathsep.join(p for p in (str(HERE), os.environ.get("PYTHONPATH", "")) if p)
     env = {**os.environ, "PYTHONPATH": path} | ({"GATE": str(gate)} if gate else {})
-    command = [sys.executable, "-m", "vlpipe.pipeline.cli", "run", str(workflow), "--root", str(root), *more]
+    command = [
+        sys.executable,
+        "-m",
+        "vlpipe.pipeline.cli.main",
+        "run",
+        str(workflow),
+        "--root",
+        str(root),
+        *more,
+    ]
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

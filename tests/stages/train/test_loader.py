@@ -17,11 +17,11 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
-from vlpipe.stages.pixels import load_pixels
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, text
-from vlpipe.stages.train.loader import Loader, ahead, augmented
+from vlpipe.stages.common.pixels import load_pixels
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
+from vlpipe.stages.loading.loader import Loader, ahead, augmented
+from vlpipe.stages.loading.rows import int64_id
 from vlpipe.stages.train.recipe import Augmentation
-from vlpipe.stages.train.rows import int64_id
 from vlpipe.stages.train.train import Train
 
 SCHEMA = pa.schema([*LISTED, *IMAGE_FIELDS])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.train.order import Order, Share
+from vlpipe.stages.loading.order import Order, Share
 
 COUNTS = [5, 1, 0, 9, 3, 7, 2]  # samples per row group
 

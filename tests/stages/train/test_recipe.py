@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vlpipe.pipeline.errors import SchemaError
 from vlpipe.pipeline.shard import heavy
-from vlpipe.stages.row import LOSSES, TEXTS
+from vlpipe.stages.common.row import LOSSES, TEXTS
 from vlpipe.stages.train.train import Train
 
 PAPER: dict[str, Any] = {

@@ -9,10 +9,10 @@ import pytest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import Heavy, Shard, write_shard
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.pipeline.store import Store
+from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import dataset
-from vlpipe.stages.row import IMAGE_FIELDS, LISTED, TEXTS, text
-from vlpipe.stages.train.rows import RowCache, count_usable, int64_id, read_unit, scan, usable
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, TEXTS, text
+from vlpipe.stages.loading.rows import RowCache, count_usable, int64_id, read_unit, scan, usable
 
 SCHEMA = pa.schema([*LISTED, *IMAGE_FIELDS])
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.stage import Dataset, File
 from vlpipe.pipeline.testing import dataset, run_gather
-from vlpipe.stages.row import TEXTS, text
+from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.train.tokenizer import TrainTokenizer
 
 SCHEMA = pa.schema([("id", pa.string()), ("texts", TEXTS)])

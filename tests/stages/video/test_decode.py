@@ -160,7 +160,7 @@ def test_a_lost_connection_is_no_fault_of_the_video(tmp_path: Path, monkeypatch:
         return read(self, *size)
 
     monkeypatch.setattr(MemoryFile, "read", lost)
-    monkeypatch.setattr("vlpipe.stages.video.source.BUFFER_BYTES", 1024)
+    monkeypatch.setattr("vlpipe.stages.video.open_video.BUFFER_BYTES", 1024)
     with open_video("memory://films", "lost.mp4") as video:
         assert next(video.frames([0.5], AS_IT_IS))[0] == 0
         reads_left = 0

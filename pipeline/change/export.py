@@ -1,0 +1,49 @@
+"""`export`: a step's rows with their heavy columns joined in, as plain Parquet that anything opens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.parquet.row_digest import DIGEST, checked
+from vlpipe.pipeline.shard import Shard, heavy_names, is_heavy, read_batches, write_shard
+from vlpipe.pipeline.storage.store import Store
+
+
+def export(
+    one: Planned,
+    store: Store,
+    to: Store,
+    columns: Sequence[str] | None = None,
+    seen: Callable[[Shard], None] = lambda shard: None,
+) -> list[Shard]:
+    """Write each shard's copy as `000042.parquet` below `to`, which must be empty. `columns`: all when None."""
+    if not one.is_done:
+        raise VlpipeError(
+            f"step {one.name!r} is not done ({one.reason}); `vlpipe run --until {one.name}` comes first"
+        )
+    if to.list():
+        raise VlpipeError(f"{to.url} is not empty; export writes into a new or empty folder")
+    schema = chosen(one.schema_out, columns)
+    light = [f.name for f in schema if not is_heavy(f)]
+    more = [n for n in ("id", DIGEST) if n in one.schema_out.names and n not in schema.names]  # to check by
+    plain = pa.schema([f.remove_metadata() for f in schema])
+    written = []
+    for receipt in one.receipts:
+        batches = read_batches(store, receipt.shard, [*light, *more], heavy_names(schema))
+        whole = (checked(batch, receipt.shard.path) for batch in batches)
+        rows = (batch.select(plain.names).cast(plain) for batch in whole)
+        written.append(write_shard(to, f"{receipt.index:06d}.parquet", rows, plain))
+        seen(written[-1])
+    return written
+
+
+def chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """The wanted columns in the order they were asked for."""
+    for name in columns or ():
+        if name not in schema.names:
+            raise VlpipeError(f"--columns: there is no column {name!r}{did_you_mean(name, schema.names)}")
+    return pa.schema([schema.field(name) for name in columns]) if columns else schema

@@ -1,0 +1,136 @@
+"""`prune`: step folders that no given workflow reaches any more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vlpipe.pipeline.engine.plan import Planned, plan, why
+from vlpipe.pipeline.engine.records.manifest import read_step_file
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean, explain
+from vlpipe.pipeline.inspect.on_disk import foreign, is_step_folder, read_step, step_folders
+from vlpipe.pipeline.inspect.status import folder_bytes
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow, profiles_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unreached:
+    """A folder no workflow reaches. `what`: how its step differs from the file's; `kept_for`: why it stays, if it does."""
+
+    folder: str
+    bytes: int
+    what: str = ""
+    kept_for: str = ""
+
+
+def reaching(
+    path: str,
+    store: Store,
+    root: str | None = None,
+    sets: Sequence[str] = (),
+    *,
+    only_set: bool = False,
+    dropped: Collection[str] = (),
+) -> list[list[Planned]]:
+    """What a file reaches: as it is and under each of its profiles, without the `--set` values and with them.
+
+    VlpipeError when one of these cannot be loaded here: nobody knows then what it keeps. `dropped`: profiles that keep
+    nothing; only_set: nothing is kept for the file without `sets`.
+    """
+    values = [tuple(sets)] if only_set or not sets else [(), tuple(sets)]
+    profiles = [None, *(name for name in profiles_of(path) if name not in dropped)]
+    return [_reached(path, store, root, profile, some) for profile in profiles for some in values]
+
+
+def _reached(
+    path: str, store: Store, root: str | None, profile: str | None, sets: Sequence[str]
+) -> list[Planned]:
+    what = path if profile is None else f"profile {profile!r} of {path}"
+    what += "".join(f" --set {one}" for one in sets)
+    give_up = f"; --drop-profile {profile} gives its folders up" if profile is not None else ""
+    if profile is None and not sets:
+        give_up = "; --set STEP.KEY=VALUE --only-set gives up what it keeps without those values"
+    try:
+        found = Workflow.load(path, profile=profile, sets=sets, root=root or store.url)
+    except (VlpipeError, OSError) as error:
+        reason = explain(error).splitlines()[-1].strip()
+        raise VlpipeError(
+            f"{what} cannot be loaded here ({reason}), so nobody knows which folders it keeps: nothing was removed{give_up}"
+        ) from error
+    try:
+        return plan(found, store)
+    except (VlpipeError, OSError) as error:  # a damaged record, say, which is to be mended and not given up
+        raise VlpipeError(f"{what}: nothing was removed, as {explain(error)}") from error
+
+
+def check_dropped(paths: Iterable[str], dropped: Iterable[str]) -> None:
+    """Each profile that is given up must be one of a file's."""
+    known = {name for path in paths for name in profiles_of(path)}
+    for name in dropped:
+        if name not in known:
+            raise VlpipeError(f"--drop-profile: there is no profile {name!r}{did_you_mean(name, known)}")
+
+
+def unreached(store: Store, plans: Sequence[Sequence[Planned]]) -> list[Unreached]:
+    """Folders of the root that are in no plan, with their sizes."""
+    reached = {one.folder for steps in plans for one in steps}
+    holders = _holders(store, reached)
+    by_name = {one.name: one for steps in reversed(plans) for one in steps}
+    found = []
+    for folder in step_folders(store):
+        if folder not in reached:
+            found.append(
+                Unreached(
+                    folder=folder,
+                    bytes=folder_bytes(store, folder),
+                    what=_what(store, folder, by_name),
+                    kept_for=_kept_for(store, folder, holders),
+                )
+            )
+    return found
+
+
+def _what(store: Store, folder: str, by_name: Mapping[str, Planned]) -> str:
+    """How the step of a folder differs from the step that a file has now under its name."""
+    made = read_step_file(store, folder)
+    if made is None:
+        return ""
+    if made["step"] not in by_name:
+        return "there is no such step any more"
+    found = why(by_name[made["step"]], made)
+    return "what is above it changed" if found.startswith("step ") else found
+
+
+def _kept_for(store: Store, folder: str, holders: Mapping[str, str]) -> str:
+    if store.is_local and os.path.islink(store.path(folder)):
+        return "it is a link"
+    if folder in holders:
+        return f"{holders[folder]} reads heavy columns in it"
+    others = foreign(store, folder)
+    return f"it holds {others[0]}, which vlpipe did not write" if others else ""
+
+
+def _holders(store: Store, reached: set[str]) -> dict[str, str]:
+    """Folder -> a reached step whose shards point into it."""
+    holders: dict[str, str] = {}
+    for folder in sorted(reached):
+        for receipt in read_step(store, folder).receipts if is_step_folder(store, folder) else ():
+            for _, path, *_ in receipt.shard.heavy:
+                holders.setdefault(path.partition("/")[0], folder)
+    return holders
+
+
+def remove(store: Store, found: Iterable[Unreached]) -> int:
+    """Remove what can go; returns bytes. Needs the root's lock. The manifest goes first: half a step must not look done."""
+    freed = 0
+    for one in found:
+        if one.kept_for:
+            continue
+        if not is_step_folder(store, one.folder):
+            raise VlpipeError(f"{store.path(one.folder)} is no step's folder; nothing in it was touched")
+        store.remove(f"{one.folder}/manifest.json")
+        store.remove(one.folder)
+        freed += one.bytes
+    return freed

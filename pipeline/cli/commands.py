@@ -1,0 +1,330 @@
+"""The commands that look at what a run left, or clean up. Each is a function of the library; this file prints."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+
+from vlpipe.pipeline.change import export, prune, retry
+from vlpipe.pipeline.cli.app import (
+    GRACE_S,
+    ProfileOpt,
+    RootOpt,
+    SetOpt,
+    WorkflowArg,
+    app,
+    err,
+    executing,
+    finish_forget,
+    load,
+    out,
+)
+from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.forget import apply, opted_out, scan, summary
+from vlpipe.pipeline.forget import wanted as forget_list
+from vlpipe.pipeline.inspect import diff, diff_rows, on_disk, report, show, status
+from vlpipe.pipeline.inspect import why as history
+from vlpipe.pipeline.inspect.verify import lineage
+from vlpipe.pipeline.inspect.verify import root as verify_root
+from vlpipe.pipeline.inspect.verify import run as verify
+from vlpipe.pipeline.storage.printable import printable, size
+from vlpipe.pipeline.storage.store import Store
+
+PLAIN_WIDTH = 200  # of tables that go into a file or a pipe
+
+StepArg = Annotated[str, typer.Argument(metavar="STEP", help="a step of the workflow")]
+Yes = Annotated[bool, typer.Option("--yes", help="remove; without it, only say what would go")]
+Whys = Annotated[list[str], typer.Option("--why", metavar="CODE", help="rows rejected for this; repeatable")]
+
+
+def say(line: str, style: str | None = None) -> None:
+    """One line as it is: no markup, never cut."""
+    out.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True, style=style)
+
+
+def draw(what: RenderableType) -> None:
+    out.print(what, width=None if out.is_terminal else PLAIN_WIDTH)
+
+
+def planned(
+    workflow: str, root: str | None, sets: list[str] | None, profile: str | None
+) -> tuple[str, list[Planned], Store]:
+    found, store = load(workflow, root, sets, profile)
+    apply.refuse_half_done(store)
+    return found.name, plan(found, store), store
+
+
+@app.command("status")
+def status_command(
+    workflow: WorkflowArg, root: RootOpt = None, set_: SetOpt = None, profile: ProfileOpt = None
+) -> None:
+    """How far each step is: shards, rows, rejects by reason, seconds and size."""
+    name, steps, store = planned(workflow, root, set_, profile)
+    found = status.status(steps, store)
+    draw(status.status_table(found))
+    num_done = sum(one.state == "done" for one in found)
+    say(
+        f"{name}: {num_done} of {len(found)} steps are done, {size(sum(one.bytes for one in found))} in {store.url}"
+    )
+    holder = status.lock_holder(store)
+    if holder.text:
+        say(holder.text)
+
+
+@app.command("show")
+def show_command(
+    path: Annotated[
+        str, typer.Argument(help="a step's folder, a shard, a _rejects folder, or a Parquet file")
+    ],
+    num_rows: Annotated[int, typer.Option("-n", min=0, help="how many rows")] = 5,
+    where: Annotated[
+        str | None, typer.Option("--where", help="only rows like this: \"why = 'timeout'\"")
+    ] = None,
+) -> None:
+    """Show what a step or a shard holds: schema, counts, rejects by reason, the first rows."""
+    draw(show.render(show.show(on_disk.find_place(path), path, num_rows, where)))
+
+
+@app.command("why")
+def why_command(
+    workflow: WorkflowArg,
+    row: Annotated[
+        str, typer.Argument(metavar="ROW", help="an id, its first 8 or more characters, or a url")
+    ],
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for tools")] = False,
+) -> None:
+    """Follow one row through all steps: fetched when, changed how, twin of whom, dropped why, in which training set."""
+    _, steps, store = planned(workflow, root, set_, profile)
+    found = history.history(steps, store, row)
+    if as_json:
+        say(history.as_json(found))
+        return
+    say(f"row {printable(found.id)}", style="bold")
+    for event, text in history.tell(found):
+        say(text, style={"dropped": "red", "lost": "red", "not run": "yellow"}.get(event.what))
+
+
+@app.command("diff")
+def diff_command(
+    a: Annotated[str, typer.Argument(metavar="A", help="a step's folder")],
+    b: Annotated[str, typer.Argument(metavar="B", help="the folder of another run of that step")],
+    num_rows: Annotated[int, typer.Option("-n", min=0, help="how many examples")] = 5,
+) -> None:
+    """Compare two runs of a step: parameters, versions, rejects, and which rows differ in what."""
+    left, right = _side(a), _side(b)
+    names = (f"A {left.record.folder}", f"B {right.record.folder}")
+    draw(diff.render(diff.diff(left, right, num_examples=num_rows), names))
+
+
+def _side(path: str) -> diff_rows.Side:
+    place = on_disk.find_place(path)
+    folder = on_disk.need_step(place, path)
+    return diff_rows.Side(place.store, on_disk.read_step(place.store, folder))
+
+
+@app.command("retry")
+def retry_command(
+    workflow: WorkflowArg,
+    step: StepArg,
+    why: Whys,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    local: Annotated[bool, typer.Option("--local", help="no Ray: everything in this process")] = False,
+    address: Annotated[str | None, typer.Option("--address", help="join a Ray cluster")] = None,
+) -> None:
+    """Run again only the rows a step rejected for the given reasons; steps below follow with the next run."""
+    if local and address:
+        raise typer.BadParameter("--local and --address exclude each other")
+    found, store = load(workflow, root, set_, profile)
+    with locked(store) as run_id:
+        finish_forget(store)
+        steps = plan(found, store)
+        one, *_ = retry.wanted(steps, store, step, why)
+        with executing(store, run_id, local=local, address=address) as (executor, watcher, interrupted):
+            result = retry.retry(steps, store, step, why, executor, watcher, interrupted, GRACE_S)
+    say(f"{one.name}: {result}")
+    if result.num_changed:
+        say(f"`vlpipe run {workflow}` now does again what those shards go into, and nothing else")
+
+
+@app.command("prune")
+def prune_command(
+    workflows: Annotated[list[str], typer.Argument(metavar="WORKFLOW...", help="what to keep: YAML files")],
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    only_set: Annotated[
+        bool, typer.Option("--only-set", help="keep nothing for the file without the given --set")
+    ] = False,
+    drop_profile: Annotated[
+        list[str] | None, typer.Option("--drop-profile", help="a profile that keeps nothing; repeatable")
+    ] = None,
+    yes: Yes = False,
+) -> None:
+    """Remove step folders that none of the given workflows reaches; says what would go unless --yes is given.
+
+    A file reaches what it and each of its profiles would run. What was made with other values goes: say with --set which of
+    them to keep as well. When a profile cannot be loaded here, nothing is removed.
+    """
+    if only_set and not set_:
+        raise typer.BadParameter("--only-set is about --set, and there is none")
+    loaded = [load(workflow, root, set_, None) for workflow in workflows]
+    for url in dict.fromkeys(store.url for _, store in loaded):
+        store, paths = Store(url), [found.path for found, at in loaded if at.url == url]
+        prune.check_dropped([found.path for found, _ in loaded], drop_profile or ())
+        with locked(store) if yes else nullcontext():
+            apply.refuse_half_done(store)
+            plans = [
+                steps
+                for path in paths
+                for steps in prune.reaching(
+                    path, store, root, set_ or (), only_set=only_set, dropped=drop_profile or ()
+                )
+            ]
+            _prune(store, prune.unreached(store, plans), yes)
+
+
+def _prune(store: Store, found: list[prune.Unreached], yes: bool) -> None:
+    for one in found:
+        about = f"stays: {one.kept_for}" if one.kept_for else printable(one.what)
+        say(f"  {size(one.bytes):>9}  {one.folder}" + (f"  {about}" if about else ""))
+    going = [one for one in found if not one.kept_for]
+    total = f"{len(going)} folder(s), {size(sum(one.bytes for one in going))}, in {store.url}"
+    if not going:
+        say(f"nothing to remove in {store.url}")
+    elif yes:
+        prune.remove(store, going)
+        say(f"removed {total}")
+    else:
+        say(f"would remove {total}; --yes removes")
+
+
+@app.command("forget")
+def forget_command(
+    workflow: WorkflowArg,
+    list_: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[LIST]",
+            help="txt (id:... url:... domain:... sha256:...), or csv or parquet with such columns",
+        ),
+    ] = None,
+    opted_out_: Annotated[
+        bool,
+        typer.Option(
+            "--opted-out", help="rows stored before their url or final_url said no to a later fetch"
+        ),
+    ] = False,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    yes: Yes = False,
+) -> None:
+    """Take rows out of every step of the root, for good; says what would go, and which models know them, unless --yes.
+
+    Copies outside of the root, such as those of `vlpipe export`, are not known to it: write them anew.
+    """
+    if not (list_ or opted_out_):
+        raise VlpipeError("forget what? Wanted a LIST, or --opted-out")
+    wanted = forget_list.read_wanted(list_) if list_ else forget_list.Wanted()
+    loaded, store = load(workflow, root, set_, profile)
+    with locked(store) if yes else nullcontext():
+        if yes:
+            finish_forget(store)
+        apply.refuse_half_done(store)
+        if opted_out_:
+            said_no = opted_out.read_hashes(store)
+            wanted = wanted.with_opted_out(said_no)
+            say(f"{len(said_no):,} URL(s) said no to fetches into {store.url}")
+        steps = plan(loaded, store)
+        reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
+        found = scan.find(store, wanted, reads)
+        for line in summary.tell(found):
+            say(line)
+        if yes:
+            apply.forget(store, found)
+    folders = {one.folder for one in found.folders} | {one.folder for one in found.models if one.copies}
+    num = f"{found.num_rows:,} row(s) in {len(folders)} folder(s) of {store.url}"
+    say(f"forgot {num}" if yes else f"would forget {num}; --yes forgets")
+    for line in summary.advice(found, workflow):
+        say(line)
+
+
+@app.command("export")
+def export_command(
+    workflow: WorkflowArg,
+    step: StepArg,
+    to: Annotated[str, typer.Argument(metavar="OUT_DIR", help="a new or empty folder")],
+    columns: Annotated[str | None, typer.Option("--columns", metavar="A,B", help="only these")] = None,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+) -> None:
+    """Write a step's rows with images and features joined in, as Parquet for other tools."""
+    _, steps, store = planned(workflow, root, set_, profile)
+    names = [name.strip() for name in columns.split(",")] if columns else None
+    one = on_disk.find_step(steps, step)
+    written = export.export(one, store, Store(to), names)
+    total = sum(Store(to).size(shard.path) for shard in written)
+    rows = sum(shard.num_rows for shard in written)
+    say(f"{one.name}: {rows:,} rows in {len(written)} files, {size(total)}, in {to}")
+
+
+@app.command("verify")
+def verify_command(
+    path: Annotated[str, typer.Argument(help="a root, a step's folder, or a shard")],
+) -> None:
+    """Read every shard and artifact again and compare it with its receipt; exit code 1 when something is wrong."""
+    place = on_disk.find_place(path)
+    if place.file or place.rejects:
+        raise VlpipeError(f"{path}: wanted a root, a step's folder, or a shard")
+    found = _verify(place)
+    problems = [problem for one in found for problem in one.problems]
+    for problem in problems:
+        color = "red" if problem.is_wrong else "yellow"
+        text = f"  {printable(problem.text)}" if problem.text else ""
+        say(f"{problem.kind:9}  {place.store.path(problem.path)}{text}", style=color)
+    say(verify.summary(found))
+    if any(problem.is_wrong for problem in problems):
+        err.print(verify.advice(problems), highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _verify(place: on_disk.Place) -> list[verify.Verified]:
+    if place.index is not None:
+        return [verify.verify_shard(place.store, place.folder, place.index)]
+    began, steps = time.monotonic(), lineage.Steps(place.store)
+    found = []
+    for folder in [place.folder] if place.folder else on_disk.step_folders(place.store):
+        with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):
+            found.append(verify.verify_step(place.store, folder, steps=steps))
+    if not place.folder:
+        found.append(verify.Verified("", 0, 0, [*verify_root.root_problems(place.store)]))
+    return found
+
+
+@app.command("report")
+def report_command(
+    workflow: WorkflowArg,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    to: Annotated[str, typer.Option("--out", metavar="FILE", help="where to write the page")] = "report.html",
+) -> None:
+    """Write one self-contained HTML page: funnel, images with their texts and fate, scores, losses, results."""
+    found, store = load(workflow, root, set_, profile)
+    apply.refuse_half_done(store)
+    steps = plan(found, store)
+    text = report.report(found, steps, store, running=status.lock_holder(store).is_running)
+    Path(to).write_text(text, encoding="utf-8")
+    say(f"{found.name}: {to}, {size(len(text.encode()))}")

@@ -1,0 +1,160 @@
+"""Finished shards of a root, by what they were made from: a step takes over what another folder holds already.
+
+So a longer list, a renamed step, a step put into `repeat`, or a list that grows after an interrupted fetch makes nothing
+twice. Names do not count. Of several shards made from the same things the one with the fewest faults is taken: `vlpipe
+retry` may have mended rows in one of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vlpipe.pipeline.engine.records.manifest import Manifest, read_manifest, read_step_file
+from vlpipe.pipeline.engine.records.receipts import (
+    STEP_FOLDER,
+    MadeFrom,
+    Receipt,
+    log_path,
+    read_receipts,
+    read_rejects,
+    read_unfinished,
+    rejects_path,
+    shard_path,
+    write_receipt,
+)
+from vlpipe.pipeline.engine.records.rejects import RejectsWriter
+from vlpipe.pipeline.shard import Heavy, Reject, Shard
+from vlpipe.pipeline.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    folder: str
+    receipt: Receipt
+
+
+@dataclass
+class FinishedShards:
+    """Looks through the folders of a root, each once, when a step with its stage key first asks.
+
+    strict: shards made by other code than there is now are left alone.
+    """
+
+    store: Store
+    strict: bool = False
+    _folders: dict[str, list[str]] | None = None  # stage key -> folders
+    _by_folder: dict[str, dict[MadeFrom, list[Candidate]]] = field(default_factory=dict)
+    _sizes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def folders(self, stage_key: str) -> list[str]:
+        if self._folders is None:
+            self._folders = {}
+            for folder in self.store.list():
+                said = read_step_file(self.store, folder) if STEP_FOLDER.fullmatch(folder) else None
+                if said is not None:
+                    self._folders.setdefault(said["stage_key"], []).append(folder)
+        return self._folders.get(stage_key, [])
+
+    def find(self, stage_key: str, made_from: MadeFrom, source: str, own: str) -> Candidate | None:
+        """A shard made from exactly these things in another folder than `own`, whole; None when there is none."""
+        found = [c for f in self.folders(stage_key) if f != own for c in self._of(f).get(made_from, ())]
+        if self.strict:
+            found = [c for c in found if c.receipt.source == source]
+        found.sort(key=lambda c: (c.receipt.num_faults, c.receipt.source != source, c.folder))
+        return next((c for c in found if self.is_whole(c.receipt)), None)
+
+    def find_step(
+        self, stage_key: str, inputs_digest: str, source: str, own: str
+    ) -> tuple[str, Manifest] | None:
+        """A finished gather step made from exactly these inputs and artifacts in another folder."""
+        for folder in self.folders(stage_key):
+            manifest = read_manifest(self.store, folder) if folder != own else None
+            if manifest is None or manifest.inputs_digest != inputs_digest:
+                continue
+            if not (self.strict and set(manifest.sources) - {source}) and self._is_whole_step(
+                folder, manifest
+            ):
+                return folder, manifest
+        return None
+
+    def _is_whole_step(self, folder: str, manifest: Manifest) -> bool:
+        artifacts = (f"{folder}/artifacts/{name}" for name in manifest.artifacts)
+        return all(map(self.is_whole, read_receipts(self.store, folder))) and all(
+            map(self.store.exists, artifacts)
+        )
+
+    def is_whole(self, receipt: Receipt) -> bool:
+        """The shard of a receipt lies there in its full size (its content is looked at by `vlpipe verify`)."""
+        folder, _, name = receipt.shard.path.rpartition("/")
+        if folder not in self._sizes:
+            self._sizes[folder] = self.store.sizes(folder)
+        return self._sizes[folder].get(name) == receipt.bytes
+
+    def _of(self, folder: str) -> dict[MadeFrom, list[Candidate]]:
+        if folder not in self._by_folder:
+            found: dict[MadeFrom, list[Candidate]] = {}
+            for receipt in self._receipts(folder):
+                found.setdefault(receipt.made_from, []).append(Candidate(folder, receipt))
+            self._by_folder[folder] = found
+        return self._by_folder[folder]
+
+    def _receipts(self, folder: str) -> Sequence[Receipt]:
+        if read_manifest(self.store, folder) is not None:
+            return read_receipts(self.store, folder)
+        return list(read_unfinished(self.store, folder).values())
+
+
+def adopt(store: Store, found: Candidate, folder: str, index: int, heavy: tuple[Heavy, ...]) -> Receipt:
+    """Take over a shard under another folder: links, and a receipt of its own.
+
+    heavy: where its heavy columns lie now; the digest of what lies in the shard itself is filled in.
+    """
+    old, path = found.receipt, shard_path(folder, index)
+    store.link_or_copy(old.shard.path, path)
+    rejects_digest = _adopt_rejects(store, found, folder, index)
+    log = log_path(found.folder, old.index)
+    if store.exists(log):
+        store.link_or_copy(log, log_path(folder, index))
+    shard = dataclasses.replace(old.shard, path=path)
+    shard = dataclasses.replace(shard, heavy=own_digest(heavy, shard))
+    receipt = dataclasses.replace(old, index=index, shard=shard, rejects_digest=rejects_digest)
+    write_receipt(store, folder, receipt)
+    return receipt
+
+
+def _adopt_rejects(store: Store, found: Candidate, folder: str, index: int) -> str:
+    """The rejects of a shard under another folder, by the name of its step; returns the digest of the file."""
+    old, step = found.receipt, folder.rpartition("-")[0]
+    if not old.rejects:
+        store.remove(rejects_path(folder, index))  # of a run that was killed
+        return ""
+    if found.folder.rpartition("-")[0] == step:
+        store.link_or_copy(rejects_path(found.folder, old.index), rejects_path(folder, index))
+        return old.rejects_digest
+    with RejectsWriter(store, folder, index, step) as writer:
+        for row in read_rejects(store, found.folder, old.index).drop_columns(["stage"]).to_pylist():
+            writer.add(Reject(**row))
+        writer.finish()
+    return writer.digest
+
+
+def own_digest(heavy: tuple[Heavy, ...], shard: Shard) -> tuple[Heavy, ...]:
+    """Heavy columns, those that lie in `shard` with its digests."""
+    own = {"digest": shard.digest, "footer": shard.footer}
+    return tuple(one._replace(**own) if one.path == shard.path else one for one in heavy)
+
+
+def adopt_step(store: Store, old: str, manifest: Manifest, folder: str) -> list[Receipt]:
+    """Take over all of a finished gather step: shards, rejects, artifacts. Returns its new receipts."""
+    receipts: list[Receipt] = []
+    for receipt in read_receipts(store, old):
+        path = shard_path(folder, receipt.index)
+        heavy = tuple(
+            one._replace(path=path) if one.path == receipt.shard.path else one for one in receipt.shard.heavy
+        )
+        receipts.append(adopt(store, Candidate(old, receipt), folder, receipt.index, heavy))
+    for name in manifest.artifacts:
+        store.link_or_copy(f"{old}/artifacts/{name}", f"{folder}/artifacts/{name}")
+    return receipts

@@ -1,0 +1,121 @@
+"""`--local`: every unit in this process, one after the other, to the same bytes as on Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from vlpipe.pipeline.engine.executor import MAX_DEATHS, Done, Unit
+from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.engine.records.receipts import Receipt
+from vlpipe.pipeline.engine.worker import device
+from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask, run_gather
+from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard
+from vlpipe.pipeline.service import Services
+from vlpipe.pipeline.stage import Work
+from vlpipe.pipeline.storage.store import Store
+
+
+class LocalExecutor:
+    """Runs a unit when it is waited for. A stage with weights is opened once and kept until its step is done."""
+
+    def __init__(self) -> None:
+        self._queue: deque[tuple[Unit, ShardTask | GatherTask, float]] = deque()  # with the GPUs it asks for
+        self._open: dict[str, tuple[ExitStack, Work]] = {}
+        self._services = Services()
+        self._hidden = ExitStack()
+
+    def check(self, steps: Sequence[Planned], store: Store) -> list[str]:
+        """GPUs are there when torch finds them; when no step asks for one, this process sees none."""
+        asking = [one for one in steps if one.keyed.step.resources.gpus]
+        if not asking:
+            self._hidden.enter_context(device.hidden_gpus())
+            return []
+        num = device.num_gpus()
+        return [
+            f"step {one.name!r} asks for {one.keyed.step.resources.gpus:g} GPU, torch finds {num} on this machine; "
+            f"--set {one.name}.resources.gpus=0 runs it on the CPU"
+            for one in asking
+            if one.keyed.step.resources.gpus > num
+        ]
+
+    def expect(self, one: Planned) -> None:
+        """One unit runs at a time, whatever may come."""
+
+    def pick(self, wanting: Sequence[Planned]) -> Planned | None:
+        return wanting[0] if wanting and not self._queue else None
+
+    def stuck(self, wanting: Sequence[Planned]) -> str:
+        return f"nothing can start though steps are left: {', '.join(one.name for one in wanting)}"
+
+    def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+        if isinstance(task, ShardTask):
+            task = dataclasses.replace(
+                task, shared=self._services.address(one.name, task.stage.shared, task.store)
+            )
+        self._queue.append((unit, task, one.keyed.step.resources.gpus))
+
+    def wait(self, timeout_s: float) -> list[Done]:
+        unit, task, gpus = self._queue.popleft()
+        try:
+            with device.granted(gpus):
+                return [Done(unit, self._run(task))]
+        except Exception as error:  # the loop decides what it means
+            return [Done(unit, error)]
+
+    def _run(self, task: ShardTask | GatherTask) -> Receipt | Gathered:
+        if isinstance(task, GatherTask):
+            return run_gather(task)
+        with _noted(task) as num_deaths:
+            if num_deaths >= MAX_DEATHS:  # as on Ray: the rows that kill it are found, and named
+                return run_shard(dataclasses.replace(task, isolate=True))
+            return run_shard(task, self._work(task))
+
+    def _work(self, task: ShardTask) -> Work | None:
+        if not task.stage.LOADS_WEIGHTS:
+            return None
+        if task.step not in self._open:
+            stack = ExitStack()
+            self._open[task.step] = (
+                stack,
+                stack.enter_context(opening(task)),
+            )
+        return self._open[task.step][1]
+
+    def release(self, one: Planned) -> None:
+        self._services.drop(one.name)
+        if one.name in self._open:
+            self._open.pop(one.name)[0].close()
+
+    def drain(self, grace_s: float) -> list[Done]:
+        """Nothing runs beside the loop."""
+        return []
+
+    def close(self) -> None:
+        for stack, _ in self._open.values():
+            stack.close()
+        self._open.clear()
+        self._services.close()
+        self._hidden.close()
+
+
+@contextmanager
+def _noted(task: ShardTask) -> Iterator[int]:
+    """How often a run died amid this shard; the note that says so stays when this one dies too."""
+    if not task.store.is_local:
+        yield 0
+        return
+    note = Path(task.store.path(f"{task.folder}/work/{task.index:06d}.deaths"))
+    try:
+        num_deaths = int(note.read_text() or 0)
+    except FileNotFoundError:
+        num_deaths = 0
+        note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(str(num_deaths + 1))
+    try:
+        yield num_deaths
+    finally:
+        note.unlink()

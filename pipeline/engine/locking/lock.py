@@ -1,0 +1,292 @@
+"""One run per root: a leased lock says who holds it, and a run after a kill waits until the old workers are gone.
+
+Whether a run on another machine lives is judged by its signs of life alone: no two clocks are compared. Who sees none for
+a lease makes the next lock file (see `lock_file`); the old run has stopped itself by then, and its workers, who read the
+lock again before each write, write no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from vlpipe.pipeline.engine.locking.lock_file import (
+    FOLDER,
+    LEASE_S,
+    Lock,
+    Record,
+    lock_files,
+    newest,
+    number_of,
+    parse,
+    rel_of,
+    state_of,
+)
+from vlpipe.pipeline.engine.locking.processes import (
+    RUN_VARIABLE,
+    process_start,
+    processes_of,
+    this_machine,
+    wait_until_gone,
+)
+from vlpipe.pipeline.errors import LockLost, VlpipeError
+from vlpipe.pipeline.storage.file_names import is_part
+from vlpipe.pipeline.storage.store import Fence, Store
+
+__all__ = [
+    "FOLDER",
+    "LEASE_S",
+    "RUN_VARIABLE",
+    "check",
+    "holder_run",
+    "locked",
+    "processes_of",
+    "runs_held_here",
+]
+
+BEAT_S = 10.0
+RETRY_S = 2.0  # after a sign of life that could not be written
+LOOK_S = 0.5  # between two looks at a lock that is watched
+_held: dict[str, _Held] = {}  # by run; what this process holds
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _clock() -> float:
+    """Seconds that pass also while the machine sleeps: others see no sign of life then."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@contextmanager
+def locked(store: Store, say: Callable[[str], None] = _to_stderr) -> Iterator[str]:
+    """Hold the root's lock; yields the run's id. While it is held, `store` and its copies in workers write under its fence.
+
+    Raises VlpipeError when another run holds it, and LockLost at the end when it was lost meanwhile.
+    say: told when it takes its time to find out whether another run lives.
+    """
+    held = _acquire(Store(store.url), say)
+    store.set_fence(Fence(held.rel, held.mine.run))
+    before = os.environ.get(RUN_VARIABLE)
+    os.environ[RUN_VARIABLE] = held.mine.run
+    held.thread.start()
+    try:
+        for folder in ("", "_cache"):
+            store.sweep(folder)
+        yield held.mine.run
+        held.check_now()
+    except BaseException as error:
+        lost = held.why_lost() if isinstance(error, Exception) else None
+        _leave(store, held, before, lost or error)
+        if lost and not isinstance(error, LockLost):
+            raise lost from error  # files went away under its hands: that another run took them explains it
+        raise
+    _leave(store, held, before, None)
+
+
+def _leave(store: Store, held: _Held, before: str | None, error: BaseException | None) -> None:
+    """Say that the run has ended. What stopped the run is worth more than a lock file that could not be written."""
+    held.done.set()
+    held.thread.join()
+    store.set_fence(None)
+    if before is None:
+        os.environ.pop(RUN_VARIABLE, None)
+    else:
+        os.environ[RUN_VARIABLE] = before
+    try:
+        if held.is_mine():
+            held.write(ended=True)
+    except Exception as late:
+        if error is None:
+            raise
+        error.add_note(f"and its lock could not be given back: {late}")
+    finally:
+        del _held[held.mine.run]
+
+
+def check(store: Store) -> None:
+    """Raise LockLost when the run that holds `store`'s lock must stop. Cheap: for each turn of a loop."""
+    if store.fence is not None and store.fence.run in _held:
+        _held[store.fence.run].check()
+
+
+def holder_run(store: Store) -> str:
+    """Id of the run that holds the root or held it last; empty when none did."""
+    lock = newest(store)
+    return lock.record.run if lock and lock.record else ""
+
+
+def runs_held_here() -> frozenset[str]:
+    """Ids of the runs that this process holds roots for."""
+    return frozenset(_held)
+
+
+@dataclass
+class _Held:
+    """A lock of ours, and the thread that gives signs of life. `beaten`: when the last one that was written was begun."""
+
+    store: Store  # without a fence
+    rel: str
+    mine: Record
+    beaten: float = field(default_factory=_clock)
+    lost: str = ""
+    trouble: str = ""  # why the last sign of life was not written
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self._beat, daemon=True, name="lock")
+
+    def check(self) -> None:
+        if not self.lost and _clock() - self.beaten > LEASE_S:
+            why = f" ({self.trouble})" if self.trouble else "; the machine slept, or the process was stopped"
+            self.lost = f"no sign of life could be written for {LEASE_S:.0f} s{why}"
+        if self.lost:
+            raise LockLost(
+                f"lost the lock of {self.store.url}: {self.lost}. What is finished stays; "
+                "run again when no other run holds it"
+            )
+
+    def check_now(self) -> None:
+        """As `check`, and look at the lock itself."""
+        self.check()
+        if not self.is_mine():
+            self._lose()
+            self.check()
+
+    def why_lost(self) -> LockLost | None:
+        """Is it lost? None also when the store does not answer: what it last said has been raised already."""
+        with suppress(OSError):
+            try:
+                self.check_now()
+            except LockLost as lost:
+                return lost
+        return None
+
+    def is_mine(self) -> bool:
+        try:
+            record = parse(self.store.read_bytes(self.rel))
+        except FileNotFoundError:
+            return False
+        return (
+            record is not None and record.run == self.mine.run and lock_files(self.store)[-1:] == [self.rel]
+        )
+
+    def write(self, *, ended: bool = False) -> None:
+        record = dataclasses.replace(self.mine, beat=time.time(), ended=ended)
+        self.store.write_bytes(self.rel, record.to_bytes(), sync_folder=False)
+
+    def _lose(self) -> None:
+        lock = newest(self.store)
+        other = lock.record if lock and lock.record and lock.record.run != self.mine.run else None
+        self.lost = f"{other.who} has taken it over" if other else "its file is gone, or is another's"
+
+    def _beat(self) -> None:
+        """Give signs of life until the run is done or its lock is lost. One that fails is tried again soon."""
+        wait = BEAT_S
+        while not self.done.wait(wait):
+            began = _clock()
+            try:
+                if not self._beat_once():
+                    return
+                self.beaten, self.trouble, wait = began, "", BEAT_S
+            except Exception as error:  # whatever a store raises; `check` says it when it lasts
+                self.trouble, wait = f"{type(error).__name__}: {error}", RETRY_S
+
+    def _beat_once(self) -> bool:
+        """False when the lock is another's. Looks again after it wrote: then the file it wrote is nobody's and goes."""
+        if self.is_mine():
+            self.write()
+            if self.is_mine():
+                return True
+            self.store.remove(self.rel)
+        self._lose()
+        return False
+
+
+def _acquire(store: Store, say: Callable[[str], None]) -> _Held:
+    """Make the lock file after the newest one, once nobody is left who holds that."""
+    pid = os.getpid()
+    while True:
+        lock = newest(store)
+        if lock is not None:
+            _free(store, lock, say)
+        mine = Record(
+            run=uuid.uuid4().hex,
+            host=platform.node(),
+            machine=this_machine(),
+            pid=pid,
+            started=process_start(pid),
+            beat=time.time(),
+        )
+        held = _Held(store, rel_of(lock.number + 1 if lock else 1), mine)
+        _held[mine.run] = held  # before there is a file: other threads must not take its run for a dead one
+        try:
+            if store.create(held.rel, mine.to_bytes()):
+                if held.is_mine():
+                    _clear_older(store, held)
+                    return held
+                store.remove(held.rel)  # what was the newest for us was an old one: newer ones came meanwhile
+        except BaseException:
+            del _held[mine.run]
+            raise
+        del _held[mine.run]  # another was first
+
+
+def _clear_older(store: Store, held: _Held) -> None:
+    """From here on no worker of an earlier run passes its fence."""
+    for rel in lock_files(store)[:-1]:
+        store.remove(rel)
+    for name in store.sizes(FOLDER) if store.is_local else ():
+        if is_part(name) and int(name.partition(".")[0]) < number_of(held.rel):
+            store.remove(f"{FOLDER}/{name}")
+
+
+def _free(store: Store, lock: Lock, say: Callable[[str], None]) -> None:
+    """Return when nobody holds this lock. Raises VlpipeError when somebody does."""
+    state, record = state_of(lock, runs_held_here()), lock.record
+    if state == "ended":
+        return
+    if record is None:
+        say(f"{store.path(lock.rel)} is no lock that vlpipe wrote; watching it for {_watch_s(lock):.2g} s")
+    elif state == "here":
+        raise VlpipeError(f"{store.url} is in use by another run: {record.who}")
+    elif state == "gone":
+        wait_until_gone(record.run)
+        return
+    elif state == "fresh":
+        age = max(0.0, time.time() - record.beat)
+        raise VlpipeError(
+            f"{store.url} is in use by a run on another machine ({record.who}, last sign of life {age:.0f} s ago); "
+            f"if it is dead, try again in {LEASE_S - age:.0f} s"
+        )
+    else:
+        say(f"{store.url} was in use by {record.who}; waiting {LEASE_S:.0f} s for a sign of life")
+    _watch(store, lock)
+
+
+def _watch_s(lock: Lock) -> float:
+    """A run whose lock file was damaged finds out when its next sign of life is due, and stops."""
+    return LEASE_S if lock.record else 1.5 * BEAT_S
+
+
+def _watch(store: Store, lock: Lock) -> None:
+    """Return when the lock did not change for as long as a run that lives gives a sign of life."""
+    until = _clock() + _watch_s(lock)
+    while (left := until - _clock()) > 0:
+        time.sleep(min(LOOK_S, left))
+        now = newest(store)
+        if now is None or now.rel != lock.rel:
+            return  # it is another's by now, who is looked at next
+        if now.content != lock.content and now.record is not None and not now.record.ended:
+            raise VlpipeError(f"{store.url} is in use by another run: {now.record.who} gave a sign of life")
+        if now.record is not None and now.record.ended:
+            return

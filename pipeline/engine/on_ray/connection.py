@@ -1,0 +1,230 @@
+"""The connection to Ray: a cluster of this machine, or one that is there already; with or without a token."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]  # compiled
+
+from vlpipe.pipeline.engine.locking.signals import Interrupted
+from vlpipe.pipeline.errors import VlpipeError
+
+FORMS = "HOST:PORT of a cluster's head, [IPv6]:PORT, ray://HOST:PORT, or auto"
+CLIENT = "ray://"
+ANSWER_S = 5.0  # Ray itself would try for minutes
+AUTH = "RAY_AUTH_MODE"
+USERS_AUTH = os.environ.get(AUTH)  # Ray sets the variable itself when it starts a cluster
+# A worker whose task asks for no GPU sees none; else Ray leaves it those of the node.
+WORKER_ENV = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+
+
+class Cluster:
+    """`env`: variables of all workers of the run. Without an address Ray is started on this machine."""
+
+    def __init__(self, env: Mapping[str, str], address: str | None) -> None:
+        self.address = address
+        self._env = {**env, **WORKER_ENV}
+        self._asked: list[dict[str, float]] = []
+
+    def connect(self, runtime_env: Mapping[str, Any] | None = None) -> None:
+        """VlpipeError when no cluster answers, or it wants a token that is not here."""
+        os.environ.update(WORKER_ENV)
+        if self.address is None:
+            self._init("local", None)
+            return
+        env = {**(runtime_env or {})}
+        env["env_vars"] = {**self._env, **env.get("env_vars", {})}
+        self._init(_answering(self.address), env)
+
+    def _init(self, address: str, runtime_env: dict[str, Any] | None) -> None:
+        """Ray puts a handler of its own for SIGTERM in place; whoever asked for the signal before gets it back."""
+        is_client = address.startswith(CLIENT)
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGTERM) if in_main else None
+        more = {} if is_client else {"include_dashboard": False if address == "local" else None}
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=runtime_env,
+                **more,
+            )
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise VlpipeError(f"no Ray cluster answers at {self.address}: {error}") from error
+        except ImportError as error:
+            raise VlpipeError(f"--address {self.address}: {error}; pip install 'ray[client]'") from error
+        except SystemExit as asked:  # its handler, while it starts
+            raise Interrupted(signal.SIGTERM) from asked
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+    def disconnect(self) -> None:
+        if self._asked:
+            self.ask_for([])
+        ray.shutdown()
+
+    @property
+    def is_client(self) -> bool:
+        return bool(self.address and self.address.startswith(CLIENT))
+
+    def driver_ip(self) -> str:
+        """Where workers of other nodes reach this process."""
+        if self.address is None:
+            return "127.0.0.1"
+        if not self.is_client:
+            return str(ray.util.get_node_ip_address())
+        host, port = _host_and_port(self.address.removeprefix(CLIENT))
+        with socket.create_connection((host, port), timeout=ANSWER_S) as connection:
+            return str(connection.getsockname()[0])
+
+    def on_node(self, node: str) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+
+    @property
+    def grows(self) -> bool:
+        return bool(self._node_types())
+
+    def _node_types(self) -> list[dict[str, float]]:
+        """What an autoscaler may add, one entry per type of node; empty when there is none."""
+        if self.address is None or self.is_client:
+            return []
+        config = ray._private.state.state.get_cluster_config()
+        groups = config.node_group_configs if config else ()
+        return [dict(group.resources) for group in groups if group.max_count]
+
+    def may_grow_to(self, need: Mapping[str, float]) -> bool:
+        """Would an autoscaler add a node that holds this?"""
+        asked = _bundle(need)
+        return any(all(n <= node.get(k, 0) for k, n in asked.items()) for node in self._node_types())
+
+    def ask_for(self, needs: Sequence[Mapping[str, float]]) -> None:
+        """Tell the autoscaler, if there is one, what no node holds now: it sees only what waits inside Ray."""
+        bundles = [_bundle(need) for need in needs]
+        if bundles == self._asked or not (self._asked or self.grows):
+            return
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=bundles)
+        self._asked = bundles
+
+    def name_of(self, node: str) -> str:
+        """The address of a node, for the reader."""
+        found = [n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == node]
+        return str(found[0]) if found else node
+
+    def nodes_text(self, nodes: Sequence[Mapping[str, float]]) -> str:
+        """`no node has that: the cluster has 2 x (2 CPU), 1 x (8 CPU, 1 GPU)`."""
+        kinds = Counter(
+            ", ".join(f"{node.get(k, 0):g} {k}" for k in ("CPU", "GPU") if k == "CPU" or node.get(k))
+            + f", {node.get('memory', 0) / 2**30:.1f} GB of memory"
+            for node in nodes
+        )
+        have = "; ".join(f"{num} x ({text})" if num > 1 else text for text, num in kinds.items())
+        where = "the cluster has" if self.address else "this machine has"
+        more = ", and its autoscaler adds no such node" if self.grows else ""
+        return f"no node has that: {where} {have or 'no node'}{more}"
+
+
+def node_resources() -> dict[str, dict[str, float]]:
+    """The nodes that are alive, and all that each of them has."""
+    return {n["NodeID"]: dict(n["Resources"]) for n in ray.nodes() if n["Alive"]}
+
+
+def _bundle(need: Mapping[str, float]) -> dict[str, float]:
+    return {kind: need[kind] for kind in ("CPU", "GPU", "memory") if need.get(kind)}
+
+
+def _answering(address: str) -> str:
+    """The address as Ray takes it, once something answers there and it is known whether it wants a token."""
+    found = _from_auto() if address == "auto" else address
+    host, port = _host_and_port(found.removeprefix(CLIENT))
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise VlpipeError(f"no Ray cluster answers at {found}: {error.strerror or error}") from error
+    if not found.startswith(CLIENT):
+        _agree_on_token(found)
+    return found
+
+
+def _from_auto() -> str:
+    """What RAY_ADDRESS says, or the cluster that `ray start` made on this machine."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    said = os.environ.get("RAY_ADDRESS", "")
+    if said.startswith(CLIENT):
+        return said
+    found = canonicalize_bootstrap_address("auto")
+    if not found:
+        raise VlpipeError(
+            "--address auto: RAY_ADDRESS is not set, and `ray start` has made no cluster on this machine"
+        )
+    return str(found)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not host or not port.isdigit() or (":" in host and not bracketed):
+        raise VlpipeError(f"--address: wanted {FORMS}, got {address!r}")
+    return host.strip("[]"), int(port)
+
+
+def _agree_on_token(address: str) -> None:
+    """Ray sends a token only in a process that was told to, and a cluster without tokens misunderstands one that has it.
+
+    So ask without, and with the token of this machine when the cluster wants one. What RAY_AUTH_MODE says is obeyed.
+    """
+    if USERS_AUTH is None:
+        os.environ.pop(AUTH, None)
+        Config.initialize("")
+    if _lets_in(address):
+        return
+    if USERS_AUTH is None and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+        os.environ[AUTH] = "token"  # without any token here Ray would end this process
+        Config.initialize("")
+        if _lets_in(address):
+            return
+    raise VlpipeError(
+        f"the Ray cluster at {address} wants a token: put its own (`ray get-auth-token` on the head) into "
+        f"RAY_AUTH_TOKEN or ~/.ray/auth_token" + (f", and set {AUTH}=token" if USERS_AUTH else "")
+    )
+
+
+def _lets_in(address: str) -> bool:
+    try:
+        with _unheard():
+            GcsClient(address=address).internal_kv_get(b"vlpipe", None, ANSWER_S)
+    except ray.exceptions.AuthenticationError:
+        return False
+    except ray.exceptions.RpcError as error:
+        raise VlpipeError(f"what answers at {address} is no Ray cluster's head: {error}") from error
+    return True
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """What Ray's C++ side writes to the standard error is also in the exception."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

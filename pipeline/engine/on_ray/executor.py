@@ -1,0 +1,262 @@
+"""Units on Ray: CPU stages as tasks, stages with weights as actor pools that load once, training through Ray Train.
+
+Only shard references travel. `room.py` decides who starts and on which node; this file does it, and hears what came of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from vlpipe.pipeline.engine.executor import Done, Unit, WorkerDied
+from vlpipe.pipeline.engine.locking.lock import RUN_VARIABLE
+from vlpipe.pipeline.engine.on_ray.connection import Cluster, node_resources
+from vlpipe.pipeline.engine.on_ray.scheduler import Ask, Held, Room, Start, needed
+from vlpipe.pipeline.engine.on_ray.shipping import Shipping
+from vlpipe.pipeline.engine.on_ray.worker import ShardWorker, remote_gather, remote_shard
+from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.worker.gather import GatherTask
+from vlpipe.pipeline.engine.worker.map_shard import ShardTask
+from vlpipe.pipeline.service import Services
+from vlpipe.pipeline.stage import GatherStage, MapStage
+from vlpipe.pipeline.storage.store import Store
+
+LOOK_S = 5.0  # how often the cluster's nodes are looked at
+PATIENCE_S = 60.0  # for a node that left to come back, while nothing can run
+GROWING_S = 900.0  # for nodes that an autoscaler was asked for
+DYING_S = 10.0  # until all calls of a dead actor have failed
+
+
+@dataclass
+class _Running:
+    unit: Unit
+    one: Planned
+    held: Held
+
+
+class RayExecutor:
+    """Starts Ray on this machine, or joins the cluster at `address` (HOST:PORT, [IPv6]:PORT, auto, ray://HOST:PORT)."""
+
+    def __init__(
+        self, run: str, address: str | None = None, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._say = say
+        self._cluster = Cluster({RUN_VARIABLE: run}, address)
+        self._cluster.connect()
+        self._shipping: Shipping | None = None
+        self._room = Room()
+        self._actors: dict[Held, Any] = {}
+        self._running: dict[Any, _Running] = {}  # ref -> what it is, oldest first
+        self._asks: dict[str, Ask] = {}
+        self._start: Start | None = None
+        self._looked_s = self._idle_since = 0.0
+        self._services = Services(self._cluster.driver_ip())
+        self._look_at_nodes()
+
+    def check(self, steps: Sequence[Planned], store: Store) -> list[str]:
+        """Steps that no node can hold; nodes that do not see the root or an input. Copies code to where it is missing."""
+        problems = [text for one in steps for text in self._misfit(one)]
+        if problems or not self._cluster.address:
+            return problems
+        self._shipping = Shipping(self._cluster, steps, store)
+        problems = self._shipping.prepare()
+        self._look_at_nodes()
+        return problems
+
+    def _misfit(self, one: Planned) -> list[str]:
+        ask = self._ask(one)
+        if self._room.holds(ask) or self._cluster.may_grow_to(ask.need):
+            return []
+        return [
+            f"step {one.name!r} needs {_text(ask)}, and {self._cluster.nodes_text(list(self._room.nodes.values()))}"
+        ]
+
+    def _ask(self, one: Planned) -> Ask:
+        if one.name not in self._asks:
+            stage, res = one.keyed.step.stage, one.keyed.step.resources
+            gathers, pooled = is_gather(one), isinstance(stage, MapStage) and stage.LOADS_WEIGHTS
+            is_task, num_bytes = not (gathers or pooled), res.memory_gb * 2**30
+            self._asks[one.name] = Ask(
+                step=one.name,
+                need=needed(res.cpus, res.gpus, num_bytes, is_task=is_task),
+                is_gather=gathers,
+                workers=stage.num_workers if isinstance(stage, GatherStage) and stage.LAUNCHES else 1,
+                actors=res.actors if pooled else 0,
+                above=_all_above(one),
+            )
+        return self._asks[one.name]
+
+    def expect(self, one: Planned) -> None:
+        self._room.expect(self._ask(one))
+
+    def pick(self, wanting: Sequence[Planned]) -> Planned | None:
+        if not wanting:
+            return None
+        self._start, let_go = self._room.pick([self._ask(one) for one in wanting])
+        for held in let_go:
+            ray.kill(self._actors.pop(held))
+        if self._start is None:
+            self._cluster.ask_for(
+                [self._ask(one).need for one in wanting if not self._room.holds(self._ask(one))]
+            )
+            return None
+        self._idle_since = 0.0
+        return next(one for one in wanting if one.name == self._start.ask.step)
+
+    def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+        assert self._start is not None
+        held, res = self._start.held, one.keyed.step.resources
+        if isinstance(task, GatherTask):
+            ref = remote_gather.options(**self._options(one, held)).remote(task, res)
+        else:
+            task = replace(task, shared=self._services.address(one.name, task.stage.shared, task.store))
+            if not self._start.ask.actors:
+                ref = remote_shard.options(**self._options(one, held)).remote(task, res.gpus)
+            else:
+                if self._start.is_new:
+                    self._actors[held] = ShardWorker.options(**self._options(one, held)).remote(res.gpus)
+                ref = self._actors[held].run.remote(task)
+        self._running[ref] = _Running(unit, one, held)
+
+    def _options(self, one: Planned, held: Held) -> dict[str, Any]:
+        """What Ray is asked for; training asks for its own workers, and what launches them needs nothing."""
+        res, stage = one.keyed.step.resources, one.keyed.step.stage
+        if isinstance(stage, GatherStage) and stage.LAUNCHES:
+            options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0}
+        else:
+            options = {"num_cpus": res.cpus, "num_gpus": res.gpus}
+            if res.memory_gb:
+                options["memory"] = int(res.memory_gb * 2**30)
+        if not held.ask.actors:
+            options["name"] = one.name
+        if len(self._room.nodes) > 1:
+            options["scheduling_strategy"] = self._cluster.on_node(held.node)
+        return options
+
+    def wait(self, timeout_s: float) -> list[Done]:
+        self._look_at_nodes(LOOK_S)
+        if not self._running:
+            time.sleep(timeout_s)
+            return []
+        refs = list(self._running)
+        first, _ = ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=True)
+        ready = ray.wait(refs, num_returns=len(refs), timeout=0)[0] if first else []
+        return [done for ref in ready if ref in self._running for done in self._take(ref)]
+
+    def _take(self, ref: Any) -> list[Done]:
+        result = _result(ref)
+        if isinstance(result, WorkerDied) and self._running[ref].held.ask.actors:
+            return self._bury(self._running[ref].held)
+        return [self._ended(ref, result)]
+
+    def _ended(self, ref: Any, result: Any) -> Done:
+        running = self._running.pop(ref)
+        if running.held.ask.actors:
+            running.held.busy -= 1
+        else:
+            self._room.end(running.held)
+        return Done(running.unit, result)
+
+    def _bury(self, held: Held) -> list[Done]:
+        """A dead actor: of the shards it had and did not finish, the oldest was at work; the others are innocent.
+
+        From now on its pool has one shard in flight per actor, so that the next death takes no neighbour along.
+        """
+        refs = [ref for ref, running in self._running.items() if running.held is held]
+        ray.wait(refs, num_returns=len(refs), timeout=DYING_S)
+        done: list[Done] = []
+        for ref in refs:
+            result = _result(ref)
+            if isinstance(result, WorkerDied) and any(isinstance(d.result, WorkerDied) for d in done):
+                result = WorkerDied("its worker died on another shard", innocent=True)
+            done.append(self._ended(ref, result))
+        self._room.end(held)
+        self._room.careful.add(held.ask.step)
+        self._actors.pop(held, None)
+        return done
+
+    def stuck(self, wanting: Sequence[Planned]) -> str:
+        """Nodes that left may come back, and nodes that were asked for may come: for a while."""
+        now = time.monotonic()
+        self._idle_since = self._idle_since or now
+        if now - self._idle_since < (GROWING_S if self._cluster.grows else PATIENCE_S):
+            return ""
+        texts = [f"{one.name!r} needs {_text(self._ask(one))}" for one in wanting]
+        return (
+            f"nothing can start though steps are left: {', '.join(texts)}; "
+            f"{self._cluster.nodes_text(list(self._room.nodes.values()))}"
+        )
+
+    def release(self, one: Planned) -> None:
+        self._services.drop(one.name)
+        for held in self._room.release(one.name):
+            if held in self._actors:
+                ray.kill(self._actors.pop(held))
+
+    def drain(self, grace_s: float) -> list[Done]:
+        deadline, done = time.monotonic() + grace_s, []
+        while self._running and time.monotonic() < deadline:
+            done += self.wait(0.2)
+        return done
+
+    def close(self) -> None:
+        if self._shipping:
+            self._shipping.close()
+        self._cluster.disconnect()
+        self._services.close()
+
+    def _look_at_nodes(self, after_s: float = 0.0) -> None:
+        """Nodes that joined get work once they see what the run needs; those that left get none."""
+        if after_s and (not self._cluster.address or time.monotonic() - self._looked_s < after_s):
+            return
+        self._looked_s = time.monotonic()
+        there = node_resources()
+        for node in set(self._room.nodes) - set(there):
+            self._room.leave(node)
+        for node in set(there) - set(self._room.nodes):
+            problem = self._shipping.problem_of(node) if self._shipping else ""
+            if problem is None:
+                continue  # it is still being asked
+            if problem:
+                self._say(f"node {self._cluster.name_of(node)} gets no work: {problem}")
+                there[node] = {}
+            self._room.join(node, there[node])
+
+
+def _result(ref: Any) -> Any:
+    """What a call gave, or the error that says what became of it."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        return error.cause if isinstance(error.cause, BaseException) else error
+    except ray.exceptions.RayError as error:
+        return died(error)
+
+
+def died(error: BaseException) -> WorkerDied:
+    """Innocent is who went down with a node. Who was ended for want of memory may have taken it."""
+    lost = ray.exceptions
+    gone = (lost.NodeDiedError, lost.TaskUnschedulableError, lost.ActorUnschedulableError)
+    return WorkerDied(f"the worker died: {type(error).__name__}", innocent=isinstance(error, gone))
+
+
+def _all_above(one: Planned) -> frozenset[str]:
+    found: set[str] = set()
+    for above in (*one.above, *one.artifact_steps):
+        found |= {above.name} | _all_above(above)
+    return frozenset(found)
+
+
+def _text(ask: Ask) -> str:
+    """`4 CPU and 1 GPU`, or `8 x (4 CPU and 1 GPU)`."""
+    amounts = [
+        (ask.need["CPU"], "CPU"),
+        (ask.need["GPU"], "GPU"),
+        (ask.need["memory"] / 2**30, "GB of memory"),
+    ]
+    text = " and ".join(f"{n:g} {kind}" for n, kind in amounts if n) or "a place for a task"
+    return f"{ask.workers} x ({text})" if ask.workers > 1 else text

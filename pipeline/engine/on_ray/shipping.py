@@ -1,0 +1,246 @@
+"""What a run needs on every node of a cluster: its code, its input files, its root. Found out before any work.
+
+Each node is asked what it sees. Code, and files below the folder where `vlpipe` was called, are copied to the nodes
+(Ray's `runtime_env`) when one lacks them; a root or a file elsewhere that a node does not see is an error of one sentence.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle
+
+from vlpipe.pipeline.engine.on_ray import probe
+from vlpipe.pipeline.engine.on_ray.connection import Cluster, node_resources
+from vlpipe.pipeline.engine.on_ray.probe import DRIVER_FOLDER, source_digest
+from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.params import files_of
+
+NOT_SHIPPED = (
+    ".git",
+    ".venv",
+    "venv",
+    "runs",
+    "node_modules",
+    "__pycache__",
+)  # names of folders; so are all `.x_cache`
+MAX_SHIPPED_BYTES = 200 * 2**20
+MAX_SHIPPED_FILES = 50_000
+ANSWER_S = 120.0  # a worker must start first
+OWN = "vlpipe"
+
+
+@dataclass
+class Wanted:
+    """What every node must see. `files`: path -> (size, who reads it); `modules`: top-level name -> digest of its source."""
+
+    modules: dict[str, str] = field(default_factory=dict)
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    root: bytes = b""
+
+    @classmethod
+    def of(cls, steps: Sequence[Planned], root: bytes) -> Wanted:
+        names = {OWN, *(name for one in steps for name in _modules_of(one))}
+        files = {path: about for one in steps for path, about in _files_of(one)}
+        return cls({name: source_digest(name) for name in sorted(names)}, files, root)
+
+
+@dataclass
+class Lack:
+    """What a node does not see, or what it said of the root."""
+
+    missing: list[str]
+    unseen: list[str]
+    problems: list[str]
+
+
+class Shipping:
+    """One run's code and files on the nodes of a cluster."""
+
+    def __init__(self, cluster: Cluster, steps: Sequence[Planned], store: Store) -> None:
+        self._cluster, self._store = cluster, store
+        self._proof, self._nonce = f"_cache/seen.{uuid.uuid4().hex[:8]}.part", uuid.uuid4().hex
+        call = functools.partial(reads_root, store, self._proof, self._nonce)
+        self._wanted = Wanted.of(steps, cloudpickle.dumps(call))
+        self._good: set[str] = set()
+        self._asked: dict[str, Any] = {}  # nodes that joined later
+        cloudpickle.register_pickle_by_value(probe)
+
+    def prepare(self) -> list[str]:
+        """Ask every node, copy what is missing, ask again; what is still wrong, a sentence each."""
+        self._store.write_bytes(self._proof, self._nonce.encode())
+        lacks = self._ask_all()
+        missing = {name for lack in lacks.values() for name in lack.missing}
+        below = {path for lack in lacks.values() for path in lack.unseen if self._is_below(path)}
+        if missing or below:
+            self._ship(missing, bool(below))
+            lacks = self._ask_all()
+        self._good = {node for node, lack in lacks.items() if not self._said(lack)}
+        return [
+            f"node {self._cluster.name_of(node)} {text}"
+            for node, lack in lacks.items()
+            if (text := self._said(lack))
+        ]
+
+    def problem_of(self, node: str) -> str | None:
+        """What is wrong with a node that is new; empty: nothing; None: it has not answered yet."""
+        if node in self._good:
+            return ""
+        if node not in self._asked:
+            self._asked[node] = self._ask(node)
+        ready, _ = ray.wait([self._asked[node]], timeout=0)
+        if not ready:
+            return None
+        text = self._said(self._heard(node, self._asked[node]))
+        if not text:
+            self._good.add(node)
+        return text
+
+    def close(self) -> None:
+        self._store.remove(self._proof)
+
+    def _ask(self, node: str) -> Any:
+        files = [(path, size) for path, (size, _) in self._wanted.files.items()]
+        options = {"num_cpus": 0, "max_retries": 1, "scheduling_strategy": self._cluster.on_node(node)}
+        look = ray.remote(probe.look).options(**options)
+        return look.remote(self._wanted.modules, files, self._wanted.root)
+
+    def _ask_all(self) -> dict[str, Lack]:
+        asked = {node: self._ask(node) for node in node_resources()}
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
+        return {node: self._heard(node, ref) for node, ref in asked.items()}
+
+    def _heard(self, node: str, ref: Any) -> Lack:
+        try:
+            return Lack(**ray.get(ref, timeout=0))
+        except ray.exceptions.GetTimeoutError:
+            return Lack([], [], [f"gave no answer within {ANSWER_S:.0f} s"])
+        except ray.exceptions.RayError as error:
+            first = (str(error).strip().splitlines() or [""])[-1]
+            return Lack([], [], [f"cannot run a task: {type(error).__name__}: {first}"])
+
+    def _said(self, lack: Lack) -> str:
+        """The first thing that is wrong, with what to do."""
+        if lack.problems:
+            return lack.problems[0]
+        if lack.missing:
+            return f"cannot import {', '.join(map(repr, lack.missing))} as it is here"
+        if lack.unseen:
+            path = lack.unseen[0]
+            who = self._wanted.files[path][1]
+            more = f" (and {len(lack.unseen) - 1} more)" if len(lack.unseen) > 1 else ""
+            return f"does not see {path}{more}, which {who} reads; put it where every node sees it, or below {os.getcwd()}"
+        return ""
+
+    @staticmethod
+    def _is_below(path: str) -> bool:
+        return Path(path).is_relative_to(os.getcwd())
+
+    def _ship(self, missing: set[str], with_files: bool) -> None:
+        """Connect again with copies of what is missing."""
+        outside = [name for name in sorted(missing - {OWN}) if not self._is_below(_place(name))]
+        env: dict[str, Any] = {"env_vars": {DRIVER_FOLDER: os.getcwd()}}
+        if with_files or missing - {OWN} - set(outside):
+            leave_out = [*NOT_SHIPPED, *_root_below(self._store)]
+            _check_size(os.getcwd(), leave_out, sorted(missing - {OWN}))
+            env["working_dir"] = os.getcwd()
+            env["excludes"] = [*leave_out, "*.pyc", ".*_cache"]
+        with tempfile.TemporaryDirectory() as folder:
+            env["py_modules"] = [_place(name) for name in outside]
+            if OWN in missing:
+                env["py_modules"].append(_own_source(folder))
+            self._cluster.disconnect()
+            os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # lists and weights are often in there
+            self._cluster.connect(env)
+
+
+def reads_root(store: Store, rel: str, nonce: str) -> list[str]:
+    """On a node: is the driver's root its root too?"""
+    where = f"does not see the root {store.url}"
+    todo = "a root must lie where every node sees it: on a shared disk, or s3://..."
+    try:
+        seen = store.read_bytes(rel).decode()
+    except Exception as error:  # whatever it is: the reader is told
+        return [f"{where} ({type(error).__name__}); {todo}"]
+    return [] if seen == nonce else [f"{where} (another folder has its name); {todo}"]
+
+
+def _modules_of(one: Planned) -> Iterator[str]:
+    """Top-level names of the modules of a step's stage, and of the stages and parts it holds."""
+    stages = [one.keyed.step.stage]
+    for stage in stages:
+        if hasattr(stage, "__dataclass_fields__"):
+            yield type(stage).__module__.partition(".")[0]
+            stages.extend(getattr(stage, name) for name in stage.__dataclass_fields__)
+
+
+def _files_of(one: Planned) -> Iterator[tuple[str, tuple[int, str]]]:
+    for name, file in files_of(one.keyed.step.stage):
+        if file.step is None and "://" not in file.path and os.path.exists(file.path):
+            path = os.path.abspath(file.path)
+            size = -1 if os.path.isdir(path) else os.path.getsize(path)
+            yield path, (size, f"{one.name}.{name}")
+
+
+def _place(module: str) -> str:
+    """The folder or file of a top-level module."""
+    found = sys.modules[module]
+    if getattr(found, "__path__", None):
+        return os.path.abspath(next(iter(found.__path__)))
+    assert found.__file__
+    return os.path.abspath(found.__file__)
+
+
+def _own_source(folder: str) -> str:
+    """A copy of vlpipe's rooms as one plain package: installed for development they are links in several places."""
+    to = os.path.join(folder, OWN)
+    for base in sys.modules[OWN].__path__:
+        for room in sorted(os.listdir(base)):
+            if os.path.isdir(os.path.join(base, room)) and not os.path.exists(os.path.join(to, room)):
+                shutil.copytree(
+                    os.path.join(base, room),
+                    os.path.join(to, room),
+                    ignore=shutil.ignore_patterns("__pycache__"),
+                )
+    return to
+
+
+def _root_below(store: Store) -> list[str]:
+    """The root, when it lies in the folder that is copied."""
+    if not store.is_local or not Path(store.url).is_relative_to(os.getcwd()):
+        return []
+    return ["/" + os.path.relpath(store.url, os.getcwd())]
+
+
+def _check_size(folder: str, leave_out: Sequence[str], modules: Sequence[str]) -> None:
+    num_bytes = num_files = 0
+    for at, folders, names in os.walk(folder, followlinks=True):
+        rel = os.path.relpath(at, folder)
+        folders[:] = [
+            name
+            for name in folders
+            if name not in leave_out
+            and not (name.startswith(".") and name.endswith("_cache"))
+            and "/" + os.path.normpath(os.path.join(rel, name)) not in leave_out
+        ]
+        num_files += len(names)
+        num_bytes += sum(os.path.getsize(p) for name in names if os.path.isfile(p := os.path.join(at, name)))
+        if num_bytes > MAX_SHIPPED_BYTES or num_files > MAX_SHIPPED_FILES:
+            what = f"the code of {', '.join(modules)}" if modules else "the lists and weights"
+            raise VlpipeError(
+                f"a node does not see {what} in {folder}, and that folder is too large to be copied to it (over "
+                f"{MAX_SHIPPED_BYTES >> 20} MB or {MAX_SHIPPED_FILES:,} files without {', '.join(NOT_SHIPPED)}); "
+                "put it where every node sees it, or call vlpipe in a folder with only its code and lists"
+            )

@@ -1,0 +1,127 @@
+"""What runs in Ray's workers: a shard, a gather step, an actor that keeps its stage open, and training through Ray Train."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import ray
+
+from vlpipe.pipeline.engine.executor import WorkerDied
+from vlpipe.pipeline.engine.records.receipts import Receipt
+from vlpipe.pipeline.engine.worker.device import granted
+from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask, run_gather
+from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard, set_torch_threads
+from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
+from vlpipe.pipeline.errors import StepFailed, VlpipeError
+from vlpipe.pipeline.stage import Work
+from vlpipe.pipeline.workflow.load import Resources
+
+
+@functools.cache
+def _settle() -> None:
+    """Once in a worker, after its imports: no garbage collection looks through them again, and pandas is not among them."""
+    leave_pandas_alone()
+    gc.freeze()
+
+
+def _run_shard(task: ShardTask, gpus: float) -> Receipt:
+    _settle()
+    with granted(gpus):
+        return run_shard(task)
+
+
+def _run_gather(task: GatherTask, resources: Resources) -> Gathered:
+    _settle()
+    with granted(resources.gpus):
+        return run_gather(
+            task,
+            functools.partial(launch_on_ray, task.torch_threads, resources, task.store.path(task.folder)),
+        )
+
+
+class _ShardWorker:
+    """Opens its stage with its first shard: what goes wrong there is that shard's error, not a dead actor's.
+
+    A shard to be run row by row in a process of its own is run in place of the actor's work, not beside it.
+    """
+
+    def __init__(self, gpus: float) -> None:
+        _settle()
+        self._gpus = gpus
+        self._stack = ExitStack()
+        self._work: Work | None = None
+
+    def run(self, task: ShardTask) -> Receipt:
+        with granted(self._gpus):
+            if task.isolate:
+                self._stack.close()
+                self._work = None
+            elif self._work is None:
+                self._work = self._stack.enter_context(opening(task))
+            return run_shard(task, self._work)
+
+
+# The runner counts attempts and decides what a death means; Ray must not try again on its own.
+remote_shard: Any = ray.remote(max_retries=0)(_run_shard)
+remote_gather: Any = ray.remote(max_retries=0)(_run_gather)
+ShardWorker: Any = ray.remote(max_restarts=0, max_task_retries=0)(_ShardWorker)
+
+
+def launch_on_ray(
+    torch_threads: int,
+    resources: Resources,
+    folder: str,
+    fn: Callable[[Any], None],
+    config: Any,
+    num_workers: int = 1,
+    gpu: bool = False,
+) -> None:
+    """Run `fn(config)` in `num_workers` processes that form a torch process group, each with the step's resources."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    each = {"CPU": resources.cpus}
+    if gpu:
+        each["GPU"] = resources.gpus
+    if resources.memory_gb:
+        each["memory"] = resources.memory_gb * 2**30
+    trainer = TorchTrainer(
+        _train_loop,
+        train_loop_config={
+            "fn": fn,
+            "config": config,
+            "torch_threads": torch_threads,
+            "gpus": each.get("GPU", 0),
+        },
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=gpu, resources_per_worker=each),
+        run_config=RunConfig(storage_path=folder, name="work/ray"),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause_of(error) from error
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """The error a training worker raised, out of Ray Train's wrapping."""
+    found = list((getattr(error, "worker_failures", None) or {}).values())
+    for wrapping in ("health_check_failure", "base_error", "cause"):
+        found = [getattr(failure, wrapping, None) or failure for failure in found]
+    for failure in found:  # the others then fail for want of the dead one
+        raised = isinstance(failure, ray.exceptions.RayTaskError)  # by the training itself
+        if isinstance(failure, ray.exceptions.RayError) and not raised:
+            return WorkerDied(f"a training worker died: {type(failure).__name__}", innocent=True)
+    for failure in found:
+        named = StepFailed(f"{type(failure).__name__}: {failure}")
+        return failure if isinstance(failure, VlpipeError) else named
+    return StepFailed(str(error))
+
+
+def _train_loop(config: dict[str, Any]) -> None:
+    set_torch_threads(config["torch_threads"])
+    with granted(config["gpus"]):
+        config["fn"](config["config"])

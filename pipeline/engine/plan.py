@@ -1,0 +1,324 @@
+"""What would run, and why: every step against what lies on disk. Reads one object per finished step."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from vlpipe.pipeline.engine.records.keys import FileDigests, Keyed, key_step
+from vlpipe.pipeline.engine.records.manifest import (
+    Manifest,
+    check_format,
+    digest_artifacts,
+    digest_inputs,
+    read_manifest,
+    read_step_file,
+)
+from vlpipe.pipeline.engine.records.receipts import STEP_FOLDER, Receipt, read_receipts, read_unfinished
+from vlpipe.pipeline.engine.records.source_hash import save_parsed
+from vlpipe.pipeline.engine.worker.gather import ListRows, part_sources
+from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
+from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.stage import Dataset, File, GatherStage, ListFile, MapStage, SourceStage
+from vlpipe.pipeline.storage.sealed import read_sealed, write_sealed
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Step, Workflow, files_of, replace_files, schemas
+
+RECORD = "_steps.json"  # what each step was when it last ran: for reasons, never for decisions
+
+
+@dataclass
+class Planned:
+    """A step and what is known of it. `reason` is why it runs; empty when it is done.
+
+    found: receipts that an unfinished step has so far; `receipts`: all of a finished one, read when they are asked for.
+    """
+
+    keyed: Keyed
+    above: tuple[Planned, ...]
+    artifact_steps: tuple[Planned, ...]
+    schema_in: pa.Schema
+    schema_out: pa.Schema
+    store: Store
+    reason: str = ""
+    warning: str = ""
+    manifest: Manifest | None = None
+    found: dict[int, Receipt] = field(default_factory=dict)
+    _receipts: list[Receipt] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.keyed.step.name
+
+    @property
+    def folder(self) -> str:
+        return self.keyed.folder
+
+    @property
+    def is_done(self) -> bool:
+        return self.manifest is not None
+
+    @property
+    def receipts(self) -> list[Receipt]:
+        """Of a finished step, in order; empty before."""
+        if self._receipts is None and self.is_done:
+            self._receipts = read_receipts(self.store, self.folder)
+        return self._receipts or []
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        return tuple(r.shard for r in self.receipts)
+
+    def dataset(self, store: Store) -> Dataset:
+        return Dataset(store, self.name, self.schema_out, self.shards)
+
+    def finish(self, manifest: Manifest, receipts: list[Receipt] | None = None) -> None:
+        self.manifest, self._receipts, self.reason, self.found = manifest, receipts, "", {}
+
+    def undo(self) -> None:
+        """It is not done after all."""
+        self.manifest, self._receipts = None, None
+
+    def let_go(self) -> None:
+        """Keep no receipts in memory; they are read again when they are wanted."""
+        self._receipts = None
+
+
+def expand(steps: Sequence[Step]) -> list[Step]:
+    """A source stage becomes two steps: `NAME.rows` lists its rows, `NAME` works on them."""
+    out: list[Step] = []
+    for step in steps:
+        if isinstance(step.stage, SourceStage):
+            rows = f"{step.name}.rows"
+            out.append(dataclasses.replace(step, name=rows, stage=ListRows(source=step.stage), inputs=()))
+            step = dataclasses.replace(step, inputs=(rows,))
+        out.append(step)
+    return out
+
+
+def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Planned]:
+    """Every step in file order; of done ones the manifest is read. `until`: the last step wanted, with what it needs."""
+    check_format(store, old=any(_is_step(store, name) for name in store.list()))
+    chain = schemas(workflow)
+    digests = FileDigests(store)
+    record = read_record(store)
+    by_name: dict[str, Planned] = {}
+    for step in expand(workflow.steps):
+        keyed = _in_folder(key_step(step, {name: p.keyed for name, p in by_name.items()}, digests), store)
+        above = tuple(by_name[name] for name in step.inputs)
+        files = {f.step for _, f in files_of(step.stage) if f.step}
+        one = Planned(
+            keyed=keyed,
+            above=above,
+            artifact_steps=tuple(by_name[name] for name in sorted(files)),
+            schema_in=above[0].schema_out if above else pa.schema([]),
+            schema_out=step.stage.schema(pa.schema([]))
+            if isinstance(step.stage, ListRows)
+            else chain[step.name],
+            store=store,
+        )
+        look(one, store, record.get(step.name))
+        by_name[step.name] = one
+    digests.save()
+    save_parsed()
+    wanted = list(by_name.values())
+    if until is not None:
+        needed = _needed(by_name[workflow.step(until).name])
+        wanted = [p for p in wanted if p.name in needed]
+    return wanted
+
+
+def _is_step(store: Store, name: str) -> bool:
+    return bool(STEP_FOLDER.fullmatch(name)) and (
+        store.exists(f"{name}/manifest.json") or store.exists(f"{name}/_receipts")
+    )
+
+
+def _in_folder(keyed: Keyed, store: Store) -> Keyed:
+    """The step in a folder that is its own: two keys may share their first digits, and the full keys decide."""
+    for digits in (8, 16):
+        folder = f"{keyed.step.name}-{keyed.step_key[:digits]}"
+        said = read_step_file(store, folder) or {}
+        if said.get("step_key", keyed.step_key) == keyed.step_key:
+            return dataclasses.replace(keyed, folder=folder)
+    raise VlpipeError(f"{store.path(folder)} is the folder of another step; rename step {keyed.step.name!r}")
+
+
+def _needed(last: Planned) -> set[str]:
+    names = {last.name}
+    for one in (*last.above, *last.artifact_steps):
+        names |= _needed(one)
+    return names
+
+
+def look(one: Planned, store: Store, before: Mapping[str, Any] | None = None) -> None:
+    """Is the step done? If not, what is the first reason."""
+    waiting = [p.name for p in (*one.above, *one.artifact_steps) if not p.is_done]
+    manifest = read_manifest(store, one.folder)
+    if manifest is not None and not waiting and is_made_from(manifest, one):
+        one.finish(manifest)
+        one.warning = stale_source(one, manifest.sources)
+        return
+    sources: set[str] = set()
+    if is_gather(one):
+        sources = part_sources(store, one.folder)
+    elif not one.found:
+        one.found = read_unfinished(store, one.folder)
+        sources = {r.source for r in one.found.values()}
+    one.warning = one.warning or stale_source(one, sources)
+    one.reason = why(one, before) or (f"step {waiting[0]!r} runs" if waiting else _progress(one, manifest))
+
+
+def is_made_from(manifest: Manifest, one: Planned) -> bool:
+    """Was it made from what lies above it now? Full keys and digests, never names."""
+    return (manifest.step_key, manifest.inputs_digest) == (one.keyed.step_key, inputs_digest(one))
+
+
+def stale_source(one: Planned, sources: Sequence[str] | set[str]) -> str:
+    """A warning when rows that are there were made by other code than there is now; empty when not."""
+    if not set(sources) - {one.keyed.source}:
+        return ""
+    what = "rows of it were" if one.keyed.source in sources else "it was"
+    return f"{what} made by other code than there is now, of the same VERSION; raise VERSION if the rows may differ"
+
+
+def _progress(one: Planned, manifest: Manifest | None) -> str:
+    if manifest is not None:
+        return "its input changed"
+    return f"{len(one.found)} shard(s) done, it goes on" if one.found else "not run yet"
+
+
+def inputs_digest(one: Planned) -> str:
+    """Over every shard and artifact that the step reads; the steps above must be done."""
+    shards = [p.manifest.shards_digest for p in one.above if p.manifest is not None]
+    assert len(shards) == len(one.above)
+    return digest_inputs(shards, artifacts_digest(one))
+
+
+def artifacts_digest(one: Planned) -> str:
+    return digest_artifacts(read_digests(one))
+
+
+def read_digests(one: Planned) -> dict[str, str]:
+    """Parameter -> digest of the files and artifacts that the rows depend on.
+
+    What only lists rows counts through the rows it listed; what is in no key counts nowhere.
+    """
+    stage = one.keyed.step.stage
+    left_out = stage.NOT_IN_KEY
+    return {
+        name: f.digest
+        for name, f in resolved_files(one)
+        if not (isinstance(f, ListFile) and isinstance(stage, MapStage))
+        and name.partition(".")[0] not in left_out
+    }
+
+
+def resolved_files(one: Planned, store: Store | None = None) -> list[tuple[str, File]]:
+    """Every file parameter with its content digest; with a store, with a path to read as well."""
+    digests, marks = dict(one.keyed.files), dict(one.keyed.marks)
+    return [
+        (name, _resolve(one, name, file, digests[name], marks.get(name, ""), store))
+        for name, file in files_of(one.keyed.step.stage)
+    ]
+
+
+def _resolve(one: Planned, name: str, file: File, digest: str, mark: str, store: Store | None) -> File:
+    if file.step is None:
+        return dataclasses.replace(file, digest=digest, mark=mark)
+    maker = next(p for p in one.artifact_steps if p.name == file.step)
+    assert maker.manifest is not None
+    made = maker.manifest.artifact_digest(file.path)
+    if made is None:
+        have = ", ".join(sorted(maker.manifest.artifacts)[:8]) or "nothing"
+        raise VlpipeError(
+            f"{one.name}.{name}: step {file.step!r} has no artifact {file.path!r}; it has {have}"
+        )
+    rel = f"{maker.folder}/artifacts/{file.path}".rstrip("/")
+    where = "" if store is None else store.path(rel) if store.is_local else f"{store.url.rstrip('/')}/{rel}"
+    return dataclasses.replace(file, path=where or file.path, digest=made)
+
+
+def resolve_stage(one: Planned, store: Store) -> Any:
+    """The stage with readable paths in its file parameters."""
+    files = dict(resolved_files(one, store))
+    return replace_files(one.keyed.step.stage, lambda name, _: files[name])
+
+
+def why(one: Planned, before: Mapping[str, Any] | None) -> str:
+    """The first thing that differs from when the step last ran: its own, before what is above it."""
+    if before is None or before["step_key"] == one.keyed.step_key:
+        return ""
+    step = one.keyed.step
+    if before["identity"][:-1] != list(one.keyed.identity[:-1]):
+        return f"use changed {before['use']} -> {step.use}"
+    if before["identity"] != list(one.keyed.identity):
+        return f"VERSION of {step.use} changed {before['identity'][-1]} -> {one.keyed.identity[-1]}"
+    changed = _changed_parameter(before["params"], step.params, step.stage.NOT_IN_KEY)
+    if changed:
+        return changed
+    for name, digest in one.keyed.files:
+        if before["files"].get(name) != digest and not digest.startswith("step:"):
+            return f"the content of {name} changed"
+    for maker in (*one.above, *one.artifact_steps):
+        if maker.reason:
+            return f"step {maker.name!r} runs"
+    if before["torch_threads"] != step.torch_threads:
+        return f"torch_threads changed {before['torch_threads']} -> {step.torch_threads}"
+    return "what is above it changed"
+
+
+def _changed_parameter(old: Any, new: Any, leave_out: frozenset[str], path: str = "") -> str:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted(set(old) | set(new)):
+            if not path and key in leave_out:
+                continue
+            found = _changed_parameter(
+                old.get(key), new.get(key), leave_out, f"{path}.{key}" if path else str(key)
+            )
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"parameter {path} changed {old} -> {new}"
+
+
+def is_gather(one: Planned) -> bool:
+    return isinstance(one.keyed.step.stage, GatherStage)
+
+
+def read_record(store: Store) -> dict[str, Any]:
+    """What the steps were when they last ran; nothing, and a warning, when the file is damaged."""
+    if not store.exists(RECORD):
+        return {}
+    try:
+        record = read_sealed(store, RECORD)
+        if all({"identity", "step_key", "params", "files"} <= set(one) for one in record.values()):
+            return dict(record)
+    except (ValueError, AttributeError, TypeError):
+        pass  # as one of another shape
+    warnings.warn(
+        f"{store.path(RECORD)} is damaged; a plan cannot say what changed", VlpipeWarning, stacklevel=2
+    )
+    return {}
+
+
+def remember(steps: Sequence[Planned], store: Store) -> None:
+    """Record what the steps are now, so that the next plan can say what changed."""
+    record = read_record(store)
+    for one in steps:
+        step = one.keyed.step
+        record[step.name] = {
+            "step_key": one.keyed.step_key,
+            "folder": one.folder,
+            "use": step.use,
+            "identity": list(one.keyed.identity),
+            "params": step.params,
+            "files": dict(one.keyed.files),
+            "torch_threads": step.torch_threads,
+        }
+    write_sealed(store, RECORD, record)

@@ -1,0 +1,83 @@
+"""What a live run leaves for those who watch: which steps it works on, and how many rows of a slow shard are done.
+
+Both are notes in the step's `work/`, which goes when the step is done: a root that all workers share is all that is needed,
+with Ray, on a cluster, and without. A note counts only for the run that wrote it. A shard writes none in its first seconds,
+then one in `EVERY_S`: 30 bytes, not synced.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vlpipe.pipeline.engine.locking.lock import RUN_VARIABLE
+from vlpipe.pipeline.storage.store import Store, canonical_json
+
+FIRST_S = 5.0  # most shards are done by then
+EVERY_S = 5.0
+EVERY_REMOTE_S = 30.0  # a note in an object store is a request
+
+
+def noted(store: Store, folder: str, index: int, batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The batches; a batch counts as done when the next one is asked for."""
+    due, num_rows = time.monotonic() + FIRST_S, 0
+    for batch in batches:
+        yield batch
+        num_rows += batch.num_rows
+        if time.monotonic() >= due:
+            _write(store, _rows_path(folder, index), num_rows)
+            due = time.monotonic() + (EVERY_S if store.is_local else EVERY_REMOTE_S)
+
+
+def rows_done(store: Store, folder: str, indexes: Iterable[int]) -> dict[int, int]:
+    """Rows done so far of the shards that say so."""
+    found = ((index, _read(store, _rows_path(folder, index), this_run())) for index in indexes)
+    return {index: num_rows for index, num_rows in found if num_rows is not None}
+
+
+def mark_running(store: Store, folder: str) -> None:
+    """This run works on the step now."""
+    _write(store, _running_path(folder), 1)
+
+
+def is_running(store: Store, folder: str, run: str) -> bool:
+    return _read(store, _running_path(folder), run) is not None
+
+
+def this_run() -> str:
+    return os.environ.get(RUN_VARIABLE, "")
+
+
+def _running_path(folder: str) -> str:
+    return f"{folder}/work/running.json"
+
+
+def _rows_path(folder: str, index: int) -> str:
+    return f"{folder}/work/{index:06d}.rows.json"
+
+
+def _write(store: Store, rel: str, value: int) -> None:
+    """A note is for the eye: one that cannot be written must not cost the shard."""
+    data = canonical_json({"run": this_run(), "value": value})
+    with suppress(OSError):
+        if not store.is_local:
+            store.write_bytes(rel, data)
+            return
+        path = Path(store.path(rel))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _read(store: Store, rel: str, run: str) -> int | None:
+    """None: there is no such note of this run, or it is being written."""
+    try:
+        note: Any = store.read_json(rel)
+        return int(note["value"]) if note["run"] == run else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,246 @@
+"""Keys: what a result was made from. No clock, host, port, path or secret is in one.
+
+step key: declared things only (the stage's name and VERSION, parameters, digests of outside files, keys of the steps
+    before), so it is known before anything ran; its first digits are in the name of the step's folder.
+shard key: sha256(stage key, key of the input shard). The stage key leaves out what only lists rows, so a longer list keeps
+    the shards it shares with the old one, and which step made an artifact: its content digest stands in the receipt.
+What was really read (digests of input shards and artifacts) stands in the receipt and must match as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from vlpipe.pipeline.engine.records.source_hash import source_hash
+from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
+from vlpipe.pipeline.stage import File, ListFile, Listing, MapStage, Stage, Weights
+from vlpipe.pipeline.storage.digest_cache import RECENT_S, DigestCache
+from vlpipe.pipeline.storage.store import Store, sha256_file
+from vlpipe.pipeline.workflow.hub import hub_commit
+from vlpipe.pipeline.workflow.load import Step, files_of, replace_files
+from vlpipe.pipeline.workflow.params import canonical
+
+Stamp = tuple[int, int]  # size in bytes, mtime_ns
+
+
+def sha256_json(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # file names may be any bytes
+
+
+def tree_digest(files: Mapping[str, str]) -> str:
+    """One digest for a folder: its relative paths and their digests. A single file "" is its own digest."""
+    return files[""] if set(files) == {""} else sha256_json("tree", sorted(files.items()))
+
+
+def tree_mark(stamps: Mapping[str, Stamp]) -> str:
+    """One digest for the names, sizes and times of a folder's files."""
+    return sha256_json("mark", sorted(stamps.items()))
+
+
+def walk_files(path: str) -> Iterator[tuple[str, str, Stamp]]:
+    """(path below, full path, stamp) of a folder's files, or of the file itself; folders that are links are not entered."""
+    here = os.path.realpath(path)
+    if not os.path.isdir(here):
+        stat = os.stat(here)
+        yield "", here, (stat.st_size, stat.st_mtime_ns)
+        return
+    folders = [(here, "")]
+    while folders:
+        folder, below = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((entry.path, f"{below}{entry.name}/"))
+                elif entry.is_file():  # no broken link, no socket
+                    stat = entry.stat()
+                    yield below + entry.name, entry.path, (stat.st_size, stat.st_mtime_ns)
+
+
+def check_unchanged(file: File) -> None:
+    """Raise VlpipeError when an outside file is not, on this machine and now, what the plan was made with."""
+    if not file.mark:
+        return
+    text = "a worker must see the file that the plan has seen: put it on a disk that all machines share, at one path"
+    if not os.path.exists(file.path):
+        raise VlpipeError(f"there is no {file.path} on {os.uname().nodename}; {text}")
+    found = list(walk_files(file.path))
+    if tree_mark({name: stamp for name, _, stamp in found}) == file.mark:
+        return
+    digest = tree_digest({name: sha256_file(full) for name, full, _ in found})
+    if digest != file.digest:
+        raise VlpipeError(
+            f"{file.path} on {os.uname().nodename} is not what the plan has seen (sha256 {digest[:12]}, wanted "
+            f"{file.digest[:12]}): it was changed since, or it is another file of that name; {text}"
+        )
+
+
+class FileDigests:
+    """Content digests of files outside the root, looked up once each; cached under it by path, size and mtime."""
+
+    REL = "_cache/digests.json"
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known = _read_cache(store, self.REL)
+        self._of_user = DigestCache()
+        # path -> digest, mark: a folder of images is a parameter of two steps, and slow to walk
+        self._looked_up: dict[str, tuple[str, str]] = {}
+        self._hub: dict[str, str] = {}
+        self._changed = False
+
+    def of(self, path: str) -> str:
+        """sha256 of a file, or of a folder's listing."""
+        return self._get(path)[0]
+
+    def mark(self, path: str) -> str:
+        """Digest of the names, sizes and times of the files at `path`."""
+        return self._get(path)[1]
+
+    def of_hub(self, name: str, who: str = "") -> str:
+        """`hub:ORG/NAME@COMMIT` of a hub id. VlpipeError: it is none, or nobody knows its commit."""
+        if name not in self._hub:
+            remembered = self._known.get(f"hub:{name}", [0, 0, ""])[2]
+            commit = hub_commit(name, who, remembered)
+            self._changed = self._changed or commit != remembered
+            self._known[f"hub:{name}"] = [0, 0, commit]
+            self._hub[name] = f"hub:{name.partition('@')[0]}@{commit}"
+        return self._hub[name]
+
+    def _get(self, path: str) -> tuple[str, str]:
+        if path not in self._looked_up:
+            found = list(walk_files(path))
+            digest = tree_digest({name: self._file(full, stamp) for name, full, stamp in found})
+            self._looked_up[path] = digest, tree_mark({name: stamp for name, _, stamp in found})
+        return self._looked_up[path]
+
+    def _file(self, path: str, stamp: Stamp) -> str:
+        known = self._known.get(path)
+        if known is not None and (known[0], known[1]) == stamp:
+            return str(known[2])
+        digest = self._of_user.get(path, *stamp) or sha256_file(path)
+        self._of_user.put(path, *stamp, digest)
+        if (
+            abs(time.time() - stamp[1] / 1e9) >= RECENT_S
+        ):  # else it may change again within one tick of its clock
+            self._known[path] = [*stamp, digest]
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Keep them below the root; while there is none, for this user. A plan makes no root."""
+        if not self._store.exists(""):
+            self._of_user.save()
+        elif self._changed:  # in one line: spaces for the eye are six times as slow to write
+            text = json.dumps(self._known, separators=(",", ":"))
+            cache = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "files": text}
+            self._store.write_bytes(self.REL, json.dumps(cache).encode())
+
+
+def _read_cache(store: Store, rel: str) -> dict[str, list[Any]]:
+    """The digests known so far; none, and a warning, when the file is damaged."""
+    if not store.exists(rel):
+        return {}
+    try:
+        cache = store.read_json(rel)
+        if hashlib.sha256(cache["files"].encode()).hexdigest() == cache["sha256"]:
+            known: dict[str, list[Any]] = json.loads(cache["files"])
+            return known
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass  # as a wrong checksum
+    warnings.warn(f"{store.path(rel)} is damaged; outside files are hashed anew", VlpipeWarning, stacklevel=2)
+    return {}
+
+
+def key_params(stage: Stage) -> dict[str, Any]:
+    """The parameters that can change rows, as JSON; a file is its digest (or the key of the step that makes it)."""
+    params: dict[str, Any] = canonical(stage, _file_in_key, leave_out=True)
+    return params
+
+
+def _file_in_key(file: File) -> dict[str, str]:
+    return {"file": file.digest, "path": file.path if file.step else ""}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Keyed:
+    """A step with its keys.
+
+    files: (field, digest) of each file parameter; marks: (field, `File.mark`) of those outside of the root.
+    """
+
+    step: Step
+    identity: tuple[str | int, ...]
+    step_key: str
+    stage_key: str
+    files: tuple[tuple[str, str], ...]
+    marks: tuple[tuple[str, str], ...]
+    source: str
+    folder: str  # below the root: a name only, the full key is in its `_step.json`
+
+
+def key_step(step: Step, above: Mapping[str, Keyed], digests: FileDigests) -> Keyed:
+    """Keys of a step whose inputs and artifact steps are in `above`."""
+
+    def with_digest(_: str, file: File) -> File:
+        if file.step:
+            return dataclasses.replace(file, digest=f"step:{above[file.step].step_key}")
+        if isinstance(file, Listing):
+            return dataclasses.replace(file, digest=sha256_json("listing", file.files()))
+        if isinstance(file, Weights) and not os.path.exists(file.path):
+            return dataclasses.replace(file, digest=digests.of_hub(file.path, f"{step.name}: "))
+        if not os.path.exists(file.path):
+            raise VlpipeError(f"{step.name}: {file.path} does not exist")
+        return dataclasses.replace(file, digest=digests.of(file.path), mark=digests.mark(file.path))
+
+    step = dataclasses.replace(step, stage=replace_files(step.stage, _absolute))
+    stage = replace_files(step.stage, with_digest)
+    identity, inputs = stage.identity(step.use), [above[name].step_key for name in step.inputs]
+    step_key, stage_key = keys_of(stage, identity, inputs, step.torch_threads, step.shard_rows)
+    files = files_of(stage)
+    return Keyed(
+        step=step,
+        identity=identity,
+        step_key=step_key,
+        stage_key=stage_key,
+        files=tuple((field, f.digest) for field, f in files),
+        marks=tuple((field, f.mark) for field, f in files if f.mark),
+        source=source_hash(step.stage),
+        folder=f"{step.name}-{step_key[:8]}",
+    )
+
+
+def keys_of(
+    stage: Stage, identity: Sequence[str | int], inputs: Sequence[str], torch_threads: int, shard_rows: int
+) -> tuple[str, str]:
+    """Step key and stage key of a stage whose files have their digests. `inputs`: step keys of the steps before."""
+    base = [*identity, torch_threads if stage.TORCH else 0]
+    rows = 0 if isinstance(stage, MapStage) else shard_rows  # how a gather step's rows are cut
+    step_key = sha256_json("step", *base, key_params(stage), list(inputs), rows)
+    return step_key, sha256_json("stage", *base, key_params(replace_files(stage, _inner)), rows)
+
+
+def _absolute(_: str, file: File) -> File:
+    """A path as it is here: a worker may stand in another folder."""
+    if file.step or not file.path or not os.path.exists(file.path):
+        return file
+    return dataclasses.replace(file, path=os.path.abspath(file.path))
+
+
+def shard_key(stage_key: str, input_key: str) -> str:
+    """Key of the shard that a map stage makes from an input shard."""
+    return sha256_json("shard", stage_key, input_key)
+
+
+def _inner(_: str, file: File) -> File:
+    """A file as it counts for one shard."""
+    if isinstance(file, ListFile):
+        return dataclasses.replace(file, digest="", path="")
+    return dataclasses.replace(file, digest="") if file.step else file

@@ -1,0 +1,277 @@
+"""Receipts: which shards exist, and from what each was made.
+
+`<step>-<key8>/`: `_step.json` (what the step is, written first), `000042.parquet`, `_rejects/000042.parquet` (when there
+are any), `_receipts/000042.json`, `_log/000042.jsonl`; `_shards.parquet` (all receipts in one file), `artifacts/`, and
+`manifest.json`, written last. A shard without a valid receipt does not exist; a step without a manifest is not done.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.engine.records.keys import sha256_json
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import REJECT_SCHEMA, Heavy, Reject, Shard, ShardWriter, open_parquet
+from vlpipe.pipeline.storage.sealed import sealed, unsealed
+from vlpipe.pipeline.storage.store import Store, sha256_file
+
+STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}([0-9a-f]{8})?")  # 16 digits where two full keys share the first 8
+RECEIPT_FILE = re.compile(r"(\d{6,})\.json")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """One shard's receipt. `run` (seconds, host, attempts) is for the reader and no part of the identity."""
+
+    index: int
+    shard: Shard
+    bytes: int
+    rows_in: int
+    input_digest: str = ""  # of the input shard's own file
+    input_heavy: Mapping[str, str] = field(
+        default_factory=dict
+    )  # heavy column it read -> digest of its shard
+    artifacts_digest: str = ""
+    rejects: Mapping[str, int] = field(default_factory=dict)  # "kind:why" -> rows
+    rejects_digest: str = ""  # sha256 of the file that names them
+    forgotten: int = 0  # rows that `vlpipe forget` took out of it
+    counts: Mapping[str, int] = field(default_factory=dict)  # the stage's own
+    columns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    source: str = ""  # hash of the code that made it
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_faults(self) -> int:
+        return sum(n for code, n in self.rejects.items() if code.startswith("fault:"))
+
+    @property
+    def made_from(self) -> MadeFrom:
+        heavy = tuple(sorted(self.input_heavy.items()))
+        return self.shard.key, self.input_digest, heavy, self.artifacts_digest
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        value["shard"] = {name: getattr(self.shard, name) for name in self.shard.__slots__}
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Receipt:
+        shard = dict(value["shard"])
+        shard["heavy"] = tuple(Heavy(*one) for one in shard["heavy"])
+        return cls(**{**value, "shard": Shard(**shard)})
+
+
+# What decides a shard's rows: its key, digest of the input shard, (column, digest) of heavy columns, digest of artifacts.
+MadeFrom = tuple[str, str, tuple[tuple[str, str], ...], str]
+
+
+def shard_path(folder: str, index: int) -> str:
+    return f"{folder}/{index:06d}.parquet"
+
+
+def receipt_path(folder: str, index: int) -> str:
+    return f"{folder}/_receipts/{index:06d}.json"
+
+
+def rejects_path(folder: str, index: int) -> str:
+    return f"{folder}/_rejects/{index:06d}.parquet"
+
+
+def log_path(folder: str, index: int) -> str:
+    return f"{folder}/_log/{index:06d}.jsonl"
+
+
+def write_rejects(
+    store: Store, folder: str, index: int, step: str, rejects: Iterable[Reject]
+) -> tuple[dict[str, int], str]:
+    """Write a shard's rejects (no file when there are none); returns "kind:why" -> rows, and the file's sha256."""
+    rows = [{"id": r.id, "stage": step, "kind": r.kind, "why": r.why, "detail": r.detail} for r in rejects]
+    path = rejects_path(folder, index)
+    if not rows:
+        store.remove(path)
+        return {}, ""
+    with store.writing(path, sync_folder=False) as part:
+        with ShardWriter(part, REJECT_SCHEMA) as writer:
+            writer.write(pa.Table.from_pylist(rows, REJECT_SCHEMA))
+        digest = sha256_file(part)
+    return dict(sorted(Counter(f"{r['kind']}:{r['why']}" for r in rows).items())), digest
+
+
+def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
+    path = rejects_path(folder, index)
+    if not store.exists(path):
+        return REJECT_SCHEMA.empty_table()
+    with open_parquet(store, path) as file:
+        try:
+            return file.read().cast(REJECT_SCHEMA)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise VlpipeError(f"{store.path(path)} is damaged: {error}") from error
+
+
+def write_receipt(store: Store, folder: str, receipt: Receipt) -> None:
+    record = sealed(receipt.to_json(), one_line_per_key=True)
+    store.write_bytes(receipt_path(folder, receipt.index), record, sync_folder=False)
+
+
+def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
+    """None: there is none. VlpipeError: it cannot be read."""
+    path = receipt_path(folder, index)
+    return parse_receipt(store, path, store.read_bytes(path)) if store.exists(path) else None
+
+
+def parse_receipt(store: Store, path: str, data: bytes) -> Receipt:
+    try:
+        return Receipt.from_json(unsealed(data))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(store, path, error) from error
+
+
+def damaged(store: Store, path: str, error: BaseException) -> VlpipeError:
+    return VlpipeError(
+        f"{store.path(path)} is damaged ({type(error).__name__}: {error}); `vlpipe verify` says what else is, and what to do"
+    )
+
+
+def receipt_numbers(store: Store, folder: str) -> list[int]:
+    """Numbers of the shards that have a receipt, in order."""
+    found = (RECEIPT_FILE.fullmatch(name) for name in store.list(f"{folder}/_receipts"))
+    return sorted(int(m[1]) for m in found if m)
+
+
+def read_unfinished(store: Store, folder: str) -> dict[int, Receipt]:
+    """Receipts by number, of a step without a manifest."""
+    found = (read_receipt(store, folder, index) for index in receipt_numbers(store, folder))
+    return {r.index: r for r in found if r is not None}
+
+
+_HEAVY = pa.list_(pa.struct([(name, pa.string()) for name in Heavy._fields]))
+_COUNTS = pa.map_(pa.string(), pa.int64())
+_SHARDS = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("path", pa.string()),
+        ("num_rows", pa.int64()),
+        ("digest", pa.string()),
+        ("footer", pa.string()),
+        ("key", pa.string()),
+        ("heavy", _HEAVY),
+        ("bytes", pa.int64()),
+        ("rows_in", pa.int64()),
+        ("input_digest", pa.string()),
+        ("input_heavy", pa.map_(pa.string(), pa.string())),
+        ("artifacts_digest", pa.string()),
+        ("rejects", _COUNTS),
+        ("rejects_digest", pa.string()),
+        ("forgotten", pa.int64()),
+        ("counts", _COUNTS),
+        ("columns", pa.string()),  # JSON: statistics of columns of any type
+        ("source", pa.string()),
+        ("run", pa.string()),  # JSON
+        ("seconds", pa.float64()),  # of `run`, to be summed without it
+    ]
+)
+_PLAIN = (
+    "index",
+    "bytes",
+    "rows_in",
+    "input_digest",
+    "artifacts_digest",
+    "rejects_digest",
+    "forgotten",
+    "source",
+)
+_OF_SHARD = ("path", "num_rows", "digest", "footer", "key")
+
+
+def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
+    """All of a step in one file, a row each."""
+    columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in receipts] for name in _PLAIN}
+    columns |= {name: [getattr(r.shard, name) for r in receipts] for name in _OF_SHARD}
+    columns["heavy"] = [[one._asdict() for one in r.shard.heavy] for r in receipts]
+    for name in ("input_heavy", "rejects", "counts"):
+        columns[name] = [sorted(getattr(r, name).items()) for r in receipts]
+    for name in ("columns", "run"):
+        columns[name] = [json.dumps(getattr(r, name), sort_keys=True) for r in receipts]
+    columns["seconds"] = [_seconds(r) for r in receipts]
+    table = pa.table([pa.array(columns[f.name], f.type) for f in _SHARDS], schema=_SHARDS)
+    with store.writing(rel) as part:
+        pq.write_table(table, part, compression="zstd", write_page_checksum=True)
+
+
+def receipts_in(store: Store, rel: str) -> list[Receipt]:
+    """What `write_receipts` wrote. VlpipeError: it cannot be read."""
+    try:
+        with open_parquet(store, rel) as file:
+            table = file.read().cast(_SHARDS)
+        return _receipts(table)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(store, rel, error) from error
+
+
+def _receipts(table: pa.Table) -> list[Receipt]:
+    if any(table[name].null_count for name in table.schema.names):
+        raise ValueError("a cell of it is empty")
+    columns = {name: table[name].to_pylist() for name in table.schema.names}
+    made: list[Receipt] = []
+    for n in range(table.num_rows):
+        heavy = tuple(Heavy(**one) for one in columns["heavy"][n])
+        maps: dict[str, Any] = {name: dict(columns[name][n]) for name in ("input_heavy", "rejects", "counts")}
+        texts = {name: json.loads(columns[name][n]) for name in ("columns", "run")}
+        shard = Shard(heavy=heavy, **{name: columns[name][n] for name in _OF_SHARD})
+        made.append(Receipt(shard=shard, **maps, **texts, **{name: columns[name][n] for name in _PLAIN}))
+    return made
+
+
+def read_receipts(store: Store, folder: str) -> list[Receipt]:
+    """All receipts of a finished step, from one object."""
+    return receipts_in(store, f"{folder}/_shards.parquet")
+
+
+def digest_shards(shards: Iterable[Shard]) -> str:
+    """One digest over a step's shards: their keys, their bytes, the bytes of their heavy columns. Names are not in it."""
+    return sha256_json(
+        "shards", [[s.key, s.digest, [[one.column, one.digest] for one in s.heavy]] for s in shards]
+    )
+
+
+def sum_counts(receipts: Iterable[Receipt]) -> dict[str, int]:
+    """The stage's own counts over shards."""
+    counts: Counter[str] = Counter()
+    for receipt in receipts:
+        counts.update(receipt.counts)
+    return dict(sorted(counts.items()))
+
+
+def run_path(folder: str) -> str:
+    """What `Receipt.run` says, of a gather step that has no shard and so no receipt."""
+    return f"{folder}/_log/run.json"
+
+
+def _seconds(receipt: Receipt) -> float:
+    return float(receipt.run.get("seconds", 0))
+
+
+def seconds_of(store: Store, folder: str, receipts: Iterable[Receipt] = ()) -> float:
+    """Seconds a step took, summed over its shards whatever ran at once; 0 when nothing says.
+
+    Without receipts: what a finished step's `_shards.parquet` says.
+    """
+    found = [_seconds(r) for r in receipts]
+    shards = f"{folder}/_shards.parquet"
+    if not found and store.exists(shards):
+        with open_parquet(store, shards) as file:
+            found = file.read(["seconds"])["seconds"].to_pylist()
+    if not found and store.exists(run_path(folder)):
+        try:
+            found = [float(store.read_json(run_path(folder)).get("seconds", 0))]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise damaged(store, run_path(folder), error) from error
+    return sum(found)

@@ -1,0 +1,361 @@
+"""Which code makes a step's rows: a hash of the stage's module and of everything it imports, as written in the files.
+
+The closure is static: imports are read from the syntax trees, also those inside functions, and nothing is executed. It
+covers `vlpipe.stages`, `vlpipe.models`, the package of the stage itself and every other module that is not installed. The
+engine has a format number instead. Comments, docstrings and positions do not count; data files beside a module that names
+them do. Module names do not count either, only what a module holds: a hash survives the move of a file.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import site
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlpipe.pipeline.errors import VlpipeWarning
+from vlpipe.pipeline.stage import Stage
+from vlpipe.pipeline.storage.digest_cache import private_folder, write_private
+from vlpipe.pipeline.storage.store import sha256_file
+from vlpipe.pipeline.workflow.params import canonical
+
+ENGINE = "vlpipe"
+ROOMS = ("vlpipe.stages", "vlpipe.models")
+CLASS_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")  # a class named in a parameter: `blip:Blip`
+FILE_NAME = re.compile(r"(?!\.{1,2}$)[\w.-]{1,80}")
+MAX_PARSED = 5_000  # files kept in the user's cache; about 500 bytes each
+Mark = tuple[str, int, int]  # path, size, mtime_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """One file. digest: of its code, without the modules that `from ... import` names; "" when there is no code.
+
+    froms: (module, name) of each of these, in order; imports: every absolute name it may import; strings: constants that may
+    be names of files.
+    """
+
+    digest: str
+    froms: tuple[tuple[str, str], ...]
+    imports: tuple[str, ...]
+    strings: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The hash over a closure, and the files it was computed from."""
+
+    hash: str
+    marks: tuple[Mark, ...]
+
+    def is_current(self) -> bool:
+        """False when a file of the closure was edited or removed since."""
+        return all(_mark(path) == (path, size, time) for path, size, time in self.marks)
+
+
+def source_hash(stage: Stage) -> str:
+    """The hash of the code as it lies in the files now."""
+    return _source(*_entry(stage)).hash
+
+
+_running: dict[tuple[str, tuple[str, ...]], Source] = {}
+
+
+def running_source(stage: Stage) -> Source:
+    """The code this process runs: looked up once, when the stage is first met here. Later edits are not in it."""
+    entry = _entry(stage)
+    if entry not in _running:
+        _running[entry] = _source(*entry)
+    return _running[entry]
+
+
+def recorded_hash(stage: Stage) -> str:
+    """What a receipt says of the code: the hash of what runs here, or a text that equals no hash if it was edited since."""
+    source = running_source(stage)
+    return source.hash if source.is_current() else f"edited while it ran: {source.hash}"
+
+
+def _entry(stage: Stage) -> tuple[str, tuple[str, ...]]:
+    """The stage's own module, and modules that its parameters name (`use: "blip:Blip"`)."""
+    inner = getattr(stage, "source", None)  # what only lists rows runs the code of its source
+    made_by = inner if isinstance(inner, Stage) else stage
+    texts = _texts(canonical(made_by))
+    named = sorted({m[1] for text in texts if (m := CLASS_PATH.fullmatch(text))})
+    return type(made_by).__module__, tuple(named)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _source(module: str, named: tuple[str, ...]) -> Source:
+    _cache.load()
+    finder = _Finder(own=module.partition(".")[0])
+    todo = [module, *(full for name in named for full in finder.meant_by(name))]
+    found: dict[str, Parsed] = {}
+    marks: dict[str, Mark] = {}
+    data_digests: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name in found or (path := finder.path(name)) is None:
+            continue
+        marks[path] = _mark(path)
+        found[name] = parsed = _parse(name, path.endswith("__init__.py"), marks[path])
+        for data in _data_files(path, parsed.strings):
+            data_digests.add(f"{data.name} {sha256_file(data)}")
+            marks[str(data)] = _mark(str(data))
+        todo += parsed.imports
+        todo += [name.rpartition(".")[0]] if "." in name else []  # importing a.b runs a/__init__.py as well
+    if not found:  # defined in a notebook or a shell: there is no file
+        return Source("", ())
+    texts = {name: _text(parsed, found) for name, parsed in found.items() if parsed.digest}
+    text = "\n".join([texts.get(module, ""), *sorted(set(texts.values())), *sorted(data_digests)])
+    return Source(hashlib.sha256(text.encode()).hexdigest()[:16], tuple(sorted(marks.values())))
+
+
+def _text(parsed: Parsed, found: Mapping[str, Parsed]) -> str:
+    """A module's digest, and those of the modules its names come from; of others than these the name itself."""
+    words = [parsed.digest]
+    for base, name in parsed.froms:
+        target = found.get(f"{base}.{name}") or found.get(base)
+        words.append(target.digest if target else ENGINE if base.split(".")[0] == ENGINE else base)
+    return " ".join(words)
+
+
+def _mark(path: str) -> Mark:
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return path, -1, -1
+    return path, stat.st_size, stat.st_mtime_ns
+
+
+def _data_files(path: str, strings: frozenset[str]) -> Iterator[Path]:
+    """Files beside the module, or in a folder beside it, whose name is a text in it: `presets`, `words.txt`."""
+    here = Path(path).parent
+    for name in sorted(strings & set(os.listdir(here))):
+        beside = here / name
+        if beside.suffix != ".py" and beside.is_file():
+            yield beside
+        elif beside.is_dir() and not (beside / "__init__.py").exists():
+            yield from (
+                p for p in sorted(beside.rglob("*")) if p.is_file() and p.suffix not in (".py", ".pyc")
+            )
+
+
+def _parse(module: str, is_package: bool, mark: Mark) -> Parsed:
+    """What a file says, from the user's cache if it is the same file. `module`: the name it is imported by."""
+    key = f"{module} {mark[1]} {mark[2]} {mark[0]}"
+    if key not in _cache.parsed:
+        _cache.parsed[key] = _parse_anew(module, is_package, mark[0])
+        _cache.is_new = True
+    return _cache.parsed[key]
+
+
+def _parse_anew(module: str, is_package: bool, path: str) -> Parsed:
+    data = Path(path).read_bytes()
+    tree = _tree(data) if path.endswith(".py") else None
+    if tree is None:
+        return Parsed(hashlib.sha256(data).hexdigest(), (), (), frozenset())
+    package = module if is_package else module.rpartition(".")[0]
+    froms: list[tuple[str, str]] = []
+    imports: set[str] = set()
+    strings: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(package, node.module or "", node.level)
+            imports.update([base, *(f"{base}.{alias.name}" for alias in node.names)] if base else ())
+            froms += [(base, alias.name) for alias in node.names]
+            node.module, node.level = None, 0
+        elif isinstance(node, ast.Call) and node.args and _calls_import(node.func):
+            first = node.args[0]
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                level = len(first.value) - len(first.value.lstrip("."))
+                imports.add(_absolute(package, first.value.lstrip("."), level))
+        elif isinstance(node, ast.Constant):
+            if isinstance(node.value, str) and FILE_NAME.fullmatch(node.value):
+                strings.add(node.value)
+        elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = _without_docstring(node.body)
+    dumped = ast.dump(tree, annotate_fields=False).encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(dumped).hexdigest() if tree.body else ""
+    return Parsed(digest, tuple(froms), tuple(sorted(imports)), frozenset(strings))
+
+
+def _tree(data: bytes) -> ast.Module | None:
+    try:
+        return ast.parse(data)
+    except (
+        SyntaxError,
+        ValueError,
+        RecursionError,
+    ):  # it cannot be imported either, or only by what never does
+        return None
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    first = body[0] if body else None
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    return body[1:] if is_docstring and isinstance(first.value.value, str) else body  # type: ignore[union-attr]
+
+
+@dataclass
+class _Cache:
+    """Parsed files of this user, by name, size, time and path: parsing the shipped stages takes two seconds."""
+
+    parsed: dict[str, Parsed] = field(default_factory=dict)
+    is_new: bool = False
+    is_loaded: bool = False
+
+    def path(self) -> Path:
+        return private_folder() / f"sources2-{sys.version_info[0]}.{sys.version_info[1]}.json"
+
+    def load(self) -> None:
+        if self.is_loaded:
+            return
+        self.is_loaded = True
+        try:
+            found = json.loads(self.path().read_bytes())
+            self.parsed = {
+                k: Parsed(str(d), tuple((str(b), str(n)) for b, n in f), tuple(i), frozenset(s))
+                for k, (d, f, i, s) in found.items()
+            }
+        except (OSError, RuntimeError):  # there is none, or no home folder: parsed anew
+            return
+        except (ValueError, TypeError, AttributeError) as error:
+            warnings.warn(f"{self.path()} is damaged and is made anew: {error}", VlpipeWarning, stacklevel=2)
+
+    def save(self) -> None:
+        """Keep what was parsed, for the next process."""
+        if not self.is_new:
+            return
+        self.is_new = False
+        plain = {
+            k: [p.digest, p.froms, p.imports, sorted(p.strings)]
+            for k, p in list(self.parsed.items())[-MAX_PARSED:]
+        }
+        try:
+            write_private(self.path(), json.dumps(plain).encode())
+        except (OSError, RuntimeError) as error:
+            warnings.warn(
+                f"parsed files cannot be kept for the next time: {error}", VlpipeWarning, stacklevel=2
+            )
+
+
+_cache = _Cache()
+save_parsed = _cache.save
+
+
+def _absolute(package: str, module: str, level: int) -> str:
+    """The full name that `from ..module` means in `package`."""
+    if level:
+        parts = package.split(".")
+        package = ".".join(parts[: len(parts) - level + 1])
+        return f"{package}.{module}".strip(".")
+    return module
+
+
+def _calls_import(func: ast.expr) -> bool:
+    name = func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
+    return name in ("import_module", "__import__", "find_spec")
+
+
+class _Finder:
+    """Module names to files, without importing anything. `own`: the stage's top-level package, wherever it is installed."""
+
+    def __init__(self, own: str) -> None:
+        self.own = own
+        self._folders: dict[str, tuple[str, list[str]]] = {}
+        self._paths: dict[str, str | None] = {}
+
+    def path(self, module: str) -> str | None:
+        """The file of a module that counts; None for the engine, for installed packages, and where there is none."""
+        if module not in self._paths:
+            self._paths[module] = self._look_for(module)
+        return self._paths[module]
+
+    def _look_for(self, module: str) -> str | None:
+        top, _, rest = module.partition(".")
+        if top == "vlpipe" and not any(module == room or module.startswith(room + ".") for room in ROOMS):
+            return None
+        file, folders = self._top(top)
+        if not rest:
+            return file or None
+        for part in rest.split("."):
+            file, folders = _below(folders, part)
+        return file or None
+
+    def meant_by(self, name: str) -> list[str]:
+        """Modules that a class path in a parameter may mean: in the rooms, in a folder of theirs, or as it stands."""
+        groups = [f"{room}.{sub}" for room in ROOMS for sub in self._groups(room)]
+        return [full for base in (*ROOMS, *groups) if self.path(full := f"{base}.{name}")] or [name]
+
+    def _groups(self, room: str) -> list[str]:
+        top, _, part = room.partition(".")
+        _, folders = _below(self._top(top)[1], part)
+        return sorted({entry.name for folder in folders for entry in os.scandir(folder) if entry.is_dir()})
+
+    def _top(self, name: str) -> tuple[str, list[str]]:
+        """(file, folders to look for submodules in) of a top-level module; empty when it does not count."""
+        if name not in self._folders:
+            self._folders[name] = self._look_up(name)
+        return self._folders[name]
+
+    def _look_up(self, name: str) -> tuple[str, list[str]]:
+        if name in sys.builtin_module_names or (name in sys.stdlib_module_names and name != self.own):
+            return "", []
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):  # `__main__` of a script has no spec
+            spec = None
+        if spec is None:
+            file = getattr(sys.modules.get(name), "__file__", None) or ""
+            return file, []
+        folders = list(spec.submodule_search_locations or ())
+        file = spec.origin if spec.origin and os.path.isfile(spec.origin) else ""
+        if name not in (self.own, "vlpipe") and _is_installed(file or (folders or [""])[0]):
+            return "", []
+        return file, folders
+
+
+def _below(folders: list[str], part: str) -> tuple[str, list[str]]:
+    for folder in folders:
+        inner = os.path.join(folder, part)
+        if os.path.isfile(file := os.path.join(inner, "__init__.py")):
+            return file, [inner]
+        if os.path.isfile(f"{inner}.py"):
+            return f"{inner}.py", []
+    return "", [inner for folder in folders if os.path.isdir(inner := os.path.join(folder, part))]
+
+
+@functools.cache
+def _installed_folders() -> tuple[str, ...]:
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths += [*site.getsitepackages(), site.getusersitepackages()]
+    return tuple({os.path.realpath(p) + os.sep for p in paths if p})
+
+
+def _is_installed(path: str) -> bool:
+    real = os.path.realpath(path)
+    parts = real.split(os.sep)
+    return real.startswith(_installed_folders()) or "site-packages" in parts or "dist-packages" in parts

@@ -1,0 +1,100 @@
+"""How many rows steps give at most, before they ran: for the estimates that `vlpipe plan` prints.
+
+A list is read for that only if a stage below makes an estimate and nothing cheaper says how long it is; once only, too.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.worker.gather import ListRows
+from vlpipe.pipeline.errors import VlpipeWarning
+from vlpipe.pipeline.stage import MapStage, Stage
+from vlpipe.pipeline.storage.digest_cache import private_folder
+from vlpipe.pipeline.storage.store import Store
+
+MAX_COUNTS = 10_000
+
+
+def estimates(steps: Sequence[Planned], store: Store) -> dict[str, str]:
+    """Step name -> what its stage says the work will be, of the steps that will run and whose stage says anything."""
+    asked = [one for one in steps if not one.is_done and _makes_estimates(one.keyed.step.stage)]
+    if not asked:
+        return {}
+    counts = RowCounts(store)
+    bounds = {one.name: sum(bound(p, counts) or 0 for p in one.above) for one in asked}
+    counts.save()
+    return {one.name: one.keyed.step.stage.estimate(bounds[one.name]) for one in asked}
+
+
+def _makes_estimates(stage: Stage) -> bool:
+    return type(stage).estimate is not Stage.estimate
+
+
+def bound(one: Planned, counts: RowCounts) -> int | None:
+    """How many rows a step gives at most; None: nobody knows before it runs."""
+    stage = one.keyed.step.stage
+    if one.manifest is not None:
+        return one.manifest.rows_out
+    if isinstance(stage, ListRows):
+        return None if one.artifact_steps else counts.of(one)
+    if is_gather(one) or (isinstance(stage, MapStage) and stage.FAN_OUT):
+        return None
+    above = [bound(p, counts) for p in one.above]
+    return None if None in above else sum(n or 0 for n in above)
+
+
+class RowCounts:
+    """Lengths of lists by the key of the step that lists them: their content is in it. Kept in the root, or per user."""
+
+    REL = "_cache/rows.json"
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._in_root = store, store.exists("")  # a plan makes no root
+        self._counts = dict(self._kept())
+        self._changed = False
+
+    def of(self, one: Planned) -> int:
+        key, stage = one.keyed.step_key, one.keyed.step.stage
+        assert isinstance(stage, ListRows)
+        if key not in self._counts:
+            cheap = stage.source.max_rows()
+            if cheap is not None:
+                return cheap
+            self._counts[key] = sum(table.num_rows for table in stage.source.rows())
+            self._changed = True
+        return self._counts[key]
+
+    def _kept(self) -> Iterator[tuple[str, int]]:
+        try:
+            text = self._store.read_bytes(self.REL) if self._in_root else _own().read_bytes()
+            kept = json.loads(text)
+            if not all(isinstance(k, str) and type(n) is int for k, n in kept.items()):
+                raise ValueError("wanted {key: number of rows}")
+            yield from kept.items()
+        except FileNotFoundError:
+            return
+        except (OSError, RuntimeError, ValueError, AttributeError, RecursionError) as error:
+            _warn(f"lists are counted anew: {error!r}")
+
+    def save(self) -> None:
+        if not self._changed:
+            return
+        newest = json.dumps(dict(list(self._counts.items())[-MAX_COUNTS:])).encode()
+        try:
+            own = None if self._in_root else Store(str(private_folder()))
+            (own or self._store).write_bytes(_own().name if own else self.REL, newest)
+        except (OSError, RuntimeError) as error:
+            _warn(f"lengths of lists cannot be kept for the next time: {error}")
+
+
+def _own() -> Path:
+    return private_folder() / "rows.json"
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, VlpipeWarning, stacklevel=3)

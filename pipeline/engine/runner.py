@@ -1,0 +1,410 @@
+"""Run a plan: one loop over shard references. No row and no pixel passes through the driver.
+
+A step's shard k starts as soon as its input shard k is there, downstream steps first; only gather stages and artifacts
+wait for whole steps. What is running is bounded by what the cluster has (`room.py`). Whatever is finished stays finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from vlpipe.pipeline.engine.adopt import FinishedShards, adopt, adopt_step, own_digest
+from vlpipe.pipeline.engine.executor import (
+    MAX_ATTEMPTS,
+    MAX_DEATHS,
+    MAX_LOST,
+    Done,
+    Executor,
+    Unit,
+    Watcher,
+    WorkerDied,
+)
+from vlpipe.pipeline.engine.locking.lock import check as check_lock
+from vlpipe.pipeline.engine.plan import (
+    Planned,
+    artifacts_digest,
+    inputs_digest,
+    is_gather,
+    look,
+    read_digests,
+    resolve_stage,
+    stale_source,
+)
+from vlpipe.pipeline.engine.records.keys import shard_key
+from vlpipe.pipeline.engine.records.manifest import (
+    make_manifest,
+    write_format,
+    write_manifest,
+    write_step_file,
+)
+from vlpipe.pipeline.engine.records.receipts import (
+    MadeFrom,
+    Receipt,
+    receipt_numbers,
+    receipt_path,
+    rejects_path,
+    shard_path,
+    write_receipt,
+)
+from vlpipe.pipeline.engine.step_state import State
+from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask, clear_unfinished
+from vlpipe.pipeline.engine.worker.map_shard import ShardTask, heavy_pointers
+from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
+from vlpipe.pipeline.forget.apply import refuse_half_done
+from vlpipe.pipeline.shard import Heavy, Shard
+from vlpipe.pipeline.stage import GatherStage
+from vlpipe.pipeline.storage.store import Store
+
+
+class Run:
+    """The loop and its bookkeeping."""
+
+    def __init__(
+        self,
+        steps: Sequence[Planned],
+        store: Store,
+        executor: Executor,
+        watcher: Watcher,
+        strict: bool = False,
+    ) -> None:
+        """strict: nothing that other code made is used again."""
+        refuse_half_done(store)
+        write_format(store)
+        self.store, self.executor, self.watcher, self.strict = store, executor, watcher, strict
+        self.states = {one.name: State(one) for one in steps if not one.is_done}
+        for one in steps:
+            if one.is_done:  # a kill just after the manifest
+                store.remove(f"{one.folder}/work")
+        self.finished_shards: FinishedShards | None = FinishedShards(store, strict)
+        self._arrived: deque[Done] = deque()  # has ended, and is not yet taken in
+
+    def go(self, check: Callable[[], None] = lambda: None, grace_s: float = 0.0) -> None:
+        """check: called in each turn, to stop by what it raises. Whatever stops the loop, what runs has `grace_s` to
+        finish first: its shards are then on disk, and count."""
+        try:
+            self._loop(check)
+        except BaseException as error:
+            self._wind_down(error, grace_s)
+            raise
+
+    def _loop(self, check: Callable[[], None]) -> None:
+        steps = [s.one for s in self.states.values()]
+        problems = [*unasked_gpus(steps), *self.executor.check(steps, self.store)]
+        if problems:
+            raise VlpipeError("this cannot run here:\n  " + "\n  ".join(problems))
+        while True:
+            self._advance()
+            if not self.states:
+                return
+            if not any(s.running for s in self.states.values()):
+                stuck = self.executor.stuck(self._wanting())
+                if stuck:
+                    raise VlpipeError(stuck)
+            self._arrived.extend(self.executor.wait(timeout_s=0.5))
+            while self._arrived:
+                self._take(self._arrived.popleft())
+            self.watcher.tick()
+            check()
+            check_lock(self.store)
+
+    def _wind_down(self, error: BaseException, grace_s: float) -> None:
+        """Commit what has ended or still does. Another failure says no more than the first: its shard has no receipt."""
+        num_running = sum(len(s.running) for s in self.states.values()) - len(self._arrived)
+        if num_running and grace_s:
+            self.watcher.stopping(error, num_running)
+            self._arrived.extend(self.executor.drain(grace_s))
+        while self._arrived:
+            done = self._arrived.popleft()
+            if not isinstance(done.result, BaseException):
+                with suppress(VlpipeError):
+                    self._take(done)
+
+    def _advance(self) -> None:
+        """Open and finish steps until nothing changes, then start what there is room for."""
+        changed = True
+        while changed:
+            changed = False
+            for state in list(self.states.values()):
+                changed = self._open(state) or self._finish_if_complete(state) or changed
+        while (one := self.executor.pick(self._wanting())) is not None:
+            state = self.states[one.name]
+            self._start(state, state.todo.pop(0))
+
+    def _wanting(self) -> list[Planned]:
+        """Steps with a unit that could start: gather steps, on which whole branches wait, then those furthest down."""
+        ready = [s.one for s in reversed(self.states.values()) if s.todo]
+        return sorted(ready, key=lambda one: not is_gather(one))
+
+    def _open(self, state: State) -> bool:
+        """Start taking a step's inputs as soon as it can; True when something changed."""
+        one = state.one
+        if state.opened or any(not p.is_done for p in one.artifact_steps):
+            return False
+        inputs_done = all(p.is_done for p in one.above)
+        counts = [self._expected(p) for p in one.above]
+        if not inputs_done and (is_gather(one) or None in counts):
+            return False
+        state.opened = True
+        if inputs_done:
+            look(one, self.store)
+            if one.is_done:  # what changed above came out the same
+                self._finished(state)
+                return True
+        state.expected = 1 if is_gather(one) else sum(c or 0 for c in counts)
+        if is_gather(one):
+            self._open_gather(state)
+            return True
+        self.executor.expect(one)
+        self.watcher.started(one, state.expected)
+        self.store.remove(f"{one.folder}/manifest.json")  # of another input; shards may be replaced now
+        self._sweep(one)
+        self._say_what_it_is(one)
+        state.have, one.found = one.found, {}
+        state.sizes = self.store.sizes(one.folder) if state.have else {}
+        for above in one.above:
+            for index, shard in self._ready(above).items():
+                self._pass_on(above, state, index, shard)
+        return True
+
+    def _expected(self, one: Planned) -> int | None:
+        if one.is_done:
+            return one.manifest.num_shards if one.manifest else 0
+        return None if is_gather(one) or one.name not in self.states else self.states[one.name].expected
+
+    def _say_what_it_is(self, one: Planned) -> None:
+        folders = tuple(p.folder for p in one.above)
+        write_step_file(self.store, one.keyed, folders, one.schema_out)
+
+    def _open_gather(self, state: State) -> None:
+        """Take over what another folder holds of it, else run it."""
+        one, finished = state.one, self.finished_shards
+        keyed = one.keyed
+        found = finished and finished.find_step(
+            keyed.stage_key, inputs_digest(one), keyed.source, keyed.folder
+        )
+        self.executor.expect(one)
+        self.watcher.started(one, 1)
+        self._say_what_it_is(one)
+        if not found:
+            state.todo.append(-1)
+            return
+        folder, manifest = found
+        clear_unfinished(self.store, one.folder)
+        receipts = adopt_step(self.store, folder, manifest, one.folder)
+        for receipt in receipts:
+            self.watcher.shard(one, receipt, True)
+        self._commit(state, receipts, dict(manifest.artifacts), manifest.sources)
+
+    def _ready(self, one: Planned) -> dict[int, Shard]:
+        receipts = {r.index: r for r in one.receipts} if one.is_done else self.states[one.name].out
+        return {k: receipts[k].shard for k in sorted(receipts)}
+
+    def _pass_on(self, above: Planned, state: State, index: int, shard: Shard) -> None:
+        """An input shard of `state` is there; its number counts on over several inputs."""
+        before = state.one.above[: state.one.above.index(above)]
+        index += sum(self._expected(p) or 0 for p in before)
+        state.inputs[index] = shard
+        receipt = self._reused(state, self._map_task(state, index))
+        if receipt is None:
+            state.todo.append(index)
+        else:
+            self._shard_done(state, receipt, reused=True)
+
+    def _reused(self, state: State, task: ShardTask) -> Receipt | None:
+        """The shard as it lies in the step's folder, or taken over from another; None when it has to be made."""
+        one, made_from = state.one, made_from_of(task)
+        mine = state.have.get(task.index)
+        heavy = heavy_pointers(task)
+        if mine and mine.made_from == made_from and self._counts(state, mine):
+            heavy = own_digest(heavy, mine.shard)
+            return self._with_heavy(mine, heavy, one.folder)
+        keyed, finished = one.keyed, self.finished_shards
+        found = finished and finished.find(keyed.stage_key, made_from, keyed.source, one.folder)
+        return adopt(self.store, found, one.folder, task.index, heavy) if found else None
+
+    def _counts(self, state: State, mine: Receipt) -> bool:
+        """Its shard lies there in its full size, and its code may be used again."""
+        is_whole = state.sizes.get(f"{mine.index:06d}.parquet") == mine.bytes
+        return is_whole and not (self.strict and mine.source != state.one.keyed.source)
+
+    def _with_heavy(self, receipt: Receipt, heavy: tuple[Heavy, ...], folder: str) -> Receipt:
+        """The receipt with where its heavy columns lie now: the shard that holds them may have been made again."""
+        if receipt.shard.heavy == heavy:
+            return receipt
+        receipt = dataclasses.replace(receipt, shard=dataclasses.replace(receipt.shard, heavy=heavy))
+        write_receipt(self.store, folder, receipt)
+        return receipt
+
+    def _shard_done(self, state: State, receipt: Receipt, *, reused: bool) -> None:
+        state.out[receipt.index] = receipt
+        state.num_faults += receipt.num_faults
+        state.any_good = state.any_good or receipt.num_faults < receipt.rows_in
+        self.watcher.shard(state.one, receipt, reused)
+        state.check_rate(self.store)
+        for other in list(self.states.values()):
+            if other.opened and state.one in other.one.above and not is_gather(other.one):
+                self._pass_on(state.one, other, receipt.index, receipt.shard)
+
+    def _map_task(self, state: State, index: int) -> ShardTask:
+        if state.base is None:
+            state.base = self._base_task(state)
+        shard = state.inputs[index]
+        key = shard_key(state.one.keyed.stage_key, shard.key)
+        return dataclasses.replace(state.base, index=index, input=shard, key=key)
+
+    def _base_task(self, state: State) -> ShardTask:
+        one = state.one
+        return ShardTask(
+            store=self.store,
+            step=one.name,
+            stage=resolve_stage(one, self.store),
+            schema_in=one.schema_in,
+            schema_out=one.schema_out,
+            index=-1,
+            input=Shard(path="", num_rows=0, digest=""),
+            folder=one.folder,
+            key="",
+            artifacts_digest=artifacts_digest(one),
+            max_reject_rate=state.max_reject_rate,
+            torch_threads=one.keyed.step.torch_threads,
+            deadline_s=one.keyed.step.row_group_timeout_s,
+        )
+
+    def _gather_task(self, one: Planned) -> GatherTask:
+        return GatherTask(
+            store=self.store,
+            step=one.name,
+            stage=resolve_stage(one, self.store),
+            inputs=tuple(p.dataset(self.store) for p in one.above),
+            schema_out=one.schema_out,
+            folder=one.folder,
+            inputs_digest=inputs_digest(one),
+            shard_rows=one.keyed.step.shard_rows,
+            torch_threads=one.keyed.step.torch_threads,
+        )
+
+    def _start(self, state: State, index: int) -> None:
+        state.running.add(index)
+        state.attempts[index] += 1
+        self.watcher.begun(state.one, index, state.inputs[index].num_rows if index >= 0 else 0)
+        if index < 0:
+            self.executor.submit(state.one, Unit(state.one.name, -1), self._gather_task(state.one))
+            return
+        task = self._map_task(state, index)
+        if index in state.have:
+            self.store.remove(receipt_path(state.one.folder, index))
+        task = dataclasses.replace(
+            task,
+            attempt=state.attempts[index],
+            isolate=state.deaths[index] >= MAX_DEATHS,
+            num_rows_step=state.num_rows,
+            num_rows_guess=state.num_rows_guess,
+            any_good=state.any_good,
+        )
+        self.executor.submit(state.one, Unit(state.one.name, index), task)
+
+    def _take(self, done: Done) -> None:
+        state = self.states[done.unit.step]
+        state.running.discard(done.unit.index)
+        if isinstance(done.result, BaseException):
+            self._failed(state, done.unit.index, done.result)
+        elif isinstance(done.result, Gathered):
+            self._commit(state, done.result.receipts, done.result.artifacts, done.result.sources)
+        else:
+            self._shard_done(state, done.result, reused=False)
+
+    def _failed(self, state: State, index: int, error: BaseException) -> None:
+        if isinstance(error, (WorkerDied, AttemptFailed)):
+            again, error = self._survives(state, index, error)
+            if again:
+                state.todo.insert(0, index)
+                return
+        where = f"shard {index} of step {state.one.name!r}" if index >= 0 else f"step {state.one.name!r}"
+        if isinstance(error, (StepFailed, VlpipeError)):
+            raise type(error)(f"{where}: {error}") if type(error) in (StepFailed, VlpipeError) else error
+        text = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise StepFailed(f"{where} failed: {text}") from error
+
+    def _survives(
+        self, state: State, index: int, error: WorkerDied | AttemptFailed
+    ) -> tuple[bool, StepFailed]:
+        """Is a unit whose attempt failed run again? Only what it did itself counts as an attempt."""
+        if isinstance(error, WorkerDied) and error.innocent:
+            state.attempts[index] -= 1
+            state.lost[index] += 1
+            return state.lost[index] < MAX_LOST, StepFailed(f"{error}, {MAX_LOST} times")
+        state.deaths[index] += isinstance(error, WorkerDied)
+        allowed = MAX_ATTEMPTS + (state.deaths[index] >= MAX_DEATHS)
+        again = state.attempts[index] < allowed
+        return again, StepFailed(f"{error}, in each of {allowed} attempts")
+
+    def _finish_if_complete(self, state: State) -> bool:
+        one = state.one
+        if one.is_done or is_gather(one) or not state.opened or not all(p.is_done for p in one.above):
+            return False
+        if len(state.out) < sum(self._expected(p) or 0 for p in one.above):
+            return False
+        state.check_rate(self.store)
+        self._commit(state, [state.out[k] for k in sorted(state.out)], {})
+        return True
+
+    def _commit(
+        self, state: State, receipts: list[Receipt], artifacts: dict[str, str], sources: Sequence[str] = ()
+    ) -> None:
+        one = state.one
+        self._drop_surplus(one, len(receipts))
+        self._sweep(one)
+        manifest = make_manifest(
+            one.keyed,
+            one.schema_out,
+            inputs=tuple(p.folder for p in one.above),
+            inputs_digest=inputs_digest(one),
+            read=read_digests(one),
+            receipts=receipts,
+            artifacts=artifacts,
+            sources=sources,
+        )
+        write_manifest(self.store, one.folder, manifest, receipts)
+        self.store.remove(f"{one.folder}/work")  # a kill before the manifest must not cost what is in there
+        one.finish(manifest, receipts)
+        one.warning = stale_source(one, manifest.sources)
+        self._finished(state)
+
+    def _sweep(self, one: Planned) -> None:
+        """No attempt of this step is running: what killed ones left unfinished can go."""
+        for folder in ("", "/_receipts", "/_rejects", "/_log"):
+            self.store.sweep(one.folder + folder)
+
+    def _drop_surplus(self, one: Planned, count: int) -> None:
+        """Shards beyond the last one, from an earlier input that was longer."""
+        for index in receipt_numbers(self.store, one.folder):
+            if index >= count:
+                for rel in (receipt_path, shard_path, rejects_path):
+                    self.store.remove(rel(one.folder, index))
+
+    def _finished(self, state: State) -> None:
+        self.executor.release(state.one)
+        del self.states[state.one.name]
+        self.watcher.finished(state.one)
+        if all(s.opened for s in self.states.values() if state.one in s.one.above):
+            state.one.let_go()
+
+
+def unasked_gpus(steps: Sequence[Planned]) -> list[str]:
+    """A device is used only by a step that asks for one."""
+    return [
+        f"step {one.name!r} has `gpu: true` and asks for no GPU; add `resources: {{gpus: 1}}`"
+        for one in steps
+        if isinstance(stage := one.keyed.step.stage, GatherStage)
+        and stage.gpu
+        and not one.keyed.step.resources.gpus
+    ]
+
+
+def made_from_of(task: ShardTask) -> MadeFrom:
+    """What the task's shard would be made from, as `Receipt.made_from` says it. Full keys and digests, never names."""
+    heavy = task.input.heavy_digests(task.stage.READS_HEAVY)
+    return task.key, task.input.digest, tuple(sorted(heavy.items())), task.artifacts_digest

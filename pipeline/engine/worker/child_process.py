@@ -1,0 +1,188 @@
+"""Run a stage's function in a process of its own, so that a row that kills it, or takes for ever, can be found and named.
+
+Used after a shard has killed a worker twice, and for steps with a `row_group_timeout_s`: `python -m
+vlpipe.pipeline.engine.worker.child_process` reads pickled batches from its standard input and answers on its standard output; it is started
+again after each death.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any
+
+import pyarrow as pa
+from ray import cloudpickle
+
+from vlpipe.pipeline.engine.worker.guard import (
+    ChildDied,
+    ChildRaised,
+    DeadlinePassed,
+    Fault,
+    fault_of,
+    is_nobodys,
+    is_raised,
+)
+from vlpipe.pipeline.errors import StepFailed
+from vlpipe.pipeline.service import Address
+from vlpipe.pipeline.shard import Out
+from vlpipe.pipeline.stage import MapStage, Work
+
+
+def send(pipe: IO[bytes], value: Any) -> None:
+    data = cloudpickle.dumps(value)
+    pipe.write(len(data).to_bytes(8, "big") + data)
+    pipe.flush()
+
+
+def receive(pipe: IO[bytes]) -> Any:
+    size = pipe.read(8)
+    if len(size) < 8:
+        raise EOFError
+    data = pipe.read(int.from_bytes(size, "big"))
+    if len(data) < int.from_bytes(size, "big"):
+        raise EOFError
+    return pickle.loads(data)
+
+
+class _Child:
+    def __init__(
+        self, stage: MapStage, torch_threads: int, shared: Address | None, deadline_s: float | None
+    ) -> None:
+        self._start = (stage, torch_threads, shared)
+        self._deadline_s = deadline_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _alive(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-m", "vlpipe.pipeline.engine.worker.child_process"]
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+            assert self._process.stdin
+            assert self._process.stdout
+            assert self._process.stderr
+            self._prints = threading.Thread(target=_pass_on, args=(self._process.stderr,), daemon=True)
+            self._prints.start()
+            try:
+                send(self._process.stdin, (sys.path, cloudpickle.dumps(self._start)))
+                opening = receive(self._process.stdout)
+            except (EOFError, BrokenPipeError):
+                code = self._process.wait()
+                raise StepFailed(f"the process in which the stage is opened died with {code}") from None
+            if opening is not None:  # the stage cannot be opened: that is no row's fault
+                raise StepFailed(f"the stage cannot be opened: {opening}")
+        return self._process
+
+    def __call__(self, batch: pa.Table) -> Out | pa.Table:
+        process = self._alive()
+        assert process.stdin
+        assert process.stdout
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(self._deadline_s, end) if self._deadline_s is not None else None
+        if timer:
+            timer.daemon = True
+            timer.start()
+        try:
+            send(process.stdin, batch)
+            result = receive(process.stdout)
+        except (EOFError, BrokenPipeError):
+            code = process.wait()
+            if late.is_set():
+                raise DeadlinePassed(f"not done after {self._deadline_s:g} s") from None
+            raise ChildDied(f"the process that ran this row alone died with {code}") from None
+        finally:
+            if timer:
+                timer.cancel()
+        if late.is_set():  # it answered at the last moment, and is dead now
+            process.wait()
+        if isinstance(result, Fault):
+            raise ChildRaised(result)
+        if isinstance(result, BaseException):  # of the machine
+            raise result
+        return result
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._prints.join(timeout=1.0)  # a process that it started may hold the pipe
+
+
+def _pass_on(lines: IO[bytes]) -> None:
+    """What the child prints, to where this process prints."""
+    for line in lines:
+        sys.stderr.write(line.decode(errors="backslashreplace"))
+
+
+@contextmanager
+def isolated(
+    stage: MapStage, torch_threads: int, shared: Address | None = None, deadline_s: float | None = None
+) -> Iterator[Work]:
+    """deadline_s: a call that takes longer raises DeadlinePassed, and its process is killed."""
+    child = _Child(stage, torch_threads, shared, deadline_s)
+    try:
+        yield child
+    finally:
+        child.close()
+
+
+def main() -> None:
+    """The child: open the stage, then answer batch after batch."""
+    from vlpipe.pipeline.engine.worker.map_shard import opened
+
+    answers = sys.stdout.buffer
+    sys.stdout = sys.stderr  # a print in a stage must not end up between the answers
+    path, start = receive(sys.stdin.buffer)
+    sys.path[:] = path
+    stage, torch_threads, shared = pickle.loads(start)
+    with ExitStack() as stack:
+        try:
+            work = stack.enter_context(opened(stage, torch_threads, shared))
+        except Exception as error:
+            send(answers, f"{type(error).__name__}: {error}")
+            return
+        send(answers, None)
+        while True:
+            try:
+                batch = receive(sys.stdin.buffer)
+            except EOFError:
+                return
+            answer = _answer(work, batch, type(stage).__module__)
+            try:
+                send(answers, answer)
+            except (TypeError, AttributeError, pickle.PicklingError) as error:
+                send(answers, fault_of(error))
+
+
+def _answer(work: Work, batch: pa.Table, home: str) -> Any:
+    """The result; or a Fault, for an exception may not survive the way; or one of the machine."""
+    try:
+        return work(batch)
+    except BaseException as error:
+        if not is_raised(error):
+            raise
+        if is_nobodys(error):
+            return _portable(error)
+        return fault_of(error, home)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error if it can travel, else one that says the same."""
+    try:
+        back = pickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        back = None
+    return back if type(back) is type(error) else StepFailed(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""One gather stage: all its inputs at once; rows cut into shards, artifacts moved in whole, parts kept when it is killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from vlpipe.pipeline.engine.records.forgotten import Forgotten, digest_of, read_forgotten
+from vlpipe.pipeline.engine.records.keys import sha256_json
+from vlpipe.pipeline.engine.records.manifest import hash_folder
+from vlpipe.pipeline.engine.records.receipts import Receipt, run_path, shard_path, write_receipt
+from vlpipe.pipeline.engine.records.rejects import RejectsWriter
+from vlpipe.pipeline.engine.records.source_hash import recorded_hash, running_source
+from vlpipe.pipeline.engine.worker.captured_output import output_in, screen
+from vlpipe.pipeline.engine.worker.local_files import here
+from vlpipe.pipeline.engine.worker.map_shard import set_torch_threads
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.parquet.conform import OwnIds, conform
+from vlpipe.pipeline.parquet.conservation import IdHashes, check_conserved_large
+from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy_names, write_shard
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage
+from vlpipe.pipeline.storage.file_names import STEP_FILE, is_engines
+from vlpipe.pipeline.storage.store import Store
+
+Launch = Callable[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListRows(GatherStage):
+    """The list of a source stage, cut in order into shards keyed by content: a longer list shares the full ones."""
+
+    source: SourceStage
+    ROWS_ARE: ClassVar[str] = "those of the source"
+
+    def identity(self, use: str) -> tuple[str | int, ...]:
+        return ("rows", *self.source.identity(use))
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return self.source.row_schema()
+
+    def run(self, job: Job) -> None:
+        for table in self.source.rows():
+            job.emit(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatherTask:
+    """Everything a worker needs for a gather step."""
+
+    store: Store
+    step: str
+    stage: GatherStage
+    inputs: tuple[Dataset, ...]
+    schema_out: pa.Schema
+    folder: str
+    inputs_digest: str
+    shard_rows: int = 10_000
+    torch_threads: int = 1
+
+
+@dataclass(frozen=True)
+class Gathered:
+    receipts: list[Receipt]
+    artifacts: dict[str, str]  # relative path -> sha256
+    sources: tuple[
+        str, ...
+    ] = ()  # hashes of the code that made its parts: several where a killed run's parts were used
+
+
+def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gpu: bool = False) -> None:
+    """`--local`: a training step runs in this process."""
+    if num_workers != 1:
+        raise VlpipeError(
+            f"--local runs one training worker, num_workers is {num_workers}; leave --local out to use Ray"
+        )
+    fn(config)
+
+
+def say_to(store: Store, folder: str) -> Callable[[str], None]:
+    """Lines for the person watching go to a file on the root, which the driver follows."""
+    if not store.is_local:
+        return partial(print, file=screen())
+    path = Path(store.path(f"{folder}/_log/said.txt"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def say(line: str) -> None:
+        with path.open("a") as file:
+            file.write(line.rstrip("\n") + "\n")
+
+    return say
+
+
+def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
+    """Run the stage and commit: rejects, shards and receipts, artifacts. The manifest is the driver's, last of all."""
+    began = time.time()
+    source = running_source(task.stage).hash  # the code as it is now, before any of it runs
+    if task.stage.TORCH:
+        set_torch_threads(task.torch_threads)
+    clear_unfinished(task.store, task.folder)
+    with (
+        output_in(task.store, f"{task.folder}/_log/output.txt"),
+        _folders(task) as (work, artifacts),
+        RejectsWriter(task.store, task.folder, 0, task.step) as rejects,
+    ):
+        sources = _note_source(work, source)
+        cutter = _Cutter(task, read_forgotten(task.store) if rows_enter(task) else Forgotten(), rejects)
+        job = Job(
+            inputs=task.inputs,
+            work=work,
+            artifacts=artifacts,
+            emit=cutter.emit,
+            reject=cutter.reject,
+            launch=launch,
+            say=say_to(task.store, task.folder),
+        )
+        here(task.stage).run(job)
+        receipts = cutter.finish(time.time() - began)
+        hashes = hash_folder(artifacts)
+        if hashes:
+            task.store.move_in(artifacts, f"{task.folder}/artifacts")
+    return Gathered(receipts, hashes, (*sources, recorded_hash(task.stage)))
+
+
+SOURCES = "sources"  # beside a folder of parts: hashes of the code that worked on them, one a line
+
+
+def _note_source(work: str, source: str) -> list[str]:
+    """Write down which code works on these parts from now on; returns which did before."""
+    file = Path(f"{work}.{SOURCES}")
+    before = file.read_text().split() if file.exists() and any(Path(work).iterdir()) else []
+    file.write_text("".join(f"{one}\n" for one in dict.fromkeys([*before, source])))
+    return before
+
+
+def part_sources(store: Store, folder: str) -> set[str]:
+    """Hashes of the code that made the parts which a killed run left."""
+    if not store.is_local:
+        return set()
+    found = Path(store.path(f"{folder}/work")).glob(f"*.{SOURCES}")
+    used = [file for file in found if (parts := file.with_suffix("")).is_dir() and any(parts.iterdir())]
+    return {line for file in used for line in file.read_text().split()}
+
+
+def rows_enter(task: GatherTask) -> bool:
+    """Does this step bring rows into the root? Then it must not bring forgotten ones."""
+    return not task.inputs and "id" in task.schema_out.names
+
+
+def clear_unfinished(store: Store, folder: str) -> None:
+    """What an unfinished or outdated run left; its resumable parts in `work/` stay, and what the engine did not write."""
+    store.remove(f"{folder}/manifest.json")
+    for name in store.list(folder):
+        if name not in ("work", STEP_FILE) and is_engines(name):
+            store.remove(f"{folder}/{name}")
+
+
+class _folders:  # reads as a function where it is used
+    """A folder for resumable parts and one for artifacts in the making; both local."""
+
+    def __init__(self, task: GatherTask) -> None:
+        self._temporary = ""
+        if task.store.is_local:
+            base = task.store.path(task.folder)
+        else:  # parts of a killed run are lost when the root is an object store
+            base = self._temporary = tempfile.mkdtemp(prefix="vlpipe-")
+        self.work = f"{base}/work/{task.inputs_digest[:32]}"
+        self.artifacts = f"{base}/artifacts.{uuid.uuid4().hex[:8]}.part"
+
+    def __enter__(self) -> tuple[str, str]:
+        for folder in (self.work, self.artifacts):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        return self.work, self.artifacts
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.artifacts, ignore_errors=True)
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+@dataclass
+class _Cutter:
+    """Cuts emitted rows into shards of `shard_rows`; their key is their content.
+
+    Forgotten rows are taken out after the cut, and count in the key: the shards after them stay what they were.
+    """
+
+    task: GatherTask
+    forgotten: Forgotten
+    rejects: RejectsWriter
+    shards: list[tuple[Shard, int, dict[str, Any]]] = field(default_factory=list)
+    _pending: list[pa.Table] = field(default_factory=list)
+    _num_pending: int = 0
+    _rejected: IdHashes = field(default_factory=IdHashes)
+
+    def emit(self, table: pa.Table) -> None:
+        """SchemaError, VlpipeError: it is no table of the declared columns."""
+        who = f"step {self.task.step}"
+        try:
+            table = conform(table, self.task.schema_out, who)
+        except SchemaError:
+            raise
+        except ValueError as error:
+            raise VlpipeError(f"{who}: {error}") from error
+        if not table.num_rows:
+            return
+        self._pending.append(table)
+        self._num_pending += table.num_rows
+        if self._num_pending >= self.task.shard_rows:
+            self._cut(final=False)
+
+    def reject(self, rejects: Iterable[Reject]) -> None:
+        for one in rejects:
+            self.rejects.add(one)
+            if self.task.stage.CONSERVES:
+                self._rejected.add([one.id])
+
+    def _cut(self, *, final: bool) -> None:
+        if not self._pending:
+            return
+        table, size = pa.concat_tables(self._pending), self.task.shard_rows
+        stop = table.num_rows if final else table.num_rows - table.num_rows % size
+        for start in range(0, stop, size):
+            self._write(table.slice(start, min(size, stop - start)))
+        rest = table.slice(stop)
+        self._pending, self._num_pending = ([rest] if rest.num_rows else []), rest.num_rows
+
+    def _write(self, rows: pa.Table) -> None:
+        path = shard_path(self.task.folder, len(self.shards))
+        stats: dict[str, dict[str, Any]] = {}
+        if "id" in rows.schema.names:
+            ids = OwnIds(f"step {self.task.step}, shard {len(self.shards)}")
+            ids.add(rows["id"])
+            ids.check()
+        listed, (rows, gone) = rows, self.forgotten.split(rows) if self.forgotten else (rows, [])
+        self.reject(gone)
+        shard = write_shard(self.task.store, path, [rows], self.task.schema_out, stats=stats)
+        pointers = tuple(
+            Heavy(name, path, shard.digest, shard.footer)
+            for name in sorted(heavy_names(self.task.schema_out))
+        )
+        key = sha256_json("content", digest_of(listed, self.task.schema_out) if gone else shard.digest)
+        full = dataclasses.replace(shard, key=key, heavy=pointers)
+        self.shards.append((full, self.task.store.size(path), stats))
+
+    def finish(self, seconds: float) -> list[Receipt]:
+        self._cut(final=True)
+        rows_in = sum(d.num_rows for d in self.task.inputs)
+        if self.task.stage.CONSERVES:
+            self._check_conserved()
+        codes = self.rejects.finish()
+        if codes and not self.shards:
+            self._write(self.task.schema_out.empty_table())
+        run = {"seconds": round(seconds, 3), "host": platform.node(), "attempts": 1}
+        if not self.shards:
+            self.task.store.write_json(run_path(self.task.folder), run)
+        receipts = [
+            Receipt(
+                index=index,
+                shard=shard,
+                bytes=size,
+                rows_in=rows_in if index == 0 else 0,
+                input_digest=self.task.inputs_digest,
+                rejects=codes if index == 0 else {},
+                rejects_digest=self.rejects.digest if index == 0 else "",
+                columns=stats,
+                source=recorded_hash(self.task.stage),
+                run=run if index == 0 else {},
+            )
+            for index, (shard, size, stats) in enumerate(self.shards)
+        ]
+        for receipt in receipts:
+            write_receipt(self.task.store, self.task.folder, receipt)
+        return receipts
+
+    def _check_conserved(self) -> None:
+        def ids(datasets: Sequence[Dataset]) -> Iterator[list[str]]:
+            for one in datasets:
+                for batch in one.batches(["id"]):
+                    yield batch["id"].to_pylist()
+
+        shards = tuple(shard for shard, _, _ in self.shards)
+        made = Dataset(self.task.store, self.task.step, self.task.schema_out, shards)
+        check_conserved_large(
+            f"step {self.task.step}", lambda: ids(self.task.inputs), lambda: ids([made]), self._rejected
+        )

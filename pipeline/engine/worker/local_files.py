@@ -1,0 +1,97 @@
+"""The files of a stage as its worker reads them: brought to this machine, and compared with what the plan has seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+
+from vlpipe.pipeline.engine.on_ray.probe import on_this_node
+from vlpipe.pipeline.engine.records.keys import check_unchanged, tree_digest, walk_files
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import File, Listing, Stage
+from vlpipe.pipeline.storage.digest_cache import private_folder
+from vlpipe.pipeline.storage.store import sha256_file
+from vlpipe.pipeline.workflow.hub import hub_folder
+from vlpipe.pipeline.workflow.load import replace_files
+
+S = TypeVar("S", bound=Stage)
+
+MAX_CACHE_BYTES = 100 << 30  # of downloads; the oldest go first. VLPIPE_CACHE_GB sets another bound
+
+
+def here(stage: S) -> S:
+    """The stage with readable local paths in its file parameters. VlpipeError: a file is not what the plan has seen."""
+    return replace_files(stage, lambda _, file: _here(file))
+
+
+@functools.lru_cache(maxsize=256)  # once in a process: a folder may hold a million files
+def _here(file: File) -> File:
+    if file.digest.startswith("hub:"):
+        return dataclasses.replace(file, path=hub_folder(file.digest))
+    if "://" in file.path and not isinstance(file, Listing):
+        return dataclasses.replace(file, path=str(_downloaded(file)))
+    path = on_this_node(file.path) if file.path else ""
+    file = file if path == file.path else dataclasses.replace(file, path=path)
+    check_unchanged(file)
+    return file
+
+
+def cache_folder() -> Path:
+    """This user's cache of downloads; nobody else can write into it."""
+    folder = private_folder() / "files"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    return folder
+
+
+def _downloaded(file: File) -> Path:
+    """A remote file or folder, hashed when it was downloaded: a name in the cache is believed only if it is complete."""
+    cached = cache_folder() / file.digest
+    if cached.exists():
+        os.utime(cached)  # it was used now
+        return cached
+    part = cached.with_name(f"{cached.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        fs, path = fsspec.core.url_to_fs(file.path)
+        fs.get(path, str(part), recursive=fs.isdir(path))
+        digest = tree_digest({name: sha256_file(full) for name, full, _ in walk_files(str(part))})
+        if digest != file.digest:
+            raise VlpipeError(
+                f"{file.path} has sha256 {digest[:12]}, wanted {file.digest[:12]}: it was damaged or replaced"
+            )
+        _make_room(cached.parent, _bytes(part))
+        os.rename(part, cached)
+    except FileExistsError:  # another worker was first; its copy is the same
+        pass
+    except OSError:
+        if not cached.exists():  # a folder cannot be renamed onto one that is there
+            raise
+    finally:
+        _remove(part)
+    return cached
+
+
+def _make_room(folder: Path, wanted: int) -> None:
+    """Remove what was not used for longest until `wanted` bytes fit below the bound."""
+    bound = int(float(os.environ.get("VLPIPE_CACHE_GB", MAX_CACHE_BYTES / 2**30)) * 2**30)
+    entries = sorted((p for p in folder.iterdir() if p.suffix != ".part"), key=lambda p: p.stat().st_mtime)
+    sizes = {p: _bytes(p) for p in entries}
+    while entries and sum(sizes[p] for p in entries) + wanted > bound:
+        _remove(entries.pop(0))
+
+
+def _bytes(path: Path) -> int:
+    return sum(size for _, _, (size, _) in walk_files(str(path)))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

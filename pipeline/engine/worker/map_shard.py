@@ -1,0 +1,361 @@
+"""One shard through one map stage: read row groups, run the function, commit the rows, the rejects, the receipt.
+
+`guard` finds the rows that break the function, `settle` makes what it returned what the stage declared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any
+
+import pyarrow as pa
+
+from vlpipe.pipeline.engine.progress_notes import noted
+from vlpipe.pipeline.engine.records.receipts import (
+    Receipt,
+    damaged,
+    log_path,
+    read_rejects,
+    shard_path,
+    write_receipt,
+    write_rejects,
+)
+from vlpipe.pipeline.engine.records.source_hash import recorded_hash, running_source
+from vlpipe.pipeline.engine.worker.captured_output import output_in
+from vlpipe.pipeline.engine.worker.guard import Faults, hopeless_at, run_guarded
+from vlpipe.pipeline.engine.worker.local_files import here
+from vlpipe.pipeline.engine.worker.settle import Settle
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.parquet.conform import OwnIds, need_ids
+from vlpipe.pipeline.parquet.conservation import check_conserved
+from vlpipe.pipeline.service import Address, at
+from vlpipe.pipeline.shard import (
+    Heavy,
+    Out,
+    Reject,
+    Shard,
+    heavy_names,
+    is_heavy,
+    read_batches,
+    write_shard,
+)
+from vlpipe.pipeline.stage import AheadWork, MapStage, Work
+from vlpipe.pipeline.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """Everything a worker needs for one shard; small, and picklable."""
+
+    store: Store
+    step: str
+    stage: MapStage
+    schema_in: pa.Schema
+    schema_out: pa.Schema
+    index: int
+    input: Shard
+    folder: str
+    key: str
+    artifacts_digest: str = ""
+    max_reject_rate: float = 0.05
+    num_rows_step: int | None = None  # rows that the whole step gets, when all are known
+    num_rows_guess: int = 0  # and when not, as far as can be told
+    any_good: bool = False  # rows of other shards of the step went well
+    torch_threads: int = 1
+    isolate: bool = False
+    deadline_s: float | None = None  # for one call of the stage's function
+    attempt: int = 1
+    shared: Address | None = None  # of the step's service, if it has one
+    again: frozenset[str] = frozenset()  # `vlpipe retry`: only rows rejected for these codes are run
+    counts: Mapping[str, int] = field(default_factory=dict)  # of the rows that are not run again
+    source: str = ""  # of the code that made those
+
+
+@contextmanager
+def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -> Iterator[Work]:
+    """The stage's function, with torch's threads as the step wants them."""
+    if stage.TORCH:
+        set_torch_threads(torch_threads)
+    with ExitStack() as stack:
+        with at(shared):
+            work = stack.enter_context(here(stage).open())
+        yield work
+
+
+def set_torch_threads(num: int) -> None:
+    """Threads, and MKL's reproducible mode: without it a row's result depends on its place in the batch (measured).
+
+    MKL reads the variable at the first matrix product of the process; later it has no effect.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO")
+    import torch
+
+    torch.set_num_threads(num)
+
+
+def own_schema(task: ShardTask) -> pa.Schema:
+    """What this step writes: light columns, and the heavy ones it makes itself."""
+    inherited = set(heavy_names(task.schema_in))
+    return pa.schema([f for f in task.schema_out if not (is_heavy(f) and f.name in inherited)])
+
+
+def heavy_pointers(task: ShardTask, made: Shard | None = None) -> tuple[Heavy, ...]:
+    """Where each heavy column of the output lies: in this shard when made here, else where the input found it.
+
+    made: this shard; None while it is not written.
+    """
+    digests = (made.digest, made.footer) if made else ("", "")
+    inherited = (
+        () if task.stage.FAN_OUT else task.input.heavy
+    )  # children have ids of their own: nothing to join by
+    known = {one.column: one for one in inherited}
+    path = shard_path(task.folder, task.index)
+    known |= {name: Heavy(name, path, *digests) for name in heavy_names(own_schema(task))}
+    return tuple(sorted(one for one in known.values() if one.column in task.schema_out.names))
+
+
+def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
+    """Make shard `task.index`: rejects, the shard, its receipt. Without `work` the stage is opened here."""
+    began = time.time()
+    running_source(task.stage)  # the code as it is now, before any of it runs
+    with ExitStack() as stack:
+        stack.enter_context(output_in(task.store, _log(task, ".txt")))
+        if work is None:
+            work = stack.enter_context(opening(task))
+        run = _Run(task)
+        make = _outputs_again if task.again else _outputs
+        rows = _unique(make(run, work), run.who)
+        schema = own_schema(task)
+        group_rows = _group_rows(task)
+        path = shard_path(task.folder, task.index)
+        stats: dict[str, dict[str, Any]] = {}
+        try:
+            shard = write_shard(task.store, path, rows, schema, group_rows, stats)
+        except BaseException:
+            with suppress(OSError):  # a full disk: what ended the shard says more
+                _write_tracebacks(run)
+            raise
+        codes, rejects_digest = write_rejects(task.store, task.folder, task.index, task.step, run.rejects)
+    _write_tracebacks(run)
+    if run.log:
+        lines = "".join(json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in run.log)
+        task.store.write_bytes(log_path(task.folder, task.index), lines.encode())
+    receipt = Receipt(
+        index=task.index,
+        shard=dataclasses.replace(shard, key=task.key, heavy=heavy_pointers(task, shard)),
+        bytes=task.store.size(path),
+        rows_in=task.input.num_rows,
+        input_digest=task.input.digest,
+        input_heavy=task.input.heavy_digests(task.stage.READS_HEAVY),
+        artifacts_digest=task.artifacts_digest,
+        rejects=codes,
+        rejects_digest=rejects_digest,
+        counts=dict(sorted(run.counts.items())),
+        columns=stats,
+        source=both_sources(task.source, recorded_hash(task.stage)),
+        run={"seconds": round(time.time() - began, 3), "host": platform.node(), "attempts": task.attempt},
+    )
+    write_receipt(task.store, task.folder, receipt)
+    return receipt
+
+
+def both_sources(before: str, now: str) -> str:
+    """What made a shard: one hash, or those of all code that had a part in it, joined by `+`."""
+    return "+".join(sorted({*before.split("+"), now})) if before else now
+
+
+def _log(task: ShardTask, ending: str) -> str:
+    """Beside the stage's own lines: `.txt`, what it printed; `.errors.txt`, the first traceback of each code."""
+    return f"{task.folder}/_log/{task.index:06d}{ending}"
+
+
+def _write_tracebacks(run: _Run) -> None:
+    """Of rows that raised something the stage does not name itself."""
+    if run.faults.tracebacks:
+        texts = [f"{code}\n{text}" for code, text in sorted(run.faults.tracebacks.items())]
+        run.task.store.write_bytes(_log(run.task, ".errors.txt"), "\n".join(texts).encode())
+
+
+def opening(task: ShardTask) -> AbstractContextManager[Work]:
+    """The stage's function as this task wants it: here, or in a process of its own that can be killed."""
+    if not task.isolate and task.deadline_s is None:
+        return opened(task.stage, task.torch_threads, task.shared)
+    from vlpipe.pipeline.engine.worker.child_process import isolated
+
+    return isolated(task.stage, task.torch_threads, task.shared, task.deadline_s)
+
+
+def _group_rows(task: ShardTask) -> int:
+    return task.stage.ROW_GROUP_ROWS
+
+
+def _faults(task: ShardTask) -> Faults:
+    allowed = task.max_reject_rate * (task.num_rows_step or task.num_rows_guess)
+    return Faults(
+        task.step,
+        budget=max(10, int(task.max_reject_rate * task.input.num_rows)),
+        most=None if task.num_rows_step is None else int(allowed),
+        hopeless=None if task.any_good else hopeless_at(allowed),
+        home=type(task.stage).__module__,
+    )
+
+
+@dataclass
+class _Run:
+    """A shard while it is worked on: what comes out beside the rows."""
+
+    task: ShardTask
+    rejects: list[Reject] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        task = self.task
+        self.faults, self.who = _faults(task), f"step {task.step}, shard {task.index}"
+        self.key = "parent" if task.stage.FAN_OUT else "id"
+        self.counts.update(task.counts)
+        if lost := [n for n in {"id", self.key} if n not in task.schema_out.names]:
+            raise SchemaError(
+                f"{self.who}: the stage declares no column {lost[0]!r}, by which its rows are known"
+            )
+        self._settle = Settle(self.who, own_schema(task), self.key, self.faults)
+
+    def batches(self) -> Iterator[pa.Table]:
+        light = [f.name for f in self.task.schema_in if not is_heavy(f)]
+        return read_batches(self.task.store, self.task.input, light, self.task.stage.READS_HEAVY)
+
+    def noted(self, batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """The batches; how far they are is written down for those who watch."""
+        return noted(self.task.store, self.task.folder, self.task.index, batches)
+
+    def outputs(self, work: Work, batch: pa.Table) -> Iterator[Out]:
+        """Of one batch, with the rows that break the function among the rejects; no row is lost."""
+        once = self.task.stage.OBSERVES_WORLD
+        out_ids: Counter[str] = Counter()
+        rejected: Counter[str] = Counter()
+        parts = map(batch.slice, range(batch.num_rows), repeat(1)) if once and self.task.isolate else [batch]
+        for part in parts:
+            for out in run_guarded(work, part, self.faults, settle=self._settle, once=once):
+                self.log.extend(out.log)
+                self.counts.update(out.counts)
+                need_ids(out.table["id"], self.who)
+                need_ids(out.table[self.key], self.who)
+                rejected.update(r.id for r in out.rejects)
+                out_ids.update(out.table[self.key].to_pylist())
+                yield out
+        _conserved(self.task, Counter(batch["id"].to_pylist()), out_ids, rejected)
+
+
+def _outputs(run: _Run, work: Work) -> Iterator[pa.Table]:
+    """Run every row group; pass the tables on."""
+    for batch in run.noted(_told_ahead(run.batches(), work)):
+        for out in run.outputs(work, batch):
+            run.rejects.extend(out.rejects)
+            if out.table.num_rows:
+                yield out.table
+
+
+def _unique(tables: Iterator[pa.Table], who: str) -> Iterator[pa.Table]:
+    """The tables; no id may be there twice."""
+    ids = OwnIds(who)
+    for table in tables:
+        ids.add(table["id"])
+        yield table
+    ids.check()
+
+
+def _told_ahead(batches: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
+    """The batches, in order; work that wants to know of them early has been told."""
+    if not isinstance(work, AheadWork):
+        yield from batches
+        return
+    told: deque[pa.Table] = deque()
+    for batch in batches:
+        work.ahead(batch)
+        told.append(batch)
+        if len(told) > work.num_ahead:
+            yield told.popleft()
+    yield from told
+
+
+def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejected: Counter[str]) -> None:
+    who = f"step {task.step}, shard {task.index}"
+    if task.stage.FAN_OUT:  # each row in has at least one child, or a reject
+        out = Counter(dict.fromkeys(out, 1))
+        rejected = Counter({i: 1 for i in rejected if i not in out})
+        ids_in = Counter(set(ids_in))
+    check_conserved(who, ids_in, out, rejected)
+
+
+def _log_before(task: ShardTask) -> Iterator[dict[str, Any]]:
+    """What the shard's log says so far."""
+    path = log_path(task.folder, task.index)
+    if not task.store.exists(path):
+        return
+    for line in task.store.read_bytes(path).splitlines():
+        try:
+            yield dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise damaged(task.store, path, error) from error
+
+
+def _outputs_again(run: _Run, work: Work) -> Iterator[pa.Table]:
+    """`retry`: run only the rows rejected for given codes; the others stay as they are, in input order."""
+    task, schema = run.task, own_schema(run.task)
+    before = read_rejects(task.store, task.folder, task.index).to_pylist()
+    again = {r["id"] for r in before if r["kind"] == "fault" and r["why"] in task.again}
+    run.log.extend(line for line in _log_before(task) if line.get("id") not in again)
+    stay = {
+        r["id"]: Reject(r["id"], r["kind"], r["why"], r["detail"]) for r in before if r["id"] not in again
+    }
+    old = Shard(path=shard_path(task.folder, task.index), num_rows=-1, digest="", heavy=())
+    light = [f.name for f in schema if not is_heavy(f)]
+    tables = read_batches(task.store, old, light, heavy_names(schema))
+    kept = _Kept(table.select(schema.names).cast(schema) for table in tables)
+    for batch in run.noted(run.batches()):
+        ids = batch["id"].to_pylist()
+        part = batch.filter(pa.array([i in again for i in ids], pa.bool_()))
+        rows, rejects = kept.of(ids), {i: stay[i] for i in ids if i in stay}
+        for out in run.outputs(work, part) if part.num_rows else ():
+            rejects.update({r.id: r for r in out.rejects})
+            rows.update(_by_id(out.table))
+        _conserved(task, Counter(ids), Counter([*rows]), Counter([*rejects]))
+        run.rejects.extend(rejects[i] for i in ids if i in rejects)
+        yield pa.concat_tables([schema.empty_table(), *(rows[i] for i in ids if i in rows)])
+    kept.need_empty(run.who)
+
+
+class _Kept:
+    """The rows of a finished shard, handed out along its input; no more than a row group of them is held."""
+
+    def __init__(self, tables: Iterator[pa.Table]) -> None:
+        self._tables, self._rows = tables, dict[str, pa.Table]()
+
+    def of(self, ids: list[str]) -> dict[str, pa.Table]:
+        """Those of these input rows that are there, each as a table of one row."""
+        found: dict[str, pa.Table] = {}
+        wanted = set(ids)
+        while True:
+            found |= {i: self._rows.pop(i) for i in [*self._rows] if i in wanted}
+            if self._rows or (table := next(self._tables, None)) is None:
+                return found
+            self._rows = _by_id(table)
+
+    def need_empty(self, who: str) -> None:
+        if self._rows or next(self._tables, None) is not None:
+            raise VlpipeError(
+                f"{who} has rows that its input has not, or in another order; nothing was changed"
+            )
+
+
+def _by_id(table: pa.Table) -> dict[str, pa.Table]:
+    return {id_: table.slice(row, 1) for row, id_ in enumerate(table["id"].to_pylist())}

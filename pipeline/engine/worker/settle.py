@@ -1,0 +1,96 @@
+"""What a stage's function returned, made what the stage declared: columns cast, rejects and log lines fit for a file.
+
+It happens inside the guarded part (`guard`): one row whose value does not become the declared type is that row's reject.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from vlpipe.pipeline.engine.worker.guard import MAX_CODE, Faults, MissingColumns
+from vlpipe.pipeline.errors import RowFault, SchemaError
+from vlpipe.pipeline.parquet.conform import cast, conform, need_columns
+from vlpipe.pipeline.shard import Out, Reject
+from vlpipe.pipeline.storage.storable import storable, storable_json
+
+BAD_VALUE = "bad_value"  # code of a row whose value does not become the declared type
+MAX_DETAIL = 2_000  # characters, of the stage's own rejects
+KINDS = ("fault", "filtered")
+
+
+@dataclass(frozen=True)
+class Settle:
+    """key: the column with ids of input rows, `id`, or `parent` when rows out are children."""
+
+    who: str
+    schema: pa.Schema
+    key: str
+    faults: Faults
+
+    def __call__(self, result: Any, num_rows: int) -> Out:
+        """The output for so many rows. TypeError, MissingColumns: it is nothing that could be one."""
+        out = result if isinstance(result, Out) else Out(result)
+        rejects = [settled_reject(one) for one in out.rejects]
+        counts, log = _counts(out.counts), [storable_json(line) for line in out.log]
+        table, bad = self._table(out.table)
+        gone = {one.id for one in rejects}
+        bad = {id_: error for id_, error in bad.items() if id_ not in gone}
+        self.faults.num_good += num_rows - len(bad)
+        rejects += [self.faults.blame(id_, error) for id_, error in bad.items()]
+        return Out(table, rejects, log, counts)
+
+    def _table(self, table: Any) -> tuple[pa.Table, dict[str, RowFault]]:
+        """The rows as declared, and the ids of those whose values do not become that."""
+        try:
+            table = need_columns(table, self.schema, self.who)
+        except SchemaError as error:
+            raise MissingColumns(str(error)) from error
+        try:
+            return conform(table, self.schema, self.who), {}
+        except ValueError:
+            ids = cast(table[self.key], self.schema.field(self.key)).to_pylist()
+        bad: dict[str, RowFault] = {}
+        for row, why in _bad_rows(table, self.schema, self.who).items():
+            bad.setdefault(ids[row], RowFault(BAD_VALUE, str(why)))
+        left = table.filter(pa.array([id_ not in bad for id_ in ids], pa.bool_()))
+        return conform(left, self.schema, self.who), bad
+
+
+def _bad_rows(table: pa.Table, schema: pa.Schema, who: str) -> dict[int, ValueError]:
+    """By halving: the rows that do not conform, in order, and why."""
+    found: dict[int, ValueError] = {}
+    waiting = [(0, table.num_rows)]
+    while waiting:
+        start, num = waiting.pop()
+        try:
+            conform(table.slice(start, num), schema, who)
+        except ValueError as error:
+            if num == 1:
+                found[start] = error
+            else:
+                waiting += [(start + num // 2, num - num // 2), (start, num // 2)]
+    return found
+
+
+def settled_reject(one: Any) -> Reject:
+    """As it can be written. TypeError: no Reject, or of no row."""
+    if not (isinstance(one, Reject) and isinstance(one.id, str) and one.kind in KINDS):
+        raise TypeError(
+            f"Out.rejects holds {storable(repr(one), 200)}; wanted Reject(id, 'fault' or 'filtered', why)"
+        )
+    return Reject(one.id, one.kind, storable(one.why, MAX_CODE), storable(one.detail, MAX_DETAIL))
+
+
+def _counts(counts: Mapping[str, Any]) -> dict[str, int]:
+    """TypeError: a count is no whole number."""
+    try:
+        return {storable(name, MAX_CODE): operator.index(num) for name, num in counts.items()}
+    except TypeError as error:
+        raise TypeError(
+            f"Out.counts holds {storable(repr(dict(counts)), 200)}; wanted whole numbers"
+        ) from error

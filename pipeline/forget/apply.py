@@ -1,0 +1,338 @@
+"""`forget`: take rows out of every step's files, as if they had never been listed. Models stay, and are named.
+
+A plan is written to `_forget.json` first and removed last; each thing it names can be done twice. So a forget that was
+killed is finished by doing all of it again, and nothing else runs in the root before that. Beside it lie the receipts of
+the steps that change, as they were: one file for each, read one at a time.
+Digests change and keys do not: a key says what a shard was made from, and that has not changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.engine.records.forgotten import add_forgotten
+from vlpipe.pipeline.engine.records.manifest import (
+    Manifest,
+    digest_artifacts,
+    digest_inputs,
+    manifest_from_json,
+    read_manifest,
+    write_manifest,
+)
+from vlpipe.pipeline.engine.records.receipts import (
+    Receipt,
+    digest_shards,
+    read_receipt,
+    receipts_in,
+    write_receipt,
+    write_receipts,
+)
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.forget.copied_texts import Taken
+from vlpipe.pipeline.forget.json_artifacts import rewrite_json
+from vlpipe.pipeline.forget.rows import Gone, rewrite, rewrite_log, rewrite_rejects, with_digest
+from vlpipe.pipeline.forget.scan import Found, Step, folders_by_key, in_order
+from vlpipe.pipeline.forget.urls import Urls
+from vlpipe.pipeline.inspect.on_disk import StepRecord, read_step, step_folders
+from vlpipe.pipeline.inspect.verify.run import left_over
+from vlpipe.pipeline.parquet.block_reads import each
+from vlpipe.pipeline.parquet.text_sets import TextSet, sets_from_table, sets_to_table
+from vlpipe.pipeline.shard import Heavy, Shard, open_parquet
+from vlpipe.pipeline.storage.store import Store
+
+JOURNAL = "_forget.json"
+BEFORE = "_forget"
+GONE = f"{BEFORE}/gone.parquet"
+Stats = dict[str, dict[str, Any]]
+FOLDERS = ("", "/_receipts", "/_rejects", "/_log", "/artifacts")
+
+
+def forget(store: Store, found: Found) -> None:
+    """Needs the root's lock."""
+    copies = [model.folder for model in found.models if model.copies]
+    changing = _changing(found, copies)
+    store.remove(BEFORE)
+    for step in changing:
+        write_receipts(store, _before(step.folder), read_step(store, step.folder).receipts)
+    touched = {
+        one.folder: {"files": one.files, "rejects": one.rejects, "logs": one.logs, "parts": one.parts}
+        for one in found.folders
+    }
+    plan = {
+        "taken": {id_: sorted(words) for id_, words in found.gone.taken.items()},
+        "touched": touched,
+        "trained": {model.folder: model.num_rows + model.num_heirs for model in found.models},
+        "copies": copies,
+        "steps": [[one.folder, asdict(one.manifest) if one.manifest else None] for one in changing],
+    }
+    _write_gone(store, found.gone)
+    store.write_json(JOURNAL, plan)
+    finish(store)
+
+
+def _write_gone(store: Store, gone: Gone) -> None:
+    """By hash only, as they are kept."""
+    urls = gone.urls
+    table = sets_to_table(gone.ids, urls.urls, urls.hosts, urls.domains)
+    with store.writing(GONE) as part:
+        pq.write_table(table, part, compression="zstd")
+
+
+def _read_gone(store: Store, taken: Taken) -> Gone:
+    with open_parquet(store, GONE) as file:
+        sets = sets_from_table(file.read())
+    kinds = ("id", "url", "host", "domain")
+    ids, urls, hosts, domains = (sets.get(kind) or TextSet(kind) for kind in kinds)
+    return Gone(ids, Urls(urls=urls, hosts=hosts, domains=domains), taken)
+
+
+def _before(folder: str) -> str:
+    return f"{BEFORE}/{folder}.parquet"
+
+
+def _changing(found: Found, copies: Iterable[str]) -> list[Step]:
+    """Steps in whose records something changes, or may: they have such rows, read a step that has, or are not finished."""
+    by_key = folders_by_key(found.steps)
+    known = {one.folder for one in found.folders}
+    for step in found.steps.values():
+        if step.manifest is None or any(above in known for above in step.above(by_key)):
+            known.add(step.folder)
+    return [step for step in found.steps.values() if step.folder in known and step.folder not in copies]
+
+
+def is_half_done(store: Store) -> bool:
+    return store.exists(JOURNAL)
+
+
+def refuse_half_done(store: Store) -> None:
+    """VlpipeError when a forget was killed here: what lies on disk is half before and half after it."""
+    if is_half_done(store):
+        raise VlpipeError(f"a forget in {store.url} was interrupted; `vlpipe run` finishes it first")
+
+
+def finish(store: Store) -> bool:
+    """Do what the plan says, all of it, whether some of it is done or not; False when there is no plan."""
+    if not is_half_done(store):
+        store.remove(BEFORE)  # of one that was killed before it had a plan, or after
+        return False
+    plan = store.read_json(JOURNAL)
+    taken = {id_: frozenset(words) for id_, words in plan["taken"].items()}
+    gone = _read_gone(store, taken)
+    urls = gone.urls
+    add_forgotten(store, id=gone.ids.digests, url=urls.urls.digests, domain=urls.domains.digests)
+    for folder in plan["copies"]:
+        store.remove(f"{folder}/manifest.json")  # half a step must not look done
+        store.remove(folder)
+    before = {folder: manifest_from_json(value) if value else None for folder, value in plan["steps"]}
+    made = _Made(
+        store, in_order(store), before, {f: read_manifest(store, f) for f in step_folders(store)} | before
+    )
+    for folder in made.manifests:
+        _clear(store, made.record(folder))
+    for folder in before:
+        record = made.record(folder)
+        made.files(record, plan["touched"].get(folder, {}), gone)
+        made.write_records(record, plan["trained"].get(folder, 0))
+        store.sync(*(folder + sub for sub in FOLDERS))
+    store.remove(JOURNAL)
+    store.remove(BEFORE)
+    return True
+
+
+def _clear(store: Store, record: StepRecord) -> None:
+    """What killed runs left may hold rows too, and no step reads it."""
+    for problem in list(left_over(store, record)):
+        store.remove(problem.path)
+    if record.manifest is None:
+        store.remove(f"{record.folder}/artifacts")
+
+
+@dataclass
+class _Made:
+    """before: manifests of the steps that change, as they were; manifests: those and the others. The dicts hold what was
+    made, by path; old: shards that were changed, as they were, by digest."""
+
+    store: Store
+    steps: Mapping[str, Step]
+    before: Mapping[str, Manifest | None]
+    manifests: Mapping[str, Manifest | None]
+    shards: dict[str, Shard] = field(default_factory=dict)
+    old: dict[str, Shard] = field(default_factory=dict)
+    stats: dict[str, Stats] = field(default_factory=dict)
+    rejects: dict[tuple[str, int], tuple[dict[str, int], str]] = field(default_factory=dict)
+
+    def record(self, folder: str) -> StepRecord:
+        """A step as it was. Not kept: of 100,000 shards it is half a gigabyte."""
+        if folder not in self.before:
+            return read_step(self.store, folder)
+        receipts = receipts_in(self.store, _before(folder))
+        return StepRecord(folder=folder, manifest=self.before[folder], receipts=receipts)
+
+    def files(self, record: StepRecord, touched: Mapping[str, Any], gone: Gone) -> None:
+        step = self.steps[record.folder]
+        paths, indices = touched.get("files", ()), touched.get("rejects", ())
+        for path, (shard, stats) in zip(
+            paths, each(lambda path: self._file(step, path, gone), paths), strict=True
+        ):
+            self.shards[path] = shard
+            self.stats[path] = stats
+        # Shards with the same digest hold the same rows, before and after.
+        self.old |= {r.shard.digest: r.shard for r in record.receipts if r.shard.path in self.shards}
+        rejects = each(lambda index: rewrite_rejects(self.store, record.folder, index, gone), indices)
+        self.rejects |= {(record.folder, n): made for n, made in zip(indices, rejects, strict=True)}
+        logs = (path for path in touched.get("logs", ()) if self.store.exists(path))
+        for _ in each(lambda path: rewrite_log(self.store, path, gone), logs):
+            pass
+        if touched.get("parts"):
+            self.store.remove(f"{record.folder}/work")
+
+    def _file(self, step: Step, path: str, gone: Gone) -> tuple[Shard, Stats]:
+        if path.endswith(".json"):
+            return rewrite_json(self.store, path, gone), {}
+        stats: Stats = {}
+        return rewrite(self.store, path, gone, step.references_of(path), stats), stats
+
+    def digest(self, old: str) -> str:
+        """Of a shard as it is now, by its digest before."""
+        shard = self.old.get(old)
+        return old if shard is None else self.shards[shard.path].digest
+
+    def shard(self, old: Shard) -> Shard:
+        made = self.shards.get(old.path)
+        new = old if made is None else with_digest(old, made)
+        heavy = tuple(map(self._heavy, old.heavy))
+        return new if heavy == old.heavy else dataclasses.replace(new, heavy=heavy)
+
+    def _heavy(self, old: Heavy) -> Heavy:
+        shard = self.old.get(old.digest)
+        if shard is None:
+            return old
+        made = self.shards[shard.path]
+        return old._replace(digest=made.digest, footer=made.footer)
+
+    def num_gone(self, old: Shard) -> int:
+        return old.num_rows - self.shard(old).num_rows
+
+    def artifacts(self, folder: str) -> dict[str, str]:
+        """Digests of a step's artifacts as they are now."""
+        manifest = self.manifests[folder]
+        before = manifest.artifacts if manifest else {}
+        now = {name: self.shards.get(f"{folder}/artifacts/{name}") for name in before}
+        return {name: one.digest if one else before[name] for name, one in now.items()}
+
+    def write_records(self, record: StepRecord, num_trained: int) -> None:
+        """Receipts, then `_shards.parquet` and the manifest, where they are not what they were."""
+        change = _Change(self, record)
+        receipts = [change.receipt(r) for r in record.receipts]
+        for old, receipt in zip(record.receipts, receipts, strict=True):
+            if receipt != old and read_receipt(self.store, record.folder, receipt.index) != receipt:
+                write_receipt(self.store, record.folder, receipt)
+        manifest = record.manifest
+        if manifest is None:
+            return
+        rejects: Counter[str] = Counter()
+        for receipt in receipts:
+            rejects.update(receipt.rejects)
+        new = dataclasses.replace(
+            manifest,
+            inputs_digest=change.inputs_digest(manifest.inputs_digest),
+            shards_digest=digest_shards(r.shard for r in receipts),
+            read=change.read,
+            bytes=sum(r.bytes for r in receipts),
+            rows_in=sum(r.rows_in for r in receipts),
+            rows_out=sum(r.shard.num_rows for r in receipts),
+            rejects=dict(sorted(rejects.items())),
+            artifacts=self.artifacts(record.folder),
+            forgotten=manifest.forgotten + num_trained,
+        )
+        if new != manifest or receipts != record.receipts:
+            write_manifest(self.store, record.folder, new, receipts)
+
+
+class _Change:
+    """Old digests to new ones, for the records of one step."""
+
+    def __init__(self, made: _Made, record: StepRecord) -> None:
+        self.made, self.step = made, made.steps[record.folder]
+        self.record = record
+        names = self.step.inputs
+        before = [[r.shard for r in made.record(n).receipts] for n in names if n in made.manifests]
+        after = [[made.shard(s) for s in shards] for shards in before]
+        self._num_gone = sum(made.num_gone(s) for shards in before for s in shards)
+        old_read = dict(record.manifest.read) if record.manifest else dict(self._read_before())
+        self.read = {name: self._artifacts_now(name, digest) for name, digest in old_read.items()}
+        self._artifacts = {digest_artifacts(old_read): digest_artifacts(self.read)}
+        shards_digests = [[digest_shards(shards) for shards in side] for side in (before, after)]
+        self._inputs = {
+            digest_inputs(shards_digests[0], a): digest_inputs(shards_digests[1], b)
+            for a, b in {**self._artifacts, "": ""}.items()
+        }
+
+    def receipt(self, old: Receipt) -> Receipt:
+        made, path = self.made, old.shard.path
+        above = made.old.get(old.input_digest)
+        if above is not None:
+            input_digest, fewer = made.shard(above).digest, made.num_gone(above)
+        else:
+            input_digest = self.inputs_digest(old.input_digest)
+            fewer = self._num_gone if old.rows_in and old.input_digest in self._inputs else 0
+        made_rejects = made.rejects.get((self.record.folder, old.index))
+        rejects, rejects_digest = made_rejects or (old.rejects, old.rejects_digest)
+        return dataclasses.replace(
+            old,
+            shard=made.shard(old.shard),
+            bytes=made.store.size(path) if path in made.shards else old.bytes,
+            rows_in=old.rows_in - fewer,
+            input_digest=input_digest,
+            input_heavy={name: made.digest(d) for name, d in old.input_heavy.items()},
+            artifacts_digest=self._artifacts.get(old.artifacts_digest, old.artifacts_digest),
+            rejects=rejects,
+            rejects_digest=rejects_digest,
+            forgotten=old.forgotten + made.num_gone(old.shard),
+            columns=made.stats.get(path, old.columns),
+        )
+
+    def inputs_digest(self, old: str) -> str:
+        """The digest over inputs and artifacts as they are now; one that was out of date before stays so."""
+        return self._inputs.get(old, old)
+
+    def _read_before(self) -> Iterator[tuple[str, str]]:
+        """What the file parameters of an unfinished step read, if what it began with is what was there."""
+        for name, digest in self.step.files.items():
+            maker, path = self._maker(name)
+            made = self.made.manifests.get(maker)
+            yield name, (made.artifact_digest(path) if made else None) or digest
+
+    def _artifacts_now(self, name: str, old: str) -> str:
+        """The digest of what a file parameter reads, as it is now."""
+        maker, path = self._maker(name)
+        before = self.made.manifests.get(maker)
+        if before is None or before.artifact_digest(path) != old:
+            return old  # no step made it, or it was out of date before
+        after = dataclasses.replace(before, artifacts=self.made.artifacts(maker))
+        return after.artifact_digest(path) or ""
+
+    def _maker(self, name: str) -> tuple[str, str]:
+        """The folder whose artifact a file parameter reads, and which; empty where no step made it."""
+        folders = folders_by_key(self.made.steps)
+        written = dict(_references(self.step.params))
+        path = written.get(name.removeprefix("source."), "")  # `NAME.rows` has them from its source
+        return folders.get(self.step.files.get(name, ""), ""), path
+
+
+def _references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted field, path of the artifact) of each `{from: STEP, path: NAME}` in the parameters."""
+    if isinstance(value, Mapping):
+        if "from" in value and set(value) <= {"from", "path"}:
+            yield path, str(value.get("path", ""))
+        for key, item in value.items():
+            yield from _references(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for key, item in enumerate(value):
+            yield from _references(item, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,166 @@
+"""Lists of things by kind, as a person writes them: a txt with `KIND:VALUE` lines, a csv or Parquet with such columns."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.engine.records.forgotten import ascii_host
+from vlpipe.pipeline.errors import VlpipeError
+
+DOMAIN = re.compile(r"[^\s/:@.]+(\.[^\s/:@.]+)*")
+LONE_CR = "a carriage return stands in it; wanted lines that end in LF or CR LF"
+MAX_FIELD = 2**31 - 1
+BATCH_ROWS = 65_536
+Entry = tuple[str, str, str]  # where it stands ("FILE line 7"), kind, value
+
+
+def read_entries(path: str | Path, kinds: Sequence[str]) -> Iterator[Entry]:
+    """Every entry of a list; # begins a comment in a txt. VlpipeError says in which line what is wrong."""
+    file = Path(path)
+    if not file.is_file():
+        raise VlpipeError(f"there is no list {path}")
+    if file.suffix.lower() not in READERS:
+        raise VlpipeError(f"{path}: such a list ends in {', '.join(READERS)}")
+    yield from READERS[file.suffix.lower()](file, kinds)
+
+
+def need_url(value: str, where: str) -> str:
+    if not re.match(r"https?://[^/]", value, re.IGNORECASE):
+        raise VlpipeError(f"{where}: wanted a url that begins with http:// or https://, got {value!r}")
+    return value
+
+
+def need_domain(value: str, where: str) -> str:
+    """In lower case and ASCII, as hosts are compared."""
+    value = ascii_host(value.lower().strip("."))
+    if not DOMAIN.fullmatch(value):
+        raise VlpipeError(f"{where}: wanted a domain like example.org, got {value!r}")
+    return value
+
+
+def need_hex(value: str, digits: int, where: str) -> str:
+    """In lower case."""
+    value = value.lower()
+    if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
+        raise VlpipeError(f"{where}: wanted {digits} hexadecimal digits, got {value!r}")
+    return value
+
+
+def _read_txt(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
+    for number, line in enumerate(_lines(file), 1):
+        line, where = line.strip(), f"{file} line {number}"
+        if not line or line.startswith("#"):
+            continue
+        if "\r" in line:
+            raise VlpipeError(f"{where}: {LONE_CR}")
+        if "url" in kinds and line.lower().startswith(("http://", "https://")):
+            line = f"url:{line}"
+        kind, colon, value = line.partition(":")
+        if kind not in kinds or not colon or not value.strip():
+            wanted = ", ".join(f"{k}:..." for k in kinds)
+            raise VlpipeError(f"{where}: wanted {wanted}, got {line[:80]!r}")
+        yield where, kind, value.strip()
+
+
+def _read_csv(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
+    header: list[str] = []
+    columns: list[str] = []
+    for row, where in _csv_rows(file, csv.reader(_lines(file), strict=True)):
+        if not header:
+            header, columns = row, _columns(str(file), kinds, row)
+        elif len(row) != len(header):
+            raise VlpipeError(f"{where}: wanted {len(header)} fields, got {len(row)}")
+        else:
+            entries = ((kind, row[header.index(kind)].strip()) for kind in columns)
+            yield from ((where, kind, value) for kind, value in entries if value)
+    if not header:
+        _columns(str(file), kinds, ())
+
+
+def _csv_rows(file: Path, reader: Any) -> Iterator[tuple[list[str], str]]:
+    """Rows that are not empty, and where each begins."""
+    while True:
+        where = f"{file} line {reader.line_num + 1}"
+        limit = csv.field_size_limit(
+            MAX_FIELD
+        )  # of the whole process, 131,072: a note beside an entry may be long
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise VlpipeError(f"{where}: {_said(error)}") from error
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        if row:
+            yield row, where
+
+
+def _said(error: csv.Error) -> str:
+    if "new-line character" in str(error):
+        return LONE_CR
+    return f"{error}" + ("; is a quotation mark left open?" if "unexpected end" in str(error) else "")
+
+
+def _read_parquet(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
+    try:
+        with pq.ParquetFile(file) as table:
+            columns = _columns(str(file), kinds, table.schema_arrow.names)
+            for kind in columns:
+                dtype = table.schema_arrow.field(kind).type
+                if dtype not in (pa.string(), pa.large_string()):
+                    raise VlpipeError(f"{file}: column {kind!r} is {dtype}, wanted text")
+            rows = (
+                row
+                for b in table.iter_batches(BATCH_ROWS, columns=columns)
+                for row in _plain_rows(b, columns)
+            )
+            for number, row in enumerate(rows, 1):
+                where, entries = f"{file} row {number}", zip(columns, row, strict=True)
+                yield from (
+                    (where, kind, value.strip()) for kind, value in entries if value and value.strip()
+                )
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise VlpipeError(f"{file} is no readable Parquet file: {error}") from error
+
+
+def _plain_rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
+    return zip(*(batch[kind].to_pylist() for kind in columns), strict=True)
+
+
+def _columns(where: str, kinds: Sequence[str], there: Sequence[str]) -> list[str]:
+    """The kinds that are columns. VlpipeError: none is, or one could be meant and would not be read."""
+    for kind in kinds:
+        meant = [name for name in there if name.strip().lower() == kind]
+        if len(meant) > 1:
+            raise VlpipeError(f"{where} has the column {kind!r} {len(meant)} times; wanted it once")
+        if meant and meant != [kind]:
+            raise VlpipeError(f"{where} has a column {meant[0]!r}; wanted it spelled {kind!r}")
+    found = [kind for kind in kinds if kind in there]
+    if not found:
+        raise VlpipeError(f"{where} has none of the columns {', '.join(kinds)}; it has {list(there)}")
+    return found
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """One at a time: lists of hashes have millions."""
+    with open(file, "rb") as handle:
+        for number, line in enumerate(handle, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise VlpipeError(f"{file} line {number} is not UTF-8") from None
+
+
+READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Entry]]] = {
+    ".txt": _read_txt,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

@@ -1,0 +1,72 @@
+"""Forgotten rows in JSON artifacts: an object in a list goes whose `id` is such a row's; so do strings in the lists of an
+object with the `id` of a row that took them.
+
+What else a JSON file says stays: an id may be a short word, and a vocabulary has many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Set
+from typing import Any
+
+from vlpipe.pipeline.forget.rows import Gone
+from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.storage.store import Store, canonical_json
+
+
+def names_rows(store: Store, path: str, gone: Gone) -> bool:
+    value = _read(store, path)
+    return _scrubbed(value, gone) != value
+
+
+def rewrite_json(store: Store, path: str, gone: Gone) -> Shard:
+    """Done twice it is what it was after the first time."""
+    data = canonical_json(_scrubbed(_read(store, path), gone))
+    store.write_bytes(path, data, sync_folder=False)
+    return Shard(path=path, num_rows=0, digest=hashlib.sha256(data).hexdigest())
+
+
+def _read(store: Store, path: str) -> Any:
+    """None where the file is of that name only, or has numbers that JSON has not: no step of ours writes such."""
+    try:
+        return json.loads(store.read_bytes(path), parse_constant=_refused)
+    except ValueError:
+        return None
+
+
+def _refused(name: str) -> None:
+    raise ValueError(name)
+
+
+def _scrubbed(value: Any, gone: Gone) -> Any:
+    return _without(value, gone.ids.known(set(_ids(value))), gone, frozenset())
+
+
+def _ids(value: Any) -> Iterator[str]:
+    """Of all objects."""
+    if isinstance(value, dict):
+        if isinstance(value.get("id"), str):
+            yield value["id"]
+        for one in value.values():
+            yield from _ids(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _ids(one)
+
+
+def _without(value: Any, ids: Set[str], gone: Gone, words: frozenset[str]) -> Any:
+    """words: what the row that this is about took from forgotten ones."""
+    if isinstance(value, dict):
+        words = gone.taken.get(value["id"], words) if isinstance(value.get("id"), str) else words
+        return {name: _without(one, ids, gone, words) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without(one, ids, gone, words) for one in value if not _is_gone(one, ids, words)]
+    return value
+
+
+def _is_gone(one: Any, ids: Set[str], words: frozenset[str]) -> bool:
+    if isinstance(one, dict):
+        return isinstance(one.get("id"), str) and one["id"] in ids
+    return isinstance(one, str) and one in words

@@ -1,0 +1,192 @@
+"""`<root>/opted_out/`: URLs that said no, by hash, with their words. What fetches into this root asks none of them again.
+
+No key and no receipt knows of it: a shard that is finished is not fetched again, and one that is not has seen the world
+as it was. Remove the folder, and later fetches ask again. Parts of Parquet, of which the last is written anew as it
+grows: one whole file per write, on any store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.engine.records.forgotten import canonical_url, hashed
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.parquet.text_sets import DIGEST, Digests, from_hex
+from vlpipe.pipeline.storage.store import Store
+
+REL = "opted_out"
+SCHEMA = pa.schema(
+    [
+        ("hash", pa.string()),  # as in `forgotten.parquet`: of the canonical URL
+        ("evidence", pa.string()),  # verbatim
+        ("first_seen", pa.timestamp("ms", "UTC")),
+    ]
+)
+PART_ROWS = 16_384  # of a part that is full; writing it took 10 ms
+WRITE_S = 0.5  # between two writes: what comes meanwhile goes into one
+
+Row = tuple[str, str, int]  # hash, evidence, ms since 1970
+
+
+def hash_of_url(url: str) -> str:
+    return hashed("url", canonical_url(url))
+
+
+class _Said:
+    """hash -> places of what was said, in the list of all that was ever said: many say the same. What was read is in sorted
+    arrays, 36 bytes a hash; what is noted since then in a dict."""
+
+    def __init__(self) -> None:
+        self.hashes, self.words = np.empty(0, DIGEST), np.empty(0, np.uint32)
+        self.noted: dict[bytes, tuple[int, ...]] = {}
+        self.places: dict[str, int] = {}
+        self.texts: list[str] = []
+
+    def place(self, evidence: str) -> int:
+        if evidence not in self.places:
+            self.places[evidence] = len(self.texts)
+            self.texts.append(evidence)
+        return self.places[evidence]
+
+    def read(self, parts: Sequence[tuple[Digests, array[int]]]) -> None:
+        hashes = np.concatenate([np.empty(0, DIGEST), *(one for one, _ in parts)])
+        words = np.concatenate([np.empty(0, np.uint32), *(np.array(one, np.uint32) for _, one in parts)])
+        order = np.argsort(hashes, kind="stable")
+        self.hashes, self.words = hashes[order], words[order]
+
+    def get(self, hash_: bytes) -> list[str]:
+        low, high = (int(np.searchsorted(self.hashes, hash_, side)) for side in ("left", "right"))
+        found = [*self.words[low:high].tolist(), *self.noted.get(hash_, ())]
+        return [self.texts[place] for place in dict.fromkeys(found)]
+
+    def add(self, hash_: bytes, evidence: str) -> bool:
+        """False where it has said so before."""
+        if evidence in self.get(hash_):
+            return False
+        self.noted[hash_] = (*self.noted.get(hash_, ()), self.place(evidence))
+        return True
+
+
+class OptedOut:
+    """One for all steps of a run: only its driver, which holds the root's lock, writes. Without a root it lasts as long as
+    the object. `said`, `note` and `kept` are called in one asyncio loop. Hashes are as `hash_of_url` makes them."""
+
+    def __init__(self, root: Store | None = None) -> None:
+        self._root = root
+        self._said = _Said()
+        self._part, self._tail = 0, list[Row]()  # number and rows of the part that grows
+        self._fresh: list[Row] = []
+        self._num_noted = self._num_kept = 0
+        self._writing: asyncio.Task[None] | None = None
+        self._written_at = 0.0
+        self._loaded = root is None
+
+    def load(self) -> None:
+        """Read what earlier runs kept, once. It takes its time: for a service while it is made, not while it is asked."""
+        if self._root is None or self._loaded:
+            return
+        self._root.sweep(REL)
+        parts: list[tuple[Digests, array[int]]] = []
+        for name in part_names(self._root):
+            hashes, table = _read(self._root, name)
+            parts.append((hashes, array("I", map(self._said.place, table["evidence"].to_pylist()))))
+            self._part, self._tail = int(name.removesuffix(".parquet")), _rows(table)
+        self._said.read(parts)
+        self._turn_page()
+        self._loaded = True
+
+    def said(self, hash_: str) -> Sequence[str]:
+        """How the URL of this hash said no; empty: it did not."""
+        return self._said.get(bytes.fromhex(hash_))
+
+    def note(self, hash_: str, evidence: str) -> None:
+        """`evidence` is one line. What was said before is not noted twice."""
+        if self._said.add(bytes.fromhex(hash_), evidence) and self._root is not None:
+            self._fresh.append((hash_, evidence, int(time.time()) * 1000))
+            self._num_noted += 1
+
+    async def kept(self) -> None:
+        """Return when everything noted so far is on disk. OSError and such when it cannot be written."""
+        wanted = self._num_noted
+        while self._num_kept < wanted:
+            if self._writing is None:
+                self._writing = asyncio.ensure_future(self._write())
+            await asyncio.shield(self._writing)
+
+    async def _write(self) -> None:
+        try:
+            await asyncio.sleep(self._written_at + WRITE_S - time.monotonic())
+            num = len(self._fresh)
+            rows = [*self._tail, *self._fresh]
+            await asyncio.to_thread(self._put, rows)
+            del self._fresh[:num]
+            self._tail = rows
+            self._num_kept += num
+            self._turn_page()
+        finally:
+            self._written_at, self._writing = time.monotonic(), None
+
+    def _put(self, rows: list[Row]) -> None:
+        assert self._root is not None
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        table = pa.table(columns, schema=SCHEMA)
+        with self._root.writing(f"{REL}/{self._part:06d}.parquet") as part:
+            pq.write_table(table, part, compression="zstd", write_page_checksum=True)
+
+    def _turn_page(self) -> None:
+        if len(self._tail) >= PART_ROWS:
+            self._part, self._tail = self._part + 1, []
+
+
+def part_names(root: Store) -> list[str]:
+    """In order; a write may be under way. VlpipeError: a Parquet file with another name lies there."""
+    names = [name for name in root.list(REL) if name.endswith(".parquet") and name[0] != "."]
+    for name in names:
+        if not re.fullmatch(r"\d{6,}\.parquet", name):
+            raise VlpipeError(
+                f"{root.path(f'{REL}/{name}')} is no part of a list of who said no: move it away"
+            )
+    return names
+
+
+def read_part(root: Store, name: str) -> list[Row]:
+    return _rows(_read(root, name)[1])
+
+
+def _rows(table: pa.Table) -> list[Row]:
+    seen = table["first_seen"].cast(pa.int64())
+    return list(
+        zip(*(column.to_pylist() for column in (table["hash"], table["evidence"], seen)), strict=True)
+    )
+
+
+def _read(root: Store, name: str) -> tuple[Digests, pa.Table]:
+    """A part, and its hashes. VlpipeError where it is damaged: nobody may be asked again because of that."""
+    path = f"{REL}/{name}"
+    try:
+        with root.open(path) as handle, pq.ParquetFile(handle) as file:
+            if file.schema_arrow.remove_metadata() != SCHEMA:
+                raise ValueError(f"it has the columns {', '.join(file.schema_arrow.names)}")
+            table = file.read()
+        if any(column.null_count for column in table.columns):
+            raise ValueError("it has empty cells")
+        return from_hex(table["hash"]), table
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise VlpipeError(
+            f"{root.path(path)} cannot be read ({error}): it says which URLs asked not to be fetched. Put a copy of it "
+            "back; without it, if you remove it, they are asked once more"
+        ) from error
+
+
+def read_hashes(root: Store) -> Digests:
+    """Of all URLs that said no, sorted; one part at a time is read."""
+    parts = [np.empty(0, DIGEST), *(_read(root, name)[0] for name in part_names(root))]
+    return np.unique(np.concatenate(parts))

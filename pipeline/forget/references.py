@@ -1,0 +1,108 @@
+"""Columns that hold ids of other rows: found in a file's schema by what its step declared, and emptied of forgotten ids.
+
+A cell that is an id becomes null; of a list of ids those go, whatever lists and structs they stand in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.parquet.text_sets import TextSet
+from vlpipe.pipeline.shard import is_list
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A column, and below it the names of fields of structs that lead to the ids; `is_single`: one id in a row."""
+
+    column: str
+    fields: tuple[str, ...]
+    is_single: bool
+
+
+def references_in(schema: pa.Schema, declared: Collection[str]) -> list[Reference]:
+    """Those of the declared paths that are in a schema and hold strings."""
+    wanted = set(declared)
+    return [
+        Reference(f.name, fields, not is_list(f.type) and not fields)
+        for f in schema
+        for path, fields, dtype in _paths(f.name, (), f.type)
+        if path in wanted and _is_string(dtype)
+    ]
+
+
+def _paths(
+    path: str, fields: tuple[str, ...], dtype: pa.DataType
+) -> Iterator[tuple[str, tuple[str, ...], pa.DataType]]:
+    while is_list(dtype):
+        dtype = dtype.value_type
+    yield path, fields, dtype
+    if pa.types.is_struct(dtype):
+        for f in dtype:
+            yield from _paths(f"{path}.{f.name}", (*fields, f.name), f.type)
+
+
+def _is_string(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_string(dtype) or pa.types.is_large_string(dtype))
+
+
+def ids_of(table: pa.Table, ref: Reference) -> pa.ChunkedArray:
+    """All ids that a column names, one after the other."""
+    column, fields = table[ref.column], list(ref.fields)
+    while True:
+        while is_list(column.type):
+            column = pc.list_flatten(column)
+        if not fields:
+            return column
+        column = pc.struct_field(column, fields.pop(0))
+
+
+def without_ids(table: pa.Table, ref: Reference, gone: TextSet) -> pa.Table:
+    """The table without these ids in that column; the same object when there are none."""
+    if not gone.mask(ids_of(table, ref)).any():
+        return table
+    at = table.schema.get_field_index(ref.column)
+    f = table.schema.field(at)
+    column = pa.chunked_array([_without(c, ref.fields, gone) for c in table[ref.column].chunks], f.type)
+    return table.set_column(at, f, column)
+
+
+def _without(array: pa.Array, fields: tuple[str, ...], gone: TextSet) -> pa.Array:
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind):  # its length is fixed: null in the place of the id
+        values = array.values.slice(array.offset * kind.list_size, len(array) * kind.list_size)
+        return pa.FixedSizeListArray.from_arrays(
+            _without(values, fields, gone), type=kind, mask=array.is_null()
+        )
+    if is_list(kind):
+        return _without_in_lists(array, fields, gone)
+    if fields:
+        below = {fields[0]: fields[1:]}
+        parts = [_field(array, f, below, gone) for f in kind]
+        return pa.StructArray.from_arrays(parts, fields=list(kind), mask=array.is_null())
+    return pc.if_else(pa.array(gone.mask(array)), pa.scalar(None, kind), array)
+
+
+def _field(array: pa.Array, f: pa.Field, below: Mapping[str, tuple[str, ...]], gone: TextSet) -> pa.Array:
+    values = array.field(f.name)
+    return _without(values, below[f.name], gone) if f.name in below else values
+
+
+def _without_in_lists(array: pa.Array, fields: tuple[str, ...], gone: TextSet) -> pa.Array:
+    kind, values = array.type, array.flatten()
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0), np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    if fields or not _is_string(kind.value_type):
+        values = _without(values, fields, gone)
+    else:
+        stays = ~gone.mask(values)
+        offsets = np.concatenate([[0], np.cumsum(stays)])[offsets]
+        values = values.filter(pa.array(stays))
+    large = pa.types.is_large_list(kind)
+    lists, width = (pa.LargeListArray, pa.int64()) if large else (pa.ListArray, pa.int32())
+    return lists.from_arrays(pa.array(offsets, width), values, type=kind, mask=array.is_null())

@@ -1,0 +1,235 @@
+"""Take forgotten rows out of a table, a shard's rejects, its log: the same rule for every file a step wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.engine.records.receipts import read_rejects, write_rejects
+from vlpipe.pipeline.forget.copied_texts import (
+    DONORS,
+    Taken,
+    forgotten_donors,
+    has_donors,
+    may_have_words,
+    take_back,
+)
+from vlpipe.pipeline.forget.references import Reference, ids_of, references_in, without_ids
+from vlpipe.pipeline.forget.sentences import known_names, names_in, strings_in, without_names
+from vlpipe.pipeline.forget.urls import Urls
+from vlpipe.pipeline.parquet.block_reads import blocks
+from vlpipe.pipeline.parquet.text_sets import Mask, Places, TextSet
+from vlpipe.pipeline.shard import Reject, Shard, open_parquet, write_shard
+from vlpipe.pipeline.storage.store import Store
+
+SOMETHING = "a forgotten text"
+URLS = ("url", "final_url")
+# A detail of a reject that may name a row or a URL: most name none, and are not taken apart.
+NAMING_DETAIL = r"\brow |twin of |://|[^\s,;()]{16}"
+
+
+@dataclass(frozen=True, eq=False)
+class Gone:
+    """ids: all rows to forget. urls: for files whose rows have no id, such as a list. taken: what rows that stay have from
+    them."""
+
+    ids: TextSet
+    urls: Urls = field(default_factory=Urls)
+    taken: Taken = field(default_factory=dict)
+
+    @cached_property
+    def _heirs(self) -> TextSet:
+        return TextSet.of("id", self.taken)
+
+    def rows(self, table: pa.Table, refs: Collection[Reference]) -> Mask:
+        """Which rows go. With an `id`: those of these ids and their children. Without: those that name one of them in a
+        column with one id in a row, or have such a url."""
+        names = table.schema.names
+        own = [n for n in ("id", "parent") if n in names and _is_text(table.schema.field(n).type)]
+        out = np.zeros(table.num_rows, np.bool_)
+        for name in own if has_id(table.schema) else [*own, *(r.column for r in refs if r.is_single)]:
+            out |= self.ids.mask(table[name])
+        for name in () if has_id(table.schema) else _urls_of(table.schema):
+            out |= self.urls.mask(table[name])
+        return out
+
+    def scrub(self, table: pa.Table, refs: Collection[Reference]) -> tuple[pa.Table, int]:
+        """The table without these rows, and how many went; the same object when there is nothing to do.
+
+        Where a row that stays names one of them (a twin's witness) there is null, or it is left out of the list; what
+        the row took from them goes.
+        """
+        out = self.rows(table, refs)
+        num_gone = int(out.sum())
+        if num_gone:
+            table = table.filter(pa.array(~out))
+        if has_id(table.schema):
+            table = take_back(table, self.ids, self.taken)
+        for ref in refs:
+            table = without_ids(table, ref, self.ids)
+        return table, num_gone
+
+    def heirs(self, ids: pa.ChunkedArray) -> set[str]:
+        """Ids of rows that took something."""
+        return set(ids.filter(pa.array(self._heirs.mask(ids))).to_pylist()) if self.taken else set()
+
+    def scrub_texts(self, texts: Iterable[str], ids: Iterable[str] = ()) -> list[str]:
+        """Sentences without ids and URLs, and without what the rows (`ids`, one a sentence) took."""
+        listed = list(texts)
+        for n, id_ in enumerate(ids if self.taken else ()):
+            for words in self.taken.get(id_, ()):
+                listed[n] = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", SOMETHING, listed[n])
+        known = known_names(listed, self.ids, self.urls)
+        return [without_names(text, known) for text in listed]
+
+    def in_lines(self, lines: list[Any]) -> list[bool]:
+        """Which lines of a log, as JSON, speak of one of these rows, or of what a row took?"""
+        names = [set(names_in(line)) for line in lines]
+        every = set().union(*names)
+        known = self.ids.known(every) | self.urls.known([name for name in every if "://" in name])
+        return [not known.isdisjoint(n) or self._tells(line) for n, line in zip(names, lines, strict=True)]
+
+    def _tells(self, line: Any) -> bool:
+        id_ = line.get("id") if isinstance(line, dict) and self.taken else None
+        words = self.taken.get(id_, ()) if isinstance(id_, str) else ()
+        return bool(words) and any(text in words for _, text in strings_in(line))
+
+
+def has_id(schema: pa.Schema) -> bool:
+    return "id" in schema.names and _is_text(schema.field("id").type)
+
+
+def _is_text(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_string(dtype) or pa.types.is_large_string(dtype))
+
+
+def _urls_of(schema: pa.Schema) -> list[str]:
+    return [n for n in URLS if n in schema.names and _is_text(schema.field(n).type)]
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """Of a Parquet file: forgotten ids that are its rows, as places in `Gone.ids`; rows that took something; whether
+    anything would change."""
+
+    ids: list[Places] = field(default_factory=list)
+    heirs: set[str] = field(default_factory=set)
+    changes: bool = False
+
+
+def looked_at(store: Store, path: str, gone: Gone, declared: Collection[str]) -> Seen:
+    """Only columns that name rows are read. declared: those that a step said hold ids of other rows."""
+    seen = Seen()
+    with open_parquet(store, path) as file:
+        schema = file.schema_arrow
+        refs = references_in(schema, declared)
+        donors = [DONORS] if has_donors(schema) else []
+        names = {"id", "parent", *donors, *(r.column for r in refs), *(() if has_id(schema) else URLS)}
+        columns = [name for name in schema.names if name in names]
+        for groups, table in blocks(file, columns) if columns else ():
+            out = gone.rows(table, refs)
+            named = any(forgotten_donors(table[name], gone.ids) for name in donors)
+            named_here = named or any(gone.ids.mask(ids_of(table, ref)).any() for ref in refs)
+            seen.changes = seen.changes or named_here or bool(out.any())
+            if has_id(schema):
+                places = gone.ids.find(table["id"])
+                seen.ids.append(places[places >= 0])
+                heirs = gone.heirs(table["id"].filter(pa.array(~out)))
+                if heirs or named:  # few: of the others the texts are not read
+                    words = [f.name for f in schema if may_have_words(f)]
+                    rows = file.read_row_groups(groups, columns=list(dict.fromkeys(["id", *words])))
+                    rows = rows.filter(pa.array(~out))
+                    if take_back(rows, gone.ids, gone.taken) is not rows:
+                        seen.changes = True
+                        seen.heirs |= heirs
+    return seen
+
+
+def rewrite(
+    store: Store, path: str, gone: Gone, declared: Collection[str], stats: dict[str, dict[str, Any]]
+) -> Shard:
+    """The same file without these rows. Done twice it is what it was after the first time."""
+    with open_parquet(store, path) as file:
+        # Where bytes and not rows ended a group it is smaller: the largest is what they may have.
+        sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+        group_rows = max(sizes, default=1)
+        refs = references_in(file.schema_arrow, declared)
+        tables = (gone.scrub(table, refs)[0] for _, table in blocks(file))
+        schema = pa.schema([f.with_type(_declared(f.type)) for f in file.schema_arrow])
+        return write_shard(store, path, tables, schema, group_rows, stats)
+
+
+def _declared(kind: pa.DataType) -> pa.DataType:
+    """The type as stages declare it: of lists of lists a reader names what is in them `element`, and pyarrow `item`."""
+    if pa.types.is_struct(kind):
+        return pa.struct([f.with_type(_declared(f.type)) for f in kind])
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
+        inner = kind.value_field.with_name("item").with_type(_declared(kind.value_type))
+        return pa.list_(inner, kind.list_size if pa.types.is_fixed_size_list(kind) else -1)
+    return kind
+
+
+def rejects_left(store: Store, folder: str, index: int, gone: Gone) -> tuple[pa.Table, int, bool]:
+    """A shard's rejects without those of these rows; how many went; whether anything changed."""
+    rows = read_rejects(store, folder, index)
+    out = gone.ids.mask(rows["id"])
+    left = rows.filter(pa.array(~out)) if out.any() else rows
+    asked = pc.match_substring_regex(pc.fill_null(left["detail"], ""), NAMING_DETAIL)
+    places = np.flatnonzero(np.asarray(asked) | (gone._heirs.mask(left["id"]) if gone.taken else False))
+    if len(places):
+        details = left["detail"].to_pylist()
+        some = left.select(["id", "detail"]).take(pa.array(places)).to_pydict()
+        texts = [text or "" for text in some["detail"]]
+        new = gone.scrub_texts(texts, some["id"])
+        if new != texts:
+            for place, text in zip(places.tolist(), new, strict=True):
+                details[place] = text
+            column = pa.chunked_array([pa.array(details, pa.string())])
+            left = left.set_column(left.schema.get_field_index("detail"), left.schema.field("detail"), column)
+    return left, int(out.sum()), left is not rows
+
+
+def rewrite_rejects(store: Store, folder: str, index: int, gone: Gone) -> tuple[dict[str, int], str]:
+    """Returns them by code, as a receipt has them, and the digest of the file."""
+    left, _, _ = rejects_left(store, folder, index, gone)
+    step = left["stage"][0].as_py() if left.num_rows else ""
+    rows = (row for batch in left.drop_columns(["stage"]).to_batches() for row in batch.to_pylist())
+    return write_rejects(store, folder, index, step, (Reject(**row) for row in rows))
+
+
+def log_left(store: Store, path: str, gone: Gone) -> tuple[list[str], int]:
+    """The lines of a log that may stay, and how many may not; what a step said in sentences stays without the names."""
+    lines = store.read_bytes(path).decode("utf-8", "replace").splitlines()
+    if not path.endswith(".jsonl"):
+        scrubbed = gone.scrub_texts(lines)
+        return scrubbed, sum(new != old for new, old in zip(scrubbed, lines, strict=True))
+    out = gone.in_lines([_as_json(line) for line in lines])
+    left = [line for line, gone_ in zip(lines, out, strict=True) if not gone_]
+    return left, len(lines) - len(left)
+
+
+def _as_json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # of a process that died while it wrote
+        return line
+
+
+def rewrite_log(store: Store, path: str, gone: Gone) -> None:
+    left, _ = log_left(store, path, gone)
+    if left:
+        store.write_bytes(path, "".join(f"{line}\n" for line in left).encode(), sync_folder=False)
+    else:
+        store.remove(path)
+
+
+def with_digest(shard: Shard, made: Shard) -> Shard:
+    return replace(shard, digest=made.digest, footer=made.footer, num_rows=made.num_rows)

@@ -1,0 +1,404 @@
+"""What `vlpipe forget` would take out, folder by folder, and which models were made from it. Changes nothing."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vlpipe.pipeline.engine.records.forgotten import canonical_url
+from vlpipe.pipeline.engine.records.manifest import Manifest, read_step_file
+from vlpipe.pipeline.engine.records.receipts import shard_path
+from vlpipe.pipeline.forget.copied_texts import DONORS, find_taken
+from vlpipe.pipeline.forget.json_artifacts import names_rows
+from vlpipe.pipeline.forget.rows import URLS, Gone, log_left, looked_at, rejects_left
+from vlpipe.pipeline.forget.urls import Urls, host_of_canonical
+from vlpipe.pipeline.forget.wanted import KINDS, Wanted
+from vlpipe.pipeline.inspect.on_disk import folder_now, read_step, step_folders
+from vlpipe.pipeline.parquet.block_reads import blocks, each
+from vlpipe.pipeline.parquet.text_sets import Mask, TextSet, TextSetMaker
+from vlpipe.pipeline.shard import open_parquet
+from vlpipe.pipeline.storage.store import Store
+
+LISTING = re.compile(r"\.rows-[0-9a-f]{8}/")  # shards of the step that only lists what a source works on
+
+
+Bits = npt.NDArray[np.uint8]
+
+
+@dataclass(kw_only=True)
+class Touched:
+    """What of a step's folder would change. `ids`: rows that go, a bit for each of `Gone.ids`; `heirs`: rows that stay,
+    without a text that they took. `files`: shards and Parquet artifacts; `parts`: its unfinished `work/`."""
+
+    folder: str
+    ids: Bits
+    heirs: set[str] = field(default_factory=set)
+    files: list[str] = field(default_factory=list)
+    rejects: list[int] = field(default_factory=list)
+    num_rejects: int = 0
+    logs: list[str] = field(default_factory=list)
+    num_lines: int = 0
+    parts: bool = False
+
+    @property
+    def num_ids(self) -> int:
+        return num_set(self.ids)
+
+    def __bool__(self) -> bool:
+        return bool(self.files or self.rejects or self.logs or self.parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """Artifacts that are no Parquet, of a step that read forgotten rows (`num_rows`), rows that took something from them
+    (`num_heirs`), or such a model (`made_from`). `copies`: the rows as they are; they go, and the next run makes them again.
+    """
+
+    folder: str
+    digest: str
+    num_rows: int
+    num_heirs: int
+    made_from: tuple[str, ...] = ()
+    copies: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """A step's folder without its receipts, which of 100,000 shards are half a gigabyte. `rejected`: shards with rejects.
+
+    columns, inputs, files, params, references, artifact_references: as its records say, finished or not.
+    """
+
+    folder: str
+    manifest: Manifest | None
+    key: str
+    columns: frozenset[str] | None  # None: nothing says which
+    inputs: tuple[str, ...]
+    files: Mapping[str, str]
+    params: Mapping[str, Any]
+    references: tuple[str, ...]
+    artifact_references: Mapping[str, Sequence[str]]
+    shards: Sequence[int]
+    rejected: Sequence[int]
+
+    @property
+    def paths(self) -> Iterator[str]:
+        return (shard_path(self.folder, index) for index in self.shards)
+
+    def may_have(self, *columns: str) -> bool:
+        """Whether its rows can have these: of 100,000 shards none is opened to see that they have not."""
+        return self.columns is None or self.columns >= set(columns)
+
+    def above(self, by_key: Mapping[str, str]) -> Iterator[str]:
+        """Folders whose rows or artifacts it read. by_key: `folders_by_key`."""
+        yield from self.inputs
+        yield from self.makers(by_key)
+
+    def makers(self, by_key: Mapping[str, str]) -> Iterator[str]:
+        """Folders whose artifacts it read."""
+        yield from (by_key[digest] for digest in self.files.values() if digest in by_key)
+
+    def references_of(self, path: str) -> Sequence[str]:
+        """Columns of a shard or artifact that hold ids of other rows."""
+        _, is_artifact, name = path.partition("/artifacts/")
+        return self.artifact_references.get(name, ()) if is_artifact else self.references
+
+    @property
+    def artifacts(self) -> list[str]:
+        """Those that are Parquet."""
+        return self._artifacts(".parquet")
+
+    @property
+    def json_artifacts(self) -> list[str]:
+        return self._artifacts(".json")
+
+    def _artifacts(self, ending: str) -> list[str]:
+        names = self.manifest.artifacts if self.manifest else ()
+        return [f"{self.folder}/artifacts/{name}" for name in names if name.endswith(ending)]
+
+
+@dataclass(kw_only=True)
+class Found:
+    gone: Gone
+    num_rows: int
+    unmatched: Counter[str]  # entries of the list that mean no row here, by kind
+    folders: list[Touched]
+    models: list[Model]
+    unread: list[
+        str
+    ]  # folders with artifacts that only others read, and that were made from none of these rows
+    steps: dict[str, Step]
+
+
+def find(store: Store, wanted: Wanted, reads: Mapping[str, Sequence[str]]) -> Found:
+    """Look through every folder of the root. `reads`: of steps that have not finished, the folders they read."""
+    steps = in_order(store)
+    ids, meant = _ids(store, steps, wanted)
+    artifacts = (path for step in steps.values() for path in step.artifacts)
+    taken = find_taken(store, chain(_shards(steps, "id", DONORS), artifacts), ids) if len(ids) else {}
+    gone = Gone(ids, wanted.listed.urls.with_urls(_urls(store, steps, ids)), taken)
+    folders = [_touched(store, step, gone) for step in steps.values()]
+    touched = {one.folder: one for one in folders}
+    for one in folders:
+        if steps[one.folder].manifest is None and store.exists(f"{one.folder}/work"):
+            above = reads.get(one.folder)  # unknown: better too much than too little
+            one.parts = above is None or any(touched[f].files for f in above if f in touched)
+    models = _models(steps, touched)
+    seen = _all_bits(one.ids for one in folders)
+    meant["id"] = np.isin(
+        wanted.id.digests, ids.digests[np.unpackbits(seen, count=len(ids)).astype(np.bool_)]
+    )
+    return Found(
+        gone=gone,
+        num_rows=num_set(seen),
+        unmatched=Counter({kind: int((~meant[kind]).sum()) for kind in KINDS}),
+        folders=[one for one in folders if one],
+        models=models,
+        unread=[f for f, s in steps.items() if _is_closed(s) and f not in {one.folder for one in models}],
+        steps=steps,
+    )
+
+
+def num_set(bits: Bits) -> int:
+    return int(np.bitwise_count(bits).sum())
+
+
+def _all_bits(several: Iterable[Bits]) -> Bits:
+    found = np.empty(0, np.uint8)
+    for bits in several:
+        found = bits | found if len(found) else bits
+    return found
+
+
+def in_order(store: Store) -> dict[str, Step]:
+    """Step folders, each after what it reads; those that are not finished last."""
+    folders = step_folders(store)
+    steps = {folder: _step(store, folder, folders) for folder in folders}
+    by_key = folders_by_key(steps)
+    ordered: dict[str, Step] = {}
+
+    def put(folder: str) -> None:
+        step = steps.get(folder)
+        if step is None or folder in ordered or folder in begun:
+            return
+        begun.add(folder)
+        for above in step.above(by_key):
+            put(above)
+        ordered[folder] = step
+
+    begun = set[str]()
+    for folder in sorted(steps, key=lambda one: steps[one].manifest is None):
+        put(folder)
+    return ordered
+
+
+def folders_by_key(steps: Mapping[str, Step]) -> dict[str, str]:
+    """As files that come from a step are named in the records of those that read them -> its folder."""
+    return {f"step:{s.key}": folder for folder, s in steps.items() if s.key}
+
+
+def _step(store: Store, folder: str, folders: Sequence[str]) -> Step:
+    record = read_step(store, folder)
+    said = read_step_file(store, folder) or {}
+    schema = record.manifest.schema if record.manifest else said.get("schema")
+    return Step(
+        folder=folder,
+        manifest=record.manifest,
+        key=said.get("step_key", record.manifest.step_key if record.manifest else ""),
+        columns=None if schema is None else frozenset(line.partition(":")[0] for line in schema),
+        inputs=tuple(
+            folder_now(name, folders)
+            for name in said.get("inputs", record.manifest.inputs if record.manifest else ())
+        ),
+        files=said.get("files", record.manifest.files if record.manifest else {}),
+        params=said.get("params", record.manifest.params if record.manifest else {}),
+        references=tuple(
+            {*said.get("references", ()), *(record.manifest.references if record.manifest else ())}
+        ),
+        artifact_references={
+            **said.get("artifact_references", {}),
+            **(record.manifest.artifact_references if record.manifest else {}),
+        },
+        shards=array("l", (r.index for r in record.receipts)),
+        rejected=array("l", (r.index for r in record.receipts if r.rejects)),
+    )
+
+
+def _ids(store: Store, steps: Mapping[str, Step], wanted: Wanted) -> tuple[TextSet, dict[str, Mask]]:
+    """Ids of all rows meant, with what was made from them; and by kind which entries mean one."""
+    meant = {kind: np.zeros(len(wanted.of_kind(kind)), np.bool_) for kind in KINDS}
+    maker = TextSetMaker("id")
+    if wanted.urls or len(wanted.sha256):
+        listed = wanted.listed
+
+        def meant_in(path: str) -> list[pa.ChunkedArray]:
+            # A row that is only listed and was then refused has no bytes here, and its reject says why.
+            return _meant_ids(store, path, listed if LISTING.search(path) else wanted, meant)
+
+        for columns in each(meant_in, _shards(steps, "id")):
+            for column in columns:
+                maker.add_column(column)
+    ids = wanted.id | maker.made()
+    before = -1
+    while before < len(ids):
+        before = len(ids)
+        maker = TextSetMaker("id")
+        for columns in each(partial(_children, store, ids), _shards(steps, "id", "parent")):
+            for column in columns:
+                maker.add_column(column)
+        ids = ids | maker.made()
+    return ids, meant
+
+
+def _meant_ids(store: Store, path: str, wanted: Wanted, meant: dict[str, Mask]) -> list[pa.ChunkedArray]:
+    found = []
+    for table in _columns(store, path, "id", more=("sha256", *URLS)):
+        out = np.zeros(table.num_rows, np.bool_)
+        if len(wanted.sha256) and "sha256" in table.schema.names:
+            places = wanted.sha256.find(table["sha256"])
+            meant["sha256"][places[places >= 0]] = True
+            out |= places >= 0
+        for name in URLS if wanted.urls else ():
+            if name in table.schema.names:
+                out |= wanted.urls.mask(table[name], meant)
+        found.append(table["id"].filter(pa.array(out)))
+    return found
+
+
+def _children(store: Store, ids: TextSet, path: str) -> list[pa.ChunkedArray]:
+    """Ids of rows whose parent is one of these, and that are none of them yet."""
+    found = []
+    for table in _columns(store, path, "id", "parent"):
+        new = ids.mask(table["parent"]) & ~ids.mask(table["id"])
+        found.append(table["id"].filter(pa.array(new)))
+    return found
+
+
+def _urls(store: Store, steps: Mapping[str, Step], ids: TextSet) -> Urls:
+    """URLs all of whose rows are forgotten: they are forgotten as well, under any other text.
+
+    Read twice: which have such a row, then which of these have another one. So only these are held.
+    """
+    entering = {f: s for f, s in steps.items() if not s.inputs}
+    paths = list(_shards(entering, "id", "url")) if len(ids) else []
+    makers = TextSetMaker("url"), TextSetMaker("host")
+    for several in each(partial(_urls_of_gone, store, ids), paths):
+        makers[0].add(*several)
+        makers[1].add(*map(host_of_canonical, several))
+    urls = Urls(urls=makers[0].made(), hosts=makers[1].made())
+    shared = {"url": np.zeros(len(urls.urls), np.bool_)}
+    for _ in each(partial(_note_shared, store, ids, urls, shared), paths if urls else ()):
+        pass
+    return Urls(urls=urls.urls.where(~shared["url"]), hosts=urls.hosts)
+
+
+def _urls_of_gone(store: Store, ids: TextSet, path: str) -> list[str]:
+    found: list[str] = []
+    for table in _columns(store, path, "id", "url"):
+        urls = table["url"].filter(pa.array(ids.mask(table["id"]))).to_pylist()
+        found += [canonical_url(url) for url in urls if url]
+    return found
+
+
+def _note_shared(store: Store, ids: TextSet, urls: Urls, shared: dict[str, Mask], path: str) -> None:
+    for table in _columns(store, path, "id", "url"):
+        urls.mask(table["url"].filter(pa.array(~ids.mask(table["id"]))), shared)
+
+
+def _columns(store: Store, path: str, *needed: str, more: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """Blocks of rows with these columns; none where one that is needed is missing."""
+    with open_parquet(store, path) as file:
+        there = [n for n in file.schema_arrow.names if n in needed or n in more]
+        if set(needed) <= set(there):
+            yield from (table for _, table in blocks(file, there))
+
+
+def _shards(steps: Mapping[str, Step], *columns: str) -> Iterator[str]:
+    """Of all steps that can have these columns."""
+    yield from chain.from_iterable(step.paths for step in steps.values() if step.may_have(*columns))
+
+
+def _touched(store: Store, step: Step, gone: Gone) -> Touched:
+    one = Touched(folder=step.folder, ids=np.zeros((len(gone.ids) + 7) // 8, np.uint8))
+    there = np.zeros(len(gone.ids), np.bool_)
+    paths = list(step.paths)
+    for path, seen in zip(
+        paths, each(lambda path: looked_at(store, path, gone, step.references), paths), strict=True
+    ):
+        if seen.changes:
+            one.files.append(path)
+        for places in seen.ids:
+            there[places] = True
+        one.heirs |= seen.heirs
+    one.ids = np.packbits(there)
+    for path in step.artifacts:
+        if looked_at(store, path, gone, step.references_of(path)).changes:
+            one.files.append(path)
+    one.files += [path for path in step.json_artifacts if names_rows(store, path, gone)]
+    _look_at_rejects(store, step, gone, one)
+    _look_at_logs(store, step, gone, one)
+    return one
+
+
+def _look_at_rejects(store: Store, step: Step, gone: Gone, one: Touched) -> None:
+    def look(index: int) -> tuple[pa.Table, int, bool]:
+        return rejects_left(store, step.folder, index, gone)
+
+    for index, (_, num, changes) in zip(step.rejected, each(look, step.rejected), strict=True):
+        if changes:
+            one.rejects.append(index)
+            one.num_rejects += num
+
+
+def _look_at_logs(store: Store, step: Step, gone: Gone, one: Touched) -> None:
+    names = store.list(f"{step.folder}/_log")
+    paths = [f"{step.folder}/_log/{name}" for name in names if not name.endswith((".json", ".part"))]
+    for path, (_, num) in zip(paths, each(lambda path: log_left(store, path, gone), paths), strict=True):
+        if num:
+            one.logs.append(path)
+            one.num_lines += num
+
+
+def _models(steps: Mapping[str, Step], touched: Mapping[str, Touched]) -> list[Model]:
+    """In the order of the folders, so what a model was made from comes before it."""
+    by_key = folders_by_key(steps)
+    found: dict[str, Model] = {}
+    for folder, step in steps.items():
+        manifest = step.manifest
+        if manifest is None or not _has_files(step):
+            continue
+        above = [touched[f] for f in step.inputs if f in touched]
+        rows = num_set(_all_bits(t.ids for t in above)) if above else 0
+        heirs = len(set().union(*(t.heirs for t in above)))
+        before = tuple(f for f in dict.fromkeys(step.makers(by_key)) if f in found)
+        if rows or heirs or before or (manifest.copies and any(t.files for t in above)):
+            found[folder] = Model(
+                folder=folder,
+                digest=manifest.artifact_digest("") or "",
+                num_rows=rows,
+                num_heirs=heirs,
+                made_from=before,
+                copies=manifest.copies,
+            )
+    return list(found.values())
+
+
+def _has_files(step: Step) -> bool:
+    """Artifacts that cannot be taken apart into rows."""
+    return step.manifest is not None and any(not n.endswith(".parquet") for n in step.manifest.artifacts)
+
+
+def _is_closed(step: Step) -> bool:
+    """Artifacts of which nothing says whose rows they have."""
+    names = step.manifest.artifacts if step.manifest and not step.manifest.copies else ()
+    return any(not name.endswith((".parquet", ".json")) for name in names)

@@ -1,0 +1,65 @@
+"""What `vlpipe forget` says: what goes from each folder, and what of the rest knows the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlpipe.pipeline.forget.scan import Found, Model, Touched
+
+
+def tell(found: Found) -> Iterator[str]:
+    """A line per folder; the exports, which go and are made again; the models, which stay."""
+    copies = [model for model in found.models if model.copies]
+    models = [model for model in found.models if not model.copies]
+    going = {model.folder for model in copies}
+    width = max(
+        map(len, [*(one.folder for one in found.folders), *(one.folder for one in found.models)]), default=0
+    )
+    for one in found.folders:
+        if one.folder not in going:
+            yield f"  {one.folder:{width}}  {_touched(one)}"
+    for model in copies:
+        yield f"  {model.folder:{width}}  all of it, as it has {_read(model)}; the next run makes it again"
+    num_content = found.unmatched["sha256"]
+    num_kept = found.unmatched.total() - num_content
+    if num_kept:
+        yield f"{num_kept:,} of the entries mean no row here; they are kept in mind for later lists"
+    if num_content:
+        yield f"{num_content:,} sha256 belong to no row here; to keep them out of later lists, put them on a `blocklist`"
+    if found.unread:
+        yield f"not looked into, as these artifacts are neither Parquet nor JSON: {', '.join(found.unread)}"
+    if models:
+        yield "these were made from the rows, and stay as they are:"
+    for model in models:
+        yield f"  {model.folder:{width}}  {model.digest[:12]}  {_read(model)}"
+
+
+def advice(found: Found, workflow: str) -> Iterator[str]:
+    """What is left to do."""
+    if any(model.copies for model in found.models):
+        yield f"exports that held the rows are written without them by the next `vlpipe run {workflow}`"
+    if any(not model.copies for model in found.models):
+        yield (
+            "to train a model (or make another of these) again without them, remove its folder, then "
+            f"`vlpipe run {workflow}`"
+        )
+
+
+def _touched(one: Touched) -> str:
+    counts = (
+        (one.num_ids, "row(s)"),
+        (len(one.heirs), "row(s) without a text that came from them"),
+        (sum("/artifacts/" in path for path in one.files), "artifact(s)"),
+        (one.num_rejects, "reject(s)"),
+        (one.num_lines, "line(s) of its log"),
+    )
+    said = [f"{num:,} {what}" for num, what in counts if num]
+    said += ["its unfinished parts"] if one.parts else []
+    return ", ".join(said) or "what names them"
+
+
+def _read(model: Model) -> str:
+    said = [f"{model.num_rows:,} of the rows"] if model.num_rows else []
+    said += [f"texts that {model.num_heirs:,} other row(s) took from them"] if model.num_heirs else []
+    said = [" and ".join(said)] if said else []
+    return ", ".join([*said, *(f"made from {name}" for name in model.made_from)]) or "what names them"

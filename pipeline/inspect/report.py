@@ -1,0 +1,70 @@
+"""What the report page needs of a run. The page itself is a stage's matter and is loaded by its name, as `use:` is."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.engine.records.receipts import Receipt, read_rejects, seconds_of, sum_counts
+from vlpipe.pipeline.engine.worker.gather import ListRows
+from vlpipe.pipeline.inspect.on_disk import Have, what_is_there
+from vlpipe.pipeline.shard import Reject
+from vlpipe.pipeline.stage import Dataset
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import Workflow
+
+PAGE = "vlpipe.stages.report.page"
+MAX_SHARDS = 8  # per step that rejects are read from
+MAX_REJECTS = 20_000  # per step
+
+
+def report(workflow: Workflow, steps: Sequence[Planned], store: Store, *, running: bool = False) -> str:
+    """One self-contained HTML page over what is there. `running`: a run holds the root's lock."""
+    page: Any = importlib.import_module(PAGE)
+    views = [page.StepView(**values) for values in step_values(steps, store, running=running)]
+    return str(page.render(page.RunView(title=workflow.name, description=workflow.description, steps=views)))
+
+
+def step_values(steps: Sequence[Planned], store: Store, *, running: bool = False) -> list[dict[str, Any]]:
+    """Per step the fields of the page's record of it."""
+    have = what_is_there(steps, store)
+    return [_view(one, have[one.name], store, running) for one in steps]
+
+
+def _view(one: Planned, have: Have, store: Store, running: bool) -> dict[str, Any]:
+    receipts = [have.receipts[index] for index in sorted(have.receipts)]
+    rejects: Counter[str] = Counter()
+    for receipt in receipts:
+        rejects.update(receipt.rejects)
+    rows_out = sum(r.shard.num_rows for r in receipts)
+    shards = tuple(r.shard for r in receipts)
+    return {
+        "name": one.name,
+        "use": one.keyed.step.use,
+        "status": "done" if one.is_done else "running" if running and receipts else "waiting",
+        "rows_in": rows_out
+        if isinstance(one.keyed.step.stage, ListRows)
+        else sum(r.rows_in for r in receipts),
+        "rows_out": rows_out,
+        "rejects": dict(sorted(rejects.items())),
+        "counts": sum_counts(receipts),
+        "seconds": seconds_of(store, one.folder, receipts) if receipts or one.is_done else None,
+        "params": dict(one.keyed.step.params),
+        "inputs": tuple(p.name for p in one.above),
+        "dataset": Dataset(store, one.name, one.schema_out, shards) if shards else None,
+        "rejects_sample": _sample(one, receipts, store),
+    }
+
+
+def _sample(one: Planned, receipts: Sequence[Receipt], store: Store) -> list[Reject]:
+    """All rejects of a few evenly spaced shards, the first among them."""
+    found: list[Reject] = []
+    num = min(MAX_SHARDS, len(receipts))
+    for k in sorted({round(n * (len(receipts) - 1) / max(num - 1, 1)) for n in range(num)}):
+        if receipts[k].rejects and len(found) < MAX_REJECTS:
+            rows = read_rejects(store, one.folder, receipts[k].index).to_pylist()
+            found += [Reject(r["id"], r["kind"], r["why"], r["detail"]) for r in rows]
+    return found[:MAX_REJECTS]

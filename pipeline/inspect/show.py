@@ -1,0 +1,282 @@
+"""One step, shard, or Parquet file for a person: schema, counts, rejects by reason, the first rows."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from vlpipe.pipeline.engine.records.receipts import Receipt, rejects_path, seconds_of, sum_counts
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.inspect.on_disk import Place, StepRecord, data_path, need_step, read_step
+from vlpipe.pipeline.shard import is_heavy, open_parquet
+from vlpipe.pipeline.storage.printable import cell, counts, printable, size, struct_text
+from vlpipe.pipeline.storage.store import Store
+
+CONDITION = re.compile(r"\s*(\w+)\s*(!=|<=|>=|=|<|>)\s*(.+?)\s*")
+COMPARE = {
+    "=": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+TABLE_CHARS = 100  # rows wider than this are shown as blocks
+
+
+@dataclass(kw_only=True)
+class Shown:
+    """What `show` found. `facts`: lines (name, text); `heavy_at`: column -> file that holds it; `rows`: the first ones."""
+
+    facts: list[tuple[str, str]]
+    schema: pa.Schema
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    heavy_at: dict[str, str] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def show(place: Place, path: str, num_rows: int = 5, where: str | None = None) -> Shown:
+    """Look at a place. `where`: one condition on a column, `COLUMN = VALUE` (also != < <= > >=)."""
+    if place.file:
+        return _show_files(place.store, [place.file], [("file", path)], num_rows, where)
+    if place.rejects:
+        return _show_rejects(place, num_rows, where)
+    if place.index is not None:
+        return _show_shard(place, num_rows, where)
+    return _show_step(place.store, need_step(place, path), num_rows, where)
+
+
+def _show_files(
+    store: Store, files: Sequence[str], facts: list[tuple[str, str]], num_rows: int, where: str | None
+) -> Shown:
+    with open_parquet(store, files[0]) as file:
+        schema = file.schema_arrow
+        total = file.metadata.num_rows if len(files) == 1 else None
+    if total is not None:
+        facts = [*facts, ("rows", f"{total:,}")]
+    return Shown(facts=facts, schema=schema, rows=first_rows(store, files, num_rows, where))
+
+
+def _show_rejects(place: Place, num_rows: int, where: str | None) -> Shown:
+    record = read_step(place.store, place.folder)
+    receipts = [r for r in record.receipts if r.rejects and place.index in (None, r.index)]
+    facts = [("rejects of", place.folder), *_reject_facts(receipts)]
+    if not receipts:
+        return Shown(facts=[*facts, ("rows", "0")], schema=pa.schema([]))
+    files = [rejects_path(place.folder, r.index) for r in receipts]
+    return _show_files(place.store, files, facts, num_rows, where)
+
+
+def _reject_facts(receipts: Sequence[Receipt]) -> list[tuple[str, str]]:
+    """One line per kind: `filtered  1,500 (not_kth 1,500)`."""
+    by_kind: dict[str, Counter[str]] = {}
+    for receipt in receipts:
+        for code, num in receipt.rejects.items():
+            by_kind.setdefault(code.partition(":")[0], Counter())[code] += num
+    return [(kind, f"{c.total():,} ({counts(c)})") for kind, c in sorted(by_kind.items())]
+
+
+def _count_facts(receipts: Sequence[Receipt]) -> list[tuple[str, str]]:
+    found = sum_counts(receipts)
+    return [("counts", ", ".join(f"{name} {num:,}" for name, num in found.items()))] if found else []
+
+
+def _show_shard(place: Place, num_rows: int, where: str | None) -> Shown:
+    record = read_step(place.store, place.folder)
+    receipt = next((r for r in record.receipts if r.index == place.index), None)
+    path = data_path(place)
+    if receipt is None:
+        facts = [("shard", path), ("receipt", "none: the engine takes this file for not there")]
+        return _show_files(place.store, [path], facts, num_rows, where)
+    run = receipt.run
+    took = f"{run['seconds']} s on {run['host']}, attempt {run['attempts']}" if run else ""
+    facts = [
+        ("shard", path),
+        ("rows", f"{receipt.shard.num_rows:,} of {receipt.rows_in:,} rows in"),
+        *_reject_facts([receipt]),
+        *_count_facts([receipt]),
+        ("size", size(receipt.bytes)),
+        ("key", receipt.shard.key),
+        ("sha256", receipt.shard.digest),
+        *([("made in", took)] if took else []),
+    ]
+    shown = _show_files(place.store, [path], [], num_rows, where)
+    return Shown(
+        facts=facts,
+        schema=shown.schema,
+        columns={k: dict(v) for k, v in receipt.columns.items()},
+        heavy_at={n: at for n, at, *_ in receipt.shard.heavy if at != path},
+        rows=shown.rows,
+    )
+
+
+def _show_step(store: Store, folder: str, num_rows: int, where: str | None) -> Shown:
+    record = read_step(store, folder)
+    facts = step_facts(store, record)
+    files = [r.shard.path for r in record.receipts if r.shard.num_rows]
+    if not record.receipts:
+        return Shown(facts=facts, schema=pa.schema([]))
+    shown = _show_files(store, files or [record.receipts[0].shard.path], [], num_rows, where)
+    heavy_at = {n: at.rpartition("/")[0] for n, at, *_ in record.receipts[0].shard.heavy}
+    return Shown(
+        facts=facts,
+        schema=shown.schema,
+        columns=merge_columns([r.columns for r in record.receipts]),
+        heavy_at={n: at for n, at in heavy_at.items() if at != folder},
+        rows=shown.rows,
+    )
+
+
+def step_facts(store: Store, record: StepRecord) -> list[tuple[str, str]]:
+    m, receipts = record.manifest, record.receipts
+    rows_in = sum(r.rows_in for r in receipts)
+    facts = [("step", record.folder)]
+    if m is None:
+        facts.append(("state", f"not finished, {len(receipts)} shard(s) are there"))
+    else:
+        params = {name: value for name, value in m.params.items() if value is not None}
+        facts += [("use", m.use), ("parameters", struct_text(params) if params else "none")]
+        facts += [("from", ", ".join(m.inputs))] if m.inputs else []
+    rows = f"{record.num_rows:,}" + (f" of {rows_in:,} rows in" if rows_in else "")
+    facts += [
+        ("rows", f"{rows}, in {len(receipts)} shard(s)"),
+        *_reject_facts(receipts),
+        *_count_facts(receipts),
+    ]
+    facts.append(("size", size(sum(r.bytes for r in receipts))))
+    facts.append(("seconds", f"{seconds_of(store, record.folder, receipts):.1f}, over all shards"))
+    if m is not None and m.artifacts:
+        names = list(m.artifacts)
+        more = f", ... {len(names)} files" if len(names) > 6 else ""
+        facts.append(("artifacts", f"{', '.join(names[:6])}{more}, in {store.path(record.folder)}/artifacts"))
+    return facts
+
+
+def merge_columns(all_columns: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Column statistics over shards: nulls add up, smallest min, largest max."""
+    merged: dict[str, dict[str, Any]] = {}
+    for columns in all_columns:
+        for name, stat in columns.items():
+            have = merged.setdefault(name, {"nulls": 0})
+            have["nulls"] += stat["nulls"]
+            for key, choose in (("min", min), ("max", max)):
+                if key in stat:
+                    have[key] = choose(stat[key], have.get(key, stat[key]))
+    return merged
+
+
+def first_rows(store: Store, files: Sequence[str], num_rows: int, where: str | None) -> list[dict[str, Any]]:
+    """The first rows (that meet the condition), read in small batches, file after file."""
+    rows: list[dict[str, Any]] = []
+    for path in files if num_rows > 0 else ():
+        with open_parquet(store, path) as file:
+            keep = parse_where(where, file.schema_arrow) if where else None
+            for batch in file.iter_batches(batch_size=max(num_rows, 64 if where else 1)):
+                table = pa.table(batch)
+                rows += (
+                    (table.filter(keep(table)) if keep else table).slice(0, num_rows - len(rows)).to_pylist()
+                )
+                if len(rows) >= num_rows:
+                    return rows
+    return rows
+
+
+def parse_where(where: str, schema: pa.Schema) -> Any:
+    """A function from a table to a mask. VlpipeError when the condition makes no sense for these columns."""
+    found = CONDITION.fullmatch(where)
+    if not found:
+        raise VlpipeError(
+            f"--where {where!r}: wanted COLUMN = VALUE, for example \"why = 'timeout'\" (= != < <= > >=)"
+        )
+    name, operator, value = found[1], found[2], found[3].strip("'\"")
+    if name not in schema.names:
+        raise VlpipeError(f"--where: there is no column {name!r}{did_you_mean(name, schema.names)}")
+    dtype = schema.field(name).type
+    try:
+        wanted = pa.scalar(value).cast(dtype)
+        COMPARE[operator](pa.array([], dtype), wanted)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise VlpipeError(
+            f"--where: column {name!r} is {dtype}, it cannot be compared with {value!r}"
+        ) from error
+    return lambda table: COMPARE[operator](table[name], wanted)
+
+
+def render(shown: Shown) -> RenderableType:
+    """For a terminal: facts, the schema with statistics, rows as a table or one below the other."""
+    parts: list[RenderableType] = [_facts(shown.facts)]
+    if shown.schema.names:
+        parts += [Text(), _schema_table(shown)]
+    if shown.rows:
+        parts += [Text(), rows_view(shown.rows, shown.schema)]
+    return Group(*parts)
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in facts:
+        table.add_row(f"[bold]{escape(name)}[/bold]", escape(text))
+    return table
+
+
+def _schema_table(shown: Shown) -> Table:
+    """Statistics only where there are any: a file without a receipt, or rejects, have none."""
+    table = Table(box=None, pad_edge=False)
+    numbers = ("nulls", "min", "max") if shown.columns else ()
+    for name in ("column", "type", *numbers, ""):
+        table.add_column(name, overflow="fold", justify="right" if name in numbers else "left")
+    for name, dtype, note in _columns(shown):
+        stat = shown.columns.get(name, {})
+        found = [cell(stat[key]) if key in stat else "" for key in numbers]
+        table.add_row(escape(name), escape(dtype), *found, note)
+    return table
+
+
+def _columns(shown: Shown) -> Iterator[tuple[str, str, str]]:
+    for f in shown.schema:
+        yield f.name, str(f.type), "heavy" if is_heavy(f) else ""
+    for name, at in shown.heavy_at.items():
+        yield name, "", f"heavy, in {at}"
+
+
+def rows_view(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RenderableType:
+    """A table when it fits, else each row as a block; a list of structs has a line per element there."""
+    cells = [[cell(value) for value in row.values()] for row in rows]
+    widths = [max(len(text) for text in column) + 2 for column in zip(schema.names, *cells, strict=True)]
+    if any(pa.types.is_nested(f.type) for f in schema) or sum(widths) > TABLE_CHARS:
+        return Group(*(block for row in rows for block in (_record(row), Text())))
+    table = Table(box=None, pad_edge=False)
+    for f in schema:
+        number = pa.types.is_integer(f.type) or pa.types.is_floating(f.type)
+        table.add_column(escape(f.name), overflow="fold", justify="right" if number else "left")
+    for texts in cells:
+        table.add_row(*(escape(text) for text in texts))
+    return table
+
+
+def _record(row: Mapping[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in row.items():
+        table.add_row(escape(printable(name)), escape(lines_of(value)))
+    return table
+
+
+def lines_of(value: Any) -> str:
+    """A value; a list of structs gets a line per element."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "\n".join(struct_text(v) if v is not None else "null" for v in value)
+    return cell(value)

@@ -1,0 +1,128 @@
+"""How far a workflow is: one line per step, and who is at work on the root."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.markup import escape
+from rich.table import Table
+
+from vlpipe.pipeline.engine.locking.lock import runs_held_here
+from vlpipe.pipeline.engine.locking.lock_file import LEASE_S, newest, state_of
+from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.progress_notes import is_running
+from vlpipe.pipeline.engine.records.receipts import seconds_of
+from vlpipe.pipeline.inspect.on_disk import Have, what_is_there
+from vlpipe.pipeline.storage.printable import counts, size
+from vlpipe.pipeline.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepStatus:
+    name: str
+    state: str  # "done", "2 of 7 shards", "not run"; "running", "running, 2 of 7 shards"
+    num_shards: int
+    rows: int
+    rejects: dict[str, int]
+    seconds: float  # summed over shards, whatever ran at once
+    bytes: int
+    why: str  # why it is not done
+
+
+def status(steps: Sequence[Planned], store: Store) -> list[StepStatus]:
+    have, run = what_is_there(steps, store), live_run(store)
+    return [_status(one, have[one.name], store, run) for one in steps]
+
+
+def _status(one: Planned, have: Have, store: Store, run: str) -> StepStatus:
+    if one.manifest is not None:
+        m = one.manifest
+        extra = folder_bytes(store, f"{one.folder}/artifacts") if m.artifacts else 0
+        return StepStatus(
+            name=one.name,
+            state="done",
+            num_shards=m.num_shards,
+            rows=m.rows_out,
+            rejects=dict(m.rejects),
+            seconds=seconds_of(store, one.folder),
+            bytes=m.bytes + extra,
+            why="",
+        )
+    receipts = list(have.receipts.values())
+    rejects: Counter[str] = Counter()
+    for receipt in receipts:
+        rejects.update(receipt.rejects)
+    total = "?" if have.num_shards is None else have.num_shards
+    so_far = f"{len(receipts)} of {total} shards" if receipts or not is_gather(one) else ""
+    runs = bool(run) and is_running(store, one.folder, run)
+    states = ["running", so_far] if runs else [so_far if receipts else "not run"]
+    return StepStatus(
+        name=one.name,
+        state=", ".join(state for state in states if state),
+        num_shards=len(receipts),
+        rows=sum(r.shard.num_rows for r in receipts),
+        rejects=dict(rejects),
+        seconds=seconds_of(store, one.folder, receipts),
+        bytes=sum(r.bytes for r in receipts),
+        why="" if runs else one.reason,
+    )
+
+
+def live_run(store: Store) -> str:
+    """The id of the run that is going on; empty when there is none."""
+    found = newest(store) if lock_holder(store).is_running else None
+    return found.record.run if found and found.record else ""
+
+
+def folder_bytes(store: Store, rel: str) -> int:
+    return int(store.fs.du(store.path(rel))) if store.exists(rel) else 0
+
+
+def status_table(found: Sequence[StepStatus]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("step", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("shards", "rows", "rejected", "seconds", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reasons", overflow="fold")
+    for one in found:
+        ran = bool(one.num_shards) or one.state == "done"
+        color = "green" if one.state == "done" else "cyan" if one.state.startswith("running") else "yellow"
+        numbers = [
+            f"{one.num_shards:,}",
+            f"{one.rows:,}",
+            f"{sum(one.rejects.values()):,}",
+            f"{one.seconds:.1f}",
+        ]
+        shown = [*numbers, size(one.bytes)] if ran else [""] * 5
+        said = escape(counts(one.rejects)) or (f"[dim]{escape(one.why)}[/dim]" if one.why else "")
+        table.add_row(escape(one.name), f"[{color}]{one.state}[/{color}]", *shown, said)
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds the root's lock, in one line; empty when nobody does."""
+
+    text: str = ""
+    is_running: bool = False
+
+
+def lock_holder(store: Store) -> Holder:
+    lock = newest(store)
+    state = state_of(lock, runs_held_here()) if lock else "ended"
+    if lock is None or state == "ended":
+        return Holder()
+    if lock.record is None:
+        return Holder(f"{store.path(lock.rel)} cannot be read: nobody knows who holds this root")
+    age_s = max(0.0, time.time() - lock.record.beat)
+    who = f"{lock.record.who}, last sign of life {age_s:.0f} s ago"
+    if state in ("here", "fresh"):
+        return Holder(f"a run is going on: {who}", is_running=True)
+    if state == "gone":
+        return Holder(f"a run was killed: {who}; `vlpipe run` goes on from here")
+    ahead = " (by a clock that differs from ours)" if lock.record.beat > time.time() + LEASE_S else ""
+    return Holder(f"a run may be going on: {who}{ahead}; `vlpipe run` watches it before it goes on from here")

@@ -1,0 +1,124 @@
+"""What `why` tells beside the rows: when a row was fetched, who made a model, where a twin came from, who trained on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.records.receipts import Receipt
+from vlpipe.pipeline.engine.worker.gather import ListRows
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.inspect.on_disk import Have
+from vlpipe.pipeline.shard import open_parquet
+from vlpipe.pipeline.storage.printable import struct_text
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.load import files_of
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Facts:
+    steps: Sequence[Planned]
+    store: Store
+    have: dict[str, Have]
+
+    @cached_property
+    def makers(self) -> dict[str, str]:
+        """Digest of a step's artifacts, or of a file or folder at their top -> the step."""
+        found: dict[str, str] = {}
+        for one in self.steps:
+            names = one.manifest.artifacts if one.manifest else {}
+            for path in ("", *sorted({name.partition("/")[0] for name in names})):
+                digest = one.manifest.artifact_digest(path) if one.manifest else None
+                if digest:
+                    found.setdefault(digest, one.name)
+        return found
+
+    def named(self, value: Any) -> Any:
+        """The value, with the step's name in place of a digest of what a step made."""
+        if isinstance(value, Mapping):
+            return {name: self.named(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self.named(item) for item in value]
+        if isinstance(value, str) and value in self.makers:
+            return f"{value[:8]} of {self.makers[value]}"
+        return value
+
+    def log(self, one: Planned, receipt: Receipt, id_: str) -> list[str]:
+        """What a step wrote down about the row: when, how often it tried."""
+        path = f"{one.folder}/_log/{receipt.index:06d}.jsonl"
+        if not self.store.exists(path):
+            return []
+        try:
+            lines = [json.loads(line) for line in self.store.read_bytes(path).splitlines()]
+        except ValueError as error:
+            raise VlpipeError(
+                f"the log {self.store.path(path)} is damaged ({error}); nothing depends on it: remove it"
+            ) from error
+        mine = [
+            {k: v for k, v in line.items() if k != "id"}
+            for line in lines
+            if isinstance(line, dict) and line.get("id") == id_
+        ]
+        return [f"log: {struct_text(line)}" for line in mine]
+
+    def urls_of(self, ids: Collection[str]) -> dict[str, str]:
+        """Where other rows came from; what is no id is not in it. Reads each listed row once, however many are asked for."""
+        found: dict[str, str] = {}
+        wanted = pa.array(sorted(ids), pa.string())
+        for one in self.steps if ids else ():
+            if one.above or not {"id", "url"} <= set(one.schema_out.names):
+                continue
+            for receipt in self.have[one.name].receipts.values():
+                with open_parquet(self.store, receipt.shard.path) as file:
+                    for group in range(file.num_row_groups):
+                        table = file.read_row_group(group, columns=["id", "url"])
+                        mine = table.filter(pc.is_in(table["id"], wanted)).to_pylist()
+                        found = {row["id"]: str(row["url"]) for row in mine} | found
+        return found
+
+    def by(self, one: Planned) -> list[str]:
+        """The thresholds a step judged with, and whose artifacts it used."""
+        step = one.keyed.step
+        if isinstance(step.stage, ListRows):
+            return []
+        said = [
+            f"{name} {value}"
+            for name, value in step.params.items()
+            if "threshold" in name and value is not None
+        ]
+        said += [f"{field} of {file.step}" for field, file in files_of(step.stage) if file.step]
+        return [f"by {step.use}: {', '.join(said)}"] if said else []
+
+    def reading(self, one: Planned, came: Planned, row: Row) -> list[str]:
+        """What a gather step made of a row that it read, as far as it can be said."""
+        stage = one.keyed.step.stage
+        lines = list(stage.tell(row))
+        if trains(one):
+            rows = {
+                p.name: sum(r.shard.num_rows for r in self.have[p.name].receipts.values()) for p in one.above
+            }
+            lines.append(f"1 of {rows[came.name]:,} rows of {came.name}, {sum(rows.values()):,} in all")
+        if one.manifest is not None and trains(one):
+            lines.append(f"it made the model {(one.manifest.artifact_digest('') or '')[:8]}")
+        if one.manifest is not None and one.manifest.forgotten:
+            lines.append(f"{one.manifest.forgotten:,} rows it read were forgotten since")
+        return [*lines, *self.by(one)]
+
+
+def trains(one: Planned) -> bool:
+    """It launches training."""
+    return is_gather(one) and bool(getattr(one.keyed.step.stage, "LAUNCHES", False))
+
+
+def is_below(one: Planned, name: str) -> bool:
+    """Do its rows come, by whatever way, from that step?"""
+    return any(above.name == name or is_below(above, name) for above in one.above)

@@ -1,0 +1,329 @@
+"""The steps that run: profile and --set laid over what the file says, `repeat` unrolled, names resolved."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vlpipe.pipeline.errors import did_you_mean, one_line, shown
+from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, Seq, Where, merge, parse_typed, place
+
+STEP_NAME = re.compile(r"[a-z][a-z0-9_]*")
+REFERENCE_KEYS = {"from", "path", "first"}
+MAX_NAME = 100  # it is part of a folder's name
+MAX_ROUNDS = 1_000
+NOT_NAMES = ("repeat", "rounds")  # --set rounds=2 and a profile's `repeat:` mean the loop
+
+
+@dataclass(kw_only=True)
+class Written:
+    """One step that will run, its stage not yet known. `base`: its name in the file (caption@2: caption)."""
+
+    name: str
+    base: str
+    round: int  # 0 outside the loop
+    params: Map
+    inputs: tuple[str, ...] = ()
+    broken: bool = False  # a name in it means nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One `--set step.key=value`; `rounds=2` has the step `rounds` and no keys."""
+
+    step: str
+    keys: tuple[str, ...]
+    value: object
+    where: Where
+
+
+def written_steps(
+    file: Map, profile: str | None, sets: Sequence[str], problems: list[Problem]
+) -> list[Written]:
+    """The steps in the order they run. `file` is a parsed workflow; mistakes are added to `problems`."""
+    steps = _declared(file, problems)
+    settings = [s for text in sets if (s := _setting(text, problems))]
+    chosen = _profile(file, profile, steps, problems)
+    repeat = _repeated(file, chosen, problems)
+    removed = {
+        name: f"profile {shown(profile)} removed this step"
+        for name in steps
+        if name in chosen and chosen[name] is None
+    }
+    kept: dict[str, Map] = {}
+    for name, params in steps.items():
+        if name not in removed:
+            kept[name] = merge(params, chosen[name]) if name in chosen else params
+    before = len(problems)
+    loop, rounds = _repeat(repeat, [s for s in settings if s.step in NOT_NAMES], list(steps), problems)
+    loop_is_known = len(problems) == before
+    unrolled = _unroll(kept, [n for n in loop if n in kept], rounds)
+    for setting in settings:
+        if setting.step not in NOT_NAMES:
+            _apply(setting, unrolled, removed, problems)
+    _Names(unrolled, removed, rounds, problems, loop_is_known).resolve_all()
+    return unrolled
+
+
+def _declared(file: Map, problems: list[Problem]) -> dict[str, Map]:
+    steps, found = file.get("steps"), dict[str, Map]()
+    if not isinstance(steps, Map) or not steps:
+        problems.append(
+            place(file, ["steps"], file.where).problem("steps: wanted a mapping NAME: {use: ..., ...}")
+        )
+        return found
+    for name, params in steps.items():
+        if not STEP_NAME.fullmatch(name) or name in NOT_NAMES or len(name) > MAX_NAME:
+            why = "wanted lower-case letters, digits and _, a letter first"
+            why = f"wanted at most {MAX_NAME} characters" if len(name) > MAX_NAME else why
+            why = "is taken" if name in NOT_NAMES else why
+            problems.append(steps.at[name].problem(f"step name {shown(name)}: {why}"))
+        found[name] = (
+            params if isinstance(params, Map) else Map(steps.at[name])
+        )  # without `use`: that is reported
+        found[name].where = steps.at[name]  # where a missing parameter is reported
+    return found
+
+
+def _profile(file: Map, profile: str | None, steps: Mapping[str, Map], problems: list[Problem]) -> Map:
+    """What the chosen profile overrides. The others are looked at too: they are mistakes waiting."""
+    profiles = file.get("profiles", Map(file.where))
+    nothing = Map(file.where)
+    if not isinstance(profiles, Map):
+        problems.append(file.at["profiles"].problem("profiles: wanted a mapping PROFILE: {STEP: {...}}"))
+        return nothing
+    for name, over in profiles.items():
+        where = profiles.at[name]
+        if not isinstance(over, Map):
+            problems.append(
+                where.problem(f"profiles.{name}: wanted a mapping STEP: {{...}}, or STEP: null to remove it")
+            )
+            profiles[name] = nothing
+            continue
+        for step, params in list(over.items()):
+            if step != "repeat" and step not in steps:
+                text = f"profiles.{name}.{step}: no such step{did_you_mean(step, steps)}"
+                problems.append(over.at[step].problem(text))
+            elif not isinstance(params, Map) and (params is not None or step == "repeat"):
+                problems.append(over.at[step].problem(f"profiles.{name}.{step}: wanted a mapping or null"))
+                del over[step]
+    if profile is not None and profile not in profiles:
+        text = f"there is no such profile{did_you_mean(profile, profiles) or '; the file has none'}"
+        problems.append(Where(0, f"--profile {profile}").problem(text))
+    chosen = profiles.get(profile, nothing) if profile is not None else nothing
+    assert isinstance(chosen, Map)
+    return chosen
+
+
+def _setting(text: str, problems: list[Problem]) -> Setting | None:
+    where = Where(0, f"--set {text}")
+    left, equals, value = text.partition("=")
+    step, *keys = left.strip().split(".")
+    if not equals or not step or not all(keys) or (not keys and step != "rounds"):
+        problems.append(where.problem("wanted STEP.KEY=VALUE, or rounds=N"))
+        return None
+    before = len(problems)
+    parsed = parse_typed(value, problems, where.said)
+    return (
+        Setting(step=step, keys=tuple(keys), value=parsed, where=where) if len(problems) == before else None
+    )
+
+
+def _repeated(file: Map, chosen: Map, problems: list[Problem]) -> Map | None:
+    """The file's `repeat:` with the profile's laid over it."""
+    repeat = file.get("repeat")
+    if not isinstance(repeat, Map | None):
+        problems.append(file.at["repeat"].problem("repeat: wanted {rounds: N, steps: [...]}"))
+        return None
+    if "repeat" not in chosen:
+        return repeat
+    merged: Map = merge(repeat or Map(chosen.where), chosen["repeat"])
+    return merged
+
+
+def _repeat(
+    repeat: Map | None, settings: Sequence[Setting], steps: list[str], problems: list[Problem]
+) -> tuple[list[str], int]:
+    """Names of the steps in the loop, in file order, and how often it runs."""
+    if repeat is None:
+        problems += [s.where.problem("the workflow has no repeat:") for s in settings]
+        return [], 1
+    for key in repeat.keys() - {"rounds", "steps"}:
+        problems.append(
+            repeat.at[key].problem(f"repeat.{key}: unknown{did_you_mean(key, ('rounds', 'steps'))}")
+        )
+    rounds, where = repeat.get("rounds", 1), place(repeat, ["rounds"], repeat.where)
+    for setting in settings:
+        if setting.keys not in ((), ("rounds",)):
+            problems.append(setting.where.problem("of repeat, only rounds can be set"))
+        else:
+            rounds, where = setting.value, setting.where
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= MAX_ROUNDS:
+        wanted = "wanted a whole number from 1" + (f" to {MAX_ROUNDS:,}" if rounds else "")
+        problems.append(where.problem(f"repeat.rounds: {wanted}, got {shown(rounds)}"))
+        rounds = 1
+    return _loop(repeat, steps, problems), rounds
+
+
+def _loop(repeat: Map, steps: list[str], problems: list[Problem]) -> list[str]:
+    names, where = repeat.get("steps"), place(repeat, ["steps"], repeat.where)
+    if not isinstance(names, Seq) or not names:
+        problems.append(where.problem("repeat.steps: wanted a list of step names"))
+        return []
+    for i, name in enumerate(names):
+        if name not in steps:
+            problems.append(
+                names.at[i].problem(f"repeat.steps: no step {shown(name)}{did_you_mean(str(name), steps)}")
+            )
+    inside = [i for i, name in enumerate(steps) if name in names]
+    between = [steps[i] for i in range(inside[0], inside[-1]) if i not in inside] if inside else []
+    if between:
+        text = f"repeat.steps: {', '.join(between)} lies between them; add it, or move it above or below"
+        problems.append(where.problem(text))
+    return [steps[i] for i in inside]
+
+
+def _unroll(steps: Mapping[str, Map], loop: Sequence[str], rounds: int) -> list[Written]:
+    made: list[Written] = []
+    for name, params in steps.items():
+        if name not in loop:
+            made.append(Written(name=name, base=name, round=0, params=copy.deepcopy(params)))
+        elif name == loop[0]:
+            made += [
+                Written(name=f"{inner}@{k}", base=inner, round=k, params=copy.deepcopy(steps[inner]))
+                for k in range(1, rounds + 1)
+                for inner in loop
+            ]
+    return made
+
+
+def _apply(
+    setting: Setting, steps: Sequence[Written], removed: Mapping[str, str], problems: list[Problem]
+) -> None:
+    """Put one --set into each step it names."""
+    targets = [s for s in steps if setting.step in (s.name, s.base)]
+    if not targets:
+        known = list(dict.fromkeys(n for s in steps for n in (s.base, s.name)))
+        why = (
+            removed.get(setting.step)
+            or f"there is no step {shown(setting.step)}{did_you_mean(setting.step, known)}"
+        )
+        problems.append(setting.where.problem(why))
+    *outer, last = setting.keys
+    for step in targets:
+        at = step.params
+        for depth, key in enumerate(outer, 1):
+            if at.get(key) is None:
+                at.put(key, Map(setting.where), setting.where)
+            if not isinstance(at[key], Map):
+                path = ".".join((step.base, *outer[:depth]))
+                problems.append(setting.where.problem(f"{path} is {shown(at[key])}, which has no keys"))
+                return
+            at = at[key]
+        at.put(last, copy.deepcopy(setting.value), setting.where)
+
+
+@dataclass
+class _Names:
+    """What a step name means where it stands."""
+
+    steps: list[Written]
+    removed: Mapping[str, str]
+    rounds: int
+    problems: list[Problem]
+    loop_is_known: bool  # else `repeat` itself is wrong, and that is reported
+    _at: int = 0  # the step being looked at
+    _path: str = ""  # and the dotted path in it, for the reader
+
+    def resolve_all(self) -> None:
+        for at, step in enumerate(self.steps):
+            self._at, before = at, len(self.problems)
+            if "from" in step.params:
+                self._path = f"{step.base}.from"
+                step.inputs = self._inputs(step.params["from"], step.params.at["from"])
+                step.params = step.params.without("from")
+            self._files(step.params, step.base)
+            step.broken = step.broken or len(self.problems) > before
+
+    def _inputs(self, value: object, where: Where) -> tuple[str, ...]:
+        if isinstance(value, Seq):
+            items = list(zip(value, value.at, strict=True))
+        else:
+            items = [] if value is None else [(value, where)]
+        found: list[str] = []
+        for item, at in items:
+            name = self._meant(item, at)
+            if name in found:
+                self._no(at, f"{shown(name)} is there twice")
+            elif name is not None:
+                found.append(name)
+        return tuple(found)
+
+    def _files(self, node: object, path: str) -> None:
+        """Resolve each {from: STEP, path: NAME} below `node`, in place."""
+        if isinstance(node, Map) and isinstance(node.get("from"), str) and not set(node) - REFERENCE_KEYS:
+            self._path = path
+            node["from"] = self._meant(node.without("path"), node.at["from"]) or node["from"]
+            node.pop("first", None)
+            return
+        inside = node.items() if isinstance(node, Map) else enumerate(node) if isinstance(node, Seq) else ()
+        for key, item in inside:
+            self._files(item, f"{path}.{key}")
+
+    def _meant(self, item: object, where: Where) -> str | None:
+        """The step that NAME or {from: NAME@previous, first: NAME} means; None, and a problem, if none."""
+        text, first = (item.get("from"), item.get("first")) if isinstance(item, Map) else (item, None)
+        if not isinstance(text, str) or (isinstance(item, Map) and not set(item) <= {"from", "first"}):
+            wanted = "the name of a step, a list of names, or {from: NAME@previous, first: NAME}"
+            self._no(where, f"wanted {wanted}, got {shown(item)}")
+            return None
+        base, _, which = text.partition("@")
+        if which == "previous":
+            return self._previous(base, first, where)
+        if first is not None:
+            self._no(where, f"first: goes with {base}@previous, not with {shown(text)}")
+            return None
+        return self._above(text, where)
+
+    def _previous(self, base: str, first: object, where: Where) -> str | None:
+        step = self.steps[self._at]
+        if not self.loop_is_known:
+            step.broken = True
+            return None
+        for who, inside in ((step.base, step.round), (base, base in self._loop)):
+            if not inside:
+                self._no(where, f"@previous is for the steps of repeat, and {shown(who)} is not one")
+                return None
+        if not isinstance(first, str):
+            self._no(where, f"what does round 1 take? {{from: {base}@previous, first: NAME}}")
+            return None
+        return self._above(first, where) if step.round == 1 else f"{base}@{step.round - 1}"
+
+    def _above(self, text: str, where: Where) -> str | None:
+        step, above = self.steps[self._at], self.steps[: self._at]
+        name = f"{text}@{step.round or self.rounds}" if text in self._loop else text
+        if name in (s.name for s in above):
+            return name
+        known = list(dict.fromkeys(s.base for s in above if s.round in (0, step.round or s.round)))
+        self._no(where, self._why_not(text, name, known))
+        return None
+
+    def _why_not(self, text: str, name: str, above: list[str]) -> str:
+        listed = f"above are: {', '.join(above)}" if above else "no step is above"
+        if text in self.removed:
+            return f"{self.removed[text]}: {shown(text)}; {listed}"
+        if name == self.steps[self._at].name:
+            return f"{shown(text)} is this step itself; {listed}"
+        if name in (s.name for s in self.steps):
+            return f"{shown(text)} comes below, and a step reads only what is above; {listed}"
+        near = did_you_mean(text, above)
+        return f"no step {shown(text)} above{f'{near} ({listed})' if near.endswith('?') else f'; {listed}'}"
+
+    @property
+    def _loop(self) -> set[str]:
+        return {s.base for s in self.steps if s.round}
+
+    def _no(self, where: Where, text: str) -> None:
+        self.problems.append(where.problem(f"{one_line(self._path, 120)}: {text}"))

@@ -1,0 +1,408 @@
+"""A workflow file, checked whole: `Workflow.load` reports every mistake at once, each with its line.
+
+File order is run order and `from` names a step above: no cycles. Nothing is read here but the file itself and
+what stages look at in `schema` and `preflight`; no row flows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources as packaged
+from typing import Annotated, Any, ClassVar
+
+import pyarrow as pa
+from pydantic import ConfigDict, Field
+
+from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one_line, raised_in, shown
+from vlpipe.pipeline.shard import is_heavy
+from vlpipe.pipeline.stage import SHARD_ROWS, File, GatherStage, MapStage, SourceStage, Stage, Weights
+from vlpipe.pipeline.storage.store import canonical_json
+from vlpipe.pipeline.workflow.compose import Written, written_steps
+from vlpipe.pipeline.workflow.hub import HUB_ID
+from vlpipe.pipeline.workflow.params import (
+    canonical,
+    files_of,
+    find,
+    replace_files,
+    stray_references,
+    validate,
+)
+from vlpipe.pipeline.workflow.stage_checks import class_problems, idle_keys
+from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, parse, place
+
+__all__ = [
+    "HUB_ID",
+    "Resources",
+    "Step",
+    "Workflow",
+    "files_of",
+    "find",
+    "replace_files",
+    "resolve_workflow",
+    "schemas",
+]
+
+MAX_CHARS = 1_000_000  # of a workflow file
+STAGES = "vlpipe.stages"
+TOP_KEYS = ("name", "root", "steps", "repeat", "profiles")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What each task or actor of a step asks for; `actors`: how many at once. Part of no key."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    cpus: Annotated[float, Field(ge=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0
+    memory_gb: Annotated[float, Field(ge=0)] = 0
+    actors: Annotated[int, Field(ge=1)] = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Engine:
+    """The keys of a step that are the engine's, not the stage's."""
+
+    resources: Resources = Resources()
+    torch_threads: Annotated[int, Field(ge=1)] = 1
+    max_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    shard_rows: Annotated[int, Field(ge=1)] | None = None  # None: as the stage says
+    row_group_timeout_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX)] | None = None
+
+
+ENGINE_KEYS = tuple(f.name for f in dataclasses.fields(_Engine))
+STEP_KEYS = ("use", "from", *ENGINE_KEYS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One step that runs; inside `repeat` its name is NAME@ROUND."""
+
+    name: str
+    use: str
+    stage: Stage
+    inputs: tuple[str, ...]  # names of steps above
+    resources: Resources
+    torch_threads: int = 1
+    max_reject_rate: float | None = None
+    shard_rows: int = SHARD_ROWS
+    row_group_timeout_s: float | None = None  # for one row group of a map stage; in no key
+    params: Mapping[str, Any]  # all fields of the stage as plain JSON, files as they are written
+    line: int
+
+    @property
+    def artifact_steps(self) -> tuple[str, ...]:
+        """Steps whose artifacts this one reads."""
+        return tuple(dict.fromkeys(file.step for _, file in files_of(self.stage) if file.step))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workflow:
+    path: str
+    name: str
+    description: str  # the comment the file begins with
+    root: str
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def load(
+        cls, path: str, *, profile: str | None = None, sets: Sequence[str] = (), root: str | None = None
+    ) -> Workflow:
+        """The workflow `path` (or a packaged one of that name). WorkflowError names all that is wrong."""
+        path = resolve_workflow(path)
+        problems: list[Problem] = []
+        text = _read(path)
+        file = parse(text, problems)
+        if not isinstance(file, Map):
+            raise _error(path, problems or [(1, f"wanted a mapping with {', '.join(TOP_KEYS)}")])
+        _check_top(file, problems)
+        steps = _build_all(written_steps(file, profile, sets, problems), problems)
+        _schemas(steps, problems)
+        _preflight(steps, problems)
+        if problems:
+            raise _error(path, problems)
+        name = file.get("name") or os.path.splitext(os.path.basename(path))[0]
+        where = os.path.expanduser(root or file.get("root") or f"runs/{name}")
+        return cls(path=path, name=name, description=_description(text), root=where, steps=tuple(steps))
+
+    def step(self, name: str) -> Step:
+        """The step of that name; a bare name of a repeated step means its last round."""
+        for step in reversed(self.steps):
+            if name in (step.name, _base(step.name)):
+                return step
+        known = list(dict.fromkeys(n for s in self.steps for n in (_base(s.name), s.name)))
+        raise VlpipeError(f"{self.path} has no step {shown(name)}{did_you_mean(name, known)}")
+
+
+def resolve_workflow(name_or_path: str) -> str:
+    """The path of a workflow: an existing file, or the name of one that comes with the package."""
+    if os.path.isfile(name_or_path):
+        return name_or_path
+    own = {str(p.name).removesuffix(".yaml"): str(p) for p in packaged.files("vlpipe.workflows").iterdir()}
+    own = {name: path for name, path in own.items() if path.endswith(".yaml")}
+    name = name_or_path.removesuffix(".yaml")
+    if name in own:
+        return own[name]
+    near = did_you_mean(name, own)
+    listed = f"; packaged workflows: {', '.join(sorted(own)) or 'none'}"
+    what = (
+        "is a folder, not a workflow file"
+        if os.path.isdir(name_or_path)
+        else "is neither a file nor a packaged workflow"
+    )
+    raise VlpipeError(f"{shown(name_or_path, 400)} {what}{near if near.endswith('?') else ''}{listed}")
+
+
+def profiles_of(path: str) -> list[str]:
+    """Names of a file's profiles."""
+    file = parse(_read(path), [])
+    found = file.get("profiles") if isinstance(file, Map) else None
+    return list(found) if isinstance(found, Map) else []
+
+
+def schemas(workflow: Workflow) -> dict[str, pa.Schema]:
+    """The columns of each step's rows, heavy ones included, followed from step to step without data."""
+    problems: list[Problem] = []
+    found = _schemas(workflow.steps, problems)
+    if problems:
+        raise _error(workflow.path, problems)
+    return found
+
+
+def _error(path: str, problems: Sequence[Problem]) -> WorkflowError:
+    error = WorkflowError(path, problems)
+    error.args = (str(error).replace("  line 0: ", "  "),)  # --set and --profile are on no line
+    return error
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_CHARS + 1)
+    except UnicodeDecodeError as error:
+        raise _error(path, [(error.object.count(b"\n", 0, error.start) + 1, "not UTF-8 text")]) from None
+    if len(text) > MAX_CHARS:
+        said = (
+            f"longer than {MAX_CHARS:,} characters; what is long belongs into a file that a parameter names"
+        )
+        raise _error(path, [(1, said)])
+    return text
+
+
+def _description(text: str) -> str:
+    lines = text.lstrip().splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(line.removeprefix("#").removeprefix(" ").rstrip() for line in lines[:end])
+
+
+def _check_top(file: Map, problems: list[Problem]) -> None:
+    for key, value in file.items():
+        if key.startswith("x-"):  # a place for anchors
+            continue
+        if key not in TOP_KEYS:
+            problems.append(file.at[key].problem(f"unknown key {shown(key)}{did_you_mean(key, TOP_KEYS)}"))
+        elif key in ("name", "root") and not (isinstance(value, str) and value):
+            problems.append(file.at[key].problem(f"{key}: wanted text, got {shown(value)}"))
+
+
+def _base(name: str) -> str:
+    return name.partition("@")[0]
+
+
+def _build_all(written: Sequence[Written], problems: list[Problem]) -> list[Step]:
+    """The steps without a mistake of their own."""
+    stages: dict[str, type[Stage]] = {}
+    steps: list[Step] = []
+    for each in written:
+        cls = _stage_class(each, problems)
+        if cls is not None:
+            stages[each.name] = cls
+            step = _build(each, cls, stages, problems)
+            if step is not None:
+                steps.append(step)
+    return steps
+
+
+def _stage_class(written: Written, problems: list[Problem]) -> type[Stage] | None:
+    where, use = place(written.params, ["use"], written.params.where), written.params.get("use")
+    if not isinstance(use, str):
+        problems.append(where.problem(f"{written.base}: wanted a mapping with use: MODULE:CLASS"))
+        return None
+    try:
+        cls = find(use, STAGES)
+    except ValueError as error:
+        problems.append(where.problem(f"{written.base}.use: {error}"))
+        return None
+    wrong = class_problems(cls, STEP_KEYS)
+    problems += [where.problem(f"{written.base}.use: {text}") for text in wrong]
+    return None if wrong else cls
+
+
+def _build(
+    written: Written, cls: type[Stage], stages: Mapping[str, type[Stage]], problems: list[Problem]
+) -> Step | None:
+    before, params = len(problems), written.params
+    engine = validate(
+        _Engine, params.without(*(k for k in params if k not in ENGINE_KEYS)), written.base, problems
+    )
+    stage = validate(cls, params.without(*STEP_KEYS), written.base, problems, also=STEP_KEYS)
+    for key, text in idle_keys(cls, params):
+        problems.append(params.at[key].problem(f"{written.base}: {text}"))
+    _check_inputs(written, cls, problems)
+    own = None if stage is None else _as_json(written, stage, problems)
+    _check_timeout(written, cls, problems)
+    if stage is not None and not written.broken:
+        _check_files(written, stage, stages, problems)
+    if stage is None or own is None or engine is None or len(problems) > before or written.broken:
+        return None
+    return Step(
+        name=written.name,
+        use=params["use"],
+        stage=stage,
+        inputs=written.inputs,
+        params=own,
+        line=params.where.line,
+        shard_rows=engine.shard_rows or getattr(cls, "SHARD_ROWS", SHARD_ROWS),
+        **{key: getattr(engine, key) for key in ENGINE_KEYS if key != "shard_rows"},
+    )
+
+
+def _as_json(written: Written, stage: Stage, problems: list[Problem]) -> dict[str, Any] | None:
+    """The parameters as they stand in keys and records."""
+    found, before = {}, len(problems)
+    for field in dataclasses.fields(stage):  # type: ignore[arg-type]  # every stage is a dataclass
+        try:
+            found[field.name] = canonical(getattr(stage, field.name))
+            canonical_json(found[field.name])
+        except (VlpipeError, TypeError, ValueError) as error:
+            where = place(written.params, [field.name], written.params.where)
+            problems.append(where.problem(f"{written.base}.{field.name}: {error}"))
+    return found if len(problems) == before else None
+
+
+def _check_inputs(written: Written, cls: type[Stage], problems: list[Problem]) -> None:
+    if issubclass(cls, SourceStage) and written.inputs:
+        text = f"{cls.__name__} lists its own rows and takes no from:"
+    elif (
+        issubclass(cls, MapStage)
+        and not issubclass(cls, SourceStage)
+        and not (written.inputs or written.broken)
+    ):
+        text = f"{cls.__name__} works on the rows of a step above; add from: STEP"
+    else:
+        return
+    problems.append(written.params.where.problem(f"{written.base}: {text}"))
+
+
+def _check_timeout(written: Written, cls: type[Stage], problems: list[Problem]) -> None:
+    if written.params.get("row_group_timeout_s") is None:
+        return
+    if not issubclass(cls, MapStage):
+        text = "is for stages that work row group by row group"
+    elif cls.OBSERVES_WORLD:
+        text = "would make it ask for its rows again to find the slow one; it has deadlines of its own"
+    else:
+        return
+    where = place(written.params, ["row_group_timeout_s"], written.params.where)
+    problems.append(where.problem(f"{written.base}.row_group_timeout_s: {cls.__name__} {text}"))
+
+
+def _check_files(
+    written: Written, stage: Stage, stages: Mapping[str, type[Stage]], problems: list[Problem]
+) -> None:
+    """Files exist, and those of a step come from one that makes artifacts."""
+
+    def say(path: str, text: str) -> None:
+        keys = [int(k) if k.isdigit() else k for k in path.split(".")]
+        problems.append(
+            place(written.params, keys, written.params.where).problem(
+                f"{one_line(f'{written.base}.{path}', 120)}: {text}"
+            )
+        )
+
+    for path, file in files_of(stage):
+        target = stages.get(file.step) if file.step else None
+        if target is not None and not issubclass(target, GatherStage):
+            say(path, f"step {shown(_base(str(file.step)))} ({target.__name__}) makes rows, not artifacts")
+        elif file.step is None and file.path and not _is_there(file):
+            hub = "; a hub id looks like ORG/NAME" if isinstance(file, Weights) else ""
+            say(path, f"there is no file or folder {shown(file.path, 400)} (from {os.getcwd()}){hub}")
+    for path, name in stray_references(stage):
+        say(
+            path,
+            f"{{from: {_base(name)}}} is for parameters that are files; this is plain data",
+        )
+
+
+def _is_there(file: File) -> bool:
+    return os.path.exists(file.path) or (isinstance(file, Weights) and bool(HUB_ID.fullmatch(file.path)))
+
+
+def _schemas(steps: Sequence[Step], problems: list[Problem]) -> dict[str, pa.Schema]:
+    found: dict[str, pa.Schema] = {}
+    for step in steps:
+        if all(name in found for name in step.inputs):  # else: broken above, and said there
+            try:
+                found[step.name] = step.stage.schema(_schema_in(step, found))
+            except Exception as error:
+                problems.append((step.line, f"{_base(step.name)}: {_said(error, step, 'schema')}"))
+    return found
+
+
+def _preflight(steps: Sequence[Step], problems: list[Problem]) -> None:
+    for step in steps:
+        try:
+            said = step.stage.preflight()
+        except Exception as error:
+            said = [_said(error, step, "preflight")]
+        problems += [(step.line, f"{_base(step.name)}: {text}") for text in said]
+
+
+def _said(error: Exception, step: Step, method: str) -> str:
+    """What a stage's method raised: its own sentence, or what broke in it and where."""
+    if isinstance(error, (VlpipeError, ValueError, OSError)):
+        return str(error)
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+        return error.args[0]  # PyArrow's, of a column
+    name = f"{type(step.stage).__name__}.{method}"
+    return f"{name} failed: {type(error).__name__}: {error}{raised_in(error)}"
+
+
+def _schema_in(step: Step, found: Mapping[str, pa.Schema]) -> pa.Schema:
+    if isinstance(step.stage, SourceStage):
+        return step.stage.row_schema()
+    if not step.inputs:
+        return pa.schema([])
+    first, *others = step.inputs
+    if not isinstance(step.stage, MapStage):
+        return found[first]
+    for other in others:
+        _check_same(first, found[first], other, found[other])
+    return pa.schema([_said_by_all(f, [found[other] for other in others]) for f in found[first]])
+
+
+def _said_by_all(field: pa.Field, others: Sequence[pa.Schema]) -> pa.Field:
+    """What stages say of a column (such as whose scores it holds) is true of joined rows if it is of all inputs."""
+    if all(other.field(field.name).metadata == field.metadata for other in others):
+        return field
+    return field.remove_metadata()
+
+
+def _check_same(a: str, left: pa.Schema, b: str, right: pa.Schema) -> None:
+    """Rows of several inputs become rows of one step: same columns, same types; the order may differ."""
+    for name in sorted({*left.names, *right.names}):
+        kinds = [_kind(schema, name) for schema in (left, right)]
+        if kinds[0] != kinds[1]:
+            said = f"{kinds[0]} in {shown(_base(a))} and {kinds[1]} in {shown(_base(b))}"
+            raise VlpipeError(f"the inputs differ: column {shown(name)} is {said}")
+
+
+def _kind(schema: pa.Schema, name: str) -> str:
+    if name not in schema.names:
+        return "not there"
+    field = schema.field(name)
+    return f"heavy {field.type}" if is_heavy(field) else str(field.type)

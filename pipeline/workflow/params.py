@@ -1,0 +1,296 @@
+"""A stage's parameters: its class by import path, their validation, the files among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path, PurePath
+from typing import Any, TypeVar, get_args, get_type_hints
+from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
+
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean, one_line, raised_in, shown
+from vlpipe.pipeline.stage import File, Stage
+from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, Refused, place
+
+S = TypeVar("S", bound=Stage)
+
+
+def find(use: str, below: str) -> type:
+    """The class `filter.itm:ItmFilter` below package `below`, or `my_pkg.stages:Mine`. ValueError."""
+    module_name, _, class_name = use.partition(":")
+    if not (class_name and all(part.isidentifier() for part in (*module_name.split("."), class_name))):
+        raise ValueError(
+            f"{shown(use, 200)} is no import path; wanted MODULE:CLASS below {below}, or my_package.module:Class"
+        )
+    full = next((n for n in (f"{below}.{module_name}", module_name) if _exists(n)), None)
+    if full is None:
+        hint = _nearby(module_name, below)
+        raise ValueError(
+            f"no module {shown(module_name, 200)}, neither below {below} nor on the Python path{hint}"
+        )
+    module = _import(full)
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        own = [
+            n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == full and n[0] != "_"
+        ]
+        raise ValueError(f"module {full} has no class {shown(class_name)}{did_you_mean(class_name, own)}")
+    return found
+
+
+def _exists(module: str) -> bool:
+    parts = module.split(".")
+    for end in range(1, len(parts) + 1):  # the parents first: find_spec of a child imports them
+        name = ".".join(parts[:end])
+        try:
+            if importlib.util.find_spec(name) is None:
+                return False
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+                return False  # a parent is a module, not a package
+            raise _import_failed(name, error) from error
+        except ValueError:  # a module without a spec, such as __main__
+            if name not in sys.modules:
+                return False
+        except Exception as error:
+            raise _import_failed(name, error) from error
+    return True
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise _import_failed(module, error) from error
+
+
+def _import_failed(module: str, error: Exception) -> ValueError:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return ValueError(f"importing {module} needs the module {shown(error.name)}, which is not installed")
+    return ValueError(f"importing {module} failed: {type(error).__name__}: {error}")
+
+
+def _nearby(module: str, below: str) -> str:
+    """A did-you-mean over the modules below a package, or the groups there are; imports none of them."""
+    spec = importlib.util.find_spec(below)
+    folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+    files = [
+        (folder, file) for folder in folders for file in folder.rglob("*.py") if file.name != "__init__.py"
+    ]
+    names = [".".join(file.relative_to(folder).with_suffix("").parts) for folder, file in files]
+    if difflib.get_close_matches(module, names, n=1):
+        return did_you_mean(module, names)
+    group = module.partition(".")[0]
+    inside = [n for n in names if n.startswith(group + ".")]
+    return did_you_mean(module, inside or {n if "." not in n else n.partition(".")[0] + ".*" for n in names})
+
+
+def validate(cls: type, values: Map, prefix: str, problems: list[Problem], also: Sequence[str] = ()) -> Any:
+    """An instance of the dataclass `cls`, or None and problems. Strict: no text becomes a number.
+
+    prefix: put before the dotted path; also: keys that exist beside the fields, for the did-you-mean.
+    """
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except VlpipeError as error:
+        problems.append(values.where.problem(f"{prefix}: {error}"))
+    except ValidationError as error:
+        found = _by_path(error, values)
+        meant = set()  # parameters whose name was misspelt; they are not reported as missing too
+        for path in [p for p in found if _is(found[p], "unexpected_keyword_argument")]:
+            known = [*_fields_at(cls, path[:-1]), *(also if len(path) == 1 else ())]
+            meant |= {(*path[:-1], near) for near in difflib.get_close_matches(str(path[-1]), known, n=1)}
+            text = f"unknown parameter{did_you_mean(str(path[-1]), known)}"
+            problems.append(_problem(values, prefix, path, text))
+            del found[path]
+        for path, errors in found.items():
+            if not (path in meant and _is(errors, "missing")):
+                problems.append(_problem(values, prefix, path, _sentence(path, errors)))
+    except Exception as error:  # of `__post_init__`, or of a default
+        said = f"{cls.__name__} failed: {type(error).__name__}: {error}{raised_in(error)}"
+        problems.append(values.where.problem(f"{prefix}: {said}"))
+    return None
+
+
+def _by_path(error: ValidationError, values: Map) -> dict[tuple[str | int, ...], list[Any]]:
+    """Pydantic's errors by the path in the YAML, without the labels it adds for members of a union."""
+    found: dict[tuple[str | int, ...], list[Any]] = {}
+    for each in error.errors(include_url=False):
+        node: Any = values
+        path: list[str | int] = []
+        for key in each["loc"]:
+            if key in node if isinstance(node, dict) else isinstance(node, list) and isinstance(key, int):
+                node = node[key]
+                path.append(key)
+        if each["type"] == "missing":
+            path.append(each["loc"][-1])
+        if not isinstance(node, Refused):
+            found.setdefault(tuple(path), []).append(each)
+    return found
+
+
+def _is(errors: Sequence[Any], kind: str) -> bool:
+    return bool(errors[0]["type"] == kind)
+
+
+def _problem(values: Map, prefix: str, path: Sequence[str | int], text: str) -> Problem:
+    said = one_line(".".join([prefix, *map(str, path)]), 120)
+    return place(values, path, values.where).problem(f"{said}: {text}")
+
+
+def _fields_at(cls: type, path: Sequence[str | int]) -> list[str]:
+    """Field names of the dataclass that is reached from `cls` by `path`."""
+    for key in path:
+        if isinstance(key, str):
+            hint = get_type_hints(cls).get(key)
+            kinds = (hint, *get_args(hint))
+            inner = [t for t in kinds if isinstance(t, type) and dataclasses.is_dataclass(t)]
+            if not inner:
+                return []
+            cls = inner[0]
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def _sentence(path: Sequence[str | int], errors: Sequence[Any]) -> str:
+    """One key's errors (several for the members of a union): what was wanted, what came."""
+    if _is(errors, "missing"):
+        return "missing, and it has no default"
+    wanted = list(dict.fromkeys(_wanted(e) for e in errors))
+    if not path:  # the stage's own check of its parameters
+        return wanted[0]
+    came = json.dumps(errors[0]["input"], ensure_ascii=False)
+    came = came if len(came) <= 80 else came[:77] + "..."
+    return f"{' or '.join([wanted[0], *(w.removeprefix('wanted ') for w in wanted[1:])])}, got {came}"
+
+
+_PLAINER = (
+    ("Value error, ", ""),
+    ("Input should be greater", "Input should be a number greater"),
+    ("Input should be less", "Input should be a number less"),
+    ("Input should be ", "wanted "),
+    ("a valid integer", "a whole number"),
+    ("a valid array", "a list"),
+    ("an object", "a mapping"),
+    ("a valid ", "a "),
+)
+
+
+def _wanted(error: Any) -> str:
+    text = str(error["msg"])
+    for old, new in _PLAINER:
+        text = text.replace(old, new)
+    return text
+
+
+def files_of(stage: Stage) -> list[tuple[str, File]]:
+    """(dotted field path, File) of every file in the fields, also inside tuples, lists, mappings."""
+    found: list[tuple[str, File]] = []
+
+    def note(path: str, file: File) -> File:
+        found.append((path, file))
+        return file
+
+    _walk(stage, "", note)
+    return found
+
+
+def replace_files(stage: S, fn: Callable[[str, File], File]) -> S:
+    """The same stage with each file mapped; everything else is as it was."""
+    new: S = _walk(stage, "", fn)
+    return new
+
+
+def _walk(value: Any, path: str, fn: Callable[[str, File], File]) -> Any:
+    def inner(key: Any, item: Any) -> Any:
+        return _walk(item, f"{path}.{key}" if path else str(key), fn)
+
+    if isinstance(value, File):
+        return fn(path, value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        old = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        new = {name: inner(name, item) for name, item in old.items()}
+        changed = {name: item for name, item in new.items() if item is not old[name]}
+        return dataclasses.replace(value, **changed) if changed else value
+    if isinstance(value, Mapping):
+        pairs = {key: inner(key, item) for key, item in value.items()}
+        return pairs if any(pairs[k] is not value[k] for k in pairs) else value
+    if isinstance(value, (list, tuple)):
+        items = [inner(i, item) for i, item in enumerate(value)]
+        same = all(new is item for new, item in zip(items, value, strict=True))
+        return value if same else type(value)(items)
+    return value
+
+
+def as_written(file: File) -> Any:
+    """A file parameter as it stands in the YAML."""
+    if file.step is None:
+        return file.path
+    return {"from": file.step, "path": file.path} if file.path else {"from": file.step}
+
+
+def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: bool = False) -> Any:
+    """A parameter as plain JSON, the one spelling of it: tuples as lists, sets sorted, an Enum as its value.
+
+    file: what stands for a file; leave_out: without the fields of `NOT_IN_KEY`, for keys. VlpipeError: no JSON for its type.
+    """
+    if isinstance(value, File):
+        return file(value)
+    if isinstance(value, Enum):
+        return canonical(value.value, file, leave_out)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        no: frozenset[str] = getattr(value, "NOT_IN_KEY", frozenset()) if leave_out else frozenset()
+        names = [f.name for f in dataclasses.fields(value) if f.name not in no]
+        return {name: canonical(getattr(value, name), file, leave_out) for name in names}
+    if isinstance(value, Mapping):
+        keys = [canonical(k, file, leave_out) for k in value]
+        return {str(k): canonical(v, file, leave_out) for k, v in zip(keys, value.values(), strict=True)}
+    if isinstance(value, (list, tuple)):
+        return [canonical(v, file, leave_out) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(
+            (canonical(v, file, leave_out) for v in value), key=lambda v: json.dumps(v, sort_keys=True)
+        )
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return str(value)  # JSON has no inf and no nan
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 10 and 10.0 are one value
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, (PurePath, UUID, Decimal, Fraction)):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return _scalar(value.total_seconds())
+    raise VlpipeError(f"a value of type {type(value).__name__} cannot be a parameter: no JSON stands for it")
+
+
+def stray_references(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """(dotted path, step) of each `{from: STEP}` that no field of type File took: a plain mapping."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, File)):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        if isinstance(value.get("from"), str) and set(value) <= {"from", "path"}:
+            return [(path, value["from"])]
+        pairs = [(str(k), v) for k, v in value.items()]
+    else:
+        pairs = [(str(i), v) for i, v in enumerate(value)] if isinstance(value, (list, tuple)) else []
+    return [hit for key, item in pairs for hit in stray_references(item, f"{path}.{key}" if path else key)]

@@ -1,0 +1,119 @@
+"""How well each text fits its clip: the score that noisy narration is filtered by.
+
+MIL-NCE's score is the plain dot product of S3D-G's clip and text vectors (https://arxiv.org/abs/1912.06430); an image-text
+model's is the mean over frames of their cosine with the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.shard import need, with_field
+from vlpipe.pipeline.stage import File, MapStage, Weights, Work
+from vlpipe.stages.alignment.encoders import (
+    Encode,
+    Vectors,
+    check_windows,
+    encode_each,
+    same_weights,
+    text_encoder,
+    window_column,
+)
+from vlpipe.stages.common.batches import batch_size_problems
+from vlpipe.stages.common.by_video import CLIP_TIME
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.common.rule import scored
+from vlpipe.stages.common.scores import name_of, with_columns
+from vlpipe.stages.common.texts import FlatTexts, as_array
+from vlpipe.stages.features.windows import WindowFeats
+from vlpipe.stages.video.rows import CANDIDATE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTextScore(MapStage):
+    """Add `align_score`, one per text, `candidate_scores`, one per candidate (list<float32>), and `align_weights`.
+
+    Read are `s3d` (with `words`: model is S3D-G, words its s3d_dict.npy) or `frame_feats` (without: model is the
+    image-text model that made them): the mean of the clip's windows (those with their middle in it, else the nearest one)
+    times the text. Null for texts dropped before. align_weights: the model's digest.
+    encoder: what rules call it; the hub id, the folder's name or the step when left out. `filter.rules:Rules` refuses a
+    threshold for another. max_words: of a text, in words of the list (20 in MIL-NCE's training) or the model's tokens.
+    """
+
+    NAME: ClassVar[str] = "features.video_text:ClipTextScore"
+    LOADS_WEIGHTS: ClassVar[bool] = True
+    TORCH: ClassVar[bool] = True
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})
+
+    model: Weights
+    words: File | None = None
+    encoder: str = ""
+    max_words: int = 20
+    batch_size: int = 64
+
+    @property
+    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # which of the two, the word list says
+        return (window_column(self.words),)
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "features.video_text", texts=TEXTS, candidates=pa.list_(CANDIDATE), **CLIP_TIME)
+        check_windows(inp, "features.video_text", window_column(self.words))
+        name = name_of(self.model, self.encoder)
+        for column in ("align_score", "candidate_scores"):
+            inp = with_field(inp, scored(column, pa.list_(pa.float32()), name))
+        return with_field(inp, pa.field("align_weights", pa.string()))
+
+    def preflight(self) -> list[str]:
+        return batch_size_problems(self.batch_size)
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        encode = text_encoder(self.model, self.words, self.max_words, self.batch_size)
+        yield lambda rows: self._score(rows, encode)
+
+    def _score(self, rows: pa.Table, encode: Encode) -> pa.Table:
+        windows = same_weights(rows, window_column(self.words), self.model)
+        times = zip(rows["start_s"].to_pylist(), rows["end_s"].to_pylist(), windows, strict=True)
+        clips = np.stack([mean_within(w, start_s, end_s) for start_s, end_s, w in times])  # (B, D)
+        texts = FlatTexts(rows["texts"])
+        kept = texts.kept()
+        scores = np.full(len(kept), np.nan, np.float32)
+        scores[kept] = dots(
+            clips[texts.row[kept]],
+            encode_each(encode, texts.field("text").filter(pa.array(kept)).to_pylist()),
+        )
+        candidates = as_array(rows["candidates"])
+        row_of = np.repeat(np.arange(rows.num_rows), pc.fill_null(pc.list_value_length(candidates), 0))
+        others = dots(
+            clips[row_of], encode_each(encode, pc.struct_field(candidates.flatten(), "text").to_pylist())
+        )
+        offsets = np.searchsorted(row_of, np.arange(rows.num_rows + 1))
+        return with_columns(
+            rows,
+            align_score=texts.nested(pa.array(scores, mask=~kept)),
+            candidate_scores=pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(others)),
+            align_weights=pa.array([self.model.digest] * rows.num_rows, pa.string()),
+        )
+
+
+def mean_within(windows: WindowFeats, start_s: float, end_s: float) -> npt.NDArray[np.float64]:
+    """(D,) mean of the windows whose middle lies in [start_s, end_s), else the one nearest to its middle."""
+    middles = (windows.start_s.astype(np.float64) + windows.end_s) / 2
+    inside = (middles >= start_s) & (middles < end_s)
+    if not inside.any():
+        inside[np.abs(middles - (start_s + end_s) / 2).argmin()] = True
+    mean: npt.NDArray[np.float64] = windows.feats[inside].astype(np.float64).mean(0)
+    return mean
+
+
+def dots(a: npt.NDArray[np.float64], b: Vectors) -> Vectors:
+    """(N, D) and (N, D) -> (N,), summed in float64, so that a row's place in its batch cannot show."""
+    return (a * b).sum(1).astype(np.float32) if len(a) else np.zeros(0, np.float32)

@@ -1,0 +1,138 @@
+"""The two spaces that texts and stretches of video can be compared in here, and what of them the rows must hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import File, Weights
+from vlpipe.stages.common.batches import fixed_batches
+from vlpipe.stages.common.scores import device
+from vlpipe.stages.features.windows import WindowFeats, need_windows, read_windows
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlpipe.models.s3dg import TextModule
+
+Vectors = npt.NDArray[np.float32]
+Encode = Callable[[Sequence[str]], Vectors]  # N texts -> (N, D)
+COLUMNS = {
+    "s3d": "s3d_weights",
+    "frame_feats": "frame_weights",
+}  # of windows -> which weights they are from, "digest" or "digest:more"
+
+
+def window_column(words: File | None) -> str:
+    """MIL-NCE's word list goes with its S3D-G's windows."""
+    return "s3d" if words else "frame_feats"
+
+
+def check_windows(schema: pa.Schema, who: str, column: str) -> None:
+    """SchemaError unless rows have the column of windows, in a space that texts share."""
+    need_windows(schema, who, column)
+    need(schema, who, **{COLUMNS[column]: pa.string()})
+    told = (schema.field(column).metadata or {}).get(b"windows")
+    how = json.loads(told) if told else {}
+    if how.get("vector", "embedding") != "embedding" or how.get("l2"):
+        raise SchemaError(
+            f"{who} compares {column!r} with texts by the plain dot product: features.s3d must write `vector: embedding` "
+            f"and `l2: false`, but it writes vector: {how['vector']}, l2: {str(how['l2']).lower()}"
+        )
+
+
+def same_weights(rows: pa.Table, column: str, model: Weights) -> Iterator[WindowFeats]:
+    """Windows row by row. VlpipeError when they are of other weights than the texts will be."""
+    name = COLUMNS[column]
+    for told in rows[name].unique().to_pylist():
+        if (told or "").partition(":")[0] != model.digest:
+            raise VlpipeError(
+                f"{column!r} is of weights {told}, but texts would be compared with {model.digest}: "
+                f"give the same `model` as the step that made {column!r}"
+            )
+    return read_windows(rows[column])
+
+
+def text_encoder(model: Weights, words: File | None, max_words: int, batch_size: int) -> Encode:
+    """MIL-NCE's bag of words when its word list is given, else the text side of an image-text model (unit vectors)."""
+    return (
+        _bag_of_words(model, words, max_words, batch_size) if words else _blip(model, max_words, batch_size)
+    )
+
+
+def encode_each(encode: Encode, texts: Sequence[str]) -> Vectors:
+    """(N, D); a text that comes again (as candidates do) is encoded once."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    vectors = encode(list(places))
+    return vectors[[places[text] for text in texts]]
+
+
+def _bag_of_words(model: Weights, words: File, max_words: int, batch_size: int) -> Encode:
+    import torch
+
+    from vlpipe.models.words import Words
+
+    try:
+        net, known = _text_module(model.path).eval().to(device()), Words.load(words.path)
+    except ValueError as error:
+        raise VlpipeError(str(error)) from error
+    num_words = net.word_embd.num_embeddings - 1
+    if known.num_words != num_words:
+        raise VlpipeError(
+            f"{words.path} has {known.num_words} words, but the weights have vectors of {num_words}"
+        )
+
+    def encode(batch: list[str]) -> torch.Tensor:
+        found: torch.Tensor = net(torch.from_numpy(known.ids(batch, max_words)).to(device()))
+        return found
+
+    return _in_batches(encode, batch_size)
+
+
+def _text_module(path: str) -> TextModule:
+    """The text side of S3D-G alone: 21.5 of its 31.2 million parameters. ValueError when there is none."""
+    from vlpipe.models.published import fill, read_state
+    from vlpipe.models.s3dg import TextModule
+
+    prefix = "text_module."
+    state = {n.removeprefix(prefix): v for n, v in read_state(path).items() if n.startswith(prefix)}
+    sizes = {
+        name: state[f"{name}.weight"].shape
+        for name in ("word_embd", "fc1", "fc2")
+        if f"{name}.weight" in state
+    }
+    if len(sizes) < 3:
+        raise ValueError(f"{path} has no text side (text_module.*): it cannot score texts")
+    num_rows, word_dim = sizes["word_embd"]
+    net = TextModule(sizes["fc2"][0], num_rows - 1, word_dim, sizes["fc1"][0])
+    fill(net, state, "S3D-G's text side")
+    return net
+
+
+def _blip(model: Weights, max_length: int, batch_size: int) -> Encode:
+    from vlpipe.stages.common.model import load
+
+    blip = load(model, max_length)
+    return _in_batches(
+        lambda batch: blip.text_features(*blip.tokenizer.encode(batch, max_length)), batch_size
+    )
+
+
+def _in_batches(encode: Callable[[list[str]], torch.Tensor], batch_size: int) -> Encode:
+    import torch
+
+    def run(texts: Sequence[str]) -> Vectors:
+        found = []
+        for batch, num_real in fixed_batches(texts, batch_size):
+            with torch.inference_mode():
+                found.append(encode(batch)[:num_real].float().cpu().numpy())
+        return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+
+    return run

@@ -1,0 +1,170 @@
+"""Narration lags behind what is shown, or runs ahead: move each cue to where it fits the picture best.
+
+The idea is TAN's (Han et al., 2022, https://arxiv.org/abs/2204.02968), here without its network: any space that video and
+text share. A cue keeps its length; shifts are tried on a grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.shard import need, with_field
+from vlpipe.pipeline.stage import File, MapStage, Weights, Work
+from vlpipe.stages.alignment.encoders import (
+    Encode,
+    Vectors,
+    check_windows,
+    encode_each,
+    same_weights,
+    text_encoder,
+    window_column,
+)
+from vlpipe.stages.common.batches import batch_size_problems
+from vlpipe.stages.common.rule import scored
+from vlpipe.stages.common.scores import name_of, with_columns
+from vlpipe.stages.features.windows import WindowFeats
+from vlpipe.stages.video.rows import CUES
+
+Cue = Mapping[str, Any]
+Floats = npt.NDArray[np.float64]
+EQUAL = 1e-6  # scores nearer than this are equal: the smaller shift is taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetimeCues(MapStage):
+    """Video rows: `cues` with new times (their words', too), `cue_shift_s` and `cue_score`, one per cue (list<float32>).
+
+    Tried are shifts of -max_shift_s to max_shift_s in steps of step_s that keep the cue within the video; a score is the
+    mean over the windows whose middle lies in the shifted cue, else of the nearest. The best one is taken, of equals the
+    smallest, then the earlier; none unless it gains more than `min_gain`. together: one shift for all cues of a video, the
+    best on average, for tracks that are late as a whole. cue_score: of the cue where it is now; null (and shift 0) for one
+    without text or times.
+    model, words, max_words, encoder: as in `alignment.clip_text_score`; the video rows have `s3d` or `frame_feats`.
+    """
+
+    NAME: ClassVar[str] = "features.retime:RetimeCues"
+    LOADS_WEIGHTS: ClassVar[bool] = True
+    TORCH: ClassVar[bool] = True
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})
+
+    model: Weights
+    words: File | None = None
+    encoder: str = ""
+    max_shift_s: Annotated[float, Field(ge=0)] = 10.0
+    step_s: Annotated[float, Field(gt=0)] = 0.5
+    min_gain: Annotated[float, Field(ge=0)] = 0.0
+    together: bool = False
+    max_words: int = 20
+    batch_size: int = 64
+
+    @property
+    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # which of the two, the word list says
+        return (window_column(self.words),)
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "features.retime", cues=CUES, duration_s=pa.float64())
+        check_windows(inp, "features.retime", window_column(self.words))
+        out = with_field(inp, pa.field("cue_shift_s", pa.list_(pa.float32())))
+        return with_field(out, scored("cue_score", pa.list_(pa.float32()), name_of(self.model, self.encoder)))
+
+    def preflight(self) -> list[str]:
+        return batch_size_problems(self.batch_size)
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        encode = text_encoder(self.model, self.words, self.max_words, self.batch_size)
+        yield lambda rows: self._retime(rows, encode)
+
+    def _retime(self, rows: pa.Table, encode: Encode) -> pa.Table:
+        videos = rows.select(["cues", "duration_s"]).to_pylist()
+        usable = [[cue for cue in video["cues"] or () if _usable(cue)] for video in videos]
+        vectors = encode_each(encode, [cue["text"] for cues in usable for cue in cues])
+        at, shifts, scores = 0, [], []
+        all_windows = same_weights(rows, window_column(self.words), self.model)
+        for video, cues, windows in zip(videos, usable, all_windows, strict=True):
+            found = iter(self._shifts(cues, vectors[at : at + len(cues)], windows, video["duration_s"]))
+            at += len(cues)
+            both = [next(found) if _usable(cue) else (0.0, None) for cue in video["cues"] or ()]
+            shifts.append([shift for shift, _ in both])
+            scores.append([score for _, score in both])
+        new = [
+            None if video["cues"] is None else [moved(c, s) for c, s in zip(video["cues"], some, strict=True)]
+            for video, some in zip(videos, shifts, strict=True)
+        ]
+        return with_columns(
+            rows,
+            cues=pa.array(new, CUES),
+            cue_shift_s=pa.array(shifts, pa.list_(pa.float32())),
+            cue_score=pa.array(scores, pa.list_(pa.float32())),
+        )
+
+    def _shifts(
+        self, cues: Sequence[Cue], vectors: Vectors, windows: WindowFeats, duration_s: float | None
+    ) -> list[tuple[float, float | None]]:
+        """(shift, score there) of each cue; vectors: (cues, D) of their texts."""
+        if not cues or not len(windows.feats):
+            return [(0.0, None)] * len(cues)
+        sims = windows.feats.astype(np.float64) @ vectors.T.astype(np.float64)  # (W, cues)
+        num = math.floor(self.max_shift_s / self.step_s + 1e-9)
+        shifts_s: Floats = np.arange(-num, num + 1, dtype=np.float64) * self.step_s
+        table = np.stack(
+            [
+                scores_at(windows, sims[:, k], cue["start_s"], cue["end_s"], shifts_s, duration_s or math.inf)
+                for k, cue in enumerate(cues)
+            ]
+        )  # (cues, shifts); -inf: out of the video
+        if self.together:
+            best = [best_shift(table.mean(0), shifts_s, self.min_gain)] * len(cues)
+        else:
+            best = [best_shift(row, shifts_s, self.min_gain) for row in table]
+        return [(float(shifts_s[b]), float(table[k, b])) for k, b in enumerate(best)]
+
+
+def scores_at(
+    windows: WindowFeats, sims: Floats, start_s: float, end_s: float, shifts_s: Floats, duration_s: float
+) -> Floats:
+    """(S,) mean of `sims` (W,) over the windows in [start_s, end_s) shifted; -inf where that leaves the video."""
+    middles = (windows.start_s.astype(np.float64) + windows.end_s) / 2
+    first, stop = (np.searchsorted(middles, time_s + shifts_s) for time_s in (start_s, end_s))
+    sums = np.concatenate([[0.0], np.cumsum(sims)])
+    means = (sums[stop] - sums[first]) / np.maximum(stop - first, 1)
+    centre = (start_s + end_s) / 2 + shifts_s
+    nearest = np.abs(middles[:, None] - centre).argmin(0)
+    outside = (start_s + shifts_s < -EQUAL) | (end_s + shifts_s > duration_s + EQUAL)
+    return np.where(outside & (shifts_s != 0), -np.inf, np.where(stop > first, means, sims[nearest]))
+
+
+def best_shift(scores: Floats, shifts_s: Floats, min_gain: float) -> int:
+    """Where the best score is: of equals the smallest shift, then the earlier; no shift if it gains too little."""
+    still = int(np.flatnonzero(shifts_s == 0)[0])
+    if scores.max() - scores[still] <= max(min_gain, EQUAL):
+        return still
+    equal = np.flatnonzero(scores >= scores.max() - EQUAL)
+    return int(min(equal, key=lambda k: (abs(shifts_s[k]), shifts_s[k])))
+
+
+def moved(cue: Cue, shift_s: float) -> dict[str, Any]:
+    if shift_s == 0:
+        return dict(cue)
+    words = cue["words"] and [{**word, **_times(word, shift_s)} for word in cue["words"]]
+    return {**cue, **_times(cue, shift_s), "words": words}
+
+
+def _times(timed: Mapping[str, Any], shift_s: float) -> dict[str, float]:
+    return {name: timed[name] + shift_s for name in ("start_s", "end_s")}
+
+
+def _usable(cue: Cue) -> bool:
+    times = [cue["start_s"], cue["end_s"]]
+    return bool(cue["text"] and cue["text"].strip()) and all(
+        t is not None and math.isfinite(t) for t in times
+    )

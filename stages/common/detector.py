@@ -1,0 +1,111 @@
+"""A detector with the names of its classes and attributes, loaded to be used; images in its size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlpipe.models.detection.faster_rcnn import FasterRcnn
+from vlpipe.models.detection.layouts import load_public
+from vlpipe.pipeline.engine.worker.device import device_of_step
+from vlpipe.pipeline.errors import VlpipeError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OBJECTS_FILE, ATTRIBUTES_FILE = "objects_vocab.txt", "attributes_vocab.txt"
+OWN, LXMERT = "model.safetensors", "pytorch_model.bin"
+
+
+@dataclass(frozen=True)
+class Detector:
+    """`digest`: of weights and settings, whatever file they came from."""
+
+    model: FasterRcnn
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...]
+    digest: str
+    device: torch.device
+
+    def pixels(self, image: Image.Image) -> tuple[torch.Tensor, tuple[float, float]]:
+        """RGB image -> (3, h, w) for the model, and image pixels per model pixel (across, down)."""
+        return to_pixels(self.model, image, self.device)
+
+
+def to_pixels(
+    model: FasterRcnn, image: Image.Image, device: torch.device
+) -> tuple[torch.Tensor, tuple[float, float]]:
+    """As detectron2: Pillow's bilinear resize of the 8-bit image, then mean and deviation."""
+    from PIL import Image
+
+    width, height = model.config.resized(*image.size)
+    small = (
+        image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BILINEAR)
+    )
+    rgb = torch.from_numpy(np.array(small, dtype=np.uint8)).permute(2, 0, 1).to(device).float()
+    return model.normalise(rgb).contiguous(), (image.width / width, image.height / height)
+
+
+def load(path: str) -> Detector:
+    """From a folder: ours, or a public checkpoint (`*.pkl` of detectron2, LXMERT's `pytorch_model.bin`) beside
+    objects_vocab.txt and attributes_vocab.txt, one name per line (of `a,b` the first counts). On a GPU if the step asks
+    for one.
+    """
+    folder = Path(path)
+    file = weights_file(folder)
+    try:
+        model = FasterRcnn.load(folder) if file.name == OWN else load_public(file)
+    except ValueError as error:
+        raise VlpipeError(str(error)) from error
+    own, num_attributes = file.name == OWN, model.config.num_attributes
+    classes = read_names(folder / OBJECTS_FILE, model.config.num_classes, own)
+    attributes = read_names(folder / ATTRIBUTES_FILE, num_attributes, own) if num_attributes else ()
+    device = torch.device(device_of_step())
+    settings = json.dumps(asdict(model.config), sort_keys=True)
+    return Detector(model.eval().to(device), classes, attributes, digest_of(model, settings), device)
+
+
+def digest_of(model: nn.Module, settings: str) -> str:
+    """sha256 of all tensors with their names, and of `settings` (what else changes the outputs)."""
+    digest = hashlib.sha256(settings.encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights_file(folder: Path) -> Path:
+    """The one weights file of a detector's folder."""
+    found = [folder / name for name in (OWN, LXMERT) if (folder / name).is_file()] or sorted(
+        folder.glob("*.pkl")
+    )
+    if len(found) != 1:
+        had = ", ".join(sorted(p.name for p in folder.glob("*"))) or "nothing"
+        raise VlpipeError(f"detector: wanted {OWN}, {LXMERT} or one *.pkl in {folder}, which has {had}")
+    return found[0]
+
+
+def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
+    """One name per line. In the published Visual Genome lists synonyms follow a comma, and case varies."""
+    if not path.is_file():
+        raise VlpipeError(f"detector: wanted the names of its {num} classes or attributes in {path}")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = tuple(lines if own else (line.split(",")[0].strip().lower() for line in lines))
+    if len(names) != num:
+        raise VlpipeError(
+            f"detector: the model has {num} classes or attributes, {path} has {len(names)} lines"
+        )
+    return names
+
+
+def save_names(folder: Path, classes: Sequence[str], attributes: Sequence[str]) -> None:
+    for name, lines in ((OBJECTS_FILE, classes), (ATTRIBUTES_FILE, attributes)):
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,51 @@
+"""A BLIP model with its tokenizer, loaded to be used and not trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vlpipe.models.blip import Blip
+from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.pipeline.engine.worker.device import device_of_step
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import Weights
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: Blip
+    tokenizer: Tokenizer
+    device: torch.device
+
+    @property
+    def image_size(self) -> int:
+        return int(self.model.config.image_size)
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) -> tokens (B, N, D)."""
+        return self.model.encode_image(pixels.to(self.device))
+
+    @torch.inference_mode()
+    def image_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image tokens (B, N, D) -> (B, E), unit norm."""
+        return self.model.image_features(tokens)
+
+    @torch.inference_mode()
+    def text_features(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(B, L) -> (B, E), unit norm."""
+        return self.model.text_features(self.model.encode_text(ids.to(self.device), mask.to(self.device)))
+
+
+def load(weights: Weights, max_length: int = 0) -> Loaded:
+    """The model, on a GPU if the step asks for one. VlpipeError when it has fewer than `max_length` positions."""
+    device = torch.device(device_of_step())
+    model = Blip.load(weights.path).eval().to(device)
+    num_positions = model.config.max_text_length
+    if max_length > num_positions:
+        raise VlpipeError(
+            f"the model has {num_positions} text positions, {max_length} were asked for: set a shorter length"
+        )
+    return Loaded(model, Tokenizer.load(weights.path), device)

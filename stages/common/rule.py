@@ -1,0 +1,221 @@
+"""A rule is data: what a row or a text must be to stay, from where that is known, and for which encoder it holds.
+
+A preset is a YAML list of rules beside this file, or one of your own. It holds every rule of its source: those that need
+a stage before them, or a tool there is none of, say so in `needs`, and stand in the way until they are named in `skip`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from vlpipe.pipeline.errors import SchemaError, VlpipeError, WorkflowError, did_you_mean
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.workflow.yaml_lines import Problem, parse
+from vlpipe.stages.common.measures import ROW_MEASURES, TEXT_MEASURES, names
+from vlpipe.stages.common.row import TEXT
+
+PRESETS = Path(__file__).with_name("presets")
+ENCODER = b"vlpipe.encoder"  # field metadata: which model a column's values come from
+
+Op = Literal["<", "<=", ">", ">=", "==", "!=", "in", "not_in", "matches", "not_matches"]
+Value = bool | int | float | str | tuple[str, ...] | tuple[int, ...]
+LIST_OPS, REGEX_OPS, ORDER_OPS = {"in", "not_in"}, {"matches", "not_matches"}, {"<", "<=", ">", ">="}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """`column op value` must hold, else the row is rejected, or the text dropped, with the code `id`.
+
+    column: a measure (`common.measures`); a column of the row; or `texts.score` and the like. A list column has one value
+    for each text, and then, as with measures of texts, texts are judged. `matches`: a regular expression (RE2), searched.
+    on_missing: what a null means. encoder: whose scores the threshold is for; it must be the column's.
+    needs: what makes the column. source: where the number is from.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    column: str
+    op: Op
+    value: Value
+    id: str = ""
+    on_missing: Literal["reject", "keep", "error"] = "reject"
+    encoder: str = ""
+    needs: str = ""
+    source: str = ""
+
+    @property
+    def code(self) -> str:
+        return self.id or self.column
+
+    def __str__(self) -> str:
+        value = json.dumps(self.value, ensure_ascii=False)
+        return f"{self.column} {self.op} {value}"
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the rule itself."""
+        if (self.op in LIST_OPS) != isinstance(self.value, tuple):
+            yield f"rule {self.code}: {self.op!r} wants {'a list' if self.op in LIST_OPS else 'one value'}, got {self}"
+        elif self.op in REGEX_OPS:
+            yield from _regex_problems(self)
+        elif self.op in ORDER_OPS and (isinstance(self.value, (bool, str))):
+            yield f"rule {self.code}: {self.op!r} compares numbers, got {self}"
+
+
+def _regex_problems(rule: Rule) -> Iterator[str]:
+    try:
+        pc.match_substring_regex(pa.array([""]), str(rule.value))
+    except pa.ArrowInvalid as error:
+        yield f"rule {rule.code}: {rule.value!r} is no regular expression: {error}"
+
+
+def load_preset(name: str) -> tuple[Rule, ...]:
+    """The rules of a preset by name, or of a YAML file by path. VlpipeError when it is not there or wrong."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        there = did_you_mean(name, (p.stem for p in PRESETS.glob("*.yaml")))
+        raise VlpipeError(f"there is no preset {name!r}{there}")
+    problems: list[Problem] = []
+    try:
+        found = parse(path.read_text(encoding="utf-8"), problems)
+    except UnicodeDecodeError as error:
+        raise VlpipeError(f"preset {path}: wanted YAML with a list `rules:`; {error}") from error
+    if problems:
+        raise WorkflowError(f"preset {path}", problems)
+    given = found.get("rules") if isinstance(found, dict) else None
+    if not isinstance(given, list):
+        raise VlpipeError(f"preset {path}: wanted YAML with a list `rules:`")
+    return tuple(_rule(path, number, each) for number, each in enumerate(given, 1))
+
+
+def _rule(path: Path, number: int, given: Any) -> Rule:
+    try:
+        return TypeAdapter(Rule).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise VlpipeError(f"preset {path}, rule {number}: {where}: {first['msg']}") from error
+
+
+def choose(rules: Sequence[Rule], skip: Sequence[str]) -> tuple[Rule, ...]:
+    """The rules without those named in `skip`. VlpipeError for a name that is none, or a code given twice."""
+    codes = [rule.code for rule in rules]
+    for code in skip:
+        if code not in codes:
+            raise VlpipeError(f"skip: there is no rule {code!r}{did_you_mean(code, codes)}")
+    twice = sorted({code for code in codes if codes.count(code) > 1})
+    if twice:
+        raise VlpipeError(f"two rules are called {twice[0]!r}; give one of them another `id`")
+    return tuple(rule for rule in rules if rule.code not in skip)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rule's values come from: a measure, a column, or a field of `texts`; and what they are."""
+
+    kind: Literal["row_measure", "text_measure", "column", "text_column", "text_field"]
+    dtype: pa.DataType
+
+    @property
+    def judges_texts(self) -> bool:
+        return self.kind.startswith("text")
+
+
+def place(rule: Rule, schema: pa.Schema) -> Place:
+    """SchemaError, with what to do, when the rule cannot be judged on such rows."""
+    name, found = rule.column, None
+    if name in TEXT_MEASURES:
+        found = Place("text_measure", TEXT_MEASURES[name][1])
+    elif name in ROW_MEASURES:
+        found = _row_measure(rule, schema)
+    elif name.startswith("texts."):
+        field = name.removeprefix("texts.")
+        at = TEXT.get_field_index(field)
+        if at < 0:
+            fields = [TEXT.field(i).name for i in range(TEXT.num_fields)]
+            raise SchemaError(f"rule {rule.code}: texts have no {field!r}{did_you_mean(field, fields)}")
+        found = Place("text_field", TEXT.field(at).type)
+    elif name in schema.names:
+        dtype = schema.field(name).type
+        found = Place("text_column", dtype.value_type) if pa.types.is_list(dtype) else Place("column", dtype)
+    if found is None:
+        raise SchemaError(_not_there(rule, schema))
+    _check_type(rule, found.dtype)
+    return found
+
+
+def _row_measure(rule: Rule, schema: pa.Schema) -> Place:
+    _, dtype, reads = ROW_MEASURES[rule.column]
+    need(schema, f"rule {rule.code} ({rule.column})", **reads)
+    return Place("row_measure", dtype)
+
+
+def _help(rule: Rule) -> str:
+    return f"; it needs {rule.needs}, or skip: [{rule.code}]" if rule.needs else ""
+
+
+def _not_there(rule: Rule, schema: pa.Schema) -> str:
+    if rule.needs:
+        return f"rule {rule.code} ({rule}): no step above writes {rule.column!r}{_help(rule)}"
+    known = [*schema.names, *names()]
+    return (
+        f"rule {rule.code}: there is no column or measure {rule.column!r}{did_you_mean(rule.column, known)}"
+    )
+
+
+def _check_type(rule: Rule, dtype: pa.DataType) -> None:
+    if rule.op in REGEX_OPS:
+        fits = pa.types.is_string(dtype)
+    else:
+        values = rule.value if isinstance(rule.value, tuple) else (rule.value,)
+        fits = all(_fits(value, dtype) for value in values)
+    if not fits:
+        raise SchemaError(f"rule {rule.code}: {rule.column!r} is {dtype}, which `{rule}` cannot be asked of")
+
+
+def _fits(value: Any, dtype: pa.DataType) -> bool:
+    if isinstance(value, bool):
+        return bool(pa.types.is_boolean(dtype))
+    if isinstance(value, str):
+        return bool(pa.types.is_string(dtype))
+    return bool(pa.types.is_integer(dtype) or pa.types.is_floating(dtype))
+
+
+def check_encoder(rule: Rule, schema: pa.Schema) -> None:
+    """SchemaError unless the rule is for the encoder of its column, which only planned schemas know.
+
+    A threshold holds for one encoder: 0.28 of CLIP B/32 says nothing about another's scores.
+    """
+    column = rule.column.partition(".")[0]
+    bound = encoder_of(schema, column) if column in schema.names else ""
+    if rule.encoder == bound or (not rule.encoder and rule.op not in ORDER_OPS):
+        return
+    if not bound:
+        raise SchemaError(
+            f"rule {rule.code}: {rule} is for scores of {rule.encoder}, but no step above says whose "
+            f"{rule.column!r} is{_help(rule)}"
+        )
+    if not rule.encoder:
+        raise SchemaError(
+            f"rule {rule.code}: {rule.column!r} are scores of {bound}; write `encoder: {bound}` if {rule} is for them"
+        )
+    raise SchemaError(
+        f"rule {rule.code}: {rule} is for scores of {rule.encoder}, but {column!r} is of {bound}"
+    )
+
+
+def scored(name: str, dtype: pa.DataType, encoder: str) -> pa.Field:
+    """A field whose values come from `encoder`."""
+    return pa.field(name, dtype, metadata={ENCODER: encoder})
+
+
+def encoder_of(schema: pa.Schema, column: str) -> str:
+    """Whose values a column has; empty when no stage said so."""
+    return ((schema.field(column).metadata or {}).get(ENCODER) or b"").decode()

@@ -1,0 +1,80 @@
+"""What stages that score with a model have in common: what their model is called, and the columns they add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from vlpipe.pipeline.engine.worker.device import device_of_step
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.shard import Reject
+from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.workflow.load import HUB_ID
+from vlpipe.stages.common.batches import Pixels
+from vlpipe.stages.common.pixels import decode
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+def name_of(model: Weights | None, given: str, *, default: str = "", endings: Sequence[str] = ()) -> str:
+    """What rules call the encoder: `given`, else the hub id, the folder's name, or the step that makes it."""
+    if given or model is None:
+        return given or default
+    if model.step:
+        return f"step:{model.step}"
+    if HUB_ID.fullmatch(model.path) and not Path(model.path).exists():
+        return model.path
+    name = Path(model.path).name
+    return next((name.removesuffix(end) for end in endings if name.endswith(end)), name)
+
+
+def with_columns(rows: pa.Table, **columns: pa.Array) -> pa.Table:
+    """`rows` with columns added, or replaced where they exist."""
+    for name, values in columns.items():
+        at = rows.schema.get_field_index(name)
+        rows = rows.append_column(name, values) if at < 0 else rows.set_column(at, name, values)
+    return rows
+
+
+def load_model(cls: Any, weights: Weights) -> Any:
+    """A transformers model to be used and not trained, on a GPU if the step asks for one."""
+    try:
+        return cls.from_pretrained(weights.path).eval().to(device())
+    except (OSError, ValueError) as error:
+        raise VlpipeError(
+            f"{weights.path} is no {cls.__name__} that transformers can load: {error}"
+        ) from error
+
+
+def device() -> torch.device:
+    import torch
+
+    return torch.device(device_of_step())
+
+
+def processed(weights: Weights) -> Callable[[Image.Image], Pixels]:
+    """What the model's own image processor (its Pillow form) makes of an RGB image: (3, S, S) float32."""
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(weights.path, backend="pil")
+
+    def prepare(image: Image.Image) -> Pixels:
+        return np.asarray(processor(image, return_tensors="np")["pixel_values"][0], np.float32)
+
+    return prepare
+
+
+def decoded(rows: pa.Table, rejects: list[Reject]) -> Iterator[tuple[int, Image.Image]]:
+    """(row number, RGB image) of readable images; the others are added to `rejects`."""
+    ids = rows["id"].to_pylist()
+    for row, data in enumerate(rows["image"]):
+        try:
+            yield row, decode(data.as_py())
+        except RowFault as fault:
+            rejects.append(Reject(ids[row], "fault", fault.why, fault.detail))

@@ -1,0 +1,85 @@
+"""All texts of a batch as one flat column, so that Arrow can judge them at once, and their fate put back in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.stages.common.row import TEXT, TEXTS
+
+Mask = npt.NDArray[np.bool_]
+
+
+class FlatTexts:
+    """`texts` of N rows as M entries. `lengths`: (N,) texts per row; `row`: (M,) the row of each."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._lists = as_array(column)
+        self.entries: pa.StructArray = self._lists.flatten()  # (M,)
+        self.lengths = np.asarray(pc.fill_null(pc.list_value_length(self._lists), 0))
+        self.row = np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    def field(self, name: str) -> pa.Array:
+        """(M,) one field of each text."""
+        return pc.struct_field(self.entries, name)
+
+    def still_in(self, sources: Sequence[str]) -> Mask:
+        """(M,) texts of `sources` that nothing dropped."""
+        ours = to_mask(pc.is_in(self.field("source"), pa.array(sources, pa.string())))
+        return ours & self.kept()
+
+    def kept(self) -> Mask:
+        """(M,) texts that nothing dropped; those nobody judged are among them."""
+        return np.asarray(pc.fill_null(self.field("kept"), True).to_numpy(zero_copy_only=False))
+
+    def aligned(self, name: str, column: pa.ChunkedArray) -> pa.Array:
+        """(M,) values of a list column that has one for each text. VlpipeError when it has not."""
+        lists = as_array(column)
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
+        if (lengths != self.lengths).any():
+            at = int(np.flatnonzero(lengths != self.lengths)[0])
+            raise VlpipeError(
+                f"column {name!r} has {lengths[at]} value(s) for {self.lengths[at]} text(s): texts came or went "
+                "since it was made; score them again after that step"
+            )
+        return lists.flatten()
+
+    def nested(self, values: pa.Array) -> pa.Array:
+        """(M,) values -> one list per row."""
+        return pa.ListArray.from_arrays(self._offsets(), values)
+
+    def drop(self, rows: pa.Table, why: pa.Array) -> pa.Table:
+        """`rows` with kept False and `why` (M,) of texts that have one; the others as they are."""
+        if why.null_count == len(why):
+            return rows
+        dropped = why.is_valid()
+        new = {
+            "kept": pc.if_else(dropped, False, self.field("kept")),
+            "why": pc.if_else(dropped, why, self.field("why")),
+        }
+        return self.replace(rows, **new)
+
+    def replace(self, rows: pa.Table, **fields: pa.Array) -> pa.Table:
+        """`rows` with fields (M,) of their texts replaced."""
+        columns = [fields.get(f.name, self.field(f.name)) for f in TEXT]
+        entries = pa.StructArray.from_arrays(columns, fields=list(TEXT))
+        mask = self._lists.is_null() if self._lists.null_count else None
+        lists = pa.ListArray.from_arrays(self._offsets(), entries, mask=mask).cast(TEXTS)
+        return rows.set_column(rows.schema.get_field_index("texts"), "texts", lists)
+
+    def _offsets(self) -> pa.Array:
+        return pa.array(np.concatenate([[0], np.cumsum(self.lengths)]), pa.int32())
+
+
+def as_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def to_mask(found: pa.Array) -> Mask:
+    """A boolean array with null as False."""
+    return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False))

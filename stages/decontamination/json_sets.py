@@ -1,0 +1,94 @@
+"""Evaluation sets in the JSON they are published in: COCO's captions, Karpathy's splits, VQA's questions.
+
+https://cocodataset.org/#format-data, https://cs.stanford.edu/people/karpathy/deepimagesent/ (dataset_coco.json and those of
+Flickr8k and Flickr30k), https://visualqa.org/download.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.stages.lists.folder import wanted
+
+HELD_OUT = ("test", "val")  # of Karpathy's splits; `restval` is trained on, with `train`
+
+
+class Published(NamedTuple):
+    """texts: (where it stands, text). images: their files as the set names them; None when it names none."""
+
+    texts: Iterator[tuple[str, Any]]
+    images: list[str] | None
+
+
+def published(content: Any, file: str, split: Sequence[str] | None) -> Published:
+    """VlpipeError for another format, and for a `split` of a set that has none."""
+    if isinstance(content, dict) and "images" in content and "annotations" not in content:
+        return _karpathy(content, file, HELD_OUT if split is None else split)
+    if split is not None:
+        raise VlpipeError(f"{file} has no splits: only Karpathy's JSON says of each image in which one it is")
+    if isinstance(content, list):
+        return Published(((f"{file}[{n}]", text) for n, text in enumerate(content)), None)
+    if isinstance(content, dict) and "questions" in content:
+        return _vqa(content, file)
+    return _coco(content, file)
+
+
+def _karpathy(content: dict[str, Any], file: str, split: Sequence[str]) -> Published:
+    images = []
+    for n, image in enumerate(wanted(content, "images", list, file)):
+        where = f"{file} images[{n}]"
+        for key, kind in (("filename", str), ("split", str), ("sentences", list)):
+            wanted(image, key, kind, where)
+        images.append((where, image))
+    there = list(dict.fromkeys(image["split"] for _, image in images))
+    for name in split:
+        if name not in there:
+            raise VlpipeError(f"{file} has no split {name!r}{did_you_mean(name, there)}")
+    ours = [(where, image) for where, image in images if image["split"] in split]
+
+    def texts() -> Iterator[tuple[str, Any]]:
+        for where, image in ours:
+            for n, sentence in enumerate(image["sentences"]):
+                here = f"{where} ({image['filename']}) sentences[{n}]"
+                yield here, wanted(sentence, "raw", str, here)
+
+    return Published(texts(), [_path(image.get("filepath"), image["filename"]) for _, image in ours])
+
+
+def _path(folder: Any, name: str) -> str:
+    return str(PurePosixPath(folder, name)) if isinstance(folder, str) else name
+
+
+def _coco(content: Any, file: str) -> Published:
+    annotations = wanted(content, "annotations", list, file)
+
+    def texts() -> Iterator[tuple[str, Any]]:
+        for n, annotation in enumerate(annotations):
+            where = f"{file} annotations[{n}]"
+            yield where, wanted(annotation, "caption", str, where)
+
+    listed = content.get("images") or []
+    images = [wanted(image, "file_name", str, f"{file} images[{n}]") for n, image in enumerate(listed)]
+    return Published(texts(), images or None)
+
+
+def _vqa(content: dict[str, Any], file: str) -> Published:
+    """The files are named by COCO's rule where the set says that it is about COCO: COCO_val2014_000000262148.jpg."""
+    questions = wanted(content, "questions", list, file)
+
+    def texts() -> Iterator[tuple[str, Any]]:
+        for n, question in enumerate(questions):
+            where = f"{file} questions[{n}]"
+            text = wanted(question, "question", str, where)
+            yield f"{where} (question {question.get('question_id')})", text
+
+    subtype = content.get("data_subtype")
+    if content.get("data_type") != "mscoco" or not isinstance(subtype, str):
+        return Published(texts(), None)
+    ids = dict.fromkeys(wanted(q, "image_id", int, f"{file} questions[{n}]") for n, q in enumerate(questions))
+    # test-dev is a part of the images of test
+    folder = subtype.replace("test-dev", "test")
+    return Published(texts(), [f"{folder}/COCO_{folder}_{id_:012d}.jpg" for id_ in ids])

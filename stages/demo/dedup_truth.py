@@ -1,0 +1,71 @@
+"""Did deduplication drop the copies that were planted in the demo world, and only those?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
+from vlpipe.stages.common.row import RESULTS
+from vlpipe.stages.demo.filter_truth import read_truth
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupTruth(GatherStage):
+    """Inputs: the rows before, the rows after, matched by `url`; `truth` is the demo world's truth.parquet.
+
+    Of each planted group all but one row are redundant, whichever stays. dedup_recall is the part of these
+    that is gone (also per kind: exact, near); dedup_precision the part of the dropped rows that was.
+    """
+
+    ROWS_ARE: ClassVar[str] = "figures"
+
+    truth: File
+
+    NAME: ClassVar[str] = "evaluate.dedup:DedupTruth"
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "evaluate.dedup", url=pa.string())
+        return RESULTS
+
+    def run(self, job: Job) -> None:
+        truth = read_truth(self.truth)
+        before, after = (_urls(rows) for rows in job.inputs)
+        results = list(_results(before, before - after, truth))
+        job.emit(pa.Table.from_pylist(results, RESULTS))
+
+
+def _urls(rows: Dataset) -> Counter[str]:
+    return Counter(rows.table(["url"])["url"].to_pylist())
+
+
+def _results(
+    before: Counter[str], dropped: Counter[str], truth: Mapping[str, Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    kinds = {row["group"]: row["copy"] for row in truth.values() if row["copy"] not in (None, "original")}
+    redundant = {group: num - 1 for group, num in _by_group(before, truth).items()}
+    gone = {group: min(num, redundant[group]) for group, num in _by_group(dropped, truth).items()}
+    yield _share("dedup_recall", sum(gone.values()), sum(redundant.values()))
+    for kind in sorted(set(kinds.values())):
+        hits, wanted = (sum(n for g, n in counts.items() if kinds[g] == kind) for counts in (gone, redundant))
+        yield _share(f"dedup_recall/{kind}", hits, wanted)
+    yield _share("dedup_precision", sum(gone.values()), dropped.total())
+
+
+def _by_group(urls: Counter[str], truth: Mapping[str, Mapping[str, Any]]) -> Counter[int]:
+    """Planted group -> how many of these rows are in it."""
+    groups: Counter[int] = Counter()
+    for url, num in urls.items():
+        group = truth[url]["group"] if url in truth else None
+        if group is not None:
+            groups[group] += num
+    return groups
+
+
+def _share(name: str, hits: int, num_rows: int) -> dict[str, Any]:
+    return {"name": name, "value": hits / num_rows if num_rows else None, "num_rows": num_rows}

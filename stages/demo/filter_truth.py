@@ -1,0 +1,115 @@
+"""How good was the filter? Each text's fate beside the demo world's truth.
+
+Web texts are looked up, synthetic ones are read by the judge of the demo language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import File, GatherStage, Job
+from vlpipe.stages.common.row import RESULTS, TEXTS
+from vlpipe.stages.demo.judge import right
+from vlpipe.stages.demo.scenes import Scene, Thing
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One web or synthetic text: what it is, and what became of it."""
+
+    source: str
+    right: bool
+    noise: str | None  # kind, for wrong web texts
+    kept: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterTruth(GatherStage):
+    """Emits RESULTS of a filtered dataset; `truth` is the world's truth.parquet. Human texts are not judged.
+
+    filter_precision and filter_recall are those of keeping right web texts; with /KIND, precision counts that
+    kind as the only noise, and filter_rejected/KIND is the part of it that was dropped. noise_ratio/before is
+    over all web texts, noise_ratio/after over kept web and synthetic texts. A figure over no texts is null.
+    """
+
+    ROWS_ARE: ClassVar[str] = "figures"
+
+    truth: File
+
+    NAME: ClassVar[str] = "evaluate.truth:FilterTruth"
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "evaluate.truth", url=pa.string(), texts=TEXTS)
+        return RESULTS
+
+    def run(self, job: Job) -> None:
+        known = read_truth(self.truth)
+        (rows,) = job.inputs
+        batches = (batch.to_pylist() for batch in rows.batches(["url", "texts"]))
+        verdicts = [verdict for batch in batches for row in batch for verdict in _judge(row, known)]
+        job.emit(pa.Table.from_pylist(list(_results(verdicts)), RESULTS))
+
+
+def read_truth(file: File) -> dict[str, dict[str, Any]]:
+    """url -> truth row."""
+    return {row["url"]: row for row in pq.read_table(file.path).to_pylist()}
+
+
+def scene_of(row: Mapping[str, Any]) -> Scene:
+    """The scene a truth row describes."""
+    things = [
+        Thing(o["shape"], o["colour"], o["size"], (o["row"], o["column"]), o["x"], o["y"], o["w"], o["h"])
+        for o in row["objects"]
+    ]
+    return Scene(tuple(things), row["ground"])
+
+
+def _judge(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Iterator[Verdict]:
+    for entry in row["texts"]:
+        if entry["source"] == "human":
+            continue
+        truth = known.get(row["url"])
+        if truth is None or (entry["source"] == "web" and entry["text"] != truth["text"]):
+            raise VlpipeError(
+                f"the truth file does not know text {entry['text']!r} of {row['url']}; is it of this world?"
+            )
+        kept = entry["kept"] is not False  # as training reads it
+        if entry["source"] == "web":
+            yield Verdict("web", truth["right"], truth["noise"], kept)
+        else:
+            yield Verdict(entry["source"], right(entry["text"], scene_of(truth)), None, kept)
+
+
+def _results(verdicts: list[Verdict]) -> Iterator[dict[str, Any]]:
+    web = [v for v in verdicts if v.source == "web"]
+    synth = [v for v in verdicts if v.source != "web"]
+    good = [v for v in web if v.right]
+    yield _share("web_right", web, "right")
+    yield _share("filter_precision", _kept(web), "right")
+    yield _share("filter_recall", good, "kept")
+    for kind in sorted({v.noise for v in web if v.noise}):
+        bad = [v for v in web if v.noise == kind]
+        yield _share(f"filter_precision/{kind}", _kept(good + bad), "right")
+        yield _share(f"filter_rejected/{kind}", bad, "kept", invert=True)
+    if synth:
+        yield _share("synth_right", synth, "right")
+        yield _share("synth_kept", synth, "kept")
+        yield _share("synth_right/kept", _kept(synth), "right")
+    yield _share("noise_ratio/before", web, "right", invert=True)
+    yield _share("noise_ratio/after", _kept(web + synth), "right", invert=True)
+
+
+def _kept(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    return [v for v in verdicts if v.kept]
+
+
+def _share(name: str, verdicts: list[Verdict], field: str, invert: bool = False) -> dict[str, Any]:
+    hits = sum(getattr(v, field) is not invert for v in verdicts)
+    return {"name": name, "value": hits / len(verdicts) if verdicts else None, "num_rows": len(verdicts)}

@@ -1,0 +1,170 @@
+"""What a detector is trained on: images with true boxes, in the order of `order`, and the words of their labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlpipe.models.detection.faster_rcnn import FasterRcnn, pad
+from vlpipe.models.detection.matching import Target
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.shard import open_shard
+from vlpipe.pipeline.stage import Dataset
+from vlpipe.stages.common.detector import to_pixels
+from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.loading.loader import NUM_AHEAD, SAMPLE, ahead
+from vlpipe.stages.loading.order import Order, Sample, Share
+from vlpipe.stages.loading.rows import Unit, joined_images
+from vlpipe.stages.train.recipe import Optimisation
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Names by number: classes and attributes a detector can say."""
+
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, inputs: Sequence[Dataset], max_classes: int, max_attributes: int) -> Vocabulary:
+        """The most frequent labels and attributes of all objects; ties by name."""
+        labels: Counter[str] = Counter()
+        attributes: Counter[str] = Counter()
+        for data in inputs:
+            for table in data.batches(["objects"]):
+                for one in table["objects"].combine_chunks().flatten().to_pylist():
+                    labels[one["label"]] += 1
+                    attributes.update(one["attributes"] or ())
+        if not labels:
+            raise VlpipeError("detector: no row has an object to train on")
+        return cls(_most(labels, max_classes), _most(attributes, max_attributes))
+
+
+def _most(counts: Counter[str], num: int) -> tuple[str, ...]:
+    return tuple(sorted(sorted(counts), key=lambda name: -counts[name])[:num])
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One image's file and its true objects."""
+
+    id: str
+    image: bytes
+    objects: list[dict[str, Any]]
+
+
+class DetectorLoader:
+    """All images of the inputs, and the batches that a rank of `world_size` makes of them. A step number is its state."""
+
+    def __init__(
+        self,
+        inputs: Sequence[Dataset],
+        recipe: Optimisation,
+        model: FasterRcnn,
+        words: Vocabulary,
+        flip: bool,
+    ) -> None:
+        self.recipe, self.model, self.flip = recipe, model, flip
+        self._label = {name: k for k, name in enumerate(words.classes)}
+        self._attribute = {name: k for k, name in enumerate(words.attributes)}
+        self.units: list[Unit] = []
+        counts = []
+        for data in inputs:
+            for shard in data.shards:
+                with open_shard(data.store, shard) as file:
+                    for group in range(file.num_row_groups):
+                        self.units.append(Unit(data.store, shard, group, has_sha256=False))
+                        counts.append(file.metadata.row_group(group).num_rows)
+        self.order = Order([Share.of(counts, 1.0)], seed=recipe.seed, window=recipe.shuffle_window)
+        self.samples_per_epoch = self.order.samples_per_epoch
+
+    @contextmanager
+    def batches(
+        self, step: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
+    ) -> Iterator[Iterator[dict[str, Any]]]:
+        """Micro-batches without end, from optimiser step `step` on: `pixels`, `sizes`, `targets`."""
+        with (
+            ThreadPoolExecutor(self.recipe.loader_threads, thread_name_prefix="decode") as pool,
+            ahead(self._batches(step, rank, world_size, pool, pin), NUM_AHEAD) as batches,
+        ):
+            yield batches
+
+    def _batches(
+        self, step: int, rank: int, world_size: int, pool: ThreadPoolExecutor, pin: bool
+    ) -> Iterator[dict[str, Any]]:
+        per_step = self.recipe.batch_size // world_size
+        samples = self._samples(self.order.of_rank(rank, world_size, skip=step * per_step))
+        while True:
+            made = list(pool.map(self._made, islice(samples, per_step // self.recipe.accumulate)))
+            pixels, sizes = pad([image for image, _ in made])
+            pixels = pixels.pin_memory() if pin else pixels
+            yield {"pixels": pixels, "sizes": sizes, "targets": [target for _, target in made]}
+
+    def _samples(self, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Labelled]]:
+        """Each sample with its image; the row groups of one window are in memory."""
+        rows: Mapping[int, list[Labelled]] = {}
+        for window in windows:
+            needed = sorted({sample.unit for sample in window})
+            rows = {unit: rows.get(unit) or read_unit(self.units[unit]) for unit in needed}
+            for sample in window:
+                yield sample, rows[sample.unit][sample.index]
+
+    def _made(self, found: tuple[Sample, Labelled]) -> tuple[torch.Tensor, Target]:
+        sample, row = found
+        try:
+            image = decode(row.image)
+        except RowFault as fault:
+            raise VlpipeError(
+                f"training: the image of row {row.id} cannot be decoded ({fault}); a step above must reject such rows"
+            ) from fault
+        pixels, (across, down) = to_pixels(self.model, image, CPU)
+        target = self._target(row, torch.tensor([across, down, across, down]))
+        rng = np.random.default_rng((self.recipe.seed, SAMPLE, sample.epoch, sample.place))
+        if self.flip and rng.random() < 0.5:
+            return pixels.flip(2), flipped(target, pixels.shape[2])
+        return pixels, target
+
+    def _target(self, row: Labelled, scale: torch.Tensor) -> Target:
+        """Objects of known classes with a box of some size; their first `max_attributes` known attributes."""
+        most = self.model.config.max_attributes
+        known = [
+            one
+            for one in row.objects
+            if one["label"] in self._label and one["box"][2] > one["box"][0] and one["box"][3] > one["box"][1]
+        ]
+        boxes = torch.tensor([one["box"] for one in known], dtype=torch.float32).reshape(-1, 4) / scale
+        attributes = torch.full((len(known), most), -1)
+        for k, one in enumerate(known):
+            said = [self._attribute[a] for a in one["attributes"] or () if a in self._attribute][:most]
+            attributes[k, : len(said)] = torch.tensor(said, dtype=torch.long)
+        labels = torch.tensor([self._label[one["label"]] for one in known], dtype=torch.long)
+        return Target(boxes, labels, attributes)
+
+
+def flipped(target: Target, width: int) -> Target:
+    """True boxes of an image `width` wide after it was mirrored."""
+    x1, y1, x2, y2 = target.boxes.unbind(1)
+    return Target(torch.stack([width - x2, y1, width - x1, y2], dim=1), target.labels, target.attributes)
+
+
+def read_unit(unit: Unit) -> list[Labelled]:
+    """A row group's images and objects; images are joined by id where another shard holds them."""
+    holder = unit.shard.holder("image")
+    joined = holder.path != unit.shard.path
+    columns = ["id", "objects", *([] if joined else ["image"])]
+    with open_shard(unit.store, unit.shard) as file:
+        table = file.read_row_group(unit.group, columns=columns)
+    ids = table["id"].to_pylist()
+    images = joined_images(unit.store, holder, ids) if joined else table["image"].to_pylist()
+    objects = [found or [] for found in table["objects"].to_pylist()]
+    return [Labelled(*one) for one in zip(ids, images, objects, strict=True)]

@@ -1,0 +1,108 @@
+"""Training a detector: what `fit` does for models of images and texts, on boxes. Steps, checkpoints and logs are shared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vlpipe.models import distributed
+from vlpipe.models.detection.faster_rcnn import FasterRcnn, config_of
+from vlpipe.models.detection.layouts import load_resnet
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import Dataset
+from vlpipe.stages.common.detector import load, save_names
+from vlpipe.stages.detector_training.data import DetectorLoader, Vocabulary
+from vlpipe.stages.train.checkpoint import Checkpoints
+from vlpipe.stages.train.fit import train
+from vlpipe.stages.train.run import Run
+from vlpipe.stages.train.runtime import pick_device, reproducible, seed_all
+
+if TYPE_CHECKING:
+    from vlpipe.stages.detector_training.train import TrainDetector
+
+LOSSES = ("rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_attributes")
+
+
+class DetectorNet(nn.Module):
+    """The detector as the trainer sees a model with one objective: named losses with weights."""
+
+    def __init__(self, model: FasterRcnn, weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.model = model
+        self.objectives = (model,)  # one: all losses are means over the same images
+        self.losses = {name: (0, weights.get(name, 1.0)) for name in LOSSES}
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        pixels = batch["pixels"]
+        targets = [target.to(pixels.device) for target in batch["targets"]]
+        return self.model(pixels, batch["sizes"], targets)
+
+    def num_terms(self, batch: Mapping[str, Any]) -> list[float]:
+        return [float(len(batch["sizes"]))]
+
+
+def fit(config: Mapping[str, Any]) -> None:
+    """Train `config["recipe"]` on `config["inputs"]`, or go on from the last checkpoint in `config["work"]`.
+
+    Leaves `work/result`: the detector, its two lists of names and `losses.json`.
+    """
+    work = Path(config["work"])
+    checkpoints = Checkpoints(str(work / "checkpoints"))
+    with reproducible():
+        run, words = prepare(config["recipe"], config["inputs"])
+        if state := checkpoints.latest():
+            run.restore(state)
+        train(run, work / "progress.log", checkpoints)
+        if distributed.rank() == 0:
+            result = work / "result"
+            run.net.model.save(result)
+            save_names(result, words.classes, words.attributes)
+            (result / "losses.json").write_text(json.dumps(run.rows))
+
+
+def prepare(recipe: TrainDetector, inputs: Sequence[Dataset]) -> tuple[Run, Vocabulary]:
+    """Everything as it is before step 0, equal on all ranks."""
+    device = pick_device(recipe.gpu)
+    seed_all(recipe.seed, "start")
+    model, words = build(recipe, inputs)
+    for part in recipe.freeze:
+        frozen = [p for name, p in model.named_parameters() if name.startswith(part)]
+        if not frozen:
+            raise VlpipeError(f"freeze: no weight's name begins with {part!r}")
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    loader = DetectorLoader(inputs, recipe, model, words, recipe.flip)
+    net = DetectorNet(model.to(device).train(), recipe.loss_weights)
+    num_steps = recipe.num_steps(loader.samples_per_epoch)
+    if recipe.warmup_steps >= num_steps:
+        raise VlpipeError(
+            f"warmup_steps: wanted fewer than the {num_steps} steps there are, got {recipe.warmup_steps}"
+        )
+    return Run(recipe, device, net, loader, num_steps), words
+
+
+def build(recipe: TrainDetector, inputs: Sequence[Dataset]) -> tuple[FasterRcnn, Vocabulary]:
+    """The detector of `init` with its words, or a new one for the words of the inputs."""
+    if recipe.init is not None:
+        found = load(recipe.init.path)
+        return found.model.to(torch.device("cpu")), Vocabulary(found.classes, found.attributes)
+    words = Vocabulary.of(inputs, recipe.max_classes, recipe.max_attributes)
+    sizes = {"num_classes": len(words.classes), "num_attributes": len(words.attributes)}
+    model = FasterRcnn(config_of({**(recipe.model or {}), **sizes}))
+    if recipe.init_resnet is not None:
+        load_resnet(model, read_tensors(recipe.init_resnet.path))
+    return model, words
+
+
+def read_tensors(path: str) -> dict[str, Tensor]:
+    """A state dict of a .safetensors or a torch file; nothing in it is run."""
+    if path.endswith(".safetensors"):
+        return load_file(path)
+    found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return found

@@ -1,0 +1,90 @@
+"""Train a detector on true boxes: a recipe in, weights, lists of names and loss rows out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import File, GatherStage, Job, Weights
+from vlpipe.stages.common.region_rows import OBJECTS
+from vlpipe.stages.common.row import LOSSES
+from vlpipe.stages.train.progress import following
+from vlpipe.stages.train.recipe import Optimisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDetector(GatherStage, Optimisation):
+    """Artifacts: `config.json`, `model.safetensors`, objects_vocab.txt, attributes_vocab.txt. Rows: losses.
+
+    Reads `objects` (see `common.region_rows`) and `image`. A killed run goes on from its last checkpoint, to the
+    same bytes. Losses: rpn_objectness, rpn_box, roi_class, roi_box (Faster R-CNN), roi_attributes (bottom-up attention).
+    """
+
+    NAME: ClassVar[str] = "train.detector:TrainDetector"
+    ROWS_ARE: ClassVar[str] = "losses"
+    TORCH: ClassVar[bool] = True
+    LAUNCHES: ClassVar[bool] = True
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "loader_threads"})
+
+    model: dict[str, Any] | None = (
+        None  # parameters of DetectorConfig; numbers of classes follow from the data
+    )
+    init: Weights | None = None  # or start from this detector, with its words
+    init_resnet: File | None = (
+        None  # or start a new one from a ResNet of torchvision's names (.pth, .safetensors)
+    )
+    max_classes: int = 1600  # the most frequent labels; Visual Genome's detectors have 1600 and 400
+    max_attributes: int = 400
+    loss_weights: dict[str, float] = field(default_factory=dict)  # 1 where not given
+    freeze: list[str] = field(default_factory=list)  # beginnings of names; detectron2: stem and layer1
+    flip: bool = True  # mirror half of the images
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "train.detector", id=pa.string(), objects=OBJECTS, image=pa.binary())
+        return LOSSES
+
+    def preflight(self) -> list[str]:
+        from vlpipe.models.detection.faster_rcnn import config_of
+        from vlpipe.stages.detector_training.fit import LOSSES as NAMES
+
+        found = self.problems()
+        if self.init is not None and (self.model is not None or self.init_resnet is not None):
+            found.append("model and init_resnet are for a new detector: leave them out beside init")
+        found += [
+            f"loss_weights: no loss {k!r}; there are {', '.join(NAMES)}"
+            for k in self.loss_weights
+            if k not in NAMES
+        ]
+        try:
+            config_of(self.model or {})
+        except (ValueError, TypeError) as error:
+            found.append(str(error))
+        return found
+
+    def tell(self, row: Mapping[str, Any]) -> list[str]:
+        """For `vlpipe why`: which objects of a row it was trained on."""
+        objects = row["objects"] or []
+        if not objects:
+            return ["in the training set as background: it has no objects"]
+        return [
+            f"in the training set with {len(objects)} objects: {', '.join(one['label'] for one in objects)}"
+        ]
+
+    def run(self, job: Job) -> None:
+        from vlpipe.stages.detector_training.fit import fit
+
+        work = Path(job.work)
+        with following(work / "progress.log", job.say):
+            config = {"recipe": self, "inputs": job.inputs, "work": job.work}
+            job.launch(fit, config, num_workers=self.num_workers, gpu=self.gpu)
+        rows = json.loads((work / "result" / "losses.json").read_text())
+        job.emit(pa.table([list(column) for column in zip(*rows, strict=True)], schema=LOSSES))
+        left = shutil.ignore_patterns("losses.json")
+        shutil.copytree(work / "result", job.artifacts, dirs_exist_ok=True, ignore=left)

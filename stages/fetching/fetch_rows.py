@@ -1,0 +1,151 @@
+"""A batch of listed rows, fetched: image rows, and typed rejects."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from vlpipe.pipeline.engine.worker.guard import row_fault
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.shard import Out
+from vlpipe.stages.fetching.blocklist import BLOCKED, Blocklist
+from vlpipe.stages.images.image_rows import ImageRows
+from vlpipe.stages.lists.list import EXPECTED, FAULT
+from vlpipe.stages.web.fetch import Answer, Fetch
+from vlpipe.stages.web.response import Page
+
+FILTERED = frozenset({"opt_out", BLOCKED})  # a rule said no, nothing broke: `vlpipe retry` leaves these alone
+CHECK_ROWS = 64  # images that go to the decoder together
+
+Started = list[Future[Answer] | RowFault]
+
+
+class FetchRows:
+    """Fetches batch after batch. Those it is told of ahead are on their way already: a slow row holds up itself."""
+
+    num_ahead = 3  # batches; their bytes wait in memory
+
+    def __init__(
+        self,
+        fetch: Fetch,
+        rows_of: Callable[[pa.Table], ImageRows],
+        schema: pa.Schema,
+        blocklist: Blocklist,
+    ) -> None:
+        self._fetch, self._rows_of, self._schema = fetch, rows_of, schema
+        self._blocklist = blocklist
+        self._under_way: dict[tuple[str, ...], Started] = {}  # by the ids of a batch
+
+    def ahead(self, batch: pa.Table) -> None:
+        """Start what a later call will be given."""
+        self._under_way[_ids(batch)] = _start(_listed(batch), self._fetch)
+
+    def __call__(self, batch: pa.Table) -> Out:
+        """Images are checked in order, in this thread, while later ones are still on their way."""
+        listed, rows = _listed(batch), self._rows_of(batch)
+        log: list[dict[str, Any]] = []
+        started = self._under_way.pop(_ids(batch), None) or _start(listed, self._fetch)
+        try:
+            for first in range(0, len(listed), CHECK_ROWS):
+                together = slice(first, first + CHECK_ROWS)
+                _wait(started[together])
+                self._check(first, listed[together], started[together], rows, log)
+        finally:
+            for future in started:
+                if not isinstance(future, RowFault):
+                    future.cancel()
+        out = rows.out(self._schema)
+        out.log = log
+        return out
+
+    def _check(
+        self,
+        first: int,
+        listed: Sequence[Mapping[str, Any]],
+        started: Started,
+        rows: ImageRows,
+        log: list[dict[str, Any]],
+    ) -> None:
+        """Rows `first` and after it, which have come."""
+        ready: list[tuple[int, bytes, dict[str, Any]]] = []
+        for row, (one, future) in enumerate(zip(listed, started, strict=True), first):
+            try:
+                page = self._page(one, future, log)
+            except Exception as error:
+                fault = row_fault(error, __name__)
+                rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
+            else:
+                ready.append((row, page.body, {"http_status": page.status, "final_url": page.url}))
+        rows.add_all(ready)
+
+    def _page(
+        self, one: Mapping[str, Any], future: Future[Answer] | RowFault, log: list[dict[str, Any]]
+    ) -> Page:
+        if isinstance(future, RowFault):
+            raise future
+        answer = future.result()
+        log.append(log_line(one["id"], answer))
+        return _need_page(answer.result, one.get(EXPECTED.name), self._blocklist)
+
+
+def _ids(batch: pa.Table) -> tuple[str, ...]:
+    return tuple(batch["id"].to_pylist())
+
+
+def _listed(batch: pa.Table) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = batch.drop_columns(["texts"]).to_pylist()
+    return rows
+
+
+def _wait(started: Started) -> None:
+    """For all of them, the last first: this thread is woken once or twice and not for each."""
+    for future in reversed(started):
+        if not isinstance(future, RowFault):
+            future.exception()
+
+
+def _start(listed: Sequence[Mapping[str, Any]], fetch: Fetch) -> Started:
+    """Ask for every URL, but for those of rows that are refused before."""
+    refused = [_refused(one) for one in listed]  # looks at text only
+    started = iter(fetch([one["url"] for one, fault in zip(listed, refused, strict=True) if fault is None]))
+    return [next(started) if fault is None else fault for fault in refused]
+
+
+def _refused(one: Mapping[str, Any]) -> RowFault | None:
+    """Why a listed row is not asked for."""
+    if one.get(FAULT.name):
+        return RowFault("bad_line", one[FAULT.name])
+    expected = one.get(EXPECTED.name)
+    if expected is not None and not _HEX_DIGEST.fullmatch(expected):
+        return RowFault("bad_hash", f"{expected[:80]!r} is no md5 (32) or sha256 (64 hexadecimal digits)")
+    return None
+
+
+_HEX_DIGEST = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
+
+
+def _need_page(result: Page | RowFault, expected: str | None, blocklist: Blocklist) -> Page:
+    """The page, before a byte of it is decoded. RowFault: why there is none; blocked, hash_mismatch."""
+    if isinstance(result, RowFault):
+        raise result
+    blocked = blocklist.check_bytes(result.body)
+    if blocked is not None:
+        raise blocked
+    if expected:
+        name = "md5" if len(expected) == 32 else "sha256"
+        found = hashlib.new(name, result.body, usedforsecurity=False).hexdigest()
+        if found != expected.lower():
+            raise RowFault("hash_mismatch", f"{name} is {found}, the list says {expected.lower()}")
+    return result
+
+
+def log_line(id_: str, answer: Answer) -> dict[str, Any]:
+    """When and how a row was fetched."""
+    at = datetime.fromtimestamp(answer.at_s, UTC).isoformat(timespec="seconds")
+    return {"id": id_, "at": at, "seconds": round(answer.seconds, 3), "attempts": answer.attempts}

@@ -1,0 +1,133 @@
+"""HowTo100M's captions: caption.json and raw_caption.json, a zip of one, or a CSV for each video as MIL-NCE has them.
+
+One value of the JSON is {"text": [...], "start": [s], "end": [s]}, parallel lists; a CSV has columns start, end, text.
+https://www.di.ens.fr/willow/research/howto100m/, https://github.com/antoine77340/MIL-NCE_HowTo100M
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.stages.howto100m.captions_json import entries
+from vlpipe.stages.subtitles.cue import Found, utf8
+from vlpipe.stages.subtitles.text import plain
+from vlpipe.stages.subtitles.youtube import number
+
+
+class Captions(NamedTuple):
+    """As they came: a null is what is no text (NaN) or no number."""
+
+    texts: list[str | None]
+    starts_s: list[float | None]
+    ends_s: list[float | None]
+
+    def found(self) -> Found:
+        """Cues out of them; counts cues_no_text and cues_bad_times."""
+        found = Found()
+        for text, start_s, end_s in zip(*self, strict=True):
+            if start_s is None or end_s is None:
+                found.counts["cues_bad_times"] += 1
+            else:
+                found.add(start_s, end_s, plain(text or ""))
+        return found
+
+
+def read_captions(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
+    """(video id, captions) in order of the JSON, or of the CSVs' names. RowFault: bad_captions."""
+    if path.is_dir():
+        yield from _csv_folder(path)
+    elif path.suffix == ".zip":
+        yield from _zipped(path)
+    elif path.suffix == ".json":
+        with path.open("rb") as handle:
+            yield from _json(handle, str(path))
+    else:
+        hint = (
+            "; a pickle can run code when it is read: save it as JSON"
+            if "pickle" in path.suffix or path.suffix == ".pkl"
+            else ""
+        )
+        raise VlpipeError(f"{path}: wanted a .json, a .zip, or a folder with a .csv for each video{hint}")
+
+
+def _json(handle: IO[bytes], name: str) -> Iterator[tuple[str, Captions | RowFault]]:
+    for key, value in entries(handle, name):
+        video_id = utf8(key)
+        yield video_id, _checked(video_id, value)
+
+
+def _zipped(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise VlpipeError(f"{path} is no zip file: {error}") from error
+    with archive:
+        names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+        tables = sorted(name for name in names if name.endswith(".csv"))
+        whole = [name for name in names if name.endswith(".json")]
+        if len(whole) + bool(tables) != 1:
+            raise VlpipeError(
+                f"{path}: wanted one .json in it, or a .csv for each video; it has {len(whole)} and {len(tables)}"
+            )
+        for name in whole:
+            with archive.open(name) as handle:
+                yield from _json(handle, f"{path}/{name}")
+        for name in tables:
+            yield Path(name).stem, _table(Path(name).name, archive.read(name))
+
+
+def _csv_folder(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
+    names = sorted(file.name for file in path.iterdir() if file.suffix == ".csv")
+    if not names:
+        raise VlpipeError(f"folder {path} has no .csv with captions in it")
+    for name in names:
+        yield name.removesuffix(".csv"), _table(name, (path / name).read_bytes())
+
+
+def _table(name: str, data: bytes) -> Captions | RowFault:
+    """A CSV with a header; other columns (pandas' index) are not read."""
+    try:
+        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        return RowFault("bad_captions", f"{name} cannot be read: {error}")
+    header = rows[0] if rows else []
+    if missing := [column for column in ("start", "end", "text") if column not in header]:
+        return RowFault("bad_captions", f"{name} has no column {missing[0]!r}")
+    if uneven := [number for number, row in enumerate(rows, 1) if row and len(row) != len(header)]:
+        return RowFault("bad_captions", f"{name} line {uneven[0]} has not {len(header)} fields")
+    columns = (header.index("text"), header.index("start"), header.index("end"))
+    texts, starts, ends = ([row[column] for row in rows[1:] if row] for column in columns)
+    return Captions([_text(one) for one in texts], _numbers(starts), _numbers(ends))
+
+
+def _checked(video_id: str, value: Any) -> Captions | RowFault:
+    got = [value.get(key) for key in ("text", "start", "end")] if isinstance(value, dict) else []
+    columns = [column for column in got if isinstance(column, list)]
+    if len(columns) != 3:
+        return RowFault("bad_captions", f"{video_id}: wanted lists `text`, `start` and `end`")
+    texts, starts, ends = columns
+    if not len(texts) == len(starts) == len(ends):
+        return RowFault(
+            "bad_captions", f"{video_id} has {len(texts)} texts, {len(starts)} starts and {len(ends)} ends"
+        )
+    return Captions([_text(one) for one in texts], _numbers(starts), _numbers(ends))
+
+
+def _text(value: Any) -> str | None:
+    """A number is a word that was said; NaN, null and lists are none."""
+    if isinstance(value, str):
+        return utf8(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def _numbers(values: Sequence[Any]) -> list[float | None]:
+    return [value if type(value) is float else number(value) for value in values]

@@ -1,0 +1,74 @@
+"""HowTo100M's lists of videos: HowTo100M_v1.csv, MIL-NCE's howto100m_videos.csv, and task_ids.csv."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.stages.lists.list import READERS, BadLine
+
+MORE = ("category_1", "category_2", "rank", "task_id")  # what the released list says beside the id
+
+
+class Listed(NamedTuple):
+    """One line. path: of the file, where the list names it. why, detail: set for a line that cannot be used."""
+
+    video_id: str
+    path: str | None = None
+    category_1: str | None = None
+    category_2: str | None = None
+    rank: int | None = None  # of the search for the task, from 1 on, at most 200
+    task_id: str | None = None
+    why: str | None = None
+    detail: str | None = None
+
+
+def read_list(path: Path) -> Iterator[Listed]:
+    """Lines in order. A column `video_id`, or a file's path in `video_path`, whose name up to the first dot is the id."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
+        names = next(csv.reader(handle), [])
+    if "video_id" not in names and "video_path" not in names:
+        raise VlpipeError(
+            f"{path}: wanted a column 'video_id' or 'video_path', it has {', '.join(names)[:200]}"
+        )
+    for where, row in READERS[".csv"](path, (), None, "utf-8"):
+        if isinstance(row, BadLine):
+            yield Listed(row.line[:80], why="bad_line", detail=str(row).removeprefix(f"{path.parent}/"))
+            continue
+        file = row.get("video_path") or row.get("path") or None
+        video_id = row.get("video_id") or (PurePosixPath(file).name.split(".")[0] if file else "")
+        rank = row.get("rank") or None
+        one = Listed(video_id, file, row.get("category_1"), row.get("category_2"), None, row.get("task_id"))
+        here = where.removeprefix(f"{path.parent}/")
+        if not video_id:
+            yield one._replace(why="bad_line", detail=f"{here} names no video")
+        elif rank is not None and not (rank.isascii() and rank.isdecimal() and len(rank) < 9):
+            yield one._replace(why="bad_line", detail=f"{here}: wanted a number as rank, got {rank[:40]!r}")
+        else:
+            yield one._replace(rank=None if rank is None else int(rank))
+
+
+def read_tasks(path: Path) -> dict[str, str]:
+    """task id -> its name on WikiHow. A tab or a comma between them; a header or none; names may have commas."""
+    tasks: dict[str, str] = {}
+    with path.open(encoding="utf-8-sig") as handle:
+        try:
+            lines = [line.rstrip("\r\n") for line in handle if line.strip()]
+        except UnicodeDecodeError as error:
+            raise VlpipeError(f"{path} is not UTF-8: {error.reason}") from error
+    delimiter = "\t" if lines and "\t" in lines[0] else ","
+    for place, line in enumerate(lines):
+        task_id, found, name = line.partition(delimiter)
+        if place == 0 and not task_id.strip('" ').isdecimal():
+            continue
+        if not found:
+            raise VlpipeError(
+                f"{path} line {place + 1}: wanted a task's number, a tab or a comma, and its name; got {line[:80]!r}"
+            )
+        name = name.strip()
+        quoted = len(name) > 1 and name[0] == name[-1] == '"'
+        tasks[task_id.strip('" ')] = name[1:-1].replace('""', '"') if quoted else name
+    return tasks

@@ -1,0 +1,233 @@
+"""HowTo100M: its list of videos with its captions, one row for each video whose file is there.
+
+The captions are one JSON object of many gigabytes: it is read once, as a stream, while the rows are listed; the listed rows
+hold each video's captions, so that no worker reads it. In order of the captions; what only one side has comes as a reject.
+https://www.di.ens.fr/willow/research/howto100m/
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.stage import ListFile
+from vlpipe.stages.common.row import RowIds
+from vlpipe.stages.howto100m.captions import Captions, read_captions
+from vlpipe.stages.howto100m.lists import Listed, read_list, read_tasks
+from vlpipe.stages.subtitles.track import Track
+from vlpipe.stages.video.rows import VIDEOS
+from vlpipe.stages.video_files.download import Download, fetch_with
+from vlpipe.stages.video_files.probe import Prober
+from vlpipe.stages.video_files.video_rows import CUE_FAULTS, Row, VideoSource, exists
+
+BATCH_ROWS = 256  # with captions: 10 KB each
+REPEATED = frozenset({"bad_line", "duplicate_captions", "duplicate_video"})
+MAX_ID_CHARS = 64  # YouTube's have 11
+TASK = (
+    pa.field("category_1", pa.string()),
+    pa.field("category_2", pa.string()),
+    pa.field("rank", pa.int32()),  # of the search for the task: 1 to 200
+    pa.field("task_id", pa.string()),
+)
+LIST = pa.schema(
+    [("video_id", pa.string()), ("path", pa.string()), *TASK, ("why", pa.string()), ("detail", pa.string())]
+)
+CAPTIONS = (
+    pa.field("texts", pa.list_(pa.string())),
+    pa.field("starts_s", pa.list_(pa.float64())),
+    pa.field("ends_s", pa.list_(pa.float64())),
+)
+FOUND = pa.schema([("id", pa.string()), ("url", pa.string()), *LIST, ("task", pa.string()), *CAPTIONS])
+HOWTO100M = pa.schema([*VIDEOS, *TASK, ("task", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowTo100M(VideoSource):
+    """videos: folder or fsspec URL of <id>.mp4, .webm or .mkv (or of the paths in the list).
+
+    list: HowTo100M_v1.csv, or MIL-NCE's howto100m_videos.csv (`video_path`). captions: caption.json, raw_caption.json, a zip
+    of it, or a folder of <id>.csv. tasks: task_ids.csv, for the column `task`. download: a command that gets a missing
+    video (`video_files.download`); off by default.
+    More codes: no_captions, bad_captions, not_listed (captions without a line in the list), duplicate_video,
+    duplicate_captions, bad_line, and those of `video_files.download`.
+    """
+
+    NAME: ClassVar[str] = "ingest.howto100m:HowTo100M"
+    OBSERVES_WORLD: ClassVar[bool] = True  # `download`
+    # Where the files lie and how they come there; a row names its file's size and sha256.
+    NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos", "download"}
+
+    videos: str
+    list: ListFile
+    captions: ListFile
+    tasks: ListFile | None = None
+    endings: tuple[str, ...] = (".mp4", ".webm", ".mkv")
+    source: str = "howto100m"
+    lang: str | None = "en"  # subtitles are English: by people, recognised, or translated
+    download: Download | None = None
+
+    def preflight(self) -> builtins.list[str]:
+        if self.list.step is None:
+            next(read_list(Path(self.list.path)), None)  # raises what is wrong with its columns
+        if self.tasks and self.tasks.step is None:
+            read_tasks(Path(self.tasks.path))
+        return super().preflight()
+
+    def row_schema(self) -> pa.Schema:
+        return FOUND
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return HOWTO100M
+
+    def rows(self) -> Iterator[pa.Table]:
+        again, tasks = RowIds(self.source), read_tasks(Path(self.tasks.path)) if self.tasks else {}
+        for table in joined(Path(self.list.path), Path(self.captions.path)):
+            urls = [
+                f"https://www.youtube.com/watch?v={video_id}" for video_id in table["video_id"].to_pylist()
+            ]
+            more = {
+                "id": [self._id(again, *one) for one in zip(urls, table["why"].to_pylist(), strict=True)],
+                "url": urls,
+                "task": pa.array([tasks.get(t or "") for t in table["task_id"].to_pylist()], pa.string()),
+            }
+            for name, values in more.items():
+                table = table.append_column(name, pa.array(values, pa.string()))
+            yield table.select(FOUND.names).cast(FOUND)
+
+    def _id(self, again: RowIds, url: str, why: str | None) -> str:
+        """`again` remembers, 300 bytes each, only those that may come twice."""
+        if why in REPEATED:
+            return again.next(url, why)
+        return (again if why == "not_listed" else RowIds(self.source)).next(url, "")
+
+    def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
+        fault = RowFault(one["why"], one["detail"] or "") if one["why"] else None
+        if fault and (fault.why not in CUE_FAULTS or self.no_cues == "reject"):
+            raise fault
+        name = self._file(one)
+
+        def read(_: object) -> Track:
+            if fault:
+                raise fault
+            return self.track_of(
+                Captions(one["texts"], one["starts_s"], one["ends_s"]).found(), one["video_id"]
+            )
+
+        about = self.about(self.videos, name, read, probe, counts)
+        return {
+            **about,
+            "video_id": one["video_id"],
+            "task": one["task"],
+            **{f.name: one[f.name] for f in TASK},
+        }
+
+    def _file(self, one: Row) -> str:
+        """Path of the video's file below the root. RowFault: no_file, bad_path, and those of the download."""
+        names = [one["path"]] if one["path"] else [one["video_id"] + ending for ending in self.endings]
+        for name in names:
+            if exists(self.videos, name):
+                return name
+        if self.download:
+            return fetch_with(self.download, one["video_id"], self.videos, self.endings)
+        raise RowFault("no_file", f"there is no {' or '.join(names)} in the videos root")
+
+
+def joined(list_: Path, captions: Path) -> Iterator[pa.Table]:
+    """LIST and CAPTIONS for every line of the list and every entry of the captions, each once."""
+    videos = VideoList(list_)
+    rest = read_captions(captions)
+    while batch := list(islice(rest, BATCH_ROWS)):
+        yield videos.with_captions(batch)
+    yield from videos.without_captions()
+
+
+class VideoList:
+    """The list in memory, 60 bytes a line, found by id."""
+
+    def __init__(self, path: Path) -> None:
+        rest, tables = read_list(path), []
+        while batch := list(islice(rest, 16 * BATCH_ROWS)):
+            tables.append(_table([_checked(one) for one in batch]))
+        if not tables:
+            raise VlpipeError(f"{path} lists no video")
+        self.table = pa.concat_tables(tables).combine_chunks()
+        names = np.array([(v or "").encode() for v in self.table["video_id"].to_pylist()])
+        self._order = np.argsort(names, kind="stable")  # of equal ids the first line comes first
+        self._sorted = names[self._order]
+        self._seen = np.zeros(len(names), bool)
+
+    def with_captions(self, batch: Sequence[tuple[str, Captions | RowFault]]) -> pa.Table:
+        """One row for each entry: the line of the list, and its captions or why there are none."""
+        lines = self._find([video_id for video_id, _ in batch])
+        table = self.table.take(pa.array(lines, pa.int64(), mask=lines < 0))
+        bad = zip(table["why"].to_pylist(), table["detail"].to_pylist(), strict=True)
+        whys = [
+            self._why(*entry, line, RowFault(*said) if said[0] else None)
+            for entry, line, said in zip(batch, lines, bad, strict=True)
+        ]
+        captions = [found if isinstance(found, Captions) else Captions([], [], []) for _, found in batch]
+        table = _with(table, "video_id", [video_id for video_id, _ in batch])
+        table = _with(table, "why", [fault.why if fault else None for fault in whys])
+        table = _with(table, "detail", [fault.detail if fault else None for fault in whys])
+        return _with_captions(table, captions)
+
+    def _why(
+        self, video_id: str, found: Captions | RowFault, line: int, bad_line: RowFault | None
+    ) -> RowFault | None:
+        """Why this entry gives no row, if so. Remembers that the line was asked for."""
+        if line < 0:
+            return RowFault("not_listed", f"captions of {video_id}, which the list does not name")
+        seen, self._seen[line] = self._seen[line], True
+        if seen:
+            return RowFault("duplicate_captions", f"{video_id} has captions before")
+        return bad_line or (found if isinstance(found, RowFault) else None)
+
+    def without_captions(self) -> Iterator[pa.Table]:
+        """The lines that were not asked for: no_captions, duplicate_video; in order of the list."""
+        again = np.zeros(len(self._order), bool)
+        again[self._order[1:]] = self._sorted[1:] == self._sorted[:-1]
+        left = np.flatnonzero(~self._seen)
+        for start in range(0, len(left), BATCH_ROWS):
+            lines = left[start : start + BATCH_ROWS]
+            table = self.table.take(pa.array(lines))
+            whys = [
+                why or ("duplicate_video" if again[line] else "no_captions")
+                for line, why in zip(lines, table["why"].to_pylist(), strict=True)
+            ]
+            yield _with_captions(_with(table, "why", whys), [Captions([], [], [])] * len(lines))
+
+    def _find(self, ids: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The first line of each id; -1 where there is none."""
+        names = np.array([one.encode() for one in ids])
+        places = np.minimum(np.searchsorted(self._sorted, names), len(self._sorted) - 1)
+        return np.where(self._sorted[places] == names, self._order[places], -1)
+
+
+def _with(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+
+
+def _with_captions(table: pa.Table, captions: Sequence[Captions]) -> pa.Table:
+    for place, field in enumerate(CAPTIONS):
+        table = table.append_column(field, pa.array([one[place] for one in captions], field.type))
+    return table
+
+
+def _checked(one: Listed) -> Listed:
+    if len(one.video_id) > MAX_ID_CHARS and not one.why:
+        detail = f"an id of {len(one.video_id)} characters, the limit is {MAX_ID_CHARS}"
+        one = one._replace(why="bad_line", detail=detail)
+    return one._replace(video_id=one.video_id[:MAX_ID_CHARS])
+
+
+def _table(batch: Sequence[Listed]) -> pa.Table:
+    return pa.table({name: [getattr(one, name) for one in batch] for name in LIST.names}, schema=LIST)

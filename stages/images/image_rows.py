@@ -1,0 +1,98 @@
+"""Bytes to image rows: every ingest stage checks them here, so what is kept decodes and its size is right."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.shard import Out, Reject
+from vlpipe.stages.common.row import LISTED
+from vlpipe.stages.images.check import Checked, Rules, check
+
+
+class ImageRows:
+    """Collects, in order, the rows of a batch that have a whole image, and why the others have none."""
+
+    def __init__(
+        self,
+        batch: pa.Table,
+        max_pixels: int,
+        max_frames: int,
+        check_all: Callable[[Sequence[bytes]], Sequence[Checked | RowFault]] | None = None,
+    ) -> None:
+        """check_all: instead of checks in this process, which decode."""
+        self._batch = batch
+        self._ids: list[str] = batch["id"].to_pylist()
+        rules = Rules(max_pixels=max_pixels, max_frames=max_frames)
+        self._check_all = check_all or (lambda images: [_checked(data, rules) for data in images])
+        self._kept: list[int] = []
+        self._found: list[dict[str, Any]] = []
+        self._rejects: list[tuple[int, Reject]] = []
+
+    def add(self, row: int, data: bytes, **more: Any) -> None:
+        """Keep the row with these bytes, and more columns; reject it when they are no image."""
+        self.add_all([(row, data, more)])
+
+    def add_all(self, images: Sequence[tuple[int, bytes, dict[str, Any]]]) -> None:
+        """`add` for each, in order of their rows."""
+        checked = self._check_all([data for _, data, _ in images])
+        for (row, data, more), seen in zip(images, checked, strict=True):
+            if isinstance(seen, RowFault):
+                self.reject(row, seen)
+            else:
+                self._keep(row, data, seen, more)
+
+    def _keep(self, row: int, data: bytes, seen: Checked, more: dict[str, Any]) -> None:
+        came = hashlib.sha256(data).hexdigest()
+        kept = came if seen.data is data else hashlib.sha256(seen.data).hexdigest()
+        self._kept.append(row)
+        self._found.append(
+            {
+                "sha256": kept,
+                "format": seen.format,
+                "width": seen.width,
+                "height": seen.height,
+                "original_sha256": came,
+                "original_width": seen.probe.width,
+                "original_height": seen.probe.height,
+                "image": seen.data,
+                **more,
+            }
+        )
+
+    def reject(self, row: int, fault: RowFault, kind: Literal["fault", "filtered"] = "fault") -> None:
+        self._rejects.append((row, Reject(self._ids[row], kind, fault.why, fault.detail)))
+
+    def out(self, schema: pa.Schema) -> Out:
+        """`schema` is LISTED and after it the columns that were added."""
+        table = self._batch.select(LISTED.names).take(pa.array(self._kept, pa.int64()))
+        for field in list(schema)[len(LISTED) :]:
+            of = [found[field.name] for found in self._found]
+            values = _binary(of) if field.type == pa.binary() else pa.array(of, field.type)
+            table = table.append_column(field, values)
+        return Out(table, [reject for _, reject in sorted(self._rejects, key=lambda one: one[0])])
+
+
+def _binary(values: Sequence[bytes]) -> pa.Array:
+    """In memory taken once; an array that grows takes it three times over."""
+    ends = list(accumulate(map(len, values), initial=0))
+    if ends[-1] >= 1 << 31:  # that takes more arrays than one
+        return pa.array(values, pa.binary())
+    buffer = pa.allocate_buffer(ends[-1])
+    with memoryview(buffer).cast("B") as room:
+        for start, end, value in zip(ends, ends[1:], values, strict=False):
+            room[start:end] = value
+    offsets = pa.array(ends, pa.int32()).buffers()[1]
+    return pa.Array.from_buffers(pa.binary(), len(values), [None, offsets, buffer])
+
+
+def _checked(data: bytes, rules: Rules) -> Checked | RowFault:
+    try:
+        return check(data, rules)
+    except RowFault as fault:
+        return fault

@@ -1,0 +1,76 @@
+"""COCO captions: one row per image with all its human captions, from an image folder or by `coco_url`.
+
+https://cocodataset.org/#format-data: `images` (id, file_name, coco_url), `annotations` (image_id, caption).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import ListFile
+from vlpipe.stages.fetching.images import Fetching
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoCaptions(FolderSource):
+    """annotations: captions_train2014.json or the like; images: the folder that `file_name` is in."""
+
+    annotations: ListFile
+    source: str = "coco"
+
+    NAME: ClassVar[str] = "ingest.coco:CocoCaptions"
+
+    def rows(self) -> Iterator[pa.Table]:
+        images = read_captions(self.annotations.path, "file_name")
+        yield from captioned_rows(images, source=self.source, text_source="human")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoUrls(Fetching):
+    """The same set, with the images fetched from `coco_url` as `fetching.images` does."""
+
+    annotations: ListFile
+    source: str = "coco"
+
+    NAME: ClassVar[str] = "ingest.coco:CocoUrls"
+
+    def rows(self) -> Iterator[pa.Table]:
+        images = read_captions(self.annotations.path, "coco_url")
+        yield from captioned_rows(images, source=self.source, text_source="human")
+
+
+def read_captions(path: str, key: str) -> Iterator[Captioned]:
+    """Images in the order of the file, named by their `key`; captions in the order of theirs."""
+    content = _load(path)
+    captions: dict[str, list[str]] = {}
+    for number, image in enumerate(wanted(content, "images", list, path)):
+        where = f"{path}: images[{number}]"
+        wanted(image, key, str, where)
+        if image.get("id") is None or str(image["id"]) in captions:
+            raise VlpipeError(f"{where}: its id {image.get('id')!r} is missing or taken by another image")
+        captions[str(image["id"])] = []
+    for number, annotation in enumerate(wanted(content, "annotations", list, path)):
+        where = f"{path}: annotations[{number}]"
+        caption = wanted(annotation, "caption", str, where)
+        if str(annotation.get("image_id")) not in captions:
+            raise VlpipeError(f"{where}: there is no image with id {annotation.get('image_id')!r}")
+        captions[str(annotation["image_id"])].append(caption)
+    for image in content["images"]:
+        yield Captioned(image[key], captions[str(image["id"])])
+
+
+def _load(path: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return json.load(handle)
+    except FileNotFoundError as error:
+        raise VlpipeError(f"there is no file {path}") from error
+    except ValueError as error:
+        raise VlpipeError(f"{path} is not JSON in UTF-8: {error}") from error

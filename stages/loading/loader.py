@@ -1,0 +1,186 @@
+"""Batches for one rank, made ahead in a thread. A step number gives the position, after a kill too."""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.stage import Dataset
+from vlpipe.stages.common.pixels import to_pixels
+from vlpipe.stages.loading.augment import crop_box, rand_augment
+from vlpipe.stages.loading.order import Order, Sample, Share
+from vlpipe.stages.loading.rows import Row, RowCache, Rows, Unit, scan
+from vlpipe.stages.train.recipe import Augmentation, Recipe, mix_weight
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+T = TypeVar("T")
+SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+SAMPLE = 4  # what a sample's generator is seeded with, beside those of `order`
+NUM_AHEAD = 4  # batches
+
+
+class Loader:
+    """All samples of the inputs, and the batches that a rank of `world_size` makes of them."""
+
+    def __init__(
+        self, inputs: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer, image_size: int
+    ) -> None:
+        names = [name for data in inputs for name in (data.name, data.name.partition("@")[0])]
+        for name in recipe.mix:
+            if name not in names:
+                raise VlpipeError(f"mix: {name!r} is not an input of this step{did_you_mean(name, names)}")
+        self.recipe, self.tokenizer, self.image_size = recipe, tokenizer, image_size
+        self.units: list[Unit] = []
+        shares = []
+        for data in inputs:
+            units, counts = scan(data, recipe.texts)
+            self.units += units
+            shares.append(Share.of(counts, mix_weight(recipe.mix, data.name)))
+        self.order = Order(shares, seed=recipe.seed, window=recipe.shuffle_window)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.order.samples_per_epoch
+
+    @contextmanager
+    def batches(
+        self, step: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
+    ) -> Iterator[Iterator[dict[str, Any]]]:
+        """Micro-batches without end, from optimiser step `step` on; `pin` for faster copies to a GPU."""
+        cache = RowCache(self.units, self.recipe.cache_bytes, self.recipe.loader_threads)
+        with (
+            closing(cache),
+            ThreadPoolExecutor(self.recipe.loader_threads, thread_name_prefix="decode") as pool,
+            ahead(self._batches(step, rank, world_size, cache, pool, pin), NUM_AHEAD) as batches,
+        ):
+            yield batches
+
+    def _batches(
+        self, step: int, rank: int, world_size: int, cache: RowCache, pool: ThreadPoolExecutor, pin: bool
+    ) -> Iterator[dict[str, Any]]:
+        per_step = self.recipe.batch_size // world_size
+        samples = self._samples(cache, self.order.of_rank(rank, world_size, skip=step * per_step))
+        while True:
+            for micro in range(self.recipe.accumulate):
+                found = list(islice(samples, per_step // self.recipe.accumulate))
+                progress = step * self.recipe.batch_size / self.samples_per_epoch
+                tensors = self._batch(found, pool)
+                if pin:
+                    tensors = {name: value.pin_memory() for name, value in tensors.items()}
+                yield tensors | {"progress": progress, "micro": micro}
+            step += 1
+
+    def _samples(self, cache: RowCache, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Row, str]]:
+        """Each sample with its row and text; the next window is read while this one is used."""
+        here = next(windows)
+        cache.want(_units(here))
+        for following in windows:
+            cache.want(_units(following), keep=_units(here))
+            for sample in here:
+                yield sample, *self._pick(sample, cache[sample.unit])
+            here = following
+
+    def _pick(self, sample: Sample, rows: Rows) -> tuple[Row, str]:
+        if self.recipe.texts == "images":
+            row = rows[sample.index]
+            return row, row.texts[int(self._rng(sample, 0).integers(len(row.texts)))]
+        return rows.pair(sample.index)
+
+    def _batch(
+        self, found: Sequence[tuple[Sample, Row, str]], pool: ThreadPoolExecutor
+    ) -> dict[str, torch.Tensor]:
+        import torch
+
+        pixels = np.empty((len(found), 3, self.image_size, self.image_size), np.float32)
+
+        def fill(first: int) -> None:
+            for at in range(first, len(found), self.recipe.loader_threads):
+                sample, row, text = found[at]
+                image = row.rgb()
+                if self.recipe.augment is not None:
+                    image = augmented(image, self.recipe.augment, self.image_size, text, self._rng(sample, 1))
+                pixels[at] = to_pixels(image, self.image_size)
+
+        list(pool.map(fill, range(self.recipe.loader_threads)))
+        texts = [self.recipe.prompt + text for _, _, text in found]
+        ids, mask = self.tokenizer.encode(texts, self.recipe.max_text_length)
+        image_ids = torch.tensor([row.image_id for _, row, _ in found])
+        return {
+            "pixels": torch.from_numpy(pixels),
+            "input_ids": ids,
+            "attention_mask": mask,
+            "image_id": image_ids,
+        }
+
+    def _rng(self, sample: Sample, use: int) -> np.random.Generator:
+        return np.random.default_rng((self.recipe.seed, SAMPLE, sample.epoch, sample.place, use))
+
+
+def _units(samples: Sequence[Sample]) -> list[int]:
+    return sorted({sample.unit for sample in samples})
+
+
+def augmented(image: Image, spec: Augmentation, size: int, text: str, rng: np.random.Generator) -> Image:
+    """A random crop at (size, size), mirrored half of the time unless the text names a side, RandAugment."""
+    from PIL.Image import Resampling, Transpose
+
+    if spec.crop_scale is not None:
+        image = image.crop(crop_box(image.width, image.height, spec.crop_scale, rng))
+    image = image.resize((size, size), Resampling.BICUBIC)
+    if spec.flip and rng.random() < 0.5 and not SIDES.search(text):
+        image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+    if spec.randaugment is not None:
+        image = rand_augment(image, *spec.randaugment, rng)
+    return image
+
+
+@contextmanager
+def ahead(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
+    """An endless `source`, run in a thread, at most `depth` items ahead. What it raises is raised here."""
+    items: queue.Queue[T | BaseException] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: T | BaseException) -> None:
+        while not stop.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in source:
+                put(item)
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            put(error)
+
+    def taken() -> Iterator[T]:
+        while True:
+            item = items.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=produce, name="loader", daemon=True)
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,209 @@
+"""Row groups in memory: ids, texts and images of the rows that have a text to train on.
+
+A row group of a light shard is read at once; its images are joined by id from the shard that holds them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.parquet.row_digest import check_all
+from vlpipe.pipeline.shard import Heavy, Shard, open_shard
+from vlpipe.pipeline.stage import Dataset
+from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.common.pixels import decode
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SMALL_PIXELS = 128 * 128  # images up to this stay in memory decoded: 64 KB each
+
+
+@dataclass(slots=True)
+class Row:
+    """An image with the texts it may be trained with. `image` is the encoded file, or the decoded image once
+    it is small.
+    """
+
+    id: str
+    image_id: int  # equal for exact twins
+    texts: list[str]
+    image: bytes | Image
+
+    def rgb(self) -> Image:
+        if not isinstance(self.image, bytes):
+            return self.image
+        try:
+            image = decode(self.image)
+        except RowFault as fault:
+            raise VlpipeError(
+                f"training: the image of row {self.id} cannot be decoded ({fault}); "
+                "a step above must reject such rows"
+            ) from fault
+        if image.width * image.height <= SMALL_PIXELS:
+            self.image = image
+        return image
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.image) if isinstance(self.image, bytes) else 4 * self.image.width * self.image.height
+
+
+class Rows(list[Row]):
+    """The rows of a row group that have a text to train on."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        super().__init__(rows)
+        self._ends = list(accumulate(len(row.texts) for row in self))
+
+    def pair(self, index: int) -> tuple[Row, str]:
+        """Pair `index` of all (image, text) pairs of the row group."""
+        row = bisect_right(self._ends, index)
+        return self[row], self[row].texts[index - self._ends[row]]  # negative: counted from the last text
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(row.num_bytes for row in self)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A row group of a shard: what is read at once."""
+
+    store: Store
+    shard: Shard
+    group: int
+    has_sha256: bool
+
+
+def usable(texts: pa.ChunkedArray) -> list[list[str]]:
+    """Per row the texts to train on: not dropped by a filter, not blank."""
+    rows: list[list[str]] = [[] for _ in range(len(texts))]
+    flat, good = _flat_usable(texts)
+    parents = pc.list_parent_indices(texts.combine_chunks()).filter(good).to_pylist()
+    for row, value in zip(parents, pc.struct_field(flat, "text").filter(good).to_pylist(), strict=True):
+        rows[row].append(value)
+    return rows
+
+
+def count_usable(texts: pa.ChunkedArray, per: Literal["pairs", "images"]) -> int:
+    """Samples in these rows: texts to train on, or rows that have one."""
+    _, good = _flat_usable(texts)
+    if per == "pairs":
+        return int(pc.sum(good).as_py() or 0)
+    return len(pc.list_parent_indices(texts.combine_chunks()).filter(good).unique())
+
+
+def _flat_usable(texts: pa.ChunkedArray) -> tuple[pa.StructArray, pa.BooleanArray]:
+    flat = pc.list_flatten(texts.combine_chunks())
+    not_dropped = pc.fill_null(pc.struct_field(flat, "kept"), True)
+    not_blank = pc.not_equal(pc.utf8_trim_whitespace(pc.struct_field(flat, "text")), "")
+    return flat, pc.and_(not_dropped, pc.fill_null(not_blank, False))
+
+
+def scan(dataset: Dataset, per: Literal["pairs", "images"]) -> tuple[list[Unit], list[int]]:
+    """All row groups of a step's output, and the number of samples in each. Reads the texts only."""
+    units: list[Unit] = []
+    counts: list[int] = []
+    has_sha256 = "sha256" in dataset.schema.names
+    for shard in dataset.shards:
+        with open_shard(dataset.store, shard) as file:
+            for group in range(file.num_row_groups):
+                units.append(Unit(dataset.store, shard, group, has_sha256))
+                counts.append(count_usable(file.read_row_group(group, columns=["texts"])["texts"], per))
+    return units, counts
+
+
+def read_unit(unit: Unit) -> Rows:
+    columns = ["id", "texts", *(["sha256"] if unit.has_sha256 else [])]
+    holder = unit.shard.holder("image")
+    joined = holder.path != unit.shard.path
+    with open_shard(unit.store, unit.shard) as file:
+        table = file.read_row_group(unit.group, columns=columns if joined else [*columns, "image"])
+    texts = usable(table["texts"])
+    rows = [k for k, found in enumerate(texts) if found]
+    ids = table["id"].take(rows).to_pylist()
+    images = joined_images(unit.store, holder, ids) if joined else table["image"].take(rows).to_pylist()
+    same = table["sha256"].take(rows).to_pylist() if unit.has_sha256 else [None] * len(rows)
+    check_all(ids, images, same, f"training, {holder.path}")
+    return Rows(
+        Row(id_, int64_id(sha256 or id_), texts[k], image)
+        for k, id_, sha256, image in zip(rows, ids, same, images, strict=True)
+    )
+
+
+def int64_id(name: str) -> int:
+    """63 bits of the name's sha256: what tells images apart inside the losses."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
+
+
+def joined_images(store: Store, holder: Shard | Heavy, ids: Sequence[str]) -> list[bytes]:
+    """Images of rows `ids` from the shard that holds them; each of its row groups is read once."""
+    places = _places(store, holder)
+    if lost := [i for i in ids if i not in places]:
+        raise VlpipeError(f"{len(lost)} row(s) (first: {lost[0]}) have no image in {holder.path}")
+    found: dict[str, bytes] = {}
+    with open_shard(store, holder) as file:
+        for group in sorted({places[i][0] for i in ids}):
+            here = [i for i in ids if places[i][0] == group]
+            images = file.read_row_group(group, columns=["image"])["image"]
+            found |= zip(here, images.take([places[i][1] for i in here]).to_pylist(), strict=True)
+    return [found[i] for i in ids]
+
+
+@lru_cache(maxsize=64)
+def _places(store: Store, holder: Shard | Heavy) -> dict[str, tuple[int, int]]:
+    """id -> (row group, row) of a shard."""
+    with open_shard(store, holder) as file:
+        groups = [
+            file.read_row_group(g, columns=["id"])["id"].to_pylist() for g in range(file.num_row_groups)
+        ]
+    places = {id_: (g, row) for g, ids in enumerate(groups) for row, id_ in enumerate(ids)}
+    if len(places) < sum(map(len, groups)):
+        raise VlpipeError(f"{holder.path} has an id more than once; whose an image is cannot be told")
+    return places
+
+
+class RowCache:
+    """Row groups that are needed now, read ahead in threads; beyond those, the last used ones up to
+    `max_bytes`.
+    """
+
+    def __init__(self, units: Sequence[Unit], max_bytes: int, num_threads: int) -> None:
+        self.units, self.max_bytes = units, max_bytes
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
+        self._found: dict[int, Future[Rows]] = {}  # the last used ones at the end
+
+    def want(self, units: Iterable[int], keep: Iterable[int] = ()) -> None:
+        """Start to read `units`. What is neither among them nor in `keep` may be dropped."""
+        needed = dict.fromkeys([*keep, *units])
+        for unit in needed:
+            there = self._found.pop(unit, None)
+            self._found[unit] = there or self._pool.submit(read_unit, self.units[unit])
+        self._drop({unit: future for unit, future in self._found.items() if unit not in needed})
+
+    def _drop(self, spare: dict[int, Future[Rows]]) -> None:
+        sizes = {unit: future.result().num_bytes for unit, future in spare.items()}
+        total = sum(sizes.values())
+        for unit, size in sizes.items():
+            if total <= self.max_bytes:
+                return
+            del self._found[unit]
+            total -= size
+
+    def __getitem__(self, unit: int) -> Rows:
+        return self._found[unit].result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,143 @@
+"""Regions from a transformers detector (DETR, RT-DETR, Deformable DETR, YOLOS): the same record, other features.
+
+`feat` is the decoder's last hidden state of the query that found the region, as it is: 256 wide for DETR-R50 and RT-DETR,
+not 2048, neither padded nor projected. A model for 2048-wide region features cannot take them; one trained on these can.
+Carion et al. 2020, https://arxiv.org/abs/2005.12872.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.shard import Out, Reject, need, with_field
+from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.stages.common.batches import without
+from vlpipe.stages.common.region_rows import (
+    Arrays,
+    group_rows,
+    region_columns,
+    region_fields,
+    regions_array,
+    tags_of,
+)
+from vlpipe.stages.common.scores import decoded, device, load_model, with_columns
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFRegionFeatures(MapStage):
+    """Add heavy `regions`, `region_tags` and `regions_weights`; no attributes (`attr` is -1).
+
+    model: a folder or hub id that AutoModelForObjectDetection opens, with its image processor (in its Pillow form).
+    feat_dim, num_classes: the model's `d_model` (`hidden_size`) and number of labels; defaults are DETR's on COCO.
+    prob: the softmax, its last entry "no object", where the model has that class (DETR, YOLOS); where classes are
+    independent (RT-DETR, Deformable DETR) their sigmoids, the last entry 1 - the highest.
+    min_regions, max_regions, confidence: the likeliest queries are kept, those of at least `confidence` within the limits.
+    """
+
+    NAME: ClassVar[str] = "features.regions_hf:HFRegionFeatures"
+    READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
+    LOADS_WEIGHTS: ClassVar[bool] = True
+    TORCH: ClassVar[bool] = True
+
+    model: Weights
+    feat_dim: Annotated[int, Field(ge=1)] = 256
+    num_classes: Annotated[int, Field(ge=1)] = 91
+    min_regions: Annotated[int, Field(ge=1)] = 10
+    max_regions: Annotated[int, Field(ge=1)] = 100
+    confidence: Share = 0.2
+    tag_confidence: Share = 0.5
+
+    @property
+    def ROW_GROUP_ROWS(self) -> int:  # type: ignore[override]
+        return group_rows(self.feat_dim, self.num_classes + 1, self.max_regions)
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "features.regions_hf", id=pa.string(), image=pa.binary())
+        for field in region_fields(self.feat_dim, self.num_classes + 1):
+            inp = with_field(inp, field)
+        return inp
+
+    def preflight(self) -> list[str]:
+        if self.min_regions <= self.max_regions:
+            return []
+        return [f"min_regions: wanted at most max_regions = {self.max_regions}, got {self.min_regions}"]
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+        from vlpipe.stages.common.detector import digest_of
+
+        model = load_model(AutoModelForObjectDetection, self.model)
+        self._check(model.config)
+        processor = AutoImageProcessor.from_pretrained(self.model.path, backend="pil")
+        names = [model.config.id2label[k] for k in range(self.num_classes)]
+        digest = digest_of(model, processor.to_json_string())
+
+        def work(table: pa.Table) -> Out:
+            rejects: list[Reject] = []
+            found = [self._look(model, processor, image) for _, image in decoded(table, rejects)]
+            tags = [tags_of(one, names, self.tag_confidence) for one in found]
+            column = regions_array(found, self.feat_dim, self.num_classes + 1)
+            kept = with_columns(without(table, rejects), **region_columns(column, tags, digest))
+            return Out(kept, rejects)
+
+        yield work
+
+    def _check(self, config: Any) -> None:
+        width = getattr(config, "d_model", None) or config.hidden_size
+        for name, has in (("feat_dim", width), ("num_classes", config.num_labels)):
+            if has != getattr(self, name):
+                raise VlpipeError(
+                    f"the model has {name} {has}, but the step says {name}: {getattr(self, name)}"
+                )
+
+    def _look(self, model: Any, processor: Any, image: Image.Image) -> Arrays:
+        """Regions of one image; images go one by one, since a batch would pad them."""
+        import torch
+
+        inputs = processor(images=image, return_tensors="pt").to(device())
+        with torch.inference_mode():
+            out = model(**inputs)
+        prob = class_probs(out.logits[0].float(), self.num_classes)
+        conf, obj = prob[:, :-1].max(1)
+        best = conf.argsort(descending=True, stable=True)
+        num = min(max(int((conf >= self.confidence).sum()), self.min_regions), self.max_regions, len(best))
+        kept = best[:num]
+        centre, half = out.pred_boxes[0, kept, :2].float(), out.pred_boxes[0, kept, 2:].float() / 2
+        box = torch.cat([centre - half, centre + half], 1).clamp(0, 1).cpu().numpy()
+        return {
+            "feat": out.last_hidden_state[0, kept].cpu().float().numpy(),
+            "box": box * np.array([image.width, image.height] * 2, np.float32),
+            "prob": prob[kept].cpu().numpy(),
+            "obj": obj[kept].cpu().numpy(),
+            "obj_conf": conf[kept].cpu().numpy(),
+            "attr": np.full(num, -1),
+            "attr_conf": np.zeros(num),
+        }
+
+
+def class_probs(logits: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Logits (Q, C + 1) with "no object", or (Q, C) of independent classes -> (Q, C + 1)."""
+    import torch
+
+    if logits.shape[1] == num_classes + 1:
+        return logits.softmax(1)
+    if logits.shape[1] != num_classes:
+        raise VlpipeError(f"the model gives {logits.shape[1]} logits for {num_classes} labels")
+    found = logits.sigmoid()
+    return torch.cat([found, 1 - found.amax(1, keepdim=True)], 1)

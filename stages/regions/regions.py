@@ -1,0 +1,138 @@
+"""Region features as "bottom-up attention" gives them: the record every region-based vision-language system reads.
+
+Anderson et al. 2018, https://arxiv.org/abs/1707.07998. Images go through the detector one by one, so a row's regions do not
+depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.shard import Out, Reject, need, with_field
+from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.stages.common.batches import without
+from vlpipe.stages.common.pixels import MAX_PIXELS, decode
+from vlpipe.stages.common.region_rows import (
+    Arrays,
+    group_rows,
+    region_columns,
+    region_fields,
+    regions_array,
+    tags_of,
+)
+from vlpipe.stages.common.scores import with_columns
+
+if TYPE_CHECKING:
+    from vlpipe.models.detection.faster_rcnn import Pick, Regions
+    from vlpipe.stages.common.detector import Detector
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionFeatures(MapStage):
+    """Add heavy `regions` (see `regions_row`), `region_tags` (Oscar's object tags) and `regions_weights` (sha256).
+
+    detector: a folder that `detector_training.train` wrote, or a public Visual Genome checkpoint with its two lists of names.
+    feat_dim, num_classes: of that detector; the defaults are the Visual Genome one's.
+    min_regions, max_regions, confidence, nms: bottom-up attention's rule, see `Pick`. LXMERT: 36 and 36.
+    refine: boxes as the head moves them; else those the features were pooled from.
+    tag_confidence: regions below it give no tag. Tags stand best first, one per region, so a word may come twice.
+    Codes: those of `stages.pixels`, no_regions.
+    """
+
+    NAME: ClassVar[str] = "features.regions:RegionFeatures"
+    READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
+    LOADS_WEIGHTS: ClassVar[bool] = True
+    TORCH: ClassVar[bool] = True
+
+    detector: Weights
+    feat_dim: Annotated[int, Field(ge=1)] = 2048
+    num_classes: Annotated[int, Field(ge=1)] = 1600
+    min_regions: Annotated[int, Field(ge=0)] = 36
+    max_regions: Annotated[int, Field(ge=1)] = 100
+    confidence: Share = 0.2
+    nms: Share = 0.3
+    refine: bool = False
+    tag_confidence: Share = 0.2
+    max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
+
+    @property
+    def ROW_GROUP_ROWS(self) -> int:  # type: ignore[override]
+        return group_rows(self.feat_dim, self.num_classes + 1, self.max_regions)
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "features.regions", id=pa.string(), image=pa.binary())
+        for field in region_fields(self.feat_dim, self.num_classes + 1):
+            inp = with_field(inp, field)
+        return inp
+
+    def preflight(self) -> list[str]:
+        if self.min_regions <= self.max_regions:
+            return []
+        return [f"min_regions: wanted at most max_regions = {self.max_regions}, got {self.min_regions}"]
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        from vlpipe.models.detection.faster_rcnn import Pick
+        from vlpipe.stages.common.detector import load
+
+        detector = load(self.detector.path)
+        self._check(detector)
+        pick = Pick(
+            least=self.min_regions,
+            most=self.max_regions,
+            confidence=self.confidence,
+            nms=self.nms,
+            refine=self.refine,
+        )
+
+        def work(table: pa.Table) -> Out:
+            found: list[Arrays] = []
+            rejects: list[Reject] = []
+            for id_, data in zip(table["id"].to_pylist(), table["image"], strict=True):
+                try:
+                    found.append(self._look(detector, pick, data.as_py()))
+                except RowFault as fault:
+                    rejects.append(Reject(id_, "fault", fault.why, fault.detail))
+            tags = [tags_of(one, detector.classes, self.tag_confidence) for one in found]
+            column = regions_array(found, self.feat_dim, self.num_classes + 1)
+            kept = with_columns(without(table, rejects), **region_columns(column, tags, detector.digest))
+            return Out(kept, rejects)
+
+        yield work
+
+    def _check(self, detector: Detector) -> None:
+        config = detector.model.config
+        for name, has in (("feat_dim", config.feat_dim), ("num_classes", config.num_classes)):
+            if has != getattr(self, name):
+                raise VlpipeError(
+                    f"the detector has {name} {has}, but the step says {name}: {getattr(self, name)}"
+                )
+
+    def _look(self, detector: Detector, pick: Pick, data: bytes) -> Arrays:
+        """Regions of one image. RowFault: those of `decode`, no_regions."""
+        image = decode(data, max_pixels=self.max_pixels)
+        pixels, scale = detector.pixels(image)
+        regions = detector.model.regions(pixels, pick)
+        if not len(regions.obj):
+            raise RowFault(
+                "no_regions", "the detector proposes nothing, or nothing as likely as `confidence`"
+            )
+        return region_arrays(regions, scale)
+
+
+def region_arrays(regions: Regions, scale: tuple[float, float]) -> Arrays:
+    """Tensors -> arrays on the CPU, boxes in pixels of the shown image."""
+    across, down = scale
+    found = {name: getattr(regions, name).cpu().numpy() for name in regions.__dataclass_fields__}
+    found["box"] = found["box"] * np.array([across, down, across, down], np.float32)
+    return found

@@ -1,0 +1,169 @@
+"""Image rows from the folders of other tools: what a sample is, where its bytes lie, and the stage that reads them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.shard import Out
+from vlpipe.pipeline.stage import File, SourceStage, Work
+from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds, text
+from vlpipe.stages.images.image_rows import ImageRows
+from vlpipe.stages.lists.list import BATCH_ROWS
+from vlpipe.stages.tars import tar_members
+
+# What the tool saw, before it resized and encoded again; `sha256` in IMAGE_FIELDS is of the bytes we hold.
+ORIGINAL = (
+    pa.field("original_sha256", pa.string()),
+    pa.field("original_width", pa.int32()),
+    pa.field("original_height", pa.int32()),
+)
+PLACE = (
+    pa.field("part", pa.string()),  # file in the folder
+    pa.field("place", pa.int64()),  # row of a Parquet file, first byte in a tar; null: there is no image
+    pa.field("num_bytes", pa.int64()),
+    pa.field("why", pa.string()),  # set: the row is a reject
+    pa.field("detail", pa.string()),
+)
+FOUND = pa.schema([*LISTED, *PLACE, *ORIGINAL])
+IMAGES = pa.schema([*LISTED, *ORIGINAL, *IMAGE_FIELDS])
+
+
+class Sample(NamedTuple):
+    """One row of the folder: what it is, and where its bytes are."""
+
+    url: str
+    spoken: tuple[str, ...]
+    part: str
+    place: int | None = None
+    num_bytes: int | None = None
+    why: str | None = None
+    detail: str | None = None
+    original_sha256: str | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleFolder(SourceStage):
+    """What the stages that read such a folder have in common; they differ in how they find its samples."""
+
+    NAME: ClassVar[str] = "ingest.samples:SampleFolder"
+    MAX_REJECT_RATE: ClassVar[float] = 0.9  # link rot
+
+    folder: File
+    source: str
+    text_source: Literal["web", "human"] = "web"
+    max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
+    max_frames: Annotated[int, Field(ge=1)] = MAX_FRAMES
+
+    @abstractmethod
+    def samples(self) -> Iterator[Sample]:
+        """All samples, part by part, in order of name."""
+
+    def row_schema(self) -> pa.Schema:
+        return FOUND
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return IMAGES
+
+    def rows(self) -> Iterator[pa.Table]:
+        ids, found = ListIds(self.source), self.samples()
+        while batch := list(islice(found, BATCH_ROWS)):
+            rest = Sample._fields[2:]
+            columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in rest}
+            columns["url"] = [one.url for one in batch]
+            columns["id"] = ids.of(columns["url"], ["\n".join(one.spoken) for one in batch])
+            columns["texts"] = [[text(said, self.text_source) for said in one.spoken] for one in batch]
+            yield pa.table({name: columns[name] for name in FOUND.names}, schema=FOUND)
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        images = Images(Path(self.folder.path))
+
+        def work(batch: pa.Table) -> Out:
+            rows = ImageRows(batch, self.max_pixels, self.max_frames)
+            for row, one in enumerate(batch.select([f.name for f in (*PLACE, *ORIGINAL)]).to_pylist()):
+                data = None if one["why"] else images.read(one["part"], one["place"], one["num_bytes"])
+                if data is None:
+                    rows.reject(row, RowFault(one["why"] or "missing_image", one["detail"] or ""))
+                else:
+                    rows.add(row, data, **{f.name: one[f.name] for f in ORIGINAL})
+            return rows.out(IMAGES)
+
+        yield work
+
+
+def files_in(folder: Path) -> list[Path]:
+    """What lies in a folder, in order of name."""
+    if not folder.is_dir():
+        raise VlpipeError(f"there is no folder {folder}")
+    return sorted(folder.iterdir())
+
+
+def caption(value: Any) -> tuple[str, ...]:
+    """The texts a field holds: one, or a list of them; none for null and an empty text. RowFault: bad_text."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(said for said in map(_one_text, values) if said)
+
+
+def _one_text(value: Any) -> str:
+    if value is None:
+        return ""
+    try:
+        said = value.decode("utf-8") if isinstance(value, bytes) else value
+        if isinstance(said, int | float):
+            return str(said)
+        if not isinstance(said, str):
+            raise RowFault("bad_text", f"wanted text, got {type(said).__name__}")
+        said.encode("utf-8")  # JSON can spell half a surrogate pair
+    except UnicodeDecodeError as error:
+        raise RowFault("bad_text", f"not UTF-8: {error.reason} at byte {error.start + 1}") from error
+    except UnicodeEncodeError as error:
+        raise RowFault("bad_text", "half a surrogate pair stands alone") from error
+    return said
+
+
+def image_column(names: Sequence[str]) -> str | None:
+    """img2dataset names it after the encoding."""
+    return next((name for name in ("jpg", "png", "webp") if name in names), None)
+
+
+class Images:
+    """Reads images by place; keeps the last Parquet row group, because rows come in order."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._part = ""
+        self._starts: list[int] = []  # first row of each row group of that part
+        self._group = -1
+        self._values = pa.chunked_array([], pa.binary())
+
+    def read(self, part: str, place: int, num_bytes: int | None) -> bytes | None:
+        """The image; None where the tool wrote a null."""
+        if num_bytes is not None:
+            return tar_members.read_span(self._folder / part, tar_members.Span(place, num_bytes))
+        path = self._folder / part
+        if part != self._part:
+            metadata = pq.read_metadata(path)
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            self._part, self._starts, self._group = part, [0, *accumulate(sizes)], -1
+        group = bisect_right(self._starts, place) - 1
+        if group != self._group:
+            with pq.ParquetFile(path) as file:
+                column = image_column(file.schema_arrow.names)
+                self._group, self._values = group, file.read_row_group(group, columns=[column]).column(0)
+        data: bytes | None = self._values[place - self._starts[group]].as_py()
+        return data

@@ -1,0 +1,152 @@
+"""What becomes of single texts: decided over all rows at once, applied row group by row group.
+
+The rows stay; `filter.kept:KeepMatched` after it drops those that have no text left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.shard import Out, ShardWriter, need, ref, reference_columns
+from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.stages.common.batches import with_texts
+from vlpipe.stages.common.row import TEXTS
+
+# One line per entry of `texts`, of all rows.
+TEXT_DECISIONS = pa.schema(
+    [
+        ("id", pa.string()),  # of the row
+        ("place", pa.int32()),  # of the entry in `texts`, from 0
+        ("keep", pa.bool_()),
+        ("why", pa.string()),  # of a dropped text
+        ref("witness", pa.string()),  # what it is a twin of: another row's id, or an evaluation item
+        ("similarity", pa.float32()),  # to the witness, 1 is equal
+        ("text", pa.string()),  # of a dropped text, as it stands
+    ]
+)
+TEXTS_REFERENCES = {"texts.parquet": reference_columns(TEXT_DECISIONS)}
+
+Entry = tuple[str, int]  # id of the row, place in its `texts`
+
+
+class Fate(NamedTuple):
+    """Of a dropped text: what it was, why it goes, whose twin it is and how alike they are."""
+
+    text: str
+    why: str
+    witness: str
+    similarity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropTexts(MapStage):
+    """Mark the texts decided against: kept False, and why. A text that was dropped before keeps its reason. The log, which
+    `vlpipe why` tells, names the witness of each.
+
+    decisions: `{from: STEP, path: texts.parquet}`, of `text_dedup.texts` or `decontamination.decontaminate`. Entries that were
+    added to `texts` since then are left as they are. Codes of faults: not_in_decisions, text_changed.
+    """
+
+    decisions: File
+
+    NAME: ClassVar[str] = "dedup.text_decisions:DropTexts"
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "dedup.text_decisions", id=pa.string(), texts=TEXTS)
+        return inp
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        known, dropped = load_text_decisions(self.decisions.path, self.decisions.digest)
+
+        def judge(id_: str, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            if texts and id_ not in known:
+                said = "the dedup step has not seen this row; read the same rows in both steps"
+                raise RowFault("not_in_decisions", said)
+            return [mark(text, dropped.get((id_, place))) for place, text in enumerate(texts)]
+
+        def work(rows: pa.Table) -> Out:
+            both = list(zip(rows["id"].to_pylist(), rows["texts"].to_pylist(), strict=True))
+            marked = [judge(id_, texts or []) for id_, texts in both]
+            log = [
+                {"id": id_, "dropped": fate.text, "witness": fate.witness, "similarity": fate.similarity}
+                for id_, texts in both
+                for place in range(len(texts or ()))
+                if (fate := dropped.get((id_, place))) and texts[place]["kept"] is not False
+            ]
+            return Out(with_texts(rows, marked), log=log)
+
+        yield work
+
+
+def write_text_decisions(
+    path: str, tables: Iterable[pa.Table], fates: Mapping[Entry, tuple[str, str, float]]
+) -> int:
+    """One line per text of the rows (`id`, `texts`), in order; how many there are.
+
+    fates: (why, witness, similarity) of the texts to drop.
+    """
+    with ShardWriter(path, TEXT_DECISIONS) as writer:
+        for table in tables:
+            both = zip(table["id"].to_pylist(), table["texts"].to_pylist(), strict=True)
+            lines = [
+                _line(id_, place, text["text"], fates.get((id_, place)))
+                for id_, texts in both
+                for place, text in enumerate(texts or ())
+            ]
+            writer.write(pa.Table.from_pylist(lines, TEXT_DECISIONS))
+    return writer.num_rows
+
+
+def _line(id_: str, place: int, text: str, fate: tuple[str, str, float] | None) -> dict[str, Any]:
+    why, witness, similarity = fate or (None, None, None)
+    return {
+        "id": id_,
+        "place": place,
+        "keep": fate is None,
+        "why": why,
+        "witness": witness,
+        "similarity": similarity,
+        "text": None if fate is None else text,
+    }
+
+
+def mark(entry: dict[str, Any], fate: Fate | None) -> dict[str, Any]:
+    if fate is None:
+        return entry
+    if entry["text"] != fate.text:
+        raise RowFault(
+            "text_changed", f"decided about {fate.text!r}, but the row has {entry['text']!r} there"
+        )
+    return entry if entry["kept"] is False else {**entry, "kept": False, "why": fate.why}
+
+
+@lru_cache(maxsize=1)  # a worker process serves many shards of one step
+def load_text_decisions(path: str, digest: str) -> tuple[frozenset[str], dict[Entry, Fate]]:
+    """Ids of the rows that were looked at, and (row id, place) -> fate of the dropped texts."""
+    known: set[str] = set()
+    dropped: dict[Entry, Fate] = {}
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise VlpipeError(
+            f"decisions: {path} cannot be read as Parquet ({error}); wanted {{from: STEP, path: texts.parquet}}"
+        ) from error
+    with file:
+        need(file.schema_arrow, f"dedup.text_decisions ({path})", **{f.name: f.type for f in TEXT_DECISIONS})
+        for batch in file.iter_batches(
+            columns=["id", "place", "keep", "why", "witness", "similarity", "text"]
+        ):
+            known.update(batch["id"].to_pylist())
+            for row in batch.filter(pc.invert(batch["keep"])).to_pylist():
+                dropped[row["id"], row["place"]] = Fate(*(row[name] for name in Fate._fields))
+    return frozenset(known), dropped

@@ -1,0 +1,119 @@
+"""Open a stranger's video file: below a folder or an fsspec root, as one of the known containers, and nothing else.
+
+FFmpeg reads playlists, device names and URLs where a path is expected: a file may then make it open others. So the path goes
+in as `file:PATH` (a name may begin with "-"), or as an open fsspec file, and only CONTAINERS are tried.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.stages.video.budget import Budget, said
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+# FFmpeg's names of what the web serves; none of these opens another file.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,asf,ogg,ivf,h264,hevc,gif,rm,dv"
+)
+BUFFER_BYTES = 1 << 20  # of an fsspec file: fewer, larger reads
+
+
+def need_av() -> Any:
+    """The module `av` (PyAV), or the line that installs it."""
+    try:
+        import av
+    except ImportError as error:
+        raise VlpipeError("reading video needs PyAV: pip install 'vlpipe[video]'") from error
+    av.logging.set_level(None)  # what FFmpeg says of broken packets comes back as errors
+    return av
+
+
+@contextmanager
+def container(
+    root: str, video: str, *, num_bytes: int | None, timeout_s: float, max_pixels: int
+) -> Iterator[InputContainer]:
+    """RowFault: bad_path, no_file, video_changed (it has not `num_bytes`), broken_video, deadline (reading was slow)."""
+    av = need_av()
+    with _file(root, video, num_bytes) as file:
+        try:
+            opened = av.open(
+                file,
+                mode="r",
+                options={
+                    "max_pixels": str(max_pixels),
+                    "threads": "1",
+                },  # also while FFmpeg looks at the streams
+                container_options={"format_whitelist": CONTAINERS},
+                metadata_errors="replace",
+                timeout=timeout_s if isinstance(file, str) else None,
+                buffer_size=BUFFER_BYTES,
+            )
+        except av.error.ExitError as error:
+            raise RowFault("deadline", f"{video}: not open after {timeout_s:g} s") from error
+        except (av.FFmpegError, ValueError) as error:  # FFmpeg says "no memory" of sizes it refuses, too
+            raise RowFault("broken_video", f"{video}: {said(error)}") from error
+        with opened:
+            yield opened
+
+
+@contextmanager
+def _file(root: str, video: str, num_bytes: int | None) -> Iterator[Any]:
+    if "://" not in root:
+        path = _below(root, video)
+        if not os.path.isfile(path):
+            raise RowFault("no_file", f"there is no file {video} in the videos root")
+        _same_size(video, os.path.getsize(path), num_bytes)
+        yield f"file:{path}"
+        return
+    import fsspec
+
+    fs, base = fsspec.core.url_to_fs(root)
+    if ".." in video.split("/"):
+        raise RowFault("bad_path", f"{video!r} leads out of the videos root")
+    path = f"{base.rstrip('/')}/{video}"
+    try:
+        size = fs.size(path)
+    except FileNotFoundError as error:
+        raise RowFault("no_file", f"there is no file {video} in the videos root") from error
+    _same_size(video, size, num_bytes)
+    with fs.open(path, "rb") as file:
+        yield file
+
+
+def _below(root: str, video: str) -> str:
+    from vlpipe.stages.common.loopback import inside
+
+    path = None if video.startswith("/") else inside(root, video)
+    if path is None:
+        raise RowFault("bad_path", f"{video!r} leads out of the videos root")
+    return path
+
+
+def _same_size(video: str, size: int, num_bytes: int | None) -> None:
+    if num_bytes is not None and size != num_bytes:
+        raise RowFault("video_changed", f"{video} has {size} bytes, the row names {num_bytes}")
+
+
+def packets(opened: InputContainer, stream: Any, budget: Budget) -> Iterator[Any]:
+    """From the present place to the end. Two errors in a row are an end as well: the file is cut off there."""
+    errors = (need_av().FFmpegError, IndexError)  # PyAV does not know streams that appear on the way
+    found, num_errors = opened.demux(stream), 0
+    while num_errors < 2:
+        budget.check()
+        try:
+            packet = next(found, None)
+        except errors as error:
+            budget.bad(error)
+            found, num_errors = opened.demux(stream), num_errors + 1
+            continue
+        if packet is None:
+            return
+        num_errors = 0
+        if packet.size:
+            yield packet

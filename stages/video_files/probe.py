@@ -1,0 +1,105 @@
+"""The first look at a stranger's video, in a child process: with little memory, and a deadline that holds in native code.
+
+A child that hangs, grows or dies costs its one video. It opens nothing that writes; the videos may lie behind an fsspec URL.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vlpipe.pipeline.errors import RowFault
+from vlpipe.stages.images import sandbox
+from vlpipe.stages.images.sandbox import Late, ShutIn
+from vlpipe.stages.video.decode import Limits, TextCue, VideoInfo, open_video
+from vlpipe.stages.video.open_video import need_av
+
+GRACE_S = 5.0  # the decoder's own deadline comes first; it says more
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    info: VideoInfo
+    texts: tuple[TextCue, ...]  # of the text tracks in the file, if they were asked for
+
+
+def look(root: str, video: str, limits: Limits, *, text_tracks: bool, num_bytes: int | None) -> Look:
+    """In this process. RowFault: those of `open_video`."""
+    with open_video(root, video, limits, num_bytes=num_bytes) as opened:
+        return Look(opened.info, tuple(opened.subtitles()) if text_tracks else ())
+
+
+class Prober:
+    """Looks at videos in a process of its own, started with the first one, and again after a death."""
+
+    def __init__(self, limits: Limits, memory_mb: int) -> None:
+        self._limits = limits
+        start = {"memory_mb": memory_mb, "limits": asdict(limits)}
+        cannot = f"the process that opens videos does not start (memory_mb: {memory_mb})"
+        self._child = ShutIn(__name__, start, cannot)
+
+    def look(self, root: str, video: str, *, text_tracks: bool = False, num_bytes: int | None = None) -> Look:
+        """RowFault: those of `open_video`, and killed_decoder, decode_memory."""
+        request = {"root": root, "video": video, "text_tracks": text_tracks, "num_bytes": num_bytes}
+        for _ in range(2):  # a child may die for reasons of its own; the same video twice is the video's
+            try:
+                return self._ask(request)
+            except EOFError:
+                code = self.close()
+        raise RowFault("killed_decoder", f"{video}: the process that opened it died with {code}")
+
+    def _ask(self, request: dict[str, Any]) -> Look:
+        self._child.send(json.dumps(request).encode())
+        try:
+            said = json.loads(self._child.receive(self._limits.deadline_s + GRACE_S))
+        except Late as error:
+            self.close()
+            detail = f"{request['video']}: no answer {GRACE_S:g} s after the deadline of {self._limits.deadline_s:g} s"
+            raise RowFault("deadline", detail) from error
+        if "why" in said:
+            raise RowFault(said["why"], said["detail"])
+        return Look(VideoInfo(**said["info"]), tuple(TextCue(*one) for one in said["texts"]))
+
+    def close(self) -> int | None:
+        """The child's exit status, if there was one."""
+        return self._child.close()
+
+
+@contextmanager
+def prober(limits: Limits, memory_mb: int) -> Iterator[Prober]:
+    """A `Prober` that ends with the block."""
+    one = Prober(limits, memory_mb)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
+def _answer(request: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    try:
+        found = look(**request, limits=limits)
+    except RowFault as fault:
+        return {"why": fault.why, "detail": fault.detail}
+    except MemoryError:
+        return {
+            "why": "decode_memory",
+            "detail": f"{request['video']}: opening it takes more than `memory_mb`",
+        }
+    return {"info": asdict(found.info), "texts": found.texts}
+
+
+def main() -> None:
+    """The child: video after video, until its input ends."""
+    start = sandbox.begin()
+    limits = Limits(**start["limits"])
+    need_av()
+    sandbox.ready(start["memory_mb"])
+    for request in sandbox.requests():
+        sandbox.answer(json.dumps(_answer(json.loads(request), limits)).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""How much a fetcher asks of others and takes from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vlpipe.stages.web.politeness import Politeness
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The stage has the defaults."""
+
+    connect_timeout_s: float  # TLS included
+    read_timeout_s: float  # without a byte
+    timeout_s: float  # one attempt, all redirects and the whole body
+    max_bytes: int
+    max_redirects: int
+    concurrency: int
+    per_host: int
+    host_interval_s: float
+    max_wait_s: float
+    retries: int
+    backoff_s: float
+    user_agent: str
+    bot: str
+    opt_out: tuple[str, ...]
+    robots: Literal["ignore", "obey"]
+    tdmrep: Literal["ignore", "obey"]
+
+    @property
+    def product(self) -> str:
+        """The name we go by in rules for bots."""
+        return self.bot or self.user_agent.partition("/")[0].strip()
+
+    @property
+    def politeness(self) -> Politeness:
+        return Politeness(
+            per_host=self.per_host,
+            host_interval_s=self.host_interval_s,
+            max_wait_s=self.max_wait_s,
+            backoff_s=self.backoff_s,
+            lease_s=2 * self.timeout_s,  # a turn is one hop, and all hops together have `timeout_s`
+        )
