@@ -22,6 +22,7 @@ check: .venv/stamp  ## what CI checks: format, lint, types, who imports whom
 	ruff check .
 	mypy
 	lint-imports
+	python tools/house.py
 
 bench: .venv/stamp
 	python benchmarks/engine.py

@@ -94,7 +94,7 @@ def ours(folder: Path, threads: int, **parameters: Any) -> tuple[Pairs, dict[str
 
 def _decide_again(data: Any, step: Path, artifacts: Path) -> float:
     """Seconds for another threshold and rule."""
-    from vlpipe.pipeline.stage import File
+    from vlpipe.pipeline.files import File
     from vlpipe.pipeline.testing import run_gather
     from vlpipe.stages.dedup.decide import Decide
 

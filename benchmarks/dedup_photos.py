@@ -28,8 +28,8 @@ from PIL import Image, ImageEnhance
 from record import machine, machine_line, table
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import heavy
-from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.pixels import decode
 from vlpipe.stages.dedup.decide import Decide

@@ -26,7 +26,7 @@ from typing import Any
 from record import machine
 
 from vlpipe.pipeline.engine.worker.gather import GatherTask, ListRows, run_gather
-from vlpipe.pipeline.stage import ListFile
+from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.howto100m.captions_json import entries
 from vlpipe.stages.howto100m.videos import FOUND, HowTo100M

@@ -30,8 +30,8 @@ from vlpipe.models.detection.config import DetectorConfig
 from vlpipe.models.detection.faster_rcnn import FasterRcnn
 from vlpipe.models.detection.nms import surviving_confidence
 from vlpipe.pipeline.engine.plan import plan
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import write_shard
-from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
 from vlpipe.pipeline.workflow.load import Workflow

@@ -29,7 +29,7 @@ from record import machine, machine_line, table
 
 from vlpipe.models.s3d import S3d
 from vlpipe.models.s3dg import S3dG
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.features.s3d import S3dFeatures
 from vlpipe.stages.features.s3d_windows import PRESETS, Windows

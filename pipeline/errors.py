@@ -10,8 +10,6 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 
-from vlpipe.pipeline.storage.printable import cut, printable
-
 MAX_PROBLEM_CHARS = 1_000
 MAX_KNOWN = 40  # names listed where none is near
 
@@ -125,3 +123,12 @@ def _of_the_system(error: OSError) -> str:
     what = "the disk is full (or a limit on file sizes is reached)" if full else what
     files = [str(name) for name in (error.filename, error.filename2) if name is not None]
     return f"{what}: {' -> '.join(files)}" if files else f"{what}{raised_in(error)}"
+
+
+def printable(text: str) -> str:
+    """Text from anywhere; an escape sequence in it must not reach the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
+def cut(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."

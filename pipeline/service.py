@@ -17,15 +17,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Event, Thread
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget.opted_out import OptedOut
 from vlpipe.pipeline.storage.store import Store
 
 HELLO_S = 10.0  # a stranger who says nothing is not kept for long
 CLOSING_S = 0.005
 MAX_LINE_BYTES = 1 << 24
+
+
+T = TypeVar("T")
 
 
 class Peer(Protocol):
@@ -35,13 +37,28 @@ class Peer(Protocol):
 
 
 class Service(Protocol):
-    """What a stage returns from `shared()`. Called in one asyncio loop only: be quick, block nowhere."""
+    """What a stage returns from `service()`. Called in one asyncio loop only: be quick, block nowhere."""
 
     def heard(self, peer: Peer, message: Any) -> None:
         """`message` is plain JSON."""
 
     def left(self, peer: Peer) -> None:
         """The worker hung up, or died."""
+
+
+class ServiceContext:
+    """What a stage's service is made with. root: the run's root; None outside a run."""
+
+    def __init__(self, root: Store | None = None) -> None:
+        self.root = root
+        self._made: dict[Any, Any] = {}
+
+    def once(self, make: Callable[[Store | None], T]) -> T:
+        """`make(root)`, called once in a run: services of several steps get the same object."""
+        if make not in self._made:
+            self._made[make] = make(self.root)
+        made: T = self._made[make]
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +144,7 @@ async def connect(where: Address, heard: Callable[[Any], None], lost: Callable[[
     except OSError as error:
         raise VlpipeError(
             f"the driver does not answer at {where.host}:{where.port} ({error.strerror or error}); "
-            f"step {where.step!r} needs it to keep its workers polite"
+            f"step {where.step!r} needs the driver for what its workers share, such as limits per host"
         ) from error
     line.send([where.step, where.secret])
     return line
@@ -140,7 +157,7 @@ class Services:
         self._host = host
         self._secret = secrets.token_hex(16)
         self._services: dict[str, Service] = {}
-        self._opted_out: OptedOut | None = None
+        self._context: ServiceContext | None = None
         self._lines: set[_Line] = set()
         self._port = 0
         self._thread: Thread | None = None
@@ -148,12 +165,12 @@ class Services:
         self._closing: asyncio.Event | None = None
 
     def address(
-        self, step: str, make: Callable[[OptedOut], Service | None], root: Store | None = None
+        self, step: str, make: Callable[[ServiceContext], Service | None], root: Store | None = None
     ) -> Address | None:
         """Where the step's service answers, made on the first call; None for a step that has none."""
         if step not in self._services:
-            self._opted_out = self._opted_out or OptedOut(root)
-            service = make(self._opted_out)
+            self._context = self._context or ServiceContext(root)
+            service = make(self._context)
             if service is None:
                 return None
             self._services[step] = service
@@ -175,7 +192,9 @@ class Services:
         self._thread = Thread(target=lambda: asyncio.run(self._serve(ready)), name="shared", daemon=True)
         self._thread.start()
         if not ready.wait(HELLO_S):
-            raise VlpipeError(f"cannot listen on {self._host}: the run's workers could not be kept polite")
+            raise VlpipeError(
+                f"cannot listen on {self._host}: the steps of this run that start a service need it"
+            )
 
     async def _serve(self, ready: Event) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()

@@ -6,96 +6,20 @@ GatherStage: everything before it at once: global decisions, training, evaluatio
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import fsspec
 import pyarrow as pa
 from pydantic import ConfigDict
-from pydantic_core import core_schema
 
-from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget.opted_out import OptedOut
-from vlpipe.pipeline.service import Service
+from vlpipe.pipeline.service import Service, ServiceContext
 from vlpipe.pipeline.shard import ROW_GROUP_ROWS, Out, Reject, Shard, is_heavy, read_batches
 from vlpipe.pipeline.storage.store import Store
 
 SHARD_ROWS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """Something outside the rows: a file or folder (`path`), or part of another step's artifacts.
-
-    YAML: `vocab: ./vocab.txt`, or `vocab: {from: tokenizer, path: vocab.txt}`. Its content digest goes into the key, its
-    path does not. When a stage runs, `step` is resolved and `path` is absolute; a worker refuses a file whose content is not
-    `digest` (`mark`: names, sizes and times of its files, which are compared first).
-    """
-
-    path: str = ""
-    step: str | None = None
-    digest: str = ""
-    mark: str = ""
-
-    KIND: ClassVar[str] = "a path, or {from: STEP, path: NAME}"
-
-    @classmethod
-    def parse(cls, value: Any) -> File:
-        if isinstance(value, cls):
-            return value
-        if isinstance(value, str) and value:
-            return cls(path=os.path.expanduser(value))
-        if isinstance(value, Mapping) and "from" in value and set(value) <= {"from", "path"}:
-            return cls(path=str(value.get("path", "")), step=str(value["from"]))
-        raise ValueError(f"wanted {cls.KIND}")
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        return core_schema.no_info_plain_validator_function(cls.parse)
-
-
-class ListFile(File):
-    """A file only `SourceStage.rows` reads. A longer list keeps every full shard it shares with the old one."""
-
-    __slots__ = ()
-
-
-class Listing(ListFile):
-    """A folder or fsspec URL of files too large to hash here, such as videos: their names and sizes count in the key.
-
-    What is in a file is said by its row. It is read where it lies; a step's artifact may be one too.
-    """
-
-    __slots__ = ()
-    KIND: ClassVar[str] = "a folder, a URL, or {from: STEP, path: NAME}"
-
-    def files(self) -> list[tuple[str, int]]:
-        """(path below it, size in bytes), sorted; hidden files and folders are not looked at. VlpipeError: no folder."""
-        fs, base = fsspec.core.url_to_fs(self.path)
-        if not fs.isdir(base):
-            raise VlpipeError(f"there is no folder {self.path}")
-        found = fs.find(base, detail=True)
-        named = [
-            (name[len(base.rstrip("/")) + 1 :], int(about["size"] or 0)) for name, about in found.items()
-        ]
-        # A name may be bytes of any encoding.
-        plain = [(name.encode("utf-8", "backslashreplace").decode(), size) for name, size in named]
-        return sorted((name, size) for name, size in plain if not any(p[:1] == "." for p in name.split("/")))
-
-
-class Weights(File):
-    """A `save_pretrained` folder, a hub id such as `Salesforce/blip-image-captioning-base`, or a step's artifacts.
-
-    A hub id may name a revision, `ORG/NAME@REVISION`; without one it is `main`. The commit it means when the plan is made
-    goes into the key, and that commit is what the stage reads, as a folder.
-    """
-
-    __slots__ = ()
-    KIND: ClassVar[str] = "a folder, a hub id, or {from: STEP, path: NAME}"
 
 
 class Stage:
@@ -161,11 +85,8 @@ class MapStage(Stage):
     OBSERVES_WORLD: ClassVar[bool] = False
     MAX_REJECT_RATE: ClassVar[float] = 0.05  # of faults; the step fails above it (YAML: `max_reject_rate`)
 
-    def shared(self, opted_out: OptedOut) -> Service | None:
-        """What all workers of a run talk to, made once in the driver; `open` finds it by `shared.address()`.
-
-        opted_out: what the root remembers of who said no, one for all steps of the run.
-        """
+    def service(self, context: ServiceContext) -> Service | None:
+        """What all workers of this step talk to, made once in the driver; `open` finds it by `service.address()`."""
         return None
 
     @abstractmethod

@@ -27,8 +27,8 @@ from vlpipe.pipeline.forget import apply
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow, resolve_workflow
 
-HELP = """The command line. Every knob belongs to the YAML. Exit codes: 0 done, 1 a clear error, 2 wrong usage; after a signal
-128 + its number: 130 after Ctrl-C, 143 after SIGTERM, 129 when the terminal was closed."""
+HELP = """The command line. Every knob belongs to the YAML. Exit codes: 0 done, 1 a clear error, 2 wrong usage; after a
+signal 128 + its number: 130 after Ctrl-C, 143 after SIGTERM, 129 when the terminal was closed."""
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 WIDTH = None if sys.stdout.isatty() else 160  # of tables in files and pipes
 out = Console(width=WIDTH)

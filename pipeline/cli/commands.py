@@ -26,15 +26,17 @@ from vlpipe.pipeline.cli.app import (
 )
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.plan import Planned, plan
-from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget import apply, opted_out, scan, summary
+from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
+from vlpipe.pipeline.errors import VlpipeError, printable
+from vlpipe.pipeline.forget import apply, scan, summary
 from vlpipe.pipeline.forget import wanted as forget_list
 from vlpipe.pipeline.inspect import diff, diff_rows, on_disk, report, show, status
 from vlpipe.pipeline.inspect import why as history
+from vlpipe.pipeline.inspect.opted_out import read_hashes
 from vlpipe.pipeline.inspect.verify import lineage
 from vlpipe.pipeline.inspect.verify import root as verify_root
 from vlpipe.pipeline.inspect.verify import run as verify
-from vlpipe.pipeline.storage.printable import printable, size
+from vlpipe.pipeline.storage.printable import size
 from vlpipe.pipeline.storage.store import Store
 
 PLAIN_WIDTH = 200  # of tables that go into a file or a pipe
@@ -57,7 +59,7 @@ def planned(
     workflow: str, root: str | None, sets: list[str] | None, profile: str | None
 ) -> tuple[str, list[Planned], Store]:
     found, store = load(workflow, root, sets, profile)
-    apply.refuse_half_done(store)
+    refuse_half_done(store)
     return found.name, plan(found, store), store
 
 
@@ -183,7 +185,7 @@ def prune_command(
         store, paths = Store(url), [found.path for found, at in loaded if at.url == url]
         prune.check_dropped([found.path for found, _ in loaded], drop_profile or ())
         with locked(store) if yes else nullcontext():
-            apply.refuse_half_done(store)
+            refuse_half_done(store)
             plans = [
                 steps
                 for path in paths
@@ -241,9 +243,9 @@ def forget_command(
     with locked(store) if yes else nullcontext():
         if yes:
             finish_forget(store)
-        apply.refuse_half_done(store)
+        refuse_half_done(store)
         if opted_out_:
-            said_no = opted_out.read_hashes(store)
+            said_no = read_hashes(store)
             wanted = wanted.with_opted_out(said_no)
             say(f"{len(said_no):,} URL(s) said no to fetches into {store.url}")
         steps = plan(loaded, store)
@@ -322,9 +324,13 @@ def report_command(
     to: Annotated[str, typer.Option("--out", metavar="FILE", help="where to write the page")] = "report.html",
 ) -> None:
     """Write one self-contained HTML page: funnel, images with their texts and fate, scores, losses, results."""
+    from vlpipe.stages.report.page import RunView, StepView, render
+
     found, store = load(workflow, root, set_, profile)
-    apply.refuse_half_done(store)
+    refuse_half_done(store)
     steps = plan(found, store)
-    text = report.report(found, steps, store, running=status.lock_holder(store).is_running)
+    values = report.step_values(steps, store, running=status.lock_holder(store).is_running)
+    views = [StepView(**one) for one in values]
+    text = render(RunView(title=found.name, description=found.description, steps=views))
     Path(to).write_text(text, encoding="utf-8")
     say(f"{found.name}: {to}, {size(len(text.encode()))}")

@@ -24,11 +24,11 @@ from rich.table import Table
 from vlpipe.pipeline.cli.terminal import Screen
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.plan import Planned, is_gather
-from vlpipe.pipeline.engine.progress_notes import mark_running, rows_done
 from vlpipe.pipeline.engine.records.manifest import Manifest
+from vlpipe.pipeline.engine.records.progress_notes import mark_running, rows_done
 from vlpipe.pipeline.engine.records.receipts import Receipt
+from vlpipe.pipeline.errors import printable
 from vlpipe.pipeline.stage import MapStage
-from vlpipe.pipeline.storage.printable import printable
 from vlpipe.pipeline.storage.store import Store
 
 RESULT_COLUMNS = ["name", "value", "num_rows"]

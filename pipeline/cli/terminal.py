@@ -14,7 +14,7 @@ from typing import IO
 from rich.console import Console
 from rich.text import Text
 
-from vlpipe.pipeline.storage.printable import cut, printable
+from vlpipe.pipeline.errors import cut, printable
 
 MAX_LINES = 200  # different ones
 MAX_CHARS = 500

@@ -24,7 +24,7 @@ from vlpipe.pipeline.engine.records.receipts import (
     shard_path,
     write_receipt,
 )
-from vlpipe.pipeline.engine.records.rejects import RejectsWriter
+from vlpipe.pipeline.engine.worker.rejects import RejectsWriter
 from vlpipe.pipeline.shard import Heavy, Reject, Shard
 from vlpipe.pipeline.storage.store import Store
 

@@ -54,7 +54,7 @@ class LocalExecutor:
     def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
         if isinstance(task, ShardTask):
             task = dataclasses.replace(
-                task, shared=self._services.address(one.name, task.stage.shared, task.store)
+                task, shared=self._services.address(one.name, task.stage.service, task.store)
             )
         self._queue.append((unit, task, one.keyed.step.resources.gpus))
 

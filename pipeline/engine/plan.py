@@ -23,8 +23,9 @@ from vlpipe.pipeline.engine.records.receipts import STEP_FOLDER, Receipt, read_r
 from vlpipe.pipeline.engine.records.source_hash import save_parsed
 from vlpipe.pipeline.engine.worker.gather import ListRows, part_sources
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
+from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.shard import Shard
-from vlpipe.pipeline.stage import Dataset, File, GatherStage, ListFile, MapStage, SourceStage
+from vlpipe.pipeline.stage import Dataset, GatherStage, MapStage, SourceStage
 from vlpipe.pipeline.storage.sealed import read_sealed, write_sealed
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Step, Workflow, files_of, replace_files, schemas

@@ -33,6 +33,7 @@ from vlpipe.pipeline.engine.plan import (
     resolve_stage,
     stale_source,
 )
+from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
 from vlpipe.pipeline.engine.records.keys import shard_key
 from vlpipe.pipeline.engine.records.manifest import (
     make_manifest,
@@ -53,7 +54,6 @@ from vlpipe.pipeline.engine.step_state import State
 from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask, clear_unfinished
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, heavy_pointers
 from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
-from vlpipe.pipeline.forget.apply import refuse_half_done
 from vlpipe.pipeline.shard import Heavy, Shard
 from vlpipe.pipeline.stage import GatherStage
 from vlpipe.pipeline.storage.store import Store

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from vlpipe.pipeline.engine.records.forget_journal import JOURNAL, is_half_done
 from vlpipe.pipeline.engine.records.forgotten import add_forgotten
 from vlpipe.pipeline.engine.records.manifest import (
     Manifest,
@@ -33,7 +34,6 @@ from vlpipe.pipeline.engine.records.receipts import (
     write_receipt,
     write_receipts,
 )
-from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.forget.copied_texts import Taken
 from vlpipe.pipeline.forget.json_artifacts import rewrite_json
 from vlpipe.pipeline.forget.rows import Gone, rewrite, rewrite_log, rewrite_rejects, with_digest
@@ -46,7 +46,6 @@ from vlpipe.pipeline.parquet.text_sets import TextSet, sets_from_table, sets_to_
 from vlpipe.pipeline.shard import Heavy, Shard, open_parquet
 from vlpipe.pipeline.storage.store import Store
 
-JOURNAL = "_forget.json"
 BEFORE = "_forget"
 GONE = f"{BEFORE}/gone.parquet"
 Stats = dict[str, dict[str, Any]]
@@ -104,16 +103,6 @@ def _changing(found: Found, copies: Iterable[str]) -> list[Step]:
         if step.manifest is None or any(above in known for above in step.above(by_key)):
             known.add(step.folder)
     return [step for step in found.steps.values() if step.folder in known and step.folder not in copies]
-
-
-def is_half_done(store: Store) -> bool:
-    return store.exists(JOURNAL)
-
-
-def refuse_half_done(store: Store) -> None:
-    """VlpipeError when a forget was killed here: what lies on disk is half before and half after it."""
-    if is_half_done(store):
-        raise VlpipeError(f"a forget in {store.url} was interrupted; `vlpipe run` finishes it first")
 
 
 def finish(store: Store) -> bool:

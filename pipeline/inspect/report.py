@@ -1,8 +1,7 @@
-"""What the report page needs of a run. The page itself is a stage's matter and is loaded by its name, as `use:` is."""
+"""What the report page (`stages.report.page`) shows of a run."""
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,18 +13,9 @@ from vlpipe.pipeline.inspect.on_disk import Have, what_is_there
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.load import Workflow
 
-PAGE = "vlpipe.stages.report.page"
 MAX_SHARDS = 8  # per step that rejects are read from
 MAX_REJECTS = 20_000  # per step
-
-
-def report(workflow: Workflow, steps: Sequence[Planned], store: Store, *, running: bool = False) -> str:
-    """One self-contained HTML page over what is there. `running`: a run holds the root's lock."""
-    page: Any = importlib.import_module(PAGE)
-    views = [page.StepView(**values) for values in step_values(steps, store, running=running)]
-    return str(page.render(page.RunView(title=workflow.name, description=workflow.description, steps=views)))
 
 
 def step_values(steps: Sequence[Planned], store: Store, *, running: bool = False) -> list[dict[str, Any]]:

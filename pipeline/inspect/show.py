@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from vlpipe.pipeline.engine.records.receipts import Receipt, rejects_path, seconds_of, sum_counts
-from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean, printable
 from vlpipe.pipeline.inspect.on_disk import Place, StepRecord, data_path, need_step, read_step
 from vlpipe.pipeline.shard import is_heavy, open_parquet
-from vlpipe.pipeline.storage.printable import cell, counts, printable, size, struct_text
+from vlpipe.pipeline.storage.printable import cell, counts, size, struct_text
 from vlpipe.pipeline.storage.store import Store
 
 CONDITION = re.compile(r"\s*(\w+)\s*(!=|<=|>=|=|<|>)\s*(.+?)\s*")

@@ -13,7 +13,7 @@ from rich.table import Table
 from vlpipe.pipeline.engine.locking.lock import runs_held_here
 from vlpipe.pipeline.engine.locking.lock_file import LEASE_S, newest, state_of
 from vlpipe.pipeline.engine.plan import Planned, is_gather
-from vlpipe.pipeline.engine.progress_notes import is_running
+from vlpipe.pipeline.engine.records.progress_notes import is_running
 from vlpipe.pipeline.engine.records.receipts import seconds_of
 from vlpipe.pipeline.inspect.on_disk import Have, what_is_there
 from vlpipe.pipeline.storage.printable import counts, size

@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.engine.plan import Planned, is_gather
 from vlpipe.pipeline.engine.records.forgotten import read_forgotten
 from vlpipe.pipeline.engine.records.receipts import Receipt, read_rejects
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import VlpipeError, printable
 from vlpipe.pipeline.inspect.on_disk import Have, offset, what_is_there
 from vlpipe.pipeline.inspect.why_origins import Facts, Row, is_below, trains
 from vlpipe.pipeline.shard import open_parquet
-from vlpipe.pipeline.storage.printable import cell, printable, struct_text
+from vlpipe.pipeline.storage.printable import cell, struct_text
 from vlpipe.pipeline.storage.store import Store
 
 MIN_PREFIX = 8

@@ -1,0 +1,4 @@
+"""Files below a root on any file system, and text and JSON that are safe to write and to print.
+
+Imported by `shard` and all rooms above it. May import `errors`.
+"""

@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlpipe.pipeline.errors import cut, printable
+
 MAX_CHARS = 200
 MAX_ITEMS = 4
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -38,15 +40,6 @@ def _list(value: Sequence[Any]) -> str:
     shown = [f"({cell(v)})" if isinstance(v, Mapping) else cell(v) for v in value[:MAX_ITEMS]]
     more = f", ... {len(value):,} values" if len(value) > MAX_ITEMS else ""
     return f"[{', '.join(shown)}{more}]"
-
-
-def printable(text: str) -> str:
-    """Text from anywhere; an escape sequence in it must not reach the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
-
-
-def cut(text: str, max_chars: int) -> str:
-    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
 
 
 def size(num_bytes: float) -> str:

@@ -18,8 +18,9 @@ import pyarrow as pa
 from pydantic import ConfigDict, Field
 
 from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one_line, raised_in, shown
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import is_heavy
-from vlpipe.pipeline.stage import SHARD_ROWS, File, GatherStage, MapStage, SourceStage, Stage, Weights
+from vlpipe.pipeline.stage import SHARD_ROWS, GatherStage, MapStage, SourceStage, Stage
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.pipeline.workflow.compose import Written, written_steps
 from vlpipe.pipeline.workflow.hub import HUB_ID

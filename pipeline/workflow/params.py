@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, time, timedelta
@@ -21,7 +22,8 @@ from uuid import UUID
 from pydantic import TypeAdapter, ValidationError
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean, one_line, raised_in, shown
-from vlpipe.pipeline.stage import File, Stage
+from vlpipe.pipeline.files import File
+from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, Refused, place
 
 S = TypeVar("S", bound=Stage)
@@ -36,7 +38,7 @@ def find(use: str, below: str) -> type:
         )
     full = next((n for n in (f"{below}.{module_name}", module_name) if _exists(n)), None)
     if full is None:
-        hint = _nearby(module_name, below)
+        hint = _moved(use, below) or _nearby(module_name, below)
         raise ValueError(
             f"no module {shown(module_name, 200)}, neither below {below} nor on the Python path{hint}"
         )
@@ -82,14 +84,31 @@ def _import_failed(module: str, error: Exception) -> ValueError:
     return ValueError(f"importing {module} failed: {type(error).__name__}: {error}")
 
 
-def _nearby(module: str, below: str) -> str:
-    """A did-you-mean over the modules below a package, or the groups there are; imports none of them."""
+def _modules(below: str) -> dict[str, Path]:
+    """Name below the package -> file, of all its modules; imports none of them."""
     spec = importlib.util.find_spec(below)
     folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
-    files = [
-        (folder, file) for folder in folders for file in folder.rglob("*.py") if file.name != "__init__.py"
-    ]
-    names = [".".join(file.relative_to(folder).with_suffix("").parts) for folder, file in files]
+    return {
+        ".".join(file.relative_to(folder).with_suffix("").parts): file
+        for folder in folders
+        for file in sorted(folder.rglob("*.py"))
+        if file.name != "__init__.py"
+    }
+
+
+def _moved(use: str, below: str) -> str:
+    """A did-you-mean for the path that a class had before its file moved, which is the NAME that it declares."""
+    declared = re.compile(rf'^ +NAME\b.*= "{re.escape(use)}"$', re.MULTILINE)
+    for name, file in _modules(below).items():
+        if found := declared.search(text := file.read_text(encoding="utf-8")):
+            classes = re.findall(r"^class (\w+)", text[: found.start()], re.MULTILINE)
+            return f"; did you mean {name}:{classes[-1]}?"
+    return ""
+
+
+def _nearby(module: str, below: str) -> str:
+    """A did-you-mean over the modules below a package, or the groups there are."""
+    names = list(_modules(below))
     if difflib.get_close_matches(module, names, n=1):
         return did_you_mean(module, names)
     group = module.partition(".")[0]

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import need, with_field
-from vlpipe.pipeline.stage import File, MapStage, Weights, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.alignment.encoders import (
     Encode,
     Vectors,

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import File, Weights
 from vlpipe.stages.common.batches import fixed_batches
 from vlpipe.stages.common.scores import device
 from vlpipe.stages.features.windows import WindowFeats, need_windows, read_windows

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import need, with_field
-from vlpipe.pipeline.stage import File, MapStage, Weights, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.alignment.encoders import (
     Encode,
     Vectors,

@@ -12,8 +12,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out, Reject, need
-from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.row import RowIds, text
 from vlpipe.stages.video.rows import CLIPS, FILE_FIELDS
 

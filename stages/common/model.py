@@ -10,7 +10,7 @@ from vlpipe.models.blip import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import Dataset, File
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.decontamination.image_hits import Floats
 from vlpipe.stages.decontamination.images import folder_images
 from vlpipe.stages.decontamination.texts import read_set

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out, Reject, need, ref, with_field
-from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.row import DONORS, TEXTS
 from vlpipe.stages.dedup.decisions import DECISIONS
 

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.stages.common.row import DONORS, TEXTS
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import ShardWriter, need, ref, reference_columns
-from vlpipe.pipeline.stage import File
 from vlpipe.stages.dedup.row_ids import Names, packed
 
 # Ordered by (a, b). `a` < `b`, unless b is of an earlier set.

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need, read_batches, write_shard
-from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.common.phash import MAX_DISTANCE, TooMany, colour_gap, pairs_within
 from vlpipe.stages.dedup.decisions import (

@@ -18,8 +18,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import File, GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.dedup.apply import marks
 from vlpipe.stages.dedup.cosine import workers

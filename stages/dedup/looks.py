@@ -1,7 +1,7 @@
 """What pictures look like: a perceptual hash and mean colours, which cost one decoding each.
 
-`PictureLooks` computes them once and in parallel; `dedup.exact` and `decontamination.decontaminate` after it decode nothing. Without
-it they do the same themselves, in one process.
+`PictureLooks` computes them once and in parallel; `dedup.exact` and `decontamination.decontaminate` after it decode
+nothing. Without it they do the same themselves, in one process.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import Dataset, File
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.dedup.cosine import Rows, Vectors
 from vlpipe.stages.dedup.row_ids import Names, joined, packed

@@ -1,0 +1,4 @@
+"""Training of a region detector on boxes.
+
+May import `common`, `loading`, `train`.
+"""

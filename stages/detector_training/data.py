@@ -20,9 +20,9 @@ from vlpipe.pipeline.shard import open_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.detector import to_pixels
 from vlpipe.stages.common.pixels import decode
-from vlpipe.stages.loading.loader import NUM_AHEAD, SAMPLE, ahead
 from vlpipe.stages.loading.order import Order, Sample, Share
 from vlpipe.stages.loading.rows import Unit, joined_images
+from vlpipe.stages.train.loader import NUM_AHEAD, SAMPLE, ahead
 from vlpipe.stages.train.recipe import Optimisation
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -18,13 +18,11 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.detector import load, save_names
 from vlpipe.stages.detector_training.data import DetectorLoader, Vocabulary
+from vlpipe.stages.detector_training.recipe import DetectorRecipe
 from vlpipe.stages.train.checkpoint import Checkpoints
 from vlpipe.stages.train.fit import train
 from vlpipe.stages.train.run import Run
 from vlpipe.stages.train.runtime import pick_device, reproducible, seed_all
-
-if TYPE_CHECKING:
-    from vlpipe.stages.detector_training.train import TrainDetector
 
 LOSSES = ("rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_attributes")
 
@@ -66,7 +64,7 @@ def fit(config: Mapping[str, Any]) -> None:
             (result / "losses.json").write_text(json.dumps(run.rows))
 
 
-def prepare(recipe: TrainDetector, inputs: Sequence[Dataset]) -> tuple[Run, Vocabulary]:
+def prepare(recipe: DetectorRecipe, inputs: Sequence[Dataset]) -> tuple[Run, Vocabulary]:
     """Everything as it is before step 0, equal on all ranks."""
     device = pick_device(recipe.gpu)
     seed_all(recipe.seed, "start")
@@ -87,7 +85,7 @@ def prepare(recipe: TrainDetector, inputs: Sequence[Dataset]) -> tuple[Run, Voca
     return Run(recipe, device, net, loader, num_steps), words
 
 
-def build(recipe: TrainDetector, inputs: Sequence[Dataset]) -> tuple[FasterRcnn, Vocabulary]:
+def build(recipe: DetectorRecipe, inputs: Sequence[Dataset]) -> tuple[FasterRcnn, Vocabulary]:
     """The detector of `init` with its words, or a new one for the words of the inputs."""
     if recipe.init is not None:
         found = load(recipe.init.path)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import File, GatherStage, Job, Weights
+from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.common.row import LOSSES
+from vlpipe.stages.detector_training.recipe import DetectorRecipe
 from vlpipe.stages.train.progress import following
-from vlpipe.stages.train.recipe import Optimisation
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDetector(GatherStage, Optimisation):
+class TrainDetector(GatherStage, DetectorRecipe):
     """Artifacts: `config.json`, `model.safetensors`, objects_vocab.txt, attributes_vocab.txt. Rows: losses.
 
     Reads `objects` (see `common.region_rows`) and `image`. A killed run goes on from its last checkpoint, to the
@@ -32,19 +32,6 @@ class TrainDetector(GatherStage, Optimisation):
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "loader_threads"})
-
-    model: dict[str, Any] | None = (
-        None  # parameters of DetectorConfig; numbers of classes follow from the data
-    )
-    init: Weights | None = None  # or start from this detector, with its words
-    init_resnet: File | None = (
-        None  # or start a new one from a ResNet of torchvision's names (.pth, .safetensors)
-    )
-    max_classes: int = 1600  # the most frequent labels; Visual Genome's detectors have 1600 and 400
-    max_attributes: int = 400
-    loss_weights: dict[str, float] = field(default_factory=dict)  # 1 where not given
-    freeze: list[str] = field(default_factory=list)  # beginnings of names; detectron2: stem and layer1
-    flip: bool = True  # mirror half of the images
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "train.detector", id=pa.string(), objects=OBJECTS, image=pa.binary())

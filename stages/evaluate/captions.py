@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Reject
-from vlpipe.pipeline.stage import GatherStage, Job, Weights
+from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
 from vlpipe.stages.common.row import RESULTS

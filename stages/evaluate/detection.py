@@ -16,8 +16,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Reject, need
-from vlpipe.pipeline.stage import GatherStage, Job, Weights
+from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.pixels import decode
 from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.common.row import RESULTS

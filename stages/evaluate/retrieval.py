@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Reject
-from vlpipe.pipeline.stage import GatherStage, Job, Weights
+from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.heldout import heldout, need_heldout, nothing_to_evaluate

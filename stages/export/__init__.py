@@ -1,0 +1,4 @@
+"""Results for other tools: webdataset tars, models for transformers.
+
+May import `common`, `filter`.
+"""

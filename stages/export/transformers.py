@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 
 import pyarrow as pa
 
-from vlpipe.pipeline.stage import GatherStage, Job, Weights
+from vlpipe.pipeline.files import Weights
+from vlpipe.pipeline.stage import GatherStage, Job
 
 EXPORTED = pa.schema([("file", pa.string()), ("num_bytes", pa.int64())])
 

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
-from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import Pixels, batch_size_problems, encode_images, read_images, without
 from vlpipe.stages.common.pixels import decode
 

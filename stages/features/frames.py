@@ -15,8 +15,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
-from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, without
 from vlpipe.stages.common.by_video import CLIP_FILE, Clip, grid, over_videos
 from vlpipe.stages.common.pixels import to_pixels

@@ -18,8 +18,9 @@ from pydantic import Field
 
 from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
-from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import fixed_batches, without
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.features.s3d import FILE, span

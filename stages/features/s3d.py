@@ -17,8 +17,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault, SchemaError, did_you_mean
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import HEAVY, Out, Reject, need, with_field
-from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import fixed_batches, without
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.features.s3d_windows import (

@@ -18,7 +18,7 @@ from vlpipe.models.s3d import MIN_FRAMES, S3d, is_kylemin
 from vlpipe.models.s3dg import S3dG
 from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 from vlpipe.stages.features.s3d_windows import Frames, Normalisation, Precision, Windows
 
 # pixel / 255, less the mean, over the deviation

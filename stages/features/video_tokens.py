@@ -19,8 +19,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need, with_field
-from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, Work
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, Work
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.dedup.faiss import packages_problem, threads

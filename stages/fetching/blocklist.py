@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from vlpipe.pipeline.engine.records.forgotten import canonical_url, domains_of
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.forget.entries import READERS, need_domain, need_hex, need_url, read_entries
 from vlpipe.pipeline.shard import Out, Reject, need
-from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.web.url import sendable, without_secrets
 
 BLOCKED = "blocked"

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.forget.opted_out import OptedOut
-from vlpipe.pipeline.service import Service, address
-from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
+from vlpipe.pipeline.files import File, ListFile
+from vlpipe.pipeline.service import Service, ServiceContext, address
+from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.loopback import serving
 from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
-from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
+from vlpipe.stages.common.row import LISTED
 from vlpipe.stages.fetching.blocklist import NOTHING, load
+from vlpipe.stages.fetching.columns import FETCHED
 from vlpipe.stages.images.check import Rules
 from vlpipe.stages.images.decoder import decoding
 from vlpipe.stages.images.image_rows import ImageRows
@@ -26,6 +27,7 @@ from vlpipe.stages.images.resize import Resize
 from vlpipe.stages.lists.list import EXPECTED, FAULT, Pair, count_at_most, listed, read_pairs
 from vlpipe.stages.tars.samples import ORIGINAL
 from vlpipe.stages.web.opt_out_headers import DEFAULT, Signal, is_no
+from vlpipe.stages.web.opted_out import OptedOut
 
 if TYPE_CHECKING:
     from vlpipe.stages.fetching.img2dataset import Img2datasetFetch
@@ -36,9 +38,6 @@ if TYPE_CHECKING:
 PASSING = frozenset(
     {"timeout", "connect", "dns", "disconnected", "host_busy", "http_408", "http_425", "http_429"}
     | {f"http_{status}" for status in range(500, 600)}
-)
-FETCHED = pa.schema(
-    [*LISTED, pa.field("http_status", pa.int32()), pa.field("final_url", pa.string()), *IMAGE_FIELDS]
 )
 
 # Parameters that only our own fetcher keeps to.
@@ -124,13 +123,15 @@ class Fetching(SourceStage):
             need_protego()
         return []
 
-    def shared(self, opted_out: OptedOut) -> Service:
+    def service(self, context: ServiceContext) -> Service:
         """The gate that keeps all workers of a run polite together."""
         from vlpipe.stages.web.politeness import HostGate
 
         limits = self._limits()
         return HostGate(
-            limits.politeness, opted_out, partial(is_no, bot=limits.product, signals=self.opt_out)
+            limits.politeness,
+            context.once(OptedOut),
+            partial(is_no, bot=limits.product, signals=self.opt_out),
         )
 
     def _limits(self) -> Limits:

@@ -23,20 +23,21 @@ from pydantic import Field
 
 from vlpipe.pipeline.engine.worker.guard import row_fault
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.pipeline.forget.opted_out import OptedOut
-from vlpipe.pipeline.service import Address, Service, address
+from vlpipe.pipeline.files import File, ListFile
+from vlpipe.pipeline.service import Address, Service, ServiceContext, address
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import File, ListFile, SourceStage, Work
+from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.loopback import LOOPBACK, serving
 from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
+from vlpipe.stages.fetching.columns import FETCHED
 from vlpipe.stages.fetching.earlier_opt_outs import ALONE, Recall, recalling
-from vlpipe.stages.fetching.images import FETCHED
 from vlpipe.stages.fetching.img2dataset_download import Options, download, loaded, missing
 from vlpipe.stages.fetching.precheck import allowed
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.list import Pair, count_at_most, listed, read_pairs
 from vlpipe.stages.tars.samples import ORIGINAL
+from vlpipe.stages.web.opted_out import OptedOut
 from vlpipe.stages.web.politeness import HostGate
 
 _SEEN = {f.name for f in IMAGE_FIELDS}  # `ImageRows` fills these
@@ -118,9 +119,9 @@ class Img2datasetFetch(SourceStage):
             }
             yield stack.enter_context(engine(options, ports, address()))
 
-    def shared(self, opted_out: OptedOut) -> Service:
+    def service(self, context: ServiceContext) -> Service:
         """What the root knows of who said no; a limit per host is not among what this engine keeps to."""
-        return HostGate(ALONE, opted_out)
+        return HostGate(ALONE, context.once(OptedOut))
 
 
 def columns_out(*, resized: bool) -> pa.Schema:

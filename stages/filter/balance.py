@@ -22,8 +22,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import ShardWriter, need, with_field
-from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, Work
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, Work
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.common.texts import FlatTexts

@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import ShardWriter, need, read_batches, with_field
-from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job, MapStage, Work
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job, MapStage, Work
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.common.texts import FlatTexts

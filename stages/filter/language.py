@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import need, with_field
-from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import batch_size_problems, fixed_batches
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
-from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, without
 from vlpipe.stages.common.rule import scored
 from vlpipe.stages.common.scores import decoded, device, load_model, name_of, processed, with_columns

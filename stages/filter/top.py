@@ -23,8 +23,9 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need, with_field
-from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, Work
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, Work
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.common.texts import FlatTexts

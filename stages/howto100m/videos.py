@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.stage import ListFile
+from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.common.row import RowIds
 from vlpipe.stages.howto100m.captions import Captions, read_captions
 from vlpipe.stages.howto100m.lists import Listed, read_list, read_tasks

@@ -1,0 +1,4 @@
+"""Strangers' image files: checked, decoded in a sandbox, resized, made into rows.
+
+May import `common`.
+"""

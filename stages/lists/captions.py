@@ -10,7 +10,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import ListFile
+from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
 from vlpipe.stages.lists.list import lines, text_of
 

@@ -1,4 +1,4 @@
-"""COCO captions: one row per image with all its human captions, from an image folder or by `coco_url`.
+"""COCO captions: one row per image with all its human captions, from an image folder (`fetching.coco_urls`: by `coco_url`).
 
 https://cocodataset.org/#format-data: `images` (id, file_name, coco_url), `annotations` (image_id, caption).
 """
@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import ListFile
-from vlpipe.stages.fetching.images import Fetching
+from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
 
 
@@ -29,20 +28,6 @@ class CocoCaptions(FolderSource):
 
     def rows(self) -> Iterator[pa.Table]:
         images = read_captions(self.annotations.path, "file_name")
-        yield from captioned_rows(images, source=self.source, text_source="human")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CocoUrls(Fetching):
-    """The same set, with the images fetched from `coco_url` as `fetching.images` does."""
-
-    annotations: ListFile
-    source: str = "coco"
-
-    NAME: ClassVar[str] = "ingest.coco:CocoUrls"
-
-    def rows(self) -> Iterator[pa.Table]:
-        images = read_captions(self.annotations.path, "coco_url")
         yield from captioned_rows(images, source=self.source, text_source="human")
 
 

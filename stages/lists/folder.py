@@ -14,8 +14,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import File, SourceStage, Work
+from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.loopback import inside
 from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds, text

@@ -17,8 +17,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
-from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import without
 from vlpipe.stages.common.region_rows import (
     Arrays,

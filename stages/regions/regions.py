@@ -16,8 +16,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
-from vlpipe.pipeline.stage import MapStage, Weights, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import without
 from vlpipe.stages.common.pixels import MAX_PIXELS, decode
 from vlpipe.stages.common.region_rows import (
@@ -41,8 +42,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class RegionFeatures(MapStage):
     """Add heavy `regions` (see `regions_row`), `region_tags` (Oscar's object tags) and `regions_weights` (sha256).
 
-    detector: a folder that `detector_training.train` wrote, or a public Visual Genome checkpoint with its two lists of names.
-    feat_dim, num_classes: of that detector; the defaults are the Visual Genome one's.
+    detector: a folder that `detector_training.train` wrote, or a public Visual Genome checkpoint with its two lists of
+    names. feat_dim, num_classes: of that detector; the defaults are the Visual Genome one's.
     min_regions, max_regions, confidence, nms: bottom-up attention's rule, see `Pick`. LXMERT: 36 and 36.
     refine: boxes as the head moves them; else those the features were pooled from.
     tag_confidence: regions below it give no tag. Tags stand best first, one per region, so a word may come twice.

@@ -1,0 +1,4 @@
+"""The report page: funnel, gallery, charts, as one HTML file.
+
+May import `common`.
+"""

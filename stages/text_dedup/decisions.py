@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out, ShardWriter, need, ref, reference_columns
-from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import with_texts
 from vlpipe.stages.common.row import TEXTS
 
@@ -52,8 +53,8 @@ class DropTexts(MapStage):
     """Mark the texts decided against: kept False, and why. A text that was dropped before keeps its reason. The log, which
     `vlpipe why` tells, names the witness of each.
 
-    decisions: `{from: STEP, path: texts.parquet}`, of `text_dedup.texts` or `decontamination.decontaminate`. Entries that were
-    added to `texts` since then are left as they are. Codes of faults: not_in_decisions, text_changed.
+    decisions: `{from: STEP, path: texts.parquet}`, of `text_dedup.texts` or `decontamination.decontaminate`. Entries
+    that were added to `texts` since then are left as they are. Codes of faults: not_in_decisions, text_changed.
     """
 
     decisions: File

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from vlpipe.pipeline.stage import File, Weights
+from vlpipe.pipeline.files import File, Weights
 
 MODELS = "vlpipe.models"
 OBJECTIVES = "vlpipe.models.objectives"

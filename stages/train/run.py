@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from vlpipe.models import distributed
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.stages.loading.loader import Loader
 from vlpipe.stages.train.build import build_net, build_optimiser, load_tokenizer
 from vlpipe.stages.train.collapse import LossRow
+from vlpipe.stages.train.loader import Loader
 from vlpipe.stages.train.recipe import Optimisation, Recipe
 from vlpipe.stages.train.runtime import pick_device, seed_all
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import File, GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.loading.rows import usable
 

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 
 # A folder or an fsspec URL, which is not hashed; or {from: STEP, path: NAME}.
 VideosRoot: TypeAlias = Annotated[str | File, Field(union_mode="left_to_right")]

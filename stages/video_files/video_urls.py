@@ -25,10 +25,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.pipeline.forget.opted_out import OptedOut
-from vlpipe.pipeline.service import Service, address
+from vlpipe.pipeline.files import File, ListFile
+from vlpipe.pipeline.service import Service, ServiceContext, address
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import File, ListFile, Work
+from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.common.loopback import serving
 from vlpipe.stages.common.row import ListIds
@@ -44,6 +44,7 @@ from vlpipe.stages.video_files.video_rows import CHUNK_BYTES, ENDINGS, Row, Vide
 from vlpipe.stages.web.fetch import Answer, Fetch, fetcher
 from vlpipe.stages.web.limits import Limits
 from vlpipe.stages.web.opt_out_headers import DEFAULT, Signal, is_no
+from vlpipe.stages.web.opted_out import OptedOut
 from vlpipe.stages.web.politeness import HostGate
 from vlpipe.stages.web.robots import need_protego
 
@@ -81,8 +82,8 @@ class VideoUrls(VideoSource):
     """list: parquet, tsv, csv or jsonl with a column `url`. videos: the folder or fsspec URL that the files go to.
 
     asking: timeouts, sizes, politeness, opt-outs. serve: host name -> folder that answers for it on a loopback port, the
-    one exemption from the rule that only public addresses are asked. blocklist: URLs, domains, content (`fetching.blocklist`);
-    a file that came before it was listed gives no row any more, and stays.
+    one exemption from the rule that only public addresses are asked. blocklist: URLs, domains, content
+    (`fetching.blocklist`); a file that came before it was listed gives no row any more, and stays.
     The cues are those of a text track in the file. More codes: those of `fetching.images:FetchImages` but for decoding.
     """
 
@@ -106,10 +107,10 @@ class VideoUrls(VideoSource):
             need_protego()
         return super().preflight()
 
-    def shared(self, opted_out: OptedOut) -> Service:
+    def service(self, context: ServiceContext) -> Service:
         """The gate that keeps all workers of a run polite together."""
         judge = partial(is_no, bot=self.asking.product, signals=self.asking.opt_out)
-        return HostGate(self.asking.politeness, opted_out, judge)
+        return HostGate(self.asking.politeness, context.once(OptedOut), judge)
 
     def row_schema(self) -> pa.Schema:
         return FOUND

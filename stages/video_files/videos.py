@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.pipeline.stage import Listing
+from vlpipe.pipeline.files import Listing
 from vlpipe.stages.common.row import ListIds
 from vlpipe.stages.lists.list import BATCH_ROWS
 from vlpipe.stages.subtitles.read import MAX_BYTES, OTHERWISE, read_subtitles

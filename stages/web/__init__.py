@@ -1,0 +1,4 @@
+"""HTTP as a polite and careful client: addresses, deadlines, limits per host, robots.txt, opt-outs.
+
+May import `common`.
+"""

@@ -16,8 +16,9 @@ from typing import Any
 
 from vlpipe.pipeline.engine.records.forgotten import hashed
 from vlpipe.pipeline.errors import RowFault, VlpipeError, explain
-from vlpipe.pipeline.forget.opted_out import OptedOut, hash_of_url
+from vlpipe.pipeline.inspect.opted_out import hash_of_url
 from vlpipe.pipeline.service import Address, Peer, connect
+from vlpipe.stages.web.opted_out import OptedOut
 
 GATHER_S = 0.001  # messages are collected for this long: one line for many of them
 MAX_STRIKES = 30  # 2 ** 30 s is for ever

@@ -14,9 +14,10 @@ from kill_points import forked, kill_at
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.engine.records.forget_journal import is_half_done
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget.apply import finish, forget, is_half_done
+from vlpipe.pipeline.forget.apply import finish, forget
 from vlpipe.pipeline.forget.scan import find
 from vlpipe.pipeline.forget.wanted import read_wanted
 from vlpipe.pipeline.storage.store import Store, sha256_file

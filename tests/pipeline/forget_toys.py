@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.shard import Out, Reject, ShardWriter, heavy, read_batches, ref
-from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Work
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Work
 
 # Row n has a url on its own host; n and n + 1 are twins for even n; every fifth is dead.
 CHAIN = """

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.shard import heavy, with_field
-from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Work
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Work
 
 
 def note(path: str, num_rows: int) -> None:

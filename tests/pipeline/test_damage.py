@@ -17,8 +17,8 @@ from vlpipe.pipeline.cli.app import app
 from vlpipe.pipeline.engine.records.forgotten import add_forgotten
 from vlpipe.pipeline.engine.records.receipts import Receipt, receipts_in
 from vlpipe.pipeline.errors import VlpipeError, explain
-from vlpipe.pipeline.forget.opted_out import REL as OPTED_OUT
-from vlpipe.pipeline.forget.opted_out import OptedOut, hash_of_url
+from vlpipe.pipeline.inspect.opted_out import REL as OPTED_OUT
+from vlpipe.pipeline.inspect.opted_out import OptedOut, hash_of_url
 from vlpipe.pipeline.storage.sealed import sealed, unsealed
 from vlpipe.pipeline.storage.store import Store
 

@@ -12,7 +12,7 @@ import pytest
 from vlpipe.pipeline.engine.records.keys import tree_digest
 from vlpipe.pipeline.engine.worker import local_files
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,10 @@ import pytest
 
 from vlpipe.pipeline.engine.records.forgotten import SCHEMA, add_forgotten, hashed, read_forgotten
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget.opted_out import OptedOut, read_hashes
+from vlpipe.pipeline.inspect.opted_out import read_hashes
 from vlpipe.pipeline.parquet.text_sets import TextSet
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.web.opted_out import OptedOut
 
 
 def added(store: Store, **values: list[str]) -> None:

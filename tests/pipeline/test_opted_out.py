@@ -14,9 +14,10 @@ from helpers import left
 from kill_points import forked, kill_at
 
 from vlpipe.pipeline.engine.records.forgotten import hashed
-from vlpipe.pipeline.forget import opted_out
-from vlpipe.pipeline.forget.opted_out import OptedOut, hash_of_url, read_hashes
+from vlpipe.pipeline.inspect import opted_out
+from vlpipe.pipeline.inspect.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.web.opted_out import OptedOut
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import pytest
 from cli_helpers import Runs
 
 from vlpipe.pipeline.cli import progress
-from vlpipe.pipeline.engine import progress_notes
+from vlpipe.pipeline.engine.records import progress_notes
 
 ROWS = '  rows: {{use: "progress_toys:Rows", num_rows: {num}, seconds: {seconds}, shard_rows: {size}}}\n'
 

@@ -14,7 +14,8 @@ import pytest
 from cli_helpers import Runs
 
 from vlpipe.pipeline.errors import VlpipeWarning
-from vlpipe.pipeline.stage import GatherStage, Job, ListFile, MapStage, SourceStage, Work
+from vlpipe.pipeline.files import ListFile
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Work
 
 
 @dataclass(frozen=True, kw_only=True)

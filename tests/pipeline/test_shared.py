@@ -15,8 +15,8 @@ import pytest
 
 from vlpipe.pipeline import service
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget.opted_out import OptedOut
 from vlpipe.pipeline.service import Address, Peer, Services, connect
+from vlpipe.stages.web.opted_out import OptedOut
 
 WORKER = """
 import asyncio, sys, time

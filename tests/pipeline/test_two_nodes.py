@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 import pyarrow as pa
 from vlpipe.pipeline.shard import with_field
-from vlpipe.pipeline.stage import File, ListFile, MapStage, SourceStage
+from vlpipe.pipeline.files import File, ListFile
+from vlpipe.pipeline.stage import MapStage, SourceStage
 from words import upper
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File, ListFile, Weights
 from vlpipe.pipeline.shard import need, with_field
-from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Weights, Work
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Work
 from vlpipe.pipeline.workflow.load import (
     Resources,
     Workflow,

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.errors import WorkflowError
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import heavy, need, with_field
-from vlpipe.pipeline.stage import File, GatherStage, Job, MapStage, SourceStage, Weights, Work
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Work
 from vlpipe.pipeline.workflow.load import Workflow
 
 

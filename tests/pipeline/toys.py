@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 
 from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
-from vlpipe.pipeline.stage import File, GatherStage, Job, ListFile, MapStage, SourceStage, Work
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Work
 
 
 def payload(n: int, num_bytes: int) -> bytes:

@@ -16,8 +16,8 @@ from PIL import Image
 
 from vlpipe.models.blip import Blip
 from vlpipe.models.tokenizer import Tokenizer
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import heavy
-from vlpipe.pipeline.stage import Weights
 from vlpipe.stages.common.row import TEXTS
 
 # MKL's results then do not depend on a row's place in its batch; read at its first use in a process.

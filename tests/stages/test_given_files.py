@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 from vlpipe.stages.common.rule import load_preset
 from vlpipe.stages.decontamination.texts import read_set
 from vlpipe.stages.filter.balance import read_entries

@@ -113,7 +113,7 @@ class RayExecutor:
         if isinstance(task, GatherTask):
             ref = remote_gather.options(**self._options(one, held)).remote(task, res)
         else:
-            task = replace(task, shared=self._services.address(one.name, task.stage.shared, task.store))
+            task = replace(task, shared=self._services.address(one.name, task.stage.service, task.store))
             if not self._start.ask.actors:
                 ref = remote_shard.options(**self._options(one, held)).remote(task, res.gpus)
             else:

@@ -20,10 +20,10 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from vlpipe.pipeline.engine.on_ray import probe
 from vlpipe.pipeline.engine.on_ray.connection import Cluster, node_resources
-from vlpipe.pipeline.engine.on_ray.probe import DRIVER_FOLDER, source_digest
 from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.engine.worker import node_probe as probe
+from vlpipe.pipeline.engine.worker.node_probe import DRIVER_FOLDER, source_digest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.params import files_of

@@ -14,7 +14,8 @@ from vlpipe.pipeline.engine.executor import WorkerDied
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker.device import granted
 from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask, run_gather
-from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard, set_torch_threads
+from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard
+from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
 from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
 from vlpipe.pipeline.stage import Work

@@ -20,7 +20,8 @@ from typing import Any
 
 from vlpipe.pipeline.engine.records.source_hash import source_hash
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
-from vlpipe.pipeline.stage import File, ListFile, Listing, MapStage, Stage, Weights
+from vlpipe.pipeline.files import File, ListFile, Listing, Weights
+from vlpipe.pipeline.stage import MapStage, Stage
 from vlpipe.pipeline.storage.digest_cache import RECENT_S, DigestCache
 from vlpipe.pipeline.storage.store import Store, sha256_file
 from vlpipe.pipeline.workflow.hub import hub_commit

@@ -1,8 +1,7 @@
 """Run a stage's function in a process of its own, so that a row that kills it, or takes for ever, can be found and named.
 
-Used after a shard has killed a worker twice, and for steps with a `row_group_timeout_s`: `python -m
-vlpipe.pipeline.engine.worker.child_process` reads pickled batches from its standard input and answers on its standard output; it is started
-again after each death.
+Used after a shard has killed a worker twice, and for steps with a `row_group_timeout_s`: this module, run as a program,
+reads pickled batches from its standard input and answers on its standard output; it is started again after each death.
 """
 
 from __future__ import annotations
@@ -137,7 +136,7 @@ def isolated(
 
 def main() -> None:
     """The child: open the stage, then answer batch after batch."""
-    from vlpipe.pipeline.engine.worker.map_shard import opened
+    from vlpipe.pipeline.engine.worker.open_stage import opened
 
     answers = sys.stdout.buffer
     sys.stdout = sys.stderr  # a print in a stage must not end up between the answers

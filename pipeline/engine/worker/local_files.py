@@ -12,10 +12,11 @@ from typing import TypeVar
 
 import fsspec
 
-from vlpipe.pipeline.engine.on_ray.probe import on_this_node
 from vlpipe.pipeline.engine.records.keys import check_unchanged, tree_digest, walk_files
+from vlpipe.pipeline.engine.worker.node_probe import on_this_node
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import File, Listing, Stage
+from vlpipe.pipeline.files import File, Listing
+from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.storage.digest_cache import private_folder
 from vlpipe.pipeline.storage.store import sha256_file
 from vlpipe.pipeline.workflow.hub import hub_folder

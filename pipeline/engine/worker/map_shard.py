@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.progress_notes import noted
+from vlpipe.pipeline.engine.records.progress_notes import noted
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
     damaged,
@@ -32,12 +31,12 @@ from vlpipe.pipeline.engine.records.receipts import (
 from vlpipe.pipeline.engine.records.source_hash import recorded_hash, running_source
 from vlpipe.pipeline.engine.worker.captured_output import output_in
 from vlpipe.pipeline.engine.worker.guard import Faults, hopeless_at, run_guarded
-from vlpipe.pipeline.engine.worker.local_files import here
+from vlpipe.pipeline.engine.worker.open_stage import opened
 from vlpipe.pipeline.engine.worker.settle import Settle
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.parquet.conform import OwnIds, need_ids
 from vlpipe.pipeline.parquet.conservation import check_conserved
-from vlpipe.pipeline.service import Address, at
+from vlpipe.pipeline.service import Address
 from vlpipe.pipeline.shard import (
     Heavy,
     Out,
@@ -78,28 +77,6 @@ class ShardTask:
     again: frozenset[str] = frozenset()  # `vlpipe retry`: only rows rejected for these codes are run
     counts: Mapping[str, int] = field(default_factory=dict)  # of the rows that are not run again
     source: str = ""  # of the code that made those
-
-
-@contextmanager
-def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -> Iterator[Work]:
-    """The stage's function, with torch's threads as the step wants them."""
-    if stage.TORCH:
-        set_torch_threads(torch_threads)
-    with ExitStack() as stack:
-        with at(shared):
-            work = stack.enter_context(here(stage).open())
-        yield work
-
-
-def set_torch_threads(num: int) -> None:
-    """Threads, and MKL's reproducible mode: without it a row's result depends on its place in the batch (measured).
-
-    MKL reads the variable at the first matrix product of the process; later it has no effect.
-    """
-    os.environ.setdefault("MKL_CBWR", "AUTO")
-    import torch
-
-    torch.set_num_threads(num)
 
 
 def own_schema(task: ShardTask) -> pa.Schema:

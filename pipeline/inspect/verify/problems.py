@@ -8,8 +8,7 @@ from typing import Literal, TypeVar
 
 import pyarrow as pa
 
-from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.storage.printable import cut, printable
+from vlpipe.pipeline.errors import VlpipeError, cut, printable
 
 T = TypeVar("T")
 Kind = Literal[

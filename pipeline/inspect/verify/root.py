@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from vlpipe.pipeline.engine.locking.lock_file import lock_files, parse
 from vlpipe.pipeline.engine.plan import RECORD
 from vlpipe.pipeline.engine.records import forgotten
+from vlpipe.pipeline.engine.records.forget_journal import JOURNAL
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget import opted_out
-from vlpipe.pipeline.forget.apply import JOURNAL
+from vlpipe.pipeline.inspect import opted_out
 from vlpipe.pipeline.inspect.verify.problems import Problem, read_or_problem
 from vlpipe.pipeline.storage.sealed import read_sealed
 from vlpipe.pipeline.storage.store import Store

@@ -120,10 +120,7 @@ def command(verb: Callable[..., None], *args: Any, **options: Any) -> str:
 
     text = io.StringIO()
     consoles = {
-        id(c): c
-        for module in (main, commands)
-        for c in vars(module).values()
-        if type(c).__name__ == "Console"
+        id(c): c for module in (app, commands) for c in vars(module).values() if type(c).__name__ == "Console"
     }
     for console in consoles.values():
         console.file = text

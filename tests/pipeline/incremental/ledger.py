@@ -150,7 +150,7 @@ class Units:
 
     def _declared(self, stage: Any, params: Mapping[str, Any]) -> list[Any]:
         """Class, VERSION, parameters; a file counts by what it holds now, and what only lists rows not at all."""
-        from vlpipe.pipeline.stage import ListFile
+        from vlpipe.pipeline.files import ListFile
         from vlpipe.pipeline.workflow.load import files_of
 
         files = files_of(stage)

@@ -11,7 +11,7 @@ import torch
 from vlpipe.models.blip import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import SchemaError
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.caption.generate import Caption
 from vlpipe.stages.common.batches import seed_of

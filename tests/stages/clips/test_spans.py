@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.clips.spans import SpanClips
 from vlpipe.stages.video.rows import CLIPS

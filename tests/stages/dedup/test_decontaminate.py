@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from vlpipe.pipeline.cli import commands
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Reject, heavy
-from vlpipe.pipeline.stage import Dataset, File
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
 from vlpipe.stages.decontamination.decontaminate import Decontaminate

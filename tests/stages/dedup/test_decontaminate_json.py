@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
 from vlpipe.stages.decontamination.decontaminate import Decontaminate

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 from vlpipe.stages.decontamination.sets import EvalSet, from_files, read_vectors
 from vlpipe.stages.decontamination.texts import read_set
 

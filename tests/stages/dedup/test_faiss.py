@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import heavy
-from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.dedup import search

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import heavy
-from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import Gathered, dataset, run_gather, run_map
 from vlpipe.stages.dedup import exact
 from vlpipe.stages.dedup.decide import Decide

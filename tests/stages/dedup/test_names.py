@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.dedup import decide as decide_module

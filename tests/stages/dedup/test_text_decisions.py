@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.row import text
 from vlpipe.stages.text_dedup.decisions import TEXT_DECISIONS, DropTexts, write_text_decisions

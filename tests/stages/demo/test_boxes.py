@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import run_gather, run_map
-from vlpipe.stages.demo.boxes import TrueBoxes
 from vlpipe.stages.demo.scenes import COLOURS, GROUNDS, SIZE_PX
 from vlpipe.stages.demo.world import URL, World
+from vlpipe.stages.ground_truth.boxes import TrueBoxes
 
 
 def test_boxes_hold_the_shapes(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.row import RESULTS
-from vlpipe.stages.demo.retiming_truth import SCORES, RetimingTruth, auc
+from vlpipe.stages.ground_truth.retiming import SCORES, RetimingTruth, auc
 from vlpipe.stages.video.rows import CUES
 
 

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.row import TEXTS, text
-from vlpipe.stages.demo.dedup_truth import DedupTruth
-from vlpipe.stages.demo.filter_truth import FilterTruth
 from vlpipe.stages.demo.world import TRUTH
+from vlpipe.stages.ground_truth.dedup import DedupTruth
+from vlpipe.stages.ground_truth.filter import FilterTruth
 
 RED = {
     "shape": "circle",

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Heavy, Reject, Shard, write_shard
-from vlpipe.pipeline.stage import Dataset, File
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import Gathered, dataset, run_gather, run_map
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text

@@ -11,8 +11,8 @@ from PIL import Image
 
 from vlpipe.models.blip import Blip
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import is_heavy
-from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.features.embed import Embed, tiny

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vlpipe.pipeline.errors import SchemaError
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.alignment.clip_text_score import ClipTextScore
 from vlpipe.stages.common.model import load

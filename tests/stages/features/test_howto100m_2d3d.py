@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from vlpipe.models.resnet import ResNet
 from vlpipe.models.resnext3d import ResNeXt3d
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import heavy_names
-from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.features.howto100m_2d3d import DIM, Features2d3d, clip_feature, resnet
 

@@ -19,8 +19,9 @@ from vlpipe.models.detection.config import DetectorConfig
 from vlpipe.models.detection.faster_rcnn import FasterRcnn
 from vlpipe.models.detection.layouts import to_detectron2
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Heavy, is_heavy, write_shard
-from vlpipe.pipeline.stage import Dataset, Weights
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.detector import load, save_names

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
 from vlpipe.stages.regions.hf_detectors import HFRegionFeatures, class_probs

@@ -15,8 +15,8 @@ import torch
 from vlpipe.models.s3d import S3d
 from vlpipe.models.s3dg import S3dG
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import is_heavy, read_batches
-from vlpipe.pipeline.stage import Weights
 from vlpipe.pipeline.testing import dataset, run_map
 from vlpipe.stages.features.s3d import S3dFeatures, features_type
 from vlpipe.stages.features.s3d_weights import MEAN_STD, normalised

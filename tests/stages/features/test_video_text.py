@@ -15,8 +15,8 @@ import torch
 
 from vlpipe.models.s3dg import S3dG, TextModule
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import HEAVY
-from vlpipe.pipeline.stage import File, Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.alignment.clip_text_score import ClipTextScore, mean_within
 from vlpipe.stages.alignment.retime import RetimeCues, best_shift, scores_at

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import HEAVY
-from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import Gathered, dataset, run_gather, run_map
 from vlpipe.stages.features.s3d import features_type
 from vlpipe.stages.features.video_tokens import FitVideoTokens, VideoTokens

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, CLIPModel
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.pixels import decode
 from vlpipe.stages.common.row import text

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.common.rule import load_preset

@@ -12,7 +12,7 @@ import torch
 from vlpipe.models.blip import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import text

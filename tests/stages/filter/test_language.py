@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.common.rule import encoder_of

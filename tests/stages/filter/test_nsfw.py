@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import ViTForImageClassification
 
-from vlpipe.pipeline.stage import Weights
+from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.pixels import decode
 from vlpipe.stages.common.rule import Rule, encoder_of

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import File, ListFile
+from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.row import LISTED
 from vlpipe.stages.fetching.blocklist import Blocklist, DropBlocked, load, spellings

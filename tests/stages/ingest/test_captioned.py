@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import File, ListFile, SourceStage
+from vlpipe.pipeline.files import File, ListFile
+from vlpipe.pipeline.stage import SourceStage
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.fetching.images import FETCHED
 from vlpipe.stages.lists.captions import CaptionsJsonl

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.pipeline.stage import ListFile
+from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.fetching.images import FetchImages
 from vlpipe.stages.web.client import DRAIN_BYTES, Client
 from vlpipe.stages.web.headers import Headers

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 from threat_server import PLAIN, LocalImages
 
+from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import ListFile
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.fetching.images import FETCHED, PASSING, FetchImages
 from vlpipe.stages.images.resize import Resize

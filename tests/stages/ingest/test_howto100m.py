@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clips`
 from clips import clip
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import ListFile
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.howto100m.lists import read_tasks
 from vlpipe.stages.howto100m.videos import HOWTO100M, HowTo100M

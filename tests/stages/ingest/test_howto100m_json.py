@@ -73,7 +73,7 @@ def test_what_is_broken_is_named(content: bytes, said: str) -> None:
 WORKER = """
 import re, sys
 from pathlib import Path
-from vlpipe.pipeline.stage import ListFile
+from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.howto100m.videos import HowTo100M
 from vlpipe.stages.howto100m.captions_json import entries
 

@@ -15,8 +15,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.shard import heavy_names
-from vlpipe.pipeline.stage import File, ListFile
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.loopback import inside, serving
 from vlpipe.stages.fetching.images import FETCHED, FetchImages

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.tars.img2dataset import FromImg2dataset
 from vlpipe.stages.tars.samples import IMAGES

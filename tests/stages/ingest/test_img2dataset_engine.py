@@ -18,11 +18,11 @@ from PIL import Image
 
 from vlpipe.pipeline.engine.worker.guard import is_nobodys
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.forget.opted_out import hash_of_url, read_hashes
+from vlpipe.pipeline.files import File, ListFile
+from vlpipe.pipeline.inspect.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.parquet.text_sets import to_hex
 from vlpipe.pipeline.service import Services
 from vlpipe.pipeline.shard import Out, heavy_names
-from vlpipe.pipeline.stage import File, ListFile
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.pixels import decode

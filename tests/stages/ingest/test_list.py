@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import ListFile
+from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.row import LISTED
 from vlpipe.stages.fetching.images import FetchImages

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from vlpipe.pipeline.cli import commands
 from vlpipe.pipeline.engine.records.receipts import read_rejects
-from vlpipe.pipeline.forget.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.inspect.on_disk import step_folders
+from vlpipe.pipeline.inspect.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.parquet.text_sets import to_hex
 from vlpipe.pipeline.storage.store import Store
 

@@ -18,7 +18,7 @@ resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 resource.setrlimit(resource.RLIMIT_CPU, (25, 25))
 import pyarrow as pa
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.pipeline.stage import File, ListFile
+from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.lists.captions import CaptionsJsonl
 from vlpipe.stages.common.pixels import decode

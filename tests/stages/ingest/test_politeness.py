@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.pipeline.forget.opted_out import hash_of_url, read_hashes
+from vlpipe.pipeline.inspect.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.parquet.text_sets import to_hex
 from vlpipe.pipeline.service import Address, Services
 from vlpipe.pipeline.storage.store import Store

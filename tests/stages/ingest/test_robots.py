@@ -12,8 +12,8 @@ import pytest
 from threat_server import LocalImages, noise
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import File, ListFile
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.fetching.images import FetchImages
 from vlpipe.stages.lists.list import Pair, listed

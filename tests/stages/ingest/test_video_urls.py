@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `clips`
 from clips import clip
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import File, ListFile
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.howto100m.videos import HowTo100M
 from vlpipe.stages.video.rows import VIDEOS

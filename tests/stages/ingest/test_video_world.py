@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.stage import Listing
+from vlpipe.pipeline.files import Listing
 from vlpipe.pipeline.testing import run_gather, run_map
 from vlpipe.stages.demo.video_world import VideoWorld
 from vlpipe.stages.video_files.videos import Videos

@@ -23,8 +23,8 @@ from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.plan import Planned, plan, remember
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.files import Listing
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import Listing
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
 from vlpipe.pipeline.workflow.load import Workflow

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
-from vlpipe.pipeline.stage import File
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.tars.samples import IMAGES
 from vlpipe.stages.tars.tar_members import samples

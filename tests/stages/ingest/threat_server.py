@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlpipe.pipeline.stage import ListFile
+from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.fetching.images import FetchImages
 
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from vlpipe.models.tokenizer import Tokenizer
-from vlpipe.pipeline.stage import Dataset, File
+from vlpipe.pipeline.files import File
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
 from vlpipe.stages.train.train import Train

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from vlpipe.models.objectives.lm import Lm
-from vlpipe.pipeline.stage import File, GatherStage, Job
+from vlpipe.pipeline.files import File
+from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
 
 GATED_STEP = 6  # of those this process does

@@ -16,8 +16,9 @@ from PIL import Image
 from vlpipe.models.detection.faster_rcnn import FasterRcnn
 from vlpipe.models.resnet import ResNet
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import heavy
-from vlpipe.pipeline.stage import Dataset, File, Weights
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.detector import load
 from vlpipe.stages.common.region_rows import OBJECTS

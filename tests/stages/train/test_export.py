@@ -8,7 +8,8 @@ import torch
 from transformers.utils.logging import is_progress_bar_enabled
 
 from vlpipe.models.blip import Blip
-from vlpipe.pipeline.stage import Dataset, Weights
+from vlpipe.pipeline.files import Weights
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import run_gather
 from vlpipe.stages.export.transformers import ExportHF
 from vlpipe.stages.train.train import Train

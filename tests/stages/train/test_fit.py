@@ -18,7 +18,8 @@ from vlpipe.models.blip import Blip
 from vlpipe.models.objectives.lm import IGNORE, Lm, next_tokens
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.stage import Dataset, Weights
+from vlpipe.pipeline.files import Weights
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import Gathered, dataset, run_gather
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, LOSSES
 from vlpipe.stages.train import fit as fit_module

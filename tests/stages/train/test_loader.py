@@ -19,8 +19,8 @@ from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
-from vlpipe.stages.loading.loader import Loader, ahead, augmented
 from vlpipe.stages.loading.rows import int64_id
+from vlpipe.stages.train.loader import Loader, ahead, augmented
 from vlpipe.stages.train.recipe import Augmentation
 from vlpipe.stages.train.train import Train
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from vlpipe.models.tokenizer import Tokenizer
-from vlpipe.pipeline.stage import Dataset, File
+from vlpipe.pipeline.files import File
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.train.tokenizer import TrainTokenizer

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from vlpipe.pipeline.stage import File
+from vlpipe.pipeline.files import File
 from vlpipe.stages.clips.frame_signals import FrameSignals
 from vlpipe.stages.video.root import root_path
 

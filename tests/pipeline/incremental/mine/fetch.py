@@ -11,8 +11,9 @@ from typing import ClassVar
 import pyarrow as pa
 
 from mine.spy import World, note
+from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.shard import Out, Reject, heavy
-from vlpipe.pipeline.stage import ListFile, SourceStage, Work
+from vlpipe.pipeline.stage import SourceStage, Work
 
 MARK = "0"
 

@@ -11,7 +11,8 @@ from typing import ClassVar
 import pyarrow as pa
 
 from mine.spy import note
-from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.pipeline.files import File
+from vlpipe.pipeline.stage import MapStage, Work
 
 MARK = "0"
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
-from vlpipe.pipeline.stage import File, MapStage, Work
+from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import without
 from vlpipe.stages.common.region_rows import OBJECTS
-from vlpipe.stages.demo.filter_truth import read_truth
+from vlpipe.stages.ground_truth.filter import read_truth
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import File, GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.video.rows import CUES
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import File, GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.row import RESULTS, TEXTS
 from vlpipe.stages.demo.judge import right
 from vlpipe.stages.demo.scenes import Scene, Thing

@@ -1,14 +1,11 @@
-"""`<root>/opted_out/`: URLs that said no, by hash, with their words. What fetches into this root asks none of them again.
+"""The URLs that opted out, as a run remembers them: read from `<root>/opted_out/` once, and written as they are noted.
 
-No key and no receipt knows of it: a shard that is finished is not fetched again, and one that is not has seen the world
-as it was. Remove the folder, and later fetches ask again. Parts of Parquet, of which the last is written anew as it
-grows: one whole file per write, on any store.
+Of the parts the last is written anew as it grows: one whole file per write, on any store.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from array import array
 from collections.abc import Sequence
@@ -17,27 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.engine.records.forgotten import canonical_url, hashed
-from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.parquet.text_sets import DIGEST, Digests, from_hex
+from vlpipe.pipeline.inspect.opted_out import REL, SCHEMA, Row, part_names, read, rows_of
+from vlpipe.pipeline.parquet.text_sets import DIGEST, Digests
 from vlpipe.pipeline.storage.store import Store
 
-REL = "opted_out"
-SCHEMA = pa.schema(
-    [
-        ("hash", pa.string()),  # as in `forgotten.parquet`: of the canonical URL
-        ("evidence", pa.string()),  # verbatim
-        ("first_seen", pa.timestamp("ms", "UTC")),
-    ]
-)
 PART_ROWS = 16_384  # of a part that is full; writing it took 10 ms
 WRITE_S = 0.5  # between two writes: what comes meanwhile goes into one
-
-Row = tuple[str, str, int]  # hash, evidence, ms since 1970
-
-
-def hash_of_url(url: str) -> str:
-    return hashed("url", canonical_url(url))
 
 
 class _Said:
@@ -96,9 +78,9 @@ class OptedOut:
         self._root.sweep(REL)
         parts: list[tuple[Digests, array[int]]] = []
         for name in part_names(self._root):
-            hashes, table = _read(self._root, name)
+            hashes, table = read(self._root, name)
             parts.append((hashes, array("I", map(self._said.place, table["evidence"].to_pylist()))))
-            self._part, self._tail = int(name.removesuffix(".parquet")), _rows(table)
+            self._part, self._tail = int(name.removesuffix(".parquet")), rows_of(table)
         self._said.read(parts)
         self._turn_page()
         self._loaded = True
@@ -144,49 +126,3 @@ class OptedOut:
     def _turn_page(self) -> None:
         if len(self._tail) >= PART_ROWS:
             self._part, self._tail = self._part + 1, []
-
-
-def part_names(root: Store) -> list[str]:
-    """In order; a write may be under way. VlpipeError: a Parquet file with another name lies there."""
-    names = [name for name in root.list(REL) if name.endswith(".parquet") and name[0] != "."]
-    for name in names:
-        if not re.fullmatch(r"\d{6,}\.parquet", name):
-            raise VlpipeError(
-                f"{root.path(f'{REL}/{name}')} is no part of a list of who said no: move it away"
-            )
-    return names
-
-
-def read_part(root: Store, name: str) -> list[Row]:
-    return _rows(_read(root, name)[1])
-
-
-def _rows(table: pa.Table) -> list[Row]:
-    seen = table["first_seen"].cast(pa.int64())
-    return list(
-        zip(*(column.to_pylist() for column in (table["hash"], table["evidence"], seen)), strict=True)
-    )
-
-
-def _read(root: Store, name: str) -> tuple[Digests, pa.Table]:
-    """A part, and its hashes. VlpipeError where it is damaged: nobody may be asked again because of that."""
-    path = f"{REL}/{name}"
-    try:
-        with root.open(path) as handle, pq.ParquetFile(handle) as file:
-            if file.schema_arrow.remove_metadata() != SCHEMA:
-                raise ValueError(f"it has the columns {', '.join(file.schema_arrow.names)}")
-            table = file.read()
-        if any(column.null_count for column in table.columns):
-            raise ValueError("it has empty cells")
-        return from_hex(table["hash"]), table
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise VlpipeError(
-            f"{root.path(path)} cannot be read ({error}): it says which URLs asked not to be fetched. Put a copy of it "
-            "back; without it, if you remove it, they are asked once more"
-        ) from error
-
-
-def read_hashes(root: Store) -> Digests:
-    """Of all URLs that said no, sorted; one part at a time is read."""
-    parts = [np.empty(0, DIGEST), *(_read(root, name)[0] for name in part_names(root))]
-    return np.unique(np.concatenate(parts))

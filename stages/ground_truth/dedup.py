@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
-from vlpipe.pipeline.stage import Dataset, File, GatherStage, Job
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.stages.common.row import RESULTS
-from vlpipe.stages.demo.filter_truth import read_truth
+from vlpipe.stages.ground_truth.filter import read_truth
 
 
 @dataclass(frozen=True, kw_only=True)

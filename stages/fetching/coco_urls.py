@@ -1,0 +1,28 @@
+"""COCO captions with the images fetched: one row per image with all its human captions, by `coco_url`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pyarrow as pa
+
+from vlpipe.pipeline.files import ListFile
+from vlpipe.stages.fetching.images import Fetching
+from vlpipe.stages.lists.coco import read_captions
+from vlpipe.stages.lists.folder import captioned_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoUrls(Fetching):
+    """`lists.coco:CocoCaptions`, with the images fetched from `coco_url` as `fetching.images` does."""
+
+    annotations: ListFile
+    source: str = "coco"
+
+    NAME: ClassVar[str] = "ingest.coco:CocoUrls"
+
+    def rows(self) -> Iterator[pa.Table]:
+        images = read_captions(self.annotations.path, "coco_url")
+        yield from captioned_rows(images, source=self.source, text_source="human")

@@ -1,0 +1,193 @@
+"""The rooms of the code: files, lines, what imports what. `make check` prints it; exit code 1 where a rule is broken.
+
+python tools/house.py            # a line per room, then what the engine cannot run without
+python tools/house.py --imports  # and which rooms each room imports
+
+Lines of code: without blank lines, comments and docstrings. An import counts wherever it stands, also in a function and
+under TYPE_CHECKING. A room is a folder below `pipeline/` or `stages/`, or a file at the top of `pipeline/`; `models/` is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import sys
+import tokenize
+from collections import defaultdict
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+HERE = Path(__file__).parents[1]
+TOPS = ("pipeline", "stages", "models")
+MAX_FILES, MAX_LINES = 15, 400
+# A run on this machine and one on Ray: what they import, at once or when a step wants it.
+ENGINE = ("pipeline.engine.runner", "pipeline.engine.local_executor", "pipeline.engine.on_ray.executor")
+NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
+
+
+@dataclass(frozen=True)
+class File:
+    """name: dotted, without `vlpipe.`; imports: names of other files."""
+
+    name: str
+    room: str
+    num_lines: int
+    num_code: int
+    imports: frozenset[str]
+
+
+def read(root: Path) -> dict[str, File]:
+    paths = {_name(p, root): p for top in TOPS for p in sorted((root / top).rglob("*.py"))}
+    found = {}
+    for name, path in paths.items():
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        imports = frozenset(_imports(tree, paths) - {name})
+        found[name] = File(
+            name, _room(name, path), len(text.splitlines()), _num_code(text, tree), imports
+        )
+    return found
+
+
+def _name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _room(name: str, path: Path) -> str:
+    if name.startswith("models"):
+        return "models"
+    return name if path.name == "__init__.py" or name.count(".") == 1 else name.rpartition(".")[0]
+
+
+def _imports(tree: ast.Module, known: dict[str, Path]) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner.removeprefix("vlpipe.") in known else node.module)
+    return {name.removeprefix("vlpipe.") for name in found} & set(known)
+
+
+def _num_code(text: str, tree: ast.Module) -> int:
+    docstrings: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                docstrings |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in NO_CODE:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines - docstrings)
+
+
+def between_rooms(files: dict[str, File]) -> dict[str, set[str]]:
+    """Room -> rooms it imports."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for file in files.values():
+        found[file.room] |= {files[name].room for name in file.imports} - {file.room}
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """One circle of imports; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def floors(files: dict[str, File]) -> int:
+    """Files on the longest chain of imports; 0 where there is a circle."""
+    graph = {file.name: set(file.imports) for file in files.values()}
+    if circle(graph):
+        return 0
+    height: dict[str, int] = {}
+    for name in TopologicalSorter(graph).static_order():
+        height[name] = 1 + max((height[below] for below in graph[name]), default=0)
+    return max(height.values())
+
+
+def needed_by(starts: tuple[str, ...], files: dict[str, File]) -> list[File]:
+    """The files that these import, and all that those import."""
+    todo, found = list(starts), set()
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += files[name].imports
+    return [files[name] for name in sorted(found)]
+
+
+def report(files: dict[str, File], *, with_imports: bool) -> list[str]:
+    """Prints the table; returns which rules are broken."""
+    rooms: dict[str, list[File]] = defaultdict(list)
+    for file in files.values():
+        rooms[file.room].append(file)
+    imports = between_rooms(files)
+    broken = []
+    print(f"{'room':32}{'files':>6}{'lines':>8}{'code':>8}")
+    for room in sorted(rooms):
+        inside = rooms[room]
+        num_lines, num_code = sum(f.num_lines for f in inside), sum(f.num_code for f in inside)
+        print(f"{room:32}{len(inside):>6}{num_lines:>8,}{num_code:>8,}")
+        if with_imports and imports[room]:
+            print(f"    imports {', '.join(sorted(imports[room]))}")
+        if room != "models" and len(inside) > MAX_FILES:
+            broken.append(f"{room} has {len(inside)} files, at most {MAX_FILES} wanted")
+    for file in files.values():
+        if file.room != "models" and file.num_lines > MAX_LINES:
+            broken.append(f"{file.name} has {file.num_lines} lines, at most {MAX_LINES} wanted")
+    without_models = {n: f for n, f in files.items() if f.room != "models"}
+    graph = {n: {i for i in f.imports if i in without_models} for n, f in without_models.items()}
+    for what, found in (("files", circle(graph)), ("rooms", circle(imports))):
+        if found:
+            broken.append(f"{what} import each other: {' -> '.join(found)}")
+    mutual = sum(a in imports[b] for a in imports for b in imports[a]) // 2
+    pipeline = {n: f for n, f in files.items() if n.startswith("pipeline.")}
+    print(f"rooms that import each other: {mutual}; floors of imports in pipeline/: {_floors(pipeline)}")
+    needed = needed_by(ENGINE, files)
+    print(f"what the engine cannot run without: {len(needed)} files, {sum(f.num_code for f in needed):,} lines of code")
+    by_room: dict[str, int] = defaultdict(int)
+    for file in needed:
+        by_room[file.room] += file.num_code
+    print("    " + ", ".join(f"{room} {num:,}" for room, num in sorted(by_room.items(), key=lambda i: -i[1])))
+    return broken
+
+
+def _floors(files: dict[str, File]) -> int:
+    inside = {
+        name: File(f.name, f.room, f.num_lines, f.num_code, frozenset(i for i in f.imports if i in files))
+        for name, f in files.items()
+    }
+    return floors(inside)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", nargs="?", type=Path, default=HERE, help="another checkout")
+    parser.add_argument("--imports", action="store_true")
+    args = parser.parse_args()
+    broken = report(read(args.root), with_imports=args.imports)
+    for text in broken:
+        print(f"error: {text}", file=sys.stderr)
+    sys.exit(bool(broken))
+
+
+if __name__ == "__main__":
+    main()
