@@ -1,74 +1,81 @@
-"""The README's two examples are code that runs."""
+"""What README shows is there, and its examples run as they stand."""
 
+import importlib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vlpipe.models.features import Features
-from vlpipe.pipeline.shard import Out, Reject
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.testing import run_map
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-NAMES = {
-    "Iterator": Iterator,
-    "Mapping": Mapping,
-    "contextmanager": contextmanager,
-    "dataclass": dataclass,
-    "Any": Any,
-    "ClassVar": ClassVar,
-    "pa": pa,
-    "pc": pc,
-    "Out": Out,
-    "Reject": Reject,
-    "MapStage": MapStage,
-    "Work": Work,
-    "nn": nn,
-    "Tensor": Tensor,
-    "Features": Features,
-}
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
-def example(name: str) -> Any:
+def example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class of an example, imported from a file that holds the example and nothing else."""
     (code,) = [
         block for block in re.findall(r"```python\n(.*?)```", README, re.S) if f"class {name}" in block
     ]
-    scope = dict(NAMES, __name__="readme")
-    exec(code, scope)
-    return scope[name]
+    module = f"readme_{name.lower()}"
+    (folder / f"{module}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    return getattr(importlib.import_module(module), name)
 
 
-def test_the_stage() -> None:
-    stage = example("DropShort")(min_side=50)
+def test_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = example("DropShort", tmp_path, monkeypatch)(min_side=50)
     out = run_map(stage, pa.table({"id": ["a", "b"], "width": [49, 60], "height": [60, 50]}))
     assert out.table["id"].to_pylist() == ["b"]
     assert out.rejects == [Reject("a", "filtered", "too_small")]
 
 
-def test_the_objective() -> None:
+def test_the_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = nn.functional.normalize(torch.randn(4, 8), dim=1)
-    loss = example("Cosine")()(None, {}, SimpleNamespace(image_feat=image, text_feat=image))
+    objective = example("Cosine", tmp_path, monkeypatch)()
+    loss = objective(None, {}, SimpleNamespace(image_feat=image, text_feat=image))
     torch.testing.assert_close(loss["cosine"], torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
-def test_every_file_it_names_is_there() -> None:
-    root = Path(__file__).parents[1]
-    for name in re.findall(r"workflows/\w+\.yaml", README):
-        assert (root / name).exists(), name
-    for room, files in (
-        ("pipeline", "shard stage workflow plan runner work on_ray local receipt"),
-        ("models", "blip vision text generate checkpoints tokenizer"),
-        ("models/objectives", "itc itm lm"),
-    ):
-        for file in files.split():
-            assert f"{file}.py" in README
-            assert (root / room / f"{file}.py").exists(), file
+def test_every_workflow_it_names_is_there() -> None:
+    names = set(re.findall(r"workflows/\w+\.yaml", README))
+    assert names
+    assert all((ROOT / name).exists() for name in names)
+
+
+def test_every_stage_it_names_is_there() -> None:
+    """`room.module` and `room.module:Class` in its tables."""
+    rooms = {path.name for path in (ROOT / "stages").iterdir() if path.is_dir()}
+    named = set(re.findall(r"`(\w+)\.(\w+)(?::(\w+))?`", README))
+    found = {one for one in named if one[0] in rooms}
+    assert len(found) > 20
+    for room, module, cls in found:
+        file = ROOT / "stages" / room / f"{module}.py"
+        assert file.exists(), file
+        assert not cls or f"class {cls}(" in file.read_text(), cls
+
+
+def test_the_house_is_drawn_as_it_is() -> None:
+    (drawn,) = [block for block in re.findall(r"```\n(.*?)```", README, re.S) if "pipeline/  " in block]
+    for part in ("pipeline", "stages"):
+        text = drawn[drawn.index(f"{part}/ ") :]
+        text = text[: re.search(r"\n(?=\w)", text).start()]  # type: ignore[union-attr]
+        there = {p.name for p in (ROOT / part).iterdir() if (p / "__init__.py").exists()}
+        assert set(re.findall(r"\b(\w+)/", text)) - {part} == there
+        files = {p.name for p in (ROOT / part).glob("*.py")} - {"__init__.py"}
+        assert set(re.findall(r"\b(\w+\.py)\b", text)) == files
+
+
+def test_every_file_that_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:pipeline|stages|models|docs|benchmarks)/[\w./]*)`", text)
+    assert len(named) > 20
+    assert all((ROOT / name).exists() for name in named), named

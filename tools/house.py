@@ -3,8 +3,8 @@
 python tools/house.py            # a line per room, then what the engine cannot run without
 python tools/house.py --imports  # and which rooms each room imports
 
-Lines of code: without blank lines, comments and docstrings. An import counts wherever it stands, also in a function and
-under TYPE_CHECKING. A room is a folder below `pipeline/` or `stages/`, or a file at the top of `pipeline/`; `models/` is one.
+Lines of code: without blank lines, comments and docstrings. An import counts wherever it stands, also in a function or
+under TYPE_CHECKING. A room is a folder below pipeline/ or stages/, or a file at the top of pipeline/; models/ is one.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def read(root: Path) -> dict[str, File]:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
         imports = frozenset(_imports(tree, paths) - {name})
-        found[name] = File(
-            name, _room(name, path), len(text.splitlines()), _num_code(text, tree), imports
-        )
+        found[name] = File(name, _room(name, path), len(text.splitlines()), _num_code(text, tree), imports)
     return found
 
 
@@ -162,7 +160,9 @@ def report(files: dict[str, File], *, with_imports: bool) -> list[str]:
     pipeline = {n: f for n, f in files.items() if n.startswith("pipeline.")}
     print(f"rooms that import each other: {mutual}; floors of imports in pipeline/: {_floors(pipeline)}")
     needed = needed_by(ENGINE, files)
-    print(f"what the engine cannot run without: {len(needed)} files, {sum(f.num_code for f in needed):,} lines of code")
+    print(
+        f"what the engine cannot run without: {len(needed)} files, {sum(f.num_code for f in needed):,} lines of code"
+    )
     by_room: dict[str, int] = defaultdict(int)
     for file in needed:
         by_room[file.room] += file.num_code
@@ -179,7 +179,9 @@ def _floors(files: dict[str, File]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("root", nargs="?", type=Path, default=HERE, help="another checkout")
     parser.add_argument("--imports", action="store_true")
     args = parser.parse_args()

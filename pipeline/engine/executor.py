@@ -11,6 +11,7 @@ from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import GatherStage
 from vlpipe.pipeline.storage.store import Store
 
 MAX_ATTEMPTS = 3
@@ -88,3 +89,14 @@ class Watcher:
     finished: Callable[[Planned], None] = lambda one: None
     tick: Callable[[], None] = lambda: None
     stopping: Callable[[BaseException, int], None] = lambda error, num_running: None
+
+
+def unasked_gpus(steps: Sequence[Planned]) -> list[str]:
+    """A device is used only by a step that asks for one."""
+    return [
+        f"step {one.name!r} has `gpu: true` and asks for no GPU; add `resources: {{gpus: 1}}`"
+        for one in steps
+        if isinstance(stage := one.keyed.step.stage, GatherStage)
+        and stage.gpu
+        and not one.keyed.step.resources.gpus
+    ]

@@ -28,7 +28,9 @@ from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, MapStage, SourceStage
 from vlpipe.pipeline.storage.sealed import read_sealed, write_sealed
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.load import Step, Workflow, files_of, replace_files, schemas
+from vlpipe.pipeline.workflow.load import Workflow, schemas
+from vlpipe.pipeline.workflow.params import files_of, replace_files
+from vlpipe.pipeline.workflow.step import Step
 
 RECORD = "_steps.json"  # what each step was when it last ran: for reasons, never for decisions
 

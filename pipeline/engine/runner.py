@@ -21,6 +21,7 @@ from vlpipe.pipeline.engine.executor import (
     Unit,
     Watcher,
     WorkerDied,
+    unasked_gpus,
 )
 from vlpipe.pipeline.engine.locking.lock import check as check_lock
 from vlpipe.pipeline.engine.plan import (
@@ -55,7 +56,6 @@ from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask, clear_unf
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, heavy_pointers
 from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
 from vlpipe.pipeline.shard import Heavy, Shard
-from vlpipe.pipeline.stage import GatherStage
 from vlpipe.pipeline.storage.store import Store
 
 
@@ -391,17 +391,6 @@ class Run:
         self.watcher.finished(state.one)
         if all(s.opened for s in self.states.values() if state.one in s.one.above):
             state.one.let_go()
-
-
-def unasked_gpus(steps: Sequence[Planned]) -> list[str]:
-    """A device is used only by a step that asks for one."""
-    return [
-        f"step {one.name!r} has `gpu: true` and asks for no GPU; add `resources: {{gpus: 1}}`"
-        for one in steps
-        if isinstance(stage := one.keyed.step.stage, GatherStage)
-        and stage.gpu
-        and not one.keyed.step.resources.gpus
-    ]
 
 
 def made_from_of(task: ShardTask) -> MadeFrom:

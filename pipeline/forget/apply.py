@@ -37,7 +37,8 @@ from vlpipe.pipeline.engine.records.receipts import (
 from vlpipe.pipeline.forget.copied_texts import Taken
 from vlpipe.pipeline.forget.json_artifacts import rewrite_json
 from vlpipe.pipeline.forget.rows import Gone, rewrite, rewrite_log, rewrite_rejects, with_digest
-from vlpipe.pipeline.forget.scan import Found, Step, folders_by_key, in_order
+from vlpipe.pipeline.forget.scan import Found
+from vlpipe.pipeline.forget.steps import Step, folders_by_key, in_order
 from vlpipe.pipeline.forget.urls import Urls
 from vlpipe.pipeline.inspect.on_disk import StepRecord, read_step, step_folders
 from vlpipe.pipeline.inspect.verify.run import left_over

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import re
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from vlpipe.pipeline.engine.records.forgotten import canonical_url
-from vlpipe.pipeline.engine.records.manifest import Manifest, read_step_file
-from vlpipe.pipeline.engine.records.receipts import shard_path
 from vlpipe.pipeline.forget.copied_texts import DONORS, find_taken
 from vlpipe.pipeline.forget.json_artifacts import names_rows
 from vlpipe.pipeline.forget.rows import URLS, Gone, log_left, looked_at, rejects_left
+from vlpipe.pipeline.forget.steps import Step, folders_by_key, in_order
 from vlpipe.pipeline.forget.urls import Urls, host_of_canonical
 from vlpipe.pipeline.forget.wanted import KINDS, Wanted
-from vlpipe.pipeline.inspect.on_disk import folder_now, read_step, step_folders
 from vlpipe.pipeline.parquet.block_reads import blocks, each
 from vlpipe.pipeline.parquet.text_sets import Mask, TextSet, TextSetMaker
 from vlpipe.pipeline.shard import open_parquet
@@ -70,61 +66,6 @@ class Model:
     num_heirs: int
     made_from: tuple[str, ...] = ()
     copies: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """A step's folder without its receipts, which of 100,000 shards are half a gigabyte. `rejected`: shards with rejects.
-
-    columns, inputs, files, params, references, artifact_references: as its records say, finished or not.
-    """
-
-    folder: str
-    manifest: Manifest | None
-    key: str
-    columns: frozenset[str] | None  # None: nothing says which
-    inputs: tuple[str, ...]
-    files: Mapping[str, str]
-    params: Mapping[str, Any]
-    references: tuple[str, ...]
-    artifact_references: Mapping[str, Sequence[str]]
-    shards: Sequence[int]
-    rejected: Sequence[int]
-
-    @property
-    def paths(self) -> Iterator[str]:
-        return (shard_path(self.folder, index) for index in self.shards)
-
-    def may_have(self, *columns: str) -> bool:
-        """Whether its rows can have these: of 100,000 shards none is opened to see that they have not."""
-        return self.columns is None or self.columns >= set(columns)
-
-    def above(self, by_key: Mapping[str, str]) -> Iterator[str]:
-        """Folders whose rows or artifacts it read. by_key: `folders_by_key`."""
-        yield from self.inputs
-        yield from self.makers(by_key)
-
-    def makers(self, by_key: Mapping[str, str]) -> Iterator[str]:
-        """Folders whose artifacts it read."""
-        yield from (by_key[digest] for digest in self.files.values() if digest in by_key)
-
-    def references_of(self, path: str) -> Sequence[str]:
-        """Columns of a shard or artifact that hold ids of other rows."""
-        _, is_artifact, name = path.partition("/artifacts/")
-        return self.artifact_references.get(name, ()) if is_artifact else self.references
-
-    @property
-    def artifacts(self) -> list[str]:
-        """Those that are Parquet."""
-        return self._artifacts(".parquet")
-
-    @property
-    def json_artifacts(self) -> list[str]:
-        return self._artifacts(".json")
-
-    def _artifacts(self, ending: str) -> list[str]:
-        names = self.manifest.artifacts if self.manifest else ()
-        return [f"{self.folder}/artifacts/{name}" for name in names if name.endswith(ending)]
 
 
 @dataclass(kw_only=True)
@@ -178,60 +119,6 @@ def _all_bits(several: Iterable[Bits]) -> Bits:
     for bits in several:
         found = bits | found if len(found) else bits
     return found
-
-
-def in_order(store: Store) -> dict[str, Step]:
-    """Step folders, each after what it reads; those that are not finished last."""
-    folders = step_folders(store)
-    steps = {folder: _step(store, folder, folders) for folder in folders}
-    by_key = folders_by_key(steps)
-    ordered: dict[str, Step] = {}
-
-    def put(folder: str) -> None:
-        step = steps.get(folder)
-        if step is None or folder in ordered or folder in begun:
-            return
-        begun.add(folder)
-        for above in step.above(by_key):
-            put(above)
-        ordered[folder] = step
-
-    begun = set[str]()
-    for folder in sorted(steps, key=lambda one: steps[one].manifest is None):
-        put(folder)
-    return ordered
-
-
-def folders_by_key(steps: Mapping[str, Step]) -> dict[str, str]:
-    """As files that come from a step are named in the records of those that read them -> its folder."""
-    return {f"step:{s.key}": folder for folder, s in steps.items() if s.key}
-
-
-def _step(store: Store, folder: str, folders: Sequence[str]) -> Step:
-    record = read_step(store, folder)
-    said = read_step_file(store, folder) or {}
-    schema = record.manifest.schema if record.manifest else said.get("schema")
-    return Step(
-        folder=folder,
-        manifest=record.manifest,
-        key=said.get("step_key", record.manifest.step_key if record.manifest else ""),
-        columns=None if schema is None else frozenset(line.partition(":")[0] for line in schema),
-        inputs=tuple(
-            folder_now(name, folders)
-            for name in said.get("inputs", record.manifest.inputs if record.manifest else ())
-        ),
-        files=said.get("files", record.manifest.files if record.manifest else {}),
-        params=said.get("params", record.manifest.params if record.manifest else {}),
-        references=tuple(
-            {*said.get("references", ()), *(record.manifest.references if record.manifest else ())}
-        ),
-        artifact_references={
-            **said.get("artifact_references", {}),
-            **(record.manifest.artifact_references if record.manifest else {}),
-        },
-        shards=array("l", (r.index for r in record.receipts)),
-        rejected=array("l", (r.index for r in record.receipts if r.rejects)),
-    )
 
 
 def _ids(store: Store, steps: Mapping[str, Step], wanted: Wanted) -> tuple[TextSet, dict[str, Mask]]:

@@ -19,7 +19,7 @@ from vlpipe.pipeline.inspect.on_disk import Have
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.storage.printable import struct_text
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.load import files_of
+from vlpipe.pipeline.workflow.params import files_of
 
 Row = Mapping[str, Any]
 

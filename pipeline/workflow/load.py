@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources as packaged
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
-from pydantic import ConfigDict, Field
 
 from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean, one_line, raised_in, shown
 from vlpipe.pipeline.files import File, Weights
@@ -28,77 +26,16 @@ from vlpipe.pipeline.workflow.params import (
     canonical,
     files_of,
     find,
-    replace_files,
     stray_references,
     validate,
 )
 from vlpipe.pipeline.workflow.stage_checks import class_problems, idle_keys
+from vlpipe.pipeline.workflow.step import ENGINE_KEYS, STEP_KEYS, EngineKeys, Step
 from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, parse, place
-
-__all__ = [
-    "HUB_ID",
-    "Resources",
-    "Step",
-    "Workflow",
-    "files_of",
-    "find",
-    "replace_files",
-    "resolve_workflow",
-    "schemas",
-]
 
 MAX_CHARS = 1_000_000  # of a workflow file
 STAGES = "vlpipe.stages"
 TOP_KEYS = ("name", "root", "steps", "repeat", "profiles")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resources:
-    """What each task or actor of a step asks for; `actors`: how many at once. Part of no key."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    cpus: Annotated[float, Field(ge=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0
-    memory_gb: Annotated[float, Field(ge=0)] = 0
-    actors: Annotated[int, Field(ge=1)] = 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Engine:
-    """The keys of a step that are the engine's, not the stage's."""
-
-    resources: Resources = Resources()
-    torch_threads: Annotated[int, Field(ge=1)] = 1
-    max_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    shard_rows: Annotated[int, Field(ge=1)] | None = None  # None: as the stage says
-    row_group_timeout_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX)] | None = None
-
-
-ENGINE_KEYS = tuple(f.name for f in dataclasses.fields(_Engine))
-STEP_KEYS = ("use", "from", *ENGINE_KEYS)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One step that runs; inside `repeat` its name is NAME@ROUND."""
-
-    name: str
-    use: str
-    stage: Stage
-    inputs: tuple[str, ...]  # names of steps above
-    resources: Resources
-    torch_threads: int = 1
-    max_reject_rate: float | None = None
-    shard_rows: int = SHARD_ROWS
-    row_group_timeout_s: float | None = None  # for one row group of a map stage; in no key
-    params: Mapping[str, Any]  # all fields of the stage as plain JSON, files as they are written
-    line: int
-
-    @property
-    def artifact_steps(self) -> tuple[str, ...]:
-        """Steps whose artifacts this one reads."""
-        return tuple(dict.fromkeys(file.step for _, file in files_of(self.stage) if file.step))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,7 +185,7 @@ def _build(
 ) -> Step | None:
     before, params = len(problems), written.params
     engine = validate(
-        _Engine, params.without(*(k for k in params if k not in ENGINE_KEYS)), written.base, problems
+        EngineKeys, params.without(*(k for k in params if k not in ENGINE_KEYS)), written.base, problems
     )
     stage = validate(cls, params.without(*STEP_KEYS), written.base, problems, also=STEP_KEYS)
     for key, text in idle_keys(cls, params):

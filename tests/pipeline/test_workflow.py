@@ -17,14 +17,9 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, ListFile, Weights
 from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import GatherStage, Job, MapStage, SourceStage, Work
-from vlpipe.pipeline.workflow.load import (
-    Resources,
-    Workflow,
-    files_of,
-    replace_files,
-    resolve_workflow,
-    schemas,
-)
+from vlpipe.pipeline.workflow.load import Workflow, resolve_workflow, schemas
+from vlpipe.pipeline.workflow.params import files_of, replace_files
+from vlpipe.pipeline.workflow.step import Resources
 from vlpipe.pipeline.workflow.yaml_lines import Problem, parse
 
 

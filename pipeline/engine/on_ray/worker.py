@@ -19,7 +19,7 @@ from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
 from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
 from vlpipe.pipeline.stage import Work
-from vlpipe.pipeline.workflow.load import Resources
+from vlpipe.pipeline.workflow.step import Resources
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.storage.digest_cache import private_folder
 from vlpipe.pipeline.storage.store import sha256_file
 from vlpipe.pipeline.workflow.hub import hub_folder
-from vlpipe.pipeline.workflow.load import replace_files
+from vlpipe.pipeline.workflow.params import replace_files
 
 S = TypeVar("S", bound=Stage)
 

@@ -34,15 +34,14 @@ def warm() -> None:
 
     from vlpipe.pipeline.engine.records import manifest
     from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
-    from vlpipe.pipeline.workflow import load as workflow
-    from vlpipe.pipeline.workflow import params
+    from vlpipe.pipeline.workflow import params, step
 
     pyarrow.set_cpu_count(1)  # forks, and many of them: no pools of threads
     pyarrow.set_io_thread_count(1)
     leave_pandas_alone()
     manifest.installed = functools.cache(manifest.installed)
     params.TypeAdapter = functools.cache(params.TypeAdapter)  # type: ignore[misc]
-    params.TypeAdapter(workflow._Engine)
+    params.TypeAdapter(step.EngineKeys)
     for name in ("vlpipe", "pyarrow", "torch", "ray"):
         manifest.installed(name)
     gc.freeze()
