@@ -102,7 +102,10 @@ def test_a_module_that_moves_is_the_same_code(package: Path) -> None:
     (package / "room").mkdir()
     (package / "room/__init__.py").write_text('"""A room."""\n')
     (package / "deep.py").rename(package / "room/deeper.py")
-    edit(package / "helper.py", "import torch\nfrom ownpkg.room.deeper import more\nvalue = more\n")
+    edit(package / "helper.py", "from ownpkg.room.deeper import more\nimport torch\nvalue = more\n")
+    text = (package / "stage.py").read_text()
+    moved = "from vlpipe.pipeline import MapStage"
+    edit(package / "stage.py", text.replace("from vlpipe.pipeline.stage import MapStage", moved))
     assert source_hash(stage()) == before
     edit(package / "room/__init__.py", "more = 2")
     assert source_hash(stage()) != before

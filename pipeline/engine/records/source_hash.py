@@ -40,14 +40,14 @@ Mark = tuple[str, int, int]  # path, size, mtime_ns
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """One file. digest: of its code, without the modules that `from ... import` names; "" when there is no code.
+    """One file. digest: of its code without `from ... import`; "" when there is none.
 
-    froms: (module, name) of each of these, in order; imports: every absolute name it may import; strings: constants that may
-    be names of files.
+    froms: (module, name, name here) of each of these, sorted; imports: every absolute name it may import; strings: constants
+    that may be names of files.
     """
 
     digest: str
-    froms: tuple[tuple[str, str], ...]
+    froms: tuple[tuple[str, str, str], ...]
     imports: tuple[str, ...]
     strings: frozenset[str]
 
@@ -132,12 +132,13 @@ def _source(module: str, named: tuple[str, ...]) -> Source:
 
 
 def _text(parsed: Parsed, found: Mapping[str, Parsed]) -> str:
-    """A module's digest, and those of the modules its names come from; of others than these the name itself."""
-    words = [parsed.digest]
-    for base, name in parsed.froms:
+    """A module's digest, and from where its names come: from which code, or from which package; the engine is left out."""
+    words = set()
+    for base, name, here in parsed.froms:
         target = found.get(f"{base}.{name}") or found.get(base)
-        words.append(target.digest if target else ENGINE if base.split(".")[0] == ENGINE else base)
-    return " ".join(words)
+        if target or base.split(".")[0] != ENGINE:
+            words.add(f"{target.digest if target else base} {name} {here}")
+    return " ".join([parsed.digest, *sorted(words)])
 
 
 def _mark(path: str) -> Mark:
@@ -176,7 +177,7 @@ def _parse_anew(module: str, is_package: bool, path: str) -> Parsed:
     if tree is None:
         return Parsed(hashlib.sha256(data).hexdigest(), (), (), frozenset())
     package = module if is_package else module.rpartition(".")[0]
-    froms: list[tuple[str, str]] = []
+    froms: set[tuple[str, str, str]] = set()
     imports: set[str] = set()
     strings: set[str] = set()
     for node in ast.walk(tree):
@@ -185,8 +186,7 @@ def _parse_anew(module: str, is_package: bool, path: str) -> Parsed:
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(package, node.module or "", node.level)
             imports.update([base, *(f"{base}.{alias.name}" for alias in node.names)] if base else ())
-            froms += [(base, alias.name) for alias in node.names]
-            node.module, node.level = None, 0
+            froms.update((base, alias.name, alias.asname or alias.name) for alias in node.names)
         elif isinstance(node, ast.Call) and node.args and _calls_import(node.func):
             first = node.args[0]
             if isinstance(first, ast.Constant) and isinstance(first.value, str):
@@ -197,9 +197,13 @@ def _parse_anew(module: str, is_package: bool, path: str) -> Parsed:
                 strings.add(node.value)
         elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = _without_docstring(node.body)
+    for node in ast.walk(tree):
+        for name, value in ast.iter_fields(node):
+            if isinstance(value, list):
+                setattr(node, name, [one for one in value if not isinstance(one, ast.ImportFrom)])
     dumped = ast.dump(tree, annotate_fields=False).encode("utf-8", "surrogatepass")
-    digest = hashlib.sha256(dumped).hexdigest() if tree.body else ""
-    return Parsed(digest, tuple(froms), tuple(sorted(imports)), frozenset(strings))
+    digest = hashlib.sha256(dumped).hexdigest() if tree.body or froms else ""
+    return Parsed(digest, tuple(sorted(froms)), tuple(sorted(imports)), frozenset(strings))
 
 
 def _tree(data: bytes) -> ast.Module | None:
@@ -228,7 +232,7 @@ class _Cache:
     is_loaded: bool = False
 
     def path(self) -> Path:
-        return private_folder() / f"sources2-{sys.version_info[0]}.{sys.version_info[1]}.json"
+        return private_folder() / f"sources3-{sys.version_info[0]}.{sys.version_info[1]}.json"
 
     def load(self) -> None:
         if self.is_loaded:
@@ -237,7 +241,7 @@ class _Cache:
         try:
             found = json.loads(self.path().read_bytes())
             self.parsed = {
-                k: Parsed(str(d), tuple((str(b), str(n)) for b, n in f), tuple(i), frozenset(s))
+                k: Parsed(str(d), tuple((str(b), str(n), str(h)) for b, n, h in f), tuple(i), frozenset(s))
                 for k, (d, f, i, s) in found.items()
             }
         except (OSError, RuntimeError):  # there is none, or no home folder: parsed anew
