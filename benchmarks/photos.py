@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from photos_page import markdown
 from record import machine
 
-from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.inspect.status import status
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
@@ -137,7 +137,7 @@ def run(root: str, sets: list[str], local: bool, walls: Path) -> list[float]:
     return seconds
 
 
-def judged(filtered: Planned, store: Store, kinds: dict[str, str]) -> list[dict[str, Any]]:
+def judged(filtered: PlannedStep, store: Store, kinds: dict[str, str]) -> list[dict[str, Any]]:
     """Every web and synthetic text with its kind, score and fate."""
     found = []
     for row in filtered.dataset(store).table(["url", "texts"]).to_pylist():
@@ -147,7 +147,7 @@ def judged(filtered: Planned, store: Store, kinds: dict[str, str]) -> list[dict[
     return found
 
 
-def results(steps: list[Planned], store: Store, kinds: dict[str, str]) -> dict[str, Any]:
+def results(steps: list[PlannedStep], store: Store, kinds: dict[str, str]) -> dict[str, Any]:
     by_name = {one.name: one for one in steps}
     return {
         "steps": [

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from record import machine, machine_line, table
 
-from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.inspect.status import status
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
@@ -86,7 +86,7 @@ def run(root: str, sets: list[str]) -> float:
     return time.monotonic() - began
 
 
-def page(steps: dict[str, Planned], store: Store, at: dict[str, Any], wall_s: float, tiny: bool) -> str:
+def page(steps: dict[str, PlannedStep], store: Store, at: dict[str, Any], wall_s: float, tiny: bool) -> str:
     video_s = sum(v for v in column(steps["videos"], store, "duration_s") if v)
     clip_s = sum(column(steps["shown"], store, "clip_s"))
     num_windows = sum(len(w) for w in heavy(steps["features"], store, "s3d"))
@@ -122,20 +122,20 @@ def page(steps: dict[str, Planned], store: Store, at: dict[str, Any], wall_s: fl
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def column(step: Planned, store: Store, name: str) -> list[Any]:
+def column(step: PlannedStep, store: Store, name: str) -> list[Any]:
     found: list[Any] = step.dataset(store).table([name])[name].to_pylist()
     return found
 
 
-def clip_s_of(step: Planned, store: Store) -> float:
+def clip_s_of(step: PlannedStep, store: Store) -> float:
     return float(sum(column(step, store, "clip_s")))
 
 
-def heavy(step: Planned, store: Store, name: str) -> list[Any]:
+def heavy(step: PlannedStep, store: Store, name: str) -> list[Any]:
     return [one for rows in step.dataset(store).batches(["id"], [name]) for one in rows[name].to_pylist()]
 
 
-def steps_table(steps: dict[str, Planned], store: Store) -> str:
+def steps_table(steps: dict[str, PlannedStep], store: Store) -> str:
     rows = []
     for one in status(list(steps.values()), store):
         manifest = steps[one.name].manifest
@@ -145,7 +145,7 @@ def steps_table(steps: dict[str, Planned], store: Store) -> str:
     return table(["step", "rows in", "rows out", "rejected", "seconds"], rows)
 
 
-def signals_table(step: Planned, store: Store) -> str:
+def signals_table(step: PlannedStep, store: Store) -> str:
     rows = []
     for name in SIGNALS:
         values = np.array([v for v in column(step, store, name) if v is not None], float)

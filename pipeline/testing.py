@@ -43,7 +43,7 @@ def dataset(folder: Path, table: pa.Table, name: str = "input", shard_rows: int 
 
 
 @dataclass
-class Gathered:
+class GatherOutput:
     tables: list[pa.Table] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     artifacts: Path = Path()
@@ -55,9 +55,9 @@ class Gathered:
 
 def run_gather(
     stage: GatherStage, inputs: Sequence[Dataset], folder: Path, say: Callable[[str], None] = print
-) -> Gathered:
+) -> GatherOutput:
     """Run a gather stage in this process, its resumable parts in `folder/work`, its artifacts in `folder/artifacts`."""
-    got = Gathered(artifacts=folder / "artifacts")
+    got = GatherOutput(artifacts=folder / "artifacts")
     for sub in ("work", "artifacts"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
 

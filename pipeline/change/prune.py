@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vlpipe.pipeline.engine.plan import Planned, plan, why
+from vlpipe.pipeline.engine.plan import PlannedStep, plan, why
 from vlpipe.pipeline.engine.records.manifest import read_step_file
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean, explain
 from vlpipe.pipeline.inspect.on_disk import foreign, is_step_folder, read_step, step_folders
@@ -16,7 +16,7 @@ from vlpipe.pipeline.workflow.load import Workflow, profiles_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unreached:
+class UnreachedFolder:
     """A folder no workflow reaches. `what`: how its step differs from the file's; `kept_for`: why it stays, if it does."""
 
     folder: str
@@ -33,7 +33,7 @@ def reaching(
     *,
     only_set: bool = False,
     dropped: Collection[str] = (),
-) -> list[list[Planned]]:
+) -> list[list[PlannedStep]]:
     """What a file reaches: as it is and under each of its profiles, without the `--set` values and with them.
 
     VlpipeError when one of these cannot be loaded here: nobody knows then what it keeps. `dropped`: profiles that keep
@@ -46,7 +46,7 @@ def reaching(
 
 def _reached(
     path: str, store: Store, root: str | None, profile: str | None, sets: Sequence[str]
-) -> list[Planned]:
+) -> list[PlannedStep]:
     what = path if profile is None else f"profile {profile!r} of {path}"
     what += "".join(f" --set {one}" for one in sets)
     give_up = f"; --drop-profile {profile} gives its folders up" if profile is not None else ""
@@ -73,7 +73,7 @@ def check_dropped(paths: Iterable[str], dropped: Iterable[str]) -> None:
             raise VlpipeError(f"--drop-profile: there is no profile {name!r}{did_you_mean(name, known)}")
 
 
-def unreached(store: Store, plans: Sequence[Sequence[Planned]]) -> list[Unreached]:
+def unreached(store: Store, plans: Sequence[Sequence[PlannedStep]]) -> list[UnreachedFolder]:
     """Folders of the root that are in no plan, with their sizes."""
     reached = {one.folder for steps in plans for one in steps}
     holders = _holders(store, reached)
@@ -82,7 +82,7 @@ def unreached(store: Store, plans: Sequence[Sequence[Planned]]) -> list[Unreache
     for folder in step_folders(store):
         if folder not in reached:
             found.append(
-                Unreached(
+                UnreachedFolder(
                     folder=folder,
                     bytes=folder_bytes(store, folder),
                     what=_what(store, folder, by_name),
@@ -92,7 +92,7 @@ def unreached(store: Store, plans: Sequence[Sequence[Planned]]) -> list[Unreache
     return found
 
 
-def _what(store: Store, folder: str, by_name: Mapping[str, Planned]) -> str:
+def _what(store: Store, folder: str, by_name: Mapping[str, PlannedStep]) -> str:
     """How the step of a folder differs from the step that a file has now under its name."""
     made = read_step_file(store, folder)
     if made is None:
@@ -122,7 +122,7 @@ def _holders(store: Store, reached: set[str]) -> dict[str, str]:
     return holders
 
 
-def remove(store: Store, found: Iterable[Unreached]) -> int:
+def remove(store: Store, found: Iterable[UnreachedFolder]) -> int:
     """Remove what can go; returns bytes. Needs the root's lock. The manifest goes first: half a step must not look done."""
     freed = 0
     for one in found:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.engine.executor import Executor, Watcher
-from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.engine.records.manifest import write_manifest
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
@@ -40,7 +40,7 @@ FAULT = "fault:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Retried:
+class RetryResult:
     num_shards: int
     num_changed: int  # shards that are not what they were
     num_rows: int  # rows that were run again
@@ -58,7 +58,7 @@ class _Again(Run):
 
     def __init__(
         self,
-        one: Planned,
+        one: PlannedStep,
         touched: Sequence[Receipt],
         codes: Sequence[str],
         store: Store,
@@ -78,7 +78,7 @@ class _Again(Run):
 
 
 def retry(
-    steps: Sequence[Planned],
+    steps: Sequence[PlannedStep],
     store: Store,
     name: str,
     codes: Sequence[str],
@@ -86,7 +86,7 @@ def retry(
     watcher: Watcher | None = None,
     interrupted: Callable[[], None] = lambda: None,
     grace_s: float = 0.0,
-) -> Retried:
+) -> RetryResult:
     """Needs the root's lock; `interrupted` and `grace_s` as in `Run.go`.
 
     After an error, shards that are as they were count as before.
@@ -116,8 +116,8 @@ def retry(
 
 
 def wanted(
-    steps: Sequence[Planned], store: Store, name: str, codes: Sequence[str]
-) -> tuple[Planned, dict[int, Receipt], list[Receipt]]:
+    steps: Sequence[PlannedStep], store: Store, name: str, codes: Sequence[str]
+) -> tuple[PlannedStep, dict[int, Receipt], list[Receipt]]:
     """The step, its receipts, and those of shards with rows to run again.
 
     Finishes what a killed retry left; needs the root's lock.
@@ -128,12 +128,12 @@ def wanted(
     return one, old, affected(one, old, codes)
 
 
-def before_folder(one: Planned) -> str:
+def before_folder(one: PlannedStep) -> str:
     """Where shards lie as they were before a retry: for the runner the folder of an unfinished step like any other."""
     return f"{one.name}.before_retry-{one.keyed.step_key[:8]}"
 
 
-def _keep(one: Planned, store: Store, touched: Sequence[Receipt]) -> None:
+def _keep(one: PlannedStep, store: Store, touched: Sequence[Receipt]) -> None:
     folder, said = before_folder(one), f"{one.folder}/{STEP_FILE}"
     store.write_bytes(f"{folder}/{STEP_FILE}", store.read_bytes(said))
     for receipt in touched:
@@ -141,7 +141,7 @@ def _keep(one: Planned, store: Store, touched: Sequence[Receipt]) -> None:
     _sync(store, folder)
 
 
-def recover(one: Planned, store: Store) -> None:
+def recover(one: PlannedStep, store: Store) -> None:
     """Put shards back that a killed retry was about to make again."""
     folder = before_folder(one)
     if not store.exists(folder):
@@ -155,7 +155,7 @@ def recover(one: Planned, store: Store) -> None:
         one.found = read_unfinished(store, one.folder)
 
 
-def clean(steps: Sequence[Planned], store: Store) -> None:
+def clean(steps: Sequence[PlannedStep], store: Store) -> None:
     """Remove what killed retries left of steps that are done."""
     there = set(store.list())
     for one in steps:
@@ -181,7 +181,7 @@ def _sync(store: Store, folder: str) -> None:
     store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
 
 
-def check(steps: Sequence[Planned], name: str) -> Planned:
+def check(steps: Sequence[PlannedStep], name: str) -> PlannedStep:
     """The step, if its rows can be run again one by one."""
     one = find_step(steps, name)
     if is_gather(one):
@@ -200,7 +200,7 @@ def check(steps: Sequence[Planned], name: str) -> Planned:
     return one
 
 
-def affected(one: Planned, receipts: dict[int, Receipt], codes: Sequence[str]) -> list[Receipt]:
+def affected(one: PlannedStep, receipts: dict[int, Receipt], codes: Sequence[str]) -> list[Receipt]:
     """Shards with a fault of one of the codes. Each code must occur, else it is a typo."""
     have: Counter[str] = Counter()
     filtered = set()
@@ -231,12 +231,12 @@ def put_back(store: Store, folder: str, receipts: Sequence[Receipt]) -> None:
             write_receipt(store, folder, receipt)
 
 
-def _summary(one: Planned, touched: list[Receipt], codes: Sequence[str]) -> Retried:
+def _summary(one: PlannedStep, touched: list[Receipt], codes: Sequence[str]) -> RetryResult:
     now = {r.index: r for r in one.receipts}
     left: Counter[str] = Counter()
     for receipt in touched:
         left.update(now[receipt.index].rejects)
-    return Retried(
+    return RetryResult(
         num_shards=len(touched),
         num_changed=sum(now[r.index].shard.digest != r.shard.digest for r in touched),
         num_rows=sum(_rejected(r, code) for r in touched for code in set(codes)),

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from vlpipe.pipeline.change import retry
-from vlpipe.pipeline.cli.progress import Progress_, results_table
+from vlpipe.pipeline.cli.progress import ProgressWatcher, results_table
 from vlpipe.pipeline.engine.executor import Executor, Watcher
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.locking.signals import Interrupted, heeding_interrupts
-from vlpipe.pipeline.engine.plan import Planned, plan, remember
+from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
 from vlpipe.pipeline.engine.row_bounds import estimates
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
@@ -121,7 +121,7 @@ def finish_forget(store: Store) -> None:
 
 
 def execute(
-    steps: list[Planned],
+    steps: list[PlannedStep],
     store: Store,
     run_id: str,
     *,
@@ -142,7 +142,7 @@ def executing(
     with heeding_interrupts() as check, exiting_by_signal():
         executor = make_executor(run_id, local=local, address=address)
         try:
-            with Progress_(out, store) as progress:
+            with ProgressWatcher(out, store) as progress:
                 yield executor, replace(progress.watcher, stopping=_stopping), check
         finally:
             executor.close()
@@ -179,7 +179,7 @@ def make_executor(run_id: str, *, local: bool, address: str | None) -> Executor:
     return RayExecutor(run_id, address or os.environ.get("RAY_ADDRESS") or None, say)
 
 
-def warn(steps: list[Planned], strict: bool) -> None:
+def warn(steps: list[PlannedStep], strict: bool) -> None:
     stale = [one for one in steps if one.warning]
     for one in stale:
         err.print(

@@ -25,7 +25,7 @@ from vlpipe.pipeline.cli.app import (
     out,
 )
 from vlpipe.pipeline.engine.locking.lock import locked
-from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
 from vlpipe.pipeline.errors import VlpipeError, printable
 from vlpipe.pipeline.forget import apply, scan, summary
@@ -57,7 +57,7 @@ def draw(what: RenderableType) -> None:
 
 def planned(
     workflow: str, root: str | None, sets: list[str] | None, profile: str | None
-) -> tuple[str, list[Planned], Store]:
+) -> tuple[str, list[PlannedStep], Store]:
     found, store = load(workflow, root, sets, profile)
     refuse_half_done(store)
     return found.name, plan(found, store), store
@@ -196,7 +196,7 @@ def prune_command(
             _prune(store, prune.unreached(store, plans), yes)
 
 
-def _prune(store: Store, found: list[prune.Unreached], yes: bool) -> None:
+def _prune(store: Store, found: list[prune.UnreachedFolder], yes: bool) -> None:
     for one in found:
         about = f"stays: {one.kept_for}" if one.kept_for else printable(one.what)
         say(f"  {size(one.bytes):>9}  {one.folder}" + (f"  {about}" if about else ""))
@@ -238,7 +238,7 @@ def forget_command(
     """
     if not (list_ or opted_out_):
         raise VlpipeError("forget what? Wanted a LIST, or --opted-out")
-    wanted = forget_list.read_wanted(list_) if list_ else forget_list.Wanted()
+    wanted = forget_list.read_wanted(list_) if list_ else forget_list.ForgetList()
     loaded, store = load(workflow, root, set_, profile)
     with locked(store) if yes else nullcontext():
         if yes:
@@ -302,7 +302,7 @@ def verify_command(
         raise typer.Exit(1)
 
 
-def _verify(place: on_disk.Place) -> list[verify.Verified]:
+def _verify(place: on_disk.StepFolder) -> list[verify.VerifyReport]:
     if place.index is not None:
         return [verify.verify_shard(place.store, place.folder, place.index)]
     began, steps = time.monotonic(), lineage.Steps(place.store)
@@ -311,7 +311,7 @@ def _verify(place: on_disk.Place) -> list[verify.Verified]:
         with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):
             found.append(verify.verify_step(place.store, folder, steps=steps))
     if not place.folder:
-        found.append(verify.Verified("", 0, 0, [*verify_root.root_problems(place.store)]))
+        found.append(verify.VerifyReport("", 0, 0, [*verify_root.root_problems(place.store)]))
     return found
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from vlpipe.pipeline.cli.terminal import Screen
 from vlpipe.pipeline.engine.executor import Watcher
-from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.engine.records.manifest import Manifest
 from vlpipe.pipeline.engine.records.progress_notes import mark_running, rows_done
 from vlpipe.pipeline.engine.records.receipts import Receipt
@@ -78,7 +78,7 @@ class _Seen:
         return sum(self.inside.get(k, 0) / n for k, (_, n) in self.running.items() if n)
 
 
-class Progress_:
+class ProgressWatcher:
     """Draws a run. Use as a context manager; `watcher` is what the runner tells.
 
     A thread of its own looks at what is under way: with `--local` the work itself is done in the main one.
@@ -88,7 +88,7 @@ class Progress_:
         self.console, self.store = console, store
         self._screen = Screen(console)
         self._seen: dict[str, _Seen] = {}
-        self._running: dict[str, Planned] = {}
+        self._running: dict[str, PlannedStep] = {}
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_on, daemon=True)
@@ -109,7 +109,7 @@ class Progress_:
             started=self._started, begun=self._begun, shard=self._shard, finished=self._finished
         )
 
-    def __enter__(self) -> Progress_:
+    def __enter__(self) -> ProgressWatcher:
         self._screen.__enter__()
         self._bars.start()
         self._thread.start()
@@ -126,13 +126,13 @@ class Progress_:
         while not self._over.wait(LOOK_S):
             self._tick()
 
-    def _started(self, one: Planned, total: int | None) -> None:
+    def _started(self, one: PlannedStep, total: int | None) -> None:
         with self._lock:
             bar = self._bars.add_task(escape(one.name), start=False, total=total, rows="")
             self._seen[one.name] = _Seen(total, bar)
             self._running[one.name] = one
 
-    def _begun(self, one: Planned, index: int, num_rows: int) -> None:
+    def _begun(self, one: PlannedStep, index: int, num_rows: int) -> None:
         with self._lock:
             seen, now = self._seen[one.name], time.monotonic()
             seen.running[index] = now, num_rows
@@ -142,7 +142,7 @@ class Progress_:
                 self._bars.start_task(seen.bar)
                 mark_running(self.store, one.folder)
 
-    def _shard(self, one: Planned, receipt: Receipt, reused: bool) -> None:
+    def _shard(self, one: PlannedStep, receipt: Receipt, reused: bool) -> None:
         with self._lock:
             seen, now = self._seen[one.name], time.monotonic()
             seen.running.pop(receipt.index, None)
@@ -157,7 +157,7 @@ class Progress_:
                 seen.busy_s += float(receipt.run.get("seconds", 0.0))
             self._draw(seen)
 
-    def _finished(self, one: Planned) -> None:
+    def _finished(self, one: PlannedStep) -> None:
         self._tick()
         with self._lock:
             self._running.pop(one.name, None)
@@ -184,7 +184,7 @@ class Progress_:
                     self._speak(one, seen)
             self._screen.show()
 
-    def _pass_on(self, one: Planned, seen: _Seen) -> None:
+    def _pass_on(self, one: PlannedStep, seen: _Seen) -> None:
         rel = f"{one.folder}/_log/said.txt"
         if not self.store.is_local:
             return
@@ -199,7 +199,7 @@ class Progress_:
             seen.spoke = time.monotonic()
         seen.said = len(text)
 
-    def _ask(self, one: Planned, seen: _Seen) -> None:
+    def _ask(self, one: PlannedStep, seen: _Seen) -> None:
         """Read the notes of the shards that run longest."""
         every_s = NOTES_S if self.store.is_local else SPEAK_S
         if is_gather(one) or seen.slowest_s < SLOW_S or time.monotonic() - seen.asked < every_s:
@@ -217,7 +217,7 @@ class Progress_:
             rows += f"{', ' * bool(rows)}{under_way(seen)}"
         self._bars.update(seen.bar, completed=seen.num_done + seen.part_done(), rows=rows)
 
-    def _speak(self, one: Planned, seen: _Seen) -> None:
+    def _speak(self, one: PlannedStep, seen: _Seen) -> None:
         """A plain line of a step that takes long: after `SLOW_S`, then each `SPEAK_S`, then ever more rarely."""
         now = time.monotonic()
         if seen.began is None or not seen.running:
@@ -249,7 +249,7 @@ def under_way(seen: _Seen) -> str:
     return f"{rows}{which} under way ({longest} {seen.slowest_s:.0f} s)"
 
 
-def summary(one: Planned, seconds: float, reused: int = 0, busy_s: float = 0.0) -> str:
+def summary(one: PlannedStep, seconds: float, reused: int = 0, busy_s: float = 0.0) -> str:
     """One line for a finished step. seconds: from its first start to its last end; busy_s: summed over its shards."""
     assert one.manifest is not None
     m = one.manifest
@@ -269,7 +269,7 @@ def summary(one: Planned, seconds: float, reused: int = 0, busy_s: float = 0.0) 
     return f"[bold green]{escape(one.name)}[/bold green]: {', '.join(parts)}{keep_warning(one)}"
 
 
-def keep_warning(one: Planned) -> str:
+def keep_warning(one: PlannedStep) -> str:
     """A filter that keeps everything or nothing is rarely what was meant."""
     assert one.manifest is not None
     m, stage = one.manifest, one.keyed.step.stage
@@ -292,7 +292,7 @@ def reasons(rejects: Mapping[str, int], num: int = 4) -> str:
     return shown + (", ..." if len(counts) > num else "")
 
 
-def results_table(steps: Sequence[Planned], store: Store) -> Table | None:
+def results_table(steps: Sequence[PlannedStep], store: Store) -> Table | None:
     """Every step whose rows are results (name, value, num_rows), side by side in one table."""
     found = [one for one in steps if one.is_done and one.schema_out.names == RESULT_COLUMNS]
     if not found:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.engine.plan import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt
-from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask
+from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import GatherStage
@@ -39,38 +39,38 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Done:
+class UnitResult:
     unit: Unit
-    result: Receipt | Gathered | BaseException
+    result: Receipt | GatherResult | BaseException
 
 
 class Executor(Protocol):
     """Where units run."""
 
-    def check(self, steps: Sequence[Planned], store: Store) -> list[str]:
+    def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
         """Why these steps cannot run here, a sentence each. Called once, before any work."""
 
-    def expect(self, one: Planned) -> None:
+    def expect(self, one: PlannedStep) -> None:
         """Units of a step may come from now on."""
 
-    def pick(self, wanting: Sequence[Planned]) -> Planned | None:
+    def pick(self, wanting: Sequence[PlannedStep]) -> PlannedStep | None:
         """Of steps that have a unit ready, most urgent first, the one that starts one now; None: there is no room.
 
         `submit` of that unit follows.
         """
 
-    def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None: ...
+    def submit(self, one: PlannedStep, unit: Unit, task: ShardTask | GatherTask) -> None: ...
 
-    def wait(self, timeout_s: float) -> list[Done]:
+    def wait(self, timeout_s: float) -> list[UnitResult]:
         """What has ended, after at most about this long."""
 
-    def stuck(self, wanting: Sequence[Planned]) -> str:
+    def stuck(self, wanting: Sequence[PlannedStep]) -> str:
         """Asked while nothing runs and nothing starts: why that will not change; empty while it may."""
 
-    def release(self, one: Planned) -> None:
+    def release(self, one: PlannedStep) -> None:
         """No more units of a step will come."""
 
-    def drain(self, grace_s: float) -> list[Done]:
+    def drain(self, grace_s: float) -> list[UnitResult]:
         """What ends within the grace; nothing is started any more."""
 
     def close(self) -> None: ...
@@ -83,15 +83,17 @@ class Watcher:
     `stopping`: the loop ends early by this error, and so many units that still run have a grace to finish.
     """
 
-    started: Callable[[Planned, int | None], None] = lambda one, total: None
-    begun: Callable[[Planned, int, int], None] = lambda one, index, num_rows: None  # a unit, -1 a gather step
-    shard: Callable[[Planned, Receipt, bool], None] = lambda one, receipt, reused: None
-    finished: Callable[[Planned], None] = lambda one: None
+    started: Callable[[PlannedStep, int | None], None] = lambda one, total: None
+    begun: Callable[[PlannedStep, int, int], None] = lambda one, index, num_rows: (
+        None
+    )  # a unit, -1 a gather step
+    shard: Callable[[PlannedStep, Receipt, bool], None] = lambda one, receipt, reused: None
+    finished: Callable[[PlannedStep], None] = lambda one: None
     tick: Callable[[], None] = lambda: None
     stopping: Callable[[BaseException, int], None] = lambda error, num_running: None
 
 
-def unasked_gpus(steps: Sequence[Planned]) -> list[str]:
+def unasked_gpus(steps: Sequence[PlannedStep]) -> list[str]:
     """A device is used only by a step that asks for one."""
     return [
         f"step {one.name!r} has `gpu: true` and asks for no GPU; add `resources: {{gpus: 1}}`"

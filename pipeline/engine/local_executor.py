@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from vlpipe.pipeline.engine.executor import MAX_DEATHS, Done, Unit
-from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.engine.executor import MAX_DEATHS, Unit, UnitResult
+from vlpipe.pipeline.engine.plan import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker import device
-from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask, run_gather
+from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, run_gather
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard
 from vlpipe.pipeline.service import Services
 from vlpipe.pipeline.stage import Work
@@ -28,7 +28,7 @@ class LocalExecutor:
         self._services = Services()
         self._hidden = ExitStack()
 
-    def check(self, steps: Sequence[Planned], store: Store) -> list[str]:
+    def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
         """GPUs are there when torch finds them; when no step asks for one, this process sees none."""
         asking = [one for one in steps if one.keyed.step.resources.gpus]
         if not asking:
@@ -42,31 +42,31 @@ class LocalExecutor:
             if one.keyed.step.resources.gpus > num
         ]
 
-    def expect(self, one: Planned) -> None:
+    def expect(self, one: PlannedStep) -> None:
         """One unit runs at a time, whatever may come."""
 
-    def pick(self, wanting: Sequence[Planned]) -> Planned | None:
+    def pick(self, wanting: Sequence[PlannedStep]) -> PlannedStep | None:
         return wanting[0] if wanting and not self._queue else None
 
-    def stuck(self, wanting: Sequence[Planned]) -> str:
+    def stuck(self, wanting: Sequence[PlannedStep]) -> str:
         return f"nothing can start though steps are left: {', '.join(one.name for one in wanting)}"
 
-    def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+    def submit(self, one: PlannedStep, unit: Unit, task: ShardTask | GatherTask) -> None:
         if isinstance(task, ShardTask):
             task = dataclasses.replace(
                 task, shared=self._services.address(one.name, task.stage.service, task.store)
             )
         self._queue.append((unit, task, one.keyed.step.resources.gpus))
 
-    def wait(self, timeout_s: float) -> list[Done]:
+    def wait(self, timeout_s: float) -> list[UnitResult]:
         unit, task, gpus = self._queue.popleft()
         try:
             with device.granted(gpus):
-                return [Done(unit, self._run(task))]
+                return [UnitResult(unit, self._run(task))]
         except Exception as error:  # the loop decides what it means
-            return [Done(unit, error)]
+            return [UnitResult(unit, error)]
 
-    def _run(self, task: ShardTask | GatherTask) -> Receipt | Gathered:
+    def _run(self, task: ShardTask | GatherTask) -> Receipt | GatherResult:
         if isinstance(task, GatherTask):
             return run_gather(task)
         with _noted(task) as num_deaths:
@@ -85,12 +85,12 @@ class LocalExecutor:
             )
         return self._open[task.step][1]
 
-    def release(self, one: Planned) -> None:
+    def release(self, one: PlannedStep) -> None:
         self._services.drop(one.name)
         if one.name in self._open:
             self._open.pop(one.name)[0].close()
 
-    def drain(self, grace_s: float) -> list[Done]:
+    def drain(self, grace_s: float) -> list[UnitResult]:
         """Nothing runs beside the loop."""
         return []
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.records.keys import FileDigests, Keyed, key_step
+from vlpipe.pipeline.engine.records.keys import FileDigests, StepKeys, key_step
 from vlpipe.pipeline.engine.records.manifest import (
     Manifest,
     check_format,
@@ -36,15 +36,15 @@ RECORD = "_steps.json"  # what each step was when it last ran: for reasons, neve
 
 
 @dataclass
-class Planned:
+class PlannedStep:
     """A step and what is known of it. `reason` is why it runs; empty when it is done.
 
     found: receipts that an unfinished step has so far; `receipts`: all of a finished one, read when they are asked for.
     """
 
-    keyed: Keyed
-    above: tuple[Planned, ...]
-    artifact_steps: tuple[Planned, ...]
+    keyed: StepKeys
+    above: tuple[PlannedStep, ...]
+    artifact_steps: tuple[PlannedStep, ...]
     schema_in: pa.Schema
     schema_out: pa.Schema
     store: Store
@@ -104,18 +104,18 @@ def expand(steps: Sequence[Step]) -> list[Step]:
     return out
 
 
-def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Planned]:
+def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[PlannedStep]:
     """Every step in file order; of done ones the manifest is read. `until`: the last step wanted, with what it needs."""
     check_format(store, old=any(_is_step(store, name) for name in store.list()))
     chain = schemas(workflow)
     digests = FileDigests(store)
     record = read_record(store)
-    by_name: dict[str, Planned] = {}
+    by_name: dict[str, PlannedStep] = {}
     for step in expand(workflow.steps):
         keyed = _in_folder(key_step(step, {name: p.keyed for name, p in by_name.items()}, digests), store)
         above = tuple(by_name[name] for name in step.inputs)
         files = {f.step for _, f in files_of(step.stage) if f.step}
-        one = Planned(
+        one = PlannedStep(
             keyed=keyed,
             above=above,
             artifact_steps=tuple(by_name[name] for name in sorted(files)),
@@ -142,7 +142,7 @@ def _is_step(store: Store, name: str) -> bool:
     )
 
 
-def _in_folder(keyed: Keyed, store: Store) -> Keyed:
+def _in_folder(keyed: StepKeys, store: Store) -> StepKeys:
     """The step in a folder that is its own: two keys may share their first digits, and the full keys decide."""
     for digits in (8, 16):
         folder = f"{keyed.step.name}-{keyed.step_key[:digits]}"
@@ -152,14 +152,14 @@ def _in_folder(keyed: Keyed, store: Store) -> Keyed:
     raise VlpipeError(f"{store.path(folder)} is the folder of another step; rename step {keyed.step.name!r}")
 
 
-def _needed(last: Planned) -> set[str]:
+def _needed(last: PlannedStep) -> set[str]:
     names = {last.name}
     for one in (*last.above, *last.artifact_steps):
         names |= _needed(one)
     return names
 
 
-def look(one: Planned, store: Store, before: Mapping[str, Any] | None = None) -> None:
+def look(one: PlannedStep, store: Store, before: Mapping[str, Any] | None = None) -> None:
     """Is the step done? If not, what is the first reason."""
     waiting = [p.name for p in (*one.above, *one.artifact_steps) if not p.is_done]
     manifest = read_manifest(store, one.folder)
@@ -177,12 +177,12 @@ def look(one: Planned, store: Store, before: Mapping[str, Any] | None = None) ->
     one.reason = why(one, before) or (f"step {waiting[0]!r} runs" if waiting else _progress(one, manifest))
 
 
-def is_made_from(manifest: Manifest, one: Planned) -> bool:
+def is_made_from(manifest: Manifest, one: PlannedStep) -> bool:
     """Was it made from what lies above it now? Full keys and digests, never names."""
     return (manifest.step_key, manifest.inputs_digest) == (one.keyed.step_key, inputs_digest(one))
 
 
-def stale_source(one: Planned, sources: Sequence[str] | set[str]) -> str:
+def stale_source(one: PlannedStep, sources: Sequence[str] | set[str]) -> str:
     """A warning when rows that are there were made by other code than there is now; empty when not."""
     if not set(sources) - {one.keyed.source}:
         return ""
@@ -190,24 +190,24 @@ def stale_source(one: Planned, sources: Sequence[str] | set[str]) -> str:
     return f"{what} made by other code than there is now, of the same VERSION; raise VERSION if the rows may differ"
 
 
-def _progress(one: Planned, manifest: Manifest | None) -> str:
+def _progress(one: PlannedStep, manifest: Manifest | None) -> str:
     if manifest is not None:
         return "its input changed"
     return f"{len(one.found)} shard(s) done, it goes on" if one.found else "not run yet"
 
 
-def inputs_digest(one: Planned) -> str:
+def inputs_digest(one: PlannedStep) -> str:
     """Over every shard and artifact that the step reads; the steps above must be done."""
     shards = [p.manifest.shards_digest for p in one.above if p.manifest is not None]
     assert len(shards) == len(one.above)
     return digest_inputs(shards, artifacts_digest(one))
 
 
-def artifacts_digest(one: Planned) -> str:
+def artifacts_digest(one: PlannedStep) -> str:
     return digest_artifacts(read_digests(one))
 
 
-def read_digests(one: Planned) -> dict[str, str]:
+def read_digests(one: PlannedStep) -> dict[str, str]:
     """Parameter -> digest of the files and artifacts that the rows depend on.
 
     What only lists rows counts through the rows it listed; what is in no key counts nowhere.
@@ -222,7 +222,7 @@ def read_digests(one: Planned) -> dict[str, str]:
     }
 
 
-def resolved_files(one: Planned, store: Store | None = None) -> list[tuple[str, File]]:
+def resolved_files(one: PlannedStep, store: Store | None = None) -> list[tuple[str, File]]:
     """Every file parameter with its content digest; with a store, with a path to read as well."""
     digests, marks = dict(one.keyed.files), dict(one.keyed.marks)
     return [
@@ -231,7 +231,7 @@ def resolved_files(one: Planned, store: Store | None = None) -> list[tuple[str, 
     ]
 
 
-def _resolve(one: Planned, name: str, file: File, digest: str, mark: str, store: Store | None) -> File:
+def _resolve(one: PlannedStep, name: str, file: File, digest: str, mark: str, store: Store | None) -> File:
     if file.step is None:
         return dataclasses.replace(file, digest=digest, mark=mark)
     maker = next(p for p in one.artifact_steps if p.name == file.step)
@@ -247,13 +247,13 @@ def _resolve(one: Planned, name: str, file: File, digest: str, mark: str, store:
     return dataclasses.replace(file, path=where or file.path, digest=made)
 
 
-def resolve_stage(one: Planned, store: Store) -> Any:
+def resolve_stage(one: PlannedStep, store: Store) -> Any:
     """The stage with readable paths in its file parameters."""
     files = dict(resolved_files(one, store))
     return replace_files(one.keyed.step.stage, lambda name, _: files[name])
 
 
-def why(one: Planned, before: Mapping[str, Any] | None) -> str:
+def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
     """The first thing that differs from when the step last ran: its own, before what is above it."""
     if before is None or before["step_key"] == one.keyed.step_key:
         return ""
@@ -290,7 +290,7 @@ def _changed_parameter(old: Any, new: Any, leave_out: frozenset[str], path: str 
     return "" if old == new else f"parameter {path} changed {old} -> {new}"
 
 
-def is_gather(one: Planned) -> bool:
+def is_gather(one: PlannedStep) -> bool:
     return isinstance(one.keyed.step.stage, GatherStage)
 
 
@@ -310,7 +310,7 @@ def read_record(store: Store) -> dict[str, Any]:
     return {}
 
 
-def remember(steps: Sequence[Planned], store: Store) -> None:
+def remember(steps: Sequence[PlannedStep], store: Store) -> None:
     """Record what the steps are now, so that the next plan can say what changed."""
     record = read_record(store)
     for one in steps:

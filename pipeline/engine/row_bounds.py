@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.engine.worker.gather import ListRows
 from vlpipe.pipeline.errors import VlpipeWarning
 from vlpipe.pipeline.stage import MapStage, Stage
@@ -20,7 +20,7 @@ from vlpipe.pipeline.storage.store import Store
 MAX_COUNTS = 10_000
 
 
-def estimates(steps: Sequence[Planned], store: Store) -> dict[str, str]:
+def estimates(steps: Sequence[PlannedStep], store: Store) -> dict[str, str]:
     """Step name -> what its stage says the work will be, of the steps that will run and whose stage says anything."""
     asked = [one for one in steps if not one.is_done and _makes_estimates(one.keyed.step.stage)]
     if not asked:
@@ -35,7 +35,7 @@ def _makes_estimates(stage: Stage) -> bool:
     return type(stage).estimate is not Stage.estimate
 
 
-def bound(one: Planned, counts: RowCounts) -> int | None:
+def bound(one: PlannedStep, counts: RowCounts) -> int | None:
     """How many rows a step gives at most; None: nobody knows before it runs."""
     stage = one.keyed.step.stage
     if one.manifest is not None:
@@ -58,7 +58,7 @@ class RowCounts:
         self._counts = dict(self._kept())
         self._changed = False
 
-    def of(self, one: Planned) -> int:
+    def of(self, one: PlannedStep) -> int:
         key, stage = one.keyed.step_key, one.keyed.step.stage
         assert isinstance(stage, ListRows)
         if key not in self._counts:

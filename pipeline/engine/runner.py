@@ -16,16 +16,16 @@ from vlpipe.pipeline.engine.executor import (
     MAX_ATTEMPTS,
     MAX_DEATHS,
     MAX_LOST,
-    Done,
     Executor,
     Unit,
+    UnitResult,
     Watcher,
     WorkerDied,
     unasked_gpus,
 )
 from vlpipe.pipeline.engine.locking.lock import check as check_lock
 from vlpipe.pipeline.engine.plan import (
-    Planned,
+    PlannedStep,
     artifacts_digest,
     inputs_digest,
     is_gather,
@@ -52,7 +52,7 @@ from vlpipe.pipeline.engine.records.receipts import (
     write_receipt,
 )
 from vlpipe.pipeline.engine.step_state import State
-from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask, clear_unfinished
+from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, clear_unfinished
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, heavy_pointers
 from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
 from vlpipe.pipeline.shard import Heavy, Shard
@@ -64,7 +64,7 @@ class Run:
 
     def __init__(
         self,
-        steps: Sequence[Planned],
+        steps: Sequence[PlannedStep],
         store: Store,
         executor: Executor,
         watcher: Watcher,
@@ -79,7 +79,7 @@ class Run:
             if one.is_done:  # a kill just after the manifest
                 store.remove(f"{one.folder}/work")
         self.finished_shards: FinishedShards | None = FinishedShards(store, strict)
-        self._arrived: deque[Done] = deque()  # has ended, and is not yet taken in
+        self._arrived: deque[UnitResult] = deque()  # has ended, and is not yet taken in
 
     def go(self, check: Callable[[], None] = lambda: None, grace_s: float = 0.0) -> None:
         """check: called in each turn, to stop by what it raises. Whatever stops the loop, what runs has `grace_s` to
@@ -133,7 +133,7 @@ class Run:
             state = self.states[one.name]
             self._start(state, state.todo.pop(0))
 
-    def _wanting(self) -> list[Planned]:
+    def _wanting(self) -> list[PlannedStep]:
         """Steps with a unit that could start: gather steps, on which whole branches wait, then those furthest down."""
         ready = [s.one for s in reversed(self.states.values()) if s.todo]
         return sorted(ready, key=lambda one: not is_gather(one))
@@ -169,12 +169,12 @@ class Run:
                 self._pass_on(above, state, index, shard)
         return True
 
-    def _expected(self, one: Planned) -> int | None:
+    def _expected(self, one: PlannedStep) -> int | None:
         if one.is_done:
             return one.manifest.num_shards if one.manifest else 0
         return None if is_gather(one) or one.name not in self.states else self.states[one.name].expected
 
-    def _say_what_it_is(self, one: Planned) -> None:
+    def _say_what_it_is(self, one: PlannedStep) -> None:
         folders = tuple(p.folder for p in one.above)
         write_step_file(self.store, one.keyed, folders, one.schema_out)
 
@@ -198,11 +198,11 @@ class Run:
             self.watcher.shard(one, receipt, True)
         self._commit(state, receipts, dict(manifest.artifacts), manifest.sources)
 
-    def _ready(self, one: Planned) -> dict[int, Shard]:
+    def _ready(self, one: PlannedStep) -> dict[int, Shard]:
         receipts = {r.index: r for r in one.receipts} if one.is_done else self.states[one.name].out
         return {k: receipts[k].shard for k in sorted(receipts)}
 
-    def _pass_on(self, above: Planned, state: State, index: int, shard: Shard) -> None:
+    def _pass_on(self, above: PlannedStep, state: State, index: int, shard: Shard) -> None:
         """An input shard of `state` is there; its number counts on over several inputs."""
         before = state.one.above[: state.one.above.index(above)]
         index += sum(self._expected(p) or 0 for p in before)
@@ -273,7 +273,7 @@ class Run:
             deadline_s=one.keyed.step.row_group_timeout_s,
         )
 
-    def _gather_task(self, one: Planned) -> GatherTask:
+    def _gather_task(self, one: PlannedStep) -> GatherTask:
         return GatherTask(
             store=self.store,
             step=one.name,
@@ -306,12 +306,12 @@ class Run:
         )
         self.executor.submit(state.one, Unit(state.one.name, index), task)
 
-    def _take(self, done: Done) -> None:
+    def _take(self, done: UnitResult) -> None:
         state = self.states[done.unit.step]
         state.running.discard(done.unit.index)
         if isinstance(done.result, BaseException):
             self._failed(state, done.unit.index, done.result)
-        elif isinstance(done.result, Gathered):
+        elif isinstance(done.result, GatherResult):
             self._commit(state, done.result.receipts, done.result.artifacts, done.result.sources)
         else:
             self._shard_done(state, done.result, reused=False)
@@ -373,12 +373,12 @@ class Run:
         one.warning = stale_source(one, manifest.sources)
         self._finished(state)
 
-    def _sweep(self, one: Planned) -> None:
+    def _sweep(self, one: PlannedStep) -> None:
         """No attempt of this step is running: what killed ones left unfinished can go."""
         for folder in ("", "/_receipts", "/_rejects", "/_log"):
             self.store.sweep(one.folder + folder)
 
-    def _drop_surplus(self, one: Planned, count: int) -> None:
+    def _drop_surplus(self, one: PlannedStep, count: int) -> None:
         """Shards beyond the last one, from an earlier input that was longer."""
         for index in receipt_numbers(self.store, one.folder):
             if index >= count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.engine.plan import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker.guard import worst
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
@@ -21,7 +21,7 @@ class State:
     `base`: what all its tasks have in common.
     """
 
-    one: Planned
+    one: PlannedStep
     todo: list[int] = field(default_factory=list)
     running: set[int] = field(default_factory=set)
     inputs: dict[int, Shard] = field(default_factory=dict)

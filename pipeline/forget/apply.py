@@ -34,10 +34,10 @@ from vlpipe.pipeline.engine.records.receipts import (
     write_receipt,
     write_receipts,
 )
-from vlpipe.pipeline.forget.copied_texts import Taken
+from vlpipe.pipeline.forget.copied_texts import CopiedTexts
 from vlpipe.pipeline.forget.json_artifacts import rewrite_json
-from vlpipe.pipeline.forget.rows import Gone, rewrite, rewrite_log, rewrite_rejects, with_digest
-from vlpipe.pipeline.forget.scan import Found
+from vlpipe.pipeline.forget.rows import ForgottenRows, rewrite, rewrite_log, rewrite_rejects, with_digest
+from vlpipe.pipeline.forget.scan import ForgetPlan
 from vlpipe.pipeline.forget.steps import Step, folders_by_key, in_order
 from vlpipe.pipeline.forget.urls import Urls
 from vlpipe.pipeline.inspect.on_disk import StepRecord, read_step, step_folders
@@ -53,7 +53,7 @@ Stats = dict[str, dict[str, Any]]
 FOLDERS = ("", "/_receipts", "/_rejects", "/_log", "/artifacts")
 
 
-def forget(store: Store, found: Found) -> None:
+def forget(store: Store, found: ForgetPlan) -> None:
     """Needs the root's lock."""
     copies = [model.folder for model in found.models if model.copies]
     changing = _changing(found, copies)
@@ -76,7 +76,7 @@ def forget(store: Store, found: Found) -> None:
     finish(store)
 
 
-def _write_gone(store: Store, gone: Gone) -> None:
+def _write_gone(store: Store, gone: ForgottenRows) -> None:
     """By hash only, as they are kept."""
     urls = gone.urls
     table = sets_to_table(gone.ids, urls.urls, urls.hosts, urls.domains)
@@ -84,19 +84,19 @@ def _write_gone(store: Store, gone: Gone) -> None:
         pq.write_table(table, part, compression="zstd")
 
 
-def _read_gone(store: Store, taken: Taken) -> Gone:
+def _read_gone(store: Store, taken: CopiedTexts) -> ForgottenRows:
     with open_parquet(store, GONE) as file:
         sets = sets_from_table(file.read())
     kinds = ("id", "url", "host", "domain")
     ids, urls, hosts, domains = (sets.get(kind) or TextSet(kind) for kind in kinds)
-    return Gone(ids, Urls(urls=urls, hosts=hosts, domains=domains), taken)
+    return ForgottenRows(ids, Urls(urls=urls, hosts=hosts, domains=domains), taken)
 
 
 def _before(folder: str) -> str:
     return f"{BEFORE}/{folder}.parquet"
 
 
-def _changing(found: Found, copies: Iterable[str]) -> list[Step]:
+def _changing(found: ForgetPlan, copies: Iterable[str]) -> list[Step]:
     """Steps in whose records something changes, or may: they have such rows, read a step that has, or are not finished."""
     by_key = folders_by_key(found.steps)
     known = {one.folder for one in found.folders}
@@ -164,7 +164,7 @@ class _Made:
         receipts = receipts_in(self.store, _before(folder))
         return StepRecord(folder=folder, manifest=self.before[folder], receipts=receipts)
 
-    def files(self, record: StepRecord, touched: Mapping[str, Any], gone: Gone) -> None:
+    def files(self, record: StepRecord, touched: Mapping[str, Any], gone: ForgottenRows) -> None:
         step = self.steps[record.folder]
         paths, indices = touched.get("files", ()), touched.get("rejects", ())
         for path, (shard, stats) in zip(
@@ -182,7 +182,7 @@ class _Made:
         if touched.get("parts"):
             self.store.remove(f"{record.folder}/work")
 
-    def _file(self, step: Step, path: str, gone: Gone) -> tuple[Shard, Stats]:
+    def _file(self, step: Step, path: str, gone: ForgottenRows) -> tuple[Shard, Stats]:
         if path.endswith(".json"):
             return rewrite_json(self.store, path, gone), {}
         stats: Stats = {}

@@ -26,10 +26,10 @@ DONORS = "donors"
 DONORS_TYPE = pa.list_(pa.list_(pa.string()))
 ENTRY = ("text", "kept", "why")
 
-Taken = Mapping[str, frozenset[str]]  # id of a row -> words that it has from forgotten rows only
+CopiedTexts = Mapping[str, frozenset[str]]  # id of a row -> words that it has from forgotten rows only
 
 
-def find_taken(store: Store, paths: Iterable[str], gone: TextSet) -> Taken:
+def find_taken(store: Store, paths: Iterable[str], gone: TextSet) -> CopiedTexts:
     """Over all files, as steps below may have changed the words."""
     taken, kept = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
     for path in paths:
@@ -67,7 +67,7 @@ def forgotten_donors(donors: pa.ChunkedArray, gone: TextSet) -> set[str]:
     return set(ids.filter(pa.array(gone.mask(ids))).to_pylist())
 
 
-def take_back(table: pa.Table, gone_ids: TextSet, taken: Taken) -> pa.Table:
+def take_back(table: pa.Table, gone_ids: TextSet, taken: CopiedTexts) -> pa.Table:
     """The table (with an `id`) without what its rows took; the same object when there is nothing to do."""
     heirs, gone = set[int](), set[str]()
     if has_donors(table.schema):

@@ -11,17 +11,17 @@ import json
 from collections.abc import Iterator, Set
 from typing import Any
 
-from vlpipe.pipeline.forget.rows import Gone
+from vlpipe.pipeline.forget.rows import ForgottenRows
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.storage.store import Store, canonical_json
 
 
-def names_rows(store: Store, path: str, gone: Gone) -> bool:
+def names_rows(store: Store, path: str, gone: ForgottenRows) -> bool:
     value = _read(store, path)
     return _scrubbed(value, gone) != value
 
 
-def rewrite_json(store: Store, path: str, gone: Gone) -> Shard:
+def rewrite_json(store: Store, path: str, gone: ForgottenRows) -> Shard:
     """Done twice it is what it was after the first time."""
     data = canonical_json(_scrubbed(_read(store, path), gone))
     store.write_bytes(path, data, sync_folder=False)
@@ -40,7 +40,7 @@ def _refused(name: str) -> None:
     raise ValueError(name)
 
 
-def _scrubbed(value: Any, gone: Gone) -> Any:
+def _scrubbed(value: Any, gone: ForgottenRows) -> Any:
     return _without(value, gone.ids.known(set(_ids(value))), gone, frozenset())
 
 
@@ -56,7 +56,7 @@ def _ids(value: Any) -> Iterator[str]:
             yield from _ids(one)
 
 
-def _without(value: Any, ids: Set[str], gone: Gone, words: frozenset[str]) -> Any:
+def _without(value: Any, ids: Set[str], gone: ForgottenRows, words: frozenset[str]) -> Any:
     """words: what the row that this is about took from forgotten ones."""
     if isinstance(value, dict):
         words = gone.taken.get(value["id"], words) if isinstance(value.get("id"), str) else words

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.engine.records.receipts import read_rejects, write_rejects
 from vlpipe.pipeline.forget.copied_texts import (
     DONORS,
-    Taken,
+    CopiedTexts,
     forgotten_donors,
     has_donors,
     may_have_words,
@@ -37,13 +37,13 @@ NAMING_DETAIL = r"\brow |twin of |://|[^\s,;()]{16}"
 
 
 @dataclass(frozen=True, eq=False)
-class Gone:
+class ForgottenRows:
     """ids: all rows to forget. urls: for files whose rows have no id, such as a list. taken: what rows that stay have from
     them."""
 
     ids: TextSet
     urls: Urls = field(default_factory=Urls)
-    taken: Taken = field(default_factory=dict)
+    taken: CopiedTexts = field(default_factory=dict)
 
     @cached_property
     def _heirs(self) -> TextSet:
@@ -116,18 +116,17 @@ def _urls_of(schema: pa.Schema) -> list[str]:
 
 
 @dataclass(kw_only=True)
-class Seen:
-    """Of a Parquet file: forgotten ids that are its rows, as places in `Gone.ids`; rows that took something; whether
-    anything would change."""
+class RowMatches:
+    """Forgotten rows of one Parquet file. ids: positions in `ForgottenRows.ids`; heirs: rows that copied a text from them."""
 
     ids: list[Places] = field(default_factory=list)
     heirs: set[str] = field(default_factory=set)
     changes: bool = False
 
 
-def looked_at(store: Store, path: str, gone: Gone, declared: Collection[str]) -> Seen:
+def looked_at(store: Store, path: str, gone: ForgottenRows, declared: Collection[str]) -> RowMatches:
     """Only columns that name rows are read. declared: those that a step said hold ids of other rows."""
-    seen = Seen()
+    seen = RowMatches()
     with open_parquet(store, path) as file:
         schema = file.schema_arrow
         refs = references_in(schema, declared)
@@ -154,7 +153,7 @@ def looked_at(store: Store, path: str, gone: Gone, declared: Collection[str]) ->
 
 
 def rewrite(
-    store: Store, path: str, gone: Gone, declared: Collection[str], stats: dict[str, dict[str, Any]]
+    store: Store, path: str, gone: ForgottenRows, declared: Collection[str], stats: dict[str, dict[str, Any]]
 ) -> Shard:
     """The same file without these rows. Done twice it is what it was after the first time."""
     with open_parquet(store, path) as file:
@@ -177,7 +176,7 @@ def _declared(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def rejects_left(store: Store, folder: str, index: int, gone: Gone) -> tuple[pa.Table, int, bool]:
+def rejects_left(store: Store, folder: str, index: int, gone: ForgottenRows) -> tuple[pa.Table, int, bool]:
     """A shard's rejects without those of these rows; how many went; whether anything changed."""
     rows = read_rejects(store, folder, index)
     out = gone.ids.mask(rows["id"])
@@ -197,7 +196,7 @@ def rejects_left(store: Store, folder: str, index: int, gone: Gone) -> tuple[pa.
     return left, int(out.sum()), left is not rows
 
 
-def rewrite_rejects(store: Store, folder: str, index: int, gone: Gone) -> tuple[dict[str, int], str]:
+def rewrite_rejects(store: Store, folder: str, index: int, gone: ForgottenRows) -> tuple[dict[str, int], str]:
     """Returns them by code, as a receipt has them, and the digest of the file."""
     left, _, _ = rejects_left(store, folder, index, gone)
     step = left["stage"][0].as_py() if left.num_rows else ""
@@ -205,7 +204,7 @@ def rewrite_rejects(store: Store, folder: str, index: int, gone: Gone) -> tuple[
     return write_rejects(store, folder, index, step, (Reject(**row) for row in rows))
 
 
-def log_left(store: Store, path: str, gone: Gone) -> tuple[list[str], int]:
+def log_left(store: Store, path: str, gone: ForgottenRows) -> tuple[list[str], int]:
     """The lines of a log that may stay, and how many may not; what a step said in sentences stays without the names."""
     lines = store.read_bytes(path).decode("utf-8", "replace").splitlines()
     if not path.endswith(".jsonl"):
@@ -223,7 +222,7 @@ def _as_json(line: str) -> Any:
         return line
 
 
-def rewrite_log(store: Store, path: str, gone: Gone) -> None:
+def rewrite_log(store: Store, path: str, gone: ForgottenRows) -> None:
     left, _ = log_left(store, path, gone)
     if left:
         store.write_bytes(path, "".join(f"{line}\n" for line in left).encode(), sync_folder=False)

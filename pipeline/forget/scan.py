@@ -16,10 +16,10 @@ import pyarrow as pa
 from vlpipe.pipeline.engine.records.forgotten import canonical_url
 from vlpipe.pipeline.forget.copied_texts import DONORS, find_taken
 from vlpipe.pipeline.forget.json_artifacts import names_rows
-from vlpipe.pipeline.forget.rows import URLS, Gone, log_left, looked_at, rejects_left
+from vlpipe.pipeline.forget.rows import URLS, ForgottenRows, log_left, looked_at, rejects_left
 from vlpipe.pipeline.forget.steps import Step, folders_by_key, in_order
 from vlpipe.pipeline.forget.urls import Urls, host_of_canonical
-from vlpipe.pipeline.forget.wanted import KINDS, Wanted
+from vlpipe.pipeline.forget.wanted import KINDS, ForgetList
 from vlpipe.pipeline.parquet.block_reads import blocks, each
 from vlpipe.pipeline.parquet.text_sets import Mask, TextSet, TextSetMaker
 from vlpipe.pipeline.shard import open_parquet
@@ -32,9 +32,9 @@ Bits = npt.NDArray[np.uint8]
 
 
 @dataclass(kw_only=True)
-class Touched:
-    """What of a step's folder would change. `ids`: rows that go, a bit for each of `Gone.ids`; `heirs`: rows that stay,
-    without a text that they took. `files`: shards and Parquet artifacts; `parts`: its unfinished `work/`."""
+class FolderChanges:
+    """Changes of a step's folder. ids: rows that are removed, a bit for each of `ForgottenRows.ids`; heirs: rows that stay,
+    without a text that they copied. `files`: shards and Parquet artifacts; `parts`: its unfinished `work/`."""
 
     folder: str
     ids: Bits
@@ -69,11 +69,11 @@ class Model:
 
 
 @dataclass(kw_only=True)
-class Found:
-    gone: Gone
+class ForgetPlan:
+    gone: ForgottenRows
     num_rows: int
     unmatched: Counter[str]  # entries of the list that mean no row here, by kind
-    folders: list[Touched]
+    folders: list[FolderChanges]
     models: list[Model]
     unread: list[
         str
@@ -81,13 +81,13 @@ class Found:
     steps: dict[str, Step]
 
 
-def find(store: Store, wanted: Wanted, reads: Mapping[str, Sequence[str]]) -> Found:
+def find(store: Store, wanted: ForgetList, reads: Mapping[str, Sequence[str]]) -> ForgetPlan:
     """Look through every folder of the root. `reads`: of steps that have not finished, the folders they read."""
     steps = in_order(store)
     ids, meant = _ids(store, steps, wanted)
     artifacts = (path for step in steps.values() for path in step.artifacts)
     taken = find_taken(store, chain(_shards(steps, "id", DONORS), artifacts), ids) if len(ids) else {}
-    gone = Gone(ids, wanted.listed.urls.with_urls(_urls(store, steps, ids)), taken)
+    gone = ForgottenRows(ids, wanted.listed.urls.with_urls(_urls(store, steps, ids)), taken)
     folders = [_touched(store, step, gone) for step in steps.values()]
     touched = {one.folder: one for one in folders}
     for one in folders:
@@ -99,7 +99,7 @@ def find(store: Store, wanted: Wanted, reads: Mapping[str, Sequence[str]]) -> Fo
     meant["id"] = np.isin(
         wanted.id.digests, ids.digests[np.unpackbits(seen, count=len(ids)).astype(np.bool_)]
     )
-    return Found(
+    return ForgetPlan(
         gone=gone,
         num_rows=num_set(seen),
         unmatched=Counter({kind: int((~meant[kind]).sum()) for kind in KINDS}),
@@ -121,7 +121,7 @@ def _all_bits(several: Iterable[Bits]) -> Bits:
     return found
 
 
-def _ids(store: Store, steps: Mapping[str, Step], wanted: Wanted) -> tuple[TextSet, dict[str, Mask]]:
+def _ids(store: Store, steps: Mapping[str, Step], wanted: ForgetList) -> tuple[TextSet, dict[str, Mask]]:
     """Ids of all rows meant, with what was made from them; and by kind which entries mean one."""
     meant = {kind: np.zeros(len(wanted.of_kind(kind)), np.bool_) for kind in KINDS}
     maker = TextSetMaker("id")
@@ -147,7 +147,7 @@ def _ids(store: Store, steps: Mapping[str, Step], wanted: Wanted) -> tuple[TextS
     return ids, meant
 
 
-def _meant_ids(store: Store, path: str, wanted: Wanted, meant: dict[str, Mask]) -> list[pa.ChunkedArray]:
+def _meant_ids(store: Store, path: str, wanted: ForgetList, meant: dict[str, Mask]) -> list[pa.ChunkedArray]:
     found = []
     for table in _columns(store, path, "id", more=("sha256", *URLS)):
         out = np.zeros(table.num_rows, np.bool_)
@@ -215,8 +215,8 @@ def _shards(steps: Mapping[str, Step], *columns: str) -> Iterator[str]:
     yield from chain.from_iterable(step.paths for step in steps.values() if step.may_have(*columns))
 
 
-def _touched(store: Store, step: Step, gone: Gone) -> Touched:
-    one = Touched(folder=step.folder, ids=np.zeros((len(gone.ids) + 7) // 8, np.uint8))
+def _touched(store: Store, step: Step, gone: ForgottenRows) -> FolderChanges:
+    one = FolderChanges(folder=step.folder, ids=np.zeros((len(gone.ids) + 7) // 8, np.uint8))
     there = np.zeros(len(gone.ids), np.bool_)
     paths = list(step.paths)
     for path, seen in zip(
@@ -237,7 +237,7 @@ def _touched(store: Store, step: Step, gone: Gone) -> Touched:
     return one
 
 
-def _look_at_rejects(store: Store, step: Step, gone: Gone, one: Touched) -> None:
+def _look_at_rejects(store: Store, step: Step, gone: ForgottenRows, one: FolderChanges) -> None:
     def look(index: int) -> tuple[pa.Table, int, bool]:
         return rejects_left(store, step.folder, index, gone)
 
@@ -247,7 +247,7 @@ def _look_at_rejects(store: Store, step: Step, gone: Gone, one: Touched) -> None
             one.num_rejects += num
 
 
-def _look_at_logs(store: Store, step: Step, gone: Gone, one: Touched) -> None:
+def _look_at_logs(store: Store, step: Step, gone: ForgottenRows, one: FolderChanges) -> None:
     names = store.list(f"{step.folder}/_log")
     paths = [f"{step.folder}/_log/{name}" for name in names if not name.endswith((".json", ".part"))]
     for path, (_, num) in zip(paths, each(lambda path: log_left(store, path, gone), paths), strict=True):
@@ -256,7 +256,7 @@ def _look_at_logs(store: Store, step: Step, gone: Gone, one: Touched) -> None:
             one.num_lines += num
 
 
-def _models(steps: Mapping[str, Step], touched: Mapping[str, Touched]) -> list[Model]:
+def _models(steps: Mapping[str, Step], touched: Mapping[str, FolderChanges]) -> list[Model]:
     """In the order of the folders, so what a model was made from comes before it."""
     by_key = folders_by_key(steps)
     found: dict[str, Model] = {}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlpipe.pipeline.forget.scan import Found, Model, Touched
+from vlpipe.pipeline.forget.scan import FolderChanges, ForgetPlan, Model
 
 
-def tell(found: Found) -> Iterator[str]:
+def tell(found: ForgetPlan) -> Iterator[str]:
     """A line per folder; the exports, which go and are made again; the models, which stay."""
     copies = [model for model in found.models if model.copies]
     models = [model for model in found.models if not model.copies]
@@ -34,7 +34,7 @@ def tell(found: Found) -> Iterator[str]:
         yield f"  {model.folder:{width}}  {model.digest[:12]}  {_read(model)}"
 
 
-def advice(found: Found, workflow: str) -> Iterator[str]:
+def advice(found: ForgetPlan, workflow: str) -> Iterator[str]:
     """What is left to do."""
     if any(model.copies for model in found.models):
         yield f"exports that held the rows are written without them by the next `vlpipe run {workflow}`"
@@ -45,7 +45,7 @@ def advice(found: Found, workflow: str) -> Iterator[str]:
         )
 
 
-def _touched(one: Touched) -> str:
+def _touched(one: FolderChanges) -> str:
     counts = (
         (one.num_ids, "row(s)"),
         (len(one.heirs), "row(s) without a text that came from them"),

@@ -14,7 +14,7 @@ KINDS = ("id", "url", "domain", "sha256")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class ForgetList:
     """ids as they are, URLs as `canonical_url` spells them, domains and sha256 in lower case.
 
     `urls.opted_out`: hashes of URLs. Rows are meant by them, but not URLs: a later list may have these, and they
@@ -30,16 +30,16 @@ class Wanted:
             kind
         ]
 
-    def with_opted_out(self, hashes: Digests) -> Wanted:
+    def with_opted_out(self, hashes: Digests) -> ForgetList:
         return replace(self, urls=replace(self.urls, opted_out=hashes))
 
     @property
-    def listed(self) -> Wanted:
+    def listed(self) -> ForgetList:
         """Without what said no."""
         return self.with_opted_out(Urls().opted_out)
 
 
-def read_wanted(path: str) -> Wanted:
+def read_wanted(path: str) -> ForgetList:
     """The list in a txt (`id:...`, `url:...`, `domain:...`, `sha256:...`, one a line), or in a csv or Parquet file with
     columns of these names. VlpipeError says in which line what is wrong."""
     makers = {kind: TextSetMaker(kind) for kind in (*KINDS, "host")}
@@ -52,7 +52,7 @@ def read_wanted(path: str) -> Wanted:
     if not any(map(len, sets.values())):
         raise VlpipeError(f"{path} is empty: there is nothing to forget")
     urls = Urls(urls=sets["url"], hosts=sets["host"], domains=sets["domain"])
-    return Wanted(id=sets["id"], sha256=sets["sha256"], urls=urls)
+    return ForgetList(id=sets["id"], sha256=sets["sha256"], urls=urls)
 
 
 def _checked(where: str, kind: str, value: str) -> str:

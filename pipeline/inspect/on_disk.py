@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from vlpipe.pipeline.engine.plan import Planned, artifacts_digest, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, artifacts_digest, is_gather
 from vlpipe.pipeline.engine.records.keys import shard_key
 from vlpipe.pipeline.engine.records.manifest import Manifest, check_format, read_manifest
 from vlpipe.pipeline.engine.records.receipts import (
@@ -25,7 +25,7 @@ from vlpipe.pipeline.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class StepFolder:
     """A root (`folder` is empty), a step's folder, a shard of it, its rejects, or (`file`) a Parquet file as it is."""
 
     store: Store
@@ -48,7 +48,7 @@ class StepRecord:
         return sum(r.shard.num_rows for r in self.receipts)
 
 
-def find_place(path: str) -> Place:
+def find_place(path: str) -> StepFolder:
     """What a path given by a person means. VlpipeError says what there is instead."""
     url = (path if "://" in path else os.path.abspath(os.path.expanduser(path))).rstrip("/")
     above, _, name = url.rpartition("/")
@@ -63,12 +63,12 @@ def find_place(path: str) -> Place:
     root, _, step = (folder.rpartition("/")[0] if rejects else folder).rpartition("/")
     if is_step_folder(Store(root), step):
         check_format(Store(root), old=True)
-        return Place(store=Store(root), folder=step, index=index, rejects=rejects)
+        return StepFolder(store=Store(root), folder=step, index=index, rejects=rejects)
     if name.endswith(".parquet"):
-        return Place(store=Store(above), file=name)
+        return StepFolder(store=Store(above), file=name)
     if step_folders(Store(url)):
         check_format(Store(url), old=True)
-        return Place(store=Store(url))
+        return StepFolder(store=Store(url))
     raise VlpipeError(
         f"{path} is neither a root, nor a step's folder (STEP-0123abcd), nor a shard, nor a Parquet file"
     )
@@ -99,7 +99,7 @@ def folder_now(folder: str, folders: Collection[str]) -> str:
     return next((other for other in folders if other.rpartition("-")[2] == digits), folder)
 
 
-def need_step(place: Place, path: str) -> str:
+def need_step(place: StepFolder, path: str) -> str:
     """The folder of a place that must be a whole step."""
     if place.folder and place.index is None and not place.rejects:
         return place.folder
@@ -118,13 +118,13 @@ def read_step(store: Store, folder: str) -> StepRecord:
     return StepRecord(folder=folder, manifest=None, receipts=[found[index] for index in sorted(found)])
 
 
-def data_path(place: Place) -> str:
+def data_path(place: StepFolder) -> str:
     """The file a place with an index means."""
     assert place.index is not None
     return (rejects_path if place.rejects else shard_path)(place.folder, place.index)
 
 
-def find_step(steps: Sequence[Planned], name: str) -> Planned:
+def find_step(steps: Sequence[PlannedStep], name: str) -> PlannedStep:
     """The planned step of that name; a bare name of a repeated step means its last round."""
     for one in reversed(steps):
         if name in (one.name, one.name.partition("@")[0]):
@@ -133,52 +133,52 @@ def find_step(steps: Sequence[Planned], name: str) -> Planned:
 
 
 @dataclass(frozen=True, slots=True)
-class Have:
+class StepReceipts:
     """What of a step is there and counts now. `num_shards`: how many there will be; None: not known before it ran."""
 
     found: dict[int, Receipt]
     num_shards: int | None
-    done: Planned | None = None  # a finished step: its receipts are read when they are asked for
+    done: PlannedStep | None = None  # a finished step: its receipts are read when they are asked for
 
     @property
     def receipts(self) -> dict[int, Receipt]:
         return {r.index: r for r in self.done.receipts} if self.done else self.found
 
 
-def what_is_there(steps: Sequence[Planned], store: Store) -> dict[str, Have]:
+def what_is_there(steps: Sequence[PlannedStep], store: Store) -> dict[str, StepReceipts]:
     """Per step the receipts that match what is above them; also of steps that are half done."""
-    have: dict[str, Have] = {}
+    have: dict[str, StepReceipts] = {}
     for one in steps:
         if one.manifest is not None:
-            have[one.name] = Have({}, one.manifest.num_shards, done=one)
+            have[one.name] = StepReceipts({}, one.manifest.num_shards, done=one)
         elif is_gather(one):
-            have[one.name] = Have({}, None)
+            have[one.name] = StepReceipts({}, None)
         else:
             have[one.name] = _half_done(one, store, have)
     return have
 
 
-def _half_done(one: Planned, store: Store, have: dict[str, Have]) -> Have:
+def _half_done(one: PlannedStep, store: Store, have: dict[str, StepReceipts]) -> StepReceipts:
     inputs = input_shards(one, have)
     totals = [have[p.name].num_shards for p in one.above]
     num_shards = None if None in totals else sum(n or 0 for n in totals)
     if not all(p.is_done for p in one.artifact_steps):
-        return Have({}, num_shards)
+        return StepReceipts({}, num_shards)
     made_with, receipts = artifacts_digest(one), one.found or read_unfinished(store, one.folder)
     found = {
         index: receipt
         for index, receipt in sorted(receipts.items())
         if index in inputs and receipt.made_from == _made_from(one, inputs[index], made_with)
     }
-    return Have(found, num_shards)
+    return StepReceipts(found, num_shards)
 
 
-def _made_from(one: Planned, shard: Shard, made_with: str) -> MadeFrom:
+def _made_from(one: PlannedStep, shard: Shard, made_with: str) -> MadeFrom:
     heavy = shard.heavy_digests(getattr(one.keyed.step.stage, "READS_HEAVY", ()))
     return shard_key(one.keyed.stage_key, shard.key), shard.digest, tuple(sorted(heavy.items())), made_with
 
 
-def input_shards(one: Planned, have: dict[str, Have]) -> dict[int, Shard]:
+def input_shards(one: PlannedStep, have: dict[str, StepReceipts]) -> dict[int, Shard]:
     """Input shards of a map step by number; over several inputs the numbers count on."""
     found: dict[int, Shard] = {}
     for above in one.above:
@@ -189,7 +189,7 @@ def input_shards(one: Planned, have: dict[str, Have]) -> dict[int, Shard]:
     return found
 
 
-def offset(one: Planned, above: Planned, have: dict[str, Have]) -> int | None:
+def offset(one: PlannedStep, above: PlannedStep, have: dict[str, StepReceipts]) -> int | None:
     """Number of the first shard of `one` that comes from `above`; None while that is not known."""
     totals = [have[p.name].num_shards for p in one.above[: one.above.index(above)]]
     return None if None in totals else sum(n or 0 for n in totals)

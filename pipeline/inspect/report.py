@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.engine.plan import PlannedStep
 from vlpipe.pipeline.engine.records.receipts import Receipt, read_rejects, seconds_of, sum_counts
 from vlpipe.pipeline.engine.worker.gather import ListRows
-from vlpipe.pipeline.inspect.on_disk import Have, what_is_there
+from vlpipe.pipeline.inspect.on_disk import StepReceipts, what_is_there
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.storage.store import Store
@@ -18,13 +18,13 @@ MAX_SHARDS = 8  # per step that rejects are read from
 MAX_REJECTS = 20_000  # per step
 
 
-def step_values(steps: Sequence[Planned], store: Store, *, running: bool = False) -> list[dict[str, Any]]:
+def step_values(steps: Sequence[PlannedStep], store: Store, *, running: bool = False) -> list[dict[str, Any]]:
     """Per step the fields of the page's record of it."""
     have = what_is_there(steps, store)
     return [_view(one, have[one.name], store, running) for one in steps]
 
 
-def _view(one: Planned, have: Have, store: Store, running: bool) -> dict[str, Any]:
+def _view(one: PlannedStep, have: StepReceipts, store: Store, running: bool) -> dict[str, Any]:
     receipts = [have.receipts[index] for index in sorted(have.receipts)]
     rejects: Counter[str] = Counter()
     for receipt in receipts:
@@ -49,7 +49,7 @@ def _view(one: Planned, have: Have, store: Store, running: bool) -> dict[str, An
     }
 
 
-def _sample(one: Planned, receipts: Sequence[Receipt], store: Store) -> list[Reject]:
+def _sample(one: PlannedStep, receipts: Sequence[Receipt], store: Store) -> list[Reject]:
     """All rejects of a few evenly spaced shards, the first among them."""
     found: list[Reject] = []
     num = min(MAX_SHARDS, len(receipts))

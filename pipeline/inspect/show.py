@@ -17,7 +17,7 @@ from rich.text import Text
 
 from vlpipe.pipeline.engine.records.receipts import Receipt, rejects_path, seconds_of, sum_counts
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean, printable
-from vlpipe.pipeline.inspect.on_disk import Place, StepRecord, data_path, need_step, read_step
+from vlpipe.pipeline.inspect.on_disk import StepFolder, StepRecord, data_path, need_step, read_step
 from vlpipe.pipeline.shard import is_heavy, open_parquet
 from vlpipe.pipeline.storage.printable import cell, counts, size, struct_text
 from vlpipe.pipeline.storage.store import Store
@@ -45,7 +45,7 @@ class Shown:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def show(place: Place, path: str, num_rows: int = 5, where: str | None = None) -> Shown:
+def show(place: StepFolder, path: str, num_rows: int = 5, where: str | None = None) -> Shown:
     """Look at a place. `where`: one condition on a column, `COLUMN = VALUE` (also != < <= > >=)."""
     if place.file:
         return _show_files(place.store, [place.file], [("file", path)], num_rows, where)
@@ -67,7 +67,7 @@ def _show_files(
     return Shown(facts=facts, schema=schema, rows=first_rows(store, files, num_rows, where))
 
 
-def _show_rejects(place: Place, num_rows: int, where: str | None) -> Shown:
+def _show_rejects(place: StepFolder, num_rows: int, where: str | None) -> Shown:
     record = read_step(place.store, place.folder)
     receipts = [r for r in record.receipts if r.rejects and place.index in (None, r.index)]
     facts = [("rejects of", place.folder), *_reject_facts(receipts)]
@@ -91,7 +91,7 @@ def _count_facts(receipts: Sequence[Receipt]) -> list[tuple[str, str]]:
     return [("counts", ", ".join(f"{name} {num:,}" for name, num in found.items()))] if found else []
 
 
-def _show_shard(place: Place, num_rows: int, where: str | None) -> Shown:
+def _show_shard(place: StepFolder, num_rows: int, where: str | None) -> Shown:
     record = read_step(place.store, place.folder)
     receipt = next((r for r in record.receipts if r.index == place.index), None)
     path = data_path(place)

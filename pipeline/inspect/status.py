@@ -12,10 +12,10 @@ from rich.table import Table
 
 from vlpipe.pipeline.engine.locking.lock import runs_held_here
 from vlpipe.pipeline.engine.locking.lock_file import LEASE_S, newest, state_of
-from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.engine.records.progress_notes import is_running
 from vlpipe.pipeline.engine.records.receipts import seconds_of
-from vlpipe.pipeline.inspect.on_disk import Have, what_is_there
+from vlpipe.pipeline.inspect.on_disk import StepReceipts, what_is_there
 from vlpipe.pipeline.storage.printable import counts, size
 from vlpipe.pipeline.storage.store import Store
 
@@ -32,12 +32,12 @@ class StepStatus:
     why: str  # why it is not done
 
 
-def status(steps: Sequence[Planned], store: Store) -> list[StepStatus]:
+def status(steps: Sequence[PlannedStep], store: Store) -> list[StepStatus]:
     have, run = what_is_there(steps, store), live_run(store)
     return [_status(one, have[one.name], store, run) for one in steps]
 
 
-def _status(one: Planned, have: Have, store: Store, run: str) -> StepStatus:
+def _status(one: PlannedStep, have: StepReceipts, store: Store, run: str) -> StepStatus:
     if one.manifest is not None:
         m = one.manifest
         extra = folder_bytes(store, f"{one.folder}/artifacts") if m.artifacts else 0

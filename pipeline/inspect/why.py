@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.engine.records.forgotten import read_forgotten
 from vlpipe.pipeline.engine.records.receipts import Receipt, read_rejects
 from vlpipe.pipeline.errors import VlpipeError, printable
-from vlpipe.pipeline.inspect.on_disk import Have, offset, what_is_there
+from vlpipe.pipeline.inspect.on_disk import StepReceipts, offset, what_is_there
 from vlpipe.pipeline.inspect.why_origins import Facts, Row, is_below, trains
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.storage.printable import cell, struct_text
@@ -88,10 +88,10 @@ class _Trace:
         return self.facts.store
 
     @property
-    def have(self) -> dict[str, Have]:
+    def have(self) -> dict[str, StepReceipts]:
         return self.facts.have
 
-    def step(self, one: Planned) -> Event | None:
+    def step(self, one: PlannedStep) -> Event | None:
         """The step's event; None when the row never came there."""
         came = next((p for p in one.above if p.name in self.seen), None)
         if came is None and one.above and not is_gather(one) and not _makes_ids(one):
@@ -107,7 +107,7 @@ class _Trace:
                 return self._row_event(one, receipt, before, row)
         return self._gone(one, came, receipts)
 
-    def _candidates(self, one: Planned, came: Planned | None) -> list[Receipt]:
+    def _candidates(self, one: PlannedStep, came: PlannedStep | None) -> list[Receipt]:
         """The shards the row can be in."""
         receipts = self.have[one.name].receipts
         if is_gather(one) or came is None:
@@ -116,7 +116,7 @@ class _Trace:
         index = None if start is None else start + self.seen[came.name].index
         return [receipts[index]] if index in receipts else []
 
-    def _gone(self, one: Planned, came: Planned | None, receipts: list[Receipt]) -> Event | None:
+    def _gone(self, one: PlannedStep, came: PlannedStep | None, receipts: list[Receipt]) -> Event | None:
         for receipt in receipts:
             reject = self._reject(one, receipt)
             if reject is not None:
@@ -134,7 +134,7 @@ class _Trace:
             return self._children(one, receipts[0])
         return Event(step=one.name, what="lost", shard=receipts[0].shard.path)
 
-    def _reject(self, one: Planned, receipt: Receipt) -> Event | None:
+    def _reject(self, one: PlannedStep, receipt: Receipt) -> Event | None:
         if not receipt.rejects:
             return None
         table = read_rejects(self.store, one.folder, receipt.index)
@@ -147,7 +147,7 @@ class _Trace:
             return Event(step=one.name, what="dropped", shard=receipt.shard.path, lines=tuple(lines))
         return None
 
-    def _absent(self, one: Planned) -> Event | None:
+    def _absent(self, one: PlannedStep) -> Event | None:
         """A training step that would have read the row, had no step dropped it."""
         if not trains(one) or not self.have[one.name].receipts:
             return None
@@ -156,7 +156,7 @@ class _Trace:
                 return Event(step=one.name, what="absent", lines=(f"{name} dropped it ({why})",))
         return None
 
-    def _row_event(self, one: Planned, receipt: Receipt, before: Row | None, row: Row) -> Event:
+    def _row_event(self, one: PlannedStep, receipt: Receipt, before: Row | None, row: Row) -> Event:
         """What changed against the step before. A step with columns of its own (a decision, say) drops none of them."""
         lines = changes(self.facts.named(before or {}), self.facts.named(row))
         if before is not None and not is_gather(one):
@@ -168,14 +168,14 @@ class _Trace:
             lines += self.facts.by(one)
         return Event(step=one.name, what=what, shard=receipt.shard.path, lines=tuple(lines))
 
-    def _children(self, one: Planned, receipt: Receipt) -> Event:
+    def _children(self, one: PlannedStep, receipt: Receipt) -> Event:
         ids = [row["id"] for row in rows_where(self.store, receipt, "parent", self.id)]
         named = ", ".join(ids[:MAX_NAMED]) + (", ..." if len(ids) > MAX_NAMED else "")
         lines = (f"{len(ids)} row(s) made from it: {named}",)
         return Event(step=one.name, what="children", shard=receipt.shard.path, lines=lines)
 
 
-def history(steps: Sequence[Planned], store: Store, wanted: str) -> History:
+def history(steps: Sequence[PlannedStep], store: Store, wanted: str) -> History:
     """Follow a row, given by its id, the beginning of it (8 characters or more), or its url."""
     have = what_is_there(steps, store)
     id_ = find_id(steps, store, have, wanted)
@@ -193,7 +193,7 @@ def with_urls(events: Sequence[Event], facts: Facts) -> list[Event]:
     ]
 
 
-def trace(steps: Sequence[Planned], facts: Facts, id_: str) -> list[Event]:
+def trace(steps: Sequence[PlannedStep], facts: Facts, id_: str) -> list[Event]:
     """Events in step order; what made the row from another one is preceded by that one's events."""
     following = _Trace(facts, id_)
     found = {one.name: event for one in steps if (event := following.step(one)) is not None}
@@ -205,11 +205,11 @@ def trace(steps: Sequence[Planned], facts: Facts, id_: str) -> list[Event]:
     return trace(until, facts, parent) + list(found.values())
 
 
-def _makes_ids(one: Planned) -> bool:
+def _makes_ids(one: PlannedStep) -> bool:
     return bool(getattr(one.keyed.step.stage, "FAN_OUT", False))
 
 
-def find_id(steps: Sequence[Planned], store: Store, have: dict[str, Have], wanted: str) -> str:
+def find_id(steps: Sequence[PlannedStep], store: Store, have: dict[str, StepReceipts], wanted: str) -> str:
     """The one id meant; rows are looked up where they enter: in steps that list rows or make new ones."""
     if not any(h.receipts for h in have.values()):
         raise VlpipeError(f"nothing has run in {store.url} yet; `vlpipe run` comes first")

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker.gather import ListRows
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.inspect.on_disk import Have
+from vlpipe.pipeline.inspect.on_disk import StepReceipts
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.storage.printable import struct_text
 from vlpipe.pipeline.storage.store import Store
@@ -26,9 +26,9 @@ Row = Mapping[str, Any]
 
 @dataclass
 class Facts:
-    steps: Sequence[Planned]
+    steps: Sequence[PlannedStep]
     store: Store
-    have: dict[str, Have]
+    have: dict[str, StepReceipts]
 
     @cached_property
     def makers(self) -> dict[str, str]:
@@ -52,7 +52,7 @@ class Facts:
             return f"{value[:8]} of {self.makers[value]}"
         return value
 
-    def log(self, one: Planned, receipt: Receipt, id_: str) -> list[str]:
+    def log(self, one: PlannedStep, receipt: Receipt, id_: str) -> list[str]:
         """What a step wrote down about the row: when, how often it tried."""
         path = f"{one.folder}/_log/{receipt.index:06d}.jsonl"
         if not self.store.exists(path):
@@ -85,7 +85,7 @@ class Facts:
                         found = {row["id"]: str(row["url"]) for row in mine} | found
         return found
 
-    def by(self, one: Planned) -> list[str]:
+    def by(self, one: PlannedStep) -> list[str]:
         """The thresholds a step judged with, and whose artifacts it used."""
         step = one.keyed.step
         if isinstance(step.stage, ListRows):
@@ -98,7 +98,7 @@ class Facts:
         said += [f"{field} of {file.step}" for field, file in files_of(step.stage) if file.step]
         return [f"by {step.use}: {', '.join(said)}"] if said else []
 
-    def reading(self, one: Planned, came: Planned, row: Row) -> list[str]:
+    def reading(self, one: PlannedStep, came: PlannedStep, row: Row) -> list[str]:
         """What a gather step made of a row that it read, as far as it can be said."""
         stage = one.keyed.step.stage
         lines = list(stage.tell(row))
@@ -114,11 +114,11 @@ class Facts:
         return [*lines, *self.by(one)]
 
 
-def trains(one: Planned) -> bool:
+def trains(one: PlannedStep) -> bool:
     """It launches training."""
     return is_gather(one) and bool(getattr(one.keyed.step.stage, "LAUNCHES", False))
 
 
-def is_below(one: Planned, name: str) -> bool:
+def is_below(one: PlannedStep, name: str) -> bool:
     """Do its rows come, by whatever way, from that step?"""
     return any(above.name == name or is_below(above, name) for above in one.above)

@@ -18,7 +18,7 @@ NOT_NAMES = ("repeat", "rounds")  # --set rounds=2 and a profile's `repeat:` mea
 
 
 @dataclass(kw_only=True)
-class Written:
+class DraftStep:
     """One step that will run, its stage not yet known. `base`: its name in the file (caption@2: caption)."""
 
     name: str
@@ -41,7 +41,7 @@ class Setting:
 
 def written_steps(
     file: Map, profile: str | None, sets: Sequence[str], problems: list[Problem]
-) -> list[Written]:
+) -> list[DraftStep]:
     """The steps in the order they run. `file` is a parsed workflow; mistakes are added to `problems`."""
     steps = _declared(file, problems)
     settings = [s for text in sets if (s := _setting(text, problems))]
@@ -185,14 +185,14 @@ def _loop(repeat: Map, steps: list[str], problems: list[Problem]) -> list[str]:
     return [steps[i] for i in inside]
 
 
-def _unroll(steps: Mapping[str, Map], loop: Sequence[str], rounds: int) -> list[Written]:
-    made: list[Written] = []
+def _unroll(steps: Mapping[str, Map], loop: Sequence[str], rounds: int) -> list[DraftStep]:
+    made: list[DraftStep] = []
     for name, params in steps.items():
         if name not in loop:
-            made.append(Written(name=name, base=name, round=0, params=copy.deepcopy(params)))
+            made.append(DraftStep(name=name, base=name, round=0, params=copy.deepcopy(params)))
         elif name == loop[0]:
             made += [
-                Written(name=f"{inner}@{k}", base=inner, round=k, params=copy.deepcopy(steps[inner]))
+                DraftStep(name=f"{inner}@{k}", base=inner, round=k, params=copy.deepcopy(steps[inner]))
                 for k in range(1, rounds + 1)
                 for inner in loop
             ]
@@ -200,7 +200,7 @@ def _unroll(steps: Mapping[str, Map], loop: Sequence[str], rounds: int) -> list[
 
 
 def _apply(
-    setting: Setting, steps: Sequence[Written], removed: Mapping[str, str], problems: list[Problem]
+    setting: Setting, steps: Sequence[DraftStep], removed: Mapping[str, str], problems: list[Problem]
 ) -> None:
     """Put one --set into each step it names."""
     targets = [s for s in steps if setting.step in (s.name, s.base)]
@@ -229,7 +229,7 @@ def _apply(
 class _Names:
     """What a step name means where it stands."""
 
-    steps: list[Written]
+    steps: list[DraftStep]
     removed: Mapping[str, str]
     rounds: int
     problems: list[Problem]

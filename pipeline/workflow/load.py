@@ -20,7 +20,7 @@ from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import is_heavy
 from vlpipe.pipeline.stage import SHARD_ROWS, GatherStage, MapStage, SourceStage, Stage
 from vlpipe.pipeline.storage.store import canonical_json
-from vlpipe.pipeline.workflow.compose import Written, written_steps
+from vlpipe.pipeline.workflow.compose import DraftStep, written_steps
 from vlpipe.pipeline.workflow.hub import HUB_ID
 from vlpipe.pipeline.workflow.params import (
     canonical,
@@ -151,7 +151,7 @@ def _base(name: str) -> str:
     return name.partition("@")[0]
 
 
-def _build_all(written: Sequence[Written], problems: list[Problem]) -> list[Step]:
+def _build_all(written: Sequence[DraftStep], problems: list[Problem]) -> list[Step]:
     """The steps without a mistake of their own."""
     stages: dict[str, type[Stage]] = {}
     steps: list[Step] = []
@@ -165,7 +165,7 @@ def _build_all(written: Sequence[Written], problems: list[Problem]) -> list[Step
     return steps
 
 
-def _stage_class(written: Written, problems: list[Problem]) -> type[Stage] | None:
+def _stage_class(written: DraftStep, problems: list[Problem]) -> type[Stage] | None:
     where, use = place(written.params, ["use"], written.params.where), written.params.get("use")
     if not isinstance(use, str):
         problems.append(where.problem(f"{written.base}: wanted a mapping with use: MODULE:CLASS"))
@@ -181,7 +181,7 @@ def _stage_class(written: Written, problems: list[Problem]) -> type[Stage] | Non
 
 
 def _build(
-    written: Written, cls: type[Stage], stages: Mapping[str, type[Stage]], problems: list[Problem]
+    written: DraftStep, cls: type[Stage], stages: Mapping[str, type[Stage]], problems: list[Problem]
 ) -> Step | None:
     before, params = len(problems), written.params
     engine = validate(
@@ -209,7 +209,7 @@ def _build(
     )
 
 
-def _as_json(written: Written, stage: Stage, problems: list[Problem]) -> dict[str, Any] | None:
+def _as_json(written: DraftStep, stage: Stage, problems: list[Problem]) -> dict[str, Any] | None:
     """The parameters as they stand in keys and records."""
     found, before = {}, len(problems)
     for field in dataclasses.fields(stage):  # type: ignore[arg-type]  # every stage is a dataclass
@@ -222,7 +222,7 @@ def _as_json(written: Written, stage: Stage, problems: list[Problem]) -> dict[st
     return found if len(problems) == before else None
 
 
-def _check_inputs(written: Written, cls: type[Stage], problems: list[Problem]) -> None:
+def _check_inputs(written: DraftStep, cls: type[Stage], problems: list[Problem]) -> None:
     if issubclass(cls, SourceStage) and written.inputs:
         text = f"{cls.__name__} lists its own rows and takes no from:"
     elif (
@@ -236,7 +236,7 @@ def _check_inputs(written: Written, cls: type[Stage], problems: list[Problem]) -
     problems.append(written.params.where.problem(f"{written.base}: {text}"))
 
 
-def _check_timeout(written: Written, cls: type[Stage], problems: list[Problem]) -> None:
+def _check_timeout(written: DraftStep, cls: type[Stage], problems: list[Problem]) -> None:
     if written.params.get("row_group_timeout_s") is None:
         return
     if not issubclass(cls, MapStage):
@@ -250,7 +250,7 @@ def _check_timeout(written: Written, cls: type[Stage], problems: list[Problem]) 
 
 
 def _check_files(
-    written: Written, stage: Stage, stages: Mapping[str, type[Stage]], problems: list[Problem]
+    written: DraftStep, stage: Stage, stages: Mapping[str, type[Stage]], problems: list[Problem]
 ) -> None:
     """Files exist, and those of a step come from one that makes artifacts."""
 

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean, one_line, raised_in, shown
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.stage import Stage
-from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, Refused, place
+from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, RefusedScalar, place
 
 S = TypeVar("S", bound=Stage)
 
@@ -155,7 +155,7 @@ def _by_path(error: ValidationError, values: Map) -> dict[tuple[str | int, ...],
                 path.append(key)
         if each["type"] == "missing":
             path.append(each["loc"][-1])
-        if not isinstance(node, Refused):
+        if not isinstance(node, RefusedScalar):
             found.setdefault(tuple(path), []).append(each)
     return found
 

@@ -65,7 +65,7 @@ class Seq(list[Any]):
         self.at.append(where)
 
 
-class Refused(str):
+class RefusedScalar(str):
     """A scalar that is reported already; what else is wrong with it does not matter."""
 
     __slots__ = ()
@@ -278,6 +278,6 @@ class _Plain:
             return self.refuse(node, f"{shown(text)} holds half a character (a surrogate), which is no text")
         return value
 
-    def refuse(self, node: yaml.ScalarNode, text: str) -> Refused:
+    def refuse(self, node: yaml.ScalarNode, text: str) -> RefusedScalar:
         self.problems.append(self.where(node).problem(text))
-        return Refused(SURROGATE.sub("?", node.value))
+        return RefusedScalar(SURROGATE.sub("?", node.value))

@@ -117,7 +117,7 @@ def choose(rules: Sequence[Rule], skip: Sequence[str]) -> tuple[Rule, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RuleInput:
     """Where a rule's values come from: a measure, a column, or a field of `texts`; and what they are."""
 
     kind: Literal["row_measure", "text_measure", "column", "text_column", "text_field"]
@@ -128,11 +128,11 @@ class Place:
         return self.kind.startswith("text")
 
 
-def place(rule: Rule, schema: pa.Schema) -> Place:
+def place(rule: Rule, schema: pa.Schema) -> RuleInput:
     """SchemaError, with what to do, when the rule cannot be judged on such rows."""
     name, found = rule.column, None
     if name in TEXT_MEASURES:
-        found = Place("text_measure", TEXT_MEASURES[name][1])
+        found = RuleInput("text_measure", TEXT_MEASURES[name][1])
     elif name in ROW_MEASURES:
         found = _row_measure(rule, schema)
     elif name.startswith("texts."):
@@ -141,20 +141,24 @@ def place(rule: Rule, schema: pa.Schema) -> Place:
         if at < 0:
             fields = [TEXT.field(i).name for i in range(TEXT.num_fields)]
             raise SchemaError(f"rule {rule.code}: texts have no {field!r}{did_you_mean(field, fields)}")
-        found = Place("text_field", TEXT.field(at).type)
+        found = RuleInput("text_field", TEXT.field(at).type)
     elif name in schema.names:
         dtype = schema.field(name).type
-        found = Place("text_column", dtype.value_type) if pa.types.is_list(dtype) else Place("column", dtype)
+        found = (
+            RuleInput("text_column", dtype.value_type)
+            if pa.types.is_list(dtype)
+            else RuleInput("column", dtype)
+        )
     if found is None:
         raise SchemaError(_not_there(rule, schema))
     _check_type(rule, found.dtype)
     return found
 
 
-def _row_measure(rule: Rule, schema: pa.Schema) -> Place:
+def _row_measure(rule: Rule, schema: pa.Schema) -> RuleInput:
     _, dtype, reads = ROW_MEASURES[rule.column]
     need(schema, f"rule {rule.code} ({rule.column})", **reads)
-    return Place("row_measure", dtype)
+    return RuleInput("row_measure", dtype)
 
 
 def _help(rule: Rule) -> str:

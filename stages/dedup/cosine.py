@@ -37,7 +37,7 @@ FALSE_PER_ROW = 10  # scoring a pair costs as much as 3,000 products of sketches
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SimilarPairs:
     """Pairs a < b of row numbers with their cosine."""
 
     a: Rows
@@ -124,7 +124,7 @@ def sketch(vectors: Vectors, basis: Vectors) -> Vectors:
 
 def near_pairs(
     at: Workers, left: Side, right: Side, vectors: Vectors, threshold: float, *, same: bool, limit: int
-) -> Iterator[Found]:
+) -> Iterator[SimilarPairs]:
     """Pairs of a row of `left` and one of `right`, block by block; `same`: `right` begins with `left`, each pair once.
 
     Raises TooMany as soon as one block has more than `limit` pairs.
@@ -133,7 +133,7 @@ def near_pairs(
 
     columns = torch.from_numpy(right.sketches).to(at.device)
 
-    def block(start: int) -> list[Found]:
+    def block(start: int) -> list[SimilarPairs]:
         rows = torch.from_numpy(left.sketches[start : start + BLOCK_ROWS]).to(at.device)
         found = []
         for first in range(start if same else 0, len(columns), BLOCK_COLUMNS):
@@ -159,12 +159,12 @@ def _above(products: torch.Tensor, least: float) -> tuple[Rows, Rows]:
     return hit[near[:, 0]].cpu().numpy(), near[:, 1].cpu().numpy()
 
 
-def scored(vectors: Vectors, a: Rows, b: Rows, threshold: float) -> Found:
+def scored(vectors: Vectors, a: Rows, b: Rows, threshold: float) -> SimilarPairs:
     """The pairs with at least this cosine, each as (smaller, larger) row number."""
     a, b = np.minimum(a, b), np.maximum(a, b)
     cosine = score(vectors, a, b)
     near = cosine >= threshold
-    return Found(a[near], b[near], cosine[near])
+    return SimilarPairs(a[near], b[near], cosine[near])
 
 
 def score(vectors: Vectors, a: Rows, b: Rows) -> npt.NDArray[np.float64]:
@@ -178,7 +178,7 @@ def score(vectors: Vectors, a: Rows, b: Rows) -> npt.NDArray[np.float64]:
     return np.minimum(cosines, 1.0)
 
 
-def merged(parts: Iterable[Found], num_rows: int) -> Found:
+def merged(parts: Iterable[SimilarPairs], num_rows: int) -> SimilarPairs:
     """Each pair once, ordered by (a, b)."""
     found = list(parts)
     a, b, cosine = (
@@ -186,4 +186,4 @@ def merged(parts: Iterable[Found], num_rows: int) -> Found:
         for name, kind in (("a", np.int64), ("b", np.int64), ("cosine", np.float64))
     )
     _, first = np.unique(a * np.int64(max(num_rows, 1)) + b, return_index=True)
-    return Found(a[first], b[first], cosine[first])
+    return SimilarPairs(a[first], b[first], cosine[first])

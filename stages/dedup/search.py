@@ -17,9 +17,9 @@ from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.dedup.clusters import POINTS_PER_CLUSTER, Members, assign, find_centroids
 from vlpipe.stages.dedup.cosine import (
     SKETCH_SAMPLE,
-    Found,
     Rows,
     Side,
+    SimilarPairs,
     TooMany,
     Vectors,
     Workers,
@@ -166,7 +166,7 @@ def _pairs(
     sides: Iterable[tuple[Side, Side, bool]],
     plan: Plan,
     limit: int,
-) -> Found:
+) -> SimilarPairs:
     def make() -> npt.NDArray[Any]:
         parts, total = [], 0
         for left, right, same in sides:
@@ -181,4 +181,4 @@ def _pairs(
         return packed
 
     found = _kept(store, name, make)
-    return Found(found["a"], found["b"], found["cosine"])
+    return SimilarPairs(found["a"], found["b"], found["cosine"])

@@ -32,7 +32,7 @@ MIN_IOU = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Detection:
     """Detections and true boxes of one image: boxes (N, 4), labels (N,), scores (N,); attributes where known."""
 
     boxes: Floats
@@ -74,7 +74,7 @@ class DetectionScores(GatherStage):
             raise VlpipeError("no readable image with a true box to evaluate on")
         job.emit(pa.Table.from_pylist(list(results(images)), RESULTS))
 
-    def _look(self, job: Job, detector: Detector, rejects: list[Reject]) -> Iterator[Found]:
+    def _look(self, job: Job, detector: Detector, rejects: list[Reject]) -> Iterator[Detection]:
         for data in job.inputs:
             for table in data.batches(["id", "objects"], ["image"]):
                 for id_, objects, image in zip(
@@ -85,12 +85,12 @@ class DetectionScores(GatherStage):
                     except RowFault as fault:
                         rejects.append(Reject(id_, "fault", fault.why, fault.detail))
 
-    def _one(self, detector: Detector, data: bytes, objects: list[dict[str, Any]]) -> Found:
+    def _one(self, detector: Detector, data: bytes, objects: list[dict[str, Any]]) -> Detection:
         pixels, (across, down) = detector.pixels(decode(data))
         found = detector.model.detect(pixels, self.min_score, limit=self.max_detections)
         scale = np.array([across, down, across, down])
         names = [None if k < 0 else detector.attributes[k] for k in found.attributes.tolist()]
-        return Found(
+        return Detection(
             found.boxes.cpu().numpy().astype(np.float64) * scale,
             [detector.classes[k] for k in found.labels.tolist()],
             found.scores.cpu().numpy().astype(np.float64),
@@ -101,7 +101,7 @@ class DetectionScores(GatherStage):
         )
 
 
-def results(images: Sequence[Found]) -> Iterator[dict[str, Any]]:
+def results(images: Sequence[Detection]) -> Iterator[dict[str, Any]]:
     """Rows of RESULTS, the mean first."""
     counts = {
         name: sum(list(one.true_labels).count(name) for one in images)
@@ -120,7 +120,7 @@ def results(images: Sequence[Found]) -> Iterator[dict[str, Any]]:
     yield {"name": "attribute_right", "value": mean, "num_rows": len(right)}
 
 
-def matches(one: Found, name: str) -> Iterator[tuple[float, bool, bool | None]]:
+def matches(one: Detection, name: str) -> Iterator[tuple[float, bool, bool | None]]:
     """Detections of class `name` in one image, best first: (score, is it on a free true box, is its attribute right)."""
     true = [k for k, label in enumerate(one.true_labels) if label == name]
     mine = [k for k, label in enumerate(one.labels) if label == name]

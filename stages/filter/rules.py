@@ -21,7 +21,7 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.measures import ROW_MEASURES, TEXT_MEASURES
-from vlpipe.stages.common.rule import REGEX_OPS, Place, Rule, check_encoder, choose, load_preset, place
+from vlpipe.stages.common.rule import REGEX_OPS, Rule, RuleInput, check_encoder, choose, load_preset, place
 from vlpipe.stages.common.texts import FlatTexts, Mask, as_array, to_mask
 from vlpipe.stages.filter.kept import keep_matched
 
@@ -111,7 +111,7 @@ class Rules(MapStage):
         return Out(rows, rejects, counts=counts)
 
     def _judge_texts(
-        self, rows: pa.Table, rules: Sequence[Rule], places: Mapping[str, Place], counts: Counter[str]
+        self, rows: pa.Table, rules: Sequence[Rule], places: Mapping[str, RuleInput], counts: Counter[str]
     ) -> tuple[pa.Table, dict[str, Seen]]:
         """Rows with their texts marked, and what the rules saw of the (M,) texts."""
         texts = FlatTexts(rows["texts"])
@@ -149,7 +149,7 @@ def row_values(rule: Rule, rows: pa.Table) -> pa.Array:
     return as_array(rows[rule.column])
 
 
-def text_values(rule: Rule, at: Place, rows: pa.Table, texts: FlatTexts) -> pa.Array:
+def text_values(rule: Rule, at: RuleInput, rows: pa.Table, texts: FlatTexts) -> pa.Array:
     if at.kind == "text_measure":
         return TEXT_MEASURES[rule.column][0](texts.field("text"))
     if at.kind == "text_field":

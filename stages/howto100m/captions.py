@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.stages.howto100m.captions_json import entries
-from vlpipe.stages.subtitles.cue import Found, utf8
+from vlpipe.stages.subtitles.cue import RawCue, utf8
 from vlpipe.stages.subtitles.text import plain
 from vlpipe.stages.subtitles.youtube import number
 
@@ -28,9 +28,9 @@ class Captions(NamedTuple):
     starts_s: list[float | None]
     ends_s: list[float | None]
 
-    def found(self) -> Found:
+    def found(self) -> RawCue:
         """Cues out of them; counts cues_no_text and cues_bad_times."""
-        found = Found()
+        found = RawCue()
         for text, start_s, end_s in zip(*self, strict=True):
             if start_s is None or end_s is None:
                 found.counts["cues_bad_times"] += 1

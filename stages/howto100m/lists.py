@@ -13,7 +13,7 @@ from vlpipe.stages.lists.list import READERS, BadLine
 MORE = ("category_1", "category_2", "rank", "task_id")  # what the released list says beside the id
 
 
-class Listed(NamedTuple):
+class ListedVideo(NamedTuple):
     """One line. path: of the file, where the list names it. why, detail: set for a line that cannot be used."""
 
     video_id: str
@@ -26,7 +26,7 @@ class Listed(NamedTuple):
     detail: str | None = None
 
 
-def read_list(path: Path) -> Iterator[Listed]:
+def read_list(path: Path) -> Iterator[ListedVideo]:
     """Lines in order. A column `video_id`, or a file's path in `video_path`, whose name up to the first dot is the id."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
         names = next(csv.reader(handle), [])
@@ -36,12 +36,14 @@ def read_list(path: Path) -> Iterator[Listed]:
         )
     for where, row in READERS[".csv"](path, (), None, "utf-8"):
         if isinstance(row, BadLine):
-            yield Listed(row.line[:80], why="bad_line", detail=str(row).removeprefix(f"{path.parent}/"))
+            yield ListedVideo(row.line[:80], why="bad_line", detail=str(row).removeprefix(f"{path.parent}/"))
             continue
         file = row.get("video_path") or row.get("path") or None
         video_id = row.get("video_id") or (PurePosixPath(file).name.split(".")[0] if file else "")
         rank = row.get("rank") or None
-        one = Listed(video_id, file, row.get("category_1"), row.get("category_2"), None, row.get("task_id"))
+        one = ListedVideo(
+            video_id, file, row.get("category_1"), row.get("category_2"), None, row.get("task_id")
+        )
         here = where.removeprefix(f"{path.parent}/")
         if not video_id:
             yield one._replace(why="bad_line", detail=f"{here} names no video")

@@ -22,7 +22,7 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.common.row import RowIds
 from vlpipe.stages.howto100m.captions import Captions, read_captions
-from vlpipe.stages.howto100m.lists import Listed, read_list, read_tasks
+from vlpipe.stages.howto100m.lists import ListedVideo, read_list, read_tasks
 from vlpipe.stages.subtitles.track import Track
 from vlpipe.stages.video.rows import VIDEOS
 from vlpipe.stages.video_files.download import Download, fetch_with
@@ -222,12 +222,12 @@ def _with_captions(table: pa.Table, captions: Sequence[Captions]) -> pa.Table:
     return table
 
 
-def _checked(one: Listed) -> Listed:
+def _checked(one: ListedVideo) -> ListedVideo:
     if len(one.video_id) > MAX_ID_CHARS and not one.why:
         detail = f"an id of {len(one.video_id)} characters, the limit is {MAX_ID_CHARS}"
         one = one._replace(why="bad_line", detail=detail)
     return one._replace(video_id=one.video_id[:MAX_ID_CHARS])
 
 
-def _table(batch: Sequence[Listed]) -> pa.Table:
+def _table(batch: Sequence[ListedVideo]) -> pa.Table:
     return pa.table({name: [getattr(one, name) for one in batch] for name in LIST.names}, schema=LIST)

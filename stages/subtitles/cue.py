@@ -60,7 +60,7 @@ class Shown:
 
 
 @dataclass
-class Found:
+class RawCue:
     """What a reader collects. counts: cues that were dropped or repaired, by reason; nothing is left out uncounted.
 
     auto: the file bears marks of speech recognition (word times, confidences).

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.stages.subtitles.cue import Found
+from vlpipe.stages.subtitles.cue import RawCue
 from vlpipe.stages.subtitles.text import plain
 
 FPS_LINE = re.compile(
@@ -19,7 +19,7 @@ APPLE_DIV = re.compile(
 LANGUAGE = re.compile(r"""<tt\b[^>]*?\sxml:lang=["']([^"']+)["']""")
 
 
-def read_other(text: str, name: str, kind: str, fps: float | None) -> Found:
+def read_other(text: str, name: str, kind: str, fps: float | None) -> RawCue:
     """kind: pysubs2's name of the format. fps: of the video, for formats that count frames.
 
     ttml must have passed `parse_xml`. RowFault: bad_subtitles."""
@@ -38,7 +38,7 @@ def read_other(text: str, name: str, kind: str, fps: float | None) -> Found:
         said = f"{type(error).__name__}: {error}"[:200]
         raise RowFault("bad_subtitles", f"{name} cannot be read as {kind}: {said}") from error
     language = LANGUAGE.search(text) if kind == "ttml" else None
-    found = Found(lang=language[1] if language else None)
+    found = RawCue(lang=language[1] if language else None)
     events = list(file)
     for event, after in zip(events, [*events[1:], None], strict=True):
         # sami has no ends: a text stays until the next one, which may be empty; pysubs2 guesses by its length

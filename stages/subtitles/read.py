@@ -11,7 +11,7 @@ from typing import Any
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.subtitles import srt_sbv, transcripts, youtube
-from vlpipe.stages.subtitles.cue import Found, Source
+from vlpipe.stages.subtitles.cue import RawCue, Source
 from vlpipe.stages.subtitles.rare_formats import read_other
 from vlpipe.stages.subtitles.text import decode
 from vlpipe.stages.subtitles.track import Merge, Track, track
@@ -54,7 +54,7 @@ def read_subtitles(
     return track(found, name, source=source, lang=lang, rollup=rollup)
 
 
-def read_found(text: str, name: str, fps: float | None = None) -> Found:
+def read_found(text: str, name: str, fps: float | None = None) -> RawCue:
     """What the file shows. RowFault: bad_subtitles."""
     text = text.lstrip("\ufeff \t\n")
     if re.match(r"WEBVTT(?=\s|$)", text):
@@ -73,7 +73,7 @@ def read_found(text: str, name: str, fps: float | None = None) -> Found:
     raise RowFault("bad_subtitles", f"{name} is in no known format; it begins with {text[:40]!r}")
 
 
-def _read_json(text: str, name: str) -> Found:
+def _read_json(text: str, name: str) -> RawCue:
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -90,7 +90,7 @@ def _read_json(text: str, name: str) -> Found:
     )
 
 
-def _read_xml(text: str, name: str) -> Found:
+def _read_xml(text: str, name: str) -> RawCue:
     root = youtube.parse_xml(text, name)
     if root.tag.rpartition("}")[2] == "tt":
         return read_other(text, name, "ttml", None)

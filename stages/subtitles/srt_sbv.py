@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vlpipe.stages.subtitles.cue import Found
+from vlpipe.stages.subtitles.cue import RawCue
 from vlpipe.stages.subtitles.text import plain, seconds
 
 ARROW = re.compile(r"[ \t]*([\d-]\S*)[ \t]*-->[ \t]*(\S+)")
@@ -43,12 +43,12 @@ def span(line: str, times: re.Pattern[str]) -> tuple[float, float] | None:
     return None if start_s is None or end_s is None else (start_s, end_s)
 
 
-def read_srt(text: str) -> Found:
+def read_srt(text: str) -> RawCue:
     """Tolerant: index lines may be missing, text may hold blank lines, `.` and `,` are the same, milliseconds optional.
 
     A number right above a time line is an index, not text. https://en.wikipedia.org/wiki/SubRip
     """
-    found = Found()
+    found = RawCue()
     every = list(blocks(text, ARROW))
     for block, last in zip(every, [False] * (len(every) - 1) + [True], strict=True):
         index = not last and bool(block.lines) and block.lines[-1].strip().isdecimal()
@@ -56,15 +56,15 @@ def read_srt(text: str) -> Found:
     return found
 
 
-def read_sbv(text: str) -> Found:
+def read_sbv(text: str) -> RawCue:
     """YouTube's own: `0:00:00.378,0:00:11.378`, and the text below it."""
-    found = Found()
+    found = RawCue()
     for block in blocks(text, SBV_TIMES):
         _add(found, span(block.times, SBV_TIMES), block.lines)
     return found
 
 
-def _add(found: Found, times: tuple[float, float] | None, lines: list[str]) -> None:
+def _add(found: RawCue, times: tuple[float, float] | None, lines: list[str]) -> None:
     if times is None:
         found.counts["cues_bad_times"] += 1
     else:

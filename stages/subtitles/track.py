@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.subtitles.cue import Cue, Found, Shown, Source, Word
+from vlpipe.stages.subtitles.cue import Cue, RawCue, Shown, Source, Word
 from vlpipe.stages.subtitles.rollup import is_rolling, merge
 
 Merge = Literal["auto", "always", "never"]
@@ -23,7 +23,7 @@ class Track:
 
 
 def track(
-    found: Found, name: str, *, source: Source = "unknown", lang: str | None = None, rollup: Merge = "auto"
+    found: RawCue, name: str, *, source: Source = "unknown", lang: str | None = None, rollup: Merge = "auto"
 ) -> Track:
     """RowFault: no_cues.
 

@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlpipe.stages.subtitles.cue import Found, Span, plain_words, utf8
+from vlpipe.stages.subtitles.cue import RawCue, Span, plain_words, utf8
 from vlpipe.stages.subtitles.youtube import number
 
 
-def read_list(items: Sequence[Any]) -> Found:
+def read_list(items: Sequence[Any]) -> RawCue:
     """[{text, start, duration}], or `end` instead of `duration`; seconds."""
-    found = Found()
+    found = RawCue()
     for one in items:
         _add(found, one if isinstance(one, Mapping) else {})
     return found
 
 
-def read_whisper(content: Mapping[str, Any]) -> Found:
+def read_whisper(content: Mapping[str, Any]) -> RawCue:
     """{segments: [{start, end, text, words: [{word, start, end}]}], language}; seconds.
 
     WhisperX gives no time to words it cannot align (numbers): they get the time between their neighbours.
     https://github.com/openai/whisper, https://github.com/m-bain/whisperX
     """
     language = content.get("language")
-    found = Found(lang=utf8(language) if isinstance(language, str) else None, auto=True)
+    found = RawCue(lang=utf8(language) if isinstance(language, str) else None, auto=True)
     for one in content["segments"]:
         _add(found, one if isinstance(one, Mapping) else {})
     return found
 
 
-def _add(found: Found, one: Mapping[str, Any]) -> None:
+def _add(found: RawCue, one: Mapping[str, Any]) -> None:
     start, end, length = (number(one.get(key)) for key in ("start", "end", "duration"))
     if end is None and start is not None and length is not None:
         end = start + length

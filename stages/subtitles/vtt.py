@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-from vlpipe.stages.subtitles.cue import Found, Span
+from vlpipe.stages.subtitles.cue import RawCue, Span
 from vlpipe.stages.subtitles.srt_sbv import ARROW, blocks, span
 from vlpipe.stages.subtitles.text import plain, seconds
 from vlpipe.stages.subtitles.word_times import Piece, timed_words
@@ -19,9 +19,9 @@ LANGUAGE = re.compile(r"Language:\s*(\S+)", re.IGNORECASE)
 NOT_CUES = ("NOTE", "STYLE", "REGION", "WEBVTT")
 
 
-def read_vtt(text: str) -> Found:
+def read_vtt(text: str) -> RawCue:
     """Counts blocks_no_time: text without a time line, which the standard leaves out too."""
-    found = Found()
+    found = RawCue()
     every = list(blocks(text, ARROW))
     for number, block in enumerate(every):
         if number == 0:
@@ -37,7 +37,7 @@ def read_vtt(text: str) -> Found:
     return found
 
 
-def _header(found: Found, lines: Sequence[str]) -> None:
+def _header(found: RawCue, lines: Sequence[str]) -> None:
     end = lines.index("") if "" in lines else len(lines)
     for line in lines[:end]:
         if named := LANGUAGE.match(line):
@@ -45,7 +45,7 @@ def _header(found: Found, lines: Sequence[str]) -> None:
     _count_strays(found, lines[end:])
 
 
-def _count_strays(found: Found, lines: Sequence[str], *, at_end: bool = False) -> None:
+def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) -> None:
     """What stands between an empty line and the next time line: comments, and right above it the next cue's name."""
     strays = [
         " ".join(group).strip() for empty, group in groupby(lines, lambda line: line == "") if not empty
@@ -55,7 +55,7 @@ def _count_strays(found: Found, lines: Sequence[str], *, at_end: bool = False) -
     found.counts["blocks_no_time"] += sum(bool(one) and not one.startswith(NOT_CUES) for one in strays)
 
 
-def _add(found: Found, times: Span, lines: Sequence[str]) -> None:
+def _add(found: RawCue, times: Span, lines: Sequence[str]) -> None:
     """Words from the first line with word times on are spoken now; lines above it were carried over."""
     start_s, _ = times
     first = next((n for n, line in enumerate(lines) if _stamps(line)), len(lines))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.subtitles.cue import Found, plain_words
+from vlpipe.stages.subtitles.cue import RawCue, plain_words
 from vlpipe.stages.subtitles.text import plain
 from vlpipe.stages.subtitles.word_times import Piece, timed_words
 
@@ -28,12 +28,12 @@ def number(value: Any) -> float | None:
         return None
 
 
-def read_json3(events: Sequence[Any]) -> Found:
+def read_json3(events: Sequence[Any]) -> RawCue:
     """`events` of {tStartMs, dDurationMs, segs: [{utf8, tOffsetMs, acAsrConf}]}; appended line breaks say nothing.
 
     Recognised speech stays on the screen while the next line comes: its cues are cut at the next one's start.
     """
-    found = Found()
+    found = RawCue()
     said = [one for one in events if isinstance(one, Mapping) and _segments(one)]
     found.auto = any("tOffsetMs" in seg or "acAsrConf" in seg for one in said for seg in _segments(one))
     starts = [number(one.get("tStartMs")) for one in said]
@@ -60,7 +60,7 @@ def _segments(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return found if any(plain_words(str(seg.get("utf8") or "")) for seg in found) else []
 
 
-def _add(found: Found, start: float, end: float, parts: Sequence[tuple[str, float | None]]) -> None:
+def _add(found: RawCue, start: float, end: float, parts: Sequence[tuple[str, float | None]]) -> None:
     """Milliseconds. parts: text, and when it is said after the start."""
     cue = (start / 1000, end / 1000)
     if not found.auto:
@@ -72,9 +72,9 @@ def _add(found: Found, start: float, end: float, parts: Sequence[tuple[str, floa
     found.add_words(*cue, words, spoken)
 
 
-def read_timedtext(root: Element) -> Found:
+def read_timedtext(root: Element) -> RawCue:
     """srv3: <timedtext format="3"><body><p t="ms" d="ms"><s t="ms after">word</s>; srv2: <text t="ms" d="ms">."""
-    found = Found(lang=root.get("lang"))
+    found = RawCue(lang=root.get("lang"))
     lines = [one for one in root.iter() if one.tag in ("p", "text")]
     # Others are line breaks and windows.
     said = [one for one in lines if plain_words("".join(one.itertext()))]
@@ -97,9 +97,9 @@ def _parts(line: Element) -> list[tuple[str, float | None]]:
     return found
 
 
-def read_srv1(root: Element) -> Found:
+def read_srv1(root: Element) -> RawCue:
     """<transcript><text start="s" dur="s">: seconds; the texts are escaped once more than XML asks for."""
-    found = Found()
+    found = RawCue()
     for one in root.iter("text"):
         start, length = number(one.get("start")), number(one.get("dur"))
         if start is None:

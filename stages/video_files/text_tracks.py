@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.subtitles.cue import Found
+from vlpipe.stages.subtitles.cue import RawCue
 from vlpipe.stages.subtitles.text import plain
 from vlpipe.stages.video.decode import TextCue
 
@@ -18,7 +18,7 @@ def rank(lang: str | None, languages: Sequence[str]) -> int | None:
     return next((n for n, one in enumerate(languages) if f"{said}-".startswith(f"{one.lower()}-")), None)
 
 
-def embedded(texts: Sequence[TextCue], languages: Sequence[str], video: str) -> Found:
+def embedded(texts: Sequence[TextCue], languages: Sequence[str], video: str) -> RawCue:
     """The cues of the best language. RowFault: no_cues."""
     ranks = {lang: rank(lang, languages) for lang in map(_lang, texts)}
     wanted = {lang: place for lang, place in ranks.items() if place is not None}
@@ -26,7 +26,7 @@ def embedded(texts: Sequence[TextCue], languages: Sequence[str], video: str) -> 
         have = ", ".join(sorted(str(lang) for lang in ranks))
         raise RowFault("no_cues", f"{video} has no subtitles" + (f" but in {have}" if have else ""))
     best = min(wanted, key=lambda lang: wanted[lang])  # of equal ones the first in the file
-    found = Found(lang=best)
+    found = RawCue(lang=best)
     for cue in texts:
         if _lang(cue) == best:
             found.add(cue.start_s, cue.end_s, plain(cue.text.replace("\\N", "\n").replace("\\n", "\n")))

@@ -20,7 +20,7 @@ from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.loopback import inside
 from vlpipe.stages.fetching.fetch_rows import FILTERED
-from vlpipe.stages.subtitles.cue import Cue, Found, Source
+from vlpipe.stages.subtitles.cue import Cue, RawCue, Source
 from vlpipe.stages.subtitles.track import Merge, Track, track
 from vlpipe.stages.video.decode import Limits
 from vlpipe.stages.video.open_video import need_av
@@ -140,7 +140,7 @@ class VideoSource(SourceStage):
             counts[f"kept_{fault.why}"] += 1
             return ()
 
-    def track_of(self, found: Found, name: str, lang: str | None = None) -> Track:
+    def track_of(self, found: RawCue, name: str, lang: str | None = None) -> Track:
         return track(found, name, source=self.subtitle_source, lang=lang or self.lang, rollup=self.rollup)
 
 

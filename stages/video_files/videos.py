@@ -72,7 +72,7 @@ class Videos(VideoSource):
         found = listed(files, self.endings, self.languages, self.subtitle_endings)
         while batch := list(islice(found, BATCH_ROWS)):
             columns: dict[str, list[Any]] = {
-                name: [getattr(one, name) for one in batch] for name in Found._fields
+                name: [getattr(one, name) for one in batch] for name in VideoFile._fields
             }
             yield pa.table({"id": ids.of(columns["url"], [""] * len(batch)), **columns}, schema=FOUND)
 
@@ -103,7 +103,7 @@ class Videos(VideoSource):
         )
 
 
-class Found(NamedTuple):
+class VideoFile(NamedTuple):
     """A video with its subtitle file, or a subtitle file alone."""
 
     url: str
@@ -119,7 +119,7 @@ def listed(
     endings: Sequence[str],
     languages: Sequence[str],
     subtitle_endings: Sequence[str] = SUBTITLES,
-) -> Iterator[Found]:
+) -> Iterator[VideoFile]:
     """In order of path. files: path -> size; those that are neither videos nor subtitles are not looked at."""
     videos = {path for path in files if _ending(path) in endings}
     stems = {_stem(path) for path in videos}
@@ -135,11 +135,11 @@ def listed(
     for path in sorted(videos | alone):
         found = _best(beside.get(_stem(path), []), languages, subtitle_endings)
         if path in alone:
-            yield Found(path, files[path], why="no_video_file")
+            yield VideoFile(path, files[path], why="no_video_file")
         elif found is None:
-            yield Found(path, files[path])
+            yield VideoFile(path, files[path])
         else:
-            yield Found(path, files[path], found[0], files[found[0]], found[1])
+            yield VideoFile(path, files[path], found[0], files[found[0]], found[1])
 
 
 def _ending(path: str) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
-from vlpipe.pipeline.engine.plan import Planned, plan, remember
+from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
@@ -28,7 +28,7 @@ steps:
 """
 
 
-def planned(folder: Path, text: str, sets: tuple[str, ...] = ()) -> tuple[list[Planned], Store]:
+def planned(folder: Path, text: str, sets: tuple[str, ...] = ()) -> tuple[list[PlannedStep], Store]:
     file = folder / "w.yaml"
     file.write_text(text)
     root = str(folder / "root")
@@ -37,7 +37,7 @@ def planned(folder: Path, text: str, sets: tuple[str, ...] = ()) -> tuple[list[P
 
 def run(
     folder: Path, text: str, sets: tuple[str, ...] = (), ray: bool = False, address: str | None = None
-) -> dict[str, Planned]:
+) -> dict[str, PlannedStep]:
     """Run to the end, in this process, on Ray, or on the Ray cluster at `address`; returns the steps by name."""
     steps, store = planned(folder, text, sets)
     with locked(store) as run_id:
@@ -55,12 +55,12 @@ def run(
     return {one.name: one for one in steps}
 
 
-def rows(folder: Path, one: Planned, heavy: tuple[str, ...] = ()) -> pa.Table:
+def rows(folder: Path, one: PlannedStep, heavy: tuple[str, ...] = ()) -> pa.Table:
     data = one.dataset(Store(str(folder / "root")))
     return pa.concat_tables(data.batches(want_heavy=heavy))
 
 
-def rejects(folder: Path, one: Planned) -> list[dict[str, str]]:
+def rejects(folder: Path, one: PlannedStep) -> list[dict[str, str]]:
     from vlpipe.pipeline.engine.records.receipts import read_rejects
 
     store = Store(str(folder / "root"))

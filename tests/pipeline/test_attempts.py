@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import planned, rows, run
 
-from vlpipe.pipeline.engine.executor import MAX_LOST, Done, Watcher, WorkerDied
+from vlpipe.pipeline.engine.executor import MAX_LOST, UnitResult, Watcher, WorkerDied
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.engine.worker.device import device_of_step
@@ -31,14 +31,14 @@ class Dying(LocalExecutor):
         self.deaths, self.innocent = deaths, innocent
         self.ran: Counter[bool] = Counter()  # isolated or not
 
-    def wait(self, timeout_s: float) -> list[Done]:
+    def wait(self, timeout_s: float) -> list[UnitResult]:
         unit, task, _ = self._queue[0]
         if isinstance(task, ShardTask) and (unit.step, unit.index) == ("b", 1):
             self.ran[task.isolate] += 1
             if self.deaths and not task.isolate:
                 self.deaths -= 1
                 self._queue.popleft()
-                return [Done(unit, WorkerDied("the worker died: Test", innocent=self.innocent))]
+                return [UnitResult(unit, WorkerDied("the worker died: Test", innocent=self.innocent))]
         return super().wait(timeout_s)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from vlpipe.pipeline.forget.json_artifacts import names_rows, rewrite_json
-from vlpipe.pipeline.forget.rows import Gone
+from vlpipe.pipeline.forget.rows import ForgottenRows
 from vlpipe.pipeline.parquet.text_sets import TextSet
 from vlpipe.pipeline.storage.store import Store, sha256_file
 
-GONE = Gone(TextSet.of("id", ["d", "7"]), taken={"a": frozenset({"a dog"})})
+GONE = ForgottenRows(TextSet.of("id", ["d", "7"]), taken={"a": frozenset({"a dog"})})
 CASES: list[tuple[Any, Any]] = [
     ([{"id": "d"}, {"id": "a"}], [{"id": "a"}]),
     ({"rows": [{"id": "a", "texts": ["a dog", "a cat"]}]}, {"rows": [{"id": "a", "texts": ["a cat"]}]}),

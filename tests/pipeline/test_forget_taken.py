@@ -9,7 +9,7 @@ import pytest
 from forget_toys import DONORS, ENTRIES
 
 from vlpipe.pipeline.forget.copied_texts import find_taken, take_back
-from vlpipe.pipeline.forget.rows import Gone
+from vlpipe.pipeline.forget.rows import ForgottenRows
 from vlpipe.pipeline.parquet.text_sets import TextSet
 from vlpipe.pipeline.storage.store import Store
 
@@ -77,7 +77,7 @@ def test_done_twice_it_is_what_it_was_after_the_first_time() -> None:
 
 def test_where_the_donors_are_not_told_the_words_go(tmp_path: Path) -> None:
     """A file that lost the column; a file with one line per text; a log; a reject."""
-    gone = Gone(GONE, taken={"a": frozenset({"of d", "PNG"})})
+    gone = ForgottenRows(GONE, taken={"a": frozenset({"of d", "PNG"})})
     rows = table(
         id=["a", "b"], texts=[[entry("own"), entry("of d")], [entry("of d")]], words=[["of d"], ["of d"]]
     )

@@ -13,7 +13,7 @@ from helpers import planned, rejects, rows, run
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
-from vlpipe.pipeline.engine.plan import Planned, plan, resolve_stage
+from vlpipe.pipeline.engine.plan import PlannedStep, plan, resolve_stage
 from vlpipe.pipeline.engine.records import keys, manifest
 from vlpipe.pipeline.engine.records.receipts import Receipt, receipt_numbers, shard_path, write_receipt
 from vlpipe.pipeline.engine.runner import Run
@@ -55,7 +55,7 @@ def grow(folder: Path, num: int) -> None:
     (folder / "list").write_text(" ".join(WORDS[:num]))
 
 
-def check(folder: Path, steps: dict[str, Planned]) -> None:
+def check(folder: Path, steps: dict[str, PlannedStep]) -> None:
     """Every step of the root is as its records say."""
     store = Store(str(folder / "root"))
     for one in steps.values():
@@ -128,7 +128,7 @@ def interrupted(folder: Path, text: str, num_shards: int) -> None:
     steps, store = planned(folder, text)
     done = 0
 
-    def shard(one: Planned, receipt: Receipt, reused: bool) -> None:
+    def shard(one: PlannedStep, receipt: Receipt, reused: bool) -> None:
         nonlocal done
         done += one.name == "fetch"
         if done == num_shards:
@@ -189,7 +189,7 @@ def test_full_keys_decide_not_the_digits_in_a_name(folder: Path) -> None:
 
 
 def test_a_name_outlives_a_move_and_is_not_inherited(folder: Path) -> None:
-    def light(use: str) -> dict[str, Planned]:
+    def light(use: str) -> dict[str, PlannedStep]:
         below = f'  light: {{use: "identity_toys:{use}", from: fetch, calls: {folder}/calls}}\n'
         return run(folder, fetch(folder, below=below))
 

@@ -12,7 +12,7 @@ import pytest
 from helpers import rejects, rows, run
 from test_bad_input import vlpipe
 
-from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.engine.plan import PlannedStep
 from vlpipe.pipeline.errors import SchemaError, StepFailed, VlpipeError
 
 
@@ -28,11 +28,11 @@ def column(what: str, kind: str, odd: str = "[3]") -> str:
     return over(f'use: "odd_toys:Column", what: {what}, type: {kind}, odd: {odd}')
 
 
-def receipts(root: Path, one: Planned) -> list[Any]:
+def receipts(root: Path, one: PlannedStep) -> list[Any]:
     return [json.loads(p.read_text()) for p in sorted((root / "root" / one.folder / "_receipts").iterdir())]
 
 
-def log(folder: Path, one: Planned, name: str) -> str:
+def log(folder: Path, one: PlannedStep, name: str) -> str:
     return (folder / "root" / one.folder / "_log" / name).read_text()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from vlpipe.pipeline.engine.on_ray.scheduler import Ask, Held, Room, needed
+from vlpipe.pipeline.engine.on_ray.scheduler import Allocation, ResourceRequest, Room, needed
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Simulated:
         return min(end for _, end in self.spans[name])
 
 
-def ask_of(step: Step, steps: Mapping[str, Step]) -> Ask:
+def ask_of(step: Step, steps: Mapping[str, Step]) -> ResourceRequest:
     above: set[str] = set()
     todo = list(step.above)
     while todo:
@@ -53,7 +53,7 @@ def ask_of(step: Step, steps: Mapping[str, Step]) -> Ask:
         todo += steps[name].above
     is_task = not (step.gather or step.actors)
     need = needed(step.cpus, step.gpus, step.memory, is_task=is_task)
-    return Ask(step.name, need, step.gather, step.workers, step.actors, frozenset(above))
+    return ResourceRequest(step.name, need, step.gather, step.workers, step.actors, frozenset(above))
 
 
 class Simulation:
@@ -70,10 +70,10 @@ class Simulation:
         self.left = {name: self.num_shards(name) for name in self.steps}
         self.opened: set[str] = set()
         self.running: dict[str, int] = defaultdict(int)
-        self.busy_until: dict[Held, float] = {}
+        self.busy_until: dict[Allocation, float] = {}
         self.node_free: dict[str, list[float]] = {}
         self.now, self.found = 0.0, Simulated()
-        self.ends: list[tuple[float, int, str, Held]] = []
+        self.ends: list[tuple[float, int, str, Allocation]] = []
         self.order = itertools.count()
 
     def num_shards(self, name: str) -> int:
@@ -120,7 +120,7 @@ class Simulation:
             self.found.most[name] = max(self.found.most[name], self.running[name])
             self._schedule(self.steps[name], start.held, is_new=start.is_new)
 
-    def _schedule(self, step: Step, held: Held, *, is_new: bool) -> None:
+    def _schedule(self, step: Step, held: Allocation, *, is_new: bool) -> None:
         began = self.now
         if step.actors:
             self.found.loads[step.name] += is_new
@@ -131,7 +131,7 @@ class Simulation:
         self.found.spans[step.name].append((began, began + step.seconds))
         heapq.heappush(self.ends, (began + step.seconds, next(self.order), step.name, held))
 
-    def _ended(self, name: str, held: Held) -> None:
+    def _ended(self, name: str, held: Allocation) -> None:
         self.running[name] -= 1
         self.left[name] -= 1
         if self.steps[name].actors:
@@ -310,7 +310,7 @@ def test_what_no_single_node_holds_does_not_fit() -> None:
         (1, 1, 1, 1, False),  # the GPU is on the one, the memory on the other
     ]:
         need = needed(cpus, gpus, memory, is_task=False)
-        assert room.holds(Ask("x", need, is_gather=True, workers=workers)) == fits, (
+        assert room.holds(ResourceRequest("x", need, is_gather=True, workers=workers)) == fits, (
             cpus,
             gpus,
             memory,
@@ -319,7 +319,7 @@ def test_what_no_single_node_holds_does_not_fit() -> None:
 
 
 def test_a_node_that_joins_is_used_and_one_that_leaves_is_not() -> None:
-    room, ask = Room(), Ask("a", needed(1, 0, 0, is_task=True))
+    room, ask = Room(), ResourceRequest("a", needed(1, 0, 0, is_task=True))
     room.expect(ask)
     room.join("a", {"CPU": 1})
 
@@ -338,13 +338,13 @@ def test_gpu_nodes_are_kept_for_those_who_want_them() -> None:
     room = Room()
     room.join("gpu", {"CPU": 8, "GPU": 1})
     room.join("cpu", {"CPU": 2})
-    ask = Ask("a", needed(1, 0, 0, is_task=True))
+    ask = ResourceRequest("a", needed(1, 0, 0, is_task=True))
     starts = [room.pick([ask])[0] for _ in range(3)]
     assert [start.held.node for start in starts if start] == ["cpu", "cpu", "gpu"]
 
 
 def test_a_pool_in_which_an_actor_died_has_one_shard_in_flight() -> None:
-    room, ask = Room(), Ask("a", needed(1, 0, 0, is_task=False), actors=1)
+    room, ask = Room(), ResourceRequest("a", needed(1, 0, 0, is_task=False), actors=1)
     room.join("n", {"CPU": 2})
 
     def in_flight() -> int:

@@ -8,9 +8,9 @@ from cli_helpers import Runs, vlpipe
 from helpers import left
 
 from vlpipe.pipeline.change import retry
-from vlpipe.pipeline.engine.executor import Done, Unit
+from vlpipe.pipeline.engine.executor import Unit, UnitResult
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
-from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.engine.worker.gather import GatherTask
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import StepFailed
@@ -33,7 +33,7 @@ def toy(folder: Path, rate: float = 0.5) -> tuple[Runs, Path]:
     return Runs(folder, TEXT.replace("MEND", str(mend)).replace("RATE", str(rate))), mend
 
 
-def steps_of(runs: Runs) -> tuple[list[Planned], Store]:
+def steps_of(runs: Runs) -> tuple[list[PlannedStep], Store]:
     store = Store(str(runs.root))
     return plan(Workflow.load(str(runs.file), root=str(runs.root)), store), store
 
@@ -100,18 +100,18 @@ def test_a_stage_that_loses_a_retried_row_is_refused(tmp_path: Path) -> None:
 class FullDisk(LocalExecutor):
     """The second shard it is given finds no space."""
 
-    def wait(self, timeout_s: float) -> list[Done]:
+    def wait(self, timeout_s: float) -> list[UnitResult]:
         unit = self._queue[0][0]
         if unit.index == 1:
             self._queue.clear()
-            return [Done(unit, OSError(errno.ENOSPC, "No space left on device"))]
+            return [UnitResult(unit, OSError(errno.ENOSPC, "No space left on device"))]
         return super().wait(timeout_s)
 
 
 class Interrupted(LocalExecutor):
     """The person stops it while a shard is at work."""
 
-    def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+    def submit(self, one: PlannedStep, unit: Unit, task: ShardTask | GatherTask) -> None:
         raise KeyboardInterrupt
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 
@@ -39,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def planned(root: Path, *more: str) -> list[Planned]:
+def planned(root: Path, *more: str) -> list[PlannedStep]:
     return plan(Workflow.load(WORKFLOW, sets=(*SMALL, *more)), Store(str(root)))
 
 

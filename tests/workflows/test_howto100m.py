@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from vlpipe.models.s3dg import S3dG
-from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 
@@ -161,7 +161,7 @@ def test_real_clips_go_from_file_to_filtered_rows(inputs: Path, tmp_path: Path) 
     assert all(np.isfinite(row["align_score"][0]) for row in rows)
 
 
-def run(root: Path, sets: tuple[str, ...]) -> dict[str, Planned]:
+def run(root: Path, sets: tuple[str, ...]) -> dict[str, PlannedStep]:
     command = [
         sys.executable,
         "-m",
@@ -180,6 +180,6 @@ def run(root: Path, sets: tuple[str, ...]) -> dict[str, Planned]:
     }
 
 
-def rows_of(root: Path, step: Planned) -> list[dict[str, Any]]:
+def rows_of(root: Path, step: PlannedStep) -> list[dict[str, Any]]:
     files = sorted((root / step.folder).glob("0*.parquet"))
     return [row for file in files for row in pq.read_table(file).to_pylist()]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.engine.plan import Planned, plan
+from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 
@@ -28,7 +28,7 @@ TINY = (
 )
 
 
-def rows_of(root: Path, step: Planned) -> list[dict[str, Any]]:
+def rows_of(root: Path, step: PlannedStep) -> list[dict[str, Any]]:
     files = sorted((root / step.folder).glob("0*.parquet"))
     return [row for file in files for row in pq.read_table(file).to_pylist()]
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import ray
 
-from vlpipe.pipeline.engine.executor import Done, Unit, WorkerDied
+from vlpipe.pipeline.engine.executor import Unit, UnitResult, WorkerDied
 from vlpipe.pipeline.engine.locking.lock import RUN_VARIABLE
 from vlpipe.pipeline.engine.on_ray.connection import Cluster, node_resources
-from vlpipe.pipeline.engine.on_ray.scheduler import Ask, Held, Room, Start, needed
+from vlpipe.pipeline.engine.on_ray.scheduler import Allocation, Placement, ResourceRequest, Room, needed
 from vlpipe.pipeline.engine.on_ray.shipping import Shipping
 from vlpipe.pipeline.engine.on_ray.worker import ShardWorker, remote_gather, remote_shard
-from vlpipe.pipeline.engine.plan import Planned, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.engine.worker.gather import GatherTask
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.service import Services
@@ -34,8 +34,8 @@ DYING_S = 10.0  # until all calls of a dead actor have failed
 @dataclass
 class _Running:
     unit: Unit
-    one: Planned
-    held: Held
+    one: PlannedStep
+    held: Allocation
 
 
 class RayExecutor:
@@ -49,15 +49,15 @@ class RayExecutor:
         self._cluster.connect()
         self._shipping: Shipping | None = None
         self._room = Room()
-        self._actors: dict[Held, Any] = {}
+        self._actors: dict[Allocation, Any] = {}
         self._running: dict[Any, _Running] = {}  # ref -> what it is, oldest first
-        self._asks: dict[str, Ask] = {}
-        self._start: Start | None = None
+        self._asks: dict[str, ResourceRequest] = {}
+        self._start: Placement | None = None
         self._looked_s = self._idle_since = 0.0
         self._services = Services(self._cluster.driver_ip())
         self._look_at_nodes()
 
-    def check(self, steps: Sequence[Planned], store: Store) -> list[str]:
+    def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
         """Steps that no node can hold; nodes that do not see the root or an input. Copies code to where it is missing."""
         problems = [text for one in steps for text in self._misfit(one)]
         if problems or not self._cluster.address:
@@ -67,7 +67,7 @@ class RayExecutor:
         self._look_at_nodes()
         return problems
 
-    def _misfit(self, one: Planned) -> list[str]:
+    def _misfit(self, one: PlannedStep) -> list[str]:
         ask = self._ask(one)
         if self._room.holds(ask) or self._cluster.may_grow_to(ask.need):
             return []
@@ -75,12 +75,12 @@ class RayExecutor:
             f"step {one.name!r} needs {_text(ask)}, and {self._cluster.nodes_text(list(self._room.nodes.values()))}"
         ]
 
-    def _ask(self, one: Planned) -> Ask:
+    def _ask(self, one: PlannedStep) -> ResourceRequest:
         if one.name not in self._asks:
             stage, res = one.keyed.step.stage, one.keyed.step.resources
             gathers, pooled = is_gather(one), isinstance(stage, MapStage) and stage.LOADS_WEIGHTS
             is_task, num_bytes = not (gathers or pooled), res.memory_gb * 2**30
-            self._asks[one.name] = Ask(
+            self._asks[one.name] = ResourceRequest(
                 step=one.name,
                 need=needed(res.cpus, res.gpus, num_bytes, is_task=is_task),
                 is_gather=gathers,
@@ -90,10 +90,10 @@ class RayExecutor:
             )
         return self._asks[one.name]
 
-    def expect(self, one: Planned) -> None:
+    def expect(self, one: PlannedStep) -> None:
         self._room.expect(self._ask(one))
 
-    def pick(self, wanting: Sequence[Planned]) -> Planned | None:
+    def pick(self, wanting: Sequence[PlannedStep]) -> PlannedStep | None:
         if not wanting:
             return None
         self._start, let_go = self._room.pick([self._ask(one) for one in wanting])
@@ -107,7 +107,7 @@ class RayExecutor:
         self._idle_since = 0.0
         return next(one for one in wanting if one.name == self._start.ask.step)
 
-    def submit(self, one: Planned, unit: Unit, task: ShardTask | GatherTask) -> None:
+    def submit(self, one: PlannedStep, unit: Unit, task: ShardTask | GatherTask) -> None:
         assert self._start is not None
         held, res = self._start.held, one.keyed.step.resources
         if isinstance(task, GatherTask):
@@ -122,7 +122,7 @@ class RayExecutor:
                 ref = self._actors[held].run.remote(task)
         self._running[ref] = _Running(unit, one, held)
 
-    def _options(self, one: Planned, held: Held) -> dict[str, Any]:
+    def _options(self, one: PlannedStep, held: Allocation) -> dict[str, Any]:
         """What Ray is asked for; training asks for its own workers, and what launches them needs nothing."""
         res, stage = one.keyed.step.resources, one.keyed.step.stage
         if isinstance(stage, GatherStage) and stage.LAUNCHES:
@@ -137,7 +137,7 @@ class RayExecutor:
             options["scheduling_strategy"] = self._cluster.on_node(held.node)
         return options
 
-    def wait(self, timeout_s: float) -> list[Done]:
+    def wait(self, timeout_s: float) -> list[UnitResult]:
         self._look_at_nodes(LOOK_S)
         if not self._running:
             time.sleep(timeout_s)
@@ -147,28 +147,28 @@ class RayExecutor:
         ready = ray.wait(refs, num_returns=len(refs), timeout=0)[0] if first else []
         return [done for ref in ready if ref in self._running for done in self._take(ref)]
 
-    def _take(self, ref: Any) -> list[Done]:
+    def _take(self, ref: Any) -> list[UnitResult]:
         result = _result(ref)
         if isinstance(result, WorkerDied) and self._running[ref].held.ask.actors:
             return self._bury(self._running[ref].held)
         return [self._ended(ref, result)]
 
-    def _ended(self, ref: Any, result: Any) -> Done:
+    def _ended(self, ref: Any, result: Any) -> UnitResult:
         running = self._running.pop(ref)
         if running.held.ask.actors:
             running.held.busy -= 1
         else:
             self._room.end(running.held)
-        return Done(running.unit, result)
+        return UnitResult(running.unit, result)
 
-    def _bury(self, held: Held) -> list[Done]:
+    def _bury(self, held: Allocation) -> list[UnitResult]:
         """A dead actor: of the shards it had and did not finish, the oldest was at work; the others are innocent.
 
         From now on its pool has one shard in flight per actor, so that the next death takes no neighbour along.
         """
         refs = [ref for ref, running in self._running.items() if running.held is held]
         ray.wait(refs, num_returns=len(refs), timeout=DYING_S)
-        done: list[Done] = []
+        done: list[UnitResult] = []
         for ref in refs:
             result = _result(ref)
             if isinstance(result, WorkerDied) and any(isinstance(d.result, WorkerDied) for d in done):
@@ -179,7 +179,7 @@ class RayExecutor:
         self._actors.pop(held, None)
         return done
 
-    def stuck(self, wanting: Sequence[Planned]) -> str:
+    def stuck(self, wanting: Sequence[PlannedStep]) -> str:
         """Nodes that left may come back, and nodes that were asked for may come: for a while."""
         now = time.monotonic()
         self._idle_since = self._idle_since or now
@@ -191,13 +191,13 @@ class RayExecutor:
             f"{self._cluster.nodes_text(list(self._room.nodes.values()))}"
         )
 
-    def release(self, one: Planned) -> None:
+    def release(self, one: PlannedStep) -> None:
         self._services.drop(one.name)
         for held in self._room.release(one.name):
             if held in self._actors:
                 ray.kill(self._actors.pop(held))
 
-    def drain(self, grace_s: float) -> list[Done]:
+    def drain(self, grace_s: float) -> list[UnitResult]:
         deadline, done = time.monotonic() + grace_s, []
         while self._running and time.monotonic() < deadline:
             done += self.wait(0.2)
@@ -244,14 +244,14 @@ def died(error: BaseException) -> WorkerDied:
     return WorkerDied(f"the worker died: {type(error).__name__}", innocent=isinstance(error, gone))
 
 
-def _all_above(one: Planned) -> frozenset[str]:
+def _all_above(one: PlannedStep) -> frozenset[str]:
     found: set[str] = set()
     for above in (*one.above, *one.artifact_steps):
         found |= {above.name} | _all_above(above)
     return frozenset(found)
 
 
-def _text(ask: Ask) -> str:
+def _text(ask: ResourceRequest) -> str:
     """`4 CPU and 1 GPU`, or `8 x (4 CPU and 1 GPU)`."""
     amounts = [
         (ask.need["CPU"], "CPU"),

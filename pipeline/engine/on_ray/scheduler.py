@@ -21,7 +21,7 @@ NEAR = 1e-6
 
 
 @dataclass(frozen=True)
-class Ask:
+class ResourceRequest:
     """What one unit of a step needs. `workers`: that many times, on any nodes, for a step that launches processes.
 
     `actors`: how many a pool may have, 0 for what is no pool. `above`: all steps it depends on.
@@ -51,10 +51,10 @@ def needed(cpus: float, gpus: float, memory_bytes: float, *, is_task: bool) -> d
 
 
 @dataclass(eq=False)
-class Held:
+class Allocation:
     """A unit at work, or an actor, with the nodes whose resources it holds. `busy`: shards an actor has in flight."""
 
-    ask: Ask
+    ask: ResourceRequest
     nodes: tuple[str, ...]
     busy: int = 0
 
@@ -64,11 +64,11 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Start:
+class Placement:
     """Start one unit of a step. `actor`: the pool's actor that gets it, which may be new."""
 
-    ask: Ask
-    held: Held
+    ask: ResourceRequest
+    held: Allocation
     is_new: bool
 
 
@@ -78,7 +78,7 @@ class Turn:
 
     reserved: dict[str, dict[str, float]] = field(default_factory=dict)
     refused: bool = False
-    draining: set[Held] = field(default_factory=set)
+    draining: set[Allocation] = field(default_factory=set)
 
 
 class Room:
@@ -86,11 +86,11 @@ class Room:
 
     def __init__(self) -> None:
         self.nodes: dict[str, dict[str, float]] = {}
-        self.tasks: dict[Held, None] = {}
-        self.actors: list[Held] = []
+        self.tasks: dict[Allocation, None] = {}
+        self.actors: list[Allocation] = []
         self._used: dict[str, dict[str, float]] = {}  # node -> what tasks and actors hold of it
         self.careful: set[str] = set()  # pools in which an actor died: one shard in flight each
-        self._expected: dict[str, Ask] = {}
+        self._expected: dict[str, ResourceRequest] = {}
 
     def join(self, node: str, total: Amounts) -> None:
         cpus = float(total.get("CPU", 0))
@@ -99,11 +99,11 @@ class Room:
     def leave(self, node: str) -> None:
         self.nodes.pop(node, None)
 
-    def expect(self, ask: Ask) -> None:
+    def expect(self, ask: ResourceRequest) -> None:
         """Units of this step may come from now on."""
         self._expected[ask.step] = ask
 
-    def release(self, step: str) -> list[Held]:
+    def release(self, step: str) -> list[Allocation]:
         """None will come any more; returns its actors, which are no longer counted."""
         self._expected.pop(step, None)
         gone = self.pool(step)
@@ -111,10 +111,10 @@ class Room:
             self.end(actor)
         return gone
 
-    def pool(self, step: str) -> list[Held]:
+    def pool(self, step: str) -> list[Allocation]:
         return [a for a in self.actors if a.ask.step == step]
 
-    def end(self, held: Held) -> None:
+    def end(self, held: Allocation) -> None:
         """A task is done, or an actor is gone."""
         if held in self.tasks:
             del self.tasks[held]
@@ -125,7 +125,7 @@ class Room:
         for node in held.nodes:
             self._used[node] = _minus(self._used[node], held.ask.need)
 
-    def _hold(self, held: Held) -> Held:
+    def _hold(self, held: Allocation) -> Allocation:
         if held.ask.actors:
             self.actors.append(held)
         else:
@@ -142,11 +142,11 @@ class Room:
         """What nobody holds of each node; fewer CPUs than none while a task waits there."""
         return {n: _minus(total, self._used.get(n, {})) for n, total in self.nodes.items()}
 
-    def holds(self, ask: Ask) -> bool:
+    def holds(self, ask: ResourceRequest) -> bool:
         """Could the empty cluster run one unit of this step?"""
         return self._spread(ask, {n: dict(total) for n, total in self.nodes.items()}) is not None
 
-    def pick(self, wanting: Sequence[Ask]) -> tuple[Start | None, list[Held]]:
+    def pick(self, wanting: Sequence[ResourceRequest]) -> tuple[Placement | None, list[Allocation]]:
         """The unit that starts now, and the actors that must be let go; both are counted already."""
         start, let_go = self._look(wanting)
         if start is None and not self.at_work:  # nothing will become free by itself
@@ -154,7 +154,9 @@ class Room:
             let_go += more
         return start, let_go
 
-    def _look(self, wanting: Sequence[Ask], *, stalled: bool = False) -> tuple[Start | None, list[Held]]:
+    def _look(
+        self, wanting: Sequence[ResourceRequest], *, stalled: bool = False
+    ) -> tuple[Placement | None, list[Allocation]]:
         turn, has_work = Turn(), {ask.step for ask in wanting}
         for ask in wanting:
             start = self._pooled(ask, turn, stalled) if ask.actors else self._placed(ask, turn)
@@ -168,16 +170,16 @@ class Room:
                 return again, let_go + more
         return None, []
 
-    def _placed(self, ask: Ask, turn: Turn) -> Start | None:
+    def _placed(self, ask: ResourceRequest, turn: Turn) -> Placement | None:
         """A task or a gather step."""
         nodes = self._spread(ask, self._free(turn))
         if nodes is None and self._may_queue(ask, turn):
             nodes = self._spread(ask, self._with_one_more(ask, turn))
         if nodes is None:
             return None
-        return Start(ask, self._hold(Held(ask, nodes)), is_new=True)
+        return Placement(ask, self._hold(Allocation(ask, nodes)), is_new=True)
 
-    def _may_queue(self, ask: Ask, turn: Turn) -> bool:
+    def _may_queue(self, ask: ResourceRequest, turn: Turn) -> bool:
         """One task more than fits may wait on its node, so that a worker never waits for the driver. Not while a step
         that is more urgent is refused, nor while a pool that will have work has no actor yet."""
         if not ask.is_task or turn.refused or not ask.need["CPU"] or ask.need["GPU"]:
@@ -186,14 +188,14 @@ class Room:
             return False  # one waits already
         return all(self.pool(other.step) for other in self._expected.values() if other.actors)
 
-    def _with_one_more(self, ask: Ask, turn: Turn) -> dict[str, dict[str, float]]:
+    def _with_one_more(self, ask: ResourceRequest, turn: Turn) -> dict[str, dict[str, float]]:
         """What is free if one task of each node that runs one had ended."""
         free = self._free(turn)
         for node in {held.node for held in self.tasks if held.ask.is_task} & set(free):
             free[node]["CPU"] += ask.need["CPU"]
         return free
 
-    def _pooled(self, ask: Ask, turn: Turn, stalled: bool) -> Start | None:
+    def _pooled(self, ask: ResourceRequest, turn: Turn, stalled: bool) -> Placement | None:
         """An idle actor, else a new one, else one that works and can hold one more."""
         deep = 1 if ask.step in self.careful else IN_FLIGHT
         mine = sorted(self.pool(ask.step), key=lambda a: a.busy)
@@ -204,15 +206,15 @@ class Room:
             free = self._free(turn)
             for node in self._best(ask, free):
                 if stalled or self._leaves_room(ask, node, first=not mine):
-                    return self._given(self._hold(Held(ask, (node,))), is_new=True)
+                    return self._given(self._hold(Allocation(ask, (node,))), is_new=True)
         return self._given(ready[0], is_new=False) if ready else None
 
     @staticmethod
-    def _given(actor: Held, *, is_new: bool) -> Start:
+    def _given(actor: Allocation, *, is_new: bool) -> Placement:
         actor.busy += 1
-        return Start(actor.ask, actor, is_new)
+        return Placement(actor.ask, actor, is_new)
 
-    def _leaves_room(self, pool: Ask, node: str, *, first: bool) -> bool:
+    def _leaves_room(self, pool: ResourceRequest, node: str, *, first: bool) -> bool:
         """With one more actor, does every task step that may still have work fit beside all actors? What comes after a
         pool does not keep its first actor away: it gets no work without it."""
         now = self._beside(self.actors)
@@ -224,7 +226,9 @@ class Room:
                 return False
         return True
 
-    def _reserve(self, ask: Ask, turn: Turn, has_work: set[str], stalled: bool) -> list[Held]:
+    def _reserve(
+        self, ask: ResourceRequest, turn: Turn, has_work: set[str], stalled: bool
+    ) -> list[Allocation]:
         """Keep a place for a step that found none, if it will come free; returns idle actors that must go for it."""
         if ask.actors and len(self.pool(ask.step)) >= ask.actors:
             return []  # its actors are all busy: it has its place
@@ -242,14 +246,14 @@ class Room:
             turn.reserved[node] = _plus(turn.reserved.get(node, {}), ask.need)
         return [a for a in going if not a.busy]
 
-    def _may_go(self, ask: Ask, has_work: set[str], stalled: bool) -> list[Held]:
+    def _may_go(self, ask: ResourceRequest, has_work: set[str], stalled: bool) -> list[Allocation]:
         """Idle actors that this step may end."""
         idle = [a for a in self.actors if not a.busy and a.ask.step != ask.step]
         if stalled:
             return idle
         return [] if ask.is_task else [a for a in idle if a.ask.step not in has_work]
 
-    def _may_grow(self, ask: Ask, node: str, idle: Iterable[Held]) -> bool:
+    def _may_grow(self, ask: ResourceRequest, node: str, idle: Iterable[Allocation]) -> bool:
         """As `_leaves_room`, once the idle actors there are gone."""
         before = self.actors
         self.actors = [a for a in before if a not in set(idle)]
@@ -258,7 +262,7 @@ class Room:
         finally:
             self.actors = before
 
-    def _spread(self, ask: Ask, free: dict[str, dict[str, float]]) -> tuple[str, ...] | None:
+    def _spread(self, ask: ResourceRequest, free: dict[str, dict[str, float]]) -> tuple[str, ...] | None:
         """A node for each worker, or None. `free` is used up."""
         nodes = []
         for _ in range(ask.workers):
@@ -269,14 +273,14 @@ class Room:
             free[best[0]] = _minus(free[best[0]], ask.need)
         return tuple(nodes)
 
-    def _best(self, ask: Ask, free: Mapping[str, Amounts]) -> list[str]:
+    def _best(self, ask: ResourceRequest, free: Mapping[str, Amounts]) -> list[str]:
         """Nodes that have enough, best first: those whose GPUs are not wanted come last, then the emptiest."""
         able = [n for n, have in free.items() if _fits(ask.need, have)]
         return sorted(
             able, key=lambda n: (bool(self.nodes[n]["GPU"]) and not ask.need["GPU"], -free[n]["CPU"])
         )
 
-    def _fits_any(self, ask: Ask, free: Mapping[str, Amounts]) -> bool:
+    def _fits_any(self, ask: ResourceRequest, free: Mapping[str, Amounts]) -> bool:
         return any(_fits(ask.need, have) for have in free.values())
 
     def _free(self, turn: Turn) -> dict[str, dict[str, float]]:
@@ -286,7 +290,7 @@ class Room:
             free[node] = _minus(free[node], turn.reserved[node])
         return free
 
-    def _beside(self, held: Iterable[Held], turn: Turn | None = None) -> dict[str, dict[str, float]]:
+    def _beside(self, held: Iterable[Allocation], turn: Turn | None = None) -> dict[str, dict[str, float]]:
         """The nodes' totals without what these hold, and without what is reserved."""
         free = {n: dict(total) for n, total in self.nodes.items()}
         taken = [(node, one.ask.need) for one in held for node in one.nodes]
@@ -308,9 +312,11 @@ def _minus(have: Amounts, less: Amounts) -> dict[str, float]:
     return {kind: have.get(kind, 0.0) - less.get(kind, 0.0) for kind in {*have, *less}}
 
 
-def _enough(going: Iterable[Held], ask: Ask, nodes: Sequence[str], free: Mapping[str, Amounts]) -> list[Held]:
+def _enough(
+    going: Iterable[Allocation], ask: ResourceRequest, nodes: Sequence[str], free: Mapping[str, Amounts]
+) -> list[Allocation]:
     """Of these actors as few as give the nodes what they lack, idle ones first; none that holds nothing of it."""
-    found: list[Held] = []
+    found: list[Allocation] = []
     for node in dict.fromkeys(nodes):
         lacks = {kind: n * nodes.count(node) - free[node].get(kind, 0.0) for kind, n in ask.need.items()}
         for actor in sorted((a for a in going if a.node == node), key=lambda a: a.busy):

@@ -21,7 +21,7 @@ import ray
 from ray import cloudpickle
 
 from vlpipe.pipeline.engine.on_ray.connection import Cluster, node_resources
-from vlpipe.pipeline.engine.plan import Planned
+from vlpipe.pipeline.engine.plan import PlannedStep
 from vlpipe.pipeline.engine.worker import node_probe as probe
 from vlpipe.pipeline.engine.worker.node_probe import DRIVER_FOLDER, source_digest
 from vlpipe.pipeline.errors import VlpipeError
@@ -43,7 +43,7 @@ OWN = "vlpipe"
 
 
 @dataclass
-class Wanted:
+class Needs:
     """What every node must see. `files`: path -> (size, who reads it); `modules`: top-level name -> digest of its source."""
 
     modules: dict[str, str] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Wanted:
     root: bytes = b""
 
     @classmethod
-    def of(cls, steps: Sequence[Planned], root: bytes) -> Wanted:
+    def of(cls, steps: Sequence[PlannedStep], root: bytes) -> Needs:
         names = {OWN, *(name for one in steps for name in _modules_of(one))}
         files = {path: about for one in steps for path, about in _files_of(one)}
         return cls({name: source_digest(name) for name in sorted(names)}, files, root)
@@ -69,11 +69,11 @@ class Lack:
 class Shipping:
     """One run's code and files on the nodes of a cluster."""
 
-    def __init__(self, cluster: Cluster, steps: Sequence[Planned], store: Store) -> None:
+    def __init__(self, cluster: Cluster, steps: Sequence[PlannedStep], store: Store) -> None:
         self._cluster, self._store = cluster, store
         self._proof, self._nonce = f"_cache/seen.{uuid.uuid4().hex[:8]}.part", uuid.uuid4().hex
         call = functools.partial(reads_root, store, self._proof, self._nonce)
-        self._wanted = Wanted.of(steps, cloudpickle.dumps(call))
+        self._wanted = Needs.of(steps, cloudpickle.dumps(call))
         self._good: set[str] = set()
         self._asked: dict[str, Any] = {}  # nodes that joined later
         cloudpickle.register_pickle_by_value(probe)
@@ -177,7 +177,7 @@ def reads_root(store: Store, rel: str, nonce: str) -> list[str]:
     return [] if seen == nonce else [f"{where} (another folder has its name); {todo}"]
 
 
-def _modules_of(one: Planned) -> Iterator[str]:
+def _modules_of(one: PlannedStep) -> Iterator[str]:
     """Top-level names of the modules of a step's stage, and of the stages and parts it holds."""
     stages = [one.keyed.step.stage]
     for stage in stages:
@@ -186,7 +186,7 @@ def _modules_of(one: Planned) -> Iterator[str]:
             stages.extend(getattr(stage, name) for name in stage.__dataclass_fields__)
 
 
-def _files_of(one: Planned) -> Iterator[tuple[str, tuple[int, str]]]:
+def _files_of(one: PlannedStep) -> Iterator[tuple[str, tuple[int, str]]]:
     for name, file in files_of(one.keyed.step.stage):
         if file.step is None and "://" not in file.path and os.path.exists(file.path):
             path = os.path.abspath(file.path)

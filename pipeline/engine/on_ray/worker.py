@@ -13,7 +13,7 @@ import ray
 from vlpipe.pipeline.engine.executor import WorkerDied
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker.device import granted
-from vlpipe.pipeline.engine.worker.gather import Gathered, GatherTask, run_gather
+from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, run_gather
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard
 from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
 from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
@@ -35,7 +35,7 @@ def _run_shard(task: ShardTask, gpus: float) -> Receipt:
         return run_shard(task)
 
 
-def _run_gather(task: GatherTask, resources: Resources) -> Gathered:
+def _run_gather(task: GatherTask, resources: Resources) -> GatherResult:
     _settle()
     with granted(resources.gpus):
         return run_gather(

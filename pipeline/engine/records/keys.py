@@ -171,7 +171,7 @@ def _file_in_key(file: File) -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Keyed:
+class StepKeys:
     """A step with its keys.
 
     files: (field, digest) of each file parameter; marks: (field, `File.mark`) of those outside of the root.
@@ -187,7 +187,7 @@ class Keyed:
     folder: str  # below the root: a name only, the full key is in its `_step.json`
 
 
-def key_step(step: Step, above: Mapping[str, Keyed], digests: FileDigests) -> Keyed:
+def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests) -> StepKeys:
     """Keys of a step whose inputs and artifact steps are in `above`."""
 
     def with_digest(_: str, file: File) -> File:
@@ -206,7 +206,7 @@ def key_step(step: Step, above: Mapping[str, Keyed], digests: FileDigests) -> Ke
     identity, inputs = stage.identity(step.use), [above[name].step_key for name in step.inputs]
     step_key, stage_key = keys_of(stage, identity, inputs, step.torch_threads, step.shard_rows)
     files = files_of(stage)
-    return Keyed(
+    return StepKeys(
         step=step,
         identity=identity,
         step_key=step_key,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.records.keys import Keyed, sha256_json, tree_digest
+from vlpipe.pipeline.engine.records.keys import StepKeys, sha256_json, tree_digest
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
     damaged,
@@ -71,7 +71,7 @@ class StepFile:
     artifact_references: Mapping[str, Sequence[str]]  # the same of Parquet artifacts, by file name
 
 
-def write_step_file(store: Store, keyed: Keyed, inputs: tuple[str, ...], schema: pa.Schema) -> None:
+def write_step_file(store: Store, keyed: StepKeys, inputs: tuple[str, ...], schema: pa.Schema) -> None:
     path = f"{keyed.folder}/{STEP_FILE}"
     step = keyed.step
     value = StepFile(
@@ -189,7 +189,7 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
 
 
 def make_manifest(
-    keyed: Keyed,
+    keyed: StepKeys,
     schema: pa.Schema,
     inputs: tuple[str, ...],
     inputs_digest: str,

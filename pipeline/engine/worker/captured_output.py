@@ -26,7 +26,7 @@ CUT = b"\n(more was written than is kept)\n"
 NAMES = ("stdout", "stderr")
 
 
-class Kept:
+class CapturedText:
     """Text up to `MAX_BYTES`; the rest is left out, and a line says so."""
 
     def __init__(self, append: Callable[[bytes], None]) -> None:
@@ -63,7 +63,7 @@ class _Switch(io.TextIOBase):
 
     def __init__(self) -> None:
         self.behind: TextIO | None = None  # the stream itself
-        self.kept: Kept | None = None
+        self.kept: CapturedText | None = None
         self.buffer = _Bytes(self)
 
     def write(self, text: str) -> int:
@@ -101,7 +101,7 @@ _switches = {name: _Switch() for name in NAMES}
 @contextmanager
 def captured(append: Callable[[bytes], None]) -> Iterator[None]:
     """While it is entered, what is printed goes to `append`, at most `MAX_BYTES`."""
-    kept, before = Kept(append), {name: getattr(sys, name) for name in NAMES}
+    kept, before = CapturedText(append), {name: getattr(sys, name) for name in NAMES}
     for name, switch in _switches.items():
         if before[name] is not switch:
             switch.behind = before[name]

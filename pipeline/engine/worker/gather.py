@@ -70,7 +70,7 @@ class GatherTask:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class GatherResult:
     receipts: list[Receipt]
     artifacts: dict[str, str]  # relative path -> sha256
     sources: tuple[
@@ -101,7 +101,7 @@ def say_to(store: Store, folder: str) -> Callable[[str], None]:
     return say
 
 
-def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
+def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
     """Run the stage and commit: rejects, shards and receipts, artifacts. The manifest is the driver's, last of all."""
     began = time.time()
     source = running_source(task.stage).hash  # the code as it is now, before any of it runs
@@ -129,7 +129,7 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> Gathered:
         hashes = hash_folder(artifacts)
         if hashes:
             task.store.move_in(artifacts, f"{task.folder}/artifacts")
-    return Gathered(receipts, hashes, (*sources, recorded_hash(task.stage)))
+    return GatherResult(receipts, hashes, (*sources, recorded_hash(task.stage)))
 
 
 SOURCES = "sources"  # beside a folder of parts: hashes of the code that worked on them, one a line

@@ -32,7 +32,7 @@ MAX_NAMED = 5  # shards of an id that comes more than once
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
+class VerifyReport:
     folder: str
     num_shards: int
     num_artifacts: int
@@ -41,7 +41,7 @@ class Verified:
 
 def verify_step(
     store: Store, folder: str, seen: Callable[[], None] = lambda: None, steps: Steps | None = None
-) -> Verified:
+) -> VerifyReport:
     """Re-hash every shard and artifact of a step, and follow what it was made from; `seen` is called after each.
 
     steps: of the root, where several of its steps are looked at.
@@ -60,10 +60,10 @@ def verify_step(
         seen()
     problems += [*lineage_problems(steps, found), *key_problems(store, found), *mixed_code(found)]
     problems += [*log_problems(store, folder), *left_over(store, found.record)]
-    return Verified(folder, len(found.receipts), len(artifacts), _once(problems))
+    return VerifyReport(folder, len(found.receipts), len(artifacts), _once(problems))
 
 
-def verify_shard(store: Store, folder: str, index: int) -> Verified:
+def verify_shard(store: Store, folder: str, index: int) -> VerifyReport:
     found = read_records(store, folder)
     receipt = found.receipts.get(index)
     mine = {receipt_path(folder, index), f"{folder}/_shards.parquet", f"{folder}/manifest.json"}
@@ -71,8 +71,10 @@ def verify_shard(store: Store, folder: str, index: int) -> Verified:
     if receipt is None:
         if not problems:
             problems = [Problem(shard_path(folder, index), "left over", "there is no receipt for it")]
-        return Verified(folder, 0, 0, problems)
-    return Verified(folder, 1, 0, _once([*problems, *_one_shard(Steps(store), folder, receipt, Ids(), [])]))
+        return VerifyReport(folder, 0, 0, problems)
+    return VerifyReport(
+        folder, 1, 0, _once([*problems, *_one_shard(Steps(store), folder, receipt, Ids(), [])])
+    )
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:
@@ -219,7 +221,7 @@ def left_over(store: Store, record: StepRecord) -> Iterator[Problem]:
                 yield Problem(f"{folder}/artifacts/{name}", "left over", "the manifest does not have it")
 
 
-def summary(found: Sequence[Verified]) -> str:
+def summary(found: Sequence[VerifyReport]) -> str:
     """What was read, and how it is."""
     steps = [one for one in found if one.folder]
     num_shards, num_artifacts = sum(one.num_shards for one in steps), sum(one.num_artifacts for one in steps)

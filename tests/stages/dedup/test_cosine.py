@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlpipe.stages.dedup.cosine import Found, merged, score, sketch, strong_directions
+from vlpipe.stages.dedup.cosine import SimilarPairs, merged, score, sketch, strong_directions
 
 RNG = np.random.default_rng(0)
 
@@ -41,6 +41,6 @@ def test_cosines_do_not_depend_on_the_block_and_are_1_for_equal_vectors() -> Non
 
 
 def test_a_pair_found_twice_counts_once() -> None:
-    one = Found(np.array([3, 0]), np.array([4, 9]), np.array([0.9, 0.8]))
-    got = merged([one, one, Found(np.array([0]), np.array([2]), np.array([0.7]))], 10)
+    one = SimilarPairs(np.array([3, 0]), np.array([4, 9]), np.array([0.9, 0.8]))
+    got = merged([one, one, SimilarPairs(np.array([0]), np.array([2]), np.array([0.7]))], 10)
     assert (got.a.tolist(), got.b.tolist(), got.cosine.tolist()) == ([0, 0, 3], [2, 9, 4], [0.7, 0.8, 0.9])

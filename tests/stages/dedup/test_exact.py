@@ -13,7 +13,7 @@ from PIL import Image
 
 from vlpipe.pipeline.errors import SchemaError
 from vlpipe.pipeline.shard import heavy
-from vlpipe.pipeline.testing import Gathered, dataset, run_gather
+from vlpipe.pipeline.testing import GatherOutput, dataset, run_gather
 from vlpipe.stages.dedup.exact import ExactDuplicates
 
 SCHEMA = pa.schema(
@@ -47,7 +47,7 @@ def table(*rows: tuple[str, bytes, int]) -> pa.Table:
 
 
 def run(folder: Path, rows: pa.Table, *, shard_rows: int = 1000, **parameters: object) -> dict[str, dict]:
-    got: Gathered = run_gather(
+    got: GatherOutput = run_gather(
         ExactDuplicates(**parameters), [dataset(folder, rows, shard_rows=shard_rows)], folder / "step"
     )
     artifact = pq.read_table(got.artifacts / "decisions.parquet")

@@ -14,7 +14,7 @@ from PIL import Image
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import heavy
-from vlpipe.pipeline.testing import Gathered, dataset, run_gather, run_map
+from vlpipe.pipeline.testing import GatherOutput, dataset, run_gather, run_map
 from vlpipe.stages.dedup import exact
 from vlpipe.stages.dedup.decide import Decide
 from vlpipe.stages.dedup.exact import ExactDuplicates
@@ -99,7 +99,7 @@ def test_a_column_of_that_name_must_be_what_the_stage_writes() -> None:
         ExactDuplicates(phash=True).schema(SCHEMA.append(pa.field("looks", pa.int64())))
 
 
-def hub(tmp_path: Path, num: int) -> Gathered:
+def hub(tmp_path: Path, num: int) -> GatherOutput:
     """`num` files with the same pixels and other bytes, twice each; and two files of another picture."""
     images = {f"r{n:05d}": png(1, note=str(n % num)) for n in range(2 * num)}
     return run_gather(

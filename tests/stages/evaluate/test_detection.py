@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pytest
 
-from vlpipe.stages.evaluate.detection import Found, average_precision, matches, pair_iou, results
+from vlpipe.stages.evaluate.detection import Detection, average_precision, matches, pair_iou, results
 
 
 def image(
@@ -19,8 +19,8 @@ def image(
     true_labels: list[str],
     attributes: list[str | None] | None = None,
     true_attributes: list[list[str]] | None = None,
-) -> Found:
-    return Found(
+) -> Detection:
+    return Detection(
         np.array(boxes, float).reshape(-1, 4),
         labels,
         np.array(scores, float),

@@ -19,7 +19,7 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Heavy, Reject, Shard, write_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.testing import Gathered, dataset, run_gather, run_map
+from vlpipe.pipeline.testing import GatherOutput, dataset, run_gather, run_map
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
 from vlpipe.stages.export.webdataset import WRITTEN, WriteWebdataset
 from vlpipe.stages.tars.webdataset import FromWebdataset
@@ -58,7 +58,7 @@ def made(folder: Path, rows: list[dict[str, Any]], shard_rows: int = 4) -> Datas
     return dataset(folder, pa.Table.from_pylist(rows, SCHEMA), shard_rows=shard_rows)
 
 
-def export(folder: Path, data: Dataset, **more: Any) -> Gathered:
+def export(folder: Path, data: Dataset, **more: Any) -> GatherOutput:
     stage = WriteWebdataset(**more)
     assert stage.schema(data.schema) == WRITTEN
     return run_gather(stage, [data], folder)

@@ -12,7 +12,7 @@ import torch
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import HEAVY
-from vlpipe.pipeline.testing import Gathered, dataset, run_gather, run_map
+from vlpipe.pipeline.testing import GatherOutput, dataset, run_gather, run_map
 from vlpipe.stages.features.s3d import features_type
 from vlpipe.stages.features.video_tokens import FitVideoTokens, VideoTokens
 from vlpipe.stages.features.video_tree import Tree, grow, split, spread
@@ -59,13 +59,13 @@ def feature_rows(points: np.ndarray, per_row: int = 5, weights: str = "w:unit", 
     return pa.table([ids, pa.array(column, dtype), [weights] * len(rows)], schema=schema)
 
 
-def fit(table: pa.Table, folder: Path, shard_rows: int = 7, **params: int) -> Gathered:
+def fit(table: pa.Table, folder: Path, shard_rows: int = 7, **params: int) -> GatherOutput:
     return run_gather(
         FitVideoTokens(**params), [dataset(folder / "in", table, shard_rows=shard_rows)], folder
     )
 
 
-def tokens(table: pa.Table, fitted: Gathered) -> np.ndarray:
+def tokens(table: pa.Table, fitted: GatherOutput) -> np.ndarray:
     stage = VideoTokens(tree=File(path=str(fitted.artifacts / "tree")))
     out = run_map(stage, table).table
     return np.array([w["token"] for row in out["video_tokens"].to_pylist() for w in row])

@@ -20,7 +20,7 @@ from clips import clip
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
-from vlpipe.pipeline.engine.plan import Planned, plan, remember
+from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import Listing
@@ -32,7 +32,7 @@ from vlpipe.stages.video.decode import Limits
 from vlpipe.stages.video.rows import VIDEOS
 from vlpipe.stages.video_files import probe as video_probe
 from vlpipe.stages.video_files.probe import prober
-from vlpipe.stages.video_files.videos import Found, Videos, listed
+from vlpipe.stages.video_files.videos import VideoFile, Videos, listed
 
 CLIP = clip()  # 2 seconds
 SRT = "1\n00:00:00,000 --> 00:00:01,000\n{}\n"
@@ -100,10 +100,10 @@ def test_which_file_is_whose() -> None:
     names = ["a.mp4", "a.b.mp4", "a.b.srt", "a.b.en.vtt", "a.c.srt", "a.zh-Hans.SRT", "b.srt"]
     found = list(listed(dict.fromkeys(names, 1), (".mp4",), ()))
     assert found == [
-        Found("a.b.mp4", 1, "a.b.en.vtt", 1, "en"),
-        Found("a.c.srt", 1, why="no_video_file"),  # one letter is no language
-        Found("a.mp4", 1, "a.zh-Hans.SRT", 1, "zh-Hans"),
-        Found("b.srt", 1, why="no_video_file"),
+        VideoFile("a.b.mp4", 1, "a.b.en.vtt", 1, "en"),
+        VideoFile("a.c.srt", 1, why="no_video_file"),  # one letter is no language
+        VideoFile("a.mp4", 1, "a.zh-Hans.SRT", 1, "zh-Hans"),
+        VideoFile("b.srt", 1, why="no_video_file"),
     ]
 
 
@@ -150,13 +150,13 @@ def test_an_id_stays_when_others_come(folder: Path) -> None:
 WORKFLOW = "name: w\nsteps:\n  videos: {{use: 'video_files.videos:Videos', videos: {}, shard_rows: 2}}\n"
 
 
-def planned(folder: Path) -> dict[str, Planned]:
+def planned(folder: Path) -> dict[str, PlannedStep]:
     (folder / "w.yaml").write_text(WORKFLOW.format(folder / "videos"))
     root = str(folder / "root")
     return {one.name: one for one in plan(Workflow.load(str(folder / "w.yaml"), root=root), Store(root))}
 
 
-def go(folder: Path) -> Planned:
+def go(folder: Path) -> PlannedStep:
     store = Store(str(folder / "root"))
     with locked(store):
         steps = planned(folder)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `rolling`
 
 from rolling import lists, speak, srt, truth, vtt
 
-from vlpipe.stages.subtitles.cue import Found, Shown
+from vlpipe.stages.subtitles.cue import RawCue, Shown
 from vlpipe.stages.subtitles.read import read_subtitles
 from vlpipe.stages.subtitles.rollup import is_rolling, merge, overlap
 from vlpipe.stages.subtitles.track import Track, track
@@ -57,7 +57,7 @@ def test_without_word_times(seed: int) -> None:
     lines = speak(seed)
     assert words(read_subtitles(srt(lines), "a.srt")) == truth(lines)
     raw = lists(lines)
-    joined = Found()
+    joined = RawCue()
     for start, end, text in zip(raw["start"], raw["end"], raw["text"], strict=True):
         joined.add(start, end, text)  # type: ignore[arg-type]
     assert words(track(joined, "a")) == truth(lines)
@@ -79,7 +79,7 @@ def test_what_does_not_roll_stays_as_it_is(seed: int) -> None:
     ]
     plain = shown(*[(n, n + 1, text) for n, text in enumerate(every)])
     assert not is_rolling(plain)
-    found = Found(shown=plain)
+    found = RawCue(shown=plain)
     assert [cue.text for cue in track(found, "a").cues] == every
 
 

@@ -20,7 +20,7 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.pipeline.testing import Gathered, dataset, run_gather
+from vlpipe.pipeline.testing import GatherOutput, dataset, run_gather
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, LOSSES
 from vlpipe.stages.train import fit as fit_module
 from vlpipe.stages.train.build import Net
@@ -32,11 +32,11 @@ HERE = Path(__file__).parent
 Make = Callable[..., Train]
 
 
-def curve(got: Gathered, name: str) -> list[float]:
+def curve(got: GatherOutput, name: str) -> list[float]:
     return [row["value"] for row in got.table.to_pylist() if row["name"] == name]
 
 
-def outcome(got: Gathered) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+def outcome(got: GatherOutput) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     files = (path for path in sorted(got.artifacts.rglob("*")) if path.is_file())
     return got.table.to_pylist(), {str(p.relative_to(got.artifacts)): p.read_bytes() for p in files}
 
