@@ -14,8 +14,8 @@ demo: .venv/stamp  ## the main job: noisy pairs in, a better model out
 	vlpipe run workflows/blip_capfilt.yaml
 	vlpipe report workflows/blip_capfilt.yaml --out runs/blip_capfilt/report.html
 
-test: .venv/stamp
-	python -m pytest -q
+test: .venv/stamp  ## one process more than there are CPUs: many tests wait
+	python -m pytest -q --dist worksteal -n $$(python -c "import os; print((os.cpu_count() or 1) + 1)")
 
 check: .venv/stamp  ## what CI checks: format, lint, types, who imports whom
 	ruff format --check .
