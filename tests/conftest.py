@@ -1,4 +1,4 @@
-"""For all tests: those that take longest start first, so that no worker of pytest-xdist is left alone with one at the end."""
+"""Slow tests start first, so that no process of pytest-xdist is left alone with one at the end."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _urls_of(schema: pa.Schema) -> list[str]:
 
 @dataclass(kw_only=True)
 class RowMatches:
-    """Forgotten rows of one Parquet file. ids: positions in `ForgottenRows.ids`; heirs: rows that copied a text from them."""
+    """Forgotten rows of one Parquet file. ids: positions in `ForgottenRows.ids`; heirs: rows that copied their texts."""
 
     ids: list[Places] = field(default_factory=list)
     heirs: set[str] = field(default_factory=set)

@@ -65,8 +65,8 @@ class ClipTextScore(MapStage):
         return (window_column(self.words),)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "features.video_text", texts=TEXTS, candidates=pa.list_(CANDIDATE), **CLIP_TIME)
-        check_windows(inp, "features.video_text", window_column(self.words))
+        need(inp, "alignment.clip_text_score", texts=TEXTS, candidates=pa.list_(CANDIDATE), **CLIP_TIME)
+        check_windows(inp, "alignment.clip_text_score", window_column(self.words))
         name = name_of(self.model, self.encoder)
         for column in ("align_score", "candidate_scores"):
             inp = with_field(inp, scored(column, pa.list_(pa.float32()), name))

@@ -72,8 +72,8 @@ class RetimeCues(MapStage):
         return (window_column(self.words),)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "features.retime", cues=CUES, duration_s=pa.float64())
-        check_windows(inp, "features.retime", window_column(self.words))
+        need(inp, "alignment.retime", cues=CUES, duration_s=pa.float64())
+        check_windows(inp, "alignment.retime", window_column(self.words))
         out = with_field(inp, pa.field("cue_shift_s", pa.list_(pa.float32())))
         return with_field(out, scored("cue_score", pa.list_(pa.float32()), name_of(self.model, self.encoder)))
 

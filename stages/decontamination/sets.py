@@ -138,7 +138,7 @@ def _first(named: Iterator[tuple[str, str | None]]) -> dict[str, str]:
 
 def _has_pictures(schema: pa.Schema) -> bool:
     if "looks" in schema.names:
-        need(schema, "dedup.decontaminate", looks=LOOK)
+        need(schema, "decontamination.decontaminate", looks=LOOK)
     return "looks" in schema.names or "image" in schema.names
 
 

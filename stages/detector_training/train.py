@@ -34,7 +34,7 @@ class TrainDetector(GatherStage, DetectorRecipe):
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "loader_threads"})
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "train.detector", id=pa.string(), objects=OBJECTS, image=pa.binary())
+        need(inp, "detector_training.train", id=pa.string(), objects=OBJECTS, image=pa.binary())
         return LOSSES
 
     def preflight(self) -> list[str]:

@@ -129,7 +129,7 @@ class DropBlocked(MapStage):
     blocklist: File
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "ingest.blocklist", id=pa.string(), url=pa.string(), image=pa.binary())
+        need(inp, "fetching.blocklist", id=pa.string(), url=pa.string(), image=pa.binary())
         return inp
 
     @contextmanager

@@ -31,7 +31,7 @@ class TrueBoxes(MapStage):
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         size = {"width": pa.int32(), "height": pa.int32()}
-        need(inp, "demo.boxes", id=pa.string(), url=pa.string(), **size)
+        need(inp, "ground_truth.boxes", id=pa.string(), url=pa.string(), **size)
         return with_field(inp, pa.field("objects", OBJECTS))
 
     @contextmanager

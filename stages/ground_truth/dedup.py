@@ -31,7 +31,7 @@ class DedupTruth(GatherStage):
     NAME: ClassVar[str] = "evaluate.dedup:DedupTruth"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "evaluate.dedup", url=pa.string())
+        need(inp, "ground_truth.dedup", url=pa.string())
         return RESULTS
 
     def run(self, job: Job) -> None:

@@ -47,7 +47,7 @@ class FilterTruth(GatherStage):
     NAME: ClassVar[str] = "evaluate.truth:FilterTruth"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "evaluate.truth", url=pa.string(), texts=TEXTS)
+        need(inp, "ground_truth.filter", url=pa.string(), texts=TEXTS)
         return RESULTS
 
     def run(self, job: Job) -> None:

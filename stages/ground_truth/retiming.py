@@ -49,7 +49,7 @@ class RetimingTruth(GatherStage):
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         columns = {"video": pa.string(), "cues": CUES, "cue_shift_s": SCORES, "cue_score": SCORES}
-        need(inp, "evaluate.retiming", **columns)
+        need(inp, "ground_truth.retiming", **columns)
         return RESULTS
 
     def run(self, job: Job) -> None:

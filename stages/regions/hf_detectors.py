@@ -67,7 +67,7 @@ class HFRegionFeatures(MapStage):
         return group_rows(self.feat_dim, self.num_classes + 1, self.max_regions)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "features.regions_hf", id=pa.string(), image=pa.binary())
+        need(inp, "regions.hf_detectors", id=pa.string(), image=pa.binary())
         for field in region_fields(self.feat_dim, self.num_classes + 1):
             inp = with_field(inp, field)
         return inp

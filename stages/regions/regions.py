@@ -71,7 +71,7 @@ class RegionFeatures(MapStage):
         return group_rows(self.feat_dim, self.num_classes + 1, self.max_regions)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "features.regions", id=pa.string(), image=pa.binary())
+        need(inp, "regions.regions", id=pa.string(), image=pa.binary())
         for field in region_fields(self.feat_dim, self.num_classes + 1):
             inp = with_field(inp, field)
         return inp

@@ -62,7 +62,7 @@ class DropTexts(MapStage):
     NAME: ClassVar[str] = "dedup.text_decisions:DropTexts"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "dedup.text_decisions", id=pa.string(), texts=TEXTS)
+        need(inp, "text_dedup.decisions", id=pa.string(), texts=TEXTS)
         return inp
 
     @contextmanager
@@ -143,7 +143,7 @@ def load_text_decisions(path: str, digest: str) -> tuple[frozenset[str], dict[En
             f"decisions: {path} cannot be read as Parquet ({error}); wanted {{from: STEP, path: texts.parquet}}"
         ) from error
     with file:
-        need(file.schema_arrow, f"dedup.text_decisions ({path})", **{f.name: f.type for f in TEXT_DECISIONS})
+        need(file.schema_arrow, f"text_dedup.decisions ({path})", **{f.name: f.type for f in TEXT_DECISIONS})
         for batch in file.iter_batches(
             columns=["id", "place", "keep", "why", "witness", "similarity", "text"]
         ):

@@ -54,7 +54,7 @@ class TextDuplicates(GatherStage):
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = TEXTS_REFERENCES
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "dedup.texts", id=pa.string(), texts=TEXTS)
+        need(inp, "text_dedup.texts", id=pa.string(), texts=TEXTS)
         return RESULTS
 
     def preflight(self) -> list[str]:

@@ -40,13 +40,14 @@ steps:
 # A `vlpipe` that has done its imports and waits for a file to appear.
 READY = """
 import os, sys, time
-from vlpipe.pipeline import cli, local, runner, verbs
+from vlpipe.pipeline.cli import main
+from vlpipe.pipeline.engine import local_executor, runner
 import toys, lock_toys
 go = sys.argv.pop(1)
 print("ready", flush=True)
 while not os.path.exists(go):
     time.sleep(0.001)
-cli.main()
+main.main()
 """
 
 

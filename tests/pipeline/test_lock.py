@@ -362,7 +362,7 @@ def test_what_stopped_the_run_is_what_is_told(root: Store) -> None:
 
 FLAKY = """
 import json, resource, sys, time
-from vlpipe.pipeline import lock, lock_file
+from vlpipe.pipeline.engine.locking import lock, lock_file
 from vlpipe.pipeline.errors import LockLost
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, run_shard

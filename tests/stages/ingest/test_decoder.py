@@ -88,7 +88,7 @@ def test_a_child_that_stops_for_reasons_of_its_own_costs_no_image(
 
 STRANGE = """
 import os, sys, time
-from vlpipe.stages.ingest import checked
+from vlpipe.stages.images import check as checked
 whole = checked.check
 def check(data, rules):
     if data.startswith(b"die"):

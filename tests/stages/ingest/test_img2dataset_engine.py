@@ -34,6 +34,7 @@ from vlpipe.stages.fetching.precheck import allowed
 from vlpipe.stages.images.resize import Resize
 from vlpipe.stages.lists.list import Pair, listed
 from vlpipe.stages.tars.img2dataset_errors import typed
+from vlpipe.stages.web.opted_out import OptedOut
 from vlpipe.stages.web.politeness import HostGate
 
 HOST = "threat.test"
@@ -107,7 +108,7 @@ def test_who_said_no_is_asked_by_no_later_run(threats: Any, tmp_path: Path) -> N
     urls = [f"http://{HOST}/no-ai", f"http://{HOST}/ok.jpg"]
     for _ in range(2):
         run = Services()
-        gate = run.address("x", lambda known: HostGate(ALONE, known), Store(str(tmp_path)))
+        gate = run.address("x", lambda run: HostGate(ALONE, run.once(OptedOut)), Store(str(tmp_path)))
         with engine(options(), {HOST: threats.port}, gate) as work:
             out = work(rows_of(urls))
         run.close()
@@ -119,7 +120,7 @@ def test_who_said_no_is_asked_by_no_later_run(threats: Any, tmp_path: Path) -> N
 
 def test_recall_without_img2dataset(tmp_path: Path) -> None:
     run = Services()
-    gate = run.address("x", lambda known: HostGate(ALONE, known), Store(str(tmp_path)))
+    gate = run.address("x", lambda run: HostGate(ALONE, run.once(OptedOut)), Store(str(tmp_path)))
     no, yes = "http://a.test/x#y", "http://a.test/y"
     with recalling(gate) as one, recalling(gate) as other:
         assert one.check([no, yes, "no url"]) == [None, None, None]

@@ -18,6 +18,7 @@ from vlpipe.pipeline.inspect.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.parquet.text_sets import to_hex
 from vlpipe.pipeline.service import Address, Services
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.web.opted_out import OptedOut
 from vlpipe.stages.web.politeness import HostBusy, HostGate, Politeness, Turns, _hash, join
 from vlpipe.stages.web.url import sendable
 
@@ -91,7 +92,7 @@ def test_a_url_that_opted_out_is_asked_in_no_later_run(tmp_path: Path, threats: 
     no = "http://threat.test/no-ai"
     for n in range(2):
         run = Services()
-        where = run.address("images", lambda known: HostGate(rules(), known), Store(str(tmp_path)))
+        where = run.address("images", lambda run: HostGate(rules(), run.once(OptedOut)), Store(str(tmp_path)))
         both = [worker(where, threats.port, [no, f"http://threat.test/ok.jpg?{n}"]) for _ in range(2 - n)]
         for one in both:
             assert json.loads(one.communicate(timeout=60)[0]) == [1, ["opt_out"]]
