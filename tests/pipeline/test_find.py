@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import vlpipe.stages
 from vlpipe.pipeline.workflow.params import find
 
 
@@ -53,3 +55,30 @@ def test_find(own_package: Path, use: str, text: str) -> None:
     with pytest.raises(ValueError) as info:
         find(use, "own_pkg")
     assert str(info.value) == text
+
+
+def test_the_path_that_a_class_had_before_its_file_moved(own_package: Path) -> None:
+    (own_package / "first.py").write_text("class Fetch:\n    pass\n")
+    (own_package / "second.py").write_text(
+        'class Base: ...\nclass Fetch:\n    NAME: str = "old.place:Fetch"\n'
+    )
+    with pytest.raises(
+        ValueError, match="neither below own_pkg nor on the Python path; did you mean second:Fetch"
+    ):
+        find("old.place:Fetch", "own_pkg")
+
+
+def test_every_shipped_stage_is_found_by_the_name_that_keys_hold() -> None:
+    """As a path, or as a did-you-mean: a workflow written before a move says how to go on."""
+    num_moved = 0
+    for file in sorted(Path(vlpipe.stages.__path__[0]).rglob("*.py")):
+        for cls, name in re.findall(
+            r'^class (\w+)(?:(?!^class ).)*?^    NAME\b[^=]*= "([^"]+)"$', file.read_text(), re.M | re.S
+        ):
+            path = f"{'.'.join(file.relative_to(vlpipe.stages.__path__[0]).with_suffix('').parts)}:{cls}"
+            if name == path:
+                continue
+            num_moved += 1
+            with pytest.raises(ValueError, match=re.escape(f"; did you mean {path}?")):
+                find(name, "vlpipe.stages")
+    assert num_moved > 20
