@@ -57,7 +57,7 @@ def test_other_rows_or_other_texts_are_faults(stage: DropTexts, text_rows: TextR
 def test_the_wrong_file_is_named(tmp_path: Path, text_rows: TextRows) -> None:
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "decisions.parquet")
     with pytest.raises(
-        SchemaError, match=r"dedup\.text_decisions \(.*decisions\.parquet\) reads column 'place'"
+        SchemaError, match=r"text_dedup\.decisions \(.*decisions\.parquet\) reads column 'place'"
     ):
         run_map(DropTexts(decisions=File(path=str(tmp_path / "decisions.parquet"))), text_rows(TABLE))
     with pytest.raises(VlpipeError, match=r"wanted \{from: STEP, path: texts\.parquet\}"):
