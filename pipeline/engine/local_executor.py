@@ -79,10 +79,7 @@ class LocalExecutor:
             return None
         if task.step not in self._open:
             stack = ExitStack()
-            self._open[task.step] = (
-                stack,
-                stack.enter_context(opening(task)),
-            )
+            self._open[task.step] = (stack, stack.enter_context(opening(task)))
         return self._open[task.step][1]
 
     def release(self, one: PlannedStep) -> None:

@@ -190,7 +190,7 @@ def stale_source(one: PlannedStep, sources: Sequence[str] | set[str]) -> str:
     if not set(sources) - {one.keyed.source}:
         return ""
     what = "some of its rows were" if one.keyed.source in sources else "it was"
-    return f"{what} made by different code with the same VERSION; raise VERSION if the rows may differ"
+    return f"{what} made by other code of the same VERSION; raise VERSION if the rows may differ"
 
 
 def _progress(one: PlannedStep, manifest: Manifest | None) -> str:

@@ -49,7 +49,7 @@ def bound(one: PlannedStep, counts: RowCounts) -> int | None:
 
 
 class RowCounts:
-    """Lengths of lists, by step key of the step that lists them (it covers their content). Cached in the root or per user."""
+    """Lengths of lists, by key of the step that lists them (it covers their content). Cached in the root or per user."""
 
     REL = "_cache/rows.json"
 

@@ -368,9 +368,7 @@ class Run:
             sources=sources,
         )
         write_manifest(self.store, one.folder, manifest, receipts)
-        self.store.remove(
-            f"{one.folder}/work"
-        )  # only now: if killed before the manifest, the next run needs it
+        self.store.remove(f"{one.folder}/work")  # after the manifest: a run killed before that needs it
         one.finish(manifest, receipts)
         one.warning = stale_source(one, manifest.sources)
         self._finished(state)
