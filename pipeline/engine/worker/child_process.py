@@ -1,7 +1,7 @@
-"""Run a stage's function in a process of its own, so that a row that kills it, or takes for ever, can be found and named.
+"""Run a stage's function in its own process, so that a row that kills it or never ends can be found and named.
 
-Used after a shard has killed a worker twice, and for steps with a `row_group_timeout_s`: this module, run as a program,
-reads pickled batches from its standard input and answers on its standard output; it is started again after each death.
+Used after a shard has killed a worker twice, and for steps with a `row_group_timeout_s`. This module, run as a program,
+reads pickled batches from standard input and answers on standard output. It is restarted after each death.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class _Child:
                 opening = receive(self._process.stdout)
             except (EOFError, BrokenPipeError):
                 code = self._process.wait()
-                raise StepFailed(f"the process in which the stage is opened died with {code}") from None
-            if opening is not None:  # the stage cannot be opened: that is no row's fault
+                raise StepFailed(f"the process that opens the stage died with {code}") from None
+            if opening is not None:  # the stage cannot be opened: no row is to blame
                 raise StepFailed(f"the stage cannot be opened: {opening}")
         return self._process
 
@@ -101,11 +101,11 @@ class _Child:
         finally:
             if timer:
                 timer.cancel()
-        if late.is_set():  # it answered at the last moment, and is dead now
+        if late.is_set():  # it answered just before the timer killed it
             process.wait()
         if isinstance(result, Fault):
             raise ChildRaised(result)
-        if isinstance(result, BaseException):  # of the machine
+        if isinstance(result, BaseException):  # an infrastructure error
             raise result
         return result
 
@@ -117,7 +117,7 @@ class _Child:
 
 
 def _pass_on(lines: IO[bytes]) -> None:
-    """What the child prints, to where this process prints."""
+    """Forward what the child prints to this process's stderr."""
     for line in lines:
         sys.stderr.write(line.decode(errors="backslashreplace"))
 
@@ -126,7 +126,7 @@ def _pass_on(lines: IO[bytes]) -> None:
 def isolated(
     stage: MapStage, torch_threads: int, shared: Address | None = None, deadline_s: float | None = None
 ) -> Iterator[Work]:
-    """deadline_s: a call that takes longer raises DeadlinePassed, and its process is killed."""
+    """The stage's function in its own process. deadline_s: seconds; a longer call raises DeadlinePassed and is killed."""
     child = _Child(stage, torch_threads, shared, deadline_s)
     try:
         yield child
@@ -135,7 +135,7 @@ def isolated(
 
 
 def main() -> None:
-    """The child: open the stage, then answer batch after batch."""
+    """The child process: open the stage, then answer batches until standard input closes."""
     from vlpipe.pipeline.engine.worker.open_stage import opened
 
     answers = sys.stdout.buffer
@@ -163,7 +163,7 @@ def main() -> None:
 
 
 def _answer(work: Work, batch: pa.Table, home: str) -> Any:
-    """The result; or a Fault, for an exception may not survive the way; or one of the machine."""
+    """The result; or a Fault, because an exception may not survive pickling; or an infrastructure error."""
     try:
         return work(batch)
     except BaseException as error:
@@ -175,7 +175,7 @@ def _answer(work: Work, batch: pa.Table, home: str) -> Any:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error if it can travel, else one that says the same."""
+    """The error if it survives pickling, else a StepFailed with the same text."""
     try:
         back = pickle.loads(cloudpickle.dumps(error))
     except Exception:
