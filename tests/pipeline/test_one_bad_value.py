@@ -62,8 +62,8 @@ def test_statistics_of_half_floats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "kind", "said"),
     [
-        ("text", "int64", "column 'x' is string and does not become int64"),
-        ("large", "int32", "does not become int32: Integer value 1099511627776 not in range"),
+        ("text", "int64", "column 'x' is string and cannot be cast to int64"),
+        ("large", "int32", "cannot be cast to int32: Integer value 1099511627776 not in range"),
         ("fraction", "int64", "was truncated converting to int64"),
         ("invalid", "string", "Invalid UTF8"),
     ],
