@@ -31,6 +31,8 @@ from vlpipe.pipeline.storage.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
+    """A finished shard that may be adopted: its receipt and the folder it is in."""
+
     folder: str
     receipt: Receipt
 
@@ -49,6 +51,7 @@ class FinishedShards:
     _sizes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def folders(self, stage_key: str) -> list[str]:
+        """Names of the root's step folders with this stage key."""
         if self._folders is None:
             self._folders = {}
             for folder in self.store.list():

@@ -40,6 +40,8 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitResult:
+    """How a unit ended: a shard's receipt, a gather step's result, or the error that failed it."""
+
     unit: Unit
     result: Receipt | GatherResult | BaseException
 

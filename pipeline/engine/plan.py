@@ -81,6 +81,7 @@ class PlannedStep:
         return Dataset(store, self.name, self.schema_out, self.shards)
 
     def finish(self, manifest: Manifest, receipts: list[Receipt] | None = None) -> None:
+        """Mark the step as done."""
         self.manifest, self._receipts, self.reason, self.found = manifest, receipts, "", {}
 
     def undo(self) -> None:
@@ -196,7 +197,7 @@ def stale_source(one: PlannedStep, sources: Sequence[str] | set[str]) -> str:
 def _progress(one: PlannedStep, manifest: Manifest | None) -> str:
     if manifest is not None:
         return "its input changed"
-    return f"{len(one.found)} shard(s) done, it goes on" if one.found else "not run yet"
+    return f"{len(one.found)} shard(s) done, it resumes" if one.found else "not run yet"
 
 
 def inputs_digest(one: PlannedStep) -> str:
@@ -207,6 +208,7 @@ def inputs_digest(one: PlannedStep) -> str:
 
 
 def artifacts_digest(one: PlannedStep) -> str:
+    """Digest over `read_digests`; empty if the step depends on no file or artifact."""
     return digest_artifacts(read_digests(one))
 
 

@@ -59,6 +59,7 @@ class RowCounts:
         self._changed = False
 
     def of(self, one: PlannedStep) -> int:
+        """Length of the list of a ListRows step, or the source's cheap upper bound if it has one."""
         key, stage = one.keyed.step_key, one.keyed.step.stage
         assert isinstance(stage, ListRows)
         if key not in self._counts:

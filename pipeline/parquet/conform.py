@@ -44,7 +44,7 @@ def need_columns(table: Any, schema: pa.Schema, who: str) -> pa.Table:
             f"{who}: declared column(s) {missing} are missing from the rows; they have {list(names)}"
         )
     if twice := [n for n in schema.names if names[n] > 1]:
-        raise SchemaError(f"{who}: column(s) {twice} are there more than once")
+        raise SchemaError(f"{who}: column(s) {twice} occur more than once")
     return table
 
 
@@ -97,9 +97,9 @@ class OwnIds:
             return
         twice = {id_: n for id_, n in Counter(ids.to_pylist()).items() if n > 1}
         first, times = next(iter(twice.items()))
-        others = f" and {len(twice) - 1:,} more ids are there more than once" if len(twice) > 1 else ""
+        others = f" and {len(twice) - 1:,} more ids occur more than once" if len(twice) > 1 else ""
         raise VlpipeError(
-            f"{self._who}: id {first!r} is there {times} times{others}. Each row needs a unique id: rows are joined, "
+            f"{self._who}: id {first!r} occurs {times} times{others}. Each row needs a unique id: rows are joined, "
             "rejected, forgotten and retried by it"
         )
 

@@ -43,6 +43,7 @@ class IdHashes:
         self._hashes.extend(map(hash, ids))
 
     def sorted(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """The hashes in ascending order, (num_ids,)."""
         found = np.frombuffer(self._hashes, np.int64).copy() if self._hashes else np.zeros(0, np.int64)
         found.sort()
         return found

@@ -29,6 +29,7 @@ def check_all(ids: Sequence[str], datas: Sequence[bytes], digests: Sequence[str 
 
 
 def check_row(id_: str, data: bytes | None, digest: str | None, where: str) -> None:
+    """Raises VlpipeError if sha256(data) is not `digest`. Passes if either is None or `digest` is not a sha256."""
     if data is None or digest is None or not HEX.fullmatch(digest):
         return  # nothing to compare, or a column named `sha256` that holds something else
     if hashlib.sha256(data).hexdigest() == digest.lower():

@@ -107,6 +107,7 @@ class TextSet:
 
     @classmethod
     def joined(cls, kind: str, *parts: tuple[Hashes, Digests]) -> TextSet:
+        """The union of (quick hashes, digests) pairs; duplicates are dropped."""
         quick = np.concatenate([np.empty(0, np.uint64), *(p[0] for p in parts)])
         digests = np.concatenate([np.empty(0, DIGEST), *(p[1] for p in parts)])
         order = np.lexsort((digests, quick))

@@ -61,6 +61,7 @@ class DigestCache:
         return str(known[2])
 
     def put(self, path: str, size: int, mtime_ns: int, digest: str) -> None:
+        """Remember a digest, unless the file was modified within the last `RECENT_S` seconds."""
         if abs(time.time() - mtime_ns / 1e9) >= RECENT_S:
             self._files[path] = self._new[path] = [size, mtime_ns, digest]
 

@@ -41,6 +41,7 @@ _in_memory = threading.Lock()
 
 
 def sha256_file(path: str | Path) -> str:
+    """sha256 of a local file, as 64 hexadecimal digits."""
     with open(path, "rb", buffering=0) as file:
         return sha256_of(file)
 
@@ -215,6 +216,7 @@ class Store:
         return json.loads(self.read_bytes(rel))
 
     def write_bytes(self, rel: str, data: bytes, *, sync_folder: bool = True) -> None:
+        """Write a file atomically; see `writing`."""
         with self.writing(rel, sync_folder=sync_folder) as part:
             Path(part).write_bytes(data)
 

@@ -146,6 +146,7 @@ class _Held:
         self.thread = threading.Thread(target=self._beat, daemon=True, name="lock")
 
     def check(self) -> None:
+        """Raises LockLost if the lock is known to be lost or no heartbeat succeeded for `LEASE_S` seconds."""
         if not self.lost and _clock() - self.beaten > LEASE_S:
             why = f" ({self.trouble})" if self.trouble else "; the machine slept, or the process was stopped"
             self.lost = f"no sign of life could be written for {LEASE_S:.0f} s{why}"
@@ -172,6 +173,7 @@ class _Held:
         return None
 
     def is_mine(self) -> bool:
+        """Reads the store: True if this run's lock file is still the current one."""
         try:
             record = parse(self.store.read_bytes(self.rel))
         except FileNotFoundError:
@@ -187,7 +189,9 @@ class _Held:
     def _lose(self) -> None:
         lock = newest(self.store)
         other = lock.record if lock and lock.record and lock.record.run != self.mine.run else None
-        self.lost = f"{other.who} has taken it over" if other else "its file is gone, or is another's"
+        self.lost = (
+            f"{other.who} has taken it over" if other else "its file is missing or belongs to another run"
+        )
 
     def _beat(self) -> None:
         """Write heartbeats until the run is done or its lock is lost. A failed one is retried after `RETRY_S` seconds."""

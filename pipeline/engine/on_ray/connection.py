@@ -90,12 +90,14 @@ class Cluster:
             return str(connection.getsockname()[0])
 
     def on_node(self, node: str) -> Any:
+        """Ray's scheduling strategy that pins a task or actor to this node."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
 
     @property
     def grows(self) -> bool:
+        """True if an autoscaler may add nodes."""
         return bool(self._node_types())
 
     def _node_types(self) -> list[dict[str, float]]:
@@ -171,7 +173,7 @@ def _from_auto() -> str:
     found = canonicalize_bootstrap_address("auto")
     if not found:
         raise VlpipeError(
-            "--address auto: RAY_ADDRESS is not set, and `ray start` has made no cluster on this machine"
+            "--address auto: RAY_ADDRESS is not set, and `ray start` has started no cluster on this machine"
         )
     return str(found)
 
@@ -201,7 +203,7 @@ def _agree_on_token(address: str) -> None:
         if _lets_in(address):
             return
     raise VlpipeError(
-        f"the Ray cluster at {address} wants a token: put its own (`ray get-auth-token` on the head) into "
+        f"the Ray cluster at {address} requires a token: put its own (`ray get-auth-token` on the head) into "
         f"RAY_AUTH_TOKEN or ~/.ray/auth_token" + (f", and set {AUTH}=token" if USERS_AUTH else "")
     )
 

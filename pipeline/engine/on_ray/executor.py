@@ -241,8 +241,8 @@ def _result(ref: Any) -> Any:
 def died(error: BaseException) -> WorkerDied:
     """WorkerDied for a Ray error. Innocent only if the node was lost: a worker killed for lack of memory may be at fault."""
     lost = ray.exceptions
-    gone = (lost.NodeDiedError, lost.TaskUnschedulableError, lost.ActorUnschedulableError)
-    return WorkerDied(f"the worker died: {type(error).__name__}", innocent=isinstance(error, gone))
+    node_lost = (lost.NodeDiedError, lost.TaskUnschedulableError, lost.ActorUnschedulableError)
+    return WorkerDied(f"the worker died: {type(error).__name__}", innocent=isinstance(error, node_lost))
 
 
 def _all_above(one: PlannedStep) -> frozenset[str]:

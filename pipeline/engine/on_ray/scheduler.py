@@ -94,10 +94,12 @@ class Room:
         self._expected: dict[str, ResourceRequest] = {}
 
     def join(self, node: str, total: Amounts) -> None:
+        """Add a node. total: its resources as Ray reports them, memory in bytes; none for a node that gets no work."""
         cpus = float(total.get("CPU", 0))
         self.nodes[node] = {**{k: float(total.get(k, 0)) for k in KINDS}, ZERO: cpus}
 
     def leave(self, node: str) -> None:
+        """Remove a lost node."""
         self.nodes.pop(node, None)
 
     def expect(self, ask: ResourceRequest) -> None:
@@ -107,16 +109,17 @@ class Room:
     def release(self, step: str) -> list[Allocation]:
         """No more units of this step will come. Returns its actors, which no longer count as holding resources."""
         self._expected.pop(step, None)
-        gone = self.pool(step)
-        for actor in gone:
+        actors = self.pool(step)
+        for actor in actors:
             self.end(actor)
-        return gone
+        return actors
 
     def pool(self, step: str) -> list[Allocation]:
+        """The actors of a step."""
         return [a for a in self.actors if a.ask.step == step]
 
     def end(self, held: Allocation) -> None:
-        """A task is done, or an actor is gone."""
+        """Release what a finished task or a dead actor held. Does nothing if it was released before."""
         if held in self.tasks:
             del self.tasks[held]
         elif held in self.actors:
@@ -137,6 +140,7 @@ class Room:
 
     @property
     def at_work(self) -> bool:
+        """True if any task runs or any actor has a shard in flight."""
         return bool(self.tasks) or any(a.busy for a in self.actors)
 
     def free(self) -> dict[str, dict[str, float]]:

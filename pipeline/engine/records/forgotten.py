@@ -89,6 +89,7 @@ class Forgotten:
         return bool(self._known(kind, [value])[0])
 
     def has_row(self, id_: str, url: str | None) -> bool:
+        """True if the row's id, its URL or a domain of its URL was forgotten."""
         return bool(self._rows([id_], [url])[0])
 
     def split(self, rows: pa.Table) -> tuple[pa.Table, list[Reject]]:

@@ -32,6 +32,7 @@ Stamp = tuple[int, int]  # size in bytes, mtime_ns
 
 
 def sha256_json(*parts: Any) -> str:
+    """sha256 over the parts as compact JSON with sorted keys, as 64 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # file names may hold any bytes
 

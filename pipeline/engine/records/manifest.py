@@ -72,6 +72,7 @@ class StepFile:
 
 
 def write_step_file(store: Store, keyed: StepKeys, inputs: tuple[str, ...], schema: pa.Schema) -> None:
+    """Write `_step.json` unless it already has this content. inputs: folders of the upstream steps."""
     path = f"{keyed.folder}/{STEP_FILE}"
     step = keyed.step
     value = StepFile(
@@ -100,6 +101,7 @@ def _json(value: StepFile) -> dict[str, Any]:
 
 
 def artifact_references(stage: Stage) -> dict[str, list[str]]:
+    """Artifact file name -> its columns that hold ids of rows, as a gather stage declares them."""
     declared = stage.ARTIFACT_REFERENCES if isinstance(stage, GatherStage) else {}
     return {name: list(columns) for name, columns in sorted(declared.items())}
 
@@ -119,6 +121,7 @@ def read_step_file(store: Store, folder: str) -> Mapping[str, Any] | None:
 
 
 def schema_lines(schema: pa.Schema) -> tuple[str, ...]:
+    """One `name: type` per column."""
     return tuple(f"{f.name}: {f.type}" for f in schema)
 
 
@@ -168,6 +171,7 @@ class Manifest:
 
 
 def write_manifest(store: Store, folder: str, manifest: Manifest, receipts: Sequence[Receipt]) -> None:
+    """Make the step's files durable, then write `_shards.parquet`, then `manifest.json`: from now on the step is done."""
     store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
     write_receipts(store, f"{folder}/_shards.parquet", receipts)
     write_sealed(store, f"{folder}/manifest.json", asdict(manifest))
@@ -233,6 +237,7 @@ def make_manifest(
 
 
 def installed(name: str) -> str:
+    """Version of an installed distribution, or `not installed`."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -47,10 +47,12 @@ def mark_running(store: Store, folder: str) -> None:
 
 
 def is_running(store: Store, folder: str, run: str) -> bool:
+    """True if this run (an id) has marked the step as running."""
     return _read(store, _running_path(folder), run) is not None
 
 
 def this_run() -> str:
+    """Id of the run that this process belongs to; empty outside a run."""
     return os.environ.get(RUN_VARIABLE, "")
 
 

@@ -51,10 +51,12 @@ class Receipt:
 
     @property
     def num_faults(self) -> int:
+        """Rows rejected as faults; filtered rows are excluded."""
         return sum(n for code, n in self.rejects.items() if code.startswith("fault:"))
 
     @property
     def made_from(self) -> MadeFrom:
+        """What the shard was made from, to compare with a task's `made_from_of`."""
         heavy = tuple(sorted(self.input_heavy.items()))
         return self.shard.key, self.input_digest, heavy, self.artifacts_digest
 
@@ -107,6 +109,7 @@ def write_rejects(
 
 
 def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
+    """A shard's rejects, schema REJECT_SCHEMA; empty if there is no file. Raises VlpipeError if it is damaged."""
     path = rejects_path(folder, index)
     if not store.exists(path):
         return REJECT_SCHEMA.empty_table()
@@ -129,6 +132,7 @@ def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
 
 
 def parse_receipt(store: Store, path: str, data: bytes) -> Receipt:
+    """A receipt from the bytes of its file. Raises VlpipeError, which names `path`, if they are damaged."""
     try:
         return Receipt.from_json(unsealed(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -136,6 +140,7 @@ def parse_receipt(store: Store, path: str, data: bytes) -> Receipt:
 
 
 def damaged(store: Store, path: str, error: BaseException) -> VlpipeError:
+    """The error to raise for a damaged record."""
     return VlpipeError(
         f"{store.path(path)} is damaged ({type(error).__name__}: {error}); `vlpipe verify` lists all damage and what to do"
     )

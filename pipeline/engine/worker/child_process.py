@@ -33,12 +33,14 @@ from vlpipe.pipeline.stage import MapStage, Work
 
 
 def send(pipe: IO[bytes], value: Any) -> None:
+    """Write a pickled value, preceded by its length as 8 bytes, big-endian."""
     data = cloudpickle.dumps(value)
     pipe.write(len(data).to_bytes(8, "big") + data)
     pipe.flush()
 
 
 def receive(pipe: IO[bytes]) -> Any:
+    """Read a value written by `send`. Raises EOFError if the pipe closes first."""
     size = pipe.read(8)
     if len(size) < 8:
         raise EOFError

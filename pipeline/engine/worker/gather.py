@@ -71,6 +71,8 @@ class GatherTask:
 
 @dataclass(frozen=True)
 class GatherResult:
+    """What a gather step has committed, for the driver's manifest."""
+
     receipts: list[Receipt]
     artifacts: dict[str, str]  # relative path -> sha256
     sources: tuple[str, ...] = ()  # hashes of the code that made it; several if a killed run was resumed

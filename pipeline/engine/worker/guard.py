@@ -185,6 +185,7 @@ class Faults:
 
 
 def worst(reasons: Counter[str], num: int = 3) -> str:
+    """The `num` most frequent reasons as text: `worst reasons: timeout x 12, http_404 x 3`."""
     return "worst reasons: " + ", ".join(f"{why} x {n}" for why, n in reasons.most_common(num))
 
 
