@@ -72,7 +72,7 @@ class RowCounts:
 
     def _kept(self) -> Iterator[tuple[str, int]]:
         try:
-            text = self._store.read_bytes(self.REL) if self._in_root else _own().read_bytes()
+            text = self._store.read_bytes(self.REL) if self._in_root else _user_cache().read_bytes()
             kept = json.loads(text)
             if not all(isinstance(k, str) and type(n) is int for k, n in kept.items()):
                 raise ValueError("wanted {key: number of rows}")
@@ -88,12 +88,12 @@ class RowCounts:
         newest = json.dumps(dict(list(self._counts.items())[-MAX_COUNTS:])).encode()
         try:
             own = None if self._in_root else Store(str(private_folder()))
-            (own or self._store).write_bytes(_own().name if own else self.REL, newest)
+            (own or self._store).write_bytes(_user_cache().name if own else self.REL, newest)
         except (OSError, RuntimeError) as error:
             _warn(f"cannot cache the lengths of lists: {error}")
 
 
-def _own() -> Path:
+def _user_cache() -> Path:
     return private_folder() / "rows.json"
 
 

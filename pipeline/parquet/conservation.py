@@ -60,15 +60,15 @@ def check_conserved_large(who: str, ids_in: Ids, ids_out: Ids, rejected: IdHashe
     there = np.sort(np.concatenate([went.sorted(), rejected.sorted()]))
     if np.array_equal(here, there):
         return
-    lost, extra = _more(here, there), _more(there, here)
+    lost, extra = _surplus(here, there), _surplus(there, here)
     raise _broken(
         who,
-        (sum(lost.values()), _named(lost, ids_in)),
-        (sum(extra.values()), _named(extra, ids_out)),
+        (sum(lost.values()), _first_id(lost, ids_in)),
+        (sum(extra.values()), _first_id(extra, ids_out)),
     )
 
 
-def _more(left: np.ndarray, right: np.ndarray) -> dict[int, int]:
+def _surplus(left: np.ndarray, right: np.ndarray) -> dict[int, int]:
     """Hash -> how many more times `left` has it than `right`, if more."""
     values, counts = np.unique(left, return_counts=True)
     others, other_counts = np.unique(right, return_counts=True)
@@ -83,7 +83,7 @@ def _more(left: np.ndarray, right: np.ndarray) -> dict[int, int]:
     return {int(v): int(n) for v, n in zip(values[more > 0], more[more > 0], strict=True)}
 
 
-def _named(hashes: dict[int, int], ids: Ids) -> str:
+def _first_id(hashes: dict[int, int], ids: Ids) -> str:
     """The first id with one of the hashes, in reading order; "a rejected id" if it was only rejected."""
     return (
         next((one for some in ids() for one in some if hash(one) in hashes), "a rejected id")

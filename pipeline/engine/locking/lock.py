@@ -86,14 +86,14 @@ def locked(store: Store, say: Callable[[str], None] = _to_stderr) -> Iterator[st
         held.check_now()
     except BaseException as error:
         lost = held.why_lost() if isinstance(error, Exception) else None
-        _leave(store, held, before, lost or error)
+        _release(store, held, before, lost or error)
         if lost and not isinstance(error, LockLost):
             raise lost from error  # files vanished because another run took over
         raise
-    _leave(store, held, before, None)
+    _release(store, held, before, None)
 
 
-def _leave(store: Store, held: _Held, before: str | None, error: BaseException | None) -> None:
+def _release(store: Store, held: _Held, before: str | None, error: BaseException | None) -> None:
     """Record that the run has ended. The error that stopped it takes precedence over a failure to write the lock."""
     held.done.set()
     held.thread.join()
@@ -222,7 +222,7 @@ def _acquire(store: Store, say: Callable[[str], None]) -> _Held:
     while True:
         lock = newest(store)
         if lock is not None:
-            _free(store, lock, say)
+            _wait_until_free(store, lock, say)
         mine = Record(
             run=uuid.uuid4().hex,
             host=platform.node(),
@@ -254,13 +254,13 @@ def _clear_older(store: Store, held: _Held) -> None:
             store.remove(f"{FOLDER}/{name}")
 
 
-def _free(store: Store, lock: Lock, say: Callable[[str], None]) -> None:
+def _wait_until_free(store: Store, lock: Lock, say: Callable[[str], None]) -> None:
     """Return once nobody holds this lock. Raises VlpipeError if a run holds it."""
     state, record = state_of(lock, runs_held_here()), lock.record
     if state == "ended":
         return
     if record is None:
-        say(f"{store.path(lock.rel)} is no lock that vlpipe wrote; watching it for {_watch_s(lock):.2g} s")
+        say(f"{store.path(lock.rel)} is not a lock file of vlpipe; watching it for {_watch_s(lock):.2g} s")
     elif state == "here":
         raise VlpipeError(f"{store.url} is in use by another run: {record.who}")
     elif state == "gone":

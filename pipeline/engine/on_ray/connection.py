@@ -44,7 +44,7 @@ class Cluster:
             return
         env = {**(runtime_env or {})}
         env["env_vars"] = {**self._env, **env.get("env_vars", {})}
-        self._init(_answering(self.address), env)
+        self._init(_checked_address(self.address), env)
 
     def _init(self, address: str, runtime_env: dict[str, Any] | None) -> None:
         """Call `ray.init`, then restore the SIGTERM handler, which Ray replaces."""
@@ -150,20 +150,20 @@ def _bundle(need: Mapping[str, float]) -> dict[str, float]:
     return {kind: need[kind] for kind in ("CPU", "GPU", "memory") if need.get(kind)}
 
 
-def _answering(address: str) -> str:
+def _checked_address(address: str) -> str:
     """The address in Ray's form, once something answers there and it is clear whether it requires a token."""
-    found = _from_auto() if address == "auto" else address
+    found = _auto_address() if address == "auto" else address
     host, port = _host_and_port(found.removeprefix(CLIENT))
     try:
         socket.create_connection((host, port), timeout=ANSWER_S).close()
     except OSError as error:
         raise VlpipeError(f"no Ray cluster answers at {found}: {error.strerror or error}") from error
     if not found.startswith(CLIENT):
-        _agree_on_token(found)
+        _configure_token(found)
     return found
 
 
-def _from_auto() -> str:
+def _auto_address() -> str:
     """The address in RAY_ADDRESS, or that of the cluster started by `ray start` on this machine."""
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -186,7 +186,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _agree_on_token(address: str) -> None:
+def _configure_token(address: str) -> None:
     """Configure whether Ray sends a token. Raises VlpipeError if the cluster requires one that is not available.
 
     Ray sends a token only if configured to, and a cluster without tokens misunderstands a request that has one. So try
@@ -195,12 +195,12 @@ def _agree_on_token(address: str) -> None:
     if USERS_AUTH is None:
         os.environ.pop(AUTH, None)
         Config.initialize("")
-    if _lets_in(address):
+    if _accepts_connection(address):
         return
     if USERS_AUTH is None and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         os.environ[AUTH] = "token"  # without a token on this machine, Ray would exit this process
         Config.initialize("")
-        if _lets_in(address):
+        if _accepts_connection(address):
             return
     raise VlpipeError(
         f"the Ray cluster at {address} requires a token: put its own (`ray get-auth-token` on the head) into "
@@ -208,9 +208,9 @@ def _agree_on_token(address: str) -> None:
     )
 
 
-def _lets_in(address: str) -> bool:
+def _accepts_connection(address: str) -> bool:
     try:
-        with _unheard():
+        with _silenced_stderr():
             GcsClient(address=address).internal_kv_get(b"vlpipe", None, ANSWER_S)
     except ray.exceptions.AuthenticationError:
         return False
@@ -220,7 +220,7 @@ def _lets_in(address: str) -> bool:
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def _silenced_stderr() -> Iterator[None]:
     """Silence standard error: what Ray's C++ side writes there is also in the exception."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

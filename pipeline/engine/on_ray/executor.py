@@ -151,7 +151,7 @@ class RayExecutor:
     def _take(self, ref: Any) -> list[UnitResult]:
         result = _result(ref)
         if isinstance(result, WorkerDied) and self._running[ref].held.ask.actors:
-            return self._bury(self._running[ref].held)
+            return self._handle_dead_actor(self._running[ref].held)
         return [self._ended(ref, result)]
 
     def _ended(self, ref: Any, result: Any) -> UnitResult:
@@ -162,7 +162,7 @@ class RayExecutor:
             self._room.end(running.held)
         return UnitResult(running.unit, result)
 
-    def _bury(self, held: Allocation) -> list[UnitResult]:
+    def _handle_dead_actor(self, held: Allocation) -> list[UnitResult]:
         """Handle a dead actor. Of its unfinished shards, the oldest was running and is blamed; the others are innocent.
 
         From now on its pool has one shard in flight per actor, so that the next death takes no other shard along.

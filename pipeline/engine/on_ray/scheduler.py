@@ -244,7 +244,7 @@ class Room:
             nodes, going = self._spread(ask, self._beside((), turn)), self.actors
         if nodes is None or (ask.actors and not stalled and not self._may_grow(ask, nodes[0], idle)):
             return []
-        going = _enough(going, ask, nodes, self._free(turn))
+        going = _fewest_actors(going, ask, nodes, self._free(turn))
         turn.refused = True
         turn.draining |= {a for a in going if a.busy}
         for node in nodes:
@@ -317,7 +317,7 @@ def _minus(have: Amounts, less: Amounts) -> dict[str, float]:
     return {kind: have.get(kind, 0.0) - less.get(kind, 0.0) for kind in {*have, *less}}
 
 
-def _enough(
+def _fewest_actors(
     going: Iterable[Allocation], ask: ResourceRequest, nodes: Sequence[str], free: Mapping[str, Amounts]
 ) -> list[Allocation]:
     """As few of these actors as free what the nodes lack, idle ones first; actors that hold nothing of it are kept."""

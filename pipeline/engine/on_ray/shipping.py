@@ -130,7 +130,7 @@ class Shipping:
         if lack.problems:
             return lack.problems[0]
         if lack.missing:
-            return f"cannot import {', '.join(map(repr, lack.missing))} as it is here"
+            return f"cannot import {', '.join(map(repr, lack.missing))} in the driver's version"
         if lack.unseen:
             path = lack.unseen[0]
             who = self._wanted.files[path][1]

@@ -66,7 +66,7 @@ class _Child:
             assert self._process.stdin
             assert self._process.stdout
             assert self._process.stderr
-            self._prints = threading.Thread(target=_pass_on, args=(self._process.stderr,), daemon=True)
+            self._prints = threading.Thread(target=_forward_output, args=(self._process.stderr,), daemon=True)
             self._prints.start()
             try:
                 send(self._process.stdin, (sys.path, cloudpickle.dumps(self._start)))
@@ -118,7 +118,7 @@ class _Child:
             self._prints.join(timeout=1.0)  # a process that it started may hold the pipe
 
 
-def _pass_on(lines: IO[bytes]) -> None:
+def _forward_output(lines: IO[bytes]) -> None:
     """Forward what the child prints to this process's stderr."""
     for line in lines:
         sys.stderr.write(line.decode(errors="backslashreplace"))

@@ -219,7 +219,7 @@ def run_guarded(
         if is_nobodys(error) or not is_raised(error):
             raise
         if once and batch.num_rows > 1:
-            raise _not_again(fault_of(error, faults.home), batch.num_rows) from error
+            raise _attempt_failed(fault_of(error, faults.home), batch.num_rows) from error
         failed = error
     else:
         yield out
@@ -241,7 +241,7 @@ def _settled(result: Any, num_rows: int, settle: Settle | None, faults: Faults) 
     return result if isinstance(result, Out) else Out(result)
 
 
-def _not_again(fault: Fault, num_rows: int) -> AttemptFailed:
+def _attempt_failed(fault: Fault, num_rows: int) -> AttemptFailed:
     text = f"{fault.why} ({fault.detail})" if fault.detail else fault.why
     return AttemptFailed(
         f"{text} came out of a batch of {num_rows} rows. The stage observes the outside world, so its rows are not run "
