@@ -82,7 +82,8 @@ class Executor(Protocol):
 class Watcher:
     """Progress callbacks; the command line draws them.
 
-    stopping: called with the error that ends the run, and the number of running units that get a grace to finish.
+    started: (step, number of shards); begun: (step, shard number, input rows); shard: (step, receipt, was it reused);
+    tick: once per iteration of the run loop; stopping: (error that ends the run, units that get a grace to finish).
     """
 
     started: Callable[[PlannedStep, int | None], None] = lambda one, total: None

@@ -41,7 +41,7 @@ class HeavyJoin:
                 f"{len(unknown)} row(s) (first: {unknown[0]}) have no {self.names} in {self.path}"
             )
         start = 0
-        while start < len(ids):  # runs of rows that lie in the same heavy row group
+        while start < len(ids):  # one run of rows per heavy row group
             group = self._place[ids[start]][0]
             stop = start
             while stop < len(ids) and self._place[ids[stop]][0] == group:

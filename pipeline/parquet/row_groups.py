@@ -21,7 +21,7 @@ Sizes = npt.NDArray[np.int64]
 
 def num_fitting(rows: pa.Table, max_bytes: int = MAX_BYTES) -> int:
     """Max number of leading rows with at most `max_bytes` bytes together; at least one."""
-    if rows.nbytes <= max_bytes:  # never less than the sum of `row_sizes`
+    if rows.nbytes <= max_bytes:  # an upper bound on the sum of `row_sizes`
         return int(rows.num_rows)
     return max(1, int(np.searchsorted(np.cumsum(row_sizes(rows)), max_bytes, side="right")))
 

@@ -50,7 +50,7 @@ def is_running(pid: int, started: str) -> bool | None:
         return False
     except (PermissionError, OverflowError):
         return None
-    return bool(_stat(pid)[1] == started)  # it started just now
+    return bool(_stat(pid)[1] == started)  # it appeared since the first look
 
 
 def processes_of(run: str) -> list[int]:

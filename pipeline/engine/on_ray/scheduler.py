@@ -168,7 +168,7 @@ class Room:
             if start is not None:
                 return start, []
             let_go = self._reserve(ask, turn, has_work, stalled)
-            if let_go:  # what they held is free now, or reserved
+            if let_go:  # try again: what they held is free now, or reserved
                 for actor in let_go:
                     self.end(actor)
                 again, more = self._look(wanting, stalled=stalled)
@@ -190,7 +190,7 @@ class Room:
         if not ask.is_task or turn.refused or not ask.need["CPU"] or ask.need["GPU"]:
             return False
         if any(free["CPU"] < -NEAR for free in self.free().values()):
-            return False  # one waits already
+            return False  # a task already waits
         return all(self.pool(other.step) for other in self._expected.values() if other.actors)
 
     def _with_one_more(self, ask: ResourceRequest, turn: Turn) -> dict[str, dict[str, float]]:
@@ -240,7 +240,7 @@ class Room:
         idle = self._may_go(ask, has_work, stalled)
         going = idle
         nodes = self._spread(ask, self._beside((a for a in self.actors if a not in idle), turn))
-        if nodes is None and ask.is_gather:  # pools end what they have in flight, and get no more
+        if nodes is None and ask.is_gather:  # pools finish their shards in flight and get no new ones
             nodes, going = self._spread(ask, self._beside((), turn)), self.actors
         if nodes is None or (ask.actors and not stalled and not self._may_grow(ask, nodes[0], idle)):
             return []

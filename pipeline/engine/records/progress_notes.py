@@ -1,4 +1,4 @@
-"""Progress notes of a live run, for `vlpipe status`: which steps are running, and how many rows of a slow shard are done.
+"""Progress notes of a live run, for progress bars and `vlpipe status`: running steps, rows done of slow shards.
 
 Notes are files in the step's `work/` folder, which is removed when the step is done. They need only the root that all
 workers share, with or without Ray. A note is valid only for the run that wrote it. A shard writes none in its first

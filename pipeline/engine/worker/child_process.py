@@ -115,7 +115,7 @@ class _Child:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._prints.join(timeout=1.0)  # a process that it started may hold the pipe
+            self._prints.join(timeout=1.0)  # a process started by the child may keep the pipe open
 
 
 def _forward_output(lines: IO[bytes]) -> None:
@@ -141,7 +141,7 @@ def main() -> None:
     from vlpipe.pipeline.engine.worker.open_stage import opened
 
     answers = sys.stdout.buffer
-    sys.stdout = sys.stderr  # a print in a stage must not end up between the answers
+    sys.stdout = sys.stderr  # prints of a stage must not mix with the answers
     path, start = receive(sys.stdin.buffer)
     sys.path[:] = path
     stage, torch_threads, shared = pickle.loads(start)

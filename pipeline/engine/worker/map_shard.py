@@ -91,7 +91,7 @@ def heavy_pointers(task: ShardTask, made: Shard | None = None) -> tuple[Heavy, .
     made: this shard; None before it is written.
     """
     digests = (made.digest, made.footer) if made else ("", "")
-    inherited = () if task.stage.FAN_OUT else task.input.heavy  # children have new ids to join by
+    inherited = () if task.stage.FAN_OUT else task.input.heavy  # children have new ids: nothing to join by
     known = {one.column: one for one in inherited}
     path = shard_path(task.folder, task.index)
     known |= {name: Heavy(name, path, *digests) for name in heavy_names(own_schema(task))}
