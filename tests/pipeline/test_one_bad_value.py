@@ -183,7 +183,7 @@ def test_listed_rows_need_an_id_of_their_own(tmp_path: Path, ids: str, said: str
     ("how", "said"),
     [
         ("twice", "id 'id0' occurs 2 times and 9 more ids"),
-        ("across", "id '0-False' is there 9 times"),
+        ("across", "id '0-False' occurs 9 times"),
         ("none", r"10 row\(s\) have no id"),
         ("empty", r"10 row\(s\) have an empty id"),
     ],
