@@ -1,4 +1,4 @@
-"""Runs a plan: which step and shard is next, what is reused, what happens when a worker dies.
+"""Plans and runs steps: what to run next, what to reuse, what to do when a worker dies.
 
-Imported by `inspect`, `change`, `forget`, `cli`. May import `workflow`, `stage`, `shard` and what lies below them.
+Imported by `inspect`, `change`, `forget`, `cli`. May import `workflow`, `stage`, `shard` and the rooms below them.
 """

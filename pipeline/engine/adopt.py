@@ -1,8 +1,8 @@
-"""Finished shards of a root, by what they were made from: a step takes over what another folder holds already.
+"""Finished shards of a root, indexed by what they were made from, so that a step can adopt shards of another folder.
 
-So a longer list, a renamed step, a step put into `repeat`, or a list that grows after an interrupted fetch makes nothing
-twice. Names do not count. Of several shards made from the same things the one with the fewest faults is taken: `vlpipe
-retry` may have mended rows in one of them.
+Nothing is computed twice for a longer list, a renamed step, a step moved into `repeat`, or a list that grows after an
+interrupted fetch. Names are not compared. Of several shards made from the same inputs, the one with the fewest faults
+is adopted: `vlpipe retry` may have repaired rows in it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ from vlpipe.pipeline.storage.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
+    """A finished shard that may be adopted: its receipt and the folder it is in."""
+
     folder: str
     receipt: Receipt
 
 
 @dataclass
 class FinishedShards:
-    """Looks through the folders of a root, each once, when a step with its stage key first asks.
+    """Index of a root's finished shards. Each folder is read once, when a step with its stage key first asks.
 
-    strict: shards made by other code than there is now are left alone.
+    strict: shards made by a different version of the code are not adopted.
     """
 
     store: Store
@@ -49,16 +51,17 @@ class FinishedShards:
     _sizes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def folders(self, stage_key: str) -> list[str]:
+        """Names of the root's step folders with this stage key."""
         if self._folders is None:
             self._folders = {}
             for folder in self.store.list():
-                said = read_step_file(self.store, folder) if STEP_FOLDER.fullmatch(folder) else None
-                if said is not None:
-                    self._folders.setdefault(said["stage_key"], []).append(folder)
+                step_file = read_step_file(self.store, folder) if STEP_FOLDER.fullmatch(folder) else None
+                if step_file is not None:
+                    self._folders.setdefault(step_file["stage_key"], []).append(folder)
         return self._folders.get(stage_key, [])
 
     def find(self, stage_key: str, made_from: MadeFrom, source: str, own: str) -> Candidate | None:
-        """A shard made from exactly these things in another folder than `own`, whole; None when there is none."""
+        """A complete shard made from exactly these inputs, in a folder other than `own`; None if there is none."""
         found = [c for f in self.folders(stage_key) if f != own for c in self._of(f).get(made_from, ())]
         if self.strict:
             found = [c for c in found if c.receipt.source == source]
@@ -68,7 +71,7 @@ class FinishedShards:
     def find_step(
         self, stage_key: str, inputs_digest: str, source: str, own: str
     ) -> tuple[str, Manifest] | None:
-        """A finished gather step made from exactly these inputs and artifacts in another folder."""
+        """(folder, manifest) of a finished gather step with exactly these inputs and artifacts, outside `own`, or None."""
         for folder in self.folders(stage_key):
             manifest = read_manifest(self.store, folder) if folder != own else None
             if manifest is None or manifest.inputs_digest != inputs_digest:
@@ -86,7 +89,7 @@ class FinishedShards:
         )
 
     def is_whole(self, receipt: Receipt) -> bool:
-        """The shard of a receipt lies there in its full size (its content is looked at by `vlpipe verify`)."""
+        """True if the shard's file has the size in its receipt (`vlpipe verify` checks the content)."""
         folder, _, name = receipt.shard.path.rpartition("/")
         if folder not in self._sizes:
             self._sizes[folder] = self.store.sizes(folder)
@@ -107,9 +110,9 @@ class FinishedShards:
 
 
 def adopt(store: Store, found: Candidate, folder: str, index: int, heavy: tuple[Heavy, ...]) -> Receipt:
-    """Take over a shard under another folder: links, and a receipt of its own.
+    """Adopt a shard into another folder: link its files and write a new receipt, which is returned.
 
-    heavy: where its heavy columns lie now; the digest of what lies in the shard itself is filled in.
+    heavy: where its heavy columns are stored now; digests of those stored in the shard itself are filled in.
     """
     old, path = found.receipt, shard_path(folder, index)
     store.link_or_copy(old.shard.path, path)
@@ -125,10 +128,10 @@ def adopt(store: Store, found: Candidate, folder: str, index: int, heavy: tuple[
 
 
 def _adopt_rejects(store: Store, found: Candidate, folder: str, index: int) -> str:
-    """The rejects of a shard under another folder, by the name of its step; returns the digest of the file."""
+    """Adopt a shard's rejects, with the name of the adopting step in them; returns the digest of the file."""
     old, step = found.receipt, folder.rpartition("-")[0]
     if not old.rejects:
-        store.remove(rejects_path(folder, index))  # of a run that was killed
+        store.remove(rejects_path(folder, index))  # left by a killed run
         return ""
     if found.folder.rpartition("-")[0] == step:
         store.link_or_copy(rejects_path(found.folder, old.index), rejects_path(folder, index))
@@ -141,13 +144,13 @@ def _adopt_rejects(store: Store, found: Candidate, folder: str, index: int) -> s
 
 
 def own_digest(heavy: tuple[Heavy, ...], shard: Shard) -> tuple[Heavy, ...]:
-    """Heavy columns, those that lie in `shard` with its digests."""
+    """`heavy` with the digests of `shard` filled in for columns that `shard` itself stores."""
     own = {"digest": shard.digest, "footer": shard.footer}
     return tuple(one._replace(**own) if one.path == shard.path else one for one in heavy)
 
 
 def adopt_step(store: Store, old: str, manifest: Manifest, folder: str) -> list[Receipt]:
-    """Take over all of a finished gather step: shards, rejects, artifacts. Returns its new receipts."""
+    """Adopt a finished gather step: shards, rejects and artifacts. Returns the new receipts."""
     receipts: list[Receipt] = []
     for receipt in read_receipts(store, old):
         path = shard_path(folder, receipt.index)

@@ -1,4 +1,4 @@
-"""What the loop of a run talks to: an executor that runs units, and a watcher that is told what happens."""
+"""Interfaces of the run loop: an `Executor` runs units, a `Watcher` is notified of progress."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vlpipe.pipeline.stage import GatherStage
 from vlpipe.pipeline.storage.store import Store
 
 MAX_ATTEMPTS = 3
-MAX_DEATHS = 2  # a shard that killed so many workers is run row by row in a process of its own
-MAX_LOST = 10  # so often a shard may go down with a node or a neighbour
+MAX_DEATHS = 2  # after so many worker deaths a shard runs row by row in its own process
+MAX_LOST = 10  # max times a shard is lost with a node or by another shard's worker death
 
 
 class WorkerDied(VlpipeError):
-    """The process that ran a task is gone. `innocent`: it went with its node or with a neighbour, not by what it did.
+    """The process that ran a task died. innocent: it died with its node or because of another shard.
 
-    Death for want of memory is not innocent: a shard it keeps meeting is run row by row in the end.
+    A death for lack of memory is not innocent: if it repeats, the shard is run row by row.
     """
 
     def __init__(self, text: str, *, innocent: bool) -> None:
@@ -32,7 +32,7 @@ class WorkerDied(VlpipeError):
 
 @dataclass(frozen=True)
 class Unit:
-    """One thing that runs: a shard of a map step, or a whole gather step."""
+    """One schedulable unit: a shard of a map step, or a whole gather step."""
 
     step: str
     index: int  # shard number; -1 for a gather step
@@ -40,53 +40,56 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitResult:
+    """How a unit ended: a shard's receipt, a gather step's result, or the error that failed it."""
+
     unit: Unit
     result: Receipt | GatherResult | BaseException
 
 
 class Executor(Protocol):
-    """Where units run."""
+    """Runs units of steps, on this machine or on a cluster."""
 
     def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
-        """Why these steps cannot run here, a sentence each. Called once, before any work."""
+        """Reasons why these steps cannot run here, one sentence each. Called once, before any work."""
 
     def expect(self, one: PlannedStep) -> None:
-        """Units of a step may come from now on."""
+        """Announce that units of a step may be submitted from now on."""
 
     def pick(self, wanting: Sequence[PlannedStep]) -> PlannedStep | None:
-        """Of steps that have a unit ready, most urgent first, the one that starts one now; None: there is no room.
+        """The step whose next unit starts now; None if there is no room. The caller then calls `submit` for that unit.
 
-        `submit` of that unit follows.
+        wanting: steps with a unit ready, most urgent first.
         """
 
     def submit(self, one: PlannedStep, unit: Unit, task: ShardTask | GatherTask) -> None: ...
 
     def wait(self, timeout_s: float) -> list[UnitResult]:
-        """What has ended, after at most about this long."""
+        """Results of units that have ended. Blocks for at most about `timeout_s` seconds."""
 
     def stuck(self, wanting: Sequence[PlannedStep]) -> str:
-        """Asked while nothing runs and nothing starts: why that will not change; empty while it may."""
+        """Called while nothing runs and nothing starts: why that cannot change; empty if it still may."""
 
     def release(self, one: PlannedStep) -> None:
-        """No more units of a step will come."""
+        """Announce that no more units of a step will be submitted."""
 
     def drain(self, grace_s: float) -> list[UnitResult]:
-        """What ends within the grace; nothing is started any more."""
+        """Results of units that end within `grace_s` seconds. Nothing new starts."""
 
     def close(self) -> None: ...
 
 
 @dataclass
 class Watcher:
-    """Told what happens; the command line draws it.
+    """Progress callbacks; the command line draws them.
 
-    `stopping`: the loop ends early by this error, and so many units that still run have a grace to finish.
+    started: (step, number of shards); begun: (step, shard number, input rows); shard: (step, receipt, was it reused);
+    tick: once per iteration of the run loop; stopping: (error that ends the run, units that get a grace to finish).
     """
 
     started: Callable[[PlannedStep, int | None], None] = lambda one, total: None
     begun: Callable[[PlannedStep, int, int], None] = lambda one, index, num_rows: (
         None
-    )  # a unit, -1 a gather step
+    )  # index: -1 for a gather step
     shard: Callable[[PlannedStep, Receipt, bool], None] = lambda one, receipt, reused: None
     finished: Callable[[PlannedStep], None] = lambda one: None
     tick: Callable[[], None] = lambda: None
@@ -94,9 +97,9 @@ class Watcher:
 
 
 def unasked_gpus(steps: Sequence[PlannedStep]) -> list[str]:
-    """A device is used only by a step that asks for one."""
+    """Errors for steps whose stage has `gpu: true` but that request no GPU: only steps that request a GPU may use one."""
     return [
-        f"step {one.name!r} has `gpu: true` and asks for no GPU; add `resources: {{gpus: 1}}`"
+        f"step {one.name!r} has `gpu: true` but asks for no GPU; add `resources: {{gpus: 1}}`"
         for one in steps
         if isinstance(stage := one.keyed.step.stage, GatherStage)
         and stage.gpu

@@ -1,4 +1,4 @@
-"""`--local`: every unit in this process, one after the other, to the same bytes as on Ray."""
+"""`--local`: runs every unit in this process, one after another. The output bytes are the same as on Ray."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from vlpipe.pipeline.storage.store import Store
 
 
 class LocalExecutor:
-    """Runs a unit when it is waited for. A stage with weights is opened once and kept until its step is done."""
+    """Runs each unit inside `wait`. A stage with weights is opened once and stays open until its step is done."""
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[Unit, ShardTask | GatherTask, float]] = deque()  # with the GPUs it asks for
+        self._queue: deque[tuple[Unit, ShardTask | GatherTask, float]] = deque()  # the float: GPUs requested
         self._open: dict[str, tuple[ExitStack, Work]] = {}
         self._services = Services()
         self._hidden = ExitStack()
 
     def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
-        """GPUs are there when torch finds them; when no step asks for one, this process sees none."""
+        """Errors for steps that request more GPUs than torch finds. If no step requests one, GPUs are hidden."""
         asking = [one for one in steps if one.keyed.step.resources.gpus]
         if not asking:
             self._hidden.enter_context(device.hidden_gpus())
@@ -43,7 +43,7 @@ class LocalExecutor:
         ]
 
     def expect(self, one: PlannedStep) -> None:
-        """One unit runs at a time, whatever may come."""
+        """Nothing to prepare: units run one at a time."""
 
     def pick(self, wanting: Sequence[PlannedStep]) -> PlannedStep | None:
         return wanting[0] if wanting and not self._queue else None
@@ -63,14 +63,14 @@ class LocalExecutor:
         try:
             with device.granted(gpus):
                 return [UnitResult(unit, self._run(task))]
-        except Exception as error:  # the loop decides what it means
+        except Exception as error:  # the run loop decides how to handle it
             return [UnitResult(unit, error)]
 
     def _run(self, task: ShardTask | GatherTask) -> Receipt | GatherResult:
         if isinstance(task, GatherTask):
             return run_gather(task)
-        with _noted(task) as num_deaths:
-            if num_deaths >= MAX_DEATHS:  # as on Ray: the rows that kill it are found, and named
+        with _counting_deaths(task) as num_deaths:
+            if num_deaths >= MAX_DEATHS:  # as on Ray: find and name the rows that kill the process
                 return run_shard(dataclasses.replace(task, isolate=True))
             return run_shard(task, self._work(task))
 
@@ -79,10 +79,7 @@ class LocalExecutor:
             return None
         if task.step not in self._open:
             stack = ExitStack()
-            self._open[task.step] = (
-                stack,
-                stack.enter_context(opening(task)),
-            )
+            self._open[task.step] = (stack, stack.enter_context(opening(task)))
         return self._open[task.step][1]
 
     def release(self, one: PlannedStep) -> None:
@@ -91,7 +88,7 @@ class LocalExecutor:
             self._open.pop(one.name)[0].close()
 
     def drain(self, grace_s: float) -> list[UnitResult]:
-        """Nothing runs beside the loop."""
+        """Always empty: nothing runs in the background."""
         return []
 
     def close(self) -> None:
@@ -103,8 +100,8 @@ class LocalExecutor:
 
 
 @contextmanager
-def _noted(task: ShardTask) -> Iterator[int]:
-    """How often a run died amid this shard; the note that says so stays when this one dies too."""
+def _counting_deaths(task: ShardTask) -> Iterator[int]:
+    """Yields how many runs died during this shard. The count is kept in a file, which remains if this run dies too."""
     if not task.store.is_local:
         yield 0
         return

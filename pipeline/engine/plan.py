@@ -1,4 +1,4 @@
-"""What would run, and why: every step against what lies on disk. Reads one object per finished step."""
+"""What would run, and why: compares every step with what is on disk. Reads one file per finished step."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from vlpipe.pipeline.workflow.load import Workflow, schemas
 from vlpipe.pipeline.workflow.params import files_of, replace_files
 from vlpipe.pipeline.workflow.step import Step
 
-RECORD = "_steps.json"  # what each step was when it last ran: for reasons, never for decisions
+RECORD = "_steps.json"  # each step as of its last run; used to explain, never to decide
 
 
 @dataclass
 class PlannedStep:
-    """A step and what is known of it. `reason` is why it runs; empty when it is done.
+    """A step and its state on disk. reason: why it has to run; empty if it is done.
 
-    found: receipts that an unfinished step has so far; `receipts`: all of a finished one, read when they are asked for.
+    found: receipts that an unfinished step has so far. receipts: all receipts of a finished step, read on first use.
     """
 
     keyed: StepKeys
@@ -68,7 +68,7 @@ class PlannedStep:
 
     @property
     def receipts(self) -> list[Receipt]:
-        """Of a finished step, in order; empty before."""
+        """Receipts of a finished step, in shard order; empty for an unfinished one."""
         if self._receipts is None and self.is_done:
             self._receipts = read_receipts(self.store, self.folder)
         return self._receipts or []
@@ -81,14 +81,15 @@ class PlannedStep:
         return Dataset(store, self.name, self.schema_out, self.shards)
 
     def finish(self, manifest: Manifest, receipts: list[Receipt] | None = None) -> None:
+        """Mark the step as done."""
         self.manifest, self._receipts, self.reason, self.found = manifest, receipts, "", {}
 
     def undo(self) -> None:
-        """It is not done after all."""
+        """Mark the step as not done."""
         self.manifest, self._receipts = None, None
 
     def let_go(self) -> None:
-        """Keep no receipts in memory; they are read again when they are wanted."""
+        """Drop the receipts from memory; the next use reads them again."""
         self._receipts = None
 
 
@@ -105,7 +106,10 @@ def expand(steps: Sequence[Step]) -> list[Step]:
 
 
 def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[PlannedStep]:
-    """Every step in file order; of done ones the manifest is read. `until`: the last step wanted, with what it needs."""
+    """Plan every step, in file order; reads the manifests of finished steps.
+
+    until: keep only this step and the steps it needs. Raises VlpipeError if the root has another format.
+    """
     check_format(store, old=any(_is_step(store, name) for name in store.list()))
     chain = schemas(workflow)
     digests = FileDigests(store)
@@ -143,11 +147,11 @@ def _is_step(store: Store, name: str) -> bool:
 
 
 def _in_folder(keyed: StepKeys, store: Store) -> StepKeys:
-    """The step in a folder that is its own: two keys may share their first digits, and the full keys decide."""
+    """The step with its own folder, named by 8 digits of its key, or by 16 if another step's key shares the first 8."""
     for digits in (8, 16):
         folder = f"{keyed.step.name}-{keyed.step_key[:digits]}"
-        said = read_step_file(store, folder) or {}
-        if said.get("step_key", keyed.step_key) == keyed.step_key:
+        recorded = read_step_file(store, folder) or {}
+        if recorded.get("step_key", keyed.step_key) == keyed.step_key:
             return dataclasses.replace(keyed, folder=folder)
     raise VlpipeError(f"{store.path(folder)} is the folder of another step; rename step {keyed.step.name!r}")
 
@@ -160,7 +164,7 @@ def _needed(last: PlannedStep) -> set[str]:
 
 
 def look(one: PlannedStep, store: Store, before: Mapping[str, Any] | None = None) -> None:
-    """Is the step done? If not, what is the first reason."""
+    """Decide whether the step is done. If so set its manifest, else set `found` and the first `reason` to run it."""
     waiting = [p.name for p in (*one.above, *one.artifact_steps) if not p.is_done]
     manifest = read_manifest(store, one.folder)
     if manifest is not None and not waiting and is_made_from(manifest, one):
@@ -178,39 +182,40 @@ def look(one: PlannedStep, store: Store, before: Mapping[str, Any] | None = None
 
 
 def is_made_from(manifest: Manifest, one: PlannedStep) -> bool:
-    """Was it made from what lies above it now? Full keys and digests, never names."""
+    """True if the manifest was made from the current inputs. Compares full keys and digests, never names."""
     return (manifest.step_key, manifest.inputs_digest) == (one.keyed.step_key, inputs_digest(one))
 
 
 def stale_source(one: PlannedStep, sources: Sequence[str] | set[str]) -> str:
-    """A warning when rows that are there were made by other code than there is now; empty when not."""
+    """Warning text if existing rows were made by a different version of the code; empty otherwise."""
     if not set(sources) - {one.keyed.source}:
         return ""
-    what = "rows of it were" if one.keyed.source in sources else "it was"
-    return f"{what} made by other code than there is now, of the same VERSION; raise VERSION if the rows may differ"
+    what = "some of its rows were" if one.keyed.source in sources else "it was"
+    return f"{what} made by other code of the same VERSION; raise VERSION if the rows may differ"
 
 
 def _progress(one: PlannedStep, manifest: Manifest | None) -> str:
     if manifest is not None:
         return "its input changed"
-    return f"{len(one.found)} shard(s) done, it goes on" if one.found else "not run yet"
+    return f"{len(one.found)} shard(s) done, it resumes" if one.found else "not run yet"
 
 
 def inputs_digest(one: PlannedStep) -> str:
-    """Over every shard and artifact that the step reads; the steps above must be done."""
+    """Digest over every shard and artifact that the step reads. All upstream steps must be done."""
     shards = [p.manifest.shards_digest for p in one.above if p.manifest is not None]
     assert len(shards) == len(one.above)
     return digest_inputs(shards, artifacts_digest(one))
 
 
 def artifacts_digest(one: PlannedStep) -> str:
+    """Digest over `read_digests`; empty if the step depends on no file or artifact."""
     return digest_artifacts(read_digests(one))
 
 
 def read_digests(one: PlannedStep) -> dict[str, str]:
-    """Parameter -> digest of the files and artifacts that the rows depend on.
+    """Parameter -> digest of each file and artifact that the rows depend on.
 
-    What only lists rows counts through the rows it listed; what is in no key counts nowhere.
+    Excludes list files of a map stage, which count through the rows they list, and parameters in `NOT_IN_KEY`.
     """
     stage = one.keyed.step.stage
     left_out = stage.NOT_IN_KEY
@@ -223,7 +228,7 @@ def read_digests(one: PlannedStep) -> dict[str, str]:
 
 
 def resolved_files(one: PlannedStep, store: Store | None = None) -> list[tuple[str, File]]:
-    """Every file parameter with its content digest; with a store, with a path to read as well."""
+    """Every file parameter with its content digest; if `store` is given, also with a readable path."""
     digests, marks = dict(one.keyed.files), dict(one.keyed.marks)
     return [
         (name, _resolve(one, name, file, digests[name], marks.get(name, ""), store))
@@ -254,7 +259,7 @@ def resolve_stage(one: PlannedStep, store: Store) -> Any:
 
 
 def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
-    """The first thing that differs from when the step last ran: its own, before what is above it."""
+    """The first difference from the step's last run; its own changes come before upstream ones. Empty if none is known."""
     if before is None or before["step_key"] == one.keyed.step_key:
         return ""
     step = one.keyed.step
@@ -295,7 +300,7 @@ def is_gather(one: PlannedStep) -> bool:
 
 
 def read_record(store: Store) -> dict[str, Any]:
-    """What the steps were when they last ran; nothing, and a warning, when the file is damaged."""
+    """What each step was when it last ran. Empty, with a warning, if the file is damaged."""
     if not store.exists(RECORD):
         return {}
     try:
@@ -303,7 +308,7 @@ def read_record(store: Store) -> dict[str, Any]:
         if all({"identity", "step_key", "params", "files"} <= set(one) for one in record.values()):
             return dict(record)
     except (ValueError, AttributeError, TypeError):
-        pass  # as one of another shape
+        pass  # handled like a record of the wrong shape
     warnings.warn(
         f"{store.path(RECORD)} is damaged; a plan cannot say what changed", VlpipeWarning, stacklevel=2
     )
@@ -311,7 +316,7 @@ def read_record(store: Store) -> dict[str, Any]:
 
 
 def remember(steps: Sequence[PlannedStep], store: Store) -> None:
-    """Record what the steps are now, so that the next plan can say what changed."""
+    """Record the steps as they are now, so that the next plan can explain what changed."""
     record = read_record(store)
     for one in steps:
         step = one.keyed.step

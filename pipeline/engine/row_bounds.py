@@ -1,6 +1,6 @@
-"""How many rows steps give at most, before they ran: for the estimates that `vlpipe plan` prints.
+"""Max number of rows of steps that have not run yet, for the estimates that `vlpipe plan` prints.
 
-A list is read for that only if a stage below makes an estimate and nothing cheaper says how long it is; once only, too.
+A list is read for this only if a downstream stage makes an estimate and no cheaper bound is known, and then only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_COUNTS = 10_000
 
 
 def estimates(steps: Sequence[PlannedStep], store: Store) -> dict[str, str]:
-    """Step name -> what its stage says the work will be, of the steps that will run and whose stage says anything."""
+    """Step name -> its stage's estimate of the work, for steps that will run and whose stage makes an estimate."""
     asked = [one for one in steps if not one.is_done and _makes_estimates(one.keyed.step.stage)]
     if not asked:
         return {}
@@ -36,7 +36,7 @@ def _makes_estimates(stage: Stage) -> bool:
 
 
 def bound(one: PlannedStep, counts: RowCounts) -> int | None:
-    """How many rows a step gives at most; None: nobody knows before it runs."""
+    """Max number of rows the step can produce; None if that is unknown before it runs."""
     stage = one.keyed.step.stage
     if one.manifest is not None:
         return one.manifest.rows_out
@@ -49,16 +49,17 @@ def bound(one: PlannedStep, counts: RowCounts) -> int | None:
 
 
 class RowCounts:
-    """Lengths of lists by the key of the step that lists them: their content is in it. Kept in the root, or per user."""
+    """Lengths of lists, by key of the step that lists them (it covers their content). Cached in the root or per user."""
 
     REL = "_cache/rows.json"
 
     def __init__(self, store: Store) -> None:
-        self._store, self._in_root = store, store.exists("")  # a plan makes no root
+        self._store, self._in_root = store, store.exists("")  # planning never creates a root
         self._counts = dict(self._kept())
         self._changed = False
 
     def of(self, one: PlannedStep) -> int:
+        """Length of the list of a ListRows step, or the source's cheap upper bound if it has one."""
         key, stage = one.keyed.step_key, one.keyed.step.stage
         assert isinstance(stage, ListRows)
         if key not in self._counts:
@@ -71,7 +72,7 @@ class RowCounts:
 
     def _kept(self) -> Iterator[tuple[str, int]]:
         try:
-            text = self._store.read_bytes(self.REL) if self._in_root else _own().read_bytes()
+            text = self._store.read_bytes(self.REL) if self._in_root else _user_cache().read_bytes()
             kept = json.loads(text)
             if not all(isinstance(k, str) and type(n) is int for k, n in kept.items()):
                 raise ValueError("wanted {key: number of rows}")
@@ -79,7 +80,7 @@ class RowCounts:
         except FileNotFoundError:
             return
         except (OSError, RuntimeError, ValueError, AttributeError, RecursionError) as error:
-            _warn(f"lists are counted anew: {error!r}")
+            _warn(f"the cached lengths of lists are unusable, counting again: {error!r}")
 
     def save(self) -> None:
         if not self._changed:
@@ -87,12 +88,12 @@ class RowCounts:
         newest = json.dumps(dict(list(self._counts.items())[-MAX_COUNTS:])).encode()
         try:
             own = None if self._in_root else Store(str(private_folder()))
-            (own or self._store).write_bytes(_own().name if own else self.REL, newest)
+            (own or self._store).write_bytes(_user_cache().name if own else self.REL, newest)
         except (OSError, RuntimeError) as error:
-            _warn(f"lengths of lists cannot be kept for the next time: {error}")
+            _warn(f"cannot cache the lengths of lists: {error}")
 
 
-def _own() -> Path:
+def _user_cache() -> Path:
     return private_folder() / "rows.json"
 
 

@@ -1,7 +1,7 @@
-"""Run a plan: one loop over shard references. No row and no pixel passes through the driver.
+"""Run a plan: one scheduling loop over shard references. No row data passes through the driver.
 
-A step's shard k starts as soon as its input shard k is there, downstream steps first; only gather stages and artifacts
-wait for whole steps. What is running is bounded by what the cluster has (`room.py`). Whatever is finished stays finished.
+Shard k of a step starts as soon as shard k of its input exists, downstream steps first. Only gather stages and steps
+that read artifacts wait for whole steps. Running units are bounded by the cluster's resources (`on_ray/scheduler.py`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from vlpipe.pipeline.storage.store import Store
 
 
 class Run:
-    """The loop and its bookkeeping."""
+    """The run loop and its state. Finished shards stay finished, whatever stops the loop."""
 
     def __init__(
         self,
@@ -70,20 +70,20 @@ class Run:
         watcher: Watcher,
         strict: bool = False,
     ) -> None:
-        """strict: nothing that other code made is used again."""
+        """strict: do not reuse results that a different version of the code made."""
         refuse_half_done(store)
         write_format(store)
         self.store, self.executor, self.watcher, self.strict = store, executor, watcher, strict
         self.states = {one.name: State(one) for one in steps if not one.is_done}
         for one in steps:
-            if one.is_done:  # a kill just after the manifest
+            if one.is_done:  # left by a run that was killed just after it wrote the manifest
                 store.remove(f"{one.folder}/work")
         self.finished_shards: FinishedShards | None = FinishedShards(store, strict)
-        self._arrived: deque[UnitResult] = deque()  # has ended, and is not yet taken in
+        self._arrived: deque[UnitResult] = deque()  # ended, not yet processed
 
     def go(self, check: Callable[[], None] = lambda: None, grace_s: float = 0.0) -> None:
-        """check: called in each turn, to stop by what it raises. Whatever stops the loop, what runs has `grace_s` to
-        finish first: its shards are then on disk, and count."""
+        """Run until all steps are done. check: called in every iteration; an exception it raises stops the run. After
+        any error, running units get `grace_s` seconds to finish, and their shards are committed."""
         try:
             self._loop(check)
         except BaseException as error:
@@ -111,7 +111,7 @@ class Run:
             check_lock(self.store)
 
     def _wind_down(self, error: BaseException, grace_s: float) -> None:
-        """Commit what has ended or still does. Another failure says no more than the first: its shard has no receipt."""
+        """Commit units that have ended or end within the grace. Further failures are dropped: they leave no receipt."""
         num_running = sum(len(s.running) for s in self.states.values()) - len(self._arrived)
         if num_running and grace_s:
             self.watcher.stopping(error, num_running)
@@ -123,7 +123,7 @@ class Run:
                     self._take(done)
 
     def _advance(self) -> None:
-        """Open and finish steps until nothing changes, then start what there is room for."""
+        """Open and finish steps until nothing changes, then start as many units as fit."""
         changed = True
         while changed:
             changed = False
@@ -134,12 +134,12 @@ class Run:
             self._start(state, state.todo.pop(0))
 
     def _wanting(self) -> list[PlannedStep]:
-        """Steps with a unit that could start: gather steps, on which whole branches wait, then those furthest down."""
+        """Steps with a unit ready to start: gather steps first (whole branches wait for them), then those furthest down."""
         ready = [s.one for s in reversed(self.states.values()) if s.todo]
         return sorted(ready, key=lambda one: not is_gather(one))
 
     def _open(self, state: State) -> bool:
-        """Start taking a step's inputs as soon as it can; True when something changed."""
+        """Open a step, so that it accepts input shards, if its inputs allow it. Returns True if something changed."""
         one = state.one
         if state.opened or any(not p.is_done for p in one.artifact_steps):
             return False
@@ -150,7 +150,7 @@ class Run:
         state.opened = True
         if inputs_done:
             look(one, self.store)
-            if one.is_done:  # what changed above came out the same
+            if one.is_done:  # the upstream steps ran again with identical results
                 self._finished(state)
                 return True
         state.expected = 1 if is_gather(one) else sum(c or 0 for c in counts)
@@ -159,9 +159,9 @@ class Run:
             return True
         self.executor.expect(one)
         self.watcher.started(one, state.expected)
-        self.store.remove(f"{one.folder}/manifest.json")  # of another input; shards may be replaced now
+        self.store.remove(f"{one.folder}/manifest.json")  # outdated: shards may be replaced from now on
         self._sweep(one)
-        self._say_what_it_is(one)
+        self._record_step(one)
         state.have, one.found = one.found, {}
         state.sizes = self.store.sizes(one.folder) if state.have else {}
         for above in one.above:
@@ -174,12 +174,12 @@ class Run:
             return one.manifest.num_shards if one.manifest else 0
         return None if is_gather(one) or one.name not in self.states else self.states[one.name].expected
 
-    def _say_what_it_is(self, one: PlannedStep) -> None:
+    def _record_step(self, one: PlannedStep) -> None:
         folders = tuple(p.folder for p in one.above)
         write_step_file(self.store, one.keyed, folders, one.schema_out)
 
     def _open_gather(self, state: State) -> None:
-        """Take over what another folder holds of it, else run it."""
+        """Adopt the same finished step from another folder if there is one, else queue it to run."""
         one, finished = state.one, self.finished_shards
         keyed = one.keyed
         found = finished and finished.find_step(
@@ -187,7 +187,7 @@ class Run:
         )
         self.executor.expect(one)
         self.watcher.started(one, 1)
-        self._say_what_it_is(one)
+        self._record_step(one)
         if not found:
             state.todo.append(-1)
             return
@@ -203,7 +203,7 @@ class Run:
         return {k: receipts[k].shard for k in sorted(receipts)}
 
     def _pass_on(self, above: PlannedStep, state: State, index: int, shard: Shard) -> None:
-        """An input shard of `state` is there; its number counts on over several inputs."""
+        """Hand an input shard to `state`. With several inputs, shard numbers continue from one input to the next."""
         before = state.one.above[: state.one.above.index(above)]
         index += sum(self._expected(p) or 0 for p in before)
         state.inputs[index] = shard
@@ -214,24 +214,24 @@ class Run:
             self._shard_done(state, receipt, reused=True)
 
     def _reused(self, state: State, task: ShardTask) -> Receipt | None:
-        """The shard as it lies in the step's folder, or taken over from another; None when it has to be made."""
+        """Receipt of a shard that is in the step's folder or adopted from another; None if it must be computed."""
         one, made_from = state.one, made_from_of(task)
         mine = state.have.get(task.index)
         heavy = heavy_pointers(task)
-        if mine and mine.made_from == made_from and self._counts(state, mine):
+        if mine and mine.made_from == made_from and self._is_reusable(state, mine):
             heavy = own_digest(heavy, mine.shard)
             return self._with_heavy(mine, heavy, one.folder)
         keyed, finished = one.keyed, self.finished_shards
         found = finished and finished.find(keyed.stage_key, made_from, keyed.source, one.folder)
         return adopt(self.store, found, one.folder, task.index, heavy) if found else None
 
-    def _counts(self, state: State, mine: Receipt) -> bool:
-        """Its shard lies there in its full size, and its code may be used again."""
+    def _is_reusable(self, state: State, mine: Receipt) -> bool:
+        """True if the shard's file has its recorded size and, with `strict`, was made by the current code."""
         is_whole = state.sizes.get(f"{mine.index:06d}.parquet") == mine.bytes
         return is_whole and not (self.strict and mine.source != state.one.keyed.source)
 
     def _with_heavy(self, receipt: Receipt, heavy: tuple[Heavy, ...], folder: str) -> Receipt:
-        """The receipt with where its heavy columns lie now: the shard that holds them may have been made again."""
+        """Update where the heavy columns are stored: the shard that holds them may have been recomputed."""
         if receipt.shard.heavy == heavy:
             return receipt
         receipt = dataclasses.replace(receipt, shard=dataclasses.replace(receipt.shard, heavy=heavy))
@@ -318,8 +318,8 @@ class Run:
 
     def _failed(self, state: State, index: int, error: BaseException) -> None:
         if isinstance(error, (WorkerDied, AttemptFailed)):
-            again, error = self._survives(state, index, error)
-            if again:
+            retry, error = self._should_retry(state, index, error)
+            if retry:
                 state.todo.insert(0, index)
                 return
         where = f"shard {index} of step {state.one.name!r}" if index >= 0 else f"step {state.one.name!r}"
@@ -328,18 +328,18 @@ class Run:
         text = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise StepFailed(f"{where} failed: {text}") from error
 
-    def _survives(
+    def _should_retry(
         self, state: State, index: int, error: WorkerDied | AttemptFailed
     ) -> tuple[bool, StepFailed]:
-        """Is a unit whose attempt failed run again? Only what it did itself counts as an attempt."""
+        """(retry the failed unit?, error if not). Deaths that the unit did not cause do not count as attempts."""
         if isinstance(error, WorkerDied) and error.innocent:
             state.attempts[index] -= 1
             state.lost[index] += 1
             return state.lost[index] < MAX_LOST, StepFailed(f"{error}, {MAX_LOST} times")
         state.deaths[index] += isinstance(error, WorkerDied)
         allowed = MAX_ATTEMPTS + (state.deaths[index] >= MAX_DEATHS)
-        again = state.attempts[index] < allowed
-        return again, StepFailed(f"{error}, in each of {allowed} attempts")
+        retry = state.attempts[index] < allowed
+        return retry, StepFailed(f"{error}, in each of {allowed} attempts")
 
     def _finish_if_complete(self, state: State) -> bool:
         one = state.one
@@ -368,18 +368,18 @@ class Run:
             sources=sources,
         )
         write_manifest(self.store, one.folder, manifest, receipts)
-        self.store.remove(f"{one.folder}/work")  # a kill before the manifest must not cost what is in there
+        self.store.remove(f"{one.folder}/work")  # after the manifest: a run killed before that needs it
         one.finish(manifest, receipts)
         one.warning = stale_source(one, manifest.sources)
         self._finished(state)
 
     def _sweep(self, one: PlannedStep) -> None:
-        """No attempt of this step is running: what killed ones left unfinished can go."""
+        """Remove temporary files of killed attempts. Call it only while no attempt of the step runs."""
         for folder in ("", "/_receipts", "/_rejects", "/_log"):
             self.store.sweep(one.folder + folder)
 
     def _drop_surplus(self, one: PlannedStep, count: int) -> None:
-        """Shards beyond the last one, from an earlier input that was longer."""
+        """Remove shards numbered `count` and above, left from an earlier, longer input."""
         for index in receipt_numbers(self.store, one.folder):
             if index >= count:
                 for rel in (receipt_path, shard_path, rejects_path):
@@ -394,6 +394,6 @@ class Run:
 
 
 def made_from_of(task: ShardTask) -> MadeFrom:
-    """What the task's shard would be made from, as `Receipt.made_from` says it. Full keys and digests, never names."""
+    """What the task's shard would be made from, to compare with `Receipt.made_from`. Full keys and digests, never names."""
     heavy = task.input.heavy_digests(task.stage.READS_HEAVY)
     return task.key, task.input.digest, tuple(sorted(heavy.items())), task.artifacts_digest

@@ -1,4 +1,4 @@
-"""A step while it runs: what is to do, what came out, and whether too many of its rows are faulty."""
+"""State of a running step: pending shards, results, and whether too many of its rows failed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vlpipe.pipeline.storage.store import Store
 
 @dataclass
 class State:
-    """A step while it runs. `todo`: shards whose input is there; `expected`: how many there will be.
+    """State of a running step. todo: numbers of shards whose input exists; expected: number of shards in total.
 
-    `base`: what all its tasks have in common.
+    out: receipts of finished shards; base: the fields that all its tasks share.
     """
 
     one: PlannedStep
@@ -26,43 +26,43 @@ class State:
     running: set[int] = field(default_factory=set)
     inputs: dict[int, Shard] = field(default_factory=dict)
     out: dict[int, Receipt] = field(default_factory=dict)
-    have: dict[int, Receipt] = field(default_factory=dict)  # receipts found when it opened
-    sizes: dict[str, int] = field(default_factory=dict)  # of its files then
+    have: dict[int, Receipt] = field(default_factory=dict)  # receipts found on disk when it opened
+    sizes: dict[str, int] = field(default_factory=dict)  # file name -> bytes, when it opened
     expected: int | None = None
     base: ShardTask | None = None
     opened: bool = False
     num_faults: int = 0
-    any_good: bool = False  # a shard has rows, or rejects that are no faults
-    _num_rows: int | None = None  # of all its inputs, once they are known
+    any_good: bool = False  # some row was returned or filtered, so not all are faults
+    _num_rows: int | None = None  # rows of all its inputs, once known
     attempts: Counter[int] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
-    lost: Counter[int] = field(default_factory=Counter)  # deaths that were not its own
+    lost: Counter[int] = field(default_factory=Counter)  # deaths that the shard did not cause
 
     @property
     def max_reject_rate(self) -> float:
-        """Of faults, over all rows of the step."""
+        """Max fraction of the step's rows that may be faults."""
         step = self.one.keyed.step
         own = getattr(step.stage, "MAX_REJECT_RATE", 0.0)
         return step.max_reject_rate if step.max_reject_rate is not None else float(own)
 
     @property
     def num_rows(self) -> int | None:
-        """Rows of all inputs; None while steps above are at work."""
+        """Rows of all inputs; None until all upstream steps are done."""
         if self._num_rows is None and all(p.is_done for p in self.one.above):
             self._num_rows = sum(p.manifest.rows_out for p in self.one.above if p.manifest)
         return self._num_rows
 
     @property
     def num_rows_guess(self) -> int:
-        """Rows that the step will get, as if all its inputs were as large as the largest that is there."""
+        """Estimated rows of the step, as if every input shard were as large as the largest one so far."""
         if self._num_rows is not None:
             return self._num_rows
         return (self.expected or 0) * max((s.num_rows for s in self.inputs.values()), default=0)
 
     def check_rate(self, root: Store) -> None:
-        """Fail once more rows are faulty than `max_reject_rate` allows, as soon as that cannot change any more.
+        """Raise StepFailed as soon as it is certain that more rows are faults than `max_reject_rate` allows.
 
-        While rows are still to come from above it fails only a step of which nothing but faults has come out.
+        While upstream steps still run, this fails only a step that has produced nothing but faults.
         """
         if not self.num_faults:
             return

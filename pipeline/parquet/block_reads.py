@@ -1,4 +1,4 @@
-"""Files read in large blocks, and several at once: of 512 rows at a time most of the time goes into beginning again."""
+"""Reads files in large blocks, several files in parallel: at 512 rows per read, most of the time is overhead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BLOCK_ROWS, BLOCK_BYTES = 65_536, 1 << 26
-MAX_AT_ONCE = 8  # files; each may hold a block
+MAX_AT_ONCE = 8  # max files read in parallel; each may hold a block in memory
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,9 +21,8 @@ R = TypeVar("R")
 def blocks(
     file: pq.ParquetFile, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[list[int], pa.Table]]:
-    """Row groups together, up to BLOCK_ROWS rows or BLOCK_BYTES of what is read, at least one: numbers, and the rows.
-
-    columns: None for all.
+    """Yields (row group numbers, rows) for runs of row groups of at most BLOCK_ROWS rows and BLOCK_BYTES bytes, but at
+    least one row group. columns: None for all.
     """
     groups: list[int] = []
     num_rows = num_bytes = 0
@@ -47,7 +46,7 @@ def _bytes_of(about: pq.RowGroupMetaData, columns: Sequence[str] | None) -> int:
 
 
 def each(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
-    """`work` of each thing, in order, on as many threads as there are CPUs; what it raises is raised here."""
+    """Yields `work(thing)` in order, computed on one thread per CPU, max MAX_AT_ONCE. Its exceptions are raised here."""
     num_at_once = min(MAX_AT_ONCE, os.cpu_count() or 1)
     begun: deque[Future[R]] = deque()
     with ThreadPoolExecutor(num_at_once) as pool:

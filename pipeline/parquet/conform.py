@@ -1,4 +1,4 @@
-"""Tables as a stage gives them, made to what it declared; and ids that every row has for itself."""
+"""Casts a stage's tables to the schema it declared, and checks that every row has a unique id."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 
 
 def conform(table: Any, schema: pa.Schema, who: str) -> pa.Table:
-    """The declared columns, in their order, cast and validated; other columns are left out.
+    """The declared columns, in their order, cast and validated; other columns are dropped.
 
-    Dictionary-encoded, chunked, large and view types are cast. SchemaError: no table, or a column is missing or there
-    twice. ValueError: a value does not become the declared type.
+    Dictionary-encoded, chunked, large and view types are cast. Raises SchemaError if it is not a table or a column is
+    missing or duplicated, ValueError if a value cannot be cast to the declared type.
     """
     table = need_columns(table, schema, who)
     if not table.num_rows:
         return schema.empty_table()
     made = pa.Table.from_arrays([cast(table[f.name], f) for f in schema], schema=schema)
     try:
-        made.validate(full=True)  # text that is no UTF-8, offsets that lead out of their buffer
+        made.validate(full=True)  # invalid UTF-8, offsets outside their buffer
     except pa.ArrowInvalid as error:
         raise ValueError(f"{who}: {error}") from error
     return made
 
 
 def need_columns(table: Any, schema: pa.Schema, who: str) -> pa.Table:
-    """`table` as a pa.Table with the declared columns, not cast yet. An empty one may lack columns. SchemaError."""
+    """`table` as a pa.Table, not cast yet. Raises SchemaError if it is not a table, or if it has rows and a declared
+    column is missing or duplicated."""
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
     if not isinstance(table, pa.Table):
@@ -43,22 +44,22 @@ def need_columns(table: Any, schema: pa.Schema, who: str) -> pa.Table:
             f"{who}: declared column(s) {missing} are missing from the rows; they have {list(names)}"
         )
     if twice := [n for n in schema.names if names[n] > 1]:
-        raise SchemaError(f"{who}: column(s) {twice} are there more than once")
+        raise SchemaError(f"{who}: column(s) {twice} occur more than once")
     return table
 
 
 def cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
-    """ValueError names the column, its type and what was wanted."""
+    """The column cast to the field's type. Raises ValueError, with both types, if that fails or a null is not allowed."""
     try:
         if column.type != field.type:
             chunks = [part for chunk in column.chunks for part in _cast_chunk(chunk, field.type)]
             column = pa.chunked_array(chunks, field.type)
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise ValueError(
-            f"column {field.name!r} is {column.type} and does not become {field.type}: {error}"
+            f"column {field.name!r} is {column.type} and cannot be cast to {field.type}: {error}"
         ) from error
     if not field.nullable and column.null_count:
-        raise ValueError(f"column {field.name!r} is declared without nulls and has {column.null_count}")
+        raise ValueError(f"column {field.name!r} is declared without nulls but has {column.null_count}")
     return column
 
 
@@ -71,24 +72,24 @@ def _cast_chunk(chunk: pa.Array, dtype: pa.DataType) -> list[pa.Array]:
         too_large = isinstance(error, pa.ArrowCapacityError) or "too large" in str(error)
         if not (too_large or "overflow" in str(error)) or len(chunk) < 2:
             raise
-    middle = len(chunk) // 2  # more than 2 GiB do not fit into one array of 32-bit offsets
+    middle = len(chunk) // 2  # 32-bit offsets address at most 2 GiB per array
     return _cast_chunk(chunk.slice(0, middle), dtype) + _cast_chunk(chunk.slice(middle), dtype)
 
 
 class OwnIds:
-    """Collects the ids of one shard: each row has one, and no other row has the same."""
+    """Collects the ids of one shard and checks that each row has one, and that no two rows share one."""
 
     def __init__(self, who: str) -> None:
         self._who = who
         self._chunks: list[pa.Array] = []
 
     def add(self, ids: pa.ChunkedArray) -> None:
-        """VlpipeError: a row without an id."""
+        """Raises VlpipeError if a row has no id."""
         need_ids(ids, self._who)
         self._chunks += ids.chunks
 
     def check(self) -> None:
-        """VlpipeError: an id that is there more than once."""
+        """Raises VlpipeError if an id occurs more than once."""
         if not self._chunks:
             return
         ids = pa.chunked_array(self._chunks)
@@ -96,22 +97,22 @@ class OwnIds:
             return
         twice = {id_: n for id_, n in Counter(ids.to_pylist()).items() if n > 1}
         first, times = next(iter(twice.items()))
-        others = f" and {len(twice) - 1:,} more ids are there more than once" if len(twice) > 1 else ""
+        others = f" and {len(twice) - 1:,} more ids occur more than once" if len(twice) > 1 else ""
         raise VlpipeError(
-            f"{self._who}: id {first!r} is there {times} times{others}. Each row needs an id of its own: what is joined, "
-            "rejected, forgotten or tried again is found by it"
+            f"{self._who}: id {first!r} occurs {times} times{others}. Each row needs a unique id: rows are joined, "
+            "rejected, forgotten and retried by it"
         )
 
 
 def need_ids(ids: pa.ChunkedArray, who: str) -> None:
-    """VlpipeError unless every row has an id that is not empty."""
+    """Raises VlpipeError unless every row has a non-empty id."""
     kind = ids.type
     texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     num_empty = (pc.sum(pc.equal(ids, "")).as_py() or 0) if texts else 0
     if ids.null_count or num_empty:
         what = " and ".join(
-            f"{n:,} row(s) have {said}"
-            for n, said in ((ids.null_count, "no id (null)"), (num_empty, "an empty id"))
+            f"{n:,} row(s) have {text}"
+            for n, text in ((ids.null_count, "no id (null)"), (num_empty, "an empty id"))
             if n
         )
-        raise VlpipeError(f"{who}: {what}. Each row needs an id of its own")
+        raise VlpipeError(f"{who}: {what}. Each row needs a unique id")

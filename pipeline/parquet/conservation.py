@@ -1,4 +1,4 @@
-"""No row is lost and none is made up: ids that came in against ids that went out or were rejected."""
+"""Row conservation: every input id must be returned or rejected, and no other id may appear."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 from vlpipe.pipeline.errors import VlpipeError
 
-Ids = Callable[[], Iterator[list[str]]]  # reads them, as often as it is called
+Ids = Callable[[], Iterator[list[str]]]  # reads the ids again on each call
 
 
 def check_conserved(who: str, ids_in: Counter[str], ids_out: Counter[str], rejected: Counter[str]) -> None:
-    """Every id that came in went out or was rejected, once each. Raises when a row was lost or made up."""
+    """Raises VlpipeError unless every input id was returned or rejected, each exactly once, and no id was made up."""
     if ids_in == ids_out + rejected:
         return
     lost = ids_in - ids_out - rejected
@@ -23,18 +23,18 @@ def check_conserved(who: str, ids_in: Counter[str], ids_out: Counter[str], rejec
 
 
 def _broken(who: str, lost: tuple[int, str], extra: tuple[int, str]) -> VlpipeError:
-    said = [
+    parts = [
         f"{num} row(s) {what} (first: {first})"
         for what, (num, first) in (("lost", lost), ("too many", extra))
         if num
     ]
     return VlpipeError(
-        f"{who} breaks row conservation: {' and '.join(said)}. Every row must be returned or rejected, once."
+        f"{who} breaks row conservation: {' and '.join(parts)}. Every row must be returned or rejected, once."
     )
 
 
 class IdHashes:
-    """A multiset of ids in 8 bytes each: their 64-bit hashes, of this process."""
+    """A multiset of ids in 8 bytes each: their 64-bit `hash`, valid only in this process."""
 
     def __init__(self) -> None:
         self._hashes = array("q")
@@ -43,13 +43,14 @@ class IdHashes:
         self._hashes.extend(map(hash, ids))
 
     def sorted(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """The hashes in ascending order, (num_ids,)."""
         found = np.frombuffer(self._hashes, np.int64).copy() if self._hashes else np.zeros(0, np.int64)
         found.sort()
         return found
 
 
 def check_conserved_large(who: str, ids_in: Ids, ids_out: Ids, rejected: IdHashes) -> None:
-    """`check_conserved` of a whole step, in 16 to 32 bytes a row; the ids are read again only to name one."""
+    """`check_conserved` for a whole step, in 16 to 32 bytes per row; ids are read again only to name one in an error."""
     came, went = IdHashes(), IdHashes()
     for ids in ids_in():
         came.add(ids)
@@ -59,16 +60,16 @@ def check_conserved_large(who: str, ids_in: Ids, ids_out: Ids, rejected: IdHashe
     there = np.sort(np.concatenate([went.sorted(), rejected.sorted()]))
     if np.array_equal(here, there):
         return
-    lost, extra = _more(here, there), _more(there, here)
+    lost, extra = _surplus(here, there), _surplus(there, here)
     raise _broken(
         who,
-        (sum(lost.values()), _named(lost, ids_in)),
-        (sum(extra.values()), _named(extra, ids_out)),
+        (sum(lost.values()), _first_id(lost, ids_in)),
+        (sum(extra.values()), _first_id(extra, ids_out)),
     )
 
 
-def _more(left: np.ndarray, right: np.ndarray) -> dict[int, int]:
-    """Hashes that `left` has more often than `right`, and how much more often."""
+def _surplus(left: np.ndarray, right: np.ndarray) -> dict[int, int]:
+    """Hash -> how many more times `left` has it than `right`, if more."""
     values, counts = np.unique(left, return_counts=True)
     others, other_counts = np.unique(right, return_counts=True)
     place = np.searchsorted(others, values)
@@ -82,8 +83,8 @@ def _more(left: np.ndarray, right: np.ndarray) -> dict[int, int]:
     return {int(v): int(n) for v, n in zip(values[more > 0], more[more > 0], strict=True)}
 
 
-def _named(hashes: dict[int, int], ids: Ids) -> str:
-    """One of the ids, in reading order; what was only rejected has no other name here."""
+def _first_id(hashes: dict[int, int], ids: Ids) -> str:
+    """The first id with one of the hashes, in reading order; "a rejected id" if it was only rejected."""
     return (
         next((one for some in ids() for one in some if hash(one) in hashes), "a rejected id")
         if hashes

@@ -1,4 +1,4 @@
-"""A Parquet file that says its name when it turns out to be damaged, at whatever place that is seen."""
+"""A Parquet file whose errors name the file, at whatever point damage is detected."""
 
 from __future__ import annotations
 
@@ -11,23 +11,19 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import VlpipeError
 
-DAMAGE = (
-    pa.ArrowException,
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-)  # what PyArrow raises on bytes that are wrong
+# What PyArrow raises for corrupt bytes.
+DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError)
 
 
 class Parquet(pq.ParquetFile):
-    """A file whose errors name it. Page checksums are verified: a flipped bit is an error, never another value."""
+    """A Parquet file that raises VlpipeError with its name if it is damaged. Page checksums are verified: a flipped bit
+    is an error, never a different value."""
 
     def __init__(self, source: Any, name: str) -> None:
         self.name = name
         with self._named():
             super().__init__(source, page_checksum_verification=True)
-            self.columns = self.schema_arrow  # a schema that cannot be read is seen here
+            self.columns = self.schema_arrow  # fails here if the schema is unreadable
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -35,7 +31,7 @@ class Parquet(pq.ParquetFile):
             yield
         except DAMAGE as error:
             if isinstance(error, (MemoryError, pa.ArrowCancelled)) or getattr(error, "errno", None):
-                raise  # of the machine
+                raise  # an infrastructure error
             raise self._damaged(error) from error
 
     def _damaged(self, why: object) -> VlpipeError:

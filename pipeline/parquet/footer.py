@@ -1,6 +1,6 @@
-"""The footer of a Parquet file: page checksums do not cover it, and a flipped bit there may hide rows or end the process.
+"""The footer of a Parquet file. Page checksums do not cover it, and a flipped bit there may hide rows or crash the process.
 
-So the record of a shard has the sha256 of its footer, which is looked at before a library reads it.
+So a shard's receipt has the sha256 of its footer, which is checked before a library parses the footer.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ END = 8  # bytes after the footer: its length, and the magic word
 
 
 def footer_digest(file: IO[bytes]) -> str:
-    """sha256 of the footer and what follows it. ValueError: the file does not end as Parquet does."""
+    """sha256 of the footer and everything after it. Raises ValueError if the file does not end like a Parquet file."""
     num_bytes = file.seek(0, io.SEEK_END)
     file.seek(max(0, num_bytes - END))
     end = file.read(END)
     length = int.from_bytes(end[:4], "little")
     if end[4:] != MAGIC or length > num_bytes - END - len(MAGIC):
-        raise ValueError("it does not end as Parquet does")
+        raise ValueError("it does not end like a Parquet file")
     file.seek(num_bytes - END - length)
     return hashlib.sha256(file.read(length + END)).hexdigest()

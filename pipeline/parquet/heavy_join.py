@@ -1,4 +1,4 @@
-"""Heavy columns looked up by id in the shard that holds them."""
+"""Joins heavy columns by id from the shard that stores them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vlpipe.pipeline.errors import VlpipeError
 
 
 class HeavyJoin:
-    """Shards drop rows and move none, so each heavy row group is read about once."""
+    """Later shards drop rows but do not reorder them, so each heavy row group is read about once."""
 
     def __init__(self, file: pq.ParquetFile, path: str, names: Sequence[str]) -> None:
-        """VlpipeError: the shard has an id more than once; whose the column is could not be told."""
+        """Raises VlpipeError if the shard has an id more than once, since the join would be ambiguous."""
         self._file, self.path, self.names = file, path, list(names)
         self._place: dict[str, tuple[int, int]] = {}
         for group in range(self._file.num_row_groups):
@@ -22,7 +22,7 @@ class HeavyJoin:
                 if self._place.setdefault(id_, (group, row)) != (group, row):
                     raise VlpipeError(
                         f"{path} has id {id_!r} more than once, so {self.names} cannot be joined by it; "
-                        "the step that made it must give each row an id of its own"
+                        "the step that made it must give each row a unique id"
                     )
         self._cached: tuple[int, pa.Table] | None = None
 
@@ -32,7 +32,8 @@ class HeavyJoin:
         return self._cached[1]
 
     def add(self, table: pa.Table) -> Iterator[pa.Table]:
-        """The rows with the columns, in pieces: each from one heavy row group."""
+        """Yields the rows with the heavy columns appended, in pieces from one heavy row group each. Raises VlpipeError
+        if the shard lacks a row's id."""
         ids = table["id"].to_pylist()
         unknown = [i for i in ids if i not in self._place]
         if unknown:
@@ -40,7 +41,7 @@ class HeavyJoin:
                 f"{len(unknown)} row(s) (first: {unknown[0]}) have no {self.names} in {self.path}"
             )
         start = 0
-        while start < len(ids):  # runs of rows that lie in the same heavy row group
+        while start < len(ids):  # one run of rows per heavy row group
             group = self._place[ids[start]][0]
             stop = start
             while stop < len(ids) and self._place[ids[stop]][0] == group:

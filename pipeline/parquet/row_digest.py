@@ -1,4 +1,4 @@
-"""A row's own sha256 against the bytes it stands for: checked where they leave the engine. 60 KB take 0.05 ms."""
+"""Checks image bytes against their row's sha256 wherever they leave the engine. Costs 0.05 ms per 60 KB."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEX = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def checked(table: pa.Table, where: str) -> pa.Table:
-    """The table as it is. VlpipeError: a row's `image` has not the `sha256` that the row names; either may be missing."""
+    """Returns the table unchanged. Raises VlpipeError if a row's `image` does not match its `sha256`; both may be absent."""
     if {"id", BYTES, DIGEST} <= {*table.schema.names}:
         columns = (table[name].to_pylist() for name in ("id", BYTES, DIGEST))
         for id_, data, digest in zip(*columns, strict=True):
@@ -29,13 +29,12 @@ def check_all(ids: Sequence[str], datas: Sequence[bytes], digests: Sequence[str 
 
 
 def check_row(id_: str, data: bytes | None, digest: str | None, where: str) -> None:
-    if (
-        data is None or digest is None or not HEX.fullmatch(digest)
-    ):  # a column of that name with something else in it
-        return
+    """Raises VlpipeError if sha256(data) is not `digest`. Passes if either is None or `digest` is not a sha256."""
+    if data is None or digest is None or not HEX.fullmatch(digest):
+        return  # nothing to compare, or a column named `sha256` that holds something else
     if hashlib.sha256(data).hexdigest() == digest.lower():
         return
     raise VlpipeError(
-        f"{where}, row {id_}: its {BYTES} has not the sha256 that the row names, so a file was damaged since; "
+        f"{where}, row {id_}: its {BYTES} does not match the row's sha256, so a file was damaged since; "
         "`vlpipe verify` lists which"
     )

@@ -1,6 +1,6 @@
-"""Where row groups end: a fixed number of rows, and a bound in bytes, by the rows alone.
+"""Where row groups end: at a fixed number of rows or at a limit in bytes, determined by the rows alone.
 
-How a table was chunked does not count: same rows, same groups, same bytes.
+How a table was chunked does not matter: same rows, same groups, same bytes.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# Of a row group and of a batch, unless one row alone is larger. A stage gets a row group at a time, so this bounds its
-# memory too; and far below 2 GiB no offset of 32 bits overflows.
+# Max bytes of a row group and of a batch, unless a single row is larger. A stage gets one row group at a time, so this
+# also bounds its memory; far below 2 GiB, 32-bit offsets cannot overflow.
 MAX_BYTES = 64 << 20
 
 Sizes = npt.NDArray[np.int64]
 
 
 def num_fitting(rows: pa.Table, max_bytes: int = MAX_BYTES) -> int:
-    """How many of the first rows are at most `max_bytes` together; one at least."""
-    if rows.nbytes <= max_bytes:  # never less than the sum of `row_sizes`
+    """Max number of leading rows with at most `max_bytes` bytes together; at least one."""
+    if rows.nbytes <= max_bytes:  # an upper bound on the sum of `row_sizes`
         return int(rows.num_rows)
     return max(1, int(np.searchsorted(np.cumsum(row_sizes(rows)), max_bytes, side="right")))
 
 
 def row_sizes(rows: pa.Table) -> Sizes:
-    """Bytes of the values of each row, (num_rows,): what is in them, without offsets and null masks."""
+    """Bytes of the values of each row, (num_rows,), without offsets and null masks."""
     total = np.zeros(rows.num_rows, np.int64)
     for column in rows.columns:
         if column.num_chunks:
@@ -51,7 +51,7 @@ def _sizes(array: pa.Array) -> Sizes:
         return sum((_sizes(part) for part in array.flatten()), np.zeros(num, np.int64))
     try:
         return np.full(num, kind.bit_width // 8, np.int64)
-    except ValueError:  # of no fixed width, and none of the above: rows alone bound it
+    except ValueError:  # other types without fixed width: only the row limit applies
         return np.zeros(num, np.int64)
 
 
@@ -63,14 +63,14 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _not_null(array: pa.Array, sizes: Sizes) -> Sizes:
-    """What lies below a null does not count."""
+    """Sizes with 0 for null entries."""
     if not array.null_count:
         return sizes
     return np.where(array.is_valid().to_numpy(zero_copy_only=False), sizes, 0)
 
 
 def joined_up(pieces: Iterable[pa.Table], max_bytes: int = MAX_BYTES) -> Iterator[pa.Table]:
-    """Neighbouring pieces put together again while they are at most `max_bytes`."""
+    """Concatenates neighbouring pieces as long as they have at most `max_bytes` bytes together."""
     held: list[pa.Table] = []
     num_bytes = 0
     for piece in pieces:

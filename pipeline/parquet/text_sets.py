@@ -1,7 +1,8 @@
-"""Sets of millions of texts, and whole columns looked up in them at once. Exact: what looks equal is compared by sha256.
+"""Sets of millions of strings, with lookup of whole columns at once. Exact: quick-hash matches are confirmed by sha256.
 
-A text costs 40 bytes: 8 of a quick hash, by which columns are searched in numpy, and its sha256; the text itself is not
-kept. 1 M ids of 64 digits in a set of 100,000: 0.1 s; as Python strings in a frozenset 0.5 s, and 150 bytes each.
+A string costs 40 bytes: an 8-byte quick hash, for searching columns in numpy, and its sha256; the string itself is not
+kept. Looking up 1 M ids of 64 digits in a set of 100,000 takes 0.1 s; a frozenset of Python strings takes 0.5 s and 150
+bytes per string.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ import pyarrow.compute as pc
 Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-Digests = npt.NDArray[np.bytes_]  # of one width, zeros at the end included
+Digests = npt.NDArray[np.bytes_]  # of fixed width, trailing zeros included
 
-BLOCK = 65_536  # texts hashed at once
+BLOCK = 65_536  # strings hashed at once
 DIGEST = np.dtype("S32")
 _NONE = np.empty(0, DIGEST)
 _MIX, _LENGTH = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
-_MAX_BITS = 26  # of a hash, of which the first look is taken: 64 MB
+_MAX_BITS = 26  # max leading hash bits that index the prefilter table: 64 MB
 
 
 def hashed(kind: str, value: str | bytes) -> bytes:
-    """sha256 over the kind and the value, so that a hash of a plain id is not among them."""
+    """sha256 (32 bytes) over kind and value, so that it never equals the plain sha256 of an id."""
     data = value if isinstance(value, bytes) else encoded(value)
     return hashlib.sha256(b"vlpipe " + kind.encode() + b" " + data).digest()
 
@@ -40,18 +41,18 @@ def encoded(value: str) -> bytes:
 
 
 def as_binary(values: Iterable[str]) -> pa.Array:
-    """An Arrow array of any texts: a lone surrogate is no UTF-8, so not one of strings."""
+    """Binary Arrow array of any strings. Lone surrogates are not valid UTF-8, so an array of strings cannot hold them."""
     return pa.array([encoded(value) for value in values], pa.large_binary())
 
 
 def quick_hashes(column: pa.Array | pa.ChunkedArray) -> Hashes:
-    """A 64-bit hash of each text, the same in every process; of null any number."""
+    """64-bit hash of each string, (num_rows,), the same in every process. The value for null is arbitrary."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     return np.concatenate([np.empty(0, np.uint64), *(_hashes(chunk) for chunk in chunks)])
 
 
 def _hashes(chunk: pa.Array) -> Hashes:
-    """Word by word of 8 bytes, all texts side by side; the last word is cut where its text ends."""
+    """Hashes 8-byte words of all strings in parallel; the last word is masked where its string ends."""
     starts, lengths, data = _bytes_of(chunk)
     found: Hashes = lengths.astype(np.uint64) * _LENGTH
     words = np.ndarray(max(len(data) - 7, 0), "<u8", data, strides=(1,))
@@ -66,12 +67,12 @@ def _hashes(chunk: pa.Array) -> Hashes:
             word[short] &= (np.uint64(1) << bits) - np.uint64(1)
         mixed = (found[rows] ^ word) * _MIX
         found[rows] = mixed ^ (mixed >> np.uint64(29))
-    found *= _MIX  # the first bits are looked at first
+    found *= _MIX  # mixes into the leading bits, which index the prefilter
     return found
 
 
 def _bytes_of(chunk: pa.Array) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
-    """Start and length of each text (0 of null) in one array of bytes, which 8 more bytes follow."""
+    """(starts, lengths, data): position of each string in one byte array padded by 8 bytes; a null has length 0."""
     if pa.types.is_dictionary(chunk.type):
         chunk = chunk.dictionary_decode()
     chunk = chunk.cast(pa.large_binary())
@@ -91,7 +92,7 @@ def _bytes_of(chunk: pa.Array) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
 
 @dataclass(frozen=True, eq=False)
 class TextSet:
-    """Texts of one kind, ordered by (quick hash, sha256). A place is a number from 0 in this order."""
+    """A set of strings of one kind, ordered by (quick hash, sha256). A place is an index in this order."""
 
     kind: str
     quick: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -106,13 +107,14 @@ class TextSet:
 
     @classmethod
     def joined(cls, kind: str, *parts: tuple[Hashes, Digests]) -> TextSet:
+        """The union of (quick hashes, digests) pairs; duplicates are dropped."""
         quick = np.concatenate([np.empty(0, np.uint64), *(p[0] for p in parts)])
         digests = np.concatenate([np.empty(0, DIGEST), *(p[1] for p in parts)])
         order = np.lexsort((digests, quick))
         quick, digests = quick[order], digests[order]
-        again = np.zeros(len(quick), np.bool_)
-        again[1:] = digests[1:] == digests[:-1]
-        return cls(kind, quick[~again], digests[~again])
+        is_duplicate = np.zeros(len(quick), np.bool_)
+        is_duplicate[1:] = digests[1:] == digests[:-1]
+        return cls(kind, quick[~is_duplicate], digests[~is_duplicate])
 
     def __len__(self) -> int:
         return len(self.quick)
@@ -123,43 +125,43 @@ class TextSet:
         return TextSet.joined(self.kind, (self.quick, self.digests), (other.quick, other.digests))
 
     def where(self, mask: Mask) -> TextSet:
-        """Those at the places where the mask is True."""
+        """The subset at the places where the mask, (len(self),), is True."""
         return TextSet(self.kind, self.quick[mask], self.digests[mask])
 
     def find(self, column: pa.Array | pa.ChunkedArray) -> Places:
-        """The place of each text of a column, -1 where it is not in the set or null."""
+        """Place of each string of a column, (num_rows,); -1 if it is null or not in the set."""
         found = np.full(len(column), -1, np.int64)
         if not len(self) or not len(column):
             return found
         hashes = quick_hashes(column)
-        rows = np.flatnonzero(self._first_look[hashes >> self._shift])
+        rows = np.flatnonzero(self._prefilter[hashes >> self._shift])
         places = np.searchsorted(self.quick, hashes[rows])
         places[places == len(self)] = 0
         same = self.quick[places] == hashes[rows]
         rows, places = rows[same], places[same]
         digests = _digests_of(self.kind, column.take(pa.array(rows)).drop_null()) if len(rows) else _NONE
-        if len(digests) < len(rows):  # a null has a hash too
+        if len(digests) < len(rows):  # drop nulls, which have a hash too
             there = np.asarray(column.take(pa.array(rows)).is_valid())
             rows, places = rows[there], places[there]
         equal = self.digests[places] == digests
         found[rows[equal]] = places[equal]
-        for at in np.flatnonzero(~equal):  # two texts with one quick hash
+        for at in np.flatnonzero(~equal):  # quick-hash collision
             found[rows[at]] = self._next(int(places[at]), digests[at])
         return found
 
     def mask(self, column: pa.Array | pa.ChunkedArray) -> Mask:
-        """Which texts of a column are in the set."""
+        """Boolean mask, (num_rows,): which strings of a column are in the set."""
         return self.find(column) >= 0
 
     def known(self, values: Collection[str]) -> set[str]:
-        """Those of the values that are in the set."""
+        """The subset of `values` that is in the set."""
         if not len(self) or not values:
             return set()
         listed = list(values)
         return {listed[row] for row in np.flatnonzero(self.mask(as_binary(listed)))}
 
     def _next(self, place: int, digest: bytes) -> int:
-        """The place of this sha256 among those that have the quick hash of `place`."""
+        """Place of this sha256 among the entries from `place` on that share its quick hash; -1 if there is none."""
         quick = self.quick[place]
         while place < len(self) and self.quick[place] == quick:
             if self.digests[place] == digest:
@@ -172,15 +174,15 @@ class TextSet:
         return np.uint64(64 - min(_MAX_BITS, len(self).bit_length() + 5))
 
     @cached_property
-    def _first_look(self) -> Mask:
-        """Per first bits of a hash whether any in the set has them: most texts are done with after it."""
+    def _prefilter(self) -> Mask:
+        """For each value of the leading hash bits, whether the set has any. Rules out most strings cheaply."""
         seen = np.zeros(1 << int(np.uint64(64) - self._shift), np.bool_)
         seen[self.quick >> self._shift] = True
         return seen
 
 
 class TextSetMaker:
-    """Takes texts one by one and keeps 40 bytes of each."""
+    """Builds a TextSet from strings added one by one; keeps 40 bytes of each."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -215,21 +217,21 @@ def _digests_of(kind: str, column: pa.Array | pa.ChunkedArray) -> Digests:
 
 
 def from_hex(column: pa.ChunkedArray, width: int = 32) -> Digests:
-    """The first `width` bytes of each hash, written as 64 hexadecimal digits. ValueError: one is something else."""
+    """The first `width` bytes of each hash. Raises ValueError if a cell is not 64 hexadecimal digits."""
     parts = [np.empty(0, f"S{width}")]
     for chunk in column.chunks:
         starts, lengths, data = _bytes_of(chunk)
         if (lengths != 64).any():
-            raise ValueError("a hash has not 64 digits")
+            raise ValueError("a hash does not have 64 digits")
         raw = np.frombuffer(bytes.fromhex(data[: 64 * len(starts)].tobytes().decode("ascii")), np.uint8)
-        if len(raw) != 32 * len(starts):  # `fromhex` takes spaces
-            raise ValueError("a hash has not 64 digits")
+        if len(raw) != 32 * len(starts):  # `fromhex` skips spaces
+            raise ValueError("a hash does not have 64 digits")
         parts.append(np.ascontiguousarray(raw.reshape(-1, 32)[:, :width]).view(f"S{width}").ravel())
     return np.concatenate(parts)
 
 
 def to_hex(digests: Digests) -> pa.Array:
-    """As 64 digits each."""
+    """String array with 64 hexadecimal digits per digest."""
     text = np.ascontiguousarray(digests).tobytes().hex().encode()
     offsets = np.arange(len(digests) + 1, dtype=np.int64) * 64
     return pa.LargeStringArray.from_buffers(len(digests), pa.py_buffer(offsets), pa.py_buffer(text)).cast(
@@ -241,7 +243,7 @@ SETS = pa.schema([("kind", pa.string()), ("quick", pa.uint64()), ("digest", pa.b
 
 
 def sets_to_table(*sets: TextSet) -> pa.Table:
-    """As a file can hold them."""
+    """The sets as one table with schema SETS."""
     parts = [SETS.empty_table()]
     for one in sets:
         data = pa.py_buffer(np.ascontiguousarray(one.digests).tobytes())
@@ -251,7 +253,7 @@ def sets_to_table(*sets: TextSet) -> pa.Table:
 
 
 def sets_from_table(table: pa.Table) -> dict[str, TextSet]:
-    """By kind; what `sets_to_table` made."""
+    """Kind -> set, from a table made by `sets_to_table`."""
     found = {}
     for kind in table["kind"].unique().to_pylist():
         rows = table.filter(pc.equal(table["kind"], kind)).combine_chunks()
@@ -261,7 +263,7 @@ def sets_from_table(table: pa.Table) -> dict[str, TextSet]:
 
 
 def is_among(known: Digests, wanted: Any) -> Mask:
-    """Which of the wanted digests are in a sorted array of digests."""
+    """Boolean mask, (len(wanted),): which digests are in `known`, which must be sorted."""
     wanted = np.asarray(wanted, known.dtype)
     if not len(known):
         return np.zeros(len(wanted), np.bool_)

@@ -1,6 +1,6 @@
-"""Content digests of outside files, kept per user for as long as there is no root that could keep them.
+"""Content digests of outside files, cached per user while there is no root to store them in.
 
-Without it each `vlpipe plan` before the first run hashes every list and every folder of weights anew (4 s for 3 GB).
+Without this cache, each `vlpipe plan` before the first run hashes all lists and weights again (4 s for 3 GB).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 from vlpipe.pipeline.errors import VlpipeWarning
 
-MAX_FILES = 200_000  # about 40 MB of JSON; the files looked up longest ago go first
-RECENT_S = 2.0  # a file written just now may change again within one tick of its clock
+MAX_FILES = 200_000  # about 40 MB of JSON; least recently looked up files are dropped first
+RECENT_S = 2.0  # a file written this recently may change again within one clock tick
 
 
 def private_folder() -> Path:
-    """`$XDG_CACHE_HOME/vlpipe`, or `~/.cache/vlpipe`; made if need be, and only its owner may enter it.
+    """`$XDG_CACHE_HOME/vlpipe`, or `~/.cache/vlpipe`; created if needed, accessible only to its owner.
 
-    OSError: it cannot be made, or is another user's.
+    Raises OSError if it cannot be created or belongs to another user.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"  # a relative one is to be ignored
+    home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"  # a relative path must be ignored
     folder = home / "vlpipe"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if folder.stat().st_uid != os.getuid():
@@ -35,7 +35,7 @@ def private_folder() -> Path:
 
 
 class DigestCache:
-    """sha256 by path, size and mtime. What it cannot read it makes anew, with a warning; the digests then cost time only."""
+    """sha256 by path, size and mtime. A damaged cache is replaced, with a warning; files are then hashed again."""
 
     def __init__(self) -> None:
         self._files: dict[str, list[Any]] = {}
@@ -49,11 +49,11 @@ class DigestCache:
         except ValueError as error:
             _warn(f"{self._path} is damaged and is made anew: {error}")
         except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
-            _warn(f"digests of files cannot be kept for the next time: {error}")
+            _warn(f"cannot cache the digests of files: {error}")
             self._path = None
 
     def get(self, path: str, size: int, mtime_ns: int) -> str | None:
-        """The digest of a file that is still the same; None: hash it, and `put` it."""
+        """The digest of an unchanged file; None if the caller must hash it and `put` the result."""
         known = self._files.get(path)
         if known is None or known[:2] != [size, mtime_ns]:
             return None
@@ -61,16 +61,17 @@ class DigestCache:
         return str(known[2])
 
     def put(self, path: str, size: int, mtime_ns: int, digest: str) -> None:
+        """Remember a digest, unless the file was modified within the last `RECENT_S` seconds."""
         if abs(time.time() - mtime_ns / 1e9) >= RECENT_S:
             self._files[path] = self._new[path] = [size, mtime_ns, digest]
 
     def save(self) -> None:
-        """Keep what was looked up, beside what other processes kept meanwhile."""
+        """Store the digests looked up, merged with those that other processes stored meanwhile."""
         if self._path is None or not self._new:
             return
         try:
             kept = _read(self._path) if self._path.exists() else {}
-        except ValueError:  # damaged: said when it was opened
+        except ValueError:  # damaged: __init__ has warned about it
             kept = {}
         if all(kept.get(path) == known for path, known in self._new.items()):
             return
@@ -78,11 +79,11 @@ class DigestCache:
         try:
             write_private(self._path, json.dumps(dict(list(kept.items())[-MAX_FILES:])).encode())
         except OSError as error:
-            _warn(f"digests of files cannot be kept for the next time: {error}")
+            _warn(f"cannot cache the digests of files: {error}")
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
-    """ValueError: it is not what `save` wrote."""
+    """Read the cache file. Raises ValueError if it is not what `save` writes."""
     try:
         found = json.loads(path.read_bytes())
     except RecursionError as error:
@@ -99,7 +100,7 @@ def _is_entry(known: Any) -> bool:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write a file atomically, readable only by its owner."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

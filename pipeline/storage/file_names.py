@@ -1,4 +1,4 @@
-"""What the engine calls its files. Whatever has another name is somebody else's: it is never removed."""
+"""Names of the engine's files. A file with any other name is not the engine's and is never removed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ INSIDE = {
     "artifacts",
     "work",
 }
-# A write under way: the name it goes to, eight digits for the attempt. `film.mkv.part` is a download of somebody's.
+# A file being written: its final name, then eight digits of the attempt. `film.mkv.part` is a user's own download.
 _WRITTEN = r"_[a-z]+\.(json|parquet)|\d{6,}\.(parquet|jsonl?)|(manifest|run|digests)\.json|forgotten\.parquet"
 PART_FILE = re.compile(rf"({_WRITTEN})\.[0-9a-f]{{8}}\.part")
 _PART_END = re.compile(r"\.[0-9a-f]{8}\.part$")
 
 
 def is_part(name: str) -> bool:
-    """A file the engine was writing."""
+    """True for a temporary file of the engine."""
     return bool(PART_FILE.fullmatch(name))
 
 
 def is_engines(entry: str) -> bool:
-    """An entry of a step's folder that the engine writes; `000001.parquet.1a2b3c4d.part` is on its way to be one."""
+    """True if the engine writes this entry of a step's folder, or its temporary form `000001.parquet.1a2b3c4d.part`."""
     name = _PART_END.sub("", entry)
     return name in INSIDE or bool(SHARD_FILE.fullmatch(name))

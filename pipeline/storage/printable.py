@@ -1,4 +1,4 @@
-"""Values as text for a terminal: sizes instead of bytes, no control characters, long things cut."""
+"""Values as text for a terminal: sizes instead of bytes, no control characters, long values cut."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def cell(value: Any, max_chars: int = MAX_CHARS) -> str:
-    """One value on one line."""
+    """One value on one line, at most `max_chars` characters."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -31,7 +31,7 @@ def cell(value: Any, max_chars: int = MAX_CHARS) -> str:
 
 
 def struct_text(value: Mapping[str, Any]) -> str:
-    """`text: a red circle, score: 0.97`; fields that are null are left out, digests cut."""
+    """`text: a red circle, score: 0.97`; null fields are left out, digests cut to 8 digits."""
     shown = ((name, v[:8] if isinstance(v, str) and DIGEST.fullmatch(v) else v) for name, v in value.items())
     return ", ".join(f"{name}: {cell(v)}" for name, v in shown if v is not None) or "all null"
 
@@ -52,6 +52,6 @@ def size(num_bytes: float) -> str:
 
 
 def counts(rejects: Mapping[str, int]) -> str:
-    """`timeout 3, http_404 1` from "kind:why" -> rows, most first."""
+    """`timeout 3, http_404 1` from "kind:why" -> rows, most frequent first."""
     ordered = sorted(rejects.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{code.partition(':')[2]} {n:,}" for code, n in ordered)

@@ -1,4 +1,4 @@
-"""Records that know when they are damaged: a JSON object whose first line is the sha256 of the rest of the file."""
+"""Records that detect damage: a JSON object whose first line holds the sha256 of the rest of the file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vlpipe.pipeline.storage.store import Store, canonical_json
 
 HEAD, DIGITS = b'{"sha256": "', 64
 _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False).encode
-BODY = len(HEAD) + DIGITS + len(b'",\n')  # where the rest begins
+BODY = len(HEAD) + DIGITS + len(b'",\n')  # offset of the part that is hashed
 
 
 def sealed(value: Mapping[str, Any], *, one_line_per_key: bool = False) -> bytes:
-    """The bytes of a record. Its own keys stay on top, beside `sha256`.
+    """The bytes of a record. Its keys stay at the top level, next to `sha256`.
 
-    one_line_per_key: for records of which there are many. C's encoder writes it, ten times as fast as Python's indents.
+    one_line_per_key: for records of which there are many; the C encoder is ten times as fast as indented output.
     """
     if one_line_per_key:
         lines = (f" {_encode(key)}: {_encode(value[key])}" for key in sorted(value))
@@ -28,9 +28,9 @@ def sealed(value: Mapping[str, Any], *, one_line_per_key: bool = False) -> bytes
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """The record. ValueError: its bytes are not those that were written."""
+    """Parse a record. Raises ValueError if its bytes are not those that were written."""
     if not data.startswith(HEAD):
-        json.loads(data)  # what is no JSON at all says so itself
+        json.loads(data)  # if it is not JSON at all, this raises a clearer error
         raise ValueError("it does not begin with its sha256")
     if hashlib.sha256(data[BODY:]).hexdigest().encode() != data[len(HEAD) : len(HEAD) + DIGITS]:
         raise ValueError("its sha256 is not that of its text")
@@ -44,5 +44,5 @@ def write_sealed(store: Store, rel: str, value: Mapping[str, Any], *, sync_folde
 
 
 def read_sealed(store: Store, rel: str) -> dict[str, Any]:
-    """ValueError: it is damaged."""
+    """Read a record. Raises ValueError if it is damaged."""
     return unsealed(store.read_bytes(rel))

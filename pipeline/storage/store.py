@@ -1,6 +1,6 @@
 """Files under one root, through fsspec: atomic writes, listings, JSON.
 
-Local and network file systems: a `.part` unique to the attempt, fsync of file and folder (fsspec does neither), rename.
+Local and network file systems: write a `.part` unique to the attempt, fsync file and folder (fsspec does not), rename.
 Object stores (`s3://`, `gs://`, `memory://`): one PUT to the final name, which is atomic there.
 """
 
@@ -33,34 +33,35 @@ from vlpipe.pipeline.errors import LockLost, VlpipeError
 from vlpipe.pipeline.storage.file_names import is_part
 
 SMALL_BYTES = 1 << 18
-READERS = 32  # requests at once to an object store: each waits for the network, not for the processor
-FENCE_S = 1.0  # on an object store what the fence said counts so long: one request for all files of a shard
-MATCHING = {"s3", "s3a", "gs", "gcs"}  # with a conditional PUT, which fsspec calls mode="create"
+READERS = 32  # parallel requests to an object store: they wait for the network, not for the CPU
+FENCE_S = 1.0  # on an object store a fence check stays valid so long: one request for all files of a shard
+MATCHING = {"s3", "s3a", "gs", "gcs"}  # protocols with a conditional PUT, which fsspec calls mode="create"
 AZURE = {"az", "abfs", "abfss"}
 _in_memory = threading.Lock()
 
 
 def sha256_file(path: str | Path) -> str:
+    """sha256 of a local file, as 64 hexadecimal digits."""
     with open(path, "rb", buffering=0) as file:
         return sha256_of(file)
 
 
 def sha256_of(file: FileIO) -> str:
-    """Of the bytes from where an unbuffered file stands."""
-    found = hashlib.sha256(file.read(SMALL_BYTES))  # most files: `file_digest` makes a buffer for each
+    """sha256 of the bytes from the current position of an unbuffered file to its end, as hexadecimal digits."""
+    found = hashlib.sha256(file.read(SMALL_BYTES))  # most files end here, without a buffer of `file_digest`
     while block := file.read(SMALL_BYTES):
         found.update(block)
     return found.hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one spelling of a JSON value: sorted keys, no spaces to vary, a final newline."""
+    """The canonical bytes of a JSON value: sorted keys, fixed whitespace, a final newline."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 @dataclass(frozen=True)
 class Fence:
-    """What a run's writers still need: the lock in file `rel` that names the run."""
+    """Condition for a run's writes: the lock file `rel` still names the run."""
 
     rel: str
     run: str
@@ -68,10 +69,10 @@ class Fence:
 
 @dataclass(frozen=True)
 class Store:
-    """A root folder or URL. Every path below is relative to it. Picklable: workers open their own file system.
+    """A root folder or URL; `rel` paths are relative to it. Picklable: workers open their own file system.
 
-    fence: set while a run holds the root's lock, and carried to its workers. They read the lock again before anything
-    gets its final name: one that outlived its run overwrites nothing of the next one's.
+    fence: set while a run holds the root's lock, and carried to its workers. They read the lock again before a file
+    gets its final name, so a worker that outlives its run overwrites nothing of the next run.
     """
 
     url: str
@@ -83,7 +84,7 @@ class Store:
             raise VlpipeError(
                 f"{self.url}: a folder's name must not hold `::`, which chains file systems in a URL"
             )
-        # no cache of listings: other processes write here, and an old listing hides what they wrote
+        # no cache of listings: it would hide files that other processes write here
         options = {"use_listings_cache": False} if "://" in self.url else {}
         fs, base = fsspec.core.url_to_fs(self.url, **options)
         return fs, str(base).rstrip("/")
@@ -103,7 +104,7 @@ class Store:
         return [-FENCE_S]
 
     def check_fence(self) -> None:
-        """Raise LockLost when the run that writes here does not hold the root any more."""
+        """Raises LockLost if the run that writes here no longer holds the root."""
         if self.fence is None or (not self.is_local and time.monotonic() - self._asked_at[0] < FENCE_S):
             return
         asked = time.monotonic()
@@ -124,7 +125,7 @@ class Store:
         return "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
 
     def path(self, rel: str) -> str:
-        """What the file system calls it; for a local root an absolute path."""
+        """The path on the file system; absolute for a local root."""
         return f"{self._fs_base[1]}/{rel}" if rel else self._fs_base[1]
 
     def exists(self, rel: str) -> bool:
@@ -134,7 +135,7 @@ class Store:
         return int(self.fs.size(self.path(rel)))
 
     def list(self, rel: str = "") -> list[str]:
-        """Sorted names in a folder, from one request; empty when it does not exist."""
+        """Sorted names in a folder, from one request; empty if it does not exist."""
         if not self.is_local:
             return sorted(_name(entry) for entry in self._entries(rel))
         try:
@@ -145,7 +146,7 @@ class Store:
             return [os.path.basename(self.path(rel))]
 
     def sizes(self, rel: str) -> dict[str, int]:
-        """Name -> bytes of every file in a folder, folders in it left out; from one listing."""
+        """Name -> size in bytes of every file in a folder, without subfolders; from one listing."""
         if not self.is_local:
             files = (e for e in self._entries(rel) if e["type"] == "file")
             return dict(sorted((_name(e), int(e["size"])) for e in files))
@@ -161,7 +162,7 @@ class Store:
         return dict(sorted(found.items()))
 
     def _entries(self, rel: str) -> Sequence[dict[str, Any]]:
-        """One listing of a folder of an object store."""
+        """One listing of a folder on an object store."""
         path = self.path(rel)
         self.fs.invalidate_cache(path)
         try:
@@ -184,14 +185,14 @@ class Store:
 
     @cached_property
     def _one_request(self) -> dict[str, Any]:
-        """Options of `cat_file`: s3fs asks for the size first, to read a large file in pieces, unless it may not."""
+        """Options that make `cat_file` one request: by default s3fs asks for the size first, to read in pieces."""
         given = inspect.signature(self.fs._cat_file).parameters if hasattr(self.fs, "_cat_file") else {}
         return {"max_concurrency": 1} if "s3" in self.fs.protocol and "max_concurrency" in given else {}
 
     def read_many(self, rels: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Yield (name, content) of files in the order given; from an object store up to `READERS` at once.
+        """Yield (name, content) of files in the order given; from an object store with up to `READERS` parallel requests.
 
-        Raises FileNotFoundError when it comes to one that is not there.
+        Raises FileNotFoundError when it reaches a missing file.
         """
         if self.is_local:
             yield from ((rel, self.read_bytes(rel)) for rel in rels)
@@ -201,7 +202,7 @@ class Store:
             try:
                 for rel in rels:
                     asked.append((rel, pool.submit(self.read_bytes, rel)))
-                    if len(asked) > 2 * READERS:  # what was read and not taken yet is bounded too
+                    if len(asked) > 2 * READERS:  # bounds the contents held in memory
                         first, content = asked.popleft()
                         yield first, content.result()
                 while asked:
@@ -215,24 +216,25 @@ class Store:
         return json.loads(self.read_bytes(rel))
 
     def write_bytes(self, rel: str, data: bytes, *, sync_folder: bool = True) -> None:
+        """Write a file atomically; see `writing`."""
         with self.writing(rel, sync_folder=sync_folder) as part:
             Path(part).write_bytes(data)
 
     def create(self, rel: str, data: bytes) -> bool:
-        """Write a file that must not be there yet; False when it is. Of several who try at once exactly one succeeds.
+        """Write a file that must not exist yet; False if it does. Of several concurrent callers exactly one succeeds.
 
-        Raises VlpipeError for a file system that cannot promise that.
+        Raises VlpipeError for a file system that cannot guarantee that.
         """
         if self.is_local:
             return _create_here(self.path(rel), data)
         if not self._create_there(rel, data):
             with suppress(FileNotFoundError):
-                return bool(self.read_bytes(rel) == data)  # ours: its answer was lost, and it was sent again
+                return bool(self.read_bytes(rel) == data)  # ours: the reply was lost, the request repeated
             return False
         if self._create_there(rel, data + b" "):
             raise VlpipeError(
-                f"{self.url}: this store ignores `write only what is not there` (If-None-Match), "
-                "so nothing keeps two runs apart in it; use another --root"
+                f"{self.url}: this store ignores conditional writes (If-None-Match), "
+                "so two runs could write to it at once; use another --root"
             )
         return True
 
@@ -248,10 +250,10 @@ class Store:
                     self.fs.pipe_file(self.path(rel), data, mode="create")
             else:
                 raise VlpipeError(
-                    f"{self.url}: nothing is known that keeps two runs apart on {protocol[0]}://; "
-                    "a root lies in a folder, or on s3://, gs:// or az://"
+                    f"{self.url}: cannot prevent two runs from writing at once on {protocol[0]}://; "
+                    "a root must be a folder, or on s3://, gs:// or az://"
                 )
-        except OSError:  # FileExistsError; s3fs: EINVAL for a condition that does not hold
+        except OSError:  # FileExistsError; s3fs: EINVAL if the condition fails
             if not self.exists(rel):
                 raise
             return False
@@ -262,10 +264,10 @@ class Store:
 
     @contextmanager
     def writing(self, rel: str, *, sync_folder: bool = True) -> Iterator[str]:
-        """Yield a local path to write to; on leaving, its bytes appear under the final name at once, or not at all.
+        """Yield a local path to write to; on exit the whole file appears under its final name, or nothing does.
 
-        sync_folder=False leaves the name to `sync`, later and for many files at once: a power cut may take the file back
-        (it is then made again), never part of it. Half of the cost of a small commit is the folder's fsync.
+        sync_folder=False skips the directory fsync, half the cost of a small commit; call `sync` once per folder. After a
+        power cut the file is whole or absent.
         """
         final = self.path(rel)
         if not self.is_local:
@@ -286,12 +288,15 @@ class Store:
                 _fsync(os.path.dirname(final))
         except BaseException as error:
             Path(part).unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename in (None, part):  # `write` names no file
+            if isinstance(error, OSError) and error.filename in (
+                None,
+                part,
+            ):  # errors of `write` name no file
                 error.filename = final
             raise
 
     def link_or_copy(self, src: str, dst: str) -> None:
-        """Make `dst` the same file as `src`; a hard link where the file system has them. Finished files never change."""
+        """Make `dst` the same file as `src`: a hard link if possible, else a copy. Finished files never change."""
         if not self.is_local:
             self.check_fence()
             self.fs.copy(self.path(src), self.path(dst))
@@ -303,7 +308,7 @@ class Store:
                 shutil.copyfile(self.path(src), part)
 
     def remove(self, rel: str) -> None:
-        """Remove a file or folder, of a link only the link; nothing happens when it is not there."""
+        """Remove a file or folder; of a symlink only the link. Does nothing if it does not exist."""
         self.check_fence()
         path = self.path(rel)
         if not self.is_local:
@@ -315,19 +320,19 @@ class Store:
             Path(path).unlink(missing_ok=True)
 
     def sync(self, *folders: str) -> None:
-        """Make the names in these folders durable."""
+        """fsync these folders, so that the file names in them are durable."""
         for folder in folders:
             if self.is_local and os.path.isdir(self.path(folder)):
                 _fsync(self.path(folder))
 
     def sweep(self, rel: str) -> None:
-        """Remove the `.part` files a killed run left in a folder; call it only when nothing else writes there."""
-        for name in self.sizes(rel) if self.is_local else ():  # no store but a local one has any
+        """Remove `.part` files that a killed run left in a folder. Call it only while nothing else writes there."""
+        for name in self.sizes(rel) if self.is_local else ():  # only local stores have any
             if is_part(name):
                 self.remove(f"{rel}/{name}" if rel else name)
 
     def move_in(self, folder: str, rel: str) -> None:
-        """Move a finished local folder to `rel`, whole."""
+        """Move a finished local folder to `rel`; locally it replaces an existing one."""
         self.check_fence()
         if not self.is_local:
             self.fs.put(folder.rstrip("/") + "/", self.path(rel) + "/", recursive=True)
@@ -343,7 +348,7 @@ class Store:
 
 
 def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
-    """`ls`; but that of s3fs lists the folder above as well when there is none, 100 requests where 100,000 shards lie."""
+    """Like `ls`. s3fs's own `ls` also lists the parent of a missing folder: 100 requests for 100,000 shards."""
     if hasattr(fs, "_lsdir") and "s3" in fs.protocol:
         found: list[dict[str, Any]] = fsspec.asyn.sync(fs.loop, fs._lsdir, path)
         return found
@@ -358,15 +363,14 @@ def _create_here(final: str, data: bytes) -> bool:
         _fsync(part)
         os.link(part, final)
     except FileNotFoundError:
-        return False  # swept by one who was first
+        return False  # swept by a run that was first
     except FileExistsError:
-        return (
-            os.path.exists(part) and os.stat(part).st_nlink == 2
-        )  # ours: NFS lost the answer and asked again
+        # two links: our own call succeeded, but NFS lost the reply and retried
+        return os.path.exists(part) and os.stat(part).st_nlink == 2
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
             raise
-        return _create_without_link(final, data)  # no hard links here
+        return _create_without_link(final, data)  # no hard links on this file system
     finally:
         Path(part).unlink(missing_ok=True)
     return True

@@ -121,7 +121,7 @@ steps:
   train: {use: "toys:Launches", from: numbers, gpu: true}
 """
     with pytest.raises(
-        VlpipeError, match=r"step 'train' has `gpu: true` and asks for no GPU; add `resources: "
+        VlpipeError, match=r"step 'train' has `gpu: true` but asks for no GPU; add `resources: "
     ):
         run(tmp_path, text)
     assert not list((tmp_path / "root").glob("numbers-*"))

@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_made_costs_a_warning_only(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.warns(VlpipeWarning, match="cannot be kept"):
+    with pytest.warns(VlpipeWarning, match="cannot cache the digests"):
         cache = DigestCache()
     cache.put("/a", 3, LONG_AGO, DIGEST)
     cache.save()

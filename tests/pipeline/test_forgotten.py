@@ -67,10 +67,10 @@ def damage(path: Path, how: bytes | dict[str, object]) -> None:
 def test_a_damaged_file_is_named_and_obeying_nothing_is_no_way_out(tmp_path: Path, how: str) -> None:
     damage(tmp_path / "forgotten.parquet", DAMAGED[how])
     with pytest.raises(
-        VlpipeError, match=r"forgotten\.parquet cannot be read .*: it says what was forgotten"
+        VlpipeError, match=r"forgotten\.parquet cannot be read .*: it records what was forgotten"
     ):
         read_forgotten(Store(str(tmp_path)))
-    with pytest.raises(VlpipeError, match="Put a copy of it back"):
+    with pytest.raises(VlpipeError, match="Restore a copy of it"):
         added(Store(str(tmp_path)), id=["a"])
 
 

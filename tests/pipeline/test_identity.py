@@ -250,7 +250,7 @@ def test_a_worker_refuses_a_file_that_the_plan_has_not_seen(folder: Path) -> Non
     os.utime(folder / "vocab.txt", ns=(1, 1))
     keys.check_unchanged(file)  # another time, the same bytes
     (folder / "vocab.txt").write_text("another")
-    with pytest.raises(VlpipeError, match=r"vocab.txt on .* is not what the plan has seen"):
+    with pytest.raises(VlpipeError, match=r"vocab.txt on .* is not what the plan was made with"):
         keys.check_unchanged(file)
     (folder / "vocab.txt").unlink()
     with pytest.raises(VlpipeError, match=r"there is no .*vocab.txt on "):

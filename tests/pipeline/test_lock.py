@@ -276,7 +276,7 @@ def test_a_damaged_lock(quick: None, root: Store, content: bytes) -> None:
     said: list[str] = []
     with locked(root, said.append):
         assert root.list("_lock") == ["000002.json"]
-    assert said == [f"{root.path('_lock/000001.json')} is no lock that vlpipe wrote; watching it for 0.15 s"]
+    assert said == [f"{root.path('_lock/000001.json')} is not a lock file of vlpipe; watching it for 0.15 s"]
 
 
 def test_keys_of_another_vlpipe_do_no_harm(root: Store) -> None:

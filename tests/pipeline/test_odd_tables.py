@@ -52,9 +52,9 @@ def test_all_spellings_of_the_same_rows_give_the_same_shard(tmp_path: Path) -> N
     [
         ("missing", r"step a: declared column\(s\) \['n'\] are missing from the rows; they have \['id'\]"),
         ("no_table", r"step a gave list; wanted a pyarrow.Table with columns \['id', 'n'\]"),
-        ("twice", r"step a: column\(s\) \['n'\] are there more than once"),
-        ("text", "step a: column 'n' is string and does not become int64"),
-        ("same_ids", "step a, shard 0: id 'id0' is there 3 times and 1 more ids"),
+        ("twice", r"step a: column\(s\) \['n'\] occur more than once"),
+        ("text", "step a: column 'n' is string and cannot be cast to int64"),
+        ("same_ids", "step a, shard 0: id 'id0' occurs 3 times and 1 more ids"),
         ("null_id", r"step a, shard 0: 1 row\(s\) have no id"),
     ],
 )

@@ -62,8 +62,8 @@ def test_statistics_of_half_floats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "kind", "said"),
     [
-        ("text", "int64", "column 'x' is string and does not become int64"),
-        ("large", "int32", "does not become int32: Integer value 1099511627776 not in range"),
+        ("text", "int64", "column 'x' is string and cannot be cast to int64"),
+        ("large", "int32", "cannot be cast to int32: Integer value 1099511627776 not in range"),
         ("fraction", "int64", "was truncated converting to int64"),
         ("invalid", "string", "Invalid UTF8"),
     ],
@@ -168,7 +168,7 @@ def test_what_a_stage_says_of_its_rows_is_stored_as_files_can_hold_it(tmp_path: 
 @pytest.mark.parametrize(
     ("ids", "said"),
     [
-        ("[a, b, a, c, b, a]", "id 'a' is there 3 times and 1 more ids are there more than once"),
+        ("[a, b, a, c, b, a]", "id 'a' occurs 3 times and 1 more ids occur more than once"),
         ("[a, null, b, null]", r"2 row\(s\) have no id \(null\)"),
         ('[a, "", b]', r"1 row\(s\) have an empty id"),
     ],
@@ -182,8 +182,8 @@ def test_listed_rows_need_an_id_of_their_own(tmp_path: Path, ids: str, said: str
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("twice", "id 'id0' is there 2 times and 9 more ids"),
-        ("across", "id '0-False' is there 9 times"),
+        ("twice", "id 'id0' occurs 2 times and 9 more ids"),
+        ("across", "id '0-False' occurs 9 times"),
         ("none", r"10 row\(s\) have no id"),
         ("empty", r"10 row\(s\) have an empty id"),
     ],

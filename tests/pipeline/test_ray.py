@@ -236,7 +236,7 @@ def test_a_cluster_with_and_one_without_tokens_give_the_same_bytes(tmp_path: Pat
             strange = driver(there, *address, env=env | {"HOME": str(here)})
             _, said = strange.communicate(timeout=120)
             assert strange.returncode == 1
-            assert f"the Ray cluster at 127.0.0.1:{port} wants a token" in " ".join(said.decode().split())
+            assert f"the Ray cluster at 127.0.0.1:{port} requires a token" in " ".join(said.decode().split())
         done = driver(there, *address, env=env)
         assert done.wait(timeout=120) == 0, done.stderr and done.stderr.read()
     assert left(there / "root") == left(here / "root")

@@ -188,7 +188,7 @@ def test_shards_of_two_codes_in_one_step_are_told(package: Path, tmp_path: Path)
     assert len(mixed.manifest.sources) == 2
     after, _ = planned(tmp_path, HALF)
     assert after[-1].is_done
-    assert "rows of it were made by other code" in after[-1].warning
+    assert "some of its rows were made by other code" in after[-1].warning
 
 
 def test_strict_uses_nothing_that_other_code_made(package: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_request_each(s3: S3) -> None:  # noqa: F811
 def test_a_store_that_ignores_conditions_is_refused(s3: S3) -> None:  # noqa: F811
     store = Store(s3.new_root())
     s3.ignores_conditions = True
-    with pytest.raises(VlpipeError, match="ignores `write only what is not there`"):
+    with pytest.raises(VlpipeError, match="ignores conditional writes"):
         store.create("l/1", b"mine")
 
 
@@ -98,7 +98,7 @@ def test_a_store_of_which_nothing_is_known_is_refused() -> None:
 
     fsspec.register_implementation("odd", Odd, clobber=True)
     with pytest.raises(
-        VlpipeError, match=r"keeps two runs apart on odd://; a root lies in a folder, or on s3"
+        VlpipeError, match=r"from writing at once on odd://; a root must be a folder, or on s3"
     ):
         Store("odd://root").create("l/1", b"mine")
 

@@ -112,7 +112,7 @@ def test_damaged_records_are_one_sentence(tmp_path: Path) -> None:
     (runs.step("every") / "manifest.json").write_text("{")
     (error,) = vlpipe("show", runs.step("every"), code=1)
     assert f"{runs.step('every')}/manifest.json is damaged" in error
-    assert error.endswith("`vlpipe verify` says what else is, and what to do")
+    assert error.endswith("`vlpipe verify` lists all damage and what to do")
 
 
 def test_status_of_half_a_run(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""One run per root: a leased lock says who holds it, and a run after a kill waits until the old workers are gone.
+"""One run per root, ensured by a leased lock. A run that follows a killed one waits until the old workers are gone.
 
-Whether a run on another machine lives is judged by its signs of life alone: no two clocks are compared. Who sees none for
-a lease makes the next lock file (see `lock_file`); the old run has stopped itself by then, and its workers, who read the
-lock again before each write, write no more.
+Whether a run on another machine is alive is judged only by its heartbeats ("sign of life" in messages); clocks are never
+compared. If no heartbeat comes for a whole lease, the next run creates the next lock file (see `lock_file`). The old run
+has stopped itself by then, and its workers, which read the lock again before each write, write nothing more.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ __all__ = [
 ]
 
 BEAT_S = 10.0
-RETRY_S = 2.0  # after a sign of life that could not be written
-LOOK_S = 0.5  # between two looks at a lock that is watched
-_held: dict[str, _Held] = {}  # by run; what this process holds
+RETRY_S = 2.0  # after a failed heartbeat
+LOOK_S = 0.5  # polling interval while watching another run's lock
+_held: dict[str, _Held] = {}  # run id -> lock held by this process
 
 
 def _to_stderr(line: str) -> None:
@@ -63,7 +63,7 @@ def _to_stderr(line: str) -> None:
 
 
 def _clock() -> float:
-    """Seconds that pass also while the machine sleeps: others see no sign of life then."""
+    """Monotonic seconds that also pass while the machine sleeps, since other machines see no heartbeat then."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -71,8 +71,8 @@ def _clock() -> float:
 def locked(store: Store, say: Callable[[str], None] = _to_stderr) -> Iterator[str]:
     """Hold the root's lock; yields the run's id. While it is held, `store` and its copies in workers write under its fence.
 
-    Raises VlpipeError when another run holds it, and LockLost at the end when it was lost meanwhile.
-    say: told when it takes its time to find out whether another run lives.
+    Raises VlpipeError if another run holds it, and LockLost at the end if it was lost meanwhile.
+    say: called with a line of text if it takes a while to find out whether another run is alive.
     """
     held = _acquire(Store(store.url), say)
     store.set_fence(Fence(held.rel, held.mine.run))
@@ -86,15 +86,15 @@ def locked(store: Store, say: Callable[[str], None] = _to_stderr) -> Iterator[st
         held.check_now()
     except BaseException as error:
         lost = held.why_lost() if isinstance(error, Exception) else None
-        _leave(store, held, before, lost or error)
+        _release(store, held, before, lost or error)
         if lost and not isinstance(error, LockLost):
-            raise lost from error  # files went away under its hands: that another run took them explains it
+            raise lost from error  # files vanished because another run took over
         raise
-    _leave(store, held, before, None)
+    _release(store, held, before, None)
 
 
-def _leave(store: Store, held: _Held, before: str | None, error: BaseException | None) -> None:
-    """Say that the run has ended. What stopped the run is worth more than a lock file that could not be written."""
+def _release(store: Store, held: _Held, before: str | None, error: BaseException | None) -> None:
+    """Record that the run has ended. The error that stopped it takes precedence over a failure to write the lock."""
     held.done.set()
     held.thread.join()
     store.set_fence(None)
@@ -108,44 +108,45 @@ def _leave(store: Store, held: _Held, before: str | None, error: BaseException |
     except Exception as late:
         if error is None:
             raise
-        error.add_note(f"and its lock could not be given back: {late}")
+        error.add_note(f"and its lock could not be released: {late}")
     finally:
         del _held[held.mine.run]
 
 
 def check(store: Store) -> None:
-    """Raise LockLost when the run that holds `store`'s lock must stop. Cheap: for each turn of a loop."""
+    """Raises LockLost if the run that holds `store`'s lock must stop. Cheap enough for every iteration of a loop."""
     if store.fence is not None and store.fence.run in _held:
         _held[store.fence.run].check()
 
 
 def holder_run(store: Store) -> str:
-    """Id of the run that holds the root or held it last; empty when none did."""
+    """Id of the run that holds the root or held it last; empty if there was none."""
     lock = newest(store)
     return lock.record.run if lock and lock.record else ""
 
 
 def runs_held_here() -> frozenset[str]:
-    """Ids of the runs that this process holds roots for."""
+    """Ids of the runs whose locks this process holds."""
     return frozenset(_held)
 
 
 @dataclass
 class _Held:
-    """A lock of ours, and the thread that gives signs of life. `beaten`: when the last one that was written was begun."""
+    """A lock held by this process, and its heartbeat thread. beaten: when the last successful heartbeat began."""
 
     store: Store  # without a fence
     rel: str
     mine: Record
     beaten: float = field(default_factory=_clock)
     lost: str = ""
-    trouble: str = ""  # why the last sign of life was not written
+    trouble: str = ""  # why the last heartbeat failed
     done: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.thread = threading.Thread(target=self._beat, daemon=True, name="lock")
 
     def check(self) -> None:
+        """Raises LockLost if the lock is known to be lost or no heartbeat succeeded for `LEASE_S` seconds."""
         if not self.lost and _clock() - self.beaten > LEASE_S:
             why = f" ({self.trouble})" if self.trouble else "; the machine slept, or the process was stopped"
             self.lost = f"no sign of life could be written for {LEASE_S:.0f} s{why}"
@@ -156,14 +157,14 @@ class _Held:
             )
 
     def check_now(self) -> None:
-        """As `check`, and look at the lock itself."""
+        """Like `check`, but also reads the lock file."""
         self.check()
         if not self.is_mine():
             self._lose()
             self.check()
 
     def why_lost(self) -> LockLost | None:
-        """Is it lost? None also when the store does not answer: what it last said has been raised already."""
+        """The error if the lock is lost, else None. None also if the store fails: its error has already been raised."""
         with suppress(OSError):
             try:
                 self.check_now()
@@ -172,6 +173,7 @@ class _Held:
         return None
 
     def is_mine(self) -> bool:
+        """Reads the store: True if this run's lock file is still the current one."""
         try:
             record = parse(self.store.read_bytes(self.rel))
         except FileNotFoundError:
@@ -187,10 +189,12 @@ class _Held:
     def _lose(self) -> None:
         lock = newest(self.store)
         other = lock.record if lock and lock.record and lock.record.run != self.mine.run else None
-        self.lost = f"{other.who} has taken it over" if other else "its file is gone, or is another's"
+        self.lost = (
+            f"{other.who} has taken it over" if other else "its file is missing or belongs to another run"
+        )
 
     def _beat(self) -> None:
-        """Give signs of life until the run is done or its lock is lost. One that fails is tried again soon."""
+        """Write heartbeats until the run is done or its lock is lost. A failed one is retried after `RETRY_S` seconds."""
         wait = BEAT_S
         while not self.done.wait(wait):
             began = _clock()
@@ -198,11 +202,11 @@ class _Held:
                 if not self._beat_once():
                     return
                 self.beaten, self.trouble, wait = began, "", BEAT_S
-            except Exception as error:  # whatever a store raises; `check` says it when it lasts
+            except Exception as error:  # any error of the store; `check` reports it if it lasts
                 self.trouble, wait = f"{type(error).__name__}: {error}", RETRY_S
 
     def _beat_once(self) -> bool:
-        """False when the lock is another's. Looks again after it wrote: then the file it wrote is nobody's and goes."""
+        """Write one heartbeat; False if another run has the lock. Checks again after writing, to remove a stale file."""
         if self.is_mine():
             self.write()
             if self.is_mine():
@@ -213,12 +217,12 @@ class _Held:
 
 
 def _acquire(store: Store, say: Callable[[str], None]) -> _Held:
-    """Make the lock file after the newest one, once nobody is left who holds that."""
+    """Create the lock file after the newest one, once nobody holds that one."""
     pid = os.getpid()
     while True:
         lock = newest(store)
         if lock is not None:
-            _free(store, lock, say)
+            _wait_until_free(store, lock, say)
         mine = Record(
             run=uuid.uuid4().hex,
             host=platform.node(),
@@ -228,21 +232,21 @@ def _acquire(store: Store, say: Callable[[str], None]) -> _Held:
             beat=time.time(),
         )
         held = _Held(store, rel_of(lock.number + 1 if lock else 1), mine)
-        _held[mine.run] = held  # before there is a file: other threads must not take its run for a dead one
+        _held[mine.run] = held  # before the file exists, or other threads would consider its run dead
         try:
             if store.create(held.rel, mine.to_bytes()):
                 if held.is_mine():
                     _clear_older(store, held)
                     return held
-                store.remove(held.rel)  # what was the newest for us was an old one: newer ones came meanwhile
+                store.remove(held.rel)  # it is not the newest: another run created a newer one meanwhile
         except BaseException:
             del _held[mine.run]
             raise
-        del _held[mine.run]  # another was first
+        del _held[mine.run]  # another run was first
 
 
 def _clear_older(store: Store, held: _Held) -> None:
-    """From here on no worker of an earlier run passes its fence."""
+    """Remove older lock files. From here on no worker of an earlier run passes its fence."""
     for rel in lock_files(store)[:-1]:
         store.remove(rel)
     for name in store.sizes(FOLDER) if store.is_local else ():
@@ -250,13 +254,13 @@ def _clear_older(store: Store, held: _Held) -> None:
             store.remove(f"{FOLDER}/{name}")
 
 
-def _free(store: Store, lock: Lock, say: Callable[[str], None]) -> None:
-    """Return when nobody holds this lock. Raises VlpipeError when somebody does."""
+def _wait_until_free(store: Store, lock: Lock, say: Callable[[str], None]) -> None:
+    """Return once nobody holds this lock. Raises VlpipeError if a run holds it."""
     state, record = state_of(lock, runs_held_here()), lock.record
     if state == "ended":
         return
     if record is None:
-        say(f"{store.path(lock.rel)} is no lock that vlpipe wrote; watching it for {_watch_s(lock):.2g} s")
+        say(f"{store.path(lock.rel)} is not a lock file of vlpipe; watching it for {_watch_s(lock):.2g} s")
     elif state == "here":
         raise VlpipeError(f"{store.url} is in use by another run: {record.who}")
     elif state == "gone":
@@ -274,18 +278,18 @@ def _free(store: Store, lock: Lock, say: Callable[[str], None]) -> None:
 
 
 def _watch_s(lock: Lock) -> float:
-    """A run whose lock file was damaged finds out when its next sign of life is due, and stops."""
+    """Seconds to watch a lock. A run whose lock file is damaged notices at its next heartbeat and stops."""
     return LEASE_S if lock.record else 1.5 * BEAT_S
 
 
 def _watch(store: Store, lock: Lock) -> None:
-    """Return when the lock did not change for as long as a run that lives gives a sign of life."""
+    """Return if no heartbeat comes within `_watch_s` seconds. Raises VlpipeError if one does."""
     until = _clock() + _watch_s(lock)
     while (left := until - _clock()) > 0:
         time.sleep(min(LOOK_S, left))
         now = newest(store)
         if now is None or now.rel != lock.rel:
-            return  # it is another's by now, who is looked at next
+            return  # another run has it now; the caller looks at that one next
         if now.content != lock.content and now.record is not None and not now.record.ended:
             raise VlpipeError(f"{store.url} is in use by another run: {now.record.who} gave a sign of life")
         if now.record is not None and now.record.ended:

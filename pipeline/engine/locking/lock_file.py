@@ -1,7 +1,7 @@
-"""The lock's files, `_lock/000042.json`: each run makes the next number, and the highest number counts.
+"""Lock files, `_lock/000042.json`: each run creates the next number, and the highest number is the current lock.
 
-No name is ever used twice: the file of the last run stays, and says that it has ended. So who takes over from a dead run
-touches nothing of it; all he does is make the next file, which exactly one can.
+No name is ever used twice: the last run's file stays and records that the run has ended. So taking over from a dead run
+does not touch its file; it only creates the next one, which exactly one run can do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlpipe.pipeline.engine.locking.processes import is_running, this_machine
 from vlpipe.pipeline.storage.store import Store, canonical_json
 
 FOLDER = "_lock"
-LEASE_S = 60.0  # a run that gave no sign of life for so long has stopped itself
+LEASE_S = 60.0  # a run that wrote no heartbeat for so long has stopped itself
 FILE = re.compile(r"(\d{6,})\.json")
 
 State = Literal["ended", "here", "gone", "fresh", "unclear", "damaged"]
@@ -26,7 +26,7 @@ State = Literal["ended", "here", "gone", "fresh", "unclear", "damaged"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """Who holds the root, or held it last. `beat`: when it last gave a sign of life, by its own clock."""
+    """The run that holds the root, or held it last. beat: seconds since the epoch of its last heartbeat, by its clock."""
 
     run: str
     host: str
@@ -46,7 +46,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lock:
-    """The file that counts. `record` is None when it cannot be read."""
+    """The current lock file. record: None if it cannot be parsed."""
 
     rel: str
     content: bytes
@@ -66,24 +66,24 @@ def number_of(rel: str) -> int:
 
 
 def lock_files(store: Store) -> list[str]:
-    """All of them, the one that counts last. Others are left of runs that died while they looked."""
+    """Paths of all lock files, the current one last. Others were left by runs that died while acquiring the lock."""
     names = (name for name in store.list(FOLDER) if FILE.fullmatch(name))
     return sorted((f"{FOLDER}/{name}" for name in names), key=number_of)
 
 
 def newest(store: Store) -> Lock | None:
-    """The file that counts; None in a root in which nothing ever ran."""
+    """The current lock file; None in a root in which nothing ever ran."""
     while found := lock_files(store):
         try:
             content = store.read_bytes(found[-1])
-        except FileNotFoundError:  # a newer one is there now
+        except FileNotFoundError:  # replaced by a newer one
             continue
         return Lock(rel=found[-1], content=content, record=parse(content))
     return None
 
 
 def parse(content: bytes) -> Record | None:
-    """The record, or None when it is none. Keys that another vlpipe added do no harm."""
+    """The record, or None if it is invalid. Unknown keys, from another vlpipe version, are ignored."""
     try:
         value: Any = json.loads(content)
     except (ValueError, RecursionError):
@@ -100,11 +100,11 @@ def parse(content: bytes) -> Record | None:
 
 
 def state_of(lock: Lock, held_here: frozenset[str] = frozenset()) -> State:
-    """What can be said of it at one look. `held_here`: runs that this very process holds roots for.
+    """State of the lock's run, as far as one look can tell. held_here: ids of runs whose locks this process holds.
 
-    ended: it ended well. here: it runs on this machine. gone: it ran on this machine, and its process is dead.
-    fresh: of another machine, which gave a sign of life within the lease if its clock and ours agree.
-    unclear: of another machine, and only time will tell; damaged: it cannot be read.
+    ended: it released the lock. here: it runs on this machine. gone: it ran on this machine, and its process is dead.
+    fresh: on another machine, with a heartbeat within the lease if both clocks agree. unclear: whether it is alive must
+    be watched. damaged: the file cannot be parsed.
     """
     record = lock.record
     if record is None:

@@ -1,4 +1,4 @@
-"""Processes on this machine: which is which, and which belong to a run. Linux only; elsewhere nothing is known of any."""
+"""Identifies processes on this machine and those that belong to a run. Linux only; elsewhere nothing is known of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ GRACE_S = 10.0
 
 
 def this_machine() -> str:
-    """One boot of one kernel, and the process numbers seen here: host names are shared by clones and containers.
+    """Identifies one boot of one kernel and one pid namespace; host names may be shared by clones and containers.
 
-    Empty where that cannot be told.
+    Empty if unknown.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -26,12 +26,12 @@ def this_machine() -> str:
 
 
 def process_start(pid: int) -> str:
-    """When a process started, in clock ticks since boot: a reused pid has another value. Empty when there is none."""
+    """Start of a process in clock ticks since boot, to detect a reused pid. Empty if there is no such process."""
     return _stat(pid)[1]
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """State and start of a process; empty when there is none."""
+    """(state, start in clock ticks) of a process; both empty if there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -40,21 +40,21 @@ def _stat(pid: int) -> tuple[str, str]:
 
 
 def is_running(pid: int, started: str) -> bool | None:
-    """Is the process there that started then? None: it is hidden (another user's, under `hidepid`)."""
+    """True if the process that started at `started` still runs. None if it is hidden (another user's, `hidepid`)."""
     state, start = _stat(pid)
     if start:
-        return start == started and state not in "ZX"  # killed and not waited for: it does nothing any more
+        return start == started and state not in "ZX"  # a zombie does nothing any more
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
         return None
-    return bool(_stat(pid)[1] == started)  # it started just now
+    return bool(_stat(pid)[1] == started)  # it appeared since the first look
 
 
 def processes_of(run: str) -> list[int]:
-    """Processes on this host that carry the run's id in their environment, this one aside."""
+    """Pids on this host, except this process, with the run's id in their environment."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -69,7 +69,7 @@ def processes_of(run: str) -> list[int]:
 
 
 def wait_until_gone(run: str, grace_s: float = GRACE_S) -> None:
-    """Wait for a dead run's processes to end; kill what is left after the grace."""
+    """Wait for a dead run's processes to end; those left after `grace_s` seconds are killed."""
     deadline = time.monotonic() + grace_s
     while found := processes_of(run):
         if time.monotonic() > deadline:

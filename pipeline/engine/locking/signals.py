@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and a closed terminal stop a run in the same way, also where the exception they raise is lost.
+"""Stop a run on Ctrl-C, SIGTERM or a closed terminal, even if the exception that the signal raises is lost.
 
-Python drops one that is raised in a finaliser or in a callback of a C library, and a stage may catch it: a run on Ray went
-on once and ended well. So the loop asks whether it came.
+Python drops an exception raised in a finaliser or in a callback of a C library, and a stage may catch it; a run on Ray
+once continued to its end that way. So the run loop also checks whether a signal has come.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run is to stop. `code`: the exit code by custom, 128 + the signal: 130, 143 or 129."""
+    """The run must stop. code: the conventional exit code, 128 + signal number: 130, 143 or 129."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -28,13 +28,13 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def heeding_interrupts() -> Iterator[Callable[[], None]]:
-    """In the main thread: each of the signals raises Interrupted; what is yielded raises it again if one has come.
+    """In the main thread: each signal raises Interrupted. Yields a function that raises it again if a signal has come.
 
-    A SIGHUP that is ignored (nohup) stays so.
+    An ignored SIGHUP (nohup) stays ignored.
     """
     came: list[int] = []
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         came.append(number)
         raise Interrupted(number)
 
@@ -45,10 +45,10 @@ def heeding_interrupts() -> Iterator[Callable[[], None]]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         if number != signal.SIGHUP or handler is not signal.SIG_IGN:
-            signal.signal(number, heard)
+            signal.signal(number, handle)
     try:
         yield check
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: installed by C code, which cannot be put back from here
+            if handler is not None:  # None: installed by C code, cannot be restored from Python
                 signal.signal(number, handler)

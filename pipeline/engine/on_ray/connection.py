@@ -1,4 +1,4 @@
-"""The connection to Ray: a cluster of this machine, or one that is there already; with or without a token."""
+"""The connection to Ray: a cluster started on this machine, or an existing one, with or without a token."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from vlpipe.pipeline.errors import VlpipeError
 
 FORMS = "HOST:PORT of a cluster's head, [IPv6]:PORT, ray://HOST:PORT, or auto"
 CLIENT = "ray://"
-ANSWER_S = 5.0  # Ray itself would try for minutes
+ANSWER_S = 5.0  # seconds; Ray itself would try for minutes
 AUTH = "RAY_AUTH_MODE"
 USERS_AUTH = os.environ.get(AUTH)  # Ray sets the variable itself when it starts a cluster
-# A worker whose task asks for no GPU sees none; else Ray leaves it those of the node.
+# Hides GPUs from workers whose task requests none; by default Ray lets them see those of the node.
 WORKER_ENV = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 
 
 class Cluster:
-    """`env`: variables of all workers of the run. Without an address Ray is started on this machine."""
+    """A connection to Ray. env: variables for all workers of the run. address: None starts Ray on this machine."""
 
     def __init__(self, env: Mapping[str, str], address: str | None) -> None:
         self.address = address
@@ -37,17 +37,17 @@ class Cluster:
         self._asked: list[dict[str, float]] = []
 
     def connect(self, runtime_env: Mapping[str, Any] | None = None) -> None:
-        """VlpipeError when no cluster answers, or it wants a token that is not here."""
+        """Connect. Raises VlpipeError if no cluster answers, or if it requires a token that is not available here."""
         os.environ.update(WORKER_ENV)
         if self.address is None:
             self._init("local", None)
             return
         env = {**(runtime_env or {})}
         env["env_vars"] = {**self._env, **env.get("env_vars", {})}
-        self._init(_answering(self.address), env)
+        self._init(_checked_address(self.address), env)
 
     def _init(self, address: str, runtime_env: dict[str, Any] | None) -> None:
-        """Ray puts a handler of its own for SIGTERM in place; whoever asked for the signal before gets it back."""
+        """Call `ray.init`, then restore the SIGTERM handler, which Ray replaces."""
         is_client = address.startswith(CLIENT)
         in_main = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGTERM) if in_main else None
@@ -64,7 +64,7 @@ class Cluster:
             raise VlpipeError(f"no Ray cluster answers at {self.address}: {error}") from error
         except ImportError as error:
             raise VlpipeError(f"--address {self.address}: {error}; pip install 'ray[client]'") from error
-        except SystemExit as asked:  # its handler, while it starts
+        except SystemExit as asked:  # raised by Ray's SIGTERM handler while it starts
             raise Interrupted(signal.SIGTERM) from asked
         finally:
             if before is not None:
@@ -80,7 +80,7 @@ class Cluster:
         return bool(self.address and self.address.startswith(CLIENT))
 
     def driver_ip(self) -> str:
-        """Where workers of other nodes reach this process."""
+        """IP address at which workers on other nodes reach this process."""
         if self.address is None:
             return "127.0.0.1"
         if not self.is_client:
@@ -90,16 +90,18 @@ class Cluster:
             return str(connection.getsockname()[0])
 
     def on_node(self, node: str) -> Any:
+        """Ray's scheduling strategy that pins a task or actor to this node."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
 
     @property
     def grows(self) -> bool:
+        """True if an autoscaler may add nodes."""
         return bool(self._node_types())
 
     def _node_types(self) -> list[dict[str, float]]:
-        """What an autoscaler may add, one entry per type of node; empty when there is none."""
+        """Resources of the nodes an autoscaler may add, one entry per type of node; empty without an autoscaler."""
         if self.address is None or self.is_client:
             return []
         config = ray._private.state.state.get_cluster_config()
@@ -107,12 +109,12 @@ class Cluster:
         return [dict(group.resources) for group in groups if group.max_count]
 
     def may_grow_to(self, need: Mapping[str, float]) -> bool:
-        """Would an autoscaler add a node that holds this?"""
+        """True if an autoscaler may add a node with these resources."""
         asked = _bundle(need)
         return any(all(n <= node.get(k, 0) for k, n in asked.items()) for node in self._node_types())
 
     def ask_for(self, needs: Sequence[Mapping[str, float]]) -> None:
-        """Tell the autoscaler, if there is one, what no node holds now: it sees only what waits inside Ray."""
+        """Request resources that no current node has from the autoscaler, if any; it sees only what is queued inside Ray."""
         bundles = [_bundle(need) for need in needs]
         if bundles == self._asked or not (self._asked or self.grows):
             return
@@ -122,7 +124,7 @@ class Cluster:
         self._asked = bundles
 
     def name_of(self, node: str) -> str:
-        """The address of a node, for the reader."""
+        """The address of a node, for messages; its id if the node is unknown."""
         found = [n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == node]
         return str(found[0]) if found else node
 
@@ -140,7 +142,7 @@ class Cluster:
 
 
 def node_resources() -> dict[str, dict[str, float]]:
-    """The nodes that are alive, and all that each of them has."""
+    """Node id -> total resources, for nodes that are alive."""
     return {n["NodeID"]: dict(n["Resources"]) for n in ray.nodes() if n["Alive"]}
 
 
@@ -148,30 +150,30 @@ def _bundle(need: Mapping[str, float]) -> dict[str, float]:
     return {kind: need[kind] for kind in ("CPU", "GPU", "memory") if need.get(kind)}
 
 
-def _answering(address: str) -> str:
-    """The address as Ray takes it, once something answers there and it is known whether it wants a token."""
-    found = _from_auto() if address == "auto" else address
+def _checked_address(address: str) -> str:
+    """The address in Ray's form, once something answers there and it is clear whether it requires a token."""
+    found = _auto_address() if address == "auto" else address
     host, port = _host_and_port(found.removeprefix(CLIENT))
     try:
         socket.create_connection((host, port), timeout=ANSWER_S).close()
     except OSError as error:
         raise VlpipeError(f"no Ray cluster answers at {found}: {error.strerror or error}") from error
     if not found.startswith(CLIENT):
-        _agree_on_token(found)
+        _configure_token(found)
     return found
 
 
-def _from_auto() -> str:
-    """What RAY_ADDRESS says, or the cluster that `ray start` made on this machine."""
+def _auto_address() -> str:
+    """The address in RAY_ADDRESS, or that of the cluster started by `ray start` on this machine."""
     from ray._private.services import canonicalize_bootstrap_address
 
-    said = os.environ.get("RAY_ADDRESS", "")
-    if said.startswith(CLIENT):
-        return said
+    from_env = os.environ.get("RAY_ADDRESS", "")
+    if from_env.startswith(CLIENT):
+        return from_env
     found = canonicalize_bootstrap_address("auto")
     if not found:
         raise VlpipeError(
-            "--address auto: RAY_ADDRESS is not set, and `ray start` has made no cluster on this machine"
+            "--address auto: RAY_ADDRESS is not set, and `ray start` has started no cluster on this machine"
         )
     return str(found)
 
@@ -184,41 +186,42 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _agree_on_token(address: str) -> None:
-    """Ray sends a token only in a process that was told to, and a cluster without tokens misunderstands one that has it.
+def _configure_token(address: str) -> None:
+    """Configure whether Ray sends a token. Raises VlpipeError if the cluster requires one that is not available.
 
-    So ask without, and with the token of this machine when the cluster wants one. What RAY_AUTH_MODE says is obeyed.
+    Ray sends a token only if configured to, and a cluster without tokens misunderstands a request that has one. So try
+    without, then with this machine's token if the cluster requires one. A RAY_AUTH_MODE set by the user is respected.
     """
     if USERS_AUTH is None:
         os.environ.pop(AUTH, None)
         Config.initialize("")
-    if _lets_in(address):
+    if _accepts_connection(address):
         return
     if USERS_AUTH is None and AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
-        os.environ[AUTH] = "token"  # without any token here Ray would end this process
+        os.environ[AUTH] = "token"  # without a token on this machine, Ray would exit this process
         Config.initialize("")
-        if _lets_in(address):
+        if _accepts_connection(address):
             return
     raise VlpipeError(
-        f"the Ray cluster at {address} wants a token: put its own (`ray get-auth-token` on the head) into "
+        f"the Ray cluster at {address} requires a token: put its own (`ray get-auth-token` on the head) into "
         f"RAY_AUTH_TOKEN or ~/.ray/auth_token" + (f", and set {AUTH}=token" if USERS_AUTH else "")
     )
 
 
-def _lets_in(address: str) -> bool:
+def _accepts_connection(address: str) -> bool:
     try:
-        with _unheard():
+        with _silenced_stderr():
             GcsClient(address=address).internal_kv_get(b"vlpipe", None, ANSWER_S)
     except ray.exceptions.AuthenticationError:
         return False
     except ray.exceptions.RpcError as error:
-        raise VlpipeError(f"what answers at {address} is no Ray cluster's head: {error}") from error
+        raise VlpipeError(f"what answers at {address} is not the head of a Ray cluster: {error}") from error
     return True
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """What Ray's C++ side writes to the standard error is also in the exception."""
+def _silenced_stderr() -> Iterator[None]:
+    """Silence standard error: what Ray's C++ side writes there is also in the exception."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

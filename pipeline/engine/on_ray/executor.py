@@ -1,6 +1,7 @@
-"""Units on Ray: CPU stages as tasks, stages with weights as actor pools that load once, training through Ray Train.
+"""Runs units on Ray: CPU stages as tasks, stages with weights as actor pools that load once, training with Ray Train.
 
-Only shard references travel. `room.py` decides who starts and on which node; this file does it, and hears what came of it.
+Only shard references are sent. `scheduler.py` decides what starts and on which node; this file starts it and collects the
+results.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from vlpipe.pipeline.service import Services
 from vlpipe.pipeline.stage import GatherStage, MapStage
 from vlpipe.pipeline.storage.store import Store
 
-LOOK_S = 5.0  # how often the cluster's nodes are looked at
-PATIENCE_S = 60.0  # for a node that left to come back, while nothing can run
-GROWING_S = 900.0  # for nodes that an autoscaler was asked for
-DYING_S = 10.0  # until all calls of a dead actor have failed
+LOOK_S = 5.0  # interval between two looks at the cluster's nodes
+PATIENCE_S = 60.0  # while nothing can run: max wait for a lost node to return
+GROWING_S = 900.0  # the same for nodes requested from an autoscaler
+DYING_S = 10.0  # max wait until all calls of a dead actor have failed
 
 
 @dataclass
@@ -50,7 +51,7 @@ class RayExecutor:
         self._shipping: Shipping | None = None
         self._room = Room()
         self._actors: dict[Allocation, Any] = {}
-        self._running: dict[Any, _Running] = {}  # ref -> what it is, oldest first
+        self._running: dict[Any, _Running] = {}  # Ray ref -> unit, oldest first
         self._asks: dict[str, ResourceRequest] = {}
         self._start: Placement | None = None
         self._looked_s = self._idle_since = 0.0
@@ -58,7 +59,7 @@ class RayExecutor:
         self._look_at_nodes()
 
     def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
-        """Steps that no node can hold; nodes that do not see the root or an input. Copies code to where it is missing."""
+        """Errors: steps too large for any node; nodes that do not see the root or an input. Copies missing code to nodes."""
         problems = [text for one in steps for text in self._misfit(one)]
         if problems or not self._cluster.address:
             return problems
@@ -123,7 +124,7 @@ class RayExecutor:
         self._running[ref] = _Running(unit, one, held)
 
     def _options(self, one: PlannedStep, held: Allocation) -> dict[str, Any]:
-        """What Ray is asked for; training asks for its own workers, and what launches them needs nothing."""
+        """Ray's options for a unit. Training requests resources for its own workers; its launcher needs none."""
         res, stage = one.keyed.step.resources, one.keyed.step.stage
         if isinstance(stage, GatherStage) and stage.LAUNCHES:
             options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0}
@@ -150,7 +151,7 @@ class RayExecutor:
     def _take(self, ref: Any) -> list[UnitResult]:
         result = _result(ref)
         if isinstance(result, WorkerDied) and self._running[ref].held.ask.actors:
-            return self._bury(self._running[ref].held)
+            return self._handle_dead_actor(self._running[ref].held)
         return [self._ended(ref, result)]
 
     def _ended(self, ref: Any, result: Any) -> UnitResult:
@@ -161,10 +162,10 @@ class RayExecutor:
             self._room.end(running.held)
         return UnitResult(running.unit, result)
 
-    def _bury(self, held: Allocation) -> list[UnitResult]:
-        """A dead actor: of the shards it had and did not finish, the oldest was at work; the others are innocent.
+    def _handle_dead_actor(self, held: Allocation) -> list[UnitResult]:
+        """Handle a dead actor. Of its unfinished shards, the oldest was running and is blamed; the others are innocent.
 
-        From now on its pool has one shard in flight per actor, so that the next death takes no neighbour along.
+        From now on its pool has one shard in flight per actor, so that the next death takes no other shard along.
         """
         refs = [ref for ref, running in self._running.items() if running.held is held]
         ray.wait(refs, num_returns=len(refs), timeout=DYING_S)
@@ -180,7 +181,7 @@ class RayExecutor:
         return done
 
     def stuck(self, wanting: Sequence[PlannedStep]) -> str:
-        """Nodes that left may come back, and nodes that were asked for may come: for a while."""
+        """Empty for a while, because lost nodes may return and requested nodes may join; then the error text."""
         now = time.monotonic()
         self._idle_since = self._idle_since or now
         if now - self._idle_since < (GROWING_S if self._cluster.grows else PATIENCE_S):
@@ -210,7 +211,7 @@ class RayExecutor:
         self._services.close()
 
     def _look_at_nodes(self, after_s: float = 0.0) -> None:
-        """Nodes that joined get work once they see what the run needs; those that left get none."""
+        """Update the known nodes. New nodes get work once they see what the run needs; lost nodes get none."""
         if after_s and (not self._cluster.address or time.monotonic() - self._looked_s < after_s):
             return
         self._looked_s = time.monotonic()
@@ -220,7 +221,7 @@ class RayExecutor:
         for node in set(there) - set(self._room.nodes):
             problem = self._shipping.problem_of(node) if self._shipping else ""
             if problem is None:
-                continue  # it is still being asked
+                continue  # it has not answered yet
             if problem:
                 self._say(f"node {self._cluster.name_of(node)} gets no work: {problem}")
                 there[node] = {}
@@ -228,7 +229,7 @@ class RayExecutor:
 
 
 def _result(ref: Any) -> Any:
-    """What a call gave, or the error that says what became of it."""
+    """What a Ray call returned, or the error it ended with."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -238,10 +239,10 @@ def _result(ref: Any) -> Any:
 
 
 def died(error: BaseException) -> WorkerDied:
-    """Innocent is who went down with a node. Who was ended for want of memory may have taken it."""
+    """WorkerDied for a Ray error. Innocent only if the node was lost: a worker killed for lack of memory may be at fault."""
     lost = ray.exceptions
-    gone = (lost.NodeDiedError, lost.TaskUnschedulableError, lost.ActorUnschedulableError)
-    return WorkerDied(f"the worker died: {type(error).__name__}", innocent=isinstance(error, gone))
+    node_lost = (lost.NodeDiedError, lost.TaskUnschedulableError, lost.ActorUnschedulableError)
+    return WorkerDied(f"the worker died: {type(error).__name__}", innocent=isinstance(error, node_lost))
 
 
 def _all_above(one: PlannedStep) -> frozenset[str]:

@@ -1,9 +1,9 @@
-"""Who starts next, and on which node: bookkeeping of the nodes' resources and the rules of precedence. Knows no Ray.
+"""Decides what starts next and on which node: tracks node resources and applies precedence. Independent of Ray.
 
-The steps that have work come in order of urgency: gather steps, then the step furthest down. The first that has a place
-starts. One that has none because tasks hold its place reserves it: nothing behind it takes what becomes free there.
-A pool keeps its idle actors, unless another pool or a gather step lacks exactly what they hold. A map task never ends an
-actor; only when nothing runs and nothing else can start are idle actors let go for it.
+Steps with work come in order of urgency: gather steps, then those furthest downstream. The first step that fits starts.
+A step that does not fit because tasks hold its place reserves it: less urgent steps cannot take what becomes free there.
+A pool keeps its idle actors unless another pool or a gather step lacks exactly what they hold. A map task never ends an
+actor, except that idle actors are ended for it if nothing runs and nothing else can start.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from dataclasses import dataclass, field
 Amounts = Mapping[str, float]
 
 KINDS = ("CPU", "GPU", "memory")
-ZERO = "zero"  # tasks that ask for no CPU: each is a process, so a node runs at most as many as it has CPUs
-LEAST_CPUS = 0.1  # a task that asks for less is counted as this much: at most 10 processes per CPU
-IN_FLIGHT = 2  # shards per actor: one works, the next one is already there
+ZERO = "zero"  # tasks that request no CPU: each is still a process, so a node runs at most one per CPU
+LEAST_CPUS = 0.1  # smaller requests count as this much: at most 10 processes per CPU
+IN_FLIGHT = 2  # max shards per actor: one runs, the next one is already there
 NEAR = 1e-6
 
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """What one unit of a step needs. `workers`: that many times, on any nodes, for a step that launches processes.
+    """Resources that one unit of a step needs. workers: number of processes that need them, on any nodes.
 
-    `actors`: how many a pool may have, 0 for what is no pool. `above`: all steps it depends on.
+    actors: max actors of the step's pool, 0 if it has no pool; above: all steps it depends on.
     """
 
     step: str
@@ -40,7 +40,7 @@ class ResourceRequest:
 
 
 def needed(cpus: float, gpus: float, memory_bytes: float, *, is_task: bool) -> dict[str, float]:
-    """The amounts of one unit, as they are counted."""
+    """Resources of one unit as the scheduler counts them. memory_bytes: in bytes; cpus and gpus may be fractions."""
     zero = 1.0 if is_task and not cpus else 0.0
     return {
         "CPU": max(cpus, LEAST_CPUS) if cpus else 0.0,
@@ -52,7 +52,7 @@ def needed(cpus: float, gpus: float, memory_bytes: float, *, is_task: bool) -> d
 
 @dataclass(eq=False)
 class Allocation:
-    """A unit at work, or an actor, with the nodes whose resources it holds. `busy`: shards an actor has in flight."""
+    """A running unit or an actor, with the nodes whose resources it holds. busy: shards an actor has in flight."""
 
     ask: ResourceRequest
     nodes: tuple[str, ...]
@@ -65,7 +65,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Placement:
-    """Start one unit of a step. `actor`: the pool's actor that gets it, which may be new."""
+    """Decision to start one unit of a step. held: its resources, or the pool's actor that runs it; is_new: made for it."""
 
     ask: ResourceRequest
     held: Allocation
@@ -74,7 +74,8 @@ class Placement:
 
 @dataclass
 class Turn:
-    """What one look at the waiting steps found so far: reserved amounts per node, actors that get no more work."""
+    """State of one pass over the waiting steps. reserved: amounts per node; refused: some step reserved a place and
+    waits; draining: actors that get no more work."""
 
     reserved: dict[str, dict[str, float]] = field(default_factory=dict)
     refused: bool = False
@@ -88,15 +89,17 @@ class Room:
         self.nodes: dict[str, dict[str, float]] = {}
         self.tasks: dict[Allocation, None] = {}
         self.actors: list[Allocation] = []
-        self._used: dict[str, dict[str, float]] = {}  # node -> what tasks and actors hold of it
-        self.careful: set[str] = set()  # pools in which an actor died: one shard in flight each
+        self._used: dict[str, dict[str, float]] = {}  # node -> amounts that tasks and actors hold
+        self.careful: set[str] = set()  # pools in which an actor died: one shard in flight per actor
         self._expected: dict[str, ResourceRequest] = {}
 
     def join(self, node: str, total: Amounts) -> None:
+        """Add a node. total: its resources as Ray reports them, memory in bytes; none for a node that gets no work."""
         cpus = float(total.get("CPU", 0))
         self.nodes[node] = {**{k: float(total.get(k, 0)) for k in KINDS}, ZERO: cpus}
 
     def leave(self, node: str) -> None:
+        """Remove a lost node."""
         self.nodes.pop(node, None)
 
     def expect(self, ask: ResourceRequest) -> None:
@@ -104,18 +107,19 @@ class Room:
         self._expected[ask.step] = ask
 
     def release(self, step: str) -> list[Allocation]:
-        """None will come any more; returns its actors, which are no longer counted."""
+        """No more units of this step will come. Returns its actors, which no longer count as holding resources."""
         self._expected.pop(step, None)
-        gone = self.pool(step)
-        for actor in gone:
+        actors = self.pool(step)
+        for actor in actors:
             self.end(actor)
-        return gone
+        return actors
 
     def pool(self, step: str) -> list[Allocation]:
+        """The actors of a step."""
         return [a for a in self.actors if a.ask.step == step]
 
     def end(self, held: Allocation) -> None:
-        """A task is done, or an actor is gone."""
+        """Release what a finished task or a dead actor held. Does nothing if it was released before."""
         if held in self.tasks:
             del self.tasks[held]
         elif held in self.actors:
@@ -136,18 +140,19 @@ class Room:
 
     @property
     def at_work(self) -> bool:
+        """True if any task runs or any actor has a shard in flight."""
         return bool(self.tasks) or any(a.busy for a in self.actors)
 
     def free(self) -> dict[str, dict[str, float]]:
-        """What nobody holds of each node; fewer CPUs than none while a task waits there."""
+        """Unheld resources of each node; CPUs are negative while a task waits there."""
         return {n: _minus(total, self._used.get(n, {})) for n, total in self.nodes.items()}
 
     def holds(self, ask: ResourceRequest) -> bool:
-        """Could the empty cluster run one unit of this step?"""
+        """True if the empty cluster could run one unit of this step."""
         return self._spread(ask, {n: dict(total) for n, total in self.nodes.items()}) is not None
 
     def pick(self, wanting: Sequence[ResourceRequest]) -> tuple[Placement | None, list[Allocation]]:
-        """The unit that starts now, and the actors that must be let go; both are counted already."""
+        """The unit that starts now, or None, and the actors to end for it. Both are already accounted for."""
         start, let_go = self._look(wanting)
         if start is None and not self.at_work:  # nothing will become free by itself
             start, more = self._look(wanting, stalled=True)
@@ -163,7 +168,7 @@ class Room:
             if start is not None:
                 return start, []
             let_go = self._reserve(ask, turn, has_work, stalled)
-            if let_go:  # look again: what they held is free now, or reserved
+            if let_go:  # try again: what they held is free now, or reserved
                 for actor in let_go:
                     self.end(actor)
                 again, more = self._look(wanting, stalled=stalled)
@@ -171,7 +176,7 @@ class Room:
         return None, []
 
     def _placed(self, ask: ResourceRequest, turn: Turn) -> Placement | None:
-        """A task or a gather step."""
+        """Place a task or a gather step; None if there is no room."""
         nodes = self._spread(ask, self._free(turn))
         if nodes is None and self._may_queue(ask, turn):
             nodes = self._spread(ask, self._with_one_more(ask, turn))
@@ -180,23 +185,23 @@ class Room:
         return Placement(ask, self._hold(Allocation(ask, nodes)), is_new=True)
 
     def _may_queue(self, ask: ResourceRequest, turn: Turn) -> bool:
-        """One task more than fits may wait on its node, so that a worker never waits for the driver. Not while a step
-        that is more urgent is refused, nor while a pool that will have work has no actor yet."""
+        """True if one more task than fits may wait on a node, so that no worker waits for the driver. False while a more
+        urgent step is refused, or a pool that will have work has no actor yet."""
         if not ask.is_task or turn.refused or not ask.need["CPU"] or ask.need["GPU"]:
             return False
         if any(free["CPU"] < -NEAR for free in self.free().values()):
-            return False  # one waits already
+            return False  # a task already waits
         return all(self.pool(other.step) for other in self._expected.values() if other.actors)
 
     def _with_one_more(self, ask: ResourceRequest, turn: Turn) -> dict[str, dict[str, float]]:
-        """What is free if one task of each node that runs one had ended."""
+        """Free resources as if one task on each node that runs one had ended."""
         free = self._free(turn)
         for node in {held.node for held in self.tasks if held.ask.is_task} & set(free):
             free[node]["CPU"] += ask.need["CPU"]
         return free
 
     def _pooled(self, ask: ResourceRequest, turn: Turn, stalled: bool) -> Placement | None:
-        """An idle actor, else a new one, else one that works and can hold one more."""
+        """Place a pool's shard on an idle actor, else a new one, else a busy one that may take one more; else None."""
         deep = 1 if ask.step in self.careful else IN_FLIGHT
         mine = sorted(self.pool(ask.step), key=lambda a: a.busy)
         ready = [a for a in mine if a.busy < deep and a not in turn.draining]
@@ -215,8 +220,8 @@ class Room:
         return Placement(actor.ask, actor, is_new)
 
     def _leaves_room(self, pool: ResourceRequest, node: str, *, first: bool) -> bool:
-        """With one more actor, does every task step that may still have work fit beside all actors? What comes after a
-        pool does not keep its first actor away: it gets no work without it."""
+        """True if with one more actor every task step that may still have work fits next to all actors. Steps downstream
+        of a pool do not block its first actor, because they get no work without it."""
         now = self._beside(self.actors)
         then = {**now, node: _minus(now[node], pool.need)}
         for task in self._expected.values():
@@ -229,17 +234,17 @@ class Room:
     def _reserve(
         self, ask: ResourceRequest, turn: Turn, has_work: set[str], stalled: bool
     ) -> list[Allocation]:
-        """Keep a place for a step that found none, if it will come free; returns idle actors that must go for it."""
+        """Reserve a place for a step that found none, if one will become free. Returns idle actors to end for it."""
         if ask.actors and len(self.pool(ask.step)) >= ask.actors:
             return []  # its actors are all busy: it has its place
         idle = self._may_go(ask, has_work, stalled)
         going = idle
         nodes = self._spread(ask, self._beside((a for a in self.actors if a not in idle), turn))
-        if nodes is None and ask.is_gather:  # pools end what they have in flight, and get no more
+        if nodes is None and ask.is_gather:  # pools finish their shards in flight and get no new ones
             nodes, going = self._spread(ask, self._beside((), turn)), self.actors
         if nodes is None or (ask.actors and not stalled and not self._may_grow(ask, nodes[0], idle)):
             return []
-        going = _enough(going, ask, nodes, self._free(turn))
+        going = _fewest_actors(going, ask, nodes, self._free(turn))
         turn.refused = True
         turn.draining |= {a for a in going if a.busy}
         for node in nodes:
@@ -254,7 +259,7 @@ class Room:
         return [] if ask.is_task else [a for a in idle if a.ask.step not in has_work]
 
     def _may_grow(self, ask: ResourceRequest, node: str, idle: Iterable[Allocation]) -> bool:
-        """As `_leaves_room`, once the idle actors there are gone."""
+        """Like `_leaves_room`, as if the idle actors had ended."""
         before = self.actors
         self.actors = [a for a in before if a not in set(idle)]
         try:
@@ -263,7 +268,7 @@ class Room:
             self.actors = before
 
     def _spread(self, ask: ResourceRequest, free: dict[str, dict[str, float]]) -> tuple[str, ...] | None:
-        """A node for each worker, or None. `free` is used up."""
+        """A node for each worker, or None if they do not all fit. Subtracts what they need from `free`."""
         nodes = []
         for _ in range(ask.workers):
             best = self._best(ask, free)
@@ -274,7 +279,7 @@ class Room:
         return tuple(nodes)
 
     def _best(self, ask: ResourceRequest, free: Mapping[str, Amounts]) -> list[str]:
-        """Nodes that have enough, best first: those whose GPUs are not wanted come last, then the emptiest."""
+        """Nodes with enough resources, best first: GPU nodes last if no GPU is needed, then by most free CPUs."""
         able = [n for n, have in free.items() if _fits(ask.need, have)]
         return sorted(
             able, key=lambda n: (bool(self.nodes[n]["GPU"]) and not ask.need["GPU"], -free[n]["CPU"])
@@ -284,14 +289,14 @@ class Room:
         return any(_fits(ask.need, have) for have in free.values())
 
     def _free(self, turn: Turn) -> dict[str, dict[str, float]]:
-        """What nobody holds and nobody reserved."""
+        """Resources of each node that are neither held nor reserved."""
         free = self.free()
         for node in set(turn.reserved) & set(free):
             free[node] = _minus(free[node], turn.reserved[node])
         return free
 
     def _beside(self, held: Iterable[Allocation], turn: Turn | None = None) -> dict[str, dict[str, float]]:
-        """The nodes' totals without what these hold, and without what is reserved."""
+        """Total resources of each node minus what these allocations hold and what is reserved."""
         free = {n: dict(total) for n, total in self.nodes.items()}
         taken = [(node, one.ask.need) for one in held for node in one.nodes]
         for node, amounts in [*taken, *(turn.reserved.items() if turn else ())]:
@@ -312,10 +317,10 @@ def _minus(have: Amounts, less: Amounts) -> dict[str, float]:
     return {kind: have.get(kind, 0.0) - less.get(kind, 0.0) for kind in {*have, *less}}
 
 
-def _enough(
+def _fewest_actors(
     going: Iterable[Allocation], ask: ResourceRequest, nodes: Sequence[str], free: Mapping[str, Amounts]
 ) -> list[Allocation]:
-    """Of these actors as few as give the nodes what they lack, idle ones first; none that holds nothing of it."""
+    """As few of these actors as free what the nodes lack, idle ones first; actors that hold nothing of it are kept."""
     found: list[Allocation] = []
     for node in dict.fromkeys(nodes):
         lacks = {kind: n * nodes.count(node) - free[node].get(kind, 0.0) for kind, n in ask.need.items()}

@@ -1,7 +1,7 @@
-"""What a run needs on every node of a cluster: its code, its input files, its root. Found out before any work.
+"""Makes a run's code, input files and root available on every node of a cluster. Checked before any work.
 
-Each node is asked what it sees. Code, and files below the folder where `vlpipe` was called, are copied to the nodes
-(Ray's `runtime_env`) when one lacks them; a root or a file elsewhere that a node does not see is an error of one sentence.
+Each node reports what it sees. Code, and files below the driver's working directory, are copied to the nodes (Ray's
+`runtime_env`) if a node lacks them. A root, or a file elsewhere, that a node does not see is a one-sentence error.
 """
 
 from __future__ import annotations
@@ -28,23 +28,17 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.params import files_of
 
-NOT_SHIPPED = (
-    ".git",
-    ".venv",
-    "venv",
-    "runs",
-    "node_modules",
-    "__pycache__",
-)  # names of folders; so are all `.x_cache`
+# Names of folders; folders named `.*_cache` are excluded as well.
+NOT_SHIPPED = (".git", ".venv", "venv", "runs", "node_modules", "__pycache__")
 MAX_SHIPPED_BYTES = 200 * 2**20
 MAX_SHIPPED_FILES = 50_000
-ANSWER_S = 120.0  # a worker must start first
+ANSWER_S = 120.0  # seconds, including the start of a worker
 OWN = "vlpipe"
 
 
 @dataclass
 class Needs:
-    """What every node must see. `files`: path -> (size, who reads it); `modules`: top-level name -> digest of its source."""
+    """What every node must see. modules: top-level name -> digest of its source; files: path -> (bytes, its reader)."""
 
     modules: dict[str, str] = field(default_factory=dict)
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -59,7 +53,7 @@ class Needs:
 
 @dataclass
 class Lack:
-    """What a node does not see, or what it said of the root."""
+    """What a node lacks: modules, files, and problems with the root (one sentence each)."""
 
     missing: list[str]
     unseen: list[str]
@@ -67,7 +61,7 @@ class Lack:
 
 
 class Shipping:
-    """One run's code and files on the nodes of a cluster."""
+    """Checks and copies one run's code and files on the nodes of a cluster."""
 
     def __init__(self, cluster: Cluster, steps: Sequence[PlannedStep], store: Store) -> None:
         self._cluster, self._store = cluster, store
@@ -75,11 +69,11 @@ class Shipping:
         call = functools.partial(reads_root, store, self._proof, self._nonce)
         self._wanted = Needs.of(steps, cloudpickle.dumps(call))
         self._good: set[str] = set()
-        self._asked: dict[str, Any] = {}  # nodes that joined later
+        self._asked: dict[str, Any] = {}  # node id -> pending check, for nodes that joined later
         cloudpickle.register_pickle_by_value(probe)
 
     def prepare(self) -> list[str]:
-        """Ask every node, copy what is missing, ask again; what is still wrong, a sentence each."""
+        """Check every node, copy what is missing, check again. Returns the remaining problems, one sentence each."""
         self._store.write_bytes(self._proof, self._nonce.encode())
         lacks = self._ask_all()
         missing = {name for lack in lacks.values() for name in lack.missing}
@@ -87,15 +81,15 @@ class Shipping:
         if missing or below:
             self._ship(missing, bool(below))
             lacks = self._ask_all()
-        self._good = {node for node, lack in lacks.items() if not self._said(lack)}
+        self._good = {node for node, lack in lacks.items() if not self._problem_text(lack)}
         return [
             f"node {self._cluster.name_of(node)} {text}"
             for node, lack in lacks.items()
-            if (text := self._said(lack))
+            if (text := self._problem_text(lack))
         ]
 
     def problem_of(self, node: str) -> str | None:
-        """What is wrong with a node that is new; empty: nothing; None: it has not answered yet."""
+        """The problem of a new node; empty if there is none, None if it has not answered yet."""
         if node in self._good:
             return ""
         if node not in self._asked:
@@ -103,7 +97,7 @@ class Shipping:
         ready, _ = ray.wait([self._asked[node]], timeout=0)
         if not ready:
             return None
-        text = self._said(self._heard(node, self._asked[node]))
+        text = self._problem_text(self._answer(node, self._asked[node]))
         if not text:
             self._good.add(node)
         return text
@@ -120,9 +114,9 @@ class Shipping:
     def _ask_all(self) -> dict[str, Lack]:
         asked = {node: self._ask(node) for node in node_resources()}
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
-        return {node: self._heard(node, ref) for node, ref in asked.items()}
+        return {node: self._answer(node, ref) for node, ref in asked.items()}
 
-    def _heard(self, node: str, ref: Any) -> Lack:
+    def _answer(self, node: str, ref: Any) -> Lack:
         try:
             return Lack(**ray.get(ref, timeout=0))
         except ray.exceptions.GetTimeoutError:
@@ -131,12 +125,12 @@ class Shipping:
             first = (str(error).strip().splitlines() or [""])[-1]
             return Lack([], [], [f"cannot run a task: {type(error).__name__}: {first}"])
 
-    def _said(self, lack: Lack) -> str:
-        """The first thing that is wrong, with what to do."""
+    def _problem_text(self, lack: Lack) -> str:
+        """The first problem, with what to do about it; empty if there is none."""
         if lack.problems:
             return lack.problems[0]
         if lack.missing:
-            return f"cannot import {', '.join(map(repr, lack.missing))} as it is here"
+            return f"cannot import {', '.join(map(repr, lack.missing))} in the driver's version"
         if lack.unseen:
             path = lack.unseen[0]
             who = self._wanted.files[path][1]
@@ -149,7 +143,7 @@ class Shipping:
         return Path(path).is_relative_to(os.getcwd())
 
     def _ship(self, missing: set[str], with_files: bool) -> None:
-        """Connect again with copies of what is missing."""
+        """Reconnect to the cluster with copies of what is missing."""
         outside = [name for name in sorted(missing - {OWN}) if not self._is_below(_place(name))]
         env: dict[str, Any] = {"env_vars": {DRIVER_FOLDER: os.getcwd()}}
         if with_files or missing - {OWN} - set(outside):
@@ -162,23 +156,23 @@ class Shipping:
             if OWN in missing:
                 env["py_modules"].append(_own_source(folder))
             self._cluster.disconnect()
-            os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # lists and weights are often in there
+            os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # lists and weights are often git-ignored
             self._cluster.connect(env)
 
 
 def reads_root(store: Store, rel: str, nonce: str) -> list[str]:
-    """On a node: is the driver's root its root too?"""
+    """Runs on a node: problems with the driver's root there, one sentence each; empty if the node sees the same root."""
     where = f"does not see the root {store.url}"
     todo = "a root must lie where every node sees it: on a shared disk, or s3://..."
     try:
         seen = store.read_bytes(rel).decode()
-    except Exception as error:  # whatever it is: the reader is told
+    except Exception as error:  # any error is reported to the user
         return [f"{where} ({type(error).__name__}); {todo}"]
     return [] if seen == nonce else [f"{where} (another folder has its name); {todo}"]
 
 
 def _modules_of(one: PlannedStep) -> Iterator[str]:
-    """Top-level names of the modules of a step's stage, and of the stages and parts it holds."""
+    """Yields top-level module names of a step's stage, and of the stages and parts it contains."""
     stages = [one.keyed.step.stage]
     for stage in stages:
         if hasattr(stage, "__dataclass_fields__"):
@@ -195,7 +189,7 @@ def _files_of(one: PlannedStep) -> Iterator[tuple[str, tuple[int, str]]]:
 
 
 def _place(module: str) -> str:
-    """The folder or file of a top-level module."""
+    """Absolute path of a top-level module's folder or file."""
     found = sys.modules[module]
     if getattr(found, "__path__", None):
         return os.path.abspath(next(iter(found.__path__)))
@@ -204,7 +198,7 @@ def _place(module: str) -> str:
 
 
 def _own_source(folder: str) -> str:
-    """A copy of vlpipe's rooms as one plain package: installed for development they are links in several places."""
+    """Copies vlpipe into `folder` as one plain package: a development install consists of links to several places."""
     to = os.path.join(folder, OWN)
     for base in sys.modules[OWN].__path__:
         for room in sorted(os.listdir(base)):
@@ -218,7 +212,7 @@ def _own_source(folder: str) -> str:
 
 
 def _root_below(store: Store) -> list[str]:
-    """The root, when it lies in the folder that is copied."""
+    """Exclude pattern for the root if it lies in the folder that is copied; else empty."""
     if not store.is_local or not Path(store.url).is_relative_to(os.getcwd()):
         return []
     return ["/" + os.path.relpath(store.url, os.getcwd())]

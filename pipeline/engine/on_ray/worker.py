@@ -1,4 +1,4 @@
-"""What runs in Ray's workers: a shard, a gather step, an actor that keeps its stage open, and training through Ray Train."""
+"""Code that runs in Ray workers: a shard, a gather step, an actor that keeps its stage open, training with Ray Train."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from vlpipe.pipeline.workflow.step import Resources
 
 
 @functools.cache
-def _settle() -> None:
-    """Once in a worker, after its imports: no garbage collection looks through them again, and pandas is not among them."""
+def _prepare_process() -> None:
+    """Runs once per worker, after its imports: excludes them from garbage collection and delays the import of pandas."""
     leave_pandas_alone()
     gc.freeze()
 
 
 def _run_shard(task: ShardTask, gpus: float) -> Receipt:
-    _settle()
+    _prepare_process()
     with granted(gpus):
         return run_shard(task)
 
 
 def _run_gather(task: GatherTask, resources: Resources) -> GatherResult:
-    _settle()
+    _prepare_process()
     with granted(resources.gpus):
         return run_gather(
             task,
@@ -45,13 +45,13 @@ def _run_gather(task: GatherTask, resources: Resources) -> GatherResult:
 
 
 class _ShardWorker:
-    """Opens its stage with its first shard: what goes wrong there is that shard's error, not a dead actor's.
+    """Opens its stage with its first shard, so that an error there fails that shard and does not kill the actor.
 
-    A shard to be run row by row in a process of its own is run in place of the actor's work, not beside it.
+    A shard to be isolated (run row by row in its own process) closes the actor's open stage first.
     """
 
     def __init__(self, gpus: float) -> None:
-        _settle()
+        _prepare_process()
         self._gpus = gpus
         self._stack = ExitStack()
         self._work: Work | None = None
@@ -66,7 +66,7 @@ class _ShardWorker:
             return run_shard(task, self._work)
 
 
-# The runner counts attempts and decides what a death means; Ray must not try again on its own.
+# The runner counts attempts and decides what a death means; Ray must not retry on its own.
 remote_shard: Any = ray.remote(max_retries=0)(_run_shard)
 remote_gather: Any = ray.remote(max_retries=0)(_run_gather)
 ShardWorker: Any = ray.remote(max_restarts=0, max_task_retries=0)(_ShardWorker)
@@ -108,12 +108,12 @@ def launch_on_ray(
 
 
 def _cause_of(error: BaseException) -> BaseException:
-    """The error a training worker raised, out of Ray Train's wrapping."""
+    """The error that a training worker raised, unwrapped from Ray Train's errors."""
     found = list((getattr(error, "worker_failures", None) or {}).values())
     for wrapping in ("health_check_failure", "base_error", "cause"):
         found = [getattr(failure, wrapping, None) or failure for failure in found]
-    for failure in found:  # the others then fail for want of the dead one
-        raised = isinstance(failure, ray.exceptions.RayTaskError)  # by the training itself
+    for failure in found:  # a dead worker first: the others fail because of it
+        raised = isinstance(failure, ray.exceptions.RayTaskError)  # raised by the training code
         if isinstance(failure, ray.exceptions.RayError) and not raised:
             return WorkerDied(f"a training worker died: {type(failure).__name__}", innocent=True)
     for failure in found:

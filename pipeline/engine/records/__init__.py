@@ -1,4 +1,4 @@
-"""What a root says of its shards: keys, receipts, manifests, hashes of code, forgotten rows.
+"""Records stored in a root: keys, receipts, manifests, code hashes, forgotten rows.
 
-Imported by the rest of `engine`. May import `engine.locking`, `workflow`, `shard` and what lies below them.
+Imported by the rest of `engine`. May import `engine.locking`, `workflow`, `shard` and the rooms below them.
 """

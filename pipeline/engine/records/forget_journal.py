@@ -1,4 +1,4 @@
-"""`<root>/_forget.json`: a `vlpipe forget` is under way, or was killed. Until it is finished nothing may read the root."""
+"""`<root>/_forget.json` marks a `vlpipe forget` that is running or was killed. Nothing may read the root until it ends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def is_half_done(store: Store) -> bool:
 
 
 def refuse_half_done(store: Store) -> None:
-    """VlpipeError when a forget was killed here: what lies on disk is half before and half after it."""
+    """Raises VlpipeError if a forget was killed here: parts of the root are in the old state, parts in the new one."""
     if is_half_done(store):
         raise VlpipeError(f"a forget in {store.url} was interrupted; `vlpipe run` finishes it first")

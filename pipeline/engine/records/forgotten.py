@@ -1,6 +1,6 @@
-"""`<root>/forgotten.parquet`: hashes of what was forgotten. Whatever lists rows in this root obeys it.
+"""`<root>/forgotten.parquet`: hashes of forgotten rows. Every step that lists rows in this root excludes them.
 
-Only hashes are kept: who holds the file can ask whether a row they know is in it, and cannot read what is.
+Only hashes are stored: whoever has the file can test whether a known row is in it, but cannot read which rows are.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ WHY = "forgotten"
 Kind = Literal["id", "url", "domain"]
 KINDS = get_args(Kind)
 DEFAULT_PORTS = {"http": 80, "https": 443}
-# What may stand in a path or query as it is; the rest is percent-encoded. `%` stays: it is encoded already.
+# Characters kept as they are in a path or query; others are percent-encoded. `%` is kept: it starts an existing escape.
 KEPT = "%/:?@!$&'()*+,;=-._~[]|"
 
 
 def hashed(kind: Kind, value: str) -> str:
-    """sha256 over the kind and the value, in 64 digits."""
+    """sha256 over kind and value, as 64 hexadecimal digits."""
     return text_sets.hashed(kind, value).hex()
 
 
 def canonical_url(url: str) -> str:
-    """One spelling for what one server takes as one address: no scheme, user, default port, fragment; ASCII, as it is
-    sent; host in lower case."""
+    """One spelling per address: no scheme, user, default port or fragment; percent-encoded ASCII; lower-case host.
+    A URL that cannot be parsed is returned stripped but otherwise unchanged."""
     url = url.strip()
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # no server would get it either: it stands for itself
+    except ValueError:  # malformed: no client could request it either
         return url
     if not parts.hostname:
         return url
@@ -55,7 +55,7 @@ def canonical_url(url: str) -> str:
 
 
 def ascii_host(host: str) -> str:
-    """A host as it is asked for, without a last dot: punycode. One that has no such form stands for itself."""
+    """The host in ASCII (punycode), without a trailing dot. A host that cannot be encoded is returned unchanged."""
     if host.isascii():
         return host.rstrip(".")
     import idna
@@ -67,7 +67,7 @@ def ascii_host(host: str) -> str:
 
 
 def domains_of(url: str) -> Iterator[str]:
-    """The host of a URL and the domains it is in: a.b.org, b.org, org."""
+    """Yields the host of a URL and its parent domains: a.b.org, b.org, org."""
     try:
         host = ascii_host(urlsplit(url.strip()).hostname or "")
     except ValueError:
@@ -78,7 +78,7 @@ def domains_of(url: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """Sorted hashes by kind, 32 bytes each."""
+    """Kind -> sorted sha256 hashes, 32 bytes each."""
 
     hashes: Mapping[str, Digests] = field(default_factory=dict)
 
@@ -89,28 +89,29 @@ class Forgotten:
         return bool(self._known(kind, [value])[0])
 
     def has_row(self, id_: str, url: str | None) -> bool:
+        """True if the row's id, its URL or a domain of its URL was forgotten."""
         return bool(self._rows([id_], [url])[0])
 
     def split(self, rows: pa.Table) -> tuple[pa.Table, list[Reject]]:
-        """The rows that may stay, and a reject for each other one, which names it by its hash only."""
+        """The rows that are not forgotten, and one reject per forgotten row, which names it only by its hash."""
         ids = rows["id"].to_pylist()
         urls = rows["url"].to_pylist() if "url" in rows.schema.names else [None] * len(ids)
-        gone = self._rows(ids, urls)
-        if not gone.any():
+        is_forgotten = self._rows(ids, urls)
+        if not is_forgotten.any():
             return rows, []
-        rejects = [Reject(hashed("id", ids[n]), "filtered", WHY) for n in np.flatnonzero(gone)]
-        return rows.filter(pa.array(~gone)), rejects
+        rejects = [Reject(hashed("id", ids[n]), "filtered", WHY) for n in np.flatnonzero(is_forgotten)]
+        return rows.filter(pa.array(~is_forgotten)), rejects
 
     def _rows(self, ids: list[str], urls: list[str | None]) -> Mask:
-        gone = self._known("id", ids)
+        is_forgotten = self._known("id", ids)
         if len(self.hashes.get("url", ())):
-            gone |= self._known("url", [canonical_url(url) if url else None for url in urls])
+            is_forgotten |= self._known("url", [canonical_url(url) if url else None for url in urls])
         if len(self.hashes.get("domain", ())):
             several = [list(domains_of(url)) if url else [] for url in urls]
             names = list({name for listed in several for name in listed})
             hit = {name for name, one in zip(names, self._known("domain", names), strict=True) if one}
-            gone |= np.array([not hit.isdisjoint(listed) for listed in several], np.bool_)
-        return gone
+            is_forgotten |= np.array([not hit.isdisjoint(listed) for listed in several], np.bool_)
+        return is_forgotten
 
     def _known(self, kind: Kind, values: Iterable[str | None]) -> Mask:
         found = [b"" if value is None else text_sets.hashed(kind, value) for value in values]
@@ -119,7 +120,7 @@ class Forgotten:
 
 
 def read_forgotten(store: Store) -> Forgotten:
-    """VlpipeError where the file is there and cannot be read: nothing may be listed as if nothing were forgotten."""
+    """The root's forgotten hashes; empty if there is no file. Raises VlpipeError if it is damaged: no row may be listed."""
     if not store.exists(REL):
         return Forgotten()
     parts: dict[str, list[Digests]] = {}
@@ -136,14 +137,14 @@ def read_forgotten(store: Store) -> Forgotten:
                     parts.setdefault(kind, []).append(from_hex(of_kind["hash"]))
     except (pa.ArrowException, ValueError, OSError) as error:
         raise VlpipeError(
-            f"{store.path(REL)} cannot be read ({error}): it says what was forgotten, and without it that would be "
-            "listed again. Put a copy of it back; if there is none, remove it and `vlpipe forget` the same list again"
+            f"{store.path(REL)} cannot be read ({error}): it records what was forgotten, and without it those rows would "
+            "be listed again. Restore a copy of it; if there is none, remove it and `vlpipe forget` the same list again"
         ) from error
     return Forgotten({kind: np.unique(np.concatenate(found)) for kind, found in sorted(parts.items())})
 
 
 def add_forgotten(store: Store, **hashes: Digests) -> None:
-    """Add hashes of ids, URLs (canonical) and domains, given by kind; sorted, so the same set gives the same bytes."""
+    """Add hashes of ids, canonical URLs and domains, by kind. Stored sorted, so that the same set gives the same bytes."""
     known = dict(read_forgotten(store).hashes)
     for kind, found in hashes.items():
         known[kind] = np.unique(np.concatenate([known.get(kind, np.empty(0, DIGEST)), found]))
@@ -157,7 +158,7 @@ def add_forgotten(store: Store, **hashes: Digests) -> None:
 
 
 def digest_of(rows: pa.Table, schema: pa.Schema) -> str:
-    """The digest these rows would have as a shard; the file is written and thrown away."""
+    """The digest these rows would have as a shard; computed from a temporary file."""
     with tempfile.TemporaryDirectory(prefix="vlpipe-") as folder:
         path = Path(folder) / "shard.parquet"
         with ShardWriter(str(path), schema) as writer:

@@ -1,10 +1,10 @@
-"""Keys: what a result was made from. No clock, host, port, path or secret is in one.
+"""Keys identify what a result was made from. They contain no time, host, port, path or secret.
 
-step key: declared things only (the stage's name and VERSION, parameters, digests of outside files, keys of the steps
-    before), so it is known before anything ran; its first digits are in the name of the step's folder.
-shard key: sha256(stage key, key of the input shard). The stage key leaves out what only lists rows, so a longer list keeps
-    the shards it shares with the old one, and which step made an artifact: its content digest stands in the receipt.
-What was really read (digests of input shards and artifacts) stands in the receipt and must match as well.
+step key: hash of what is declared (the stage's name and VERSION, parameters, digests of outside files, keys of upstream
+    steps), so it is known before anything runs. The name of the step's folder has its first digits.
+shard key: sha256(stage key, key of the input shard). The stage key excludes files that only list rows, so a longer list
+    keeps the shards it shares with the old one. It also excludes which step made an artifact.
+Receipts also record what was actually read (digests of input shards and artifacts), which must match as well.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ Stamp = tuple[int, int]  # size in bytes, mtime_ns
 
 
 def sha256_json(*parts: Any) -> str:
+    """sha256 over the parts as compact JSON with sorted keys, as 64 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # file names may be any bytes
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # file names may hold any bytes
 
 
 def tree_digest(files: Mapping[str, str]) -> str:
-    """One digest for a folder: its relative paths and their digests. A single file "" is its own digest."""
+    """One digest for a folder, over its relative paths and their digests. For a single file (path "") its own digest."""
     return files[""] if set(files) == {""} else sha256_json("tree", sorted(files.items()))
 
 
 def tree_mark(stamps: Mapping[str, Stamp]) -> str:
-    """One digest for the names, sizes and times of a folder's files."""
+    """One digest over names, sizes and mtimes of a folder's files."""
     return sha256_json("mark", sorted(stamps.items()))
 
 
 def walk_files(path: str) -> Iterator[tuple[str, str, Stamp]]:
-    """(path below, full path, stamp) of a folder's files, or of the file itself; folders that are links are not entered."""
+    """Yields (relative path, full path, stamp) of a folder's files, or of the file itself. Folder symlinks are skipped."""
     here = os.path.realpath(path)
     if not os.path.isdir(here):
         stat = os.stat(here)
@@ -60,16 +61,16 @@ def walk_files(path: str) -> Iterator[tuple[str, str, Stamp]]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append((entry.path, f"{below}{entry.name}/"))
-                elif entry.is_file():  # no broken link, no socket
+                elif entry.is_file():  # excludes broken links and sockets
                     stat = entry.stat()
                     yield below + entry.name, entry.path, (stat.st_size, stat.st_mtime_ns)
 
 
 def check_unchanged(file: File) -> None:
-    """Raise VlpipeError when an outside file is not, on this machine and now, what the plan was made with."""
+    """Raises VlpipeError if an outside file, as it is on this machine now, differs from the one the plan was made with."""
     if not file.mark:
         return
-    text = "a worker must see the file that the plan has seen: put it on a disk that all machines share, at one path"
+    text = "every worker must see the file that the plan was made with: put it on a shared disk, at the same path everywhere"
     if not os.path.exists(file.path):
         raise VlpipeError(f"there is no {file.path} on {os.uname().nodename}; {text}")
     found = list(walk_files(file.path))
@@ -78,13 +79,13 @@ def check_unchanged(file: File) -> None:
     digest = tree_digest({name: sha256_file(full) for name, full, _ in found})
     if digest != file.digest:
         raise VlpipeError(
-            f"{file.path} on {os.uname().nodename} is not what the plan has seen (sha256 {digest[:12]}, wanted "
+            f"{file.path} on {os.uname().nodename} is not what the plan was made with (sha256 {digest[:12]}, wanted "
             f"{file.digest[:12]}): it was changed since, or it is another file of that name; {text}"
         )
 
 
 class FileDigests:
-    """Content digests of files outside the root, looked up once each; cached under it by path, size and mtime."""
+    """Content digests of files outside the root, computed once each. Cached in the root by path, size and mtime."""
 
     REL = "_cache/digests.json"
 
@@ -92,21 +93,21 @@ class FileDigests:
         self._store = store
         self._known = _read_cache(store, self.REL)
         self._of_user = DigestCache()
-        # path -> digest, mark: a folder of images is a parameter of two steps, and slow to walk
+        # path -> (digest, mark). Two steps may have the same folder of images as a parameter; walking it is slow.
         self._looked_up: dict[str, tuple[str, str]] = {}
         self._hub: dict[str, str] = {}
         self._changed = False
 
     def of(self, path: str) -> str:
-        """sha256 of a file, or of a folder's listing."""
+        """sha256 of a file, or the `tree_digest` of a folder."""
         return self._get(path)[0]
 
     def mark(self, path: str) -> str:
-        """Digest of the names, sizes and times of the files at `path`."""
+        """`tree_mark` of the files at `path`: digest of their names, sizes and mtimes."""
         return self._get(path)[1]
 
     def of_hub(self, name: str, who: str = "") -> str:
-        """`hub:ORG/NAME@COMMIT` of a hub id. VlpipeError: it is none, or nobody knows its commit."""
+        """`hub:ORG/NAME@COMMIT` of a hub id. Raises VlpipeError if it is not a hub id or its commit is unknown."""
         if name not in self._hub:
             remembered = self._known.get(f"hub:{name}", [0, 0, ""])[2]
             commit = hub_commit(name, who, remembered)
@@ -130,23 +131,23 @@ class FileDigests:
         self._of_user.put(path, *stamp, digest)
         if (
             abs(time.time() - stamp[1] / 1e9) >= RECENT_S
-        ):  # else it may change again within one tick of its clock
+        ):  # a younger file may change again within one clock tick
             self._known[path] = [*stamp, digest]
             self._changed = True
         return digest
 
     def save(self) -> None:
-        """Keep them below the root; while there is none, for this user. A plan makes no root."""
+        """Store the digests in the root, or in the user's cache if there is no root yet: planning never creates one."""
         if not self._store.exists(""):
             self._of_user.save()
-        elif self._changed:  # in one line: spaces for the eye are six times as slow to write
+        elif self._changed:  # on one line: indented JSON is six times as slow to write
             text = json.dumps(self._known, separators=(",", ":"))
             cache = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "files": text}
             self._store.write_bytes(self.REL, json.dumps(cache).encode())
 
 
 def _read_cache(store: Store, rel: str) -> dict[str, list[Any]]:
-    """The digests known so far; none, and a warning, when the file is damaged."""
+    """The cached digests; empty, with a warning, if the file is damaged."""
     if not store.exists(rel):
         return {}
     try:
@@ -155,13 +156,13 @@ def _read_cache(store: Store, rel: str) -> dict[str, list[Any]]:
             known: dict[str, list[Any]] = json.loads(cache["files"])
             return known
     except (ValueError, KeyError, TypeError, AttributeError):
-        pass  # as a wrong checksum
+        pass  # handled like a wrong checksum
     warnings.warn(f"{store.path(rel)} is damaged; outside files are hashed anew", VlpipeWarning, stacklevel=2)
     return {}
 
 
 def key_params(stage: Stage) -> dict[str, Any]:
-    """The parameters that can change rows, as JSON; a file is its digest (or the key of the step that makes it)."""
+    """Parameters that can change rows, as JSON. A file is given by its digest, or by the key of the step that makes it."""
     params: dict[str, Any] = canonical(stage, _file_in_key, leave_out=True)
     return params
 
@@ -174,7 +175,8 @@ def _file_in_key(file: File) -> dict[str, str]:
 class StepKeys:
     """A step with its keys.
 
-    files: (field, digest) of each file parameter; marks: (field, `File.mark`) of those outside of the root.
+    files: (field, digest) of each file parameter; marks: (field, `File.mark`) of those outside the root; source: hash
+    of the stage's code.
     """
 
     step: Step
@@ -184,11 +186,11 @@ class StepKeys:
     files: tuple[tuple[str, str], ...]
     marks: tuple[tuple[str, str], ...]
     source: str
-    folder: str  # below the root: a name only, the full key is in its `_step.json`
+    folder: str  # relative to the root; only a name: its `_step.json` has the full key
 
 
 def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests) -> StepKeys:
-    """Keys of a step whose inputs and artifact steps are in `above`."""
+    """The keys of a step. above: keys of its input and artifact steps. Raises VlpipeError if a file does not exist."""
 
     def with_digest(_: str, file: File) -> File:
         if file.step:
@@ -221,15 +223,15 @@ def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests) ->
 def keys_of(
     stage: Stage, identity: Sequence[str | int], inputs: Sequence[str], torch_threads: int, shard_rows: int
 ) -> tuple[str, str]:
-    """Step key and stage key of a stage whose files have their digests. `inputs`: step keys of the steps before."""
+    """(step key, stage key) of a stage whose files have digests. inputs: step keys of the upstream steps."""
     base = [*identity, torch_threads if stage.TORCH else 0]
-    rows = 0 if isinstance(stage, MapStage) else shard_rows  # how a gather step's rows are cut
+    rows = 0 if isinstance(stage, MapStage) else shard_rows  # shard size of a gather step
     step_key = sha256_json("step", *base, key_params(stage), list(inputs), rows)
     return step_key, sha256_json("stage", *base, key_params(replace_files(stage, _inner)), rows)
 
 
 def _absolute(_: str, file: File) -> File:
-    """A path as it is here: a worker may stand in another folder."""
+    """The file with an absolute path: a worker may run in another working directory."""
     if file.step or not file.path or not os.path.exists(file.path):
         return file
     return dataclasses.replace(file, path=os.path.abspath(file.path))
@@ -241,7 +243,7 @@ def shard_key(stage_key: str, input_key: str) -> str:
 
 
 def _inner(_: str, file: File) -> File:
-    """A file as it counts for one shard."""
+    """A file as it counts in the stage key: without list files, and without the step that makes an artifact."""
     if isinstance(file, ListFile):
         return dataclasses.replace(file, digest="", path="")
     return dataclasses.replace(file, digest="") if file.step else file

@@ -1,4 +1,4 @@
-"""What a folder says of its step: `_step.json`, written before the first shard, and `manifest.json`, written last of all."""
+"""Files that describe a step: `_step.json`, written before its first shard, and `manifest.json`, written last."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from vlpipe.pipeline.storage.file_names import STEP_FILE
 from vlpipe.pipeline.storage.sealed import read_sealed, write_sealed
 from vlpipe.pipeline.storage.store import Store, sha256_file
 
-FORMAT = 2  # of roots: raise it when the engine reads or makes them in another way
+FORMAT = 2  # of roots: raise it when the engine reads or writes them differently
 FORMAT_FILE = "_format.json"
 
 
 def check_format(store: Store, old: bool) -> None:
-    """Raise VlpipeError for a root that another vlpipe wrote. `old`: it has step folders, so a missing number means 1."""
+    """Raises VlpipeError if the root has another format. old: it has step folders, so a missing number means format 1."""
     if not store.exists(FORMAT_FILE):
         number: Any = 1 if old else FORMAT
     else:
@@ -54,7 +54,7 @@ def write_format(store: Store) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepFile:
-    """`_step.json`: what the step of this folder is."""
+    """Contents of `_step.json`: the step that this folder belongs to."""
 
     step: str
     use: str
@@ -68,10 +68,11 @@ class StepFile:
     inputs: tuple[str, ...]  # folders
     schema: tuple[str, ...]
     references: tuple[str, ...]  # columns that hold ids of other rows
-    artifact_references: Mapping[str, Sequence[str]]  # the same of Parquet artifacts, by file name
+    artifact_references: Mapping[str, Sequence[str]]  # the same for Parquet artifacts, by file name
 
 
 def write_step_file(store: Store, keyed: StepKeys, inputs: tuple[str, ...], schema: pa.Schema) -> None:
+    """Write `_step.json` unless it already has this content. inputs: folders of the upstream steps."""
     path = f"{keyed.folder}/{STEP_FILE}"
     step = keyed.step
     value = StepFile(
@@ -100,12 +101,13 @@ def _json(value: StepFile) -> dict[str, Any]:
 
 
 def artifact_references(stage: Stage) -> dict[str, list[str]]:
+    """Artifact file name -> its columns that hold ids of rows, as a gather stage declares them."""
     declared = stage.ARTIFACT_REFERENCES if isinstance(stage, GatherStage) else {}
     return {name: list(columns) for name, columns in sorted(declared.items())}
 
 
 def read_step_file(store: Store, folder: str) -> Mapping[str, Any] | None:
-    """None: there is none (yet). VlpipeError: it cannot be read."""
+    """Contents of `_step.json`; None if it does not exist (yet). Raises VlpipeError if it is damaged."""
     path = f"{folder}/{STEP_FILE}"
     if not store.exists(path):
         return None
@@ -113,12 +115,13 @@ def read_step_file(store: Store, folder: str) -> Mapping[str, Any] | None:
         value = read_sealed(store, path)
         if isinstance(value["step_key"], str) and isinstance(value["stage_key"], str):
             return dict(value)
-        raise TypeError("its keys are no text")
+        raise TypeError("its keys are not strings")
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(store, path, error) from error
 
 
 def schema_lines(schema: pa.Schema) -> tuple[str, ...]:
+    """One `name: type` per column."""
     return tuple(f"{f.name}: {f.type}" for f in schema)
 
 
@@ -126,8 +129,9 @@ def schema_lines(schema: pa.Schema) -> tuple[str, ...]:
 class Manifest:
     """A finished step.
 
-    inputs_digest: every shard and artifact it read; shards_digest: every shard it has; read: parameter -> content digest of
-    each file and artifact; sources: hashes of the code that made its shards; artifacts: relative path -> sha256.
+    inputs_digest: over every shard and artifact it read; shards_digest: over every shard it has; read: parameter ->
+    content digest of each file and artifact; sources: hashes of the code that made its shards; artifacts: relative
+    path -> sha256.
     """
 
     step: str
@@ -150,14 +154,14 @@ class Manifest:
     rejects: Mapping[str, int]
     artifacts: Mapping[str, str]
     versions: Mapping[str, str]
-    forgotten: int = 0  # rows it was made from that were forgotten since; its artifacts know them still
+    forgotten: int = 0  # input rows forgotten since then; its artifacts still reflect them
     counts: Mapping[str, int] = field(default_factory=dict)
     copies: bool = False  # `Stage.COPIES`
     references: tuple[str, ...] = ()  # columns that hold ids of other rows
     artifact_references: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def artifact_digest(self, path: str) -> str | None:
-        """Digest of one artifact file, or of a folder of them as a folder; None when there is none of that name."""
+        """Digest of one artifact file, or of a folder of artifacts; None if there is none of that name."""
         path = path.strip("/")
         if path in self.artifacts:
             return self.artifacts[path]
@@ -167,13 +171,14 @@ class Manifest:
 
 
 def write_manifest(store: Store, folder: str, manifest: Manifest, receipts: Sequence[Receipt]) -> None:
+    """Make the step's files durable, then write `_shards.parquet`, then `manifest.json`: from now on the step is done."""
     store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
     write_receipts(store, f"{folder}/_shards.parquet", receipts)
     write_sealed(store, f"{folder}/manifest.json", asdict(manifest))
 
 
 def read_manifest(store: Store, folder: str) -> Manifest | None:
-    """None: the step is not done. VlpipeError: it cannot be read."""
+    """The manifest; None if the step is not done. Raises VlpipeError if it is damaged."""
     path = f"{folder}/manifest.json"
     if not store.exists(path):
         return None
@@ -198,7 +203,7 @@ def make_manifest(
     artifacts: Mapping[str, str],
     sources: Sequence[str] = (),
 ) -> Manifest:
-    """`sources`: of artifacts; those of shards are in their receipts."""
+    """Build the manifest of a finished step. sources: code hashes of artifacts; those of shards are in `receipts`."""
     rejects: Counter[str] = Counter()
     for receipt in receipts:
         rejects.update(receipt.rejects)
@@ -232,6 +237,7 @@ def make_manifest(
 
 
 def installed(name: str) -> str:
+    """Version of an installed distribution, or `not installed`."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -239,12 +245,12 @@ def installed(name: str) -> str:
 
 
 def digest_inputs(shards_digests: Sequence[str], artifacts_digest: str) -> str:
-    """One digest over all that a step reads: `Manifest.shards_digest` of each step above, and its artifacts."""
+    """One digest over everything a step reads: `Manifest.shards_digest` of each upstream step, and its artifacts."""
     return sha256_json("inputs", list(shards_digests), artifacts_digest)
 
 
 def digest_artifacts(read: Mapping[str, str]) -> str:
-    """One digest over the files and artifacts that rows depend on, each under the name of its parameter; empty for none."""
+    """One digest over `read` (parameter -> digest of a file or artifact that rows depend on); empty if there are none."""
     return sha256_json("artifacts", sorted(read.items())) if read else ""
 
 

@@ -1,8 +1,8 @@
-"""What a live run leaves for those who watch: which steps it works on, and how many rows of a slow shard are done.
+"""Progress notes of a live run, for progress bars and `vlpipe status`: running steps, rows done of slow shards.
 
-Both are notes in the step's `work/`, which goes when the step is done: a root that all workers share is all that is needed,
-with Ray, on a cluster, and without. A note counts only for the run that wrote it. A shard writes none in its first seconds,
-then one in `EVERY_S`: 30 bytes, not synced.
+Notes are files in the step's `work/` folder, which is removed when the step is done. They need only the root that all
+workers share, with or without Ray. A note is valid only for the run that wrote it. A shard writes none in its first
+`FIRST_S` seconds, then one every `EVERY_S` seconds: 30 bytes, no fsync.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EVERY_REMOTE_S = 30.0  # a note in an object store is a request
 
 
 def noted(store: Store, folder: str, index: int, batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The batches; a batch counts as done when the next one is asked for."""
+    """Yields the batches and records progress. A batch counts as done when the next one is requested."""
     due, num_rows = time.monotonic() + FIRST_S, 0
     for batch in batches:
         yield batch
@@ -36,21 +36,23 @@ def noted(store: Store, folder: str, index: int, batches: Iterator[pa.Table]) ->
 
 
 def rows_done(store: Store, folder: str, indexes: Iterable[int]) -> dict[int, int]:
-    """Rows done so far of the shards that say so."""
+    """Shard number -> rows done so far, for shards with a note of this run."""
     found = ((index, _read(store, _rows_path(folder, index), this_run())) for index in indexes)
     return {index: num_rows for index, num_rows in found if num_rows is not None}
 
 
 def mark_running(store: Store, folder: str) -> None:
-    """This run works on the step now."""
+    """Record that this run is working on the step."""
     _write(store, _running_path(folder), 1)
 
 
 def is_running(store: Store, folder: str, run: str) -> bool:
+    """True if this run (an id) has marked the step as running."""
     return _read(store, _running_path(folder), run) is not None
 
 
 def this_run() -> str:
+    """Id of the run that this process belongs to; empty outside a run."""
     return os.environ.get(RUN_VARIABLE, "")
 
 
@@ -63,7 +65,7 @@ def _rows_path(folder: str, index: int) -> str:
 
 
 def _write(store: Store, rel: str, value: int) -> None:
-    """A note is for the eye: one that cannot be written must not cost the shard."""
+    """Write a note. Errors are ignored: a note is informational and must not fail the shard."""
     data = canonical_json({"run": this_run(), "value": value})
     with suppress(OSError):
         if not store.is_local:
@@ -75,7 +77,7 @@ def _write(store: Store, rel: str, value: int) -> None:
 
 
 def _read(store: Store, rel: str, run: str) -> int | None:
-    """None: there is no such note of this run, or it is being written."""
+    """The note's value; None if this run wrote none or is just writing it."""
     try:
         note: Any = store.read_json(rel)
         return int(note["value"]) if note["run"] == run else None

@@ -1,7 +1,8 @@
-"""Receipts: which shards exist, and from what each was made.
+"""Receipts: which shards exist, and what each was made from.
 
-`<step>-<key8>/`: `_step.json` (what the step is, written first), `000042.parquet`, `_rejects/000042.parquet` (when there
-are any), `_receipts/000042.json`, `_log/000042.jsonl`; `_shards.parquet` (all receipts in one file), `artifacts/`, and
+A step's folder `<step>-<key8>/` holds `_step.json` (describes the step, written first), `000042.parquet`,
+`_rejects/000042.parquet` (if the shard has rejects), `_receipts/000042.json`, `_log/000042.jsonl`, `artifacts/` and,
+once the step is done, `_shards.parquet` (all receipts in one file) and
 `manifest.json`, written last. A shard without a valid receipt does not exist; a step without a manifest is not done.
 """
 
@@ -23,37 +24,39 @@ from vlpipe.pipeline.shard import REJECT_SCHEMA, Heavy, Reject, Shard, ShardWrit
 from vlpipe.pipeline.storage.sealed import sealed, unsealed
 from vlpipe.pipeline.storage.store import Store, sha256_file
 
-STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}([0-9a-f]{8})?")  # 16 digits where two full keys share the first 8
+STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}([0-9a-f]{8})?")  # 16 digits if two full keys share the first 8
 RECEIPT_FILE = re.compile(r"(\d{6,})\.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
-    """One shard's receipt. `run` (seconds, host, attempts) is for the reader and no part of the identity."""
+    """One shard's receipt. `run` (seconds, host, attempts) is informational and not part of its identity."""
 
     index: int
     shard: Shard
     bytes: int
     rows_in: int
-    input_digest: str = ""  # of the input shard's own file
+    input_digest: str = ""  # digest of the input shard's file
     input_heavy: Mapping[str, str] = field(
         default_factory=dict
     )  # heavy column it read -> digest of its shard
     artifacts_digest: str = ""
     rejects: Mapping[str, int] = field(default_factory=dict)  # "kind:why" -> rows
-    rejects_digest: str = ""  # sha256 of the file that names them
-    forgotten: int = 0  # rows that `vlpipe forget` took out of it
-    counts: Mapping[str, int] = field(default_factory=dict)  # the stage's own
+    rejects_digest: str = ""  # sha256 of the rejects file
+    forgotten: int = 0  # rows that `vlpipe forget` removed from it
+    counts: Mapping[str, int] = field(default_factory=dict)  # the stage's own counters
     columns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     source: str = ""  # hash of the code that made it
     run: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_faults(self) -> int:
+        """Rows rejected as faults; filtered rows are excluded."""
         return sum(n for code, n in self.rejects.items() if code.startswith("fault:"))
 
     @property
     def made_from(self) -> MadeFrom:
+        """What the shard was made from, to compare with a task's `made_from_of`."""
         heavy = tuple(sorted(self.input_heavy.items()))
         return self.shard.key, self.input_digest, heavy, self.artifacts_digest
 
@@ -69,7 +72,7 @@ class Receipt:
         return cls(**{**value, "shard": Shard(**shard)})
 
 
-# What decides a shard's rows: its key, digest of the input shard, (column, digest) of heavy columns, digest of artifacts.
+# What determines a shard's rows: key, digest of the input shard, (column, digest) of heavy columns, digest of artifacts.
 MadeFrom = tuple[str, str, tuple[tuple[str, str], ...], str]
 
 
@@ -92,7 +95,7 @@ def log_path(folder: str, index: int) -> str:
 def write_rejects(
     store: Store, folder: str, index: int, step: str, rejects: Iterable[Reject]
 ) -> tuple[dict[str, int], str]:
-    """Write a shard's rejects (no file when there are none); returns "kind:why" -> rows, and the file's sha256."""
+    """Write a shard's rejects; returns ("kind:why" -> rows, sha256 of the file). Without rejects no file is written."""
     rows = [{"id": r.id, "stage": step, "kind": r.kind, "why": r.why, "detail": r.detail} for r in rejects]
     path = rejects_path(folder, index)
     if not rows:
@@ -106,6 +109,7 @@ def write_rejects(
 
 
 def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
+    """A shard's rejects, schema REJECT_SCHEMA; empty if there is no file. Raises VlpipeError if it is damaged."""
     path = rejects_path(folder, index)
     if not store.exists(path):
         return REJECT_SCHEMA.empty_table()
@@ -122,12 +126,13 @@ def write_receipt(store: Store, folder: str, receipt: Receipt) -> None:
 
 
 def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
-    """None: there is none. VlpipeError: it cannot be read."""
+    """The receipt of a shard; None if there is none. Raises VlpipeError if it is damaged."""
     path = receipt_path(folder, index)
     return parse_receipt(store, path, store.read_bytes(path)) if store.exists(path) else None
 
 
 def parse_receipt(store: Store, path: str, data: bytes) -> Receipt:
+    """A receipt from the bytes of its file. Raises VlpipeError, which names `path`, if they are damaged."""
     try:
         return Receipt.from_json(unsealed(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -135,19 +140,20 @@ def parse_receipt(store: Store, path: str, data: bytes) -> Receipt:
 
 
 def damaged(store: Store, path: str, error: BaseException) -> VlpipeError:
+    """The error to raise for a damaged record."""
     return VlpipeError(
-        f"{store.path(path)} is damaged ({type(error).__name__}: {error}); `vlpipe verify` says what else is, and what to do"
+        f"{store.path(path)} is damaged ({type(error).__name__}: {error}); `vlpipe verify` lists all damage and what to do"
     )
 
 
 def receipt_numbers(store: Store, folder: str) -> list[int]:
-    """Numbers of the shards that have a receipt, in order."""
+    """Sorted numbers of the shards that have a receipt."""
     found = (RECEIPT_FILE.fullmatch(name) for name in store.list(f"{folder}/_receipts"))
     return sorted(int(m[1]) for m in found if m)
 
 
 def read_unfinished(store: Store, folder: str) -> dict[int, Receipt]:
-    """Receipts by number, of a step without a manifest."""
+    """Shard number -> receipt, for a step without a manifest."""
     found = (read_receipt(store, folder, index) for index in receipt_numbers(store, folder))
     return {r.index: r for r in found if r is not None}
 
@@ -175,7 +181,7 @@ _SHARDS = pa.schema(
         ("columns", pa.string()),  # JSON: statistics of columns of any type
         ("source", pa.string()),
         ("run", pa.string()),  # JSON
-        ("seconds", pa.float64()),  # of `run`, to be summed without it
+        ("seconds", pa.float64()),  # copied from `run`, so that it can be summed without parsing JSON
     ]
 )
 _PLAIN = (
@@ -192,7 +198,7 @@ _OF_SHARD = ("path", "num_rows", "digest", "footer", "key")
 
 
 def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
-    """All of a step in one file, a row each."""
+    """Write all receipts of a step into one Parquet file, one row per shard."""
     columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in receipts] for name in _PLAIN}
     columns |= {name: [getattr(r.shard, name) for r in receipts] for name in _OF_SHARD}
     columns["heavy"] = [[one._asdict() for one in r.shard.heavy] for r in receipts]
@@ -207,7 +213,7 @@ def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
 
 
 def receipts_in(store: Store, rel: str) -> list[Receipt]:
-    """What `write_receipts` wrote. VlpipeError: it cannot be read."""
+    """Read a file written by `write_receipts`. Raises VlpipeError if it is damaged."""
     try:
         with open_parquet(store, rel) as file:
             table = file.read().cast(_SHARDS)
@@ -218,7 +224,7 @@ def receipts_in(store: Store, rel: str) -> list[Receipt]:
 
 def _receipts(table: pa.Table) -> list[Receipt]:
     if any(table[name].null_count for name in table.schema.names):
-        raise ValueError("a cell of it is empty")
+        raise ValueError("it has a null cell")
     columns = {name: table[name].to_pylist() for name in table.schema.names}
     made: list[Receipt] = []
     for n in range(table.num_rows):
@@ -231,19 +237,19 @@ def _receipts(table: pa.Table) -> list[Receipt]:
 
 
 def read_receipts(store: Store, folder: str) -> list[Receipt]:
-    """All receipts of a finished step, from one object."""
+    """All receipts of a finished step, in shard order, read from one file."""
     return receipts_in(store, f"{folder}/_shards.parquet")
 
 
 def digest_shards(shards: Iterable[Shard]) -> str:
-    """One digest over a step's shards: their keys, their bytes, the bytes of their heavy columns. Names are not in it."""
+    """One digest over a step's shards: their keys, file digests and heavy-column digests. Names are excluded."""
     return sha256_json(
         "shards", [[s.key, s.digest, [[one.column, one.digest] for one in s.heavy]] for s in shards]
     )
 
 
 def sum_counts(receipts: Iterable[Receipt]) -> dict[str, int]:
-    """The stage's own counts over shards."""
+    """The stage's own counters, summed over shards."""
     counts: Counter[str] = Counter()
     for receipt in receipts:
         counts.update(receipt.counts)
@@ -251,7 +257,7 @@ def sum_counts(receipts: Iterable[Receipt]) -> dict[str, int]:
 
 
 def run_path(folder: str) -> str:
-    """What `Receipt.run` says, of a gather step that has no shard and so no receipt."""
+    """Path of the file that stands in for `Receipt.run` if a gather step has no shard and therefore no receipt."""
     return f"{folder}/_log/run.json"
 
 
@@ -260,9 +266,9 @@ def _seconds(receipt: Receipt) -> float:
 
 
 def seconds_of(store: Store, folder: str, receipts: Iterable[Receipt] = ()) -> float:
-    """Seconds a step took, summed over its shards whatever ran at once; 0 when nothing says.
+    """Seconds a step took, summed over its shards (so not wall-clock time); 0 if unknown.
 
-    Without receipts: what a finished step's `_shards.parquet` says.
+    Without receipts, reads the finished step's `_shards.parquet`.
     """
     found = [_seconds(r) for r in receipts]
     shards = f"{folder}/_shards.parquet"

@@ -1,9 +1,9 @@
-"""Which code makes a step's rows: a hash of the stage's module and of everything it imports, as written in the files.
+"""Hash of the code that makes a step's rows: the stage's module and everything it imports, as written in the files.
 
-The closure is static: imports are read from the syntax trees, also those inside functions, and nothing is executed. It
-covers `vlpipe.stages`, `vlpipe.models`, the package of the stage itself and every other module that is not installed. The
-engine has a format number instead. Comments, docstrings and positions do not count; data files beside a module that names
-them do. Module names do not count either, only what a module holds: a hash survives the move of a file.
+The import closure is static: imports, also those inside functions, are read from syntax trees; nothing is executed. It
+covers `vlpipe.stages`, `vlpipe.models`, the stage's own package and every other module that is not installed. The
+engine is excluded; it has a format number instead. Comments, docstrings and positions do not count; data files next to
+a module that names them do. Module names do not count, only contents, so moving a file does not change the hash.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ ENGINE = "vlpipe"
 ROOMS = ("vlpipe.stages", "vlpipe.models")
 CLASS_PATH = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")  # a class named in a parameter: `blip:Blip`
 FILE_NAME = re.compile(r"(?!\.{1,2}$)[\w.-]{1,80}")
-MAX_PARSED = 5_000  # files kept in the user's cache; about 500 bytes each
+MAX_PARSED = 5_000  # max files in the user's cache; about 500 bytes each
 Mark = tuple[str, int, int]  # path, size, mtime_ns
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """One file. digest: of its code without `from ... import`; "" when there is none.
+    """One parsed file. digest: of its code without `from ... import` statements; "" if it has no code at all.
 
-    froms: (module, name, name here) of each of these, sorted; imports: every absolute name it may import; strings: constants
-    that may be names of files.
+    froms: sorted (module, name, local name) of each `from` import; imports: every absolute module name it may import;
+    strings: constants that may be file names.
     """
 
     digest: str
@@ -54,18 +54,18 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The hash over a closure, and the files it was computed from."""
+    """The hash of an import closure, and the files it was computed from."""
 
     hash: str
     marks: tuple[Mark, ...]
 
     def is_current(self) -> bool:
-        """False when a file of the closure was edited or removed since."""
+        """False if a file of the closure was edited or removed since."""
         return all(_mark(path) == (path, size, time) for path, size, time in self.marks)
 
 
 def source_hash(stage: Stage) -> str:
-    """The hash of the code as it lies in the files now."""
+    """Hash of the stage's code as the files are now."""
     return _source(*_entry(stage)).hash
 
 
@@ -73,7 +73,7 @@ _running: dict[tuple[str, tuple[str, ...]], Source] = {}
 
 
 def running_source(stage: Stage) -> Source:
-    """The code this process runs: looked up once, when the stage is first met here. Later edits are not in it."""
+    """The code this process runs: computed when the stage is first used here, so it does not include later edits."""
     entry = _entry(stage)
     if entry not in _running:
         _running[entry] = _source(*entry)
@@ -81,14 +81,14 @@ def running_source(stage: Stage) -> Source:
 
 
 def recorded_hash(stage: Stage) -> str:
-    """What a receipt says of the code: the hash of what runs here, or a text that equals no hash if it was edited since."""
+    """The code hash for a receipt: of the running code, or a text that equals no hash if a file was edited since."""
     source = running_source(stage)
     return source.hash if source.is_current() else f"edited while it ran: {source.hash}"
 
 
 def _entry(stage: Stage) -> tuple[str, tuple[str, ...]]:
-    """The stage's own module, and modules that its parameters name (`use: "blip:Blip"`)."""
-    inner = getattr(stage, "source", None)  # what only lists rows runs the code of its source
+    """The stage's own module, and modules that its parameters name (`use: "blip:Blip"` names `blip`)."""
+    inner = getattr(stage, "source", None)  # ListRows runs the code of its source
     made_by = inner if isinstance(inner, Stage) else stage
     texts = _texts(canonical(made_by))
     named = sorted({m[1] for text in texts if (m := CLASS_PATH.fullmatch(text))})
@@ -132,7 +132,8 @@ def _source(module: str, named: tuple[str, ...]) -> Source:
 
 
 def _text(parsed: Parsed, found: Mapping[str, Parsed]) -> str:
-    """A module's digest, and from where its names come: from which code, or from which package; the engine is left out."""
+    """A module's digest, and per `from` import the digest of the imported module, or its name if it is installed.
+    The engine is excluded."""
     words = set()
     for base, name, here in parsed.froms:
         target = found.get(f"{base}.{name}") or found.get(base)
@@ -150,7 +151,7 @@ def _mark(path: str) -> Mark:
 
 
 def _data_files(path: str, strings: frozenset[str]) -> Iterator[Path]:
-    """Files beside the module, or in a folder beside it, whose name is a text in it: `presets`, `words.txt`."""
+    """Data files named by a string in the module: files next to it, or all files of a folder next to it."""
     here = Path(path).parent
     for name in sorted(strings & set(os.listdir(here))):
         beside = here / name
@@ -163,7 +164,7 @@ def _data_files(path: str, strings: frozenset[str]) -> Iterator[Path]:
 
 
 def _parse(module: str, is_package: bool, mark: Mark) -> Parsed:
-    """What a file says, from the user's cache if it is the same file. `module`: the name it is imported by."""
+    """The parsed file, from the user's cache if the file is unchanged. module: the name it is imported by."""
     key = f"{module} {mark[1]} {mark[2]} {mark[0]}"
     if key not in _cache.parsed:
         _cache.parsed[key] = _parse_anew(module, is_package, mark[0])
@@ -213,7 +214,7 @@ def _tree(data: bytes) -> ast.Module | None:
         SyntaxError,
         ValueError,
         RecursionError,
-    ):  # it cannot be imported either, or only by what never does
+    ):  # such a file cannot be imported either
         return None
 
 
@@ -225,7 +226,7 @@ def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
 
 @dataclass
 class _Cache:
-    """Parsed files of this user, by name, size, time and path: parsing the shipped stages takes two seconds."""
+    """The user's parsed files, by module name, size, mtime and path: parsing the shipped stages takes two seconds."""
 
     parsed: dict[str, Parsed] = field(default_factory=dict)
     is_new: bool = False
@@ -244,13 +245,13 @@ class _Cache:
                 k: Parsed(str(d), tuple((str(b), str(n), str(h)) for b, n, h in f), tuple(i), frozenset(s))
                 for k, (d, f, i, s) in found.items()
             }
-        except (OSError, RuntimeError):  # there is none, or no home folder: parsed anew
+        except (OSError, RuntimeError):  # no cache file, or no home folder: parse again
             return
         except (ValueError, TypeError, AttributeError) as error:
             warnings.warn(f"{self.path()} is damaged and is made anew: {error}", VlpipeWarning, stacklevel=2)
 
     def save(self) -> None:
-        """Keep what was parsed, for the next process."""
+        """Store the parsed files for the next process."""
         if not self.is_new:
             return
         self.is_new = False
@@ -261,9 +262,7 @@ class _Cache:
         try:
             write_private(self.path(), json.dumps(plain).encode())
         except (OSError, RuntimeError) as error:
-            warnings.warn(
-                f"parsed files cannot be kept for the next time: {error}", VlpipeWarning, stacklevel=2
-            )
+            warnings.warn(f"cannot cache the parsed files: {error}", VlpipeWarning, stacklevel=2)
 
 
 _cache = _Cache()
@@ -271,7 +270,7 @@ save_parsed = _cache.save
 
 
 def _absolute(package: str, module: str, level: int) -> str:
-    """The full name that `from ..module` means in `package`."""
+    """The full module name that `from ..module` refers to in `package`."""
     if level:
         parts = package.split(".")
         package = ".".join(parts[: len(parts) - level + 1])
@@ -285,7 +284,7 @@ def _calls_import(func: ast.expr) -> bool:
 
 
 class _Finder:
-    """Module names to files, without importing anything. `own`: the stage's top-level package, wherever it is installed."""
+    """Maps module names to files without importing. own: the stage's top-level package, which counts even if installed."""
 
     def __init__(self, own: str) -> None:
         self.own = own
@@ -293,7 +292,7 @@ class _Finder:
         self._paths: dict[str, str | None] = {}
 
     def path(self, module: str) -> str | None:
-        """The file of a module that counts; None for the engine, for installed packages, and where there is none."""
+        """The file of a module that counts; None for the engine, installed packages and modules without a file."""
         if module not in self._paths:
             self._paths[module] = self._look_for(module)
         return self._paths[module]
@@ -310,7 +309,7 @@ class _Finder:
         return file or None
 
     def meant_by(self, name: str) -> list[str]:
-        """Modules that a class path in a parameter may mean: in the rooms, in a folder of theirs, or as it stands."""
+        """Modules that a class path in a parameter may refer to: in ROOMS, in a subfolder of ROOMS, or as written."""
         groups = [f"{room}.{sub}" for room in ROOMS for sub in self._groups(room)]
         return [full for base in (*ROOMS, *groups) if self.path(full := f"{base}.{name}")] or [name]
 
@@ -320,7 +319,7 @@ class _Finder:
         return sorted({entry.name for folder in folders for entry in os.scandir(folder) if entry.is_dir()})
 
     def _top(self, name: str) -> tuple[str, list[str]]:
-        """(file, folders to look for submodules in) of a top-level module; empty when it does not count."""
+        """(file, folders to search for submodules) of a top-level module; both empty if it does not count."""
         if name not in self._folders:
             self._folders[name] = self._look_up(name)
         return self._folders[name]

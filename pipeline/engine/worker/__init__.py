@@ -1,4 +1,4 @@
-"""One shard or one gather step where it is computed: files brought here, rows that fail found, results written.
+"""Computes one shard or one gather step: fetches its files, finds failing rows, writes results.
 
-Imported by the rest of `engine`. May import `engine.records`, `workflow`, `shard` and what lies below them.
+Imported by the rest of `engine`. May import `engine.records`, `workflow`, `shard` and the rooms below them.
 """

@@ -1,7 +1,7 @@
-"""What stages and their libraries print, log and warn: into a file of the step's `_log/`, not over the progress bars.
+"""Captures what stages and their libraries print, log and warn in a file of the step's `_log/`, off the progress bars.
 
-`sys.stdout` and `sys.stderr` are replaced while a stage runs, and handlers of `logging` that were made for them follow.
-What C code writes to the file descriptors is not seen.
+`sys.stdout` and `sys.stderr` are replaced while a stage runs, and `logging` handlers that write to them are redirected.
+Output that C code writes to the file descriptors is not captured.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from vlpipe.pipeline.storage.store import Store
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-MAX_BYTES = 64 << 10  # of one file
+MAX_BYTES = 64 << 10  # per file
 CUT = b"\n(more was written than is kept)\n"
 NAMES = ("stdout", "stderr")
 
 
 class CapturedText:
-    """Text up to `MAX_BYTES`; the rest is left out, and a line says so."""
+    """Captures text up to `MAX_BYTES` bytes; the rest is dropped, and a last line says so."""
 
     def __init__(self, append: Callable[[bytes], None]) -> None:
         self._append, self._room, self._lock = append, MAX_BYTES, threading.Lock()
@@ -36,7 +36,7 @@ class CapturedText:
         with self._lock:
             if self._room <= 0 or not text:
                 return
-            lines = text.replace("\r", "\n")  # a bar that draws itself again
+            lines = text.replace("\r", "\n")  # \r: a progress bar that redraws itself
             data = ODD.sub(lambda m: m[0].encode("unicode_escape").decode(), lines).encode()
             if len(data) > self._room:
                 data = data[: self._room].decode(errors="ignore").encode() + CUT
@@ -45,7 +45,7 @@ class CapturedText:
 
 
 class _Bytes(io.RawIOBase):
-    """`sys.stdout.buffer`"""
+    """Stands in for `sys.stdout.buffer`."""
 
     def __init__(self, text: _Switch) -> None:
         self._text = text
@@ -59,10 +59,10 @@ class _Bytes(io.RawIOBase):
 
 
 class _Switch(io.TextIOBase):
-    """Stands for a standard stream as long as the process lives: loggers made while a stage runs hold on to it."""
+    """Stands in for a standard stream for the life of the process: loggers made while a stage runs keep a reference."""
 
     def __init__(self) -> None:
-        self.behind: TextIO | None = None  # the stream itself
+        self.behind: TextIO | None = None  # the real stream
         self.kept: CapturedText | None = None
         self.buffer = _Bytes(self)
 
@@ -86,12 +86,12 @@ class _Switch(io.TextIOBase):
 
     def fileno(self) -> int:
         if self.behind is None:
-            raise OSError("there is no stream behind")
+            raise OSError("there is no underlying stream")
         return self.behind.fileno()
 
     @property
     def rich_proxied_file(self) -> TextIO | None:
-        """Where rich draws its bars: the driver's are drawn also while a stage runs in its process."""
+        """Where rich draws its bars: those of the driver are drawn even while a stage runs in its process."""
         return getattr(self.behind, "rich_proxied_file", self.behind)
 
 
@@ -100,7 +100,7 @@ _switches = {name: _Switch() for name in NAMES}
 
 @contextmanager
 def captured(append: Callable[[bytes], None]) -> Iterator[None]:
-    """While it is entered, what is printed goes to `append`, at most `MAX_BYTES`."""
+    """Within this context, printed text goes to `append`, at most `MAX_BYTES` bytes."""
     kept, before = CapturedText(append), {name: getattr(sys, name) for name in NAMES}
     for name, switch in _switches.items():
         if before[name] is not switch:
@@ -123,7 +123,7 @@ def captured(append: Callable[[bytes], None]) -> Iterator[None]:
 
 
 def _follow() -> Iterator[tuple[logging.StreamHandler[Any], Any]]:
-    """Point handlers of the streams to what stands for these; yields each with its stream."""
+    """Redirect logging handlers of the real streams to their stand-ins; yields each handler with its real stream."""
     instead = {id(switch.behind): switch for switch in _switches.values() if switch.behind is not None}
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
     for logger in loggers:
@@ -135,18 +135,18 @@ def _follow() -> Iterator[tuple[logging.StreamHandler[Any], Any]]:
 
 
 def screen() -> TextIO:
-    """Standard output itself, for whom it is meant also while a stage runs."""
+    """The real standard output, for lines that must reach the terminal even while a stage runs."""
     stream = sys.stdout
     return stream.behind if isinstance(stream, _Switch) and stream.behind else stream
 
 
 @contextmanager
 def output_in(store: Store, rel: str) -> Iterator[None]:
-    """`captured`, into a file of the root that is there once something is printed, also when the stage then fails."""
+    """`captured` into a file of the root. The file exists only if something was printed, also if the stage fails."""
     pieces: list[bytes] = []
 
     def append(data: bytes) -> None:
-        if store.is_local:  # at once: the process may be killed
+        if store.is_local:  # immediately: the process may be killed
             path = Path(store.path(rel))
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab" if pieces else "wb") as file:

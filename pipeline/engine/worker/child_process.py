@@ -1,7 +1,7 @@
-"""Run a stage's function in a process of its own, so that a row that kills it, or takes for ever, can be found and named.
+"""Run a stage's function in its own process, so that a row that kills it or never ends can be found and named.
 
-Used after a shard has killed a worker twice, and for steps with a `row_group_timeout_s`: this module, run as a program,
-reads pickled batches from its standard input and answers on its standard output; it is started again after each death.
+Used after a shard has killed a worker twice, and for steps with a `row_group_timeout_s`. This module, run as a program,
+reads pickled batches from standard input and answers on standard output. It is restarted after each death.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ from vlpipe.pipeline.stage import MapStage, Work
 
 
 def send(pipe: IO[bytes], value: Any) -> None:
+    """Write a pickled value, preceded by its length as 8 bytes, big-endian."""
     data = cloudpickle.dumps(value)
     pipe.write(len(data).to_bytes(8, "big") + data)
     pipe.flush()
 
 
 def receive(pipe: IO[bytes]) -> Any:
+    """Read a value written by `send`. Raises EOFError if the pipe closes first."""
     size = pipe.read(8)
     if len(size) < 8:
         raise EOFError
@@ -64,15 +66,15 @@ class _Child:
             assert self._process.stdin
             assert self._process.stdout
             assert self._process.stderr
-            self._prints = threading.Thread(target=_pass_on, args=(self._process.stderr,), daemon=True)
+            self._prints = threading.Thread(target=_forward_output, args=(self._process.stderr,), daemon=True)
             self._prints.start()
             try:
                 send(self._process.stdin, (sys.path, cloudpickle.dumps(self._start)))
                 opening = receive(self._process.stdout)
             except (EOFError, BrokenPipeError):
                 code = self._process.wait()
-                raise StepFailed(f"the process in which the stage is opened died with {code}") from None
-            if opening is not None:  # the stage cannot be opened: that is no row's fault
+                raise StepFailed(f"the process that opens the stage died with {code}") from None
+            if opening is not None:  # the stage cannot be opened: no row is to blame
                 raise StepFailed(f"the stage cannot be opened: {opening}")
         return self._process
 
@@ -101,11 +103,11 @@ class _Child:
         finally:
             if timer:
                 timer.cancel()
-        if late.is_set():  # it answered at the last moment, and is dead now
+        if late.is_set():  # it answered just before the timer killed it
             process.wait()
         if isinstance(result, Fault):
             raise ChildRaised(result)
-        if isinstance(result, BaseException):  # of the machine
+        if isinstance(result, BaseException):  # an infrastructure error
             raise result
         return result
 
@@ -113,11 +115,11 @@ class _Child:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._prints.join(timeout=1.0)  # a process that it started may hold the pipe
+            self._prints.join(timeout=1.0)  # a process started by the child may keep the pipe open
 
 
-def _pass_on(lines: IO[bytes]) -> None:
-    """What the child prints, to where this process prints."""
+def _forward_output(lines: IO[bytes]) -> None:
+    """Forward what the child prints to this process's stderr."""
     for line in lines:
         sys.stderr.write(line.decode(errors="backslashreplace"))
 
@@ -126,7 +128,7 @@ def _pass_on(lines: IO[bytes]) -> None:
 def isolated(
     stage: MapStage, torch_threads: int, shared: Address | None = None, deadline_s: float | None = None
 ) -> Iterator[Work]:
-    """deadline_s: a call that takes longer raises DeadlinePassed, and its process is killed."""
+    """The stage's function in its own process. deadline_s: seconds; a longer call raises DeadlinePassed and is killed."""
     child = _Child(stage, torch_threads, shared, deadline_s)
     try:
         yield child
@@ -135,11 +137,11 @@ def isolated(
 
 
 def main() -> None:
-    """The child: open the stage, then answer batch after batch."""
+    """The child process: open the stage, then answer batches until standard input closes."""
     from vlpipe.pipeline.engine.worker.open_stage import opened
 
     answers = sys.stdout.buffer
-    sys.stdout = sys.stderr  # a print in a stage must not end up between the answers
+    sys.stdout = sys.stderr  # prints of a stage must not mix with the answers
     path, start = receive(sys.stdin.buffer)
     sys.path[:] = path
     stage, torch_threads, shared = pickle.loads(start)
@@ -163,7 +165,7 @@ def main() -> None:
 
 
 def _answer(work: Work, batch: pa.Table, home: str) -> Any:
-    """The result; or a Fault, for an exception may not survive the way; or one of the machine."""
+    """The result; or a Fault, because an exception may not survive pickling; or an infrastructure error."""
     try:
         return work(batch)
     except BaseException as error:
@@ -175,7 +177,7 @@ def _answer(work: Work, batch: pa.Table, home: str) -> Any:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error if it can travel, else one that says the same."""
+    """The error if it survives pickling, else a StepFailed with the same text."""
     try:
         back = pickle.loads(cloudpickle.dumps(error))
     except Exception:

@@ -1,6 +1,6 @@
-"""Which device a stage computes on: a GPU only when its step asks for one (`resources: {gpus: 1}`).
+"""Which device a stage computes on: a GPU only if its step requests one (`resources: {gpus: 1}`).
 
-The engine says so in the environment, so that threads and child processes of a stage hear it too.
+The engine sets an environment variable, so that a stage's threads and child processes see it too.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 from vlpipe.pipeline.errors import VlpipeError
 
-VARIABLE = "VLPIPE_GPUS"  # how many the step at work here asked for; unset outside a run
+VARIABLE = "VLPIPE_GPUS"  # number of GPUs that the running step requested; unset outside a run
 
 
 def device_of_step() -> str:
-    """For `torch.device`: "cuda" or "cpu". Outside a run (a notebook) a GPU is used when there is one.
+    """The name for `torch.device`: "cuda" or "cpu". Outside a run (a notebook) a GPU is used if there is one.
 
-    VlpipeError when the step asked for a GPU and torch finds none.
+    Raises VlpipeError if the step requested a GPU and torch finds none.
     """
     asked = os.environ.get(VARIABLE)
     if asked is not None and not float(asked):
@@ -39,14 +39,14 @@ def num_gpus() -> int:
 
 @contextmanager
 def granted(gpus: float) -> Iterator[None]:
-    """While entered, what runs in this process has been granted so many GPUs."""
+    """Within this context, code in this process is granted `gpus` GPUs."""
     with _set(VARIABLE, f"{gpus:g}"):
         yield
 
 
 @contextmanager
 def hidden_gpus() -> Iterator[None]:
-    """While entered, code that looks for itself finds no GPU either. Too late once torch has looked in this process."""
+    """Within this context, code that looks for GPUs itself finds none. No effect once torch has looked for them."""
     with _set("CUDA_VISIBLE_DEVICES", ""):
         yield
 

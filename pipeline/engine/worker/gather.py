@@ -1,4 +1,4 @@
-"""One gather stage: all its inputs at once; rows cut into shards, artifacts moved in whole, parts kept when it is killed."""
+"""Runs one gather stage on all its inputs: cuts rows into shards, commits artifacts, keeps resumable parts if killed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Launch = Callable[..., None]
 
 @dataclass(frozen=True, kw_only=True)
 class ListRows(GatherStage):
-    """The list of a source stage, cut in order into shards keyed by content: a longer list shares the full ones."""
+    """Lists the rows of a source stage, cut in order into shards keyed by content: a longer list shares the full shards."""
 
     source: SourceStage
     ROWS_ARE: ClassVar[str] = "those of the source"
@@ -71,15 +71,15 @@ class GatherTask:
 
 @dataclass(frozen=True)
 class GatherResult:
+    """What a gather step has committed, for the driver's manifest."""
+
     receipts: list[Receipt]
     artifacts: dict[str, str]  # relative path -> sha256
-    sources: tuple[
-        str, ...
-    ] = ()  # hashes of the code that made its parts: several where a killed run's parts were used
+    sources: tuple[str, ...] = ()  # hashes of the code that made it; several if a killed run was resumed
 
 
 def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gpu: bool = False) -> None:
-    """`--local`: a training step runs in this process."""
+    """`--local`: run a training step in this process. Raises VlpipeError if `num_workers` is not 1."""
     if num_workers != 1:
         raise VlpipeError(
             f"--local runs one training worker, num_workers is {num_workers}; leave --local out to use Ray"
@@ -88,7 +88,7 @@ def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gp
 
 
 def say_to(store: Store, folder: str) -> Callable[[str], None]:
-    """Lines for the person watching go to a file on the root, which the driver follows."""
+    """A function that shows the user a line: it appends to a file in the root, which the driver follows."""
     if not store.is_local:
         return partial(print, file=screen())
     path = Path(store.path(f"{folder}/_log/said.txt"))
@@ -102,9 +102,9 @@ def say_to(store: Store, folder: str) -> Callable[[str], None]:
 
 
 def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
-    """Run the stage and commit: rejects, shards and receipts, artifacts. The manifest is the driver's, last of all."""
+    """Run the stage and commit rejects, shards, receipts and artifacts. The driver writes the manifest last."""
     began = time.time()
-    source = running_source(task.stage).hash  # the code as it is now, before any of it runs
+    source = running_source(task.stage).hash  # hash the code before any of it runs
     if task.stage.TORCH:
         set_torch_threads(task.torch_threads)
     clear_unfinished(task.store, task.folder)
@@ -132,11 +132,13 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
     return GatherResult(receipts, hashes, (*sources, recorded_hash(task.stage)))
 
 
-SOURCES = "sources"  # beside a folder of parts: hashes of the code that worked on them, one a line
+SOURCES = (
+    "sources"  # suffix of the file next to a folder of parts: hashes of the code that made them, one per line
+)
 
 
 def _note_source(work: str, source: str) -> list[str]:
-    """Write down which code works on these parts from now on; returns which did before."""
+    """Record that this code works on these parts from now on; returns the hashes recorded before."""
     file = Path(f"{work}.{SOURCES}")
     before = file.read_text().split() if file.exists() and any(Path(work).iterdir()) else []
     file.write_text("".join(f"{one}\n" for one in dict.fromkeys([*before, source])))
@@ -144,7 +146,7 @@ def _note_source(work: str, source: str) -> list[str]:
 
 
 def part_sources(store: Store, folder: str) -> set[str]:
-    """Hashes of the code that made the parts which a killed run left."""
+    """Hashes of the code that made the parts left by a killed run."""
     if not store.is_local:
         return set()
     found = Path(store.path(f"{folder}/work")).glob(f"*.{SOURCES}")
@@ -153,20 +155,20 @@ def part_sources(store: Store, folder: str) -> set[str]:
 
 
 def rows_enter(task: GatherTask) -> bool:
-    """Does this step bring rows into the root? Then it must not bring forgotten ones."""
+    """True if this step brings new rows into the root; then forgotten rows must be excluded."""
     return not task.inputs and "id" in task.schema_out.names
 
 
 def clear_unfinished(store: Store, folder: str) -> None:
-    """What an unfinished or outdated run left; its resumable parts in `work/` stay, and what the engine did not write."""
+    """Remove what an unfinished or outdated run left, except its parts in `work/` and files the engine did not write."""
     store.remove(f"{folder}/manifest.json")
     for name in store.list(folder):
         if name not in ("work", STEP_FILE) and is_engines(name):
             store.remove(f"{folder}/{name}")
 
 
-class _folders:  # reads as a function where it is used
-    """A folder for resumable parts and one for artifacts in the making; both local."""
+class _folders:  # lower case: used like a function
+    """Two local folders: one for resumable parts, one for unfinished artifacts."""
 
     def __init__(self, task: GatherTask) -> None:
         self._temporary = ""
@@ -190,9 +192,9 @@ class _folders:  # reads as a function where it is used
 
 @dataclass
 class _Cutter:
-    """Cuts emitted rows into shards of `shard_rows`; their key is their content.
+    """Cuts emitted rows into shards of `shard_rows` rows, keyed by content.
 
-    Forgotten rows are taken out after the cut, and count in the key: the shards after them stay what they were.
+    Forgotten rows are removed after the cut but count in the key, so that other shards do not change.
     """
 
     task: GatherTask
@@ -204,7 +206,7 @@ class _Cutter:
     _rejected: IdHashes = field(default_factory=IdHashes)
 
     def emit(self, table: pa.Table) -> None:
-        """SchemaError, VlpipeError: it is no table of the declared columns."""
+        """Add rows. Raises SchemaError or VlpipeError if the table does not conform to the declared columns."""
         who = f"step {self.task.step}"
         try:
             table = conform(table, self.task.schema_out, who)
@@ -242,14 +244,14 @@ class _Cutter:
             ids = OwnIds(f"step {self.task.step}, shard {len(self.shards)}")
             ids.add(rows["id"])
             ids.check()
-        listed, (rows, gone) = rows, self.forgotten.split(rows) if self.forgotten else (rows, [])
-        self.reject(gone)
+        listed, (rows, forgotten) = rows, self.forgotten.split(rows) if self.forgotten else (rows, [])
+        self.reject(forgotten)
         shard = write_shard(self.task.store, path, [rows], self.task.schema_out, stats=stats)
         pointers = tuple(
             Heavy(name, path, shard.digest, shard.footer)
             for name in sorted(heavy_names(self.task.schema_out))
         )
-        key = sha256_json("content", digest_of(listed, self.task.schema_out) if gone else shard.digest)
+        key = sha256_json("content", digest_of(listed, self.task.schema_out) if forgotten else shard.digest)
         full = dataclasses.replace(shard, key=key, heavy=pointers)
         self.shards.append((full, self.task.store.size(path), stats))
 

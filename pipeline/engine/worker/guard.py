@@ -1,11 +1,11 @@
-"""Run a stage's function on a batch and find the rows that break it: only a row that fails alone is blamed.
+"""Run a stage's function on a batch and find the rows that break it: a row is blamed only if it fails alone.
 
-A batch that fails is halved. Once more than `Faults.budget` rows of the shard are blamed, halving costs more than it
+A failing batch is halved. Once more than `Faults.budget` rows of the shard are blamed, halving costs more than it
 saves, and failing batches are run row by row: no good row is lost with its neighbours, and a batch of n rows costs at
-most 3n calls. Whether a step has too many faults is a question about all its rows, which the runner decides; a shard ends
-the step early only when its own faults exceed the allowance of all rows (`Faults.most`), or when nothing but faults has
-come out of the step and that many times (`Faults.hopeless`).
-Faults of the machine (memory, disk, a missing package) are nobody's row: they fail the attempt and reach the runner.
+most 3n calls. The runner decides whether a step has too many faults, since that depends on all its rows. A shard fails
+the step early only if its own faults exceed the allowance for all rows (`Faults.most`), or if the step has produced
+`Faults.hopeless` faults and no good row.
+Infrastructure errors (memory, disk, a missing package) are no row's fault: they fail the attempt and reach the runner.
 """
 
 from __future__ import annotations
@@ -37,13 +37,10 @@ NOBODYS_ERRNO = {
     errno.ENOMEM,
     errno.EROFS,
 }
-MAX_CODE, MAX_DETAIL = 100, 500  # characters of a reject
-MAX_TRACEBACKS, MAX_TRACEBACK = 20, 8_000  # kept per shard, and characters of one
-HALF_SHAPED = 10  # rows without the declared columns, and none with them: the stage's mistake, not the rows'
-HOPELESS = (
-    1_000,
-    10_000,
-)  # faults, and nothing else: at least and at most so many before the stage is taken for broken
+MAX_CODE, MAX_DETAIL = 100, 500  # max characters of a reject's code and detail
+MAX_TRACEBACKS, MAX_TRACEBACK = 20, 8_000  # max per shard, and max characters of each
+HALF_SHAPED = 10  # rows without the declared columns, and no good row: the stage is wrong, not its rows
+HOPELESS = (1_000, 10_000)  # min and max faults, with no good row, before the stage is considered broken
 
 
 class ChildDied(Exception):
@@ -51,16 +48,16 @@ class ChildDied(Exception):
 
 
 class DeadlinePassed(Exception):
-    """The isolated process that ran the function took too long, and was ended."""
+    """The isolated process that ran the function exceeded its deadline and was killed."""
 
 
 class MissingColumns(Exception):
-    """What a stage returned for some rows is no table of the declared columns."""
+    """For some rows a stage returned something other than a table with the declared columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An exception as a reject tells it. traceback: empty where the stage itself named the code."""
+    """An exception as a reject records it. traceback: empty if the stage itself named the code."""
 
     why: str
     detail: str
@@ -76,7 +73,7 @@ class ChildRaised(Exception):
 
 
 def is_nobodys(error: BaseException) -> bool:
-    """True for a fault of the machine or of the set-up, which says nothing about a row."""
+    """True for infrastructure errors of machine or set-up: retry the shard, never reject a row for them."""
     if isinstance(error, (MemoryError, ImportError, VlpipeError)):
         return True
     if isinstance(error, OSError) and error.errno in NOBODYS_ERRNO:
@@ -85,7 +82,7 @@ def is_nobodys(error: BaseException) -> bool:
 
 
 def is_raised(error: BaseException) -> bool:
-    """False for what ends a process from outside. A panic of a Rust library and `sys.exit` in a stage are its faults."""
+    """False for exceptions that end the process from outside. A Rust panic or `sys.exit` in a stage counts as raised."""
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
@@ -94,7 +91,7 @@ def is_raised(error: BaseException) -> bool:
 
 
 def fault_of(error: BaseException, home: str = "") -> Fault:
-    """home: the module the stage is defined in."""
+    """The fault that a reject records for an exception. home: the module the stage is defined in."""
     if isinstance(error, ChildRaised):
         return error.fault
     if isinstance(error, ChildDied):
@@ -106,17 +103,17 @@ def fault_of(error: BaseException, home: str = "") -> Fault:
     if isinstance(error, RowFault):
         return Fault(storable(error.why, MAX_CODE), storable(error.detail, MAX_DETAIL))
     where = line_of(error.__traceback__, home)
-    said = storable(error, MAX_DETAIL - len(where))
+    text = storable(error, MAX_DETAIL - len(where))
     whole = "".join(traceback.format_exception(error, limit=-30))
     return Fault(
-        storable(f"error_{type(error).__name__}", MAX_CODE), f"{said}{where}", storable(whole, MAX_TRACEBACK)
+        storable(f"error_{type(error).__name__}", MAX_CODE), f"{text}{where}", storable(whole, MAX_TRACEBACK)
     )
 
 
 def row_fault(error: Exception, home: str) -> RowFault:
-    """For stages that talk to the world: an exception they did not expect, as the fault of the row it came with.
+    """For stages with `OBSERVES_WORLD`: turn an exception they did not expect into a fault of the row it came with.
 
-    One of the machine is raised again. The traceback is printed: it ends up in the shard's log.
+    Infrastructure errors are raised again. The traceback is printed, so that it ends up in the shard's log.
     """
     if isinstance(error, RowFault):
         return error
@@ -128,7 +125,7 @@ def row_fault(error: Exception, home: str) -> RowFault:
 
 
 def line_of(at: TracebackType | None, home: str = "") -> str:
-    """` (file.py:12)`: the innermost line of the stage's code, not of a library it calls; "" when there is none."""
+    """` (file.py:12)`: the innermost line of the stage's code, not of a library it calls; "" if there is none."""
     frames = [
         (frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(at)
@@ -149,9 +146,9 @@ def _is_library(file: str) -> bool:
 class Faults:
     """Rows blamed in this shard, by reason.
 
-    budget: above it failing batches are no longer halved. most: what `max_reject_rate` allows of all rows of the step;
-    None when it is not known yet. hopeless: so many faults and nothing else show that the stage is broken; None when
-    rows of other shards went well. home: the stage's module.
+    budget: above it, failing batches are run row by row instead of halved. most: faults that `max_reject_rate` allows
+    over all rows of the step; None if not known yet. hopeless: this many faults and no good row show that the stage is
+    broken; None if other shards had good rows. home: the stage's module.
     """
 
     step: str
@@ -161,14 +158,14 @@ class Faults:
     home: str = ""
     found: Counter[str] = field(default_factory=Counter)
     num_good: int = 0  # rows that did not fail
-    tracebacks: dict[str, str] = field(default_factory=dict)  # the first of each code
+    tracebacks: dict[str, str] = field(default_factory=dict)  # code -> its first traceback
 
     @property
     def over_budget(self) -> bool:
         return self.found.total() > self.budget
 
     def blame(self, row_id: str, error: BaseException) -> Reject:
-        """The row's reject. StepFailed, SchemaError: the step cannot succeed any more."""
+        """The row's reject. Raises StepFailed or SchemaError if the step can no longer succeed."""
         fault = fault_of(error, self.home)
         short = fault.detail[:120]
         self.found[f"{fault.why} ({short})" if short else fault.why] += 1
@@ -180,7 +177,7 @@ class Faults:
         if self.most is not None and num > max(self.budget, self.most):
             raise StepFailed(
                 f"{self.step}: more than {max(self.budget, self.most):,} rows of one shard failed; {worst(self.found)}. "
-                "max_reject_rate allows no more of all the step's rows"
+                "max_reject_rate allows no more over all rows of the step"
             )
         if self.hopeless and not self.num_good and num >= self.hopeless:
             raise StepFailed(f"{self.step}: all of the first {num:,} rows failed; {worst(self.found)}")
@@ -188,11 +185,12 @@ class Faults:
 
 
 def worst(reasons: Counter[str], num: int = 3) -> str:
+    """The `num` most frequent reasons as text: `worst reasons: timeout x 12, http_404 x 3`."""
     return "worst reasons: " + ", ".join(f"{why} x {n}" for why, n in reasons.most_common(num))
 
 
 def hopeless_at(num_allowed: float) -> int:
-    """Faults without one good row after which a stage is taken for broken. num_allowed: of all rows of the step."""
+    """Faults, with no good row, after which a stage is considered broken. num_allowed: faults allowed in the whole step."""
     least, most = HOPELESS
     return max(least, min(int(num_allowed) + 1, most))
 
@@ -209,11 +207,11 @@ def run_guarded(
     once: bool = False,
     alone_before: bool = False,
 ) -> Iterator[Out]:
-    """Yield the outputs for a batch, in row order, with the rows that fail alone turned into rejects.
+    """Yield the outputs for a batch, in row order; rows that fail alone become rejects.
 
-    settle: makes what the function returned for so many rows what the stage declared, and counts the good ones; what it
-    raises counts like the function's own. once: the stage talks to the world, and no row is run again: AttemptFailed in
-    place of halving.
+    settle: converts the function's result for n rows to the declared output and counts good rows; its exceptions are
+    handled like the function's. once: the stage observes the outside world, so no row is run twice: a failing batch
+    raises AttemptFailed instead of being halved. alone_before: this single row has already failed once.
     """
     try:
         out = _settled(work(batch), batch.num_rows, settle, faults)
@@ -221,7 +219,7 @@ def run_guarded(
         if is_nobodys(error) or not is_raised(error):
             raise
         if once and batch.num_rows > 1:
-            raise _not_again(fault_of(error, faults.home), batch.num_rows) from error
+            raise _attempt_failed(fault_of(error, faults.home), batch.num_rows) from error
         failed = error
     else:
         yield out
@@ -230,7 +228,7 @@ def run_guarded(
         size = 1 if faults.over_budget else (batch.num_rows + 1) // 2
         for start in range(0, batch.num_rows, size):
             yield from run_guarded(work, batch.slice(start, size), faults, settle=settle)
-    elif not alone_before and not once:  # a fault that passes is not the row's
+    elif not alone_before and not once:  # retry once: a transient fault is not the row's
         yield from run_guarded(work, batch, faults, settle=settle, alone_before=True)
     else:
         yield Out(batch.slice(0, 0), [faults.blame(batch["id"][0].as_py(), failed)])
@@ -243,9 +241,9 @@ def _settled(result: Any, num_rows: int, settle: Settle | None, faults: Faults) 
     return result if isinstance(result, Out) else Out(result)
 
 
-def _not_again(fault: Fault, num_rows: int) -> AttemptFailed:
-    said = f"{fault.why} ({fault.detail})" if fault.detail else fault.why
+def _attempt_failed(fault: Fault, num_rows: int) -> AttemptFailed:
+    text = f"{fault.why} ({fault.detail})" if fault.detail else fault.why
     return AttemptFailed(
-        f"{said} came out of a batch of {num_rows} rows. The stage talks to the world, so its rows are not run again to "
-        "find which of them it was"
+        f"{text} came out of a batch of {num_rows} rows. The stage observes the outside world, so its rows are not run "
+        "again to find which of them failed"
     )

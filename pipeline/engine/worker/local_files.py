@@ -1,4 +1,4 @@
-"""The files of a stage as its worker reads them: brought to this machine, and compared with what the plan has seen."""
+"""A stage's files on its worker: downloaded to this machine if remote, and compared with those the plan was made with."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from vlpipe.pipeline.workflow.params import replace_files
 
 S = TypeVar("S", bound=Stage)
 
-MAX_CACHE_BYTES = 100 << 30  # of downloads; the oldest go first. VLPIPE_CACHE_GB sets another bound
+# Max size of the download cache; least recently used entries are removed first. VLPIPE_CACHE_GB overrides it.
+MAX_CACHE_BYTES = 100 << 30
 
 
 def here(stage: S) -> S:
-    """The stage with readable local paths in its file parameters. VlpipeError: a file is not what the plan has seen."""
+    """The stage with readable local paths in its file parameters. Raises VlpipeError if a file differs from the plan's."""
     return replace_files(stage, lambda _, file: _here(file))
 
 
-@functools.lru_cache(maxsize=256)  # once in a process: a folder may hold a million files
+@functools.lru_cache(maxsize=256)  # once per process: a folder may hold a million files
 def _here(file: File) -> File:
     if file.digest.startswith("hub:"):
         return dataclasses.replace(file, path=hub_folder(file.digest))
@@ -45,17 +46,18 @@ def _here(file: File) -> File:
 
 
 def cache_folder() -> Path:
-    """This user's cache of downloads; nobody else can write into it."""
+    """The user's download cache; nobody else can write to it."""
     folder = private_folder() / "files"
     folder.mkdir(exist_ok=True, mode=0o700)
     return folder
 
 
 def _downloaded(file: File) -> Path:
-    """A remote file or folder, hashed when it was downloaded: a name in the cache is believed only if it is complete."""
+    """Local path of a remote file or folder, downloaded and hashed if not cached. Only complete downloads get a name in
+    the cache. Raises VlpipeError if the digest is not that of the plan."""
     cached = cache_folder() / file.digest
     if cached.exists():
-        os.utime(cached)  # it was used now
+        os.utime(cached)  # mark as recently used
         return cached
     part = cached.with_name(f"{cached.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -71,7 +73,7 @@ def _downloaded(file: File) -> Path:
     except FileExistsError:  # another worker was first; its copy is the same
         pass
     except OSError:
-        if not cached.exists():  # a folder cannot be renamed onto one that is there
+        if not cached.exists():  # renaming onto an existing folder fails: another worker was first
             raise
     finally:
         _remove(part)
@@ -79,7 +81,7 @@ def _downloaded(file: File) -> Path:
 
 
 def _make_room(folder: Path, wanted: int) -> None:
-    """Remove what was not used for longest until `wanted` bytes fit below the bound."""
+    """Remove the least recently used entries until `wanted` bytes fit within the cache's limit."""
     bound = int(float(os.environ.get("VLPIPE_CACHE_GB", MAX_CACHE_BYTES / 2**30)) * 2**30)
     entries = sorted((p for p in folder.iterdir() if p.suffix != ".part"), key=lambda p: p.stat().st_mtime)
     sizes = {p: _bytes(p) for p in entries}

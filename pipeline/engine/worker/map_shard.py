@@ -1,6 +1,6 @@
-"""One shard through one map stage: read row groups, run the function, commit the rows, the rejects, the receipt.
+"""Runs one shard through one map stage: reads row groups, calls the function, commits rows, rejects and receipt.
 
-`guard` finds the rows that break the function, `settle` makes what it returned what the stage declared.
+`guard` finds the rows that break the function, `settle` converts its result to what the stage declared.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from vlpipe.pipeline.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """Everything a worker needs for one shard; small, and picklable."""
+    """Everything a worker needs to compute one shard; small and picklable."""
 
     store: Store
     step: str
@@ -66,34 +66,32 @@ class ShardTask:
     key: str
     artifacts_digest: str = ""
     max_reject_rate: float = 0.05
-    num_rows_step: int | None = None  # rows that the whole step gets, when all are known
-    num_rows_guess: int = 0  # and when not, as far as can be told
-    any_good: bool = False  # rows of other shards of the step went well
+    num_rows_step: int | None = None  # input rows of the whole step, once known
+    num_rows_guess: int = 0  # estimate of the same until then
+    any_good: bool = False  # other shards of the step had good rows
     torch_threads: int = 1
     isolate: bool = False
-    deadline_s: float | None = None  # for one call of the stage's function
+    deadline_s: float | None = None  # seconds, for one call of the stage's function
     attempt: int = 1
-    shared: Address | None = None  # of the step's service, if it has one
-    again: frozenset[str] = frozenset()  # `vlpipe retry`: only rows rejected for these codes are run
-    counts: Mapping[str, int] = field(default_factory=dict)  # of the rows that are not run again
-    source: str = ""  # of the code that made those
+    shared: Address | None = None  # address of the step's service, if it has one
+    again: frozenset[str] = frozenset()  # `vlpipe retry`: run only rows rejected with these codes
+    counts: Mapping[str, int] = field(default_factory=dict)  # counters of the rows that are not run again
+    source: str = ""  # hash of the code that made those rows
 
 
 def own_schema(task: ShardTask) -> pa.Schema:
-    """What this step writes: light columns, and the heavy ones it makes itself."""
+    """The columns this step writes: light columns, and the heavy columns it creates itself."""
     inherited = set(heavy_names(task.schema_in))
     return pa.schema([f for f in task.schema_out if not (is_heavy(f) and f.name in inherited)])
 
 
 def heavy_pointers(task: ShardTask, made: Shard | None = None) -> tuple[Heavy, ...]:
-    """Where each heavy column of the output lies: in this shard when made here, else where the input found it.
+    """Where each heavy column of the output is stored: in this shard if created here, else where the input points to.
 
-    made: this shard; None while it is not written.
+    made: this shard; None before it is written.
     """
     digests = (made.digest, made.footer) if made else ("", "")
-    inherited = (
-        () if task.stage.FAN_OUT else task.input.heavy
-    )  # children have ids of their own: nothing to join by
+    inherited = () if task.stage.FAN_OUT else task.input.heavy  # children have new ids: nothing to join by
     known = {one.column: one for one in inherited}
     path = shard_path(task.folder, task.index)
     known |= {name: Heavy(name, path, *digests) for name in heavy_names(own_schema(task))}
@@ -101,9 +99,9 @@ def heavy_pointers(task: ShardTask, made: Shard | None = None) -> tuple[Heavy, .
 
 
 def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
-    """Make shard `task.index`: rejects, the shard, its receipt. Without `work` the stage is opened here."""
+    """Compute and commit shard `task.index`: rows, rejects, receipt. Without `work`, the stage is opened here."""
     began = time.time()
-    running_source(task.stage)  # the code as it is now, before any of it runs
+    running_source(task.stage)  # hash the code before any of it runs
     with ExitStack() as stack:
         stack.enter_context(output_in(task.store, _log(task, ".txt")))
         if work is None:
@@ -118,7 +116,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         try:
             shard = write_shard(task.store, path, rows, schema, group_rows, stats)
         except BaseException:
-            with suppress(OSError):  # a full disk: what ended the shard says more
+            with suppress(OSError):  # e.g. a full disk: the original error says more
                 _write_tracebacks(run)
             raise
         codes, rejects_digest = write_rejects(task.store, task.folder, task.index, task.step, run.rejects)
@@ -146,24 +144,24 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
 
 
 def both_sources(before: str, now: str) -> str:
-    """What made a shard: one hash, or those of all code that had a part in it, joined by `+`."""
+    """Hash of the code that made a shard; several joined by `+` if different versions contributed."""
     return "+".join(sorted({*before.split("+"), now})) if before else now
 
 
 def _log(task: ShardTask, ending: str) -> str:
-    """Beside the stage's own lines: `.txt`, what it printed; `.errors.txt`, the first traceback of each code."""
+    """Log file next to the stage's own log: `.txt`, what it printed; `.errors.txt`, the first traceback of each code."""
     return f"{task.folder}/_log/{task.index:06d}{ending}"
 
 
 def _write_tracebacks(run: _Run) -> None:
-    """Of rows that raised something the stage does not name itself."""
+    """Write tracebacks of exceptions whose reject code the stage did not name itself."""
     if run.faults.tracebacks:
         texts = [f"{code}\n{text}" for code, text in sorted(run.faults.tracebacks.items())]
         run.task.store.write_bytes(_log(run.task, ".errors.txt"), "\n".join(texts).encode())
 
 
 def opening(task: ShardTask) -> AbstractContextManager[Work]:
-    """The stage's function as this task wants it: here, or in a process of its own that can be killed."""
+    """The stage's function as this task needs it: in this process, or in its own process that can be killed."""
     if not task.isolate and task.deadline_s is None:
         return opened(task.stage, task.torch_threads, task.shared)
     from vlpipe.pipeline.engine.worker.child_process import isolated
@@ -188,7 +186,7 @@ def _faults(task: ShardTask) -> Faults:
 
 @dataclass
 class _Run:
-    """A shard while it is worked on: what comes out beside the rows."""
+    """A shard in progress: everything it produces besides rows."""
 
     task: ShardTask
     rejects: list[Reject] = field(default_factory=list)
@@ -202,7 +200,7 @@ class _Run:
         self.counts.update(task.counts)
         if lost := [n for n in {"id", self.key} if n not in task.schema_out.names]:
             raise SchemaError(
-                f"{self.who}: the stage declares no column {lost[0]!r}, by which its rows are known"
+                f"{self.who}: the stage declares no column {lost[0]!r}, which must identify its rows"
             )
         self._settle = Settle(self.who, own_schema(task), self.key, self.faults)
 
@@ -211,11 +209,11 @@ class _Run:
         return read_batches(self.task.store, self.task.input, light, self.task.stage.READS_HEAVY)
 
     def noted(self, batches: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        """The batches; how far they are is written down for those who watch."""
+        """Yields the batches and writes progress notes."""
         return noted(self.task.store, self.task.folder, self.task.index, batches)
 
     def outputs(self, work: Work, batch: pa.Table) -> Iterator[Out]:
-        """Of one batch, with the rows that break the function among the rejects; no row is lost."""
+        """Yields the outputs of one batch; rows that break the function are rejects. Raises VlpipeError if a row is lost."""
         once = self.task.stage.OBSERVES_WORLD
         out_ids: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
@@ -233,8 +231,8 @@ class _Run:
 
 
 def _outputs(run: _Run, work: Work) -> Iterator[pa.Table]:
-    """Run every row group; pass the tables on."""
-    for batch in run.noted(_told_ahead(run.batches(), work)):
+    """Run every row group and yield the output tables."""
+    for batch in run.noted(_with_prefetch(run.batches(), work)):
         for out in run.outputs(work, batch):
             run.rejects.extend(out.rejects)
             if out.table.num_rows:
@@ -242,7 +240,7 @@ def _outputs(run: _Run, work: Work) -> Iterator[pa.Table]:
 
 
 def _unique(tables: Iterator[pa.Table], who: str) -> Iterator[pa.Table]:
-    """The tables; no id may be there twice."""
+    """Yields the tables; raises VlpipeError if an id occurs twice."""
     ids = OwnIds(who)
     for table in tables:
         ids.add(table["id"])
@@ -250,23 +248,23 @@ def _unique(tables: Iterator[pa.Table], who: str) -> Iterator[pa.Table]:
     ids.check()
 
 
-def _told_ahead(batches: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
-    """The batches, in order; work that wants to know of them early has been told."""
+def _with_prefetch(batches: Iterator[pa.Table], work: Work) -> Iterator[pa.Table]:
+    """Yields the batches in order. If `work` prefetches, calls `work.ahead(batch)` up to `num_ahead` batches early."""
     if not isinstance(work, AheadWork):
         yield from batches
         return
-    told: deque[pa.Table] = deque()
+    pending: deque[pa.Table] = deque()
     for batch in batches:
         work.ahead(batch)
-        told.append(batch)
-        if len(told) > work.num_ahead:
-            yield told.popleft()
-    yield from told
+        pending.append(batch)
+        if len(pending) > work.num_ahead:
+            yield pending.popleft()
+    yield from pending
 
 
 def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejected: Counter[str]) -> None:
     who = f"step {task.step}, shard {task.index}"
-    if task.stage.FAN_OUT:  # each row in has at least one child, or a reject
+    if task.stage.FAN_OUT:  # every input row has at least one child or a reject
         out = Counter(dict.fromkeys(out, 1))
         rejected = Counter({i: 1 for i in rejected if i not in out})
         ids_in = Counter(set(ids_in))
@@ -274,7 +272,7 @@ def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejecte
 
 
 def _log_before(task: ShardTask) -> Iterator[dict[str, Any]]:
-    """What the shard's log says so far."""
+    """Yields the lines already in the shard's log. Raises VlpipeError if it is damaged."""
     path = log_path(task.folder, task.index)
     if not task.store.exists(path):
         return
@@ -286,7 +284,7 @@ def _log_before(task: ShardTask) -> Iterator[dict[str, Any]]:
 
 
 def _outputs_again(run: _Run, work: Work) -> Iterator[pa.Table]:
-    """`retry`: run only the rows rejected for given codes; the others stay as they are, in input order."""
+    """`retry`: run only the rows rejected with the given codes; all others are kept, in input order."""
     task, schema = run.task, own_schema(run.task)
     before = read_rejects(task.store, task.folder, task.index).to_pylist()
     again = {r["id"] for r in before if r["kind"] == "fault" and r["why"] in task.again}
@@ -312,13 +310,13 @@ def _outputs_again(run: _Run, work: Work) -> Iterator[pa.Table]:
 
 
 class _Kept:
-    """The rows of a finished shard, handed out along its input; no more than a row group of them is held."""
+    """The rows of a finished shard, handed out in input order; holds at most one row group of them."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables, self._rows = tables, dict[str, pa.Table]()
 
     def of(self, ids: list[str]) -> dict[str, pa.Table]:
-        """Those of these input rows that are there, each as a table of one row."""
+        """Id -> table of one row, for those of the input ids that the shard has rows for."""
         found: dict[str, pa.Table] = {}
         wanted = set(ids)
         while True:
@@ -330,7 +328,7 @@ class _Kept:
     def need_empty(self, who: str) -> None:
         if self._rows or next(self._tables, None) is not None:
             raise VlpipeError(
-                f"{who} has rows that its input has not, or in another order; nothing was changed"
+                f"{who} has rows that its input lacks, or has them in another order; nothing was changed"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a node sees of a run's code and files. Sent to the node by value: it must need nothing but Python."""
+"""Checks what a node sees of a run's code and files. Sent to the node by value, so it must need nothing but Python."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import os
 import pickle
 import platform
 
-DRIVER_FOLDER = "VLPIPE_DRIVER_FOLDER"  # where `vlpipe` was called; its copy on a node is the worker's folder
+DRIVER_FOLDER = (
+    "VLPIPE_DRIVER_FOLDER"  # the driver's working directory; workers on other nodes run in a copy of it
+)
 
 
 def source_digest(module: str) -> str:
-    """sha256 of the source of a top-level module or package, wherever it is found; empty when it is not."""
+    """sha256 of the source of a top-level module or package, wherever it is installed; empty if it is not found."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -37,7 +39,7 @@ def source_digest(module: str) -> str:
 
 
 def on_this_node(path: str) -> str:
-    """Where a file of the driver lies here: at its path, or in the copy of the driver's folder."""
+    """Path of a driver's file on this node: the same path, or in the copy of the driver's folder."""
     folder = os.environ.get(DRIVER_FOLDER, "")
     if folder and not os.path.exists(path) and os.path.commonpath([folder, os.path.abspath(path)]) == folder:
         return os.path.join(os.getcwd(), os.path.relpath(path, folder))
@@ -45,8 +47,8 @@ def on_this_node(path: str) -> str:
 
 
 def look(modules: dict[str, str], files: list[tuple[str, int]], root: bytes) -> dict[str, list[str]]:
-    """What is not here as the driver has it. `modules`: name -> digest; `files`: path, size (-1: a folder); `root`: a
-    pickled call that reads from the root, or nothing."""
+    """What differs here from the driver: modules, files, problems with the root. modules: name -> digest; files: (path,
+    size in bytes, or -1 for a folder); root: a pickled call that reads from the root, or empty."""
     missing = [name for name, digest in modules.items() if source_digest(name) != digest]
     unseen = []
     for path, size in files:

@@ -1,4 +1,4 @@
-"""A stage's function, opened in this process."""
+"""Opens a stage's function in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlpipe.pipeline.stage import MapStage, Work
 
 @contextmanager
 def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -> Iterator[Work]:
-    """The stage's function, with torch's threads as the step wants them."""
+    """The stage's function; sets torch's number of threads first if the stage uses torch."""
     if stage.TORCH:
         set_torch_threads(torch_threads)
     with ExitStack() as stack:
@@ -23,9 +23,9 @@ def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -
 
 
 def set_torch_threads(num: int) -> None:
-    """Threads, and MKL's reproducible mode: without it a row's result depends on its place in the batch (measured).
+    """Set torch's threads and MKL's reproducible mode, without which a row's result depends on its place in the batch.
 
-    MKL reads the variable at the first matrix product of the process; later it has no effect.
+    MKL reads the variable at the first matrix product of the process; setting it later has no effect.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO")
     import torch

@@ -1,8 +1,8 @@
-"""pandas is imported by whoever wants it, and not by PyArrow's first array.
+"""Delay the import of pandas until something needs it, instead of importing it with PyArrow's first array.
 
-`pa.array` asks whether what it is given is a pandas object, and imports pandas to know: 0.33 s of CPU and 40 MB in each
-process of a run that has no use for it. Here PyArrow asks once while pandas cannot be found. It asks again when pandas is
-imported, by a stage or by `to_pandas`; before that, nothing can be a pandas object.
+`pa.array` checks whether its argument is a pandas object, and imports pandas for that: 0.33 s of CPU and 40 MB in each
+process of a run that does not use pandas. Here PyArrow makes its check while pandas is hidden. It checks again once
+pandas is imported, by a stage or by `to_pandas`; before that, no object can be a pandas object.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import pyarrow as pa
 
 
 def leave_pandas_alone() -> None:
-    """Early in a process; does nothing where pandas is there already."""
+    """Call early in a process. Does nothing if pandas is already imported."""
     if "pandas" in sys.modules:
         return
     finder = _Finder()
     sys.meta_path.insert(0, finder)
-    pa.array([])  # does not find it
+    pa.array([])  # PyArrow looks for pandas and does not find it
     finder.hides = False
 
 
 class _Finder(MetaPathFinder):
-    """Finds pandas where it is, once it no longer hides it, and lets PyArrow know when it has been imported."""
+    """Hides pandas while `hides` is set. Afterwards finds it as usual, and notifies PyArrow when it is imported."""
 
     hides = True
     looking = False
@@ -42,7 +42,7 @@ class _Finder(MetaPathFinder):
             return None
         if self.hides:
             raise ModuleNotFoundError(name, name=name)
-        self.looking = True  # the others may find it
+        self.looking = True  # this call of find_spec leaves it to the other finders
         try:
             spec = importlib.util.find_spec(name)
         finally:
@@ -54,5 +54,5 @@ class _Finder(MetaPathFinder):
 
 def _load(load: Callable[[ModuleType], None], module: ModuleType) -> None:
     load(module)
-    with suppress(ImportError):  # too old for PyArrow, which then knows none
-        pa.lib._pandas_api.pd  # noqa: B018  # asked for by name, it looks again
+    with suppress(ImportError):  # pandas is too old for PyArrow, which then ignores it
+        pa.lib._pandas_api.pd  # noqa: B018  # reading the attribute makes PyArrow look again

@@ -1,4 +1,4 @@
-"""The rejects of a shard, written as they come: no list of them is in memory."""
+"""Writes the rejects of a shard as they come, so that they need not fit in memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import REJECT_SCHEMA, Reject, ShardWriter
 from vlpipe.pipeline.storage.store import Store, sha256_file
 
-HELD = 512  # rejects written together
+HELD = 512  # rejects per write
 
 
 class RejectsWriter:
-    """Use it in `with`; `finish` puts the file in its place, without it there is none. digest: sha256 of the file."""
+    """Context manager. Only `finish` puts the file in place. digest: sha256 of the finished file."""
 
     def __init__(self, store: Store, folder: str, index: int, step: str) -> None:
         self._store, self._path, self._step = store, rejects_path(folder, index), step
-        self._stack = ExitStack()  # the file in the making
+        self._stack = ExitStack()  # the open temporary file
         self._part = self.digest = ""
         self._writer: ShardWriter | None = None
         self._held: list[dict[str, Any]] = []
@@ -35,7 +35,7 @@ class RejectsWriter:
         self._stack.__exit__(*error)
 
     def add(self, one: Reject) -> None:
-        """VlpipeError: it is no reject of a row."""
+        """Raises VlpipeError if it is not a reject of a row."""
         try:
             one = settled_reject(one)
         except TypeError as error:
@@ -57,7 +57,7 @@ class RejectsWriter:
         self._held = []
 
     def finish(self) -> dict[str, int]:
-        """Returns "kind:why" -> rows. Without rejects there is no file."""
+        """Commit the file; returns "kind:why" -> rows. Without rejects there is no file."""
         self._write()
         if self._writer is None:
             self._store.remove(self._path)

@@ -1,6 +1,6 @@
-"""What a stage's function returned, made what the stage declared: columns cast, rejects and log lines fit for a file.
+"""Converts what a stage's function returned to what the stage declared: casts columns, makes rejects and logs storable.
 
-It happens inside the guarded part (`guard`): one row whose value does not become the declared type is that row's reject.
+This happens inside the guarded call (see `guard`), so a value that cannot be cast rejects only its own row.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vlpipe.pipeline.parquet.conform import cast, conform, need_columns
 from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.pipeline.storage.storable import storable, storable_json
 
-BAD_VALUE = "bad_value"  # code of a row whose value does not become the declared type
-MAX_DETAIL = 2_000  # characters, of the stage's own rejects
+BAD_VALUE = "bad_value"  # reject code of a row whose value cannot be cast to the declared type
+MAX_DETAIL = 2_000  # max characters of `detail` in the stage's own rejects
 KINDS = ("fault", "filtered")
 
 
 @dataclass(frozen=True)
 class Settle:
-    """key: the column with ids of input rows, `id`, or `parent` when rows out are children."""
+    """Callable that converts a result. key: the column with input ids: `id`, or `parent` if output rows are children."""
 
     who: str
     schema: pa.Schema
@@ -33,19 +33,19 @@ class Settle:
     faults: Faults
 
     def __call__(self, result: Any, num_rows: int) -> Out:
-        """The output for so many rows. TypeError, MissingColumns: it is nothing that could be one."""
+        """The output for `num_rows` input rows. Raises TypeError or MissingColumns if the result cannot be converted."""
         out = result if isinstance(result, Out) else Out(result)
         rejects = [settled_reject(one) for one in out.rejects]
         counts, log = _counts(out.counts), [storable_json(line) for line in out.log]
         table, bad = self._table(out.table)
-        gone = {one.id for one in rejects}
-        bad = {id_: error for id_, error in bad.items() if id_ not in gone}
+        rejected = {one.id for one in rejects}
+        bad = {id_: error for id_, error in bad.items() if id_ not in rejected}
         self.faults.num_good += num_rows - len(bad)
         rejects += [self.faults.blame(id_, error) for id_, error in bad.items()]
         return Out(table, rejects, log, counts)
 
     def _table(self, table: Any) -> tuple[pa.Table, dict[str, RowFault]]:
-        """The rows as declared, and the ids of those whose values do not become that."""
+        """(rows with the declared columns, id -> fault of each row with a value that cannot be cast)."""
         try:
             table = need_columns(table, self.schema, self.who)
         except SchemaError as error:
@@ -62,7 +62,7 @@ class Settle:
 
 
 def _bad_rows(table: pa.Table, schema: pa.Schema, who: str) -> dict[int, ValueError]:
-    """By halving: the rows that do not conform, in order, and why."""
+    """Row number -> error of each row that does not conform, in order; found by halving."""
     found: dict[int, ValueError] = {}
     waiting = [(0, table.num_rows)]
     while waiting:
@@ -78,7 +78,7 @@ def _bad_rows(table: pa.Table, schema: pa.Schema, who: str) -> dict[int, ValueEr
 
 
 def settled_reject(one: Any) -> Reject:
-    """As it can be written. TypeError: no Reject, or of no row."""
+    """The reject in storable form. Raises TypeError if it is not a Reject or names no row."""
     if not (isinstance(one, Reject) and isinstance(one.id, str) and one.kind in KINDS):
         raise TypeError(
             f"Out.rejects holds {storable(repr(one), 200)}; wanted Reject(id, 'fault' or 'filtered', why)"
@@ -87,7 +87,7 @@ def settled_reject(one: Any) -> Reject:
 
 
 def _counts(counts: Mapping[str, Any]) -> dict[str, int]:
-    """TypeError: a count is no whole number."""
+    """The counts as storable names and ints. Raises TypeError if a count is not a whole number."""
     try:
         return {storable(name, MAX_CODE): operator.index(num) for name, num in counts.items()}
     except TypeError as error:

@@ -427,7 +427,7 @@ class Case:
         ended = self.attempt()
         self.tolerates_twins = True
         if ended.error:
-            if not re.search(r"id '.*' (is there \d+ times|more than once)", ended.error):
+            if not re.search(r"id '.*' (occurs \d+ times|more than once)", ended.error):
                 self.must_end_well(ended)
         else:
             strange = [w for w in self.looked(check=False).wrong if "another's" in w]
