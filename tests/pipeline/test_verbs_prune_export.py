@@ -60,8 +60,8 @@ def test_prune_refuses_where_a_profile_cannot_be_loaded(tmp_path: Path) -> None:
     for yes in ([], ["--yes"]):
         assert runs("prune", *yes, code=1)[-1] == (
             f"profile '100' of {runs.file} cannot be loaded here (line 12: numbers.list: there is no file or folder "
-            f"'{tmp_path}/big.txt' (from {os.getcwd()})), so nobody knows which folders it keeps: nothing was removed; "
-            "--drop-profile 100 gives its folders up"
+            f"'{tmp_path}/big.txt' (from {os.getcwd()})), so the folders it uses are unknown: nothing was removed; "
+            "--drop-profile 100 prunes its folders"
         )
         assert left(runs.root) == there
     said = runs("prune", "--drop-profile", "1oo", code=1)
@@ -97,7 +97,7 @@ def test_a_file_that_needs_set_says_how_to_go_on(tmp_path: Path) -> None:
     chosen = ("--set", f"numbers.list={tmp_path}/list.txt")
     runs("run", "--local", *chosen)
     (error,) = (line for line in runs("prune", *chosen, "--yes", code=1) if "cannot be loaded" in line)
-    assert error.endswith("; --set STEP.KEY=VALUE --only-set gives up what it keeps without those values")
+    assert error.endswith("; --set STEP.KEY=VALUE --only-set prunes the folders it uses without those values")
     assert runs("prune", *chosen, "--only-set", "--yes") == [f"nothing to remove in {runs.root}"]
 
 
@@ -204,7 +204,7 @@ def test_export_errors(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local", "--until", "scale")
     to = tmp_path / "out"
-    assert export(runs, "payload", to, code=1)[-1].endswith("`vlpipe run --until payload` comes first")
+    assert export(runs, "payload", to, code=1)[-1].endswith("run `vlpipe run --until payload` first")
     assert export(runs, "scal", to, code=1)[-1] == "there is no step 'scal'; did you mean 'scale'?"
     assert export(runs, "scale", to, "--columns", "pay", code=1)[-1].startswith(
         "--columns: there is no column 'pay'"
