@@ -373,8 +373,8 @@ def test_only_hashes_are_kept(runs: Forgets) -> None:
     assert {"kind": "id", "hash": hashed("id", "unknown")} in kept
     assert {r["kind"] for r in kept} == {"id", "url", "domain"}
     assert all(len(r["hash"]) == 64 for r in kept)
-    assert runs("why", row_id(2), code=1) == [f"row {row_id(2)} was forgotten; only hashes are kept of it"]
-    assert runs("why", url(7), code=1) == [f"row {url(7)} was forgotten; only hashes are kept of it"]
+    assert runs("why", row_id(2), code=1) == [f"row {row_id(2)} was forgotten; only its hashes are kept"]
+    assert runs("why", url(7), code=1) == [f"row {url(7)} was forgotten; only its hashes are kept"]
 
 
 TXT = "# asked for on Monday\n\nid:a\n{}\n"
