@@ -1,4 +1,4 @@
-"""What `vlpipe forget` says: what goes from each folder, and what of the rest knows the rows."""
+"""The text that `vlpipe forget` prints: what is removed from each folder, and which models were made from the rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vlpipe.pipeline.forget.scan import FolderChanges, ForgetPlan, Model
 
 
 def tell(found: ForgetPlan) -> Iterator[str]:
-    """A line per folder; the exports, which go and are made again; the models, which stay."""
+    """Yields a line per folder, then the exports, which are rebuilt, and the models, which are kept."""
     copies = [model for model in found.models if model.copies]
     models = [model for model in found.models if not model.copies]
     going = {model.folder for model in copies}
@@ -35,7 +35,7 @@ def tell(found: ForgetPlan) -> Iterator[str]:
 
 
 def advice(found: ForgetPlan, workflow: str) -> Iterator[str]:
-    """What is left to do."""
+    """Yields what the user has to do afterwards."""
     if any(model.copies for model in found.models):
         yield f"exports that held the rows are written without them by the next `vlpipe run {workflow}`"
     if any(not model.copies for model in found.models):

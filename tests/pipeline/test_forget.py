@@ -402,7 +402,7 @@ BAD: list[tuple[str, str, str]] = [
         "x.csv has none of the columns id, url, domain, sha256; it has ['name', 'size']",
     ),
     ("x.csv", "id,url\na\n", "x.csv line 2: wanted 2 fields, got 1"),
-    ("x.json", "[]", "x.json: such a list ends in .txt, .csv, .parquet"),
+    ("x.json", "[]", "x.json: wanted a list whose name ends in .txt, .csv, .parquet"),
 ]
 
 
