@@ -115,7 +115,7 @@ class SourceStage(MapStage):
         """Yields the rows to process, in a fixed order. The engine cuts them into shards of `shard_rows` rows."""
 
     def max_rows(self) -> int | None:
-        """Returns an upper bound on the number of rows, or None if it takes listing them (file metadata may give it)."""
+        """Returns an upper bound on the number of rows, or None if only listing them can tell (file metadata may)."""
         return None
 
 

@@ -212,13 +212,13 @@ def plan_command(
     todo = [one for one in steps if not one.is_done]
     if todo:
         out.print(f"first reason: {todo[0].name}: {todo[0].reason}", highlight=False, soft_wrap=True)
-    said = estimates(steps, store)
+    notes = estimates(steps, store)
     for one in steps:
         mark, text = (
             ("[green]done[/green]", "") if one.is_done else ("[yellow]runs[/yellow]", escape(one.reason))
         )
         out.print(f"  {mark}  {escape(one.name):24} {text}", highlight=False, soft_wrap=True)
-        if said.get(one.name):
-            out.print(f"        {escape(said[one.name])}", highlight=False, soft_wrap=True, style="dim")
+        if notes.get(one.name):
+            out.print(f"        {escape(notes[one.name])}", highlight=False, soft_wrap=True, style="dim")
     out.print(f"{len(todo)} of {len(steps)} steps would run", highlight=False)
     warn(steps, strict)

@@ -234,8 +234,8 @@ class ProgressWatcher:
             parts.append(f"{seen.rows_out:,} rows kept, {seen.rejects.total():,} rejected")
         if seen.slowest_s >= SLOW_S and not is_gather(one):
             parts.append(under_way(seen))
-        said = ", ".join([*parts, f"{running_s:.0f} s so far"])
-        self.console.print(f"[dim]  {escape(one.name)}: {said}[/dim]", highlight=False, soft_wrap=True)
+        text = ", ".join([*parts, f"{running_s:.0f} s so far"])
+        self.console.print(f"[dim]  {escape(one.name)}: {text}[/dim]", highlight=False, soft_wrap=True)
 
 
 def under_way(seen: _Seen) -> str:
@@ -275,12 +275,12 @@ def keep_warning(one: PlannedStep) -> str:
     """Returns a warning if a step kept no row, or a filter kept every row of many; else an empty string."""
     assert one.manifest is not None
     m, stage = one.manifest, one.keyed.step.stage
-    said = ""
+    text = ""
     if m.rows_in and not m.rows_out and m.rejects:
-        said = f"kept 0 % of its {m.rows_in:,} rows"
+        text = f"kept 0 % of its {m.rows_in:,} rows"
     elif isinstance(stage, MapStage) and stage.FILTERS and m.rows_in >= MANY_ROWS and dropped_nothing(m):
-        said = f"kept 100 % of its {m.rows_in:,} rows: it is a filter, and every row passed"
-    return f"\n[bold red]  warning: {escape(one.name)} {said}[/bold red]" if said else ""
+        text = f"kept 100 % of its {m.rows_in:,} rows: it is a filter, and every row passed"
+    return f"\n[bold red]  warning: {escape(one.name)} {text}[/bold red]" if text else ""
 
 
 def dropped_nothing(m: Manifest) -> bool:

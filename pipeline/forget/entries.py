@@ -139,17 +139,17 @@ def _plain_rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple
     return zip(*(batch[kind].to_pylist() for kind in columns), strict=True)
 
 
-def _columns(where: str, kinds: Sequence[str], there: Sequence[str]) -> list[str]:
+def _columns(where: str, kinds: Sequence[str], names: Sequence[str]) -> list[str]:
     """Returns the kinds that are columns. Raises VlpipeError if none is, or if a column is repeated or nearly matches."""
     for kind in kinds:
-        meant = [name for name in there if name.strip().lower() == kind]
+        meant = [name for name in names if name.strip().lower() == kind]
         if len(meant) > 1:
             raise VlpipeError(f"{where} has the column {kind!r} {len(meant)} times; wanted one")
         if meant and meant != [kind]:
             raise VlpipeError(f"{where} has a column {meant[0]!r}; rename it to {kind!r}")
-    found = [kind for kind in kinds if kind in there]
+    found = [kind for kind in kinds if kind in names]
     if not found:
-        raise VlpipeError(f"{where} has none of the columns {', '.join(kinds)}; it has {list(there)}")
+        raise VlpipeError(f"{where} has none of the columns {', '.join(kinds)}; it has {list(names)}")
     return found
 
 

@@ -213,9 +213,9 @@ def _note_shared(store: Store, ids: TextSet, urls: Urls, shared: dict[str, Mask]
 def _columns(store: Store, path: str, *needed: str, more: Sequence[str] = ()) -> Iterator[pa.Table]:
     """Yields blocks of rows with the columns `needed` and `more`; nothing if a needed column is missing."""
     with open_parquet(store, path) as file:
-        there = [n for n in file.schema_arrow.names if n in needed or n in more]
-        if set(needed) <= set(there):
-            yield from (table for _, table in blocks(file, there))
+        names = [n for n in file.schema_arrow.names if n in needed or n in more]
+        if set(needed) <= set(names):
+            yield from (table for _, table in blocks(file, names))
 
 
 def _shards(steps: Mapping[str, Step], *columns: str) -> Iterator[str]:
@@ -225,7 +225,7 @@ def _shards(steps: Mapping[str, Step], *columns: str) -> Iterator[str]:
 
 def _touched(store: Store, step: Step, gone: ForgottenRows) -> FolderChanges:
     one = FolderChanges(folder=step.folder, ids=np.zeros((len(gone.ids) + 7) // 8, np.uint8))
-    there = np.zeros(len(gone.ids), np.bool_)
+    found = np.zeros(len(gone.ids), np.bool_)
     paths = list(step.paths)
     for path, seen in zip(
         paths, each(lambda path: looked_at(store, path, gone, step.references), paths), strict=True
@@ -233,9 +233,9 @@ def _touched(store: Store, step: Step, gone: ForgottenRows) -> FolderChanges:
         if seen.changes:
             one.files.append(path)
         for places in seen.ids:
-            there[places] = True
+            found[places] = True
         one.heirs |= seen.heirs
-    one.ids = np.packbits(there)
+    one.ids = np.packbits(found)
     for path in step.artifacts:
         if looked_at(store, path, gone, step.references_of(path)).changes:
             one.files.append(path)

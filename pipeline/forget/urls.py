@@ -55,14 +55,14 @@ class Urls:
         if not self or not len(column):
             return hit
         column = column.cast(pa.string())
-        there = np.asarray(column.is_valid())
+        is_valid = np.asarray(column.is_valid())
         names, rows_of = _hosts(column)
         plain = rows_of < len(names)
         hit |= np.append(self._in_domains(names, found), False)[rows_of]
-        odd = np.flatnonzero(there & ~plain)
+        odd = np.flatnonzero(is_valid & ~plain)
         hit[odd] |= self._odd_domains(column.take(pa.array(odd)).to_pylist(), found)
         asked = ~plain | bool(len(self.opted_out)) | np.append(self.hosts.mask(names), False)[rows_of]
-        rows = np.flatnonzero(asked & there)
+        rows = np.flatnonzero(asked & is_valid)
         hit[rows] |= self._of_urls(column.take(pa.array(rows)).to_pylist(), found)
         return hit
 

@@ -123,13 +123,13 @@ def _lines(found: Diff) -> Iterator[str]:
 
 def _compared(rows: RowDiff) -> str:
     """Returns a line that names the compared columns, and how heavy ones were compared."""
-    said = []
+    heavy = []
     for name in rows.heavy:
         num = rows.by_value[name]
-        said.append(
+        heavy.append(
             f"{name} ({f'heavy, by value in {num:,} pair(s) of shards' if num else 'heavy, by digest'})"
         )
-    return f"compared in rows that both have: {', '.join([*rows.light, *said])}"
+    return f"compared in rows that both have: {', '.join([*rows.light, *heavy])}"
 
 
 def _verdict(found: Diff) -> str:
@@ -141,5 +141,5 @@ def _verdict(found: Diff) -> str:
         return f"{rows.num_changed:,} row(s) that both have differ: {counted}"
     if not rows.num_both:
         return "no difference" if found.is_empty else "they have no row in common"
-    said = "no difference" if found.is_empty else "the rows that both have are equal"
-    return said + (", but not all lie at the same place" if found.is_empty and rows.is_moved else "")
+    text = "no difference" if found.is_empty else "the rows that both have are equal"
+    return text + (", but not all lie at the same place" if found.is_empty and rows.is_moved else "")

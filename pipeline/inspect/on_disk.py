@@ -54,8 +54,8 @@ def find_place(path: str) -> StepFolder:
     url = (path if "://" in path else os.path.abspath(os.path.expanduser(path))).rstrip("/")
     above, _, name = url.rpartition("/")
     if not Store(url).exists(""):
-        there = [n for n in Store(above).list() if n[0] not in "_."] if above else []
-        near = did_you_mean(name, there[:50])
+        names = [n for n in Store(above).list() if n[0] not in "_."] if above else []
+        near = did_you_mean(name, names[:50])
         raise VlpipeError(f"there is no {path}{near}")
     shard = SHARD_FILE.fullmatch(name)
     index = int(shard[1]) if shard else None

@@ -102,8 +102,8 @@ def status_table(found: Sequence[StepStatus]) -> Table:
             f"{one.seconds:.1f}",
         ]
         shown = [*numbers, size(one.bytes)] if ran else [""] * 5
-        said = escape(counts(one.rejects)) or (f"[dim]{escape(one.why)}[/dim]" if one.why else "")
-        table.add_row(escape(one.name), f"[{color}]{one.state}[/{color}]", *shown, said)
+        reasons = escape(counts(one.rejects)) or (f"[dim]{escape(one.why)}[/dim]" if one.why else "")
+        table.add_row(escape(one.name), f"[{color}]{one.state}[/{color}]", *shown, reasons)
     return table
 
 

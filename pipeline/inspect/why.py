@@ -142,11 +142,11 @@ class _Trace:
             return None
         table = read_rejects(self.store, one.folder, receipt.index)
         for reject in table.filter(pc.equal(table["id"], self.id)).to_pylist():
-            said = f"{reject['kind']}: {reject['why']}" + (
+            text = f"{reject['kind']}: {reject['why']}" + (
                 f" ({cell(reject['detail'])})" if reject["detail"] else ""
             )
             self.dropped[one.name] = reject["why"]
-            lines = [_NamesRows(said, self.id), *self.facts.log(one, receipt, self.id), *self.facts.by(one)]
+            lines = [_NamesRows(text, self.id), *self.facts.log(one, receipt, self.id), *self.facts.by(one)]
             return Event(step=one.name, what="dropped", shard=receipt.shard.path, lines=tuple(lines))
         return None
 

@@ -92,13 +92,13 @@ class Facts:
         step = one.keyed.step
         if isinstance(step.stage, ListRows):
             return []
-        said = [
+        parts = [
             f"{name} {value}"
             for name, value in step.params.items()
             if "threshold" in name and value is not None
         ]
-        said += [f"{field} of {file.step}" for field, file in files_of(step.stage) if file.step]
-        return [f"by {step.use}: {', '.join(said)}"] if said else []
+        parts += [f"{field} of {file.step}" for field, file in files_of(step.stage) if file.step]
+        return [f"by {step.use}: {', '.join(parts)}"] if parts else []
 
     def reading(self, one: PlannedStep, came: PlannedStep, row: Row) -> list[str]:
         """Returns lines about what gather step `one` did with a row it read. came: the input step the row came from."""

@@ -347,8 +347,8 @@ def _check_same(a: str, left: pa.Schema, b: str, right: pa.Schema) -> None:
     for name in sorted({*left.names, *right.names}):
         kinds = [_kind(schema, name) for schema in (left, right)]
         if kinds[0] != kinds[1]:
-            said = f"{kinds[0]} in {shown(_base(a))} and {kinds[1]} in {shown(_base(b))}"
-            raise VlpipeError(f"the inputs differ: column {shown(name)} is {said}")
+            types = f"{kinds[0]} in {shown(_base(a))} and {kinds[1]} in {shown(_base(b))}"
+            raise VlpipeError(f"the inputs differ: column {shown(name)} is {types}")
 
 
 def _kind(schema: pa.Schema, name: str) -> str:

@@ -291,9 +291,7 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             return str(value)  # JSON has neither inf nor nan
-        return (
-            int(value) if value.is_integer() and abs(value) < 2**53 else value
-        )  # 10 and 10.0 are the same value
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 10.0 and 10 are equal
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, (PurePath, UUID, Decimal, Fraction)):

@@ -22,7 +22,7 @@ def class_problems(cls: type, engine_keys: Collection[str]) -> list[str]:
     if not (issubclass(cls, (MapStage, GatherStage)) and dataclasses.is_dataclass(cls)):
         name = shown(f"{cls.__module__}:{cls.__qualname__}", 200)
         return [f"{name} is not a stage; wanted a dataclass below MapStage, SourceStage or GatherStage"]
-    return [f"{cls.__name__}{said}" for check in _CHECKS for said in check(cls, engine_keys)]
+    return [f"{cls.__name__}{problem}" for check in _CHECKS for problem in check(cls, engine_keys)]
 
 
 def _is_dataclass_itself(cls: Any, _: Collection[str]) -> Iterator[str]:

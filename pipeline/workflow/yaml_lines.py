@@ -233,7 +233,9 @@ class _Converter:
                 continue
             key = str(key_node.value)  # `on:` and `1:` are text
             if SURROGATE.search(key):
-                self.problems.append(where.problem(f"key {shown(key)} holds half a character (a surrogate)"))
+                self.problems.append(
+                    where.problem(f"key {shown(key)} contains a lone surrogate (half a character)")
+                )
                 continue
             if key == "<<" and key_node.style is None:
                 continue
@@ -280,7 +282,7 @@ class _Converter:
         if value in (math.inf, -math.inf):
             return self.refuse(node, f"{shown(text)} is too large for a number")
         if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
-            return self.refuse(node, f"{shown(text)} holds half a character (a surrogate), which is no text")
+            return self.refuse(node, f"{shown(text)} contains a lone surrogate (half a character)")
         return value
 
     def refuse(self, node: yaml.ScalarNode, text: str) -> RefusedScalar:

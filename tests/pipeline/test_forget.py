@@ -148,7 +148,7 @@ def test_an_export_goes_and_is_made_again(tmp_path: Path) -> None:
     for n in (4, 7, 2):
         needles = (row_id(n), url(n), words(n))
         said = runs.forget(f"id:{row_id(n)}")
-        (packed,) = [line.endswith("the next run makes it again") for line in said if "packed-" in line] or [
+        (packed,) = [line.endswith("the next run rebuilds it") for line in said if "packed-" in line] or [
             False
         ]
         assert packed == (n != 4), "it is dead: no step but the first knows it"
@@ -173,7 +173,7 @@ def test_rows_in_are_rows_out_and_rejects(runs: Forgets) -> None:
 
 def test_models_are_named_and_can_be_trained_again(runs: Forgets) -> None:
     said = runs.forget(f"id:{row_id(2)}", f"id:{row_id(8)}")
-    at = said.index("these were made from the rows, and stay as they are:")
+    at = said.index("these were made from the rows and are kept unchanged:")
     model, tuned = runs.step("model"), runs.step("tuned")
     assert said[at + 1].split()[0] == model.name
     assert said[at + 1].endswith("  2 of the rows")

@@ -188,8 +188,8 @@ def test_values_that_no_file_can_hold(tmp_path: Path) -> None:
     text = 'steps:\n  a:\n    use: "~:Note"\n    number: 1e999\n    text: "\\ud800"\n    "\\udfff": 1\n'
     assert problems(tmp_path, text) == [
         "line 4: '1e999' is too large for a number",
-        "line 5: '\\ud800' holds half a character (a surrogate), which is no text",
-        "line 6: key '\\udfff' holds half a character (a surrogate)",
+        "line 5: '\\ud800' contains a lone surrogate (half a character)",
+        "line 6: key '\\udfff' contains a lone surrogate (half a character)",
     ]
 
 

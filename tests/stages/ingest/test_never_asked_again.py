@@ -237,7 +237,7 @@ def test_with_a_list_both_go(runs: Runs) -> None:
     entries.write_text(f"url:{threat(OK[0])}\nurl:{threat('/never')}\n")
     said = runs.vlpipe("forget", str(entries), "--opted-out")
     assert said[0].startswith("0 URL(s) opted out of fetches into ")
-    assert said[-2].startswith("1 of the entries mean no row here")
+    assert said[-2].startswith("1 of the entries match no row here")
     assert said[-1].startswith("would forget 1 row(s) in 3 folder(s)")
 
 
