@@ -153,7 +153,7 @@ def test_an_export_goes_and_is_made_again(tmp_path: Path) -> None:
         ]
         assert packed == (n != 4), "it is dead: no step but the first knows it"
         assert bool(list(runs.root.glob("packed-*"))) != packed
-        assert any("written without them by the next `vlpipe run" in line for line in said) == packed
+        assert any("rebuilds the exports without the rows" in line for line in said) == packed
         assert traces(runs.root, *needles) == []
         runs("run", "--local")
         assert traces(runs.root, *needles) == []
