@@ -211,10 +211,8 @@ class Services:
             self._port = server.sockets[0].getsockname()[1]
             ready.set()
             await self._closing.wait()
-            for wait_s in (
-                0,
-                CLOSING_S,
-            ):  # the second round closes connections that were still being accepted in the first
+            # The second round closes connections that were still being accepted in the first.
+            for wait_s in (0, CLOSING_S):
                 await asyncio.sleep(wait_s)
                 for line in self._lines.copy():
                     line.hang_up()

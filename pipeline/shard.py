@@ -101,9 +101,8 @@ class Out:
 
     table: pa.Table
     rejects: list[Reject] = field(default_factory=list)
-    log: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # may hold times and attempts; never part of the identity
+    # Lines for the log. They may hold times and attempts, and are never part of keys.
+    log: list[dict[str, Any]] = field(default_factory=list)
     counts: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -29,9 +29,8 @@ class Stage:
     NAME: ClassVar[str] = ""
     VERSION: ClassVar[int] = 1  # raise it when the same parameters give different rows
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset()  # parameters that cannot change the rows
-    TORCH: ClassVar[bool] = (
-        False  # computes with torch: the engine sets the number of threads, which is part of the key
-    )
+    # Computes with torch: the engine sets the number of threads, which is part of the key.
+    TORCH: ClassVar[bool] = False
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
@@ -85,9 +84,8 @@ class MapStage(Stage):
     # Talks to external servers (fetching), so rows are never requested again to find a failing one: the stage must return
     # a reject for each row that fails, and an exception fails the shard.
     OBSERVES_WORLD: ClassVar[bool] = False
-    MAX_REJECT_RATE: ClassVar[float] = (
-        0.05  # max share of faults, else the step fails (YAML: `max_reject_rate`)
-    )
+    # Max share of faults, above which the step fails. YAML: `max_reject_rate`.
+    MAX_REJECT_RATE: ClassVar[float] = 0.05
 
     def service(self, context: ServiceContext) -> Service | None:
         """Returns the object shared by all workers of this step, or None. Called once, in the driver.
@@ -152,23 +150,19 @@ class Job:
 
     inputs: tuple[Dataset, ...]
     work: str  # local folder for resumable parts; survives a kill, tagged by the input digests
-    artifacts: (
-        str  # local folder; its content becomes the step's artifacts, as a whole, when the step is done
-    )
+    artifacts: str  # local folder; its content becomes the step's artifacts when the step is done
     emit: Callable[[pa.Table], None]  # adds output rows
     reject: Callable[[Sequence[Reject]], None]
-    launch: Callable[
-        ..., None
-    ]  # launch(fn, config, num_workers=1, gpu=False): Ray Train, or in this process with --local
+    # launch(fn, config, num_workers=1, gpu=False) runs fn(config) with Ray Train, or in this process with --local.
+    launch: Callable[..., None]
     say: Callable[[str], None] = field(default=print)  # one line for the person watching
 
 
 class GatherStage(Stage):
     """Reads all inputs at once; emits rows, writes artifacts, or both. Long-running stages checkpoint in `job.work`."""
 
-    CONSERVES: ClassVar[bool] = (
-        False  # the engine checks that output rows + rejects are exactly the input rows
-    )
+    # The engine checks that output rows + rejects are exactly the input rows.
+    CONSERVES: ClassVar[bool] = False
     # What one output row is, if output rows are not input rows. A stage declares either CONSERVES or ROWS_ARE.
     ROWS_ARE: ClassVar[str] = ""
     LAUNCHES: ClassVar[bool] = False  # computes in `job.launch`, whose workers get the step's resources

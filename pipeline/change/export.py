@@ -33,9 +33,8 @@ def export(
         raise VlpipeError(f"{to.url} is not empty; export writes into a new or empty folder")
     schema = chosen(one.schema_out, columns)
     light = [f.name for f in schema if not is_heavy(f)]
-    more = [
-        n for n in ("id", DIGEST) if n in one.schema_out.names and n not in schema.names
-    ]  # needed to verify the rows
+    # Columns needed to verify the rows.
+    more = [n for n in ("id", DIGEST) if n in one.schema_out.names and n not in schema.names]
     plain = pa.schema([f.remove_metadata() for f in schema])
     written = []
     for receipt in one.receipts:

@@ -56,9 +56,7 @@ class _Seen:
     rows_out: int = 0
     reused: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
-    running: dict[int, tuple[float, int]] = field(
-        default_factory=dict
-    )  # shard -> (start time, number of rows)
+    running: dict[int, tuple[float, int]] = field(default_factory=dict)  # shard -> (start time, rows)
     rows_done: dict[int, int] = field(default_factory=dict)  # running shard -> rows done
     notes_read: float = 0.0  # time the progress notes were last read
     last_line: float = 0.0  # time of the last plain line

@@ -112,9 +112,7 @@ def finish(store: Store) -> bool:
     The caller holds the root's lock.
     """
     if not is_half_done(store):
-        store.remove(
-            BEFORE
-        )  # left by a forget killed before its journal was written, or after it was removed
+        store.remove(BEFORE)  # left by a forget that was killed without a journal
         return False
     plan = store.read_json(JOURNAL)
     taken = {id_: frozenset(words) for id_, words in plan["taken"].items()}
@@ -325,9 +323,7 @@ class _Change:
         """Returns (step folder, artifact path) that a file parameter reads; the folder is empty if no step made it."""
         folders = folders_by_key(self.made.steps)
         written = dict(_references(self.step.params))
-        path = written.get(
-            name.removeprefix("source."), ""
-        )  # a `NAME.rows` step gets its file parameters from its source
+        path = written.get(name.removeprefix("source."), "")  # a `NAME.rows` step has those of its source
         return folders.get(self.step.files.get(name, ""), ""), path
 
 

@@ -92,9 +92,8 @@ def _csv_rows(file: Path, reader: Any) -> Iterator[tuple[list[str], str]]:
     """Yields (row, location of its first line) for rows that are not empty."""
     while True:
         where = f"{file} line {reader.line_num + 1}"
-        limit = csv.field_size_limit(
-            MAX_FIELD
-        )  # the limit is global, 131,072 by default, and other columns may hold long texts
+        # The limit is global, 131,072 by default, and other columns may hold long texts.
+        limit = csv.field_size_limit(MAX_FIELD)
         try:
             row = next(reader, None)
         except csv.Error as error:

@@ -78,9 +78,8 @@ class ForgetPlan:
     unmatched: Counter[str]  # kind -> number of list entries that match no row in this root
     folders: list[FolderChanges]
     models: list[Model]
-    unread: list[
-        str
-    ]  # folders with artifacts that cannot be searched (neither Parquet nor JSON) and are not in `models`
+    # Folders with artifacts that cannot be searched (neither Parquet nor JSON) and that are not in `models`.
+    unread: list[str]
     steps: dict[str, Step]
 
 

@@ -80,9 +80,8 @@ def _declared(file: Map, problems: list[Problem]) -> dict[str, Map]:
             why = f"wanted at most {MAX_NAME} characters" if len(name) > MAX_NAME else why
             why = "is taken" if name in NOT_NAMES else why
             problems.append(steps.at[name].problem(f"step name {shown(name)}: {why}"))
-        found[name] = (
-            params if isinstance(params, Map) else Map(steps.at[name])
-        )  # an empty mapping has no `use`, which is reported later
+        # An empty mapping has no `use`, which is reported later.
+        found[name] = params if isinstance(params, Map) else Map(steps.at[name])
         found[name].where = steps.at[name]  # missing parameters are reported on this line
     return found
 
