@@ -1,6 +1,6 @@
-"""The engine, and what a stage is written with: `from vlpipe.pipeline import MapStage, Out, Reject, ...`.
+"""The engine, and the public names for writing a stage: `from vlpipe.pipeline import MapStage, Out, Reject, ...`.
 
-Imported by `vlpipe.stages`; imports neither stages (except `cli`, for the report page) nor models.
+Imported by `vlpipe.stages`. Imports neither stages (except `cli`, for the report page) nor models.
 """
 
 from vlpipe.pipeline.errors import RowFault, SchemaError, StepFailed, VlpipeError

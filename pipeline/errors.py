@@ -1,4 +1,7 @@
-"""Errors for the person who reads them: what was wanted, what came, where, what to do. No traceback is shown."""
+"""Error classes, and helpers for error texts. A text says what was wanted, what came, where, and what to do.
+
+The command line prints the text without a traceback.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,23 @@ import traceback
 from collections.abc import Iterable
 
 MAX_PROBLEM_CHARS = 1_000
-MAX_KNOWN = 40  # names listed where none is near
+MAX_KNOWN = 40  # names listed if none is close
 
 
 class VlpipeError(Exception):
-    """Something the user can act on."""
+    """An error the user can act on; base of all errors raised on purpose."""
 
 
 class VlpipeWarning(UserWarning):
-    """One sentence the user should see though all goes on; the command line prints it as it is."""
+    """A one-sentence warning for the user. The run continues; the command line prints the text unchanged."""
 
 
 class LockLost(VlpipeError):
-    """Another run has taken over the root of this one, which must stop and write nothing more."""
+    """Another run has taken over this run's root. This run must stop and must not write anything more."""
 
 
 class WorkflowError(VlpipeError):
-    """A workflow file with one or more mistakes; every one is named with its line."""
+    """A workflow file has mistakes. `problems` lists all of them as sorted (line, text) pairs."""
 
     def __init__(self, path: str, problems: Iterable[tuple[int, str]]) -> None:
         self.path = path
@@ -37,19 +40,19 @@ class WorkflowError(VlpipeError):
 
 
 class SchemaError(VlpipeError):
-    """A column is missing, or has another type than wanted."""
+    """A column is missing or does not have the wanted type."""
 
 
 class StepFailed(VlpipeError):
-    """A step could not be done; what is finished stays, and a new run goes on from there."""
+    """A step failed. Finished shards are kept, and the next run continues from them."""
 
 
 class AttemptFailed(VlpipeError):
-    """This try at a shard failed for no row's sake; the runner tries again, a few times."""
+    """An attempt at a shard failed for a reason unrelated to its rows. The runner retries the shard a few times."""
 
 
 class RowFault(ValueError):
-    """Raised by a stage for one bad row: `why` is a short code that is counted, `detail` is for the reader."""
+    """Raised by a stage for one bad row. why: short reject code, counted per code; detail: text for the reader."""
 
     def __init__(self, why: str, detail: str = "") -> None:
         self.why, self.detail = why, detail
@@ -60,22 +63,22 @@ class RowFault(ValueError):
 
 
 def shown(value: object, max_chars: int = 80) -> str:
-    """A value as it stands in an error's text: its repr, cut."""
+    """Returns the repr of a value for an error text, cut to `max_chars` characters."""
     if isinstance(value, str) and len(value) > max_chars:
         return cut(repr(value[: max_chars + 1]), max_chars)
     return cut(repr(value), max_chars)
 
 
 def one_line(text: str, max_chars: int = MAX_PROBLEM_CHARS) -> str:
-    """A problem on one line of bearable length, without control characters, whatever a file or a stage put into it."""
+    """Returns `text` on one line, without control characters, cut to `max_chars` characters."""
     return cut(printable(re.sub(r"\s*[\r\n]\s*", " ", text[: 4 * max_chars])), max_chars)
 
 
 def did_you_mean(word: str, known: Iterable[str], max_chars: int = 60) -> str:
-    """`; did you mean 'x'?`, or what there is when nothing is near."""
+    """Returns `; did you mean 'x'?`; `; there are: ...` if no known name is close; empty if there are no known names."""
     known = sorted(known)
-    sane = [name for name in known if len(name) <= max_chars]
-    near = difflib.get_close_matches(word, sane, n=1) if len(word) <= max_chars else []
+    short = [name for name in known if len(name) <= max_chars]
+    near = difflib.get_close_matches(word, short, n=1) if len(word) <= max_chars else []
     if near:
         return f"; did you mean {shown(near[0])}?"
     names = ", ".join(cut(printable(name[: max_chars + 1]), max_chars) for name in known[:MAX_KNOWN])
@@ -84,14 +87,17 @@ def did_you_mean(word: str, known: Iterable[str], max_chars: int = 60) -> str:
 
 
 def raised_in(error: BaseException) -> str:
-    """` (FILE line N)`: the last line of our code, or a user's, on the way to an error; empty if it was never raised."""
+    """Returns ` (FILE line N)` for the innermost traceback frame in vlpipe or user code; empty if there is no traceback.
+
+    If all frames are in libraries, the innermost of them is used.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     last = ([frame for frame in frames if _is_ours(frame.filename)] or frames)[-1:]
     return "".join(f" ({frame.filename} line {frame.lineno})" for frame in last)
 
 
 def _is_ours(path: str) -> bool:
-    if not os.path.isabs(path):  # PyArrow's own
+    if not os.path.isabs(path):  # PyArrow's own frames
         return False
     return "/vlpipe/" in path or not ("-packages/" in path or path.startswith(STDLIB))
 
@@ -101,23 +107,23 @@ STORES = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "azure", "adlfs"
 
 
 def explain(error: BaseException) -> str:
-    """One clear sentence for an error that stops something: what it is about, or else which code met it."""
+    """Returns one sentence for an error that stops a command; for unexpected errors it names the line of code."""
     if isinstance(error, VlpipeError):
         return str(error)
     if isinstance(error, OSError) and not type(error).__module__.startswith(STORES):
-        return _of_the_system(error)
+        return _os_error_text(error)
     if isinstance(error, MemoryError):
         return f"out of memory{raised_in(error)}"
     if isinstance(error, ImportError):
         return f"a package is missing, or broken: {error}{raised_in(error)}"
     name = type(error).__name__
-    said = f"{name}: {one_line(str(error))}" if str(error) else name
+    text = f"{name}: {one_line(str(error))}" if str(error) else name
     if type(error).__module__.startswith(STORES):
-        return f"the object store says: {said}"
-    return f"internal error: {said}{raised_in(error)}; --debug shows where"
+        return f"the object store says: {text}"
+    return f"internal error: {text}{raised_in(error)}; --debug shows where"
 
 
-def _of_the_system(error: OSError) -> str:
+def _os_error_text(error: OSError) -> str:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     what = error.strerror or f"{type(error).__name__}: {error}".removeprefix("OSError: ")
     what = "the disk is full (or a limit on file sizes is reached)" if full else what
@@ -126,9 +132,10 @@ def _of_the_system(error: OSError) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from anywhere; an escape sequence in it must not reach the terminal."""
+    """Returns `text` with non-printable characters escaped, so that no escape sequence reaches the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 def cut(text: str, max_chars: int) -> str:
+    """Returns `text`, cut to `max_chars` characters including a final `...` if it is longer."""
     return text if len(text) <= max_chars else text[: max_chars - 3] + "..."

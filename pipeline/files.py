@@ -1,4 +1,4 @@
-"""Files as parameters of a stage: paths, lists, folders, weights. Their content counts in keys, their paths do not."""
+"""File parameters of a stage: paths, lists, folders, weights. Keys contain a digest of their content, not their paths."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vlpipe.pipeline.errors import VlpipeError
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """Something outside the rows: a file or folder (`path`), or part of another step's artifacts.
+    """An input other than rows: a file or folder (`path`), or part of another step's artifacts (`step`, `path`).
 
-    YAML: `vocab: ./vocab.txt`, or `vocab: {from: tokenizer, path: vocab.txt}`. Its content digest goes into the key, its
-    path does not. When a stage runs, `step` is resolved and `path` is absolute; a worker refuses a file whose content is not
-    `digest` (`mark`: names, sizes and times of its files, which are compared first).
+    YAML: `vocab: ./vocab.txt`, or `vocab: {from: tokenizer, path: vocab.txt}`. The content digest is part of the key, the
+    path is not. When a stage runs, `step` is resolved and `path` is absolute. A worker refuses a file whose content does
+    not match `digest`; it compares `mark` (names, sizes and times of the files) first, which is cheaper.
     """
 
     path: str = ""
@@ -45,22 +45,25 @@ class File:
 
 
 class ListFile(File):
-    """A file only `SourceStage.rows` reads. A longer list keeps every full shard it shares with the old one."""
+    """A file that only `SourceStage.rows` reads. If rows are appended, the full shards made from the old list stay valid."""
 
     __slots__ = ()
 
 
 class Listing(ListFile):
-    """A folder or fsspec URL of files too large to hash here, such as videos: their names and sizes count in the key.
+    """A folder or fsspec URL of files too large to hash, such as videos. The key contains their names and sizes.
 
-    What is in a file is said by its row. It is read where it lies; a step's artifact may be one too.
+    The rows identify the content of each file. Files are read in place; a step's artifact may also be a Listing.
     """
 
     __slots__ = ()
     KIND: ClassVar[str] = "a folder, a URL, or {from: STEP, path: NAME}"
 
     def files(self) -> list[tuple[str, int]]:
-        """(path below it, size in bytes), sorted; hidden files and folders are not looked at. VlpipeError: no folder."""
+        """Returns sorted (path below the folder, size in bytes), without hidden files and folders.
+
+        Raises VlpipeError if there is no such folder.
+        """
         fs, base = fsspec.core.url_to_fs(self.path)
         if not fs.isdir(base):
             raise VlpipeError(f"there is no folder {self.path}")
@@ -68,7 +71,7 @@ class Listing(ListFile):
         named = [
             (name[len(base.rstrip("/")) + 1 :], int(about["size"] or 0)) for name, about in found.items()
         ]
-        # A name may be bytes of any encoding.
+        # A file name may hold bytes that are not valid UTF-8.
         plain = [(name.encode("utf-8", "backslashreplace").decode(), size) for name, size in named]
         return sorted((name, size) for name, size in plain if not any(p[:1] == "." for p in name.split("/")))
 
@@ -76,8 +79,8 @@ class Listing(ListFile):
 class Weights(File):
     """A `save_pretrained` folder, a hub id such as `Salesforce/blip-image-captioning-base`, or a step's artifacts.
 
-    A hub id may name a revision, `ORG/NAME@REVISION`; without one it is `main`. The commit it means when the plan is made
-    goes into the key, and that commit is what the stage reads, as a folder.
+    A hub id may name a revision, `ORG/NAME@REVISION`; the default is `main`. The plan resolves it to a commit, which is
+    part of the key; the stage reads that commit as a folder.
     """
 
     __slots__ = ()

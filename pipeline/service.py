@@ -1,8 +1,8 @@
-"""One object per step that all its workers talk to: it lives in the driver, a worker holds a connection to it.
+"""Services: one object per step, in the driver, that all workers of the step talk to over a TCP connection.
 
-A lease is bound to its connection: when a worker dies its kernel hangs up, and what it held is free at once. The same
-socket serves Ray workers on any node, isolated children (which Ray does not know) and `--local`; an actor would need leases
-that expire, and Ray in every process. Lines of JSON; the first line of a connection is a secret of the run.
+A lease ends with its connection: when a worker dies, the kernel closes the socket and the lease is released at once. The
+same socket serves Ray workers on any node, isolated child processes (unknown to Ray) and `--local`; a Ray actor would need
+expiring leases and Ray in every process. Messages are lines of JSON; the first line is [step, secret of the run].
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any, Protocol, TypeVar
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store
 
-HELLO_S = 10.0  # a stranger who says nothing is not kept for long
-CLOSING_S = 0.005
+HELLO_S = 10.0  # seconds until a connection without a valid first line is closed; also the startup timeout
+CLOSING_S = 0.005  # seconds between the two rounds of closing connections
 MAX_LINE_BYTES = 1 << 24
 
 
@@ -31,30 +31,30 @@ T = TypeVar("T")
 
 
 class Peer(Protocol):
-    """One connection, as either end sees the other."""
+    """The other end of a connection."""
 
     def send(self, message: Any) -> None: ...
 
 
 class Service(Protocol):
-    """What a stage returns from `service()`. Called in one asyncio loop only: be quick, block nowhere."""
+    """The object a stage returns from `service()`. Its methods run in one asyncio loop and must not block."""
 
     def heard(self, peer: Peer, message: Any) -> None:
-        """`message` is plain JSON."""
+        """Called for each message of a worker. message: parsed JSON."""
 
     def left(self, peer: Peer) -> None:
-        """The worker hung up, or died."""
+        """Called when a worker closes its connection or dies."""
 
 
 class ServiceContext:
-    """What a stage's service is made with. root: the run's root; None outside a run."""
+    """Argument of `MapStage.service`. root: the run's root; None outside a run."""
 
     def __init__(self, root: Store | None = None) -> None:
         self.root = root
         self._made: dict[Any, Any] = {}
 
     def once(self, make: Callable[[Store | None], T]) -> T:
-        """`make(root)`, called once in a run: services of several steps get the same object."""
+        """Returns `make(root)`, called once per run, so that services of several steps share one object."""
         if make not in self._made:
             self._made[make] = make(self.root)
         made: T = self._made[make]
@@ -63,7 +63,7 @@ class ServiceContext:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a step's service answers; travels with each task."""
+    """Network address of a step's service; sent along with each task."""
 
     host: str
     port: int
@@ -75,13 +75,13 @@ _HERE: ContextVar[Address | None] = ContextVar("vlpipe_shared", default=None)
 
 
 def address() -> Address | None:
-    """For `Stage.open`: where this run's service is; None outside a run (`run_map`, a notebook)."""
+    """Returns the address of this step's service, for use in `open`; None outside a run (`run_map`, a notebook)."""
     return _HERE.get()
 
 
 @contextmanager
 def at(where: Address | None) -> Iterator[None]:
-    """While entered, `address()` is `where`."""
+    """Context manager in which `address()` returns `where`."""
     token = _HERE.set(where)
     try:
         yield
@@ -90,11 +90,11 @@ def at(where: Address | None) -> Iterator[None]:
 
 
 class _Line(asyncio.Protocol):
-    """A connection that sends lines of JSON, and hears them until it is lost."""
+    """A connection that sends and receives lines of JSON. `heard` gets each message; `lost` is called at its end."""
 
     def __init__(self, heard: Callable[[Any], None], lost: Callable[[], None]) -> None:
         self.heard, self.lost = heard, lost
-        self._rest = b""  # of a line that has not come whole
+        self._rest = b""  # start of a line whose end has not arrived yet
         self._transport: asyncio.Transport | None = None
         self._ended = False
 
@@ -109,7 +109,7 @@ class _Line(asyncio.Protocol):
         for line in lines:
             try:
                 message = json.loads(line)
-            except ValueError:  # no worker of ours
+            except ValueError:  # not one of our workers
                 self.hang_up()
                 return
             self.heard(message)
@@ -124,19 +124,22 @@ class _Line(asyncio.Protocol):
             self._transport.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
 
     def close(self) -> None:
-        """When what was sent is on its way."""
+        """Closes the connection after buffered data is sent."""
         if self._transport:
             self._transport.close()
 
     def hang_up(self) -> None:
-        """Also of a connection that is about to be made."""
+        """Aborts the connection at once, or as soon as it is made."""
         self._ended = True
         if self._transport:
             self._transport.abort()
 
 
 async def connect(where: Address, heard: Callable[[Any], None], lost: Callable[[], None]) -> _Line:
-    """A worker's end. `heard` gets each message, `lost` is called once when the driver hangs up."""
+    """Connects a worker to the driver. `heard` gets each message; `lost` is called once when the connection ends.
+
+    Raises VlpipeError if the driver does not answer.
+    """
     try:
         _, line = await asyncio.get_running_loop().create_connection(
             lambda: _Line(heard, lost), where.host, where.port
@@ -151,7 +154,7 @@ async def connect(where: Address, heard: Callable[[Any], None], lost: Callable[[
 
 
 class Services:
-    """The driver's end, for all steps of a run: listens as soon as one of them has something to share."""
+    """The driver's server for the services of all steps of a run. It starts when the first step needs a service."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self._host = host
@@ -167,7 +170,10 @@ class Services:
     def address(
         self, step: str, make: Callable[[ServiceContext], Service | None], root: Store | None = None
     ) -> Address | None:
-        """Where the step's service answers, made on the first call; None for a step that has none."""
+        """Returns the address of the step's service, made on the first call; None if the step has no service.
+
+        Raises VlpipeError if the server does not start within `HELLO_S` seconds.
+        """
         if step not in self._services:
             self._context = self._context or ServiceContext(root)
             service = make(self._context)
@@ -179,9 +185,11 @@ class Services:
         return Address(self._host, self._port, step, self._secret)
 
     def drop(self, step: str) -> None:
+        """Removes a step's service; open connections to it are kept."""
         self._services.pop(step, None)
 
     def close(self) -> None:
+        """Closes all connections and stops the server."""
         if self._thread is not None and self._loop is not None and self._closing is not None:
             self._loop.call_soon_threadsafe(self._closing.set)
             self._thread.join()
@@ -203,16 +211,14 @@ class Services:
             self._port = server.sockets[0].getsockname()[1]
             ready.set()
             await self._closing.wait()
-            for wait_s in (
-                0,
-                CLOSING_S,
-            ):  # then those that were being accepted, which nobody could close later
+            # The second round closes connections that were still being accepted in the first.
+            for wait_s in (0, CLOSING_S):
                 await asyncio.sleep(wait_s)
                 for line in self._lines.copy():
                     line.hang_up()
 
     def _guest(self) -> _Line:
-        """Somebody connects: a worker, when the first line is what only a worker knows."""
+        """Makes the protocol of a new connection. It is a worker's if its first line holds the run's secret."""
         assert self._loop is not None
         line = _Line(lambda hello: self._welcome(line, too_late, hello), lambda: self._lines.discard(line))
         too_late = self._loop.call_later(HELLO_S, lambda: line.hang_up())

@@ -1,9 +1,9 @@
-"""What flows: rows in Parquet shards, rejects beside them. The one place that writes Parquet.
+"""Shards: Parquet files of rows, and the rejects beside them. Only this module writes Parquet.
 
-Same rows, same bytes: a shard is cast to its declared schema, its chunks are combined, and it is cut into row groups by
-a rule that looks at the rows alone (`row_groups`); otherwise chunking alone would change the file (measured).
-Heavy columns (image bytes, features) are written once, by the step that makes them; later shards carry the light columns
-and a pointer (`Shard.heavy`) to the file that holds the heavy ones, which is joined by `id` when a stage reads them.
+The same rows give the same bytes: a shard is cast to its declared schema, its chunks are combined, and it is cut into row
+groups by a rule that depends on the rows alone (`row_groups`). Otherwise chunking alone would change the file (measured).
+Heavy columns (image bytes, features) are written once, by the step that makes them. Later shards store the light columns
+and a pointer (`Shard.heavy`) to the file with the heavy ones, which is joined by `id` when a stage reads them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vlpipe.pipeline.parquet.heavy_join import HeavyJoin
 from vlpipe.pipeline.parquet.row_groups import MAX_BYTES, joined_up, num_fitting
 from vlpipe.pipeline.storage.store import Store, sha256_of
 
-# Statistics and dictionaries are off: both depend on writer state, and zstd takes what dictionaries would.
+# Statistics and dictionaries are off because both depend on writer state. zstd saves the space that dictionaries would.
 SETTINGS = {
     "compression": "zstd",
     "compression_level": 1,
@@ -36,15 +36,15 @@ SETTINGS = {
     "write_page_checksum": True,
 }
 ROW_GROUP_ROWS = 512  # 512 images of 60 KB are 32 MB
-# How often the writer looks whether a page has its 1 MB. By default it looks once per row group: pages of 32 MB, and
-# buffers of as much that the allocator gives back and takes again (images of 48 KB: 75 MB more, 0.19 ms each, not 0.09).
+# The writer checks every PAGE_ROWS rows whether a page has reached 1 MB. By default it checks once per row group, which
+# gives pages and buffers of 32 MB that are freed and allocated again (48 KB images: 75 MB more, 0.19 ms each, not 0.09).
 PAGE_ROWS = 32
 HEAVY = b"vlpipe.heavy"
 REF = b"vlpipe.ref"
 
 
 class Heavy(NamedTuple):
-    """A heavy column, the shard that holds it, and the sha256 of that shard and of its footer."""
+    """A heavy column, the path of the shard that holds it, and the sha256 of that shard and of its footer."""
 
     column: str
     path: str
@@ -56,8 +56,8 @@ class Heavy(NamedTuple):
 class Shard:
     """A finished Parquet file.
 
-    path: relative to the root; key: what it was made from; digest: sha256 of its bytes; footer: of its footer;
-    heavy: where each heavy column of its rows lies: in this file, or in another that is joined by `id`.
+    path: relative to the root; digest: sha256 of the file; footer: sha256 of the Parquet footer; key: hash of what the
+    shard was made from; heavy: the file of each heavy column, which is this file or one that is joined by `id`.
     """
 
     path: str
@@ -68,11 +68,11 @@ class Shard:
     heavy: tuple[Heavy, ...] = ()
 
     def holder(self, column: str) -> Shard | Heavy:
-        """Where a column lies: in this shard, or in the one that a heavy column is joined from."""
+        """Returns the shard that stores `column`: this one, or the one a heavy column is joined from."""
         return next((one for one in self.heavy if one.column == column and one.path != self.path), self)
 
     def heavy_digests(self, columns: Iterable[str]) -> dict[str, str]:
-        """Column -> digest of the shard that holds it, for those of `columns` that lie in another file."""
+        """Returns column -> digest of the shard that holds it, for those of `columns` stored in another file."""
         wanted = set(columns)
         return {
             one.column: one.digest for one in self.heavy if one.column in wanted and one.path != self.path
@@ -81,7 +81,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Why a row is not in the output. `fault`: something broke; `filtered`: a rule said no."""
+    """Why a row is not in the output. kind `fault`: processing failed; `filtered`: a rule excluded the row."""
 
     id: str
     kind: Literal["fault", "filtered"]
@@ -94,21 +94,20 @@ REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "stage", "kind
 
 @dataclass(slots=True)
 class Out:
-    """What a stage's function returns for a batch: rows that go on, rows that do not, lines for the shard's log.
+    """What a stage's function returns for a batch: output rows, rejected rows, and lines for the shard's log.
 
-    counts: what the stage wants to be known beside its rejects; summed over batches and shards, in the receipt.
+    counts: extra counters, summed over batches and shards and stored in the receipt.
     """
 
     table: pa.Table
     rejects: list[Reject] = field(default_factory=list)
-    log: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # may hold times and attempts; never part of the identity
+    # Lines for the log. They may hold times and attempts, and are never part of keys.
+    log: list[dict[str, Any]] = field(default_factory=list)
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def heavy(name: str, dtype: pa.DataType) -> pa.Field:
-    """A field of a heavy column: written by the step that makes it, joined by `id` afterwards."""
+    """Returns the field of a heavy column: written once by the step that makes it, later joined by `id`."""
     return pa.field(name, dtype, metadata={HEAVY: b"1"})
 
 
@@ -121,9 +120,10 @@ def heavy_names(schema: pa.Schema) -> list[str]:
 
 
 def ref(name: str, dtype: pa.DataType) -> pa.Field:
-    """A field that holds ids of rows, other than the row's own `id` and `parent`: `vlpipe forget` takes forgotten ones out.
+    """Returns a field that holds ids of other rows (not `id` or `parent`), so that `vlpipe forget` can remove them.
 
-    dtype: string, or lists of strings. It may stand in a struct, in lists too. SchemaError: another type.
+    dtype: string or (nested) lists of strings. The field may be inside a struct or a list of structs.
+    Raises SchemaError for any other type.
     """
     if not _holds_ids(dtype):
         raise SchemaError(f"reference column {name!r}: wanted string or lists of strings, got {dtype}")
@@ -137,12 +137,12 @@ def _holds_ids(dtype: pa.DataType) -> bool:
 
 
 def reference_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Dotted paths of the columns that `ref` made: `witness`, `texts.donors` (a field of a struct, lists or not)."""
+    """Returns dotted paths of the columns made by `ref`: `witness`, `texts.donors` (a field of a struct, in lists too)."""
     return tuple(path for f in schema for path, one in nested(f) if one.metadata and REF in one.metadata)
 
 
 def nested(f: pa.Field, above: str = "") -> Iterator[tuple[str, pa.Field]]:
-    """(dotted path, field) of a field and all fields of structs in it; what is in a list has the list's path."""
+    """Yields (dotted path, field) for `f` and all struct fields inside it. List items have the path of their list."""
     path, dtype = above + f.name, f.type
     yield path, f
     while is_list(dtype):
@@ -159,7 +159,7 @@ def is_list(dtype: pa.DataType) -> bool:
 
 
 def need(schema: pa.Schema, who: str, **columns: pa.DataType) -> None:
-    """Raise SchemaError unless `schema` has each column with this type; says what is there."""
+    """Raises SchemaError unless `schema` has each of `columns` with its type. who: the reader named in the error."""
     for name, dtype in columns.items():
         if name not in schema.names:
             raise SchemaError(
@@ -170,20 +170,20 @@ def need(schema: pa.Schema, who: str, **columns: pa.DataType) -> None:
 
 
 def with_field(schema: pa.Schema, new: pa.Field) -> pa.Schema:
-    """`schema` with a field added, or replaced where the name exists."""
+    """Returns `schema` with field `new` added, or replaced if the name exists."""
     at = schema.get_field_index(new.name)
     return schema.append(new) if at < 0 else schema.set(at, new)
 
 
 def _without_refs(f: pa.Field) -> pa.Field:
-    """The field, where fields of structs in it are references, as if they were not: the file has the same bytes."""
+    """Returns the field without reference marks on struct fields inside it, so that marks do not change the file's bytes."""
     if not any(one.metadata and REF in one.metadata for _, one in nested(f)):
         return f
     return f.with_type(_plain(f.type))
 
 
 def _plain(dtype: pa.DataType) -> pa.DataType:
-    """A type without metadata of its fields."""
+    """Returns the type without metadata on its nested fields."""
     if pa.types.is_struct(dtype):
         return pa.struct([f.with_type(_plain(f.type)).remove_metadata() for f in dtype])
     if not is_list(dtype):
@@ -195,11 +195,11 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
 
 
 class ShardWriter:
-    """Write one shard in row groups of `row_group_rows` rows, or of as many as `row_groups.MAX_BYTES` hold."""
+    """Writes one shard in row groups of at most `row_group_rows` rows and, if they fit, `MAX_BYTES` bytes."""
 
     def __init__(self, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
         self.path = path
-        # of a light field's metadata nothing is kept: it belongs to the plan; a heavy field lives with its shard
+        # Metadata of light fields is dropped: it belongs to the plan. A heavy field keeps its metadata in its shard.
         self.schema = pa.schema(
             [
                 _without_refs(f).with_metadata(dict(sorted(f.metadata.items())) if is_heavy(f) else None)
@@ -225,7 +225,7 @@ class ShardWriter:
             self._flush(final=False)
 
     def _flush(self, *, final: bool) -> None:
-        """Write the row groups that are full; when `final`, the last one too."""
+        """Writes all full row groups; with `final`, the last partial one too."""
         if not self._pending:
             return
         table, start = pa.concat_tables(self._pending), 0
@@ -233,7 +233,7 @@ class ShardWriter:
             rows = table.slice(start, self.row_group_rows)
             num = num_fitting(rows)
             if num == rows.num_rows < self.row_group_rows and not final:
-                break  # more may fit
+                break  # more rows may fit
             self._writer.write_table(rows.slice(0, num).combine_chunks(), row_group_size=num)
             start += num
         rest = table.slice(start)
@@ -242,13 +242,13 @@ class ShardWriter:
         self.num_rows += start
 
     def _count(self, table: pa.Table) -> None:
-        """Nulls of each column; of numbers the least and the greatest, and how many are NaN or infinite."""
+        """Updates `stats`: nulls of each column; for numbers also min, max and the count of NaN or infinite values."""
         for f in self.schema:
             column, stat = table[f.name], self.stats[f.name]
             stat["nulls"] += column.null_count
             if pa.types.is_floating(f.type):
                 column = column.cast(pa.float64())
-                finite = column.filter(pc.is_finite(column))  # JSON has no others
+                finite = column.filter(pc.is_finite(column))  # JSON has no NaN or infinity
                 if odd := len(column) - column.null_count - len(finite):
                     stat["not_finite"] = stat.get("not_finite", 0) + odd
                 column = finite
@@ -278,7 +278,10 @@ def write_shard(
     row_group_rows: int = ROW_GROUP_ROWS,
     stats: dict[str, dict[str, Any]] | None = None,
 ) -> Shard:
-    """Write tables as one shard, whole or not at all. `key` and `heavy` are the caller's; `stats` is filled here."""
+    """Writes tables as one shard, atomically, and returns it without `key` and `heavy`, which the caller adds.
+
+    stats: if given, updated with {column: {"nulls", "min", "max", "not_finite"}}, where they apply.
+    """
     with store.writing(rel, sync_folder=False) as part:
         with ShardWriter(part, schema, row_group_rows) as writer:
             for table in tables:
@@ -294,14 +297,14 @@ def write_shard(
 
 @contextmanager
 def open_parquet(store: Store, rel: str) -> Iterator[Parquet]:
-    """A Parquet file of the root, of whatever writer."""
+    """Opens a Parquet file below the root, whoever wrote it. Raises VlpipeError if it is missing."""
     with _opened(store, rel) as handle:
         yield Parquet(handle, store.path(rel))
 
 
 @contextmanager
 def open_shard(store: Store, shard: Shard | Heavy) -> Iterator[Parquet]:
-    """A shard by its record. VlpipeError: its footer has changed; of its pages the reader finds out."""
+    """Opens a shard. Raises VlpipeError if it is missing or its footer has changed; damaged pages fail when read."""
     with _opened(store, shard.path) as handle:
         if shard.footer:
             _check_footer(handle, store.path(shard.path), shard.footer)
@@ -320,7 +323,7 @@ def _check_footer(handle: IO[bytes], name: str, footer: str) -> None:
 
 @contextmanager
 def _opened(store: Store, rel: str) -> Iterator[IO[bytes]]:
-    """A local file as Arrow's own: it reads without Python, and asks for no lock of the interpreter."""
+    """Opens a file below the root; a local one as pa.OSFile, which reads in C++ without taking the GIL."""
     try:
         handle: IO[bytes] = pa.OSFile(store.path(rel)) if store.is_local else store.open(rel)
     except FileNotFoundError as error:
@@ -334,35 +337,36 @@ def _opened(store: Store, rel: str) -> Iterator[IO[bytes]]:
 def read_batches(
     store: Store, shard: Shard, columns: Sequence[str] | None = None, want_heavy: Sequence[str] = ()
 ) -> Iterator[pa.Table]:
-    """Yield a shard's row groups in order. `columns`: light ones (None: all but heavy); `want_heavy`: joined by `id`.
+    """Yields a shard's row groups in order.
 
-    A row group whose joined columns are larger than `row_groups.MAX_BYTES` comes in several tables.
+    columns: light columns to read, None for all; want_heavy: heavy columns to join by `id`. A row group whose joined
+    columns exceed `row_groups.MAX_BYTES` is yielded as several tables. Raises SchemaError if a heavy column is unknown.
     """
     pointers = {one.column: one for one in shard.heavy}
     with open_shard(store, shard) as file:
         own = file.schema_arrow
-        lost = [n for n in want_heavy if n not in own.names and n not in pointers]
-        if lost:
+        unknown = [n for n in want_heavy if n not in own.names and n not in pointers]
+        if unknown:
             raise SchemaError(
-                f"shard {shard.path} has no heavy column(s) {lost} and knows no shard that holds them"
+                f"shard {shard.path} has no heavy column(s) {unknown} and no pointer to a shard that holds them"
             )
         light = [n for n in own.names if not is_heavy(own.field(n))] if columns is None else list(columns)
-        here = list(dict.fromkeys([*light, *(n for n in want_heavy if n in own.names)]))
-        there = {n: pointers[n] for n in want_heavy if n not in own.names}
-        read = here if not there or "id" in here else ["id", *here]
+        stored = list(dict.fromkeys([*light, *(n for n in want_heavy if n in own.names)]))
+        joined = {n: pointers[n] for n in want_heavy if n not in own.names}
+        read = stored if not joined or "id" in stored else ["id", *stored]
         with ExitStack() as stack:
-            joins = _joins(store, there, stack)
+            joins = _joins(store, joined, stack)
             for group in range(file.num_row_groups):
                 pieces: Iterable[pa.Table] = [file.read_row_group(group, columns=read, use_threads=False)]
                 for join in joins:
                     pieces = chain.from_iterable(map(join.add, pieces))
                 for table in joined_up(pieces) if joins else pieces:
-                    yield table.select([*here, *there])
+                    yield table.select([*stored, *joined])
 
 
-def _joins(store: Store, there: Mapping[str, Heavy], stack: ExitStack) -> list[HeavyJoin]:
+def _joins(store: Store, joined: Mapping[str, Heavy], stack: ExitStack) -> list[HeavyJoin]:
     by_shard: dict[tuple[str, str], list[str]] = {}
-    for name, one in there.items():
+    for name, one in joined.items():
         by_shard.setdefault((one.path, one.footer), []).append(name)
     joins = []
     for (path, footer), names in by_shard.items():

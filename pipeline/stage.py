@@ -1,7 +1,7 @@
-"""What is done to rows. A stage is a frozen dataclass, its fields are its YAML parameters; the work is a closure.
+"""Base classes of stages. A stage is a frozen dataclass whose fields are its YAML parameters; `open` yields a function.
 
-MapStage: row group -> row group (+ rejects), shard by shard. SourceStage: the same, over rows it lists itself.
-GatherStage: everything before it at once: global decisions, training, evaluation.
+MapStage: row group -> row group (+ rejects), shard by shard. SourceStage: a map stage that also lists its input rows.
+GatherStage: reads all of its inputs at once, for global decisions, training and evaluation.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ SHARD_ROWS = 10_000
 
 
 class Stage:
-    """Subclasses are `@dataclass(frozen=True, kw_only=True)`. `schema` is called with no data, by `vlpipe plan`."""
+    """Base of all stages. Subclasses are `@dataclass(frozen=True, kw_only=True)`. `schema` is called without data."""
 
-    # What the stage is called in keys, wherever its module lies. A class without one of its own is called what `use:` says.
+    # The stage's name in keys, wherever its module lies. A class that does not define NAME itself is named by `use:`.
     NAME: ClassVar[str] = ""
     VERSION: ClassVar[int] = 1  # raise it when the same parameters give different rows
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset()  # parameters that cannot change the rows
-    TORCH: ClassVar[bool] = False  # computes with torch: the engine sets its threads, and they are in the key
+    # Computes with torch: the engine sets the number of threads, which is part of the key.
+    TORCH: ClassVar[bool] = False
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        """Columns out for columns in. Check what is read with `need`; SchemaError when it is not there."""
+        """Returns the output columns for the input columns. Check what is read with `need`, which raises SchemaError."""
         return inp
 
     def identity(self, use: str) -> tuple[str | int, ...]:
-        """What the stage is in keys: name and VERSION. A subclass does not inherit the name: it may do something else."""
+        """Returns (name, VERSION) for keys. NAME is not inherited because a subclass may compute something else."""
         return (vars(type(self)).get("NAME") or use, self.VERSION)
 
     def estimate(self, num_rows: int) -> str:
-        """One line for `vlpipe plan`: what work on at most `num_rows` rows will be."""
+        """Returns one line for `vlpipe plan` on the cost of at most `num_rows` rows; empty: nothing is shown."""
         return ""
 
     def tell(self, row: Mapping[str, Any]) -> list[str]:
-        """For `vlpipe why`: what a gather stage made of a row that it read, one line each."""
+        """Returns lines for `vlpipe why` that explain what a gather stage decided about the input row `row`."""
         return []
 
     def preflight(self) -> list[str]:
-        """What would make the run fail and can be known now (a missing extra, an impossible parameter), one line each."""
+        """Returns one line per problem that would make the run fail (a missing extra, an impossible parameter)."""
         return []
 
 
@@ -58,7 +59,7 @@ Work = Callable[[pa.Table], pa.Table | Out]
 
 @runtime_checkable
 class AheadWork(Protocol):
-    """Work that waits for the world: it is told of batches before it is called with them, `num_ahead` of them."""
+    """Work that prefetches: `ahead(batch)` is called up to `num_ahead` batches before the work is called with that batch."""
 
     num_ahead: int
 
@@ -68,53 +69,57 @@ class AheadWork(Protocol):
 
 
 class MapStage(Stage):
-    """Row group in, row group out. With several inputs (`from: [a, b]`) it runs over their shards, one after the other.
+    """Maps a row group to a row group. With several inputs (`from: [a, b]`) it processes the shards of each in turn.
 
-    Rows may be dropped only by returning `Out` with a `Reject` for each. An exception in the function is narrowed down by
-    bisecting to the rows that raise it alone; those become rejects (`RowFault` names the code itself), as do rows with a
-    value that does not become the declared type (code `bad_value`).
+    To drop a row, the function returns `Out` with a `Reject` for it. If the function raises, the row group is bisected
+    until the rows that raise on their own are found; those become rejects (`RowFault` sets the code). Rows with a value
+    that cannot be cast to the declared type also become rejects (code `bad_value`).
     """
 
     READS_HEAVY: ClassVar[tuple[str, ...]] = ()  # heavy columns joined into the batches
     LOADS_WEIGHTS: ClassVar[bool] = False  # `open` is expensive: run in actors that open once
-    FILTERS: ClassVar[bool] = False  # it drops rows by a rule: to drop none of many is worth a warning
-    FAN_OUT: ClassVar[bool] = False  # rows out are children: each has a `parent`, the id of a row in
+    FILTERS: ClassVar[bool] = False  # drops rows by a rule; the engine warns if it drops none of many
+    FAN_OUT: ClassVar[bool] = False  # output rows are children: `parent` is the id of an input row
     ROW_GROUP_ROWS: ClassVar[int] = ROW_GROUP_ROWS  # fewer for wide columns: aim at 32 MB
-    # It asks others (fetching): no row is asked for again because of another one. It must make a reject of each row that
-    # fails; an exception fails the shard.
+    # Talks to external servers (fetching), so rows are never requested again to find a failing one: the stage must return
+    # a reject for each row that fails, and an exception fails the shard.
     OBSERVES_WORLD: ClassVar[bool] = False
-    MAX_REJECT_RATE: ClassVar[float] = 0.05  # of faults; the step fails above it (YAML: `max_reject_rate`)
+    # Max share of faults, above which the step fails. YAML: `max_reject_rate`.
+    MAX_REJECT_RATE: ClassVar[float] = 0.05
 
     def service(self, context: ServiceContext) -> Service | None:
-        """What all workers of this step talk to, made once in the driver; `open` finds it by `service.address()`."""
+        """Returns the object shared by all workers of this step, or None. Called once, in the driver.
+
+        `open` connects to it through `service.address()`.
+        """
         return None
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Work]:
-        """Load what is needed once, yield the function, release on leaving. Use `@contextmanager`."""
+        """Loads what is needed once, yields the work function, releases on exit. Use `@contextmanager`."""
 
 
 class SourceStage(MapStage):
     """A map stage that lists its own input. `rows` is cheap and ordered (a URL list); `open` does the work (fetching)."""
 
-    SHARD_ROWS: ClassVar[int] = SHARD_ROWS  # of a step without `shard_rows`; fewer where a row takes long
+    SHARD_ROWS: ClassVar[int] = SHARD_ROWS  # default of `shard_rows`; choose fewer if a row takes long
 
     @abstractmethod
     def row_schema(self) -> pa.Schema:
-        """Columns of the listed rows; they have an `id`."""
+        """Returns the columns of the listed rows, which must include `id`."""
 
     @abstractmethod
     def rows(self) -> Iterator[pa.Table]:
-        """Yield the rows to work on, in a fixed order; they are cut into shards of `shard_rows` rows."""
+        """Yields the rows to process, in a fixed order. The engine cuts them into shards of `shard_rows` rows."""
 
     def max_rows(self) -> int | None:
-        """How many rows it lists at most, if that is known without listing them (from a file's metadata, say)."""
+        """Returns an upper bound on the number of rows, or None if only listing them can tell (file metadata may)."""
         return None
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """All shards of a step, in order."""
+    """All shards of one step, in order."""
 
     store: Store
     name: str
@@ -128,12 +133,12 @@ class Dataset:
     def batches(
         self, columns: Sequence[str] | None = None, want_heavy: Sequence[str] = ()
     ) -> Iterator[pa.Table]:
-        """Row groups of all shards, in order; columns as in `read_batches`."""
+        """Yields the row groups of all shards in order. `columns` and `want_heavy` are as in `read_batches`."""
         for shard in self.shards:
             yield from read_batches(self.store, shard, columns, want_heavy)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Light columns of all rows in memory."""
+        """Returns all rows in memory as one table. columns: None reads every light column."""
         names = [f.name for f in self.schema if not is_heavy(f)] if columns is None else list(columns)
         schema = pa.schema([self.schema.field(n).remove_metadata() for n in names])
         return pa.concat_tables([schema.empty_table(), *(b.cast(schema) for b in self.batches(names))])
@@ -141,37 +146,34 @@ class Dataset:
 
 @dataclass
 class Job:
-    """What a gather stage gets: its inputs, and where its results go."""
+    """Inputs of a gather stage, and the functions and folders that take its results."""
 
     inputs: tuple[Dataset, ...]
-    work: str  # a local folder for its own resumable parts, kept when killed, tagged by the input digests
-    artifacts: str  # a local folder; what is put here becomes the step's artifacts, whole, when it is done
-    emit: Callable[[pa.Table], None]  # rows out
+    work: str  # local folder for resumable parts; survives a kill, tagged by the input digests
+    artifacts: str  # local folder; its content becomes the step's artifacts when the step is done
+    emit: Callable[[pa.Table], None]  # adds output rows
     reject: Callable[[Sequence[Reject]], None]
-    launch: Callable[
-        ..., None
-    ]  # launch(fn, config, num_workers=1, gpu=False): Ray Train, or in this process with --local
+    # launch(fn, config, num_workers=1, gpu=False) runs fn(config) with Ray Train, or in this process with --local.
+    launch: Callable[..., None]
     say: Callable[[str], None] = field(default=print)  # one line for the person watching
 
 
 class GatherStage(Stage):
-    """Reads all inputs; emits new rows, puts artifacts, or both. Long ones commit their own parts in `job.work`."""
+    """Reads all inputs at once; emits rows, writes artifacts, or both. Long-running stages checkpoint in `job.work`."""
 
-    CONSERVES: ClassVar[bool] = False  # rows out + rejects must be exactly the rows in; the engine checks it
-    ROWS_ARE: ClassVar[str] = (
-        ""  # what the rows out are, where they are not the rows in: one of the two is declared
-    )
-    LAUNCHES: ClassVar[bool] = False  # the work happens in `job.launch`: its workers get the step's resources
-    num_workers: int = (
-        1  # what it passes to `job.launch`; a stage that launches may make parameters of these two
-    )
+    # The engine checks that output rows + rejects are exactly the input rows.
+    CONSERVES: ClassVar[bool] = False
+    # What one output row is, if output rows are not input rows. A stage declares either CONSERVES or ROWS_ARE.
+    ROWS_ARE: ClassVar[str] = ""
+    LAUNCHES: ClassVar[bool] = False  # computes in `job.launch`, whose workers get the step's resources
+    num_workers: int = 1  # passed to `job.launch`; a stage that launches may make this and `gpu` parameters
     gpu: bool = False
-    # The artifacts are the rows as they are, in another form (an export): `vlpipe forget` of one of them removes the step,
-    # and the next run makes it again. Others stay (a model), and are named.
+    # The artifacts are the input rows in another form (an export). When `vlpipe forget` removes one of these rows, it
+    # removes the whole step and the next run rebuilds it. Other artifacts (a model) are kept and only reported.
     COPIES: ClassVar[bool] = False
-    # Of Parquet artifacts the columns that hold ids of rows, as `shard.reference_columns` spells them, by file name.
+    # File name of a Parquet artifact -> its columns that hold row ids, as dotted paths (see `shard.reference_columns`).
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    SHARD_ROWS: ClassVar[int] = SHARD_ROWS  # of a step without `shard_rows`
+    SHARD_ROWS: ClassVar[int] = SHARD_ROWS  # default of `shard_rows`
 
     @abstractmethod
     def run(self, job: Job) -> None: ...

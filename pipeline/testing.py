@@ -1,4 +1,4 @@
-"""Run one stage on a small table, without a workflow: for tests and for trying a stage in a notebook."""
+"""Run one stage on a small table without a workflow, in tests or in a notebook."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlpipe.pipeline.storage.store import Store
 
 
 def run_map(stage: MapStage, table: pa.Table) -> Out:
-    """The stage's output for one batch; checks that it has the declared columns and loses no row."""
+    """Returns the stage's output for one batch. Checks the declared columns and, without FAN_OUT, that no row is lost."""
     schema = stage.schema(table.schema)
     with stage.open() as work:
         result = work(table)
@@ -33,7 +33,7 @@ def run_map(stage: MapStage, table: pa.Table) -> Out:
 
 
 def dataset(folder: Path, table: pa.Table, name: str = "input", shard_rows: int = 1000) -> Dataset:
-    """`table` as a step's output: shards of `shard_rows` rows below `folder`."""
+    """Writes `table` as shards of `shard_rows` rows below `folder` and returns them as a step's output."""
     store = Store(str(folder))
     shards = [
         write_shard(store, f"{name}/{k:06d}.parquet", [table.slice(start, shard_rows)], table.schema)
@@ -44,6 +44,8 @@ def dataset(folder: Path, table: pa.Table, name: str = "input", shard_rows: int 
 
 @dataclass
 class GatherOutput:
+    """Rows and rejects of a gather stage, and the folder of its artifacts."""
+
     tables: list[pa.Table] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     artifacts: Path = Path()
@@ -56,7 +58,7 @@ class GatherOutput:
 def run_gather(
     stage: GatherStage, inputs: Sequence[Dataset], folder: Path, say: Callable[[str], None] = print
 ) -> GatherOutput:
-    """Run a gather stage in this process, its resumable parts in `folder/work`, its artifacts in `folder/artifacts`."""
+    """Runs a gather stage in this process. Resumable parts go to `folder/work`, artifacts to `folder/artifacts`."""
     got = GatherOutput(artifacts=folder / "artifacts")
     for sub in ("work", "artifacts"):
         (folder / sub).mkdir(parents=True, exist_ok=True)

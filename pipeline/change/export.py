@@ -1,4 +1,4 @@
-"""`export`: a step's rows with their heavy columns joined in, as plain Parquet that anything opens."""
+"""`export`: writes a step's rows as plain Parquet, heavy columns joined in, for other tools."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ def export(
     columns: Sequence[str] | None = None,
     seen: Callable[[Shard], None] = lambda shard: None,
 ) -> list[Shard]:
-    """Write each shard's copy as `000042.parquet` below `to`, which must be empty. `columns`: all when None."""
+    """Writes each shard as `000042.parquet` below `to` and returns the written shards.
+
+    columns: None for all; seen: called after each shard. Raises VlpipeError if the step is not done, a column is unknown,
+    or `to` is not empty.
+    """
     if not one.is_done:
         raise VlpipeError(
-            f"step {one.name!r} is not done ({one.reason}); `vlpipe run --until {one.name}` comes first"
+            f"step {one.name!r} is not done ({one.reason}); run `vlpipe run --until {one.name}` first"
         )
     if to.list():
         raise VlpipeError(f"{to.url} is not empty; export writes into a new or empty folder")
     schema = chosen(one.schema_out, columns)
     light = [f.name for f in schema if not is_heavy(f)]
-    more = [n for n in ("id", DIGEST) if n in one.schema_out.names and n not in schema.names]  # to check by
+    # Columns needed to verify the rows.
+    more = [n for n in ("id", DIGEST) if n in one.schema_out.names and n not in schema.names]
     plain = pa.schema([f.remove_metadata() for f in schema])
     written = []
     for receipt in one.receipts:
@@ -42,7 +47,7 @@ def export(
 
 
 def chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
-    """The wanted columns in the order they were asked for."""
+    """Returns the schema of `columns`, in their order; None: the whole schema. Raises VlpipeError for an unknown column."""
     for name in columns or ():
         if name not in schema.names:
             raise VlpipeError(f"--columns: there is no column {name!r}{did_you_mean(name, schema.names)}")

@@ -1,4 +1,4 @@
-"""`prune`: step folders that no given workflow reaches any more."""
+"""`prune`: finds and removes step folders that none of the given workflows uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlpipe.pipeline.workflow.load import Workflow, profiles_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnreachedFolder:
-    """A folder no workflow reaches. `what`: how its step differs from the file's; `kept_for`: why it stays, if it does."""
+    """A folder that no workflow uses. what: how its step differs from the workflow's; kept_for: why it is kept, if it is."""
 
     folder: str
     bytes: int
@@ -34,10 +34,10 @@ def reaching(
     only_set: bool = False,
     dropped: Collection[str] = (),
 ) -> list[list[PlannedStep]]:
-    """What a file reaches: as it is and under each of its profiles, without the `--set` values and with them.
+    """Returns the plans of a workflow: without a profile and with each, each without and with the `--set` values.
 
-    VlpipeError when one of these cannot be loaded here: nobody knows then what it keeps. `dropped`: profiles that keep
-    nothing; only_set: nothing is kept for the file without `sets`.
+    dropped: profiles to leave out; only_set: leave out the plans without `sets`. Raises VlpipeError if one of them cannot
+    be loaded or planned, because the folders it uses are then unknown.
     """
     values = [tuple(sets)] if only_set or not sets else [(), tuple(sets)]
     profiles = [None, *(name for name in profiles_of(path) if name not in dropped)]
@@ -49,24 +49,24 @@ def _reached(
 ) -> list[PlannedStep]:
     what = path if profile is None else f"profile {profile!r} of {path}"
     what += "".join(f" --set {one}" for one in sets)
-    give_up = f"; --drop-profile {profile} gives its folders up" if profile is not None else ""
+    give_up = f"; --drop-profile {profile} prunes its folders" if profile is not None else ""
     if profile is None and not sets:
-        give_up = "; --set STEP.KEY=VALUE --only-set gives up what it keeps without those values"
+        give_up = "; --set STEP.KEY=VALUE --only-set prunes the folders it uses without those values"
     try:
         found = Workflow.load(path, profile=profile, sets=sets, root=root or store.url)
     except (VlpipeError, OSError) as error:
         reason = explain(error).splitlines()[-1].strip()
         raise VlpipeError(
-            f"{what} cannot be loaded here ({reason}), so nobody knows which folders it keeps: nothing was removed{give_up}"
+            f"{what} cannot be loaded here ({reason}), so the folders it uses are unknown: nothing was removed{give_up}"
         ) from error
     try:
         return plan(found, store)
-    except (VlpipeError, OSError) as error:  # a damaged record, say, which is to be mended and not given up
-        raise VlpipeError(f"{what}: nothing was removed, as {explain(error)}") from error
+    except (VlpipeError, OSError) as error:  # a damaged record, say, which should be repaired and not pruned
+        raise VlpipeError(f"{what}: nothing was removed, because {explain(error)}") from error
 
 
 def check_dropped(paths: Iterable[str], dropped: Iterable[str]) -> None:
-    """Each profile that is given up must be one of a file's."""
+    """Raises VlpipeError if a name in `dropped` is not a profile of one of the workflow files."""
     known = {name for path in paths for name in profiles_of(path)}
     for name in dropped:
         if name not in known:
@@ -74,7 +74,7 @@ def check_dropped(paths: Iterable[str], dropped: Iterable[str]) -> None:
 
 
 def unreached(store: Store, plans: Sequence[Sequence[PlannedStep]]) -> list[UnreachedFolder]:
-    """Folders of the root that are in no plan, with their sizes."""
+    """Returns the step folders of the root that are in none of the plans."""
     reached = {one.folder for steps in plans for one in steps}
     holders = _holders(store, reached)
     by_name = {one.name: one for steps in reversed(plans) for one in steps}
@@ -93,7 +93,7 @@ def unreached(store: Store, plans: Sequence[Sequence[PlannedStep]]) -> list[Unre
 
 
 def _what(store: Store, folder: str, by_name: Mapping[str, PlannedStep]) -> str:
-    """How the step of a folder differs from the step that a file has now under its name."""
+    """Returns how the step of a folder differs from the step that now has its name; empty if the folder has no record."""
     made = read_step_file(store, folder)
     if made is None:
         return ""
@@ -113,7 +113,7 @@ def _kept_for(store: Store, folder: str, holders: Mapping[str, str]) -> str:
 
 
 def _holders(store: Store, reached: set[str]) -> dict[str, str]:
-    """Folder -> a reached step whose shards point into it."""
+    """Returns folder -> folder of a used step whose shards point to heavy columns in it."""
     holders: dict[str, str] = {}
     for folder in sorted(reached):
         for receipt in read_step(store, folder).receipts if is_step_folder(store, folder) else ():
@@ -123,13 +123,16 @@ def _holders(store: Store, reached: set[str]) -> dict[str, str]:
 
 
 def remove(store: Store, found: Iterable[UnreachedFolder]) -> int:
-    """Remove what can go; returns bytes. Needs the root's lock. The manifest goes first: half a step must not look done."""
+    """Removes the folders without `kept_for` and returns their size in bytes. The caller holds the root's lock.
+
+    The manifest is removed first, so that a half-removed step does not look done. Raises VlpipeError for other folders.
+    """
     freed = 0
     for one in found:
         if one.kept_for:
             continue
         if not is_step_folder(store, one.folder):
-            raise VlpipeError(f"{store.path(one.folder)} is no step's folder; nothing in it was touched")
+            raise VlpipeError(f"{store.path(one.folder)} is not a step's folder; nothing in it was removed")
         store.remove(f"{one.folder}/manifest.json")
         store.remove(one.folder)
         freed += one.bytes

@@ -1,9 +1,9 @@
-"""`retry`: run only the rows of a step that were rejected for given codes; the others stay as they are.
+"""`retry`: runs only the rows of a step that were rejected with given codes; all other rows stay unchanged.
 
-Only faults are run again. What a rule filtered (an opt-out, say) would be filtered again, and must not be asked for.
-The loop is the runner's, without taking over shards of siblings: that would bring the old rejects back.
-The shards as they were lie in a folder of their own until all is done (links, where the file system has them). Whatever
-ends a retry, the next run takes over from there what was not made again: no row is asked of the world twice.
+Only faults are retried. Rows filtered by a rule (an opt-out, say) would be filtered again and must not be fetched again.
+It uses the runner's loop, but does not reuse finished shards of other folders, which would bring the old rejects back.
+Until the retry is done, the old shards are kept in a separate folder (as links if the file system supports them). However
+a retry ends, the next run reuses from there the shards that were not remade, so no row is fetched twice.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ FAULT = "fault:"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryResult:
+    """Counts of a retry; `str` gives one line for the user."""
+
     num_shards: int
-    num_changed: int  # shards that are not what they were
-    num_rows: int  # rows that were run again
-    rows_back: int
-    rejects: dict[str, int]  # of the shards that were touched, as they are now
+    num_changed: int  # shards whose content changed
+    num_rows: int  # retried rows
+    rows_back: int  # retried rows that are now in the output
+    rejects: dict[str, int]  # reject code -> rows, in the retried shards after the retry
 
     def __str__(self) -> str:
         left = f"; still rejected in these shards: {counts(self.rejects)}" if self.rejects else ""
@@ -53,8 +55,8 @@ class RetryResult:
         return f"{ran}, {self.rows_back:,} came back{left}"
 
 
-class _Again(Run):
-    """A run of one step in which the given shards are made with `again`."""
+class _RetryRun(Run):
+    """A run of one step that retries, in the shards `touched`, the rows rejected with `codes`."""
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class _Again(Run):
     ) -> None:
         super().__init__([one], store, executor, watcher)
         self.touched, self.codes = {r.index: r for r in touched}, frozenset(codes)
-        self.finished_shards = None  # they would bring the old rejects back
+        self.finished_shards = None  # reusing them would bring the old rejects back
 
     def _map_task(self, state: State, index: int) -> ShardTask:
         task = super()._map_task(state, index)
@@ -87,9 +89,10 @@ def retry(
     interrupted: Callable[[], None] = lambda: None,
     grace_s: float = 0.0,
 ) -> RetryResult:
-    """Needs the root's lock; `interrupted` and `grace_s` as in `Run.go`.
+    """Retries the rows of step `name` that were rejected with `codes`. The caller holds the root's lock.
 
-    After an error, shards that are as they were count as before.
+    interrupted, grace_s: as in `Run.go`. After an error, unchanged shards are valid again. Raises VlpipeError if the step
+    cannot be retried or a code does not occur.
     """
     one, old, touched = wanted(steps, store, name, codes)
     manifest, receipts = one.manifest, one.receipts
@@ -100,7 +103,7 @@ def retry(
         store.remove(receipt_path(one.folder, receipt.index))
     numbers = {r.index for r in touched}
     one.found = {index: r for index, r in old.items() if index not in numbers}
-    loop = _Again(one, touched, codes, store, executor, watcher or Watcher())
+    loop = _RetryRun(one, touched, codes, store, executor, watcher or Watcher())
     try:
         loop.go(interrupted, grace_s)
     except BaseException:
@@ -118,9 +121,9 @@ def retry(
 def wanted(
     steps: Sequence[PlannedStep], store: Store, name: str, codes: Sequence[str]
 ) -> tuple[PlannedStep, dict[int, Receipt], list[Receipt]]:
-    """The step, its receipts, and those of shards with rows to run again.
+    """Returns the step, its receipts by shard index, and the receipts of shards with rows to retry.
 
-    Finishes what a killed retry left; needs the root's lock.
+    First restores the shards of a killed retry. The caller holds the root's lock.
     """
     one = check(steps, name)
     recover(one, store)
@@ -129,42 +132,42 @@ def wanted(
 
 
 def before_folder(one: PlannedStep) -> str:
-    """Where shards lie as they were before a retry: for the runner the folder of an unfinished step like any other."""
+    """Returns the folder that keeps the shards from before a retry. The runner sees it as a folder of an unfinished step."""
     return f"{one.name}.before_retry-{one.keyed.step_key[:8]}"
 
 
 def _keep(one: PlannedStep, store: Store, touched: Sequence[Receipt]) -> None:
-    folder, said = before_folder(one), f"{one.folder}/{STEP_FILE}"
-    store.write_bytes(f"{folder}/{STEP_FILE}", store.read_bytes(said))
+    folder, step_file = before_folder(one), f"{one.folder}/{STEP_FILE}"
+    store.write_bytes(f"{folder}/{STEP_FILE}", store.read_bytes(step_file))
     for receipt in touched:
         _copy(store, receipt, one.folder, folder)
     _sync(store, folder)
 
 
 def recover(one: PlannedStep, store: Store) -> None:
-    """Put shards back that a killed retry was about to make again."""
+    """Restores the shards that a killed retry had not remade yet."""
     folder = before_folder(one)
     if not store.exists(folder):
         return
     found = read_unfinished(store, one.folder)
-    lost = {k: r for k, r in read_unfinished(store, folder).items() if k not in found}
-    for receipt in lost.values():
+    missing = {k: r for k, r in read_unfinished(store, folder).items() if k not in found}
+    for receipt in missing.values():
         _copy(store, receipt, folder, one.folder)
-    if lost:
+    if missing:
         _sync(store, one.folder)
         one.found = read_unfinished(store, one.folder)
 
 
 def clean(steps: Sequence[PlannedStep], store: Store) -> None:
-    """Remove what killed retries left of steps that are done."""
-    there = set(store.list())
+    """Removes the folders that killed retries left behind, for steps that are done."""
+    folders = set(store.list())
     for one in steps:
-        if one.is_done and before_folder(one) in there:
+        if one.is_done and before_folder(one) in folders:
             store.remove(before_folder(one))
 
 
 def _copy(store: Store, receipt: Receipt, folder: str, to: str) -> None:
-    """A shard with its rejects and its log, then its receipt, under another folder."""
+    """Copies or links a shard with its rejects and log to folder `to`, then writes its receipt there."""
     index, path = receipt.index, shard_path(to, receipt.index)
     store.link_or_copy(receipt.shard.path, path)
     for rel in (rejects_path, log_path):
@@ -182,26 +185,26 @@ def _sync(store: Store, folder: str) -> None:
 
 
 def check(steps: Sequence[PlannedStep], name: str) -> PlannedStep:
-    """The step, if its rows can be run again one by one."""
+    """Returns the step. Raises VlpipeError if it cannot be retried: it gathers or fans out, or an input is not done."""
     one = find_step(steps, name)
     if is_gather(one):
         raise VlpipeError(
-            f"step {one.name!r} works on all rows at once; retry is for steps that work row by row"
+            f"step {one.name!r} gathers all rows at once; retry is only for steps that map rows"
         )
     if getattr(one.keyed.step.stage, "FAN_OUT", False):
         raise VlpipeError(
-            f"step {one.name!r} makes several rows of one; its rejects cannot be run again alone"
+            f"step {one.name!r} makes several rows from one; its rejects cannot be retried alone"
         )
     waiting = [p.name for p in (*one.above, *one.artifact_steps) if not p.is_done]
     if waiting:
         raise VlpipeError(
-            f"step {one.name!r} reads {waiting[0]!r}, which is not done; `vlpipe run` comes first"
+            f"step {one.name!r} reads {waiting[0]!r}, which is not done; run `vlpipe run` first"
         )
     return one
 
 
 def affected(one: PlannedStep, receipts: dict[int, Receipt], codes: Sequence[str]) -> list[Receipt]:
-    """Shards with a fault of one of the codes. Each code must occur, else it is a typo."""
+    """Returns receipts of shards with a fault of one of `codes`. Raises VlpipeError for a code that does not occur."""
     have: Counter[str] = Counter()
     filtered = set()
     for receipt in receipts.values():
@@ -214,8 +217,8 @@ def affected(one: PlannedStep, receipts: dict[int, Receipt], codes: Sequence[str
                 f"nothing to retry{did_you_mean(code, have) if have else ''}"
             )
         if code not in have:
-            there = did_you_mean(code, have) if have else "; it has no rejects"
-            raise VlpipeError(f"no row of step {one.name!r} was rejected for {code!r}{there}")
+            hint = did_you_mean(code, have) if have else "; it has no rejects"
+            raise VlpipeError(f"no row of step {one.name!r} was rejected for {code!r}{hint}")
     return [r for _, r in sorted(receipts.items()) if any(_rejected(r, code) for code in codes)]
 
 
@@ -224,10 +227,10 @@ def _rejected(receipt: Receipt, code: str) -> int:
 
 
 def put_back(store: Store, folder: str, receipts: Sequence[Receipt]) -> None:
-    """Write the receipts again whose shards are as they were. A shard still at work must not be among them."""
+    """Rewrites missing receipts whose shards are unchanged. `receipts` must not include shards that are still running."""
     for receipt in receipts:
-        gone = not store.exists(receipt_path(folder, receipt.index))
-        if gone and not shard_problems(store, folder, receipt):
+        is_missing = not store.exists(receipt_path(folder, receipt.index))
+        if is_missing and not shard_problems(store, folder, receipt):
             write_receipt(store, folder, receipt)
 
 

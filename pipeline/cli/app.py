@@ -1,4 +1,4 @@
-"""The application, its options, and the commands that run a workflow or plan it."""
+"""The Typer application, its common options, and the commands `run` and `plan`."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from vlpipe.pipeline.forget import apply
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow, resolve_workflow
 
-HELP = """The command line. Every knob belongs to the YAML. Exit codes: 0 done, 1 a clear error, 2 wrong usage; after a
-signal 128 + its number: 130 after Ctrl-C, 143 after SIGTERM, 129 when the terminal was closed."""
+HELP = """Run and inspect workflows. All parameters are in the YAML. Exit codes: 0 success, 1 error, 2 wrong usage; after a
+signal 128 + its number: 130 after Ctrl-C, 143 after SIGTERM, 129 if the terminal was closed."""
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
-WIDTH = None if sys.stdout.isatty() else 160  # of tables in files and pipes
+WIDTH = None if sys.stdout.isatty() else 160  # characters, for tables in files and pipes
 out = Console(width=WIDTH)
 err = Console(stderr=True)
 
-GRACE_S = 10.0
+GRACE_S = 10.0  # seconds that running tasks get to finish after an interrupt or a failed step
 
 WorkflowArg = Annotated[
     str, typer.Argument(metavar="WORKFLOW", help="a YAML file, or the name of a packaged workflow")
 ]
 RootOpt = Annotated[
-    str | None, typer.Option("--root", help="where the steps lie; default: `root:` of the workflow")
+    str | None, typer.Option("--root", help="folder or URL of the outputs; default: `root:` of the workflow")
 ]
 SetOpt = Annotated[
     list[str] | None, typer.Option("--set", metavar="STEP.KEY=VALUE", help="override a parameter; repeatable")
@@ -51,6 +51,7 @@ ProfileOpt = Annotated[str | None, typer.Option("--profile", help="one of the wo
 def load(
     workflow: str, root: str | None, sets: list[str] | None, profile: str | None
 ) -> tuple[Workflow, Store]:
+    """Returns the checked workflow and its root. Raises WorkflowError or VlpipeError."""
     found = Workflow.load(resolve_workflow(workflow), profile=profile, sets=sets or (), root=root)
     url = found.root if "://" in found.root else os.path.abspath(os.path.expanduser(found.root))
     return found, _store(url)
@@ -60,10 +61,10 @@ def _store(url: str) -> Store:
     store = Store(url)
     try:
         is_file = store.is_local and os.path.exists(url) and not os.path.isdir(url)
-    except (ValueError, ImportError) as error:  # no such protocol, or the package for it is not there
+    except (ValueError, ImportError) as error:  # unknown protocol, or its package is not installed
         raise VlpipeError(f"root {url}: {error}") from error
     if is_file:
-        raise VlpipeError(f"root {url}: it is a file; wanted a folder, or the name of one to be made")
+        raise VlpipeError(f"root {url}: this is a file; wanted a folder, existing or new")
     return store
 
 
@@ -73,7 +74,9 @@ def run(
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
-    local: Annotated[bool, typer.Option("--local", help="no Ray: everything in this process")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="run everything in this process, without Ray")
+    ] = False,
     address: Annotated[
         str | None,
         typer.Option("--address", help="join a Ray cluster: HOST:PORT, [IPv6]:PORT, ray://HOST:PORT or auto"),
@@ -83,7 +86,7 @@ def run(
         bool, typer.Option("--strict", help="refuse a step whose source changed without a new VERSION")
     ] = False,
 ) -> None:
-    """Run what is not done yet. A second run does no work; a run after a kill goes on."""
+    """Run all steps that are not done yet. A run after a kill continues; a run with nothing left to do changes nothing."""
     if local and address:
         raise typer.BadParameter("--local and --address exclude each other")
     began = time.monotonic()
@@ -96,7 +99,7 @@ def run(
         if todo:
             remember(steps, store)
             execute(steps, store, run_id, local=local, address=address, strict=strict)
-            warn(todo, strict=False)  # of what was taken over in this run
+            warn(todo, strict=False)  # about shards that this run reused
         retry.clean(steps, store)
     if not todo:
         out.print(
@@ -105,7 +108,7 @@ def run(
         )
     else:
         out.print(
-            f"{found.name}: done in {time.monotonic() - began:.1f} s; results lie in {store.url}",
+            f"{found.name}: done in {time.monotonic() - began:.1f} s; results are in {store.url}",
             highlight=False,
             soft_wrap=True,
         )
@@ -115,7 +118,7 @@ def run(
 
 
 def finish_forget(store: Store) -> None:
-    """Nothing may read a root in which a forget was killed half way. Needs the root's lock."""
+    """Finishes a forget that was killed, because its root must not be read before. The caller holds the root's lock."""
     if apply.finish(store):
         out.print(f"finished a forget that was interrupted in {store.url}", highlight=False, soft_wrap=True)
 
@@ -129,7 +132,7 @@ def execute(
     address: str | None,
     strict: bool = False,
 ) -> None:
-    """Run the plan on an executor. After an interrupt or a failed step, what still runs has a grace to finish."""
+    """Runs the plan on an executor. After an interrupt or a failed step, running tasks get `GRACE_S` to finish."""
     with executing(store, run_id, local=local, address=address) as (executor, watcher, check):
         Run(steps, store, executor, watcher, strict).go(check, GRACE_S)
 
@@ -138,7 +141,10 @@ def execute(
 def executing(
     store: Store, run_id: str, *, local: bool, address: str | None
 ) -> Iterator[tuple[Executor, Watcher, Callable[[], None]]]:
-    """An executor, what draws its run, and what asks whether a signal came. Exits with 128 + the signal."""
+    """Yields an executor, a watcher that shows progress, and a function that raises if a signal came.
+
+    On a signal the process exits with 128 + its number.
+    """
     with heeding_interrupts() as check, exiting_by_signal():
         executor = make_executor(run_id, local=local, address=address)
         try:
@@ -150,6 +156,7 @@ def executing(
 
 @contextmanager
 def exiting_by_signal() -> Iterator[None]:
+    """Turns Interrupted into an exit with code 128 + the signal's number."""
     try:
         yield
     except Interrupted as interrupted:
@@ -159,14 +166,14 @@ def exiting_by_signal() -> Iterator[None]:
 def _stopping(error: BaseException, num_running: int) -> None:
     what = "interrupted" if isinstance(error, KeyboardInterrupt) else "a step failed"
     err.print(
-        f"{what}; what still runs ({num_running}) has {GRACE_S:.0f} s to finish, what is finished stays",
+        f"{what}; running tasks ({num_running}) have {GRACE_S:.0f} s to finish, finished shards are kept",
         highlight=False,
         soft_wrap=True,
     )
 
 
 def make_executor(run_id: str, *, local: bool, address: str | None) -> Executor:
-    """`address`: as `--address`; without it what RAY_ADDRESS says, as for Ray itself."""
+    """Returns the executor for `--local` or Ray. address: as `--address`; None: the variable RAY_ADDRESS, as in Ray."""
     if local:
         from vlpipe.pipeline.engine.local_executor import LocalExecutor
 
@@ -180,6 +187,7 @@ def make_executor(run_id: str, *, local: bool, address: str | None) -> Executor:
 
 
 def warn(steps: list[PlannedStep], strict: bool) -> None:
+    """Prints the warnings of the steps. strict: raise VlpipeError if there is one."""
     stale = [one for one in steps if one.warning]
     for one in stale:
         err.print(
@@ -198,19 +206,19 @@ def plan_command(
     until: Annotated[str | None, typer.Option("--until", metavar="STEP")] = None,
     strict: Annotated[bool, typer.Option("--strict")] = False,
 ) -> None:
-    """What would run, and why. Touches nothing."""
+    """Show which steps would run, and why. Changes nothing."""
     found, store = load(workflow, root, set_, profile)
     steps = plan(found, store, until)
     todo = [one for one in steps if not one.is_done]
     if todo:
         out.print(f"first reason: {todo[0].name}: {todo[0].reason}", highlight=False, soft_wrap=True)
-    said = estimates(steps, store)
+    notes = estimates(steps, store)
     for one in steps:
         mark, text = (
             ("[green]done[/green]", "") if one.is_done else ("[yellow]runs[/yellow]", escape(one.reason))
         )
         out.print(f"  {mark}  {escape(one.name):24} {text}", highlight=False, soft_wrap=True)
-        if said.get(one.name):
-            out.print(f"        {escape(said[one.name])}", highlight=False, soft_wrap=True, style="dim")
+        if notes.get(one.name):
+            out.print(f"        {escape(notes[one.name])}", highlight=False, soft_wrap=True, style="dim")
     out.print(f"{len(todo)} of {len(steps)} steps would run", highlight=False)
     warn(steps, strict)

@@ -1,4 +1,4 @@
-"""The commands that look at what a run left, or clean up. Each is a function of the library; this file prints."""
+"""The commands that inspect or change the outputs of a run. The library does the work; this module prints the results."""
 
 from __future__ import annotations
 
@@ -39,25 +39,27 @@ from vlpipe.pipeline.inspect.verify import run as verify
 from vlpipe.pipeline.storage.printable import size
 from vlpipe.pipeline.storage.store import Store
 
-PLAIN_WIDTH = 200  # of tables that go into a file or a pipe
+PLAIN_WIDTH = 200  # characters, for tables in files and pipes
 
 StepArg = Annotated[str, typer.Argument(metavar="STEP", help="a step of the workflow")]
-Yes = Annotated[bool, typer.Option("--yes", help="remove; without it, only say what would go")]
-Whys = Annotated[list[str], typer.Option("--why", metavar="CODE", help="rows rejected for this; repeatable")]
+Yes = Annotated[bool, typer.Option("--yes", help="remove; default: only print what would be removed")]
+Whys = Annotated[list[str], typer.Option("--why", metavar="CODE", help="reject code to retry; repeatable")]
 
 
 def say(line: str, style: str | None = None) -> None:
-    """One line as it is: no markup, never cut."""
+    """Prints one line unchanged: no markup, no wrapping."""
     out.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True, style=style)
 
 
 def draw(what: RenderableType) -> None:
+    """Prints a table or another Rich object."""
     out.print(what, width=None if out.is_terminal else PLAIN_WIDTH)
 
 
 def planned(
     workflow: str, root: str | None, sets: list[str] | None, profile: str | None
 ) -> tuple[str, list[PlannedStep], Store]:
+    """Returns the workflow's name, its planned steps and its root. Raises VlpipeError if a forget is unfinished there."""
     found, store = load(workflow, root, sets, profile)
     refuse_half_done(store)
     return found.name, plan(found, store), store
@@ -67,7 +69,7 @@ def planned(
 def status_command(
     workflow: WorkflowArg, root: RootOpt = None, set_: SetOpt = None, profile: ProfileOpt = None
 ) -> None:
-    """How far each step is: shards, rows, rejects by reason, seconds and size."""
+    """Show the state of each step: shards, rows, rejects by reason, seconds and size."""
     name, steps, store = planned(workflow, root, set_, profile)
     found = status.status(steps, store)
     draw(status.status_table(found))
@@ -85,12 +87,12 @@ def show_command(
     path: Annotated[
         str, typer.Argument(help="a step's folder, a shard, a _rejects folder, or a Parquet file")
     ],
-    num_rows: Annotated[int, typer.Option("-n", min=0, help="how many rows")] = 5,
+    num_rows: Annotated[int, typer.Option("-n", min=0, help="number of rows")] = 5,
     where: Annotated[
-        str | None, typer.Option("--where", help="only rows like this: \"why = 'timeout'\"")
+        str | None, typer.Option("--where", help="only rows that match, such as \"why = 'timeout'\"")
     ] = None,
 ) -> None:
-    """Show what a step or a shard holds: schema, counts, rejects by reason, the first rows."""
+    """Show the content of a step or a shard: schema, counts, rejects by reason, first rows."""
     draw(show.render(show.show(on_disk.find_place(path), path, num_rows, where)))
 
 
@@ -103,9 +105,9 @@ def why_command(
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for tools")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Follow one row through all steps: fetched when, changed how, twin of whom, dropped why, in which training set."""
+    """Trace one row through all steps: fetch time, changes, duplicates, reason if dropped, training sets."""
     _, steps, store = planned(workflow, root, set_, profile)
     found = history.history(steps, store, row)
     if as_json:
@@ -120,9 +122,9 @@ def why_command(
 def diff_command(
     a: Annotated[str, typer.Argument(metavar="A", help="a step's folder")],
     b: Annotated[str, typer.Argument(metavar="B", help="the folder of another run of that step")],
-    num_rows: Annotated[int, typer.Option("-n", min=0, help="how many examples")] = 5,
+    num_rows: Annotated[int, typer.Option("-n", min=0, help="number of examples")] = 5,
 ) -> None:
-    """Compare two runs of a step: parameters, versions, rejects, and which rows differ in what."""
+    """Compare two runs of a step: parameters, versions, rejects, and the rows and columns that differ."""
     left, right = _side(a), _side(b)
     names = (f"A {left.record.folder}", f"B {right.record.folder}")
     draw(diff.render(diff.diff(left, right, num_examples=num_rows), names))
@@ -142,10 +144,12 @@ def retry_command(
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
-    local: Annotated[bool, typer.Option("--local", help="no Ray: everything in this process")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="run everything in this process, without Ray")
+    ] = False,
     address: Annotated[str | None, typer.Option("--address", help="join a Ray cluster")] = None,
 ) -> None:
-    """Run again only the rows a step rejected for the given reasons; steps below follow with the next run."""
+    """Retry only the rows that a step rejected with the given codes. The next run updates the steps below."""
     if local and address:
         raise typer.BadParameter("--local and --address exclude each other")
     found, store = load(workflow, root, set_, profile)
@@ -157,29 +161,32 @@ def retry_command(
             result = retry.retry(steps, store, step, why, executor, watcher, interrupted, GRACE_S)
     say(f"{one.name}: {result}")
     if result.num_changed:
-        say(f"`vlpipe run {workflow}` now does again what those shards go into, and nothing else")
+        say(f"`vlpipe run {workflow}` now recomputes what depends on those shards, and nothing else")
 
 
 @app.command("prune")
 def prune_command(
-    workflows: Annotated[list[str], typer.Argument(metavar="WORKFLOW...", help="what to keep: YAML files")],
+    workflows: Annotated[
+        list[str], typer.Argument(metavar="WORKFLOW...", help="workflows whose folders are kept")
+    ],
     root: RootOpt = None,
     set_: SetOpt = None,
     only_set: Annotated[
-        bool, typer.Option("--only-set", help="keep nothing for the file without the given --set")
+        bool, typer.Option("--only-set", help="do not keep folders of the file without the given --set")
     ] = False,
     drop_profile: Annotated[
-        list[str] | None, typer.Option("--drop-profile", help="a profile that keeps nothing; repeatable")
+        list[str] | None,
+        typer.Option("--drop-profile", help="profile whose folders are not kept; repeatable"),
     ] = None,
     yes: Yes = False,
 ) -> None:
-    """Remove step folders that none of the given workflows reaches; says what would go unless --yes is given.
+    """Remove step folders that none of the given workflows uses. Without --yes, only print what would be removed.
 
-    A file reaches what it and each of its profiles would run. What was made with other values goes: say with --set which of
-    them to keep as well. When a profile cannot be loaded here, nothing is removed.
+    A workflow uses the folders of its steps, with no profile and with each of its profiles. Folders made with other
+    parameters are removed; to keep some, give their values with --set. If a profile cannot be loaded, nothing is removed.
     """
     if only_set and not set_:
-        raise typer.BadParameter("--only-set is about --set, and there is none")
+        raise typer.BadParameter("--only-set needs --set")
     loaded = [load(workflow, root, set_, None) for workflow in workflows]
     for url in dict.fromkeys(store.url for _, store in loaded):
         store, paths = Store(url), [found.path for found, at in loaded if at.url == url]
@@ -198,7 +205,7 @@ def prune_command(
 
 def _prune(store: Store, found: list[prune.UnreachedFolder], yes: bool) -> None:
     for one in found:
-        about = f"stays: {one.kept_for}" if one.kept_for else printable(one.what)
+        about = f"kept: {one.kept_for}" if one.kept_for else printable(one.what)
         say(f"  {size(one.bytes):>9}  {one.folder}" + (f"  {about}" if about else ""))
     going = [one for one in found if not one.kept_for]
     total = f"{len(going)} folder(s), {size(sum(one.bytes for one in going))}, in {store.url}"
@@ -224,7 +231,7 @@ def forget_command(
     opted_out_: Annotated[
         bool,
         typer.Option(
-            "--opted-out", help="rows stored before their url or final_url said no to a later fetch"
+            "--opted-out", help="rows whose url or final_url opted out in a fetch after they were stored"
         ),
     ] = False,
     root: RootOpt = None,
@@ -232,12 +239,13 @@ def forget_command(
     profile: ProfileOpt = None,
     yes: Yes = False,
 ) -> None:
-    """Take rows out of every step of the root, for good; says what would go, and which models know them, unless --yes.
+    """Delete rows permanently from every step of the root. Without --yes, only print what would be deleted.
 
-    Copies outside of the root, such as those of `vlpipe export`, are not known to it: write them anew.
+    Lists the models that were trained on these rows. Copies outside the root, such as those of `vlpipe export`, are not
+    changed: export them again.
     """
     if not (list_ or opted_out_):
-        raise VlpipeError("forget what? Wanted a LIST, or --opted-out")
+        raise VlpipeError("nothing to forget: wanted a LIST, or --opted-out")
     wanted = forget_list.read_wanted(list_) if list_ else forget_list.ForgetList()
     loaded, store = load(workflow, root, set_, profile)
     with locked(store) if yes else nullcontext():
@@ -245,9 +253,9 @@ def forget_command(
             finish_forget(store)
         refuse_half_done(store)
         if opted_out_:
-            said_no = read_hashes(store)
-            wanted = wanted.with_opted_out(said_no)
-            say(f"{len(said_no):,} URL(s) said no to fetches into {store.url}")
+            opted_out_urls = read_hashes(store)
+            wanted = wanted.with_opted_out(opted_out_urls)
+            say(f"{len(opted_out_urls):,} URL(s) opted out of fetches into {store.url}")
         steps = plan(loaded, store)
         reads = {one.folder: [p.folder for p in (*one.above, *one.artifact_steps)] for one in steps}
         found = scan.find(store, wanted, reads)
@@ -267,7 +275,7 @@ def export_command(
     workflow: WorkflowArg,
     step: StepArg,
     to: Annotated[str, typer.Argument(metavar="OUT_DIR", help="a new or empty folder")],
-    columns: Annotated[str | None, typer.Option("--columns", metavar="A,B", help="only these")] = None,
+    columns: Annotated[str | None, typer.Option("--columns", metavar="A,B", help="export only these")] = None,
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
@@ -286,7 +294,7 @@ def export_command(
 def verify_command(
     path: Annotated[str, typer.Argument(help="a root, a step's folder, or a shard")],
 ) -> None:
-    """Read every shard and artifact again and compare it with its receipt; exit code 1 when something is wrong."""
+    """Read every shard and artifact and compare it with its receipt. Exit code 1 if something is wrong."""
     place = on_disk.find_place(path)
     if place.file or place.rejects:
         raise VlpipeError(f"{path}: wanted a root, a step's folder, or a shard")
@@ -321,9 +329,9 @@ def report_command(
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
-    to: Annotated[str, typer.Option("--out", metavar="FILE", help="where to write the page")] = "report.html",
+    to: Annotated[str, typer.Option("--out", metavar="FILE", help="output file")] = "report.html",
 ) -> None:
-    """Write one self-contained HTML page: funnel, images with their texts and fate, scores, losses, results."""
+    """Write one self-contained HTML page: funnel, images with texts and reject reasons, scores, losses, results."""
     from vlpipe.stages.report.page import RunView, StepView, render
 
     found, store = load(workflow, root, set_, profile)

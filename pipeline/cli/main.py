@@ -19,18 +19,18 @@ from vlpipe.pipeline.errors import VlpipeWarning, explain, one_line
 
 
 def main() -> None:
-    """Entry point. `--debug`, anywhere, shows tracebacks.
+    """Runs the command line and exits. `--debug`, at any position, shows tracebacks.
 
-    What is finished is on disk, so the process leaves without tearing down native thread pools: one run of several hundred
-    ended in SIGABRT after its work.
+    All results are on disk by then, so the process exits with os._exit and skips the shutdown of native thread pools, in
+    which one run of several hundred ended with SIGABRT.
     """
     take_any_text()
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]
-    sys.path.insert(0, os.getcwd())  # a user's own stages lie beside the YAML
+    sys.path.insert(0, os.getcwd())  # for a user's own stages in the working directory
     warnings.showwarning = show_warning
     leave_pandas_alone()
-    gc.freeze()  # what is imported stays: no collection looks through it again
+    gc.freeze()  # imported objects live until exit, so garbage collection skips them
     code = exit_code(debug)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def take_any_text() -> None:
-    """What the terminal or the pipe cannot show (its encoding is cp1252, say) is printed as an escape: `\\u732b`."""
+    """Prints characters that the stream's encoding (cp1252, say) lacks as escapes: `\\u732b`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -52,7 +52,7 @@ def show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Our own as one sentence; those of libraries as Python shows them."""
+    """Replaces `warnings.showwarning`: a VlpipeWarning is printed as one line, others in Python's format."""
     if issubclass(category, VlpipeWarning):
         err.print(
             f"[yellow]warning[/yellow]: {escape(one_line(str(message)))}", highlight=False, soft_wrap=True
@@ -64,13 +64,13 @@ def show_warning(
 
 
 def exit_code(debug: bool) -> int:
-    """Run the command; an error is printed as one clear sentence."""
+    """Runs the command, prints an error as one sentence, and returns the exit code. With `debug`, errors are raised."""
     try:
         with heeding_interrupts() as check:
             try:
                 app(standalone_mode=True)
             except SystemExit:
-                check()  # typer makes 130 of any interrupt
+                check()  # typer exits with 130 after any interrupt; this raises with the signal that came
                 raise
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(bool(done.code))

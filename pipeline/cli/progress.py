@@ -1,4 +1,4 @@
-"""What a person sees while a plan runs: bars per step on a terminal, plain lines elsewhere, and the results at the end."""
+"""Progress output of a run: a bar per step on a terminal, plain lines elsewhere, and a results table at the end."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ from vlpipe.pipeline.storage.store import Store
 RESULT_COLUMNS = ["name", "value", "num_rows"]
 
 
-LOOK_S = 1.0  # how often the terminal is brought up to date
-NOTES_S = 5.0  # how often running shards are asked how far they are
-SLOW_S = 10.0  # what takes longer says more than its start and its end
-SPEAK_S = 30.0  # between two plain lines of a step; more the longer it takes
-ASKED = 32  # shards asked how far they are: those that run longest
-MANY_ROWS = 1_000
+LOOK_S = 1.0  # seconds between updates of the terminal
+NOTES_S = 5.0  # seconds between reads of the progress notes of running shards
+SLOW_S = 10.0  # seconds after which a step or shard also reports intermediate progress
+SPEAK_S = 30.0  # min seconds between two plain lines of a step; longer for steps that run long
+ASKED = 32  # max number of shards whose notes are read: those that run longest
+MANY_ROWS = 1_000  # min input rows for the warning that a filter dropped nothing
 
 
 @dataclass
 class _Seen:
-    """A step while it runs. Times are of `time.monotonic`."""
+    """Progress of a running step. Times are from `time.monotonic`, in seconds."""
 
-    total: int | None
+    total: int | None  # number of shards, if known
     bar: TaskID
-    began: float | None = None  # its first unit
-    ended: float | None = None
+    began: float | None = None  # start of the first shard
+    ended: float | None = None  # end of the last shard so far
     busy_s: float = 0.0
     num_done: int = 0
     rows_in: int = 0
     rows_out: int = 0
     reused: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
-    running: dict[int, tuple[float, int]] = field(default_factory=dict)  # shard -> since when, its rows
-    inside: dict[int, int] = field(default_factory=dict)  # running shard -> rows that are done
-    asked: float = 0.0
-    spoke: float = 0.0
-    said: int = 0  # bytes of the step's lines already shown
+    running: dict[int, tuple[float, int]] = field(default_factory=dict)  # shard -> (start time, rows)
+    rows_done: dict[int, int] = field(default_factory=dict)  # running shard -> rows done
+    notes_read: float = 0.0  # time the progress notes were last read
+    last_line: float = 0.0  # time of the last plain line
+    shown_bytes: int = 0  # bytes of the step's log already shown
 
     @property
     def seconds(self) -> float:
-        """From the start of its first shard to the end of its last one."""
+        """Seconds from the start of its first shard to the end of its last one, or to now."""
         if self.began is None:
             return 0.0
         return max(0.0, (time.monotonic() if self.ended is None else self.ended) - self.began)
@@ -74,14 +74,14 @@ class _Seen:
         return max((time.monotonic() - since for since, _ in self.running.values()), default=0.0)
 
     def part_done(self) -> float:
-        """Of the running shards, in shards."""
-        return sum(self.inside.get(k, 0) / n for k, (_, n) in self.running.items() if n)
+        """Returns the finished part of the running shards, as a number of shards."""
+        return sum(self.rows_done.get(k, 0) / n for k, (_, n) in self.running.items() if n)
 
 
 class ProgressWatcher:
-    """Draws a run. Use as a context manager; `watcher` is what the runner tells.
+    """Shows the progress of a run. Use as a context manager and pass `watcher` to the runner.
 
-    A thread of its own looks at what is under way: with `--local` the work itself is done in the main one.
+    A separate thread updates the output, because with `--local` the work runs in the main thread.
     """
 
     def __init__(self, console: Console, store: Store) -> None:
@@ -91,7 +91,7 @@ class ProgressWatcher:
         self._running: dict[str, PlannedStep] = {}
         self._lock = threading.RLock()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look_on, daemon=True)
+        self._thread = threading.Thread(target=self._update_loop, daemon=True)
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
@@ -102,7 +102,7 @@ class ProgressWatcher:
             console=console,
             transient=True,
             redirect_stdout=False,
-            redirect_stderr=False,  # `Screen` does both
+            redirect_stderr=False,  # `Screen` redirects both
             disable=not console.is_terminal,
         )
         self.watcher = Watcher(
@@ -122,7 +122,7 @@ class ProgressWatcher:
         self._bars.stop()
         self._screen.release()
 
-    def _look_on(self) -> None:
+    def _update_loop(self) -> None:
         while not self._over.wait(LOOK_S):
             self._tick()
 
@@ -136,9 +136,9 @@ class ProgressWatcher:
         with self._lock:
             seen, now = self._seen[one.name], time.monotonic()
             seen.running[index] = now, num_rows
-            seen.inside.pop(index, None)
+            seen.rows_done.pop(index, None)
             if seen.began is None:
-                seen.began = seen.spoke = now
+                seen.began = seen.last_line = now
                 self._bars.start_task(seen.bar)
                 mark_running(self.store, one.folder)
 
@@ -146,7 +146,7 @@ class ProgressWatcher:
         with self._lock:
             seen, now = self._seen[one.name], time.monotonic()
             seen.running.pop(receipt.index, None)
-            seen.inside.pop(receipt.index, None)
+            seen.rows_done.pop(receipt.index, None)
             seen.num_done += 1
             seen.rows_in += receipt.rows_in
             seen.rows_out += receipt.shard.num_rows
@@ -172,41 +172,41 @@ class ProgressWatcher:
             self.console.print(line, highlight=False, soft_wrap=True)
 
     def _tick(self) -> None:
-        """Show what gather stages said since the last look, how far running shards are, and what was printed."""
+        """Prints new lines of gather stages and captured output, and updates the progress of running shards."""
         with self._lock:
             for name, one in self._running.items():
                 seen = self._seen[name]
                 if is_gather(one):
-                    self._pass_on(one, seen)
-                self._ask(one, seen)
+                    self._print_gather_lines(one, seen)
+                self._read_notes(one, seen)
                 self._draw(seen)
                 if not self.console.is_terminal:
-                    self._speak(one, seen)
+                    self._print_line(one, seen)
             self._screen.show()
 
-    def _pass_on(self, one: PlannedStep, seen: _Seen) -> None:
+    def _print_gather_lines(self, one: PlannedStep, seen: _Seen) -> None:
         rel = f"{one.folder}/_log/said.txt"
         if not self.store.is_local:
             return
         try:
             text = self.store.read_bytes(rel)
-        except FileNotFoundError:  # it has said nothing yet, or begins anew
+        except FileNotFoundError:  # the step has no lines yet, or was restarted
             return
-        for line in text[seen.said :].decode(errors="replace").splitlines():
+        for line in text[seen.shown_bytes :].decode(errors="replace").splitlines():
             self.console.print(
                 f"[dim]  {escape(one.name)}: {escape(printable(line))}[/dim]", highlight=False, soft_wrap=True
             )
-            seen.spoke = time.monotonic()
-        seen.said = len(text)
+            seen.last_line = time.monotonic()
+        seen.shown_bytes = len(text)
 
-    def _ask(self, one: PlannedStep, seen: _Seen) -> None:
-        """Read the notes of the shards that run longest."""
+    def _read_notes(self, one: PlannedStep, seen: _Seen) -> None:
+        """Reads the progress notes of the shards that run longest."""
         every_s = NOTES_S if self.store.is_local else SPEAK_S
-        if is_gather(one) or seen.slowest_s < SLOW_S or time.monotonic() - seen.asked < every_s:
+        if is_gather(one) or seen.slowest_s < SLOW_S or time.monotonic() - seen.notes_read < every_s:
             return
         longest = sorted(seen.running, key=lambda index: seen.running[index])[:ASKED]
-        seen.inside |= rows_done(self.store, one.folder, longest)
-        seen.asked = time.monotonic()
+        seen.rows_done |= rows_done(self.store, one.folder, longest)
+        seen.notes_read = time.monotonic()
 
     def _draw(self, seen: _Seen) -> None:
         rows = ""
@@ -217,32 +217,32 @@ class ProgressWatcher:
             rows += f"{', ' * bool(rows)}{under_way(seen)}"
         self._bars.update(seen.bar, completed=seen.num_done + seen.part_done(), rows=rows)
 
-    def _speak(self, one: PlannedStep, seen: _Seen) -> None:
-        """A plain line of a step that takes long: after `SLOW_S`, then each `SPEAK_S`, then ever more rarely."""
+    def _print_line(self, one: PlannedStep, seen: _Seen) -> None:
+        """Prints a plain line about a slow step: after `SLOW_S`, then every `SPEAK_S` or a tenth of its running time."""
         now = time.monotonic()
         if seen.began is None or not seen.running:
             return
         running_s = now - seen.began
-        wait_s = SLOW_S if seen.spoke == seen.began else max(SPEAK_S, running_s / 10)
-        if now - seen.spoke < wait_s:
+        wait_s = SLOW_S if seen.last_line == seen.began else max(SPEAK_S, running_s / 10)
+        if now - seen.last_line < wait_s:
             return
-        seen.spoke = now
+        seen.last_line = now
         parts = [] if is_gather(one) else [f"{seen.num_done:,} of {seen.total or '?'} shard(s)"]
         if seen.num_done:
             parts.append(f"{seen.rows_out:,} rows kept, {seen.rejects.total():,} rejected")
         if seen.slowest_s >= SLOW_S and not is_gather(one):
             parts.append(under_way(seen))
-        said = ", ".join([*parts, f"{running_s:.0f} s so far"])
-        self.console.print(f"[dim]  {escape(one.name)}: {said}[/dim]", highlight=False, soft_wrap=True)
+        text = ", ".join([*parts, f"{running_s:.0f} s so far"])
+        self.console.print(f"[dim]  {escape(one.name)}: {text}[/dim]", highlight=False, soft_wrap=True)
 
 
 def under_way(seen: _Seen) -> str:
-    """`1,200 of 2,000 rows of 1 shard under way (the longest for 42 s)`"""
+    """Returns text such as `1,200 of 2,000 rows of 3 shards under way (shard 4 for 42 s)`."""
     if -1 in seen.running:
         return f"for {seen.slowest_s:.0f} s"
     num_rows = sum(n for _, n in seen.running.values())
-    num_done, num = sum(seen.inside.values()), len(seen.running)
-    rows = f"{num_done:,} of {num_rows:,} rows of " if seen.inside else ""
+    num_done, num = sum(seen.rows_done.values()), len(seen.running)
+    rows = f"{num_done:,} of {num_rows:,} rows of " if seen.rows_done else ""
     slowest = min(seen.running, key=lambda index: seen.running[index])
     which = f"shard {slowest}" if num == 1 else f"{num} shards"
     longest = "for" if num == 1 else f"shard {slowest} for"
@@ -250,7 +250,7 @@ def under_way(seen: _Seen) -> str:
 
 
 def summary(one: PlannedStep, seconds: float, reused: int = 0, busy_s: float = 0.0) -> str:
-    """One line for a finished step. seconds: from its first start to its last end; busy_s: summed over its shards."""
+    """Returns one line for a finished step. seconds: wall-clock time of the step; busy_s: summed over its shards."""
     assert one.manifest is not None
     m = one.manifest
     parts = [f"{m.num_shards} shard(s)" + (f", {reused} reused" if reused else "")]
@@ -262,7 +262,7 @@ def summary(one: PlannedStep, seconds: float, reused: int = 0, busy_s: float = 0
     if m.artifacts:
         parts.append(f"{len(m.artifacts)} artifact(s)")
     parts.append(f"{seconds:.1f} s")
-    if abs(busy_s - seconds) > 0.2 * seconds + 0.1:  # shards at once, or waits for what is above
+    if abs(busy_s - seconds) > 0.2 * seconds + 0.1:  # shards ran in parallel, or waited for steps above
         parts.append(f"{busy_s:.1f} s of work")
     if seconds and not reused:
         parts.append(f"{max(m.rows_in, m.rows_out) / max(seconds, 1e-3):,.0f} rows/s")
@@ -270,30 +270,31 @@ def summary(one: PlannedStep, seconds: float, reused: int = 0, busy_s: float = 0
 
 
 def keep_warning(one: PlannedStep) -> str:
-    """A filter that keeps everything or nothing is rarely what was meant."""
+    """Returns a warning if a step kept no row, or a filter kept every row of many; else an empty string."""
     assert one.manifest is not None
     m, stage = one.manifest, one.keyed.step.stage
-    said = ""
+    text = ""
     if m.rows_in and not m.rows_out and m.rejects:
-        said = f"kept 0 % of its {m.rows_in:,} rows"
+        text = f"kept 0 % of its {m.rows_in:,} rows"
     elif isinstance(stage, MapStage) and stage.FILTERS and m.rows_in >= MANY_ROWS and dropped_nothing(m):
-        said = f"kept 100 % of its {m.rows_in:,} rows: it is a filter, and nothing failed it"
-    return f"\n[bold red]  warning: {escape(one.name)} {said}[/bold red]" if said else ""
+        text = f"kept 100 % of its {m.rows_in:,} rows: it is a filter, and every row passed"
+    return f"\n[bold red]  warning: {escape(one.name)} {text}[/bold red]" if text else ""
 
 
 def dropped_nothing(m: Manifest) -> bool:
-    """No row by a rule, and no text of one: filters of texts count what they drop."""
+    """True if no row was filtered and no counter is set; filters of texts count the texts they drop."""
     return not any(code.startswith("filtered:") for code in m.rejects) and not any(m.counts.values())
 
 
 def reasons(rejects: Mapping[str, int], num: int = 4) -> str:
+    """Returns the `num` most frequent reject codes with their counts."""
     counts = Counter(dict(rejects))
     shown = ", ".join(f"{code.partition(':')[2]} {n:,}" for code, n in counts.most_common(num))
     return shown + (", ..." if len(counts) > num else "")
 
 
 def results_table(steps: Sequence[PlannedStep], store: Store) -> Table | None:
-    """Every step whose rows are results (name, value, num_rows), side by side in one table."""
+    """Returns one table of all done steps whose columns are RESULT_COLUMNS; None if there is none."""
     found = [one for one in steps if one.is_done and one.schema_out.names == RESULT_COLUMNS]
     if not found:
         return None

@@ -1,7 +1,8 @@
-"""While bars are drawn, the terminal is theirs: what else is written to it, by C libraries and child processes too, is
-caught, and its lines are printed above the bars.
+"""Captures all other output while progress bars are drawn, also of C libraries and child processes, and prints its lines
+above the bars.
 
-Files, not pipes: a library that writes while it holds Python's lock would wait for ever for a thread that reads a pipe.
+Output goes to a file and not a pipe: a library that writes to a full pipe while it holds the GIL would deadlock, because
+the thread that reads the pipe needs the GIL.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from rich.text import Text
 
 from vlpipe.pipeline.errors import cut, printable
 
-MAX_LINES = 200  # different ones
-MAX_CHARS = 500
-MAX_BYTES = 1 << 20  # of what is read already and kept in the file
+MAX_LINES = 200  # max number of different lines printed
+MAX_CHARS = 500  # max length of a line
+MAX_BYTES = 1 << 20  # the file is truncated once this much of it is read
 
 
 class Screen:
-    """Nothing happens unless `console` writes to the process's own terminal."""
+    """Context manager that captures file descriptors 1 and 2. No effect unless `console` is the process's own terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -51,7 +52,7 @@ class Screen:
         self.release()
 
     def release(self) -> None:
-        """Give the terminal back; what was caught and not yet shown is shown."""
+        """Restores the terminal, after printing captured output that is not yet shown."""
         if self._caught is None or self._before is None:
             return
         self._flush()
@@ -72,12 +73,12 @@ class Screen:
             )
 
     def show(self) -> None:
-        """Print what was caught since the last time."""
+        """Prints the output captured since the last call."""
         if self._caught is None:
             return
         data = os.pread(self._caught.fileno(), MAX_BYTES, self._read_bytes)
         self._read_bytes += len(data)
-        if self._read_bytes >= MAX_BYTES:  # what is written just now may be lost with it
+        if self._read_bytes >= MAX_BYTES:  # output written during the truncation may be lost
             os.ftruncate(self._caught.fileno(), 0)
             os.lseek(self._caught.fileno(), 0, os.SEEK_SET)
             self._read_bytes = 0
@@ -109,5 +110,5 @@ class Screen:
 def _is_own_terminal(console: Console) -> bool:
     try:
         return console.is_terminal and console.file.fileno() == 1 and os.isatty(1)
-    except (OSError, ValueError, AttributeError):  # a buffer
+    except (OSError, ValueError, AttributeError):  # the console writes to a buffer
         return False

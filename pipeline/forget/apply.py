@@ -1,9 +1,9 @@
-"""`forget`: take rows out of every step's files, as if they had never been listed. Models stay, and are named.
+"""Applies a forget: removes rows from every step's files as if they had never been listed. Models are kept and reported.
 
-A plan is written to `_forget.json` first and removed last; each thing it names can be done twice. So a forget that was
-killed is finished by doing all of it again, and nothing else runs in the root before that. Beside it lie the receipts of
-the steps that change, as they were: one file for each, read one at a time.
-Digests change and keys do not: a key says what a shard was made from, and that has not changed.
+The journal `_forget.json` is written first and removed last, and every action in it is idempotent. A killed forget is
+therefore finished by repeating all of it, and nothing else runs in the root before that. Beside the journal are the old
+receipts of the steps that change, one file per step, which are read one at a time.
+Digests change but keys do not, because a key identifies what a shard was made from, which is still the same.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ FOLDERS = ("", "/_receipts", "/_rejects", "/_log", "/artifacts")
 
 
 def forget(store: Store, found: ForgetPlan) -> None:
-    """Needs the root's lock."""
+    """Removes the rows in `found` from the root. The caller holds the root's lock."""
     copies = [model.folder for model in found.models if model.copies]
     changing = _changing(found, copies)
     store.remove(BEFORE)
@@ -77,7 +77,7 @@ def forget(store: Store, found: ForgetPlan) -> None:
 
 
 def _write_gone(store: Store, gone: ForgottenRows) -> None:
-    """By hash only, as they are kept."""
+    """Writes ids, URLs and domains as hashes only."""
     urls = gone.urls
     table = sets_to_table(gone.ids, urls.urls, urls.hosts, urls.domains)
     with store.writing(GONE) as part:
@@ -97,7 +97,7 @@ def _before(folder: str) -> str:
 
 
 def _changing(found: ForgetPlan, copies: Iterable[str]) -> list[Step]:
-    """Steps in whose records something changes, or may: they have such rows, read a step that has, or are not finished."""
+    """Returns the steps whose records may change: they have forgotten rows, read a step that has, or are not finished."""
     by_key = folders_by_key(found.steps)
     known = {one.folder for one in found.folders}
     for step in found.steps.values():
@@ -107,9 +107,12 @@ def _changing(found: ForgetPlan, copies: Iterable[str]) -> list[Step]:
 
 
 def finish(store: Store) -> bool:
-    """Do what the plan says, all of it, whether some of it is done or not; False when there is no plan."""
+    """Applies the whole journal, also if parts of it are already done. Returns False if there is no journal.
+
+    The caller holds the root's lock.
+    """
     if not is_half_done(store):
-        store.remove(BEFORE)  # of one that was killed before it had a plan, or after
+        store.remove(BEFORE)  # left by a forget that was killed without a journal
         return False
     plan = store.read_json(JOURNAL)
     taken = {id_: frozenset(words) for id_, words in plan["taken"].items()}
@@ -117,7 +120,7 @@ def finish(store: Store) -> bool:
     urls = gone.urls
     add_forgotten(store, id=gone.ids.digests, url=urls.urls.digests, domain=urls.domains.digests)
     for folder in plan["copies"]:
-        store.remove(f"{folder}/manifest.json")  # half a step must not look done
+        store.remove(f"{folder}/manifest.json")  # a half-removed step must not look done
         store.remove(folder)
     before = {folder: manifest_from_json(value) if value else None for folder, value in plan["steps"]}
     made = _Made(
@@ -136,7 +139,7 @@ def finish(store: Store) -> bool:
 
 
 def _clear(store: Store, record: StepRecord) -> None:
-    """What killed runs left may hold rows too, and no step reads it."""
+    """Removes files that killed runs left behind: they may contain forgotten rows, and no step reads them."""
     for problem in list(left_over(store, record)):
         store.remove(problem.path)
     if record.manifest is None:
@@ -145,8 +148,12 @@ def _clear(store: Store, record: StepRecord) -> None:
 
 @dataclass
 class _Made:
-    """before: manifests of the steps that change, as they were; manifests: those and the others. The dicts hold what was
-    made, by path; old: shards that were changed, as they were, by digest."""
+    """The rewritten files so far, from which new records are made.
+
+    before: old manifests of the steps that change; manifests: those and the current ones of other steps; shards, stats:
+    path -> rewritten file and its column statistics; rejects: (folder, shard index) -> (counts, digest) as rewritten;
+    old: digest -> shard before it was rewritten.
+    """
 
     store: Store
     steps: Mapping[str, Step]
@@ -158,13 +165,14 @@ class _Made:
     rejects: dict[tuple[str, int], tuple[dict[str, int], str]] = field(default_factory=dict)
 
     def record(self, folder: str) -> StepRecord:
-        """A step as it was. Not kept: of 100,000 shards it is half a gigabyte."""
+        """Returns the old records of a step. They are not cached: for 100,000 shards they take half a gigabyte."""
         if folder not in self.before:
             return read_step(self.store, folder)
         receipts = receipts_in(self.store, _before(folder))
         return StepRecord(folder=folder, manifest=self.before[folder], receipts=receipts)
 
     def files(self, record: StepRecord, touched: Mapping[str, Any], gone: ForgottenRows) -> None:
+        """Rewrites the files, rejects and logs of a step that contain forgotten rows, and removes its unfinished work."""
         step = self.steps[record.folder]
         paths, indices = touched.get("files", ()), touched.get("rejects", ())
         for path, (shard, stats) in zip(
@@ -172,7 +180,7 @@ class _Made:
         ):
             self.shards[path] = shard
             self.stats[path] = stats
-        # Shards with the same digest hold the same rows, before and after.
+        # Shards with the same digest contain the same rows, before and after the change.
         self.old |= {r.shard.digest: r.shard for r in record.receipts if r.shard.path in self.shards}
         rejects = each(lambda index: rewrite_rejects(self.store, record.folder, index, gone), indices)
         self.rejects |= {(record.folder, n): made for n, made in zip(indices, rejects, strict=True)}
@@ -189,11 +197,12 @@ class _Made:
         return rewrite(self.store, path, gone, step.references_of(path), stats), stats
 
     def digest(self, old: str) -> str:
-        """Of a shard as it is now, by its digest before."""
+        """Returns the new digest of a shard, given its old one."""
         shard = self.old.get(old)
         return old if shard is None else self.shards[shard.path].digest
 
     def shard(self, old: Shard) -> Shard:
+        """Returns the new record of a shard."""
         made = self.shards.get(old.path)
         new = old if made is None else with_digest(old, made)
         heavy = tuple(map(self._heavy, old.heavy))
@@ -207,17 +216,18 @@ class _Made:
         return old._replace(digest=made.digest, footer=made.footer)
 
     def num_gone(self, old: Shard) -> int:
+        """Returns the number of rows that were removed from a shard."""
         return old.num_rows - self.shard(old).num_rows
 
     def artifacts(self, folder: str) -> dict[str, str]:
-        """Digests of a step's artifacts as they are now."""
+        """Returns name -> new digest of a step's artifacts."""
         manifest = self.manifests[folder]
         before = manifest.artifacts if manifest else {}
         now = {name: self.shards.get(f"{folder}/artifacts/{name}") for name in before}
         return {name: one.digest if one else before[name] for name, one in now.items()}
 
     def write_records(self, record: StepRecord, num_trained: int) -> None:
-        """Receipts, then `_shards.parquet` and the manifest, where they are not what they were."""
+        """Writes the receipts that changed, then `_shards.parquet` and the manifest if they changed."""
         change = _Change(self, record)
         receipts = [change.receipt(r) for r in record.receipts]
         for old, receipt in zip(record.receipts, receipts, strict=True):
@@ -246,7 +256,7 @@ class _Made:
 
 
 class _Change:
-    """Old digests to new ones, for the records of one step."""
+    """Maps old digests to new ones in the records of one step."""
 
     def __init__(self, made: _Made, record: StepRecord) -> None:
         self.made, self.step = made, made.steps[record.folder]
@@ -265,6 +275,7 @@ class _Change:
         }
 
     def receipt(self, old: Receipt) -> Receipt:
+        """Returns the new receipt of a shard."""
         made, path = self.made, old.shard.path
         above = made.old.get(old.input_digest)
         if above is not None:
@@ -289,35 +300,35 @@ class _Change:
         )
 
     def inputs_digest(self, old: str) -> str:
-        """The digest over inputs and artifacts as they are now; one that was out of date before stays so."""
+        """Returns the new digest over inputs and artifacts. A digest that was already out of date is returned unchanged."""
         return self._inputs.get(old, old)
 
     def _read_before(self) -> Iterator[tuple[str, str]]:
-        """What the file parameters of an unfinished step read, if what it began with is what was there."""
+        """Yields (file parameter, digest) of what an unfinished step read, from the manifests before the forget."""
         for name, digest in self.step.files.items():
             maker, path = self._maker(name)
             made = self.made.manifests.get(maker)
             yield name, (made.artifact_digest(path) if made else None) or digest
 
     def _artifacts_now(self, name: str, old: str) -> str:
-        """The digest of what a file parameter reads, as it is now."""
+        """Returns the new digest of what a file parameter reads."""
         maker, path = self._maker(name)
         before = self.made.manifests.get(maker)
         if before is None or before.artifact_digest(path) != old:
-            return old  # no step made it, or it was out of date before
+            return old  # not made by a step, or already out of date
         after = dataclasses.replace(before, artifacts=self.made.artifacts(maker))
         return after.artifact_digest(path) or ""
 
     def _maker(self, name: str) -> tuple[str, str]:
-        """The folder whose artifact a file parameter reads, and which; empty where no step made it."""
+        """Returns (step folder, artifact path) that a file parameter reads; the folder is empty if no step made it."""
         folders = folders_by_key(self.made.steps)
         written = dict(_references(self.step.params))
-        path = written.get(name.removeprefix("source."), "")  # `NAME.rows` has them from its source
+        path = written.get(name.removeprefix("source."), "")  # a `NAME.rows` step has those of its source
         return folders.get(self.step.files.get(name, ""), ""), path
 
 
 def _references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted field, path of the artifact) of each `{from: STEP, path: NAME}` in the parameters."""
+    """Yields (dotted field, artifact path) of each `{from: STEP, path: NAME}` in the parameters."""
     if isinstance(value, Mapping):
         if "from" in value and set(value) <= {"from", "path"}:
             yield path, str(value.get("path", ""))

@@ -1,10 +1,10 @@
-"""What a row took from a forgotten one goes as well, wherever that row lies, and whatever steps below made of it.
+"""Removes texts that other rows (heirs) copied from forgotten rows, in all files, also where later steps changed them.
 
-A row says what it took: `donors` (list of lists of ids) has, for the k-th of its entries, the ids of all rows that the
-entry comes from, or null where it is its own. Entries are lists of structs with `text`, `kept` and `why`, as `texts` is.
-An entry whose last donor is forgotten is emptied in its place (no text, kept False, why `forgotten`): lists beside it that
-have one value per entry stay as they are, and so do decisions that count places. Its words go from every other file that
-has a row of that id: what an entry was before it was cleaned, why it was dropped.
+`donors` (list of lists of ids) holds for the k-th entry of a row the ids of all rows the entry comes from, or null if the
+entry is the row's own. Entries are a list of structs with `text`, `kept` and `why`, such as the column `texts`.
+An entry whose donors are all forgotten is emptied in place (empty text, kept=False, why='forgotten'), so that parallel
+lists with one value per entry, and decisions that refer to positions, stay valid. Its text is also removed from all other
+files with a row of the same id, such as the text before cleaning or the detail of a reject.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DONORS = "donors"
 DONORS_TYPE = pa.list_(pa.list_(pa.string()))
 ENTRY = ("text", "kept", "why")
 
-CopiedTexts = Mapping[str, frozenset[str]]  # id of a row -> words that it has from forgotten rows only
+CopiedTexts = Mapping[str, frozenset[str]]  # id of a row -> its texts that come only from forgotten rows
 
 
 def find_taken(store: Store, paths: Iterable[str], gone: TextSet) -> CopiedTexts:
-    """Over all files, as steps below may have changed the words."""
+    """Returns for each row the texts it has only from forgotten rows, over all files: later steps may change the text."""
     taken, kept = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
     for path in paths:
         for row, named in _heirs(store, path, gone):
@@ -43,7 +43,8 @@ def find_taken(store: Store, paths: Iterable[str], gone: TextSet) -> CopiedTexts
 
 
 def _heirs(store: Store, path: str, gone: TextSet) -> Iterator[tuple[dict[str, Any], Set[str]]]:
-    """Rows that name a forgotten donor: `id`, `donors` and their entries; and forgotten donors, those among them."""
+    """Yields (row, forgotten donors) for rows with a forgotten donor. The row has `id`, `donors` and its entry columns;
+    the donors are those of its whole block."""
     with open_parquet(store, path) as file:
         schema = file.schema_arrow
         if not has_donors(schema):
@@ -58,17 +59,18 @@ def _heirs(store: Store, path: str, gone: TextSet) -> Iterator[tuple[dict[str, A
 
 
 def has_donors(schema: pa.Schema) -> bool:
+    """True if the schema has `id` and a `donors` column of type list<list<string>>."""
     return "id" in schema.names and DONORS in schema.names and schema.field(DONORS).type == DONORS_TYPE
 
 
 def forgotten_donors(donors: pa.ChunkedArray, gone: TextSet) -> set[str]:
-    """Those that a column of donors names."""
+    """Returns the forgotten ids in a `donors` column."""
     ids = pc.list_flatten(pc.list_flatten(donors))
     return set(ids.filter(pa.array(gone.mask(ids))).to_pylist())
 
 
 def take_back(table: pa.Table, gone_ids: TextSet, taken: CopiedTexts) -> pa.Table:
-    """The table (with an `id`) without what its rows took; the same object when there is nothing to do."""
+    """Returns the table (with an `id`) without texts copied from forgotten rows; the same object if nothing changes."""
     heirs, gone = set[int](), set[str]()
     if has_donors(table.schema):
         gone = forgotten_donors(table[DONORS], gone_ids)
@@ -90,11 +92,11 @@ def take_back(table: pa.Table, gone_ids: TextSet, taken: CopiedTexts) -> pa.Tabl
 
 
 def _without(row: dict[str, Any], gone: Set[str], words: frozenset[str]) -> dict[str, Any]:
-    """Where the row says who gave an entry, what stands in its place goes; where it does not, what has its words."""
+    """Empties the forgotten entries of a row: by position if the row has donors, else those with a text in `words`."""
     donors: list[list[str] | None] = row.pop(DONORS, None) or []
     places = {place for place, givers in enumerate(donors) if _is_gone(givers, gone)}
 
-    def left(place: int, one: Any) -> Any:
+    def remaining(place: int, one: Any) -> Any:
         hit = place in places or not donors
         if isinstance(one, dict) and hit and (donors or one["text"] in words):
             return {**one, "text": "", "kept": False, "why": WHY}
@@ -103,11 +105,13 @@ def _without(row: dict[str, Any], gone: Set[str], words: frozenset[str]) -> dict
     new = dict(row)
     for name, value in row.items():
         if isinstance(value, list):
-            new[name] = [left(place, one) for place, one in enumerate(value)]
+            new[name] = [remaining(place, one) for place, one in enumerate(value)]
         elif name == "text" and value in words:
             new[name] = ""
-    stay = [None if givers is None else [one for one in givers if one not in gone] for givers in donors]
-    return {**new, DONORS: stay or None}
+    donors_left = [
+        None if givers is None else [one for one in givers if one not in gone] for givers in donors
+    ]
+    return {**new, DONORS: donors_left or None}
 
 
 def _named(givers: list[str] | None, gone: Set[str]) -> bool:
@@ -115,7 +119,7 @@ def _named(givers: list[str] | None, gone: Set[str]) -> bool:
 
 
 def _is_gone(givers: list[str] | None, gone: Set[str]) -> bool:
-    """Has none of them stayed? Not where no one is named: it is an own entry, or was emptied before."""
+    """True if there are donors and all are forgotten. Entries without donors are the row's own, or already emptied."""
     return bool(givers) and all(one in gone for one in givers or ())
 
 
@@ -130,7 +134,7 @@ def _is_entries(kind: pa.DataType) -> bool:
 
 
 def may_have_words(f: pa.Field) -> bool:
-    """`text` of a row or of entries, a list of strings, `donors`: the columns that `take_back` looks at."""
+    """True for columns that `take_back` reads: `text`, entries, lists of strings, `donors`."""
     if is_heavy(f):
         return False
     if f.name == "text":

@@ -1,4 +1,4 @@
-"""Lists of things by kind, as a person writes them: a txt with `KIND:VALUE` lines, a csv or Parquet with such columns."""
+"""Reads lists of (kind, value) entries: a txt with `KIND:VALUE` lines, or a csv or Parquet file with a column per kind."""
 
 from __future__ import annotations
 
@@ -15,30 +15,34 @@ from vlpipe.pipeline.engine.records.forgotten import ascii_host
 from vlpipe.pipeline.errors import VlpipeError
 
 DOMAIN = re.compile(r"[^\s/:@.]+(\.[^\s/:@.]+)*")
-LONE_CR = "a carriage return stands in it; wanted lines that end in LF or CR LF"
+LONE_CR = "the line contains a carriage return; wanted lines that end in LF or CR LF"
 MAX_FIELD = 2**31 - 1
 BATCH_ROWS = 65_536
-Entry = tuple[str, str, str]  # where it stands ("FILE line 7"), kind, value
+Entry = tuple[str, str, str]  # location ("FILE line 7"), kind, value
 
 
 def read_entries(path: str | Path, kinds: Sequence[str]) -> Iterator[Entry]:
-    """Every entry of a list; # begins a comment in a txt. VlpipeError says in which line what is wrong."""
+    """Yields every entry of a list. In a txt, lines that start with # are comments.
+
+    Raises VlpipeError with file and line for a list that cannot be read.
+    """
     file = Path(path)
     if not file.is_file():
         raise VlpipeError(f"there is no list {path}")
     if file.suffix.lower() not in READERS:
-        raise VlpipeError(f"{path}: such a list ends in {', '.join(READERS)}")
+        raise VlpipeError(f"{path}: wanted a list whose name ends in {', '.join(READERS)}")
     yield from READERS[file.suffix.lower()](file, kinds)
 
 
 def need_url(value: str, where: str) -> str:
+    """Returns the URL. Raises VlpipeError unless it is http(s). where: location for the error text, here and below."""
     if not re.match(r"https?://[^/]", value, re.IGNORECASE):
         raise VlpipeError(f"{where}: wanted a url that begins with http:// or https://, got {value!r}")
     return value
 
 
 def need_domain(value: str, where: str) -> str:
-    """In lower case and ASCII, as hosts are compared."""
+    """Returns a domain in lower case and ASCII, as hosts are compared. Raises VlpipeError if it is not a domain."""
     value = ascii_host(value.lower().strip("."))
     if not DOMAIN.fullmatch(value):
         raise VlpipeError(f"{where}: wanted a domain like example.org, got {value!r}")
@@ -46,7 +50,7 @@ def need_domain(value: str, where: str) -> str:
 
 
 def need_hex(value: str, digits: int, where: str) -> str:
-    """In lower case."""
+    """Returns a hexadecimal value in lower case. Raises VlpipeError unless it has exactly `digits` digits."""
     value = value.lower()
     if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
         raise VlpipeError(f"{where}: wanted {digits} hexadecimal digits, got {value!r}")
@@ -85,16 +89,15 @@ def _read_csv(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
 
 
 def _csv_rows(file: Path, reader: Any) -> Iterator[tuple[list[str], str]]:
-    """Rows that are not empty, and where each begins."""
+    """Yields (row, location of its first line) for rows that are not empty."""
     while True:
         where = f"{file} line {reader.line_num + 1}"
-        limit = csv.field_size_limit(
-            MAX_FIELD
-        )  # of the whole process, 131,072: a note beside an entry may be long
+        # The limit is global, 131,072 by default, and other columns may hold long texts.
+        limit = csv.field_size_limit(MAX_FIELD)
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise VlpipeError(f"{where}: {_said(error)}") from error
+            raise VlpipeError(f"{where}: {_csv_error_text(error)}") from error
         finally:
             csv.field_size_limit(limit)
         if row is None:
@@ -103,7 +106,7 @@ def _csv_rows(file: Path, reader: Any) -> Iterator[tuple[list[str], str]]:
             yield row, where
 
 
-def _said(error: csv.Error) -> str:
+def _csv_error_text(error: csv.Error) -> str:
     if "new-line character" in str(error):
         return LONE_CR
     return f"{error}" + ("; is a quotation mark left open?" if "unexpected end" in str(error) else "")
@@ -128,29 +131,29 @@ def _read_parquet(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
                     (where, kind, value.strip()) for kind, value in entries if value and value.strip()
                 )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise VlpipeError(f"{file} is no readable Parquet file: {error}") from error
+        raise VlpipeError(f"{file} cannot be read as Parquet: {error}") from error
 
 
 def _plain_rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
     return zip(*(batch[kind].to_pylist() for kind in columns), strict=True)
 
 
-def _columns(where: str, kinds: Sequence[str], there: Sequence[str]) -> list[str]:
-    """The kinds that are columns. VlpipeError: none is, or one could be meant and would not be read."""
+def _columns(where: str, kinds: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Returns the kinds that are columns. Raises VlpipeError if none is, or if a column is repeated or nearly matches."""
     for kind in kinds:
-        meant = [name for name in there if name.strip().lower() == kind]
+        meant = [name for name in names if name.strip().lower() == kind]
         if len(meant) > 1:
-            raise VlpipeError(f"{where} has the column {kind!r} {len(meant)} times; wanted it once")
+            raise VlpipeError(f"{where} has the column {kind!r} {len(meant)} times; wanted one")
         if meant and meant != [kind]:
-            raise VlpipeError(f"{where} has a column {meant[0]!r}; wanted it spelled {kind!r}")
-    found = [kind for kind in kinds if kind in there]
+            raise VlpipeError(f"{where} has a column {meant[0]!r}; rename it to {kind!r}")
+    found = [kind for kind in kinds if kind in names]
     if not found:
-        raise VlpipeError(f"{where} has none of the columns {', '.join(kinds)}; it has {list(there)}")
+        raise VlpipeError(f"{where} has none of the columns {', '.join(kinds)}; it has {list(names)}")
     return found
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """One at a time: lists of hashes have millions."""
+    """Yields the lines one at a time, because lists of hashes have millions. Raises VlpipeError if one is not UTF-8."""
     with open(file, "rb") as handle:
         for number, line in enumerate(handle, 1):
             try:

@@ -1,7 +1,7 @@
-"""Forgotten rows in JSON artifacts: an object in a list goes whose `id` is such a row's; so do strings in the lists of an
-object with the `id` of a row that took them.
+"""Removes forgotten rows from JSON artifacts: list items that are objects with the `id` of a forgotten row, and copied
+texts in lists inside an object with the `id` of an heir.
 
-What else a JSON file says stays: an id may be a short word, and a vocabulary has many.
+Other strings are kept even if they equal an id: ids may be short words, and a vocabulary contains many words.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from vlpipe.pipeline.storage.store import Store, canonical_json
 
 
 def names_rows(store: Store, path: str, gone: ForgottenRows) -> bool:
+    """True if `rewrite_json` would change the file."""
     value = _read(store, path)
     return _scrubbed(value, gone) != value
 
 
 def rewrite_json(store: Store, path: str, gone: ForgottenRows) -> Shard:
-    """Done twice it is what it was after the first time."""
+    """Rewrites the file without forgotten rows and returns its record with the new digest. Idempotent."""
     data = canonical_json(_scrubbed(_read(store, path), gone))
     store.write_bytes(path, data, sync_folder=False)
     return Shard(path=path, num_rows=0, digest=hashlib.sha256(data).hexdigest())
 
 
 def _read(store: Store, path: str) -> Any:
-    """None where the file is of that name only, or has numbers that JSON has not: no step of ours writes such."""
+    """Returns the parsed file; None if it is not valid JSON or contains NaN or infinity, which vlpipe never writes."""
     try:
         return json.loads(store.read_bytes(path), parse_constant=_refused)
     except ValueError:
@@ -45,7 +46,7 @@ def _scrubbed(value: Any, gone: ForgottenRows) -> Any:
 
 
 def _ids(value: Any) -> Iterator[str]:
-    """Of all objects."""
+    """Yields the `id` of all objects in a JSON value."""
     if isinstance(value, dict):
         if isinstance(value.get("id"), str):
             yield value["id"]
@@ -57,7 +58,7 @@ def _ids(value: Any) -> Iterator[str]:
 
 
 def _without(value: Any, ids: Set[str], gone: ForgottenRows, words: frozenset[str]) -> Any:
-    """words: what the row that this is about took from forgotten ones."""
+    """Returns the value without forgotten rows. words: copied texts of the row with the closest enclosing `id`."""
     if isinstance(value, dict):
         words = gone.taken.get(value["id"], words) if isinstance(value.get("id"), str) else words
         return {name: _without(one, ids, gone, words) for name, one in value.items()}

@@ -1,6 +1,6 @@
-"""Columns that hold ids of other rows: found in a file's schema by what its step declared, and emptied of forgotten ids.
+"""Removes forgotten ids from reference columns, which hold ids of other rows and are declared by their step.
 
-A cell that is an id becomes null; of a list of ids those go, whatever lists and structs they stand in.
+A single id becomes null. In a list of ids, forgotten ones are removed, at any depth of lists and structs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlpipe.pipeline.shard import is_list
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A column, and below it the names of fields of structs that lead to the ids; `is_single`: one id in a row."""
+    """A reference column. fields: names of nested struct fields that lead to the ids; is_single: one id per row."""
 
     column: str
     fields: tuple[str, ...]
@@ -26,7 +26,7 @@ class Reference:
 
 
 def references_in(schema: pa.Schema, declared: Collection[str]) -> list[Reference]:
-    """Those of the declared paths that are in a schema and hold strings."""
+    """Returns references for those of the `declared` dotted paths that exist in the schema and hold strings."""
     wanted = set(declared)
     return [
         Reference(f.name, fields, not is_list(f.type) and not fields)
@@ -52,7 +52,7 @@ def _is_string(dtype: pa.DataType) -> bool:
 
 
 def ids_of(table: pa.Table, ref: Reference) -> pa.ChunkedArray:
-    """All ids that a column names, one after the other."""
+    """Returns all ids in a reference column, flattened."""
     column, fields = table[ref.column], list(ref.fields)
     while True:
         while is_list(column.type):
@@ -63,7 +63,7 @@ def ids_of(table: pa.Table, ref: Reference) -> pa.ChunkedArray:
 
 
 def without_ids(table: pa.Table, ref: Reference, gone: TextSet) -> pa.Table:
-    """The table without these ids in that column; the same object when there are none."""
+    """Returns the table without the ids `gone` in that column; the same object if nothing changes."""
     if not gone.mask(ids_of(table, ref)).any():
         return table
     at = table.schema.get_field_index(ref.column)
@@ -74,7 +74,7 @@ def without_ids(table: pa.Table, ref: Reference, gone: TextSet) -> pa.Table:
 
 def _without(array: pa.Array, fields: tuple[str, ...], gone: TextSet) -> pa.Array:
     kind = array.type
-    if pa.types.is_fixed_size_list(kind):  # its length is fixed: null in the place of the id
+    if pa.types.is_fixed_size_list(kind):  # items cannot be removed, so the id becomes null
         values = array.values.slice(array.offset * kind.list_size, len(array) * kind.list_size)
         return pa.FixedSizeListArray.from_arrays(
             _without(values, fields, gone), type=kind, mask=array.is_null()

@@ -1,4 +1,4 @@
-"""Take forgotten rows out of a table, a shard's rejects, its log: the same rule for every file a step wrote."""
+"""Removes forgotten rows from tables, rejects and logs, by the same rules for every file that a step wrote."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from vlpipe.pipeline.storage.store import Store
 
 SOMETHING = "a forgotten text"
 URLS = ("url", "final_url")
-# A detail of a reject that may name a row or a URL: most name none, and are not taken apart.
+# Matches details of rejects that may name a row or a URL. Most do not, and are not parsed.
 NAMING_DETAIL = r"\brow |twin of |://|[^\s,;()]{16}"
 
 
 @dataclass(frozen=True, eq=False)
 class ForgottenRows:
-    """ids: all rows to forget. urls: for files whose rows have no id, such as a list. taken: what rows that stay have from
-    them."""
+    """The rows to forget. ids: of all of them; urls: for files whose rows have no id, such as a list; taken: texts that
+    other rows copied from them."""
 
     ids: TextSet
     urls: Urls = field(default_factory=Urls)
@@ -50,8 +50,11 @@ class ForgottenRows:
         return TextSet.of("id", self.taken)
 
     def rows(self, table: pa.Table, refs: Collection[Reference]) -> Mask:
-        """Which rows go. With an `id`: those of these ids and their children. Without: those that name one of them in a
-        column with one id in a row, or have such a url."""
+        """Returns which rows are forgotten, (num_rows,) bool.
+
+        In a table with an `id`: rows with a forgotten id and their children. In one without: rows with a forgotten id as
+        parent or in a reference column of single ids, or with a forgotten url.
+        """
         names = table.schema.names
         own = [n for n in ("id", "parent") if n in names and _is_text(table.schema.field(n).type)]
         out = np.zeros(table.num_rows, np.bool_)
@@ -62,10 +65,10 @@ class ForgottenRows:
         return out
 
     def scrub(self, table: pa.Table, refs: Collection[Reference]) -> tuple[pa.Table, int]:
-        """The table without these rows, and how many went; the same object when there is nothing to do.
+        """Returns (table without forgotten rows, number of removed rows); the same table object if nothing changes.
 
-        Where a row that stays names one of them (a twin's witness) there is null, or it is left out of the list; what
-        the row took from them goes.
+        In the remaining rows, references to forgotten rows (the witness of a duplicate, say) become null or are removed
+        from their list, and texts copied from forgotten rows are removed.
         """
         out = self.rows(table, refs)
         num_gone = int(out.sum())
@@ -78,11 +81,11 @@ class ForgottenRows:
         return table, num_gone
 
     def heirs(self, ids: pa.ChunkedArray) -> set[str]:
-        """Ids of rows that took something."""
+        """Returns those of `ids` whose rows copied a text from a forgotten row."""
         return set(ids.filter(pa.array(self._heirs.mask(ids))).to_pylist()) if self.taken else set()
 
     def scrub_texts(self, texts: Iterable[str], ids: Iterable[str] = ()) -> list[str]:
-        """Sentences without ids and URLs, and without what the rows (`ids`, one a sentence) took."""
+        """Returns sentences without forgotten ids, URLs and copied texts. ids: the row of each sentence."""
         listed = list(texts)
         for n, id_ in enumerate(ids if self.taken else ()):
             for words in self.taken.get(id_, ()):
@@ -91,7 +94,7 @@ class ForgottenRows:
         return [without_names(text, known) for text in listed]
 
     def in_lines(self, lines: list[Any]) -> list[bool]:
-        """Which lines of a log, as JSON, speak of one of these rows, or of what a row took?"""
+        """Returns for each parsed log line whether it names a forgotten row or contains a copied text."""
         names = [set(names_in(line)) for line in lines]
         every = set().union(*names)
         known = self.ids.known(every) | self.urls.known([name for name in every if "://" in name])
@@ -104,6 +107,7 @@ class ForgottenRows:
 
 
 def has_id(schema: pa.Schema) -> bool:
+    """True if the schema has an `id` column of strings."""
     return "id" in schema.names and _is_text(schema.field("id").type)
 
 
@@ -117,7 +121,8 @@ def _urls_of(schema: pa.Schema) -> list[str]:
 
 @dataclass(kw_only=True)
 class RowMatches:
-    """Forgotten rows of one Parquet file. ids: positions in `ForgottenRows.ids`; heirs: rows that copied their texts."""
+    """Forgotten rows in one Parquet file. ids: positions in `ForgottenRows.ids`; heirs: ids of rows that copied a text from
+    them; changes: whether the file must be rewritten."""
 
     ids: list[Places] = field(default_factory=list)
     heirs: set[str] = field(default_factory=set)
@@ -125,7 +130,7 @@ class RowMatches:
 
 
 def looked_at(store: Store, path: str, gone: ForgottenRows, declared: Collection[str]) -> RowMatches:
-    """Only columns that name rows are read. declared: those that a step said hold ids of other rows."""
+    """Returns the forgotten rows in a file. Reads only the columns that can name rows. declared: reference columns."""
     seen = RowMatches()
     with open_parquet(store, path) as file:
         schema = file.schema_arrow
@@ -142,7 +147,7 @@ def looked_at(store: Store, path: str, gone: ForgottenRows, declared: Collection
                 places = gone.ids.find(table["id"])
                 seen.ids.append(places[places >= 0])
                 heirs = gone.heirs(table["id"].filter(pa.array(~out)))
-                if heirs or named:  # few: of the others the texts are not read
+                if heirs or named:  # rare, so texts are read for few blocks
                     words = [f.name for f in schema if may_have_words(f)]
                     rows = file.read_row_groups(groups, columns=list(dict.fromkeys(["id", *words])))
                     rows = rows.filter(pa.array(~out))
@@ -155,9 +160,9 @@ def looked_at(store: Store, path: str, gone: ForgottenRows, declared: Collection
 def rewrite(
     store: Store, path: str, gone: ForgottenRows, declared: Collection[str], stats: dict[str, dict[str, Any]]
 ) -> Shard:
-    """The same file without these rows. Done twice it is what it was after the first time."""
+    """Rewrites the file without forgotten rows and returns its new record. Idempotent. stats: filled as in `write_shard`."""
     with open_parquet(store, path) as file:
-        # Where bytes and not rows ended a group it is smaller: the largest is what they may have.
+        # A group that reached the byte limit is smaller, so the largest group gives the row limit.
         sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
         group_rows = max(sizes, default=1)
         refs = references_in(file.schema_arrow, declared)
@@ -167,7 +172,7 @@ def rewrite(
 
 
 def _declared(kind: pa.DataType) -> pa.DataType:
-    """The type as stages declare it: of lists of lists a reader names what is in them `element`, and pyarrow `item`."""
+    """Returns the type as stages declare it: list items read from Parquet may be named `element`, pyarrow uses `item`."""
     if pa.types.is_struct(kind):
         return pa.struct([f.with_type(_declared(f.type)) for f in kind])
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
@@ -177,7 +182,7 @@ def _declared(kind: pa.DataType) -> pa.DataType:
 
 
 def rejects_left(store: Store, folder: str, index: int, gone: ForgottenRows) -> tuple[pa.Table, int, bool]:
-    """A shard's rejects without those of these rows; how many went; whether anything changed."""
+    """Returns (rejects of a shard without forgotten rows, number of removed rejects, whether anything changed)."""
     rows = read_rejects(store, folder, index)
     out = gone.ids.mask(rows["id"])
     left = rows.filter(pa.array(~out)) if out.any() else rows
@@ -197,7 +202,7 @@ def rejects_left(store: Store, folder: str, index: int, gone: ForgottenRows) -> 
 
 
 def rewrite_rejects(store: Store, folder: str, index: int, gone: ForgottenRows) -> tuple[dict[str, int], str]:
-    """Returns them by code, as a receipt has them, and the digest of the file."""
+    """Rewrites a shard's rejects. Returns their counts by code, as in a receipt, and the digest of the file."""
     left, _, _ = rejects_left(store, folder, index, gone)
     step = left["stage"][0].as_py() if left.num_rows else ""
     rows = (row for batch in left.drop_columns(["stage"]).to_batches() for row in batch.to_pylist())
@@ -205,7 +210,10 @@ def rewrite_rejects(store: Store, folder: str, index: int, gone: ForgottenRows) 
 
 
 def log_left(store: Store, path: str, gone: ForgottenRows) -> tuple[list[str], int]:
-    """The lines of a log that may stay, and how many may not; what a step said in sentences stays without the names."""
+    """Returns (remaining lines of a log, number of removed or changed lines).
+
+    Lines of a `.jsonl` log are removed; in logs of plain sentences, only the names of rows are replaced.
+    """
     lines = store.read_bytes(path).decode("utf-8", "replace").splitlines()
     if not path.endswith(".jsonl"):
         scrubbed = gone.scrub_texts(lines)
@@ -218,11 +226,12 @@ def log_left(store: Store, path: str, gone: ForgottenRows) -> tuple[list[str], i
 def _as_json(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:  # of a process that died while it wrote
+    except ValueError:  # a line cut off when its process died
         return line
 
 
 def rewrite_log(store: Store, path: str, gone: ForgottenRows) -> None:
+    """Rewrites a log without forgotten rows; removes the file if no line remains."""
     left, _ = log_left(store, path, gone)
     if left:
         store.write_bytes(path, "".join(f"{line}\n" for line in left).encode(), sync_folder=False)
@@ -231,4 +240,5 @@ def rewrite_log(store: Store, path: str, gone: ForgottenRows) -> None:
 
 
 def with_digest(shard: Shard, made: Shard) -> Shard:
+    """Returns `shard` with digest, footer and number of rows of its rewritten file `made`."""
     return replace(shard, digest=made.digest, footer=made.footer, num_rows=made.num_rows)

@@ -1,4 +1,4 @@
-"""What `vlpipe forget` would take out, folder by folder, and which models were made from it. Changes nothing."""
+"""Plans a forget: finds what `vlpipe forget` would remove, per folder, and which models were made from it. Read-only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vlpipe.pipeline.parquet.text_sets import Mask, TextSet, TextSetMaker
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.storage.store import Store
 
-LISTING = re.compile(r"\.rows-[0-9a-f]{8}/")  # shards of the step that only lists what a source works on
+LISTING = re.compile(r"\.rows-[0-9a-f]{8}/")  # shards of the step that lists the input rows of a source
 
 
 Bits = npt.NDArray[np.uint8]
@@ -33,8 +33,8 @@ Bits = npt.NDArray[np.uint8]
 
 @dataclass(kw_only=True)
 class FolderChanges:
-    """Changes of a step's folder. ids: rows that are removed, a bit for each of `ForgottenRows.ids`; heirs: rows that stay,
-    without a text that they copied. `files`: shards and Parquet artifacts; `parts`: its unfinished `work/`."""
+    """Changes to a step's folder. ids: removed rows, one bit per id in `ForgottenRows.ids`; heirs: rows that lose a copied
+    text; files: shards and artifacts to rewrite; rejects: shard indices; parts: remove the unfinished `work/`."""
 
     folder: str
     ids: Bits
@@ -56,8 +56,9 @@ class FolderChanges:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """Artifacts that are no Parquet, of a step that read forgotten rows (`num_rows`), rows that took something from them
-    (`num_heirs`), or such a model (`made_from`). `copies`: the rows as they are; they go, and the next run makes them again.
+    """Artifacts, not all Parquet, of a step that read forgotten rows (`num_rows`), rows that copied texts from them
+    (`num_heirs`), or such a model (`made_from`). copies: the artifacts are an export of the rows; the step is removed and
+    the next run rebuilds it.
     """
 
     folder: str
@@ -70,19 +71,23 @@ class Model:
 
 @dataclass(kw_only=True)
 class ForgetPlan:
+    """All changes of a forget."""
+
     gone: ForgottenRows
-    num_rows: int
-    unmatched: Counter[str]  # entries of the list that mean no row here, by kind
+    num_rows: int  # distinct rows found in the root
+    unmatched: Counter[str]  # kind -> number of list entries that match no row in this root
     folders: list[FolderChanges]
     models: list[Model]
-    unread: list[
-        str
-    ]  # folders with artifacts that only others read, and that were made from none of these rows
+    # Folders with artifacts that cannot be searched (neither Parquet nor JSON) and that are not in `models`.
+    unread: list[str]
     steps: dict[str, Step]
 
 
 def find(store: Store, wanted: ForgetList, reads: Mapping[str, Sequence[str]]) -> ForgetPlan:
-    """Look through every folder of the root. `reads`: of steps that have not finished, the folders they read."""
+    """Searches every folder of the root. reads: folder of a planned step -> the folders it reads.
+
+    `reads` decides whether an unfinished step's `work/` is removed.
+    """
     steps = in_order(store)
     ids, meant = _ids(store, steps, wanted)
     artifacts = (path for step in steps.values() for path in step.artifacts)
@@ -92,7 +97,7 @@ def find(store: Store, wanted: ForgetList, reads: Mapping[str, Sequence[str]]) -
     touched = {one.folder: one for one in folders}
     for one in folders:
         if steps[one.folder].manifest is None and store.exists(f"{one.folder}/work"):
-            above = reads.get(one.folder)  # unknown: better too much than too little
+            above = reads.get(one.folder)  # None: unknown, so `work/` is removed to be safe
             one.parts = above is None or any(touched[f].files for f in above if f in touched)
     models = _models(steps, touched)
     seen = _all_bits(one.ids for one in folders)
@@ -111,6 +116,7 @@ def find(store: Store, wanted: ForgetList, reads: Mapping[str, Sequence[str]]) -
 
 
 def num_set(bits: Bits) -> int:
+    """Returns the number of set bits."""
     return int(np.bitwise_count(bits).sum())
 
 
@@ -122,14 +128,14 @@ def _all_bits(several: Iterable[Bits]) -> Bits:
 
 
 def _ids(store: Store, steps: Mapping[str, Step], wanted: ForgetList) -> tuple[TextSet, dict[str, Mask]]:
-    """Ids of all rows meant, with what was made from them; and by kind which entries mean one."""
+    """Returns ids of all rows that match the list, with their descendants; and kind -> which entries match a row."""
     meant = {kind: np.zeros(len(wanted.of_kind(kind)), np.bool_) for kind in KINDS}
     maker = TextSetMaker("id")
     if wanted.urls or len(wanted.sha256):
         listed = wanted.listed
 
         def meant_in(path: str) -> list[pa.ChunkedArray]:
-            # A row that is only listed and was then refused has no bytes here, and its reject says why.
+            # Opt-outs do not match rows of a listing: such a row was never fetched, and its reject has the reason.
             return _meant_ids(store, path, listed if LISTING.search(path) else wanted, meant)
 
         for columns in each(meant_in, _shards(steps, "id")):
@@ -163,7 +169,7 @@ def _meant_ids(store: Store, path: str, wanted: ForgetList, meant: dict[str, Mas
 
 
 def _children(store: Store, ids: TextSet, path: str) -> list[pa.ChunkedArray]:
-    """Ids of rows whose parent is one of these, and that are none of them yet."""
+    """Returns ids of rows whose parent is in `ids` and that are not in `ids` themselves."""
     found = []
     for table in _columns(store, path, "id", "parent"):
         new = ids.mask(table["parent"]) & ~ids.mask(table["id"])
@@ -172,9 +178,10 @@ def _children(store: Store, ids: TextSet, path: str) -> list[pa.ChunkedArray]:
 
 
 def _urls(store: Store, steps: Mapping[str, Step], ids: TextSet) -> Urls:
-    """URLs all of whose rows are forgotten: they are forgotten as well, under any other text.
+    """Returns URLs whose rows are all forgotten. They are forgotten too, also with other texts.
 
-    Read twice: which have such a row, then which of these have another one. So only these are held.
+    Files are read twice, first for URLs with a forgotten row, then for other rows of these URLs, so that only these URLs
+    are held in memory.
     """
     entering = {f: s for f, s in steps.items() if not s.inputs}
     paths = list(_shards(entering, "id", "url")) if len(ids) else []
@@ -203,21 +210,21 @@ def _note_shared(store: Store, ids: TextSet, urls: Urls, shared: dict[str, Mask]
 
 
 def _columns(store: Store, path: str, *needed: str, more: Sequence[str] = ()) -> Iterator[pa.Table]:
-    """Blocks of rows with these columns; none where one that is needed is missing."""
+    """Yields blocks of rows with the columns `needed` and `more`; nothing if a needed column is missing."""
     with open_parquet(store, path) as file:
-        there = [n for n in file.schema_arrow.names if n in needed or n in more]
-        if set(needed) <= set(there):
-            yield from (table for _, table in blocks(file, there))
+        names = [n for n in file.schema_arrow.names if n in needed or n in more]
+        if set(needed) <= set(names):
+            yield from (table for _, table in blocks(file, names))
 
 
 def _shards(steps: Mapping[str, Step], *columns: str) -> Iterator[str]:
-    """Of all steps that can have these columns."""
+    """Yields the shard paths of all steps that may have these columns."""
     yield from chain.from_iterable(step.paths for step in steps.values() if step.may_have(*columns))
 
 
 def _touched(store: Store, step: Step, gone: ForgottenRows) -> FolderChanges:
     one = FolderChanges(folder=step.folder, ids=np.zeros((len(gone.ids) + 7) // 8, np.uint8))
-    there = np.zeros(len(gone.ids), np.bool_)
+    found = np.zeros(len(gone.ids), np.bool_)
     paths = list(step.paths)
     for path, seen in zip(
         paths, each(lambda path: looked_at(store, path, gone, step.references), paths), strict=True
@@ -225,9 +232,9 @@ def _touched(store: Store, step: Step, gone: ForgottenRows) -> FolderChanges:
         if seen.changes:
             one.files.append(path)
         for places in seen.ids:
-            there[places] = True
+            found[places] = True
         one.heirs |= seen.heirs
-    one.ids = np.packbits(there)
+    one.ids = np.packbits(found)
     for path in step.artifacts:
         if looked_at(store, path, gone, step.references_of(path)).changes:
             one.files.append(path)
@@ -257,7 +264,7 @@ def _look_at_logs(store: Store, step: Step, gone: ForgottenRows, one: FolderChan
 
 
 def _models(steps: Mapping[str, Step], touched: Mapping[str, FolderChanges]) -> list[Model]:
-    """In the order of the folders, so what a model was made from comes before it."""
+    """Returns the affected models in folder order, so that a model comes after those it was made from."""
     by_key = folders_by_key(steps)
     found: dict[str, Model] = {}
     for folder, step in steps.items():
@@ -281,11 +288,11 @@ def _models(steps: Mapping[str, Step], touched: Mapping[str, FolderChanges]) -> 
 
 
 def _has_files(step: Step) -> bool:
-    """Artifacts that cannot be taken apart into rows."""
+    """True if the step has artifacts that cannot be rewritten row by row."""
     return step.manifest is not None and any(not n.endswith(".parquet") for n in step.manifest.artifacts)
 
 
 def _is_closed(step: Step) -> bool:
-    """Artifacts of which nothing says whose rows they have."""
+    """True if the step has artifacts that cannot be searched for rows and are not an export."""
     names = step.manifest.artifacts if step.manifest and not step.manifest.copies else ()
     return any(not name.endswith((".parquet", ".json")) for name in names)

@@ -1,7 +1,7 @@
-"""Ids and URLs of forgotten rows in sentences: details of rejects, lines of logs.
+"""Finds and replaces ids and URLs of forgotten rows in sentences: details of rejects, lines of logs.
 
-An id of a few characters may be a word or a number, as in "after 12 tries". So a short one counts only where it is said to
-be a row: after "row" or "twin of", as the stages here write it. A long one counts wherever it stands, a URL too.
+A short id may be a word or a number, as in "after 12 tries", so it counts only after "row" or "twin of", as the stages
+here write it. Long ids and URLs count anywhere.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 from vlpipe.pipeline.forget.urls import Urls
 from vlpipe.pipeline.parquet.text_sets import TextSet
 
-SOMEONE = "a forgotten row"  # in place of its id or URL, in the record of another row
-LONG = 16  # characters of an id that is no word
+SOMEONE = "a forgotten row"  # replaces its id or URL in records of other rows
+LONG = 16  # min characters of an id that cannot be a word
 LEAD = re.compile(r"\b(row|twin of) $")
-MAX_WORDS = 8  # that an id behind such a lead can have
-NAMING = ("id", "parent", "witness")  # keys of a line of a log under which a short id is one
+MAX_WORDS = 8  # max words of an id after such a lead
+NAMING = ("id", "parent", "witness")  # keys of a log line whose values are ids even if short
 WORD = re.compile(r"[^\s,;()]+")
-AROUND = "\"'`.:!?<>[]{}"  # what may stand around a word
+AROUND = "\"'`.:!?<>[]{}"  # characters that may surround an id
 
 
 def may_name(text: str) -> Iterator[tuple[int, int]]:
-    """Where something stands in a text that may be an id or a URL, from the longest on."""
+    """Yields (start, end) of each part of a text that may be an id or a URL; longer candidates first."""
     words = [m.span() for m in WORD.finditer(text)]
     for n, (start, end) in enumerate(words):
         if LEAD.search(text[max(0, start - 9) : start]):
@@ -34,7 +34,7 @@ def may_name(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _bare(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """As it is, and without quotes and stops around it."""
+    """Yields the span unchanged, and without the quotes and punctuation around it."""
     yield start, end
     inner = text[start:end]
     left = len(inner) - len(inner.lstrip(AROUND))
@@ -44,13 +44,13 @@ def _bare(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def known_names(texts: Iterable[str], ids: TextSet, urls: Urls) -> set[str]:
-    """What of the texts is a forgotten id or URL."""
+    """Returns the parts of the texts that are forgotten ids or URLs."""
     names = {text[start:end] for text in texts for start, end in may_name(text)}
     return ids.known(names) | urls.known([name for name in names if "://" in name])
 
 
 def without_names(text: str, known: set[str]) -> str:
-    """The text with SOMEONE in place of each known name."""
+    """Returns the text with each name in `known` replaced by SOMEONE."""
     parts, at = [], 0
     for start, end in may_name(text) if known else ():
         if start >= at and text[start:end] in known:
@@ -60,7 +60,7 @@ def without_names(text: str, known: set[str]) -> str:
 
 
 def strings_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, string) of all strings in a JSON value."""
+    """Yields (key, string) for all strings in a JSON value; the items of a list have the key of the list."""
     if isinstance(value, dict):
         for name, one in value.items():
             yield from strings_in(one, name)
@@ -72,7 +72,7 @@ def strings_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def names_in(value: Any) -> Iterator[str]:
-    """What of a line of a log, as JSON, may be an id or a URL."""
+    """Yields all texts in a parsed log line that may be an id or a URL."""
     for key, text in strings_in(value):
         if key in NAMING or len(text) >= LONG or "://" in text:
             yield text

@@ -1,4 +1,4 @@
-"""The steps of a root as `forget` sees them: their folders, files and what they were made from, in an order of work."""
+"""The steps of a root for `forget`: their folders, files and what they were made from, in topological order."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from vlpipe.pipeline.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """A step's folder without its receipts, which of 100,000 shards are half a gigabyte. `rejected`: shards with rejects.
+    """A step's folder, without its receipts, which take half a gigabyte for 100,000 shards.
 
-    columns, inputs, files, params, references, artifact_references: as its records say, finished or not.
+    shards, rejected: indices of all shards and of those with rejects; columns, inputs, files, params, references,
+    artifact_references: from the records of the step, finished or not.
     """
 
     folder: str
     manifest: Manifest | None
     key: str
-    columns: frozenset[str] | None  # None: nothing says which
+    columns: frozenset[str] | None  # None: unknown
     inputs: tuple[str, ...]
     files: Mapping[str, str]
     params: Mapping[str, Any]
@@ -34,33 +35,35 @@ class Step:
 
     @property
     def paths(self) -> Iterator[str]:
+        """Paths of its shards, relative to the root."""
         return (shard_path(self.folder, index) for index in self.shards)
 
     def may_have(self, *columns: str) -> bool:
-        """Whether its rows can have these: of 100,000 shards none is opened to see that they have not."""
+        """False if its rows lack one of `columns`, according to its records; then none of its shards need be opened."""
         return self.columns is None or self.columns >= set(columns)
 
     def above(self, by_key: Mapping[str, str]) -> Iterator[str]:
-        """Folders whose rows or artifacts it read. by_key: `folders_by_key`."""
+        """Yields the folders whose rows or artifacts it read. by_key: from `folders_by_key`."""
         yield from self.inputs
         yield from self.makers(by_key)
 
     def makers(self, by_key: Mapping[str, str]) -> Iterator[str]:
-        """Folders whose artifacts it read."""
+        """Yields the folders whose artifacts it read. by_key: from `folders_by_key`."""
         yield from (by_key[digest] for digest in self.files.values() if digest in by_key)
 
     def references_of(self, path: str) -> Sequence[str]:
-        """Columns of a shard or artifact that hold ids of other rows."""
+        """Returns the reference columns of a shard or artifact, as dotted paths."""
         _, is_artifact, name = path.partition("/artifacts/")
         return self.artifact_references.get(name, ()) if is_artifact else self.references
 
     @property
     def artifacts(self) -> list[str]:
-        """Those that are Parquet."""
+        """Paths of its Parquet artifacts."""
         return self._artifacts(".parquet")
 
     @property
     def json_artifacts(self) -> list[str]:
+        """Paths of its JSON artifacts."""
         return self._artifacts(".json")
 
     def _artifacts(self, ending: str) -> list[str]:
@@ -69,7 +72,7 @@ class Step:
 
 
 def in_order(store: Store) -> dict[str, Step]:
-    """Step folders, each after what it reads; those that are not finished last."""
+    """Returns folder -> step, each after the steps it reads; unfinished steps come last."""
     folders = step_folders(store)
     steps = {folder: _step(store, folder, folders) for folder in folders}
     by_key = folders_by_key(steps)
@@ -91,30 +94,30 @@ def in_order(store: Store) -> dict[str, Step]:
 
 
 def folders_by_key(steps: Mapping[str, Step]) -> dict[str, str]:
-    """As files that come from a step are named in the records of those that read them -> its folder."""
+    """Returns `step:KEY` -> folder. Records use `step:KEY` as the digest of a file that another step made."""
     return {f"step:{s.key}": folder for folder, s in steps.items() if s.key}
 
 
 def _step(store: Store, folder: str, folders: Sequence[str]) -> Step:
     record = read_step(store, folder)
-    said = read_step_file(store, folder) or {}
-    schema = record.manifest.schema if record.manifest else said.get("schema")
+    written = read_step_file(store, folder) or {}
+    schema = record.manifest.schema if record.manifest else written.get("schema")
     return Step(
         folder=folder,
         manifest=record.manifest,
-        key=said.get("step_key", record.manifest.step_key if record.manifest else ""),
+        key=written.get("step_key", record.manifest.step_key if record.manifest else ""),
         columns=None if schema is None else frozenset(line.partition(":")[0] for line in schema),
         inputs=tuple(
             folder_now(name, folders)
-            for name in said.get("inputs", record.manifest.inputs if record.manifest else ())
+            for name in written.get("inputs", record.manifest.inputs if record.manifest else ())
         ),
-        files=said.get("files", record.manifest.files if record.manifest else {}),
-        params=said.get("params", record.manifest.params if record.manifest else {}),
+        files=written.get("files", record.manifest.files if record.manifest else {}),
+        params=written.get("params", record.manifest.params if record.manifest else {}),
         references=tuple(
-            {*said.get("references", ()), *(record.manifest.references if record.manifest else ())}
+            {*written.get("references", ()), *(record.manifest.references if record.manifest else ())}
         ),
         artifact_references={
-            **said.get("artifact_references", {}),
+            **written.get("artifact_references", {}),
             **(record.manifest.artifact_references if record.manifest else {}),
         },
         shards=array("l", (r.index for r in record.receipts)),

@@ -1,4 +1,4 @@
-"""What `vlpipe forget` says: what goes from each folder, and what of the rest knows the rows."""
+"""The text that `vlpipe forget` prints: what is removed from each folder, and which models were made from the rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vlpipe.pipeline.forget.scan import FolderChanges, ForgetPlan, Model
 
 
 def tell(found: ForgetPlan) -> Iterator[str]:
-    """A line per folder; the exports, which go and are made again; the models, which stay."""
+    """Yields a line per folder, then the exports, which are rebuilt, and the models, which are kept."""
     copies = [model for model in found.models if model.copies]
     models = [model for model in found.models if not model.copies]
     going = {model.folder for model in copies}
@@ -19,25 +19,25 @@ def tell(found: ForgetPlan) -> Iterator[str]:
         if one.folder not in going:
             yield f"  {one.folder:{width}}  {_touched(one)}"
     for model in copies:
-        yield f"  {model.folder:{width}}  all of it, as it has {_read(model)}; the next run makes it again"
+        yield f"  {model.folder:{width}}  the whole folder, because it has {_read(model)}; the next run rebuilds it"
     num_content = found.unmatched["sha256"]
     num_kept = found.unmatched.total() - num_content
     if num_kept:
-        yield f"{num_kept:,} of the entries mean no row here; they are kept in mind for later lists"
+        yield f"{num_kept:,} of the entries match no row here; they are remembered and apply to later lists"
     if num_content:
-        yield f"{num_content:,} sha256 belong to no row here; to keep them out of later lists, put them on a `blocklist`"
+        yield f"{num_content:,} sha256 match no row here; to exclude them from later lists, put them on a `blocklist`"
     if found.unread:
-        yield f"not looked into, as these artifacts are neither Parquet nor JSON: {', '.join(found.unread)}"
+        yield f"not searched, because these artifacts are neither Parquet nor JSON: {', '.join(found.unread)}"
     if models:
-        yield "these were made from the rows, and stay as they are:"
+        yield "these were made from the rows and are kept unchanged:"
     for model in models:
         yield f"  {model.folder:{width}}  {model.digest[:12]}  {_read(model)}"
 
 
 def advice(found: ForgetPlan, workflow: str) -> Iterator[str]:
-    """What is left to do."""
+    """Yields what the user has to do afterwards."""
     if any(model.copies for model in found.models):
-        yield f"exports that held the rows are written without them by the next `vlpipe run {workflow}`"
+        yield f"the next `vlpipe run {workflow}` rebuilds the exports without the rows"
     if any(not model.copies for model in found.models):
         yield (
             "to train a model (or make another of these) again without them, remove its folder, then "
@@ -53,13 +53,13 @@ def _touched(one: FolderChanges) -> str:
         (one.num_rejects, "reject(s)"),
         (one.num_lines, "line(s) of its log"),
     )
-    said = [f"{num:,} {what}" for num, what in counts if num]
-    said += ["its unfinished parts"] if one.parts else []
-    return ", ".join(said) or "what names them"
+    parts = [f"{num:,} {what}" for num, what in counts if num]
+    parts += ["its unfinished parts"] if one.parts else []
+    return ", ".join(parts) or "references to them"
 
 
 def _read(model: Model) -> str:
-    said = [f"{model.num_rows:,} of the rows"] if model.num_rows else []
-    said += [f"texts that {model.num_heirs:,} other row(s) took from them"] if model.num_heirs else []
-    said = [" and ".join(said)] if said else []
-    return ", ".join([*said, *(f"made from {name}" for name in model.made_from)]) or "what names them"
+    parts = [f"{model.num_rows:,} of the rows"] if model.num_rows else []
+    parts += [f"texts that {model.num_heirs:,} other row(s) took from them"] if model.num_heirs else []
+    parts = [" and ".join(parts)] if parts else []
+    return ", ".join([*parts, *(f"made from {name}" for name in model.made_from)]) or "references to them"

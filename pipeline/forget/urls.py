@@ -1,7 +1,7 @@
-"""URLs to forget, by canonical URL, domain, or hash of one that said no: whole columns of URLs are asked at once.
+"""URLs to forget, given as canonical URLs, domains, or hashes of opted-out URLs, and matched against whole columns.
 
-Reading a URL in Python takes 5 us and most are of other hosts. So hosts are taken out by one regular expression, and only
-what it cannot read, or has a host that is wanted, is looked at one by one.
+Parsing a URL in Python takes 5 us, and most URLs are of other hosts. So one regular expression extracts the hosts, and
+only URLs that it does not match or whose host is wanted are parsed one by one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.engine.records.forgotten import canonical_url, domains_of
 from vlpipe.pipeline.parquet.text_sets import DIGEST, Digests, Mask, TextSet, encoded, hashed, is_among
 
-# A URL of plain letters, of which this is the host for sure. Others are spelled in ways that take a reader of URLs.
+# A plainly written URL, whose host this certainly is. All others need a URL parser.
 PLAIN = r"^[Hh][Tt][Tt][Pp][Ss]?://(?P<host>[A-Za-z0-9._~-]+)(?::[0-9]*)?(?:[/?#].*)?$"
-NEXT_DOMAIN = r"^[^.]*(?:\.|$)"  # what is cut off to get from a.b.org to b.org
+NEXT_DOMAIN = r"^[^.]*(?:\.|$)"  # removed to get from a.b.org to b.org
 
 
 def _no_domains() -> TextSet:
@@ -30,7 +30,7 @@ def _no_domains() -> TextSet:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Urls:
-    """urls: canonical ones; hosts: of these, as `host_of_canonical` has them; opted_out: sorted sha256 of canonical URLs."""
+    """The URLs to forget. urls: canonical URLs; hosts: their hosts by `host_of_canonical`; opted_out: sorted sha256."""
 
     urls: TextSet = field(default_factory=lambda: TextSet("url"))
     hosts: TextSet = field(default_factory=lambda: TextSet("host"))
@@ -41,6 +41,7 @@ class Urls:
         return bool(len(self.urls) or len(self.domains) or len(self.opted_out))
 
     def with_urls(self, more: Urls) -> Urls:
+        """Returns these with the urls and hosts of `more` added."""
         return Urls(
             urls=self.urls | more.urls,
             hosts=self.hosts | more.hosts,
@@ -49,24 +50,24 @@ class Urls:
         )
 
     def mask(self, column: pa.ChunkedArray, found: dict[str, Mask] | None = None) -> Mask:
-        """Which of a column's URLs are meant. `found`: by kind, the places of entries that mean one are set True."""
+        """Returns which URLs of a column match, (num_rows,) bool. found: kind -> mask; set True for matching entries."""
         hit = np.zeros(len(column), np.bool_)
         if not self or not len(column):
             return hit
         column = column.cast(pa.string())
-        there = np.asarray(column.is_valid())
+        is_valid = np.asarray(column.is_valid())
         names, rows_of = _hosts(column)
         plain = rows_of < len(names)
         hit |= np.append(self._in_domains(names, found), False)[rows_of]
-        odd = np.flatnonzero(there & ~plain)
+        odd = np.flatnonzero(is_valid & ~plain)
         hit[odd] |= self._odd_domains(column.take(pa.array(odd)).to_pylist(), found)
         asked = ~plain | bool(len(self.opted_out)) | np.append(self.hosts.mask(names), False)[rows_of]
-        rows = np.flatnonzero(asked & there)
+        rows = np.flatnonzero(asked & is_valid)
         hit[rows] |= self._of_urls(column.take(pa.array(rows)).to_pylist(), found)
         return hit
 
     def _in_domains(self, names: pa.Array, found: dict[str, Mask] | None) -> Mask:
-        """Which hosts are in one: themselves, then again and again without what stands before the first dot."""
+        """Returns which hosts are in a wanted domain: tests the host, then each parent domain."""
         hit = np.zeros(len(names), np.bool_)
         rows = np.arange(len(names))
         while len(rows) and len(self.domains):
@@ -89,7 +90,7 @@ class Urls:
         return hit
 
     def known(self, urls: list[str]) -> set[str]:
-        """Those of the URLs that are meant. A URL may hold a lone surrogate, which no column can."""
+        """Returns the URLs that match. They may contain lone surrogates, which Arrow columns cannot hold."""
         if not self or not urls:
             return set()
         plain = [url for url in urls if _is_utf8(url)]
@@ -102,7 +103,7 @@ class Urls:
 
 
 def urls_of(canonical: Iterable[str]) -> Urls:
-    """Of canonical URLs."""
+    """Returns Urls for a list of canonical URLs."""
     listed = list(canonical)
     return Urls(
         urls=TextSet.of("url", listed), hosts=TextSet.of("host", (host_of_canonical(url) for url in listed))
@@ -110,7 +111,7 @@ def urls_of(canonical: Iterable[str]) -> Urls:
 
 
 def host_of_canonical(url: str) -> str:
-    """The host under which `Urls.mask` finds it; of one that stands for itself, that of its spelling."""
+    """Returns the host by which `Urls.mask` finds a canonical URL; empty if the URL is not plainly written."""
     head = url.partition("/")[0]
     if head.lower() not in ("http:", "https:"):
         return head.partition(":")[0]
@@ -119,7 +120,7 @@ def host_of_canonical(url: str) -> str:
 
 
 def _hosts(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """The hosts of plain URLs, in lower case and each once, and per row the place of its host; of others their number."""
+    """Returns (distinct lower-case hosts of plain URLs, index of the host of each row); the index of others is num_hosts."""
     spelled = pc.struct_field(pc.extract_regex(column, PLAIN), "host")
     several = pa.concat_arrays([pa.array([], pa.string()), *spelled.chunks]).dictionary_encode()
     names = pc.utf8_rtrim(pc.ascii_lower(several.dictionary), characters=".")
@@ -127,7 +128,7 @@ def _hosts(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
 
 
 def _any_known(known: TextSet, several: list[list[str]], kind: str, found: dict[str, Mask] | None) -> Mask:
-    """Per list whether one of its texts is known."""
+    """Returns for each list whether one of its texts is in `known`."""
     hit = np.zeros(len(several), np.bool_)
     flat = [(row, encoded(one)) for row, listed in enumerate(several) for one in listed]
     if flat and len(known):

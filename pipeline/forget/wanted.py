@@ -1,4 +1,4 @@
-"""What is to be forgotten, as a person writes it: ids, URLs, domains, or sha256 of the content."""
+"""The list of what to forget: ids, URLs, domains, or sha256 of the content."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ KINDS = ("id", "url", "domain", "sha256")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForgetList:
-    """ids as they are, URLs as `canonical_url` spells them, domains and sha256 in lower case.
+    """Ids unchanged, URLs in the form of `canonical_url`, domains and sha256 in lower case.
 
-    `urls.opted_out`: hashes of URLs. Rows are meant by them, but not URLs: a later list may have these, and they
-    are not asked.
+    `urls.opted_out`, hashes of URLs, selects rows to forget but does not forget the URLs themselves: later lists may
+    contain them, and they are not fetched.
     """
 
     id: TextSet = field(default_factory=lambda: TextSet("id"))
@@ -26,22 +26,24 @@ class ForgetList:
     urls: Urls = field(default_factory=Urls)
 
     def of_kind(self, kind: str) -> TextSet:
+        """Returns the entries of one of KINDS."""
         return {"id": self.id, "sha256": self.sha256, "url": self.urls.urls, "domain": self.urls.domains}[
             kind
         ]
 
     def with_opted_out(self, hashes: Digests) -> ForgetList:
+        """Returns the list with `urls.opted_out` replaced."""
         return replace(self, urls=replace(self.urls, opted_out=hashes))
 
     @property
     def listed(self) -> ForgetList:
-        """Without what said no."""
+        """The list without opted-out URLs."""
         return self.with_opted_out(Urls().opted_out)
 
 
 def read_wanted(path: str) -> ForgetList:
-    """The list in a txt (`id:...`, `url:...`, `domain:...`, `sha256:...`, one a line), or in a csv or Parquet file with
-    columns of these names. VlpipeError says in which line what is wrong."""
+    """Reads a list from a txt (`id:...`, `url:...`, `domain:...` or `sha256:...` per line), or from a csv or Parquet file
+    with columns of these names. Raises VlpipeError with the line of a bad entry, or if the list is empty."""
     makers = {kind: TextSetMaker(kind) for kind in (*KINDS, "host")}
     for where, kind, value in read_entries(path, KINDS):
         value = _checked(where, kind, value)

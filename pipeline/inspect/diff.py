@@ -1,4 +1,4 @@
-"""Two runs of a step: what they were made from, and which rows differ."""
+"""`diff`: compares two runs of a step: what they were made from, their rejects, and their rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vlpipe.pipeline.storage.printable import cell
 
 @dataclass(kw_only=True)
 class Diff:
-    """`facts`: (what, in A, in B) of all that was declared and differs."""
+    """Differences of two runs A and B. facts: (name, value in A, value in B) that differ; rejects: (code, rows, rows)."""
 
     facts: list[tuple[str, str, str]]
     rejects: list[tuple[str, int, int]]
@@ -30,13 +30,14 @@ class Diff:
 
 
 def diff(a: Side, b: Side, num_examples: int = 5) -> Diff:
+    """Returns the differences of two runs, with up to `num_examples` example rows of each kind."""
     facts = [*fact_changes(a.record, b.record), *_column_changes(a, b)]
     rejects = rejects_beside(a.record, b.record)
     return Diff(facts=facts, rejects=rejects, rows=compare_rows(a, b, num_examples))
 
 
 def fact_changes(a: StepRecord, b: StepRecord) -> list[tuple[str, str, str]]:
-    """Use, parameters, files, versions, inputs, source, artifacts and counts, as far as they differ."""
+    """Returns (name, value in A, value in B) of what differs in the manifests: use, parameters, files, versions, ..."""
     m, n = a.manifest, b.manifest
     if m is None or n is None:
         states = ["finished" if r.manifest else f"not finished, {len(r.receipts)} shard(s)" for r in (a, b)]
@@ -62,7 +63,7 @@ def _beside(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, t
 
 
 def _flat(params: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested parameters under dotted names."""
+    """Returns nested parameters flattened to dotted names."""
     flat: dict[str, Any] = {}
     for name, value in params.items():
         flat |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
@@ -74,6 +75,7 @@ def _short(digests: Mapping[str, str]) -> dict[str, str]:
 
 
 def rejects_beside(a: StepRecord, b: StepRecord) -> list[tuple[str, int, int]]:
+    """Returns (code, rows in A, rows in B) of every reject code, sorted by code."""
     counted = []
     for record in (a, b):
         total: Counter[str] = Counter()
@@ -84,7 +86,7 @@ def rejects_beside(a: StepRecord, b: StepRecord) -> list[tuple[str, int, int]]:
 
 
 def _column_changes(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
-    """Columns that only one of them has, or that have another type."""
+    """Yields columns that only one side has or whose types differ."""
     x, y = (column_types(side) for side in (a, b))
     for name in sorted({*x, *y}) if x and y else ():
         if x.get(name) != y.get(name):
@@ -92,7 +94,7 @@ def _column_changes(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
 
 
 def render(found: Diff, names: tuple[str, str]) -> RenderableType:
-    """For a terminal: a table of facts and counts with A beside B, then examples."""
+    """Returns terminal output: a table of facts and counts with A beside B, then examples. names: titles of A and B."""
     table = Table(box=None, pad_edge=False)
     for title in ("", *names):
         table.add_column(escape(title), overflow="fold", justify="left")
@@ -120,14 +122,14 @@ def _lines(found: Diff) -> Iterator[str]:
 
 
 def _compared(rows: RowDiff) -> str:
-    """Which columns were looked at, and how the heavy ones."""
-    said = []
+    """Returns a line that names the compared columns, and how heavy ones were compared."""
+    heavy = []
     for name in rows.heavy:
         num = rows.by_value[name]
-        said.append(
+        heavy.append(
             f"{name} ({f'heavy, by value in {num:,} pair(s) of shards' if num else 'heavy, by digest'})"
         )
-    return f"compared in rows that both have: {', '.join([*rows.light, *said])}"
+    return f"compared in rows that both have: {', '.join([*rows.light, *heavy])}"
 
 
 def _verdict(found: Diff) -> str:
@@ -139,5 +141,5 @@ def _verdict(found: Diff) -> str:
         return f"{rows.num_changed:,} row(s) that both have differ: {counted}"
     if not rows.num_both:
         return "no difference" if found.is_empty else "they have no row in common"
-    said = "no difference" if found.is_empty else "the rows that both have are equal"
-    return said + (", but not all lie at the same place" if found.is_empty and rows.is_moved else "")
+    text = "no difference" if found.is_empty else "the rows that both have are equal"
+    return text + (", but not all lie at the same place" if found.is_empty and rows.is_moved else "")

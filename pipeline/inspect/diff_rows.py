@@ -1,7 +1,7 @@
-"""`diff` of rows: shard k of A beside shard k of B, matched by id. A row without a partner there waits as 24 bytes.
+"""`diff` of rows: shard k of A is compared with shard k of B, rows matched by id. Unmatched rows are kept as 24 bytes each.
 
-Ids are compared as multisets: the n-th row of an id in A belongs to the n-th row of that id in B. Heavy columns are equal
-where the digests of the files that hold them are; elsewhere each value is read and compared by its sha256.
+Ids are compared as multisets: the n-th row of an id in A matches the n-th row of that id in B. Heavy columns are equal if
+the digests of their files are equal; otherwise each value is read and compared by its sha256.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vlpipe.pipeline.shard import is_heavy, open_parquet, read_batches
 from vlpipe.pipeline.storage.printable import cell
 from vlpipe.pipeline.storage.store import Store
 
-HASH_BYTES = 16  # two of a billion ids have the same hash once in 10^21 times
+HASH_BYTES = 16  # the probability that any two of 10^9 ids collide is about 10^-21
 HEAVY = ", heavy"
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A step's folder in its root."""
+    """One side of a comparison: a step's folder in its root."""
 
     store: Store
     record: StepRecord
@@ -41,8 +41,10 @@ class Side:
 
 @dataclass(kw_only=True)
 class RowDiff:
-    """Rows of A and B. Examples are ids, or numbers of rows without an id. `light`, `heavy`: columns that were compared;
-    `by_value`: heavy column -> pairs of shards in which its values were read."""
+    """Differences between the rows of A and B. Examples are ids, or row numbers for rows without an id.
+
+    light, heavy: compared columns; by_value: heavy column -> number of shard pairs whose values were read.
+    """
 
     num_rows: tuple[int, int]
     num_both: int = 0
@@ -51,7 +53,7 @@ class RowDiff:
     num_only_a: int = 0
     num_only_b: int = 0
     num_changed: int = 0
-    is_moved: bool = False  # a row lies at another place, or in another shard
+    is_moved: bool = False  # a row has another position, or is in another shard
     light: list[str] = field(default_factory=list)
     heavy: list[str] = field(default_factory=list)
     by_value: Counter[str] = field(default_factory=Counter)
@@ -66,7 +68,7 @@ class RowDiff:
 
 
 def column_types(side: Side) -> dict[str, str]:
-    """Columns of a step's rows with their types; heavy ones too, wherever they lie. Empty when there is no shard."""
+    """Returns column -> type of a step's rows, also of heavy columns in other files. Empty if there is no shard."""
     if not side.receipts:
         return {}
     shard = side.receipts[0].shard
@@ -81,7 +83,7 @@ def column_types(side: Side) -> dict[str, str]:
 
 
 def compare_rows(a: Side, b: Side, num_examples: int = 5) -> RowDiff:
-    """Compare the columns that both have with one type."""
+    """Compares the columns that both sides have with the same type."""
     found = RowDiff(num_rows=(a.record.num_rows, b.record.num_rows))
     types = [column_types(side) for side in (a, b)]
     both = [name for name, dtype in types[0].items() if types[1].get(name) == dtype]
@@ -91,14 +93,14 @@ def compare_rows(a: Side, b: Side, num_examples: int = 5) -> RowDiff:
     if "id" in found.light:
         comparing.by_id()
     elif both:
-        comparing.by_place()
+        comparing.by_position()
     else:
         found.num_only_a, found.num_only_b = found.num_rows
     return found
 
 
 class _Waiting:
-    """Rows of one side without a partner so far: hash of the id, number of the shard, number of the row in it."""
+    """Rows of one side that are not matched yet: id hash (16 bytes), shard index and row index (int32 each)."""
 
     def __init__(self) -> None:
         self._hashes: list[npt.NDArray[np.bytes_]] = []
@@ -110,7 +112,10 @@ class _Waiting:
             self._places.append(np.stack([np.full(len(rows), shard, np.int32), np.array(rows, np.int32)], 1))
 
     def sorted(self) -> tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int32]]:
-        """Distinct hashes, sorted, and where the rows lie. The n-th row of an id has a hash of its own."""
+        """Returns sorted distinct hashes, (num_rows,), and (shard, row) of each, (num_rows, 2).
+
+        The n-th row of a repeated id gets its own hash.
+        """
         if not self._hashes:
             return np.array([], f"S{HASH_BYTES}"), np.empty((0, 2), np.int32)
         hashes, places = np.concatenate(self._hashes), np.concatenate(self._places)
@@ -147,10 +152,10 @@ class _Comparing:
                 self._match(pair, light or ["id"], heavy, k, waiting)
             elif pair[0]:
                 self.found.num_both += pair[0].shard.num_rows
-        self._far_pairs(*waiting)
+        self._moved_rows(*waiting)
 
     def _to_read(self, a: Receipt | None, b: Receipt | None) -> tuple[list[str], list[str]]:
-        """Light and heavy columns that the digests of two shards do not say are equal."""
+        """Returns the light and heavy columns that may differ according to the digests of two shards."""
         if a is None or b is None:
             return ["id"], []
         light = [] if a.shard.digest == b.shard.digest else self.found.light
@@ -169,15 +174,15 @@ class _Comparing:
         ids = [table["id"].to_pylist() for table in tables]
         place = {key: row for row, key in enumerate(_numbered(ids[1]))}
         partners = [place.pop(key, -1) for key in _numbered(ids[0])]
-        here = [row for row, partner in enumerate(partners) if partner >= 0]
-        there = [partner for partner in partners if partner >= 0]
-        self.found.is_moved |= there != sorted(there)
-        self._differences(tables[0].take(_rows(here)), tables[1].take(_rows(there)), [*light, *heavy])
+        rows_a = [row for row, partner in enumerate(partners) if partner >= 0]
+        rows_b = [partner for partner in partners if partner >= 0]
+        self.found.is_moved |= rows_b != sorted(rows_b)
+        self._differences(tables[0].take(_rows(rows_a)), tables[1].take(_rows(rows_b)), [*light, *heavy])
         waiting[0].add(ids[0], [row for row, partner in enumerate(partners) if partner < 0], k)
         waiting[1].add(ids[1], sorted(place.values()), k)
 
-    def _far_pairs(self, waiting_a: _Waiting, waiting_b: _Waiting) -> None:
-        """Rows that lie in another shard on the other side: each pair of shards is read once."""
+    def _moved_rows(self, waiting_a: _Waiting, waiting_b: _Waiting) -> None:
+        """Compares rows that are in different shards on the two sides. Each pair of shards is read once."""
         hashes_a, places_a = waiting_a.sorted()
         hashes_b, places_b = waiting_b.sorted()
         _, in_a, in_b = np.intersect1d(hashes_a, hashes_b, assume_unique=True, return_indices=True)
@@ -186,11 +191,11 @@ class _Comparing:
         self.found.is_moved |= bool(len(pairs))
         cuts = np.flatnonzero(np.any(pairs[1:, [0, 2]] != pairs[:-1, [0, 2]], axis=1)) + 1
         for part in np.split(pairs, cuts) if len(pairs) else ():
-            self._far_pair(part)
-        self._left("a", self.a, np.delete(places_a, in_a, axis=0))
-        self._left("b", self.b, np.delete(places_b, in_b, axis=0))
+            self._moved_pair(part)
+        self._only_one_side("a", self.a, np.delete(places_a, in_a, axis=0))
+        self._only_one_side("b", self.b, np.delete(places_b, in_b, axis=0))
 
-    def _far_pair(self, part: npt.NDArray[np.int32]) -> None:
+    def _moved_pair(self, part: npt.NDArray[np.int32]) -> None:
         a, b = self.a.receipts[part[0, 0]], self.b.receipts[part[0, 2]]
         heavy = [name for name in self.found.heavy if _heavy_digest(a, name) != _heavy_digest(b, name)]
         left = _read(self.a, a, self.found.light, heavy).take(_rows(part[:, 1].tolist()))
@@ -198,8 +203,8 @@ class _Comparing:
         self.found.by_value.update(heavy)
         self._differences(left, right, [*self.found.light, *heavy])
 
-    def _left(self, name: str, side: Side, places: npt.NDArray[np.int32]) -> None:
-        """Rows that the other side does not have: their number, and the ids of the first ones."""
+    def _only_one_side(self, name: str, side: Side, places: npt.NDArray[np.int32]) -> None:
+        """Stores the number of rows that only this side has, and the ids of the first ones."""
         first = places[np.lexsort((places[:, 1], places[:, 0]))][: self.num_examples].tolist()
         ids = []
         for shard in dict.fromkeys(shard for shard, _ in first):
@@ -208,8 +213,8 @@ class _Comparing:
         setattr(self.found, f"num_only_{name}", len(places))
         setattr(self.found, f"only_{name}", ids)
 
-    def by_place(self) -> None:
-        """Rows without an id (results, losses): the n-th beside the n-th."""
+    def by_position(self) -> None:
+        """Compares rows without an id (results, losses) by position."""
         columns = [*self.found.light, *self.found.heavy]
         streams = [_all(side, self.found.light, self.found.heavy) for side in (self.a, self.b)]
         have = [next(stream, None) for stream in streams]
@@ -225,7 +230,7 @@ class _Comparing:
         )
 
     def _differences(self, a: pa.Table, b: pa.Table, columns: Sequence[str]) -> None:
-        """Count where two tables, row beside row, differ. NaN is equal to NaN."""
+        """Counts the rows and columns in which two aligned tables differ. NaN equals NaN."""
         changed: dict[int, list[str]] = {}
         for name in columns:
             if name == "id" or a[name].combine_chunks().equals(b[name].combine_chunks()):
@@ -248,7 +253,7 @@ def _rows(rows: Sequence[int]) -> pa.Array:
 
 
 def _numbered(ids: Sequence[Any]) -> Iterator[tuple[Any, int]]:
-    """Each id with how often it came before."""
+    """Yields (id, number of earlier occurrences)."""
     seen: Counter[Any] = Counter()
     for id_ in ids:
         yield id_, seen[id_]
@@ -256,12 +261,12 @@ def _numbered(ids: Sequence[Any]) -> Iterator[tuple[Any, int]]:
 
 
 def _heavy_digest(receipt: Receipt, name: str) -> str:
-    """sha256 of the shard that holds a heavy column."""
+    """Returns the sha256 of the shard that holds a heavy column."""
     return {one.column: one.digest for one in receipt.shard.heavy}.get(name, receipt.shard.digest)
 
 
 def _label(table: pa.Table, n: int, before: int) -> str:
-    """Its id; else its number and its texts: `row 3 (tr@1)`."""
+    """Returns the id of a row, else its number and its texts: `row 3 (tr@1)`."""
     if "id" in table.schema.names:
         return cell(table["id"][n].as_py())
     texts = [table[f.name][n].as_py() for f in table.schema if pa.types.is_string(f.type)]
@@ -269,7 +274,7 @@ def _label(table: pa.Table, n: int, before: int) -> str:
 
 
 def _read(side: Side, receipt: Receipt | None, light: Sequence[str], heavy: Sequence[str]) -> pa.Table:
-    """Columns of a shard; in place of a heavy value a line that says how long it is and what its sha256 is."""
+    """Reads columns of a shard. Heavy values are replaced by a text with their size and sha256."""
     names = list(dict.fromkeys(["id", *light]))
     empty = pa.table({name: pa.array([], pa.string()) for name in (*names, *heavy)})
     tables = [] if receipt is None else [*_batches(side, receipt, names, heavy)]
@@ -279,12 +284,12 @@ def _read(side: Side, receipt: Receipt | None, light: Sequence[str], heavy: Sequ
 def _batches(side: Side, receipt: Receipt, light: Sequence[str], heavy: Sequence[str]) -> Iterator[pa.Table]:
     for batch in read_batches(side.store, receipt.shard, light, heavy):
         for name in heavy:
-            said = pa.array([_said(value) for value in batch[name]], pa.string())
-            batch = batch.set_column(batch.schema.get_field_index(name), name, said)
+            texts = pa.array([_digest_text(value) for value in batch[name]], pa.string())
+            batch = batch.set_column(batch.schema.get_field_index(name), name, texts)
         yield batch.replace_schema_metadata(None)
 
 
-def _said(value: pa.Scalar) -> str | None:
+def _digest_text(value: pa.Scalar) -> str | None:
     if not value.is_valid:
         return None
     if isinstance(value, (pa.BinaryScalar, pa.LargeBinaryScalar)):

@@ -1,4 +1,4 @@
-"""What lies on disk, for the commands that look at it: steps, shards, receipts of finished and unfinished steps."""
+"""Finds steps, shards and valid receipts in a root, of finished and unfinished steps, for the commands that read them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from vlpipe.pipeline.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepFolder:
-    """A root (`folder` is empty), a step's folder, a shard of it, its rejects, or (`file`) a Parquet file as it is."""
+    """A resolved path: a root (`folder` is empty), a step's folder, one of its shards (`index`), its rejects, or any other
+    Parquet file (`file`)."""
 
     store: Store
     folder: str = ""
@@ -37,7 +38,7 @@ class StepFolder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRecord:
-    """A step's folder as it lies there; no manifest: it is not finished."""
+    """Records in a step's folder. manifest: None if the step is not finished."""
 
     folder: str
     manifest: Manifest | None
@@ -49,12 +50,12 @@ class StepRecord:
 
 
 def find_place(path: str) -> StepFolder:
-    """What a path given by a person means. VlpipeError says what there is instead."""
+    """Resolves a path given by the user. Raises VlpipeError, with similar names if there are any, if it means nothing."""
     url = (path if "://" in path else os.path.abspath(os.path.expanduser(path))).rstrip("/")
     above, _, name = url.rpartition("/")
     if not Store(url).exists(""):
-        there = [n for n in Store(above).list() if n[0] not in "_."] if above else []
-        near = did_you_mean(name, there[:50])
+        names = [n for n in Store(above).list() if n[0] not in "_."] if above else []
+        near = did_you_mean(name, names[:50])
         raise VlpipeError(f"there is no {path}{near}")
     shard = SHARD_FILE.fullmatch(name)
     index = int(shard[1]) if shard else None
@@ -75,23 +76,24 @@ def find_place(path: str) -> StepFolder:
 
 
 def is_step_folder(store: Store, name: str) -> bool:
-    """By its name, and by at least one thing in it that the engine writes."""
+    """True if the folder has a step's name and contains at least one entry that the engine writes."""
     return bool(STEP_FOLDER.fullmatch(name)) and any(is_engines(entry) for entry in store.list(name))
 
 
 def foreign(store: Store, folder: str) -> list[str]:
-    """What lies in a step's folder that the engine does not write."""
+    """Returns the entries of a step's folder that the engine did not write."""
     return [entry for entry in store.list(folder) if not is_engines(entry)]
 
 
 def step_folders(store: Store) -> list[str]:
+    """Returns the names of all step folders of a root."""
     return [name for name in store.list() if is_step_folder(store, name)]
 
 
 def folder_now(folder: str, folders: Collection[str]) -> str:
-    """Where a step that a record names lies now.
+    """Returns the current folder of a step that a record names as `folder`.
 
-    A renamed step takes its shards over into a folder of its own, with the same key in its name; the old one may be pruned.
+    A renamed step moves to a new folder with the same key in its name, and the old folder may be pruned.
     """
     if folder in folders:
         return folder
@@ -100,7 +102,7 @@ def folder_now(folder: str, folders: Collection[str]) -> str:
 
 
 def need_step(place: StepFolder, path: str) -> str:
-    """The folder of a place that must be a whole step."""
+    """Returns the step folder of a place. Raises VlpipeError if the place is not a whole step."""
     if place.folder and place.index is None and not place.rejects:
         return place.folder
     have = ", ".join(step_folders(place.store)) if not place.folder and not place.file else ""
@@ -110,7 +112,7 @@ def need_step(place: StepFolder, path: str) -> str:
 
 
 def read_step(store: Store, folder: str) -> StepRecord:
-    """Manifest and receipts; of an unfinished step what is there so far. VlpipeError: a record cannot be read."""
+    """Returns manifest and receipts; of an unfinished step the receipts so far. Raises VlpipeError for a damaged record."""
     manifest = read_manifest(store, folder)
     if manifest is not None:
         return StepRecord(folder=folder, manifest=manifest, receipts=read_receipts(store, folder))
@@ -119,13 +121,16 @@ def read_step(store: Store, folder: str) -> StepRecord:
 
 
 def data_path(place: StepFolder) -> str:
-    """The file a place with an index means."""
+    """Returns the path of the shard, or of its rejects, for a place with an index."""
     assert place.index is not None
     return (rejects_path if place.rejects else shard_path)(place.folder, place.index)
 
 
 def find_step(steps: Sequence[PlannedStep], name: str) -> PlannedStep:
-    """The planned step of that name; a bare name of a repeated step means its last round."""
+    """Returns the planned step `name`; for a repeated step, the name without a round means its last round.
+
+    Raises VlpipeError if there is no such step.
+    """
     for one in reversed(steps):
         if name in (one.name, one.name.partition("@")[0]):
             return one
@@ -134,19 +139,20 @@ def find_step(steps: Sequence[PlannedStep], name: str) -> PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class StepReceipts:
-    """What of a step is there and counts now. `num_shards`: how many there will be; None: not known before it ran."""
+    """Valid receipts of a step. num_shards: total when the step is done; None: unknown before it has run."""
 
     found: dict[int, Receipt]
     num_shards: int | None
-    done: PlannedStep | None = None  # a finished step: its receipts are read when they are asked for
+    done: PlannedStep | None = None  # a finished step, whose receipts are read lazily
 
     @property
     def receipts(self) -> dict[int, Receipt]:
+        """Shard index -> receipt."""
         return {r.index: r for r in self.done.receipts} if self.done else self.found
 
 
 def what_is_there(steps: Sequence[PlannedStep], store: Store) -> dict[str, StepReceipts]:
-    """Per step the receipts that match what is above them; also of steps that are half done."""
+    """Returns step name -> receipts that match the step's current inputs, also for unfinished steps."""
     have: dict[str, StepReceipts] = {}
     for one in steps:
         if one.manifest is not None:
@@ -179,7 +185,7 @@ def _made_from(one: PlannedStep, shard: Shard, made_with: str) -> MadeFrom:
 
 
 def input_shards(one: PlannedStep, have: dict[str, StepReceipts]) -> dict[int, Shard]:
-    """Input shards of a map step by number; over several inputs the numbers count on."""
+    """Returns index -> input shard of a map step; with several inputs, indices continue from one input to the next."""
     found: dict[int, Shard] = {}
     for above in one.above:
         start = offset(one, above, have)
@@ -190,6 +196,6 @@ def input_shards(one: PlannedStep, have: dict[str, StepReceipts]) -> dict[int, S
 
 
 def offset(one: PlannedStep, above: PlannedStep, have: dict[str, StepReceipts]) -> int | None:
-    """Number of the first shard of `one` that comes from `above`; None while that is not known."""
+    """Returns the index of the first shard of `one` that comes from `above`; None if it is not known yet."""
     totals = [have[p.name].num_shards for p in one.above[: one.above.index(above)]]
     return None if None in totals else sum(n or 0 for n in totals)

@@ -1,7 +1,7 @@
-"""`<root>/opted_out/`: URLs that said no, by hash, with their words. What fetches into this root asks none of them again.
+"""`<root>/opted_out/`: hashes of URLs that opted out, with the evidence. Fetches into this root never request them again.
 
-Opt-outs are not part of any key: finished shards are not fetched again. Remove the folder, and later fetches ask again.
-Parts of Parquet; `stages.web.opted_out` writes them.
+Opt-outs are not part of keys: finished shards stay valid. If the folder is removed, later fetches request the URLs again.
+The folder holds Parquet files, which `stages.web.opted_out` writes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vlpipe.pipeline.storage.store import Store
 REL = "opted_out"
 SCHEMA = pa.schema(
     [
-        ("hash", pa.string()),  # as in `forgotten.parquet`: of the canonical URL
-        ("evidence", pa.string()),  # verbatim
+        ("hash", pa.string()),  # of the canonical URL, as in `forgotten.parquet`
+        ("evidence", pa.string()),  # verbatim text of the opt-out
         ("first_seen", pa.timestamp("ms", "UTC")),
     ]
 )
@@ -30,25 +30,31 @@ Row = tuple[str, str, int]  # hash, evidence, ms since 1970
 
 
 def hash_of_url(url: str) -> str:
+    """Returns the hex hash of the canonical form of a URL."""
     return hashed("url", canonical_url(url))
 
 
 def part_names(root: Store) -> list[str]:
-    """In order; a write may be under way. VlpipeError: a Parquet file with another name lies there."""
+    """Returns the file names, without the temporary file of a running write.
+
+    Raises VlpipeError if a Parquet file has a name of another form.
+    """
     names = [name for name in root.list(REL) if name.endswith(".parquet") and name[0] != "."]
     for name in names:
         if not re.fullmatch(r"\d{6,}\.parquet", name):
             raise VlpipeError(
-                f"{root.path(f'{REL}/{name}')} is no part of a list of who said no: move it away"
+                f"{root.path(f'{REL}/{name}')} is not part of the list of opt-outs: move it away"
             )
     return names
 
 
 def read_part(root: Store, name: str) -> list[Row]:
+    """Returns the rows of one file. Raises VlpipeError if it is damaged."""
     return rows_of(read(root, name)[1])
 
 
 def rows_of(table: pa.Table) -> list[Row]:
+    """Returns the rows of a table with the columns of SCHEMA."""
     seen = table["first_seen"].cast(pa.int64())
     return list(
         zip(*(column.to_pylist() for column in (table["hash"], table["evidence"], seen)), strict=True)
@@ -56,7 +62,7 @@ def rows_of(table: pa.Table) -> list[Row]:
 
 
 def read(root: Store, name: str) -> tuple[Digests, pa.Table]:
-    """A part, and its hashes. VlpipeError where it is damaged: nobody may be asked again because of that."""
+    """Returns the hashes of one file and its table. Raises VlpipeError if it is damaged: a run must not ignore opt-outs."""
     path = f"{REL}/{name}"
     try:
         with root.open(path) as handle, pq.ParquetFile(handle) as file:
@@ -68,12 +74,12 @@ def read(root: Store, name: str) -> tuple[Digests, pa.Table]:
         return from_hex(table["hash"]), table
     except (pa.ArrowException, ValueError, OSError) as error:
         raise VlpipeError(
-            f"{root.path(path)} cannot be read ({error}): it says which URLs asked not to be fetched. Put a copy of it "
-            "back; without it, if you remove it, they are asked once more"
+            f"{root.path(path)} cannot be read ({error}): it lists URLs that must not be fetched. Restore a copy of it; "
+            "if you remove it, these URLs are fetched again"
         ) from error
 
 
 def read_hashes(root: Store) -> Digests:
-    """Of all URLs that said no, sorted; one part at a time is read."""
+    """Returns the sorted unique hashes of all URLs that opted out. Files are read one at a time."""
     parts = [np.empty(0, DIGEST), *(read(root, name)[0] for name in part_names(root))]
     return np.unique(np.concatenate(parts))

@@ -1,4 +1,4 @@
-"""What the report page (`stages.report.page`) shows of a run."""
+"""Collects the data of a run that the report page (`stages.report.page`) shows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.storage.store import Store
 
-MAX_SHARDS = 8  # per step that rejects are read from
-MAX_REJECTS = 20_000  # per step
+MAX_SHARDS = 8  # max number of shards per step whose rejects are read
+MAX_REJECTS = 20_000  # max number of rejects per step
 
 
 def step_values(steps: Sequence[PlannedStep], store: Store, *, running: bool = False) -> list[dict[str, Any]]:
-    """Per step the fields of the page's record of it."""
+    """Returns for each step the fields of the page's `StepView`. running: whether a run is in progress."""
     have = what_is_there(steps, store)
     return [_view(one, have[one.name], store, running) for one in steps]
 
@@ -50,7 +50,7 @@ def _view(one: PlannedStep, have: StepReceipts, store: Store, running: bool) -> 
 
 
 def _sample(one: PlannedStep, receipts: Sequence[Receipt], store: Store) -> list[Reject]:
-    """All rejects of a few evenly spaced shards, the first among them."""
+    """Returns all rejects, up to MAX_REJECTS, of a few evenly spaced shards, starting with the first."""
     found: list[Reject] = []
     num = min(MAX_SHARDS, len(receipts))
     for k in sorted({round(n * (len(receipts) - 1) / max(num - 1, 1)) for n in range(num)}):

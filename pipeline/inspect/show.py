@@ -1,4 +1,4 @@
-"""One step, shard, or Parquet file for a person: schema, counts, rejects by reason, the first rows."""
+"""`show`: content of a step, a shard, or a Parquet file: schema, counts, rejects by reason, first rows."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ COMPARE = {
     ">": pc.greater,
     ">=": pc.greater_equal,
 }
-TABLE_CHARS = 100  # rows wider than this are shown as blocks
+TABLE_CHARS = 100  # max width of a table of rows; wider rows are shown as blocks
 
 
 @dataclass(kw_only=True)
 class Shown:
-    """What `show` found. `facts`: lines (name, text); `heavy_at`: column -> file that holds it; `rows`: the first ones."""
+    """Content to show. facts: (name, text) lines; columns: column -> statistics; heavy_at: column -> file that holds it;
+    rows: the first rows."""
 
     facts: list[tuple[str, str]]
     schema: pa.Schema
@@ -46,7 +47,10 @@ class Shown:
 
 
 def show(place: StepFolder, path: str, num_rows: int = 5, where: str | None = None) -> Shown:
-    """Look at a place. `where`: one condition on a column, `COLUMN = VALUE` (also != < <= > >=)."""
+    """Returns the content of a place. where: a condition on one column, `COLUMN = VALUE` (also != < <= > >=).
+
+    Raises VlpipeError if the condition does not fit the columns.
+    """
     if place.file:
         return _show_files(place.store, [place.file], [("file", path)], num_rows, where)
     if place.rejects:
@@ -78,7 +82,7 @@ def _show_rejects(place: StepFolder, num_rows: int, where: str | None) -> Shown:
 
 
 def _reject_facts(receipts: Sequence[Receipt]) -> list[tuple[str, str]]:
-    """One line per kind: `filtered  1,500 (not_kth 1,500)`."""
+    """Returns one line per kind of reject: `filtered  1,500 (not_kth 1,500)`."""
     by_kind: dict[str, Counter[str]] = {}
     for receipt in receipts:
         for code, num in receipt.rejects.items():
@@ -96,7 +100,7 @@ def _show_shard(place: StepFolder, num_rows: int, where: str | None) -> Shown:
     receipt = next((r for r in record.receipts if r.index == place.index), None)
     path = data_path(place)
     if receipt is None:
-        facts = [("shard", path), ("receipt", "none: the engine takes this file for not there")]
+        facts = [("shard", path), ("receipt", "none: the engine ignores this file")]
         return _show_files(place.store, [path], facts, num_rows, where)
     run = receipt.run
     took = f"{run['seconds']} s on {run['host']}, attempt {run['attempts']}" if run else ""
@@ -138,6 +142,7 @@ def _show_step(store: Store, folder: str, num_rows: int, where: str | None) -> S
 
 
 def step_facts(store: Store, record: StepRecord) -> list[tuple[str, str]]:
+    """Returns (name, text) lines about a step: parameters, rows, rejects, size, seconds, artifacts."""
     m, receipts = record.manifest, record.receipts
     rows_in = sum(r.rows_in for r in receipts)
     facts = [("step", record.folder)]
@@ -163,7 +168,7 @@ def step_facts(store: Store, record: StepRecord) -> list[tuple[str, str]]:
 
 
 def merge_columns(all_columns: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Column statistics over shards: nulls add up, smallest min, largest max."""
+    """Merges column statistics over shards: sum of nulls, smallest min, largest max."""
     merged: dict[str, dict[str, Any]] = {}
     for columns in all_columns:
         for name, stat in columns.items():
@@ -176,7 +181,7 @@ def merge_columns(all_columns: Sequence[Mapping[str, Mapping[str, Any]]]) -> dic
 
 
 def first_rows(store: Store, files: Sequence[str], num_rows: int, where: str | None) -> list[dict[str, Any]]:
-    """The first rows (that meet the condition), read in small batches, file after file."""
+    """Returns the first `num_rows` rows that meet the condition, read in small batches, file by file."""
     rows: list[dict[str, Any]] = []
     for path in files if num_rows > 0 else ():
         with open_parquet(store, path) as file:
@@ -192,7 +197,7 @@ def first_rows(store: Store, files: Sequence[str], num_rows: int, where: str | N
 
 
 def parse_where(where: str, schema: pa.Schema) -> Any:
-    """A function from a table to a mask. VlpipeError when the condition makes no sense for these columns."""
+    """Returns a function from a table to a boolean mask. Raises VlpipeError if the condition does not fit the schema."""
     found = CONDITION.fullmatch(where)
     if not found:
         raise VlpipeError(
@@ -213,7 +218,7 @@ def parse_where(where: str, schema: pa.Schema) -> Any:
 
 
 def render(shown: Shown) -> RenderableType:
-    """For a terminal: facts, the schema with statistics, rows as a table or one below the other."""
+    """Returns terminal output: facts, the schema with statistics, and the rows as a table or as blocks."""
     parts: list[RenderableType] = [_facts(shown.facts)]
     if shown.schema.names:
         parts += [Text(), _schema_table(shown)]
@@ -232,7 +237,7 @@ def _facts(facts: Sequence[tuple[str, str]]) -> Table:
 
 
 def _schema_table(shown: Shown) -> Table:
-    """Statistics only where there are any: a file without a receipt, or rejects, have none."""
+    """Returns the schema as a table, with statistics if there are any; rejects and files without a receipt have none."""
     table = Table(box=None, pad_edge=False)
     numbers = ("nulls", "min", "max") if shown.columns else ()
     for name in ("column", "type", *numbers, ""):
@@ -252,7 +257,7 @@ def _columns(shown: Shown) -> Iterator[tuple[str, str, str]]:
 
 
 def rows_view(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RenderableType:
-    """A table when it fits, else each row as a block; a list of structs has a line per element there."""
+    """Returns rows as a table if it fits, else each row as a block, in which a list of structs has a line per element."""
     cells = [[cell(value) for value in row.values()] for row in rows]
     widths = [max(len(text) for text in column) + 2 for column in zip(schema.names, *cells, strict=True)]
     if any(pa.types.is_nested(f.type) for f in schema) or sum(widths) > TABLE_CHARS:
@@ -276,7 +281,7 @@ def _record(row: Mapping[str, Any]) -> Table:
 
 
 def lines_of(value: Any) -> str:
-    """A value; a list of structs gets a line per element."""
+    """Returns the text of a value; a list of structs gets one line per element."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "\n".join(struct_text(v) if v is not None else "null" for v in value)
     return cell(value)

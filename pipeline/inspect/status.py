@@ -1,4 +1,4 @@
-"""How far a workflow is: one line per step, and who is at work on the root."""
+"""`status`: progress of each step of a workflow, and who holds the root's lock."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ from vlpipe.pipeline.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepStatus:
+    """State and sizes of a step; of an unfinished step, those of its valid shards."""
+
     name: str
     state: str  # "done", "2 of 7 shards", "not run"; "running", "running, 2 of 7 shards"
     num_shards: int
     rows: int
-    rejects: dict[str, int]
-    seconds: float  # summed over shards, whatever ran at once
+    rejects: dict[str, int]  # "kind:code" -> rows
+    seconds: float  # summed over shards, also if they ran in parallel
     bytes: int
-    why: str  # why it is not done
+    why: str  # why the step is not done; empty if it is done or running
 
 
 def status(steps: Sequence[PlannedStep], store: Store) -> list[StepStatus]:
+    """Returns the status of each step."""
     have, run = what_is_there(steps, store), live_run(store)
     return [_status(one, have[one.name], store, run) for one in steps]
 
@@ -72,12 +75,13 @@ def _status(one: PlannedStep, have: StepReceipts, store: Store, run: str) -> Ste
 
 
 def live_run(store: Store) -> str:
-    """The id of the run that is going on; empty when there is none."""
+    """Returns the id of the run in progress; empty if there is none."""
     found = newest(store) if lock_holder(store).is_running else None
     return found.record.run if found and found.record else ""
 
 
 def folder_bytes(store: Store, rel: str) -> int:
+    """Returns the size of a folder in bytes; 0 if it does not exist."""
     return int(store.fs.du(store.path(rel))) if store.exists(rel) else 0
 
 
@@ -98,26 +102,27 @@ def status_table(found: Sequence[StepStatus]) -> Table:
             f"{one.seconds:.1f}",
         ]
         shown = [*numbers, size(one.bytes)] if ran else [""] * 5
-        said = escape(counts(one.rejects)) or (f"[dim]{escape(one.why)}[/dim]" if one.why else "")
-        table.add_row(escape(one.name), f"[{color}]{one.state}[/{color}]", *shown, said)
+        reasons = escape(counts(one.rejects)) or (f"[dim]{escape(one.why)}[/dim]" if one.why else "")
+        table.add_row(escape(one.name), f"[{color}]{one.state}[/{color}]", *shown, reasons)
     return table
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds the root's lock, in one line; empty when nobody does."""
+    """Who holds the root's lock, as one line; empty if nobody does."""
 
     text: str = ""
     is_running: bool = False
 
 
 def lock_holder(store: Store) -> Holder:
+    """Returns who holds the root's lock, and whether that run is known to be running."""
     lock = newest(store)
     state = state_of(lock, runs_held_here()) if lock else "ended"
     if lock is None or state == "ended":
         return Holder()
     if lock.record is None:
-        return Holder(f"{store.path(lock.rel)} cannot be read: nobody knows who holds this root")
+        return Holder(f"{store.path(lock.rel)} cannot be read: it is unknown who holds this root")
     age_s = max(0.0, time.time() - lock.record.beat)
     who = f"{lock.record.who}, last sign of life {age_s:.0f} s ago"
     if state in ("here", "fresh"):

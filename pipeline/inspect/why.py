@@ -1,6 +1,7 @@
-"""`why`: one row's way through all steps: where it lies, what changed, and why it was dropped.
+"""`why`: traces one row through all steps: its shards, what changed, and why it was dropped.
 
-Only shards the row can be in are opened: shard k comes from shard k. Gather steps are searched whole, by id.
+It opens only the shards that can contain the row: shard k of a map step comes from shard k of its input. Gather steps are
+searched completely, by id.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.storage.printable import cell, struct_text
 from vlpipe.pipeline.storage.store import Store
 
-MIN_PREFIX = 8
-MAX_NAMED = 5
-NAMES_ROWS = ("+ witness: ", "+ donors: ")  # of a decision: what follows are ids
+MIN_PREFIX = 8  # min length of the beginning of an id
+MAX_NAMED = 5  # max number of ids listed
+NAMES_ROWS = ("+ witness: ", "+ donors: ")  # lines of a decision that list ids of other rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """What one step did with the row. `what`: new, changed, same, dropped, read, absent (not in the training set),
-    children, lost, or not run. Of `dropped` and `absent` the first line is the reason."""
+    """What one step did with the row. what: new, changed, same, dropped, read, absent (not in the training set),
+    children, lost, or not run. The first line of `dropped` and `absent` is the reason."""
 
     step: str
     what: str
@@ -40,7 +41,7 @@ class Event:
 
 
 class _NamesRows(str):
-    """A line of a row's history in which ids of other rows may stand. Ids of one source have one length."""
+    """A line of a row's history that may contain ids of other rows. All ids of a source have the same length."""
 
     WORD: ClassVar[re.Pattern[str]] = re.compile(r"[^\s,;()\[\]]+")
     id: str
@@ -54,7 +55,7 @@ class _NamesRows(str):
         return {word for word in self.WORD.findall(self) if len(word) == len(self.id) and word != self.id}
 
     def named(self, urls: Mapping[str, str]) -> str:
-        """With the url behind each id that has one."""
+        """Returns the line with the URL added after each id that is in `urls`."""
         return self.WORD.sub(
             lambda word: f"{word[0]} ({urls[word[0]]})" if word[0] in urls else word[0], self
         )
@@ -62,13 +63,15 @@ class _NamesRows(str):
 
 @dataclass(frozen=True, slots=True)
 class History:
+    """The events of one row, in step order."""
+
     id: str
     events: list[Event]
 
 
 @dataclass(slots=True)
 class _Seen:
-    """The row as a step left it."""
+    """The row in the output of a step. index: its shard."""
 
     index: int
     row: Row
@@ -76,7 +79,7 @@ class _Seen:
 
 @dataclass
 class _Trace:
-    """Follows one id; `seen` says where it was found so far, `dropped` which step rejected it and why."""
+    """Traces one id. seen: step -> where the row was found; dropped: step that rejected it -> reject code."""
 
     facts: Facts
     id: str
@@ -92,7 +95,7 @@ class _Trace:
         return self.facts.have
 
     def step(self, one: PlannedStep) -> Event | None:
-        """The step's event; None when the row never came there."""
+        """Returns the step's event; None if the row did not reach the step."""
         came = next((p for p in one.above if p.name in self.seen), None)
         if came is None and one.above and not is_gather(one) and not _makes_ids(one):
             return None
@@ -105,10 +108,10 @@ class _Trace:
             if row is not None:
                 self.seen[one.name] = _Seen(receipt.index, row)
                 return self._row_event(one, receipt, before, row)
-        return self._gone(one, came, receipts)
+        return self._not_found(one, came, receipts)
 
     def _candidates(self, one: PlannedStep, came: PlannedStep | None) -> list[Receipt]:
-        """The shards the row can be in."""
+        """Returns the receipts of the shards that can contain the row."""
         receipts = self.have[one.name].receipts
         if is_gather(one) or came is None:
             return list(receipts.values())
@@ -116,7 +119,7 @@ class _Trace:
         index = None if start is None else start + self.seen[came.name].index
         return [receipts[index]] if index in receipts else []
 
-    def _gone(self, one: PlannedStep, came: PlannedStep | None, receipts: list[Receipt]) -> Event | None:
+    def _not_found(self, one: PlannedStep, came: PlannedStep | None, receipts: list[Receipt]) -> Event | None:
         for receipt in receipts:
             reject = self._reject(one, receipt)
             if reject is not None:
@@ -139,16 +142,16 @@ class _Trace:
             return None
         table = read_rejects(self.store, one.folder, receipt.index)
         for reject in table.filter(pc.equal(table["id"], self.id)).to_pylist():
-            said = f"{reject['kind']}: {reject['why']}" + (
+            text = f"{reject['kind']}: {reject['why']}" + (
                 f" ({cell(reject['detail'])})" if reject["detail"] else ""
             )
             self.dropped[one.name] = reject["why"]
-            lines = [_NamesRows(said, self.id), *self.facts.log(one, receipt, self.id), *self.facts.by(one)]
+            lines = [_NamesRows(text, self.id), *self.facts.log(one, receipt, self.id), *self.facts.by(one)]
             return Event(step=one.name, what="dropped", shard=receipt.shard.path, lines=tuple(lines))
         return None
 
     def _absent(self, one: PlannedStep) -> Event | None:
-        """A training step that would have read the row, had no step dropped it."""
+        """Returns an event if the step trains and would have read the row had no step above dropped it."""
         if not trains(one) or not self.have[one.name].receipts:
             return None
         for name, why in self.dropped.items():
@@ -157,7 +160,8 @@ class _Trace:
         return None
 
     def _row_event(self, one: PlannedStep, receipt: Receipt, before: Row | None, row: Row) -> Event:
-        """What changed against the step before. A step with columns of its own (a decision, say) drops none of them."""
+        """Returns what changed against the previous step. Only map steps report dropped columns, because rows of a gather
+        step may have other columns (decisions, say)."""
         lines = changes(self.facts.named(before or {}), self.facts.named(row))
         if before is not None and not is_gather(one):
             lines += [f"- {name}" for name in before if name not in one.schema_out.names]
@@ -176,7 +180,8 @@ class _Trace:
 
 
 def history(steps: Sequence[PlannedStep], store: Store, wanted: str) -> History:
-    """Follow a row, given by its id, the beginning of it (8 characters or more), or its url."""
+    """Traces a row, given by its id, at least 8 first characters of it, or its url. Raises VlpipeError if not exactly one
+    row matches."""
     have = what_is_there(steps, store)
     id_ = find_id(steps, store, have, wanted)
     facts = Facts(steps, store, have)
@@ -184,7 +189,7 @@ def history(steps: Sequence[PlannedStep], store: Store, wanted: str) -> History:
 
 
 def with_urls(events: Sequence[Event], facts: Facts) -> list[Event]:
-    """Behind each id of another row, where that one came from."""
+    """Adds to each id of another row the URL it came from."""
     lines = [line for event in events for line in event.lines if isinstance(line, _NamesRows)]
     urls = facts.urls_of({word for line in lines for word in line.words()})
     return [
@@ -194,7 +199,7 @@ def with_urls(events: Sequence[Event], facts: Facts) -> list[Event]:
 
 
 def trace(steps: Sequence[PlannedStep], facts: Facts, id_: str) -> list[Event]:
-    """Events in step order; what made the row from another one is preceded by that one's events."""
+    """Returns events in step order. If the row was made from a parent row, the parent's events come first."""
     following = _Trace(facts, id_)
     found = {one.name: event for one in steps if (event := following.step(one)) is not None}
     first = next((one for one in steps if one.name in following.seen), None)
@@ -210,9 +215,12 @@ def _makes_ids(one: PlannedStep) -> bool:
 
 
 def find_id(steps: Sequence[PlannedStep], store: Store, have: dict[str, StepReceipts], wanted: str) -> str:
-    """The one id meant; rows are looked up where they enter: in steps that list rows or make new ones."""
+    """Returns the id that `wanted` means. Searches the steps in which rows enter: those that list or make rows.
+
+    Raises VlpipeError if no row or several rows match, or if the row was forgotten.
+    """
     if not any(h.receipts for h in have.values()):
-        raise VlpipeError(f"nothing has run in {store.url} yet; `vlpipe run` comes first")
+        raise VlpipeError(f"nothing has run in {store.url} yet; run `vlpipe run` first")
     for one in steps:
         enters = not one.above or is_gather(one) or _makes_ids(one)
         if not enters or "id" not in one.schema_out.names:
@@ -225,7 +233,7 @@ def find_id(steps: Sequence[PlannedStep], store: Store, have: dict[str, StepRece
         if found:
             return _only(sorted(found), wanted)
     if read_forgotten(store).has_row(wanted, wanted):
-        raise VlpipeError(f"row {printable(wanted)} was forgotten; only hashes are kept of it")
+        raise VlpipeError(f"row {printable(wanted)} was forgotten; only its hashes are kept")
     raise VlpipeError(
         f"no row has the id or url {wanted!r}; wanted a whole id, its first {MIN_PREFIX} or more characters, or a url"
     )
@@ -235,11 +243,11 @@ def _only(found: list[str], wanted: str) -> str:
     if len(found) == 1:
         return found[0]
     named = ", ".join(found[:MAX_NAMED]) + (", ..." if len(found) > MAX_NAMED else "")
-    raise VlpipeError(f"{wanted!r} means {len(found)} rows: {named}; give one id, or more of it")
+    raise VlpipeError(f"{wanted!r} matches {len(found)} rows: {named}; give one id, or more characters of it")
 
 
 def _matches(store: Store, receipt: Receipt, wanted: str) -> set[str]:
-    """Ids that are `wanted` or begin with it, and those of rows whose url it is."""
+    """Returns the ids that equal `wanted`, start with it, or belong to a row with that url."""
     found: set[str] = set()
     with open_parquet(store, receipt.shard.path) as file:
         columns = [name for name in ("id", "url") if name in file.schema_arrow.names]
@@ -257,7 +265,7 @@ def _matches(store: Store, receipt: Receipt, wanted: str) -> set[str]:
 
 
 def rows_where(store: Store, receipt: Receipt, column: str, value: str) -> Iterator[Row]:
-    """Whole rows of a shard (what lies in its own file) whose `column` is `value`."""
+    """Yields the rows of a shard whose `column` equals `value`, without heavy columns stored in other files."""
     with open_parquet(store, receipt.shard.path) as file:
         if column not in file.schema_arrow.names:
             return
@@ -269,7 +277,7 @@ def rows_where(store: Store, receipt: Receipt, column: str, value: str) -> Itera
 
 
 def changes(before: Row, after: Row) -> list[str]:
-    """A line per column that is new (+) or has another value (~); lists of structs element by element."""
+    """Returns a line per column that is new (+) or changed (~); lists of structs are compared element by element."""
     lines: list[str] = []
     for name, value in after.items():
         if name == "id" or (name in before and before[name] == value):
@@ -289,7 +297,10 @@ def _is_structs(value: Any) -> bool:
 
 
 def element_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
-    """Elements are the same one when their first field is (of `texts`: the text); order counts only among equals."""
+    """Returns a line per element that is new (+), changed (~) or removed (-).
+
+    Elements are matched by their first field (in `texts`: the text); elements with equal first fields match in order.
+    """
     left, lines = list(before), []
     for element in after:
         key = next(iter(element.values()))
@@ -319,16 +330,16 @@ TELL: dict[str, Callable[[Event], str]] = {
 }
 
 
-SAID_FIRST = {"dropped": 1, "absent": 1, "not run": 1}  # lines that the head line says
+SAID_FIRST = {"dropped": 1, "absent": 1, "not run": 1}  # number of lines already in the head line
 
 
 def as_json(found: History) -> str:
-    """The same for tools. All ASCII, so that any terminal and pipe takes it as it is."""
+    """Returns the history as ASCII JSON, so that any terminal or pipe can print it."""
     return json.dumps({"id": found.id, "events": [asdict(event) for event in found.events]})
 
 
 def tell(found: History) -> Iterator[tuple[Event, str]]:
-    """Text per event: a head line, then indented lines."""
+    """Yields (event, text) per event: a head line, then indented lines."""
     width = max((len(e.step) for e in found.events), default=0)
     for event in found.events:
         lines = event.lines[SAID_FIRST.get(event.what, 0) :]

@@ -1,4 +1,4 @@
-"""What `why` tells beside the rows: when a row was fetched, who made a model, where a twin came from, who trained on it."""
+"""`why`: where things come from: log lines of a row, the step that made a model, URLs of other rows, training sets."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ Row = Mapping[str, Any]
 
 @dataclass
 class Facts:
+    """Looks up the origins of rows and models in the steps of a root."""
+
     steps: Sequence[PlannedStep]
     store: Store
     have: dict[str, StepReceipts]
 
     @cached_property
     def makers(self) -> dict[str, str]:
-        """Digest of a step's artifacts, or of a file or folder at their top -> the step."""
+        """Digest -> name of the step that made it, for all artifacts of a step and for each of their top-level entries."""
         found: dict[str, str] = {}
         for one in self.steps:
             names = one.manifest.artifacts if one.manifest else {}
@@ -43,7 +45,7 @@ class Facts:
         return found
 
     def named(self, value: Any) -> Any:
-        """The value, with the step's name in place of a digest of what a step made."""
+        """Returns the value with digests of artifacts replaced by text that names the step that made them."""
         if isinstance(value, Mapping):
             return {name: self.named(item) for name, item in value.items()}
         if isinstance(value, list):
@@ -53,7 +55,7 @@ class Facts:
         return value
 
     def log(self, one: PlannedStep, receipt: Receipt, id_: str) -> list[str]:
-        """What a step wrote down about the row: when, how often it tried."""
+        """Returns the lines about a row in a shard's log, such as time and attempts. Raises VlpipeError if it is damaged."""
         path = f"{one.folder}/_log/{receipt.index:06d}.jsonl"
         if not self.store.exists(path):
             return []
@@ -71,7 +73,7 @@ class Facts:
         return [f"log: {struct_text(line)}" for line in mine]
 
     def urls_of(self, ids: Collection[str]) -> dict[str, str]:
-        """Where other rows came from; what is no id is not in it. Reads each listed row once, however many are asked for."""
+        """Returns id -> URL for those of `ids` that are row ids. Reads the listed rows once, for any number of ids."""
         found: dict[str, str] = {}
         wanted = pa.array(sorted(ids), pa.string())
         for one in self.steps if ids else ():
@@ -86,20 +88,20 @@ class Facts:
         return found
 
     def by(self, one: PlannedStep) -> list[str]:
-        """The thresholds a step judged with, and whose artifacts it used."""
+        """Returns a line with the thresholds of a step and the steps whose artifacts it used; empty if it has neither."""
         step = one.keyed.step
         if isinstance(step.stage, ListRows):
             return []
-        said = [
+        parts = [
             f"{name} {value}"
             for name, value in step.params.items()
             if "threshold" in name and value is not None
         ]
-        said += [f"{field} of {file.step}" for field, file in files_of(step.stage) if file.step]
-        return [f"by {step.use}: {', '.join(said)}"] if said else []
+        parts += [f"{field} of {file.step}" for field, file in files_of(step.stage) if file.step]
+        return [f"by {step.use}: {', '.join(parts)}"] if parts else []
 
     def reading(self, one: PlannedStep, came: PlannedStep, row: Row) -> list[str]:
-        """What a gather step made of a row that it read, as far as it can be said."""
+        """Returns lines about what gather step `one` did with a row it read. came: the input step the row came from."""
         stage = one.keyed.step.stage
         lines = list(stage.tell(row))
         if trains(one):
@@ -115,10 +117,10 @@ class Facts:
 
 
 def trains(one: PlannedStep) -> bool:
-    """It launches training."""
+    """True if the step is a gather step that launches training."""
     return is_gather(one) and bool(getattr(one.keyed.step.stage, "LAUNCHES", False))
 
 
 def is_below(one: PlannedStep, name: str) -> bool:
-    """Do its rows come, by whatever way, from that step?"""
+    """True if the step's rows come from step `name`, directly or through other steps."""
     return any(above.name == name or is_below(above, name) for above in one.above)

@@ -1,4 +1,4 @@
-"""The steps that run: profile and --set laid over what the file says, `repeat` unrolled, names resolved."""
+"""Builds the list of steps that run: applies profile and --set to the file, unrolls `repeat`, resolves step names."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, Seq, Where, merge,
 
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]*")
 REFERENCE_KEYS = {"from", "path", "first"}
-MAX_NAME = 100  # it is part of a folder's name
+MAX_NAME = 100  # a step name is part of a folder name
 MAX_ROUNDS = 1_000
-NOT_NAMES = ("repeat", "rounds")  # --set rounds=2 and a profile's `repeat:` mean the loop
+NOT_NAMES = ("repeat", "rounds")  # reserved: --set rounds=2 and a profile's `repeat:` refer to the loop
 
 
 @dataclass(kw_only=True)
 class DraftStep:
-    """One step that will run, its stage not yet known. `base`: its name in the file (caption@2: caption)."""
+    """A step that will run, before its stage class is known. base: its name in the file (`caption` for `caption@2`)."""
 
     name: str
     base: str
-    round: int  # 0 outside the loop
+    round: int  # from 1; 0 outside the loop
     params: Map
     inputs: tuple[str, ...] = ()
-    broken: bool = False  # a name in it means nothing
+    broken: bool = False  # a step name in it could not be resolved
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One `--set step.key=value`; `rounds=2` has the step `rounds` and no keys."""
+    """One `--set step.key=value`. For `rounds=2`, `step` is `rounds` and `keys` is empty."""
 
     step: str
     keys: tuple[str, ...]
@@ -42,7 +42,7 @@ class Setting:
 def written_steps(
     file: Map, profile: str | None, sets: Sequence[str], problems: list[Problem]
 ) -> list[DraftStep]:
-    """The steps in the order they run. `file` is a parsed workflow; mistakes are added to `problems`."""
+    """Returns the steps in the order they run. file: a parsed workflow; mistakes are added to `problems`."""
     steps = _declared(file, problems)
     settings = [s for text in sets if (s := _setting(text, problems))]
     chosen = _profile(file, profile, steps, problems)
@@ -80,15 +80,14 @@ def _declared(file: Map, problems: list[Problem]) -> dict[str, Map]:
             why = f"wanted at most {MAX_NAME} characters" if len(name) > MAX_NAME else why
             why = "is taken" if name in NOT_NAMES else why
             problems.append(steps.at[name].problem(f"step name {shown(name)}: {why}"))
-        found[name] = (
-            params if isinstance(params, Map) else Map(steps.at[name])
-        )  # without `use`: that is reported
-        found[name].where = steps.at[name]  # where a missing parameter is reported
+        # An empty mapping has no `use`, which is reported later.
+        found[name] = params if isinstance(params, Map) else Map(steps.at[name])
+        found[name].where = steps.at[name]  # missing parameters are reported on this line
     return found
 
 
 def _profile(file: Map, profile: str | None, steps: Mapping[str, Map], problems: list[Problem]) -> Map:
-    """What the chosen profile overrides. The others are looked at too: they are mistakes waiting."""
+    """Returns the overrides of the chosen profile. Mistakes in the other profiles are reported too."""
     profiles = file.get("profiles", Map(file.where))
     nothing = Map(file.where)
     if not isinstance(profiles, Map):
@@ -132,7 +131,7 @@ def _setting(text: str, problems: list[Problem]) -> Setting | None:
 
 
 def _repeated(file: Map, chosen: Map, problems: list[Problem]) -> Map | None:
-    """The file's `repeat:` with the profile's laid over it."""
+    """Returns the file's `repeat:` with the profile's overrides applied."""
     repeat = file.get("repeat")
     if not isinstance(repeat, Map | None):
         problems.append(file.at["repeat"].problem("repeat: wanted {rounds: N, steps: [...]}"))
@@ -146,7 +145,7 @@ def _repeated(file: Map, chosen: Map, problems: list[Problem]) -> Map | None:
 def _repeat(
     repeat: Map | None, settings: Sequence[Setting], steps: list[str], problems: list[Problem]
 ) -> tuple[list[str], int]:
-    """Names of the steps in the loop, in file order, and how often it runs."""
+    """Returns the names of the steps in the loop, in file order, and the number of rounds."""
     if repeat is None:
         problems += [s.where.problem("the workflow has no repeat:") for s in settings]
         return [], 1
@@ -157,7 +156,7 @@ def _repeat(
     rounds, where = repeat.get("rounds", 1), place(repeat, ["rounds"], repeat.where)
     for setting in settings:
         if setting.keys not in ((), ("rounds",)):
-            problems.append(setting.where.problem("of repeat, only rounds can be set"))
+            problems.append(setting.where.problem("only the rounds of repeat can be set"))
         else:
             rounds, where = setting.value, setting.where
     if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= MAX_ROUNDS:
@@ -180,7 +179,7 @@ def _loop(repeat: Map, steps: list[str], problems: list[Problem]) -> list[str]:
     inside = [i for i, name in enumerate(steps) if name in names]
     between = [steps[i] for i in range(inside[0], inside[-1]) if i not in inside] if inside else []
     if between:
-        text = f"repeat.steps: {', '.join(between)} lies between them; add it, or move it above or below"
+        text = f"repeat.steps: {', '.join(between)} is between these steps; add it, or move it above or below"
         problems.append(where.problem(text))
     return [steps[i] for i in inside]
 
@@ -202,7 +201,7 @@ def _unroll(steps: Mapping[str, Map], loop: Sequence[str], rounds: int) -> list[
 def _apply(
     setting: Setting, steps: Sequence[DraftStep], removed: Mapping[str, str], problems: list[Problem]
 ) -> None:
-    """Put one --set into each step it names."""
+    """Applies one --set to each step it names."""
     targets = [s for s in steps if setting.step in (s.name, s.base)]
     if not targets:
         known = list(dict.fromkeys(n for s in steps for n in (s.base, s.name)))
@@ -227,15 +226,15 @@ def _apply(
 
 @dataclass
 class _Names:
-    """What a step name means where it stands."""
+    """Resolves step names: what a name means depends on the step and round that use it."""
 
     steps: list[DraftStep]
     removed: Mapping[str, str]
     rounds: int
     problems: list[Problem]
-    loop_is_known: bool  # else `repeat` itself is wrong, and that is reported
-    _at: int = 0  # the step being looked at
-    _path: str = ""  # and the dotted path in it, for the reader
+    loop_is_known: bool  # False if `repeat` itself has a mistake, which is already reported
+    _at: int = 0  # index of the step being resolved
+    _path: str = ""  # dotted path inside that step, for error texts
 
     def resolve_all(self) -> None:
         for at, step in enumerate(self.steps):
@@ -254,36 +253,36 @@ class _Names:
             items = [] if value is None else [(value, where)]
         found: list[str] = []
         for item, at in items:
-            name = self._meant(item, at)
+            name = self._resolve(item, at)
             if name in found:
-                self._no(at, f"{shown(name)} is there twice")
+                self._report(at, f"{shown(name)} is listed twice")
             elif name is not None:
                 found.append(name)
         return tuple(found)
 
     def _files(self, node: object, path: str) -> None:
-        """Resolve each {from: STEP, path: NAME} below `node`, in place."""
+        """Resolves each {from: STEP, path: NAME} below `node`, in place."""
         if isinstance(node, Map) and isinstance(node.get("from"), str) and not set(node) - REFERENCE_KEYS:
             self._path = path
-            node["from"] = self._meant(node.without("path"), node.at["from"]) or node["from"]
+            node["from"] = self._resolve(node.without("path"), node.at["from"]) or node["from"]
             node.pop("first", None)
             return
         inside = node.items() if isinstance(node, Map) else enumerate(node) if isinstance(node, Seq) else ()
         for key, item in inside:
             self._files(item, f"{path}.{key}")
 
-    def _meant(self, item: object, where: Where) -> str | None:
-        """The step that NAME or {from: NAME@previous, first: NAME} means; None, and a problem, if none."""
+    def _resolve(self, item: object, where: Where) -> str | None:
+        """Returns the step that NAME or {from: NAME@previous, first: NAME} refers to; None after reporting a problem."""
         text, first = (item.get("from"), item.get("first")) if isinstance(item, Map) else (item, None)
         if not isinstance(text, str) or (isinstance(item, Map) and not set(item) <= {"from", "first"}):
             wanted = "the name of a step, a list of names, or {from: NAME@previous, first: NAME}"
-            self._no(where, f"wanted {wanted}, got {shown(item)}")
+            self._report(where, f"wanted {wanted}, got {shown(item)}")
             return None
         base, _, which = text.partition("@")
         if which == "previous":
             return self._previous(base, first, where)
         if first is not None:
-            self._no(where, f"first: goes with {base}@previous, not with {shown(text)}")
+            self._report(where, f"first: is only for {base}@previous, not for {shown(text)}")
             return None
         return self._above(text, where)
 
@@ -294,10 +293,12 @@ class _Names:
             return None
         for who, inside in ((step.base, step.round), (base, base in self._loop)):
             if not inside:
-                self._no(where, f"@previous is for the steps of repeat, and {shown(who)} is not one")
+                self._report(where, f"@previous is only for steps of repeat, and {shown(who)} is not one")
                 return None
         if not isinstance(first, str):
-            self._no(where, f"what does round 1 take? {{from: {base}@previous, first: NAME}}")
+            self._report(
+                where, f"the input of round 1 is missing: wanted {{from: {base}@previous, first: NAME}}"
+            )
             return None
         return self._above(first, where) if step.round == 1 else f"{base}@{step.round - 1}"
 
@@ -307,17 +308,17 @@ class _Names:
         if name in (s.name for s in above):
             return name
         known = list(dict.fromkeys(s.base for s in above if s.round in (0, step.round or s.round)))
-        self._no(where, self._why_not(text, name, known))
+        self._report(where, self._why_not(text, name, known))
         return None
 
     def _why_not(self, text: str, name: str, above: list[str]) -> str:
-        listed = f"above are: {', '.join(above)}" if above else "no step is above"
+        listed = f"steps above: {', '.join(above)}" if above else "there is no step above"
         if text in self.removed:
             return f"{self.removed[text]}: {shown(text)}; {listed}"
         if name == self.steps[self._at].name:
             return f"{shown(text)} is this step itself; {listed}"
         if name in (s.name for s in self.steps):
-            return f"{shown(text)} comes below, and a step reads only what is above; {listed}"
+            return f"{shown(text)} is below this step, and a step reads only steps above it; {listed}"
         near = did_you_mean(text, above)
         return f"no step {shown(text)} above{f'{near} ({listed})' if near.endswith('?') else f'; {listed}'}"
 
@@ -325,5 +326,5 @@ class _Names:
     def _loop(self) -> set[str]:
         return {s.base for s in self.steps if s.round}
 
-    def _no(self, where: Where, text: str) -> None:
+    def _report(self, where: Where, text: str) -> None:
         self.problems.append(where.problem(f"{one_line(self._path, 120)}: {text}"))

@@ -1,6 +1,6 @@
-"""Weights on the Hugging Face hub: which commit a name means, and that commit as a folder.
+"""Weights on the Hugging Face hub: resolve a name to a commit, and get a commit as a folder.
 
-A name alone is no identity: what it means changes with the next push. `huggingface_hub` comes with transformers.
+Keys contain the commit because a name changes its content with every push. `huggingface_hub` comes with transformers.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from vlpipe.pipeline.errors import VlpipeError
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT_S = 10.0
-# The same weights for frameworks that no stage uses.
+# The same weights in formats of frameworks that no stage uses; not downloaded.
 OTHERS = ["*.h5", "*.msgpack", "*.ot", "*.onnx", "onnx/*", "*.tflite", "*.gguf", "*.mlmodel", "openvino*"]
 
 
 def hub_commit(name: str, who: str = "", remembered: str = "") -> str:
-    """The commit that `ORG/NAME` or `ORG/NAME@REVISION` means now, as the hub says.
+    """Returns the current commit of `ORG/NAME` or `ORG/NAME@REVISION`, 40 hex digits, as the hub reports it.
 
-    Where the hub cannot be asked: the commit that its client downloaded for that revision, then the one `remembered`.
-    who: put before the error. VlpipeError: no such model, or nobody can tell.
+    If the hub cannot be reached: the commit in the hub client's local cache for that revision, else `remembered`.
+    who: prefix of the error text. Raises VlpipeError if there is no such model or no commit is known.
     """
     if not HUB_ID.fullmatch(name):
         raise VlpipeError(
@@ -36,13 +36,13 @@ def hub_commit(name: str, who: str = "", remembered: str = "") -> str:
     if commit:
         return commit
     raise VlpipeError(
-        f"{who}{name!r} is no file or folder here (from {os.getcwd()}), and as a hub id it means no known commit: {asked}; "
+        f"{who}there is no file or folder {name!r} (from {os.getcwd()}), and as a hub id it has no known commit: {asked}; "
         f"write a path that exists, or ORG/NAME@COMMIT"
     )
 
 
 def _ask(repo: str, revision: str | None) -> str:
-    """The commit; or, in words, why the hub does not say."""
+    """Returns the commit from the hub, or a text that says why the hub gives none."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -50,12 +50,12 @@ def _ask(repo: str, revision: str | None) -> str:
         return "HF_HUB_OFFLINE is set, and it was never downloaded"
     try:
         return str(HfApi().model_info(repo, revision=revision, timeout=TIMEOUT_S).sha)
-    except Exception as error:  # the client raises many kinds; each means that the hub does not say
+    except Exception as error:  # the client raises many types; each means that the hub gives no commit
         return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _downloaded(repo: str, revision: str) -> str:
-    """The commit of a revision in the local cache of the hub's client; empty when it has none."""
+    """Returns the commit of a revision in the hub client's local cache; empty if it is not there."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cache = Path(os.environ.get("HF_HUB_CACHE") or HF_HUB_CACHE)
@@ -65,12 +65,15 @@ def _downloaded(repo: str, revision: str) -> str:
 
 
 def hub_folder(digest: str) -> str:
-    """The folder of a commit, `hub:ORG/NAME@COMMIT`; downloaded unless it is here. VlpipeError: the hub does not give it."""
+    """Returns the local folder of a commit, downloading it if needed. digest: `hub:ORG/NAME@COMMIT`.
+
+    Raises VlpipeError if the download fails.
+    """
     from huggingface_hub import snapshot_download
 
     repo, _, commit = digest.removeprefix("hub:").partition("@")
     cache = os.environ.get("HF_HUB_CACHE")
     try:
         return str(snapshot_download(repo, revision=commit, ignore_patterns=OTHERS, cache_dir=cache))
-    except Exception as error:  # the client raises many kinds; each means the same to the reader
-        raise VlpipeError(f"the hub does not give {repo} at commit {commit}: {error}") from error
+    except Exception as error:  # the client raises many types; all mean a failed download
+        raise VlpipeError(f"cannot download {repo} at commit {commit} from the hub: {error}") from error

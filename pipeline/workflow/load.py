@@ -1,7 +1,7 @@
-"""A workflow file, checked whole: `Workflow.load` reports every mistake at once, each with its line.
+"""Loads and checks a workflow file. `Workflow.load` reports all mistakes at once, each with its line.
 
-File order is run order and `from` names a step above: no cycles. Nothing is read here but the file itself and
-what stages look at in `schema` and `preflight`; no row flows.
+Steps run in file order and `from` names a step above, so there are no cycles. Loading reads only the workflow file and
+what the stages read in `schema` and `preflight`; it processes no rows.
 """
 
 from __future__ import annotations
@@ -33,24 +33,29 @@ from vlpipe.pipeline.workflow.stage_checks import class_problems, idle_keys
 from vlpipe.pipeline.workflow.step import ENGINE_KEYS, STEP_KEYS, EngineKeys, Step
 from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, parse, place
 
-MAX_CHARS = 1_000_000  # of a workflow file
+MAX_CHARS = 1_000_000  # max length of a workflow file
 STAGES = "vlpipe.stages"
 TOP_KEYS = ("name", "root", "steps", "repeat", "profiles")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workflow:
+    """A checked workflow: `steps` in the order they run, with stages made and names resolved."""
+
     path: str
     name: str
-    description: str  # the comment the file begins with
-    root: str
+    description: str  # the comment at the start of the file
+    root: str  # folder or URL of the outputs
     steps: tuple[Step, ...]
 
     @classmethod
     def load(
         cls, path: str, *, profile: str | None = None, sets: Sequence[str] = (), root: str | None = None
     ) -> Workflow:
-        """The workflow `path` (or a packaged one of that name). WorkflowError names all that is wrong."""
+        """Loads a workflow from a file path or the name of a packaged workflow.
+
+        sets: `STEP.KEY=VALUE` overrides; root: replaces the file's `root:`. Raises WorkflowError with all mistakes.
+        """
         path = resolve_workflow(path)
         problems: list[Problem] = []
         text = _read(path)
@@ -68,7 +73,10 @@ class Workflow:
         return cls(path=path, name=name, description=_description(text), root=where, steps=tuple(steps))
 
     def step(self, name: str) -> Step:
-        """The step of that name; a bare name of a repeated step means its last round."""
+        """Returns the step `name`; for a repeated step, the name without a round means its last round.
+
+        Raises VlpipeError if there is no such step.
+        """
         for step in reversed(self.steps):
             if name in (step.name, _base(step.name)):
                 return step
@@ -77,7 +85,10 @@ class Workflow:
 
 
 def resolve_workflow(name_or_path: str) -> str:
-    """The path of a workflow: an existing file, or the name of one that comes with the package."""
+    """Returns the path of a workflow, given an existing file or the name of a packaged workflow.
+
+    Raises VlpipeError if it is neither.
+    """
     if os.path.isfile(name_or_path):
         return name_or_path
     own = {str(p.name).removesuffix(".yaml"): str(p) for p in packaged.files("vlpipe.workflows").iterdir()}
@@ -96,14 +107,17 @@ def resolve_workflow(name_or_path: str) -> str:
 
 
 def profiles_of(path: str) -> list[str]:
-    """Names of a file's profiles."""
+    """Returns the names of the profiles in a workflow file."""
     file = parse(_read(path), [])
     found = file.get("profiles") if isinstance(file, Map) else None
     return list(found) if isinstance(found, Map) else []
 
 
 def schemas(workflow: Workflow) -> dict[str, pa.Schema]:
-    """The columns of each step's rows, heavy ones included, followed from step to step without data."""
+    """Returns step name -> output columns, heavy ones included. They are derived step by step, without data.
+
+    Raises WorkflowError if a step cannot use the columns of its inputs.
+    """
     problems: list[Problem] = []
     found = _schemas(workflow.steps, problems)
     if problems:
@@ -113,7 +127,7 @@ def schemas(workflow: Workflow) -> dict[str, pa.Schema]:
 
 def _error(path: str, problems: Sequence[Problem]) -> WorkflowError:
     error = WorkflowError(path, problems)
-    error.args = (str(error).replace("  line 0: ", "  "),)  # --set and --profile are on no line
+    error.args = (str(error).replace("  line 0: ", "  "),)  # problems of --set and --profile have no line
     return error
 
 
@@ -124,10 +138,8 @@ def _read(path: str) -> str:
     except UnicodeDecodeError as error:
         raise _error(path, [(error.object.count(b"\n", 0, error.start) + 1, "not UTF-8 text")]) from None
     if len(text) > MAX_CHARS:
-        said = (
-            f"longer than {MAX_CHARS:,} characters; what is long belongs into a file that a parameter names"
-        )
-        raise _error(path, [(1, said)])
+        problem = f"longer than {MAX_CHARS:,} characters; move long lists into files and name the files in parameters"
+        raise _error(path, [(1, problem)])
     return text
 
 
@@ -139,7 +151,7 @@ def _description(text: str) -> str:
 
 def _check_top(file: Map, problems: list[Problem]) -> None:
     for key, value in file.items():
-        if key.startswith("x-"):  # a place for anchors
+        if key.startswith("x-"):  # ignored: a place to define anchors
             continue
         if key not in TOP_KEYS:
             problems.append(file.at[key].problem(f"unknown key {shown(key)}{did_you_mean(key, TOP_KEYS)}"))
@@ -152,7 +164,7 @@ def _base(name: str) -> str:
 
 
 def _build_all(written: Sequence[DraftStep], problems: list[Problem]) -> list[Step]:
-    """The steps without a mistake of their own."""
+    """Returns the steps that have no mistake in their own parameters."""
     stages: dict[str, type[Stage]] = {}
     steps: list[Step] = []
     for each in written:
@@ -210,7 +222,7 @@ def _build(
 
 
 def _as_json(written: DraftStep, stage: Stage, problems: list[Problem]) -> dict[str, Any] | None:
-    """The parameters as they stand in keys and records."""
+    """Returns the parameters as plain JSON, as in keys and records; None and problems if a value has no JSON form."""
     found, before = {}, len(problems)
     for field in dataclasses.fields(stage):  # type: ignore[arg-type]  # every stage is a dataclass
         try:
@@ -224,13 +236,13 @@ def _as_json(written: DraftStep, stage: Stage, problems: list[Problem]) -> dict[
 
 def _check_inputs(written: DraftStep, cls: type[Stage], problems: list[Problem]) -> None:
     if issubclass(cls, SourceStage) and written.inputs:
-        text = f"{cls.__name__} lists its own rows and takes no from:"
+        text = f"{cls.__name__} lists its own rows, so it cannot have from:"
     elif (
         issubclass(cls, MapStage)
         and not issubclass(cls, SourceStage)
         and not (written.inputs or written.broken)
     ):
-        text = f"{cls.__name__} works on the rows of a step above; add from: STEP"
+        text = f"{cls.__name__} needs rows of a step above; add from: STEP"
     else:
         return
     problems.append(written.params.where.problem(f"{written.base}: {text}"))
@@ -240,9 +252,9 @@ def _check_timeout(written: DraftStep, cls: type[Stage], problems: list[Problem]
     if written.params.get("row_group_timeout_s") is None:
         return
     if not issubclass(cls, MapStage):
-        text = "is for stages that work row group by row group"
+        text = "gathers all rows; only map stages have a deadline per row group"
     elif cls.OBSERVES_WORLD:
-        text = "would make it ask for its rows again to find the slow one; it has deadlines of its own"
+        text = "has its own deadlines; to find the slow row the engine would have to request its rows again"
     else:
         return
     where = place(written.params, ["row_group_timeout_s"], written.params.where)
@@ -252,7 +264,7 @@ def _check_timeout(written: DraftStep, cls: type[Stage], problems: list[Problem]
 def _check_files(
     written: DraftStep, stage: Stage, stages: Mapping[str, type[Stage]], problems: list[Problem]
 ) -> None:
-    """Files exist, and those of a step come from one that makes artifacts."""
+    """Checks that file parameters exist and that `{from: STEP}` names a step that makes artifacts."""
 
     def say(path: str, text: str) -> None:
         keys = [int(k) if k.isdigit() else k for k in path.split(".")]
@@ -272,7 +284,7 @@ def _check_files(
     for path, name in stray_references(stage):
         say(
             path,
-            f"{{from: {_base(name)}}} is for parameters that are files; this is plain data",
+            f"{{from: {_base(name)}}} is only for file parameters; this one is plain data",
         )
 
 
@@ -283,29 +295,29 @@ def _is_there(file: File) -> bool:
 def _schemas(steps: Sequence[Step], problems: list[Problem]) -> dict[str, pa.Schema]:
     found: dict[str, pa.Schema] = {}
     for step in steps:
-        if all(name in found for name in step.inputs):  # else: broken above, and said there
+        if all(name in found for name in step.inputs):  # else the input step failed and is reported
             try:
                 found[step.name] = step.stage.schema(_schema_in(step, found))
             except Exception as error:
-                problems.append((step.line, f"{_base(step.name)}: {_said(error, step, 'schema')}"))
+                problems.append((step.line, f"{_base(step.name)}: {_error_text(error, step, 'schema')}"))
     return found
 
 
 def _preflight(steps: Sequence[Step], problems: list[Problem]) -> None:
     for step in steps:
         try:
-            said = step.stage.preflight()
+            texts = step.stage.preflight()
         except Exception as error:
-            said = [_said(error, step, "preflight")]
-        problems += [(step.line, f"{_base(step.name)}: {text}") for text in said]
+            texts = [_error_text(error, step, "preflight")]
+        problems += [(step.line, f"{_base(step.name)}: {text}") for text in texts]
 
 
-def _said(error: Exception, step: Step, method: str) -> str:
-    """What a stage's method raised: its own sentence, or what broke in it and where."""
+def _error_text(error: Exception, step: Step, method: str) -> str:
+    """Returns the text for an exception of a stage's method; for unexpected ones with method, type and line."""
     if isinstance(error, (VlpipeError, ValueError, OSError)):
         return str(error)
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
-        return error.args[0]  # PyArrow's, of a column
+        return error.args[0]  # PyArrow raises KeyError for a missing column
     name = f"{type(step.stage).__name__}.{method}"
     return f"{name} failed: {type(error).__name__}: {error}{raised_in(error)}"
 
@@ -320,23 +332,23 @@ def _schema_in(step: Step, found: Mapping[str, pa.Schema]) -> pa.Schema:
         return found[first]
     for other in others:
         _check_same(first, found[first], other, found[other])
-    return pa.schema([_said_by_all(f, [found[other] for other in others]) for f in found[first]])
+    return pa.schema([_common_metadata(f, [found[other] for other in others]) for f in found[first]])
 
 
-def _said_by_all(field: pa.Field, others: Sequence[pa.Schema]) -> pa.Field:
-    """What stages say of a column (such as whose scores it holds) is true of joined rows if it is of all inputs."""
+def _common_metadata(field: pa.Field, others: Sequence[pa.Schema]) -> pa.Field:
+    """Keeps a column's metadata (such as the model of its scores) for joined rows only if all inputs have the same."""
     if all(other.field(field.name).metadata == field.metadata for other in others):
         return field
     return field.remove_metadata()
 
 
 def _check_same(a: str, left: pa.Schema, b: str, right: pa.Schema) -> None:
-    """Rows of several inputs become rows of one step: same columns, same types; the order may differ."""
+    """Raises VlpipeError unless two inputs of a step have the same columns and types; their order may differ."""
     for name in sorted({*left.names, *right.names}):
         kinds = [_kind(schema, name) for schema in (left, right)]
         if kinds[0] != kinds[1]:
-            said = f"{kinds[0]} in {shown(_base(a))} and {kinds[1]} in {shown(_base(b))}"
-            raise VlpipeError(f"the inputs differ: column {shown(name)} is {said}")
+            types = f"{kinds[0]} in {shown(_base(a))} and {kinds[1]} in {shown(_base(b))}"
+            raise VlpipeError(f"the inputs differ: column {shown(name)} is {types}")
 
 
 def _kind(schema: pa.Schema, name: str) -> str:

@@ -1,4 +1,4 @@
-"""A stage's parameters: its class by import path, their validation, the files among them."""
+"""Stage parameters: find the class by import path, validate values, list file parameters, convert to plain JSON."""
 
 from __future__ import annotations
 
@@ -30,11 +30,14 @@ S = TypeVar("S", bound=Stage)
 
 
 def find(use: str, below: str) -> type:
-    """The class `filter.itm:ItmFilter` below package `below`, or `my_pkg.stages:Mine`. ValueError."""
+    """Imports the class `use`, given as MODULE:CLASS: `filter.itm:ItmFilter` (below `below`) or `my_pkg.stages:Mine`.
+
+    below: package that is tried first. Raises ValueError if there is no such class or its import fails.
+    """
     module_name, _, class_name = use.partition(":")
     if not (class_name and all(part.isidentifier() for part in (*module_name.split("."), class_name))):
         raise ValueError(
-            f"{shown(use, 200)} is no import path; wanted MODULE:CLASS below {below}, or my_package.module:Class"
+            f"{shown(use, 200)} is not an import path; wanted MODULE:CLASS below {below}, or my_package.module:Class"
         )
     full = next((n for n in (f"{below}.{module_name}", module_name) if _exists(n)), None)
     if full is None:
@@ -54,7 +57,7 @@ def find(use: str, below: str) -> type:
 
 def _exists(module: str) -> bool:
     parts = module.split(".")
-    for end in range(1, len(parts) + 1):  # the parents first: find_spec of a child imports them
+    for end in range(1, len(parts) + 1):  # parents first, because find_spec of a child imports them
         name = ".".join(parts[:end])
         try:
             if importlib.util.find_spec(name) is None:
@@ -63,7 +66,7 @@ def _exists(module: str) -> bool:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 return False  # a parent is a module, not a package
             raise _import_failed(name, error) from error
-        except ValueError:  # a module without a spec, such as __main__
+        except ValueError:  # a module that has no spec, such as __main__
             if name not in sys.modules:
                 return False
         except Exception as error:
@@ -85,7 +88,7 @@ def _import_failed(module: str, error: Exception) -> ValueError:
 
 
 def _modules(below: str) -> dict[str, Path]:
-    """Name below the package -> file, of all its modules; imports none of them."""
+    """Returns module name below the package -> file, for all its modules, without importing them."""
     spec = importlib.util.find_spec(below)
     folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
     return {
@@ -97,7 +100,7 @@ def _modules(below: str) -> dict[str, Path]:
 
 
 def _moved(use: str, below: str) -> str:
-    """A did-you-mean for the path that a class had before its file moved, which is the NAME that it declares."""
+    """Returns a did-you-mean if `use` is the old path of a moved class; classes declare their first path as NAME."""
     declared = re.compile(rf'^ +NAME\b.*= "{re.escape(use)}"$', re.MULTILINE)
     for name, file in _modules(below).items():
         if found := declared.search(text := file.read_text(encoding="utf-8")):
@@ -107,7 +110,7 @@ def _moved(use: str, below: str) -> str:
 
 
 def _nearby(module: str, below: str) -> str:
-    """A did-you-mean over the modules below a package, or the groups there are."""
+    """Returns a did-you-mean over the modules below a package; if none is close, lists the modules of its group."""
     names = list(_modules(below))
     if difflib.get_close_matches(module, names, n=1):
         return did_you_mean(module, names)
@@ -117,9 +120,9 @@ def _nearby(module: str, below: str) -> str:
 
 
 def validate(cls: type, values: Map, prefix: str, problems: list[Problem], also: Sequence[str] = ()) -> Any:
-    """An instance of the dataclass `cls`, or None and problems. Strict: no text becomes a number.
+    """Returns an instance of the dataclass `cls`, or None after adding to `problems`. Strict: text never becomes a number.
 
-    prefix: put before the dotted path; also: keys that exist beside the fields, for the did-you-mean.
+    prefix: put before the dotted path; also: other valid keys at the top level, for the did-you-mean.
     """
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
@@ -127,7 +130,7 @@ def validate(cls: type, values: Map, prefix: str, problems: list[Problem], also:
         problems.append(values.where.problem(f"{prefix}: {error}"))
     except ValidationError as error:
         found = _by_path(error, values)
-        meant = set()  # parameters whose name was misspelt; they are not reported as missing too
+        meant = set()  # parameters whose name was misspelled; they are not also reported as missing
         for path in [p for p in found if _is(found[p], "unexpected_keyword_argument")]:
             known = [*_fields_at(cls, path[:-1]), *(also if len(path) == 1 else ())]
             meant |= {(*path[:-1], near) for near in difflib.get_close_matches(str(path[-1]), known, n=1)}
@@ -137,14 +140,14 @@ def validate(cls: type, values: Map, prefix: str, problems: list[Problem], also:
         for path, errors in found.items():
             if not (path in meant and _is(errors, "missing")):
                 problems.append(_problem(values, prefix, path, _sentence(path, errors)))
-    except Exception as error:  # of `__post_init__`, or of a default
-        said = f"{cls.__name__} failed: {type(error).__name__}: {error}{raised_in(error)}"
-        problems.append(values.where.problem(f"{prefix}: {said}"))
+    except Exception as error:  # raised by `__post_init__` or a default factory
+        text = f"{cls.__name__} failed: {type(error).__name__}: {error}{raised_in(error)}"
+        problems.append(values.where.problem(f"{prefix}: {text}"))
     return None
 
 
 def _by_path(error: ValidationError, values: Map) -> dict[tuple[str | int, ...], list[Any]]:
-    """Pydantic's errors by the path in the YAML, without the labels it adds for members of a union."""
+    """Groups Pydantic's errors by their path in the YAML. Labels that Pydantic adds for union members are dropped."""
     found: dict[tuple[str | int, ...], list[Any]] = {}
     for each in error.errors(include_url=False):
         node: Any = values
@@ -165,12 +168,12 @@ def _is(errors: Sequence[Any], kind: str) -> bool:
 
 
 def _problem(values: Map, prefix: str, path: Sequence[str | int], text: str) -> Problem:
-    said = one_line(".".join([prefix, *map(str, path)]), 120)
-    return place(values, path, values.where).problem(f"{said}: {text}")
+    name = one_line(".".join([prefix, *map(str, path)]), 120)
+    return place(values, path, values.where).problem(f"{name}: {text}")
 
 
 def _fields_at(cls: type, path: Sequence[str | int]) -> list[str]:
-    """Field names of the dataclass that is reached from `cls` by `path`."""
+    """Returns the field names of the dataclass at `path` inside `cls`."""
     for key in path:
         if isinstance(key, str):
             hint = get_type_hints(cls).get(key)
@@ -183,11 +186,11 @@ def _fields_at(cls: type, path: Sequence[str | int]) -> list[str]:
 
 
 def _sentence(path: Sequence[str | int], errors: Sequence[Any]) -> str:
-    """One key's errors (several for the members of a union): what was wanted, what came."""
+    """Returns one text for the errors of a key (several for a union): what was wanted, what came."""
     if _is(errors, "missing"):
         return "missing, and it has no default"
     wanted = list(dict.fromkeys(_wanted(e) for e in errors))
-    if not path:  # the stage's own check of its parameters
+    if not path:  # raised by the stage's own check of its parameters
         return wanted[0]
     came = json.dumps(errors[0]["input"], ensure_ascii=False)
     came = came if len(came) <= 80 else came[:77] + "..."
@@ -214,7 +217,7 @@ def _wanted(error: Any) -> str:
 
 
 def files_of(stage: Stage) -> list[tuple[str, File]]:
-    """(dotted field path, File) of every file in the fields, also inside tuples, lists, mappings."""
+    """Returns (dotted field path, File) of each file parameter, also inside tuples, lists, mappings and dataclasses."""
     found: list[tuple[str, File]] = []
 
     def note(path: str, file: File) -> File:
@@ -226,7 +229,7 @@ def files_of(stage: Stage) -> list[tuple[str, File]]:
 
 
 def replace_files(stage: S, fn: Callable[[str, File], File]) -> S:
-    """The same stage with each file mapped; everything else is as it was."""
+    """Returns a copy of the stage with each file parameter replaced by `fn(dotted path, file)`."""
     new: S = _walk(stage, "", fn)
     return new
 
@@ -253,16 +256,16 @@ def _walk(value: Any, path: str, fn: Callable[[str, File], File]) -> Any:
 
 
 def as_written(file: File) -> Any:
-    """A file parameter as it stands in the YAML."""
+    """Returns a file parameter as it is written in the YAML."""
     if file.step is None:
         return file.path
     return {"from": file.step, "path": file.path} if file.path else {"from": file.step}
 
 
 def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: bool = False) -> Any:
-    """A parameter as plain JSON, the one spelling of it: tuples as lists, sets sorted, an Enum as its value.
+    """Returns the canonical plain JSON of a parameter: tuples as lists, sets sorted, an Enum as its value.
 
-    file: what stands for a file; leave_out: without the fields of `NOT_IN_KEY`, for keys. VlpipeError: no JSON for its type.
+    file: converts a file; leave_out: omit the fields in `NOT_IN_KEY`, for keys. Raises VlpipeError for other types.
     """
     if isinstance(value, File):
         return file(value)
@@ -287,8 +290,8 @@ def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: b
 def _scalar(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
-            return str(value)  # JSON has no inf and no nan
-        return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 10 and 10.0 are one value
+            return str(value)  # JSON has neither inf nor nan
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 10.0 and 10 are equal
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, (PurePath, UUID, Decimal, Fraction)):
@@ -299,11 +302,11 @@ def _scalar(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, timedelta):
         return _scalar(value.total_seconds())
-    raise VlpipeError(f"a value of type {type(value).__name__} cannot be a parameter: no JSON stands for it")
+    raise VlpipeError(f"a value of type {type(value).__name__} cannot be a parameter: it has no JSON form")
 
 
 def stray_references(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """(dotted path, step) of each `{from: STEP}` that no field of type File took: a plain mapping."""
+    """Returns (dotted path, step) of each `{from: STEP}` that stayed a plain mapping because its field is not a File."""
     if dataclasses.is_dataclass(value) and not isinstance(value, (type, File)):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

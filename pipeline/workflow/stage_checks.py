@@ -1,4 +1,4 @@
-"""What is wrong with a stage's class, found when a workflow names it: later each of these fails oddly, or does nothing."""
+"""Checks a stage class when a workflow names it. Undetected, these mistakes fail later in unclear ways, or silently."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAX_VERSION = 2**31
 
 
 def class_problems(cls: type, engine_keys: Collection[str]) -> list[str]:
-    """One sentence for each; `engine_keys` belong to every step, so no parameter can have such a name."""
+    """Returns one sentence per mistake in a stage class. engine_keys: names that no parameter may have."""
     if not (issubclass(cls, (MapStage, GatherStage)) and dataclasses.is_dataclass(cls)):
         name = shown(f"{cls.__module__}:{cls.__qualname__}", 200)
-        return [f"{name} is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"]
-    return [f"{cls.__name__}{said}" for check in _CHECKS for said in check(cls, engine_keys)]
+        return [f"{name} is not a stage; wanted a dataclass below MapStage, SourceStage or GatherStage"]
+    return [f"{cls.__name__}{problem}" for check in _CHECKS for problem in check(cls, engine_keys)]
 
 
 def _is_dataclass_itself(cls: Any, _: Collection[str]) -> Iterator[str]:
@@ -30,11 +30,11 @@ def _is_dataclass_itself(cls: Any, _: Collection[str]) -> Iterator[str]:
     if "__dataclass_fields__" not in vars(cls):
         lost = [name for name, hint in inspect.get_annotations(cls).items() if not _is_class_var(hint)]
         if lost:
-            yield f" is no dataclass itself, so {', '.join(lost)} would be no parameter; add {WANTED}"
+            yield f" is not a dataclass itself, so {', '.join(lost)} would not be parameters; add {WANTED}"
     elif not params.frozen:
         yield f" is not frozen: a parameter could change after its key was made; wanted {WANTED}"
     elif any(not f.kw_only for f in dataclasses.fields(cls)):
-        yield f" takes parameters by place; wanted {WANTED}"
+        yield f" takes positional parameters; wanted {WANTED}"
 
 
 WANTED = "@dataclass(frozen=True, kw_only=True)"
@@ -53,7 +53,7 @@ def _names(cls: Any, engine_keys: Collection[str]) -> Iterator[str]:
 
 
 def _is_fixed(base: type, name: str) -> bool:
-    """A method, or a constant such as VERSION; what is a parameter of some stages only (`num_workers`) is neither."""
+    """True for a method or a constant such as VERSION; False for optional parameters such as `num_workers`."""
     return inspect.isfunction(vars(base).get(name)) or (name in vars(base) and name.isupper())
 
 
@@ -64,7 +64,7 @@ def _not_in_key(cls: Any, _: Collection[str]) -> Iterator[str]:
         return
     for name in sorted(map(str, names)):
         if name not in own:
-            yield f".NOT_IN_KEY names {name!r}, which is no parameter{did_you_mean(name, own)}"
+            yield f".NOT_IN_KEY names {name!r}, which is not a parameter{did_you_mean(name, own)}"
 
 
 def _class_values(cls: Any, _: Collection[str]) -> Iterator[str]:
@@ -110,25 +110,25 @@ def _methods(cls: Any, _: Collection[str]) -> Iterator[str]:
 
 
 def _types(cls: Any, _: Collection[str]) -> Iterator[str]:
-    """Every parameter has a type that a YAML value can become."""
+    """Checks that a YAML value can be converted to the type of each parameter."""
     try:
         hints = get_type_hints(cls, include_extras=True)
-    except Exception as error:  # whatever the annotations of a user's module do
-        yield f": the type of a parameter means nothing: {type(error).__name__}: {error}"
+    except Exception as error:  # annotations of a user's module may raise anything
+        yield f": the type of a parameter cannot be resolved: {type(error).__name__}: {error}"
         return
     for field in dataclasses.fields(cls):
         try:
             TypeAdapter(hints[field.name])
         except PydanticUserError:
             kind = getattr(hints[field.name], "__name__", str(hints[field.name]))
-            yield f".{field.name}: no value in YAML can become a {kind}"
+            yield f".{field.name}: no YAML value can be converted to {kind}"
 
 
 _CHECKS = (_is_dataclass_itself, _names, _not_in_key, _class_values, _methods, _types)
 
 
 def idle_keys(cls: type[Stage], given: Collection[str]) -> Iterator[tuple[str, str]]:
-    """(key, what is wrong) of each engine key given on a step where it would do nothing."""
+    """Yields (key, problem) for each engine key in `given` that has no effect on a stage of class `cls`."""
     lists_rows = issubclass(cls, (SourceStage, GatherStage))
     if "shard_rows" in given and not lists_rows:
         yield (

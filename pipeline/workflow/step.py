@@ -1,4 +1,4 @@
-"""A step of a workflow: its stage, its inputs, and what the engine is told about it."""
+"""A step of a workflow: its stage, its inputs, and its settings for the engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlpipe.pipeline.workflow.params import files_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What each task or actor of a step asks for; `actors`: how many at once. Part of no key."""
+    """Resources of each task or actor of a step. actors: max number at once. Resources are not part of keys."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -28,12 +28,12 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineKeys:
-    """The keys of a step that are the engine's, not the stage's."""
+    """The YAML keys of a step that configure the engine, not the stage."""
 
     resources: Resources = Resources()
     torch_threads: Annotated[int, Field(ge=1)] = 1
     max_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
-    shard_rows: Annotated[int, Field(ge=1)] | None = None  # None: as the stage says
+    shard_rows: Annotated[int, Field(ge=1)] | None = None  # None: the stage's default
     row_group_timeout_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX)] | None = None
 
 
@@ -43,7 +43,7 @@ STEP_KEYS = ("use", "from", *ENGINE_KEYS)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One step that runs; inside `repeat` its name is NAME@ROUND."""
+    """One step of a run. Inside `repeat` its name is NAME@ROUND."""
 
     name: str
     use: str
@@ -53,11 +53,11 @@ class Step:
     torch_threads: int = 1
     max_reject_rate: float | None = None
     shard_rows: int = SHARD_ROWS
-    row_group_timeout_s: float | None = None  # for one row group of a map stage; in no key
-    params: Mapping[str, Any]  # all fields of the stage as plain JSON, files as they are written
-    line: int
+    row_group_timeout_s: float | None = None  # deadline for one row group of a map stage; not part of keys
+    params: Mapping[str, Any]  # all fields of the stage as plain JSON, files as written in the YAML
+    line: int  # in the workflow file, from 1
 
     @property
     def artifact_steps(self) -> tuple[str, ...]:
-        """Steps whose artifacts this one reads."""
+        """Names of the steps whose artifacts this step reads."""
         return tuple(dict.fromkeys(file.step for _, file in files_of(self.stage) if file.step))

@@ -1,7 +1,7 @@
-"""YAML that remembers its lines: every key and item knows the line (or --set) it came from.
+"""YAML parser that records, for every key and item, the line (or the --set) it comes from.
 
-Stricter than YAML 1.1, whose surprises change experiments: a key is always text, a repeated key is a mistake,
-`1e-4` is a number, `2020-01-01` is text, a bare yes/no/on/off is refused (text or boolean? who can tell).
+It is stricter than YAML 1.1, whose surprises change experiments: keys are always text, a repeated key is an error,
+`1e-4` is a number, `2020-01-01` is text, and a bare yes/no/on/off is refused because it may mean text or a boolean.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from vlpipe.pipeline.errors import one_line, shown
 
 Problem = tuple[int, str]
 
-MAX_NODES = 50_000  # keys, values and items, each alias counted as all it stands for
+MAX_NODES = 50_000  # keys, values and items; an alias counts as the nodes it expands to
 MAX_DEPTH = 50
-TOO_MANY = f"more than {MAX_NODES:,} keys and values (an alias counts as all it stands for); long lists belong into files"
+TOO_MANY = f"more than {MAX_NODES:,} keys and values (aliases count as what they expand to); move long lists into files"
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
+TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 
 
 class Where(NamedTuple):
-    """A line of the file; or 0, and `said` names what took its place (`--set a.b=c`)."""
+    """A source location: a line of the file, from 1; or line 0, where `said` is the source (`--set a.b=c`)."""
 
     line: int
     said: str = ""
@@ -35,7 +35,7 @@ class Where(NamedTuple):
 
 
 class Map(dict[str, Any]):
-    """A mapping; `at` has the place of each key, `where` its own."""
+    """A mapping with source locations: `at` of each key, `where` of the mapping itself."""
 
     def __init__(self, where: Where) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Map(dict[str, Any]):
 
 
 class Seq(list[Any]):
-    """A list; `at` has the place of each item."""
+    """A list with source locations: `at` of each item."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,13 +66,13 @@ class Seq(list[Any]):
 
 
 class RefusedScalar(str):
-    """A scalar that is reported already; what else is wrong with it does not matter."""
+    """A scalar that is already reported; further problems with it are not reported."""
 
     __slots__ = ()
 
 
 def place(node: Any, path: Sequence[str | int], default: Where) -> Where:
-    """Where the deepest known part of `path` is written."""
+    """Returns the location of the deepest part of `path` that exists below `node`, else `default`."""
     for key in path:
         if isinstance(node, Map) and key in node.at:
             default, node = node.at[str(key)], node[str(key)]
@@ -84,7 +84,10 @@ def place(node: Any, path: Sequence[str | int], default: Where) -> Where:
 
 
 def merge(base: Any, over: Any, top: bool = True) -> Any:
-    """`over` laid over `base`; below the top, an empty mapping or one with another `use` or `from` replaces it whole."""
+    """Returns `base` with the values of `over` merged in, recursively.
+
+    Below the top level, an empty mapping, or one with a different `use` or `from`, replaces the mapping in `base`.
+    """
     if not (isinstance(base, Map) and isinstance(over, Map)) or not (top or over):
         return over
     if not top and any(tag in over and over[tag] != base.get(tag) for tag in ("use", "from")):
@@ -99,20 +102,20 @@ def merge(base: Any, over: Any, top: bool = True) -> Any:
 
 
 def parse(text: str, problems: list[Problem], said: str = "") -> Any:
-    """The value of a YAML text; mistakes go to `problems`. `said` names the place if there are no lines."""
-    plain = _Plain(problems, said)
+    """Returns the value of a YAML text; mistakes are added to `problems`. said: names the source of text outside a file."""
+    converter = _Converter(problems, said)
     try:
         node = yaml.compose(text, Loader=_Loader)
-        return plain.value(node) if node is not None else None
+        return converter.value(node) if node is not None else None
     except yaml.YAMLError as error:
         problems.append(_syntax(error, text, said))
     except _TooMuch as error:
-        problems.append(plain.where(error.node).problem(error.text))
+        problems.append(converter.where(error.node).problem(error.text))
     return None
 
 
 def parse_typed(text: str, problems: list[Problem], said: str) -> Any:
-    """The value of what was typed in a shell: as `parse`, but a # in it is no comment."""
+    """Returns the value of a text typed in a shell. As `parse`, but # does not start a comment."""
     stand_in = next(chr(n) for n in range(0xE000, 0xF8FF) if chr(n) not in text)
 
     def back(value: Any) -> Any:
@@ -132,7 +135,7 @@ def parse_typed(text: str, problems: list[Problem], said: str) -> Any:
 
 
 class _TooMuch(Exception):
-    """More than any workflow holds: aliases of aliases, or brackets in brackets."""
+    """The YAML exceeds MAX_NODES or MAX_DEPTH, as with aliases of aliases or deeply nested brackets."""
 
     def __init__(self, node: yaml.Node, text: str) -> None:
         self.node, self.text = node, text
@@ -140,7 +143,7 @@ class _TooMuch(Exception):
 
 def _syntax(error: yaml.YAMLError, text: str, said: str) -> Problem:
     mark = getattr(error, "problem_mark", None)
-    if mark is None:  # a character that no YAML may hold
+    if mark is None:  # a character that YAML does not allow
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         return Where(0 if said else line, said).problem(f"not YAML: {getattr(error, 'reason', error)}")
     lines = text.splitlines()
@@ -161,7 +164,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._num_nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """PyYAML's, which calls itself for what is inside, within bounds."""
+        """PyYAML's recursive method, with limits on depth and number of nodes."""
         self._depth, self._num_nodes = self._depth + 1, self._num_nodes + 1
         if self._depth > MAX_DEPTH or self._num_nodes > MAX_NODES:
             mark = self.peek_event().start_mark
@@ -190,8 +193,8 @@ for _name, (_pattern, _first, _) in _SCALARS.items():
         _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _loader_first)
 
 
-class _Plain:
-    """Nodes to plain values."""
+class _Converter:
+    """Converts YAML nodes to Map, Seq and plain scalars."""
 
     def __init__(self, problems: list[Problem], said: str) -> None:
         self.problems, self.said = problems, said
@@ -208,7 +211,7 @@ class _Plain:
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
         if any(node is outer for outer in self._open):
-            self.problems.append(self.where(node).problem("an alias (*) that holds itself"))
+            self.problems.append(self.where(node).problem("an alias (*) that contains itself"))
             return None
         self._open.append(node)
         value = self.mapping(node) if isinstance(node, yaml.MappingNode) else self.sequence(node)
@@ -216,7 +219,7 @@ class _Plain:
         return value
 
     def _written(self, node: yaml.Node) -> yaml.Node:
-        """The last node on the way to this one that was reached through no alias."""
+        """Returns the deepest open node that was not reached through an alias; its line is where the text is written."""
         way = [*self._open, node]
         back = (i for i in range(1, len(way)) if way[i].start_mark.index < way[i - 1].start_mark.index)
         return way[next(back, len(way)) - 1]
@@ -228,15 +231,17 @@ class _Plain:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.problems.append(where.problem("a key must be a word"))
                 continue
-            key = str(key_node.value)  # `on:` and `1:` are the texts they look like
+            key = str(key_node.value)  # `on:` and `1:` are text
             if SURROGATE.search(key):
-                self.problems.append(where.problem(f"key {shown(key)} holds half a character (a surrogate)"))
+                self.problems.append(
+                    where.problem(f"key {shown(key)} contains a lone surrogate (half a character)")
+                )
                 continue
             if key == "<<" and key_node.style is None:
                 continue
             if key in made:
                 first = "" if self.said else f"; first on line {made.at[key].line}"
-                self.problems.append(where.problem(f"key {shown(key)} is there twice{first}"))
+                self.problems.append(where.problem(f"key {shown(key)} appears twice{first}"))
                 continue
             made.put(key, self.value(value_node), where)
         for merged in (
@@ -246,7 +251,7 @@ class _Plain:
         return made
 
     def merge_in(self, made: Map, node: yaml.Node) -> None:
-        """`<<: *other` or `<<: [*one, *two]`: the keys of other mappings that are not given here; the first one's count."""
+        """Adds the keys of `<<: *other` or `<<: [*one, *two]` that `made` lacks; the first mapping that has a key wins."""
         many = node.value if isinstance(node, yaml.SequenceNode) else [node]
         for each in many:
             other = self.value(each)
@@ -271,11 +276,13 @@ class _Plain:
         try:
             value = _SCALARS[tag][2](text)
         except (KeyError, ValueError):
-            return self.refuse(node, f"tag {shown(node.tag)} cannot make {shown(text)}; leave the tag out")
+            return self.refuse(
+                node, f"tag {shown(node.tag)} cannot be used for {shown(text)}; leave the tag out"
+            )
         if value in (math.inf, -math.inf):
-            return self.refuse(node, f"{shown(text)} is more than a number can be")
+            return self.refuse(node, f"{shown(text)} is too large for a number")
         if isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
-            return self.refuse(node, f"{shown(text)} holds half a character (a surrogate), which is no text")
+            return self.refuse(node, f"{shown(text)} contains a lone surrogate (half a character)")
         return value
 
     def refuse(self, node: yaml.ScalarNode, text: str) -> RefusedScalar:

@@ -9,7 +9,7 @@ import pytest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.forget.entries import read_entries
 
-LONE_CR = "a carriage return stands in it; wanted lines that end in LF or CR LF"
+LONE_CR = "the line contains a carriage return; wanted lines that end in LF or CR LF"
 REFUSED = [
     ("a.csv", b"url\rhttp://a\r", f"a.csv line 1: {LONE_CR}"),
     ("a.csv", b"url,note\nhttp://a,x\ry\n", f"a.csv line 2: {LONE_CR}"),
@@ -21,13 +21,13 @@ REFUSED = [
     ),
     ("a.csv", b'"ur', "a.csv line 1: unexpected end of data; is a quotation mark left open?"),
     ("a.csv", b'url,note\n\nx,"two\nlines"\n"y"x,1\n', "a.csv line 5: ',' expected after '\"'"),
-    ("a.csv", b"url,note,url\nx,n,y\n", "a.csv has the column 'url' 2 times; wanted it once"),
-    ("a.csv", b"url, URL\nx,y\n", "a.csv has the column 'url' 2 times; wanted it once"),
-    ("a.csv", b"note,ID\nx,y\n", "a.csv has a column 'ID'; wanted it spelled 'id'"),
+    ("a.csv", b"url,note,url\nx,n,y\n", "a.csv has the column 'url' 2 times; wanted one"),
+    ("a.csv", b"url, URL\nx,y\n", "a.csv has the column 'url' 2 times; wanted one"),
+    ("a.csv", b"note,ID\nx,y\n", "a.csv has a column 'ID'; rename it to 'id'"),
     ("a.csv", b"id,url\nx,y,z\n", "a.csv line 2: wanted 2 fields, got 3"),
     ("a.csv", b"", "a.csv has none of the columns id, url; it has []"),
     ("a.csv", "id\nx\n".encode("utf-16"), "a.csv line 1 is not UTF-8"),
-    ("a.parquet", b"PAR1", "a.parquet is no readable Parquet file: "),
+    ("a.parquet", b"PAR1", "a.parquet cannot be read as Parquet: "),
 ]
 READ = [
     ("a.csv", b"\xef\xbb\xbfurl\r\nhttp://a\r\n", [("url", "http://a")]),
@@ -63,5 +63,5 @@ def test_a_parquet_list_that_is_cut_in_its_pages(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "a.parquet").read_bytes())
     data[4:4000] = bytes(3996)
     (tmp_path / "a.parquet").write_bytes(data)
-    with pytest.raises(VlpipeError, match=r"a\.parquet is no readable Parquet file"):
+    with pytest.raises(VlpipeError, match=r"a\.parquet cannot be read as Parquet"):
         list(read_entries(tmp_path / "a.parquet", ("id",)))

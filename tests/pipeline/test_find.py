@@ -29,7 +29,7 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     [
         (
             "own_pkg.fine",
-            "'own_pkg.fine' is no import path; wanted MODULE:CLASS below own_pkg, or my_package.module:Class",
+            "'own_pkg.fine' is not an import path; wanted MODULE:CLASS below own_pkg, or my_package.module:Class",
         ),
         ("fin:Fine", "no module 'fin', neither below own_pkg nor on the Python path; did you mean 'fine'?"),
         (

@@ -148,12 +148,12 @@ def test_an_export_goes_and_is_made_again(tmp_path: Path) -> None:
     for n in (4, 7, 2):
         needles = (row_id(n), url(n), words(n))
         said = runs.forget(f"id:{row_id(n)}")
-        (packed,) = [line.endswith("the next run makes it again") for line in said if "packed-" in line] or [
+        (packed,) = [line.endswith("the next run rebuilds it") for line in said if "packed-" in line] or [
             False
         ]
         assert packed == (n != 4), "it is dead: no step but the first knows it"
         assert bool(list(runs.root.glob("packed-*"))) != packed
-        assert any("written without them by the next `vlpipe run" in line for line in said) == packed
+        assert any("rebuilds the exports without the rows" in line for line in said) == packed
         assert traces(runs.root, *needles) == []
         runs("run", "--local")
         assert traces(runs.root, *needles) == []
@@ -173,7 +173,7 @@ def test_rows_in_are_rows_out_and_rejects(runs: Forgets) -> None:
 
 def test_models_are_named_and_can_be_trained_again(runs: Forgets) -> None:
     said = runs.forget(f"id:{row_id(2)}", f"id:{row_id(8)}")
-    at = said.index("these were made from the rows, and stay as they are:")
+    at = said.index("these were made from the rows and are kept unchanged:")
     model, tuned = runs.step("model"), runs.step("tuned")
     assert said[at + 1].split()[0] == model.name
     assert said[at + 1].endswith("  2 of the rows")
@@ -373,8 +373,8 @@ def test_only_hashes_are_kept(runs: Forgets) -> None:
     assert {"kind": "id", "hash": hashed("id", "unknown")} in kept
     assert {r["kind"] for r in kept} == {"id", "url", "domain"}
     assert all(len(r["hash"]) == 64 for r in kept)
-    assert runs("why", row_id(2), code=1) == [f"row {row_id(2)} was forgotten; only hashes are kept of it"]
-    assert runs("why", url(7), code=1) == [f"row {url(7)} was forgotten; only hashes are kept of it"]
+    assert runs("why", row_id(2), code=1) == [f"row {row_id(2)} was forgotten; only its hashes are kept"]
+    assert runs("why", url(7), code=1) == [f"row {url(7)} was forgotten; only its hashes are kept"]
 
 
 TXT = "# asked for on Monday\n\nid:a\n{}\n"
@@ -402,7 +402,7 @@ BAD: list[tuple[str, str, str]] = [
         "x.csv has none of the columns id, url, domain, sha256; it has ['name', 'size']",
     ),
     ("x.csv", "id,url\na\n", "x.csv line 2: wanted 2 fields, got 1"),
-    ("x.json", "[]", "x.json: such a list ends in .txt, .csv, .parquet"),
+    ("x.json", "[]", "x.json: wanted a list whose name ends in .txt, .csv, .parquet"),
 ]
 
 

@@ -93,7 +93,7 @@ def test_who_said_no_is_not_asked_again_because_of_damage(tmp_path: Path, how: s
     damage(tmp_path / "opted_out" / "000000.parquet", wrong)
     for read in (lambda: OptedOut(Store(str(tmp_path))).load(), lambda: read_hashes(Store(str(tmp_path)))):
         with pytest.raises(
-            VlpipeError, match=r"opted_out/000000\.parquet cannot be read .*asked not to be fetched"
+            VlpipeError, match=r"opted_out/000000\.parquet cannot be read .*must not be fetched"
         ):
             read()
 

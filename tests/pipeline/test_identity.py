@@ -334,7 +334,7 @@ def test_a_hub_id_is_the_commit_it_means(hub: Path) -> None:
     assert hub_commit(f"org/name@{'c' * 40}") == "c" * 40
     assert hub_commit("org/other", remembered="d" * 40) == "d" * 40
     with pytest.raises(
-        VlpipeError, match=r"x: 'chekpoints/blip' is no file or folder here .* write a path that exists"
+        VlpipeError, match=r"x: there is no file or folder 'chekpoints/blip' .* write a path that exists"
     ):
         hub_commit("chekpoints/blip", "x: ")
     with pytest.raises(VlpipeError, match=r"there is no file or folder '\./blip'"):

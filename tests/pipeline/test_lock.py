@@ -272,7 +272,7 @@ DAMAGED += [record().to_bytes().replace(b'"ended": false', b'"ended": "no"')]
 @pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_lock(quick: None, root: Store, content: bytes) -> None:
     put(root, content)
-    assert lock_holder(root).text.endswith("000001.json cannot be read: nobody knows who holds this root")
+    assert lock_holder(root).text.endswith("000001.json cannot be read: it is unknown who holds this root")
     said: list[str] = []
     with locked(root, said.append):
         assert root.list("_lock") == ["000002.json"]

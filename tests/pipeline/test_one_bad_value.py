@@ -303,9 +303,7 @@ def test_a_stage_that_asks_the_world_is_not_run_again_because_of_a_row(tmp_path:
 
 def test_a_deadline_for_it_is_refused(tmp_path: Path) -> None:
     text = over('use: "odd_toys:AsksWorld", what: key', more=", row_group_timeout_s: 5")
-    with pytest.raises(
-        VlpipeError, match=r"b\.row_group_timeout_s: AsksWorld would make it ask for its rows again"
-    ):
+    with pytest.raises(VlpipeError, match=r"b\.row_group_timeout_s: AsksWorld has its own deadlines"):
         run(tmp_path, text)
 
 

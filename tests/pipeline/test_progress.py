@@ -84,7 +84,7 @@ def test_a_steps_time_begins_with_its_first_shard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "num", "wanted"),
     [
-        ("Keep", 1200, "kept 100 % of its 1,200 rows: it is a filter, and nothing failed it"),
+        ("Keep", 1200, "kept 100 % of its 1,200 rows: it is a filter, and every row passed"),
         ("Keep", 900, ""),  # too few to wonder
         ("Keep, least: 1", 1200, ""),
         ("Keep, count: true", 1200, ""),  # it dropped texts of rows

@@ -153,16 +153,16 @@ WANTED = "wanted @dataclass(frozen=True, kw_only=True)"
     ("cls", "wanted"),
     [
         (Thawed, [f"Thawed is not frozen: a parameter could change after its key was made; {WANTED}"]),
-        (ByPlace, [f"ByPlace takes parameters by place; {WANTED}"]),
+        (ByPlace, [f"ByPlace takes positional parameters; {WANTED}"]),
         (
             Undecorated,
             [
-                "Undecorated is no dataclass itself, so size would be no parameter; add"
+                "Undecorated is not a dataclass itself, so size would not be parameters; add"
                 " @dataclass(frozen=True, kw_only=True)"
             ],
         ),
         (OnlyOther, []),
-        (Typo, ["Typo.NOT_IN_KEY names 'workers', which is no parameter; did you mean 'worker'?"]),
+        (Typo, ["Typo.NOT_IN_KEY names 'workers', which is not a parameter; did you mean 'worker'?"]),
         (NotASet, ["NotASet.NOT_IN_KEY: wanted frozenset({NAME, ...}), got 'workers'"]),
         (
             Shadows,
@@ -185,11 +185,11 @@ WANTED = "wanted @dataclass(frozen=True, kw_only=True)"
         (Yields, ["Yields.open yields, so it needs @contextmanager (from contextlib) above it"]),
         (NoWork, ["NoWork has no method open(), which every MapStage needs"]),
         (NoRun, ["NoRun has no method run(), which every GatherStage needs"]),
-        (OddType, ["OddType.tree: no value in YAML can become a __main__.Tree | None"]),
+        (OddType, ["OddType.tree: no YAML value can be converted to __main__.Tree | None"]),
         (Good, []),
         (
             Tree,
-            ["'__main__:Tree' is no stage; wanted a dataclass below MapStage, SourceStage or GatherStage"],
+            ["'__main__:Tree' is not a stage; wanted a dataclass below MapStage, SourceStage or GatherStage"],
         ),
     ],
 )
@@ -199,7 +199,7 @@ def test_what_is_wrong_with_a_class(cls: type, wanted: list[str]) -> None:
 
 def test_a_type_that_means_nothing() -> None:
     (said,) = class_problems(Undefined, STEP_KEYS)
-    assert said.startswith("Undefined: the type of a parameter means nothing: NameError: name 'Bush'")
+    assert said.startswith("Undefined: the type of a parameter cannot be resolved: NameError: name 'Bush'")
 
 
 def test_no_shipped_stage_has_such_a_mistake() -> None:

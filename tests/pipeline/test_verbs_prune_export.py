@@ -60,8 +60,8 @@ def test_prune_refuses_where_a_profile_cannot_be_loaded(tmp_path: Path) -> None:
     for yes in ([], ["--yes"]):
         assert runs("prune", *yes, code=1)[-1] == (
             f"profile '100' of {runs.file} cannot be loaded here (line 12: numbers.list: there is no file or folder "
-            f"'{tmp_path}/big.txt' (from {os.getcwd()})), so nobody knows which folders it keeps: nothing was removed; "
-            "--drop-profile 100 gives its folders up"
+            f"'{tmp_path}/big.txt' (from {os.getcwd()})), so the folders it uses are unknown: nothing was removed; "
+            "--drop-profile 100 prunes its folders"
         )
         assert left(runs.root) == there
     said = runs("prune", "--drop-profile", "1oo", code=1)
@@ -88,7 +88,7 @@ def test_what_set_made_is_kept_beside_what_the_file_makes(tmp_path: Path) -> Non
     assert {line.split()[2] for line in runs("prune")[:-1]} == nines
     others = {line.split()[2] for line in runs("prune", "--set", "scale.by=9", "--only-set")[:-1]}
     assert others == {name for name in mine if not name.startswith("numbers")}
-    assert "--only-set is about --set" in " ".join(runs("prune", "--only-set", code=2))
+    assert "--only-set needs --set" in " ".join(runs("prune", "--only-set", code=2))
 
 
 def test_a_file_that_needs_set_says_how_to_go_on(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_file_that_needs_set_says_how_to_go_on(tmp_path: Path) -> None:
     chosen = ("--set", f"numbers.list={tmp_path}/list.txt")
     runs("run", "--local", *chosen)
     (error,) = (line for line in runs("prune", *chosen, "--yes", code=1) if "cannot be loaded" in line)
-    assert error.endswith("; --set STEP.KEY=VALUE --only-set gives up what it keeps without those values")
+    assert error.endswith("; --set STEP.KEY=VALUE --only-set prunes the folders it uses without those values")
     assert runs("prune", *chosen, "--only-set", "--yes") == [f"nothing to remove in {runs.root}"]
 
 
@@ -109,7 +109,7 @@ def test_a_link_to_another_disk_stays(tmp_path: Path) -> None:
         folder.rename(tmp_path / folder.name)
         folder.symlink_to(tmp_path / folder.name)
     said = runs("prune", "--yes")
-    assert [line for line in said if "every" in line and line.endswith("  stays: it is a link")]
+    assert [line for line in said if "every" in line and line.endswith("  kept: it is a link")]
     assert len(list(runs.root.glob("every-*/manifest.json"))) == 2
 
 
@@ -125,7 +125,7 @@ def test_other_files_in_the_root_stay(tmp_path: Path) -> None:
     plain = runs.root / "every-notakey"
     shutil.copytree(runs.step("every"), plain)
     said = runs("prune", "--yes")
-    assert "  stays: it holds notes.txt, which vlpipe did not write" in said[0]
+    assert "  kept: it holds notes.txt, which vlpipe did not write" in said[0]
     assert said[-1] == f"nothing to remove in {runs.root}"
     assert (photos / "a.jpg").exists()
     assert (mixed / "manifest.json").exists()
@@ -146,7 +146,7 @@ def test_a_folder_that_holds_heavy_columns_of_a_reached_step_stays(tmp_path: Pat
         write_receipt(store, scale, replace(receipt, shard=replace(receipt.shard, heavy=pointers)))
     (runs.step("scale") / "manifest.json").unlink()  # half done: its receipts are read one by one
     said = runs("prune", "--yes")
-    assert said[0].endswith(f"{moved.name}  stays: {runs.step('scale').name} reads heavy columns in it")
+    assert said[0].endswith(f"{moved.name}  kept: {runs.step('scale').name} reads heavy columns in it")
     assert moved.exists()
 
 
@@ -204,7 +204,7 @@ def test_export_errors(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local", "--until", "scale")
     to = tmp_path / "out"
-    assert export(runs, "payload", to, code=1)[-1].endswith("`vlpipe run --until payload` comes first")
+    assert export(runs, "payload", to, code=1)[-1].endswith("run `vlpipe run --until payload` first")
     assert export(runs, "scal", to, code=1)[-1] == "there is no step 'scal'; did you mean 'scale'?"
     assert export(runs, "scale", to, "--columns", "pay", code=1)[-1].startswith(
         "--columns: there is no column 'pay'"

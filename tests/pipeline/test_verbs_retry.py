@@ -165,7 +165,7 @@ def test_what_a_rule_filtered_is_not_run_again(tmp_path: Path) -> None:
         (("scale", "--why", "odd"), "no row of step 'scale' was rejected for 'odd'; it has no rejects"),
         (
             ("sum", "--why", "odd"),
-            "step 'sum' works on all rows at once; retry is for steps that work row by row",
+            "step 'sum' gathers all rows at once; retry is only for steps that map rows",
         ),
         (
             ("shak", "--why", "odd"),

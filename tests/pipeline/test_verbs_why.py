@@ -108,11 +108,11 @@ def test_a_row_that_was_dropped_ends_there(pages: Runs) -> None:
     [
         (
             "page00000002",
-            "'page00000002' means 2 rows: page00000002-a, page00000002-b; give one id, or more of it",
+            "'page00000002' matches 2 rows: page00000002-a, page00000002-b; give one id, or more characters of it",
         ),
         (
             "http://x.test/8.jpg",
-            "'http://x.test/8.jpg' means 2 rows: page00000004-a, page00000004-b; give one id, or more of it",
+            "'http://x.test/8.jpg' matches 2 rows: page00000004-a, page00000004-b; give one id, or more characters of it",
         ),
         (
             "page000",
@@ -138,7 +138,7 @@ def test_short_ids_are_found_whole_and_in_their_own_source(pages: Runs) -> None:
 def test_before_anything_ran(tmp_path: Path) -> None:
     runs = Runs(tmp_path, TEXT)
     (error,) = runs("why", "id3", code=1)
-    assert error == f"nothing has run in {runs.root} yet; `vlpipe run` comes first"
+    assert error == f"nothing has run in {runs.root} yet; run `vlpipe run` first"
 
 
 def test_a_half_done_workflow_says_what_has_not_run(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_five_mistakes_five_problems(check: Check, tmp_path: Path) -> None:
         """,
         [
             "line 3: list.sede: unknown parameter; did you mean 'seed'?",
-            "line 6: score.from: no step 'lst' above; did you mean 'list'? (above are: list)",
+            "line 6: score.from: no step 'lst' above; did you mean 'list'? (steps above: list)",
             'line 7: score.threshold: wanted a number, got "high"',
             "line 8: more.use: module ~ has no class 'Scoer'; did you mean 'Score'?",
             f"line 9: last.model: there is no file or folder './blip' (from {tmp_path});"
@@ -147,7 +147,7 @@ def test_keys(check: Check) -> None:
             "line 5: step name 'rounds': is taken",
             "line 6: none: wanted a mapping with use: MODULE:CLASS",
             "line 7: list.seed: missing, and it has no default",
-            "line 8: key 'list' is there twice; first on line 7",
+            "line 8: key 'list' appears twice; first on line 7",
         ],
     )
 
@@ -203,7 +203,7 @@ def test_files_from_steps(check: Check, tmp_path: Path) -> None:
         """,
         [
             "line 7: score.table: step 'list' (List) makes rows, not artifacts",
-            "line 9: score.parts.vocab: {from: list} is for parameters that are files; this is plain data",
+            "line 9: score.parts.vocab: {from: list} is only for file parameters; this one is plain data",
             f"line 10: other.table: there is no file or folder 'a.csv' (from {tmp_path})",
         ],
     )
@@ -222,14 +222,14 @@ def test_names_of_steps(check: Check) -> None:
           old: {use: "~:Train", from: {from: list@previous, first: list}}
         """,
         [
-            "line 2: early.from: 'list' comes below, and a step reads only what is above; no step is above",
-            "line 3: list: List lists its own rows and takes no from:",
-            "line 4: alone: Score works on the rows of a step above; add from: STEP",
-            "line 5: self.from: 'self' is this step itself; above are: early, list, alone",
-            "line 6: twice.from: 'list' is there twice",
+            "line 2: early.from: 'list' is below this step, and a step reads only steps above it; there is no step above",
+            "line 3: list: List lists its own rows, so it cannot have from:",
+            "line 4: alone: Score needs rows of a step above; add from: STEP",
+            "line 5: self.from: 'self' is this step itself; steps above: early, list, alone",
+            "line 6: twice.from: 'list' is listed twice",
             "line 7: odd.from: wanted the name of a step, a list of names,"
             " or {from: NAME@previous, first: NAME}, got 3",
-            "line 8: old.from: @previous is for the steps of repeat, and 'old' is not one",
+            "line 8: old.from: @previous is only for steps of repeat, and 'old' is not one",
         ],
     )
 
@@ -248,9 +248,9 @@ def test_a_mistake_in_a_loop_is_told_once(check: Check) -> None:
     check(
         LOOP % ("train@previous", "{rounds: 3, steps: [score, train]}"),
         [
-            "line 3: score.from: no step 'scroe' above; above are: list",
+            "line 3: score.from: no step 'scroe' above; steps above: list",
             'line 3: score.threshold: wanted a number, got "high"',
-            "line 4: train.from: what does round 1 take? {from: train@previous, first: NAME}",
+            "line 4: train.from: the input of round 1 is missing: wanted {from: train@previous, first: NAME}",
         ],
     )
 
@@ -263,7 +263,7 @@ def test_repeat(check: Check) -> None:
             "line 6: repeat.round: unknown; did you mean 'rounds'?",
             "line 6: repeat.rounds: wanted a whole number from 1, got 0",
             "line 6: repeat.steps: no step 'lst'; did you mean 'list'?",
-            "line 6: repeat.steps: train lies between them; add it, or move it above or below",
+            "line 6: repeat.steps: train is between these steps; add it, or move it above or below",
         ],
     )
 
@@ -285,7 +285,7 @@ def test_profile(check: Check) -> None:
     check(
         PROFILE,
         [
-            "line 3: score.from: profile 'paper' removed this step: 'list'; no step is above",
+            "line 3: score.from: profile 'paper' removed this step: 'list'; there is no step above",
             other,
         ],
         profile="paper",
@@ -359,7 +359,7 @@ def test_bare_words_and_aliases(check: Check) -> None:
             ' write true or false, or "no" in quotes for the text',
             "line 2: bare off is a boolean in some YAML and text in others;"
             ' write true or false, or "off" in quotes for the text',
-            "line 3: an alias (*) that holds itself",
+            "line 3: an alias (*) that contains itself",
         ],
     )
 
@@ -398,9 +398,9 @@ def test_not_a_stage(check: Check) -> None:
           bare: {use: "vlpipe.pipeline.stage:MapStage"}
         """,
         [
-            "line 2: part.use: '~:Part' is no stage;"
+            "line 2: part.use: '~:Part' is not a stage;"
             " wanted a dataclass below MapStage, SourceStage or GatherStage",
-            "line 3: bare.use: 'vlpipe.pipeline.stage:MapStage' is no stage;"
+            "line 3: bare.use: 'vlpipe.pipeline.stage:MapStage' is not a stage;"
             " wanted a dataclass below MapStage, SourceStage or GatherStage",
         ],
     )

@@ -88,13 +88,13 @@ def test_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_brackets_in_brackets(tmp_path: Path, text: str) -> None:
     (said,) = problems(tmp_path, text)
-    assert said in ("line 2: nested more than 50 deep", "line 3: nested more than 50 deep")
+    assert said in ("line 2: nested more than 50 levels deep", "line 3: nested more than 50 levels deep")
 
 
 def test_a_chain_of_aliases_is_as_deep_as_what_it_stands_for(tmp_path: Path) -> None:
     text = "x-0: &a0 {y: 1}\n" + "".join(f"x-{k}: &a{k} {{y: *a{k - 1}}}\n" for k in range(1, 2000))
     (said,) = problems(tmp_path, text)
-    assert said == "line 50: nested more than 50 deep"
+    assert said == "line 50: nested more than 50 levels deep"
 
 
 def test_a_loop_of_a_billion_rounds(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_merge_of_something_else(tmp_path: Path) -> None:
 
 def test_mistakes_in_shared_anchors_are_mistakes(tmp_path: Path) -> None:
     text = 'x-one: &one {text: a, text: b}\nsteps: {a: {use: "~:Note"}}\n'
-    assert problems(tmp_path, text) == ["line 1: key 'text' is there twice; first on line 1"]
+    assert problems(tmp_path, text) == ["line 1: key 'text' appears twice; first on line 1"]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_keys_and_items_that_are_typed_keep_it_too(tmp_path: Path) -> None:
         ("steps:\n  ? {0}\n  : {{use: '~:Note'}}", "wanted at most 100 characters"),
         ("steps: {{a: {{use: '~:Note'}}}}\nprofiles:\n  ? {0}\n  : 3", "profiles.xxxxx"),
         ("steps: {{a: {{use: '~:Note', number: {0}}}}}", 'a.number: wanted a number, got "xxxxx'),
-        ("steps: {{a: {{use: '~:Note', text: !!int {0}}}}}", "cannot make 'xxxxx"),
+        ("steps: {{a: {{use: '~:Note', text: !!int {0}}}}}", "cannot be used for 'xxxxx"),
     ],
 )
 def test_a_huge_name_or_value_is_cut(tmp_path: Path, text: str, wanted: str) -> None:
@@ -187,9 +187,9 @@ def test_a_huge_setting_is_cut(tmp_path: Path) -> None:
 def test_values_that_no_file_can_hold(tmp_path: Path) -> None:
     text = 'steps:\n  a:\n    use: "~:Note"\n    number: 1e999\n    text: "\\ud800"\n    "\\udfff": 1\n'
     assert problems(tmp_path, text) == [
-        "line 4: '1e999' is more than a number can be",
-        "line 5: '\\ud800' holds half a character (a surrogate), which is no text",
-        "line 6: key '\\udfff' holds half a character (a surrogate)",
+        "line 4: '1e999' is too large for a number",
+        "line 5: '\\ud800' contains a lone surrogate (half a character)",
+        "line 6: key '\\udfff' contains a lone surrogate (half a character)",
     ]
 
 

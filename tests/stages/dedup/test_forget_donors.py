@@ -149,7 +149,7 @@ def test_what_a_text_became_below_goes_as_well_and_an_equal_one_of_another_row_s
 def test_nothing_but_the_export_runs_again_and_all_is_as_the_receipts_say(done: Done) -> None:
     said = done.forget(done.ids["a2"])
     assert not list(done.root.glob("tars-*"))
-    assert any("the next run makes it again" in line for line in said), said
+    assert any("the next run rebuilds it" in line for line in said), said
     at = {p: p.read_bytes() for p in done.root.rglob("0*.parquet")}
     done("run", "--local")
     assert {p: p.read_bytes() for p in at} == at

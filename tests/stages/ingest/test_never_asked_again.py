@@ -208,7 +208,7 @@ def test_what_was_stored_before_can_be_taken_out(
     assert runs.rows("cleaned") == [f"text {n}" for n in range(5)]
 
     said = runs.vlpipe("forget", "--opted-out")
-    assert said[0] == f"2 URL(s) said no to fetches into {runs.root}"
+    assert said[0] == f"2 URL(s) opted out of fetches into {runs.root}"
     touched = sorted(line.split("-")[0].strip() for line in said[1:-1])
     assert touched == ["cleaned"] * 2 + ["images"] * 2 + ["images.rows"] * 2
     assert said[-1] == f"would forget 2 row(s) in 6 folder(s) of {runs.root}; --yes forgets"
@@ -227,7 +227,7 @@ def test_what_was_stored_before_can_be_taken_out(
 
 
 def test_forget_wants_to_know_what(runs: Runs) -> None:
-    assert runs.vlpipe("forget", code=1)[-1] == "forget what? Wanted a LIST, or --opted-out"
+    assert runs.vlpipe("forget", code=1)[-1] == "nothing to forget: wanted a LIST, or --opted-out"
 
 
 def test_with_a_list_both_go(runs: Runs) -> None:
@@ -236,8 +236,8 @@ def test_with_a_list_both_go(runs: Runs) -> None:
     entries = runs.folder / "entries.txt"
     entries.write_text(f"url:{threat(OK[0])}\nurl:{threat('/never')}\n")
     said = runs.vlpipe("forget", str(entries), "--opted-out")
-    assert said[0].startswith("0 URL(s) said no to fetches into ")
-    assert said[-2].startswith("1 of the entries mean no row here")
+    assert said[0].startswith("0 URL(s) opted out of fetches into ")
+    assert said[-2].startswith("1 of the entries match no row here")
     assert said[-1].startswith("would forget 1 row(s) in 3 folder(s)")
 
 

@@ -38,7 +38,7 @@ def test_a_hub_id_without_network_is_one_clear_error(
     assert done.returncode == 1
     said = " ".join(done.stderr.split())
     assert said.startswith("error: ")
-    assert f"{name}: 'nobody/nothing' is no file or folder here" in said
-    assert "as a hub id it means no known commit: HF_HUB_OFFLINE is set" in said
+    assert f"{name}: there is no file or folder 'nobody/nothing'" in said
+    assert "as a hub id it has no known commit: HF_HUB_OFFLINE is set" in said
     assert "Traceback" not in done.stdout + done.stderr
     assert not list((tmp_path / "root").glob(f"{name}-*/_rejects"))
