@@ -115,5 +115,6 @@ def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
 
 
 def save_names(folder: Path, classes: Sequence[str], attributes: Sequence[str]) -> None:
+    """Write class and attribute names to the two vocabulary files of a folder, one per line."""
     for name, lines in ((OBJECTS_FILE, classes), (ATTRIBUTES_FILE, attributes)):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

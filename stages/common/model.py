@@ -15,12 +15,15 @@ from vlpipe.pipeline.files import Weights
 
 @dataclass(frozen=True)
 class Loaded:
+    """A BLIP model in eval mode, its tokenizer, and the device it is on."""
+
     model: Blip
     tokenizer: Tokenizer
     device: torch.device
 
     @property
     def image_size(self) -> int:
+        """Side of the square input image in pixels."""
         return int(self.model.config.image_size)
 
     @torch.inference_mode()

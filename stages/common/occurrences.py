@@ -35,7 +35,7 @@ class Occurrences:
     def count(self, digests: bytes, size: int) -> Places:
         """Returns (B,), how often each digest occurred before, in this call or an earlier one; `size` >= 12 bytes each.
 
-        Raises VlpipeError if there are more than about 3,000 million distinct rows.
+        Raises VlpipeError if the table would need 2^32 home slots or more (2.4 to 3.0 thousand million distinct rows).
         """
         keys = np.frombuffer(digests, np.uint8).reshape(-1, size)[:, :12].copy().view(np.uint32)
         words = np.empty((len(keys), 2), np.uint64)

@@ -98,7 +98,7 @@ def verify_decode(
 
 
 def need_opaque(image: Image.Image) -> None:
-    """Raises RowFault (transparent) if a decoded image is fully transparent."""
+    """Raises RowFault (transparent) if the max alpha of a decoded image is at most MAX_INVISIBLE."""
     if image.mode in ("RGBA", "LA", "PA"):
         alpha = image.getchannel("A")
     elif image.mode == "P" and "transparency" in image.info:

@@ -90,6 +90,7 @@ class RowIds:
     _seen: Counter[bytes] = field(default_factory=Counter)
 
     def next(self, url: str, text: str) -> str:
+        """Returns the id of the next row."""
         stem = _stem(self.source, url, text)
         occurrence = self._seen[stem]
         self._seen[stem] += 1

@@ -53,6 +53,7 @@ class Rule:
 
     @property
     def code(self) -> str:
+        """The reject code: `id`, or the column if there is none."""
         return self.id or self.column
 
     def __str__(self) -> str:
@@ -125,6 +126,7 @@ class RuleInput:
 
     @property
     def judges_texts(self) -> bool:
+        """Whether the rule drops texts rather than rejects rows."""
         return self.kind.startswith("text")
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def name_of(model: Weights | None, given: str, *, default: str = "", endings: Sequence[str] = ()) -> str:
-    """Returns the encoder's name as used in rules: `given`, else its step, hub id or folder name, or `default`."""
+    """Returns the encoder's name for rules: `given`, else its step, hub id or folder name; `default` without a model."""
     if given or model is None:
         return given or default
     if model.step:

@@ -141,7 +141,7 @@ def _need_page(result: Page | RowFault, expected: str | None, blocklist: Blockli
         name = "md5" if len(expected) == 32 else "sha256"
         found = hashlib.new(name, result.body, usedforsecurity=False).hexdigest()
         if found != expected.lower():
-            raise RowFault("hash_mismatch", f"{name} is {found}, the list says {expected.lower()}")
+            raise RowFault("hash_mismatch", f"{name} is {found}, but the list says {expected.lower()}")
     return result
 
 

@@ -65,7 +65,7 @@ class Fetching(SourceStage):
     serve: host name -> folder served under that name on a loopback port while the stage runs; the only exemption
     from the rule that only public addresses are contacted. max_pixels, max_frames: checked before decoding.
     blocklist: URLs and domains not to request, content not to decode (`fetching.blocklist`: reject `blocked`, kind
-    filtered). Changing it makes a new step that fetches again; `fetching.blocklist:DropBlocked` does not fetch.
+    filtered). Changing it changes the step's key, so images are fetched again; `fetching.blocklist:DropBlocked` avoids it.
     per_host (max concurrent requests), host_interval_s (between request starts) and max_wait_s (longest pause of a host
     to wait for) apply to all workers of a run together. opt_out: the signals in headers and files to respect
     (`web.opt_out_headers`). robots, tdmrep: also obey robots.txt (needs the extra `web`) and tdmrep.json of each origin.

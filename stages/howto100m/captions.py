@@ -70,7 +70,7 @@ def _zipped(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise VlpipeError(f"{path} is no zip file: {error}") from error
+        raise VlpipeError(f"{path} is not a zip file: {error}") from error
     with archive:
         names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
         tables = sorted(name for name in names if name.endswith(".csv"))
@@ -89,7 +89,7 @@ def _zipped(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
 def _csv_folder(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
     names = sorted(file.name for file in path.iterdir() if file.suffix == ".csv")
     if not names:
-        raise VlpipeError(f"folder {path} has no .csv with captions in it")
+        raise VlpipeError(f"folder {path} has no .csv files with captions")
     for name in names:
         yield name.removesuffix(".csv"), _table(name, (path / name).read_bytes())
 
@@ -104,7 +104,7 @@ def _table(name: str, data: bytes) -> Captions | RowFault:
     if missing := [column for column in ("start", "end", "text") if column not in header]:
         return RowFault("bad_captions", f"{name} has no column {missing[0]!r}")
     if uneven := [number for number, row in enumerate(rows, 1) if row and len(row) != len(header)]:
-        return RowFault("bad_captions", f"{name} line {uneven[0]} has not {len(header)} fields")
+        return RowFault("bad_captions", f"{name} line {uneven[0]} does not have {len(header)} fields")
     columns = (header.index("text"), header.index("start"), header.index("end"))
     texts, starts, ends = ([row[column] for row in rows[1:] if row] for column in columns)
     return Captions([_text(one) for one in texts], _numbers(starts), _numbers(ends))

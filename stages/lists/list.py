@@ -82,7 +82,9 @@ def read_pairs(
     try:
         codecs.lookup(encoding)
     except LookupError as error:
-        raise VlpipeError(f"there is no encoding {encoding!r}; such as utf-8, latin-1, shift_jis") from error
+        raise VlpipeError(
+            f"there is no encoding {encoding!r}; use one such as utf-8, latin-1, shift_jis"
+        ) from error
     for file in list_files(path):
         for where, row in READERS[file.suffix.lower()](file, names, columns, encoding):
             try:
@@ -123,7 +125,7 @@ def _count(file: Path) -> int:
         try:
             return int(pq.read_metadata(file).num_rows)
         except pa.ArrowInvalid as error:
-            raise VlpipeError(f"{file} is no readable Parquet file: {error}") from error
+            raise VlpipeError(f"{file} is not a readable Parquet file: {error}") from error
     with open(file, "rb", buffering=0) as handle:
         return 1 + sum(block.count(b"\n") for block in iter(lambda: handle.read(1 << 20), b""))
 
@@ -141,7 +143,7 @@ def _read_parquet(file: Path, names: Names, columns: Sequence[str] | None, encod
             file, pre_buffer=False, buffer_size=1 << 20
         )  # does not hold a whole row group
     except pa.ArrowInvalid as error:
-        raise VlpipeError(f"{file} is no readable Parquet file: {error}") from error
+        raise VlpipeError(f"{file} is not a readable Parquet file: {error}") from error
     with parquet:
         _need_columns(str(file), names, parquet.schema_arrow.names)
         number = 0

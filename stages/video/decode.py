@@ -238,7 +238,7 @@ class Video:
 
 
 def _video_stream(opened: InputContainer, budget: Budget) -> VideoStream:
-    """Returns the best video stream by FFmpeg's rules, excluding cover images. Raises RowFault: no_video, too_many_pixels."""
+    """Returns the best video stream by FFmpeg's rules, except cover images. Raises RowFault: no_video, too_many_pixels."""
     from av.stream import Disposition
     from av.video.stream import VideoStream
 

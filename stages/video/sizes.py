@@ -39,7 +39,7 @@ Size: TypeAlias = Square | ShortSide | Exact
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Steps from a stored frame to the output: scale to (width, height), rotate counter-clockwise, crop (top, left, side)."""
+    """Steps from a stored frame to the output: scale to (width, height), turn counter-clockwise, crop (top, left, side)."""
 
     width: int
     height: int

@@ -33,18 +33,21 @@ class _Evidence:
         self.texts: list[str] = []
 
     def place(self, evidence: str) -> int:
+        """Returns the index of a text, after adding it if it is new."""
         if evidence not in self.places:
             self.places[evidence] = len(self.texts)
             self.texts.append(evidence)
         return self.places[evidence]
 
     def read(self, parts: Sequence[tuple[Digests, array[int]]]) -> None:
+        """Set the entries read from the store: hashes and text indices of each part."""
         hashes = np.concatenate([np.empty(0, DIGEST), *(one for one, _ in parts)])
         words = np.concatenate([np.empty(0, np.uint32), *(np.array(one, np.uint32) for _, one in parts)])
         order = np.argsort(hashes, kind="stable")
         self.hashes, self.words = hashes[order], words[order]
 
     def get(self, hash_: bytes) -> list[str]:
+        """Returns the evidence texts of a hash."""
         low, high = (int(np.searchsorted(self.hashes, hash_, side)) for side in ("left", "right"))
         found = [*self.words[low:high].tolist(), *self.noted.get(hash_, ())]
         return [self.texts[place] for place in dict.fromkeys(found)]

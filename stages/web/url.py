@@ -69,7 +69,7 @@ def sendable(url: str) -> str:
     if "@" in parts.netloc or "\\" in parts.netloc:
         raise RowFault("bad_url", "it has a user name or a backslash before the host")
     if port is not None and port < 1024 and port not in WEB_PORTS:
-        raise RowFault("bad_url", f"port {port} is for other services")
+        raise RowFault("bad_url", f"port {port} is reserved for other services")
     netloc = _host(parts.hostname or "") + (f":{port}" if port is not None else "")
     query = f"?{quote(parts.query, KEPT)}" if parts.query else ""
     return f"{parts.scheme}://{netloc}{quote(parts.path or '/', KEPT)}{query}"
@@ -86,17 +86,17 @@ def _host(host: str) -> str:
         return host
     labels = host.removesuffix(".").split(".")  # resolvers reject empty labels
     if not re.fullmatch(r"[a-z0-9_.-]{1,253}\.?", host) or not all(1 <= len(one) <= 63 for one in labels):
-        raise RowFault("bad_url", f"{host[:80]!r} is no host name")
+        raise RowFault("bad_url", f"{host[:80]!r} is not a host name")
     return host
 
 
 def _literal_v6(host: str) -> str:
     try:
         if "%" in host:
-            raise ValueError("it has a zone")
+            raise ValueError("it has a zone id")
         return str(ipaddress.IPv6Address(host))
     except ValueError as error:
-        raise RowFault("bad_url", f"{host[:80]!r} is no IPv6 address: {error}") from error
+        raise RowFault("bad_url", f"{host[:80]!r} is not an IPv6 address: {error}") from error
 
 
 def _is_v4(host: str) -> bool:
@@ -119,11 +119,11 @@ def _punycode(host: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode("ascii").lower()
     except idna.IDNAError as error:
-        raise RowFault("bad_url", f"{host[:80]!r} is no host name: {error}") from error
+        raise RowFault("bad_url", f"{host[:80]!r} is not a host name: {error}") from error
 
 
 def redirected(base: str, location: str) -> str:
-    """Returns the URL a redirect leads to, as sent. Raises RowFault: no_url, bad_url."""
+    """Returns the URL a redirect leads to, as sent. Raises RowFault (bad_url)."""
     try:
         return sendable(urljoin(base, location.strip()))
     except ValueError as error:

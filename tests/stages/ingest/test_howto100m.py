@@ -175,7 +175,7 @@ def test_empty_and_unequal_lists(world: World) -> None:
     out = world.run({"a": lists(), "b": unequal, "c": ["x"], "d": {"text": "x", "start": 0, "end": 1}})
     said = [(r.why, r.detail) for r in out.rejects]
     assert said == [
-        ("no_cues", "a has no cue with a text"),
+        ("no_cues", "a has no cue with text"),
         ("bad_captions", "b has 2 texts, 1 starts and 2 ends"),
         ("bad_captions", "c: wanted lists `text`, `start` and `end`"),
         ("bad_captions", "d: wanted lists `text`, `start` and `end`"),
@@ -319,7 +319,7 @@ def test_what_stops_the_plan(world: World) -> None:
             "caption.pickle",
             "wanted a .json, a .zip, or a folder with one .csv per video; a pickle can run code",
         ),
-        ("bad.zip", "is no zip file: "),
+        ("bad.zip", "is not a zip file: "),
         ("cut.json", "is not a complete JSON object: the value at 'a' cannot be read: "),
     ],
 )

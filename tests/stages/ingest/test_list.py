@@ -124,7 +124,7 @@ def test_texts_are_taken_as_they_are_written(tmp_path: Path) -> None:
         ("a.jsonl", b'{"url": ["u"], "text": "t"}\n', "a.jsonl line 1: wanted text, got [\"u\"]"),
         ("a.jsonl", b'{"url": "u", "text": "\\ud83d"}\n', "a.jsonl line 1: unpaired surrogate"),
         ("a.jsonl", b"[1]\n", "a.jsonl line 1: wanted an object with 'url' and 'text'"),
-        ("a.parquet", b"PAR1 no", "a.parquet is no readable Parquet file: "),
+        ("a.parquet", b"PAR1 no", "a.parquet is not a readable Parquet file: "),
         ("a.txt", b"u", "a.txt: the name of a list must end in .parquet, .tsv, .csv, .jsonl"),
     ],
 )  # fmt: skip
