@@ -49,7 +49,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Files(BaseHTTPRequestHandler):
-    """One connection."""
+    """Handler of one connection: serves files below the folder of the requested host."""
 
     protocol_version = "HTTP/1.1"  # keep-alive
     server: _Server
@@ -70,7 +70,7 @@ class _Files(BaseHTTPRequestHandler):
                 shutil.copyfileobj(file, self.wfile)
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """Writes no log."""
 
 
 def inside(root: str, relative: str) -> str | None:

@@ -225,7 +225,7 @@ def _orientation(image: Image.Image) -> int:
         return 1  # `getexif` would decode the whole image
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # unreadable EXIF: every viewer shows the pixels as stored
+    except Exception:  # unreadable EXIF: viewers then show the pixels as stored
         return 1
 
 

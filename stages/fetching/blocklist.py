@@ -91,7 +91,7 @@ def load(file: File) -> Blocklist:
     return _load(file.path, file.digest)
 
 
-@lru_cache(maxsize=2)  # a worker process serves many shards of one step
+@lru_cache(maxsize=2)  # a worker process runs many shards of one step
 def _load(path: str, digest: str) -> Blocklist:
     marks: dict[str, array[int]] = {}
     domains: set[str] = set()

@@ -40,7 +40,7 @@ class FetchRows:
     ) -> None:
         self._fetch, self._rows_of, self._schema = fetch, rows_of, schema
         self._blocklist = blocklist
-        self._under_way: dict[tuple[str, ...], Started] = {}  # by the ids of a batch
+        self._under_way: dict[tuple[str, ...], Started] = {}  # ids of a batch -> its futures
 
     def ahead(self, batch: pa.Table) -> None:
         """Start fetching a batch that a later call will receive."""

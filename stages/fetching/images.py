@@ -101,7 +101,7 @@ class Fetching(SourceStage):
     host_interval_s: NotNegative = 0.0
     max_wait_s: NotNegative = 60.0
     retries: Annotated[int, Field(ge=0)] = 1
-    backoff_s: NotNegative = 1.0  # doubles with each attempt, times a random number
+    backoff_s: NotNegative = 1.0  # doubles with each attempt, times a random factor of 0.5 to 1.5
     user_agent: str = "vlpipe/0.1 (dataset builder)"
     bot: str = ""
     opt_out: tuple[Signal, ...] = DEFAULT

@@ -35,7 +35,7 @@ PLACE = (
     pa.field("part", pa.string()),  # file in the folder
     pa.field("place", pa.int64()),  # row of a Parquet file, or first byte in a tar; null: no image
     pa.field("num_bytes", pa.int64()),
-    pa.field("why", pa.string()),  # set: the row is a reject
+    pa.field("why", pa.string()),  # if set, the row is rejected with this code
     pa.field("detail", pa.string()),
 )
 FOUND = pa.schema([*LISTED, *PLACE, *ORIGINAL])

@@ -39,7 +39,7 @@ FOUND = pa.schema(
         ("subtitles", pa.string()),  # path of the subtitle file that is read; null: none
         ("subtitle_bytes", pa.int64()),
         ("lang", pa.string()),  # from the name of the subtitle file
-        ("why", pa.string()),  # set: the row is a reject
+        ("why", pa.string()),  # if set, the row is rejected with this code
     ]
 )
 

@@ -162,7 +162,7 @@ class HostGate:
     async def _keep(self, peer: Peer, key: int) -> None:
         try:
             await self._opted_out.kept()
-        except Exception as error:  # the worker's attempt fails with it
+        except Exception as error:  # makes the worker's attempt fail
             peer.send([[key, "not_kept", explain(error)]])
         else:
             peer.send([key])
