@@ -93,7 +93,7 @@ def weights_file(folder: Path) -> Path:
     )
     if len(found) != 1:
         files = ", ".join(sorted(p.name for p in folder.glob("*"))) or "nothing"
-        raise VlpipeError(f"detector: expected {OWN}, {LXMERT} or one *.pkl in {folder}, found {files}")
+        raise VlpipeError(f"detector: wanted {OWN}, {LXMERT} or one *.pkl in {folder}, found {files}")
     return found[0]
 
 
@@ -104,7 +104,7 @@ def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
     in lower case.
     """
     if not path.is_file():
-        raise VlpipeError(f"detector: expected the names of its {num} classes or attributes in {path}")
+        raise VlpipeError(f"detector: wanted the names of its {num} classes or attributes in {path}")
     lines = path.read_text(encoding="utf-8").splitlines()
     names = tuple(lines if own else (line.split(",")[0].strip().lower() for line in lines))
     if len(names) != num:
