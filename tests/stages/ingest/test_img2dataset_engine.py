@@ -224,7 +224,7 @@ def test_what_the_engine_cannot_keep_to_stops_the_plan(stages: tuple[Img2dataset
         "robots",
         "resize.only_if_bigger: false",
     ]
-    assert "leave it out, or let engine: vlpipe fetch" in problems[0]
+    assert "leave it out, or use engine: vlpipe" in problems[0]
 
 
 @needs_it
