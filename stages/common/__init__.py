@@ -1,4 +1,4 @@
-"""What several rooms share: the image row, texts, rules, scores, fixed batches, decoded pixels, loaded models.
+"""Code shared by several stage folders: the image row, texts, rules, scores, fixed batches, pixels, loaded models.
 
-Imported by the other rooms. Imports none of them.
+The other stage folders import it; it imports none of them.
 """

@@ -1,8 +1,8 @@
-"""Rows through a model in one fixed batch shape: a row's result does not depend on the rows beside it.
+"""Run rows through a model in one fixed batch shape, so that a row's result does not depend on its batch.
 
-Another batch size moved an LM head by 1.8e-6 and flipped 1 sampled token in 1,280, so a short batch is filled
-up. On CPU a row's place within the batch moved results too: in batches of 5 to 11 rows, so sizes
-are multiples of 16; and in small products unless MKL_CBWR=AUTO is set before the first one of the process.
+A different batch size changed LM logits by 1.8e-6 and flipped 1 sampled token in 1,280, so a short batch is
+padded. On CPU the position within the batch also changed results: for batches of 5 to 11 rows, so sizes must be
+multiples of 16; and in small matrix products, unless MKL_CBWR=AUTO is set before the first one of the process.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 K = TypeVar("K")
 Pixels = npt.NDArray[np.float32]
-BATCH_ROWS = 16  # batch sizes are multiples of it
+BATCH_ROWS = 16  # batch sizes must be multiples of this
 
 
 def fixed_batches(items: Iterable[T], size: int) -> Iterator[tuple[list[T], int]]:
-    """Yield (exactly `size` items, how many of them are real); the last real one fills a short batch up.
+    """Yield (exactly `size` items, number of real ones); a short batch is padded with copies of its last item.
 
-    A copy ends its caption no later than the original, so filling costs no extra decoding step.
+    A copy finishes its caption when the original does, so padding costs no extra decoding step.
     """
     items = iter(items)
     while batch := list(islice(items, size)):
@@ -43,14 +43,17 @@ def fixed_batches(items: Iterable[T], size: int) -> Iterator[tuple[list[T], int]
 
 
 def batch_size_problems(batch_size: int) -> list[str]:
-    """For `preflight`: what is wrong with a batch size."""
+    """For `preflight`: problems with a batch size; empty if it is a positive multiple of BATCH_ROWS."""
     if batch_size > 0 and batch_size % BATCH_ROWS == 0:
         return []
-    return [f"batch_size must be a multiple of {BATCH_ROWS}, got {batch_size}: else place moves results"]
+    return [
+        f"batch_size must be a multiple of {BATCH_ROWS}, got {batch_size}: "
+        "otherwise results depend on a row's position in its batch"
+    ]
 
 
 def read_images(table: pa.Table, size: int, rejects: list[Reject]) -> Iterator[tuple[int, Pixels]]:
-    """Yield (row number, pixels (3, size, size)) of readable images; the others are added to `rejects`."""
+    """Yield (row number, pixels (3, size, size)) of readable images; append the others to `rejects`."""
     ids = table["id"].to_pylist()
     for row, data in enumerate(table["image"]):
         try:
@@ -62,7 +65,7 @@ def read_images(table: pa.Table, size: int, rejects: list[Reject]) -> Iterator[t
 def encode_images(
     images: Iterable[tuple[K, Pixels]], encode: Callable[[torch.Tensor], torch.Tensor], batch_size: int
 ) -> Iterator[tuple[K, torch.Tensor]]:
-    """(key, pixels (3, S, S)) -> (key, its row of `encode`: (B, 3, S, S) -> (B, ...)), once per image."""
+    """Yield (key, encoding) per image, given (key, pixels (3, S, S)) and `encode`: (B, 3, S, S) -> (B, ...)."""
     import torch
 
     for batch, num_real in fixed_batches(images, batch_size):
@@ -71,15 +74,16 @@ def encode_images(
 
 
 def seed_of(*parts: object) -> int:
-    """A 63-bit seed from the text of its parts."""
+    """Returns a 63-bit seed: a hash of the parts as text."""
     return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
 def without(table: pa.Table, rejects: Iterable[Reject]) -> pa.Table:
-    gone = pa.array([r.id for r in rejects], pa.string())
-    return table.filter(pc.invert(pc.is_in(table["id"], value_set=gone)))
+    """Returns `table` without the rejected rows, matched by `id`."""
+    rejected_ids = pa.array([r.id for r in rejects], pa.string())
+    return table.filter(pc.invert(pc.is_in(table["id"], value_set=rejected_ids)))
 
 
 def with_texts(table: pa.Table, texts: list[list[dict[str, Any]]]) -> pa.Table:
-    """`table` with its texts replaced, row by row."""
+    """Returns `table` with its `texts` column replaced; `texts` has one list per row."""
     return table.set_column(table.schema.get_field_index("texts"), "texts", pa.array(texts, TEXTS))

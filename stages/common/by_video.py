@@ -1,4 +1,4 @@
-"""Clips of one video are looked at together, with one decoder; what becomes of a clip does not depend on the others."""
+"""Process the clips of one video together, with one decoder; the result of a clip does not depend on the others."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vlpipe.pipeline.shard import Reject
 T = TypeVar("T")
 Clip = Mapping[str, Any]
 CLIP_TIME = {"start_s": pa.float64(), "end_s": pa.float64()}
-CLIP_FILE = {"id": pa.string(), "video": pa.string(), "num_bytes": pa.int64()}  # columns that decoding reads
+CLIP_FILE = {"id": pa.string(), "video": pa.string(), "num_bytes": pa.int64()}  # columns read by decoding
 CLIP_PLACE = CLIP_FILE | CLIP_TIME
 
 
 def grid(start_s: float, end_s: float, fps: float) -> range:
-    """Which multiples of 1 / fps lie in [start_s, end_s); when none does, the last one before."""
+    """Returns the k for which k / fps lies in [start_s, end_s); if there is none, the last k before it (at least 0)."""
     first, stop = (math.ceil(round(time_s * fps, 6)) for time_s in (start_s, end_s))
     return range(first, stop) if first < stop else range(max(0, stop - 1), max(1, stop))
 
@@ -27,9 +27,10 @@ def grid(start_s: float, end_s: float, fps: float) -> range:
 def over_videos(
     clips: Sequence[Clip], measure: Callable[[Sequence[Clip]], Sequence[T]], rejects: list[Reject]
 ) -> list[T | None]:
-    """What `measure` (clips of one video -> one result each) gives for each clip; None: it is now in `rejects`.
+    """Returns one result per clip, from `measure` (clips of one video -> one result each); None if it was rejected.
 
-    Where it raises RowFault, each clip is tried alone: a clip before the damage must not pay for one after it.
+    If `measure` raises RowFault for a video, each of its clips is retried alone, so that a damaged part of the file
+    rejects only the clips that need it. Rejected clips are appended to `rejects`.
     """
     places: dict[tuple[str, int], list[int]] = {}
     for place, clip in enumerate(clips):

@@ -1,4 +1,4 @@
-"""A detector with the names of its classes and attributes, loaded to be used; images in its size."""
+"""Load a detector for inference, with its class and attribute names, and resize images for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OWN, LXMERT = "model.safetensors", "pytorch_model.bin"
 
 @dataclass(frozen=True)
 class Detector:
-    """`digest`: of weights and settings, whatever file they came from."""
+    """A loaded detector. `digest` covers weights and settings, independent of the file format."""
 
     model: FasterRcnn
     classes: tuple[str, ...]
@@ -36,14 +36,17 @@ class Detector:
     device: torch.device
 
     def pixels(self, image: Image.Image) -> tuple[torch.Tensor, tuple[float, float]]:
-        """RGB image -> (3, h, w) for the model, and image pixels per model pixel (across, down)."""
+        """Returns an RGB image as (3, h, w) for the model, and the image pixels per model pixel (x, y)."""
         return to_pixels(self.model, image, self.device)
 
 
 def to_pixels(
     model: FasterRcnn, image: Image.Image, device: torch.device
 ) -> tuple[torch.Tensor, tuple[float, float]]:
-    """As detectron2: Pillow's bilinear resize of the 8-bit image, then mean and deviation."""
+    """As detectron2: bilinear resize of the 8-bit image with Pillow, then normalise by mean and deviation.
+
+    Returns (3, h, w) float32 on `device`, and the image pixels per model pixel (x, y).
+    """
     from PIL import Image
 
     width, height = model.config.resized(*image.size)
@@ -55,9 +58,10 @@ def to_pixels(
 
 
 def load(path: str) -> Detector:
-    """From a folder: ours, or a public checkpoint (`*.pkl` of detectron2, LXMERT's `pytorch_model.bin`) beside
-    objects_vocab.txt and attributes_vocab.txt, one name per line (of `a,b` the first counts). On a GPU if the step asks
-    for one.
+    """Load a detector from a folder: one of ours, or a public checkpoint (`*.pkl` of detectron2, LXMERT's
+    `pytorch_model.bin`) beside objects_vocab.txt and attributes_vocab.txt, one name per line (of `a,b`, `a` is used).
+
+    The model is in eval mode, on a GPU if the step asks for one. Raises VlpipeError if weights or names do not fit.
     """
     folder = Path(path)
     file = weights_file(folder)
@@ -74,7 +78,7 @@ def load(path: str) -> Detector:
 
 
 def digest_of(model: nn.Module, settings: str) -> str:
-    """sha256 of all tensors with their names, and of `settings` (what else changes the outputs)."""
+    """Returns the sha256 of all tensors with their names, and of `settings` (everything else that changes outputs)."""
     digest = hashlib.sha256(settings.encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -83,18 +87,22 @@ def digest_of(model: nn.Module, settings: str) -> str:
 
 
 def weights_file(folder: Path) -> Path:
-    """The one weights file of a detector's folder."""
+    """Returns the weights file of a detector's folder. Raises VlpipeError unless there is exactly one."""
     found = [folder / name for name in (OWN, LXMERT) if (folder / name).is_file()] or sorted(
         folder.glob("*.pkl")
     )
     if len(found) != 1:
-        had = ", ".join(sorted(p.name for p in folder.glob("*"))) or "nothing"
-        raise VlpipeError(f"detector: wanted {OWN}, {LXMERT} or one *.pkl in {folder}, which has {had}")
+        files = ", ".join(sorted(p.name for p in folder.glob("*"))) or "nothing"
+        raise VlpipeError(f"detector: wanted {OWN}, {LXMERT} or one *.pkl in {folder}, found {files}")
     return found[0]
 
 
 def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
-    """One name per line. In the published Visual Genome lists synonyms follow a comma, and case varies."""
+    """Read `num` names, one per line. Raises VlpipeError if the file is missing or has another number of lines.
+
+    In the published Visual Genome lists (own=False) synonyms follow a comma and case varies: the first name is used,
+    in lower case.
+    """
     if not path.is_file():
         raise VlpipeError(f"detector: wanted the names of its {num} classes or attributes in {path}")
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -107,5 +115,6 @@ def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
 
 
 def save_names(folder: Path, classes: Sequence[str], attributes: Sequence[str]) -> None:
+    """Write class and attribute names to the two vocabulary files of a folder, one per line."""
     for name, lines in ((OBJECTS_FILE, classes), (ATTRIBUTES_FILE, attributes)):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Serve folders on a loopback port while a stage runs: local files are fetched over real HTTP."""
+"""Serve folders on a loopback port while a stage runs, so that local files are fetched over real HTTP."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ LOOPBACK = "127.0.0.1"
 
 @contextmanager
 def serving(folders: Mapping[str, str]) -> Iterator[dict[str, int]]:
-    """Host name -> folder; yields host name -> port on 127.0.0.1. A URL's path is that of a file in there."""
+    """Serve `folders` (host name -> folder); yields host name -> port on 127.0.0.1.
+
+    A URL's path is a path below the folder. Raises VlpipeError if a folder does not exist.
+    """
     if not folders:
         yield {}
         return
     missing = [f"{host}: {folder}" for host, folder in folders.items() if not os.path.isdir(folder)]
     if missing:
-        raise VlpipeError(f"`serve` wants folders; there is none at {', '.join(missing)}")
+        raise VlpipeError(f"`serve`: no such folder: {', '.join(missing)}")
     with _Server({host.lower(): os.path.realpath(folder) for host, folder in folders.items()}) as server:
         thread = Thread(target=server.serve_forever, name="serve", daemon=True)
         thread.start()
@@ -46,16 +49,16 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Files(BaseHTTPRequestHandler):
-    """One connection."""
+    """Handler of one connection: serves files below the folder of the requested host."""
 
-    protocol_version = "HTTP/1.1"  # kept alive
+    protocol_version = "HTTP/1.1"  # keep-alive
     server: _Server
 
     def do_GET(self) -> None:
         host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
         root = self.server.roots.get(host.lower())
         path = inside(root, unquote(self.path.partition("?")[0])) if root else None
-        with suppress(ConnectionError):  # who asked has gone
+        with suppress(ConnectionError):  # the client disconnected
             if path is None or not os.path.isfile(path):
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
@@ -67,11 +70,11 @@ class _Files(BaseHTTPRequestHandler):
                 shutil.copyfileobj(file, self.wfile)
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """Writes no log."""
 
 
 def inside(root: str, relative: str) -> str | None:
-    """The real path of `relative` below `root`, or None when it leads out (`..`, or a link)."""
+    """Returns the real path of `relative` below `root`, or None if it leaves `root` (by `..` or a symbolic link)."""
     if "\x00" in relative:
         return None
     names = relative.lstrip("/").split("/")
@@ -82,6 +85,6 @@ def inside(root: str, relative: str) -> str | None:
             if os.path.islink(path):
                 break
         else:
-            return path  # as nearly always; resolving asks the system about each folder above, too
+            return path  # the usual case, faster: `realpath` also stats every parent folder of `root`
     path = os.path.realpath(os.path.join(root, *names))
     return path if path.startswith(os.path.join(os.path.realpath(root), "")) else None

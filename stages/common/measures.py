@@ -1,7 +1,7 @@
-"""What a rule may ask of a row beside its columns: sizes of the image, and properties of each text.
+"""Measures that a rule may test in addition to a row's columns: image sizes, and properties of each text.
 
-"Words" differ between sources, so each measure says what it counts. Sizes are those of the image as it was found:
-`original_width` and `original_height` where they are there (the image was resized), else `width` and `height`.
+Published rules define "word" differently, so each measure says what it counts. Sizes are those of the image as it was
+found: `original_width` and `original_height` if present (the image was resized), else `width` and `height`.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ FILE_NAME = rf"(?i)^\s*(?:\S*{IMAGE_ENDING}|{CAMERA_NAME}(?:{IMAGE_ENDING})?)\s*
 
 
 def num_chars(text: pa.Array) -> pa.Array:
-    """Unicode code points."""
+    """Number of Unicode code points."""
     return pc.utf8_length(text)
 
 
 def split_words(text: pa.Array) -> pa.Array:
-    """list<string>: what whitespace parts, as Python's `str.split`; of an empty text one empty word."""
+    """Split at whitespace, as Python's `str.split`, into list<string>; an empty text gives one empty word."""
     return pc.utf8_split_whitespace(pc.utf8_trim_whitespace(text))
 
 
 def num_words(text: pa.Array) -> pa.Array:
-    """Words that whitespace parts."""
+    """Number of words separated by whitespace."""
     empty = pc.equal(pc.utf8_trim_whitespace(text), "")
     return pc.if_else(empty, 0, pc.list_value_length(split_words(text)))
 
 
 def alnum_ratio(text: pa.Array) -> pa.Array:
-    """Letters and numbers of all code points; null for an empty text."""
+    """Share of code points that are letters or numbers; null for an empty text."""
     return _ratio(_num_alnum(text), pc.utf8_length(text))
 
 
 def _num_alnum(text: pa.Array) -> pa.Array:
-    """ASCII by a table, in 0.5 to 0.6 of the time of the expression that knows all of Unicode."""
+    """Number of letters and numbers. A table for ASCII texts takes 0.5 to 0.6 of the time of the Unicode regex."""
     text = as_array(text).cast(pa.string())
     _, offsets, data = text.buffers()
     ends = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1]
@@ -64,23 +64,23 @@ def _num_alnum(text: pa.Array) -> pa.Array:
 
 
 def unique_word_ratio(text: pa.Array) -> pa.Array:
-    """Distinct words, case aside, of all words (whitespace); null for a text without a word."""
+    """Number of distinct words / number of words, split at whitespace, case ignored; null for a text without words."""
     words = [t.lower().split() if t is not None else () for t in text.to_pylist()]
     return pa.array([len(set(w)) / len(w) if w else None for w in words], pa.float64())
 
 
 def word_repetition(text: pa.Array) -> pa.Array:
-    """1 - unique_word_ratio: words that came before in the text, of all words; null without a word."""
+    """1 - unique_word_ratio: the share of words that repeat an earlier one; null for a text without words."""
     return pc.subtract(1.0, unique_word_ratio(text))
 
 
 def is_url(text: pa.Array) -> pa.Array:
-    """Nothing but one address."""
+    """Whether the text is a single URL and nothing else."""
     return pc.match_substring_regex(text, URL_ONLY, ignore_case=True)
 
 
 def is_file_name(text: pa.Array) -> pa.Array:
-    """Nothing but the name of an image file, or one that cameras and programs give (`IMG_1234`)."""
+    """Whether the text is only an image file name, or a default name of cameras and programs (`IMG_1234`)."""
     return pc.match_substring_regex(text, FILE_NAME)
 
 
@@ -97,17 +97,17 @@ TEXT_MEASURES: dict[str, tuple[TextMeasure, pa.DataType]] = {
 
 
 def min_side(rows: pa.Table) -> pa.ChunkedArray:
-    """Pixels of the shorter side."""
+    """Length of the shorter side in pixels."""
     return pc.min_element_wise(*sides(rows), skip_nulls=False)
 
 
 def max_side(rows: pa.Table) -> pa.ChunkedArray:
-    """Pixels of the longer side."""
+    """Length of the longer side in pixels."""
     return pc.max_element_wise(*sides(rows), skip_nulls=False)
 
 
 def aspect_ratio(rows: pa.Table) -> pa.ChunkedArray:
-    """Longer side / shorter side, 1 or more."""
+    """Longer side / shorter side, at least 1."""
     return _ratio(max_side(rows), min_side(rows))
 
 
@@ -117,12 +117,12 @@ def num_pixels(rows: pa.Table) -> pa.ChunkedArray:
 
 
 def num_bytes(rows: pa.Table) -> pa.ChunkedArray:
-    """Bytes of the encoded image."""
+    """Size of the encoded image in bytes."""
     return pc.binary_length(rows["image"])
 
 
 def sides(rows: pa.Table) -> list[pa.ChunkedArray]:
-    """Width and height; where both are there, the original ones before the stored ones."""
+    """Returns [width, height] in pixels: the original size if it is known, else the stored size."""
     found = []
     for name in ("width", "height"):
         stored = rows[name]
@@ -133,7 +133,7 @@ def sides(rows: pa.Table) -> list[pa.ChunkedArray]:
 
 SIZE = {"width": pa.int32(), "height": pa.int32()}
 RowMeasure = Callable[[pa.Table], pa.ChunkedArray]
-# name -> (measure, type of its values, columns it reads)
+# name -> (measure, value type, columns it reads)
 ROW_MEASURES: dict[str, tuple[RowMeasure, pa.DataType, dict[str, pa.DataType]]] = {
     "min_side": (min_side, pa.int32(), SIZE),
     "max_side": (max_side, pa.int32(), SIZE),
@@ -144,11 +144,12 @@ ROW_MEASURES: dict[str, tuple[RowMeasure, pa.DataType, dict[str, pa.DataType]]] 
 
 
 def names() -> Sequence[str]:
+    """Names of all measures."""
     return [*ROW_MEASURES, *TEXT_MEASURES]
 
 
 def _ratio(above: pa.Array, below: pa.Array) -> pa.Array:
-    """Null where `below` is 0."""
+    """`above` / `below`; null where `below` is 0."""
     zero = pc.equal(below, 0)
     safe = pc.if_else(zero, 1, below)
     return pc.if_else(zero, None, pc.divide(pc.cast(above, pa.float64()), pc.cast(safe, pa.float64())))

@@ -1,4 +1,4 @@
-"""A BLIP model with its tokenizer, loaded to be used and not trained."""
+"""A BLIP model with its tokenizer, loaded for inference."""
 
 from __future__ import annotations
 
@@ -15,37 +15,43 @@ from vlpipe.pipeline.files import Weights
 
 @dataclass(frozen=True)
 class Loaded:
+    """A BLIP model in eval mode, its tokenizer, and the device it is on."""
+
     model: Blip
     tokenizer: Tokenizer
     device: torch.device
 
     @property
     def image_size(self) -> int:
+        """Side of the square input image in pixels."""
         return int(self.model.config.image_size)
 
     @torch.inference_mode()
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) -> tokens (B, N, D)."""
+        """Pixels (B, 3, S, S) -> image tokens (B, N, D)."""
         return self.model.encode_image(pixels.to(self.device))
 
     @torch.inference_mode()
     def image_features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Image tokens (B, N, D) -> (B, E), unit norm."""
+        """Image tokens (B, N, D) -> embeddings (B, E), unit norm."""
         return self.model.image_features(tokens)
 
     @torch.inference_mode()
     def text_features(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(B, L) -> (B, E), unit norm."""
+        """Token ids and mask (B, L) -> embeddings (B, E), unit norm."""
         return self.model.text_features(self.model.encode_text(ids.to(self.device), mask.to(self.device)))
 
 
 def load(weights: Weights, max_length: int = 0) -> Loaded:
-    """The model, on a GPU if the step asks for one. VlpipeError when it has fewer than `max_length` positions."""
+    """Load a model in eval mode, on a GPU if the step asks for one.
+
+    Raises VlpipeError if the model has fewer than `max_length` text positions.
+    """
     device = torch.device(device_of_step())
     model = Blip.load(weights.path).eval().to(device)
     num_positions = model.config.max_text_length
     if max_length > num_positions:
         raise VlpipeError(
-            f"the model has {num_positions} text positions, {max_length} were asked for: set a shorter length"
+            f"the model has {num_positions} text positions, but {max_length} are needed: set a shorter length"
         )
     return Loaded(model, Tokenizer.load(weights.path), device)

@@ -1,7 +1,7 @@
-"""How often each row of a list came before: 23 to 29 bytes per different row, whatever the length of its texts.
+"""Count how often each row of a list occurred before, in 23 to 29 bytes per distinct row, whatever its text length.
 
-A `Counter` of the rows themselves takes 300 to 400. Keys are 96 bits of a SHA-256: of a thousand million rows two share
-one with a chance of 6 in 10^12.
+A `Counter` of the rows themselves takes 300 to 400 bytes per row. Keys are 96 bits of a SHA-256: among 10^9 rows, the
+probability that two different rows share a key is 6e-12.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import numpy.typing as npt
 
 from vlpipe.pipeline.errors import VlpipeError
 
-Words = npt.NDArray[np.uint64]  # (B, 2): 64 bits of the key; 32 bits of it, and below them a count
+Words = npt.NDArray[np.uint64]  # (B, 2): first 64 bits of the key; its last 32 bits, then a 32-bit count
 Places = npt.NDArray[np.int64]  # (B,)
 
 FIRST_HOMES = 1 << 14
-MAX_LOAD, GROWTH = 0.7, 1.25  # small steps: a table that doubles is half empty, and has 38 bytes per row
-MOVED_AT_ONCE = 1 << 14  # slots
+MAX_LOAD, GROWTH = 0.7, 1.25  # small growth steps: doubling leaves the table half empty, at 38 bytes per row
+MOVED_AT_ONCE = 1 << 14  # slots moved per step while the table grows
 HALF = np.uint64(32)
 COUNT = np.uint64(0xFFFF_FFFF)
 
 
 class Occurrences:
-    """A hash table of uint64[slots, 2] with linear probing, which is asked for a batch of keys at a time.
+    """A hash table of uint64 (slots, 2) with linear probing, queried with a batch of keys at a time.
 
-    A count of 0 is a free slot. A key's home slot grows with the key, so the table is in order but for what probing
-    moved a little. Therefore it can grow in place, from its end to its beginning: no second table is ever in memory.
+    A slot with a count of 0 is free. Home slots increase with the key, so the table is sorted except for small shifts
+    by probing. It can therefore grow in place, from its end to its start, without a second table in memory.
     """
 
     def __init__(self, num_homes: int = FIRST_HOMES) -> None:
@@ -33,7 +33,10 @@ class Occurrences:
         self._slots: Words = np.zeros((_num_slots(num_homes), 2), np.uint64)
 
     def count(self, digests: bytes, size: int) -> Places:
-        """Per digest, each `size` >= 12 bytes long: how often it came before, in this call or an earlier one."""
+        """Returns (B,), how often each digest occurred before, in this call or an earlier one; `size` >= 12 bytes each.
+
+        Raises VlpipeError if the table would need 2^32 home slots or more (2.4 to 3.0 thousand million distinct rows).
+        """
         keys = np.frombuffer(digests, np.uint8).reshape(-1, size)[:, :12].copy().view(np.uint32)
         words = np.empty((len(keys), 2), np.uint64)
         words[:, 0] = keys[:, 0].astype(np.uint64) << HALF | keys[:, 1]
@@ -55,36 +58,36 @@ class Occurrences:
             self._grow()
 
     def _add(self, words: Words, times: Words) -> Places:
-        """Count each key `times` more; how often it was counted before. The keys differ and are in order."""
+        """Add `times` to the count of each key and return the counts before that. Keys must be distinct and sorted."""
         before = np.zeros(len(words), np.int64)
         left, at = np.arange(len(words)), self._homes(words[:, 0])
         while len(left):
             if at[-1] >= len(self._slots):
                 self._slots.resize((int(at[-1]) + 1, 2), refcheck=False)
-            here = self._slots.take(at, axis=0)
-            counts = here[:, 1] & COUNT
+            slots = self._slots.take(at, axis=0)
+            counts = slots[:, 1] & COUNT
             free = counts == 0
-            known = (here[:, 0] == words[:, 0]) & (here[:, 1] - counts == words[:, 1]) & ~free
-            free[1:] &= at[1:] != at[:-1]  # of two that find the same free slot the first takes it
+            known = (slots[:, 0] == words[:, 0]) & (slots[:, 1] - counts == words[:, 1]) & ~free
+            free[1:] &= at[1:] != at[:-1]  # if two keys reach the same free slot, the first takes it
             before[left[known]] = counts[known].astype(np.int64)
             self._slots[at[known], 1] += times[left[known]]
             taken = words[free]
             taken[:, 1] |= times[left[free]]
             self._slots[at[free]] = taken
             self._num_keys += len(taken)
-            on = ~(free | known)
-            left, at, words = left[on], at[on] + 1, words[on]
+            unplaced = ~(free | known)
+            left, at, words = left[unplaced], at[unplaced] + 1, words[unplaced]
         return before
 
     def _homes(self, keys: Words) -> Places:
         return ((keys >> HALF) * np.uint64(self._num_homes) >> HALF).astype(np.int64)
 
     def _grow(self) -> None:
-        """Cut at free slots, the table falls into parts that are moved one by one, each to where no other will be."""
+        """Grow in place: cut the table at free slots and move the parts one by one, from the last to the first."""
         stop, homes = len(self._slots), int(self._num_homes * GROWTH)
         if homes >= 1 << 32:
             raise VlpipeError(
-                f"a list has at most {int(MAX_LOAD * (1 << 32)):,} different rows; part it in several"
+                f"a list may have at most {int(MAX_LOAD * (1 << 32)):,} distinct rows; split it into several lists"
             )
         size = max(_num_slots(homes), int(stop * homes / self._num_homes) + 2)
         self._num_homes = homes
@@ -104,5 +107,5 @@ class Occurrences:
 
 
 def _num_slots(num_homes: int) -> int:
-    """The last homes need slots behind them; there are more, should these not do."""
+    """Homes plus spare slots for keys that probing moves past the last home; `_add` appends more if needed."""
     return num_homes + num_homes // 256

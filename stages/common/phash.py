@@ -1,6 +1,7 @@
-"""Perceptual hash of an image (64 bits, as `imagehash.phash`), and the exact search for near hashes.
+"""Perceptual hash of an image (64 bits, as `imagehash.phash`), and an exact search for near hashes.
 
-pHash sees grey only: a red and a blue ball in one place hash alike. So a coarse colour grid goes with it.
+pHash sees only grey levels: a red and a blue ball in the same place get the same hash. A coarse colour grid is
+therefore compared as well.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ Hashes = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
 
-SIDE = 32  # pixels that go into the DCT
-LOW = 8  # of its coefficients per axis, the lowest; imagehash's defaults
+SIDE = 32  # the DCT input is SIDE x SIDE pixels
+LOW = 8  # the LOW x LOW lowest DCT coefficients are used; both as imagehash's defaults
 GRID = 4  # the colour grid is GRID x GRID cells
-MIN_STD = 2.0  # grey levels; a flatter picture (a placeholder, a white page) has no hash that means anything
+MIN_STD = 2.0  # grey levels; the hash of a flatter image (a placeholder, a white page) is meaningless
 MAX_DISTANCE = 15
 BAND_BITS = 16
 NUM_BANDS = 64 // BAND_BITS
-MAX_PAIRS = 10_000_000  # found in all: 640 MB
-MAX_CANDIDATES = 4_000_000  # pairs looked at in one go: 64 MB of places
+MAX_PAIRS = 10_000_000  # pairs found in total: 640 MB
+MAX_CANDIDATES = 4_000_000  # pairs compared at a time: 64 MB of row numbers
 
 
 class TooMany(Exception):
-    """More pairs than anybody can mean."""
+    """More pairs than the limit: almost certainly a wrong threshold."""
 
 
 def grey(image: Image.Image) -> Bytes:
-    """(32, 32) grey levels, by Lanczos as imagehash does it."""
+    """Returns the image as (32, 32) uint8 grey levels, resized by Lanczos as in imagehash."""
     from PIL import Image
 
     return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
 def colour_grid(image: Image.Image) -> Bytes:
-    """(48,) mean red, green and blue of 4 x 4 cells."""
+    """Returns the mean red, green and blue of 4 x 4 cells, (48,) uint8."""
     from PIL import Image
 
     return np.asarray(image.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX)).reshape(-1)
@@ -51,7 +52,10 @@ def colour_grid(image: Image.Image) -> Bytes:
 def colour_gap(
     left: Bytes, right: Bytes, a: Places, b: Places, block: int = 100_000
 ) -> npt.NDArray[np.int16]:
-    """(N, 48), (M, 48), pairs (row of left, row of right) -> the largest difference of a cell's mean colour, per pair."""
+    """Returns (P,), the largest difference of a cell's mean colour for P pairs (a: row of left, b: row of right).
+
+    `left` is (N, 48), `right` is (M, 48), both from `colour_grid`.
+    """
     gaps = [np.empty(0, np.int16)]
     for start in range(0, len(a), block):
         part = slice(start, start + block)
@@ -60,13 +64,13 @@ def colour_gap(
 
 
 def has_texture(greys: Bytes) -> npt.NDArray[np.bool_]:
-    """(B, 32, 32) -> (B,): whether there is enough in the picture for a hash to mean something."""
+    """(B, 32, 32) -> (B,): whether an image has enough contrast for its hash to be meaningful."""
     found: npt.NDArray[np.bool_] = greys.astype(np.float64).std(axis=(1, 2)) >= MIN_STD
     return found
 
 
 def hash_greys(greys: Bytes) -> Hashes:
-    """(B, 32, 32) -> (B,): which of the 8 x 8 lowest DCT-II coefficients lie above their median."""
+    """(B, 32, 32) -> (B,): 64 bits, which of the 8 x 8 lowest DCT-II coefficients lie above their median."""
     k, n = np.arange(LOW)[:, None], np.arange(SIDE)[None, :]
     basis = 2 * np.cos(np.pi * k * (2 * n + 1) / (2 * SIDE))  # (8, 32)
     values = greys.astype(np.float64)
@@ -75,7 +79,7 @@ def hash_greys(greys: Bytes) -> Hashes:
     low[:, 0, 0] += 4 * SIDE * SIDE * mean[:, 0, 0]
     low = np.round(low, 6).reshape(
         -1, LOW * LOW
-    )  # what is zero on paper must not be decided by rounding noise
+    )  # rounding noise must not decide coefficients that are exactly zero in theory
     above = low > np.median(low, axis=1, keepdims=True)
     return np.packbits(above, axis=1).view(">u8").reshape(-1).astype(np.uint64)
 
@@ -83,14 +87,14 @@ def hash_greys(greys: Bytes) -> Hashes:
 def pairs_within(
     hashes: Hashes, max_distance: int, limit: int = MAX_PAIRS
 ) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
-    """All (a, b, bits that differ) with a < b and at most `max_distance` differing bits, ordered by (a, b).
+    """Returns all pairs (a, b, number of differing bits) with a < b and distance <= `max_distance`, sorted by (a, b).
 
-    Exact, without looking at all pairs: of four 16-bit bands at least one differs in at most
-    `max_distance // 4` bits (pigeonhole), so only rows with such a band are compared (multi-index hashing,
-    Norouzi et al. 2012, https://arxiv.org/abs/1307.2982). TooMany when there are more than about `limit`.
+    Exact without comparing all pairs: at least one of four 16-bit bands differs in at most `max_distance // 4`
+    bits (pigeonhole), so only rows with such a band are compared (multi-index hashing, Norouzi et al. 2012,
+    https://arxiv.org/abs/1307.2982). Raises TooMany if there are more than about `limit` pairs.
     """
     if not 0 <= max_distance <= MAX_DISTANCE:
-        raise ValueError(f"max_distance is {max_distance}; wanted 0 to {MAX_DISTANCE} of 64 bits")
+        raise ValueError(f"max_distance must be 0 to {MAX_DISTANCE} of 64 bits, got {max_distance}")
     found, total = [], 0
     for a, b in _candidates(hashes, max_distance // NUM_BANDS):
         found.append(_near(a, b, hashes, max_distance))
@@ -109,7 +113,7 @@ def _near(a: Places, b: Places, hashes: Hashes, max_distance: int) -> tuple[Plac
 
 
 def _candidates(hashes: Hashes, radius: int) -> Iterator[tuple[Places, Places]]:
-    """Pairs of rows with a band at most `radius` bits apart, in bounded blocks; each once per band."""
+    """Yield pairs of rows with a band at most `radius` bits apart, in bounded blocks; each pair once per such band."""
     for band in range(NUM_BANDS):
         bits = ((hashes >> np.uint64(band * BAND_BITS)) & np.uint64(0xFFFF)).astype(np.uint16)
         order = np.argsort(bits, kind="stable").astype(np.int64)
@@ -120,7 +124,7 @@ def _candidates(hashes: Hashes, radius: int) -> Iterator[tuple[Places, Places]]:
 
 
 def _partners(bits: npt.NDArray[np.uint16], mask: np.uint16) -> tuple[Places, Places]:
-    """Per sorted value where those that differ by just `mask` start, and how many; no pair twice."""
+    """Returns, per sorted value, where the values that differ by exactly `mask` start, and their number; no pair twice."""
     end = np.searchsorted(bits, bits ^ mask, side="right")
     if mask == 0:
         first = np.arange(1, len(bits) + 1)
@@ -136,7 +140,7 @@ def _masks(radius: int) -> list[np.uint16]:
 
 
 def _expand(order: Places, first: Places, count: Places) -> Iterator[tuple[Places, Places]]:
-    """The row at sorted place p meets those at first[p], ..., first[p] + count[p] - 1."""
+    """Yield pairs: the row at sorted position p with those at positions first[p], ..., first[p] + count[p] - 1."""
     ends = np.cumsum(count)
     start = 0
     while start < len(count):

@@ -1,8 +1,8 @@
-"""From encoded image bytes to the right pixels: header checks first, then one rule per kind of image.
+"""Decode image bytes to RGB: header checks first, then one rule per kind of image.
 
-Rules: EXIF orientation is applied; alpha is laid on white; 16 bits are scaled to 8, not clipped; CMYK goes
-through its ICC profile when it has one; of an animation the first frame counts. Float and 32-bit images are
-refused: they name no white.
+Rules: EXIF orientation is applied; alpha is composited on white; 16 bits are scaled to 8, not clipped; CMYK is
+converted with its ICC profile if it has one; of an animation the first frame is used. Float and 32-bit images are
+rejected: they do not define which value is white.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ FORMATS = (
     "AVIF",
     "BMP",
     "TIFF",
-)  # what the web serves; other decoders stay shut
+)  # the formats of the web; all other decoders are disabled
 MAX_PIXELS = 50_000_000  # 200 MB for one decoded copy
 MAX_FRAMES = 1000
 MAX_SCANS = (
-    100  # of a progressive JPEG (encoders write about 10): each is a pass over all pixels, in a few bytes
+    100  # of a progressive JPEG (encoders write about 10): a scan of a few bytes costs a pass over all pixels
 )
-MAX_INVISIBLE = 2  # of 255: alpha that nobody sees
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, which BLIP took over
+MAX_INVISIBLE = 2  # of 255: alpha up to this is invisible
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as in BLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 ORIENTATION = 0x0112  # EXIF tag
-TURNED = (5, 6, 7, 8)  # its values that swap width and height
+TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """What an image says it is; width and height as it is to be shown (after EXIF transpose)."""
+    """An image's header; width and height in pixels as shown (after EXIF transpose)."""
 
     format: str  # as Pillow names it: JPEG, PNG, ...
     width: int
@@ -54,15 +54,18 @@ class Probe:
 
 
 def probe(data: bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> Probe:
-    """Read the header only. RowFault: empty, not_an_image, too_many_pixels, too_many_frames, too_many_scans."""
+    """Read the header only.
+
+    Raises RowFault: empty, not_an_image, truncated, broken, too_many_pixels, too_many_frames, too_many_scans.
+    """
     with _opened(data, max_pixels) as image:
         return _probed(image, max_frames)
 
 
 def verify(data: bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> Probe:
-    """As `probe`, then decode the first frame and throw it away. RowFault also: truncated, broken, transparent.
+    """As `probe`, then decode the first frame and discard it. Raises RowFault as `probe`, or transparent.
 
-    Of a JPEG all data is read, but an eighth of the size is computed: at 640 x 480 0.47 ms instead of 0.90 ms.
+    Of a JPEG all data is read but only 1/8 scale is computed: 0.47 ms instead of 0.90 ms at 640 x 480.
     """
     return verify_decode(data, lambda _: None, max_pixels=max_pixels, max_frames=max_frames)[0]
 
@@ -74,17 +77,20 @@ def verify_decode(
     max_pixels: int = MAX_PIXELS,
     max_frames: int = MAX_FRAMES,
 ) -> tuple[Probe, Image.Image | None]:
-    """`verify`, and `decode` in the same pass, if `wanted` says which size is needed at least (None: no pixels)."""
+    """`verify` and `decode` in one pass. `wanted` returns the min (width, height) to decode, or None for no pixels.
+
+    Returns the probe and the RGB image, or None instead of the image. Raises RowFault as `verify` and `decode`.
+    """
     with _opened(data, max_pixels) as image:
         found = _probed(image, max_frames)
         at_least = wanted(found)
         if at_least is None:
-            image.draft("L", (1, 1))  # does nothing for other formats than JPEG
+            image.draft("L", (1, 1))  # has no effect for formats other than JPEG
         else:
             _draft(image, at_least)
         _load(image)
         need_opaque(image)
-        if image.format == "PNG":  # it may name its orientation after the pixels
+        if image.format == "PNG":  # its orientation may be stored after the pixels
             width, height = _shown_size(image)
             found = replace(found, width=width, height=height)
             at_least = wanted(found)
@@ -92,7 +98,7 @@ def verify_decode(
 
 
 def need_opaque(image: Image.Image) -> None:
-    """RowFault transparent when nothing of a decoded image can be seen."""
+    """Raises RowFault (transparent) if the max alpha of a decoded image is at most MAX_INVISIBLE."""
     if image.mode in ("RGBA", "LA", "PA"):
         alpha = image.getchannel("A")
     elif image.mode == "P" and "transparency" in image.info:
@@ -107,10 +113,10 @@ def need_opaque(image: Image.Image) -> None:
 def decode(
     data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None
 ) -> Image.Image:
-    """The first frame as RGB, upright. RowFault: those of `verify` but for transparent, and unsupported_pixels.
+    """Returns the first frame as upright RGB. Raises RowFault as `verify` (except transparent), or unsupported_pixels.
 
-    at_least: (width, height) as shown; a JPEG may come out at the scale of 1/2, 1/4 or 1/8 that is no smaller,
-    several times faster.
+    at_least: min (width, height) as shown; a JPEG may be decoded at scale 1/2, 1/4 or 1/8 if the result is no smaller
+    than that, which is several times faster.
     """
     with _opened(data, max_pixels) as image:
         if at_least is not None:
@@ -120,7 +126,7 @@ def decode(
 
 
 def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.float32]:
-    """RGB image -> (3, size, size), squashed by bicubic, normalised with CLIP's mean and deviation."""
+    """Returns an RGB image as (3, size, size) float32: bicubic resize without crop, CLIP's mean and deviation."""
     import numpy as np
     from PIL import Image
 
@@ -134,7 +140,7 @@ def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.float32]:
 def load_pixels(
     images: Sequence[bytes], size: int, *, max_pixels: int = MAX_PIXELS
 ) -> npt.NDArray[np.float32]:
-    """Encoded images -> (B, 3, size, size)."""
+    """Decode and normalise images as `decode` and `to_pixels` do: B encoded images -> (B, 3, size, size) float32."""
     import numpy as np
 
     out = np.empty((len(images), 3, size, size), np.float32)
@@ -161,7 +167,7 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     except MemoryError:
         raise
     except Exception as error:  # parsers of hostile headers raise anything
-        raise _unread(data, _said(error)) from error
+        raise _unread(data, _error_text(error)) from error
     with image:
         width, height = image.size
         if width * height > max_pixels:
@@ -177,7 +183,7 @@ def _probed(image: Image.Image, max_frames: int) -> Probe:
     except MemoryError:
         raise
     except Exception as error:  # a broken chain of frames
-        raise RowFault("broken", _said(error)) from error
+        raise RowFault("broken", _error_text(error)) from error
     if num_frames > max_frames:
         raise RowFault("too_many_frames", f"{num_frames} frames, the limit is {max_frames}")
     width, height = _shown_size(image)
@@ -201,25 +207,25 @@ def _load(image: Image.Image) -> None:
     except MemoryError:
         raise
     except Exception as error:  # decoders of hostile data raise anything
-        raise RowFault("truncated" if _ends_early(error) else "broken", _said(error)) from error
+        raise RowFault("truncated" if _ends_early(error) else "broken", _error_text(error)) from error
 
 
 def _ends_early(error: Exception) -> bool:
-    said = str(error).lower()
-    return isinstance(error, EOFError) or "truncated" in said or "not enough image data" in said
+    message = str(error).lower()
+    return isinstance(error, EOFError) or "truncated" in message or "not enough image data" in message
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.format != "TIFF" and _orientation(image) in TURNED  # Pillow turns TIFF itself
+    turned = image.format != "TIFF" and _orientation(image) in TURNED  # Pillow rotates TIFF itself
     return (image.height, image.width) if turned else image.size
 
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info and "xmp" not in image.info:
-        return 1  # asking Pillow would decode the whole image
+        return 1  # `getexif` would decode the whole image
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # unreadable EXIF: every viewer shows the pixels as stored
+    except Exception:  # unreadable EXIF: viewers then show the pixels as stored
         return 1
 
 
@@ -244,7 +250,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return _from_16_bits(image)
     if image.mode in ("I", "F", "LAB"):
-        raise RowFault("unsupported_pixels", f"mode {image.mode} has no agreed way to RGB")
+        raise RowFault("unsupported_pixels", f"mode {image.mode} has no standard conversion to RGB")
     if image.mode == "CMYK":
         return _from_cmyk(image)
     if image.format == "JPEG" and image.mode == "RGB":
@@ -268,9 +274,9 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             srgb = ImageCms.createProfile("sRGB")
             found = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-        except (ImageCms.PyCMSError, OSError):  # a broken profile is as good as none
+        except (ImageCms.PyCMSError, OSError):  # ignore a broken profile
             return image.convert("RGB")
-        assert found is not None  # only with inPlace
+        assert found is not None  # None only with inPlace
         return found
     return image.convert("RGB")
 
@@ -283,12 +289,12 @@ def _on_white(rgba: Image.Image) -> Image.Image:
     return white
 
 
-def _unread(data: bytes, said: str) -> RowFault:
+def _unread(data: bytes, detail: str) -> RowFault:
     for name, start, end in _SIGNATURES:
         if data.startswith(start):
             why = "broken" if end in data[-64:] else "truncated"
             return RowFault(why, f"it starts as {name}, but its header cannot be read")
-    return RowFault("not_an_image", said)
+    return RowFault("not_an_image", detail)
 
 
 def _looks_like(data: bytes) -> str:
@@ -298,8 +304,8 @@ def _looks_like(data: bytes) -> str:
     return f"{seen}; accepted: {', '.join(FORMATS)}"
 
 
-# Start of scan, its length and number of components, which depend on each other: in a video that is appended to a photo
-# such bytes do not come by chance.
+# Start-of-scan marker with its length and number of components. The two must agree, so these bytes do not occur by
+# chance in a video appended to a photo.
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _SIGNATURES = (
     ("JPEG", b"\xff\xd8\xff", b"\xff\xd9"),
@@ -316,6 +322,6 @@ _MARKS = (
 )
 
 
-def _said(error: Exception) -> str:
-    """The decoder's words, without memory addresses: the same bytes give the same text."""
+def _error_text(error: Exception) -> str:
+    """The decoder's error text without memory addresses, so that the same bytes give the same text."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")[:300]

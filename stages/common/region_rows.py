@@ -1,6 +1,6 @@
-"""The records of regions: true objects of an image as a detector is trained with them, and the regions it then gives.
+"""Columns for ground-truth objects (to train a detector) and for the regions that a detector predicts.
 
-One region record serves every region system: feature, box, all class probabilities, the likeliest class and attribute.
+All detectors share one region record: feature, box, all class probabilities, the likeliest class and attribute.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]  # field of a region -> (N, ...), of one
 
 
 def region_type(feat_dim: int, num_probs: int) -> pa.StructType:
-    """A region. `prob` ends with background; `attr` is -1 where the detector has none."""
+    """Returns the type of a region. The last entry of `prob` is background; `attr` is -1 without attributes."""
     return pa.struct(
         [
             ("feat", pa.list_(pa.float16(), feat_dim)),
@@ -38,7 +38,8 @@ def region_type(feat_dim: int, num_probs: int) -> pa.StructType:
 
 
 def region_fields(feat_dim: int, num_probs: int) -> tuple[pa.Field, pa.Field, pa.Field]:
-    """The columns a region stage adds: heavy `regions`, light `region_tags` (class names) and `regions_weights`."""
+    """Returns the fields a region stage adds: heavy `regions`, light `region_tags` (class names) and
+    `regions_weights` (digest of the detector)."""
     return (
         heavy("regions", pa.list_(region_type(feat_dim, num_probs))),
         pa.field("region_tags", pa.list_(pa.string())),
@@ -47,13 +48,13 @@ def region_fields(feat_dim: int, num_probs: int) -> tuple[pa.Field, pa.Field, pa
 
 
 def group_rows(feat_dim: int, num_probs: int, max_regions: int) -> int:
-    """Rows per row group, so that a group of images with `max_regions` each is about 32 MB."""
+    """Returns the rows per row group, so that a group of images with `max_regions` each is about 32 MB."""
     per_region = 2 * feat_dim + 2 * num_probs + 16 + sum(np.dtype(d).itemsize for _, d in SCALARS)
     return max(1, ROW_GROUP_BYTES // (per_region * max(1, max_regions)))
 
 
 def regions_array(images: Sequence[Arrays], feat_dim: int, num_probs: int) -> pa.ListArray:
-    """Images' regions as a column, without a Python object per region."""
+    """Build the `regions` column, one list per image, without a Python object per region."""
     widths = {"feat": (np.float16, feat_dim), "box": (np.float32, 4), "prob": (np.float16, num_probs)}
     parts: list[pa.Array] = []
     for name, (dtype, width) in widths.items():
@@ -69,7 +70,7 @@ def regions_array(images: Sequence[Arrays], feat_dim: int, num_probs: int) -> pa
 
 
 def image_arrays(column: pa.ListArray) -> list[Arrays]:
-    """The inverse of `regions_array`: views into Arrow's memory, one image after the other."""
+    """The inverse of `regions_array`: returns one mapping per image, as views into Arrow's memory where possible."""
     structs = column.flatten()
     flat: dict[str, npt.NDArray[Any]] = {}
     for field in structs.type:
@@ -84,13 +85,13 @@ def image_arrays(column: pa.ListArray) -> list[Arrays]:
 
 
 def tags_of(regions: Arrays, classes: Sequence[str], least: float) -> list[str]:
-    """Class names of the regions with a confidence of at least `least`, best first; a word may come twice."""
+    """Returns class names of the regions with a confidence of at least `least`, best first; names may repeat."""
     order = np.argsort(-regions["obj_conf"], kind="stable")
     return [classes[regions["obj"][k]] for k in order if regions["obj_conf"][k] >= least]
 
 
 def region_columns(regions: pa.ListArray, tags: Sequence[Sequence[str]], digest: str) -> dict[str, pa.Array]:
-    """The columns of `region_fields`, by name."""
+    """Returns the columns of `region_fields` by name."""
     return {
         "regions": regions,
         "region_tags": pa.array(tags, pa.list_(pa.string())),

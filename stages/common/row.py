@@ -1,6 +1,6 @@
-"""The image row: one image with all its texts, their scores and their fate.
+"""The image row: one image with all its texts, their scores, and whether and why each text is dropped.
 
-`id` is sha256 over (source, url or path, text, occurrence): it never changes with position, shard size or order of arrival.
+`id` is the sha256 of (source, url or path, text, occurrence): it does not depend on position, shard size or order.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ TEXT = pa.struct(
         ("source", pa.string()),  # web | synth | human
         ("model", pa.string()),  # digest of the captioner's weights, for synth
         ("score", pa.float32()),  # P(match) by the filter
-        ("kept", pa.bool_()),  # null: no filter has looked at it
-        ("why", pa.string()),  # why it was dropped: a short code
+        ("kept", pa.bool_()),  # null: not judged by any filter yet
+        ("why", pa.string()),  # short code of the reason it was dropped
     ]
 )
 TEXTS = pa.list_(TEXT)
-# Column `donors`, where texts of other rows were merged in: per text the ids of all rows it comes from, null for an own
-# one. `vlpipe forget` goes by it; below the end of the list there are own ones only.
+# Column `donors`, written where texts of other rows are merged in: per text the ids of all rows it comes from, null for
+# the row's own texts. `vlpipe forget` uses it. Texts beyond the end of the list are the row's own.
 DONORS = pa.list_(pa.list_(pa.string()))
 
-# Light columns every ingest stage writes; `image` is the encoded file, byte for byte as it came.
+# Light columns that every ingest stage writes. `image` is the encoded file, unchanged.
 LISTED = pa.schema([("id", pa.string()), ("url", pa.string()), ("texts", TEXTS)])
 IMAGE_FIELDS = (
     pa.field("sha256", pa.string()),
@@ -44,18 +44,18 @@ IMAGE_FIELDS = (
     heavy("image", pa.binary()),
 )
 
-# Rows of evaluation steps and of training losses; the results table and the report look for these schemas.
+# Rows of evaluation steps and of training losses; the results table and the report recognise steps by these schemas.
 RESULTS = pa.schema([("name", pa.string()), ("value", pa.float64()), ("num_rows", pa.int64())])
 LOSSES = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
 
 
 def text(value: str, source: str, **more: Any) -> dict[str, Any]:
-    """One entry of `texts`."""
+    """Returns one entry of `texts`; `more` sets further fields, which are null by default."""
     return {"text": value, "source": source, "model": None, "score": None, "kept": None, "why": None, **more}
 
 
 def single_texts(values: Sequence[str], source: str) -> pa.ListArray:
-    """`texts` of rows with one text each; an empty one gives none. Four times as fast as from dicts."""
+    """Build `texts` for rows with one text each; an empty text gives an empty list. 4 times as fast as from dicts."""
     there = pa.array([value for value in values if value], pa.string())
     columns = {f.name: pa.nulls(len(there), f.type) for f in TEXT}
     columns |= {"text": there, "source": pa.array([source] * len(there), pa.string())}
@@ -65,14 +65,15 @@ def single_texts(values: Sequence[str], source: str) -> pa.ListArray:
 
 
 class ListIds:
-    """Hands out the ids of a list's rows, a batch at a time; the occurrence number keeps exact repeats apart, whatever
-    follows them in the list. It remembers at most 29 bytes per different row."""
+    """Computes the ids of a list's rows, a batch at a time. The occurrence number distinguishes exact repeats,
+    independent of later rows. Memory: at most 29 bytes per distinct row."""
 
     def __init__(self, source: str) -> None:
         self._source = source
         self._seen = Occurrences()
 
     def of(self, urls: Sequence[str], texts: Sequence[str]) -> pa.StringArray:
+        """Returns the ids of the next rows of the list; call it once per batch, in list order."""
         stems = [_stem(self._source, url, text) for url, text in zip(urls, texts, strict=True)]
         digests = [hashlib.sha256(stem + b"0").digest() for stem in stems]
         before = self._seen.count(b"".join(digests), ID_BYTES)
@@ -83,12 +84,13 @@ class ListIds:
 
 @dataclass
 class RowIds:
-    """The same ids, one at a time: for the few rows that are made of one video. It remembers the rows themselves."""
+    """The same ids, one at a time, for the few rows made from one video. It keeps the hashed rows in memory."""
 
     source: str
     _seen: Counter[bytes] = field(default_factory=Counter)
 
     def next(self, url: str, text: str) -> str:
+        """Returns the id of the next row."""
         stem = _stem(self.source, url, text)
         occurrence = self._seen[stem]
         self._seen[stem] += 1
@@ -96,14 +98,14 @@ class RowIds:
 
 
 def _stem(*parts: str) -> bytes:
-    """What is hashed, but for the occurrence number. Rows whose NUL characters make it the same count as repeats."""
+    """The bytes to hash, before the occurrence number is appended. Rows with equal bytes (NUL characters) are repeats."""
     return "".join(part.replace("\x00", "\x00\x00") + "\x00" for part in parts).encode(
         "utf-8", "surrogatepass"
     )
 
 
 def hex_strings(data: bytes, size: int) -> pa.StringArray:
-    """Each `size` bytes as a string of hex digits."""
+    """Returns each `size` bytes of `data` as a string of hex digits."""
     offsets = np.arange(0, 2 * len(data) + 1, 2 * size, dtype=np.int32)
     return pa.StringArray.from_buffers(
         len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data.hex().encode())

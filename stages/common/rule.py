@@ -1,7 +1,7 @@
-"""A rule is data: what a row or a text must be to stay, from where that is known, and for which encoder it holds.
+"""A rule is data: the condition a row or text must meet to be kept, its source, and the encoder it is valid for.
 
-A preset is a YAML list of rules beside this file, or one of your own. It holds every rule of its source: those that need
-a stage before them, or a tool there is none of, say so in `needs`, and stand in the way until they are named in `skip`.
+A preset is a YAML list of rules, in `presets` beside this file or your own. It contains every rule of its source. Rules
+that need an earlier stage, or a tool that does not exist here, name it in `needs` and fail until listed in `skip`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vlpipe.stages.common.measures import ROW_MEASURES, TEXT_MEASURES, names
 from vlpipe.stages.common.row import TEXT
 
 PRESETS = Path(__file__).with_name("presets")
-ENCODER = b"vlpipe.encoder"  # field metadata: which model a column's values come from
+ENCODER = b"vlpipe.encoder"  # field metadata: the model that computes a column's values
 
 Op = Literal["<", "<=", ">", ">=", "==", "!=", "in", "not_in", "matches", "not_matches"]
 Value = bool | int | float | str | tuple[str, ...] | tuple[int, ...]
@@ -32,12 +32,12 @@ LIST_OPS, REGEX_OPS, ORDER_OPS = {"in", "not_in"}, {"matches", "not_matches"}, {
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """`column op value` must hold, else the row is rejected, or the text dropped, with the code `id`.
+    """`column op value` must hold; otherwise the row is rejected, or the text dropped, with the code `id`.
 
-    column: a measure (`common.measures`); a column of the row; or `texts.score` and the like. A list column has one value
-    for each text, and then, as with measures of texts, texts are judged. `matches`: a regular expression (RE2), searched.
-    on_missing: what a null means. encoder: whose scores the threshold is for; it must be the column's.
-    needs: what makes the column. source: where the number is from.
+    column: a measure (`common.measures`), a column of the row, or a field of texts such as `texts.score`. A list column
+    must have one value per text; it judges texts, as text measures do. `matches` searches for a regular expression (RE2).
+    on_missing: how to treat null. encoder: the model whose scores the threshold is for; must match the column's.
+    needs: the stage that writes the column. source: the paper or code the value is from.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -53,6 +53,7 @@ class Rule:
 
     @property
     def code(self) -> str:
+        """The reject code: `id`, or the column if there is none."""
         return self.id or self.column
 
     def __str__(self) -> str:
@@ -60,9 +61,9 @@ class Rule:
         return f"{self.column} {self.op} {value}"
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with the rule itself."""
+        """Yield errors of the rule itself, independent of the columns it is applied to."""
         if (self.op in LIST_OPS) != isinstance(self.value, tuple):
-            yield f"rule {self.code}: {self.op!r} wants {'a list' if self.op in LIST_OPS else 'one value'}, got {self}"
+            yield f"rule {self.code}: {self.op!r} needs {'a list' if self.op in LIST_OPS else 'one value'}, got {self}"
         elif self.op in REGEX_OPS:
             yield from _regex_problems(self)
         elif self.op in ORDER_OPS and (isinstance(self.value, (bool, str))):
@@ -73,11 +74,11 @@ def _regex_problems(rule: Rule) -> Iterator[str]:
     try:
         pc.match_substring_regex(pa.array([""]), str(rule.value))
     except pa.ArrowInvalid as error:
-        yield f"rule {rule.code}: {rule.value!r} is no regular expression: {error}"
+        yield f"rule {rule.code}: {rule.value!r} is not a valid regular expression: {error}"
 
 
 def load_preset(name: str) -> tuple[Rule, ...]:
-    """The rules of a preset by name, or of a YAML file by path. VlpipeError when it is not there or wrong."""
+    """Load a preset by name, or a YAML file by path. Raises VlpipeError if it is missing or invalid."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         there = did_you_mean(name, (p.stem for p in PRESETS.glob("*.yaml")))
@@ -105,7 +106,7 @@ def _rule(path: Path, number: int, given: Any) -> Rule:
 
 
 def choose(rules: Sequence[Rule], skip: Sequence[str]) -> tuple[Rule, ...]:
-    """The rules without those named in `skip`. VlpipeError for a name that is none, or a code given twice."""
+    """Returns the rules except those named in `skip`. Raises VlpipeError for an unknown name or a duplicate code."""
     codes = [rule.code for rule in rules]
     for code in skip:
         if code not in codes:
@@ -118,18 +119,19 @@ def choose(rules: Sequence[Rule], skip: Sequence[str]) -> tuple[Rule, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RuleInput:
-    """Where a rule's values come from: a measure, a column, or a field of `texts`; and what they are."""
+    """The source of a rule's values (a measure, a column, or a field of `texts`) and their type."""
 
     kind: Literal["row_measure", "text_measure", "column", "text_column", "text_field"]
     dtype: pa.DataType
 
     @property
     def judges_texts(self) -> bool:
+        """Whether the rule drops texts rather than rejects rows."""
         return self.kind.startswith("text")
 
 
 def place(rule: Rule, schema: pa.Schema) -> RuleInput:
-    """SchemaError, with what to do, when the rule cannot be judged on such rows."""
+    """Find the input of a rule in `schema`. Raises SchemaError, with a remedy, if the rule cannot be applied."""
     name, found = rule.column, None
     if name in TEXT_MEASURES:
         found = RuleInput("text_measure", TEXT_MEASURES[name][1])
@@ -181,7 +183,9 @@ def _check_type(rule: Rule, dtype: pa.DataType) -> None:
         values = rule.value if isinstance(rule.value, tuple) else (rule.value,)
         fits = all(_fits(value, dtype) for value in values)
     if not fits:
-        raise SchemaError(f"rule {rule.code}: {rule.column!r} is {dtype}, which `{rule}` cannot be asked of")
+        raise SchemaError(
+            f"rule {rule.code}: {rule.column!r} is {dtype}, to which `{rule}` cannot be applied"
+        )
 
 
 def _fits(value: Any, dtype: pa.DataType) -> bool:
@@ -193,9 +197,9 @@ def _fits(value: Any, dtype: pa.DataType) -> bool:
 
 
 def check_encoder(rule: Rule, schema: pa.Schema) -> None:
-    """SchemaError unless the rule is for the encoder of its column, which only planned schemas know.
+    """Raises SchemaError unless the rule is for the encoder of its column. Only planned schemas record the encoder.
 
-    A threshold holds for one encoder: 0.28 of CLIP B/32 says nothing about another's scores.
+    A threshold is valid for one encoder only: 0.28 for CLIP B/32 means nothing for another model's scores.
     """
     column = rule.column.partition(".")[0]
     bound = encoder_of(schema, column) if column in schema.names else ""
@@ -203,12 +207,12 @@ def check_encoder(rule: Rule, schema: pa.Schema) -> None:
         return
     if not bound:
         raise SchemaError(
-            f"rule {rule.code}: {rule} is for scores of {rule.encoder}, but no step above says whose "
-            f"{rule.column!r} is{_help(rule)}"
+            f"rule {rule.code}: {rule} is for scores of {rule.encoder}, but no step above declares the encoder of "
+            f"{rule.column!r}{_help(rule)}"
         )
     if not rule.encoder:
         raise SchemaError(
-            f"rule {rule.code}: {rule.column!r} are scores of {bound}; write `encoder: {bound}` if {rule} is for them"
+            f"rule {rule.code}: {rule.column!r} has scores of {bound}; write `encoder: {bound}` if {rule} is for them"
         )
     raise SchemaError(
         f"rule {rule.code}: {rule} is for scores of {rule.encoder}, but {column!r} is of {bound}"
@@ -216,10 +220,10 @@ def check_encoder(rule: Rule, schema: pa.Schema) -> None:
 
 
 def scored(name: str, dtype: pa.DataType, encoder: str) -> pa.Field:
-    """A field whose values come from `encoder`."""
+    """Returns a field marked as computed by `encoder`."""
     return pa.field(name, dtype, metadata={ENCODER: encoder})
 
 
 def encoder_of(schema: pa.Schema, column: str) -> str:
-    """Whose values a column has; empty when no stage said so."""
+    """Returns the encoder that computes a column, or "" if no stage declares one."""
     return ((schema.field(column).metadata or {}).get(ENCODER) or b"").decode()

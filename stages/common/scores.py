@@ -1,4 +1,4 @@
-"""What stages that score with a model have in common: what their model is called, and the columns they add."""
+"""Code shared by stages that score with a model: the model's name, loading, image input, added columns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def name_of(model: Weights | None, given: str, *, default: str = "", endings: Sequence[str] = ()) -> str:
-    """What rules call the encoder: `given`, else the hub id, the folder's name, or the step that makes it."""
+    """Returns the encoder's name for rules: `given`, else its step, hub id or folder name; `default` without a model."""
     if given or model is None:
         return given or default
     if model.step:
@@ -35,7 +35,7 @@ def name_of(model: Weights | None, given: str, *, default: str = "", endings: Se
 
 
 def with_columns(rows: pa.Table, **columns: pa.Array) -> pa.Table:
-    """`rows` with columns added, or replaced where they exist."""
+    """Returns `rows` with columns added, or replaced if they exist."""
     for name, values in columns.items():
         at = rows.schema.get_field_index(name)
         rows = rows.append_column(name, values) if at < 0 else rows.set_column(at, name, values)
@@ -43,23 +43,24 @@ def with_columns(rows: pa.Table, **columns: pa.Array) -> pa.Table:
 
 
 def load_model(cls: Any, weights: Weights) -> Any:
-    """A transformers model to be used and not trained, on a GPU if the step asks for one."""
+    """Load a transformers model for inference, on a GPU if the step asks for one. Raises VlpipeError if it cannot."""
     try:
         return cls.from_pretrained(weights.path).eval().to(device())
     except (OSError, ValueError) as error:
         raise VlpipeError(
-            f"{weights.path} is no {cls.__name__} that transformers can load: {error}"
+            f"{weights.path}: transformers cannot load it as {cls.__name__}: {error}"
         ) from error
 
 
 def device() -> torch.device:
+    """The device of the current step."""
     import torch
 
     return torch.device(device_of_step())
 
 
 def processed(weights: Weights) -> Callable[[Image.Image], Pixels]:
-    """What the model's own image processor (its Pillow form) makes of an RGB image: (3, S, S) float32."""
+    """Returns the model's own image processor (Pillow backend) as a function: RGB image -> (3, S, S) float32."""
     from transformers import AutoImageProcessor
 
     processor = AutoImageProcessor.from_pretrained(weights.path, backend="pil")
@@ -71,7 +72,7 @@ def processed(weights: Weights) -> Callable[[Image.Image], Pixels]:
 
 
 def decoded(rows: pa.Table, rejects: list[Reject]) -> Iterator[tuple[int, Image.Image]]:
-    """(row number, RGB image) of readable images; the others are added to `rejects`."""
+    """Yield (row number, RGB image) of readable images; append the others to `rejects`."""
     ids = rows["id"].to_pylist()
     for row, data in enumerate(rows["image"]):
         try:

@@ -1,4 +1,4 @@
-"""All texts of a batch as one flat column, so that Arrow can judge them at once, and their fate put back in place."""
+"""Flatten the texts of a batch into one column, so that Arrow can judge them at once, and write the results back."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class FlatTexts:
         return pc.struct_field(self.entries, name)
 
     def still_in(self, sources: Sequence[str]) -> Mask:
-        """(M,) texts of `sources` that nothing dropped."""
+        """(M,) texts of `sources` that are not dropped."""
         ours = to_mask(pc.is_in(self.field("source"), pa.array(sources, pa.string())))
         return ours & self.kept()
 
     def kept(self) -> Mask:
-        """(M,) texts that nothing dropped; those nobody judged are among them."""
+        """(M,) texts that are not dropped, including those not judged yet."""
         return np.asarray(pc.fill_null(self.field("kept"), True).to_numpy(zero_copy_only=False))
 
     def aligned(self, name: str, column: pa.ChunkedArray) -> pa.Array:
-        """(M,) values of a list column that has one for each text. VlpipeError when it has not."""
+        """(M,) values of a list column with one value per text. Raises VlpipeError if the numbers differ in a row."""
         lists = as_array(column)
         lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
         if (lengths != self.lengths).any():
             at = int(np.flatnonzero(lengths != self.lengths)[0])
             raise VlpipeError(
-                f"column {name!r} has {lengths[at]} value(s) for {self.lengths[at]} text(s): texts came or went "
-                "since it was made; score them again after that step"
+                f"column {name!r} has {lengths[at]} value(s) for {self.lengths[at]} text(s): texts were added or "
+                "removed after it was computed; score them again after that step"
             )
         return lists.flatten()
 
@@ -54,7 +54,7 @@ class FlatTexts:
         return pa.ListArray.from_arrays(self._offsets(), values)
 
     def drop(self, rows: pa.Table, why: pa.Array) -> pa.Table:
-        """`rows` with kept False and `why` (M,) of texts that have one; the others as they are."""
+        """Returns `rows` with kept=False and the given reason for texts whose `why` (M,) is not null."""
         if why.null_count == len(why):
             return rows
         dropped = why.is_valid()
@@ -65,7 +65,7 @@ class FlatTexts:
         return self.replace(rows, **new)
 
     def replace(self, rows: pa.Table, **fields: pa.Array) -> pa.Table:
-        """`rows` with fields (M,) of their texts replaced."""
+        """Returns `rows` with the given fields (M,) of their texts replaced."""
         columns = [fields.get(f.name, self.field(f.name)) for f in TEXT]
         entries = pa.StructArray.from_arrays(columns, fields=list(TEXT))
         mask = self._lists.is_null() if self._lists.null_count else None
@@ -77,9 +77,10 @@ class FlatTexts:
 
 
 def as_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """Returns the column as one contiguous array."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def to_mask(found: pa.Array) -> Mask:
-    """A boolean array with null as False."""
+    """Returns a boolean array as a numpy mask; null becomes False."""
     return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False))

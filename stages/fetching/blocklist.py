@@ -1,7 +1,7 @@
-"""What must not be fetched, decoded or stored: URLs and content by hash, and domains.
+"""Blocklists of URLs, content hashes and domains that must not be fetched, decoded or stored.
 
-A match is named by the kind of its rule only: neither the entry nor the bytes are kept. The lists of the bodies that
-compile such hashes come as md5 or sha256, of the file or of its URL; this is no classifier.
+A match is reported only by the kind of its rule: neither the entry nor the bytes are stored. Organisations that compile
+such lists publish md5 or sha256 hashes of the file or of its URL. This is not a classifier.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ Marks = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Blocklist:
-    """marks: kind -> the first 8 bytes of each hash, sorted: 16 M entries take 128 MB, and an innocent picture is taken
-    for one of them with a chance of one in 10^12."""
+    """A loaded blocklist.
+
+    marks: kind -> the first 8 bytes of each hash, sorted. 16 M entries take 128 MB; the probability that an image not
+    on the list matches an entry is 1e-12.
+    """
 
     marks: Mapping[str, Marks]
     domains: frozenset[str]
 
     def check_url(self, url: str) -> RowFault | None:
-        """Before it is asked for, and for where it led."""
+        """Returns a RowFault if the URL or its domain is blocked. Call it before a request, and for redirects."""
         if self.domains and any(name in self.domains for name in domains_of(url)):
             return RowFault(BLOCKED, "domain")
         spelled = spellings(url) if self.marks.keys() & {"url_md5", "url_sha256"} else ()
@@ -51,7 +54,7 @@ class Blocklist:
         return None
 
     def check_bytes(self, data: bytes) -> RowFault | None:
-        """Before they are decoded."""
+        """Returns a RowFault if the content is blocked. Call it before decoding."""
         return RowFault(BLOCKED, "content") if self._has("", data) else None
 
     def _has(self, prefix: str, data: bytes) -> bool:
@@ -69,11 +72,11 @@ NOTHING = Blocklist({}, frozenset())
 
 
 def spellings(url: str) -> set[str]:
-    """Who hashed a URL may have written it in any of these ways, and what is served by http is so by https."""
+    """Returns the spellings of a URL that a hash list may be based on; http and https count as the same."""
     url = url.strip()
     bare = canonical_url(url)  # without scheme and default port
     found = {url, without_secrets(url), bare, f"http://{bare}", f"https://{bare}"}
-    with suppress(RowFault):  # of what cannot be fetched either
+    with suppress(RowFault):  # a URL that cannot be sent
         found.add(sendable(url))
     return found | {one.rstrip("/") for one in found}
 
@@ -83,12 +86,12 @@ def _mark(digest: bytes) -> int:
 
 
 def load(file: File) -> Blocklist:
-    """A list, or a folder of lists: txt with lines `sha256:...`, `md5:...`, `url_sha256:...`, `url_md5:...`, `url:...`,
-    `domain:...`, csv or Parquet with columns of these names. VlpipeError says in which line what is wrong."""
+    """Load a list, or a folder of lists: txt with lines `sha256:...`, `md5:...`, `url_sha256:...`, `url_md5:...`,
+    `url:...`, `domain:...`; csv or Parquet with columns of these names. Raises VlpipeError with the line of an error."""
     return _load(file.path, file.digest)
 
 
-@lru_cache(maxsize=2)  # a worker process serves many shards of one step
+@lru_cache(maxsize=2)  # a worker process runs many shards of one step
 def _load(path: str, digest: str) -> Blocklist:
     marks: dict[str, array[int]] = {}
     domains: set[str] = set()
@@ -111,16 +114,17 @@ def _sorted(marks: array[int]) -> Marks:
 
 
 def _files(path: str) -> list[Path]:
-    here = Path(path)
-    if not here.is_dir():
-        return [here]
-    return [f for f in sorted(here.iterdir()) if f.suffix.lower() in READERS and f.name[0] not in "._"]
+    root = Path(path)
+    if not root.is_dir():
+        return [root]
+    return [f for f in sorted(root.iterdir()) if f.suffix.lower() in READERS and f.name[0] not in "._"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropBlocked(MapStage):
-    """Reject (filtered, `blocked`) rows that a list names, without fetching again: for lists that grow, and for images
-    that no fetcher of ours brought. Reads bytes, decodes nothing. What is stored above stays: `vlpipe forget` removes it.
+    """Reject (filtered, `blocked`) rows that match a blocklist, without fetching again: for lists that grow, and for
+    images not fetched by `fetching.images`. Reads bytes, decodes nothing. Rows stored by earlier steps remain; `vlpipe
+    forget` removes them.
     """
 
     NAME: ClassVar[str] = "ingest.blocklist:DropBlocked"

@@ -1,4 +1,4 @@
-"""COCO captions with the images fetched: one row per image with all its human captions, by `coco_url`."""
+"""COCO captions with images fetched from `coco_url`: one row per image with all its human captions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlpipe.stages.lists.folder import captioned_rows
 
 @dataclass(frozen=True, kw_only=True)
 class CocoUrls(Fetching):
-    """`lists.coco:CocoCaptions`, with the images fetched from `coco_url` as `fetching.images` does."""
+    """As `lists.coco:CocoCaptions`, but the images are fetched from `coco_url`, as by `fetching.images`."""
 
     annotations: ListFile
     source: str = "coco"

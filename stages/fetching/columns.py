@@ -1,4 +1,4 @@
-"""Columns of fetched rows."""
+"""Schema of fetched image rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who said no, for a fetcher that is not ours: what the run's gate knows before it asks, and must know afterwards."""
+"""Opt-outs for an external fetcher: ask the run's gate for known ones before fetching, report new ones afterwards."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ ALONE = Politeness(
 
 
 class Recall:
-    """Takes turns and gives them back at once: they limit nobody, but the gate refuses a URL that has said no."""
+    """Requests turns and returns them at once: they limit nothing, but the gate refuses URLs that have opted out."""
 
     def __init__(self, loop: Loop, turns: Turns) -> None:
         self._loop, self._turns = loop, turns
 
     def check(self, urls: Sequence[str]) -> list[RowFault | None]:
-        """For each listed URL None, or RowFault opt_out with what it said."""
+        """Returns, per listed URL, a RowFault (opt_out) with the evidence if it has opted out, else None."""
         return self._loop.run(self._all([(url, None) for url in urls]))
 
     def note(self, said: Mapping[str, str]) -> None:
-        """URL -> its words; returns when the root has them."""
+        """Record opt-outs (URL -> evidence); returns when they are on disk in the root."""
         self._loop.run(self._all([*said.items()]))
 
     async def _all(self, pairs: Sequence[tuple[str, str | None]]) -> list[RowFault | None]:
@@ -38,7 +38,7 @@ class Recall:
     async def _one(self, listed: str, evidence: str | None) -> RowFault | None:
         try:
             url = sendable(listed)
-        except RowFault:  # nobody asks for it
+        except RowFault:  # it is not requested anyway
             return None
         try:
             async with self._turns.turn(split_origin(url)[0], url) as turn:
@@ -50,6 +50,7 @@ class Recall:
 
 @contextmanager
 def recalling(gate: Address | None) -> Iterator[Recall]:
+    """Connect to the run's gate, or to one of this process if `gate` is None; yields a Recall."""
     with running_loop() as loop:
         turns = loop.run(join(gate, ALONE))
         try:

@@ -1,4 +1,4 @@
-"""A batch of listed rows, fetched: image rows, and typed rejects."""
+"""Fetch batches of listed rows: the result is image rows and typed rejects."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from vlpipe.stages.lists.list import EXPECTED, FAULT
 from vlpipe.stages.web.fetch import Answer, Fetch
 from vlpipe.stages.web.response import Page
 
-FILTERED = frozenset({"opt_out", BLOCKED})  # a rule said no, nothing broke: `vlpipe retry` leaves these alone
-CHECK_ROWS = 64  # images that go to the decoder together
+FILTERED = frozenset({"opt_out", BLOCKED})  # excluded by a rule, not failed: `vlpipe retry` skips them
+CHECK_ROWS = 64  # images sent to the decoder together
 
 Started = list[Future[Answer] | RowFault]
 
 
 class FetchRows:
-    """Fetches batch after batch. Those it is told of ahead are on their way already: a slow row holds up itself."""
+    """Fetches batch after batch. Batches passed to `ahead` are fetched meanwhile, so a slow row does not delay others."""
 
-    num_ahead = 3  # batches; their bytes wait in memory
+    num_ahead = 3  # batches; their bytes are held in memory
 
     def __init__(
         self,
@@ -40,14 +40,14 @@ class FetchRows:
     ) -> None:
         self._fetch, self._rows_of, self._schema = fetch, rows_of, schema
         self._blocklist = blocklist
-        self._under_way: dict[tuple[str, ...], Started] = {}  # by the ids of a batch
+        self._under_way: dict[tuple[str, ...], Started] = {}  # ids of a batch -> its futures
 
     def ahead(self, batch: pa.Table) -> None:
-        """Start what a later call will be given."""
+        """Start fetching a batch that a later call will receive."""
         self._under_way[_ids(batch)] = _start(_listed(batch), self._fetch)
 
     def __call__(self, batch: pa.Table) -> Out:
-        """Images are checked in order, in this thread, while later ones are still on their way."""
+        """Fetch a batch. Images are checked in order, in this thread, while later ones are still being fetched."""
         listed, rows = _listed(batch), self._rows_of(batch)
         log: list[dict[str, Any]] = []
         started = self._under_way.pop(_ids(batch), None) or _start(listed, self._fetch)
@@ -72,7 +72,7 @@ class FetchRows:
         rows: ImageRows,
         log: list[dict[str, Any]],
     ) -> None:
-        """Rows `first` and after it, which have come."""
+        """Check the fetched rows from number `first` on."""
         ready: list[tuple[int, bytes, dict[str, Any]]] = []
         for row, (one, future) in enumerate(zip(listed, started, strict=True), first):
             try:
@@ -104,26 +104,26 @@ def _listed(batch: pa.Table) -> list[dict[str, Any]]:
 
 
 def _wait(started: Started) -> None:
-    """For all of them, the last first: this thread is woken once or twice and not for each."""
+    """Wait for all futures, last first, so that this thread wakes up once or twice instead of for each."""
     for future in reversed(started):
         if not isinstance(future, RowFault):
             future.exception()
 
 
 def _start(listed: Sequence[Mapping[str, Any]], fetch: Fetch) -> Started:
-    """Ask for every URL, but for those of rows that are refused before."""
-    refused = [_refused(one) for one in listed]  # looks at text only
+    """Start fetching every URL except those of invalid rows."""
+    refused = [_refused(one) for one in listed]
     started = iter(fetch([one["url"] for one, fault in zip(listed, refused, strict=True) if fault is None]))
     return [next(started) if fault is None else fault for fault in refused]
 
 
 def _refused(one: Mapping[str, Any]) -> RowFault | None:
-    """Why a listed row is not asked for."""
+    """Returns a RowFault if a listed row must not be fetched."""
     if one.get(FAULT.name):
         return RowFault("bad_line", one[FAULT.name])
     expected = one.get(EXPECTED.name)
     if expected is not None and not _HEX_DIGEST.fullmatch(expected):
-        return RowFault("bad_hash", f"{expected[:80]!r} is no md5 (32) or sha256 (64 hexadecimal digits)")
+        return RowFault("bad_hash", f"{expected[:80]!r} is not an md5 (32) or sha256 (64 hexadecimal digits)")
     return None
 
 
@@ -131,7 +131,7 @@ _HEX_DIGEST = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
 
 
 def _need_page(result: Page | RowFault, expected: str | None, blocklist: Blocklist) -> Page:
-    """The page, before a byte of it is decoded. RowFault: why there is none; blocked, hash_mismatch."""
+    """Check a page before it is decoded. Raises RowFault: the failed fetch, blocked, hash_mismatch."""
     if isinstance(result, RowFault):
         raise result
     blocked = blocklist.check_bytes(result.body)
@@ -141,11 +141,11 @@ def _need_page(result: Page | RowFault, expected: str | None, blocklist: Blockli
         name = "md5" if len(expected) == 32 else "sha256"
         found = hashlib.new(name, result.body, usedforsecurity=False).hexdigest()
         if found != expected.lower():
-            raise RowFault("hash_mismatch", f"{name} is {found}, the list says {expected.lower()}")
+            raise RowFault("hash_mismatch", f"{name} is {found}, but the list says {expected.lower()}")
     return result
 
 
 def log_line(id_: str, answer: Answer) -> dict[str, Any]:
-    """When and how a row was fetched."""
+    """Returns the log entry of a row: id, time of the first attempt (UTC), seconds taken, number of attempts."""
     at = datetime.fromtimestamp(answer.at_s, UTC).isoformat(timespec="seconds")
     return {"id": id_, "at": at, "seconds": round(answer.seconds, 3), "attempts": answer.attempts}

@@ -1,4 +1,4 @@
-"""Fetch the images of a list of url + alt-text; every row comes out as an image row or as a typed reject."""
+"""Fetch the images of a list of url + alt-text; every row becomes an image row or a typed reject."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from vlpipe.stages.fetching.img2dataset import Img2datasetFetch
     from vlpipe.stages.web.limits import Limits
 
-# What may pass: in a later run by `vlpipe retry STEP --why CODE`; all but host_busy are also tried again at once
-# (`retries`). No other code is: what a server says for good, an opt-out or wrong bytes do not change by asking.
+# Temporary failures: `vlpipe retry STEP --why CODE` retries them in a later run, and all but host_busy are also retried
+# at once (`retries`). Other codes are not retried: permanent errors, opt-outs and wrong bytes do not change.
 PASSING = frozenset(
     {"timeout", "connect", "dns", "disconnected", "host_busy", "http_408", "http_425", "http_429"}
     | {f"http_{status}" for status in range(500, 600)}
 )
 
-# Parameters that only our own fetcher keeps to.
+# Parameters that only engine: vlpipe supports.
 OURS_ALONE = (
     "blocklist",
     "hash",
@@ -60,26 +60,27 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Fetching(SourceStage):
-    """What all stages that fetch have in common; they differ in what they list.
+    """Base class of all stages that fetch; subclasses define what is listed.
 
-    serve: host name -> folder that answers for it on a loopback port while the stage runs; the one exemption
-    from the rule that only public addresses are asked. max_pixels, max_frames: checked before decoding.
-    blocklist: URLs and domains that are not asked for, content that is not decoded (`fetching.blocklist`: reject
-    `blocked`, kind filtered). Another list is another step; `fetching.blocklist:DropBlocked` needs no new fetch.
-    per_host, host_interval_s (from start to start), max_wait_s (the longest rest of a host that is waited for): they
-    hold for all workers of a run together. opt_out: signals in headers and files that count (`web.opt_out_headers`); robots,
-    tdmrep: obey also robots.txt (needs the extra `web`) and tdmrep.json of each origin; bot: our name in such rules, else
-    the first word of `user_agent`. resize: store smaller images; without it no byte is changed.
+    serve: host name -> folder served under that name on a loopback port while the stage runs; the only exemption
+    from the rule that only public addresses are contacted. max_pixels, max_frames: checked before decoding.
+    blocklist: URLs and domains not to request, content not to decode (`fetching.blocklist`: reject `blocked`, kind
+    filtered). Changing it changes the step's key, so images are fetched again; `fetching.blocklist:DropBlocked` avoids it.
+    per_host (max concurrent requests), host_interval_s (between request starts) and max_wait_s (longest pause of a host
+    to wait for) apply to all workers of a run together. opt_out: the signals in headers and files to respect
+    (`web.opt_out_headers`). robots, tdmrep: also obey robots.txt (needs the extra `web`) and tdmrep.json of each origin.
+    bot: the name to match in such rules, by default the product name in `user_agent`. resize: store smaller images;
+    without it the bytes are stored unchanged.
     """
 
     NAME: ClassVar[str] = "ingest.images:Fetching"
     # 2: opt-outs, transparent images, JPEGs of too many scans; 3: another filter for `resize`
     VERSION: ClassVar[int] = 3
     OBSERVES_WORLD: ClassVar[bool] = True
-    # Link rot: of published lists, 33 to 94 % of the images are still there.
+    # Link rot: 33 to 94 % of the images of published lists are still available.
     MAX_REJECT_RATE: ClassVar[float] = 0.9
-    SHARD_ROWS: ClassVar[int] = 2_000  # the first one is there after half a minute
-    # Whom we ask and how patiently; a row that was fetched is what it is.
+    SHARD_ROWS: ClassVar[int] = 2_000  # the first shard is done after half a minute
+    # These affect how a row is fetched, not its content.
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"concurrency", "per_host", "host_interval_s", "max_wait_s", "retries", "backoff_s", "user_agent"}
         | {"connect_timeout_s", "read_timeout_s", "timeout_s", "decode_timeout_s"}
@@ -87,28 +88,28 @@ class Fetching(SourceStage):
 
     serve: dict[str, File] = field(default_factory=dict)
     blocklist: File | None = None
-    source: str = "web"  # part of the row ids: lists with different ones share no id
+    source: str = "web"  # part of the row ids: lists with different sources share no id
     connect_timeout_s: Positive = 5.0
-    read_timeout_s: Positive = 10.0  # without a byte
-    timeout_s: Positive = 30.0  # one attempt, redirects and body included
+    read_timeout_s: Positive = 10.0  # max time without a byte
+    timeout_s: Positive = 30.0  # one attempt, including redirects and body
     max_bytes: Count = 20_000_000
     max_pixels: Count = MAX_PIXELS
     max_frames: Count = MAX_FRAMES
     max_redirects: Annotated[int, Field(ge=0)] = 5
-    concurrency: Count = 64  # of one worker
+    concurrency: Count = 64  # per worker
     per_host: Count = 8
     host_interval_s: NotNegative = 0.0
     max_wait_s: NotNegative = 60.0
     retries: Annotated[int, Field(ge=0)] = 1
-    backoff_s: NotNegative = 1.0  # doubles with each attempt, times a random number
+    backoff_s: NotNegative = 1.0  # doubles with each attempt, times a random factor of 0.5 to 1.5
     user_agent: str = "vlpipe/0.1 (dataset builder)"
     bot: str = ""
     opt_out: tuple[Signal, ...] = DEFAULT
     robots: Literal["ignore", "obey"] = "ignore"
     tdmrep: Literal["ignore", "obey"] = "ignore"
     resize: Resize | None = None
-    decode_timeout_s: Positive = 20.0  # one image, in a process of its own
-    decode_memory_mb: Count = 1024  # of that process, beyond what it needs anyway
+    decode_timeout_s: Positive = 20.0  # per image, in a separate process
+    decode_memory_mb: Count = 1024  # of that process, on top of its baseline
 
     def row_schema(self) -> pa.Schema:
         return LISTED
@@ -124,7 +125,7 @@ class Fetching(SourceStage):
         return []
 
     def service(self, context: ServiceContext) -> Service:
-        """The gate that keeps all workers of a run polite together."""
+        """Returns the gate that enforces the limits per host across all workers of a run."""
         from vlpipe.stages.web.politeness import HostGate
 
         limits = self._limits()
@@ -137,11 +138,11 @@ class Fetching(SourceStage):
     def _limits(self) -> Limits:
         from vlpipe.stages.web.limits import Limits
 
-        # Parameters of the stage and of the fetcher have the same names.
+        # The parameters of the stage and the fields of Limits have the same names.
         return Limits(**{f.name: getattr(self, f.name) for f in fields(Limits)})
 
     def loopback(self) -> AbstractContextManager[Mapping[str, int]]:
-        """Host -> port on 127.0.0.1, for as long as it is entered."""
+        """Context manager that serves the folders of `serve`; yields host -> port on 127.0.0.1."""
         return serving({host: folder.path for host, folder in self.serve.items()})
 
     @contextmanager
@@ -167,17 +168,19 @@ class Fetching(SourceStage):
 
 @dataclass(frozen=True, kw_only=True)
 class FetchImages(Fetching):
-    """list: parquet, tsv, csv or jsonl, or a folder of them; url, text: its columns; columns: their names,
-    for a tsv or csv without a header line (CC3M: `columns: [text, url]`). hash: its column of expected digests, md5 or
-    sha256 in hexadecimal: other bytes are rejected before they are decoded. encoding: of the list; bad_lines: a line
-    that cannot be read stops the step, or is a reject. engine: img2dataset fetches with that library (extra
-    `img2dataset`); `fetching.img2dataset` says which guards then hold, and the plan refuses what it cannot do.
+    """Fetch the images of a list of url + text.
 
-    Columns out: FETCHED; with `resize` also the digest and size of what came. Codes: PASSING, http_<status>, no_url,
-    bad_url, bad_line, bad_hash, forbidden_address, tls, bad_response, too_many_redirects, too_large, opt_out (kind
-    filtered, the detail is what the server said), robots_unreadable, hash_mismatch, decode_timeout, decode_memory,
-    killed_decoder, and those of `stages.pixels`: empty, not_an_image, truncated, broken, too_many_pixels,
-    too_many_frames, too_many_scans, transparent; with `resize` unsupported_pixels.
+    list: parquet, tsv, csv or jsonl, or a folder of them. url, text: names of its columns. columns: all column names, for
+    a tsv or csv without a header line (CC3M: `columns: [text, url]`). hash: column of expected digests, md5 or sha256 in
+    hexadecimal; other bytes are rejected before decoding. encoding: of the list. bad_lines: whether an unreadable line
+    stops the step or is rejected. engine: `img2dataset` fetches with that library (extra `img2dataset`);
+    `fetching.img2dataset` lists the checks it keeps, and `preflight` refuses parameters it does not support.
+
+    Columns out: FETCHED; with `resize` also the digest and size of the original. Codes: PASSING, http_<status>, no_url,
+    bad_url, bad_line, bad_hash, forbidden_address, tls, bad_response, too_many_redirects, too_large, blocked (filtered),
+    opt_out (filtered; the detail is the evidence), robots_unreadable, hash_mismatch, decode_timeout, decode_memory,
+    killed_decoder, and those of `common.pixels`: empty, not_an_image, truncated, broken, too_many_pixels,
+    too_many_frames, too_many_scans, transparent; with `resize` also unsupported_pixels.
     """
 
     list: ListFile
@@ -194,7 +197,7 @@ class FetchImages(Fetching):
 
     def preflight(self) -> builtins.list[str]:
         if self.list.step is None:
-            next(self._pairs(), None)  # raises what is wrong with the file or its columns
+            next(self._pairs(), None)  # raises if the file or its columns are wrong
         if self.engine == "img2dataset":
             return [*self._not_held(), *self._img2dataset().preflight()]
         return super().preflight()
@@ -208,13 +211,13 @@ class FetchImages(Fetching):
             yield work
 
     def _not_held(self) -> builtins.list[str]:
-        """Parameters that were set and that img2dataset has no way to keep to."""
+        """Problems: parameters that are set but not supported by img2dataset."""
         default = {f.name: f.default for f in fields(self)}
         asked = [name for name in OURS_ALONE if getattr(self, name) != default[name]]
         if self.resize is not None and not self.resize.only_if_bigger:
             asked.append("resize.only_if_bigger: false")
         return [
-            f"engine: img2dataset cannot keep to `{name}`; leave it out, or let engine: vlpipe fetch"
+            f"engine: img2dataset does not support `{name}`; leave it out, or use engine: vlpipe"
             for name in asked
         ]
 
@@ -239,7 +242,7 @@ class FetchImages(Fetching):
         yield from listed(self._pairs(), source=self.source, text_source=self.text_source, more=self._more())
 
     def _more(self) -> builtins.list[pa.Field]:
-        """Columns of the list's rows that only `open` reads."""
+        """Extra columns of the list's rows, which only `open` reads."""
         return [EXPECTED] * (self.hash is not None) + [FAULT] * (self.bad_lines == "reject")
 
     def _pairs(self) -> Iterator[Pair]:

@@ -1,13 +1,13 @@
-"""Fetch with img2dataset 1.47 in place of our own fetcher: same list, row ids and columns, its Downloader per row group.
+"""Fetch with img2dataset 1.47 instead of our own fetcher: same list, row ids and columns; one Downloader call per batch.
 
-Held: scheme, port, host and address of every listed URL, and the addresses its name has just before; a listed URL
-that said no is not asked again (one that a redirect led to may be); every image is checked by `stages.pixels` before
-OpenCV sees it; each row comes back once, or the shard fails.
-NOT held, because urllib does the fetching: redirects go anywhere, private addresses and ftp included; a name may
-change its address between our look-up and its own (DNS rebinding); a body is read whole before `max_bytes` is
-looked at; `timeout_s` counts from the last byte, so a slow drip has no end; proxies of the environment are
-used; no limit per host; no blocklist (`fetching.blocklist:DropBlocked` can follow); retries are immediate, and for every
-failure. Use `fetching.images` where this matters.
+Checked: scheme, port and host of every listed URL, and the addresses its name has just before the fetch; a listed URL
+that opted out is not requested again (the target of a redirect may be); every image is checked by `common.pixels` before
+OpenCV reads it; each row comes back exactly once, or the shard fails.
+NOT checked, because urllib fetches: redirects may go anywhere, including private addresses and ftp; a name may change
+its address between our lookup and urllib's (DNS rebinding); a body is read whole before `max_bytes` is checked;
+`timeout_s` counts from the last byte, so a slow response may take forever; proxies of the environment are used; no
+limit per host; no blocklist (`fetching.blocklist:DropBlocked` can follow); every failure is retried immediately.
+Use `fetching.images` where this matters.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from vlpipe.stages.tars.samples import ORIGINAL
 from vlpipe.stages.web.opted_out import OptedOut
 from vlpipe.stages.web.politeness import HostGate
 
-_SEEN = {f.name for f in IMAGE_FIELDS}  # `ImageRows` fills these
+_SEEN = {f.name for f in IMAGE_FIELDS}  # filled by `ImageRows`
 NO_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")  # img2dataset's default
 
 Count = Annotated[int, Field(ge=1)]
@@ -48,19 +48,19 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Img2datasetFetch(SourceStage):
-    """`fetching.images:FetchImages` with img2dataset as its engine. list, url, text, columns, text_source, serve,
-    source: as there, and row ids are equal.
+    """`fetching.images:FetchImages` with img2dataset as its engine. list, url, text, columns, text_source, serve and
+    source are the same, and so are the row ids.
 
-    image_size: None keeps the bytes as they came. A number resizes as `resize_mode` says and encodes again
-    (quality: 0 to 100; of png its compression, 0 to 9); the pixels go in upright, 8 bits, RGB; columns ORIGINAL are
-    added. http_status and final_url are null: img2dataset does not tell.
-    Codes: those of `fetching.images`, img2dataset_error (a text that is not known, in the detail).
+    image_size: None stores the bytes unchanged. A number resizes upright 8-bit RGB pixels by `resize_mode`, encodes
+    them (encode_quality: 0 to 100; for png the compression, 0 to 9), and adds the columns ORIGINAL.
+    http_status and final_url are null: img2dataset does not report them.
+    Codes: those of `fetching.images`, and img2dataset_error (an unknown message, in the detail).
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset_engine:Img2datasetFetch"
     OBSERVES_WORLD: ClassVar[bool] = True
     MAX_REJECT_RATE: ClassVar[float] = 0.9
-    SHARD_ROWS: ClassVar[int] = 2_000  # the first one is there after half a minute
+    SHARD_ROWS: ClassVar[int] = 2_000  # the first shard is done after half a minute
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"concurrency", "timeout_s", "retries", "user_agent_token"}
     )
@@ -93,10 +93,10 @@ class Img2datasetFetch(SourceStage):
 
     def preflight(self) -> builtins.list[str]:
         if self.list.step is None:
-            next(self._pairs(), None)  # raises what is wrong with the file or its columns
+            next(self._pairs(), None)  # raises if the file or its columns are wrong
         problems = [] if (problem := missing()) is None else [problem]
         if self.encode_format == "png" and self.encode_quality > 9:
-            problems.append(f"encode_quality of png is its compression, 0 to 9; got {self.encode_quality}")
+            problems.append(f"encode_quality of png is the compression, 0 to 9; got {self.encode_quality}")
         return problems
 
     def max_rows(self) -> int:
@@ -112,7 +112,7 @@ class Img2datasetFetch(SourceStage):
     def open(self) -> Iterator[Work]:
         options = Options(**{f.name: getattr(self, f.name) for f in fields(Options)})
         with ExitStack() as stack:
-            # One port for each host: what asks names 127.0.0.1, not the host.
+            # One port per host: the Host header of a request is 127.0.0.1.
             ports = {
                 host.lower(): stack.enter_context(serving({LOOPBACK: folder.path}))[LOOPBACK]
                 for host, folder in self.serve.items()
@@ -120,12 +120,12 @@ class Img2datasetFetch(SourceStage):
             yield stack.enter_context(engine(options, ports, address()))
 
     def service(self, context: ServiceContext) -> Service:
-        """What the root knows of who said no; a limit per host is not among what this engine keeps to."""
+        """Returns a gate that only knows the root's opt-outs; this engine has no limits per host."""
         return HostGate(ALONE, context.once(OptedOut))
 
 
 def columns_out(*, resized: bool) -> pa.Schema:
-    """FETCHED; with ORIGINAL before the image fields when images are resized."""
+    """Returns FETCHED, with ORIGINAL before the image fields if images are resized."""
     if not resized:
         return FETCHED
     return pa.schema([*(f for f in FETCHED if f.name not in _SEEN), *ORIGINAL, *IMAGE_FIELDS])
@@ -133,8 +133,8 @@ def columns_out(*, resized: bool) -> pa.Schema:
 
 @contextmanager
 def engine(options: Options, ports: Mapping[str, int], gate: Address | None = None) -> Iterator[Work]:
-    """The stage's function. ports: host -> port on the loopback that answers for it, the one exemption from
-    the address rules. gate: where the run's `HostGate` is.
+    """Yields the stage's function. ports: host -> loopback port that serves it, the only exemption from the address
+    rules. gate: address of the run's `HostGate`.
     """
     schema = columns_out(resized=options.image_size is not None)
     with loaded(), recalling(gate) as recall:
@@ -150,7 +150,7 @@ def _fetch_rows(
     asked = [no or url for no, url in zip(recall.check(urls), judged, strict=True)]
     found = download({row: url for row, url in enumerate(asked) if isinstance(url, str)}, options)
     more = [name for name in schema.names if name not in {*LISTED.names, *_SEEN}]
-    said_no: dict[str, str] = {}
+    opted_out: dict[str, str] = {}  # URL -> evidence
     for row, url in enumerate(asked):
         got = url if isinstance(url, RowFault) else found[row]
         if not isinstance(got, RowFault):
@@ -159,9 +159,9 @@ def _fetch_rows(
             except Exception as error:
                 rows.reject(row, row_fault(error, __name__))
         elif got.why == "opted_out":
-            said_no[urls[row]] = got.detail
+            opted_out[urls[row]] = got.detail
             rows.reject(row, RowFault("opt_out", got.detail), "filtered")
         else:
             rows.reject(row, got, "filtered" if got.why == "opt_out" else "fault")
-    recall.note(said_no)
+    recall.note(opted_out)
     return rows.out(schema)

@@ -1,7 +1,7 @@
-"""img2dataset 1.47's Downloader on one batch of URLs, in this process: every row comes back once, or nothing does.
+"""Run img2dataset 1.47's Downloader on one batch of URLs in this process: every row comes back exactly once, or it fails.
 
-Its own entry point `download()` wants the main thread, starts a logging process and goes on when a shard fails; the class
-below it does not. Its Resizer would ignore EXIF orientation and clip 16 bits, so it gets pixels that are right already.
+The official entry point `download()` needs the main thread, starts a logging process and continues after a failed shard;
+the Downloader class does not. Its Resizer ignores EXIF orientation and clips 16 bits, so it receives upright 8-bit RGB.
 https://github.com/rom1504/img2dataset
 """
 
@@ -27,13 +27,13 @@ from vlpipe.stages.common.pixels import decode, probe
 from vlpipe.stages.tars.img2dataset_errors import UNKNOWN, typed
 from vlpipe.stages.tars.samples import ORIGINAL
 
-RELEASE = "1.47."  # Downloader, Resizer and the writers are no public interface: another release may differ
+RELEASE = "1.47."  # Downloader, Resizer and the writers are not a public interface: other releases may differ
 PIP_LINE = "pip install 'vlpipe[img2dataset]'"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a batch is fetched; the stage has the defaults, under the same names."""
+    """How a batch is fetched; the stage has parameters of the same names, with defaults."""
 
     concurrency: int
     timeout_s: float  # for connecting, and between two bytes
@@ -50,11 +50,11 @@ class Options:
 
 
 def missing(python: tuple[int, int] = sys.version_info[:2]) -> str | None:
-    """Why img2dataset cannot be used here; None when it can."""
+    """Returns why img2dataset cannot be used here, or None if it can."""
     if python >= (3, 13):
         return (
             f"img2dataset {RELEASE}* needs Python below 3.13 (it imports imghdr), this is {python[0]}.{python[1]}; "
-            "fetching.images:FetchImages fetches with any"
+            "use fetching.images:FetchImages with engine: vlpipe"
         )
     try:
         version = importlib.metadata.version("img2dataset")
@@ -67,14 +67,14 @@ def missing(python: tuple[int, int] = sys.version_info[:2]) -> str | None:
 
 @contextmanager
 def loaded() -> Iterator[None]:
-    """img2dataset imported, and kept from silencing this process."""
+    """Import img2dataset and keep it from silencing this process. Raises VlpipeError if it cannot be used."""
     if problem := missing():
         raise VlpipeError(problem)
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network for news
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import checks for updates online
     import img2dataset.resizer
 
     quiet = img2dataset.resizer.SuppressStdoutStderr
-    # It turns file descriptors 1 and 2 of the whole process to /dev/null around each image: others' logs would be lost.
+    # It redirects stdout and stderr of the whole process to /dev/null around each image, which would lose other logs.
     img2dataset.resizer.SuppressStdoutStderr = nullcontext
     try:
         yield
@@ -83,14 +83,14 @@ def loaded() -> Iterator[None]:
 
 
 class Got(NamedTuple):
-    """An image as img2dataset hands it over."""
+    """An image as returned by img2dataset."""
 
     data: bytes
-    original: dict[str, Any]  # ORIGINAL, when it was resized
+    original: dict[str, Any]  # values of ORIGINAL, if it was resized
 
 
 def download(urls: Mapping[int, str], options: Options) -> dict[int, Got | RowFault]:
-    """Row -> what came of its URL. VlpipeError when a row does not come back, or twice."""
+    """Fetch `urls` (row -> URL); returns row -> image or RowFault. Raises VlpipeError unless each row comes back once."""
     if not urls:
         return {}
     with tempfile.TemporaryDirectory(prefix="vlpipe-img2dataset-") as folder:
@@ -99,14 +99,14 @@ def download(urls: Mapping[int, str], options: Options) -> dict[int, Got | RowFa
     if back != Counter(urls.keys()):
         lost = len(urls.keys() - back.keys())
         raise VlpipeError(
-            f"img2dataset was given {len(urls)} rows and returned {back.total()}; {lost} of them never came back "
-            "(it prints why on stderr and goes on); no row of this shard is taken"
+            f"img2dataset received {len(urls)} rows and returned {back.total()}; {lost} of them are missing "
+            "(it prints the reason on stderr and continues); the whole shard is discarded"
         )
     return {row["row"]: _got(row, options) for row in table.to_pylist()}
 
 
 def _run(urls: Mapping[int, str], options: Options, folder: str) -> pa.Table:
-    """One shard of img2dataset: its Arrow file in, its Parquet file out, both in `folder`."""
+    """Run one img2dataset shard, from an Arrow file to a Parquet file, both in `folder`."""
     from img2dataset.downloader import Downloader
     from img2dataset.writer import ParquetSampleWriter
 
@@ -131,12 +131,14 @@ def _run(urls: Mapping[int, str], options: Options, folder: str) -> pa.Table:
         user_agent_token=options.user_agent_token,
         disallowed_header_directives=list(options.disallowed_header_directives) or None,
     )
-    downloader.download_shard((0, f"{folder}/list.arrow"))  # calling it would print an error and go on
+    downloader.download_shard(
+        (0, f"{folder}/list.arrow")
+    )  # `downloader(...)` would print an error and continue
     return pq.read_table(f"{folder}/0.parquet")
 
 
 def _got(row: Mapping[str, Any], options: Options) -> Got | RowFault:
-    if row["status"] == "failed_to_resize":  # ours, from `_resizer`
+    if row["status"] == "failed_to_resize":  # set by `_resizer` below
         why, _, detail = row["error_message"].partition(": ")
         return RowFault(why, detail)
     if row["status"] != "success":
@@ -149,9 +151,9 @@ Sized = tuple[bytes | None, int | None, int | None, int | None, int | None, str 
 
 
 def _resizer(options: Options) -> Callable[..., Sized]:
-    """What stands where img2dataset has its Resizer: checks first, then, if wanted, the Resizer itself.
+    """Returns a replacement for img2dataset's Resizer: checks first, then the Resizer itself if images are resized.
 
-    It would ignore EXIF orientation and clip 16 bits, so it gets pixels that are right already.
+    The Resizer ignores EXIF orientation and clips 16 bits, so it receives upright 8-bit RGB.
     """
     inner = _img2dataset_resizer(options) if options.image_size is not None else None
 
@@ -172,7 +174,7 @@ def _resizer(options: Options) -> Callable[..., Sized]:
     def checked(stream: io.BytesIO, boxes: object = None) -> Sized:
         try:
             return sized(stream.read())
-        except Exception as error:  # of another one img2dataset would lose the row
+        except Exception as error:  # img2dataset would lose the row if this raised
             return None, None, None, None, None, str(row_fault(error, __name__))
 
     return checked

@@ -1,4 +1,4 @@
-"""Which listed URLs may be handed to a fetcher that checks nothing itself: by scheme, host, and the addresses it has now."""
+"""Check listed URLs (scheme, host, current addresses) before passing them to a fetcher that checks nothing itself."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vlpipe.stages.web.url import sendable
 
 
 def allowed(urls: Sequence[str], ports: Mapping[str, int], concurrency: int) -> list[str | RowFault]:
-    """Each URL as it is sent, or why it is not: bad_url, no_url, dns, forbidden_address.
+    """Returns each URL as sent, or a RowFault: bad_url, no_url, dns, forbidden_address.
 
-    ports: host -> port on the loopback that answers for it, the one exemption. concurrency: look-ups at once.
+    ports: host -> loopback port that serves it, the only exemption. concurrency: max concurrent DNS lookups.
     """
     safe = [_sendable(url) for url in urls]
     hosts = {_host(url) for url in safe if isinstance(url, str)} - set(ports)
@@ -48,12 +48,12 @@ def _on_loopback(url: str, port: int) -> str:
 
 
 def address_fault(host: str) -> RowFault | None:
-    """Why a host may not be asked: it has no address, or one that is not public."""
+    """Returns a RowFault if a host has no address (dns) or one that is not public (forbidden_address)."""
     try:
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except UnicodeError as error:  # of names that IDNA does not know
+    except UnicodeError as error:  # names that IDNA cannot encode
         return RowFault("dns", f"{host}: {error}")
     except OSError as error:
         return RowFault("dns", f"{host}: {error.strerror or type(error).__name__}")
     private = next((a for a in (str(info[4][0]) for info in infos) if not is_public(a)), None)
-    return RowFault("forbidden_address", f"{host}: {private} is no public address") if private else None
+    return RowFault("forbidden_address", f"{host}: {private} is not a public address") if private else None

@@ -1,4 +1,4 @@
-"""HowTo100M as it is published: its lists, its captions, a row for each video that is there.
+"""Read HowTo100M as published: its lists and captions, and one row per available video.
 
 May import `common`, `lists`, `subtitles`, `video`, `video_files`.
 """

@@ -1,6 +1,6 @@
-"""HowTo100M's captions: caption.json and raw_caption.json, a zip of one, or a CSV for each video as MIL-NCE has them.
+"""HowTo100M's captions: caption.json or raw_caption.json, a zip of one, or one CSV per video as in MIL-NCE.
 
-One value of the JSON is {"text": [...], "start": [s], "end": [s]}, parallel lists; a CSV has columns start, end, text.
+A value of the JSON is {"text": [...], "start": [s], "end": [s]}, parallel lists; a CSV has columns start, end, text.
 https://www.di.ens.fr/willow/research/howto100m/, https://github.com/antoine77340/MIL-NCE_HowTo100M
 """
 
@@ -22,14 +22,14 @@ from vlpipe.stages.subtitles.youtube import number
 
 
 class Captions(NamedTuple):
-    """As they came: a null is what is no text (NaN) or no number."""
+    """Captions of one video, as published. None stands for a value that is not a text (such as NaN) or not a number."""
 
     texts: list[str | None]
     starts_s: list[float | None]
     ends_s: list[float | None]
 
     def found(self) -> RawCue:
-        """Cues out of them; counts cues_no_text and cues_bad_times."""
+        """Returns the captions as cues; counts cues_no_text and cues_bad_times."""
         found = RawCue()
         for text, start_s, end_s in zip(*self, strict=True):
             if start_s is None or end_s is None:
@@ -40,7 +40,10 @@ class Captions(NamedTuple):
 
 
 def read_captions(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
-    """(video id, captions) in order of the JSON, or of the CSVs' names. RowFault: bad_captions."""
+    """Yield (video id, captions or RowFault bad_captions) in order of the JSON, or of the names of the CSVs.
+
+    Raises VlpipeError if the file has another format or is broken.
+    """
     if path.is_dir():
         yield from _csv_folder(path)
     elif path.suffix == ".zip":
@@ -50,11 +53,11 @@ def read_captions(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
             yield from _json(handle, str(path))
     else:
         hint = (
-            "; a pickle can run code when it is read: save it as JSON"
+            "; a pickle can run code when loaded: save it as JSON"
             if "pickle" in path.suffix or path.suffix == ".pkl"
             else ""
         )
-        raise VlpipeError(f"{path}: wanted a .json, a .zip, or a folder with a .csv for each video{hint}")
+        raise VlpipeError(f"{path}: wanted a .json, a .zip, or a folder with one .csv per video{hint}")
 
 
 def _json(handle: IO[bytes], name: str) -> Iterator[tuple[str, Captions | RowFault]]:
@@ -67,14 +70,14 @@ def _zipped(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise VlpipeError(f"{path} is no zip file: {error}") from error
+        raise VlpipeError(f"{path} is not a zip file: {error}") from error
     with archive:
         names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
         tables = sorted(name for name in names if name.endswith(".csv"))
         whole = [name for name in names if name.endswith(".json")]
         if len(whole) + bool(tables) != 1:
             raise VlpipeError(
-                f"{path}: wanted one .json in it, or a .csv for each video; it has {len(whole)} and {len(tables)}"
+                f"{path}: wanted one .json in it, or one .csv per video; it has {len(whole)} and {len(tables)}"
             )
         for name in whole:
             with archive.open(name) as handle:
@@ -86,13 +89,13 @@ def _zipped(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
 def _csv_folder(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
     names = sorted(file.name for file in path.iterdir() if file.suffix == ".csv")
     if not names:
-        raise VlpipeError(f"folder {path} has no .csv with captions in it")
+        raise VlpipeError(f"folder {path} has no .csv files with captions")
     for name in names:
         yield name.removesuffix(".csv"), _table(name, (path / name).read_bytes())
 
 
 def _table(name: str, data: bytes) -> Captions | RowFault:
-    """A CSV with a header; other columns (pandas' index) are not read."""
+    """Read a CSV with a header; other columns (such as pandas' index) are ignored."""
     try:
         rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -101,7 +104,7 @@ def _table(name: str, data: bytes) -> Captions | RowFault:
     if missing := [column for column in ("start", "end", "text") if column not in header]:
         return RowFault("bad_captions", f"{name} has no column {missing[0]!r}")
     if uneven := [number for number, row in enumerate(rows, 1) if row and len(row) != len(header)]:
-        return RowFault("bad_captions", f"{name} line {uneven[0]} has not {len(header)} fields")
+        return RowFault("bad_captions", f"{name} line {uneven[0]} does not have {len(header)} fields")
     columns = (header.index("text"), header.index("start"), header.index("end"))
     texts, starts, ends = ([row[column] for row in rows[1:] if row] for column in columns)
     return Captions([_text(one) for one in texts], _numbers(starts), _numbers(ends))
@@ -121,7 +124,7 @@ def _checked(video_id: str, value: Any) -> Captions | RowFault:
 
 
 def _text(value: Any) -> str | None:
-    """A number is a word that was said; NaN, null and lists are none."""
+    """Returns a caption as text. A number is a spoken word; NaN, null and lists give None."""
     if isinstance(value, str):
         return utf8(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -1,7 +1,7 @@
-"""The entries of one huge JSON object, one after the other, in little memory.
+"""Read the entries of a huge JSON object one by one, in little memory.
 
-Python's `json` writes NaN, which is not JSON: ijson 3.6 refuses it (both its backends), so a file of eight gigabytes would
-end at the first of them. Here `json`'s own scanner reads value after value out of a window that is refilled.
+Python's `json` writes NaN, which is not valid JSON; ijson 3.6 (both backends) would stop at the first NaN of an 8 GB file.
+Here the scanner of `json` reads value after value from a window of the file.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from typing import IO, Any
 from vlpipe.pipeline.errors import VlpipeError
 
 CHUNK_BYTES = 1 << 22
-MAX_VALUE_CHARS = 1 << 28  # one value; HowTo100M's longest video has some hundred kilobytes
+MAX_VALUE_CHARS = 1 << 28  # per value; HowTo100M's longest video has a few hundred kilobytes
 SPACE = " \t\n\r"
 AFTER = frozenset(
     ',:}"[{' + SPACE
-)  # what may stand after a value, and what is wrong there but no part of a number
+)  # characters that may follow a value, or are invalid there but cannot be part of a number
 
 
 def entries(handle: IO[bytes], name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[str, Any]]:
-    """(key, value) in order of the file, repeated keys included. VlpipeError: no object, broken, cut off, no UTF-8."""
+    """Yield (key, value) in file order, including repeated keys.
+
+    Raises VlpipeError if the file is not a JSON object, broken, truncated, or not UTF-8.
+    """
     window = _Window(handle, name, chunk_bytes)
     window.need("{")
     if window.take("}"):
@@ -41,7 +44,7 @@ def entries(handle: IO[bytes], name: str, chunk_bytes: int = CHUNK_BYTES) -> Ite
 
 
 class _Window:
-    """The part of the file that is in memory."""
+    """The part of the file held in memory."""
 
     def __init__(self, handle: IO[bytes], name: str, chunk_bytes: int) -> None:
         self._handle, self._name, self._chunk_bytes = handle, name, chunk_bytes
@@ -49,30 +52,33 @@ class _Window:
         self._scan = json.JSONDecoder().raw_decode
         self._text, self._at, self._before, self._ended = "", 0, 0, False
 
-    def broken(self, said: str) -> VlpipeError:
+    def broken(self, detail: str) -> VlpipeError:
+        """Returns an error that names the file and the position."""
         return VlpipeError(
-            f"{self._name} is no whole JSON object: {said} (character {self._before + self._at})"
+            f"{self._name} is not a complete JSON object: {detail} (character {self._before + self._at})"
         )
 
     def need(self, char: str) -> None:
+        """Skip the next character after whitespace. Raises VlpipeError if it is not `char`."""
         if not self.take(char):
             got = self._text[self._at : self._at + 20]
             raise self.broken(f"wanted {char!r}, got {got!r}" if got else f"it ends where {char!r} is wanted")
 
     def take(self, char: str) -> bool:
-        """Step over the next character that is no space, if it is this one."""
+        """Skip the next character after whitespace if it is `char`; returns whether it is."""
         self._skip_space()
         found = self._text[self._at : self._at + 1] == char
         self._at += found
         return found
 
     def end(self) -> None:
+        """Raises VlpipeError unless the file ends here."""
         self._skip_space()
         if self._at < len(self._text):
-            raise self.broken(f"after its end comes {self._text[self._at : self._at + 20]!r}")
+            raise self.broken(f"its end is followed by {self._text[self._at : self._at + 20]!r}")
 
     def value(self, where: str) -> Any:
-        """The next value; a number is whole when what follows it cannot be part of one."""
+        """Returns the next value. A number is complete only if the character after it cannot be part of it."""
         self._skip_space()
         size = self._chunk_bytes
         while True:
@@ -85,11 +91,11 @@ class _Window:
                 if self._ended:
                     raise self.broken(f"the value at {where!r} cannot be read: {error}") from error
             except RecursionError as error:
-                raise self.broken(f"the value at {where!r} is nested too deep") from error
+                raise self.broken(f"the value at {where!r} is nested too deeply") from error
             if len(self._text) - self._at > MAX_VALUE_CHARS:
                 raise self.broken(f"the value at {where!r} has more than {MAX_VALUE_CHARS} characters")
             self._fill(size)
-            size *= 2  # a long value is not scanned again and again
+            size *= 2  # bounds the number of scans of a long value
 
     def _skip_space(self) -> None:
         while True:

@@ -10,24 +10,27 @@ from typing import NamedTuple
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.lists.list import READERS, BadLine
 
-MORE = ("category_1", "category_2", "rank", "task_id")  # what the released list says beside the id
+MORE = ("category_1", "category_2", "rank", "task_id")  # columns of the released list besides the id
 
 
 class ListedVideo(NamedTuple):
-    """One line. path: of the file, where the list names it. why, detail: set for a line that cannot be used."""
+    """One line. path: of the video file, if the list has it. why, detail: set if the line is invalid."""
 
     video_id: str
     path: str | None = None
     category_1: str | None = None
     category_2: str | None = None
-    rank: int | None = None  # of the search for the task, from 1 on, at most 200
+    rank: int | None = None  # in the search results for the task, 1 to 200
     task_id: str | None = None
     why: str | None = None
     detail: str | None = None
 
 
 def read_list(path: Path) -> Iterator[ListedVideo]:
-    """Lines in order. A column `video_id`, or a file's path in `video_path`, whose name up to the first dot is the id."""
+    """Yield the lines in order. The id is the column `video_id`, or the file name in `video_path` up to the first dot.
+
+    Raises VlpipeError if the list has neither column.
+    """
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
         names = next(csv.reader(handle), [])
     if "video_id" not in names and "video_path" not in names:
@@ -44,17 +47,20 @@ def read_list(path: Path) -> Iterator[ListedVideo]:
         one = ListedVideo(
             video_id, file, row.get("category_1"), row.get("category_2"), None, row.get("task_id")
         )
-        here = where.removeprefix(f"{path.parent}/")
+        line = where.removeprefix(f"{path.parent}/")
         if not video_id:
-            yield one._replace(why="bad_line", detail=f"{here} names no video")
+            yield one._replace(why="bad_line", detail=f"{line} names no video")
         elif rank is not None and not (rank.isascii() and rank.isdecimal() and len(rank) < 9):
-            yield one._replace(why="bad_line", detail=f"{here}: wanted a number as rank, got {rank[:40]!r}")
+            yield one._replace(why="bad_line", detail=f"{line}: wanted a number as rank, got {rank[:40]!r}")
         else:
             yield one._replace(rank=None if rank is None else int(rank))
 
 
 def read_tasks(path: Path) -> dict[str, str]:
-    """task id -> its name on WikiHow. A tab or a comma between them; a header or none; names may have commas."""
+    """Returns task id -> its name on WikiHow. Separated by a tab or comma, with or without a header; names may have commas.
+
+    Raises VlpipeError if a line is invalid.
+    """
     tasks: dict[str, str] = {}
     with path.open(encoding="utf-8-sig") as handle:
         try:

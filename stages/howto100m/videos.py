@@ -1,7 +1,7 @@
-"""HowTo100M: its list of videos with its captions, one row for each video whose file is there.
+"""HowTo100M: join its list of videos with its captions; one row per video whose file exists.
 
-The captions are one JSON object of many gigabytes: it is read once, as a stream, while the rows are listed; the listed rows
-hold each video's captions, so that no worker reads it. In order of the captions; what only one side has comes as a reject.
+The captions are one JSON object of many gigabytes. It is read once, as a stream, while rows are listed; listed rows
+contain the captions, so that no worker reads it. Rows are in order of the captions; entries without a match are rejects.
 https://www.di.ens.fr/willow/research/howto100m/
 """
 
@@ -29,13 +29,13 @@ from vlpipe.stages.video_files.download import Download, fetch_with
 from vlpipe.stages.video_files.probe import Prober
 from vlpipe.stages.video_files.video_rows import CUE_FAULTS, Row, VideoSource, exists
 
-BATCH_ROWS = 256  # with captions: 10 KB each
+BATCH_ROWS = 256  # of about 10 KB each, with captions
 REPEATED = frozenset({"bad_line", "duplicate_captions", "duplicate_video"})
 MAX_ID_CHARS = 64  # YouTube's have 11
 TASK = (
     pa.field("category_1", pa.string()),
     pa.field("category_2", pa.string()),
-    pa.field("rank", pa.int32()),  # of the search for the task: 1 to 200
+    pa.field("rank", pa.int32()),  # in the search results for the task, 1 to 200
     pa.field("task_id", pa.string()),
 )
 LIST = pa.schema(
@@ -52,18 +52,18 @@ HOWTO100M = pa.schema([*VIDEOS, *TASK, ("task", pa.string())])
 
 @dataclass(frozen=True, kw_only=True)
 class HowTo100M(VideoSource):
-    """videos: folder or fsspec URL of <id>.mp4, .webm or .mkv (or of the paths in the list).
+    """Video rows of HowTo100M. videos: folder or fsspec URL with <id>.mp4, .webm or .mkv (or the paths of the list).
 
     list: HowTo100M_v1.csv, or MIL-NCE's howto100m_videos.csv (`video_path`). captions: caption.json, raw_caption.json, a zip
-    of it, or a folder of <id>.csv. tasks: task_ids.csv, for the column `task`. download: a command that gets a missing
-    video (`video_files.download`); off by default.
-    More codes: no_captions, bad_captions, not_listed (captions without a line in the list), duplicate_video,
-    duplicate_captions, bad_line, and those of `video_files.download`.
+    of it, or a folder of <id>.csv. tasks: task_ids.csv, for the column `task`. download: a command that downloads a
+    missing video (`video_files.download`); off by default.
+    Additional codes: no_captions, bad_captions, not_listed (captions of a video that is not in the list),
+    duplicate_video, duplicate_captions, bad_line, and those of `video_files.download`.
     """
 
     NAME: ClassVar[str] = "ingest.howto100m:HowTo100M"
     OBSERVES_WORLD: ClassVar[bool] = True  # `download`
-    # Where the files lie and how they come there; a row names its file's size and sha256.
+    # Where the files are and how they get there; a row stores the size and sha256 of its file.
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos", "download"}
 
     videos: str
@@ -72,12 +72,12 @@ class HowTo100M(VideoSource):
     tasks: ListFile | None = None
     endings: tuple[str, ...] = (".mp4", ".webm", ".mkv")
     source: str = "howto100m"
-    lang: str | None = "en"  # subtitles are English: by people, recognised, or translated
+    lang: str | None = "en"  # all subtitles are English: written, recognised, or translated
     download: Download | None = None
 
     def preflight(self) -> builtins.list[str]:
         if self.list.step is None:
-            next(read_list(Path(self.list.path)), None)  # raises what is wrong with its columns
+            next(read_list(Path(self.list.path)), None)  # raises if its columns are wrong
         if self.tasks and self.tasks.step is None:
             read_tasks(Path(self.tasks.path))
         return super().preflight()
@@ -104,7 +104,7 @@ class HowTo100M(VideoSource):
             yield table.select(FOUND.names).cast(FOUND)
 
     def _id(self, again: RowIds, url: str, why: str | None) -> str:
-        """`again` remembers, 300 bytes each, only those that may come twice."""
+        """Only rows that may repeat are counted in `again`, because it takes 300 bytes per row."""
         if why in REPEATED:
             return again.next(url, why)
         return (again if why == "not_listed" else RowIds(self.source)).next(url, "")
@@ -131,7 +131,7 @@ class HowTo100M(VideoSource):
         }
 
     def _file(self, one: Row) -> str:
-        """Path of the video's file below the root. RowFault: no_file, bad_path, and those of the download."""
+        """Returns the path of the video file below the root. Raises RowFault: no_file, bad_path, those of the download."""
         names = [one["path"]] if one["path"] else [one["video_id"] + ending for ending in self.endings]
         for name in names:
             if exists(self.videos, name):
@@ -142,7 +142,7 @@ class HowTo100M(VideoSource):
 
 
 def joined(list_: Path, captions: Path) -> Iterator[pa.Table]:
-    """LIST and CAPTIONS for every line of the list and every entry of the captions, each once."""
+    """Yield rows of LIST and CAPTIONS: every line of the list and every entry of the captions occurs exactly once."""
     videos = VideoList(list_)
     rest = read_captions(captions)
     while batch := list(islice(rest, BATCH_ROWS)):
@@ -151,7 +151,7 @@ def joined(list_: Path, captions: Path) -> Iterator[pa.Table]:
 
 
 class VideoList:
-    """The list in memory, 60 bytes a line, found by id."""
+    """The list in memory, at 60 bytes per line, searchable by id."""
 
     def __init__(self, path: Path) -> None:
         rest, tables = read_list(path), []
@@ -161,18 +161,18 @@ class VideoList:
             raise VlpipeError(f"{path} lists no video")
         self.table = pa.concat_tables(tables).combine_chunks()
         names = np.array([(v or "").encode() for v in self.table["video_id"].to_pylist()])
-        self._order = np.argsort(names, kind="stable")  # of equal ids the first line comes first
+        self._order = np.argsort(names, kind="stable")  # among equal ids the first line comes first
         self._sorted = names[self._order]
         self._seen = np.zeros(len(names), bool)
 
     def with_captions(self, batch: Sequence[tuple[str, Captions | RowFault]]) -> pa.Table:
-        """One row for each entry: the line of the list, and its captions or why there are none."""
+        """Returns one row per entry: the line of the list, and its captions or the reason why it is rejected."""
         lines = self._find([video_id for video_id, _ in batch])
         table = self.table.take(pa.array(lines, pa.int64(), mask=lines < 0))
         bad = zip(table["why"].to_pylist(), table["detail"].to_pylist(), strict=True)
         whys = [
-            self._why(*entry, line, RowFault(*said) if said[0] else None)
-            for entry, line, said in zip(batch, lines, bad, strict=True)
+            self._why(*entry, line, RowFault(*why) if why[0] else None)
+            for entry, line, why in zip(batch, lines, bad, strict=True)
         ]
         captions = [found if isinstance(found, Captions) else Captions([], [], []) for _, found in batch]
         table = _with(table, "video_id", [video_id for video_id, _ in batch])
@@ -183,16 +183,16 @@ class VideoList:
     def _why(
         self, video_id: str, found: Captions | RowFault, line: int, bad_line: RowFault | None
     ) -> RowFault | None:
-        """Why this entry gives no row, if so. Remembers that the line was asked for."""
+        """Returns why this entry is rejected, or None. Marks the line as matched."""
         if line < 0:
-            return RowFault("not_listed", f"captions of {video_id}, which the list does not name")
+            return RowFault("not_listed", f"captions of {video_id}, which is not in the list")
         seen, self._seen[line] = self._seen[line], True
         if seen:
-            return RowFault("duplicate_captions", f"{video_id} has captions before")
+            return RowFault("duplicate_captions", f"{video_id} has captions in an earlier entry")
         return bad_line or (found if isinstance(found, RowFault) else None)
 
     def without_captions(self) -> Iterator[pa.Table]:
-        """The lines that were not asked for: no_captions, duplicate_video; in order of the list."""
+        """Yield the unmatched lines in order of the list: no_captions or duplicate_video, unless the line is invalid."""
         again = np.zeros(len(self._order), bool)
         again[self._order[1:]] = self._sorted[1:] == self._sorted[:-1]
         left = np.flatnonzero(~self._seen)
@@ -206,7 +206,7 @@ class VideoList:
             yield _with_captions(_with(table, "why", whys), [Captions([], [], [])] * len(lines))
 
     def _find(self, ids: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The first line of each id; -1 where there is none."""
+        """Returns the first line with each id, or -1 if there is none."""
         names = np.array([one.encode() for one in ids])
         places = np.minimum(np.searchsorted(self._sorted, names), len(self._sorted) - 1)
         return np.where(self._sorted[places] == names, self._order[places], -1)

@@ -1,4 +1,4 @@
-"""Strangers' image files: checked, decoded in a sandbox, resized, made into rows.
+"""Untrusted image files: check, decode in a sandbox, resize, and build rows.
 
 May import `common`.
 """

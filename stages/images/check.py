@@ -1,7 +1,7 @@
-"""Whether an image decodes, and what is kept of it; run as a program, the shut-in child that `decoder` asks.
+"""Check that an image decodes, and resize it if asked to. Run as a program, it is the sandboxed child of `decoder`.
 
-The child has little memory and opens no files or sockets: header checks bound pixels, frames and scans, but not what a
-decoder does with hostile data.
+The child has limited memory and cannot open files or sockets: header checks bound pixels, frames and scans, but not what
+a decoder does with hostile data.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from vlpipe.stages.common.pixels import Probe, verify_decode
 from vlpipe.stages.images import sandbox
 from vlpipe.stages.images.resize import Resize, pixels_needed, resized
 
-MESSAGE_S = 0.1
+MESSAGE_S = 0.1  # answers are sent at least this often
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What an image may be, and what is to be done with it."""
+    """Limits for an image, and how to resize it."""
 
     max_pixels: int
     max_frames: int
@@ -31,7 +31,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """An image that decodes. `probe`: as it came; `data`, width, height: as it is kept."""
+    """An image that decodes. `probe`: header of the original; data, format, width, height: as stored."""
 
     probe: Probe
     data: bytes
@@ -41,7 +41,7 @@ class Checked:
 
 
 def check(data: bytes, rules: Rules) -> Checked:
-    """In this process. RowFault: those of `stages.pixels`."""
+    """Check (and resize) an image in this process. Raises RowFault as `common.pixels`."""
     spec = rules.resize
     probe, image = verify_decode(
         data,
@@ -59,7 +59,7 @@ FORMAT_OF = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
 
 
 def main() -> None:
-    """The child: images after images, until its input ends."""
+    """The child process: check images until its input ends."""
     start = sandbox.begin()
     rules = start["rules"]
     rules = Rules(**{**rules, "resize": Resize(**rules["resize"]) if rules["resize"] else None})
@@ -70,45 +70,45 @@ def main() -> None:
 
 
 def _load() -> None:
-    """What decoding needs, while files can be opened."""
+    """Load everything that decoding needs while files can still be opened."""
     from PIL import Image, ImageCms
 
-    Image.init()  # all plugins, as they are imported when first used
+    Image.init()  # imports all plugins, which are otherwise imported at first use
     ImageCms.createProfile("sRGB")
 
 
 def _answer_all(sizes: list[int], file: int, rules: Rules) -> None:
-    """One message, or more when it takes long: that is how a slow image is told from many."""
-    said: list[list[Any]] = []
+    """Answer in one message, or several if it takes long, so that one slow image is distinguished from many images."""
+    answers: list[list[Any]] = []
     new: list[bytes] = []
     at, began = 0, time.monotonic()
     for size in sizes:
         one, encoded = _answer(os.pread(file, size, at), rules)
-        said.append([len(encoded), *one])
+        answers.append([len(encoded), *one])
         new.append(encoded)
         at += size
         if time.monotonic() > began + MESSAGE_S:
-            sandbox.answer(_packed(said, new))
-            said, new, began = [], [], time.monotonic()
-    if said:
-        sandbox.answer(_packed(said, new))
+            sandbox.answer(_packed(answers, new))
+            answers, new, began = [], [], time.monotonic()
+    if answers:
+        sandbox.answer(_packed(answers, new))
 
 
 def _answer(data: bytes, rules: Rules) -> tuple[list[Any], bytes]:
-    """What `Checked` or a `RowFault` is made of, and the bytes of a resized image."""
+    """Returns the fields of a `Checked` or `RowFault`, and the bytes of a resized image (empty if unchanged)."""
     try:
         found = check(data, rules)
     except RowFault as fault:
         return [fault.why, fault.detail], b""
     except MemoryError:
         return ["decode_memory", "decoding it takes more than `decode_memory_mb`"], b""
-    came = found.probe
-    said = [came.format, came.width, came.height, came.num_frames, found.format, found.width, found.height]
-    return said, b"" if found.data is data else found.data
+    was = found.probe
+    fields = [was.format, was.width, was.height, was.num_frames, found.format, found.width, found.height]
+    return fields, b"" if found.data is data else found.data
 
 
-def _packed(said: list[list[Any]], new: list[bytes]) -> bytes:
-    return json.dumps(said).encode() + b"\n" + b"".join(new)
+def _packed(answers: list[list[Any]], new: list[bytes]) -> bytes:
+    return json.dumps(answers).encode() + b"\n" + b"".join(new)
 
 
 if __name__ == "__main__":

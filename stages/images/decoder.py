@@ -1,7 +1,8 @@
-"""Decode bytes from strangers in a child process: with little memory, no new files or sockets, and a deadline per image.
+"""Decode untrusted bytes in a child process with limited memory, no new files or sockets, and a deadline per image.
 
-A child that hangs, grows or dies costs its one image, with or without Ray; the worker goes on. Images go over many at a
-time, in a file in memory: one by one, the way there and back cost as much as the decoding of a small one.
+If the child hangs, exceeds its memory or dies, only the current image is rejected and the worker continues, with or
+without Ray. Images are sent many at a time in an in-memory file: sent one by one, the transfer would cost as much as
+decoding a small image.
 """
 
 from __future__ import annotations
@@ -22,39 +23,39 @@ from vlpipe.stages.images import check as checked
 from vlpipe.stages.images.check import Checked, Rules
 from vlpipe.stages.images.sandbox import Late, ShutIn
 
-TOGETHER_BYTES = 1 << 22  # of the images that go over at a time, unless one has more
+TOGETHER_BYTES = 1 << 22  # max bytes of images sent together, unless a single one is larger
 
 
 class Decoder:
-    """Checks images in a process of its own, started with the first one, and again after a death."""
+    """Checks images in a child process, which is started at the first image and restarted if it dies."""
 
     def __init__(self, rules: Rules, timeout_s: float, memory_mb: int) -> None:
         self._timeout_s = timeout_s
         self._file = _file_in_memory()  # the child may only read it
         start = {"memory_mb": memory_mb, "rules": asdict(rules), "file": self._file.fileno()}
-        cannot = f"the process that checks images does not start (decode_memory_mb: {memory_mb})"
+        cannot = f"the process that checks images failed to start (decode_memory_mb: {memory_mb})"
         self._child = ShutIn(checked.__name__, start, cannot, [self._file.fileno()])
 
     def check(self, data: bytes) -> Checked:
-        """One image; raises its RowFault."""
+        """Check one image. Raises its RowFault."""
         (found,) = self.check_all([data])
         if isinstance(found, RowFault):
             raise found
         return found
 
     def check_all(self, images: Sequence[bytes]) -> list[Checked | RowFault]:
-        """In order. RowFault: those of `checked.check`, and decode_timeout, decode_memory, killed_decoder."""
+        """Check images, in order. RowFaults: those of `check.check`, decode_timeout, decode_memory, killed_decoder."""
         found: list[Checked | RowFault] = []
         for together in _cut(images):
             try:
                 found += self._ask(together)
-            except (EOFError, Late):  # of which image is not known
+            except (EOFError, Late):  # it is unknown which image caused it
                 self._child.close()
                 found += [self._alone(image) for image in together]
         return found
 
     def _alone(self, image: bytes) -> Checked | RowFault:
-        for _ in range(2):  # a child may die for reasons of its own; twice at the same image is the image's
+        for _ in range(2):  # a child may die for other reasons; if it dies twice, the image is the cause
             try:
                 return self._ask([image])[0]
             except Late:
@@ -65,7 +66,7 @@ class Decoder:
         return RowFault("killed_decoder", f"the process that decoded it died with {code}")
 
     def _ask(self, images: Sequence[bytes]) -> list[Checked | RowFault]:
-        """EOFError: the child died. Late: for `timeout_s` no image came back."""
+        """Raises EOFError if the child died, Late if no image came back for `timeout_s`."""
         self._file.seek(0)
         self._file.writelines(images)
         self._file.flush()
@@ -73,21 +74,21 @@ class Decoder:
         found: list[Checked | RowFault] = []
         while len(found) < len(images):
             answer = io.BytesIO(self._child.receive(self._timeout_s))
-            for num_new, *said in json.loads(answer.readline()):
-                found.append(_found(said, answer.read(num_new) or images[len(found)]))
+            for num_new, *fields in json.loads(answer.readline()):
+                found.append(_found(fields, answer.read(num_new) or images[len(found)]))
         if self._file.tell() > TOGETHER_BYTES:
             self._file.truncate(0)
         return found
 
     def close(self) -> int | None:
-        """The child's exit status, if there was one."""
+        """End the child; returns its exit status, or None if there was none."""
         self._file.close()
         return self._child.close()
 
 
 @contextmanager
 def decoding(rules: Rules, timeout_s: float, memory_mb: int) -> Iterator[Decoder]:
-    """A `Decoder` whose process ends with the block."""
+    """Yields a `Decoder` whose process ends with the block."""
     one = Decoder(rules, timeout_s, memory_mb)
     try:
         yield one
@@ -102,7 +103,7 @@ def _file_in_memory() -> IO[bytes]:
 
 
 def _cut(images: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """As many as go over at a time."""
+    """Yield groups of images to send together."""
     start = num_bytes = 0
     for k, image in enumerate(images):
         if k > start and num_bytes + len(image) > TOGETHER_BYTES:
@@ -113,9 +114,9 @@ def _cut(images: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
         yield images[start:]
 
 
-def _found(said: list[Any], data: bytes) -> Checked | RowFault:
-    if len(said) == 2:
-        return RowFault(*said)
-    kind, came_width, came_height, num_frames, format, width, height = said
-    came = Probe(format=kind, width=came_width, height=came_height, num_frames=num_frames)
-    return Checked(probe=came, data=data, format=format, width=width, height=height)
+def _found(fields: list[Any], data: bytes) -> Checked | RowFault:
+    if len(fields) == 2:
+        return RowFault(*fields)
+    kind, probed_width, probed_height, num_frames, format, width, height = fields
+    probe = Probe(format=kind, width=probed_width, height=probed_height, num_frames=num_frames)
+    return Checked(probe=probe, data=data, format=format, width=width, height=height)

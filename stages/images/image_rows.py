@@ -1,4 +1,4 @@
-"""Bytes to image rows: every ingest stage checks them here, so what is kept decodes and its size is right."""
+"""Build image rows from bytes: every ingest stage checks images here, so stored images decode and sizes are correct."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlpipe.stages.images.check import Checked, Rules, check
 
 
 class ImageRows:
-    """Collects, in order, the rows of a batch that have a whole image, and why the others have none."""
+    """Collects, in order, the rows of a batch with a valid image, and a reject for each of the others."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class ImageRows:
         max_frames: int,
         check_all: Callable[[Sequence[bytes]], Sequence[Checked | RowFault]] | None = None,
     ) -> None:
-        """check_all: instead of checks in this process, which decode."""
+        """check_all: checks images in place of `check` in this process, which decodes them here."""
         self._batch = batch
         self._ids: list[str] = batch["id"].to_pylist()
         rules = Rules(max_pixels=max_pixels, max_frames=max_frames)
@@ -35,11 +35,11 @@ class ImageRows:
         self._rejects: list[tuple[int, Reject]] = []
 
     def add(self, row: int, data: bytes, **more: Any) -> None:
-        """Keep the row with these bytes, and more columns; reject it when they are no image."""
+        """Keep the row with these bytes and the columns `more`; reject it if they are not a valid image."""
         self.add_all([(row, data, more)])
 
     def add_all(self, images: Sequence[tuple[int, bytes, dict[str, Any]]]) -> None:
-        """`add` for each, in order of their rows."""
+        """`add` for each (row, data, more), in order of rows."""
         checked = self._check_all([data for _, data, _ in images])
         for (row, data, more), seen in zip(images, checked, strict=True):
             if isinstance(seen, RowFault):
@@ -48,16 +48,16 @@ class ImageRows:
                 self._keep(row, data, seen, more)
 
     def _keep(self, row: int, data: bytes, seen: Checked, more: dict[str, Any]) -> None:
-        came = hashlib.sha256(data).hexdigest()
-        kept = came if seen.data is data else hashlib.sha256(seen.data).hexdigest()
+        original = hashlib.sha256(data).hexdigest()
+        stored = original if seen.data is data else hashlib.sha256(seen.data).hexdigest()
         self._kept.append(row)
         self._found.append(
             {
-                "sha256": kept,
+                "sha256": stored,
                 "format": seen.format,
                 "width": seen.width,
                 "height": seen.height,
-                "original_sha256": came,
+                "original_sha256": original,
                 "original_width": seen.probe.width,
                 "original_height": seen.probe.height,
                 "image": seen.data,
@@ -66,10 +66,11 @@ class ImageRows:
         )
 
     def reject(self, row: int, fault: RowFault, kind: Literal["fault", "filtered"] = "fault") -> None:
+        """Reject a row."""
         self._rejects.append((row, Reject(self._ids[row], kind, fault.why, fault.detail)))
 
     def out(self, schema: pa.Schema) -> Out:
-        """`schema` is LISTED and after it the columns that were added."""
+        """Returns the rows collected. `schema` must be LISTED, then columns of the image or of `more`."""
         table = self._batch.select(LISTED.names).take(pa.array(self._kept, pa.int64()))
         for field in list(schema)[len(LISTED) :]:
             of = [found[field.name] for found in self._found]
@@ -79,9 +80,9 @@ class ImageRows:
 
 
 def _binary(values: Sequence[bytes]) -> pa.Array:
-    """In memory taken once; an array that grows takes it three times over."""
+    """Build a binary array with one allocation; pa.array grows its buffer, which needs three times the memory."""
     ends = list(accumulate(map(len, values), initial=0))
-    if ends[-1] >= 1 << 31:  # that takes more arrays than one
+    if ends[-1] >= 1 << 31:  # too large for one array
         return pa.array(values, pa.binary())
     buffer = pa.allocate_buffer(ends[-1])
     with memoryview(buffer).cast("B") as room:

@@ -1,8 +1,8 @@
-"""Store images smaller than they came, where a workflow asks for it: the one place where bytes change.
+"""Resize images before they are stored, if a workflow asks for it: the only place where image bytes change.
 
-The modes are those of img2dataset's `resize_mode`. Pixels follow the rules of `stages.pixels` (upright, RGB, alpha on
-white); what else a file carries (EXIF with its places and serial numbers, comments, data behind the end) stays behind,
-but for the colour profile of RGB pixels.
+The modes are those of img2dataset's `resize_mode`. Pixels follow the rules of `common.pixels` (upright, RGB, alpha on
+white). All other content of the file (EXIF with locations and serial numbers, comments, data after the end) is dropped,
+except the colour profile of RGB pixels.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 WHITE = (255, 255, 255)
-# A JPEG is decoded at the scale of 1/2, 1/4 or 1/8 that is still this many times the wanted size. Of 640 x 480 photos
-# made 171 x 128 this and the filter below take 1.9 ms, bicubic from the whole picture 4.8 ms. Their PSNR against
-# Lanczos from the whole is 42.1 and 47.9 dB; at 160 to 128 px 38.8 dB, OpenCV's INTER_AREA (img2dataset's) 38.9 dB.
+# A JPEG is decoded at the smallest scale (1/2, 1/4 or 1/8) that is at least this many times the target size. From 640 x
+# 480 to 171 x 128 this and the filter below take 1.9 ms, bicubic from full size 4.8 ms; PSNR against Lanczos from full
+# size: 42.1 and 47.9 dB. From 160 to 128 px: 38.8 dB, and 38.9 dB with OpenCV's INTER_AREA (as in img2dataset).
 REDUCING_GAP = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """keep_ratio: the shorter side is `size`; keep_ratio_largest: the longer one; center_crop: keep_ratio, then a
-    square is cut out; border: keep_ratio_largest, then white is put around to make a square.
+    """How to resize an image. size: in pixels.
 
-    only_if_bigger: an image whose side in question is no longer than `size` keeps its bytes. quality: of jpg and webp,
-    1 to 100; png has none.
+    mode: keep_ratio: the shorter side becomes `size`; keep_ratio_largest: the longer side does; center_crop: keep_ratio,
+    then a central square is cut out; border: keep_ratio_largest, then padded with white to a square.
+    only_if_bigger: an image whose shorter or longer side (by mode) is at most `size` is stored unchanged.
+    quality: of jpg and webp, 1 to 100; not used for png.
     """
 
     size: Annotated[int, Ge(1)] = 256
@@ -39,12 +40,12 @@ class Resize:
     quality: Annotated[int, Ge(1), Le(100)] = 95
 
     def side_of(self, width: int, height: int) -> int:
-        """The side that is compared with `size`."""
+        """Returns the side to compare with `size`, in pixels."""
         return min(width, height) if self.mode in ("keep_ratio", "center_crop") else max(width, height)
 
 
 def pixels_needed(spec: Resize, width: int, height: int) -> tuple[int, int] | None:
-    """The size at which an image is to be decoded at least; None: it keeps its bytes. width, height: as shown."""
+    """Returns the min (width, height) to decode an image at, or None if it is stored unchanged. width, height: as shown."""
     if spec.only_if_bigger and spec.side_of(width, height) <= spec.size:
         return None
     width, height = inner_size(spec, width, height)
@@ -52,19 +53,19 @@ def pixels_needed(spec: Resize, width: int, height: int) -> tuple[int, int] | No
 
 
 def resized(image: Image.Image, spec: Resize, width: int, height: int) -> tuple[bytes, int, int]:
-    """RGB image -> (encoded bytes, width, height). width, height: of the whole image, as `probe` says."""
+    """Returns (encoded bytes, width, height) of a resized RGB image. width, height: of the full image, from `probe`."""
     image = fitted(image, spec, inner_size(spec, width, height))
     return _encoded(image, spec), image.width, image.height
 
 
 def inner_size(spec: Resize, width: int, height: int) -> tuple[int, int]:
-    """The whole picture's new size, before a crop or a border."""
+    """Returns the new (width, height) of the full image, before a crop or border."""
     scale = spec.size / spec.side_of(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def fitted(image: Image.Image, spec: Resize, size: tuple[int, int]) -> Image.Image:
-    """The picture at `size` (Hamming, which antialiases; larger ones bicubic), cropped or framed."""
+    """Returns the image resized to `size` (down: Hamming, with antialiasing; up: bicubic), then cropped or padded."""
     from PIL import Image
 
     if image.size != size:
@@ -82,7 +83,7 @@ def fitted(image: Image.Image, spec: Resize, size: tuple[int, int]) -> Image.Ima
 
 def _encoded(image: Image.Image, spec: Resize) -> bytes:
     buffer = io.BytesIO()
-    profile = image.info.get("icc_profile") or b""  # Pillow writes what is in `info`, comments too
+    profile = image.info.get("icc_profile") or b""  # Pillow writes everything in `info`, also comments
     image.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
     if spec.format == "png":
         image.save(buffer, "PNG")

@@ -1,7 +1,7 @@
-"""A process of its own for a parser of strangers' bytes: it has little memory, writes no file, and answers in time or ends.
+"""A child process for parsers of untrusted bytes: limited memory, no file writes, and a deadline for answers.
 
-The parent has a `ShutIn`. The child is a program that calls `begin`, then `ready`, and sends answers to its `requests`.
-Messages both ways are bytes after their length.
+The parent uses `ShutIn`. The child is a program that calls `begin`, then `ready`, and answers its `requests`.
+Messages in both directions are prefixed with their length.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from vlpipe.pipeline.errors import StepFailed
 START_TIMEOUT_S = 60.0
 LENGTH = 8  # bytes, big-endian
 READ_BYTES = 1 << 16
-# By chance of where it lies glibc gives memory back and takes it again with every image; decoding one of 160 x 160 then
-# takes 0.23 ms, not 0.17. The child keeps what it had, up to 64 MB.
+# Depending on the heap layout, glibc may return memory to the system and request it again for every image; decoding a
+# 160 x 160 image then takes 0.23 ms instead of 0.17. With these settings the child keeps up to 64 MB.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 
 
 class Late(Exception):
-    """No answer in time."""
+    """The child did not answer in time."""
 
 
 class ShutIn:
-    """A child that is started with the first request, and again after a death."""
+    """A sandboxed child process, started at the first request and restarted after it was closed."""
 
     def __init__(self, program: str, start: Mapping[str, Any], cannot: str, fds: Sequence[int] = ()) -> None:
-        """program: a module; start: what its `begin` is given; cannot: what to say when it does not start."""
+        """program: module to run; start: passed to its `begin`; cannot: error text if it does not start."""
         self._program, self._start, self._cannot, self._fds = program, start, cannot, fds
         self._process: subprocess.Popen[bytes] | None = None
-        self._came = bytearray()  # answers, as far as they have been read
+        self._came = bytearray()  # bytes of answers received so far
 
     def send(self, request: bytes) -> None:
-        """EOFError: it died."""
+        """Send a request. Raises EOFError if the child died, StepFailed if it cannot be started."""
         self._write(self.start(), request)
 
     def receive(self, timeout_s: float) -> bytes:
-        """The next answer. EOFError: it died; Late: nothing yet, and something may come."""
+        """Returns the next answer. Raises EOFError if the child died, Late if there is no answer within `timeout_s`."""
         process, deadline, end = self.start(), time.monotonic() + timeout_s, LENGTH
         assert process.stdout
         while True:
@@ -64,13 +64,13 @@ class ShutIn:
         return answer
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The child, which is ready for requests."""
+        """Returns the child, ready for requests; starts it if needed. Raises StepFailed if it cannot be started."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-W", "ignore", "-m", self._program],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # codecs talk there; what counts comes back as an answer
+                stderr=subprocess.DEVNULL,  # codec messages; results come as answers
                 bufsize=0,
                 env={**os.environ, **KEEP_MEMORY},
                 pass_fds=self._fds,
@@ -78,7 +78,7 @@ class ShutIn:
             try:
                 self._write(self._process, json.dumps({"path": sys.path, **self._start}).encode())
                 self.receive(START_TIMEOUT_S)
-            except (EOFError, Late) as error:  # that is no request's fault
+            except (EOFError, Late) as error:  # not caused by a request
                 self.close()
                 raise StepFailed(self._cannot) from error
         return self._process
@@ -91,7 +91,7 @@ class ShutIn:
             raise EOFError from error
 
     def close(self) -> int | None:
-        """Its exit status, if it was there."""
+        """End the child; returns its exit status, or None if it was not running."""
         process, self._process = self._process, None
         self._came.clear()
         if process is None:
@@ -100,26 +100,26 @@ class ShutIn:
             if pipe:
                 pipe.close()
         try:
-            return process.wait(0.2)  # it ends by itself when its input does
+            return process.wait(0.2)  # it exits when its input ends
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
 
 
 def begin() -> dict[str, Any]:
-    """In the child: what it was started with."""
+    """In the child: returns the `start` values given by the parent."""
     start: dict[str, Any] = json.loads(next(requests()))
     sys.path[:] = start["path"]
     return start
 
 
 def ready(memory_mb: int, num_files: int | None = None) -> None:
-    """In the child, when all it needs is loaded: give up the right to more memory, to files with something in them, and
-    (num_files) to more open files and sockets.
+    """In the child, when everything is loaded: limit the memory to `memory_mb` more, forbid writing to files, and allow
+    at most `num_files` open files and sockets if given.
     """
     import resource
 
-    if sys.platform == "linux":  # others do not keep to this limit
+    if sys.platform == "linux":  # other systems do not enforce this limit
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit = used + memory_mb * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -131,14 +131,14 @@ def ready(memory_mb: int, num_files: int | None = None) -> None:
 
 
 def requests() -> Iterator[bytes]:
-    """In the child: one after the other, until the parent closes its end or is gone."""
+    """In the child: yield requests until the parent closes the pipe or exits."""
     source: IO[bytes] = sys.stdin.buffer
     while head := source.read(LENGTH):
         yield source.read(int.from_bytes(head, "big"))
 
 
 def answer(message: bytes) -> None:
-    """In the child."""
+    """In the child: send an answer."""
     _send(sys.stdout.fileno(), message)
 
 

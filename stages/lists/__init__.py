@@ -1,4 +1,4 @@
-"""Lists of URLs, captions and files, as they are published, read as a stream.
+"""Read published lists of URLs, captions and files as a stream.
 
 May import `common`, `images`.
 """

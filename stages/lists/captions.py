@@ -17,7 +17,7 @@ from vlpipe.stages.lists.list import lines, text_of
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionsJsonl(FolderSource):
-    """captions: the JSON lines; images: the folder that `file` is in."""
+    """Images with human captions. captions: the JSON lines file; images: the folder that `file` is relative to."""
 
     captions: ListFile
     source: str = "captions"
@@ -30,7 +30,7 @@ class CaptionsJsonl(FolderSource):
 
 
 def read_captions(path: str) -> Iterator[Captioned]:
-    """Images in the order of the lines."""
+    """Yield images in the order of the lines. Raises VlpipeError with the line number if a line is invalid."""
     for where, line in lines(path):
         if not line.strip():
             continue

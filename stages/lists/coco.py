@@ -1,4 +1,4 @@
-"""COCO captions: one row per image with all its human captions, from an image folder (`fetching.coco_urls`: by `coco_url`).
+"""COCO captions: one row per image with all its human captions, from an image folder (`fetching.coco_urls` fetches them).
 
 https://cocodataset.org/#format-data: `images` (id, file_name, coco_url), `annotations` (image_id, caption).
 """
@@ -19,7 +19,7 @@ from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoCaptions(FolderSource):
-    """annotations: captions_train2014.json or the like; images: the folder that `file_name` is in."""
+    """COCO captions. annotations: a file such as captions_train2014.json; images: the folder of the `file_name`s."""
 
     annotations: ListFile
     source: str = "coco"
@@ -32,14 +32,14 @@ class CocoCaptions(FolderSource):
 
 
 def read_captions(path: str, key: str) -> Iterator[Captioned]:
-    """Images in the order of the file, named by their `key`; captions in the order of theirs."""
+    """Yield images, named by the field `key`, and their captions, in file order. Raises VlpipeError if it is invalid."""
     content = _load(path)
     captions: dict[str, list[str]] = {}
     for number, image in enumerate(wanted(content, "images", list, path)):
         where = f"{path}: images[{number}]"
         wanted(image, key, str, where)
         if image.get("id") is None or str(image["id"]) in captions:
-            raise VlpipeError(f"{where}: its id {image.get('id')!r} is missing or taken by another image")
+            raise VlpipeError(f"{where}: its id {image.get('id')!r} is missing or used by another image")
         captions[str(image["id"])] = []
     for number, annotation in enumerate(wanted(content, "annotations", list, path)):
         where = f"{path}: annotations[{number}]"

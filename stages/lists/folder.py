@@ -1,4 +1,4 @@
-"""Image rows from files in a folder: what the stages that read human-captioned sets have in common."""
+"""Image rows from files in a folder: the base of the stages that read human-captioned datasets."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ IMAGES = pa.schema([*LISTED, *IMAGE_FIELDS])
 
 
 class Captioned(NamedTuple):
-    """An image by URL or file name, with its captions in order."""
+    """The URL or file name of an image, with its captions in order."""
 
     url: str
     captions: Sequence[str]
 
 
 def captioned_rows(images: Iterable[Captioned], *, source: str, text_source: str) -> Iterator[pa.Table]:
-    """Rows of schema LISTED, one for each image with all its captions."""
+    """Yield rows of schema LISTED, one per image with all its captions."""
     ids, rest = ListIds(source), iter(images)
     while batch := list(islice(rest, BATCH_ROWS)):
         urls = [url for url, _ in batch]
@@ -50,7 +50,7 @@ def captioned_rows(images: Iterable[Captioned], *, source: str, text_source: str
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSource(SourceStage):
-    """`url` is the path of a file below `images`. Codes: no_file, bad_path, and those of `stages.pixels`."""
+    """Base class: `url` is the path of a file below `images`. Codes: no_file, bad_path, and those of `common.pixels`."""
 
     NAME: ClassVar[str] = "ingest.folder:FolderSource"
     VERSION: ClassVar[int] = 2  # 2: transparent images, JPEGs of too many scans
@@ -69,12 +69,12 @@ class FolderSource(SourceStage):
     def open(self) -> Iterator[Work]:
         root = os.path.realpath(self.images.path)
         if not os.path.isdir(root):
-            raise VlpipeError(f"`images` wants a folder; there is none at {self.images.path}")
+            raise VlpipeError(f"`images` must be a folder; there is none at {self.images.path}")
 
         def work(batch: pa.Table) -> Out:
             rows = ImageRows(batch, self.max_pixels, self.max_frames)
             images: list[tuple[int, bytes, dict[str, Any]]] = []
-            # Read all, then decode all: an image at a time takes a sixth longer.
+            # Read all files, then decode all: one image at a time takes a sixth longer.
             for row, name in enumerate(batch["url"].to_pylist()):
                 try:
                     images.append((row, read_inside(root, name), {}))
@@ -87,18 +87,18 @@ class FolderSource(SourceStage):
 
 
 def read_inside(root: str, name: str) -> bytes:
-    """The file's bytes. RowFault: bad_path (it leads out of the folder), no_file."""
+    """Returns the bytes of a file. Raises RowFault: bad_path (it leads out of the folder), no_file."""
     path = inside(root, name) if not name.startswith("/") else None
     if path is None:
         raise RowFault("bad_path", f"{name!r} leads out of the folder")
     if not os.path.isfile(path):
         raise RowFault("no_file", f"{name!r} is not in the folder")
-    with open(path, "rb", buffering=0) as handle:  # all at once: a buffer would only be filled and copied
+    with open(path, "rb", buffering=0) as handle:  # read at once: a buffer would only add a copy
         return handle.read()
 
 
 def wanted(record: Any, key: str, kind: type, where: str) -> Any:
-    """record[key], checked; VlpipeError names the place in the file."""
+    """Returns record[key]. Raises VlpipeError with the position in the file if it is missing or has the wrong type."""
     if not isinstance(record, dict) or not isinstance(record.get(key), kind):
         got = json.dumps(record)[:80]
         raise VlpipeError(f"{where}: wanted an object with {key!r} ({kind.__name__}), got {got}")

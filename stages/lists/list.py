@@ -1,8 +1,8 @@
 """Read lists of url + text (parquet, tsv, csv, jsonl; a file or a folder) as a stream, strictly in one encoding.
 
-A line that cannot be read stops the step, which names file and line, or (`bad_lines: reject`) becomes a row that is
-rejected with that reason: no row is skipped in silence.
-tsv has no quoting (a tab ends a field, as in CC3M); csv has. Numbers are taken as they are written.
+An unreadable line stops the step with an error that names file and line, or (`bad_lines: reject`) becomes a row that is
+rejected for that reason: no row is skipped silently.
+tsv has no quoting (a tab always ends a field, as in CC3M), csv has. Numbers are kept as written.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ BATCH_ROWS = 4096
 
 
 class Pair(NamedTuple):
-    """One line of a list; what is missing or null is empty."""
+    """One line of a list; missing or null values are empty."""
 
     url: str
     text: str
-    expected: str = ""  # hex digest of the bytes to come
-    fault: str = ""  # why the line cannot be read; `text` is then the line, as far as it can be shown
+    expected: str = ""  # hex digest of the expected bytes
+    fault: str = ""  # why the line cannot be read; `text` is then the line, with undecodable bytes escaped
 
 
 class BadLine(VlpipeError):
-    """A line that cannot be read. `line`: as far as it can be shown."""
+    """An unreadable line. `line`: its content, with undecodable bytes escaped."""
 
-    def __init__(self, said: str, line: str) -> None:
+    def __init__(self, message: str, line: str) -> None:
         self.line = line
-        super().__init__(said)
+        super().__init__(message)
 
 
-# Columns a list may have beside LISTED, for the stage that asked for them.
+# Optional columns of a list in addition to LISTED.
 EXPECTED = pa.field("expected", pa.string())
 FAULT = pa.field("fault", pa.string())
 
@@ -49,8 +49,8 @@ FAULT = pa.field("fault", pa.string())
 def listed(
     pairs: Iterator[Pair], *, source: str, text_source: str, more: Sequence[pa.Field] = ()
 ) -> Iterator[pa.Table]:
-    """Rows of schema LISTED and `more` (EXPECTED, FAULT). An empty text gives a row without texts: a captioner may
-    still write one."""
+    """Yield rows of schema LISTED and `more` (EXPECTED, FAULT). An empty text gives a row without texts, for which a
+    captioner may still write one."""
     ids = ListIds(source)
     while batch := list(islice(pairs, BATCH_ROWS)):
         urls, texts = [pair.url for pair in batch], [pair.text for pair in batch]
@@ -73,15 +73,18 @@ def read_pairs(
     encoding: str = "utf-8",
     reject_bad_lines: bool = False,
 ) -> Iterator[Pair]:
-    """All lines, in order; of a folder its files in order of name.
+    """Yield all lines in order; the files of a folder in the order of their names.
 
-    url, text, expected: names of the columns. columns: the names, for a tsv or csv without a header line.
+    url, text, expected: names of the columns to read. columns: all column names, for a tsv or csv without a header line.
+    Raises VlpipeError if a file or its columns are wrong, BadLine for an unreadable line unless `reject_bad_lines`.
     """
     names = (url, text) if expected is None else (url, text, expected)
     try:
         codecs.lookup(encoding)
     except LookupError as error:
-        raise VlpipeError(f"there is no encoding {encoding!r}; such as utf-8, latin-1, shift_jis") from error
+        raise VlpipeError(
+            f"there is no encoding {encoding!r}; use one such as utf-8, latin-1, shift_jis"
+        ) from error
     for file in list_files(path):
         for where, row in READERS[file.suffix.lower()](file, names, columns, encoding):
             try:
@@ -95,22 +98,25 @@ def read_pairs(
 
 
 def list_files(path: str) -> list[Path]:
-    """The list files at `path`: itself, or those in the folder (hidden ones and `_...` are not looked at)."""
-    here = Path(path)
-    if not here.exists():
+    """Returns the list files at `path`: the file itself, or those in the folder, except names that start with . or _.
+
+    Raises VlpipeError if there are none.
+    """
+    root = Path(path)
+    if not root.exists():
         raise VlpipeError(f"there is no list {path}")
-    if here.is_file():
-        if here.suffix.lower() not in READERS:
-            raise VlpipeError(f"{path}: a list ends in {', '.join(READERS)}")
-        return [here]
-    found = [f for f in sorted(here.iterdir()) if f.suffix.lower() in READERS and f.name[0] not in "._"]
+    if root.is_file():
+        if root.suffix.lower() not in READERS:
+            raise VlpipeError(f"{path}: the name of a list must end in {', '.join(READERS)}")
+        return [root]
+    found = [f for f in sorted(root.iterdir()) if f.suffix.lower() in READERS and f.name[0] not in "._"]
     if not found:
-        raise VlpipeError(f"folder {path} has no list in it: no file ends in {', '.join(READERS)}")
+        raise VlpipeError(f"folder {path} contains no list: no file ends in {', '.join(READERS)}")
     return found
 
 
 def count_at_most(path: str) -> int:
-    """How many lines a list has at most, without reading them one by one."""
+    """Returns an upper bound of the number of lines of a list, without parsing them."""
     return sum(_count(file) for file in list_files(path))
 
 
@@ -119,12 +125,12 @@ def _count(file: Path) -> int:
         try:
             return int(pq.read_metadata(file).num_rows)
         except pa.ArrowInvalid as error:
-            raise VlpipeError(f"{file} is no readable Parquet file: {error}") from error
+            raise VlpipeError(f"{file} is not a readable Parquet file: {error}") from error
     with open(file, "rb", buffering=0) as handle:
         return 1 + sum(block.count(b"\n") for block in iter(lambda: handle.read(1 << 20), b""))
 
 
-# Where it stands ("file line 7"), its values by column or what is wrong with it.
+# Its position ("file line 7"), and its values by column or the error.
 Row = tuple[str, "Mapping[str, Any] | BadLine"]
 Names = tuple[str, ...]
 
@@ -133,9 +139,11 @@ def _read_parquet(file: Path, names: Names, columns: Sequence[str] | None, encod
     if columns is not None:
         raise VlpipeError(f"{file}: a Parquet file names its own columns; `columns` is for tsv and csv")
     try:
-        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)  # no row group is held whole
+        parquet = pq.ParquetFile(
+            file, pre_buffer=False, buffer_size=1 << 20
+        )  # does not hold a whole row group
     except pa.ArrowInvalid as error:
-        raise VlpipeError(f"{file} is no readable Parquet file: {error}") from error
+        raise VlpipeError(f"{file} is not a readable Parquet file: {error}") from error
     with parquet:
         _need_columns(str(file), names, parquet.schema_arrow.names)
         number = 0
@@ -169,8 +177,10 @@ def _read_csv(file: Path, names: Names, columns: Sequence[str] | None, encoding:
 
 
 def _csv_fields(file: Path, encoding: str) -> Iterator[tuple[str, list[str] | BadLine]]:
-    """A field may go on over lines: one that cannot be read spoils the row it is in. Broken quoting ends the reading,
-    as nobody knows where the next row begins."""
+    """Yield (position, fields) per row. A field may span lines; an unreadable line makes its whole row unreadable.
+
+    Broken quoting stops the reading, because the start of the next row is unknown.
+    """
     bad: list[BadLine] = []
 
     def readable() -> Iterator[str]:
@@ -214,8 +224,8 @@ def _with_header(
         if isinstance(fields, BadLine):
             yield where, fields
         elif len(fields) != len(columns):
-            said = f"{where} has {len(fields)} field(s), wanted {len(columns)}: {', '.join(columns)}"
-            yield where, BadLine(said, "\t".join(fields))
+            message = f"{where} has {len(fields)} field(s), wanted {len(columns)}: {', '.join(columns)}"
+            yield where, BadLine(message, "\t".join(fields))
         else:
             yield where, dict(zip(columns, fields, strict=True))
 
@@ -236,7 +246,7 @@ def _json_row(where: str, line: str, names: Names) -> Mapping[str, Any] | BadLin
     except ValueError as error:
         return BadLine(f"{where} is not JSON: {error}", line)
     except RecursionError:
-        return BadLine(f"{where} is not JSON: it is nested too deep", line)
+        return BadLine(f"{where} is not JSON: it is nested too deeply", line)
     if not isinstance(row, dict):
         return BadLine(f"{where}: wanted an object with {names[0]!r} and {names[1]!r}", line)
     try:
@@ -247,7 +257,7 @@ def _json_row(where: str, line: str, names: Names) -> Mapping[str, Any] | BadLin
 
 
 def lines(file: Path | str) -> Iterator[tuple[str, str]]:
-    r"""(where, line without its \n) of a UTF-8 file; BadLine names the first that is not."""
+    r"""Yield (position, line without its \n) of a UTF-8 file. Raises BadLine at the first line that is not UTF-8."""
     for where, line in _lines(file, "utf-8"):
         if isinstance(line, BadLine):
             raise line
@@ -255,7 +265,7 @@ def lines(file: Path | str) -> Iterator[tuple[str, str]]:
 
 
 def _lines(file: Path | str, encoding: str) -> Iterator[tuple[str, str | BadLine]]:
-    """Bytes are read, so that a bad one is named with its line."""
+    """Read bytes and decode line by line, so that an error names the line and byte."""
     with open(file, "rb") as handle:
         for number, line in enumerate(handle, 1):
             where = f"{file} line {number}"
@@ -271,12 +281,12 @@ def _decoded(data: bytes, where: str, encoding: str) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        said = f"{where} is not {encoding.upper()}: {error.reason} at byte {error.start + 1}"
-        raise BadLine(said, data.decode("ascii", "backslashreplace")) from error
+        message = f"{where} is not {encoding.upper()}: {error.reason} at byte {error.start + 1}"
+        raise BadLine(message, data.decode("ascii", "backslashreplace")) from error
 
 
 def text_of(value: Any, where: str, encoding: str = "utf-8") -> str:
-    """A text as it is, an empty one for null; BadLine for what is no text."""
+    """Returns a text unchanged, or "" for null. Raises BadLine if the value is not text."""
     if value is None:
         return ""
     if isinstance(value, bytes):
@@ -284,9 +294,9 @@ def text_of(value: Any, where: str, encoding: str = "utf-8") -> str:
     if not isinstance(value, str):
         shown = json.dumps(value)
         raise BadLine(f"{where}: wanted text, got {shown[:80]}", shown)
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):  # JSON can spell these
+    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):  # possible in JSON
         shown = json.dumps(value)
-        raise BadLine(f"{where}: half a surrogate pair stands alone in {shown[:80]}", shown)
+        raise BadLine(f"{where}: unpaired surrogate in {shown[:80]}", shown)
     return value
 
 

@@ -1,4 +1,4 @@
-"""Subtitle files of all known formats to cues.
+"""Read subtitle files of all known formats as cues.
 
-May import no other room.
+Imports no other stage folder.
 """

@@ -1,6 +1,6 @@
-"""The record of a subtitle: a cue. Readers collect what a file shows; `track.py` makes cues of it.
+"""Records of subtitles. Readers collect what a file shows on screen (`Shown`); `track.py` turns it into cues.
 
-Texts are words with single spaces between them: line breaks are for screens.
+Texts are words separated by single spaces: line breaks are layout and are removed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ Span = tuple[float, float]  # start and end in seconds
 
 @dataclass(frozen=True, slots=True)
 class Word:
+    """A word with its time in seconds."""
+
     start_s: float
     end_s: float
     word: str
@@ -24,7 +26,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """One subtitle; the light twin of `CUE` in `stages.video.rows`. `end_s` is never below `start_s`, but may equal it."""
+    """One subtitle; has the fields of `CUE` in `stages.video.rows`. `end_s` >= `start_s`, both in seconds."""
 
     start_s: float
     end_s: float
@@ -34,6 +36,7 @@ class Cue:
     lang: str | None = None
 
     def row(self) -> dict[str, Any]:
+        """Returns the cue as a value of `CUE`."""
         words = (
             None
             if self.words is None
@@ -51,19 +54,20 @@ class Cue:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a file puts on the screen at once; in roll-up captions most of it was there before."""
+    """The text on screen at one time; in roll-up captions most of it was on screen before."""
 
     start_s: float
     end_s: float
     words: tuple[str, ...]
-    spoken: tuple[Span, ...] = ()  # times of the last len(spoken) words: these are said now, not carried over
+    spoken: tuple[Span, ...] = ()  # times of the last len(spoken) words, which are new and not carried over
 
 
 @dataclass
 class RawCue:
-    """What a reader collects. counts: cues that were dropped or repaired, by reason; nothing is left out uncounted.
+    """The content of a subtitle file, as collected by a reader.
 
-    auto: the file bears marks of speech recognition (word times, confidences).
+    counts: dropped or repaired cues, by reason; every dropped cue is counted. auto: the file shows signs of speech
+    recognition (word times, confidences).
     """
 
     shown: list[Shown] = field(default_factory=list)
@@ -72,13 +76,14 @@ class RawCue:
     auto: bool = False
 
     def add(self, start_s: float, end_s: float, text: str) -> None:
+        """As `add_words`, for a text without word times."""
         self.add_words(start_s, end_s, plain_words(text))
 
     def add_words(
         self, start_s: float, end_s: float, words: Sequence[str], spoken: Sequence[Span] = ()
     ) -> None:
-        """Counts: cues_no_text and cues_bad_times are dropped, cues_below_zero are cut, cues_no_duration are kept,
-        cues_bad_unicode are repaired."""
+        """Add a cue; times in seconds. Counts cues_no_text and cues_bad_times (dropped), cues_below_zero (cut at 0),
+        cues_no_duration (kept), cues_bad_unicode (repaired)."""
         if not words:
             self.counts["cues_no_text"] += 1
         elif not (math.isfinite(start_s) and math.isfinite(end_s) and max(start_s, 0) <= end_s):
@@ -93,7 +98,7 @@ class RawCue:
 
 
 def utf8(text: str) -> str:
-    """JSON can spell half a surrogate pair, which no file can hold: it becomes a question mark."""
+    """Replace unpaired surrogates, which JSON may contain but UTF-8 cannot encode, by question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -101,4 +106,5 @@ INVISIBLE = str.maketrans("", "", "\u200b\ufeff\x00")  # zero width space, byte 
 
 
 def plain_words(text: str) -> list[str]:
+    """Returns the words of a text, without invisible characters."""
     return text.translate(INVISIBLE).split()

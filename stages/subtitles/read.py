@@ -1,6 +1,6 @@
-"""A subtitle file of any known format to its cues. The format is known by the content: names lie.
+"""Read a subtitle file of any known format as cues. The format is detected from the content, not the file name.
 
-Codes of RowFaults: bad_subtitles (no format, broken, binary, too large), no_cues (readable, but nothing in it).
+Codes of RowFaults: bad_subtitles (unknown format, broken, binary, too large), no_cues (readable, but empty).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from vlpipe.stages.subtitles.track import Merge, Track, track
 from vlpipe.stages.subtitles.vtt import read_vtt
 
 MAX_BYTES = 50_000_000  # ten hours of roll-up captions with word times are 5 MB
-OTHERWISE = "cp1252"  # what is not UTF-8 and has no byte order mark
+OTHERWISE = "cp1252"  # encoding of files that are not UTF-8 and have no byte order mark
 
-# How a file of each format begins; what pysubs2 reads goes by its names. WebVTT is looked for first.
+# The start of a file in each format read by pysubs2, by pysubs2's name. WebVTT is checked before.
 STARTS = (
     ("microdvd", re.compile(r"\{\d+\}\{\d*\}")),
     ("mpl2", re.compile(r"\[\d+\]\[\d*\]")),
@@ -44,7 +44,11 @@ def read_subtitles(
     fps: float | None = None,
     rollup: Merge = "auto",
 ) -> Track:
-    """source, lang: if the file does not say better. encoding: of a file that is not UTF-8. fps: for formats of frames."""
+    """Read a subtitle file as a track of cues. Raises RowFault: bad_subtitles, no_cues.
+
+    source, lang: used if the file does not state them. encoding: of a file that is not UTF-8. fps: of the video, for
+    formats with frame numbers. rollup: see `track`.
+    """
     if len(data) > MAX_BYTES:
         raise RowFault("bad_subtitles", f"{name} has {len(data)} bytes, the limit is {MAX_BYTES}")
     text, used = decode(data, name, encoding)
@@ -55,7 +59,7 @@ def read_subtitles(
 
 
 def read_found(text: str, name: str, fps: float | None = None) -> RawCue:
-    """What the file shows. RowFault: bad_subtitles."""
+    """Returns the content of the file before roll-up captions are merged. Raises RowFault (bad_subtitles)."""
     text = text.lstrip("\ufeff \t\n")
     if re.match(r"WEBVTT(?=\s|$)", text):
         return read_vtt(text)
@@ -70,7 +74,7 @@ def read_found(text: str, name: str, fps: float | None = None) -> RawCue:
         return srt_sbv.read_srt(text)
     if SBV.search(text):
         return srt_sbv.read_sbv(text)
-    raise RowFault("bad_subtitles", f"{name} is in no known format; it begins with {text[:40]!r}")
+    raise RowFault("bad_subtitles", f"{name} has an unknown format; it starts with {text[:40]!r}")
 
 
 def _read_json(text: str, name: str) -> RawCue:

@@ -1,8 +1,9 @@
-"""Roll-up captions without their repetitions: exactly the words that were said, once each, in order.
+"""Remove the repetitions of roll-up captions: each spoken word is kept once, in order.
 
-YouTube's automatic captions show each line up to three times. A word with a time of its own is new. Where there are no word
-times, the longest run of words that ends what was shown and begins what is shown now was carried over, if there is no gap
-in time. Whole words are compared: runs of characters, the shortest first (MMPT's rule), damage words and leave repeats.
+YouTube's automatic captions show each line up to three times. A word with its own time is new. Without word times, the
+longest run of words that is both the end of the previous text and the start of the current one counts as carried over, if
+there is no gap in time. Whole words are compared: matching the shortest run of characters (as MMPT does) cuts words and
+leaves repetitions.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ GAP_S = 0.5  # a pause longer than this clears the screen
 
 
 def is_rolling(shown: Sequence[Shown], gap_s: float = GAP_S) -> bool:
-    """Do at least half of the neighbours in time repeat words as roll-up captions do?
+    """Whether at least half of the neighbours in time repeat words as roll-up captions do.
 
-    A single word that ends one cue and begins the next ("very", "very good") proves nothing, unless the cues overlap in
-    time or it is all that one of them shows.
+    A single common word at the end of one cue and the start of the next ("very", "very good") does not count, unless the
+    cues overlap in time or it is the whole text of one of them.
     """
     near = [(a, b) for a, b in pairwise(shown) if b.start_s <= a.end_s + gap_s]
     repeating = sum(_repeats(a, b) for a, b in near)
@@ -34,10 +35,10 @@ def _repeats(before: Shown, now: Shown) -> bool:
 
 
 def merge(shown: Sequence[Shown], gap_s: float = GAP_S) -> list[Shown]:
-    """Each with its new words only; those without any are left out. In order of start; no cue outlasts the next one's start.
+    """Returns each text with its new words only, in order of start; texts without new words are dropped.
 
-    Exact when words have times, and without them when each line also stands alone before the next comes (YouTube's
-    "settle" cues) or no line repeats the end of the one before.
+    Each text ends at the latest when the next one starts. Exact if words have times; without them, exact if each line is
+    also shown alone before the next one (YouTube's "settle" cues) or no line repeats the end of the previous one.
     """
     found: list[Shown] = []
     before: Shown | None = None
@@ -52,7 +53,7 @@ def merge(shown: Sequence[Shown], gap_s: float = GAP_S) -> list[Shown]:
 
 
 def _until(now: Shown, after: Shown | None) -> Shown:
-    """Cut at the next one's start; those that begin together stay as they are."""
+    """Cut a text at the start of the next one, unless both start together."""
     if after is None or not now.start_s < after.start_s < now.end_s:
         return now
     end_s = after.start_s
@@ -60,7 +61,8 @@ def _until(now: Shown, after: Shown | None) -> Shown:
 
 
 def overlap(before: Sequence[str], now: Sequence[str]) -> int:
-    """Number of words in the longest run that ends `before` and begins `now`; linear time (Knuth-Morris-Pratt)."""
+    """Returns the length in words of the longest suffix of `before` that is a prefix of `now`; linear time
+    (Knuth-Morris-Pratt)."""
     if not before or not now:
         return 0
     fallback = [0] * len(now)

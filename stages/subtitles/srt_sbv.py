@@ -1,4 +1,4 @@
-"""Formats of a time line with text below it: srt and sbv. (WebVTT: `vtt.py`, with the same walk over lines.)"""
+"""Read formats with a line of times and text below it: srt and sbv. (WebVTT: `vtt.py`, which also uses `blocks`.)"""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SBV_TIMES = re.compile(r"[ \t]*(\d+:\d{1,2}:\d{1,2}\.\d{1,3}),(\d+:\d{1,2}:\d{1,
 
 
 class Block(NamedTuple):
-    """A time line and what follows it up to the next one, blank lines included."""
+    """A line of times and the lines after it up to the next one, including blank lines."""
 
-    before: list[str]  # lines that belong to no time line; only the first block has some
+    before: list[str]  # lines before the first line of times; only the first block has some
     times: str
     lines: list[str]
 
 
 def blocks(text: str, times: re.Pattern[str]) -> Iterator[Block]:
-    """Cut at lines that begin with `times`."""
+    """Split a text at lines that start with `times`."""
     before: list[str] = []
     now: Block | None = None
     for line in text.split("\n"):
@@ -37,16 +37,16 @@ def blocks(text: str, times: re.Pattern[str]) -> Iterator[Block]:
 
 
 def span(line: str, times: re.Pattern[str]) -> tuple[float, float] | None:
-    """Start and end in seconds; None when one of them is no time."""
+    """Returns start and end in seconds, or None if one of them is not a time."""
     found = times.match(line)
     start_s, end_s = (seconds(clock) for clock in found.groups()) if found else (None, None)
     return None if start_s is None or end_s is None else (start_s, end_s)
 
 
 def read_srt(text: str) -> RawCue:
-    """Tolerant: index lines may be missing, text may hold blank lines, `.` and `,` are the same, milliseconds optional.
+    """Read srt tolerantly: index lines may be missing, texts may have blank lines, `.` equals `,`, milliseconds optional.
 
-    A number right above a time line is an index, not text. https://en.wikipedia.org/wiki/SubRip
+    A number right above a line of times is an index, not text. https://en.wikipedia.org/wiki/SubRip
     """
     found = RawCue()
     every = list(blocks(text, ARROW))
@@ -57,7 +57,7 @@ def read_srt(text: str) -> RawCue:
 
 
 def read_sbv(text: str) -> RawCue:
-    """YouTube's own: `0:00:00.378,0:00:11.378`, and the text below it."""
+    """Read YouTube's sbv: `0:00:00.378,0:00:11.378`, with the text below it."""
     found = RawCue()
     for block in blocks(text, SBV_TIMES):
         _add(found, span(block.times, SBV_TIMES), block.lines)

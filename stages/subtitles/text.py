@@ -1,4 +1,4 @@
-"""Bytes to text, clocks to seconds, markup to plain words: what the readers have in common."""
+"""Shared by the readers: decode bytes, convert times to seconds, remove markup."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from vlpipe.pipeline.errors import RowFault
 
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is its beginning
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is a prefix of this one
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# Hours may be missing, or be many; milliseconds too. `00:00:00,1` is a tenth: digits after the point are a fraction.
+# Hours and fractions are optional, hours have up to four digits. Digits after the point are a fraction: `00:00:00,1` is
+# 0.1 s.
 CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,9}))?")
 # <i>, <font color=...>, <v Anna>, and {\an8} of .ass
 TAG = re.compile(r"</?[A-Za-z][^<>]*>|</>|\{\\[^{}]*\}")
 
 
 def decode(data: bytes, name: str, otherwise: str) -> tuple[str, str]:
-    """(text, encoding): by the byte order mark, else UTF-8, else `otherwise`. RowFault: bad_subtitles."""
+    """Decode by the byte order mark, else as UTF-8, else as `otherwise`; returns (text, encoding).
+
+    Raises RowFault (bad_subtitles) if none fits or the text has a NUL character.
+    """
     bom, encoding = next(((bom, e) for bom, e in BOMS if data.startswith(bom)), (b"", ""))
     for one in [encoding] if encoding else ["utf-8", otherwise]:
         try:
@@ -33,12 +37,12 @@ def decode(data: bytes, name: str, otherwise: str) -> tuple[str, str]:
             raise RowFault("bad_subtitles", f"{name} is binary: it has a NUL character")
         return text.replace("\r\n", "\n").replace("\r", "\n"), one
     raise RowFault(
-        "bad_subtitles", f"{name} is text in no encoding that was tried: {encoding or 'utf-8, ' + otherwise}"
+        "bad_subtitles", f"{name} is not text in any encoding tried: {encoding or 'utf-8, ' + otherwise}"
     )
 
 
 def seconds(clock: str) -> float | None:
-    """`01:02:03.450`, `2:03,45`, `00:00:04`; None for anything else."""
+    """Returns the seconds of a time such as `01:02:03.450`, `2:03,45` or `00:00:04`, or None for other texts."""
     found = CLOCK.fullmatch(clock.strip())
     if found is None:
         return None
@@ -48,5 +52,5 @@ def seconds(clock: str) -> float | None:
 
 
 def plain(text: str) -> str:
-    """Without markup; entities (`&gt;&gt;`) as what they stand for, after the tags: `&lt;video&gt;` is a word."""
+    """Returns a text without markup. Entities (`&gt;&gt;`) are decoded after tags are removed: `&lt;video&gt;` is a word."""
     return html.unescape(TAG.sub("", text))

@@ -1,4 +1,4 @@
-"""From what a file shows to its cues: in order of time, roll-up captions merged."""
+"""Turn the content of a subtitle file into cues: sort by time, merge roll-up captions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Merge = Literal["auto", "always", "never"]
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """All cues of a video in one language. counts: what was dropped or repaired, by reason."""
+    """All cues of a video in one language. counts: dropped or repaired cues, by reason."""
 
     cues: tuple[Cue, ...]
     counts: Mapping[str, int]
@@ -25,15 +25,15 @@ class Track:
 def track(
     found: RawCue, name: str, *, source: Source = "unknown", lang: str | None = None, rollup: Merge = "auto"
 ) -> Track:
-    """RowFault: no_cues.
+    """Returns the cues in order of time. Raises RowFault (no_cues) if there is no cue with text.
 
-    source, lang: what is known from elsewhere; marks of speech recognition in the file, and a language it names, come
-    first. rollup: merge repeated words; auto: where `is_rolling` says so, other files stay as they are.
+    source, lang: defaults; signs of speech recognition in the file, and a language it states, take precedence.
+    rollup: whether to merge repeated words; auto: only if `is_rolling`.
     """
     counts = found.counts
     if not found.shown:
         why = ", ".join(f"{n} {code}" for code, n in sorted(counts.items()) if n)
-        raise RowFault("no_cues", f"{name} has no cue with a text" + (f"; {why}" if why else ""))
+        raise RowFault("no_cues", f"{name} has no cue with text" + (f"; {why}" if why else ""))
     counts["cues_out_of_order"] += sum(b.start_s < a.start_s for a, b in pairwise(found.shown))
     shown = sorted(found.shown, key=lambda one: one.start_s)
     rolling = rollup == "always" or (rollup == "auto" and is_rolling(shown))
@@ -51,7 +51,7 @@ def _num_words(shown: list[Shown]) -> int:
 
 def _cue(one: Shown, source: Source, lang: str | None) -> Cue:
     words = None
-    if one.spoken:  # words before them are on the screen from the start
+    if one.spoken:  # the words before them are on screen from the start
         head = [(one.start_s, one.spoken[0][0])] * (len(one.words) - len(one.spoken))
         words = tuple(Word(a, b, word) for (a, b), word in zip([*head, *one.spoken], one.words, strict=True))
     return Cue(one.start_s, one.end_s, " ".join(one.words), words, source, lang)

@@ -1,4 +1,4 @@
-"""Transcripts in JSON: lists of timed texts (youtube-transcript-api), Whisper's and WhisperX's segments."""
+"""Read transcripts in JSON: lists of timed texts (youtube-transcript-api), segments of Whisper and WhisperX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlpipe.stages.subtitles.youtube import number
 
 
 def read_list(items: Sequence[Any]) -> RawCue:
-    """[{text, start, duration}], or `end` instead of `duration`; seconds."""
+    """Read [{text, start, duration}], or `end` instead of `duration`, in seconds."""
     found = RawCue()
     for one in items:
         _add(found, one if isinstance(one, Mapping) else {})
@@ -18,9 +18,9 @@ def read_list(items: Sequence[Any]) -> RawCue:
 
 
 def read_whisper(content: Mapping[str, Any]) -> RawCue:
-    """{segments: [{start, end, text, words: [{word, start, end}]}], language}; seconds.
+    """Read {segments: [{start, end, text, words: [{word, start, end}]}], language}, in seconds.
 
-    WhisperX gives no time to words it cannot align (numbers): they get the time between their neighbours.
+    WhisperX gives no times for words it cannot align (numbers): they get the time between their neighbours.
     https://github.com/openai/whisper, https://github.com/m-bain/whisperX
     """
     language = content.get("language")
@@ -42,16 +42,16 @@ def _add(found: RawCue, one: Mapping[str, Any]) -> None:
     words, spoken = _words([w for w in listed if isinstance(w, Mapping)], (start, end))
     if plain_words(text) == words and spoken:
         found.add_words(start, end, words, spoken)
-    else:  # no word times, or they are of other words than the text
+    else:  # no word times, or times of other words than the text
         found.counts["cues_bad_word_times"] += bool(listed)
         found.add(start, end, text)
 
 
 def _words(listed: Sequence[Mapping[str, Any]], cue: Span) -> tuple[list[str], list[Span]]:
-    """One entry for each word; no times when they run backwards or leave the segment by more than a second."""
+    """Returns the words and their times; no times if they run backwards or exceed the segment by more than a second."""
     words = ["".join(str(one.get("word") or "").split()) for one in listed]
     starts, ends = ([number(one.get(key)) for one in listed] for key in ("start", "end"))
-    known = [cue[1]] * (len(starts) + 1)  # the next start that somebody gave
+    known = [cue[1]] * (len(starts) + 1)  # the next start that is given
     for n, start in reversed(list(enumerate(starts))):
         known[n] = known[n + 1] if start is None else start
     spoken: list[Span] = []

@@ -1,6 +1,6 @@
-"""WebVTT, strict and as YouTube writes it, with a time for each word. https://www.w3.org/TR/webvtt1/
+"""Read WebVTT, by the standard and as written by YouTube, with a time for each word. https://www.w3.org/TR/webvtt1/
 
-Only an empty line ends a cue: YouTube's have lines of one space. Cue settings, styles and regions are not read.
+Only an empty line ends a cue: YouTube's cues have lines of one space. Cue settings, styles and regions are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOT_CUES = ("NOTE", "STYLE", "REGION", "WEBVTT")
 
 
 def read_vtt(text: str) -> RawCue:
-    """Counts blocks_no_time: text without a time line, which the standard leaves out too."""
+    """Read WebVTT; counts blocks_no_time: text without a line of times, which is ignored, as in the standard."""
     found = RawCue()
     every = list(blocks(text, ARROW))
     for number, block in enumerate(every):
@@ -46,7 +46,7 @@ def _header(found: RawCue, lines: Sequence[str]) -> None:
 
 
 def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) -> None:
-    """What stands between an empty line and the next time line: comments, and right above it the next cue's name."""
+    """Count the blocks between an empty line and the next line of times, except comments and the name of the next cue."""
     strays = [
         " ".join(group).strip() for empty, group in groupby(lines, lambda line: line == "") if not empty
     ]
@@ -56,11 +56,11 @@ def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) 
 
 
 def _add(found: RawCue, times: Span, lines: Sequence[str]) -> None:
-    """Words from the first line with word times on are spoken now; lines above it were carried over."""
+    """Add a cue. Words from the first line with word times on are new; lines above it were carried over."""
     start_s, _ = times
     first = next((n for n, line in enumerate(lines) if _stamps(line)), len(lines))
     if first < len(lines) and min(_stamps(lines[first])) < start_s:
-        first = len(lines)  # the times of a line that was carried over
+        first = len(lines)  # these times belong to a line that was carried over
     head = [word for line in lines[:first] for word in plain(STAMP.sub("", line)).split()]
     pieces = [piece for line in lines[first:] for piece in _pieces(line)]
     words, spoken = timed_words(pieces, times)
@@ -74,7 +74,7 @@ def _stamps(line: str) -> list[float]:
 
 
 def _pieces(line: str) -> list[Piece]:
-    """The line cut at its stamps; what stands before the first one has no time of its own."""
+    """Split a line at its time stamps; the text before the first one has no time of its own."""
     parts = STAMP.split(line)
     times = [None, *(seconds(stamp) for stamp in parts[1::2])]
     return [

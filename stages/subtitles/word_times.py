@@ -1,4 +1,4 @@
-"""Words with times out of text that is cut at time stamps."""
+"""Word times from text that is split at time stamps."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from vlpipe.stages.subtitles.cue import INVISIBLE, Span
 
 
 class Piece(NamedTuple):
-    """Text that begins at `at_s`; None: where the cue or the piece before it begins."""
+    """Text that starts at `at_s` seconds; None: at the start of the previous piece or of the cue."""
 
     at_s: float | None
     text: str
 
 
 def timed_words(pieces: Sequence[Piece], cue: Span) -> tuple[list[str], list[Span]]:
-    """Words and their times. A word ends where the next piece with words begins, the last one with the cue.
+    """Returns words and their times in seconds. A word ends when the next piece with words starts, or with the cue.
 
-    Words of one piece share its time. No times when they run backwards or leave the cue: they would mean nothing.
+    Words of one piece share its time. Returns no times if they run backwards or leave the cue: they are meaningless then.
     """
     words: list[str] = []
     starts: list[float] = []

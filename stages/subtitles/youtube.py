@@ -1,6 +1,6 @@
-"""YouTube's own formats: json3 and srv3 (with word times), srv2, and srv1, which transcript tools save as well.
+"""Read YouTube's own formats: json3 and srv3 (with word times), srv2, and srv1, which transcript tools write as well.
 
-The formats are as yt-dlp saves them (`--sub-format json3/srv3/...`); YouTube documents none of them.
+The formats are those saved by yt-dlp (`--sub-format json3/srv3/...`); YouTube does not document them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def number(value: Any) -> float | None:
-    """A JSON number, or one in text; None for anything else (NaN passes, and is a bad time later)."""
+    """Returns a JSON number, or a number in text, as float; None for anything else. NaN is returned; `add` rejects it."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -29,15 +29,15 @@ def number(value: Any) -> float | None:
 
 
 def read_json3(events: Sequence[Any]) -> RawCue:
-    """`events` of {tStartMs, dDurationMs, segs: [{utf8, tOffsetMs, acAsrConf}]}; appended line breaks say nothing.
+    """Read `events` of {tStartMs, dDurationMs, segs: [{utf8, tOffsetMs, acAsrConf}]}; events without text are ignored.
 
-    Recognised speech stays on the screen while the next line comes: its cues are cut at the next one's start.
+    Recognised speech stays on screen while the next line appears: its cues are cut at the start of the next one.
     """
     found = RawCue()
-    said = [one for one in events if isinstance(one, Mapping) and _segments(one)]
-    found.auto = any("tOffsetMs" in seg or "acAsrConf" in seg for one in said for seg in _segments(one))
-    starts = [number(one.get("tStartMs")) for one in said]
-    for one, start, after in zip(said, starts, [*starts[1:], None], strict=True):
+    with_text = [one for one in events if isinstance(one, Mapping) and _segments(one)]
+    found.auto = any("tOffsetMs" in seg or "acAsrConf" in seg for one in with_text for seg in _segments(one))
+    starts = [number(one.get("tStartMs")) for one in with_text]
+    for one, start, after in zip(with_text, starts, [*starts[1:], None], strict=True):
         if start is None:
             found.counts["cues_bad_times"] += 1
             continue
@@ -48,20 +48,20 @@ def read_json3(events: Sequence[Any]) -> RawCue:
 
 
 def _end(start: float, length: float | None, after: float | None, *, cut: bool) -> float:
-    """A line without a length lasts until the next one."""
+    """Returns the end of a line in ms; a line without a length lasts until the next one."""
     end = start + length if length is not None else start if after is None else after
     return after if cut and after is not None and start < after < end else end
 
 
 def _segments(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Those with a text that is not blank decide whether the event says anything; windows and line breaks do not."""
+    """Returns the segments of an event, or none if all their texts are blank (windows and line breaks)."""
     segs = event.get("segs")
     found = [seg for seg in segs if isinstance(seg, Mapping)] if isinstance(segs, list) else []
     return found if any(plain_words(str(seg.get("utf8") or "")) for seg in found) else []
 
 
 def _add(found: RawCue, start: float, end: float, parts: Sequence[tuple[str, float | None]]) -> None:
-    """Milliseconds. parts: text, and when it is said after the start."""
+    """Add a cue; times in ms. parts: (text, offset from the start in ms, or None)."""
     cue = (start / 1000, end / 1000)
     if not found.auto:
         found.add(*cue, "".join(text for text, _ in parts))
@@ -73,14 +73,14 @@ def _add(found: RawCue, start: float, end: float, parts: Sequence[tuple[str, flo
 
 
 def read_timedtext(root: Element) -> RawCue:
-    """srv3: <timedtext format="3"><body><p t="ms" d="ms"><s t="ms after">word</s>; srv2: <text t="ms" d="ms">."""
+    """Read srv3: <timedtext format="3"><body><p t="ms" d="ms"><s t="ms after">word</s>, or srv2: <text t="ms" d="ms">."""
     found = RawCue(lang=root.get("lang"))
     lines = [one for one in root.iter() if one.tag in ("p", "text")]
-    # Others are line breaks and windows.
-    said = [one for one in lines if plain_words("".join(one.itertext()))]
-    found.auto = any(s.get("t") or s.get("ac") for one in said for s in one.iter("s"))
-    starts = [number(one.get("t")) for one in said]
-    for one, start, after in zip(said, starts, [*starts[1:], None], strict=True):
+    # The others are line breaks and windows.
+    with_text = [one for one in lines if plain_words("".join(one.itertext()))]
+    found.auto = any(s.get("t") or s.get("ac") for one in with_text for s in one.iter("s"))
+    starts = [number(one.get("t")) for one in with_text]
+    for one, start, after in zip(with_text, starts, [*starts[1:], None], strict=True):
         if start is None:
             found.counts["cues_bad_times"] += 1
             continue
@@ -98,7 +98,7 @@ def _parts(line: Element) -> list[tuple[str, float | None]]:
 
 
 def read_srv1(root: Element) -> RawCue:
-    """<transcript><text start="s" dur="s">: seconds; the texts are escaped once more than XML asks for."""
+    """Read <transcript><text start="s" dur="s">, in seconds; texts are escaped once more than XML requires."""
     found = RawCue()
     for one in root.iter("text"):
         start, length = number(one.get("start")), number(one.get("dur"))
@@ -110,11 +110,12 @@ def read_srv1(root: Element) -> RawCue:
 
 
 def parse_xml(text: str, name: str) -> Element:
-    """The root. RowFault: bad_subtitles; also for documents that declare entities, which may grow without limit."""
+    """Returns the root element. Raises RowFault (bad_subtitles) for broken XML, and for documents that declare entities,
+    whose expansion has no limit."""
     from xml.etree import ElementTree
 
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise RowFault("bad_subtitles", f"{name} declares a document type; subtitles need none")
+        raise RowFault("bad_subtitles", f"{name} declares a document type, which subtitles do not need")
     try:
         return ElementTree.fromstring(text.encode())
     except (ElementTree.ParseError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Folders that other tools wrote: webdataset tars, img2dataset output.
+"""Read folders written by other tools: webdataset tars, img2dataset output.
 
 May import `common`, `images`, `lists`.
 """

@@ -1,7 +1,7 @@
-"""Read a folder that img2dataset wrote, as parquet or webdataset.
+"""Read a folder written by img2dataset, as parquet or webdataset.
 
-Rows that failed there come out as rejects with a code; so does a row it calls a success but did not write, and one
-that it counts but lists nowhere.
+Rows that failed in img2dataset become rejects with a code. So do rows marked as success whose image is missing, and rows
+counted in the statistics but listed nowhere.
 https://github.com/rom1504/img2dataset, columns of version 1.47.
 """
 
@@ -37,11 +37,11 @@ LIGHT = (
 
 @dataclass(frozen=True, kw_only=True)
 class FromImg2dataset(SampleFolder):
-    """folder: `output_folder` of img2dataset with output_format parquet or webdataset; tars without their Parquet
-    files are read as `tars.webdataset` reads them.
+    """Rows of an img2dataset folder. folder: its `output_folder`, with output_format parquet or webdataset; tars without
+    Parquet files are read as by `tars.webdataset`.
 
-    Codes: those of `img2dataset_errors` for what failed there; missing_image, never_written (img2dataset lost the
-    row while writing it), bad_text, no_image, and those of `stages.pixels`.
+    Codes: those of `img2dataset_errors` for rows that failed there; missing_image, never_written (img2dataset lost the
+    row while writing it), bad_text, no_image, and those of `common.pixels`.
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset:FromImg2dataset"
@@ -54,7 +54,7 @@ class FromImg2dataset(SampleFolder):
 
 
 def find_samples(folder: Path) -> Iterator[Sample]:
-    """All samples, part by part, in order of name."""
+    """Yield all samples, part by part, in order of name. Raises VlpipeError if img2dataset did not write the folder."""
     files = {path.name for path in files_in(folder)}
     parts = sorted({Path(name).stem for name in files if name.endswith((".parquet", ".tar"))})
     if not parts:
@@ -76,22 +76,24 @@ def find_samples(folder: Path) -> Iterator[Sample]:
 
 
 def _never_written(stats: Path, part: str, num_rows: int) -> Iterator[Sample]:
-    """Rows that the statistics count and the Parquet file lacks: a value json cannot hold, a text that is not UTF-8,
-    each loses its row there, and counts as a success.
+    """Yield rejects for rows counted in the statistics but missing in the Parquet file: img2dataset loses rows with a
+    value that JSON cannot represent, or a text that is not UTF-8, and counts them as success.
     """
     try:
         count = json.loads(stats.read_bytes()).get("count", num_rows)
     except (ValueError, AttributeError) as error:
-        raise VlpipeError(f"{stats} is not what img2dataset writes: {error}") from error
+        raise VlpipeError(f"{stats} is not a statistics file of img2dataset: {error}") from error
     if count < num_rows:
-        raise VlpipeError(f"{stats} counts {count} rows, but {part}.parquet has {num_rows}: of two runs?")
+        raise VlpipeError(
+            f"{stats} counts {count} rows, but {part}.parquet has {num_rows}: are they of two different runs?"
+        )
     for number in range(count - num_rows):
         detail = f"{stats.name} counts {count} rows, {part}.parquet has {num_rows}"
         yield Sample(f"{part}/lost-{number}", (), part, why="never_written", detail=detail)
 
 
 def _samples_of_parquet(path: Path, tar: Path | None) -> Iterator[Sample]:
-    """The Parquet file has every row that was tried; the images are in it, or in the tar of the same name."""
+    """Yield the samples of a Parquet file, which lists every attempted row; images are in it or in the tar beside it."""
     members = tar_members.samples(tar) if tar else {}
     names = _columns(path, with_images=tar is None)
     listed: set[str] = set()
@@ -124,7 +126,7 @@ def _sample(
         if row["status"] != "success":
             raise typed(row.get("error_message"))
         if place is None:
-            raise RowFault("missing_image", f"img2dataset calls it a success, but it is not in {part}")
+            raise RowFault("missing_image", f"img2dataset lists it as success, but it is not in {part}")
     except RowFault as found:
         fault = (found.why, found.detail)
     original = (row.get(name) for name in ("sha256", "original_width", "original_height"))
@@ -132,11 +134,11 @@ def _sample(
 
 
 def _columns(path: Path, *, with_images: bool) -> list[str]:
-    """The light columns to read, after a look at whether this is img2dataset's."""
+    """Returns the light columns to read. Raises VlpipeError if img2dataset did not write the file."""
     try:
         there = pq.read_schema(path).names
     except pa.ArrowInvalid as error:
-        raise VlpipeError(f"{path} is cut short, or no Parquet file: {error}") from error
+        raise VlpipeError(f"{path} is truncated, or not a Parquet file: {error}") from error
     missing = [name for name in ("url", "key", "status") if name not in there]
     if missing:
         raise VlpipeError(f"{path} has no column(s) {', '.join(missing)}, so img2dataset did not write it")

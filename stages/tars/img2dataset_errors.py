@@ -1,4 +1,4 @@
-"""img2dataset's error texts (those of urllib, sockets and OpenCV) as the codes our own fetcher gives."""
+"""Map img2dataset's error messages (of urllib, sockets and OpenCV) to the codes of our own fetcher."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 from vlpipe.pipeline.errors import RowFault
 
 UNKNOWN = "img2dataset_error"
-# First match wins. urllib words its own refusals as the status that led to them, and servers word a status as they
-# like ("504 Gateway Timeout"); an SSL handshake may time out.
+# The first match wins, so the order matters: urllib reports its own refusals as the HTTP status that caused them, servers
+# choose the text of a status ("504 Gateway Timeout"), and an SSL handshake may time out.
 TYPED = (
     (r"^HTTP Error 30\d: .*infinite loop", "too_many_redirects"),
     (r"^HTTP Error 30\d: .*Redirection to url .* is not allowed", "bad_url"),
@@ -31,7 +31,10 @@ TYPED = (
 
 
 def typed(message: str | None) -> RowFault:
-    """The code of an `error_message`: http_<status>, one of TYPED, or `img2dataset_error`; the text is the detail."""
+    """Returns a RowFault for an `error_message`: http_<status>, a code of TYPED, or img2dataset_error.
+
+    The message is the detail, except for http_<status>.
+    """
     text = " ".join((message or "no reason given").split())[:300]
     for pattern, why in TYPED:
         found = re.search(pattern, text)

@@ -1,4 +1,4 @@
-"""Image rows from the folders of other tools: what a sample is, where its bytes lie, and the stage that reads them."""
+"""Image rows from folders of other tools: samples, the position of their bytes, and the base stage that reads them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.list import BATCH_ROWS
 from vlpipe.stages.tars import tar_members
 
-# What the tool saw, before it resized and encoded again; `sha256` in IMAGE_FIELDS is of the bytes we hold.
+# The image before the tool resized and re-encoded it. `sha256` in IMAGE_FIELDS is of the stored bytes.
 ORIGINAL = (
     pa.field("original_sha256", pa.string()),
     pa.field("original_width", pa.int32()),
@@ -33,9 +33,9 @@ ORIGINAL = (
 )
 PLACE = (
     pa.field("part", pa.string()),  # file in the folder
-    pa.field("place", pa.int64()),  # row of a Parquet file, first byte in a tar; null: there is no image
+    pa.field("place", pa.int64()),  # row of a Parquet file, or first byte in a tar; null: no image
     pa.field("num_bytes", pa.int64()),
-    pa.field("why", pa.string()),  # set: the row is a reject
+    pa.field("why", pa.string()),  # if set, the row is rejected with this code
     pa.field("detail", pa.string()),
 )
 FOUND = pa.schema([*LISTED, *PLACE, *ORIGINAL])
@@ -43,7 +43,7 @@ IMAGES = pa.schema([*LISTED, *ORIGINAL, *IMAGE_FIELDS])
 
 
 class Sample(NamedTuple):
-    """One row of the folder: what it is, and where its bytes are."""
+    """One row of the folder: its URL and texts (`spoken`), and the position of its image."""
 
     url: str
     spoken: tuple[str, ...]
@@ -59,7 +59,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFolder(SourceStage):
-    """What the stages that read such a folder have in common; they differ in how they find its samples."""
+    """Base class of the stages that read such a folder; subclasses define `samples`."""
 
     NAME: ClassVar[str] = "ingest.samples:SampleFolder"
     MAX_REJECT_RATE: ClassVar[float] = 0.9  # link rot
@@ -72,7 +72,7 @@ class SampleFolder(SourceStage):
 
     @abstractmethod
     def samples(self) -> Iterator[Sample]:
-        """All samples, part by part, in order of name."""
+        """Yield all samples, part by part, in order of name."""
 
     def row_schema(self) -> pa.Schema:
         return FOUND
@@ -87,7 +87,7 @@ class SampleFolder(SourceStage):
             columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in rest}
             columns["url"] = [one.url for one in batch]
             columns["id"] = ids.of(columns["url"], ["\n".join(one.spoken) for one in batch])
-            columns["texts"] = [[text(said, self.text_source) for said in one.spoken] for one in batch]
+            columns["texts"] = [[text(value, self.text_source) for value in one.spoken] for one in batch]
             yield pa.table({name: columns[name] for name in FOUND.names}, schema=FOUND)
 
     @contextmanager
@@ -108,42 +108,45 @@ class SampleFolder(SourceStage):
 
 
 def files_in(folder: Path) -> list[Path]:
-    """What lies in a folder, in order of name."""
+    """Returns the entries of a folder in order of name. Raises VlpipeError if it does not exist."""
     if not folder.is_dir():
         raise VlpipeError(f"there is no folder {folder}")
     return sorted(folder.iterdir())
 
 
 def caption(value: Any) -> tuple[str, ...]:
-    """The texts a field holds: one, or a list of them; none for null and an empty text. RowFault: bad_text."""
+    """Returns the texts of a field, which is one text or a list; null and empty texts are dropped.
+
+    Raises RowFault (bad_text) for other types, and for text that is not valid Unicode.
+    """
     values = value if isinstance(value, list) else [value]
-    return tuple(said for said in map(_one_text, values) if said)
+    return tuple(found for found in map(_one_text, values) if found)
 
 
 def _one_text(value: Any) -> str:
     if value is None:
         return ""
     try:
-        said = value.decode("utf-8") if isinstance(value, bytes) else value
-        if isinstance(said, int | float):
-            return str(said)
-        if not isinstance(said, str):
-            raise RowFault("bad_text", f"wanted text, got {type(said).__name__}")
-        said.encode("utf-8")  # JSON can spell half a surrogate pair
+        found = value.decode("utf-8") if isinstance(value, bytes) else value
+        if isinstance(found, int | float):
+            return str(found)
+        if not isinstance(found, str):
+            raise RowFault("bad_text", f"wanted text, got {type(found).__name__}")
+        found.encode("utf-8")  # JSON may contain unpaired surrogates
     except UnicodeDecodeError as error:
         raise RowFault("bad_text", f"not UTF-8: {error.reason} at byte {error.start + 1}") from error
     except UnicodeEncodeError as error:
-        raise RowFault("bad_text", "half a surrogate pair stands alone") from error
-    return said
+        raise RowFault("bad_text", "unpaired surrogate") from error
+    return found
 
 
 def image_column(names: Sequence[str]) -> str | None:
-    """img2dataset names it after the encoding."""
+    """Returns the name of the image column, which img2dataset names after the encoding, or None."""
     return next((name for name in ("jpg", "png", "webp") if name in names), None)
 
 
 class Images:
-    """Reads images by place; keeps the last Parquet row group, because rows come in order."""
+    """Reads images by position; caches the last Parquet row group, because rows are read in order."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -153,7 +156,7 @@ class Images:
         self._values = pa.chunked_array([], pa.binary())
 
     def read(self, part: str, place: int, num_bytes: int | None) -> bytes | None:
-        """The image; None where the tool wrote a null."""
+        """Returns the encoded image, or None if the tool wrote null."""
         if num_bytes is not None:
             return tar_members.read_span(self._folder / part, tar_members.Span(place, num_bytes))
         path = self._folder / part

@@ -1,4 +1,4 @@
-"""Where the samples of a webdataset tar lie: members `KEY.jpg`, `KEY.txt`, `KEY.json` make the sample KEY.
+"""Locate the samples of a webdataset tar: members `KEY.jpg`, `KEY.txt`, `KEY.json` form the sample KEY.
 
 https://github.com/webdataset/webdataset: the key ends at the first dot of the file name.
 """
@@ -24,11 +24,11 @@ class Span(NamedTuple):
     size: int
 
 
-Samples = Mapping[str, Mapping[str, Span]]  # key -> ending (lower case) -> where
+Samples = Mapping[str, Mapping[str, Span]]  # key -> ending (lower case) -> position
 
 
 def samples(path: Path, key_ends: KeyEnds = "first_dot") -> Samples:
-    """All samples of an uncompressed tar, in order. VlpipeError when the tar is cut short or is none."""
+    """Returns all samples of an uncompressed tar, in order. Raises VlpipeError if it is truncated or not such a tar."""
     found: dict[str, dict[str, Span]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -36,7 +36,9 @@ def samples(path: Path, key_ends: KeyEnds = "first_dot") -> Samples:
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
-                    raise VlpipeError(f"{path}: {member.name} is a link or no plain file; pack it as one")
+                    raise VlpipeError(
+                        f"{path}: {member.name} is a link or another special file; pack it as a plain file"
+                    )
                 key, ending = _key_and_ending(member.name, key_ends)
                 sample = found.setdefault(key, {})
                 if ending in sample:
@@ -44,28 +46,28 @@ def samples(path: Path, key_ends: KeyEnds = "first_dot") -> Samples:
                 sample[ending] = Span(member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:
-        raise VlpipeError(f"{path} is cut short, or no uncompressed tar: {error}") from error
-    with open(path, "rb") as handle:  # tarfile takes a broken header after the first one for the end
+        raise VlpipeError(f"{path} is truncated, or not an uncompressed tar: {error}") from error
+    with open(path, "rb") as handle:  # tarfile treats a broken header, except the first, as the end
         handle.seek(end)
         if handle.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise VlpipeError(f"{path} is cut short: its end mark is missing at byte {end}; write it again")
+            raise VlpipeError(f"{path} is truncated: no end marker at byte {end}; write it again")
     return found
 
 
 def image_endings(sample: Mapping[str, Span]) -> list[str]:
-    """The members of a sample that are images."""
+    """Returns the endings of a sample's members that are images."""
     return [ending for ending in sample if ending in IMAGE_ENDINGS]
 
 
 def read_span(path: Path, span: Span) -> bytes:
-    """A member's data."""
+    """Returns the data of a member."""
     with open(path, "rb") as handle:
         handle.seek(span.start)
         return handle.read(span.size)
 
 
 def read_json(path: Path, span: Span) -> dict[str, Any]:
-    """A member that is a JSON object. RowFault: bad_json."""
+    """Returns a member that is a JSON object. Raises RowFault (bad_json) if it is not."""
     try:
         record = json.loads(read_span(path, span))
     except (ValueError, RecursionError) as error:

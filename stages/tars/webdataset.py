@@ -1,6 +1,6 @@
-"""Read a folder of webdataset tars: an image, and a text beside it in KEY.txt or KEY.json, for each key.
+"""Read a folder of webdataset tars: for each key an image, and a text in KEY.txt or KEY.json.
 
-Nothing is left out in silence: a key without image or text, or with several images, is a reject that says what it has.
+No key is skipped silently: one without image or text, or with several images, is a reject that lists its members.
 https://github.com/webdataset/webdataset
 """
 
@@ -21,14 +21,14 @@ COMPRESSED = (".tgz", ".tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2")
 
 @dataclass(frozen=True, kw_only=True)
 class FromWebdataset(SampleFolder):
-    """folder: of .tar files; other files in it are not looked at.
+    """Rows of webdataset tars. folder: contains .tar files; other files in it are ignored.
 
-    image: the member that is the image, where a key has several (`left.jpg`). caption: key of the text in KEY.json,
-    read where there is no KEY.txt; a list gives several texts. no_text: what becomes of an image without.
-    key_ends: where a file's name is parted into key and ending; webdataset parts it at the first dot, which joins
-    `a.com_1.jpg` and `a.com_2.jpg`.
-    url: that in KEY.json, else TAR/KEY. Codes: no_image, several_images, no_text, bad_text, bad_json, and those of
-    `stages.pixels`.
+    image: ending of the member to use if a key has several images (`left.jpg`). caption: key of the text in KEY.json,
+    used if there is no KEY.txt; a list gives several texts. no_text: how to handle an image without text.
+    key_ends: where a file name is split into key and ending; webdataset splits at the first dot, which merges
+    `a.com_1.jpg` and `a.com_2.jpg` into one key.
+    The column `url` is that of KEY.json, else TAR/KEY. Codes: no_image, several_images, no_text, bad_text, bad_json, and
+    those of `common.pixels`.
     """
 
     source: str = "webdataset"
@@ -49,10 +49,10 @@ class FromWebdataset(SampleFolder):
 
 
 def tars_in(folder: Path) -> list[Path]:
-    """The tars of a folder, in order of name."""
+    """Returns the tars of a folder in order of name. Raises VlpipeError if there are none, or compressed ones."""
     files = files_in(folder)
     if packed := [path.name for path in files if path.name.endswith(COMPRESSED)]:
-        raise VlpipeError(f"{folder} has compressed tars, such as {packed[0]}; unpack them to .tar first")
+        raise VlpipeError(f"{folder} has compressed tars, such as {packed[0]}; decompress them to .tar first")
     found = [path for path in files if path.suffix == ".tar"]
     if not found:
         raise VlpipeError(f"folder {folder} has no .tar files")
@@ -66,15 +66,17 @@ def read_tar(
     caption_key: str = "caption",
     key_ends: tar_members.KeyEnds = "first_dot",
 ) -> Iterator[Sample]:
-    """All samples of a tar."""
+    """Yield all samples of a tar."""
     for key, members in tar_members.samples(path, key_ends).items():
         about: Mapping[str, Any] = {}
         spoken: tuple[str, ...] = ()
         span, why = None, RowFault("")
         try:
             about = tar_members.read_json(path, members["json"]) if "json" in members else {}
-            said = tar_members.read_span(path, members["txt"]) if "txt" in members else about.get(caption_key)
-            spoken = caption(said)
+            value = (
+                tar_members.read_span(path, members["txt"]) if "txt" in members else about.get(caption_key)
+            )
+            spoken = caption(value)
             span = members[_image_of(members, image)]
         except RowFault as fault:
             why = fault
@@ -91,20 +93,20 @@ def read_tar(
 
 
 def _image_of(members: Mapping[str, tar_members.Span], image: str | None) -> str:
-    """The ending of the image. RowFault: no_image, several_images."""
+    """Returns the ending of the image. Raises RowFault: no_image, several_images."""
     if image is not None:
-        if image.lower() not in members:  # endings are read in lower case
-            raise RowFault("no_image", f"no {image}, only {_named(members)}")
+        if image.lower() not in members:  # endings are stored in lower case
+            raise RowFault("no_image", f"no {image}, only {_list_text(members)}")
         return image.lower()
     found = tar_members.image_endings(members)
     if len(found) > 1:
-        raise RowFault("several_images", f"{_named(found)}; `image` says which one is meant")
+        raise RowFault("several_images", f"{_list_text(found)}; choose one with `image`")
     if not found:
-        raise RowFault("no_image", f"only {_named(members)}")
+        raise RowFault("no_image", f"only {_list_text(members)}")
     return found[0]
 
 
-def _named(endings: Iterable[str]) -> str:
+def _list_text(endings: Iterable[str]) -> str:
     return _utf8(", ".join(ending or "a file without ending" for ending in sorted(endings)))[:300]
 
 
@@ -115,12 +117,12 @@ def _url(about: Mapping[str, Any], otherwise: str) -> str:
 
 
 def _utf8(name: str) -> str:
-    """Names in a tar may be bytes of any encoding."""
+    """Escape a name that is not UTF-8; names in a tar may be bytes of any encoding."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _original(about: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
-    """What img2dataset writes into KEY.json; null where another tool means something else by these names."""
+    """Returns the values of ORIGINAL that img2dataset writes into KEY.json; None if a value is not of that form."""
     sha256 = about.get("sha256")
     is_sha256 = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)
     return (

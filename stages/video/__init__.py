@@ -1,4 +1,4 @@
-"""Frames of a video at given times, and the records of videos, cues and clips.
+"""Decode frames of a video at given times; schemas of videos, cues and clips.
 
 May import `common`.
 """

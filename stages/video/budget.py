@@ -1,4 +1,4 @@
-"""What one video may cost, and how much of it is spent."""
+"""Limits of time and errors for one video, and how much is left."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vlpipe.pipeline.errors import RowFault
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Time counts while decoding, not while the caller works on a frame."""
+    """Limits for one video. Only time spent decoding counts, not the time the caller works on a frame."""
 
     deadline_s: float = 600
     max_bad_packets: int = (
-        20  # decoding goes on after a bad packet, as players do, until there were more than these
+        20  # decoding continues after a bad packet, as in players, until there are more than this
     )
-    max_pixels: int = 8192 * 4320  # of a frame, as stored, as shown and as asked for
+    max_pixels: int = 8192 * 4320  # of a frame as stored, as shown, and as requested
 
 
 class Budget:
-    """Time and errors left for one video. RowFault: deadline, too_many_errors, too_many_pixels."""
+    """Time and errors left for one video. Methods raise RowFault: deadline, too_many_errors, too_many_pixels."""
 
     def __init__(self, video: str, limits: Limits) -> None:
         self.video, self.limits = video, limits
@@ -28,31 +28,34 @@ class Budget:
         self._spent_s, self._since = 0.0, time.monotonic()
 
     def check(self) -> None:
-        """Called for every packet."""
+        """Raises RowFault (deadline) if the time is spent; called for every packet."""
         if self._spent_s + time.monotonic() - self._since > self.limits.deadline_s:
             raise RowFault(
                 "deadline", f"{self.video}: not done after {self.limits.deadline_s:g} s of decoding"
             )
 
     def bad(self, error: Exception) -> None:
-        """One more packet that cannot be read or decoded."""
+        """Count a packet that cannot be read or decoded. Raises RowFault (too_many_errors) above the limit."""
         self.num_bad += 1
         if self.num_bad > self.limits.max_bad_packets:
-            detail = f"more than {self.limits.max_bad_packets} bad packets, the last: {said(error)}"
+            detail = f"more than {self.limits.max_bad_packets} bad packets, the last one: {said(error)}"
             raise RowFault("too_many_errors", f"{self.video}: {detail}")
 
     def need_pixels(self, width: int, height: int) -> None:
+        """Raises RowFault (too_many_pixels) if a frame of this size exceeds the limit."""
         if width * height > self.limits.max_pixels:
             detail = f"{width} x {height}, the limit is {self.limits.max_pixels} pixels"
             raise RowFault("too_many_pixels", f"{self.video}: {detail}")
 
     def pause(self) -> None:
+        """Stop the clock."""
         self._spent_s += time.monotonic() - self._since
 
     def go_on(self) -> None:
+        """Restart the clock after `pause`."""
         self._since = time.monotonic()
 
 
 def said(error: Exception) -> str:
-    """FFmpeg's words without the path, which differs between machines."""
+    """Returns FFmpeg's error text without the path, which differs between machines."""
     return str(getattr(error, "strerror", None) or error)[:200]

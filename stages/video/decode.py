@@ -1,10 +1,11 @@
-"""Frames of a video at given times: by time stamp, not by number; upright, with square pixels, at the size wanted.
+"""Decode frames of a video at given times: by time stamp, not frame number; upright, square pixels, at a given size.
 
     with open_video(root, "a/b.mp4") as video:
         for index, pixels in video.frames(sample_times(0, 10, fps=2), Square(224)):
             ...
 
-A time gets the last frame that begins at or before it, as a player would show. One decoder thread: run videos side by side.
+The frame at a time is the last one that starts at or before it, as in a player. Decoding uses one thread: process several
+videos in parallel.
 """
 
 from __future__ import annotations
@@ -45,15 +46,17 @@ __all__ = [
     "sample_times",
 ]
 
-SLACK_S = 0.0005  # Matroska rounds to milliseconds: a frame stamped 0.067 is the one for 2 / 30 s
-MAX_DURATION_S = 360_000  # 100 hours; a file that says more lies, and its times would fill the memory
+SLACK_S = 0.0005  # Matroska rounds to milliseconds: the frame for 2 / 30 s has the time stamp 0.067
+MAX_DURATION_S = (
+    360_000  # 100 hours; a longer duration is wrong, and its sample times would exhaust the memory
+)
 LIMITS = Limits()
 TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoInfo:
-    """What a file says of itself and its first frame shows. Durations and counts are hints: files lie."""
+    """Properties from the header and the first frame. Durations and counts are hints: headers may be wrong."""
 
     duration_s: float | None
     width: int  # as shown: after rotation and sample aspect ratio
@@ -61,7 +64,7 @@ class VideoInfo:
     fps: float | None  # mean
     codec: str
     num_frames: int | None
-    rotation: int  # degrees, counter-clockwise, that turn the stored picture upright
+    rotation: int  # degrees, counter-clockwise, to turn the stored frame upright
     sar: float  # width of a stored pixel over its height
 
 
@@ -71,17 +74,17 @@ class TextCue(NamedTuple):
     start_s: float
     end_s: float
     text: str
-    lang: str | None  # as the track says
+    lang: str | None  # as stated by the track
 
 
 @contextmanager
 def open_video(
     root: str, video: str, limits: Limits = LIMITS, *, num_bytes: int | None = None
 ) -> Iterator[Video]:
-    """The video at path `video` below `root` (a folder or an fsspec URL).
+    """Open the video at path `video` below `root` (a folder or fsspec URL).
 
-    num_bytes: the size its row names. RowFault: bad_path, no_file, video_changed, no_video, broken_video, too_many_pixels,
-    deadline, too_many_errors.
+    num_bytes: the expected size of the file, from its row. Raises RowFault: bad_path, no_file, video_changed, no_video,
+    broken_video, too_many_pixels, deadline, too_many_errors.
     """
     budget = Budget(video, limits)
     with container(
@@ -91,13 +94,13 @@ def open_video(
 
 
 def probe(root: str, video: str, limits: Limits = LIMITS, *, num_bytes: int | None = None) -> VideoInfo:
-    """What the header and the first frame say. RowFault: as `open_video`."""
+    """Returns the properties of a video from its header and first frame. Raises RowFault as `open_video`."""
     with open_video(root, video, limits, num_bytes=num_bytes) as opened:
         return opened.info
 
 
 def sample_times(start_s: float, end_s: float, fps: float) -> npt.NDArray[np.float64]:
-    """start_s + k / fps for k = 0, 1, ... below end_s: seconds, ascending."""
+    """Returns the times start_s + k / fps, k = 0, 1, ..., below end_s, in seconds. Raises ValueError for bad arguments."""
     if not fps > 0 or not math.isfinite(end_s - start_s):
         raise ValueError(f"wanted finite times and fps > 0, got start_s={start_s}, end_s={end_s}, fps={fps}")
     num = math.ceil(round((end_s - start_s) * fps, 6))  # (0.4 - 0.1) * 10 is 3.0000000000000004
@@ -105,7 +108,7 @@ def sample_times(start_s: float, end_s: float, fps: float) -> npt.NDArray[np.flo
 
 
 class Video:
-    """An open video. `frames` may be called many times, in any order of windows; not from several threads."""
+    """An open video. `frames` may be called repeatedly, with windows in any order, but not from several threads."""
 
     def __init__(self, opened: InputContainer, budget: Budget) -> None:
         self._container, self._budget = opened, budget
@@ -116,16 +119,16 @@ class Video:
         complete_index(opened, self._stream, budget)
         self._walk = Walk(opened, self._stream, budget)
         self._keys = Keys(opened, self._stream, self._walk.delay)
-        self.info = self._look()
+        self.info = self._read_info()
         budget.pause()
 
     def frames(
         self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        """(index into times_s, RGB picture (H, W, 3)) for each time, ascending; a time past the end is left out.
+        """Yield (index into times_s, RGB frame (H, W, 3) uint8) per time; times in seconds, ascending.
 
-        A time before the first frame gets the first. RowFault: deadline, too_many_errors, too_many_pixels, broken_video,
-        no_frames_in_window (all times are past the end).
+        Times past the end are omitted; a time before the first frame gets the first frame. Raises RowFault: deadline,
+        too_many_errors, too_many_pixels, broken_video, no_frames_in_window (all times are past the end).
         """
         times = np.asarray(times_s, np.float64)
         if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
@@ -141,11 +144,14 @@ class Video:
             self._budget.go_on()
         self._budget.pause()
         if len(times) and shown is None:
-            detail = f"{self._budget.video}: it ends before {times[0]:g} s"
+            detail = f"{self._budget.video}: the video ends before {times[0]:g} s"
             raise RowFault("no_frames_in_window", detail)
 
     def subtitles(self) -> list[TextCue]:
-        """Cues of all text tracks, track by track, in file order; times on the video's clock. Bitmap tracks are left out."""
+        """Returns the cues of all text tracks, track by track, in file order; times on the video's clock, in seconds.
+
+        Bitmap tracks are omitted.
+        """
         self._budget.go_on()
         cues = [cue for stream in self._container.streams.subtitles for cue in self._track(stream)]
         self._walk.seek(self._walk.first)
@@ -154,7 +160,7 @@ class Video:
 
     def _track(self, stream: SubtitleStream) -> Iterator[TextCue]:
         error = need_av().FFmpegError
-        if stream.codec_context is None:  # no decoder knows it
+        if stream.codec_context is None:  # no decoder for it
             return
         try:
             self._container.seek(0)
@@ -181,7 +187,7 @@ class Video:
                 yield TextCue(start_s, start_s + float((duration or 0) * base), text, lang)
 
     def _at(self, times: npt.NDArray[np.float64]) -> Iterator[tuple[int, VideoFrame]]:
-        """The frame on show at each time: run on to it, or seek where a key frame lies between here and there."""
+        """Yield the frame shown at each time: decode on to it, or seek if there is a key frame in between."""
         ticks = self._ticks(times)
         key = self._keys.before(ticks[0]) if ticks else -1
         for index, tick in enumerate(ticks):
@@ -200,20 +206,21 @@ class Video:
         return self._walk.end is not None and tick >= self._walk.end
 
     def _ticks(self, times: npt.NDArray[np.float64]) -> list[int]:
-        """Seconds -> time stamps; nothing is before the first frame."""
+        """Convert seconds to time stamps, not before the first frame."""
         ticks = np.floor((times + self._zero_s + SLACK_S) / float(self._stream.time_base or 1))
         return np.clip(ticks, self._walk.first, FAR).astype(np.int64).tolist()
 
     def _picture(self, frame: VideoFrame, size: Size) -> npt.NDArray[np.uint8]:
-        how = fit(size, frame.width, frame.height, self._sar, frame.rotation)
-        self._budget.need_pixels(how.width, how.height)
+        target = fit(size, frame.width, frame.height, self._sar, frame.rotation)
+        self._budget.need_pixels(target.width, target.height)
         try:
-            scaled = self._reformatter.reformat(frame, how.width, how.height, "rgb24", threads=1)
-        except need_av().FFmpegError as error:  # colours that no one can read
-            raise RowFault("broken_video", f"{self._budget.video}: no way to RGB: {said(error)}") from error
-        return how.finish(scaled.to_ndarray())
+            scaled = self._reformatter.reformat(frame, target.width, target.height, "rgb24", threads=1)
+        except need_av().FFmpegError as error:  # unsupported colour format
+            detail = f"{self._budget.video}: cannot be converted to RGB: {said(error)}"
+            raise RowFault("broken_video", detail) from error
+        return target.finish(scaled.to_ndarray())
 
-    def _look(self) -> VideoInfo:
+    def _read_info(self) -> VideoInfo:
         stream, frame = self._stream, self._walk.first_frame
         width, height = shown_size(frame.width, frame.height, self._sar, frame.rotation)
         self._budget.need_pixels(width, height)
@@ -231,7 +238,7 @@ class Video:
 
 
 def _video_stream(opened: InputContainer, budget: Budget) -> VideoStream:
-    """The best video stream, by FFmpeg's rules; a cover picture is none. RowFault: no_video, too_many_pixels."""
+    """Returns the best video stream by FFmpeg's rules, except cover images. Raises RowFault: no_video, too_many_pixels."""
     from av.stream import Disposition
     from av.video.stream import VideoStream
 
@@ -241,16 +248,16 @@ def _video_stream(opened: InputContainer, budget: Budget) -> VideoStream:
         raise RowFault("no_video", f"{budget.video} has no video stream; it has {kinds}")
     assert isinstance(stream, VideoStream)
     context = stream.codec_context
-    if context is None:  # PyAV's types do not say so
-        raise RowFault("no_video", f"{budget.video}: no decoder knows its video stream")
+    if context is None:  # possible, although not in PyAV's type annotations
+        raise RowFault("no_video", f"{budget.video}: there is no decoder for its video stream")
     budget.need_pixels(context.width, context.height)
     context.thread_count = 1
-    context.options = {"max_pixels": str(budget.limits.max_pixels)}  # sizes may change on the way
+    context.options = {"max_pixels": str(budget.limits.max_pixels)}  # the size may change within the stream
     return stream
 
 
 def _zero_s(opened: InputContainer) -> float:
-    """Where the clock begins: 0, but where a format's time stamps may begin anywhere (MPEG-TS) that of its start."""
+    """Returns the time stamp that counts as 0 s: 0, or the start time for formats with an arbitrary start (MPEG-TS)."""
     if opened.format.flags & TS_DISCONT and opened.start_time is not None:
         return opened.start_time / 1e6
     return 0.0

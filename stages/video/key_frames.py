@@ -1,4 +1,4 @@
-"""Where a video can be entered: its key frames, from the container's index, without decoding."""
+"""Find the key frames of a video, where decoding can start, from the container's index, without decoding."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MATROSKA = "matroska"
-# They hold no times, or few: FFmpeg counts them from the start, and miscounts from elsewhere. They are read from the start.
+# Containers with few or no time stamps: FFmpeg counts time from the start, and wrongly after a seek. Always read from the
+# start.
 COUNTED = ("avi", "mpeg")
 FAR = 1 << 60  # ticks
 
 
 class Keys:
-    """Asks FFmpeg's index. Key frames that the index lacks cost time, not correctness."""
+    """Key frames from FFmpeg's index. Key frames missing in the index cost time, but do not change results."""
 
     def __init__(self, opened: InputContainer, stream: VideoStream, delay: int) -> None:
-        """delay: ticks from a key frame's time in the index to its begin."""
+        """delay: ticks from the time of a key frame in the index to its start."""
         self._is_counted = opened.format.name in COUNTED
         self._entries, self._delay = stream.index_entries, delay
 
     def before(self, tick: int) -> int:
-        """About when the last key frame begins that is on show at or before `tick`; -1: none is known."""
+        """Returns the approximate start of the last key frame at or before `tick`, or -1 if none is known."""
         at = -1 if self._is_counted else self._entries.search_timestamp(tick - self._delay)
         return self._entries[at].timestamp + self._delay if at >= 0 else -1
 
 
 def complete_index(opened: InputContainer, stream: VideoStream, budget: Budget) -> None:
-    """MP4 has all frames in its index. Matroska's is read by a seek to the end, or, where there is none, by reading all
-    packets once (33 ms for 300 s). Other containers have what they have.
+    """Complete the index of a Matroska file: by a seek to the end, or, if it has no index, by reading all packets once
+    (33 ms for 300 s). MP4 has all frames in its index; other containers are left as they are.
+
+    Raises RowFault (broken_video) if the file cannot be sought.
     """
     if not opened.format.name.startswith(MATROSKA):
         return
@@ -46,4 +49,4 @@ def complete_index(opened: InputContainer, stream: VideoStream, budget: Budget) 
                 pass
             opened.seek(0, stream=stream)
     except need_av().FFmpegError as error:
-        raise RowFault("broken_video", f"{budget.video}: it cannot be sought: {said(error)}") from error
+        raise RowFault("broken_video", f"{budget.video}: seeking failed: {said(error)}") from error

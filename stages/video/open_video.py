@@ -1,7 +1,7 @@
-"""Open a stranger's video file: below a folder or an fsspec root, as one of the known containers, and nothing else.
+"""Open an untrusted video file below a folder or fsspec root, as one of the known containers only.
 
-FFmpeg reads playlists, device names and URLs where a path is expected: a file may then make it open others. So the path goes
-in as `file:PATH` (a name may begin with "-"), or as an open fsspec file, and only CONTAINERS are tried.
+FFmpeg accepts playlists, device names and URLs as a path, and a playlist may make it open other files. The path is
+therefore passed as `file:PATH` (names may start with "-") or as an open fsspec file, and only CONTAINERS are tried.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vlpipe.stages.video.budget import Budget, said
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-# FFmpeg's names of what the web serves; none of these opens another file.
+# FFmpeg's names of the containers used on the web; none of these opens another file.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,asf,ogg,ivf,h264,hevc,gif,rm,dv"
 )
@@ -25,12 +25,12 @@ BUFFER_BYTES = 1 << 20  # of an fsspec file: fewer, larger reads
 
 
 def need_av() -> Any:
-    """The module `av` (PyAV), or the line that installs it."""
+    """Returns the module `av` (PyAV). Raises VlpipeError with the pip command if it is not installed."""
     try:
         import av
     except ImportError as error:
         raise VlpipeError("reading video needs PyAV: pip install 'vlpipe[video]'") from error
-    av.logging.set_level(None)  # what FFmpeg says of broken packets comes back as errors
+    av.logging.set_level(None)  # no log output; broken packets are reported as exceptions
     return av
 
 
@@ -38,7 +38,10 @@ def need_av() -> Any:
 def container(
     root: str, video: str, *, num_bytes: int | None, timeout_s: float, max_pixels: int
 ) -> Iterator[InputContainer]:
-    """RowFault: bad_path, no_file, video_changed (it has not `num_bytes`), broken_video, deadline (reading was slow)."""
+    """Open a container for reading.
+
+    Raises RowFault: bad_path, no_file, video_changed (its size is not `num_bytes`), broken_video, deadline (slow reads).
+    """
     av = need_av()
     with _file(root, video, num_bytes) as file:
         try:
@@ -48,7 +51,7 @@ def container(
                 options={
                     "max_pixels": str(max_pixels),
                     "threads": "1",
-                },  # also while FFmpeg looks at the streams
+                },  # applied while FFmpeg probes the streams
                 container_options={"format_whitelist": CONTAINERS},
                 metadata_errors="replace",
                 timeout=timeout_s if isinstance(file, str) else None,
@@ -56,7 +59,7 @@ def container(
             )
         except av.error.ExitError as error:
             raise RowFault("deadline", f"{video}: not open after {timeout_s:g} s") from error
-        except (av.FFmpegError, ValueError) as error:  # FFmpeg says "no memory" of sizes it refuses, too
+        except (av.FFmpegError, ValueError) as error:  # FFmpeg also reports refused sizes as "no memory"
             raise RowFault("broken_video", f"{video}: {said(error)}") from error
         with opened:
             yield opened
@@ -97,12 +100,15 @@ def _below(root: str, video: str) -> str:
 
 def _same_size(video: str, size: int, num_bytes: int | None) -> None:
     if num_bytes is not None and size != num_bytes:
-        raise RowFault("video_changed", f"{video} has {size} bytes, the row names {num_bytes}")
+        raise RowFault("video_changed", f"{video} has {size} bytes, but its row says {num_bytes}")
 
 
 def packets(opened: InputContainer, stream: Any, budget: Budget) -> Iterator[Any]:
-    """From the present place to the end. Two errors in a row are an end as well: the file is cut off there."""
-    errors = (need_av().FFmpegError, IndexError)  # PyAV does not know streams that appear on the way
+    """Yield packets from the current position to the end. Two errors in a row count as the end of a truncated file."""
+    errors = (
+        need_av().FFmpegError,
+        IndexError,
+    )  # IndexError: a stream that appears in the middle of the file
     found, num_errors = opened.demux(stream), 0
     while num_errors < 2:
         budget.check()

@@ -1,4 +1,4 @@
-"""Where the videos of rows lie. A row names its file below this root with size and sha256, so the root is in no key."""
+"""The root folder of videos. Rows store the path below it, size and sha256 of a file, so the root is not in any key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pydantic import Field
 
 from vlpipe.pipeline.files import File
 
-# A folder or an fsspec URL, which is not hashed; or {from: STEP, path: NAME}.
+# A folder or fsspec URL, which is not hashed; or {from: STEP, path: NAME}.
 VideosRoot: TypeAlias = Annotated[str | File, Field(union_mode="left_to_right")]
 
 
 def root_path(videos: VideosRoot) -> str:
+    """Returns the folder or fsspec URL."""
     return videos if isinstance(videos, str) else videos.path

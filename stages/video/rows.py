@@ -1,7 +1,7 @@
-"""The records of video: a cue (one subtitle), a video row, a clip row.
+"""Schemas of a cue (one subtitle), a video row and a clip row.
 
-No row carries a video's bytes: `video` is the path of the file below the videos root, `num_bytes` and `sha256` say which
-file was meant. Times are seconds on the video's own clock.
+Rows do not contain the bytes of a video: `video` is the path of the file below the videos root, `num_bytes` and `sha256`
+identify its content. Times are seconds on the video's own clock.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ CUE = pa.struct(
         ("end_s", pa.float64()),
         ("text", pa.string()),
         ("words", pa.list_(WORD)),  # null: the source has no word times
-        ("source", pa.string()),  # auto | manual | unknown: who wrote it; a machine's words are noisier
-        ("lang", pa.string()),  # BCP 47, as the source says; null: it does not say
+        ("source", pa.string()),  # auto (speech recognition, noisier) | manual | unknown
+        ("lang", pa.string()),  # BCP 47, as stated by the source; null: not stated
     ]
 )
 CUES = pa.list_(CUE)
 
-# What decoding needs to find and check a file.
+# The columns that decoding needs to find and check a file.
 FILE_FIELDS = (
-    pa.field("url", pa.string()),  # where it came from: a URL, or the path below the root
+    pa.field("url", pa.string()),  # its origin: a URL, or the path below the root
     pa.field("video", pa.string()),  # path below the videos root
     pa.field("num_bytes", pa.int64()),
     pa.field("sha256", pa.string()),
@@ -34,8 +34,8 @@ VIDEOS = pa.schema(
     [
         ("id", pa.string()),
         *FILE_FIELDS,
-        ("video_id", pa.string()),  # YouTube's 11 characters, or the file's name without its ending
-        ("duration_s", pa.float64()),  # as the container says: a hint; null: it does not say
+        ("video_id", pa.string()),  # YouTube's 11 characters, or the file name without its ending
+        ("duration_s", pa.float64()),  # from the container's header, may be wrong; null: not stated
         ("width", pa.int32()),  # as shown: after rotation and sample aspect ratio
         ("height", pa.int32()),
         ("fps", pa.float64()),  # mean; null: unknown
@@ -54,6 +54,6 @@ CLIPS = pa.schema(
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
         ("texts", TEXTS),  # source: asr (cues of auto or unknown source) | human
-        ("candidates", pa.list_(CANDIDATE)),  # texts near in time, nearest first (MIL-NCE); else empty
+        ("candidates", pa.list_(CANDIDATE)),  # texts near in time, nearest first (for MIL-NCE), or empty
     ]
 )

@@ -1,6 +1,6 @@
-"""How large a frame comes out: the shown picture (turned upright, square pixels) is scaled, and for a square cropped.
+"""Output sizes of frames: the frame as shown (upright, square pixels) is scaled, and cropped if a square is requested.
 
-Scaling is done by the decoder's own scaler, before the frame is turned: so a target is worked out in the stored orientation.
+FFmpeg's scaler runs before the frame is rotated, so target sizes are computed in the stored orientation.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """The shorter side is scaled to `side` px, then the middle is cut out: (side, side, 3)."""
+    """Scale the shorter side to `side` pixels, then crop the centre: (side, side, 3)."""
 
     side: int
 
 
 @dataclass(frozen=True, slots=True)
 class ShortSide:
-    """The shorter side is scaled to `px`, the longer one in proportion."""
+    """Scale the shorter side to `px` pixels, keeping the aspect ratio."""
 
     px: int
 
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """Scaled to this size whatever the aspect: (height, width, 3)."""
+    """Scale to this size, ignoring the aspect ratio: (height, width, 3)."""
 
     width: int
     height: int
@@ -39,7 +39,7 @@ Size: TypeAlias = Square | ShortSide | Exact
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What is done to a stored frame: scale to (width, height), turn counter-clockwise, cut out (top, left, side)."""
+    """Steps from a stored frame to the output: scale to (width, height), turn counter-clockwise, crop (top, left, side)."""
 
     width: int
     height: int
@@ -47,7 +47,7 @@ class Fit:
     crop: tuple[int, int, int] | None
 
     def finish(self, scaled: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """(height, width, 3) as stored -> the picture as shown."""
+        """Rotate and crop a scaled frame: (height, width, 3) as stored -> as shown."""
         turned = np.rot90(scaled, self.quarter_turns)
         if self.crop is not None:
             top, left, side = self.crop
@@ -56,18 +56,18 @@ class Fit:
 
 
 def shown_size(width: int, height: int, sar: float, rotation: int) -> tuple[int, int]:
-    """Width and height as a player shows them. sar: width of a stored pixel over its height; rotation: degrees."""
+    """Returns (width, height) in pixels as shown. sar: width of a stored pixel over its height; rotation: in degrees."""
     wide = max(1, round(width * sar))
     return (height, wide) if quarter_turns(rotation) % 2 else (wide, height)
 
 
 def quarter_turns(rotation: int) -> int:
-    """Counter-clockwise, 0 to 3. Degrees between quarters (nobody writes them) go to the nearest."""
+    """Returns the number of counter-clockwise quarter turns, 0 to 3; other angles (rare) are rounded to the nearest."""
     return round(rotation / 90) % 4
 
 
 def fit(size: Size, width: int, height: int, sar: float, rotation: int) -> Fit:
-    """How a stored frame of (width, height) becomes a picture of `size`."""
+    """Returns the steps from a stored frame of (width, height) to the output `size`."""
     turns = quarter_turns(rotation)
     shown = shown_size(width, height, sar, rotation)
     crop = None

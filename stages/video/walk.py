@@ -1,8 +1,8 @@
-"""Forward through the packets of a video stream, decoding no more than a time needs.
+"""Read the packets of a video stream forward, decoding only what is needed for the requested times.
 
-Packets say when their frames begin before anything is decoded. So they are read a little ahead; a frame that neither is
-wanted nor has others built on it is skipped by the decoder (half of the frames in usual H.264), and the walk ends at the
-wanted frame, not one later.
+Packets carry the start times of their frames before decoding. They are therefore read a little ahead: the decoder skips
+frames that are neither requested nor referenced by others (half of the frames in common H.264), and decoding stops at the
+requested frame, not one later.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     Packet = AnyPacket[VideoStream]
 
-AHEAD = 32  # packets: twice as far as H.264 and HEVC may put a frame out of order
-STAMPED = ("mov,mp4", MATROSKA)  # their packets say when their frames begin; of others FFmpeg guesses it
+AHEAD = 32  # packets: twice the max reordering distance of H.264 and HEVC
+STAMPED = ("mov,mp4", MATROSKA)  # packets have exact start times; for other containers FFmpeg guesses them
 
 
 class Walk:
-    """At a place in the stream. Ticks are in its time base; frames before 0 do not exist (an edit list cuts them off).
+    """A position in the stream. Ticks are in its time base; frames before 0 do not exist (removed by an edit list).
 
-    RowFault: deadline, too_many_errors, broken_video (nothing decodes, or a place cannot be sought).
+    Raises RowFault: deadline, too_many_errors, broken_video (no frame can be decoded, or seeking fails).
     """
 
     def __init__(self, opened: InputContainer, stream: VideoStream, budget: Budget) -> None:
@@ -43,10 +43,10 @@ class Walk:
         self._error: type[Exception] = need_av().FFmpegError
         self._is_counted = opened.format.name in COUNTED
         self._is_matroska = opened.format.name.startswith(MATROSKA)
-        self._stamped = opened.format.name.startswith(STAMPED)  # and no packet has shown otherwise
-        self._may_skip = True  # and nothing was broken
-        self.end: int | None = None  # of the last frame, once it has been seen
-        self._start_here()
+        self._stamped = opened.format.name.startswith(STAMPED)  # until a packet contradicts it
+        self._may_skip = True  # until a packet is broken
+        self.end: int | None = None  # end of the last frame, once it is known
+        self._reset()
         self._fill(0)
         self.delay = self._index_delay()
         while not self._ready and not self._drained:
@@ -54,40 +54,43 @@ class Walk:
         if not self._ready:
             raise RowFault("broken_video", f"{budget.video}: no frame can be decoded")
         self.first, self.first_frame = self._ready[0]
-        self._start = min(0, self.first - self.delay)  # seeking there is seeking to the start
+        self._start = min(0, self.first - self.delay)  # a seek to this tick goes to the start
 
-    def _start_here(self) -> None:
+    def _reset(self) -> None:
+        """Start reading at the container's current position."""
         self._packets: Iterator[Packet] = packets(self._container, self._stream, self._budget)
         self._ahead: deque[Packet] = deque()  # read, not yet decoded
-        self._known: list[int] = []  # when the frames begin whose packets were read, from the shown one on
-        self._ready: deque[tuple[int, VideoFrame]] = deque()  # (begin, frame): decoded, not yet passed
+        self._known: list[
+            int
+        ] = []  # start times of the frames whose packets were read, from the shown one on
+        self._ready: deque[tuple[int, VideoFrame]] = deque()  # (start, frame): decoded, not yet passed
         self._shown: VideoFrame | None = None
-        self._shown_at = -1  # when it begins
+        self._shown_at = -1  # its start
         self._sent: list[
             int
-        ] = []  # a heap: when the frames in the decoder begin; they come out in order, whatever they say (COUNTED)
+        ] = []  # a heap: start times of frames in the decoder, which outputs them in order (for COUNTED)
         self._read_all = self._drained = False
         self._last_dts: int | None = None
         self._floor = 0
-        self.reached = -1  # the latest begin of a frame that went into the decoder
+        self.reached = -1  # the latest start of a frame sent to the decoder
 
     def _index_delay(self) -> int:
-        """From a key frame's time in the container's index to its begin: indices hold decoding times, but Matroska's."""
+        """Ticks from a key frame's time in the index to its start: indices store decoding times, except in Matroska."""
         first = self._ahead[0] if self._ahead else None
         if first is None or first.pts is None or first.dts is None or self._is_matroska:
             return 0
         return first.pts - first.dts
 
     def can_reach(self, tick: int) -> bool:
-        """Whether the frame on show at `tick` can still be had without a seek."""
+        """Whether the frame shown at `tick` can be reached without a seek."""
         if tick < max(self._floor, self._shown_at):
             return False
-        if self._drained and not self._is_out():  # it was emptied to leave early
+        if self._drained and not self._is_out():  # it was drained early, before a seek
             return self._want(tick) == self._shown_at
         return True
 
     def seek(self, tick: int) -> None:
-        """To the last key frame that begins at or before `tick` and can be read."""
+        """Seek to the last readable key frame that starts at or before `tick`."""
         step = max(1, round(1 / self._stream.time_base)) if self._stream.time_base else 1
         aim = self._start if self._is_counted else tick
         while True:
@@ -95,16 +98,16 @@ class Walk:
             key = self._key_from(aim)
             if aim == self._start or (key is not None and key <= tick):
                 break
-            aim, step = aim - step, 2 * step  # it knows decoding times only, or the file is cut off
+            aim, step = aim - step, 2 * step  # the index has decoding times only, or the file is truncated
         self._floor = max(0, key) if key is not None and key <= tick else 0
 
     def frame_at(self, tick: int, next_key: int = -1) -> VideoFrame | None:
-        """The last frame that begins at or before `tick`; None when none does, from where the walk began.
+        """Returns the last frame that starts at or before `tick`, or None if there is none after the last seek.
 
-        next_key: after `tick`: a seek to it comes next, so the decoder may be emptied for the frame it holds back.
+        next_key: if it is after `tick`, a seek to it comes next, so the decoder may be drained to output the frame now.
         """
         frame = self._run_to(tick, next_key)
-        while frame is None and self._floor > self.first:  # nothing from this key frame on decodes
+        while frame is None and self._floor > self.first:  # nothing can be decoded from this key frame on
             self.seek(self._floor - 1)
             frame = self._run_to(tick, next_key)
         return frame
@@ -119,7 +122,7 @@ class Walk:
             else:
                 self._step(tick)
         if self._budget.num_bad > num_bad and self._may_skip:
-            self._may_skip = False  # a skipped frame may be the best there is
+            self._may_skip = False  # a skipped frame may be the best one available
             self.seek(tick)
             return self._run_to(tick, next_key)
         return self._shown
@@ -138,7 +141,7 @@ class Walk:
         return self._drained or (self._shown is not None and self._want(tick) == self._shown_at)
 
     def _is_last(self) -> bool:
-        """Whether nothing comes after the shown frame."""
+        """Whether the shown frame is the last one."""
         if self._shown is None or not self._read_all:
             return False
         known_last = self._stamped and bool(self._known) and self._known[-1] == self._shown_at
@@ -148,14 +151,14 @@ class Walk:
         return self._drained and self._read_all and not self._ahead
 
     def _end(self) -> int:
-        """When the shown frame ends, as it says itself or by the mean rate."""
+        """Returns the end of the shown frame, by its own duration or the mean frame rate."""
         assert self._shown is not None
         rate, base = self._stream.average_rate or self._stream.guessed_rate, self._stream.time_base
         length = self._shown.duration or (round(1 / (rate * base)) if rate and base else 0)
         return self._shown_at + max(1, length)
 
     def _want(self, tick: int) -> int | None:
-        """When the frame on show at `tick` begins, as the packets say; None: not known (yet)."""
+        """Returns the start of the frame shown at `tick`, from the packets, or None if it is not known (yet)."""
         self._fill(tick)
         if not self._stamped or not (self._read_all or self._has_read_past(tick)):
             return None
@@ -163,7 +166,7 @@ class Walk:
         return self._known[at - 1] if at else None
 
     def _step(self, tick: int) -> None:
-        """One packet through the decoder; it may be skipped when another frame will be on show at `tick`."""
+        """Send one packet to the decoder, which may skip it if another frame is shown at `tick`."""
         self._fill(tick)
         if not self._ahead:
             self._drain()
@@ -178,7 +181,7 @@ class Walk:
         self._decode(packet)
 
     def _is_passed_over(self, begin: int | None, tick: int) -> bool:
-        """Whether another frame is known to be on show at `tick`."""
+        """Whether another frame is known to be shown at `tick`."""
         if begin is None or not self._stamped or not self._may_skip:
             return False
         at = bisect_right(self._known, tick)
@@ -200,7 +203,7 @@ class Walk:
                 self._ready.append((begin, frame))
 
     def _has_read_past(self, tick: int) -> bool:
-        """What follows is decoded after `tick`, so it begins after `tick`."""
+        """Whether all packets not yet read are decoded after `tick`, and therefore start after `tick`."""
         return self._last_dts is not None and self._last_dts > tick
 
     def _fill(self, tick: int) -> None:
@@ -222,15 +225,15 @@ class Walk:
             insort(self._known, packet.pts)
 
     def _key_from(self, aim: int) -> int | None:
-        """Seek; when the key frame begins that was found there. None: nothing can be read there."""
+        """Seek to `aim`; returns the start of the key frame found there, or None if nothing can be read there."""
         try:
             self._container.seek(aim, stream=self._stream)
         except self._error as error:
             if aim == self._start:
-                detail = f"{self._budget.video}: it cannot be sought: {said(error)}"
+                detail = f"{self._budget.video}: seeking failed: {said(error)}"
                 raise RowFault("broken_video", detail) from error
             return None
-        self._start_here()
+        self._reset()
         for packet in self._packets:
             if packet.is_keyframe or aim == self._start:
                 self._take(packet)
@@ -239,5 +242,5 @@ class Walk:
 
 
 def begin_of(one: Packet | VideoFrame) -> int | None:
-    """In ticks; by its decoding time where a container knows nothing else."""
+    """Returns the start of a packet or frame in ticks; its decoding time if the container has no other."""
     return one.pts if one.pts is not None else one.dts

@@ -1,4 +1,4 @@
-"""Videos of a folder or a URL list to rows: found, fetched, looked at in a child process, with their cues.
+"""Video rows from a folder or URL list: find or fetch the files, probe them in a child process, read their cues.
 
 May import `common`, `fetching`, `images`, `lists`, `subtitles`, `video`, `web`.
 """

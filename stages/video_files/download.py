@@ -1,7 +1,7 @@
-"""Get a missing video with a command of the user's, such as yt-dlp; off unless a stage's `download` names one.
+"""Download a missing video with a command of the user, such as yt-dlp; off unless a stage's `download` is set.
 
-The command writes into a folder of its own; what it made is moved below the videos root when it has ended well, so that a
-video is there whole or not at all. Asking politely, and what one may download, is the command's and its user's affair.
+The command writes into a temporary folder. Its files are moved below the videos root after it succeeds, so a video is
+complete or absent. Rate limits and permissions are the responsibility of the command and its user.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """command: argument after argument; {video_id} and {folder} in them are filled in. No shell reads it.
+    """command: list of arguments, in which {video_id} and {folder} are replaced. No shell is involved. Example:
 
     command: ["yt-dlp", "-f", "mp4", "--write-auto-subs", "-o", "{folder}/%(id)s.%(ext)s", "--",
     "https://www.youtube.com/watch?v={video_id}"]
@@ -35,15 +35,15 @@ class Download:
     def __post_init__(self) -> None:
         ids = [place for place, part in enumerate(self.command) if part.startswith("{video_id}")]
         if not any("{video_id}" in part for part in self.command):
-            raise VlpipeError("download.command names no {video_id}")
+            raise VlpipeError("download.command must contain {video_id}")
         if ids and "--" not in self.command[: ids[0]]:
-            raise VlpipeError('download.command: ids may begin with "-"; put "--" before {video_id}')
+            raise VlpipeError('download.command: ids may start with "-"; put "--" before {video_id}')
 
 
 def fetch_with(download: Download, video_id: str, videos: str, endings: Sequence[str]) -> str:
-    """Run it for one id; the name of the video's file. RowFault: download_failed, download_timeout, no_file."""
+    """Download one video; returns the name of its file. Raises RowFault: download_failed, download_timeout, no_file."""
     if "://" in videos:
-        raise VlpipeError(f"a download needs a folder on this machine as videos root, got {videos}")
+        raise VlpipeError(f"a download needs a local folder as videos root, got {videos}")
     os.makedirs(videos, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=videos) as folder:
         command = [
@@ -57,7 +57,7 @@ def fetch_with(download: Download, video_id: str, videos: str, endings: Sequence
             raise RowFault(
                 "no_file", f"the download made {got}, wanted {video_id} with {' or '.join(endings)}"
             )
-        for path in made:  # subtitles too; the video last: it says that all is there
+        for path in made:  # subtitles too; the video last, as it marks the download as complete
             if path.name != names[0]:
                 _move(path, videos)
         _move(Path(folder) / names[0], videos)
@@ -72,22 +72,22 @@ def _run(command: Sequence[str], timeout_s: float, video_id: str) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                start_new_session=True,  # what it starts ends with it
+                start_new_session=True,  # so that its own children are killed with it
             )
         except FileNotFoundError as error:
-            raise VlpipeError(f"download.command: there is no program {command[0]!r}") from error
+            raise VlpipeError(f"download.command: program {command[0]!r} not found") from error
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
-            raise RowFault("download_timeout", f"{video_id}: not there after {timeout_s:g} s") from error
+            raise RowFault("download_timeout", f"{video_id}: not done after {timeout_s:g} s") from error
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         errors.seek(0)
-        said = errors.read().decode("utf-8", "replace").strip().splitlines()
+        lines = errors.read().decode("utf-8", "replace").strip().splitlines()
     if code:
-        raise RowFault("download_failed", f"{video_id}: {said[-1][:300] if said else f'exit {code}'}")
+        raise RowFault("download_failed", f"{video_id}: {lines[-1][:300] if lines else f'exit {code}'}")
 
 
 def _move(path: Path, folder: str) -> None:

@@ -1,6 +1,7 @@
-"""The first look at a stranger's video, in a child process: with little memory, and a deadline that holds in native code.
+"""Probe untrusted videos in a child process with limited memory, and a deadline that also applies to native code.
 
-A child that hangs, grows or dies costs its one video. It opens nothing that writes; the videos may lie behind an fsspec URL.
+If the child hangs, exceeds its memory or dies, only the current video is rejected. The child writes no files; videos may
+be behind an fsspec URL.
 """
 
 from __future__ import annotations
@@ -17,34 +18,36 @@ from vlpipe.stages.images.sandbox import Late, ShutIn
 from vlpipe.stages.video.decode import Limits, TextCue, VideoInfo, open_video
 from vlpipe.stages.video.open_video import need_av
 
-GRACE_S = 5.0  # the decoder's own deadline comes first; it says more
+GRACE_S = 5.0  # extra time, so that the decoder's own deadline, with its clearer message, comes first
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
+    """The result of probing a video."""
+
     info: VideoInfo
-    texts: tuple[TextCue, ...]  # of the text tracks in the file, if they were asked for
+    texts: tuple[TextCue, ...]  # cues of the text tracks in the file, if requested
 
 
 def look(root: str, video: str, limits: Limits, *, text_tracks: bool, num_bytes: int | None) -> Look:
-    """In this process. RowFault: those of `open_video`."""
+    """Probe a video in this process. Raises RowFault as `open_video`."""
     with open_video(root, video, limits, num_bytes=num_bytes) as opened:
         return Look(opened.info, tuple(opened.subtitles()) if text_tracks else ())
 
 
 class Prober:
-    """Looks at videos in a process of its own, started with the first one, and again after a death."""
+    """Probes videos in a child process, which is started at the first video and restarted if it dies."""
 
     def __init__(self, limits: Limits, memory_mb: int) -> None:
         self._limits = limits
         start = {"memory_mb": memory_mb, "limits": asdict(limits)}
-        cannot = f"the process that opens videos does not start (memory_mb: {memory_mb})"
+        cannot = f"the process that opens videos failed to start (memory_mb: {memory_mb})"
         self._child = ShutIn(__name__, start, cannot)
 
     def look(self, root: str, video: str, *, text_tracks: bool = False, num_bytes: int | None = None) -> Look:
-        """RowFault: those of `open_video`, and killed_decoder, decode_memory."""
+        """Probe a video. Raises RowFault as `open_video`, or killed_decoder, decode_memory."""
         request = {"root": root, "video": video, "text_tracks": text_tracks, "num_bytes": num_bytes}
-        for _ in range(2):  # a child may die for reasons of its own; the same video twice is the video's
+        for _ in range(2):  # a child may die for other reasons; if it dies twice, the video is the cause
             try:
                 return self._ask(request)
             except EOFError:
@@ -54,23 +57,23 @@ class Prober:
     def _ask(self, request: dict[str, Any]) -> Look:
         self._child.send(json.dumps(request).encode())
         try:
-            said = json.loads(self._child.receive(self._limits.deadline_s + GRACE_S))
+            answer = json.loads(self._child.receive(self._limits.deadline_s + GRACE_S))
         except Late as error:
             self.close()
             detail = f"{request['video']}: no answer {GRACE_S:g} s after the deadline of {self._limits.deadline_s:g} s"
             raise RowFault("deadline", detail) from error
-        if "why" in said:
-            raise RowFault(said["why"], said["detail"])
-        return Look(VideoInfo(**said["info"]), tuple(TextCue(*one) for one in said["texts"]))
+        if "why" in answer:
+            raise RowFault(answer["why"], answer["detail"])
+        return Look(VideoInfo(**answer["info"]), tuple(TextCue(*one) for one in answer["texts"]))
 
     def close(self) -> int | None:
-        """The child's exit status, if there was one."""
+        """End the child; returns its exit status, or None if there was none."""
         return self._child.close()
 
 
 @contextmanager
 def prober(limits: Limits, memory_mb: int) -> Iterator[Prober]:
-    """A `Prober` that ends with the block."""
+    """Yields a `Prober` whose process ends with the block."""
     one = Prober(limits, memory_mb)
     try:
         yield one
@@ -92,7 +95,7 @@ def _answer(request: dict[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The child: video after video, until its input ends."""
+    """The child process: probe videos until its input ends."""
     start = sandbox.begin()
     limits = Limits(**start["limits"])
     need_av()

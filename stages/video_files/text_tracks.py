@@ -1,4 +1,4 @@
-"""Text tracks inside a video file, and which of several languages is read."""
+"""Read text tracks inside a video file, and choose among several languages."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from vlpipe.stages.video.decode import TextCue
 
 
 def rank(lang: str | None, languages: Sequence[str]) -> int | None:
-    """Place among the languages wanted ("en" takes en-US too); their number where nobody says; None: not wanted."""
+    """Returns the index of `lang` in `languages` ("en" also matches en-US), or None if it is not among them.
+
+    An unknown language, or any language if `languages` is empty, ranks last: len(languages).
+    """
     if lang is None or not languages:
         return len(languages)
-    said = lang.lower().replace("_", "-")
-    return next((n for n, one in enumerate(languages) if f"{said}-".startswith(f"{one.lower()}-")), None)
+    tag = lang.lower().replace("_", "-")
+    return next((n for n, one in enumerate(languages) if f"{tag}-".startswith(f"{one.lower()}-")), None)
 
 
 def embedded(texts: Sequence[TextCue], languages: Sequence[str], video: str) -> RawCue:
-    """The cues of the best language. RowFault: no_cues."""
+    """Returns the cues of the language that ranks first. Raises RowFault (no_cues) if there is none."""
     ranks = {lang: rank(lang, languages) for lang in map(_lang, texts)}
     wanted = {lang: place for lang, place in ranks.items() if place is not None}
     if not wanted:
         have = ", ".join(sorted(str(lang) for lang in ranks))
-        raise RowFault("no_cues", f"{video} has no subtitles" + (f" but in {have}" if have else ""))
-    best = min(wanted, key=lambda lang: wanted[lang])  # of equal ones the first in the file
+        raise RowFault("no_cues", f"{video} has no subtitles" + (f" except in {have}" if have else ""))
+    best = min(wanted, key=lambda lang: wanted[lang])  # among equal ranks the first in the file
     found = RawCue(lang=best)
     for cue in texts:
         if _lang(cue) == best:

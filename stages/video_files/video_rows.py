@@ -1,4 +1,4 @@
-"""Video files to video rows: hashed, looked at in a child process, with the cues of one track. All video sources work so."""
+"""Build video rows: hash the file, probe it in a child process, read the cues of one track. Used by all video sources."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENDINGS = (
     *(".wmv", ".mpg", ".mpeg", ".ts", ".ogv", ".3gp"),
 )
 CHUNK_BYTES = 1 << 20
-# Faults of the subtitles alone: `no_cues: keep` keeps the video.
+# Faults of the subtitles only: with `no_cues: keep` the video is kept.
 CUE_FAULTS = frozenset({"no_cues", "no_captions", "bad_captions", "bad_subtitles"})
 
 Row = Mapping[str, Any]
@@ -42,21 +42,21 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSource(SourceStage):
-    """What the sources of videos have in common; they differ in what they list and where the subtitles are.
+    """Base class of video sources; subclasses define which videos are listed and where their subtitles are.
 
-    no_cues: what becomes of a video without subtitles, or whose subtitles cannot be read. rollup: merge roll-up captions
-    (`subtitles.track`). subtitle_source, lang: of cues whose file does not say. probe_timeout_s, probe_memory_mb: for the
-    first look at a file, in a process of its own.
+    no_cues: how to handle a video without readable subtitles. rollup: whether to merge roll-up captions
+    (`subtitles.track`). subtitle_source, lang: defaults for cues whose file does not state them. probe_timeout_s,
+    probe_memory_mb: limits of the child process that probes a file.
     Codes: no_file, bad_path, empty, no_cues, bad_subtitles, those of `video.decode` (no_video, broken_video, deadline,
     too_many_errors, too_many_pixels), killed_decoder, decode_memory.
-    Counts: cues dropped or repaired, by reason; cues_past_end are dropped, cues_cut_at_end end with the video.
+    Counts: cues dropped or repaired, by reason; cues_past_end are dropped, cues_cut_at_end are cut at the video's end.
     """
 
     NAME: ClassVar[str] = "ingest.video_rows:VideoSource"
-    MAX_REJECT_RATE: ClassVar[float] = 0.9  # link rot: of HowTo100M's videos many are gone
+    MAX_REJECT_RATE: ClassVar[float] = 0.9  # link rot: many of HowTo100M's videos are no longer available
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"probe_timeout_s", "probe_memory_mb"})
 
-    source: str = "video"  # part of the row ids: lists with different ones share no id
+    source: str = "video"  # part of the row ids: lists with different sources share no id
     no_cues: Literal["reject", "keep"] = "reject"
     rollup: Merge = "auto"
     subtitle_source: Source = "unknown"
@@ -74,7 +74,7 @@ class VideoSource(SourceStage):
 
     @abstractmethod
     def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
-        """The columns after `id` and `url` of a listed row. RowFault."""
+        """Returns the columns after `id` and `url` for a listed row. Raises RowFault if the row is rejected."""
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -83,7 +83,7 @@ class VideoSource(SourceStage):
             yield lambda batch: self.out(batch, lambda one, counts: self.video(one, probe, counts))
 
     def out(self, batch: pa.Table, video: Callable[[Row, Counter[str]], dict[str, Any]]) -> Out:
-        """Rows for a batch, by `video`."""
+        """Returns the rows of a batch, built by `video`; rows for which it raises RowFault are rejected."""
         schema = self.schema(self.row_schema())
         found: list[pa.Table] = []
         rejects: list[Reject] = []
@@ -111,7 +111,7 @@ class VideoSource(SourceStage):
         *,
         text_tracks: bool = False,
     ) -> dict[str, Any]:
-        """Columns of VIDEOS out of the file and its track. RowFault."""
+        """Returns the columns of VIDEOS, except `id`, `url` and `video_id`, from the file and its track. Raises RowFault."""
         num_bytes, sha256 = hashed(root, video)
         seen = probe.look(root, video, text_tracks=text_tracks, num_bytes=num_bytes)
         info = seen.info
@@ -141,18 +141,19 @@ class VideoSource(SourceStage):
             return ()
 
     def track_of(self, found: RawCue, name: str, lang: str | None = None) -> Track:
+        """Returns the track of `found`, with this stage's settings. Raises RowFault (no_cues)."""
         return track(found, name, source=self.subtitle_source, lang=lang or self.lang, rollup=self.rollup)
 
 
 def within(cues: Sequence[Cue], duration_s: float | None, video: str, counts: Counter[str]) -> Sequence[Cue]:
-    """Those that begin before the video's end, cut there. RowFault: no_cues."""
+    """Returns the cues that start before the video ends, cut at its end. Raises RowFault (no_cues) if there are none."""
     if duration_s is None:
         return cues
     kept = [cue for cue in cues if cue.start_s < duration_s]
     counts["cues_past_end"] += len(cues) - len(kept)
     counts["cues_cut_at_end"] += sum(cue.end_s > duration_s for cue in kept)
     if not kept:
-        raise RowFault("no_cues", f"{video} ends after {duration_s:g} s, before its first cue")
+        raise RowFault("no_cues", f"{video} ends at {duration_s:g} s, before its first cue")
     return [cue if cue.end_s <= duration_s else _cut(cue, duration_s) for cue in kept]
 
 
@@ -164,7 +165,7 @@ def _cut(cue: Cue, end_s: float) -> Cue:
 
 
 def hashed(root: str, video: str) -> tuple[int, str]:
-    """Size and sha256, read in pieces. RowFault: bad_path, no_file, empty."""
+    """Returns the size in bytes and the sha256 of a file. Raises RowFault: bad_path, no_file, empty."""
     digest, num_bytes = hashlib.sha256(), 0
     with opened(root, video) as file:
         while piece := file.read(CHUNK_BYTES):
@@ -177,7 +178,7 @@ def hashed(root: str, video: str) -> tuple[int, str]:
 
 @contextmanager
 def opened(root: str, name: str) -> Iterator[Any]:
-    """The file below a folder or fsspec URL, for reading. RowFault: bad_path, no_file."""
+    """Open a file below a folder or fsspec URL for reading. Raises RowFault: bad_path, no_file."""
     path = below(root, name)
     if "://" not in root:
         if not os.path.isfile(path):
@@ -197,7 +198,7 @@ def opened(root: str, name: str) -> Iterator[Any]:
 
 
 def below(root: str, name: str) -> str:
-    """Path or URL of `name` in the root. RowFault: bad_path, when it leads out."""
+    """Returns the path or URL of `name` below the root. Raises RowFault (bad_path) if it leads out of the root."""
     if "://" in root:
         bad = name.startswith("/") or ".." in name.split("/")
         path = None if bad else f"{root.rstrip('/')}/{name}"
@@ -209,6 +210,7 @@ def below(root: str, name: str) -> str:
 
 
 def exists(root: str, name: str) -> bool:
+    """Whether the file exists below a folder or fsspec URL. Raises RowFault (bad_path)."""
     path = below(root, name)
     if "://" not in root:
         return os.path.isfile(path)

@@ -1,6 +1,6 @@
-"""Videos of a URL list, fetched as carefully as images are (`web.fetch`), and kept whole below a folder or fsspec URL.
+"""Fetch the videos of a URL list with the same checks as images (`web.fetch`), and store them in a folder or fsspec URL.
 
-A file that is there is not asked for again. Nothing of a video is in memory: bodies go to files as they come.
+An existing file is not fetched again. Bodies are written to files as they arrive, not held in memory.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Started = Mapping[str, "Future[Answer]"]
 
 @dataclass(frozen=True, kw_only=True)
 class Asking(Limits):
-    """How much is asked of others and taken from them, with defaults for files of this size (`fetching.images` explains)."""
+    """Limits of the fetcher, with defaults for large files (documented in `fetching.images`)."""
 
     connect_timeout_s: Positive = 5.0
     read_timeout_s: Positive = 30.0
@@ -79,12 +79,13 @@ class Asking(Limits):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoUrls(VideoSource):
-    """list: parquet, tsv, csv or jsonl with a column `url`. videos: the folder or fsspec URL that the files go to.
+    """Fetch videos. list: parquet, tsv, csv or jsonl with a column of URLs. videos: folder or fsspec URL to store them in.
 
-    asking: timeouts, sizes, politeness, opt-outs. serve: host name -> folder that answers for it on a loopback port, the
-    one exemption from the rule that only public addresses are asked. blocklist: URLs, domains, content
-    (`fetching.blocklist`); a file that came before it was listed gives no row any more, and stays.
-    The cues are those of a text track in the file. More codes: those of `fetching.images:FetchImages` but for decoding.
+    asking: timeouts, sizes, limits per host, opt-outs. serve: host name -> folder served under that name on a loopback
+    port; the only exemption from the rule that only public addresses are contacted. blocklist: URLs, domains and content
+    (`fetching.blocklist`); a file fetched before it was listed is rejected, but not deleted.
+    The cues are those of a text track in the file. Additional codes: those of `fetching.images:FetchImages`, except
+    those of decoding.
     """
 
     NAME: ClassVar[str] = "ingest.video_urls:VideoUrls"
@@ -102,13 +103,13 @@ class VideoUrls(VideoSource):
 
     def preflight(self) -> builtins.list[str]:
         if self.list.step is None:
-            next(self._urls(), None)  # raises what is wrong with the file or its columns
+            next(self._urls(), None)  # raises if the file or its columns are wrong
         if self.asking.robots == "obey":
             need_protego()
         return super().preflight()
 
     def service(self, context: ServiceContext) -> Service:
-        """The gate that keeps all workers of a run polite together."""
+        """Returns the gate that enforces the limits per host across all workers of a run."""
         judge = partial(is_no, bot=self.asking.product, signals=self.asking.opt_out)
         return HostGate(self.asking.politeness, context.once(OptedOut), judge)
 
@@ -161,14 +162,14 @@ class VideoUrls(VideoSource):
             yield work
 
     def _start(self, batch: pa.Table, fetch: Fetch) -> dict[str, Future[Answer]]:
-        """Ask for what is not there yet; by row id."""
+        """Start fetching the files that do not exist yet; returns row id -> future."""
         rows = [
             one for one in batch.to_pylist() if not one["fault"] and not exists(self.videos, file_name(one))
         ]
         return dict(zip([one["id"] for one in rows], fetch([one["url"] for one in rows]), strict=True))
 
     def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
-        """A file that is there already."""
+        """Returns the columns of a file that exists already."""
         return self._about(self.videos, one, probe, counts)
 
     def _about(self, root: str, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
@@ -198,7 +199,7 @@ class VideoUrls(VideoSource):
         if isinstance(page, RowFault):
             raise page
         path = os.path.join(folder, file_name(one))
-        os.replace(page.file, path)  # what is said of it names it so
+        os.replace(page.file, path)  # error texts then contain its final name
         try:
             _need_allowed_file(path, blocklist)
             about = self._about(folder, one, probe, counts)
@@ -210,7 +211,7 @@ class VideoUrls(VideoSource):
         return about
 
     def _need_allowed(self, one: Row, folder: str, blocklist: Blocklist) -> None:
-        """Of a file that is there already: the blocklist may be a new one. RowFault: blocked."""
+        """Check an existing file, as the blocklist may be newer. Raises RowFault (blocked)."""
         if fault := blocklist.check_url(one["url"]):
             raise fault
         if blocklist.marks:
@@ -221,23 +222,23 @@ class VideoUrls(VideoSource):
 
 
 def name_in(url: str) -> str:
-    """The last part of its path; "" where there is none."""
+    """Returns the last part of a URL's path, or "" if there is none."""
     try:
         return PurePosixPath(urlsplit(url).path).name
-    except ValueError:  # no URL
+    except ValueError:  # not a URL
         return ""
 
 
 def file_name(one: Row) -> str:
-    """The row's id, and the ending that the URL's path has, if it is a known one."""
+    """Returns the file name of a row: its id, plus the ending of the URL's path if it is a known one."""
     ending = PurePosixPath(name_in(one["url"])).suffix.lower()
     return str(one["id"]) + (ending if ending in ENDINGS else "")
 
 
 def _need_allowed_file(path: str, blocklist: Blocklist) -> None:
-    """RowFault: empty, blocked."""
+    """Raises RowFault: empty, blocked."""
     if not os.path.getsize(path):
-        raise RowFault("empty", "the answer has no bytes")
+        raise RowFault("empty", "the response has no bytes")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         fault = blocklist.check_bytes(cast(bytes, data))
     if fault is not None:
@@ -246,7 +247,7 @@ def _need_allowed_file(path: str, blocklist: Blocklist) -> None:
 
 @contextmanager
 def _folder_near(videos: str) -> Iterator[str]:
-    """For bodies as they come: on the same disk as the videos, where these are on one."""
+    """Yields a temporary folder for bodies being received, on the same disk as the videos if those are local."""
     if "://" in videos:
         near = None
     else:

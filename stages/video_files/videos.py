@@ -1,6 +1,6 @@
-"""Any folder of videos, with subtitles in files beside them or in text tracks within them: one row for each video.
+"""Read any folder of videos, with subtitles in files beside them or in text tracks: one row per video.
 
-A subtitle file belongs to the video whose name it begins with: `a/b.mp4` has `a/b.srt`, `a/b.en.vtt`, `a/b.en-orig.json3`.
+A subtitle file belongs to the video whose name it starts with: `a/b.srt`, `a/b.en.vtt`, `a/b.en-orig.json3` to `a/b.mp4`.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from vlpipe.stages.video_files.probe import Look, Prober
 from vlpipe.stages.video_files.text_tracks import embedded, rank
 from vlpipe.stages.video_files.video_rows import ENDINGS, Row, VideoSource, opened
 
-# The richest first: of two files in one language the one with word times is read.
+# Richest format first: of two files in one language, the one with word times is read.
 SUBTITLES = (
     *(".json3", ".srv3", ".ytt", ".vtt", ".json", ".srt", ".sbv", ".ttml"),
     *(".ass", ".ssa", ".srv2", ".srv1", ".sami", ".smi", ".sub", ".mpl"),
 )
-LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # BCP 47, near enough
+LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # BCP 47, simplified
 FOUND = pa.schema(
     [
         ("id", pa.string()),
         ("url", pa.string()),
-        ("num_bytes", pa.int64()),  # so that a file of another size is worked on again
-        ("subtitles", pa.string()),  # path of the one file that is read; null: there is none
+        ("num_bytes", pa.int64()),  # so that a file whose size changes is processed again
+        ("subtitles", pa.string()),  # path of the subtitle file that is read; null: none
         ("subtitle_bytes", pa.int64()),
-        ("lang", pa.string()),  # as its name says
-        ("why", pa.string()),  # set: the row is a reject
+        ("lang", pa.string()),  # from the name of the subtitle file
+        ("why", pa.string()),  # if set, the row is rejected with this code
     ]
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Videos(VideoSource):
-    """videos: a folder, an fsspec URL, or a step's artifact; `endings` say which files are videos.
+    """Videos of a folder. videos: a folder, an fsspec URL, or a step's artifact; `endings` define which files are videos.
 
-    languages: those wanted, best first ("en" takes en-US too); files that name another one are not read. Without, any
-    will do; then the first of `subtitle_endings` is read, and the first by name. embedded: where there is no subtitle
-    file, read a text track of the video. encoding: of subtitle files that are not UTF-8.
-    More codes: no_video_file (subtitles without their video).
+    languages: accepted languages, best first ("en" also matches en-US); files of another language are ignored. If empty,
+    all are accepted. Among several files of equal rank, the first by `subtitle_endings`, then by name, is read.
+    embedded: read a text track of the video if it has no subtitle file. encoding: of subtitle files that are not UTF-8.
+    Additional codes: no_video_file (subtitles without a video).
     """
 
     videos: Listing
@@ -78,7 +78,7 @@ class Videos(VideoSource):
 
     def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
         if one["why"]:
-            raise RowFault(one["why"], f"{one['url']} has no video beside it")
+            raise RowFault(one["why"], f"there is no video beside {one['url']}")
         in_file = self.embedded and one["subtitles"] is None
 
         def read(seen: Look) -> Track:
@@ -104,7 +104,7 @@ class Videos(VideoSource):
 
 
 class VideoFile(NamedTuple):
-    """A video with its subtitle file, or a subtitle file alone."""
+    """A video with its subtitle file if it has one, or a subtitle file without a video."""
 
     url: str
     num_bytes: int
@@ -120,7 +120,7 @@ def listed(
     languages: Sequence[str],
     subtitle_endings: Sequence[str] = SUBTITLES,
 ) -> Iterator[VideoFile]:
-    """In order of path. files: path -> size; those that are neither videos nor subtitles are not looked at."""
+    """Yield videos in order of path. files: path -> size in bytes; files other than videos and subtitles are ignored."""
     videos = {path for path in files if _ending(path) in endings}
     stems = {_stem(path) for path in videos}
     beside: dict[str, list[tuple[str, str | None]]] = {}
@@ -151,7 +151,7 @@ def _stem(path: str) -> str:
 
 
 def _belongs_to(path: str, stems: set[str]) -> tuple[str | None, str | None]:
-    """(the video's path without its ending, language), or (None, None)."""
+    """Returns (path of the video without its ending, language) for a subtitle file, or (None, None)."""
     stem = _stem(path)
     if stem in stems:
         return stem, None
@@ -162,7 +162,7 @@ def _belongs_to(path: str, stems: set[str]) -> tuple[str | None, str | None]:
 def _best(
     files: Sequence[tuple[str, str | None]], languages: Sequence[str], endings: Sequence[str]
 ) -> tuple[str, str | None] | None:
-    """(path, language) of the one to read: by language, by ending, by name."""
+    """Returns (path, language) of the file to read, chosen by language, ending, name; None if no language matches."""
     wanted = [
         (place, endings.index(_ending(path)), path, lang)
         for path, lang in files

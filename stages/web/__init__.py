@@ -1,4 +1,4 @@
-"""HTTP as a polite and careful client: addresses, deadlines, limits per host, robots.txt, opt-outs.
+"""A polite and safe HTTP client: public addresses only, deadlines, limits per host, robots.txt, opt-outs.
 
 May import `common`.
 """

@@ -1,6 +1,6 @@
-"""Which addresses a fetcher may talk to: public ones only, by a list of our own.
+"""Which addresses a fetcher may connect to: public ones only, by our own list.
 
-`ipaddress.is_global` is not used: its answer for the same address differs between Python versions.
+`ipaddress.is_global` is not used: its result for the same address differs between Python versions.
 https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry
 """
 
@@ -16,7 +16,7 @@ NOT_PUBLIC_V4 = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",  # carrier NAT; Alibaba's metadata service
         "127.0.0.0/8",
-        "168.63.129.16/32",  # Azure's host agent: a public number, but inside
+        "168.63.129.16/32",  # Azure's host agent: formally public, but internal
         "169.254.0.0/16",  # link-local; the metadata service of most clouds
         "172.16.0.0/12",
         "192.0.0.0/24",
@@ -34,7 +34,7 @@ PUBLIC_V6 = IPv6Network("2000::/3")
 NOT_PUBLIC_V6 = tuple(
     IPv6Network(net)
     for net in (
-        "2001::/23",  # protocol assignments, Teredo among them
+        "2001::/23",  # protocol assignments, including Teredo
         "2001:db8::/32",
         "3fff::/20",
     )
@@ -43,11 +43,11 @@ SIX_TO_FOUR = IPv6Network("2002::/16")
 NAT64 = IPv6Network("64:ff9b::/96")
 
 
-@lru_cache(maxsize=100_000)  # asked for each hop and each socket
+@lru_cache(maxsize=100_000)  # called for each hop and each socket
 def is_public(address: str | IPv4Address | IPv6Address) -> bool:
-    """Whether the address is out on the internet; one that carries an IPv4 address is judged by that."""
+    """Whether the address is on the public internet. An IPv6 address that embeds an IPv4 address is judged by that."""
     if isinstance(address, str):
-        if "%" in address:  # a zone: link-local
+        if "%" in address:  # a zone id: link-local
             return False
         address = ip_address(address)
     if isinstance(address, IPv6Address):
@@ -59,7 +59,7 @@ def is_public(address: str | IPv4Address | IPv6Address) -> bool:
 
 
 def carried_v4(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address in an IPv4-mapped, 6to4 or NAT64 address."""
+    """Returns the IPv4 address embedded in an IPv4-mapped, 6to4 or NAT64 address, else None."""
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     if address in SIX_TO_FOUR:
@@ -71,7 +71,7 @@ def carried_v4(address: IPv6Address) -> IPv4Address | None:
 
 @lru_cache(maxsize=100_000)
 def is_literal(host: str) -> bool:
-    """Whether the host is an address in numbers and no name."""
+    """Whether the host is an IP address rather than a name."""
     try:
         ip_address(host)
     except ValueError:

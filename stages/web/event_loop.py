@@ -1,4 +1,4 @@
-"""An asyncio loop in a thread of its own, so that a stage's function stays an ordinary one."""
+"""An asyncio loop in its own thread, so that a stage's function need not be async."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ NUM_DNS_THREADS = 32  # `getaddrinfo` blocks
 
 
 class Loop:
-    """A running loop; use `running_loop`."""
+    """A loop that runs in another thread; create it with `running_loop`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Start a coroutine in the loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def submit_all(self, works: Sequence[Coroutine[Any, Any, T]]) -> list[concurrent.futures.Future[T]]:
-        """As `submit` for each, but the loop is woken once and not for each."""
+        """As `submit` for each coroutine, but the loop is woken only once. Cancelling a future cancels its task."""
         futures: list[concurrent.futures.Future[T]] = [concurrent.futures.Future() for _ in works]
 
         def start() -> None:
             for work, future in zip(works, futures, strict=True):
                 task = self._loop.create_task(work)
                 task.add_done_callback(partial(_settle, future))
-                future.add_done_callback(partial(self._given_up, task))
+                future.add_done_callback(partial(self._cancel_task, task))
 
         self._loop.call_soon_threadsafe(start)
         return futures
 
-    def _given_up(self, task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> None:
+    def _cancel_task(self, task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> None:
         if future.cancelled():
             self._loop.call_soon_threadsafe(task.cancel)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the loop and wait for its result."""
         return self.submit(work).result()
 
 
 def _settle(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
-    """What the task came to, for whoever waits in another thread."""
+    """Copy the outcome of the task to the future, which another thread may wait for."""
     if task.cancelled():
         future.cancel()
     elif future.set_running_or_notify_cancel():
@@ -59,8 +61,8 @@ def _settle(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None
 
 @contextmanager
 def running_loop() -> Iterator[Loop]:
-    """A loop in a daemon thread; on leaving, what still runs in it is cancelled and the thread ends."""
-    loop = asyncio.SelectorEventLoop()  # libcurl's sockets want one that selects, on Windows too
+    """Run a loop in a daemon thread; on exit, its remaining tasks are cancelled and the thread ends."""
+    loop = asyncio.SelectorEventLoop()  # libcurl's sockets need a selector loop, on Windows too
     executor = ThreadPoolExecutor(NUM_DNS_THREADS, thread_name_prefix="dns")
     loop.set_default_executor(executor)
     thread = Thread(target=loop.run_forever, name="ingest-loop", daemon=True)
@@ -71,7 +73,7 @@ def running_loop() -> Iterator[Loop]:
         asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        executor.shutdown(wait=False, cancel_futures=True)  # a name server that is slow holds up nobody
+        executor.shutdown(wait=False, cancel_futures=True)  # do not wait for a slow name server
         loop.close()
 
 

@@ -1,7 +1,7 @@
-"""Fetch URLs: public addresses only, checked on every hop; deadlines, byte caps; one typed code per failure.
+"""Fetch URLs: public addresses only, checked on every hop; deadlines, byte limits; one typed code per failure.
 
-A connection goes to the very address that was checked (`resolver`), and only when the host's turn has come
-(`politeness`). Proxies from the environment are not used: they would resolve unchecked.
+A connection goes to exactly the address that was checked (`resolver`), once the host's limits allow it
+(`politeness`). Proxies from the environment are not used: they would resolve names unchecked.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from vlpipe.stages.web.response import SLOW_DOWN, HttpFault, Page, Response
 from vlpipe.stages.web.robots import Origins
 from vlpipe.stages.web.url import Target, redirected, sendable, target_of
 
-MAX_RULES_FILE_BYTES = 1 << 24  # of an origin's rules, where videos may have gigabytes
+MAX_RULES_FILE_BYTES = (
+    1 << 24
+)  # limit for robots.txt and tdmrep.json, where `max_bytes` may be gigabytes (videos)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one URL, and (for the log only) when and how."""
+    """The result of one URL, and (for the log only) its timing and number of attempts."""
 
     result: Page | RowFault
     at_s: float  # Unix time of the first attempt
-    seconds: float  # waiting for its turn included
+    seconds: float  # including the wait for its turn
     attempts: int
 
 
@@ -53,11 +55,11 @@ def fetcher(
     accept: str = "image/*, */*;q=0.1",
     folder: str = "",
 ) -> Iterator[Fetch]:
-    """Yields `fetch(urls)`, which starts them all and returns a future for each.
+    """Yields `fetch(urls)`, which starts all requests and returns a future for each.
 
-    ports: host -> port on the loopback that answers for it, the one exemption from the address rules.
-    passing: codes that are worth another attempt. gate: where the run's `HostGate` is. refuse: why a URL must not be
-    asked for, listed or redirected to. folder: bodies are written to files there, not held in memory.
+    ports: host -> loopback port that serves it; the only exemption from the address rules.
+    passing: codes to retry. gate: address of the run's `HostGate`. refuse: returns a RowFault if a URL must not be
+    requested, whether listed or redirected to. folder: bodies are written to files there instead of held in memory.
     """
     with running_loop() as loop:
         crawler = loop.run(_crawler(limits, ports, passing, gate, refuse, accept, folder))
@@ -81,7 +83,7 @@ async def _crawler(
 
 
 class Crawler:
-    """Lives in the loop; at most `concurrency` requests at once, and to each host what the gate allows."""
+    """Fetches in the loop, with at most `concurrency` requests at once, and per host as many as the gate allows."""
 
     def __init__(
         self,
@@ -101,39 +103,45 @@ class Crawler:
         )
 
     async def close(self) -> None:
+        """Leave the gate and close all connections."""
         self._turns.close()
         await self._client.close()
 
     async def fetch(self, url: str) -> Answer:
-        """One URL, with retries. What is raised is a fault of the machine; all else is its answer."""
+        """Fetch one URL, with retries. Raises only for infrastructure errors; all other failures are its answer."""
         at_s, begin = time.time(), time.monotonic()
         result: Page | RowFault = RowFault("no_url")
         for attempt in range(1, self._limits.retries + 2):
             before, result = result, await self._attempt(url)
             if isinstance(result, RowFault) and result.why == "host_busy" and attempt > 1:
-                result = before  # what it answered says more
+                result = before  # the earlier failure tells more
                 break
-            if not self._may_pass(result) or attempt > self._limits.retries:
+            if not self._is_retriable(result) or attempt > self._limits.retries:
                 break
-            if not (isinstance(result, HttpFault) and result.status in SLOW_DOWN):  # there the gate waits
+            if not (
+                isinstance(result, HttpFault) and result.status in SLOW_DOWN
+            ):  # then the gate makes it wait
                 await asyncio.sleep(self._limits.backoff_s * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5))
         return Answer(result, at_s, time.monotonic() - begin, attempt)
 
-    def _may_pass(self, result: Page | RowFault) -> bool:
-        """Within this run: a host that wants a long rest is for a later one."""
+    def _is_retriable(self, result: Page | RowFault) -> bool:
+        """Whether to retry within this run; a host that asks for a long pause is left for a later run."""
         return isinstance(result, RowFault) and result.why in self._passing and result.why != "host_busy"
 
     async def _attempt(self, url: str, *, rules: bool = False) -> Page | RowFault:
-        """One try, redirects followed by hand; `rules`: the URL is that of an origin's rules."""
+        """One attempt, following redirects; `rules`: the URL is robots.txt or tdmrep.json of an origin."""
         left_s, target = self._limits.timeout_s, Target("", "", 0)
         try:
-            self._need_not_refused(url)  # as it is listed; below, as it is sent
+            self._need_not_refused(url)  # as listed; below, as sent
             url = listed = sendable(url)
             for _ in range(self._limits.max_redirects + 1):
                 if not rules:
                     await self._need_allowed(url)
                 target = target_of(url)
-                async with self._turns.turn(target.host, url) as turn, self._all:  # waiting costs it no time
+                async with (
+                    self._turns.turn(target.host, url) as turn,
+                    self._all,
+                ):  # waiting is not counted in `left_s`
                     begin, turn.led_here = time.monotonic(), listed
                     got = await self._hop(target, left_s, turn, rules)
                     left_s -= time.monotonic() - begin
@@ -143,15 +151,15 @@ class Crawler:
             raise RowFault("too_many_redirects", f"more than {self._limits.max_redirects}")
         except HostBusy:
             return RowFault(
-                "host_busy", f"{target.host} wants a rest longer than {self._limits.max_wait_s:g} s"
+                "host_busy", f"{target.host} asked for a pause longer than {self._limits.max_wait_s:g} s"
             )
         except RowFault as fault:
             return fault
-        except Exception as error:  # or the batch would be lost, and everybody in it asked again
+        except Exception as error:  # otherwise the batch is lost and all its hosts are requested again
             return row_fault(error, __name__)
 
     async def _need_allowed(self, url: str) -> None:
-        """Every URL that is about to be asked for passes here, redirects too."""
+        """Checks every URL before it is requested, redirects included. Raises RowFault if it is not allowed."""
         self._need_not_refused(url)
         if self._origins:
             await self._origins.check(url)
@@ -162,12 +170,12 @@ class Crawler:
             raise fault
 
     async def _rules(self, url: str) -> tuple[int, bytes] | RowFault:
-        """An origin's rules, fetched as carefully as anything else."""
+        """Fetch the rules of an origin, with the same checks as any other URL; returns (status, body)."""
         got = await self._attempt(url, rules=True)
         return got if isinstance(got, RowFault) else (got.status, got.body)
 
     async def _hop(self, target: Target, left_s: float, turn: Turn, rules: bool) -> Page | str:
-        """The page, or where it redirects to."""
+        """Request one URL; returns the page, or the location it redirects to."""
         max_bytes = self._limits.max_bytes
         response = Response(
             target.url,

@@ -1,21 +1,21 @@
-"""Headers of a response: names without regard to case, several values to a name."""
+"""Headers of a response: case-insensitive names, several values per name."""
 
 from __future__ import annotations
 
 from vlpipe.pipeline.errors import RowFault
 
-MAX_BYTES = 1 << 16  # of one response; browsers stop at four times as much
+MAX_BYTES = 1 << 16  # per response; browsers allow four times as much
 
 
 class Headers:
-    """Filled line by line, as they come."""
+    """Response headers, added line by line as they arrive."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[str]] = {}
         self._num_bytes = 0
 
     def add(self, line: bytes) -> None:
-        """`Name: value`. RowFault bad_response: more than MAX_BYTES in all."""
+        """Add a line `Name: value`. Raises RowFault (bad_response) if all lines exceed MAX_BYTES."""
         self._num_bytes += len(line)
         if self._num_bytes > MAX_BYTES:
             raise RowFault("bad_response", f"more than {MAX_BYTES} bytes of headers")
@@ -24,10 +24,11 @@ class Headers:
             self._values.setdefault(name.strip().lower(), []).append(value.strip())
 
     def getall(self, name: str, default: list[str]) -> list[str]:
+        """Returns all values of a header."""
         return self._values.get(name.lower(), default)
 
     def get(self, name: str, default: str = "") -> str:
-        """The first value."""
+        """Returns the first value of a header."""
         return self._values.get(name.lower(), [default])[0]
 
     def __contains__(self, name: str) -> bool:

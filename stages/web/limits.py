@@ -1,4 +1,4 @@
-"""How much a fetcher asks of others and takes from them."""
+"""Limits of a fetcher: timeouts, sizes, concurrency, retries, and which opt-outs it obeys."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vlpipe.stages.web.politeness import Politeness
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The stage has the defaults."""
+    """The limits of a fetcher. Their defaults are those of the stage parameters."""
 
-    connect_timeout_s: float  # TLS included
-    read_timeout_s: float  # without a byte
-    timeout_s: float  # one attempt, all redirects and the whole body
+    connect_timeout_s: float  # including TLS
+    read_timeout_s: float  # max time without a byte
+    timeout_s: float  # one attempt, with all redirects and the whole body
     max_bytes: int
     max_redirects: int
     concurrency: int
@@ -31,15 +31,16 @@ class Limits:
 
     @property
     def product(self) -> str:
-        """The name we go by in rules for bots."""
+        """The bot name that rules such as robots.txt are matched against."""
         return self.bot or self.user_agent.partition("/")[0].strip()
 
     @property
     def politeness(self) -> Politeness:
+        """The part of the limits that the gate enforces."""
         return Politeness(
             per_host=self.per_host,
             host_interval_s=self.host_interval_s,
             max_wait_s=self.max_wait_s,
             backoff_s=self.backoff_s,
-            lease_s=2 * self.timeout_s,  # a turn is one hop, and all hops together have `timeout_s`
+            lease_s=2 * self.timeout_s,  # a turn lasts one hop; all hops together may take `timeout_s`
         )

@@ -1,10 +1,10 @@
-"""Opt-outs in response headers and in the file: who says no is not collected, and what they said is kept as evidence.
+"""Opt-outs in response headers and in files: content that opts out is not collected; its statement is kept as evidence.
 
 X-Robots-Tag: https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag (several headers, several
-directives, a bot's name before those meant for it alone); noai and noimageai as DeviantArt introduced them; noml as
+directives, a bot's name before those for that bot only); noai and noimageai as introduced by DeviantArt; noml as
 proposed at https://noml.info. TDM reservation: https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/.
 Content-Usage: IETF AIPREF, still a draft (draft-ietf-aipref-attach-04). C2PA: the training and data mining assertion,
-https://cawg.io/training-and-data-mining/1.1/, read without a check of its signature: a no counts from anybody.
+https://cawg.io/training-and-data-mining/1.1/. Its signature is not checked: an opt-out by anybody is respected.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Literal, Protocol, get_args
 
-# `none` is noindex and nofollow in one. All of these are read as "not for a training set".
+# `none` means noindex and nofollow. All of these are read as "not for a training set".
 Signal = Literal[
     "noai",
     "noimageai",
@@ -28,10 +28,10 @@ Signal = Literal[
 DEFAULT: tuple[Signal, ...] = get_args(Signal)
 HEADERS = ("X-Robots-Tag", "TDM-Reservation", "Content-Usage")
 MAX_EVIDENCE = 300  # characters
-# Directives with a value: what stands before their colon is no bot.
+# Directives with a value: the name before their colon is not a bot.
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-BOT = re.compile(r"[a-z*][a-z0-9_.*-]*")  # begins with a letter: `15:00:00 GMT` after a comma names no bot
-# An entry and its use, in CBOR or JSON; what stands between are lengths, quotes, and a key or two.
+BOT = re.compile(r"[a-z*][a-z0-9_.*-]*")  # starts with a letter: `15:00:00 GMT` after a comma is not a bot
+# An entry and its use, in CBOR or JSON; between them are lengths, quotes, and a key or two.
 C2PA_NO = re.compile(
     rb"((?:c2pa|cawg)\.(?:ai_generative_training|ai_training|data_mining))[^.]{1,80}?use[^.]{1,80}?notAllowed"
 )
@@ -39,15 +39,15 @@ TRAINING = frozenset({"train-ai", "train-genai"})
 
 
 class Headers(Protocol):
-    """What this needs of a response's headers: names without regard to case, several values to a name."""
+    """Response headers: case-insensitive names, several values per name."""
 
     def getall(self, key: str, default: list[str]) -> list[str]: ...
 
 
 def opted_out(headers: Headers, bot: str, signals: Collection[str] = DEFAULT) -> str | None:
-    """The header that says no to `bot` (a product token such as `vlpipe`), as it came; None when none does.
+    """Returns the header line that opts out for `bot` (a product token such as `vlpipe`), else None.
 
-    signals: directives of X-Robots-Tag that count, and `tdm-reservation`, `content-usage`.
+    signals: the X-Robots-Tag directives to respect, and `tdm-reservation`, `content-usage`.
     """
     for name in HEADERS:
         for value in headers.getall(name, []):
@@ -57,7 +57,7 @@ def opted_out(headers: Headers, bot: str, signals: Collection[str] = DEFAULT) ->
 
 
 def opted_out_inside(data: bytes, signals: Collection[str] = DEFAULT) -> str | None:
-    """What a file's C2PA manifest says against training or mining, such as `c2pa.ai_training: notAllowed`; else None."""
+    """Returns the opt-out in a file's C2PA manifest, such as `C2PA c2pa.ai_training: notAllowed`, else None."""
     if "c2pa-training-mining" not in signals or b".training-mining" not in data:
         return None
     found = C2PA_NO.search(data)
@@ -65,7 +65,10 @@ def opted_out_inside(data: bytes, signals: Collection[str] = DEFAULT) -> str | N
 
 
 def is_no(evidence: str, bot: str, signals: Collection[str] = DEFAULT) -> bool:
-    """Is what was evidence once (of another step, say) one by these rules? What was cut cannot be read again, and is."""
+    """Whether evidence recorded earlier (by another step, for example) is an opt-out under these rules.
+
+    Truncated evidence cannot be parsed again and always counts as an opt-out.
+    """
     name, _, value = evidence.partition(": ")
     if name in HEADERS and len(evidence) < MAX_EVIDENCE:
         return _says_no(name, value, bot, signals)
@@ -73,16 +76,16 @@ def is_no(evidence: str, bot: str, signals: Collection[str] = DEFAULT) -> bool:
 
 
 def robots_directives(value: str, bot: str) -> Iterator[str]:
-    """Directives of one X-Robots-Tag that are for everybody or for `bot`, in lower case."""
-    meant = True
+    """Yield the directives of one X-Robots-Tag that apply to all bots or to `bot`, in lower case."""
+    applies = True
     for part in value.lower().split(","):
         name, colon, rest = (piece.strip() for piece in part.partition(":"))
         if colon and name in VALUED:
             continue
         if colon and BOT.fullmatch(name):
-            meant = name in ("*", bot.lower())
+            applies = name in ("*", bot.lower())
             name = rest.partition(":")[0].strip()
-        if meant and name:
+        if applies and name:
             yield name
 
 
@@ -95,12 +98,12 @@ def _says_no(name: str, value: str, bot: str, signals: Collection[str]) -> bool:
 
 
 def _says_no_to_training(value: str) -> bool:
-    """A dictionary of RFC 9651: `search=y, train-ai=n;x=1`."""
+    """Whether a dictionary of RFC 9651, such as `search=y, train-ai=n;x=1`, disallows training."""
     pairs = (item.partition(";")[0].partition("=") for item in value.lower().split(","))
-    return any(name.strip() in TRAINING and said.strip() == "n" for name, _, said in pairs)
+    return any(name.strip() in TRAINING and answer.strip() == "n" for name, _, answer in pairs)
 
 
 def _evidence(name: str, value: str) -> str:
-    """Verbatim, but for control characters; cut where it is very long."""
+    """The header line, with control characters replaced, truncated to MAX_EVIDENCE characters."""
     line = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in f"{name}: {value}")
     return line if len(line) <= MAX_EVIDENCE else line[: MAX_EVIDENCE - 3] + "..."

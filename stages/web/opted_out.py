@@ -1,6 +1,6 @@
-"""The URLs that opted out, as a run remembers them: read from `<root>/opted_out/` once, and written as they are noted.
+"""A run's record of URLs that opted out: read from `<root>/opted_out/` once, and written as new ones are noted.
 
-Of the parts the last is written anew as it grows: one whole file per write, on any store.
+It is stored in part files. The last part is rewritten as it grows, always as a whole file, so any store works.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from vlpipe.pipeline.inspect.opted_out import REL, SCHEMA, Row, part_names, read
 from vlpipe.pipeline.parquet.text_sets import DIGEST, Digests
 from vlpipe.pipeline.storage.store import Store
 
-PART_ROWS = 16_384  # of a part that is full; writing it took 10 ms
-WRITE_S = 0.5  # between two writes: what comes meanwhile goes into one
+PART_ROWS = 16_384  # rows of a full part; writing it takes 10 ms
+WRITE_S = 0.5  # min time between two writes; rows noted meanwhile are written together
 
 
-class _Said:
-    """hash -> places of what was said, in the list of all that was ever said: many say the same. What was read is in sorted
-    arrays, 36 bytes a hash; what is noted since then in a dict."""
+class _Evidence:
+    """Maps the hash of a URL to its evidence texts. A text is stored once, since many URLs send the same one. Entries read
+    from the store are in sorted arrays, 36 bytes per hash; entries noted since then are in a dict."""
 
     def __init__(self) -> None:
         self.hashes, self.words = np.empty(0, DIGEST), np.empty(0, np.uint32)
@@ -33,24 +33,27 @@ class _Said:
         self.texts: list[str] = []
 
     def place(self, evidence: str) -> int:
+        """Returns the index of a text, after adding it if it is new."""
         if evidence not in self.places:
             self.places[evidence] = len(self.texts)
             self.texts.append(evidence)
         return self.places[evidence]
 
     def read(self, parts: Sequence[tuple[Digests, array[int]]]) -> None:
+        """Set the entries read from the store: hashes and text indices of each part."""
         hashes = np.concatenate([np.empty(0, DIGEST), *(one for one, _ in parts)])
         words = np.concatenate([np.empty(0, np.uint32), *(np.array(one, np.uint32) for _, one in parts)])
         order = np.argsort(hashes, kind="stable")
         self.hashes, self.words = hashes[order], words[order]
 
     def get(self, hash_: bytes) -> list[str]:
+        """Returns the evidence texts of a hash."""
         low, high = (int(np.searchsorted(self.hashes, hash_, side)) for side in ("left", "right"))
         found = [*self.words[low:high].tolist(), *self.noted.get(hash_, ())]
         return [self.texts[place] for place in dict.fromkeys(found)]
 
     def add(self, hash_: bytes, evidence: str) -> bool:
-        """False where it has said so before."""
+        """Returns False if this evidence is already recorded for the hash."""
         if evidence in self.get(hash_):
             return False
         self.noted[hash_] = (*self.noted.get(hash_, ()), self.place(evidence))
@@ -58,13 +61,16 @@ class _Said:
 
 
 class OptedOut:
-    """One for all steps of a run: only its driver, which holds the root's lock, writes. Without a root it lasts as long as
-    the object. `said`, `note` and `kept` are called in one asyncio loop. Hashes are as `hash_of_url` makes them."""
+    """The record of opt-outs, shared by all steps of a run: only the driver, which holds the root's lock, writes it.
+
+    Without a root it is kept in memory only. `said`, `note` and `kept` must be called in one asyncio loop. Hashes are
+    those of `hash_of_url`.
+    """
 
     def __init__(self, root: Store | None = None) -> None:
         self._root = root
-        self._said = _Said()
-        self._part, self._tail = 0, list[Row]()  # number and rows of the part that grows
+        self._said = _Evidence()
+        self._part, self._tail = 0, list[Row]()  # number and rows of the last part
         self._fresh: list[Row] = []
         self._num_noted = self._num_kept = 0
         self._writing: asyncio.Task[None] | None = None
@@ -72,7 +78,7 @@ class OptedOut:
         self._loaded = root is None
 
     def load(self) -> None:
-        """Read what earlier runs kept, once. It takes its time: for a service while it is made, not while it is asked."""
+        """Read the record of earlier runs, once. This is slow: a service calls it when created, not when queried."""
         if self._root is None or self._loaded:
             return
         self._root.sweep(REL)
@@ -86,17 +92,17 @@ class OptedOut:
         self._loaded = True
 
     def said(self, hash_: str) -> Sequence[str]:
-        """How the URL of this hash said no; empty: it did not."""
+        """Returns the evidence for the URL with this hash; empty if it has not opted out."""
         return self._said.get(bytes.fromhex(hash_))
 
     def note(self, hash_: str, evidence: str) -> None:
-        """`evidence` is one line. What was said before is not noted twice."""
+        """Record `evidence` (one line) for a hash, unless it is recorded already."""
         if self._said.add(bytes.fromhex(hash_), evidence) and self._root is not None:
             self._fresh.append((hash_, evidence, int(time.time()) * 1000))
             self._num_noted += 1
 
     async def kept(self) -> None:
-        """Return when everything noted so far is on disk. OSError and such when it cannot be written."""
+        """Wait until everything noted so far is on disk. Raises the store's error, such as OSError, if a write fails."""
         wanted = self._num_noted
         while self._num_kept < wanted:
             if self._writing is None:

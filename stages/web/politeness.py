@@ -1,7 +1,7 @@
-"""Who may ask which host now: one gate for all workers of a step, so that its limits hold however many there are.
+"""Limits requests per host, with one gate for all workers of a step, so that limits do not depend on their number.
 
-The gate lives in the driver (`pipeline.shared`); a worker asks it for a turn at a host before each request and gives the
-turn back after it. Routing hosts to workers instead would tear shards apart: shard k's rows are fetched where shard k is.
+The gate lives in the driver (`pipeline.service`). A worker requests a turn at a host before each HTTP request and returns
+it afterwards. Assigning hosts to workers instead would split shards: the rows of shard k are fetched by one worker.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from vlpipe.pipeline.inspect.opted_out import hash_of_url
 from vlpipe.pipeline.service import Address, Peer, connect
 from vlpipe.stages.web.opted_out import OptedOut
 
-GATHER_S = 0.001  # messages are collected for this long: one line for many of them
-MAX_STRIKES = 30  # 2 ** 30 s is for ever
-FEW_HOSTS = 10_000
+GATHER_S = 0.001  # messages are collected for this long and sent together
+MAX_STRIKES = 30  # 2 ** 30 s is practically forever
+FEW_HOSTS = 10_000  # idle hosts are removed only above this number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Politeness:
-    """per_host: requests at once; host_interval_s: from start to start; max_wait_s: a longer rest is for a later run.
+    """Limits per host.
 
-    backoff_s: first rest after a 429 or 503 that names no time, doubling with each in a row; lease_s: a turn that is
-    not given back for so long is lost (a worker that is stopped; one that died gives back what it has at once).
+    per_host: max concurrent requests. host_interval_s: min time between the starts of two requests. max_wait_s: if a host
+    asks for a longer pause, its URLs are left for a later run. backoff_s: first pause after a 429 or 503 without
+    Retry-After; it doubles with each in a row. lease_s: a turn not returned for so long is revoked (its worker hangs; the
+    turns of a worker that died are returned at once).
     """
 
     per_host: int
@@ -42,7 +44,7 @@ class Politeness:
 
 @dataclass(eq=False, slots=True)
 class _Wish:
-    """A turn that is waited for or held."""
+    """A turn that a worker waits for or holds."""
 
     peer: Peer
     key: int
@@ -54,24 +56,25 @@ class _Wish:
 @dataclass(eq=False, slots=True)
 class _Host:
     waiting: deque[_Wish] = field(default_factory=deque)
-    leases: dict[_Wish, None] = field(default_factory=dict)  # the oldest first
+    leases: dict[_Wish, None] = field(default_factory=dict)  # oldest first
     next_start: float = 0.0
     rest_since: float = 0.0
     rest_until: float = 0.0
-    strikes: int = 0  # rests in a row
+    strikes: int = 0  # pauses in a row
     timer: asyncio.TimerHandle | None = None
 
     def is_idle(self, now: float) -> bool:
-        """Nothing is lost when we forget it."""
+        """Whether the host has no state worth keeping and can be removed."""
         return not (self.waiting or self.leases) and max(self.next_start, self.rest_until) <= now
 
 
 class HostGate:
-    """The service. From a worker, a list: [key, host, hash of the URL] wants a turn; a key alone gives it back, all well;
-    [key, struck, wanted_s, how the URL said no or null, hashes of it and of the URL that led there] gives it back as well.
+    """The service that grants turns at hosts.
 
-    To a worker, a list: a key is granted (or, after a no: that is kept for good); [key, one of WHYS, text] is not.
-    opted_out: what the root remembers of who said no. counts: whether this step's rules take such words for a no.
+    Messages from a worker are lists of items: [key, host, hash of the URL] requests a turn; a key alone returns it after
+    success; [key, struck, wanted_s, evidence of an opt-out or null, hashes of the URL and of the URL listed] returns it
+    otherwise. Messages to a worker: a key is granted (or, after an opt-out: it is on disk); [key, one of WHYS, text] is
+    refused. opted_out: the root's record of opt-outs. counts: whether evidence is an opt-out under this step's rules.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class HostGate:
         self._sweep_at = FEW_HOSTS
 
     def heard(self, peer: Peer, message: Any) -> None:
+        """Handle a message of a worker."""
         wishes = self._wishes.setdefault(peer, {})
         touched: dict[_Host, None] = {}
         for item in message:
@@ -100,7 +104,7 @@ class HostGate:
             else:
                 wish = self._given_back(wishes, *item[:3])
                 if item[3] is not None:
-                    self._said_no(peer, item[0], *item[3:])
+                    self._note_opt_out(peer, item[0], *item[3:])
             if wish is not None:
                 touched[wish.host] = None
         self._grant(touched)
@@ -110,8 +114,9 @@ class HostGate:
             self._sweep_at = 2 * len(self._hosts) + FEW_HOSTS
 
     def left(self, peer: Peer) -> None:
-        gone = self._wishes.pop(peer, {})
-        touched = {wish.host: None for wish in gone.values()}
+        """Return all turns of a worker that disconnected."""
+        wishes = self._wishes.pop(peer, {})
+        touched = {wish.host: None for wish in wishes.values()}
         for host in touched:
             host.waiting = deque(wish for wish in host.waiting if wish.peer is not peer)
             host.leases = {wish: None for wish in host.leases if wish.peer is not peer}
@@ -127,17 +132,17 @@ class HostGate:
 
     def _given_back(self, wishes: dict[int, _Wish], key: int, struck: bool, wanted_s: float) -> _Wish | None:
         wish = wishes.pop(key, None)
-        if wish is None:  # it was taken away
+        if wish is None:  # the lease expired and was revoked
             return None
         host = wish.host
-        if wish not in host.leases:  # given up before it was granted
+        if wish not in host.leases:  # cancelled before it was granted
             host.waiting.remove(wish)
             return wish
         del host.leases[wish]
         if not struck:
             if wish.began >= host.rest_since:
                 host.strikes = 0
-        elif wish.began >= host.rest_since:  # requests that were under way together are one strike
+        elif wish.began >= host.rest_since:  # concurrent requests count as one strike
             now = monotonic()
             own_s = self._rules.backoff_s * 2.0 ** min(host.strikes, MAX_STRIKES) * random.uniform(0.5, 1.0)
             host.strikes += 1
@@ -146,8 +151,8 @@ class HostGate:
             host.rest_until = max(host.rest_until, monotonic() + wanted_s)
         return wish
 
-    def _said_no(self, peer: Peer, key: int, evidence: str, hashes: list[str]) -> None:
-        """The worker waits until this is kept: no shard may say so before the root does."""
+    def _note_opt_out(self, peer: Peer, key: int, evidence: str, hashes: list[str]) -> None:
+        """Record an opt-out. The worker waits until it is on disk: a shard must not report it before the root does."""
         for hash_ in hashes:
             self._opted_out.note(hash_, evidence)
         task = asyncio.ensure_future(self._keep(peer, key))
@@ -157,7 +162,7 @@ class HostGate:
     async def _keep(self, peer: Peer, key: int) -> None:
         try:
             await self._opted_out.kept()
-        except Exception as error:  # the worker's attempt fails with it
+        except Exception as error:  # makes the worker's attempt fail
             peer.send([[key, "not_kept", explain(error)]])
         else:
             peer.send([key])
@@ -171,7 +176,7 @@ class HostGate:
             peer.send(answers)
 
     def _pump(self, host: _Host, out: dict[Peer, list[Any]]) -> None:
-        """Answer those who wait for a host, as far as its limits allow; come back when they will allow more."""
+        """Answer the requests waiting for a host as far as its limits allow; schedule the next call for the rest."""
         now = monotonic()
         if host.timer:
             host.timer.cancel()
@@ -195,7 +200,7 @@ class HostGate:
             out.setdefault(wish.peer, []).append(answer)
 
     def _free_at(self, host: _Host, now: float) -> float:
-        """When a place is free at the latest; leases that ran out are taken away."""
+        """Returns the latest time at which the host has a free place, after revoking expired leases."""
         while len(host.leases) >= self._rules.per_host:
             oldest = next(iter(host.leases))
             if oldest.began + self._rules.lease_s > now:
@@ -206,7 +211,7 @@ class HostGate:
 
 
 class HostBusy(Exception):
-    """The host wants a longer rest than we are ready to wait."""
+    """The host asked for a longer pause than `max_wait_s`."""
 
 
 WHYS: dict[str, Callable[[str], Exception]] = {
@@ -217,17 +222,19 @@ WHYS: dict[str, Callable[[str], Exception]] = {
 
 
 class Turn:
-    """What a worker waits for (`async with`), and tells the gate when it is over: HostBusy when there will be none soon,
-    RowFault when the URL has opted out."""
+    """A turn at a host: `async with` waits for it and returns it to the gate at the end.
+
+    Raises HostBusy if the host asked for too long a pause, RowFault (opt_out) if the URL has opted out.
+    """
 
     __slots__ = ("_host", "_key", "_turns", "_url", "led_here", "opted_out", "struck", "wanted_s")
 
     def __init__(self, turns: Turns, host: str, url: str) -> None:
         self._turns, self._host, self._url, self._key = turns, host, url, 0
-        self.struck = False  # the server asked us to slow down,
-        self.wanted_s = 0.0  # for so long; 0: it named no time
-        self.opted_out: str | None = None  # the URL said no, with these words;
-        self.led_here = ""  # and the URL that was listed is not to be asked again, either
+        self.struck = False  # the server asked to slow down (429 or 503)
+        self.wanted_s = 0.0  # for this long; 0: no time given
+        self.opted_out: str | None = None  # evidence, if the URL opted out
+        self.led_here = ""  # the URL as listed, which then counts as opted out as well
 
     async def __aenter__(self) -> Turn:
         self._key = self._turns.new_key()
@@ -239,10 +246,10 @@ class Turn:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self.opted_out is not None:  # over for us when it is kept
+        if self.opted_out is not None:  # wait until it is on disk
             hashes = [*{_hash(self._url): None, _hash(self.led_here): None}]
-            said = [self._key, self.struck, self.wanted_s, self.opted_out, [one for one in hashes if one]]
-            await self._turns.told(self._key, said)
+            item = [self._key, self.struck, self.wanted_s, self.opted_out, [one for one in hashes if one]]
+            await self._turns.told(self._key, item)
         elif self.struck:
             self._turns.tell([self._key, True, self.wanted_s, None, []])
         else:
@@ -250,7 +257,7 @@ class Turn:
 
 
 def _hash(url: str) -> str:
-    """`hash_of_url`, quicker for a URL as it is sent: what follows the scheme is its canonical form, but for ports."""
+    """`hash_of_url`, faster for a URL as sent: without a port, the part after the scheme is already canonical."""
     _, _, rest = url.partition("://")
     netloc = rest.partition("/")[0]
     if ":" in netloc or netloc[-1:] == ".":
@@ -259,7 +266,7 @@ def _hash(url: str) -> str:
 
 
 class Turns:
-    """A worker's end of the gate; lives in the crawler's loop. `send` and `close` are those of the connection."""
+    """A worker's side of the gate, in the crawler's loop. `send` and `close` are those of the connection."""
 
     send: Callable[[Any], None]
     close: Callable[[], None]
@@ -272,20 +279,22 @@ class Turns:
         self._key = 0
 
     def turn(self, host: str, url: str = "") -> Turn:
-        """`async with turns.turn(host, url) as turn:`; the URL as it is sent."""
+        """Request a turn: `async with turns.turn(host, url) as turn:`, with the URL as sent."""
         return Turn(self, host, url)
 
     def new_key(self) -> int:
+        """Returns an unused key."""
         self._key += 1
         return self._key
 
     def tell(self, item: Any) -> None:
+        """Send an item to the gate."""
         if not self._out:
             self._loop.call_later(GATHER_S, self._flush)
         self._out.append(item)
 
     async def told(self, key: int, item: Any) -> None:
-        """Tell, and wait for the answer to the key."""
+        """Send an item and wait for the answer to the key. Raises the refusal, or VlpipeError if the connection is lost."""
         if self._lost:
             raise _hung_up()
         answer = self._asked[key] = self._loop.create_future()
@@ -296,6 +305,7 @@ class Turns:
             del self._asked[key]
 
     def heard(self, message: Any) -> None:
+        """Handle a message of the gate."""
         for item in message:
             key, why, text = (item, "", "") if isinstance(item, int) else item
             answer = self._asked.get(key)
@@ -303,6 +313,7 @@ class Turns:
                 answer.set_exception(WHYS[why](text)) if why else answer.set_result(None)
 
     def lost(self) -> None:
+        """The connection is lost: fail all waiting requests."""
         self._lost = True
         for answer in self._asked.values():
             if not answer.done():
@@ -314,12 +325,14 @@ class Turns:
 
 
 def _hung_up() -> VlpipeError:
-    return VlpipeError("the run's driver hung up: without it the workers cannot share a host's limits")
+    return VlpipeError(
+        "the connection to the run's driver is lost: without it the workers cannot share a host's limits"
+    )
 
 
 @dataclass(eq=False)
-class _Here:
-    """The gate's view of a worker in its own process."""
+class _LocalPeer:
+    """The gate's view of a worker in the gate's own process."""
 
     turns: Turns
 
@@ -328,11 +341,11 @@ class _Here:
 
 
 async def join(where: Address | None, rules: Politeness) -> Turns:
-    """Turns of the run's gate, or of one of our own outside a run."""
+    """Connect to the run's gate at `where`; None (outside a run) creates a gate for this process."""
     turns = Turns()
     if where is None:
-        gate, here = HostGate(rules), _Here(turns)
-        turns.send, turns.close = (lambda message: gate.heard(here, message)), (lambda: gate.left(here))
+        gate, peer = HostGate(rules), _LocalPeer(turns)
+        turns.send, turns.close = (lambda message: gate.heard(peer, message)), (lambda: gate.left(peer))
     else:
         line = await connect(where, turns.heard, turns.lost)
         turns.send, turns.close = line.send, line.close

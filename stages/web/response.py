@@ -1,4 +1,4 @@
-"""What a response becomes while it comes: a page in memory or in a file, where it redirects to, or why it is neither."""
+"""Receive a response: its result is a page in memory or in a file, a redirect location, or a RowFault."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from vlpipe.stages.web.politeness import Turn
 from vlpipe.stages.web.url import without_secrets
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-SLOW_DOWN = frozenset({429, 503})  # the host, not only this URL
+SLOW_DOWN = frozenset({429, 503})  # these apply to the whole host, not only to this URL
 A_YEAR_S = 365 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a URL led to."""
+    """The content of a URL."""
 
     status: int
-    url: str  # the last one, without secrets
+    url: str  # after redirects, without secrets
     body: bytes
-    file: str = ""  # instead of `body`: where it was written to
+    file: str = ""  # path of the file with the body, if `body` is not used
 
 
 class HttpFault(RowFault):
-    """An answer that is no image."""
+    """A response with an HTTP status other than 200 or a redirect."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"http_{status}", http.client.responses.get(status, ""))
@@ -42,9 +42,9 @@ class HttpFault(RowFault):
 
 
 class Response:
-    """A `Reply` to one hop; `got` says what came of it.
+    """A `Reply` to one hop; `got` returns its result.
 
-    rules: it is a file of an origin's rules, which consent is not asked for. folder: the body goes to a file in there.
+    rules: the URL is robots.txt or tdmrep.json, which need no consent. folder: the body is written to a file there.
     """
 
     def __init__(
@@ -52,13 +52,14 @@ class Response:
     ) -> None:
         self._url, self._turn, self._limits, self._max_bytes = url, turn, limits, max_bytes
         self._rules, self._folder = rules, folder
-        self._found: str | RowFault | None = None  # instead of a body
+        self._found: str | RowFault | None = None  # a redirect location or a failure, instead of a body
         self._status = self._num_bytes = 0
         self._pieces: list[bytes] = []
         self._file: IO[bytes] | None = None
         self._unzip: zlib._Decompress | None = None
 
     def head(self, status: int, headers: Headers) -> bool:
+        """Returns whether the body is wanted. Raises RowFault: opt_out, too_large, bad_response."""
         self._status = status
         if status in SLOW_DOWN:
             self._turn.struck, self._turn.wanted_s = True, retry_after_s(headers.get("Retry-After"))
@@ -77,7 +78,7 @@ class Response:
         return True
 
     def piece(self, data: bytes) -> None:
-        """Never more than `max_bytes` in all, whatever the headers say."""
+        """Add bytes of the body. Raises RowFault: too_large (beyond `max_bytes`, whatever the headers say), bad_response."""
         if self._unzip:
             try:
                 data = self._unzip.decompress(data, self._max_bytes + 1 - self._num_bytes)
@@ -92,7 +93,7 @@ class Response:
             self._pieces.append(data)
 
     def got(self) -> Page | str:
-        """The page, or where it redirects to. RowFault: why there is neither."""
+        """Returns the page, or the location it redirects to. Raises RowFault if there is neither, or for an opt-out."""
         if isinstance(self._found, RowFault):
             raise self._found
         if self._found is not None:
@@ -109,13 +110,13 @@ class Response:
         return Page(self._status, shown, body)
 
     def drop(self) -> None:
-        """No half file is left behind."""
+        """Delete the incomplete file, if any."""
         if self._file:
             self._file.close()
             os.unlink(self._file.name)
 
     def _need_consent(self, evidence: str | None) -> None:
-        """Of headers before a byte of the body is read; nobody who fetches into this root asks again."""
+        """Raises RowFault (opt_out) if there is evidence, and reports it to the gate, so that no later run asks again."""
         if evidence is not None:
             self._turn.opted_out = evidence
             raise RowFault("opt_out", evidence)
@@ -126,13 +127,13 @@ class Response:
             raise RowFault("too_large", f"{length[:30]} bytes, the limit is {self._max_bytes}")
         encoding = headers.get("Content-Encoding", "identity").lower()
         if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
-            raise RowFault("bad_response", f"content encoding {encoding[:20]!r}, none was asked for")
+            raise RowFault("bad_response", f"content encoding {encoding[:20]!r}, but none was requested")
         if encoding not in ("identity", ""):
             self._unzip = zlib.decompressobj(wbits=47)
 
 
 def retry_after_s(value: str) -> float:
-    """Seconds to wait by a Retry-After header: a number of them, or an HTTP date; 0 for anything else."""
+    """Returns the seconds to wait by a Retry-After header (a number or an HTTP date); 0 if it is invalid. Max a year."""
     value = value.strip()
     if value.isascii() and value.isdecimal():
         return min(float(value[:12]), A_YEAR_S)
@@ -140,5 +141,5 @@ def retry_after_s(value: str) -> float:
         at = parsedate_to_datetime(value)
         at = at if at.tzinfo else at.replace(tzinfo=UTC)
         return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), A_YEAR_S)
-    except (ValueError, OverflowError, TypeError):  # a year or a zone that no calendar has
+    except (ValueError, OverflowError, TypeError):  # an impossible year or time zone
         return 0.0

@@ -1,7 +1,7 @@
-"""Rules of an origin, asked for once and kept: robots.txt (RFC 9309) and /.well-known/tdmrep.json. Both are options.
+"""Rules of an origin, fetched once and cached: robots.txt (RFC 9309) and /.well-known/tdmrep.json. Both are optional.
 
-The files come through the same guards as images do. robots.txt: 4xx, nothing is forbidden; no answer or 5xx,
-everything is (RFC 9309, 2.3.1.3 and 2.3.1.4). tdmrep.json: without a readable file nothing is reserved.
+The files are fetched with the same checks as images. robots.txt: after a 4xx nothing is forbidden; without an answer or
+after a 5xx everything is (RFC 9309, 2.3.1.3 and 2.3.1.4). tdmrep.json: without a readable file nothing is reserved.
 https://www.rfc-editor.org/rfc/rfc9309, https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/
 """
 
@@ -23,7 +23,7 @@ Read = Callable[[str], Awaitable["tuple[int, bytes] | RowFault"]]  # URL -> stat
 
 
 def need_protego() -> Any:
-    """protego's parser, the one Scrapy uses. VlpipeError when it is not installed."""
+    """Returns the parser of protego, as used by Scrapy. Raises VlpipeError if it is not installed."""
     try:
         from protego import Protego
     except ImportError as error:
@@ -32,7 +32,7 @@ def need_protego() -> Any:
 
 
 class Origins:
-    """What the origins we met say; one question to each, whoever waits for the answer."""
+    """The rules of all origins seen so far; each file is fetched once for all callers."""
 
     def __init__(self, read: Read, bot: str, *, robots: bool, tdmrep: bool) -> None:
         self._read, self._bot = read, bot
@@ -41,14 +41,14 @@ class Origins:
         self._rules: dict[str, asyncio.Task[Any]] = {}
 
     async def check(self, url: str) -> None:
-        """RowFault opt_out when the URL (as it is sent) is not to be asked for; rules_unreadable when we cannot know."""
+        """Raises RowFault if the URL (as sent) must not be requested: opt_out, or robots_unreadable."""
         origin, path = split_origin(url)
-        shown = path.partition("?")[0][:200]  # a query may hold a signature
+        shown = path.partition("?")[0][:200]  # a query may contain a signature
         if self._parser:
             rules = await self._of(origin + ROBOTS_PATH, self._robots)
             if isinstance(rules, RowFault):
                 raise RowFault(
-                    "robots_unreadable", f"{origin}{ROBOTS_PATH}: {rules.why}; all is forbidden then"
+                    "robots_unreadable", f"{origin}{ROBOTS_PATH}: {rules.why}; then everything is forbidden"
                 )
             if not rules.can_fetch(url, self._bot):
                 raise RowFault("opt_out", f"{origin}{ROBOTS_PATH} disallows {shown} for {self._bot}")
@@ -59,10 +59,12 @@ class Origins:
 
     async def _of(self, url: str, ask: Callable[[str], Awaitable[Any]]) -> Any:
         if url not in self._rules:
-            if len(self._rules) >= MAX_ORIGINS:  # the oldest goes; to ask again is polite enough
+            if len(self._rules) >= MAX_ORIGINS:  # drop the oldest; it is fetched again when needed
                 self._rules.pop(next(iter(self._rules)))
             self._rules[url] = asyncio.ensure_future(ask(url))
-        return await asyncio.shield(self._rules[url])  # one who gives up does not take it from the others
+        return await asyncio.shield(
+            self._rules[url]
+        )  # shielded: a cancelled caller does not cancel it for others
 
     async def _robots(self, url: str) -> Any:
         got = await self._read(url)
@@ -84,11 +86,11 @@ def split_origin(url: str) -> tuple[str, str]:
 
 
 def reserved_paths(body: bytes) -> list[re.Pattern[str]]:
-    """Patterns of the locations that tdmrep.json reserves. The first rule that fits a path decides, as a later
-    one may not take back what an earlier one says; so rules that free a path are put in front as exceptions."""
+    """Returns regexes of the locations that tdmrep.json reserves. The first rule that matches a path decides, so
+    rules that permit a path become negative lookaheads of the patterns after them."""
     try:
         rules = json.loads(body.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):  # no JSON, or nested without end
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply
         return []
     found, freed = [], ""
     for rule in rules if isinstance(rules, list) else ():
@@ -103,6 +105,6 @@ def reserved_paths(body: bytes) -> list[re.Pattern[str]]:
 
 
 def _pattern(location: str) -> str:
-    """As robots.txt: a prefix, `*` stands for anything, `$` for the end."""
+    """Regex of a location, as in robots.txt: a prefix, in which `*` matches anything and a final `$` the end."""
     text, end = (location[:-1], "$") if location.endswith("$") else (location, "")
     return "/?" + ".*".join(re.escape(piece) for piece in text.lstrip("/").split("*")) + end

@@ -1,4 +1,4 @@
-"""URLs out of a list: made safe to send, or refused with a reason; and stripped of secrets, to be kept."""
+"""Make listed URLs safe to send, or refuse them with a reason; strip secrets from URLs to be stored."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vlpipe.pipeline.errors import RowFault
 
 PORTS = {"http": 80, "https": 443}
 MAX_URL_CHARS = 8000
-WEB_PORTS = (443, *range(80, 91))  # of the ports below 1024, those that web servers use
-# What may stand in a path or query as it is; the rest is percent-encoded. `%` stays: it is encoded already.
+WEB_PORTS = (443, *range(80, 91))  # allowed ports below 1024: those used by web servers
+# Characters of a path or query that are not percent-encoded. `%` is kept, as it is part of an encoding.
 KEPT = "%/:?@!$&'()*+,;=-._~[]|"
-# As nearly all are, with nothing to encode and no port: read at once, in 1 of the 5 microseconds.
+# Nearly all URLs: nothing to encode, no port. They are accepted in 1 microsecond instead of 5.
 PLAIN = re.compile(
     r"https?://([a-z0-9_.-]+)/[A-Za-z0-9%/:@!$&'()*+,;=._~\[\]|-]*(\?[A-Za-z0-9%/:?@!$&'()*+,;=._~\[\]|-]+)?"
 )
@@ -30,24 +30,24 @@ SECRET = re.compile(
 
 
 class Target(NamedTuple):
-    """A URL as it is sent, and where that goes to."""
+    """A URL as sent, with its host and port."""
 
     url: str
-    host: str  # of an IPv6 address without its brackets
+    host: str  # an IPv6 address without brackets
     port: int
 
 
 def target_of(sent: str) -> Target:
-    """sent: by `sendable`."""
+    """Returns the host and port of a URL from `sendable`."""
     scheme, _, rest = sent.partition("://")
     name, colon, port = rest.partition("/")[0].rpartition(":")
-    if not colon or port.endswith("]"):  # the colon was one of an IPv6 address
+    if not colon or port.endswith("]"):  # the colon is part of an IPv6 address
         name, port = rest.partition("/")[0], str(PORTS[scheme])
     return Target(sent, name.strip("[]"), int(port))
 
 
 def sendable(url: str) -> str:
-    """The URL in ASCII, as it goes over the wire. RowFault: no_url, bad_url."""
+    """Returns the URL in ASCII, as sent. Raises RowFault: no_url, bad_url."""
     url = url.strip(" \t\r\n\f")
     if not url:
         raise RowFault("no_url")
@@ -69,38 +69,39 @@ def sendable(url: str) -> str:
     if "@" in parts.netloc or "\\" in parts.netloc:
         raise RowFault("bad_url", "it has a user name or a backslash before the host")
     if port is not None and port < 1024 and port not in WEB_PORTS:
-        raise RowFault("bad_url", f"port {port} is for other services")
+        raise RowFault("bad_url", f"port {port} is reserved for other services")
     netloc = _host(parts.hostname or "") + (f":{port}" if port is not None else "")
     query = f"?{quote(parts.query, KEPT)}" if parts.query else ""
     return f"{parts.scheme}://{netloc}{quote(parts.path or '/', KEPT)}{query}"
 
 
-@lru_cache(maxsize=100_000)  # a list names the same hosts again and again
+@lru_cache(maxsize=100_000)  # a list repeats the same hosts
 def _host(host: str) -> str:
-    """As it goes into the URL. RowFault: bad_url."""
+    """Returns the host as written in the URL sent. Raises RowFault: bad_url."""
     if ":" in host:
         return f"[{_literal_v6(host)}]"
     if not host.isascii():
         host = _punycode(host)
     if _is_v4(host):
         return host
-    labels = host.removesuffix(".").split(".")  # an empty one no look-up takes
+    labels = host.removesuffix(".").split(".")  # resolvers reject empty labels
     if not re.fullmatch(r"[a-z0-9_.-]{1,253}\.?", host) or not all(1 <= len(one) <= 63 for one in labels):
-        raise RowFault("bad_url", f"{host[:80]!r} is no host name")
+        raise RowFault("bad_url", f"{host[:80]!r} is not a host name")
     return host
 
 
 def _literal_v6(host: str) -> str:
     try:
         if "%" in host:
-            raise ValueError("it has a zone")
+            raise ValueError("it has a zone id")
         return str(ipaddress.IPv6Address(host))
     except ValueError as error:
-        raise RowFault("bad_url", f"{host[:80]!r} is no IPv6 address: {error}") from error
+        raise RowFault("bad_url", f"{host[:80]!r} is not an IPv6 address: {error}") from error
 
 
 def _is_v4(host: str) -> bool:
-    """Four plain numbers. Other spellings (127.1, 0x7f.1, 2130706433) are refused: readers disagree."""
+    """Whether the host is four decimal numbers. Raises RowFault (bad_url) for other notations (127.1, 0x7f.1,
+    2130706433), because parsers disagree about them."""
     try:
         ipaddress.IPv4Address(host)
     except ValueError:
@@ -108,7 +109,7 @@ def _is_v4(host: str) -> bool:
             socket.inet_aton(host)
         except OSError:
             return False
-        raise RowFault("bad_url", f"{host[:80]!r} is an address in an odd spelling") from None
+        raise RowFault("bad_url", f"{host[:80]!r} is an IP address in a nonstandard notation") from None
     return True
 
 
@@ -118,11 +119,11 @@ def _punycode(host: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode("ascii").lower()
     except idna.IDNAError as error:
-        raise RowFault("bad_url", f"{host[:80]!r} is no host name: {error}") from error
+        raise RowFault("bad_url", f"{host[:80]!r} is not a host name: {error}") from error
 
 
 def redirected(base: str, location: str) -> str:
-    """Where a redirect leads. RowFault: bad_url."""
+    """Returns the URL a redirect leads to, as sent. Raises RowFault (bad_url)."""
     try:
         return sendable(urljoin(base, location.strip()))
     except ValueError as error:
@@ -132,7 +133,7 @@ def redirected(base: str, location: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """The URL without user name, fragment and what looks like a signature or token."""
+    """Returns the URL without user name, fragment, and query parameters that look like signatures or tokens."""
     if not {"?", "#", "@"} & set(url):
         return url
     url = re.sub(r"(?<=//)[^/?#]*@", "", url.partition("#")[0])

@@ -82,5 +82,5 @@ def test_the_column_says_whose_scores_it_holds(clip_folder: Path, image_rows: Ro
 
 
 def test_what_is_no_clip_model_is_said(tmp_path: Path) -> None:
-    with pytest.raises(VlpipeError, match=f"{tmp_path} is no CLIPModel that transformers can load"):
+    with pytest.raises(VlpipeError, match=f"{tmp_path}: transformers cannot load it as CLIPModel"):
         ClipScore(model=Weights(path=str(tmp_path))).open().__enter__()

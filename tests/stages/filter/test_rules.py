@@ -242,12 +242,12 @@ def test_a_threshold_of_another_encoder_is_refused() -> None:
         "rule clip_score: clip_score >= 0.28 is for scores of openai/B-32, but 'clip_score' is of laion/L-14"
     )
     assert schema_error(clip_rule(), of) == (
-        "rule clip_score: 'clip_score' are scores of laion/L-14; write `encoder: laion/L-14` if clip_score >= 0.28 "
+        "rule clip_score: 'clip_score' has scores of laion/L-14; write `encoder: laion/L-14` if clip_score >= 0.28 "
         "is for them"
     )
     assert schema_error(clip_rule(encoder="openai/B-32", needs="filter.clip:ClipScore"), unbound) == (
-        "rule clip_score: clip_score >= 0.28 is for scores of openai/B-32, but no step above says whose 'clip_score' "
-        "is; it needs filter.clip:ClipScore, or skip: [clip_score]"
+        "rule clip_score: clip_score >= 0.28 is for scores of openai/B-32, but no step above declares the encoder of "
+        "'clip_score'; it needs filter.clip:ClipScore, or skip: [clip_score]"
     )
     clip_rule(encoder="laion/L-14").schema(pa.schema([("id", pa.string()), ("texts", TEXTS), of]))
 
@@ -281,12 +281,12 @@ def test_rules_that_make_no_sense_are_said() -> None:
         Rule(column="num_words", op=">", value="3", id="c"),
     )
     first, second, third = Rules(rules=bad).preflight()
-    assert first == "rule a: 'in' wants a list, got num_words in 3"
-    assert second.startswith("rule b: '(' is no regular expression")
+    assert first == "rule a: 'in' needs a list, got num_words in 3"
+    assert second.startswith("rule b: '(' is not a valid regular expression")
     assert third == "rule c: '>' compares numbers, got num_words > \"3\""
     assert Rules().preflight() == ["there is no rule: give `preset` or `rules`"]
     number_of_text = Rules(rules=(Rule(column="texts.text", op="==", value=3),))
-    assert "'texts.text' is string, which `texts.text == 3` cannot be asked of" in schema_error(
+    assert "'texts.text' is string, to which `texts.text == 3` cannot be applied" in schema_error(
         number_of_text
     )
 
@@ -383,7 +383,7 @@ def test_the_plan_knows_the_encoder_through_other_steps(tmp_path: Path) -> None:
 
 
 def test_rows_scored_by_different_encoders_have_none(tmp_path: Path) -> None:
-    with pytest.raises(WorkflowError, match="no step above says whose 'clip_score' is"):
+    with pytest.raises(WorkflowError, match="no step above declares the encoder of 'clip_score'"):
         load(tmp_path, "openai/clip-vit-base-patch32", above="[scored, other]")
 
 

@@ -96,10 +96,10 @@ def test_an_absolute_file_name_leads_out(tmp_path: Path, folder: Path) -> None:
     [
         ([], ": wanted an object with 'images' (list), got []"),
         ({"images": [{"id": 1}]}, ": images[0]: wanted an object with 'file_name' (str), got"),
-        ({"images": [{"file_name": "a"}]}, ": images[0]: its id None is missing or taken by another image"),
+        ({"images": [{"file_name": "a"}]}, ": images[0]: its id None is missing or used by another image"),
         (
             {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]},
-            ": images[1]: its id 1 is missing or taken by another image",
+            ": images[1]: its id 1 is missing or used by another image",
         ),
         ({"images": []}, ": wanted an object with 'annotations' (list), got"),
         (
@@ -143,7 +143,7 @@ def test_json_lines(tmp_path: Path, folder: Path) -> None:
 def test_the_images_folder_must_be_there(tmp_path: Path) -> None:
     stage = CocoCaptions(annotations=annotations(tmp_path), images=File(path=str(tmp_path / "none")))
     with (
-        pytest.raises(VlpipeError, match=r"`images` wants a folder; there is none at .*/none$"),
+        pytest.raises(VlpipeError, match=r"`images` must be a folder; there is none at .*/none$"),
         stage.open(),
     ):
         pass

@@ -146,7 +146,7 @@ def test_a_child_that_cannot_start_is_no_images_fault(monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.executable", "/bin/false")
     with (
         decoding(RULES, timeout_s=30, memory_mb=512) as one,
-        pytest.raises(StepFailed, match=r"the process that checks images does not start"),
+        pytest.raises(StepFailed, match=r"the process that checks images failed to start"),
     ):
         one.check(noise())
 

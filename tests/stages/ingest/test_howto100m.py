@@ -144,7 +144,7 @@ def test_beyond_the_end_of_the_video(world: World) -> None:
     assert cues(out) == [(1.0, 2.0, "to the end")]
     assert out.counts == {"cues_cut_at_end": 1, "cues_past_end": 2}
     assert [(r.why, r.detail) for r in out.rejects] == [
-        ("no_cues", "b.mp4 ends after 2 s, before its first cue")
+        ("no_cues", "b.mp4 ends at 2 s, before its first cue")
     ]
 
 
@@ -175,7 +175,7 @@ def test_empty_and_unequal_lists(world: World) -> None:
     out = world.run({"a": lists(), "b": unequal, "c": ["x"], "d": {"text": "x", "start": 0, "end": 1}})
     said = [(r.why, r.detail) for r in out.rejects]
     assert said == [
-        ("no_cues", "a has no cue with a text"),
+        ("no_cues", "a has no cue with text"),
         ("bad_captions", "b has 2 texts, 1 starts and 2 ends"),
         ("bad_captions", "c: wanted lists `text`, `start` and `end`"),
         ("bad_captions", "d: wanted lists `text`, `start` and `end`"),
@@ -198,8 +198,8 @@ def test_what_only_one_side_has(world: World) -> None:
     assert len(set(listed["id"].to_pylist())) == 7
     assert out.table["video_id"].to_pylist() == ["a", "b"]
     assert [(r.why, r.detail) for r in out.rejects] == [
-        ("not_listed", "captions of x, which the list does not name"),
-        ("duplicate_captions", "a has captions before"),
+        ("not_listed", "captions of x, which is not in the list"),
+        ("duplicate_captions", "a has captions in an earlier entry"),
         ("no_file", "there is no gone.mp4 or gone.webm or gone.mkv in the videos root"),
         ("no_captions", ""),
         ("duplicate_video", ""),
@@ -317,10 +317,10 @@ def test_what_stops_the_plan(world: World) -> None:
     [
         (
             "caption.pickle",
-            "wanted a .json, a .zip, or a folder with a .csv for each video; a pickle can run code",
+            "wanted a .json, a .zip, or a folder with one .csv per video; a pickle can run code",
         ),
-        ("bad.zip", "is no zip file: "),
-        ("cut.json", "is no whole JSON object: the value at 'a' cannot be read: "),
+        ("bad.zip", "is not a zip file: "),
+        ("cut.json", "is not a complete JSON object: the value at 'a' cannot be read: "),
     ],
 )
 def test_captions_that_cannot_be_read(world: World, name: str, said: str) -> None:

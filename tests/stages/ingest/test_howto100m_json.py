@@ -59,15 +59,15 @@ def test_repeated_keys_all_come() -> None:
         (b'{"a": 1 "b": 2}', "wanted ',', got '\"b\": 2}' (character 8)"),
         (b'{"a" 1}', "wanted ':', got '1}' (character 5)"),
         (b"{1: 2}", "after '' wanted a key in quotes, got 1 (character 2)"),
-        (b'{"a": 1} x', "after its end comes 'x' (character 9)"),
+        (b'{"a": 1} x', "its end is followed by 'x' (character 9)"),
         (b'{"a": "\xff"}', "it is not UTF-8: invalid start byte (character 0)"),
-        (b'{"a": ' + b"[" * 100_000, "the value at 'a' is nested too deep (character 6)"),
+        (b'{"a": ' + b"[" * 100_000, "the value at 'a' is nested too deeply (character 6)"),
     ],
 )
 def test_what_is_broken_is_named(content: bytes, said: str) -> None:
     with pytest.raises(VlpipeError) as caught:
         read(content)
-    assert str(caught.value).startswith(f"a.json is no whole JSON object: {said}")
+    assert str(caught.value).startswith(f"a.json is not a complete JSON object: {said}")
 
 
 WORKER = """

@@ -142,7 +142,7 @@ def test_a_success_that_was_never_written_is_a_reject(tmp_path: Path, picture: C
     out = read(tmp_path)
     assert out.table["url"].to_pylist() == ["http://a.test/1.jpg"]
     assert codes(out) == ["missing_image", "missing_image"]
-    assert out.rejects[0].detail == "img2dataset calls it a success, but it is not in 00000.tar"
+    assert out.rejects[0].detail == "img2dataset lists it as success, but it is not in 00000.tar"
     records[0]["jpg"] = None
     (tmp_path / "00000.tar").unlink()
     write_parquet(tmp_path / "00000.parquet", records)
@@ -170,12 +170,12 @@ def test_a_tar_cut_anywhere_is_an_error_that_names_it(tmp_path: Path, picture: C
     last_block = -(-(end.start + end.size) // 512) * 512
     for length in (0, 100, 512, 700, end.start - 100, end.start + 10, end.start + end.size - 1, last_block):
         path.write_bytes(whole[:length])
-        with pytest.raises(VlpipeError, match=r"00000.tar is cut short"):
+        with pytest.raises(VlpipeError, match=r"00000.tar is truncated"):
             read(tmp_path)
     path.write_bytes(
         whole[: end.start - 512] + b"\xff" * 512 + whole[end.start :]
     )  # a header that is no header
-    with pytest.raises(VlpipeError, match=r"00000.tar is cut short"):
+    with pytest.raises(VlpipeError, match=r"00000.tar is truncated"):
         read(tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_a_tar_cut_anywhere_is_an_error_that_names_it(tmp_path: Path, picture: C
     ("files", "said"),
     [
         ({}, "has neither .parquet nor .tar files"),
-        ({"0.parquet": b"PAR1"}, "0.parquet is cut short, or no Parquet file"),
+        ({"0.parquet": b"PAR1"}, "0.parquet is truncated, or not a Parquet file"),
         ({"0.parquet": pa.table({"url": ["u"]})}, "0.parquet has no column(s) key, status"),
         (
             {"0.parquet": pa.table({"url": ["u"], "key": ["1"], "status": ["success"]})},
@@ -260,9 +260,12 @@ def test_rows_that_img2dataset_counts_but_did_not_write(
 @pytest.mark.parametrize(
     ("stats", "said"),
     [
-        ('{"count": 1}', "00000_stats.json counts 1 rows, but 00000.parquet has 2: of two runs?"),
-        ("[]", "00000_stats.json is not what img2dataset writes"),
-        ("{", "00000_stats.json is not what img2dataset writes"),
+        (
+            '{"count": 1}',
+            "00000_stats.json counts 1 rows, but 00000.parquet has 2: are they of two different runs?",
+        ),
+        ("[]", "00000_stats.json is not a statistics file of img2dataset"),
+        ("{", "00000_stats.json is not a statistics file of img2dataset"),
     ],
 )
 def test_statistics_of_something_else(

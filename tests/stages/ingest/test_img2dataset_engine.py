@@ -219,13 +219,13 @@ def test_the_key_engine_is_that_stage(stages: tuple[Img2datasetFetch, FetchImage
 def test_what_the_engine_cannot_keep_to_stops_the_plan(stages: tuple[Img2datasetFetch, FetchImages]) -> None:
     asked = {"hash": "text", "robots": "obey", "host_interval_s": 1.0, "resize": Resize(only_if_bigger=False)}
     problems = replace(stages[1], engine="img2dataset", **asked).preflight()
-    assert [problem.split("`")[1] for problem in problems if "cannot keep to" in problem] == [
+    assert [problem.split("`")[1] for problem in problems if "does not support" in problem] == [
         "hash",
         "host_interval_s",
         "robots",
         "resize.only_if_bigger: false",
     ]
-    assert "leave it out, or let engine: vlpipe fetch" in problems[0]
+    assert "leave it out, or use engine: vlpipe" in problems[0]
 
 
 @needs_it
@@ -271,9 +271,7 @@ def test_a_row_that_does_not_come_back_fails_the_shard(threats: Any, monkeypatch
 
     monkeypatch.setattr(ParquetSampleWriter, "write", broken)
     urls = [f"http://127.0.0.1:{threats.port}/ok.jpg"] * 3
-    with pytest.raises(
-        VlpipeError, match="was given 3 rows and returned 2; 1 of them never came back"
-    ) as caught:
+    with pytest.raises(VlpipeError, match="received 3 rows and returned 2; 1 of them are missing") as caught:
         download(dict(enumerate(urls)), options())
     assert is_nobodys(caught.value)
 
@@ -335,7 +333,7 @@ def test_without_it_the_plan_says_what_to_install(tmp_path: Path) -> None:
 def test_newer_pythons_are_told_so() -> None:
     assert missing((3, 13)) == (
         "img2dataset 1.47.* needs Python below 3.13 (it imports imghdr), this is 3.13; "
-        "fetching.images:FetchImages fetches with any"
+        "use fetching.images:FetchImages with engine: vlpipe"
     )
 
 

@@ -122,10 +122,10 @@ def test_texts_are_taken_as_they_are_written(tmp_path: Path) -> None:
         ("a.jsonl", b'{"url": "u", "text": "t"}\n{"url": "u",\n', "a.jsonl line 2 is not JSON: "),
         ("a.jsonl", b'{"url": "u", "txt": "t"}\n', "a.jsonl line 1 has no column 'text'; did you mean 'txt'"),
         ("a.jsonl", b'{"url": ["u"], "text": "t"}\n', "a.jsonl line 1: wanted text, got [\"u\"]"),
-        ("a.jsonl", b'{"url": "u", "text": "\\ud83d"}\n', "a.jsonl line 1: half a surrogate pair stands"),
+        ("a.jsonl", b'{"url": "u", "text": "\\ud83d"}\n', "a.jsonl line 1: unpaired surrogate"),
         ("a.jsonl", b"[1]\n", "a.jsonl line 1: wanted an object with 'url' and 'text'"),
-        ("a.parquet", b"PAR1 no", "a.parquet is no readable Parquet file: "),
-        ("a.txt", b"u", "a.txt: a list ends in .parquet, .tsv, .csv, .jsonl"),
+        ("a.parquet", b"PAR1 no", "a.parquet is not a readable Parquet file: "),
+        ("a.txt", b"u", "a.txt: the name of a list must end in .parquet, .tsv, .csv, .jsonl"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -153,9 +153,7 @@ def test_parquet_faults(tmp_path: Path) -> None:
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(VlpipeError, match=r"^there is no list .*/none.tsv$"):
         read(tmp_path / "none.tsv")
-    with pytest.raises(
-        VlpipeError, match=r"has no list in it: no file ends in .parquet, .tsv, .csv, .jsonl$"
-    ):
+    with pytest.raises(VlpipeError, match=r"contains no list: no file ends in .parquet, .tsv, .csv, .jsonl$"):
         read(tmp_path)
 
 

@@ -169,7 +169,7 @@ def test_a_command_gets_a_video_and_its_subtitles(tmp_path: Path, download: Down
     [
         ("gone", "download_failed: gone: ERROR: Video unavailable"),
         ("none", "no_file: the download made none.en.vtt, wanted none with .mp4"),
-        ("slow", "download_timeout: slow: not there after 3 s"),
+        ("slow", "download_timeout: slow: not done after 3 s"),
     ],
 )
 def test_a_command_that_fails_leaves_nothing(
@@ -197,8 +197,8 @@ def test_howto100m_downloads_only_if_told(tmp_path: Path, download: Download) ->
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (("get", "film"), "download.command names no {video_id}"),
-        (("get", "{video_id}"), 'download.command: ids may begin with "-"; put "--" before {video_id}'),
+        (("get", "film"), "download.command must contain {video_id}"),
+        (("get", "{video_id}"), 'download.command: ids may start with "-"; put "--" before {video_id}'),
     ],
 )
 def test_commands_that_cannot_work(command: tuple[str, ...], said: str) -> None:

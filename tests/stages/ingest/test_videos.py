@@ -82,7 +82,7 @@ def test_subtitles_beside_the_videos(folder: Path) -> None:
     assert (first["lang"], first["source"], last["source"]) == ("de", "unknown", "auto")
     assert last["words"] == [{"start_s": 0.0, "end_s": 0.9, "word": "timed"}]
     assert [(r.why, r.detail) for r in out.rejects] == [
-        ("no_video_file", "plain.info.json has no video beside it")
+        ("no_video_file", "there is no video beside plain.info.json")
     ]
 
 

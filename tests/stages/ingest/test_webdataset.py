@@ -76,7 +76,7 @@ def test_each_key_is_a_row_or_a_reject(tmp_path: Path, picture: Callable[..., by
         ("bad_json", "wanted an object, got list"),
         ("several_images", "jpg, png"),
         ("bad_text", "wanted text, got dict"),
-        ("bad_text", "half a surrogate pair stands alone"),
+        ("bad_text", "unpaired surrogate"),
         ("not_an_image", "it looks like HTML"),
         ("no_image", "only a file without ending"),
     ]
@@ -144,14 +144,16 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, picture: Callable[..., byt
         link = tarfile.TarInfo("a.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    with pytest.raises(VlpipeError, match=r"0.tar: a.jpg is a link or no plain file; pack it as one$"):
+    with pytest.raises(
+        VlpipeError, match=r"0.tar: a.jpg is a link or another special file; pack it as a plain file$"
+    ):
         read(tmp_path)
     write_tar(tmp_path / "0.tar", {"a.jpg": picture(), "./a.JPG": picture()})
     with pytest.raises(VlpipeError, match=r"0.tar has ./a.JPG twice$"):
         read(tmp_path)
     (tmp_path / "1.tar.gz").write_bytes(b"")
     with pytest.raises(
-        VlpipeError, match=r"has compressed tars, such as 1.tar.gz; unpack them to .tar first$"
+        VlpipeError, match=r"has compressed tars, such as 1.tar.gz; decompress them to .tar first$"
     ):
         read(tmp_path)
 

@@ -314,13 +314,13 @@ def test_frames_need_a_rate() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "bad_subtitles: a is in no known format; it begins with ''"),
-        ("just text", "bad_subtitles: a is in no known format; it begins with 'just text'"),
+        (b"", "bad_subtitles: a has an unknown format; it starts with ''"),
+        ("just text", "bad_subtitles: a has an unknown format; it starts with 'just text'"),
         (b"\x00\x01\x02\xff", "bad_subtitles: a is binary: it has a NUL character"),
-        (b"\x81\x8d", "bad_subtitles: a is text in no encoding that was tried: utf-8, cp1252"),
-        ("WEBVTT", "no_cues: a has no cue with a text"),
-        ("[]", "no_cues: a has no cue with a text"),
-        ({"segments": [{}]}, "no_cues: a has no cue with a text; 1 cues_bad_times"),
+        (b"\x81\x8d", "bad_subtitles: a is not text in any encoding tried: utf-8, cp1252"),
+        ("WEBVTT", "no_cues: a has no cue with text"),
+        ("[]", "no_cues: a has no cue with text"),
+        ({"segments": [{}]}, "no_cues: a has no cue with text; 1 cues_bad_times"),
         ({"title": 1}, "bad_subtitles: a: wanted JSON with `events` or `segments`, or a list; it has title"),
         ("[1, 2", "bad_subtitles: a is broken JSON: "),
         ("[" * 100_000, "bad_subtitles: a is broken JSON: "),
@@ -328,7 +328,7 @@ def test_frames_need_a_rate() -> None:
         ("<html></html>", "bad_subtitles: a: wanted XML of timed text, it is <html>"),
         (
             '<!DOCTYPE a [<!ENTITY b "c">]><tt/>',
-            "bad_subtitles: a declares a document type; subtitles need none",
+            "bad_subtitles: a declares a document type, which subtitles do not need",
         ),
         (b" " * (MAX_BYTES + 1), f"bad_subtitles: a has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}"),
     ],

@@ -72,7 +72,7 @@ def test_every_frame_at_its_own_rate(tmp_path: Path) -> None:
 def test_times_past_the_end_are_left_out(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4", 30, fps=30)
     assert numbers(path, [0.99, 1.1, 5.0]) == {0: 29}
-    with pytest.raises(RowFault, match=r"^no_frames_in_window: a.mp4: it ends before 1.5 s$"):
+    with pytest.raises(RowFault, match=r"^no_frames_in_window: a.mp4: the video ends before 1.5 s$"):
         numbers(path, [1.5, 2.0])
     assert numbers(path, []) == {}
     with pytest.raises(ValueError, match="finite and ascending"):
