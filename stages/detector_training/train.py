@@ -1,4 +1,4 @@
-"""Train a detector on true boxes: a recipe in, weights, lists of names and loss rows out."""
+"""Trains a detector on ground-truth boxes: takes a recipe, returns weights, vocabularies and loss rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from vlpipe.stages.train.progress import following
 class TrainDetector(GatherStage, DetectorRecipe):
     """Artifacts: `config.json`, `model.safetensors`, objects_vocab.txt, attributes_vocab.txt. Rows: losses.
 
-    Reads `objects` (see `common.region_rows`) and `image`. A killed run goes on from its last checkpoint, to the
-    same bytes. Losses: rpn_objectness, rpn_box, roi_class, roi_box (Faster R-CNN), roi_attributes (bottom-up attention).
+    Reads `objects` (see `common.region_rows`) and `image`. A killed run resumes from its last checkpoint and ends with
+    the same bytes. Losses: rpn_objectness, rpn_box, roi_class, roi_box (Faster R-CNN), roi_attributes (bottom-up attention).
     """
 
     NAME: ClassVar[str] = "train.detector:TrainDetector"
@@ -56,7 +56,7 @@ class TrainDetector(GatherStage, DetectorRecipe):
         return found
 
     def tell(self, row: Mapping[str, Any]) -> list[str]:
-        """For `vlpipe why`: which objects of a row it was trained on."""
+        """For `vlpipe why`: the objects of a row used for training."""
         objects = row["objects"] or []
         if not objects:
             return ["in the training set as background: it has no objects"]

@@ -132,7 +132,7 @@ def test_it_goes_on_from_another_detector(poles: Dataset, tmp_path: Path) -> Non
     before, after = FasterRcnn.load(first.artifacts), FasterRcnn.load(out.artifacts)
     assert torch.equal(before.backbone.conv1.weight, after.backbone.conv1.weight)
     assert not torch.equal(before.head.classes.weight, after.head.classes.weight)
-    with pytest.raises(VlpipeError, match="freeze: no weight's name begins with 'stem'"):
+    with pytest.raises(VlpipeError, match="freeze: no parameter name starts with 'stem'"):
         prepare(recipe(freeze=["stem"]), [poles])
 
 
