@@ -211,7 +211,9 @@ def test_a_foreign_tokenizer_is_refused(squares: Dataset, recipe_of: Make, tmp_p
         steps=1,
         max_text_length=12,
     )
-    with pytest.raises(ValueError, match=r"init has \d+ tokens, the tokenizer has \d+: leave out `tokenizer`"):
+    with pytest.raises(
+        ValueError, match=r"init has \d+ tokens, the tokenizer has \d+: leave out `tokenizer`"
+    ):
         run_gather(recipe, [squares], tmp_path / "second")
 
 
