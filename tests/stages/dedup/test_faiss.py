@@ -162,7 +162,7 @@ def test_a_collapsed_encoder_is_an_error_not_a_memory_error(
     monkeypatch.setattr(search, "MIN_PAIR_LIMIT", 1000)
     monkeypatch.setattr(search, "PAIRS_PER_ROW", 3)
     with pytest.raises(
-        VlpipeError, match="more than 1,000 pairs of 100 different rows reach the threshold: the encoder has"
+        VlpipeError, match="more than 1,000 pairs of 100 distinct rows reach the threshold: the encoder has"
     ):
         run(tmp_path, table(angles(*np.linspace(0, 1, 100))), threshold=0.9)
 

@@ -268,5 +268,5 @@ def test_reading_at_random_and_in_order(
 
 
 def test_a_step_without_regions_is_named(stored: tuple[Dataset, list[dict[str, Any]]]) -> None:
-    with pytest.raises(VlpipeError, match="has no column 'feats': put a region stage above"):
+    with pytest.raises(VlpipeError, match="has no column 'feats': add a region stage before this step"):
         RegionStore(stored[0], column="feats")

@@ -244,7 +244,7 @@ def test_the_plan_says_what_cannot_work(nets: Nets, videos: Path, video_rows: Ro
         "S3D-G with space-to-depth wants an even number of frames and an even side, got 5 and 32"
     ]
     assert problems(mil_nce, SMALL, batch_size=3) == [
-        "batch_size must be 1 or a multiple of 16, got 3: else place moves results"
+        "batch_size must be 1 or a multiple of 16, got 3: else results depend on the place in a batch"
     ]
     with pytest.raises(SchemaError, match=r"has no windows 'unvl'; did you mean 'univl'\?"):
         S3dFeatures(videos="v", weights=mil_nce, windows="unvl").how()

@@ -157,7 +157,7 @@ def test_features_that_are_no_embedding_are_refused(s3dg: dict[str, Any]) -> Non
         stage.schema(told(b'{"vector": "pooled", "l2": false}'))
     with pytest.raises(SchemaError, match="but it writes vector: embedding, l2: true"):
         stage.schema(told(b'{"vector": "embedding", "l2": true}'))
-    with pytest.raises(SchemaError, match="reads column 'frame_feats', which no step above writes"):
+    with pytest.raises(SchemaError, match="reads column 'frame_feats', which no earlier step writes"):
         replace(stage, words=None).schema(schema)
 
 
