@@ -1,4 +1,4 @@
-"""Did deduplication drop the copies that were planted in the demo world, and only those?"""
+"""Precision and recall of deduplication on the duplicates planted in the demo world."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vlpipe.stages.ground_truth.filter import read_truth
 
 @dataclass(frozen=True, kw_only=True)
 class DedupTruth(GatherStage):
-    """Inputs: the rows before, the rows after, matched by `url`; `truth` is the demo world's truth.parquet.
+    """Inputs: the rows before and after, matched by `url`; `truth` is the demo world's truth.parquet.
 
-    Of each planted group all but one row are redundant, whichever stays. dedup_recall is the part of these
-    that is gone (also per kind: exact, near); dedup_precision the part of the dropped rows that was.
+    In each planted group all rows but one are redundant, whichever is kept. dedup_recall: fraction of redundant rows that
+    were dropped (also per kind: exact, near); dedup_precision: fraction of dropped rows that were redundant.
     """
 
     ROWS_ARE: ClassVar[str] = "figures"
@@ -59,7 +59,7 @@ def _results(
 
 
 def _by_group(urls: Counter[str], truth: Mapping[str, Mapping[str, Any]]) -> Counter[int]:
-    """Planted group -> how many of these rows are in it."""
+    """Returns planted group -> number of these rows in it."""
     groups: Counter[int] = Counter()
     for url, num in urls.items():
         group = truth[url]["group"] if url in truth else None
