@@ -39,8 +39,8 @@ def check_windows(schema: pa.Schema, who: str, column: str) -> None:
     """Raises SchemaError unless rows have the column of windows, in a space shared with texts."""
     need_windows(schema, who, column)
     need(schema, who, **{COLUMNS[column]: pa.string()})
-    told = (schema.field(column).metadata or {}).get(b"windows")
-    how = json.loads(told) if told else {}
+    settings = (schema.field(column).metadata or {}).get(b"windows")
+    how = json.loads(settings) if settings else {}
     if how.get("vector", "embedding") != "embedding" or how.get("l2"):
         raise SchemaError(
             f"{who} compares {column!r} with texts by the plain dot product: features.s3d must write `vector: embedding` "
@@ -51,10 +51,10 @@ def check_windows(schema: pa.Schema, who: str, column: str) -> None:
 def same_weights(rows: pa.Table, column: str, model: Weights) -> Iterator[WindowFeats]:
     """Yields the windows of each row. Raises VlpipeError if they come from other weights than `model`."""
     name = COLUMNS[column]
-    for told in rows[name].unique().to_pylist():
-        if (told or "").partition(":")[0] != model.digest:
+    for weights in rows[name].unique().to_pylist():
+        if (weights or "").partition(":")[0] != model.digest:
             raise VlpipeError(
-                f"{column!r} is of weights {told}, but texts would be compared with {model.digest}: "
+                f"{column!r} is of weights {weights}, but texts would be compared with {model.digest}: "
                 f"give the same `model` as the step that made {column!r}"
             )
     return read_windows(rows[column])

@@ -101,13 +101,13 @@ class FrameSignals(MapStage):
 
     def _measure(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
         grids = [grid(clip["start_s"], clip["end_s"], self.fps) for clip in clips]
-        seen = self._look(clips[0], sorted({k for some in grids for k in some}))
+        seen = self._read_frames(clips[0], sorted({k for some in grids for k in some}))
         return [
             self._signals(clip, [seen[k] for k in some if k in seen])
             for clip, some in zip(clips, grids, strict=True)
         ]
 
-    def _look(self, clip: Clip, wanted: Sequence[int]) -> dict[int, Look]:
+    def _read_frames(self, clip: Clip, wanted: Sequence[int]) -> dict[int, Look]:
         """Returns multiple of 1 / fps -> measures of that frame; those past the end are missing."""
         looks: dict[int, Look] = {}
         before: tuple[int, FrameFacts] | None = None

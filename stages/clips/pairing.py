@@ -143,18 +143,18 @@ def _rows(
     ids = RowIds(f"{rule}:{video['id']}")
     ends_s = np.maximum.accumulate([unit.end_s for unit in units]).tolist()  # running max of end times
     for pair in pairs:
-        said = " ".join(unit.text for unit in units[pair.first : pair.last + 1])
+        spoken = " ".join(unit.text for unit in units[pair.first : pair.last + 1])
         text_start_s = units[pair.first].start_s
         text_end_s = span_end(units, pair.first, pair.last)
         after = units[pair.last + 1].start_s - text_end_s if pair.last + 1 < len(units) else None
         yield {
             **{f.name: video[f.name] for f in FILE_FIELDS},
-            "id": ids.next(f"{pair.start_s:.6f}-{pair.end_s:.6f}", said),
+            "id": ids.next(f"{pair.start_s:.6f}-{pair.end_s:.6f}", spoken),
             "parent": video["id"],
             "video_id": video["video_id"],
             "start_s": pair.start_s,
             "end_s": pair.end_s,
-            "texts": [text(said, source)],
+            "texts": [text(spoken, source)],
             "candidates": [
                 {"start_s": units[i].start_s, "end_s": units[i].end_s, "text": units[i].text}
                 for i in pair.candidates

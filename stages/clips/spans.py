@@ -65,8 +65,8 @@ class SpanClips(MapStage):
         """Returns video -> (start, end) -> texts."""
         names = [self.by, self.start, self.end, self.text]
         found: dict[str, dict[tuple[float, float], list[str]]] = {}
-        for video, start_s, end_s, said in zip(*_columns(self.spans.path, names), strict=True):
-            texts = [t for t in ([said] if isinstance(said, str) else said or ()) if t and t.strip()]
+        for video, start_s, end_s, value in zip(*_columns(self.spans.path, names), strict=True):
+            texts = [t for t in ([value] if isinstance(value, str) else value or ()) if t and t.strip()]
             if start_s is not None and end_s is not None and 0 <= start_s < end_s and texts:
                 found.setdefault(str(video), {}).setdefault((float(start_s), float(end_s)), []).extend(texts)
         return found

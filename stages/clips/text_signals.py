@@ -57,10 +57,10 @@ class TextSignals(MapStage):
     def _measure(self, rows: pa.Table) -> pa.Table:
         flat = FlatTexts(rows["texts"])
         words = [spoken_words(text or "") for text in flat.field("text").to_pylist()]
-        said = "text_" if "text_start_s" in rows.column_names else ""
-        said_s = pc.subtract(rows[f"{said}end_s"], rows[f"{said}start_s"]).to_pylist()
+        prefix = "text_" if "text_start_s" in rows.column_names else ""
+        spoken_s = pc.subtract(rows[f"{prefix}end_s"], rows[f"{prefix}start_s"]).to_pylist()
         speed = [
-            len(spoken) / said_s[row] if said_s[row] else None
+            len(spoken) / spoken_s[row] if spoken_s[row] else None
             for (spoken, _), row in zip(words, flat.row, strict=True)
         ]
         repeated = [repeated_ngrams(spoken, self.ngram) for spoken, _ in words]

@@ -17,15 +17,15 @@ def folder_images(path: str, named: Sequence[str] | None) -> Iterator[tuple[str,
     if not root.is_dir():
         raise VlpipeError(f"`images` wants a folder; there is none at {path}")
     files = (f.relative_to(root) for f in root.rglob("*") if f.is_file() and not f.name.startswith("."))
-    there = sorted(f.as_posix() for f in files)
-    for name in there if named is None else _find(there, named, path):
+    paths = sorted(f.as_posix() for f in files)
+    for name in paths if named is None else _find(paths, named, path):
         yield name, (root / name).read_bytes()
 
 
-def _find(there: Sequence[str], named: Sequence[str], path: str) -> list[str]:
-    by_path = set(there)
+def _find(paths: Sequence[str], named: Sequence[str], path: str) -> list[str]:
+    by_path = set(paths)
     by_name: dict[str, list[str]] = {}
-    for file in there:
+    for file in paths:
         by_name.setdefault(PurePosixPath(file).name, []).append(file)
     found: list[str] = []
     missing: list[str] = []

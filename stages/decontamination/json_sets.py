@@ -43,10 +43,10 @@ def _karpathy(content: dict[str, Any], file: str, split: Sequence[str]) -> Publi
         for key, kind in (("filename", str), ("split", str), ("sentences", list)):
             wanted(image, key, kind, where)
         images.append((where, image))
-    there = list(dict.fromkeys(image["split"] for _, image in images))
+    splits = list(dict.fromkeys(image["split"] for _, image in images))
     for name in split:
-        if name not in there:
-            raise VlpipeError(f"{file} has no split {name!r}{did_you_mean(name, there)}")
+        if name not in splits:
+            raise VlpipeError(f"{file} has no split {name!r}{did_you_mean(name, splits)}")
     ours = [(where, image) for where, image in images if image["split"] in split]
 
     def texts() -> Iterator[tuple[str, Any]]:

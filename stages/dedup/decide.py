@@ -162,9 +162,9 @@ def _texts_at(wanted: set[int], inputs: tuple[Dataset, ...]) -> dict[int, list[G
     """Returns position in input order -> texts of the row, each with its source rows (by default the row itself)."""
     found, start = {}, 0
     for batch in _batches(inputs):
-        here = [row for row in range(start, start + batch.num_rows) if row in wanted]
-        rows = batch.take(pa.array([row - start for row in here], pa.int64())).to_pylist()
-        for row, one in zip(here, rows, strict=True):
+        in_batch = [row for row in range(start, start + batch.num_rows) if row in wanted]
+        rows = batch.take(pa.array([row - start for row in in_batch], pa.int64())).to_pylist()
+        for row, one in zip(in_batch, rows, strict=True):
             texts, donors = one["texts"] or [], one.get("donors") or []
             found[row] = [(text, given or [one["id"]]) for text, given in zip_longest(texts, donors)]
         start += batch.num_rows

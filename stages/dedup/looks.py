@@ -68,10 +68,10 @@ class PictureLooks(MapStage):
 def look_at(images: Sequence[bytes | None]) -> Looks:
     """Returns the looks of encoded images, decoded one at a time."""
     blocks = (images[start : start + BLOCK_IMAGES] for start in range(0, len(images), BLOCK_IMAGES))
-    return joined([_look_at(block) for block in blocks])
+    return joined([_looks_of_block(block) for block in blocks])
 
 
-def _look_at(images: Sequence[bytes | None]) -> Looks:
+def _looks_of_block(images: Sequence[bytes | None]) -> Looks:
     greys = np.zeros((len(images), SIDE, SIDE), np.uint8)
     colours = np.zeros((len(images), NUM_COLOURS), np.uint8)
     why = np.full(len(images), None, object)

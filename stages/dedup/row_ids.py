@@ -74,8 +74,8 @@ def _packed(part: pa.Array) -> pa.Array | None:
         return None
     if binascii.hexlify(raw) != digits:  # unhexlify also accepts upper case
         return None
-    there = pa.array(np.asarray(part.is_valid())).buffers()[1] if part.null_count else None
-    return pa.FixedSizeBinaryArray.from_buffers(PACKED, len(part), [there, pa.py_buffer(raw)])
+    validity = pa.array(np.asarray(part.is_valid())).buffers()[1] if part.null_count else None
+    return pa.FixedSizeBinaryArray.from_buffers(PACKED, len(part), [validity, pa.py_buffer(raw)])
 
 
 def _unpacked(part: pa.Array) -> pa.Array:

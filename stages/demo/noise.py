@@ -42,8 +42,8 @@ def wrong_text(scene: Scene, others: Sequence[Scene], rng: np.random.Generator) 
     if kind == "near_empty":
         return _NEAR_EMPTY[int(rng.integers(len(_NEAR_EMPTY)))], kind
     while True:
-        told = others[int(rng.integers(len(others)))] if kind == "other_image" else _altered(scene, rng)
-        text = web_caption(told, rng)
+        described = others[int(rng.integers(len(others)))] if kind == "other_image" else _altered(scene, rng)
+        text = web_caption(described, rng)
         if not right(text, scene):
             return text, kind
 

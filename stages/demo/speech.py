@@ -70,24 +70,24 @@ def draw_speech(
     about_other: fraction of utterances that are not about what is visible, half of them chatter; silent: fraction of
     segments without an utterance.
     """
-    said: list[Utterance] = []
+    utterances: list[Utterance] = []
     for index, segment in enumerate(segments):
         if rng.random() < silent:
             continue
         about = str(rng.choice(ABOUT, p=(1 - about_other, about_other / 2, about_other / 2)))
         start_s = segment.start_s + lag_s + rng.uniform(-0.3, 0.3)
-        start_ms = max(0, round(1000 * start_s), said[-1].end_ms + 50 if said else 0)
+        start_ms = max(0, round(1000 * start_s), utterances[-1].end_ms + 50 if utterances else 0)
         words = _spoken(_sentence(segment, about, rng), start_ms, rng)
-        said.append(Utterance(words, about, index if about == "seen" else None))
+        utterances.append(Utterance(words, about, index if about == "seen" else None))
     length_ms = round(1000 * segments[-1].end_s)
-    return [one for one in said if one.start_ms < length_ms]
+    return [one for one in utterances if one.start_ms < length_ms]
 
 
 def _sentence(segment: Segment, about: str, rng: np.random.Generator) -> str:
     if about == "chatter":
         return str(rng.choice(CHATTER))
-    told = _another(segment, rng) if about == "other" else segment
-    return f"{rng.choice(OPENINGS)} {clause(told, rng, 'the')}".strip()
+    described = _another(segment, rng) if about == "other" else segment
+    return f"{rng.choice(OPENINGS)} {clause(described, rng, 'the')}".strip()
 
 
 def clause(segment: Segment, rng: np.random.Generator, article: str, detail: float = 0.3) -> str:

@@ -139,17 +139,19 @@ class DetectorLoader:
 
     def _target(self, row: Labelled, scale: torch.Tensor) -> Target:
         """Objects of known classes with non-empty boxes; each keeps its first `max_attributes` known attributes."""
-        most = self.model.config.max_attributes
+        max_attributes = self.model.config.max_attributes
         known = [
             one
             for one in row.objects
             if one["label"] in self._label and one["box"][2] > one["box"][0] and one["box"][3] > one["box"][1]
         ]
         boxes = torch.tensor([one["box"] for one in known], dtype=torch.float32).reshape(-1, 4) / scale
-        attributes = torch.full((len(known), most), -1)
+        attributes = torch.full((len(known), max_attributes), -1)
         for k, one in enumerate(known):
-            said = [self._attribute[a] for a in one["attributes"] or () if a in self._attribute][:most]
-            attributes[k, : len(said)] = torch.tensor(said, dtype=torch.long)
+            indices = [self._attribute[a] for a in one["attributes"] or () if a in self._attribute][
+                :max_attributes
+            ]
+            attributes[k, : len(indices)] = torch.tensor(indices, dtype=torch.long)
         labels = torch.tensor([self._label[one["label"]] for one in known], dtype=torch.long)
         return Target(boxes, labels, attributes)
 

@@ -82,11 +82,11 @@ class DetectionScores(GatherStage):
                     table["id"].to_pylist(), table["objects"].to_pylist(), table["image"], strict=True
                 ):
                     try:
-                        yield self._one(detector, image.as_py(), objects or [])
+                        yield self._detect_one(detector, image.as_py(), objects or [])
                     except RowFault as fault:
                         rejects.append(Reject(id_, "fault", fault.why, fault.detail))
 
-    def _one(self, detector: Detector, data: bytes, objects: list[dict[str, Any]]) -> Detection:
+    def _detect_one(self, detector: Detector, data: bytes, objects: list[dict[str, Any]]) -> Detection:
         pixels, (across, down) = detector.pixels(decode(data))
         found = detector.model.detect(pixels, self.min_score, limit=self.max_detections)
         scale = np.array([across, down, across, down])
@@ -138,8 +138,8 @@ def matches(one: Detection, name: str) -> Iterator[tuple[float, bool, bool | Non
             yield score, False, None
             continue
         free[best] = False
-        said, known = one.attributes[mine[row]], one.true_attributes[true[best]]
-        yield score, True, (said in known) if said is not None and known else None
+        predicted, known = one.attributes[mine[row]], one.true_attributes[true[best]]
+        yield score, True, (predicted in known) if predicted is not None and known else None
 
 
 def pair_iou(a: Floats, b: Floats) -> Floats:

@@ -112,8 +112,8 @@ class WriteWebdataset(GatherStage):
                 if chosen:
                     yield sample(row, chosen)
                 else:
-                    said = "no text" if self.sources is None else f"no text of {', '.join(self.sources)}"
-                    rejects.append(Reject(row["id"], "filtered", NO_TEXT_KEPT, said))
+                    detail = "no text" if self.sources is None else f"no text of {', '.join(self.sources)}"
+                    rejects.append(Reject(row["id"], "filtered", NO_TEXT_KEPT, detail))
 
     def _chosen(self, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         usable = [

@@ -84,8 +84,10 @@ class FrameFeatures(MapStage):
                 rows.select(names).to_pylist(), lambda some: self._measure(some, blip), rejects
             )
             column = pa.array([one or [] for one in found], features_type(dim))
-            told = pa.array([self.model.digest] * rows.num_rows, pa.string())
-            return Out(without(with_columns(rows, frame_feats=column, frame_weights=told), rejects), rejects)
+            digests = pa.array([self.model.digest] * rows.num_rows, pa.string())
+            return Out(
+                without(with_columns(rows, frame_feats=column, frame_weights=digests), rejects), rejects
+            )
 
         yield work
 

@@ -104,8 +104,8 @@ class Features2d3d(MapStage):
             schema = self.schema(rows.schema)
             names = [n for n in ("feat_2d", "feat_3d", "feat_2d3d") if n in schema.names]
             arrays = {n: pa.array(columns.get(n, []), schema.field(n).type) for n in names}
-            told = pa.array([identity] * kept.num_rows, pa.string())
-            return Out(with_columns(kept, **arrays, feat_2d3d_weights=told), rejects)
+            identities = pa.array([identity] * kept.num_rows, pa.string())
+            return Out(with_columns(kept, **arrays, feat_2d3d_weights=identities), rejects)
 
         yield work
 

@@ -89,8 +89,8 @@ class S3dFeatures(MapStage):
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "features.s3d", id=pa.string(), **FILE)
         how = self.how()
-        told = {HEAVY: b"1", b"windows": json.dumps(asdict(how), sort_keys=True).encode()}
-        field = pa.field("s3d", features_type(how.dim), metadata=told)
+        metadata = {HEAVY: b"1", b"windows": json.dumps(asdict(how), sort_keys=True).encode()}
+        field = pa.field("s3d", features_type(how.dim), metadata=metadata)
         return with_field(with_field(inp, field), pa.field("s3d_weights", pa.string()))
 
     def preflight(self) -> list[str]:
@@ -121,8 +121,8 @@ class S3dFeatures(MapStage):
         def work(rows: pa.Table) -> Out:
             features, rejects = self._features(rows, net, how)
             column = pa.array(features, features_type(how.dim))
-            told = pa.array([identity] * rows.num_rows, pa.string())
-            return Out(without(with_columns(rows, s3d=column, s3d_weights=told), rejects), rejects)
+            identities = pa.array([identity] * rows.num_rows, pa.string())
+            return Out(without(with_columns(rows, s3d=column, s3d_weights=identities), rejects), rejects)
 
         yield work
 

@@ -95,10 +95,10 @@ class FitVideoTokens(GatherStage):
                     sample.add(rows["id"].to_pylist(), counts, points)
             with store.writing("sample.npy", sync_folder=False) as part, open(part, "wb") as file:
                 np.save(file, sample.points())
-            told = {"weights": _one(weights), "num_seen": sample.num_seen}
-            store.write_json("sample.json", told)
-        told = store.read_json("sample.json")
-        return np.load(store.path("sample.npy")), told["weights"], told["num_seen"]
+            about = {"weights": _one(weights), "num_seen": sample.num_seen}
+            store.write_json("sample.json", about)
+        about = store.read_json("sample.json")
+        return np.load(store.path("sample.npy")), about["weights"], about["num_seen"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,15 +51,15 @@ class Tree:
         folder.mkdir(parents=True, exist_ok=True)
         for number, level in enumerate(self.centroids):
             np.save(folder / f"centroids-{number}.npy", level)
-        told = {"k": self.k, "levels": len(self.centroids), "weights": self.weights}
-        (folder / "tree.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
+        about = {"k": self.k, "levels": len(self.centroids), "weights": self.weights}
+        (folder / "tree.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Tree:
         try:
-            told = json.loads((folder / "tree.json").read_text())
-            names = [folder / f"centroids-{number}.npy" for number in range(told["levels"])]
-            return cls(told["k"], told["weights"], tuple(np.load(name) for name in names))
+            about = json.loads((folder / "tree.json").read_text())
+            names = [folder / f"centroids-{number}.npy" for number in range(about["levels"])]
+            return cls(about["k"], about["weights"], tuple(np.load(name) for name in names))
         except (OSError, ValueError, KeyError) as error:
             raise VlpipeError(
                 f"{folder} is no tree of video tokens (wanted tree.json and centroids-*.npy): {error}"

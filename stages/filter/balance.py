@@ -64,12 +64,12 @@ class CountEntries(GatherStage):
                 for text in texts.field("text").filter(pa.array(texts.still_in(self.sources))).to_pylist():
                     counts[match(text)] += 1
                     num_texts += 1
-        there = np.flatnonzero(counts)
-        table = pa.table([[entries[i] for i in there], counts[there]], schema=ENTRIES)
+        present = np.flatnonzero(counts)
+        table = pa.table([[entries[i] for i in present], counts[present]], schema=ENTRIES)
         with ShardWriter(f"{job.artifacts}/counts.parquet", ENTRIES) as writer:
             writer.write(table)
         job.emit(table)
-        job.say(f"{num_texts:,} texts contain {len(there):,} of {len(entries):,} entries")
+        job.say(f"{num_texts:,} texts contain {len(present):,} of {len(entries):,} entries")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,19 +45,19 @@ def keep_matched(table: pa.Table, tell: Callable[[int, str], str] = lambda at, w
     texts = FlatTexts(table["texts"])
     keep = np.zeros(table.num_rows, np.bool_)
     keep[texts.row[texts.kept()]] = True
-    gone = table.select(["id", "texts"]).filter(pa.array(~keep)).to_pylist()
+    dropped = table.select(["id", "texts"]).filter(pa.array(~keep)).to_pylist()
     starts = (np.cumsum(texts.lengths) - texts.lengths)[~keep].tolist()
     rejects = [
         Reject(row["id"], "filtered", NO_TEXT_KEPT, _reasons(row["texts"], start, tell))
-        for row, start in zip(gone, starts, strict=True)
+        for row, start in zip(dropped, starts, strict=True)
     ]
-    return Out(table.filter(pa.array(keep)) if gone else table, rejects)
+    return Out(table.filter(pa.array(keep)) if dropped else table, rejects)
 
 
 def _reasons(texts: list[dict[str, str]] | None, start: int, tell: Callable[[int, str], str]) -> str:
     """Detail of a reject: `web: seen_often (text_count 15, wanted <= 10)` for each text."""
     if not texts:
         return "it has no text"
-    more = [tell(at, text["why"]) for at, text in enumerate(texts, start)]
-    both = zip(texts, more, strict=True)
-    return "; ".join(f"{t['source']}: {t['why']}" + (f" ({said})" if said else "") for t, said in both)
+    details = [tell(at, text["why"]) for at, text in enumerate(texts, start)]
+    both = zip(texts, details, strict=True)
+    return "; ".join(f"{t['source']}: {t['why']}" + (f" ({detail})" if detail else "") for t, detail in both)

@@ -72,8 +72,8 @@ class Language(MapStage):
         def work(rows: pa.Table) -> pa.Table:
             texts = FlatTexts(rows["texts"])
             values = texts.field("text").to_pylist()
-            said = iter(identify([t for t in values if t and t.strip()]))
-            found = [next(said) if t and t.strip() else (None, None) for t in values]
+            answers = iter(identify([t for t in values if t and t.strip()]))
+            found = [next(answers) if t and t.strip() else (None, None) for t in values]
             languages = pa.array([language for language, _ in found], pa.string())
             scores = pa.array([score for _, score in found], pa.float32())
             return with_columns(rows, language=texts.nested(languages), language_score=texts.nested(scores))

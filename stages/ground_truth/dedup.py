@@ -50,12 +50,14 @@ def _results(
 ) -> Iterator[dict[str, Any]]:
     kinds = {row["group"]: row["copy"] for row in truth.values() if row["copy"] not in (None, "original")}
     redundant = {group: num - 1 for group, num in _by_group(before, truth).items()}
-    gone = {group: min(num, redundant[group]) for group, num in _by_group(dropped, truth).items()}
-    yield _share("dedup_recall", sum(gone.values()), sum(redundant.values()))
+    hits_of = {group: min(num, redundant[group]) for group, num in _by_group(dropped, truth).items()}
+    yield _share("dedup_recall", sum(hits_of.values()), sum(redundant.values()))
     for kind in sorted(set(kinds.values())):
-        hits, wanted = (sum(n for g, n in counts.items() if kinds[g] == kind) for counts in (gone, redundant))
+        hits, wanted = (
+            sum(n for g, n in counts.items() if kinds[g] == kind) for counts in (hits_of, redundant)
+        )
         yield _share(f"dedup_recall/{kind}", hits, wanted)
-    yield _share("dedup_precision", sum(gone.values()), dropped.total())
+    yield _share("dedup_precision", sum(hits_of.values()), dropped.total())
 
 
 def _by_group(urls: Counter[str], truth: Mapping[str, Mapping[str, Any]]) -> Counter[int]:

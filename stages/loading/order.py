@@ -94,8 +94,8 @@ class Order:
         first, start = 0, 0
         while first < len(units):
             last = min(int(np.searchsorted(ends, start + self.window)), len(units) - 1)
-            here = units[first : last + 1]
-            found.append(Window(epoch, start, int(ends[last]), here, sizes[here]))
+            inside = units[first : last + 1]
+            found.append(Window(epoch, start, int(ends[last]), inside, sizes[inside]))
             first, start = last + 1, int(ends[last])
         return found
 

@@ -159,9 +159,9 @@ def joined_images(store: Store, holder: Shard | Heavy, ids: Sequence[str]) -> li
     found: dict[str, bytes] = {}
     with open_shard(store, holder) as file:
         for group in sorted({places[i][0] for i in ids}):
-            here = [i for i in ids if places[i][0] == group]
+            in_group = [i for i in ids if places[i][0] == group]
             images = file.read_row_group(group, columns=["image"])["image"]
-            found |= zip(here, images.take([places[i][1] for i in here]).to_pylist(), strict=True)
+            found |= zip(in_group, images.take([places[i][1] for i in in_group]).to_pylist(), strict=True)
     return [found[i] for i in ids]
 
 
@@ -184,15 +184,15 @@ class RowCache:
     def __init__(self, units: Sequence[Unit], max_bytes: int, num_threads: int) -> None:
         self.units, self.max_bytes = units, max_bytes
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
-        self._found: dict[int, Future[Rows]] = {}  # most recently used last
+        self._futures: dict[int, Future[Rows]] = {}  # most recently used last
 
     def want(self, units: Iterable[int], keep: Iterable[int] = ()) -> None:
         """Start reading `units`. Row groups in neither `units` nor `keep` may be evicted."""
         needed = dict.fromkeys([*keep, *units])
         for unit in needed:
-            there = self._found.pop(unit, None)
-            self._found[unit] = there or self._pool.submit(read_unit, self.units[unit])
-        self._drop({unit: future for unit, future in self._found.items() if unit not in needed})
+            known = self._futures.pop(unit, None)
+            self._futures[unit] = known or self._pool.submit(read_unit, self.units[unit])
+        self._drop({unit: future for unit, future in self._futures.items() if unit not in needed})
 
     def _drop(self, spare: dict[int, Future[Rows]]) -> None:
         sizes = {unit: future.result().num_bytes for unit, future in spare.items()}
@@ -200,11 +200,11 @@ class RowCache:
         for unit, size in sizes.items():
             if total <= self.max_bytes:
                 return
-            del self._found[unit]
+            del self._futures[unit]
             total -= size
 
     def __getitem__(self, unit: int) -> Rows:
-        return self._found[unit].result()
+        return self._futures[unit].result()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

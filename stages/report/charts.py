@@ -96,10 +96,10 @@ def _curves(step: StepView, css: str) -> Iterator[tuple[str, Curve]]:
     names = np.asarray(table["name"].to_pylist(), object)
     xs, ys = (np.asarray(table[c].to_pylist(), np.float64) for c in ("step", "value"))
     for name in dict.fromkeys(names):
-        here = names == name
-        finite = here & np.isfinite(ys)
+        of_name = names == name
+        finite = of_name & np.isfinite(ys)
         order = np.argsort(xs[finite], kind="stable")
-        curve = Curve(step.name, css, xs[finite][order], ys[finite][order], int(here.sum() - finite.sum()))
+        curve = Curve(step.name, css, xs[finite][order], ys[finite][order], int(of_name.sum() - finite.sum()))
         yield str(name), curve
 
 

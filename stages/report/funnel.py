@@ -54,8 +54,8 @@ def _status(status: str) -> str:
 def _bar(step: StepView, largest: int) -> str:
     """Returns a bar, scaled to the largest step so that all bars are comparable."""
     if not step.drops_rows:
-        said = f"writes {count(step.rows_out)} rows of its own" if step.rows_out else ""
-        return f'<span class="note">{said}</span>'
+        note = f"writes {count(step.rows_out)} rows of its own" if step.rows_out else ""
+        return f'<span class="note">{note}</span>'
     parts = (("kept", step.rows_out), ("filtered", step.num_of("filtered")), ("fault", step.num_of("fault")))
     segments = "".join(
         f'<i class="{css}" style="width:{100 * rows / largest:.2f}%" title="{css}: {count(rows)}"></i>'

@@ -139,8 +139,8 @@ def _with_pictures(step: StepView, cards: Sequence[tuple[Shard, Card]]) -> Itera
 def _pictures(data: Dataset, shard: Shard, wanted: set[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for batch in read_batches(data.store, shard, ["id"], ["image"]):
-        here = batch.filter(pa.array([i in wanted for i in batch["id"].to_pylist()], pa.bool_()))
-        found |= zip(here["id"].to_pylist(), here["image"].to_pylist(), strict=True)
+        chosen = batch.filter(pa.array([i in wanted for i in batch["id"].to_pylist()], pa.bool_()))
+        found |= zip(chosen["id"].to_pylist(), chosen["image"].to_pylist(), strict=True)
         if len(found) == len(wanted):
             break
     return found
@@ -172,10 +172,10 @@ def _card(card: Card) -> str:
     row = card.row
     picture = '<div class="nopicture">no picture</div>' if card.picture is None else thumbnail(card.picture)
     texts = "".join(_text(text) for text in row["texts"] or ())
-    fate, said = _fate(card)
+    fate, verdict = _fate(card)
     where = without_secrets(str(row.get("url") or ""))
     return (
-        f'<article class="card {fate}">{picture}<div class="body"><p class="fate">{said}</p><ul>{texts}</ul>'
+        f'<article class="card {fate}">{picture}<div class="body"><p class="fate">{verdict}</p><ul>{texts}</ul>'
         f'<p class="where"><code title="{esc(row["id"])}">{esc(row["id"][:10])}</code> '
         f'<span title="{esc(where)}">{esc(where)}</span></p></div></article>'
     )

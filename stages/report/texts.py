@@ -97,15 +97,17 @@ def _sources(table: pa.Table) -> Iterator[tuple[str, int, int, int]]:
 def _in_order(table: pa.Table) -> list[str]:
     """Returns the sources present: web, synth, human, then any others."""
     known = ["web", "synth", "human"]
-    there = set(table["source"].to_pylist())
-    return [s for s in known if s in there] + sorted(there.difference(known))
+    present = set(table["source"].to_pylist())
+    return [s for s in known if s in present] + sorted(present.difference(known))
 
 
 def _scores(table: pa.Table) -> Iterator[Scores]:
     scored = table.filter(pc.is_finite(pc.fill_null(table["score"], float("nan"))))
     for source in _in_order(scored):
-        here = scored.filter(pc.equal(scored["source"], source))
-        yield Scores(source, np.asarray(here["score"], np.float32), np.asarray(here["kept"], np.int8))
+        of_source = scored.filter(pc.equal(scored["source"], source))
+        yield Scores(
+            source, np.asarray(of_source["score"], np.float32), np.asarray(of_source["kept"], np.int8)
+        )
 
 
 def text_table(texts: Texts) -> str:

@@ -103,9 +103,11 @@ def accumulate(run: Run, batches: Sequence[Mapping[str, Any]]) -> dict[str, Tens
 
 def losses(run: Run, batch: Mapping[str, Any], shares: Sequence[float], num_micro: int) -> dict[str, Tensor]:
     """Returns a micro-batch's contribution to each value of the step, and `loss`, the weighted sum of the losses."""
-    here = {k: v.to(run.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    on_device = {
+        k: v.to(run.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
-        values: dict[str, Tensor] = run.parallel(here)
+        values: dict[str, Tensor] = run.parallel(on_device)
     parts: dict[str, Tensor] = {"loss": torch.zeros((), device=run.device)}
     for name, value in values.items():
         if name in run.net.losses:

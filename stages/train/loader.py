@@ -93,13 +93,13 @@ class Loader:
 
     def _samples(self, cache: RowCache, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Row, str]]:
         """Yields each sample with its row and text; the next window is read while the current one is used."""
-        here = next(windows)
-        cache.want(_units(here))
-        for following in windows:
-            cache.want(_units(following), keep=_units(here))
-            for sample in here:
+        window = next(windows)
+        cache.want(_units(window))
+        for next_window in windows:
+            cache.want(_units(next_window), keep=_units(window))
+            for sample in window:
                 yield sample, *self._pick(sample, cache[sample.unit])
-            here = following
+            window = next_window
 
     def _pick(self, sample: Sample, rows: Rows) -> tuple[Row, str]:
         if self.recipe.texts == "images":
