@@ -54,7 +54,7 @@ def same_weights(rows: pa.Table, column: str, model: Weights) -> Iterator[Window
     for weights in rows[name].unique().to_pylist():
         if (weights or "").partition(":")[0] != model.digest:
             raise VlpipeError(
-                f"{column!r} is of weights {weights}, but texts would be compared with {model.digest}: "
+                f"{column!r} was computed with weights {weights}, but texts would be encoded with {model.digest}: "
                 f"give the same `model` as the step that made {column!r}"
             )
     return read_windows(rows[column])
@@ -109,10 +109,10 @@ def _text_module(path: str) -> TextModule:
         if f"{name}.weight" in state
     }
     if len(sizes) < 3:
-        raise ValueError(f"{path} has no text side (text_module.*): it cannot score texts")
+        raise ValueError(f"{path} has no text encoder (text_module.*): it cannot score texts")
     num_rows, word_dim = sizes["word_embd"]
     net = TextModule(sizes["fc2"][0], num_rows - 1, word_dim, sizes["fc1"][0])
-    fill(net, state, "S3D-G's text side")
+    fill(net, state, "S3D-G's text encoder")
     return net
 
 

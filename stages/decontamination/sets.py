@@ -208,6 +208,6 @@ def unit_vectors(table: pa.Table, where: str) -> Floats:
     if bad.any():
         first = table["id"][int(np.flatnonzero(bad)[0])]
         raise VlpipeError(
-            f"{where}: {bad.sum()} embedding(s) are not vectors of length 1 (first: {first}); divide each by its length"
+            f"{where}: {bad.sum()} embedding(s) do not have unit norm (first: {first}); divide each by its norm"
         )
     return found

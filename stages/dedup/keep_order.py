@@ -85,7 +85,7 @@ def _check(key: Key, schema: pa.Schema, who: str) -> None:
         wanted = COMPUTED.get(key.name)
         if wanted is None:
             known = did_you_mean(key.name, [*light, *COMPUTED])
-            raise SchemaError(f"{who}: keep names {key.name!r}, which is no light column{known}")
+            raise SchemaError(f"{who}: keep names {key.name!r}, which is not a light column{known}")
         need(schema, f"{who} (for {key.name!r} in keep)", **wanted)
         return
     kind = schema.field(key.name).type

@@ -114,7 +114,7 @@ def _check_vectors(found: pa.FixedSizeListArray, ids: pa.ChunkedArray) -> None:
         bad, what = np.asarray(found.is_null()), "null"
     else:
         values = found.flatten().to_numpy().astype(np.float64).reshape(len(found), -1)
-        bad, what = ~(np.abs(np.linalg.norm(values, axis=1) - 1) <= NORM_ERROR), "not a vector of length 1"
+        bad, what = ~(np.abs(np.linalg.norm(values, axis=1) - 1) <= NORM_ERROR), "not of unit norm"
     if bad.any():
         first = ids[int(np.flatnonzero(bad)[0])]
         raise VlpipeError(

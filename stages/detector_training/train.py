@@ -43,7 +43,7 @@ class TrainDetector(GatherStage, DetectorRecipe):
 
         found = self.problems()
         if self.init is not None and (self.model is not None or self.init_resnet is not None):
-            found.append("model and init_resnet are for a new detector: leave them out beside init")
+            found.append("model and init_resnet are for a new detector: omit them if init is given")
         found += [
             f"loss_weights: no loss {k!r}; there are {', '.join(NAMES)}"
             for k in self.loss_weights

@@ -78,7 +78,7 @@ class Embed(MapStage):
         blip = load(self.model)
         dim = blip.model.config.embed_dim
         if self.dim not in (None, dim):
-            raise VlpipeError(f"the model has embed_dim {dim}, but the step says dim: {self.dim}")
+            raise VlpipeError(f"the model has embed_dim {dim}, but the step sets dim: {self.dim}")
         yield lambda table: _with_embedding(table, *self._model_vectors(table, blip), dim)
 
     def _model_vectors(self, table: pa.Table, blip: Loaded) -> tuple[list[Pixels], list[Reject]]:

@@ -75,7 +75,7 @@ class FrameFeatures(MapStage):
         blip = load(self.model)
         dim = blip.model.config.embed_dim
         if self.dim not in (None, dim):
-            raise VlpipeError(f"the model has embed_dim {dim}, but the step says dim: {self.dim}")
+            raise VlpipeError(f"the model has embed_dim {dim}, but the step sets dim: {self.dim}")
 
         def work(rows: pa.Table) -> Out:
             rejects: list[Reject] = []

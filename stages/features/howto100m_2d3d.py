@@ -199,7 +199,7 @@ def pooled(*parts: Vectors) -> Vectors:
     found = []
     for vectors in parts:
         if not len(vectors):
-            raise RowFault("no_frames_in_window", "the clip begins behind the last feature of its video")
+            raise RowFault("no_frames_in_window", "the clip starts after the last feature of its video")
         greatest = vectors.astype(np.float32).max(axis=0)
         found.append(greatest / max(float(np.linalg.norm(greatest)), 1e-12))
     return np.concatenate(found).astype(np.float16)

@@ -110,17 +110,17 @@ def _problems(state: Mapping[str, Tensor], how: Windows, said: Normalisation | N
     if said not in (None, normalisation):
         names = {"unit": "MIL-NCE's", "signed": "kylemin's", "kinetics": "torchvision's"}
         problems.append(
-            f"the step says normalisation: {said}, but these are {names[normalisation]} weights, "
-            f"which want {normalisation}"
+            f"the step sets normalisation: {said}, but these are {names[normalisation]} weights, "
+            f"which need {normalisation}"
         )
     if kinetics and how.vector == "embedding":
         problems.append("vector: embedding is MIL-NCE's S3D-G, these are weights of Kinetics S3D: use pooled")
     if kinetics and how.num_seen < MIN_FRAMES:
-        problems.append(f"S3D wants at least {MIN_FRAMES} frames in a window, got {how.num_seen}")
+        problems.append(f"S3D needs at least {MIN_FRAMES} frames in a window, got {how.num_seen}")
     stem = state.get("conv1.conv1.weight")
     if stem is not None and stem.shape[1] == 24 and (how.num_seen % 2 or how.side % 2):
         problems.append(
-            "S3D-G with space-to-depth wants an even number of frames and an even side, "
+            "S3D-G with space-to-depth needs an even number of frames and an even side, "
             f"got {how.num_seen} and {how.side}"
         )
     head = state.get("fc.weight")

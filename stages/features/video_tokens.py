@@ -150,11 +150,11 @@ def check_features(schema: pa.Schema, who: str) -> None:
 
 def _one(weights: set[str]) -> str:
     if not weights:
-        raise VlpipeError("features.video_tokens: there is no row to fit a tree on")
+        raise VlpipeError("features.video_tokens: there are no rows to fit a tree on")
     if len(weights) > 1:
         raise VlpipeError(
             f"the features are of {len(weights)} different weights ({', '.join(sorted(weights))}): "
-            "a tree is for those of one"
+            "a tree needs features of the same weights"
         )
     return weights.pop()
 

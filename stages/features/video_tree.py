@@ -62,7 +62,7 @@ class Tree:
             return cls(about["k"], about["weights"], tuple(np.load(name) for name in names))
         except (OSError, ValueError, KeyError) as error:
             raise VlpipeError(
-                f"{folder} is no tree of video tokens (wanted tree.json and centroids-*.npy): {error}"
+                f"{folder} is not a tree of video tokens (wanted tree.json and centroids-*.npy): {error}"
             ) from error
 
 

@@ -124,7 +124,7 @@ def check_score(schema: pa.Schema, column: str, who: str) -> None:
     if nested:
         need(schema, who, texts=TEXTS)
     if not (pa.types.is_integer(inner) or pa.types.is_floating(inner)):
-        raise SchemaError(f"{who} wants numbers in column {column!r}, but it is {dtype}")
+        raise SchemaError(f"{who} needs numbers in column {column!r}, but it is {dtype}")
 
 
 def row_scores(rows: pa.Table, column: str) -> Scores:

@@ -55,7 +55,9 @@ class TrueBoxes(MapStage):
 def objects_of(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns the ground-truth objects of an image, in the format of `OBJECTS`. RowFault: not_in_truth."""
     if row["url"] not in known:
-        raise RowFault("not_in_truth", f"the truth file does not know {row['url']}; is it of this world?")
+        raise RowFault(
+            "not_in_truth", f"the ground-truth file has no entry for {row['url']}; is it from this world?"
+        )
     width, height = row["width"], row["height"]
     return [
         {

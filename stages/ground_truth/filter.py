@@ -79,7 +79,7 @@ def _judge(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> It
         truth = known.get(row["url"])
         if truth is None or (entry["source"] == "web" and entry["text"] != truth["text"]):
             raise VlpipeError(
-                f"the truth file does not know text {entry['text']!r} of {row['url']}; is it of this world?"
+                f"the ground-truth file has no text {entry['text']!r} for {row['url']}; is it from this world?"
             )
         kept = entry["kept"] is not False  # as training reads it
         if entry["source"] == "web":

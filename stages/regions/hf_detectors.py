@@ -105,7 +105,7 @@ class HFRegionFeatures(MapStage):
         for name, has in (("feat_dim", width), ("num_classes", config.num_labels)):
             if has != getattr(self, name):
                 raise VlpipeError(
-                    f"the model has {name} {has}, but the step says {name}: {getattr(self, name)}"
+                    f"the model has {name} {has}, but the step sets {name}: {getattr(self, name)}"
                 )
 
     def _detect(self, model: Any, processor: Any, image: Image.Image) -> Arrays:

@@ -116,7 +116,7 @@ class RegionFeatures(MapStage):
         for name, has in (("feat_dim", config.feat_dim), ("num_classes", config.num_classes)):
             if has != getattr(self, name):
                 raise VlpipeError(
-                    f"the detector has {name} {has}, but the step says {name}: {getattr(self, name)}"
+                    f"the detector has {name} {has}, but the step sets {name}: {getattr(self, name)}"
                 )
 
     def _detect(self, detector: Detector, pick: Pick, data: bytes) -> Arrays:

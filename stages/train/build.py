@@ -31,7 +31,9 @@ class Net(nn.Module):
         for i, (weight, objective) in enumerate(objectives):
             for name in objective.LOSSES:
                 if name in self.losses:
-                    raise ValueError(f"objectives: wanted each once, but two give {name!r}")
+                    raise ValueError(
+                        f"objectives: two objectives return a loss named {name!r}; loss names must be unique"
+                    )
                 self.losses[name] = (i, weight)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -120,7 +122,7 @@ def decay_groups(net: nn.Module, no_decay: Sequence[str]) -> tuple[list[nn.Param
     for part in no_decay:
         if not any(part in name for name in params):
             some = ", ".join(list(params)[:5])
-            raise ValueError(f"no_decay: no parameter has {part!r} in its name; they are like {some}")
+            raise ValueError(f"no_decay: no parameter name contains {part!r}; there are {some}, ...")
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, p in params.items():
         is_vector = sum(size > 1 for size in p.shape) <= 1  # true for a class token (1, 1, D) as well

@@ -150,7 +150,7 @@ class Recipe(Optimisation):
             (self.model is None and self.init is None, "wanted model or init, got neither"),
             (
                 self.init is not None and not (self.init_vit is self.init_bert is None),
-                "init_vit and init_bert are for a new model: leave them out beside init",
+                "init_vit and init_bert are for a new model: omit them if init is given",
             ),
             (self.tokenizer is None and self.init is None, "wanted tokenizer or init, got neither"),
             (any(w < 0 for w in self.mix.values()), f"mix: wanted weights of at least 0, got {self.mix}"),

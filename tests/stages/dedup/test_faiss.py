@@ -142,9 +142,7 @@ def test_faiss_gets_its_threads_back() -> None:
 def test_a_vector_that_is_not_of_length_1_is_named(tmp_path: Path, bad: float) -> None:
     x = angles(0, 20, 40)
     x[1] *= bad
-    with pytest.raises(
-        VlpipeError, match=r"embedding of 1 row\(s\) is not a vector of length 1 \(first: r00001\)"
-    ):
+    with pytest.raises(VlpipeError, match=r"embedding of 1 row\(s\) is not of unit norm \(first: r00001\)"):
         run(tmp_path, table(x), threshold=0.9)
 
 

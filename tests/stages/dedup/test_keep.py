@@ -78,8 +78,11 @@ def test_a_score_that_is_no_number_hides_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keep", "said"),
     [
-        (("scores desc",), r"dedup: keep names 'scores', which is no light column; did you mean 'score'\?"),
-        (("image",), r"keep names 'image', which is no light column"),
+        (
+            ("scores desc",),
+            r"dedup: keep names 'scores', which is not a light column; did you mean 'score'\?",
+        ),
+        (("image",), r"keep names 'image', which is not a light column"),
         (("texts",), r"keep cannot order rows by 'texts', a list<"),
         (
             ("sha256 down",),
