@@ -1,4 +1,4 @@
-"""Text against video: scores of clips and their texts, and cues moved to where they fit.
+"""Alignment of text and video: scores of clips and their texts, and re-timing of cues.
 
 May import `common`, `features`, `video`.
 """

@@ -1,7 +1,7 @@
-"""How well each text fits its clip: the score that noisy narration is filtered by.
+"""Scores how well each text matches its clip, for filtering noisy narration.
 
-MIL-NCE's score is the plain dot product of S3D-G's clip and text vectors (https://arxiv.org/abs/1912.06430); an image-text
-model's is the mean over frames of their cosine with the text.
+MIL-NCE's score is the dot product of S3D-G's clip and text vectors (https://arxiv.org/abs/1912.06430); for an image-text
+model it is the mean cosine between frames and text.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from vlpipe.stages.video.rows import CANDIDATE
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTextScore(MapStage):
-    """Add `align_score`, one per text, `candidate_scores`, one per candidate (list<float32>), and `align_weights`.
+    """Adds `align_score`, one per text, `candidate_scores`, one per candidate (list<float32>), and `align_weights`.
 
-    Read are `s3d` (with `words`: model is S3D-G, words its s3d_dict.npy) or `frame_feats` (without: model is the
-    image-text model that made them): the mean of the clip's windows (those with their middle in it, else the nearest one)
-    times the text. Null for texts dropped before. align_weights: the model's digest.
-    encoder: what rules call it; the hub id, the folder's name or the step when left out. `filter.rules:Rules` refuses a
-    threshold for another. max_words: of a text, in words of the list (20 in MIL-NCE's training) or the model's tokens.
+    With `words`, reads `s3d` (model: S3D-G, words: its s3d_dict.npy); without, reads `frame_feats` (model: the image-text
+    model that computed them). The score is the dot product of the text vector and the mean of the clip's windows (those
+    with their centre in the clip, else the nearest one). Texts that are already dropped get null. align_weights: the digest.
+    encoder: its name in rules; default: the hub id, the folder's name or the step. `filter.rules:Rules` refuses a threshold
+    for another encoder. max_words: max length of a text, in words of the list (20 in MIL-NCE's training) or in tokens.
     """
 
     NAME: ClassVar[str] = "features.video_text:ClipTextScore"
@@ -61,7 +61,7 @@ class ClipTextScore(MapStage):
     batch_size: int = 64
 
     @property
-    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # which of the two, the word list says
+    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on `words`
         return (window_column(self.words),)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
@@ -106,7 +106,7 @@ class ClipTextScore(MapStage):
 
 
 def mean_within(windows: WindowFeats, start_s: float, end_s: float) -> npt.NDArray[np.float64]:
-    """(D,) mean of the windows whose middle lies in [start_s, end_s), else the one nearest to its middle."""
+    """Returns the mean (D,) of the windows with their centre in [start_s, end_s), else the window nearest to its centre."""
     middles = (windows.start_s.astype(np.float64) + windows.end_s) / 2
     inside = (middles >= start_s) & (middles < end_s)
     if not inside.any():
@@ -116,5 +116,5 @@ def mean_within(windows: WindowFeats, start_s: float, end_s: float) -> npt.NDArr
 
 
 def dots(a: npt.NDArray[np.float64], b: Vectors) -> Vectors:
-    """(N, D) and (N, D) -> (N,), summed in float64, so that a row's place in its batch cannot show."""
+    """Row-wise dot products (N, D), (N, D) -> (N,), in float64, so that they do not depend on a row's place in its batch."""
     return (a * b).sum(1).astype(np.float32) if len(a) else np.zeros(0, np.float32)

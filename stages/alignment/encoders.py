@@ -1,4 +1,4 @@
-"""The two spaces that texts and stretches of video can be compared in here, and what of them the rows must hold."""
+"""The two joint embedding spaces of text and video (S3D-G, image-text model), and the columns that each needs."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ Encode = Callable[[Sequence[str]], Vectors]  # N texts -> (N, D)
 COLUMNS = {
     "s3d": "s3d_weights",
     "frame_feats": "frame_weights",
-}  # of windows -> which weights they are from, "digest" or "digest:more"
+}  # column of windows -> column with the id of their weights, "digest" or "digest:more"
 
 
 def window_column(words: File | None) -> str:
-    """MIL-NCE's word list goes with its S3D-G's windows."""
+    """Column of windows to compare with: `s3d` if MIL-NCE's word list is given, else `frame_feats`."""
     return "s3d" if words else "frame_feats"
 
 
 def check_windows(schema: pa.Schema, who: str, column: str) -> None:
-    """SchemaError unless rows have the column of windows, in a space that texts share."""
+    """Raises SchemaError unless rows have the column of windows, in a space shared with texts."""
     need_windows(schema, who, column)
     need(schema, who, **{COLUMNS[column]: pa.string()})
-    told = (schema.field(column).metadata or {}).get(b"windows")
-    how = json.loads(told) if told else {}
+    settings = (schema.field(column).metadata or {}).get(b"windows")
+    how = json.loads(settings) if settings else {}
     if how.get("vector", "embedding") != "embedding" or how.get("l2"):
         raise SchemaError(
             f"{who} compares {column!r} with texts by the plain dot product: features.s3d must write `vector: embedding` "
@@ -49,26 +49,26 @@ def check_windows(schema: pa.Schema, who: str, column: str) -> None:
 
 
 def same_weights(rows: pa.Table, column: str, model: Weights) -> Iterator[WindowFeats]:
-    """Windows row by row. VlpipeError when they are of other weights than the texts will be."""
+    """Yields the windows of each row. Raises VlpipeError if they come from other weights than `model`."""
     name = COLUMNS[column]
-    for told in rows[name].unique().to_pylist():
-        if (told or "").partition(":")[0] != model.digest:
+    for weights in rows[name].unique().to_pylist():
+        if (weights or "").partition(":")[0] != model.digest:
             raise VlpipeError(
-                f"{column!r} is of weights {told}, but texts would be compared with {model.digest}: "
+                f"{column!r} was computed with weights {weights}, but texts would be encoded with {model.digest}: "
                 f"give the same `model` as the step that made {column!r}"
             )
     return read_windows(rows[column])
 
 
 def text_encoder(model: Weights, words: File | None, max_words: int, batch_size: int) -> Encode:
-    """MIL-NCE's bag of words when its word list is given, else the text side of an image-text model (unit vectors)."""
+    """Returns MIL-NCE's bag-of-words encoder if its word list is given, else that of an image-text model (unit vectors)."""
     return (
         _bag_of_words(model, words, max_words, batch_size) if words else _blip(model, max_words, batch_size)
     )
 
 
 def encode_each(encode: Encode, texts: Sequence[str]) -> Vectors:
-    """(N, D); a text that comes again (as candidates do) is encoded once."""
+    """Encodes N texts -> (N, D); each distinct text is encoded once, since candidates repeat."""
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     vectors = encode(list(places))
     return vectors[[places[text] for text in texts]]
@@ -97,7 +97,7 @@ def _bag_of_words(model: Weights, words: File, max_words: int, batch_size: int) 
 
 
 def _text_module(path: str) -> TextModule:
-    """The text side of S3D-G alone: 21.5 of its 31.2 million parameters. ValueError when there is none."""
+    """Loads only the text encoder of S3D-G: 21.5 of its 31.2 million parameters. ValueError if there is none."""
     from vlpipe.models.published import fill, read_state
     from vlpipe.models.s3dg import TextModule
 
@@ -109,10 +109,10 @@ def _text_module(path: str) -> TextModule:
         if f"{name}.weight" in state
     }
     if len(sizes) < 3:
-        raise ValueError(f"{path} has no text side (text_module.*): it cannot score texts")
+        raise ValueError(f"{path} has no text encoder (text_module.*): it cannot score texts")
     num_rows, word_dim = sizes["word_embd"]
     net = TextModule(sizes["fc2"][0], num_rows - 1, word_dim, sizes["fc1"][0])
-    fill(net, state, "S3D-G's text side")
+    fill(net, state, "S3D-G's text encoder")
     return net
 
 

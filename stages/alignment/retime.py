@@ -1,7 +1,7 @@
-"""Narration lags behind what is shown, or runs ahead: move each cue to where it fits the picture best.
+"""Re-times cues: narration may lag behind or run ahead of the video, so each cue is shifted to where it matches best.
 
-The idea is TAN's (Han et al., 2022, https://arxiv.org/abs/2204.02968), here without its network: any space that video and
-text share. A cue keeps its length; shifts are tried on a grid.
+The idea is TAN's (Han et al., 2022, https://arxiv.org/abs/2204.02968), here with any joint embedding space instead of its
+network. A cue keeps its duration; shifts are searched on a grid.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from vlpipe.stages.video.rows import CUES
 
 Cue = Mapping[str, Any]
 Floats = npt.NDArray[np.float64]
-EQUAL = 1e-6  # scores nearer than this are equal: the smaller shift is taken
+EQUAL = 1e-6  # scores closer than this are ties; the smaller shift wins
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetimeCues(MapStage):
-    """Video rows: `cues` with new times (their words', too), `cue_shift_s` and `cue_score`, one per cue (list<float32>).
+    """For video rows: shifts the times of `cues` and their words; adds `cue_shift_s`, `cue_score` per cue (list<float32>).
 
-    Tried are shifts of -max_shift_s to max_shift_s in steps of step_s that keep the cue within the video; a score is the
-    mean over the windows whose middle lies in the shifted cue, else of the nearest. The best one is taken, of equals the
-    smallest, then the earlier; none unless it gains more than `min_gain`. together: one shift for all cues of a video, the
-    best on average, for tracks that are late as a whole. cue_score: of the cue where it is now; null (and shift 0) for one
-    without text or times.
-    model, words, max_words, encoder: as in `alignment.clip_text_score`; the video rows have `s3d` or `frame_feats`.
+    Candidates are shifts from -max_shift_s to max_shift_s in steps of step_s that keep the cue within the video. The score
+    of a shift is the mean over windows with their centre in the shifted cue, else that of the nearest window. The best shift
+    is applied if it gains more than `min_gain` (ties: the smallest shift, then the earlier). together: one shift for all
+    cues of a video, the best on average, for tracks that are late as a whole. cue_score: score of the cue at its new
+    place; null (and shift 0) for a cue without text or times.
+    model, words, max_words, encoder: as in `alignment.clip_text_score`; the video rows need `s3d` or `frame_feats`.
     """
 
     NAME: ClassVar[str] = "features.retime:RetimeCues"
@@ -68,7 +68,7 @@ class RetimeCues(MapStage):
     batch_size: int = 64
 
     @property
-    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # which of the two, the word list says
+    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on `words`
         return (window_column(self.words),)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
@@ -111,7 +111,7 @@ class RetimeCues(MapStage):
     def _shifts(
         self, cues: Sequence[Cue], vectors: Vectors, windows: WindowFeats, duration_s: float | None
     ) -> list[tuple[float, float | None]]:
-        """(shift, score there) of each cue; vectors: (cues, D) of their texts."""
+        """Returns (shift, score at that shift) of each cue. vectors: text vectors (cues, D)."""
         if not cues or not len(windows.feats):
             return [(0.0, None)] * len(cues)
         sims = windows.feats.astype(np.float64) @ vectors.T.astype(np.float64)  # (W, cues)
@@ -122,7 +122,7 @@ class RetimeCues(MapStage):
                 scores_at(windows, sims[:, k], cue["start_s"], cue["end_s"], shifts_s, duration_s or math.inf)
                 for k, cue in enumerate(cues)
             ]
-        )  # (cues, shifts); -inf: out of the video
+        )  # (cues, shifts); -inf: outside the video
         if self.together:
             best = [best_shift(table.mean(0), shifts_s, self.min_gain)] * len(cues)
         else:
@@ -133,7 +133,7 @@ class RetimeCues(MapStage):
 def scores_at(
     windows: WindowFeats, sims: Floats, start_s: float, end_s: float, shifts_s: Floats, duration_s: float
 ) -> Floats:
-    """(S,) mean of `sims` (W,) over the windows in [start_s, end_s) shifted; -inf where that leaves the video."""
+    """Returns (S,): the mean of `sims` (W,) over windows in [start_s, end_s) at each shift; -inf outside the video."""
     middles = (windows.start_s.astype(np.float64) + windows.end_s) / 2
     first, stop = (np.searchsorted(middles, time_s + shifts_s) for time_s in (start_s, end_s))
     sums = np.concatenate([[0.0], np.cumsum(sims)])
@@ -145,7 +145,7 @@ def scores_at(
 
 
 def best_shift(scores: Floats, shifts_s: Floats, min_gain: float) -> int:
-    """Where the best score is: of equals the smallest shift, then the earlier; no shift if it gains too little."""
+    """Returns the index of the best shift (ties: the smallest, then the earlier); shift 0 if the gain is too small."""
     still = int(np.flatnonzero(shifts_s == 0)[0])
     if scores.max() - scores[still] <= max(min_gain, EQUAL):
         return still

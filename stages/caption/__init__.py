@@ -1,4 +1,4 @@
-"""CapFilt's captioner: writes a text for each web image.
+"""CapFilt's captioner: generates synthetic captions for web images.
 
 May import `common`.
 """

@@ -1,7 +1,7 @@
-"""CapFilt's captioner: new texts for web images, by nucleus sampling.
+"""CapFilt's captioner: synthetic captions for web images, by nucleus sampling.
 
-BLIP samples at p 0.9, one caption per image: nucleus beats beam search although more of it is filtered out
-(25 % against 19 %; Li et al., 2022, Table 2, https://arxiv.org/abs/2201.12086).
+BLIP samples one caption per image with p = 0.9. Nucleus sampling beats beam search, although the filter drops more of
+its captions (25 % against 19 %; Li et al., 2022, Table 2, https://arxiv.org/abs/2201.12086).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ EMPTY = "empty"
 
 @dataclass(frozen=True, kw_only=True)
 class Caption(MapStage):
-    """Append `num_captions` entries to `texts`: source `synth`, model the digest of the weights.
+    """Appends `num_captions` entries to `texts`, with source `synth` and the digest of the weights as model.
 
-    min_length, max_length: new tokens, without prompt and end (BLIP's 5 and 20 count 4 of [DEC] and "a
+    min_length, max_length: new tokens, without prompt and end token (BLIP's 5 and 20 include 4 tokens for [DEC] and "a
     picture of").
-    top_p: BLIP's 0.9; repetition_penalty: 1 is none; BLIP's code has 1.1, its paper none.
-    seed: caption j of row r has its own draws, from (seed, r, j) alone: with other weights, in another round
-    or batch they are the same. A caption without a word stays in sight, kept False, why `empty`.
+    top_p: 0.9 as in BLIP; repetition_penalty: 1 is none; BLIP's code uses 1.1, its paper none.
+    seed: the random draws of caption j of row r depend only on (seed, r, j), not on weights, round or batch.
+    An empty caption is stored with kept=False, why='empty'.
     """
 
     NAME: ClassVar[str] = "caption.generate:Caption"

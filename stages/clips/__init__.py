@@ -1,4 +1,4 @@
-"""Clips of videos: how each line of work pairs narration with video, and cheap signals of text and frames.
+"""Video clips: the pairing rules of published systems for narration and video, and cheap text and frame signals.
 
 May import `common`, `video`.
 """

@@ -1,6 +1,6 @@
-"""Cues as pairing rules want them: one track, each cue with words and a place in the video, in order of time.
+"""Prepares cues for pairing: selects one track, and returns valid cues sorted by time.
 
-What is broken is repaired where that is safe, else left out and counted: HowTo100M's captions have all of it.
+Broken cues are repaired if that is safe, else dropped and counted; HowTo100M's captions contain every case.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """Words that were shown or said together. 0 <= start_s <= end_s, and within the video if its length is known.
+    """Words that are shown or said together. 0 <= start_s <= end_s, and within the video if its length is known.
 
-    words: those of the text with times of their own, within the caption's; empty: the source has none, or others.
+    words: the words of the text with their own times, within the caption's; empty if the source has none or others.
     """
 
     start_s: float
@@ -37,10 +37,10 @@ class Caption:
 def pick_track(
     cues: Sequence[Mapping[str, Any]], sources: Sequence[str], lang: str
 ) -> list[Mapping[str, Any]]:
-    """The cues of one (source, language): two tracks of a video say the same twice.
+    """Returns the cues of one track, a (source, language) pair: two tracks of a video have the same content.
 
-    Taken is the first of `sources` that is there, then the language with the most cues (of equals the first by name).
-    lang: only languages that begin so ("en" takes en-GB), and cues that do not say theirs; "": any.
+    The first source of `sources` that is present is chosen, then the language with the most cues (ties: by name).
+    lang: accept languages with this prefix ("en" matches en-GB), and cues without a language; "": any.
     """
 
     def fits(cue: Mapping[str, Any]) -> bool:
@@ -55,12 +55,12 @@ def pick_track(
 
 
 def clean(cues: Sequence[Mapping[str, Any]], duration_s: float, counts: Counter[str]) -> list[Caption]:
-    """Captions in order of (start, end, place in the list); `counts` says how many were left out, and why.
+    """Returns captions sorted by (start, end, position); `counts` is incremented for dropped cues, by reason.
 
-    duration_s: how long the video may be.
+    duration_s: max duration of the video.
 
-    Left out: `no_text`, `bad_times` (missing, not finite, over before 0), `past_end` (they begin after the video).
-    Repaired: white space, a start after the end (swapped, as UniVL does), times beyond either end of the video.
+    Dropped: `no_text`, `bad_times` (missing, not finite, end before 0), `past_end` (start after the end of the video).
+    Repaired: whitespace, a start after the end (swapped, as in UniVL), times beyond either end of the video (clamped).
     """
     found = []
     for cue in cues:
@@ -86,7 +86,7 @@ def _times(start_s: float | None, end_s: float | None) -> tuple[float, float] | 
 
 
 def _words(words: Sequence[Mapping[str, Any]], text: str, low_s: float, high_s: float) -> tuple[Word, ...]:
-    """Words with times moved into [low_s, high_s]; none when they are not those of the text, or lack a time."""
+    """Returns words with times clamped to [low_s, high_s]; none if they differ from the text or lack a time."""
     found: list[Word] = []
     for word in words:
         times = _times(word["start_s"], word["end_s"])

@@ -1,4 +1,4 @@
-"""What a frame, and a frame and the next one, say cheaply: darkness, sharpness, motion, cuts."""
+"""Cheap measures of a frame and of two consecutive frames: darkness, sharpness, text, motion, cuts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vlpipe.stages.common.phash import grey, has_texture, hash_greys
 
 Picture = npt.NDArray[np.uint8]  # (H, W, 3) RGB
 HUES, SATS, VALUES = 12, 4, 4
-DARK = 32  # grey levels: darker pixels are black, as FFmpeg's blackframe has it
-STROKE = 48  # grey levels from one pixel to the next: the edge of a letter on its ground
-LINE = 16  # lines of text that fit into the shorter side; a window is one line high and four times as wide
-STROKES = 0.2  # of a window's pixels are edges where there is text
-BLACK_SHARE = 0.98  # of the pixels must be black for a black frame; blackframe's default
+DARK = 32  # grey level; darker pixels are black, as in FFmpeg's blackframe
+STROKE = 48  # min grey-level difference of adjacent pixels at the edge of a letter
+LINE = 16  # lines of text per shorter side; a window is one line high and four times as wide
+STROKES = 0.2  # min fraction of edge pixels in a window with text
+BLACK_SHARE = 0.98  # min fraction of black pixels in a black frame; blackframe's default
 
 
 @dataclass(frozen=True, slots=True)
 class FrameFacts:
     luma: npt.NDArray[np.float32]  # (H, W) grey levels
     colours: npt.NDArray[np.float64]  # (192,) histogram of hue, saturation and value; sums to 1
-    dark: float  # share of black pixels
+    dark: float  # fraction of black pixels
     sharpness: float  # variance of the Laplacian
-    text: float  # share of the picture that looks like text
+    text: float  # fraction of the image that looks like text
 
 
 def frame_facts(picture: Picture) -> FrameFacts:
@@ -35,15 +35,15 @@ def frame_facts(picture: Picture) -> FrameFacts:
 
 
 def sharpness(luma: npt.NDArray[np.float32]) -> float:
-    """Variance of the Laplacian (four neighbours): low where nothing is in focus. Pech-Pacheco et al., ICPR 2000."""
+    """Variance of the 4-neighbour Laplacian; low if nothing is in focus. Pech-Pacheco et al., ICPR 2000."""
     around = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
     return float((around - 4 * luma[1:-1, 1:-1]).astype(np.float64).var())
 
 
 def text_share(luma: npt.NDArray[np.float32]) -> float:
-    """Share of windows, a text line high, that are dense with upright strokes: burned-in titles and subtitles.
+    """Fraction of windows (one text line high) with dense vertical strokes: burned-in titles and subtitles.
 
-    An estimate: foliage, fences and print on things count, too; large letters do not.
+    This is an estimate: foliage, fences and printed objects count too; large letters do not.
     """
     height = max(4, min(luma.shape) // LINE)
     width = 4 * height
@@ -56,7 +56,7 @@ def text_share(luma: npt.NDArray[np.float32]) -> float:
 
 
 def hsv_histogram(picture: Picture) -> npt.NDArray[np.float64]:
-    """(192,): 12 hues x 4 saturations x 4 values, as shares of the pixels."""
+    """Normalised histogram (192,): 12 hues x 4 saturations x 4 values."""
     rgb = picture.reshape(-1, 3).astype(np.int32)
     high, low = rgb.max(1), rgb.min(1)
     chroma = high - low
@@ -75,17 +75,17 @@ def hsv_histogram(picture: Picture) -> npt.NDArray[np.float64]:
 
 
 def colour_change(a: FrameFacts, b: FrameFacts) -> float:
-    """0 to 1: the share of pixels whose colour the other frame has nowhere left (half the L1 distance of histograms)."""
+    """Half the L1 distance of the two colour histograms, 0 to 1."""
     return float(np.abs(a.colours - b.colours).sum() / 2)
 
 
 def motion(a: FrameFacts, b: FrameFacts) -> float:
-    """Mean change of a pixel, in grey levels."""
+    """Mean absolute difference per pixel, in grey levels."""
     return float(np.abs(a.luma - b.luma).mean())
 
 
 def frame_hash(picture: Picture) -> str | None:
-    """pHash, 16 hexadecimal digits; None for a picture too flat to have one."""
+    """Returns the pHash as 16 hexadecimal digits; None if the image has too little texture."""
     from PIL import Image
 
     greys = grey(Image.fromarray(picture))[None]

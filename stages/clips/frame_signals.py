@@ -1,6 +1,6 @@
-"""What a few frames of a clip say: does anything move, is it cut, is it black or blurred, has another clip the same picture.
+"""Signals from a few frames of a clip: motion, cuts, black or blurred frames, burned-in text, a hash for duplicates.
 
-Light columns for `filter.rules:Rules`.
+These are light columns for `filter.rules:Rules`.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ SIGNALS = pa.schema(
 
 
 class Look(NamedTuple):
-    """What is kept of a frame."""
+    """Measures of one frame."""
 
     black: bool
     blurred: bool
     text: float
     hash: str | None
-    moved: float | None  # since the frame before on the grid; None: nobody looked at it
+    moved: float | None  # since the previous frame of the grid; None if that was not read
     cut: bool  # between that frame and this one
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSignals(MapStage):
-    """Add the columns SIGNALS, from frames `fps` times a second on a grid that all clips of a video share.
+    """Adds the columns SIGNALS, from `fps` frames per second on a time grid that all clips of a video share.
 
-    motion: how much a pixel changes from one of them to the next, in grey levels; static_ratio: steps with less than
-    `static_below` of it (a slide, with the codec's noise), of all; both null for one frame. num_cuts: steps in which more
-    than `cut_above` of the colours (HSV histogram) go. black_ratio: black frames (98 % of the pixels below 32, as FFmpeg's
-    blackframe has it); blur_ratio: frames whose Laplacian has a variance below `blur_below`; flat ones are blurred, too.
-    burned_text: the mean share of a frame that looks like text, an estimate (`frame_measures.text_share`).
-    frame_hash: pHash of the middle frame, equal in clips that show the same; null for a flat one.
-    Frames have `side` px on the shorter side. videos: their folder or fsspec URL. Numbers without a source are ours.
+    motion: mean absolute change per pixel between consecutive frames, in grey levels; static_ratio: fraction of frame pairs
+    with motion below `static_below` (slides with codec noise); both are null for a single frame. num_cuts: frame pairs whose
+    colours (HSV histogram) change by more than `cut_above`. black_ratio: fraction of black frames (98 % of pixels below 32,
+    as in FFmpeg's blackframe); blur_ratio: fraction of frames whose Laplacian variance is below `blur_below`, including
+    uniform ones. burned_text: mean fraction of a frame that looks like text, an estimate (`frame_measures.text_share`).
+    frame_hash: pHash of the middle frame, equal in clips with the same content; null if it has too little texture.
+    Frames have `side` pixels on the shorter side. videos: folder or fsspec URL. Defaults without a source are our choice.
     RowFault: those of `video.decode`.
     """
 
@@ -101,14 +101,14 @@ class FrameSignals(MapStage):
 
     def _measure(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
         grids = [grid(clip["start_s"], clip["end_s"], self.fps) for clip in clips]
-        seen = self._look(clips[0], sorted({k for some in grids for k in some}))
+        seen = self._read_frames(clips[0], sorted({k for some in grids for k in some}))
         return [
             self._signals(clip, [seen[k] for k in some if k in seen])
             for clip, some in zip(clips, grids, strict=True)
         ]
 
-    def _look(self, clip: Clip, wanted: Sequence[int]) -> dict[int, Look]:
-        """Multiples of 1 / fps -> what is seen there; those past the end are missing."""
+    def _read_frames(self, clip: Clip, wanted: Sequence[int]) -> dict[int, Look]:
+        """Returns multiple of 1 / fps -> measures of that frame; those past the end are missing."""
         looks: dict[int, Look] = {}
         before: tuple[int, FrameFacts] | None = None
         limits = Limits(deadline_s=self.deadline_s)
@@ -131,7 +131,7 @@ class FrameSignals(MapStage):
         if not looks:
             detail = f"{clip['video']} has no frame from {clip['start_s']:g} to {clip['end_s']:g} s"
             raise RowFault("no_frames_in_window", detail)
-        inner = looks[1:]  # what moved or was cut before the first frame is not in the clip
+        inner = looks[1:]  # the first frame's change is relative to a frame before the clip
         moved = [look.moved for look in inner if look.moved is not None]
         return {
             "frames_seen": len(looks),

@@ -1,6 +1,6 @@
-"""Clips to pictures: some frames of each clip as image rows with its texts, for everything that reads images.
+"""Converts clips to images: some frames of each clip become image rows with its texts, for all stages that read images.
 
-An image-text model can be trained on them, texts filtered by `filter.clip` or `filter.itm`, twins found by `dedup`.
+Use them to train an image-text model, to filter texts by `filter.clip` or `filter.itm`, or to find duplicates by `dedup`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FRAMES = pa.schema([*LISTED, ("parent", pa.string()), ("time_s", pa.float64()), 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFrames(MapStage):
-    """Image rows (FRAMES): `num_frames` of each clip, in the middle of as many equal parts of its time, as PNG.
+    """Emits image rows (FRAMES): `num_frames` PNGs per clip, at the centres of equal parts of its time span.
 
-    side: of the shorter side, in pixels. url is VIDEO#t=SECONDS. RowFault: those of `video.decode`; a clip that runs past
-    the end of its video has fewer frames.
+    side: length of the shorter side, in pixels. `url` is VIDEO#t=SECONDS. RowFault: those of `video.decode`; a clip that
+    extends past the end of its video has fewer frames.
     """
 
     NAME: ClassVar[str] = "clips.frames:ClipFrames"

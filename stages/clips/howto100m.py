@@ -1,4 +1,4 @@
-"""HowTo100M's clips: a caption, with its neighbours until there is enough to see and to read.
+"""HowTo100M's clips: a caption, extended by its neighbours until the clip has the min duration and number of words.
 
 Miech et al., 2019, https://arxiv.org/abs/1906.03327; https://github.com/antoine77340/howto100m `youtube_dataloader.py`.
 """
@@ -16,19 +16,19 @@ from pydantic import Field
 from vlpipe.stages.clips.captions import Caption
 from vlpipe.stages.clips.pairing import NumClips, Pair, Pairing, centres, span_end
 
-WORD = re.compile(r"[\w']+")  # what the reference counts as a word
-MAX_CAPTIONS = 256  # in a clip: with thousands of cues at one time, each clip would hold all of them
+WORD = re.compile(r"[\w']+")  # a word, as in the reference code
+MAX_CAPTIONS = 256  # per clip; else, with thousands of cues at one time, each clip would contain all of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class HowTo100M(Pairing):
-    """Around each caption, or `num_clips` drawn with replacement (their n_pair: 64 per video and epoch).
+    """Clips around each caption, or around `num_clips` drawn with replacement (their n_pair: 64 per video and epoch).
 
-    A clip grows by one caption while it is shorter than `min_time_s` (their recipe's 5; 10 is only the class default) or
-    has fewer than `min_words` words: to the side that keeps it shorter (left of equals); with min_time_s 0 to the
-    side with more words (left of equals); past either end to the other side.
-    Mended: words from the left were put after the others (UniVL puts them before, too); a caption without text became the
-    word "nan"; a long caption that holds later ones was cut at the end of the last.
+    A clip grows by one caption at a time while it is shorter than `min_time_s` (5 in their recipe; 10 is only the class
+    default) or has fewer than `min_words` words: to the side that keeps it shorter or, with min_time_s 0, to the side with
+    more words (ties: left); at either end of the video, to the other side.
+    Fixed, compared with their code: words from the left were appended after the others (UniVL also puts them before); a
+    caption without text became the word "nan"; a long caption that contains later ones was cut at the end of the last.
     """
 
     min_time_s: Annotated[float, Field(ge=0)] = 5.0
@@ -49,7 +49,7 @@ class HowTo100M(Pairing):
 def grow(
     captions: Sequence[Caption], num_words: Sequence[int], centre: int, min_time_s: float, min_words: int
 ) -> tuple[int, int]:
-    """The first and the last caption (included) of the clip around `centre`."""
+    """Returns the first and the last caption (inclusive) of the clip around `centre`."""
     first = last = centre
     words, end_s = num_words[centre], captions[centre].end_s
     while words < min_words or end_s - captions[first].start_s < min_time_s:

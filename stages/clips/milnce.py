@@ -1,4 +1,4 @@
-"""MIL-NCE's clips: one caption's time, and the nearest captions as a bag of which one may be said of it.
+"""MIL-NCE's clips: the time of one caption, with the nearest captions as a bag of candidate positives.
 
 Miech et al., 2020, https://arxiv.org/abs/1912.06430; https://github.com/antoine77340/MIL-NCE_HowTo100M `video_loader.py`.
 """
@@ -18,15 +18,15 @@ from vlpipe.stages.clips.pairing import NumClips, Pair, Pairing, centres, span_s
 
 @dataclass(frozen=True, kw_only=True)
 class MilNce(Pairing):
-    """Around each caption, or `num_clips` drawn with replacement.
+    """Clips around each caption, or around `num_clips` drawn with replacement.
 
-    The clip is the caption's time, widened evenly to `min_time_s` (their recipe's 5). clip_s: a part that long drawn from
-    it (3.2 is 16 frames at 5 a second, or 32 at 10); None: all of it, for a loader to draw from.
-    candidates: the caption itself, then its nearest, `num_candidates` in all and contiguous: one by one on the side that
-    keeps the whole shorter (right of equals). 5 in the paper, 4 in their README, 1 in their code.
-    Mended: start and end were cut to whole seconds, so that both came up to 1 s early; with fewer captions than
-    candidates the first one was repeated; a clip could reach past the end of the video; a caption without text became
-    the word "nan".
+    The clip is the caption's time span, extended on both sides to `min_time_s` (5 in their recipe). clip_s: draw a part of
+    this length in seconds (3.2 is 16 frames at 5 per second, or 32 at 10); None: the whole span, for a loader to draw from.
+    candidates: the caption itself, then its neighbours, `num_candidates` contiguous captions in total, added on the side
+    that keeps the span shorter (ties: right). 5 in the paper, 4 in their README, 1 in their code.
+    Fixed, compared with their code: start and end were truncated to whole seconds, so both were up to 1 s early; with fewer
+    captions than candidates the first one was repeated; a clip could extend past the end of the video; a caption without
+    text became the word "nan".
     """
 
     min_time_s: Annotated[float, Field(ge=0)] = 5.0
@@ -48,7 +48,7 @@ class MilNce(Pairing):
 
 
 def widen(caption: Caption, min_time_s: float, duration_s: float) -> tuple[float, float]:
-    """The caption's time, at least `min_time_s` long where the video is, and within the video."""
+    """Returns the caption's (start, end), extended to `min_time_s` if the video is that long, and within the video."""
     short_s = min_time_s - (caption.end_s - caption.start_s)
     if short_s <= 0:
         return caption.start_s, caption.end_s
@@ -57,7 +57,7 @@ def widen(caption: Caption, min_time_s: float, duration_s: float) -> tuple[float
 
 
 def nearest(captions: Sequence[Caption], centre: int, num: int) -> tuple[int, ...]:
-    """`centre` and its nearest captions, contiguous, nearest first; fewer where there are fewer."""
+    """Returns `centre` and its nearest captions, contiguous, nearest first; fewer if there are fewer captions."""
     found, first, last = [centre], centre, centre
     while len(found) < min(num, len(captions)):
         left = first > 0

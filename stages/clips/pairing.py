@@ -1,6 +1,6 @@
-"""From videos with cues to clips with texts: what all pairing rules have in common.
+"""Base class of the pairing rules, which turn videos with cues into clips with texts.
 
-A rule is a stage of its own (`clips.milnce:MilNce`, ...); it says which captions a clip's text is, and when the clip is.
+Each rule is a stage (`clips.milnce:MilNce`, ...) that determines the time span and the captions of each clip.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from vlpipe.stages.common.batches import seed_of
 from vlpipe.stages.common.row import RowIds, text
 from vlpipe.stages.video.rows import CLIPS, CUES, FILE_FIELDS
 
-# Beside what every clip has: when its text is said, which need not be when the clip is, and how far the neighbours are.
+# The fields of every clip, plus the time of its text, which may differ from the clip's, and the gaps to its neighbours.
 PAIRED = pa.schema(
     [
         *CLIPS,
         ("text_start_s", pa.float64()),
         ("text_end_s", pa.float64()),
-        ("gap_before_s", pa.float64()),  # to the caption before; negative: they overlap; null: there is none
+        (
+            "gap_before_s",
+            pa.float64(),
+        ),  # to the previous caption; negative: they overlap; null: there is none
         ("gap_after_s", pa.float64()),
     ]
 )
@@ -39,13 +42,13 @@ READS = {f.name: f.type for f in FILE_FIELDS} | {
     "duration_s": pa.float64(),
     "cues": CUES,
 }
-MAX_S = 24 * 3600.0  # of a video that does not say how long it is, or lies: times beyond are no times
+MAX_S = 24 * 3600.0  # max duration, for videos with an unknown or absurd duration
 NumClips = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A clip: its time, its text (captions `first` to `last`, both included), the captions that may be said of it too."""
+    """A clip: its time span, its text (captions `first` to `last`, inclusive), and candidate captions."""
 
     start_s: float
     end_s: float
@@ -56,9 +59,9 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing(MapStage):
-    """Video rows -> clip rows (PAIRED). Rejects (filtered): no_cues, no_usable_cue, no_clip.
+    """Turns video rows into clip rows (PAIRED). Rejects (filtered): no_cues, no_usable_cue, no_clip.
 
-    sources, lang: which track (see `captions.pick_track`). seed: draws for a video come from (seed, its id) alone.
+    sources, lang: choose the track (see `captions.pick_track`). seed: random draws depend only on (seed, video id).
     """
 
     NAME: ClassVar[str] = "clips.pairing:Pairing"
@@ -72,10 +75,10 @@ class Pairing(MapStage):
     def pairs(
         self, captions: Sequence[Caption], duration_s: float, rng: np.random.Generator
     ) -> Iterable[Pair]:
-        """Clips of a video; `captions` are in order of time and at least one; duration_s is how long the video may be."""
+        """Yields the clips of a video. `captions` is non-empty and sorted by time; duration_s: max duration of the video."""
 
     def units(self, captions: Sequence[Caption]) -> Sequence[Caption]:
-        """What is paired, made of the captions; at least one."""
+        """Returns the units to pair, made from the captions; at least one."""
         return captions
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
@@ -85,7 +88,7 @@ class Pairing(MapStage):
     def preflight(self) -> list[str]:
         strange = [s for s in self.sources if s not in SOURCES]
         if strange or not self.sources:
-            return [f"sources are of {', '.join(SOURCES)}; got {list(self.sources)}"]
+            return [f"sources: wanted some of {', '.join(SOURCES)}; got {list(self.sources)}"]
         return []
 
     @contextmanager
@@ -138,20 +141,20 @@ def _rows(
     rule: str, video: Mapping[str, Any], source: str, units: Sequence[Caption], pairs: Sequence[Pair]
 ) -> Iterator[dict[str, Any]]:
     ids = RowIds(f"{rule}:{video['id']}")
-    ends_s = np.maximum.accumulate([unit.end_s for unit in units]).tolist()  # what ends last up to here
+    ends_s = np.maximum.accumulate([unit.end_s for unit in units]).tolist()  # running max of end times
     for pair in pairs:
-        said = " ".join(unit.text for unit in units[pair.first : pair.last + 1])
+        spoken = " ".join(unit.text for unit in units[pair.first : pair.last + 1])
         text_start_s = units[pair.first].start_s
         text_end_s = span_end(units, pair.first, pair.last)
         after = units[pair.last + 1].start_s - text_end_s if pair.last + 1 < len(units) else None
         yield {
             **{f.name: video[f.name] for f in FILE_FIELDS},
-            "id": ids.next(f"{pair.start_s:.6f}-{pair.end_s:.6f}", said),
+            "id": ids.next(f"{pair.start_s:.6f}-{pair.end_s:.6f}", spoken),
             "parent": video["id"],
             "video_id": video["video_id"],
             "start_s": pair.start_s,
             "end_s": pair.end_s,
-            "texts": [text(said, source)],
+            "texts": [text(spoken, source)],
             "candidates": [
                 {"start_s": units[i].start_s, "end_s": units[i].end_s, "text": units[i].text}
                 for i in pair.candidates
@@ -164,7 +167,7 @@ def _rows(
 
 
 def span_end(captions: Sequence[Caption], first: int, last: int) -> float:
-    """When captions first to last are over: of nested ones the last does not end last."""
+    """Returns the end of captions `first` to `last`; with nested captions, this is not the end of the last one."""
     return max(caption.end_s for caption in captions[first : last + 1])
 
 
@@ -173,5 +176,5 @@ def span_s(captions: Sequence[Caption], first: int, last: int) -> float:
 
 
 def centres(num: int, num_clips: int | None, rng: np.random.Generator) -> list[int]:
-    """Which captions clips are made around: `num_clips` drawn with replacement; None: each once, in order."""
+    """Returns the central caption of each clip: `num_clips` drawn with replacement; None: each caption once, in order."""
     return list(range(num)) if num_clips is None else rng.integers(num, size=num_clips).tolist()

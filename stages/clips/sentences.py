@@ -1,7 +1,7 @@
-"""Sentences from captions, by rules: at full stops where there are any, else at pauses and by length.
+"""Splits captions into sentences by rules: at full stops if the text has punctuation, else at pauses and by length.
 
-VideoBERT (https://arxiv.org/abs/1904.01766) and TAN (https://arxiv.org/abs/2204.02968) have a network put full
-stops into ASR; the numbers, and when to trust punctuation, are TAN's (https://github.com/TengdaHan/TemporalAlignNet).
+VideoBERT (https://arxiv.org/abs/1904.01766) and TAN (https://arxiv.org/abs/2204.02968) add punctuation to ASR with a
+network. The thresholds, and when to trust punctuation, are TAN's (https://github.com/TengdaHan/TemporalAlignNet).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from vlpipe.stages.clips.captions import Caption, Word
 
 FULL_STOPS = (".", "!", "?", "…")
 STOPS = (*FULL_STOPS, ",", ";", ":")
-CLOSERS = "\"'”)]»"  # may follow the stop
-PUNCTUATED = 0.5  # of the captions have punctuation: then it is meant (TAN)
+CLOSERS = "\"'”)]»"  # may follow a full stop
+PUNCTUATED = 0.5  # if at least this fraction of captions has punctuation, it is trusted (TAN)
 
 
 def sentences(captions: Sequence[Caption], max_gap_s: float, max_words: int) -> list[Caption]:
-    """One caption for each sentence, in order, with its words.
+    """Returns one caption per sentence, in order, with its words.
 
-    A sentence ends at a full stop, and from its `max_words`-th word on at any punctuation. In text without punctuation also
-    where the next word is more than `max_gap_s` away; and what is then longer than max_words is cut in two at its
-    longest pause, of equals the most central, until it is not. An abbreviation's stop ends a sentence, too.
+    A sentence ends at a full stop (also that of an abbreviation) or, from its `max_words`-th word on, at any punctuation. In
+    text without punctuation it also ends at a pause longer than `max_gap_s`, and a sentence longer than max_words is
+    split in two at its longest pause (ties: the most central one), recursively.
     """
     words = [word for caption in captions for word in timed_words(caption)]
     num_with = sum(any(stop in caption.text for stop in STOPS) for caption in captions)
@@ -34,7 +34,7 @@ def sentences(captions: Sequence[Caption], max_gap_s: float, max_words: int) -> 
 
 
 def timed_words(caption: Caption) -> Sequence[Word]:
-    """Its words with their times; where the source has none, they share the caption's time evenly (as in TAN)."""
+    """Returns the words with times; if the source has none, they divide the caption's time evenly (as in TAN)."""
     if caption.words:
         return caption.words
     parts = caption.text.split()
@@ -75,7 +75,7 @@ def _halved(words: list[Word], max_words: int) -> Iterator[list[Word]]:
         yield words
         return
 
-    def pause(k: int) -> tuple[float, float]:  # rounded: sums of equal shares differ in their last bits
+    def pause(k: int) -> tuple[float, float]:  # rounded: sums of equal parts differ in their last bits
         return round(words[k].start_s - words[k - 1].end_s, 6), -abs(k - len(words) / 2)
 
     cut = max(range(1, len(words)), key=pause)

@@ -1,4 +1,4 @@
-"""Clips that people marked and described: a list of spans with captions, as YouCook2, MSR-VTT and many others have it."""
+"""Manually annotated clips: a list of time spans with captions, as in YouCook2, MSR-VTT and many other datasets."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ Span = tuple[float, float, list[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class SpanClips(MapStage):
-    """Video rows -> clip rows (CLIPS) with source `human`: those of the spans, in order of (start, end).
+    """Turns video rows into clip rows (CLIPS) with source `human`: one per span, sorted by (start, end).
 
     spans: .parquet, .csv or .tsv with a column of the video's `video` path or `video_id` (by), and columns start, end
-    (seconds) and text (a string, or a list of strings); lines of one span are one clip with several texts. YouCook2:
-    by: video_id, start: start, end: end, text: text. Rejects (filtered): no_span (none, or only ones without time or text).
+    (seconds) and text (a string, or a list of strings); rows with the same span form one clip with several texts.
+    YouCook2: by: video_id, start: start, end: end, text: text. Rejects (filtered): no_span, if a video has no span with
+    times and text.
     """
 
     NAME: ClassVar[str] = "clips.spans:SpanClips"
@@ -61,11 +62,11 @@ class SpanClips(MapStage):
         yield work
 
     def _read(self) -> dict[str, dict[tuple[float, float], list[str]]]:
-        """Video -> (start, end) -> texts."""
+        """Returns video -> (start, end) -> texts."""
         names = [self.by, self.start, self.end, self.text]
         found: dict[str, dict[tuple[float, float], list[str]]] = {}
-        for video, start_s, end_s, said in zip(*_columns(self.spans.path, names), strict=True):
-            texts = [t for t in ([said] if isinstance(said, str) else said or ()) if t and t.strip()]
+        for video, start_s, end_s, value in zip(*_columns(self.spans.path, names), strict=True):
+            texts = [t for t in ([value] if isinstance(value, str) else value or ()) if t and t.strip()]
             if start_s is not None and end_s is not None and 0 <= start_s < end_s and texts:
                 found.setdefault(str(video), {}).setdefault((float(start_s), float(end_s)), []).extend(texts)
         return found

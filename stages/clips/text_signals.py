@@ -1,6 +1,6 @@
-"""What the text alone says about a clip: how fast it is spoken, whether it repeats itself, whether it is speech at all.
+"""Signals from a clip's text: speaking rate, repetition, and whether it is speech at all.
 
-Light columns for `filter.rules:Rules`. Which language: `filter.language:Language`, on the same rows.
+These are light columns for `filter.rules:Rules`. For the language, use `filter.language:Language` on the same rows.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.common.texts import FlatTexts
 
-# [Music], (applause), *sighs*, a song between notes. Speaker marks (">> ") are no words.
+# [Music], (applause), *sighs*, a song between notes. Speaker marks (">> ") are not words.
 TAG = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]+\*|♪[^♪]*♪|♪")
 SPEAKER = re.compile(r"(?<!\S)(?:>+|-)(?!\S)|^>+")
-# All that YouTube's speech recognition writes of sounds and of speech in a language it was not asked for.
+# Words that YouTube's speech recognition writes for sounds, and for speech in an unexpected language.
 ALONE = frozenset(["applause", "cheering", "foreign", "laughter", "music"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSignals(MapStage):
-    """Add `clip_s` and, one per text, `words_per_s`, `repeated_ngrams`, `tag_ratio` (float32).
+    """Adds `clip_s` and, per text, `words_per_s`, `repeated_ngrams` and `tag_ratio` (all float32).
 
-    clip_s: end - start. words_per_s: over the time the text is said (text_start_s, text_end_s), or the clip's where rows
-    do not have these; null where that is 0. Speech is 2 to 3 a second; much more is a subtitle with wrong times.
-    repeated_ngrams: n-grams of `ngram` words, case aside, that came before in the text, of all; 0 for fewer words.
-    tag_ratio: words that stand for a sound ([Music], a song's notes) or for foreign speech, of all words; 1 without a word.
+    clip_s: duration in seconds. words_per_s: over the time span of the text (text_start_s, text_end_s), or of the clip if
+    rows lack these; null if that is 0. Speech has 2 to 3 words per second; many more indicate wrong subtitle times.
+    repeated_ngrams: fraction of `ngram`-word n-grams, ignoring case, that occur earlier in the text; 0 for fewer words.
+    tag_ratio: fraction of words that denote a sound ([Music], a song's notes) or foreign speech; 1 for no words.
     """
 
     ngram: Annotated[int, Field(ge=1)] = 3
@@ -57,10 +57,10 @@ class TextSignals(MapStage):
     def _measure(self, rows: pa.Table) -> pa.Table:
         flat = FlatTexts(rows["texts"])
         words = [spoken_words(text or "") for text in flat.field("text").to_pylist()]
-        said = "text_" if "text_start_s" in rows.column_names else ""
-        said_s = pc.subtract(rows[f"{said}end_s"], rows[f"{said}start_s"]).to_pylist()
+        prefix = "text_" if "text_start_s" in rows.column_names else ""
+        spoken_s = pc.subtract(rows[f"{prefix}end_s"], rows[f"{prefix}start_s"]).to_pylist()
         speed = [
-            len(spoken) / said_s[row] if said_s[row] else None
+            len(spoken) / spoken_s[row] if spoken_s[row] else None
             for (spoken, _), row in zip(words, flat.row, strict=True)
         ]
         repeated = [repeated_ngrams(spoken, self.ngram) for spoken, _ in words]
@@ -75,7 +75,7 @@ class TextSignals(MapStage):
 
 
 def spoken_words(text: str) -> tuple[list[str], int]:
-    """(words that are said, in lower case; how many words stand for a sound or foreign speech)."""
+    """Returns (spoken words in lower case, number of words that denote a sound or foreign speech)."""
     text = SPEAKER.sub(" ", html.unescape(text))
     num_tags = sum(max(1, len(tag.split())) for tag in TAG.findall(text))
     words = TAG.sub(" ", text).lower().split()
@@ -85,6 +85,6 @@ def spoken_words(text: str) -> tuple[list[str], int]:
 
 
 def repeated_ngrams(words: Sequence[str], n: int) -> float:
-    """Share of the n-grams that came before."""
+    """Fraction of n-grams that occur earlier in the text."""
     grams = list(zip(*(words[k:] for k in range(n)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

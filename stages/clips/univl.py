@@ -1,4 +1,4 @@
-"""UniVL's clips: HowTo100M's, seen through features of one per second.
+"""UniVL's clips: HowTo100M's clips, rounded to whole seconds for features at 1 per second.
 
 Luo et al., 2020, https://arxiv.org/abs/2002.06353; https://github.com/microsoft/UniVL `dataloader_howto100m.py`.
 """
@@ -20,13 +20,13 @@ from vlpipe.stages.clips.pairing import NumClips, Pair, Pairing, span_end
 
 @dataclass(frozen=True, kw_only=True)
 class UniVL(Pairing):
-    """Around each caption, or `num_clips` (their n_pair, 3) drawn without replacement, and again once all are used.
+    """Clips around each caption, or around `num_clips` (their n_pair, 3) drawn without replacement until all are used.
 
-    The text grows as in `clips.howto100m` (min_time_s 5 in their recipe; for min_words they count BERT's word pieces, here
-    words count). The clip is whole seconds, from that of the start to that of the end, included, at most `max_seconds`
-    (max_frames, 64). Where the video has no whole second there, captions left and right, in turn, widen it.
-    Mended: the other drawn pairs, in their random order, widened it, not the neighbours in time; and what
-    `clips.howto100m` says of the code both share.
+    The text grows as in `clips.howto100m` (min_time_s 5 in their recipe; for min_words they count BERT word pieces, we
+    count words). The clip covers whole seconds, from that of the start to that of the end, inclusive, at most `max_seconds`
+    (max_frames, 64). If the video has no whole second there, captions on the left and right extend it alternately.
+    Fixed, compared with their code: it was extended by the other drawn pairs, in random order, instead of the neighbours in
+    time; and the fixes in `clips.howto100m`, as both share that code.
     """
 
     min_time_s: Annotated[float, Field(ge=0)] = 5.0
@@ -53,7 +53,7 @@ class UniVL(Pairing):
 
 
 def seconds(captions: Sequence[Caption], first: int, last: int, duration_s: float) -> tuple[int, int]:
-    """Whole seconds [start, end) of captions first to last; equal when the video has none."""
+    """Returns whole seconds [start, end) of captions `first` to `last`; start equals end if the video has none."""
     num = duration_s if math.isinf(duration_s) else int(duration_s)
     go_left = True
     while True:

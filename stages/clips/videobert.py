@@ -1,6 +1,6 @@
-"""VideoBERT's segments: a sentence, and the video while it is said.
+"""VideoBERT's segments: a sentence, and the video during it.
 
-Sun et al., 2019, https://arxiv.org/abs/1904.01766, section 4.1. They published no code.
+Sun et al., 2019, https://arxiv.org/abs/1904.01766, section 4.1. No code was published.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from vlpipe.stages.clips.sentences import sentences
 
 @dataclass(frozen=True, kw_only=True)
 class VideoBert(Pairing):
-    """Each sentence once, with its own time. max_gap_s, max_words: see `clips.sentences`; 1 s and 20 words are TAN's.
+    """One clip per sentence, with its time span. max_gap_s, max_words: see `clips.sentences`; 1 s and 20 words as in TAN.
 
-    Captions whose words were said again in the next one (rolling subtitles) are merged by the stage that read them, not
-    here. Joining neighbours at random and leaving out frames at random, as in the paper, are a loader's.
+    Roll-up captions (each repeats words of the previous one) are merged earlier, by the stage that reads them. Randomly
+    joining neighbours and dropping frames, as in the paper, is left to a data loader.
     """
 
     max_gap_s: Annotated[float, Field(ge=0)] = 1.0

@@ -1,4 +1,4 @@
-"""VideoCLIP's clips: a stretch of text, and a stretch of video that overlaps it but begins and ends elsewhere.
+"""VideoCLIP's clips: a span of text, and a span of video that overlaps it but starts and ends elsewhere.
 
 Xu et al., 2021, https://arxiv.org/abs/2109.14084; https://github.com/facebookresearch/fairseq
 `examples/MMPT/mmpt/processors/how2processor.py` (OverlappedAligner).
@@ -20,12 +20,13 @@ from vlpipe.stages.clips.pairing import NumClips, Pair, Pairing, centres, span_e
 
 @dataclass(frozen=True, kw_only=True)
 class VideoClip(Pairing):
-    """`num_clips` (16 per video) around captions drawn with replacement; None: around each caption once.
+    """`num_clips` clips (16 per video) around captions drawn with replacement; None: around each caption once.
 
-    Text: captions are added on random sides until it has as many words as drawn from min_words to max_words (8 to 61 of
-    BERT's word pieces in the paper; here words count). Clip: as many whole seconds as drawn from min_seconds to max_seconds
-    (3 to 32), grown on random sides from a second drawn within the text, as far as the video goes.
-    Mended: that second could lie just after the text, or the clip grow away from it, so that the two did not overlap.
+    Text: captions are added on random sides until a number of words drawn from min_words to max_words is reached (8 to 61
+    BERT word pieces in the paper; we count words). Clip: its length is drawn from min_seconds to max_seconds (3 to 32); it
+    grows on random sides from a second drawn within the text, within the video.
+    Fixed, compared with their code: that second could be just after the text, or the clip could grow away from it, so
+    that the two did not overlap.
     """
 
     min_words: Annotated[int, Field(ge=1)] = 8
@@ -76,7 +77,7 @@ def grow_text(
 def grow_clip(
     low_s: float, high_s: float, length: int, duration_s: float, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """`length` whole seconds [start, end) that hold one of the seconds from low_s to high_s."""
+    """Returns `length` whole seconds [start, end) that contain one of the seconds from low_s to high_s."""
     num = duration_s if math.isinf(duration_s) else max(1, math.ceil(duration_s))
     start = int(rng.integers(math.floor(low_s), max(math.floor(low_s) + 1, math.ceil(high_s))))
     end = start + 1

@@ -1,4 +1,4 @@
-"""Rows and texts that also stand in an evaluation set: found, each with its witness, before training.
+"""Decontamination: finds training rows and texts that are also in an evaluation set, each with the matching item.
 
 May import `common`, `dedup`, `lists`, `text_dedup`.
 """

@@ -1,4 +1,4 @@
-"""Blocks of rows beside all evaluation sets: every match, as a row of MATCHES."""
+"""Compares blocks of rows with all evaluation sets; each match is a row of MATCHES."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vlpipe.stages.decontamination.ngrams import Captions
 from vlpipe.stages.decontamination.sets import Items, unit_vectors
 from vlpipe.stages.dedup.looks import Looks, from_arrow, look_at
 
-# A row that is in two sets has a match with both.
+# A row that is in two sets has two matches.
 MATCHES = pa.schema(
     [
         ("id", pa.string()),  # of the row
-        ("place", pa.int32()),  # of the text in `texts`; null: the row's image
-        ("set", pa.string()),  # null: the image was compared by its bytes only, `how` says why
+        ("place", pa.int32()),  # index of the text in `texts`; null: the row's image
+        ("set", pa.string()),  # null: the image was compared by its bytes only, `how` has the reason
         ("how", pa.string()),  # same_bytes | picture | embedding | same_text | ngrams
         ref("witness", pa.string()),  # file, id or line of the evaluation item
-        ("similarity", pa.float32()),  # 1 is equal; of ngrams the part of the evaluation text that is there
+        ("similarity", pa.float32()),  # 1 is equal; for ngrams: the matched fraction of the evaluation text
     ]
 )
 MATCHES_REFERENCES = {"matches.parquet": reference_columns(MATCHES)}
@@ -36,11 +36,11 @@ class Comparison:
     max_distance: int | None
     max_colour_gap: int
     threshold: float | None
-    stored_looks: bool  # the rows have them: no picture is decoded
+    stored_looks: bool  # the rows have the column `looks`: no image is decoded
 
     @property
     def light(self) -> list[str]:
-        """Columns that are read, and heavy ones below."""
+        """Light columns to read; `heavy` lists the heavy ones."""
         found = {
             "sha256": any(s.sha256 is not None for s in self.sets),
             "looks": self._pictures and self.stored_looks,
@@ -78,7 +78,7 @@ class Comparison:
             yield from (_match(ids[row], None, items.name, hits[row]) for row in sorted(hits))
 
     def _hits(self, table: pa.Table, looks: Looks | None, items: Items) -> dict[int, Hit]:
-        """Row -> the surest kind of match with this set."""
+        """Returns row -> its strongest match with this set: bytes, else picture, else embedding."""
         hits: dict[int, Hit] = {}
         if items.vectors is not None and self.threshold is not None:
             names, theirs = items.vectors
@@ -86,7 +86,7 @@ class Comparison:
             if vectors.shape[1] != theirs.shape[1]:
                 raise VlpipeError(
                     f"the embeddings of {items.name} have width {theirs.shape[1]}, those of the rows "
-                    f"{vectors.shape[1]}: one encoder must make both"
+                    f"{vectors.shape[1]}: both must come from one encoder"
                 )
             hits |= by_vector(vectors, theirs, names, self.threshold)
         if items.pictures is not None and looks is not None and self.max_distance is not None:
@@ -98,7 +98,7 @@ class Comparison:
         return hits
 
     def _texts(self, table: pa.Table) -> Iterator[dict[str, Any]]:
-        """Texts that an earlier step dropped are not compared."""
+        """Yields the matches of texts. Texts that an earlier step dropped are not compared."""
         if not any(self.captions):
             return
         for id_, texts in zip(table["id"].to_pylist(), table["texts"].to_pylist(), strict=True):

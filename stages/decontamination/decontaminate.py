@@ -1,4 +1,4 @@
-"""Rows and texts that also stand in an evaluation set: found before training, each with its witness, counted per set."""
+"""Finds rows and texts that are also in an evaluation set, each with the matching item, and counts them per set."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from vlpipe.stages.dedup.decisions import DECISIONS, DECISIONS_REFERENCES
 from vlpipe.stages.dedup.looks import LOOK
 from vlpipe.stages.text_dedup.decisions import TEXTS_REFERENCES, Entry, write_text_decisions
 
-Fate = tuple[str, str, float]  # why it goes, witness, similarity
+Fate = tuple[str, str, float]  # why it is dropped, witness, similarity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decontaminate(GatherStage):
-    """Artifacts: `decisions.parquet` of rows whose image is in a set, for `dedup.apply:DropDuplicates`;
-    `texts.parquet` of texts that are, for `text_dedup.decisions:DropTexts`; `matches.parquet`: all of them.
-    Emits RESULTS: how many rows and texts each set removes, and by what.
+    """Artifacts: `decisions.parquet` on rows whose image is in a set, for `dedup.apply:DropDuplicates`; `texts.parquet` on
+    texts that are in a set, for `text_dedup.decisions:DropTexts`; `matches.parquet`: all matches.
+    Emits RESULTS: the number of rows and texts that each set removes, in total and per kind of match.
 
-    The first step of `from` is what is trained on; every further one is an evaluation set, compared in all kinds
-    (sha256, image, embedding, texts) that both have. sets: evaluation sets that lie in files.
+    The first step of `from` is the training data; each further one is an evaluation set, compared by all kinds of data
+    (sha256, image, embedding, texts) that both have. sets: evaluation sets in files.
 
-    max_distance: bits of 64 in which two pHashes may differ, null: pictures are not compared; max_colour_gap: as in
-    `dedup.exact`. Pictures are decoded here, in one process (3 ms for 640 x 480), unless a step before has made their
-    `looks` (`dedup.looks:PictureLooks`), on all CPUs. Of 600 copies of Flickr8k photos (same bytes, JPEG at quality 50
-    and 20, PNG, half and double size) all 600 were found, and none of 4,000 other photos. COYO-700M takes distance 0.
-    Crops, flips and heavy edits need an embedding.
-    threshold: least cosine of embeddings; null: they are not compared. It belongs to the encoder, so it has no
-    default: DataComp takes 0.604169 for isc_ft_v107 (https://arxiv.org/abs/2304.14108). Sets are searched whole: 512
-    rows beside 200,000 images take 0.4 s of one core for pHashes, 2 s for cosines of 512 numbers.
-    ngram_words, min_words: a text matches an evaluation text when both have `ngram_words` words in a row in
-    common, or when it holds all words of a shorter one in a row; evaluation texts under `min_words` are not compared.
-    GPT-3 (https://arxiv.org/abs/2005.14165, appendix C) takes 8 to 13 words, by the length of the set's texts;
+    max_distance: max number of differing bits between two 64-bit pHashes, null: images are not compared; max_colour_gap:
+    as in `dedup.exact`. Images are decoded in one process (3 ms for 640 x 480), unless an earlier step has added `looks`
+    (`dedup.looks:PictureLooks`) on all CPUs. Of 600 copies of Flickr8k photos (same bytes, JPEG at quality 50 and 20, PNG,
+    half and double size) all 600 were found, and none of 4,000 other photos. COYO-700M uses distance 0. Crops, flips and
+    heavy edits need embeddings.
+    threshold: min cosine of embeddings; null: they are not compared. It depends on the encoder, so there is no
+    default: DataComp uses 0.604169 for isc_ft_v107 (https://arxiv.org/abs/2304.14108). Search is exhaustive: 512 rows
+    against 200,000 images take 0.4 s on one core for pHashes, 2 s for cosines of 512 dimensions.
+    ngram_words, min_words: a text matches an evaluation text if they share `ngram_words` consecutive words, or if it
+    contains a shorter evaluation text as a whole; evaluation texts of fewer than `min_words` words are not compared.
+    GPT-3 (https://arxiv.org/abs/2005.14165, appendix C) uses 8 to 13 words, by the length of the set's texts;
     captions are short. With 8 and 5, 5,000 captions of Flickr8k match none of 25,833 alt-texts of CC3M and LAION,
     and 206 of the 20,000 captions of its other photos, 39 of them equal; with 13 and 5, 87.
     """
@@ -77,7 +77,7 @@ class Decontaminate(GatherStage):
         if any(s.images for s in self.sets) and self.max_distance is not None:
             need(inp, who, **({"looks": LOOK} if "looks" in inp.names else {"image": pa.binary()}))
         if any(s.embeddings for s in self.sets) and "embedding" not in inp.names:
-            need(inp, who, embedding=pa.list_(pa.float32()))  # raises, and says what is there
+            need(inp, who, embedding=pa.list_(pa.float32()))  # raises, and lists the columns
         if any(s.texts for s in self.sets):
             need(inp, who, texts=TEXTS)
         return RESULTS
@@ -86,13 +86,15 @@ class Decontaminate(GatherStage):
         problems = []
         for s in self.sets:
             if not re.fullmatch(r"[\w.-]+", s.name):
-                problems.append(f"sets: {s.name!r} becomes part of a code: letters, digits and . _ - only")
+                problems.append(
+                    f"sets: {s.name!r} is used in a reject code: use letters, digits and . _ - only"
+                )
             if not (s.images or s.embeddings or s.texts):
                 problems.append(f"sets: {s.name!r} has neither images, embeddings nor texts")
             if s.split is not None and s.texts is None:
-                problems.append(f"sets: {s.name!r} has a `split`, but no `texts` that say what is in it")
+                problems.append(f"sets: {s.name!r} has a `split`, but no `texts` to take it from")
             if s.embeddings and self.threshold is None:
-                problems.append(f"sets: {s.name!r} has embeddings: give the `threshold` of their encoder")
+                problems.append(f"sets: {s.name!r} has embeddings: set the `threshold` for their encoder")
         if self.min_words > self.ngram_words:
             problems.append(
                 f"wanted min_words <= ngram_words, got {self.min_words} and {self.ngram_words}: "
@@ -110,7 +112,7 @@ class Decontaminate(GatherStage):
         matches = _match_all(job, rows, compare)
         num_unread = pc.sum(pc.is_null(matches["set"])).as_py() or 0
         if num_unread:
-            job.say(f"{num_unread:,} image(s) of the rows do not decode: compared by their bytes only")
+            job.say(f"{num_unread:,} image(s) of the rows cannot be decoded: compared by their bytes only")
         with ShardWriter(f"{job.artifacts}/matches.parquet", MATCHES) as writer:
             writer.write(matches)
         rows_out, texts_out = _fates(matches)
@@ -128,7 +130,7 @@ class Decontaminate(GatherStage):
         sets += [from_rows(d, schema, pictures=pictures, vectors=self.threshold is not None) for d in others]
         if not sets:
             raise VlpipeError(
-                "there is no evaluation set: name files in `sets`, or evaluation steps after the first in `from`"
+                "there is no evaluation set: list files in `sets`, or evaluation steps after the first step in `from`"
             )
         twice = [name for name, num in Counter(s.name for s in sets).items() if num > 1]
         if twice:
@@ -147,7 +149,7 @@ class Decontaminate(GatherStage):
 
 
 def _match_all(job: Job, rows: Dataset, compare: Comparison) -> pa.Table:
-    """MATCHES of all rows, in order. Each shard's part is kept in `job.work`: a kill costs one shard."""
+    """Returns MATCHES of all rows, in order. Each shard's part is stored in `job.work`: a kill loses at most one shard."""
     store = Store(job.work)
     parts = [MATCHES.empty_table()]
     for k, shard in enumerate(rows.shards):
@@ -160,7 +162,7 @@ def _match_all(job: Job, rows: Dataset, compare: Comparison) -> pa.Table:
 
 
 def _fates(matches: pa.Table) -> tuple[dict[str, Fate], dict[Entry, Fate]]:
-    """Why rows and texts go: by their match with the first set, in the order in which the sets are given."""
+    """Returns why rows and texts are dropped: their match with the first set, in the given order of sets."""
     rows: dict[str, Fate] = {}
     texts: dict[Entry, Fate] = {}
     for m in matches.filter(pc.is_valid(matches["set"])).to_pylist():
@@ -194,7 +196,7 @@ def _decision(id_: str, fate: Fate | None) -> dict[str, Any]:
 def _results(
     matches: pa.Table, sets: Sequence[Items], num_rows: int, num_texts: int
 ) -> Iterator[dict[str, Any]]:
-    """removed_rows, removed_rows/SET, removed_rows/SET/HOW, and the same of texts: how many."""
+    """Yields the counts removed_rows, removed_rows/SET, removed_rows/SET/HOW, and the same for texts."""
     found = matches.filter(pc.is_valid(matches["set"])).to_pylist()
     for what, total in (("rows", num_rows), ("texts", num_texts)):
         hits = [m for m in found if (m["place"] is None) == (what == "rows")]

@@ -1,4 +1,4 @@
-"""Which rows of a block show an image of an evaluation set. The set is searched whole, block by block."""
+"""Finds rows of a block whose image is in an evaluation set, by exhaustive search in blocks of items."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vlpipe.stages.dedup.looks import Looks
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
-BLOCK_ITEMS = 16_384  # evaluation items beside a block of rows: 512 x 16,384 cosines are 32 MB
-SCORE_PAIRS = 8192  # scored in one go: of an encoder that has collapsed all pairs are candidates
-SLACK = 1e-4  # a float32 product is wrong by about 1e-6
-DECIMALS = 6  # of a cosine; what lies below depends on the machine
+BLOCK_ITEMS = 16_384  # evaluation items compared at once: 512 x 16,384 cosines take 32 MB
+SCORE_PAIRS = 8192  # scored at once; with a collapsed encoder all pairs are candidates
+SLACK = 1e-4  # tolerance; the error of a float32 product is about 1e-6
+DECIMALS = 6  # of a cosine; further digits depend on the machine
 
 
 class Hit(NamedTuple):
@@ -27,7 +27,7 @@ class Hit(NamedTuple):
 
 
 def by_bytes(sha256: Sequence[str | None], items: dict[str, str]) -> dict[int, Hit]:
-    """Row -> hit. items: sha256 of each evaluation image -> its name."""
+    """Returns row -> hit. items: sha256 of each evaluation image -> its name."""
     known = ((row, items[s]) for row, s in enumerate(sha256) if s is not None and s in items)
     return {row: Hit("same_bytes", name, 1.0) for row, name in known}
 
@@ -35,7 +35,7 @@ def by_bytes(sha256: Sequence[str | None], items: dict[str, str]) -> dict[int, H
 def by_picture(
     looks: Looks, items: Looks, names: Sequence[str], *, max_distance: int, max_colour_gap: int
 ) -> dict[int, Hit]:
-    """Row -> the item with the nearest hash among those that are near in hash and colours."""
+    """Returns row -> the item with the nearest hash, among those within both max_distance and max_colour_gap."""
     best = _Best()
     rows = np.flatnonzero(looks.seen)
     for start in range(0, len(names), BLOCK_ITEMS):
@@ -50,9 +50,9 @@ def by_picture(
 
 
 def by_vector(vectors: Floats, items: Floats, names: Sequence[str], threshold: float) -> dict[int, Hit]:
-    """Row -> the item with the highest cosine, at least `threshold`. vectors (B, D), items (M, D), unit norm.
+    """Returns row -> the item with the highest cosine, at least `threshold`. vectors (B, D), items (M, D), unit norm.
 
-    Candidates are found in float32 and scored in float64, so that neither blocks nor threads decide.
+    Candidates are found in float32 and scored in float64, so that the result does not depend on blocks or threads.
     """
     best = _Best()
     for start in range(0, len(items), BLOCK_ITEMS):
@@ -75,7 +75,7 @@ def _cosine(a: Floats, b: Floats) -> npt.NDArray[np.float64]:
 
 
 class _Best:
-    """Per row the item of highest similarity; of equal ones the first."""
+    """Collects, per row, the item with the highest similarity; ties go to the first item."""
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[float, int]] = {}
@@ -83,7 +83,7 @@ class _Best:
     def add(self, rows: Places, items: Places, similarity: npt.NDArray[np.float64]) -> None:
         order = np.lexsort((items, -similarity, rows))
         _, first = np.unique(rows[order], return_index=True)
-        best = order[first]  # one per row, however many items are like it
+        best = order[first]  # one per row, however many items match it
         for row, item, alike in zip(
             rows[best].tolist(), items[best].tolist(), similarity[best].tolist(), strict=True
         ):

@@ -1,4 +1,4 @@
-"""Evaluation sets in the JSON they are published in: COCO's captions, Karpathy's splits, VQA's questions.
+"""Reads evaluation sets in their published JSON formats: COCO's captions, Karpathy's splits, VQA's questions.
 
 https://cocodataset.org/#format-data, https://cs.stanford.edu/people/karpathy/deepimagesent/ (dataset_coco.json and those of
 Flickr8k and Flickr30k), https://visualqa.org/download.html.
@@ -13,22 +13,22 @@ from typing import Any, NamedTuple
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.stages.lists.folder import wanted
 
-HELD_OUT = ("test", "val")  # of Karpathy's splits; `restval` is trained on, with `train`
+HELD_OUT = ("test", "val")  # of Karpathy's splits; `restval` and `train` are used for training
 
 
 class Published(NamedTuple):
-    """texts: (where it stands, text). images: their files as the set names them; None when it names none."""
+    """texts: (location in the file, text). images: file names as given in the set; None if it has none."""
 
     texts: Iterator[tuple[str, Any]]
     images: list[str] | None
 
 
 def published(content: Any, file: str, split: Sequence[str] | None) -> Published:
-    """VlpipeError for another format, and for a `split` of a set that has none."""
+    """Detects the format and reads it. Raises VlpipeError for an unknown format, or for `split` if the set has no splits."""
     if isinstance(content, dict) and "images" in content and "annotations" not in content:
         return _karpathy(content, file, HELD_OUT if split is None else split)
     if split is not None:
-        raise VlpipeError(f"{file} has no splits: only Karpathy's JSON says of each image in which one it is")
+        raise VlpipeError(f"{file} has no splits: only Karpathy's JSON has a split for each image")
     if isinstance(content, list):
         return Published(((f"{file}[{n}]", text) for n, text in enumerate(content)), None)
     if isinstance(content, dict) and "questions" in content:
@@ -43,10 +43,10 @@ def _karpathy(content: dict[str, Any], file: str, split: Sequence[str]) -> Publi
         for key, kind in (("filename", str), ("split", str), ("sentences", list)):
             wanted(image, key, kind, where)
         images.append((where, image))
-    there = list(dict.fromkeys(image["split"] for _, image in images))
+    splits = list(dict.fromkeys(image["split"] for _, image in images))
     for name in split:
-        if name not in there:
-            raise VlpipeError(f"{file} has no split {name!r}{did_you_mean(name, there)}")
+        if name not in splits:
+            raise VlpipeError(f"{file} has no split {name!r}{did_you_mean(name, splits)}")
     ours = [(where, image) for where, image in images if image["split"] in split]
 
     def texts() -> Iterator[tuple[str, Any]]:
@@ -76,7 +76,7 @@ def _coco(content: Any, file: str) -> Published:
 
 
 def _vqa(content: dict[str, Any], file: str) -> Published:
-    """The files are named by COCO's rule where the set says that it is about COCO: COCO_val2014_000000262148.jpg."""
+    """If the set declares COCO as its source, image files are named by COCO's rule: COCO_val2014_000000262148.jpg."""
     questions = wanted(content, "questions", list, file)
 
     def texts() -> Iterator[tuple[str, Any]]:
@@ -89,6 +89,6 @@ def _vqa(content: dict[str, Any], file: str) -> Published:
     if content.get("data_type") != "mscoco" or not isinstance(subtype, str):
         return Published(texts(), None)
     ids = dict.fromkeys(wanted(q, "image_id", int, f"{file} questions[{n}]") for n, q in enumerate(questions))
-    # test-dev is a part of the images of test
+    # the images of test-dev are a subset of those of test
     folder = subtype.replace("test-dev", "test")
     return Published(texts(), [f"{folder}/COCO_{folder}_{id_:012d}.jpg" for id_ in ids])

@@ -1,4 +1,4 @@
-"""Which texts hold a caption of an evaluation set, or a run of its words."""
+"""Finds texts that contain a caption of an evaluation set, or an n-gram of its words."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from vlpipe.stages.decontamination.image_hits import Hit
 from vlpipe.stages.text_dedup.forms import ngrams, normal_form
 
-# Han, kana, Thai, Lao, Burmese, Khmer; what Unicode has of Han beyond the first plane is rare
+# Han, kana, Thai, Lao, Burmese, Khmer; Han characters beyond the first Unicode plane are rare
 NO_SPACES = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 
 
 class Captions:
     """An index over the texts of one evaluation set.
 
-    A text matches an evaluation text of `n` words or more when they share `n` words in a row, and a shorter one
-    when it holds all of its words in a row. Evaluation texts of fewer than `min_words` words are not compared:
-    "a dog" is no evidence. Words are those of `normal_form`. Of scripts without spaces (Chinese, Japanese, Thai, ...) a
-    sentence is one word: it is compared, as a whole, when it has twice `min_words` letters.
+    A text matches an evaluation text of at least `n` words if they share `n` consecutive words, and a shorter one if it
+    contains all of its words consecutively. Evaluation texts of fewer than `min_words` words are not compared: "a dog" is
+    no evidence. Words are those of `normal_form`. In scripts without spaces (Chinese, Japanese, Thai, ...) a sentence is
+    one word; it is compared, as a whole, if it has at least twice `min_words` letters.
     """
 
     def __init__(self, items: Sequence[tuple[str, str]], n: int, min_words: int) -> None:
@@ -28,7 +28,7 @@ class Captions:
         self._items = [(name, form) for name, form in forms if _is_evidence(form, min_words)]
         self.num_texts, self.num_short = len(items), len(items) - len(self._items)
         self._equal: dict[str, int] = {}
-        self._runs: dict[str, int] = {}  # a run of words -> the first item that has it
+        self._runs: dict[str, int] = {}  # word n-gram -> the first item that contains it
         for item, (_, form) in enumerate(self._items):
             self._equal.setdefault(form, item)
             for run in self._runs_of(form):
@@ -40,7 +40,7 @@ class Captions:
         return ngrams(words, min(self._n, len(words)))
 
     def find(self, text: str) -> Hit | None:
-        """The evaluation text it matches; similarity is the part of that text's runs it holds, 1 if equal."""
+        """Returns the best match, or None. similarity: the fraction of the evaluation text's n-grams found, 1 if equal."""
         form = normal_form(text)
         if form in self._equal:
             return Hit("same_text", self._items[self._equal[form]][0], 1.0)

@@ -1,4 +1,4 @@
-"""An evaluation set as rows are compared with it, from files or from the rows of a step."""
+"""Loads evaluation sets for comparison, from files or from the rows of a step."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NORM_ERROR = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSet:
-    """An evaluation set in files; at least one of the first three.
+    """An evaluation set in files; at least one of images, embeddings and texts is required.
 
-    images: a folder, searched with its subfolders; where `texts` names its images, only those, and all of them must be
-    there. embeddings: a Parquet file or a folder of them, columns `id` and `embedding`, unit norm, by the encoder of
+    images: a folder, searched recursively; if `texts` names images, only these are read, and all of them must exist.
+    embeddings: a Parquet file or a folder of them, with `id` and `embedding` of unit norm, by the same encoder as
     the rows' embeddings. texts: .txt (one per line); .jsonl (`text`, `caption`, `captions`, `sentence` or `question` of
-    each line); .json (COCO's captions, Karpathy's dataset_coco.json and the like, VQA's questions, or a list of texts).
-    split: of Karpathy's JSON only these count; left out: [test, val], what is never trained on.
+    each line); .json (COCO's captions, Karpathy's dataset_coco.json and similar, VQA's questions, or a list of texts).
+    split: the splits of Karpathy's JSON to use; default: [test, val], which are not used for training.
     """
 
     name: str
@@ -49,29 +49,29 @@ class EvalSet:
 
 @dataclass(kw_only=True, slots=True)
 class Items:
-    """What is known of a set; None: it does not come in this kind, or the rows do not."""
+    """A loaded set. A field is None if the set or the rows do not have this kind of data."""
 
     name: str
-    sha256: dict[str, str] | None = None  # of an image -> its name
-    pictures: tuple[list[str], Looks] | None = None  # names, and as many looks
+    sha256: dict[str, str] | None = None  # sha256 of an image -> its name
+    pictures: tuple[list[str], Looks] | None = None  # names and looks, of the same length
     vectors: tuple[list[str], Floats] | None = None  # names, (M, D)
     texts: list[tuple[str, str]] | None = None  # (name, text)
-    num_unread: int = 0  # images that do not decode: compared by their bytes only
+    num_unread: int = 0  # images that cannot be decoded: compared by their bytes only
 
     @property
     def compared(self) -> dict[str, list[str]]:
-        """How rows and texts are compared with it, as matches name it."""
+        """The kinds of comparison for rows and texts, with the names used in MATCHES."""
         kinds = {"same_bytes": self.sha256, "picture": self.pictures, "embedding": self.vectors}
         rows = [how for how, held in kinds.items() if held is not None]
         return {"rows": rows, "texts": ["same_text", "ngrams"] if self.texts is not None else []}
 
     def said(self) -> str:
-        """For the person watching: what is compared."""
+        """Returns a line for the log: what is compared."""
         kinds = []
         if self.sha256 is not None:
             kinds.append(f"the bytes of {len(self.sha256):,} images")
         if self.pictures is not None:
-            unread = f" ({self.num_unread:,} do not decode)" if self.num_unread else ""
+            unread = f" ({self.num_unread:,} cannot be decoded)" if self.num_unread else ""
             kinds.append(f"{len(self.pictures[0]):,} pictures{unread}")
         if self.vectors is not None:
             kinds.append(f"{len(self.vectors[0]):,} embeddings")
@@ -81,7 +81,7 @@ class Items:
 
 
 def from_files(spec: EvalSet, *, pictures: bool) -> Items:
-    """`pictures`: decode the images too. VlpipeError when a file is not what it should be."""
+    """Loads an evaluation set from files. pictures: decode images too. Raises VlpipeError if a file is empty or invalid."""
     items, named = Items(name=spec.name), None
     if spec.texts is not None:
         items.texts, named = read_set(spec.texts.path, spec.split)
@@ -97,7 +97,10 @@ def from_files(spec: EvalSet, *, pictures: bool) -> Items:
 
 
 def from_rows(data: Dataset, rows: pa.Schema, *, pictures: bool, vectors: bool) -> Items:
-    """An evaluation step, named by it: compared in every kind that its rows and the rows at hand both have."""
+    """Loads an evaluation step, with every kind of data that its rows and the training rows (schema `rows`) both have.
+
+    Raises VlpipeError if the step has no rows, or no kind of data in common with the training rows.
+    """
     if not data.num_rows:
         raise VlpipeError(f"the evaluation step {data.name!r} has no rows: nothing would be found")
     both = {n for n in ("sha256", "embedding", "texts") if n in data.schema.names and n in rows.names}
@@ -128,7 +131,7 @@ def _pairs(table: pa.Table, column: str) -> Iterator[tuple[str, Any]]:
 
 
 def _first(named: Iterator[tuple[str, str | None]]) -> dict[str, str]:
-    """sha256 -> the first name that has it."""
+    """Returns sha256 -> the first name with it."""
     found: dict[str, str] = {}
     for name, sha256 in named:
         if sha256 is not None:
@@ -143,7 +146,7 @@ def _has_pictures(schema: pa.Schema) -> bool:
 
 
 def _row_pictures(data: Dataset) -> tuple[list[str], Looks]:
-    """Names and looks of a step's rows; decoded where they are not stored."""
+    """Returns names and looks of a step's rows; images are decoded if `looks` is missing."""
     names: list[str] = []
     looks = []
     stored = "looks" in data.schema.names
@@ -167,7 +170,7 @@ def _add_images(items: Items, images: Iterable[tuple[str, bytes]], pictures: boo
 
 
 def read_vectors(path: str) -> tuple[list[str], Floats]:
-    """Ids and unit vectors (M, D) of a Parquet file, or of all in a folder."""
+    """Returns ids and unit vectors (M, D) of a Parquet file, or of all Parquet files in a folder."""
     root = Path(path)
     files = sorted(f for f in root.glob("*.parquet") if f.name[0] not in "._") if root.is_dir() else [root]
     tables = []
@@ -190,7 +193,7 @@ def _stack(tables: Sequence[pa.Table], where: str) -> Floats:
 
 
 def unit_vectors(table: pa.Table, where: str) -> Floats:
-    """Column `embedding` as (B, D). VlpipeError, with the first id, unless each is there and of length 1."""
+    """Returns column `embedding` as (B, D). Raises VlpipeError unless every row has one, of unit norm and equal width."""
     if "embedding" not in table.schema.names:
         raise VlpipeError(f"{where} has no column 'embedding'; there are: {', '.join(table.schema.names)}")
     vectors = table["embedding"].combine_chunks()
@@ -205,6 +208,6 @@ def unit_vectors(table: pa.Table, where: str) -> Floats:
     if bad.any():
         first = table["id"][int(np.flatnonzero(bad)[0])]
         raise VlpipeError(
-            f"{where}: {bad.sum()} embedding(s) are not vectors of length 1 (first: {first}); divide each by its length"
+            f"{where}: {bad.sum()} embedding(s) do not have unit norm (first: {first}); divide each by its norm"
         )
     return found

@@ -1,4 +1,4 @@
-"""The texts of an evaluation set, and which images it is about, from the files such sets come in."""
+"""Reads the texts of an evaluation set, and the names of its images, from .txt, .jsonl and .json files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ KEYS = ("text", "caption", "captions", "sentence", "question")  # of a line of .
 
 
 def read_set(path: str, split: Sequence[str] | None = None) -> tuple[list[tuple[str, str]], list[str] | None]:
-    """(where it stands, text) without empty ones; and the images it names, None when it names none."""
+    """Returns (location, text) of all non-empty texts, and the names of the set's images, None if it has none.
+
+    Raises VlpipeError for an unknown format.
+    """
     file = Path(path)
     ending = file.suffix.lower()
     if ending == ".json":

@@ -1,4 +1,4 @@
-"""Duplicate images: search for similar pairs (bytes, perceptual hash, embeddings), decide, drop.
+"""Image deduplication: search similar pairs (bytes, perceptual hash, embeddings), decide which rows to keep, drop the rest.
 
 May import `common`.
 """

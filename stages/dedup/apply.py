@@ -1,4 +1,4 @@
-"""Drop the rows that a dedup step decided against. The decisions are small, so no image crosses a barrier."""
+"""Drops the rows that a dedup step marked as duplicates. Only the small decisions table is shared between workers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.row import DONORS, TEXTS
 from vlpipe.stages.dedup.decisions import DECISIONS
 
-Gains = tuple[list[dict[str, Any]], list[list[str]]]  # texts, and per text the ids of the rows it comes from
+Gains = tuple[list[dict[str, Any]], list[list[str]]]  # texts, and per text the ids of its source rows
 
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """dropped: id -> (why, detail); gained: id -> texts that a kept row gets from its twins, and who gave each; known:
-    sorted 8-byte marks of all ids, so a kept one costs 8."""
+    """The decisions in memory.
+
+    dropped: id -> (why, detail). gained: id -> texts that a kept row gets from its duplicates, with their source rows.
+    known: sorted 8-byte hashes of all ids, so a kept row takes 8 bytes.
+    """
 
     dropped: dict[str, tuple[str, str]]
     gained: dict[str, Gains]
@@ -43,17 +46,18 @@ class Verdicts:
                 id_,
                 "fault",
                 "not_in_decisions",
-                "the dedup step has not seen this row; read the same rows in both steps",
+                "the dedup step did not read this row; give both steps the same rows",
             )
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropDuplicates(MapStage):
-    """decisions: `{from: DEDUP_STEP, path: decisions.parquet}`, of `dedup.exact`, `dedup.faiss` or `dedup.decide`.
+    """Rejects duplicates (filtered, with the decision's `why`) and rows without a decision (fault, `not_in_decisions`).
 
-    merge_texts: as in `dedup.decide`: a kept row's new texts are put after its own, and the column `donors` says whose
-    they were: per text all ids, null for an own one. `vlpipe forget` goes by it.
+    decisions: `{from: DEDUP_STEP, path: decisions.parquet}` of `dedup.exact`, `dedup.faiss` or `dedup.decide`.
+    merge_texts: set it as in `dedup.decide`. A kept row's new texts are appended to its own, and the column `donors`
+    lists the source rows of each text, null for the row's own texts. `vlpipe forget` uses `donors`.
     """
 
     decisions: File
@@ -73,8 +77,8 @@ class DropDuplicates(MapStage):
         verdicts = load_verdicts(self.decisions.path, self.decisions.digest)
         if verdicts.gained and not self.merge_texts:
             raise VlpipeError(
-                f"dedup.apply: {len(verdicts.gained):,} rows get texts of their twins by these decisions; "
-                "say `merge_texts: true` here as well, or in neither step"
+                f"dedup.apply: {len(verdicts.gained):,} rows get texts of their duplicates by these decisions; "
+                "set `merge_texts: true` in this step too, or in neither step"
             )
 
         def work(rows: pa.Table) -> Out:
@@ -90,7 +94,7 @@ class DropDuplicates(MapStage):
 
 
 def with_gained(rows: pa.Table, gained: dict[str, Gains]) -> pa.Table:
-    """`rows` with the texts of dropped twins after their own, and `donors`."""
+    """Returns `rows` with the texts of dropped duplicates appended, and the column `donors`."""
     ids = rows["id"].to_pylist()
     if "donors" not in rows.schema.names:
         rows = rows.append_column("donors", pa.nulls(rows.num_rows, DONORS))
@@ -108,7 +112,7 @@ def with_gained(rows: pa.Table, gained: dict[str, Gains]) -> pa.Table:
 
 
 def marks(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """8 bytes per id; two of 10 M ids share one with a chance of 3 in a million."""
+    """8-byte hashes of ids; the probability of any collision among 10 M ids is 3 in a million."""
     digests = b"".join(
         hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in ids
     )
@@ -133,6 +137,7 @@ def load_verdicts(path: str, digest: str) -> Verdicts:
 
 
 def _detail(row: dict[str, Any]) -> str:
+    """Detail of a reject. `vlpipe forget` finds ids in details by the words "twin of"."""
     if row["similarity"] is None:
         return f"twin of {row['witness']} by other twins"
     return f"twin of {row['witness']}, similarity {row['similarity']:.3f}"
@@ -150,6 +155,6 @@ def _open_decisions(path: str) -> Iterator[pq.ParquetFile]:
     with file:
         read = {
             f.name: f.type for f in DECISIONS if f.name != "donors"
-        }  # it had another type, of which all were null
+        }  # older files have `donors` in another type, with only nulls
         need(file.schema_arrow, f"dedup.apply ({path})", **read)
         yield file

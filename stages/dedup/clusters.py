@@ -1,7 +1,7 @@
-"""Which rows are compared: those that share a cluster, where a row is a guest of every cluster nearly as near as its own.
+"""Clusters limit the search: rows are compared within a cluster, and a row is a guest in other clusters almost as near.
 
-Looking into the nearest cluster only misses pairs that a border parts (7 % at cosine 0.90, and half of those that differ
-along the strong directions of the data); a fixed number of clusters is too many for most rows and too few for some.
+Searching only the nearest cluster misses pairs across a border (7 % at cosine 0.90, and half of those that differ along
+the dominant directions of the data). A fixed number of clusters per row is too large for most rows, too small for some.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy.typing as npt
 
 from vlpipe.stages.dedup.cosine import BLOCK_ROWS, Rows, Vectors, Workers
 
-POINTS_PER_CLUSTER = 256  # of the k-means sample; FAISS' own limit
+POINTS_PER_CLUSTER = 256  # in the k-means sample; FAISS' default max
 KMEANS_ROUNDS = 20
 MEMBER = np.dtype([("cluster", "<i4"), ("row", "<i8"), ("own", "?")])
-MAX_SHARE = 4  # a cluster of more than 4 times the mean is split
+MAX_SHARE = 4  # a cluster larger than 4 times the mean is split
 
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """Cluster c has `rows[bounds[c]:bounds[c + 1]]`, ascending; `own`: it is their nearest one, else they are guests."""
+    """Members of cluster c: `rows[bounds[c]:bounds[c + 1]]`, ascending. `own`: c is the row's nearest cluster."""
 
     rows: Rows
     own: npt.NDArray[np.bool_]
@@ -33,7 +33,7 @@ class Members:
         return self.rows[part], self.own[part]
 
     def packed(self) -> npt.NDArray[Any]:
-        """One array (cluster, row, own) per member, for a file."""
+        """Returns one structured array with (cluster, row, own) per member, for storage."""
         cluster = np.repeat(np.arange(len(self.bounds) - 1), np.diff(self.bounds))
         return np.rec.fromarrays([cluster, self.rows, self.own], dtype=MEMBER).view(np.ndarray)
 
@@ -45,7 +45,7 @@ class Members:
 
 
 def find_centroids(faiss: Any, sample: Vectors, num_clusters: int, seed: int) -> Vectors:
-    """(K, R), K >= num_clusters: spherical k-means, then k-means within clusters that are too large, until none is."""
+    """Returns centroids (K, R), K >= num_clusters: spherical k-means, repeated within clusters that are too large."""
     centroids = [_kmeans(faiss, sample, num_clusters, seed)]
     limit = MAX_SHARE * len(sample) / num_clusters
     todo = _groups(sample, centroids[0])
@@ -56,7 +56,7 @@ def find_centroids(faiss: Any, sample: Vectors, num_clusters: int, seed: int) ->
             centroids.append(centroid)
             continue
         parts = _groups(points, _kmeans(faiss, points, num_parts, seed))
-        if max(len(p) for p, _ in parts) == len(points):  # one heap that no k-means takes apart
+        if max(len(p) for p, _ in parts) == len(points):  # k-means cannot split this cluster
             centroids.append(centroid)
             continue
         todo += parts
@@ -67,7 +67,7 @@ def _kmeans(faiss: Any, points: Vectors, num_clusters: int, seed: int) -> Vector
     options = {
         "min_points_per_centroid": 1,
         "max_points_per_centroid": len(points),
-    }  # all of them, no warning
+    }  # use all points, without a warning
     kmeans = faiss.Kmeans(
         points.shape[1], num_clusters, niter=KMEANS_ROUNDS, seed=seed, spherical=True, **options
     )
@@ -77,7 +77,7 @@ def _kmeans(faiss: Any, points: Vectors, num_clusters: int, seed: int) -> Vector
 
 
 def _groups(points: Vectors, centroids: Vectors) -> list[tuple[Vectors, Vectors]]:
-    """(its points, centroid) of each centroid that is the nearest of any."""
+    """Returns (points, centroid) of each centroid that is the nearest one of at least one point."""
     import torch
 
     targets, blocks = torch.from_numpy(centroids.T), torch.from_numpy(points).split(BLOCK_ROWS)
@@ -86,7 +86,10 @@ def _groups(points: Vectors, centroids: Vectors) -> list[tuple[Vectors, Vectors]
 
 
 def assign(at: Workers, points: Vectors, centroids: Vectors, *, margin: float, probes: int) -> Members:
-    """Every row to its nearest cluster, and as a guest to those within `margin` of it; at most `probes` in all."""
+    """Assigns each row to its nearest cluster and, as a guest, to clusters with a cosine within `margin` of that one.
+
+    A row is in at most `probes` clusters in total.
+    """
     import torch
 
     probes = min(probes, len(centroids))

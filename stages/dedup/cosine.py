@@ -1,8 +1,8 @@
-"""Pairs of unit vectors with a high cosine, found in blocks through a short sketch of each, scored in float64.
+"""Finds pairs of unit vectors with a high cosine: candidates in blocks by short sketches, then exact scores in float64.
 
-A sketch holds a vector's share of the strongest directions and the length of the rest, so that the product of two is
-never below their cosine (Cauchy-Schwarz): no pair is lost, and most products cost an eighth. What counts as a pair
-depends on none of this: each candidate's cosine is computed again from its two vectors.
+A sketch stores a vector's coordinates along the dominant directions and the norm of the rest. The product of two
+sketches is an upper bound of their cosine (Cauchy-Schwarz), so no pair is missed, and most products cost an eighth.
+The result does not depend on sketches: the cosine of each candidate is recomputed from the full vectors.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ R = TypeVar("R")
 
 BLOCK_ROWS, BLOCK_COLUMNS = 256, 4096  # 4 MB of products
 BLOCKS_PER_WAVE = 8
-SCORE_ROWS = 8192  # pairs scored in one go
-SLACK = 1e-4  # the float32 products are wrong by about 1e-6
-DECIMALS = 6  # of a cosine; what lies below depends on the machine
+SCORE_ROWS = 8192  # pairs scored at once
+SLACK = 1e-4  # tolerance; the error of a float32 product is about 1e-6
+DECIMALS = 6  # of a cosine; further digits depend on the machine
 SKETCH_SAMPLE = 4096
-FALSE_PER_ROW = 10  # scoring a pair costs as much as 3,000 products of sketches of length 64
+FALSE_PER_ROW = (
+    10  # max false candidates per row; scoring one costs as much as 3,000 products of 64-d sketches
+)
 
 
 @dataclass(frozen=True, slots=True)
 class SimilarPairs:
-    """Pairs a < b of row numbers with their cosine."""
+    """Pairs of row numbers, a < b, with their cosine."""
 
     a: Rows
     b: Rows
@@ -54,18 +56,18 @@ class Side:
 
 
 class TooMany(Exception):
-    """More pairs than anybody can mean."""
+    """Raised when the number of pairs exceeds the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Threads that each compute one block with one thread, so that their number changes no bit."""
+    """Threads that compute one block each with single-threaded torch, so that results do not depend on their number."""
 
     num: int
     device: str
 
     def map(self, fn: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """In waves: results wait in bounded memory, and after an error little is computed in vain."""
+        """Like `map`, in order and in waves of blocks: bounds the memory of results and the work wasted after an error."""
         wave = self.num * BLOCKS_PER_WAVE
         with ThreadPoolExecutor(self.num) as pool:
             for start in range(0, len(items), wave):
@@ -74,7 +76,7 @@ class Workers:
 
 @contextmanager
 def workers() -> Iterator[Workers]:
-    """As many as torch has threads; one on a GPU, which gets whole blocks and multiplies them in full float32."""
+    """Workers: as many as torch has threads, or one on a GPU. Matrix products use full float32 precision."""
     import torch
 
     num, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -89,9 +91,9 @@ def workers() -> Iterator[Workers]:
 
 
 def strong_directions(sample: Vectors, threshold: float, num_rows: int) -> Vectors:
-    """(D, R): the R directions that hold most of the sample, strongest first.
+    """Returns (D, R): the R leading principal directions of the sample, without centring.
 
-    R is the least of D/8, D/4, D/2, D at which a row of `num_rows` would meet at most FALSE_PER_ROW false candidates.
+    R is the smallest of D/8, D/4, D/2, D with an expected FALSE_PER_ROW or fewer false candidates per row.
     """
     import torch
 
@@ -114,7 +116,7 @@ def _num_above(x: Vectors, threshold: float) -> int:
 
 
 def sketch(vectors: Vectors, basis: Vectors) -> Vectors:
-    """(N, D) -> (N, R + 1): the coordinates along `basis` (D, R), then the length of what is left."""
+    """(N, D) -> (N, R + 1): the coordinates along `basis` (D, R), then the norm of the remainder."""
     import torch
 
     along = (torch.from_numpy(vectors) @ torch.from_numpy(basis)).numpy()
@@ -125,9 +127,10 @@ def sketch(vectors: Vectors, basis: Vectors) -> Vectors:
 def near_pairs(
     at: Workers, left: Side, right: Side, vectors: Vectors, threshold: float, *, same: bool, limit: int
 ) -> Iterator[SimilarPairs]:
-    """Pairs of a row of `left` and one of `right`, block by block; `same`: `right` begins with `left`, each pair once.
+    """Yields pairs of a row of `left` and one of `right`, block by block.
 
-    Raises TooMany as soon as one block has more than `limit` pairs.
+    same: `right` begins with the rows of `left`, and each pair is returned once. Raises TooMany as soon as one block of
+    rows has more than `limit` pairs.
     """
     import torch
 
@@ -150,17 +153,17 @@ def near_pairs(
         yield from parts
 
 
-def _above(products: torch.Tensor, least: float) -> tuple[Rows, Rows]:
-    """Where a product is at least this; most rows have none, and are read once."""
+def _above(products: torch.Tensor, threshold: float) -> tuple[Rows, Rows]:
+    """Returns (rows, columns) of products >= threshold. Rows without one, the majority, are scanned only once."""
     import torch
 
-    hit = torch.nonzero(products.amax(dim=1) >= least)[:, 0]
-    near = torch.nonzero(products[hit] >= least)
+    hit = torch.nonzero(products.amax(dim=1) >= threshold)[:, 0]
+    near = torch.nonzero(products[hit] >= threshold)
     return hit[near[:, 0]].cpu().numpy(), near[:, 1].cpu().numpy()
 
 
 def scored(vectors: Vectors, a: Rows, b: Rows, threshold: float) -> SimilarPairs:
-    """The pairs with at least this cosine, each as (smaller, larger) row number."""
+    """Returns the pairs with a cosine of at least `threshold`, as (smaller, larger) row number."""
     a, b = np.minimum(a, b), np.maximum(a, b)
     cosine = score(vectors, a, b)
     near = cosine >= threshold
@@ -168,7 +171,7 @@ def scored(vectors: Vectors, a: Rows, b: Rows, threshold: float) -> SimilarPairs
 
 
 def score(vectors: Vectors, a: Rows, b: Rows) -> npt.NDArray[np.float64]:
-    """Cosine per pair, at most 1, and exactly 1 for equal vectors."""
+    """Returns the cosine per pair, rounded to 6 decimals: at most 1, and exactly 1 for equal vectors."""
     cosines = np.empty(len(a), np.float64)
     for start in range(0, len(a), SCORE_ROWS):
         part = slice(start, start + SCORE_ROWS)
@@ -179,7 +182,7 @@ def score(vectors: Vectors, a: Rows, b: Rows) -> npt.NDArray[np.float64]:
 
 
 def merged(parts: Iterable[SimilarPairs], num_rows: int) -> SimilarPairs:
-    """Each pair once, ordered by (a, b)."""
+    """Concatenates the parts: each pair once, sorted by (a, b)."""
     found = list(parts)
     a, b, cosine = (
         np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in found)])

@@ -1,4 +1,4 @@
-"""Decide from pairs that were searched before: another threshold, rule or keep order costs seconds."""
+"""Decides which rows to keep from stored pairs: another threshold, rule or keep order takes seconds, without a search."""
 
 from __future__ import annotations
 
@@ -32,22 +32,23 @@ from vlpipe.stages.dedup.edges import Places, edges_of, read_edges
 from vlpipe.stages.dedup.keep_order import Keep, keys_of, read_rows
 from vlpipe.stages.dedup.row_ids import BLOCK_ROWS, Names, joined, packed
 
-GIANT_SHARE, GIANT_ROWS = 0.01, 100  # a group with more rows than both is worth a warning
+GIANT_SHARE, GIANT_ROWS = 0.01, 100  # warn of a group larger than both limits
 
-Given = tuple[dict[str, Any], list[str]]  # a text, and the ids of the rows that it comes from
+Given = tuple[dict[str, Any], list[str]]  # a text, and the ids of its source rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decide(GatherStage):
-    """Emits one decision per row (columns: DECISIONS); `decisions.parquet` holds the same for `dedup.apply`.
+    """Emits one decision per row (columns: DECISIONS). Artifact `decisions.parquet`: the same, for `dedup.apply`.
 
     edges: `{from: STEP}`, a step of `dedup.faiss` or `dedup.exact` over the same rows.
-    threshold: at least that of the search; left out: the same.
-    rule: greedy (every dropped row has a witness that stays), semdedup (a row goes for any better twin, even one
-    that goes itself) or components (twins of twins are twins). What one drops the next drops as well.
-    keep: the keep order, best first: `[score desc, pixels desc, source: [human, web], sha256]`; a column, or one of
-    pixels, score and source (of `texts`). Ties go by id. Left out: these four as far as the rows have them.
-    merge_texts: a kept row gets the texts of its dropped twins that it does not have yet.
+    threshold: min similarity of a duplicate, not below that of the search; default: that of the search.
+    rule: greedy (every dropped row has a similar kept row, its witness), semdedup (a row is dropped if any better row is
+    similar, even a dropped one) or components (one row is kept per connected component). Each drops a superset of the
+    rows that the one before drops.
+    keep: the keep order, best first: `[score desc, pixels desc, source: [human, web], sha256]`. Keys are columns, or
+    pixels, score and source (of `texts`). Ties are broken by id. Default: these four, if the rows have them.
+    merge_texts: a kept row gets the texts of its dropped duplicates that it does not have yet.
     """
 
     CONSERVES: ClassVar[bool] = True
@@ -74,7 +75,7 @@ class Decide(GatherStage):
         threshold = searched if self.threshold is None else self.threshold
         if threshold < searched:
             raise VlpipeError(
-                f"dedup.decide: threshold {threshold:g} is below {searched:g}, at which the pairs were searched; "
+                f"dedup.decide: threshold {threshold:g} is below {searched:g}, the threshold of the search; "
                 f"search again with `threshold: {threshold:g}` (of dedup.exact: with a larger `max_distance`)"
             )
         rows = read_rows(job.inputs, self.keep, "dedup.decide")
@@ -82,7 +83,9 @@ class Decide(GatherStage):
         ids = joined(rows.ids, _earlier(table))
         edges = edges_of(table, ids).at_least(threshold)
         _check_known(edges.a, edges.b)
-        order = np.concatenate([np.arange(num_rows, len(ids)), rows.order])  # an earlier row is never dropped
+        order = np.concatenate(
+            [np.arange(num_rows, len(ids)), rows.order]
+        )  # rows of the earlier set come first, so they are never dropped
         twins = decide(len(order), placed(edges, order), self.rule)
         decisions = decision_table(ids, order, twins, np.arange(num_rows))
         groups = groups_of(order, twins)[:num_rows]
@@ -98,12 +101,12 @@ def _check_known(*ends: np.ndarray[Any, Any]) -> None:
     unknown = sum(int((end < 0).sum()) for end in ends)
     if unknown:
         raise VlpipeError(
-            f"dedup.decide: {unknown} end(s) of pairs are not among its rows; give it the rows that were searched"
+            f"dedup.decide: {unknown} id(s) in the pairs are not among the rows of this step; give it the rows of the search"
         )
 
 
 def _earlier(edges: pa.Table) -> Names:
-    """The rows of the earlier set that are in a pair, by id."""
+    """Returns the ids of the rows of the earlier set that are in a pair, sorted."""
     ids = edges.filter(edges["earlier"])["b"]
     return Names(packed([pc.unique(ids.cast(pa.large_string())).sort()]))
 
@@ -114,15 +117,15 @@ def _warn_of_giants(groups: Places, ids: Names, job: Job) -> None:
     if largest > max(GIANT_ROWS, GIANT_SHARE * len(groups)):
         (name,) = ids.take(np.array([sizes.argmax()])).to_pylist()
         job.say(
-            f"warning: {largest:,} rows became one, row {name}: chains of pairs may have joined what is not alike; "
-            "look at it, or raise the threshold"
+            f"warning: {largest:,} rows were merged into row {name}: chains of pairs may have joined dissimilar rows; "
+            "inspect the group, or raise the threshold"
         )
 
 
 def with_gained(decisions: pa.Table, groups: Places, inputs: tuple[Dataset, ...], order: Places) -> pa.Table:
-    """Each kept row's `gained` and `donors`: what its dropped twins have and it has not, best twin first.
+    """Fills `gained` and `donors` of kept rows: the texts of their dropped duplicates that they lack, best duplicate first.
 
-    groups: per row the number of the one that stands for it; beyond the last row it is of an earlier set.
+    groups: the number of each row's kept representative; numbers beyond the last row are of the earlier set.
     """
     keeps = np.asarray(decisions["keep"])
     dropped = order[~keeps[order] & (groups[order] < len(groups))].tolist()
@@ -156,12 +159,12 @@ def _one_block(
 
 
 def _texts_at(wanted: set[int], inputs: tuple[Dataset, ...]) -> dict[int, list[Given]]:
-    """The texts of the rows at these positions in input order, each with who gave it: the row, where no other did."""
+    """Returns position in input order -> texts of the row, each with its source rows (by default the row itself)."""
     found, start = {}, 0
     for batch in _batches(inputs):
-        here = [row for row in range(start, start + batch.num_rows) if row in wanted]
-        rows = batch.take(pa.array([row - start for row in here], pa.int64())).to_pylist()
-        for row, one in zip(here, rows, strict=True):
+        in_batch = [row for row in range(start, start + batch.num_rows) if row in wanted]
+        rows = batch.take(pa.array([row - start for row in in_batch], pa.int64())).to_pylist()
+        for row, one in zip(in_batch, rows, strict=True):
             texts, donors = one["texts"] or [], one.get("donors") or []
             found[row] = [(text, given or [one["id"]]) for text, given in zip_longest(texts, donors)]
         start += batch.num_rows

@@ -1,6 +1,6 @@
-"""Who stays: one decision per row, from similar pairs and a total keep order, so that shard order changes nothing.
+"""One decision (keep or drop) per row, from similar pairs and a total keep order. Shard order does not matter.
 
-Rows are numbered by their place in the keep order, 0 is the best: of an edge (a, b) with a < b, a is better.
+Rows are numbered by their place in the keep order, 0 is the best: in an edge (a, b) with a < b, a is the better row.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ DECISIONS = pa.schema(
     [
         ("id", pa.string()),
         ("keep", pa.bool_()),
-        # exact_duplicate | near_duplicate; of a kept row why it could not be compared, or null
+        # exact_duplicate | near_duplicate; for a kept row: why it could not be compared, or null
         ("why", pa.string()),
-        # id of the row that it is a twin of; null for kept rows. It is a kept one, except with rule `semdedup`
+        # id of the row that it duplicates; null for kept rows. A kept row, except with rule `semdedup`
         ref("witness", pa.string()),
-        ("similarity", pa.float32()),  # to the witness, 1 is equal; null where the two were not compared
-        # id of the kept row that stands for it: itself, or where its witnesses lead to
+        ("similarity", pa.float32()),  # to the witness, 1 is equal; null if the two were not compared
+        # id of the kept row that represents it: itself, or the end of its chain of witnesses
         ref("group", pa.string()),
-        ("gained", TEXTS),  # texts that a kept row gets from the dropped ones of its group; null for nothing
-        ref("donors", DONORS),  # per such text the ids of the dropped rows that have it
+        ("gained", TEXTS),  # texts that a kept row gets from dropped rows of its group; null if none
+        ref("donors", DONORS),  # for each of these texts, the ids of the dropped rows that have it
     ]
 )
 DECISIONS_REFERENCES = {"decisions.parquet": reference_columns(DECISIONS)}
@@ -42,15 +42,15 @@ Rule = Literal["greedy", "semdedup", "components"]
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """Per place: the place of the row it is a twin of (-1: it is kept), how alike they are, and why it goes."""
+    """Per place: the place of the row that it duplicates (-1: kept), their similarity, and why it is dropped."""
 
     witness: Places
-    similarity: npt.NDArray[np.float64]  # NaN where the two were not compared
+    similarity: npt.NDArray[np.float64]  # NaN if the two were not compared
     why: npt.NDArray[np.object_]  # None for kept rows
 
 
 def decide(num_rows: int, edges: Edges, rule: Rule) -> Twins:
-    """Rows that are the same share one fate; between the best rows of such sets the rule decides."""
+    """Applies `rule` to the best row of each set of identical rows; the other rows of a set follow it."""
     leader = leaders(num_rows, edges)
     near = _near(edges, leader)
     witness = {"greedy": _greedy, "semdedup": _semdedup, "components": _components}[rule](num_rows, near)
@@ -65,7 +65,7 @@ def decide(num_rows: int, edges: Edges, rule: Rule) -> Twins:
 
 
 def leaders(num_rows: int, edges: Edges) -> Places:
-    """Per place the best of the rows that are the same as it; itself when there is none."""
+    """Returns, per place, the best of the rows identical to it, which may be itself."""
     same = edges.kind > 0
     centre, other = edges.a[same], edges.b[same]
     best = np.arange(num_rows)
@@ -76,7 +76,7 @@ def leaders(num_rows: int, edges: Edges) -> Places:
 
 
 def _same_bytes(num_rows: int, edges: Edges, leader: Places) -> npt.NDArray[np.bool_]:
-    """Per place: has it the bytes of its leader, or does it only look or embed as that one does?"""
+    """Returns, per place, True if it has the same bytes as its leader; False if only the same look or embedding."""
     same = edges.kind == KINDS.index("same_bytes")
     label = _smallest_label(num_rows, edges.a[same], edges.b[same])
     found: npt.NDArray[np.bool_] = label == label[leader]
@@ -84,7 +84,7 @@ def _same_bytes(num_rows: int, edges: Edges, leader: Places) -> npt.NDArray[np.b
 
 
 def _near(edges: Edges, leader: Places) -> Edges:
-    """The edges between rows that are not the same, from the better leader to the worse, ordered."""
+    """Returns the edges between non-identical rows, from the better leader to the worse, sorted."""
     near = edges.kind == 0
     ends = leader[edges.a[near]], leader[edges.b[near]]
     a, b = np.minimum(*ends), np.maximum(*ends)
@@ -93,10 +93,10 @@ def _near(edges: Edges, leader: Places) -> Edges:
 
 
 def _greedy(num_rows: int, edges: Edges) -> Places:
-    """Go through the rows in keep order; a row that is still there takes out all its later twins.
+    """Goes through the rows in keep order; each row not dropped yet drops all similar rows after it.
 
-    So every removed row has a witness that is kept, and no two kept rows are twins. In a chain A~B~C with A
-    best, B goes and C stays: C's only twin is not in the data any more.
+    So every dropped row has a kept witness, and no two kept rows are similar. In a chain A~B~C with A best, B is
+    dropped and C is kept: its only similar row is dropped already.
     """
     witness = np.full(num_rows, -1, np.int64)
     bounds = np.append(np.flatnonzero(np.diff(edges.a, prepend=-1)), len(edges.a))
@@ -109,7 +109,7 @@ def _greedy(num_rows: int, edges: Edges) -> Places:
 
 
 def _semdedup(num_rows: int, edges: Edges) -> Places:
-    """A row goes when any better row is its twin, even one that goes itself: a chain A~B~C leaves A.
+    """Drops a row if any better row is similar, even a dropped one: of a chain A~B~C, A is kept.
 
     A. Abbas et al., "SemDeDup", 2023, https://arxiv.org/abs/2303.09540.
     """
@@ -120,13 +120,13 @@ def _semdedup(num_rows: int, edges: Edges) -> Places:
 
 
 def _components(num_rows: int, edges: Edges) -> Places:
-    """Of all rows that chains of twins connect, the best stays: twins of twins are twins."""
+    """Keeps the best row of each connected component."""
     label = _smallest_label(num_rows, edges.a, edges.b)
     return np.where(label == np.arange(num_rows), -1, label)
 
 
 def _smallest_label(num_rows: int, a: Places, b: Places) -> Places:
-    """Per row the smallest row that a path of edges leads to."""
+    """Returns, per row, the smallest row that is connected to it by edges."""
     label = np.arange(num_rows)
     while True:
         before = label.copy()
@@ -139,7 +139,7 @@ def _smallest_label(num_rows: int, a: Places, b: Places) -> Places:
 
 
 def _similarity(witness: Places, edges: Edges, num_rows: int) -> npt.NDArray[np.float64]:
-    """To the witness; NaN where no edge joins the two."""
+    """Returns each row's similarity to its witness; NaN if no edge joins the two."""
     wanted = witness * num_rows + np.arange(num_rows)
     keys = edges.a * num_rows + edges.b
     at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
@@ -149,7 +149,7 @@ def _similarity(witness: Places, edges: Edges, num_rows: int) -> npt.NDArray[np.
 
 
 def stands_for(twins: Twins) -> Places:
-    """Per place the kept row that its witnesses lead to."""
+    """Returns, per place, the kept row at the end of its chain of witnesses."""
     group = np.where(twins.witness < 0, np.arange(len(twins.witness)), twins.witness)
     while (group[group] != group).any():
         group = group[group]
@@ -157,21 +157,21 @@ def stands_for(twins: Twins) -> Places:
 
 
 def groups_of(order: Places, twins: Twins) -> Places:
-    """The same by row numbers. `order` as in `placed`."""
+    """`stands_for` in row numbers instead of places. `order`: as in `placed`."""
     group = np.empty_like(order)
     group[order] = order[stands_for(twins)]
     return group
 
 
 def placed(edges: Edges, order: Places) -> Edges:
-    """Edges of row numbers as edges of places; `order[place]` is a row number."""
+    """Converts edges between row numbers to edges between places; `order[place]` is a row number."""
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     return replace(edges, a=place[edges.a], b=place[edges.b])
 
 
 def decision_table(ids: Names, order: Places, twins: Twins, rows: Places) -> pa.Table:
-    """Decisions of these row numbers, in blocks: one array of strings cannot hold all. `order` as in `placed`."""
+    """Returns the decisions on these row numbers, in blocks: one string array cannot hold all. `order`: as in `placed`."""
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     group = groups_of(order, twins)
@@ -204,7 +204,7 @@ def write_decisions(folder: str, decisions: pa.Table) -> None:
 
 
 def say_counts(decisions: pa.Table) -> str:
-    """One line for the person watching."""
+    """Returns one line for the log: rows, dropped rows, and the counts per `why`."""
     removed = decisions.num_rows - (pc.sum(decisions["keep"]).as_py() or 0)
     counts = [
         f"{c['values']} {c['counts']:,}" for c in decisions["why"].value_counts().to_pylist() if c["values"]

@@ -1,6 +1,6 @@
-"""Similar pairs as an artifact: `edges.parquet`, and `search.parquet` with the similarity they were searched at.
+"""Similar pairs as an artifact: `edges.parquet`, and `search.parquet` with the threshold of the search.
 
-A search is dear, a decision is cheap: `dedup.decide` reads the pairs and applies another threshold, rule or keep order.
+A search is expensive, a decision is cheap: `dedup.decide` reads the pairs and applies another threshold, rule or keep order.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import ShardWriter, need, ref, reference_columns
 from vlpipe.stages.dedup.row_ids import Names, packed
 
-# Ordered by (a, b). `a` < `b`, unless b is of an earlier set.
+# Sorted by (a, b). `a` < `b`, unless b is in the earlier set.
 EDGES = pa.schema(
     [
         ref("a", pa.string()),
         ref("b", pa.string()),
-        ("similarity", pa.float64()),  # cosine, 6 decimals; or 1 - different bits / 64
-        # near | same_vector | same_bytes | same_looks (hash and colours). Of rows that are the same, one stands for
-        # all: each other row has one edge, to it, and whatever is near to it is near to all of them.
+        ("similarity", pa.float64()),  # cosine with 6 decimals, or 1 - differing bits / 64
+        # near | same_vector | same_bytes | same_looks (hash and colours). One row represents a set of identical rows:
+        # each other row has a single edge, to it, and rows similar to it are similar to all of them.
         ("kind", pa.string()),
         ("earlier", pa.bool_()),  # b is a row of an earlier kept set
     ]
@@ -41,7 +41,7 @@ Places = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Similar pairs: a[i], b[i] are numbers of rows; kind[i] is a place in KINDS."""
+    """Similar pairs: a[i], b[i] are row numbers; kind[i] is an index into KINDS."""
 
     a: Places
     b: Places
@@ -49,13 +49,13 @@ class Edges:
     kind: npt.NDArray[np.int8]
 
     def at_least(self, threshold: float) -> Edges:
-        """Rows that are the same count at any threshold."""
+        """Returns the edges with this similarity or more, and all edges between identical rows."""
         near = (self.similarity >= threshold) | (self.kind > 0)
         return Edges(self.a[near], self.b[near], self.similarity[near], self.kind[near])
 
 
 def with_copies(near: Edges, leader: Places, num_new: int, kind: str) -> Edges:
-    """`near`, and for each new row that is the same as another one edge to the row that stands for both."""
+    """Adds to `near` one edge from each new row that has identical rows to their representative."""
     copies = np.flatnonzero(leader[:num_new] != np.arange(num_new))
     ends = copies, leader[copies]
     return Edges(
@@ -67,7 +67,7 @@ def with_copies(near: Edges, leader: Places, num_new: int, kind: str) -> Edges:
 
 
 def write_edges(folder: str, ids: Names, num_new: int, edges: Edges, threshold: float) -> None:
-    """`ids` by row number; rows from `num_new` on are of the earlier set."""
+    """Writes the artifacts. `ids` are indexed by row number; rows from `num_new` on belong to the earlier set."""
     order = np.lexsort((edges.b, edges.a))
     with ShardWriter(f"{folder}/edges.parquet", EDGES, ROW_GROUP_ROWS) as writer:
         for start in range(0, len(order), ROW_GROUP_ROWS):
@@ -85,19 +85,19 @@ def write_edges(folder: str, ids: Names, num_new: int, edges: Edges, threshold: 
 
 
 def read_edges(file: File) -> tuple[pa.Table, float]:
-    """EDGES and the threshold of the search, from the artifacts of a step that searches."""
+    """Reads EDGES and the threshold of the search from the artifacts of a search step. Raises VlpipeError for others."""
     path = Path(file.path)
     try:
         (threshold,) = pq.read_table(path / "search.parquet", schema=SEARCH, page_checksum_verification=True)[
             "threshold"
         ].to_pylist()
-        # an id comes once in memory, however many pairs it is in
+        # dictionary encoding: an id is in memory once, however many pairs contain it
         table = pq.read_table(
             path / "edges.parquet", read_dictionary=["a", "b", "kind"], page_checksum_verification=True
         )
     except (OSError, pa.ArrowInvalid) as error:
         raise VlpipeError(
-            f"edges: {path} is not what dedup.faiss or dedup.exact leaves ({error}); wanted {{from: STEP}}"
+            f"edges: {path} is not the output of dedup.faiss or dedup.exact ({error}); wanted {{from: STEP}}"
         ) from error
     plain = pa.schema(
         [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]
@@ -107,14 +107,14 @@ def read_edges(file: File) -> tuple[pa.Table, float]:
 
 
 def edges_of(table: pa.Table, ids: Names) -> Edges:
-    """EDGES as numbers in `ids`, -1 for an end that is not there."""
+    """Converts EDGES to row numbers in `ids`; -1 for an unknown id."""
     a, b = _numbers([table["a"], table["b"]], ids)
     (kind,) = _numbers([table["kind"]], Names(packed([pa.array(KINDS)])))
     return Edges(a, b, np.asarray(table["similarity"], np.float64), kind.astype(np.int8))
 
 
 def _numbers(columns: Sequence[pa.ChunkedArray], ids: Names) -> list[Places]:
-    """Of dictionary-encoded columns, whose parts have each a dictionary of their own."""
+    """Row numbers of dictionary-encoded columns; each chunk has its own dictionary."""
     places = iter(ids.places([part.dictionary for column in columns for part in column.chunks]))
     found = [[next(places)[np.asarray(part.indices)] for part in column.chunks] for column in columns]
     return [np.concatenate([np.empty(0, np.int64), *parts]) for parts in found]

@@ -1,6 +1,6 @@
-"""Rows with the same bytes (sha256) and, if asked, with nearly the same picture (pHash): which of them stays.
+"""Deduplicates rows with equal bytes (sha256) and, optionally, nearly equal images (pHash).
 
-Hashes find copies, resizes and re-encodes; crops, flips and heavy edits need an embedding (`dedup.faiss`).
+Hashes find copies, resized and re-encoded images; crops, flips and heavy edits need embeddings (`dedup.faiss`).
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ LOOKS = pa.schema([("looks", LOOK)])
 
 @dataclass(frozen=True, kw_only=True)
 class ExactDuplicates(GatherStage):
-    """Emits one decision per row (columns: DECISIONS), made with the defaults of `dedup.decide`.
+    """Emits one decision per row (columns: DECISIONS), with the defaults of `dedup.decide`.
 
-    Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, from which `dedup.decide` makes other decisions.
-    phash: also compare pictures. It takes their `looks` (`dedup.looks`), else it decodes all images, in one process.
-    max_distance: of 64 bits. 10 found all re-encoded and 96 % of shifted copies of small pictures, 4 half of
-    the latter; 200,000 rows take 8 s of one core at 10, 1 s at 7 and below.
-    max_colour_gap: twins differ at most so much (0 to 255) in the mean colour of each cell of a 4 x 4 grid;
-    255 switches this off. With it 5,000 photos had no false twin at 14 bits, without it 93 pairs at 12.
-    against: an earlier kept set (Parquet, a file or a folder, as `vlpipe export` writes) with `sha256` and, for phash,
-    `looks`: rows are compared with it and among themselves, and it stays as it is.
+    Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, for other decisions by `dedup.decide`.
+    phash: also compare images. Uses the column `looks` (`dedup.looks`); without it, all images are decoded in one process.
+    max_distance: max number of differing bits, of 64. 10 found all re-encoded and 96 % of shifted copies of small images,
+    4 half of the latter; 200,000 rows take 8 s on one core at 10, 1 s at 7 and below.
+    max_colour_gap: max difference (0 to 255) of the mean colour in each cell of a 4 x 4 grid; 255 disables this check.
+    With it 5,000 photos had no false positive at 14 bits, without it 93 pairs at 12.
+    against: an earlier kept set (a Parquet file or folder, as written by `vlpipe export`) with `sha256` and, for phash,
+    `looks`. Rows are compared with it and with each other; rows of the earlier set are never dropped.
     """
 
     CONSERVES: ClassVar[bool] = True
@@ -95,7 +95,7 @@ class ExactDuplicates(GatherStage):
         need(schema, who, sha256=pa.string(), **({"looks": LOOK} if self.phash else {}))
 
     def _near(self, leader: Places, looks: Looks | None, num_new: int) -> Edges:
-        """Near pairs by pHash, and pictures that look just the same; one row stands for each set of equal bytes."""
+        """Returns pairs of near (pHash) and equal looks among the representatives of rows with equal bytes."""
         empty = np.empty(0, np.int64)
         if looks is None:
             return Edges(empty, empty, np.empty(0), np.empty(0, np.int8))
@@ -115,8 +115,8 @@ class ExactDuplicates(GatherStage):
 
     def _too_many(self, num_rows: int) -> VlpipeError:
         return VlpipeError(
-            f"more than {_limit(num_rows):,} pairs of pictures differ in at most {self.max_distance} bits: many versions "
-            "of one picture (a placeholder, a chart), or pictures too plain for a hash; lower `max_distance`"
+            f"more than {_limit(num_rows):,} pairs of images differ in at most {self.max_distance} bits: many versions "
+            "of one image (a placeholder, a chart), or images too plain for a hash; lower `max_distance`"
         )
 
 
@@ -125,14 +125,16 @@ def _limit(num_rows: int) -> int:
 
 
 def same_looks(looks: Looks, num_new: int) -> Places:
-    """Per row the first one with the same hash and colours: of a picture that comes a thousand times a thousand edges
-    are stored, not half a million."""
+    """Returns, per row, the first row with the same hash and colours.
+
+    An image that occurs a thousand times then needs a thousand edges, not half a million.
+    """
     words = np.concatenate([looks.hashes[:, None], looks.colours.view(np.uint64)], axis=1)  # (N, 7)
     return first_equal(words, num_new)
 
 
 def same_bytes(sha256: pa.Array | pa.ChunkedArray, num_new: int) -> Places:
-    """Per row the first one with the same sha256; a row without one is its own."""
+    """Returns, per row, the first row with the same sha256; itself if it has no sha256."""
     sha256 = sha256 if sha256.type == PACKED else packed([sha256])
     leader = np.arange(len(sha256))
     known = np.flatnonzero(np.asarray(sha256.is_valid()))
@@ -147,7 +149,7 @@ def _sha256(job: Job, files: Sequence[str]) -> pa.Array:
 
 
 def _with_faults(decisions: pa.Table, looks: Looks | None) -> pa.Table:
-    """A kept row whose picture could not be compared says why."""
+    """Sets `why` of kept rows whose image could not be compared."""
     if looks is None:
         return decisions
     faults = pa.array([code and f"not_compared_{code}" for code in looks.why], pa.string())
@@ -156,7 +158,10 @@ def _with_faults(decisions: pa.Table, looks: Looks | None) -> pa.Table:
 
 
 def read_looks(job: Job) -> Looks:
-    """Looks of all rows in input order: stored ones, else each shard's part is kept in `job.work`: a kill costs one."""
+    """Returns the looks of all rows in input order, from the column `looks` or by decoding.
+
+    Decoded looks are stored per shard in `job.work`, so a kill loses at most one shard.
+    """
     store, found = Store(job.work), []
     for data in job.inputs:
         if "looks" in data.schema.names:

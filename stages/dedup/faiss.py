@@ -1,7 +1,7 @@
-"""Rows whose embeddings are nearly parallel: the pairs are searched once and stored with their cosine.
+"""Deduplicates rows by the cosine of their embeddings. Pairs are searched once and stored with their cosine.
 
-Up to `exact_below` rows all pairs are compared. Above it spherical k-means (FAISS) cuts the rows into clusters, and a row is
-compared with those of its own cluster and of each one nearly as near.
+Up to `exact_below` rows, all pairs are compared. Above that, spherical k-means (FAISS) partitions the rows into clusters,
+and a row is compared with the rows of its own cluster and of clusters almost as near.
 """
 
 from __future__ import annotations
@@ -44,26 +44,27 @@ from vlpipe.stages.dedup.vectors import (
     store_vectors,
 )
 
-# They all install the same top-level folder `faiss`.
+# All of them install the same top-level package `faiss`.
 PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12")
 NOT_INSTALLED = "dedup.faiss needs faiss: pip install 'vlpipe[cpu]', or 'vlpipe[gpu]' on a machine with CUDA"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaissDuplicates(GatherStage):
-    """Emits one decision per row (columns: DECISIONS), made at `threshold` with `dedup.decide`'s defaults.
+    """Emits one decision per row (columns: DECISIONS), at `threshold` with the defaults of `dedup.decide`.
 
-    Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, from which `dedup.decide` makes other
-    decisions without a new search: search at the loosest threshold. It belongs to the encoder: no value suits all.
+    Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, for other decisions by `dedup.decide` without a
+    new search.
 
-    against: the ids and embeddings of an earlier kept set (Parquet, a file or a folder, as `vlpipe export` writes):
-    rows are compared with it and among themselves, and it stays as it is. Clusters are found anew among both, so that the
-    pairs follow from the rows and not from how they came (12 % of the time of 20,000 rows beside 200,000).
-    exact_below: up to so many rows all pairs are compared.
-    clusters: how many above that; left out: the square root of the number of rows, so that a row is compared with
-    about as many centroids as a cluster has rows. margin: how much less than to its nearest centroid a row's cosine may
-    be to those of the clusters it visits; probes: of these at most so many; seed: of the k-means. Recall at the
-    defaults, and what others cost: benchmarks/dedup.md.
+    threshold: min cosine of a pair, so search at the loosest one you want. It depends on the encoder; there is no default.
+    against: ids and embeddings of an earlier kept set (a Parquet file or folder, as written by `vlpipe export`). Rows are
+    compared with it and with each other; rows of the earlier set are never dropped. Clusters are recomputed over both sets,
+    so that the pairs do not depend on how rows are split (12 % of the time for 20,000 rows against 200,000).
+    exact_below: up to this many rows, all pairs are compared.
+    clusters: their number above that; default: the square root of the number of rows, so that a row is compared with
+    about as many centroids as a cluster has rows. margin: max gap between a row's cosine to its nearest centroid and to
+    those of the other clusters it is compared in; probes: max number of clusters per row; seed: of k-means. Recall at the
+    defaults and the cost of other values: benchmarks/dedup.md.
     """
 
     CONSERVES: ClassVar[bool] = True
@@ -123,7 +124,7 @@ class FaissDuplicates(GatherStage):
 
 
 def packages_problem() -> str | None:
-    """What to say when more than one package has written the same `faiss` folder."""
+    """Returns an error message if several installed packages provide `faiss`, else None."""
     names = {(d.name or "").lower().replace("_", "-") for d in importlib.metadata.distributions()}
     found = [p for p in PACKAGES if p in names]
     if len(found) < 2:
@@ -137,7 +138,10 @@ def packages_problem() -> str | None:
 
 @contextmanager
 def threads() -> Iterator[Any]:
-    """The faiss module with as many threads as torch has; k-means gives the same bits with one or two (measured)."""
+    """Yields the faiss module, set to torch's number of threads.
+
+    k-means gave bit-identical results with one and two threads. Raises VlpipeError if faiss is missing or ambiguous.
+    """
     import torch
 
     problem = packages_problem()

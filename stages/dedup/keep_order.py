@@ -1,4 +1,4 @@
-"""The keep order: which of two twins is the better one. A total order over the rows, whatever shard they are in."""
+"""The keep order: which of two duplicates is better. A total order over all rows, independent of shards."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Keep = tuple[
     str | dict[str, tuple[str, ...]], ...
 ]  # as in YAML: [score desc, {source: [human, web]}, sha256]
 DEFAULT: Keep = ("score desc", "pixels desc", {"source": ("human", "web", "synth")}, "sha256")
-DECIMALS = 4  # of a fraction: below that a score depends on the machine
-# Keys that are computed when no column has their name, and what from.
+DECIMALS = 4  # of a score; further digits depend on the machine
+# Keys that are computed if no column has their name, and the columns they need.
 COMPUTED: Mapping[str, Mapping[str, pa.DataType]] = {
     "pixels": {"width": pa.int32(), "height": pa.int32()},
-    "score": {"texts": TEXTS},  # the best of a row's texts
-    "source": {"texts": TEXTS},  # likewise
+    "score": {"texts": TEXTS},  # the highest among a row's texts
+    "source": {"texts": TEXTS},  # the best-ranked among a row's texts
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One level of the order; `ranking`: values from best to worst, others come after them."""
+    """One key of the order. `ranking`: values from best to worst; other values come last."""
 
     name: str
     descending: bool = False
@@ -41,7 +41,7 @@ class Key:
         return [self.name] if self.name in schema.names else list(COMPUTED.get(self.name, ()))
 
     def values(self, rows: pa.Table) -> pa.Array | pa.ChunkedArray:
-        """One number or string per row, null where the row has none."""
+        """Returns one number or string per row, null if the row has none."""
         if self.name in rows.schema.names:
             found = rows[self.name]
         elif self.name == "pixels":
@@ -54,7 +54,10 @@ class Key:
 
 
 def keys_of(keep: Keep | None, schema: pa.Schema, who: str) -> list[Key]:
-    """The keys of `keep`, or those of DEFAULT that the rows have. Raises for one that cannot be computed."""
+    """Returns the keys of `keep`, or those of DEFAULT that the rows have.
+
+    Raises SchemaError for a malformed key or one that cannot be computed.
+    """
     keys = [_parse(item) for item in (DEFAULT if keep is None else keep)]
     if keep is None:
         return [key for key in keys if all(name in schema.names for name in key.reads(schema) or [key.name])]
@@ -71,7 +74,9 @@ def _parse(item: str | Mapping[str, Sequence[str]]) -> Key:
     elif len(item) == 1:
         ((name, ranking),) = item.items()
         return Key(name, ranking=tuple(ranking))
-    raise SchemaError(f"keep: {item!r} is no key; wanted COLUMN, COLUMN desc, or COLUMN: [best, ..., worst]")
+    raise SchemaError(
+        f"keep: {item!r} is not a key; wanted COLUMN, COLUMN desc, or COLUMN: [best, ..., worst]"
+    )
 
 
 def _check(key: Key, schema: pa.Schema, who: str) -> None:
@@ -80,7 +85,7 @@ def _check(key: Key, schema: pa.Schema, who: str) -> None:
         wanted = COMPUTED.get(key.name)
         if wanted is None:
             known = did_you_mean(key.name, [*light, *COMPUTED])
-            raise SchemaError(f"{who}: keep names {key.name!r}, which is no light column{known}")
+            raise SchemaError(f"{who}: keep names {key.name!r}, which is not a light column{known}")
         need(schema, f"{who} (for {key.name!r} in keep)", **wanted)
         return
     kind = schema.field(key.name).type
@@ -92,7 +97,7 @@ def _check(key: Key, schema: pa.Schema, who: str) -> None:
 
 
 def _of_texts(texts: pa.ChunkedArray, key: Key) -> pa.Array:
-    """The highest score, or the best source, among each row's texts."""
+    """Returns the highest score, or the best source, among each row's texts."""
     lists = texts.combine_chunks()
     lists = lists if isinstance(lists, pa.ListArray) else pa.concat_arrays(lists.chunks)
     rows = np.asarray(pc.list_parent_indices(lists), np.int64)
@@ -102,7 +107,7 @@ def _of_texts(texts: pa.ChunkedArray, key: Key) -> pa.Array:
         values = -np.asarray(pc.fill_null(field, len(key.ranking)), np.float64)
     else:
         values = np.asarray(pc.fill_null(field, -np.inf), np.float64)
-        values = np.where(np.isnan(values), -np.inf, values)  # one score that is no number hides no other
+        values = np.where(np.isnan(values), -np.inf, values)  # a NaN score must not hide the others
     best = np.full(len(lists), -np.inf)
     np.maximum.at(best, rows, values)
     return pa.array(np.round(-best if key.ranking else best, DECIMALS), mask=np.isinf(best))
@@ -110,14 +115,17 @@ def _of_texts(texts: pa.ChunkedArray, key: Key) -> pa.Array:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """ids in input order; `order`: positions in `ids`, best first."""
+    """`ids` in input order; `order`: positions in `ids`, best row first."""
 
     ids: Names
     order: npt.NDArray[np.int64]
 
 
 def read_rows(inputs: Sequence[Dataset], keep: Keep | None, who: str) -> Rows:
-    """Raises when an id is there twice. Nulls come last; what no key tells apart is ordered by id."""
+    """Reads the ids and the keep order of all rows. Nulls come last; ties are broken by id.
+
+    Raises VlpipeError if an id occurs twice or a row has no id.
+    """
     keys = [keys_of(keep, data.schema, who) for data in inputs]
     shared = [key for key in keys[0] if all(key in other for other in keys)]
     packers = [Packer() for _ in range(len(shared) + 1)]
@@ -141,4 +149,4 @@ def _check_unique(ids: Names, inputs: Sequence[Dataset]) -> None:
     repeated = ids.num_repeated()
     if repeated:
         names = ", ".join(data.name for data in inputs)
-        raise VlpipeError(f"{repeated} id(s) come more than once in {names}: give each row to dedup once")
+        raise VlpipeError(f"{repeated} id(s) occur more than once in {names}: give each row to dedup once")

@@ -1,7 +1,7 @@
-"""What pictures look like: a perceptual hash and mean colours, which cost one decoding each.
+"""Looks of images: a perceptual hash and mean colours, from one decoding per image.
 
-`PictureLooks` computes them once and in parallel; `dedup.exact` and `decontamination.decontaminate` after it decode
-nothing. Without it they do the same themselves, in one process.
+`PictureLooks` computes them once, in parallel. `dedup.exact` and `decontamination.decontaminate` use the column; without
+it they decode the images themselves, in one process.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from vlpipe.stages.common.scores import with_columns
 NUM_COLOURS = 3 * GRID * GRID
 LOOK = pa.struct(
     [
-        ("phash", pa.uint64()),  # null: the picture is flat, or cannot be decoded
+        ("phash", pa.uint64()),  # null: the image has no texture, or cannot be decoded
         ("colours", pa.binary(NUM_COLOURS)),
-        ("why", pa.string()),  # why it cannot be decoded, a code of `stages.pixels`
+        ("why", pa.string()),  # code of the decoding error (see `stages.common.pixels`), or null
     ]
 )
-BLOCK_IMAGES = 256  # decoded before their hashes are computed together
+BLOCK_IMAGES = 256  # images per batch of hashes
 
 
 class Looks(NamedTuple):
-    """`seen`: is there enough in the picture for a hash to mean something? `why`: there is none, for this reason."""
+    """`seen`: the image has enough texture for a meaningful hash. `why`: code of the decoding error, or None."""
 
     hashes: npt.NDArray[np.uint64]  # (B,)
     colours: npt.NDArray[np.uint8]  # (B, 48)
@@ -48,9 +48,9 @@ class Looks(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PictureLooks(MapStage):
-    """Add `looks`: struct of pHash (64 bits, as `imagehash.phash`), mean colours of a 4 x 4 grid, and why there are none.
+    """Adds `looks`: struct of pHash (64 bits, as `imagehash.phash`), mean colours of a 4 x 4 grid, and the decoding error.
 
-    3 ms of one core for 640 x 480. No row is dropped: what cannot be decoded is compared by its bytes only.
+    Takes 3 ms on one core for 640 x 480 pixels. No row is dropped: an undecodable image is compared by its bytes only.
     """
 
     NAME: ClassVar[str] = "dedup.looks:PictureLooks"
@@ -66,12 +66,12 @@ class PictureLooks(MapStage):
 
 
 def look_at(images: Sequence[bytes | None]) -> Looks:
-    """Looks of encoded images, decoded one after the other."""
+    """Returns the looks of encoded images, decoded one at a time."""
     blocks = (images[start : start + BLOCK_IMAGES] for start in range(0, len(images), BLOCK_IMAGES))
-    return joined([_look_at(block) for block in blocks])
+    return joined([_looks_of_block(block) for block in blocks])
 
 
-def _look_at(images: Sequence[bytes | None]) -> Looks:
+def _looks_of_block(images: Sequence[bytes | None]) -> Looks:
     greys = np.zeros((len(images), SIDE, SIDE), np.uint8)
     colours = np.zeros((len(images), NUM_COLOURS), np.uint8)
     why = np.full(len(images), None, object)
@@ -104,7 +104,7 @@ def to_arrow(looks: Looks) -> pa.StructArray:
 
 
 def from_arrow(column: pa.ChunkedArray) -> Looks:
-    """A row whose `looks` are null was never looked at: its picture is like no other."""
+    """Converts the column `looks`. A row with null has seen=False, so its image matches no other."""
     hashes, colours, why = (pc.struct_field(column, name) for name in ("phash", "colours", "why"))
     packed = b"".join(pc.fill_null(colours, bytes(NUM_COLOURS)).to_pylist())
     return Looks(

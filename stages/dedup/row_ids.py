@@ -1,6 +1,6 @@
-"""Ids and digests of all rows in memory: 32 bytes each where they are SHA-256 in hex, else their text.
+"""Ids and digests of all rows in memory: 32 bytes each if they are hex SHA-256 digests, else their text.
 
-An Arrow array of 64-character strings ends at 33,554,431 rows: its offsets have 32 bits.
+An Arrow array of 64-character strings holds at most 33,554,431 rows, because its offsets have 32 bits.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from vlpipe.stages.common.row import hex_strings
 
 SIZE = 32
 PACKED, TEXT = pa.binary(SIZE), pa.large_string()
-BLOCK_ROWS = 65_536  # as many are strings at once
+BLOCK_ROWS = 65_536  # rows converted to strings at once
 
 Places = npt.NDArray[np.int64]
 
 
 class Packer:
-    """Makes one array of a column that comes in parts. Strings: PACKED if all are null or 64 hex digits, else TEXT."""
+    """Builds one array from the parts of a column. Strings become PACKED if all are null or 64 hex digits, else TEXT."""
 
     def __init__(self) -> None:
         self._parts: list[pa.Array] = []
@@ -53,7 +53,7 @@ class Packer:
 
 
 def packed(parts: Iterable[pa.ChunkedArray | pa.Array]) -> pa.Array:
-    """The parts as one array; see `Packer`."""
+    """Returns the parts as one array; see `Packer`."""
     packer = Packer()
     for part in parts:
         packer.add(part)
@@ -61,7 +61,7 @@ def packed(parts: Iterable[pa.ChunkedArray | pa.Array]) -> pa.Array:
 
 
 def _packed(part: pa.Array) -> pa.Array | None:
-    """The bytes that the hex digits spell; None where a value is not 64 lower-case digits."""
+    """Decodes hex digits to bytes; returns None if any value is not 64 lower-case hex digits."""
     text = (pc.fill_null(part, "0" * 2 * SIZE) if part.null_count else part).cast(TEXT)
     if pc.any(pc.not_equal(pc.binary_length(text), 2 * SIZE)).as_py():
         return None
@@ -72,10 +72,10 @@ def _packed(part: pa.Array) -> pa.Array | None:
         raw = binascii.unhexlify(digits)
     except binascii.Error:
         return None
-    if binascii.hexlify(raw) != digits:  # upper-case ones are read too
+    if binascii.hexlify(raw) != digits:  # unhexlify also accepts upper case
         return None
-    there = pa.array(np.asarray(part.is_valid())).buffers()[1] if part.null_count else None
-    return pa.FixedSizeBinaryArray.from_buffers(PACKED, len(part), [there, pa.py_buffer(raw)])
+    validity = pa.array(np.asarray(part.is_valid())).buffers()[1] if part.null_count else None
+    return pa.FixedSizeBinaryArray.from_buffers(PACKED, len(part), [validity, pa.py_buffer(raw)])
 
 
 def _unpacked(part: pa.Array) -> pa.Array:
@@ -84,7 +84,7 @@ def _unpacked(part: pa.Array) -> pa.Array:
 
 
 def _raw(part: pa.Array) -> npt.NDArray[np.bytes_]:
-    """The bytes of a packed array; nothing is copied."""
+    """Returns the bytes of a packed array, without a copy."""
     data = part.buffers()[1]
     return np.frombuffer(data, f"S{SIZE}")[part.offset : part.offset + len(part)] if len(part) else NOTHING
 
@@ -96,7 +96,7 @@ class Names:
     """Ids by row number."""
 
     def __init__(self, array: pa.Array) -> None:
-        """array: as `packed` makes it."""
+        """array: a result of `packed`. Raises VlpipeError if it contains a null."""
         if array.null_count:
             raise VlpipeError(f"{array.null_count} row(s) have no id; dedup names rows by their ids")
         self._text = None if array.type == PACKED else array
@@ -106,7 +106,7 @@ class Names:
         return len(self._bytes) if self._text is None else len(self._text)
 
     def take(self, rows: Places) -> pa.Array:
-        """The ids of as many rows as fit one array of strings: a block."""
+        """Returns the ids of these rows as strings; they must fit one string array (see BLOCK_ROWS)."""
         if self._text is None:
             return hex_strings(self._bytes[rows].tobytes(), SIZE)
         return self._text.take(pa.array(rows)).cast(pa.string())
@@ -122,7 +122,7 @@ class Names:
         return found
 
     def order(self) -> Places:
-        """Row numbers in order of id."""
+        """Returns row numbers sorted by id."""
         if self._text is not None:
             return np.asarray(pc.array_sort_indices(self._text), np.int64)
         words = self._bytes.view(">u8").reshape(-1, SIZE // 8)
@@ -133,14 +133,14 @@ class Names:
         return np.asarray(order, np.int64)
 
     def num_repeated(self) -> int:
-        """How many would have to go for each id to be there once."""
+        """Number of rows beyond the first of each id."""
         if self._text is not None:
             return len(self) - int(pc.count_distinct(self._text).as_py())
         inorder = self._bytes[self.order()]
         return int((inorder[1:] == inorder[:-1]).sum())
 
     def places(self, parts: Sequence[pa.Array]) -> list[Places]:
-        """The row numbers of these ids, part by part; -1 for one that is not here."""
+        """Returns the row numbers of these ids, part by part; -1 for an unknown id."""
         if self._text is None:
             order = self.order()
             inorder = self._bytes[order]
@@ -151,13 +151,13 @@ class Names:
 
 
 def joined(*many: Names) -> Names:
-    """Their rows, one after the other."""
+    """Returns the concatenation of several `Names`."""
     return Names(packed(block for names in many for block in names.blocks()))
 
 
 def _search(inorder: npt.NDArray[np.bytes_], order: Places, ids: pa.Array) -> Places:
     wanted = _packed(ids)
-    if wanted is None:  # at least one is no digest, so is not here
+    if wanted is None:  # at least one id is not a digest, so it is unknown
         each = (_search(inorder, order, ids[row : row + 1]) for row in range(len(ids)))
         return np.array([-1]) if len(ids) == 1 else np.concatenate([*each])
     keys = _raw(wanted)
@@ -168,7 +168,7 @@ def _search(inorder: npt.NDArray[np.bytes_], order: Places, ids: pa.Array) -> Pl
 
 
 def digest_words(values: pa.Array) -> npt.NDArray[np.uint64]:
-    """(N, 2) of what `packed` made: 128 bits that are equal where the values are."""
+    """Returns (N, 2) uint64 for a result of `packed`: 128-bit digests, equal for equal values."""
     if values.type == PACKED:
         return _raw(values).view(np.uint64).reshape(-1, SIZE // 8)[:, :2]
     blocks = (values[start : start + BLOCK_ROWS] for start in range(0, len(values), BLOCK_ROWS))

@@ -1,6 +1,6 @@
-"""The search for similar pairs, in parts that are kept: a kill costs one of them.
+"""The search for similar pairs. Intermediate results are stored in `work`, so a kill loses at most one of them.
 
-Parts in `work`: the vectors, their sketches, the centroids, who is in which cluster, and the pairs of each run of clusters.
+They are: the vectors, their sketches, the centroids, the cluster members, and the pairs of each range of clusters.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from vlpipe.stages.dedup.vectors import sample_of
 
 MIN_PAIR_LIMIT, PAIRS_PER_ROW = 10_000_000, 100
 SKETCH_ROWS = 8192
-NUM_PARTS = 64  # of the pairs; each waits for the disk
+NUM_PARTS = 64  # files of pairs; each write waits for the disk
 PAIR = np.dtype([("a", "<i8"), ("b", "<i8"), ("cosine", "<f8")])
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to search. Row numbers from `num_new` on are of an earlier set; the rest as in `FaissDuplicates`."""
+    """Parameters of the search. Row numbers from `num_new` on belong to the earlier set; others: see `FaissDuplicates`."""
 
     threshold: float
     num_new: int
@@ -59,9 +59,9 @@ def search(
     marks: npt.NDArray[np.uint64],
     plan: Plan,
 ) -> Edges:
-    """The pairs among `rows` (ascending row numbers) with at least the threshold, two earlier rows aside.
+    """Returns the pairs among `rows` (ascending row numbers) at or above the threshold, except pairs of two earlier rows.
 
-    marks: 8 bytes per row number that follow from its id; they choose the samples.
+    marks: an 8-byte hash of each row's id; it determines the samples. Raises VlpipeError if there are too many pairs.
     """
     parts, limit = [], max(MIN_PAIR_LIMIT, PAIRS_PER_ROW * len(rows))
     if len(rows):
@@ -82,13 +82,13 @@ def search(
 def _too_many(num_rows: int) -> VlpipeError:
     limit = max(MIN_PAIR_LIMIT, PAIRS_PER_ROW * num_rows)
     return VlpipeError(
-        f"more than {limit:,} pairs of {num_rows:,} different rows reach the threshold: the encoder has collapsed, or "
-        "the threshold is too low for it, or there are many near copies (drop those of dedup.exact first)"
+        f"more than {limit:,} pairs of {num_rows:,} distinct rows reach the threshold: the encoder has collapsed, or "
+        "the threshold is too low for it, or there are many near copies (first drop those that dedup.exact finds)"
     )
 
 
 def _kept(store: Store, name: str, make: Callable[[], npt.NDArray[Any]]) -> Any:
-    """The array in `work`, made when it is not there yet."""
+    """Returns the array stored in `work`, computing it if it is missing."""
     if not store.exists(name):
         made = make()
         with store.writing(name, sync_folder=False) as part, open(part, "wb") as file:
@@ -99,7 +99,7 @@ def _kept(store: Store, name: str, make: Callable[[], npt.NDArray[Any]]) -> Any:
 def _sketches(
     store: Store, vectors: Vectors, rows: Rows, marks: npt.NDArray[np.uint64], plan: Plan
 ) -> Vectors:
-    """(len(rows), R + 1), memory-mapped; R is the full width when no short sketch tells pairs apart."""
+    """Returns sketches (len(rows), R + 1), memory-mapped; R is the full width if short sketches are not selective enough."""
     if not store.exists("sketches.npy"):
         sample = vectors[sample_of(marks, rows, SKETCH_SAMPLE)]
         basis = strong_directions(sample, plan.threshold, len(rows))
@@ -122,7 +122,7 @@ def _members(
     marks: npt.NDArray[np.uint64],
     plan: Plan,
 ) -> Members:
-    """Places in `rows` by cluster; one cluster when there are few rows."""
+    """Returns positions in `rows` by cluster; a single cluster for up to `exact_below` rows."""
     num_clusters = min(plan.clusters or max(2, round(len(rows) ** 0.5)), len(rows))
     if len(rows) <= plan.exact_below:
         return Members(np.arange(len(rows)), np.ones(len(rows), np.bool_), np.array([0, len(rows)]))
@@ -144,9 +144,9 @@ def _members(
 def _sides(
     rows: Rows, members: Members, cluster: int, sketches: Vectors, num_new: int
 ) -> list[tuple[Side, Side, bool]]:
-    """What to compare with what: a cluster's own new rows with all in it, its new guests with its own earlier rows.
+    """Returns the comparisons of a cluster: its own new rows with all members, its new guests with its own earlier rows.
 
-    A pair of guests meets where one of the two is at home.
+    Two guests are compared in a cluster where one of them is an own member.
     """
     places, own = members.of(cluster)
     new = rows[places] < num_new

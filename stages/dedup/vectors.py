@@ -1,4 +1,4 @@
-"""Embeddings on disk, one row of a memory-mapped array each, so that a million of 512 numbers need no 2 GB of memory."""
+"""Embeddings in a memory-mapped array on disk: a million of 512 dimensions do not need 2 GB of memory."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ READ_ROWS = 4096
 
 def check_embedding(schema: pa.Schema, who: str) -> None:
     if "embedding" not in schema.names:
-        need(schema, who, embedding=pa.list_(pa.float32()))  # raises, and says what is there
+        need(schema, who, embedding=pa.list_(pa.float32()))  # raises, and lists the columns
     found = schema.field("embedding").type
     if not pa.types.is_fixed_size_list(found) or found.value_type != pa.float32():
         raise SchemaError(f"{who} reads column 'embedding' as fixed_size_list<float>[D], but it is {found}")
 
 
 def earlier_files(against: File | None, check: Callable[[pa.Schema, str], None]) -> list[str]:
-    """The Parquet files of `against`, a file or a folder of them; each has an id and what `check` asks for."""
+    """Returns the Parquet files of `against` (a file or a folder). Each must have an id and pass `check(schema, who)`."""
     if against is None:
         return []
     path = Path(against.path)
@@ -41,7 +41,7 @@ def earlier_files(against: File | None, check: Callable[[pa.Schema, str], None])
     files = [f for f in files if not f.name.startswith("_")]
     if not files:
         raise VlpipeError(
-            f"against: {path} has no Parquet file; wanted one, or a folder of them, as export writes"
+            f"against: {path} has no Parquet file; wanted one, or a folder of them, as written by vlpipe export"
         )
     for file in files:
         schema = pq.read_schema(file)
@@ -51,14 +51,17 @@ def earlier_files(against: File | None, check: Callable[[pa.Schema, str], None])
 
 
 def number_rows(new: Names, files: list[str]) -> tuple[Names, Rows]:
-    """Ids by row number (the new rows by id, then those of the earlier set by id), and the numbers in input order."""
+    """Numbers new rows by id, then rows of the earlier set by id. Returns ids by row number, and row numbers in input order.
+
+    Raises VlpipeError if an id is in both sets, or repeated in the earlier set.
+    """
     earlier = Names(packed(pq.read_table(f, columns=["id"])["id"] for f in files))
     ids, repeated = joined(new, earlier), earlier.num_repeated()
     known = ids.num_repeated() - repeated
     if known:
         raise VlpipeError(f"{known} row(s) are in the earlier set already: give only the new rows to dedup")
     if repeated:
-        raise VlpipeError(f"{repeated} id(s) come more than once in the earlier set ({files[0]}, ...)")
+        raise VlpipeError(f"{repeated} id(s) occur more than once in the earlier set ({files[0]}, ...)")
     order = np.concatenate([new.order(), len(new) + earlier.order()])
     numbers = np.empty_like(order)
     numbers[order] = np.arange(len(order))
@@ -66,7 +69,10 @@ def number_rows(new: Names, files: list[str]) -> tuple[Names, Rows]:
 
 
 def store_vectors(store: Store, inputs: tuple[Dataset, ...], files: list[str], numbers: Rows) -> Vectors:
-    """Embeddings by row number, memory-mapped. Raises when one is missing, not finite, or not of length 1."""
+    """Returns embeddings by row number, (N, D), memory-mapped.
+
+    Raises VlpipeError if an embedding is missing, not finite or not of unit norm, or if widths differ.
+    """
     width = _one_width(inputs, files)
     if not len(numbers):
         return np.empty((0, width), np.float32)
@@ -108,25 +114,25 @@ def _check_vectors(found: pa.FixedSizeListArray, ids: pa.ChunkedArray) -> None:
         bad, what = np.asarray(found.is_null()), "null"
     else:
         values = found.flatten().to_numpy().astype(np.float64).reshape(len(found), -1)
-        bad, what = ~(np.abs(np.linalg.norm(values, axis=1) - 1) <= NORM_ERROR), "not a vector of length 1"
+        bad, what = ~(np.abs(np.linalg.norm(values, axis=1) - 1) <= NORM_ERROR), "not of unit norm"
     if bad.any():
         first = ids[int(np.flatnonzero(bad)[0])]
         raise VlpipeError(
             f"the embedding of {bad.sum()} row(s) is {what} (first: {first}); "
-            "the step that makes it must write one for each row, divided by its length"
+            "the embedding step must write one for each row, divided by its norm"
         )
 
 
 def same_vectors(vectors: Vectors, num_new: int) -> Rows:
-    """Per row number the one that stands for all rows with the same vector: an earlier one, else the first."""
+    """Returns, per row, the representative of all rows with the same vector: one of the earlier set, else the first row."""
     digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in vectors)
     return first_equal(np.frombuffer(digests, np.uint64).reshape(-1, 2), num_new)
 
 
 def first_equal(values: npt.NDArray[Any], num_new: int) -> Rows:
-    """(N, W) -> per row number the first row with equal values, where earlier rows (from `num_new` on) come first."""
+    """(N, W) -> (N,): per row, the first row with equal values; rows of the earlier set (from `num_new` on) come first."""
     rolled = np.roll(np.arange(len(values)), -num_new)
-    order = rolled[np.lexsort(values[rolled].T)]  # stable: of equal ones the first stays the first
+    order = rolled[np.lexsort(values[rolled].T)]  # stable: equal rows keep their order
     starts = np.ones(len(values), np.bool_)
     starts[1:] = (values[order[1:]] != values[order[:-1]]).any(axis=1)
     leader = np.empty(len(values), np.int64)
@@ -135,5 +141,5 @@ def first_equal(values: npt.NDArray[Any], num_new: int) -> Rows:
 
 
 def sample_of(marks: npt.NDArray[np.uint64], rows: Rows, num: int) -> Rows:
-    """At most `num` of the rows, ascending: those with the least marks, which follow from their ids alone."""
+    """Returns at most `num` rows, ascending: those with the smallest `marks`, so the sample depends only on ids."""
     return np.sort(rows[np.argsort(marks[rows], kind="stable")[:num]])

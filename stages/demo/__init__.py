@@ -1,4 +1,4 @@
-"""The made data of the demos: scenes, noisy alt-text, films with narration, all from a seed.
+"""Synthetic data for the demos: scenes, noisy alt-text, films with narration, all generated from a seed.
 
 May import `common`, `video`.
 """

@@ -1,4 +1,4 @@
-"""Files a fetcher must survive: a decompression bomb, a page instead of a picture, a picture cut short."""
+"""Broken files that a fetcher must handle: a decompression bomb, an HTML page instead of an image, a truncated image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BOMB_SIDE_PX = 30_000  # 900 Mpx from a file of about 110 KB
 
 
 def bomb_png() -> bytes:
-    """A valid 1-bit PNG of BOMB_SIDE_PX squared: decoded to RGB it would take 2.7 GB."""
+    """Returns a valid 1-bit PNG of BOMB_SIDE_PX x BOMB_SIDE_PX pixels, which takes 2.7 GB when decoded to RGB."""
     row = bytes(1 + (BOMB_SIDE_PX + 7) // 8)
     packer = zlib.compressobj(9)
     pixels = b"".join([packer.compress(row * 500) for _ in range(BOMB_SIDE_PX // 500)] + [packer.flush()])
@@ -23,10 +23,10 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def html_page(name: str) -> bytes:
-    """What a host sends with status 200 when the picture is gone."""
+    """Returns the page that a host sends with status 200 for a removed image."""
     return f"<!DOCTYPE html><html><body><h1>{name} was removed</h1></body></html>\n".encode()
 
 
 def truncated(data: bytes) -> bytes:
-    """The first 60 % of a file: header whole, pixels not."""
+    """Returns the first 60 % of a file: a complete header, incomplete pixels."""
     return data[: len(data) * 6 // 10]

@@ -1,4 +1,4 @@
-"""Captions of demo scenes in a small closed language: varied templates, synonyms, more or less detail."""
+"""Captions of demo scenes in a small closed language, with varied templates, synonyms and amount of detail."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from vlpipe.stages.demo.scenes import Scene, Thing
 
-# The first word of each is the plain one; the judge reads all of them.
+# The first word of each is the most common one; the judge knows all of them.
 SHAPE_WORDS = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
@@ -32,7 +32,7 @@ CENTRE_WORDS = ("middle", "centre")
 _FILLER = "a an the in at on of with there is background picture image scene corner side part , ."
 FILLER = frozenset(_FILLER.split())
 
-# (template, weight). {thing} may say a place, {bare} never does. Short: text length is what training costs.
+# (template, weight). {thing} may include a place, {bare} never does. Short, because training cost grows with text length.
 HUMAN = (
     ("{thing} on {ground}", 4),
     ("{thing} , {ground} background", 2),
@@ -50,12 +50,12 @@ WEB = (
 
 
 def human_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A careful caption: all objects, mostly with size and place."""
+    """Returns a careful caption: all objects, mostly with size and place."""
     return _caption(scene, rng, HUMAN, detail=0.85)
 
 
 def web_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A right but hastier alt-text: details are left out more often."""
+    """Returns a correct but less careful alt-text: details are omitted more often."""
     return _caption(scene, rng, WEB, detail=0.6)
 
 
@@ -68,7 +68,7 @@ def _caption(
     if len(things) == 2 and rng.random() < 0.5:
         things.reverse()
     parts = [_thing(thing, rng, detail, with_place="{place}" not in template) for thing in things]
-    if "{place}" in template:  # the place in front belongs to the first object; a second one has none
+    if "{place}" in template:  # the leading place refers to the first object; a second one has none
         parts = parts[:1]
     return template.format(
         thing=" and ".join(parts),
@@ -100,5 +100,5 @@ def _place(place: tuple[str, str], rng: np.random.Generator) -> str:
 
 
 def _word(words: tuple[str, ...], rng: np.random.Generator) -> str:
-    """The plain word two times in three, else a synonym."""
+    """Returns the most common word with probability 0.67, else a synonym."""
     return words[0] if len(words) == 1 or rng.random() < 0.67 else words[int(rng.integers(1, len(words)))]

@@ -1,4 +1,4 @@
-"""A demo film: one segment after another, each with a shape that moves over a ground, drawn like the demo's pictures."""
+"""A demo film: a sequence of segments, each with a shape that moves over a background, drawn like the demo's images."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy.typing as npt
 from vlpipe.stages.demo.scenes import COLOURS, GROUNDS, PLACES, SHAPES, SIZES, Scene, Thing, render
 
 FPS = 10
-NEAR, FAR = 0.26, 0.74  # where a way begins and ends, in parts of the side
+NEAR, FAR = 0.26, 0.74  # start and end of a movement, as a fraction of the side
 WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*WAYS, "grows", "shrinks", "still")
-GROWTH = (0.10, 0.24)  # radius, in parts of the side
-LENGTH_S = (3.0, 6.0)  # of a segment
+GROWTH = (0.10, 0.24)  # min and max radius, as a fraction of the side
+LENGTH_S = (3.0, 6.0)  # min and max duration of a segment
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The first thing moves, a second one stays. Boxes of the scene are those at the start."""
+    """A part of a film. The first object moves, a second one stays. The scene has the boxes at the start."""
 
     start_s: float
     end_s: float
@@ -28,7 +28,7 @@ class Segment:
     motion: str
 
     def at(self, time_s: float) -> Scene:
-        """What is to be seen at a time of the video."""
+        """Returns the scene at a time of the video."""
         part = (time_s - self.start_s) / (self.end_s - self.start_s)
         return replace(
             self.scene, things=(moved(self.scene.things[0], self.motion, part), *self.scene.things[1:])
@@ -36,7 +36,7 @@ class Segment:
 
 
 def draw_film(rng: np.random.Generator, num_segments: int, two_things: float) -> list[Segment]:
-    """Segments of LENGTH_S seconds, in tenths, one after the other; neighbours differ in shape or colour."""
+    """Returns consecutive segments of LENGTH_S seconds, rounded to tenths; neighbours differ in shape or colour."""
     segments: list[Segment] = []
     start_s = 0.0
     while len(segments) < num_segments:
@@ -54,7 +54,7 @@ def draw_film(rng: np.random.Generator, num_segments: int, two_things: float) ->
 
 def _things(rng: np.random.Generator, motion: str, num: int) -> tuple[Thing, ...]:
     shapes, colours = rng.permutation(SHAPES), rng.permutation(list(COLOURS))
-    lanes = rng.permutation([NEAR, FAR])  # the second thing is out of the first one's way
+    lanes = rng.permutation([NEAR, FAR])  # the second object is not in the way of the first
     size = str(rng.choice(list(SIZES)))
     centre = (float(lanes[0]),) * 2 if motion not in WAYS else _start(motion, float(lanes[0]))
     things = [
@@ -80,7 +80,7 @@ def _thing(shape: str, colour: str, size: str, centre: tuple[float, float], radi
 
 
 def moved(thing: Thing, motion: str, part: float) -> Thing:
-    """The thing when `part` (0 to 1) of its motion is done."""
+    """Returns the object after `part` (0 to 1) of its motion."""
     if motion in WAYS:
         right, down = WAYS[motion]
         way = (FAR - NEAR) * part
@@ -94,7 +94,7 @@ def moved(thing: Thing, motion: str, part: float) -> Thing:
 
 
 def pictures(segments: Sequence[Segment], seed: Sequence[int]) -> Iterator[npt.NDArray[np.uint8]]:
-    """Frames of the film at FPS, (SIZE_PX, SIZE_PX, 3). A segment keeps its texture; frame k shows the time k / FPS."""
+    """Yields the frames (SIZE_PX, SIZE_PX, 3) at FPS; frame k is at time k / FPS. The texture is fixed within a segment."""
     for number in range(round(segments[-1].end_s * FPS)):
         time_s = number / FPS
         index = next(k for k, one in enumerate(segments) if time_s < one.end_s)

@@ -1,4 +1,4 @@
-"""Is a text right about a scene? Every word must be of the small language of `captions`, every claim true."""
+"""Decides if a text is correct for a scene: every word must be in the language of `captions`, every claim true."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MEANING = {
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one clause says: attribute -> the values named for it."""
+    """The claims of one clause: attribute -> the values named for it."""
 
     said: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
@@ -43,9 +43,9 @@ class Claim:
 
 
 def right(text: str, scene: Scene) -> bool:
-    """True when `text` is in the language, names a shape in each clause, and all it says holds for the scene.
+    """Returns True if `text` is in the language, names a shape in each clause, and all its claims hold for the scene.
 
-    Clauses are joined by "and"; each must be about another object. The ground may be named in any clause.
+    Clauses are joined by "and"; each must be about a different object. Any clause may name the background.
     """
     claims = parse(text)
     if claims is None or len(claims) > len(scene.things):
@@ -58,7 +58,7 @@ def right(text: str, scene: Scene) -> bool:
 
 
 def parse(text: str) -> list[Claim] | None:
-    """The clauses of a text; None when a word is unknown."""
+    """Returns the clauses of a text; None if it has an unknown word."""
     claims: list[dict[str, set[str]]] = [{}]
     for word in re.findall(r"\w+|[^\w\s]", text.lower()):
         if word == "and":

@@ -1,4 +1,4 @@
-"""Wrong alt-texts of four kinds, as the web has them."""
+"""Generates wrong alt-texts of four kinds that are common on the web."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = {
     "wrong_attribute": 0.25,
     "junk": 0.2,
     "near_empty": 0.15,
-}  # shares of the wrong texts
+}  # fractions of the wrong texts
 
 _NEAR_EMPTY = ("photo", "image", "img", "picture", "-", "...", "untitled", "1", "pic", "n/a")
 _JUNK = (
@@ -34,7 +34,7 @@ _JUNK = (
 
 
 def wrong_text(scene: Scene, others: Sequence[Scene], rng: np.random.Generator) -> tuple[str, str]:
-    """(text, kind of noise); never right about `scene`, not even by chance."""
+    """Returns (text, kind of noise). The text is never correct for `scene`, not even by chance."""
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     if kind == "junk":
         template = _JUNK[int(rng.integers(len(_JUNK)))]
@@ -42,14 +42,14 @@ def wrong_text(scene: Scene, others: Sequence[Scene], rng: np.random.Generator) 
     if kind == "near_empty":
         return _NEAR_EMPTY[int(rng.integers(len(_NEAR_EMPTY)))], kind
     while True:
-        told = others[int(rng.integers(len(others)))] if kind == "other_image" else _altered(scene, rng)
-        text = web_caption(told, rng)
+        described = others[int(rng.integers(len(others)))] if kind == "other_image" else _altered(scene, rng)
+        text = web_caption(described, rng)
         if not right(text, scene):
             return text, kind
 
 
 def _altered(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one attribute changed: of one object, or the ground."""
+    """Returns the scene with one change: an attribute of one object, or the background."""
     name = str(rng.choice(["shape", "colour", "size", "place", "ground"]))
     if name == "ground":
         return replace(scene, ground=_another(scene.ground, list(GROUNDS), rng))

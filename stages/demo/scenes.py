@@ -1,6 +1,6 @@
-"""One demo scene: one or two coloured shapes on a textured ground, drawn with Pillow.
+"""A demo scene: one or two coloured shapes on a textured background, drawn with Pillow.
 
-Every picture has a texture of its own, so that two scenes with equal attributes differ for a perceptual hash.
+Each image has its own texture, so that a perceptual hash distinguishes scenes with equal attributes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
-SIZE_PX = 64  # on disk; a JPEG of 32 px would smear the colours of small shapes
-SUPERSAMPLE = 3  # drawn larger and shrunk: soft edges
+SIZE_PX = 64  # on disk; a JPEG of 32 pixels would smear the colours of small shapes
+SUPERSAMPLE = 3  # drawn larger and downscaled, for soft edges
 JPEG = {"quality": 90, "subsampling": 0}
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
@@ -31,7 +31,10 @@ COLOURS = {
     "cyan": (60, 205, 215),
 }
 GROUNDS = {"white": (235, 235, 235), "grey": (135, 135, 135), "black": (25, 25, 25), "brown": (120, 80, 50)}
-SIZES = {"small": (0.14, 0.16), "large": (0.22, 0.24)}  # radius, as a part of the picture's side
+SIZES = {
+    "small": (0.14, 0.16),
+    "large": (0.22, 0.24),
+}  # min and max radius, as a fraction of the image's side
 PLACES = tuple((row, column) for row in ("top", "middle", "bottom") for column in ("left", "middle", "right"))
 _CENTRE = {"top": 0.24, "left": 0.24, "middle": 0.5, "bottom": 0.76, "right": 0.76}
 _JITTER = 0.02
@@ -39,7 +42,7 @@ _JITTER = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object; the box (x, y, w, h) is in parts of the picture's side, from the top left."""
+    """One object. Its box (x, y, w, h) is in fractions of the image's side, from the top left."""
 
     shape: str
     colour: str
@@ -58,7 +61,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, two_things: float) -> Scene:
-    """A random scene, with probability `two_things` of two objects (of unlike shape, colour and place)."""
+    """Returns a random scene; with probability `two_things` it has two objects (of different shape, colour and place)."""
     num = 2 if rng.random() < two_things else 1
     shapes = rng.permutation(SHAPES)[:num]
     colours = rng.permutation(list(COLOURS))[:num]
@@ -78,7 +81,7 @@ def _thing(rng: np.random.Generator, shape: str, colour: str, place: tuple[str, 
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """SIZE_PX squared, RGB: a ground with a soft light texture, shapes a little turned, sensor noise."""
+    """Renders an RGB image of SIZE_PX x SIZE_PX: smooth lighting, slightly rotated shapes, sensor noise."""
     from PIL import Image, ImageDraw
 
     side = SIZE_PX * SUPERSAMPLE
@@ -115,7 +118,7 @@ def _draw_thing(
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners as (radius in parts of the object's, angle from straight up, clockwise)."""
+    """Returns corners as (radius relative to the object's, clockwise angle from the vertical in radians)."""
     turn = 2 * math.pi
     if shape == "square":
         return [(1.1, turn * (k + 0.5) / 4) for k in range(4)]
@@ -132,7 +135,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 
 
 def encode(image: Image.Image, kind: str) -> bytes:
-    """The encoded file, `JPEG` or `PNG`."""
+    """Returns the encoded file; kind: `JPEG` or `PNG`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **(JPEG if kind == "JPEG" else {"compress_level": 1}))
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What is said over a demo film: about what is seen, but late or early; about something else; or about nothing."""
+"""Narration of a demo film: about what is visible, but late or early; about something else; or mere chatter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlpipe.stages.demo.captions import COLOUR_WORDS, GROUND_WORDS, SHAPE_WORDS,
 from vlpipe.stages.demo.film import MOTIONS, Segment
 from vlpipe.stages.demo.scenes import COLOURS, SHAPES, Scene, Thing
 
-# The first way of saying it is the plain one. All end a clause "the red circle ...".
+# The first phrase is the plain one. Each completes a clause "the red circle ...".
 MOTION_WORDS = {
     "right": ("moves to the right", "goes right", "slides over to the right"),
     "left": ("moves to the left", "goes left", "slides over to the left"),
@@ -30,7 +30,7 @@ CHATTER = (
     "sorry about the noise that is my dog",
     "this one took me a long time to learn",
 )
-WORD_MS = (220, 380)  # how long a word takes
+WORD_MS = (220, 380)  # min and max duration of a word
 ABOUT = ("seen", "other", "chatter")
 
 
@@ -43,7 +43,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """about: seen (`segment` says which one), other (something the film does not show then), chatter."""
+    """about: seen (in `segment`), other (something the film does not show at that time) or chatter."""
 
     words: tuple[Word, ...]
     about: str
@@ -65,33 +65,33 @@ class Utterance:
 def draw_speech(
     segments: Sequence[Segment], rng: np.random.Generator, lag_s: float, about_other: float, silent: float
 ) -> list[Utterance]:
-    """One utterance for most segments, `lag_s` after it begins (before, when negative), never two at once.
+    """Returns one utterance for most segments, `lag_s` after its start (before it, if negative), without overlaps.
 
-    about_other: share of utterances that are not about what is seen, half of them chatter; silent: share of segments
-    of which nothing is said.
+    about_other: fraction of utterances that are not about what is visible, half of them chatter; silent: fraction of
+    segments without an utterance.
     """
-    said: list[Utterance] = []
+    utterances: list[Utterance] = []
     for index, segment in enumerate(segments):
         if rng.random() < silent:
             continue
         about = str(rng.choice(ABOUT, p=(1 - about_other, about_other / 2, about_other / 2)))
         start_s = segment.start_s + lag_s + rng.uniform(-0.3, 0.3)
-        start_ms = max(0, round(1000 * start_s), said[-1].end_ms + 50 if said else 0)
+        start_ms = max(0, round(1000 * start_s), utterances[-1].end_ms + 50 if utterances else 0)
         words = _spoken(_sentence(segment, about, rng), start_ms, rng)
-        said.append(Utterance(words, about, index if about == "seen" else None))
+        utterances.append(Utterance(words, about, index if about == "seen" else None))
     length_ms = round(1000 * segments[-1].end_s)
-    return [one for one in said if one.start_ms < length_ms]
+    return [one for one in utterances if one.start_ms < length_ms]
 
 
 def _sentence(segment: Segment, about: str, rng: np.random.Generator) -> str:
     if about == "chatter":
         return str(rng.choice(CHATTER))
-    told = _another(segment, rng) if about == "other" else segment
-    return f"{rng.choice(OPENINGS)} {clause(told, rng, 'the')}".strip()
+    described = _another(segment, rng) if about == "other" else segment
+    return f"{rng.choice(OPENINGS)} {clause(described, rng, 'the')}".strip()
 
 
 def clause(segment: Segment, rng: np.random.Generator, article: str, detail: float = 0.3) -> str:
-    """ "the large red circle moves up"; `detail`: how often the size is named."""
+    """Returns a clause like "the large red circle moves up". detail: probability of naming the size."""
     thing = segment.scene.things[0]
     sized = rng.random() < detail and segment.motion not in ("grows", "shrinks")
     name = thing_words(thing, rng, with_size=sized)
@@ -110,7 +110,7 @@ def ground_word(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def _another(segment: Segment, rng: np.random.Generator) -> Segment:
-    """The same with another colour, shape and motion."""
+    """Returns the segment with another colour, shape and motion."""
     thing = segment.scene.things[0]
     colour = str(rng.choice([one for one in COLOURS if one != thing.colour]))
     shape = str(rng.choice([one for one in SHAPES if one != thing.shape]))

@@ -1,4 +1,4 @@
-"""What people wrote about demo films: captions of segments, and simple questions with their answers."""
+"""Simulated human annotations of demo films: captions of segments, and simple questions with answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMBERS = ("zero", "one", "two")
 
 
 def captions(segment: Segment, num: int, rng: np.random.Generator) -> dict[str, Any]:
-    """One row of the table `captions`."""
+    """Returns one row of the table `captions`."""
     span = {"start_s": segment.start_s, "end_s": segment.end_s}
     return {**span, "captions": [_caption(segment, rng) for _ in range(num)]}
 
@@ -31,7 +31,7 @@ def _caption(segment: Segment, rng: np.random.Generator) -> str:
 
 
 def questions(segments: Sequence[Segment], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Rows of the table `questions`: two about each segment, and one about the order of two, where it has one answer."""
+    """Returns rows of the table `questions`: two per segment, and one about the order of two, if it is unambiguous."""
     found = []
     for segment in segments:
         asked = _about(segment)
@@ -43,7 +43,7 @@ def questions(segments: Sequence[Segment], rng: np.random.Generator) -> list[dic
 
 
 def _about(segment: Segment) -> list[tuple[str, str, str]]:
-    """(kind, question, answer), in the plainest words."""
+    """Returns (kind, question, answer), in the most common words."""
     thing = segment.scene.things[0]
     colour, shape = COLOUR_WORDS[thing.colour][0], SHAPE_WORDS[thing.shape][0]
     return [

@@ -1,4 +1,4 @@
-"""Films and subtitles as files of the kinds that the web has; the same input gives the same bytes."""
+"""Writes films and subtitles in formats that are common on the web; the same input gives the same bytes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How a film is written; the pictures are the same."""
+    """Container and codec of a film; the frames do not depend on it."""
 
     ending: str
     codec: str
     gop: int
     b_frames: int = 0
-    rotation: int = 0  # degrees by which a player turns the stored picture, counter-clockwise
+    rotation: int = 0  # degrees by which a player rotates the stored frames, counter-clockwise
 
 
 CODINGS = (
@@ -44,10 +44,10 @@ OPTIONS = {
 }
 
 
-LINE_CHARS = 32  # of a rolling caption; YouTube's are about as long
-PAUSE_MS = 1500  # a longer one ends a line
-SETTLE_MS = 10  # how long YouTube shows a line alone before the next one rolls in
-HEADER = (  # of ASS, in which FFmpeg passes subtitles on
+LINE_CHARS = 32  # of a rolling caption; about as long as YouTube's
+PAUSE_MS = 1500  # a longer pause ends a line
+SETTLE_MS = 10  # how long YouTube shows a line alone before the next one appears
+HEADER = (  # of ASS, FFmpeg's internal subtitle format
     b"[Script Info]\nScriptType: v4.00+\n\n[V4+ Styles]\nFormat: Name, Fontname, Fontsize\nStyle: Default,Arial,16\n\n"
     b"[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n"
 )
@@ -56,7 +56,7 @@ HEADER = (  # of ASS, in which FFmpeg passes subtitles on
 def write_film(
     path: Path, frames: Iterable[npt.NDArray[np.uint8]], coding: Coding, text: Sequence[Utterance] = ()
 ) -> None:
-    """frames: (SIZE_PX, SIZE_PX, 3) at FPS. text: for a text track in the file."""
+    """Writes a film. frames: (SIZE_PX, SIZE_PX, 3) at FPS. text: utterances of an embedded text track."""
     av = need_av()
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as out:
         stream = out.add_stream(coding.codec, rate=FPS)
@@ -75,14 +75,14 @@ def _set_up(stream: VideoStream, coding: Coding) -> None:
     stream.width = stream.height = SIZE_PX
     stream.pix_fmt = "yuv420p"
     stream.gop_size, stream.max_b_frames = coding.gop, coding.b_frames
-    stream.codec_context.thread_count = 1  # more threads, other bytes
+    stream.codec_context.thread_count = 1  # the bytes depend on the number of threads
     stream.options = {**OPTIONS[coding.codec], "flags": "+bitexact"}
     if coding.rotation:
         stream.set_display_rotation(coding.rotation)
 
 
 def _add_text(out: Any, text: Sequence[Utterance]) -> None:
-    """An English MP4 text track. All streams must be there before the first packet."""
+    """Adds an English MP4 text track. All streams must be added before the first packet."""
     from av.subtitles.subtitle import SubtitleSet
 
     track = out.add_stream("mov_text")
@@ -102,13 +102,13 @@ def _add_text(out: Any, text: Sequence[Utterance]) -> None:
 
 
 def rolling_vtt(utterances: Sequence[Utterance]) -> str:
-    """As YouTube writes what its recogniser heard: every line shown up to three times, word times in the new one."""
+    """Returns rolling captions as in YouTube's ASR tracks: a line is shown up to three times, with word times when new."""
     lines = _lines([word for one in utterances for word in one.words])
     cues = ["WEBVTT\nKind: captions\nLanguage: en\n"]
     above = " "
     for index, line in enumerate(lines):
         start_ms, end_ms = line[0].start_ms, line[-1].end_ms
-        if index + 1 < len(lines):  # a line stays until the next one comes, however long that takes
+        if index + 1 < len(lines):  # a line is shown until the next one starts, however long that takes
             end_ms = lines[index + 1][0].start_ms - SETTLE_MS
         plain = " ".join(word.text for word in line)
         timed = line[0].text + "".join(f"<{clock(w.start_ms)}><c> {w.text}</c>" for w in line[1:])
@@ -123,7 +123,7 @@ def _rolled(start_ms: int, end_ms: int, upper: str, lower: str) -> str:
 
 
 def _lines(words: Sequence[Word]) -> list[list[Word]]:
-    """Lines know nothing of sentences."""
+    """Breaks words into lines, ignoring sentences."""
     lines: list[list[Word]] = []
     for word in words:
         line = lines[-1] if lines else []
@@ -135,7 +135,7 @@ def _lines(words: Sequence[Word]) -> list[list[Word]]:
 
 
 def overlapping_srt(utterances: Sequence[Utterance], rng: np.random.Generator) -> str:
-    """As people write them: sentences, each left standing for a while, so that some reach into the next."""
+    """Returns subtitles as in manual tracks: one sentence per cue, shown a little longer, so that some cues overlap."""
     cues = []
     for number, one in enumerate(utterances, start=1):
         end_ms = one.end_ms + int(rng.integers(0, 2500))

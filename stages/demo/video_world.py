@@ -1,4 +1,4 @@
-"""The demo world of videos: films with narration beside or in them, careful captions, questions, and the truth about all.
+"""The demo world of videos: films with external or embedded narration, careful captions, questions, and ground truth.
 
 Films and subtitles are files, not rows: `video_files.videos` reads the folders `train` and `eval` like any others.
 """
@@ -32,10 +32,10 @@ SUBTITLES = (
     "overlapping",
     "track",
     "none",
-)  # rolling, as most of the web is, twice as often
+)  # rolling is twice as frequent, as it is the most common on the web
 NUM_SEGMENTS = (3, 7)
 
-WHERE = (("split", pa.string()), ("video", pa.string()))  # train | eval; path below that folder
+WHERE = (("split", pa.string()), ("video", pa.string()))  # train | eval; path relative to that folder
 SPAN = (("start_s", pa.float64()), ("end_s", pa.float64()))
 TABLES = {
     "videos": pa.schema(
@@ -43,8 +43,8 @@ TABLES = {
             *WHERE,
             ("duration_s", pa.float64()),
             ("subtitles", pa.string()),  # rolling (vtt), overlapping (srt), track (in the file), none
-            ("lag_s", pa.float64()),  # how long after its beginning a segment is spoken of; negative: before
-            ("fault", pa.string()),  # why the file cannot be decoded: truncated, html; null: it can
+            ("lag_s", pa.float64()),  # delay of narration after the start of its segment; negative: before it
+            ("fault", pa.string()),  # why the file cannot be decoded: truncated, html; null if it can
         ]
     ),
     "seen": pa.schema(
@@ -63,8 +63,8 @@ TABLES = {
             *SPAN,
             ("text", pa.string()),
             ("words", pa.list_(WORD)),
-            ("about", pa.string()),  # seen | other (what is not shown) | chatter
-            ("segment", pa.int32()),  # the one that it is about; null: none
+            ("about", pa.string()),  # seen | other (something not visible) | chatter
+            ("segment", pa.int32()),  # the segment that it is about, or null
         ]
     ),
     "captions": pa.schema([*WHERE, *SPAN, ("captions", pa.list_(pa.string()))]),
@@ -76,7 +76,7 @@ TABLES = {
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """A video before it is a file."""
+    """A video before it is written to a file."""
 
     split: str
     name: str  # 11 characters like YouTube's; some begin with "-"
@@ -95,12 +95,12 @@ class Film:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoWorld(GatherStage):
-    """Puts train/NAME.mp4|mkv|webm with NAME.en.vtt or NAME.en.srt, eval/ likewise, and a Parquet table for each of TABLES.
+    """Writes train/NAME.mp4|mkv|webm with NAME.en.vtt or NAME.en.srt, the same in eval/, and a Parquet table per TABLES.
 
-    videos, seen and said are the truth, for evaluation stages only; captions (of segments, by people) and questions are
-    what a user would bring. A film shows 3 to 7 segments of 3 to 6 s, at 10 frames per second. about_other: share of
-    what is said that is not about what is seen; silent: share of segments of which nothing is said; corrupt: share of
-    the files that cannot be decoded.
+    videos, seen and said are the ground truth, for evaluation stages only; captions (manual, of segments) and questions
+    are data that a user would provide. A film has 3 to 7 segments of 3 to 6 s, at 10 frames per second. about_other:
+    fraction of utterances that are not about what is visible; silent: fraction of segments without an utterance; corrupt:
+    fraction of files that cannot be decoded.
     """
 
     ROWS_ARE: ClassVar[str] = "none"
@@ -109,11 +109,11 @@ class VideoWorld(GatherStage):
     num_train: Annotated[int, Field(ge=1)] = 60
     num_eval: Annotated[int, Field(ge=1)] = 20
     captions_per_segment: Annotated[int, Field(ge=1)] = 2
-    two_things: Share = 0.3  # of the segments show two objects
+    two_things: Share = 0.3  # fraction of segments with two objects
     about_other: Share = 0.25
     silent: Share = 0.1
     corrupt: Share = 0.03
-    max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # one lag for each film, from -1 s to this
+    max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # each film has one lag, from -1 s to this
 
     NAME: ClassVar[str] = "demo.video_world:VideoWorld"
 
@@ -179,7 +179,7 @@ def _write(folder: Path, film: Film) -> None:
         srt = overlapping_srt(film.said, np.random.default_rng([*film.seed, 2]))
         (folder / f"{film.name}.en.srt").write_text(srt)
     if film.fault == "truncated":
-        path.write_bytes(broken.truncated(path.read_bytes()))  # an MP4's index lies at its end
+        path.write_bytes(broken.truncated(path.read_bytes()))  # an MP4's index is at its end
     if film.fault == "html":
         path.write_bytes(broken.html_page(film.video))
 

@@ -1,6 +1,6 @@
-"""The demo world: pictures, a noisy URL list, a few careful captions, and the truth about all of them.
+"""The demo world: images, a noisy URL list, a few careful captions, and the ground truth of all of them.
 
-Pictures are files, not Parquet rows, because the next step fetches them over HTTP like any others.
+Images are files, not Parquet rows, because the next step fetches them over HTTP like any others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OBJECT = pa.struct(
         ("row", pa.string()),
         ("column", pa.string()),
     ]
-    + [(name, pa.float32()) for name in "xywh"]  # a box in parts of the picture's side
+    + [(name, pa.float32()) for name in "xywh"]  # a box in fractions of the image's side
 )
 TRUTH = pa.schema(
     [
@@ -44,9 +44,9 @@ TRUTH = pa.schema(
         ("text", pa.string()),
         ("right", pa.bool_()),
         ("noise", pa.string()),  # kind of noise of a wrong text
-        ("fault", pa.string()),  # why the file cannot be had: dead, truncated, html, bomb
-        ("group", pa.int64()),  # pictures that show the same; null: only this one does
-        ("copy", pa.string()),  # original, exact or near, within a group
+        ("fault", pa.string()),  # why the file cannot be fetched or decoded: dead, truncated, html, bomb
+        ("group", pa.int64()),  # images with the same content; null if there is only this one
+        ("copy", pa.string()),  # within a group: original, exact or near
         ("ground", pa.string()),
         ("objects", pa.list_(OBJECT)),
     ]
@@ -55,7 +55,7 @@ TRUTH = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One line of the web list, before it has a name."""
+    """One row of the web list, before it has a name."""
 
     data: bytes
     kind: str  # JPEG or PNG
@@ -67,10 +67,10 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class World(GatherStage):
-    """Puts images/NAME, web.parquet (url, text), human_train.json, human_eval.json (COCO) and truth.parquet.
+    """Writes images/NAME, web.parquet (url, text), human_train.json, human_eval.json (COCO) and truth.parquet.
 
-    Truth is for evaluation stages only. `duplicates`, `dead` and `corrupt` are shares of `num_web`; the list
-    has num_web lines, and on top of these the planted copies (half exact, half near) and one bomb.
+    The ground truth is for evaluation stages only. `duplicates`, `dead` and `corrupt` are fractions of `num_web`; the
+    list has num_web rows, plus the planted copies (half exact, half near) and one decompression bomb.
     """
 
     ROWS_ARE: ClassVar[str] = "none"
@@ -80,8 +80,8 @@ class World(GatherStage):
     num_human: Annotated[int, Field(ge=1)] = 1500
     num_eval: Annotated[int, Field(ge=1)] = 500
     captions_per_image: Annotated[int, Field(ge=1)] = 5
-    two_things: Share = 0.0  # of the scenes have two objects
-    wrong: Share = 0.5  # of the web texts are noise
+    two_things: Share = 0.0  # fraction of scenes with two objects
+    wrong: Share = 0.5  # fraction of wrong web texts
     duplicates: Share = 0.06
     dead: Share = 0.01
     corrupt: Share = 0.01
@@ -97,7 +97,7 @@ class World(GatherStage):
         self._write_human(folder, "human_train", self.num_human, stream=1)
         self._write_human(folder, "human_eval", self.num_eval, stream=2)
         listings = self._listings()
-        job.say(f"{len(listings)} web pictures, {self.num_human} + {self.num_eval} with human captions")
+        job.say(f"{len(listings)} web images, {self.num_human} + {self.num_eval} with human captions")
         self._write_web(folder, listings)
 
     def _write_human(self, folder: Path, name: str, num: int, stream: int) -> None:
@@ -119,7 +119,7 @@ class World(GatherStage):
         return scene, render(scene, rng)
 
     def _listings(self) -> list[Listing]:
-        """All web pictures in list order: the planted ones are made first, then everything is shuffled."""
+        """Returns all web images in list order: planted cases are generated first, then all are shuffled."""
         num_copies = round(self.duplicates * self.num_web)
         num_dead, num_corrupt = round(self.dead * self.num_web), round(self.corrupt * self.num_web)
         made: list[Listing] = []
@@ -160,7 +160,7 @@ class World(GatherStage):
 
 
 def _with_copy(one: Listing, image: Image.Image, index: int) -> list[Listing]:
-    """The picture and its planted copy: every other one exact, the rest near in one of NEAR_WAYS."""
+    """Returns the image and its planted copy: alternately exact, and near in one of NEAR_WAYS."""
     first = replace(one, group=index, copy="original")
     if index % 2 == 0:
         return [first, replace(first, copy="exact")]
@@ -169,7 +169,7 @@ def _with_copy(one: Listing, image: Image.Image, index: int) -> list[Listing]:
 
 
 def _near(image: Image.Image, way: str) -> bytes:
-    """A near duplicate: JPEG at quality 70, 6 % brighter, or shifted by one pixel."""
+    """Returns a near duplicate: JPEG at quality 70, 6 % brighter, or shifted by one pixel."""
     from PIL import Image, ImageChops
 
     if way == "reencoded":
@@ -188,7 +188,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def _corrupted(one: Listing, index: int) -> Listing:
-    """Three of four are cut short; the fourth is a page (made when its name is known)."""
+    """Truncates three of four images; the fourth becomes an HTML page (generated when its name is known)."""
     if index % 4 == 0:
         return replace(one, data=b"", kind="JPEG", fault="html")
     return replace(one, data=broken.truncated(one.data), fault="truncated")

@@ -1,4 +1,4 @@
-"""What a detector is trained on: images with true boxes, in the order of `order`, and the words of their labels."""
+"""Training data of a detector: images with ground-truth boxes, in the order of `loading.order`, and label names."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names by number: classes and attributes a detector can say."""
+    """Names of the classes and attributes that a detector can predict, by index."""
 
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
 
     @classmethod
     def of(cls, inputs: Sequence[Dataset], max_classes: int, max_attributes: int) -> Vocabulary:
-        """The most frequent labels and attributes of all objects; ties by name."""
+        """Returns the most frequent labels and attributes of all objects; ties are broken by name.
+
+        Raises VlpipeError if no row has an object.
+        """
         labels: Counter[str] = Counter()
         attributes: Counter[str] = Counter()
         for data in inputs:
@@ -56,7 +59,7 @@ def _most(counts: Counter[str], num: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One image's file and its true objects."""
+    """One encoded image and its ground-truth objects."""
 
     id: str
     image: bytes
@@ -64,7 +67,7 @@ class Labelled:
 
 
 class DetectorLoader:
-    """All images of the inputs, and the batches that a rank of `world_size` makes of them. A step number is its state."""
+    """Indexes all images of the inputs and makes the batches of each rank. The step number is its whole state."""
 
     def __init__(
         self,
@@ -92,7 +95,7 @@ class DetectorLoader:
     def batches(
         self, step: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
     ) -> Iterator[Iterator[dict[str, Any]]]:
-        """Micro-batches without end, from optimiser step `step` on: `pixels`, `sizes`, `targets`."""
+        """Yields an endless iterator of micro-batches, starting at optimiser step `step`: `pixels`, `sizes`, `targets`."""
         with (
             ThreadPoolExecutor(self.recipe.loader_threads, thread_name_prefix="decode") as pool,
             ahead(self._batches(step, rank, world_size, pool, pin), NUM_AHEAD) as batches,
@@ -111,7 +114,7 @@ class DetectorLoader:
             yield {"pixels": pixels, "sizes": sizes, "targets": [target for _, target in made]}
 
     def _samples(self, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Labelled]]:
-        """Each sample with its image; the row groups of one window are in memory."""
+        """Yields each sample with its image; the row groups of one window are held in memory."""
         rows: Mapping[int, list[Labelled]] = {}
         for window in windows:
             needed = sorted({sample.unit for sample in window})
@@ -125,7 +128,7 @@ class DetectorLoader:
             image = decode(row.image)
         except RowFault as fault:
             raise VlpipeError(
-                f"training: the image of row {row.id} cannot be decoded ({fault}); a step above must reject such rows"
+                f"training: the image of row {row.id} cannot be decoded ({fault}); an earlier step must reject such rows"
             ) from fault
         pixels, (across, down) = to_pixels(self.model, image, CPU)
         target = self._target(row, torch.tensor([across, down, across, down]))
@@ -135,30 +138,32 @@ class DetectorLoader:
         return pixels, target
 
     def _target(self, row: Labelled, scale: torch.Tensor) -> Target:
-        """Objects of known classes with a box of some size; their first `max_attributes` known attributes."""
-        most = self.model.config.max_attributes
+        """Objects of known classes with non-empty boxes; each keeps its first `max_attributes` known attributes."""
+        max_attributes = self.model.config.max_attributes
         known = [
             one
             for one in row.objects
             if one["label"] in self._label and one["box"][2] > one["box"][0] and one["box"][3] > one["box"][1]
         ]
         boxes = torch.tensor([one["box"] for one in known], dtype=torch.float32).reshape(-1, 4) / scale
-        attributes = torch.full((len(known), most), -1)
+        attributes = torch.full((len(known), max_attributes), -1)
         for k, one in enumerate(known):
-            said = [self._attribute[a] for a in one["attributes"] or () if a in self._attribute][:most]
-            attributes[k, : len(said)] = torch.tensor(said, dtype=torch.long)
+            indices = [self._attribute[a] for a in one["attributes"] or () if a in self._attribute][
+                :max_attributes
+            ]
+            attributes[k, : len(indices)] = torch.tensor(indices, dtype=torch.long)
         labels = torch.tensor([self._label[one["label"]] for one in known], dtype=torch.long)
         return Target(boxes, labels, attributes)
 
 
 def flipped(target: Target, width: int) -> Target:
-    """True boxes of an image `width` wide after it was mirrored."""
+    """Returns the ground-truth boxes after mirroring an image that is `width` pixels wide."""
     x1, y1, x2, y2 = target.boxes.unbind(1)
     return Target(torch.stack([width - x2, y1, width - x1, y2], dim=1), target.labels, target.attributes)
 
 
 def read_unit(unit: Unit) -> list[Labelled]:
-    """A row group's images and objects; images are joined by id where another shard holds them."""
+    """Returns a row group's images and objects; images are joined by id if another shard holds them."""
     holder = unit.shard.holder("image")
     joined = holder.path != unit.shard.path
     columns = ["id", "objects", *([] if joined else ["image"])]

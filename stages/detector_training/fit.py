@@ -1,4 +1,4 @@
-"""Training a detector: what `fit` does for models of images and texts, on boxes. Steps, checkpoints and logs are shared."""
+"""The training loop of detectors. Steps, checkpoints and logs are those of `train.fit`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LOSSES = ("rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_attributes")
 
 
 class DetectorNet(nn.Module):
-    """The detector as the trainer sees a model with one objective: named losses with weights."""
+    """Adapts the detector to the trainer's interface: one objective that returns named, weighted losses."""
 
     def __init__(self, model: FasterRcnn, weights: Mapping[str, float]) -> None:
         super().__init__()
         self.model = model
-        self.objectives = (model,)  # one: all losses are means over the same images
+        self.objectives = (model,)  # a single one: all losses are means over the same images
         self.losses = {name: (0, weights.get(name, 1.0)) for name in LOSSES}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -46,9 +46,9 @@ class DetectorNet(nn.Module):
 
 
 def fit(config: Mapping[str, Any]) -> None:
-    """Train `config["recipe"]` on `config["inputs"]`, or go on from the last checkpoint in `config["work"]`.
+    """Train `config["recipe"]` on `config["inputs"]`, resuming from the last checkpoint in `config["work"]` if any.
 
-    Leaves `work/result`: the detector, its two lists of names and `losses.json`.
+    Rank 0 writes `work/result`: the detector, its class and attribute names, and `losses.json`.
     """
     work = Path(config["work"])
     checkpoints = Checkpoints(str(work / "checkpoints"))
@@ -65,14 +65,17 @@ def fit(config: Mapping[str, Any]) -> None:
 
 
 def prepare(recipe: DetectorRecipe, inputs: Sequence[Dataset]) -> tuple[Run, Vocabulary]:
-    """Everything as it is before step 0, equal on all ranks."""
+    """Returns the state before step 0, equal on all ranks, and the vocabulary.
+
+    Raises VlpipeError if a prefix in `freeze` matches no parameter, or the warm-up is not shorter than the run.
+    """
     device = pick_device(recipe.gpu)
     seed_all(recipe.seed, "start")
     model, words = build(recipe, inputs)
     for part in recipe.freeze:
         frozen = [p for name, p in model.named_parameters() if name.startswith(part)]
         if not frozen:
-            raise VlpipeError(f"freeze: no weight's name begins with {part!r}")
+            raise VlpipeError(f"freeze: no parameter name starts with {part!r}")
         for parameter in frozen:
             parameter.requires_grad_(False)
     loader = DetectorLoader(inputs, recipe, model, words, recipe.flip)
@@ -80,13 +83,13 @@ def prepare(recipe: DetectorRecipe, inputs: Sequence[Dataset]) -> tuple[Run, Voc
     num_steps = recipe.num_steps(loader.samples_per_epoch)
     if recipe.warmup_steps >= num_steps:
         raise VlpipeError(
-            f"warmup_steps: wanted fewer than the {num_steps} steps there are, got {recipe.warmup_steps}"
+            f"warmup_steps: wanted fewer than the run's {num_steps} steps, got {recipe.warmup_steps}"
         )
     return Run(recipe, device, net, loader, num_steps), words
 
 
 def build(recipe: DetectorRecipe, inputs: Sequence[Dataset]) -> tuple[FasterRcnn, Vocabulary]:
-    """The detector of `init` with its words, or a new one for the words of the inputs."""
+    """Returns the detector of `init` with its vocabulary, or a new one with the vocabulary of the inputs."""
     if recipe.init is not None:
         found = load(recipe.init.path)
         return found.model.to(torch.device("cpu")), Vocabulary(found.classes, found.attributes)
@@ -99,7 +102,7 @@ def build(recipe: DetectorRecipe, inputs: Sequence[Dataset]) -> tuple[FasterRcnn
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
-    """A state dict of a .safetensors or a torch file; nothing in it is run."""
+    """Reads a state dict from a .safetensors or torch file; no code in it is executed."""
     if path.endswith(".safetensors"):
         return load_file(path)
     found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)

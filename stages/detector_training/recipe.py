@@ -1,4 +1,4 @@
-"""What a detector's training run is, as data."""
+"""The configuration of a detector's training run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from vlpipe.stages.train.recipe import Optimisation
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorRecipe(Optimisation):
-    """The model, what it starts from, its classes and its losses, beside how it is optimised."""
+    """Model, initial weights, classes and losses of a detector, in addition to the fields of `Optimisation`."""
 
     model: dict[str, Any] | None = (
-        None  # parameters of DetectorConfig; numbers of classes follow from the data
+        None  # parameters of DetectorConfig; the numbers of classes and attributes come from the data
     )
-    init: Weights | None = None  # or start from this detector, with its words
+    init: Weights | None = None  # start from this detector, with its vocabulary
     init_resnet: File | None = (
-        None  # or start a new one from a ResNet of torchvision's names (.pth, .safetensors)
+        None  # or initialise a new one from a ResNet with torchvision's parameter names (.pth, .safetensors)
     )
-    max_classes: int = 1600  # the most frequent labels; Visual Genome's detectors have 1600 and 400
+    max_classes: int = (
+        1600  # keeps the most frequent labels; Visual Genome detectors have 1600 classes, 400 attributes
+    )
     max_attributes: int = 400
     loss_weights: dict[str, float] = field(default_factory=dict)  # 1 where not given
-    freeze: list[str] = field(default_factory=list)  # beginnings of names; detectron2: stem and layer1
+    freeze: list[str] = field(
+        default_factory=list
+    )  # prefixes of parameter names; detectron2 freezes stem and layer1
     flip: bool = True  # mirror half of the images

@@ -1,4 +1,4 @@
-"""Train a detector on true boxes: a recipe in, weights, lists of names and loss rows out."""
+"""Trains a detector on ground-truth boxes: takes a recipe, returns weights, vocabularies and loss rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from vlpipe.stages.train.progress import following
 class TrainDetector(GatherStage, DetectorRecipe):
     """Artifacts: `config.json`, `model.safetensors`, objects_vocab.txt, attributes_vocab.txt. Rows: losses.
 
-    Reads `objects` (see `common.region_rows`) and `image`. A killed run goes on from its last checkpoint, to the
-    same bytes. Losses: rpn_objectness, rpn_box, roi_class, roi_box (Faster R-CNN), roi_attributes (bottom-up attention).
+    Reads `objects` (see `common.region_rows`) and `image`. A killed run resumes from its last checkpoint and ends with
+    the same bytes. Losses: rpn_objectness, rpn_box, roi_class, roi_box (Faster R-CNN), roi_attributes (bottom-up attention).
     """
 
     NAME: ClassVar[str] = "train.detector:TrainDetector"
@@ -43,7 +43,7 @@ class TrainDetector(GatherStage, DetectorRecipe):
 
         found = self.problems()
         if self.init is not None and (self.model is not None or self.init_resnet is not None):
-            found.append("model and init_resnet are for a new detector: leave them out beside init")
+            found.append("model and init_resnet are for a new detector: omit them if init is given")
         found += [
             f"loss_weights: no loss {k!r}; there are {', '.join(NAMES)}"
             for k in self.loss_weights
@@ -56,7 +56,7 @@ class TrainDetector(GatherStage, DetectorRecipe):
         return found
 
     def tell(self, row: Mapping[str, Any]) -> list[str]:
-        """For `vlpipe why`: which objects of a row it was trained on."""
+        """For `vlpipe why`: the objects of a row used for training."""
         objects = row["objects"] or []
         if not objects:
             return ["in the training set as background: it has no objects"]

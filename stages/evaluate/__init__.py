@@ -1,4 +1,4 @@
-"""Scores of models on held-out data: retrieval, captions, detection; arms of an experiment side by side.
+"""Evaluation on held-out data: retrieval, captions, detection, and comparison of experiment arms.
 
 May import `common`, `filter`.
 """

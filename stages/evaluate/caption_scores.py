@@ -1,8 +1,7 @@
-"""CIDEr and BLEU-4 by pycocoevalcap's own scorers, without Java: only the tokenizer is ours.
+"""CIDEr and BLEU-4 by pycocoevalcap's scorers, without Java: only the tokenizer is reimplemented.
 
-COCOEvalCap would start Stanford's PTBTokenizer in Java; `ptb_like` follows its rules for English captions
-(lower case, clitics split off, punctuation dropped), so figures are close to, not exactly, those of
-COCOEvalCap.
+COCOEvalCap runs Stanford's PTBTokenizer in Java. `ptb_like` follows its rules for English captions (lower case,
+clitics split off, punctuation removed), so scores are close to those of COCOEvalCap but not identical.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from collections.abc import Sequence
 
 from vlpipe.pipeline.errors import VlpipeError
 
-TOKENIZER = "ptb_like"  # reported with every figure: other tokenizers give other figures
+TOKENIZER = "ptb_like"  # reported with every score, because scores depend on the tokenizer
 PIP_LINE = "pip install 'vlpipe[eval]'"
 
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 _CLITIC = re.compile(r"(?<=\w)('s|'m|'d|'re|'ve|'ll|n't)\b")
 _CANNOT = re.compile(r"\bcan(?=not\b)")
-# A clitic; a number such as 1,000 or 3.5 or 2:30; a word with inner hyphens, apostrophes, slashes; a symbol
-# that is read aloud.
+# A clitic; a number such as 1,000 or 3.5 or 2:30; a word with inner hyphens, apostrophes or slashes; a symbol
+# that is pronounced.
 _TOKEN = re.compile(r"n't\b|'(?:s|m|d|re|ve|ll)\b|\d+(?:[.,:]\d+)+|\w+(?:[-'/]\w+)*|[$%&#@+=*]")
 
 
@@ -30,10 +29,10 @@ def ptb_like(text: str) -> str:
 
 
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """`cider` (0 to 10; papers print 100 times it) and `bleu@4` (0 to 1) of one caption per image.
+    """Returns `cider` (0 to 10; papers print 100 times this) and `bleu@4` (0 to 1) of one caption per image.
 
-    CIDEr: Vedantam et al., 2015, https://arxiv.org/abs/1411.5726. It weighs n-grams by how few images have
-    them, so over one image every weight is 0: VlpipeError below two images.
+    CIDEr: Vedantam et al., 2015, https://arxiv.org/abs/1411.5726. It weights n-grams by inverse document frequency,
+    so with a single image every weight is 0. Raises VlpipeError for fewer than two images or without pycocoevalcap.
     """
     if len(captions) < 2:
         raise VlpipeError(

@@ -1,4 +1,4 @@
-"""Captions for held-out images, scored against the human ones: CIDEr and BLEU-4."""
+"""Generates captions for held-out images and scores them against human captions: CIDEr and BLEU-4."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Captions(GatherStage):
-    """Results `cider` (0 to 10), `bleu@4` (0 to 1); artifact `captions.json`: each caption, its references.
+    """Results: `cider` (0 to 10), `bleu@4` (0 to 1). Artifact `captions.json`: each caption with its references.
 
-    num_beams: 1 is greedy; BLIP's is 3. min_length, max_length: new tokens, without prompt and end (BLIP's 5
-    and 20 count 4 of [DEC] and "a picture of").
+    num_beams: 1 is greedy search; BLIP uses 3. min_length, max_length: new tokens, without prompt and end token
+    (BLIP's 5 and 20 include 4 tokens for [DEC] and "a picture of").
     """
 
     NAME: ClassVar[str] = "evaluate.captions:Captions"

@@ -1,4 +1,4 @@
-"""Arms of an experiment over several seeds: mean and spread of every figure, one row each."""
+"""Compares experiment arms over several seeds: mean and standard deviation of each metric, one row each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from vlpipe.stages.common.row import RESULTS
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(GatherStage):
-    """Inputs: evaluation steps. arms: name -> the input steps that are its seeds; only: figures to compare (all when empty).
+    """Inputs: evaluation steps. arms: name -> its input steps, one per seed. only: metrics to compare (empty: all).
 
-    Rows: `ARM/FIGURE mean`, `ARM/FIGURE sd` (sample standard deviation; null with one seed), and num_rows seeds each.
+    Rows: `ARM/METRIC mean` and `ARM/METRIC sd` (sample standard deviation; null with one seed); num_rows is the
+    number of seeds.
     """
 
     ROWS_ARE: ClassVar[str] = "means of figures over arms"

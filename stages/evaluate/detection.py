@@ -1,7 +1,7 @@
-"""How well a detector finds true boxes: AP at an IoU of 0.5, counted as COCO does.
+"""Evaluates a detector against ground-truth boxes: AP at an IoU of 0.5, as in COCO.
 
-Lin et al. 2014, https://arxiv.org/abs/1405.0312: detections of a class, best first over all images, each take the free true
-box they overlap most; precision is read at 101 recalls, as the highest at that recall or above.
+Lin et al. 2014, https://arxiv.org/abs/1405.0312: detections of a class, in descending order of score over all images,
+are each matched to the unmatched ground-truth box with the highest IoU. Precision is interpolated at 101 recall points.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MIN_IOU = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """Detections and true boxes of one image: boxes (N, 4), labels (N,), scores (N,); attributes where known."""
+    """Detections of one image: boxes (N, 4), labels, scores and attributes (N,); and its ground truth, fields `true_*`."""
 
     boxes: Floats
     labels: Sequence[str]
@@ -46,9 +46,10 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionScores(GatherStage):
-    """Emits RESULTS: `ap50` (mean over classes), `ap50/CLASS`, `recall50`, `attribute_right`.
+    """Emits RESULTS: `ap50` (mean over classes), `ap50/CLASS`, `recall50`, `attribute_right`, all from 0 to 1.
 
-    attribute_right: of detections on a true box with attributes, how many name one of them. num_rows: true boxes counted.
+    attribute_right: among detections matched to a ground-truth box with attributes, the fraction that predict one of
+    them; its num_rows counts these detections. Of the other rows, num_rows counts ground-truth boxes.
     """
 
     NAME: ClassVar[str] = "evaluate.detection:DetectionScores"
@@ -56,8 +57,8 @@ class DetectionScores(GatherStage):
     TORCH: ClassVar[bool] = True
 
     detector: Weights
-    min_score: Annotated[float, Field(ge=0, le=1)] = 0.01  # detections below it are not made
-    max_detections: Annotated[int, Field(ge=1)] = 100  # per image, COCO's
+    min_score: Annotated[float, Field(ge=0, le=1)] = 0.01  # detections below this score are dropped
+    max_detections: Annotated[int, Field(ge=1)] = 100  # per image, as in COCO
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "evaluate.detection", id=pa.string(), objects=OBJECTS, image=pa.binary())
@@ -68,24 +69,24 @@ class DetectionScores(GatherStage):
 
         detector = load(self.detector.path)
         rejects: list[Reject] = []
-        images = list(self._look(job, detector, rejects))
+        images = list(self._detect(job, detector, rejects))
         job.reject(rejects)
         if not any(len(one.true_labels) for one in images):
-            raise VlpipeError("no readable image with a true box to evaluate on")
+            raise VlpipeError("no readable image with a ground-truth box to evaluate on")
         job.emit(pa.Table.from_pylist(list(results(images)), RESULTS))
 
-    def _look(self, job: Job, detector: Detector, rejects: list[Reject]) -> Iterator[Detection]:
+    def _detect(self, job: Job, detector: Detector, rejects: list[Reject]) -> Iterator[Detection]:
         for data in job.inputs:
             for table in data.batches(["id", "objects"], ["image"]):
                 for id_, objects, image in zip(
                     table["id"].to_pylist(), table["objects"].to_pylist(), table["image"], strict=True
                 ):
                     try:
-                        yield self._one(detector, image.as_py(), objects or [])
+                        yield self._detect_one(detector, image.as_py(), objects or [])
                     except RowFault as fault:
                         rejects.append(Reject(id_, "fault", fault.why, fault.detail))
 
-    def _one(self, detector: Detector, data: bytes, objects: list[dict[str, Any]]) -> Detection:
+    def _detect_one(self, detector: Detector, data: bytes, objects: list[dict[str, Any]]) -> Detection:
         pixels, (across, down) = detector.pixels(decode(data))
         found = detector.model.detect(pixels, self.min_score, limit=self.max_detections)
         scale = np.array([across, down, across, down])
@@ -102,7 +103,7 @@ class DetectionScores(GatherStage):
 
 
 def results(images: Sequence[Detection]) -> Iterator[dict[str, Any]]:
-    """Rows of RESULTS, the mean first."""
+    """Yields rows of RESULTS: `ap50` first, then each class, `recall50` and `attribute_right`."""
     counts = {
         name: sum(list(one.true_labels).count(name) for one in images)
         for name in sorted({name for one in images for name in one.true_labels})
@@ -121,7 +122,10 @@ def results(images: Sequence[Detection]) -> Iterator[dict[str, Any]]:
 
 
 def matches(one: Detection, name: str) -> Iterator[tuple[float, bool, bool | None]]:
-    """Detections of class `name` in one image, best first: (score, is it on a free true box, is its attribute right)."""
+    """Yields (score, is a true positive, is its attribute right) of one image's detections of class `name`, best first.
+
+    The last is None for a false positive, or if the attribute of detection or box is unknown.
+    """
     true = [k for k, label in enumerate(one.true_labels) if label == name]
     mine = [k for k, label in enumerate(one.labels) if label == name]
     overlaps = pair_iou(one.boxes[mine], one.true_boxes[true])
@@ -134,12 +138,12 @@ def matches(one: Detection, name: str) -> Iterator[tuple[float, bool, bool | Non
             yield score, False, None
             continue
         free[best] = False
-        said, known = one.attributes[mine[row]], one.true_attributes[true[best]]
-        yield score, True, (said in known) if said is not None and known else None
+        predicted, known = one.attributes[mine[row]], one.true_attributes[true[best]]
+        yield score, True, (predicted in known) if predicted is not None and known else None
 
 
 def pair_iou(a: Floats, b: Floats) -> Floats:
-    """(N, 4), (M, 4) -> (N, M)."""
+    """IoU of all pairs of boxes: (N, 4), (M, 4) -> (N, M)."""
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     both = np.clip(high - low, 0, None).prod(-1)
     sides_a, sides_b = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
@@ -148,11 +152,11 @@ def pair_iou(a: Floats, b: Floats) -> Floats:
 
 
 def average_precision(hits: Sequence[tuple[float, bool]], num_true: int) -> float:
-    """(score, is it right) of all detections of a class -> AP in 0 to 1."""
+    """Returns the AP (0 to 1) of a class from the (score, is a true positive) of all its detections."""
     order = np.argsort([-score for score, _ in hits], kind="stable")
     right = np.array([hit for _, hit in hits], np.float64)[order]
     recall = right.cumsum() / num_true
     precision = right.cumsum() / np.arange(1, len(right) + 1)
-    best = np.maximum.accumulate(precision[::-1])[::-1]  # highest at this recall or above
+    best = np.maximum.accumulate(precision[::-1])[::-1]  # max precision at this recall or above
     at = np.searchsorted(recall, RECALLS, side="left")
     return float(np.append(best, 0.0)[np.minimum(at, len(best))].mean())

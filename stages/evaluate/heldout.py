@@ -1,4 +1,4 @@
-"""Held-out images with their reference captions, as evaluations read them."""
+"""Reads held-out images with their reference captions, for evaluation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def need_heldout(inp: pa.Schema, who: str) -> None:
 
 
 def heldout(job: Job, source: str, image_size: int, rejects: list[Reject]) -> Iterator[tuple[Key, Pixels]]:
-    """Yield ((id, captions of `source`), pixels) in order.
+    """Yields ((id, captions of `source`), pixels) in order.
 
-    Images that cannot be read or have no caption are added to `rejects`.
+    Images that cannot be read or have no caption of `source` are added to `rejects` instead.
     """
     for data in job.inputs:
         for table in data.batches(["id", "texts"], ["image"]):
@@ -36,5 +36,5 @@ def heldout(job: Job, source: str, image_size: int, rejects: list[Reject]) -> It
 
 
 def nothing_to_evaluate(source: str, rejects: list[Reject]) -> VlpipeError:
-    first = f"; the first of {len(rejects)} left out: {rejects[0].why} {rejects[0].detail}" if rejects else ""
+    first = f"; the first of {len(rejects)} rejected: {rejects[0].why} {rejects[0].detail}" if rejects else ""
     return VlpipeError(f"no readable image with a {source} text to evaluate on{first}")

@@ -1,7 +1,7 @@
-"""Image-text retrieval on held-out images with several captions each: TR/IR at 1, 5 and 10.
+"""Image-text retrieval on held-out images with several captions each: TR/IR recall at 1, 5 and 10.
 
-Two stages, as in ALBEF and BLIP (https://arxiv.org/abs/2201.12086): the `k_test` nearest by contrastive
-similarity, then re-ranked by ITM logit + similarity. Reported are both: `tr@1` and `itc_tr@1`.
+Two stages, as in ALBEF and BLIP (https://arxiv.org/abs/2201.12086): the `k_test` nearest by contrastive similarity
+are re-ranked by ITM logit + similarity. Both are reported: `itc_tr@1` before and `tr@1` after re-ranking.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ Order = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(GatherStage):
-    """Results, as fractions, over images `tr@k` and over captions `ir@k`, k = 1, 5, 10.
+    """Results: recall `tr@k` over images and `ir@k` over captions, k = 1, 5, 10, as fractions from 0 to 1.
 
-    `tr@k`: any caption of the image is among its k best texts. `ir@k`: the image is among the k best of its
-    caption. Of equal scores the earlier row, then the earlier caption, comes first.
+    `tr@k`: at least one caption of the image is among its top k texts. `ir@k`: the image is among the top k of its
+    caption. Ties are ranked by row, then by caption order.
 
-    k_test: candidates per query that are re-ranked; BLIP's are 256 (COCO) and 128 (Flickr30K); 0: similarity
-    only.
+    k_test: candidates per query that are re-ranked; BLIP uses 256 (COCO) and 128 (Flickr30K). 0: no re-ranking.
     """
 
     NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
@@ -48,7 +47,7 @@ class Retrieval(GatherStage):
     source: str = "human"
     k_test: int = 128
     batch_size: int = 64
-    max_text_length: int = 30  # tokens, with [CLS] and [SEP]; BLIP's
+    max_text_length: int = 30  # tokens, including [CLS] and [SEP]; as in BLIP
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need_heldout(inp, "evaluate.retrieval")
@@ -102,9 +101,9 @@ class Retrieval(GatherStage):
     def _match(
         self, job: Job, blip: Loaded, texts: list[str], near_texts: Order, near_images: Order
     ) -> Scores:
-        """ITM logits (I, T) of the pairs near either way, 0 elsewhere; a logit is the same both ways.
+        """Returns ITM logits (I, T) of the pairs that are candidates in either direction, 0 elsewhere.
 
-        Images are read and encoded a second time: the tokens of 5,000 images at 384 px would take 9 GB.
+        Images are read and encoded a second time: storing the tokens of 5,000 images at 384 px would take 9 GB.
         """
         wanted = np.zeros((len(near_texts), len(texts)), np.bool_)
         np.put_along_axis(wanted, near_texts, True, axis=1)
@@ -122,18 +121,18 @@ class Retrieval(GatherStage):
 
 
 def nearest(scores: Scores, k: int) -> Order:
-    """(Q, N) -> the k best of each query (Q, min(k, N)), best first; of equal ones the earlier."""
+    """Returns the indices of the top k of each query, best first: (Q, N) -> (Q, min(k, N)). Ties: lower index first."""
     return np.stack([np.argsort(-row, kind="stable")[:k] for row in scores])
 
 
 def reranked(near: Order, scores: Scores) -> Order:
-    """Candidates (Q, k) in the order of their scores (Q, N); equal ones stay as they were."""
+    """Sorts candidates (Q, k) by descending score (Q, N); ties keep their order."""
     order = np.argsort(-np.take_along_axis(scores, near, axis=1), axis=1, kind="stable")
     return np.take_along_axis(near, order, axis=1)
 
 
 def recalls(prefix: str, texts: Order, images: Order, owner: Order) -> list[dict[str, Any]]:
-    """RESULTS rows. texts (I, k): best per image; images (T, k): best per text; owner (T,): its image."""
+    """Returns RESULTS rows. texts (I, k): top texts per image; images (T, k): top images per text; owner (T,): its image."""
     hits = {
         "tr": owner[texts] == np.arange(len(texts))[:, None],  # (I, k)
         "ir": images == owner[:, None],  # (T, k)

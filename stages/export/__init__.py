@@ -1,4 +1,4 @@
-"""Results for other tools: webdataset tars, models for transformers.
+"""Export for other tools: webdataset tars, models for transformers.
 
 May import `common`, `filter`.
 """

@@ -1,4 +1,4 @@
-"""Hand a trained model to transformers: a folder that `from_pretrained` opens."""
+"""Exports a trained model for transformers: a folder that `from_pretrained` opens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPORTED = pa.schema([("file", pa.string()), ("num_bytes", pa.int64())])
 
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """transformers draws one per file it writes, amid the lines of the run."""
+    """Disables the progress bars that transformers draws for each file it writes."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

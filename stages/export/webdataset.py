@@ -1,6 +1,6 @@
-"""Write a step's rows as webdataset tars, for tools that want those: shard k becomes `000042.tar`.
+"""Writes a step's rows as webdataset tars, one per shard: shard 42 becomes `000042.tar`.
 
-A sample is KEY.jpg (the encoded image as it is), KEY.json and KEY.txt, and KEY is the row's id. Equal rows give equal bytes.
+A sample is KEY.jpg (the encoded image, unchanged), KEY.json and KEY.txt; KEY is the row's id. Equal rows give equal bytes.
 https://github.com/webdataset/webdataset
 """
 
@@ -39,7 +39,7 @@ ENDINGS = {
     "BMP": "bmp",
     "TIFF": "tif",
 }
-# How open_clip names the file with the number of samples of each tar,
+# open_clip's name for the file with the number of samples of each tar,
 # https://github.com/mlfoundations/open_clip/blob/main/src/open_clip_train/data.py
 SIZES = "sizes.json"
 
@@ -48,11 +48,11 @@ SIZES = "sizes.json"
 class WriteWebdataset(GatherStage):
     """Artifacts: the tars, and sizes.json. Rows: the tars with their sizes and digests.
 
-    texts: which of the texts that no filter dropped go into KEY.txt: `first`; `best` (highest score, the first of
-    equals; without a score comes last); or `all`, one per line. KEY.json has the chosen ones whole under `texts`, and
-    the row's columns of numbers and strings. sources: only texts of these (web, synth, human); None: of all.
-    Rows that have no such text are rejects (filtered, no_text_kept). A run that was killed keeps its finished tars.
-    `vlpipe forget` of one of the rows removes all tars; the next run writes them without it.
+    texts: which of the kept texts go into KEY.txt: `first`; `best` (highest score; ties: the first; texts without a score
+    come last); or `all`, one per line. KEY.json has the full entries of these under `texts`, and the row's columns
+    of numbers and strings. sources: use only texts of these sources (web, synth, human); None: all.
+    Rows without such a text are rejected (filtered, no_text_kept). A killed run keeps its finished tars.
+    `vlpipe forget` of a row removes all tars; the next run writes them without it.
     """
 
     ROWS_ARE: ClassVar[str] = "the tars; that each row is in one or rejected is checked for each of them"
@@ -82,7 +82,7 @@ class WriteWebdataset(GatherStage):
         job.emit(pa.Table.from_pylist([{n: p[n] for n in WRITTEN.names} for p in parts], WRITTEN))
 
     def _part(self, work: Store, number: int, data: Dataset, shard: Shard) -> dict[str, Any]:
-        """What became of one shard; taken from `work` when an earlier run finished it."""
+        """Writes the tar of one shard, unless an earlier attempt finished it. Returns its record."""
         name, about = f"{number:06d}.tar", f"{number:06d}.json"
         if work.exists(about):  # written after the tar
             found: dict[str, Any] = work.read_json(about)
@@ -112,8 +112,8 @@ class WriteWebdataset(GatherStage):
                 if chosen:
                     yield sample(row, chosen)
                 else:
-                    said = "no text" if self.sources is None else f"no text of {', '.join(self.sources)}"
-                    rejects.append(Reject(row["id"], "filtered", NO_TEXT_KEPT, said))
+                    detail = "no text" if self.sources is None else f"no text of {', '.join(self.sources)}"
+                    rejects.append(Reject(row["id"], "filtered", NO_TEXT_KEPT, detail))
 
     def _chosen(self, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         usable = [
@@ -124,7 +124,7 @@ class WriteWebdataset(GatherStage):
             and (self.sources is None or one["source"] in self.sources)
         ]
         if self.texts == "best" and usable:
-            return [max(usable, key=_score)]  # the first of equals
+            return [max(usable, key=_score)]  # ties: the first
         return usable[:1] if self.texts == "first" else usable
 
 
@@ -134,18 +134,18 @@ def _score(one: Mapping[str, Any]) -> float:
 
 
 def _is_plain(f: pa.Field) -> bool:
-    """Whether JSON can hold the column as it is, one value per row."""
+    """Returns True if JSON can represent the column: one number, boolean or string per row."""
     numbers = pa.types.is_integer(f.type) or pa.types.is_floating(f.type) or pa.types.is_boolean(f.type)
     return not is_heavy(f) and (numbers or pa.types.is_string(f.type))
 
 
 def sample(row: Mapping[str, Any], chosen: list[dict[str, Any]]) -> dict[str, bytes]:
-    """A row's members: name -> bytes."""
+    """Returns a row's tar members: name -> bytes. Raises VlpipeError for an unknown format or a missing image."""
     id_, ending = row["id"], ENDINGS.get(row["format"])
     if ending is None:
-        raise VlpipeError(f"row {id_}: format {row['format']!r} has no ending; known: {', '.join(ENDINGS)}")
+        raise VlpipeError(f"row {id_}: unknown format {row['format']!r}; known: {', '.join(ENDINGS)}")
     if row["image"] is None:
-        raise VlpipeError(f"row {id_} has no image; a step above must reject such rows")
+        raise VlpipeError(f"row {id_} has no image; an earlier step must reject such rows")
     about = {name: value for name, value in row.items() if name not in ("texts", "image")}
     lines = "\n".join(" ".join(one["text"].split()) if len(chosen) > 1 else one["text"] for one in chosen)
     return {
@@ -160,7 +160,7 @@ def _json(value: Any) -> bytes:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: null."""
+    """Replaces NaN and infinity by null, which JSON cannot represent otherwise."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -169,7 +169,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_tar(path: str, samples: Iterator[Mapping[str, bytes]]) -> int:
-    """Write samples in order, members as given; no time, owner or host goes in. The number of samples."""
+    """Writes samples in order, without time, owner or host. Returns the number of samples."""
     num_samples = 0
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for members in samples:
@@ -182,8 +182,8 @@ def write_tar(path: str, samples: Iterator[Mapping[str, bytes]]) -> int:
 
 
 def _link(src: Path, dst: Path) -> None:
-    """The same file under another name: it stays in `work` until the step is done."""
+    """Hard-links (else copies) the file, as it must remain in `work` until the step is done."""
     try:
         os.link(src, dst)
-    except OSError:  # no hard links here
+    except OSError:  # no hard links on this file system
         shutil.copyfile(src, dst)

@@ -1,7 +1,7 @@
-"""One unit vector per image: from a model step, or the tiny-images descriptor, which needs no model.
+"""One unit vector per image: by a model, or by the tiny-images descriptor, which needs no model.
 
-A. Torralba, R. Fergus, W. Freeman, "80 Million Tiny Images", PAMI 2008: a thumbnail, mean taken off, divided
-by its norm.
+A. Torralba, R. Fergus, W. Freeman, "80 Million Tiny Images", PAMI 2008: a thumbnail minus its mean, divided by its
+norm.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from vlpipe.stages.common.pixels import decode
 if TYPE_CHECKING:
     from vlpipe.stages.common.model import Loaded
 
-TINY_SIZE = 16  # px; Torralba's are 32, which only makes the vectors longer
+TINY_SIZE = 16  # pixels; Torralba uses 32, which only gives longer vectors
 TINY_DIM = 3 * TINY_SIZE * TINY_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(MapStage):
-    """Add the heavy column `embedding`: fixed_size_list<float32>[D], unit norm.
+    """Adds the heavy column `embedding`: fixed_size_list<float32>[D], unit norm.
 
-    model: the image side of its contrastive space; left out: the tiny-images descriptor, D = 768.
-    dim: D, needed when the model does not exist yet (`model: {from: pretrain}`); its `embed_dim`.
+    model: its image features in the contrastive space; default: the tiny-images descriptor, D = 768.
+    dim: D, the model's `embed_dim`; required if the model does not exist yet (`model: {from: pretrain}`).
     """
 
     NAME: ClassVar[str] = "features.embed:Embed"
@@ -63,8 +63,8 @@ class Embed(MapStage):
         known = self.dim or (None if self.model.step else dim_in_config(Path(self.model.path)))
         if known is None:
             raise SchemaError(
-                "features.embed must know how long its vectors are before the model is there: write "
-                "`dim: 256` (the `embed_dim` of that model) beside `model:`"
+                "features.embed must know the width of its vectors before the model exists: write "
+                "`dim: 256` (the `embed_dim` of that model) next to `model:`"
             )
         return known
 
@@ -78,7 +78,7 @@ class Embed(MapStage):
         blip = load(self.model)
         dim = blip.model.config.embed_dim
         if self.dim not in (None, dim):
-            raise VlpipeError(f"the model has embed_dim {dim}, but the step says dim: {self.dim}")
+            raise VlpipeError(f"the model has embed_dim {dim}, but the step sets dim: {self.dim}")
         yield lambda table: _with_embedding(table, *self._model_vectors(table, blip), dim)
 
     def _model_vectors(self, table: pa.Table, blip: Loaded) -> tuple[list[Pixels], list[Reject]]:
@@ -99,9 +99,9 @@ def _with_embedding(table: pa.Table, vectors: list[Pixels], rejects: list[Reject
 
 
 def tiny(data: bytes) -> Pixels:
-    """Encoded image -> its 16 x 16 RGB thumbnail, centred, unit norm (768,); RowFault when it cannot be read.
+    """Returns the zero-mean, unit-norm 16 x 16 RGB thumbnail (768,) of an encoded image. RowFault if it cannot be decoded.
 
-    An even grey has no contrast; it gets the even vector, which is orthogonal to all others.
+    A uniform image has no contrast and gets the constant vector, which is orthogonal to all others.
     """
     from PIL import Image
 
@@ -124,7 +124,7 @@ def _tiny_vectors(table: pa.Table) -> tuple[list[Pixels], list[Reject]]:
 
 
 def dim_in_config(folder: Path) -> int | None:
-    """`embed_dim` of our layout, `image_text_hidden_size` of transformers'; None when there is no file."""
+    """Reads `embed_dim` (our layout) or `image_text_hidden_size` (transformers); None if there is no config.json."""
     path = folder / "config.json"
     if not path.is_file():
         return None

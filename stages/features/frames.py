@@ -1,6 +1,7 @@
-"""One unit vector per second of a video, or as many as wanted, by an image-text model: what alignment of texts reads.
+"""Frame features: unit vectors at a fixed frame rate by an image-text model, the input of text alignment.
 
-CLIP ViT-L/14 at 1 frame a second is a baseline of TAN (R@1 30.9 on HTM-Align): https://github.com/TengdaHan/TemporalAlignNet.
+CLIP ViT-L/14 at 1 frame per second is a baseline of TAN (R@1 30.9 on HTM-Align):
+https://github.com/TengdaHan/TemporalAlignNet.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameFeatures(MapStage):
-    """Add the heavy column `frame_feats` (see `s3d.features_type`), an entry per frame, and `frame_weights`: the digest.
+    """Adds the heavy column `frame_feats` (see `s3d.features_type`), one entry per frame, and `frame_weights`, the digest.
 
-    Rows are videos, or clips when they have start_s and end_s. Frames lie at multiples of 1 / fps, so that clips of a
-    video that overlap share them, and each stands for 1 / fps; they are squashed to the model's square, as images are.
-    videos: folder or fsspec root. dim: the model's `embed_dim`, when the model does not exist yet. RowFault: those of
-    `video.decode`; a clip is not blamed for damage behind it.
+    Rows are videos, or clips if they have start_s and end_s. Frames are taken at multiples of 1 / fps seconds, so that
+    overlapping clips of a video share them; each represents 1 / fps seconds. Like images, they are resized to the model's
+    square without keeping the aspect ratio. videos: folder or fsspec root. dim: the model's `embed_dim`, if the model does
+    not exist yet. RowFault: those of `video.decode`; damage after a clip's end does not reject the clip.
     """
 
     NAME: ClassVar[str] = "features.frames:FrameFeatures"
@@ -58,8 +59,8 @@ class FrameFeatures(MapStage):
         known = self.dim or (None if self.model.step else dim_in_config(Path(self.model.path)))
         if known is None:
             raise SchemaError(
-                "features.frames must know how long its vectors are before the model is there: write "
-                "`dim: 256` (the `embed_dim` of that model) beside `model:`"
+                "features.frames must know the width of its vectors before the model exists: write "
+                "`dim: 256` (the `embed_dim` of that model) next to `model:`"
             )
         out = with_field(inp, heavy("frame_feats", features_type(known)))
         return with_field(out, pa.field("frame_weights", pa.string()))
@@ -74,7 +75,7 @@ class FrameFeatures(MapStage):
         blip = load(self.model)
         dim = blip.model.config.embed_dim
         if self.dim not in (None, dim):
-            raise VlpipeError(f"the model has embed_dim {dim}, but the step says dim: {self.dim}")
+            raise VlpipeError(f"the model has embed_dim {dim}, but the step sets dim: {self.dim}")
 
         def work(rows: pa.Table) -> Out:
             rejects: list[Reject] = []
@@ -83,8 +84,10 @@ class FrameFeatures(MapStage):
                 rows.select(names).to_pylist(), lambda some: self._measure(some, blip), rejects
             )
             column = pa.array([one or [] for one in found], features_type(dim))
-            told = pa.array([self.model.digest] * rows.num_rows, pa.string())
-            return Out(without(with_columns(rows, frame_feats=column, frame_weights=told), rejects), rejects)
+            digests = pa.array([self.model.digest] * rows.num_rows, pa.string())
+            return Out(
+                without(with_columns(rows, frame_feats=column, frame_weights=digests), rejects), rejects
+            )
 
         yield work
 

@@ -1,4 +1,4 @@
-"""HowTo100M's first features: what is there (ResNet-152, once a second) beside how it moves (ResNeXt-101 3D, 1.5 times).
+"""HowTo100M's original features: 2D (ResNet-152, 1 per second) and 3D (ResNeXt-101, 1.5 per second).
 
 Miech et al. 2019, https://arxiv.org/abs/1906.03327; frame rates, sizes and pixel means are those of
 https://github.com/antoine77340/video_feature_extractor, the pooling over a clip that of https://github.com/antoine77340/howto100m.
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     import torch
 
 DIM = 2048
-FPS_2D, SIDE_2D = 1.0, 224  # the whole frame, its shorter side 224
+FPS_2D, SIDE_2D = 1.0, 224  # the whole frame, shorter side 224 pixels
 MEAN_2D, STD_2D = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, of pixels / 255
 FPS_3D, SIDE_3D, FRAMES_3D = 24.0, 112, 16
 RATE_3D = FPS_3D / FRAMES_3D  # 1.5 features per second
-MEAN_3D = (110.6, 103.2, 96.3)  # of pixels 0 to 255, which are not divided
+MEAN_3D = (110.6, 103.2, 96.3)  # of pixels from 0 to 255; not divided by a deviation
 VECTORS = pa.list_(pa.list_(pa.float16(), DIM))
 Vectors = npt.NDArray[np.float16]
 Encode = Callable[[Frames], "torch.Tensor"]
@@ -51,18 +51,18 @@ Encode = Callable[[Frames], "torch.Tensor"]
 
 @dataclass(frozen=True, kw_only=True)
 class Features2d3d(MapStage):
-    """Videos: add the heavy columns `feat_2d`, 1 a second, and `feat_3d`, 1.5 a second: vectors of 2048, length 1.
+    """For videos: adds the heavy columns `feat_2d` (1 per second) and `feat_3d` (1.5 per second), unit vectors (N, 2048).
 
-    Clips (rows with `start_s` and `end_s`): add the heavy `feat_2d3d`, 4096 numbers, as `clip_feature` pools them; only
-    the frames it needs are decoded. Both: `feat_2d3d_weights`, the digests of the two.
-    weights_2d: torchvision's ResNet-152; weights_3d: kenshohara's `resnext-101-kinetics`. The rest as in `features.s3d`.
+    For clips (rows with `start_s` and `end_s`): adds the heavy `feat_2d3d` (4096,), pooled as in `clip_feature`; only the
+    frames needed are decoded. For both: `feat_2d3d_weights`, the digests of the two networks.
+    weights_2d: torchvision's ResNet-152; weights_3d: kenshohara's `resnext-101-kinetics`. Others: see `features.s3d`.
     """
 
     NAME: ClassVar[str] = "features.howto100m_2d3d:Features2d3d"
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
-    ROW_GROUP_ROWS: ClassVar[int] = 16  # 6.5 minutes are 4 MB
+    ROW_GROUP_ROWS: ClassVar[int] = 16  # a video of 6.5 minutes takes 4 MB
 
     videos: VideosRoot
     weights_2d: Weights
@@ -104,8 +104,8 @@ class Features2d3d(MapStage):
             schema = self.schema(rows.schema)
             names = [n for n in ("feat_2d", "feat_3d", "feat_2d3d") if n in schema.names]
             arrays = {n: pa.array(columns.get(n, []), schema.field(n).type) for n in names}
-            told = pa.array([identity] * kept.num_rows, pa.string())
-            return Out(with_columns(kept, **arrays, feat_2d3d_weights=told), rejects)
+            identities = pa.array([identity] * kept.num_rows, pa.string())
+            return Out(with_columns(kept, **arrays, feat_2d3d_weights=identities), rejects)
 
         yield work
 
@@ -133,7 +133,7 @@ class Features2d3d(MapStage):
         return self._encoded((window.frames for window in cut(frames, how)), encode)
 
     def _encoded(self, items: Iterable[Frames], encode: Encode) -> Vectors:
-        """(N, 2048). Batches are of one row only, for its frames have a size of their own."""
+        """Returns (N, 2048). A batch contains frames of one row only, because frame sizes differ between rows."""
         import torch
 
         found = [np.empty((0, DIM), np.float16)]
@@ -177,10 +177,10 @@ class Features2d3d(MapStage):
 
 
 def clip_feature(feat_2d: Vectors, feat_3d: Vectors, start_s: float, end_s: float) -> Vectors:
-    """A clip out of its video's features (N, 2048) and (M, 2048) -> (4096,), as HowTo100M's loader pools them.
+    """Pools a clip from its video's features (N, 2048) and (M, 2048) -> (4096,), as HowTo100M's loader does.
 
-    Of each: rows int(start * rate) to int(end * rate), both included, the greatest of each number, then length 1.
-    RowFault no_frames_in_window: the clip begins behind the last row.
+    For each: max over rows int(start_s * rate) to int(end_s * rate) inclusive, then divided by its norm.
+    Raises RowFault no_frames_in_window if the clip starts after the last row.
     """
     return pooled(
         *(
@@ -191,7 +191,7 @@ def clip_feature(feat_2d: Vectors, feat_3d: Vectors, start_s: float, end_s: floa
 
 
 def places(start_s: float, end_s: float, rate: float) -> tuple[int, int]:
-    """First row, and the one after the last."""
+    """Returns the first row of the span, and the row after its last."""
     return int(start_s * rate), int(end_s * rate) + 1
 
 
@@ -199,14 +199,14 @@ def pooled(*parts: Vectors) -> Vectors:
     found = []
     for vectors in parts:
         if not len(vectors):
-            raise RowFault("no_frames_in_window", "the clip begins behind the last feature of its video")
+            raise RowFault("no_frames_in_window", "the clip starts after the last feature of its video")
         greatest = vectors.astype(np.float32).max(axis=0)
         found.append(greatest / max(float(np.linalg.norm(greatest)), 1e-12))
     return np.concatenate(found).astype(np.float16)
 
 
 def resnet(state: Mapping[str, torch.Tensor]) -> Any:
-    """A ResNet of torchvision's names, as deep as they say. ValueError lists what does not fit."""
+    """Builds a ResNet from a state dict with torchvision's names, which determine its depth. ValueError lists mismatches."""
     from vlpipe.models.published import fill
     from vlpipe.models.resnet import ResNet
 

@@ -1,6 +1,6 @@
-"""One unit vector per video or clip, from its windows: with it `dedup.faiss` finds near twins of videos as of images.
+"""One unit vector per video or clip, from its windows, so that `dedup.faiss` finds near duplicates as for images.
 
-Videos with the same bytes need no vector: `dedup.exact` reads their `sha256`.
+Exact duplicates need no vector: `dedup.exact` reads `sha256`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from vlpipe.stages.features.video_tokens import check_features
 
 @dataclass(frozen=True, kw_only=True)
 class PoolWindows(MapStage):
-    """Add the heavy column `embedding`: fixed_size_list<float32>[D], the mean of the row's unit window vectors, unit norm.
+    """Adds the heavy column `embedding`: fixed_size_list<float32>[D], the normalised mean of the row's unit window vectors.
 
-    Each window counts the same, so a still passage counts by its length. Code: no_direction, when the windows are
-    zero or cancel out.
+    All windows have the same weight. Reject code: no_direction, if there are no windows, they are zero or cancel out.
     """
 
     NAME: ClassVar[str] = "features.pooled:PoolWindows"
@@ -52,7 +51,7 @@ class PoolWindows(MapStage):
 
 
 def pool(windows: pa.ListArray, dim: int) -> npt.NDArray[np.float64]:
-    """`s3d` of N rows -> (N, D): the sum of each row's unit window vectors, in double precision; 0 without a window."""
+    """`s3d` of N rows -> (N, D) float64: the sum of each row's unit window vectors; 0 for a row without windows."""
     flat = pc.struct_field(pc.list_flatten(windows), "feat")
     vectors = np.asarray(pc.list_flatten(flat)).reshape(-1, dim).astype(np.float64)  # (windows, D)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,6 +1,6 @@
-"""S3D features of videos or clips, window by window, with their exact times and the identity of the weights.
+"""S3D features of videos or clips, one per window, with exact times and the identity of the weights.
 
-Frames stream from the decoder into windows and on into the network: no more than one batch of windows is held at a time.
+Frames stream from the decoder through windows into the network; at most one batch of windows is in memory.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from vlpipe.stages.video.root import VideosRoot, root_path
 if TYPE_CHECKING:
     from vlpipe.stages.features.s3d_weights import VideoNet
 
-MAX_S = 24 * 3600  # of a video whose header names no length, or an absurd one
-SLACK_S = 10  # a header may name less than there is
+MAX_S = 24 * 3600  # max duration, for a video whose header has none or an absurd one
+SLACK_S = 10  # a header may declare less than the real duration
 FILE = {"video": pa.string(), "num_bytes": pa.int64()}
 
 
 def features_type(dim: int) -> pa.DataType:
-    """One entry per window, in order of time; seconds on the video's clock."""
+    """Arrow type of a feature column: one entry per window, ordered by time; seconds from the start of the video."""
     return pa.list_(
         pa.struct(
             [
@@ -59,24 +59,24 @@ def features_type(dim: int) -> pa.DataType:
 
 @dataclass(frozen=True, kw_only=True)
 class S3dFeatures(MapStage):
-    """Add the heavy column `s3d` (see `features_type`) and `s3d_weights`, "digest:normalisation".
+    """Adds the heavy column `s3d` (see `features_type`) and `s3d_weights`, "digest:normalisation".
 
-    Rows are videos, or clips when they have `start_s` and `end_s`. A row whose video cannot be decoded is a fault with
-    the decoder's code; `not_finite`: a feature that float16 cannot hold.
-    videos: folder or fsspec root below which `video` lies. weights: torchvision's or kylemin's S3D, MIL-NCE's S3D-G: a
-    file, a folder or a hub id. windows: a preset (videobert hero mmpt univl coot), or all of `Windows`' numbers.
-    normalisation: follows from the weights; when it is named and is another one, the plan fails.
-    precision: what the network computes in. bf16 is 3 times as fast as fp32 on a CPU with AVX-512 BF16; fp16 is for GPUs,
-    on a CPU it is some 40 times slower.
-    batch_size: windows at a time: 1, which keeps a CPU core busy, or a multiple of 16, for a GPU.
-    deadline_s: of decoding one video.
+    Rows are videos, or clips if they have `start_s` and `end_s`. A row whose video cannot be decoded is rejected with the
+    decoder's code, or with `not_finite` if a feature overflows float16.
+    videos: folder or fsspec root that contains `video`. weights: torchvision's or kylemin's S3D, or MIL-NCE's S3D-G: a
+    file, a folder or a hub id. windows: a preset (videobert hero mmpt univl coot), or the fields of `Windows`.
+    normalisation: determined by the weights; if given, it must agree with them, else the plan fails.
+    precision: of the network. bf16 is 3 times as fast as fp32 on a CPU with AVX-512 BF16; fp16 is for GPUs (about 40
+    times slower on a CPU).
+    batch_size: windows per forward pass: 1, which keeps a CPU core busy, or a multiple of 16, for a GPU.
+    deadline_s: for decoding one video, in seconds.
     """
 
     NAME: ClassVar[str] = "features.s3d:S3dFeatures"
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
-    ROW_GROUP_ROWS: ClassVar[int] = 64  # 6.5 minutes at 1 window per second are 0.8 MB
+    ROW_GROUP_ROWS: ClassVar[int] = 64  # 6.5 minutes at 1 window per second take 0.8 MB
 
     videos: VideosRoot
     weights: Weights
@@ -89,8 +89,8 @@ class S3dFeatures(MapStage):
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "features.s3d", id=pa.string(), **FILE)
         how = self.how()
-        told = {HEAVY: b"1", b"windows": json.dumps(asdict(how), sort_keys=True).encode()}
-        field = pa.field("s3d", features_type(how.dim), metadata=told)
+        metadata = {HEAVY: b"1", b"windows": json.dumps(asdict(how), sort_keys=True).encode()}
+        field = pa.field("s3d", features_type(how.dim), metadata=metadata)
         return with_field(with_field(inp, field), pa.field("s3d_weights", pa.string()))
 
     def preflight(self) -> list[str]:
@@ -121,8 +121,8 @@ class S3dFeatures(MapStage):
         def work(rows: pa.Table) -> Out:
             features, rejects = self._features(rows, net, how)
             column = pa.array(features, features_type(how.dim))
-            told = pa.array([identity] * rows.num_rows, pa.string())
-            return Out(without(with_columns(rows, s3d=column, s3d_weights=told), rejects), rejects)
+            identities = pa.array([identity] * rows.num_rows, pa.string())
+            return Out(without(with_columns(rows, s3d=column, s3d_weights=identities), rejects), rejects)
 
         yield work
 
@@ -145,7 +145,7 @@ class S3dFeatures(MapStage):
     def _windows(
         self, rows: pa.Table, how: Windows, rejects: dict[int, Reject]
     ) -> Iterator[tuple[int, float, Window]]:
-        """(row number, where its span starts, window); a row that cannot be decoded is added to `rejects`."""
+        """Yields (row number, start of its span in seconds, window); rows that cannot be decoded are added to `rejects`."""
         spans = "start_s" in rows.schema.names and "end_s" in rows.schema.names
         columns = ["id", *FILE, *(("start_s", "end_s") if spans else ())]
         for number, row in enumerate(rows.select(columns).to_pylist()):
@@ -167,7 +167,7 @@ class S3dFeatures(MapStage):
 
 
 def span(row: Mapping[str, Any], video: Video) -> tuple[float, float]:
-    """Start and end of what to read: the clip's, or the whole video's (a little more: frames end where they end)."""
+    """Returns start and end in seconds: the clip's, or the whole video's plus a margin of 10 s for wrong headers."""
     length_s = video.info.duration_s
     end_s = MAX_S if length_s is None else min(length_s + SLACK_S, MAX_S)
     return row.get("start_s", 0.0), row.get("end_s", end_s)

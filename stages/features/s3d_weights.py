@@ -1,7 +1,7 @@
-"""A published video network with what belongs to its weights: which network it is, and how its pixels are normalised.
+"""Loads published video networks; the weights determine the architecture and the normalisation of pixels.
 
-The three publications normalise differently, and a wrong one gives plausible, useless features. So normalisation
-follows from the names in the file, and stands beside the digest in every feature shard.
+The three publications normalise differently, and a wrong normalisation gives plausible but useless features. So it is
+derived from the parameter names in the file, and stored with the digest in every feature shard.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.stages.features.s3d_windows import Frames, Normalisation, Precision, Windows
 
-# pixel / 255, less the mean, over the deviation
+# (pixel / 255 - mean) / std
 MEAN_STD: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "unit": ((0, 0, 0), (1, 1, 1)),  # MIL-NCE: 0 to 1
     "signed": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # kylemin: -1 to 1
@@ -49,13 +49,16 @@ class VideoNet:
 
 
 def normalised(frames: Tensor, normalisation: str) -> Tensor:
-    """(B, T, H, W, 3) of 0 to 255 -> (B, 3, T, H, W) float32."""
+    """Normalises pixels: (B, T, H, W, 3), 0 to 255 -> (B, 3, T, H, W) float32."""
     mean, std = (torch.tensor(v, device=frames.device).view(1, 3, 1, 1, 1) for v in MEAN_STD[normalisation])
     return (frames.permute(0, 4, 1, 2, 3).float() / 255 - mean) / std
 
 
 def load(weights: Weights, how: Windows, precision: Precision, said: Normalisation | None = None) -> VideoNet:
-    """The network, on a GPU if the step asks for one. VlpipeError when it is none or does not suit the windows or `said`."""
+    """Returns the network, on a GPU if the step requests one.
+
+    Raises VlpipeError if the weights are not a known network, or do not fit the windows or the normalisation `said`.
+    """
     state = _read(weights)
     problems = _problems(state, how, said)
     if problems:
@@ -72,7 +75,7 @@ def load(weights: Weights, how: Windows, precision: Precision, said: Normalisati
 
 
 def problems_of(weights: Weights, how: Windows, said: Normalisation | None) -> list[str]:
-    """For `preflight`: what is wrong with a local file, one line each."""
+    """Returns the problems of a local weights file, one line each, for `preflight`."""
     try:
         return _problems(_read(weights), how, said)
     except VlpipeError as error:
@@ -80,7 +83,7 @@ def problems_of(weights: Weights, how: Windows, said: Normalisation | None) -> l
 
 
 def weights_id(weights: Weights, net: VideoNet) -> str:
-    """What the column `s3d_weights` holds: features of two different ones must not be mixed."""
+    """Value of the column `s3d_weights`. Features with different values must not be mixed."""
     return f"{weights.digest}:{net.normalisation}"
 
 
@@ -107,17 +110,17 @@ def _problems(state: Mapping[str, Tensor], how: Windows, said: Normalisation | N
     if said not in (None, normalisation):
         names = {"unit": "MIL-NCE's", "signed": "kylemin's", "kinetics": "torchvision's"}
         problems.append(
-            f"the step says normalisation: {said}, but these are {names[normalisation]} weights, "
-            f"which want {normalisation}"
+            f"the step sets normalisation: {said}, but these are {names[normalisation]} weights, "
+            f"which need {normalisation}"
         )
     if kinetics and how.vector == "embedding":
         problems.append("vector: embedding is MIL-NCE's S3D-G, these are weights of Kinetics S3D: use pooled")
     if kinetics and how.num_seen < MIN_FRAMES:
-        problems.append(f"S3D wants at least {MIN_FRAMES} frames in a window, got {how.num_seen}")
+        problems.append(f"S3D needs at least {MIN_FRAMES} frames in a window, got {how.num_seen}")
     stem = state.get("conv1.conv1.weight")
     if stem is not None and stem.shape[1] == 24 and (how.num_seen % 2 or how.side % 2):
         problems.append(
-            "S3D-G with space-to-depth wants an even number of frames and an even side, "
+            "S3D-G with space-to-depth needs an even number of frames and an even side, "
             f"got {how.num_seen} and {how.side}"
         )
     head = state.get("fc.weight")

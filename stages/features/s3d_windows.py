@@ -1,6 +1,6 @@
-"""Which frames of a video make one feature vector: the windows that each line of work uses, and the frames cut into them.
+"""Windows of frames, one feature vector each: the presets of several systems, and cutting a frame stream into windows.
 
-A window's end is where its last real frame ends, so a feature keeps its exact time even when its window was filled up.
+A window ends where its last real frame ends, so a feature has exact times even if its window is padded.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ DIMS = {"pooled": 1024, "embedding": 512}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Windows:
-    """Frames at `fps`; window k holds `frames` of them from frame k * `stride` on.
+    """Frames at `fps`; window k contains `frames` frames, starting at frame k * `stride`.
 
-    picked: so many of them, evenly spaced from first to last, go through the network; left out: all.
-    tail: what becomes of a last window that is not full but has frames no window had before. `zeros`: filled with black;
-    `repeat`: with its last frame; `drop`: left out, unless it is the only one, which is filled with black.
-    side: pixels; the shorter side is scaled to it, then the middle is cut out.
-    vector: `pooled`, 1024 numbers before the last layer, or `embedding`, MIL-NCE's 512 behind it. l2: of length 1.
+    picked: number of frames given to the network, evenly spaced from first to last; default: all.
+    tail: how to handle a final partial window that contains frames not covered by any earlier window. `zeros`: pad with
+    black frames; `repeat`: pad with its last frame; `drop`: omit it, unless it is the only one, which is padded with black.
+    side: in pixels; the shorter side is scaled to it, then a central square is cropped.
+    vector: `pooled` (1024,) before the last layer, or `embedding` (512,), the output of MIL-NCE's. l2: divide by the norm.
     """
 
     fps: Annotated[float, Field(gt=0)]
@@ -46,7 +46,7 @@ class Windows:
 
     @property
     def num_seen(self) -> int:
-        """Frames that go through the network."""
+        """Number of frames per window given to the network."""
         return self.picked or self.frames
 
     @property
@@ -54,20 +54,20 @@ class Windows:
         return DIMS[self.vector]
 
     def seconds(self, first: int, num_real: int) -> tuple[float, float]:
-        """Start and end of the window whose first frame is number `first`, from the start of the span."""
+        """Start and end, in seconds from the start of the span, of the window with first frame number `first`."""
         return first / self.fps, (first + num_real) / self.fps
 
 
 PRESETS = {
-    # Sun et al. 2019, section 4.2 (Kinetics S3D); what becomes of the tail is ours
+    # Sun et al. 2019, section 4.2 (Kinetics S3D); `tail` is our choice
     "videobert": Windows(fps=20, frames=30, stride=30, tail="drop"),
-    # HERO_Video_Feature_Extractor/mil-nce; it spaces the 32 by the source's frame rate, here they span the window
+    # HERO_Video_Feature_Extractor/mil-nce; it spaces the 32 frames by the source's frame rate, ours span the window
     "hero": Windows(fps=30, frames=45, stride=45, picked=32, tail="repeat"),
     # fairseq MMPT, VideoCLIP
     "mmpt": Windows(fps=30, frames=30, stride=30, vector="embedding", l2=True),
     # ArrowLuo/VideoFeatureExtractor, UniVL
     "univl": Windows(fps=16, frames=16, stride=16),
-    # COOT (Ging et al. 2020); the tail, and taking the embedding, are ours
+    # COOT (Ging et al. 2020); `tail` and `vector` are our choice
     "coot": Windows(fps=16, frames=32, stride=16, side=256, vector="embedding"),
 }
 
@@ -79,24 +79,26 @@ class Window(NamedTuple):
 
 
 def batch_size_problems(batch_size: int) -> list[str]:
-    """For `preflight`. One window is work enough for a CPU core, and alone it has no neighbours that could move it."""
+    """For `preflight`. Batches of 1 keep a CPU core busy, and the result cannot depend on other rows of a batch."""
     if batch_size == 1 or (batch_size > 0 and batch_size % BATCH_ROWS == 0):
         return []
-    return [f"batch_size must be 1 or a multiple of {BATCH_ROWS}, got {batch_size}: else place moves results"]
+    return [
+        f"batch_size must be 1 or a multiple of {BATCH_ROWS}, got {batch_size}: else results depend on the place in a batch"
+    ]
 
 
 def av_problems() -> list[str]:
-    """For `preflight`."""
+    """For `preflight`: an error message if PyAV is not installed."""
     found = importlib.util.find_spec("av") is not None
     return [] if found else ["reading video needs PyAV: pip install 'vlpipe[video]'"]
 
 
 def cut(frames: Iterable[Frames], how: Windows) -> Iterator[Window]:
-    """Pictures (H, W, 3) in order -> windows in order; holds no more than one window's pictures."""
+    """Cuts frames (H, W, 3) into windows, in order; at most one window's frames are in memory."""
     held: list[Frames] = []
-    first = num_had = 0  # number of the first picture held; how many pictures windows had so far
+    first = num_had = 0  # number of the first frame held; number of frames covered by windows so far
     for number, picture in enumerate(frames):
-        if number < first:  # between windows, when the stride is longer than a window
+        if number < first:  # between windows, if the stride is longer than a window
             continue
         held.append(picture)
         if len(held) == how.frames:

@@ -1,7 +1,7 @@
-"""Video as words: S3D features to the leaves of a tree of k-means, four levels of twelve in VideoBERT.
+"""Video tokens: quantises S3D features by hierarchical k-means, in VideoBERT four levels with k = 12.
 
-Sun et al. 2019, https://arxiv.org/abs/1904.01766, section 4.2: 12^4 = 20,736 tokens. A token's id spells its path,
-((a * 12 + b) * 12 + c) * 12 + d. The tree is an artifact; its leaves' centroids are the tokens' first embeddings.
+Sun et al. 2019, https://arxiv.org/abs/1904.01766, section 4.2: 12^4 = 20,736 tokens. A token's id encodes its path,
+((a * 12 + b) * 12 + c) * 12 + d. The tree is an artifact; its leaf centroids can initialise the token embeddings.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from vlpipe.stages.features.video_tree_sample import Sample
 NODES = pa.schema(
     [
         ("level", pa.int32()),  # 1: below the root
-        ("token", pa.int32()),  # its path so far: on the last level the token
-        ("num_points", pa.int64()),  # of the sample
-        ("distance", pa.float64()),  # root of the mean squared distance to the centroid
+        ("token", pa.int32()),  # its path; on the last level, the token id
+        ("num_points", pa.int64()),  # points of the sample in this node
+        ("distance", pa.float64()),  # root mean square distance to the centroid
     ]
 )
 VIDEO_TOKENS = pa.list_(
@@ -43,17 +43,17 @@ VIDEO_TOKENS = pa.list_(
 
 @dataclass(frozen=True, kw_only=True)
 class FitVideoTokens(GatherStage):
-    """Fit the tree on a sample of all windows. Artifact `tree/`, for `VideoTokens`; rows: its live nodes (NODES).
+    """Fits the tree on a sample of all windows. Artifact `tree/`, for `VideoTokens`. Rows: its non-empty nodes (NODES).
 
-    k, levels: VideoBERT's; k ** levels tokens. A node with no more different points than k has as many children as it
-    has different points; the ids of the others are never given. sample: at most so many windows, drawn by a hash of row
-    id and window, so by no order; 500,000 are 24 per leaf, 1 GB, and twice that while reading. seed: of the k-means.
-    All rows must have features of the same weights.
+    k, levels: defaults as in VideoBERT; there are k ** levels tokens. A node with k or fewer distinct points has one child
+    per distinct point; the remaining ids are unused. sample: max number of windows, chosen by a hash of row id and window,
+    so independent of row order; 500,000 are 24 per leaf and take 1 GB, twice that while reading. seed: of k-means.
+    All rows must have features of the same weights, else VlpipeError.
     """
 
     NAME: ClassVar[str] = "features.video_tokens:FitVideoTokens"
     ROWS_ARE: ClassVar[str] = "nodes of the tree"
-    TORCH: ClassVar[bool] = True  # FAISS takes torch's number of threads
+    TORCH: ClassVar[bool] = True  # FAISS uses torch's number of threads
 
     k: Annotated[int, Field(ge=2)] = 12
     levels: Annotated[int, Field(ge=1, le=6)] = 4
@@ -84,7 +84,7 @@ class FitVideoTokens(GatherStage):
         job.say(f"{len(points):,} of {num_seen:,} windows, {live:,} of {all_tokens:,} tokens live")
 
     def _sample(self, job: Job) -> tuple[npt.NDArray[np.float32], str, int]:
-        """Points (N, D), whose features they are, how many windows there are; kept in `work`, for it reads all shards."""
+        """Returns points (N, D), the id of their weights, and the number of all windows. Cached in `work`."""
         store = Store(job.work)
         if not store.exists("sample.json"):
             sample, weights = Sample(self.sample, self.seed), set[str]()
@@ -95,17 +95,17 @@ class FitVideoTokens(GatherStage):
                     sample.add(rows["id"].to_pylist(), counts, points)
             with store.writing("sample.npy", sync_folder=False) as part, open(part, "wb") as file:
                 np.save(file, sample.points())
-            told = {"weights": _one(weights), "num_seen": sample.num_seen}
-            store.write_json("sample.json", told)
-        told = store.read_json("sample.json")
-        return np.load(store.path("sample.npy")), told["weights"], told["num_seen"]
+            about = {"weights": _one(weights), "num_seen": sample.num_seen}
+            store.write_json("sample.json", about)
+        about = store.read_json("sample.json")
+        return np.load(store.path("sample.npy")), about["weights"], about["num_seen"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTokens(MapStage):
-    """Add `video_tokens` (VIDEO_TOKENS): for each window of `s3d` its token, with the window's times.
+    """Adds `video_tokens` (VIDEO_TOKENS): the token and times of each window of `s3d`.
 
-    tree: `{from: fit, path: tree}`. An error when a row's features are of other weights than those of the tree.
+    tree: `{from: fit, path: tree}`. Raises VlpipeError if features come from other weights than those of the tree.
     """
 
     NAME: ClassVar[str] = "features.video_tokens:VideoTokens"
@@ -139,7 +139,7 @@ class VideoTokens(MapStage):
 
 
 def check_features(schema: pa.Schema, who: str) -> None:
-    """SchemaError unless there are the columns of `features.s3d`, whatever the vectors' length."""
+    """Raises SchemaError unless the columns of `features.s3d` are present; any vector width is accepted."""
     need(schema, who, id=pa.string(), s3d_weights=pa.string())
     found = schema.field("s3d").type if "s3d" in schema.names else None
     inner = found.value_type if found is not None and pa.types.is_list(found) else None
@@ -150,17 +150,17 @@ def check_features(schema: pa.Schema, who: str) -> None:
 
 def _one(weights: set[str]) -> str:
     if not weights:
-        raise VlpipeError("features.video_tokens: there is no row to fit a tree on")
+        raise VlpipeError("features.video_tokens: there are no rows to fit a tree on")
     if len(weights) > 1:
         raise VlpipeError(
             f"the features are of {len(weights)} different weights ({', '.join(sorted(weights))}): "
-            "a tree is for those of one"
+            "a tree needs features of the same weights"
         )
     return weights.pop()
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[Ids, pa.Array, pa.Array, npt.NDArray[np.float16]]:
-    """Windows per row, and starts, ends and vectors (M, D) of all windows in order."""
+    """Returns the number of windows per row, and starts, ends and vectors (M, D) of all windows in order."""
     lists = column.combine_chunks()
     flat = lists.flatten()
     features = flat.field("feat")

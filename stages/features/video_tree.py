@@ -1,7 +1,7 @@
-"""A tree of k-means: each level cuts every cluster of the one above into at most k.
+"""Hierarchical k-means: each level splits every cluster of the level above into at most k.
 
-Points are sent down the tree by the same sums when it is fitted and when it is used, in float64 and one point at a time:
-so a token depends neither on the points beside it nor on threads.
+Fitting and assignment use the same float64 arithmetic per point, so a token depends neither on other points nor on
+the number of threads.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy.typing as npt
 from vlpipe.pipeline.errors import VlpipeError
 
 KMEANS_ROUNDS = 20
-INIT_POINTS = 256  # per centroid: the first of the sample, which is in random order
-BLOCK = 64  # points compared with k centroids at a time: 6 MB at k = 12 and 1024 numbers
+INIT_POINTS = (
+    256  # points per centroid for the initialisation; the first of the sample, which is in random order
+)
+BLOCK = 64  # points compared with k centroids at once: 6 MB at k = 12 and 1024 dimensions
 
 Vectors = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
@@ -27,14 +29,14 @@ Node = tuple[int, int, int, float]  # level from 1, path, points, distance
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """centroids[l]: (k ** (l + 1), D) float32, by path; a row of NaN: nothing is there. weights: of the features."""
+    """centroids[l]: (k ** (l + 1), D) float32, indexed by path; a row of NaN is an unused node. weights: their id."""
 
     k: int
     weights: str
     centroids: tuple[npt.NDArray[np.float32], ...]
 
     def assign(self, points: Vectors) -> npt.NDArray[np.int32]:
-        """(N, D) -> the path of each point's leaf; ties go to the lower id."""
+        """Returns the token (path of the leaf) of each point: (N, D) -> (N,); ties go to the lower id."""
         if points.shape[1] != self.centroids[0].shape[1]:
             raise VlpipeError(
                 f"the tree is for vectors of {self.centroids[0].shape[1]} numbers, these have {points.shape[1]}"
@@ -45,29 +47,29 @@ class Tree:
         return paths.astype(np.int32)
 
     def save(self, folder: Path) -> None:
-        """centroids-0.npy, centroids-1.npy, ... (the last one by token) and tree.json."""
+        """Writes centroids-0.npy, centroids-1.npy, ... (the last one is indexed by token) and tree.json."""
         folder.mkdir(parents=True, exist_ok=True)
         for number, level in enumerate(self.centroids):
             np.save(folder / f"centroids-{number}.npy", level)
-        told = {"k": self.k, "levels": len(self.centroids), "weights": self.weights}
-        (folder / "tree.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
+        about = {"k": self.k, "levels": len(self.centroids), "weights": self.weights}
+        (folder / "tree.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Tree:
         try:
-            told = json.loads((folder / "tree.json").read_text())
-            names = [folder / f"centroids-{number}.npy" for number in range(told["levels"])]
-            return cls(told["k"], told["weights"], tuple(np.load(name) for name in names))
+            about = json.loads((folder / "tree.json").read_text())
+            names = [folder / f"centroids-{number}.npy" for number in range(about["levels"])]
+            return cls(about["k"], about["weights"], tuple(np.load(name) for name in names))
         except (OSError, ValueError, KeyError) as error:
             raise VlpipeError(
-                f"{folder} is no tree of video tokens (wanted tree.json and centroids-*.npy): {error}"
+                f"{folder} is not a tree of video tokens (wanted tree.json and centroids-*.npy): {error}"
             ) from error
 
 
 def grow(
     faiss: Any, points: npt.NDArray[np.float32], k: int, num_levels: int, seed: int, weights: str
 ) -> tuple[Tree, list[Node]]:
-    """The tree of (N, D) points, and its live nodes, level by level and by path."""
+    """Fits the tree to points (N, D). Returns it and its non-empty nodes, sorted by level and path."""
     levels: list[npt.NDArray[np.float32]] = []
     nodes: list[Node] = []
     paths = np.zeros(len(points), np.int64)
@@ -77,19 +79,24 @@ def grow(
             found = split(faiss, points[paths == path], k, seed)
             level[path * k : path * k + len(found)] = found
         paths, squared = descend(points, paths, level, k)
-        level[np.setdiff1d(np.arange(len(level)), paths)] = np.nan  # centroids that no point is nearest to
+        level[np.setdiff1d(np.arange(len(level)), paths)] = np.nan  # centroids that are nearest to no point
         levels.append(level)
         nodes += _nodes(number + 1, paths, squared)
     return Tree(k, weights, tuple(levels)), nodes
 
 
 def split(faiss: Any, points: npt.NDArray[np.float32], k: int, seed: int) -> npt.NDArray[np.float32]:
-    """(at most k, D): k-means, or the different points themselves when there are no more than k of them."""
-    if len(np.unique(points[: 16 * k], axis=0)) <= k:  # rarely: sorting all of them costs more than k-means
+    """Returns centroids (at most k, D): by k-means, or the distinct points themselves if there are k or fewer."""
+    if (
+        len(np.unique(points[: 16 * k], axis=0)) <= k
+    ):  # pre-check, as sorting all points costs more than k-means
         distinct = np.unique(points, axis=0)
         if len(distinct) <= k:
             return distinct
-    options = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}  # all, and no warning
+    options = {
+        "min_points_per_centroid": 1,
+        "max_points_per_centroid": len(points),
+    }  # use all points, without a warning
     kmeans = faiss.Kmeans(points.shape[1], k, niter=KMEANS_ROUNDS, seed=seed, **options)
     kmeans.train(np.ascontiguousarray(points), init_centroids=spread(points[: INIT_POINTS * k], k, seed))
     found: npt.NDArray[np.float32] = kmeans.centroids
@@ -97,9 +104,9 @@ def split(faiss: Any, points: npt.NDArray[np.float32], k: int, seed: int) -> npt
 
 
 def spread(points: npt.NDArray[np.float32], k: int, seed: int) -> npt.NDArray[np.float32]:
-    """k of the points, far from each other: k-means++ (Arthur and Vassilvitskii 2007), the best of a few at each step.
+    """Chooses k initial points by greedy k-means++ (Arthur and Vassilvitskii 2007): the best of a few trials at each step.
 
-    FAISS starts from any k points: of 3 clear clusters 7 in 9 such starts leave one out, and many end so.
+    FAISS starts from k random points: with 3 separate clusters, 7 of 9 such starts miss one, and many do not recover.
     """
     draw, wide = np.random.default_rng(seed), points.astype(np.float64)
     chosen = [int(draw.integers(len(wide)))]
@@ -117,7 +124,7 @@ def spread(points: npt.NDArray[np.float32], k: int, seed: int) -> npt.NDArray[np
 def descend(
     points: Vectors, paths: Ids, level: npt.NDArray[np.float32], k: int
 ) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Each point's path one level further down, and its squared distance to the centroid there."""
+    """Returns each point's path one level further down, and its squared distance to that centroid."""
     below, squared = np.empty(len(points), np.int64), np.empty(len(points))
     children = level.reshape(-1, k, level.shape[1])
     for start in range(0, len(points), BLOCK):

@@ -1,4 +1,4 @@
-"""A sample of windows that depends on row ids alone: those with the least hashes, whatever order rows come in."""
+"""A sample of windows that depends only on row ids: those with the smallest hashes, independent of row order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Marks = npt.NDArray[np.uint64]
 
 
 class Sample:
-    """At most `size` vectors of all that are added; memory: twice as many."""
+    """Keeps at most `size` of the added vectors; up to twice as many are in memory."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.num_seen = size, seed, 0
@@ -22,7 +22,7 @@ class Sample:
         self._limit = np.uint64(2**64 - 1)
 
     def add(self, ids: Sequence[str], counts: npt.NDArray[np.int64], points: npt.NDArray[np.float16]) -> None:
-        """Row k has the next counts[k] of the points (M, D)."""
+        """Adds rows of windows: row k owns the next counts[k] of the points (M, D)."""
         marks = _marks(ids, counts, self.seed)
         self.num_seen += len(marks)
         take = marks <= self._limit
@@ -33,7 +33,7 @@ class Sample:
             self._shrink()
 
     def points(self) -> npt.NDArray[np.float32]:
-        """(N, D), ordered by hash."""
+        """Returns the sample (N, D), sorted by hash."""
         if not self._num_held:
             return np.empty((0, 0), np.float32)
         self._shrink()
@@ -48,7 +48,7 @@ class Sample:
 
 
 def _marks(ids: Sequence[str], counts: npt.NDArray[np.int64], seed: int) -> Marks:
-    """A hash for each window: of the row's id and of the window's number."""
+    """Returns a hash of row id and window number for each window."""
     firsts = [
         int.from_bytes(
             hashlib.blake2b(f"{seed}:{i}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -60,7 +60,7 @@ def _marks(ids: Sequence[str], counts: npt.NDArray[np.int64], seed: int) -> Mark
 
 
 def _mixed(x: Marks) -> Marks:
-    """splitmix64 (Steele et al. 2014): neighbouring numbers become unlike each other."""
+    """splitmix64 (Steele et al. 2014): consecutive numbers get unrelated hashes."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

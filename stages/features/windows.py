@@ -1,4 +1,4 @@
-"""Reading columns of feature vectors that know their time: `s3d`, `frame_feats`."""
+"""Reads columns of feature vectors with times: `s3d`, `frame_feats`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class WindowFeats:
-    """The W windows of one row."""
+    """The W windows of one row; times in seconds."""
 
     start_s: Array  # (W,)
     end_s: Array  # (W,)
@@ -27,9 +27,9 @@ class WindowFeats:
 
 
 def need_windows(schema: pa.Schema, who: str, name: str) -> int:
-    """D of a column of windows; SchemaError when it is not there or is none."""
+    """Returns the vector width D of a column of windows. Raises SchemaError if it is missing or has another type."""
     if name not in schema.names:
-        raise SchemaError(f"{who} reads column {name!r}, which no step above writes")
+        raise SchemaError(f"{who} reads column {name!r}, which no earlier step writes")
     dtype = schema.field(name).type
     entry = dtype.value_type if pa.types.is_list(dtype) else dtype
     dim = (
@@ -43,7 +43,7 @@ def need_windows(schema: pa.Schema, who: str, name: str) -> int:
 
 
 def read_windows(column: pa.ChunkedArray) -> Iterator[WindowFeats]:
-    """Row by row."""
+    """Yields the windows of each row, in order."""
     lists = as_array(column)
     lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
     entries = lists.flatten()

@@ -1,4 +1,4 @@
-"""Rows and texts kept or dropped: rules, CLIP and matching scores, language, frequency, top fraction, balance.
+"""Filtering of rows and texts: rules, CLIP and matching scores, language, frequency, top fraction, balancing.
 
 May import `common`.
 """

@@ -1,8 +1,9 @@
-"""MetaCLIP: keep texts that hold an entry of a list, and thin out those whose entries are common.
+"""MetaCLIP curation: keep texts that contain an entry of a metadata list, and subsample texts with common entries.
 
 Xu et al., 2023, https://arxiv.org/abs/2309.16671: spaces are put around , . ; : ? ! ` and an entry matches as a
-substring between spaces, case as it is; p(entry) = min(1, t / count), and a text stays if any of its entries draws.
-Two passes: `CountEntries`, then `DrawEntries`; rules decide (preset `metaclip`). Balance last: counts are of what is there.
+case-sensitive substring between spaces. An entry is drawn with p = min(1, t / count); a text is kept if any of its
+entries is drawn. Two passes: `CountEntries`, then `DrawEntries`; a rule decides (preset `metaclip`). Balance after all
+other filters, because the counts cover the texts present at that step.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from vlpipe.stages.filter.frequency import read_artifact
 
 ENTRIES = pa.schema([("entry", pa.string()), ("count", pa.int64())])
 SPACED = {ord(c): f" {c} " for c in ",.;:?!`"} | {ord(c): " " for c in "\t\n\r"}
-Match = Callable[[str], list[int]]  # text -> places of its entries in the list, ascending
+Match = Callable[[str], list[int]]  # text -> indices of its entries in the list, ascending
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountEntries(GatherStage):
-    """Artifact `counts.parquet` and rows (ENTRIES): how many texts hold each entry; entries that none holds are left out.
+    """Artifact `counts.parquet` and rows (ENTRIES): the number of texts with each entry; entries with none are omitted.
 
-    entries: a text file with one per line, or a JSON list. A text counts once per entry. Memory: the automaton (500,000
-    entries of up to 14 letters: 170 MB) and 8 bytes per entry.
+    entries: a text file with one entry per line, or a JSON list. A text counts once per entry. Memory: the automaton
+    (170 MB for 500,000 entries of up to 14 letters) and 8 bytes per entry.
     """
 
     ROWS_ARE: ClassVar[str] = "entries and their counts"
@@ -63,20 +64,20 @@ class CountEntries(GatherStage):
                 for text in texts.field("text").filter(pa.array(texts.still_in(self.sources))).to_pylist():
                     counts[match(text)] += 1
                     num_texts += 1
-        there = np.flatnonzero(counts)
-        table = pa.table([[entries[i] for i in there], counts[there]], schema=ENTRIES)
+        present = np.flatnonzero(counts)
+        table = pa.table([[entries[i] for i in present], counts[present]], schema=ENTRIES)
         with ShardWriter(f"{job.artifacts}/counts.parquet", ENTRIES) as writer:
             writer.write(table)
         job.emit(table)
-        job.say(f"{num_texts:,} texts hold {len(there):,} of {len(entries):,} entries")
+        job.say(f"{num_texts:,} texts contain {len(present):,} of {len(entries):,} entries")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawEntries(MapStage):
-    """Add, one per text of `sources`, `num_entries` and `drawn`: whether any of its entries drew.
+    """Adds, per text of `sources`, `num_entries` and `drawn` (True if any of its entries is drawn); null for other texts.
 
     counts: `{from: STEP, path: counts.parquet}` of a `CountEntries` over the same rows. t: 20,000 for MetaCLIP's 400 M
-    pairs, 170,000 for its 2.5 B. A draw depends on (seed, row id, entry) alone.
+    pairs, 170,000 for its 2.5 B. A draw depends only on (seed, row id, entry).
     """
 
     counts: File
@@ -112,13 +113,13 @@ class DrawEntries(MapStage):
 
 
 def draw(seed: int, row_id: str, entry: str) -> float:
-    """Uniform in [0, 1)."""
+    """Returns a uniform number in [0, 1), a hash of the arguments."""
     digest = hashlib.blake2b(f"{seed}\x00{row_id}\x00{entry}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
 def read_entries(path: str) -> list[str]:
-    """The entries in order, each once. VlpipeError when there is none."""
+    """Returns the unique entries in order. Raises VlpipeError if the file is malformed or has none."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         lines = json.loads(text) if path.endswith(".json") else text.splitlines()
@@ -139,7 +140,7 @@ def spaced(text: str) -> str:
 
 
 def matcher(entries: Sequence[str]) -> Match:
-    """Finds all entries in one pass over a text (Aho-Corasick), however many there are."""
+    """Returns a function that finds all entries in one pass over a text (Aho-Corasick), whatever their number."""
     try:
         import ahocorasick
     except ImportError as error:

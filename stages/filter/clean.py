@@ -1,6 +1,6 @@
-"""Web alt-text as a person would have typed it: encoding repaired, entities and tags gone, one line, no hidden characters.
+"""Cleans web alt-text: repairs the encoding, removes HTML entities, tags, line breaks and invisible characters.
 
-The steps are repeated until nothing changes (COYO-700M has `&amp;#39;`), so cleaning twice is cleaning once.
+The steps are repeated until nothing changes (COYO-700M has `&amp;#39;`), so cleaning is idempotent.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.texts import FlatTexts
 
-MAX_ROUNDS = 10  # a text that still changes is made to; real ones need 1 to 3
+MAX_ROUNDS = 10  # a text that still changes after these is adversarial; real texts need 1 to 3
 RAW = "alt_raw"
 EMPTY = "empty"
 
-AMPS = re.compile(r"&(?:amp;)+(?=#?\w+;)", re.IGNORECASE)  # escaped any number of times
-HUGE_CODES = re.compile(r"&#(?:\d{8,}|x[0-9a-f]{8,});?", re.IGNORECASE)  # no character has so high a number
+AMPS = re.compile(r"&(?:amp;)+(?=#?\w+;)", re.IGNORECASE)  # an ampersand escaped any number of times
+HUGE_CODES = re.compile(r"&#(?:\d{8,}|x[0-9a-f]{8,});?", re.IGNORECASE)  # beyond the highest code point
 SCRIPT_BEGINS = re.compile(r"<(script|style)\b[^<>]*>", re.IGNORECASE)
 SCRIPT_ENDS = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in ("script", "style")}
 TAGS = re.compile(r"<(?!person>)[a-z/!?][^<>]*>", re.IGNORECASE)  # CC12M writes <PERSON> for names
@@ -35,11 +35,11 @@ TAGS = re.compile(r"<(?!person>)[a-z/!?][^<>]*>", re.IGNORECASE)  # CC12M writes
 
 @dataclass(frozen=True, kw_only=True)
 class CleanTexts(MapStage):
-    """Clean texts of `sources`; what a text was before is in `alt_raw` (one per text, null where nothing changed).
+    """Cleans the texts of `sources`. `alt_raw` stores the original of each changed text, null for unchanged ones.
 
-    Order: entities, tags, ftfy (mojibake, curled quotes, ligatures, NFC), control and format characters (bidi
-    marks and zero-width ones, so joined emoji come apart), spaces, `max_chars` (LAION's 2,000). What is then empty
-    is dropped: kept False, why `empty`. Counts: `cleaned`.
+    Order: entities, tags, ftfy (mojibake, curly quotes, ligatures, NFC), control and format characters (bidi marks and
+    zero-width characters, so joined emoji are split), spaces, truncation to `max_chars` (2,000 as in LAION). An empty
+    result is stored with kept=False, why='empty'. Counts: `cleaned`.
     """
 
     sources: tuple[str, ...] = ("web",)
@@ -68,7 +68,7 @@ class CleanTexts(MapStage):
         ]
         changed = [a != b for a, b in zip(after, before, strict=True)]
         raw = [b if c else None for b, c in zip(before, changed, strict=True)]
-        if RAW in rows.column_names:  # cleaned before: the first original stays
+        if RAW in rows.column_names:  # cleaned before: keep the first original
             earlier = texts.aligned(RAW, rows[RAW]).to_pylist()
             raw = [e if e is not None else r for e, r in zip(earlier, raw, strict=True)]
         rows = texts.replace(rows, text=pa.array(after, pa.string()))
@@ -83,7 +83,7 @@ class CleanTexts(MapStage):
 
 
 def repairer() -> Callable[[str], str]:
-    """ftfy's `fix_text`, which leaves entities alone: those are decoded here."""
+    """Returns ftfy's `fix_text` without entity decoding, which `clean_once` does. Raises VlpipeError without ftfy."""
     try:
         import ftfy
     except ImportError as error:
@@ -93,7 +93,7 @@ def repairer() -> Callable[[str], str]:
 
 
 def clean(text: str, fix: Callable[[str], str], max_chars: int) -> str:
-    """RowFault `endless_markup` for a text made to change forever."""
+    """Repeats `clean_once` until nothing changes. Raises RowFault `endless_markup` after 10 rounds."""
     for _ in range(MAX_ROUNDS):
         cleaned = clean_once(text, fix, max_chars)
         if cleaned == text:
@@ -113,9 +113,12 @@ def clean_once(text: str, fix: Callable[[str], str], max_chars: int) -> str:
 
 
 def without_scripts(text: str) -> str:
-    """Scripts and style sheets become a space, where they end. In one pass: `<script>` a thousand times is no work."""
+    """Replaces each closed <script> or <style> element by a space.
+
+    Runs in linear time, even for a thousand unclosed `<script>` tags.
+    """
     parts, at = [], 0
-    endless: set[str] = set()  # kinds of which no end comes any more
+    endless: set[str] = set()  # tag names without a further end tag
     for begin in SCRIPT_BEGINS.finditer(text):
         name = begin[1].lower()
         if begin.start() < at or name in endless:
@@ -130,7 +133,7 @@ def without_scripts(text: str) -> str:
 
 
 def visible(char: str) -> str:
-    """A space for what parts words, nothing for what is not seen."""
+    """Returns a space for whitespace, "" for control, format and surrogate characters, else the character."""
     if char.isspace():
         return " "
     return "" if unicodedata.category(char) in ("Cc", "Cf", "Cs") else char

@@ -1,6 +1,6 @@
-"""How well each text fits its image by CLIP: the cosine that LAION, DataComp and others cut at.
+"""CLIP similarity of each text and its image: the cosine that LAION, DataComp and others threshold.
 
-A threshold holds for one encoder only (LAION's 0.28 is for OpenAI's ViT-B/32), so the column says whose scores it holds
+A threshold is valid for one encoder only (LAION's 0.28 is for OpenAI's ViT-B/32), so the column records its encoder,
 and `filter.rules` refuses a threshold for another. Radford et al., 2021, https://arxiv.org/abs/2103.00020.
 """
 
@@ -32,10 +32,10 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipScore(MapStage):
-    """Add `clip_score`: list<float32>, for each text the cosine of its and the image's embedding, -1 to 1.
+    """Adds `clip_score`: list<float32>, the cosine of the text's and the image's embeddings, -1 to 1, for each text.
 
-    Null for texts dropped before: they cost nothing. model: a transformers CLIPModel (folder or hub id). encoder: what
-    rules call it; the hub id or the folder's name when left out.
+    Texts that are already dropped get null and are not computed. model: a transformers CLIPModel (folder or hub id).
+    encoder: its name in rules; default: the hub id or the folder's name.
     """
 
     NAME: ClassVar[str] = "filter.clip:ClipScore"
@@ -82,7 +82,7 @@ class ClipScore(MapStage):
 
 
 def image_vectors(clip: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S) -> (B, E)."""
+    """Projected image embeddings, not normalised: (B, 3, S, S) -> (B, E)."""
     import torch
 
     with torch.inference_mode():
@@ -91,7 +91,10 @@ def image_vectors(clip: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def text_vectors(clip: Any, tokenizer: Any, texts: Iterable[str], batch_size: int) -> Iterator[Vectors]:
-    """(E,) of each text, in one fixed shape (batch_size, all positions); longer texts are cut."""
+    """Yields the projected embedding (E,) of each text, not normalised.
+
+    Batches have the fixed shape (batch_size, max_position_embeddings); longer texts are truncated.
+    """
     import torch
 
     length = clip.config.text_config.max_position_embeddings
@@ -106,6 +109,6 @@ def text_vectors(clip: Any, tokenizer: Any, texts: Iterable[str], batch_size: in
 
 
 def cosine(a: Vectors, b: Vectors) -> float:
-    """In float64, so that a row's place in its batch cannot show."""
+    """Cosine in float64, so that the result does not depend on a row's position in its batch."""
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     return float(a64 @ b64 / (np.linalg.norm(a64) * np.linalg.norm(b64)))

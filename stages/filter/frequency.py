@@ -1,7 +1,7 @@
-"""How often each text is there, in all rows: COYO-700M drops texts seen more than 10 times, ALIGN those of over 10 images.
+"""Frequency of each text over all rows. COYO-700M drops texts that occur more than 10 times, ALIGN those of >10 images.
 
-Two passes: `CountTexts` over all rows, then `TextCounts` gives each text its count, and a rule decides. Counts are exact:
-texts are grouped by 16 bytes of blake2b (two of 10^9 share one with a chance of 10^-21).
+Two passes: `CountTexts` counts over all rows, `TextCounts` adds each text's count, and a rule decides. Texts are grouped
+by 16 bytes of blake2b (the probability of any collision among 10^9 texts is about 10^-21), so counts are exact.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from vlpipe.stages.common.texts import FlatTexts
 
 COUNTS = pa.schema([("hash", pa.binary(16)), ("count", pa.int64())])
 SEEN = pa.schema([("count", pa.int64()), ("num_texts", pa.int64())])
-BUCKET_TEXTS = 4_000_000  # sorted at a time: 64 MB, and as much again while sorting
+BUCKET_TEXTS = 4_000_000  # sorted at once: 64 MB, twice that while sorting
 
 Hashes = npt.NDArray[np.bytes_]  # (M,) S16, sorted
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountTexts(GatherStage):
-    """Artifact `counts.parquet`: COUNTS of every text of `sources`, not dropped, that is there twice or more.
+    """Artifact `counts.parquet`: COUNTS of the texts of `sources` that are not dropped and occur at least twice.
 
-    Rows (SEEN): how many texts are there so many times. Spaces are collapsed; all else must be equal. Memory: one shard's
-    texts, then 128 MB; on disk 16 bytes per text. Each shard's hashes are kept in `work`: a kill costs one shard.
+    Rows (SEEN): the number of distinct texts with each count. Texts are equal if they differ only in whitespace. Memory:
+    one shard's texts, then 128 MB; disk: 16 bytes per text. Each shard's hashes are stored in `work`, so a kill loses at
+    most one shard.
     """
 
     ROWS_ARE: ClassVar[str] = "how many texts have each count"
@@ -66,7 +67,7 @@ class CountTexts(GatherStage):
                 writer.write(count_table(found[counts > 1], counts[counts > 1]))
         rows = sorted(seen.items())
         job.emit(pa.table([[c for c, _ in rows], [n for _, n in rows]], schema=SEEN))
-        job.say(f"{sum(c * n for c, n in rows):,} texts, {sum(n for _, n in rows):,} different ones")
+        job.say(f"{sum(c * n for c, n in rows):,} texts, {sum(n for _, n in rows):,} distinct")
 
     def _part(self, job: Job, data: Dataset, k: int) -> str:
         path = os.path.join(job.work, f"hashes-{data.shards[k].digest}.npy")
@@ -82,7 +83,7 @@ class CountTexts(GatherStage):
 
 
 def hash_texts(texts: Iterable[str | None]) -> Hashes:
-    """(M,) in order."""
+    """Returns 16-byte hashes (M,) of the whitespace-normalised texts, in input order."""
     digests = b"".join(
         hashlib.blake2b(" ".join((t or "").split()).encode(), digest_size=16).digest() for t in texts
     )
@@ -90,7 +91,7 @@ def hash_texts(texts: Iterable[str | None]) -> Hashes:
 
 
 def buckets(parts: Sequence[Hashes]) -> Iterator[Hashes]:
-    """All hashes in slices by their first two bytes, so that equal ones are together."""
+    """Yields all hashes in ranges of their first two bytes, so that equal hashes are in the same bucket."""
     num = min(65536, 1 + sum(map(len, parts)) // BUCKET_TEXTS)
     marks = np.array([(k * 65536 // num).to_bytes(2, "big") for k in range(1, num)], "S16")
     bounds = [[0, *np.searchsorted(part, marks).tolist(), len(part)] for part in parts]
@@ -110,9 +111,9 @@ def count_table(hashes: Hashes, counts: npt.NDArray[np.int64]) -> pa.Table:
 
 @dataclass(frozen=True, kw_only=True)
 class TextCounts(MapStage):
-    """Add `text_count`: list<int64>, how often each text is there; null for texts that were not counted.
+    """Adds `text_count`: list<int64>, the number of occurrences of each text; null for texts that were not counted.
 
-    counts: `{from: STEP, path: counts.parquet}` of a `CountTexts` over the same rows. sources: as there.
+    counts: `{from: STEP, path: counts.parquet}` of a `CountTexts` over the same rows. sources: the same as in that step.
     """
 
     counts: File
@@ -142,14 +143,14 @@ class TextCounts(MapStage):
 
 @lru_cache(maxsize=1)  # a worker process serves many shards of one step
 def load_counts(path: str, digest: str) -> tuple[Hashes, npt.NDArray[np.int64]]:
-    """Sorted hashes and their counts, 24 bytes per repeated text."""
+    """Returns sorted hashes and their counts; 24 bytes per repeated text."""
     table = read_artifact(path, COUNTS, "counts.parquet")
     hashes = table["hash"].combine_chunks()
     return np.frombuffer(b"".join(hashes.to_pylist()), "S16"), np.asarray(table["count"], np.int64)
 
 
 def read_artifact(path: str, schema: pa.Schema, name: str) -> pa.Table:
-    """A step's Parquet artifact; VlpipeError when it is another."""
+    """Reads a step's Parquet artifact. Raises VlpipeError if it is unreadable or its columns differ from `schema`."""
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:

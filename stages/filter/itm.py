@@ -1,8 +1,8 @@
-"""CapFilt's filter: does the text belong to the image? P(match) of the matching head, for each text.
+"""CapFilt's filter: P(match) of each text and its image, by the image-text matching (ITM) head.
 
 BLIP drops every web and synthetic text below 0.5 (Li et al., 2022, https://arxiv.org/abs/2201.12086, and the
-authors in salesforce/BLIP issues 46 and 54). The score stays beside the text, so a threshold can be chosen
-anew without computing.
+authors in salesforce/BLIP issues 46 and 54). The score is stored with the text, so another threshold can be applied
+later without inference.
 """
 
 from __future__ import annotations
@@ -36,16 +36,18 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 NOT_MATCHED = "not_matched"
-ITM = "itm"  # whose scores `texts.score` are, for rules on them: of any matching head, as it is a probability
+ITM = (
+    "itm"  # encoder name of `texts.score` in rules; one name for all ITM heads, as the score is a probability
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItmFilter(MapStage):
-    """Set `score`, `kept`, `why` (`not_matched` below `threshold`) of texts of `sources`; nothing is removed.
+    """Sets `score`, `kept` and `why` (`not_matched` below `threshold`) of texts of `sources`; no text is removed.
 
-    Texts of other sources get no score. What another rule dropped stays dropped and costs nothing; what an
-    `ItmFilter` dropped in an earlier round is judged again. BLIP's Table 1: without a caption step before it
-    this is F, without this step C.
+    Texts of other sources get no score. Texts dropped by another filter stay dropped and are not computed; texts
+    dropped by an earlier `ItmFilter` are scored again. BLIP's Table 1: this step without a preceding caption step
+    is F, a caption step without this one is C.
     """
 
     NAME: ClassVar[str] = "filter.itm:ItmFilter"
@@ -57,7 +59,7 @@ class ItmFilter(MapStage):
     threshold: float = 0.5
     sources: tuple[str, ...] = ("web", "synth")
     batch_size: int = 64
-    max_text_length: int = 30  # tokens, with [CLS] and [SEP]; BLIP's
+    max_text_length: int = 30  # tokens, including [CLS] and [SEP]; as in BLIP
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.itm", id=pa.string(), texts=TEXTS, image=pa.binary())
@@ -88,7 +90,7 @@ class ItmFilter(MapStage):
         )
         for entry, logits in match_logits(blip, pairs, self.batch_size, self.max_text_length):
             score = np.float32(logits.softmax(0)[1].item())
-            kept = float(score) >= self.threshold  # what is stored decides
+            kept = float(score) >= self.threshold  # decide by the stored float32 value
             entry.update(score=score, kept=kept, why=None if kept else NOT_MATCHED)
         return Out(without(with_texts(table, texts), rejects), rejects)
 
@@ -103,10 +105,10 @@ def match_logits(
     max_text_length: int,
     share_images: bool = False,
 ) -> Iterator[tuple[K, torch.Tensor]]:
-    """(key, image tokens (N, D), text) -> (key, logits of no match and match (2,), float32), in order.
+    """Maps (key, image tokens (N, D), text) to (key, float32 logits (2,) of no match and match), in order.
 
-    share_images: pass each run of texts of one image with one copy of its tokens. That pays when images have
-    many texts, and gives up the fixed shape: last bits may then depend on which pairs come together.
+    share_images: consecutive texts of one image share one copy of its tokens. This is faster if images have many
+    texts, but batch shapes then vary, so the last bits of a logit may depend on which pairs share a batch.
     """
     import torch
 
@@ -119,7 +121,7 @@ def match_logits(
 
 
 def _images_and_rows(tokens: list[torch.Tensor], share: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Stacked image tokens and, with `share`, which of them each text looks at."""
+    """Returns stacked image tokens and, with `share`, the index of each text's image among them."""
     import torch
 
     if not share:

@@ -1,4 +1,4 @@
-"""Drop images that no filter left a text."""
+"""Drops images without a kept text."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ NO_TEXT_KEPT = "no_text_kept"
 
 @dataclass(frozen=True, kw_only=True)
 class KeepMatched(MapStage):
-    """Reject (filtered, `no_text_kept`) rows whose texts are all dropped; texts nobody judged count as kept.
+    """Rejects rows (filtered, `no_text_kept`) whose texts are all dropped; texts without a decision count as kept.
 
-    The others keep all their texts, the dropped ones with their reason.
+    Other rows keep all their texts, including the dropped ones with their reason.
     """
 
     NAME: ClassVar[str] = "filter.kept:KeepMatched"
@@ -38,23 +38,26 @@ class KeepMatched(MapStage):
 
 
 def keep_matched(table: pa.Table, tell: Callable[[int, str], str] = lambda at, why: "") -> Out:
-    """tell: more about why a text was dropped, from its place among all texts of the table and the code."""
+    """Splits a table into rows with a kept text and rejects.
+
+    tell(i, why): details for a reject, from the text's index among all texts of the table and its reject code.
+    """
     texts = FlatTexts(table["texts"])
     keep = np.zeros(table.num_rows, np.bool_)
     keep[texts.row[texts.kept()]] = True
-    gone = table.select(["id", "texts"]).filter(pa.array(~keep)).to_pylist()
+    dropped = table.select(["id", "texts"]).filter(pa.array(~keep)).to_pylist()
     starts = (np.cumsum(texts.lengths) - texts.lengths)[~keep].tolist()
     rejects = [
         Reject(row["id"], "filtered", NO_TEXT_KEPT, _reasons(row["texts"], start, tell))
-        for row, start in zip(gone, starts, strict=True)
+        for row, start in zip(dropped, starts, strict=True)
     ]
-    return Out(table.filter(pa.array(keep)) if gone else table, rejects)
+    return Out(table.filter(pa.array(keep)) if dropped else table, rejects)
 
 
 def _reasons(texts: list[dict[str, str]] | None, start: int, tell: Callable[[int, str], str]) -> str:
-    """`web: seen_often (text_count 15, wanted <= 10)` for each text."""
+    """Detail of a reject: `web: seen_often (text_count 15, wanted <= 10)` for each text."""
     if not texts:
         return "it has no text"
-    more = [tell(at, text["why"]) for at, text in enumerate(texts, start)]
-    both = zip(texts, more, strict=True)
-    return "; ".join(f"{t['source']}: {t['why']}" + (f" ({said})" if said else "") for t, said in both)
+    details = [tell(at, text["why"]) for at, text in enumerate(texts, start)]
+    both = zip(texts, details, strict=True)
+    return "; ".join(f"{t['source']}: {t['why']}" + (f" ({detail})" if detail else "") for t, detail in both)

@@ -1,8 +1,8 @@
-"""Which language each text is in, and how sure the identifier is: columns for rules to judge.
+"""Language identification: language and confidence of each text, as columns for rules.
 
-`py3langid` (97 languages, 4.6 MB, in its wheel) needs no download; DataComp used fastText's lid.176 (131 MB, or 0.9 MB as
-.ftz; CC-BY-SA, so bring your own), which `fasttext-predict` reads, as fastText's own package is archived and has no wheel.
-Both are weak on texts of a few words.
+`py3langid` (97 languages, 4.6 MB, in its wheel) needs no download. DataComp used fastText's lid.176 (131 MB, or 0.9 MB as
+.ftz; CC-BY-SA, not included). `fasttext-predict` reads it, as fastText's own package is archived and has no wheel.
+Both are inaccurate on texts of a few words.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from vlpipe.stages.common.texts import FlatTexts
 FASTTEXT = (".bin", ".ftz")
 Identify = Callable[
     [Sequence[str]], list[tuple[str, float]]
-]  # texts -> (language, confidence 0 to 1) of each
+]  # texts -> (language, confidence from 0 to 1) of each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Language(MapStage):
-    """Add `language` (ISO 639-1 where the identifier has it) and `language_score`, one per text; null for an empty text.
+    """Adds `language` (ISO 639-1 if the identifier has it) and `language_score` (0 to 1) per text; null if it is empty.
 
-    model: left out: py3langid; a fastText .bin or .ftz file; or a transformers text classifier (folder or hub id),
-    whose labels are the languages. encoder: what rules call it; py3langid, the file's name without ending, the
-    hub id or the folder's name when left out. max_length: tokens, transformers only.
+    model: a fastText .bin or .ftz file, or a transformers text classifier (folder or hub id) whose labels are
+    languages; default: py3langid. encoder: its name in rules; default: py3langid, the file's stem, the hub id or the
+    folder's name. max_length: in tokens, for transformers only.
     """
 
     NAME: ClassVar[str] = "filter.language:Language"
@@ -72,8 +72,8 @@ class Language(MapStage):
         def work(rows: pa.Table) -> pa.Table:
             texts = FlatTexts(rows["texts"])
             values = texts.field("text").to_pylist()
-            said = iter(identify([t for t in values if t and t.strip()]))
-            found = [next(said) if t and t.strip() else (None, None) for t in values]
+            answers = iter(identify([t for t in values if t and t.strip()]))
+            found = [next(answers) if t and t.strip() else (None, None) for t in values]
             languages = pa.array([language for language, _ in found], pa.string())
             scores = pa.array([score for _, score in found], pa.float32())
             return with_columns(rows, language=texts.nested(languages), language_score=texts.nested(scores))
@@ -108,14 +108,14 @@ def fasttext(path: str) -> Identify:
 
     def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
         found = [model.predict(" ".join(text.split())) for text in texts]
-        # fastText's softmax passes 1 by a rounding
+        # fastText's softmax may exceed 1 by a rounding error
         return [(labels[0].removeprefix("__label__"), min(1.0, float(p[0]))) for labels, p in found]
 
     return identify
 
 
 def classifier(folder: str, batch_size: int, max_length: int) -> Identify:
-    """A transformers sequence classifier; texts run in one fixed shape (batch_size, max_length)."""
+    """Uses a transformers sequence classifier; batches have the fixed shape (batch_size, max_length)."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

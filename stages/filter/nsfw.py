@@ -1,4 +1,4 @@
-"""The probability of one label of an image classifier as a column: NSFW, watermark, whatever the model tells apart."""
+"""Adds the probability of one label of an image classifier as a column: NSFW, watermark or any other label."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClassifier(MapStage):
-    """Add `column`: float32, P(label), 0 to 1, by a transformers image classifier (folder or hub id).
+    """Adds `column`: float32, P(label) from 0 to 1, by a transformers image classifier (folder or hub id).
 
-    encoder: what rules call it; the hub id or the folder's name when left out. No model comes with vlpipe.
+    encoder: its name in rules; default: the hub id or the folder's name. vlpipe includes no model.
     """
 
     NAME: ClassVar[str] = "filter.nsfw:ImageClassifier"
@@ -82,7 +82,7 @@ class ImageClassifier(MapStage):
 
 
 def probabilities(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S) -> (B, labels), each row sums to 1."""
+    """Class probabilities: (B, 3, S, S) -> (B, labels); each row sums to 1."""
     import torch
 
     with torch.inference_mode():

@@ -1,7 +1,7 @@
-"""Filters as data: rows that break a rule are rejected, texts that break one are marked, and both are counted per rule.
+"""Declarative filters: rows that fail a rule are rejected, texts that fail one are marked; both are counted per rule.
 
-`fails:<rule>` counts all that break a rule, whatever else they break (marginal); `drops:<rule>` those it is the first
-to drop (sequential). Arrow computes the masks: 200,000 rows with nine rules take a few seconds of one core.
+`fails:<rule>` counts everything that fails the rule (marginal); `drops:<rule>` counts what fails it as the first rule
+(sequential). Masks are computed with Arrow: 200,000 rows with nine rules take a few seconds on one core.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from vlpipe.stages.common.rule import REGEX_OPS, Rule, RuleInput, check_encoder,
 from vlpipe.stages.common.texts import FlatTexts, Mask, as_array, to_mask
 from vlpipe.stages.filter.kept import keep_matched
 
-MAX_SHOWN = 60  # characters of a value in a reject
-Seen = tuple[str, str, list[Any]]  # what was wanted, of which column, and its values
+MAX_SHOWN = 60  # max characters of a value in a reject
+Seen = tuple[str, str, list[Any]]  # (condition, column, values of the column)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules(MapStage):
-    """Rules of a preset (a name such as `laion`, or a YAML file) and, after them, `rules`; without those named in `skip`.
+    """Applies the rules of `preset` (a name such as `laion`, or a YAML file), then `rules`, except those in `skip`.
 
-    Rules on rows reject them (filtered, why is the rule, the detail its value). Rules on texts set kept False and why
-    of texts of `sources` that nothing dropped before; rows stay unless `drop_textless` (then filtered, `no_text_kept`).
+    Row rules reject rows (filtered; why: the rule's code, detail: the value). Text rules set kept=False and why on texts
+    of `sources` that are not dropped yet. With `drop_textless`, rows without a kept text are rejected (`no_text_kept`).
     """
 
     preset: str = ""
@@ -44,11 +44,11 @@ class Rules(MapStage):
     drop_textless: bool = False
     applied: tuple[Rule, ...] = field(
         init=False, default=()
-    )  # what the above comes to, without words: it is in the key
+    )  # the resulting rules without their descriptions; part of the key
 
     NAME: ClassVar[str] = "filter.rules:Rules"
     FILTERS: ClassVar[bool] = True
-    VERSION: ClassVar[int] = 2  # 2: rejects say values
+    VERSION: ClassVar[int] = 2  # 2: rejects contain values
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"preset", "rules", "skip"})
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class Rules(MapStage):
         return choose((*(load_preset(self.preset) if self.preset else ()), *self.rules), self.skip)
 
     @property
-    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # only a rule on bytes reads images
+    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # only rules on num_bytes read images
         return ("image",) if any(rule.column == "num_bytes" for rule in self.applied) else ()
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
@@ -69,7 +69,7 @@ class Rules(MapStage):
 
     def preflight(self) -> list[str]:
         if not self.applied:
-            return ["there is no rule: give `preset` or `rules`"]
+            return ["no rules: set `preset` or `rules`"]
         return [problem for rule in self.applied for problem in rule.problems()]
 
     def _check(self, schema: pa.Schema) -> None:
@@ -113,7 +113,7 @@ class Rules(MapStage):
     def _judge_texts(
         self, rows: pa.Table, rules: Sequence[Rule], places: Mapping[str, RuleInput], counts: Counter[str]
     ) -> tuple[pa.Table, dict[str, Seen]]:
-        """Rows with their texts marked, and what the rules saw of the (M,) texts."""
+        """Returns the rows with marked texts, and the values that the rules saw for the (M,) texts."""
         texts = FlatTexts(rows["texts"])
         judged = texts.still_in(self.sources)
         values = {rule.code: text_values(rule, places[rule.code], rows, texts) for rule in rules}
@@ -123,7 +123,10 @@ class Rules(MapStage):
 
 
 def _seen(rules: Sequence[Rule], values: Mapping[str, pa.Array], why: pa.Array) -> dict[str, Seen]:
-    """By code, of the rules that dropped anything: what to say of each value. Texts and addresses are not repeated."""
+    """Returns, by code, the condition and values of the rules that dropped something, for reject details.
+
+    Regex rules are left out, so that texts and URLs are not repeated.
+    """
     used = set(why.unique().to_pylist())
     found: dict[str, Seen] = {}
     for rule in rules:
@@ -134,7 +137,7 @@ def _seen(rules: Sequence[Rule], values: Mapping[str, pa.Array], why: pa.Array) 
 
 
 def said(seen: Seen | None, at: int) -> str:
-    """`min_side 180, wanted >= 200`: for the reject."""
+    """Detail of a reject, such as `min_side 180, wanted >= 200`."""
     if seen is None:
         return ""
     wanted, column, values = seen
@@ -172,19 +175,22 @@ COMPARE: dict[str, Callable[[pa.Array, Any], pa.Array]] = {
 
 
 def fails(rule: Rule, values: pa.Array, judged: Mask | None = None) -> Mask:
-    """(N,) True where the rule says no. VlpipeError for a null among what is judged when it must not be there."""
+    """Returns a mask (N,), True where the rule fails.
+
+    Raises VlpipeError for a null among the judged values if the rule has `on_missing: error`.
+    """
     holds = to_mask(COMPARE[rule.op](values, rule.value))
     missing = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
     if rule.on_missing == "error" and (missing if judged is None else missing & judged).any():
         raise VlpipeError(
-            f"rule {rule.code} ({rule}) met a null in {rule.column!r}, which on_missing: error does not allow"
+            f"rule {rule.code} ({rule}) found a null in {rule.column!r}, which on_missing: error does not allow"
         )
     passes: Mask = np.where(missing, rule.on_missing == "keep", holds)
     return ~passes
 
 
 def first_failed(masks: Mapping[str, Mask], judged: Mask, counts: Counter[str]) -> pa.Array:
-    """(N,) code of the first rule that says no, null where none does; counts all of them, and the first ones."""
+    """Returns the code of the first failed rule (N,), null if none fails. Updates the `fails:` and `drops:` counts."""
     first = np.full(len(judged), -1, np.int32)
     for number, (code, mask) in enumerate(masks.items()):
         failed = mask & judged

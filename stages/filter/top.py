@@ -1,7 +1,7 @@
-"""The top fraction of all rows by a score, exactly: n = floor(rows x fraction), and ties go by a hash of the id.
+"""Selects exactly the top fraction of all rows by a score: n = floor(rows x fraction); ties are broken by a hash of the id.
 
-DataComp's own code takes the score at place `int(len * fraction)` and keeps all that reach it: one row more, and all ties.
-Two passes: `TopCut` finds the last row that is in, `InTop` says which rows are, and a rule (`in_top == true`) decides.
+DataComp's code takes the score at index `int(len * fraction)` and keeps all rows that reach it: one row more, and all ties.
+Two passes: `TopCut` finds the last selected row, `InTop` marks the selected rows, and a rule (`in_top == true`) decides.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class TopCut(GatherStage):
-    """Artifact `cut.json`: score of the last row that is in, and a hash of its id. Rows (CUT): one.
+    """Artifact `cut.json`: score of the last selected row, and a hash of its id. Rows (CUT): one.
 
-    column: a number per row, or a list with one per text: then the best text that nothing dropped counts. Rows without a
-    score are never in, but count as rows. Memory: 8 bytes per row, and a hash for each that ties at the cut and is in.
+    column: a number per row, or a list with one number per text (then the highest among texts not dropped). Rows without
+    a score are never selected, but count as rows. Memory: 8 bytes per row, and one hash per selected row that ties.
     """
 
     NAME: ClassVar[str] = "filter.top:TopCut"
@@ -68,7 +68,7 @@ class TopCut(GatherStage):
         cut = {"column": self.column, "threshold": repr(threshold), "last": last}
         Path(job.artifacts, "cut.json").write_text(json.dumps(cut))
         job.emit(pa.table([[threshold], [num_kept], [len(scores)]], schema=CUT))
-        job.say(f"{num_kept:,} of {len(scores):,} rows are in: {self.column} >= {threshold:.6g}")
+        job.say(f"{num_kept:,} of {len(scores):,} rows selected: {self.column} >= {threshold:.6g}")
 
     def _read(self, job: Job) -> Iterator[tuple[pa.ChunkedArray, Scores]]:
         for data in job.inputs:
@@ -79,7 +79,10 @@ class TopCut(GatherStage):
 
 @dataclass(frozen=True, kw_only=True)
 class InTop(MapStage):
-    """Add `in_top`: bool. cut: `{from: STEP, path: cut.json}` of a `TopCut` over the same rows; column: as there."""
+    """Adds `in_top`: bool.
+
+    cut: `{from: STEP, path: cut.json}` of a `TopCut` over the same rows. column: the same as in that step.
+    """
 
     NAME: ClassVar[str] = "filter.top:InTop"
     VERSION: ClassVar[int] = 2
@@ -107,12 +110,12 @@ class InTop(MapStage):
 
 
 def _marks(ids: pa.ChunkedArray) -> list[str]:
-    """Not the ids: a cut is no row, and says nothing of one that is forgotten."""
+    """Hashes of the ids. The artifact must not contain ids, as `vlpipe forget` could not remove them from it."""
     return [hashlib.sha256(f"filter.top {id_}".encode()).hexdigest() for id_ in ids.to_pylist()]
 
 
 def check_score(schema: pa.Schema, column: str, who: str) -> None:
-    """SchemaError unless the column is a number per row or per text."""
+    """Raises SchemaError unless the column is a number per row or a list of numbers per text."""
     if column not in schema.names:
         need(schema, who, **{column: pa.float32()})
     dtype = schema.field(column).type
@@ -121,11 +124,11 @@ def check_score(schema: pa.Schema, column: str, who: str) -> None:
     if nested:
         need(schema, who, texts=TEXTS)
     if not (pa.types.is_integer(inner) or pa.types.is_floating(inner)):
-        raise SchemaError(f"{who} wants numbers in column {column!r}, but it is {dtype}")
+        raise SchemaError(f"{who} needs numbers in column {column!r}, but it is {dtype}")
 
 
 def row_scores(rows: pa.Table, column: str) -> Scores:
-    """(N,) score of each row, nan where there is none."""
+    """Returns the score of each row (N,), nan if it has none."""
     if not pa.types.is_list(rows.schema.field(column).type):
         return as_floats(rows[column])
     texts = FlatTexts(rows["texts"])
@@ -147,7 +150,9 @@ def read_cut(path: str, column: str) -> dict[str, Any]:
         cut: dict[str, Any] = json.loads(Path(path).read_bytes())
         found = cut["column"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VlpipeError(f"cut: {path} is none ({error}); wanted {{from: STEP, path: cut.json}}") from error
+        raise VlpipeError(
+            f"cut: {path} cannot be read ({error}); wanted {{from: STEP, path: cut.json}}"
+        ) from error
     if found != column:
         raise VlpipeError(f"cut: {path} was made for column {found!r}, this step reads {column!r}")
     return cut

@@ -1,4 +1,4 @@
-"""Decisions and predictions against the ground truth of the demo data.
+"""Evaluates decisions and predictions against the ground truth of the demo data.
 
 May import `common`, `demo`, `video`.
 """

@@ -1,4 +1,4 @@
-"""True boxes for the demo world's pictures: what a detector is trained on and judged by. Truth for detectors only."""
+"""Ground-truth boxes of the demo world's images, for training and evaluating detectors only."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vlpipe.stages.ground_truth.filter import read_truth
 
 @dataclass(frozen=True, kw_only=True)
 class TrueBoxes(MapStage):
-    """Add `objects` from the world's truth.parquet: the shape is the label, colour and size are attributes.
+    """Adds `objects` from the world's truth.parquet: the shape is the label; colour and size are attributes.
 
-    Boxes are those the shapes were drawn into, in pixels, cut at the picture's edge. Code: not_in_truth.
+    Boxes are those of the drawn shapes, in pixels, clipped to the image. Reject code: not_in_truth.
     """
 
     truth: File
@@ -53,9 +53,11 @@ class TrueBoxes(MapStage):
 
 
 def objects_of(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The true objects of a picture, as `OBJECTS` has them. RowFault not_in_truth."""
+    """Returns the ground-truth objects of an image, in the format of `OBJECTS`. RowFault: not_in_truth."""
     if row["url"] not in known:
-        raise RowFault("not_in_truth", f"the truth file does not know {row['url']}; is it of this world?")
+        raise RowFault(
+            "not_in_truth", f"the ground-truth file has no entry for {row['url']}; is it from this world?"
+        )
     width, height = row["width"], row["height"]
     return [
         {

@@ -1,4 +1,4 @@
-"""Did deduplication drop the copies that were planted in the demo world, and only those?"""
+"""Precision and recall of deduplication on the duplicates planted in the demo world."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vlpipe.stages.ground_truth.filter import read_truth
 
 @dataclass(frozen=True, kw_only=True)
 class DedupTruth(GatherStage):
-    """Inputs: the rows before, the rows after, matched by `url`; `truth` is the demo world's truth.parquet.
+    """Inputs: the rows before and after, matched by `url`; `truth` is the demo world's truth.parquet.
 
-    Of each planted group all but one row are redundant, whichever stays. dedup_recall is the part of these
-    that is gone (also per kind: exact, near); dedup_precision the part of the dropped rows that was.
+    In each planted group all rows but one are redundant, whichever is kept. dedup_recall: fraction of redundant rows that
+    were dropped (also per kind: exact, near); dedup_precision: fraction of dropped rows that were redundant.
     """
 
     ROWS_ARE: ClassVar[str] = "figures"
@@ -50,16 +50,18 @@ def _results(
 ) -> Iterator[dict[str, Any]]:
     kinds = {row["group"]: row["copy"] for row in truth.values() if row["copy"] not in (None, "original")}
     redundant = {group: num - 1 for group, num in _by_group(before, truth).items()}
-    gone = {group: min(num, redundant[group]) for group, num in _by_group(dropped, truth).items()}
-    yield _share("dedup_recall", sum(gone.values()), sum(redundant.values()))
+    hits_of = {group: min(num, redundant[group]) for group, num in _by_group(dropped, truth).items()}
+    yield _share("dedup_recall", sum(hits_of.values()), sum(redundant.values()))
     for kind in sorted(set(kinds.values())):
-        hits, wanted = (sum(n for g, n in counts.items() if kinds[g] == kind) for counts in (gone, redundant))
+        hits, wanted = (
+            sum(n for g, n in counts.items() if kinds[g] == kind) for counts in (hits_of, redundant)
+        )
         yield _share(f"dedup_recall/{kind}", hits, wanted)
-    yield _share("dedup_precision", sum(gone.values()), dropped.total())
+    yield _share("dedup_precision", sum(hits_of.values()), dropped.total())
 
 
 def _by_group(urls: Counter[str], truth: Mapping[str, Mapping[str, Any]]) -> Counter[int]:
-    """Planted group -> how many of these rows are in it."""
+    """Returns planted group -> number of these rows in it."""
     groups: Counter[int] = Counter()
     for url, num in urls.items():
         group = truth[url]["group"] if url in truth else None

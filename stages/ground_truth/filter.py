@@ -1,6 +1,6 @@
-"""How good was the filter? Each text's fate beside the demo world's truth.
+"""Evaluates the filter: compares the decision on each text with the demo world's ground truth.
 
-Web texts are looked up, synthetic ones are read by the judge of the demo language.
+Web texts are looked up; synthetic texts are parsed by the judge of the demo language.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from vlpipe.stages.demo.scenes import Scene, Thing
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One web or synthetic text: what it is, and what became of it."""
+    """One web or synthetic text: its ground truth and the filter's decision."""
 
     source: str
     right: bool
-    noise: str | None  # kind, for wrong web texts
+    noise: str | None  # kind of noise, for wrong web texts
     kept: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterTruth(GatherStage):
-    """Emits RESULTS of a filtered dataset; `truth` is the world's truth.parquet. Human texts are not judged.
+    """Emits RESULTS of a filtered dataset; `truth` is the world's truth.parquet. Human texts are ignored.
 
-    filter_precision and filter_recall are those of keeping right web texts; with /KIND, precision counts that
-    kind as the only noise, and filter_rejected/KIND is the part of it that was dropped. noise_ratio/before is
-    over all web texts, noise_ratio/after over kept web and synthetic texts. A figure over no texts is null.
+    filter_precision and filter_recall: positives are correct web texts. filter_precision/KIND counts only that kind of
+    noise; filter_rejected/KIND is the fraction of it that was dropped. noise_ratio/before is over all web texts,
+    noise_ratio/after over kept web and synthetic texts. A metric over no texts is null.
     """
 
     ROWS_ARE: ClassVar[str] = "figures"
@@ -59,12 +59,12 @@ class FilterTruth(GatherStage):
 
 
 def read_truth(file: File) -> dict[str, dict[str, Any]]:
-    """url -> truth row."""
+    """Returns url -> ground-truth row."""
     return {row["url"]: row for row in pq.read_table(file.path).to_pylist()}
 
 
 def scene_of(row: Mapping[str, Any]) -> Scene:
-    """The scene a truth row describes."""
+    """Returns the scene that a ground-truth row describes."""
     things = [
         Thing(o["shape"], o["colour"], o["size"], (o["row"], o["column"]), o["x"], o["y"], o["w"], o["h"])
         for o in row["objects"]
@@ -79,7 +79,7 @@ def _judge(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> It
         truth = known.get(row["url"])
         if truth is None or (entry["source"] == "web" and entry["text"] != truth["text"]):
             raise VlpipeError(
-                f"the truth file does not know text {entry['text']!r} of {row['url']}; is it of this world?"
+                f"the ground-truth file has no text {entry['text']!r} for {row['url']}; is it from this world?"
             )
         kept = entry["kept"] is not False  # as training reads it
         if entry["source"] == "web":

@@ -1,4 +1,4 @@
-"""How good is re-timing? Cues before and after, beside what the demo world's films show and say, and when."""
+"""Evaluates re-timing: cues before and after, compared with what the demo world's films show and say at each time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCORES = pa.list_(pa.float32())
 
 
 class Judged(NamedTuple):
-    """A cue: is it about something that is seen, then is its middle where that is seen, and how well it scored."""
+    """A cue: whether its subject is visible in the video; if its centre is in that segment, before and after; its score."""
 
     about_seen: bool
     right_before: bool
@@ -31,12 +31,13 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RetimingTruth(GatherStage):
-    """Emits RESULTS of videos from `alignment.retime`. videos, seen, said: tables of the video world's truth.
+    """Emits RESULTS of videos from `alignment.retime`. videos, seen, said: tables of the video world's ground truth.
 
-    right_place/before and /after: of the cues about something that is seen (by what was said for most of their old time)
-    the share with their middle in that segment, which is HTM-Align's recall (https://arxiv.org/abs/2204.02968).
-    lag_s/before: mean over videos of |lag|; /after: of what the shift (the median of the cues') leaves of it.
-    score_auc: how often a cue about what is seen scores higher than another one; ties count half. Null: over nothing.
+    right_place/before and /after: among cues about something visible (by what is said for most of their old time span),
+    the fraction with their centre in that segment, which is HTM-Align's recall (https://arxiv.org/abs/2204.02968).
+    lag_s/before: mean |lag| over videos in seconds; lag_s/after: what remains after the median shift of a video's cues.
+    score_auc: probability that a cue about something visible scores higher than another cue; ties count half. A metric
+    over nothing is null.
     """
 
     ROWS_ARE: ClassVar[str] = "figures"

@@ -1,4 +1,4 @@
-"""Training data on its way to a batch: row groups in memory, the order of samples, augmentation.
+"""Loading of training data: row groups in memory, sample order, augmentation.
 
 May import `common`.
 """

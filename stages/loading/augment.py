@@ -1,6 +1,6 @@
-"""Training augmentation as BLIP does it (crop, flip, RandAugment without colour), with no torchvision.
+"""Training augmentation as in BLIP (crop, flip, RandAugment without colour operations), without torchvision.
 
-Everything is drawn from the generator that is passed in: same generator state, same pixels.
+All random draws come from the given generator: the same generator state gives the same pixels.
 BLIP's data/__init__.py: crop scale (0.2, 1) in pretraining and (0.5, 1) in finetuning, N = 2, M = 5, each
 operation applied with probability 0.5. https://github.com/salesforce/BLIP
 """
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 OP_PROBABILITY = 0.5
 MAX_MAGNITUDE = 10
-ASPECT = (3 / 4, 4 / 3)  # of the crop; the Inception paper's, torchvision's default
-GREY = (128, 128, 128)  # what shear, shift and rotation bring in
+ASPECT = (3 / 4, 4 / 3)  # of the crop; as in the Inception paper and torchvision's default
+GREY = (128, 128, 128)  # fills the area uncovered by shear, shift and rotation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augment:
-    """RGB image of any size -> RGB image of (size, size)."""
+    """Maps an RGB image of any size to an augmented RGB image of (size, size)."""
 
     size: int
-    scale: tuple[float, float] = (0.2, 1.0)  # share of the area that the crop keeps
-    flip: bool = False  # BLIP flips, although captions say "left" and "right"
+    scale: tuple[float, float] = (0.2, 1.0)  # min and max area of the crop, as a fraction of the image
+    flip: bool = False  # BLIP flips, even though captions say "left" and "right"
     num_ops: int = 2  # RandAugment's N
-    magnitude: float = 5  # RandAugment's M, of 10
+    magnitude: float = 5  # RandAugment's M, from 0 to 10
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         from PIL import Image
@@ -46,9 +46,10 @@ class Augment:
 def crop_box(
     width: int, height: int, scale: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A random box (left, top, right, bottom) of `scale` of the area and an aspect of 3/4 to 4/3.
+    """Returns a random box (left, top, right, bottom) in pixels.
 
-    After ten boxes that do not fit: the middle, as much of it as those aspects allow (torchvision's rule).
+    Its area is `scale` (min, max) of the image's, its aspect ratio 3/4 to 4/3. After ten draws that do not fit:
+    the largest central crop with an allowed aspect ratio (torchvision's rule).
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -64,7 +65,7 @@ def crop_box(
 
 
 def rand_augment(image: Image.Image, num_ops: int, magnitude: float, rng: np.random.Generator) -> Image.Image:
-    """`num_ops` operations drawn with replacement; each is applied with probability 0.5."""
+    """Draws `num_ops` operations with replacement and applies each with probability 0.5."""
     for pick in rng.integers(len(OPS), size=num_ops):
         if rng.random() < OP_PROBABILITY:
             image = OPS[pick](image, magnitude / MAX_MAGNITUDE, rng)
@@ -139,7 +140,7 @@ OPS: tuple[Op, ...] = (
 
 
 def _enhance_factor(level: float) -> float:
-    return 0.1 + 1.8 * level  # 1.0, no change, at BLIP's M = 5
+    return 0.1 + 1.8 * level  # 1.0 (no change) at BLIP's M = 5
 
 
 def _shift(level: float, side: int) -> float:

@@ -1,9 +1,8 @@
-"""Which sample comes when. Everything is a function of (seed, epoch, place), so a step number is the whole
-loader state.
+"""The order of training samples, a function of (seed, epoch, place): the step number is the whole loader state.
 
-Row groups are permuted, and samples are shuffled within windows of whole row groups: a window is what fits
-in memory, and it holds everything when the set is small. Each rank gets one contiguous part of the epoch;
-its batches run on from one epoch into the next, so no sample is dropped or padded and no batch is short.
+Row groups are permuted, and samples are shuffled within windows of whole row groups. A window is the part held in
+memory; a small dataset is one window. Each rank gets one contiguous part of every epoch; batches continue
+across epoch ends, so no sample is dropped or padded and no batch is short.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from vlpipe.pipeline.errors import VlpipeError
 Ints = npt.NDArray[np.int64]
 UNITS, SHARE, EXTRA, WINDOW = range(
     4
-)  # what a generator draws: each has its own, so that none shifts another
+)  # each kind of draw has its own generator, so that none affects another
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Sample number `index` of row group `unit`, met at `place` of `epoch`."""
+    """Sample `index` of row group `unit`, at position `place` of `epoch`."""
 
     unit: int
     index: int
@@ -45,9 +44,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How often the samples of one input come in an epoch: `whole` times each, and `extra` drawn ones once
-    more.
-    """
+    """How often the samples of one input occur per epoch: each `whole` times, plus `extra` drawn samples once more."""
 
     counts: Ints  # samples in each row group
     whole: int
@@ -63,8 +60,9 @@ class Share:
         return self.whole * int(self.counts.sum()) + self.extra
 
     def sizes(self, rng: np.random.Generator) -> Ints:
-        """Samples of each row group in one epoch. Systematic: every sample has the same chance, the sum is
-        constant.
+        """Number of samples of each row group in one epoch, (units,).
+
+        Uses systematic sampling: every sample has the same probability, and the sum is constant.
         """
         total = max(1, int(self.counts.sum()))
         ends = (np.cumsum(self.counts) * self.extra + rng.integers(total)) // total
@@ -72,7 +70,10 @@ class Share:
 
 
 class Order:
-    """The samples of all epochs. Row groups (units) are numbered through all inputs."""
+    """The samples of all epochs. Row groups (units) are numbered consecutively over all inputs.
+
+    Raises VlpipeError if there are no samples.
+    """
 
     def __init__(self, shares: Sequence[Share], *, seed: int, window: int) -> None:
         self.shares, self.seed, self.window = shares, seed, window
@@ -93,8 +94,8 @@ class Order:
         first, start = 0, 0
         while first < len(units):
             last = min(int(np.searchsorted(ends, start + self.window)), len(units) - 1)
-            here = units[first : last + 1]
-            found.append(Window(epoch, start, int(ends[last]), here, sizes[here]))
+            inside = units[first : last + 1]
+            found.append(Window(epoch, start, int(ends[last]), inside, sizes[inside]))
             first, start = last + 1, int(ends[last])
         return found
 
@@ -120,7 +121,10 @@ class Order:
         return np.random.default_rng((self.seed, *what))
 
     def of_rank(self, rank: int, world_size: int, skip: int = 0) -> Iterator[list[Sample]]:
-        """The rank's samples without end, window by window, after the first `skip` of them."""
+        """Yields the rank's samples endlessly, one list per window, without the first `skip` samples.
+
+        Raises VlpipeError if there are fewer samples than ranks.
+        """
         start = rank * self.samples_per_epoch // world_size
         stop = (rank + 1) * self.samples_per_epoch // world_size
         if start == stop:

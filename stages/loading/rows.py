@@ -1,6 +1,6 @@
-"""Row groups in memory: ids, texts and images of the rows that have a text to train on.
+"""Row groups in memory: ids, texts and images of the rows that have a usable text.
 
-A row group of a light shard is read at once; its images are joined by id from the shard that holds them.
+A row group is read as one unit. If its shard has no images, they are joined by id from the shard that holds them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ from vlpipe.stages.common.pixels import decode
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SMALL_PIXELS = 128 * 128  # images up to this stay in memory decoded: 64 KB each
+SMALL_PIXELS = 128 * 128  # images up to this size stay decoded in memory, at most 64 KB each
 
 
 @dataclass(slots=True)
 class Row:
-    """An image with the texts it may be trained with. `image` is the encoded file, or the decoded image once
-    it is small.
-    """
+    """An image with its usable texts. `image` is the encoded file, or the decoded image after the first use if small."""
 
     id: str
-    image_id: int  # equal for exact twins
+    image_id: int  # equal for exact duplicates
     texts: list[str]
     image: bytes | Image
 
@@ -49,7 +47,7 @@ class Row:
         except RowFault as fault:
             raise VlpipeError(
                 f"training: the image of row {self.id} cannot be decoded ({fault}); "
-                "a step above must reject such rows"
+                "an earlier step must reject such rows"
             ) from fault
         if image.width * image.height <= SMALL_PIXELS:
             self.image = image
@@ -61,16 +59,18 @@ class Row:
 
 
 class Rows(list[Row]):
-    """The rows of a row group that have a text to train on."""
+    """The rows of a row group that have a usable text."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         super().__init__(rows)
         self._ends = list(accumulate(len(row.texts) for row in self))
 
     def pair(self, index: int) -> tuple[Row, str]:
-        """Pair `index` of all (image, text) pairs of the row group."""
+        """Returns pair number `index` of all (image, text) pairs of the row group."""
         row = bisect_right(self._ends, index)
-        return self[row], self[row].texts[index - self._ends[row]]  # negative: counted from the last text
+        return self[row], self[row].texts[
+            index - self._ends[row]
+        ]  # a negative index, counted from the row's last text
 
     @property
     def num_bytes(self) -> int:
@@ -79,7 +79,7 @@ class Rows(list[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A row group of a shard: what is read at once."""
+    """A row group of a shard, read as one."""
 
     store: Store
     shard: Shard
@@ -88,7 +88,7 @@ class Unit:
 
 
 def usable(texts: pa.ChunkedArray) -> list[list[str]]:
-    """Per row the texts to train on: not dropped by a filter, not blank."""
+    """Returns the usable texts of each row: neither dropped by a filter nor blank."""
     rows: list[list[str]] = [[] for _ in range(len(texts))]
     flat, good = _flat_usable(texts)
     parents = pc.list_parent_indices(texts.combine_chunks()).filter(good).to_pylist()
@@ -98,7 +98,7 @@ def usable(texts: pa.ChunkedArray) -> list[list[str]]:
 
 
 def count_usable(texts: pa.ChunkedArray, per: Literal["pairs", "images"]) -> int:
-    """Samples in these rows: texts to train on, or rows that have one."""
+    """Number of samples in these rows: usable texts ("pairs"), or rows with at least one ("images")."""
     _, good = _flat_usable(texts)
     if per == "pairs":
         return int(pc.sum(good).as_py() or 0)
@@ -113,7 +113,7 @@ def _flat_usable(texts: pa.ChunkedArray) -> tuple[pa.StructArray, pa.BooleanArra
 
 
 def scan(dataset: Dataset, per: Literal["pairs", "images"]) -> tuple[list[Unit], list[int]]:
-    """All row groups of a step's output, and the number of samples in each. Reads the texts only."""
+    """Returns all row groups of a step's output and the number of samples in each. Reads only the texts."""
     units: list[Unit] = []
     counts: list[int] = []
     has_sha256 = "sha256" in dataset.schema.names
@@ -144,54 +144,55 @@ def read_unit(unit: Unit) -> Rows:
 
 
 def int64_id(name: str) -> int:
-    """63 bits of the name's sha256: what tells images apart inside the losses."""
+    """63 bits of the name's sha256: identifies images inside the losses."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
 
 def joined_images(store: Store, holder: Shard | Heavy, ids: Sequence[str]) -> list[bytes]:
-    """Images of rows `ids` from the shard that holds them; each of its row groups is read once."""
+    """Returns the images of rows `ids` from the shard that holds them; each of its row groups is read once.
+
+    Raises VlpipeError if an id is not in that shard, or is in it more than once.
+    """
     places = _places(store, holder)
     if lost := [i for i in ids if i not in places]:
         raise VlpipeError(f"{len(lost)} row(s) (first: {lost[0]}) have no image in {holder.path}")
     found: dict[str, bytes] = {}
     with open_shard(store, holder) as file:
         for group in sorted({places[i][0] for i in ids}):
-            here = [i for i in ids if places[i][0] == group]
+            in_group = [i for i in ids if places[i][0] == group]
             images = file.read_row_group(group, columns=["image"])["image"]
-            found |= zip(here, images.take([places[i][1] for i in here]).to_pylist(), strict=True)
+            found |= zip(in_group, images.take([places[i][1] for i in in_group]).to_pylist(), strict=True)
     return [found[i] for i in ids]
 
 
 @lru_cache(maxsize=64)
 def _places(store: Store, holder: Shard | Heavy) -> dict[str, tuple[int, int]]:
-    """id -> (row group, row) of a shard."""
+    """Returns id -> (row group, row) of a shard."""
     with open_shard(store, holder) as file:
         groups = [
             file.read_row_group(g, columns=["id"])["id"].to_pylist() for g in range(file.num_row_groups)
         ]
     places = {id_: (g, row) for g, ids in enumerate(groups) for row, id_ in enumerate(ids)}
     if len(places) < sum(map(len, groups)):
-        raise VlpipeError(f"{holder.path} has an id more than once; whose an image is cannot be told")
+        raise VlpipeError(f"{holder.path} has an id more than once; images cannot be assigned to rows")
     return places
 
 
 class RowCache:
-    """Row groups that are needed now, read ahead in threads; beyond those, the last used ones up to
-    `max_bytes`.
-    """
+    """Row groups needed now, prefetched in threads, plus the most recently used others up to `max_bytes`."""
 
     def __init__(self, units: Sequence[Unit], max_bytes: int, num_threads: int) -> None:
         self.units, self.max_bytes = units, max_bytes
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
-        self._found: dict[int, Future[Rows]] = {}  # the last used ones at the end
+        self._futures: dict[int, Future[Rows]] = {}  # most recently used last
 
     def want(self, units: Iterable[int], keep: Iterable[int] = ()) -> None:
-        """Start to read `units`. What is neither among them nor in `keep` may be dropped."""
+        """Start reading `units`. Row groups in neither `units` nor `keep` may be evicted."""
         needed = dict.fromkeys([*keep, *units])
         for unit in needed:
-            there = self._found.pop(unit, None)
-            self._found[unit] = there or self._pool.submit(read_unit, self.units[unit])
-        self._drop({unit: future for unit, future in self._found.items() if unit not in needed})
+            known = self._futures.pop(unit, None)
+            self._futures[unit] = known or self._pool.submit(read_unit, self.units[unit])
+        self._drop({unit: future for unit, future in self._futures.items() if unit not in needed})
 
     def _drop(self, spare: dict[int, Future[Rows]]) -> None:
         sizes = {unit: future.result().num_bytes for unit, future in spare.items()}
@@ -199,11 +200,11 @@ class RowCache:
         for unit, size in sizes.items():
             if total <= self.max_bytes:
                 return
-            del self._found[unit]
+            del self._futures[unit]
             total -= size
 
     def __getitem__(self, unit: int) -> Rows:
-        return self._found[unit].result()
+        return self._futures[unit].result()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Region features of images, by a bottom-up-attention detector or one of transformers.
+"""Region features of images, by a bottom-up-attention detector or a detector of the transformers library.
 
 May import `common`.
 """

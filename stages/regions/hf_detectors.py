@@ -1,7 +1,7 @@
-"""Regions from a transformers detector (DETR, RT-DETR, Deformable DETR, YOLOS): the same record, other features.
+"""Regions by a transformers detector (DETR, RT-DETR, Deformable DETR, YOLOS): the same record, with other features.
 
-`feat` is the decoder's last hidden state of the query that found the region, as it is: 256 wide for DETR-R50 and RT-DETR,
-not 2048, neither padded nor projected. A model for 2048-wide region features cannot take them; one trained on these can.
+`feat` is the decoder's last hidden state of the region's query, neither padded nor projected: 256-d for DETR-R50 and
+RT-DETR. A model that expects 2048-d region features cannot use them; a model trained on them can.
 Carion et al. 2020, https://arxiv.org/abs/2005.12872.
 """
 
@@ -40,13 +40,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class HFRegionFeatures(MapStage):
-    """Add heavy `regions`, `region_tags` and `regions_weights`; no attributes (`attr` is -1).
+    """Adds heavy `regions`, `region_tags` and `regions_weights`; there are no attributes (`attr` is -1).
 
-    model: a folder or hub id that AutoModelForObjectDetection opens, with its image processor (in its Pillow form).
-    feat_dim, num_classes: the model's `d_model` (`hidden_size`) and number of labels; defaults are DETR's on COCO.
-    prob: the softmax, its last entry "no object", where the model has that class (DETR, YOLOS); where classes are
-    independent (RT-DETR, Deformable DETR) their sigmoids, the last entry 1 - the highest.
-    min_regions, max_regions, confidence: the likeliest queries are kept, those of at least `confidence` within the limits.
+    model: a folder or hub id for AutoModelForObjectDetection, with its image processor (the Pillow backend is used).
+    feat_dim, num_classes: the model's `d_model` (`hidden_size`) and number of labels; defaults: DETR on COCO.
+    `prob`: for models with a "no object" class (DETR, YOLOS), the softmax, with "no object" last; for independent classes
+    (RT-DETR, Deformable DETR), the sigmoids, then 1 - their max.
+    min_regions, max_regions, confidence: queries of at least `confidence` are kept, best first, but not fewer than
+    min_regions nor more than max_regions.
     """
 
     NAME: ClassVar[str] = "features.regions_hf:HFRegionFeatures"
@@ -91,7 +92,7 @@ class HFRegionFeatures(MapStage):
 
         def work(table: pa.Table) -> Out:
             rejects: list[Reject] = []
-            found = [self._look(model, processor, image) for _, image in decoded(table, rejects)]
+            found = [self._detect(model, processor, image) for _, image in decoded(table, rejects)]
             tags = [tags_of(one, names, self.tag_confidence) for one in found]
             column = regions_array(found, self.feat_dim, self.num_classes + 1)
             kept = with_columns(without(table, rejects), **region_columns(column, tags, digest))
@@ -104,11 +105,11 @@ class HFRegionFeatures(MapStage):
         for name, has in (("feat_dim", width), ("num_classes", config.num_labels)):
             if has != getattr(self, name):
                 raise VlpipeError(
-                    f"the model has {name} {has}, but the step says {name}: {getattr(self, name)}"
+                    f"the model has {name} {has}, but the step sets {name}: {getattr(self, name)}"
                 )
 
-    def _look(self, model: Any, processor: Any, image: Image.Image) -> Arrays:
-        """Regions of one image; images go one by one, since a batch would pad them."""
+    def _detect(self, model: Any, processor: Any, image: Image.Image) -> Arrays:
+        """Returns the regions of one image. Images are processed one at a time, since a batch would pad them."""
         import torch
 
         inputs = processor(images=image, return_tensors="pt").to(device())
@@ -133,7 +134,7 @@ class HFRegionFeatures(MapStage):
 
 
 def class_probs(logits: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Logits (Q, C + 1) with "no object", or (Q, C) of independent classes -> (Q, C + 1)."""
+    """Class probabilities (Q, C + 1) from logits (Q, C + 1) with "no object", or (Q, C) of independent classes."""
     import torch
 
     if logits.shape[1] == num_classes + 1:

@@ -1,7 +1,7 @@
-"""Region features as "bottom-up attention" gives them: the record every region-based vision-language system reads.
+"""Region features of "bottom-up attention", the input format of region-based vision-language models.
 
-Anderson et al. 2018, https://arxiv.org/abs/1707.07998. Images go through the detector one by one, so a row's regions do not
-depend on the rows beside it.
+Anderson et al. 2018, https://arxiv.org/abs/1707.07998. Images are processed one at a time, so a row's regions do not
+depend on other rows.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class RegionFeatures(MapStage):
-    """Add heavy `regions` (see `regions_row`), `region_tags` (Oscar's object tags) and `regions_weights` (sha256).
+    """Adds heavy `regions` (see `common.region_rows`), `region_tags` (Oscar's object tags), `regions_weights` (sha256).
 
-    detector: a folder that `detector_training.train` wrote, or a public Visual Genome checkpoint with its two lists of
-    names. feat_dim, num_classes: of that detector; the defaults are the Visual Genome one's.
-    min_regions, max_regions, confidence, nms: bottom-up attention's rule, see `Pick`. LXMERT: 36 and 36.
-    refine: boxes as the head moves them; else those the features were pooled from.
-    tag_confidence: regions below it give no tag. Tags stand best first, one per region, so a word may come twice.
-    Codes: those of `stages.pixels`, no_regions.
+    detector: a folder written by `detector_training.train`, or a public Visual Genome checkpoint with its two lists of
+    names. feat_dim, num_classes: of that detector; defaults: the Visual Genome detector.
+    min_regions, max_regions, confidence, nms: bottom-up attention's selection rule, see `Pick`. LXMERT uses 36 and 36.
+    refine: use the boxes refined by the head instead of the proposals that the features were pooled from.
+    tag_confidence: regions below it give no tag. Tags are sorted best first, one per region, so a word may repeat.
+    Reject codes: those of `common.pixels`, no_regions.
     """
 
     NAME: ClassVar[str] = "features.regions:RegionFeatures"
@@ -101,7 +101,7 @@ class RegionFeatures(MapStage):
             rejects: list[Reject] = []
             for id_, data in zip(table["id"].to_pylist(), table["image"], strict=True):
                 try:
-                    found.append(self._look(detector, pick, data.as_py()))
+                    found.append(self._detect(detector, pick, data.as_py()))
                 except RowFault as fault:
                     rejects.append(Reject(id_, "fault", fault.why, fault.detail))
             tags = [tags_of(one, detector.classes, self.tag_confidence) for one in found]
@@ -116,23 +116,23 @@ class RegionFeatures(MapStage):
         for name, has in (("feat_dim", config.feat_dim), ("num_classes", config.num_classes)):
             if has != getattr(self, name):
                 raise VlpipeError(
-                    f"the detector has {name} {has}, but the step says {name}: {getattr(self, name)}"
+                    f"the detector has {name} {has}, but the step sets {name}: {getattr(self, name)}"
                 )
 
-    def _look(self, detector: Detector, pick: Pick, data: bytes) -> Arrays:
-        """Regions of one image. RowFault: those of `decode`, no_regions."""
+    def _detect(self, detector: Detector, pick: Pick, data: bytes) -> Arrays:
+        """Returns the regions of one image. RowFault: those of `decode`, no_regions."""
         image = decode(data, max_pixels=self.max_pixels)
         pixels, scale = detector.pixels(image)
         regions = detector.model.regions(pixels, pick)
         if not len(regions.obj):
             raise RowFault(
-                "no_regions", "the detector proposes nothing, or nothing as likely as `confidence`"
+                "no_regions", "the detector proposes no region, or none with at least `confidence`"
             )
         return region_arrays(regions, scale)
 
 
 def region_arrays(regions: Regions, scale: tuple[float, float]) -> Arrays:
-    """Tensors -> arrays on the CPU, boxes in pixels of the shown image."""
+    """Converts tensors to CPU arrays, with boxes in pixels of the decoded image."""
     across, down = scale
     found = {name: getattr(regions, name).cpu().numpy() for name in regions.__dataclass_fields__}
     found["box"] = found["box"] * np.array([across, down, across, down], np.float32)

@@ -1,4 +1,4 @@
-"""Region features as training reads them: any image by id or number, or all in order, a row group at a time."""
+"""Access to region features for training: by id, by index, or sequentially; reads one row group at a time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vlpipe.stages.common.region_rows import Arrays, image_arrays
 
 
 class RegionStore:
-    """Regions of the rows of a step, found again by id in the shards that hold them.
+    """Regions of the rows of a step, looked up by id in the shards that hold them.
 
-    `store[id]` and `store.at(number)` read the one row group (about 32 MB) the image lies in; the last used groups stay, up
-    to `max_bytes`. Read at random through windows of whole row groups, as the training loader does: one image alone costs
-    its group. Rows that a later step dropped are not numbered.
+    `store[id]` and `store.at(number)` read the whole row group (about 32 MB) of the image; the most recently used groups are
+    cached, up to `max_bytes`. For random access, shuffle within windows of whole row groups, as the training loader does.
+    Rows dropped by a later step are not included. Raises VlpipeError if a shard does not have the column.
     """
 
     def __init__(self, data: Dataset, column: str = "regions", max_bytes: int = 512 << 20) -> None:
@@ -42,7 +42,9 @@ class RegionStore:
         places: dict[str, tuple[str, int, int]] = {}
         with open_shard(self.data.store, self._holders[path]) as file:
             if self.column not in file.schema_arrow.names:
-                raise VlpipeError(f"{path} has no column {self.column!r}: put a region stage above")
+                raise VlpipeError(
+                    f"{path} has no column {self.column!r}: add a region stage before this step"
+                )
             for group in range(file.num_row_groups):
                 for row, id_ in enumerate(file.read_row_group(group, ["id"])["id"].to_pylist()):
                     places[id_] = (path, group, row)
@@ -54,20 +56,20 @@ class RegionStore:
         return len(self.ids)
 
     def __getitem__(self, id_: str) -> Arrays:
-        """Field -> array (N, ...) of the image with this id. KeyError when it is not of the step."""
+        """Returns field -> array (N, ...) of the image with this id. Raises KeyError for an unknown id."""
         path, group, row = self._place[id_]
         return self._read(path, group)[row]
 
     def at(self, number: int) -> Arrays:
-        """Of row `number` of the step, in its order."""
+        """Returns the regions of row `number` of the step."""
         return self[self.ids[number]]
 
     def __iter__(self) -> Iterator[tuple[str, Arrays]]:
-        """(id, regions) of all rows in order; every row group is read once."""
+        """Yields (id, regions) of all rows in order; each row group is read once."""
         return ((id_, self[id_]) for id_ in self.ids)
 
     def unit(self, id_: str) -> tuple[str, int]:
-        """(file, row group) of an image: what a shuffled reader should visit together."""
+        """Returns (file, row group) of an image; a shuffled reader should read images of one unit together."""
         return self._place[id_][:2]
 
     def _read(self, path: str, group: int) -> list[Arrays]:

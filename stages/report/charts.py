@@ -1,4 +1,4 @@
-"""Score histograms, loss curves and the result table: a step's schema says whether it holds such rows."""
+"""Score histograms, loss curves and the results table; a step is included if its schema matches."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vlpipe.stages.report.texts import Scores
 from vlpipe.stages.report.view import RunView, StepView
 
 NUM_BINS = 25
-MAX_POINTS = 240  # per line; more are averaged in buckets
+MAX_POINTS = 240  # per line; longer curves are averaged in buckets
 MIN_SMOOTHED = 40
 NUM_COLOURS = 8
-FATES = (("kept", "kept"), ("dropped", "fault"), ("not judged", "made"))  # how it is named, its colour
+FATES = (("kept", "kept"), ("dropped", "fault"), ("not judged", "made"))  # (label, CSS class)
 
 Floats = npt.NDArray[np.float64]
 
 
 def histograms(scores: Sequence[Scores]) -> str:
-    """One panel per source of texts: its scores, stacked by what became of the text."""
+    """Returns one panel per source of texts: a histogram of scores, stacked by kept, dropped and not judged."""
     if not scores:
         return ""
     low = min(0.0, *(float(s.values.min()) for s in scores))
@@ -58,7 +58,7 @@ def _histogram(scores: Scores, low: float, high: float) -> str:
 
 
 def _panel(title: str, note: str, body: str) -> str:
-    """`note` is HTML."""
+    """Returns a figure; `note` and `body` are HTML."""
     caption = f'<b>{esc(title)}</b> <span class="note">{note}</span>'
     return f"<figure><figcaption>{caption}</figcaption>{body}</figure>"
 
@@ -71,7 +71,7 @@ class Curve:
     css: str
     x: Floats
     y: Floats
-    num_lost: int  # values that are no number
+    num_lost: int  # values that are not finite
 
 
 def losses(run: RunView) -> str:
@@ -96,10 +96,10 @@ def _curves(step: StepView, css: str) -> Iterator[tuple[str, Curve]]:
     names = np.asarray(table["name"].to_pylist(), object)
     xs, ys = (np.asarray(table[c].to_pylist(), np.float64) for c in ("step", "value"))
     for name in dict.fromkeys(names):
-        here = names == name
-        finite = here & np.isfinite(ys)
+        of_name = names == name
+        finite = of_name & np.isfinite(ys)
         order = np.argsort(xs[finite], kind="stable")
-        curve = Curve(step.name, css, xs[finite][order], ys[finite][order], int(here.sum() - finite.sum()))
+        curve = Curve(step.name, css, xs[finite][order], ys[finite][order], int(of_name.sum() - finite.sum()))
         yield str(name), curve
 
 
@@ -123,7 +123,7 @@ def _last(curve: Curve) -> str:
 
 
 def _lines(scale: Scale, curve: Curve) -> str:
-    """Long curves: bucket means, faint, below their moving average."""
+    """Draws a curve; a long one as faint bucket means below its moving average."""
     x, y = _bucketed(curve.x, curve.y)
     if len(x) < MIN_SMOOTHED:
         return line(scale, x.tolist(), y.tolist(), curve.css, curve.step)
@@ -139,7 +139,7 @@ def _bucketed(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _smooth(y: Floats) -> Floats:
-    """Mean of a twentieth of the curve around each point, narrower at the ends."""
+    """Moving average over a twentieth of the curve around each point, narrower at the ends."""
     half = max(1, len(y) // 40)
     total = np.concatenate([[0.0], np.cumsum(y)])
     at = np.arange(len(y))
@@ -149,7 +149,7 @@ def _smooth(y: Floats) -> Floats:
 
 
 def results(run: RunView) -> str:
-    """Metrics as rows, evaluation steps as columns."""
+    """Returns the results table, with metrics as rows and evaluation steps as columns."""
     steps = [s for s in run.steps if _holds(s, RESULTS)]
     values: dict[str, dict[str, tuple[float | None, int | None]]] = {}
     for step in steps:

@@ -1,4 +1,4 @@
-"""The funnel: per step how many rows came in, how many went on, and why the others did not."""
+"""The funnel: rows in, rows out and reasons of rejects, per step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlpipe.pipeline.shard import Reject
 from vlpipe.stages.report.html import count, esc, seconds, share, stranger
 from vlpipe.stages.report.view import RunView, StepView
 
-MAX_EXAMPLES = 3  # of rejects, per reason
+MAX_EXAMPLES = 3  # rejects shown per reason
 MAX_DETAIL = 200  # characters
 STATUS = {"done": "good", "running": "busy", "failed": "bad"}
 
@@ -37,7 +37,7 @@ _LEGEND = (
 
 def _step(step: StepView, largest: int) -> str:
     rejected = count(step.num_rejected) if step.num_rejected else ""
-    use = esc(step.use).replace(":", ":<wbr>")  # where a long name may break
+    use = esc(step.use).replace(":", ":<wbr>")  # allows a line break in a long name
     name = f"<b>{esc(step.name)}</b>{_status(step.status)}<br><code>{use}</code>"
     return (
         f'<tr><td class="name">{name}</td>'
@@ -52,10 +52,10 @@ def _status(status: str) -> str:
 
 
 def _bar(step: StepView, largest: int) -> str:
-    """Lengths are parts of the largest step's, so that all bars compare."""
+    """Returns a bar, scaled to the largest step so that all bars are comparable."""
     if not step.drops_rows:
-        said = f"writes {count(step.rows_out)} rows of its own" if step.rows_out else ""
-        return f'<span class="note">{said}</span>'
+        note = f"writes {count(step.rows_out)} rows of its own" if step.rows_out else ""
+        return f'<span class="note">{note}</span>'
     parts = (("kept", step.rows_out), ("filtered", step.num_of("filtered")), ("fault", step.num_of("fault")))
     segments = "".join(
         f'<i class="{css}" style="width:{100 * rows / largest:.2f}%" title="{css}: {count(rows)}"></i>'
@@ -92,7 +92,7 @@ def _params(params: Mapping[str, Any]) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    """What a stage counted beside its rejects."""
+    """Returns a table of the stage's own counts, besides rejects."""
     rows = "".join(
         f'<tr><td><code>{esc(name)}</code></td><td class="num">{count(num)}</td></tr>'
         for name, num in counts.items()

@@ -1,4 +1,4 @@
-"""Some images with their texts, scores and fate: of the last step with judged texts, and of the rejects."""
+"""A gallery of images with texts, scores and decisions, from the last step with scored texts and from the rejects."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from vlpipe.stages.report.texts import has_texts, spread
 from vlpipe.stages.report.view import RunView, StepView
 
 NUM_KEPT, NUM_DROPPED = 16, 8
-MAX_SHARDS = 8  # per step that pictures are taken from
-HEAD_ROWS = 2048  # of a shard that are looked at, so that a 1 GiB shard is not read for two pictures
+MAX_SHARDS = 8  # shards read per step
+HEAD_ROWS = 2048  # rows read per shard, so that a 1 GiB shard is not read for two images
 THUMBNAIL_PX = 320
-TINY_PX = 96  # what is smaller is shown as it is, enlarged without blur
+TINY_PX = 96  # smaller images are kept as PNG and enlarged without smoothing
 MAX_TEXT = 300  # characters
 COLUMNS = ("id", "url", "texts", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One row to show. `dropped`: the step that rejected it, and why."""
+    """One row to show. `dropped`: the step that rejected it, and its reject."""
 
     row: Mapping[str, Any]
     picture: bytes | None
@@ -56,14 +56,14 @@ def _has_images(step: StepView) -> bool:
 
 
 def judged_images(run: RunView) -> StepView | None:
-    """The last step with images whose texts have scores; else the last with images."""
+    """Returns the last step with images and scored texts; else the last step with images and texts."""
     steps = [step for step in run.steps if _has_images(step)]
     judged = [step for step in steps if any(_is_judged(row) for _, row in _heads(step))]
     return next(iter([*judged[::-1], *steps[::-1]]), None)
 
 
 def _heads(step: StepView) -> Iterator[tuple[Shard, dict[str, Any]]]:
-    """The first rows of some shards, light columns."""
+    """Yields the light columns of the first rows of some shards."""
     assert step.dataset is not None
     some = spread(step.dataset, MAX_SHARDS)
     columns = [c for c in COLUMNS if c in some.schema.names]
@@ -85,7 +85,7 @@ def _is_judged(row: Mapping[str, Any]) -> bool:
 
 
 def evenly(items: Sequence[Any], num: int) -> list[Any]:
-    """`num` of the items, evenly spaced, the first among them."""
+    """Returns `num` items, evenly spaced, including the first."""
     if not items:
         return []
     return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, min(num, len(items))).astype(int))]
@@ -100,7 +100,7 @@ def kept_cards(step: StepView) -> Iterator[Card]:
 
 
 def dropped_cards(run: RunView) -> list[Card]:
-    """Rejected rows whose picture is in an input of the step, each reason in turn."""
+    """Returns cards of rejected rows whose image is in an input of the step, alternating between reasons."""
     waiting = [cards for step in run.steps for cards in _rejected(run, step)]
     chosen: list[tuple[StepView, Shard, Card]] = []
     while waiting and len(chosen) < NUM_DROPPED:
@@ -113,7 +113,7 @@ def dropped_cards(run: RunView) -> list[Card]:
 
 
 def _rejected(run: RunView, step: StepView) -> list[list[tuple[StepView, Shard, Card]]]:
-    """Per reason some rows that `step` rejected, with the step and shard that hold their picture."""
+    """Returns, per reason, some rows that `step` rejected, with the step and shard that hold their image."""
     rejects = {r.id: r for r in step.rejects_sample}
     by_reason: dict[str, list[tuple[StepView, Shard, Card]]] = {}
     for above in (run.step(name) for name in step.inputs if rejects):
@@ -139,15 +139,15 @@ def _with_pictures(step: StepView, cards: Sequence[tuple[Shard, Card]]) -> Itera
 def _pictures(data: Dataset, shard: Shard, wanted: set[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for batch in read_batches(data.store, shard, ["id"], ["image"]):
-        here = batch.filter(pa.array([i in wanted for i in batch["id"].to_pylist()], pa.bool_()))
-        found |= zip(here["id"].to_pylist(), here["image"].to_pylist(), strict=True)
+        chosen = batch.filter(pa.array([i in wanted for i in batch["id"].to_pylist()], pa.bool_()))
+        found |= zip(chosen["id"].to_pylist(), chosen["image"].to_pylist(), strict=True)
         if len(found) == len(wanted):
             break
     return found
 
 
 def thumbnail(data: bytes) -> str:
-    """An <img> with the picture decoded and encoded anew: no byte of the stranger's file is passed on."""
+    """Returns an <img> of the decoded and re-encoded image, so that no bytes of the untrusted file reach the page."""
     from PIL import Image
 
     from vlpipe.stages.common.pixels import decode
@@ -157,7 +157,7 @@ def thumbnail(data: bytes) -> str:
     except RowFault as fault:
         return f'<div class="nopicture">{esc(fault.why)}</div>'
     tiny = max(image.size) <= TINY_PX
-    image.info = {}  # Pillow would write comments and profiles again
+    image.info = {}  # else Pillow would copy comments and profiles
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "PNG") if tiny else image.save(buffer, "JPEG", quality=80)
@@ -172,10 +172,10 @@ def _card(card: Card) -> str:
     row = card.row
     picture = '<div class="nopicture">no picture</div>' if card.picture is None else thumbnail(card.picture)
     texts = "".join(_text(text) for text in row["texts"] or ())
-    fate, said = _fate(card)
+    fate, verdict = _fate(card)
     where = without_secrets(str(row.get("url") or ""))
     return (
-        f'<article class="card {fate}">{picture}<div class="body"><p class="fate">{said}</p><ul>{texts}</ul>'
+        f'<article class="card {fate}">{picture}<div class="body"><p class="fate">{verdict}</p><ul>{texts}</ul>'
         f'<p class="where"><code title="{esc(row["id"])}">{esc(row["id"][:10])}</code> '
         f'<span title="{esc(where)}">{esc(where)}</span></p></div></article>'
     )

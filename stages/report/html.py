@@ -1,4 +1,4 @@
-"""Text for a page: escaped, short, without secrets. Captions and URLs come from strangers."""
+"""Formats text for the page: escaped, shortened, without secrets. Captions and URLs are untrusted input."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 def esc(value: object) -> str:
-    """Safe in text and in quoted attributes. Control marks and those that reorder text become visible."""
+    """Escapes for text and quoted attributes. Control and bidi characters are replaced by U+FFFD."""
     return html.escape(_CONTROL.sub("\ufffd", str(value)), quote=True)
 
 
 def without_secrets(text: str) -> str:
-    """URLs in `text` without user name, password, query and fragment: tokens live there."""
+    """Strips user name, password, query and fragment from URLs in `text`, as they may contain tokens."""
     return _URL.sub(lambda found: _bare_url(found[0]), text)
 
 
 def stranger(text: str, max_chars: int = 1000) -> str:
-    """Text from outside for a reader: no secrets, digests cut to ten digits, not too long."""
+    """Shortens untrusted text: strips secrets, cuts digests to ten digits, and limits the length."""
     short = _DIGEST.sub(lambda found: found[0][:10], without_secrets(text))
     return short if len(short) <= max_chars else short[:max_chars] + "..."
 
@@ -34,7 +34,7 @@ def _bare_url(url: str) -> str:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
         host = parts.hostname or ""
-    except ValueError:  # a stranger's URL, beyond parsing
+    except ValueError:  # an invalid URL
         return url.split("://", 1)[0] + "://..."
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}{parts.path}"
 
@@ -44,7 +44,7 @@ def count(number: int) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """`12.3 %`; `< 0.1 %` rather than nothing."""
+    """Formats a fraction as `12.3 %`; a small non-zero one as `< 0.1 %` (HTML)."""
     if not whole or not part:
         return "0 %"
     percent = 100 * part / whole
@@ -64,7 +64,7 @@ def seconds(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits; a dash for none."""
+    """Formats a number with four significant digits; None as a dash."""
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -73,7 +73,7 @@ def number(value: float | None) -> str:
 
 
 def number_table(columns: Sequence[str], rows: str) -> str:
-    """A table with a first column of names and then numbers; `rows` is HTML."""
+    """Returns a table with a column of names, then columns of numbers; `rows` is HTML."""
     head = "".join(f'<th class="num">{esc(name)}</th>' for name in columns)
     inner = f"<thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody>"
     return f'<div class="scroll"><table class="results">{inner}</table></div>'

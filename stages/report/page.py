@@ -1,4 +1,4 @@
-"""`vlpipe report`: one self-contained HTML page. It loads nothing, and its content policy forbids it to."""
+"""`vlpipe report`: one self-contained HTML page. It loads no resources, and its content security policy forbids any."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SCRIPT = Path(__file__).with_name("page.js")
 
 
 def render(run: RunView) -> str:
-    """The page. The same run gives the same text."""
+    """Returns the HTML page; the same run gives the same text."""
     sections = [(name, body) for name, body in _sections(run) if body]
     nav = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name, _ in sections)
     body = "".join(
@@ -40,7 +40,7 @@ def render(run: RunView) -> str:
 
 
 def _policy(script: str) -> str:
-    """Only pictures within the page, its style and this very script: what slips in can do nothing."""
+    """Allows only embedded images, inline styles and this script, so that injected markup cannot run or load anything."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rules = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return f'<meta http-equiv="Content-Security-Policy" content="{rules}">'

@@ -1,4 +1,4 @@
-"""Axes, lines and bars as SVG text. Colours are CSS classes, so a chart follows the light or dark page."""
+"""Axes, lines and bars as SVG text. Colours are CSS classes, so that charts follow the light or dark theme."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """From values to pixels, both axes."""
+    """Maps values to pixels, for both axes."""
 
     x_low: float
     x_high: float
@@ -31,7 +31,7 @@ class Scale:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) within [low, high]."""
+    """Returns round numbers (multiples of 1, 2 or 5 times a power of ten) within [low, high]."""
     if not high > low:
         return [low]
     rough = (high - low) / about
@@ -42,7 +42,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def axes(scale: Scale) -> str:
-    """Grid lines with their numbers."""
+    """Returns grid lines with their labels."""
     parts = []
     for value in ticks(scale.y_low, scale.y_high):
         y = scale.y(value)
@@ -62,7 +62,7 @@ def line(scale: Scale, xs: Sequence[float], ys: Sequence[float], css: str, title
 
 
 def bar(scale: Scale, low: float, high: float, bottom: float, top: float, css: str, title: str) -> str:
-    """A bar from `bottom` to `top` over [low, high], with a hair of space to its neighbours."""
+    """Returns a bar from `bottom` to `top` over [low, high], with a small gap to its neighbours."""
     x, width = scale.x(low) + 0.75, scale.x(high) - scale.x(low) - 1.5
     y, height = scale.y(top), scale.y(bottom) - scale.y(top)
     return (

@@ -1,4 +1,4 @@
-"""Texts and their scores: which step holds them, and how many of each source there are."""
+"""Reads texts and their scores for the report, with counts per source."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.report.html import count, esc, number_table, share
 from vlpipe.stages.report.view import RunView, StepView
 
-MAX_ROWS = 200_000  # whose texts are read, from shards spread over the step
+MAX_ROWS = 200_000  # approximate max number of rows read, from evenly spaced shards of the step
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The scored texts of one source. kept: 1 yes, 0 no, -1 nobody judged."""
+    """The scored texts of one source. kept: 1 yes, 0 no, -1 not judged."""
 
     source: str
     values: npt.NDArray[np.float32]
@@ -29,7 +29,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """All texts that were read: per source how many there are, are kept, are dropped; and the scores."""
+    """The texts read from a step: per source the numbers of all, kept and dropped texts; and the scores."""
 
     step: str
     num_rows: int
@@ -51,7 +51,7 @@ def _type(data: Dataset) -> pa.DataType:
 
 
 def spread(data: Dataset, max_shards: int) -> Dataset:
-    """At most so many of its shards, evenly spaced, the first among them."""
+    """Returns the dataset with at most `max_shards` shards, evenly spaced, including the first."""
     at = np.unique(
         np.rint(np.linspace(0, len(data.shards) - 1, min(max_shards, len(data.shards)))).astype(int)
     )
@@ -59,7 +59,7 @@ def spread(data: Dataset, max_shards: int) -> Dataset:
 
 
 def judged_texts(run: RunView) -> Texts | None:
-    """Texts of the step with most scored ones, of equals the last: later steps drop rows with their texts."""
+    """Returns the texts of the step with the most scored texts (ties: the last step), as later steps drop rows."""
     best: Texts | None = None
     for step in (s for s in run.steps if has_texts(s)):
         found = read_texts(step)
@@ -95,17 +95,19 @@ def _sources(table: pa.Table) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _in_order(table: pa.Table) -> list[str]:
-    """The sources that are there: web before synth before human before any other."""
+    """Returns the sources present: web, synth, human, then any others."""
     known = ["web", "synth", "human"]
-    there = set(table["source"].to_pylist())
-    return [s for s in known if s in there] + sorted(there.difference(known))
+    present = set(table["source"].to_pylist())
+    return [s for s in known if s in present] + sorted(present.difference(known))
 
 
 def _scores(table: pa.Table) -> Iterator[Scores]:
     scored = table.filter(pc.is_finite(pc.fill_null(table["score"], float("nan"))))
     for source in _in_order(scored):
-        here = scored.filter(pc.equal(scored["source"], source))
-        yield Scores(source, np.asarray(here["score"], np.float32), np.asarray(here["kept"], np.int8))
+        of_source = scored.filter(pc.equal(scored["source"], source))
+        yield Scores(
+            source, np.asarray(of_source["score"], np.float32), np.asarray(of_source["kept"], np.int8)
+        )
 
 
 def text_table(texts: Texts) -> str:

@@ -1,4 +1,4 @@
-"""What the report page is made of: one record per step, filled in from manifests and receipts."""
+"""The input of the report page: one record per step, filled from manifests and receipts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vlpipe.pipeline.stage import Dataset
 class StepView:
     """One step.
 
-    rejects: "kind:why" -> rows, as receipts have it. counts: the stage's own, such as a filter's
+    rejects: "kind:why" -> number of rows, as in receipts. counts: the stage's own counts, such as a filter's
     `fails:min_side`. inputs: names of the steps it reads rows from.
-    dataset: its shards, None while it has none. rejects_sample: some of its rejects, best all of a few evenly
-    spaced shards with the first: the gallery shows those that it finds among the first rows of such shards.
+    dataset: its shards, None if it has none yet. rejects_sample: some of its rejects, preferably all of a few evenly
+    spaced shards including the first: the gallery shows those that are among the first rows of such shards.
     """
 
     name: str
@@ -42,13 +42,13 @@ class StepView:
 
     @property
     def drops_rows(self) -> bool:
-        """Whether rows out are what is left of the rows in; else it reads rows and writes others."""
+        """True if each input row is either output or rejected; False if the step writes rows of its own."""
         return self.rows_in > 0 and self.rows_in == self.rows_out + self.num_rejected
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunView:
-    """A workflow's run, its steps in file order."""
+    """A workflow's run, with its steps in file order."""
 
     title: str
     description: str

@@ -1,4 +1,4 @@
-"""Texts that are on many rows, equal or nearly equal.
+"""Deduplication of texts that occur on several rows, equal or nearly equal.
 
 May import `common`, `dedup`.
 """

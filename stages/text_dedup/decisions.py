@@ -1,6 +1,6 @@
-"""What becomes of single texts: decided over all rows at once, applied row group by row group.
+"""Decisions on single texts: made over all rows at once, applied row group by row group.
 
-The rows stay; `filter.kept:KeepMatched` after it drops those that have no text left.
+No row is dropped; a later `filter.kept:KeepMatched` drops rows without a kept text.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import with_texts
 from vlpipe.stages.common.row import TEXTS
 
-# One line per entry of `texts`, of all rows.
+# One row per entry of `texts`.
 TEXT_DECISIONS = pa.schema(
     [
         ("id", pa.string()),  # of the row
         ("place", pa.int32()),  # of the entry in `texts`, from 0
         ("keep", pa.bool_()),
         ("why", pa.string()),  # of a dropped text
-        ref("witness", pa.string()),  # what it is a twin of: another row's id, or an evaluation item
+        ref("witness", pa.string()),  # id of the row, or name of the evaluation item, that has the same text
         ("similarity", pa.float32()),  # to the witness, 1 is equal
-        ("text", pa.string()),  # of a dropped text, as it stands
+        ("text", pa.string()),  # a dropped text, unmodified
     ]
 )
 TEXTS_REFERENCES = {"texts.parquet": reference_columns(TEXT_DECISIONS)}
@@ -40,7 +40,7 @@ Entry = tuple[str, int]  # id of the row, place in its `texts`
 
 
 class Fate(NamedTuple):
-    """Of a dropped text: what it was, why it goes, whose twin it is and how alike they are."""
+    """A dropped text, why it is dropped, the row or item that it duplicates, and their similarity."""
 
     text: str
     why: str
@@ -50,11 +50,11 @@ class Fate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DropTexts(MapStage):
-    """Mark the texts decided against: kept False, and why. A text that was dropped before keeps its reason. The log, which
-    `vlpipe why` tells, names the witness of each.
+    """Sets kept=False and `why` on the texts to drop; texts dropped earlier keep their reason.
 
-    decisions: `{from: STEP, path: texts.parquet}`, of `text_dedup.texts` or `decontamination.decontaminate`. Entries
-    that were added to `texts` since then are left as they are. Codes of faults: not_in_decisions, text_changed.
+    The step's log, shown by `vlpipe why`, has the witness of each. decisions: `{from: STEP, path: texts.parquet}` of
+    `text_dedup.texts` or `decontamination.decontaminate`. Entries added to `texts` after that step are unchanged. Faults:
+    not_in_decisions (the row has no decision), text_changed (the text differs from the one decided on).
     """
 
     decisions: File
@@ -71,8 +71,8 @@ class DropTexts(MapStage):
 
         def judge(id_: str, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if texts and id_ not in known:
-                said = "the dedup step has not seen this row; read the same rows in both steps"
-                raise RowFault("not_in_decisions", said)
+                detail = "the dedup step did not read this row; give both steps the same rows"
+                raise RowFault("not_in_decisions", detail)
             return [mark(text, dropped.get((id_, place))) for place, text in enumerate(texts)]
 
         def work(rows: pa.Table) -> Out:
@@ -92,9 +92,9 @@ class DropTexts(MapStage):
 def write_text_decisions(
     path: str, tables: Iterable[pa.Table], fates: Mapping[Entry, tuple[str, str, float]]
 ) -> int:
-    """One line per text of the rows (`id`, `texts`), in order; how many there are.
+    """Writes one decision per text of the rows (`id`, `texts`), in order. Returns their number.
 
-    fates: (why, witness, similarity) of the texts to drop.
+    fates: (row id, place) -> (why, witness, similarity) of the texts to drop.
     """
     with ShardWriter(path, TEXT_DECISIONS) as writer:
         for table in tables:
@@ -126,14 +126,14 @@ def mark(entry: dict[str, Any], fate: Fate | None) -> dict[str, Any]:
         return entry
     if entry["text"] != fate.text:
         raise RowFault(
-            "text_changed", f"decided about {fate.text!r}, but the row has {entry['text']!r} there"
+            "text_changed", f"the decision is for {fate.text!r}, but the row now has {entry['text']!r}"
         )
     return entry if entry["kept"] is False else {**entry, "kept": False, "why": fate.why}
 
 
 @lru_cache(maxsize=1)  # a worker process serves many shards of one step
 def load_text_decisions(path: str, digest: str) -> tuple[frozenset[str], dict[Entry, Fate]]:
-    """Ids of the rows that were looked at, and (row id, place) -> fate of the dropped texts."""
+    """Returns the ids of all rows with decisions, and (row id, place) -> Fate of the dropped texts."""
     known: set[str] = set()
     dropped: dict[Entry, Fate] = {}
     try:

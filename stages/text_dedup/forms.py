@@ -1,4 +1,4 @@
-"""A text as it is compared: its normal form, its words, its shingles."""
+"""Forms in which texts are compared: normal form, words, shingles."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ SHINGLE_CHARS = 5
 
 
 class _Table(dict[int, str]):
-    """For `str.translate`: filled as characters are met."""
+    """A table for `str.translate`, filled on demand."""
 
     def __init__(self, rule: Callable[[str, str], str]) -> None:
-        self._rule = rule  # (character, its Unicode category) -> what it becomes
+        self._rule = rule  # (character, its Unicode category) -> replacement
 
     def __missing__(self, code: int) -> str:
         found = self._rule(chr(code), unicodedata.category(chr(code)))
@@ -25,9 +25,9 @@ _WORDS = _Table(lambda char, category: char if category[0] in "LMN" else " ")
 
 
 def normal_form(text: str) -> str:
-    """NFKC, casefold; what is no letter, mark or digit becomes a space, one between words; invisible marks go.
+    """NFKC and casefold; format characters are removed, anything but letters, marks and numbers separates words.
 
-    A text that is all symbols (`:-)`, an emoji) keeps them: else all such texts would be equal.
+    A text of symbols only (`:-)`, an emoji) keeps them, else all such texts would be equal.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     visible = folded.translate(_VISIBLE)
@@ -35,19 +35,19 @@ def normal_form(text: str) -> str:
 
 
 def shingles(form: str) -> frozenset[str]:
-    """All runs of 5 characters of a normal form; a shorter one is its own shingle.
+    """Returns all character 5-grams of a normal form; a shorter form is its own shingle.
 
-    5 is the usual choice for short texts (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.2.2).
+    5 is the usual size for short texts (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.2.2).
     """
     return frozenset(form[i : i + SHINGLE_CHARS] for i in range(max(1, len(form) - SHINGLE_CHARS + 1)))
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Shared part of two sets that are not both empty."""
+    """Jaccard similarity of two sets, 0 to 1; at least one must be non-empty."""
     shared = len(a & b)
     return shared / (len(a) + len(b) - shared)
 
 
 def ngrams(words: list[str], n: int) -> list[str]:
-    """All runs of `n` words, each joined by spaces; none when there are fewer."""
+    """Returns all word `n`-grams, joined by spaces; none if there are fewer than `n` words."""
     return [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]

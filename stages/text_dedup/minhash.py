@@ -1,7 +1,7 @@
-"""Near-duplicate texts: MinHash signatures and their LSH come from `rensa`; each candidate is checked exactly.
+"""Near-duplicate texts: candidates by MinHash LSH (`rensa`), each verified by its exact Jaccard similarity.
 
-LSH may miss a pair, with a chance that is known; what it finds wrongly the exact Jaccard throws out. rensa was taken over
-datasketch: signing and searching took 0.5 s for 50,000 captions (datasketch 2.0: 5.3 s for 20,000), and it needs no scipy.
+LSH misses a pair with a known probability; false candidates fail the exact check. rensa is used rather than datasketch:
+signing and searching took 0.5 s for 50,000 captions (datasketch 2.0: 5.3 s for 20,000), and it does not need scipy.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.text_dedup.forms import jaccard, shingles
 
-NUM_PERM = 120  # hash functions of a signature; it has many divisors, so many ways to cut it into bands
-MIN_RECALL = 0.999  # of pairs just at the threshold
+NUM_PERM = 120  # hash functions per signature; a number with many divisors allows many band sizes
+MIN_RECALL = 0.999  # of pairs exactly at the threshold
 SEED = 1
-BLOCK_ROWS = 4096  # texts signed in one call
+BLOCK_ROWS = 4096  # texts per call of rensa
 NOT_INSTALLED = "dedup.texts with a threshold needs rensa: pip install 'vlpipe[web]'"
 
 
 def num_bands(threshold: float) -> int:
-    """The fewest bands, so the fewest candidates, that find a pair at the threshold with MIN_RECALL.
+    """Returns the min number of bands (hence candidates) that finds a pair at the threshold with probability MIN_RECALL.
 
-    A pair of Jaccard j shares one of b bands of r hashes with chance 1 - (1 - j^r)^b.
+    A pair of Jaccard similarity j shares one of b bands of r hashes with probability 1 - (1 - j^r)^b.
     """
     for rows in (12, 10, 8, 6, 5, 4, 3, 2):
         bands = NUM_PERM // rows
@@ -32,10 +32,10 @@ def num_bands(threshold: float) -> int:
 
 
 def near_twins(forms: Sequence[str], threshold: float) -> Iterator[tuple[int, float]]:
-    """Per normal form, in order: the place of the earlier one that stays and is most alike, and their Jaccard.
+    """Yields, per normal form in order, the index of the most similar earlier kept form, and their Jaccard similarity.
 
-    Greedy: (-1, 1.0) is said of a form that stays, because none that stayed before it reaches the threshold. Of
-    equally near ones the first is named. So in a chain A~B~C B goes and C stays.
+    Greedy: a form is kept, and yields (-1, 1.0), if no earlier kept form reaches the threshold. Ties go to the first
+    form. In a chain A~B~C, B is dropped and C is kept.
     """
     rensa = import_rensa()
     index = rensa.RMinHashLSH(threshold=threshold, num_perm=NUM_PERM, num_bands=num_bands(threshold))

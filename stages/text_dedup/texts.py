@@ -1,6 +1,6 @@
-"""The same text on many rows: equal but for case and punctuation, or nearly equal. Which of them stays.
+"""Deduplicates texts over all rows: equal except for case and punctuation, or nearly equal.
 
-Texts of the best row stay (most pixels, then smallest id), whatever the order of the shards.
+The text of the best row (most pixels, then smallest id) is kept; the order of shards does not matter.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from vlpipe.stages.text_dedup.forms import normal_form
 from vlpipe.stages.text_dedup.minhash import NOT_INSTALLED, near_twins
 
 EXACT, NEAR = "exact_duplicate_text", "near_duplicate_text"
-BLOCK_ROWS = 65_536  # rows decided about in one table
+BLOCK_ROWS = 65_536  # rows per table of decisions
 
-Fate = tuple[str, str, float]  # why a text goes, the row whose text stays for it, how alike they are
+Fate = tuple[str, str, float]  # why a text is dropped, the row whose text is kept instead, their similarity
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextDuplicates(GatherStage):
     """Artifact `texts.parquet` (columns: TEXT_DECISIONS) for `text_dedup.decisions:DropTexts`; emits RESULTS.
 
-    Texts are compared in their normal form (`text_forms.normal_form`). Equal ones are exact_duplicate_text. Near
-    ones, near_duplicate_text, have at least `threshold` of their 5-character shingles in common (Jaccard); null:
-    equal ones only. At 0.8 there are 102 near ones among 25,833 alt-texts of CC3M and LAION; the 26 that were read
+    Texts are compared in normal form (`forms.normal_form`). Equal texts are dropped as exact_duplicate_text, near ones as
+    near_duplicate_text: their 5-character shingles have a Jaccard similarity of at least `threshold` (null: drop equal
+    texts only). At 0.8 there are 102 near duplicates among 25,833 alt-texts of CC3M and LAION; the 26 that were inspected
     differ by a word or two, as "pop artist performs on stage" and "synthpop artist performs on stage". Both may be
-    right for their images: use null where captions are good.
-    sources: the texts that are compared; those dropped before are not. All others stay.
+    right for their images: use null for good captions.
+    sources: only texts of these sources are compared and dropped; texts that are already dropped are ignored.
 
-    Every dropped text has a witness that stays. Memory: all texts, and 2 kB for each that stays.
+    Every dropped text has a kept witness. Memory: all texts, and 2 kB per kept text.
     """
 
     ROWS_ARE: ClassVar[str] = "figures; decisions are an artifact"
@@ -75,7 +75,7 @@ class TextDuplicates(GatherStage):
         job.say(f"{num_rows:,} texts, to drop: {EXACT} {counts[EXACT]:,}, {NEAR} {counts[NEAR]:,}")
 
     def _group(self, rows: pa.Table) -> tuple[dict[str, Entry], dict[Entry, Entry]]:
-        """Normal form -> its best entry, best first; and of each other entry the one it equals."""
+        """Returns normal form -> its best entry (best first), and each other entry -> the best entry that it equals."""
         first: dict[str, Entry] = {}
         copies: dict[Entry, Entry] = {}
         ids, texts = rows["id"], rows["texts"]
@@ -98,7 +98,10 @@ class TextDuplicates(GatherStage):
 
 
 def read_rows(inputs: Sequence[Dataset]) -> pa.Table:
-    """`id`, `texts` and, where there, `width` and `height` of all rows, in input order."""
+    """Returns `id`, `texts` and, if present, `width` and `height` of all rows, in input order.
+
+    Raises VlpipeError if an id occurs twice.
+    """
     tables = []
     for data in inputs:
         tables.append(data.table([n for n in ("id", "texts", "width", "height") if n in data.schema.names]))
@@ -106,12 +109,12 @@ def read_rows(inputs: Sequence[Dataset]) -> pa.Table:
     repeated = Names(packed([rows["id"]])).num_repeated()
     if repeated:
         names = ", ".join(data.name for data in inputs)
-        raise VlpipeError(f"{repeated} id(s) come more than once in {names}: give each row to dedup once")
+        raise VlpipeError(f"{repeated} id(s) occur more than once in {names}: give each row to dedup once")
     return rows
 
 
 def best_first(rows: pa.Table) -> list[int]:
-    """Positions of the rows: those with the most pixels first, of equal ones the smallest id."""
+    """Returns row positions sorted by descending number of pixels, then by id."""
     if {"width", "height"} <= set(rows.schema.names):
         sides = (pc.cast(pc.fill_null(rows[n], 0), pa.int64()) for n in ("width", "height"))
         pixels = pc.multiply(*sides)

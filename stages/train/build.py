@@ -1,4 +1,4 @@
-"""From a recipe to what is trained: the model, its tokenizer, the objectives, and the optimiser."""
+"""Builds the model, tokenizer, objectives and optimiser from a recipe."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from vlpipe.stages.train.recipe import MODELS, OBJECTIVES, Optimisation, Recipe
 
 
 class Net(nn.Module):
-    """Model and objectives as one module: one forward, so that DistributedDataParallel sees all of it, and
-    one state.
+    """Model and objectives in one module, so that DistributedDataParallel wraps one forward and one state dict.
+
+    Raises ValueError if two objectives return a loss of the same name.
     """
 
     def __init__(self, model: Any, objectives: list[tuple[float, Any]]) -> None:
@@ -26,15 +27,17 @@ class Net(nn.Module):
         self.objectives = nn.ModuleList(objective for _, objective in objectives)
         for _, objective in objectives:
             objective.bind(model)
-        self.losses: dict[str, tuple[int, float]] = {}  # name -> (its objective, its weight)
+        self.losses: dict[str, tuple[int, float]] = {}  # name -> (index of its objective, weight)
         for i, (weight, objective) in enumerate(objectives):
             for name in objective.LOSSES:
                 if name in self.losses:
-                    raise ValueError(f"objectives: wanted each once, but two give {name!r}")
+                    raise ValueError(
+                        f"objectives: two objectives return a loss named {name!r}; loss names must be unique"
+                    )
                 self.losses[name] = (i, weight)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The named scalars of all objectives, losses and diagnostics."""
+        """Returns the named scalars of all objectives: losses and diagnostics."""
         features = Features(self.model, batch)
         values: dict[str, Tensor] = {}
         for objective in self._objectives():
@@ -45,7 +48,7 @@ class Net(nn.Module):
         return list(self.objectives)
 
     def num_terms(self, batch: Mapping[str, Any]) -> list[float]:
-        """What each objective's mean runs over in `batch`: its own `num_terms(batch)` (tokens), or rows."""
+        """Number of terms each objective averages over: its `num_terms(batch)` (e.g. tokens), else the batch size."""
         return [
             float(o.num_terms(batch) if hasattr(o, "num_terms") else len(batch["image_id"]))
             for o in self._objectives()
@@ -59,7 +62,10 @@ def load_tokenizer(recipe: Recipe) -> Tokenizer:
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
-    """A new model from `model`, or the one of `init` with what `model` changes in it."""
+    """Returns a new model from `model`, or the model of `init` with the changes given in `model`.
+
+    Raises ValueError if the model of `init` and the tokenizer differ in vocabulary size.
+    """
     if recipe.init is None:
         return _new_model(recipe, tokenizer)
     spec = recipe.model_spec()
@@ -67,8 +73,8 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
     model = find(spec["use"], MODELS).load(recipe.init.path, **changes)
     if model.config.vocab_size != tokenizer.vocab_size:
         raise ValueError(
-            f"init has {model.config.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: "
-            "leave out tokenizer to take the one of init"
+            f"init has {model.config.vocab_size} tokens, the tokenizer has {tokenizer.vocab_size}: "
+            "leave out `tokenizer` to use the one of init"
         )
     return model
 
@@ -89,7 +95,7 @@ def build_objectives(recipe: Recipe) -> list[tuple[float, Any]]:
 
 
 def build_net(recipe: Recipe, tokenizer: Tokenizer) -> Net:
-    """ValueError where the parts do not fit each other."""
+    """Raises ValueError if the parts do not fit each other."""
     model = build_model(recipe, tokenizer)
     if recipe.max_text_length > model.config.max_text_length:
         raise ValueError(
@@ -107,15 +113,19 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer) -> Net:
 
 
 def decay_groups(net: nn.Module, no_decay: Sequence[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(those that decay, those that do not: scalars, vectors, what `no_decay` names). In BLIP all decay."""
+    """Returns (parameters with weight decay, parameters without).
+
+    Scalars, vectors and parameters whose name contains an entry of `no_decay` are not decayed. BLIP decays all.
+    Raises ValueError if an entry of `no_decay` matches no parameter.
+    """
     params = {name: p for name, p in net.named_parameters() if p.requires_grad}
     for part in no_decay:
         if not any(part in name for name in params):
             some = ", ".join(list(params)[:5])
-            raise ValueError(f"no_decay: no parameter has {part!r} in its name; they are like {some}")
+            raise ValueError(f"no_decay: no parameter name contains {part!r}; there are {some}, ...")
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, p in params.items():
-        is_vector = sum(size > 1 for size in p.shape) <= 1  # a class token (1, 1, D) is one too
+        is_vector = sum(size > 1 for size in p.shape) <= 1  # true for a class token (1, 1, D) as well
         groups[is_vector or any(part in name for part in no_decay)].append(p)
     return groups
 
@@ -126,5 +136,5 @@ def build_optimiser(net: nn.Module, recipe: Optimisation) -> torch.optim.AdamW:
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=recipe.lr,
         betas=recipe.betas,
-        fused=True,  # one call instead of ten per parameter: small models are limited by such calls
+        fused=True,  # one kernel call instead of ten per parameter: small models are bound by launch overhead
     )

@@ -1,4 +1,4 @@
-"""Checkpoints that hold the whole run, written whole or not at all."""
+"""Checkpoints of the complete training state, written atomically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlpipe.pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """`000000500.pt` is the state after 500 steps. The last `keep` of them stay in `folder`."""
+    """`000000500.pt` is the state after 500 steps. `folder` keeps the newest `keep` checkpoints."""
 
     folder: str
     keep: int = 2
@@ -25,11 +25,14 @@ class Checkpoints:
             torch.save(state, part)
         kept = self._finished(store)[-self.keep :]
         for name in store.list():
-            if name not in kept:  # older ones, and parts of an attempt that was killed
+            if name not in kept:  # older checkpoints, and partial files of a killed attempt
                 store.remove(name)
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest state, its tensors on the CPU; None when there is none."""
+        """Returns the newest state with tensors on the CPU, or None if there is no checkpoint.
+
+        Raises VlpipeError if the file cannot be read.
+        """
         import torch
 
         store = Store(self.folder)
@@ -41,7 +44,7 @@ class Checkpoints:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise VlpipeError(
-                f"checkpoint {path} cannot be read ({error}); remove it to go on from an older one"
+                f"checkpoint {path} cannot be read ({error}); remove it to resume from an older one"
             ) from error
         return state
 

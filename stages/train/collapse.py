@@ -1,7 +1,7 @@
-"""The alarm for image-text matching that learns nothing, the most reported failure of BLIP training.
+"""Detects image-text matching (ITM) that learns nothing, the most reported failure of BLIP training.
 
-A row has one match and two negatives. Always answering "no match" gives accuracy 2/3, and knowing only that
-prior gives a loss of 0.6365 nats. Reports: github.com/salesforce/BLIP issues 51, 152, 200.
+Each row has one positive and two negatives. Always predicting "no match" gives an accuracy of 2/3; predicting
+this prior gives a loss of 0.6365 nats. Reports: github.com/salesforce/BLIP issues 51, 152, 200.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ LossRow = tuple[int, str, float]  # step, name, value
 
 
 def collapsed(rows: Sequence[LossRow], after: int) -> float | None:
-    """The recent mean of the matching loss if it and the accuracy sit at the prior; None if all is well.
+    """Returns the recent mean ITM loss if both loss and accuracy are within 0.02 of the prior, else None.
 
-    Recent is the last quarter of `after` steps. Nothing is judged before step `after`: every run passes the
-    prior on its way down.
+    "Recent" means the last `after // 4` steps. Returns None before step `after`: every run passes the prior
+    early in training.
     """
     if not rows or rows[-1][0] < after:
         return None
@@ -46,7 +46,7 @@ def _mean_since(rows: Sequence[LossRow], name: str, since: int) -> float | None:
 def message(step: int, loss: float) -> str:
     return (
         f"COLLAPSE ALARM at step {step}: matching (itm) has a loss of {loss:.4f} and an accuracy of 2/3, "
-        "which one gets without looking at the image. Usual causes: lr too high or warmup_steps too few, "
+        "the values of a model that ignores the image. Usual causes: lr too high or warmup_steps too few, "
         "a tokenizer that is not the one of init, texts that do not describe their images, small batches. "
-        "on_collapse: fail stops here"
+        "Set on_collapse: fail to stop at this alarm"
     )

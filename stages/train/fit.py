@@ -1,7 +1,7 @@
-"""The training loop: a plain function that Ray Train runs on each worker, or this process on its own.
+"""The training loop: a plain function that runs on each Ray Train worker, or in this process.
 
-A step depends on nothing but the state before it: its batch follows from its number, dropout from
-(seed, step, rank). So a run that is killed and resumed at any step ends as one that was not.
+A step depends only on the state before it: its batch is a function of the step number, its dropout of
+(seed, step, rank). A run that is killed and resumed at any step therefore ends like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from vlpipe.stages.train.schedule import learning_rate
 
 
 def fit(config: Mapping[str, Any]) -> None:
-    """Train `config["recipe"]` on `config["inputs"]`, or go on from the last checkpoint in `config["work"]`.
+    """Train `config["recipe"]` on `config["inputs"]`, resuming from the last checkpoint in `config["work"]` if any.
 
-    Leaves `work/result`: model, `tokenizer/` and `losses.json`.
+    Rank 0 writes `work/result`: model, `tokenizer/` and `losses.json`.
     """
     work = Path(config["work"])
     checkpoints = Checkpoints(str(work / "checkpoints"))
@@ -46,7 +46,7 @@ def fit(config: Mapping[str, Any]) -> None:
 
 
 def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
-    """The remaining steps."""
+    """Run the remaining steps, with logging, the collapse alarm and checkpoints."""
     recipe, rank, world_size = run.recipe, distributed.rank(), distributed.world_size()
     progress = Progress(progress_log, step=run.step, num_steps=run.num_steps, batch_size=recipe.batch_size)
     with run.loader.batches(run.step, rank, world_size, pin=run.device.type == "cuda") as batches:
@@ -85,7 +85,10 @@ def train_step(run: Run, batches: Sequence[Mapping[str, Any]]) -> None:
 
 
 def accumulate(run: Run, batches: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Forward and backward of all micro-batches; gradients are exchanged in the last. The step's values."""
+    """Forward and backward of all micro-batches; gradients are synchronised in the last one only.
+
+    Returns the losses and diagnostics of the step, as detached scalars.
+    """
     values: dict[str, Tensor] = {}
     for micro, (batch, shares) in enumerate(zip(batches, micro_shares(run, batches), strict=True)):
         is_last = micro == len(batches) - 1
@@ -99,10 +102,12 @@ def accumulate(run: Run, batches: Sequence[Mapping[str, Any]]) -> dict[str, Tens
 
 
 def losses(run: Run, batch: Mapping[str, Any], shares: Sequence[float], num_micro: int) -> dict[str, Tensor]:
-    """A micro-batch's part of each value of the step, and `loss`, the weighted sum of the losses."""
-    here = {k: v.to(run.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    """Returns a micro-batch's contribution to each value of the step, and `loss`, the weighted sum of the losses."""
+    on_device = {
+        k: v.to(run.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
-        values: dict[str, Tensor] = run.parallel(here)
+        values: dict[str, Tensor] = run.parallel(on_device)
     parts: dict[str, Tensor] = {"loss": torch.zeros((), device=run.device)}
     for name, value in values.items():
         if name in run.net.losses:
@@ -115,10 +120,11 @@ def losses(run: Run, batch: Mapping[str, Any], shares: Sequence[float], num_micr
 
 
 def micro_shares(run: Run, batches: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Per micro-batch and objective: its share of the terms (tokens, rows) of the step; they sum to 1.
+    """Returns shares[micro-batch][objective]: the fraction of the step's terms (tokens, rows) in that micro-batch.
 
-    So K micro-batches of B equal one batch of K x B wherever a loss is a mean of independent terms. Contrast
-    and hard negatives are not that: their candidates are those of the micro-batch (and the queue).
+    Terms are counted over all ranks; the shares of an objective sum to 1. So K micro-batches of size B equal one batch
+    of K x B wherever a loss is a mean of independent terms. Contrastive losses and hard negatives are not: their
+    candidates come from the micro-batch (and the queue) only.
     """
     if len(batches) == 1:
         return [[1.0] * len(run.net.objectives)]
@@ -130,7 +136,10 @@ def micro_shares(run: Run, batches: Sequence[Mapping[str, Any]]) -> list[list[fl
 
 
 def clip(run: Run, values: Mapping[str, Tensor]) -> Tensor:
-    """Clip the gradient and return its norm. Raises before what is not finite reaches the weights."""
+    """Clip the gradient to `clip_norm` and return its norm before clipping.
+
+    Raises VlpipeError if the norm or the loss is not finite, before the weights change.
+    """
     params = [p for p in run.net.parameters() if p.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(params, run.recipe.clip_norm or math.inf).double()
     if not math.isfinite(norm + values["loss"]):
@@ -144,7 +153,7 @@ def clip(run: Run, values: Mapping[str, Tensor]) -> Tensor:
 
 
 def log(run: Run) -> dict[str, float]:
-    """Turn the sums since the last rows into rows: means over steps and ranks, equal on all ranks."""
+    """Append loss rows: means over ranks and over the steps since the last log, equal on all ranks. Returns them."""
     means = torch.stack(list(run.sums.values())) / run.num_summed
     if distributed.world_size() > 1:
         dist.all_reduce(means)
@@ -157,7 +166,10 @@ def log(run: Run) -> dict[str, float]:
 
 
 def watch(run: Run) -> str:
-    """Raise the collapse alarm, once: what to say, and a loss row. Only a `Recipe` has a matching loss."""
+    """Check for collapse. At the first alarm, appends a loss row and returns the message; otherwise returns "".
+
+    Raises VlpipeError instead if `on_collapse` is "fail". Only a `Recipe` (not a detector's) has an ITM loss.
+    """
     if not isinstance(run.recipe, Recipe):
         return ""
     after = run.recipe.warmup_steps + run.recipe.collapse_after

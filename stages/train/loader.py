@@ -1,4 +1,4 @@
-"""Batches for one rank, made ahead in a thread. A step number gives the position, after a kill too."""
+"""Batches for one rank, prefetched in a thread. The step number alone determines the position, also after a resume."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-SAMPLE = 4  # what a sample's generator is seeded with, beside those of `order`
+SAMPLE = 4  # seed constant of per-sample generators; distinct from those in `order`
 NUM_AHEAD = 4  # batches
 
 
 class Loader:
-    """All samples of the inputs, and the batches that a rank of `world_size` makes of them."""
+    """Indexes all samples of the inputs and makes the batches of each rank.
+
+    Raises VlpipeError if `mix` names a step that is not an input.
+    """
 
     def __init__(
         self, inputs: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer, image_size: int
@@ -59,7 +62,12 @@ class Loader:
     def batches(
         self, step: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
     ) -> Iterator[Iterator[dict[str, Any]]]:
-        """Micro-batches without end, from optimiser step `step` on; `pin` for faster copies to a GPU."""
+        """Yields an endless iterator of micro-batches, starting at optimiser step `step`.
+
+        A micro-batch of B samples: `pixels` (B, 3, H, W) float32, `input_ids` and `attention_mask` (B, L),
+        `image_id` (B,) int64, `progress` (epochs done) and `micro` (its index within the step). `pin` puts the
+        tensors in pinned memory, for faster copies to a GPU.
+        """
         cache = RowCache(self.units, self.recipe.cache_bytes, self.recipe.loader_threads)
         with (
             closing(cache),
@@ -84,14 +92,14 @@ class Loader:
             step += 1
 
     def _samples(self, cache: RowCache, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Row, str]]:
-        """Each sample with its row and text; the next window is read while this one is used."""
-        here = next(windows)
-        cache.want(_units(here))
-        for following in windows:
-            cache.want(_units(following), keep=_units(here))
-            for sample in here:
+        """Yields each sample with its row and text; the next window is read while the current one is used."""
+        window = next(windows)
+        cache.want(_units(window))
+        for next_window in windows:
+            cache.want(_units(next_window), keep=_units(window))
+            for sample in window:
                 yield sample, *self._pick(sample, cache[sample.unit])
-            here = following
+            window = next_window
 
     def _pick(self, sample: Sample, rows: Rows) -> tuple[Row, str]:
         if self.recipe.texts == "images":
@@ -134,7 +142,7 @@ def _units(samples: Sequence[Sample]) -> list[int]:
 
 
 def augmented(image: Image, spec: Augmentation, size: int, text: str, rng: np.random.Generator) -> Image:
-    """A random crop at (size, size), mirrored half of the time unless the text names a side, RandAugment."""
+    """Random crop resized to (size, size), random flip unless the text says left or right, then RandAugment."""
     from PIL.Image import Resampling, Transpose
 
     if spec.crop_scale is not None:
@@ -149,7 +157,10 @@ def augmented(image: Image, spec: Augmentation, size: int, text: str, rng: np.ra
 
 @contextmanager
 def ahead(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
-    """An endless `source`, run in a thread, at most `depth` items ahead. What it raises is raised here."""
+    """Run the endless iterator `source` in a thread, prefetching at most `depth` items.
+
+    An exception raised in `source` is re-raised in the consumer.
+    """
     items: queue.Queue[T | BaseException] = queue.Queue(depth)
     stop = threading.Event()
 

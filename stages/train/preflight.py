@@ -1,4 +1,4 @@
-"""What can be known of a recipe before it runs: whether its parts exist and fit, what the run will take."""
+"""Checks of a recipe before it runs: whether its parts exist and fit, and an estimate of the cost."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from vlpipe.models.tokenizer import SPECIAL, Tokenizer
 from vlpipe.stages.train.build import build_net, build_objectives, decay_groups, load_tokenizer
 from vlpipe.stages.train.recipe import Recipe
 
-BERT_VOCABULARY = 30524  # for an estimate when the tokenizer is not trained yet
+BERT_VOCABULARY = 30524  # assumed in estimates if the tokenizer is not trained yet
 
 
 def part_problems(recipe: Recipe) -> list[str]:
-    """Build model and objectives without memory. With `init` of a step above, its model is not there yet."""
+    """Returns error messages from building model and objectives on the meta device; empty if they fit.
+
+    With `init`, only the objectives are built: the model may come from an earlier step that has not run yet.
+    """
     try:
         if recipe.init is None:
             with torch.device("meta"):
@@ -29,16 +32,16 @@ def part_problems(recipe: Recipe) -> list[str]:
 
 
 def estimate(recipe: Recipe, num_rows: int) -> str:
-    """One line. An epoch is taken as one sample per row; `num_rows` 0: not known yet."""
+    """One line: steps, samples, workers, parameters, disk. Assumes one sample per row; `num_rows` 0 means unknown."""
     device = "GPU" if recipe.gpu else "CPU"
-    told = [
+    parts = [
         _duration(recipe, num_rows),
         f"{recipe.num_workers} {device} worker(s), {recipe.micro_batch_size:,} samples at a time on each",
     ]
     if recipe.init is None:
         num_params, num_bytes = _sizes(recipe)
-        told.append(f"{num_params / 1e6:.1f} M parameters, {3 * num_bytes / 1e9:.2f} GB for checkpoints")
-    return "; ".join(told)
+        parts.append(f"{num_params / 1e6:.1f} M parameters, {3 * num_bytes / 1e9:.2f} GB for checkpoints")
+    return "; ".join(parts)
 
 
 def _duration(recipe: Recipe, num_rows: int) -> str:
@@ -51,7 +54,7 @@ def _duration(recipe: Recipe, num_rows: int) -> str:
 
 
 def _sizes(recipe: Recipe) -> tuple[int, int]:
-    """(parameters of the model, bytes of a checkpoint)."""
+    """Returns (number of model parameters, size of a checkpoint in bytes)."""
     with torch.device("meta"):
         net = build_net(_without_files(recipe), _tokenizer(recipe))
     weights = sum(value.nbytes for value in net.state_dict().values())
@@ -60,12 +63,12 @@ def _sizes(recipe: Recipe) -> tuple[int, int]:
 
 
 def _without_files(recipe: Recipe) -> Recipe:
-    """On the meta device there is no memory to read weights into; the run reads them."""
+    """The recipe without weight files: the meta device has no memory to load them into."""
     return replace(recipe, init_vit=None, init_bert=None)
 
 
 def _tokenizer(recipe: Recipe) -> Tokenizer:
-    """The recipe's, or one of BERT's size in its place when a step above has yet to train it."""
+    """Returns the recipe's tokenizer, or a placeholder of BERT's size if an earlier step has not trained it yet."""
     file = recipe.tokenizer
     if file is not None and file.step is None and Path(file.path).exists():
         return load_tokenizer(recipe)

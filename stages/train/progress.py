@@ -1,6 +1,6 @@
-"""Progress lines from the worker that trains to the person who watches.
+"""Progress lines from the training worker to the console.
 
-They go through a file, because the worker may be another process.
+They pass through a file, because the worker may run in another process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ POLL_S = 0.2
 
 
 class Progress:
-    """Writes lines to `path`. Speed and time left count from `step`, where this attempt begins."""
+    """Writes progress lines to `path`. Speed and remaining time are measured from `step`, the start of this attempt."""
 
     def __init__(self, path: Path, *, step: int, num_steps: int, batch_size: int) -> None:
         self.path, self.first_step, self.num_steps, self.batch_size = path, step, num_steps, batch_size
@@ -36,7 +36,7 @@ class Progress:
 
 @contextmanager
 def following(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Say each line that is appended to `path` inside the block."""
+    """Call `say` with each line that is appended to `path` inside the block."""
     path.touch()
     start, done = path.stat().st_size, threading.Event()
 

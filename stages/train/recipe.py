@@ -1,4 +1,4 @@
-"""What a training run is, as data: model, objectives, data, optimiser. The YAML keys of a `Train` step."""
+"""The configuration of a training run (model, objectives, data, optimiser): the YAML keys of a `Train` step."""
 
 from __future__ import annotations
 
@@ -17,44 +17,50 @@ DEFAULT_MODEL = "blip:Blip"
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random changes of images. BLIP: crop_scale [0.2, 1] ([0.5, 1] in finetuning), randaugment [2, 5]."""
+    """Image augmentation. BLIP: crop_scale [0.2, 1] ([0.5, 1] in finetuning), randaugment [2, 5]."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    crop_scale: tuple[float, float] | None = None  # share of the area a random crop keeps
-    flip: bool = False  # mirror half of the images, but none whose text says left or right
-    randaugment: tuple[int, float] | None = None  # (operations per image, magnitude of 10)
+    crop_scale: tuple[float, float] | None = (
+        None  # min and max area of a random crop, as a fraction of the image
+    )
+    flip: bool = False  # mirror half of the images, except those whose text says left or right
+    randaugment: tuple[int, float] | None = None  # (operations per image, magnitude from 0 to 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """How long and how a model of any kind is trained. Defaults: those of BLIP's pretraining where it has one."""
+    """Duration, optimiser and hardware of training, for any kind of model. Defaults follow BLIP's pretraining."""
 
-    # For how long; one of `steps` and `epochs`
+    # Duration: exactly one of `steps` and `epochs`
     steps: int | None = None
     epochs: float | None = None
-    batch_size: int = 64  # samples per optimiser step, over all workers and micro-batches
+    batch_size: int = 64  # samples per optimiser step, summed over workers and micro-batches
     accumulate: int = 1  # micro-batches per optimiser step
-    shuffle_window: int = 16384  # samples that are in memory together and shuffled among each other
+    shuffle_window: int = 16384  # samples held in memory and shuffled together
 
-    # How
+    # Optimiser
     lr: float = 3e-4
     min_lr: float = 1e-6
     warmup_steps: int = 0
     schedule: Literal["cosine", "linear", "step_decay"] = "cosine"
-    decay_rate: float = 0.9  # step_decay: lr times this at each new epoch
+    decay_rate: float = 0.9  # step_decay: factor on lr at each new epoch
     weight_decay: float = 0.05
-    no_decay: list[str] = field(default_factory=list)  # parts of names; scalars and vectors never decay
+    no_decay: list[str] = field(
+        default_factory=list
+    )  # substrings of parameter names; scalars and vectors never decay
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # bf16 autocast where a GPU has it; fp32 on CPU
+    precision: Literal["auto", "fp32", "bf16"] = (
+        "auto"  # auto: bf16 autocast on GPUs that support it, else fp32
+    )
     seed: int = 0
 
-    # Where, and what is seen of it
+    # Hardware and logging
     num_workers: int = 1
     gpu: bool = False
     log_every: int = 50  # steps per loss row and progress line
-    checkpoint_every: int = 500  # steps, the most that a kill costs
+    checkpoint_every: int = 500  # steps; a kill loses at most this many
     loader_threads: int = 2  # per worker
 
     @property
@@ -68,7 +74,7 @@ class Optimisation:
         return max(1, round(self.epochs * samples_per_epoch / self.batch_size))
 
     def problems(self) -> list[str]:
-        """What cannot work in these numbers, one line each."""
+        """Returns the invalid settings, one message each."""
         return [text for wrong, text in self._checks() if wrong]
 
     def _checks(self) -> list[tuple[bool, str]]:
@@ -102,36 +108,38 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Optimisation):
-    """A model of images and texts. BLIP's pretraining does not clip, and decays everything."""
+    """Training of an image-text model. BLIP's pretraining does not clip gradients and decays all weights."""
 
-    # What is trained. `model`: {use: "blip:Blip", and its parameters}; beside `init`, what changes in it.
-    # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, and its parameters}.
+    # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
+    # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, plus its parameters}.
     objectives: list[str | dict[str, Any]]
     model: dict[str, Any] | None = None
-    init: Weights | None = None  # start from these, with their tokenizer
+    init: Weights | None = None  # start from these weights, with their tokenizer
     init_vit: Weights | None = (
-        None  # or start a new model's vision from a ViT (BLIP: DeiT-B/16, timm's names)
+        None  # or initialise a new model's image encoder from a ViT (BLIP: DeiT-B/16, timm's parameter names)
     )
-    init_bert: Weights | None = None  # and its text side from a BERT of the same vocabulary
-    tokenizer: File | None = None  # a folder with vocab.txt, or a vocab.txt
+    init_bert: Weights | None = None  # and its text encoder from a BERT with the same vocabulary
+    tokenizer: File | None = None  # a vocab.txt, or a folder that contains one
 
-    # On what. A sample is an (image, text) pair, or an image with one text that is drawn in each epoch.
+    # Data. A sample is an (image, text) pair, or an image with one of its texts, drawn anew in each epoch.
     texts: Literal["pairs", "images"] = "pairs"
-    mix: dict[str, float] = field(default_factory=dict)  # step -> how often its samples come in an epoch
-    prompt: str = ""  # put before every text; BLIP's captioner: "a picture of "
-    max_text_length: int = 30  # tokens, [CLS] and [SEP] included
+    mix: dict[str, float] = field(
+        default_factory=dict
+    )  # input step -> how often each of its samples occurs per epoch
+    prompt: str = ""  # prefix of every text; BLIP's captioner: "a picture of "
+    max_text_length: int = 30  # tokens, including [CLS] and [SEP]
     augment: Augmentation | None = None
 
-    # What else is seen of it
+    # Alarm and memory
     on_collapse: Literal["warn", "fail"] = "warn"
-    collapse_after: int = 1000  # steps after warm-up before matching may be judged to be stuck
-    cache_bytes: int = 2 << 30  # per worker, for images beyond those of the shuffle window
+    collapse_after: int = 1000  # steps after warm-up before the collapse alarm is active
+    cache_bytes: int = 2 << 30  # per worker, for images outside the shuffle window
 
     def model_spec(self) -> dict[str, Any]:
         return {"use": DEFAULT_MODEL} | (self.model or {})
 
     def objective_specs(self) -> list[tuple[float, dict[str, Any]]]:
-        """(weight, spec for `build`) of each objective."""
+        """Returns (weight, spec for `build`) of each objective."""
         specs = [{"use": o} if isinstance(o, str) else dict(o) for o in self.objectives]
         return [(float(spec.pop("weight", 1.0)), spec) for spec in specs]
 
@@ -142,7 +150,7 @@ class Recipe(Optimisation):
             (self.model is None and self.init is None, "wanted model or init, got neither"),
             (
                 self.init is not None and not (self.init_vit is self.init_bert is None),
-                "init_vit and init_bert are for a new model: leave them out beside init",
+                "init_vit and init_bert are for a new model: omit them if init is given",
             ),
             (self.tokenizer is None and self.init is None, "wanted tokenizer or init, got neither"),
             (any(w < 0 for w in self.mix.values()), f"mix: wanted weights of at least 0, got {self.mix}"),
@@ -151,5 +159,5 @@ class Recipe(Optimisation):
 
 
 def mix_weight(mix: Mapping[str, float], name: str) -> float:
-    """Weight of the input `name`; the bare name of a repeated step (`filter` for `filter@2`) counts too."""
+    """Weight of the input `name`, or of its base name for a repeated step (`filter` for `filter@2`); default 1."""
     return mix.get(name, mix.get(name.partition("@")[0], 1.0))

@@ -1,4 +1,4 @@
-"""One worker's part of a training run: what a step reads and changes, and what a checkpoint holds of it."""
+"""The training state of one worker: what a step reads and updates, and what a checkpoint stores of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vlpipe.stages.train.loader import Loader
 from vlpipe.stages.train.recipe import Optimisation, Recipe
 from vlpipe.stages.train.runtime import pick_device, seed_all
 
-# torch 2.13 renames the option and warns of the old name
+# torch 2.13 renames the option and warns about the old name
 SYNC_BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
@@ -30,12 +30,12 @@ SYNC_BUFFERS = (
 
 @dataclass
 class Run:
-    """`step`: steps done. `sums`: of each value over the `num_summed` steps since the last loss row."""
+    """`step`: number of completed steps. `sums`: sum of each value over the `num_summed` steps since the last log."""
 
     recipe: Optimisation
     device: torch.device
-    net: Any  # a Net, or what has its forward, losses, objectives and num_terms
-    loader: Any  # a Loader, or what has its batches and samples_per_epoch
+    net: Any  # a Net, or an object with the same forward, losses, objectives and num_terms
+    loader: Any  # a Loader, or an object with the same batches and samples_per_epoch
     num_steps: int
     step: int = 0
     rows: list[LossRow] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Run:
         if distributed.world_size() > 1:
             sync_buffers: Any = {
                 SYNC_BUFFERS: False
-            }  # queues are equal on all ranks, 100 MB to send per step
+            }  # queues are already equal on all ranks; syncing them would send 100 MB per step
             self.parallel = DistributedDataParallel(
                 self.net,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
@@ -63,10 +63,10 @@ class Run:
         return self.recipe.precision == "bf16"
 
     def state(self) -> dict[str, Any]:
-        """All that a step depends on. No generator state: steps are seeded by their number."""
+        """Everything a step depends on. Generator state is not needed: each step is seeded by its number."""
         return {
             "step": self.step,
-            "net": self.net.state_dict(),  # with momentum encoders and queues
+            "net": self.net.state_dict(),  # includes momentum encoders and queues
             "optimiser": self.optimiser.state_dict(),
             "rows": self.rows,
             "sums": self.sums,
@@ -82,7 +82,10 @@ class Run:
 
 
 def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
-    """Everything as it is before step 0, equal on all ranks."""
+    """Returns the state before step 0, equal on all ranks.
+
+    Raises VlpipeError if the warm-up is not shorter than the run.
+    """
     device = pick_device(recipe.gpu)
     seed_all(recipe.seed, "start")
     tokenizer = load_tokenizer(recipe)
@@ -91,6 +94,6 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
     num_steps = recipe.num_steps(loader.samples_per_epoch)
     if recipe.warmup_steps >= num_steps:
         raise VlpipeError(
-            f"warmup_steps: wanted fewer than the {num_steps} steps there are, got {recipe.warmup_steps}"
+            f"warmup_steps: wanted fewer than the run's {num_steps} steps, got {recipe.warmup_steps}"
         )
     return Run(recipe, device, net, loader, num_steps)

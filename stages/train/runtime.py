@@ -1,4 +1,4 @@
-"""Device, seeds and kernels: what makes a step the same wherever and whenever it runs."""
+"""Device choice, seeding and deterministic kernels, so that a step is reproducible."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def pick_device(gpu: bool) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise VlpipeError(
-            "gpu: true, but torch finds no CUDA device here; install torch for CUDA, or set gpu: false"
+            "gpu: true, but torch finds no CUDA device on this machine; install torch for CUDA, or set gpu: false"
         )
-    return torch.device("cuda", torch.cuda.current_device())  # Ray Train has chosen it
+    return torch.device("cuda", torch.cuda.current_device())  # Ray Train has set it
 
 
 def seed_all(*what: object) -> None:
-    """Seed every global generator by `what`, so that no draw depends on the draws of earlier steps."""
+    """Seed the global generators of torch, numpy and random from `what`, so that a step's draws depend on nothing else."""
     seed = int.from_bytes(hashlib.sha256(":".join(map(str, what)).encode()).digest()[:8]) >> 1
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -34,8 +34,8 @@ def seed_all(*what: object) -> None:
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """Deterministic kernels where there are any; torch warns of those that are not."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not deterministic
+    """Use deterministic kernels where torch has them; it warns about those that are not."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for deterministic cuBLAS
     mode = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)

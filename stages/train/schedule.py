@@ -1,7 +1,6 @@
-"""The learning rate of a step, in closed form. Warm-up counts steps of the whole run.
+"""The learning rate of a step, in closed form. Warm-up may span several epochs.
 
-BLIP warms up in its first epoch only, so that on small data the rate jumps from a partial warm-up to 0.9
-of the peak.
+BLIP warms up in its first epoch only, so on small data its rate jumps from a partial warm-up to 0.9 of the peak.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from vlpipe.stages.train.recipe import Optimisation
 
 
 def learning_rate(recipe: Optimisation, step: int, num_steps: int, samples_per_epoch: int) -> float:
-    """Rate of step 0, 1, ... `num_steps` - 1. The peak is reached by the last step of warm-up, `min_lr` by
-    the last step.
+    """Learning rate of `step` (0 to `num_steps` - 1).
+
+    The last warm-up step has the peak rate `lr`. With "cosine" and "linear" the last step has `min_lr`.
     """
     if step < recipe.warmup_steps:
         return recipe.lr * (step + 1) / recipe.warmup_steps

@@ -1,4 +1,4 @@
-"""A WordPiece vocabulary, learned from all texts that were not dropped, or a given one."""
+"""A WordPiece vocabulary, learned from all texts that no filter dropped, or read from a file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ VOCABULARY = pa.schema([("token_id", pa.int64()), ("token", pa.string())])
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizer(GatherStage):
-    """Artifacts: a folder with `vocab.txt` that `Train` and `transformers.AutoTokenizer` open. Rows: the
-    vocabulary.
-    """
+    """Artifacts: a folder with `vocab.txt`, readable by `Train` and `transformers.AutoTokenizer`. Rows: the vocabulary."""
 
     ROWS_ARE: ClassVar[str] = "the vocabulary"
 
-    vocab_size: int = 30522  # bert-base-uncased's; fewer tokens come out when the texts have fewer
-    vocab: File | None = None  # a vocab.txt, one token per line, to take instead
+    vocab_size: int = 30522  # as bert-base-uncased; small corpora may yield fewer tokens
+    vocab: File | None = None  # use this vocab.txt (one token per line) instead of learning one
 
     NAME: ClassVar[str] = "train.tokenizer:TrainTokenizer"
 

@@ -1,4 +1,4 @@
-"""Train a model on the texts that were kept: a recipe in, weights, tokenizer and loss rows out."""
+"""Trains a model on the kept texts: takes a recipe, returns weights, tokenizer and loss rows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from vlpipe.stages.train.recipe import Recipe
 class Train(GatherStage, Recipe):
     """Artifacts: `config.json`, `model.safetensors` (the model's own layout) and `tokenizer/`. Rows: losses.
 
-    Killed and run again it goes on from its last checkpoint, to the same bytes. With workers on several
-    machines the root must be a folder that all of them see.
+    A killed run resumes from its last checkpoint and ends with the same bytes. With workers on several machines,
+    the root must be a folder shared by all of them.
     """
 
     NAME: ClassVar[str] = "train.train:Train"
@@ -44,13 +44,13 @@ class Train(GatherStage, Recipe):
         return self.problems() or part_problems(self)
 
     def estimate(self, num_rows: int) -> str:
-        """What the run takes, for a plan: steps, samples, workers, disk for checkpoints."""
+        """Cost of the run, for `vlpipe plan`: steps, samples, workers, disk for checkpoints."""
         from vlpipe.stages.train.preflight import estimate
 
         return estimate(self, num_rows)
 
     def tell(self, row: Mapping[str, Any]) -> list[str]:
-        """For `vlpipe why`: which texts of a row it was trained on."""
+        """For `vlpipe why`: the texts of a row used for training."""
         from vlpipe.stages.loading.rows import usable
 
         used = usable(pa.chunked_array([pa.array([row["texts"]], TEXTS)]))[0]

@@ -156,7 +156,9 @@ def test_two_rules_give_one_clip_two_ids(videos: Videos) -> None:
 
 
 def test_mistakes_are_told(videos: Videos) -> None:
-    assert MilNce(sources=("asr",)).preflight() == ["sources are of manual, unknown, auto; got ['asr']"]
+    assert MilNce(sources=("asr",)).preflight() == [
+        "sources: wanted some of manual, unknown, auto; got ['asr']"
+    ]
     assert VideoClip(min_words=9, max_words=8).preflight() == ["wanted min_words <= max_words, got 9 and 8"]
     with pytest.raises(SchemaError, match=r"clips\.milnce reads column 'cues', which is not there"):
         MilNce().schema(videos([[]]).drop_columns("cues").schema)

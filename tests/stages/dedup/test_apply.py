@@ -79,7 +79,7 @@ def test_texts_of_dropped_twins_come_after_the_own_ones(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"dedup.apply \(merge_texts\) reads column 'texts'"):
         run_map(stage, pa.table({"id": ["a"]}))
     with pytest.raises(
-        VlpipeError, match="1 rows get texts of their twins by these decisions; say `merge_texts: true`"
+        VlpipeError, match="1 rows get texts of their duplicates by these decisions; set `merge_texts: true`"
     ):
         run_map(DropDuplicates(decisions=given), pa.table({"id": ["a"], "texts": texts[:1]}))
 

@@ -68,25 +68,25 @@ def test_semdedup_says_whose_twin_a_row_is_and_who_stands_for_it(tmp_path: Path)
 
 def test_a_threshold_below_the_search_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
-        VlpipeError, match=r"threshold 0\.85 is below 0\.9, at which the pairs were searched; search again"
+        VlpipeError, match=r"threshold 0\.85 is below 0\.9, the threshold of the search; search again"
     ):
         decided(tmp_path, threshold=0.85)
 
 
 def test_pairs_of_other_rows_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(VlpipeError, match=r"1 end\(s\) of pairs are not among its rows"):
+    with pytest.raises(VlpipeError, match=r"1 id\(s\) in the pairs are not among the rows"):
         decided(tmp_path, ROWS.slice(1))
 
 
 def test_the_wrong_artifact_is_named(tmp_path: Path) -> None:
     with pytest.raises(
-        VlpipeError, match=r"edges: .*other is not what dedup.faiss or dedup.exact leaves .*\{from: STEP\}"
+        VlpipeError, match=r"edges: .*other is not the output of dedup.faiss or dedup.exact .*\{from: STEP\}"
     ):
         decided(tmp_path, edges=File(path=str(tmp_path / "other")))
 
 
 def test_the_keep_order_is_checked_without_data() -> None:
-    with pytest.raises(SchemaError, match=r"dedup\.decide: keep names 'scor', which is no light column"):
+    with pytest.raises(SchemaError, match=r"dedup\.decide: keep names 'scor', which is not a light column"):
         Decide(edges=File(path="x"), keep=("scor desc",)).schema(ROWS.schema)
     with pytest.raises(SchemaError, match=r"dedup\.decide \(merge_texts\) reads column 'texts'"):
         Decide(edges=File(path="x"), merge_texts=True).schema(ROWS.schema)
@@ -166,4 +166,4 @@ def test_a_giant_group_is_worth_a_warning(tmp_path: Path) -> None:
         tmp_path,
         said.append,
     )
-    assert said[-1].startswith("warning: 201 rows became one, row r000: chains of pairs may have joined")
+    assert said[-1].startswith("warning: 201 rows were merged into row r000: chains of pairs may have joined")

@@ -129,8 +129,8 @@ def test_planted_images_and_texts_are_found_counted_and_dropped(folder: Path) ->
         "removed_texts/coco/ngrams": (1, 6),
     }
     assert ran.said == [
-        "coco: the bytes of 3 images, 3 pictures (1 do not decode), 2 texts (1 under 5 words)",
-        "1 image(s) of the rows do not decode: compared by their bytes only",
+        "coco: the bytes of 3 images, 3 pictures (1 cannot be decoded), 2 texts (1 under 5 words)",
+        "1 image(s) of the rows cannot be decoded: compared by their bytes only",
     ]
     left = apply(web(), ran)
     assert left["id"].to_pylist() == ["other", "cut"]
@@ -221,7 +221,8 @@ def test_embeddings_in_a_file(folder: Path) -> None:
     wide = pa.array([[1.0, 0, 0]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"id": ["v1"], "embedding": wide}), folder / "v.parquet")
     with pytest.raises(
-        VlpipeError, match="the embeddings of iss have width 3, those of the rows 4: one encoder"
+        VlpipeError,
+        match="the embeddings of iss have width 3, those of the rows 4: both must come from one encoder",
     ):
         Ran(folder / "2", [dataset(folder, web())], sets=(spec,), threshold=0.99)
 
@@ -266,8 +267,8 @@ def test_no_rows(folder: Path) -> None:
 def test_what_cannot_work_is_said_before(folder: Path) -> None:
     vectors = EvalSet(name="v", embeddings=File(path="v.parquet"))
     assert Decontaminate(sets=(vectors, EvalSet(name="a b"), EvalSet(name="c")), min_words=9).preflight() == [
-        "sets: 'v' has embeddings: give the `threshold` of their encoder",
-        "sets: 'a b' becomes part of a code: letters, digits and . _ - only",
+        "sets: 'v' has embeddings: set the `threshold` for their encoder",
+        "sets: 'a b' is used in a reject code: use letters, digits and . _ - only",
         "sets: 'a b' has neither images, embeddings nor texts",
         "sets: 'c' has neither images, embeddings nor texts",
         "wanted min_words <= ngram_words, got 9 and 8: evaluation texts in between would not be compared",
@@ -278,7 +279,7 @@ def test_what_cannot_work_is_said_before(folder: Path) -> None:
         ):
             Decontaminate(sets=sets, threshold=0.9).schema(LISTED)
     with pytest.raises(
-        VlpipeError, match=r"there is no evaluation set: name files in `sets`, or evaluation steps"
+        VlpipeError, match=r"there is no evaluation set: list files in `sets`, or evaluation steps"
     ):
         Ran(folder / "1", [dataset(folder, web())])
     with pytest.raises(VlpipeError, match="evaluation sets must have different names; twice: coco"):

@@ -144,7 +144,7 @@ def test_of_cocos_captions_the_named_images_count(tmp_path: Path) -> None:
     ("content", "split", "said"),
     [
         (COCO, ("tets",), "k.json has no split 'tets'; did you mean 'test'"),
-        ({"annotations": []}, ("test",), "k.json has no splits: only Karpathy's JSON says"),
+        ({"annotations": []}, ("test",), "k.json has no splits: only Karpathy's JSON has"),
         ({"images": [{"filename": "a.jpg"}]}, None, "k.json images[0]: wanted an object with 'split' (str)"),
         (
             {"images": [{"filename": "a.jpg", "split": "test", "sentences": [{"tokens": []}]}]},
@@ -158,7 +158,7 @@ def test_of_cocos_captions_the_named_images_count(tmp_path: Path) -> None:
             "k.json questions[0]: wanted an object with 'question' (str)",
         ),
         (COCO, None, "2 of 2 images that the set names are not below"),
-        (karpathy(test=("x/twin.jpg",), val=()) | {"dataset": "z"}, ("test",), "2 files below"),
+        (karpathy(test=("x/twin.jpg",), val=()) | {"dataset": "z"}, ("test",), "2 files in"),
         ({"annotations": [{"answer": "yes"}]}, None, "annotations[0]: wanted an object with 'caption' (str)"),
     ],
 )
@@ -173,7 +173,7 @@ def test_what_is_wrong_with_a_set(
 
 def test_a_split_wants_the_file_that_says_what_is_in_it(tmp_path: Path) -> None:
     bare = EvalSet(name="set", images=File(path=str(tmp_path)), split=("test",))
-    said = "sets: 'set' has a `split`, but no `texts` that say what is in it"
+    said = "sets: 'set' has a `split`, but no `texts` to take it from"
     assert Decontaminate(sets=(bare,)).preflight() == [said]
     (tmp_path / "t.txt").write_text("a\n")
     with pytest.raises(VlpipeError, match="`split` is for Karpathy's JSON"):

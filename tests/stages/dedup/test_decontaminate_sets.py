@@ -97,8 +97,8 @@ def test_vectors_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([[1, 0], [3, 4]], r"1 embedding\(s\) are not vectors of length 1 \(first: 1\)"),
-        ([[1, 0], [float("nan"), 1]], r"1 embedding\(s\) are not vectors of length 1 \(first: 1\)"),
+        ([[1, 0], [3, 4]], r"1 embedding\(s\) do not have unit norm \(first: 1\)"),
+        ([[1, 0], [float("nan"), 1]], r"1 embedding\(s\) do not have unit norm \(first: 1\)"),
         ([[1, 0], None], r"embeddings are missing or of several widths"),
         ([[1, 0], [1]], r"embeddings are missing or of several widths"),
         ([], "there are no rows in"),
@@ -120,7 +120,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     spec = EvalSet(name="x", images=File(path=str(tmp_path / "texts")))
     with pytest.raises(VlpipeError, match="x: there is no image below"):
         from_files(spec, pictures=True)
-    with pytest.raises(VlpipeError, match="`images` wants a folder; there is none at"):
+    with pytest.raises(VlpipeError, match=r"`images` must be a folder; .* is not one"):
         from_files(EvalSet(name="x", images=File(path=str(tmp_path / "none"))), pictures=True)
     with pytest.raises(VlpipeError, match="x: there is no text in"):
         from_files(EvalSet(name="x", texts=File(path=write(tmp_path / "e.txt", "\n"))), pictures=True)

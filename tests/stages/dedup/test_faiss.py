@@ -142,9 +142,7 @@ def test_faiss_gets_its_threads_back() -> None:
 def test_a_vector_that_is_not_of_length_1_is_named(tmp_path: Path, bad: float) -> None:
     x = angles(0, 20, 40)
     x[1] *= bad
-    with pytest.raises(
-        VlpipeError, match=r"embedding of 1 row\(s\) is not a vector of length 1 \(first: r00001\)"
-    ):
+    with pytest.raises(VlpipeError, match=r"embedding of 1 row\(s\) is not of unit norm \(first: r00001\)"):
         run(tmp_path, table(x), threshold=0.9)
 
 
@@ -162,7 +160,7 @@ def test_a_collapsed_encoder_is_an_error_not_a_memory_error(
     monkeypatch.setattr(search, "MIN_PAIR_LIMIT", 1000)
     monkeypatch.setattr(search, "PAIRS_PER_ROW", 3)
     with pytest.raises(
-        VlpipeError, match="more than 1,000 pairs of 100 different rows reach the threshold: the encoder has"
+        VlpipeError, match="more than 1,000 pairs of 100 distinct rows reach the threshold: the encoder has"
     ):
         run(tmp_path, table(angles(*np.linspace(0, 1, 100))), threshold=0.9)
 

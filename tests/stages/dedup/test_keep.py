@@ -78,10 +78,16 @@ def test_a_score_that_is_no_number_hides_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keep", "said"),
     [
-        (("scores desc",), r"dedup: keep names 'scores', which is no light column; did you mean 'score'\?"),
-        (("image",), r"keep names 'image', which is no light column"),
+        (
+            ("scores desc",),
+            r"dedup: keep names 'scores', which is not a light column; did you mean 'score'\?",
+        ),
+        (("image",), r"keep names 'image', which is not a light column"),
         (("texts",), r"keep cannot order rows by 'texts', a list<"),
-        (("sha256 down",), r"keep: 'sha256 down' is no key; wanted COLUMN, COLUMN desc, or COLUMN: \[best"),
+        (
+            ("sha256 down",),
+            r"keep: 'sha256 down' is not a key; wanted COLUMN, COLUMN desc, or COLUMN: \[best",
+        ),
         (({"width": ("1", "2")},), r"keep ranks values of 'width', which must be string, not int32"),
     ],
 )
@@ -97,5 +103,5 @@ def test_what_a_key_is_computed_from_must_be_there() -> None:
 
 def test_an_id_that_comes_twice_is_an_error(tmp_path: Path) -> None:
     data = dataset(tmp_path, pa.table({"id": ["a", "b"]}))
-    with pytest.raises(VlpipeError, match=r"2 id\(s\) come more than once in input, input"):
+    with pytest.raises(VlpipeError, match=r"2 id\(s\) occur more than once in input, input"):
         read_rows([data, data], None, "dedup")

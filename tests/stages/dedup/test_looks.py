@@ -158,7 +158,7 @@ def test_a_flood_of_pairs_is_an_error_not_a_memory_error(
     monkeypatch.setattr(exact, "MIN_PAIR_LIMIT", 10_000)
     monkeypatch.setattr(exact, "PAIRS_PER_ROW", 10)
     with pytest.raises(
-        VlpipeError, match=r"more than 10,000 pairs of pictures differ in at most 10 bits: many versions"
+        VlpipeError, match=r"more than 10,000 pairs of images differ in at most 10 bits: many versions"
     ):
         run_gather(ExactDuplicates(phash=True), [dataset(tmp_path, rows)], tmp_path / "step")
 

@@ -48,9 +48,9 @@ def test_rows_without_texts_were_never_decided_about(stage: DropTexts, text_rows
 
 
 def test_other_rows_or_other_texts_are_faults(stage: DropTexts, text_rows: TextRows) -> None:
-    with pytest.raises(RowFault, match="not_in_decisions: the dedup step has not seen this row"):
+    with pytest.raises(RowFault, match="not_in_decisions: the dedup step did not read this row"):
         run_map(stage, text_rows({"new": ["two"]}))
-    with pytest.raises(RowFault, match="text_changed: decided about 'two', but the row has 'TWO' there"):
+    with pytest.raises(RowFault, match="text_changed: the decision is for 'two', but the row now has 'TWO'"):
         run_map(stage, text_rows({"a": ["one", "TWO"]}))
 
 

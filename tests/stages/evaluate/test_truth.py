@@ -91,7 +91,9 @@ def test_unjudged_texts_count_as_kept_and_nothing_kept_gives_null(tmp_path: Path
 def test_another_worlds_truth_is_an_error(tmp_path: Path, url: str, said: str) -> None:
     truth = truth_file(tmp_path, url=["a"], right=[True])
     rows = dataset(tmp_path, rows_of({url: [text(said, "web")]}))
-    with pytest.raises(VlpipeError, match=f"does not know text '{said}' of {url}; is it of this world"):
+    with pytest.raises(
+        VlpipeError, match=f"the ground-truth file has no text '{said}' for {url}; is it from this world"
+    ):
         run_gather(FilterTruth(truth=truth), [rows], tmp_path)
 
 

@@ -186,10 +186,10 @@ def test_rows_it_cannot_write(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"export.webdataset reads column 'image', which is not there"):
         WriteWebdataset().schema(SCHEMA.remove(SCHEMA.get_field_index("image")))
     odd = made(tmp_path / "odd", [{**row(0), "format": "XBM"}])
-    with pytest.raises(VlpipeError, match="format 'XBM' has no ending; known: JPEG, PNG"):
+    with pytest.raises(VlpipeError, match="unknown format 'XBM'; known: JPEG, PNG"):
         export(tmp_path / "odd", odd)
     empty = made(tmp_path / "none", [{**row(0), "image": None}])
-    with pytest.raises(VlpipeError, match="has no image; a step above must reject such rows"):
+    with pytest.raises(VlpipeError, match="has no image; an earlier step must reject such rows"):
         export(tmp_path / "none", empty)
 
 

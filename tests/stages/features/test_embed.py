@@ -113,5 +113,5 @@ def test_the_length_is_known_before_any_data(
 
 def test_a_wrong_length_is_an_error(weights: Weights) -> None:
     assert Embed(dim=99).preflight() == ["without a model, dim is 768, got 99; leave it out"]
-    with pytest.raises(VlpipeError, match="the model has embed_dim 8, but the step says dim: 64"):
+    with pytest.raises(VlpipeError, match="the model has embed_dim 8, but the step sets dim: 64"):
         Embed(model=weights, dim=64).open().__enter__()

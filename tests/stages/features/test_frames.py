@@ -105,5 +105,5 @@ def test_the_score_is_the_mean_cosine(folder: Path, weights: Weights) -> None:
 
 def test_the_vectors_length_must_be_known() -> None:
     table: Any = pa.table({"id": ["a"], "video": ["x"], "num_bytes": pa.array([1], pa.int64())})
-    with pytest.raises(SchemaError, match="must know how long its vectors are"):
+    with pytest.raises(SchemaError, match="must know the width of its vectors"):
         FrameFeatures(videos=".", model=Weights(step="pretrain")).schema(table.schema)

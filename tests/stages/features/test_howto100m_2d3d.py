@@ -129,5 +129,5 @@ def test_weights_that_do_not_fit(stage: Features2d3d, video_rows: Rows, tmp_path
     with pytest.raises(ValueError, match=r"wanted names as conv1\.weight and fc\.weight, got \['x'\]"):
         resnet({"x": torch.zeros(1)})
     assert replace(stage, batch_size=5).preflight() == [
-        "batch_size must be 1 or a multiple of 16, got 5: else place moves results"
+        "batch_size must be 1 or a multiple of 16, got 5: else results depend on the place in a batch"
     ]

@@ -162,7 +162,7 @@ def test_the_digest_is_of_the_weights_not_of_the_file(folder: Path, tmp_path: Pa
 
 def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path) -> None:
     with (
-        pytest.raises(VlpipeError, match="the detector has feat_dim 128, but the step says feat_dim: 64"),
+        pytest.raises(VlpipeError, match="the detector has feat_dim 128, but the step sets feat_dim: 64"),
         stage(folder, feat_dim=64).open(),
     ):
         pass
@@ -268,5 +268,5 @@ def test_reading_at_random_and_in_order(
 
 
 def test_a_step_without_regions_is_named(stored: tuple[Dataset, list[dict[str, Any]]]) -> None:
-    with pytest.raises(VlpipeError, match="has no column 'feats': put a region stage above"):
+    with pytest.raises(VlpipeError, match="has no column 'feats': add a region stage before this step"):
         RegionStore(stored[0], column="feats")

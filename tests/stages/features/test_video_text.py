@@ -117,7 +117,7 @@ def test_texts_are_those_of_the_whole_network(tmp_path: Path) -> None:
 def test_weights_without_a_text_side_are_refused(s3dg: dict[str, Any], tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "net.pth")
     stage = replace(ClipTextScore(**s3dg), model=Weights(path=str(tmp_path / "net.pth"), digest="digest"))
-    with pytest.raises(VlpipeError, match=r"has no text side \(text_module\.\*\): it cannot score texts"):
+    with pytest.raises(VlpipeError, match=r"has no text encoder \(text_module\.\*\): it cannot score texts"):
         run_map(stage, clips([["cut"]], [[(10, 11, vector(cut=1))]]))
 
 
@@ -137,7 +137,8 @@ def test_a_score_does_not_depend_on_the_company(s3dg: dict[str, Any]) -> None:
 def test_features_of_other_weights_are_refused(s3dg: dict[str, Any]) -> None:
     table = clips([["cut"]], [[(10, 11, vector(cut=1))]], told="other:unit")
     with pytest.raises(
-        VlpipeError, match="'s3d' is of weights other:unit, but texts would be compared with digest"
+        VlpipeError,
+        match="'s3d' was computed with weights other:unit, but texts would be encoded with digest",
     ):
         run_map(ClipTextScore(**s3dg), table)
 
@@ -157,7 +158,7 @@ def test_features_that_are_no_embedding_are_refused(s3dg: dict[str, Any]) -> Non
         stage.schema(told(b'{"vector": "pooled", "l2": false}'))
     with pytest.raises(SchemaError, match="but it writes vector: embedding, l2: true"):
         stage.schema(told(b'{"vector": "embedding", "l2": true}'))
-    with pytest.raises(SchemaError, match="reads column 'frame_feats', which no step above writes"):
+    with pytest.raises(SchemaError, match="reads column 'frame_feats', which no earlier step writes"):
         replace(stage, words=None).schema(schema)
 
 

@@ -214,7 +214,7 @@ def test_features_of_other_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VlpipeError, match=r"the tree is for features of a:kinetics, but .* of a:unit"):
         tokens(mil_nce, fitted)
     both = pa.concat_tables([kinetics, feature_rows(points, weights="a:unit", first=50)])
-    with pytest.raises(VlpipeError, match=r"of 2 different weights \(a:kinetics, a:unit\): a tree is for"):
+    with pytest.raises(VlpipeError, match=r"of 2 different weights \(a:kinetics, a:unit\): a tree needs"):
         fit(both, tmp_path / "both", k=3, levels=1)
 
 
@@ -223,10 +223,10 @@ def test_what_cannot_work_is_said(tmp_path: Path) -> None:
         FitVideoTokens().schema(
             pa.schema([("id", pa.string()), ("s3d_weights", pa.string()), ("s3d", pa.list_(pa.int8()))])
         )
-    with pytest.raises(VlpipeError, match="no tree of video tokens"):
+    with pytest.raises(VlpipeError, match="not a tree of video tokens"):
         VideoTokens(tree=File(path=str(tmp_path))).open().__enter__()
     empty = feature_rows(np.zeros((1, DIM), np.float32)).slice(0, 0)
-    with pytest.raises(VlpipeError, match="there is no row to fit a tree on"):
+    with pytest.raises(VlpipeError, match="there are no rows to fit a tree on"):
         fit(empty, tmp_path)
     assert replace(FitVideoTokens(), levels=6, k=100).preflight() == ["k ** levels must be below 2^31"]
 

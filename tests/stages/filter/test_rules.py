@@ -127,7 +127,7 @@ def test_a_missing_value_is_what_the_rule_says() -> None:
 
     assert keeps("reject") == ["r0"]
     assert keeps("keep") == ["r0", "r1"]
-    with pytest.raises(VlpipeError, match=r"rule min_side \(min_side >= 64\) met a null in 'min_side'"):
+    with pytest.raises(VlpipeError, match=r"rule min_side \(min_side >= 64\) found a null in 'min_side'"):
         keeps("error")
 
 
@@ -284,7 +284,7 @@ def test_rules_that_make_no_sense_are_said() -> None:
     assert first == "rule a: 'in' needs a list, got num_words in 3"
     assert second.startswith("rule b: '(' is not a valid regular expression")
     assert third == "rule c: '>' compares numbers, got num_words > \"3\""
-    assert Rules().preflight() == ["there is no rule: give `preset` or `rules`"]
+    assert Rules().preflight() == ["no rules: set `preset` or `rules`"]
     number_of_text = Rules(rules=(Rule(column="texts.text", op="==", value=3),))
     assert "'texts.text' is string, to which `texts.text == 3` cannot be applied" in schema_error(
         number_of_text

@@ -77,7 +77,7 @@ def test_what_cannot_work_is_said(tmp_path: Path) -> None:
         SchemaError, match=r"filter.top reads column 'scor', which is not there; did you mean 'score'"
     ):
         TopCut(column="scor", fraction=0.3).schema(pa.schema([("id", pa.string()), ("score", pa.float32())]))
-    with pytest.raises(SchemaError, match=r"filter.top wants numbers in column 'id', but it is string"):
+    with pytest.raises(SchemaError, match=r"filter.top needs numbers in column 'id', but it is string"):
         TopCut(column="id", fraction=0.3).schema(pa.schema([("id", pa.string())]))
     (tmp_path / "cut.json").write_text('{"column": "other"}')
     with pytest.raises(VlpipeError, match="was made for column 'other', this step reads 'score'"):

@@ -132,7 +132,7 @@ def test_it_goes_on_from_another_detector(poles: Dataset, tmp_path: Path) -> Non
     before, after = FasterRcnn.load(first.artifacts), FasterRcnn.load(out.artifacts)
     assert torch.equal(before.backbone.conv1.weight, after.backbone.conv1.weight)
     assert not torch.equal(before.head.classes.weight, after.head.classes.weight)
-    with pytest.raises(VlpipeError, match="freeze: no weight's name begins with 'stem'"):
+    with pytest.raises(VlpipeError, match="freeze: no parameter name starts with 'stem'"):
         prepare(recipe(freeze=["stem"]), [poles])
 
 
@@ -155,7 +155,7 @@ def test_mistakes_are_said_before_the_run() -> None:
     ).preflight()
     assert [line[:60] for line in wrong] == [
         "wanted one of steps and epochs, got neither",
-        "model and init_resnet are for a new detector: leave them out",
+        "model and init_resnet are for a new detector: omit them",
         "loss_weights: no loss 'box'; there are rpn_objectness, rpn_b",
         "detector: no parameter 'widht'; there are anchor_sizes, aspe",
     ]

@@ -55,7 +55,10 @@ def test_a_recipe_as_it_is_written() -> None:
         ({"model": None}, "wanted model or init, got neither"),
         ({"tokenizer": None}, "wanted tokenizer or init, got neither"),
         ({"objectives": []}, 'objectives: wanted at least one, such as "lm:Lm"'),
-        ({"objectives": ["lm:Lm", "lm:Lm"]}, "objectives: wanted each once, but two give 'lm'"),
+        (
+            {"objectives": ["lm:Lm", "lm:Lm"]},
+            "objectives: two objectives return a loss named 'lm'; loss names must be unique",
+        ),
         ({"max_text_length": 1000}, "max_text_length: wanted at most the model's 512, got 1000"),
         (
             {"model": {"use": "blip:Blip", "vison_width": 3}},

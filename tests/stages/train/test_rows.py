@@ -104,7 +104,7 @@ def test_the_cache_keeps_what_is_needed_and_what_fits(tmp_path: Path) -> None:
     cache.want([0, 1, 2])
     assert [cache[k][0].id for k in range(3)] == ["r0", "r1", "r2"]
     cache.want([3], keep=[0])  # 1 and 2 are spare and fit
-    assert sorted(cache._found) == [0, 1, 2, 3]
+    assert sorted(cache._futures) == [0, 1, 2, 3]
     cache.want([4], keep=[3])  # 0, 1, 2 are spare: 300 bytes; the longest unused one goes
-    assert sorted(cache._found) == [0, 2, 3, 4]
+    assert sorted(cache._futures) == [0, 2, 3, 4]
     cache.close()
