@@ -96,7 +96,7 @@ def _decide_again(data: Any, step: Path, artifacts: Path) -> float:
     """Seconds for another threshold and rule."""
     from vlpipe.pipeline.files import File
     from vlpipe.pipeline.testing import run_gather
-    from vlpipe.stages.dedup.decide import Decide
+    from vlpipe.stages.dedup.redecide import Decide
 
     began = time.monotonic()
     run_gather(

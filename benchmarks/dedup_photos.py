@@ -32,8 +32,8 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.pixels import decode
-from vlpipe.stages.dedup.decide import Decide
 from vlpipe.stages.dedup.faiss import FaissDuplicates
+from vlpipe.stages.dedup.redecide import Decide
 
 HERE = Path(__file__).parent
 THRESHOLDS = (0.70, 0.75, 0.80, 0.85, 0.90, 0.95, 0.98)
@@ -164,7 +164,7 @@ def markdown(at: dict[str, Any], rows: pa.Table, folder: Path) -> str:
         f"The same among {len(shows) - len(few):,} Flickr8k photos (160 x 160), half of them edited copies of the other "
         f"half ({'; '.join(EDITS)}). Pairs:",
         table(header, pairs),
-        "Rows that `dedup.faiss` at 0.70 and `dedup.decide` at each threshold (greedy) would drop:",
+        "Rows that `dedup.faiss` at 0.70 and `dedup.redecide` at each threshold (greedy) would drop:",
         table(header, drops),
         edit_text(rows),
     ]

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
 from vlpipe.pipeline.parquet.conform import conform
-from vlpipe.pipeline.parquet.conservation import check_conserved as check_conserved
 from vlpipe.pipeline.parquet.file import Parquet
 from vlpipe.pipeline.parquet.footer import footer_digest
 from vlpipe.pipeline.parquet.heavy_join import HeavyJoin
+from vlpipe.pipeline.parquet.row_conservation import check_conserved as check_conserved
 from vlpipe.pipeline.parquet.row_groups import MAX_BYTES, joined_up, num_fitting
 from vlpipe.pipeline.storage.store import Store, sha256_of
 

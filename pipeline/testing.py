@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.pipeline.parquet.conform import conform
-from vlpipe.pipeline.parquet.conservation import check_conserved
+from vlpipe.pipeline.parquet.row_conservation import check_conserved
 from vlpipe.pipeline.shard import Out, Reject, write_shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, MapStage
 from vlpipe.pipeline.storage.store import Store

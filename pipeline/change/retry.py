@@ -22,10 +22,10 @@ from vlpipe.pipeline.engine.records.receipts import (
     read_receipt,
     read_unfinished,
     receipt_path,
-    rejects_path,
     shard_path,
     write_receipt,
 )
+from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.engine.step_state import State
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask

@@ -18,13 +18,11 @@ from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
     log_path,
     read_receipts,
-    read_rejects,
     read_unfinished,
-    rejects_path,
     shard_path,
     write_receipt,
 )
-from vlpipe.pipeline.engine.worker.rejects import RejectsWriter
+from vlpipe.pipeline.engine.records.rejects import RejectsWriter, read_rejects, rejects_path
 from vlpipe.pipeline.shard import Heavy, Reject, Shard
 from vlpipe.pipeline.storage.store import Store
 

@@ -26,7 +26,7 @@ from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, MapStage, SourceStage
-from vlpipe.pipeline.storage.sealed import read_sealed, write_sealed
+from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow, schemas
 from vlpipe.pipeline.workflow.params import files_of, replace_files

@@ -47,10 +47,10 @@ from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
     receipt_numbers,
     receipt_path,
-    rejects_path,
     shard_path,
     write_receipt,
 )
+from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.engine.step_state import State
 from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, clear_unfinished
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, heavy_pointers

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.engine.records.receipts import read_rejects, write_rejects
+from vlpipe.pipeline.engine.records.rejects import read_rejects, write_rejects
 from vlpipe.pipeline.forget.copied_texts import (
     DONORS,
     CopiedTexts,

@@ -15,9 +15,9 @@ from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
     read_receipts,
     read_unfinished,
-    rejects_path,
     shard_path,
 )
+from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.storage.file_names import SHARD_FILE, is_engines

@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from vlpipe.pipeline.engine.records.receipts import Receipt, rejects_path, seconds_of, sum_counts
+from vlpipe.pipeline.engine.records.receipts import Receipt, seconds_of, sum_counts
+from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean, printable
 from vlpipe.pipeline.inspect.on_disk import StepFolder, StepRecord, data_path, need_step, read_step
 from vlpipe.pipeline.shard import is_heavy, open_parquet

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.engine.records.forgotten import read_forgotten
-from vlpipe.pipeline.engine.records.receipts import Receipt, read_rejects
+from vlpipe.pipeline.engine.records.receipts import Receipt
+from vlpipe.pipeline.engine.records.rejects import read_rejects
 from vlpipe.pipeline.errors import VlpipeError, printable
 from vlpipe.pipeline.inspect.on_disk import StepReceipts, offset, what_is_there
 from vlpipe.pipeline.inspect.why_origins import Facts, Row, is_below, trains

@@ -21,7 +21,7 @@ from vlpipe.pipeline.shard import is_heavy
 from vlpipe.pipeline.stage import SHARD_ROWS, GatherStage, MapStage, SourceStage, Stage
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.pipeline.workflow.compose import DraftStep, written_steps
-from vlpipe.pipeline.workflow.hub import HUB_ID
+from vlpipe.pipeline.workflow.hf_hub import HUB_ID
 from vlpipe.pipeline.workflow.params import (
     canonical,
     files_of,

@@ -29,7 +29,7 @@ from vlpipe.stages.common.batches import without
 from vlpipe.stages.common.by_video import CLIP_PLACE, Clip, grid, over_videos
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.video.decode import Limits, ShortSide, open_video
-from vlpipe.stages.video.root import VideosRoot, root_path
+from vlpipe.stages.video.video_root import VideosRoot, root_path
 
 SIGNALS = pa.schema(
     [

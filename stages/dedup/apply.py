@@ -55,8 +55,8 @@ class Verdicts:
 class DropDuplicates(MapStage):
     """Rejects duplicates (filtered, with the decision's `why`) and rows without a decision (fault, `not_in_decisions`).
 
-    decisions: `{from: DEDUP_STEP, path: decisions.parquet}` of `dedup.exact`, `dedup.faiss` or `dedup.decide`.
-    merge_texts: set it as in `dedup.decide`. A kept row's new texts are appended to its own, and the column `donors`
+    decisions: `{from: DEDUP_STEP, path: decisions.parquet}` of `dedup.exact`, `dedup.faiss` or `dedup.redecide`.
+    merge_texts: set it as in `dedup.redecide`. A kept row's new texts are appended to its own, and the column `donors`
     lists the source rows of each text, null for the row's own texts. `vlpipe forget` uses `donors`.
     """
 

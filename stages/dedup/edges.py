@@ -1,6 +1,6 @@
 """Similar pairs as an artifact: `edges.parquet`, and `search.parquet` with the threshold of the search.
 
-A search is expensive, a decision is cheap: `dedup.decide` reads the pairs and applies another threshold, rule or keep order.
+A search is expensive, a decision is cheap: `dedup.redecide` reads the pairs and applies another threshold, rule or order.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def read_edges(file: File) -> tuple[pa.Table, float]:
     plain = pa.schema(
         [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]
     )
-    need(plain, f"dedup.decide ({path}/edges.parquet)", **{f.name: f.type for f in EDGES})
+    need(plain, f"dedup.redecide ({path}/edges.parquet)", **{f.name: f.type for f in EDGES})
     return table, float(threshold)
 
 

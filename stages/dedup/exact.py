@@ -44,9 +44,9 @@ LOOKS = pa.schema([("looks", LOOK)])
 
 @dataclass(frozen=True, kw_only=True)
 class ExactDuplicates(GatherStage):
-    """Emits one decision per row (columns: DECISIONS), with the defaults of `dedup.decide`.
+    """Emits one decision per row (columns: DECISIONS), with the defaults of `dedup.redecide`.
 
-    Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, for other decisions by `dedup.decide`.
+    Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, for other decisions by `dedup.redecide`.
     phash: also compare images. Uses the column `looks` (`dedup.looks`); without it, all images are decoded in one process.
     max_distance: max number of differing bits, of 64. 10 found all re-encoded and 96 % of shifted copies of small images,
     4 half of the latter; 200,000 rows take 8 s on one core at 10, 1 s at 7 and below.

@@ -51,9 +51,9 @@ NOT_INSTALLED = "dedup.faiss needs faiss: pip install 'vlpipe[cpu]', or 'vlpipe[
 
 @dataclass(frozen=True, kw_only=True)
 class FaissDuplicates(GatherStage):
-    """Emits one decision per row (columns: DECISIONS), at `threshold` with the defaults of `dedup.decide`.
+    """Emits one decision per row (columns: DECISIONS), at `threshold` with the defaults of `dedup.redecide`.
 
-    Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, for other decisions by `dedup.decide` without a
+    Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, for other decisions by `dedup.redecide` without a
     new search.
 
     threshold: min cosine of a pair, so search at the loosest one you want. It depends on the encoder; there is no default.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vlpipe.stages.demo.captions import web_caption
-from vlpipe.stages.demo.judge import right
+from vlpipe.stages.demo.check_text import right
 from vlpipe.stages.demo.scenes import COLOURS, GROUNDS, PLACES, SHAPES, SIZES, Scene
 
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from vlpipe.pipeline.shard import Reject, Shard, is_heavy, need, read_batches
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.pipeline.storage.store import Store, canonical_json, sha256_file
 from vlpipe.stages.common.row import TEXTS
-from vlpipe.stages.filter.kept import NO_TEXT_KEPT
+from vlpipe.stages.filter.keep_matched import NO_TEXT_KEPT
 
 WRITTEN = pa.schema(
     [("file", pa.string()), ("num_samples", pa.int64()), ("num_bytes", pa.int64()), ("sha256", pa.string())]

@@ -26,7 +26,7 @@ from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.features.embed import dim_in_config
 from vlpipe.stages.features.s3d import features_type, span
 from vlpipe.stages.video.decode import Exact, Limits, open_video
-from vlpipe.stages.video.root import VideosRoot, root_path
+from vlpipe.stages.video.video_root import VideosRoot, root_path
 
 if TYPE_CHECKING:
     from vlpipe.stages.common.model import Loaded

@@ -33,7 +33,7 @@ from vlpipe.stages.features.s3d_windows import (
     cut,
 )
 from vlpipe.stages.video.decode import Limits, ShortSide, Size, Square, Video, open_video, sample_times
-from vlpipe.stages.video.root import VideosRoot, root_path
+from vlpipe.stages.video.video_root import VideosRoot, root_path
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.measures import ROW_MEASURES, TEXT_MEASURES
 from vlpipe.stages.common.rule import REGEX_OPS, Rule, RuleInput, check_encoder, choose, load_preset, place
 from vlpipe.stages.common.texts import FlatTexts, Mask, as_array, to_mask
-from vlpipe.stages.filter.kept import keep_matched
+from vlpipe.stages.filter.keep_matched import keep_matched
 
 MAX_SHOWN = 60  # max characters of a value in a reject
 Seen = tuple[str, str, list[Any]]  # (condition, column, values of the column)

@@ -17,7 +17,7 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.row import RESULTS, TEXTS
-from vlpipe.stages.demo.judge import right
+from vlpipe.stages.demo.check_text import right
 from vlpipe.stages.demo.scenes import Scene, Thing
 
 

@@ -1,6 +1,6 @@
 """Decisions on single texts: made over all rows at once, applied row group by row group.
 
-No row is dropped; a later `filter.kept:KeepMatched` drops rows without a kept text.
+No row is dropped; a later `filter.keep_matched:KeepMatched` drops rows without a kept text.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from torch import Tensor
 from vlpipe.models import distributed
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.train.checkpoint import Checkpoints
-from vlpipe.stages.train.collapse import ALARM, collapsed, message
+from vlpipe.stages.train.itm_alarm import ALARM, collapsed, message
 from vlpipe.stages.train.progress import Progress
 from vlpipe.stages.train.recipe import Recipe
 from vlpipe.stages.train.run import Run, prepare

@@ -15,7 +15,7 @@ from vlpipe.models import distributed
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.train.build import build_net, build_optimiser, load_tokenizer
-from vlpipe.stages.train.collapse import LossRow
+from vlpipe.stages.train.itm_alarm import LossRow
 from vlpipe.stages.train.loader import Loader
 from vlpipe.stages.train.recipe import Optimisation, Recipe
 from vlpipe.stages.train.runtime import pick_device, seed_all

@@ -61,7 +61,7 @@ def rows(folder: Path, one: PlannedStep, heavy: tuple[str, ...] = ()) -> pa.Tabl
 
 
 def rejects(folder: Path, one: PlannedStep) -> list[dict[str, str]]:
-    from vlpipe.pipeline.engine.records.receipts import read_rejects
+    from vlpipe.pipeline.engine.records.rejects import read_rejects
 
     store = Store(str(folder / "root"))
     return [r for k in range(len(one.receipts)) for r in read_rejects(store, one.folder, k).to_pylist()]

@@ -19,7 +19,7 @@ from vlpipe.pipeline.engine.records.receipts import Receipt, receipts_in
 from vlpipe.pipeline.errors import VlpipeError, explain
 from vlpipe.pipeline.inspect.opted_out import REL as OPTED_OUT
 from vlpipe.pipeline.inspect.opted_out import OptedOut, hash_of_url
-from vlpipe.pipeline.storage.sealed import sealed, unsealed
+from vlpipe.pipeline.storage.checksummed_json import sealed, unsealed
 from vlpipe.pipeline.storage.store import Store
 
 assert verbs.app is app

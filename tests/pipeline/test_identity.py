@@ -20,9 +20,9 @@ from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.inspect.verify.run import verify_step
 from vlpipe.pipeline.shard import Shard
-from vlpipe.pipeline.storage.sealed import sealed, unsealed
+from vlpipe.pipeline.storage.checksummed_json import sealed, unsealed
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.pipeline.workflow.hub import hub_commit
+from vlpipe.pipeline.workflow.hf_hub import hub_commit
 from vlpipe.pipeline.workflow.load import Workflow
 
 WORDS = [f"w{n:02d}" for n in range(20)]

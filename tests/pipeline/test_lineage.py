@@ -13,7 +13,7 @@ from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts, writ
 from vlpipe.pipeline.inspect.on_disk import read_step
 from vlpipe.pipeline.inspect.verify.ids import Ids
 from vlpipe.pipeline.shard import write_shard
-from vlpipe.pipeline.storage.sealed import read_sealed
+from vlpipe.pipeline.storage.checksummed_json import read_sealed
 from vlpipe.pipeline.storage.store import Store
 
 

@@ -16,7 +16,7 @@ from odd_toys import N, table
 from vlpipe.pipeline.engine.worker.gather import GatherTask, run_gather
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.parquet.conform import conform
-from vlpipe.pipeline.parquet.conservation import IdHashes, check_conserved_large
+from vlpipe.pipeline.parquet.row_conservation import IdHashes, check_conserved_large
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.pipeline.storage.store import Store

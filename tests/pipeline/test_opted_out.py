@@ -17,12 +17,13 @@ from vlpipe.pipeline.engine.records.forgotten import hashed
 from vlpipe.pipeline.inspect import opted_out
 from vlpipe.pipeline.inspect.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.web import opted_out as writer
 from vlpipe.stages.web.opted_out import OptedOut
 
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opted_out, "WRITE_S", 0.0)
+    monkeypatch.setattr(writer, "WRITE_S", 0.0)
 
 
 def h(name: str) -> str:
@@ -69,7 +70,7 @@ def test_what_one_run_kept_the_next_one_knows(root: Store) -> None:
 
 
 def test_full_parts_are_left_alone(root: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opted_out, "PART_ROWS", 3)
+    monkeypatch.setattr(writer, "PART_ROWS", 3)
     noted(root, *((f"{n}", "noai") for n in range(7)))
     full = root.read_bytes("opted_out/000001.parquet")
     noted(root, *((f"{n}", "noai") for n in range(4, 11)))
@@ -132,7 +133,7 @@ def test_without_a_root_nothing_is_written() -> None:
 def test_killed_at_every_point_what_was_promised_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opted_out, "PART_ROWS", 3)
+    monkeypatch.setattr(writer, "PART_ROWS", 3)
 
     def work(folder: Path, point: int) -> int:
         if point:

@@ -204,7 +204,7 @@ def test_a_root_on_an_object_store_gives_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_ids_are_counted_not_only_listed() -> None:
-    from vlpipe.pipeline.parquet.conservation import check_conserved
+    from vlpipe.pipeline.parquet.row_conservation import check_conserved
 
     check_conserved("x", Counter("aab"), Counter("ab"), Counter("a"))
     with pytest.raises(VlpipeError, match=r"x breaks row conservation: 1 row\(s\) too many \(first: b\)"):

@@ -15,8 +15,8 @@ from helpers import CHAIN
 
 from vlpipe.pipeline.engine.locking import lock_file
 from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.storage.checksummed_json import sealed, unsealed
 from vlpipe.pipeline.storage.printable import cell, size, struct_text
-from vlpipe.pipeline.storage.sealed import sealed, unsealed
 from vlpipe.pipeline.storage.store import Store
 
 

@@ -8,7 +8,8 @@ import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import CHAIN
 
-from vlpipe.pipeline.engine.records.receipts import read_receipts, rejects_path, write_receipt
+from vlpipe.pipeline.engine.records.receipts import read_receipts, write_receipt
+from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.storage.store import Store
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from vlpipe.pipeline.errors import VlpipeError, WorkflowError, did_you_mean
 from vlpipe.pipeline.stage import GatherStage, Job
-from vlpipe.pipeline.workflow.load import Workflow, yaml_lines
+from vlpipe.pipeline.workflow import yaml_lines
+from vlpipe.pipeline.workflow.load import Workflow
 from vlpipe.pipeline.workflow.yaml_lines import TOO_MANY, Problem, parse
 
 

@@ -23,8 +23,8 @@ from vlpipe.pipeline.engine.records.receipts import (
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import reference_columns
 from vlpipe.pipeline.stage import GatherStage, Stage
+from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed
 from vlpipe.pipeline.storage.file_names import STEP_FILE
-from vlpipe.pipeline.storage.sealed import read_sealed, write_sealed
 from vlpipe.pipeline.storage.store import Store, sha256_file
 
 FORMAT = 2  # of roots: raise it when the engine reads or writes them differently

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.engine.records.keys import sha256_json
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import REJECT_SCHEMA, Heavy, Reject, Shard, ShardWriter, open_parquet
-from vlpipe.pipeline.storage.sealed import sealed, unsealed
-from vlpipe.pipeline.storage.store import Store, sha256_file
+from vlpipe.pipeline.shard import Heavy, Shard, open_parquet
+from vlpipe.pipeline.storage.checksummed_json import sealed, unsealed
+from vlpipe.pipeline.storage.store import Store
 
 STEP_FOLDER = re.compile(r".+-[0-9a-f]{8}([0-9a-f]{8})?")  # 16 digits if two full keys share the first 8
 RECEIPT_FILE = re.compile(r"(\d{6,})\.json")
@@ -84,40 +84,8 @@ def receipt_path(folder: str, index: int) -> str:
     return f"{folder}/_receipts/{index:06d}.json"
 
 
-def rejects_path(folder: str, index: int) -> str:
-    return f"{folder}/_rejects/{index:06d}.parquet"
-
-
 def log_path(folder: str, index: int) -> str:
     return f"{folder}/_log/{index:06d}.jsonl"
-
-
-def write_rejects(
-    store: Store, folder: str, index: int, step: str, rejects: Iterable[Reject]
-) -> tuple[dict[str, int], str]:
-    """Write a shard's rejects; returns ("kind:why" -> rows, sha256 of the file). Without rejects no file is written."""
-    rows = [{"id": r.id, "stage": step, "kind": r.kind, "why": r.why, "detail": r.detail} for r in rejects]
-    path = rejects_path(folder, index)
-    if not rows:
-        store.remove(path)
-        return {}, ""
-    with store.writing(path, sync_folder=False) as part:
-        with ShardWriter(part, REJECT_SCHEMA) as writer:
-            writer.write(pa.Table.from_pylist(rows, REJECT_SCHEMA))
-        digest = sha256_file(part)
-    return dict(sorted(Counter(f"{r['kind']}:{r['why']}" for r in rows).items())), digest
-
-
-def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
-    """A shard's rejects, schema REJECT_SCHEMA; empty if there is no file. Raises VlpipeError if it is damaged."""
-    path = rejects_path(folder, index)
-    if not store.exists(path):
-        return REJECT_SCHEMA.empty_table()
-    with open_parquet(store, path) as file:
-        try:
-            return file.read().cast(REJECT_SCHEMA)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise VlpipeError(f"{store.path(path)} is damaged: {error}") from error
 
 
 def write_receipt(store: Store, folder: str, receipt: Receipt) -> None:

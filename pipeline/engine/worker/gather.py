@@ -20,14 +20,14 @@ from vlpipe.pipeline.engine.records.forgotten import Forgotten, digest_of, read_
 from vlpipe.pipeline.engine.records.keys import sha256_json
 from vlpipe.pipeline.engine.records.manifest import hash_folder
 from vlpipe.pipeline.engine.records.receipts import Receipt, run_path, shard_path, write_receipt
+from vlpipe.pipeline.engine.records.rejects import RejectsWriter
 from vlpipe.pipeline.engine.records.source_hash import recorded_hash, running_source
 from vlpipe.pipeline.engine.worker.captured_output import output_in, screen
 from vlpipe.pipeline.engine.worker.local_files import here
 from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
-from vlpipe.pipeline.engine.worker.rejects import RejectsWriter
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.parquet.conform import OwnIds, conform
-from vlpipe.pipeline.parquet.conservation import IdHashes, check_conserved_large
+from vlpipe.pipeline.parquet.row_conservation import IdHashes, check_conserved_large
 from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy_names, write_shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage
 from vlpipe.pipeline.storage.file_names import STEP_FILE, is_engines

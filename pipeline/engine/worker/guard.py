@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from vlpipe.pipeline.engine.records.rejects import MAX_CODE
 from vlpipe.pipeline.errors import AttemptFailed, RowFault, SchemaError, StepFailed, VlpipeError
 from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.pipeline.stage import Work
@@ -37,7 +38,7 @@ NOBODYS_ERRNO = {
     errno.ENOMEM,
     errno.EROFS,
 }
-MAX_CODE, MAX_DETAIL = 100, 500  # max characters of a reject's code and detail
+MAX_DETAIL = 500  # max characters of a reject's detail
 MAX_TRACEBACKS, MAX_TRACEBACK = 20, 8_000  # max per shard, and max characters of each
 HALF_SHAPED = 10  # rows without the declared columns, and no good row: the stage is wrong, not its rows
 HOPELESS = (1_000, 10_000)  # min and max faults, with no good row, before the stage is considered broken

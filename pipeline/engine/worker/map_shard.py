@@ -19,23 +19,16 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.pipeline.engine.records.progress_notes import noted
-from vlpipe.pipeline.engine.records.receipts import (
-    Receipt,
-    damaged,
-    log_path,
-    read_rejects,
-    shard_path,
-    write_receipt,
-    write_rejects,
-)
+from vlpipe.pipeline.engine.records.receipts import Receipt, damaged, log_path, shard_path, write_receipt
+from vlpipe.pipeline.engine.records.rejects import read_rejects, write_rejects
 from vlpipe.pipeline.engine.records.source_hash import recorded_hash, running_source
 from vlpipe.pipeline.engine.worker.captured_output import output_in
 from vlpipe.pipeline.engine.worker.guard import Faults, hopeless_at, run_guarded
 from vlpipe.pipeline.engine.worker.open_stage import opened
-from vlpipe.pipeline.engine.worker.settle import Settle
+from vlpipe.pipeline.engine.worker.stage_output import Settle
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.parquet.conform import OwnIds, need_ids
-from vlpipe.pipeline.parquet.conservation import check_conserved
+from vlpipe.pipeline.parquet.row_conservation import check_conserved
 from vlpipe.pipeline.service import Address
 from vlpipe.pipeline.shard import (
     Heavy,

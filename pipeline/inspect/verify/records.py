@@ -23,8 +23,8 @@ from vlpipe.pipeline.engine.records.receipts import (
 from vlpipe.pipeline.errors import cut
 from vlpipe.pipeline.inspect.on_disk import StepRecord
 from vlpipe.pipeline.inspect.verify.problems import Problem, read_or_problem
+from vlpipe.pipeline.storage.checksummed_json import read_sealed
 from vlpipe.pipeline.storage.file_names import STEP_FILE
-from vlpipe.pipeline.storage.sealed import read_sealed
 from vlpipe.pipeline.storage.store import Store
 
 RECEIPT, MANIFEST, STEP = TypeAdapter(Receipt), TypeAdapter(Manifest), TypeAdapter(StepFile)

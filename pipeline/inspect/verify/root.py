@@ -17,7 +17,7 @@ from vlpipe.pipeline.engine.records.forget_journal import JOURNAL
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect import opted_out
 from vlpipe.pipeline.inspect.verify.problems import Problem, read_or_problem
-from vlpipe.pipeline.storage.sealed import read_sealed
+from vlpipe.pipeline.storage.checksummed_json import read_sealed
 from vlpipe.pipeline.storage.store import Store
 
 HASH = re.compile(r"[0-9a-f]{64}")

@@ -11,13 +11,8 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.records.receipts import (
-    Receipt,
-    read_rejects,
-    receipt_path,
-    rejects_path,
-    shard_path,
-)
+from vlpipe.pipeline.engine.records.receipts import Receipt, receipt_path, shard_path
+from vlpipe.pipeline.engine.records.rejects import read_rejects, rejects_path
 from vlpipe.pipeline.inspect.on_disk import StepRecord
 from vlpipe.pipeline.inspect.verify.ids import Ids, repeated
 from vlpipe.pipeline.inspect.verify.keys import key_problems

@@ -13,8 +13,8 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.common.row import DONORS, TEXTS, text
 from vlpipe.stages.dedup.apply import DropDuplicates
-from vlpipe.stages.dedup.decide import Decide
 from vlpipe.stages.dedup.edges import Edges, edges_of, read_edges, write_edges
+from vlpipe.stages.dedup.redecide import Decide
 from vlpipe.stages.dedup.row_ids import Names, packed
 
 IDS = ["a", "b", "c", "d"]

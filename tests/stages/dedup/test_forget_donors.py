@@ -22,7 +22,7 @@ name: donors
 steps:
   images: {{use: "lists.captions:CaptionsJsonl", captions: {folder}/list.jsonl, images: {folder}, shard_rows: 4}}
   bytes: {{use: "dedup.exact:ExactDuplicates", from: images}}
-  decided: {{use: "dedup.decide:Decide", from: images, edges: {{from: bytes}}, merge_texts: true}}
+  decided: {{use: "dedup.redecide:Decide", from: images, edges: {{from: bytes}}, merge_texts: true}}
   unique:
     use: "dedup.apply:DropDuplicates"
     from: images

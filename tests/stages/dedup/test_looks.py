@@ -16,9 +16,9 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.testing import GatherOutput, dataset, run_gather, run_map
 from vlpipe.stages.dedup import exact
-from vlpipe.stages.dedup.decide import Decide
 from vlpipe.stages.dedup.exact import ExactDuplicates
 from vlpipe.stages.dedup.looks import LOOK, Looks, PictureLooks, from_arrow, joined, look_at, to_arrow
+from vlpipe.stages.dedup.redecide import Decide
 
 SCHEMA = pa.schema([("id", pa.string()), ("sha256", pa.string()), heavy("image", pa.binary())])
 

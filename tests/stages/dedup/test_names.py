@@ -14,11 +14,11 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.row import TEXTS, text
-from vlpipe.stages.dedup import decide as decide_module
 from vlpipe.stages.dedup import decisions as decisions_module
+from vlpipe.stages.dedup import redecide as decide_module
 from vlpipe.stages.dedup import row_ids as names_module
-from vlpipe.stages.dedup.decide import Decide
 from vlpipe.stages.dedup.exact import ExactDuplicates, same_bytes
+from vlpipe.stages.dedup.redecide import Decide
 from vlpipe.stages.dedup.row_ids import PACKED, TEXT, Names, joined, packed
 
 HEX = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(200)]

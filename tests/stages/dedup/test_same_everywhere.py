@@ -23,7 +23,7 @@ steps:
   looks: {{use: "dedup.looks:PictureLooks", from: vectors}}
   bytes: {{use: "dedup.exact:ExactDuplicates", from: looks, phash: true}}
   near: {{use: "dedup.faiss:FaissDuplicates", from: vectors, threshold: 0.97, exact_below: 0, clusters: 4}}
-  decided: {{use: "dedup.decide:Decide", from: vectors, edges: {{from: near}}, merge_texts: true}}
+  decided: {{use: "dedup.redecide:Decide", from: vectors, edges: {{from: near}}, merge_texts: true}}
   unique:
     use: "dedup.apply:DropDuplicates"
     from: vectors

@@ -13,7 +13,7 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
 from vlpipe.stages.common.row import text
-from vlpipe.stages.filter.kept import KeepMatched
+from vlpipe.stages.filter.keep_matched import KeepMatched
 from vlpipe.stages.text_dedup.decisions import DropTexts
 from vlpipe.stages.text_dedup.texts import TextDuplicates
 

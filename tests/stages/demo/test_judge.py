@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlpipe.stages.demo import captions, noise
-from vlpipe.stages.demo.judge import right
+from vlpipe.stages.demo.check_text import right
 from vlpipe.stages.demo.scenes import Scene, Thing, draw_scene
 
 RED = Thing("circle", "red", "small", ("top", "left"), 0.1, 0.1, 0.2, 0.2)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vlpipe.pipeline.testing import run_gather
 from vlpipe.stages.demo.broken import BOMB_SIDE_PX, bomb_png
-from vlpipe.stages.demo.judge import right
+from vlpipe.stages.demo.check_text import right
 from vlpipe.stages.demo.noise import KINDS
 from vlpipe.stages.demo.world import URL, World
 from vlpipe.stages.ground_truth.filter import scene_of

@@ -7,7 +7,7 @@ import pyarrow as pa
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.row import text
-from vlpipe.stages.filter.kept import KeepMatched
+from vlpipe.stages.filter.keep_matched import KeepMatched
 
 
 def test_rows_without_a_kept_text_are_rejected_with_the_reasons(image_rows: Callable[..., pa.Table]) -> None:

@@ -20,7 +20,7 @@ from threat_server import JPEG, PLAIN
 from typer.testing import CliRunner
 
 from vlpipe.pipeline.cli import commands
-from vlpipe.pipeline.engine.records.receipts import read_rejects
+from vlpipe.pipeline.engine.records.rejects import read_rejects
 from vlpipe.pipeline.inspect.on_disk import step_folders
 from vlpipe.pipeline.inspect.opted_out import hash_of_url, read_hashes
 from vlpipe.pipeline.parquet.text_sets import to_hex

@@ -177,7 +177,7 @@ def steps_of(
         step("pretrain", "train.train:Train", ("unique",), unique.num_rows, trained("pretrain", 1), 312.0),
         step("filter", "filter.itm:ItmFilter", ("unique",), unique.num_rows, data["filter"], 41.7,
              params={"threshold": 0.5}),
-        step("matched", "filter.kept:KeepMatched", ("filter",), unique.num_rows, matched, 0.4,
+        step("matched", "filter.keep_matched:KeepMatched", ("filter",), unique.num_rows, matched, 0.4,
              **dropped("matched")),
         step("retrain", "train.train:Train", ("matched",), matched.num_rows, trained("retrain", 2), 4312.0),
         step("before", "evaluate.retrieval:Retrieval", ("pretrain",), 500,

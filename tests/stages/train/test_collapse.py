@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlpipe.stages.train.collapse import PRIOR_LOSS, LossRow, collapsed
+from vlpipe.stages.train.itm_alarm import PRIOR_LOSS, LossRow, collapsed
 
 
 def run(*values: tuple[int, float, float]) -> list[LossRow]:

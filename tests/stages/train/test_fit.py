@@ -24,7 +24,7 @@ from vlpipe.pipeline.testing import GatherOutput, dataset, run_gather
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, LOSSES
 from vlpipe.stages.train import fit as fit_module
 from vlpipe.stages.train.build import Net
-from vlpipe.stages.train.collapse import ALARM
+from vlpipe.stages.train.itm_alarm import ALARM
 from vlpipe.stages.train.run import Run, prepare
 from vlpipe.stages.train.train import Train
 

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vlpipe.pipeline.files import File
 from vlpipe.stages.clips.frame_signals import FrameSignals
-from vlpipe.stages.video.root import root_path
+from vlpipe.stages.video.video_root import root_path
 
 
 def videos_of(written: Any) -> Any:

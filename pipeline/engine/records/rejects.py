@@ -1,20 +1,35 @@
-"""Writes the rejects of a shard as they come, so that they need not fit in memory."""
+"""The rejects of a shard, `_rejects/000042.parquet`: written as they come, so that they need not fit in memory, and read."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.records.receipts import rejects_path
-from vlpipe.pipeline.engine.worker.settle import settled_reject
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import REJECT_SCHEMA, Reject, ShardWriter
+from vlpipe.pipeline.shard import REJECT_SCHEMA, Reject, ShardWriter, open_parquet
+from vlpipe.pipeline.storage.storable import storable
 from vlpipe.pipeline.storage.store import Store, sha256_file
 
+KINDS = ("fault", "filtered")
+MAX_CODE, MAX_DETAIL = 100, 2_000  # max characters of `why` and `detail`
 HELD = 512  # rejects per write
+
+
+def rejects_path(folder: str, index: int) -> str:
+    return f"{folder}/_rejects/{index:06d}.parquet"
+
+
+def settled_reject(one: Any) -> Reject:
+    """The reject in storable form. Raises TypeError if it is not a Reject or names no row."""
+    if not (isinstance(one, Reject) and isinstance(one.id, str) and one.kind in KINDS):
+        raise TypeError(
+            f"Out.rejects holds {storable(repr(one), 200)}; wanted Reject(id, 'fault' or 'filtered', why)"
+        )
+    return Reject(one.id, one.kind, storable(one.why, MAX_CODE), storable(one.detail, MAX_DETAIL))
 
 
 class RejectsWriter:
@@ -66,3 +81,25 @@ class RejectsWriter:
             self.digest = sha256_file(self._part)
         self._stack.close()
         return dict(sorted(self._codes.items()))
+
+
+def write_rejects(
+    store: Store, folder: str, index: int, step: str, rejects: Iterable[Reject]
+) -> tuple[dict[str, int], str]:
+    """Write a shard's rejects; returns ("kind:why" -> rows, sha256 of the file). Without rejects no file is written."""
+    with RejectsWriter(store, folder, index, step) as writer:
+        for one in rejects:
+            writer.add(one)
+        return writer.finish(), writer.digest
+
+
+def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
+    """A shard's rejects, schema REJECT_SCHEMA; empty if there is no file. Raises VlpipeError if it is damaged."""
+    path = rejects_path(folder, index)
+    if not store.exists(path):
+        return REJECT_SCHEMA.empty_table()
+    with open_parquet(store, path) as file:
+        try:
+            return file.read().cast(REJECT_SCHEMA)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise VlpipeError(f"{store.path(path)} is damaged: {error}") from error

@@ -12,15 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlpipe.pipeline.engine.worker.guard import MAX_CODE, Faults, MissingColumns
+from vlpipe.pipeline.engine.records.rejects import MAX_CODE, settled_reject
+from vlpipe.pipeline.engine.worker.guard import Faults, MissingColumns
 from vlpipe.pipeline.errors import RowFault, SchemaError
 from vlpipe.pipeline.parquet.conform import cast, conform, need_columns
-from vlpipe.pipeline.shard import Out, Reject
+from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.storage.storable import storable, storable_json
 
 BAD_VALUE = "bad_value"  # reject code of a row whose value cannot be cast to the declared type
-MAX_DETAIL = 2_000  # max characters of `detail` in the stage's own rejects
-KINDS = ("fault", "filtered")
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,6 @@ def _bad_rows(table: pa.Table, schema: pa.Schema, who: str) -> dict[int, ValueEr
             else:
                 waiting += [(start + num // 2, num - num // 2), (start, num // 2)]
     return found
-
-
-def settled_reject(one: Any) -> Reject:
-    """The reject in storable form. Raises TypeError if it is not a Reject or names no row."""
-    if not (isinstance(one, Reject) and isinstance(one.id, str) and one.kind in KINDS):
-        raise TypeError(
-            f"Out.rejects holds {storable(repr(one), 200)}; wanted Reject(id, 'fault' or 'filtered', why)"
-        )
-    return Reject(one.id, one.kind, storable(one.why, MAX_CODE), storable(one.detail, MAX_DETAIL))
 
 
 def _counts(counts: Mapping[str, Any]) -> dict[str, int]:

@@ -64,10 +64,10 @@ class Decide(GatherStage):
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = DECISIONS_REFERENCES
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "dedup.decide", id=pa.string())
-        keys_of(self.keep, inp, "dedup.decide")
+        need(inp, "dedup.redecide", id=pa.string())
+        keys_of(self.keep, inp, "dedup.redecide")
         if self.merge_texts:
-            need(inp, "dedup.decide (merge_texts)", texts=TEXTS)
+            need(inp, "dedup.redecide (merge_texts)", texts=TEXTS)
         return DECISIONS
 
     def run(self, job: Job) -> None:
@@ -78,7 +78,7 @@ class Decide(GatherStage):
                 f"dedup.decide: threshold {threshold:g} is below {searched:g}, the threshold of the search; "
                 f"search again with `threshold: {threshold:g}` (of dedup.exact: with a larger `max_distance`)"
             )
-        rows = read_rows(job.inputs, self.keep, "dedup.decide")
+        rows = read_rows(job.inputs, self.keep, "dedup.redecide")
         num_rows = len(rows.ids)
         ids = joined(rows.ids, _earlier(table))
         edges = edges_of(table, ids).at_least(threshold)

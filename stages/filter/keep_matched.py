@@ -29,7 +29,7 @@ class KeepMatched(MapStage):
     FILTERS: ClassVar[bool] = True
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "filter.kept", id=pa.string(), texts=TEXTS)
+        need(inp, "filter.keep_matched", id=pa.string(), texts=TEXTS)
         return inp
 
     @contextmanager
