@@ -30,11 +30,12 @@ from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.engine.step_state import State
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
-from vlpipe.pipeline.inspect.on_disk import find_step, what_is_there
+from vlpipe.pipeline.inspect.on_disk import what_is_there
 from vlpipe.pipeline.inspect.verify.run import shard_problems
 from vlpipe.pipeline.storage.file_names import STEP_FILE
 from vlpipe.pipeline.storage.printable import counts
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.step import find_step
 
 FAULT = "fault:"
 

@@ -62,9 +62,9 @@ def _store(url: str) -> Store:
     try:
         is_file = store.is_local and os.path.exists(url) and not os.path.isdir(url)
     except (ValueError, ImportError) as error:  # unknown protocol, or its package is not installed
-        raise VlpipeError(f"root {url}: {error}") from error
+        raise VlpipeError(f"cannot open the output root {url}: {error}") from error
     if is_file:
-        raise VlpipeError(f"root {url}: this is a file; wanted a folder, existing or new")
+        raise VlpipeError(f"the output root {url} is a file; wanted a folder, existing or new")
     return store
 
 

@@ -38,6 +38,7 @@ from vlpipe.pipeline.inspect.verify import root as verify_root
 from vlpipe.pipeline.inspect.verify import run as verify
 from vlpipe.pipeline.storage.printable import size
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.step import find_step
 
 PLAIN_WIDTH = 200  # characters, for tables in files and pipes
 
@@ -283,7 +284,7 @@ def export_command(
     """Write a step's rows with images and features joined in, as Parquet for other tools."""
     _, steps, store = planned(workflow, root, set_, profile)
     names = [name.strip() for name in columns.split(",")] if columns else None
-    one = on_disk.find_step(steps, step)
+    one = find_step(steps, step)
     written = export.export(one, store, Store(to), names)
     total = sum(Store(to).size(shard.path) for shard in written)
     rows = sum(shard.num_rows for shard in written)

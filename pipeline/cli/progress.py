@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -29,6 +29,7 @@ from vlpipe.pipeline.engine.records.progress_notes import mark_running, rows_don
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.errors import printable
 from vlpipe.pipeline.stage import MapStage
+from vlpipe.pipeline.storage.printable import counts
 from vlpipe.pipeline.storage.store import Store
 
 RESULT_COLUMNS = ["name", "value", "num_rows"]
@@ -39,6 +40,7 @@ NOTES_S = 5.0  # seconds between reads of the progress notes of running shards
 SLOW_S = 10.0  # seconds after which a step or shard also reports intermediate progress
 SPEAK_S = 30.0  # min seconds between two plain lines of a step; longer for steps that run long
 ASKED = 32  # max number of shards whose notes are read: those that run longest
+MAX_CODES = 4  # reject codes that are shown with their counts
 MANY_ROWS = 1_000  # min input rows for the warning that a filter dropped nothing
 
 
@@ -258,7 +260,7 @@ def summary(one: PlannedStep, seconds: float, reused: int = 0, busy_s: float = 0
         parts.append(f"{m.rows_in:,} rows in")
     parts.append(f"{m.rows_out:,} out")
     if m.rejects:
-        parts.append(f"{sum(m.rejects.values()):,} rejected ({reasons(m.rejects)})")
+        parts.append(f"{sum(m.rejects.values()):,} rejected ({counts(m.rejects, MAX_CODES)})")
     if m.artifacts:
         parts.append(f"{len(m.artifacts)} artifact(s)")
     parts.append(f"{seconds:.1f} s")
@@ -282,15 +284,9 @@ def keep_warning(one: PlannedStep) -> str:
 
 
 def dropped_nothing(m: Manifest) -> bool:
-    """True if no row was filtered and no counter is set; filters of texts count the texts they drop."""
+    """True if the step rejected no row as filtered and its own counts are all 0: text filters drop texts of a row, not the
+    row, and say so only in their counts."""
     return not any(code.startswith("filtered:") for code in m.rejects) and not any(m.counts.values())
-
-
-def reasons(rejects: Mapping[str, int], num: int = 4) -> str:
-    """Returns the `num` most frequent reject codes with their counts."""
-    counts = Counter(dict(rejects))
-    shown = ", ".join(f"{code.partition(':')[2]} {n:,}" for code, n in counts.most_common(num))
-    return shown + (", ..." if len(counts) > num else "")
 
 
 def results_table(steps: Sequence[PlannedStep], store: Store) -> Table | None:

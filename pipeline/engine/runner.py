@@ -43,8 +43,8 @@ from vlpipe.pipeline.engine.records.manifest import (
     write_step_file,
 )
 from vlpipe.pipeline.engine.records.receipts import (
-    MadeFrom,
     Receipt,
+    made_from,
     receipt_numbers,
     receipt_path,
     shard_path,
@@ -215,14 +215,15 @@ class Run:
 
     def _reused(self, state: State, task: ShardTask) -> Receipt | None:
         """Receipt of a shard that is in the step's folder or adopted from another; None if it must be computed."""
-        one, made_from = state.one, made_from_of(task)
+        one = state.one
+        wanted = made_from(task.key, task.input, task.stage.READS_HEAVY, task.artifacts_digest)
         mine = state.have.get(task.index)
         heavy = heavy_pointers(task)
-        if mine and mine.made_from == made_from and self._is_reusable(state, mine):
+        if mine and mine.made_from == wanted and self._is_reusable(state, mine):
             heavy = own_digest(heavy, mine.shard)
             return self._with_heavy(mine, heavy, one.folder)
         keyed, finished = one.keyed, self.finished_shards
-        found = finished and finished.find(keyed.stage_key, made_from, keyed.source, one.folder)
+        found = finished and finished.find(keyed.stage_key, wanted, keyed.source, one.folder)
         return adopt(self.store, found, one.folder, task.index, heavy) if found else None
 
     def _is_reusable(self, state: State, mine: Receipt) -> bool:
@@ -391,9 +392,3 @@ class Run:
         self.watcher.finished(state.one)
         if all(s.opened for s in self.states.values() if state.one in s.one.above):
             state.one.let_go()
-
-
-def made_from_of(task: ShardTask) -> MadeFrom:
-    """What the task's shard would be made from, to compare with `Receipt.made_from`. Full keys and digests, never names."""
-    heavy = task.input.heavy_digests(task.stage.READS_HEAVY)
-    return task.key, task.input.digest, tuple(sorted(heavy.items())), task.artifacts_digest

@@ -1,7 +1,8 @@
 """URLs to forget, given as canonical URLs, domains, or hashes of opted-out URLs, and matched against whole columns.
 
-Parsing a URL in Python takes 5 us, and most URLs are of other hosts. So one regular expression extracts the hosts, and
-only URLs that it does not match or whose host is wanted are parsed one by one.
+Parsing a URL in Python takes 5 us, and most URLs of a column have a host that is not to be forgotten. So one regular
+expression extracts all hosts, and a URL is parsed only if its host is to be forgotten or the expression found none. With
+hashes of opted-out URLs every URL is parsed: a hash has no host.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from vlpipe.pipeline.engine.records.receipts import (
     STEP_FOLDER,
     MadeFrom,
     Receipt,
+    made_from,
     read_receipts,
     read_unfinished,
     shard_path,
@@ -20,6 +21,7 @@ from vlpipe.pipeline.engine.records.receipts import (
 from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.stage import MapStage
 from vlpipe.pipeline.storage.file_names import SHARD_FILE, is_engines
 from vlpipe.pipeline.storage.store import Store
 
@@ -126,17 +128,6 @@ def data_path(place: StepFolder) -> str:
     return (rejects_path if place.rejects else shard_path)(place.folder, place.index)
 
 
-def find_step(steps: Sequence[PlannedStep], name: str) -> PlannedStep:
-    """Returns the planned step `name`; for a repeated step, the name without a round means its last round.
-
-    Raises VlpipeError if there is no such step.
-    """
-    for one in reversed(steps):
-        if name in (one.name, one.name.partition("@")[0]):
-            return one
-    raise VlpipeError(f"there is no step {name!r}{did_you_mean(name, [one.name for one in steps])}")
-
-
 @dataclass(frozen=True, slots=True)
 class StepReceipts:
     """Valid receipts of a step. num_shards: total when the step is done; None: unknown before it has run."""
@@ -171,17 +162,18 @@ def _half_done(one: PlannedStep, store: Store, have: dict[str, StepReceipts]) ->
     if not all(p.is_done for p in one.artifact_steps):
         return StepReceipts({}, num_shards)
     made_with, receipts = artifacts_digest(one), one.found or read_unfinished(store, one.folder)
+    stage = one.keyed.step.stage
+    heavy = stage.READS_HEAVY if isinstance(stage, MapStage) else ()
+
+    def would_be(source: Shard) -> MadeFrom:
+        return made_from(shard_key(one.keyed.stage_key, source.key), source, heavy, made_with)
+
     found = {
         index: receipt
         for index, receipt in sorted(receipts.items())
-        if index in inputs and receipt.made_from == _made_from(one, inputs[index], made_with)
+        if index in inputs and receipt.made_from == would_be(inputs[index])
     }
     return StepReceipts(found, num_shards)
-
-
-def _made_from(one: PlannedStep, shard: Shard, made_with: str) -> MadeFrom:
-    heavy = shard.heavy_digests(getattr(one.keyed.step.stage, "READS_HEAVY", ()))
-    return shard_key(one.keyed.stage_key, shard.key), shard.digest, tuple(sorted(heavy.items())), made_with
 
 
 def input_shards(one: PlannedStep, have: dict[str, StepReceipts]) -> dict[int, Shard]:

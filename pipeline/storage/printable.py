@@ -51,7 +51,8 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TB"
 
 
-def counts(rejects: Mapping[str, int]) -> str:
-    """`timeout 3, http_404 1` from "kind:why" -> rows, most frequent first."""
+def counts(rejects: Mapping[str, int], max_codes: int | None = None) -> str:
+    """`timeout 3, http_404 1` from "kind:why" -> rows, most frequent first; `, ...` for those beyond `max_codes`."""
     ordered = sorted(rejects.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{code.partition(':')[2]} {n:,}" for code, n in ordered)
+    text = ", ".join(f"{code.partition(':')[2]} {n:,}" for code, n in ordered[:max_codes])
+    return text if len(ordered) <= (max_codes or len(ordered)) else f"{text}, ..."

@@ -30,7 +30,7 @@ from vlpipe.pipeline.workflow.params import (
     validate,
 )
 from vlpipe.pipeline.workflow.stage_checks import class_problems, idle_keys
-from vlpipe.pipeline.workflow.step import ENGINE_KEYS, STEP_KEYS, EngineKeys, Step
+from vlpipe.pipeline.workflow.step import ENGINE_KEYS, STEP_KEYS, EngineKeys, Step, find_step
 from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, parse, place
 
 MAX_CHARS = 1_000_000  # max length of a workflow file
@@ -73,15 +73,8 @@ class Workflow:
         return cls(path=path, name=name, description=_description(text), root=where, steps=tuple(steps))
 
     def step(self, name: str) -> Step:
-        """Returns the step `name`; for a repeated step, the name without a round means its last round.
-
-        Raises VlpipeError if there is no such step.
-        """
-        for step in reversed(self.steps):
-            if name in (step.name, _base(step.name)):
-                return step
-        known = list(dict.fromkeys(n for s in self.steps for n in (_base(s.name), s.name)))
-        raise VlpipeError(f"{self.path} has no step {shown(name)}{did_you_mean(name, known)}")
+        """As `find_step`."""
+        return find_step(self.steps, name, self.path)
 
 
 def resolve_workflow(name_or_path: str) -> str:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field
 
+from vlpipe.pipeline.errors import VlpipeError, did_you_mean, shown
 from vlpipe.pipeline.stage import SHARD_ROWS, Stage
 from vlpipe.pipeline.workflow.params import files_of
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_HasName)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,3 +70,15 @@ class Step:
     def artifact_steps(self) -> tuple[str, ...]:
         """Names of the steps whose artifacts this step reads."""
         return tuple(dict.fromkeys(file.step for _, file in files_of(self.stage) if file.step))
+
+
+def find_step(steps: Sequence[Named], name: str, where: str = "the workflow") -> Named:
+    """Returns the step `name`; for a repeated step, the name without a round means its last round.
+
+    where: for the error. Raises VlpipeError if there is no such step.
+    """
+    for one in reversed(steps):
+        if name in (one.name, one.name.partition("@")[0]):
+            return one
+    known = dict.fromkeys(text for one in steps for text in (one.name.partition("@")[0], one.name))
+    raise VlpipeError(f"{where} has no step {shown(name)}{did_you_mean(name, known)}")

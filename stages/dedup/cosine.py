@@ -182,7 +182,7 @@ def score(vectors: Vectors, a: Rows, b: Rows) -> npt.NDArray[np.float64]:
 
 
 def merged(parts: Iterable[SimilarPairs], num_rows: int) -> SimilarPairs:
-    """Concatenates the parts: each pair once, sorted by (a, b)."""
+    """Returns the pairs of several partial searches as one: without repeated pairs, sorted by their row numbers (a, b)."""
     found = list(parts)
     a, b, cosine = (
         np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in found)])

@@ -38,10 +38,11 @@ LIGHT = (
 @dataclass(frozen=True, kw_only=True)
 class FromImg2dataset(SampleFolder):
     """Rows of an img2dataset folder. folder: its `output_folder`, with output_format parquet or webdataset; tars without
-    Parquet files are read as by `tars.webdataset`.
+    Parquet files are read the way `tars.webdataset` reads them.
 
-    Codes: those of `img2dataset_errors` for rows that failed there; missing_image, never_written (img2dataset lost the
-    row while writing it), bad_text, no_image, and those of `common.pixels`.
+    Reject codes: those of `img2dataset_errors` for rows whose download failed; missing_image (listed as success, but the
+    tar lacks the image); never_written (img2dataset lost the row while writing it); no_image (a tar member set without an
+    image); bad_text; and those of `common.pixels`.
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset:FromImg2dataset"

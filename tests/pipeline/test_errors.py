@@ -109,7 +109,7 @@ def test_a_root_that_can_be_none(
     file = tmp_path / "w.yaml"
     file.write_text(WORKFLOW)
     assert exits(monkeypatch, verb, file, "--root", file) == 1
-    assert f"error: root {file}: this is a file; wanted a folder" in capsys.readouterr().err
+    assert f"error: the output root {file} is a file; wanted a folder" in capsys.readouterr().err
     assert exits(monkeypatch, verb, file, "--root", "nosuch://x/y") == 1
     assert "error: root nosuch://x/y: Protocol not known: nosuch" in capsys.readouterr().err
 

@@ -22,9 +22,9 @@ NEAR = 1e-6
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """Resources that one unit of a step needs. workers: number of processes that need them, on any nodes.
+    """Resources that one task or actor of a step needs. workers: number of processes that need this amount each, on any node.
 
-    actors: max actors of the step's pool, 0 if it has no pool; above: all steps it depends on.
+    actors: max size of the step's actor pool, 0 if it has none; above: names of all steps it depends on, directly or not.
     """
 
     step: str

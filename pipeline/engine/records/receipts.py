@@ -76,6 +76,11 @@ class Receipt:
 MadeFrom = tuple[str, str, tuple[tuple[str, str], ...], str]
 
 
+def made_from(key: str, source: Shard, reads_heavy: Iterable[str], artifacts_digest: str) -> MadeFrom:
+    """What a shard of this key would be made from, to compare with `Receipt.made_from`. source: its input shard."""
+    return key, source.digest, tuple(sorted(source.heavy_digests(reads_heavy).items())), artifacts_digest
+
+
 def shard_path(folder: str, index: int) -> str:
     return f"{folder}/{index:06d}.parquet"
 

@@ -192,9 +192,9 @@ def _read_log(store: Store, path: str) -> None:
 
     data = store.read_bytes(path)
     lines = data.splitlines() if path.endswith(".jsonl") else [data]
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         if not isinstance(json.loads(line), dict):
-            raise ValueError("a line of it is no JSON object")
+            raise ValueError(f"line {number} is not a JSON object")
 
 
 def left_over(store: Store, record: StepRecord) -> Iterator[Problem]:
