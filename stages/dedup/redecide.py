@@ -75,7 +75,7 @@ class Decide(GatherStage):
         threshold = searched if self.threshold is None else self.threshold
         if threshold < searched:
             raise VlpipeError(
-                f"dedup.decide: threshold {threshold:g} is below {searched:g}, the threshold of the search; "
+                f"dedup.redecide: threshold {threshold:g} is below {searched:g}, the threshold of the search; "
                 f"search again with `threshold: {threshold:g}` (of dedup.exact: with a larger `max_distance`)"
             )
         rows = read_rows(job.inputs, self.keep, "dedup.redecide")
@@ -101,7 +101,7 @@ def _check_known(*ends: np.ndarray[Any, Any]) -> None:
     unknown = sum(int((end < 0).sum()) for end in ends)
     if unknown:
         raise VlpipeError(
-            f"dedup.decide: {unknown} id(s) in the pairs are not among the rows of this step; give it the rows of the search"
+            f"dedup.redecide: {unknown} id(s) in the pairs are not among the rows of this step; give it the rows of the search"
         )
 
 

@@ -30,7 +30,7 @@ def test_each_gather_stage_conserves_rows_or_says_what_its_rows_are() -> None:
     assert undecided == []
 
 
-@pytest.mark.parametrize("name", ["decide:Decide", "exact:ExactDuplicates", "faiss:FaissDuplicates"])
+@pytest.mark.parametrize("name", ["redecide:Decide", "exact:ExactDuplicates", "faiss:FaissDuplicates"])
 def test_decisions_are_one_per_row(name: str) -> None:
     module, _, cls = name.partition(":")
     assert getattr(importlib.import_module(f"vlpipe.stages.dedup.{module}"), cls).CONSERVES

@@ -22,7 +22,7 @@ NEAR = 1e-6
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """Resources that one task or actor of a step needs. workers: number of processes that need this amount each, on any node.
+    """Resources that one task or actor of a step needs. workers: number of processes that each need this amount, anywhere.
 
     actors: max size of the step's actor pool, 0 if it has none; above: names of all steps it depends on, directly or not.
     """

@@ -170,5 +170,5 @@ def test_real_tars(data: Callable[[str], Path], tmp_path: Path) -> None:
     assert out.table.num_rows + len(out.rejects) == sum(len(samples(path)) for path in real.values())
     assert {reject.why for reject in read(tmp_path).rejects} == {"no_image", "no_text"}
     (tmp_path / "sample.tgz").symlink_to(data("webdataset") / "sample.tgz")
-    with pytest.raises(VlpipeError, match=r"such as sample.tgz; unpack"):
+    with pytest.raises(VlpipeError, match=r"such as sample.tgz; decompress"):
         read(tmp_path)
