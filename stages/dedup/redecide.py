@@ -101,7 +101,8 @@ def _check_known(*ends: np.ndarray[Any, Any]) -> None:
     unknown = sum(int((end < 0).sum()) for end in ends)
     if unknown:
         raise VlpipeError(
-            f"dedup.redecide: {unknown} id(s) in the pairs are not among the rows of this step; give it the rows of the search"
+            f"dedup.redecide: {unknown} id(s) in the pairs are not among the rows of this step; "
+            "give it the rows of the search"
         )
 
 

@@ -111,7 +111,10 @@ def test_a_root_that_can_be_none(
     assert exits(monkeypatch, verb, file, "--root", file) == 1
     assert f"error: the output root {file} is a file; wanted a folder" in capsys.readouterr().err
     assert exits(monkeypatch, verb, file, "--root", "nosuch://x/y") == 1
-    assert "error: cannot open the output root nosuch://x/y: Protocol not known: nosuch" in capsys.readouterr().err
+    assert (
+        "error: cannot open the output root nosuch://x/y: Protocol not known: nosuch"
+        in capsys.readouterr().err
+    )
 
 
 def test_warnings_of_ours_are_sentences(
