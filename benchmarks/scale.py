@@ -3,7 +3,6 @@
 python benchmarks/scale.py                       # about 40 minutes and 10 GB of disk; prints Markdown
 python benchmarks/scale.py --write               # and puts it into scale.md and scale.json beside this file
 python benchmarks/scale.py --only plan resume    # these cases, beside what scale.json has of the others
-python benchmarks/scale.py --old OTHER/bin/python  # measures the library of that Python as "before"
 """
 
 from __future__ import annotations
@@ -27,19 +26,17 @@ MAX_PLAN_S, MAX_PLAN_MB, MAX_ROW_BYTES = 10.0, 1000.0, 35.0
 
 @dataclass(frozen=True)
 class Case:
-    """A line of the page for each size. layout: the case whose folder it is measured in, laid out once for all of these;
-    max_old: larger sizes are not tried with the library of before."""
+    """A line of the page for each size. layout: the case whose folder it is measured in, laid out once for all of these."""
 
     name: str
     text: str
     sizes: tuple[int, ...]
-    max_old: int = 10**9
     layout: str = ""
 
 
 CASES = (
-    Case("plan", "plan, {} finished steps of 100,000 shards", (5, 27), max_old=5),
-    Case("status", "status, {} finished steps of 100,000 shards", (5, 27), max_old=5, layout="plan"),
+    Case("plan", "plan, {} finished steps of 100,000 shards", (5, 27)),
+    Case("status", "status, {} finished steps of 100,000 shards", (5, 27), layout="plan"),
     Case("why", "why of one row, 5 steps of {} rows", (1_000_000,)),
     Case(
         "list_plan",
@@ -54,7 +51,7 @@ CASES = (
     ),
     Case("list_parquet", "list of {} rows, Parquet", (2_000_000, 10_000_000)),
     Case("list_jsonl", "list of {} rows, JSON lines", (2_000_000, 10_000_000)),
-    Case("long_names", "plan and receipts of 3 finished steps of {} shards", (1_000_100,), max_old=0),
+    Case("long_names", "plan and receipts of 3 finished steps of {} shards", (1_000_100,)),
 )
 
 
@@ -92,8 +89,6 @@ def measure_all(
         cases = [c for c in CASES if first.name in (c.name, c.layout) and c.name in only]
         for size in first.sizes if cases else ():
             for library, python in pythons.items():
-                if library == "before" and size > first.max_old:
-                    continue
                 for one in measured(python, cases, size):
                     found.append({"size": size, "library": library, **one})
                     print(json.dumps(found[-1]), file=sys.stderr, flush=True)
@@ -107,7 +102,8 @@ def markdown(found: dict[str, Any]) -> str:
         _table(found["figures"]),
         "Each figure is of a process of its own, which does nothing else: seconds of the clock, of them on the CPU, and the "
         "most memory it had, of which 90 to 130 MB are Python and the libraries. `before`: the library as it was before "
-        "roots had a format number; what it would need more memory for than the machine has was not tried.",
+        "roots had a format number; its figures are kept from then. Empty cells were not measured. Where the load above says "
+        "that other work ran beside, CPU seconds and memory count, not seconds of the clock.",
         *_verdicts([one for one in found["figures"] if one["library"] == "now"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -167,13 +163,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--old", metavar="PYTHON", help="the Python beside an older library")
     parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
     args = parser.parse_args()
     at, kept = machine(), HERE / "scale.json"
-    known = json.loads(kept.read_text())["figures"] if args.only and kept.exists() else []
-    pythons = {**({"before": args.old} if args.old else {}), "now": sys.executable}
-    figures = measure_all(pythons, args.only or [case.name for case in CASES], known)
+    known = json.loads(kept.read_text())["figures"] if kept.exists() else []
+    figures = measure_all({"now": sys.executable}, args.only or [case.name for case in CASES], known)
     found = {"machine": at, "figures": figures}
     print(markdown(found))
     if args.write:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.engine import plan
+from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts, receipt_path, shard_path
 from vlpipe.pipeline.engine.runner import Run
@@ -31,11 +32,6 @@ from vlpipe.pipeline.shard import Out, Reject, Shard
 from vlpipe.pipeline.stage import MapStage, SourceStage, Work
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
-
-try:
-    from vlpipe.pipeline.engine.executor import Watcher
-except ImportError:  # the library of before (`--old`)
-    from vlpipe.pipeline.engine.runner import Watcher  # type: ignore[attr-defined, no-redef]
 
 NUMBERS = pa.schema([("id", pa.string()), ("n", pa.int64())])
 SHARDS = 100_000  # of each step of a finished root
