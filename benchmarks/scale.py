@@ -102,8 +102,8 @@ def markdown(found: dict[str, Any]) -> str:
         _table(found["figures"]),
         "Each figure is of a process of its own, which does nothing else: seconds of the clock, of them on the CPU, and the "
         "most memory it had, of which 90 to 130 MB are Python and the libraries. `before`: the library as it was before "
-        "roots had a format number; its figures are kept from then. Empty cells were not measured. Where the load above says "
-        "that other work ran beside, CPU seconds and memory count, not seconds of the clock.",
+        "roots had a format number; its figures are kept from then. Empty cells were not measured. Where the load above "
+        "says that other work ran beside, CPU seconds and memory count, not seconds of the clock.",
         *_verdicts([one for one in found["figures"] if one["library"] == "now"]),
     ]
     return "\n\n".join(parts) + "\n"
