@@ -218,7 +218,7 @@ class Services:
                     line.hang_up()
 
     def _guest(self) -> _Line:
-        """Makes the protocol of a new connection. It is a worker's if its first line holds the run's secret."""
+        """Returns the protocol of a new connection, which is closed unless its first line holds the run's secret."""
         assert self._loop is not None
         line = _Line(lambda hello: self._welcome(line, too_late, hello), lambda: self._lines.discard(line))
         too_late = self._loop.call_later(HELLO_S, lambda: line.hang_up())

@@ -1,4 +1,4 @@
-"""The steps of workflows: one class per kind of step, one room per subject. `use: "ROOM.MODULE:CLASS"` names one.
+"""The steps of workflows: one class per kind of step, one package per subject. `use: "ROOM.MODULE:CLASS"` names one.
 
-May import `vlpipe.pipeline` and `vlpipe.models`. Rooms that several others use lie below them; none import each other.
+May import `vlpipe.pipeline` and `vlpipe.models`. Packages that several others use lie below them; none import each other.
 """

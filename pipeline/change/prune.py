@@ -17,7 +17,10 @@ from vlpipe.pipeline.workflow.load import Workflow, profiles_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnreachedFolder:
-    """A folder that no workflow uses. what: how its step differs from the workflow's; kept_for: why it is kept, if it is."""
+    """A step folder that no given workflow uses.
+
+    what: how its step differs from the step of that name in a workflow; kept_for: why `prune` keeps it, "" if it does not.
+    """
 
     folder: str
     bytes: int

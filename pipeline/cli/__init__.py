@@ -1,4 +1,4 @@
-"""The command line: options, printed text, progress bars. The commands themselves are functions of the rooms below.
+"""The command line: options, printed text, progress bars. The commands themselves are functions of the packages below.
 
-Imported by nothing. May import every other room, and `stages.report` for the report page.
+Imported by nothing. May import every other package, and `stages.report` for the report page.
 """

@@ -150,7 +150,7 @@ def retry_command(
     ] = False,
     address: Annotated[str | None, typer.Option("--address", help="join a Ray cluster")] = None,
 ) -> None:
-    """Retry only the rows that a step rejected with the given codes. The next run updates the steps below."""
+    """Retry only the rows that a step rejected with the given codes. The next `vlpipe run` updates downstream steps."""
     if local and address:
         raise typer.BadParameter("--local and --address exclude each other")
     found, store = load(workflow, root, set_, profile)

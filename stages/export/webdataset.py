@@ -182,7 +182,7 @@ def write_tar(path: str, samples: Iterator[Mapping[str, bytes]]) -> int:
 
 
 def _link(src: Path, dst: Path) -> None:
-    """Hard-links (else copies) the file, as it must remain in `work` until the step is done."""
+    """Hard-links `src` to `dst`, or copies it where that fails. Not moved: `work/` needs the file until the step is done."""
     try:
         os.link(src, dst)
     except OSError:  # no hard links on this file system

@@ -50,7 +50,10 @@ class Recall:
 
 @contextmanager
 def recalling(gate: Address | None) -> Iterator[Recall]:
-    """Connect to the run's gate, or to one of this process if `gate` is None; yields a Recall."""
+    """Connect to the run's host gate (`web.politeness.HostGate`), or start one in this process if `gate` is None.
+
+    Yields a Recall, which looks up earlier opt-outs and records new ones.
+    """
     with running_loop() as loop:
         turns = loop.run(join(gate, ALONE))
         try:

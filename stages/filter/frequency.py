@@ -159,6 +159,7 @@ def read_artifact(path: str, schema: pa.Schema, name: str) -> pa.Table:
         ) from error
     if table.schema.names != schema.names:
         raise VlpipeError(
-            f"{path} has columns {table.schema.names}, wanted {schema.names}: {{from: STEP, path: {name}}}"
+            f"{path} has columns {table.schema.names}, wanted {schema.names}; "
+            f"give the counts as {{from: STEP, path: {name}}}"
         )
     return table
