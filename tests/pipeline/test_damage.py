@@ -18,9 +18,10 @@ from vlpipe.pipeline.engine.records.forgotten import add_forgotten
 from vlpipe.pipeline.engine.records.receipts import Receipt, receipts_in
 from vlpipe.pipeline.errors import VlpipeError, explain
 from vlpipe.pipeline.inspect.opted_out import REL as OPTED_OUT
-from vlpipe.pipeline.inspect.opted_out import OptedOut, hash_of_url
+from vlpipe.pipeline.inspect.opted_out import hash_of_url
 from vlpipe.pipeline.storage.checksummed_json import sealed, unsealed
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.stages.web.opted_out import OptedOut
 
 assert verbs.app is app
 # Heavy columns, rejects of rules and of faults, artifacts that a step reads, logs, children, a step without a shard.

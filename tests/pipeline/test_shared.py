@@ -132,7 +132,7 @@ def test_a_driver_that_is_gone(services: Services) -> None:
     asyncio.run(asyncio.wait_for(talk(), 20))
     assert lost == [1]
     with pytest.raises(
-        VlpipeError, match=r"the driver does not answer at 127.0.0.1:\d+ \(.*\); step 'a' needs it"
+        VlpipeError, match=r"the driver does not answer at 127.0.0.1:\d+ \(.*\); step 'a' needs the driver"
     ):
         ask(where, 1)
 

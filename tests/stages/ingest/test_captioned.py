@@ -14,9 +14,10 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.stage import SourceStage
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.fetching.coco_urls import CocoUrls
 from vlpipe.stages.fetching.images import FETCHED
 from vlpipe.stages.lists.captions import CaptionsJsonl
-from vlpipe.stages.lists.coco import CocoCaptions, CocoUrls
+from vlpipe.stages.lists.coco import CocoCaptions
 from vlpipe.stages.lists.folder import IMAGES
 
 COCO: dict[str, Any] = {
