@@ -72,13 +72,14 @@ class Step:
         return tuple(dict.fromkeys(file.step for _, file in files_of(self.stage) if file.step))
 
 
-def find_step(steps: Sequence[Named], name: str, where: str = "the workflow") -> Named:
+def find_step(steps: Sequence[Named], name: str, where: str = "") -> Named:
     """Returns the step `name`; for a repeated step, the name without a round means its last round.
 
-    where: for the error. Raises VlpipeError if there is no such step.
+    where: the workflow's file, for the error. Raises VlpipeError if there is no such step.
     """
     for one in reversed(steps):
         if name in (one.name, one.name.partition("@")[0]):
             return one
     known = dict.fromkeys(text for one in steps for text in (one.name.partition("@")[0], one.name))
-    raise VlpipeError(f"{where} has no step {shown(name)}{did_you_mean(name, known)}")
+    problem = f"{where} has no step" if where else "there is no step"
+    raise VlpipeError(f"{problem} {shown(name)}{did_you_mean(name, known)}")
