@@ -45,6 +45,11 @@ RootOpt = Annotated[
 SetOpt = Annotated[
     list[str] | None, typer.Option("--set", metavar="STEP.KEY=VALUE", help="override a parameter; repeatable")
 ]
+LocalOpt = Annotated[bool, typer.Option("--local", help="run everything in this process, without Ray")]
+AddressOpt = Annotated[
+    str | None,
+    typer.Option("--address", help="join a Ray cluster: HOST:PORT, [IPv6]:PORT, ray://HOST:PORT or auto"),
+]
 ProfileOpt = Annotated[str | None, typer.Option("--profile", help="one of the workflow's profiles")]
 
 
@@ -74,21 +79,15 @@ def run(
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
-    local: Annotated[
-        bool, typer.Option("--local", help="run everything in this process, without Ray")
-    ] = False,
-    address: Annotated[
-        str | None,
-        typer.Option("--address", help="join a Ray cluster: HOST:PORT, [IPv6]:PORT, ray://HOST:PORT or auto"),
-    ] = None,
+    local: LocalOpt = False,
+    address: AddressOpt = None,
     until: Annotated[str | None, typer.Option("--until", metavar="STEP", help="stop after this step")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="refuse a step whose source changed without a new VERSION")
     ] = False,
 ) -> None:
     """Run all steps that are not done yet. A run after a kill continues; a run with nothing left to do changes nothing."""
-    if local and address:
-        raise typer.BadParameter("--local and --address exclude each other")
+    need_one_place(local, address)
     began = time.monotonic()
     found, store = load(workflow, root, set_, profile)
     with locked(store) as run_id:
@@ -115,6 +114,12 @@ def run(
     table = results_table(steps, store)
     if table is not None:
         out.print(table)
+
+
+def need_one_place(local: bool, address: str | None) -> None:
+    """Raises typer.BadParameter if both --local and --address are given."""
+    if local and address:
+        raise typer.BadParameter("--local and --address exclude each other")
 
 
 def finish_forget(store: Store) -> None:

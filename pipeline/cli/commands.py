@@ -13,6 +13,8 @@ from rich.console import RenderableType
 from vlpipe.pipeline.change import export, prune, retry
 from vlpipe.pipeline.cli.app import (
     GRACE_S,
+    AddressOpt,
+    LocalOpt,
     ProfileOpt,
     RootOpt,
     SetOpt,
@@ -22,6 +24,7 @@ from vlpipe.pipeline.cli.app import (
     executing,
     finish_forget,
     load,
+    need_one_place,
     out,
 )
 from vlpipe.pipeline.engine.locking.lock import locked
@@ -145,14 +148,11 @@ def retry_command(
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
-    local: Annotated[
-        bool, typer.Option("--local", help="run everything in this process, without Ray")
-    ] = False,
-    address: Annotated[str | None, typer.Option("--address", help="join a Ray cluster")] = None,
+    local: LocalOpt = False,
+    address: AddressOpt = None,
 ) -> None:
     """Retry only the rows that a step rejected with the given codes. The next `vlpipe run` updates downstream steps."""
-    if local and address:
-        raise typer.BadParameter("--local and --address exclude each other")
+    need_one_place(local, address)
     found, store = load(workflow, root, set_, profile)
     with locked(store) as run_id:
         finish_forget(store)
