@@ -1,10 +1,10 @@
-"""The rooms of the code: files, lines, what imports what. `make check` prints it; exit code 1 where a rule is broken.
+"""The packages of the code: files, lines, what imports what. `make check` prints it; exit code 1 where a rule is broken.
 
-python tools/house.py            # a line per room, then what the engine cannot run without
-python tools/house.py --imports  # and which rooms each room imports
+python tools/house.py            # a line per package, then what the engine cannot run without
+python tools/house.py --imports  # and which packages each one imports
 
 Lines of code: without blank lines, comments and docstrings. An import counts wherever it stands, also in a function or
-under TYPE_CHECKING. A room is a folder below pipeline/ or stages/, or a file at the top of pipeline/; models/ is one.
+under TYPE_CHECKING. A package here is a folder below pipeline/ or stages/, or a file at the top of pipeline/; models/ is one.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _num_code(text: str, tree: ast.Module) -> int:
 
 
 def between_rooms(files: dict[str, File]) -> dict[str, set[str]]:
-    """Room -> rooms it imports."""
+    """Package -> packages it imports."""
     found: dict[str, set[str]] = defaultdict(set)
     for file in files.values():
         found[file.room] |= {files[name].room for name in file.imports} - {file.room}
@@ -139,7 +139,7 @@ def report(files: dict[str, File], *, with_imports: bool) -> list[str]:
         rooms[file.room].append(file)
     imports = between_rooms(files)
     broken = []
-    print(f"{'room':32}{'files':>6}{'lines':>8}{'code':>8}")
+    print(f"{'package':32}{'files':>6}{'lines':>8}{'code':>8}")
     for room in sorted(rooms):
         inside = rooms[room]
         num_lines, num_code = sum(f.num_lines for f in inside), sum(f.num_code for f in inside)
@@ -153,12 +153,12 @@ def report(files: dict[str, File], *, with_imports: bool) -> list[str]:
             broken.append(f"{file.name} has {file.num_lines} lines, at most {MAX_LINES} wanted")
     without_models = {n: f for n, f in files.items() if f.room != "models"}
     graph = {n: {i for i in f.imports if i in without_models} for n, f in without_models.items()}
-    for what, found in (("files", circle(graph)), ("rooms", circle(imports))):
+    for what, found in (("files", circle(graph)), ("packages", circle(imports))):
         if found:
             broken.append(f"{what} import each other: {' -> '.join(found)}")
     mutual = sum(a in imports[b] for a in imports for b in imports[a]) // 2
     pipeline = {n: f for n, f in files.items() if n.startswith("pipeline.")}
-    print(f"rooms that import each other: {mutual}; floors of imports in pipeline/: {_floors(pipeline)}")
+    print(f"packages that import each other: {mutual}; floors of imports in pipeline/: {_floors(pipeline)}")
     needed = needed_by(ENGINE, files)
     print(
         f"what the engine cannot run without: {len(needed)} files, {sum(f.num_code for f in needed):,} lines of code"
