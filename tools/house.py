@@ -4,7 +4,7 @@ python tools/house.py            # a line per package, then what the engine cann
 python tools/house.py --imports  # and which packages each one imports
 
 Lines of code: without blank lines, comments and docstrings. An import counts wherever it stands, also in a function or
-under TYPE_CHECKING. A package here is a folder below pipeline/ or stages/, or a file at the top of pipeline/; models/ is one.
+under TYPE_CHECKING. A package here is a folder below pipeline/ or stages/, a file at the top of pipeline/, or models/.
 """
 
 from __future__ import annotations
