@@ -1,13 +1,17 @@
-"""Evaluates a detector against ground-truth boxes: AP at an IoU of 0.5, as in COCO.
+"""Evaluates a detector against ground-truth boxes: AP as in COCO (Lin et al. 2014, https://arxiv.org/abs/1405.0312).
 
-Lin et al. 2014, https://arxiv.org/abs/1405.0312: detections of a class, in descending order of score over all images,
-are each matched to the unmatched ground-truth box with the highest IoU. Precision is interpolated at 101 recall points.
+pycocotools does the matching and the averaging.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
+from io import StringIO
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -22,13 +26,12 @@ from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.pixels import decode
 from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.common.row import RESULTS
+from vlpipe.stages.evaluate.caption_scores import PIP_LINE
 
 if TYPE_CHECKING:
     from vlpipe.stages.common.detector import Detector
 
 Floats = npt.NDArray[np.float64]
-RECALLS = np.linspace(0, 1, 101)
-MIN_IOU = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +49,15 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionScores(GatherStage):
-    """Emits RESULTS: `ap50` (mean over classes), `ap50/CLASS`, `recall50`, `attribute_right`, all from 0 to 1.
+    """Emits RESULTS: `ap`, `ap50`, `ap50/CLASS`, `recall50`, `attribute_right`, all from 0 to 1.
 
-    attribute_right: among detections matched to a ground-truth box with attributes, the fraction that predict one of
-    them; its num_rows counts these detections. Of the other rows, num_rows counts ground-truth boxes.
+    ap: mean over classes and over the IoU thresholds 0.50, 0.55, ... 0.95 (AP@[.5:.95]); ap50: AP at an IoU of 0.5,
+    recall50: recall there; attribute_right: among detections matched at 0.5 to a ground-truth box with attributes, the
+    fraction that predict one of them. num_rows counts these detections, and ground-truth boxes in the other rows.
     """
 
     NAME: ClassVar[str] = "evaluate.detection:DetectionScores"
+    VERSION: ClassVar[int] = 2
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
@@ -64,6 +69,11 @@ class DetectionScores(GatherStage):
         need(inp, "evaluate.detection", id=pa.string(), objects=OBJECTS, image=pa.binary())
         return RESULTS
 
+    def preflight(self) -> list[str]:
+        if find_spec("pycocotools") is None:
+            return [f"evaluate.detection needs pycocotools: {PIP_LINE}"]
+        return []
+
     def run(self, job: Job) -> None:
         from vlpipe.stages.common.detector import load
 
@@ -73,7 +83,7 @@ class DetectionScores(GatherStage):
         job.reject(rejects)
         if not any(len(one.true_labels) for one in images):
             raise VlpipeError("no readable image with a ground-truth box to evaluate on")
-        job.emit(pa.Table.from_pylist(list(results(images)), RESULTS))
+        job.emit(pa.Table.from_pylist(list(results(images, self.max_detections)), RESULTS))
 
     def _detect(self, job: Job, detector: Detector, rejects: list[Reject]) -> Iterator[Detection]:
         for data in job.inputs:
@@ -102,61 +112,97 @@ class DetectionScores(GatherStage):
         )
 
 
-def results(images: Sequence[Detection]) -> Iterator[dict[str, Any]]:
-    """Yields rows of RESULTS: `ap50` first, then each class, `recall50` and `attribute_right`."""
-    counts = {
-        name: sum(list(one.true_labels).count(name) for one in images)
-        for name in sorted({name for one in images for name in one.true_labels})
-    }
-    hits = {name: [hit for one in images for hit in matches(one, name)] for name in counts}
-    scored = {name: average_precision([h[:2] for h in hits[name]], num) for name, num in counts.items()}
-    total = sum(counts.values())
-    yield {"name": "ap50", "value": sum(scored.values()) / len(scored), "num_rows": total}
-    for name, value in scored.items():
-        yield {"name": f"ap50/{name}", "value": value, "num_rows": counts[name]}
-    right = [hit[2] for all_hits in hits.values() for hit in all_hits if hit[2] is not None]
-    num_hit = sum(hit[1] for all_hits in hits.values() for hit in all_hits)
-    yield {"name": "recall50", "value": num_hit / total, "num_rows": total}
+@dataclass(frozen=True)
+class Totals:
+    """COCO's figures for a set of images. num_boxes: ground-truth boxes per class.
+
+    precision: (10 IoU thresholds, 101 recalls, classes); hits: one per detection that is matched at an IoU of 0.5:
+    whether its attribute is right, None if an attribute is unknown.
+    """
+
+    classes: list[str]
+    num_boxes: list[int]
+    precision: Floats
+    hits: list[bool | None]
+
+
+def results(images: Sequence[Detection], max_detections: int = 100) -> Iterator[dict[str, Any]]:
+    """Yields rows of RESULTS: `ap`, `ap50`, `ap50/CLASS`, `recall50` and `attribute_right`. Needs one ground-truth box."""
+    found = evaluate(images, max_detections)
+    total = sum(found.num_boxes)
+    ap50 = found.precision[0].mean(0)
+    yield {"name": "ap", "value": float(found.precision.mean()), "num_rows": total}
+    yield {"name": "ap50", "value": float(ap50.mean()), "num_rows": total}
+    for name, value, num in zip(found.classes, ap50.tolist(), found.num_boxes, strict=True):
+        yield {"name": f"ap50/{name}", "value": value, "num_rows": num}
+    yield {"name": "recall50", "value": len(found.hits) / total, "num_rows": total}
+    right = [hit for hit in found.hits if hit is not None]
     mean = sum(right) / len(right) if right else None
     yield {"name": "attribute_right", "value": mean, "num_rows": len(right)}
 
 
-def matches(one: Detection, name: str) -> Iterator[tuple[float, bool, bool | None]]:
-    """Yields (score, is a true positive, is its attribute right) of one image's detections of class `name`, best first.
+def evaluate(images: Sequence[Detection], max_detections: int) -> Totals:
+    """Runs pycocotools over the classes that have ground truth. Needs one ground-truth box."""
+    from pycocotools.cocoeval import COCOeval
 
-    The last is None for a false positive, or if the attribute of detection or box is unknown.
-    """
-    true = [k for k, label in enumerate(one.true_labels) if label == name]
-    mine = [k for k, label in enumerate(one.labels) if label == name]
-    overlaps = pair_iou(one.boxes[mine], one.true_boxes[true])
-    free = np.ones(len(true), bool)
-    for row in np.argsort(-one.scores[mine], kind="stable"):
-        open_to = np.where(free & (overlaps[row] >= MIN_IOU), overlaps[row], -1.0)
-        best = int(open_to.argmax()) if len(true) else -1
-        score = float(one.scores[mine[row]])
-        if best < 0 or open_to[best] < 0:
-            yield score, False, None
-            continue
-        free[best] = False
-        predicted, known = one.attributes[mine[row]], one.true_attributes[true[best]]
-        yield score, True, (predicted in known) if predicted is not None and known else None
+    counts = Counter(name for one in images for name in one.true_labels)
+    classes = {name: k for k, name in enumerate(sorted(counts))}
+    truth = [
+        _annotation(k, classes[name], box)
+        for k, one in enumerate(images)
+        for name, box in zip(one.true_labels, one.true_boxes.tolist(), strict=True)
+    ]
+    found = [
+        _annotation(k, classes[name], box) | {"score": score}
+        for k, one in enumerate(images)
+        for name, box, score in zip(one.labels, one.boxes.tolist(), one.scores.tolist(), strict=True)
+        if name in classes
+    ]
+    with redirect_stdout(StringIO()):  # it prints progress
+        true, mine = (_dataset(boxes, len(images), len(classes)) for boxes in (truth, found))
+        coco = COCOeval(true, mine, "bbox")
+        coco.params.areaRng, coco.params.areaRngLbl = [[0, math.inf]], ["all"]
+        coco.params.maxDets = [max_detections]
+        coco.evaluate()
+        coco.accumulate()
+    hits = [
+        (given in known) if given is not None and known else None
+        for given, known in _matched_attributes(images, classes, coco.evalImgs)
+    ]
+    return Totals(list(classes), [counts[name] for name in classes], coco.eval["precision"][..., 0, 0], hits)
 
 
-def pair_iou(a: Floats, b: Floats) -> Floats:
-    """IoU of all pairs of boxes: (N, 4), (M, 4) -> (N, M)."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = np.clip(high - low, 0, None).prod(-1)
-    sides_a, sides_b = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
-    either = sides_a.prod(1)[:, None] + sides_b.prod(1)[None] - both
-    return both / np.maximum(either, np.finfo(np.float64).tiny)
+def _matched_attributes(
+    images: Sequence[Detection], classes: Mapping[str, int], per_image: Iterable[dict[str, Any] | None]
+) -> Iterator[tuple[str | None, Sequence[str]]]:
+    """Yields (predicted attribute, ground-truth attributes) of each detection that is matched at an IoU of 0.5."""
+    known = [names for one in images for names in one.true_attributes]
+    given = [
+        attribute
+        for one in images
+        for name, attribute in zip(one.labels, one.attributes, strict=True)
+        if name in classes
+    ]
+    for one in filter(None, per_image):
+        for mine, true in zip(one["dtIds"], one["dtMatches"][0], strict=True):
+            if true:  # 0: unmatched
+                yield given[mine - 1], known[int(true) - 1]
 
 
-def average_precision(hits: Sequence[tuple[float, bool]], num_true: int) -> float:
-    """Returns the AP (0 to 1) of a class from the (score, is a true positive) of all its detections."""
-    order = np.argsort([-score for score, _ in hits], kind="stable")
-    right = np.array([hit for _, hit in hits], np.float64)[order]
-    recall = right.cumsum() / num_true
-    precision = right.cumsum() / np.arange(1, len(right) + 1)
-    best = np.maximum.accumulate(precision[::-1])[::-1]  # max precision at this recall or above
-    at = np.searchsorted(recall, RECALLS, side="left")
-    return float(np.append(best, 0.0)[np.minimum(at, len(best))].mean())
+def _annotation(image: int, category: int, box: Sequence[float]) -> dict[str, Any]:
+    x, y, w, h = box[0], box[1], box[2] - box[0], box[3] - box[1]
+    return {"image_id": image, "category_id": category, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+
+
+def _dataset(annotations: list[dict[str, Any]], num_images: int, num_classes: int) -> Any:
+    """A pycocotools dataset. The k-th annotation gets id k + 1: to pycocotools, id 0 means unmatched."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": k} for k in range(num_images)],
+        "categories": [{"id": k} for k in range(num_classes)],
+        "annotations": [one | {"id": k} for k, one in enumerate(annotations, 1)],
+    }
+    coco.createIndex()
+    return coco

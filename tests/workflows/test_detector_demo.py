@@ -47,7 +47,7 @@ def test_a_detector_is_trained_scored_and_used(tmp_path: Path) -> None:
         "objects_vocab.txt",
     ]
     scores = pq.read_table(folders["scores"] / "000000.parquet")["name"].to_pylist()
-    assert [name for name in scores if "/" not in name] == ["ap50", "recall50", "attribute_right"]
+    assert [name for name in scores if "/" not in name] == ["ap", "ap50", "recall50", "attribute_right"]
     (regions,) = folders["regions"].glob("0*.parquet")
     rows = pq.read_table(regions).to_pylist()
     assert len(rows) == 12
