@@ -28,6 +28,7 @@ from vlpipe.pipeline.engine.locking import lock, lock_file
 from vlpipe.pipeline.engine.locking.lock import check, locked
 from vlpipe.pipeline.engine.locking.lock_file import Record, newest, parse, rel_of, state_of
 from vlpipe.pipeline.engine.locking.processes import is_running, process_start, this_machine
+from vlpipe.pipeline.engine.records import progress_notes
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, run_shard
 from vlpipe.pipeline.errors import LockLost, VlpipeError
@@ -470,6 +471,15 @@ def test_a_worker_that_outlived_its_run_commits_nothing(tmp_path: Path) -> None:
                 run_shard(task)
     assert len(late) > 10
     assert receipts(tmp_path / "root") == before
+
+
+def test_a_run_that_lost_the_root_writes_no_progress_note(root: Store) -> None:
+    with pytest.raises(LockLost), locked(root):
+        progress_notes.mark_running(root, "mine-0")
+        root.fs.rm(root.path("_lock"), recursive=True)  # as the next run does
+        with pytest.raises(LockLost, match="another run has taken it over"):
+            progress_notes.mark_running(root, "theirs-0")
+    assert root.exists("mine-0/work/running.json") and not root.exists("theirs-0")
 
 
 # --- what is not ours ---

@@ -58,6 +58,7 @@ def test_a_task_between_two_pools_is_not_starved(tmp_path: Path, two_cpus: str) 
     text = workflow(tmp_path, *names, meets=f"{tmp_path}/between.txt")
     for folder in (here, there):
         folder.mkdir()
+    run(there, workflow(tmp_path))  # so that `a` never waits for rows
     run(there, text, address=two_cpus)
     a, between, b = (times(tmp_path, name) for name, _ in names)
     assert num_overlaps(a, between) > 0

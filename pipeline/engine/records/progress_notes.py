@@ -65,12 +65,16 @@ def _rows_path(folder: str, index: int) -> str:
 
 
 def _write(store: Store, rel: str, value: int) -> None:
-    """Write a note. Errors are ignored: a note is informational and must not fail the shard."""
+    """Write a note. I/O errors are ignored: a note is informational and must not fail the shard.
+
+    Raises LockLost if another run has taken over the root: it may have finished the step and removed `work/`.
+    """
     data = canonical_json({"run": this_run(), "value": value})
     with suppress(OSError):
         if not store.is_local:
             store.write_bytes(rel, data)
             return
+        store.check_fence()
         path = Path(store.path(rel))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
