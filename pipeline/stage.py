@@ -41,6 +41,10 @@ class Stage:
         """Returns (name, VERSION) for keys. NAME is not inherited because a subclass may compute something else."""
         return (vars(type(self)).get("NAME") or use, self.VERSION)
 
+    def runs(self) -> Stage:
+        """Returns the stage whose code makes the rows: this one, unless it runs another stage."""
+        return self
+
     def estimate(self, num_rows: int) -> str:
         """Returns one line for `vlpipe plan` on the cost of at most `num_rows` rows; empty: nothing is shown."""
         return ""

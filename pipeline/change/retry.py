@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlpipe.pipeline.engine.executor import Executor, Watcher
-from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, fans_out, is_gather
 from vlpipe.pipeline.engine.records.manifest import write_manifest
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
@@ -192,7 +192,7 @@ def check(steps: Sequence[PlannedStep], name: str) -> PlannedStep:
         raise VlpipeError(
             f"step {one.name!r} gathers all rows at once; retry is only for steps that map rows"
         )
-    if getattr(one.keyed.step.stage, "FAN_OUT", False):
+    if fans_out(one):
         raise VlpipeError(
             f"step {one.name!r} makes several rows from one; its rejects cannot be retried alone"
         )

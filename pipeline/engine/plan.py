@@ -299,6 +299,16 @@ def is_gather(one: PlannedStep) -> bool:
     return isinstance(one.keyed.step.stage, GatherStage)
 
 
+def fans_out(one: PlannedStep) -> bool:
+    """True for a map step whose output rows are children of its input rows."""
+    return isinstance(one.keyed.step.stage, MapStage) and one.keyed.step.stage.FAN_OUT
+
+
+def launches(one: PlannedStep) -> bool:
+    """True for a gather step that computes in `job.launch`: a training."""
+    return isinstance(one.keyed.step.stage, GatherStage) and one.keyed.step.stage.LAUNCHES
+
+
 def read_record(store: Store) -> dict[str, Any]:
     """What each step was when it last ran. Empty, with a warning, if the file is damaged."""
     if not store.exists(RECORD):

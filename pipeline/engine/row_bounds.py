@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, fans_out, is_gather
 from vlpipe.pipeline.engine.worker.gather import ListRows
 from vlpipe.pipeline.errors import VlpipeWarning
-from vlpipe.pipeline.stage import MapStage, Stage
+from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.storage.digest_cache import private_folder
 from vlpipe.pipeline.storage.store import Store
 
@@ -42,7 +42,7 @@ def bound(one: PlannedStep, counts: RowCounts) -> int | None:
         return one.manifest.rows_out
     if isinstance(stage, ListRows):
         return None if one.artifact_steps else counts.of(one)
-    if is_gather(one) or (isinstance(stage, MapStage) and stage.FAN_OUT):
+    if is_gather(one) or fans_out(one):
         return None
     above = [bound(p, counts) for p in one.above]
     return None if None in above else sum(n or 0 for n in above)

@@ -11,6 +11,7 @@ from vlpipe.pipeline.engine.worker.guard import worst
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.errors import StepFailed
 from vlpipe.pipeline.shard import Shard
+from vlpipe.pipeline.stage import MapStage
 from vlpipe.pipeline.storage.store import Store
 
 
@@ -42,8 +43,9 @@ class State:
     def max_reject_rate(self) -> float:
         """Max fraction of the step's rows that may be faults."""
         step = self.one.keyed.step
-        own = getattr(step.stage, "MAX_REJECT_RATE", 0.0)
-        return step.max_reject_rate if step.max_reject_rate is not None else float(own)
+        if step.max_reject_rate is not None:
+            return step.max_reject_rate
+        return step.stage.MAX_REJECT_RATE if isinstance(step.stage, MapStage) else 0.0
 
     @property
     def num_rows(self) -> int | None:

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, fans_out, is_gather, launches
 from vlpipe.pipeline.engine.records.forgotten import read_forgotten
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.records.rejects import read_rejects
 from vlpipe.pipeline.errors import VlpipeError, printable
 from vlpipe.pipeline.inspect.on_disk import StepReceipts, offset, what_is_there
-from vlpipe.pipeline.inspect.why_origins import Facts, Row, is_below, trains
+from vlpipe.pipeline.inspect.why_origins import Facts, Row, is_below
 from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.storage.printable import cell, struct_text
 from vlpipe.pipeline.storage.store import Store
@@ -98,7 +98,7 @@ class _Trace:
     def step(self, one: PlannedStep) -> Event | None:
         """Returns the step's event; None if the row did not reach the step."""
         came = next((p for p in one.above if p.name in self.seen), None)
-        if came is None and one.above and not is_gather(one) and not _makes_ids(one):
+        if came is None and one.above and not is_gather(one) and not fans_out(one):
             return None
         if came is not None and not self.have[one.name].receipts:
             return Event(step=one.name, what="not run", lines=(one.reason,))
@@ -134,7 +134,7 @@ class _Trace:
             return Event(step=one.name, what="read", shard=shard, lines=lines)
         if not receipts:
             return Event(step=one.name, what="not run", lines=("its shard is not done yet",))
-        if _makes_ids(one):
+        if fans_out(one):
             return self._children(one, receipts[0])
         return Event(step=one.name, what="lost", shard=receipts[0].shard.path)
 
@@ -153,7 +153,7 @@ class _Trace:
 
     def _absent(self, one: PlannedStep) -> Event | None:
         """Returns an event if the step trains and would have read the row had no step above dropped it."""
-        if not trains(one) or not self.have[one.name].receipts:
+        if not launches(one) or not self.have[one.name].receipts:
             return None
         for name, why in self.dropped.items():
             if is_below(one, name):
@@ -204,15 +204,11 @@ def trace(steps: Sequence[PlannedStep], facts: Facts, id_: str) -> list[Event]:
     following = _Trace(facts, id_)
     found = {one.name: event for one in steps if (event := following.step(one)) is not None}
     first = next((one for one in steps if one.name in following.seen), None)
-    if first is None or not _makes_ids(first):
+    if first is None or not fans_out(first):
         return list(found.values())
     parent = following.seen[first.name].row["parent"]
     until = list(steps)[: [s.name for s in steps].index(first.name)]
     return trace(until, facts, parent) + list(found.values())
-
-
-def _makes_ids(one: PlannedStep) -> bool:
-    return bool(getattr(one.keyed.step.stage, "FAN_OUT", False))
 
 
 def find_id(steps: Sequence[PlannedStep], store: Store, have: dict[str, StepReceipts], wanted: str) -> str:
@@ -223,7 +219,7 @@ def find_id(steps: Sequence[PlannedStep], store: Store, have: dict[str, StepRece
     if not any(h.receipts for h in have.values()):
         raise VlpipeError(f"nothing has run in {store.url} yet; run `vlpipe run` first")
     for one in steps:
-        enters = not one.above or is_gather(one) or _makes_ids(one)
+        enters = not one.above or is_gather(one) or fans_out(one)
         if not enters or "id" not in one.schema_out.names:
             continue
         found: set[str] = set()

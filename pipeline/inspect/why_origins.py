@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, launches
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker.gather import ListRows
 from vlpipe.pipeline.errors import VlpipeError
@@ -104,21 +104,16 @@ class Facts:
         """Returns lines about what gather step `one` did with a row it read. came: the input step the row came from."""
         stage = one.keyed.step.stage
         lines = list(stage.tell(row))
-        if trains(one):
+        if launches(one):
             rows = {
                 p.name: sum(r.shard.num_rows for r in self.have[p.name].receipts.values()) for p in one.above
             }
             lines.append(f"1 of {rows[came.name]:,} rows of {came.name}, {sum(rows.values()):,} in all")
-        if one.manifest is not None and trains(one):
+        if one.manifest is not None and launches(one):
             lines.append(f"it made the model {(one.manifest.artifact_digest('') or '')[:8]}")
         if one.manifest is not None and one.manifest.forgotten:
             lines.append(f"{one.manifest.forgotten:,} rows it read were forgotten since")
         return [*lines, *self.by(one)]
-
-
-def trains(one: PlannedStep) -> bool:
-    """True if the step is a gather step that launches training."""
-    return is_gather(one) and bool(getattr(one.keyed.step.stage, "LAUNCHES", False))
 
 
 def is_below(one: PlannedStep, name: str) -> bool:

@@ -19,7 +19,7 @@ from vlpipe.pipeline.engine.on_ray.connection import Cluster, node_resources
 from vlpipe.pipeline.engine.on_ray.scheduler import Allocation, Placement, ResourceRequest, Room, needed
 from vlpipe.pipeline.engine.on_ray.shipping import Shipping
 from vlpipe.pipeline.engine.on_ray.worker import ShardWorker, remote_gather, remote_shard
-from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
+from vlpipe.pipeline.engine.plan import PlannedStep, is_gather, launches
 from vlpipe.pipeline.engine.worker.gather import GatherTask
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
 from vlpipe.pipeline.service import Services
@@ -85,7 +85,7 @@ class RayExecutor:
                 step=one.name,
                 need=needed(res.cpus, res.gpus, num_bytes, is_task=is_task),
                 is_gather=gathers,
-                workers=stage.num_workers if isinstance(stage, GatherStage) and stage.LAUNCHES else 1,
+                workers=stage.num_workers if isinstance(stage, GatherStage) and launches(one) else 1,
                 actors=res.actors if pooled else 0,
                 above=_all_above(one),
             )
@@ -125,8 +125,8 @@ class RayExecutor:
 
     def _options(self, one: PlannedStep, held: Allocation) -> dict[str, Any]:
         """Ray's options for a unit. Training requests resources for its own workers; its launcher needs none."""
-        res, stage = one.keyed.step.resources, one.keyed.step.stage
-        if isinstance(stage, GatherStage) and stage.LAUNCHES:
+        res = one.keyed.step.resources
+        if launches(one):
             options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0}
         else:
             options = {"num_cpus": res.cpus, "num_gpus": res.gpus}

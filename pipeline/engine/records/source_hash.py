@@ -88,8 +88,7 @@ def recorded_hash(stage: Stage) -> str:
 
 def _entry(stage: Stage) -> tuple[str, tuple[str, ...]]:
     """The stage's own module, and modules that its parameters name (`use: "blip:Blip"` names `blip`)."""
-    inner = getattr(stage, "source", None)  # ListRows runs the code of its source
-    made_by = inner if isinstance(inner, Stage) else stage
+    made_by = stage.runs()
     texts = _texts(canonical(made_by))
     named = sorted({m[1] for text in texts if (m := CLASS_PATH.fullmatch(text))})
     return type(made_by).__module__, tuple(named)

@@ -29,7 +29,7 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.parquet.conform import OwnIds, conform
 from vlpipe.pipeline.parquet.row_conservation import IdHashes, check_conserved_large
 from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy_names, write_shard
-from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job, SourceStage, Stage
 from vlpipe.pipeline.storage.file_names import STEP_FILE, is_engines
 from vlpipe.pipeline.storage.store import Store
 
@@ -45,6 +45,9 @@ class ListRows(GatherStage):
 
     def identity(self, use: str) -> tuple[str | int, ...]:
         return ("rows", *self.source.identity(use))
+
+    def runs(self) -> Stage:
+        return self.source
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return self.source.row_schema()
