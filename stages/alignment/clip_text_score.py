@@ -7,7 +7,6 @@ model it is the mean cosine between frames and text.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,19 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import need, with_field
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.alignment.base import TextWindowStage
 from vlpipe.stages.alignment.encoders import (
     Encode,
     Vectors,
     check_windows,
     encode_each,
-    same_weights,
-    text_encoder,
-    window_column,
 )
-from vlpipe.stages.common.batches import batch_size_problems
 from vlpipe.stages.common.by_video import CLIP_TIME
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
@@ -39,7 +33,7 @@ from vlpipe.stages.video.rows import CANDIDATE
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipTextScore(MapStage):
+class ClipTextScore(TextWindowStage):
     """Adds `align_score`, one per text, `candidate_scores`, one per candidate (list<float32>), and `align_weights`.
 
     With `words`, reads `s3d` (model: S3D-G, words: its s3d_dict.npy); without, reads `frame_feats` (model: the image-text
@@ -50,38 +44,16 @@ class ClipTextScore(MapStage):
     """
 
     NAME: ClassVar[str] = "features.video_text:ClipTextScore"
-    LOADS_WEIGHTS: ClassVar[bool] = True
-    TORCH: ClassVar[bool] = True
-    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})
-
-    model: Weights
-    words: File | None = None
-    encoder: str = ""
-    max_words: int = 20
-    batch_size: int = 64
-
-    @property
-    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on `words`
-        return (window_column(self.words),)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "alignment.clip_text_score", texts=TEXTS, candidates=pa.list_(CANDIDATE), **CLIP_TIME)
-        check_windows(inp, "alignment.clip_text_score", window_column(self.words))
+        check_windows(inp, "alignment.clip_text_score", self.column)
         name = name_of(self.model, self.encoder)
         for column in ("align_score", "candidate_scores"):
             inp = with_field(inp, scored(column, pa.list_(pa.float32()), name))
         return with_field(inp, pa.field("align_weights", pa.string()))
 
-    def preflight(self) -> list[str]:
-        return batch_size_problems(self.batch_size)
-
-    @contextmanager
-    def open(self) -> Iterator[Work]:
-        encode = text_encoder(self.model, self.words, self.max_words, self.batch_size)
-        yield lambda rows: self._score(rows, encode)
-
-    def _score(self, rows: pa.Table, encode: Encode) -> pa.Table:
-        windows = same_weights(rows, window_column(self.words), self.model)
+    def compare(self, rows: pa.Table, encode: Encode, windows: Iterator[WindowFeats]) -> pa.Table:
         times = zip(rows["start_s"].to_pylist(), rows["end_s"].to_pylist(), windows, strict=True)
         clips = np.stack([mean_within(w, start_s, end_s) for start_s, end_s, w in times])  # (B, D)
         texts = FlatTexts(rows["texts"])

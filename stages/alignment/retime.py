@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -17,19 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import need, with_field
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.alignment.base import TextWindowStage
 from vlpipe.stages.alignment.encoders import (
     Encode,
     Vectors,
     check_windows,
     encode_each,
-    same_weights,
-    text_encoder,
-    window_column,
 )
-from vlpipe.stages.common.batches import batch_size_problems
 from vlpipe.stages.common.rule import scored
 from vlpipe.stages.common.scores import name_of, with_columns
 from vlpipe.stages.features.windows import WindowFeats
@@ -41,7 +35,7 @@ EQUAL = 1e-6  # scores closer than this are ties; the smaller shift wins
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetimeCues(MapStage):
+class RetimeCues(TextWindowStage):
     """For video rows: shifts the times of `cues` and their words; adds `cue_shift_s`, `cue_score` per cue (list<float32>).
 
     Candidates are shifts from -max_shift_s to max_shift_s in steps of step_s that keep the cue within the video. The score
@@ -53,46 +47,25 @@ class RetimeCues(MapStage):
     """
 
     NAME: ClassVar[str] = "features.retime:RetimeCues"
-    LOADS_WEIGHTS: ClassVar[bool] = True
-    TORCH: ClassVar[bool] = True
-    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})
 
-    model: Weights
-    words: File | None = None
-    encoder: str = ""
     max_shift_s: Annotated[float, Field(ge=0)] = 10.0
     step_s: Annotated[float, Field(gt=0)] = 0.5
     min_gain: Annotated[float, Field(ge=0)] = 0.0
     together: bool = False
-    max_words: int = 20
-    batch_size: int = 64
-
-    @property
-    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on `words`
-        return (window_column(self.words),)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "alignment.retime", cues=CUES, duration_s=pa.float64())
-        check_windows(inp, "alignment.retime", window_column(self.words))
+        check_windows(inp, "alignment.retime", self.column)
         out = with_field(inp, pa.field("cue_shift_s", pa.list_(pa.float32())))
         return with_field(out, scored("cue_score", pa.list_(pa.float32()), name_of(self.model, self.encoder)))
 
-    def preflight(self) -> list[str]:
-        return batch_size_problems(self.batch_size)
-
-    @contextmanager
-    def open(self) -> Iterator[Work]:
-        encode = text_encoder(self.model, self.words, self.max_words, self.batch_size)
-        yield lambda rows: self._retime(rows, encode)
-
-    def _retime(self, rows: pa.Table, encode: Encode) -> pa.Table:
+    def compare(self, rows: pa.Table, encode: Encode, windows: Iterator[WindowFeats]) -> pa.Table:
         videos = rows.select(["cues", "duration_s"]).to_pylist()
         usable = [[cue for cue in video["cues"] or () if _usable(cue)] for video in videos]
         vectors = encode_each(encode, [cue["text"] for cues in usable for cue in cues])
         at, shifts, scores = 0, [], []
-        all_windows = same_weights(rows, window_column(self.words), self.model)
-        for video, cues, windows in zip(videos, usable, all_windows, strict=True):
-            found = iter(self._shifts(cues, vectors[at : at + len(cues)], windows, video["duration_s"]))
+        for video, cues, ours in zip(videos, usable, windows, strict=True):
+            found = iter(self._shifts(cues, vectors[at : at + len(cues)], ours, video["duration_s"]))
             at += len(cues)
             both = [next(found) if _usable(cue) else (0.0, None) for cue in video["cues"] or ()]
             shifts.append([shift for shift, _ in both])

@@ -18,28 +18,25 @@ from pydantic import Field
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
-from vlpipe.pipeline.shard import Out, Reject, need, with_field
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.pipeline.shard import Out, Reject
+from vlpipe.pipeline.stage import Work
 from vlpipe.stages.common.batches import without
 from vlpipe.stages.common.region_rows import (
     Arrays,
-    group_rows,
     region_columns,
-    region_fields,
     regions_array,
     tags_of,
 )
 from vlpipe.stages.common.scores import decoded, device, load_model, with_columns
+from vlpipe.stages.regions.base import RegionStage, Share
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
 
 @dataclass(frozen=True, kw_only=True)
-class HFRegionFeatures(MapStage):
+class HFRegionFeatures(RegionStage):
     """Adds heavy `regions`, `region_tags` and `regions_weights`; there are no attributes (`attr` is -1).
 
     model: a folder or hub id for AutoModelForObjectDetection, with its image processor (the Pillow backend is used).
@@ -51,32 +48,12 @@ class HFRegionFeatures(MapStage):
     """
 
     NAME: ClassVar[str] = "features.regions_hf:HFRegionFeatures"
-    READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
-    LOADS_WEIGHTS: ClassVar[bool] = True
-    TORCH: ClassVar[bool] = True
 
     model: Weights
     feat_dim: Annotated[int, Field(ge=1)] = 256
     num_classes: Annotated[int, Field(ge=1)] = 91
     min_regions: Annotated[int, Field(ge=1)] = 10
-    max_regions: Annotated[int, Field(ge=1)] = 100
-    confidence: Share = 0.2
     tag_confidence: Share = 0.5
-
-    @property
-    def ROW_GROUP_ROWS(self) -> int:  # type: ignore[override]
-        return group_rows(self.feat_dim, self.num_classes + 1, self.max_regions)
-
-    def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "regions.hf_detectors", id=pa.string(), image=pa.binary())
-        for field in region_fields(self.feat_dim, self.num_classes + 1):
-            inp = with_field(inp, field)
-        return inp
-
-    def preflight(self) -> list[str]:
-        if self.min_regions <= self.max_regions:
-            return []
-        return [f"min_regions: wanted at most max_regions = {self.max_regions}, got {self.min_regions}"]
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -85,7 +62,9 @@ class HFRegionFeatures(MapStage):
         from vlpipe.stages.common.detector import digest_of
 
         model = load_model(AutoModelForObjectDetection, self.model)
-        self._check(model.config)
+        config = model.config
+        width = getattr(config, "d_model", None) or config.hidden_size
+        self.check_sizes(feat_dim=width, num_classes=config.num_labels)
         processor = AutoImageProcessor.from_pretrained(self.model.path, backend="pil")
         names = [model.config.id2label[k] for k in range(self.num_classes)]
         digest = digest_of(model, processor.to_json_string())
@@ -99,14 +78,6 @@ class HFRegionFeatures(MapStage):
             return Out(kept, rejects)
 
         yield work
-
-    def _check(self, config: Any) -> None:
-        width = getattr(config, "d_model", None) or config.hidden_size
-        for name, has in (("feat_dim", width), ("num_classes", config.num_labels)):
-            if has != getattr(self, name):
-                raise VlpipeError(
-                    f"the model has {name} {has}, but the step sets {name}: {getattr(self, name)}"
-                )
 
     def _detect(self, model: Any, processor: Any, image: Image.Image) -> Arrays:
         """Returns the regions of one image. Images are processed one at a time, since a batch would pad them."""

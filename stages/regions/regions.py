@@ -15,31 +15,28 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.files import Weights
-from vlpipe.pipeline.shard import Out, Reject, need, with_field
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.pipeline.shard import Out, Reject
+from vlpipe.pipeline.stage import Work
 from vlpipe.stages.common.batches import without
 from vlpipe.stages.common.pixels import MAX_PIXELS, decode
 from vlpipe.stages.common.region_rows import (
     Arrays,
-    group_rows,
     region_columns,
-    region_fields,
     regions_array,
     tags_of,
 )
 from vlpipe.stages.common.scores import with_columns
+from vlpipe.stages.regions.base import RegionStage, Share
 
 if TYPE_CHECKING:
     from vlpipe.models.detection.faster_rcnn import Pick, Regions
     from vlpipe.stages.common.detector import Detector
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
 
 @dataclass(frozen=True, kw_only=True)
-class RegionFeatures(MapStage):
+class RegionFeatures(RegionStage):
     """Adds heavy `regions` (see `common.region_rows`), `region_tags` (Oscar's object tags), `regions_weights` (sha256).
 
     detector: a folder written by `detector_training.train`, or a public Visual Genome checkpoint with its two lists of
@@ -51,35 +48,15 @@ class RegionFeatures(MapStage):
     """
 
     NAME: ClassVar[str] = "features.regions:RegionFeatures"
-    READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
-    LOADS_WEIGHTS: ClassVar[bool] = True
-    TORCH: ClassVar[bool] = True
 
     detector: Weights
     feat_dim: Annotated[int, Field(ge=1)] = 2048
     num_classes: Annotated[int, Field(ge=1)] = 1600
     min_regions: Annotated[int, Field(ge=0)] = 36
-    max_regions: Annotated[int, Field(ge=1)] = 100
-    confidence: Share = 0.2
     nms: Share = 0.3
     refine: bool = False
     tag_confidence: Share = 0.2
     max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
-
-    @property
-    def ROW_GROUP_ROWS(self) -> int:  # type: ignore[override]
-        return group_rows(self.feat_dim, self.num_classes + 1, self.max_regions)
-
-    def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "regions.regions", id=pa.string(), image=pa.binary())
-        for field in region_fields(self.feat_dim, self.num_classes + 1):
-            inp = with_field(inp, field)
-        return inp
-
-    def preflight(self) -> list[str]:
-        if self.min_regions <= self.max_regions:
-            return []
-        return [f"min_regions: wanted at most max_regions = {self.max_regions}, got {self.min_regions}"]
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -87,7 +64,8 @@ class RegionFeatures(MapStage):
         from vlpipe.stages.common.detector import load
 
         detector = load(self.detector.path)
-        self._check(detector)
+        config = detector.model.config
+        self.check_sizes(feat_dim=config.feat_dim, num_classes=config.num_classes)
         pick = Pick(
             least=self.min_regions,
             most=self.max_regions,
@@ -110,14 +88,6 @@ class RegionFeatures(MapStage):
             return Out(kept, rejects)
 
         yield work
-
-    def _check(self, detector: Detector) -> None:
-        config = detector.model.config
-        for name, has in (("feat_dim", config.feat_dim), ("num_classes", config.num_classes)):
-            if has != getattr(self, name):
-                raise VlpipeError(
-                    f"the detector has {name} {has}, but the step sets {name}: {getattr(self, name)}"
-                )
 
     def _detect(self, detector: Detector, pick: Pick, data: bytes) -> Arrays:
         """Returns the regions of one image. RowFault: those of `decode`, no_regions."""
