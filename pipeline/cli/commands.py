@@ -93,7 +93,8 @@ def show_command(
     ],
     num_rows: Annotated[int, typer.Option("-n", min=0, help="number of rows")] = 5,
     where: Annotated[
-        str | None, typer.Option("--where", help="only rows that match, such as \"why = 'timeout'\"")
+        str | None,
+        typer.Option("--where", help='only rows that match: "why = \'timeout\'", or SQL: "len(texts) > 1"'),
     ] = None,
 ) -> None:
     """Show the content of a step or a shard: schema, counts, rejects by reason, first rows."""

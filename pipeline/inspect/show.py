@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -17,21 +15,13 @@ from rich.text import Text
 
 from vlpipe.pipeline.engine.records.receipts import Receipt, seconds_of, sum_counts
 from vlpipe.pipeline.engine.records.rejects import rejects_path
-from vlpipe.pipeline.errors import VlpipeError, did_you_mean, printable
+from vlpipe.pipeline.errors import printable
 from vlpipe.pipeline.inspect.on_disk import StepFolder, StepRecord, data_path, need_step, read_step
+from vlpipe.pipeline.inspect.where import parse_where
 from vlpipe.pipeline.shard import is_heavy, open_parquet
 from vlpipe.pipeline.storage.printable import cell, counts, size, struct_text
 from vlpipe.pipeline.storage.store import Store
 
-CONDITION = re.compile(r"\s*(\w+)\s*(!=|<=|>=|=|<|>)\s*(.+?)\s*")
-COMPARE = {
-    "=": pc.equal,
-    "!=": pc.not_equal,
-    "<": pc.less,
-    "<=": pc.less_equal,
-    ">": pc.greater,
-    ">=": pc.greater_equal,
-}
 TABLE_CHARS = 100  # max width of a table of rows; wider rows are shown as blocks
 
 
@@ -48,7 +38,7 @@ class Shown:
 
 
 def show(place: StepFolder, path: str, num_rows: int = 5, where: str | None = None) -> Shown:
-    """Returns the content of a place. where: a condition on one column, `COLUMN = VALUE` (also != < <= > >=).
+    """Returns the content of a place. where: a condition, see `where.parse_where`.
 
     Raises VlpipeError if the condition does not fit the columns.
     """
@@ -187,35 +177,13 @@ def first_rows(store: Store, files: Sequence[str], num_rows: int, where: str | N
     for path in files if num_rows > 0 else ():
         with open_parquet(store, path) as file:
             keep = parse_where(where, file.schema_arrow) if where else None
-            for batch in file.iter_batches(batch_size=max(num_rows, 64 if where else 1)):
-                table = pa.table(batch)
-                rows += (
-                    (table.filter(keep(table)) if keep else table).slice(0, num_rows - len(rows)).to_pylist()
-                )
+            least = (64 if any(map(is_heavy, file.schema_arrow)) else 4096) if where else 1
+            for batch in file.iter_batches(batch_size=max(num_rows, least)):
+                table = keep(pa.table(batch)) if keep else pa.table(batch)
+                rows += table.slice(0, num_rows - len(rows)).to_pylist()
                 if len(rows) >= num_rows:
                     return rows
     return rows
-
-
-def parse_where(where: str, schema: pa.Schema) -> Any:
-    """Returns a function from a table to a boolean mask. Raises VlpipeError if the condition does not fit the schema."""
-    found = CONDITION.fullmatch(where)
-    if not found:
-        raise VlpipeError(
-            f"--where {where!r}: wanted COLUMN = VALUE, for example \"why = 'timeout'\" (= != < <= > >=)"
-        )
-    name, operator, value = found[1], found[2], found[3].strip("'\"")
-    if name not in schema.names:
-        raise VlpipeError(f"--where: there is no column {name!r}{did_you_mean(name, schema.names)}")
-    dtype = schema.field(name).type
-    try:
-        wanted = pa.scalar(value).cast(dtype)
-        COMPARE[operator](pa.array([], dtype), wanted)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise VlpipeError(
-            f"--where: column {name!r} is {dtype}, it cannot be compared with {value!r}"
-        ) from error
-    return lambda table: COMPARE[operator](table[name], wanted)
 
 
 def render(shown: Shown) -> RenderableType:

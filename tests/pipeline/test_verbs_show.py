@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from helpers import CHAIN
 
 from vlpipe.pipeline.engine.locking import lock_file
 from vlpipe.pipeline.engine.locking.lock import locked
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.inspect import show
+from vlpipe.pipeline.inspect.where import parse_where
 from vlpipe.pipeline.storage.checksummed_json import sealed, unsealed
 from vlpipe.pipeline.storage.printable import cell, size, struct_text
 from vlpipe.pipeline.storage.store import Store
@@ -86,10 +90,10 @@ def test_any_parquet_file_and_a_finished_gather_step(chain: Runs, tmp_path: Path
 @pytest.mark.parametrize(
     ("where", "error"),
     [
-        ("n >> 3", "--where: column 'n' is int64, it cannot be compared with '> 3'"),
+        ("n >", "--where 'n >': Parser Error: syntax error at or near \")\""),
         (
-            "n like 3",
-            "--where 'n like 3': wanted COLUMN = VALUE, for example \"why = 'timeout'\" (= != < <= > >=)",
+            "m > 3 and n < 4",
+            "--where 'm > 3 and n < 4': Binder Error: Referenced column \"m\" not found in FROM clause!",
         ),
         ("m = 3", "--where: there is no column 'm'; there are: id, n, scaled"),
         ("n = three", "--where: column 'n' is int64, it cannot be compared with 'three'"),
@@ -97,6 +101,34 @@ def test_any_parquet_file_and_a_finished_gather_step(chain: Runs, tmp_path: Path
 )
 def test_conditions_that_make_no_sense(chain: Runs, where: str, error: str) -> None:
     assert vlpipe("show", chain.step("every"), "--where", where, code=1) == [error]
+
+
+def test_any_sql_condition_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    texts = [[{"text": "a"}], None, [{"text": "b"}, {"text": "it's"}], []]
+    table = pa.table({"id": ["a", "b b", "c", "d"], "texts": texts, "score": [0.5, 0.1, None, 0.9]})
+    pq.write_table(table, tmp_path / "any.parquet")
+    store = Store(str(tmp_path))
+
+    def ids(where: str) -> list[str]:
+        return [row["id"] for row in show.first_rows(store, ["any.parquet"], 9, where)]
+
+    assert ids("len(texts) > 1 OR score > 0.6") == ["c", "d"]
+    assert ids("score IS NULL") == ["c"]
+    assert ids("score > 0.3") == ["a", "d"]
+    assert ids("id = 'b b'") == ids('id = "b b"') == ["b b"]
+    assert ids("texts[2].text = 'it''s'") == ["c"]
+    assert ids("id = 'a' AND score = 0.5") == ["a"]
+    with pytest.raises(VlpipeError, match="file system operations are disabled"):
+        ids("id IN (SELECT content FROM read_text('/etc/hostname'))")
+
+
+def test_one_comparison_needs_no_duckdb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    schema = pa.schema([("n", pa.int64())])
+    table = pa.table({"n": [1, 2, 3]}, schema)
+    assert parse_where("n >= 2", schema)(table)["n"].to_pylist() == [2, 3]
+    with pytest.raises(VlpipeError, match=r"need DuckDB: pip install 'vlpipe\[inspect\]'"):
+        parse_where("n >= 2 AND n < 3", schema)
 
 
 def test_paths_that_are_not_there(chain: Runs, tmp_path: Path) -> None:
