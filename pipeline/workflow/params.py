@@ -11,15 +11,12 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date, time, timedelta
-from decimal import Decimal
 from enum import Enum
-from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args, get_type_hints
-from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean, one_line, raised_in, shown
 from vlpipe.pipeline.files import File
@@ -294,15 +291,15 @@ def _scalar(value: Any) -> Any:
         return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 10.0 and 10 are equal
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    if isinstance(value, (PurePath, UUID, Decimal, Fraction)):
+    if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, (date, time)):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return _scalar(value.total_seconds())
-    raise VlpipeError(f"a value of type {type(value).__name__} cannot be a parameter: it has no JSON form")
+    try:
+        plain = to_jsonable_python(value, bytes_mode="hex", timedelta_mode="float")
+    except PydanticSerializationError as error:
+        raise VlpipeError(
+            f"a value of type {type(value).__name__} cannot be a parameter: it has no JSON form"
+        ) from error
+    return _scalar(plain) if isinstance(plain, float) else plain
 
 
 def stray_references(value: Any, path: str = "") -> list[tuple[str, str]]:

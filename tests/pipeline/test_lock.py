@@ -474,12 +474,15 @@ def test_a_worker_that_outlived_its_run_commits_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_that_lost_the_root_writes_no_progress_note(root: Store) -> None:
-    with pytest.raises(LockLost), locked(root):
+    def notes_after_losing_it() -> None:
         progress_notes.mark_running(root, "mine-0")
         root.fs.rm(root.path("_lock"), recursive=True)  # as the next run does
-        with pytest.raises(LockLost, match="another run has taken it over"):
-            progress_notes.mark_running(root, "theirs-0")
-    assert root.exists("mine-0/work/running.json") and not root.exists("theirs-0")
+        progress_notes.mark_running(root, "theirs-0")
+
+    with pytest.raises(LockLost, match="another run has taken it over"), locked(root):
+        notes_after_losing_it()
+    assert root.exists("mine-0/work/running.json")
+    assert not root.exists("theirs-0")
 
 
 # --- what is not ours ---

@@ -144,5 +144,7 @@ def test_probabilities() -> None:
 
 
 def test_sizes_are_checked(detr: Path) -> None:
-    with pytest.raises(VlpipeError, match="the detector has num_classes 5, but the step sets num_classes: 91"):
+    with pytest.raises(
+        VlpipeError, match="the detector has num_classes 5, but the step sets num_classes: 91"
+    ):
         run_map(stage(detr, num_classes=91), rows())
