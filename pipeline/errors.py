@@ -1,4 +1,4 @@
-"""Error classes, and helpers for error texts. A text says what was wanted, what came, where, and what to do.
+"""Error classes, and helpers for error texts. A text contains what was expected, what came, where, and what to do.
 
 The command line prints the text without a traceback.
 """
@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterable
 
 MAX_PROBLEM_CHARS = 1_000
-MAX_KNOWN = 40  # names listed if none is close
+MAX_KNOWN = 40  # max known names listed when none is similar to the unknown one
 
 
 class VlpipeError(Exception):
@@ -26,7 +26,7 @@ class VlpipeWarning(UserWarning):
 
 
 class LockLost(VlpipeError):
-    """Another run has taken over this run's root. This run must stop and must not write anything more."""
+    """Another run has taken over this run's root (the folder or URL of its results). This run must stop writing."""
 
 
 class WorkflowError(VlpipeError):
@@ -52,7 +52,7 @@ class AttemptFailed(VlpipeError):
 
 
 class RowFault(ValueError):
-    """Raised by a stage for one bad row. why: short reject code, counted per code; detail: text for the reader."""
+    """Raised by a stage for one bad row. why: short reject code, such as `http_404`; detail: free text for the user."""
 
     def __init__(self, why: str, detail: str = "") -> None:
         self.why, self.detail = why, detail
@@ -75,7 +75,7 @@ def one_line(text: str, max_chars: int = MAX_PROBLEM_CHARS) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], max_chars: int = 60) -> str:
-    """Returns `; did you mean 'x'?`; `; there are: ...` if no known name is close; empty if there are no known names."""
+    """Returns `; did you mean 'x'?`; `; there are: ...` if no known name is similar; empty if there are no known names."""
     known = sorted(known)
     short = [name for name in known if len(name) <= max_chars]
     near = difflib.get_close_matches(word, short, n=1) if len(word) <= max_chars else []
@@ -97,7 +97,7 @@ def raised_in(error: BaseException) -> str:
 
 
 def _is_ours(path: str) -> bool:
-    if not os.path.isabs(path):  # PyArrow's own frames
+    if not os.path.isabs(path):  # frames of PyArrow's compiled code have relative paths
         return False
     return "/vlpipe/" in path or not ("-packages/" in path or path.startswith(STDLIB))
 
@@ -119,8 +119,8 @@ def explain(error: BaseException) -> str:
     name = type(error).__name__
     text = f"{name}: {one_line(str(error))}" if str(error) else name
     if type(error).__module__.startswith(STORES):
-        return f"the object store says: {text}"
-    return f"internal error: {text}{raised_in(error)}; --debug shows where"
+        return f"the object store returned an error: {text}"
+    return f"internal error: {text}{raised_in(error)}; --debug shows the traceback"
 
 
 def _os_error_text(error: OSError) -> str:

@@ -1,4 +1,7 @@
-"""File parameters of a stage: paths, lists, folders, weights. Keys contain a digest of their content, not their paths."""
+"""Types of file parameters of a stage: files, lists, folders, weights.
+
+A step's key (the hash that decides whether its results are reused) contains a digest of their content, not their paths.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from vlpipe.pipeline.errors import VlpipeError
 class File:
     """An input other than rows: a file or folder (`path`), or part of another step's artifacts (`step`, `path`).
 
-    YAML: `vocab: ./vocab.txt`, or `vocab: {from: tokenizer, path: vocab.txt}`. The content digest is part of the key, the
-    path is not. When a stage runs, `step` is resolved and `path` is absolute. A worker refuses a file whose content does
-    not match `digest`; it compares `mark` (names, sizes and times of the files) first, which is cheaper.
+    YAML: `vocab: ./vocab.txt`, or `vocab: {from: tokenizer, path: vocab.txt}`. When a stage runs, `step` is resolved and
+    `path` is absolute. digest: of the content, part of the key; mark: digest of names, sizes and mtimes. A worker raises
+    VlpipeError if the content does not match `digest`; it hashes the content only if `mark` does not match.
     """
 
     path: str = ""
@@ -45,7 +48,7 @@ class File:
 
 
 class ListFile(File):
-    """A file that only `SourceStage.rows` reads. If rows are appended, the full shards made from the old list stay valid."""
+    """A file of rows that only `SourceStage.rows` reads. If rows are appended, full shards of the old list stay valid."""
 
     __slots__ = ()
 
@@ -53,7 +56,8 @@ class ListFile(File):
 class Listing(ListFile):
     """A folder or fsspec URL of files too large to hash, such as videos. The key contains their names and sizes.
 
-    The rows identify the content of each file. Files are read in place; a step's artifact may also be a Listing.
+    The key does not cover their content, so the rows made from a file must identify it, for example by a sha256. Files are
+    not copied to the worker. The artifacts of a step may also be a Listing.
     """
 
     __slots__ = ()

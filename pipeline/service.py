@@ -1,8 +1,9 @@
-"""Services: one object per step, in the driver, that all workers of the step talk to over a TCP connection.
+"""Services: objects in the driver, one per step, that share state among the step's workers, such as limits per host.
 
-A lease ends with its connection: when a worker dies, the kernel closes the socket and the lease is released at once. The
-same socket serves Ray workers on any node, isolated child processes (unknown to Ray) and `--local`; a Ray actor would need
-expiring leases and Ray in every process. Messages are lines of JSON; the first line is [step, secret of the run].
+Workers connect over TCP. When a worker dies, the kernel closes its connection, and the service releases what the worker
+held at once. The same server works for Ray workers on any node, for isolated child processes (unknown to Ray) and for
+`--local`; a Ray actor would need timeouts to detect a dead worker, and Ray in every process. Messages are lines of JSON;
+the first line of a worker is [step, secret of the run].
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import Any, Protocol, TypeVar
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store
 
-HELLO_S = 10.0  # seconds until a connection without a valid first line is closed; also the startup timeout
+HELLO_S = (
+    10.0  # seconds until a connection without a valid first line is closed; also the server's startup timeout
+)
 CLOSING_S = 0.005  # seconds between the two rounds of closing connections
 MAX_LINE_BYTES = 1 << 24
 
@@ -31,7 +34,7 @@ T = TypeVar("T")
 
 
 class Peer(Protocol):
-    """The other end of a connection."""
+    """A connected worker. send: sends it a message, which must be a JSON value."""
 
     def send(self, message: Any) -> None: ...
 
@@ -109,7 +112,7 @@ class _Line(asyncio.Protocol):
         for line in lines:
             try:
                 message = json.loads(line)
-            except ValueError:  # not one of our workers
+            except ValueError:  # not JSON, so not from a worker of this run
                 self.hang_up()
                 return
             self.heard(message)
@@ -136,9 +139,9 @@ class _Line(asyncio.Protocol):
 
 
 async def connect(where: Address, heard: Callable[[Any], None], lost: Callable[[], None]) -> _Line:
-    """Connects a worker to the driver. `heard` gets each message; `lost` is called once when the connection ends.
+    """Connects a worker to its step's service and returns the connection. Raises VlpipeError if the driver does not answer.
 
-    Raises VlpipeError if the driver does not answer.
+    heard: called with each message; lost: called once when the connection ends.
     """
     try:
         _, line = await asyncio.get_running_loop().create_connection(
@@ -147,7 +150,8 @@ async def connect(where: Address, heard: Callable[[Any], None], lost: Callable[[
     except OSError as error:
         raise VlpipeError(
             f"the driver does not answer at {where.host}:{where.port} ({error.strerror or error}); "
-            f"step {where.step!r} needs the driver for what its workers share, such as limits per host"
+            f"step {where.step!r} needs the driver for state that its workers share, such as limits per host; "
+            "check that this machine can connect to that port"
         ) from error
     line.send([where.step, where.secret])
     return line
@@ -201,7 +205,8 @@ class Services:
         self._thread.start()
         if not ready.wait(HELLO_S):
             raise VlpipeError(
-                f"cannot listen on {self._host}: the steps of this run that start a service need it"
+                f"the server for state that workers share did not start on {self._host} within {HELLO_S:.0f} s; "
+                "check that it is an address of this machine"
             )
 
     async def _serve(self, ready: Event) -> None:

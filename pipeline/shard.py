@@ -1,9 +1,9 @@
-"""Shards: Parquet files of rows, and the rejects beside them. Only this module writes Parquet.
+"""Shards: Parquet files with the rows of a step. `ShardWriter` writes them, and the files of rejected rows beside them.
 
 The same rows give the same bytes: a shard is cast to its declared schema, its chunks are combined, and it is cut into row
-groups by a rule that depends on the rows alone (`row_groups`). Otherwise chunking alone would change the file (measured).
-Heavy columns (image bytes, features) are written once, by the step that makes them. Later shards store the light columns
-and a pointer (`Shard.heavy`) to the file with the heavy ones, which is joined by `id` when a stage reads them.
+groups by a rule that depends on the rows alone (`row_groups`). Without this, tables chunked differently give other bytes.
+Heavy columns (image bytes, features) are written once, by the step that makes them. Later shards store the light (other)
+columns and a pointer (`Shard.heavy`) to the file with the heavy ones, which are joined by `id` when a stage reads them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ SETTINGS = {
 }
 ROW_GROUP_ROWS = 512  # 512 images of 60 KB are 32 MB
 # The writer checks every PAGE_ROWS rows whether a page has reached 1 MB. By default it checks once per row group, which
-# gives pages and buffers of 32 MB that are freed and allocated again (48 KB images: 75 MB more, 0.19 ms each, not 0.09).
+# gives pages and buffers of 32 MB that are freed and allocated again (for images of 48 KB: 75 MB more memory, and 0.19
+# instead of 0.09 ms per image).
 PAGE_ROWS = 32
 HEAVY = b"vlpipe.heavy"
 REF = b"vlpipe.ref"
@@ -81,7 +82,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Why a row is not in the output. kind `fault`: processing failed; `filtered`: a rule excluded the row."""
+    """A row that is not in the output, and why. kind: `fault` if processing failed, `filtered` if a rule excluded it."""
 
     id: str
     kind: Literal["fault", "filtered"]
@@ -101,7 +102,7 @@ class Out:
 
     table: pa.Table
     rejects: list[Reject] = field(default_factory=list)
-    # Lines for the log. They may hold times and attempts, and are never part of keys.
+    # Lines for the log, each a JSON object. They may contain times and numbers of attempts, and are never part of keys.
     log: list[dict[str, Any]] = field(default_factory=list)
     counts: Mapping[str, int] = field(default_factory=dict)
 
@@ -214,6 +215,7 @@ class ShardWriter:
         self._writer = pq.ParquetWriter(path, self.schema, write_batch_size=PAGE_ROWS, **SETTINGS)
 
     def write(self, table: pa.Table) -> None:
+        """Adds rows. Raises SchemaError or ValueError if they do not conform to the schema (see `conform`)."""
         if not table.num_rows:
             return
         table = conform(table, self.schema, self.path)
@@ -297,14 +299,14 @@ def write_shard(
 
 @contextmanager
 def open_parquet(store: Store, rel: str) -> Iterator[Parquet]:
-    """Opens a Parquet file below the root, whoever wrote it. Raises VlpipeError if it is missing."""
+    """Opens any Parquet file below the root. Raises VlpipeError if it is missing or unreadable."""
     with _opened(store, rel) as handle:
         yield Parquet(handle, store.path(rel))
 
 
 @contextmanager
 def open_shard(store: Store, shard: Shard | Heavy) -> Iterator[Parquet]:
-    """Opens a shard. Raises VlpipeError if it is missing or its footer has changed; damaged pages fail when read."""
+    """Opens a shard. Raises VlpipeError if it is missing or its footer has changed; damaged pages raise it when read."""
     with _opened(store, shard.path) as handle:
         if shard.footer:
             _check_footer(handle, store.path(shard.path), shard.footer)

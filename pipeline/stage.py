@@ -1,6 +1,7 @@
-"""Base classes of stages. A stage is a frozen dataclass whose fields are its YAML parameters; `open` yields a function.
+"""Base classes of stages. A stage is a frozen dataclass whose fields are its YAML parameters.
 
-MapStage: row group -> row group (+ rejects), shard by shard. SourceStage: a map stage that also lists its input rows.
+MapStage: row group -> row group (+ rejects), shard by shard, by the function that `open` yields.
+SourceStage: a map stage that also lists its input rows.
 GatherStage: reads all of its inputs at once, for global decisions, training and evaluation.
 """
 
@@ -25,7 +26,7 @@ SHARD_ROWS = 10_000
 class Stage:
     """Base of all stages. Subclasses are `@dataclass(frozen=True, kw_only=True)`. `schema` is called without data."""
 
-    # The stage's name in keys, wherever its module lies. A class that does not define NAME itself is named by `use:`.
+    # The stage's name in keys, independent of its module's path. For a class without a NAME of its own, it is its `use:`.
     NAME: ClassVar[str] = ""
     VERSION: ClassVar[int] = 1  # raise it when the same parameters give different rows
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset()  # parameters that cannot change the rows
@@ -38,7 +39,10 @@ class Stage:
         return inp
 
     def identity(self, use: str) -> tuple[str | int, ...]:
-        """Returns (name, VERSION) for keys. NAME is not inherited because a subclass may compute something else."""
+        """Returns (name, VERSION) for keys. use: the class path in the YAML, the name if the class defines no NAME itself.
+
+        NAME is not inherited because a subclass may compute something else.
+        """
         return (vars(type(self)).get("NAME") or use, self.VERSION)
 
     def runs(self) -> Stage:
@@ -46,7 +50,7 @@ class Stage:
         return self
 
     def estimate(self, num_rows: int) -> str:
-        """Returns one line for `vlpipe plan` on the cost of at most `num_rows` rows; empty: nothing is shown."""
+        """Returns one line for `vlpipe plan` about the cost of at most `num_rows` rows; empty: nothing is shown."""
         return ""
 
     def tell(self, row: Mapping[str, Any]) -> list[str]:
@@ -159,7 +163,7 @@ class Job:
     reject: Callable[[Sequence[Reject]], None]
     # launch(fn, config, num_workers=1, gpu=False) runs fn(config) with Ray Train, or in this process with --local.
     launch: Callable[..., None]
-    say: Callable[[str], None] = field(default=print)  # one line for the person watching
+    say: Callable[[str], None] = field(default=print)  # shows one line to the user
 
 
 class GatherStage(Stage):

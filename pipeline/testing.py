@@ -64,7 +64,7 @@ def run_gather(
         (folder / sub).mkdir(parents=True, exist_ok=True)
 
     def launch(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gpu: bool = False) -> None:
-        assert num_workers == 1, "in one process there is one worker"
+        assert num_workers == 1, f"run_gather trains in one process, got num_workers={num_workers}"
         fn(config)
 
     stage.run(

@@ -101,14 +101,14 @@ def _what(store: Store, folder: str, by_name: Mapping[str, PlannedStep]) -> str:
     if made is None:
         return ""
     if made["step"] not in by_name:
-        return "there is no such step any more"
+        return "no given workflow has a step of this name"
     found = why(by_name[made["step"]], made)
     return "what is above it changed" if found.startswith("step ") else found
 
 
 def _kept_for(store: Store, folder: str, holders: Mapping[str, str]) -> str:
     if store.is_local and os.path.islink(store.path(folder)):
-        return "it is a link"
+        return "it is a symbolic link"
     if folder in holders:
         return f"{holders[folder]} reads heavy columns in it"
     others = foreign(store, folder)

@@ -52,8 +52,8 @@ class RetryResult:
 
     def __str__(self) -> str:
         left = f"; still rejected in these shards: {counts(self.rejects)}" if self.rejects else ""
-        ran = f"{self.num_rows:,} row(s) in {self.num_shards} shard(s) run again"
-        return f"{ran}, {self.rows_back:,} came back{left}"
+        ran = f"{self.num_rows:,} row(s) in {self.num_shards} shard(s) retried"
+        return f"{ran}, {self.rows_back:,} now in the output{left}"
 
 
 class _RetryRun(Run):
@@ -124,7 +124,8 @@ def wanted(
 ) -> tuple[PlannedStep, dict[int, Receipt], list[Receipt]]:
     """Returns the step, its receipts by shard index, and the receipts of shards with rows to retry.
 
-    First restores the shards of a killed retry. The caller holds the root's lock.
+    First restores the shards of a killed retry. The caller holds the root's lock. Raises VlpipeError as `check` and
+    `affected` do.
     """
     one = check(steps, name)
     recover(one, store)
@@ -133,7 +134,7 @@ def wanted(
 
 
 def before_folder(one: PlannedStep) -> str:
-    """Returns the folder that keeps the shards from before a retry. The runner sees it as a folder of an unfinished step."""
+    """Returns the folder that keeps the shards from before a retry. To the runner it is the folder of an unfinished step."""
     return f"{one.name}.before_retry-{one.keyed.step_key[:8]}"
 
 

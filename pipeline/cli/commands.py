@@ -217,7 +217,7 @@ def _prune(store: Store, found: list[prune.UnreachedFolder], yes: bool) -> None:
         prune.remove(store, going)
         say(f"removed {total}")
     else:
-        say(f"would remove {total}; --yes removes")
+        say(f"would remove {total}; add --yes to remove them")
 
 
 @app.command("forget")
@@ -267,7 +267,7 @@ def forget_command(
             apply.forget(store, found)
     folders = {one.folder for one in found.folders} | {one.folder for one in found.models if one.copies}
     num = f"{found.num_rows:,} row(s) in {len(folders)} folder(s) of {store.url}"
-    say(f"forgot {num}" if yes else f"would forget {num}; --yes forgets")
+    say(f"forgot {num}" if yes else f"would forget {num}; add --yes to forget them")
     for line in summary.advice(found, workflow):
         say(line)
 

@@ -39,7 +39,7 @@ LOOK_S = 1.0  # seconds between updates of the terminal
 NOTES_S = 5.0  # seconds between reads of the progress notes of running shards
 SLOW_S = 10.0  # seconds after which a step or shard also reports intermediate progress
 SPEAK_S = 30.0  # min seconds between two plain lines of a step; longer for steps that run long
-ASKED = 32  # max number of shards whose notes are read: those that run longest
+ASKED = 32  # max number of shards whose progress notes are read: those that run longest
 MAX_CODES = 4  # reject codes that are shown with their counts
 MANY_ROWS = 1_000  # min input rows for the warning that a filter dropped nothing
 
@@ -285,7 +285,7 @@ def keep_warning(one: PlannedStep) -> str:
 
 def dropped_nothing(m: Manifest) -> bool:
     """True if the step rejected no row as filtered and its own counts are all 0: text filters drop texts of a row, not the
-    row, and say so only in their counts."""
+    row, and report it only in their counts."""
     return not any(code.startswith("filtered:") for code in m.rejects) and not any(m.counts.values())
 
 

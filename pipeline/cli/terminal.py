@@ -1,5 +1,5 @@
-"""Captures all other output while progress bars are drawn, also of C libraries and child processes, and prints its lines
-above the bars.
+"""Captures the output of everything else while progress bars are drawn, including C libraries and child processes, and
+prints it above the bars.
 
 Output goes to a file and not a pipe: a library that writes to a full pipe while it holds the GIL would deadlock, because
 the thread that reads the pipe needs the GIL.

@@ -1,8 +1,8 @@
-"""Finished shards of a root, indexed by what they were made from, so that a step can adopt shards of another folder.
+"""Adopts finished shards: links the files of another step's folder into the step's own, instead of computing them again.
 
-Nothing is computed twice for a longer list, a renamed step, a step moved into `repeat`, or a list that grows after an
-interrupted fetch. Names are not compared. Of several shards made from the same inputs, the one with the fewest faults
-is adopted: `vlpipe retry` may have repaired rows in it.
+Shards are found by what they were made from; names of steps are not compared. So nothing is computed twice for a longer
+list, a renamed step, a step moved into `repeat`, or a list that grows after an interrupted fetch. Of several shards made
+from the same inputs, the one with the fewest faults is adopted: `vlpipe retry` may have repaired rows in it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Candidate:
 
 @dataclass
 class FinishedShards:
-    """Index of a root's finished shards. Each folder is read once, when a step with its stage key first asks.
+    """Index of a root's finished shards by what they were made from. Each folder is read once, at the first lookup of its
+    stage key (see `records/keys.py`).
 
     strict: shards made by a different version of the code are not adopted.
     """
@@ -49,7 +50,7 @@ class FinishedShards:
     _sizes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def folders(self, stage_key: str) -> list[str]:
-        """Names of the root's step folders with this stage key."""
+        """Returns the names of the root's step folders with this stage key."""
         if self._folders is None:
             self._folders = {}
             for folder in self.store.list():
@@ -59,7 +60,10 @@ class FinishedShards:
         return self._folders.get(stage_key, [])
 
     def find(self, stage_key: str, made_from: MadeFrom, source: str, own: str) -> Candidate | None:
-        """A complete shard made from exactly these inputs, in a folder other than `own`; None if there is none."""
+        """Returns a complete shard made from exactly these inputs, in a folder other than `own`; None if there is none.
+
+        source: hash of the step's current code.
+        """
         found = [c for f in self.folders(stage_key) if f != own for c in self._of(f).get(made_from, ())]
         if self.strict:
             found = [c for c in found if c.receipt.source == source]
@@ -69,7 +73,10 @@ class FinishedShards:
     def find_step(
         self, stage_key: str, inputs_digest: str, source: str, own: str
     ) -> tuple[str, Manifest] | None:
-        """(folder, manifest) of a finished gather step with exactly these inputs and artifacts, outside `own`, or None."""
+        """Returns (folder, manifest) of a complete gather step made from exactly these inputs, in a folder other than `own`.
+
+        None if there is none. source: hash of the step's current code.
+        """
         for folder in self.folders(stage_key):
             manifest = read_manifest(self.store, folder) if folder != own else None
             if manifest is None or manifest.inputs_digest != inputs_digest:
@@ -87,7 +94,7 @@ class FinishedShards:
         )
 
     def is_whole(self, receipt: Receipt) -> bool:
-        """True if the shard's file has the size in its receipt (`vlpipe verify` checks the content)."""
+        """Returns True if the shard's file has the size in its receipt (`vlpipe verify` checks the content)."""
         folder, _, name = receipt.shard.path.rpartition("/")
         if folder not in self._sizes:
             self._sizes[folder] = self.store.sizes(folder)
@@ -108,7 +115,7 @@ class FinishedShards:
 
 
 def adopt(store: Store, found: Candidate, folder: str, index: int, heavy: tuple[Heavy, ...]) -> Receipt:
-    """Adopt a shard into another folder: link its files and write a new receipt, which is returned.
+    """Adopts a shard into another folder: links its files, writes a new receipt and returns it.
 
     heavy: where its heavy columns are stored now; digests of those stored in the shard itself are filled in.
     """
@@ -126,7 +133,7 @@ def adopt(store: Store, found: Candidate, folder: str, index: int, heavy: tuple[
 
 
 def _adopt_rejects(store: Store, found: Candidate, folder: str, index: int) -> str:
-    """Adopt a shard's rejects, with the name of the adopting step in them; returns the digest of the file."""
+    """Adopts a shard's rejects, with the adopting step's name in column `stage`; returns the digest of the file."""
     old, step = found.receipt, folder.rpartition("-")[0]
     if not old.rejects:
         store.remove(rejects_path(folder, index))  # left by a killed run
@@ -142,13 +149,13 @@ def _adopt_rejects(store: Store, found: Candidate, folder: str, index: int) -> s
 
 
 def own_digest(heavy: tuple[Heavy, ...], shard: Shard) -> tuple[Heavy, ...]:
-    """`heavy` with the digests of `shard` filled in for columns that `shard` itself stores."""
+    """Returns `heavy` with the digests of `shard` filled in for columns that `shard` itself stores."""
     own = {"digest": shard.digest, "footer": shard.footer}
     return tuple(one._replace(**own) if one.path == shard.path else one for one in heavy)
 
 
 def adopt_step(store: Store, old: str, manifest: Manifest, folder: str) -> list[Receipt]:
-    """Adopt a finished gather step: shards, rejects and artifacts. Returns the new receipts."""
+    """Adopts a finished gather step: shards, rejects and artifacts. Returns the new receipts."""
     receipts: list[Receipt] = []
     for receipt in read_receipts(store, old):
         path = shard_path(folder, receipt.index)

@@ -1,4 +1,4 @@
-"""Interfaces of the run loop: an `Executor` runs units, a `Watcher` is notified of progress."""
+"""Interfaces of the run loop: an `Executor` runs units (shards or gather steps), a `Watcher` is notified of progress."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from vlpipe.pipeline.stage import GatherStage
 from vlpipe.pipeline.storage.store import Store
 
 MAX_ATTEMPTS = 3
-MAX_DEATHS = 2  # after so many worker deaths a shard runs row by row in its own process
-MAX_LOST = 10  # max times a shard is lost with a node or by another shard's worker death
+MAX_DEATHS = 2  # after so many worker deaths a shard runs in its own process, to find the rows that kill it
+MAX_LOST = 10  # max times a shard is lost because its node is lost or another shard kills its worker
 
 
 class WorkerDied(VlpipeError):
-    """The process that ran a task died. innocent: it died with its node or because of another shard.
+    """The process that ran a task died. innocent: the task did not cause it; the node was lost or another shard did.
 
-    A death for lack of memory is not innocent: if it repeats, the shard is run row by row.
+    A death for lack of memory is not innocent: if it repeats, the shard runs in its own process, to find the rows.
     """
 
     def __init__(self, text: str, *, innocent: bool) -> None:
@@ -50,13 +50,13 @@ class Executor(Protocol):
     """Runs units of steps, on this machine or on a cluster."""
 
     def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
-        """Reasons why these steps cannot run here, one sentence each. Called once, before any work."""
+        """Returns reasons why these steps cannot run with this executor, one sentence each. Called once, before any work."""
 
     def expect(self, one: PlannedStep) -> None:
-        """Announce that units of a step may be submitted from now on."""
+        """Called when units of a step may be submitted from now on."""
 
     def pick(self, wanting: Sequence[PlannedStep]) -> PlannedStep | None:
-        """The step whose next unit starts now; None if there is no room. The caller then calls `submit` for that unit.
+        """Returns the step whose next unit starts now; None if too few resources are free. The caller submits that unit.
 
         wanting: steps with a unit ready, most urgent first.
         """
@@ -64,16 +64,16 @@ class Executor(Protocol):
     def submit(self, one: PlannedStep, unit: Unit, task: ShardTask | GatherTask) -> None: ...
 
     def wait(self, timeout_s: float) -> list[UnitResult]:
-        """Results of units that have ended. Blocks for at most about `timeout_s` seconds."""
+        """Returns results of units that have ended. Blocks for at most about `timeout_s` seconds."""
 
     def stuck(self, wanting: Sequence[PlannedStep]) -> str:
-        """Called while nothing runs and nothing starts: why that cannot change; empty if it still may."""
+        """Returns why no unit can ever start; empty if one still may. Called while nothing runs and nothing starts."""
 
     def release(self, one: PlannedStep) -> None:
-        """Announce that no more units of a step will be submitted."""
+        """Called when no more units of a step will be submitted."""
 
     def drain(self, grace_s: float) -> list[UnitResult]:
-        """Results of units that end within `grace_s` seconds. Nothing new starts."""
+        """Returns results of units that end within `grace_s` seconds. Nothing new starts."""
 
     def close(self) -> None: ...
 
@@ -83,7 +83,7 @@ class Watcher:
     """Progress callbacks; the command line draws them.
 
     started: (step, number of shards); begun: (step, shard number, input rows); shard: (step, receipt, was it reused);
-    tick: once per iteration of the run loop; stopping: (error that ends the run, units that get a grace to finish).
+    tick: once per iteration of the run loop; stopping: (error that ends the run, number of units that may still finish).
     """
 
     started: Callable[[PlannedStep, int | None], None] = lambda one, total: None
@@ -97,7 +97,7 @@ class Watcher:
 
 
 def unasked_gpus(steps: Sequence[PlannedStep]) -> list[str]:
-    """Errors for steps whose stage has `gpu: true` but that request no GPU: only steps that request a GPU may use one."""
+    """Returns errors for steps whose stage has `gpu: true` but that request no GPU, and so may not use one."""
     return [
         f"step {one.name!r} has `gpu: true` but asks for no GPU; add `resources: {{gpus: 1}}`"
         for one in steps

@@ -1,4 +1,4 @@
-"""`--local`: runs every unit in this process, one after another. The output bytes are the same as on Ray."""
+"""Executor of `--local`: runs every unit in this process, one after another. The output bytes are the same as on Ray."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LocalExecutor:
         self._hidden = ExitStack()
 
     def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
-        """Errors for steps that request more GPUs than torch finds. If no step requests one, GPUs are hidden."""
+        """Returns errors for steps that request more GPUs than torch finds. If no step requests one, GPUs are hidden."""
         asking = [one for one in steps if one.keyed.step.resources.gpus]
         if not asking:
             self._hidden.enter_context(device.hidden_gpus())
@@ -43,13 +43,13 @@ class LocalExecutor:
         ]
 
     def expect(self, one: PlannedStep) -> None:
-        """Nothing to prepare: units run one at a time."""
+        """Does nothing: units run one at a time."""
 
     def pick(self, wanting: Sequence[PlannedStep]) -> PlannedStep | None:
         return wanting[0] if wanting and not self._queue else None
 
     def stuck(self, wanting: Sequence[PlannedStep]) -> str:
-        return f"nothing can start though steps are left: {', '.join(one.name for one in wanting)}"
+        return f"no step can start, but these are not done: {', '.join(one.name for one in wanting)}"
 
     def submit(self, one: PlannedStep, unit: Unit, task: ShardTask | GatherTask) -> None:
         if isinstance(task, ShardTask):
@@ -88,7 +88,7 @@ class LocalExecutor:
             self._open.pop(one.name)[0].close()
 
     def drain(self, grace_s: float) -> list[UnitResult]:
-        """Always empty: nothing runs in the background."""
+        """Returns an empty list: nothing runs in the background."""
         return []
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ class LocalExecutor:
 
 @contextmanager
 def _counting_deaths(task: ShardTask) -> Iterator[int]:
-    """Yields how many runs died during this shard. The count is kept in a file, which remains if this run dies too."""
+    """Yields how many earlier runs died while computing this shard. The count is in a file, which stays if this one dies."""
     if not task.store.is_local:
         yield 0
         return

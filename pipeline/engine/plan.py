@@ -1,4 +1,4 @@
-"""What would run, and why: compares every step with what is on disk. Reads one file per finished step."""
+"""Plans a run: which steps have to run, and why. Compares every step with its files; reads one file per finished step."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ from vlpipe.pipeline.workflow.load import Workflow, schemas
 from vlpipe.pipeline.workflow.params import files_of, replace_files
 from vlpipe.pipeline.workflow.step import Step
 
-RECORD = "_steps.json"  # each step as of its last run; used to explain, never to decide
+RECORD = "_steps.json"  # each step as of its last run; used to explain why a step runs, not to decide whether
 
 
 @dataclass
 class PlannedStep:
     """A step and its state on disk. reason: why it has to run; empty if it is done.
 
-    found: receipts that an unfinished step has so far. receipts: all receipts of a finished step, read on first use.
+    above: steps whose rows it reads; artifact_steps: steps whose artifacts it reads; found: receipts that an unfinished
+    step has so far; receipts: all receipts of a finished step, read on first use.
     """
 
     keyed: StepKeys
@@ -81,20 +82,20 @@ class PlannedStep:
         return Dataset(store, self.name, self.schema_out, self.shards)
 
     def finish(self, manifest: Manifest, receipts: list[Receipt] | None = None) -> None:
-        """Mark the step as done."""
+        """Marks the step as done."""
         self.manifest, self._receipts, self.reason, self.found = manifest, receipts, "", {}
 
     def undo(self) -> None:
-        """Mark the step as not done."""
+        """Marks the step as not done."""
         self.manifest, self._receipts = None, None
 
     def let_go(self) -> None:
-        """Drop the receipts from memory; the next use reads them again."""
+        """Drops the receipts from memory; the next use reads them again."""
         self._receipts = None
 
 
 def expand(steps: Sequence[Step]) -> list[Step]:
-    """A source stage becomes two steps: `NAME.rows` lists its rows, `NAME` works on them."""
+    """Returns the steps, each source stage as two steps: `NAME.rows` lists its rows, `NAME` processes them."""
     out: list[Step] = []
     for step in steps:
         if isinstance(step.stage, SourceStage):
@@ -106,9 +107,9 @@ def expand(steps: Sequence[Step]) -> list[Step]:
 
 
 def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[PlannedStep]:
-    """Plan every step, in file order; reads the manifests of finished steps.
+    """Returns the planned steps, in file order. Reads the manifests of finished steps.
 
-    until: keep only this step and the steps it needs. Raises VlpipeError if the root has another format.
+    until: keep only this step and the steps it needs. Raises VlpipeError if the root has another format number.
     """
     check_format(store, old=any(_is_step(store, name) for name in store.list()))
     chain = schemas(workflow)
@@ -147,7 +148,7 @@ def _is_step(store: Store, name: str) -> bool:
 
 
 def _in_folder(keyed: StepKeys, store: Store) -> StepKeys:
-    """The step with its own folder, named by 8 digits of its key, or by 16 if another step's key shares the first 8."""
+    """Returns the step with its folder's name, `NAME-` and 8 digits of its key; 16 if another key shares the first 8."""
     for digits in (8, 16):
         folder = f"{keyed.step.name}-{keyed.step_key[:digits]}"
         recorded = read_step_file(store, folder) or {}
@@ -164,7 +165,10 @@ def _needed(last: PlannedStep) -> set[str]:
 
 
 def look(one: PlannedStep, store: Store, before: Mapping[str, Any] | None = None) -> None:
-    """Decide whether the step is done. If so set its manifest, else set `found` and the first `reason` to run it."""
+    """Decides whether the step is done. If so, sets its manifest; else sets `found` and the first `reason` to run it.
+
+    before: the step as of its last run, from `read_record`.
+    """
     waiting = [p.name for p in (*one.above, *one.artifact_steps) if not p.is_done]
     manifest = read_manifest(store, one.folder)
     if manifest is not None and not waiting and is_made_from(manifest, one):
@@ -182,16 +186,19 @@ def look(one: PlannedStep, store: Store, before: Mapping[str, Any] | None = None
 
 
 def is_made_from(manifest: Manifest, one: PlannedStep) -> bool:
-    """True if the manifest was made from the current inputs. Compares full keys and digests, never names."""
+    """Returns True if the manifest was made from the current inputs. Compares full keys and digests, never names."""
     return (manifest.step_key, manifest.inputs_digest) == (one.keyed.step_key, inputs_digest(one))
 
 
 def stale_source(one: PlannedStep, sources: Sequence[str] | set[str]) -> str:
-    """Warning text if existing rows were made by a different version of the code; empty otherwise."""
+    """Returns a warning text if existing rows were made by a different version of the code; empty otherwise.
+
+    sources: hashes of the code that made them.
+    """
     if not set(sources) - {one.keyed.source}:
         return ""
     what = "some of its rows were" if one.keyed.source in sources else "it was"
-    return f"{what} made by other code of the same VERSION; raise VERSION if the rows may differ"
+    return f"{what} made by different code with the same VERSION; raise VERSION if the rows may differ"
 
 
 def _progress(one: PlannedStep, manifest: Manifest | None) -> str:
@@ -201,21 +208,21 @@ def _progress(one: PlannedStep, manifest: Manifest | None) -> str:
 
 
 def inputs_digest(one: PlannedStep) -> str:
-    """Digest over every shard and artifact that the step reads. All upstream steps must be done."""
+    """Returns a digest over every shard and artifact that the step reads. All upstream steps must be done."""
     shards = [p.manifest.shards_digest for p in one.above if p.manifest is not None]
     assert len(shards) == len(one.above)
     return digest_inputs(shards, artifacts_digest(one))
 
 
 def artifacts_digest(one: PlannedStep) -> str:
-    """Digest over `read_digests`; empty if the step depends on no file or artifact."""
+    """Returns a digest over `read_digests`; empty if the step depends on no file or artifact."""
     return digest_artifacts(read_digests(one))
 
 
 def read_digests(one: PlannedStep) -> dict[str, str]:
-    """Parameter -> digest of each file and artifact that the rows depend on.
+    """Returns parameter -> digest of each file and artifact that the rows depend on.
 
-    Excludes list files of a map stage, which count through the rows they list, and parameters in `NOT_IN_KEY`.
+    Excludes parameters in `NOT_IN_KEY`, and list files of a map stage, because its input shards hold the listed rows.
     """
     stage = one.keyed.step.stage
     left_out = stage.NOT_IN_KEY
@@ -228,7 +235,10 @@ def read_digests(one: PlannedStep) -> dict[str, str]:
 
 
 def resolved_files(one: PlannedStep, store: Store | None = None) -> list[tuple[str, File]]:
-    """Every file parameter with its content digest; if `store` is given, also with a readable path."""
+    """Returns (parameter, file with its content digest) pairs; if `store` is given, also with a readable path.
+
+    Raises VlpipeError if an upstream step has no such artifact.
+    """
     digests, marks = dict(one.keyed.files), dict(one.keyed.marks)
     return [
         (name, _resolve(one, name, file, digests[name], marks.get(name, ""), store))
@@ -253,13 +263,16 @@ def _resolve(one: PlannedStep, name: str, file: File, digest: str, mark: str, st
 
 
 def resolve_stage(one: PlannedStep, store: Store) -> Any:
-    """The stage with readable paths in its file parameters."""
+    """Returns the stage with readable paths in its file parameters."""
     files = dict(resolved_files(one, store))
     return replace_files(one.keyed.step.stage, lambda name, _: files[name])
 
 
 def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
-    """The first difference from the step's last run; its own changes come before upstream ones. Empty if none is known."""
+    """Returns a text on the first difference from the step's last run; empty if none is known.
+
+    The step's own changes come before upstream ones. before: the step as of its last run, from `read_record`.
+    """
     if before is None or before["step_key"] == one.keyed.step_key:
         return ""
     step = one.keyed.step
@@ -300,17 +313,17 @@ def is_gather(one: PlannedStep) -> bool:
 
 
 def fans_out(one: PlannedStep) -> bool:
-    """True for a map step whose output rows are children of its input rows."""
+    """Returns True for a map step whose output rows are children of its input rows."""
     return isinstance(one.keyed.step.stage, MapStage) and one.keyed.step.stage.FAN_OUT
 
 
 def launches(one: PlannedStep) -> bool:
-    """True for a gather step that computes in `job.launch`: a training."""
+    """Returns True for a gather step that computes in `job.launch`, such as a training."""
     return isinstance(one.keyed.step.stage, GatherStage) and one.keyed.step.stage.LAUNCHES
 
 
 def read_record(store: Store) -> dict[str, Any]:
-    """What each step was when it last ran. Empty, with a warning, if the file is damaged."""
+    """Returns step name -> its keys, parameters and files when it last ran. Empty, with a warning, if damaged."""
     if not store.exists(RECORD):
         return {}
     try:
@@ -320,13 +333,13 @@ def read_record(store: Store) -> dict[str, Any]:
     except (ValueError, AttributeError, TypeError):
         pass  # handled like a record of the wrong shape
     warnings.warn(
-        f"{store.path(RECORD)} is damaged; a plan cannot say what changed", VlpipeWarning, stacklevel=2
+        f"{store.path(RECORD)} is damaged; the plan cannot show what changed", VlpipeWarning, stacklevel=2
     )
     return {}
 
 
 def remember(steps: Sequence[PlannedStep], store: Store) -> None:
-    """Record the steps as they are now, so that the next plan can explain what changed."""
+    """Records the steps as they are now, so that the next plan can explain what changed."""
     record = read_record(store)
     for one in steps:
         step = one.keyed.step

@@ -21,7 +21,7 @@ MAX_COUNTS = 10_000
 
 
 def estimates(steps: Sequence[PlannedStep], store: Store) -> dict[str, str]:
-    """Step name -> its stage's estimate of the work, for steps that will run and whose stage makes an estimate."""
+    """Returns step name -> its stage's estimate of the cost, for steps that will run and whose stage makes an estimate."""
     asked = [one for one in steps if not one.is_done and _makes_estimates(one.keyed.step.stage)]
     if not asked:
         return {}
@@ -36,7 +36,7 @@ def _makes_estimates(stage: Stage) -> bool:
 
 
 def bound(one: PlannedStep, counts: RowCounts) -> int | None:
-    """Max number of rows the step can produce; None if that is unknown before it runs."""
+    """Returns the max number of rows the step can produce; None if that is unknown before it runs."""
     stage = one.keyed.step.stage
     if one.manifest is not None:
         return one.manifest.rows_out
@@ -49,7 +49,10 @@ def bound(one: PlannedStep, counts: RowCounts) -> int | None:
 
 
 class RowCounts:
-    """Lengths of lists, by key of the step that lists them (it covers their content). Cached in the root or per user."""
+    """Numbers of rows of lists, by the key of the step that lists them, which covers a list's content.
+
+    Cached in the root, or in the user's cache folder if there is no root yet.
+    """
 
     REL = "_cache/rows.json"
 
@@ -59,7 +62,7 @@ class RowCounts:
         self._changed = False
 
     def of(self, one: PlannedStep) -> int:
-        """Length of the list of a ListRows step, or the source's cheap upper bound if it has one."""
+        """Returns the number of rows that a ListRows step lists, or the source's `max_rows` if it has one."""
         key, stage = one.keyed.step_key, one.keyed.step.stage
         assert isinstance(stage, ListRows)
         if key not in self._counts:

@@ -1,4 +1,4 @@
-"""Run a plan: one scheduling loop over shard references. No row data passes through the driver.
+"""Runs a plan in one scheduling loop over references to shards. No row data passes through the driver.
 
 Shard k of a step starts as soon as shard k of its input exists, downstream steps first. Only gather stages and steps
 that read artifacts wait for whole steps. Running units are bounded by the cluster's resources (`on_ray/scheduler.py`).
@@ -60,7 +60,7 @@ from vlpipe.pipeline.storage.store import Store
 
 
 class Run:
-    """The run loop and its state. Finished shards stay finished, whatever stops the loop."""
+    """The run loop and its state. Finished shards are kept, whatever stops the loop."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Run:
         self._arrived: deque[UnitResult] = deque()  # ended, not yet processed
 
     def go(self, check: Callable[[], None] = lambda: None, grace_s: float = 0.0) -> None:
-        """Run until all steps are done. check: called in every iteration; an exception it raises stops the run. After
+        """Runs until all steps are done. check: called in every iteration; an exception it raises stops the run. After
         any error, running units get `grace_s` seconds to finish, and their shards are committed."""
         try:
             self._loop(check)
@@ -94,7 +94,7 @@ class Run:
         steps = [s.one for s in self.states.values()]
         problems = [*unasked_gpus(steps), *self.executor.check(steps, self.store)]
         if problems:
-            raise VlpipeError("this cannot run here:\n  " + "\n  ".join(problems))
+            raise VlpipeError("the workflow cannot run here:\n  " + "\n  ".join(problems))
         while True:
             self._advance()
             if not self.states:
@@ -111,7 +111,7 @@ class Run:
             check_lock(self.store)
 
     def _wind_down(self, error: BaseException, grace_s: float) -> None:
-        """Commit units that have ended or end within the grace. Further failures are dropped: they leave no receipt."""
+        """Commits units that have ended or end within `grace_s`. Failed ones are ignored: the next run repeats them."""
         num_running = sum(len(s.running) for s in self.states.values()) - len(self._arrived)
         if num_running and grace_s:
             self.watcher.stopping(error, num_running)
@@ -123,7 +123,7 @@ class Run:
                     self._take(done)
 
     def _advance(self) -> None:
-        """Open and finish steps until nothing changes, then start as many units as fit."""
+        """Opens and finishes steps until nothing changes, then starts as many units as the resources allow."""
         changed = True
         while changed:
             changed = False
@@ -134,12 +134,12 @@ class Run:
             self._start(state, state.todo.pop(0))
 
     def _wanting(self) -> list[PlannedStep]:
-        """Steps with a unit ready to start: gather steps first (whole branches wait for them), then those furthest down."""
+        """Returns steps with a unit ready: gather steps first (whole branches wait for them), then the most downstream."""
         ready = [s.one for s in reversed(self.states.values()) if s.todo]
         return sorted(ready, key=lambda one: not is_gather(one))
 
     def _open(self, state: State) -> bool:
-        """Open a step, so that it accepts input shards, if its inputs allow it. Returns True if something changed."""
+        """Opens a step, so that it accepts input shards, if its inputs allow it. Returns True if something changed."""
         one = state.one
         if state.opened or any(not p.is_done for p in one.artifact_steps):
             return False
@@ -179,7 +179,7 @@ class Run:
         write_step_file(self.store, one.keyed, folders, one.schema_out)
 
     def _open_gather(self, state: State) -> None:
-        """Adopt the same finished step from another folder if there is one, else queue it to run."""
+        """Adopts the same finished step from another folder if there is one, else queues it to run."""
         one, finished = state.one, self.finished_shards
         keyed = one.keyed
         found = finished and finished.find_step(
@@ -203,7 +203,7 @@ class Run:
         return {k: receipts[k].shard for k in sorted(receipts)}
 
     def _pass_on(self, above: PlannedStep, state: State, index: int, shard: Shard) -> None:
-        """Hand an input shard to `state`. With several inputs, shard numbers continue from one input to the next."""
+        """Gives a shard of `above` to a step as input. With several inputs, shard numbers continue from one to the next."""
         before = state.one.above[: state.one.above.index(above)]
         index += sum(self._expected(p) or 0 for p in before)
         state.inputs[index] = shard
@@ -214,7 +214,7 @@ class Run:
             self._shard_done(state, receipt, reused=True)
 
     def _reused(self, state: State, task: ShardTask) -> Receipt | None:
-        """Receipt of a shard that is in the step's folder or adopted from another; None if it must be computed."""
+        """Returns the receipt of a shard in the step's folder or adopted from another; None if it must be computed."""
         one = state.one
         wanted = made_from(task.key, task.input, task.stage.READS_HEAVY, task.artifacts_digest)
         mine = state.have.get(task.index)
@@ -227,12 +227,12 @@ class Run:
         return adopt(self.store, found, one.folder, task.index, heavy) if found else None
 
     def _is_reusable(self, state: State, mine: Receipt) -> bool:
-        """True if the shard's file has its recorded size and, with `strict`, was made by the current code."""
+        """Returns True if the shard's file has its recorded size and, with `strict`, was made by the current code."""
         is_whole = state.sizes.get(f"{mine.index:06d}.parquet") == mine.bytes
         return is_whole and not (self.strict and mine.source != state.one.keyed.source)
 
     def _with_heavy(self, receipt: Receipt, heavy: tuple[Heavy, ...], folder: str) -> Receipt:
-        """Update where the heavy columns are stored: the shard that holds them may have been recomputed."""
+        """Returns the receipt with current pointers to its heavy columns, whose shard may have been recomputed."""
         if receipt.shard.heavy == heavy:
             return receipt
         receipt = dataclasses.replace(receipt, shard=dataclasses.replace(receipt.shard, heavy=heavy))
@@ -332,7 +332,7 @@ class Run:
     def _should_retry(
         self, state: State, index: int, error: WorkerDied | AttemptFailed
     ) -> tuple[bool, StepFailed]:
-        """(retry the failed unit?, error if not). Deaths that the unit did not cause do not count as attempts."""
+        """Returns (retry the failed unit?, error if not). Deaths that the unit did not cause do not count as attempts."""
         if isinstance(error, WorkerDied) and error.innocent:
             state.attempts[index] -= 1
             state.lost[index] += 1
@@ -375,12 +375,12 @@ class Run:
         self._finished(state)
 
     def _sweep(self, one: PlannedStep) -> None:
-        """Remove temporary files of killed attempts. Call it only while no attempt of the step runs."""
+        """Removes temporary files of killed attempts. Call it only while no attempt of the step runs."""
         for folder in ("", "/_receipts", "/_rejects", "/_log"):
             self.store.sweep(one.folder + folder)
 
     def _drop_surplus(self, one: PlannedStep, count: int) -> None:
-        """Remove shards numbered `count` and above, left from an earlier, longer input."""
+        """Removes shards numbered `count` and above, left from an earlier, longer input."""
         for index in receipt_numbers(self.store, one.folder):
             if index >= count:
                 for rel in (receipt_path, shard_path, rejects_path):

@@ -49,20 +49,20 @@ class State:
 
     @property
     def num_rows(self) -> int | None:
-        """Rows of all inputs; None until all upstream steps are done."""
+        """Number of rows of all inputs; None until all upstream steps are done."""
         if self._num_rows is None and all(p.is_done for p in self.one.above):
             self._num_rows = sum(p.manifest.rows_out for p in self.one.above if p.manifest)
         return self._num_rows
 
     @property
     def num_rows_guess(self) -> int:
-        """Estimated rows of the step, as if every input shard were as large as the largest one so far."""
+        """Estimated number of input rows, as if every input shard were as large as the largest one so far."""
         if self._num_rows is not None:
             return self._num_rows
         return (self.expected or 0) * max((s.num_rows for s in self.inputs.values()), default=0)
 
     def check_rate(self, root: Store) -> None:
-        """Raise StepFailed as soon as it is certain that more rows are faults than `max_reject_rate` allows.
+        """Raises StepFailed as soon as it is certain that more rows are faults than `max_reject_rate` allows.
 
         While upstream steps still run, this fails only a step that has produced nothing but faults.
         """

@@ -77,7 +77,7 @@ def forget(store: Store, found: ForgetPlan) -> None:
 
 
 def _write_gone(store: Store, gone: ForgottenRows) -> None:
-    """Writes ids, URLs and domains as hashes only."""
+    """Writes the hashes of the ids, URLs and domains to forget to GONE; the texts themselves are not stored."""
     urls = gone.urls
     table = sets_to_table(gone.ids, urls.urls, urls.hosts, urls.domains)
     with store.writing(GONE) as part:
@@ -112,7 +112,7 @@ def finish(store: Store) -> bool:
     The caller holds the root's lock.
     """
     if not is_half_done(store):
-        store.remove(BEFORE)  # left by a forget that was killed without a journal
+        store.remove(BEFORE)  # left by a forget that was killed before it wrote the journal
         return False
     plan = store.read_json(JOURNAL)
     taken = {id_: frozenset(words) for id_, words in plan["taken"].items()}
@@ -323,7 +323,8 @@ class _Change:
         """Returns (step folder, artifact path) that a file parameter reads; the folder is empty if no step made it."""
         folders = folders_by_key(self.made.steps)
         written = dict(_references(self.step.params))
-        path = written.get(name.removeprefix("source."), "")  # a `NAME.rows` step has those of its source
+        # A listing step `NAME.rows` has the parameters of its source.
+        path = written.get(name.removeprefix("source."), "")
         return folders.get(self.step.files.get(name, ""), ""), path
 
 

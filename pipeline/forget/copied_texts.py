@@ -1,7 +1,7 @@
-"""Removes texts that other rows (heirs) copied from forgotten rows, in all files, also where later steps changed them.
+"""Removes texts that other rows (heirs) copied from forgotten rows (donors), also where later steps changed the texts.
 
-`donors` (list of lists of ids) holds for the k-th entry of a row the ids of all rows the entry comes from, or null if the
-entry is the row's own. Entries are a list of structs with `text`, `kept` and `why`, such as the column `texts`.
+The column `donors` (list of lists of ids) holds for the k-th entry of a row the ids of all rows the entry comes from, or
+null if the entry is the row's own. Entries are a list of structs with `text`, `kept` and `why`, such as the column `texts`.
 An entry whose donors are all forgotten is emptied in place (empty text, kept=False, why='forgotten'), so that parallel
 lists with one value per entry, and decisions that refer to positions, stay valid. Its text is also removed from all other
 files with a row of the same id, such as the text before cleaning or the detail of a reject.
@@ -30,7 +30,7 @@ CopiedTexts = Mapping[str, frozenset[str]]  # id of a row -> its texts that come
 
 
 def find_taken(store: Store, paths: Iterable[str], gone: TextSet) -> CopiedTexts:
-    """Returns for each row the texts it has only from forgotten rows, over all files: later steps may change the text."""
+    """Returns row id -> texts that come only from forgotten rows. Searches all files: later steps may change a text."""
     taken, kept = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
     for path in paths:
         for row, named in _heirs(store, path, gone):
@@ -44,7 +44,7 @@ def find_taken(store: Store, paths: Iterable[str], gone: TextSet) -> CopiedTexts
 
 def _heirs(store: Store, path: str, gone: TextSet) -> Iterator[tuple[dict[str, Any], Set[str]]]:
     """Yields (row, forgotten donors) for rows with a forgotten donor. The row has `id`, `donors` and its entry columns;
-    the donors are those of its whole block."""
+    the set holds the forgotten donors of all rows read in the same block."""
     with open_parquet(store, path) as file:
         schema = file.schema_arrow
         if not has_donors(schema):

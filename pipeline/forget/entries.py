@@ -16,7 +16,7 @@ from vlpipe.pipeline.errors import VlpipeError
 
 DOMAIN = re.compile(r"[^\s/:@.]+(\.[^\s/:@.]+)*")
 LONE_CR = "the line contains a carriage return; wanted lines that end in LF or CR LF"
-MAX_FIELD = 2**31 - 1
+MAX_FIELD = 2**31 - 1  # max characters of a csv field
 BATCH_ROWS = 65_536
 Entry = tuple[str, str, str]  # location ("FILE line 7"), kind, value
 
@@ -139,7 +139,7 @@ def _plain_rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple
 
 
 def _columns(where: str, kinds: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Returns the kinds that are columns. Raises VlpipeError if none is, or if a column is repeated or nearly matches."""
+    """Returns the kinds that are columns. Raises VlpipeError if none is, if one occurs twice, or for a name like `Url`."""
     for kind in kinds:
         meant = [name for name in names if name.strip().lower() == kind]
         if len(meant) > 1:

@@ -1,5 +1,5 @@
-"""Removes forgotten rows from JSON artifacts: list items that are objects with the `id` of a forgotten row, and copied
-texts in lists inside an object with the `id` of an heir.
+"""Removes forgotten rows from JSON artifacts: list items that are objects with the `id` of a forgotten row, and texts
+copied from forgotten rows, in lists inside an object with the `id` of the row that copied them.
 
 Other strings are kept even if they equal an id: ids may be short words, and a vocabulary contains many words.
 """

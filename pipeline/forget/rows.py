@@ -50,7 +50,7 @@ class ForgottenRows:
         return TextSet.of("id", self.taken)
 
     def rows(self, table: pa.Table, refs: Collection[Reference]) -> Mask:
-        """Returns which rows are forgotten, (num_rows,) bool.
+        """Returns a mask of the forgotten rows, (num_rows,) bool.
 
         In a table with an `id`: rows with a forgotten id and their children. In one without: rows with a forgotten id as
         parent or in a reference column of single ids, or with a forgotten url.
@@ -130,7 +130,7 @@ class RowMatches:
 
 
 def looked_at(store: Store, path: str, gone: ForgottenRows, declared: Collection[str]) -> RowMatches:
-    """Returns the forgotten rows in a file. Reads only the columns that can name rows. declared: reference columns."""
+    """Returns the forgotten rows in a file. Reads only columns that may hold ids or URLs. declared: reference columns."""
     seen = RowMatches()
     with open_parquet(store, path) as file:
         schema = file.schema_arrow
@@ -212,7 +212,7 @@ def rewrite_rejects(store: Store, folder: str, index: int, gone: ForgottenRows) 
 def log_left(store: Store, path: str, gone: ForgottenRows) -> tuple[list[str], int]:
     """Returns (remaining lines of a log, number of removed or changed lines).
 
-    Lines of a `.jsonl` log are removed; in logs of plain sentences, only the names of rows are replaced.
+    Lines of a `.jsonl` log are removed; in other logs, which are plain text, only ids and URLs are replaced.
     """
     lines = store.read_bytes(path).decode("utf-8", "replace").splitlines()
     if not path.endswith(".jsonl"):

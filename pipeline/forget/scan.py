@@ -56,9 +56,11 @@ class FolderChanges:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """Artifacts, not all Parquet, of a step that read forgotten rows (`num_rows`), rows that copied texts from them
-    (`num_heirs`), or such a model (`made_from`). copies: the artifacts are an export of the rows; the step is removed and
-    the next run rebuilds it.
+    """A model, an export, or other artifacts that are not all Parquet, of a step that read forgotten rows.
+
+    num_rows: forgotten rows it read; num_heirs: rows it read that copied texts from forgotten ones; made_from: folders of
+    other affected models it read; copies: the artifacts are an export of the rows, so the step is removed and the next run
+    rebuilds it.
     """
 
     folder: str
@@ -84,9 +86,9 @@ class ForgetPlan:
 
 
 def find(store: Store, wanted: ForgetList, reads: Mapping[str, Sequence[str]]) -> ForgetPlan:
-    """Searches every folder of the root. reads: folder of a planned step -> the folders it reads.
+    """Returns all changes that forgetting the rows in `wanted` makes to the root. Searches every step's folder.
 
-    `reads` decides whether an unfinished step's `work/` is removed.
+    reads: folder of a planned step -> the folders it reads; decides whether an unfinished step's `work/` is removed.
     """
     steps = in_order(store)
     ids, meant = _ids(store, steps, wanted)
@@ -178,7 +180,7 @@ def _children(store: Store, ids: TextSet, path: str) -> list[pa.ChunkedArray]:
 
 
 def _urls(store: Store, steps: Mapping[str, Step], ids: TextSet) -> Urls:
-    """Returns URLs whose rows are all forgotten. They are forgotten too, also with other texts.
+    """Returns URLs whose rows are all forgotten, so that later rows with these URLs are forgotten too, whatever their text.
 
     Files are read twice, first for URLs with a forgotten row, then for other rows of these URLs, so that only these URLs
     are held in memory.

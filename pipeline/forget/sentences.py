@@ -1,7 +1,7 @@
 """Finds and replaces ids and URLs of forgotten rows in sentences: details of rejects, lines of logs.
 
-A short id may be a word or a number, as in "after 12 tries", so it counts only after "row" or "twin of", as the stages
-here write it. Long ids and URLs count anywhere.
+A short id may be a word or a number, as in "after 12 tries", so it is recognized only after "row" or "twin of", which the
+stages write before ids. Long ids and URLs are recognized anywhere.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from vlpipe.pipeline.parquet.text_sets import TextSet
 
 SOMEONE = "a forgotten row"  # replaces its id or URL in records of other rows
 LONG = 16  # min characters of an id that cannot be a word
-LEAD = re.compile(r"\b(row|twin of) $")
-MAX_WORDS = 8  # max words of an id after such a lead
+LEAD = re.compile(r"\b(row|twin of) $")  # precedes an id in details and log lines
+MAX_WORDS = 8  # max words of an id after LEAD
 NAMING = ("id", "parent", "witness")  # keys of a log line whose values are ids even if short
 WORD = re.compile(r"[^\s,;()]+")
 AROUND = "\"'`.:!?<>[]{}"  # characters that may surround an id

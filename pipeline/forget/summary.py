@@ -40,7 +40,7 @@ def advice(found: ForgetPlan, workflow: str) -> Iterator[str]:
         yield f"the next `vlpipe run {workflow}` rebuilds the exports without the rows"
     if any(not model.copies for model in found.models):
         yield (
-            "to train a model (or make another of these) again without them, remove its folder, then "
+            "to retrain a model (or remake other artifacts listed above) without these rows, remove its folder, then "
             f"`vlpipe run {workflow}`"
         )
 
@@ -48,7 +48,7 @@ def advice(found: ForgetPlan, workflow: str) -> Iterator[str]:
 def _touched(one: FolderChanges) -> str:
     counts = (
         (one.num_ids, "row(s)"),
-        (len(one.heirs), "row(s) without a text that came from them"),
+        (len(one.heirs), "row(s) that lose a text copied from them"),
         (sum("/artifacts/" in path for path in one.files), "artifact(s)"),
         (one.num_rejects, "reject(s)"),
         (one.num_lines, "line(s) of its log"),
@@ -60,6 +60,6 @@ def _touched(one: FolderChanges) -> str:
 
 def _read(model: Model) -> str:
     parts = [f"{model.num_rows:,} of the rows"] if model.num_rows else []
-    parts += [f"texts that {model.num_heirs:,} other row(s) took from them"] if model.num_heirs else []
+    parts += [f"texts that {model.num_heirs:,} other row(s) copied from them"] if model.num_heirs else []
     parts = [" and ".join(parts)] if parts else []
     return ", ".join([*parts, *(f"made from {name}" for name in model.made_from)]) or "references to them"

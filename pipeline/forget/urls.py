@@ -2,7 +2,7 @@
 
 Parsing a URL in Python takes 5 us, and most URLs of a column have a host that is not to be forgotten. So one regular
 expression extracts all hosts, and a URL is parsed only if its host is to be forgotten or the expression found none. With
-hashes of opted-out URLs every URL is parsed: a hash has no host.
+hashes of opted-out URLs every URL is parsed, because a hash does not show the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.engine.records.forgotten import canonical_url, domains_of
 from vlpipe.pipeline.parquet.text_sets import DIGEST, Digests, Mask, TextSet, encoded, hashed, is_among
 
-# A plainly written URL, whose host this certainly is. All others need a URL parser.
+# URLs from which this expression extracts the host correctly. All others need a URL parser.
 PLAIN = r"^[Hh][Tt][Tt][Pp][Ss]?://(?P<host>[A-Za-z0-9._~-]+)(?::[0-9]*)?(?:[/?#].*)?$"
 NEXT_DOMAIN = r"^[^.]*(?:\.|$)"  # removed to get from a.b.org to b.org
 
@@ -31,7 +31,11 @@ def _no_domains() -> TextSet:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Urls:
-    """The URLs to forget. urls: canonical URLs; hosts: their hosts by `host_of_canonical`; opted_out: sorted sha256."""
+    """The URLs to forget.
+
+    urls: canonical URLs; hosts: their hosts by `host_of_canonical`; domains: all URLs of these domains and their
+    subdomains; opted_out: sorted sha256 of canonical URLs.
+    """
 
     urls: TextSet = field(default_factory=lambda: TextSet("url"))
     hosts: TextSet = field(default_factory=lambda: TextSet("host"))
@@ -91,7 +95,7 @@ class Urls:
         return hit
 
     def known(self, urls: list[str]) -> set[str]:
-        """Returns the URLs that match. They may contain lone surrogates, which Arrow columns cannot hold."""
+        """Returns those of `urls` that match. They may contain lone surrogates, which Arrow columns cannot hold."""
         if not self or not urls:
             return set()
         plain = [url for url in urls if _is_utf8(url)]
@@ -112,7 +116,10 @@ def urls_of(canonical: Iterable[str]) -> Urls:
 
 
 def host_of_canonical(url: str) -> str:
-    """Returns the host by which `Urls.mask` finds a canonical URL; empty if the URL is not plainly written."""
+    """Returns the host by which `Urls.mask` finds a canonical URL.
+
+    A URL that could not be parsed still has its scheme; its host is empty if PLAIN does not match.
+    """
     head = url.partition("/")[0]
     if head.lower() not in ("http:", "https:"):
         return head.partition(":")[0]
@@ -121,7 +128,7 @@ def host_of_canonical(url: str) -> str:
 
 
 def _hosts(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
-    """Returns (distinct lower-case hosts of plain URLs, index of the host of each row); the index of others is num_hosts."""
+    """Returns (distinct lower-case hosts, index of each row's host); the index is len(hosts) if PLAIN does not match."""
     spelled = pc.struct_field(pc.extract_regex(column, PLAIN), "host")
     several = pa.concat_arrays([pa.array([], pa.string()), *spelled.chunks]).dictionary_encode()
     names = pc.utf8_rtrim(pc.ascii_lower(several.dictionary), characters=".")

@@ -15,7 +15,7 @@ KINDS = ("id", "url", "domain", "sha256")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ForgetList:
-    """Ids unchanged, URLs in the form of `canonical_url`, domains and sha256 in lower case.
+    """What to forget: ids as given, URLs in the form of `canonical_url`, domains and sha256 in lower case.
 
     `urls.opted_out`, hashes of URLs, selects rows to forget but does not forget the URLs themselves: later lists may
     contain them, and they are not fetched.
@@ -42,8 +42,8 @@ class ForgetList:
 
 
 def read_wanted(path: str) -> ForgetList:
-    """Reads a list from a txt (`id:...`, `url:...`, `domain:...` or `sha256:...` per line), or from a csv or Parquet file
-    with columns of these names. Raises VlpipeError with the line of a bad entry, or if the list is empty."""
+    """Returns the entries of a list: a txt with `id:...`, `url:...`, `domain:...` or `sha256:...` per line, or a csv or
+    Parquet file with columns of these names. Raises VlpipeError with the line of a bad entry, or if the list is empty."""
     makers = {kind: TextSetMaker(kind) for kind in (*KINDS, "host")}
     for where, kind, value in read_entries(path, KINDS):
         value = _checked(where, kind, value)

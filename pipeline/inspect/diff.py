@@ -18,7 +18,7 @@ from vlpipe.pipeline.storage.printable import cell
 
 @dataclass(kw_only=True)
 class Diff:
-    """Differences of two runs A and B. facts: (name, value in A, value in B) that differ; rejects: (code, rows, rows)."""
+    """Differences of runs A and B. facts: (name, value in A, value in B), if different; rejects: (code, rows in A, in B)."""
 
     facts: list[tuple[str, str, str]]
     rejects: list[tuple[str, int, int]]
@@ -142,4 +142,4 @@ def _verdict(found: Diff) -> str:
     if not rows.num_both:
         return "no difference" if found.is_empty else "they have no row in common"
     text = "no difference" if found.is_empty else "the rows that both have are equal"
-    return text + (", but not all lie at the same place" if found.is_empty and rows.is_moved else "")
+    return text + (", but some are at another position" if found.is_empty and rows.is_moved else "")

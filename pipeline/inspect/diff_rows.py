@@ -83,7 +83,7 @@ def column_types(side: Side) -> dict[str, str]:
 
 
 def compare_rows(a: Side, b: Side, num_examples: int = 5) -> RowDiff:
-    """Compares the columns that both sides have with the same type."""
+    """Returns the differences in columns that both sides have with the same type. Rows match by `id`, else by position."""
     found = RowDiff(num_rows=(a.record.num_rows, b.record.num_rows))
     types = [column_types(side) for side in (a, b)]
     both = [name for name, dtype in types[0].items() if types[1].get(name) == dtype]

@@ -52,7 +52,7 @@ class StepRecord:
 
 
 def find_place(path: str) -> StepFolder:
-    """Resolves a path given by the user. Raises VlpipeError, with similar names if there are any, if it means nothing."""
+    """Returns what a user's path points to. Raises VlpipeError if it does not exist or is not one of StepFolder's kinds."""
     url = (path if "://" in path else os.path.abspath(os.path.expanduser(path))).rstrip("/")
     above, _, name = url.rpartition("/")
     if not Store(url).exists(""):
@@ -104,7 +104,7 @@ def folder_now(folder: str, folders: Collection[str]) -> str:
 
 
 def need_step(place: StepFolder, path: str) -> str:
-    """Returns the step folder of a place. Raises VlpipeError if the place is not a whole step."""
+    """Returns the step folder of a resolved path. Raises VlpipeError if it is not a whole step. path: for the error text."""
     if place.folder and place.index is None and not place.rejects:
         return place.folder
     have = ", ".join(step_folders(place.store)) if not place.folder and not place.file else ""
@@ -123,7 +123,7 @@ def read_step(store: Store, folder: str) -> StepRecord:
 
 
 def data_path(place: StepFolder) -> str:
-    """Returns the path of the shard, or of its rejects, for a place with an index."""
+    """Returns the path of the shard, or of its rejects, that `place` stands for. `place.index` must not be None."""
     assert place.index is not None
     return (rejects_path if place.rejects else shard_path)(place.folder, place.index)
 

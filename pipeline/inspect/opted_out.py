@@ -43,7 +43,7 @@ def part_names(root: Store) -> list[str]:
     for name in names:
         if not re.fullmatch(r"\d{6,}\.parquet", name):
             raise VlpipeError(
-                f"{root.path(f'{REL}/{name}')} is not part of the list of opt-outs: move it away"
+                f"{root.path(f'{REL}/{name}')} is not part of the list of opt-outs: move it to another folder"
             )
     return names
 

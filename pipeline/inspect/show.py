@@ -38,7 +38,7 @@ class Shown:
 
 
 def show(place: StepFolder, path: str, num_rows: int = 5, where: str | None = None) -> Shown:
-    """Returns the content of a place. where: a condition, see `where.parse_where`.
+    """Returns what is stored at `place`, a path resolved by `find_place`. where: a condition, see `where.parse_where`.
 
     Raises VlpipeError if the condition does not fit the columns.
     """

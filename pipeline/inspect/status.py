@@ -124,10 +124,12 @@ def lock_holder(store: Store) -> Holder:
     if lock.record is None:
         return Holder(f"{store.path(lock.rel)} cannot be read: it is unknown who holds this root")
     age_s = max(0.0, time.time() - lock.record.beat)
-    who = f"{lock.record.who}, last sign of life {age_s:.0f} s ago"
+    who = f"{lock.record.who}, last heartbeat {age_s:.0f} s ago"
     if state in ("here", "fresh"):
-        return Holder(f"a run is going on: {who}", is_running=True)
+        return Holder(f"a run is in progress: {who}", is_running=True)
     if state == "gone":
-        return Holder(f"a run was killed: {who}; `vlpipe run` goes on from here")
-    ahead = " (by a clock that differs from ours)" if lock.record.beat > time.time() + LEASE_S else ""
-    return Holder(f"a run may be going on: {who}{ahead}; `vlpipe run` watches it before it goes on from here")
+        return Holder(f"a run was killed: {who}; `vlpipe run` continues from here")
+    ahead = " (its clock is ahead of ours)" if lock.record.beat > time.time() + LEASE_S else ""
+    return Holder(
+        f"a run may be in progress: {who}{ahead}; `vlpipe run` waits for a heartbeat and continues from here if none comes"
+    )

@@ -25,15 +25,19 @@ from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.storage.printable import cell, struct_text
 from vlpipe.pipeline.storage.store import Store
 
-MIN_PREFIX = 8  # min length of the beginning of an id
+MIN_PREFIX = 8  # min characters of an id prefix
 MAX_NAMED = 5  # max number of ids listed
 NAMES_ROWS = ("+ witness: ", "+ donors: ")  # lines of a decision that list ids of other rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """What one step did with the row. what: new, changed, same, dropped, read, absent (not in the training set),
-    children, lost, or not run. The first line of `dropped` and `absent` is the reason."""
+    """What one step did with the row.
+
+    what: new, changed, same (the row is in the output); dropped (rejected); read (by a gather step); absent (not in the
+    training set, because a step before dropped it); children (the step made other rows from it); lost (in neither output
+    nor rejects); not run (no result yet). The first line of dropped, absent and not run is the reason.
+    """
 
     step: str
     what: str
@@ -42,7 +46,7 @@ class Event:
 
 
 class _NamesRows(str):
-    """A line of a row's history that may contain ids of other rows. All ids of a source have the same length."""
+    """A line of a row's history that may contain ids of other rows, recognized by the length of this row's id."""
 
     WORD: ClassVar[re.Pattern[str]] = re.compile(r"[^\s,;()\[\]]+")
     id: str
@@ -181,8 +185,10 @@ class _Trace:
 
 
 def history(steps: Sequence[PlannedStep], store: Store, wanted: str) -> History:
-    """Traces a row, given by its id, at least 8 first characters of it, or its url. Raises VlpipeError if not exactly one
-    row matches."""
+    """Returns the history of a row, given by its id, an id prefix of at least 8 characters, or its url.
+
+    Raises VlpipeError if not exactly one row matches.
+    """
     have = what_is_there(steps, store)
     id_ = find_id(steps, store, have, wanted)
     facts = Facts(steps, store, have)
@@ -190,7 +196,7 @@ def history(steps: Sequence[PlannedStep], store: Store, wanted: str) -> History:
 
 
 def with_urls(events: Sequence[Event], facts: Facts) -> list[Event]:
-    """Adds to each id of another row the URL it came from."""
+    """Returns the events with the URL of the row added after each id of another row."""
     lines = [line for event in events for line in event.lines if isinstance(line, _NamesRows)]
     urls = facts.urls_of({word for line in lines for word in line.words()})
     return [
@@ -320,9 +326,7 @@ TELL: dict[str, Callable[[Event], str]] = {
     "read": lambda e: f"read it, from {e.shard}",
     "children": lambda e: e.shard,
     "absent": lambda e: f"not in its training set: {e.lines[0]}",
-    "lost": lambda e: (
-        f"not in {e.shard} and not in its rejects: a file is damaged, `vlpipe verify` says which"
-    ),
+    "lost": lambda e: f"not in {e.shard} and not in its rejects: a file is damaged, `vlpipe verify` lists it",
     "not run": lambda e: f"not run yet, {e.lines[0]}".removesuffix(", not run yet"),
 }
 

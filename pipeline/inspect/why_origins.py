@@ -1,4 +1,4 @@
-"""`why`: where things come from: log lines of a row, the step that made a model, URLs of other rows, training sets."""
+"""Lookups for `why`: a row's log lines, the step that made a model, URLs of other rows, sizes of training sets."""
 
 from __future__ import annotations
 

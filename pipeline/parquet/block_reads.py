@@ -1,4 +1,4 @@
-"""Reads files in large blocks, several files in parallel: at 512 rows per read, most of the time is overhead."""
+"""Reads Parquet files in large blocks, several files in parallel: at 512 rows per read, most of the time is overhead."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ R = TypeVar("R")
 def blocks(
     file: pq.ParquetFile, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[list[int], pa.Table]]:
-    """Yields (row group numbers, rows) for runs of row groups of at most BLOCK_ROWS rows and BLOCK_BYTES bytes, but at
-    least one row group. columns: None for all.
+    """Yields (row group numbers, rows) for blocks of consecutive row groups, at least one per block.
+
+    A block of several row groups has at most BLOCK_ROWS rows and BLOCK_BYTES bytes. columns: None for all.
     """
     groups: list[int] = []
     num_rows = num_bytes = 0
@@ -46,7 +47,7 @@ def _bytes_of(about: pq.RowGroupMetaData, columns: Sequence[str] | None) -> int:
 
 
 def each(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
-    """Yields `work(thing)` in order, computed on one thread per CPU, max MAX_AT_ONCE. Its exceptions are raised here."""
+    """Yields `work(thing)` in order, computed on one thread per CPU, at most MAX_AT_ONCE. Raises what `work` raises."""
     num_at_once = min(MAX_AT_ONCE, os.cpu_count() or 1)
     begun: deque[Future[R]] = deque()
     with ThreadPoolExecutor(num_at_once) as pool:

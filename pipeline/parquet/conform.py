@@ -12,10 +12,10 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 
 
 def conform(table: Any, schema: pa.Schema, who: str) -> pa.Table:
-    """The declared columns, in their order, cast and validated; other columns are dropped.
+    """Returns the columns of `schema`, in their order, cast and validated; other columns of `table` are dropped.
 
-    Dictionary-encoded, chunked, large and view types are cast. Raises SchemaError if it is not a table or a column is
-    missing or duplicated, ValueError if a value cannot be cast to the declared type.
+    Dictionary-encoded, chunked, large and view types are cast. who: prefix of error texts. Raises SchemaError if `table` is
+    not a table or a column is missing or duplicated, ValueError if a value cannot be cast to the declared type.
     """
     table = need_columns(table, schema, who)
     if not table.num_rows:
@@ -29,8 +29,10 @@ def conform(table: Any, schema: pa.Schema, who: str) -> pa.Table:
 
 
 def need_columns(table: Any, schema: pa.Schema, who: str) -> pa.Table:
-    """`table` as a pa.Table, not cast yet. Raises SchemaError if it is not a table, or if it has rows and a declared
-    column is missing or duplicated."""
+    """Returns `table` as a pa.Table, not cast yet.
+
+    Raises SchemaError if it is not a table, or if it has rows and a column of `schema` is missing or duplicated.
+    """
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
     if not isinstance(table, pa.Table):
@@ -49,7 +51,7 @@ def need_columns(table: Any, schema: pa.Schema, who: str) -> pa.Table:
 
 
 def cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
-    """The column cast to the field's type. Raises ValueError, with both types, if that fails or a null is not allowed."""
+    """Returns the column cast to the field's type. Raises ValueError if that fails or a null is not allowed."""
     try:
         if column.type != field.type:
             chunks = [part for chunk in column.chunks for part in _cast_chunk(chunk, field.type)]
@@ -77,14 +79,14 @@ def _cast_chunk(chunk: pa.Array, dtype: pa.DataType) -> list[pa.Array]:
 
 
 class OwnIds:
-    """Collects the ids of one shard and checks that each row has one, and that no two rows share one."""
+    """Checks that each row of a shard has an id and that no two rows share one."""
 
     def __init__(self, who: str) -> None:
         self._who = who
         self._chunks: list[pa.Array] = []
 
     def add(self, ids: pa.ChunkedArray) -> None:
-        """Raises VlpipeError if a row has no id."""
+        """Adds the ids of some rows. Raises VlpipeError if a row has no id."""
         need_ids(ids, self._who)
         self._chunks += ids.chunks
 

@@ -1,4 +1,4 @@
-"""A Parquet file whose errors name the file, at whatever point damage is detected."""
+"""A Parquet reader whose errors name the file, both on opening and on later reads."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The footer of a Parquet file. Page checksums do not cover it, and a flipped bit there may hide rows or crash the process.
+"""Hashes the footer of a Parquet file. Page checksums do not cover it; a flipped bit there may hide rows or crash a reader.
 
-So a shard's receipt has the sha256 of its footer, which is checked before a library parses the footer.
+So a shard's receipt (the record of the finished shard) has the sha256 of its footer, which is checked before parsing it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import io
 from typing import IO
 
 MAGIC = b"PAR1"
-END = 8  # bytes after the footer: its length, and the magic word
+END = 8  # bytes after the footer: 4 for its length, 4 for the magic number
 
 
 def footer_digest(file: IO[bytes]) -> str:
-    """sha256 of the footer and everything after it. Raises ValueError if the file does not end like a Parquet file."""
+    """Returns the sha256 of the footer and the 8 bytes after it, as 64 hexadecimal digits.
+
+    Raises ValueError if the file does not end like a Parquet file.
+    """
     num_bytes = file.seek(0, io.SEEK_END)
     file.seek(max(0, num_bytes - END))
     end = file.read(END)

@@ -1,4 +1,4 @@
-"""Joins heavy columns by id from the shard that stores them."""
+"""Joins heavy columns (image bytes, features) to rows by id, from the shard that stores them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from vlpipe.pipeline.errors import VlpipeError
 
 
 class HeavyJoin:
-    """Later shards drop rows but do not reorder them, so each heavy row group is read about once."""
+    """Joins heavy columns of one shard to rows with the same ids.
+
+    Steps drop rows but do not reorder them, so each row group of heavy columns is read about once.
+    """
 
     def __init__(self, file: pq.ParquetFile, path: str, names: Sequence[str]) -> None:
-        """Raises VlpipeError if the shard has an id more than once, since the join would be ambiguous."""
+        """file: the shard that has the heavy columns `names`; path: its path, for error texts.
+
+        Raises VlpipeError if the shard has an id more than once, since the join would be ambiguous.
+        """
         self._file, self.path, self.names = file, path, list(names)
         self._place: dict[str, tuple[int, int]] = {}
         for group in range(self._file.num_row_groups):
@@ -32,8 +38,10 @@ class HeavyJoin:
         return self._cached[1]
 
     def add(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Yields the rows with the heavy columns appended, in pieces from one heavy row group each. Raises VlpipeError
-        if the shard lacks a row's id."""
+        """Yields the rows with the heavy columns appended, as one table per run of rows from the same heavy row group.
+
+        Raises VlpipeError if the shard lacks a row's id.
+        """
         ids = table["id"].to_pylist()
         unknown = [i for i in ids if i not in self._place]
         if unknown:

@@ -10,11 +10,11 @@ import numpy as np
 
 from vlpipe.pipeline.errors import VlpipeError
 
-Ids = Callable[[], Iterator[list[str]]]  # reads the ids again on each call
+Ids = Callable[[], Iterator[list[str]]]  # each call reads all ids again, in batches
 
 
 def check_conserved(who: str, ids_in: Counter[str], ids_out: Counter[str], rejected: Counter[str]) -> None:
-    """Raises VlpipeError unless every input id was returned or rejected, each exactly once, and no id was made up."""
+    """Raises VlpipeError unless every input id was returned or rejected, exactly once, and no other id occurs."""
     if ids_in == ids_out + rejected:
         return
     lost = ids_in - ids_out - rejected
@@ -29,12 +29,13 @@ def _broken(who: str, lost: tuple[int, str], extra: tuple[int, str]) -> VlpipeEr
         if num
     ]
     return VlpipeError(
-        f"{who} breaks row conservation: {' and '.join(parts)}. Every row must be returned or rejected, once."
+        f"{who} breaks row conservation: {' and '.join(parts)}. Every input row must be returned or rejected "
+        "exactly once, and no other row may be returned"
     )
 
 
 class IdHashes:
-    """A multiset of ids in 8 bytes each: their 64-bit `hash`, valid only in this process."""
+    """A multiset of ids that stores 8 bytes per id: Python's 64-bit `hash`, valid only in this process."""
 
     def __init__(self) -> None:
         self._hashes = array("q")
@@ -43,14 +44,17 @@ class IdHashes:
         self._hashes.extend(map(hash, ids))
 
     def sorted(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """The hashes in ascending order, (num_ids,)."""
+        """Returns the hashes in ascending order, (num_ids,)."""
         found = np.frombuffer(self._hashes, np.int64).copy() if self._hashes else np.zeros(0, np.int64)
         found.sort()
         return found
 
 
 def check_conserved_large(who: str, ids_in: Ids, ids_out: Ids, rejected: IdHashes) -> None:
-    """`check_conserved` for a whole step, in 16 to 32 bytes per row; ids are read again only to name one in an error."""
+    """Raises VlpipeError as `check_conserved` does, but for a whole step, with 16 to 32 bytes of memory per row.
+
+    Ids are read a second time only to name one in the error.
+    """
     came, went = IdHashes(), IdHashes()
     for ids in ids_in():
         came.add(ids)
@@ -69,7 +73,7 @@ def check_conserved_large(who: str, ids_in: Ids, ids_out: Ids, rejected: IdHashe
 
 
 def _surplus(left: np.ndarray, right: np.ndarray) -> dict[int, int]:
-    """Hash -> how many more times `left` has it than `right`, if more."""
+    """Returns hash -> count in `left` minus count in `right`, where positive."""
     values, counts = np.unique(left, return_counts=True)
     others, other_counts = np.unique(right, return_counts=True)
     place = np.searchsorted(others, values)
@@ -84,7 +88,7 @@ def _surplus(left: np.ndarray, right: np.ndarray) -> dict[int, int]:
 
 
 def _first_id(hashes: dict[int, int], ids: Ids) -> str:
-    """The first id with one of the hashes, in reading order; "a rejected id" if it was only rejected."""
+    """Returns the first id with one of the hashes, in reading order; "a rejected id" if `ids` has none."""
     return (
         next((one for some in ids() for one in some if hash(one) in hashes), "a rejected id")
         if hashes

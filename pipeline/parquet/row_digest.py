@@ -1,4 +1,4 @@
-"""Checks image bytes against their row's sha256 wherever they leave the engine. Costs 0.05 ms per 60 KB."""
+"""Checks image bytes against the `sha256` of their row when they leave the engine. Costs 0.05 ms per image of 60 KB."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ def checked(table: pa.Table, where: str) -> pa.Table:
 
 
 def check_all(ids: Sequence[str], datas: Sequence[bytes], digests: Sequence[str | None], where: str) -> None:
+    """Calls `check_row` for each row."""
     for one in zip(ids, datas, digests, strict=True):
         check_row(*one, where)
 
 
 def check_row(id_: str, data: bytes | None, digest: str | None, where: str) -> None:
-    """Raises VlpipeError if sha256(data) is not `digest`. Passes if either is None or `digest` is not a sha256."""
+    """Raises VlpipeError if sha256(data) is not `digest`. No check if either is None or `digest` is not a sha256.
+
+    where: prefix of the error text.
+    """
     if data is None or digest is None or not HEX.fullmatch(digest):
         return  # nothing to compare, or a column named `sha256` that holds something else
     if hashlib.sha256(data).hexdigest() == digest.lower():

@@ -1,6 +1,6 @@
-"""Where row groups end: at a fixed number of rows or at a limit in bytes, determined by the rows alone.
+"""Decides where row groups end: at a fixed number of rows or at a limit in bytes, whichever comes first.
 
-How a table was chunked does not matter: same rows, same groups, same bytes.
+The result depends only on the rows, not on how a table is chunked, so that the same rows give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Sizes = npt.NDArray[np.int64]
 
 
 def num_fitting(rows: pa.Table, max_bytes: int = MAX_BYTES) -> int:
-    """Max number of leading rows with at most `max_bytes` bytes together; at least one."""
+    """Returns the max number of leading rows that have at most `max_bytes` bytes together; at least 1."""
     if rows.nbytes <= max_bytes:  # an upper bound on the sum of `row_sizes`
         return int(rows.num_rows)
     return max(1, int(np.searchsorted(np.cumsum(row_sizes(rows)), max_bytes, side="right")))
 
 
 def row_sizes(rows: pa.Table) -> Sizes:
-    """Bytes of the values of each row, (num_rows,), without offsets and null masks."""
+    """Returns the bytes of the values of each row, (num_rows,), without offsets and null masks."""
     total = np.zeros(rows.num_rows, np.int64)
     for column in rows.columns:
         if column.num_chunks:
@@ -63,14 +63,14 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _not_null(array: pa.Array, sizes: Sizes) -> Sizes:
-    """Sizes with 0 for null entries."""
+    """Returns the sizes with 0 for null entries."""
     if not array.null_count:
         return sizes
     return np.where(array.is_valid().to_numpy(zero_copy_only=False), sizes, 0)
 
 
 def joined_up(pieces: Iterable[pa.Table], max_bytes: int = MAX_BYTES) -> Iterator[pa.Table]:
-    """Concatenates neighbouring pieces as long as they have at most `max_bytes` bytes together."""
+    """Yields concatenations of consecutive tables, each of at most `max_bytes` bytes or of a single table."""
     held: list[pa.Table] = []
     num_bytes = 0
     for piece in pieces:

@@ -31,7 +31,7 @@ _MAX_BITS = 26  # max leading hash bits that index the prefilter table: 64 MB
 
 
 def hashed(kind: str, value: str | bytes) -> bytes:
-    """sha256 (32 bytes) over kind and value, so that it never equals the plain sha256 of an id."""
+    """Returns the sha256 (32 bytes) over kind and value, which never equals the plain sha256 of an id."""
     data = value if isinstance(value, bytes) else encoded(value)
     return hashlib.sha256(b"vlpipe " + kind.encode() + b" " + data).digest()
 
@@ -41,18 +41,18 @@ def encoded(value: str) -> bytes:
 
 
 def as_binary(values: Iterable[str]) -> pa.Array:
-    """Binary Arrow array of any strings. Lone surrogates are not valid UTF-8, so an array of strings cannot hold them."""
+    """Returns a binary Arrow array of strings. Unlike a string array, it can hold lone surrogates (invalid UTF-8)."""
     return pa.array([encoded(value) for value in values], pa.large_binary())
 
 
 def quick_hashes(column: pa.Array | pa.ChunkedArray) -> Hashes:
-    """64-bit hash of each string, (num_rows,), the same in every process. The value for null is arbitrary."""
+    """Returns a 64-bit hash of each string, (num_rows,), the same in every process. The value for null is arbitrary."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     return np.concatenate([np.empty(0, np.uint64), *(_hashes(chunk) for chunk in chunks)])
 
 
 def _hashes(chunk: pa.Array) -> Hashes:
-    """Hashes 8-byte words of all strings in parallel; the last word is masked where its string ends."""
+    """Returns the quick hashes of a chunk. Hashes 8-byte words of all strings in parallel; a string's last one is masked."""
     starts, lengths, data = _bytes_of(chunk)
     found: Hashes = lengths.astype(np.uint64) * _LENGTH
     words = np.ndarray(max(len(data) - 7, 0), "<u8", data, strides=(1,))
@@ -72,7 +72,7 @@ def _hashes(chunk: pa.Array) -> Hashes:
 
 
 def _bytes_of(chunk: pa.Array) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
-    """(starts, lengths, data): position of each string in one byte array padded by 8 bytes; a null has length 0."""
+    """Returns (starts, lengths, data): each string's position in one byte array padded by 8 bytes; a null has length 0."""
     if pa.types.is_dictionary(chunk.type):
         chunk = chunk.dictionary_decode()
     chunk = chunk.cast(pa.large_binary())
@@ -92,7 +92,10 @@ def _bytes_of(chunk: pa.Array) -> tuple[Places, Places, npt.NDArray[np.uint8]]:
 
 @dataclass(frozen=True, eq=False)
 class TextSet:
-    """A set of strings of one kind, ordered by (quick hash, sha256). A place is an index in this order."""
+    """A set of strings of one kind, stored as their hashes, ordered by (quick hash, sha256).
+
+    kind: any text, part of the sha256 (see `hashed`); quick: quick hashes, (num,); digests: sha256, 32 bytes each, (num,).
+    """
 
     kind: str
     quick: Hashes = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -107,7 +110,7 @@ class TextSet:
 
     @classmethod
     def joined(cls, kind: str, *parts: tuple[Hashes, Digests]) -> TextSet:
-        """The union of (quick hashes, digests) pairs; duplicates are dropped."""
+        """Returns the union of (quick hashes, digests) pairs; duplicates are dropped."""
         quick = np.concatenate([np.empty(0, np.uint64), *(p[0] for p in parts)])
         digests = np.concatenate([np.empty(0, DIGEST), *(p[1] for p in parts)])
         order = np.lexsort((digests, quick))
@@ -125,11 +128,11 @@ class TextSet:
         return TextSet.joined(self.kind, (self.quick, self.digests), (other.quick, other.digests))
 
     def where(self, mask: Mask) -> TextSet:
-        """The subset at the places where the mask, (len(self),), is True."""
+        """Returns the subset of strings for which the mask, (len(self),), is True."""
         return TextSet(self.kind, self.quick[mask], self.digests[mask])
 
     def find(self, column: pa.Array | pa.ChunkedArray) -> Places:
-        """Place of each string of a column, (num_rows,); -1 if it is null or not in the set."""
+        """Returns the index in the set of each string of a column, (num_rows,); -1 if it is null or not in the set."""
         found = np.full(len(column), -1, np.int64)
         if not len(self) or not len(column):
             return found
@@ -150,18 +153,18 @@ class TextSet:
         return found
 
     def mask(self, column: pa.Array | pa.ChunkedArray) -> Mask:
-        """Boolean mask, (num_rows,): which strings of a column are in the set."""
+        """Returns a boolean mask, (num_rows,): which strings of a column are in the set."""
         return self.find(column) >= 0
 
     def known(self, values: Collection[str]) -> set[str]:
-        """The subset of `values` that is in the set."""
+        """Returns the subset of `values` that is in the set."""
         if not len(self) or not values:
             return set()
         listed = list(values)
         return {listed[row] for row in np.flatnonzero(self.mask(as_binary(listed)))}
 
     def _next(self, place: int, digest: bytes) -> int:
-        """Place of this sha256 among the entries from `place` on that share its quick hash; -1 if there is none."""
+        """Returns the index of this sha256 among the entries from `place` on with the same quick hash; -1 if none has it."""
         quick = self.quick[place]
         while place < len(self) and self.quick[place] == quick:
             if self.digests[place] == digest:
@@ -175,14 +178,14 @@ class TextSet:
 
     @cached_property
     def _prefilter(self) -> Mask:
-        """For each value of the leading hash bits, whether the set has any. Rules out most strings cheaply."""
+        """Boolean table over the leading hash bits: True where the set has a string. Rules out most strings cheaply."""
         seen = np.zeros(1 << int(np.uint64(64) - self._shift), np.bool_)
         seen[self.quick >> self._shift] = True
         return seen
 
 
 class TextSetMaker:
-    """Builds a TextSet from strings added one by one; keeps 40 bytes of each."""
+    """Builds a TextSet from strings that are added in parts; keeps 40 bytes of each."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -217,7 +220,7 @@ def _digests_of(kind: str, column: pa.Array | pa.ChunkedArray) -> Digests:
 
 
 def from_hex(column: pa.ChunkedArray, width: int = 32) -> Digests:
-    """The first `width` bytes of each hash. Raises ValueError if a cell is not 64 hexadecimal digits."""
+    """Returns the first `width` bytes of each hash, (num_rows,). Raises ValueError if a cell is not 64 hex digits."""
     parts = [np.empty(0, f"S{width}")]
     for chunk in column.chunks:
         starts, lengths, data = _bytes_of(chunk)
@@ -231,7 +234,7 @@ def from_hex(column: pa.ChunkedArray, width: int = 32) -> Digests:
 
 
 def to_hex(digests: Digests) -> pa.Array:
-    """String array with 64 hexadecimal digits per digest."""
+    """Returns a string array with 64 hexadecimal digits per digest."""
     text = np.ascontiguousarray(digests).tobytes().hex().encode()
     offsets = np.arange(len(digests) + 1, dtype=np.int64) * 64
     return pa.LargeStringArray.from_buffers(len(digests), pa.py_buffer(offsets), pa.py_buffer(text)).cast(
@@ -243,7 +246,7 @@ SETS = pa.schema([("kind", pa.string()), ("quick", pa.uint64()), ("digest", pa.b
 
 
 def sets_to_table(*sets: TextSet) -> pa.Table:
-    """The sets as one table with schema SETS."""
+    """Returns the sets as one table with schema SETS, a row per string."""
     parts = [SETS.empty_table()]
     for one in sets:
         data = pa.py_buffer(np.ascontiguousarray(one.digests).tobytes())
@@ -253,7 +256,7 @@ def sets_to_table(*sets: TextSet) -> pa.Table:
 
 
 def sets_from_table(table: pa.Table) -> dict[str, TextSet]:
-    """Kind -> set, from a table made by `sets_to_table`."""
+    """Returns kind -> set, from a table made by `sets_to_table`."""
     found = {}
     for kind in table["kind"].unique().to_pylist():
         rows = table.filter(pc.equal(table["kind"], kind)).combine_chunks()
@@ -263,7 +266,7 @@ def sets_from_table(table: pa.Table) -> dict[str, TextSet]:
 
 
 def is_among(known: Digests, wanted: Any) -> Mask:
-    """Boolean mask, (len(wanted),): which digests are in `known`, which must be sorted."""
+    """Returns a boolean mask, (len(wanted),): which digests are in `known`, which must be sorted."""
     wanted = np.asarray(wanted, known.dtype)
     if not len(known):
         return np.zeros(len(wanted), np.bool_)

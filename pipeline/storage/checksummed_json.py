@@ -1,4 +1,4 @@
-"""Records that detect damage: a JSON object whose first line holds the sha256 of the rest of the file."""
+"""JSON records whose first line holds the sha256 of the rest of the file, so that damage is detected."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ BODY = len(HEAD) + DIGITS + len(b'",\n')  # offset of the part that is hashed
 
 
 def sealed(value: Mapping[str, Any], *, one_line_per_key: bool = False) -> bytes:
-    """The bytes of a record. Its keys stay at the top level, next to `sha256`.
+    """Returns the bytes of a record: `value` as a JSON object with an additional first key `sha256`.
 
-    one_line_per_key: for records of which there are many; the C encoder is ten times as fast as indented output.
+    one_line_per_key: for records of which there are many; ten times as fast as indented output, which needs Python code.
     """
     if one_line_per_key:
         lines = (f" {_encode(key)}: {_encode(value[key])}" for key in sorted(value))
@@ -28,12 +28,12 @@ def sealed(value: Mapping[str, Any], *, one_line_per_key: bool = False) -> bytes
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """Parse a record. Raises ValueError if its bytes are not those that were written."""
+    """Returns the value of a record. Raises ValueError if its bytes are not those that were written."""
     if not data.startswith(HEAD):
         json.loads(data)  # if it is not JSON at all, this raises a clearer error
         raise ValueError("it does not begin with its sha256")
     if hashlib.sha256(data[BODY:]).hexdigest().encode() != data[len(HEAD) : len(HEAD) + DIGITS]:
-        raise ValueError("its sha256 is not that of its text")
+        raise ValueError("its sha256 does not match its content")
     value: dict[str, Any] = json.loads(data)
     del value["sha256"]
     return value
@@ -44,5 +44,5 @@ def write_sealed(store: Store, rel: str, value: Mapping[str, Any], *, sync_folde
 
 
 def read_sealed(store: Store, rel: str) -> dict[str, Any]:
-    """Read a record. Raises ValueError if it is damaged."""
+    """Returns the value of the record at `rel`. Raises ValueError if it is damaged."""
     return unsealed(store.read_bytes(rel))

@@ -1,4 +1,4 @@
-"""Content digests of outside files, cached per user while there is no root to store them in.
+"""Cache of content digests of input files, per user. It is used while there is no root to store them in.
 
 Without this cache, each `vlpipe plan` before the first run hashes all lists and weights again (4 s for 3 GB).
 """
@@ -15,17 +15,17 @@ from typing import Any
 
 from vlpipe.pipeline.errors import VlpipeWarning
 
-MAX_FILES = 200_000  # about 40 MB of JSON; least recently looked up files are dropped first
+MAX_FILES = 200_000  # max entries, about 40 MB of JSON; least recently used ones are dropped first
 RECENT_S = 2.0  # a file written this recently may change again within one clock tick
 
 
 def private_folder() -> Path:
-    """`$XDG_CACHE_HOME/vlpipe`, or `~/.cache/vlpipe`; created if needed, accessible only to its owner.
+    """Returns `$XDG_CACHE_HOME/vlpipe`, or `~/.cache/vlpipe`; created if needed, accessible only to its owner.
 
     Raises OSError if it cannot be created or belongs to another user.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"  # a relative path must be ignored
+    home = Path(base) if os.path.isabs(base) else Path.home() / ".cache"  # XDG: relative paths are invalid
     folder = home / "vlpipe"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if folder.stat().st_uid != os.getuid():
@@ -35,7 +35,7 @@ def private_folder() -> Path:
 
 
 class DigestCache:
-    """sha256 by path, size and mtime. A damaged cache is replaced, with a warning; files are then hashed again."""
+    """Map from (path, size in bytes, mtime in ns) to sha256, stored on disk. A damaged cache is replaced, with a warning."""
 
     def __init__(self) -> None:
         self._files: dict[str, list[Any]] = {}
@@ -47,13 +47,13 @@ class DigestCache:
         except FileNotFoundError:
             return
         except ValueError as error:
-            _warn(f"{self._path} is damaged and is made anew: {error}")
+            _warn(f"the cache {self._path} is damaged and is rebuilt: {error}")
         except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
             _warn(f"cannot cache the digests of files: {error}")
             self._path = None
 
     def get(self, path: str, size: int, mtime_ns: int) -> str | None:
-        """The digest of an unchanged file; None if the caller must hash it and `put` the result."""
+        """Returns the digest of an unchanged file; None if the caller must hash it and `put` the result."""
         known = self._files.get(path)
         if known is None or known[:2] != [size, mtime_ns]:
             return None
@@ -61,12 +61,12 @@ class DigestCache:
         return str(known[2])
 
     def put(self, path: str, size: int, mtime_ns: int, digest: str) -> None:
-        """Remember a digest, unless the file was modified within the last `RECENT_S` seconds."""
+        """Stores a digest, unless the file was modified within the last `RECENT_S` seconds."""
         if abs(time.time() - mtime_ns / 1e9) >= RECENT_S:
             self._files[path] = self._new[path] = [size, mtime_ns, digest]
 
     def save(self) -> None:
-        """Store the digests looked up, merged with those that other processes stored meanwhile."""
+        """Writes the digests looked up to disk, merged with those that other processes have written meanwhile."""
         if self._path is None or not self._new:
             return
         try:
@@ -83,7 +83,7 @@ class DigestCache:
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
-    """Read the cache file. Raises ValueError if it is not what `save` writes."""
+    """Returns the content of the cache file. Raises ValueError if it is not in the form that `save` writes."""
     try:
         found = json.loads(path.read_bytes())
     except RecursionError as error:
@@ -100,7 +100,7 @@ def _is_entry(known: Any) -> bool:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file atomically, readable only by its owner."""
+    """Writes a file atomically, readable only by its owner."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

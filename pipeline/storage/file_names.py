@@ -1,4 +1,4 @@
-"""Names of the engine's files. A file with any other name is not the engine's and is never removed."""
+"""Names of the files that the engine writes. A file with any other name is never removed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ INSIDE = {
     "artifacts",
     "work",
 }
-# A file being written: its final name, then eight digits of the attempt. `film.mkv.part` is a user's own download.
+# A file being written has its final name, 8 random hex digits and `.part`. A user's `film.mkv.part` must not match.
 _WRITTEN = r"_[a-z]+\.(json|parquet)|\d{6,}\.(parquet|jsonl?)|(manifest|run|digests)\.json|forgotten\.parquet"
 PART_FILE = re.compile(rf"({_WRITTEN})\.[0-9a-f]{{8}}\.part")
 _PART_END = re.compile(r"\.[0-9a-f]{8}\.part$")
 
 
 def is_part(name: str) -> bool:
-    """True for a temporary file of the engine."""
+    """Returns True for a temporary file of the engine."""
     return bool(PART_FILE.fullmatch(name))
 
 
 def is_engines(entry: str) -> bool:
-    """True if the engine writes this entry of a step's folder, or its temporary form `000001.parquet.1a2b3c4d.part`."""
+    """Returns True if the engine writes this entry of a step's folder, or if it is one's temporary form.
+
+    Example of a temporary form: `000001.parquet.1a2b3c4d.part`.
+    """
     name = _PART_END.sub("", entry)
     return name in INSIDE or bool(SHARD_FILE.fullmatch(name))

@@ -1,4 +1,4 @@
-"""Values as text for a terminal: sizes instead of bytes, no control characters, long values cut."""
+"""Formats values as text for a terminal: sizes instead of bytes, no control characters, long values cut."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def cell(value: Any, max_chars: int = MAX_CHARS) -> str:
-    """One value on one line, at most `max_chars` characters."""
+    """Returns a value as one line of at most `max_chars` characters."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -31,7 +31,7 @@ def cell(value: Any, max_chars: int = MAX_CHARS) -> str:
 
 
 def struct_text(value: Mapping[str, Any]) -> str:
-    """`text: a red circle, score: 0.97`; null fields are left out, digests cut to 8 digits."""
+    """Returns a struct as `text: a red circle, score: 0.97`; null fields are left out, digests cut to 8 digits."""
     shown = ((name, v[:8] if isinstance(v, str) and DIGEST.fullmatch(v) else v) for name, v in value.items())
     return ", ".join(f"{name}: {cell(v)}" for name, v in shown if v is not None) or "all null"
 
@@ -43,7 +43,7 @@ def _list(value: Sequence[Any]) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """`1.2 MB`, in powers of 1,000."""
+    """Returns a size as `1.2 MB`, in powers of 1,000."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
@@ -52,7 +52,10 @@ def size(num_bytes: float) -> str:
 
 
 def counts(rejects: Mapping[str, int], max_codes: int | None = None) -> str:
-    """`timeout 3, http_404 1` from "kind:why" -> rows, most frequent first; `, ...` for those beyond `max_codes`."""
+    """Returns counts of rejects as `timeout 3, http_404 1`, most frequent first; `, ...` for those beyond `max_codes`.
+
+    rejects: "kind:why" -> rows.
+    """
     ordered = sorted(rejects.items(), key=lambda item: (-item[1], item[0]))
     text = ", ".join(f"{code.partition(':')[2]} {n:,}" for code, n in ordered[:max_codes])
     return text if len(ordered) <= (max_codes or len(ordered)) else f"{text}, ..."

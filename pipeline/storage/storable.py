@@ -14,7 +14,7 @@ MAX_DEPTH = 20
 
 
 def storable(text: object, max_chars: int = MAX_TEXT) -> str:
-    """The text with surrogates and control characters escaped, cut to `max_chars` characters."""
+    """Returns the text with surrogates and control characters escaped, cut to `max_chars` characters."""
     try:
         whole = text if isinstance(text, str) else str(text)
     except Exception as error:  # e.g. an exception whose __str__ raises
@@ -24,7 +24,10 @@ def storable(text: object, max_chars: int = MAX_TEXT) -> str:
 
 
 def storable_json(value: Any, depth: int = 0) -> Any:
-    """The value as strict JSON: NaN, infinity, keys and objects of other types become strings."""
+    """Returns the value as strict JSON. NaN, infinity, keys and objects of other types become strings.
+
+    So do values nested deeper than `MAX_DEPTH`. depth: nesting depth of `value`.
+    """
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, str):

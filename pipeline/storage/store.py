@@ -34,28 +34,28 @@ from vlpipe.pipeline.storage.file_names import is_part
 
 SMALL_BYTES = 1 << 18
 READERS = 32  # parallel requests to an object store: they wait for the network, not for the CPU
-FENCE_S = 1.0  # on an object store a fence check stays valid so long: one request for all files of a shard
+FENCE_S = 1.0  # seconds that a fence check is valid on an object store: one request per shard, not per file
 MATCHING = {"s3", "s3a", "gs", "gcs"}  # protocols with a conditional PUT, which fsspec calls mode="create"
 AZURE = {"az", "abfs", "abfss"}
 _in_memory = threading.Lock()
 
 
 def sha256_file(path: str | Path) -> str:
-    """sha256 of a local file, as 64 hexadecimal digits."""
+    """Returns the sha256 of a local file, as 64 hexadecimal digits."""
     with open(path, "rb", buffering=0) as file:
         return sha256_of(file)
 
 
 def sha256_of(file: FileIO) -> str:
-    """sha256 of the bytes from the current position of an unbuffered file to its end, as hexadecimal digits."""
-    found = hashlib.sha256(file.read(SMALL_BYTES))  # most files end here, without a buffer of `file_digest`
+    """Returns the sha256, in hexadecimal, of the bytes from an unbuffered file's current position to its end."""
+    found = hashlib.sha256(file.read(SMALL_BYTES))  # enough for most files; `file_digest` allocates a buffer
     while block := file.read(SMALL_BYTES):
         found.update(block)
     return found.hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:
-    """The canonical bytes of a JSON value: sorted keys, fixed whitespace, a final newline."""
+    """Returns the canonical bytes of a JSON value: sorted keys, fixed whitespace, a final newline."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -125,7 +125,7 @@ class Store:
         return "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
 
     def path(self, rel: str) -> str:
-        """The path on the file system; absolute for a local root."""
+        """Returns the path on the file system; absolute for a local root."""
         return f"{self._fs_base[1]}/{rel}" if rel else self._fs_base[1]
 
     def exists(self, rel: str) -> bool:
@@ -135,7 +135,7 @@ class Store:
         return int(self.fs.size(self.path(rel)))
 
     def list(self, rel: str = "") -> list[str]:
-        """Sorted names in a folder, from one request; empty if it does not exist."""
+        """Returns the sorted names in a folder, from one request; empty if it does not exist."""
         if not self.is_local:
             return sorted(_name(entry) for entry in self._entries(rel))
         try:
@@ -146,7 +146,7 @@ class Store:
             return [os.path.basename(self.path(rel))]
 
     def sizes(self, rel: str) -> dict[str, int]:
-        """Name -> size in bytes of every file in a folder, without subfolders; from one listing."""
+        """Returns name -> size in bytes of every file in a folder, without subfolders; from one listing."""
         if not self.is_local:
             files = (e for e in self._entries(rel) if e["type"] == "file")
             return dict(sorted((_name(e), int(e["size"])) for e in files))
@@ -162,7 +162,7 @@ class Store:
         return dict(sorted(found.items()))
 
     def _entries(self, rel: str) -> Sequence[dict[str, Any]]:
-        """One listing of a folder on an object store."""
+        """Returns fsspec's entries of a folder on an object store, from one listing."""
         path = self.path(rel)
         self.fs.invalidate_cache(path)
         try:
@@ -190,7 +190,7 @@ class Store:
         return {"max_concurrency": 1} if "s3" in self.fs.protocol and "max_concurrency" in given else {}
 
     def read_many(self, rels: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Yield (name, content) of files in the order given; from an object store with up to `READERS` parallel requests.
+        """Yields (rel, content) of files in the order given; from an object store with up to `READERS` parallel requests.
 
         Raises FileNotFoundError when it reaches a missing file.
         """
@@ -216,12 +216,12 @@ class Store:
         return json.loads(self.read_bytes(rel))
 
     def write_bytes(self, rel: str, data: bytes, *, sync_folder: bool = True) -> None:
-        """Write a file atomically; see `writing`."""
+        """Writes a file atomically; see `writing`."""
         with self.writing(rel, sync_folder=sync_folder) as part:
             Path(part).write_bytes(data)
 
     def create(self, rel: str, data: bytes) -> bool:
-        """Write a file that must not exist yet; False if it does. Of several concurrent callers exactly one succeeds.
+        """Writes a new file and returns True; False if it exists. Of several concurrent callers exactly one gets True.
 
         Raises VlpipeError for a file system that cannot guarantee that.
         """
@@ -229,7 +229,7 @@ class Store:
             return _create_here(self.path(rel), data)
         if not self._create_there(rel, data):
             with suppress(FileNotFoundError):
-                return bool(self.read_bytes(rel) == data)  # ours: the reply was lost, the request repeated
+                return bool(self.read_bytes(rel) == data)  # written by this call, whose first reply was lost
             return False
         if self._create_there(rel, data + b" "):
             raise VlpipeError(
@@ -264,10 +264,10 @@ class Store:
 
     @contextmanager
     def writing(self, rel: str, *, sync_folder: bool = True) -> Iterator[str]:
-        """Yield a local path to write to; on exit the whole file appears under its final name, or nothing does.
+        """Yields a local path to write to. On exit the complete file gets its final name; after an error nothing does.
 
         sync_folder=False skips the directory fsync, half the cost of a small commit; call `sync` once per folder. After a
-        power cut the file is whole or absent.
+        power failure the file is complete or absent. Raises LockLost if another run has taken over the root.
         """
         final = self.path(rel)
         if not self.is_local:
@@ -296,7 +296,7 @@ class Store:
             raise
 
     def link_or_copy(self, src: str, dst: str) -> None:
-        """Make `dst` the same file as `src`: a hard link if possible, else a copy. Finished files never change."""
+        """Makes `dst` a hard link to `src`, or a copy where links are impossible. Safe, as finished files never change."""
         if not self.is_local:
             self.check_fence()
             self.fs.copy(self.path(src), self.path(dst))
@@ -308,7 +308,7 @@ class Store:
                 shutil.copyfile(self.path(src), part)
 
     def remove(self, rel: str) -> None:
-        """Remove a file or folder; of a symlink only the link. Does nothing if it does not exist."""
+        """Removes a file or folder; of a symlink only the link. Does nothing if it does not exist."""
         self.check_fence()
         path = self.path(rel)
         if not self.is_local:
@@ -320,19 +320,19 @@ class Store:
             Path(path).unlink(missing_ok=True)
 
     def sync(self, *folders: str) -> None:
-        """fsync these folders, so that the file names in them are durable."""
+        """Calls fsync on folders of a local root, so that the file names in them are durable."""
         for folder in folders:
             if self.is_local and os.path.isdir(self.path(folder)):
                 _fsync(self.path(folder))
 
     def sweep(self, rel: str) -> None:
-        """Remove `.part` files that a killed run left in a folder. Call it only while nothing else writes there."""
+        """Removes `.part` files that a killed run left in a folder. Call it only while nothing else writes there."""
         for name in self.sizes(rel) if self.is_local else ():  # only local stores have any
             if is_part(name):
                 self.remove(f"{rel}/{name}" if rel else name)
 
     def move_in(self, folder: str, rel: str) -> None:
-        """Move a finished local folder to `rel`; locally it replaces an existing one."""
+        """Moves a finished local folder to `rel`. On a local root it replaces an existing folder."""
         self.check_fence()
         if not self.is_local:
             self.fs.put(folder.rstrip("/") + "/", self.path(rel) + "/", recursive=True)
@@ -348,7 +348,7 @@ class Store:
 
 
 def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
-    """Like `ls`. s3fs's own `ls` also lists the parent of a missing folder: 100 requests for 100,000 shards."""
+    """Returns what `ls` does. s3fs's own `ls` also lists the parent of a missing folder: 100 requests for 100,000 shards."""
     if hasattr(fs, "_lsdir") and "s3" in fs.protocol:
         found: list[dict[str, Any]] = fsspec.asyn.sync(fs.loop, fs._lsdir, path)
         return found
@@ -363,7 +363,7 @@ def _create_here(final: str, data: bytes) -> bool:
         _fsync(part)
         os.link(part, final)
     except FileNotFoundError:
-        return False  # swept by a run that was first
+        return False  # another run was first, and removed the `.part` file
     except FileExistsError:
         # two links: our own call succeeded, but NFS lost the reply and retried
         return os.path.exists(part) and os.stat(part).st_nlink == 2

@@ -78,7 +78,7 @@ def _declared(file: Map, problems: list[Problem]) -> dict[str, Map]:
         if not STEP_NAME.fullmatch(name) or name in NOT_NAMES or len(name) > MAX_NAME:
             why = "wanted lower-case letters, digits and _, a letter first"
             why = f"wanted at most {MAX_NAME} characters" if len(name) > MAX_NAME else why
-            why = "is taken" if name in NOT_NAMES else why
+            why = "is reserved" if name in NOT_NAMES else why
             problems.append(steps.at[name].problem(f"step name {shown(name)}: {why}"))
         # An empty mapping has no `use`, which is reported later.
         found[name] = params if isinstance(params, Map) else Map(steps.at[name])

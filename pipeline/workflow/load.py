@@ -73,7 +73,7 @@ class Workflow:
         return cls(path=path, name=name, description=_description(text), root=where, steps=tuple(steps))
 
     def step(self, name: str) -> Step:
-        """As `find_step`."""
+        """Returns the step `name`; see `find_step`."""
         return find_step(self.steps, name, self.path)
 
 
@@ -100,7 +100,7 @@ def resolve_workflow(name_or_path: str) -> str:
 
 
 def profiles_of(path: str) -> list[str]:
-    """Returns the names of the profiles in a workflow file."""
+    """Returns the names of the profiles in a workflow file; mistakes in its YAML are ignored."""
     file = parse(_read(path), [])
     found = file.get("profiles") if isinstance(file, Map) else None
     return list(found) if isinstance(found, Map) else []
@@ -329,7 +329,7 @@ def _schema_in(step: Step, found: Mapping[str, pa.Schema]) -> pa.Schema:
 
 
 def _common_metadata(field: pa.Field, others: Sequence[pa.Schema]) -> pa.Field:
-    """Keeps a column's metadata (such as the model of its scores) for joined rows only if all inputs have the same."""
+    """Returns the field with its metadata (such as the model of a score) only if all inputs of the step have the same."""
     if all(other.field(field.name).metadata == field.metadata for other in others):
         return field
     return field.remove_metadata()

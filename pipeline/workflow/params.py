@@ -27,9 +27,9 @@ S = TypeVar("S", bound=Stage)
 
 
 def find(use: str, below: str) -> type:
-    """Imports the class `use`, given as MODULE:CLASS: `filter.itm:ItmFilter` (below `below`) or `my_pkg.stages:Mine`.
+    """Returns the class at an import path MODULE:CLASS, such as `filter.itm:ItmFilter` or `my_pkg.stages:Mine`.
 
-    below: package that is tried first. Raises ValueError if there is no such class or its import fails.
+    below: package in which MODULE is looked up first. Raises ValueError if there is no such class or its import fails.
     """
     module_name, _, class_name = use.partition(":")
     if not (class_name and all(part.isidentifier() for part in (*module_name.split("."), class_name))):
@@ -97,7 +97,7 @@ def _modules(below: str) -> dict[str, Path]:
 
 
 def _moved(use: str, below: str) -> str:
-    """Returns a did-you-mean if `use` is the old path of a moved class; classes declare their first path as NAME."""
+    """Returns `; did you mean ...?` if `use` is the old path of a moved class; classes declare their first path as NAME."""
     declared = re.compile(rf'^ +NAME\b.*= "{re.escape(use)}"$', re.MULTILINE)
     for name, file in _modules(below).items():
         if found := declared.search(text := file.read_text(encoding="utf-8")):
@@ -107,7 +107,7 @@ def _moved(use: str, below: str) -> str:
 
 
 def _nearby(module: str, below: str) -> str:
-    """Returns a did-you-mean over the modules below a package; if none is close, lists the modules of its group."""
+    """Returns `; did you mean ...?` with the closest module below a package; if none is close, a list of its modules."""
     names = list(_modules(below))
     if difflib.get_close_matches(module, names, n=1):
         return did_you_mean(module, names)
@@ -183,7 +183,7 @@ def _fields_at(cls: type, path: Sequence[str | int]) -> list[str]:
 
 
 def _sentence(path: Sequence[str | int], errors: Sequence[Any]) -> str:
-    """Returns one text for the errors of a key (several for a union): what was wanted, what came."""
+    """Returns one text for the errors of a key (several for a union): the wanted type or value, and the value given."""
     if _is(errors, "missing"):
         return "missing, and it has no default"
     wanted = list(dict.fromkeys(_wanted(e) for e in errors))

@@ -21,7 +21,9 @@ def class_problems(cls: type, engine_keys: Collection[str]) -> list[str]:
     """Returns one sentence per mistake in a stage class. engine_keys: names that no parameter may have."""
     if not (issubclass(cls, (MapStage, GatherStage)) and dataclasses.is_dataclass(cls)):
         name = shown(f"{cls.__module__}:{cls.__qualname__}", 200)
-        return [f"{name} is not a stage; wanted a dataclass below MapStage, SourceStage or GatherStage"]
+        return [
+            f"{name} is not a stage; wanted a dataclass that inherits from MapStage, SourceStage or GatherStage"
+        ]
     return [f"{cls.__name__}{problem}" for check in _CHECKS for problem in check(cls, engine_keys)]
 
 

@@ -229,7 +229,7 @@ class _Converter:
         for key_node, value_node in node.value:
             where = self.where(key_node)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.problems.append(where.problem("a key must be a word"))
+                self.problems.append(where.problem("a key must be text, not a list or mapping"))
                 continue
             key = str(key_node.value)  # `on:` and `1:` are text
             if SURROGATE.search(key):

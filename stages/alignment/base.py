@@ -1,4 +1,4 @@
-"""What the two stages that compare texts with windows of a video share: the encoder and its parameters."""
+"""Base class of the two stages that compare texts with windows of a video: the text encoder and its parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from vlpipe.stages.features.windows import WindowFeats
 
 @dataclass(frozen=True, kw_only=True)
 class TextWindowStage(MapStage):
-    """Reads `s3d` if MIL-NCE's word list `words` is given, else `frame_feats`; encodes texts with the same model."""
+    """Encodes texts with `model`, for comparison with the window vectors that this model has computed.
+
+    words: MIL-NCE's word list. With it, the vectors are those of column `s3d`; without, those of `frame_feats`.
+    encoder, max_words: as in `alignment.clip_text_score`.
+    """
 
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
@@ -50,4 +54,4 @@ class TextWindowStage(MapStage):
 
     @abstractmethod
     def compare(self, rows: pa.Table, encode: Encode, windows: Iterator[WindowFeats]) -> pa.Table:
-        """Returns the rows with new columns. windows: one per row."""
+        """Returns the rows with new columns. encode: N texts -> (N, D); windows: one `WindowFeats` per row."""

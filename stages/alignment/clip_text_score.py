@@ -38,9 +38,10 @@ class ClipTextScore(TextWindowStage):
 
     With `words`, reads `s3d` (model: S3D-G, words: its s3d_dict.npy); without, reads `frame_feats` (model: the image-text
     model that computed them). The score is the dot product of the text vector and the mean of the clip's windows (those
-    with their centre in the clip, else the nearest one). Texts that are already dropped get null. align_weights: the digest.
-    encoder: its name in rules; default: the hub id, the folder's name or the step. `filter.rules:Rules` refuses a threshold
-    for another encoder. max_words: max length of a text, in words of the list (20 in MIL-NCE's training) or in tokens.
+    with their centre in the clip, else the nearest one). Texts that are already dropped get null. align_weights: digest
+    of `model`. encoder: the encoder's name for `filter.rules:Rules`, which refuses a threshold for another encoder; default:
+    the hub id, the folder's name or the step. max_words: max length of a text, in words of the list (20 in MIL-NCE's
+    training) or in tokens.
     """
 
     NAME: ClassVar[str] = "features.video_text:ClipTextScore"
@@ -78,7 +79,7 @@ class ClipTextScore(TextWindowStage):
 
 
 def mean_within(windows: WindowFeats, start_s: float, end_s: float) -> npt.NDArray[np.float64]:
-    """Returns the mean (D,) of the windows with their centre in [start_s, end_s), else the window nearest to its centre."""
+    """Returns the mean (D,) of the windows with their centre in [start_s, end_s); if none, the one nearest to its middle."""
     middles = (windows.start_s.astype(np.float64) + windows.end_s) / 2
     inside = (middles >= start_s) & (middles < end_s)
     if not inside.any():
@@ -88,5 +89,5 @@ def mean_within(windows: WindowFeats, start_s: float, end_s: float) -> npt.NDArr
 
 
 def dots(a: npt.NDArray[np.float64], b: Vectors) -> Vectors:
-    """Row-wise dot products (N, D), (N, D) -> (N,), in float64, so that they do not depend on a row's place in its batch."""
+    """Returns row-wise dot products, (N, D), (N, D) -> (N,), computed in float64, so they do not depend on the batch."""
     return (a * b).sum(1).astype(np.float32) if len(a) else np.zeros(0, np.float32)

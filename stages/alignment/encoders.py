@@ -27,16 +27,16 @@ Encode = Callable[[Sequence[str]], Vectors]  # N texts -> (N, D)
 COLUMNS = {
     "s3d": "s3d_weights",
     "frame_feats": "frame_weights",
-}  # column of windows -> column with the id of their weights, "digest" or "digest:more"
+}  # column of windows -> column with the id of their weights, "digest" or "digest:normalisation"
 
 
 def window_column(words: File | None) -> str:
-    """Column of windows to compare with: `s3d` if MIL-NCE's word list is given, else `frame_feats`."""
+    """Returns the column of windows to compare with: `s3d` if MIL-NCE's word list is given, else `frame_feats`."""
     return "s3d" if words else "frame_feats"
 
 
 def check_windows(schema: pa.Schema, who: str, column: str) -> None:
-    """Raises SchemaError unless rows have the column of windows, in a space shared with texts."""
+    """Raises SchemaError unless rows have the column of windows, with vectors from the embedding space of texts."""
     need_windows(schema, who, column)
     need(schema, who, **{COLUMNS[column]: pa.string()})
     settings = (schema.field(column).metadata or {}).get(b"windows")
@@ -86,7 +86,8 @@ def _bag_of_words(model: Weights, words: File, max_words: int, batch_size: int) 
     num_words = net.word_embd.num_embeddings - 1
     if known.num_words != num_words:
         raise VlpipeError(
-            f"{words.path} has {known.num_words} words, but the weights have vectors of {num_words}"
+            f"{words.path} has {known.num_words} words, but the weights have vectors of {num_words}: "
+            "`words` must be the list published with these weights"
         )
 
     def encode(batch: list[str]) -> torch.Tensor:
@@ -97,7 +98,7 @@ def _bag_of_words(model: Weights, words: File, max_words: int, batch_size: int) 
 
 
 def _text_module(path: str) -> TextModule:
-    """Loads only the text encoder of S3D-G: 21.5 of its 31.2 million parameters. ValueError if there is none."""
+    """Loads only the text encoder of S3D-G: 21.5 of its 31.2 million parameters. ValueError if the file has none."""
     from vlpipe.models.published import fill, read_state
     from vlpipe.models.s3dg import TextModule
 

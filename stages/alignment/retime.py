@@ -39,10 +39,10 @@ class RetimeCues(TextWindowStage):
     """For video rows: shifts the times of `cues` and their words; adds `cue_shift_s`, `cue_score` per cue (list<float32>).
 
     Candidates are shifts from -max_shift_s to max_shift_s in steps of step_s that keep the cue within the video. The score
-    of a shift is the mean over windows with their centre in the shifted cue, else that of the nearest window. The best shift
-    is applied if it gains more than `min_gain` (ties: the smallest shift, then the earlier). together: one shift for all
-    cues of a video, the best on average, for tracks that are late as a whole. cue_score: score of the cue at its new
-    place; null (and shift 0) for a cue without text or times.
+    of a shift is the mean dot product of text and windows with their centre in the shifted cue, else that of the nearest
+    one. The best shift is applied if it gains more than `min_gain` (ties: the smallest shift, then the earlier). together:
+    one shift for all cues of a video, the best on average, for tracks that are late as a whole. cue_score: score of the cue
+    at its new time; null (and shift 0) for a cue without text or times.
     model, words, max_words, encoder: as in `alignment.clip_text_score`; the video rows need `s3d` or `frame_feats`.
     """
 
@@ -106,7 +106,11 @@ class RetimeCues(TextWindowStage):
 def scores_at(
     windows: WindowFeats, sims: Floats, start_s: float, end_s: float, shifts_s: Floats, duration_s: float
 ) -> Floats:
-    """Returns (S,): the mean of `sims` (W,) over windows in [start_s, end_s) at each shift; -inf outside the video."""
+    """Returns scores (S,): at each shift, the mean of `sims` (W,) over windows with their centre in [start_s, end_s).
+
+    sims: dot product of the text with each window. If no centre is inside, the nearest window counts. The score is -inf for
+    a shift, other than 0, that moves the cue out of the video.
+    """
     middles = (windows.start_s.astype(np.float64) + windows.end_s) / 2
     first, stop = (np.searchsorted(middles, time_s + shifts_s) for time_s in (start_s, end_s))
     sums = np.concatenate([[0.0], np.cumsum(sims)])

@@ -37,13 +37,13 @@ EMPTY = "empty"
 
 @dataclass(frozen=True, kw_only=True)
 class Caption(MapStage):
-    """Appends `num_captions` entries to `texts`, with source `synth` and the digest of the weights as model.
+    """Appends `num_captions` captions to `texts`; each has source `synth`, and the digest of the weights as `model`.
 
-    min_length, max_length: new tokens, without prompt and end token (BLIP's 5 and 20 include 4 tokens for [DEC] and "a
-    picture of").
+    min_length, max_length: number of generated tokens, without prompt and end token (BLIP's 5 and 20 include 4 tokens for
+    [DEC] and "a picture of").
     top_p: 0.9 as in BLIP; repetition_penalty: 1 is none; BLIP's code uses 1.1, its paper none.
-    seed: the random draws of caption j of row r depend only on (seed, r, j), not on weights, round or batch.
-    An empty caption is stored with kept=False, why='empty'.
+    seed: the random draws of caption j of row r depend only on (seed, id of r, j), not on weights or batch.
+    An empty caption is stored with kept=False, why='empty'. Rows with an undecodable image are rejected (fault).
     """
 
     NAME: ClassVar[str] = "caption.generate:Caption"
@@ -76,7 +76,9 @@ class Caption(MapStage):
         if self.num_captions < 1:
             problems.append(f"num_captions must be at least 1, got {self.num_captions}")
         if self.repetition_penalty < 1:
-            problems.append(f"repetition_penalty must be at least 1 (none), got {self.repetition_penalty}")
+            problems.append(
+                f"repetition_penalty must be at least 1 (no penalty), got {self.repetition_penalty}"
+            )
         return problems
 
     @contextmanager

@@ -23,9 +23,9 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """Words that are shown or said together. 0 <= start_s <= end_s, and within the video if its length is known.
+    """A valid cue; times in seconds, 0 <= start_s <= end_s, within the video if its duration is known.
 
-    words: the words of the text with their own times, within the caption's; empty if the source has none or others.
+    words: the words of the text with their own times, within the caption's; empty if the source has no times for them.
     """
 
     start_s: float
@@ -37,7 +37,7 @@ class Caption:
 def pick_track(
     cues: Sequence[Mapping[str, Any]], sources: Sequence[str], lang: str
 ) -> list[Mapping[str, Any]]:
-    """Returns the cues of one track, a (source, language) pair: two tracks of a video have the same content.
+    """Returns the cues of one track, a (source, language) pair; other tracks of the video repeat the same speech.
 
     The first source of `sources` that is present is chosen, then the language with the most cues (ties: by name).
     lang: accept languages with this prefix ("en" matches en-GB), and cues without a language; "": any.

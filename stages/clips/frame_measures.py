@@ -20,6 +20,8 @@ BLACK_SHARE = 0.98  # min fraction of black pixels in a black frame; blackframe'
 
 @dataclass(frozen=True, slots=True)
 class FrameFacts:
+    """Measures of one frame (H, W, 3)."""
+
     luma: npt.NDArray[np.float32]  # (H, W) grey levels
     colours: npt.NDArray[np.float64]  # (192,) histogram of hue, saturation and value; sums to 1
     dark: float  # fraction of black pixels
@@ -35,15 +37,16 @@ def frame_facts(picture: Picture) -> FrameFacts:
 
 
 def sharpness(luma: npt.NDArray[np.float32]) -> float:
-    """Variance of the 4-neighbour Laplacian; low if nothing is in focus. Pech-Pacheco et al., ICPR 2000."""
+    """Returns the variance of the 4-neighbour Laplacian; low if nothing is in focus. Pech-Pacheco et al., ICPR 2000."""
     around = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]
     return float((around - 4 * luma[1:-1, 1:-1]).astype(np.float64).var())
 
 
 def text_share(luma: npt.NDArray[np.float32]) -> float:
-    """Fraction of windows (one text line high) with dense vertical strokes: burned-in titles and subtitles.
+    """Returns the fraction of a frame covered by burned-in titles and subtitles.
 
-    This is an estimate: foliage, fences and printed objects count too; large letters do not.
+    The estimate is the fraction of windows, one text line high, with dense vertical edges. Foliage, fences and printed
+    objects count too; large letters do not.
     """
     height = max(4, min(luma.shape) // LINE)
     width = 4 * height
@@ -56,7 +59,7 @@ def text_share(luma: npt.NDArray[np.float32]) -> float:
 
 
 def hsv_histogram(picture: Picture) -> npt.NDArray[np.float64]:
-    """Normalised histogram (192,): 12 hues x 4 saturations x 4 values."""
+    """Returns a normalised histogram (192,): 12 hues x 4 saturations x 4 values."""
     rgb = picture.reshape(-1, 3).astype(np.int32)
     high, low = rgb.max(1), rgb.min(1)
     chroma = high - low
@@ -75,12 +78,12 @@ def hsv_histogram(picture: Picture) -> npt.NDArray[np.float64]:
 
 
 def colour_change(a: FrameFacts, b: FrameFacts) -> float:
-    """Half the L1 distance of the two colour histograms, 0 to 1."""
+    """Returns half the L1 distance of the two colour histograms, 0 to 1."""
     return float(np.abs(a.colours - b.colours).sum() / 2)
 
 
 def motion(a: FrameFacts, b: FrameFacts) -> float:
-    """Mean absolute difference per pixel, in grey levels."""
+    """Returns the mean absolute difference per pixel, in grey levels."""
     return float(np.abs(a.luma - b.luma).mean())
 
 

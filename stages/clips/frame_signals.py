@@ -60,6 +60,7 @@ class Look(NamedTuple):
 class FrameSignals(MapStage):
     """Adds the columns SIGNALS, from `fps` frames per second on a time grid that all clips of a video share.
 
+    frames_seen: number of frames.
     motion: mean absolute change per pixel between consecutive frames, in grey levels; static_ratio: fraction of frame pairs
     with motion below `static_below` (slides with codec noise); both are null for a single frame. num_cuts: frame pairs whose
     colours (HSV histogram) change by more than `cut_above`. black_ratio: fraction of black frames (98 % of pixels below 32,
@@ -67,7 +68,7 @@ class FrameSignals(MapStage):
     uniform ones. burned_text: mean fraction of a frame that looks like text, an estimate (`frame_measures.text_share`).
     frame_hash: pHash of the middle frame, equal in clips with the same content; null if it has too little texture.
     Frames have `side` pixels on the shorter side. videos: folder or fsspec URL. Defaults without a source are our choice.
-    RowFault: those of `video.decode`.
+    Reject codes: those of `video.decode`.
     """
 
     NAME: ClassVar[str] = "clips.frame_signals:FrameSignals"
@@ -108,7 +109,7 @@ class FrameSignals(MapStage):
         ]
 
     def _read_frames(self, clip: Clip, wanted: Sequence[int]) -> dict[int, Look]:
-        """Returns multiple of 1 / fps -> measures of that frame; those past the end are missing."""
+        """Returns {k: measures of the frame at k / fps seconds}, without frames past the end of the video."""
         looks: dict[int, Look] = {}
         before: tuple[int, FrameFacts] | None = None
         limits = Limits(deadline_s=self.deadline_s)

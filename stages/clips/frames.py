@@ -1,6 +1,6 @@
 """Converts clips to images: some frames of each clip become image rows with its texts, for all stages that read images.
 
-Use them to train an image-text model, to filter texts by `filter.clip` or `filter.itm`, or to find duplicates by `dedup`.
+They serve to train an image-text model, to filter texts by `filter.clip` or `filter.itm`, or to find duplicates by `dedup`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FRAMES = pa.schema([*LISTED, ("parent", pa.string()), ("time_s", pa.float64()), 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFrames(MapStage):
-    """Emits image rows (FRAMES): `num_frames` PNGs per clip, at the centres of equal parts of its time span.
+    """Turns clip rows into image rows (FRAMES): `num_frames` PNGs per clip, at the centres of equal parts of its time span.
 
-    side: length of the shorter side, in pixels. `url` is VIDEO#t=SECONDS. RowFault: those of `video.decode`; a clip that
-    extends past the end of its video has fewer frames.
+    side: length of the shorter side, in pixels. `url` is the clip's URL + "#t=SECONDS". A clip that extends past the end of
+    its video has fewer frames. Reject codes: those of `video.decode`.
     """
 
     NAME: ClassVar[str] = "clips.frames:ClipFrames"

@@ -17,18 +17,19 @@ from vlpipe.stages.clips.captions import Caption
 from vlpipe.stages.clips.pairing import NumClips, Pair, Pairing, centres, span_end
 
 WORD = re.compile(r"[\w']+")  # a word, as in the reference code
-MAX_CAPTIONS = 256  # per clip; else, with thousands of cues at one time, each clip would contain all of them
+MAX_CAPTIONS = 256  # per clip; without it, thousands of cues at the same time would all be in each clip
 
 
 @dataclass(frozen=True, kw_only=True)
 class HowTo100M(Pairing):
-    """Clips around each caption, or around `num_clips` drawn with replacement (their n_pair: 64 per video and epoch).
+    """Returns a clip around each caption, or around `num_clips` captions drawn with replacement.
 
-    A clip grows by one caption at a time while it is shorter than `min_time_s` (5 in their recipe; 10 is only the class
-    default) or has fewer than `min_words` words: to the side that keeps it shorter or, with min_time_s 0, to the side with
-    more words (ties: left); at either end of the video, to the other side.
-    Fixed, compared with their code: words from the left were appended after the others (UniVL also puts them before); a
-    caption without text became the word "nan"; a long caption that contains later ones was cut at the end of the last.
+    num_clips: n_pair in the reference code, 64 per video and epoch.
+    A clip grows by one caption at a time while it is shorter than `min_time_s` (5 in the authors' recipe; 10 is only the
+    default in their code) or has fewer than `min_words` words: to the side that keeps it shorter or, with min_time_s 0, to
+    the side with more words (ties: left); at either end of the video, to the other side.
+    Bugs of the reference code, fixed here: words from the left are appended after the others (not in UniVL's code); a
+    caption without text becomes the word "nan"; a long caption that contains later ones is cut at the end of the last one.
     """
 
     min_time_s: Annotated[float, Field(ge=0)] = 5.0
@@ -49,7 +50,7 @@ class HowTo100M(Pairing):
 def grow(
     captions: Sequence[Caption], num_words: Sequence[int], centre: int, min_time_s: float, min_words: int
 ) -> tuple[int, int]:
-    """Returns the first and the last caption (inclusive) of the clip around `centre`."""
+    """Returns the indices of the first and last caption (inclusive) of the clip around caption `centre`."""
     first = last = centre
     words, end_s = num_words[centre], captions[centre].end_s
     while words < min_words or end_s - captions[first].start_s < min_time_s:

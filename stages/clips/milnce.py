@@ -18,15 +18,16 @@ from vlpipe.stages.clips.pairing import NumClips, Pair, Pairing, centres, span_s
 
 @dataclass(frozen=True, kw_only=True)
 class MilNce(Pairing):
-    """Clips around each caption, or around `num_clips` drawn with replacement.
+    """Returns a clip around each caption, or around `num_clips` captions drawn with replacement.
 
-    The clip is the caption's time span, extended on both sides to `min_time_s` (5 in their recipe). clip_s: draw a part of
-    this length in seconds (3.2 is 16 frames at 5 per second, or 32 at 10); None: the whole span, for a loader to draw from.
+    The clip is the caption's time span, extended on both sides to `min_time_s` (5 in the authors' recipe). clip_s: length of
+    a random part of it, in seconds (3.2 is 16 frames at 5 per second, or 32 at 10); None: the whole span, from which a data
+    loader draws a part.
     candidates: the caption itself, then its neighbours, `num_candidates` contiguous captions in total, added on the side
-    that keeps the span shorter (ties: right). 5 in the paper, 4 in their README, 1 in their code.
-    Fixed, compared with their code: start and end were truncated to whole seconds, so both were up to 1 s early; with fewer
-    captions than candidates the first one was repeated; a clip could extend past the end of the video; a caption without
-    text became the word "nan".
+    that keeps the span shorter (ties: right). 5 in the paper, 4 in the README of the reference code, 1 in the code.
+    Bugs of the reference code, fixed here: start and end are truncated to whole seconds, so both are up to 1 s early; with
+    fewer captions than candidates the first one is repeated; a clip may extend past the end of the video; a caption without
+    text becomes the word "nan".
     """
 
     min_time_s: Annotated[float, Field(ge=0)] = 5.0
@@ -48,7 +49,7 @@ class MilNce(Pairing):
 
 
 def widen(caption: Caption, min_time_s: float, duration_s: float) -> tuple[float, float]:
-    """Returns the caption's (start, end), extended to `min_time_s` if the video is that long, and within the video."""
+    """Returns the caption's (start, end) in seconds, extended to `min_time_s` or, in a shorter video, to all of it."""
     short_s = min_time_s - (caption.end_s - caption.start_s)
     if short_s <= 0:
         return caption.start_s, caption.end_s
@@ -57,7 +58,7 @@ def widen(caption: Caption, min_time_s: float, duration_s: float) -> tuple[float
 
 
 def nearest(captions: Sequence[Caption], centre: int, num: int) -> tuple[int, ...]:
-    """Returns `centre` and its nearest captions, contiguous, nearest first; fewer if there are fewer captions."""
+    """Returns the indices of `num` contiguous captions around `centre`, nearest first; fewer if the video has fewer."""
     found, first, last = [centre], centre, centre
     while len(found) < min(num, len(captions)):
         left = first > 0

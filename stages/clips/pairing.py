@@ -23,7 +23,7 @@ from vlpipe.stages.common.batches import seed_of
 from vlpipe.stages.common.row import RowIds, text
 from vlpipe.stages.video.rows import CLIPS, CUES, FILE_FIELDS
 
-# The fields of every clip, plus the time of its text, which may differ from the clip's, and the gaps to its neighbours.
+# CLIPS, plus the time span of the clip's text, which may differ from that of the clip, and the gaps between texts.
 PAIRED = pa.schema(
     [
         *CLIPS,
@@ -32,7 +32,7 @@ PAIRED = pa.schema(
         (
             "gap_before_s",
             pa.float64(),
-        ),  # to the previous caption; negative: they overlap; null: there is none
+        ),  # from the previous caption to the text; negative: they overlap; null: the text is the first
         ("gap_after_s", pa.float64()),
     ]
 )
@@ -42,13 +42,16 @@ READS = {f.name: f.type for f in FILE_FIELDS} | {
     "duration_s": pa.float64(),
     "cues": CUES,
 }
-MAX_S = 24 * 3600.0  # max duration, for videos with an unknown or absurd duration
+MAX_S = 24 * 3600.0  # seconds; replaces an unknown or longer duration
 NumClips = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A clip: its time span, its text (captions `first` to `last`, inclusive), and candidate captions."""
+    """A clip: its time span in seconds, its text (captions `first` to `last`, inclusive), and candidate captions.
+
+    Captions are indices into the sequence that `Pairing.pairs` gets.
+    """
 
     start_s: float
     end_s: float
@@ -59,7 +62,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing(MapStage):
-    """Turns video rows into clip rows (PAIRED). Rejects (filtered): no_cues, no_usable_cue, no_clip.
+    """Turns video rows into clip rows (PAIRED). Reject codes (filtered): no_cues, no_usable_cue, no_clip.
 
     sources, lang: choose the track (see `captions.pick_track`). seed: random draws depend only on (seed, video id).
     """
@@ -75,10 +78,13 @@ class Pairing(MapStage):
     def pairs(
         self, captions: Sequence[Caption], duration_s: float, rng: np.random.Generator
     ) -> Iterable[Pair]:
-        """Yields the clips of a video. `captions` is non-empty and sorted by time; duration_s: max duration of the video."""
+        """Yields the clips of a video.
+
+        captions: the result of `units`, sorted by time, at least one. duration_s: max duration of the video.
+        """
 
     def units(self, captions: Sequence[Caption]) -> Sequence[Caption]:
-        """Returns the units to pair, made from the captions; at least one."""
+        """Returns the texts to pair with video: the captions, or e.g. sentences made from them; at least one."""
         return captions
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
@@ -109,7 +115,9 @@ class Pairing(MapStage):
     def _clips(self, video: Mapping[str, Any], counts: Counter[str]) -> list[dict[str, Any]] | Reject:
         track = pick_track(video["cues"] or (), self.sources, self.lang)
         if not track:
-            return _reject(video, "no_cues", f"{len(video['cues'] or ())} cue(s), none of {self._asked()}")
+            return _reject(
+                video, "no_cues", f"{len(video['cues'] or ())} cue(s), none with source {self._asked()}"
+            )
         left_out = Counter[str]()
         duration_s = min(video["duration_s"] or MAX_S, MAX_S)
         captions = clean(track, duration_s, left_out)
@@ -126,7 +134,7 @@ class Pairing(MapStage):
         return list(_rows(_rule(self), video, source, units, pairs))
 
     def _asked(self) -> str:
-        return "|".join(self.sources) + (f" in {self.lang}" if self.lang else "")
+        return "|".join(self.sources) + (f" and language {self.lang}" if self.lang else "")
 
 
 def _reject(video: Mapping[str, Any], why: str, detail: str) -> Reject:
@@ -167,7 +175,7 @@ def _rows(
 
 
 def span_end(captions: Sequence[Caption], first: int, last: int) -> float:
-    """Returns the end of captions `first` to `last`; with nested captions, this is not the end of the last one."""
+    """Returns the latest end of captions `first` to `last`, in seconds; captions may be nested, so `last` may end first."""
     return max(caption.end_s for caption in captions[first : last + 1])
 
 
@@ -176,5 +184,8 @@ def span_s(captions: Sequence[Caption], first: int, last: int) -> float:
 
 
 def centres(num: int, num_clips: int | None, rng: np.random.Generator) -> list[int]:
-    """Returns the central caption of each clip: `num_clips` drawn with replacement; None: each caption once, in order."""
+    """Returns the index, below `num`, of each clip's central caption.
+
+    num_clips: number of indices, drawn with replacement; None: each index once, in order.
+    """
     return list(range(num)) if num_clips is None else rng.integers(num, size=num_clips).tolist()

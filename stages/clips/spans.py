@@ -26,10 +26,10 @@ Span = tuple[float, float, list[str]]
 class SpanClips(MapStage):
     """Turns video rows into clip rows (CLIPS) with source `human`: one per span, sorted by (start, end).
 
-    spans: .parquet, .csv or .tsv with a column of the video's `video` path or `video_id` (by), and columns start, end
-    (seconds) and text (a string, or a list of strings); rows with the same span form one clip with several texts.
-    YouCook2: by: video_id, start: start, end: end, text: text. Rejects (filtered): no_span, if a video has no span with
-    times and text.
+    spans: .parquet, .csv or .tsv. by: its column that identifies the video, by path (`video`) or by `video_id`. start,
+    end: its columns with times in seconds. text: its column with a string or a list of strings. Rows with the same span form
+    one clip with several texts. YouCook2: by: video_id, start: start, end: end, text: text.
+    Reject code (filtered): no_span, if a video has no span with times and text.
     """
 
     NAME: ClassVar[str] = "clips.spans:SpanClips"
@@ -55,7 +55,14 @@ class SpanClips(MapStage):
             for video in videos.select(list(READS)).to_pylist():
                 found = spans.get(video[self.by], {})
                 if not found:
-                    rejects.append(Reject(video["id"], "filtered", "no_span", f"{self.by} {video[self.by]}"))
+                    rejects.append(
+                        Reject(
+                            video["id"],
+                            "filtered",
+                            "no_span",
+                            f"no span with times and text has {self.by} {video[self.by]}",
+                        )
+                    )
                 rows.extend(_clips(video, sorted((*times, texts) for times, texts in found.items())))
             return Out(pa.Table.from_pylist(rows, CLIPS), rejects)
 

@@ -85,6 +85,6 @@ def spoken_words(text: str) -> tuple[list[str], int]:
 
 
 def repeated_ngrams(words: Sequence[str], n: int) -> float:
-    """Fraction of n-grams that occur earlier in the text."""
+    """Returns the fraction of n-grams that occur earlier in the text; 0 if there are fewer than n words."""
     grams = list(zip(*(words[k:] for k in range(n)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -20,13 +20,15 @@ from vlpipe.stages.clips.pairing import NumClips, Pair, Pairing, span_end
 
 @dataclass(frozen=True, kw_only=True)
 class UniVL(Pairing):
-    """Clips around each caption, or around `num_clips` (their n_pair, 3) drawn without replacement until all are used.
+    """Returns a clip around each caption, or around `num_clips` captions (n_pair in the reference code: 3).
 
-    The text grows as in `clips.howto100m` (min_time_s 5 in their recipe; for min_words they count BERT word pieces, we
-    count words). The clip covers whole seconds, from that of the start to that of the end, inclusive, at most `max_seconds`
-    (max_frames, 64). If the video has no whole second there, captions on the left and right extend it alternately.
-    Fixed, compared with their code: it was extended by the other drawn pairs, in random order, instead of the neighbours in
-    time; and the fixes in `clips.howto100m`, as both share that code.
+    These are drawn without replacement; if the video has fewer captions, the rest are drawn with replacement.
+    The text grows as in `clips.howto100m` (min_time_s is 5 in the authors' recipe; min_words counts words here, and BERT
+    word pieces in their code). The clip covers whole seconds, from that of the start to that of the end, inclusive, at
+    most `max_seconds` (max_frames in their code: 64). If the video has no whole second there, captions on the left and right
+    extend the clip alternately.
+    Bugs of the reference code, fixed here: a clip without a whole second is extended by the other drawn captions, in random
+    order, instead of its neighbours in time; and those listed in `clips.howto100m`, whose code it shares.
     """
 
     min_time_s: Annotated[float, Field(ge=0)] = 5.0
@@ -53,7 +55,11 @@ class UniVL(Pairing):
 
 
 def seconds(captions: Sequence[Caption], first: int, last: int, duration_s: float) -> tuple[int, int]:
-    """Returns whole seconds [start, end) of captions `first` to `last`; start equals end if the video has none."""
+    """Returns the whole seconds [start, end) of captions `first` to `last`.
+
+    If they lie past the end of the video, the next captions on the left and right are added alternately, until the span has
+    a whole second. If all captions lie past the end, start equals end.
+    """
     num = duration_s if math.isinf(duration_s) else int(duration_s)
     go_left = True
     while True:

@@ -19,7 +19,9 @@ from vlpipe.stages.clips.sentences import sentences
 
 @dataclass(frozen=True, kw_only=True)
 class VideoBert(Pairing):
-    """One clip per sentence, with its time span. max_gap_s, max_words: see `clips.sentences`; 1 s and 20 words as in TAN.
+    """Returns one clip per sentence, with its time span.
+
+    max_gap_s, max_words: see `clips.sentences`; 1 s and 20 words as in TAN.
 
     Roll-up captions (each repeats words of the previous one) are merged earlier, by the stage that reads them. Randomly
     joining neighbours and dropping frames, as in the paper, is left to a data loader.

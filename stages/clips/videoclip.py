@@ -20,13 +20,13 @@ from vlpipe.stages.clips.pairing import NumClips, Pair, Pairing, centres, span_e
 
 @dataclass(frozen=True, kw_only=True)
 class VideoClip(Pairing):
-    """`num_clips` clips (16 per video) around captions drawn with replacement; None: around each caption once.
+    """Returns `num_clips` clips per video, around captions drawn with replacement; None: a clip around each caption.
 
     Text: captions are added on random sides until a number of words drawn from min_words to max_words is reached (8 to 61
     BERT word pieces in the paper; we count words). Clip: its length is drawn from min_seconds to max_seconds (3 to 32); it
     grows on random sides from a second drawn within the text, within the video.
-    Fixed, compared with their code: that second could be just after the text, or the clip could grow away from it, so
-    that the two did not overlap.
+    Bug of the reference code, fixed here: that second may be just after the text, or the clip may grow away from it, so that
+    text and clip do not overlap.
     """
 
     min_words: Annotated[int, Field(ge=1)] = 8
@@ -61,6 +61,7 @@ class VideoClip(Pairing):
 def grow_text(
     num_words: Sequence[int], centre: int, wanted: int, rng: np.random.Generator
 ) -> tuple[int, int]:
+    """Returns the first and last caption (indices, inclusive) around `centre` with `wanted` words or more, if there are."""
     first = last = centre
     words = num_words[centre]
     while words < wanted and (first > 0 or last + 1 < len(num_words)):

@@ -1,8 +1,9 @@
-"""Run rows through a model in one fixed batch shape, so that a row's result does not depend on its batch.
+"""Runs rows through a model in batches of one fixed shape, so that a row's result does not depend on its batch.
 
 A different batch size changed LM logits by 1.8e-6 and flipped 1 sampled token in 1,280, so a short batch is
-padded. On CPU the position within the batch also changed results: for batches of 5 to 11 rows, so sizes must be
-multiples of 16; and in small matrix products, unless MKL_CBWR=AUTO is set before the first one of the process.
+padded. On CPU, the position of a row in its batch also changed results: with 5 to 11 rows per batch (so batch sizes must
+be multiples of 16), and in small matrix products (unless the environment variable MKL_CBWR=AUTO is set before the first
+matrix product of the process).
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ BATCH_ROWS = 16  # batch sizes must be multiples of this
 
 
 def fixed_batches(items: Iterable[T], size: int) -> Iterator[tuple[list[T], int]]:
-    """Yield (exactly `size` items, number of real ones); a short batch is padded with copies of its last item.
+    """Yields (batch of exactly `size` items, number of real items); a short batch is padded with copies of its last item.
 
-    A copy finishes its caption when the original does, so padding costs no extra decoding step.
+    In caption generation, a copy ends at the same step as the original, so padding adds no decoding steps.
     """
     items = iter(items)
     while batch := list(islice(items, size)):
@@ -43,17 +44,17 @@ def fixed_batches(items: Iterable[T], size: int) -> Iterator[tuple[list[T], int]
 
 
 def batch_size_problems(batch_size: int) -> list[str]:
-    """For `preflight`: problems with a batch size; empty if it is a positive multiple of BATCH_ROWS."""
+    """Returns error texts for `Stage.preflight`; empty if `batch_size` is a positive multiple of BATCH_ROWS."""
     if batch_size > 0 and batch_size % BATCH_ROWS == 0:
         return []
     return [
-        f"batch_size must be a multiple of {BATCH_ROWS}, got {batch_size}: "
+        f"batch_size must be a positive multiple of {BATCH_ROWS}, got {batch_size}: "
         "otherwise results depend on a row's position in its batch"
     ]
 
 
 def read_images(table: pa.Table, size: int, rejects: list[Reject]) -> Iterator[tuple[int, Pixels]]:
-    """Yield (row number, pixels (3, size, size)) of readable images; append the others to `rejects`."""
+    """Yields (row number, pixels (3, size, size)) of images that can be decoded; appends the others to `rejects`."""
     ids = table["id"].to_pylist()
     for row, data in enumerate(table["image"]):
         try:
@@ -65,7 +66,10 @@ def read_images(table: pa.Table, size: int, rejects: list[Reject]) -> Iterator[t
 def encode_images(
     images: Iterable[tuple[K, Pixels]], encode: Callable[[torch.Tensor], torch.Tensor], batch_size: int
 ) -> Iterator[tuple[K, torch.Tensor]]:
-    """Yield (key, encoding) per image, given (key, pixels (3, S, S)) and `encode`: (B, 3, S, S) -> (B, ...)."""
+    """Yields (key, encoding (...)) per image.
+
+    images: (key, pixels (3, S, S)) each. encode: maps a batch (B, 3, S, S), B = `batch_size`, to encodings (B, ...).
+    """
     import torch
 
     for batch, num_real in fixed_batches(images, batch_size):

@@ -1,4 +1,4 @@
-"""Process the clips of one video together, with one decoder; the result of a clip does not depend on the others."""
+"""Processes the clips of a video together, so that it is opened once; a clip's result does not depend on the others."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from vlpipe.pipeline.shard import Reject
 T = TypeVar("T")
 Clip = Mapping[str, Any]
 CLIP_TIME = {"start_s": pa.float64(), "end_s": pa.float64()}
-CLIP_FILE = {"id": pa.string(), "video": pa.string(), "num_bytes": pa.int64()}  # columns read by decoding
+CLIP_FILE = {"id": pa.string(), "video": pa.string(), "num_bytes": pa.int64()}  # columns that decoding needs
 CLIP_PLACE = CLIP_FILE | CLIP_TIME
 
 
 def grid(start_s: float, end_s: float, fps: float) -> range:
-    """Returns the k for which k / fps lies in [start_s, end_s); if there is none, the last k before it (at least 0)."""
+    """Returns the frame numbers k whose time k / fps is in [start_s, end_s).
+
+    If there are none, returns one number: the last k before the interval, at least 0.
+    """
     first, stop = (math.ceil(round(time_s * fps, 6)) for time_s in (start_s, end_s))
     return range(first, stop) if first < stop else range(max(0, stop - 1), max(1, stop))
 
@@ -27,10 +30,10 @@ def grid(start_s: float, end_s: float, fps: float) -> range:
 def over_videos(
     clips: Sequence[Clip], measure: Callable[[Sequence[Clip]], Sequence[T]], rejects: list[Reject]
 ) -> list[T | None]:
-    """Returns one result per clip, from `measure` (clips of one video -> one result each); None if it was rejected.
+    """Returns one result per clip, None for a rejected clip. measure: maps the clips of one video to one result per clip.
 
-    If `measure` raises RowFault for a video, each of its clips is retried alone, so that a damaged part of the file
-    rejects only the clips that need it. Rejected clips are appended to `rejects`.
+    If `measure` raises RowFault for a video, it is called again for each clip alone, so that a damaged part of the file
+    rejects only the clips that contain it. A Reject per rejected clip is appended to `rejects`.
     """
     places: dict[tuple[str, int], list[int]] = {}
     for place, clip in enumerate(clips):

@@ -1,4 +1,4 @@
-"""Load a detector for inference, with its class and attribute names, and resize images for it."""
+"""Loads a detector (Faster R-CNN) for inference, with its class and attribute names, and resizes images for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ OWN, LXMERT = "model.safetensors", "pytorch_model.bin"
 
 @dataclass(frozen=True)
 class Detector:
-    """A loaded detector. `digest` covers weights and settings, independent of the file format."""
+    """A loaded detector.
+
+    classes, attributes: names by index. digest: hex SHA-256 of weights and settings, the same for all file formats.
+    """
 
     model: FasterRcnn
     classes: tuple[str, ...]
@@ -36,16 +39,16 @@ class Detector:
     device: torch.device
 
     def pixels(self, image: Image.Image) -> tuple[torch.Tensor, tuple[float, float]]:
-        """Returns an RGB image as (3, h, w) for the model, and the image pixels per model pixel (x, y)."""
+        """Returns an RGB image as (3, h, w) float32 for the model, and the image pixels per model pixel (x, y)."""
         return to_pixels(self.model, image, self.device)
 
 
 def to_pixels(
     model: FasterRcnn, image: Image.Image, device: torch.device
 ) -> tuple[torch.Tensor, tuple[float, float]]:
-    """As detectron2: bilinear resize of the 8-bit image with Pillow, then normalise by mean and deviation.
+    """Returns an RGB image as (3, h, w) float32 on `device`, and the image pixels per model pixel (x, y).
 
-    Returns (3, h, w) float32 on `device`, and the image pixels per model pixel (x, y).
+    As in detectron2, Pillow resizes the 8-bit image (bilinear), which is then normalised by mean and standard deviation.
     """
     from PIL import Image
 
@@ -58,8 +61,9 @@ def to_pixels(
 
 
 def load(path: str) -> Detector:
-    """Load a detector from a folder: one of ours, or a public checkpoint (`*.pkl` of detectron2, LXMERT's
-    `pytorch_model.bin`) beside objects_vocab.txt and attributes_vocab.txt, one name per line (of `a,b`, `a` is used).
+    """Loads a detector from a folder, which holds the files of `FasterRcnn.save` or a public checkpoint (`*.pkl` of
+    detectron2, `pytorch_model.bin` of LXMERT), and objects_vocab.txt and attributes_vocab.txt with one name per line
+    (in the vocabularies of public checkpoints, `a,b` is read as `a`).
 
     The model is in eval mode, on a GPU if the step asks for one. Raises VlpipeError if weights or names do not fit.
     """
@@ -98,13 +102,16 @@ def weights_file(folder: Path) -> Path:
 
 
 def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
-    """Read `num` names, one per line. Raises VlpipeError if the file is missing or has another number of lines.
+    """Returns `num` names, one per line. Raises VlpipeError if the file is missing or has another number of lines.
 
-    In the published Visual Genome lists (own=False) synonyms follow a comma and case varies: the first name is used,
-    in lower case.
+    own: the file was written by `save_names`. In the published Visual Genome lists (own=False), synonyms follow a comma
+    and case varies: the first name is used, in lower case.
     """
     if not path.is_file():
-        raise VlpipeError(f"detector: wanted the names of its {num} classes or attributes in {path}")
+        raise VlpipeError(
+            f"detector: wanted the names of its {num} classes or attributes in {path}, one per line; "
+            "the file does not exist"
+        )
     lines = path.read_text(encoding="utf-8").splitlines()
     names = tuple(lines if own else (line.split(",")[0].strip().lower() for line in lines))
     if len(names) != num:
@@ -115,6 +122,6 @@ def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
 
 
 def save_names(folder: Path, classes: Sequence[str], attributes: Sequence[str]) -> None:
-    """Write class and attribute names to the two vocabulary files of a folder, one per line."""
+    """Writes class and attribute names to the two vocabulary files of a folder, one per line."""
     for name, lines in ((OBJECTS_FILE, classes), (ATTRIBUTES_FILE, attributes)):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

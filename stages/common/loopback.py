@@ -1,4 +1,4 @@
-"""Serve folders on a loopback port while a stage runs, so that local files are fetched over real HTTP."""
+"""Serves folders on a loopback port while a stage runs, so that local files are fetched over real HTTP."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LOOPBACK = "127.0.0.1"
 
 @contextmanager
 def serving(folders: Mapping[str, str]) -> Iterator[dict[str, int]]:
-    """Serve `folders` (host name -> folder); yields host name -> port on 127.0.0.1.
+    """Serves `folders` (host name -> folder) over HTTP; yields a dict of host name -> port on 127.0.0.1.
 
-    A URL's path is a path below the folder. Raises VlpipeError if a folder does not exist.
+    The path of a URL is a path below the folder of its host. Raises VlpipeError if a folder does not exist.
     """
     if not folders:
         yield {}

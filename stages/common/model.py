@@ -23,7 +23,7 @@ class Loaded:
 
     @property
     def image_size(self) -> int:
-        """Side of the square input image in pixels."""
+        """The side of the square input image in pixels."""
         return int(self.model.config.image_size)
 
     @torch.inference_mode()
@@ -43,15 +43,16 @@ class Loaded:
 
 
 def load(weights: Weights, max_length: int = 0) -> Loaded:
-    """Load a model in eval mode, on a GPU if the step asks for one.
+    """Loads a model in eval mode, on a GPU if the step asks for one.
 
-    Raises VlpipeError if the model has fewer than `max_length` text positions.
+    max_length: number of text tokens needed. Raises VlpipeError if the model has fewer text positions.
     """
     device = torch.device(device_of_step())
     model = Blip.load(weights.path).eval().to(device)
     num_positions = model.config.max_text_length
     if max_length > num_positions:
         raise VlpipeError(
-            f"the model has {num_positions} text positions, but {max_length} are needed: set a shorter length"
+            f"the model has {num_positions} text positions, but {max_length} are needed; "
+            f"set the stage's max text length to at most {num_positions}"
         )
     return Loaded(model, Tokenizer.load(weights.path), device)

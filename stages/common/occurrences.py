@@ -1,4 +1,4 @@
-"""Count how often each row of a list occurred before, in 23 to 29 bytes per distinct row, whatever its text length.
+"""Counts how often each row of a list occurred before, in 23 to 29 bytes per distinct row, whatever its length.
 
 A `Counter` of the rows themselves takes 300 to 400 bytes per row. Keys are 96 bits of a SHA-256: among 10^9 rows, the
 probability that two different rows share a key is 6e-12.
@@ -24,8 +24,9 @@ COUNT = np.uint64(0xFFFF_FFFF)
 class Occurrences:
     """A hash table of uint64 (slots, 2) with linear probing, queried with a batch of keys at a time.
 
-    A slot with a count of 0 is free. Home slots increase with the key, so the table is sorted except for small shifts
-    by probing. It can therefore grow in place, from its end to its start, without a second table in memory.
+    A slot with a count of 0 is free. The home slot of a key is where probing starts. Larger keys have later home slots, so
+    the table is sorted except for small shifts by probing. It can therefore grow in place, from its end to its start,
+    without a second table in memory.
     """
 
     def __init__(self, num_homes: int = FIRST_HOMES) -> None:
@@ -33,9 +34,10 @@ class Occurrences:
         self._slots: Words = np.zeros((_num_slots(num_homes), 2), np.uint64)
 
     def count(self, digests: bytes, size: int) -> Places:
-        """Returns (B,), how often each digest occurred before, in this call or an earlier one; `size` >= 12 bytes each.
+        """Returns (B,): how often each digest occurred before, in this call or an earlier one.
 
-        Raises VlpipeError if the table would need 2^32 home slots or more (2.4 to 3.0 thousand million distinct rows).
+        digests: B digests of `size` bytes each, `size` >= 12. Raises VlpipeError if the table would need 2^32 home slots
+        or more (2.4e9 to 3.0e9 distinct rows).
         """
         keys = np.frombuffer(digests, np.uint8).reshape(-1, size)[:, :12].copy().view(np.uint32)
         words = np.empty((len(keys), 2), np.uint64)
@@ -58,7 +60,7 @@ class Occurrences:
             self._grow()
 
     def _add(self, words: Words, times: Words) -> Places:
-        """Add `times` to the count of each key and return the counts before that. Keys must be distinct and sorted."""
+        """Adds `times` to the count of each key; returns the counts before that. Keys must be distinct and sorted."""
         before = np.zeros(len(words), np.int64)
         left, at = np.arange(len(words)), self._homes(words[:, 0])
         while len(left):
@@ -83,7 +85,7 @@ class Occurrences:
         return ((keys >> HALF) * np.uint64(self._num_homes) >> HALF).astype(np.int64)
 
     def _grow(self) -> None:
-        """Grow in place: cut the table at free slots and move the parts one by one, from the last to the first."""
+        """Grows in place: cuts the table at free slots and moves the parts one by one, from the last to the first."""
         stop, homes = len(self._slots), int(self._num_homes * GROWTH)
         if homes >= 1 << 32:
             raise VlpipeError(
@@ -107,5 +109,8 @@ class Occurrences:
 
 
 def _num_slots(num_homes: int) -> int:
-    """Homes plus spare slots for keys that probing moves past the last home; `_add` appends more if needed."""
+    """Returns the number of slots: home slots, and spare ones for keys that probing moves past the last home slot.
+
+    `_add` appends more if needed.
+    """
     return num_homes + num_homes // 256

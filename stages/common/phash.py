@@ -1,4 +1,4 @@
-"""Perceptual hash of an image (64 bits, as `imagehash.phash`), and an exact search for near hashes.
+"""Perceptual hash of an image (64 bits, as `imagehash.phash`), and an exact search for pairs of similar hashes.
 
 pHash sees only grey levels: a red and a blue ball in the same place get the same hash. A coarse colour grid is
 therefore compared as well.
@@ -24,7 +24,7 @@ SIDE = 32  # the DCT input is SIDE x SIDE pixels
 LOW = 8  # the LOW x LOW lowest DCT coefficients are used; both as imagehash's defaults
 GRID = 4  # the colour grid is GRID x GRID cells
 MIN_STD = 2.0  # grey levels; the hash of a flatter image (a placeholder, a white page) is meaningless
-MAX_DISTANCE = 15
+MAX_DISTANCE = 15  # differing bits, of 64
 BAND_BITS = 16
 NUM_BANDS = 64 // BAND_BITS
 MAX_PAIRS = 10_000_000  # pairs found in total: 640 MB
@@ -32,7 +32,7 @@ MAX_CANDIDATES = 4_000_000  # pairs compared at a time: 64 MB of row numbers
 
 
 class TooMany(Exception):
-    """More pairs than the limit: almost certainly a wrong threshold."""
+    """Raised by `pairs_within` if there are more pairs than its limit; most likely the threshold is wrong."""
 
 
 def grey(image: Image.Image) -> Bytes:
@@ -43,7 +43,7 @@ def grey(image: Image.Image) -> Bytes:
 
 
 def colour_grid(image: Image.Image) -> Bytes:
-    """Returns the mean red, green and blue of 4 x 4 cells, (48,) uint8."""
+    """Returns (48,) uint8: the mean red, green and blue of 4 x 4 cells."""
     from PIL import Image
 
     return np.asarray(image.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX)).reshape(-1)
@@ -52,9 +52,9 @@ def colour_grid(image: Image.Image) -> Bytes:
 def colour_gap(
     left: Bytes, right: Bytes, a: Places, b: Places, block: int = 100_000
 ) -> npt.NDArray[np.int16]:
-    """Returns (P,), the largest difference of a cell's mean colour for P pairs (a: row of left, b: row of right).
+    """Returns (P,): for each of P pairs, the max absolute difference between the two colour grids, 0 to 255.
 
-    `left` is (N, 48), `right` is (M, 48), both from `colour_grid`.
+    left: (N, 48), right: (M, 48), rows from `colour_grid`. a, b: (P,), the row of `left` and of `right` of each pair.
     """
     gaps = [np.empty(0, np.int16)]
     for start in range(0, len(a), block):
@@ -91,7 +91,8 @@ def pairs_within(
 
     Exact without comparing all pairs: at least one of four 16-bit bands differs in at most `max_distance // 4`
     bits (pigeonhole), so only rows with such a band are compared (multi-index hashing, Norouzi et al. 2012,
-    https://arxiv.org/abs/1307.2982). Raises TooMany if there are more than about `limit` pairs.
+    https://arxiv.org/abs/1307.2982). Raises TooMany if there are more than about `limit` pairs, ValueError if
+    `max_distance` is not in 0 to MAX_DISTANCE.
     """
     if not 0 <= max_distance <= MAX_DISTANCE:
         raise ValueError(f"max_distance must be 0 to {MAX_DISTANCE} of 64 bits, got {max_distance}")
@@ -113,7 +114,7 @@ def _near(a: Places, b: Places, hashes: Hashes, max_distance: int) -> tuple[Plac
 
 
 def _candidates(hashes: Hashes, radius: int) -> Iterator[tuple[Places, Places]]:
-    """Yield pairs of rows with a band at most `radius` bits apart, in bounded blocks; each pair once per such band."""
+    """Yields, in bounded blocks, the pairs of rows with a band that differs in at most `radius` bits, once per such band."""
     for band in range(NUM_BANDS):
         bits = ((hashes >> np.uint64(band * BAND_BITS)) & np.uint64(0xFFFF)).astype(np.uint16)
         order = np.argsort(bits, kind="stable").astype(np.int64)
@@ -124,7 +125,10 @@ def _candidates(hashes: Hashes, radius: int) -> Iterator[tuple[Places, Places]]:
 
 
 def _partners(bits: npt.NDArray[np.uint16], mask: np.uint16) -> tuple[Places, Places]:
-    """Returns, per sorted value, where the values that differ by exactly `mask` start, and their number; no pair twice."""
+    """Returns, for each of the sorted values, the first position and the number of its partners.
+
+    The partners of a value differ from it in exactly the bits of `mask`; each pair is counted at one of its two values.
+    """
     end = np.searchsorted(bits, bits ^ mask, side="right")
     if mask == 0:
         first = np.arange(1, len(bits) + 1)
@@ -140,7 +144,7 @@ def _masks(radius: int) -> list[np.uint16]:
 
 
 def _expand(order: Places, first: Places, count: Places) -> Iterator[tuple[Places, Places]]:
-    """Yield pairs: the row at sorted position p with those at positions first[p], ..., first[p] + count[p] - 1."""
+    """Yields pairs of rows: the row at sorted position p with those at positions first[p], ..., first[p] + count[p] - 1."""
     ends = np.cumsum(count)
     start = 0
     while start < len(count):

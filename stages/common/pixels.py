@@ -1,4 +1,4 @@
-"""Decode image bytes to RGB: header checks first, then one rule per kind of image.
+"""Decodes image bytes to RGB: checks the header first, then converts each kind of image by one rule.
 
 Rules: EXIF orientation is applied; alpha is composited on white; 16 bits are scaled to 8, not clipped; CMYK is
 converted with its ICC profile if it has one; of an animation the first frame is used. Float and 32-bit images are
@@ -40,12 +40,12 @@ MAX_INVISIBLE = 2  # of 255: alpha up to this is invisible
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as in BLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 ORIENTATION = 0x0112  # EXIF tag
-TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """An image's header; width and height in pixels as shown (after EXIF transpose)."""
+    """The header of an image. width, height: in pixels, after EXIF orientation is applied."""
 
     format: str  # as Pillow names it: JPEG, PNG, ...
     width: int
@@ -54,7 +54,7 @@ class Probe:
 
 
 def probe(data: bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> Probe:
-    """Read the header only.
+    """Returns the Probe of an image, reading only its header.
 
     Raises RowFault: empty, not_an_image, truncated, broken, too_many_pixels, too_many_frames, too_many_scans.
     """
@@ -63,9 +63,9 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FR
 
 
 def verify(data: bytes, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES) -> Probe:
-    """As `probe`, then decode the first frame and discard it. Raises RowFault as `probe`, or transparent.
+    """Returns the Probe of an image after decoding its first frame. Raises RowFault as `probe`, or transparent.
 
-    Of a JPEG all data is read but only 1/8 scale is computed: 0.47 ms instead of 0.90 ms at 640 x 480.
+    A JPEG is read whole, but decoded at 1/8 scale: 0.47 ms instead of 0.90 ms at 640 x 480.
     """
     return verify_decode(data, lambda _: None, max_pixels=max_pixels, max_frames=max_frames)[0]
 
@@ -77,9 +77,10 @@ def verify_decode(
     max_pixels: int = MAX_PIXELS,
     max_frames: int = MAX_FRAMES,
 ) -> tuple[Probe, Image.Image | None]:
-    """`verify` and `decode` in one pass. `wanted` returns the min (width, height) to decode, or None for no pixels.
+    """Returns (Probe, RGB image or None): the results of `verify` and `decode`, in one pass.
 
-    Returns the probe and the RGB image, or None instead of the image. Raises RowFault as `verify` and `decode`.
+    wanted: maps the Probe to the min (width, height) of the decoded image, or to None if no image is needed.
+    Raises RowFault as `verify` and `decode`.
     """
     with _opened(data, max_pixels) as image:
         found = _probed(image, max_frames)
@@ -115,8 +116,8 @@ def decode(
 ) -> Image.Image:
     """Returns the first frame as upright RGB. Raises RowFault as `verify` (except transparent), or unsupported_pixels.
 
-    at_least: min (width, height) as shown; a JPEG may be decoded at scale 1/2, 1/4 or 1/8 if the result is no smaller
-    than that, which is several times faster.
+    at_least: min (width, height) of the upright image; a JPEG may be decoded at scale 1/2, 1/4 or 1/8 if the result is
+    no smaller than that, which is several times faster.
     """
     with _opened(data, max_pixels) as image:
         if at_least is not None:
@@ -140,7 +141,7 @@ def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.float32]:
 def load_pixels(
     images: Sequence[bytes], size: int, *, max_pixels: int = MAX_PIXELS
 ) -> npt.NDArray[np.float32]:
-    """Decode and normalise images as `decode` and `to_pixels` do: B encoded images -> (B, 3, size, size) float32."""
+    """Returns B encoded images as (B, 3, size, size) float32, by `decode` and `to_pixels`. Raises RowFault as `decode`."""
     import numpy as np
 
     out = np.empty((len(images), 3, size, size), np.float32)
@@ -323,5 +324,5 @@ _MARKS = (
 
 
 def _error_text(error: Exception) -> str:
-    """The decoder's error text without memory addresses, so that the same bytes give the same text."""
+    """Returns the decoder's error text without memory addresses, so that the same bytes give the same text."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")[:300]

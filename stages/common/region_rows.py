@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.shard import heavy
 
-BOX = pa.list_(pa.float32(), 4)  # x1, y1, x2, y2 in pixels of the shown image
+BOX = pa.list_(pa.float32(), 4)  # x1, y1, x2, y2 in pixels of the upright image
 OBJECT = pa.struct([("box", BOX), ("label", pa.string()), ("attributes", pa.list_(pa.string()))])
 OBJECTS = pa.list_(OBJECT)  # light column `objects`
 
@@ -26,7 +26,11 @@ Arrays = Mapping[str, npt.NDArray[Any]]  # field of a region -> (N, ...), of one
 
 
 def region_type(feat_dim: int, num_probs: int) -> pa.StructType:
-    """Returns the type of a region. The last entry of `prob` is background; `attr` is -1 without attributes."""
+    """Returns the type of a region. The last entry of `prob` is background.
+
+    obj, obj_conf: index and probability of the likeliest class except background. attr, attr_conf: those of the likeliest
+    attribute; `attr` is -1 if the detector has no attributes.
+    """
     return pa.struct(
         [
             ("feat", pa.list_(pa.float16(), feat_dim)),
@@ -54,7 +58,7 @@ def group_rows(feat_dim: int, num_probs: int, max_regions: int) -> int:
 
 
 def regions_array(images: Sequence[Arrays], feat_dim: int, num_probs: int) -> pa.ListArray:
-    """Build the `regions` column, one list per image, without a Python object per region."""
+    """Returns the `regions` column, one list per image, built without a Python object per region."""
     widths = {"feat": (np.float16, feat_dim), "box": (np.float32, 4), "prob": (np.float16, num_probs)}
     parts: list[pa.Array] = []
     for name, (dtype, width) in widths.items():
@@ -70,7 +74,7 @@ def regions_array(images: Sequence[Arrays], feat_dim: int, num_probs: int) -> pa
 
 
 def image_arrays(column: pa.ListArray) -> list[Arrays]:
-    """The inverse of `regions_array`: returns one mapping per image, as views into Arrow's memory where possible."""
+    """Returns one mapping per image: the inverse of `regions_array`, as views into Arrow's memory where possible."""
     structs = column.flatten()
     flat: dict[str, npt.NDArray[Any]] = {}
     for field in structs.type:
@@ -85,7 +89,7 @@ def image_arrays(column: pa.ListArray) -> list[Arrays]:
 
 
 def tags_of(regions: Arrays, classes: Sequence[str], least: float) -> list[str]:
-    """Returns class names of the regions with a confidence of at least `least`, best first; names may repeat."""
+    """Returns the class names of regions with `obj_conf` >= `least`, highest `obj_conf` first; names may repeat."""
     order = np.argsort(-regions["obj_conf"], kind="stable")
     return [classes[regions["obj"][k]] for k in order if regions["obj_conf"][k] >= least]
 

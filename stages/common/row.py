@@ -1,6 +1,7 @@
-"""The image row: one image with all its texts, their scores, and whether and why each text is dropped.
+"""Columns of the image row: one image with all its texts, their scores, and whether and why each text is dropped.
 
-`id` is the sha256 of (source, url or path, text, occurrence): it does not depend on position, shard size or order.
+`id` is the SHA-256 of (source, url or path, text, number of earlier rows with the same three), so it does not depend on
+position, shard size, or the order of different rows.
 """
 
 from __future__ import annotations
@@ -24,27 +25,28 @@ TEXT = pa.struct(
         ("text", pa.string()),
         ("source", pa.string()),  # web | synth | human
         ("model", pa.string()),  # digest of the captioner's weights, for synth
-        ("score", pa.float32()),  # P(match) by the filter
-        ("kept", pa.bool_()),  # null: not judged by any filter yet
-        ("why", pa.string()),  # short code of the reason it was dropped
+        ("score", pa.float32()),  # P(match) from the ITM filter
+        ("kept", pa.bool_()),  # null: no filter was applied yet
+        ("why", pa.string()),  # code of the reason it was dropped
     ]
 )
 TEXTS = pa.list_(TEXT)
-# Column `donors`, written where texts of other rows are merged in: per text the ids of all rows it comes from, null for
-# the row's own texts. `vlpipe forget` uses it. Texts beyond the end of the list are the row's own.
+# Column `donors`, written by stages that merge texts of other rows into a row: for each text, the ids of all rows it
+# comes from, or null for the row's own text. The list may be shorter than `texts`: the remaining texts are the row's own.
+# `vlpipe forget` uses it.
 DONORS = pa.list_(pa.list_(pa.string()))
 
-# Light columns that every ingest stage writes. `image` is the encoded file, unchanged.
+# LISTED: columns before images are read. IMAGE_FIELDS: columns added with the image; `image` is the encoded file.
 LISTED = pa.schema([("id", pa.string()), ("url", pa.string()), ("texts", TEXTS)])
 IMAGE_FIELDS = (
     pa.field("sha256", pa.string()),
     pa.field("format", pa.string()),  # as Pillow names it: JPEG, PNG, ...
-    pa.field("width", pa.int32()),  # after EXIF transpose
+    pa.field("width", pa.int32()),  # in pixels, after EXIF orientation is applied
     pa.field("height", pa.int32()),
     heavy("image", pa.binary()),
 )
 
-# Rows of evaluation steps and of training losses; the results table and the report recognise steps by these schemas.
+# Columns of evaluation results and of training losses; the results table and the report find steps by these schemas.
 RESULTS = pa.schema([("name", pa.string()), ("value", pa.float64()), ("num_rows", pa.int64())])
 LOSSES = pa.schema([("step", pa.int64()), ("name", pa.string()), ("value", pa.float64())])
 
@@ -55,7 +57,7 @@ def text(value: str, source: str, **more: Any) -> dict[str, Any]:
 
 
 def single_texts(values: Sequence[str], source: str) -> pa.ListArray:
-    """Build `texts` for rows with one text each; an empty text gives an empty list. 4 times as fast as from dicts."""
+    """Returns `texts` for rows with one text each; an empty text gives an empty list. 4 times as fast as from dicts."""
     there = pa.array([value for value in values if value], pa.string())
     columns = {f.name: pa.nulls(len(there), f.type) for f in TEXT}
     columns |= {"text": there, "source": pa.array([source] * len(there), pa.string())}
@@ -65,8 +67,8 @@ def single_texts(values: Sequence[str], source: str) -> pa.ListArray:
 
 
 class ListIds:
-    """Computes the ids of a list's rows, a batch at a time. The occurrence number distinguishes exact repeats,
-    independent of later rows. Memory: at most 29 bytes per distinct row."""
+    """Computes the ids of a list's rows, a batch at a time. Equal rows get different ids, because the number of equal
+    rows before each is part of its hash. Memory: at most 29 bytes per distinct row."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -84,7 +86,7 @@ class ListIds:
 
 @dataclass
 class RowIds:
-    """The same ids, one at a time, for the few rows made from one video. It keeps the hashed rows in memory."""
+    """Computes the same ids as ListIds, one at a time, for the few rows of a video. Keeps all rows' texts in memory."""
 
     source: str
     _seen: Counter[bytes] = field(default_factory=Counter)
@@ -98,7 +100,10 @@ class RowIds:
 
 
 def _stem(*parts: str) -> bytes:
-    """The bytes to hash, before the occurrence number is appended. Rows with equal bytes (NUL characters) are repeats."""
+    """Returns the bytes to hash, before the number of equal rows is appended.
+
+    Rows that differ only in the position of NUL characters may give the same bytes; they then count as equal rows.
+    """
     return "".join(part.replace("\x00", "\x00\x00") + "\x00" for part in parts).encode(
         "utf-8", "surrogatepass"
     )

@@ -1,7 +1,8 @@
-"""A rule is data: the condition a row or text must meet to be kept, its source, and the encoder it is valid for.
+"""Filter rules: a rule is a condition that a row or text must meet to be kept, its source, and its encoder.
 
-A preset is a YAML list of rules, in `presets` beside this file or your own. It contains every rule of its source. Rules
-that need an earlier stage, or a tool that does not exist here, name it in `needs` and fail until listed in `skip`.
+A preset is a YAML list of rules, in `presets` beside this file or your own. It contains every rule of its source (a paper
+or code). If a rule's column is not in the input, the plan fails until the rule is listed in `skip`; `needs` names the stage
+or tool that computes the column.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Rule:
 
     column: a measure (`common.measures`), a column of the row, or a field of texts such as `texts.score`. A list column
     must have one value per text; it judges texts, as text measures do. `matches` searches for a regular expression (RE2).
-    on_missing: how to treat null. encoder: the model whose scores the threshold is for; must match the column's.
-    needs: the stage that writes the column. source: the paper or code the value is from.
+    on_missing: what to do if the value is null. encoder: the model whose scores the threshold is for; must be the encoder
+    of the column. needs: the stage or tool that computes the column. source: the paper or code the value is from.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -61,7 +62,7 @@ class Rule:
         return f"{self.column} {self.op} {value}"
 
     def problems(self) -> Iterator[str]:
-        """Yield errors of the rule itself, independent of the columns it is applied to."""
+        """Yields error texts for mistakes in the rule itself, which do not depend on the input columns."""
         if (self.op in LIST_OPS) != isinstance(self.value, tuple):
             yield f"rule {self.code}: {self.op!r} needs {'a list' if self.op in LIST_OPS else 'one value'}, got {self}"
         elif self.op in REGEX_OPS:
@@ -78,7 +79,7 @@ def _regex_problems(rule: Rule) -> Iterator[str]:
 
 
 def load_preset(name: str) -> tuple[Rule, ...]:
-    """Load a preset by name, or a YAML file by path. Raises VlpipeError if it is missing or invalid."""
+    """Returns the rules of a preset, given by its name or YAML path. Raises VlpipeError if it is missing or invalid."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         there = did_you_mean(name, (p.stem for p in PRESETS.glob("*.yaml")))
@@ -87,7 +88,7 @@ def load_preset(name: str) -> tuple[Rule, ...]:
     try:
         found = parse(path.read_text(encoding="utf-8"), problems)
     except UnicodeDecodeError as error:
-        raise VlpipeError(f"preset {path}: wanted YAML with a list `rules:`; {error}") from error
+        raise VlpipeError(f"preset {path}: wanted YAML with a list `rules:` in UTF-8; {error}") from error
     if problems:
         raise WorkflowError(f"preset {path}", problems)
     given = found.get("rules") if isinstance(found, dict) else None
@@ -131,7 +132,7 @@ class RuleInput:
 
 
 def place(rule: Rule, schema: pa.Schema) -> RuleInput:
-    """Find the input of a rule in `schema`. Raises SchemaError, with a remedy, if the rule cannot be applied."""
+    """Returns the input of a rule in `schema`. Raises SchemaError, with a remedy, if the rule cannot be applied."""
     name, found = rule.column, None
     if name in TEXT_MEASURES:
         found = RuleInput("text_measure", TEXT_MEASURES[name][1])
@@ -142,7 +143,7 @@ def place(rule: Rule, schema: pa.Schema) -> RuleInput:
         at = TEXT.get_field_index(field)
         if at < 0:
             fields = [TEXT.field(i).name for i in range(TEXT.num_fields)]
-            raise SchemaError(f"rule {rule.code}: texts have no {field!r}{did_you_mean(field, fields)}")
+            raise SchemaError(f"rule {rule.code}: texts have no field {field!r}{did_you_mean(field, fields)}")
         found = RuleInput("text_field", TEXT.field(at).type)
     elif name in schema.names:
         dtype = schema.field(name).type
@@ -197,7 +198,7 @@ def _fits(value: Any, dtype: pa.DataType) -> bool:
 
 
 def check_encoder(rule: Rule, schema: pa.Schema) -> None:
-    """Raises SchemaError unless the rule is for the encoder of its column. Only planned schemas record the encoder.
+    """Raises SchemaError unless the rule is for the encoder of its column. Only schemas of the plan record encoders.
 
     A threshold is valid for one encoder only: 0.28 for CLIP B/32 means nothing for another model's scores.
     """
@@ -215,7 +216,7 @@ def check_encoder(rule: Rule, schema: pa.Schema) -> None:
             f"rule {rule.code}: {rule.column!r} has scores of {bound}; write `encoder: {bound}` if {rule} is for them"
         )
     raise SchemaError(
-        f"rule {rule.code}: {rule} is for scores of {rule.encoder}, but {column!r} is of {bound}"
+        f"rule {rule.code}: {rule} is for scores of {rule.encoder}, but {column!r} has scores of {bound}"
     )
 
 

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def name_of(model: Weights | None, given: str, *, default: str = "", endings: Sequence[str] = ()) -> str:
-    """Returns the encoder's name for rules: `given`, else its step, hub id or folder name; `default` without a model."""
+    """Returns the encoder's name for rules: `given`, else its step, hub id or folder name; `default` without a model.
+
+    endings: suffixes to remove from the folder name.
+    """
     if given or model is None:
         return given or default
     if model.step:
@@ -43,7 +46,10 @@ def with_columns(rows: pa.Table, **columns: pa.Array) -> pa.Table:
 
 
 def load_model(cls: Any, weights: Weights) -> Any:
-    """Load a transformers model for inference, on a GPU if the step asks for one. Raises VlpipeError if it cannot."""
+    """Loads a transformers model for inference, on a GPU if the step asks for one. Raises VlpipeError if that fails.
+
+    cls: a transformers class with `from_pretrained`.
+    """
     try:
         return cls.from_pretrained(weights.path).eval().to(device())
     except (OSError, ValueError) as error:
@@ -53,7 +59,7 @@ def load_model(cls: Any, weights: Weights) -> Any:
 
 
 def device() -> torch.device:
-    """The device of the current step."""
+    """Returns the torch device of the current step."""
     import torch
 
     return torch.device(device_of_step())
@@ -72,7 +78,7 @@ def processed(weights: Weights) -> Callable[[Image.Image], Pixels]:
 
 
 def decoded(rows: pa.Table, rejects: list[Reject]) -> Iterator[tuple[int, Image.Image]]:
-    """Yield (row number, RGB image) of readable images; append the others to `rejects`."""
+    """Yields (row number, RGB image) of images that can be decoded; appends the others to `rejects`."""
     ids = rows["id"].to_pylist()
     for row, data in enumerate(rows["image"]):
         try:

@@ -1,4 +1,4 @@
-"""Flatten the texts of a batch into one column, so that Arrow can judge them at once, and write the results back."""
+"""Flattens the texts of a batch into one column, so that Arrow functions apply to all at once; writes results back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class FlatTexts:
-    """`texts` of N rows as M entries. `lengths`: (N,) texts per row; `row`: (M,) the row of each."""
+    """The `texts` of N rows as M entries. lengths: (N,), texts per row. row: (M,), row number of each text."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._lists = as_array(column)
@@ -25,32 +25,35 @@ class FlatTexts:
         self.row = np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     def field(self, name: str) -> pa.Array:
-        """(M,) one field of each text."""
+        """Returns (M,): one field of each text."""
         return pc.struct_field(self.entries, name)
 
     def still_in(self, sources: Sequence[str]) -> Mask:
-        """(M,) texts of `sources` that are not dropped."""
+        """Returns a mask (M,): True for texts from `sources` that are not dropped."""
         ours = to_mask(pc.is_in(self.field("source"), pa.array(sources, pa.string())))
         return ours & self.kept()
 
     def kept(self) -> Mask:
-        """(M,) texts that are not dropped, including those not judged yet."""
+        """Returns a mask (M,): True for texts that are not dropped, including those that no filter has seen."""
         return np.asarray(pc.fill_null(self.field("kept"), True).to_numpy(zero_copy_only=False))
 
     def aligned(self, name: str, column: pa.ChunkedArray) -> pa.Array:
-        """(M,) values of a list column with one value per text. Raises VlpipeError if the numbers differ in a row."""
+        """Returns (M,): the values of a list column with one value per text.
+
+        Raises VlpipeError if a row has more or fewer values than texts.
+        """
         lists = as_array(column)
         lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
         if (lengths != self.lengths).any():
             at = int(np.flatnonzero(lengths != self.lengths)[0])
             raise VlpipeError(
-                f"column {name!r} has {lengths[at]} value(s) for {self.lengths[at]} text(s): texts were added or "
-                "removed after it was computed; score them again after that step"
+                f"column {name!r} has {lengths[at]} value(s) for {self.lengths[at]} text(s) in a row: texts were added or "
+                "removed after the column was computed; compute it in a step after that change"
             )
         return lists.flatten()
 
     def nested(self, values: pa.Array) -> pa.Array:
-        """(M,) values -> one list per row."""
+        """Returns values (M,) as one list per row."""
         return pa.ListArray.from_arrays(self._offsets(), values)
 
     def drop(self, rows: pa.Table, why: pa.Array) -> pa.Table:

@@ -31,8 +31,10 @@ MATCHES_REFERENCES = {"matches.parquet": reference_columns(MATCHES)}
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
+    """Compares tables of rows with all evaluation sets. The limits are those of `Decontaminate`."""
+
     sets: Sequence[Items]
-    captions: Sequence[Captions | None]  # of each set
+    captions: Sequence[Captions | None]  # one per set; None if it has no texts
     max_distance: int | None
     max_colour_gap: int
     threshold: float | None
@@ -40,7 +42,7 @@ class Comparison:
 
     @property
     def light(self) -> list[str]:
-        """Light columns to read; `heavy` lists the heavy ones."""
+        """The columns to read, except `heavy`: large ones (image, embedding) that are read only on request."""
         found = {
             "sha256": any(s.sha256 is not None for s in self.sets),
             "looks": self._pictures and self.stored_looks,
@@ -64,6 +66,7 @@ class Comparison:
         return from_arrow(table["looks"]) if self.stored_looks else look_at(table["image"].to_pylist())
 
     def matches(self, table: pa.Table) -> pa.Table:
+        """Returns all matches of a table of rows (columns: MATCHES)."""
         found = [*self._images(table), *self._texts(table)]
         return pa.Table.from_pylist(found, MATCHES)
 

@@ -32,18 +32,20 @@ Fate = tuple[str, str, float]  # why it is dropped, witness, similarity
 
 @dataclass(frozen=True, kw_only=True)
 class Decontaminate(GatherStage):
-    """Artifacts: `decisions.parquet` on rows whose image is in a set, for `dedup.apply:DropDuplicates`; `texts.parquet` on
-    texts that are in a set, for `text_dedup.decisions:DropTexts`; `matches.parquet`: all matches.
-    Emits RESULTS: the number of rows and texts that each set removes, in total and per kind of match.
+    """Finds the rows whose image is in an evaluation set, and the texts that are in one.
+
+    Artifacts: `decisions.parquet` (decisions on rows), for `dedup.apply:DropDuplicates`; `texts.parquet` (decisions on
+    texts), for `text_dedup.decisions:DropTexts`; `matches.parquet` (columns: MATCHES), all matches.
+    Emits the number of rows and texts that each set removes, in total and per kind of match (columns: RESULTS).
 
     The first step of `from` is the training data; each further one is an evaluation set, compared by all kinds of data
     (sha256, image, embedding, texts) that both have. sets: evaluation sets in files.
 
-    max_distance: max number of differing bits between two 64-bit pHashes, null: images are not compared; max_colour_gap:
-    as in `dedup.exact`. Images are decoded in one process (3 ms for 640 x 480), unless an earlier step has added `looks`
-    (`dedup.looks:PictureLooks`) on all CPUs. Of 600 copies of Flickr8k photos (same bytes, JPEG at quality 50 and 20, PNG,
-    half and double size) all 600 were found, and none of 4,000 other photos. COYO-700M uses distance 0. Crops, flips and
-    heavy edits need embeddings.
+    max_distance: max number of differing bits between two 64-bit pHashes; null: images are compared by their bytes only.
+    max_colour_gap: as in `dedup.exact`. Images are decoded in one process (3 ms for 640 x 480), unless an earlier step has
+    added `looks` (`dedup.looks:PictureLooks`) on all CPUs. Of 600 copies of Flickr8k photos (same bytes, JPEG at quality 50
+    and 20, PNG, half and double size) all 600 were found, and none of 4,000 other photos. COYO-700M uses distance 0. Crops,
+    flips and heavy edits need embeddings.
     threshold: min cosine of embeddings; null: they are not compared. It depends on the encoder, so there is no
     default: DataComp uses 0.604169 for isc_ft_v107 (https://arxiv.org/abs/2304.14108). Search is exhaustive: 512 rows
     against 200,000 images take 0.4 s on one core for pHashes, 2 s for cosines of 512 dimensions.
@@ -70,7 +72,7 @@ class Decontaminate(GatherStage):
     )
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        who = "dedup.decontaminate"
+        who = "decontamination.decontaminate"
         need(inp, who, id=pa.string())
         if any(s.images for s in self.sets):
             need(inp, who, sha256=pa.string())
@@ -87,18 +89,20 @@ class Decontaminate(GatherStage):
         for s in self.sets:
             if not re.fullmatch(r"[\w.-]+", s.name):
                 problems.append(
-                    f"sets: {s.name!r} is used in a reject code: use letters, digits and . _ - only"
+                    f"sets: the name {s.name!r} becomes part of a reject code: use letters, digits and . _ - only"
                 )
             if not (s.images or s.embeddings or s.texts):
                 problems.append(f"sets: {s.name!r} has neither images, embeddings nor texts")
             if s.split is not None and s.texts is None:
-                problems.append(f"sets: {s.name!r} has a `split`, but no `texts` to take it from")
+                problems.append(
+                    f"sets: {s.name!r} has a `split`, which applies to `texts` only: set `texts`, or remove it"
+                )
             if s.embeddings and self.threshold is None:
                 problems.append(f"sets: {s.name!r} has embeddings: set the `threshold` for their encoder")
         if self.min_words > self.ngram_words:
             problems.append(
                 f"wanted min_words <= ngram_words, got {self.min_words} and {self.ngram_words}: "
-                "evaluation texts in between would not be compared"
+                "evaluation texts of a length in between would not be compared"
             )
         return problems
 
@@ -149,7 +153,10 @@ class Decontaminate(GatherStage):
 
 
 def _match_all(job: Job, rows: Dataset, compare: Comparison) -> pa.Table:
-    """Returns MATCHES of all rows, in order. Each shard's part is stored in `job.work`: a kill loses at most one shard."""
+    """Returns all matches (columns: MATCHES), in row order.
+
+    Each shard's matches are stored in `job.work`, so a killed run loses the work on at most one shard.
+    """
     store = Store(job.work)
     parts = [MATCHES.empty_table()]
     for k, shard in enumerate(rows.shards):
@@ -162,7 +169,7 @@ def _match_all(job: Job, rows: Dataset, compare: Comparison) -> pa.Table:
 
 
 def _fates(matches: pa.Table) -> tuple[dict[str, Fate], dict[Entry, Fate]]:
-    """Returns why rows and texts are dropped: their match with the first set, in the given order of sets."""
+    """Returns the Fate of each row and text to drop. If several sets match, the first in the order of the sets is used."""
     rows: dict[str, Fate] = {}
     texts: dict[Entry, Fate] = {}
     for m in matches.filter(pc.is_valid(matches["set"])).to_pylist():

@@ -21,6 +21,8 @@ DECIMALS = 6  # of a cosine; further digits depend on the machine
 
 
 class Hit(NamedTuple):
+    """A match of an image or text with an evaluation item; fields as in MATCHES."""
+
     how: str  # same_bytes | picture | embedding | same_text | ngrams
     witness: str | None  # name of the evaluation item
     similarity: float | None

@@ -13,22 +13,30 @@ from typing import Any, NamedTuple
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.stages.lists.folder import wanted
 
-HELD_OUT = ("test", "val")  # of Karpathy's splits; `restval` and `train` are used for training
+HELD_OUT = (
+    "test",
+    "val",
+)  # the evaluation splits of Karpathy's JSON; `restval` and `train` are used for training
 
 
 class Published(NamedTuple):
-    """texts: (location in the file, text). images: file names as given in the set; None if it has none."""
+    """The content of an evaluation set. texts: (location in the file, text). images: file names as in the set, or None."""
 
     texts: Iterator[tuple[str, Any]]
     images: list[str] | None
 
 
 def published(content: Any, file: str, split: Sequence[str] | None) -> Published:
-    """Detects the format and reads it. Raises VlpipeError for an unknown format, or for `split` if the set has no splits."""
+    """Returns the content of parsed JSON, in any of the formats. Raises VlpipeError for an unknown format or split.
+
+    split: use only these splits; None: HELD_OUT. Raises VlpipeError if it is given for a format without splits.
+    """
     if isinstance(content, dict) and "images" in content and "annotations" not in content:
         return _karpathy(content, file, HELD_OUT if split is None else split)
     if split is not None:
-        raise VlpipeError(f"{file} has no splits: only Karpathy's JSON has a split for each image")
+        raise VlpipeError(
+            f"{file} has no splits: only Karpathy's JSON has a split for each image; remove `split`"
+        )
     if isinstance(content, list):
         return Published(((f"{file}[{n}]", text) for n, text in enumerate(content)), None)
     if isinstance(content, dict) and "questions" in content:
@@ -76,7 +84,7 @@ def _coco(content: Any, file: str) -> Published:
 
 
 def _vqa(content: dict[str, Any], file: str) -> Published:
-    """If the set declares COCO as its source, image files are named by COCO's rule: COCO_val2014_000000262148.jpg."""
+    """Returns the questions and, if the set declares COCO as its source, image names as COCO_val2014_000000262148.jpg."""
     questions = wanted(content, "questions", list, file)
 
     def texts() -> Iterator[tuple[str, Any]]:

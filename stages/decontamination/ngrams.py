@@ -16,13 +16,13 @@ class Captions:
     """An index over the texts of one evaluation set.
 
     A text matches an evaluation text of at least `n` words if they share `n` consecutive words, and a shorter one if it
-    contains all of its words consecutively. Evaluation texts of fewer than `min_words` words are not compared: "a dog" is
-    no evidence. Words are those of `normal_form`. In scripts without spaces (Chinese, Japanese, Thai, ...) a sentence is
+    contains all of its words consecutively. Evaluation texts of fewer than `min_words` words are not compared: "a dog" may
+    match by chance. Words are those of `normal_form`. In scripts without spaces (Chinese, Japanese, Thai, ...) a sentence is
     one word; it is compared, as a whole, if it has at least twice `min_words` letters.
     """
 
     def __init__(self, items: Sequence[tuple[str, str]], n: int, min_words: int) -> None:
-        """items: (name, text)"""
+        """items: (name, text) of each evaluation text."""
         forms = [(name, normal_form(text)) for name, text in items]
         self._n = n
         self._items = [(name, form) for name, form in forms if _is_evidence(form, min_words)]

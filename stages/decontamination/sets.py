@@ -60,7 +60,7 @@ class Items:
 
     @property
     def compared(self) -> dict[str, list[str]]:
-        """The kinds of comparison for rows and texts, with the names used in MATCHES."""
+        """The kinds of comparison for "rows" and "texts", with the names used in column `how` of MATCHES."""
         kinds = {"same_bytes": self.sha256, "picture": self.pictures, "embedding": self.vectors}
         rows = [how for how, held in kinds.items() if held is not None]
         return {"rows": rows, "texts": ["same_text", "ngrams"] if self.texts is not None else []}
@@ -81,7 +81,10 @@ class Items:
 
 
 def from_files(spec: EvalSet, *, pictures: bool) -> Items:
-    """Loads an evaluation set from files. pictures: decode images too. Raises VlpipeError if a file is empty or invalid."""
+    """Loads an evaluation set from files. pictures: also decode the images, to compare their looks.
+
+    Raises VlpipeError if a file is empty or invalid.
+    """
     items, named = Items(name=spec.name), None
     if spec.texts is not None:
         items.texts, named = read_set(spec.texts.path, spec.split)
@@ -90,19 +93,21 @@ def from_files(spec: EvalSet, *, pictures: bool) -> Items:
     if spec.images is not None:
         _add_images(items, folder_images(spec.images.path, named), pictures)
         if not items.sha256 or (items.pictures and items.num_unread == len(items.pictures[0])):
-            raise VlpipeError(f"{spec.name}: there is no image below {spec.images.path}")
+            raise VlpipeError(f"{spec.name}: there is no image that can be decoded below {spec.images.path}")
     if spec.embeddings is not None:
         items.vectors = read_vectors(spec.embeddings.path)
     return items
 
 
 def from_rows(data: Dataset, rows: pa.Schema, *, pictures: bool, vectors: bool) -> Items:
-    """Loads an evaluation step, with every kind of data that its rows and the training rows (schema `rows`) both have.
+    """Loads a step's rows as an evaluation set, with each kind of data that the training rows (schema `rows`) also have.
 
     Raises VlpipeError if the step has no rows, or no kind of data in common with the training rows.
     """
     if not data.num_rows:
-        raise VlpipeError(f"the evaluation step {data.name!r} has no rows: nothing would be found")
+        raise VlpipeError(
+            f"the evaluation step {data.name!r} has no rows, so nothing can match it; check its input"
+        )
     both = {n for n in ("sha256", "embedding", "texts") if n in data.schema.names and n in rows.names}
     items = Items(name=data.name)
     if pictures and _has_pictures(data.schema) and _has_pictures(rows):
@@ -170,7 +175,10 @@ def _add_images(items: Items, images: Iterable[tuple[str, bytes]], pictures: boo
 
 
 def read_vectors(path: str) -> tuple[list[str], Floats]:
-    """Returns ids and unit vectors (M, D) of a Parquet file, or of all Parquet files in a folder."""
+    """Returns ids and unit vectors (M, D) of a Parquet file, or of all Parquet files in a folder.
+
+    Raises VlpipeError if there are no rows, or a file is not Parquet with `id` and `embedding` of unit norm.
+    """
     root = Path(path)
     files = sorted(f for f in root.glob("*.parquet") if f.name[0] not in "._") if root.is_dir() else [root]
     tables = []

@@ -11,13 +11,13 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.decontamination.json_sets import Published, published
 from vlpipe.stages.lists.list import lines, text_of
 
-KEYS = ("text", "caption", "captions", "sentence", "question")  # of a line of .jsonl
+KEYS = ("text", "caption", "captions", "sentence", "question")  # keys of the text in a line of .jsonl
 
 
 def read_set(path: str, split: Sequence[str] | None = None) -> tuple[list[tuple[str, str]], list[str] | None]:
-    """Returns (location, text) of all non-empty texts, and the names of the set's images, None if it has none.
+    """Returns (location, text) of all non-empty texts, and the file names of the set's images (None if it lists none).
 
-    Raises VlpipeError for an unknown format.
+    split: splits of Karpathy's JSON to read. Raises VlpipeError for an unknown format, or for `split` in another format.
     """
     file = Path(path)
     ending = file.suffix.lower()
@@ -25,11 +25,11 @@ def read_set(path: str, split: Sequence[str] | None = None) -> tuple[list[tuple[
         content = _parsed("".join(line + "\n" for _, line in lines(file)), str(file))
         found = published(content, str(file), split)
     elif split is not None:
-        raise VlpipeError(f"texts: {path}: `split` is for Karpathy's JSON")
+        raise VlpipeError(f"texts: {path}: `split` applies only to Karpathy's JSON; remove it")
     elif ending in (".txt", ".jsonl"):
         found = Published(_jsonl(file) if ending == ".jsonl" else lines(file), None)
     else:
-        raise VlpipeError(f"texts: {path}: wanted a file that ends in .txt, .jsonl, .json")
+        raise VlpipeError(f"texts: {path}: wanted a file that ends in .txt, .jsonl or .json")
     named = ((where.removeprefix(f"{file.parent}/"), text_of(value, where)) for where, value in found.texts)
     return [(where, text) for where, text in named if text.strip()], found.images
 
@@ -40,7 +40,7 @@ def _jsonl(file: Path) -> Iterator[tuple[str, Any]]:
             record = _parsed(line, where)
             found = [record[k] for k in KEYS if isinstance(record, dict) and k in record]
             if len(found) != 1:
-                raise VlpipeError(f"{where}: wanted an object with one of {', '.join(KEYS)}")
+                raise VlpipeError(f"{where}: wanted an object with exactly one of {', '.join(KEYS)}")
             for text in found[0] if isinstance(found[0], list) else found:
                 yield where, text
 

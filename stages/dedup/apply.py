@@ -38,6 +38,7 @@ class Verdicts:
     known: npt.NDArray[np.uint64]
 
     def judge(self, id_: str, mark: np.uint64) -> Reject | None:
+        """Returns the reject of a row, None if it is kept. mark: the hash of `id_`, as in `known`."""
         if id_ in self.dropped:
             return Reject(id_, "filtered", *self.dropped[id_])
         at = int(np.searchsorted(self.known, mark))
@@ -55,9 +56,10 @@ class Verdicts:
 class DropDuplicates(MapStage):
     """Rejects duplicates (filtered, with the decision's `why`) and rows without a decision (fault, `not_in_decisions`).
 
-    decisions: `{from: DEDUP_STEP, path: decisions.parquet}` of `dedup.exact`, `dedup.faiss` or `dedup.redecide`.
-    merge_texts: set it as in `dedup.redecide`. A kept row's new texts are appended to its own, and the column `donors`
-    lists the source rows of each text, null for the row's own texts. `vlpipe forget` uses `donors`.
+    decisions: `{from: STEP, path: decisions.parquet}` of `dedup.exact`, `dedup.faiss`, `dedup.redecide` or
+    `decontamination.decontaminate`. merge_texts: the same value as in `dedup.redecide`. If true, a kept row gets the texts
+    of its duplicates, appended to its own, and the column `donors` lists the ids of each text's source rows (null for the
+    row's own texts). `vlpipe forget` uses `donors`.
     """
 
     decisions: File
@@ -77,8 +79,8 @@ class DropDuplicates(MapStage):
         verdicts = load_verdicts(self.decisions.path, self.decisions.digest)
         if verdicts.gained and not self.merge_texts:
             raise VlpipeError(
-                f"dedup.apply: {len(verdicts.gained):,} rows get texts of their duplicates by these decisions; "
-                "set `merge_texts: true` in this step too, or in neither step"
+                f"dedup.apply: the decisions give {len(verdicts.gained):,} rows the texts of their duplicates, but "
+                "`merge_texts` is false here; set it to true in this step, or to false in dedup.redecide"
             )
 
         def work(rows: pa.Table) -> Out:
@@ -112,7 +114,7 @@ def with_gained(rows: pa.Table, gained: dict[str, Gains]) -> pa.Table:
 
 
 def marks(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """8-byte hashes of ids; the probability of any collision among 10 M ids is 3 in a million."""
+    """Returns an 8-byte hash per id, (N,); the probability of any collision among 10 M ids is 3 in a million."""
     digests = b"".join(
         hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in ids
     )
@@ -137,9 +139,9 @@ def load_verdicts(path: str, digest: str) -> Verdicts:
 
 
 def _detail(row: dict[str, Any]) -> str:
-    """Detail of a reject. `vlpipe forget` finds ids in details by the words "twin of"."""
+    """Returns the detail of a reject. `vlpipe forget` finds ids in details by the words "twin of" before them."""
     if row["similarity"] is None:
-        return f"twin of {row['witness']} by other twins"
+        return f"twin of {row['witness']} through a chain of similar rows; the two were not compared"
     return f"twin of {row['witness']}, similarity {row['similarity']:.3f}"
 
 

@@ -1,7 +1,8 @@
-"""Clusters limit the search: rows are compared within a cluster, and a row is a guest in other clusters almost as near.
+"""Partitions rows into clusters, so that only rows of the same cluster are compared.
 
-Searching only the nearest cluster misses pairs across a border (7 % at cosine 0.90, and half of those that differ along
-the dominant directions of the data). A fixed number of clusters per row is too large for most rows, too small for some.
+A row belongs to its nearest cluster and is a guest in other clusters whose centroids are almost as near. Without guests,
+pairs across a border are missed (7 % at cosine 0.90, and half of those that differ along the dominant directions of the
+data). A fixed number of clusters per row would be too large for most rows and too small for some.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ MAX_SHARE = 4  # a cluster larger than 4 times the mean is split
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """Members of cluster c: `rows[bounds[c]:bounds[c + 1]]`, ascending. `own`: c is the row's nearest cluster."""
+    """The members of all clusters. Those of cluster c are `rows[bounds[c]:bounds[c + 1]]`, ascending.
+
+    own: for each member, True if c is its nearest cluster, False if it is a guest.
+    """
 
     rows: Rows
     own: npt.NDArray[np.bool_]
@@ -45,7 +49,11 @@ class Members:
 
 
 def find_centroids(faiss: Any, sample: Vectors, num_clusters: int, seed: int) -> Vectors:
-    """Returns centroids (K, R), K >= num_clusters: spherical k-means, repeated within clusters that are too large."""
+    """Returns centroids (K, R) by spherical k-means on `sample` (S, R) with `num_clusters` clusters.
+
+    Clusters larger than MAX_SHARE times the mean are split by k-means again, so K may be larger. Clusters without a point
+    are removed.
+    """
     centroids = [_kmeans(faiss, sample, num_clusters, seed)]
     limit = MAX_SHARE * len(sample) / num_clusters
     todo = _groups(sample, centroids[0])
@@ -86,9 +94,10 @@ def _groups(points: Vectors, centroids: Vectors) -> list[tuple[Vectors, Vectors]
 
 
 def assign(at: Workers, points: Vectors, centroids: Vectors, *, margin: float, probes: int) -> Members:
-    """Assigns each row to its nearest cluster and, as a guest, to clusters with a cosine within `margin` of that one.
+    """Assigns each row of `points` (N, R) to its nearest cluster and, as a guest, to clusters almost as near.
 
-    A row is in at most `probes` clusters in total.
+    These are the clusters whose centroid has a cosine to the row that is at most `margin` below that of the nearest. A row
+    is in at most `probes` clusters in total.
     """
     import torch
 

@@ -1,8 +1,8 @@
 """Finds pairs of unit vectors with a high cosine: candidates in blocks by short sketches, then exact scores in float64.
 
 A sketch stores a vector's coordinates along the dominant directions and the norm of the rest. The product of two
-sketches is an upper bound of their cosine (Cauchy-Schwarz), so no pair is missed, and most products cost an eighth.
-The result does not depend on sketches: the cosine of each candidate is recomputed from the full vectors.
+sketches is an upper bound of their cosine (Cauchy-Schwarz), so no pair is missed, and most products cost an eighth of one
+of full vectors. The result does not depend on sketches: the cosine of each candidate is recomputed from the full vectors.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FALSE_PER_ROW = (
 
 @dataclass(frozen=True, slots=True)
 class SimilarPairs:
-    """Pairs of row numbers, a < b, with their cosine."""
+    """P pairs of row numbers, a < b, with their cosine; three arrays (P,)."""
 
     a: Rows
     b: Rows
@@ -49,7 +49,7 @@ class SimilarPairs:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Row numbers and their sketches, (M, R + 1)."""
+    """The rows on one side of a comparison: row numbers (M,), sketches (M, R + 1)."""
 
     rows: Rows
     sketches: Vectors
@@ -67,7 +67,7 @@ class Workers:
     device: str
 
     def map(self, fn: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-        """Like `map`, in order and in waves of blocks: bounds the memory of results and the work wasted after an error."""
+        """Yields fn(item) in order, in waves of items: bounds the memory of results and the work wasted after an error."""
         wave = self.num * BLOCKS_PER_WAVE
         with ThreadPoolExecutor(self.num) as pool:
             for start in range(0, len(items), wave):
@@ -76,7 +76,7 @@ class Workers:
 
 @contextmanager
 def workers() -> Iterator[Workers]:
-    """Workers: as many as torch has threads, or one on a GPU. Matrix products use full float32 precision."""
+    """Yields as many workers as torch has threads, or one on a GPU. Matrix products use full float32 precision."""
     import torch
 
     num, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -93,7 +93,8 @@ def workers() -> Iterator[Workers]:
 def strong_directions(sample: Vectors, threshold: float, num_rows: int) -> Vectors:
     """Returns (D, R): the R leading principal directions of the sample, without centring.
 
-    R is the smallest of D/8, D/4, D/2, D with an expected FALSE_PER_ROW or fewer false candidates per row.
+    A false candidate is a pair whose sketches reach the threshold but whose vectors do not. R is the smallest of D/8, D/4,
+    D/2, D for which at most FALSE_PER_ROW of them per row are expected in a search over `num_rows` rows.
     """
     import torch
 
@@ -116,7 +117,7 @@ def _num_above(x: Vectors, threshold: float) -> int:
 
 
 def sketch(vectors: Vectors, basis: Vectors) -> Vectors:
-    """(N, D) -> (N, R + 1): the coordinates along `basis` (D, R), then the norm of the remainder."""
+    """Returns sketches, (N, D) -> (N, R + 1): the coordinates along `basis` (D, R), then the norm of the remainder."""
     import torch
 
     along = (torch.from_numpy(vectors) @ torch.from_numpy(basis)).numpy()
@@ -127,7 +128,7 @@ def sketch(vectors: Vectors, basis: Vectors) -> Vectors:
 def near_pairs(
     at: Workers, left: Side, right: Side, vectors: Vectors, threshold: float, *, same: bool, limit: int
 ) -> Iterator[SimilarPairs]:
-    """Yields pairs of a row of `left` and one of `right`, block by block.
+    """Yields the pairs (row of `left`, row of `right`) with a cosine of at least `threshold`, block by block.
 
     same: `right` begins with the rows of `left`, and each pair is returned once. Raises TooMany as soon as one block of
     rows has more than `limit` pairs.

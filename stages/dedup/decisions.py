@@ -1,6 +1,7 @@
-"""One decision (keep or drop) per row, from similar pairs and a total keep order. Shard order does not matter.
+"""Makes one decision (keep or drop) per row, from similar pairs and a total keep order. Shard order does not matter.
 
-Rows are numbered by their place in the keep order, 0 is the best: in an edge (a, b) with a < b, a is the better row.
+An edge is a similar pair. A place is a row's index in the keep order, 0 is the best: in an edge (a, b) with a < b, a is
+the better row. The witness of a dropped row is the row that it duplicates.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DECISIONS = pa.schema(
         ("keep", pa.bool_()),
         # exact_duplicate | near_duplicate; for a kept row: why it could not be compared, or null
         ("why", pa.string()),
-        # id of the row that it duplicates; null for kept rows. A kept row, except with rule `semdedup`
+        # id of the row that it duplicates, which is a kept row except with rule `semdedup`; null for kept rows
         ref("witness", pa.string()),
         ("similarity", pa.float32()),  # to the witness, 1 is equal; null if the two were not compared
         # id of the kept row that represents it: itself, or the end of its chain of witnesses
@@ -42,15 +43,19 @@ Rule = Literal["greedy", "semdedup", "components"]
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """Per place: the place of the row that it duplicates (-1: kept), their similarity, and why it is dropped."""
+    """The decisions on N rows: arrays (N,), indexed by place."""
 
-    witness: Places
-    similarity: npt.NDArray[np.float64]  # NaN if the two were not compared
+    witness: Places  # place of the row that this row duplicates; -1 for kept rows
+    similarity: npt.NDArray[np.float64]  # to the witness; NaN if the two were not compared
     why: npt.NDArray[np.object_]  # None for kept rows
 
 
 def decide(num_rows: int, edges: Edges, rule: Rule) -> Twins:
-    """Applies `rule` to the best row of each set of identical rows; the other rows of a set follow it."""
+    """Returns the decisions. edges: between places.
+
+    `rule` is applied to the best row of each set of identical rows. If that row is kept, the others of the set are its
+    duplicates; if it is dropped, they have the same witness.
+    """
     leader = leaders(num_rows, edges)
     near = _near(edges, leader)
     witness = {"greedy": _greedy, "semdedup": _semdedup, "components": _components}[rule](num_rows, near)
@@ -65,7 +70,7 @@ def decide(num_rows: int, edges: Edges, rule: Rule) -> Twins:
 
 
 def leaders(num_rows: int, edges: Edges) -> Places:
-    """Returns, per place, the best of the rows identical to it, which may be itself."""
+    """Returns the leader of each row, (num_rows,): the place of the best row identical to it, which may be itself."""
     same = edges.kind > 0
     centre, other = edges.a[same], edges.b[same]
     best = np.arange(num_rows)
@@ -76,7 +81,7 @@ def leaders(num_rows: int, edges: Edges) -> Places:
 
 
 def _same_bytes(num_rows: int, edges: Edges, leader: Places) -> npt.NDArray[np.bool_]:
-    """Returns, per place, True if it has the same bytes as its leader; False if only the same look or embedding."""
+    """Returns, per place, True if its row has the same bytes as its leader; False if only the same look or embedding."""
     same = edges.kind == KINDS.index("same_bytes")
     label = _smallest_label(num_rows, edges.a[same], edges.b[same])
     found: npt.NDArray[np.bool_] = label == label[leader]
@@ -84,7 +89,7 @@ def _same_bytes(num_rows: int, edges: Edges, leader: Places) -> npt.NDArray[np.b
 
 
 def _near(edges: Edges, leader: Places) -> Edges:
-    """Returns the edges between non-identical rows, from the better leader to the worse, sorted."""
+    """Returns the edges between non-identical rows, each row replaced by its leader, as (better, worse), sorted."""
     near = edges.kind == 0
     ends = leader[edges.a[near]], leader[edges.b[near]]
     a, b = np.minimum(*ends), np.maximum(*ends)
@@ -126,7 +131,7 @@ def _components(num_rows: int, edges: Edges) -> Places:
 
 
 def _smallest_label(num_rows: int, a: Places, b: Places) -> Places:
-    """Returns, per row, the smallest row that is connected to it by edges."""
+    """Returns, per row, the smallest row number in its connected component."""
     label = np.arange(num_rows)
     while True:
         before = label.copy()
@@ -157,7 +162,7 @@ def stands_for(twins: Twins) -> Places:
 
 
 def groups_of(order: Places, twins: Twins) -> Places:
-    """`stands_for` in row numbers instead of places. `order`: as in `placed`."""
+    """Returns the result of `stands_for` in row numbers instead of places. order: as in `placed`."""
     group = np.empty_like(order)
     group[order] = order[stands_for(twins)]
     return group
@@ -171,7 +176,10 @@ def placed(edges: Edges, order: Places) -> Edges:
 
 
 def decision_table(ids: Names, order: Places, twins: Twins, rows: Places) -> pa.Table:
-    """Returns the decisions on these row numbers, in blocks: one string array cannot hold all. `order`: as in `placed`."""
+    """Returns a table (columns: DECISIONS) with the decision on each of `rows`, which are row numbers.
+
+    The table has one chunk per block, as a single string array cannot hold all ids. order: as in `placed`.
+    """
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     group = groups_of(order, twins)

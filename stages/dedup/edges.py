@@ -25,10 +25,10 @@ EDGES = pa.schema(
         ref("a", pa.string()),
         ref("b", pa.string()),
         ("similarity", pa.float64()),  # cosine with 6 decimals, or 1 - differing bits / 64
-        # near | same_vector | same_bytes | same_looks (hash and colours). One row represents a set of identical rows:
-        # each other row has a single edge, to it, and rows similar to it are similar to all of them.
+        # near | same_vector | same_bytes | same_looks (hash and colours). Rows of a set of identical rows have an edge to
+        # its representative; only the representative has near edges, which are valid for the whole set.
         ("kind", pa.string()),
-        ("earlier", pa.bool_()),  # b is a row of an earlier kept set
+        ("earlier", pa.bool_()),  # b is a row of the earlier kept set (parameter `against`)
     ]
 )
 EDGES_REFERENCES = {"edges.parquet": reference_columns(EDGES)}
@@ -41,7 +41,7 @@ Places = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Edges:
-    """Similar pairs: a[i], b[i] are row numbers; kind[i] is an index into KINDS."""
+    """Similar pairs, as arrays (P,): a[i], b[i] are row numbers (or places); kind[i] is an index into KINDS."""
 
     a: Places
     b: Places
@@ -55,7 +55,10 @@ class Edges:
 
 
 def with_copies(near: Edges, leader: Places, num_new: int, kind: str) -> Edges:
-    """Adds to `near` one edge from each new row that has identical rows to their representative."""
+    """Returns the edges of `near` and, for each new row that another row represents, an edge to that row.
+
+    leader: (N,), the row that represents each row. Rows below `num_new` are new. kind: of the added edges, one of KINDS.
+    """
     copies = np.flatnonzero(leader[:num_new] != np.arange(num_new))
     ends = copies, leader[copies]
     return Edges(
@@ -67,7 +70,7 @@ def with_copies(near: Edges, leader: Places, num_new: int, kind: str) -> Edges:
 
 
 def write_edges(folder: str, ids: Names, num_new: int, edges: Edges, threshold: float) -> None:
-    """Writes the artifacts. `ids` are indexed by row number; rows from `num_new` on belong to the earlier set."""
+    """Writes both artifacts. `ids` are indexed by row number; rows from `num_new` on belong to the earlier set."""
     order = np.lexsort((edges.b, edges.a))
     with ShardWriter(f"{folder}/edges.parquet", EDGES, ROW_GROUP_ROWS) as writer:
         for start in range(0, len(order), ROW_GROUP_ROWS):
@@ -85,7 +88,7 @@ def write_edges(folder: str, ids: Names, num_new: int, edges: Edges, threshold: 
 
 
 def read_edges(file: File) -> tuple[pa.Table, float]:
-    """Reads EDGES and the threshold of the search from the artifacts of a search step. Raises VlpipeError for others."""
+    """Returns the pairs (columns: EDGES) and the threshold of a search step. Raises VlpipeError for other files."""
     path = Path(file.path)
     try:
         (threshold,) = pq.read_table(path / "search.parquet", schema=SEARCH, page_checksum_verification=True)[
@@ -107,7 +110,7 @@ def read_edges(file: File) -> tuple[pa.Table, float]:
 
 
 def edges_of(table: pa.Table, ids: Names) -> Edges:
-    """Converts EDGES to row numbers in `ids`; -1 for an unknown id."""
+    """Converts a table with columns EDGES to row numbers, which are positions in `ids`; -1 for an unknown id."""
     a, b = _numbers([table["a"], table["b"]], ids)
     (kind,) = _numbers([table["kind"]], Names(packed([pa.array(KINDS)])))
     return Edges(a, b, np.asarray(table["similarity"], np.float64), kind.astype(np.int8))

@@ -48,10 +48,11 @@ class ExactDuplicates(GatherStage):
 
     Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, for other decisions by `dedup.redecide`.
     phash: also compare images. Uses the column `looks` (`dedup.looks`); without it, all images are decoded in one process.
-    max_distance: max number of differing bits, of 64. 10 found all re-encoded and 96 % of shifted copies of small images,
-    4 half of the latter; 200,000 rows take 8 s on one core at 10, 1 s at 7 and below.
+    max_distance: max number of differing bits between two 64-bit hashes. At 10, all re-encoded copies of small images were
+    found and 96 % of the shifted ones; at 4, half of the shifted ones. 200,000 rows take 8 s on one core at 10, 1 s at 7
+    and below.
     max_colour_gap: max difference (0 to 255) of the mean colour in each cell of a 4 x 4 grid; 255 disables this check.
-    With it 5,000 photos had no false positive at 14 bits, without it 93 pairs at 12.
+    With the check, 5,000 photos had no false positive at 14 bits; without it, they had 93 false pairs at 12.
     against: an earlier kept set (a Parquet file or folder, as written by `vlpipe export`) with `sha256` and, for phash,
     `looks`. Rows are compared with it and with each other; rows of the earlier set are never dropped.
     """
@@ -125,7 +126,7 @@ def _limit(num_rows: int) -> int:
 
 
 def same_looks(looks: Looks, num_new: int) -> Places:
-    """Returns, per row, the first row with the same hash and colours.
+    """Returns, per row, the first row with the same hash and colours (see `first_equal`).
 
     An image that occurs a thousand times then needs a thousand edges, not half a million.
     """
@@ -149,7 +150,7 @@ def _sha256(job: Job, files: Sequence[str]) -> pa.Array:
 
 
 def _with_faults(decisions: pa.Table, looks: Looks | None) -> pa.Table:
-    """Sets `why` of kept rows whose image could not be compared."""
+    """Returns the decisions with `why` set (`not_compared_CODE`) for kept rows whose image could not be decoded."""
     if looks is None:
         return decisions
     faults = pa.array([code and f"not_compared_{code}" for code in looks.why], pa.string())
@@ -160,7 +161,7 @@ def _with_faults(decisions: pa.Table, looks: Looks | None) -> pa.Table:
 def read_looks(job: Job) -> Looks:
     """Returns the looks of all rows in input order, from the column `looks` or by decoding.
 
-    Decoded looks are stored per shard in `job.work`, so a kill loses at most one shard.
+    Decoded looks are stored per shard in `job.work`, so a killed run loses the work on at most one shard.
     """
     store, found = Store(job.work), []
     for data in job.inputs:

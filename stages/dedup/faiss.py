@@ -56,15 +56,16 @@ class FaissDuplicates(GatherStage):
     Artifacts: `decisions.parquet`, for `dedup.apply`; `edges.parquet`, for other decisions by `dedup.redecide` without a
     new search.
 
-    threshold: min cosine of a pair, so search at the loosest one you want. It depends on the encoder; there is no default.
+    threshold: min cosine of a pair. `dedup.redecide` can only raise it, so search at the lowest one you want. It depends
+    on the encoder, so there is no default.
     against: ids and embeddings of an earlier kept set (a Parquet file or folder, as written by `vlpipe export`). Rows are
     compared with it and with each other; rows of the earlier set are never dropped. Clusters are recomputed over both sets,
     so that the pairs do not depend on how rows are split (12 % of the time for 20,000 rows against 200,000).
     exact_below: up to this many rows, all pairs are compared.
-    clusters: their number above that; default: the square root of the number of rows, so that a row is compared with
-    about as many centroids as a cluster has rows. margin: max gap between a row's cosine to its nearest centroid and to
-    those of the other clusters it is compared in; probes: max number of clusters per row; seed: of k-means. Recall at the
-    defaults and the cost of other values: benchmarks/dedup.md.
+    clusters: the number of clusters for more rows; default: the square root of the number of rows, so that a row is
+    compared with about as many centroids as a cluster has rows. margin: max gap between a row's cosine to its nearest
+    centroid and to those of the other clusters it is compared in; probes: max number of clusters per row; seed: of k-means.
+    Recall at the defaults and the cost of other values: benchmarks/dedup.md.
     """
 
     CONSERVES: ClassVar[bool] = True

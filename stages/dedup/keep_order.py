@@ -1,4 +1,4 @@
-"""The keep order: which of two duplicates is better. A total order over all rows, independent of shards."""
+"""The keep order: a total order over all rows, best first, independent of shards. The better of two duplicates is kept."""
 
 from __future__ import annotations
 
@@ -85,19 +85,23 @@ def _check(key: Key, schema: pa.Schema, who: str) -> None:
         wanted = COMPUTED.get(key.name)
         if wanted is None:
             known = did_you_mean(key.name, [*light, *COMPUTED])
-            raise SchemaError(f"{who}: keep names {key.name!r}, which is not a light column{known}")
+            raise SchemaError(
+                f"{who}: keep: {key.name!r} is neither a column that can order rows nor pixels, score or source{known}"
+            )
         need(schema, f"{who} (for {key.name!r} in keep)", **wanted)
         return
     kind = schema.field(key.name).type
     sortable = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_boolean)
     if not any(is_kind(kind) for is_kind in sortable):
-        raise SchemaError(f"{who}: keep cannot order rows by {key.name!r}, a {kind}")
+        raise SchemaError(
+            f"{who}: keep cannot order rows by {key.name!r}, a {kind}; wanted numbers, strings or booleans"
+        )
     if key.ranking and not pa.types.is_string(kind):
         raise SchemaError(f"{who}: keep ranks values of {key.name!r}, which must be string, not {kind}")
 
 
 def _of_texts(texts: pa.ChunkedArray, key: Key) -> pa.Array:
-    """Returns the highest score, or the best source, among each row's texts."""
+    """Returns, per row, the highest score of its texts, or the rank of their best source (0: best); null if it has none."""
     lists = texts.combine_chunks()
     lists = lists if isinstance(lists, pa.ListArray) else pa.concat_arrays(lists.chunks)
     rows = np.asarray(pc.list_parent_indices(lists), np.int64)
@@ -115,14 +119,14 @@ def _of_texts(texts: pa.ChunkedArray, key: Key) -> pa.Array:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """`ids` in input order; `order`: positions in `ids`, best row first."""
+    """The ids of all rows in input order, and the keep order: positions in `ids`, best row first."""
 
     ids: Names
     order: npt.NDArray[np.int64]
 
 
 def read_rows(inputs: Sequence[Dataset], keep: Keep | None, who: str) -> Rows:
-    """Reads the ids and the keep order of all rows. Nulls come last; ties are broken by id.
+    """Returns the ids and the keep order of all rows. Null values come last; ties are broken by id.
 
     Raises VlpipeError if an id occurs twice or a row has no id.
     """

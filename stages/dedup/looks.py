@@ -1,7 +1,7 @@
-"""Looks of images: a perceptual hash and mean colours, from one decoding per image.
+"""The looks of an image: its perceptual hash and its mean colours, both from one decoding.
 
-`PictureLooks` computes them once, in parallel. `dedup.exact` and `decontamination.decontaminate` use the column; without
-it they decode the images themselves, in one process.
+`PictureLooks` adds them as the column `looks`, in parallel. `dedup.exact` and `decontamination.decontaminate` use this
+column; without it they decode the images themselves, in one process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BLOCK_IMAGES = 256  # images per batch of hashes
 
 
 class Looks(NamedTuple):
-    """`seen`: the image has enough texture for a meaningful hash. `why`: code of the decoding error, or None."""
+    """The looks of B images. seen: the image has enough texture for a meaningful hash. why: code of the decoding error."""
 
     hashes: npt.NDArray[np.uint64]  # (B,)
     colours: npt.NDArray[np.uint8]  # (B, 48)
@@ -104,7 +104,7 @@ def to_arrow(looks: Looks) -> pa.StructArray:
 
 
 def from_arrow(column: pa.ChunkedArray) -> Looks:
-    """Converts the column `looks`. A row with null has seen=False, so its image matches no other."""
+    """Converts the column `looks` to arrays. A row with null has seen=False, so its image matches no other."""
     hashes, colours, why = (pc.struct_field(column, name) for name in ("phash", "colours", "why"))
     packed = b"".join(pc.fill_null(colours, bytes(NUM_COLOURS)).to_pylist())
     return Looks(

@@ -44,8 +44,8 @@ class Decide(GatherStage):
     edges: `{from: STEP}`, a step of `dedup.faiss` or `dedup.exact` over the same rows.
     threshold: min similarity of a duplicate, not below that of the search; default: that of the search.
     rule: greedy (every dropped row has a similar kept row, its witness), semdedup (a row is dropped if any better row is
-    similar, even a dropped one) or components (one row is kept per connected component). Each drops a superset of the
-    rows that the one before drops.
+    similar, even a dropped one) or components (one row is kept per connected component). In this order, each rule drops
+    all rows that the previous one drops, or more.
     keep: the keep order, best first: `[score desc, pixels desc, source: [human, web], sha256]`. Keys are columns, or
     pixels, score and source (of `texts`). Ties are broken by id. Default: these four, if the rows have them.
     merge_texts: a kept row gets the texts of its dropped duplicates that it does not have yet.
@@ -93,7 +93,7 @@ class Decide(GatherStage):
             decisions = with_gained(decisions, groups, job.inputs, rows.order)
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)
-        job.say(f"{say_counts(decisions)}, at {threshold:g} by {self.rule}")
+        job.say(f"{say_counts(decisions)}, at threshold {threshold:g} with rule {self.rule}")
         _warn_of_giants(groups, ids, job)
 
 

@@ -93,12 +93,12 @@ NOTHING = np.empty(0, f"S{SIZE}")
 
 
 class Names:
-    """Ids by row number."""
+    """The ids of all rows, indexed by row number."""
 
     def __init__(self, array: pa.Array) -> None:
         """array: a result of `packed`. Raises VlpipeError if it contains a null."""
         if array.null_count:
-            raise VlpipeError(f"{array.null_count} row(s) have no id; dedup names rows by their ids")
+            raise VlpipeError(f"{array.null_count} row(s) have no id; dedup identifies rows by their ids")
         self._text = None if array.type == PACKED else array
         self._bytes = _raw(array) if array.type == PACKED else NOTHING
 
@@ -133,14 +133,14 @@ class Names:
         return np.asarray(order, np.int64)
 
     def num_repeated(self) -> int:
-        """Number of rows beyond the first of each id."""
+        """Returns how many rows have the same id as an earlier row."""
         if self._text is not None:
             return len(self) - int(pc.count_distinct(self._text).as_py())
         inorder = self._bytes[self.order()]
         return int((inorder[1:] == inorder[:-1]).sum())
 
     def places(self, parts: Sequence[pa.Array]) -> list[Places]:
-        """Returns the row numbers of these ids, part by part; -1 for an unknown id."""
+        """Returns the row numbers of the ids in each part; -1 for an unknown id."""
         if self._text is None:
             order = self.order()
             inorder = self._bytes[order]

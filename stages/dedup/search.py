@@ -1,4 +1,4 @@
-"""The search for similar pairs. Intermediate results are stored in `work`, so a kill loses at most one of them.
+"""The search for similar pairs. Intermediate results are stored in the step's work folder; a killed run loses at most one.
 
 They are: the vectors, their sketches, the centroids, the cluster members, and the pairs of each range of clusters.
 """
@@ -39,7 +39,7 @@ PAIR = np.dtype([("a", "<i8"), ("b", "<i8"), ("cosine", "<f8")])
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Parameters of the search. Row numbers from `num_new` on belong to the earlier set; others: see `FaissDuplicates`."""
+    """Parameters of the search, as in `FaissDuplicates`. num_new: row numbers from here on belong to the earlier set."""
 
     threshold: float
     num_new: int
@@ -88,7 +88,7 @@ def _too_many(num_rows: int) -> VlpipeError:
 
 
 def _kept(store: Store, name: str, make: Callable[[], npt.NDArray[Any]]) -> Any:
-    """Returns the array stored in `work`, computing it if it is missing."""
+    """Returns the array stored as `name`, computing it if it is missing."""
     if not store.exists(name):
         made = make()
         with store.writing(name, sync_folder=False) as part, open(part, "wb") as file:
@@ -144,9 +144,10 @@ def _members(
 def _sides(
     rows: Rows, members: Members, cluster: int, sketches: Vectors, num_new: int
 ) -> list[tuple[Side, Side, bool]]:
-    """Returns the comparisons of a cluster: its own new rows with all members, its new guests with its own earlier rows.
+    """Returns a cluster's comparisons: its own new rows with all members, its new guests with its own earlier rows.
 
-    Two guests are compared in a cluster where one of them is an own member.
+    A row is an own row of its nearest cluster. Two guests are not compared here, but in a cluster where one of them is an
+    own row. Each comparison is (left, right, same) of `near_pairs`.
     """
     places, own = members.of(cluster)
     new = rows[places] < num_new

@@ -25,6 +25,7 @@ READ_ROWS = 4096
 
 
 def check_embedding(schema: pa.Schema, who: str) -> None:
+    """Raises SchemaError unless there is a column `embedding` of float lists of one fixed size."""
     if "embedding" not in schema.names:
         need(schema, who, embedding=pa.list_(pa.float32()))  # raises, and lists the columns
     found = schema.field("embedding").type
@@ -61,7 +62,9 @@ def number_rows(new: Names, files: list[str]) -> tuple[Names, Rows]:
     if known:
         raise VlpipeError(f"{known} row(s) are in the earlier set already: give only the new rows to dedup")
     if repeated:
-        raise VlpipeError(f"{repeated} id(s) occur more than once in the earlier set ({files[0]}, ...)")
+        raise VlpipeError(
+            f"{repeated} id(s) occur more than once in the earlier set ({files[0]}, ...); keep one row of each"
+        )
     order = np.concatenate([new.order(), len(new) + earlier.order()])
     numbers = np.empty_like(order)
     numbers[order] = np.arange(len(order))

@@ -1,4 +1,4 @@
-"""Captions of demo scenes in a small closed language, with varied templates, synonyms and amount of detail."""
+"""Generates captions of demo scenes from templates and a fixed vocabulary, with synonyms and a varying amount of detail."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from vlpipe.stages.demo.scenes import Scene, Thing
 
-# The first word of each is the most common one; the judge knows all of them.
+# Value of an attribute -> its words. The first one is the most common; `check_text` accepts all of them.
 SHAPE_WORDS = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
@@ -32,7 +32,8 @@ CENTRE_WORDS = ("middle", "centre")
 _FILLER = "a an the in at on of with there is background picture image scene corner side part , ."
 FILLER = frozenset(_FILLER.split())
 
-# (template, weight). {thing} may include a place, {bare} never does. Short, because training cost grows with text length.
+# (template, weight). {thing}: objects, which may be followed by their position; {bare}: the first object, without position;
+# {place}: its position. Templates are short, because training cost grows with text length.
 HUMAN = (
     ("{thing} on {ground}", 4),
     ("{thing} , {ground} background", 2),
@@ -50,12 +51,12 @@ WEB = (
 
 
 def human_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Returns a careful caption: all objects, mostly with size and place."""
+    """Returns a correct, detailed caption: most objects have a size and a position."""
     return _caption(scene, rng, HUMAN, detail=0.85)
 
 
 def web_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Returns a correct but less careful alt-text: details are omitted more often."""
+    """Returns a correct alt-text, in which sizes and positions are omitted more often than in human captions."""
     return _caption(scene, rng, WEB, detail=0.6)
 
 
@@ -68,7 +69,7 @@ def _caption(
     if len(things) == 2 and rng.random() < 0.5:
         things.reverse()
     parts = [_thing(thing, rng, detail, with_place="{place}" not in template) for thing in things]
-    if "{place}" in template:  # the leading place refers to the first object; a second one has none
+    if "{place}" in template:  # {place} is the position of the first object; the second one is not named
         parts = parts[:1]
     return template.format(
         thing=" and ".join(parts),

@@ -1,4 +1,4 @@
-"""Decides if a text is correct for a scene: every word must be in the language of `captions`, every claim true."""
+"""Decides if a text is correct for a scene: each word must be in the vocabulary of `captions`, each claim must be true."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Claim:
     said: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def fits(self, thing: Thing) -> bool:
+        """Returns True if all claims hold for `thing`. The background (`ground`) is not checked."""
         row, column = thing.place
         true = {"shape": thing.shape, "colour": thing.colour, "size": thing.size}
         if self.said.keys() & {"row", "column", "centre"}:
@@ -43,7 +44,7 @@ class Claim:
 
 
 def right(text: str, scene: Scene) -> bool:
-    """Returns True if `text` is in the language, names a shape in each clause, and all its claims hold for the scene.
+    """Returns True if `text` has only known words, names a shape in each clause, and all its claims hold for the scene.
 
     Clauses are joined by "and"; each must be about a different object. Any clause may name the background.
     """

@@ -12,7 +12,7 @@ from vlpipe.stages.demo.scenes import COLOURS, GROUNDS, PLACES, SHAPES, SIZES, S
 
 FPS = 10
 NEAR, FAR = 0.26, 0.74  # start and end of a movement, as a fraction of the side
-WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
+WAYS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}  # motion -> direction (x, y)
 MOTIONS = (*WAYS, "grows", "shrinks", "still")
 GROWTH = (0.10, 0.24)  # min and max radius, as a fraction of the side
 LENGTH_S = (3.0, 6.0)  # min and max duration of a segment
@@ -20,7 +20,10 @@ LENGTH_S = (3.0, 6.0)  # min and max duration of a segment
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a film. The first object moves, a second one stays. The scene has the boxes at the start."""
+    """A part of a film, in which the first object moves and a second one, if any, does not.
+
+    scene: objects and their boxes at `start_s`. motion: one of MOTIONS.
+    """
 
     start_s: float
     end_s: float
@@ -36,7 +39,10 @@ class Segment:
 
 
 def draw_film(rng: np.random.Generator, num_segments: int, two_things: float) -> list[Segment]:
-    """Returns consecutive segments of LENGTH_S seconds, rounded to tenths; neighbours differ in shape or colour."""
+    """Returns consecutive segments, whose first objects differ in shape or colour from one segment to the next.
+
+    Durations are drawn from LENGTH_S and rounded to 0.1 s. two_things: probability of a second object in a segment.
+    """
     segments: list[Segment] = []
     start_s = 0.0
     while len(segments) < num_segments:
@@ -54,7 +60,7 @@ def draw_film(rng: np.random.Generator, num_segments: int, two_things: float) ->
 
 def _things(rng: np.random.Generator, motion: str, num: int) -> tuple[Thing, ...]:
     shapes, colours = rng.permutation(SHAPES), rng.permutation(list(COLOURS))
-    lanes = rng.permutation([NEAR, FAR])  # the second object is not in the way of the first
+    lanes = rng.permutation([NEAR, FAR])  # so that the first object does not move over the second
     size = str(rng.choice(list(SIZES)))
     centre = (float(lanes[0]),) * 2 if motion not in WAYS else _start(motion, float(lanes[0]))
     things = [

@@ -34,7 +34,10 @@ _JUNK = (
 
 
 def wrong_text(scene: Scene, others: Sequence[Scene], rng: np.random.Generator) -> tuple[str, str]:
-    """Returns (text, kind of noise). The text is never correct for `scene`, not even by chance."""
+    """Returns (text, kind of noise: one of KINDS). The text is never correct for `scene`, not even by chance.
+
+    others: scenes that a text of kind `other_image` may describe.
+    """
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     if kind == "junk":
         template = _JUNK[int(rng.integers(len(_JUNK)))]

@@ -56,6 +56,8 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
+    """One or two objects on a background; ground: its colour."""
+
     things: tuple[Thing, ...]
     ground: str
 

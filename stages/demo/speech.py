@@ -1,4 +1,4 @@
-"""Narration of a demo film: about what is visible, but late or early; about something else; or mere chatter."""
+"""Generates the narration of a demo film: about what is visible (early or late), about something else, or chatter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlpipe.stages.demo.captions import COLOUR_WORDS, GROUND_WORDS, SHAPE_WORDS,
 from vlpipe.stages.demo.film import MOTIONS, Segment
 from vlpipe.stages.demo.scenes import COLOURS, SHAPES, Scene, Thing
 
-# The first phrase is the plain one. Each completes a clause "the red circle ...".
+# Motion -> phrases that complete the clause "the red circle ...". Answers to questions use the first one.
 MOTION_WORDS = {
     "right": ("moves to the right", "goes right", "slides over to the right"),
     "left": ("moves to the left", "goes left", "slides over to the left"),
@@ -43,7 +43,11 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """about: seen (in `segment`), other (something the film does not show at that time) or chatter."""
+    """One spoken sentence, with the times of its words.
+
+    about: seen (what `segment` shows), other (something that the film does not show at that time) or chatter.
+    segment: index of the segment that it is about; None unless `about` is seen.
+    """
 
     words: tuple[Word, ...]
     about: str

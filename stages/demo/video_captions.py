@@ -1,4 +1,4 @@
-"""Simulated human annotations of demo films: captions of segments, and simple questions with answers."""
+"""Generates stand-ins for human annotations of demo films: captions of segments, and questions with answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMBERS = ("zero", "one", "two")
 
 
 def captions(segment: Segment, num: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Returns one row of the table `captions`."""
+    """Returns a segment's row of the table `captions` (see `video_world`), with `num` captions."""
     span = {"start_s": segment.start_s, "end_s": segment.end_s}
     return {**span, "captions": [_caption(segment, rng) for _ in range(num)]}
 
@@ -31,7 +31,10 @@ def _caption(segment: Segment, rng: np.random.Generator) -> str:
 
 
 def questions(segments: Sequence[Segment], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Returns rows of the table `questions`: two per segment, and one about the order of two, if it is unambiguous."""
+    """Returns rows of the table `questions` (see `video_world`): two per segment and at most one on order.
+
+    That one asks which of two objects comes first. It needs two segments whose first objects appear in no other segment.
+    """
     found = []
     for segment in segments:
         asked = _about(segment)

@@ -102,7 +102,10 @@ def _add_text(out: Any, text: Sequence[Utterance]) -> None:
 
 
 def rolling_vtt(utterances: Sequence[Utterance]) -> str:
-    """Returns rolling captions as in YouTube's ASR tracks: a line is shown up to three times, with word times when new."""
+    """Returns WebVTT text with rolling captions, as in YouTube's ASR tracks.
+
+    A line is part of up to three consecutive cues, with word times in the first.
+    """
     lines = _lines([word for one in utterances for word in one.words])
     cues = ["WEBVTT\nKind: captions\nLanguage: en\n"]
     above = " "
@@ -135,7 +138,7 @@ def _lines(words: Sequence[Word]) -> list[list[Word]]:
 
 
 def overlapping_srt(utterances: Sequence[Utterance], rng: np.random.Generator) -> str:
-    """Returns subtitles as in manual tracks: one sentence per cue, shown a little longer, so that some cues overlap."""
+    """Returns SRT text as in manual tracks: one sentence per cue, shown up to 2.5 s longer, so that some cues overlap."""
     cues = []
     for number, one in enumerate(utterances, start=1):
         end_ms = one.end_ms + int(rng.integers(0, 2500))
@@ -145,6 +148,6 @@ def overlapping_srt(utterances: Sequence[Utterance], rng: np.random.Generator) -
 
 
 def clock(ms: int) -> str:
-    """12345 -> 00:00:12.345"""
+    """Returns milliseconds as HH:MM:SS.mmm: 12345 -> 00:00:12.345."""
     seconds, ms = divmod(ms, 1000)
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{ms:03d}"

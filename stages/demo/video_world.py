@@ -1,6 +1,6 @@
-"""The demo world of videos: films with external or embedded narration, careful captions, questions, and ground truth.
+"""Generates the demo videos: films with subtitles (files or text tracks), captions, questions, and their ground truth.
 
-Films and subtitles are files, not rows: `video_files.videos` reads the folders `train` and `eval` like any others.
+Films and subtitles are files, not rows, so that `video_files.videos` reads their folders like any user's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SUBTITLES = (
     "track",
     "none",
 )  # rolling is twice as frequent, as it is the most common on the web
-NUM_SEGMENTS = (3, 7)
+NUM_SEGMENTS = (3, 7)  # min and max per film
 
 WHERE = (("split", pa.string()), ("video", pa.string()))  # train | eval; path relative to that folder
 SPAN = (("start_s", pa.float64()), ("end_s", pa.float64()))
@@ -76,7 +76,7 @@ TABLES = {
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """A video before it is written to a file."""
+    """A video before it is written to a file. subtitles: one of SUBTITLES; fault: see TABLES."""
 
     split: str
     name: str  # 11 characters like YouTube's; some begin with "-"
@@ -95,12 +95,12 @@ class Film:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoWorld(GatherStage):
-    """Writes train/NAME.mp4|mkv|webm with NAME.en.vtt or NAME.en.srt, the same in eval/, and a Parquet table per TABLES.
+    """Generates videos. Artifacts: train/NAME.mp4|mkv|webm with NAME.en.vtt or NAME.en.srt, the same in eval/, and TABLES.
 
-    videos, seen and said are the ground truth, for evaluation stages only; captions (manual, of segments) and questions
-    are data that a user would provide. A film has 3 to 7 segments of 3 to 6 s, at 10 frames per second. about_other:
-    fraction of utterances that are not about what is visible; silent: fraction of segments without an utterance; corrupt:
-    fraction of files that cannot be decoded.
+    Each of TABLES is a Parquet file. videos, seen and said are the ground truth, for evaluation stages only; captions (of
+    segments) and questions are data that a user would provide. A film has 3 to 7 segments of 3 to 6 s, at 10 frames per
+    second. about_other: fraction of utterances that are not about what is visible; silent: fraction of segments without an
+    utterance; corrupt: fraction of files that cannot be decoded.
     """
 
     ROWS_ARE: ClassVar[str] = "none"
@@ -113,7 +113,7 @@ class VideoWorld(GatherStage):
     about_other: Share = 0.25
     silent: Share = 0.1
     corrupt: Share = 0.03
-    max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # each film has one lag, from -1 s to this
+    max_lag_s: Annotated[float, Field(ge=0)] = 2.5  # each film has one lag, drawn from -1 s to this
 
     NAME: ClassVar[str] = "demo.video_world:VideoWorld"
 
@@ -179,7 +179,9 @@ def _write(folder: Path, film: Film) -> None:
         srt = overlapping_srt(film.said, np.random.default_rng([*film.seed, 2]))
         (folder / f"{film.name}.en.srt").write_text(srt)
     if film.fault == "truncated":
-        path.write_bytes(broken.truncated(path.read_bytes()))  # an MP4's index is at its end
+        path.write_bytes(
+            broken.truncated(path.read_bytes())
+        )  # cannot be decoded: an MP4's index is at its end
     if film.fault == "html":
         path.write_bytes(broken.html_page(film.video))
 

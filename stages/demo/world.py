@@ -1,6 +1,6 @@
-"""The demo world: images, a noisy URL list, a few careful captions, and the ground truth of all of them.
+"""Generates the demo world: web images with noisy alt-text, images with human-style captions, and ground truth.
 
-Images are files, not Parquet rows, because the next step fetches them over HTTP like any others.
+Images are files, not Parquet rows, because the next step fetches them over HTTP, as it would fetch real ones.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ TRUTH = pa.schema(
         ("right", pa.bool_()),
         ("noise", pa.string()),  # kind of noise of a wrong text
         ("fault", pa.string()),  # why the file cannot be fetched or decoded: dead, truncated, html, bomb
-        ("group", pa.int64()),  # images with the same content; null if there is only this one
-        ("copy", pa.string()),  # within a group: original, exact or near
+        ("group", pa.int64()),  # equal for an image and its planted duplicate; null for other images
+        ("copy", pa.string()),  # within a group: original, exact or near (duplicate)
         ("ground", pa.string()),
         ("objects", pa.list_(OBJECT)),
     ]
@@ -55,7 +55,7 @@ TRUTH = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One row of the web list, before it has a name."""
+    """One image of the web list, before it gets a file name."""
 
     data: bytes
     kind: str  # JPEG or PNG
@@ -67,10 +67,11 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class World(GatherStage):
-    """Writes images/NAME, web.parquet (url, text), human_train.json, human_eval.json (COCO) and truth.parquet.
+    """Generates a world. Artifacts: images/NAME, web.parquet (url, text), human_train.json, human_eval.json (COCO format).
 
-    The ground truth is for evaluation stages only. `duplicates`, `dead` and `corrupt` are fractions of `num_web`; the
-    list has num_web rows, plus the planted copies (half exact, half near) and one decompression bomb.
+    Artifact truth.parquet (TRUTH), the ground truth of web.parquet, is for evaluation stages only. duplicates, dead,
+    corrupt: fractions of `num_web` images that get a planted duplicate (half exact, half near), that cannot be fetched, and
+    that cannot be decoded. web.parquet has num_web rows, plus the duplicates and one decompression bomb.
     """
 
     ROWS_ARE: ClassVar[str] = "none"
@@ -119,7 +120,7 @@ class World(GatherStage):
         return scene, render(scene, rng)
 
     def _listings(self) -> list[Listing]:
-        """Returns all web images in list order: planted cases are generated first, then all are shuffled."""
+        """Returns all web images in list order, which is random."""
         num_copies = round(self.duplicates * self.num_web)
         num_dead, num_corrupt = round(self.dead * self.num_web), round(self.corrupt * self.num_web)
         made: list[Listing] = []
@@ -160,7 +161,7 @@ class World(GatherStage):
 
 
 def _with_copy(one: Listing, image: Image.Image, index: int) -> list[Listing]:
-    """Returns the image and its planted copy: alternately exact, and near in one of NEAR_WAYS."""
+    """Returns the image and its planted duplicate: alternately exact, and near (changed in one of NEAR_WAYS)."""
     first = replace(one, group=index, copy="original")
     if index % 2 == 0:
         return [first, replace(first, copy="exact")]
@@ -188,7 +189,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def _corrupted(one: Listing, index: int) -> Listing:
-    """Truncates three of four images; the fourth becomes an HTML page (generated when its name is known)."""
+    """Returns the image truncated, or, for each fourth index, without data: `_write_web` then writes an HTML page."""
     if index % 4 == 0:
         return replace(one, data=b"", kind="JPEG", fault="html")
     return replace(one, data=broken.truncated(one.data), fault="truncated")

@@ -49,7 +49,9 @@ class Vocabulary:
                     labels[one["label"]] += 1
                     attributes.update(one["attributes"] or ())
         if not labels:
-            raise VlpipeError("detector: no row has an object to train on")
+            raise VlpipeError(
+                "detector: no row has an object to train on: column `objects` is empty everywhere"
+            )
         return cls(_most(labels, max_classes), _most(attributes, max_attributes))
 
 
@@ -67,7 +69,7 @@ class Labelled:
 
 
 class DetectorLoader:
-    """Indexes all images of the inputs and makes the batches of each rank. The step number is its whole state."""
+    """Indexes all images of the inputs and makes the batches of each rank. The step number determines a batch's images."""
 
     def __init__(
         self,
@@ -95,7 +97,11 @@ class DetectorLoader:
     def batches(
         self, step: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
     ) -> Iterator[Iterator[dict[str, Any]]]:
-        """Yields an endless iterator of micro-batches, starting at optimiser step `step`: `pixels`, `sizes`, `targets`."""
+        """Context manager that yields an endless iterator of micro-batches, starting at optimiser step `step`.
+
+        A micro-batch of B images is a dict: `pixels` (B, 3, H, W) float32, padded with zeros at the lower right; `sizes`,
+        B times (height, width) before padding; `targets`, B `Target`s. pin: `pixels` is in pinned memory.
+        """
         with (
             ThreadPoolExecutor(self.recipe.loader_threads, thread_name_prefix="decode") as pool,
             ahead(self._batches(step, rank, world_size, pool, pin), NUM_AHEAD) as batches,
@@ -128,7 +134,8 @@ class DetectorLoader:
             image = decode(row.image)
         except RowFault as fault:
             raise VlpipeError(
-                f"training: the image of row {row.id} cannot be decoded ({fault}); an earlier step must reject such rows"
+                f"training: the image of row {row.id} cannot be decoded ({fault}); "
+                "add a step before training that rejects such rows"
             ) from fault
         pixels, (across, down) = to_pixels(self.model, image, CPU)
         target = self._target(row, torch.tensor([across, down, across, down]))
@@ -138,7 +145,10 @@ class DetectorLoader:
         return pixels, target
 
     def _target(self, row: Labelled, scale: torch.Tensor) -> Target:
-        """Objects of known classes with non-empty boxes; each keeps its first `max_attributes` known attributes."""
+        """Returns the row's objects with a class of the vocabulary and a non-empty box; boxes are divided by `scale` (4,).
+
+        An object keeps the first `max_attributes` of its attributes that are in the vocabulary.
+        """
         max_attributes = self.model.config.max_attributes
         known = [
             one
@@ -163,7 +173,7 @@ def flipped(target: Target, width: int) -> Target:
 
 
 def read_unit(unit: Unit) -> list[Labelled]:
-    """Returns a row group's images and objects; images are joined by id if another shard holds them."""
+    """Returns a row group's images and objects; images are joined by id if another shard stores them."""
     holder = unit.shard.holder("image")
     joined = holder.path != unit.shard.path
     columns = ["id", "objects", *([] if joined else ["image"])]

@@ -28,12 +28,15 @@ LOSSES = ("rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_attributes")
 
 
 class DetectorNet(nn.Module):
-    """Adapts the detector to the trainer's interface: one objective that returns named, weighted losses."""
+    """A detector with the interface of `train.build.Net`: one objective, which returns all of LOSSES.
+
+    weights: loss name -> weight, 1 if not given.
+    """
 
     def __init__(self, model: FasterRcnn, weights: Mapping[str, float]) -> None:
         super().__init__()
         self.model = model
-        self.objectives = (model,)  # a single one: all losses are means over the same images
+        self.objectives = (model,)  # one objective, because all losses are means over the same images
         self.losses = {name: (0, weights.get(name, 1.0)) for name in LOSSES}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -46,9 +49,10 @@ class DetectorNet(nn.Module):
 
 
 def fit(config: Mapping[str, Any]) -> None:
-    """Train `config["recipe"]` on `config["inputs"]`, resuming from the last checkpoint in `config["work"]` if any.
+    """Trains `config["recipe"]` (a `DetectorRecipe`) on `config["inputs"]` (`Dataset`s).
 
-    Rank 0 writes `work/result`: the detector, its class and attribute names, and `losses.json`.
+    Resumes from the newest checkpoint in the folder `config["work"]`, if there is one. Rank 0 writes `result` in that
+    folder: the detector, its class and attribute names, and `losses.json`.
     """
     work = Path(config["work"])
     checkpoints = Checkpoints(str(work / "checkpoints"))

@@ -1,4 +1,4 @@
-"""Trains a detector on ground-truth boxes: takes a recipe, returns weights, vocabularies and loss rows."""
+"""Trains an object detector on ground-truth boxes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from vlpipe.stages.train.progress import following
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDetector(GatherStage, DetectorRecipe):
-    """Artifacts: `config.json`, `model.safetensors`, objects_vocab.txt, attributes_vocab.txt. Rows: losses.
+    """Trains a Faster R-CNN detector on the columns `image` and `objects` (see `common.region_rows`).
 
-    Reads `objects` (see `common.region_rows`) and `image`. A killed run resumes from its last checkpoint and ends with
-    the same bytes. Losses: rpn_objectness, rpn_box, roi_class, roi_box (Faster R-CNN), roi_attributes (bottom-up attention).
+    Artifacts: config.json, model.safetensors, objects_vocab.txt, attributes_vocab.txt. Rows: (step, name, value) of the
+    losses rpn_objectness, rpn_box, roi_class, roi_box (Faster R-CNN) and roi_attributes (bottom-up attention). A killed run
+    resumes from its last checkpoint and ends with the same bytes as an uninterrupted one.
     """
 
     NAME: ClassVar[str] = "train.detector:TrainDetector"
@@ -45,7 +46,7 @@ class TrainDetector(GatherStage, DetectorRecipe):
         if self.init is not None and (self.model is not None or self.init_resnet is not None):
             found.append("model and init_resnet are for a new detector: omit them if init is given")
         found += [
-            f"loss_weights: no loss {k!r}; there are {', '.join(NAMES)}"
+            f"loss_weights: no loss is named {k!r}; the losses are {', '.join(NAMES)}"
             for k in self.loss_weights
             if k not in NAMES
         ]
@@ -56,7 +57,7 @@ class TrainDetector(GatherStage, DetectorRecipe):
         return found
 
     def tell(self, row: Mapping[str, Any]) -> list[str]:
-        """For `vlpipe why`: the objects of a row used for training."""
+        """Returns one line, for `vlpipe why`: with which objects a row is in the training set."""
         objects = row["objects"] or []
         if not objects:
             return ["in the training set as background: it has no objects"]

@@ -17,19 +17,21 @@ PIP_LINE = "pip install 'vlpipe[eval]'"
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 _CLITIC = re.compile(r"(?<=\w)('s|'m|'d|'re|'ve|'ll|n't)\b")
 _CANNOT = re.compile(r"\bcan(?=not\b)")
-# A clitic; a number such as 1,000 or 3.5 or 2:30; a word with inner hyphens, apostrophes or slashes; a symbol
-# that is pronounced.
+# One token: a clitic; a number such as 1,000 or 3.5 or 2:30; a word, which may have inner hyphens, apostrophes or
+# slashes; a symbol that is read aloud, such as %.
 _TOKEN = re.compile(r"n't\b|'(?:s|m|d|re|ve|ll)\b|\d+(?:[.,:]\d+)+|\w+(?:[-'/]\w+)*|[$%&#@+=*]")
 
 
 def ptb_like(text: str) -> str:
-    """`A man's dog doesn't sit.` -> `a man 's dog does n't sit`."""
+    """Returns the caption's tokens, joined by spaces: `A man's dog doesn't sit.` -> `a man 's dog does n't sit`."""
     text = _CLITIC.sub(r" \1", text.translate(_QUOTES).lower())
     return " ".join(_TOKEN.findall(_CANNOT.sub("can ", text)))
 
 
 def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Returns `cider` (0 to 10; papers print 100 times this) and `bleu@4` (0 to 1) of one caption per image.
+
+    references: the human captions of each image.
 
     CIDEr: Vedantam et al., 2015, https://arxiv.org/abs/1411.5726. It weights n-grams by inverse document frequency,
     so with a single image every weight is 0. Raises VlpipeError for fewer than two images or without pycocoevalcap.

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Captions(GatherStage):
-    """Results: `cider` (0 to 10), `bleu@4` (0 to 1). Artifact `captions.json`: each caption with its references.
+    """Emits RESULTS `cider` (0 to 10) and `bleu@4` (0 to 1). Artifact `captions.json`: each caption with its references.
 
-    num_beams: 1 is greedy search; BLIP uses 3. min_length, max_length: new tokens, without prompt and end token
-    (BLIP's 5 and 20 include 4 tokens for [DEC] and "a picture of").
+    source: `source` of the texts that are references. num_beams: 1 is greedy search; BLIP uses 3. min_length, max_length:
+    new tokens, without prompt and end token (BLIP's 5 and 20 include 4 tokens for [DEC] and "a picture of").
     """
 
     NAME: ClassVar[str] = "evaluate.captions:Captions"
@@ -54,7 +54,8 @@ class Captions(GatherStage):
             problems.append(f"num_beams must be at least 1 (greedy), got {self.num_beams}")
         if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
             problems.append(
-                f"wanted 0 <= min_length <= max_length, got {self.min_length} and {self.max_length}"
+                "wanted 0 <= min_length <= max_length and max_length >= 1, "
+                f"got {self.min_length} and {self.max_length}"
             )
         if find_spec("pycocoevalcap") is None:
             problems.append(f"caption scores need pycocoevalcap: {PIP_LINE}")

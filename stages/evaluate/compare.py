@@ -15,10 +15,11 @@ from vlpipe.stages.common.row import RESULTS
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(GatherStage):
-    """Inputs: evaluation steps. arms: name -> its input steps, one per seed. only: metrics to compare (empty: all).
+    """Emits RESULTS: the mean of each metric over the seeds of each arm, and its standard deviation.
 
-    Rows: `ARM/METRIC mean` and `ARM/METRIC sd` (sample standard deviation; null with one seed); num_rows is the
-    number of seeds.
+    Inputs: evaluation steps. arms: name of an arm -> its input steps, one per seed. only: metrics to compare (empty: all).
+    Rows: `ARM/METRIC mean` and `ARM/METRIC sd` (sample standard deviation; null with one seed); num_rows is the number of
+    seeds.
     """
 
     ROWS_ARE: ClassVar[str] = "means of figures over arms"

@@ -36,7 +36,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """Detections of one image: boxes (N, 4), labels, scores and attributes (N,); and its ground truth, fields `true_*`."""
+    """Detections of one image and, in the fields `true_*`, its ground truth.
+
+    boxes (N, 4): x1, y1, x2, y2 in pixels; labels, scores, attributes (N,); attributes are None if the detector has none.
+    """
 
     boxes: Floats
     labels: Sequence[str]
@@ -51,9 +54,10 @@ class Detection:
 class DetectionScores(GatherStage):
     """Emits RESULTS: `ap`, `ap50`, `ap50/CLASS`, `recall50`, `attribute_right`, all from 0 to 1.
 
-    ap: mean over classes and over the IoU thresholds 0.50, 0.55, ... 0.95 (AP@[.5:.95]); ap50: AP at an IoU of 0.5,
-    recall50: recall there; attribute_right: among detections matched at 0.5 to a ground-truth box with attributes, the
-    fraction that predict one of them. num_rows counts these detections, and ground-truth boxes in the other rows.
+    ap: mean over classes and over the IoU thresholds 0.50, 0.55, ... 0.95 (AP@[.5:.95]). ap50, recall50: AP and recall at
+    an IoU of 0.5. attribute_right: among detections matched at an IoU of 0.5 to a ground-truth box with attributes, the
+    fraction whose predicted attribute is one of them. num_rows: number of these detections for attribute_right, number of
+    ground-truth boxes for the others.
     """
 
     NAME: ClassVar[str] = "evaluate.detection:DetectionScores"
@@ -114,10 +118,11 @@ class DetectionScores(GatherStage):
 
 @dataclass(frozen=True)
 class Totals:
-    """COCO's figures for a set of images. num_boxes: ground-truth boxes per class.
+    """Precision and matches of the detections in a set of images.
 
-    precision: (10 IoU thresholds, 101 recalls, classes); hits: one per detection that is matched at an IoU of 0.5:
-    whether its attribute is right, None if an attribute is unknown.
+    num_boxes: ground-truth boxes per class. precision: (10 IoU thresholds, 101 recall levels, classes). hits: one entry per
+    detection that is matched at an IoU of 0.5: True if its attribute is one of the ground-truth box's, None if the detector
+    or the box has no attributes.
     """
 
     classes: list[str]
@@ -127,7 +132,7 @@ class Totals:
 
 
 def results(images: Sequence[Detection], max_detections: int = 100) -> Iterator[dict[str, Any]]:
-    """Yields rows of RESULTS: `ap`, `ap50`, `ap50/CLASS`, `recall50` and `attribute_right`. Needs one ground-truth box."""
+    """Yields rows of RESULTS (see `DetectionScores`). `images` must have at least one ground-truth box."""
     found = evaluate(images, max_detections)
     total = sum(found.num_boxes)
     ap50 = found.precision[0].mean(0)
@@ -142,7 +147,10 @@ def results(images: Sequence[Detection], max_detections: int = 100) -> Iterator[
 
 
 def evaluate(images: Sequence[Detection], max_detections: int) -> Totals:
-    """Runs pycocotools over the classes that have ground truth. Needs one ground-truth box."""
+    """Returns the totals over `images`, computed by pycocotools, for the classes with a ground-truth box.
+
+    There must be at least one ground-truth box.
+    """
     from pycocotools.cocoeval import COCOeval
 
     counts = Counter(name for one in images for name in one.true_labels)
@@ -158,7 +166,7 @@ def evaluate(images: Sequence[Detection], max_detections: int) -> Totals:
         for name, box, score in zip(one.labels, one.boxes.tolist(), one.scores.tolist(), strict=True)
         if name in classes
     ]
-    with redirect_stdout(StringIO()):  # it prints progress
+    with redirect_stdout(StringIO()):  # pycocotools prints progress
         true, mine = (_dataset(boxes, len(images), len(classes)) for boxes in (truth, found))
         coco = COCOeval(true, mine, "bbox")
         coco.params.areaRng, coco.params.areaRngLbl = [[0, math.inf]], ["all"]
@@ -195,7 +203,7 @@ def _annotation(image: int, category: int, box: Sequence[float]) -> dict[str, An
 
 
 def _dataset(annotations: list[dict[str, Any]], num_images: int, num_classes: int) -> Any:
-    """A pycocotools dataset. The k-th annotation gets id k + 1: to pycocotools, id 0 means unmatched."""
+    """Returns a pycocotools dataset. Annotation ids start at 1, because in pycocotools id 0 means unmatched."""
     from pycocotools.coco import COCO
 
     coco = COCO()

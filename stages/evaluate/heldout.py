@@ -16,11 +16,12 @@ Key = tuple[str, tuple[str, ...]]  # row id, its captions
 
 
 def need_heldout(inp: pa.Schema, who: str) -> None:
+    """Raises SchemaError unless the input has `id`, `texts` and `image`. who: name of the stage, for the message."""
     need(inp, who, id=pa.string(), texts=TEXTS, image=pa.binary())
 
 
 def heldout(job: Job, source: str, image_size: int, rejects: list[Reject]) -> Iterator[tuple[Key, Pixels]]:
-    """Yields ((id, captions of `source`), pixels) in order.
+    """Yields ((id, captions of `source`), pixels (3, S, S)) in row order, with S = `image_size`.
 
     Images that cannot be read or have no caption of `source` are added to `rejects` instead.
     """
@@ -36,5 +37,6 @@ def heldout(job: Job, source: str, image_size: int, rejects: list[Reject]) -> It
 
 
 def nothing_to_evaluate(source: str, rejects: list[Reject]) -> VlpipeError:
+    """Returns the error to raise if `heldout` yielded nothing."""
     first = f"; the first of {len(rejects)} rejected: {rejects[0].why} {rejects[0].detail}" if rejects else ""
     return VlpipeError(f"no readable image with a {source} text to evaluate on{first}")

@@ -1,7 +1,7 @@
-"""Image-text retrieval on held-out images with several captions each: TR/IR recall at 1, 5 and 10.
+"""Evaluates text retrieval (TR, image to text) and image retrieval (IR, text to image) on held-out images.
 
-Two stages, as in ALBEF and BLIP (https://arxiv.org/abs/2201.12086): the `k_test` nearest by contrastive similarity
-are re-ranked by ITM logit + similarity. Both are reported: `itc_tr@1` before and `tr@1` after re-ranking.
+Retrieval has two stages, as in ALBEF and BLIP (https://arxiv.org/abs/2201.12086): the `k_test` nearest by contrastive
+similarity are re-ranked by ITM logit + similarity. Both are reported: `itc_tr@1` before and `tr@1` after re-ranking.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ Order = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(GatherStage):
-    """Results: recall `tr@k` over images and `ir@k` over captions, k = 1, 5, 10, as fractions from 0 to 1.
+    """Emits RESULTS: recall `tr@k` over images and `ir@k` over captions, k = 1, 5, 10, as fractions from 0 to 1.
 
     `tr@k`: at least one caption of the image is among its top k texts. `ir@k`: the image is among the top k of its
-    caption. Ties are ranked by row, then by caption order.
+    caption. Ties are ranked by row, then by caption order. An image may have several captions.
 
-    k_test: candidates per query that are re-ranked; BLIP uses 256 (COCO) and 128 (Flickr30K). 0: no re-ranking.
+    source: `source` of the captions. k_test: candidates per query that are re-ranked; BLIP uses 256 (COCO) and 128
+    (Flickr30K). 0: no re-ranking.
     """
 
     NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
@@ -57,7 +58,7 @@ class Retrieval(GatherStage):
         problems = batch_size_problems(self.batch_size)
         if self.k_test and self.k_test < max(RECALL_AT):
             problems.append(
-                f"k_test must be 0 or at least {max(RECALL_AT)}, the largest recall, got {self.k_test}"
+                f"k_test must be 0 or at least {max(RECALL_AT)}, the largest k of recall@k, got {self.k_test}"
             )
         return problems
 
@@ -126,13 +127,17 @@ def nearest(scores: Scores, k: int) -> Order:
 
 
 def reranked(near: Order, scores: Scores) -> Order:
-    """Sorts candidates (Q, k) by descending score (Q, N); ties keep their order."""
+    """Returns the candidates (Q, k), sorted by descending score (Q, N); ties keep their order."""
     order = np.argsort(-np.take_along_axis(scores, near, axis=1), axis=1, kind="stable")
     return np.take_along_axis(near, order, axis=1)
 
 
 def recalls(prefix: str, texts: Order, images: Order, owner: Order) -> list[dict[str, Any]]:
-    """Returns RESULTS rows. texts (I, k): top texts per image; images (T, k): top images per text; owner (T,): its image."""
+    """Returns RESULTS rows.
+
+    texts (I, k): indices of the top texts per image; images (T, k): of the top images per text; owner (T,): of the image
+    that each text belongs to.
+    """
     hits = {
         "tr": owner[texts] == np.arange(len(texts))[:, None],  # (I, k)
         "ir": images == owner[:, None],  # (T, k)

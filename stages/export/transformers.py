@@ -32,7 +32,10 @@ def no_progress_bar() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportHF(GatherStage):
-    """Artifacts: a folder for BlipForConditionalGeneration, or BlipForImageTextRetrieval. Rows: its files."""
+    """Exports `model` as BlipForConditionalGeneration (kind `captioner`) or BlipForImageTextRetrieval (kind `retrieval`).
+
+    Artifacts: the files of the exported folder. Output rows (columns: EXPORTED): one per file.
+    """
 
     ROWS_ARE: ClassVar[str] = "the files"
 

@@ -46,7 +46,7 @@ SIZES = "sizes.json"
 
 @dataclass(frozen=True, kw_only=True)
 class WriteWebdataset(GatherStage):
-    """Artifacts: the tars, and sizes.json. Rows: the tars with their sizes and digests.
+    """Writes one tar per shard. Artifacts: the tars and sizes.json. Output rows (columns: WRITTEN): one per tar.
 
     texts: which of the kept texts go into KEY.txt: `first`; `best` (highest score; ties: the first; texts without a score
     come last); or `all`, one per line. KEY.json has the full entries of these under `texts`, and the row's columns
@@ -160,7 +160,7 @@ def _json(value: Any) -> bytes:
 
 
 def _finite(value: Any) -> Any:
-    """Replaces NaN and infinity by null, which JSON cannot represent otherwise."""
+    """Returns the value with NaN and infinity, which JSON cannot represent, replaced by None."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -169,7 +169,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_tar(path: str, samples: Iterator[Mapping[str, bytes]]) -> int:
-    """Writes samples in order, without time, owner or host. Returns the number of samples."""
+    """Writes a tar of the samples in order, without times, owners or host names. Returns the number of samples."""
     num_samples = 0
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for members in samples:

@@ -1,4 +1,4 @@
-"""One unit vector per image: by a model, or by the tiny-images descriptor, which needs no model.
+"""Computes one unit vector per image: by a model, or by the tiny-images descriptor, which needs no model.
 
 A. Torralba, R. Fergus, W. Freeman, "80 Million Tiny Images", PAMI 2008: a thumbnail minus its mean, divided by its
 norm.
@@ -34,7 +34,8 @@ TINY_DIM = 3 * TINY_SIZE * TINY_SIZE
 class Embed(MapStage):
     """Adds the heavy column `embedding`: fixed_size_list<float32>[D], unit norm.
 
-    model: its image features in the contrastive space; default: the tiny-images descriptor, D = 768.
+    model: an image-text model, whose image features in the contrastive space are used; default: none, but the tiny-images
+    descriptor, D = 768.
     dim: D, the model's `embed_dim`; required if the model does not exist yet (`model: {from: pretrain}`).
     """
 

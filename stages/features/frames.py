@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameFeatures(MapStage):
-    """Adds the heavy column `frame_feats` (see `s3d.features_type`), one entry per frame, and `frame_weights`, the digest.
+    """Adds the heavy column `frame_feats` (see `s3d.features_type`), one entry per frame, and `frame_weights`.
 
+    frame_weights: digest of `model`.
     Rows are videos, or clips if they have start_s and end_s. Frames are taken at multiples of 1 / fps seconds, so that
     overlapping clips of a video share them; each represents 1 / fps seconds. Like images, they are resized to the model's
     square without keeping the aspect ratio. videos: folder or fsspec root. dim: the model's `embed_dim`, if the model does
-    not exist yet. RowFault: those of `video.decode`; damage after a clip's end does not reject the clip.
+    not exist yet. Reject codes: those of `video.decode`; damage after a clip's end does not reject the clip.
     """
 
     NAME: ClassVar[str] = "features.frames:FrameFeatures"
@@ -113,5 +114,5 @@ class FrameFeatures(MapStage):
 
     def _entries(self, row: Clip, seen: Sequence[int], feats: dict[int, Any]) -> list[dict[str, Any]]:
         if not seen:
-            raise RowFault("no_frames_in_window", f"{row['video']} has no frame in the row's time")
+            raise RowFault("no_frames_in_window", f"{row['video']} has no frame in the row's time span")
         return [{"start_s": k / self.fps, "end_s": (k + 1) / self.fps, "feat": feats[k]} for k in seen]

@@ -43,7 +43,7 @@ FPS_2D, SIDE_2D = 1.0, 224  # the whole frame, shorter side 224 pixels
 MEAN_2D, STD_2D = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, of pixels / 255
 FPS_3D, SIDE_3D, FRAMES_3D = 24.0, 112, 16
 RATE_3D = FPS_3D / FRAMES_3D  # 1.5 features per second
-MEAN_3D = (110.6, 103.2, 96.3)  # of pixels from 0 to 255; not divided by a deviation
+MEAN_3D = (110.6, 103.2, 96.3)  # of pixels from 0 to 255, which are not divided by a standard deviation
 VECTORS = pa.list_(pa.list_(pa.float16(), DIM))
 Vectors = npt.NDArray[np.float16]
 Encode = Callable[[Frames], "torch.Tensor"]
@@ -55,7 +55,8 @@ class Features2d3d(MapStage):
 
     For clips (rows with `start_s` and `end_s`): adds the heavy `feat_2d3d` (4096,), pooled as in `clip_feature`; only the
     frames needed are decoded. For both: `feat_2d3d_weights`, the digests of the two networks.
-    weights_2d: torchvision's ResNet-152; weights_3d: kenshohara's `resnext-101-kinetics`. Others: see `features.s3d`.
+    weights_2d: torchvision's ResNet-152; weights_3d: kenshohara's `resnext-101-kinetics`. Other parameters: as in
+    `features.s3d`.
     """
 
     NAME: ClassVar[str] = "features.howto100m_2d3d:Features2d3d"
@@ -158,7 +159,7 @@ class Features2d3d(MapStage):
             raise VlpipeError(f"features.howto100m_2d3d: {error}") from error
         if (net_2d.width_out, net_3d.width_out) != (DIM, DIM):
             raise VlpipeError(
-                f"features.howto100m_2d3d: wanted weights whose features have {DIM} numbers, "
+                f"features.howto100m_2d3d: wanted weights whose features have {DIM} dimensions, "
                 f"got {net_2d.width_out} and {net_3d.width_out}"
             )
         mean_2d, std_2d, mean_3d = (torch.tensor(v, device=device) for v in (MEAN_2D, STD_2D, MEAN_3D))
@@ -191,7 +192,7 @@ def clip_feature(feat_2d: Vectors, feat_3d: Vectors, start_s: float, end_s: floa
 
 
 def places(start_s: float, end_s: float, rate: float) -> tuple[int, int]:
-    """Returns the first row of the span, and the row after its last."""
+    """Returns (first, stop): the rows of a time span in features with `rate` rows per second."""
     return int(start_s * rate), int(end_s * rate) + 1
 
 
@@ -206,12 +207,14 @@ def pooled(*parts: Vectors) -> Vectors:
 
 
 def resnet(state: Mapping[str, torch.Tensor]) -> Any:
-    """Builds a ResNet from a state dict with torchvision's names, which determine its depth. ValueError lists mismatches."""
+    """Returns the ResNet of a state dict with torchvision's names, which determine its depth; ValueError for mismatches."""
     from vlpipe.models.published import fill
     from vlpipe.models.resnet import ResNet
 
     if "conv1.weight" not in state or "fc.weight" not in state:
-        raise ValueError(f"ResNet: wanted names as conv1.weight and fc.weight, got {sorted(state)[:3]}")
+        raise ValueError(
+            f"ResNet: wanted tensors named as conv1.weight and fc.weight, got {sorted(state)[:3]}"
+        )
     depths: list[int] = []
     while num := len({n.split(".")[1] for n in state if n.startswith(f"layer{len(depths) + 1}.")}):
         depths.append(num)

@@ -1,4 +1,4 @@
-"""One unit vector per video or clip, from its windows, so that `dedup.faiss` finds near duplicates as for images.
+"""Computes one unit vector per video or clip from its windows, with which `dedup.faiss` finds near duplicates.
 
 Exact duplicates need no vector: `dedup.exact` reads `sha256`.
 """
@@ -51,7 +51,7 @@ class PoolWindows(MapStage):
 
 
 def pool(windows: pa.ListArray, dim: int) -> npt.NDArray[np.float64]:
-    """`s3d` of N rows -> (N, D) float64: the sum of each row's unit window vectors; 0 for a row without windows."""
+    """Returns the sum of each row's unit window vectors, (N, D) float64; 0 for a row without windows."""
     flat = pc.struct_field(pc.list_flatten(windows), "feat")
     vectors = np.asarray(pc.list_flatten(flat)).reshape(-1, dim).astype(np.float64)  # (windows, D)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""S3D features of videos or clips, one per window, with exact times and the identity of the weights.
+"""Computes S3D features of videos or clips, one vector per window, with exact times and the identity of the weights.
 
 Frames stream from the decoder through windows into the network; at most one batch of windows is in memory.
 """
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from vlpipe.stages.features.s3d_weights import VideoNet
 
 MAX_S = 24 * 3600  # max duration, for a video whose header has none or an absurd one
-SLACK_S = 10  # a header may declare less than the real duration
+SLACK_S = 10  # seconds read after the end that the header declares, which may be too early
 FILE = {"video": pa.string(), "num_bytes": pa.int64()}
 
 
 def features_type(dim: int) -> pa.DataType:
-    """Arrow type of a feature column: one entry per window, ordered by time; seconds from the start of the video."""
+    """Returns the Arrow type of a feature column: one entry per window, by time; seconds from the start of the video."""
     return pa.list_(
         pa.struct(
             [
@@ -102,11 +102,12 @@ class S3dFeatures(MapStage):
         return problems
 
     def how(self) -> Windows:
+        """Returns the windows, those of a preset if `windows` is a name. Raises SchemaError for an unknown preset."""
         if isinstance(self.windows, Windows):
             return self.windows
         if self.windows not in PRESETS:
             raise SchemaError(
-                f"features.s3d has no windows {self.windows!r}{did_you_mean(self.windows, PRESETS)}"
+                f"features.s3d has no preset of windows {self.windows!r}{did_you_mean(self.windows, PRESETS)}"
             )
         return PRESETS[self.windows]
 
@@ -145,7 +146,7 @@ class S3dFeatures(MapStage):
     def _windows(
         self, rows: pa.Table, how: Windows, rejects: dict[int, Reject]
     ) -> Iterator[tuple[int, float, Window]]:
-        """Yields (row number, start of its span in seconds, window); rows that cannot be decoded are added to `rejects`."""
+        """Yields (row number, start of the row's time span in seconds, window); adds undecodable rows to `rejects`."""
         spans = "start_s" in rows.schema.names and "end_s" in rows.schema.names
         columns = ["id", *FILE, *(("start_s", "end_s") if spans else ())]
         for number, row in enumerate(rows.select(columns).to_pylist()):
@@ -161,13 +162,15 @@ class S3dFeatures(MapStage):
             start_s, end_s = span(row, video)
             times = sample_times(start_s, end_s, how.fps)
             if not len(times):
-                raise RowFault("no_frames_in_window", f"the span is {start_s:g} to {end_s:g} s")
+                raise RowFault(
+                    "no_frames_in_window", f"{row['video']}: the span {start_s:g} to {end_s:g} s is empty"
+                )
             for _, picture in video.frames(list(times), Square(how.side)):
                 yield picture
 
 
 def span(row: Mapping[str, Any], video: Video) -> tuple[float, float]:
-    """Returns start and end in seconds: the clip's, or the whole video's plus a margin of 10 s for wrong headers."""
+    """Returns start and end in seconds: the clip's; for a video, 0 and its duration + SLACK_S, as headers may be wrong."""
     length_s = video.info.duration_s
     end_s = MAX_S if length_s is None else min(length_s + SLACK_S, MAX_S)
     return row.get("start_s", 0.0), row.get("end_s", end_s)

@@ -32,6 +32,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class VideoNet:
+    """A loaded video network with the normalisation of pixels that its weights need."""
+
     net: S3d | S3dG
     normalisation: Normalisation
     dtype: torch.dtype
@@ -39,7 +41,7 @@ class VideoNet:
 
     @torch.inference_mode()
     def vectors(self, frames: Frames, how: Windows) -> Tensor:
-        """Windows (B, T, H, W, 3) -> (B, D) float32 on the CPU."""
+        """Returns one vector per window: (B, T, H, W, 3) -> (B, D) float32 on the CPU; `how` selects which output."""
         pixels = normalised(torch.from_numpy(frames).to(self.device), self.normalisation)
         pixels = pixels.to(self.dtype, memory_format=torch.channels_last_3d)
         found = (self.net.pooled(pixels) if how.vector == "pooled" else self.net(pixels)).float()
@@ -55,9 +57,9 @@ def normalised(frames: Tensor, normalisation: str) -> Tensor:
 
 
 def load(weights: Weights, how: Windows, precision: Precision, said: Normalisation | None = None) -> VideoNet:
-    """Returns the network, on a GPU if the step requests one.
+    """Returns the network, on a GPU if the step requests one. said: the step's `normalisation`, if set.
 
-    Raises VlpipeError if the weights are not a known network, or do not fit the windows or the normalisation `said`.
+    Raises VlpipeError if the weights are not a known network, or do not fit the windows or `said`.
     """
     state = _read(weights)
     problems = _problems(state, how, said)
@@ -83,7 +85,7 @@ def problems_of(weights: Weights, how: Windows, said: Normalisation | None) -> l
 
 
 def weights_id(weights: Weights, net: VideoNet) -> str:
-    """Value of the column `s3d_weights`. Features with different values must not be mixed."""
+    """Returns the value of the column `s3d_weights`. Features with different values must not be mixed."""
     return f"{weights.digest}:{net.normalisation}"
 
 
@@ -114,7 +116,9 @@ def _problems(state: Mapping[str, Tensor], how: Windows, said: Normalisation | N
             f"which need {normalisation}"
         )
     if kinetics and how.vector == "embedding":
-        problems.append("vector: embedding is MIL-NCE's S3D-G, these are weights of Kinetics S3D: use pooled")
+        problems.append(
+            "vector: embedding needs weights of MIL-NCE's S3D-G, these are of Kinetics S3D: use pooled"
+        )
     if kinetics and how.num_seen < MIN_FRAMES:
         problems.append(f"S3D needs at least {MIN_FRAMES} frames in a window, got {how.num_seen}")
     stem = state.get("conv1.conv1.weight")
@@ -125,5 +129,5 @@ def _problems(state: Mapping[str, Tensor], how: Windows, said: Normalisation | N
         )
     head = state.get("fc.weight")
     if not kinetics and how.vector == "embedding" and head is not None and len(head) != how.dim:
-        problems.append(f"vector: embedding has {how.dim} numbers, these weights give {len(head)}")
+        problems.append(f"vector: embedding has {how.dim} dimensions, these weights give {len(head)}")
     return problems

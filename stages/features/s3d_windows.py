@@ -1,4 +1,4 @@
-"""Windows of frames, one feature vector each: the presets of several systems, and cutting a frame stream into windows.
+"""Cuts a stream of frames into windows, which get one feature vector each; has the settings of published systems.
 
 A window ends where its last real frame ends, so a feature has exact times even if its window is padded.
 """
@@ -26,13 +26,13 @@ DIMS = {"pooled": 1024, "embedding": 512}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Windows:
-    """Frames at `fps`; window k contains `frames` frames, starting at frame k * `stride`.
+    """How a video is cut into windows: at `fps`, window k contains `frames` frames, starting at frame k * `stride`.
 
     picked: number of frames given to the network, evenly spaced from first to last; default: all.
     tail: how to handle a final partial window that contains frames not covered by any earlier window. `zeros`: pad with
     black frames; `repeat`: pad with its last frame; `drop`: omit it, unless it is the only one, which is padded with black.
     side: in pixels; the shorter side is scaled to it, then a central square is cropped.
-    vector: `pooled` (1024,) before the last layer, or `embedding` (512,), the output of MIL-NCE's. l2: divide by the norm.
+    vector: `pooled` (1024,) before the last layer, or `embedding` (512,), that of MIL-NCE's S3D-G. l2: divide by the norm.
     """
 
     fps: Annotated[float, Field(gt=0)]
@@ -54,14 +54,14 @@ class Windows:
         return DIMS[self.vector]
 
     def seconds(self, first: int, num_real: int) -> tuple[float, float]:
-        """Start and end, in seconds from the start of the span, of the window with first frame number `first`."""
+        """Returns start and end of a window, in seconds after the first frame of the video or clip (frame number 0)."""
         return first / self.fps, (first + num_real) / self.fps
 
 
 PRESETS = {
     # Sun et al. 2019, section 4.2 (Kinetics S3D); `tail` is our choice
     "videobert": Windows(fps=20, frames=30, stride=30, tail="drop"),
-    # HERO_Video_Feature_Extractor/mil-nce; it spaces the 32 frames by the source's frame rate, ours span the window
+    # HERO_Video_Feature_Extractor/mil-nce; it spaces the 32 frames by the source's frame rate; here they span the window
     "hero": Windows(fps=30, frames=45, stride=45, picked=32, tail="repeat"),
     # fairseq MMPT, VideoCLIP
     "mmpt": Windows(fps=30, frames=30, stride=30, vector="embedding", l2=True),
@@ -73,22 +73,28 @@ PRESETS = {
 
 
 class Window(NamedTuple):
+    """The frames of one window, for the network."""
+
     first: int  # number of its first frame
-    num_real: int
+    num_real: int  # number of frames without padding
     frames: Frames  # (num_seen, H, W, 3)
 
 
 def batch_size_problems(batch_size: int) -> list[str]:
-    """For `preflight`. Batches of 1 keep a CPU core busy, and the result cannot depend on other rows of a batch."""
+    """Returns the problems of a batch size, for `preflight`; empty if it is 1 or a positive multiple of BATCH_ROWS.
+
+    A batch of 1 keeps a CPU core busy; results then cannot depend on the position in a batch.
+    """
     if batch_size == 1 or (batch_size > 0 and batch_size % BATCH_ROWS == 0):
         return []
     return [
-        f"batch_size must be 1 or a multiple of {BATCH_ROWS}, got {batch_size}: else results depend on the place in a batch"
+        f"batch_size must be 1 or a multiple of {BATCH_ROWS}, got {batch_size}: "
+        "otherwise results depend on a window's position in its batch"
     ]
 
 
 def av_problems() -> list[str]:
-    """For `preflight`: an error message if PyAV is not installed."""
+    """Returns an error text for `preflight` if PyAV is not installed; else empty."""
     found = importlib.util.find_spec("av") is not None
     return [] if found else ["reading video needs PyAV: pip install 'vlpipe[video]'"]
 
@@ -96,7 +102,7 @@ def av_problems() -> list[str]:
 def cut(frames: Iterable[Frames], how: Windows) -> Iterator[Window]:
     """Cuts frames (H, W, 3) into windows, in order; at most one window's frames are in memory."""
     held: list[Frames] = []
-    first = num_had = 0  # number of the first frame held; number of frames covered by windows so far
+    first = num_had = 0  # number of the first frame in `held`; number of the frame after the last window
     for number, picture in enumerate(frames):
         if number < first:  # between windows, if the stride is longer than a window
             continue

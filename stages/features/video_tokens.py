@@ -1,7 +1,8 @@
-"""Video tokens: quantises S3D features by hierarchical k-means, in VideoBERT four levels with k = 12.
+"""Quantises S3D features to video tokens by hierarchical k-means; VideoBERT uses four levels with k = 12.
 
-Sun et al. 2019, https://arxiv.org/abs/1904.01766, section 4.2: 12^4 = 20,736 tokens. A token's id encodes its path,
-((a * 12 + b) * 12 + c) * 12 + d. The tree is an artifact; its leaf centroids can initialise the token embeddings.
+Sun et al. 2019, https://arxiv.org/abs/1904.01766, section 4.2: 12^4 = 20,736 tokens. A token's id encodes its path
+in the tree, child a, then b, c and d, as ((a * 12 + b) * 12 + c) * 12 + d. The tree is an artifact; its leaf centroids can
+initialise the token embeddings.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from vlpipe.stages.features.video_tree_sample import Sample
 NODES = pa.schema(
     [
         ("level", pa.int32()),  # 1: below the root
-        ("token", pa.int32()),  # its path; on the last level, the token id
+        ("token", pa.int32()),  # path of the node; on the last level, the token id
         ("num_points", pa.int64()),  # points of the sample in this node
         ("distance", pa.float64()),  # root mean square distance to the centroid
     ]
@@ -43,7 +44,7 @@ VIDEO_TOKENS = pa.list_(
 
 @dataclass(frozen=True, kw_only=True)
 class FitVideoTokens(GatherStage):
-    """Fits the tree on a sample of all windows. Artifact `tree/`, for `VideoTokens`. Rows: its non-empty nodes (NODES).
+    """Fits the tree to a sample of all windows. Artifact: `tree/`, for `VideoTokens`. Rows: its non-empty nodes (NODES).
 
     k, levels: defaults as in VideoBERT; there are k ** levels tokens. A node with k or fewer distinct points has one child
     per distinct point; the remaining ids are unused. sample: max number of windows, chosen by a hash of row id and window,
@@ -81,10 +82,12 @@ class FitVideoTokens(GatherStage):
         job.emit(pa.table([list(column) for column in zip(*nodes, strict=True)], schema=NODES))
         live = sum(level == self.levels for level, *_ in nodes)
         all_tokens = self.k**self.levels
-        job.say(f"{len(points):,} of {num_seen:,} windows, {live:,} of {all_tokens:,} tokens live")
+        job.say(
+            f"sampled {len(points):,} of {num_seen:,} windows; {live:,} of {all_tokens:,} tokens are used"
+        )
 
     def _sample(self, job: Job) -> tuple[npt.NDArray[np.float32], str, int]:
-        """Returns points (N, D), the id of their weights, and the number of all windows. Cached in `work`."""
+        """Returns sampled windows (N, D), the id of their weights, and the number of all windows. Cached in `job.work`."""
         store = Store(job.work)
         if not store.exists("sample.json"):
             sample, weights = Sample(self.sample, self.seed), set[str]()
@@ -125,7 +128,7 @@ class VideoTokens(MapStage):
             for weights in rows["s3d_weights"].unique().to_pylist():
                 if weights != tree.weights:
                     raise VlpipeError(
-                        f"the tree is for features of {tree.weights}, but there are rows with features of {weights}"
+                        f"the tree is for features of weights {tree.weights}, but there are rows with features of {weights}"
                     )
             counts, starts, ends, points = _flat(rows["s3d"])
             flat = pa.StructArray.from_arrays(

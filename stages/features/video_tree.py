@@ -1,5 +1,6 @@
 """Hierarchical k-means: each level splits every cluster of the level above into at most k.
 
+The path of a node identifies it on its level: path of the parent * k + number of the child, from 0.
 Fitting and assignment use the same float64 arithmetic per point, so a token depends neither on other points nor on
 the number of threads.
 """
@@ -18,18 +19,21 @@ from vlpipe.pipeline.errors import VlpipeError
 
 KMEANS_ROUNDS = 20
 INIT_POINTS = (
-    256  # points per centroid for the initialisation; the first of the sample, which is in random order
+    256  # points per centroid for the initialisation: the first ones, as the sample is in random order
 )
 BLOCK = 64  # points compared with k centroids at once: 6 MB at k = 12 and 1024 dimensions
 
 Vectors = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
-Node = tuple[int, int, int, float]  # level from 1, path, points, distance
+Node = tuple[int, int, int, float]  # level from 1, path, number of points, RMS distance to the centroid
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """centroids[l]: (k ** (l + 1), D) float32, indexed by path; a row of NaN is an unused node. weights: their id."""
+    """A fitted tree, which assigns tokens. weights: id of the weights that computed the features.
+
+    centroids[l]: (k ** (l + 1), D) float32, indexed by path; a row of NaN is an unused node.
+    """
 
     k: int
     weights: str
@@ -39,7 +43,7 @@ class Tree:
         """Returns the token (path of the leaf) of each point: (N, D) -> (N,); ties go to the lower id."""
         if points.shape[1] != self.centroids[0].shape[1]:
             raise VlpipeError(
-                f"the tree is for vectors of {self.centroids[0].shape[1]} numbers, these have {points.shape[1]}"
+                f"the tree is for vectors of {self.centroids[0].shape[1]} dimensions, these have {points.shape[1]}"
             )
         paths = np.zeros(len(points), np.int64)
         for level in self.centroids:
@@ -56,6 +60,7 @@ class Tree:
 
     @classmethod
     def load(cls, folder: Path) -> Tree:
+        """Returns the tree that `save` wrote. Raises VlpipeError if the folder has none."""
         try:
             about = json.loads((folder / "tree.json").read_text())
             names = [folder / f"centroids-{number}.npy" for number in range(about["levels"])]
@@ -124,7 +129,10 @@ def spread(points: npt.NDArray[np.float32], k: int, seed: int) -> npt.NDArray[np
 def descend(
     points: Vectors, paths: Ids, level: npt.NDArray[np.float32], k: int
 ) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Returns each point's path one level further down, and its squared distance to that centroid."""
+    """Returns the path (N,) of each point's nearest child centroid, and the squared distance to it.
+
+    points: (N, D). paths: their nodes on the level above. level: centroids of this level.
+    """
     below, squared = np.empty(len(points), np.int64), np.empty(len(points))
     children = level.reshape(-1, k, level.shape[1])
     for start in range(0, len(points), BLOCK):

@@ -12,7 +12,7 @@ Marks = npt.NDArray[np.uint64]
 
 
 class Sample:
-    """Keeps at most `size` of the added vectors; up to twice as many are in memory."""
+    """Keeps the `size` added vectors with the smallest hashes; up to twice as many, and one batch, are in memory."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.num_seen = size, seed, 0
@@ -22,7 +22,7 @@ class Sample:
         self._limit = np.uint64(2**64 - 1)
 
     def add(self, ids: Sequence[str], counts: npt.NDArray[np.int64], points: npt.NDArray[np.float16]) -> None:
-        """Adds rows of windows: row k owns the next counts[k] of the points (M, D)."""
+        """Adds the windows (M, D) of rows: the next counts[k] of `points` are those of row k."""
         marks = _marks(ids, counts, self.seed)
         self.num_seen += len(marks)
         take = marks <= self._limit

@@ -1,4 +1,4 @@
-"""Fetch the images of URL lists: the stages, their blocklist, and img2dataset as an alternative engine.
+"""Stages that fetch the images of URL lists, their blocklist, and img2dataset as an alternative engine.
 
 May import `common`, `images`, `lists`, `tars`, `web`.
 """

@@ -1,7 +1,7 @@
 """Blocklists of URLs, content hashes and domains that must not be fetched, decoded or stored.
 
-A match is reported only by the kind of its rule: neither the entry nor the bytes are stored. Organisations that compile
-such lists publish md5 or sha256 hashes of the file or of its URL. This is not a classifier.
+A reject states only the kind of the match (domain, url or content): neither the list entry nor the image is stored.
+Organisations that compile such lists publish md5 or sha256 hashes of the file or of its URL. There is no content classifier.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ def _mark(digest: bytes) -> int:
 
 
 def load(file: File) -> Blocklist:
-    """Load a list, or a folder of lists: txt with lines `sha256:...`, `md5:...`, `url_sha256:...`, `url_md5:...`,
-    `url:...`, `domain:...`; csv or Parquet with columns of these names. Raises VlpipeError with the line of an error."""
+    """Loads a list, or a folder of lists: txt with lines `sha256:...`, `md5:...`, `url_sha256:...`, `url_md5:...`,
+    `url:...`, `domain:...`; csv or Parquet with columns of these names. Raises VlpipeError, with the line if one is wrong,
+    or if there are no entries."""
     return _load(file.path, file.digest)
 
 
@@ -122,9 +123,10 @@ def _files(path: str) -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class DropBlocked(MapStage):
-    """Reject (filtered, `blocked`) rows that match a blocklist, without fetching again: for lists that grow, and for
-    images not fetched by `fetching.images`. Reads bytes, decodes nothing. Rows stored by earlier steps remain; `vlpipe
-    forget` removes them.
+    """Rejects (filtered, `blocked`) rows whose URL or image bytes match a blocklist, without fetching or decoding.
+
+    For lists that grow, and for images not fetched by `fetching.images`. Rows stored by earlier steps remain there;
+    `vlpipe forget` removes them.
     """
 
     NAME: ClassVar[str] = "ingest.blocklist:DropBlocked"

@@ -16,7 +16,10 @@ from vlpipe.stages.lists.folder import captioned_rows
 
 @dataclass(frozen=True, kw_only=True)
 class CocoUrls(Fetching):
-    """As `lists.coco:CocoCaptions`, but the images are fetched from `coco_url`, as by `fetching.images`."""
+    """COCO captions as by `lists.coco:CocoCaptions`, with images fetched from `coco_url` as by `fetching.images`.
+
+    annotations: a file such as captions_train2014.json.
+    """
 
     annotations: ListFile
     source: str = "coco"

@@ -1,4 +1,4 @@
-"""Opt-outs for an external fetcher: ask the run's gate for known ones before fetching, report new ones afterwards."""
+"""Opt-outs for an external fetcher: looks up known ones in the run's gate before a fetch, records new ones afterwards."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from vlpipe.stages.web.url import sendable
 
 ALONE = Politeness(
     per_host=1000, host_interval_s=0.0, max_wait_s=0.0, backoff_s=0.0, lease_s=60.0
-)  # outside a run
+)  # so loose that they limit nothing
 
 
 class Recall:
-    """Requests turns and returns them at once: they limit nothing, but the gate refuses URLs that have opted out."""
+    """Looks up and records opt-outs in the gate: requests a turn per URL, which is refused if the URL has opted out.
+
+    Turns are returned at once, so they limit nothing.
+    """
 
     def __init__(self, loop: Loop, turns: Turns) -> None:
         self._loop, self._turns = loop, turns
@@ -29,7 +32,7 @@ class Recall:
         return self._loop.run(self._all([(url, None) for url in urls]))
 
     def note(self, said: Mapping[str, str]) -> None:
-        """Record opt-outs (URL -> evidence); returns when they are on disk in the root."""
+        """Records opt-outs (listed URL -> evidence); returns when they are stored in the root."""
         self._loop.run(self._all([*said.items()]))
 
     async def _all(self, pairs: Sequence[tuple[str, str | None]]) -> list[RowFault | None]:
@@ -38,7 +41,7 @@ class Recall:
     async def _one(self, listed: str, evidence: str | None) -> RowFault | None:
         try:
             url = sendable(listed)
-        except RowFault:  # it is not requested anyway
+        except RowFault:  # not a valid URL, so it is never requested
             return None
         try:
             async with self._turns.turn(split_origin(url)[0], url) as turn:
@@ -50,10 +53,7 @@ class Recall:
 
 @contextmanager
 def recalling(gate: Address | None) -> Iterator[Recall]:
-    """Connect to the run's host gate (`web.politeness.HostGate`), or start one in this process if `gate` is None.
-
-    Yields a Recall, which looks up earlier opt-outs and records new ones.
-    """
+    """Yields a Recall, connected to the run's gate (`web.politeness.HostGate`) or, if `gate` is None, to a local one."""
     with running_loop() as loop:
         turns = loop.run(join(gate, ALONE))
         try:

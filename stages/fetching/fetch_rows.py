@@ -1,4 +1,4 @@
-"""Fetch batches of listed rows: the result is image rows and typed rejects."""
+"""Fetches batches of listed rows; the results are image rows, and rejects with reason codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ Started = list[Future[Answer] | RowFault]
 
 
 class FetchRows:
-    """Fetches batch after batch. Batches passed to `ahead` are fetched meanwhile, so a slow row does not delay others."""
+    """The stage's function (an `AheadWork`), which fetches one batch per call and returns image rows and rejects.
+
+    Batches passed to `ahead` are fetched in the background, so that a slow row does not delay other batches.
+    """
 
     num_ahead = 3  # batches; their bytes are held in memory
 
@@ -43,11 +46,11 @@ class FetchRows:
         self._under_way: dict[tuple[str, ...], Started] = {}  # ids of a batch -> its futures
 
     def ahead(self, batch: pa.Table) -> None:
-        """Start fetching a batch that a later call will receive."""
+        """Starts fetching a batch that a later call will receive."""
         self._under_way[_ids(batch)] = _start(_listed(batch), self._fetch)
 
     def __call__(self, batch: pa.Table) -> Out:
-        """Fetch a batch. Images are checked in order, in this thread, while later ones are still being fetched."""
+        """Fetches a batch. Images are checked in order, in this thread, while later ones are still being fetched."""
         listed, rows = _listed(batch), self._rows_of(batch)
         log: list[dict[str, Any]] = []
         started = self._under_way.pop(_ids(batch), None) or _start(listed, self._fetch)
@@ -72,7 +75,7 @@ class FetchRows:
         rows: ImageRows,
         log: list[dict[str, Any]],
     ) -> None:
-        """Check the fetched rows from number `first` on."""
+        """Adds the results of `listed` to `rows` and `log`; the first is row number `first` of the batch."""
         ready: list[tuple[int, bytes, dict[str, Any]]] = []
         for row, (one, future) in enumerate(zip(listed, started, strict=True), first):
             try:
@@ -104,21 +107,21 @@ def _listed(batch: pa.Table) -> list[dict[str, Any]]:
 
 
 def _wait(started: Started) -> None:
-    """Wait for all futures, last first, so that this thread wakes up once or twice instead of for each."""
+    """Waits for all futures, last first, so that this thread wakes up once or twice instead of for each."""
     for future in reversed(started):
         if not isinstance(future, RowFault):
             future.exception()
 
 
 def _start(listed: Sequence[Mapping[str, Any]], fetch: Fetch) -> Started:
-    """Start fetching every URL except those of invalid rows."""
+    """Starts fetching; returns one future per row, or the RowFault of an invalid row, whose URL is not fetched."""
     refused = [_refused(one) for one in listed]
     started = iter(fetch([one["url"] for one, fault in zip(listed, refused, strict=True) if fault is None]))
     return [next(started) if fault is None else fault for fault in refused]
 
 
 def _refused(one: Mapping[str, Any]) -> RowFault | None:
-    """Returns a RowFault if a listed row must not be fetched."""
+    """Returns a RowFault (bad_line, bad_hash) if a listed row is invalid, else None."""
     if one.get(FAULT.name):
         return RowFault("bad_line", one[FAULT.name])
     expected = one.get(EXPECTED.name)
@@ -131,7 +134,7 @@ _HEX_DIGEST = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
 
 
 def _need_page(result: Page | RowFault, expected: str | None, blocklist: Blocklist) -> Page:
-    """Check a page before it is decoded. Raises RowFault: the failed fetch, blocked, hash_mismatch."""
+    """Returns the fetched page. Raises RowFault: that of a failed fetch, blocked, hash_mismatch."""
     if isinstance(result, RowFault):
         raise result
     blocked = blocklist.check_bytes(result.body)

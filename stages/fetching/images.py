@@ -1,4 +1,4 @@
-"""Fetch the images of a list of url + alt-text; every row becomes an image row or a typed reject."""
+"""Fetches the images of a list of url + alt-text; every row becomes an image row, or a reject with a reason code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vlpipe.stages.web.limits import Limits
 
 # Temporary failures: `vlpipe retry STEP --why CODE` retries them in a later run, and all but host_busy are also retried
-# at once (`retries`). Other codes are not retried: permanent errors, opt-outs and wrong bytes do not change.
+# at once (`retries`). Other codes are not retried: permanent errors, opt-outs and wrong content do not change.
 PASSING = frozenset(
     {"timeout", "connect", "dns", "disconnected", "host_busy", "http_408", "http_425", "http_429"}
     | {f"http_{status}" for status in range(500, 600)}
@@ -60,7 +60,7 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Fetching(SourceStage):
-    """Base class of all stages that fetch; subclasses define what is listed.
+    """Base class of all stages that fetch images; subclasses define `rows`, the URLs and texts to fetch.
 
     serve: host name -> folder served under that name on a loopback port while the stage runs; the only exemption
     from the rule that only public addresses are contacted. max_pixels, max_frames: checked before decoding.
@@ -74,7 +74,7 @@ class Fetching(SourceStage):
     """
 
     NAME: ClassVar[str] = "ingest.images:Fetching"
-    # 2: opt-outs, transparent images, JPEGs of too many scans; 3: another filter for `resize`
+    # 2: rejects opt-outs, transparent images, JPEGs with too many scans; 3: `resize` uses another resampling filter
     VERSION: ClassVar[int] = 3
     OBSERVES_WORLD: ClassVar[bool] = True
     # Link rot: 33 to 94 % of the images of published lists are still available.
@@ -168,13 +168,13 @@ class Fetching(SourceStage):
 
 @dataclass(frozen=True, kw_only=True)
 class FetchImages(Fetching):
-    """Fetch the images of a list of url + text.
+    """Fetches the images of a list of url + text.
 
     list: parquet, tsv, csv or jsonl, or a folder of them. url, text: names of its columns. columns: all column names, for
     a tsv or csv without a header line (CC3M: `columns: [text, url]`). hash: column of expected digests, md5 or sha256 in
-    hexadecimal; other bytes are rejected before decoding. encoding: of the list. bad_lines: whether an unreadable line
-    stops the step or is rejected. engine: `img2dataset` fetches with that library (extra `img2dataset`);
-    `fetching.img2dataset` lists the checks it keeps, and `preflight` refuses parameters it does not support.
+    hexadecimal; other bytes are rejected before decoding. encoding: text encoding of the list. bad_lines: whether an
+    unreadable line stops the step or is rejected. engine: `img2dataset` fetches with that library (extra `img2dataset`);
+    `fetching.img2dataset` lists the checks that still apply, and `preflight` refuses parameters it does not support.
 
     Columns out: FETCHED; with `resize` also the digest and size of the original. Codes: PASSING, http_<status>, no_url,
     bad_url, bad_line, bad_hash, forbidden_address, tls, bad_response, too_many_redirects, too_large, blocked (filtered),
@@ -211,7 +211,7 @@ class FetchImages(Fetching):
             yield work
 
     def _not_held(self) -> builtins.list[str]:
-        """Problems: parameters that are set but not supported by img2dataset."""
+        """Returns an error text for each parameter that is set but not supported by img2dataset."""
         default = {f.name: f.default for f in fields(self)}
         asked = [name for name in OURS_ALONE if getattr(self, name) != default[name]]
         if self.resize is not None and not self.resize.only_if_bigger:
@@ -242,7 +242,7 @@ class FetchImages(Fetching):
         yield from listed(self._pairs(), source=self.source, text_source=self.text_source, more=self._more())
 
     def _more(self) -> builtins.list[pa.Field]:
-        """Extra columns of the list's rows, which only `open` reads."""
+        """Returns the optional columns of the list's rows, which only `open` reads."""
         return [EXPECTED] * (self.hash is not None) + [FAULT] * (self.bad_lines == "reject")
 
     def _pairs(self) -> Iterator[Pair]:

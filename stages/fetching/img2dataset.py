@@ -1,11 +1,11 @@
-"""Fetch with img2dataset 1.47 instead of our own fetcher: same list, row ids and columns; one Downloader call per batch.
+"""Fetches with img2dataset 1.47 instead of our own fetcher: same list, row ids and columns; one Downloader call per batch.
 
 Checked: scheme, port and host of every listed URL, and the addresses its name has just before the fetch; a listed URL
 that opted out is not requested again (the target of a redirect may be); every image is checked by `common.pixels` before
-OpenCV reads it; each row comes back exactly once, or the shard fails.
+OpenCV decodes it; img2dataset returns each row exactly once, or the shard fails.
 NOT checked, because urllib fetches: redirects may go anywhere, including private addresses and ftp; a name may change
 its address between our lookup and urllib's (DNS rebinding); a body is read whole before `max_bytes` is checked;
-`timeout_s` counts from the last byte, so a slow response may take forever; proxies of the environment are used; no
+`timeout_s` restarts with each byte, so a slow response may take forever; proxies of the environment are used; no
 limit per host; no blocklist (`fetching.blocklist:DropBlocked` can follow); every failure is retried immediately.
 Use `fetching.images` where this matters.
 """
@@ -120,7 +120,7 @@ class Img2datasetFetch(SourceStage):
             yield stack.enter_context(engine(options, ports, address()))
 
     def service(self, context: ServiceContext) -> Service:
-        """Returns a gate that only knows the root's opt-outs; this engine has no limits per host."""
+        """Returns a gate that only looks up and records opt-outs; this engine has no limits per host."""
         return HostGate(ALONE, context.once(OptedOut))
 
 
@@ -133,8 +133,10 @@ def columns_out(*, resized: bool) -> pa.Schema:
 
 @contextmanager
 def engine(options: Options, ports: Mapping[str, int], gate: Address | None = None) -> Iterator[Work]:
-    """Yields the stage's function. ports: host -> loopback port that serves it, the only exemption from the address
-    rules. gate: address of the run's `HostGate`.
+    """Yields the stage's function.
+
+    ports: host -> loopback port that serves it, the only exemption from the address rules. gate: address of the run's
+    `HostGate`.
     """
     schema = columns_out(resized=options.image_size is not None)
     with loaded(), recalling(gate) as recall:

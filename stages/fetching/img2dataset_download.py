@@ -1,4 +1,4 @@
-"""Run img2dataset 1.47's Downloader on one batch of URLs in this process: every row comes back exactly once, or it fails.
+"""Runs img2dataset 1.47's Downloader on one batch of URLs in this process; fails unless each row comes back exactly once.
 
 The official entry point `download()` needs the main thread, starts a logging process and continues after a failed shard;
 the Downloader class does not. Its Resizer ignores EXIF orientation and clips 16 bits, so it receives upright 8-bit RGB.
@@ -33,7 +33,7 @@ PIP_LINE = "pip install 'vlpipe[img2dataset]'"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a batch is fetched; the stage has parameters of the same names, with defaults."""
+    """Settings of a download. `Img2datasetFetch` has parameters of the same names, with defaults."""
 
     concurrency: int
     timeout_s: float  # for connecting, and between two bytes
@@ -67,7 +67,10 @@ def missing(python: tuple[int, int] = sys.version_info[:2]) -> str | None:
 
 @contextmanager
 def loaded() -> Iterator[None]:
-    """Import img2dataset and keep it from silencing this process. Raises VlpipeError if it cannot be used."""
+    """Imports img2dataset, and keeps it from redirecting stdout and stderr of this process until the context exits.
+
+    Raises VlpipeError if img2dataset cannot be used.
+    """
     if problem := missing():
         raise VlpipeError(problem)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import checks for updates online
@@ -90,7 +93,7 @@ class Got(NamedTuple):
 
 
 def download(urls: Mapping[int, str], options: Options) -> dict[int, Got | RowFault]:
-    """Fetch `urls` (row -> URL); returns row -> image or RowFault. Raises VlpipeError unless each row comes back once."""
+    """Fetches `urls` (row -> URL); returns row -> image or RowFault. Raises VlpipeError unless each row comes back once."""
     if not urls:
         return {}
     with tempfile.TemporaryDirectory(prefix="vlpipe-img2dataset-") as folder:
@@ -106,7 +109,7 @@ def download(urls: Mapping[int, str], options: Options) -> dict[int, Got | RowFa
 
 
 def _run(urls: Mapping[int, str], options: Options, folder: str) -> pa.Table:
-    """Run one img2dataset shard, from an Arrow file to a Parquet file, both in `folder`."""
+    """Runs one img2dataset shard in `folder`, from an Arrow file to a Parquet file; returns the table of the latter."""
     from img2dataset.downloader import Downloader
     from img2dataset.writer import ParquetSampleWriter
 
@@ -151,7 +154,7 @@ Sized = tuple[bytes | None, int | None, int | None, int | None, int | None, str 
 
 
 def _resizer(options: Options) -> Callable[..., Sized]:
-    """Returns a replacement for img2dataset's Resizer: checks first, then the Resizer itself if images are resized.
+    """Returns a replacement for img2dataset's Resizer that checks an image, then calls the Resizer if images are resized.
 
     The Resizer ignores EXIF orientation and clips 16 bits, so it receives upright 8-bit RGB.
     """

@@ -1,4 +1,4 @@
-"""Check listed URLs (scheme, host, current addresses) before passing them to a fetcher that checks nothing itself."""
+"""Checks listed URLs (scheme, host, current addresses) for an external fetcher that checks nothing itself."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""MetaCLIP curation: keep texts that contain an entry of a metadata list, and subsample texts with common entries.
+"""MetaCLIP curation: keeps texts that contain an entry of a metadata list, and subsamples those with only frequent entries.
 
-Xu et al., 2023, https://arxiv.org/abs/2309.16671: spaces are put around , . ; : ? ! ` and an entry matches as a
-case-sensitive substring between spaces. An entry is drawn with p = min(1, t / count); a text is kept if any of its
-entries is drawn. Two passes: `CountEntries`, then `DrawEntries`; a rule decides (preset `metaclip`). Balance after all
-other filters, because the counts cover the texts present at that step.
+Xu et al., 2023, https://arxiv.org/abs/2309.16671. Matching: spaces are inserted around , . ; : ? ! ` and an entry matches
+as a case-sensitive substring between spaces. Sampling: each entry of a text is drawn with probability min(1, t / count),
+where count is the number of texts that contain the entry; a text is kept if at least one of its entries is drawn.
+Three steps: `CountEntries` counts, `DrawEntries` adds the draws as columns, `filter.rules` with preset `metaclip` drops
+texts. They come after all other filters, because the counts cover only the texts present at that step.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ Match = Callable[[str], list[int]]  # text -> indices of its entries in the list
 
 @dataclass(frozen=True, kw_only=True)
 class CountEntries(GatherStage):
-    """Artifact `counts.parquet` and rows (ENTRIES): the number of texts with each entry; entries with none are omitted.
+    """Counts, per entry, the texts of `sources` that contain it; texts that are already dropped are ignored.
 
-    entries: a text file with one entry per line, or a JSON list. A text counts once per entry. Memory: the automaton
-    (170 MB for 500,000 entries of up to 14 letters) and 8 bytes per entry.
+    Output rows and artifact `counts.parquet`, for `DrawEntries`: columns ENTRIES, without entries that are in no text.
+    entries: a text file with one entry per line, or a JSON list of strings. A text counts once per entry. Memory: the
+    Aho-Corasick automaton (170 MB for 500,000 entries of up to 14 letters) and 8 bytes per entry.
     """
 
     ROWS_ARE: ClassVar[str] = "entries and their counts"
@@ -74,10 +76,11 @@ class CountEntries(GatherStage):
 
 @dataclass(frozen=True, kw_only=True)
 class DrawEntries(MapStage):
-    """Adds, per text of `sources`, `num_entries` and `drawn` (True if any of its entries is drawn); null for other texts.
+    """Adds two columns with one value per text: `num_entries`, and `drawn` (bool: at least one of its entries is drawn).
 
-    counts: `{from: STEP, path: counts.parquet}` of a `CountEntries` over the same rows. t: 20,000 for MetaCLIP's 400 M
-    pairs, 170,000 for its 2.5 B. A draw depends only on (seed, row id, entry).
+    Both are null for texts that are already dropped or not of `sources`. A draw depends only on (seed, row id, entry).
+    counts: `{from: STEP, path: counts.parquet}` of a `CountEntries` over the same rows. t: entries in at most t texts are
+    always drawn; MetaCLIP uses 20,000 for 400 M pairs and 170,000 for 2.5 B.
     """
 
     counts: File
@@ -113,13 +116,13 @@ class DrawEntries(MapStage):
 
 
 def draw(seed: int, row_id: str, entry: str) -> float:
-    """Returns a uniform number in [0, 1), a hash of the arguments."""
+    """Returns a pseudo-random number, uniform in [0, 1): a hash of the arguments."""
     digest = hashlib.blake2b(f"{seed}\x00{row_id}\x00{entry}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
 def read_entries(path: str) -> list[str]:
-    """Returns the unique entries in order. Raises VlpipeError if the file is malformed or has none."""
+    """Returns the unique entries in file order. Raises VlpipeError if the file is malformed or has none."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         lines = json.loads(text) if path.endswith(".json") else text.splitlines()
@@ -140,7 +143,10 @@ def spaced(text: str) -> str:
 
 
 def matcher(entries: Sequence[str]) -> Match:
-    """Returns a function that finds all entries in one pass over a text (Aho-Corasick), whatever their number."""
+    """Returns a function that finds all entries in one pass over a text (Aho-Corasick), however many entries there are.
+
+    Raises VlpipeError without pyahocorasick.
+    """
     try:
         import ahocorasick
     except ImportError as error:

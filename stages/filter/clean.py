@@ -39,7 +39,8 @@ class CleanTexts(MapStage):
 
     Order: entities, tags, ftfy (mojibake, curly quotes, ligatures, NFC), control and format characters (bidi marks and
     zero-width characters, so joined emoji are split), spaces, truncation to `max_chars` (2,000 as in LAION). An empty
-    result is stored with kept=False, why='empty'. Counts: `cleaned`.
+    result is stored with kept=False, why='empty'. Counts: `cleaned`, the number of changed texts. Fault: endless_markup
+    (a text still changes after 10 rounds).
     """
 
     sources: tuple[str, ...] = ("web",)
@@ -93,13 +94,15 @@ def repairer() -> Callable[[str], str]:
 
 
 def clean(text: str, fix: Callable[[str], str], max_chars: int) -> str:
-    """Repeats `clean_once` until nothing changes. Raises RowFault `endless_markup` after 10 rounds."""
+    """Applies `clean_once` until the text stops changing. Raises RowFault `endless_markup` after 10 rounds."""
     for _ in range(MAX_ROUNDS):
         cleaned = clean_once(text, fix, max_chars)
         if cleaned == text:
             return text
         text = cleaned
-    raise RowFault("endless_markup", f"still changes after {MAX_ROUNDS} rounds: {text[:80]!r}")
+    raise RowFault(
+        "endless_markup", f"the text still changes after {MAX_ROUNDS} rounds of cleaning: {text[:80]!r}"
+    )
 
 
 def clean_once(text: str, fix: Callable[[str], str], max_chars: int) -> str:

@@ -34,8 +34,9 @@ Vectors = npt.NDArray[np.float32]
 class ClipScore(MapStage):
     """Adds `clip_score`: list<float32>, the cosine of the text's and the image's embeddings, -1 to 1, for each text.
 
-    Texts that are already dropped get null and are not computed. model: a transformers CLIPModel (folder or hub id).
-    encoder: its name in rules; default: the hub id or the folder's name.
+    Texts that are already dropped get null and are not computed. Rows with an undecodable image are rejected (fault).
+    model: a transformers CLIPModel (folder or hub id). encoder: the model's name in rules; default: the hub id or the
+    folder's name.
     """
 
     NAME: ClassVar[str] = "filter.clip:ClipScore"

@@ -1,7 +1,8 @@
 """Frequency of each text over all rows. COYO-700M drops texts that occur more than 10 times, ALIGN those of >10 images.
 
-Two passes: `CountTexts` counts over all rows, `TextCounts` adds each text's count, and a rule decides. Texts are grouped
-by 16 bytes of blake2b (the probability of any collision among 10^9 texts is about 10^-21), so counts are exact.
+Two steps: `CountTexts` counts over all rows, `TextCounts` adds each text's count as a column. A rule of `filter.rules`
+then drops frequent texts. Texts are identified by a 16-byte blake2b hash (the probability of any collision among 10^9
+texts is about 10^-21), so counts are exact.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ from vlpipe.stages.common.texts import FlatTexts
 
 COUNTS = pa.schema([("hash", pa.binary(16)), ("count", pa.int64())])
 SEEN = pa.schema([("count", pa.int64()), ("num_texts", pa.int64())])
-BUCKET_TEXTS = 4_000_000  # sorted at once: 64 MB, twice that while sorting
+BUCKET_TEXTS = 4_000_000  # hashes sorted at once: 64 MB, twice that while sorting
 
-Hashes = npt.NDArray[np.bytes_]  # (M,) S16, sorted
+Hashes = npt.NDArray[np.bytes_]  # (M,) S16
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountTexts(GatherStage):
-    """Artifact `counts.parquet`: COUNTS of the texts of `sources` that are not dropped and occur at least twice.
+    """Counts the occurrences of each text of `sources` over all rows; texts that are already dropped are ignored.
 
-    Rows (SEEN): the number of distinct texts with each count. Texts are equal if they differ only in whitespace. Memory:
-    one shard's texts, then 128 MB; disk: 16 bytes per text. Each shard's hashes are stored in `work`, so a kill loses at
-    most one shard.
+    Artifact `counts.parquet`, for `TextCounts`: columns COUNTS, one row per text that occurs at least twice. Output rows:
+    columns SEEN, the number of distinct texts with each count. Texts are equal if they differ only in whitespace. Memory:
+    one shard's texts, then 128 MB; disk: 16 bytes per text. Each shard's hashes are stored in the step's work folder, so
+    a killed run loses the work on at most one shard.
     """
 
     ROWS_ARE: ClassVar[str] = "how many texts have each count"
@@ -91,7 +93,7 @@ def hash_texts(texts: Iterable[str | None]) -> Hashes:
 
 
 def buckets(parts: Sequence[Hashes]) -> Iterator[Hashes]:
-    """Yields all hashes in ranges of their first two bytes, so that equal hashes are in the same bucket."""
+    """Yields all hashes of `parts` (each sorted) in ranges of their first two bytes, so that equal hashes share a bucket."""
     num = min(65536, 1 + sum(map(len, parts)) // BUCKET_TEXTS)
     marks = np.array([(k * 65536 // num).to_bytes(2, "big") for k in range(1, num)], "S16")
     bounds = [[0, *np.searchsorted(part, marks).tolist(), len(part)] for part in parts]
@@ -143,7 +145,7 @@ class TextCounts(MapStage):
 
 @lru_cache(maxsize=1)  # a worker process serves many shards of one step
 def load_counts(path: str, digest: str) -> tuple[Hashes, npt.NDArray[np.int64]]:
-    """Returns sorted hashes and their counts; 24 bytes per repeated text."""
+    """Returns the sorted hashes and counts (M,) of a `counts.parquet`; 24 bytes per repeated text."""
     table = read_artifact(path, COUNTS, "counts.parquet")
     hashes = table["hash"].combine_chunks()
     return np.frombuffer(b"".join(hashes.to_pylist()), "S16"), np.asarray(table["count"], np.int64)

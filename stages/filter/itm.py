@@ -45,9 +45,10 @@ ITM = (
 class ItmFilter(MapStage):
     """Sets `score`, `kept` and `why` (`not_matched` below `threshold`) of texts of `sources`; no text is removed.
 
-    Texts of other sources get no score. Texts dropped by another filter stay dropped and are not computed; texts
-    dropped by an earlier `ItmFilter` are scored again. BLIP's Table 1: this step without a preceding caption step
-    is F, a caption step without this one is C.
+    Texts of other sources get no score. Texts dropped by another filter stay dropped and are not scored; texts
+    dropped by an earlier `ItmFilter` are scored again. Rows with an undecodable image are rejected (fault).
+    Ablations in BLIP's Table 1: F (filter only) is this step without a caption step before it, C (captioner only) is a
+    caption step without this one.
     """
 
     NAME: ClassVar[str] = "filter.itm:ItmFilter"

@@ -38,9 +38,10 @@ class KeepMatched(MapStage):
 
 
 def keep_matched(table: pa.Table, tell: Callable[[int, str], str] = lambda at, why: "") -> Out:
-    """Splits a table into rows with a kept text and rejects.
+    """Returns the rows with a kept text, and a reject (`no_text_kept`) for each other row.
 
-    tell(i, why): details for a reject, from the text's index among all texts of the table and its reject code.
+    tell(i, why): returns the detail that a reject shows for one text; i is the text's index among all texts of the table,
+    why the code for which it was dropped.
     """
     texts = FlatTexts(table["texts"])
     keep = np.zeros(table.num_rows, np.bool_)

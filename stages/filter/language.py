@@ -34,11 +34,11 @@ Identify = Callable[
 
 @dataclass(frozen=True, kw_only=True)
 class Language(MapStage):
-    """Adds `language` (ISO 639-1 if the identifier has it) and `language_score` (0 to 1) per text; null if it is empty.
+    """Adds `language` (ISO 639-1 if the model's labels are) and `language_score` (0 to 1) per text; null for empty texts.
 
     model: a fastText .bin or .ftz file, or a transformers text classifier (folder or hub id) whose labels are
-    languages; default: py3langid. encoder: its name in rules; default: py3langid, the file's stem, the hub id or the
-    folder's name. max_length: in tokens, for transformers only.
+    languages; default: py3langid. encoder: the model's name in rules; default: py3langid, the file's stem, the hub id or
+    the folder's name. max_length: in tokens, for transformers only.
     """
 
     NAME: ClassVar[str] = "filter.language:Language"

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class ImageClassifier(MapStage):
     """Adds `column`: float32, P(label) from 0 to 1, by a transformers image classifier (folder or hub id).
 
-    encoder: its name in rules; default: the hub id or the folder's name. vlpipe includes no model.
+    encoder: the model's name in rules; default: the hub id or the folder's name. vlpipe includes no model. Rows with an
+    undecodable image are rejected (fault).
     """
 
     NAME: ClassVar[str] = "filter.nsfw:ImageClassifier"

@@ -1,7 +1,8 @@
 """Selects exactly the top fraction of all rows by a score: n = floor(rows x fraction); ties are broken by a hash of the id.
 
 DataComp's code takes the score at index `int(len * fraction)` and keeps all rows that reach it: one row more, and all ties.
-Two passes: `TopCut` finds the last selected row, `InTop` marks the selected rows, and a rule (`in_top == true`) decides.
+Two steps: `TopCut` finds the last selected row, `InTop` marks the selected rows. A rule of `filter.rules`
+(`in_top == true`) then rejects the others.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class TopCut(GatherStage):
-    """Artifact `cut.json`: score of the last selected row, and a hash of its id. Rows (CUT): one.
+    """Finds the last selected row. Artifact `cut.json`, for `InTop`: its score and a hash of its id.
 
-    column: a number per row, or a list with one number per text (then the highest among texts not dropped). Rows without
-    a score are never selected, but count as rows. Memory: 8 bytes per row, and one hash per selected row that ties.
+    Emits one output row (columns: CUT). Memory: 8 bytes per row, and one hash per selected row that ties.
+    column: a number per row, or a list with one number per text, of which the highest among the texts not dropped is used.
+    Rows without a score are never selected, but count in the number of rows.
     """
 
     NAME: ClassVar[str] = "filter.top:TopCut"
@@ -79,7 +81,7 @@ class TopCut(GatherStage):
 
 @dataclass(frozen=True, kw_only=True)
 class InTop(MapStage):
-    """Adds `in_top`: bool.
+    """Adds `in_top` (bool): True for the selected rows.
 
     cut: `{from: STEP, path: cut.json}` of a `TopCut` over the same rows. column: the same as in that step.
     """
@@ -110,7 +112,7 @@ class InTop(MapStage):
 
 
 def _marks(ids: pa.ChunkedArray) -> list[str]:
-    """Hashes of the ids. The artifact must not contain ids, as `vlpipe forget` could not remove them from it."""
+    """Returns hashes of the ids. The artifact must not contain ids: `vlpipe forget` could not remove them from it."""
     return [hashlib.sha256(f"filter.top {id_}".encode()).hexdigest() for id_ in ids.to_pylist()]
 
 
@@ -154,5 +156,7 @@ def read_cut(path: str, column: str) -> dict[str, Any]:
             f"cut: {path} cannot be read ({error}); wanted {{from: STEP, path: cut.json}}"
         ) from error
     if found != column:
-        raise VlpipeError(f"cut: {path} was made for column {found!r}, this step reads {column!r}")
+        raise VlpipeError(
+            f"cut: {path} is for column {found!r}, but this step has column {column!r}; use the same"
+        )
     return cut

@@ -20,9 +20,10 @@ from vlpipe.stages.ground_truth.filter import read_truth
 
 @dataclass(frozen=True, kw_only=True)
 class TrueBoxes(MapStage):
-    """Adds `objects` from the world's truth.parquet: the shape is the label; colour and size are attributes.
+    """Adds `objects` from the demo world's truth.parquet: the shape is the label; colour and size are attributes.
 
-    Boxes are those of the drawn shapes, in pixels, clipped to the image. Reject code: not_in_truth.
+    Boxes are those of the drawn shapes, in pixels, clipped to the image. Reject code: not_in_truth, if truth.parquet has
+    no row with the image's URL.
     """
 
     truth: File
@@ -56,7 +57,8 @@ def objects_of(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -
     """Returns the ground-truth objects of an image, in the format of `OBJECTS`. RowFault: not_in_truth."""
     if row["url"] not in known:
         raise RowFault(
-            "not_in_truth", f"the ground-truth file has no entry for {row['url']}; is it from this world?"
+            "not_in_truth",
+            f"{row['url']} is not in the ground-truth file; set `truth` to truth.parquet of the world that made the image",
         )
     width, height = row["width"], row["height"]
     return [

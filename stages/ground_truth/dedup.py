@@ -18,10 +18,11 @@ from vlpipe.stages.ground_truth.filter import read_truth
 
 @dataclass(frozen=True, kw_only=True)
 class DedupTruth(GatherStage):
-    """Inputs: the rows before and after, matched by `url`; `truth` is the demo world's truth.parquet.
+    """Emits RESULTS `dedup_recall`, `dedup_recall/KIND` (exact, near) and `dedup_precision`.
 
-    In each planted group all rows but one are redundant, whichever is kept. dedup_recall: fraction of redundant rows that
-    were dropped (also per kind: exact, near); dedup_precision: fraction of dropped rows that were redundant.
+    Inputs: the rows before and after deduplication, matched by `url`; truth: the demo world's truth.parquet. In each group
+    of planted duplicates, all rows but one are redundant, whichever is kept. dedup_recall: fraction of redundant rows that
+    were dropped; dedup_precision: fraction of dropped rows that were redundant.
     """
 
     ROWS_ARE: ClassVar[str] = "figures"
@@ -61,7 +62,7 @@ def _results(
 
 
 def _by_group(urls: Counter[str], truth: Mapping[str, Mapping[str, Any]]) -> Counter[int]:
-    """Returns planted group -> number of these rows in it."""
+    """Returns group of planted duplicates -> number of rows in it. urls: URL -> number of rows."""
     groups: Counter[int] = Counter()
     for url, num in urls.items():
         group = truth[url]["group"] if url in truth else None

@@ -1,6 +1,6 @@
 """Evaluates the filter: compares the decision on each text with the demo world's ground truth.
 
-Web texts are looked up; synthetic texts are parsed by the judge of the demo language.
+The ground truth has a label for each web text; `demo.check_text` decides if a synthetic text is correct.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ class Verdict:
 class FilterTruth(GatherStage):
     """Emits RESULTS of a filtered dataset; `truth` is the world's truth.parquet. Human texts are ignored.
 
-    filter_precision and filter_recall: positives are correct web texts. filter_precision/KIND counts only that kind of
-    noise; filter_rejected/KIND is the fraction of it that was dropped. noise_ratio/before is over all web texts,
-    noise_ratio/after over kept web and synthetic texts. A metric over no texts is null.
+    web_right, synth_right, synth_right/kept: fraction of correct texts among web, synthetic, kept synthetic texts.
+    synth_kept: fraction of synthetic texts that were kept. filter_precision, filter_recall: of keeping web texts; positives
+    are the correct ones. filter_precision/KIND ignores noise of other kinds; filter_rejected/KIND: fraction of this kind
+    that was dropped. noise_ratio/before, noise_ratio/after: fraction of wrong texts among all web texts, and among kept web
+    and synthetic texts. A metric over no texts is null.
     """
 
     ROWS_ARE: ClassVar[str] = "figures"
@@ -59,7 +61,7 @@ class FilterTruth(GatherStage):
 
 
 def read_truth(file: File) -> dict[str, dict[str, Any]]:
-    """Returns url -> ground-truth row."""
+    """Returns url -> row of the demo world's truth.parquet."""
     return {row["url"]: row for row in pq.read_table(file.path).to_pylist()}
 
 
@@ -79,9 +81,10 @@ def _judge(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> It
         truth = known.get(row["url"])
         if truth is None or (entry["source"] == "web" and entry["text"] != truth["text"]):
             raise VlpipeError(
-                f"the ground-truth file has no text {entry['text']!r} for {row['url']}; is it from this world?"
+                f"the ground-truth file has no text {entry['text']!r} for {row['url']}; "
+                "set `truth` to truth.parquet of the world that made the row"
             )
-        kept = entry["kept"] is not False  # as training reads it
+        kept = entry["kept"] is not False  # null, no decision, counts as kept, as in training
         if entry["source"] == "web":
             yield Verdict("web", truth["right"], truth["noise"], kept)
         else:

@@ -21,7 +21,11 @@ SCORES = pa.list_(pa.float32())
 
 
 class Judged(NamedTuple):
-    """A cue: whether its subject is visible in the video; if its centre is in that segment, before and after; its score."""
+    """The evaluation of one cue.
+
+    about_seen: its subject is visible in a segment of the video; right_before, right_after: its centre is within that
+    segment before and after re-timing; score: its `cue_score`.
+    """
 
     about_seen: bool
     right_before: bool
@@ -31,13 +35,14 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RetimingTruth(GatherStage):
-    """Emits RESULTS of videos from `alignment.retime`. videos, seen, said: tables of the video world's ground truth.
+    """Emits RESULTS of videos from `alignment.retime`. videos, seen, said: ground-truth tables of `demo.video_world`.
 
-    right_place/before and /after: among cues about something visible (by what is said for most of their old time span),
-    the fraction with their centre in that segment, which is HTM-Align's recall (https://arxiv.org/abs/2204.02968).
-    lag_s/before: mean |lag| over videos in seconds; lag_s/after: what remains after the median shift of a video's cues.
-    score_auc: probability that a cue about something visible scores higher than another cue; ties count half. A metric
-    over nothing is null.
+    A cue belongs to the utterance that it overlaps most before re-timing; cues without one are ignored.
+    right_place/before, right_place/after: among cues whose utterance is about a segment of the film, the fraction whose
+    centre is within that segment; this is HTM-Align's recall (https://arxiv.org/abs/2204.02968).
+    lag_s/before: mean over videos of |lag|, in seconds; lag_s/after: of |lag + median shift of the video's cues|.
+    score_auc: probability that such a cue scores higher than one of the others; ties count half. A metric over no cues or
+    videos is null.
     """
 
     ROWS_ARE: ClassVar[str] = "figures"
@@ -110,5 +115,6 @@ def _results(judged: Sequence[Judged], left: Sequence[tuple[float, float]]) -> l
 
 
 def auc(right: Sequence[float | None], wrong: Sequence[float | None]) -> float:
+    """Returns the probability that a value of `right` is above a value of `wrong`; ties count half. Neither may be empty."""
     a, b = np.array(right, np.float64)[:, None], np.array(wrong, np.float64)
     return float((a > b).mean() + (a == b).mean() / 2)

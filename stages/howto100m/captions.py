@@ -1,6 +1,7 @@
-"""HowTo100M's captions: caption.json or raw_caption.json, a zip of one, or one CSV per video as in MIL-NCE.
+"""Reads HowTo100M's captions: caption.json, raw_caption.json, one CSV per video (as in MIL-NCE), or a zip of these.
 
-A value of the JSON is {"text": [...], "start": [s], "end": [s]}, parallel lists; a CSV has columns start, end, text.
+The JSON maps video ids to {"text": [...], "start": [...], "end": [...]}, parallel lists with times in seconds; a CSV has
+the columns start, end, text.
 https://www.di.ens.fr/willow/research/howto100m/, https://github.com/antoine77340/MIL-NCE_HowTo100M
 """
 
@@ -22,14 +23,17 @@ from vlpipe.stages.subtitles.youtube import number
 
 
 class Captions(NamedTuple):
-    """Captions of one video, as published. None stands for a value that is not a text (such as NaN) or not a number."""
+    """The captions of one video, as published: parallel lists.
+
+    A text is None if the value is not text (such as NaN), a time is None if the value is not a number.
+    """
 
     texts: list[str | None]
     starts_s: list[float | None]
     ends_s: list[float | None]
 
     def found(self) -> RawCue:
-        """Returns the captions as cues; counts cues_no_text and cues_bad_times."""
+        """Returns the captions as a `RawCue`; dropped captions are counted in its `counts`, by reason."""
         found = RawCue()
         for text, start_s, end_s in zip(*self, strict=True):
             if start_s is None or end_s is None:
@@ -40,8 +44,9 @@ class Captions(NamedTuple):
 
 
 def read_captions(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
-    """Yield (video id, captions or RowFault bad_captions) in order of the JSON, or of the names of the CSVs.
+    """Yield (video id, `Captions`), in order of the JSON or of the CSV names.
 
+    path: a .json, a .zip, or a folder of .csv. Invalid captions of a video are yielded as a RowFault (bad_captions).
     Raises VlpipeError if the file has another format or is broken.
     """
     if path.is_dir():
@@ -77,7 +82,7 @@ def _zipped(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
         whole = [name for name in names if name.endswith(".json")]
         if len(whole) + bool(tables) != 1:
             raise VlpipeError(
-                f"{path}: wanted one .json in it, or one .csv per video; it has {len(whole)} and {len(tables)}"
+                f"{path}: wanted one .json, or one .csv per video; it has {len(whole)} .json and {len(tables)} .csv"
             )
         for name in whole:
             with archive.open(name) as handle:
@@ -104,7 +109,9 @@ def _table(name: str, data: bytes) -> Captions | RowFault:
     if missing := [column for column in ("start", "end", "text") if column not in header]:
         return RowFault("bad_captions", f"{name} has no column {missing[0]!r}")
     if uneven := [number for number, row in enumerate(rows, 1) if row and len(row) != len(header)]:
-        return RowFault("bad_captions", f"{name} line {uneven[0]} does not have {len(header)} fields")
+        return RowFault(
+            "bad_captions", f"{name} line {uneven[0]} does not have {len(header)} fields, as its header does"
+        )
     columns = (header.index("text"), header.index("start"), header.index("end"))
     texts, starts, ends = ([row[column] for row in rows[1:] if row] for column in columns)
     return Captions([_text(one) for one in texts], _numbers(starts), _numbers(ends))
@@ -124,7 +131,7 @@ def _checked(video_id: str, value: Any) -> Captions | RowFault:
 
 
 def _text(value: Any) -> str | None:
-    """Returns a caption as text. A number is a spoken word; NaN, null and lists give None."""
+    """Returns a caption as text, a number (a spoken one) as its digits; None for NaN, null, booleans, lists and objects."""
     if isinstance(value, str):
         return utf8(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

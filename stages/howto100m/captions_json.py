@@ -1,7 +1,7 @@
 """Read the entries of a huge JSON object one by one, in little memory.
 
-Python's `json` writes NaN, which is not valid JSON; ijson 3.6 (both backends) would stop at the first NaN of an 8 GB file.
-Here the scanner of `json` reads value after value from a window of the file.
+HowTo100M's files contain NaN, which Python's `json` writes although it is not valid JSON; ijson 3.6 (both backends) stops
+at the first one. Here, the decoder of `json` reads value after value from a window: the current part of the file.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import IO, Any
 from vlpipe.pipeline.errors import VlpipeError
 
 CHUNK_BYTES = 1 << 22
-MAX_VALUE_CHARS = 1 << 28  # per value; HowTo100M's longest video has a few hundred kilobytes
+MAX_VALUE_CHARS = 1 << 28  # per value; the captions of HowTo100M's longest video are a few hundred kilobytes
 SPACE = " \t\n\r"
 AFTER = frozenset(
     ',:}"[{' + SPACE
-)  # characters that may follow a value, or are invalid there but cannot be part of a number
+)  # characters that cannot be part of a number: a value followed by one of them is complete
 
 
 def entries(handle: IO[bytes], name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) in file order, including repeated keys.
+    """Yield (key, value) of a JSON object in file order, including repeated keys. name: of the file, for error texts.
 
     Raises VlpipeError if the file is not a JSON object, broken, truncated, or not UTF-8.
     """
@@ -44,7 +44,7 @@ def entries(handle: IO[bytes], name: str, chunk_bytes: int = CHUNK_BYTES) -> Ite
 
 
 class _Window:
-    """The part of the file held in memory."""
+    """The part of the file that is in memory, and the position of the next character to read."""
 
     def __init__(self, handle: IO[bytes], name: str, chunk_bytes: int) -> None:
         self._handle, self._name, self._chunk_bytes = handle, name, chunk_bytes
@@ -72,13 +72,17 @@ class _Window:
         return found
 
     def end(self) -> None:
-        """Raises VlpipeError unless the file ends here."""
+        """Raises VlpipeError if anything but whitespace follows."""
         self._skip_space()
         if self._at < len(self._text):
-            raise self.broken(f"its end is followed by {self._text[self._at : self._at + 20]!r}")
+            raise self.broken(f"the object is followed by {self._text[self._at : self._at + 20]!r}")
 
     def value(self, where: str) -> Any:
-        """Returns the next value. A number is complete only if the character after it cannot be part of it."""
+        """Returns the next value. where: the last key, for error texts.
+
+        It is complete if the character after it cannot be part of a number, or at the end of the file. Raises VlpipeError if
+        it is invalid, nested too deeply, or longer than MAX_VALUE_CHARS.
+        """
         self._skip_space()
         size = self._chunk_bytes
         while True:

@@ -1,4 +1,4 @@
-"""HowTo100M's lists of videos: HowTo100M_v1.csv, MIL-NCE's howto100m_videos.csv, and task_ids.csv."""
+"""Reads HowTo100M's lists of videos (HowTo100M_v1.csv, MIL-NCE's howto100m_videos.csv) and of tasks (task_ids.csv)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ MORE = ("category_1", "category_2", "rank", "task_id")  # columns of the release
 
 
 class ListedVideo(NamedTuple):
-    """One line. path: of the video file, if the list has it. why, detail: set if the line is invalid."""
+    """One line of the list of videos.
+
+    path: of the video file below the videos root; None if the list has no paths. why, detail: reject code and its
+    explanation; None if the line is valid.
+    """
 
     video_id: str
     path: str | None = None
     category_1: str | None = None
     category_2: str | None = None
-    rank: int | None = None  # in the search results for the task, 1 to 200
+    rank: int | None = None  # of the video in YouTube's search results for the task, 1 to 200
     task_id: str | None = None
     why: str | None = None
     detail: str | None = None
@@ -29,7 +33,7 @@ class ListedVideo(NamedTuple):
 def read_list(path: Path) -> Iterator[ListedVideo]:
     """Yield the lines in order. The id is the column `video_id`, or the file name in `video_path` up to the first dot.
 
-    Raises VlpipeError if the list has neither column.
+    Invalid lines are yielded with `why` set. Raises VlpipeError if the list has neither column.
     """
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
         names = next(csv.reader(handle), [])
@@ -49,7 +53,7 @@ def read_list(path: Path) -> Iterator[ListedVideo]:
         )
         line = where.removeprefix(f"{path.parent}/")
         if not video_id:
-            yield one._replace(why="bad_line", detail=f"{line} names no video")
+            yield one._replace(why="bad_line", detail=f"{line} has no video id")
         elif rank is not None and not (rank.isascii() and rank.isdecimal() and len(rank) < 9):
             yield one._replace(why="bad_line", detail=f"{line}: wanted a number as rank, got {rank[:40]!r}")
         else:
@@ -57,9 +61,10 @@ def read_list(path: Path) -> Iterator[ListedVideo]:
 
 
 def read_tasks(path: Path) -> dict[str, str]:
-    """Returns task id -> its name on WikiHow. Separated by a tab or comma, with or without a header; names may have commas.
+    """Returns {task id: its title on WikiHow}.
 
-    Raises VlpipeError if a line is invalid.
+    A line is an id, a tab or comma, and a title, which may contain commas. The first line may be a header. Raises
+    VlpipeError if a line is invalid or the file is not UTF-8.
     """
     tasks: dict[str, str] = {}
     with path.open(encoding="utf-8-sig") as handle:
@@ -74,7 +79,7 @@ def read_tasks(path: Path) -> dict[str, str]:
             continue
         if not found:
             raise VlpipeError(
-                f"{path} line {place + 1}: wanted a task's number, a tab or a comma, and its name; got {line[:80]!r}"
+                f"{path} line {place + 1}: wanted a task id, a tab or comma, and the task's title; got {line[:80]!r}"
             )
         name = name.strip()
         quoted = len(name) > 1 and name[0] == name[-1] == '"'

@@ -1,7 +1,8 @@
-"""HowTo100M: join its list of videos with its captions; one row per video whose file exists.
+"""Source stage for HowTo100M: joins its list of videos with its captions; returns one row per video whose file exists.
 
-The captions are one JSON object of many gigabytes. It is read once, as a stream, while rows are listed; listed rows
-contain the captions, so that no worker reads it. Rows are in order of the captions; entries without a match are rejects.
+The captions are one JSON object of many gigabytes. It is streamed once, when the input rows are listed; each of these
+contains its captions, so workers do not read the JSON. Rows are in order of the captions. Captions of unlisted videos,
+and listed videos without captions, are rejected.
 https://www.di.ens.fr/willow/research/howto100m/
 """
 
@@ -29,13 +30,14 @@ from vlpipe.stages.video_files.download import Download, fetch_with
 from vlpipe.stages.video_files.probe import Prober
 from vlpipe.stages.video_files.video_rows import CUE_FAULTS, Row, VideoSource, exists
 
-BATCH_ROWS = 256  # of about 10 KB each, with captions
+BATCH_ROWS = 256  # rows of about 10 KB each, including captions
+# Reject codes of rows that may have the same video id.
 REPEATED = frozenset({"bad_line", "duplicate_captions", "duplicate_video"})
-MAX_ID_CHARS = 64  # YouTube's have 11
+MAX_ID_CHARS = 64  # YouTube's ids have 11
 TASK = (
     pa.field("category_1", pa.string()),
     pa.field("category_2", pa.string()),
-    pa.field("rank", pa.int32()),  # in the search results for the task, 1 to 200
+    pa.field("rank", pa.int32()),  # of the video in YouTube's search results for the task, 1 to 200
     pa.field("task_id", pa.string()),
 )
 LIST = pa.schema(
@@ -52,18 +54,19 @@ HOWTO100M = pa.schema([*VIDEOS, *TASK, ("task", pa.string())])
 
 @dataclass(frozen=True, kw_only=True)
 class HowTo100M(VideoSource):
-    """Video rows of HowTo100M. videos: folder or fsspec URL with <id>.mp4, .webm or .mkv (or the paths of the list).
+    """Returns the video rows of HowTo100M (schema HOWTO100M).
 
-    list: HowTo100M_v1.csv, or MIL-NCE's howto100m_videos.csv (`video_path`). captions: caption.json, raw_caption.json, a zip
-    of it, or a folder of <id>.csv. tasks: task_ids.csv, for the column `task`. download: a command that downloads a
-    missing video (`video_files.download`); off by default.
-    Additional codes: no_captions, bad_captions, not_listed (captions of a video that is not in the list),
+    videos: folder or fsspec URL with <id>.mp4, .webm or .mkv, or with the paths in the list.
+    list: HowTo100M_v1.csv, or MIL-NCE's howto100m_videos.csv (`video_path`). captions: caption.json, raw_caption.json, a
+    folder of <id>.csv, or a zip of one of these. tasks: task_ids.csv, for the column `task`. download: a command that
+    downloads a missing video (`video_files.download`); off by default.
+    Additional reject codes: no_captions, bad_captions, not_listed (captions of a video that is not in the list),
     duplicate_video, duplicate_captions, bad_line, and those of `video_files.download`.
     """
 
     NAME: ClassVar[str] = "ingest.howto100m:HowTo100M"
-    OBSERVES_WORLD: ClassVar[bool] = True  # `download`
-    # Where the files are and how they get there; a row stores the size and sha256 of its file.
+    OBSERVES_WORLD: ClassVar[bool] = True  # because of `download`
+    # These do not affect the rows, which store the size and sha256 of each file.
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos", "download"}
 
     videos: str
@@ -104,7 +107,7 @@ class HowTo100M(VideoSource):
             yield table.select(FOUND.names).cast(FOUND)
 
     def _id(self, again: RowIds, url: str, why: str | None) -> str:
-        """Only rows that may repeat are counted in `again`, because it takes 300 bytes per row."""
+        """Returns the row id. `again` counts only rows whose id may repeat, because it takes 300 bytes per row."""
         if why in REPEATED:
             return again.next(url, why)
         return (again if why == "not_listed" else RowIds(self.source)).next(url, "")
@@ -131,7 +134,7 @@ class HowTo100M(VideoSource):
         }
 
     def _file(self, one: Row) -> str:
-        """Returns the path of the video file below the root. Raises RowFault: no_file, bad_path, those of the download."""
+        """Returns the path of the video file below the root. Raises RowFault: no_file, bad_path, those of `fetch_with`."""
         names = [one["path"]] if one["path"] else [one["video_id"] + ending for ending in self.endings]
         for name in names:
             if exists(self.videos, name):
@@ -142,7 +145,10 @@ class HowTo100M(VideoSource):
 
 
 def joined(list_: Path, captions: Path) -> Iterator[pa.Table]:
-    """Yield rows of LIST and CAPTIONS: every line of the list and every entry of the captions occurs exactly once."""
+    """Yield the outer join of list and captions (columns of LIST and CAPTIONS).
+
+    It has one row per entry of the captions, then one row per line of the list that matched no entry.
+    """
     videos = VideoList(list_)
     rest = read_captions(captions)
     while batch := list(islice(rest, BATCH_ROWS)):
@@ -151,7 +157,7 @@ def joined(list_: Path, captions: Path) -> Iterator[pa.Table]:
 
 
 class VideoList:
-    """The list in memory, at 60 bytes per line, searchable by id."""
+    """The list of videos in memory (60 bytes per line), with lookup by video id. VlpipeError if it is empty."""
 
     def __init__(self, path: Path) -> None:
         rest, tables = read_list(path), []
@@ -166,7 +172,7 @@ class VideoList:
         self._seen = np.zeros(len(names), bool)
 
     def with_captions(self, batch: Sequence[tuple[str, Captions | RowFault]]) -> pa.Table:
-        """Returns one row per entry: the line of the list, and its captions or the reason why it is rejected."""
+        """Returns one row per entry: its line of the list, with its captions, or `why` and `detail` if it is rejected."""
         lines = self._find([video_id for video_id, _ in batch])
         table = self.table.take(pa.array(lines, pa.int64(), mask=lines < 0))
         bad = zip(table["why"].to_pylist(), table["detail"].to_pylist(), strict=True)
@@ -192,7 +198,10 @@ class VideoList:
         return bad_line or (found if isinstance(found, RowFault) else None)
 
     def without_captions(self) -> Iterator[pa.Table]:
-        """Yield the unmatched lines in order of the list: no_captions or duplicate_video, unless the line is invalid."""
+        """Yield the unmatched lines in order of the list, each with a reject code in `why`.
+
+        Codes: bad_line, duplicate_video (an earlier line has the same id), no_captions.
+        """
         again = np.zeros(len(self._order), bool)
         again[self._order[1:]] = self._sorted[1:] == self._sorted[:-1]
         left = np.flatnonzero(~self._seen)
@@ -206,7 +215,7 @@ class VideoList:
             yield _with_captions(_with(table, "why", whys), [Captions([], [], [])] * len(lines))
 
     def _find(self, ids: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Returns the first line with each id, or -1 if there is none."""
+        """Returns, for each id, the index of the first line with it, or -1 if there is none."""
         names = np.array([one.encode() for one in ids])
         places = np.minimum(np.searchsorted(self._sorted, names), len(self._sorted) - 1)
         return np.where(self._sorted[places] == names, self._order[places], -1)

@@ -1,4 +1,4 @@
-"""Untrusted image files: check, decode in a sandbox, resize, and build rows.
+"""Checks untrusted image files, decodes them in a sandbox, resizes them, and builds image rows.
 
 May import `common`.
 """

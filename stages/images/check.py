@@ -1,4 +1,4 @@
-"""Check that an image decodes, and resize it if asked to. Run as a program, it is the sandboxed child of `decoder`.
+"""Checks that an image decodes, and resizes it if `resize` is set. Run as a program, it is the child of `decoder`.
 
 The child has limited memory and cannot open files or sockets: header checks bound pixels, frames and scans, but not what
 a decoder does with hostile data.
@@ -17,7 +17,7 @@ from vlpipe.stages.common.pixels import Probe, verify_decode
 from vlpipe.stages.images import sandbox
 from vlpipe.stages.images.resize import Resize, pixels_needed, resized
 
-MESSAGE_S = 0.1  # answers are sent at least this often
+MESSAGE_S = 0.1  # after this time, the answers so far are sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Checked:
 
 
 def check(data: bytes, rules: Rules) -> Checked:
-    """Check (and resize) an image in this process. Raises RowFault as `common.pixels`."""
+    """Returns a checked (and resized) image, decoded in this process. Raises RowFault as `common.pixels`."""
     spec = rules.resize
     probe, image = verify_decode(
         data,
@@ -59,7 +59,7 @@ FORMAT_OF = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
 
 
 def main() -> None:
-    """The child process: check images until its input ends."""
+    """Runs the child process: checks images until its input ends."""
     start = sandbox.begin()
     rules = start["rules"]
     rules = Rules(**{**rules, "resize": Resize(**rules["resize"]) if rules["resize"] else None})
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _load() -> None:
-    """Load everything that decoding needs while files can still be opened."""
+    """Loads everything that decoding needs while files can still be opened."""
     from PIL import Image, ImageCms
 
     Image.init()  # imports all plugins, which are otherwise imported at first use
@@ -78,7 +78,10 @@ def _load() -> None:
 
 
 def _answer_all(sizes: list[int], file: int, rules: Rules) -> None:
-    """Answer in one message, or several if it takes long, so that one slow image is distinguished from many images."""
+    """Checks images and sends the answers, in several messages if it takes long.
+
+    Thus the parent's timeout is exceeded by one slow image, but not by many images. sizes: bytes of each image in `file`.
+    """
     answers: list[list[Any]] = []
     new: list[bytes] = []
     at, began = 0, time.monotonic()

@@ -1,4 +1,4 @@
-"""Decode untrusted bytes in a child process with limited memory, no new files or sockets, and a deadline per image.
+"""Decodes untrusted bytes in a child process with limited memory, no new files or sockets, and a deadline per image.
 
 If the child hangs, exceeds its memory or dies, only the current image is rejected and the worker continues, with or
 without Ray. Images are sent many at a time in an in-memory file: sent one by one, the transfer would cost as much as
@@ -37,14 +37,17 @@ class Decoder:
         self._child = ShutIn(checked.__name__, start, cannot, [self._file.fileno()])
 
     def check(self, data: bytes) -> Checked:
-        """Check one image. Raises its RowFault."""
+        """Returns one checked image. Raises RowFault as in `check_all`."""
         (found,) = self.check_all([data])
         if isinstance(found, RowFault):
             raise found
         return found
 
     def check_all(self, images: Sequence[bytes]) -> list[Checked | RowFault]:
-        """Check images, in order. RowFaults: those of `check.check`, decode_timeout, decode_memory, killed_decoder."""
+        """Returns a checked image or a RowFault for each image.
+
+        RowFaults: those of `check.check`, decode_timeout, decode_memory, killed_decoder.
+        """
         found: list[Checked | RowFault] = []
         for together in _cut(images):
             try:
@@ -63,10 +66,13 @@ class Decoder:
                 return RowFault("decode_timeout", f"not decoded after {self._timeout_s:g} s")
             except EOFError:
                 code = self._child.close()
-        return RowFault("killed_decoder", f"the process that decoded it died with {code}")
+        return RowFault("killed_decoder", f"the process that decoded the image died with exit status {code}")
 
     def _ask(self, images: Sequence[bytes]) -> list[Checked | RowFault]:
-        """Raises EOFError if the child died, Late if no image came back for `timeout_s`."""
+        """Returns the results of images that are sent together.
+
+        Raises EOFError if the child died, Late if it sent no answer for `timeout_s`.
+        """
         self._file.seek(0)
         self._file.writelines(images)
         self._file.flush()
@@ -81,7 +87,7 @@ class Decoder:
         return found
 
     def close(self) -> int | None:
-        """End the child; returns its exit status, or None if there was none."""
+        """Ends the child; returns its exit status, or None if it was not running."""
         self._file.close()
         return self._child.close()
 
@@ -103,7 +109,7 @@ def _file_in_memory() -> IO[bytes]:
 
 
 def _cut(images: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Yield groups of images to send together."""
+    """Yields groups of images to send together, of at most TOGETHER_BYTES or a single larger image."""
     start = num_bytes = 0
     for k, image in enumerate(images):
         if k > start and num_bytes + len(image) > TOGETHER_BYTES:

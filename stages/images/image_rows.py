@@ -1,4 +1,4 @@
-"""Build image rows from bytes: every ingest stage checks images here, so stored images decode and sizes are correct."""
+"""Builds image rows from bytes. All ingest stages check images here, so stored images decode and sizes are correct."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ImageRows:
         max_frames: int,
         check_all: Callable[[Sequence[bytes]], Sequence[Checked | RowFault]] | None = None,
     ) -> None:
-        """check_all: checks images in place of `check` in this process, which decodes them here."""
+        """check_all: function that checks images; by default `check`, which decodes them in this process."""
         self._batch = batch
         self._ids: list[str] = batch["id"].to_pylist()
         rules = Rules(max_pixels=max_pixels, max_frames=max_frames)
@@ -35,11 +35,11 @@ class ImageRows:
         self._rejects: list[tuple[int, Reject]] = []
 
     def add(self, row: int, data: bytes, **more: Any) -> None:
-        """Keep the row with these bytes and the columns `more`; reject it if they are not a valid image."""
+        """Adds row number `row` of the batch with its image bytes and the columns `more`; rejects it if they are invalid."""
         self.add_all([(row, data, more)])
 
     def add_all(self, images: Sequence[tuple[int, bytes, dict[str, Any]]]) -> None:
-        """`add` for each (row, data, more), in order of rows."""
+        """Calls `add` for each (row, data, more), in order of rows."""
         checked = self._check_all([data for _, data, _ in images])
         for (row, data, more), seen in zip(images, checked, strict=True):
             if isinstance(seen, RowFault):
@@ -66,7 +66,7 @@ class ImageRows:
         )
 
     def reject(self, row: int, fault: RowFault, kind: Literal["fault", "filtered"] = "fault") -> None:
-        """Reject a row."""
+        """Rejects row number `row` of the batch."""
         self._rejects.append((row, Reject(self._ids[row], kind, fault.why, fault.detail)))
 
     def out(self, schema: pa.Schema) -> Out:
@@ -80,7 +80,7 @@ class ImageRows:
 
 
 def _binary(values: Sequence[bytes]) -> pa.Array:
-    """Build a binary array with one allocation; pa.array grows its buffer, which needs three times the memory."""
+    """Returns a binary array, built with one allocation; pa.array grows its buffer, which needs three times the memory."""
     ends = list(accumulate(map(len, values), initial=0))
     if ends[-1] >= 1 << 31:  # too large for one array
         return pa.array(values, pa.binary())

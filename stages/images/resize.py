@@ -1,4 +1,4 @@
-"""Resize images before they are stored, if a workflow asks for it: the only place where image bytes change.
+"""Resizes images before they are stored, if a workflow sets `resize`; otherwise image bytes are stored unchanged.
 
 The modes are those of img2dataset's `resize_mode`. Pixels follow the rules of `common.pixels` (upright, RGB, alpha on
 white). All other content of the file (EXIF with locations and serial numbers, comments, data after the end) is dropped,
@@ -25,7 +25,7 @@ REDUCING_GAP = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """How to resize an image. size: in pixels.
+    """Settings for resizing an image. size: in pixels.
 
     mode: keep_ratio: the shorter side becomes `size`; keep_ratio_largest: the longer side does; center_crop: keep_ratio,
     then a central square is cut out; border: keep_ratio_largest, then padded with white to a square.
@@ -40,7 +40,7 @@ class Resize:
     quality: Annotated[int, Ge(1), Le(100)] = 95
 
     def side_of(self, width: int, height: int) -> int:
-        """Returns the side to compare with `size`, in pixels."""
+        """Returns the side that `mode` compares with `size`, in pixels."""
         return min(width, height) if self.mode in ("keep_ratio", "center_crop") else max(width, height)
 
 

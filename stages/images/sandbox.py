@@ -27,20 +27,21 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_":
 
 
 class Late(Exception):
-    """The child did not answer in time."""
+    """Raised if the child did not answer in time."""
 
 
 class ShutIn:
     """A sandboxed child process, started at the first request and restarted after it was closed."""
 
     def __init__(self, program: str, start: Mapping[str, Any], cannot: str, fds: Sequence[int] = ()) -> None:
-        """program: module to run; start: passed to its `begin`; cannot: error text if it does not start."""
+        """program: module to run; start: values that `begin` returns in the child; cannot: error text if the child does not
+        start; fds: file descriptors that the child inherits."""
         self._program, self._start, self._cannot, self._fds = program, start, cannot, fds
         self._process: subprocess.Popen[bytes] | None = None
         self._came = bytearray()  # bytes of answers received so far
 
     def send(self, request: bytes) -> None:
-        """Send a request. Raises EOFError if the child died, StepFailed if it cannot be started."""
+        """Sends a request. Raises EOFError if the child died, StepFailed if it cannot be started."""
         self._write(self.start(), request)
 
     def receive(self, timeout_s: float) -> bytes:
@@ -91,7 +92,7 @@ class ShutIn:
             raise EOFError from error
 
     def close(self) -> int | None:
-        """End the child; returns its exit status, or None if it was not running."""
+        """Ends the child; returns its exit status, or None if it was not running."""
         process, self._process = self._process, None
         self._came.clear()
         if process is None:
@@ -107,15 +108,17 @@ class ShutIn:
 
 
 def begin() -> dict[str, Any]:
-    """In the child: returns the `start` values given by the parent."""
+    """Returns the `start` values given by the parent. Called in the child, first."""
     start: dict[str, Any] = json.loads(next(requests()))
     sys.path[:] = start["path"]
     return start
 
 
 def ready(memory_mb: int, num_files: int | None = None) -> None:
-    """In the child, when everything is loaded: limit the memory to `memory_mb` more, forbid writing to files, and allow
-    at most `num_files` open files and sockets if given.
+    """Limits the child and tells the parent that it is ready. Called in the child, when everything is loaded.
+
+    Allows `memory_mb` MiB in addition to the memory used so far (Linux only), no writing to files and, if `num_files` is
+    given, at most that many open files and sockets.
     """
     import resource
 
@@ -131,14 +134,14 @@ def ready(memory_mb: int, num_files: int | None = None) -> None:
 
 
 def requests() -> Iterator[bytes]:
-    """In the child: yield requests until the parent closes the pipe or exits."""
+    """Yields requests until the parent closes the pipe or exits. Called in the child."""
     source: IO[bytes] = sys.stdin.buffer
     while head := source.read(LENGTH):
         yield source.read(int.from_bytes(head, "big"))
 
 
 def answer(message: bytes) -> None:
-    """In the child: send an answer."""
+    """Sends an answer to the parent. Called in the child."""
     _send(sys.stdout.fileno(), message)
 
 

@@ -1,4 +1,4 @@
-"""Read published lists of URLs, captions and files as a stream.
+"""Reads published lists of URLs, captions and files as a stream.
 
 May import `common`, `images`.
 """

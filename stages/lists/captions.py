@@ -30,7 +30,7 @@ class CaptionsJsonl(FolderSource):
 
 
 def read_captions(path: str) -> Iterator[Captioned]:
-    """Yield images in the order of the lines. Raises VlpipeError with the line number if a line is invalid."""
+    """Yields images in the order of the lines. Raises VlpipeError with the line number if a line is invalid."""
     for where, line in lines(path):
         if not line.strip():
             continue

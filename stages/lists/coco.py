@@ -32,7 +32,10 @@ class CocoCaptions(FolderSource):
 
 
 def read_captions(path: str, key: str) -> Iterator[Captioned]:
-    """Yield images, named by the field `key`, and their captions, in file order. Raises VlpipeError if it is invalid."""
+    """Yields each image with its captions, in file order. key: field with the image's URL or file name.
+
+    Raises VlpipeError with the position in the file if it is invalid.
+    """
     content = _load(path)
     captions: dict[str, list[str]] = {}
     for number, image in enumerate(wanted(content, "images", list, path)):

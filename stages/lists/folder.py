@@ -34,7 +34,7 @@ class Captioned(NamedTuple):
 
 
 def captioned_rows(images: Iterable[Captioned], *, source: str, text_source: str) -> Iterator[pa.Table]:
-    """Yield rows of schema LISTED, one per image with all its captions."""
+    """Yields rows of schema LISTED, one per image with all its captions."""
     ids, rest = ListIds(source), iter(images)
     while batch := list(islice(rest, BATCH_ROWS)):
         urls = [url for url, _ in batch]
@@ -50,10 +50,13 @@ def captioned_rows(images: Iterable[Captioned], *, source: str, text_source: str
 
 @dataclass(frozen=True, kw_only=True)
 class FolderSource(SourceStage):
-    """Base class: `url` is the path of a file below `images`. Codes: no_file, bad_path, and those of `common.pixels`."""
+    """Base class of stages that read images from files: `url` is the path of a file below the folder `images`.
+
+    Codes: no_file, bad_path, and those of `common.pixels`.
+    """
 
     NAME: ClassVar[str] = "ingest.folder:FolderSource"
-    VERSION: ClassVar[int] = 2  # 2: transparent images, JPEGs of too many scans
+    VERSION: ClassVar[int] = 2  # 2: rejects transparent images, JPEGs with too many scans
 
     images: File
     max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
@@ -74,7 +77,7 @@ class FolderSource(SourceStage):
         def work(batch: pa.Table) -> Out:
             rows = ImageRows(batch, self.max_pixels, self.max_frames)
             images: list[tuple[int, bytes, dict[str, Any]]] = []
-            # Read all files, then decode all: one image at a time takes a sixth longer.
+            # Read all files, then decode all: reading and decoding one image at a time takes a sixth longer.
             for row, name in enumerate(batch["url"].to_pylist()):
                 try:
                     images.append((row, read_inside(root, name), {}))

@@ -1,4 +1,4 @@
-"""Read lists of url + text (parquet, tsv, csv, jsonl; a file or a folder) as a stream, strictly in one encoding.
+"""Reads lists of url + text (parquet, tsv, csv, jsonl; a file or a folder) as a stream, strictly in one encoding.
 
 An unreadable line stops the step with an error that names file and line, or (`bad_lines: reject`) becomes a row that is
 rejected for that reason: no row is skipped silently.
@@ -25,12 +25,12 @@ BATCH_ROWS = 4096
 
 
 class Pair(NamedTuple):
-    """One line of a list; missing or null values are empty."""
+    """One line of a list; null values are empty strings."""
 
     url: str
     text: str
     expected: str = ""  # hex digest of the expected bytes
-    fault: str = ""  # why the line cannot be read; `text` is then the line, with undecodable bytes escaped
+    fault: str = ""  # error text if unreadable; `text` is then the line, with undecodable bytes escaped
 
 
 class BadLine(VlpipeError):
@@ -49,8 +49,8 @@ FAULT = pa.field("fault", pa.string())
 def listed(
     pairs: Iterator[Pair], *, source: str, text_source: str, more: Sequence[pa.Field] = ()
 ) -> Iterator[pa.Table]:
-    """Yield rows of schema LISTED and `more` (EXPECTED, FAULT). An empty text gives a row without texts, for which a
-    captioner may still write one."""
+    """Yields rows of schema LISTED and `more` (EXPECTED, FAULT). An empty text gives a row without texts, to which a
+    captioner may still add one."""
     ids = ListIds(source)
     while batch := list(islice(pairs, BATCH_ROWS)):
         urls, texts = [pair.url for pair in batch], [pair.text for pair in batch]
@@ -73,7 +73,7 @@ def read_pairs(
     encoding: str = "utf-8",
     reject_bad_lines: bool = False,
 ) -> Iterator[Pair]:
-    """Yield all lines in order; the files of a folder in the order of their names.
+    """Yields all lines in order; the files of a folder in the order of their names.
 
     url, text, expected: names of the columns to read. columns: all column names, for a tsv or csv without a header line.
     Raises VlpipeError if a file or its columns are wrong, BadLine for an unreadable line unless `reject_bad_lines`.
@@ -130,7 +130,7 @@ def _count(file: Path) -> int:
         return 1 + sum(block.count(b"\n") for block in iter(lambda: handle.read(1 << 20), b""))
 
 
-# Its position ("file line 7"), and its values by column or the error.
+# A row: its position ("file line 7"), and its values by column or the error.
 Row = tuple[str, "Mapping[str, Any] | BadLine"]
 Names = tuple[str, ...]
 
@@ -177,9 +177,9 @@ def _read_csv(file: Path, names: Names, columns: Sequence[str] | None, encoding:
 
 
 def _csv_fields(file: Path, encoding: str) -> Iterator[tuple[str, list[str] | BadLine]]:
-    """Yield (position, fields) per row. A field may span lines; an unreadable line makes its whole row unreadable.
+    """Yields (position, fields) per row. A field may span lines; an unreadable line makes its whole row unreadable.
 
-    Broken quoting stops the reading, because the start of the next row is unknown.
+    Broken quoting raises VlpipeError, because the start of the next row is unknown.
     """
     bad: list[BadLine] = []
 
@@ -257,7 +257,7 @@ def _json_row(where: str, line: str, names: Names) -> Mapping[str, Any] | BadLin
 
 
 def lines(file: Path | str) -> Iterator[tuple[str, str]]:
-    r"""Yield (position, line without its \n) of a UTF-8 file. Raises BadLine at the first line that is not UTF-8."""
+    r"""Yields (position, line without its \n) of a UTF-8 file. Raises BadLine at the first line that is not UTF-8."""
     for where, line in _lines(file, "utf-8"):
         if isinstance(line, BadLine):
             raise line
@@ -265,7 +265,7 @@ def lines(file: Path | str) -> Iterator[tuple[str, str]]:
 
 
 def _lines(file: Path | str, encoding: str) -> Iterator[tuple[str, str | BadLine]]:
-    """Read bytes and decode line by line, so that an error names the line and byte."""
+    """Yields (position, line or BadLine). Bytes are decoded line by line, so that an error names the line and byte."""
     with open(file, "rb") as handle:
         for number, line in enumerate(handle, 1):
             where = f"{file} line {number}"

@@ -48,8 +48,8 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """Returns a random box (left, top, right, bottom) in pixels.
 
-    Its area is `scale` (min, max) of the image's, its aspect ratio 3/4 to 4/3. After ten draws that do not fit:
-    the largest central crop with an allowed aspect ratio (torchvision's rule).
+    Its area is a random fraction, within `scale` (min, max), of the image's; its aspect ratio is 3/4 to 4/3. If ten random
+    boxes do not fit in the image, it is the largest central one with an allowed aspect ratio (torchvision's rule).
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -65,14 +65,19 @@ def crop_box(
 
 
 def rand_augment(image: Image.Image, num_ops: int, magnitude: float, rng: np.random.Generator) -> Image.Image:
-    """Draws `num_ops` operations with replacement and applies each with probability 0.5."""
+    """Returns the image after `num_ops` operations, drawn with replacement, each applied with probability 0.5.
+
+    magnitude: 0 to 10.
+    """
     for pick in rng.integers(len(OPS), size=num_ops):
         if rng.random() < OP_PROBABILITY:
             image = OPS[pick](image, magnitude / MAX_MAGNITUDE, rng)
     return image
 
 
-Op = Callable[["Image.Image", float, np.random.Generator], "Image.Image"]
+Op = Callable[
+    ["Image.Image", float, np.random.Generator], "Image.Image"
+]  # level: magnitude / 10, from 0 to 1
 
 
 def identity(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:

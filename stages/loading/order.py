@@ -1,8 +1,8 @@
-"""The order of training samples, a function of (seed, epoch, place): the step number is the whole loader state.
+"""The order of training samples. It depends on the seed, epoch and position only: the step number is all a resume needs.
 
-Row groups are permuted, and samples are shuffled within windows of whole row groups. A window is the part held in
-memory; a small dataset is one window. Each rank gets one contiguous part of every epoch; batches continue
-across epoch ends, so no sample is dropped or padded and no batch is short.
+In each epoch, row groups are permuted and cut into windows, and samples are shuffled within a window. The row groups
+of a window are in memory together; a small dataset is one window. Each rank gets one contiguous part of every epoch;
+batches continue across epoch ends, so no sample is dropped or padded and no batch is short.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlpipe.pipeline.errors import VlpipeError
 Ints = npt.NDArray[np.int64]
 UNITS, SHARE, EXTRA, WINDOW = range(
     4
-)  # each kind of draw has its own generator, so that none affects another
+)  # seed constants: each kind of random draw has its own generator, so that none affects another
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How often the samples of one input occur per epoch: each `whole` times, plus `extra` drawn samples once more."""
+    """How often the samples of one input occur per epoch: each `whole` times, and `extra` random ones once more."""
 
     counts: Ints  # samples in each row group
     whole: int
@@ -52,6 +52,7 @@ class Share:
 
     @classmethod
     def of(cls, counts: Sequence[int], weight: float) -> Share:
+        """counts: samples in each row group. weight: mean occurrences of a sample per epoch, such as 1.5."""
         total = sum(counts)
         return cls(np.asarray(counts, np.int64), int(weight), round((weight - int(weight)) * total))
 
@@ -60,9 +61,9 @@ class Share:
         return self.whole * int(self.counts.sum()) + self.extra
 
     def sizes(self, rng: np.random.Generator) -> Ints:
-        """Number of samples of each row group in one epoch, (units,).
+        """Returns the number of samples from each row group in one epoch, (units,).
 
-        Uses systematic sampling: every sample has the same probability, and the sum is constant.
+        Uses systematic sampling: every sample has the same probability, and every epoch has the same number of samples.
         """
         total = max(1, int(self.counts.sum()))
         ends = (np.cumsum(self.counts) * self.extra + rng.integers(total)) // total
@@ -70,9 +71,10 @@ class Share:
 
 
 class Order:
-    """The samples of all epochs. Row groups (units) are numbered consecutively over all inputs.
+    """The sample order of all epochs. Row groups (units) are numbered consecutively over all inputs.
 
-    Raises VlpipeError if there are no samples.
+    shares: one per input. window: samples per window, rounded up to whole row groups. Raises VlpipeError if there are no
+    samples.
     """
 
     def __init__(self, shares: Sequence[Share], *, seed: int, window: int) -> None:
@@ -85,7 +87,7 @@ class Order:
             )
 
     def windows(self, epoch: int) -> list[Window]:
-        """The windows of an epoch, in order."""
+        """Returns the windows of an epoch, in order."""
         sizes = np.concatenate([s.sizes(self._rng(SHARE, epoch, i)) for i, s in enumerate(self.shares)])
         units = self._rng(UNITS, epoch).permutation(len(sizes))
         units = units[sizes[units] > 0]
@@ -100,7 +102,7 @@ class Order:
         return found
 
     def samples(self, window: Window) -> list[Sample]:
-        """All samples of a window, shuffled."""
+        """Returns all samples of a window, shuffled."""
         picks = [
             self._picks(window.epoch, int(unit), int(size))
             for unit, size in zip(window.units, window.sizes, strict=True)
@@ -129,7 +131,7 @@ class Order:
         stop = (rank + 1) * self.samples_per_epoch // world_size
         if start == stop:
             raise VlpipeError(
-                f"training: {self.samples_per_epoch} sample(s) are too few for {world_size} workers"
+                f"training: {self.samples_per_epoch} sample(s) are too few for {world_size} workers; lower num_workers"
             )
         epoch, skip = divmod(skip, stop - start)
         while True:

@@ -1,6 +1,6 @@
-"""Row groups in memory: ids, texts and images of the rows that have a usable text.
+"""Reads row groups into memory: ids, images and usable texts (neither dropped by a filter nor blank) of their rows.
 
-A row group is read as one unit. If its shard has no images, they are joined by id from the shard that holds them.
+A row group is read as one unit. If its shard has no images, they are joined by id from the shard that stores them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Row:
     image: bytes | Image
 
     def rgb(self) -> Image:
+        """Returns the decoded RGB image. Raises VlpipeError if it cannot be decoded."""
         if not isinstance(self.image, bytes):
             return self.image
         try:
@@ -47,7 +48,7 @@ class Row:
         except RowFault as fault:
             raise VlpipeError(
                 f"training: the image of row {self.id} cannot be decoded ({fault}); "
-                "an earlier step must reject such rows"
+                "add a step before training that rejects such rows"
             ) from fault
         if image.width * image.height <= SMALL_PIXELS:
             self.image = image
@@ -70,7 +71,7 @@ class Rows(list[Row]):
         row = bisect_right(self._ends, index)
         return self[row], self[row].texts[
             index - self._ends[row]
-        ]  # a negative index, counted from the row's last text
+        ]  # the index is negative: it counts from the row's last text
 
     @property
     def num_bytes(self) -> int:
@@ -79,7 +80,7 @@ class Rows(list[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A row group of a shard, read as one."""
+    """Row group number `group` of a shard; it is read as a whole."""
 
     store: Store
     shard: Shard
@@ -98,7 +99,7 @@ def usable(texts: pa.ChunkedArray) -> list[list[str]]:
 
 
 def count_usable(texts: pa.ChunkedArray, per: Literal["pairs", "images"]) -> int:
-    """Number of samples in these rows: usable texts ("pairs"), or rows with at least one ("images")."""
+    """Returns the number of samples in these rows: usable texts ("pairs"), or rows with at least one ("images")."""
     _, good = _flat_usable(texts)
     if per == "pairs":
         return int(pc.sum(good).as_py() or 0)
@@ -126,6 +127,10 @@ def scan(dataset: Dataset, per: Literal["pairs", "images"]) -> tuple[list[Unit],
 
 
 def read_unit(unit: Unit) -> Rows:
+    """Returns the rows of a row group that have a usable text.
+
+    Raises VlpipeError if an image is missing or does not match the row's sha256.
+    """
     columns = ["id", "texts", *(["sha256"] if unit.has_sha256 else [])]
     holder = unit.shard.holder("image")
     joined = holder.path != unit.shard.path
@@ -144,12 +149,12 @@ def read_unit(unit: Unit) -> Rows:
 
 
 def int64_id(name: str) -> int:
-    """63 bits of the name's sha256: identifies images inside the losses."""
+    """Returns 63 bits of the name's sha256, which identify an image in the losses."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
 
 def joined_images(store: Store, holder: Shard | Heavy, ids: Sequence[str]) -> list[bytes]:
-    """Returns the images of rows `ids` from the shard that holds them; each of its row groups is read once.
+    """Returns the encoded images of rows `ids` from the shard `holder`; each of its row groups is read once.
 
     Raises VlpipeError if an id is not in that shard, or is in it more than once.
     """
@@ -174,12 +179,15 @@ def _places(store: Store, holder: Shard | Heavy) -> dict[str, tuple[int, int]]:
         ]
     places = {id_: (g, row) for g, ids in enumerate(groups) for row, id_ in enumerate(ids)}
     if len(places) < sum(map(len, groups)):
-        raise VlpipeError(f"{holder.path} has an id more than once; images cannot be assigned to rows")
+        raise VlpipeError(f"{holder.path} has an id more than once, so images cannot be joined to rows")
     return places
 
 
 class RowCache:
-    """Row groups needed now, prefetched in threads, plus the most recently used others up to `max_bytes`."""
+    """A cache of row groups, which are read in threads.
+
+    It keeps the row groups that were requested last, and of the others the most recently used, up to `max_bytes` of images.
+    """
 
     def __init__(self, units: Sequence[Unit], max_bytes: int, num_threads: int) -> None:
         self.units, self.max_bytes = units, max_bytes
@@ -187,7 +195,7 @@ class RowCache:
         self._futures: dict[int, Future[Rows]] = {}  # most recently used last
 
     def want(self, units: Iterable[int], keep: Iterable[int] = ()) -> None:
-        """Start reading `units`. Row groups in neither `units` nor `keep` may be evicted."""
+        """Starts reading `units`. Row groups in neither `units` nor `keep` may be evicted."""
         needed = dict.fromkeys([*keep, *units])
         for unit in needed:
             known = self._futures.pop(unit, None)

@@ -1,4 +1,4 @@
-"""What the two region stages share: their columns and the checks of their parameters."""
+"""Base class of the two region stages: their columns and the checks of their parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class RegionStage(MapStage):
-    """Adds the columns of `region_fields` to rows with an `image`. num_classes: without the "no object" class."""
+    """Adds the columns of `region_fields` to rows with an `image`.
+
+    feat_dim: width of a region's feature. num_classes: number of classes, without the "no object" class.
+    """
 
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
@@ -47,7 +50,7 @@ class RegionStage(MapStage):
         return [f"min_regions: wanted at most max_regions = {self.max_regions}, got {self.min_regions}"]
 
     def check_sizes(self, *, feat_dim: int, num_classes: int) -> None:
-        """Raises VlpipeError if the loaded detector has another feature size or number of classes than the step says."""
+        """Raises VlpipeError if the loaded detector has another feature size or number of classes than the step sets."""
         for name, has in (("feat_dim", feat_dim), ("num_classes", num_classes)):
             if has != getattr(self, name):
                 raise VlpipeError(

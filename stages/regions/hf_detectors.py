@@ -1,4 +1,4 @@
-"""Regions by a transformers detector (DETR, RT-DETR, Deformable DETR, YOLOS): the same record, with other features.
+"""Region features by a transformers detector (DETR, RT-DETR, Deformable DETR, YOLOS), in the columns of all region stages.
 
 `feat` is the decoder's last hidden state of the region's query, neither padded nor projected: 256-d for DETR-R50 and
 RT-DETR. A model that expects 2048-d region features cannot use them; a model trained on them can.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class HFRegionFeatures(RegionStage):
-    """Adds heavy `regions`, `region_tags` and `regions_weights`; there are no attributes (`attr` is -1).
+    """Adds the heavy column `regions`, and `region_tags` and `regions_weights`; there are no attributes (`attr` is -1).
 
     model: a folder or hub id for AutoModelForObjectDetection, with its image processor (the Pillow backend is used).
     feat_dim, num_classes: the model's `d_model` (`hidden_size`) and number of labels; defaults: DETR on COCO.
@@ -105,12 +105,14 @@ class HFRegionFeatures(RegionStage):
 
 
 def class_probs(logits: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Class probabilities (Q, C + 1) from logits (Q, C + 1) with "no object", or (Q, C) of independent classes."""
+    """Returns class probabilities (Q, C + 1) from logits (Q, C + 1) with "no object", or (Q, C) of independent classes."""
     import torch
 
     if logits.shape[1] == num_classes + 1:
         return logits.softmax(1)
     if logits.shape[1] != num_classes:
-        raise VlpipeError(f"the model gives {logits.shape[1]} logits for {num_classes} labels")
+        raise VlpipeError(
+            f"the model gives {logits.shape[1]} logits for {num_classes} labels, wanted {num_classes} or one more"
+        )
     found = logits.sigmoid()
     return torch.cat([found, 1 - found.amax(1, keepdim=True)], 1)

@@ -1,4 +1,4 @@
-"""Region features of "bottom-up attention", the input format of region-based vision-language models.
+"""Computes region features as in "bottom-up attention", the input format of region-based vision-language models.
 
 Anderson et al. 2018, https://arxiv.org/abs/1707.07998. Images are processed one at a time, so a row's regions do not
 depend on other rows.
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionFeatures(RegionStage):
-    """Adds heavy `regions` (see `common.region_rows`), `region_tags` (Oscar's object tags), `regions_weights` (sha256).
+    """Adds the heavy column `regions` (see `common.region_rows`), and `region_tags` and `regions_weights`.
 
+    region_tags: Oscar's object tags. regions_weights: digest (sha256) of the detector.
     detector: a folder written by `detector_training.train`, or a public Visual Genome checkpoint with its two lists of
     names. feat_dim, num_classes: of that detector; defaults: the Visual Genome detector.
     min_regions, max_regions, confidence, nms: bottom-up attention's selection rule, see `Pick`. LXMERT uses 36 and 36.

@@ -12,7 +12,7 @@ from vlpipe.stages.common.region_rows import Arrays, image_arrays
 
 
 class RegionStore:
-    """Regions of the rows of a step, looked up by id in the shards that hold them.
+    """The regions of each row of a step, by row id, read from the step's shards.
 
     `store[id]` and `store.at(number)` read the whole row group (about 32 MB) of the image; the most recently used groups are
     cached, up to `max_bytes`. For random access, shuffle within windows of whole row groups, as the training loader does.
@@ -61,7 +61,7 @@ class RegionStore:
         return self._read(path, group)[row]
 
     def at(self, number: int) -> Arrays:
-        """Returns the regions of row `number` of the step."""
+        """Returns the regions of row `number` of the step, from 0."""
         return self[self.ids[number]]
 
     def __iter__(self) -> Iterator[tuple[str, Arrays]]:

@@ -65,16 +65,17 @@ def _panel(title: str, note: str, body: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One loss of one step."""
+    """One loss of one workflow step. x: training step, y: value, without values that are not finite."""
 
     step: str
     css: str
     x: Floats
     y: Floats
-    num_lost: int  # values that are not finite
+    num_lost: int  # number of values that are not finite
 
 
 def losses(run: RunView) -> str:
+    """Returns one panel per loss name, with a curve for each step that has this loss."""
     steps = [s for s in run.steps if _holds(s, LOSSES)]
     panels: dict[str, list[Curve]] = {}
     for k, step in enumerate(steps):

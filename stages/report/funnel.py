@@ -16,6 +16,7 @@ STATUS = {"done": "good", "running": "busy", "failed": "bad"}
 
 
 def funnel(run: RunView) -> str:
+    """Returns the table of steps as HTML."""
     largest = max((s.rows_in for s in run.steps if s.drops_rows), default=0)
     head = "".join(
         f'<th class="{"num" if name in NUMBERS else ""}">{name}</th>'

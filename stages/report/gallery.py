@@ -22,7 +22,7 @@ NUM_KEPT, NUM_DROPPED = 16, 8
 MAX_SHARDS = 8  # shards read per step
 HEAD_ROWS = 2048  # rows read per shard, so that a 1 GiB shard is not read for two images
 THUMBNAIL_PX = 320
-TINY_PX = 96  # smaller images are kept as PNG and enlarged without smoothing
+TINY_PX = 96  # images up to this side are embedded as PNG and enlarged without smoothing
 MAX_TEXT = 300  # characters
 COLUMNS = ("id", "url", "texts", "width", "height")
 
@@ -37,6 +37,7 @@ class Card:
 
 
 def gallery(run: RunView) -> str:
+    """Returns the gallery as HTML; empty if there is no row to show."""
     source = judged_images(run)
     cards = [] if source is None else list(kept_cards(source))
     cards += dropped_cards(run)
@@ -85,7 +86,7 @@ def _is_judged(row: Mapping[str, Any]) -> bool:
 
 
 def evenly(items: Sequence[Any], num: int) -> list[Any]:
-    """Returns `num` items, evenly spaced, including the first."""
+    """Returns at most `num` items, evenly spaced, including the first."""
     if not items:
         return []
     return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, min(num, len(items))).astype(int))]

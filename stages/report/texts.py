@@ -69,6 +69,7 @@ def judged_texts(run: RunView) -> Texts | None:
 
 
 def read_texts(step: StepView) -> Texts:
+    """Returns the texts of a step, from at most about MAX_ROWS of its rows."""
     assert step.dataset is not None
     data = step.dataset
     num_shards = max(1, MAX_ROWS * len(data.shards) // max(MAX_ROWS, data.num_rows))

@@ -16,8 +16,8 @@ class StepView:
 
     rejects: "kind:why" -> number of rows, as in receipts. counts: the stage's own counts, such as a filter's
     `fails:min_side`. inputs: names of the steps it reads rows from.
-    dataset: its shards, None if it has none yet. rejects_sample: some of its rejects, preferably all of a few evenly
-    spaced shards including the first: the gallery shows those that are among the first rows of such shards.
+    dataset: its output shards, None if there are none yet. rejects_sample: some of its rejects, preferably all of those in
+    a few evenly spaced shards including the first, because the gallery reads the first rows of such shards.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Records of subtitles. Readers collect what a file shows on screen (`Shown`); `track.py` turns it into cues.
+"""Data classes of subtitles. Readers return a `RawCue`: the texts on screen (`Shown`); `track.py` turns these into cues.
 
 Texts are words separated by single spaces: line breaks are layout and are removed.
 """
@@ -54,7 +54,10 @@ class Cue:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The text on screen at one time; in roll-up captions most of it was on screen before."""
+    """The text on screen during one time span.
+
+    In roll-up captions, most of it was already on screen before; these repeated words are called carried over.
+    """
 
     start_s: float
     end_s: float
@@ -76,14 +79,17 @@ class RawCue:
     auto: bool = False
 
     def add(self, start_s: float, end_s: float, text: str) -> None:
-        """As `add_words`, for a text without word times."""
+        """Add a cue without word times; counts as `add_words` does."""
         self.add_words(start_s, end_s, plain_words(text))
 
     def add_words(
         self, start_s: float, end_s: float, words: Sequence[str], spoken: Sequence[Span] = ()
     ) -> None:
-        """Add a cue; times in seconds. Counts cues_no_text and cues_bad_times (dropped), cues_below_zero (cut at 0),
-        cues_no_duration (kept), cues_bad_unicode (repaired)."""
+        """Add a cue; times in seconds. spoken: times of the last words, as in `Shown`.
+
+        Counts cues_no_text and cues_bad_times (dropped), cues_below_zero (cut at 0), cues_no_duration (kept),
+        cues_bad_unicode (repaired).
+        """
         if not words:
             self.counts["cues_no_text"] += 1
         elif not (math.isfinite(start_s) and math.isfinite(end_s) and max(start_s, 0) <= end_s):

@@ -12,17 +12,17 @@ from vlpipe.stages.subtitles.text import plain
 
 FPS_LINE = re.compile(
     r"\{[01]\}\{[01]\}\s*(\d+(?:\.\d+)?)\s*(?:\n|$)"
-)  # the first line of some microdvd files
+)  # the first line of some microdvd files: the frame rate
 APPLE_DIV = re.compile(
     r"""(<div\b[^>]*?)\sbegin=["'][^"']*["']"""
-)  # lyrics: the times of the lines are absolute, not relative to <div>
+)  # removed in Apple's lyrics, because their lines have absolute times, not relative to <div>
 LANGUAGE = re.compile(r"""<tt\b[^>]*?\sxml:lang=["']([^"']+)["']""")
 
 
 def read_other(text: str, name: str, kind: str, fps: float | None) -> RawCue:
-    """Read a file with pysubs2. kind: its name of the format. fps: of the video, for formats with frame numbers.
+    """Read a file with pysubs2. kind: pysubs2's name of the format. fps: of the video, for formats with frame numbers.
 
-    ttml must be checked by `parse_xml` before. Raises RowFault (bad_subtitles).
+    Call `parse_xml` on ttml first: it refuses unsafe XML. Raises RowFault (bad_subtitles).
     """
     if kind == "ttml" and "itunes:timing=" in text:
         text = APPLE_DIV.sub(r"\1", text)

@@ -1,6 +1,6 @@
 """Read a subtitle file of any known format as cues. The format is detected from the content, not the file name.
 
-Codes of RowFaults: bad_subtitles (unknown format, broken, binary, too large), no_cues (readable, but empty).
+Reject codes: bad_subtitles (unknown format, broken, binary, too large), no_cues (readable, but no cue has text).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vlpipe.stages.subtitles.vtt import read_vtt
 MAX_BYTES = 50_000_000  # ten hours of roll-up captions with word times are 5 MB
 OTHERWISE = "cp1252"  # encoding of files that are not UTF-8 and have no byte order mark
 
-# The start of a file in each format read by pysubs2, by pysubs2's name. WebVTT is checked before.
+# pysubs2's name of a format, and a pattern for the start of such a file. WebVTT is tested before these.
 STARTS = (
     ("microdvd", re.compile(r"\{\d+\}\{\d*\}")),
     ("mpl2", re.compile(r"\[\d+\]\[\d*\]")),
@@ -102,4 +102,7 @@ def _read_xml(text: str, name: str) -> RawCue:
         return youtube.read_timedtext(root)
     if root.tag == "transcript":
         return youtube.read_srv1(root)
-    raise RowFault("bad_subtitles", f"{name}: wanted XML of timed text, it is <{root.tag[:40]}>")
+    raise RowFault(
+        "bad_subtitles",
+        f"{name}: wanted XML with root <tt>, <timedtext> or <transcript>, got <{root.tag[:40]}>",
+    )

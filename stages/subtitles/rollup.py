@@ -14,11 +14,11 @@ from itertools import pairwise
 
 from vlpipe.stages.subtitles.cue import Shown
 
-GAP_S = 0.5  # a pause longer than this clears the screen
+GAP_S = 0.5  # after a longer pause, no words are carried over
 
 
 def is_rolling(shown: Sequence[Shown], gap_s: float = GAP_S) -> bool:
-    """Whether at least half of the neighbours in time repeat words as roll-up captions do.
+    """Returns whether at least half of the consecutive texts at most `gap_s` apart repeat words, as roll-up captions do.
 
     A single common word at the end of one cue and the start of the next ("very", "very good") does not count, unless the
     cues overlap in time or it is the whole text of one of them.
@@ -37,8 +37,8 @@ def _repeats(before: Shown, now: Shown) -> bool:
 def merge(shown: Sequence[Shown], gap_s: float = GAP_S) -> list[Shown]:
     """Returns each text with its new words only, in order of start; texts without new words are dropped.
 
-    Each text ends at the latest when the next one starts. Exact if words have times; without them, exact if each line is
-    also shown alone before the next one (YouTube's "settle" cues) or no line repeats the end of the previous one.
+    Each text ends at the latest when the next one starts. The result is exact if words have times, if each line is also
+    shown alone before the next one (as YouTube does), or if no line repeats the end of the previous one.
     """
     found: list[Shown] = []
     before: Shown | None = None

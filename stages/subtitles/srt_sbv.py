@@ -14,7 +14,7 @@ SBV_TIMES = re.compile(r"[ \t]*(\d+:\d{1,2}:\d{1,2}\.\d{1,3}),(\d+:\d{1,2}:\d{1,
 
 
 class Block(NamedTuple):
-    """A line of times and the lines after it up to the next one, including blank lines."""
+    """A line of times, and the lines up to the next line of times, including blank ones."""
 
     before: list[str]  # lines before the first line of times; only the first block has some
     times: str
@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
 
 def blocks(text: str, times: re.Pattern[str]) -> Iterator[Block]:
-    """Split a text at lines that start with `times`."""
+    """Yield the blocks of a text, which start at the lines that match `times`."""
     before: list[str] = []
     now: Block | None = None
     for line in text.split("\n"):

@@ -1,4 +1,4 @@
-"""Shared by the readers: decode bytes, convert times to seconds, remove markup."""
+"""Functions for all subtitle readers: decode bytes, convert times to seconds, remove markup."""
 
 from __future__ import annotations
 

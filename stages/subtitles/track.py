@@ -51,7 +51,7 @@ def _num_words(shown: list[Shown]) -> int:
 
 def _cue(one: Shown, source: Source, lang: str | None) -> Cue:
     words = None
-    if one.spoken:  # the words before them are on screen from the start
+    if one.spoken:  # words without their own times last from the start of the cue to the first spoken word
         head = [(one.start_s, one.spoken[0][0])] * (len(one.words) - len(one.spoken))
         words = tuple(Word(a, b, word) for (a, b), word in zip([*head, *one.spoken], one.words, strict=True))
     return Cue(one.start_s, one.end_s, " ".join(one.words), words, source, lang)

@@ -46,7 +46,7 @@ def _header(found: RawCue, lines: Sequence[str]) -> None:
 
 
 def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) -> None:
-    """Count the blocks between an empty line and the next line of times, except comments and the name of the next cue."""
+    """Count the blocks between an empty line and the next line of times, except comments and the next cue's identifier."""
     strays = [
         " ".join(group).strip() for empty, group in groupby(lines, lambda line: line == "") if not empty
     ]
@@ -56,7 +56,7 @@ def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) 
 
 
 def _add(found: RawCue, times: Span, lines: Sequence[str]) -> None:
-    """Add a cue. Words from the first line with word times on are new; lines above it were carried over."""
+    """Add a cue. The first line with word times, and all lines below it, are new; the lines above were carried over."""
     start_s, _ = times
     first = next((n for n, line in enumerate(lines) if _stamps(line)), len(lines))
     if first < len(lines) and min(_stamps(lines[first])) < start_s:

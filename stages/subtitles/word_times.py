@@ -1,4 +1,4 @@
-"""Word times from text that is split at time stamps."""
+"""Computes the times of words from a text with time stamps between words."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Piece(NamedTuple):
 
 
 def timed_words(pieces: Sequence[Piece], cue: Span) -> tuple[list[str], list[Span]]:
-    """Returns words and their times in seconds. A word ends when the next piece with words starts, or with the cue.
+    """Returns words and their times in seconds. A word ends when the next piece with words starts, or at the end of the cue.
 
-    Words of one piece share its time. Returns no times if they run backwards or leave the cue: they are meaningless then.
+    Words of one piece share its time. The list of times is empty if they decrease or lie outside the cue.
     """
     words: list[str] = []
     starts: list[float] = []

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def number(value: Any) -> float | None:
-    """Returns a JSON number, or a number in text, as float; None for anything else. NaN is returned; `add` rejects it."""
+    """Returns a JSON number, or a number in text, as float; None for anything else. NaN stays NaN; `RawCue.add` drops it."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -76,7 +76,7 @@ def read_timedtext(root: Element) -> RawCue:
     """Read srv3: <timedtext format="3"><body><p t="ms" d="ms"><s t="ms after">word</s>, or srv2: <text t="ms" d="ms">."""
     found = RawCue(lang=root.get("lang"))
     lines = [one for one in root.iter() if one.tag in ("p", "text")]
-    # The others are line breaks and windows.
+    # Lines without text are line breaks and window definitions.
     with_text = [one for one in lines if plain_words("".join(one.itertext()))]
     found.auto = any(s.get("t") or s.get("ac") for one in with_text for s in one.iter("s"))
     starts = [number(one.get("t")) for one in with_text]
@@ -115,7 +115,9 @@ def parse_xml(text: str, name: str) -> Element:
     from xml.etree import ElementTree
 
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise RowFault("bad_subtitles", f"{name} declares a document type, which subtitles do not need")
+        raise RowFault(
+            "bad_subtitles", f"{name} is refused: subtitles must not declare a document type or entities"
+        )
     try:
         return ElementTree.fromstring(text.encode())
     except (ElementTree.ParseError, ValueError, RecursionError) as error:

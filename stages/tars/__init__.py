@@ -1,4 +1,4 @@
-"""Read folders written by other tools: webdataset tars, img2dataset output.
+"""Reads folders written by other tools: webdataset tars, img2dataset output.
 
 May import `common`, `images`, `lists`.
 """

@@ -1,7 +1,7 @@
-"""Read a folder written by img2dataset, as parquet or webdataset.
+"""Reads a folder that img2dataset wrote with output format parquet or webdataset.
 
-Rows that failed in img2dataset become rejects with a code. So do rows marked as success whose image is missing, and rows
-counted in the statistics but listed nowhere.
+Rows that failed in img2dataset become rejects with a code; so do rows with status success whose image is missing, and rows
+that are counted in `_stats.json` but missing in the Parquet file.
 https://github.com/rom1504/img2dataset, columns of version 1.47.
 """
 
@@ -41,8 +41,8 @@ class FromImg2dataset(SampleFolder):
     Parquet files are read the way `tars.webdataset` reads them.
 
     Reject codes: those of `img2dataset_errors` for rows whose download failed; missing_image (listed as success, but the
-    tar lacks the image); never_written (img2dataset lost the row while writing it); no_image (a tar member set without an
-    image); bad_text; and those of `common.pixels`.
+    tar lacks the image); never_written (img2dataset lost the row while writing it); no_image, several_images (a key of a tar
+    without an image, or with several); bad_text, bad_json; and those of `common.pixels`.
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset:FromImg2dataset"
@@ -55,7 +55,7 @@ class FromImg2dataset(SampleFolder):
 
 
 def find_samples(folder: Path) -> Iterator[Sample]:
-    """Yield all samples, part by part, in order of name. Raises VlpipeError if img2dataset did not write the folder."""
+    """Yields all samples, shard by shard, in order of name. Raises VlpipeError if img2dataset did not write the folder."""
     files = {path.name for path in files_in(folder)}
     parts = sorted({Path(name).stem for name in files if name.endswith((".parquet", ".tar"))})
     if not parts:
@@ -77,8 +77,9 @@ def find_samples(folder: Path) -> Iterator[Sample]:
 
 
 def _never_written(stats: Path, part: str, num_rows: int) -> Iterator[Sample]:
-    """Yield rejects for rows counted in the statistics but missing in the Parquet file: img2dataset loses rows with a
-    value that JSON cannot represent, or a text that is not UTF-8, and counts them as success.
+    """Yields a reject for each row that is counted in the statistics but missing in the Parquet file.
+
+    img2dataset loses rows with a value that JSON cannot represent, or a text that is not UTF-8, and counts them as success.
     """
     try:
         count = json.loads(stats.read_bytes()).get("count", num_rows)
@@ -94,7 +95,7 @@ def _never_written(stats: Path, part: str, num_rows: int) -> Iterator[Sample]:
 
 
 def _samples_of_parquet(path: Path, tar: Path | None) -> Iterator[Sample]:
-    """Yield the samples of a Parquet file, which lists every attempted row; images are in it or in the tar beside it."""
+    """Yields the samples of a Parquet file, which lists every attempted row; images are in it or in the tar beside it."""
     members = tar_members.samples(tar) if tar else {}
     names = _columns(path, with_images=tar is None)
     listed: set[str] = set()

@@ -1,4 +1,4 @@
-"""Map img2dataset's error messages (of urllib, sockets and OpenCV) to the codes of our own fetcher."""
+"""Maps img2dataset's error messages (of urllib, sockets and OpenCV) to the codes of our own fetcher."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 from vlpipe.pipeline.errors import RowFault
 
 UNKNOWN = "img2dataset_error"
-# The first match wins, so the order matters: urllib reports its own refusals as the HTTP status that caused them, servers
-# choose the text of a status ("504 Gateway Timeout"), and an SSL handshake may time out.
+# The first match wins, so the order matters: if urllib refuses a redirect, its message starts with the HTTP status of the
+# redirect; the text after a status is the server's ("504 Gateway Timeout"); and an SSL handshake may time out.
 TYPED = (
     (r"^HTTP Error 30\d: .*infinite loop", "too_many_redirects"),
     (r"^HTTP Error 30\d: .*Redirection to url .* is not allowed", "bad_url"),

@@ -1,4 +1,4 @@
-"""Image rows from folders of other tools: samples, the position of their bytes, and the base stage that reads them."""
+"""Image rows from folders that other tools wrote: samples with the position of their bytes, and the base stage."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ IMAGES = pa.schema([*LISTED, *ORIGINAL, *IMAGE_FIELDS])
 
 
 class Sample(NamedTuple):
-    """One row of the folder: its URL and texts (`spoken`), and the position of its image."""
+    """One row of the folder: its URL, its texts (`spoken`), and the fields of PLACE and ORIGINAL."""
 
     url: str
     spoken: tuple[str, ...]
@@ -59,7 +59,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFolder(SourceStage):
-    """Base class of the stages that read such a folder; subclasses define `samples`."""
+    """Base class of stages that read a folder of another tool; subclasses define `samples`."""
 
     NAME: ClassVar[str] = "ingest.samples:SampleFolder"
     MAX_REJECT_RATE: ClassVar[float] = 0.9  # link rot
@@ -72,7 +72,7 @@ class SampleFolder(SourceStage):
 
     @abstractmethod
     def samples(self) -> Iterator[Sample]:
-        """Yield all samples, part by part, in order of name."""
+        """Yields all samples, file by file, in order of file name."""
 
     def row_schema(self) -> pa.Schema:
         return FOUND
@@ -156,7 +156,7 @@ class Images:
         self._values = pa.chunked_array([], pa.binary())
 
     def read(self, part: str, place: int, num_bytes: int | None) -> bytes | None:
-        """Returns the encoded image, or None if the tool wrote null."""
+        """Returns the encoded image, or None if the tool wrote null. Arguments: as in PLACE; num_bytes: None for Parquet."""
         if num_bytes is not None:
             return tar_members.read_span(self._folder / part, tar_members.Span(place, num_bytes))
         path = self._folder / part

@@ -1,4 +1,4 @@
-"""Locate the samples of a webdataset tar: members `KEY.jpg`, `KEY.txt`, `KEY.json` form the sample KEY.
+"""Locates the samples of a webdataset tar: members `KEY.jpg`, `KEY.txt`, `KEY.json` form the sample KEY.
 
 https://github.com/webdataset/webdataset: the key ends at the first dot of the file name.
 """
@@ -42,7 +42,10 @@ def samples(path: Path, key_ends: KeyEnds = "first_dot") -> Samples:
                 key, ending = _key_and_ending(member.name, key_ends)
                 sample = found.setdefault(key, {})
                 if ending in sample:
-                    raise VlpipeError(f"{path} has {member.name} twice")
+                    raise VlpipeError(
+                        f"{path}: {member.name} is the second member with key {key!r} and ending {ending!r}; "
+                        "remove or rename one"
+                    )
                 sample[ending] = Span(member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, EOFError) as error:

@@ -1,6 +1,7 @@
-"""Read a folder of webdataset tars: for each key an image, and a text in KEY.txt or KEY.json.
+"""Reads a folder of webdataset tars: for each key an image, and a text in KEY.txt or KEY.json.
 
-No key is skipped silently: one without image or text, or with several images, is a reject that lists its members.
+No key is skipped silently: a key without an image, with several images, or without a text (unless `no_text: keep`) becomes
+a reject.
 https://github.com/webdataset/webdataset
 """
 
@@ -66,7 +67,7 @@ def read_tar(
     caption_key: str = "caption",
     key_ends: tar_members.KeyEnds = "first_dot",
 ) -> Iterator[Sample]:
-    """Yield all samples of a tar."""
+    """Yields all samples of a tar, in order. Raises VlpipeError if the tar is broken."""
     for key, members in tar_members.samples(path, key_ends).items():
         about: Mapping[str, Any] = {}
         spoken: tuple[str, ...] = ()
@@ -117,7 +118,7 @@ def _url(about: Mapping[str, Any], otherwise: str) -> str:
 
 
 def _utf8(name: str) -> str:
-    """Escape a name that is not UTF-8; names in a tar may be bytes of any encoding."""
+    """Returns the name with bytes that are not UTF-8 escaped; names in a tar may be in any encoding."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

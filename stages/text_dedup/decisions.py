@@ -26,7 +26,7 @@ from vlpipe.stages.common.row import TEXTS
 TEXT_DECISIONS = pa.schema(
     [
         ("id", pa.string()),  # of the row
-        ("place", pa.int32()),  # of the entry in `texts`, from 0
+        ("place", pa.int32()),  # index of the entry in `texts`, from 0
         ("keep", pa.bool_()),
         ("why", pa.string()),  # of a dropped text
         ref("witness", pa.string()),  # id of the row, or name of the evaluation item, that has the same text
@@ -36,7 +36,7 @@ TEXT_DECISIONS = pa.schema(
 )
 TEXTS_REFERENCES = {"texts.parquet": reference_columns(TEXT_DECISIONS)}
 
-Entry = tuple[str, int]  # id of the row, place in its `texts`
+Entry = tuple[str, int]  # id of the row, index in its `texts`
 
 
 class Fate(NamedTuple):
@@ -52,9 +52,10 @@ class Fate(NamedTuple):
 class DropTexts(MapStage):
     """Sets kept=False and `why` on the texts to drop; texts dropped earlier keep their reason.
 
-    The step's log, shown by `vlpipe why`, has the witness of each. decisions: `{from: STEP, path: texts.parquet}` of
-    `text_dedup.texts` or `decontamination.decontaminate`. Entries added to `texts` after that step are unchanged. Faults:
-    not_in_decisions (the row has no decision), text_changed (the text differs from the one decided on).
+    The step's log, shown by `vlpipe why`, has the witness of each: the row or evaluation item that it duplicates.
+    decisions: `{from: STEP, path: texts.parquet}` of `text_dedup.texts` or `decontamination.decontaminate`. Entries added to
+    `texts` after that step are unchanged. Faults: not_in_decisions (the row has no decision), text_changed (the text
+    differs from the one decided on).
     """
 
     decisions: File
@@ -92,9 +93,10 @@ class DropTexts(MapStage):
 def write_text_decisions(
     path: str, tables: Iterable[pa.Table], fates: Mapping[Entry, tuple[str, str, float]]
 ) -> int:
-    """Writes one decision per text of the rows (`id`, `texts`), in order. Returns their number.
+    """Writes one decision per text (columns: TEXT_DECISIONS), in order. Returns the number of texts.
 
-    fates: (row id, place) -> (why, witness, similarity) of the texts to drop.
+    tables: all rows, with the columns `id` and `texts`.
+    fates: (row id, index in `texts`) -> (why, witness, similarity) of the texts to drop.
     """
     with ShardWriter(path, TEXT_DECISIONS) as writer:
         for table in tables:
@@ -122,6 +124,10 @@ def _line(id_: str, place: int, text: str, fate: tuple[str, str, float] | None) 
 
 
 def mark(entry: dict[str, Any], fate: Fate | None) -> dict[str, Any]:
+    """Returns the entry of `texts`, marked as dropped if there is a fate and it is not dropped already.
+
+    Raises RowFault `text_changed` if the text differs from that of the fate.
+    """
     if fate is None:
         return entry
     if entry["text"] != fate.text:
@@ -133,7 +139,7 @@ def mark(entry: dict[str, Any], fate: Fate | None) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)  # a worker process serves many shards of one step
 def load_text_decisions(path: str, digest: str) -> tuple[frozenset[str], dict[Entry, Fate]]:
-    """Returns the ids of all rows with decisions, and (row id, place) -> Fate of the dropped texts."""
+    """Returns the ids of all rows with decisions, and (row id, index in `texts`) -> Fate of the dropped texts."""
     known: set[str] = set()
     dropped: dict[Entry, Fate] = {}
     try:

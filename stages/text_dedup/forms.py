@@ -1,4 +1,4 @@
-"""Forms in which texts are compared: normal form, words, shingles."""
+"""Forms in which texts are compared: normal form, character shingles, word n-grams."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _WORDS = _Table(lambda char, category: char if category[0] in "LMN" else " ")
 
 
 def normal_form(text: str) -> str:
-    """NFKC and casefold; format characters are removed, anything but letters, marks and numbers separates words.
+    """Returns the words of the text (NFKC, casefolded), joined by single spaces.
 
-    A text of symbols only (`:-)`, an emoji) keeps them, else all such texts would be equal.
+    Words consist of letters, marks and numbers; all other characters separate them, except format characters, which are
+    removed. A text of symbols only (`:-)`, an emoji) keeps its symbols, else all such texts would be equal.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     visible = folded.translate(_VISIBLE)
@@ -43,7 +44,7 @@ def shingles(form: str) -> frozenset[str]:
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Jaccard similarity of two sets, 0 to 1; at least one must be non-empty."""
+    """Returns the Jaccard similarity of two sets, 0 to 1; at least one must be non-empty."""
     shared = len(a & b)
     return shared / (len(a) + len(b) - shared)
 

@@ -16,7 +16,7 @@ NUM_PERM = 120  # hash functions per signature; a number with many divisors allo
 MIN_RECALL = 0.999  # of pairs exactly at the threshold
 SEED = 1
 BLOCK_ROWS = 4096  # texts per call of rensa
-NOT_INSTALLED = "dedup.texts with a threshold needs rensa: pip install 'vlpipe[web]'"
+NOT_INSTALLED = "text_dedup.texts with a threshold needs rensa: pip install 'vlpipe[web]'"
 
 
 def num_bands(threshold: float) -> int:
@@ -34,8 +34,8 @@ def num_bands(threshold: float) -> int:
 def near_twins(forms: Sequence[str], threshold: float) -> Iterator[tuple[int, float]]:
     """Yields, per normal form in order, the index of the most similar earlier kept form, and their Jaccard similarity.
 
-    Greedy: a form is kept, and yields (-1, 1.0), if no earlier kept form reaches the threshold. Ties go to the first
-    form. In a chain A~B~C, B is dropped and C is kept.
+    Greedy: a form is kept, and yields (-1, 1.0), if no earlier kept form reaches the threshold. Of equally similar forms
+    the first is used. In a chain A~B~C of similar forms, B is dropped and C is kept. Raises VlpipeError without rensa.
     """
     rensa = import_rensa()
     index = rensa.RMinHashLSH(threshold=threshold, num_perm=NUM_PERM, num_bands=num_bands(threshold))

@@ -32,8 +32,9 @@ Fate = tuple[str, str, float]  # why a text is dropped, the row whose text is ke
 
 @dataclass(frozen=True, kw_only=True)
 class TextDuplicates(GatherStage):
-    """Artifact `texts.parquet` (columns: TEXT_DECISIONS) for `text_dedup.decisions:DropTexts`; emits RESULTS.
+    """Finds duplicate texts. Artifact `texts.parquet` (columns: TEXT_DECISIONS), for `text_dedup.decisions:DropTexts`.
 
+    Emits the number of duplicates of each kind (columns: RESULTS).
     Texts are compared in normal form (`forms.normal_form`). Equal texts are dropped as exact_duplicate_text, near ones as
     near_duplicate_text: their 5-character shingles have a Jaccard similarity of at least `threshold` (null: drop equal
     texts only). At 0.8 there are 102 near duplicates among 25,833 alt-texts of CC3M and LAION; the 26 that were inspected
@@ -41,7 +42,7 @@ class TextDuplicates(GatherStage):
     right for their images: use null for good captions.
     sources: only texts of these sources are compared and dropped; texts that are already dropped are ignored.
 
-    Every dropped text has a kept witness. Memory: all texts, and 2 kB per kept text.
+    Every dropped text duplicates a kept one. Memory: all texts, and 2 kB per kept text.
     """
 
     ROWS_ARE: ClassVar[str] = "figures; decisions are an artifact"

@@ -1,4 +1,4 @@
-"""Builds the model, tokenizer, objectives and optimiser from a recipe."""
+"""Builds the model, tokenizer, objectives and optimiser of a training run from its `Recipe`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vlpipe.stages.train.recipe import MODELS, OBJECTIVES, Optimisation, Recipe
 
 
 class Net(nn.Module):
-    """Model and objectives in one module, so that DistributedDataParallel wraps one forward and one state dict.
+    """The model and its training objectives as one module, since DistributedDataParallel wraps a single module.
 
-    Raises ValueError if two objectives return a loss of the same name.
+    objectives: (weight, objective) pairs. Raises ValueError if two objectives return a loss of the same name.
     """
 
     def __init__(self, model: Any, objectives: list[tuple[float, Any]]) -> None:
@@ -37,7 +37,7 @@ class Net(nn.Module):
                 self.losses[name] = (i, weight)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Returns the named scalars of all objectives: losses and diagnostics."""
+        """Returns name -> scalar for all objectives: unweighted losses and diagnostics. batch: see `Loader.batches`."""
         features = Features(self.model, batch)
         values: dict[str, Tensor] = {}
         for objective in self._objectives():
@@ -48,7 +48,7 @@ class Net(nn.Module):
         return list(self.objectives)
 
     def num_terms(self, batch: Mapping[str, Any]) -> list[float]:
-        """Number of terms each objective averages over: its `num_terms(batch)` (e.g. tokens), else the batch size."""
+        """Returns, per objective, the number of terms its loss is a mean of: its `num_terms(batch)`, else the batch size."""
         return [
             float(o.num_terms(batch) if hasattr(o, "num_terms") else len(batch["image_id"]))
             for o in self._objectives()
@@ -56,13 +56,14 @@ class Net(nn.Module):
 
 
 def load_tokenizer(recipe: Recipe) -> Tokenizer:
+    """Returns the tokenizer of the field `tokenizer`, or if it is not set, the one stored with `init`."""
     source = recipe.tokenizer or recipe.init
     assert source is not None, "checked by problems()"
     return Tokenizer.from_vocab(source.path) if Path(source.path).is_file() else Tokenizer.load(source.path)
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
-    """Returns a new model from `model`, or the model of `init` with the changes given in `model`.
+    """Returns a new model as configured in `model`, or the trained model of `init`, with parameters in `model` overridden.
 
     Raises ValueError if the model of `init` and the tokenizer differ in vocabulary size.
     """
@@ -73,8 +74,8 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
     model = find(spec["use"], MODELS).load(recipe.init.path, **changes)
     if model.config.vocab_size != tokenizer.vocab_size:
         raise ValueError(
-            f"init has {model.config.vocab_size} tokens, the tokenizer has {tokenizer.vocab_size}: "
-            "leave out `tokenizer` to use the one of init"
+            f"tokenizer: wanted the {model.config.vocab_size} tokens of the model in init, got "
+            f"{tokenizer.vocab_size}; omit `tokenizer` to use the one stored with init"
         )
     return model
 
@@ -91,11 +92,15 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
 
 
 def build_objectives(recipe: Recipe) -> list[tuple[float, Any]]:
+    """Returns (weight, objective) pairs in the order of the recipe."""
     return [(weight, build(spec, OBJECTIVES)) for weight, spec in recipe.objective_specs()]
 
 
 def build_net(recipe: Recipe, tokenizer: Tokenizer) -> Net:
-    """Raises ValueError if the parts do not fit each other."""
+    """Returns model and objectives in training mode.
+
+    Raises ValueError if they do not fit the tokenizer, `max_text_length` or `prompt`.
+    """
     model = build_model(recipe, tokenizer)
     if recipe.max_text_length > model.config.max_text_length:
         raise ValueError(
@@ -107,7 +112,8 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer) -> Net:
     for objective in net.objectives:
         if recipe.prompt and getattr(objective, "prompt_length", wanted) not in (0, wanted):
             raise ValueError(
-                f"prompt_length: wanted {wanted}, [DEC] and {recipe.prompt!r}, got {objective.prompt_length}"
+                f"prompt_length: wanted {wanted} ([DEC] and the tokens of prompt {recipe.prompt!r}), "
+                f"got {objective.prompt_length}"
             )
     return net.train()
 
@@ -115,14 +121,14 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer) -> Net:
 def decay_groups(net: nn.Module, no_decay: Sequence[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Returns (parameters with weight decay, parameters without).
 
-    Scalars, vectors and parameters whose name contains an entry of `no_decay` are not decayed. BLIP decays all.
+    Scalars, vectors and parameters whose name contains an entry of `no_decay` get none. BLIP decays all parameters.
     Raises ValueError if an entry of `no_decay` matches no parameter.
     """
     params = {name: p for name, p in net.named_parameters() if p.requires_grad}
     for part in no_decay:
         if not any(part in name for name in params):
             some = ", ".join(list(params)[:5])
-            raise ValueError(f"no_decay: no parameter name contains {part!r}; there are {some}, ...")
+            raise ValueError(f"no_decay: no parameter name contains {part!r}; the names include {some}")
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, p in params.items():
         is_vector = sum(size > 1 for size in p.shape) <= 1  # true for a class token (1, 1, D) as well
@@ -131,6 +137,7 @@ def decay_groups(net: nn.Module, no_decay: Sequence[str]) -> tuple[list[nn.Param
 
 
 def build_optimiser(net: nn.Module, recipe: Optimisation) -> torch.optim.AdamW:
+    """Returns AdamW with the two parameter groups of `decay_groups`."""
     decayed, others = decay_groups(net, recipe.no_decay)
     return torch.optim.AdamW(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],

@@ -12,12 +12,13 @@ from vlpipe.pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """`000000500.pt` is the state after 500 steps. `folder` keeps the newest `keep` checkpoints."""
+    """The newest `keep` checkpoints of a run, as files in `folder`: `000000500.pt` is the state after 500 steps."""
 
     folder: str
     keep: int = 2
 
     def save(self, step: int, state: dict[str, Any]) -> None:
+        """Writes the state after `step` steps, then deletes all but the newest `keep` checkpoints."""
         import torch
 
         store = Store(self.folder)
@@ -25,7 +26,7 @@ class Checkpoints:
             torch.save(state, part)
         kept = self._finished(store)[-self.keep :]
         for name in store.list():
-            if name not in kept:  # older checkpoints, and partial files of a killed attempt
+            if name not in kept:  # older checkpoints, and partial files of a killed run
                 store.remove(name)
 
     def latest(self) -> dict[str, Any] | None:

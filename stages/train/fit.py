@@ -1,7 +1,7 @@
-"""The training loop: a plain function that runs on each Ray Train worker, or in this process.
+"""The training loop: `fit` runs on each Ray Train worker, or with `--local` in the current process.
 
-A step depends only on the state before it: its batch is a function of the step number, its dropout of
-(seed, step, rank). A run that is killed and resumed at any step therefore ends like an uninterrupted one.
+A step depends only on the state before it: its batch is determined by the step number, its dropout masks by
+(seed, step, rank). A run that is killed and resumed therefore ends with the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from vlpipe.stages.train.schedule import learning_rate
 
 
 def fit(config: Mapping[str, Any]) -> None:
-    """Train `config["recipe"]` on `config["inputs"]`, resuming from the last checkpoint in `config["work"]` if any.
+    """Trains `config["recipe"]` (a `Recipe`) on `config["inputs"]` (`Dataset`s).
 
-    Rank 0 writes `work/result`: model, `tokenizer/` and `losses.json`.
+    Resumes from the newest checkpoint in the folder `config["work"]`, if there is one. Rank 0 writes `result` in that
+    folder: the model, `tokenizer/` and `losses.json`.
     """
     work = Path(config["work"])
     checkpoints = Checkpoints(str(work / "checkpoints"))
@@ -46,7 +47,7 @@ def fit(config: Mapping[str, Any]) -> None:
 
 
 def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
-    """Run the remaining steps, with logging, the collapse alarm and checkpoints."""
+    """Runs the remaining steps; logs losses, checks for ITM collapse (`itm_alarm`) and saves checkpoints on the way."""
     recipe, rank, world_size = run.recipe, distributed.rank(), distributed.world_size()
     progress = Progress(progress_log, step=run.step, num_steps=run.num_steps, batch_size=recipe.batch_size)
     with run.loader.batches(run.step, rank, world_size, pin=run.device.type == "cuda") as batches:
@@ -68,7 +69,7 @@ def _due(run: Run, every: int) -> bool:
 
 
 def train_step(run: Run, batches: Sequence[Mapping[str, Any]]) -> None:
-    """One optimiser step over the micro-batches of this rank."""
+    """Runs one optimiser step on this rank's micro-batches and adds its losses and diagnostics to `run.sums`."""
     recipe = run.recipe
     seed_all(recipe.seed, run.step, distributed.rank())
     lr = learning_rate(recipe, run.step, run.num_steps, run.loader.samples_per_epoch)
@@ -85,9 +86,9 @@ def train_step(run: Run, batches: Sequence[Mapping[str, Any]]) -> None:
 
 
 def accumulate(run: Run, batches: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Forward and backward of all micro-batches; gradients are synchronised in the last one only.
+    """Runs forward and backward of all micro-batches; gradients are synchronised across ranks in the last one only.
 
-    Returns the losses and diagnostics of the step, as detached scalars.
+    Returns name -> value of the step's losses and diagnostics: float64 scalars, detached, of this rank.
     """
     values: dict[str, Tensor] = {}
     for micro, (batch, shares) in enumerate(zip(batches, micro_shares(run, batches), strict=True)):
@@ -102,7 +103,10 @@ def accumulate(run: Run, batches: Sequence[Mapping[str, Any]]) -> dict[str, Tens
 
 
 def losses(run: Run, batch: Mapping[str, Any], shares: Sequence[float], num_micro: int) -> dict[str, Tensor]:
-    """Returns a micro-batch's contribution to each value of the step, and `loss`, the weighted sum of the losses."""
+    """Returns a micro-batch's contribution to each loss and diagnostic of the step, and `loss`, the weighted sum of losses.
+
+    shares: the micro-batch's entry of `micro_shares`; num_micro: micro-batches per step.
+    """
     on_device = {
         k: v.to(run.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
     }
@@ -120,11 +124,11 @@ def losses(run: Run, batch: Mapping[str, Any], shares: Sequence[float], num_micr
 
 
 def micro_shares(run: Run, batches: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Returns shares[micro-batch][objective]: the fraction of the step's terms (tokens, rows) in that micro-batch.
+    """Returns shares[micro-batch][objective]: the fraction of the step's terms (see `Net.num_terms`) in that micro-batch.
 
-    Terms are counted over all ranks; the shares of an objective sum to 1. So K micro-batches of size B equal one batch
-    of K x B wherever a loss is a mean of independent terms. Contrastive losses and hard negatives are not: their
-    candidates come from the micro-batch (and the queue) only.
+    Terms are counted over all ranks; the shares of an objective sum to 1. For a loss that is a mean of independent terms,
+    K micro-batches of size B therefore equal one batch of K x B. For contrastive losses and hard negatives they do not:
+    the candidates come from the micro-batch (and the queue) only.
     """
     if len(batches) == 1:
         return [[1.0] * len(run.net.objectives)]
@@ -136,24 +140,27 @@ def micro_shares(run: Run, batches: Sequence[Mapping[str, Any]]) -> list[list[fl
 
 
 def clip(run: Run, values: Mapping[str, Tensor]) -> Tensor:
-    """Clip the gradient to `clip_norm` and return its norm before clipping.
+    """Clips the gradient to an L2 norm of `clip_norm` (None: no clipping); returns the norm before clipping, a scalar.
 
-    Raises VlpipeError if the norm or the loss is not finite, before the weights change.
+    Raises VlpipeError if the norm or the loss is not finite; the weights are not updated then.
     """
     params = [p for p in run.net.parameters() if p.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(params, run.recipe.clip_norm or math.inf).double()
     if not math.isfinite(norm + values["loss"]):
         found = {**values, "gradient norm": norm}
         raise VlpipeError(
-            f"training: step {run.step} is not finite ("
+            f"training: loss or gradient of step {run.step} is not finite ("
             + ", ".join(f"{name} {float(value):.6g}" for name, value in found.items())
-            + "). The last checkpoint is good. Lower lr, raise warmup_steps, or set precision: fp32"
+            + "); the weights were not updated. Lower lr, raise warmup_steps, or set precision: fp32"
         )
     return norm
 
 
 def log(run: Run) -> dict[str, float]:
-    """Append loss rows: means over ranks and over the steps since the last log, equal on all ranks. Returns them."""
+    """Appends one row per loss and diagnostic, and one for `lr`, to `run.rows`. Returns name -> value.
+
+    Values are means over ranks and over the steps since the last log, so they are equal on all ranks.
+    """
     means = torch.stack(list(run.sums.values())) / run.num_summed
     if distributed.world_size() > 1:
         dist.all_reduce(means)
@@ -166,9 +173,9 @@ def log(run: Run) -> dict[str, float]:
 
 
 def watch(run: Run) -> str:
-    """Check for collapse. At the first alarm, appends a loss row and returns the message; otherwise returns "".
+    """Returns the alarm message at the first log that shows ITM collapse, else "". The alarm also becomes a loss row.
 
-    Raises VlpipeError instead if `on_collapse` is "fail". Only a `Recipe` (not a detector's) has an ITM loss.
+    Raises VlpipeError instead if `on_collapse` is "fail". Detectors have no ITM loss: only a `Recipe` is checked.
     """
     if not isinstance(run.recipe, Recipe):
         return ""
@@ -183,6 +190,7 @@ def watch(run: Run) -> str:
 
 
 def write_result(run: Run, folder: Path) -> None:
+    """Writes the model, `tokenizer/` and `losses.json`, a list of [step, name, value]."""
     run.net.model.save(folder)
     run.loader.tokenizer.save(folder / "tokenizer")
     (folder / "losses.json").write_text(json.dumps(run.rows))

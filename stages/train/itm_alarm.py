@@ -1,7 +1,8 @@
-"""Detects image-text matching (ITM) that learns nothing, the most reported failure of BLIP training.
+"""Detects collapse of image-text matching (ITM): the matching head ignores the image and predicts the class prior.
 
-Each row has one positive and two negatives. Always predicting "no match" gives an accuracy of 2/3; predicting
-this prior gives a loss of 0.6365 nats. Reports: github.com/salesforce/BLIP issues 51, 152, 200.
+This is the most reported failure of BLIP training (github.com/salesforce/BLIP issues 51, 152, 200). ITM compares each
+matching pair with two mismatched ones, so the prior of "match" is 1/3. A model that always predicts this prior has an
+accuracy of 2/3 and a loss of 0.6365 nats.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from collections.abc import Sequence
 
 PRIOR_LOSS = math.log(3) - 2 / 3 * math.log(2)  # entropy of (1/3, 2/3)
 PRIOR_ACCURACY = 2 / 3
-NEAR = 0.02
+NEAR = 0.02  # max difference from the prior's loss (nats) and from its accuracy
 ALARM = "collapse_alarm"  # name of the loss row
 
 LossRow = tuple[int, str, float]  # step, name, value
 
 
 def collapsed(rows: Sequence[LossRow], after: int) -> float | None:
-    """Returns the recent mean ITM loss if both loss and accuracy are within 0.02 of the prior, else None.
+    """Returns the mean ITM loss of the last `after // 4` steps if ITM has collapsed, else None.
 
-    "Recent" means the last `after // 4` steps. Returns None before step `after`: every run passes the prior
-    early in training.
+    ITM has collapsed if the mean loss and accuracy of these steps are both within 0.02 of the prior's. Returns None
+    before step `after`, because early in training every run is near the prior.
     """
     if not rows or rows[-1][0] < after:
         return None
@@ -45,8 +46,8 @@ def _mean_since(rows: Sequence[LossRow], name: str, since: int) -> float | None:
 
 def message(step: int, loss: float) -> str:
     return (
-        f"COLLAPSE ALARM at step {step}: matching (itm) has a loss of {loss:.4f} and an accuracy of 2/3, "
-        "the values of a model that ignores the image. Usual causes: lr too high or warmup_steps too few, "
-        "a tokenizer that is not the one of init, texts that do not describe their images, small batches. "
-        "Set on_collapse: fail to stop at this alarm"
+        f"COLLAPSE ALARM at step {step}: image-text matching (itm) has a loss of {loss:.4f} and an accuracy near "
+        "2/3, as a model that ignores the image has. Usual causes: lr too high, too few warmup_steps, a tokenizer "
+        "other than that of init, texts that do not describe their images, small batches. "
+        "To stop training at this alarm, set on_collapse: fail"
     )

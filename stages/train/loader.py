@@ -1,4 +1,4 @@
-"""Batches for one rank, prefetched in a thread. The step number alone determines the position, also after a resume."""
+"""Makes the training batches of one rank, prefetched in a thread. The step number alone determines a batch's samples."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 SAMPLE = 4  # seed constant of per-sample generators; distinct from those in `order`
-NUM_AHEAD = 4  # batches
+NUM_AHEAD = 4  # max prefetched batches
 
 
 class Loader:
     """Indexes all samples of the inputs and makes the batches of each rank.
 
-    Raises VlpipeError if `mix` names a step that is not an input.
+    Raises VlpipeError if `mix` names a step that is not an input, or if there are no samples.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Loader:
     def batches(
         self, step: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
     ) -> Iterator[Iterator[dict[str, Any]]]:
-        """Yields an endless iterator of micro-batches, starting at optimiser step `step`.
+        """Context manager that yields an endless iterator of micro-batches, starting at optimiser step `step`.
 
-        A micro-batch of B samples: `pixels` (B, 3, H, W) float32, `input_ids` and `attention_mask` (B, L),
-        `image_id` (B,) int64, `progress` (epochs done) and `micro` (its index within the step). `pin` puts the
-        tensors in pinned memory, for faster copies to a GPU.
+        A micro-batch of B samples is a dict: `pixels` (B, 3, H, W) float32, `input_ids` and `attention_mask`
+        (B, `max_text_length`) int64, `image_id` (B,) int64, `progress` (epochs completed, a float) and `micro` (its
+        index within the step). pin: tensors are in pinned memory, for faster copies to a GPU.
         """
         cache = RowCache(self.units, self.recipe.cache_bytes, self.recipe.loader_threads)
         with (
@@ -142,7 +142,10 @@ def _units(samples: Sequence[Sample]) -> list[int]:
 
 
 def augmented(image: Image, spec: Augmentation, size: int, text: str, rng: np.random.Generator) -> Image:
-    """Random crop resized to (size, size), random flip unless the text says left or right, then RandAugment."""
+    """Returns a (size, size) image: random crop, horizontal flip unless `text` says left or right, RandAugment.
+
+    `spec` selects which of the three are applied.
+    """
     from PIL.Image import Resampling, Transpose
 
     if spec.crop_scale is not None:
@@ -157,9 +160,9 @@ def augmented(image: Image, spec: Augmentation, size: int, text: str, rng: np.ra
 
 @contextmanager
 def ahead(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
-    """Run the endless iterator `source` in a thread, prefetching at most `depth` items.
+    """Context manager that yields the items of the endless iterator `source`, which runs in a thread.
 
-    An exception raised in `source` is re-raised in the consumer.
+    At most `depth` items are prefetched. An exception raised in `source` is re-raised in the consumer.
     """
     items: queue.Queue[T | BaseException] = queue.Queue(depth)
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Checks of a recipe before it runs: whether its parts exist and fit, and an estimate of the cost."""
+"""Checks a recipe before the run (its parts exist and fit together) and estimates the cost of the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlpipe.models.tokenizer import SPECIAL, Tokenizer
 from vlpipe.stages.train.build import build_net, build_objectives, decay_groups, load_tokenizer
 from vlpipe.stages.train.recipe import Recipe
 
-BERT_VOCABULARY = 30524  # assumed in estimates if the tokenizer is not trained yet
+BERT_VOCABULARY = 30524  # tokens; assumed if the tokenizer is made by an earlier step
 
 
 def part_problems(recipe: Recipe) -> list[str]:
@@ -32,7 +32,10 @@ def part_problems(recipe: Recipe) -> list[str]:
 
 
 def estimate(recipe: Recipe, num_rows: int) -> str:
-    """One line: steps, samples, workers, parameters, disk. Assumes one sample per row; `num_rows` 0 means unknown."""
+    """Returns one line on the cost: steps, samples, workers, parameters, disk space of checkpoints.
+
+    Assumes one sample per row. num_rows: 0 if unknown.
+    """
     device = "GPU" if recipe.gpu else "CPU"
     parts = [
         _duration(recipe, num_rows),
@@ -63,12 +66,12 @@ def _sizes(recipe: Recipe) -> tuple[int, int]:
 
 
 def _without_files(recipe: Recipe) -> Recipe:
-    """The recipe without weight files: the meta device has no memory to load them into."""
+    """Returns the recipe without weight files, because the meta device has no memory to load them into."""
     return replace(recipe, init_vit=None, init_bert=None)
 
 
 def _tokenizer(recipe: Recipe) -> Tokenizer:
-    """Returns the recipe's tokenizer, or a placeholder of BERT's size if an earlier step has not trained it yet."""
+    """Returns the recipe's tokenizer, or one of BERT's size with placeholder tokens if an earlier step makes it."""
     file = recipe.tokenizer
     if file is not None and file.step is None and Path(file.path).exists():
         return load_tokenizer(recipe)

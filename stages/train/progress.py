@@ -15,13 +15,17 @@ POLL_S = 0.2
 
 
 class Progress:
-    """Writes progress lines to `path`. Speed and remaining time are measured from `step`, the start of this attempt."""
+    """Appends progress lines to the file `path`.
+
+    step: the step at which this process starts or resumes; speed and remaining time are measured from there.
+    """
 
     def __init__(self, path: Path, *, step: int, num_steps: int, batch_size: int) -> None:
         self.path, self.first_step, self.num_steps, self.batch_size = path, step, num_steps, batch_size
         self.since_s = time.monotonic()
 
     def report(self, step: int, means: Mapping[str, float]) -> None:
+        """Appends a line with the step, the mean losses, samples per second and the remaining seconds."""
         seconds = max(1e-9, time.monotonic() - self.since_s)
         per_step_s = seconds / max(1, step - self.first_step)
         shown = [f"{name} {value:.4g}" for name, value in means.items()]
@@ -36,7 +40,7 @@ class Progress:
 
 @contextmanager
 def following(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Call `say` with each line that is appended to `path` inside the block."""
+    """Context manager in which a thread calls `say` with each line that is appended to the file `path`."""
     path.touch()
     start, done = path.stat().st_size, threading.Event()
 

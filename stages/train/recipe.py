@@ -17,7 +17,7 @@ DEFAULT_MODEL = "blip:Blip"
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Image augmentation. BLIP: crop_scale [0.2, 1] ([0.5, 1] in finetuning), randaugment [2, 5]."""
+    """Image augmentation. BLIP uses crop_scale [0.2, 1] in pretraining, [0.5, 1] in finetuning, and randaugment [2, 5]."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -30,7 +30,10 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """Duration, optimiser and hardware of training, for any kind of model. Defaults follow BLIP's pretraining."""
+    """Duration, optimiser and hardware of a training run, for any kind of model.
+
+    The defaults of lr, min_lr, decay_rate and weight_decay are those of BLIP's pretraining.
+    """
 
     # Duration: exactly one of `steps` and `epochs`
     steps: int | None = None
@@ -60,7 +63,7 @@ class Optimisation:
     num_workers: int = 1
     gpu: bool = False
     log_every: int = 50  # steps per loss row and progress line
-    checkpoint_every: int = 500  # steps; a kill loses at most this many
+    checkpoint_every: int = 500  # steps; a killed run repeats at most this many
     loader_threads: int = 2  # per worker
 
     @property
@@ -68,6 +71,7 @@ class Optimisation:
         return self.batch_size // (self.num_workers * self.accumulate)
 
     def num_steps(self, samples_per_epoch: int) -> int:
+        """Returns the optimiser steps of the whole run."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None, "checked by problems()"
@@ -84,23 +88,30 @@ class Optimisation:
             (len(has) != 1, f"wanted one of steps and epochs, got {' and '.join(has) or 'neither'}"),
             (self.steps is not None and self.steps < 1, f"steps: wanted at least 1, got {self.steps}"),
             (self.epochs is not None and self.epochs <= 0, f"epochs: wanted more than 0, got {self.epochs}"),
-            (parts < 1, "num_workers and accumulate: wanted at least 1"),
+            (
+                parts < 1,
+                f"num_workers and accumulate: wanted at least 1, got {self.num_workers} and {self.accumulate}",
+            ),
             (
                 parts >= 1 and (self.batch_size < 1 or self.batch_size % parts != 0),
                 f"batch_size: wanted a multiple of num_workers x accumulate = {parts}, got {self.batch_size}",
             ),
             (
                 self.steps is not None and not 0 <= self.warmup_steps < max(self.steps, 1),
-                f"warmup_steps: wanted 0 to below steps = {self.steps}, got {self.warmup_steps}",
+                f"warmup_steps: wanted at least 0 and fewer than steps = {self.steps}, got {self.warmup_steps}",
             ),
-            (not 0 <= self.min_lr <= self.lr, f"min_lr: wanted 0 to lr = {self.lr}, got {self.min_lr}"),
+            (
+                not 0 <= self.min_lr <= self.lr,
+                f"min_lr: wanted at least 0 and at most lr = {self.lr}, got {self.min_lr}",
+            ),
             (
                 min(self.log_every, self.checkpoint_every) < 1,
-                "log_every and checkpoint_every: wanted at least 1",
+                f"log_every and checkpoint_every: wanted at least 1, got {self.log_every} and {self.checkpoint_every}",
             ),
             (
                 min(self.loader_threads, self.shuffle_window) < 1,
-                "loader_threads and shuffle_window: wanted at least 1",
+                "loader_threads and shuffle_window: wanted at least 1, "
+                f"got {self.loader_threads} and {self.shuffle_window}",
             ),
             (self.seed < 0, f"seed: wanted at least 0, got {self.seed}"),
         ]
@@ -108,34 +119,43 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Optimisation):
-    """Training of an image-text model. BLIP's pretraining does not clip gradients and decays all weights."""
+    """The configuration of an image-text model's training run.
+
+    BLIP's pretraining differs from the defaults: it does not clip gradients (`clip_norm: null`), and it applies weight
+    decay to all parameters, scalars and vectors included, for which there is no option.
+    """
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
     # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, plus its parameters}.
     objectives: list[str | dict[str, Any]]
     model: dict[str, Any] | None = None
-    init: Weights | None = None  # start from these weights, with their tokenizer
-    init_vit: Weights | None = (
-        None  # or initialise a new model's image encoder from a ViT (BLIP: DeiT-B/16, timm's parameter names)
+    init: Weights | None = (
+        None  # start from these weights, and from their tokenizer unless `tokenizer` is set
     )
-    init_bert: Weights | None = None  # and its text encoder from a BERT with the same vocabulary
+    init_vit: Weights | None = (
+        None  # initialise a new model's image encoder from a ViT with timm's parameter names (BLIP: DeiT-B/16)
+    )
+    init_bert: Weights | None = (
+        None  # initialise a new model's text encoder from a BERT with the same vocabulary
+    )
     tokenizer: File | None = None  # a vocab.txt, or a folder that contains one
 
-    # Data. A sample is an (image, text) pair, or an image with one of its texts, drawn anew in each epoch.
+    # Data. A sample is an (image, text) pair ("pairs"), or an image with one of its texts, drawn in each epoch ("images").
     texts: Literal["pairs", "images"] = "pairs"
     mix: dict[str, float] = field(
         default_factory=dict
-    )  # input step -> how often each of its samples occurs per epoch
+    )  # input step -> how often each of its samples occurs per epoch; default 1
     prompt: str = ""  # prefix of every text; BLIP's captioner: "a picture of "
     max_text_length: int = 30  # tokens, including [CLS] and [SEP]
     augment: Augmentation | None = None
 
-    # Alarm and memory
+    # Collapse alarm (`itm_alarm`) and memory
     on_collapse: Literal["warn", "fail"] = "warn"
     collapse_after: int = 1000  # steps after warm-up before the collapse alarm is active
-    cache_bytes: int = 2 << 30  # per worker, for images outside the shuffle window
+    cache_bytes: int = 2 << 30  # per worker, for images of earlier shuffle windows
 
     def model_spec(self) -> dict[str, Any]:
+        """Returns `model`, with the default class if it has no `use`."""
         return {"use": DEFAULT_MODEL} | (self.model or {})
 
     def objective_specs(self) -> list[tuple[float, dict[str, Any]]]:
@@ -159,5 +179,5 @@ class Recipe(Optimisation):
 
 
 def mix_weight(mix: Mapping[str, float], name: str) -> float:
-    """Weight of the input `name`, or of its base name for a repeated step (`filter` for `filter@2`); default 1."""
+    """Returns the weight of input `name`, or of its base name for a repeated step (`filter` for `filter@2`); default 1."""
     return mix.get(name, mix.get(name.partition("@")[0], 1.0))

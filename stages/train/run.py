@@ -30,7 +30,11 @@ SYNC_BUFFERS = (
 
 @dataclass
 class Run:
-    """`step`: number of completed steps. `sums`: sum of each value over the `num_summed` steps since the last log."""
+    """The training state of one worker.
+
+    step: number of completed steps. rows: logged losses. sums: name -> sum of a loss or diagnostic over the `num_summed`
+    steps since the last log.
+    """
 
     recipe: Optimisation
     device: torch.device
@@ -48,22 +52,23 @@ class Run:
         if distributed.world_size() > 1:
             sync_buffers: Any = {
                 SYNC_BUFFERS: False
-            }  # queues are already equal on all ranks; syncing them would send 100 MB per step
+            }  # buffers (feature queues) are already equal on all ranks; syncing them would send 100 MB per step
             self.parallel = DistributedDataParallel(
                 self.net,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                find_unused_parameters=True,  # LM alone leaves the projections unused
+                find_unused_parameters=True,  # with LM alone, the contrastive projections get no gradient
                 **sync_buffers,
             )
 
     @property
     def bf16(self) -> bool:
+        """True if the forward pass runs under bf16 autocast."""
         if self.recipe.precision == "auto":
             return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return self.recipe.precision == "bf16"
 
     def state(self) -> dict[str, Any]:
-        """Everything a step depends on. Generator state is not needed: each step is seeded by its number."""
+        """Returns all that the next step depends on. Random generators are not included: each step seeds them anew."""
         return {
             "step": self.step,
             "net": self.net.state_dict(),  # includes momentum encoders and queues
@@ -74,6 +79,7 @@ class Run:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Sets this state to one that `state()` returned."""
         self.step, self.num_summed = state["step"], state["num_summed"]
         self.rows = [(step, name, value) for step, name, value in state["rows"]]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}

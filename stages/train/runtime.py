@@ -15,17 +15,18 @@ from vlpipe.pipeline.errors import VlpipeError
 
 
 def pick_device(gpu: bool) -> torch.device:
+    """Returns the CPU, or with `gpu` the current CUDA device. Raises VlpipeError if torch finds no CUDA device."""
     if not gpu:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise VlpipeError(
             "gpu: true, but torch finds no CUDA device on this machine; install torch for CUDA, or set gpu: false"
         )
-    return torch.device("cuda", torch.cuda.current_device())  # Ray Train has set it
+    return torch.device("cuda", torch.cuda.current_device())  # set by Ray Train
 
 
 def seed_all(*what: object) -> None:
-    """Seed the global generators of torch, numpy and random from `what`, so that a step's draws depend on nothing else."""
+    """Seeds the global random generators of torch, numpy and `random` with a hash of `what`."""
     seed = int.from_bytes(hashlib.sha256(":".join(map(str, what)).encode()).digest()[:8]) >> 1
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -34,7 +35,7 @@ def seed_all(*what: object) -> None:
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """Use deterministic kernels where torch has them; it warns about those that are not."""
+    """Context manager in which torch uses deterministic kernels and warns about operations that have none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for deterministic cuBLAS
     mode = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

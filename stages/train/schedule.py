@@ -1,6 +1,6 @@
-"""The learning rate of a step, in closed form. Warm-up may span several epochs.
+"""Computes the learning rate of a step from the step number. Warm-up may span several epochs.
 
-BLIP warms up in its first epoch only, so on small data its rate jumps from a partial warm-up to 0.9 of the peak.
+BLIP warms up in the first epoch only: if that is shorter than the warm-up, its rate jumps to 0.9 of the peak.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from vlpipe.stages.train.recipe import Optimisation
 
 
 def learning_rate(recipe: Optimisation, step: int, num_steps: int, samples_per_epoch: int) -> float:
-    """Learning rate of `step` (0 to `num_steps` - 1).
+    """Returns the learning rate of `step` (0 to `num_steps` - 1).
 
-    The last warm-up step has the peak rate `lr`. With "cosine" and "linear" the last step has `min_lr`.
+    Warm-up is linear; its last step has the peak rate `lr`. With "cosine" and "linear" the last step has `min_lr`; with
+    "step_decay" the rate is multiplied by `decay_rate` at each new epoch, down to `min_lr`.
     """
     if step < recipe.warmup_steps:
         return recipe.lr * (step + 1) / recipe.warmup_steps

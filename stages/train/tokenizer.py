@@ -20,7 +20,10 @@ VOCABULARY = pa.schema([("token_id", pa.int64()), ("token", pa.string())])
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizer(GatherStage):
-    """Artifacts: a folder with `vocab.txt`, readable by `Train` and `transformers.AutoTokenizer`. Rows: the vocabulary."""
+    """Makes a tokenizer. Artifacts: `vocab.txt` and settings, for `Train` and `transformers.AutoTokenizer`.
+
+    Rows: the vocabulary, one token each.
+    """
 
     ROWS_ARE: ClassVar[str] = "the vocabulary"
 

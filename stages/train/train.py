@@ -1,4 +1,4 @@
-"""Trains a model on the kept texts: takes a recipe, returns weights, tokenizer and loss rows."""
+"""Trains an image-text model on all texts that no filter dropped."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from vlpipe.stages.train.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Train(GatherStage, Recipe):
-    """Artifacts: `config.json`, `model.safetensors` (the model's own layout) and `tokenizer/`. Rows: losses.
+    """Trains a model. Artifacts: `config.json`, `model.safetensors` and `tokenizer/`. Rows: (step, name, value) of losses.
 
-    A killed run resumes from its last checkpoint and ends with the same bytes. With workers on several machines,
-    the root must be a folder shared by all of them.
+    The model is in vlpipe's own format; `export.transformers` converts BLIP to Hugging Face's.
+    A killed run resumes from its last checkpoint and ends with the same bytes as an uninterrupted one. With workers on
+    several machines, the root must be a folder that all of them share.
     """
 
     NAME: ClassVar[str] = "train.train:Train"
@@ -44,18 +45,18 @@ class Train(GatherStage, Recipe):
         return self.problems() or part_problems(self)
 
     def estimate(self, num_rows: int) -> str:
-        """Cost of the run, for `vlpipe plan`: steps, samples, workers, disk for checkpoints."""
+        """Returns the cost of the run, for `vlpipe plan`: steps, samples, workers, disk space of checkpoints."""
         from vlpipe.stages.train.preflight import estimate
 
         return estimate(self, num_rows)
 
     def tell(self, row: Mapping[str, Any]) -> list[str]:
-        """For `vlpipe why`: the texts of a row used for training."""
+        """Returns one line, for `vlpipe why`: which texts of a row are used for training."""
         from vlpipe.stages.loading.rows import usable
 
         used = usable(pa.chunked_array([pa.array([row["texts"]], TEXTS)]))[0]
         if not used:
-            return ["none of its texts was kept: it is not in the training set"]
+            return ["not in the training set: every text was dropped by a filter or is blank"]
         return [
             f"in the training set with {len(used)} of its {len(row['texts'])} texts: {', '.join(map(repr, used))}"
         ]

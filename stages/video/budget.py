@@ -1,4 +1,4 @@
-"""Limits of time and errors for one video, and how much is left."""
+"""Limits for decoding one video, and the time and number of errors used so far."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class Limits:
 
 
 class Budget:
-    """Time and errors left for one video. Methods raise RowFault: deadline, too_many_errors, too_many_pixels."""
+    """Counts the decoding time and bad packets of one video, and raises RowFault when a limit is exceeded.
+
+    Reject codes: deadline, too_many_errors, too_many_pixels.
+    """
 
     def __init__(self, video: str, limits: Limits) -> None:
         self.video, self.limits = video, limits
@@ -28,11 +31,9 @@ class Budget:
         self._spent_s, self._since = 0.0, time.monotonic()
 
     def check(self) -> None:
-        """Raises RowFault (deadline) if the time is spent; called for every packet."""
+        """Raises RowFault (deadline) if decoding has taken more than `deadline_s`; called for every packet."""
         if self._spent_s + time.monotonic() - self._since > self.limits.deadline_s:
-            raise RowFault(
-                "deadline", f"{self.video}: not done after {self.limits.deadline_s:g} s of decoding"
-            )
+            raise RowFault("deadline", f"{self.video}: decoding took more than {self.limits.deadline_s:g} s")
 
     def bad(self, error: Exception) -> None:
         """Count a packet that cannot be read or decoded. Raises RowFault (too_many_errors) above the limit."""

@@ -46,7 +46,7 @@ __all__ = [
     "sample_times",
 ]
 
-SLACK_S = 0.0005  # Matroska rounds to milliseconds: the frame for 2 / 30 s has the time stamp 0.067
+SLACK_S = 0.0005  # added to requested times: Matroska rounds to milliseconds, so the frame at 2 / 30 s is stamped 0.067
 MAX_DURATION_S = (
     360_000  # 100 hours; a longer duration is wrong, and its sample times would exhaust the memory
 )
@@ -56,7 +56,7 @@ TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoInfo:
-    """Properties from the header and the first frame. Durations and counts are hints: headers may be wrong."""
+    """Properties of a video, from its header and first frame. Headers may have a wrong duration and number of frames."""
 
     duration_s: float | None
     width: int  # as shown: after rotation and sample aspect ratio
@@ -69,7 +69,7 @@ class VideoInfo:
 
 
 class TextCue(NamedTuple):
-    """One subtitle of a text track in the file."""
+    """One subtitle of a text track in the file; times in seconds."""
 
     start_s: float
     end_s: float
@@ -81,7 +81,7 @@ class TextCue(NamedTuple):
 def open_video(
     root: str, video: str, limits: Limits = LIMITS, *, num_bytes: int | None = None
 ) -> Iterator[Video]:
-    """Open the video at path `video` below `root` (a folder or fsspec URL).
+    """Yields the open `Video` at path `video` below `root` (a folder or fsspec URL).
 
     num_bytes: the expected size of the file, from its row. Raises RowFault: bad_path, no_file, video_changed, no_video,
     broken_video, too_many_pixels, deadline, too_many_errors.
@@ -128,7 +128,8 @@ class Video:
         """Yield (index into times_s, RGB frame (H, W, 3) uint8) per time; times in seconds, ascending.
 
         Times past the end are omitted; a time before the first frame gets the first frame. Raises RowFault: deadline,
-        too_many_errors, too_many_pixels, broken_video, no_frames_in_window (all times are past the end).
+        too_many_errors, too_many_pixels, broken_video, no_frames_in_window (all times are past the end); ValueError if
+        times are not finite and ascending.
         """
         times = np.asarray(times_s, np.float64)
         if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
@@ -187,7 +188,7 @@ class Video:
                 yield TextCue(start_s, start_s + float((duration or 0) * base), text, lang)
 
     def _at(self, times: npt.NDArray[np.float64]) -> Iterator[tuple[int, VideoFrame]]:
-        """Yield the frame shown at each time: decode on to it, or seek if there is a key frame in between."""
+        """Yield (index, frame shown at that time): decode up to that frame, or seek if a key frame lies in between."""
         ticks = self._ticks(times)
         key = self._keys.before(ticks[0]) if ticks else -1
         for index, tick in enumerate(ticks):
@@ -206,7 +207,7 @@ class Video:
         return self._walk.end is not None and tick >= self._walk.end
 
     def _ticks(self, times: npt.NDArray[np.float64]) -> list[int]:
-        """Convert seconds to time stamps, not before the first frame."""
+        """Convert seconds to ticks, units of the stream's time base; times before the first frame become its start."""
         ticks = np.floor((times + self._zero_s + SLACK_S) / float(self._stream.time_base or 1))
         return np.clip(ticks, self._walk.first, FAR).astype(np.int64).tolist()
 

@@ -1,4 +1,7 @@
-"""Find the key frames of a video, where decoding can start, from the container's index, without decoding."""
+"""Find the key frames of a video, where decoding can start, from the container's index, without decoding.
+
+Times are in ticks, units of the stream's time base.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 MATROSKA = "matroska"
-# Containers with few or no time stamps: FFmpeg counts time from the start, and wrongly after a seek. Always read from the
-# start.
+# Containers with few or no time stamps: FFmpeg counts time from the start of reading, so times are wrong after a seek.
+# Such files are always read from the start.
 COUNTED = ("avi", "mpeg")
-FAR = 1 << 60  # ticks
+FAR = 1 << 60  # ticks; later than the end of any video
 
 
 class Keys:

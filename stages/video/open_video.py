@@ -38,8 +38,9 @@ def need_av() -> Any:
 def container(
     root: str, video: str, *, num_bytes: int | None, timeout_s: float, max_pixels: int
 ) -> Iterator[InputContainer]:
-    """Open a container for reading.
+    """Yields the PyAV container of the file `video` below `root`.
 
+    num_bytes: expected size of the file; None: not checked. timeout_s: max duration of opening or a read, for local files.
     Raises RowFault: bad_path, no_file, video_changed (its size is not `num_bytes`), broken_video, deadline (slow reads).
     """
     av = need_av()
@@ -58,7 +59,7 @@ def container(
                 buffer_size=BUFFER_BYTES,
             )
         except av.error.ExitError as error:
-            raise RowFault("deadline", f"{video}: not open after {timeout_s:g} s") from error
+            raise RowFault("deadline", f"{video}: opening took more than {timeout_s:g} s") from error
         except (av.FFmpegError, ValueError) as error:  # FFmpeg also reports refused sizes as "no memory"
             raise RowFault("broken_video", f"{video}: {said(error)}") from error
         with opened:
@@ -100,7 +101,7 @@ def _below(root: str, video: str) -> str:
 
 def _same_size(video: str, size: int, num_bytes: int | None) -> None:
     if num_bytes is not None and size != num_bytes:
-        raise RowFault("video_changed", f"{video} has {size} bytes, but its row says {num_bytes}")
+        raise RowFault("video_changed", f"{video} has {size} bytes, but its row has num_bytes: {num_bytes}")
 
 
 def packets(opened: InputContainer, stream: Any, budget: Budget) -> Iterator[Any]:

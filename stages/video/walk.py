@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     Packet = AnyPacket[VideoStream]
 
 AHEAD = 32  # packets: twice the max reordering distance of H.264 and HEVC
-STAMPED = ("mov,mp4", MATROSKA)  # packets have exact start times; for other containers FFmpeg guesses them
+# Containers whose packets have exact start times; for others FFmpeg guesses them.
+STAMPED = ("mov,mp4", MATROSKA)
 
 
 class Walk:
-    """A position in the stream. Ticks are in its time base; frames before 0 do not exist (removed by an edit list).
+    """A forward reader of a video stream: seeks, and decodes up to the frame shown at a requested time.
 
+    Times are in ticks, units of the stream's time base. Frames with a negative start, cut off by an edit list, are skipped.
     Raises RowFault: deadline, too_many_errors, broken_video (no frame can be decoded, or seeking fails).
     """
 
@@ -43,8 +45,8 @@ class Walk:
         self._error: type[Exception] = need_av().FFmpegError
         self._is_counted = opened.format.name in COUNTED
         self._is_matroska = opened.format.name.startswith(MATROSKA)
-        self._stamped = opened.format.name.startswith(STAMPED)  # until a packet contradicts it
-        self._may_skip = True  # until a packet is broken
+        self._stamped = opened.format.name.startswith(STAMPED)  # False once a packet contradicts it
+        self._may_skip = True  # whether the decoder may skip frames; False once a packet is broken
         self.end: int | None = None  # end of the last frame, once it is known
         self._reset()
         self._fill(0)
@@ -63,7 +65,7 @@ class Walk:
         self._known: list[
             int
         ] = []  # start times of the frames whose packets were read, from the shown one on
-        self._ready: deque[tuple[int, VideoFrame]] = deque()  # (start, frame): decoded, not yet passed
+        self._ready: deque[tuple[int, VideoFrame]] = deque()  # (start, frame): decoded, not yet shown
         self._shown: VideoFrame | None = None
         self._shown_at = -1  # its start
         self._sent: list[
@@ -75,14 +77,17 @@ class Walk:
         self.reached = -1  # the latest start of a frame sent to the decoder
 
     def _index_delay(self) -> int:
-        """Ticks from a key frame's time in the index to its start: indices store decoding times, except in Matroska."""
+        """Returns the ticks from a key frame's time in the index to its start.
+
+        Indices store decoding times, except in Matroska.
+        """
         first = self._ahead[0] if self._ahead else None
         if first is None or first.pts is None or first.dts is None or self._is_matroska:
             return 0
         return first.pts - first.dts
 
     def can_reach(self, tick: int) -> bool:
-        """Whether the frame shown at `tick` can be reached without a seek."""
+        """Returns whether the frame shown at `tick` can be reached without a seek."""
         if tick < max(self._floor, self._shown_at):
             return False
         if self._drained and not self._is_out():  # it was drained early, before a seek
@@ -122,7 +127,7 @@ class Walk:
             else:
                 self._step(tick)
         if self._budget.num_bad > num_bad and self._may_skip:
-            self._may_skip = False  # a skipped frame may be the best one available
+            self._may_skip = False  # decode again: a skipped frame may be the best one available
             self.seek(tick)
             return self._run_to(tick, next_key)
         return self._shown

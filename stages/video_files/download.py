@@ -1,4 +1,4 @@
-"""Download a missing video with a command of the user, such as yt-dlp; off unless a stage's `download` is set.
+"""Downloads a missing video with a command that the user sets, such as yt-dlp; off unless a stage's `download` is set.
 
 The command writes into a temporary folder. Its files are moved below the videos root after it succeeds, so a video is
 complete or absent. Rate limits and permissions are the responsibility of the command and its user.
@@ -23,7 +23,10 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """command: list of arguments, in which {video_id} and {folder} are replaced. No shell is involved. Example:
+    """A command that downloads one video. It runs without a shell and is killed after `timeout_s` seconds.
+
+    command: list of arguments, in which {video_id} and {folder}, where it must write, are replaced. Raises VlpipeError if
+    {video_id} is missing, or an id that starts with "-" could be parsed as an option. Example:
 
     command: ["yt-dlp", "-f", "mp4", "--write-auto-subs", "-o", "{folder}/%(id)s.%(ext)s", "--",
     "https://www.youtube.com/watch?v={video_id}"]
@@ -37,11 +40,16 @@ class Download:
         if not any("{video_id}" in part for part in self.command):
             raise VlpipeError("download.command must contain {video_id}")
         if ids and "--" not in self.command[: ids[0]]:
-            raise VlpipeError('download.command: ids may start with "-"; put "--" before {video_id}')
+            raise VlpipeError(
+                'download.command: an id may start with "-", like an option; put "--" before {video_id}'
+            )
 
 
 def fetch_with(download: Download, video_id: str, videos: str, endings: Sequence[str]) -> str:
-    """Download one video; returns the name of its file. Raises RowFault: download_failed, download_timeout, no_file."""
+    """Download one video into the folder `videos`; returns the name of its file. endings: accepted file name endings.
+
+    Raises RowFault: download_failed, download_timeout, no_file; VlpipeError if `videos` is a URL or the program is missing.
+    """
     if "://" in videos:
         raise VlpipeError(f"a download needs a local folder as videos root, got {videos}")
     os.makedirs(videos, exist_ok=True)
@@ -55,7 +63,8 @@ def fetch_with(download: Download, video_id: str, videos: str, endings: Sequence
         if not names:
             got = ", ".join(path.name for path in made) or "nothing"
             raise RowFault(
-                "no_file", f"the download made {got}, wanted {video_id} with {' or '.join(endings)}"
+                "no_file",
+                f"the download wrote {got}; wanted {video_id} with the ending {' or '.join(endings)}",
             )
         for path in made:  # subtitles too; the video last, as it marks the download as complete
             if path.name != names[0]:
@@ -79,7 +88,9 @@ def _run(command: Sequence[str], timeout_s: float, video_id: str) -> None:
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
-            raise RowFault("download_timeout", f"{video_id}: not done after {timeout_s:g} s") from error
+            raise RowFault(
+                "download_timeout", f"{video_id}: the download took more than {timeout_s:g} s"
+            ) from error
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""Probe untrusted videos in a child process with limited memory, and a deadline that also applies to native code.
+"""Probes untrusted videos (reads their properties) in a child process with limited memory and a deadline.
 
-If the child hangs, exceeds its memory or dies, only the current video is rejected. The child writes no files; videos may
-be behind an fsspec URL.
+The deadline also stops native code. If the child hangs, exceeds its memory or dies, only the current video is rejected.
+The child writes no files. Videos may be local or at an fsspec URL.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from vlpipe.stages.images.sandbox import Late, ShutIn
 from vlpipe.stages.video.decode import Limits, TextCue, VideoInfo, open_video
 from vlpipe.stages.video.open_video import need_av
 
-GRACE_S = 5.0  # extra time, so that the decoder's own deadline, with its clearer message, comes first
+GRACE_S = 5.0  # extra time, so that the decoder's own deadline, which has a clearer error text, applies first
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The result of probing a video."""
+    """The result of probing a video: its properties and subtitles."""
 
     info: VideoInfo
     texts: tuple[TextCue, ...]  # cues of the text tracks in the file, if requested
@@ -41,7 +41,7 @@ class Prober:
     def __init__(self, limits: Limits, memory_mb: int) -> None:
         self._limits = limits
         start = {"memory_mb": memory_mb, "limits": asdict(limits)}
-        cannot = f"the process that opens videos failed to start (memory_mb: {memory_mb})"
+        cannot = f"the process that opens videos failed to start (probe_memory_mb: {memory_mb})"
         self._child = ShutIn(__name__, start, cannot)
 
     def look(self, root: str, video: str, *, text_tracks: bool = False, num_bytes: int | None = None) -> Look:
@@ -52,7 +52,9 @@ class Prober:
                 return self._ask(request)
             except EOFError:
                 code = self.close()
-        raise RowFault("killed_decoder", f"{video}: the process that opened it died with {code}")
+        raise RowFault(
+            "killed_decoder", f"{video}: the process that opened it died twice, with exit status {code}"
+        )
 
     def _ask(self, request: dict[str, Any]) -> Look:
         self._child.send(json.dumps(request).encode())
@@ -67,7 +69,7 @@ class Prober:
         return Look(VideoInfo(**answer["info"]), tuple(TextCue(*one) for one in answer["texts"]))
 
     def close(self) -> int | None:
-        """End the child; returns its exit status, or None if there was none."""
+        """End the child; returns its exit status, or None if it was not running."""
         return self._child.close()
 
 
@@ -89,13 +91,13 @@ def _answer(request: dict[str, Any], limits: Limits) -> dict[str, Any]:
     except MemoryError:
         return {
             "why": "decode_memory",
-            "detail": f"{request['video']}: opening it takes more than `memory_mb`",
+            "detail": f"{request['video']}: opening it takes more memory than `probe_memory_mb`",
         }
     return {"info": asdict(found.info), "texts": found.texts}
 
 
 def main() -> None:
-    """The child process: probe videos until its input ends."""
+    """Runs the child process: probes one video per request until its input ends."""
     start = sandbox.begin()
     limits = Limits(**start["limits"])
     need_av()

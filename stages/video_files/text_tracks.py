@@ -1,4 +1,4 @@
-"""Read text tracks inside a video file, and choose among several languages."""
+"""Selects the cues of the best language from the text tracks inside a video file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def rank(lang: str | None, languages: Sequence[str]) -> int | None:
 
 
 def embedded(texts: Sequence[TextCue], languages: Sequence[str], video: str) -> RawCue:
-    """Returns the cues of the language that ranks first. Raises RowFault (no_cues) if there is none."""
+    """Returns the cues of the language that `rank` puts first. Raises RowFault (no_cues) if there is none.
+
+    texts: the cues of all text tracks of the file. video: its path, for error texts.
+    """
     ranks = {lang: rank(lang, languages) for lang in map(_lang, texts)}
     wanted = {lang: place for lang, place in ranks.items() if place is not None}
     if not wanted:

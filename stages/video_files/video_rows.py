@@ -1,4 +1,4 @@
-"""Build video rows: hash the file, probe it in a child process, read the cues of one track. Used by all video sources."""
+"""Base class of all video sources. It hashes a video file, probes it in a child process, and reads one track of cues."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENDINGS = (
     *(".wmv", ".mpg", ".mpeg", ".ts", ".ogv", ".3gp"),
 )
 CHUNK_BYTES = 1 << 20
-# Faults of the subtitles only: with `no_cues: keep` the video is kept.
+# Reject codes of subtitles: with `no_cues: keep`, a video with one of these is kept, without cues.
 CUE_FAULTS = frozenset({"no_cues", "no_captions", "bad_captions", "bad_subtitles"})
 
 Row = Mapping[str, Any]
@@ -45,10 +45,10 @@ class VideoSource(SourceStage):
     """Base class of video sources; subclasses define which videos are listed and where their subtitles are.
 
     no_cues: how to handle a video without readable subtitles. rollup: whether to merge roll-up captions
-    (`subtitles.track`). subtitle_source, lang: defaults for cues whose file does not state them. probe_timeout_s,
-    probe_memory_mb: limits of the child process that probes a file.
-    Codes: no_file, bad_path, empty, no_cues, bad_subtitles, those of `video.decode` (no_video, broken_video, deadline,
-    too_many_errors, too_many_pixels), killed_decoder, decode_memory.
+    (`subtitles.track`). subtitle_source, lang: defaults for cues whose file does not state them. max_pixels: max width x
+    height of a frame. probe_timeout_s, probe_memory_mb: limits of the child process that probes a file.
+    Reject codes: no_file, bad_path, empty, no_cues, bad_subtitles, those of `video.decode` (no_video, broken_video,
+    deadline, too_many_errors, too_many_pixels), killed_decoder, decode_memory.
     Counts: cues dropped or repaired, by reason; cues_past_end are dropped, cues_cut_at_end are cut at the video's end.
     """
 
@@ -111,7 +111,11 @@ class VideoSource(SourceStage):
         *,
         text_tracks: bool = False,
     ) -> dict[str, Any]:
-        """Returns the columns of VIDEOS, except `id`, `url` and `video_id`, from the file and its track. Raises RowFault."""
+        """Returns the columns of VIDEOS, except `id`, `url` and `video_id`.
+
+        read: returns the track of cues, given the result of the probe. text_tracks: whether the probe reads the text tracks
+        in the file. Raises RowFault if the row is rejected.
+        """
         num_bytes, sha256 = hashed(root, video)
         seen = probe.look(root, video, text_tracks=text_tracks, num_bytes=num_bytes)
         info = seen.info
@@ -141,7 +145,7 @@ class VideoSource(SourceStage):
             return ()
 
     def track_of(self, found: RawCue, name: str, lang: str | None = None) -> Track:
-        """Returns the track of `found`, with this stage's settings. Raises RowFault (no_cues)."""
+        """Returns the cues of `found`, by `subtitle_source`, `lang` and `rollup`. Raises RowFault (no_cues)."""
         return track(found, name, source=self.subtitle_source, lang=lang or self.lang, rollup=self.rollup)
 
 
@@ -210,7 +214,7 @@ def below(root: str, name: str) -> str:
 
 
 def exists(root: str, name: str) -> bool:
-    """Whether the file exists below a folder or fsspec URL. Raises RowFault (bad_path)."""
+    """Returns whether the file exists below a folder or fsspec URL. Raises RowFault (bad_path)."""
     path = below(root, name)
     if "://" not in root:
         return os.path.isfile(path)

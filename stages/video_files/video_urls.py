@@ -79,13 +79,14 @@ class Asking(Limits):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoUrls(VideoSource):
-    """Fetch videos. list: parquet, tsv, csv or jsonl with a column of URLs. videos: folder or fsspec URL to store them in.
+    """Fetches the videos of a URL list and returns one video row each.
 
+    list: parquet, tsv, csv or jsonl with a column of URLs. url: its name. videos: folder or fsspec URL to store them in.
     asking: timeouts, sizes, limits per host, opt-outs. serve: host name -> folder served under that name on a loopback
     port; the only exemption from the rule that only public addresses are contacted. blocklist: URLs, domains and content
-    (`fetching.blocklist`); a file fetched before it was listed is rejected, but not deleted.
-    The cues are those of a text track in the file. Additional codes: those of `fetching.images:FetchImages`, except
-    those of decoding.
+    (`fetching.blocklist`); a stored file that it now matches is rejected, but not deleted.
+    The cues are those of a text track in the file. Additional reject codes: those of `fetching.images:FetchImages`, except
+    those of image decoding.
     """
 
     NAME: ClassVar[str] = "ingest.video_urls:VideoUrls"
@@ -211,7 +212,7 @@ class VideoUrls(VideoSource):
         return about
 
     def _need_allowed(self, one: Row, folder: str, blocklist: Blocklist) -> None:
-        """Check an existing file, as the blocklist may be newer. Raises RowFault (blocked)."""
+        """Check an existing file against the blocklist, which may be newer. Raises RowFault (blocked)."""
         if fault := blocklist.check_url(one["url"]):
             raise fault
         if blocklist.marks:
@@ -236,7 +237,7 @@ def file_name(one: Row) -> str:
 
 
 def _need_allowed_file(path: str, blocklist: Blocklist) -> None:
-    """Raises RowFault: empty, blocked."""
+    """Raises RowFault if the file has no bytes (empty) or the blocklist has its content (blocked)."""
     if not os.path.getsize(path):
         raise RowFault("empty", "the response has no bytes")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -247,7 +248,7 @@ def _need_allowed_file(path: str, blocklist: Blocklist) -> None:
 
 @contextmanager
 def _folder_near(videos: str) -> Iterator[str]:
-    """Yields a temporary folder for bodies being received, on the same disk as the videos if those are local."""
+    """Yields a temporary folder for response bodies, inside the videos root if that is local."""
     if "://" in videos:
         near = None
     else:

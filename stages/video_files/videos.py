@@ -1,4 +1,4 @@
-"""Read any folder of videos, with subtitles in files beside them or in text tracks: one row per video.
+"""Source stage for a folder of videos, with subtitles in files beside them or in text tracks; returns a row per video.
 
 A subtitle file belongs to the video whose name it starts with: `a/b.srt`, `a/b.en.vtt`, `a/b.en-orig.json3` to `a/b.mp4`.
 """
@@ -46,12 +46,13 @@ FOUND = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Videos(VideoSource):
-    """Videos of a folder. videos: a folder, an fsspec URL, or a step's artifact; `endings` define which files are videos.
+    """Returns one video row per video file in a folder.
 
+    videos: a folder, an fsspec URL, or a step's artifact; a file with one of `endings` is a video.
     languages: accepted languages, best first ("en" also matches en-US); files of another language are ignored. If empty,
-    all are accepted. Among several files of equal rank, the first by `subtitle_endings`, then by name, is read.
+    all are accepted. If a video has several files in the best language, the first by `subtitle_endings`, then name, is read.
     embedded: read a text track of the video if it has no subtitle file. encoding: of subtitle files that are not UTF-8.
-    Additional codes: no_video_file (subtitles without a video).
+    Additional reject codes: no_video_file (subtitles without a video).
     """
 
     videos: Listing
@@ -78,7 +79,7 @@ class Videos(VideoSource):
 
     def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
         if one["why"]:
-            raise RowFault(one["why"], f"there is no video beside {one['url']}")
+            raise RowFault(one["why"], f"there is no video for the subtitle file {one['url']}")
         in_file = self.embedded and one["subtitles"] is None
 
         def read(seen: Look) -> Track:
@@ -120,7 +121,10 @@ def listed(
     languages: Sequence[str],
     subtitle_endings: Sequence[str] = SUBTITLES,
 ) -> Iterator[VideoFile]:
-    """Yield videos in order of path. files: path -> size in bytes; files other than videos and subtitles are ignored."""
+    """Yield the videos, and the subtitle files without a video, in order of path.
+
+    files: path -> size in bytes; files other than videos and subtitles are ignored.
+    """
     videos = {path for path in files if _ending(path) in endings}
     stems = {_stem(path) for path in videos}
     beside: dict[str, list[tuple[str, str | None]]] = {}
@@ -151,7 +155,7 @@ def _stem(path: str) -> str:
 
 
 def _belongs_to(path: str, stems: set[str]) -> tuple[str | None, str | None]:
-    """Returns (path of the video without its ending, language) for a subtitle file, or (None, None)."""
+    """Returns (path of the subtitle file's video without its ending, language), or (None, None) if it has no video."""
     stem = _stem(path)
     if stem in stems:
         return stem, None

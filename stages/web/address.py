@@ -45,7 +45,7 @@ NAT64 = IPv6Network("64:ff9b::/96")
 
 @lru_cache(maxsize=100_000)  # called for each hop and each socket
 def is_public(address: str | IPv4Address | IPv6Address) -> bool:
-    """Whether the address is on the public internet. An IPv6 address that embeds an IPv4 address is judged by that."""
+    """Whether the address is on the public internet. If an IPv6 address embeds an IPv4 address, that one decides."""
     if isinstance(address, str):
         if "%" in address:  # a zone id: link-local
             return False

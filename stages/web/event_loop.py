@@ -1,4 +1,4 @@
-"""An asyncio loop in its own thread, so that a stage's function need not be async."""
+"""An asyncio loop in its own thread, so that a stage's function can be synchronous."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Loop:
         self._loop = loop
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start a coroutine in the loop."""
+        """Starts a coroutine in the loop and returns its future."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def submit_all(self, works: Sequence[Coroutine[Any, Any, T]]) -> list[concurrent.futures.Future[T]]:
-        """As `submit` for each coroutine, but the loop is woken only once. Cancelling a future cancels its task."""
+        """Starts coroutines and returns their futures; wakes the loop only once. Cancelling a future cancels its task."""
         futures: list[concurrent.futures.Future[T]] = [concurrent.futures.Future() for _ in works]
 
         def start() -> None:
@@ -43,12 +43,12 @@ class Loop:
             self._loop.call_soon_threadsafe(task.cancel)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the loop and wait for its result."""
+        """Runs a coroutine in the loop, waits, and returns its result."""
         return self.submit(work).result()
 
 
 def _settle(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
-    """Copy the outcome of the task to the future, which another thread may wait for."""
+    """Copies the result or error of the task to the future, which another thread may wait for."""
     if task.cancelled():
         future.cancel()
     elif future.set_running_or_notify_cancel():
@@ -61,7 +61,7 @@ def _settle(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None
 
 @contextmanager
 def running_loop() -> Iterator[Loop]:
-    """Run a loop in a daemon thread; on exit, its remaining tasks are cancelled and the thread ends."""
+    """Yields a Loop that runs in a daemon thread; on exit, its remaining tasks are cancelled and the thread ends."""
     loop = asyncio.SelectorEventLoop()  # libcurl's sockets need a selector loop, on Windows too
     executor = ThreadPoolExecutor(NUM_DNS_THREADS, thread_name_prefix="dns")
     loop.set_default_executor(executor)

@@ -1,7 +1,8 @@
-"""Fetch URLs: public addresses only, checked on every hop; deadlines, byte limits; one typed code per failure.
+"""Fetches URLs from public addresses only, with deadlines, byte limits and a reject code for each kind of failure.
 
-A connection goes to exactly the address that was checked (`resolver`), once the host's limits allow it
-(`politeness`). Proxies from the environment are not used: they would resolve names unchecked.
+Addresses are checked for each URL and each redirect. A connection goes to exactly the address that was checked
+(`resolver`), once the host's limits allow it (`politeness`). Proxies from the environment are not used: they would resolve
+names unchecked.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ MAX_RULES_FILE_BYTES = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The result of one URL, and (for the log only) its timing and number of attempts."""
+    """The result for one URL, and (for the log only) its timing and number of attempts."""
 
     result: Page | RowFault
     at_s: float  # Unix time of the first attempt
-    seconds: float  # including the wait for its turn
+    seconds: float  # total time, including waits for the host's limits
     attempts: int
 
 
@@ -58,8 +59,9 @@ def fetcher(
     """Yields `fetch(urls)`, which starts all requests and returns a future for each.
 
     ports: host -> loopback port that serves it; the only exemption from the address rules.
-    passing: codes to retry. gate: address of the run's `HostGate`. refuse: returns a RowFault if a URL must not be
-    requested, whether listed or redirected to. folder: bodies are written to files there instead of held in memory.
+    passing: codes of temporary failures, which are retried. gate: address of the run's `HostGate`. refuse: called for each
+    listed URL and redirect target, returns a RowFault if it must not be requested. accept: the Accept header. folder: bodies
+    are written to files there instead of held in memory.
     """
     with running_loop() as loop:
         crawler = loop.run(_crawler(limits, ports, passing, gate, refuse, accept, folder))
@@ -83,7 +85,7 @@ async def _crawler(
 
 
 class Crawler:
-    """Fetches in the loop, with at most `concurrency` requests at once, and per host as many as the gate allows."""
+    """Fetches URLs in the loop: at most `concurrency` requests at once, and per host as many as the HostGate allows."""
 
     def __init__(
         self,
@@ -103,36 +105,36 @@ class Crawler:
         )
 
     async def close(self) -> None:
-        """Leave the gate and close all connections."""
+        """Disconnects from the HostGate and closes all connections."""
         self._turns.close()
         await self._client.close()
 
     async def fetch(self, url: str) -> Answer:
-        """Fetch one URL, with retries. Raises only for infrastructure errors; all other failures are its answer."""
+        """Fetches one URL, with retries. Failures are returned in the Answer; only infrastructure errors are raised."""
         at_s, begin = time.time(), time.monotonic()
         result: Page | RowFault = RowFault("no_url")
         for attempt in range(1, self._limits.retries + 2):
             before, result = result, await self._attempt(url)
             if isinstance(result, RowFault) and result.why == "host_busy" and attempt > 1:
-                result = before  # the earlier failure tells more
+                result = before  # the earlier failure is more informative
                 break
             if not self._is_retriable(result) or attempt > self._limits.retries:
                 break
             if not (
                 isinstance(result, HttpFault) and result.status in SLOW_DOWN
-            ):  # then the gate makes it wait
+            ):  # the HostGate delays the next attempt
                 await asyncio.sleep(self._limits.backoff_s * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5))
         return Answer(result, at_s, time.monotonic() - begin, attempt)
 
     def _is_retriable(self, result: Page | RowFault) -> bool:
-        """Whether to retry within this run; a host that asks for a long pause is left for a later run."""
+        """Whether to retry within this run; host_busy is left for a later run."""
         return isinstance(result, RowFault) and result.why in self._passing and result.why != "host_busy"
 
     async def _attempt(self, url: str, *, rules: bool = False) -> Page | RowFault:
-        """One attempt, following redirects; `rules`: the URL is robots.txt or tdmrep.json of an origin."""
+        """Returns the result of one attempt, following redirects. rules: the URL is a robots.txt or tdmrep.json."""
         left_s, target = self._limits.timeout_s, Target("", "", 0)
         try:
-            self._need_not_refused(url)  # as listed; below, as sent
+            self._need_not_refused(url)  # as listed; `_need_allowed` checks it as sent
             url = listed = sendable(url)
             for _ in range(self._limits.max_redirects + 1):
                 if not rules:
@@ -141,7 +143,7 @@ class Crawler:
                 async with (
                     self._turns.turn(target.host, url) as turn,
                     self._all,
-                ):  # waiting is not counted in `left_s`
+                ):  # the wait for them is not counted in `left_s`
                     begin, turn.led_here = time.monotonic(), listed
                     got = await self._hop(target, left_s, turn, rules)
                     left_s -= time.monotonic() - begin
@@ -155,11 +157,11 @@ class Crawler:
             )
         except RowFault as fault:
             return fault
-        except Exception as error:  # otherwise the batch is lost and all its hosts are requested again
+        except Exception as error:  # raising would lose the batch, and all its URLs would be requested again
             return row_fault(error, __name__)
 
     async def _need_allowed(self, url: str) -> None:
-        """Checks every URL before it is requested, redirects included. Raises RowFault if it is not allowed."""
+        """Raises RowFault if a URL must not be requested; called for listed URLs and redirect targets."""
         self._need_not_refused(url)
         if self._origins:
             await self._origins.check(url)
@@ -170,12 +172,12 @@ class Crawler:
             raise fault
 
     async def _rules(self, url: str) -> tuple[int, bytes] | RowFault:
-        """Fetch the rules of an origin, with the same checks as any other URL; returns (status, body)."""
+        """Returns (status, body) of robots.txt or tdmrep.json, fetched with the same checks as any other URL."""
         got = await self._attempt(url, rules=True)
         return got if isinstance(got, RowFault) else (got.status, got.body)
 
     async def _hop(self, target: Target, left_s: float, turn: Turn, rules: bool) -> Page | str:
-        """Request one URL; returns the page, or the location it redirects to."""
+        """Requests one URL; returns the page, or the location it redirects to."""
         max_bytes = self._limits.max_bytes
         response = Response(
             target.url,

@@ -15,7 +15,7 @@ class Headers:
         self._num_bytes = 0
 
     def add(self, line: bytes) -> None:
-        """Add a line `Name: value`. Raises RowFault (bad_response) if all lines exceed MAX_BYTES."""
+        """Adds a line `Name: value`. Raises RowFault (bad_response) if all lines exceed MAX_BYTES."""
         self._num_bytes += len(line)
         if self._num_bytes > MAX_BYTES:
             raise RowFault("bad_response", f"more than {MAX_BYTES} bytes of headers")
@@ -24,11 +24,11 @@ class Headers:
             self._values.setdefault(name.strip().lower(), []).append(value.strip())
 
     def getall(self, name: str, default: list[str]) -> list[str]:
-        """Returns all values of a header."""
+        """Returns all values of a header, or `default` if it is missing."""
         return self._values.get(name.lower(), default)
 
     def get(self, name: str, default: str = "") -> str:
-        """Returns the first value of a header."""
+        """Returns the first value of a header, or `default` if it is missing."""
         return self._values.get(name.lower(), [default])[0]
 
     def __contains__(self, name: str) -> bool:

@@ -10,7 +10,7 @@ from vlpipe.stages.web.politeness import Politeness
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The limits of a fetcher. Their defaults are those of the stage parameters."""
+    """The limits of a fetcher. `fetching.images:Fetching` has parameters of the same names, with defaults."""
 
     connect_timeout_s: float  # including TLS
     read_timeout_s: float  # max time without a byte
@@ -31,16 +31,17 @@ class Limits:
 
     @property
     def product(self) -> str:
-        """The bot name that rules such as robots.txt are matched against."""
+        """Returns the bot name to look up in robots.txt and similar rules."""
         return self.bot or self.user_agent.partition("/")[0].strip()
 
     @property
     def politeness(self) -> Politeness:
-        """The part of the limits that the gate enforces."""
+        """Returns the limits per host, which the HostGate enforces."""
         return Politeness(
             per_host=self.per_host,
             host_interval_s=self.host_interval_s,
             max_wait_s=self.max_wait_s,
             backoff_s=self.backoff_s,
-            lease_s=2 * self.timeout_s,  # a turn lasts one hop; all hops together may take `timeout_s`
+            # A turn lasts one request; all requests of an attempt (redirects) together may take `timeout_s`.
+            lease_s=2 * self.timeout_s,
         )

@@ -1,10 +1,10 @@
-"""Opt-outs in response headers and in files: content that opts out is not collected; its statement is kept as evidence.
+"""Finds opt-outs in response headers and in files; the text of an opt-out is returned, to be stored as evidence.
 
 X-Robots-Tag: https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag (several headers, several
 directives, a bot's name before those for that bot only); noai and noimageai as introduced by DeviantArt; noml as
 proposed at https://noml.info. TDM reservation: https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/.
 Content-Usage: IETF AIPREF, still a draft (draft-ietf-aipref-attach-04). C2PA: the training and data mining assertion,
-https://cawg.io/training-and-data-mining/1.1/. Its signature is not checked: an opt-out by anybody is respected.
+https://cawg.io/training-and-data-mining/1.1/. Its signature is not checked: unsigned opt-outs are respected too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_EVIDENCE = 300  # characters
 # Directives with a value: the name before their colon is not a bot.
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 BOT = re.compile(r"[a-z*][a-z0-9_.*-]*")  # starts with a letter: `15:00:00 GMT` after a comma is not a bot
-# An entry and its use, in CBOR or JSON; between them are lengths, quotes, and a key or two.
+# An assertion entry whose `use` is notAllowed, in CBOR or JSON; between the two are lengths, quotes and one or two keys.
 C2PA_NO = re.compile(
     rb"((?:c2pa|cawg)\.(?:ai_generative_training|ai_training|data_mining))[^.]{1,80}?use[^.]{1,80}?notAllowed"
 )
@@ -65,7 +65,7 @@ def opted_out_inside(data: bytes, signals: Collection[str] = DEFAULT) -> str | N
 
 
 def is_no(evidence: str, bot: str, signals: Collection[str] = DEFAULT) -> bool:
-    """Whether evidence recorded earlier (by another step, for example) is an opt-out under these rules.
+    """Whether evidence recorded earlier, for example by another step, is an opt-out for this bot and these signals.
 
     Truncated evidence cannot be parsed again and always counts as an opt-out.
     """
@@ -104,6 +104,6 @@ def _says_no_to_training(value: str) -> bool:
 
 
 def _evidence(name: str, value: str) -> str:
-    """The header line, with control characters replaced, truncated to MAX_EVIDENCE characters."""
+    """Returns the header line, with control characters replaced, truncated to MAX_EVIDENCE characters."""
     line = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in f"{name}: {value}")
     return line if len(line) <= MAX_EVIDENCE else line[: MAX_EVIDENCE - 3] + "..."

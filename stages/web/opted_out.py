@@ -1,6 +1,6 @@
-"""A run's record of URLs that opted out: read from `<root>/opted_out/` once, and written as new ones are noted.
+"""The record of URLs that opted out: read from `<root>/opted_out/` once per run, and written as new opt-outs are noted.
 
-It is stored in part files. The last part is rewritten as it grows, always as a whole file, so any store works.
+It is stored in part files. The last part is rewritten as it grows, always as a whole file, so object stores work too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlpipe.pipeline.parquet.text_sets import DIGEST, Digests
 from vlpipe.pipeline.storage.store import Store
 
 PART_ROWS = 16_384  # rows of a full part; writing it takes 10 ms
-WRITE_S = 0.5  # min time between two writes; rows noted meanwhile are written together
+WRITE_S = 0.5  # min time between two writes; all rows noted in between are written together
 
 
 class _Evidence:
@@ -40,7 +40,7 @@ class _Evidence:
         return self.places[evidence]
 
     def read(self, parts: Sequence[tuple[Digests, array[int]]]) -> None:
-        """Set the entries read from the store: hashes and text indices of each part."""
+        """Sets the entries read from the store. parts: (hashes, text indices) of each part file."""
         hashes = np.concatenate([np.empty(0, DIGEST), *(one for one, _ in parts)])
         words = np.concatenate([np.empty(0, np.uint32), *(np.array(one, np.uint32) for _, one in parts)])
         order = np.argsort(hashes, kind="stable")
@@ -53,7 +53,7 @@ class _Evidence:
         return [self.texts[place] for place in dict.fromkeys(found)]
 
     def add(self, hash_: bytes, evidence: str) -> bool:
-        """Returns False if this evidence is already recorded for the hash."""
+        """Adds evidence for a hash; returns False if it is already recorded."""
         if evidence in self.get(hash_):
             return False
         self.noted[hash_] = (*self.noted.get(hash_, ()), self.place(evidence))
@@ -78,7 +78,7 @@ class OptedOut:
         self._loaded = root is None
 
     def load(self) -> None:
-        """Read the record of earlier runs, once. This is slow: a service calls it when created, not when queried."""
+        """Reads the record of earlier runs, once. As this is slow, services call it when they are created."""
         if self._root is None or self._loaded:
             return
         self._root.sweep(REL)
@@ -96,13 +96,13 @@ class OptedOut:
         return self._said.get(bytes.fromhex(hash_))
 
     def note(self, hash_: str, evidence: str) -> None:
-        """Record `evidence` (one line) for a hash, unless it is recorded already."""
+        """Records `evidence` (one line) for a hash, unless it is recorded already."""
         if self._said.add(bytes.fromhex(hash_), evidence) and self._root is not None:
             self._fresh.append((hash_, evidence, int(time.time()) * 1000))
             self._num_noted += 1
 
     async def kept(self) -> None:
-        """Wait until everything noted so far is on disk. Raises the store's error, such as OSError, if a write fails."""
+        """Waits until everything noted so far is stored. Raises the store's error, such as OSError, if a write fails."""
         wanted = self._num_noted
         while self._num_kept < wanted:
             if self._writing is None:

@@ -1,7 +1,8 @@
 """Limits requests per host, with one gate for all workers of a step, so that limits do not depend on their number.
 
-The gate lives in the driver (`pipeline.service`). A worker requests a turn at a host before each HTTP request and returns
-it afterwards. Assigning hosts to workers instead would split shards: the rows of shard k are fetched by one worker.
+The gate (`HostGate`) runs in the driver (`pipeline.service`). A turn is the permission to send one HTTP request to a host:
+a worker requests it from the gate before each request and returns it afterwards. Hosts are not assigned to workers, since
+all rows of a shard are fetched by one worker.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class Politeness:
     """Limits per host.
 
     per_host: max concurrent requests. host_interval_s: min time between the starts of two requests. max_wait_s: if a host
-    asks for a longer pause, its URLs are left for a later run. backoff_s: first pause after a 429 or 503 without
-    Retry-After; it doubles with each in a row. lease_s: a turn not returned for so long is revoked (its worker hangs; the
-    turns of a worker that died are returned at once).
+    asks for a longer pause, its URLs are rejected as host_busy. backoff_s: first pause after a 429 or 503 without
+    Retry-After; it doubles with each further one in a row. lease_s: a turn that is not returned after this time is revoked
+    (its worker hangs; turns of a worker that died are returned at once).
     """
 
     per_host: int
@@ -44,7 +45,7 @@ class Politeness:
 
 @dataclass(eq=False, slots=True)
 class _Wish:
-    """A turn that a worker waits for or holds."""
+    """A turn that a worker waits for or holds. hash: of the URL; began: when it was granted (monotonic s)."""
 
     peer: Peer
     key: int
@@ -60,7 +61,7 @@ class _Host:
     next_start: float = 0.0
     rest_since: float = 0.0
     rest_until: float = 0.0
-    strikes: int = 0  # pauses in a row
+    strikes: int = 0  # pauses in a row, each after a 429 or 503
     timer: asyncio.TimerHandle | None = None
 
     def is_idle(self, now: float) -> bool:
@@ -69,12 +70,14 @@ class _Host:
 
 
 class HostGate:
-    """The service that grants turns at hosts.
+    """The service that grants turns at hosts. Messages are lists of items; a turn has a key, an integer.
 
-    Messages from a worker are lists of items: [key, host, hash of the URL] requests a turn; a key alone returns it after
-    success; [key, struck, wanted_s, evidence of an opt-out or null, hashes of the URL and of the URL listed] returns it
-    otherwise. Messages to a worker: a key is granted (or, after an opt-out: it is on disk); [key, one of WHYS, text] is
-    refused. opted_out: the root's record of opt-outs. counts: whether evidence is an opt-out under this step's rules.
+    From a worker: [key, host, hash of the URL] requests a turn. `key` returns it after success; otherwise [key, struck,
+    wanted_s, evidence, hashes] returns it, with the fields of `Turn`; evidence: of an opt-out, or null; hashes: of the
+    requested and of the listed URL. To a worker: `key` means that the turn is granted, or that the opt-out is stored;
+    [key, why, text] that it is refused, or that storing failed. why: a key of WHYS.
+
+    opted_out: the root's record of opt-outs. counts: returns whether evidence is an opt-out under this step's rules.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class HostGate:
         self._sweep_at = FEW_HOSTS
 
     def heard(self, peer: Peer, message: Any) -> None:
-        """Handle a message of a worker."""
+        """Handles a message of a worker."""
         wishes = self._wishes.setdefault(peer, {})
         touched: dict[_Host, None] = {}
         for item in message:
@@ -114,7 +117,7 @@ class HostGate:
             self._sweep_at = 2 * len(self._hosts) + FEW_HOSTS
 
     def left(self, peer: Peer) -> None:
-        """Return all turns of a worker that disconnected."""
+        """Takes back all turns of a worker that disconnected."""
         wishes = self._wishes.pop(peer, {})
         touched = {wish.host: None for wish in wishes.values()}
         for host in touched:
@@ -152,7 +155,7 @@ class HostGate:
         return wish
 
     def _note_opt_out(self, peer: Peer, key: int, evidence: str, hashes: list[str]) -> None:
-        """Record an opt-out. The worker waits until it is on disk: a shard must not report it before the root does."""
+        """Records an opt-out. The worker waits until it is stored, so that no shard reports an opt-out before the root."""
         for hash_ in hashes:
             self._opted_out.note(hash_, evidence)
         task = asyncio.ensure_future(self._keep(peer, key))
@@ -176,7 +179,7 @@ class HostGate:
             peer.send(answers)
 
     def _pump(self, host: _Host, out: dict[Peer, list[Any]]) -> None:
-        """Answer the requests waiting for a host as far as its limits allow; schedule the next call for the rest."""
+        """Answers the requests waiting for a host as far as its limits allow; schedules the next call for the rest."""
         now = monotonic()
         if host.timer:
             host.timer.cancel()
@@ -200,7 +203,7 @@ class HostGate:
             out.setdefault(wish.peer, []).append(answer)
 
     def _free_at(self, host: _Host, now: float) -> float:
-        """Returns the latest time at which the host has a free place, after revoking expired leases."""
+        """Returns when `per_host` allows the next turn: now, or when the oldest lease expires. Revokes expired leases."""
         while len(host.leases) >= self._rules.per_host:
             oldest = next(iter(host.leases))
             if oldest.began + self._rules.lease_s > now:
@@ -222,9 +225,9 @@ WHYS: dict[str, Callable[[str], Exception]] = {
 
 
 class Turn:
-    """A turn at a host: `async with` waits for it and returns it to the gate at the end.
+    """A turn at a host: `async with` waits until it is granted, and returns it to the gate at the end.
 
-    Raises HostBusy if the host asked for too long a pause, RowFault (opt_out) if the URL has opted out.
+    Raises HostBusy if the host asked for a pause longer than `max_wait_s`, RowFault (opt_out) if the URL has opted out.
     """
 
     __slots__ = ("_host", "_key", "_turns", "_url", "led_here", "opted_out", "struck", "wanted_s")
@@ -232,9 +235,9 @@ class Turn:
     def __init__(self, turns: Turns, host: str, url: str) -> None:
         self._turns, self._host, self._url, self._key = turns, host, url, 0
         self.struck = False  # the server asked to slow down (429 or 503)
-        self.wanted_s = 0.0  # for this long; 0: no time given
+        self.wanted_s = 0.0  # the pause it asked for (Retry-After); 0: none given
         self.opted_out: str | None = None  # evidence, if the URL opted out
-        self.led_here = ""  # the URL as listed, which then counts as opted out as well
+        self.led_here = ""  # the listed URL, which is also recorded if `opted_out` is set
 
     async def __aenter__(self) -> Turn:
         self._key = self._turns.new_key()
@@ -246,7 +249,7 @@ class Turn:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self.opted_out is not None:  # wait until it is on disk
+        if self.opted_out is not None:  # wait until it is stored
             hashes = [*{_hash(self._url): None, _hash(self.led_here): None}]
             item = [self._key, self.struck, self.wanted_s, self.opted_out, [one for one in hashes if one]]
             await self._turns.told(self._key, item)
@@ -257,7 +260,7 @@ class Turn:
 
 
 def _hash(url: str) -> str:
-    """`hash_of_url`, faster for a URL as sent: without a port, the part after the scheme is already canonical."""
+    """Returns `hash_of_url(url)`, faster for URLs from `sendable`: without a port, they are canonical after the scheme."""
     _, _, rest = url.partition("://")
     netloc = rest.partition("/")[0]
     if ":" in netloc or netloc[-1:] == ".":
@@ -266,7 +269,7 @@ def _hash(url: str) -> str:
 
 
 class Turns:
-    """A worker's side of the gate, in the crawler's loop. `send` and `close` are those of the connection."""
+    """A worker's end of the connection to the gate, in the crawler's loop. send, close: methods of the connection."""
 
     send: Callable[[Any], None]
     close: Callable[[], None]
@@ -279,7 +282,7 @@ class Turns:
         self._key = 0
 
     def turn(self, host: str, url: str = "") -> Turn:
-        """Request a turn: `async with turns.turn(host, url) as turn:`, with the URL as sent."""
+        """Returns a Turn, to use as `async with turns.turn(host, url) as turn:`. url: as sent, from `sendable`."""
         return Turn(self, host, url)
 
     def new_key(self) -> int:
@@ -288,13 +291,16 @@ class Turns:
         return self._key
 
     def tell(self, item: Any) -> None:
-        """Send an item to the gate."""
+        """Sends an item to the gate."""
         if not self._out:
             self._loop.call_later(GATHER_S, self._flush)
         self._out.append(item)
 
     async def told(self, key: int, item: Any) -> None:
-        """Send an item and wait for the answer to the key. Raises the refusal, or VlpipeError if the connection is lost."""
+        """Sends an item and waits for the answer to `key`.
+
+        Raises the exception of WHYS if the gate refuses, VlpipeError if the connection is lost.
+        """
         if self._lost:
             raise _hung_up()
         answer = self._asked[key] = self._loop.create_future()
@@ -305,7 +311,7 @@ class Turns:
             del self._asked[key]
 
     def heard(self, message: Any) -> None:
-        """Handle a message of the gate."""
+        """Handles a message of the gate."""
         for item in message:
             key, why, text = (item, "", "") if isinstance(item, int) else item
             answer = self._asked.get(key)
@@ -313,7 +319,7 @@ class Turns:
                 answer.set_exception(WHYS[why](text)) if why else answer.set_result(None)
 
     def lost(self) -> None:
-        """The connection is lost: fail all waiting requests."""
+        """Called when the connection is lost: makes all waiting requests fail."""
         self._lost = True
         for answer in self._asked.values():
             if not answer.done():
@@ -326,7 +332,8 @@ class Turns:
 
 def _hung_up() -> VlpipeError:
     return VlpipeError(
-        "the connection to the run's driver is lost: without it the workers cannot share a host's limits"
+        "the connection to the run's driver is lost, and without it the workers cannot share a host's limits; "
+        "run again to continue"
     )
 
 
@@ -341,7 +348,7 @@ class _LocalPeer:
 
 
 async def join(where: Address | None, rules: Politeness) -> Turns:
-    """Connect to the run's gate at `where`; None (outside a run) creates a gate for this process."""
+    """Returns Turns that are connected to the run's gate at `where`, or if None (outside a run), to a new local gate."""
     turns = Turns()
     if where is None:
         gate, peer = HostGate(rules), _LocalPeer(turns)

@@ -1,4 +1,4 @@
-"""Resolve host names and check the addresses in one step; connections go to exactly the addresses checked.
+"""Resolves host names and checks the addresses in one step; connections go to exactly the addresses checked.
 
 This prevents DNS rebinding (a name that resolves differently after the check): the client takes addresses from here, never
 resolves again, and checks each address once more when a socket is created. Answers are cached for `DNS_CACHE_S`.
@@ -21,7 +21,7 @@ MAX_NAMES = 100_000
 class _Answer(NamedTuple):
     addresses: tuple[str, ...]
     fault: tuple[str, str] | None  # code and detail of a RowFault, if there is no usable address
-    until: float  # loop time
+    until: float  # loop time in s at which the entry expires
 
 
 class CheckingResolver:

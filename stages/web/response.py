@@ -1,4 +1,4 @@
-"""Receive a response: its result is a page in memory or in a file, a redirect location, or a RowFault."""
+"""Receives a response: its result is a page in memory or in a file, a redirect location, or a RowFault."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class HttpFault(RowFault):
 
 
 class Response:
-    """A `Reply` to one hop; `got` returns its result.
+    """Receives the response to one request (a `client.Reply`); `got` returns its result.
 
-    rules: the URL is robots.txt or tdmrep.json, which need no consent. folder: the body is written to a file there.
+    rules: the URL is a robots.txt or tdmrep.json, where opt-outs are not looked for. folder: if set, the body is written to
+    a file there.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Response:
         return True
 
     def piece(self, data: bytes) -> None:
-        """Add bytes of the body. Raises RowFault: too_large (beyond `max_bytes`, whatever the headers say), bad_response."""
+        """Adds bytes of the body. Raises RowFault: too_large (more than `max_bytes`, even if unannounced), bad_response."""
         if self._unzip:
             try:
                 data = self._unzip.decompress(data, self._max_bytes + 1 - self._num_bytes)
@@ -110,13 +111,13 @@ class Response:
         return Page(self._status, shown, body)
 
     def drop(self) -> None:
-        """Delete the incomplete file, if any."""
+        """Deletes the incomplete file, if any."""
         if self._file:
             self._file.close()
             os.unlink(self._file.name)
 
     def _need_consent(self, evidence: str | None) -> None:
-        """Raises RowFault (opt_out) if there is evidence, and reports it to the gate, so that no later run asks again."""
+        """Raises RowFault (opt_out) if there is evidence, and has the gate record it, so that later runs skip the URL."""
         if evidence is not None:
             self._turn.opted_out = evidence
             raise RowFault("opt_out", evidence)
@@ -133,7 +134,7 @@ class Response:
 
 
 def retry_after_s(value: str) -> float:
-    """Returns the seconds to wait by a Retry-After header (a number or an HTTP date); 0 if it is invalid. Max a year."""
+    """Returns the seconds to wait by a Retry-After header (a number or an HTTP date), at most a year; 0 if invalid."""
     value = value.strip()
     if value.isascii() and value.isdecimal():
         return min(float(value[:12]), A_YEAR_S)

@@ -1,7 +1,8 @@
 """Rules of an origin, fetched once and cached: robots.txt (RFC 9309) and /.well-known/tdmrep.json. Both are optional.
 
-The files are fetched with the same checks as images. robots.txt: after a 4xx nothing is forbidden; without an answer or
-after a 5xx everything is (RFC 9309, 2.3.1.3 and 2.3.1.4). tdmrep.json: without a readable file nothing is reserved.
+The files are fetched with the same checks as images. If robots.txt returns a 4xx status (except 429), all URLs are allowed;
+if it returns 429 or 5xx, or does not answer, none are (RFC 9309, 2.3.1.3 and 2.3.1.4). Without a readable tdmrep.json, no
+rights are reserved.
 https://www.rfc-editor.org/rfc/rfc9309, https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240510/
 """
 
@@ -19,7 +20,7 @@ ROBOTS_PATH, TDMREP_PATH = "/robots.txt", "/.well-known/tdmrep.json"
 MAX_RULES_BYTES = 500 * 1024  # RFC 9309, 2.5
 MAX_ORIGINS = 10_000  # kept per worker
 
-Read = Callable[[str], Awaitable["tuple[int, bytes] | RowFault"]]  # URL -> status and body
+Read = Callable[[str], Awaitable["tuple[int, bytes] | RowFault"]]  # URL -> (status, body)
 
 
 def need_protego() -> Any:
@@ -32,7 +33,10 @@ def need_protego() -> Any:
 
 
 class Origins:
-    """The rules of all origins seen so far; each file is fetched once for all callers."""
+    """The rules of all origins requested so far; each file is fetched once for all callers.
+
+    bot: name to look up in robots.txt. robots, tdmrep: which of the two files to obey.
+    """
 
     def __init__(self, read: Read, bot: str, *, robots: bool, tdmrep: bool) -> None:
         self._read, self._bot = read, bot
@@ -48,7 +52,8 @@ class Origins:
             rules = await self._of(origin + ROBOTS_PATH, self._robots)
             if isinstance(rules, RowFault):
                 raise RowFault(
-                    "robots_unreadable", f"{origin}{ROBOTS_PATH}: {rules.why}; then everything is forbidden"
+                    "robots_unreadable",
+                    f"{origin}{ROBOTS_PATH} cannot be read ({rules.why}), so no URL of this origin may be fetched",
                 )
             if not rules.can_fetch(url, self._bot):
                 raise RowFault("opt_out", f"{origin}{ROBOTS_PATH} disallows {shown} for {self._bot}")
@@ -59,7 +64,7 @@ class Origins:
 
     async def _of(self, url: str, ask: Callable[[str], Awaitable[Any]]) -> Any:
         if url not in self._rules:
-            if len(self._rules) >= MAX_ORIGINS:  # drop the oldest; it is fetched again when needed
+            if len(self._rules) >= MAX_ORIGINS:  # drop the oldest; it is fetched anew when needed
                 self._rules.pop(next(iter(self._rules)))
             self._rules[url] = asyncio.ensure_future(ask(url))
         return await asyncio.shield(
@@ -79,14 +84,14 @@ class Origins:
 
 
 def split_origin(url: str) -> tuple[str, str]:
-    """`https://a.test:8080/x?y` -> (`https://a.test:8080`, `/x?y`)."""
+    """Returns (origin, path with query): `https://a.test:8080/x?y` -> (`https://a.test:8080`, `/x?y`)."""
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}://{host}", slash + path
 
 
 def reserved_paths(body: bytes) -> list[re.Pattern[str]]:
-    """Returns regexes of the locations that tdmrep.json reserves. The first rule that matches a path decides, so
+    """Returns regexes of the paths for which tdmrep.json reserves rights. The first rule that matches a path decides, so
     rules that permit a path become negative lookaheads of the patterns after them."""
     try:
         rules = json.loads(body.decode("utf-8", "replace"))
@@ -105,6 +110,6 @@ def reserved_paths(body: bytes) -> list[re.Pattern[str]]:
 
 
 def _pattern(location: str) -> str:
-    """Regex of a location, as in robots.txt: a prefix, in which `*` matches anything and a final `$` the end."""
+    """Returns the regex of a path prefix, in which `*` matches anything and a final `$` the end, as in robots.txt."""
     text, end = (location[:-1], "$") if location.endswith("$") else (location, "")
     return "/?" + ".*".join(re.escape(piece) for piece in text.lstrip("/").split("*")) + end

@@ -1,4 +1,4 @@
-"""Make listed URLs safe to send, or refuse them with a reason; strip secrets from URLs to be stored."""
+"""Makes listed URLs safe to send, or rejects them with a reason; strips secrets from URLs that are stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_URL_CHARS = 8000
 WEB_PORTS = (443, *range(80, 91))  # allowed ports below 1024: those used by web servers
 # Characters of a path or query that are not percent-encoded. `%` is kept, as it is part of an encoding.
 KEPT = "%/:?@!$&'()*+,;=-._~[]|"
-# Nearly all URLs: nothing to encode, no port. They are accepted in 1 microsecond instead of 5.
+# Matches URLs with nothing to encode and no port (nearly all): accepted in 1 microsecond instead of 5.
 PLAIN = re.compile(
     r"https?://([a-z0-9_.-]+)/[A-Za-z0-9%/:@!$&'()*+,;=._~\[\]|-]*(\?[A-Za-z0-9%/:?@!$&'()*+,;=._~\[\]|-]+)?"
 )
@@ -30,7 +30,7 @@ SECRET = re.compile(
 
 
 class Target(NamedTuple):
-    """A URL as sent, with its host and port."""
+    """A URL as sent (from `sendable`), with its host and port."""
 
     url: str
     host: str  # an IPv6 address without brackets
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 
 def target_of(sent: str) -> Target:
-    """Returns the host and port of a URL from `sendable`."""
+    """Returns the Target of a URL from `sendable`."""
     scheme, _, rest = sent.partition("://")
     name, colon, port = rest.partition("/")[0].rpartition(":")
     if not colon or port.endswith("]"):  # the colon is part of an IPv6 address
@@ -47,7 +47,7 @@ def target_of(sent: str) -> Target:
 
 
 def sendable(url: str) -> str:
-    """Returns the URL in ASCII, as sent. Raises RowFault: no_url, bad_url."""
+    """Returns the URL as it is sent: in ASCII, with path and query percent-encoded. Raises RowFault: no_url, bad_url."""
     url = url.strip(" \t\r\n\f")
     if not url:
         raise RowFault("no_url")
@@ -77,7 +77,7 @@ def sendable(url: str) -> str:
 
 @lru_cache(maxsize=100_000)  # a list repeats the same hosts
 def _host(host: str) -> str:
-    """Returns the host as written in the URL sent. Raises RowFault: bad_url."""
+    """Returns the host in ASCII, as it is sent. Raises RowFault: bad_url."""
     if ":" in host:
         return f"[{_literal_v6(host)}]"
     if not host.isascii():
@@ -123,7 +123,7 @@ def _punycode(host: str) -> str:
 
 
 def redirected(base: str, location: str) -> str:
-    """Returns the URL a redirect leads to, as sent. Raises RowFault (bad_url)."""
+    """Returns the URL a redirect leads to, as `sendable`. Raises RowFault (bad_url)."""
     try:
         return sendable(urljoin(base, location.strip()))
     except ValueError as error:

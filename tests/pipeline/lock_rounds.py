@@ -99,7 +99,7 @@ def one_round(folder: Path, root: str, linger_s: float = 1.0) -> tuple[str, list
     verdict = verify.communicate()[0]
     if len(worked) > 1:
         return "both held the root", last
-    if verify.returncode or "all as their receipts say" not in verdict:
+    if verify.returncode or "all match their records" not in verdict:
         return f"the root does not verify: {verdict}", last
     refused = ["in use by another run" in " ".join(text.split()) for text in said]
     done = ["nothing to do" in text for text in said]

@@ -82,7 +82,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Two:
     two = Two(tmp_path_factory.mktemp("whole"))
     two.run()
     code, said = call("verify", two.root)
-    assert (code, said.splitlines()[-1].endswith("all as their receipts say")) == (0, True), said
+    assert (code, said.splitlines()[-1].endswith("all match their records")) == (0, True), said
     return two
 
 
@@ -285,7 +285,7 @@ def test_parameters_forged_in_both_records_do_not_give_their_key(whole: Two) -> 
     code, said = call("verify", step)
     for name, data in before.items():
         (step / name).write_bytes(data)
-    assert (code, "its step_key is not that of its parameters" in said) == (1, True), said
+    assert (code, "its step_key does not match its parameters" in said) == (1, True), said
 
 
 def test_an_error_of_ours_is_seen_as_one() -> None:

@@ -60,7 +60,7 @@ def test_only_its_owner_may_read_it(home: Path) -> None:
 def test_a_damaged_one_is_made_anew_with_a_warning(home: Path, damage: bytes) -> None:
     home.mkdir()
     (home / "digests.json").write_bytes(damage)
-    with pytest.warns(VlpipeWarning, match=r"digests\.json is damaged and is made anew"):
+    with pytest.warns(VlpipeWarning, match=r"digests\.json is damaged and is rebuilt"):
         cache = DigestCache()
     assert cache.get("/data/list.parquet", 3, LONG_AGO) is None
     cache.put("/data/list.parquet", 3, LONG_AGO, DIGEST)

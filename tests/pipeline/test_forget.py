@@ -105,7 +105,7 @@ def test_no_trace_is_left_and_nothing_has_to_run(runs: Forgets) -> None:
     needles = [f(n) for n in gone for f in (row_id, url, words)]
     assert traces(runs.root, *needles, "image of " + row_id(2)) == []
     assert runs("run", "--local")[0].startswith(NOTHING)
-    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
     assert runs.forget(f"id:{row_id(2)}")[-1].startswith("forgot 0 row(s)")
 
 
@@ -123,11 +123,11 @@ def test_a_text_goes_with_the_row_it_was_taken_from(runs: Forgets) -> None:
     assert [e["text"] for e in before[row_id(6)]["texts"]] == [words(6), words(7)]
     said = runs.forget("domain:host7.test", f"id:{row_id(17)}")
     assert traces(runs.root, words(7), words(17), row_id(7), row_id(17)) == []
-    assert any("2 row(s) without a text that came from them" in line for line in said)
+    assert any("2 row(s) that lose a text copied from them" in line for line in said)
     model = next(
         line for line in said if line.startswith(f"  {runs.step('model').name} ") and "other" in line
     )
-    assert model.endswith("  texts that 2 other row(s) took from them")
+    assert model.endswith("  texts that 2 other row(s) copied from them")
     after = {row["id"]: row for row in rows(runs.step("scored"))}
     gone = {"text": "", "kept": False, "why": "forgotten"}
     for n in (6, 16):
@@ -158,7 +158,7 @@ def test_an_export_goes_and_is_made_again(tmp_path: Path) -> None:
         runs("run", "--local")
         assert traces(runs.root, *needles) == []
         assert runs("run", "--local")[0].startswith("forgets: all 8 steps are done, nothing to do")
-        assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+        assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
 
 
 def test_rows_in_are_rows_out_and_rejects(runs: Forgets) -> None:
@@ -233,7 +233,7 @@ def test_a_list_that_a_step_made_forgets_too(tmp_path: Path) -> None:
     runs("forget", tmp_path / "entries.txt", "--yes")
     assert traces(runs.root, row_id(2), url(2)) == []
     assert runs("run", "--local")[0].startswith("made: all 3 steps are done, nothing to do")
-    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
 
 
 @pytest.mark.parametrize("n", [2, 8, 14])
@@ -266,7 +266,7 @@ def test_folders_of_other_keys_and_unfinished_ones_forget_too(runs: Forgets) -> 
     assert traces(runs.root, row_id(0), row_id(18)) == []
     assert runs("run", "--local")[0].startswith(NOTHING)
     runs("run", "--local", "--set", "pages.shard_rows=4")
-    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
 
 
 def test_shards_of_an_unfinished_step_count_on_though_their_artifacts_change(runs: Forgets) -> None:
@@ -278,7 +278,7 @@ def test_shards_of_an_unfinished_step_count_on_though_their_artifacts_change(run
     assert len(made) == 4
     runs("run", "--local")
     assert {path: path.stat().st_ino for path in unique.glob("0*.parquet")} == made
-    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
 
 
 def test_unfinished_parts_of_a_step_that_read_the_rows_go(runs: Forgets) -> None:
@@ -314,7 +314,7 @@ def test_nothing_reads_or_removes_between_the_beginning_and_the_end_of_a_forget(
     (runs.root / "_forget.json").write_text("{}")
     os.chdir(runs.folder)
     said = runs(*((verb,) if isinstance(verb, str) else verb), code=1)
-    assert said == [f"a forget in {runs.root} was interrupted; `vlpipe run` finishes it first"]
+    assert said == [f"`vlpipe forget` was interrupted in {runs.root}; `vlpipe run` completes it"]
 
 
 def test_artifacts_of_a_step_killed_before_its_manifest_go(runs: Forgets) -> None:
@@ -323,13 +323,13 @@ def test_artifacts_of_a_step_killed_before_its_manifest_go(runs: Forgets) -> Non
     assert traces(runs.root, row_id(2)) == []
     runs("run", "--local", "--until", "unique")
     for step in ("pages", "twins", "unique"):  # what is below is out of date now
-        assert vlpipe("verify", runs.step(step))[-1].endswith("all as their receipts say")
+        assert vlpipe("verify", runs.step(step))[-1].endswith("all match their records")
 
 
 def test_what_a_forget_that_had_no_plan_yet_left_goes_with_the_next_run(runs: Forgets) -> None:
     (runs.root / "_forget").mkdir()
     (runs.root / "_forget" / "pages-01234567.parquet").write_bytes(b"")
-    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
     assert runs("run", "--local")[0].startswith(NOTHING)
     assert not (runs.root / "_forget").exists()
 
@@ -348,7 +348,7 @@ def test_a_root_that_is_no_folder(tmp_path: Path) -> None:
     entries = tmp_path / "entries.txt"
     entries.write_text(f"id:{row_id(2)}\nurl:{url(4)}\n")
     vlpipe("forget", runs.file, entries, "--yes", "--root", root)
-    assert vlpipe("verify", root)[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", root)[-1].endswith("all match their records")
     store = Store(root)
     store.fs.get(store.path("") + "/", f"{tmp_path}/copy/", recursive=True)
     assert len(list((tmp_path / "copy").rglob("*.parquet"))) > 20

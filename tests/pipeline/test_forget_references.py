@@ -56,7 +56,7 @@ def test_only_declared_columns_of_rows_that_stay_are_scrubbed(runs: Forgets, fin
     runs.forget("my cat.jpg")
     assert runs.rows("linked")["13"]["near"] == ["14"]
     runs("run", "--local")
-    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
 
 
 def test_of_artifacts_pairs_go_and_members_of_groups_go(runs: Forgets) -> None:
@@ -69,7 +69,7 @@ def test_of_artifacts_pairs_go_and_members_of_groups_go(runs: Forgets) -> None:
         {"members": None, "label": "x"},
     ]
     assert runs("run", "--local")[0].startswith("linked: all 4 steps are done, nothing to do")
-    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
 
 
 def test_in_sentences_a_short_id_is_one_where_it_is_said_to_be(runs: Forgets) -> None:

@@ -43,7 +43,7 @@ def test_the_step_of_an_artifact_that_is_gone_is_missed(tmp_path: Path) -> None:
     shutil.rmtree(runs.step("sum"))
     (found,) = [one for one in wrong(runs) if one[0] == "missing"]
     assert found[1] == f"{add}/manifest.json"
-    assert found[2].startswith("its total comes from a step that is gone")
+    assert found[2].startswith("its total comes from a step that is not in this root")
 
 
 def test_an_empty_step_is_no_whole_one(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_rows_retried_make_what_is_below_out_of_date(tmp_path: Path) -> None:
         ["out of date", f"{scale}/manifest.json"],
         ["out of date", f"{scale}/_receipts/000001.json"],
     ]
-    assert found[0][2].endswith("`vlpipe run` makes it again")
+    assert found[0][2].endswith("`vlpipe run` recomputes it")
     runs("run", "--local")
     assert not wrong(runs, code=0)
 
@@ -131,7 +131,7 @@ def test_swapped_artifacts_in_old_rows(tmp_path: Path) -> None:
     write_manifest(store, folder, manifest_from_json(manifest), read_receipts(store, folder))
     found = wrong(runs)
     assert ["out of date", f"{folder}/manifest.json"] in [one[:2] for one in found]
-    assert any("another total than now lies in sum-" in one[2] for one in found)
+    assert any("made from another total than sum-" in one[2] for one in found)
 
 
 def test_forged_receipts_do_not_fit_their_inputs(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_shards_by_two_versions_of_the_code_are_told(tmp_path: Path) -> None:
     write_manifest(store, folder, dataclasses.replace(record.manifest, sources=sources), receipts)
     ((kind, path, text),) = wrong(runs, code=0)
     assert (kind, path) == ("mixed code", folder)
-    assert text.startswith("of one VERSION: ")
+    assert text.startswith("the code changed and its VERSION did not: ")
     assert text.endswith("1 shard(s) by older")
 
 
@@ -178,7 +178,7 @@ def test_ids_are_unique_across_shards(tmp_path: Path) -> None:
     found = [one for one in wrong(runs) if one[1].startswith("given-")]
     name = runs.step("given").name
     also = f"{name}/000002.parquet, {name}/000004.parquet"
-    assert found == [["repeated", f"{name}/000000.parquet", f"id x comes 3 times, also in {also}"]]
+    assert found == [["repeated", f"{name}/000000.parquet", f"id x occurs 3 times, also in {also}"]]
 
 
 def test_rows_without_an_id_are_counted(tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_a_renamed_step_whose_old_folder_was_pruned_is_followed(tmp_path: Path) 
     runs("run", "--local")
     runs("prune", "--yes")
     assert not list(runs.root.glob("every-*"))
-    assert "all as their receipts say" in vlpipe("verify", runs.root)[-1]
+    assert "all match their records" in vlpipe("verify", runs.root)[-1]
     (tmp_path / "list.txt").write_text("id:id4\n")
     said = runs("forget", tmp_path / "list.txt", "--yes")
     assert any("sum-" in line for line in said)  # the artifact made from the rows of the renamed step
-    assert "all as their receipts say" in vlpipe("verify", runs.root)[-1]
+    assert "all match their records" in vlpipe("verify", runs.root)[-1]

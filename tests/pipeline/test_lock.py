@@ -218,10 +218,10 @@ def living(store: Store, one: Record, every_s: float = 0.2) -> Iterator[None]:
 def test_a_clock_that_differs_decides_nothing(quick: None, root: Store, ahead_s: float) -> None:
     other = record(**ELSEWHERE, beat=time.time() + ahead_s)
     said: list[str] = []
-    with living(root, other), pytest.raises(VlpipeError, match="elsewhere gave a sign of life"):
+    with living(root, other), pytest.raises(VlpipeError, match="elsewhere wrote a heartbeat"):
         lock._acquire(root, said.append)
     assert "was in use by process" in said[0]
-    assert "waiting 1 s for a sign of life" in said[0]
+    assert "waiting 1 s for a heartbeat" in said[0]
     put(root, other)
     began = time.monotonic()
     with locked(root, said.append):
@@ -233,7 +233,7 @@ def test_a_run_elsewhere_within_its_lease_is_refused_at_once(root: Store) -> Non
     with pytest.raises(VlpipeError) as refused, locked(root):
         pass
     assert re.search(
-        r"in use by a run on another machine \(process \d+ on elsewhere, last sign of life 2\d s ago\); "
+        r"in use by a run on another machine \(process \d+ on elsewhere, last heartbeat 2\d s ago\); "
         r"if it is dead, try again in [34]\d s",
         str(refused.value),
     )
@@ -277,7 +277,9 @@ def test_a_damaged_lock(quick: None, root: Store, content: bytes) -> None:
     said: list[str] = []
     with locked(root, said.append):
         assert root.list("_lock") == ["000002.json"]
-    assert said == [f"{root.path('_lock/000001.json')} is not a lock file of vlpipe; watching it for 0.15 s"]
+    assert said == [
+        f"{root.path('_lock/000001.json')} is not a valid lock file; waiting 0.15 s for a run to rewrite it"
+    ]
 
 
 def test_keys_of_another_vlpipe_do_no_harm(root: Store) -> None:
@@ -294,9 +296,9 @@ def test_keys_of_another_vlpipe_do_no_harm(root: Store) -> None:
 def test_status_says_what_is_known(root: Store) -> None:
     for one, start, running in (
         (record(), "a run was killed: ", False),
-        (record(**ELSEWHERE), "a run is going on: ", True),
-        (record(**ELSEWHERE, beat=0.0), "a run may be going on: ", False),
-        (record(**ELSEWHERE, beat=time.time() + 86_400), "a run may be going on: ", False),
+        (record(**ELSEWHERE), "a run is in progress: ", True),
+        (record(**ELSEWHERE, beat=0.0), "a run may be in progress: ", False),
+        (record(**ELSEWHERE, beat=time.time() + 86_400), "a run may be in progress: ", False),
         (record(ended=True), "", False),
     ):
         put(root, one)
@@ -316,7 +318,7 @@ def test_a_lost_lock_stops_its_run_and_is_left_alone(quick: None, root: Store) -
     assert root.read_bytes(rel_of(2)) == other.to_bytes()
     before = root.read_bytes(rel_of(1))
     time.sleep(0.3)
-    assert root.read_bytes(rel_of(1)) == before  # no sign of life comes after
+    assert root.read_bytes(rel_of(1)) == before  # no heartbeat comes after
     assert not parse(before).ended
 
 
@@ -332,7 +334,7 @@ def test_the_words_of_a_run_that_was_taken_over(quick: None, root: Store) -> Non
     with pytest.raises(LockLost) as lost, locked(root):
         put(root, record(**ELSEWHERE), 2)
     assert str(lost.value) == (
-        f"lost the lock of {root.url}: process {DEAD_PID} on elsewhere has taken it over. What is finished stays; "
+        f"lost the lock of {root.url}: process {DEAD_PID} on elsewhere has taken it over. Finished shards are kept; "
         "run again when no other run holds it"
     )
 
@@ -404,9 +406,9 @@ def test_a_sign_of_life_that_fails_is_tried_again_and_a_run_without_any_stops(ro
         [sys.executable, "-c", FLAKY, root.url], capture_output=True, text=True, timeout=120
     )
     assert re.fullmatch(
-        rf"goes on\nTrue lost the lock of {root.url}: no sign of life could be written for 1 s "
+        rf"goes on\nTrue lost the lock of {root.url}: no heartbeat could be written for 1 s "
         r"\(OSError: \[Errno 27\] File too large.*\)\. "
-        r"What is finished stays; run again when no other run holds it\n",
+        r"Finished shards are kept; run again when no other run holds it\n",
         done.stdout,
     ), done.stdout + done.stderr
 
@@ -440,7 +442,7 @@ def test_a_run_that_was_away_overwrites_nothing(tmp_path: Path) -> None:
     assert first.returncode == 1
     assert "lost the lock" in said
     assert receipts(tmp_path / "root") == before
-    assert vlpipe("verify", tmp_path / "root")[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", tmp_path / "root")[-1].endswith("all match their records")
 
 
 class Keeps(LocalExecutor):

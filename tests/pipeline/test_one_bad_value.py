@@ -231,7 +231,7 @@ steps:
   b: {{use: "odd_toys:Raises", what: key, bad: {list(range(20000))}, from: s, max_reject_rate: 0.01, calls: {calls}}}
 """
     with pytest.raises(
-        StepFailed, match=r"rows failed, max_reject_rate is 0.01; worst reasons: error_KeyError"
+        StepFailed, match=r"rows failed, max_reject_rate is 0.01; most frequent reasons: error_KeyError"
     ):
         run(tmp_path, text)
     assert len(set(calls.read_text().split())) == 400  # two shards prove that more than 200 of 20,000 fail
@@ -294,7 +294,7 @@ def test_a_stage_that_asks_the_world_is_not_run_again_because_of_a_row(tmp_path:
     calls = tmp_path / "calls"
     text = over(f'use: "odd_toys:AsksWorld", what: key, bad: [3], calls: {calls}')
     with pytest.raises(
-        StepFailed, match=r"error_KeyError \('colour' \(odd_toys.py:\d+\)\) came out of a batch of 10"
+        StepFailed, match=r"a batch of 10 rows failed with error_KeyError \('colour' \(odd_toys.py:\d+\)\)"
     ):
         run(tmp_path, text)
     asked = calls.read_text().split()

@@ -149,7 +149,7 @@ steps:
 """
     run(tmp_path, text)  # 9.9 % is under 20 %
     with pytest.raises(
-        StepFailed, match=r"more than 100 rows of one shard failed; worst reasons: error_ValueError"
+        StepFailed, match=r"more than 100 rows of one shard failed; most frequent reasons: error_ValueError"
     ):
         run(tmp_path, text.replace("0.2", "0.05").replace("[0, 1,", "[1,"))
 
@@ -161,7 +161,7 @@ steps:
   b: {{use: "toys:Breaks", from: a, bad: {list(range(0, 100, 10))}, max_reject_rate: 0.05}}
 """
     with pytest.raises(
-        StepFailed, match=r"rows failed, max_reject_rate is 0.05; worst reasons: error_ValueError x "
+        StepFailed, match=r"rows failed, max_reject_rate is 0.05; most frequent reasons: error_ValueError x "
     ):
         run(tmp_path, text)
 

@@ -182,13 +182,13 @@ def test_shards_of_two_codes_in_one_step_are_told(package: Path, tmp_path: Path)
     time.sleep(0.01)
     stage_py.write_text(stage_py.read_text().replace("return rows", "return rows.slice(0)"))
     half, _ = planned(tmp_path, HALF)
-    assert "made by other code" in half[-1].warning
+    assert "made by different code" in half[-1].warning
     mixed = run(tmp_path, HALF)["mine"]
     assert mixed.manifest is not None
     assert len(mixed.manifest.sources) == 2
     after, _ = planned(tmp_path, HALF)
     assert after[-1].is_done
-    assert "some of its rows were made by other code" in after[-1].warning
+    assert "some of its rows were made by different code" in after[-1].warning
 
 
 def test_strict_uses_nothing_that_other_code_made(package: Path, tmp_path: Path) -> None:
@@ -196,6 +196,6 @@ def test_strict_uses_nothing_that_other_code_made(package: Path, tmp_path: Path)
 
     run(tmp_path, HALF.replace("ownpkg.stage:Mine", "toys:Scale"))
     steps, _ = planned(tmp_path, HALF.replace("ownpkg.stage:Mine", "toys:Scale"))
-    steps[-1].warning = "made by other code"
+    steps[-1].warning = "made by different code"
     with pytest.raises(VlpipeError, match="--strict: 1 step"):
         warn(steps, strict=True)

@@ -189,7 +189,9 @@ WANTED = "wanted @dataclass(frozen=True, kw_only=True)"
         (Good, []),
         (
             Tree,
-            ["'__main__:Tree' is not a stage; wanted a dataclass below MapStage, SourceStage or GatherStage"],
+            [
+                "'__main__:Tree' is not a stage; wanted a dataclass that inherits from MapStage, SourceStage or GatherStage"
+            ],
         ),
     ],
 )

@@ -77,7 +77,9 @@ def test_why_follows_a_row_to_where_it_was_dropped(toy: Toy) -> None:
 def test_retry_runs_again_only_the_rows_rejected_for_a_reason(toy: Toy) -> None:
     untouched = (toy.step("fetch") / "000002.parquet").stat().st_ino
     toy.mend.touch()
-    assert "2 row(s) in 2 shard(s) run again, 2 came back" in toy("retry", "fetch", "--why", "odd", "--local")
+    assert "2 row(s) in 2 shard(s) retried, 2 now in the output" in toy(
+        "retry", "fetch", "--why", "odd", "--local"
+    )
     ns = [n for k in range(4) for n in pq.read_table(toy.step("fetch") / f"{k:06d}.parquet")["n"].to_pylist()]
     assert ns == list(range(20))
     assert (toy.step("fetch") / "000002.parquet").stat().st_ino == untouched
@@ -112,14 +114,14 @@ def test_export_joins_the_heavy_columns(toy: Toy) -> None:
 
 
 def test_verify_finds_one_changed_byte(toy: Toy) -> None:
-    assert "all as their receipts say" in toy.plain("verify", str(toy.root))
+    assert "all match their records" in toy.plain("verify", str(toy.root))
     shard = toy.step("every") / "000001.parquet"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(bytes(data))
     said = toy.plain("verify", str(toy.root), code=1)
     assert f"damaged {shard}" in said
-    assert "1 thing(s) are wrong" in said
+    assert "1 error(s)" in said
 
 
 def test_report_is_one_page(toy: Toy) -> None:

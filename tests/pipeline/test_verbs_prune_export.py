@@ -109,7 +109,7 @@ def test_a_link_to_another_disk_stays(tmp_path: Path) -> None:
         folder.rename(tmp_path / folder.name)
         folder.symlink_to(tmp_path / folder.name)
     said = runs("prune", "--yes")
-    assert [line for line in said if "every" in line and line.endswith("  kept: it is a link")]
+    assert [line for line in said if "every" in line and line.endswith("  kept: it is a symbolic link")]
     assert len(list(runs.root.glob("every-*/manifest.json"))) == 2
 
 
@@ -225,7 +225,7 @@ def test_a_root_that_is_no_folder(tmp_path: Path) -> None:
     vlpipe("run", runs.file, "--local", "--root", root)
     assert vlpipe("status", runs.file, "--root", root)[-1].startswith("toy: 7 of 7 steps are done")
     assert "    + scaled: 12" in vlpipe("why", runs.file, "id4", "--root", root)
-    assert vlpipe("verify", root)[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", root)[-1].endswith("all match their records")
     assert vlpipe("prune", runs.file, "--root", root) == [f"nothing to remove in {root}"]
     vlpipe("export", runs.file, "add", tmp_path / "out", "--root", root)
     assert pq.read_table(tmp_path / "out").num_rows == 5

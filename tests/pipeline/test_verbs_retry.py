@@ -47,13 +47,13 @@ def test_the_same_bytes_as_if_nothing_had_failed(tmp_path: Path, how: list[str])
     runs("run", "--local")
     mend.touch()
     said = runs("retry", "shaky", "--why", "odd", *how)
-    assert "shaky: 3 row(s) in 3 shard(s) run again, 3 came back" in said
+    assert "shaky: 3 row(s) in 3 shard(s) retried, 3 now in the output" in said
     runs("run", "--local")
     files, wanted = left(runs.root), left(healthy.root)
     assert {n: d for n, d in files.items() if n.endswith(".parquet")} == {
         n: d for n, d in wanted.items() if n.endswith(".parquet")
     }
-    assert vlpipe("verify", runs.root)[-1].endswith("all as their receipts say")
+    assert vlpipe("verify", runs.root)[-1].endswith("all match their records")
 
 
 def test_rows_that_fail_again_stay_rejects(tmp_path: Path) -> None:
@@ -62,7 +62,8 @@ def test_rows_that_fail_again_stay_rejects(tmp_path: Path) -> None:
     before = left(runs.root)
     said = runs("retry", "shaky", "--why", "odd", "--local")
     assert (
-        "shaky: 3 row(s) in 3 shard(s) run again, 0 came back; still rejected in these shards: odd 3" in said
+        "shaky: 3 row(s) in 3 shard(s) retried, 0 now in the output; still rejected in these shards: odd 3"
+        in said
     )
     assert left(runs.root) == before
     assert "0 of 5 steps would run" in runs("plan")
@@ -72,7 +73,7 @@ def test_a_step_that_failed_for_too_many_faults_is_finished_by_retry(tmp_path: P
     runs, mend = toy(tmp_path, rate=0.05)
     assert "max_reject_rate is 0.05" in runs("run", "--local", code=1)[-1]
     mend.touch()
-    assert "shaky: 3 row(s) in 3 shard(s) run again, 3 came back" in runs(
+    assert "shaky: 3 row(s) in 3 shard(s) retried, 3 now in the output" in runs(
         "retry", "shaky", "--why", "odd", "--local"
     )
     assert "2 of 5 steps would run" in runs("plan")

@@ -175,15 +175,17 @@ def test_seconds_of_a_step_without_a_shard(tmp_path: Path) -> None:
 def test_status_says_who_is_at_work(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local", "--until", "numbers")
-    assert not any("sign of life" in line for line in runs("status"))
+    assert not any("heartbeat" in line for line in runs("status"))
     with locked(Store(str(runs.root))):
-        assert runs("status")[-1].startswith(f"a run is going on: process {os.getpid()} on {platform.node()}")
+        assert runs("status")[-1].startswith(
+            f"a run is in progress: process {os.getpid()} on {platform.node()}"
+        )
     file = lock_file.newest(Store(str(runs.root)))
     killed = replace(file.record, started="long ago", beat=time.time() - 5, ended=False)
     (runs.root / file.rel).write_bytes(killed.to_bytes())
     last = runs("status")[-1]
     assert last.startswith("a run was killed: ")
-    assert last.endswith("last sign of life 5 s ago; `vlpipe run` goes on from here")
+    assert last.endswith("last heartbeat 5 s ago; `vlpipe run` continues from here")
 
 
 @pytest.mark.parametrize(

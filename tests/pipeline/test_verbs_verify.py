@@ -55,7 +55,7 @@ def test_each_damage_is_named(
     harm(runs.step(step) / file)
     said = vlpipe("verify", runs.step(step), code=1)
     assert said[0].split()[:2] == [kind, str(runs.step(step) / named)]
-    assert "1 thing(s) are wrong" in said[1]
+    assert "1 error(s)" in said[1]
 
 
 def test_a_lost_shard_is_named_by_the_steps_that_point_to_it(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_what_a_killed_run_left_is_named_but_is_not_wrong(tmp_path: Path, name: 
     copy_as(name)(runs.step("every") / "000001.parquet")
     said = vlpipe("verify", runs.root)
     assert said[0].split()[:3] == ["left", "over", str(runs.step("every") / name)]
-    assert said[-1].endswith("all as their receipts say")
+    assert said[-1].endswith("all match their records")
 
 
 def test_one_shard_alone(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_one_shard_alone(tmp_path: Path) -> None:
     runs("run", "--local")
     flip(runs.step("every") / "000001.parquet")
     good, bad = (runs.step("every") / f"00000{k}.parquet" for k in (0, 1))
-    assert vlpipe("verify", good) == ["1 shard(s) and 0 artifact(s) of 1 step(s): all as their receipts say"]
+    assert vlpipe("verify", good) == ["1 shard(s) and 0 artifact(s) of 1 step(s): all match their records"]
     assert vlpipe("verify", bad, code=1)[0].startswith(f"damaged    {bad}")
 
 
@@ -136,7 +136,7 @@ def test_a_shard_beyond_six_digits_is_one_like_any_other(tmp_path: Path) -> None
     shard = dataclasses.replace(receipt.shard, path=path)
     write_receipt(store, step.name, dataclasses.replace(receipt, index=far, shard=shard))
     (step / "manifest.json").unlink()
-    one = ["1 shard(s) and 0 artifact(s) of 1 step(s): all as their receipts say"]
+    one = ["1 shard(s) and 0 artifact(s) of 1 step(s): all match their records"]
     assert vlpipe("verify", step / "1000000.parquet") == one
     assert any(
         "5 shard(s) so far" in line for line in vlpipe("verify", step, code=1)

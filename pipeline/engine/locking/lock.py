@@ -1,8 +1,10 @@
-"""One run per root, ensured by a leased lock. A run that follows a killed one waits until the old workers are gone.
+"""Ensures that one run at a time uses a root, by a lock with a lease. After a killed run, the next one waits until the old
+workers have ended.
 
-Whether a run on another machine is alive is judged only by its heartbeats ("sign of life" in messages); clocks are never
-compared. If no heartbeat comes for a whole lease, the next run creates the next lock file (see `lock_file`). The old run
-has stopped itself by then, and its workers, which read the lock again before each write, write nothing more.
+A run rewrites its lock file every `BEAT_S` seconds: a heartbeat. A run on another machine counts as dead only if no
+heartbeat comes while the next run watches its lock file for a whole lease. The next run then creates the next lock file
+(see `lock_file`). The old run has stopped itself by then, and its workers, which read the lock again before each write,
+write nothing more.
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ __all__ = [
     "runs_held_here",
 ]
 
-BEAT_S = 10.0
-RETRY_S = 2.0  # after a failed heartbeat
-LOOK_S = 0.5  # polling interval while watching another run's lock
+BEAT_S = 10.0  # seconds between heartbeats
+RETRY_S = 2.0  # seconds until a failed heartbeat is retried
+LOOK_S = 0.5  # polling interval, in seconds, while watching another run's lock
 _held: dict[str, _Held] = {}  # run id -> lock held by this process
 
 
@@ -63,13 +65,13 @@ def _to_stderr(line: str) -> None:
 
 
 def _clock() -> float:
-    """Monotonic seconds that also pass while the machine sleeps, since other machines see no heartbeat then."""
+    """Returns monotonic seconds, including time the machine slept: other machines saw no heartbeat then."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @contextmanager
 def locked(store: Store, say: Callable[[str], None] = _to_stderr) -> Iterator[str]:
-    """Hold the root's lock; yields the run's id. While it is held, `store` and its copies in workers write under its fence.
+    """Holds the root's lock; yields the run's id. Meanwhile `store` and its copies in workers check the lock before writes.
 
     Raises VlpipeError if another run holds it, and LockLost at the end if it was lost meanwhile.
     say: called with a line of text if it takes a while to find out whether another run is alive.
@@ -94,7 +96,7 @@ def locked(store: Store, say: Callable[[str], None] = _to_stderr) -> Iterator[st
 
 
 def _release(store: Store, held: _Held, before: str | None, error: BaseException | None) -> None:
-    """Record that the run has ended. The error that stopped it takes precedence over a failure to write the lock."""
+    """Records that the run has ended. The error that stopped it takes precedence over a failure to write the lock."""
     held.done.set()
     held.thread.join()
     store.set_fence(None)
@@ -120,13 +122,13 @@ def check(store: Store) -> None:
 
 
 def holder_run(store: Store) -> str:
-    """Id of the run that holds the root or held it last; empty if there was none."""
+    """Returns the id of the run that holds the root or held it last; empty if there was none."""
     lock = newest(store)
     return lock.record.run if lock and lock.record else ""
 
 
 def runs_held_here() -> frozenset[str]:
-    """Ids of the runs whose locks this process holds."""
+    """Returns the ids of the runs whose locks this process holds."""
     return frozenset(_held)
 
 
@@ -149,10 +151,10 @@ class _Held:
         """Raises LockLost if the lock is known to be lost or no heartbeat succeeded for `LEASE_S` seconds."""
         if not self.lost and _clock() - self.beaten > LEASE_S:
             why = f" ({self.trouble})" if self.trouble else "; the machine slept, or the process was stopped"
-            self.lost = f"no sign of life could be written for {LEASE_S:.0f} s{why}"
+            self.lost = f"no heartbeat could be written for {LEASE_S:.0f} s{why}"
         if self.lost:
             raise LockLost(
-                f"lost the lock of {self.store.url}: {self.lost}. What is finished stays; "
+                f"lost the lock of {self.store.url}: {self.lost}. Finished shards are kept; "
                 "run again when no other run holds it"
             )
 
@@ -164,7 +166,7 @@ class _Held:
             self.check()
 
     def why_lost(self) -> LockLost | None:
-        """The error if the lock is lost, else None. None also if the store fails: its error has already been raised."""
+        """Returns the error if the lock is lost, else None. None also if the store fails: its error was raised already."""
         with suppress(OSError):
             try:
                 self.check_now()
@@ -173,7 +175,7 @@ class _Held:
         return None
 
     def is_mine(self) -> bool:
-        """Reads the store: True if this run's lock file is still the current one."""
+        """Returns True if this run's lock file is still the current one; reads the store."""
         try:
             record = parse(self.store.read_bytes(self.rel))
         except FileNotFoundError:
@@ -194,7 +196,7 @@ class _Held:
         )
 
     def _beat(self) -> None:
-        """Write heartbeats until the run is done or its lock is lost. A failed one is retried after `RETRY_S` seconds."""
+        """Writes heartbeats until the run is done or its lock is lost. A failed one is retried after `RETRY_S` seconds."""
         wait = BEAT_S
         while not self.done.wait(wait):
             began = _clock()
@@ -206,7 +208,10 @@ class _Held:
                 self.trouble, wait = f"{type(error).__name__}: {error}", RETRY_S
 
     def _beat_once(self) -> bool:
-        """Write one heartbeat; False if another run has the lock. Checks again after writing, to remove a stale file."""
+        """Writes one heartbeat; returns False if another run has the lock.
+
+        Checks again after writing: if the lock was taken over meanwhile, the file just written is removed.
+        """
         if self.is_mine():
             self.write()
             if self.is_mine():
@@ -217,7 +222,7 @@ class _Held:
 
 
 def _acquire(store: Store, say: Callable[[str], None]) -> _Held:
-    """Create the lock file after the newest one, once nobody holds that one."""
+    """Acquires the lock: waits until no run holds the newest lock file, then creates the next one."""
     pid = os.getpid()
     while True:
         lock = newest(store)
@@ -246,7 +251,7 @@ def _acquire(store: Store, say: Callable[[str], None]) -> _Held:
 
 
 def _clear_older(store: Store, held: _Held) -> None:
-    """Remove older lock files. From here on no worker of an earlier run passes its fence."""
+    """Removes older lock files. From here on, the fence check of every worker of an earlier run fails."""
     for rel in lock_files(store)[:-1]:
         store.remove(rel)
     for name in store.sizes(FOLDER) if store.is_local else ():
@@ -255,12 +260,14 @@ def _clear_older(store: Store, held: _Held) -> None:
 
 
 def _wait_until_free(store: Store, lock: Lock, say: Callable[[str], None]) -> None:
-    """Return once nobody holds this lock. Raises VlpipeError if a run holds it."""
+    """Returns once no run holds this lock. Raises VlpipeError if a run holds it."""
     state, record = state_of(lock, runs_held_here()), lock.record
     if state == "ended":
         return
     if record is None:
-        say(f"{store.path(lock.rel)} is not a lock file of vlpipe; watching it for {_watch_s(lock):.2g} s")
+        say(
+            f"{store.path(lock.rel)} is not a valid lock file; waiting {_watch_s(lock):.2g} s for a run to rewrite it"
+        )
     elif state == "here":
         raise VlpipeError(f"{store.url} is in use by another run: {record.who}")
     elif state == "gone":
@@ -269,28 +276,28 @@ def _wait_until_free(store: Store, lock: Lock, say: Callable[[str], None]) -> No
     elif state == "fresh":
         age = max(0.0, time.time() - record.beat)
         raise VlpipeError(
-            f"{store.url} is in use by a run on another machine ({record.who}, last sign of life {age:.0f} s ago); "
+            f"{store.url} is in use by a run on another machine ({record.who}, last heartbeat {age:.0f} s ago); "
             f"if it is dead, try again in {LEASE_S - age:.0f} s"
         )
     else:
-        say(f"{store.url} was in use by {record.who}; waiting {LEASE_S:.0f} s for a sign of life")
+        say(f"{store.url} was in use by {record.who}; waiting {LEASE_S:.0f} s for a heartbeat")
     _watch(store, lock)
 
 
 def _watch_s(lock: Lock) -> float:
-    """Seconds to watch a lock. A run whose lock file is damaged notices at its next heartbeat and stops."""
+    """Returns the seconds to watch a lock. A run whose lock file is damaged notices at its next heartbeat and stops."""
     return LEASE_S if lock.record else 1.5 * BEAT_S
 
 
 def _watch(store: Store, lock: Lock) -> None:
-    """Return if no heartbeat comes within `_watch_s` seconds. Raises VlpipeError if one does."""
+    """Returns if no heartbeat comes within `_watch_s` seconds. Raises VlpipeError if one does."""
     until = _clock() + _watch_s(lock)
     while (left := until - _clock()) > 0:
         time.sleep(min(LOOK_S, left))
         now = newest(store)
         if now is None or now.rel != lock.rel:
-            return  # another run has it now; the caller looks at that one next
+            return  # there is a newer lock file, or none; the caller checks again
         if now.content != lock.content and now.record is not None and not now.record.ended:
-            raise VlpipeError(f"{store.url} is in use by another run: {now.record.who} gave a sign of life")
+            raise VlpipeError(f"{store.url} is in use by another run: {now.record.who} wrote a heartbeat")
         if now.record is not None and now.record.ended:
             return

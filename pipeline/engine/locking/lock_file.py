@@ -26,7 +26,11 @@ State = Literal["ended", "here", "gone", "fresh", "unclear", "damaged"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """The run that holds the root, or held it last. beat: seconds since the epoch of its last heartbeat, by its clock."""
+    """Content of a lock file: the run that holds the root, or held it last.
+
+    machine: see `this_machine`; started: see `process_start`; beat: time of its last heartbeat, in seconds since the epoch
+    by its own clock.
+    """
 
     run: str
     host: str
@@ -66,13 +70,13 @@ def number_of(rel: str) -> int:
 
 
 def lock_files(store: Store) -> list[str]:
-    """Paths of all lock files, the current one last. Others were left by runs that died while acquiring the lock."""
+    """Returns the paths of all lock files, the current one last. Others were left by runs that died while acquiring it."""
     names = (name for name in store.list(FOLDER) if FILE.fullmatch(name))
     return sorted((f"{FOLDER}/{name}" for name in names), key=number_of)
 
 
 def newest(store: Store) -> Lock | None:
-    """The current lock file; None in a root in which nothing ever ran."""
+    """Returns the current lock file; None in a root in which nothing ever ran."""
     while found := lock_files(store):
         try:
             content = store.read_bytes(found[-1])
@@ -83,7 +87,7 @@ def newest(store: Store) -> Lock | None:
 
 
 def parse(content: bytes) -> Record | None:
-    """The record, or None if it is invalid. Unknown keys, from another vlpipe version, are ignored."""
+    """Returns the record, or None if it is invalid. Unknown keys, from another vlpipe version, are ignored."""
     try:
         value: Any = json.loads(content)
     except (ValueError, RecursionError):
@@ -100,11 +104,11 @@ def parse(content: bytes) -> Record | None:
 
 
 def state_of(lock: Lock, held_here: frozenset[str] = frozenset()) -> State:
-    """State of the lock's run, as far as one look can tell. held_here: ids of runs whose locks this process holds.
+    """Returns the state of the lock's run, as far as one read can tell. held_here: runs whose locks this process holds.
 
     ended: it released the lock. here: it runs on this machine. gone: it ran on this machine, and its process is dead.
-    fresh: on another machine, with a heartbeat within the lease if both clocks agree. unclear: whether it is alive must
-    be watched. damaged: the file cannot be parsed.
+    fresh: on another machine, with a heartbeat within the lease if both clocks agree. unclear: only watching for heartbeats
+    can tell whether it is alive. damaged: the file cannot be parsed.
     """
     record = lock.record
     if record is None:

@@ -1,4 +1,4 @@
-"""Identifies processes on this machine and those that belong to a run. Linux only; elsewhere nothing is known of them."""
+"""Identifies processes on this machine and those that belong to a run. Linux only; elsewhere the functions find none."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ GRACE_S = 10.0
 
 
 def this_machine() -> str:
-    """Identifies one boot of one kernel and one pid namespace; host names may be shared by clones and containers.
+    """Returns an id of this machine (one boot of one kernel) and pid namespace; empty if unknown.
 
-    Empty if unknown.
+    A host name is not enough, because clones and containers may share it.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -26,12 +26,12 @@ def this_machine() -> str:
 
 
 def process_start(pid: int) -> str:
-    """Start of a process in clock ticks since boot, to detect a reused pid. Empty if there is no such process."""
+    """Returns the start of a process in clock ticks since boot, to detect a reused pid; empty if there is none."""
     return _stat(pid)[1]
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """(state, start in clock ticks) of a process; both empty if there is none."""
+    """Returns (state, start in clock ticks) of a process; both empty if there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -40,21 +40,21 @@ def _stat(pid: int) -> tuple[str, str]:
 
 
 def is_running(pid: int, started: str) -> bool | None:
-    """True if the process that started at `started` still runs. None if it is hidden (another user's, `hidepid`)."""
+    """Returns True if the process that started at `started` still runs; None if it is hidden (another user's, `hidepid`)."""
     state, start = _stat(pid)
     if start:
-        return start == started and state not in "ZX"  # a zombie does nothing any more
+        return start == started and state not in "ZX"  # Z, X: zombie, dead
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
         return None
-    return bool(_stat(pid)[1] == started)  # it appeared since the first look
+    return bool(_stat(pid)[1] == started)  # it may have started after the first `_stat`
 
 
 def processes_of(run: str) -> list[int]:
-    """Pids on this host, except this process, with the run's id in their environment."""
+    """Returns the pids of processes on this host with the run's id in their environment, without this process."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -69,7 +69,7 @@ def processes_of(run: str) -> list[int]:
 
 
 def wait_until_gone(run: str, grace_s: float = GRACE_S) -> None:
-    """Wait for a dead run's processes to end; those left after `grace_s` seconds are killed."""
+    """Waits for a dead run's processes to end; kills those left after `grace_s` seconds."""
     deadline = time.monotonic() + grace_s
     while found := processes_of(run):
         if time.monotonic() > deadline:

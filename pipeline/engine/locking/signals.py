@@ -1,7 +1,7 @@
-"""Stop a run on Ctrl-C, SIGTERM or a closed terminal, even if the exception that the signal raises is lost.
+"""Stops a run on Ctrl-C, SIGTERM or a closed terminal, even if the exception that the signal raises is lost.
 
-Python drops an exception raised in a finaliser or in a callback of a C library, and a stage may catch it; a run on Ray
-once continued to its end that way. So the run loop also checks whether a signal has come.
+Python drops an exception raised in a finaliser or in a callback of a C library, and a stage may catch it; for this reason
+a run on Ray once continued to its end. So the run loop also checks whether a signal has arrived.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run must stop. code: the conventional exit code, 128 + signal number: 130, 143 or 129."""
+    """Raised when a signal stops the run. code: the conventional exit code, 128 + signal number: 130, 143 or 129."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def heeding_interrupts() -> Iterator[Callable[[], None]]:
-    """In the main thread: each signal raises Interrupted. Yields a function that raises it again if a signal has come.
+    """Makes each signal raise Interrupted in the main thread. Yields a function that raises it too if a signal has arrived.
 
     An ignored SIGHUP (nohup) stays ignored.
     """

@@ -21,7 +21,7 @@ from vlpipe.pipeline.errors import VlpipeError
 
 FORMS = "HOST:PORT of a cluster's head, [IPv6]:PORT, ray://HOST:PORT, or auto"
 CLIENT = "ray://"
-ANSWER_S = 5.0  # seconds; Ray itself would try for minutes
+ANSWER_S = 5.0  # timeout for a cluster to answer, in seconds; Ray itself would try for minutes
 AUTH = "RAY_AUTH_MODE"
 USERS_AUTH = os.environ.get(AUTH)  # Ray sets the variable itself when it starts a cluster
 # Hides GPUs from workers whose task requests none; by default Ray lets them see those of the node.
@@ -37,7 +37,7 @@ class Cluster:
         self._asked: list[dict[str, float]] = []
 
     def connect(self, runtime_env: Mapping[str, Any] | None = None) -> None:
-        """Connect. Raises VlpipeError if no cluster answers, or if it requires a token that is not available here."""
+        """Connects to Ray. Raises VlpipeError if no cluster answers, or if it requires a token that is not available."""
         os.environ.update(WORKER_ENV)
         if self.address is None:
             self._init("local", None)
@@ -47,7 +47,7 @@ class Cluster:
         self._init(_checked_address(self.address), env)
 
     def _init(self, address: str, runtime_env: dict[str, Any] | None) -> None:
-        """Call `ray.init`, then restore the SIGTERM handler, which Ray replaces."""
+        """Calls `ray.init`, then restores the SIGTERM handler, which Ray replaces."""
         is_client = address.startswith(CLIENT)
         in_main = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGTERM) if in_main else None
@@ -80,7 +80,7 @@ class Cluster:
         return bool(self.address and self.address.startswith(CLIENT))
 
     def driver_ip(self) -> str:
-        """IP address at which workers on other nodes reach this process."""
+        """Returns the IP address at which workers on other nodes reach this process."""
         if self.address is None:
             return "127.0.0.1"
         if not self.is_client:
@@ -90,7 +90,7 @@ class Cluster:
             return str(connection.getsockname()[0])
 
     def on_node(self, node: str) -> Any:
-        """Ray's scheduling strategy that pins a task or actor to this node."""
+        """Returns Ray's scheduling strategy that pins a task or actor to this node."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
@@ -101,7 +101,7 @@ class Cluster:
         return bool(self._node_types())
 
     def _node_types(self) -> list[dict[str, float]]:
-        """Resources of the nodes an autoscaler may add, one entry per type of node; empty without an autoscaler."""
+        """Returns resources of the nodes an autoscaler may add, one entry per type of node; empty without an autoscaler."""
         if self.address is None or self.is_client:
             return []
         config = ray._private.state.state.get_cluster_config()
@@ -109,12 +109,15 @@ class Cluster:
         return [dict(group.resources) for group in groups if group.max_count]
 
     def may_grow_to(self, need: Mapping[str, float]) -> bool:
-        """True if an autoscaler may add a node with these resources."""
+        """Returns True if an autoscaler may add a node with these resources."""
         asked = _bundle(need)
         return any(all(n <= node.get(k, 0) for k, n in asked.items()) for node in self._node_types())
 
     def ask_for(self, needs: Sequence[Mapping[str, float]]) -> None:
-        """Request resources that no current node has from the autoscaler, if any; it sees only what is queued inside Ray."""
+        """Requests resources that no current node has from the autoscaler, if there is one.
+
+        Without this it would not add nodes for them: it sees only what is queued inside Ray, not what waits in the driver.
+        """
         bundles = [_bundle(need) for need in needs]
         if bundles == self._asked or not (self._asked or self.grows):
             return
@@ -124,12 +127,12 @@ class Cluster:
         self._asked = bundles
 
     def name_of(self, node: str) -> str:
-        """The address of a node, for messages; its id if the node is unknown."""
+        """Returns the address of a node, for messages; its id if the node is unknown."""
         found = [n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == node]
         return str(found[0]) if found else node
 
     def nodes_text(self, nodes: Sequence[Mapping[str, float]]) -> str:
-        """`no node has that: the cluster has 2 x (2 CPU), 1 x (8 CPU, 1 GPU)`."""
+        """Returns a text such as `no node has that: the cluster has 2 x (2 CPU, 4.0 GB of memory)`."""
         kinds = Counter(
             ", ".join(f"{node.get(k, 0):g} {k}" for k in ("CPU", "GPU") if k == "CPU" or node.get(k))
             + f", {node.get('memory', 0) / 2**30:.1f} GB of memory"
@@ -142,7 +145,7 @@ class Cluster:
 
 
 def node_resources() -> dict[str, dict[str, float]]:
-    """Node id -> total resources, for nodes that are alive."""
+    """Returns node id -> total resources, for nodes that are alive."""
     return {n["NodeID"]: dict(n["Resources"]) for n in ray.nodes() if n["Alive"]}
 
 
@@ -151,7 +154,7 @@ def _bundle(need: Mapping[str, float]) -> dict[str, float]:
 
 
 def _checked_address(address: str) -> str:
-    """The address in Ray's form, once something answers there and it is clear whether it requires a token."""
+    """Returns the address in Ray's form, after a check that a server answers there and whether it requires a token."""
     found = _auto_address() if address == "auto" else address
     host, port = _host_and_port(found.removeprefix(CLIENT))
     try:
@@ -164,7 +167,7 @@ def _checked_address(address: str) -> str:
 
 
 def _auto_address() -> str:
-    """The address in RAY_ADDRESS, or that of the cluster started by `ray start` on this machine."""
+    """Returns the address in RAY_ADDRESS, or that of the cluster started by `ray start` on this machine."""
     from ray._private.services import canonicalize_bootstrap_address
 
     from_env = os.environ.get("RAY_ADDRESS", "")
@@ -187,9 +190,9 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _configure_token(address: str) -> None:
-    """Configure whether Ray sends a token. Raises VlpipeError if the cluster requires one that is not available.
+    """Configures whether Ray sends a token. Raises VlpipeError if the cluster requires one that is not available.
 
-    Ray sends a token only if configured to, and a cluster without tokens misunderstands a request that has one. So try
+    Ray sends a token only if configured to, and a cluster without tokens misreads a request that has one. So this tries
     without, then with this machine's token if the cluster requires one. A RAY_AUTH_MODE set by the user is respected.
     """
     if USERS_AUTH is None:
@@ -221,7 +224,7 @@ def _accepts_connection(address: str) -> bool:
 
 @contextmanager
 def _silenced_stderr() -> Iterator[None]:
-    """Silence standard error: what Ray's C++ side writes there is also in the exception."""
+    """Silences standard error: what Ray's C++ code writes there is also in the exception."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -26,10 +26,10 @@ from vlpipe.pipeline.service import Services
 from vlpipe.pipeline.stage import GatherStage, MapStage
 from vlpipe.pipeline.storage.store import Store
 
-LOOK_S = 5.0  # interval between two looks at the cluster's nodes
-PATIENCE_S = 60.0  # while nothing can run: max wait for a lost node to return
+LOOK_S = 5.0  # seconds between two updates of the list of nodes
+PATIENCE_S = 60.0  # while nothing can run: max seconds to wait for a lost node to return
 GROWING_S = 900.0  # the same for nodes requested from an autoscaler
-DYING_S = 10.0  # max wait until all calls of a dead actor have failed
+DYING_S = 10.0  # max seconds to wait until all calls of a dead actor have failed
 
 
 @dataclass
@@ -59,7 +59,10 @@ class RayExecutor:
         self._look_at_nodes()
 
     def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
-        """Errors: steps too large for any node; nodes that do not see the root or an input. Copies missing code to nodes."""
+        """Returns errors: steps that no node has the resources for, nodes that do not see the root or an input file.
+
+        Copies code that a node lacks.
+        """
         problems = [text for one in steps for text in self._misfit(one)]
         if problems or not self._cluster.address:
             return problems
@@ -124,7 +127,7 @@ class RayExecutor:
         self._running[ref] = _Running(unit, one, held)
 
     def _options(self, one: PlannedStep, held: Allocation) -> dict[str, Any]:
-        """Ray's options for a unit. Training requests resources for its own workers; its launcher needs none."""
+        """Returns Ray's options for a unit. Training requests resources for its own workers; its launcher needs none."""
         res = one.keyed.step.resources
         if launches(one):
             options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0}
@@ -163,9 +166,9 @@ class RayExecutor:
         return UnitResult(running.unit, result)
 
     def _handle_dead_actor(self, held: Allocation) -> list[UnitResult]:
-        """Handle a dead actor. Of its unfinished shards, the oldest was running and is blamed; the others are innocent.
+        """Returns results for all shards of a dead actor. It ran the oldest unfinished one; the others are innocent.
 
-        From now on its pool has one shard in flight per actor, so that the next death takes no other shard along.
+        From now on, each actor of this pool has one shard in flight, so that the next death affects no other shard.
         """
         refs = [ref for ref, running in self._running.items() if running.held is held]
         ray.wait(refs, num_returns=len(refs), timeout=DYING_S)
@@ -181,14 +184,14 @@ class RayExecutor:
         return done
 
     def stuck(self, wanting: Sequence[PlannedStep]) -> str:
-        """Empty for a while, because lost nodes may return and requested nodes may join; then the error text."""
+        """Returns an empty text for a while, as lost nodes may return and requested nodes may join; then an error text."""
         now = time.monotonic()
         self._idle_since = self._idle_since or now
         if now - self._idle_since < (GROWING_S if self._cluster.grows else PATIENCE_S):
             return ""
         texts = [f"{one.name!r} needs {_text(self._ask(one))}" for one in wanting]
         return (
-            f"nothing can start though steps are left: {', '.join(texts)}; "
+            f"no step can start, but these are not done: {', '.join(texts)}; "
             f"{self._cluster.nodes_text(list(self._room.nodes.values()))}"
         )
 
@@ -211,7 +214,7 @@ class RayExecutor:
         self._services.close()
 
     def _look_at_nodes(self, after_s: float = 0.0) -> None:
-        """Update the known nodes. New nodes get work once they see what the run needs; lost nodes get none."""
+        """Updates the known nodes. A new node gets work once it has the run's code and files; a lost node gets none."""
         if after_s and (not self._cluster.address or time.monotonic() - self._looked_s < after_s):
             return
         self._looked_s = time.monotonic()
@@ -229,7 +232,7 @@ class RayExecutor:
 
 
 def _result(ref: Any) -> Any:
-    """What a Ray call returned, or the error it ended with."""
+    """Returns what a Ray call returned, or the error it ended with."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -239,7 +242,7 @@ def _result(ref: Any) -> Any:
 
 
 def died(error: BaseException) -> WorkerDied:
-    """WorkerDied for a Ray error. Innocent only if the node was lost: a worker killed for lack of memory may be at fault."""
+    """Returns WorkerDied for a Ray error. Innocent only if the node was lost: a task itself may have run out of memory."""
     lost = ray.exceptions
     node_lost = (lost.NodeDiedError, lost.TaskUnschedulableError, lost.ActorUnschedulableError)
     return WorkerDied(f"the worker died: {type(error).__name__}", innocent=isinstance(error, node_lost))
@@ -253,11 +256,11 @@ def _all_above(one: PlannedStep) -> frozenset[str]:
 
 
 def _text(ask: ResourceRequest) -> str:
-    """`4 CPU and 1 GPU`, or `8 x (4 CPU and 1 GPU)`."""
+    """Returns a request as `4 CPU and 1 GPU`, or `8 x (4 CPU and 1 GPU)`."""
     amounts = [
         (ask.need["CPU"], "CPU"),
         (ask.need["GPU"], "GPU"),
         (ask.need["memory"] / 2**30, "GB of memory"),
     ]
-    text = " and ".join(f"{n:g} {kind}" for n, kind in amounts if n) or "a place for a task"
+    text = " and ".join(f"{n:g} {kind}" for n, kind in amounts if n) or "a task slot (one per CPU)"
     return f"{ask.workers} x ({text})" if ask.workers > 1 else text

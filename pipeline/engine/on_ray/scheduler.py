@@ -1,9 +1,9 @@
 """Decides what starts next and on which node: tracks node resources and applies precedence. Independent of Ray.
 
-Steps with work come in order of urgency: gather steps, then those furthest downstream. The first step that fits starts.
-A step that does not fit because tasks hold its place reserves it: less urgent steps cannot take what becomes free there.
-A pool keeps its idle actors unless another pool or a gather step lacks exactly what they hold. A map task never ends an
-actor, except that idle actors are ended for it if nothing runs and nothing else can start.
+Steps with a unit ready are tried in order of urgency: gather steps, then those furthest downstream. The first one that
+fits starts. One that will fit only when running tasks end reserves its nodes: less urgent steps cannot use what becomes
+free there. A pool (the actors of one step) keeps its idle actors unless another pool or a gather step lacks exactly the
+resources they hold. For a map task, idle actors are ended only if nothing runs and nothing else can start.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Amounts = Mapping[str, float]
 KINDS = ("CPU", "GPU", "memory")
 ZERO = "zero"  # tasks that request no CPU: each is still a process, so a node runs at most one per CPU
 LEAST_CPUS = 0.1  # smaller requests count as this much: at most 10 processes per CPU
-IN_FLIGHT = 2  # max shards per actor: one runs, the next one is already there
-NEAR = 1e-6
+IN_FLIGHT = 2  # max shards per actor: one runs, the next one is queued
+NEAR = 1e-6  # tolerance for sums of fractional resources
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ResourceRequest:
 
 
 def needed(cpus: float, gpus: float, memory_bytes: float, *, is_task: bool) -> dict[str, float]:
-    """Resources of one unit as the scheduler counts them. memory_bytes: in bytes; cpus and gpus may be fractions."""
+    """Returns the resources of one unit as the scheduler counts them. cpus and gpus may be fractions."""
     zero = 1.0 if is_task and not cpus else 0.0
     return {
         "CPU": max(cpus, LEAST_CPUS) if cpus else 0.0,
@@ -65,7 +65,10 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Placement:
-    """Decision to start one unit of a step. held: its resources, or the pool's actor that runs it; is_new: made for it."""
+    """Decision to start one unit of a step. held: its allocation, or that of the actor that runs it.
+
+    is_new: the allocation was made for this unit.
+    """
 
     ask: ResourceRequest
     held: Allocation
@@ -74,8 +77,8 @@ class Placement:
 
 @dataclass
 class Turn:
-    """State of one pass over the waiting steps. reserved: amounts per node; refused: some step reserved a place and
-    waits; draining: actors that get no more work."""
+    """State of one pass over the waiting steps. reserved: amounts per node; refused: some step did not fit and reserved
+    nodes; draining: actors that get no more work."""
 
     reserved: dict[str, dict[str, float]] = field(default_factory=dict)
     refused: bool = False
@@ -83,7 +86,7 @@ class Turn:
 
 
 class Room:
-    """The nodes of a cluster and what is held on them. Not thread-safe."""
+    """The nodes of a cluster, and the allocations on them. Not thread-safe."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, dict[str, float]] = {}
@@ -94,20 +97,20 @@ class Room:
         self._expected: dict[str, ResourceRequest] = {}
 
     def join(self, node: str, total: Amounts) -> None:
-        """Add a node. total: its resources as Ray reports them, memory in bytes; none for a node that gets no work."""
+        """Adds a node. total: its resources as Ray reports them, memory in bytes; empty for a node that gets no work."""
         cpus = float(total.get("CPU", 0))
         self.nodes[node] = {**{k: float(total.get(k, 0)) for k in KINDS}, ZERO: cpus}
 
     def leave(self, node: str) -> None:
-        """Remove a lost node."""
+        """Removes a lost node."""
         self.nodes.pop(node, None)
 
     def expect(self, ask: ResourceRequest) -> None:
-        """Units of this step may come from now on."""
+        """Registers a step of which units may be started from now on."""
         self._expected[ask.step] = ask
 
     def release(self, step: str) -> list[Allocation]:
-        """No more units of this step will come. Returns its actors, which no longer count as holding resources."""
+        """Unregisters a step that has no more units. Returns its actors, whose allocations are released."""
         self._expected.pop(step, None)
         actors = self.pool(step)
         for actor in actors:
@@ -115,11 +118,11 @@ class Room:
         return actors
 
     def pool(self, step: str) -> list[Allocation]:
-        """The actors of a step."""
+        """Returns the actors of a step."""
         return [a for a in self.actors if a.ask.step == step]
 
     def end(self, held: Allocation) -> None:
-        """Release what a finished task or a dead actor held. Does nothing if it was released before."""
+        """Releases the allocation of a finished task or a dead actor. Does nothing if it was released before."""
         if held in self.tasks:
             del self.tasks[held]
         elif held in self.actors:
@@ -144,15 +147,15 @@ class Room:
         return bool(self.tasks) or any(a.busy for a in self.actors)
 
     def free(self) -> dict[str, dict[str, float]]:
-        """Unheld resources of each node; CPUs are negative while a task waits there."""
+        """Returns the free resources of each node; CPUs are negative while a task is queued there."""
         return {n: _minus(total, self._used.get(n, {})) for n, total in self.nodes.items()}
 
     def holds(self, ask: ResourceRequest) -> bool:
-        """True if the empty cluster could run one unit of this step."""
+        """Returns True if the empty cluster could run one unit of this step."""
         return self._spread(ask, {n: dict(total) for n, total in self.nodes.items()}) is not None
 
     def pick(self, wanting: Sequence[ResourceRequest]) -> tuple[Placement | None, list[Allocation]]:
-        """The unit that starts now, or None, and the actors to end for it. Both are already accounted for."""
+        """Returns (the unit that starts now or None, actors to end for it). The allocations are already updated."""
         start, let_go = self._look(wanting)
         if start is None and not self.at_work:  # nothing will become free by itself
             start, more = self._look(wanting, stalled=True)
@@ -176,7 +179,7 @@ class Room:
         return None, []
 
     def _placed(self, ask: ResourceRequest, turn: Turn) -> Placement | None:
-        """Place a task or a gather step; None if there is no room."""
+        """Returns the placement of a task or a gather step; None if it does not fit."""
         nodes = self._spread(ask, self._free(turn))
         if nodes is None and self._may_queue(ask, turn):
             nodes = self._spread(ask, self._with_one_more(ask, turn))
@@ -185,23 +188,25 @@ class Room:
         return Placement(ask, self._hold(Allocation(ask, nodes)), is_new=True)
 
     def _may_queue(self, ask: ResourceRequest, turn: Turn) -> bool:
-        """True if one more task than fits may wait on a node, so that no worker waits for the driver. False while a more
-        urgent step is refused, or a pool that will have work has no actor yet."""
+        """Returns True if one task more than fits may be queued on a node, so that no worker waits for the driver.
+
+        False while a more urgent step has reserved nodes, or a pool that will get work has no actor yet.
+        """
         if not ask.is_task or turn.refused or not ask.need["CPU"] or ask.need["GPU"]:
             return False
         if any(free["CPU"] < -NEAR for free in self.free().values()):
-            return False  # a task already waits
+            return False  # a task is already queued
         return all(self.pool(other.step) for other in self._expected.values() if other.actors)
 
     def _with_one_more(self, ask: ResourceRequest, turn: Turn) -> dict[str, dict[str, float]]:
-        """Free resources as if one task on each node that runs one had ended."""
+        """Returns free resources as if one task on each node that runs one had ended."""
         free = self._free(turn)
         for node in {held.node for held in self.tasks if held.ask.is_task} & set(free):
             free[node]["CPU"] += ask.need["CPU"]
         return free
 
     def _pooled(self, ask: ResourceRequest, turn: Turn, stalled: bool) -> Placement | None:
-        """Place a pool's shard on an idle actor, else a new one, else a busy one that may take one more; else None."""
+        """Places a pool's shard on an idle actor, else a new one, else a busy one that may take one more; else None."""
         deep = 1 if ask.step in self.careful else IN_FLIGHT
         mine = sorted(self.pool(ask.step), key=lambda a: a.busy)
         ready = [a for a in mine if a.busy < deep and a not in turn.draining]
@@ -220,8 +225,10 @@ class Room:
         return Placement(actor.ask, actor, is_new)
 
     def _leaves_room(self, pool: ResourceRequest, node: str, *, first: bool) -> bool:
-        """True if with one more actor every task step that may still have work fits next to all actors. Steps downstream
-        of a pool do not block its first actor, because they get no work without it."""
+        """Returns False if one more actor of the pool on the node leaves no room for another expected step that fits now.
+
+        Steps downstream of a pool do not block its first actor, because they get no work without it.
+        """
         now = self._beside(self.actors)
         then = {**now, node: _minus(now[node], pool.need)}
         for task in self._expected.values():
@@ -234,13 +241,13 @@ class Room:
     def _reserve(
         self, ask: ResourceRequest, turn: Turn, has_work: set[str], stalled: bool
     ) -> list[Allocation]:
-        """Reserve a place for a step that found none, if one will become free. Returns idle actors to end for it."""
+        """Reserves nodes for a step that does not fit, if it will fit later. Returns idle actors to end for it."""
         if ask.actors and len(self.pool(ask.step)) >= ask.actors:
-            return []  # its actors are all busy: it has its place
+            return []  # the pool has its full size: its shards wait for its own actors
         idle = self._may_go(ask, has_work, stalled)
         going = idle
         nodes = self._spread(ask, self._beside((a for a in self.actors if a not in idle), turn))
-        if nodes is None and ask.is_gather:  # pools finish their shards in flight and get no new ones
+        if nodes is None and ask.is_gather:  # actors finish their shards in flight and get no new ones
             nodes, going = self._spread(ask, self._beside((), turn)), self.actors
         if nodes is None or (ask.actors and not stalled and not self._may_grow(ask, nodes[0], idle)):
             return []
@@ -252,14 +259,14 @@ class Room:
         return [a for a in going if not a.busy]
 
     def _may_go(self, ask: ResourceRequest, has_work: set[str], stalled: bool) -> list[Allocation]:
-        """Idle actors that this step may end."""
+        """Returns idle actors that may be ended for this step."""
         idle = [a for a in self.actors if not a.busy and a.ask.step != ask.step]
         if stalled:
             return idle
         return [] if ask.is_task else [a for a in idle if a.ask.step not in has_work]
 
     def _may_grow(self, ask: ResourceRequest, node: str, idle: Iterable[Allocation]) -> bool:
-        """Like `_leaves_room`, as if the idle actors had ended."""
+        """Returns what `_leaves_room` would return if the idle actors had ended."""
         before = self.actors
         self.actors = [a for a in before if a not in set(idle)]
         try:
@@ -268,7 +275,7 @@ class Room:
             self.actors = before
 
     def _spread(self, ask: ResourceRequest, free: dict[str, dict[str, float]]) -> tuple[str, ...] | None:
-        """A node for each worker, or None if they do not all fit. Subtracts what they need from `free`."""
+        """Returns a node for each worker, or None if they do not all fit. Subtracts what they need from `free`."""
         nodes = []
         for _ in range(ask.workers):
             best = self._best(ask, free)
@@ -279,7 +286,7 @@ class Room:
         return tuple(nodes)
 
     def _best(self, ask: ResourceRequest, free: Mapping[str, Amounts]) -> list[str]:
-        """Nodes with enough resources, best first: GPU nodes last if no GPU is needed, then by most free CPUs."""
+        """Returns nodes with enough resources, best first: GPU nodes last if no GPU is needed, then by most free CPUs."""
         able = [n for n, have in free.items() if _fits(ask.need, have)]
         return sorted(
             able, key=lambda n: (bool(self.nodes[n]["GPU"]) and not ask.need["GPU"], -free[n]["CPU"])
@@ -289,14 +296,14 @@ class Room:
         return any(_fits(ask.need, have) for have in free.values())
 
     def _free(self, turn: Turn) -> dict[str, dict[str, float]]:
-        """Resources of each node that are neither held nor reserved."""
+        """Returns the resources of each node that are neither allocated nor reserved."""
         free = self.free()
         for node in set(turn.reserved) & set(free):
             free[node] = _minus(free[node], turn.reserved[node])
         return free
 
     def _beside(self, held: Iterable[Allocation], turn: Turn | None = None) -> dict[str, dict[str, float]]:
-        """Total resources of each node minus what these allocations hold and what is reserved."""
+        """Returns the total resources of each node minus these allocations and what is reserved."""
         free = {n: dict(total) for n, total in self.nodes.items()}
         taken = [(node, one.ask.need) for one in held for node in one.nodes]
         for node, amounts in [*taken, *(turn.reserved.items() if turn else ())]:
@@ -320,7 +327,10 @@ def _minus(have: Amounts, less: Amounts) -> dict[str, float]:
 def _fewest_actors(
     going: Iterable[Allocation], ask: ResourceRequest, nodes: Sequence[str], free: Mapping[str, Amounts]
 ) -> list[Allocation]:
-    """As few of these actors as free what the nodes lack, idle ones first; actors that hold nothing of it are kept."""
+    """Returns actors to end so that the nodes no longer lack resources: as few as possible in order, idle ones first.
+
+    Actors that hold nothing of what is lacking are left out.
+    """
     found: list[Allocation] = []
     for node in dict.fromkeys(nodes):
         lacks = {kind: n * nodes.count(node) - free[node].get(kind, 0.0) for kind, n in ask.need.items()}

@@ -28,17 +28,20 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.params import files_of
 
-# Names of folders; folders named `.*_cache` are excluded as well.
+# Names of folders that are not copied; folders named `.*_cache` are not either.
 NOT_SHIPPED = (".git", ".venv", "venv", "runs", "node_modules", "__pycache__")
 MAX_SHIPPED_BYTES = 200 * 2**20
 MAX_SHIPPED_FILES = 50_000
-ANSWER_S = 120.0  # seconds, including the start of a worker
+ANSWER_S = 120.0  # timeout for a node to answer, in seconds, including the start of a worker
 OWN = "vlpipe"
 
 
 @dataclass
 class Needs:
-    """What every node must see. modules: top-level name -> digest of its source; files: path -> (bytes, its reader)."""
+    """What every node must see. modules: top-level name -> digest of its source; root: pickled call of `reads_root`.
+
+    files: path -> (size in bytes, or -1 for a folder; `STEP.PARAMETER` that reads it).
+    """
 
     modules: dict[str, str] = field(default_factory=dict)
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -73,7 +76,7 @@ class Shipping:
         cloudpickle.register_pickle_by_value(probe)
 
     def prepare(self) -> list[str]:
-        """Check every node, copy what is missing, check again. Returns the remaining problems, one sentence each."""
+        """Checks every node, copies what is missing, checks again. Returns the remaining problems, one sentence each."""
         self._store.write_bytes(self._proof, self._nonce.encode())
         lacks = self._ask_all()
         missing = {name for lack in lacks.values() for name in lack.missing}
@@ -89,7 +92,7 @@ class Shipping:
         ]
 
     def problem_of(self, node: str) -> str | None:
-        """The problem of a new node; empty if there is none, None if it has not answered yet."""
+        """Returns the problem of a new node; empty if there is none, None if it has not answered yet."""
         if node in self._good:
             return ""
         if node not in self._asked:
@@ -126,7 +129,7 @@ class Shipping:
             return Lack([], [], [f"cannot run a task: {type(error).__name__}: {first}"])
 
     def _problem_text(self, lack: Lack) -> str:
-        """The first problem, with what to do about it; empty if there is none."""
+        """Returns the first problem, with what to do about it; empty if there is none."""
         if lack.problems:
             return lack.problems[0]
         if lack.missing:
@@ -143,7 +146,7 @@ class Shipping:
         return Path(path).is_relative_to(os.getcwd())
 
     def _ship(self, missing: set[str], with_files: bool) -> None:
-        """Reconnect to the cluster with copies of what is missing."""
+        """Reconnects to the cluster with copies of what is missing."""
         outside = [name for name in sorted(missing - {OWN}) if not self._is_below(_place(name))]
         env: dict[str, Any] = {"env_vars": {DRIVER_FOLDER: os.getcwd()}}
         if with_files or missing - {OWN} - set(outside):
@@ -161,14 +164,14 @@ class Shipping:
 
 
 def reads_root(store: Store, rel: str, nonce: str) -> list[str]:
-    """Runs on a node: problems with the driver's root there, one sentence each; empty if the node sees the same root."""
+    """Returns problems with the driver's root on the node where this runs, one sentence each; empty if it sees the root."""
     where = f"does not see the root {store.url}"
     todo = "a root must lie where every node sees it: on a shared disk, or s3://..."
     try:
         seen = store.read_bytes(rel).decode()
     except Exception as error:  # any error is reported to the user
         return [f"{where} ({type(error).__name__}); {todo}"]
-    return [] if seen == nonce else [f"{where} (another folder has its name); {todo}"]
+    return [] if seen == nonce else [f"{where} (a different folder is at that path); {todo}"]
 
 
 def _modules_of(one: PlannedStep) -> Iterator[str]:
@@ -189,7 +192,7 @@ def _files_of(one: PlannedStep) -> Iterator[tuple[str, tuple[int, str]]]:
 
 
 def _place(module: str) -> str:
-    """Absolute path of a top-level module's folder or file."""
+    """Returns the absolute path of a top-level module's folder or file."""
     found = sys.modules[module]
     if getattr(found, "__path__", None):
         return os.path.abspath(next(iter(found.__path__)))
@@ -198,7 +201,7 @@ def _place(module: str) -> str:
 
 
 def _own_source(folder: str) -> str:
-    """Copies vlpipe into `folder` as one plain package: a development install consists of links to several places."""
+    """Copies vlpipe into `folder` as one package and returns its path: a development install is links to several folders."""
     to = os.path.join(folder, OWN)
     for base in sys.modules[OWN].__path__:
         for room in sorted(os.listdir(base)):
@@ -212,13 +215,14 @@ def _own_source(folder: str) -> str:
 
 
 def _root_below(store: Store) -> list[str]:
-    """Exclude pattern for the root if it lies in the folder that is copied; else empty."""
+    """Returns the exclude pattern for the root if it lies in the folder that is copied; else an empty list."""
     if not store.is_local or not Path(store.url).is_relative_to(os.getcwd()):
         return []
     return ["/" + os.path.relpath(store.url, os.getcwd())]
 
 
 def _check_size(folder: str, leave_out: Sequence[str], modules: Sequence[str]) -> None:
+    """Raises VlpipeError if the folder is too large to be copied to the nodes."""
     num_bytes = num_files = 0
     for at, folders, names in os.walk(folder, followlinks=True):
         rel = os.path.relpath(at, folder)

@@ -45,9 +45,10 @@ def _run_gather(task: GatherTask, resources: Resources) -> GatherResult:
 
 
 class _ShardWorker:
-    """Opens its stage with its first shard, so that an error there fails that shard and does not kill the actor.
+    """Actor that keeps its stage open between shards. It opens the stage with the first shard, so that an error there fails
+    that shard and does not kill the actor.
 
-    A shard to be isolated (run row by row in its own process) closes the actor's open stage first.
+    For a shard with `isolate`, which runs in its own process, the actor closes its stage first.
     """
 
     def __init__(self, gpus: float) -> None:
@@ -81,7 +82,11 @@ def launch_on_ray(
     num_workers: int = 1,
     gpu: bool = False,
 ) -> None:
-    """Run `fn(config)` in `num_workers` processes that form a torch process group, each with the step's resources."""
+    """Runs `fn(config)` in `num_workers` processes that form a torch process group, each with the step's resources.
+
+    folder: where Ray Train stores its files, below `work/ray`. Raises WorkerDied if a process died, StepFailed or the
+    VlpipeError that `fn` raised if it failed.
+    """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -108,7 +113,7 @@ def launch_on_ray(
 
 
 def _cause_of(error: BaseException) -> BaseException:
-    """The error that a training worker raised, unwrapped from Ray Train's errors."""
+    """Returns the error that a training worker raised, unwrapped from Ray Train's errors."""
     found = list((getattr(error, "worker_failures", None) or {}).values())
     for wrapping in ("health_check_failure", "base_error", "cause"):
         found = [getattr(failure, wrapping, None) or failure for failure in found]

@@ -1,4 +1,7 @@
-"""`<root>/_forget.json` marks a `vlpipe forget` that is running or was killed. Nothing may read the root until it ends."""
+"""`<root>/_forget.json` marks a `vlpipe forget` that is running or was killed.
+
+Nothing may read the root until the forget is complete.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,6 @@ def is_half_done(store: Store) -> bool:
 
 
 def refuse_half_done(store: Store) -> None:
-    """Raises VlpipeError if a forget was killed here: parts of the root are in the old state, parts in the new one."""
+    """Raises VlpipeError if a `vlpipe forget` was killed: parts of the root are in the old state, parts in the new one."""
     if is_half_done(store):
-        raise VlpipeError(f"a forget in {store.url} was interrupted; `vlpipe run` finishes it first")
+        raise VlpipeError(f"`vlpipe forget` was interrupted in {store.url}; `vlpipe run` completes it")

@@ -34,13 +34,15 @@ KEPT = "%/:?@!$&'()*+,;=-._~[]|"
 
 
 def hashed(kind: Kind, value: str) -> str:
-    """sha256 over kind and value, as 64 hexadecimal digits."""
+    """Returns the sha256 over kind and value, as 64 hexadecimal digits."""
     return text_sets.hashed(kind, value).hex()
 
 
 def canonical_url(url: str) -> str:
-    """One spelling per address: no scheme, user, default port or fragment; percent-encoded ASCII; lower-case host.
-    A URL that cannot be parsed is returned stripped but otherwise unchanged."""
+    """Returns one spelling per address: no scheme, user, default port or fragment; percent-encoded ASCII; lower-case host.
+
+    A URL that cannot be parsed is returned stripped but otherwise unchanged.
+    """
     url = url.strip()
     try:
         parts = urlsplit(url)
@@ -55,7 +57,7 @@ def canonical_url(url: str) -> str:
 
 
 def ascii_host(host: str) -> str:
-    """The host in ASCII (punycode), without a trailing dot. A host that cannot be encoded is returned unchanged."""
+    """Returns the host in ASCII (punycode), without a trailing dot. A host that cannot be encoded is returned unchanged."""
     if host.isascii():
         return host.rstrip(".")
     import idna
@@ -78,7 +80,7 @@ def domains_of(url: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """Kind -> sorted sha256 hashes, 32 bytes each."""
+    """Hashes of forgotten ids, URLs and domains. hashes: kind -> sorted sha256 digests, 32 bytes each."""
 
     hashes: Mapping[str, Digests] = field(default_factory=dict)
 
@@ -89,11 +91,11 @@ class Forgotten:
         return bool(self._known(kind, [value])[0])
 
     def has_row(self, id_: str, url: str | None) -> bool:
-        """True if the row's id, its URL or a domain of its URL was forgotten."""
+        """Returns True if the row's id, its URL or a domain of its URL was forgotten."""
         return bool(self._rows([id_], [url])[0])
 
     def split(self, rows: pa.Table) -> tuple[pa.Table, list[Reject]]:
-        """The rows that are not forgotten, and one reject per forgotten row, which names it only by its hash."""
+        """Returns (rows that are not forgotten, one reject per forgotten row, which has the hash of its id as id)."""
         ids = rows["id"].to_pylist()
         urls = rows["url"].to_pylist() if "url" in rows.schema.names else [None] * len(ids)
         is_forgotten = self._rows(ids, urls)
@@ -120,7 +122,7 @@ class Forgotten:
 
 
 def read_forgotten(store: Store) -> Forgotten:
-    """The root's forgotten hashes; empty if there is no file. Raises VlpipeError if it is damaged: no row may be listed."""
+    """Returns the root's forgotten hashes; empty if there is no file. Raises VlpipeError if it is damaged."""
     if not store.exists(REL):
         return Forgotten()
     parts: dict[str, list[Digests]] = {}
@@ -144,7 +146,7 @@ def read_forgotten(store: Store) -> Forgotten:
 
 
 def add_forgotten(store: Store, **hashes: Digests) -> None:
-    """Add hashes of ids, canonical URLs and domains, by kind. Stored sorted, so that the same set gives the same bytes."""
+    """Adds hashes of ids, canonical URLs and domains, by kind. Stored sorted, so that the same set gives the same bytes."""
     known = dict(read_forgotten(store).hashes)
     for kind, found in hashes.items():
         known[kind] = np.unique(np.concatenate([known.get(kind, np.empty(0, DIGEST)), found]))
@@ -158,7 +160,7 @@ def add_forgotten(store: Store, **hashes: Digests) -> None:
 
 
 def digest_of(rows: pa.Table, schema: pa.Schema) -> str:
-    """The digest these rows would have as a shard; computed from a temporary file."""
+    """Returns the digest that these rows would have as a shard; computed from a temporary file."""
     with tempfile.TemporaryDirectory(prefix="vlpipe-") as folder:
         path = Path(folder) / "shard.parquet"
         with ShardWriter(str(path), schema) as writer:

@@ -1,10 +1,11 @@
 """Keys identify what a result was made from. They contain no time, host, port, path or secret.
 
-step key: hash of what is declared (the stage's name and VERSION, parameters, digests of outside files, keys of upstream
-    steps), so it is known before anything runs. The name of the step's folder has its first digits.
-shard key: sha256(stage key, key of the input shard). The stage key excludes files that only list rows, so a longer list
-    keeps the shards it shares with the old one. It also excludes which step made an artifact.
-Receipts also record what was actually read (digests of input shards and artifacts), which must match as well.
+step key: hash of what is declared (the stage's name and VERSION, parameters, digests of files outside the root, keys of
+    upstream steps), so it is known before anything runs. The name of the step's folder contains its first digits.
+stage key: like the step key, but without upstream steps, files that only list rows, and which step made an artifact. So
+    a longer list keeps the shards it shares with the old one.
+shard key: sha256(stage key, key of the input shard).
+The record of a shard also has the digests of what was actually read (input shard, artifacts), which must match as well.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ Stamp = tuple[int, int]  # size in bytes, mtime_ns
 
 
 def sha256_json(*parts: Any) -> str:
-    """sha256 over the parts as compact JSON with sorted keys, as 64 hexadecimal digits."""
+    """Returns the sha256 over the parts as compact JSON with sorted keys, as 64 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # file names may hold any bytes
 
 
 def tree_digest(files: Mapping[str, str]) -> str:
-    """One digest for a folder, over its relative paths and their digests. For a single file (path "") its own digest."""
+    """Returns a digest of a folder. files: relative path -> digest. For a single file (path ""), returns its own digest."""
     return files[""] if set(files) == {""} else sha256_json("tree", sorted(files.items()))
 
 
 def tree_mark(stamps: Mapping[str, Stamp]) -> str:
-    """One digest over names, sizes and mtimes of a folder's files."""
+    """Returns a digest over names, sizes and mtimes of a folder's files."""
     return sha256_json("mark", sorted(stamps.items()))
 
 
@@ -67,7 +68,7 @@ def walk_files(path: str) -> Iterator[tuple[str, str, Stamp]]:
 
 
 def check_unchanged(file: File) -> None:
-    """Raises VlpipeError if an outside file, as it is on this machine now, differs from the one the plan was made with."""
+    """Raises VlpipeError if a file outside the root, on this machine and now, differs from the one that was planned with."""
     if not file.mark:
         return
     text = "every worker must see the file that the plan was made with: put it on a shared disk, at the same path everywhere"
@@ -99,15 +100,18 @@ class FileDigests:
         self._changed = False
 
     def of(self, path: str) -> str:
-        """sha256 of a file, or the `tree_digest` of a folder."""
+        """Returns the sha256 of a file, or the `tree_digest` of a folder."""
         return self._get(path)[0]
 
     def mark(self, path: str) -> str:
-        """`tree_mark` of the files at `path`: digest of their names, sizes and mtimes."""
+        """Returns the `tree_mark` of the files at `path`: a digest of their names, sizes and mtimes."""
         return self._get(path)[1]
 
     def of_hub(self, name: str, who: str = "") -> str:
-        """`hub:ORG/NAME@COMMIT` of a hub id. Raises VlpipeError if it is not a hub id or its commit is unknown."""
+        """Returns `hub:ORG/NAME@COMMIT` for a hub id. Raises VlpipeError if it is not a hub id or its commit is unknown.
+
+        who: prefix of error texts.
+        """
         if name not in self._hub:
             remembered = self._known.get(f"hub:{name}", [0, 0, ""])[2]
             commit = hub_commit(name, who, remembered)
@@ -137,7 +141,7 @@ class FileDigests:
         return digest
 
     def save(self) -> None:
-        """Store the digests in the root, or in the user's cache if there is no root yet: planning never creates one."""
+        """Stores the digests in the root, or in the user's cache if there is no root yet: planning never creates one."""
         if not self._store.exists(""):
             self._of_user.save()
         elif self._changed:  # on one line: indented JSON is six times as slow to write
@@ -147,7 +151,7 @@ class FileDigests:
 
 
 def _read_cache(store: Store, rel: str) -> dict[str, list[Any]]:
-    """The cached digests; empty, with a warning, if the file is damaged."""
+    """Returns the cached digests; empty, with a warning, if the file is damaged."""
     if not store.exists(rel):
         return {}
     try:
@@ -157,12 +161,12 @@ def _read_cache(store: Store, rel: str) -> dict[str, list[Any]]:
             return known
     except (ValueError, KeyError, TypeError, AttributeError):
         pass  # handled like a wrong checksum
-    warnings.warn(f"{store.path(rel)} is damaged; outside files are hashed anew", VlpipeWarning, stacklevel=2)
+    warnings.warn(f"{store.path(rel)} is damaged; input files are hashed again", VlpipeWarning, stacklevel=2)
     return {}
 
 
 def key_params(stage: Stage) -> dict[str, Any]:
-    """Parameters that can change rows, as JSON. A file is given by its digest, or by the key of the step that makes it."""
+    """Returns the parameters that can change rows, as JSON. A file is given by its digest, an artifact by its step's key."""
     params: dict[str, Any] = canonical(stage, _file_in_key, leave_out=True)
     return params
 
@@ -175,8 +179,8 @@ def _file_in_key(file: File) -> dict[str, str]:
 class StepKeys:
     """A step with its keys.
 
-    files: (field, digest) of each file parameter; marks: (field, `File.mark`) of those outside the root; source: hash
-    of the stage's code.
+    identity: from `Stage.identity`; files: (field, digest) of each file parameter; marks: (field, `File.mark`) of those
+    outside the root; source: hash of the stage's code.
     """
 
     step: Step
@@ -190,7 +194,7 @@ class StepKeys:
 
 
 def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests) -> StepKeys:
-    """The keys of a step. above: keys of its input and artifact steps. Raises VlpipeError if a file does not exist."""
+    """Returns the keys of a step. above: keys of its input and artifact steps. Raises VlpipeError if a file is missing."""
 
     def with_digest(_: str, file: File) -> File:
         if file.step:
@@ -223,7 +227,7 @@ def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests) ->
 def keys_of(
     stage: Stage, identity: Sequence[str | int], inputs: Sequence[str], torch_threads: int, shard_rows: int
 ) -> tuple[str, str]:
-    """(step key, stage key) of a stage whose files have digests. inputs: step keys of the upstream steps."""
+    """Returns (step key, stage key) of a stage whose files have digests. inputs: step keys of the upstream steps."""
     base = [*identity, torch_threads if stage.TORCH else 0]
     rows = 0 if isinstance(stage, MapStage) else shard_rows  # shard size of a gather step
     step_key = sha256_json("step", *base, key_params(stage), list(inputs), rows)
@@ -231,19 +235,19 @@ def keys_of(
 
 
 def _absolute(_: str, file: File) -> File:
-    """The file with an absolute path: a worker may run in another working directory."""
+    """Returns the file with an absolute path: a worker may run in another working directory."""
     if file.step or not file.path or not os.path.exists(file.path):
         return file
     return dataclasses.replace(file, path=os.path.abspath(file.path))
 
 
 def shard_key(stage_key: str, input_key: str) -> str:
-    """Key of the shard that a map stage makes from an input shard."""
+    """Returns the key of the shard that a map stage makes from an input shard."""
     return sha256_json("shard", stage_key, input_key)
 
 
 def _inner(_: str, file: File) -> File:
-    """A file as it counts in the stage key: without list files, and without the step that makes an artifact."""
+    """Returns a file as it enters the stage key: empty for a list file, without the step for an artifact."""
     if isinstance(file, ListFile):
         return dataclasses.replace(file, digest="", path="")
     return dataclasses.replace(file, digest="") if file.step else file

@@ -27,7 +27,7 @@ from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed
 from vlpipe.pipeline.storage.file_names import STEP_FILE
 from vlpipe.pipeline.storage.store import Store, sha256_file
 
-FORMAT = 2  # of roots: raise it when the engine reads or writes them differently
+FORMAT = 2  # format number of roots: raise it when the engine reads or writes them differently
 FORMAT_FILE = "_format.json"
 
 
@@ -72,7 +72,7 @@ class StepFile:
 
 
 def write_step_file(store: Store, keyed: StepKeys, inputs: tuple[str, ...], schema: pa.Schema) -> None:
-    """Write `_step.json` unless it already has this content. inputs: folders of the upstream steps."""
+    """Writes `_step.json` unless it already has this content. inputs: folders of the upstream steps."""
     path = f"{keyed.folder}/{STEP_FILE}"
     step = keyed.step
     value = StepFile(
@@ -101,13 +101,13 @@ def _json(value: StepFile) -> dict[str, Any]:
 
 
 def artifact_references(stage: Stage) -> dict[str, list[str]]:
-    """Artifact file name -> its columns that hold ids of rows, as a gather stage declares them."""
+    """Returns artifact file name -> its columns that hold ids of rows, as a gather stage declares them."""
     declared = stage.ARTIFACT_REFERENCES if isinstance(stage, GatherStage) else {}
     return {name: list(columns) for name, columns in sorted(declared.items())}
 
 
 def read_step_file(store: Store, folder: str) -> Mapping[str, Any] | None:
-    """Contents of `_step.json`; None if it does not exist (yet). Raises VlpipeError if it is damaged."""
+    """Returns the contents of `_step.json`; None if it does not exist (yet). Raises VlpipeError if it is damaged."""
     path = f"{folder}/{STEP_FILE}"
     if not store.exists(path):
         return None
@@ -121,13 +121,13 @@ def read_step_file(store: Store, folder: str) -> Mapping[str, Any] | None:
 
 
 def schema_lines(schema: pa.Schema) -> tuple[str, ...]:
-    """One `name: type` per column."""
+    """Returns one `name: type` per column."""
     return tuple(f"{f.name}: {f.type}" for f in schema)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """A finished step.
+    """Contents of `manifest.json`: the record of a finished step.
 
     inputs_digest: over every shard and artifact it read; shards_digest: over every shard it has; read: parameter ->
     content digest of each file and artifact; sources: hashes of the code that made its shards; artifacts: relative
@@ -161,7 +161,7 @@ class Manifest:
     artifact_references: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def artifact_digest(self, path: str) -> str | None:
-        """Digest of one artifact file, or of a folder of artifacts; None if there is none of that name."""
+        """Returns the digest of one artifact file, or of a folder of artifacts; None if there is none of that name."""
         path = path.strip("/")
         if path in self.artifacts:
             return self.artifacts[path]
@@ -171,14 +171,14 @@ class Manifest:
 
 
 def write_manifest(store: Store, folder: str, manifest: Manifest, receipts: Sequence[Receipt]) -> None:
-    """Make the step's files durable, then write `_shards.parquet`, then `manifest.json`: from now on the step is done."""
+    """Makes the step's files durable, then writes `_shards.parquet`, then `manifest.json`, which marks the step as done."""
     store.sync(folder, f"{folder}/_receipts", f"{folder}/_rejects")
     write_receipts(store, f"{folder}/_shards.parquet", receipts)
     write_sealed(store, f"{folder}/manifest.json", asdict(manifest))
 
 
 def read_manifest(store: Store, folder: str) -> Manifest | None:
-    """The manifest; None if the step is not done. Raises VlpipeError if it is damaged."""
+    """Returns the manifest; None if the step is not done. Raises VlpipeError if it is damaged."""
     path = f"{folder}/manifest.json"
     if not store.exists(path):
         return None
@@ -203,7 +203,7 @@ def make_manifest(
     artifacts: Mapping[str, str],
     sources: Sequence[str] = (),
 ) -> Manifest:
-    """Build the manifest of a finished step. sources: code hashes of artifacts; those of shards are in `receipts`."""
+    """Returns the manifest of a finished step. sources: code hashes of artifacts; those of shards are in `receipts`."""
     rejects: Counter[str] = Counter()
     for receipt in receipts:
         rejects.update(receipt.rejects)
@@ -237,7 +237,7 @@ def make_manifest(
 
 
 def installed(name: str) -> str:
-    """Version of an installed distribution, or `not installed`."""
+    """Returns the version of an installed distribution, or `not installed`."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -245,17 +245,17 @@ def installed(name: str) -> str:
 
 
 def digest_inputs(shards_digests: Sequence[str], artifacts_digest: str) -> str:
-    """One digest over everything a step reads: `Manifest.shards_digest` of each upstream step, and its artifacts."""
+    """Returns a digest over everything a step reads: `Manifest.shards_digest` of each upstream step, and its artifacts."""
     return sha256_json("inputs", list(shards_digests), artifacts_digest)
 
 
 def digest_artifacts(read: Mapping[str, str]) -> str:
-    """One digest over `read` (parameter -> digest of a file or artifact that rows depend on); empty if there are none."""
+    """Returns a digest over `read` (parameter -> digest of a file or artifact that rows depend on); empty if `read` is."""
     return sha256_json("artifacts", sorted(read.items())) if read else ""
 
 
 def hash_folder(folder: str) -> dict[str, str]:
-    """Relative path -> sha256 of every file below a local folder."""
+    """Returns relative path -> sha256 of every file below a local folder."""
     found: dict[str, str] = {}
     for sub, _, names in os.walk(folder):
         for name in names:

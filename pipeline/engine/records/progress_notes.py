@@ -1,4 +1,4 @@
-"""Progress notes of a live run, for progress bars and `vlpipe status`: running steps, rows done of slow shards.
+"""Progress notes of a run, for progress bars and `vlpipe status`: which steps run, and rows done of slow shards.
 
 Notes are files in the step's `work/` folder, which is removed when the step is done. They need only the root that all
 workers share, with or without Ray. A note is valid only for the run that wrote it. A shard writes none in its first
@@ -36,23 +36,23 @@ def noted(store: Store, folder: str, index: int, batches: Iterator[pa.Table]) ->
 
 
 def rows_done(store: Store, folder: str, indexes: Iterable[int]) -> dict[int, int]:
-    """Shard number -> rows done so far, for shards with a note of this run."""
+    """Returns shard number -> rows done so far, for shards with a note of this run."""
     found = ((index, _read(store, _rows_path(folder, index), this_run())) for index in indexes)
     return {index: num_rows for index, num_rows in found if num_rows is not None}
 
 
 def mark_running(store: Store, folder: str) -> None:
-    """Record that this run is working on the step."""
+    """Records that this run is working on the step."""
     _write(store, _running_path(folder), 1)
 
 
 def is_running(store: Store, folder: str, run: str) -> bool:
-    """True if this run (an id) has marked the step as running."""
+    """Returns True if the run with id `run` has marked the step as running."""
     return _read(store, _running_path(folder), run) is not None
 
 
 def this_run() -> str:
-    """Id of the run that this process belongs to; empty outside a run."""
+    """Returns the id of the run that this process belongs to; empty outside a run."""
     return os.environ.get(RUN_VARIABLE, "")
 
 
@@ -65,7 +65,7 @@ def _rows_path(folder: str, index: int) -> str:
 
 
 def _write(store: Store, rel: str, value: int) -> None:
-    """Write a note. I/O errors are ignored: a note is informational and must not fail the shard.
+    """Writes a note. I/O errors are ignored: a note is informational and must not fail the shard.
 
     Raises LockLost if another run has taken over the root: it may have finished the step and removed `work/`.
     """
@@ -81,7 +81,7 @@ def _write(store: Store, rel: str, value: int) -> None:
 
 
 def _read(store: Store, rel: str, run: str) -> int | None:
-    """The note's value; None if this run wrote none or is just writing it."""
+    """Returns the note's value; None if `run` wrote none or is writing it now."""
     try:
         note: Any = store.read_json(rel)
         return int(note["value"]) if note["run"] == run else None

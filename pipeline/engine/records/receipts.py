@@ -1,9 +1,9 @@
-"""Receipts: which shards exist, and what each was made from.
+"""Receipts: one record per finished shard, with what it was made from.
 
 A step's folder `<step>-<key8>/` holds `_step.json` (describes the step, written first), `000042.parquet`,
 `_rejects/000042.parquet` (if the shard has rejects), `_receipts/000042.json`, `_log/000042.jsonl`, `artifacts/` and,
-once the step is done, `_shards.parquet` (all receipts in one file) and
-`manifest.json`, written last. A shard without a valid receipt does not exist; a step without a manifest is not done.
+once the step is done, `_shards.parquet` (all receipts in one file) and `manifest.json`, written last.
+A shard without a valid receipt is treated as missing; a step without a manifest is not done.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ RECEIPT_FILE = re.compile(r"(\d{6,})\.json")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
-    """One shard's receipt. `run` (seconds, host, attempts) is informational and not part of its identity."""
+    """One shard's receipt. run: seconds, host and attempts, for information only.
+
+    columns: statistics per column, see `write_shard`.
+    """
 
     index: int
     shard: Shard
@@ -56,7 +59,7 @@ class Receipt:
 
     @property
     def made_from(self) -> MadeFrom:
-        """What the shard was made from, to compare with a task's `made_from_of`."""
+        """What the shard was made from, to compare with the function `made_from`."""
         heavy = tuple(sorted(self.input_heavy.items()))
         return self.shard.key, self.input_digest, heavy, self.artifacts_digest
 
@@ -77,7 +80,7 @@ MadeFrom = tuple[str, str, tuple[tuple[str, str], ...], str]
 
 
 def made_from(key: str, source: Shard, reads_heavy: Iterable[str], artifacts_digest: str) -> MadeFrom:
-    """What a shard of this key would be made from, to compare with `Receipt.made_from`. source: its input shard."""
+    """Returns what a shard of this key would be made from, to compare with `Receipt.made_from`. source: its input shard."""
     return key, source.digest, tuple(sorted(source.heavy_digests(reads_heavy).items())), artifacts_digest
 
 
@@ -99,13 +102,13 @@ def write_receipt(store: Store, folder: str, receipt: Receipt) -> None:
 
 
 def read_receipt(store: Store, folder: str, index: int) -> Receipt | None:
-    """The receipt of a shard; None if there is none. Raises VlpipeError if it is damaged."""
+    """Returns the receipt of a shard; None if there is none. Raises VlpipeError if it is damaged."""
     path = receipt_path(folder, index)
     return parse_receipt(store, path, store.read_bytes(path)) if store.exists(path) else None
 
 
 def parse_receipt(store: Store, path: str, data: bytes) -> Receipt:
-    """A receipt from the bytes of its file. Raises VlpipeError, which names `path`, if they are damaged."""
+    """Returns a receipt from the bytes of its file. Raises VlpipeError, which names `path`, if they are damaged."""
     try:
         return Receipt.from_json(unsealed(data))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -113,20 +116,20 @@ def parse_receipt(store: Store, path: str, data: bytes) -> Receipt:
 
 
 def damaged(store: Store, path: str, error: BaseException) -> VlpipeError:
-    """The error to raise for a damaged record."""
+    """Returns the error to raise for a damaged record."""
     return VlpipeError(
         f"{store.path(path)} is damaged ({type(error).__name__}: {error}); `vlpipe verify` lists all damage and what to do"
     )
 
 
 def receipt_numbers(store: Store, folder: str) -> list[int]:
-    """Sorted numbers of the shards that have a receipt."""
+    """Returns the sorted numbers of the shards that have a receipt."""
     found = (RECEIPT_FILE.fullmatch(name) for name in store.list(f"{folder}/_receipts"))
     return sorted(int(m[1]) for m in found if m)
 
 
 def read_unfinished(store: Store, folder: str) -> dict[int, Receipt]:
-    """Shard number -> receipt, for a step without a manifest."""
+    """Returns shard number -> receipt, for a step without a manifest."""
     found = (read_receipt(store, folder, index) for index in receipt_numbers(store, folder))
     return {r.index: r for r in found if r is not None}
 
@@ -171,7 +174,7 @@ _OF_SHARD = ("path", "num_rows", "digest", "footer", "key")
 
 
 def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
-    """Write all receipts of a step into one Parquet file, one row per shard."""
+    """Writes all receipts of a step into one Parquet file, one row per shard."""
     columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in receipts] for name in _PLAIN}
     columns |= {name: [getattr(r.shard, name) for r in receipts] for name in _OF_SHARD}
     columns["heavy"] = [[one._asdict() for one in r.shard.heavy] for r in receipts]
@@ -186,7 +189,7 @@ def write_receipts(store: Store, rel: str, receipts: Sequence[Receipt]) -> None:
 
 
 def receipts_in(store: Store, rel: str) -> list[Receipt]:
-    """Read a file written by `write_receipts`. Raises VlpipeError if it is damaged."""
+    """Returns the receipts in a file written by `write_receipts`. Raises VlpipeError if it is damaged."""
     try:
         with open_parquet(store, rel) as file:
             table = file.read().cast(_SHARDS)
@@ -210,19 +213,19 @@ def _receipts(table: pa.Table) -> list[Receipt]:
 
 
 def read_receipts(store: Store, folder: str) -> list[Receipt]:
-    """All receipts of a finished step, in shard order, read from one file."""
+    """Returns all receipts of a finished step, in shard order, read from one file."""
     return receipts_in(store, f"{folder}/_shards.parquet")
 
 
 def digest_shards(shards: Iterable[Shard]) -> str:
-    """One digest over a step's shards: their keys, file digests and heavy-column digests. Names are excluded."""
+    """Returns a digest over a step's shards: their keys, file digests and heavy-column digests. Paths are excluded."""
     return sha256_json(
         "shards", [[s.key, s.digest, [[one.column, one.digest] for one in s.heavy]] for s in shards]
     )
 
 
 def sum_counts(receipts: Iterable[Receipt]) -> dict[str, int]:
-    """The stage's own counters, summed over shards."""
+    """Returns the stage's own counters, summed over shards."""
     counts: Counter[str] = Counter()
     for receipt in receipts:
         counts.update(receipt.counts)
@@ -230,7 +233,7 @@ def sum_counts(receipts: Iterable[Receipt]) -> dict[str, int]:
 
 
 def run_path(folder: str) -> str:
-    """Path of the file that stands in for `Receipt.run` if a gather step has no shard and therefore no receipt."""
+    """Returns the path of the file that replaces `Receipt.run` if a gather step has no shard and therefore no receipt."""
     return f"{folder}/_log/run.json"
 
 
@@ -239,7 +242,7 @@ def _seconds(receipt: Receipt) -> float:
 
 
 def seconds_of(store: Store, folder: str, receipts: Iterable[Receipt] = ()) -> float:
-    """Seconds a step took, summed over its shards (so not wall-clock time); 0 if unknown.
+    """Returns the seconds a step took, summed over its shards (so not wall-clock time); 0 if unknown.
 
     Without receipts, reads the finished step's `_shards.parquet`.
     """

@@ -1,4 +1,4 @@
-"""The rejects of a shard, `_rejects/000042.parquet`: written as they come, so that they need not fit in memory, and read."""
+"""Writes and reads the rejects of a shard, `_rejects/000042.parquet`; in parts, so that they need not fit in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rejects_path(folder: str, index: int) -> str:
 
 
 def settled_reject(one: Any) -> Reject:
-    """The reject in storable form. Raises TypeError if it is not a Reject or names no row."""
+    """Returns the reject with its texts made storable and cut. Raises TypeError if it is not a valid Reject."""
     if not (isinstance(one, Reject) and isinstance(one.id, str) and one.kind in KINDS):
         raise TypeError(
             f"Out.rejects holds {storable(repr(one), 200)}; wanted Reject(id, 'fault' or 'filtered', why)"
@@ -33,7 +33,10 @@ def settled_reject(one: Any) -> Reject:
 
 
 class RejectsWriter:
-    """Context manager. Only `finish` puts the file in place. digest: sha256 of the finished file."""
+    """Context manager that writes one shard's rejects. Call `finish` last; after an error no file is left.
+
+    digest: sha256 of the finished file; empty if there are no rejects.
+    """
 
     def __init__(self, store: Store, folder: str, index: int, step: str) -> None:
         self._store, self._path, self._step = store, rejects_path(folder, index), step
@@ -50,7 +53,7 @@ class RejectsWriter:
         self._stack.__exit__(*error)
 
     def add(self, one: Reject) -> None:
-        """Raises VlpipeError if it is not a reject of a row."""
+        """Adds a reject. Raises VlpipeError if it is not a valid Reject."""
         try:
             one = settled_reject(one)
         except TypeError as error:
@@ -72,7 +75,7 @@ class RejectsWriter:
         self._held = []
 
     def finish(self) -> dict[str, int]:
-        """Commit the file; returns "kind:why" -> rows. Without rejects there is no file."""
+        """Commits the file; returns "kind:why" -> number of rows. Without rejects there is no file."""
         self._write()
         if self._writer is None:
             self._store.remove(self._path)
@@ -86,7 +89,7 @@ class RejectsWriter:
 def write_rejects(
     store: Store, folder: str, index: int, step: str, rejects: Iterable[Reject]
 ) -> tuple[dict[str, int], str]:
-    """Write a shard's rejects; returns ("kind:why" -> rows, sha256 of the file). Without rejects no file is written."""
+    """Writes a shard's rejects; returns ("kind:why" -> number of rows, sha256 of the file). Without rejects, no file."""
     with RejectsWriter(store, folder, index, step) as writer:
         for one in rejects:
             writer.add(one)
@@ -94,7 +97,7 @@ def write_rejects(
 
 
 def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
-    """A shard's rejects, schema REJECT_SCHEMA; empty if there is no file. Raises VlpipeError if it is damaged."""
+    """Returns a shard's rejects, schema REJECT_SCHEMA; empty if there is no file. Raises VlpipeError if it is damaged."""
     path = rejects_path(folder, index)
     if not store.exists(path):
         return REJECT_SCHEMA.empty_table()

@@ -2,8 +2,8 @@
 
 The import closure is static: imports, also those inside functions, are read from syntax trees; nothing is executed. It
 covers `vlpipe.stages`, `vlpipe.models`, the stage's own package and every other module that is not installed. The
-engine is excluded; it has a format number instead. Comments, docstrings and positions do not count; data files next to
-a module that names them do. Module names do not count, only contents, so moving a file does not change the hash.
+engine is excluded; it has a format number instead. Comments, docstrings, positions and module names do not change the
+hash, so a file may be moved. Data files next to a module whose code names them are included.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class Source:
     marks: tuple[Mark, ...]
 
     def is_current(self) -> bool:
-        """False if a file of the closure was edited or removed since."""
+        """Returns False if a file of the closure was edited or removed since."""
         return all(_mark(path) == (path, size, time) for path, size, time in self.marks)
 
 
 def source_hash(stage: Stage) -> str:
-    """Hash of the stage's code as the files are now."""
+    """Returns the hash of the stage's code as the files are now."""
     return _source(*_entry(stage)).hash
 
 
@@ -73,7 +73,7 @@ _running: dict[tuple[str, tuple[str, ...]], Source] = {}
 
 
 def running_source(stage: Stage) -> Source:
-    """The code this process runs: computed when the stage is first used here, so it does not include later edits."""
+    """Returns the code this process runs: computed when the stage is first used here, so without later edits."""
     entry = _entry(stage)
     if entry not in _running:
         _running[entry] = _source(*entry)
@@ -81,13 +81,13 @@ def running_source(stage: Stage) -> Source:
 
 
 def recorded_hash(stage: Stage) -> str:
-    """The code hash for a receipt: of the running code, or a text that equals no hash if a file was edited since."""
+    """Returns the code hash for a receipt: of the running code, or a text that equals no hash if a file was edited since."""
     source = running_source(stage)
     return source.hash if source.is_current() else f"edited while it ran: {source.hash}"
 
 
 def _entry(stage: Stage) -> tuple[str, tuple[str, ...]]:
-    """The stage's own module, and modules that its parameters name (`use: "blip:Blip"` names `blip`)."""
+    """Returns the stage's own module, and modules that its parameters name (`use: "blip:Blip"` names `blip`)."""
     made_by = stage.runs()
     texts = _texts(canonical(made_by))
     named = sorted({m[1] for text in texts if (m := CLASS_PATH.fullmatch(text))})
@@ -131,8 +131,10 @@ def _source(module: str, named: tuple[str, ...]) -> Source:
 
 
 def _text(parsed: Parsed, found: Mapping[str, Parsed]) -> str:
-    """A module's digest, and per `from` import the digest of the imported module, or its name if it is installed.
-    The engine is excluded."""
+    """Returns a module's digest, and per `from` import the digest of the imported module, or its name if it is installed.
+
+    The engine is excluded.
+    """
     words = set()
     for base, name, here in parsed.froms:
         target = found.get(f"{base}.{name}") or found.get(base)
@@ -150,7 +152,7 @@ def _mark(path: str) -> Mark:
 
 
 def _data_files(path: str, strings: frozenset[str]) -> Iterator[Path]:
-    """Data files named by a string in the module: files next to it, or all files of a folder next to it."""
+    """Yields data files that a string in the module names: files next to it, or all files of a folder next to it."""
     here = Path(path).parent
     for name in sorted(strings & set(os.listdir(here))):
         beside = here / name
@@ -163,7 +165,7 @@ def _data_files(path: str, strings: frozenset[str]) -> Iterator[Path]:
 
 
 def _parse(module: str, is_package: bool, mark: Mark) -> Parsed:
-    """The parsed file, from the user's cache if the file is unchanged. module: the name it is imported by."""
+    """Returns the parsed file, from the user's cache if the file is unchanged. module: the name it is imported by."""
     key = f"{module} {mark[1]} {mark[2]} {mark[0]}"
     if key not in _cache.parsed:
         _cache.parsed[key] = _parse_anew(module, is_package, mark[0])
@@ -225,7 +227,10 @@ def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
 
 @dataclass
 class _Cache:
-    """The user's parsed files, by module name, size, mtime and path: parsing the shipped stages takes two seconds."""
+    """Cache of parsed files in the user's cache folder, by module name, size, mtime and path.
+
+    Without it, each process spends two seconds on parsing vlpipe's own stages.
+    """
 
     parsed: dict[str, Parsed] = field(default_factory=dict)
     is_new: bool = False
@@ -247,10 +252,12 @@ class _Cache:
         except (OSError, RuntimeError):  # no cache file, or no home folder: parse again
             return
         except (ValueError, TypeError, AttributeError) as error:
-            warnings.warn(f"{self.path()} is damaged and is made anew: {error}", VlpipeWarning, stacklevel=2)
+            warnings.warn(
+                f"the cache {self.path()} is damaged and is rebuilt: {error}", VlpipeWarning, stacklevel=2
+            )
 
     def save(self) -> None:
-        """Store the parsed files for the next process."""
+        """Stores the parsed files for the next process."""
         if not self.is_new:
             return
         self.is_new = False
@@ -269,7 +276,7 @@ save_parsed = _cache.save
 
 
 def _absolute(package: str, module: str, level: int) -> str:
-    """The full module name that `from ..module` refers to in `package`."""
+    """Returns the full module name that `from ..module` refers to in `package`."""
     if level:
         parts = package.split(".")
         package = ".".join(parts[: len(parts) - level + 1])
@@ -283,7 +290,7 @@ def _calls_import(func: ast.expr) -> bool:
 
 
 class _Finder:
-    """Maps module names to files without importing. own: the stage's top-level package, which counts even if installed."""
+    """Maps module names to files without importing. own: the stage's top-level package, included even if installed."""
 
     def __init__(self, own: str) -> None:
         self.own = own
@@ -291,7 +298,7 @@ class _Finder:
         self._paths: dict[str, str | None] = {}
 
     def path(self, module: str) -> str | None:
-        """The file of a module that counts; None for the engine, installed packages and modules without a file."""
+        """Returns the file of a module; None for the engine, installed packages and modules without a file."""
         if module not in self._paths:
             self._paths[module] = self._look_for(module)
         return self._paths[module]
@@ -308,7 +315,7 @@ class _Finder:
         return file or None
 
     def meant_by(self, name: str) -> list[str]:
-        """Modules that a class path in a parameter may refer to: in ROOMS, in a subfolder of ROOMS, or as written."""
+        """Returns modules that a class path in a parameter may refer to: in ROOMS, in a subfolder of it, or as written."""
         groups = [f"{room}.{sub}" for room in ROOMS for sub in self._groups(room)]
         return [full for base in (*ROOMS, *groups) if self.path(full := f"{base}.{name}")] or [name]
 
@@ -318,7 +325,7 @@ class _Finder:
         return sorted({entry.name for folder in folders for entry in os.scandir(folder) if entry.is_dir()})
 
     def _top(self, name: str) -> tuple[str, list[str]]:
-        """(file, folders to search for submodules) of a top-level module; both empty if it does not count."""
+        """Returns (file, folders to search for submodules) of a top-level module; both empty if it is not included."""
         if name not in self._folders:
             self._folders[name] = self._look_up(name)
         return self._folders[name]

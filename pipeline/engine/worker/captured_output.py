@@ -1,4 +1,4 @@
-"""Captures what stages and their libraries print, log and warn in a file of the step's `_log/`, off the progress bars.
+"""Captures what stages and their libraries print, log and warn, and writes it to the step's `_log/` instead of the terminal.
 
 `sys.stdout` and `sys.stderr` are replaced while a stage runs, and `logging` handlers that write to them are redirected.
 Output that C code writes to the file descriptors is not captured.
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAX_BYTES = 64 << 10  # per file
-CUT = b"\n(more was written than is kept)\n"
+CUT = b"\n(truncated: the rest of the output was not kept)\n"
 NAMES = ("stdout", "stderr")
 
 
 class CapturedText:
-    """Captures text up to `MAX_BYTES` bytes; the rest is dropped, and a last line says so."""
+    """Captures text up to `MAX_BYTES` bytes; the rest is dropped and replaced by the line `CUT`."""
 
     def __init__(self, append: Callable[[bytes], None]) -> None:
         self._append, self._room, self._lock = append, MAX_BYTES, threading.Lock()
@@ -45,7 +45,7 @@ class CapturedText:
 
 
 class _Bytes(io.RawIOBase):
-    """Stands in for `sys.stdout.buffer`."""
+    """Replacement for `sys.stdout.buffer`."""
 
     def __init__(self, text: _Switch) -> None:
         self._text = text
@@ -59,7 +59,7 @@ class _Bytes(io.RawIOBase):
 
 
 class _Switch(io.TextIOBase):
-    """Stands in for a standard stream for the life of the process: loggers made while a stage runs keep a reference."""
+    """Replacement for a standard stream, kept for the life of the process: loggers that a stage makes refer to it."""
 
     def __init__(self) -> None:
         self.behind: TextIO | None = None  # the real stream
@@ -91,7 +91,7 @@ class _Switch(io.TextIOBase):
 
     @property
     def rich_proxied_file(self) -> TextIO | None:
-        """Where rich draws its bars: those of the driver are drawn even while a stage runs in its process."""
+        """Stream on which rich draws progress bars: the driver draws them even while a stage runs in its process."""
         return getattr(self.behind, "rich_proxied_file", self.behind)
 
 
@@ -100,7 +100,7 @@ _switches = {name: _Switch() for name in NAMES}
 
 @contextmanager
 def captured(append: Callable[[bytes], None]) -> Iterator[None]:
-    """Within this context, printed text goes to `append`, at most `MAX_BYTES` bytes."""
+    """Within this context, printed text is passed to `append`, at most `MAX_BYTES` bytes."""
     kept, before = CapturedText(append), {name: getattr(sys, name) for name in NAMES}
     for name, switch in _switches.items():
         if before[name] is not switch:
@@ -123,7 +123,7 @@ def captured(append: Callable[[bytes], None]) -> Iterator[None]:
 
 
 def _follow() -> Iterator[tuple[logging.StreamHandler[Any], Any]]:
-    """Redirect logging handlers of the real streams to their stand-ins; yields each handler with its real stream."""
+    """Redirects logging handlers of the real streams to the replacements; yields each handler with its real stream."""
     instead = {id(switch.behind): switch for switch in _switches.values() if switch.behind is not None}
     loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
     for logger in loggers:
@@ -135,14 +135,14 @@ def _follow() -> Iterator[tuple[logging.StreamHandler[Any], Any]]:
 
 
 def screen() -> TextIO:
-    """The real standard output, for lines that must reach the terminal even while a stage runs."""
+    """Returns the real standard output, for lines that must reach the terminal even while a stage runs."""
     stream = sys.stdout
     return stream.behind if isinstance(stream, _Switch) and stream.behind else stream
 
 
 @contextmanager
 def output_in(store: Store, rel: str) -> Iterator[None]:
-    """`captured` into a file of the root. The file exists only if something was printed, also if the stage fails."""
+    """Captures printed text in file `rel` of the root, also if the stage fails. If nothing is printed, there is no file."""
     pieces: list[bytes] = []
 
     def append(data: bytes) -> None:

@@ -1,7 +1,7 @@
-"""Run a stage's function in its own process, so that a row that kills it or never ends can be found and named.
+"""Runs a stage's function in its own process, so that a row that kills the process or never ends can be found.
 
 Used after a shard has killed a worker twice, and for steps with a `row_group_timeout_s`. This module, run as a program,
-reads pickled batches from standard input and answers on standard output. It is restarted after each death.
+reads pickled batches from standard input and writes results to standard output. It is restarted after each death.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from vlpipe.pipeline.stage import MapStage, Work
 
 
 def send(pipe: IO[bytes], value: Any) -> None:
-    """Write a pickled value, preceded by its length as 8 bytes, big-endian."""
+    """Writes a pickled value, preceded by its length as 8 bytes, big-endian."""
     data = cloudpickle.dumps(value)
     pipe.write(len(data).to_bytes(8, "big") + data)
     pipe.flush()
 
 
 def receive(pipe: IO[bytes]) -> Any:
-    """Read a value written by `send`. Raises EOFError if the pipe closes first."""
+    """Reads a value written by `send` and returns it. Raises EOFError if the pipe closes first."""
     size = pipe.read(8)
     if len(size) < 8:
         raise EOFError
@@ -73,8 +73,8 @@ class _Child:
                 opening = receive(self._process.stdout)
             except (EOFError, BrokenPipeError):
                 code = self._process.wait()
-                raise StepFailed(f"the process that opens the stage died with {code}") from None
-            if opening is not None:  # the stage cannot be opened: no row is to blame
+                raise StepFailed(f"the process that opens the stage died with exit code {code}") from None
+            if opening is not None:  # an error in `open`: no row is the cause
                 raise StepFailed(f"the stage cannot be opened: {opening}")
         return self._process
 
@@ -99,7 +99,7 @@ class _Child:
             code = process.wait()
             if late.is_set():
                 raise DeadlinePassed(f"not done after {self._deadline_s:g} s") from None
-            raise ChildDied(f"the process that ran this row alone died with {code}") from None
+            raise ChildDied(f"the process that ran only this row died with exit code {code}") from None
         finally:
             if timer:
                 timer.cancel()
@@ -119,7 +119,7 @@ class _Child:
 
 
 def _forward_output(lines: IO[bytes]) -> None:
-    """Forward what the child prints to this process's stderr."""
+    """Forwards what the child prints to this process's stderr."""
     for line in lines:
         sys.stderr.write(line.decode(errors="backslashreplace"))
 
@@ -128,7 +128,10 @@ def _forward_output(lines: IO[bytes]) -> None:
 def isolated(
     stage: MapStage, torch_threads: int, shared: Address | None = None, deadline_s: float | None = None
 ) -> Iterator[Work]:
-    """The stage's function in its own process. deadline_s: seconds; a longer call raises DeadlinePassed and is killed."""
+    """Yields the stage's function, run in its own process. deadline_s: a call that takes longer is killed.
+
+    The function raises ChildRaised, ChildDied or DeadlinePassed if the call fails, StepFailed if the stage cannot be opened.
+    """
     child = _Child(stage, torch_threads, shared, deadline_s)
     try:
         yield child
@@ -137,7 +140,7 @@ def isolated(
 
 
 def main() -> None:
-    """The child process: open the stage, then answer batches until standard input closes."""
+    """Runs in the child process: opens the stage, then processes batches until standard input closes."""
     from vlpipe.pipeline.engine.worker.open_stage import opened
 
     answers = sys.stdout.buffer
@@ -165,7 +168,7 @@ def main() -> None:
 
 
 def _answer(work: Work, batch: pa.Table, home: str) -> Any:
-    """The result; or a Fault, because an exception may not survive pickling; or an infrastructure error."""
+    """Returns the result, or an infrastructure error, or a Fault for any other exception, which may not survive pickling."""
     try:
         return work(batch)
     except BaseException as error:
@@ -177,7 +180,7 @@ def _answer(work: Work, batch: pa.Table, home: str) -> Any:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error if it survives pickling, else a StepFailed with the same text."""
+    """Returns the error if it survives pickling, else a StepFailed with the same text."""
     try:
         back = pickle.loads(cloudpickle.dumps(error))
     except Exception:

@@ -1,4 +1,4 @@
-"""Which device a stage computes on: a GPU only if its step requests one (`resources: {gpus: 1}`).
+"""Selects the device that a stage computes on: a GPU only if its step requests one (`resources: {gpus: 1}`).
 
 The engine sets an environment variable, so that a stage's threads and child processes see it too.
 """
@@ -15,7 +15,7 @@ VARIABLE = "VLPIPE_GPUS"  # number of GPUs that the running step requested; unse
 
 
 def device_of_step() -> str:
-    """The name for `torch.device`: "cuda" or "cpu". Outside a run (a notebook) a GPU is used if there is one.
+    """Returns the name for `torch.device`: "cuda" or "cpu". Outside a run (a notebook) a GPU is used if there is one.
 
     Raises VlpipeError if the step requested a GPU and torch finds none.
     """
@@ -26,7 +26,8 @@ def device_of_step() -> str:
         return "cuda"
     if asked is not None:
         raise VlpipeError(
-            f"the step asks for {asked} GPU, torch finds none here; install torch for CUDA, or ask for none"
+            f"the step requests {asked} GPU, but torch finds none on this machine; install torch for CUDA, "
+            "or set `gpus: 0` in the step's resources"
         )
     return "cpu"
 
@@ -39,14 +40,14 @@ def num_gpus() -> int:
 
 @contextmanager
 def granted(gpus: float) -> Iterator[None]:
-    """Within this context, code in this process is granted `gpus` GPUs."""
+    """Within this context, `device_of_step` in this process sees a step that requests `gpus` GPUs."""
     with _set(VARIABLE, f"{gpus:g}"):
         yield
 
 
 @contextmanager
 def hidden_gpus() -> Iterator[None]:
-    """Within this context, code that looks for GPUs itself finds none. No effect once torch has looked for them."""
+    """Within this context, code that looks for GPUs finds none. No effect if torch has looked for them before."""
     with _set("CUDA_VISIBLE_DEVICES", ""):
         yield
 

@@ -82,7 +82,7 @@ class GatherResult:
 
 
 def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gpu: bool = False) -> None:
-    """`--local`: run a training step in this process. Raises VlpipeError if `num_workers` is not 1."""
+    """Runs a training step of `--local` in this process. Raises VlpipeError if `num_workers` is not 1."""
     if num_workers != 1:
         raise VlpipeError(
             f"--local runs one training worker, num_workers is {num_workers}; leave --local out to use Ray"
@@ -91,7 +91,7 @@ def launch_here(fn: Callable[[Any], None], config: Any, num_workers: int = 1, gp
 
 
 def say_to(store: Store, folder: str) -> Callable[[str], None]:
-    """A function that shows the user a line: it appends to a file in the root, which the driver follows."""
+    """Returns a function that shows the user a line: it appends to a file in the root, which the driver follows."""
     if not store.is_local:
         return partial(print, file=screen())
     path = Path(store.path(f"{folder}/_log/said.txt"))
@@ -105,7 +105,7 @@ def say_to(store: Store, folder: str) -> Callable[[str], None]:
 
 
 def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
-    """Run the stage and commit rejects, shards, receipts and artifacts. The driver writes the manifest last."""
+    """Runs the stage and commits rejects, shards, receipts and artifacts. The driver writes the manifest last."""
     began = time.time()
     source = running_source(task.stage).hash  # hash the code before any of it runs
     if task.stage.TORCH:
@@ -141,7 +141,7 @@ SOURCES = (
 
 
 def _note_source(work: str, source: str) -> list[str]:
-    """Record that this code works on these parts from now on; returns the hashes recorded before."""
+    """Records that this code works on these parts from now on; returns the hashes recorded before."""
     file = Path(f"{work}.{SOURCES}")
     before = file.read_text().split() if file.exists() and any(Path(work).iterdir()) else []
     file.write_text("".join(f"{one}\n" for one in dict.fromkeys([*before, source])))
@@ -149,7 +149,7 @@ def _note_source(work: str, source: str) -> list[str]:
 
 
 def part_sources(store: Store, folder: str) -> set[str]:
-    """Hashes of the code that made the parts left by a killed run."""
+    """Returns hashes of the code that made the resumable parts left by a killed run."""
     if not store.is_local:
         return set()
     found = Path(store.path(f"{folder}/work")).glob(f"*.{SOURCES}")
@@ -158,12 +158,12 @@ def part_sources(store: Store, folder: str) -> set[str]:
 
 
 def rows_enter(task: GatherTask) -> bool:
-    """True if this step brings new rows into the root; then forgotten rows must be excluded."""
+    """Returns True if this step adds new rows to the root; then forgotten rows must be excluded."""
     return not task.inputs and "id" in task.schema_out.names
 
 
 def clear_unfinished(store: Store, folder: str) -> None:
-    """Remove what an unfinished or outdated run left, except its parts in `work/` and files the engine did not write."""
+    """Removes what an unfinished or outdated run left, except its parts in `work/` and files the engine did not write."""
     store.remove(f"{folder}/manifest.json")
     for name in store.list(folder):
         if name not in ("work", STEP_FILE) and is_engines(name):
@@ -171,7 +171,7 @@ def clear_unfinished(store: Store, folder: str) -> None:
 
 
 class _folders:  # lower case: used like a function
-    """Two local folders: one for resumable parts, one for unfinished artifacts."""
+    """Context manager with two local folders: one for resumable parts, one for unfinished artifacts."""
 
     def __init__(self, task: GatherTask) -> None:
         self._temporary = ""
@@ -209,7 +209,7 @@ class _Cutter:
     _rejected: IdHashes = field(default_factory=IdHashes)
 
     def emit(self, table: pa.Table) -> None:
-        """Add rows. Raises SchemaError or VlpipeError if the table does not conform to the declared columns."""
+        """Adds rows. Raises SchemaError or VlpipeError if the table does not conform to the declared columns."""
         who = f"step {self.task.step}"
         try:
             table = conform(table, self.task.schema_out, who)

@@ -1,8 +1,8 @@
-"""Run a stage's function on a batch and find the rows that break it: a row is blamed only if it fails alone.
+"""Runs a stage's function on a batch and finds the rows for which it fails: a row is rejected only if it fails alone.
 
-A failing batch is halved. Once more than `Faults.budget` rows of the shard are blamed, halving costs more than it
-saves, and failing batches are run row by row: no good row is lost with its neighbours, and a batch of n rows costs at
-most 3n calls. The runner decides whether a step has too many faults, since that depends on all its rows. A shard fails
+A failing batch is halved. Once more than `Faults.budget` rows of the shard are rejected, halving costs more calls than
+it saves, and failing batches are run row by row. So no good row is lost, and a batch of n rows costs at most 3n calls.
+The runner decides whether a step has too many faults, since that depends on all its rows. A shard fails
 the step early only if its own faults exceed the allowance for all rows (`Faults.most`), or if the step has produced
 `Faults.hopeless` faults and no good row.
 Infrastructure errors (memory, disk, a missing package) are no row's fault: they fail the attempt and reach the runner.
@@ -40,7 +40,7 @@ NOBODYS_ERRNO = {
 }
 MAX_DETAIL = 500  # max characters of a reject's detail
 MAX_TRACEBACKS, MAX_TRACEBACK = 20, 8_000  # max per shard, and max characters of each
-HALF_SHAPED = 10  # rows without the declared columns, and no good row: the stage is wrong, not its rows
+HALF_SHAPED = 10  # rows without the declared columns, with no good row, before the stage is considered broken
 HOPELESS = (1_000, 10_000)  # min and max faults, with no good row, before the stage is considered broken
 
 
@@ -53,12 +53,12 @@ class DeadlinePassed(Exception):
 
 
 class MissingColumns(Exception):
-    """For some rows a stage returned something other than a table with the declared columns."""
+    """A stage returned something other than a table with the declared columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An exception as a reject records it. traceback: empty if the stage itself named the code."""
+    """What a reject records of an exception. traceback: empty if the stage itself chose the code (RowFault)."""
 
     why: str
     detail: str
@@ -74,7 +74,7 @@ class ChildRaised(Exception):
 
 
 def is_nobodys(error: BaseException) -> bool:
-    """True for infrastructure errors of machine or set-up: retry the shard, never reject a row for them."""
+    """Returns True for infrastructure errors (memory, disk, a missing package), which are no row's fault."""
     if isinstance(error, (MemoryError, ImportError, VlpipeError)):
         return True
     if isinstance(error, OSError) and error.errno in NOBODYS_ERRNO:
@@ -83,7 +83,7 @@ def is_nobodys(error: BaseException) -> bool:
 
 
 def is_raised(error: BaseException) -> bool:
-    """False for exceptions that end the process from outside. A Rust panic or `sys.exit` in a stage counts as raised."""
+    """Returns True if the stage raised the exception, also by a Rust panic or `sys.exit`; False for Ctrl-C, for example."""
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
@@ -92,7 +92,7 @@ def is_raised(error: BaseException) -> bool:
 
 
 def fault_of(error: BaseException, home: str = "") -> Fault:
-    """The fault that a reject records for an exception. home: the module the stage is defined in."""
+    """Returns the fault that a reject records for an exception. home: the module the stage is defined in."""
     if isinstance(error, ChildRaised):
         return error.fault
     if isinstance(error, ChildDied):
@@ -112,7 +112,7 @@ def fault_of(error: BaseException, home: str = "") -> Fault:
 
 
 def row_fault(error: Exception, home: str) -> RowFault:
-    """For stages with `OBSERVES_WORLD`: turn an exception they did not expect into a fault of the row it came with.
+    """Returns a RowFault for an unexpected exception in one row of a stage with `OBSERVES_WORLD`.
 
     Infrastructure errors are raised again. The traceback is printed, so that it ends up in the shard's log.
     """
@@ -126,7 +126,7 @@ def row_fault(error: Exception, home: str) -> RowFault:
 
 
 def line_of(at: TracebackType | None, home: str = "") -> str:
-    """` (file.py:12)`: the innermost line of the stage's code, not of a library it calls; "" if there is none."""
+    """Returns ` (file.py:12)`, the innermost line of the stage's code, not of a library it calls; "" if there is none."""
     frames = [
         (frame.f_globals.get("__name__", ""), frame.f_code.co_filename, line)
         for frame, line in traceback.walk_tb(at)
@@ -145,7 +145,7 @@ def _is_library(file: str) -> bool:
 
 @dataclass
 class Faults:
-    """Rows blamed in this shard, by reason.
+    """Counts the faulty rows of one shard, by reason, and decides when the step can no longer succeed.
 
     budget: above it, failing batches are run row by row instead of halved. most: faults that `max_reject_rate` allows
     over all rows of the step; None if not known yet. hopeless: this many faults and no good row show that the stage is
@@ -166,7 +166,7 @@ class Faults:
         return self.found.total() > self.budget
 
     def blame(self, row_id: str, error: BaseException) -> Reject:
-        """The row's reject. Raises StepFailed or SchemaError if the step can no longer succeed."""
+        """Counts a faulty row and returns its reject. Raises StepFailed or SchemaError if the step cannot succeed."""
         fault = fault_of(error, self.home)
         short = fault.detail[:120]
         self.found[f"{fault.why} ({short})" if short else fault.why] += 1
@@ -178,7 +178,7 @@ class Faults:
         if self.most is not None and num > max(self.budget, self.most):
             raise StepFailed(
                 f"{self.step}: more than {max(self.budget, self.most):,} rows of one shard failed; {worst(self.found)}. "
-                "max_reject_rate allows no more over all rows of the step"
+                "That is more than max_reject_rate allows for all rows of the step"
             )
         if self.hopeless and not self.num_good and num >= self.hopeless:
             raise StepFailed(f"{self.step}: all of the first {num:,} rows failed; {worst(self.found)}")
@@ -186,12 +186,15 @@ class Faults:
 
 
 def worst(reasons: Counter[str], num: int = 3) -> str:
-    """The `num` most frequent reasons as text: `worst reasons: timeout x 12, http_404 x 3`."""
-    return "worst reasons: " + ", ".join(f"{why} x {n}" for why, n in reasons.most_common(num))
+    """Returns the `num` most frequent reasons as text: `most frequent reasons: timeout x 12, http_404 x 3`."""
+    return "most frequent reasons: " + ", ".join(f"{why} x {n}" for why, n in reasons.most_common(num))
 
 
 def hopeless_at(num_allowed: float) -> int:
-    """Faults, with no good row, after which a stage is considered broken. num_allowed: faults allowed in the whole step."""
+    """Returns the number of faults, with no good row, after which a stage is considered broken.
+
+    num_allowed: faults allowed in the whole step.
+    """
     least, most = HOPELESS
     return max(least, min(int(num_allowed) + 1, most))
 
@@ -208,10 +211,10 @@ def run_guarded(
     once: bool = False,
     alone_before: bool = False,
 ) -> Iterator[Out]:
-    """Yield the outputs for a batch, in row order; rows that fail alone become rejects.
+    """Yields the outputs for a batch, in row order; rows that fail alone become rejects.
 
     settle: converts the function's result for n rows to the declared output and counts good rows; its exceptions are
-    handled like the function's. once: the stage observes the outside world, so no row is run twice: a failing batch
+    handled like the function's. once: the stage contacts external servers, so no row is run twice: a failing batch
     raises AttemptFailed instead of being halved. alone_before: this single row has already failed once.
     """
     try:
@@ -245,6 +248,6 @@ def _settled(result: Any, num_rows: int, settle: Settle | None, faults: Faults) 
 def _attempt_failed(fault: Fault, num_rows: int) -> AttemptFailed:
     text = f"{fault.why} ({fault.detail})" if fault.detail else fault.why
     return AttemptFailed(
-        f"{text} came out of a batch of {num_rows} rows. The stage observes the outside world, so its rows are not run "
-        "again to find which of them failed"
+        "the stage must return a reject for each row that fails, because it contacts external servers and no row is run "
+        f"again to find the failing one; but a batch of {num_rows} rows failed with {text}"
     )

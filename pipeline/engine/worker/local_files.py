@@ -1,4 +1,4 @@
-"""A stage's files on its worker: downloaded to this machine if remote, and compared with those the plan was made with."""
+"""Makes a stage's files readable on its worker: downloads remote ones, compares all with those the plan was made with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ MAX_CACHE_BYTES = 100 << 30
 
 
 def here(stage: S) -> S:
-    """The stage with readable local paths in its file parameters. Raises VlpipeError if a file differs from the plan's."""
+    """Returns the stage with readable local paths in its file parameters.
+
+    Raises VlpipeError if a file differs from the one the plan was made with.
+    """
     return replace_files(stage, lambda _, file: _here(file))
 
 
@@ -46,15 +49,17 @@ def _here(file: File) -> File:
 
 
 def cache_folder() -> Path:
-    """The user's download cache; nobody else can write to it."""
+    """Returns the folder of the user's download cache; only its owner can access it."""
     folder = private_folder() / "files"
     folder.mkdir(exist_ok=True, mode=0o700)
     return folder
 
 
 def _downloaded(file: File) -> Path:
-    """Local path of a remote file or folder, downloaded and hashed if not cached. Only complete downloads get a name in
-    the cache. Raises VlpipeError if the digest is not that of the plan."""
+    """Returns the local path of a remote file or folder, downloaded and hashed if it is not cached.
+
+    Only complete downloads get a name in the cache. Raises VlpipeError if the digest is not that of the plan.
+    """
     cached = cache_folder() / file.digest
     if cached.exists():
         os.utime(cached)  # mark as recently used
@@ -81,7 +86,7 @@ def _downloaded(file: File) -> Path:
 
 
 def _make_room(folder: Path, wanted: int) -> None:
-    """Remove the least recently used entries until `wanted` bytes fit within the cache's limit."""
+    """Removes the least recently used entries until `wanted` bytes fit within the cache's limit."""
     bound = int(float(os.environ.get("VLPIPE_CACHE_GB", MAX_CACHE_BYTES / 2**30)) * 2**30)
     entries = sorted((p for p in folder.iterdir() if p.suffix != ".part"), key=lambda p: p.stat().st_mtime)
     sizes = {p: _bytes(p) for p in entries}

@@ -1,6 +1,6 @@
 """Runs one shard through one map stage: reads row groups, calls the function, commits rows, rejects and receipt.
 
-`guard` finds the rows that break the function, `settle` converts its result to what the stage declared.
+`guard` finds the rows for which the function fails, `stage_output` converts its result to what the stage declared.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class ShardTask:
     artifacts_digest: str = ""
     max_reject_rate: float = 0.05
     num_rows_step: int | None = None  # input rows of the whole step, once known
-    num_rows_guess: int = 0  # estimate of the same until then
+    num_rows_guess: int = 0  # estimate of `num_rows_step` until it is known
     any_good: bool = False  # other shards of the step had good rows
     torch_threads: int = 1
-    isolate: bool = False
+    isolate: bool = False  # run in its own process, to find the rows that kill it
     deadline_s: float | None = None  # seconds, for one call of the stage's function
     attempt: int = 1
     shared: Address | None = None  # address of the step's service, if it has one
@@ -73,13 +73,13 @@ class ShardTask:
 
 
 def own_schema(task: ShardTask) -> pa.Schema:
-    """The columns this step writes: light columns, and the heavy columns it creates itself."""
+    """Returns the columns this step writes: light columns, and the heavy columns it creates itself."""
     inherited = set(heavy_names(task.schema_in))
     return pa.schema([f for f in task.schema_out if not (is_heavy(f) and f.name in inherited)])
 
 
 def heavy_pointers(task: ShardTask, made: Shard | None = None) -> tuple[Heavy, ...]:
-    """Where each heavy column of the output is stored: in this shard if created here, else where the input points to.
+    """Returns where each heavy column of the output is stored: in this shard if created here, else where the input has it.
 
     made: this shard; None before it is written.
     """
@@ -92,7 +92,11 @@ def heavy_pointers(task: ShardTask, made: Shard | None = None) -> tuple[Heavy, .
 
 
 def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
-    """Compute and commit shard `task.index`: rows, rejects, receipt. Without `work`, the stage is opened here."""
+    """Computes and commits shard `task.index`: rows, rejects and receipt, which is returned.
+
+    work: the stage's function; without it, the stage is opened here. Raises StepFailed, SchemaError or VlpipeError if the
+    step cannot succeed, AttemptFailed if the shard may be retried.
+    """
     began = time.time()
     running_source(task.stage)  # hash the code before any of it runs
     with ExitStack() as stack:
@@ -137,24 +141,24 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
 
 
 def both_sources(before: str, now: str) -> str:
-    """Hash of the code that made a shard; several joined by `+` if different versions contributed."""
+    """Returns the hash of the code that made a shard; several joined by `+` if different versions contributed."""
     return "+".join(sorted({*before.split("+"), now})) if before else now
 
 
 def _log(task: ShardTask, ending: str) -> str:
-    """Log file next to the stage's own log: `.txt`, what it printed; `.errors.txt`, the first traceback of each code."""
+    """Returns the path of a log: `.txt`, what the stage printed; `.errors.txt`, the first traceback of each code."""
     return f"{task.folder}/_log/{task.index:06d}{ending}"
 
 
 def _write_tracebacks(run: _Run) -> None:
-    """Write tracebacks of exceptions whose reject code the stage did not name itself."""
+    """Writes tracebacks of exceptions whose reject code the stage did not choose itself."""
     if run.faults.tracebacks:
         texts = [f"{code}\n{text}" for code, text in sorted(run.faults.tracebacks.items())]
         run.task.store.write_bytes(_log(run.task, ".errors.txt"), "\n".join(texts).encode())
 
 
 def opening(task: ShardTask) -> AbstractContextManager[Work]:
-    """The stage's function as this task needs it: in this process, or in its own process that can be killed."""
+    """Opens the stage's function as this task needs it: in this process, or in its own process that can be killed."""
     if not task.isolate and task.deadline_s is None:
         return opened(task.stage, task.torch_threads, task.shared)
     from vlpipe.pipeline.engine.worker.child_process import isolated
@@ -206,7 +210,10 @@ class _Run:
         return noted(self.task.store, self.task.folder, self.task.index, batches)
 
     def outputs(self, work: Work, batch: pa.Table) -> Iterator[Out]:
-        """Yields the outputs of one batch; rows that break the function are rejects. Raises VlpipeError if a row is lost."""
+        """Yields the outputs of one batch; rows for which the function fails are rejects.
+
+        Raises VlpipeError if a row is lost.
+        """
         once = self.task.stage.OBSERVES_WORLD
         out_ids: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
@@ -224,7 +231,7 @@ class _Run:
 
 
 def _outputs(run: _Run, work: Work) -> Iterator[pa.Table]:
-    """Run every row group and yield the output tables."""
+    """Processes every row group and yields the output tables."""
     for batch in run.noted(_with_prefetch(run.batches(), work)):
         for out in run.outputs(work, batch):
             run.rejects.extend(out.rejects)
@@ -277,7 +284,8 @@ def _log_before(task: ShardTask) -> Iterator[dict[str, Any]]:
 
 
 def _outputs_again(run: _Run, work: Work) -> Iterator[pa.Table]:
-    """`retry`: run only the rows rejected with the given codes; all others are kept, in input order."""
+    """Yields the output tables of a `vlpipe retry`, in input order: only rows rejected with the given codes are run, all
+    other rows and rejects are kept."""
     task, schema = run.task, own_schema(run.task)
     before = read_rejects(task.store, task.folder, task.index).to_pylist()
     again = {r["id"] for r in before if r["kind"] == "fault" and r["why"] in task.again}
@@ -303,13 +311,13 @@ def _outputs_again(run: _Run, work: Work) -> Iterator[pa.Table]:
 
 
 class _Kept:
-    """The rows of a finished shard, handed out in input order; holds at most one row group of them."""
+    """Reads the rows of a finished shard in input order, with at most one row group of them in memory."""
 
     def __init__(self, tables: Iterator[pa.Table]) -> None:
         self._tables, self._rows = tables, dict[str, pa.Table]()
 
     def of(self, ids: list[str]) -> dict[str, pa.Table]:
-        """Id -> table of one row, for those of the input ids that the shard has rows for."""
+        """Returns id -> table of one row, for those of the input ids that the shard has rows for."""
         found: dict[str, pa.Table] = {}
         wanted = set(ids)
         while True:

@@ -1,4 +1,4 @@
-"""Checks what a node sees of a run's code and files. Sent to the node by value, so it must need nothing but Python."""
+"""Checks which code and files of a run a node sees. Sent to the node by value, so it imports only the standard library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DRIVER_FOLDER = (
 
 
 def source_digest(module: str) -> str:
-    """sha256 of the source of a top-level module or package, wherever it is installed; empty if it is not found."""
+    """Returns the sha256 of the source of a top-level module or package, independent of its path; empty if not found."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -39,7 +39,7 @@ def source_digest(module: str) -> str:
 
 
 def on_this_node(path: str) -> str:
-    """Path of a driver's file on this node: the same path, or in the copy of the driver's folder."""
+    """Returns the path of a driver's file on this node: the same path, or in the copy of the driver's folder."""
     folder = os.environ.get(DRIVER_FOLDER, "")
     if folder and not os.path.exists(path) and os.path.commonpath([folder, os.path.abspath(path)]) == folder:
         return os.path.join(os.getcwd(), os.path.relpath(path, folder))
@@ -47,8 +47,11 @@ def on_this_node(path: str) -> str:
 
 
 def look(modules: dict[str, str], files: list[tuple[str, int]], root: bytes) -> dict[str, list[str]]:
-    """What differs here from the driver: modules, files, problems with the root. modules: name -> digest; files: (path,
-    size in bytes, or -1 for a folder); root: a pickled call that reads from the root, or empty."""
+    """Returns what differs on this node from the driver: `missing` modules, `unseen` files, `problems` with the root.
+
+    modules: name -> digest; files: (path, size in bytes, or -1 for a folder); root: a pickled call that reads from the root,
+    or empty.
+    """
     missing = [name for name, digest in modules.items() if source_digest(name) != digest]
     unseen = []
     for path, size in files:

@@ -13,7 +13,7 @@ from vlpipe.pipeline.stage import MapStage, Work
 
 @contextmanager
 def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -> Iterator[Work]:
-    """The stage's function; sets torch's number of threads first if the stage uses torch."""
+    """Yields the stage's function; sets torch's number of threads first if the stage uses torch."""
     if stage.TORCH:
         set_torch_threads(torch_threads)
     with ExitStack() as stack:
@@ -23,7 +23,7 @@ def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -
 
 
 def set_torch_threads(num: int) -> None:
-    """Set torch's threads and MKL's reproducible mode, without which a row's result depends on its place in the batch.
+    """Sets torch's threads and MKL's reproducible mode, without which a row's result depends on its position in a batch.
 
     MKL reads the variable at the first matrix product of the process; setting it later has no effect.
     """

@@ -1,8 +1,8 @@
-"""Delay the import of pandas until something needs it, instead of importing it with PyArrow's first array.
+"""Delays the import of pandas until something needs it, instead of importing it with PyArrow's first array.
 
 `pa.array` checks whether its argument is a pandas object, and imports pandas for that: 0.33 s of CPU and 40 MB in each
 process of a run that does not use pandas. Here PyArrow makes its check while pandas is hidden. It checks again once
-pandas is imported, by a stage or by `to_pandas`; before that, no object can be a pandas object.
+pandas is imported, by a stage or by `to_pandas`; before that, no pandas object can exist.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 
 def leave_pandas_alone() -> None:
-    """Call early in a process. Does nothing if pandas is already imported."""
+    """Hides pandas from PyArrow until it is imported. Call this early in a process; no effect if it is imported already."""
     if "pandas" in sys.modules:
         return
     finder = _Finder()
@@ -42,7 +42,7 @@ class _Finder(MetaPathFinder):
             return None
         if self.hides:
             raise ModuleNotFoundError(name, name=name)
-        self.looking = True  # this call of find_spec leaves it to the other finders
+        self.looking = True  # so that the call below uses only the other finders
         try:
             spec = importlib.util.find_spec(name)
         finally:

@@ -32,7 +32,7 @@ class Settle:
     faults: Faults
 
     def __call__(self, result: Any, num_rows: int) -> Out:
-        """The output for `num_rows` input rows. Raises TypeError or MissingColumns if the result cannot be converted."""
+        """Returns the output for `num_rows` input rows. Raises TypeError or MissingColumns if it cannot be converted."""
         out = result if isinstance(result, Out) else Out(result)
         rejects = [settled_reject(one) for one in out.rejects]
         counts, log = _counts(out.counts), [storable_json(line) for line in out.log]
@@ -44,7 +44,7 @@ class Settle:
         return Out(table, rejects, log, counts)
 
     def _table(self, table: Any) -> tuple[pa.Table, dict[str, RowFault]]:
-        """(rows with the declared columns, id -> fault of each row with a value that cannot be cast)."""
+        """Returns (rows with the declared columns, id -> fault of each row with a value that cannot be cast)."""
         try:
             table = need_columns(table, self.schema, self.who)
         except SchemaError as error:
@@ -61,7 +61,7 @@ class Settle:
 
 
 def _bad_rows(table: pa.Table, schema: pa.Schema, who: str) -> dict[int, ValueError]:
-    """Row number -> error of each row that does not conform, in order; found by halving."""
+    """Returns row number -> error of each row that does not conform, in order; found by halving."""
     found: dict[int, ValueError] = {}
     waiting = [(0, table.num_rows)]
     while waiting:
@@ -77,7 +77,7 @@ def _bad_rows(table: pa.Table, schema: pa.Schema, who: str) -> dict[int, ValueEr
 
 
 def _counts(counts: Mapping[str, Any]) -> dict[str, int]:
-    """The counts as storable names and ints. Raises TypeError if a count is not a whole number."""
+    """Returns the counts as storable names and ints. Raises TypeError if a count is not a whole number."""
     try:
         return {storable(name, MAX_CODE): operator.index(num) for name, num in counts.items()}
     except TypeError as error:

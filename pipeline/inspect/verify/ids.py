@@ -1,4 +1,7 @@
-"""Ids of a step are there, and unique across its shards: 8 bytes a row, and a second look only at what seems to be twice."""
+"""Checks that each row of a step has an id and that ids are unique across its shards.
+
+All ids are held as 64-bit hashes, 8 bytes per row. Only ids whose hash occurs more than once are read again and compared.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.storage.printable import cell
 from vlpipe.pipeline.storage.store import Store
 
-MAX_LOOKED_AT = 10_000  # hashes that came twice; of more, only so many are looked at again
+MAX_LOOKED_AT = 10_000  # max number of repeated hashes whose ids are read again; the rest are ignored
 
 
 @dataclass
 class Ids:
-    """The ids of a step's shards, shard after shard, as 64-bit hashes of this process."""
+    """The ids of a step as 64-bit hashes. Python salts `hash` per process, so hashes of two processes cannot be compared."""
 
     _hashes: list[npt.NDArray[np.int64]] = field(default_factory=list)
 
     def add(self, store: Store, receipt: Receipt) -> int:
-        """Take in a shard's ids; returns how many of its rows have none. A shard of other rows (losses, say) has no ids."""
+        """Adds the ids of a shard and returns the number of rows without one; 0 if there is no column `id` (losses, say)."""
         num_without = 0
         for ids in _read(store, receipt):
             num_without += pc.sum(pc.fill_null(pc.equal(ids, ""), True)).as_py() or 0
@@ -33,7 +36,7 @@ class Ids:
         return num_without
 
     def twice(self) -> npt.NDArray[np.int64]:
-        """Hashes that came more than once, sorted."""
+        """Returns the hashes that occur more than once, sorted, (num_hashes,). Discards all hashes to free their memory."""
         if not self._hashes:
             return np.array([], np.int64)
         known = np.concatenate(self._hashes)
@@ -45,7 +48,7 @@ class Ids:
 def repeated(
     store: Store, receipts: list[Receipt], hashes: npt.NDArray[np.int64]
 ) -> Iterator[tuple[str, list[str]]]:
-    """(id, shards it lies in) of each id with one of these hashes that really comes more than once."""
+    """Yields (id, paths of its shards) for each id that occurs more than once and whose hash is in `hashes`."""
     places: dict[str, list[str]] = {}
     wanted = hashes[:MAX_LOOKED_AT]
     for receipt in receipts:

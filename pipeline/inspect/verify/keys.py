@@ -1,4 +1,4 @@
-"""Keys computed anew, for `verify`: from the parameters that a step's records name, if its stage is still that code."""
+"""Checks a step's keys for `verify`: recomputes them from the recorded parameters, if the stage's code is unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from vlpipe.pipeline.workflow.params import find, replace_files
 
 
 def key_problems(store: Store, found: Records) -> Iterator[Problem]:
-    """The keys of a finished step whose stage is the code that made it; of other code the defaults may differ."""
+    """Yields problems for recorded keys of a finished step that differ from the recomputed ones.
+
+    Steps whose code has changed are skipped, because defaults of parameters may have changed with it.
+    """
     said, manifest = found.step, found.manifest
     if said is None or manifest is None:
         return
@@ -41,14 +44,12 @@ def key_problems(store: Store, found: Records) -> Iterator[Problem]:
     keys = keys_of(stage, said.identity, inputs, said.torch_threads, said.shard_rows)
     for name, key in zip(("step_key", "stage_key"), keys, strict=True):
         if getattr(said, name) != key:
-            text = (
-                f"its {name} is not that of its parameters: {getattr(said, name)[:16]}..., not {key[:16]}..."
-            )
+            text = f"its {name} does not match its parameters: it is {getattr(said, name)[:16]}..., they give {key[:16]}..."
             yield Problem(f"{found.folder}/{STEP_FILE}", "damaged", text)
 
 
 def _stage(said: StepFile) -> Stage | None:
-    """The stage with the recorded parameters; None when it is not to be had here (a user's own, say)."""
+    """Returns the stage with the recorded parameters; None if it cannot be built here (a user's own stage, say)."""
     try:
         cls: Any = find(said.use, STAGES)
         stage: Stage = TypeAdapter(cls).validate_python(dict(said.params))

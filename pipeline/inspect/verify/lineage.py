@@ -1,4 +1,4 @@
-"""What a finished step was made from, for `verify`: the steps it names are there, and hold the bytes it was made from."""
+"""Checks for `verify` that the inputs of a finished step exist and still have the content that the step was made from."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.storage.file_names import SHARD_FILE
 from vlpipe.pipeline.storage.store import Store
 
-MAX_KEPT = 3  # steps whose shards are in memory
-RUN_AGAIN = "`vlpipe run` makes it again"
+MAX_KEPT = 3  # max number of steps whose shards are kept in memory
+RUN_AGAIN = "`vlpipe run` recomputes it"
 
 
 @dataclass
 class Steps:
-    """The steps of a root, as they are asked for. What cannot be read is as if not there: its own folder's problem."""
+    """Reads and caches records of a root's steps. Damaged ones count as missing; their own step reports them."""
 
     store: Store
     _shards: dict[str, dict[int, Shard] | None] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Steps:
 
     @cached_property
     def folder_of(self) -> Mapping[str, str]:
-        """Full step key -> folder; one that is finished, if there is one."""
+        """Full step key -> folder; if several have the key, a finished one."""
         found: dict[str, str] = {}
         for folder in self.folders:
             said = _or_none(lambda folder=folder: read_step_file(self.store, folder))
@@ -54,7 +54,7 @@ class Steps:
         return found
 
     def shards(self, folder: str) -> dict[int, Shard] | None:
-        """By number; None when they cannot be read."""
+        """Returns shard index -> shard; None if the records are damaged."""
         if folder not in self._shards:
             while len(self._shards) >= MAX_KEPT:
                 del self._shards[next(iter(self._shards))]
@@ -75,7 +75,7 @@ def _or_none(read: Any) -> Any:
 
 
 def lineage_problems(steps: Steps, found: Records) -> Iterator[Problem]:
-    """Of a finished step: what it was made from is gone, or is not what it was made from."""
+    """Yields problems of a finished step: an input is missing, unfinished, or has changed since the step read it."""
     manifest = found.manifest
     if manifest is None:
         return
@@ -92,13 +92,13 @@ def lineage_problems(steps: Steps, found: Records) -> Iterator[Problem]:
             yield Problem(
                 f"{found.folder}/manifest.json",
                 "out of date",
-                f"made from other bytes than now lie in {names}; {RUN_AGAIN}",
+                f"made from other content than {names} has now; {RUN_AGAIN}",
             )
         yield from _shards_problems(steps, found, manifest, above)
 
 
 def _is_there(steps: Steps, found: Records, folder: str) -> Generator[Problem, None, bool]:
-    """True when a step above is there and finished."""
+    """Returns True if an input step exists and is finished; else yields a problem and returns False."""
     if not steps.store.exists(folder):
         yield Problem(folder, "missing", f"{found.folder} was made from it")
     elif not steps.store.exists(f"{folder}/manifest.json"):
@@ -110,29 +110,30 @@ def _is_there(steps: Steps, found: Records, folder: str) -> Generator[Problem, N
 
 
 def _read_problems(steps: Steps, found: Records, manifest: Manifest) -> Iterator[Problem]:
-    """Files and artifacts that the step read, against what it says of them."""
+    """Yields problems with files and artifacts that the step read: their digests, and the steps that made them."""
     for name, said in manifest.files.items():
         digest = manifest.read.get(name)
         if not said.startswith("step:"):
             if digest not in (None, said):
-                text = f"{name} was read with sha256 {digest}, its key says {said}"
+                text = f"{name} was read with sha256 {digest}, but its key contains {said}"
                 yield Problem(f"{found.folder}/manifest.json", "damaged", text)
             continue
         folder = steps.folder_of.get(said.removeprefix("step:"))
         if folder is None:
-            text = (
-                f"its {name} comes from a step that is gone (step key {said.removeprefix('step:')[:16]}...)"
-            )
+            text = f"its {name} comes from a step that is not in this root (step key {said.removeprefix('step:')[:16]}...)"
             yield Problem(f"{found.folder}/manifest.json", "missing", text)
         elif (yield from _is_there(steps, found, folder)) and digest is not None:
             maker = steps.manifest(folder)
             if maker is not None and maker.artifact_digest(_artifact_path(manifest.params, name)) != digest:
-                text = f"made from another {name} than now lies in {folder}/artifacts; {RUN_AGAIN}"
+                text = f"made from another {name} than {folder}/artifacts has now; {RUN_AGAIN}"
                 yield Problem(f"{found.folder}/manifest.json", "out of date", text)
 
 
 def _artifact_path(params: Mapping[str, Any], name: str) -> str:
-    """`path` of `{from: STEP, path: NAME}` at a dotted name; of a listed source the name begins with `source`."""
+    """Returns `path` of the `{from: STEP, path: NAME}` at the dotted parameter `name`; empty if it has none.
+
+    For a step that lists the rows of a source, `name` starts with `source`, which is not in `params` and is skipped.
+    """
     value: Any = params
     for part in name.split("."):
         if isinstance(value, Sequence) and not isinstance(value, str):
@@ -145,7 +146,7 @@ def _artifact_path(params: Mapping[str, Any], name: str) -> str:
 def _shards_problems(
     steps: Steps, found: Records, manifest: Manifest, above: Sequence[str]
 ) -> Iterator[Problem]:
-    """Each receipt against the input shard it speaks of. A gather step read all of them at once."""
+    """Compares each receipt with its input shard; for a gather step, which reads all shards at once, with the manifest."""
     inputs: list[Shard] = []
     for folder in above:
         shards = steps.shards(folder)
@@ -155,10 +156,12 @@ def _shards_problems(
     if not above or not _is_mapped(found, manifest, inputs):
         for receipt in found.receipts.values():
             if receipt.input_digest != manifest.inputs_digest:
-                yield _damaged(found, receipt, "its inputs are not those of the manifest")
+                yield _damaged(found, receipt, "its input digest differs from the manifest's")
         return
     if len(inputs) != len(found.receipts):
-        text = f"it has {len(found.receipts):,} shard(s), made from {len(inputs):,} that now lie above it; {RUN_AGAIN}"
+        text = (
+            f"it has {len(found.receipts):,} shard(s), but its inputs now have {len(inputs):,}; {RUN_AGAIN}"
+        )
         yield Problem(f"{found.folder}/manifest.json", "out of date", text)
     artifacts = digest_artifacts(manifest.read)
     for receipt in found.receipts.values():
@@ -167,7 +170,7 @@ def _shards_problems(
 
 
 def _is_mapped(found: Records, manifest: Manifest, inputs: Sequence[Shard]) -> bool:
-    """Shard k comes from shard k."""
+    """True for a map step, which makes shard k from input shard k: the key of a shard shows this."""
     return any(
         r.shard.key == shard_key(manifest.stage_key, inputs[r.index].key)
         for r in found.receipts.values()
@@ -179,18 +182,18 @@ def _shard_problems(
     found: Records, manifest: Manifest, receipt: Receipt, source: Shard, artifacts: str
 ) -> Iterator[Problem]:
     if receipt.shard.key != shard_key(manifest.stage_key, source.key):
-        yield _damaged(found, receipt, f"its key is not that of a shard made from {source.path}")
+        yield _damaged(found, receipt, f"its key does not match its input {source.path}")
     elif receipt.input_digest != source.digest:
-        yield _outdated(found, receipt, f"made from other bytes than now lie in {source.path}")
+        yield _outdated(found, receipt, f"made from other content than {source.path} has now")
     elif dict(receipt.input_heavy) != source.heavy_digests(receipt.input_heavy):
         names = ", ".join(sorted(receipt.input_heavy))
         yield _outdated(
-            found, receipt, f"made from other bytes of {names} than the rows of {source.path} have now"
+            found, receipt, f"made from other content of {names} than the rows of {source.path} have now"
         )
     elif receipt.artifacts_digest != artifacts:
-        yield _outdated(found, receipt, "made from other artifacts or files than the manifest says")
+        yield _outdated(found, receipt, "made from other artifacts or files than the manifest lists")
     elif receipt.rows_in != source.num_rows:
-        text = f"it counts {receipt.rows_in:,} rows in, {source.path} has {source.num_rows:,}"
+        text = f"it counts {receipt.rows_in:,} input rows, but {source.path} has {source.num_rows:,}"
         yield _damaged(found, receipt, text)
 
 
@@ -203,26 +206,30 @@ def _outdated(found: Records, receipt: Receipt, text: str) -> Problem:
 
 
 def heavy_problems(steps: Steps, receipt: Receipt) -> Iterator[Problem]:
-    """Shards that hold heavy columns of a shard's rows: they are there, with the bytes that the receipt names."""
+    """Yields problems with the files of a shard's heavy columns: missing, or not of the digest in the receipt."""
     for name, path, digest, _ in receipt.shard.heavy:
         folder, _, file = path.rpartition("/")
         number = SHARD_FILE.fullmatch(file)
         if path == receipt.shard.path:
             if digest != receipt.shard.digest:
-                yield Problem(path, "damaged", f"the receipt has two digests for it, one as {name}")
+                yield Problem(
+                    path,
+                    "damaged",
+                    f"the receipt has two different digests for it, one for the heavy column {name}",
+                )
         elif not number or not steps.store.exists(path):
             yield Problem(path, "missing", f"it holds {name} of {receipt.shard.path}")
         else:
             shards = steps.shards(folder) or {}
             holder = shards.get(int(number[1]))
             if holder is not None and holder.digest != digest:
-                text = f"{name} of its rows lies in {path}, which has other bytes now; {RUN_AGAIN}"
+                text = f"its column {name} is in {path}, which has changed since; {RUN_AGAIN}"
                 yield Problem(receipt.shard.path, "out of date", text)
 
 
 def mixed_code(found: Records) -> Iterator[Problem]:
-    """Shards of one step that different code made. Its VERSION says that the rows are the same; that is for the reader."""
+    """Yields a notice if different code with the same VERSION made the shards of a step: the rows should not differ."""
     num = Counter(hash_ for r in found.receipts.values() for hash_ in r.source.split("+"))
     if len(num) > 1:
         counted = ", ".join(f"{n:,} shard(s) by {hash_}" for hash_, n in sorted(num.items()))
-        yield Problem(found.folder, "mixed code", f"of one VERSION: {counted}")
+        yield Problem(found.folder, "mixed code", f"the code changed and its VERSION did not: {counted}")

@@ -1,4 +1,4 @@
-"""What `verify` finds: one file, what is wrong with it, and why."""
+"""A problem that `verify` reports: a file, the kind of problem, and an explanation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = Literal[
     "missing", "damaged", "out of date", "repeated", "mixed code", "left over", "unfinished", "made anew"
 ]
 HARMLESS = ("mixed code", "left over", "unfinished", "made anew")
-# What reading a damaged file raises: JSON of another shape, Parquet of other bytes.
+# Exceptions that reading a damaged file may raise: not JSON, JSON with other fields, corrupt Parquet.
 BROKEN = (
     VlpipeError,
     OSError,
@@ -30,9 +30,11 @@ BROKEN = (
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """`missing`, `damaged`, `repeated` (an id that must be unique), and `out of date` (made from other bytes than now lie
-    there) are wrong. The others are told: `mixed code` (shards by two versions of the stage), `left over` (no receipt
-    speaks of it), `unfinished` (a step that goes on with the next run), `made anew` (a damaged file that only saves time).
+    """A problem with a file or folder. path: relative to the root; text: explanation.
+
+    Errors: `missing`, `damaged`, `repeated` (an id occurs more than once), `out of date` (its inputs have changed since).
+    Notices: `mixed code` (shards of one step were made by different code), `left over` (a temporary file, or a file without
+    a receipt), `unfinished` (the next run continues it), `made anew` (a damaged cache, which the next run rewrites).
     """
 
     path: str
@@ -45,7 +47,7 @@ class Problem:
 
 
 def read_or_problem(path: str, read: Callable[[], T], kind: Kind = "damaged") -> T | Problem:
-    """What `read` returns of a file; when it cannot, what is wrong with the file."""
+    """Returns `read()`, or a Problem if it raises: `missing` for FileNotFoundError, `kind` for other errors in BROKEN."""
     try:
         return read()
     except FileNotFoundError:

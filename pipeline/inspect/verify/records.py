@@ -1,4 +1,4 @@
-"""A step's records for `verify`: each file read by itself, so that a damaged one is named and the others still count."""
+"""Reads the records of a step for `verify`, file by file: a damaged file becomes a Problem and the others are still read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vlpipe.pipeline.storage.file_names import STEP_FILE
 from vlpipe.pipeline.storage.store import Store
 
 RECEIPT, MANIFEST, STEP = TypeAdapter(Receipt), TypeAdapter(Manifest), TypeAdapter(StepFile)
-SAID_TWICE = (  # by `_step.json` and by manifest.json
+SAID_TWICE = (  # fields that are in `_step.json` and in manifest.json
     "step",
     "use",
     "identity",
@@ -45,8 +45,11 @@ SAID_TWICE = (  # by `_step.json` and by manifest.json
 
 @dataclass
 class Records:
-    """`manifest`, `step`: None when it is not there or cannot be read; `is_finished`: the manifest is there. Receipts by
-    number."""
+    """The records of a step, and the problems found while reading them.
+
+    is_finished: manifest.json exists; step, manifest: content of `_step.json` and manifest.json, None if the file is
+    missing or damaged; receipts: shard index -> receipt.
+    """
 
     folder: str
     is_finished: bool
@@ -60,7 +63,7 @@ class Records:
         return StepRecord(folder=self.folder, manifest=self.manifest, receipts=list(self.receipts.values()))
 
     def take(self, found: Any) -> Any:
-        """What was read; None, and a problem more, when it could not be."""
+        """Returns `found`; if it is a Problem, adds it to `problems` and returns None."""
         if isinstance(found, Problem):
             self.problems.append(found)
             return None
@@ -68,7 +71,10 @@ class Records:
 
 
 def read_records(store: Store, folder: str) -> Records:
-    """Manifest and receipts as they lie there. Of a finished step both spellings of a receipt must say the same."""
+    """Returns the records of a step's folder, with a Problem for each file that is missing, damaged or inconsistent.
+
+    A finished step stores each receipt twice, in `_receipts/NUMBER.json` and in `_shards.parquet`; both must be equal.
+    """
     path = f"{folder}/manifest.json"
     found = Records(folder, is_finished=store.exists(path))
     about = f"{folder}/{STEP_FILE}"
@@ -84,7 +90,7 @@ def read_records(store: Store, folder: str) -> Records:
         found.receipts = {receipt.index: receipt for receipt in listed}
         for number in sorted({*found.receipts} - {*numbers}):
             found.problems.append(
-                Problem(receipt_path(folder, number), "missing", "the manifest has this shard")
+                Problem(receipt_path(folder, number), "missing", "_shards.parquet lists this shard")
             )
     for number in numbers:
         _take_receipt(store, found, number, is_listed=listed is not None)
@@ -95,28 +101,30 @@ def read_records(store: Store, folder: str) -> Records:
 
 
 def step_file(store: Store, folder: str) -> StepFile | None:
-    """What the folder says of its step; None when it does not."""
+    """Returns the content of a folder's `_step.json`; None if the file is missing or damaged."""
     found = read_or_problem(folder, lambda: _step(store, f"{folder}/{STEP_FILE}"))
     return None if isinstance(found, Problem) else found
 
 
 def _said_differently(found: Records) -> Iterator[Problem]:
-    """The folder's name, `_step.json` and manifest.json are about one step."""
+    """Yields problems if the folder's name, `_step.json` and manifest.json do not describe the same step."""
     if found.step is None:
         return
     if not found.step.step_key.startswith(found.folder.rpartition("-")[2]):
         yield Problem(
-            f"{found.folder}/{STEP_FILE}", "damaged", f"it is that of step key {found.step.step_key}"
+            f"{found.folder}/{STEP_FILE}",
+            "damaged",
+            f"its step key {found.step.step_key} does not match the folder's name",
         )
     for name in SAID_TWICE if found.manifest is not None else ():
         said = getattr(found.manifest, name), getattr(found.step, name)
         if json.dumps(said[0], sort_keys=True) != json.dumps(said[1], sort_keys=True):
-            text = cut(f"{name} is {said[0]}, {STEP_FILE} says {said[1]}", 300)
+            text = cut(f"{name} is {said[0]}, but {said[1]} in {STEP_FILE}", 300)
             yield Problem(f"{found.folder}/manifest.json", "damaged", text)
 
 
 def listed_receipts(store: Store, folder: str) -> list[Receipt]:
-    """`_shards.parquet`. Raises when it holds what is no receipt."""
+    """Returns the receipts in `_shards.parquet`. Raises VlpipeError if it is damaged, ValidationError for a wrong type."""
     receipts = read_receipts(store, folder)
     for receipt in receipts:
         RECEIPT.validate_json(json.dumps(receipt.to_json()), strict=True)
@@ -129,9 +137,9 @@ def _take_receipt(store: Store, found: Records, number: int, *, is_listed: bool)
     if receipt is None:
         return
     if receipt.index != number or receipt.shard.path != shard_path(found.folder, number):
-        found.problems.append(Problem(path, "damaged", f"it speaks of {receipt.shard.path}"))
+        found.problems.append(Problem(path, "damaged", f"it is the receipt of {receipt.shard.path}"))
     elif is_listed and number in found.receipts and found.receipts[number] != receipt:
-        found.problems.append(Problem(path, "damaged", "it is not what _shards.parquet has"))
+        found.problems.append(Problem(path, "damaged", "it differs from its row in _shards.parquet"))
     elif not is_listed:
         found.receipts[number] = receipt
 
@@ -153,7 +161,7 @@ def _step(store: Store, path: str) -> StepFile:
 
 
 def _forged(manifest: Manifest, found: Records) -> Iterator[Problem]:
-    """Totals of the manifest that its receipts do not add up to."""
+    """Yields problems for totals in the manifest that differ from the receipts, and for code hashes missing in `sources`."""
     receipts = list(found.receipts.values())
     rejects: Counter[str] = Counter()
     for receipt in receipts:
@@ -169,9 +177,9 @@ def _forged(manifest: Manifest, found: Records) -> Iterator[Problem]:
     }
     for name, value in wanted.items():
         if getattr(manifest, name) != value:
-            said = f"{name} is {getattr(manifest, name)}, its receipts say {value}"
+            said = f"{name} is {getattr(manifest, name)}, but its receipts give {value}"
             yield Problem(f"{found.folder}/manifest.json", "damaged", cut(said, 300))
     unknown = {r.source for r in receipts} - {*manifest.sources}
     if unknown:
-        said = f"it does not name the code {', '.join(sorted(unknown))}, which made shards of it"
+        said = f"sources lacks the code that made some of its shards: {', '.join(sorted(unknown))}"
         yield Problem(f"{found.folder}/manifest.json", "damaged", said)

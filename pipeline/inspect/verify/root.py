@@ -1,4 +1,4 @@
-"""The root's own files for `verify`: what was forgotten, who said no, the lock, and what only saves time."""
+"""Checks the root's own files for `verify`: forgotten rows, opt-outs, the lock, an interrupted forget, caches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PART = re.compile(r"\d{6,}\.parquet")
 
 
 def root_problems(store: Store) -> Iterator[Problem]:
-    """Files of the root that are damaged; those of its steps aside."""
+    """Yields problems with files of the root that belong to no step."""
     checks: list[tuple[str, Callable[[Store, str], object]]] = [(forgotten.REL, _forgotten)]
     checks += [(f"{opted_out.REL}/{name}", _opted_out) for name in store.list(opted_out.REL)]
     checks += [(path, _lock) for path in lock_files(store)[-1:]]
@@ -40,7 +40,7 @@ def root_problems(store: Store) -> Iterator[Problem]:
 
 
 def _half_forgotten(store: Store) -> Iterator[Problem]:
-    """The plan of a forget that was killed: what lies in the root is half before and half after it."""
+    """Yields a problem if a forget was interrupted: some files of the root are already rewritten, others are not."""
     if not store.exists(JOURNAL):
         return
     plan = read_or_problem(JOURNAL, lambda: _json_object(store, JOURNAL))
@@ -52,33 +52,35 @@ def _half_forgotten(store: Store) -> Iterator[Problem]:
 
 
 def _time_savers(store: Store) -> Iterator[Problem]:
-    """Files that only save time or give reasons."""
+    """Yields damaged caches. No result depends on them: they save time or explain why a step runs."""
     for path in (RECORD, *(f"_cache/{name}" for name in store.list("_cache"))):
         if store.exists(path):
             read = read_sealed if path == RECORD else _cache
             found = read_or_problem(path, lambda path=path, read=read: read(store, path), "made anew")  # type: ignore[misc]
             if isinstance(found, Problem):
                 yield Problem(
-                    path, "made anew", f"the next run does so; nothing depends on it ({found.text})"
+                    path,
+                    "made anew",
+                    f"the next run rewrites this cache; no result depends on it ({found.text})",
                 )
 
 
 def _json_object(store: Store, path: str) -> dict[str, Any]:
     found = json.loads(store.read_bytes(path))
     if not isinstance(found, dict):
-        raise VlpipeError(f"wanted a JSON object, it has {str(found)[:40]!r}")
+        raise VlpipeError(f"wanted a JSON object, got {str(found)[:40]!r}")
     return found
 
 
 def _cache(store: Store, path: str) -> None:
-    """As `FileDigests` writes it: a text, and its checksum."""
+    """Raises VlpipeError unless the file has the form that `FileDigests` writes: a text and its sha256."""
     cache = _json_object(store, path)
     if hashlib.sha256(cache["files"].encode()).hexdigest() != cache["sha256"]:
-        raise VlpipeError("its sha256 is not that of its text")
+        raise VlpipeError("its sha256 does not match its content")
 
 
 def _forgotten(store: Store, path: str) -> None:
-    """As `add_forgotten` writes it: known kinds, whole hashes, sorted, each once."""
+    """Raises VlpipeError unless the file is as `add_forgotten` writes it: (kind, hash) rows, sorted and distinct."""
     with store.open(path) as file:
         table = pq.ParquetFile(file, page_checksum_verification=True).read()
     if not table.schema.equals(forgotten.SCHEMA):
@@ -86,7 +88,7 @@ def _forgotten(store: Store, path: str) -> None:
     rows = [(row["kind"], row["hash"]) for row in table.to_pylist()]
     odd = next((row for row in rows if row[0] not in KINDS or not HASH.fullmatch(row[1] or "")), None)
     if odd or rows != sorted(set(rows)):
-        raise VlpipeError(f"a line of it is none that vlpipe writes: {odd}" if odd else "it is not sorted")
+        raise VlpipeError(f"it has an invalid row: {odd}" if odd else "its rows are not sorted and distinct")
 
 
 def _opted_out(store: Store, path: str) -> None:
@@ -94,7 +96,7 @@ def _opted_out(store: Store, path: str) -> None:
     if name.endswith(".part"):
         return
     if not PART.fullmatch(name):
-        raise VlpipeError("wanted parts of Parquet such as 000000.parquet")
+        raise VlpipeError("wanted a file name such as 000000.parquet")
     with store.open(path) as file:
         table = pq.ParquetFile(file, page_checksum_verification=True).read()
     if not table.schema.equals(opted_out.SCHEMA):
@@ -102,10 +104,10 @@ def _opted_out(store: Store, path: str) -> None:
             f"wanted the columns {', '.join(opted_out.SCHEMA.names)}, it has {table.schema.names}"
         )
     if any(table[name].null_count for name in table.schema.names):
-        raise VlpipeError("a line of it has no hash, no evidence or no time")
+        raise VlpipeError("a row has no hash, no evidence or no time")
     odd = next((value for value in table["hash"].to_pylist() if not HASH.fullmatch(value)), None)
     if odd is not None:
-        raise VlpipeError(f"{odd!r} is no hash")
+        raise VlpipeError(f"{odd!r} is not a hash; wanted 64 hexadecimal digits")
 
 
 def _lock(store: Store, path: str) -> None:

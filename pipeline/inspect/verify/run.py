@@ -1,4 +1,4 @@
-"""`verify`: read everything again and compare it with what its records say; what is damaged is named, never raised."""
+"""`verify`: reads all files of a step and compares them with its records. Damage is returned as problems, never raised."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from vlpipe.pipeline.shard import open_parquet
 from vlpipe.pipeline.storage.file_names import SHARD_FILE, is_part
 from vlpipe.pipeline.storage.store import Store
 
-MAX_NAMED = 5  # shards of an id that comes more than once
+MAX_NAMED = 5  # max number of shards listed for a repeated id
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
+    """What was checked in a step or shard, and its problems. An empty `folder` stands for the root's own files."""
+
     folder: str
     num_shards: int
     num_artifacts: int
@@ -37,9 +39,9 @@ class VerifyReport:
 def verify_step(
     store: Store, folder: str, seen: Callable[[], None] = lambda: None, steps: Steps | None = None
 ) -> VerifyReport:
-    """Re-hash every shard and artifact of a step, and follow what it was made from; `seen` is called after each.
+    """Checks a step: re-hashes its shards and artifacts, and compares its inputs with what it was made from.
 
-    steps: of the root, where several of its steps are looked at.
+    seen: called after each shard and artifact; steps: cache of the root's records, to share between several calls.
     """
     steps = steps or Steps(store)
     found = read_records(store, folder)
@@ -59,6 +61,7 @@ def verify_step(
 
 
 def verify_shard(store: Store, folder: str, index: int) -> VerifyReport:
+    """Checks one shard: its receipt, its file, its rejects, and the files of its heavy columns."""
     found = read_records(store, folder)
     receipt = found.receipts.get(index)
     mine = {receipt_path(folder, index), f"{folder}/_shards.parquet", f"{folder}/manifest.json"}
@@ -73,7 +76,7 @@ def verify_shard(store: Store, folder: str, index: int) -> VerifyReport:
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:
-    """Each file and kind once: what is said first."""
+    """Returns the first problem of each (path, kind)."""
     found: dict[tuple[str, Kind], Problem] = {}
     for problem in problems:
         found.setdefault((problem.path, problem.kind), problem)
@@ -83,7 +86,7 @@ def _once(problems: Sequence[Problem]) -> list[Problem]:
 def _one_shard(
     steps: Steps, folder: str, receipt: Receipt, ids: Ids, whole: list[Receipt]
 ) -> Iterator[Problem]:
-    """All that is wrong with a shard; the ids of one whose bytes are right go into `ids`, it itself into `whole`."""
+    """Yields the problems of a shard. If its file is readable and has the right digest, adds it to `ids` and to `whole`."""
     problems = shard_problems(steps.store, folder, receipt)
     yield from problems
     if not any(problem.path == receipt.shard.path for problem in problems):
@@ -99,7 +102,7 @@ def _state(found: Records) -> Iterator[Problem]:
 
 
 def shard_problems(store: Store, folder: str, receipt: Receipt) -> list[Problem]:
-    """A shard and its rejects against its receipt."""
+    """Returns the problems of the files of a shard and its rejects, compared with the receipt."""
     return [
         *_file_problems(store, receipt.shard.path, receipt.shard.digest),
         *_reject_problems(store, folder, receipt),
@@ -111,7 +114,7 @@ def _file_problems(store: Store, path: str, digest: str) -> Iterator[Problem]:
     if isinstance(found, Problem):
         yield found
     elif found != digest:
-        yield Problem(path, "damaged", f"sha256 is {found[:16]}..., the receipt says {digest[:16]}...")
+        yield Problem(path, "damaged", f"sha256 is {found[:16]}..., the recorded one is {digest[:16]}...")
 
 
 def _sha256(store: Store, path: str) -> str:
@@ -120,7 +123,7 @@ def _sha256(store: Store, path: str) -> str:
 
 
 def _content_problems(store: Store, receipt: Receipt, ids: Ids, whole: list[Receipt]) -> Iterator[Problem]:
-    """What the file of a shard holds against what its receipt says of it; its ids go into `ids`."""
+    """Compares the size and rows of a shard's file with its receipt. If readable, adds its ids to `ids`, it to `whole`."""
     path = receipt.shard.path
     found = read_or_problem(path, lambda: (_num_rows(store, path), ids.add(store, receipt)))
     if isinstance(found, Problem):
@@ -130,10 +133,10 @@ def _content_problems(store: Store, receipt: Receipt, ids: Ids, whole: list[Rece
     num_rows, num_without = found
     size = store.size(path)
     if size != receipt.bytes:
-        yield Problem(path, "damaged", f"it has {size:,} bytes, the receipt says {receipt.bytes:,}")
+        yield Problem(path, "damaged", f"it has {size:,} bytes, the receipt has {receipt.bytes:,}")
     if num_rows != receipt.shard.num_rows:
         yield Problem(
-            path, "damaged", f"it has {num_rows:,} rows, the receipt says {receipt.shard.num_rows:,}"
+            path, "damaged", f"it has {num_rows:,} rows, the receipt has {receipt.shard.num_rows:,}"
         )
     if num_without:
         yield Problem(path, "damaged", f"{num_without:,} of its rows have no id")
@@ -150,7 +153,7 @@ def _repeated(store: Store, ids: Ids, receipts: list[Receipt]) -> Iterator[Probl
         places = list(dict.fromkeys(paths))
         named = ", ".join(places[1 : MAX_NAMED + 1]) + (", ..." if len(places) > MAX_NAMED + 1 else "")
         also = f", also in {named}" if named else ""
-        yield Problem(places[0], "repeated", f"id {id_} comes {len(paths)} times{also}")
+        yield Problem(places[0], "repeated", f"id {id_} occurs {len(paths)} times{also}")
 
 
 def _reject_problems(store: Store, folder: str, receipt: Receipt) -> Iterator[Problem]:
@@ -170,7 +173,7 @@ def _reject_problems(store: Store, folder: str, receipt: Receipt) -> Iterator[Pr
     if isinstance(codes, Problem):
         yield codes
     elif not problems and codes != Counter(receipt.rejects):
-        said = f"it has {codes.total()} rejects, the receipt {sum(receipt.rejects.values())}"
+        said = f"its counts by code differ from the receipt's: {codes.total()} and {sum(receipt.rejects.values())} rejects"
         yield Problem(path, "damaged", said)
 
 
@@ -179,7 +182,7 @@ def _codes(table: pa.Table) -> Counter[str]:
 
 
 def log_problems(store: Store, folder: str) -> Iterator[Problem]:
-    """Logs are for the reader, and `why` reads them; no key and no receipt knows what they say."""
+    """Yields damaged logs. Only users and `why` read logs; no key or receipt depends on them."""
     for name in store.list(f"{folder}/_log"):
         path = f"{folder}/_log/{name}"
         if name.endswith((".jsonl", ".json")):
@@ -198,7 +201,7 @@ def _read_log(store: Store, path: str) -> None:
 
 
 def left_over(store: Store, record: StepRecord) -> Iterator[Problem]:
-    """Files a killed run left, and shards and rejects without a receipt."""
+    """Yields temporary files of killed runs; shards, rejects and logs without a receipt; artifacts not in the manifest."""
     folder, known = record.folder, {r.index for r in record.receipts}
     rejected = {r.index for r in record.receipts if r.rejects}
     for sub, expected in (("", known), ("/_rejects", rejected), ("/_receipts", known), ("/_log", known)):
@@ -206,18 +209,18 @@ def left_over(store: Store, record: StepRecord) -> Iterator[Problem]:
             path = f"{folder}{sub}/{name}"
             number = SHARD_FILE.fullmatch(name)
             if is_part(name):
-                yield Problem(path, "left over", "of a write that did not end")
+                yield Problem(path, "left over", "a temporary file of an interrupted write")
             elif number and int(number[1]) not in expected:
                 yield Problem(path, "left over", "there is no receipt for it")
     if record.manifest is not None and store.exists(f"{folder}/artifacts"):
         for path in sorted(store.fs.find(store.path(f"{folder}/artifacts"))):
             name = str(path).partition(f"{folder}/artifacts/")[2]
             if name not in record.manifest.artifacts:
-                yield Problem(f"{folder}/artifacts/{name}", "left over", "the manifest does not have it")
+                yield Problem(f"{folder}/artifacts/{name}", "left over", "the manifest does not list it")
 
 
 def summary(found: Sequence[VerifyReport]) -> str:
-    """What was read, and how it is."""
+    """Returns one line: the numbers of shards, artifacts and steps read, and of errors."""
     steps = [one for one in found if one.folder]
     num_shards, num_artifacts = sum(one.num_shards for one in steps), sum(one.num_artifacts for one in steps)
     kinds = Counter(problem.kind for one in found for problem in one.problems)
@@ -225,21 +228,21 @@ def summary(found: Sequence[VerifyReport]) -> str:
     checked = f"{num_shards:,} shard(s) and {num_artifacts:,} artifact(s) of {len(steps)} step(s){half}"
     num_wrong = sum(problem.is_wrong for one in found for problem in one.problems)
     if num_wrong:
-        return f"{checked}: {num_wrong} thing(s) are wrong"
+        return f"{checked}: {num_wrong} error(s)"
     return f"{checked}: " + (
-        "all as their receipts say" if num_shards + num_artifacts else "there is nothing to read yet"
+        "all match their records" if num_shards + num_artifacts else "there is nothing to read yet"
     )
 
 
 ADVICE: dict[Kind, str] = {
-    "damaged": "What is missing or damaged is made again by `vlpipe run` once the step's manifest.json and the receipts of "
-    "the shards named (`_receipts/NUMBER.json`) are removed.",
-    "out of date": "What is out of date is made again by `vlpipe run`; what no workflow reaches goes with `vlpipe prune`.",
-    "repeated": "An id must be that of one row: what lists or makes these rows must give each an id of its own.",
+    "damaged": "To repair what is missing or damaged, remove the step's manifest.json and the receipts of the listed shards "
+    "(`_receipts/NUMBER.json`), then `vlpipe run`.",
+    "out of date": "What is out of date is recomputed by `vlpipe run`; `vlpipe prune` removes unused folders.",
+    "repeated": "Ids must be unique within a step: change the list or the stage that these rows come from.",
 }
 
 
 def advice(problems: Sequence[Problem]) -> str:
-    """What to do, a line for each kind of thing that is wrong."""
+    """Returns one line of instructions per kind of error."""
     kinds = {"damaged" if problem.kind == "missing" else problem.kind for problem in problems}
     return "\n".join(text for kind, text in ADVICE.items() if kind in kinds)
