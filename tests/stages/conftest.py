@@ -1,15 +1,19 @@
-"""A tiny random BLIP on disk, and image rows, for the stages that compute with a model; where the real data is."""
+"""Fixtures of several packages: a tiny random BLIP on disk, rows, a hostile web server, where the real data is."""
 
 from __future__ import annotations
 
 import io
+import json
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +22,11 @@ from vlpipe.models.blip import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import heavy
-from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.common.row import LISTED, TEXTS, text
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `threat_server` and `clips`
+
+from threat_server import Server, noise
 
 # MKL's results then do not depend on a row's place in its batch; read at its first use in a process.
 os.environ.setdefault("MKL_CBWR", "AUTO")
@@ -87,3 +95,67 @@ def data() -> Callable[[str], Path]:
         return root / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def photos(data: Callable[[str], Path]) -> list[Path]:
+    return sorted(data("flickr8k").glob("images/*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def dup_images(data: Callable[[str], Path]) -> Path:
+    return data("dup_images")
+
+
+@pytest.fixture(scope="session")
+def alt_texts(data: Callable[[str], Path]) -> list[str]:
+    """25,833: those of CC3M's validation set, then raw ones of LAION."""
+    folder = data("alttext")
+    lines = (folder / "cc3m_validation.tsv").read_text(encoding="utf-8").splitlines()
+    raw = pq.read_table(folder / "laion_10000.parquet", columns=["TEXT"])["TEXT"].to_pylist()
+    return [line.split("\t")[0] for line in lines] + [t or "" for t in raw]
+
+
+@pytest.fixture(scope="session")
+def dev_captions(data: Callable[[str], Path]) -> list[str]:
+    """The 5,000 captions of 1,000 photos of Flickr8k."""
+    lines = (data("flickr8k") / "dev.jsonl").read_text().splitlines()
+    return [caption for line in lines for caption in json.loads(line)["captions"]]
+
+
+@pytest.fixture
+def text_rows() -> Callable[..., pa.Table]:
+    """text_rows({id: [web text or whole entry, ...]}): rows of schema LISTED."""
+
+    def make(texts: Mapping[str, Sequence[str | dict[str, Any]]]) -> pa.Table:
+        entries = [[text(t, "web") if isinstance(t, str) else t for t in ts] for ts in texts.values()]
+        return pa.table([list(texts), [f"http://x.test/{i}" for i in texts], entries], schema=LISTED)
+
+    return make
+
+
+def running(server: Server) -> Iterator[Server]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.closing.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def decoy() -> Iterator[Server]:
+    """Listens on the loopback like any service of this machine, and remembers who asked."""
+    yield from running(Server())
+
+
+@pytest.fixture
+def threats(decoy: Server) -> Iterator[Server]:
+    yield from running(Server(decoy.port))
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., bytes]:
+    """picture(kind, size, seed): an encoded image of noise."""
+    return noise

@@ -128,7 +128,7 @@ def test_an_unreadable_image_is_a_reject_and_the_others_are_as_without_it(
 def test_what_cannot_work_is_said_before_the_run(weights: Weights, image_rows: Rows) -> None:
     bad = Caption(model=weights, batch_size=20, top_p=0.0, min_length=9, max_length=3, num_captions=0)
     assert [p.split(",")[0] for p in bad.preflight()] == [
-        "batch_size must be a multiple of 16",
+        "batch_size must be a positive multiple of 16",
         "wanted 0 < top_p <= 1",
         "wanted 0 <= min_length <= max_length",
         "num_captions must be at least 1",

@@ -79,7 +79,8 @@ def test_texts_of_dropped_twins_come_after_the_own_ones(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"dedup.apply \(merge_texts\) reads column 'texts'"):
         run_map(stage, pa.table({"id": ["a"]}))
     with pytest.raises(
-        VlpipeError, match="1 rows get texts of their duplicates by these decisions; set `merge_texts: true`"
+        VlpipeError,
+        match="give 1 rows the texts of their duplicates, but `merge_texts` is false here; set it to true",
     ):
         run_map(DropDuplicates(decisions=given), pa.table({"id": ["a"], "texts": texts[:1]}))
 
@@ -99,4 +100,4 @@ def test_donors_of_an_earlier_merge_stay_at_their_texts(tmp_path: Path) -> None:
 def test_a_row_that_went_by_a_chain_says_so(tmp_path: Path) -> None:
     chained = decisions(tmp_path / "decisions.parquet", b={"similarity": None})
     out = run_map(DropDuplicates(decisions=chained), pa.table({"id": ["b"]}))
-    assert out.rejects[0].detail == "twin of a by other twins"
+    assert out.rejects[0].detail == "twin of a through a chain of similar rows; the two were not compared"

@@ -86,7 +86,7 @@ def test_the_wrong_artifact_is_named(tmp_path: Path) -> None:
 
 
 def test_the_keep_order_is_checked_without_data() -> None:
-    with pytest.raises(SchemaError, match=r"dedup\.redecide: keep names 'scor', which is not a light column"):
+    with pytest.raises(SchemaError, match=r"dedup\.redecide: keep: 'scor' is neither a column that can"):
         Decide(edges=File(path="x"), keep=("scor desc",)).schema(ROWS.schema)
     with pytest.raises(SchemaError, match=r"dedup\.redecide \(merge_texts\) reads column 'texts'"):
         Decide(edges=File(path="x"), merge_texts=True).schema(ROWS.schema)

@@ -155,7 +155,7 @@ def test_nothing_but_the_export_runs_again_and_all_is_as_the_receipts_say(done: 
     assert {p: p.read_bytes() for p in at} == at
     assert done("run", "--local")[0].startswith("donors: all 9 steps are done, nothing to do")
     checked = CliRunner().invoke(commands.app, ["verify", str(done.root)])
-    assert checked.output.splitlines()[-1].endswith("all as their receipts say")
+    assert checked.output.splitlines()[-1].endswith("all match their records")
     assert done.traces(done.ids["a2"]) == []
     with tarfile.open(next(done.step("tars").glob("artifacts/*.tar"))) as tar:
         assert not any(done.ids["a2"] in name for name in tar.getnames())

@@ -115,7 +115,7 @@ def test_no_file_of_the_root_names_a_forgotten_row(done: Done, name: str) -> Non
     assert done.traces(done.ids[name]) == []
     assert done("run", "--local")[0].startswith("everything: all 12 steps are done, nothing to do")
     checked = CliRunner().invoke(commands.app, ["verify", str(done.root)])
-    assert checked.output.splitlines()[-1].endswith("all as their receipts say")
+    assert checked.output.splitlines()[-1].endswith("all match their records")
 
 
 def test_every_stage_that_writes_ids_of_other_rows_declares_them() -> None:

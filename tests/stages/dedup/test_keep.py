@@ -80,9 +80,9 @@ def test_a_score_that_is_no_number_hides_no_other(tmp_path: Path) -> None:
     [
         (
             ("scores desc",),
-            r"dedup: keep names 'scores', which is not a light column; did you mean 'score'\?",
+            r"dedup: keep: 'scores' is neither a column that can order rows nor .*; did you mean 'score'\?",
         ),
-        (("image",), r"keep names 'image', which is not a light column"),
+        (("image",), r"keep: 'image' is neither a column that can order rows"),
         (("texts",), r"keep cannot order rows by 'texts', a list<"),
         (
             ("sha256 down",),

@@ -155,5 +155,5 @@ def test_unreadable_and_captionless_images_are_left_out_and_named(
 
 def test_what_cannot_work_is_said(weights: Weights) -> None:
     assert Retrieval(model=weights, k_test=4).preflight() == [
-        "k_test must be 0 or at least 10, the largest recall, got 4"
+        "k_test must be 0 or at least 10, the largest k of recall@k, got 4"
     ]

@@ -92,7 +92,8 @@ def test_another_worlds_truth_is_an_error(tmp_path: Path, url: str, said: str) -
     truth = truth_file(tmp_path, url=["a"], right=[True])
     rows = dataset(tmp_path, rows_of({url: [text(said, "web")]}))
     with pytest.raises(
-        VlpipeError, match=f"the ground-truth file has no text '{said}' for {url}; is it from this world"
+        VlpipeError,
+        match=f"the ground-truth file has no text '{said}' for {url}; set `truth` to truth.parquet",
     ):
         run_gather(FilterTruth(truth=truth), [rows], tmp_path)
 

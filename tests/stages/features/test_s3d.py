@@ -237,16 +237,16 @@ def test_the_plan_says_what_cannot_work(nets: Nets, videos: Path, video_rows: Ro
         "the step sets normalisation: signed, but these are torchvision's weights, which need kinetics"
     ]
     assert problems(kinetics, "mmpt") == [
-        "vector: embedding is MIL-NCE's S3D-G, these are weights of Kinetics S3D: use pooled"
+        "vector: embedding needs weights of MIL-NCE's S3D-G, these are of Kinetics S3D: use pooled"
     ]
     assert problems(kinetics, SMALL) == ["S3D needs at least 14 frames in a window, got 6"]
     assert problems(mil_nce, replace(SMALL, frames=5)) == [
         "S3D-G with space-to-depth needs an even number of frames and an even side, got 5 and 32"
     ]
     assert problems(mil_nce, SMALL, batch_size=3) == [
-        "batch_size must be 1 or a multiple of 16, got 3: else results depend on the place in a batch"
+        "batch_size must be 1 or a multiple of 16, got 3: otherwise results depend on a window's position in its batch"
     ]
-    with pytest.raises(SchemaError, match=r"has no windows 'unvl'; did you mean 'univl'\?"):
+    with pytest.raises(SchemaError, match=r"has no preset of windows 'unvl'; did you mean 'univl'\?"):
         S3dFeatures(videos="v", weights=mil_nce, windows="unvl").how()
     with pytest.raises(VlpipeError, match="the step sets normalisation: unit, but"):
         run_map(

@@ -164,7 +164,7 @@ def test_the_nearest_live_child_is_taken() -> None:
     )
     points = np.array([[-3], [0], [0.5], [4], [5], [6], [99]], np.float32)
     assert tree.assign(points).tolist() == [0, 0, 1, 1, 1, 2, 2]
-    with pytest.raises(VlpipeError, match="the tree is for vectors of 1 numbers, these have 3"):
+    with pytest.raises(VlpipeError, match="the tree is for vectors of 1 dimensions, these have 3"):
         tree.assign(np.zeros((2, 3)))
 
 
@@ -211,7 +211,9 @@ def test_features_of_other_weights_are_refused(tmp_path: Path) -> None:
     points, _ = tree_like(levels=1, k=3, per_leaf=4)
     kinetics, mil_nce = (feature_rows(points, weights=w) for w in ("a:kinetics", "a:unit"))
     fitted = fit(kinetics, tmp_path, k=3, levels=1)
-    with pytest.raises(VlpipeError, match=r"the tree is for features of a:kinetics, but .* of a:unit"):
+    with pytest.raises(
+        VlpipeError, match=r"the tree is for features of weights a:kinetics, but .* of a:unit"
+    ):
         tokens(mil_nce, fitted)
     both = pa.concat_tables([kinetics, feature_rows(points, weights="a:unit", first=50)])
     with pytest.raises(VlpipeError, match=r"of 2 different weights \(a:kinetics, a:unit\): a tree needs"):

@@ -127,7 +127,7 @@ def test_a_missing_value_is_what_the_rule_says() -> None:
 
     assert keeps("reject") == ["r0"]
     assert keeps("keep") == ["r0", "r1"]
-    with pytest.raises(VlpipeError, match=r"rule min_side \(min_side >= 64\) found a null in 'min_side'"):
+    with pytest.raises(VlpipeError, match=r"rule min_side \(min_side >= 64\): a value of 'min_side' is null"):
         keeps("error")
 
 
@@ -239,7 +239,7 @@ def test_a_threshold_of_another_encoder_is_refused() -> None:
     of = scored("clip_score", pa.list_(pa.float32()), "laion/L-14")
     unbound = pa.field("clip_score", pa.list_(pa.float32()))
     assert schema_error(clip_rule(encoder="openai/B-32"), of) == (
-        "rule clip_score: clip_score >= 0.28 is for scores of openai/B-32, but 'clip_score' is of laion/L-14"
+        "rule clip_score: clip_score >= 0.28 is for scores of openai/B-32, but 'clip_score' has scores of laion/L-14"
     )
     assert schema_error(clip_rule(), of) == (
         "rule clip_score: 'clip_score' has scores of laion/L-14; write `encoder: laion/L-14` if clip_score >= 0.28 "
@@ -378,7 +378,7 @@ def test_the_plan_knows_the_encoder_through_other_steps(tmp_path: Path) -> None:
         load(tmp_path, "openai/clip-vit-large-patch14")
     assert (
         "judged: rule clip_score: clip_score >= 0.28 is for scores of openai/clip-vit-base-patch32, but 'clip_score' "
-        "is of openai/clip-vit-large-patch14"
+        "has scores of openai/clip-vit-large-patch14"
     ) in str(caught.value)
 
 
@@ -413,7 +413,7 @@ def test_a_number_that_a_paper_does_not_state_says_so(name: str) -> None:
     """No rule is sourced by a section from memory; who stands in for a threshold says that it is ours."""
     for rule in load_preset(name):
         assert not re.search(r"section \d|from memory", rule.source), rule
-        stands_in = rule.encoder == "google-internal" or "threshold of yours" in rule.needs
+        stands_in = rule.encoder == "google-internal" or "your own threshold" in rule.needs
         assert not stands_in or re.search(r"is ours|stands for a threshold", rule.source), rule
 
 

@@ -80,7 +80,7 @@ def test_what_cannot_work_is_said(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"filter.top needs numbers in column 'id', but it is string"):
         TopCut(column="id", fraction=0.3).schema(pa.schema([("id", pa.string())]))
     (tmp_path / "cut.json").write_text('{"column": "other"}')
-    with pytest.raises(VlpipeError, match="was made for column 'other', this step reads 'score'"):
+    with pytest.raises(VlpipeError, match="is for column 'other', but this step has column 'score'"):
         run_map(
             InTop(column="score", cut=File(path=str(tmp_path / "cut.json"))),
             pa.table({"id": ["a"], "score": [1.0]}),

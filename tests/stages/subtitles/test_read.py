@@ -325,10 +325,13 @@ def test_frames_need_a_rate() -> None:
         ("[1, 2", "bad_subtitles: a is broken JSON: "),
         ("[" * 100_000, "bad_subtitles: a is broken JSON: "),
         ("<p", "bad_subtitles: a is broken XML: "),
-        ("<html></html>", "bad_subtitles: a: wanted XML of timed text, it is <html>"),
+        (
+            "<html></html>",
+            "bad_subtitles: a: wanted XML with root <tt>, <timedtext> or <transcript>, got <html>",
+        ),
         (
             '<!DOCTYPE a [<!ENTITY b "c">]><tt/>',
-            "bad_subtitles: a declares a document type, which subtitles do not need",
+            "bad_subtitles: a is refused: subtitles must not declare a document type or entities",
         ),
         (b" " * (MAX_BYTES + 1), f"bad_subtitles: a has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}"),
     ],

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import torch
 from PIL import Image
 
 from vlpipe.models.tokenizer import Tokenizer
@@ -62,11 +61,6 @@ def rows() -> list[dict[str, Any]]:
         }
         for colour, corner, shade in product(COLOURS, CORNERS, SHADES)
     ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

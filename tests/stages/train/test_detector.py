@@ -156,7 +156,7 @@ def test_mistakes_are_said_before_the_run() -> None:
     assert [line[:60] for line in wrong] == [
         "wanted one of steps and epochs, got neither",
         "model and init_resnet are for a new detector: omit them if i",
-        "loss_weights: no loss 'box'; there are rpn_objectness, rpn_b",
+        "loss_weights: no loss is named 'box'; the losses are rpn_obj",
         "detector: no parameter 'widht'; there are anchor_sizes, aspe",
     ]
 

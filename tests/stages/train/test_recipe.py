@@ -51,7 +51,7 @@ def test_a_recipe_as_it_is_written() -> None:
         ({"batch_size": 100}, "batch_size: wanted a multiple of num_workers x accumulate = 32, got 100"),
         ({"steps": 5000}, "wanted one of steps and epochs, got steps and epochs"),
         ({"epochs": None}, "wanted one of steps and epochs, got neither"),
-        ({"min_lr": 1.0}, "min_lr: wanted 0 to lr = 0.0003, got 1.0"),
+        ({"min_lr": 1.0}, "min_lr: wanted at least 0 and at most lr = 0.0003, got 1.0"),
         ({"model": None}, "wanted model or init, got neither"),
         ({"tokenizer": None}, "wanted tokenizer or init, got neither"),
         ({"objectives": []}, 'objectives: wanted at least one, such as "lm:Lm"'),

@@ -169,7 +169,7 @@ def test_a_threshold_of_another_encoder_is_refused(s3dg: dict[str, Any]) -> None
     out = run_map(Rules(rules=(rule,), sources=("asr",), drop_textless=True), with_schema(stage, table))
     assert (out.table["id"].to_pylist(), [r.id for r in out.rejects]) == (["row0"], ["row1"])
     other = Rules(rules=(replace(rule, encoder="clip"),))
-    with pytest.raises(SchemaError, match="is for scores of clip, but 'align_score' is of s3dg"):
+    with pytest.raises(SchemaError, match="is for scores of clip, but 'align_score' has scores of s3dg"):
         other.schema(stage.schema(table.schema))
 
 

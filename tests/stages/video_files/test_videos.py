@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `clips`
-
 from clips import clip
 
 from vlpipe.pipeline.engine.executor import Watcher
@@ -82,7 +78,7 @@ def test_subtitles_beside_the_videos(folder: Path) -> None:
     assert (first["lang"], first["source"], last["source"]) == ("de", "unknown", "auto")
     assert last["words"] == [{"start_s": 0.0, "end_s": 0.9, "word": "timed"}]
     assert [(r.why, r.detail) for r in out.rejects] == [
-        ("no_video_file", "there is no video beside plain.info.json")
+        ("no_video_file", "there is no video for the subtitle file plain.info.json")
     ]
 
 
@@ -110,9 +106,10 @@ def test_which_file_is_whose() -> None:
 def test_broken_subtitles(folder: Path) -> None:
     (folder / "plain.srt").write_text("<html></html>")
     out = run(folder)
-    assert ("bad_subtitles", "plain.srt: wanted XML of timed text, it is <html>") in [
-        (r.why, r.detail) for r in out.rejects
-    ]
+    assert (
+        "bad_subtitles",
+        "plain.srt: wanted XML with root <tt>, <timedtext> or <transcript>, got <html>",
+    ) in [(r.why, r.detail) for r in out.rejects]
     kept = run(folder, no_cues="keep")
     assert (said(kept)["plain"], kept.counts) == ("", {"kept_bad_subtitles": 1})
 

@@ -118,7 +118,7 @@ def test_only_the_image_that_kills_or_hangs_is_lost(
     with decoding(rules, timeout_s=1.0, memory_mb=512) as one:
         found: list[Any] = one.check_all(images)
     assert found[0].detail == "not decoded after 1 s"
-    assert found[2].detail == "the process that decoded it died with -9"
+    assert found[2].detail == "the process that decoded the image died with exit status -9"
     whys = [got.why if isinstance(got, RowFault) else got.width for got in found]
     killed = "killed_decoder"
     assert whys[:4] == ["decode_timeout", 600, killed, killed]

@@ -59,7 +59,7 @@ def test_repeated_keys_all_come() -> None:
         (b'{"a": 1 "b": 2}', "wanted ',', got '\"b\": 2}' (character 8)"),
         (b'{"a" 1}', "wanted ':', got '1}' (character 5)"),
         (b"{1: 2}", "after '' wanted a key in quotes, got 1 (character 2)"),
-        (b'{"a": 1} x', "its end is followed by 'x' (character 9)"),
+        (b'{"a": 1} x', "the object is followed by 'x' (character 9)"),
         (b'{"a": "\xff"}', "it is not UTF-8: invalid start byte (character 0)"),
         (b'{"a": ' + b"[" * 100_000, "the value at 'a' is nested too deeply (character 6)"),
     ],

@@ -71,7 +71,7 @@ def test_an_origin_whose_rules_cannot_be_read_is_left_alone() -> None:
     pairs = (Pair(f"http://no-such-name.invalid/{n}", "") for n in range(3))
     out = run_map(stage, pa.concat_tables(listed(pairs, source="web", text_source="web")))
     assert Counter(reject.why for reject in out.rejects) == {"robots_unreadable": 3}
-    assert "robots.txt: dns; then everything is forbidden" in out.rejects[0].detail
+    assert "robots.txt cannot be read (dns), so no URL of this origin may be fetched" in out.rejects[0].detail
 
 
 def test_tdmrep(folder: Path) -> None:

@@ -48,11 +48,11 @@ def test_texts_of_every_kind_of_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("t.csv", "a", "wanted a file that ends in .txt, .jsonl, .json"),
+        ("t.csv", "a", "wanted a file that ends in .txt, .jsonl or .json"),
         (
             "t.jsonl",
             '{"caption": "a", "text": "b"}',
-            "t.jsonl line 1: wanted an object with one of text, caption, captions, sentence, question",
+            "t.jsonl line 1: wanted an object with exactly one of text, caption, captions, sentence, question",
         ),
         ("t.jsonl", '\n{"text": 3}', "t.jsonl line 2: wanted text, got 3"),
         ("t.jsonl", "{", "t.jsonl line 1 is not JSON"),
@@ -118,7 +118,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     write(tmp_path / "texts/readme.txt", "no image")
     spec = EvalSet(name="x", images=File(path=str(tmp_path / "texts")))
-    with pytest.raises(VlpipeError, match="x: there is no image below"):
+    with pytest.raises(VlpipeError, match="x: there is no image that can be decoded below"):
         from_files(spec, pictures=True)
     with pytest.raises(VlpipeError, match=r"`images` must be a folder; .* is not one"):
         from_files(EvalSet(name="x", images=File(path=str(tmp_path / "none"))), pictures=True)

@@ -179,7 +179,7 @@ def test_the_rows_of_a_step_are_a_set(tmp_path: Path) -> None:
 def test_an_evaluation_step_without_rows_or_with_a_text_that_is_none(tmp_path: Path) -> None:
     rows = dataset(tmp_path, web())
     held = table(("e1", encoded(picture(1)), [CAPTION], axis(2)))
-    with pytest.raises(VlpipeError, match="evaluation step 'none' has no rows: nothing would be found"):
+    with pytest.raises(VlpipeError, match="evaluation step 'none' has no rows, so nothing can match it"):
         Ran(tmp_path / "1", [rows, dataset(tmp_path, held[:0], name="none")], threshold=0.95)
     texts = pa.array([[{**text(CAPTION, "web"), "text": None}]], SCHEMA.field("texts").type)
     held = held.set_column(2, SCHEMA.field("texts"), texts)
@@ -268,14 +268,14 @@ def test_what_cannot_work_is_said_before(folder: Path) -> None:
     vectors = EvalSet(name="v", embeddings=File(path="v.parquet"))
     assert Decontaminate(sets=(vectors, EvalSet(name="a b"), EvalSet(name="c")), min_words=9).preflight() == [
         "sets: 'v' has embeddings: set the `threshold` for their encoder",
-        "sets: 'a b' is used in a reject code: use letters, digits and . _ - only",
+        "sets: the name 'a b' becomes part of a reject code: use letters, digits and . _ - only",
         "sets: 'a b' has neither images, embeddings nor texts",
         "sets: 'c' has neither images, embeddings nor texts",
-        "wanted min_words <= ngram_words, got 9 and 8: evaluation texts in between would not be compared",
+        "wanted min_words <= ngram_words, got 9 and 8: evaluation texts of a length in between would not be compared",
     ]
     for name, sets in {"sha256": (files(folder),), "embedding": (vectors,)}.items():
         with pytest.raises(
-            SchemaError, match=rf"dedup\.decontaminate reads column '{name}', which is not there"
+            SchemaError, match=rf"decontamination\.decontaminate reads column '{name}', which is not there"
         ):
             Decontaminate(sets=sets, threshold=0.9).schema(LISTED)
     with pytest.raises(

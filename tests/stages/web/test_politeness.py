@@ -55,7 +55,7 @@ def worker(where: Address | None, port: int, urls: list[str], **more: Any) -> su
     assert where is not None
     at = [where.host, where.port, where.step, where.secret]
     task = json.dumps([at, {"threat.test": port}, urls, more])
-    command = [sys.executable, "-c", WORKER, str(Path(__file__).parent), task]
+    command = [sys.executable, "-c", WORKER, str(Path(__file__).parents[1]), task]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -13,9 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `clips`
-
 from clips import clip
 
 from vlpipe.pipeline.errors import VlpipeError
@@ -240,7 +236,7 @@ def test_bad_lines_of_the_list(world: World) -> None:
     assert out.table["video_id"].to_pylist() == ["a"]
     assert [(r.why, r.detail) for r in out.rejects] == [
         ("bad_line", "list.csv line 3: wanted a number as rank, got 'many'"),
-        ("bad_line", "list.csv line 4 names no video"),
+        ("bad_line", "list.csv line 4 has no video id"),
         (
             "bad_line",
             "list.csv line 5 has 2 field(s), wanted 5: video_id, category_1, category_2, rank, task_id",
@@ -307,7 +303,7 @@ def test_what_stops_the_plan(world: World) -> None:
         stage.preflight()
     (world.folder / "task_ids.csv").write_text("107\n")
     with pytest.raises(
-        VlpipeError, match="line 1: wanted a task's number, a tab or a comma, and its name; got '107'"
+        VlpipeError, match="line 1: wanted a task id, a tab or comma, and the task's title; got '107'"
     ):
         world.stage({}, tasks=ListFile(path=str(world.folder / "task_ids.csv"))).preflight()
 

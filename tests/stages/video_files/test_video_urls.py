@@ -9,9 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `clips`
-
 from clips import clip
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
@@ -168,8 +165,8 @@ def test_a_command_gets_a_video_and_its_subtitles(tmp_path: Path, download: Down
     ("video_id", "said"),
     [
         ("gone", "download_failed: gone: ERROR: Video unavailable"),
-        ("none", "no_file: the download made none.en.vtt, wanted none with .mp4"),
-        ("slow", "download_timeout: slow: not done after 3 s"),
+        ("none", "no_file: the download wrote none.en.vtt; wanted none with the ending .mp4"),
+        ("slow", "download_timeout: slow: the download took more than 3 s"),
     ],
 )
 def test_a_command_that_fails_leaves_nothing(
@@ -198,7 +195,10 @@ def test_howto100m_downloads_only_if_told(tmp_path: Path, download: Download) ->
     ("command", "said"),
     [
         (("get", "film"), "download.command must contain {video_id}"),
-        (("get", "{video_id}"), 'download.command: ids may start with "-"; put "--" before {video_id}'),
+        (
+            ("get", "{video_id}"),
+            'download.command: an id may start with "-", like an option; put "--" before {video_id}',
+        ),
     ],
 )
 def test_commands_that_cannot_work(command: tuple[str, ...], said: str) -> None:

@@ -178,7 +178,7 @@ def test_what_a_shard_says_is_kept_before_a_kill(runs: Runs, threats: Any) -> No
     """Killed in the second shard, whose own opt-out may be lost: it is asked again with its shard."""
     runs.lists("/no-ai", *OK[:3], "/no-tdm", "/silent", *OK[4:6])
     command = [sys.executable, "-m", "vlpipe.pipeline.cli.main", "run", str(runs.file), "--local"]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
         [*command, "--root", runs.root], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL
     ) as killed:
@@ -211,7 +211,7 @@ def test_what_was_stored_before_can_be_taken_out(
     assert said[0] == f"2 URL(s) opted out of fetches into {runs.root}"
     touched = sorted(line.split("-")[0].strip() for line in said[1:-1])
     assert touched == ["cleaned"] * 2 + ["images"] * 2 + ["images.rows"] * 2
-    assert said[-1] == f"would forget 2 row(s) in 6 folder(s) of {runs.root}; --yes forgets"
+    assert said[-1] == f"would forget 2 row(s) in 6 folder(s) of {runs.root}; add --yes to forget them"
     assert runs.rows("cleaned") == [f"text {n}" for n in range(5)]
 
     said = runs.vlpipe("forget", "--opted-out", "--yes")
@@ -222,7 +222,7 @@ def test_what_was_stored_before_can_be_taken_out(
     assert runs.run()[0].startswith("web: all 3 steps are done, nothing to do")
     assert threats.asked == asked
     assert runs.vlpipe("forget", "--opted-out")[-1] == (
-        f"would forget 0 row(s) in 0 folder(s) of {runs.root}; --yes forgets"
+        f"would forget 0 row(s) in 0 folder(s) of {runs.root}; add --yes to forget them"
     )
 
 

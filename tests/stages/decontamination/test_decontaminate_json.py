@@ -173,10 +173,10 @@ def test_what_is_wrong_with_a_set(
 
 def test_a_split_wants_the_file_that_says_what_is_in_it(tmp_path: Path) -> None:
     bare = EvalSet(name="set", images=File(path=str(tmp_path)), split=("test",))
-    said = "sets: 'set' has a `split`, but no `texts` to take it from"
+    said = "sets: 'set' has a `split`, which applies to `texts` only: set `texts`, or remove it"
     assert Decontaminate(sets=(bare,)).preflight() == [said]
     (tmp_path / "t.txt").write_text("a\n")
-    with pytest.raises(VlpipeError, match="`split` is for Karpathy's JSON"):
+    with pytest.raises(VlpipeError, match="`split` applies only to Karpathy's JSON"):
         from_files(spec(File(path=str(tmp_path / "t.txt")), split=("test",)), pictures=False)
 
 

@@ -149,7 +149,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, picture: Callable[..., byt
     ):
         read(tmp_path)
     write_tar(tmp_path / "0.tar", {"a.jpg": picture(), "./a.JPG": picture()})
-    with pytest.raises(VlpipeError, match=r"0.tar has ./a.JPG twice$"):
+    with pytest.raises(
+        VlpipeError,
+        match=r"0.tar: ./a.JPG is the second member with key .a. and ending .jpg.; remove or rename one$",
+    ):
         read(tmp_path)
     (tmp_path / "1.tar.gz").write_bytes(b"")
     with pytest.raises(
