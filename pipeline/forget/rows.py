@@ -33,7 +33,7 @@ from vlpipe.pipeline.storage.store import Store
 SOMETHING = "a forgotten text"
 URLS = ("url", "final_url")
 # Matches details of rejects that may name a row or a URL. Most do not, and are not parsed.
-NAMING_DETAIL = r"\brow |twin of |://|[^\s,;()]{16}"
+NAMING_DETAIL = r"\brow |(duplicate|twin) of |://|[^\s,;()]{16}"
 
 
 @dataclass(frozen=True, eq=False)

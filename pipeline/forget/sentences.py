@@ -1,7 +1,7 @@
 """Finds and replaces ids and URLs of forgotten rows in sentences: details of rejects, lines of logs.
 
-A short id may be a word or a number, as in "after 12 tries", so it is recognized only after "row" or "twin of", which the
-stages write before ids. Long ids and URLs are recognized anywhere.
+A short id may be a word or a number, as in "after 12 tries", so it is recognized only after "row" or "duplicate of" (in
+older roots "twin of"), which the stages write before ids. Long ids and URLs are recognized anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from vlpipe.pipeline.parquet.text_sets import TextSet
 
 SOMEONE = "a forgotten row"  # replaces its id or URL in records of other rows
 LONG = 16  # min characters of an id that cannot be a word
-LEAD = re.compile(r"\b(row|twin of) $")  # precedes an id in details and log lines
+LEAD = re.compile(r"\b(row|duplicate of|twin of) $")  # precedes an id in details and log lines
+LEAD_LENGTH = len("duplicate of ") + 1
 MAX_WORDS = 8  # max words of an id after LEAD
 NAMING = ("id", "parent", "witness")  # keys of a log line whose values are ids even if short
 WORD = re.compile(r"[^\s,;()]+")
@@ -26,7 +27,7 @@ def may_name(text: str) -> Iterator[tuple[int, int]]:
     """Yields (start, end) of each part of a text that may be an id or a URL; longer candidates first."""
     words = [m.span() for m in WORD.finditer(text)]
     for n, (start, end) in enumerate(words):
-        if LEAD.search(text[max(0, start - 9) : start]):
+        if LEAD.search(text[max(0, start - LEAD_LENGTH) : start]):
             for _, later in reversed(words[n : n + MAX_WORDS]):
                 yield from _bare(text, start, later)
         elif end - start >= LONG or "://" in text[start:end]:

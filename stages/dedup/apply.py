@@ -139,10 +139,10 @@ def load_verdicts(path: str, digest: str) -> Verdicts:
 
 
 def _detail(row: dict[str, Any]) -> str:
-    """Returns the detail of a reject. `vlpipe forget` finds ids in details by the words "twin of" before them."""
+    """Returns the detail of a reject. `vlpipe forget` finds ids in details by the words "duplicate of" before them."""
     if row["similarity"] is None:
-        return f"twin of {row['witness']} through a chain of similar rows; the two were not compared"
-    return f"twin of {row['witness']}, similarity {row['similarity']:.3f}"
+        return f"duplicate of {row['witness']} through a chain of similar rows; the two were not compared"
+    return f"duplicate of {row['witness']}, similarity {row['similarity']:.3f}"
 
 
 @contextmanager

@@ -42,7 +42,7 @@ Rule = Literal["greedy", "semdedup", "components"]
 
 
 @dataclass(frozen=True, slots=True)
-class Twins:
+class DuplicateArrays:
     """The decisions on N rows: arrays (N,), indexed by place."""
 
     witness: Places  # place of the row that this row duplicates; -1 for kept rows
@@ -50,7 +50,7 @@ class Twins:
     why: npt.NDArray[np.object_]  # None for kept rows
 
 
-def decide(num_rows: int, edges: Edges, rule: Rule) -> Twins:
+def decide(num_rows: int, edges: Edges, rule: Rule) -> DuplicateArrays:
     """Returns the decisions. edges: between places.
 
     `rule` is applied to the best row of each set of identical rows. If that row is kept, the others of the set are its
@@ -66,7 +66,7 @@ def decide(num_rows: int, edges: Edges, rule: Rule) -> Twins:
     why[copies & _same_bytes(num_rows, edges, leader)] = "exact_duplicate"
     witness, similarity = witness[leader], similarity[leader]
     witness[copies], similarity[copies] = leader[copies], 1.0
-    return Twins(witness, similarity, why)
+    return DuplicateArrays(witness, similarity, why)
 
 
 def leaders(num_rows: int, edges: Edges) -> Places:
@@ -153,18 +153,18 @@ def _similarity(witness: Places, edges: Edges, num_rows: int) -> npt.NDArray[np.
     return np.where(keys[at] == wanted, edges.similarity[at], np.nan)
 
 
-def stands_for(twins: Twins) -> Places:
+def stands_for(duplicates: DuplicateArrays) -> Places:
     """Returns, per place, the kept row at the end of its chain of witnesses."""
-    group = np.where(twins.witness < 0, np.arange(len(twins.witness)), twins.witness)
+    group = np.where(duplicates.witness < 0, np.arange(len(duplicates.witness)), duplicates.witness)
     while (group[group] != group).any():
         group = group[group]
     return group
 
 
-def groups_of(order: Places, twins: Twins) -> Places:
+def groups_of(order: Places, duplicates: DuplicateArrays) -> Places:
     """Returns the result of `stands_for` in row numbers instead of places. order: as in `placed`."""
     group = np.empty_like(order)
-    group[order] = order[stands_for(twins)]
+    group[order] = order[stands_for(duplicates)]
     return group
 
 
@@ -175,22 +175,22 @@ def placed(edges: Edges, order: Places) -> Edges:
     return replace(edges, a=place[edges.a], b=place[edges.b])
 
 
-def decision_table(ids: Names, order: Places, twins: Twins, rows: Places) -> pa.Table:
+def decision_table(ids: Names, order: Places, duplicates: DuplicateArrays, rows: Places) -> pa.Table:
     """Returns a table (columns: DECISIONS) with the decision on each of `rows`, which are row numbers.
 
     The table has one chunk per block, as a single string array cannot hold all ids. order: as in `placed`.
     """
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    group = groups_of(order, twins)
+    group = groups_of(order, duplicates)
 
     def block(rows: Places) -> pa.Table:
-        witness, similarity = twins.witness[place[rows]], twins.similarity[place[rows]]
+        witness, similarity = duplicates.witness[place[rows]], duplicates.similarity[place[rows]]
         keep = witness < 0
         columns = {
             "id": ids.take(rows),
             "keep": pa.array(keep),
-            "why": pa.array(twins.why[place[rows]], pa.string()),
+            "why": pa.array(duplicates.why[place[rows]], pa.string()),
             "witness": pc.if_else(pa.array(keep), None, ids.take(order[witness])),
             "similarity": pa.array(similarity, mask=keep | np.isnan(similarity)),
             "group": ids.take(group[rows]),

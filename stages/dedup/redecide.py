@@ -86,9 +86,9 @@ class Decide(GatherStage):
         order = np.concatenate(
             [np.arange(num_rows, len(ids)), rows.order]
         )  # rows of the earlier set come first, so they are never dropped
-        twins = decide(len(order), placed(edges, order), self.rule)
-        decisions = decision_table(ids, order, twins, np.arange(num_rows))
-        groups = groups_of(order, twins)[:num_rows]
+        duplicates = decide(len(order), placed(edges, order), self.rule)
+        decisions = decision_table(ids, order, duplicates, np.arange(num_rows))
+        groups = groups_of(order, duplicates)[:num_rows]
         if self.merge_texts:
             decisions = with_gained(decisions, groups, job.inputs, rows.order)
         write_decisions(job.artifacts, decisions)

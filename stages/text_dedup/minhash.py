@@ -31,7 +31,7 @@ def num_bands(threshold: float) -> int:
     return NUM_PERM
 
 
-def near_twins(forms: Sequence[str], threshold: float) -> Iterator[tuple[int, float]]:
+def near_duplicates(forms: Sequence[str], threshold: float) -> Iterator[tuple[int, float]]:
     """Yields, per normal form in order, the index of the most similar earlier kept form, and their Jaccard similarity.
 
     Greedy: a form is kept, and yields (-1, 1.0), if no earlier kept form reaches the threshold. Of equally similar forms

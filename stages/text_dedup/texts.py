@@ -22,7 +22,7 @@ from vlpipe.stages.common.row import RESULTS, TEXTS
 from vlpipe.stages.dedup.row_ids import Names, packed
 from vlpipe.stages.text_dedup.decisions import TEXTS_REFERENCES, Entry, write_text_decisions
 from vlpipe.stages.text_dedup.forms import normal_form
-from vlpipe.stages.text_dedup.minhash import NOT_INSTALLED, near_twins
+from vlpipe.stages.text_dedup.minhash import NOT_INSTALLED, near_duplicates
 
 EXACT, NEAR = "exact_duplicate_text", "near_duplicate_text"
 BLOCK_ROWS = 65_536  # rows per table of decisions
@@ -94,7 +94,7 @@ class TextDuplicates(GatherStage):
         if self.threshold is None:
             return {}
         owners = list(first.values())
-        found = zip(owners, near_twins(list(first), self.threshold), strict=True)
+        found = zip(owners, near_duplicates(list(first), self.threshold), strict=True)
         return {entry: (NEAR, owners[place][0], alike) for entry, (place, alike) in found if place >= 0}
 
 

@@ -155,7 +155,7 @@ class Twins(GatherStage):
         edges = pa.table({"a": list(twins.values()), "b": list(twins), "cosine": [0.9] * len(twins)})
         pq.write_table(edges, f"{job.artifacts}/edges.parquet")
         job.emit(table)
-        job.say(f"a twin of {next(iter(twins.values()))}, for one")
+        job.say(f"a duplicate of {next(iter(twins.values()))}, for one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,9 @@ class Unique(MapStage):
         def work(table: pa.Table) -> Out:
             ids = table["id"].to_pylist()
             gone = [i for i in ids if witness[i]]
-            rejects = [Reject(i, "filtered", "twin", f"twin of {witness[i]}, similarity 0.9") for i in gone]
+            rejects = [
+                Reject(i, "filtered", "twin", f"duplicate of {witness[i]}, similarity 0.9") for i in gone
+            ]
             table = table.filter(pa.array([i not in gone for i in ids]))
             rows = table.select(["id", "texts"]).to_pylist()
             gained = [decisions[row["id"]]["gained"] or [] for row in rows]

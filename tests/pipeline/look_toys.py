@@ -93,7 +93,7 @@ class Ask(MapStage):
 
 @dataclass(frozen=True, kw_only=True)
 class Twins(MapStage):
-    """Rejects the last row of a shard as the twin of all others."""
+    """Rejects the last row of a shard as the duplicate of all others."""
 
     @contextmanager
     def open(self) -> Iterator[Work]:

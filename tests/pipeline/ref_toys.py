@@ -77,7 +77,7 @@ class Linked(MapStage):
                     "15",
                     "filtered",
                     "twin",
-                    "twin of 12, similarity 12; after 12 tries; twin of my cat.jpg, as 13",
+                    "duplicate of 12, similarity 12; after 12 tries; twin of my cat.jpg, as 13",
                 )
                 for id_ in table["id"].to_pylist()
                 if id_ == "15"

@@ -112,7 +112,7 @@ def test_no_trace_is_left_and_nothing_has_to_run(runs: Forgets) -> None:
 def test_a_twin_of_a_forgotten_row_stays_what_it_was(runs: Forgets) -> None:
     runs.forget(f"id:{row_id(2)}")
     said = runs("why", row_id(3))
-    assert "unique      dropped, filtered: twin (twin of a forgotten row, similarity 0.9)" in said
+    assert "unique      dropped, filtered: twin (duplicate of a forgotten row, similarity 0.9)" in said
     edges = pq.read_table(runs.step("twins") / "artifacts" / "edges.parquet")
     assert row_id(2) not in edges["a"].to_pylist()
 

@@ -76,7 +76,7 @@ def test_in_sentences_a_short_id_is_one_where_it_is_said_to_be(runs: Forgets) ->
     runs.forget("12", "my cat.jpg")
     (reject,) = pq.read_table(runs.step("linked") / "_rejects" / "000001.parquet").to_pylist()
     assert reject["detail"] == (
-        "twin of a forgotten row, similarity 12; after 12 tries; twin of a forgotten row, as 13"
+        "duplicate of a forgotten row, similarity 12; after 12 tries; twin of a forgotten row, as 13"
     )
     said = (runs.step("groups") / "_log" / "said.txt").read_text()
     assert said == "12 rows, the largest group is that of a forgotten row: 3 of 12\n"

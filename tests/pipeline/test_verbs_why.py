@@ -1,4 +1,4 @@
-"""A row's whole history: fetched when, twin of whom, trained on by whom; texts, decisions, children; unclear ids."""
+"""A row's whole history: fetched when, duplicate of whom, trained on by whom; texts, decisions, children; unclear ids."""
 
 import json
 import re
@@ -206,7 +206,7 @@ def test_a_twin_is_named_by_its_url_and_is_in_no_training_set(twins: Runs) -> No
     twin = f"{row_id(2)} ({url(2)})"
     assert f"    + witness: {twin}" in said
     assert said[-3:] == [
-        f"unique      dropped, filtered: twin (twin of {twin}, similarity 0.9)",
+        f"unique      dropped, filtered: twin (duplicate of {twin}, similarity 0.9)",
         "    by forget_toys:Unique: decisions of twins",
         "model       not in its training set: unique dropped it (twin)",
     ]

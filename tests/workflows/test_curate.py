@@ -103,7 +103,7 @@ def test_what_is_dropped_and_what_is_packed(tmp_path: Path) -> None:
     assert "judged dropped, filtered: min_side (min_side 150, wanted >= 200)" in why("small.png")
     assert "no_text_kept (web: seen_often (text_count 11, wanted <= 10))" in why("shop0.png")
     twin = why("twin.png")
-    assert "dropped, filtered: exact_duplicate (twin of" in twin
+    assert "dropped, filtered: exact_duplicate (duplicate of" in twin
     assert "(http://demo.test/good3.png), similarity 1.000)" in twin
     assert "- text:" not in twin, "no decision takes a text away"
     best = why("good3.png")

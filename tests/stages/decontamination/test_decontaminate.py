@@ -141,7 +141,7 @@ def apply(rows: pa.Table, ran: Ran) -> pa.Table:
     paths = (str(ran.artifacts / f"{n}.parquet") for n in ("decisions", "texts"))
     decisions, texts = (File(path=p, digest=p) for p in paths)
     out = run_map(DropDuplicates(decisions=decisions), rows)
-    assert Reject("same", "filtered", "in_eval:coco", "twin of a.png, similarity 1.000") in out.rejects
+    assert Reject("same", "filtered", "in_eval:coco", "duplicate of a.png, similarity 1.000") in out.rejects
     return run_map(DropTexts(decisions=texts), out.table).table
 
 

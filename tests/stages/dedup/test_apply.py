@@ -46,7 +46,7 @@ def test_dropped_rows_are_filtered_with_their_witness(tmp_path: Path) -> None:
     stage = DropDuplicates(decisions=decisions(tmp_path / "decisions.parquet"))
     out = run_map(stage, pa.table({"id": ["c", "b", "a"], "n": [1, 2, 3]}))
     assert out.table.to_pydict() == {"id": ["c", "a"], "n": [1, 3]}
-    assert out.rejects == [Reject("b", "filtered", "near_duplicate", "twin of a, similarity 0.971")]
+    assert out.rejects == [Reject("b", "filtered", "near_duplicate", "duplicate of a, similarity 0.971")]
 
 
 def test_a_row_that_dedup_has_not_seen_is_a_fault(tmp_path: Path) -> None:
@@ -100,4 +100,6 @@ def test_donors_of_an_earlier_merge_stay_at_their_texts(tmp_path: Path) -> None:
 def test_a_row_that_went_by_a_chain_says_so(tmp_path: Path) -> None:
     chained = decisions(tmp_path / "decisions.parquet", b={"similarity": None})
     out = run_map(DropDuplicates(decisions=chained), pa.table({"id": ["b"]}))
-    assert out.rejects[0].detail == "twin of a through a chain of similar rows; the two were not compared"
+    assert (
+        out.rejects[0].detail == "duplicate of a through a chain of similar rows; the two were not compared"
+    )

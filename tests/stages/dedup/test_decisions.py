@@ -8,7 +8,7 @@ import pytest
 
 from vlpipe.stages.dedup.decisions import (
     DECISIONS,
-    Twins,
+    DuplicateArrays,
     decide,
     decision_table,
     placed,
@@ -114,7 +114,7 @@ def test_rows_that_were_not_compared_have_no_similarity() -> None:
 
 
 def test_the_group_of_a_chain_is_the_row_that_stays() -> None:
-    twins = Twins(np.array([-1, 0, 1, 2]), np.ones(4), np.array([None] * 4))
+    twins = DuplicateArrays(np.array([-1, 0, 1, 2]), np.ones(4), np.array([None] * 4))
     assert stands_for(twins).tolist() == [0, 0, 0, 0]
 
 

@@ -178,7 +178,7 @@ def test_new_rows_are_compared_with_an_earlier_set_that_stays(tmp_path: Path) ->
         "same looks": png(1, note="new"),
         "smaller": png(2, side=40),
         "other": png(3),
-        "twin of other": png(3, side=40),
+        "duplicate of other": png(3, side=40),
         "flat": flat(),
         "broken": b"<html>",
     }
@@ -192,7 +192,7 @@ def test_new_rows_are_compared_with_an_earlier_set_that_stays(tmp_path: Path) ->
         "same looks": ("near_duplicate", "e1"),
         "smaller": ("near_duplicate", "e2"),
         "other": (None, None),
-        "twin of other": ("near_duplicate", "other"),
+        "duplicate of other": ("near_duplicate", "other"),
         "flat": (None, None),
         "broken": ("not_compared_not_an_image", None),
     }

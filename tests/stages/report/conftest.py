@@ -117,7 +117,7 @@ def make_run(folder: Path, images: Sequence[bytes], captions: Sequence[str]) -> 
     fetched = write(store, "fetch", rows, -(-len(images) // 3))
     ids = rows["id"].to_pylist()
     twins = [
-        Reject(i, "filtered", "near_duplicate", f"twin of {ids[0]}, similarity 0.970") for i in ids[4::9]
+        Reject(i, "filtered", "near_duplicate", f"duplicate of {ids[0]}, similarity 0.970") for i in ids[4::9]
     ]
     unique = drop(fetched, "unique", [r.id for r in twins], fetched)
     filtered, bad = judged_step(store, unique, fetched)

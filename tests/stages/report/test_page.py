@@ -239,7 +239,10 @@ def test_without_secrets(text: str, want: str) -> None:
 
 
 def test_small_texts() -> None:
-    assert stranger("twin of " + "ab" * 32 + ", similarity 0.9") == "twin of ababababab, similarity 0.9"
+    assert (
+        stranger("duplicate of " + "ab" * 32 + ", similarity 0.9")
+        == "duplicate of ababababab, similarity 0.9"
+    )
     assert stranger("x" * 50, 10) == "x" * 10 + "..."
     assert esc("a\u00a0b \u0645\u200c\u0631 \x00\u2066") == "a\u00a0b \u0645\u200c\u0631 \ufffd\ufffd"
     assert [seconds(s) for s in (None, 0.04, 61, 3725)] == ["", "0.0 s", "1 min 01 s", "1 h 02 min"]

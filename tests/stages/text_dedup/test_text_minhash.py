@@ -9,7 +9,7 @@ import pytest
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.text_dedup import minhash
 from vlpipe.stages.text_dedup.forms import jaccard, normal_form, shingles
-from vlpipe.stages.text_dedup.minhash import near_twins, num_bands
+from vlpipe.stages.text_dedup.minhash import near_duplicates, num_bands
 
 pytest.importorskip("rensa", reason="rensa is not installed (extra 'web')")
 
@@ -46,7 +46,7 @@ def variants(num: int) -> list[str]:
 def test_the_same_as_all_pairs(threshold: float) -> None:
     forms = variants(700)
     want = reference(forms, threshold)
-    assert list(near_twins(forms, threshold)) == want
+    assert list(near_duplicates(forms, threshold)) == want
     assert sum(w >= 0 for w, _ in want) >= 40 or threshold > 0.9
 
 
@@ -79,7 +79,7 @@ def test_all_twins_among_real_alt_texts(alt_texts: list[str]) -> None:
         kept = [(alike, minus) for alike, minus in twins[b] if -minus not in witness]
         if kept:
             witness[b] = -max(kept)[1]
-    found = {place: w for place, (w, _) in enumerate(near_twins(forms, threshold)) if w >= 0}
+    found = {place: w for place, (w, _) in enumerate(near_duplicates(forms, threshold)) if w >= 0}
     assert len(witness) == 38
     assert found == witness
 
