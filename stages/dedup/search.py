@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.stages.dedup.clusters import POINTS_PER_CLUSTER, Members, assign, find_centroids
 from vlpipe.stages.dedup.cosine import (
     SKETCH_SAMPLE,
     Rows,
@@ -29,6 +28,7 @@ from vlpipe.stages.dedup.cosine import (
     strong_directions,
 )
 from vlpipe.stages.dedup.edges import Edges
+from vlpipe.stages.dedup.search_clusters import POINTS_PER_CLUSTER, Members, assign, find_centroids
 from vlpipe.stages.dedup.vectors import sample_of
 
 MIN_PAIR_LIMIT, PAIRS_PER_ROW = 10_000_000, 100

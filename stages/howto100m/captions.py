@@ -19,7 +19,7 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.stages.howto100m.captions_json import entries
 from vlpipe.stages.subtitles.cue import RawCue, utf8
 from vlpipe.stages.subtitles.text import plain
-from vlpipe.stages.subtitles.youtube import number
+from vlpipe.stages.subtitles.youtube_formats import number
 
 
 class Captions(NamedTuple):

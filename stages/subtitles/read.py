@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.subtitles import srt_sbv, transcripts, youtube
+from vlpipe.stages.subtitles import srt_sbv, transcript_json, youtube_formats
 from vlpipe.stages.subtitles.cue import RawCue, Source
 from vlpipe.stages.subtitles.rare_formats import read_other
 from vlpipe.stages.subtitles.text import decode
@@ -83,11 +83,11 @@ def _read_json(text: str, name: str) -> RawCue:
     except (ValueError, RecursionError) as error:
         raise RowFault("bad_subtitles", f"{name} is broken JSON: {error}") from error
     if isinstance(content, list):
-        return transcripts.read_list(content)
+        return transcript_json.read_list(content)
     if isinstance(content.get("events"), list):
-        return youtube.read_json3(content["events"])
+        return youtube_formats.read_json3(content["events"])
     if isinstance(content.get("segments"), list):
-        return transcripts.read_whisper(content)
+        return transcript_json.read_whisper(content)
     keys = ", ".join(sorted(content)[:5])
     raise RowFault(
         "bad_subtitles", f"{name}: wanted JSON with `events` or `segments`, or a list; it has {keys}"
@@ -95,13 +95,13 @@ def _read_json(text: str, name: str) -> RawCue:
 
 
 def _read_xml(text: str, name: str) -> RawCue:
-    root = youtube.parse_xml(text, name)
+    root = youtube_formats.parse_xml(text, name)
     if root.tag.rpartition("}")[2] == "tt":
         return read_other(text, name, "ttml", None)
     if root.tag == "timedtext":
-        return youtube.read_timedtext(root)
+        return youtube_formats.read_timedtext(root)
     if root.tag == "transcript":
-        return youtube.read_srv1(root)
+        return youtube_formats.read_srv1(root)
     raise RowFault(
         "bad_subtitles",
         f"{name}: wanted XML with root <tt>, <timedtext> or <transcript>, got <{root.tag[:40]}>",

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from vlpipe.stages.dedup.clusters import MAX_SHARE, Members, assign, find_centroids
 from vlpipe.stages.dedup.cosine import Workers
+from vlpipe.stages.dedup.search_clusters import MAX_SHARE, Members, assign, find_centroids
 
 faiss = pytest.importorskip("faiss", reason="needs the extra 'cpu' or 'gpu'")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlpipe.stages.subtitles.cue import RawCue, Span, plain_words, utf8
-from vlpipe.stages.subtitles.youtube import number
+from vlpipe.stages.subtitles.youtube_formats import number
 
 
 def read_list(items: Sequence[Any]) -> RawCue:
