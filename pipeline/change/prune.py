@@ -103,7 +103,7 @@ def _what(store: Store, folder: str, by_name: Mapping[str, PlannedStep]) -> str:
     if made["step"] not in by_name:
         return "no given workflow has a step of this name"
     found = why(by_name[made["step"]], made)
-    return "what is above it changed" if found.startswith("step ") else found
+    return "an upstream step changed" if found.startswith("step ") else found
 
 
 def _kept_for(store: Store, folder: str, holders: Mapping[str, str]) -> str:

@@ -291,7 +291,7 @@ def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
             return f"step {maker.name!r} runs"
     if before["torch_threads"] != step.torch_threads:
         return f"torch_threads changed {before['torch_threads']} -> {step.torch_threads}"
-    return "what is above it changed"
+    return "an upstream step changed"
 
 
 def _changed_parameter(old: Any, new: Any, leave_out: frozenset[str], path: str = "") -> str:

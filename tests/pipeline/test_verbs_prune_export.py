@@ -26,11 +26,11 @@ def test_only_what_no_file_and_no_profile_reaches_goes(tmp_path: Path) -> None:
     runs("run", "--local", "--set", "scale.by=9")
     said = [line.split(maxsplit=3) for line in runs("prune")[:-1]]
     assert [(folder.partition("-")[0], about) for _, _, folder, about in said] == [
-        ("add", "what is above it changed"),
-        ("every", "what is above it changed"),
-        ("payload", "what is above it changed"),
+        ("add", "an upstream step changed"),
+        ("every", "an upstream step changed"),
+        ("payload", "an upstream step changed"),
         ("scale", "parameter by changed 9 -> 3"),
-        ("sum", "what is above it changed"),
+        ("sum", "an upstream step changed"),
     ]
     assert len(left(runs.root)) > len(before)
     runs("prune", "--yes")
