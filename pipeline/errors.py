@@ -40,7 +40,7 @@ class WorkflowError(VlpipeError):
 
 
 class SchemaError(VlpipeError):
-    """A column is missing or does not have the wanted type."""
+    """A column is missing, or its type is not the one that a stage declares or reads."""
 
 
 class StepFailed(VlpipeError):
@@ -75,7 +75,10 @@ def one_line(text: str, max_chars: int = MAX_PROBLEM_CHARS) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], max_chars: int = 60) -> str:
-    """Returns `; did you mean 'x'?`; `; there are: ...` if no known name is similar; empty if there are no known names."""
+    """Returns `; did you mean 'x'?`; `; there are: ...` if no known name is similar; empty if there are no known names.
+
+    max_chars: longer names are not compared, and are cut in the list.
+    """
     known = sorted(known)
     short = [name for name in known if len(name) <= max_chars]
     near = difflib.get_close_matches(word, short, n=1) if len(word) <= max_chars else []

@@ -20,9 +20,10 @@ from vlpipe.pipeline.errors import VlpipeError
 class File:
     """An input other than rows: a file or folder (`path`), or part of another step's artifacts (`step`, `path`).
 
-    YAML: `vocab: ./vocab.txt`, or `vocab: {from: tokenizer, path: vocab.txt}`. When a stage runs, `step` is resolved and
-    `path` is absolute. digest: of the content, part of the key; mark: digest of names, sizes and mtimes. A worker raises
-    VlpipeError if the content does not match `digest`; it hashes the content only if `mark` does not match.
+    YAML: `vocab: ./vocab.txt`, or `vocab: {from: tokenizer, path: vocab.txt}`. When a stage runs, `path` is in both cases a
+    local absolute path (of a `Listing` possibly a URL). digest: of the content, part of the key; mark: digest of names,
+    sizes and mtimes. A worker raises VlpipeError if the content does not match `digest`; it hashes the content only if
+    `mark` does not match.
     """
 
     path: str = ""
@@ -48,7 +49,8 @@ class File:
 
 
 class ListFile(File):
-    """A file of rows that only `SourceStage.rows` reads. If rows are appended, full shards of the old list stay valid."""
+    """A file of rows that only `SourceStage.rows` reads. If rows are appended, all shards of the old list stay valid, except
+    a last one with fewer than `shard_rows` rows."""
 
     __slots__ = ()
 

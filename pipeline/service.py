@@ -57,7 +57,7 @@ class ServiceContext:
         self._made: dict[Any, Any] = {}
 
     def once(self, make: Callable[[Store | None], T]) -> T:
-        """Returns `make(root)`, called once per run, so that services of several steps share one object."""
+        """Returns `make(root)`, which is called once per run: all steps that pass the same function share one object."""
         if make not in self._made:
             self._made[make] = make(self.root)
         made: T = self._made[make]

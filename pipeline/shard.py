@@ -121,9 +121,10 @@ def heavy_names(schema: pa.Schema) -> list[str]:
 
 
 def ref(name: str, dtype: pa.DataType) -> pa.Field:
-    """Returns a field that holds ids of other rows (not `id` or `parent`), so that `vlpipe forget` can remove them.
+    """Returns a field that holds ids of other rows, so that `vlpipe forget` can remove them.
 
-    dtype: string or (nested) lists of strings. The field may be inside a struct or a list of structs.
+    Columns `id` and `parent` do not need it. dtype: string or (nested) lists of strings. The field may be inside a struct or
+    a list of structs.
     Raises SchemaError for any other type.
     """
     if not _holds_ids(dtype):
@@ -196,7 +197,7 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
 
 
 class ShardWriter:
-    """Writes one shard in row groups of at most `row_group_rows` rows and, if they fit, `MAX_BYTES` bytes."""
+    """Writes one shard in row groups of at most `row_group_rows` rows and `MAX_BYTES` bytes, or of one larger row."""
 
     def __init__(self, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> None:
         self.path = path
@@ -350,7 +351,8 @@ def read_batches(
         unknown = [n for n in want_heavy if n not in own.names and n not in pointers]
         if unknown:
             raise SchemaError(
-                f"shard {shard.path} has no heavy column(s) {unknown} and no pointer to a shard that holds them"
+                f"shard {shard.path} has no heavy column(s) {', '.join(unknown)} and no pointer to a shard that holds them, "
+                "but a stage asks for them (READS_HEAVY or want_heavy)"
             )
         light = [n for n in own.names if not is_heavy(own.field(n))] if columns is None else list(columns)
         stored = list(dict.fromkeys([*light, *(n for n in want_heavy if n in own.names)]))

@@ -24,7 +24,7 @@ SHARD_ROWS = 10_000
 
 
 class Stage:
-    """Base of all stages. Subclasses are `@dataclass(frozen=True, kw_only=True)`. `schema` is called without data."""
+    """Base of all stages. Subclasses are `@dataclass(frozen=True, kw_only=True)`. `schema` is called while planning."""
 
     # The stage's name in keys, independent of its module's path. For a class without a NAME of its own, it is its `use:`.
     NAME: ClassVar[str] = ""
@@ -67,7 +67,7 @@ Work = Callable[[pa.Table], pa.Table | Out]
 
 @runtime_checkable
 class AheadWork(Protocol):
-    """Work that prefetches: `ahead(batch)` is called up to `num_ahead` batches before the work is called with that batch."""
+    """Work that prefetches: the engine calls `ahead(batch)` up to `num_ahead` (set by the work) batches before the work."""
 
     num_ahead: int
 
@@ -121,7 +121,7 @@ class SourceStage(MapStage):
         """Yields the rows to process, in a fixed order. The engine cuts them into shards of `shard_rows` rows."""
 
     def max_rows(self) -> int | None:
-        """Returns an upper bound on the number of rows, or None if only listing them can tell (file metadata may)."""
+        """Returns an upper bound on the number of rows, if it is cheap to find, as in file metadata; else None."""
         return None
 
 
@@ -157,7 +157,7 @@ class Job:
     """Inputs of a gather stage, and the functions and folders that take its results."""
 
     inputs: tuple[Dataset, ...]
-    work: str  # local folder for resumable parts; survives a kill, tagged by the input digests
+    work: str  # local folder for resumable parts; survives a kill if the root is local; one per inputs digest
     artifacts: str  # local folder; its content becomes the step's artifacts when the step is done
     emit: Callable[[pa.Table], None]  # adds output rows
     reject: Callable[[Sequence[Reject]], None]

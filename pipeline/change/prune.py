@@ -19,7 +19,8 @@ from vlpipe.pipeline.workflow.load import Workflow, profiles_of
 class UnreachedFolder:
     """A step folder that no given workflow uses.
 
-    what: how its step differs from the step of that name in a workflow; kept_for: why `prune` keeps it, "" if it does not.
+    what: how its step differs from the step of that name in a workflow; kept_for: why `prune` keeps the folder, such as
+    `it is a symbolic link`; "" if it removes it.
     """
 
     folder: str
@@ -37,10 +38,11 @@ def reaching(
     only_set: bool = False,
     dropped: Collection[str] = (),
 ) -> list[list[PlannedStep]]:
-    """Returns the plans of a workflow: without a profile and with each, each without and with the `--set` values.
+    """Returns all plans of a workflow: without a profile and with each of its profiles, each of them without `--set` and
+    with the values in `sets`.
 
-    dropped: profiles to leave out; only_set: leave out the plans without `sets`. Raises VlpipeError if one of them cannot
-    be loaded or planned, because the folders it uses are then unknown.
+    root: as `--root`; only_set: leave out the plans without `sets`; dropped: profiles to leave out. Raises VlpipeError if a
+    plan cannot be made, because the folders it uses are then unknown.
     """
     values = [tuple(sets)] if only_set or not sets else [(), tuple(sets)]
     profiles = [None, *(name for name in profiles_of(path) if name not in dropped)]
@@ -128,7 +130,8 @@ def _holders(store: Store, reached: set[str]) -> dict[str, str]:
 def remove(store: Store, found: Iterable[UnreachedFolder]) -> int:
     """Removes the folders without `kept_for` and returns their size in bytes. The caller holds the root's lock.
 
-    The manifest is removed first, so that a half-removed step does not look done. Raises VlpipeError for other folders.
+    The manifest is removed first, so that a half-removed step does not look done. Raises VlpipeError for a folder
+    that is not a step's.
     """
     freed = 0
     for one in found:

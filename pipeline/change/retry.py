@@ -92,8 +92,8 @@ def retry(
 ) -> RetryResult:
     """Retries the rows of step `name` that were rejected with `codes`. The caller holds the root's lock.
 
-    interrupted, grace_s: as in `Run.go`. After an error, unchanged shards are valid again. Raises VlpipeError if the step
-    cannot be retried or a code does not occur.
+    interrupted, grace_s: as in `Run.go`. After an error, shards that were not remade are valid again. Raises VlpipeError if
+    the step cannot be retried or no fault has one of the codes.
     """
     one, old, touched = wanted(steps, store, name, codes)
     manifest, receipts = one.manifest, one.receipts
@@ -147,7 +147,7 @@ def _keep(one: PlannedStep, store: Store, touched: Sequence[Receipt]) -> None:
 
 
 def recover(one: PlannedStep, store: Store) -> None:
-    """Restores the shards that a killed retry had not remade yet."""
+    """Restores the shards that a killed retry had not remade yet; does nothing without such a retry."""
     folder = before_folder(one)
     if not store.exists(folder):
         return
@@ -206,7 +206,7 @@ def check(steps: Sequence[PlannedStep], name: str) -> PlannedStep:
 
 
 def affected(one: PlannedStep, receipts: dict[int, Receipt], codes: Sequence[str]) -> list[Receipt]:
-    """Returns receipts of shards with a fault of one of `codes`. Raises VlpipeError for a code that does not occur."""
+    """Returns receipts of shards with a fault of one of `codes`. Raises VlpipeError for a code that no fault has."""
     have: Counter[str] = Counter()
     filtered = set()
     for receipt in receipts.values():
@@ -219,7 +219,8 @@ def affected(one: PlannedStep, receipts: dict[int, Receipt], codes: Sequence[str
                 f"nothing to retry{did_you_mean(code, have) if have else ''}"
             )
         if code not in have:
-            hint = did_you_mean(code, have) if have else "; it has no rejects"
+            none = "; its rejects were all filtered by a rule" if filtered else "; it has no rejects"
+            hint = did_you_mean(code, have) if have else none
             raise VlpipeError(f"no row of step {one.name!r} was rejected for {code!r}{hint}")
     return [r for _, r in sorted(receipts.items()) if any(_rejected(r, code) for code in codes)]
 

@@ -56,7 +56,8 @@ ProfileOpt = Annotated[str | None, typer.Option("--profile", help="one of the wo
 def load(
     workflow: str, root: str | None, sets: list[str] | None, profile: str | None
 ) -> tuple[Workflow, Store]:
-    """Returns the checked workflow and its root. Raises WorkflowError or VlpipeError."""
+    """Returns the checked workflow and its root. Raises WorkflowError for mistakes in the file or in `sets`, VlpipeError if
+    there is no such workflow or the root cannot be opened."""
     found = Workflow.load(resolve_workflow(workflow), profile=profile, sets=sets or (), root=root)
     url = found.root if "://" in found.root else os.path.abspath(os.path.expanduser(found.root))
     return found, _store(url)
@@ -146,9 +147,9 @@ def execute(
 def executing(
     store: Store, run_id: str, *, local: bool, address: str | None
 ) -> Iterator[tuple[Executor, Watcher, Callable[[], None]]]:
-    """Yields an executor, a watcher that shows progress, and a function that raises if a signal came.
+    """Yields an executor, a watcher that shows progress, and a function that raises Interrupted if a signal came.
 
-    On a signal the process exits with 128 + its number.
+    If Interrupted leaves the block, the process exits with 128 + the signal's number.
     """
     with heeding_interrupts() as check, exiting_by_signal():
         executor = make_executor(run_id, local=local, address=address)
@@ -192,14 +193,17 @@ def make_executor(run_id: str, *, local: bool, address: str | None) -> Executor:
 
 
 def warn(steps: list[PlannedStep], strict: bool) -> None:
-    """Prints the warnings of the steps. strict: raise VlpipeError if there is one."""
+    """Prints for each step whether different code with the same VERSION made its rows. strict: this raises VlpipeError."""
     stale = [one for one in steps if one.warning]
     for one in stale:
         err.print(
             f"[yellow]warning[/yellow]: step {one.name!r}: {one.warning}", highlight=False, soft_wrap=True
         )
     if stale and strict:
-        raise VlpipeError(f"--strict: {len(stale)} step(s) have a changed source and the same VERSION")
+        raise VlpipeError(
+            f"--strict: {len(stale)} step(s) have rows made by different code with the same VERSION: raise VERSION, or "
+            "leave out --strict to reuse them"
+        )
 
 
 @app.command("plan")
@@ -208,8 +212,10 @@ def plan_command(
     root: RootOpt = None,
     set_: SetOpt = None,
     profile: ProfileOpt = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="STEP")] = None,
-    strict: Annotated[bool, typer.Option("--strict")] = False,
+    until: Annotated[
+        str | None, typer.Option("--until", metavar="STEP", help="plan only up to this step")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with 1 where `run --strict` would")] = False,
 ) -> None:
     """Show which steps would run, and why. Changes nothing."""
     found, store = load(workflow, root, set_, profile)

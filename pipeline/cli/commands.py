@@ -174,7 +174,7 @@ def prune_command(
     root: RootOpt = None,
     set_: SetOpt = None,
     only_set: Annotated[
-        bool, typer.Option("--only-set", help="do not keep folders of the file without the given --set")
+        bool, typer.Option("--only-set", help="do not keep the folders used without the values of --set")
     ] = False,
     drop_profile: Annotated[
         list[str] | None,
@@ -247,7 +247,7 @@ def forget_command(
     changed: export them again.
     """
     if not (list_ or opted_out_):
-        raise VlpipeError("nothing to forget: wanted a LIST, or --opted-out")
+        raise VlpipeError("nothing to forget: give a LIST, or --opted-out")
     wanted = forget_list.read_wanted(list_) if list_ else forget_list.ForgetList()
     loaded, store = load(workflow, root, set_, profile)
     with locked(store) if yes else nullcontext():
@@ -299,7 +299,7 @@ def verify_command(
     """Read every shard and artifact and compare it with its receipt. Exit code 1 if something is wrong."""
     place = on_disk.find_place(path)
     if place.file or place.rejects:
-        raise VlpipeError(f"{path}: wanted a root, a step's folder, or a shard")
+        raise VlpipeError(f"{path} cannot be verified alone: give a root, a step's folder, or a shard")
     found = _verify(place)
     problems = [problem for one in found for problem in one.problems]
     for problem in problems:

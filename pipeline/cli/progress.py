@@ -202,7 +202,7 @@ class ProgressWatcher:
         seen.shown_bytes = len(text)
 
     def _read_notes(self, one: PlannedStep, seen: _Seen) -> None:
-        """Reads the progress notes of the shards that run longest."""
+        """Reads the progress notes of the ASKED shards that run longest, if the last reading is long enough ago."""
         every_s = NOTES_S if self.store.is_local else SPEAK_S
         if is_gather(one) or seen.slowest_s < SLOW_S or time.monotonic() - seen.notes_read < every_s:
             return
@@ -220,7 +220,8 @@ class ProgressWatcher:
         self._bars.update(seen.bar, completed=seen.num_done + seen.part_done(), rows=rows)
 
     def _print_line(self, one: PlannedStep, seen: _Seen) -> None:
-        """Prints a plain line about a slow step: after `SLOW_S`, then every `SPEAK_S` or a tenth of its running time."""
+        """Prints a plain line about a slow step if it is due: first after `SLOW_S`, then after `SPEAK_S` or a
+        tenth of its running time, the longer of both."""
         now = time.monotonic()
         if seen.began is None or not seen.running:
             return
@@ -239,7 +240,7 @@ class ProgressWatcher:
 
 
 def under_way(seen: _Seen) -> str:
-    """Returns text such as `1,200 of 2,000 rows of 3 shards under way (shard 4 for 42 s)`."""
+    """Returns text such as `1,200 of 2,000 rows of 3 shards under way (shard 4 for 42 s)`: shard 4 runs longest."""
     if -1 in seen.running:
         return f"for {seen.slowest_s:.0f} s"
     num_rows = sum(n for _, n in seen.running.values())
@@ -272,7 +273,7 @@ def summary(one: PlannedStep, seconds: float, reused: int = 0, busy_s: float = 0
 
 
 def keep_warning(one: PlannedStep) -> str:
-    """Returns a warning if a step kept no row, or a filter kept every row of many; else an empty string."""
+    """Returns a warning if a step kept no row, or a filter dropped nothing of MANY_ROWS rows or more; else ""."""
     assert one.manifest is not None
     m, stage = one.manifest, one.keyed.step.stage
     text = ""
@@ -290,7 +291,7 @@ def dropped_nothing(m: Manifest) -> bool:
 
 
 def results_table(steps: Sequence[PlannedStep], store: Store) -> Table | None:
-    """Returns one table of all done steps whose columns are RESULT_COLUMNS; None if there is none."""
+    """Returns one table with the rows of all done steps whose columns are RESULT_COLUMNS; None if there is no such step."""
     found = [one for one in steps if one.is_done and one.schema_out.names == RESULT_COLUMNS]
     if not found:
         return None

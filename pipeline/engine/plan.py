@@ -82,7 +82,7 @@ class PlannedStep:
         return Dataset(store, self.name, self.schema_out, self.shards)
 
     def finish(self, manifest: Manifest, receipts: list[Receipt] | None = None) -> None:
-        """Marks the step as done."""
+        """Marks the step as done. receipts: of all its shards, in order; None: read from its folder on first use."""
         self.manifest, self._receipts, self.reason, self.found = manifest, receipts, "", {}
 
     def undo(self) -> None:
@@ -237,7 +237,7 @@ def read_digests(one: PlannedStep) -> dict[str, str]:
 def resolved_files(one: PlannedStep, store: Store | None = None) -> list[tuple[str, File]]:
     """Returns (parameter, file with its content digest) pairs; if `store` is given, also with a readable path.
 
-    Raises VlpipeError if an upstream step has no such artifact.
+    Steps whose artifacts it reads must be done. Raises VlpipeError if one has no such artifact.
     """
     digests, marks = dict(one.keyed.files), dict(one.keyed.marks)
     return [
@@ -269,7 +269,9 @@ def resolve_stage(one: PlannedStep, store: Store) -> Any:
 
 
 def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
-    """Returns a text on the first difference from the step's last run; empty if none is known.
+    """Returns the first difference from the step's last run, such as `parameter top_p changed 0.9 -> 0.8`.
+
+    Empty if there was no last run, or its key was the same.
 
     The step's own changes come before upstream ones. before: the step as of its last run, from `read_record`.
     """

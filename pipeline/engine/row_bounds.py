@@ -78,7 +78,7 @@ class RowCounts:
             text = self._store.read_bytes(self.REL) if self._in_root else _user_cache().read_bytes()
             kept = json.loads(text)
             if not all(isinstance(k, str) and type(n) is int for k, n in kept.items()):
-                raise ValueError("wanted {key: number of rows}")
+                raise ValueError("it is not {key: number of rows}")
             yield from kept.items()
         except FileNotFoundError:
             return

@@ -70,7 +70,8 @@ class Run:
         watcher: Watcher,
         strict: bool = False,
     ) -> None:
-        """strict: do not reuse results that a different version of the code made."""
+        """strict: shards and gather steps that a different version of the code made are made again, not reused. Steps that
+        are already done are not checked here: `vlpipe run --strict` refuses them before."""
         refuse_half_done(store)
         write_format(store)
         self.store, self.executor, self.watcher, self.strict = store, executor, watcher, strict

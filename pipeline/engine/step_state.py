@@ -17,9 +17,10 @@ from vlpipe.pipeline.storage.store import Store
 
 @dataclass
 class State:
-    """State of a running step. todo: numbers of shards whose input exists; expected: number of shards in total.
+    """State of a running step. expected: number of shards in total; None if not known yet.
 
-    out: receipts of finished shards; base: the fields that all its tasks share.
+    todo: numbers of shards that may start now, as their input exists; -1 for a gather step. out: receipts of finished
+    shards; base: a task with the fields that all its tasks share.
     """
 
     one: PlannedStep

@@ -77,7 +77,7 @@ def forget(store: Store, found: ForgetPlan) -> None:
 
 
 def _write_gone(store: Store, gone: ForgottenRows) -> None:
-    """Writes the hashes of the ids, URLs and domains to forget to GONE; the texts themselves are not stored."""
+    """Writes hashes of the ids, URLs, hosts and domains to forget to GONE, which contains none of them in plain text."""
     urls = gone.urls
     table = sets_to_table(gone.ids, urls.urls, urls.hosts, urls.domains)
     with store.writing(GONE) as part:
@@ -97,7 +97,10 @@ def _before(folder: str) -> str:
 
 
 def _changing(found: ForgetPlan, copies: Iterable[str]) -> list[Step]:
-    """Returns the steps whose records may change: they have forgotten rows, read a step that has, or are not finished."""
+    """Returns the steps whose records may change: they have forgotten rows, read a step that changes, or are not finished.
+
+    copies: folders of exports, which are removed as a whole and left out.
+    """
     by_key = folders_by_key(found.steps)
     known = {one.folder for one in found.folders}
     for step in found.steps.values():
@@ -150,8 +153,8 @@ def _clear(store: Store, record: StepRecord) -> None:
 class _Made:
     """The rewritten files so far, from which new records are made.
 
-    before: old manifests of the steps that change; manifests: those and the current ones of other steps; shards, stats:
-    path -> rewritten file and its column statistics; rejects: (folder, shard index) -> (counts, digest) as rewritten;
+    before: old manifests of the steps that change; manifests: those and the current ones of other steps; shards: path ->
+    rewritten file; stats: path -> its column statistics; rejects: (folder, shard index) -> (counts, digest) as rewritten;
     old: digest -> shard before it was rewritten.
     """
 
@@ -172,7 +175,10 @@ class _Made:
         return StepRecord(folder=folder, manifest=self.before[folder], receipts=receipts)
 
     def files(self, record: StepRecord, touched: Mapping[str, Any], gone: ForgottenRows) -> None:
-        """Rewrites the files, rejects and logs of a step that contain forgotten rows, and removes its unfinished work."""
+        """Rewrites the files of a step that contain forgotten rows.
+
+        touched: paths of `files` and `logs`, shard indices of `rejects`, and `parts`: whether to remove `work/`.
+        """
         step = self.steps[record.folder]
         paths, indices = touched.get("files", ()), touched.get("rejects", ())
         for path, (shard, stats) in zip(
@@ -197,12 +203,12 @@ class _Made:
         return rewrite(self.store, path, gone, step.references_of(path), stats), stats
 
     def digest(self, old: str) -> str:
-        """Returns the new digest of a shard, given its old one."""
+        """Returns the new digest of the shard whose digest was `old`; `old` if that shard is not rewritten."""
         shard = self.old.get(old)
         return old if shard is None else self.shards[shard.path].digest
 
     def shard(self, old: Shard) -> Shard:
-        """Returns the new record of a shard."""
+        """Returns `old`, with new digests and number of rows if its file or one with its heavy columns was rewritten."""
         made = self.shards.get(old.path)
         new = old if made is None else with_digest(old, made)
         heavy = tuple(map(self._heavy, old.heavy))
@@ -227,7 +233,10 @@ class _Made:
         return {name: one.digest if one else before[name] for name, one in now.items()}
 
     def write_records(self, record: StepRecord, num_trained: int) -> None:
-        """Writes the receipts that changed, then `_shards.parquet` and the manifest if they changed."""
+        """Writes the receipts that changed, then `_shards.parquet` and the manifest if they changed.
+
+        num_trained: rows that its model read and that are forgotten or lose a text; added to `forgotten` in the manifest.
+        """
         change = _Change(self, record)
         receipts = [change.receipt(r) for r in record.receipts]
         for old, receipt in zip(record.receipts, receipts, strict=True):
@@ -275,7 +284,7 @@ class _Change:
         }
 
     def receipt(self, old: Receipt) -> Receipt:
-        """Returns the new receipt of a shard."""
+        """Returns the receipt of a shard after the forget: new digests, counts and number of rows."""
         made, path = self.made, old.shard.path
         above = made.old.get(old.input_digest)
         if above is not None:
@@ -311,7 +320,7 @@ class _Change:
             yield name, (made.artifact_digest(path) if made else None) or digest
 
     def _artifacts_now(self, name: str, old: str) -> str:
-        """Returns the new digest of what a file parameter reads."""
+        """Returns the new digest of what file parameter `name` reads; `old` if no step made it, or if it is out of date."""
         maker, path = self._maker(name)
         before = self.made.manifests.get(maker)
         if before is None or before.artifact_digest(path) != old:
@@ -329,7 +338,7 @@ class _Change:
 
 
 def _references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (dotted field, artifact path) of each `{from: STEP, path: NAME}` in the parameters."""
+    """Yields (dotted field, NAME or "") of each `{from: STEP, path: NAME}` in a value. path: dotted field of the value."""
     if isinstance(value, Mapping):
         if "from" in value and set(value) <= {"from", "path"}:
             yield path, str(value.get("path", ""))

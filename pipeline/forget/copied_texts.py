@@ -64,7 +64,7 @@ def has_donors(schema: pa.Schema) -> bool:
 
 
 def forgotten_donors(donors: pa.ChunkedArray, gone: TextSet) -> set[str]:
-    """Returns the forgotten ids in a `donors` column."""
+    """Returns the ids in a `donors` column that are in `gone`."""
     ids = pc.list_flatten(pc.list_flatten(donors))
     return set(ids.filter(pa.array(gone.mask(ids))).to_pylist())
 

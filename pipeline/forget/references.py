@@ -1,6 +1,7 @@
 """Removes forgotten ids from reference columns, which hold ids of other rows and are declared by their step.
 
-A single id becomes null. In a list of ids, forgotten ones are removed, at any depth of lists and structs.
+A single id becomes null. From a list of ids, forgotten ones are removed, at any depth of lists and structs; in a list of
+fixed size they become null.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def ids_of(table: pa.Table, ref: Reference) -> pa.ChunkedArray:
 
 
 def without_ids(table: pa.Table, ref: Reference, gone: TextSet) -> pa.Table:
-    """Returns the table without the ids `gone` in that column; the same object if nothing changes."""
+    """Returns the table without the ids `gone` in column `ref`; no row is removed. The same object if nothing changes."""
     if not gone.mask(ids_of(table, ref)).any():
         return table
     at = table.schema.get_field_index(ref.column)

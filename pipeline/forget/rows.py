@@ -85,7 +85,8 @@ class ForgottenRows:
         return set(ids.filter(pa.array(self._heirs.mask(ids))).to_pylist()) if self.taken else set()
 
     def scrub_texts(self, texts: Iterable[str], ids: Iterable[str] = ()) -> list[str]:
-        """Returns sentences without forgotten ids, URLs and copied texts. ids: the row of each sentence."""
+        """Returns sentences without forgotten ids, URLs and copied texts. ids: row id of each sentence, to find the texts
+        that the row copied; without ids, copied texts stay."""
         listed = list(texts)
         for n, id_ in enumerate(ids if self.taken else ()):
             for words in self.taken.get(id_, ()):
@@ -94,7 +95,7 @@ class ForgottenRows:
         return [without_names(text, known) for text in listed]
 
     def in_lines(self, lines: list[Any]) -> list[bool]:
-        """Returns for each parsed log line whether it names a forgotten row or contains a copied text."""
+        """Returns for each parsed log line whether it contains a forgotten id or URL, or a text that its row copied."""
         names = [set(names_in(line)) for line in lines]
         every = set().union(*names)
         known = self.ids.known(every) | self.urls.known([name for name in every if "://" in name])
@@ -130,7 +131,10 @@ class RowMatches:
 
 
 def looked_at(store: Store, path: str, gone: ForgottenRows, declared: Collection[str]) -> RowMatches:
-    """Returns the forgotten rows in a file. Reads only columns that may hold ids or URLs. declared: reference columns."""
+    """Returns the forgotten rows in a file. Reads only columns that may hold ids or URLs, and texts near copied ones.
+
+    declared: dotted paths of the reference columns, some of which the file may lack.
+    """
     seen = RowMatches()
     with open_parquet(store, path) as file:
         schema = file.schema_arrow
@@ -160,7 +164,10 @@ def looked_at(store: Store, path: str, gone: ForgottenRows, declared: Collection
 def rewrite(
     store: Store, path: str, gone: ForgottenRows, declared: Collection[str], stats: dict[str, dict[str, Any]]
 ) -> Shard:
-    """Rewrites the file without forgotten rows and returns its new record. Idempotent. stats: filled as in `write_shard`."""
+    """Rewrites the file without forgotten rows and returns its new record. Idempotent.
+
+    declared: as in `looked_at`; stats: receives column -> statistics, as in `write_shard`.
+    """
     with open_parquet(store, path) as file:
         # A group that reached the byte limit is smaller, so the largest group gives the row limit.
         sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))

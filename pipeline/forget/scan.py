@@ -34,7 +34,8 @@ Bits = npt.NDArray[np.uint8]
 @dataclass(kw_only=True)
 class FolderChanges:
     """Changes to a step's folder. ids: removed rows, one bit per id in `ForgottenRows.ids`; heirs: rows that lose a copied
-    text; files: shards and artifacts to rewrite; rejects: shard indices; parts: remove the unfinished `work/`."""
+    text; files: shards and artifacts to rewrite; rejects: shard indices; parts: whether the unfinished
+    `work/` is removed."""
 
     folder: str
     ids: Bits
@@ -130,7 +131,8 @@ def _all_bits(several: Iterable[Bits]) -> Bits:
 
 
 def _ids(store: Store, steps: Mapping[str, Step], wanted: ForgetList) -> tuple[TextSet, dict[str, Mask]]:
-    """Returns ids of all rows that match the list, with their descendants; and kind -> which entries match a row."""
+    """Returns ids of all rows that match the list, with their descendants; and kind -> mask over the entries of the list,
+    True for those that match a row (all False for `id`, which `find` fills in)."""
     meant = {kind: np.zeros(len(wanted.of_kind(kind)), np.bool_) for kind in KINDS}
     maker = TextSetMaker("id")
     if wanted.urls or len(wanted.sha256):
@@ -266,7 +268,7 @@ def _look_at_logs(store: Store, step: Step, gone: ForgottenRows, one: FolderChan
 
 
 def _models(steps: Mapping[str, Step], touched: Mapping[str, FolderChanges]) -> list[Model]:
-    """Returns the affected models in folder order, so that a model comes after those it was made from."""
+    """Returns the affected models in the order of `steps`, so that a model comes after those it was made from."""
     by_key = folders_by_key(steps)
     found: dict[str, Model] = {}
     for folder, step in steps.items():
@@ -290,11 +292,11 @@ def _models(steps: Mapping[str, Step], touched: Mapping[str, FolderChanges]) -> 
 
 
 def _has_files(step: Step) -> bool:
-    """True if the step has artifacts that cannot be rewritten row by row."""
+    """True if the step has an artifact that is not Parquet, such as weights or a tar."""
     return step.manifest is not None and any(not n.endswith(".parquet") for n in step.manifest.artifacts)
 
 
 def _is_closed(step: Step) -> bool:
-    """True if the step has artifacts that cannot be searched for rows and are not an export."""
+    """True if the step has artifacts that cannot be searched for rows (neither Parquet nor JSON) and are not an export."""
     names = step.manifest.artifacts if step.manifest and not step.manifest.copies else ()
     return any(not name.endswith((".parquet", ".json")) for name in names)

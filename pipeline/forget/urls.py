@@ -55,7 +55,10 @@ class Urls:
         )
 
     def mask(self, column: pa.ChunkedArray, found: dict[str, Mask] | None = None) -> Mask:
-        """Returns which URLs of a column match, (num_rows,) bool. found: kind -> mask; set True for matching entries."""
+        """Returns which URLs of a column match, (num_rows,) bool.
+
+        found: "url" or "domain" -> mask over the entries of that set; entries that match a URL of the column become True.
+        """
         hit = np.zeros(len(column), np.bool_)
         if not self or not len(column):
             return hit
@@ -72,7 +75,7 @@ class Urls:
         return hit
 
     def _in_domains(self, names: pa.Array, found: dict[str, Mask] | None) -> Mask:
-        """Returns which hosts are in a wanted domain: tests the host, then each parent domain."""
+        """Returns which hosts are in one of `domains`, (num_hosts,) bool: tests the host, then each parent domain."""
         hit = np.zeros(len(names), np.bool_)
         rows = np.arange(len(names))
         while len(rows) and len(self.domains):
@@ -108,7 +111,7 @@ class Urls:
 
 
 def urls_of(canonical: Iterable[str]) -> Urls:
-    """Returns Urls for a list of canonical URLs."""
+    """Returns Urls with the given canonical URLs and their hosts, and no domains."""
     listed = list(canonical)
     return Urls(
         urls=TextSet.of("url", listed), hosts=TextSet.of("host", (host_of_canonical(url) for url in listed))
@@ -116,9 +119,9 @@ def urls_of(canonical: Iterable[str]) -> Urls:
 
 
 def host_of_canonical(url: str) -> str:
-    """Returns the host by which `Urls.mask` finds a canonical URL.
+    """Returns the host by which `Urls.mask` finds a canonical URL: `example.org` for `example.org:8080/a`.
 
-    A URL that could not be parsed still has its scheme; its host is empty if PLAIN does not match.
+    `canonical_url` leaves a URL that cannot be parsed as it is, with its scheme; the host is then what PLAIN finds, else "".
     """
     head = url.partition("/")[0]
     if head.lower() not in ("http:", "https:"):
@@ -136,7 +139,7 @@ def _hosts(column: pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.int64]]:
 
 
 def _any_known(known: TextSet, several: list[list[str]], kind: str, found: dict[str, Mask] | None) -> Mask:
-    """Returns for each list whether one of its texts is in `known`."""
+    """Returns for each list whether one of its texts is in `known`, (num_lists,) bool. kind, found: as in `Urls.mask`."""
     hit = np.zeros(len(several), np.bool_)
     flat = [(row, encoded(one)) for row, listed in enumerate(several) for one in listed]
     if flat and len(known):

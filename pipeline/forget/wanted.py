@@ -43,7 +43,8 @@ class ForgetList:
 
 def read_wanted(path: str) -> ForgetList:
     """Returns the entries of a list: a txt with `id:...`, `url:...`, `domain:...` or `sha256:...` per line, or a csv or
-    Parquet file with columns of these names. Raises VlpipeError with the line of a bad entry, or if the list is empty."""
+    Parquet file with columns of these names. Raises VlpipeError with the line or row of a bad entry, or if the list
+    is empty."""
     makers = {kind: TextSetMaker(kind) for kind in (*KINDS, "host")}
     for where, kind, value in read_entries(path, KINDS):
         value = _checked(where, kind, value)

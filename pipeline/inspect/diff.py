@@ -30,14 +30,17 @@ class Diff:
 
 
 def diff(a: Side, b: Side, num_examples: int = 5) -> Diff:
-    """Returns the differences of two runs, with up to `num_examples` example rows of each kind."""
+    """Returns the differences of two runs, with up to `num_examples` rows only in A, only in B, and changed."""
     facts = [*fact_changes(a.record, b.record), *_column_changes(a, b)]
     rejects = rejects_beside(a.record, b.record)
     return Diff(facts=facts, rejects=rejects, rows=compare_rows(a, b, num_examples))
 
 
 def fact_changes(a: StepRecord, b: StepRecord) -> list[tuple[str, str, str]]:
-    """Returns (name, value in A, value in B) of what differs in the manifests: use, parameters, files, versions, ..."""
+    """Returns (name, value in A, value in B) of what differs in the manifests: use, parameters, files, versions, ...
+
+    If a run is not finished, it has no manifest: only the state is compared.
+    """
     m, n = a.manifest, b.manifest
     if m is None or n is None:
         states = ["finished" if r.manifest else f"not finished, {len(r.receipts)} shard(s)" for r in (a, b)]
@@ -86,7 +89,10 @@ def rejects_beside(a: StepRecord, b: StepRecord) -> list[tuple[str, int, int]]:
 
 
 def _column_changes(a: Side, b: Side) -> Iterator[tuple[str, str, str]]:
-    """Yields columns that only one side has or whose types differ."""
+    """Yields (`column NAME`, type in A, type in B) for columns whose types differ; `-` if a side has no such column.
+
+    Nothing if a side has no shard, because its columns are unknown.
+    """
     x, y = (column_types(side) for side in (a, b))
     for name in sorted({*x, *y}) if x and y else ():
         if x.get(name) != y.get(name):
@@ -122,7 +128,7 @@ def _lines(found: Diff) -> Iterator[str]:
 
 
 def _compared(rows: RowDiff) -> str:
-    """Returns a line that names the compared columns, and how heavy ones were compared."""
+    """Returns a line with the compared columns; for heavy ones, whether values or only digests of files were compared."""
     heavy = []
     for name in rows.heavy:
         num = rows.by_value[name]

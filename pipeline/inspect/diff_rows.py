@@ -155,7 +155,10 @@ class _Comparing:
         self._moved_rows(*waiting)
 
     def _to_read(self, a: Receipt | None, b: Receipt | None) -> tuple[list[str], list[str]]:
-        """Returns the light and heavy columns that may differ according to the digests of two shards."""
+        """Returns the (light, heavy) columns that may differ according to the digests of two shards.
+
+        If a side has no such shard (None), only `id`, by which the rows are looked up in the other shards.
+        """
         if a is None or b is None:
             return ["id"], []
         light = [] if a.shard.digest == b.shard.digest else self.found.light
@@ -204,7 +207,10 @@ class _Comparing:
         self._differences(left, right, [*self.found.light, *heavy])
 
     def _only_one_side(self, name: str, side: Side, places: npt.NDArray[np.int32]) -> None:
-        """Stores the number of rows that only this side has, and the ids of the first ones."""
+        """Stores the number of rows that only this side has, and the ids of the first ones.
+
+        name: "a" or "b"; places: (shard, row) of each of these rows, (num_rows, 2).
+        """
         first = places[np.lexsort((places[:, 1], places[:, 0]))][: self.num_examples].tolist()
         ids = []
         for shard in dict.fromkeys(shard for shard, _ in first):
@@ -253,7 +259,7 @@ def _rows(rows: Sequence[int]) -> pa.Array:
 
 
 def _numbered(ids: Sequence[Any]) -> Iterator[tuple[Any, int]]:
-    """Yields (id, number of earlier occurrences)."""
+    """Yields for each id (id, number of its earlier occurrences in `ids`)."""
     seen: Counter[Any] = Counter()
     for id_ in ids:
         yield id_, seen[id_]
@@ -261,12 +267,15 @@ def _numbered(ids: Sequence[Any]) -> Iterator[tuple[Any, int]]:
 
 
 def _heavy_digest(receipt: Receipt, name: str) -> str:
-    """Returns the sha256 of the shard that holds a heavy column."""
+    """Returns the sha256 of the file that holds a heavy column: another step's shard, or the shard itself."""
     return {one.column: one.digest for one in receipt.shard.heavy}.get(name, receipt.shard.digest)
 
 
 def _label(table: pa.Table, n: int, before: int) -> str:
-    """Returns the id of a row, else its number and its texts: `row 3 (tr@1)`."""
+    """Returns the id of row `n` of a table; without ids, its number from 0 and its texts: `row 3 (tr@1)`.
+
+    before: rows of the step before this table.
+    """
     if "id" in table.schema.names:
         return cell(table["id"][n].as_py())
     texts = [table[f.name][n].as_py() for f in table.schema if pa.types.is_string(f.type)]
@@ -274,7 +283,7 @@ def _label(table: pa.Table, n: int, before: int) -> str:
 
 
 def _read(side: Side, receipt: Receipt | None, light: Sequence[str], heavy: Sequence[str]) -> pa.Table:
-    """Reads columns of a shard. Heavy values are replaced by a text with their size and sha256."""
+    """Returns `id` and the given columns of a shard; no rows for None. A heavy value becomes `1,024 bytes, sha256 0f...`."""
     names = list(dict.fromkeys(["id", *light]))
     empty = pa.table({name: pa.array([], pa.string()) for name in (*names, *heavy)})
     tables = [] if receipt is None else [*_batches(side, receipt, names, heavy)]

@@ -93,9 +93,10 @@ def step_folders(store: Store) -> list[str]:
 
 
 def folder_now(folder: str, folders: Collection[str]) -> str:
-    """Returns the current folder of a step that a record names as `folder`.
+    """Returns the current folder of a step that a record names as `folder`: that one or, if it is not in `folders`, one with
+    the same key in its name; `folder` if there is none.
 
-    A renamed step moves to a new folder with the same key in its name, and the old folder may be pruned.
+    A renamed step moves to a new folder (`web-1f3c9a02` to `clean-1f3c9a02`), and the old one may be pruned.
     """
     if folder in folders:
         return folder
@@ -104,13 +105,11 @@ def folder_now(folder: str, folders: Collection[str]) -> str:
 
 
 def need_step(place: StepFolder, path: str) -> str:
-    """Returns the step folder of a resolved path. Raises VlpipeError if it is not a whole step. path: for the error text."""
+    """Returns the folder's name if the resolved path is a whole step, else raises VlpipeError. path: for the error text."""
     if place.folder and place.index is None and not place.rejects:
         return place.folder
     have = ", ".join(step_folders(place.store)) if not place.folder and not place.file else ""
-    raise VlpipeError(
-        f"{path}: wanted a step's folder" + (f"; in this root there are: {have}" if have else "")
-    )
+    raise VlpipeError(f"{path} is not a step's folder" + (f"; this root has {have}" if have else ""))
 
 
 def read_step(store: Store, folder: str) -> StepRecord:
@@ -130,7 +129,7 @@ def data_path(place: StepFolder) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StepReceipts:
-    """Valid receipts of a step. num_shards: total when the step is done; None: unknown before it has run."""
+    """Valid receipts of a step. num_shards: how many shards the step has once it is done; None if that is not known yet."""
 
     found: dict[int, Receipt]
     num_shards: int | None
@@ -143,7 +142,7 @@ class StepReceipts:
 
 
 def what_is_there(steps: Sequence[PlannedStep], store: Store) -> dict[str, StepReceipts]:
-    """Returns step name -> receipts that match the step's current inputs, also for unfinished steps."""
+    """Returns step name -> receipts that match the step's current inputs, also for unfinished steps (gather steps: none)."""
     have: dict[str, StepReceipts] = {}
     for one in steps:
         if one.manifest is not None:
@@ -177,7 +176,10 @@ def _half_done(one: PlannedStep, store: Store, have: dict[str, StepReceipts]) ->
 
 
 def input_shards(one: PlannedStep, have: dict[str, StepReceipts]) -> dict[int, Shard]:
-    """Returns index -> input shard of a map step; with several inputs, indices continue from one input to the next."""
+    """Returns index -> finished input shard of a map step; with several inputs, indices continue from one to the next.
+
+    Inputs below one whose number of shards is not known yet are left out.
+    """
     found: dict[int, Shard] = {}
     for above in one.above:
         start = offset(one, above, have)

@@ -35,15 +35,15 @@ def hash_of_url(url: str) -> str:
 
 
 def part_names(root: Store) -> list[str]:
-    """Returns the file names, without the temporary file of a running write.
+    """Returns the names of the Parquet files: 000000.parquet, 000001.parquet, ...
 
-    Raises VlpipeError if a Parquet file has a name of another form.
+    Raises VlpipeError for a Parquet file with another kind of name, except the hidden temporary file of a running write.
     """
     names = [name for name in root.list(REL) if name.endswith(".parquet") and name[0] != "."]
     for name in names:
         if not re.fullmatch(r"\d{6,}\.parquet", name):
             raise VlpipeError(
-                f"{root.path(f'{REL}/{name}')} is not part of the list of opt-outs: move it to another folder"
+                f"{root.path(f'{REL}/{name}')} is not a file of the opt-outs (000000.parquet, ...): move it elsewhere"
             )
     return names
 
@@ -54,11 +54,16 @@ def read_part(root: Store, name: str) -> list[Row]:
 
 
 def rows_of(table: pa.Table) -> list[Row]:
-    """Returns the rows of a table with the columns of SCHEMA."""
+    """Returns (hash, evidence, ms since 1970) of each row of a table with the columns of SCHEMA."""
     seen = table["first_seen"].cast(pa.int64())
     return list(
         zip(*(column.to_pylist() for column in (table["hash"], table["evidence"], seen)), strict=True)
     )
+
+
+def columns_of(schema: pa.Schema) -> str:
+    """Returns the columns and their types as text: `hash string, evidence string`."""
+    return ", ".join(f"{f.name} {f.type}" for f in schema)
 
 
 def read(root: Store, name: str) -> tuple[Digests, pa.Table]:
@@ -67,10 +72,10 @@ def read(root: Store, name: str) -> tuple[Digests, pa.Table]:
     try:
         with root.open(path) as handle, pq.ParquetFile(handle) as file:
             if file.schema_arrow.remove_metadata() != SCHEMA:
-                raise ValueError(f"it has the columns {', '.join(file.schema_arrow.names)}")
+                raise ValueError(f"its columns are {columns_of(file.schema_arrow)}, not {columns_of(SCHEMA)}")
             table = file.read()
         if any(column.null_count for column in table.columns):
-            raise ValueError("it has empty cells")
+            raise ValueError("a row has no hash, no evidence or no time")
         return from_hex(table["hash"]), table
     except (pa.ArrowException, ValueError, OSError) as error:
         raise VlpipeError(

@@ -51,7 +51,7 @@ def _view(one: PlannedStep, have: StepReceipts, store: Store, running: bool) -> 
 
 
 def _sample(one: PlannedStep, receipts: Sequence[Receipt], store: Store) -> list[Reject]:
-    """Returns all rejects, up to MAX_REJECTS, of a few evenly spaced shards, starting with the first."""
+    """Returns the rejects of up to MAX_SHARDS evenly spaced shards, the first among them; at most MAX_REJECTS in all."""
     found: list[Reject] = []
     num = min(MAX_SHARDS, len(receipts))
     for k in sorted({round(n * (len(receipts) - 1) / max(num - 1, 1)) for n in range(num)}):

@@ -27,8 +27,8 @@ TABLE_CHARS = 100  # max width of a table of rows; wider rows are shown as block
 
 @dataclass(kw_only=True)
 class Shown:
-    """Content to show. facts: (name, text) lines; columns: column -> statistics; heavy_at: column -> file that holds it;
-    rows: the first rows."""
+    """Content to show. facts: (name, text) lines; columns: column -> nulls, min, max; heavy_at: column -> file or folder
+    that holds it; rows: the first rows."""
 
     facts: list[tuple[str, str]]
     schema: pa.Schema
@@ -38,9 +38,10 @@ class Shown:
 
 
 def show(place: StepFolder, path: str, num_rows: int = 5, where: str | None = None) -> Shown:
-    """Returns what is stored at `place`, a path resolved by `find_place`. where: a condition, see `where.parse_where`.
+    """Returns what is stored at `place`, which `find_place` made from `path`, with the first `num_rows` rows.
 
-    Raises VlpipeError if the condition does not fit the columns.
+    where: only rows that meet this condition, see `where.parse_where`. Raises VlpipeError if it does not fit the columns, or
+    if the place is a root.
     """
     if place.file:
         return _show_files(place.store, [place.file], [("file", path)], num_rows, where)
@@ -226,7 +227,10 @@ def _columns(shown: Shown) -> Iterator[tuple[str, str, str]]:
 
 
 def rows_view(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> RenderableType:
-    """Returns rows as a table if it fits, else each row as a block, in which a list of structs has a line per element."""
+    """Returns rows as a table if that is at most TABLE_CHARS wide and no column is nested, else each row as a block.
+
+    In a block, a list of structs has a line per element.
+    """
     cells = [[cell(value) for value in row.values()] for row in rows]
     widths = [max(len(text) for text in column) + 2 for column in zip(schema.names, *cells, strict=True)]
     if any(pa.types.is_nested(f.type) for f in schema) or sum(widths) > TABLE_CHARS:

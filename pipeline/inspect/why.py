@@ -46,7 +46,7 @@ class Event:
 
 
 class _NamesRows(str):
-    """A line of a row's history that may contain ids of other rows, recognized by the length of this row's id."""
+    """A line of a row's history that may contain ids of other rows: words as long as the id of this row."""
 
     WORD: ClassVar[re.Pattern[str]] = re.compile(r"[^\s,;()\[\]]+")
     id: str
@@ -116,7 +116,7 @@ class _Trace:
         return self._not_found(one, came, receipts)
 
     def _candidates(self, one: PlannedStep, came: PlannedStep | None) -> list[Receipt]:
-        """Returns the receipts of the shards that can contain the row."""
+        """Returns the receipts of the shards that can contain the row. came: the input step that has it, if any."""
         receipts = self.have[one.name].receipts
         if is_gather(one) or came is None:
             return list(receipts.values())
@@ -165,8 +165,10 @@ class _Trace:
         return None
 
     def _row_event(self, one: PlannedStep, receipt: Receipt, before: Row | None, row: Row) -> Event:
-        """Returns what changed against the previous step. Only map steps report dropped columns, because rows of a gather
-        step may have other columns (decisions, say)."""
+        """Returns what changed against `before`, the row in the input step; None: the row is new.
+
+        Only map steps report dropped columns, because rows of a gather step may have other columns (decisions, say).
+        """
         lines = changes(self.facts.named(before or {}), self.facts.named(row))
         if before is not None and not is_gather(one):
             lines += [f"- {name}" for name in before if name not in one.schema_out.names]
@@ -250,7 +252,7 @@ def _only(found: list[str], wanted: str) -> str:
 
 
 def _matches(store: Store, receipt: Receipt, wanted: str) -> set[str]:
-    """Returns the ids that equal `wanted`, start with it, or belong to a row with that url."""
+    """Returns the ids that equal `wanted`, start with it (if it has MIN_PREFIX characters), or whose row has that `url`."""
     found: set[str] = set()
     with open_parquet(store, receipt.shard.path) as file:
         columns = [name for name in ("id", "url") if name in file.schema_arrow.names]

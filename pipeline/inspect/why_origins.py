@@ -34,7 +34,7 @@ class Facts:
 
     @cached_property
     def makers(self) -> dict[str, str]:
-        """Digest -> name of the step that made it, for all artifacts of a step and for each of their top-level entries."""
+        """Digest -> step that made it: digests of a step's whole `artifacts/`, and of each file or folder directly in it."""
         found: dict[str, str] = {}
         for one in self.steps:
             names = one.manifest.artifacts if one.manifest else {}
@@ -73,7 +73,7 @@ class Facts:
         return [f"log: {struct_text(line)}" for line in mine]
 
     def urls_of(self, ids: Collection[str]) -> dict[str, str]:
-        """Returns id -> URL for those of `ids` that are row ids. Reads the listed rows once, for any number of ids."""
+        """Returns id -> URL for those of `ids` that a step without inputs lists. Reads its rows once, however many ids."""
         found: dict[str, str] = {}
         wanted = pa.array(sorted(ids), pa.string())
         for one in self.steps if ids else ():
@@ -88,7 +88,7 @@ class Facts:
         return found
 
     def by(self, one: PlannedStep) -> list[str]:
-        """Returns a line with the thresholds of a step and the steps whose artifacts it used; empty if it has neither."""
+        """Returns [`by filter.itm:ItmFilter: threshold 0.5, model of finetune`]; [] without thresholds and artifacts."""
         step = one.keyed.step
         if isinstance(step.stage, ListRows):
             return []

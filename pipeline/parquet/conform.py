@@ -14,24 +14,28 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 def conform(table: Any, schema: pa.Schema, who: str) -> pa.Table:
     """Returns the columns of `schema`, in their order, cast and validated; other columns of `table` are dropped.
 
-    Dictionary-encoded, chunked, large and view types are cast. who: prefix of error texts. Raises SchemaError if `table` is
-    not a table or a column is missing or duplicated, ValueError if a value cannot be cast to the declared type.
+    Dictionary-encoded, chunked, large and view types are cast. Raises SchemaError if `table` is not a table or a column is
+    missing or duplicated, ValueError if a value is invalid or cannot be cast to the declared type. The text of a SchemaError
+    begins with `who`, that of a ValueError with the column.
     """
     table = need_columns(table, schema, who)
     if not table.num_rows:
         return schema.empty_table()
     made = pa.Table.from_arrays([cast(table[f.name], f) for f in schema], schema=schema)
-    try:
-        made.validate(full=True)  # invalid UTF-8, offsets outside their buffer
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{who}: {error}") from error
+    for name in made.schema.names:
+        try:
+            for chunk in made[name].chunks:
+                chunk.validate(full=True)  # invalid UTF-8, offsets outside their buffer
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"column {name!r} has invalid values: {error}") from error
     return made
 
 
 def need_columns(table: Any, schema: pa.Schema, who: str) -> pa.Table:
-    """Returns `table` as a pa.Table, not cast yet.
+    """Returns `table` as a pa.Table with the columns of `schema` and possibly others, not cast yet.
 
-    Raises SchemaError if it is not a table, or if it has rows and a column of `schema` is missing or duplicated.
+    Raises SchemaError if it is not a table or record batch, or if it has rows and a column of `schema` is missing or
+    duplicated. who: begins the error text.
     """
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
@@ -79,9 +83,9 @@ def _cast_chunk(chunk: pa.Array, dtype: pa.DataType) -> list[pa.Array]:
 
 
 class OwnIds:
-    """Checks that each row of a shard has an id and that no two rows share one."""
+    """Checks that each row of a shard has an id and that no two rows share one. who: begins error texts: `shard 3: `."""
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, who: str = "") -> None:
         self._who = who
         self._chunks: list[pa.Array] = []
 
@@ -101,20 +105,21 @@ class OwnIds:
         first, times = next(iter(twice.items()))
         others = f" and {len(twice) - 1:,} more ids occur more than once" if len(twice) > 1 else ""
         raise VlpipeError(
-            f"{self._who}: id {first!r} occurs {times} times{others}. Each row needs a unique id: rows are joined, "
+            f"{self._who}id {first!r} occurs {times} times{others}. Each row needs a unique id: rows are joined, "
             "rejected, forgotten and retried by it"
         )
 
 
-def need_ids(ids: pa.ChunkedArray, who: str) -> None:
-    """Raises VlpipeError unless every row has a non-empty id."""
+def need_ids(ids: pa.ChunkedArray, who: str = "", name: str = "id") -> None:
+    """Raises VlpipeError unless every row has a non-empty id. who: begins the error text; name: of the column."""
     kind = ids.type
     texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     num_empty = (pc.sum(pc.equal(ids, "")).as_py() or 0) if texts else 0
     if ids.null_count or num_empty:
         what = " and ".join(
             f"{n:,} row(s) have {text}"
-            for n, text in ((ids.null_count, "no id (null)"), (num_empty, "an empty id"))
+            for n, text in ((ids.null_count, f"no {name} (null)"), (num_empty, f"an empty {name}"))
             if n
         )
-        raise VlpipeError(f"{who}: {what}. Each row needs a unique id")
+        rule = "a unique id" if name == "id" else "the id of an input row there"
+        raise VlpipeError(f"{who}{what}. Each row needs {rule}")

@@ -27,7 +27,7 @@ class HeavyJoin:
             for row, id_ in enumerate(self._file.read_row_group(group, columns=["id"])["id"].to_pylist()):
                 if self._place.setdefault(id_, (group, row)) != (group, row):
                     raise VlpipeError(
-                        f"{path} has id {id_!r} more than once, so {self.names} cannot be joined by it; "
+                        f"{path} has id {id_!r} more than once, so {', '.join(names)} cannot be joined by it; "
                         "the step that made it must give each row a unique id"
                     )
         self._cached: tuple[int, pa.Table] | None = None
@@ -46,7 +46,8 @@ class HeavyJoin:
         unknown = [i for i in ids if i not in self._place]
         if unknown:
             raise VlpipeError(
-                f"{len(unknown)} row(s) (first: {unknown[0]}) have no {self.names} in {self.path}"
+                f"{len(unknown)} row(s) (first: {unknown[0]}) have no {', '.join(self.names)} in {self.path}: heavy columns "
+                "are joined by id; a step that makes new ids must write them itself, or drop them from its schema"
             )
         start = 0
         while start < len(ids):  # one run of rows per heavy row group

@@ -15,7 +15,10 @@ HEX = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def checked(table: pa.Table, where: str) -> pa.Table:
-    """Returns the table unchanged. Raises VlpipeError if a row's `image` does not match its `sha256`; both may be absent."""
+    """Returns the table unchanged. Raises VlpipeError if a row's `image` does not match its `sha256`.
+
+    No check if a column `id`, `image` or `sha256` is missing. where: prefix of the error text.
+    """
     if {"id", BYTES, DIGEST} <= {*table.schema.names}:
         columns = (table[name].to_pylist() for name in ("id", BYTES, DIGEST))
         for id_, data, digest in zip(*columns, strict=True):

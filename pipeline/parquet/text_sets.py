@@ -52,7 +52,7 @@ def quick_hashes(column: pa.Array | pa.ChunkedArray) -> Hashes:
 
 
 def _hashes(chunk: pa.Array) -> Hashes:
-    """Returns the quick hashes of a chunk. Hashes 8-byte words of all strings in parallel; a string's last one is masked."""
+    """Returns the quick hashes of a chunk. Hashes one 8-byte word of all strings at a time; zeros fill a string's last."""
     starts, lengths, data = _bytes_of(chunk)
     found: Hashes = lengths.astype(np.uint64) * _LENGTH
     words = np.ndarray(max(len(data) - 7, 0), "<u8", data, strides=(1,))
@@ -220,7 +220,10 @@ def _digests_of(kind: str, column: pa.Array | pa.ChunkedArray) -> Digests:
 
 
 def from_hex(column: pa.ChunkedArray, width: int = 32) -> Digests:
-    """Returns the first `width` bytes of each hash, (num_rows,). Raises ValueError if a cell is not 64 hex digits."""
+    """Returns the first `width` bytes of each sha256 in a column of hex texts, (num_rows,).
+
+    Raises ValueError if a cell is null or not 64 hex digits.
+    """
     parts = [np.empty(0, f"S{width}")]
     for chunk in column.chunks:
         starts, lengths, data = _bytes_of(chunk)

@@ -17,7 +17,8 @@ BODY = len(HEAD) + DIGITS + len(b'",\n')  # offset of the part that is hashed
 def sealed(value: Mapping[str, Any], *, one_line_per_key: bool = False) -> bytes:
     """Returns the bytes of a record: `value` as a JSON object with an additional first key `sha256`.
 
-    one_line_per_key: for records of which there are many; ten times as fast as indented output, which needs Python code.
+    one_line_per_key: each value on one line, for records of which there are many: ten times as fast, as only Python code
+    can indent.
     """
     if one_line_per_key:
         lines = (f" {_encode(key)}: {_encode(value[key])}" for key in sorted(value))

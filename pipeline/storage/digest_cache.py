@@ -66,7 +66,10 @@ class DigestCache:
             self._files[path] = self._new[path] = [size, mtime_ns, digest]
 
     def save(self) -> None:
-        """Writes the digests looked up to disk, merged with those that other processes have written meanwhile."""
+        """Adds the digests that `get` found and `put` stored to the file on disk, which other processes write too.
+
+        They become its most recently used entries. If the file cannot be written, there is a warning.
+        """
         if self._path is None or not self._new:
             return
         try:
@@ -89,7 +92,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not (isinstance(found, dict) and all(_is_entry(known) for known in found.values())):
-        raise ValueError("wanted {path: [size, mtime_ns, sha256]}")
+        raise ValueError("it is not {path: [size, mtime_ns, sha256]}")
     return found
 
 

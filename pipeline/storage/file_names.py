@@ -28,9 +28,9 @@ def is_part(name: str) -> bool:
 
 
 def is_engines(entry: str) -> bool:
-    """Returns True if the engine writes this entry of a step's folder, or if it is one's temporary form.
+    """Returns True if the engine writes an entry of this name into a step's folder.
 
-    Example of a temporary form: `000001.parquet.1a2b3c4d.part`.
+    Examples: `_step.json`, `work`, `000001.parquet`, and `000001.parquet.1a2b3c4d.part` while that is being written.
     """
     name = _PART_END.sub("", entry)
     return name in INSIDE or bool(SHARD_FILE.fullmatch(name))

@@ -1,4 +1,4 @@
-"""Formats values as text for a terminal: sizes instead of bytes, no control characters, long values cut."""
+"""Formats values as text for a terminal: `<1,234 bytes>` for binary values, no control characters, long values cut."""
 
 from __future__ import annotations
 

@@ -24,9 +24,10 @@ def storable(text: object, max_chars: int = MAX_TEXT) -> str:
 
 
 def storable_json(value: Any, depth: int = 0) -> Any:
-    """Returns the value as strict JSON. NaN, infinity, keys and objects of other types become strings.
+    """Returns the value as strict JSON. NumPy and torch scalars become numbers, tuples and sets lists.
 
-    So do values nested deeper than `MAX_DEPTH`. depth: nesting depth of `value`.
+    Everything else that JSON cannot hold becomes a string: NaN, infinity, other objects, keys that are not strings; also
+    values nested deeper than `MAX_DEPTH`. depth: nesting depth of `value`.
     """
     if value is None or isinstance(value, (bool, int)):
         return value

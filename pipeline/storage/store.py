@@ -146,7 +146,7 @@ class Store:
             return [os.path.basename(self.path(rel))]
 
     def sizes(self, rel: str) -> dict[str, int]:
-        """Returns name -> size in bytes of every file in a folder, without subfolders; from one listing."""
+        """Returns name -> size in bytes of every file in a folder, without subfolders; empty if it does not exist."""
         if not self.is_local:
             files = (e for e in self._entries(rel) if e["type"] == "file")
             return dict(sorted((_name(e), int(e["size"])) for e in files))
@@ -296,7 +296,7 @@ class Store:
             raise
 
     def link_or_copy(self, src: str, dst: str) -> None:
-        """Makes `dst` a hard link to `src`, or a copy where links are impossible. Safe, as finished files never change."""
+        """Makes `dst` a hard link to `src` (finished files never change), or else a copy. Replaces an existing `dst`."""
         if not self.is_local:
             self.check_fence()
             self.fs.copy(self.path(src), self.path(dst))
@@ -332,7 +332,7 @@ class Store:
                 self.remove(f"{rel}/{name}" if rel else name)
 
     def move_in(self, folder: str, rel: str) -> None:
-        """Moves a finished local folder to `rel`. On a local root it replaces an existing folder."""
+        """Moves a finished local folder to `rel`. Replaces an existing folder; on an object store, only files in both."""
         self.check_fence()
         if not self.is_local:
             self.fs.put(folder.rstrip("/") + "/", self.path(rel) + "/", recursive=True)
@@ -348,7 +348,7 @@ class Store:
 
 
 def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
-    """Returns what `ls` does. s3fs's own `ls` also lists the parent of a missing folder: 100 requests for 100,000 shards."""
+    """Returns `fs.ls(path)`, by one request: s3fs also lists a missing folder's parent, 100 requests for 100,000 shards."""
     if hasattr(fs, "_lsdir") and "s3" in fs.protocol:
         found: list[dict[str, Any]] = fsspec.asyn.sync(fs.loop, fs._lsdir, path)
         return found

@@ -78,7 +78,7 @@ def _declared(file: Map, problems: list[Problem]) -> dict[str, Map]:
         if not STEP_NAME.fullmatch(name) or name in NOT_NAMES or len(name) > MAX_NAME:
             why = "wanted lower-case letters, digits and _, a letter first"
             why = f"wanted at most {MAX_NAME} characters" if len(name) > MAX_NAME else why
-            why = "is reserved" if name in NOT_NAMES else why
+            why = "is reserved for the loop; give the step another name" if name in NOT_NAMES else why
             problems.append(steps.at[name].problem(f"step name {shown(name)}: {why}"))
         # An empty mapping has no `use`, which is reported later.
         found[name] = params if isinstance(params, Map) else Map(steps.at[name])
@@ -87,7 +87,10 @@ def _declared(file: Map, problems: list[Problem]) -> dict[str, Map]:
 
 
 def _profile(file: Map, profile: str | None, steps: Mapping[str, Map], problems: list[Problem]) -> Map:
-    """Returns the overrides of the chosen profile. Mistakes in the other profiles are reported too."""
+    """Returns the overrides of the chosen profile, STEP -> parameters or None for a removed step; empty without a profile.
+
+    Mistakes in the other profiles are reported too.
+    """
     profiles = file.get("profiles", Map(file.where))
     nothing = Map(file.where)
     if not isinstance(profiles, Map):
@@ -131,7 +134,7 @@ def _setting(text: str, problems: list[Problem]) -> Setting | None:
 
 
 def _repeated(file: Map, chosen: Map, problems: list[Problem]) -> Map | None:
-    """Returns the file's `repeat:` with the profile's overrides applied."""
+    """Returns the file's `repeat:` with the profile's overrides applied; None if neither has one."""
     repeat = file.get("repeat")
     if not isinstance(repeat, Map | None):
         problems.append(file.at["repeat"].problem("repeat: wanted {rounds: N, steps: [...]}"))
@@ -145,7 +148,10 @@ def _repeated(file: Map, chosen: Map, problems: list[Problem]) -> Map | None:
 def _repeat(
     repeat: Map | None, settings: Sequence[Setting], steps: list[str], problems: list[Problem]
 ) -> tuple[list[str], int]:
-    """Returns the names of the steps in the loop, in file order, and the number of rounds."""
+    """Returns (names of the steps in the loop, in file order; number of rounds); without `repeat`, ([], 1).
+
+    settings: those for the rounds, such as `--set rounds=2`; steps: names of all steps of the file, in its order.
+    """
     if repeat is None:
         problems += [s.where.problem("the workflow has no repeat:") for s in settings]
         return [], 1
@@ -201,7 +207,10 @@ def _unroll(steps: Mapping[str, Map], loop: Sequence[str], rounds: int) -> list[
 def _apply(
     setting: Setting, steps: Sequence[DraftStep], removed: Mapping[str, str], problems: list[Problem]
 ) -> None:
-    """Applies one --set to each step it names."""
+    """Applies one --set to each step it names: `caption.top_p=0.8` to all rounds of `caption`, `caption@2.top_p=0.8` to one.
+
+    removed: name of a step that the profile removed -> text that says so.
+    """
     targets = [s for s in steps if setting.step in (s.name, s.base)]
     if not targets:
         known = list(dict.fromkeys(n for s in steps for n in (s.base, s.name)))
@@ -272,7 +281,7 @@ class _Names:
             self._files(item, f"{path}.{key}")
 
     def _resolve(self, item: object, where: Where) -> str | None:
-        """Returns the step that NAME or {from: NAME@previous, first: NAME} refers to; None after reporting a problem."""
+        """Returns the step that NAME or {from: NAME@previous, first: NAME} refers to; None if it has a mistake."""
         text, first = (item.get("from"), item.get("first")) if isinstance(item, Map) else (item, None)
         if not isinstance(text, str) or (isinstance(item, Map) and not set(item) <= {"from", "first"}):
             wanted = "the name of a step, a list of names, or {from: NAME@previous, first: NAME}"

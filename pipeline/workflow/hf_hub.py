@@ -21,8 +21,9 @@ OTHERS = ["*.h5", "*.msgpack", "*.ot", "*.onnx", "onnx/*", "*.tflite", "*.gguf",
 def hub_commit(name: str, who: str = "", remembered: str = "") -> str:
     """Returns the current commit of `ORG/NAME` or `ORG/NAME@REVISION`, 40 hex digits, as the hub reports it.
 
-    If the hub cannot be reached: the commit in the hub client's local cache for that revision, else `remembered`.
-    who: prefix of the error text. Raises VlpipeError if there is no such model or no commit is known.
+    A REVISION that is a commit is returned as it is. If the hub gives none (no network, no such model): the commit of that
+    revision in the hub client's local cache, else `remembered`, the commit of an earlier run ("" if there was none).
+    who: prefix of the error text. Raises VlpipeError if `name` is no hub id or none of these has a commit.
     """
     if not HUB_ID.fullmatch(name):
         raise VlpipeError(
@@ -42,7 +43,7 @@ def hub_commit(name: str, who: str = "", remembered: str = "") -> str:
 
 
 def _ask(repo: str, revision: str | None) -> str:
-    """Returns the commit from the hub, or a text that says why the hub gives none."""
+    """Returns the commit from the hub, 40 hex digits; if the hub gives none, a line that says why."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
 

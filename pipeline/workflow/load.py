@@ -54,7 +54,8 @@ class Workflow:
     ) -> Workflow:
         """Loads a workflow from a file path or the name of a packaged workflow.
 
-        sets: `STEP.KEY=VALUE` overrides; root: replaces the file's `root:`. Raises WorkflowError with all mistakes.
+        sets: `STEP.KEY=VALUE` overrides; root: replaces the file's `root:`. Raises WorkflowError with all mistakes, or
+        VlpipeError if there is no such workflow.
         """
         path = resolve_workflow(path)
         problems: list[Problem] = []
@@ -157,7 +158,7 @@ def _base(name: str) -> str:
 
 
 def _build_all(written: Sequence[DraftStep], problems: list[Problem]) -> list[Step]:
-    """Returns the steps that have no mistake in their own parameters."""
+    """Returns the steps without a mistake of their own; mistakes are added to `problems`."""
     stages: dict[str, type[Stage]] = {}
     steps: list[Step] = []
     for each in written:
@@ -215,7 +216,8 @@ def _build(
 
 
 def _as_json(written: DraftStep, stage: Stage, problems: list[Problem]) -> dict[str, Any] | None:
-    """Returns the parameters as plain JSON, as in keys and records; None and problems if a value has no JSON form."""
+    """Returns the stage's parameters as a dict of JSON values. If a value has no JSON form, adds this to `problems` and
+    returns None."""
     found, before = {}, len(problems)
     for field in dataclasses.fields(stage):  # type: ignore[arg-type]  # every stage is a dataclass
         try:
@@ -306,7 +308,8 @@ def _preflight(steps: Sequence[Step], problems: list[Problem]) -> None:
 
 
 def _error_text(error: Exception, step: Step, method: str) -> str:
-    """Returns the text for an exception of a stage's method; for unexpected ones with method, type and line."""
+    """Returns the text for an exception of a stage's `method`: its own if it is of a type that stages raise for bad input,
+    else `Caption.schema failed: TypeError: ...` with file and line."""
     if isinstance(error, (VlpipeError, ValueError, OSError)):
         return str(error)
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
@@ -336,7 +339,7 @@ def _common_metadata(field: pa.Field, others: Sequence[pa.Schema]) -> pa.Field:
 
 
 def _check_same(a: str, left: pa.Schema, b: str, right: pa.Schema) -> None:
-    """Raises VlpipeError unless two inputs of a step have the same columns and types; their order may differ."""
+    """Raises VlpipeError unless inputs `a` and `b` of a step have the same columns and types, in any order."""
     for name in sorted({*left.names, *right.names}):
         kinds = [_kind(schema, name) for schema in (left, right)]
         if kinds[0] != kinds[1]:

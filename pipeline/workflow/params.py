@@ -97,7 +97,7 @@ def _modules(below: str) -> dict[str, Path]:
 
 
 def _moved(use: str, below: str) -> str:
-    """Returns `; did you mean ...?` if `use` is the old path of a moved class; classes declare their first path as NAME."""
+    """Returns `; did you mean ...?` if a class below declares `use`, its first path, as NAME; empty if none does."""
     declared = re.compile(rf'^ +NAME\b.*= "{re.escape(use)}"$', re.MULTILINE)
     for name, file in _modules(below).items():
         if found := declared.search(text := file.read_text(encoding="utf-8")):
@@ -117,9 +117,10 @@ def _nearby(module: str, below: str) -> str:
 
 
 def validate(cls: type, values: Map, prefix: str, problems: list[Problem], also: Sequence[str] = ()) -> Any:
-    """Returns an instance of the dataclass `cls`, or None after adding to `problems`. Strict: text never becomes a number.
+    """Returns an instance of the dataclass `cls`, or None if the values do not fit; each mistake is added to `problems`.
 
-    prefix: put before the dotted path; also: other valid keys at the top level, for the did-you-mean.
+    Strict: text never becomes a number. prefix: the step's name, which starts each problem (`caption.top_p: ...`); also:
+    other valid keys at the top level, suggested for a misspelled one.
     """
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
@@ -170,7 +171,7 @@ def _problem(values: Map, prefix: str, path: Sequence[str | int], text: str) -> 
 
 
 def _fields_at(cls: type, path: Sequence[str | int]) -> list[str]:
-    """Returns the field names of the dataclass at `path` inside `cls`."""
+    """Returns the field names of the dataclass at `path` inside `cls`; empty if there is none."""
     for key in path:
         if isinstance(key, str):
             hint = get_type_hints(cls).get(key)
@@ -183,7 +184,7 @@ def _fields_at(cls: type, path: Sequence[str | int]) -> list[str]:
 
 
 def _sentence(path: Sequence[str | int], errors: Sequence[Any]) -> str:
-    """Returns one text for the errors of a key (several for a union): the wanted type or value, and the value given."""
+    """Returns one text for the errors of a key (several for a union): `wanted a number or null, got "a"`."""
     if _is(errors, "missing"):
         return "missing, and it has no default"
     wanted = list(dict.fromkeys(_wanted(e) for e in errors))
@@ -260,9 +261,11 @@ def as_written(file: File) -> Any:
 
 
 def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: bool = False) -> Any:
-    """Returns the canonical plain JSON of a parameter: tuples as lists, sets sorted, an Enum as its value.
+    """Returns a parameter as JSON values, the same for equal ones: tuples as lists, sets sorted, an Enum as its value, 10.0
+    as 10.
 
-    file: converts a file; leave_out: omit the fields in `NOT_IN_KEY`, for keys. Raises VlpipeError for other types.
+    file: converts a file parameter; leave_out: omit the fields in `NOT_IN_KEY`, for keys. Raises VlpipeError for a type that
+    has no JSON form.
     """
     if isinstance(value, File):
         return file(value)

@@ -55,7 +55,8 @@ def _names(cls: Any, engine_keys: Collection[str]) -> Iterator[str]:
 
 
 def _is_fixed(base: type, name: str) -> bool:
-    """True for a method or a constant such as VERSION; False for optional parameters such as `num_workers`."""
+    """True if `base` has a method or constant of this name (`open`, VERSION), which a parameter would replace. False for
+    fields of `base` that a stage may declare as a parameter (`num_workers`)."""
     return inspect.isfunction(vars(base).get(name)) or (name in vars(base) and name.isupper())
 
 
@@ -112,7 +113,7 @@ def _methods(cls: Any, _: Collection[str]) -> Iterator[str]:
 
 
 def _types(cls: Any, _: Collection[str]) -> Iterator[str]:
-    """Checks that a YAML value can be converted to the type of each parameter."""
+    """Yields a problem for each parameter of a type to which no YAML value can be converted."""
     try:
         hints = get_type_hints(cls, include_extras=True)
     except Exception as error:  # annotations of a user's module may raise anything

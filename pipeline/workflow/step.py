@@ -25,7 +25,7 @@ Named = TypeVar("Named", bound=_HasName)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """Resources of each task or actor of a step. actors: max number at once. Resources are not part of keys."""
+    """Resources of each task or actor of a step. actors: max number of actors at once. Resources are not part of keys."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 

@@ -72,7 +72,7 @@ class RefusedScalar(str):
 
 
 def place(node: Any, path: Sequence[str | int], default: Where) -> Where:
-    """Returns the location of the deepest part of `path` that exists below `node`, else `default`."""
+    """Returns the location of the deepest part of `path` that exists below `node`; `default` if its first key does not."""
     for key in path:
         if isinstance(node, Map) and key in node.at:
             default, node = node.at[str(key)], node[str(key)]
@@ -84,9 +84,9 @@ def place(node: Any, path: Sequence[str | int], default: Where) -> Where:
 
 
 def merge(base: Any, over: Any, top: bool = True) -> Any:
-    """Returns `base` with the values of `over` merged in, recursively.
+    """Returns `base` with the values of `over` merged in, recursively. Lists and other values are replaced.
 
-    Below the top level, an empty mapping, or one with a different `use` or `from`, replaces the mapping in `base`.
+    Below the top level, an empty mapping in `over`, or one with another `use` or `from`, replaces the mapping in `base`.
     """
     if not (isinstance(base, Map) and isinstance(over, Map)) or not (top or over):
         return over
@@ -102,7 +102,10 @@ def merge(base: Any, over: Any, top: bool = True) -> Any:
 
 
 def parse(text: str, problems: list[Problem], said: str = "") -> Any:
-    """Returns the value of a YAML text; mistakes are added to `problems`. said: names the source of text outside a file."""
+    """Returns the value of a YAML text; None for an empty or broken one. Mistakes are added to `problems`.
+
+    said: names the source of text outside a file, such as `--set a.b=c`.
+    """
     converter = _Converter(problems, said)
     try:
         node = yaml.compose(text, Loader=_Loader)

@@ -79,7 +79,10 @@ class ClipTextScore(TextWindowStage):
 
 
 def mean_within(windows: WindowFeats, start_s: float, end_s: float) -> npt.NDArray[np.float64]:
-    """Returns the mean (D,) of the windows with their centre in [start_s, end_s); if none, the one nearest to its middle."""
+    """Returns the mean (D,) of the windows with their centre in [start_s, end_s); if none, the one nearest to its middle.
+
+    windows: at least one.
+    """
     middles = (windows.start_s.astype(np.float64) + windows.end_s) / 2
     inside = (middles >= start_s) & (middles < end_s)
     if not inside.any():

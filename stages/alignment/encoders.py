@@ -36,15 +36,18 @@ def window_column(words: File | None) -> str:
 
 
 def check_windows(schema: pa.Schema, who: str, column: str) -> None:
-    """Raises SchemaError unless rows have the column of windows, with vectors from the embedding space of texts."""
+    """Raises SchemaError unless rows have `column`, with vectors that may be compared with texts, and that of its weights.
+
+    who: name of the stage, for the error text.
+    """
     need_windows(schema, who, column)
     need(schema, who, **{COLUMNS[column]: pa.string()})
     settings = (schema.field(column).metadata or {}).get(b"windows")
     how = json.loads(settings) if settings else {}
     if how.get("vector", "embedding") != "embedding" or how.get("l2"):
         raise SchemaError(
-            f"{who} compares {column!r} with texts by the plain dot product: features.s3d must write `vector: embedding` "
-            f"and `l2: false`, but it writes vector: {how['vector']}, l2: {str(how['l2']).lower()}"
+            f"{who} compares {column!r} with texts by the plain dot product: set `vector: embedding` and `l2: false` in "
+            f"`windows` of features.s3d, which has vector: {how['vector']}, l2: {str(how['l2']).lower()}"
         )
 
 
@@ -98,7 +101,7 @@ def _bag_of_words(model: Weights, words: File, max_words: int, batch_size: int) 
 
 
 def _text_module(path: str) -> TextModule:
-    """Loads only the text encoder of S3D-G: 21.5 of its 31.2 million parameters. ValueError if the file has none."""
+    """Returns the text encoder of S3D-G, 21.5 of its 31.2 million parameters. ValueError if the file has none."""
     from vlpipe.models.published import fill, read_state
     from vlpipe.models.s3dg import TextModule
 
@@ -110,7 +113,10 @@ def _text_module(path: str) -> TextModule:
         if f"{name}.weight" in state
     }
     if len(sizes) < 3:
-        raise ValueError(f"{path} has no text encoder (text_module.*): it cannot score texts")
+        raise ValueError(
+            f"{path} has no text encoder (text_module.*): it cannot score texts; set `model` to MIL-NCE's S3D-G, or, for an "
+            "image-text model, remove `words`"
+        )
     num_rows, word_dim = sizes["word_embd"]
     net = TextModule(sizes["fc2"][0], num_rows - 1, word_dim, sizes["fc1"][0])
     fill(net, state, "S3D-G's text encoder")

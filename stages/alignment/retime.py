@@ -40,9 +40,10 @@ class RetimeCues(TextWindowStage):
 
     Candidates are shifts from -max_shift_s to max_shift_s in steps of step_s that keep the cue within the video. The score
     of a shift is the mean dot product of text and windows with their centre in the shifted cue, else that of the nearest
-    one. The best shift is applied if it gains more than `min_gain` (ties: the smallest shift, then the earlier). together:
-    one shift for all cues of a video, the best on average, for tracks that are late as a whole. cue_score: score of the cue
-    at its new time; null (and shift 0) for a cue without text or times.
+    one. The best shift (ties: the smallest, then the earlier) is applied if its score exceeds that of shift 0 by more than
+    `min_gain`. together: one shift for all cues of a video, the best on average of those that keep each of them within the
+    video; for tracks that are late as a whole. cue_score: score of the cue at its new time. A cue without text or times, or
+    in a video without windows, is not shifted; its score is null.
     model, words, max_words, encoder: as in `alignment.clip_text_score`; the video rows need `s3d` or `frame_feats`.
     """
 
@@ -84,7 +85,10 @@ class RetimeCues(TextWindowStage):
     def _shifts(
         self, cues: Sequence[Cue], vectors: Vectors, windows: WindowFeats, duration_s: float | None
     ) -> list[tuple[float, float | None]]:
-        """Returns (shift, score at that shift) of each cue. vectors: text vectors (cues, D)."""
+        """Returns (shift in seconds, score at that shift) of each cue, (0, None) if the video has no windows.
+
+        vectors: of the cues' texts, (cues, D). duration_s: None if unknown.
+        """
         if not cues or not len(windows.feats):
             return [(0.0, None)] * len(cues)
         sims = windows.feats.astype(np.float64) @ vectors.T.astype(np.float64)  # (W, cues)
@@ -106,10 +110,10 @@ class RetimeCues(TextWindowStage):
 def scores_at(
     windows: WindowFeats, sims: Floats, start_s: float, end_s: float, shifts_s: Floats, duration_s: float
 ) -> Floats:
-    """Returns scores (S,): at each shift, the mean of `sims` (W,) over windows with their centre in [start_s, end_s).
+    """Returns a score per shift (S,): the mean of `sims` over windows with their centre in [start_s, end_s), shifted.
 
-    sims: dot product of the text with each window. If no centre is inside, the nearest window counts. The score is -inf for
-    a shift, other than 0, that moves the cue out of the video.
+    sims: dot product of the text with each window, (W,). If no centre is inside, the nearest window counts. The score is
+    -inf for a shift, other than 0, that moves the cue out of the video.
     """
     middles = (windows.start_s.astype(np.float64) + windows.end_s) / 2
     first, stop = (np.searchsorted(middles, time_s + shifts_s) for time_s in (start_s, end_s))
@@ -122,7 +126,10 @@ def scores_at(
 
 
 def best_shift(scores: Floats, shifts_s: Floats, min_gain: float) -> int:
-    """Returns the index of the best shift (ties: the smallest, then the earlier); shift 0 if the gain is too small."""
+    """Returns the index of the best shift (ties: the smallest, then the earlier).
+
+    That of shift 0, which must be among `shifts_s`, unless the best score exceeds its score by more than `min_gain`.
+    """
     still = int(np.flatnonzero(shifts_s == 0)[0])
     if scores.max() - scores[still] <= max(min_gain, EQUAL):
         return still

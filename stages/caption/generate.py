@@ -41,7 +41,7 @@ class Caption(MapStage):
 
     min_length, max_length: number of generated tokens, without prompt and end token (BLIP's 5 and 20 include 4 tokens for
     [DEC] and "a picture of").
-    top_p: 0.9 as in BLIP; repetition_penalty: 1 is none; BLIP's code uses 1.1, its paper none.
+    top_p: 0.9 as in BLIP; repetition_penalty: 1 for no penalty, as in BLIP's paper; its code uses 1.1.
     seed: the random draws of caption j of row r depend only on (seed, id of r, j), not on weights or batch.
     An empty caption is stored with kept=False, why='empty'. Rows with an undecodable image are rejected (fault).
     """

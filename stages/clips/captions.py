@@ -25,7 +25,8 @@ class Word:
 class Caption:
     """A valid cue; times in seconds, 0 <= start_s <= end_s, within the video if its duration is known.
 
-    words: the words of the text with their own times, within the caption's; empty if the source has no times for them.
+    words: the words of the text with their own times, within the caption's; empty if the source has no times for them, or
+    if its words are not those of the text.
     """
 
     start_s: float
@@ -37,9 +38,10 @@ class Caption:
 def pick_track(
     cues: Sequence[Mapping[str, Any]], sources: Sequence[str], lang: str
 ) -> list[Mapping[str, Any]]:
-    """Returns the cues of one track, a (source, language) pair; other tracks of the video repeat the same speech.
+    """Returns the cues of one track, a (source, language) pair; none if no cue has an accepted source and language.
 
-    The first source of `sources` that is present is chosen, then the language with the most cues (ties: by name).
+    Other tracks of the video repeat the same speech. The first source of `sources` that has such cues is chosen, then the
+    language with the most cues (ties: by name).
     lang: accept languages with this prefix ("en" matches en-GB), and cues without a language; "": any.
     """
 
@@ -57,9 +59,9 @@ def pick_track(
 def clean(cues: Sequence[Mapping[str, Any]], duration_s: float, counts: Counter[str]) -> list[Caption]:
     """Returns captions sorted by (start, end, position); `counts` is incremented for dropped cues, by reason.
 
-    duration_s: max duration of the video.
+    duration_s: of the video; inf, or another upper bound, if it is unknown.
 
-    Dropped: `no_text`, `bad_times` (missing, not finite, end before 0), `past_end` (start after the end of the video).
+    Dropped: `no_text`, `bad_times` (missing, not finite, both before 0), `past_end` (start at or after the video's end).
     Repaired: whitespace, a start after the end (swapped, as in UniVL), times beyond either end of the video (clamped).
     """
     found = []

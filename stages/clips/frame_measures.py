@@ -59,7 +59,7 @@ def text_share(luma: npt.NDArray[np.float32]) -> float:
 
 
 def hsv_histogram(picture: Picture) -> npt.NDArray[np.float64]:
-    """Returns a normalised histogram (192,): 12 hues x 4 saturations x 4 values."""
+    """Returns a histogram (192,) that sums to 1: 12 hues x 4 saturations x 4 values."""
     rgb = picture.reshape(-1, 3).astype(np.int32)
     high, low = rgb.max(1), rgb.min(1)
     chroma = high - low

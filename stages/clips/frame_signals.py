@@ -62,12 +62,14 @@ class FrameSignals(MapStage):
 
     frames_seen: number of frames.
     motion: mean absolute change per pixel between consecutive frames, in grey levels; static_ratio: fraction of frame pairs
-    with motion below `static_below` (slides with codec noise); both are null for a single frame. num_cuts: frame pairs whose
-    colours (HSV histogram) change by more than `cut_above`. black_ratio: fraction of black frames (98 % of pixels below 32,
-    as in FFmpeg's blackframe); blur_ratio: fraction of frames whose Laplacian variance is below `blur_below`, including
-    uniform ones. burned_text: mean fraction of a frame that looks like text, an estimate (`frame_measures.text_share`).
-    frame_hash: pHash of the middle frame, equal in clips with the same content; null if it has too little texture.
-    Frames have `side` pixels on the shorter side. videos: folder or fsspec URL. Defaults without a source are our choice.
+    with motion below `static_below` (slides with codec noise); both are null if no two consecutive frames were read.
+    num_cuts: number of frame pairs whose colours (HSV histogram) change by more than `cut_above`. black_ratio: fraction of
+    black frames (98 % of pixels below 32, as in FFmpeg's blackframe); blur_ratio: fraction of frames whose Laplacian
+    variance is below `blur_below`, including uniform ones. burned_text: mean fraction of a frame that looks like text, an
+    estimate (`frame_measures.text_share`). frame_hash: pHash of the middle frame, to find clips with the same content; null
+    if it has too little texture.
+    Frames have `side` pixels on the shorter side. videos: folder or fsspec URL; the column `video` holds paths below it.
+    deadline_s: for decoding one video, in seconds. Defaults without a source are our choice.
     Reject codes: those of `video.decode`.
     """
 

@@ -32,8 +32,9 @@ FRAMES = pa.schema([*LISTED, ("parent", pa.string()), ("time_s", pa.float64()), 
 class ClipFrames(MapStage):
     """Turns clip rows into image rows (FRAMES): `num_frames` PNGs per clip, at the centres of equal parts of its time span.
 
-    side: length of the shorter side, in pixels. `url` is the clip's URL + "#t=SECONDS". A clip that extends past the end of
-    its video has fewer frames. Reject codes: those of `video.decode`.
+    videos: folder or fsspec URL; the column `video` holds paths below it. side: length of the shorter side, in pixels.
+    deadline_s: for decoding one video, in seconds. `url` is the clip's URL + "#t=SECONDS". A clip that extends past the end
+    of its video has fewer frames. Reject codes: those of `video.decode`.
     """
 
     NAME: ClassVar[str] = "clips.frames:ClipFrames"
@@ -79,7 +80,8 @@ class ClipFrames(MapStage):
 
     def _rows(self, clip: Clip, images: Sequence[tuple[float, Png]]) -> Iterator[dict[str, Any]]:
         if not images:
-            raise RowFault("no_frames_in_window", f"{clip['video']} ends before {clip['start_s']:g} s")
+            first_s = self._times(clip)[0]
+            raise RowFault("no_frames_in_window", f"{clip['video']} ends before {first_s:g} s")
         ids = RowIds(f"clips.frames:{clip['id']}")
         for time_s, (data, width, height) in images:
             url = f"{clip['url']}#t={time_s:.3f}"

@@ -25,11 +25,11 @@ class HowTo100M(Pairing):
     """Returns a clip around each caption, or around `num_clips` captions drawn with replacement.
 
     num_clips: n_pair in the reference code, 64 per video and epoch.
-    A clip grows by one caption at a time while it is shorter than `min_time_s` (5 in the authors' recipe; 10 is only the
-    default in their code) or has fewer than `min_words` words: to the side that keeps it shorter or, with min_time_s 0, to
-    the side with more words (ties: left); at either end of the video, to the other side.
+    A clip grows by one caption at a time, up to 256, while it is shorter than `min_time_s` (5 in the authors' recipe; 10 is
+    only the default in their code) or has fewer than `min_words` words: on the side that keeps it shorter or, with
+    min_time_s 0, on the side with more words (ties: left). If one side has no more captions, it grows on the other.
     Bugs of the reference code, fixed here: words from the left are appended after the others (not in UniVL's code); a
-    caption without text becomes the word "nan"; a long caption that contains later ones is cut at the end of the last one.
+    caption without text becomes the word "nan"; the clip ends with its last caption, even if an earlier one lasts longer.
     """
 
     min_time_s: Annotated[float, Field(ge=0)] = 5.0
@@ -50,7 +50,10 @@ class HowTo100M(Pairing):
 def grow(
     captions: Sequence[Caption], num_words: Sequence[int], centre: int, min_time_s: float, min_words: int
 ) -> tuple[int, int]:
-    """Returns the indices of the first and last caption (inclusive) of the clip around caption `centre`."""
+    """Returns the indices of the first and last caption (inclusive) of the clip around caption `centre`.
+
+    num_words: of each caption. The rule is that of `HowTo100M`.
+    """
     first = last = centre
     words, end_s = num_words[centre], captions[centre].end_s
     while words < min_words or end_s - captions[first].start_s < min_time_s:

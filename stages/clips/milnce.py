@@ -21,10 +21,11 @@ class MilNce(Pairing):
     """Returns a clip around each caption, or around `num_clips` captions drawn with replacement.
 
     The clip is the caption's time span, extended on both sides to `min_time_s` (5 in the authors' recipe). clip_s: length of
-    a random part of it, in seconds (3.2 is 16 frames at 5 per second, or 32 at 10); None: the whole span, from which a data
-    loader draws a part.
-    candidates: the caption itself, then its neighbours, `num_candidates` contiguous captions in total, added on the side
-    that keeps the span shorter (ties: right). 5 in the paper, 4 in the README of the reference code, 1 in the code.
+    a random part of it, in seconds (3.2 is 16 frames at 5 per second, or 32 at 10); a shorter span is kept whole. None: the
+    whole span, from which a data loader draws a part.
+    candidates: the caption itself, then its neighbours, `num_candidates` contiguous captions in total (fewer if the video
+    has fewer), added on the side that keeps the span shorter (ties: right). 5 in the paper, 4 in the README of the
+    reference code, 1 in the code.
     Bugs of the reference code, fixed here: start and end are truncated to whole seconds, so both are up to 1 s early; with
     fewer captions than candidates the first one is repeated; a clip may extend past the end of the video; a caption without
     text becomes the word "nan".
@@ -49,7 +50,10 @@ class MilNce(Pairing):
 
 
 def widen(caption: Caption, min_time_s: float, duration_s: float) -> tuple[float, float]:
-    """Returns the caption's (start, end) in seconds, extended to `min_time_s` or, in a shorter video, to all of it."""
+    """Returns the caption's (start, end) in seconds, unchanged if it lasts `min_time_s` or more, else extended to that.
+
+    It is extended equally on both sides; what lies outside the video is added on the other side. A shorter video: all of it.
+    """
     short_s = min_time_s - (caption.end_s - caption.start_s)
     if short_s <= 0:
         return caption.start_s, caption.end_s

@@ -48,9 +48,9 @@ NumClips = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A clip: its time span in seconds, its text (captions `first` to `last`, inclusive), and candidate captions.
+    """A clip: its time span in seconds, its text (captions `first` to `last`, inclusive), and candidate captions (MIL-NCE).
 
-    Captions are indices into the sequence that `Pairing.pairs` gets.
+    Captions are indices into the `captions` of `Pairing.pairs`.
     """
 
     start_s: float
@@ -62,9 +62,11 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing(MapStage):
-    """Turns video rows into clip rows (PAIRED). Reject codes (filtered): no_cues, no_usable_cue, no_clip.
+    """Turns video rows into clip rows (PAIRED).
 
-    sources, lang: choose the track (see `captions.pick_track`). seed: random draws depend only on (seed, video id).
+    sources, lang: choose the track (see `captions.pick_track`). seed: random draws depend only on it and on the video's row
+    id. Reject codes (filtered): no_cues (none in such a track), no_usable_cue (`captions.clean` drops all), no_clip (none
+    is longer than 0 s).
     """
 
     NAME: ClassVar[str] = "clips.pairing:Pairing"
@@ -80,7 +82,8 @@ class Pairing(MapStage):
     ) -> Iterable[Pair]:
         """Yields the clips of a video.
 
-        captions: the result of `units`, sorted by time, at least one. duration_s: max duration of the video.
+        captions: the result of `units`, sorted by time, at least one. duration_s: of the video; MAX_S if it is unknown or
+        longer.
         """
 
     def units(self, captions: Sequence[Caption]) -> Sequence[Caption]:

@@ -19,9 +19,9 @@ PUNCTUATED = 0.5  # if at least this fraction of captions has punctuation, it is
 def sentences(captions: Sequence[Caption], max_gap_s: float, max_words: int) -> list[Caption]:
     """Returns one caption per sentence, in order, with its words.
 
-    A sentence ends at a full stop (also that of an abbreviation) or, from its `max_words`-th word on, at any punctuation. In
-    text without punctuation it also ends at a pause longer than `max_gap_s`, and a sentence longer than max_words is
-    split in two at its longest pause (ties: the most central one), recursively.
+    A sentence ends at a full stop (also that of an abbreviation) or, from its `max_words`-th word on, at any punctuation. If
+    fewer than half of the captions contain punctuation, it also ends at a pause longer than `max_gap_s`, and a sentence
+    longer than max_words is split in two at its longest pause (ties: the most central one), recursively.
     """
     words = [word for caption in captions for word in timed_words(caption)]
     num_with = sum(any(stop in caption.text for stop in STOPS) for caption in captions)

@@ -26,10 +26,11 @@ Span = tuple[float, float, list[str]]
 class SpanClips(MapStage):
     """Turns video rows into clip rows (CLIPS) with source `human`: one per span, sorted by (start, end).
 
-    spans: .parquet, .csv or .tsv. by: its column that identifies the video, by path (`video`) or by `video_id`. start,
-    end: its columns with times in seconds. text: its column with a string or a list of strings. Rows with the same span form
-    one clip with several texts. YouCook2: by: video_id, start: start, end: end, text: text.
-    Reject code (filtered): no_span, if a video has no span with times and text.
+    spans: the list, .parquet, .csv or .tsv. by: the column, in the list and in the video rows, that says to which video a
+    span belongs: `video` (path) or `video_id`. start, end, text: columns of the list with times in seconds and with a string
+    or a list of strings. Rows with the same span form one clip with several texts; rows without text, or without
+    0 <= start < end, are ignored. YouCook2: by: video_id, start: start, end: end, text: text.
+    Reject code (filtered): no_span, if the list has no such row for a video.
     """
 
     NAME: ClassVar[str] = "clips.spans:SpanClips"
@@ -60,7 +61,7 @@ class SpanClips(MapStage):
                             video["id"],
                             "filtered",
                             "no_span",
-                            f"no span with times and text has {self.by} {video[self.by]}",
+                            f"the list has no span with times and text for {self.by} {video[self.by]}",
                         )
                     )
                 rows.extend(_clips(video, sorted((*times, texts) for times, texts in found.items())))
@@ -70,7 +71,7 @@ class SpanClips(MapStage):
 
     def _read(self) -> dict[str, dict[tuple[float, float], list[str]]]:
         """Returns video -> (start, end) -> texts."""
-        names = [self.by, self.start, self.end, self.text]
+        names = {name: getattr(self, name) for name in ("by", "start", "end", "text")}
         found: dict[str, dict[tuple[float, float], list[str]]] = {}
         for video, start_s, end_s, value in zip(*_columns(self.spans.path, names), strict=True):
             texts = [t for t in ([value] if isinstance(value, str) else value or ()) if t and t.strip()]
@@ -79,7 +80,8 @@ class SpanClips(MapStage):
         return found
 
 
-def _columns(path: str, names: Sequence[str]) -> list[list[Any]]:
+def _columns(path: str, names: Mapping[str, str]) -> list[list[Any]]:
+    """Returns the values of the columns. names: parameter -> column. SchemaError if a column is missing."""
     try:
         if path.endswith(".parquet"):
             table = pq.read_table(path)
@@ -90,10 +92,13 @@ def _columns(path: str, names: Sequence[str]) -> list[list[Any]]:
             table = pyarrow.csv.read_csv(path, parse_options=options)
     except (OSError, pa.ArrowInvalid) as error:
         raise VlpipeError(f"clips.spans: {path} cannot be read as .parquet, .csv or .tsv: {error}") from error
-    for name in names:
+    for parameter, name in names.items():
         if name not in table.column_names:
-            raise SchemaError(f"{path} has no column {name!r}{did_you_mean(name, table.column_names)}")
-    return [table[name].to_pylist() for name in names]
+            raise SchemaError(
+                f"clips.spans: {path} has no column {name!r}{did_you_mean(name, table.column_names)} "
+                f"(`{parameter}` names a column of the list)"
+            )
+    return [table[name].to_pylist() for name in names.values()]
 
 
 def _clips(video: Mapping[str, Any], spans: Sequence[Span]) -> Iterator[dict[str, Any]]:

@@ -35,8 +35,9 @@ class TextSignals(MapStage):
 
     clip_s: duration in seconds. words_per_s: over the time span of the text (text_start_s, text_end_s), or of the clip if
     rows lack these; null if that is 0. Speech has 2 to 3 words per second; many more indicate wrong subtitle times.
-    repeated_ngrams: fraction of `ngram`-word n-grams, ignoring case, that occur earlier in the text; 0 for fewer words.
-    tag_ratio: fraction of words that denote a sound ([Music], a song's notes) or foreign speech; 1 for no words.
+    repeated_ngrams: fraction of the sequences of `ngram` words, ignoring case, that occur earlier in the text; 0 if it has
+    fewer words. tag_ratio: fraction of words that denote a sound ([Music], a song's notes) or foreign speech; 1 if the text
+    has no words.
     """
 
     ngram: Annotated[int, Field(ge=1)] = 3

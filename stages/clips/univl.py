@@ -24,11 +24,12 @@ class UniVL(Pairing):
 
     These are drawn without replacement; if the video has fewer captions, the rest are drawn with replacement.
     The text grows as in `clips.howto100m` (min_time_s is 5 in the authors' recipe; min_words counts words here, and BERT
-    word pieces in their code). The clip covers whole seconds, from that of the start to that of the end, inclusive, at
-    most `max_seconds` (max_frames in their code: 64). If the video has no whole second there, captions on the left and right
-    extend the clip alternately.
-    Bugs of the reference code, fixed here: a clip without a whole second is extended by the other drawn captions, in random
-    order, instead of its neighbours in time; and those listed in `clips.howto100m`, whose code it shares.
+    word pieces in their code). The clip starts and ends at whole seconds and includes the second that contains its end: 3.4
+    to 7.2 s becomes 3 to 8 s, and so does 3 to 7 s. It is cut at the video's last whole second and after `max_seconds`
+    (max_frames in their code: 64). If nothing is left, as for a caption in the last, incomplete second, its time span (not
+    its text) is extended by the captions to the left and right in turn.
+    Bugs of the reference code, fixed here: an empty clip is extended by the other drawn captions, in random order, instead
+    of its neighbours in time; and those listed in `clips.howto100m`, whose code it shares.
     """
 
     min_time_s: Annotated[float, Field(ge=0)] = 5.0
@@ -55,10 +56,10 @@ class UniVL(Pairing):
 
 
 def seconds(captions: Sequence[Caption], first: int, last: int, duration_s: float) -> tuple[int, int]:
-    """Returns the whole seconds [start, end) of captions `first` to `last`.
+    """Returns the whole seconds [start, end) of captions `first` to `last`, inclusive: 3.4 to 7.2 s becomes (3, 8).
 
-    If they lie past the end of the video, the next captions on the left and right are added alternately, until the span has
-    a whole second. If all captions lie past the end, start equals end.
+    If they lie past the video's last whole second, the next captions on the left and right are added in turn until the span
+    has a whole second. If all captions lie past it, start equals end.
     """
     num = duration_s if math.isinf(duration_s) else int(duration_s)
     go_left = True

@@ -23,8 +23,8 @@ class VideoClip(Pairing):
     """Returns `num_clips` clips per video, around captions drawn with replacement; None: a clip around each caption.
 
     Text: captions are added on random sides until a number of words drawn from min_words to max_words is reached (8 to 61
-    BERT word pieces in the paper; we count words). Clip: its length is drawn from min_seconds to max_seconds (3 to 32); it
-    grows on random sides from a second drawn within the text, within the video.
+    BERT word pieces in the paper; we count words). Clip: starting with a second drawn within the text's time span, seconds
+    of the video are added on random sides until a number drawn from min_seconds to max_seconds (3 to 32) is reached.
     Bug of the reference code, fixed here: that second may be just after the text, or the clip may grow away from it, so that
     text and clip do not overlap.
     """
@@ -61,7 +61,10 @@ class VideoClip(Pairing):
 def grow_text(
     num_words: Sequence[int], centre: int, wanted: int, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Returns the first and last caption (indices, inclusive) around `centre` with `wanted` words or more, if there are."""
+    """Returns (first, last), inclusive indices: `centre` plus captions added on random sides until they have `wanted` words.
+
+    All captions, if they have fewer. num_words: of each caption.
+    """
     first = last = centre
     words = num_words[centre]
     while words < wanted and (first > 0 or last + 1 < len(num_words)):
@@ -78,7 +81,10 @@ def grow_text(
 def grow_clip(
     low_s: float, high_s: float, length: int, duration_s: float, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Returns `length` whole seconds [start, end) that contain one of the seconds from low_s to high_s."""
+    """Returns `length` whole seconds [start, end) around a random second of those from low_s to high_s.
+
+    They lie within the video, whose last second may be incomplete; fewer than `length` if it is shorter.
+    """
     num = duration_s if math.isinf(duration_s) else max(1, math.ceil(duration_s))
     start = int(rng.integers(math.floor(low_s), max(math.floor(low_s) + 1, math.ceil(high_s))))
     end = start + 1

@@ -81,7 +81,10 @@ class Comparison:
             yield from (_match(ids[row], None, items.name, hits[row]) for row in sorted(hits))
 
     def _hits(self, table: pa.Table, looks: Looks | None, items: Items) -> dict[int, Hit]:
-        """Returns row -> its strongest match with this set: bytes, else picture, else embedding."""
+        """Returns row -> its strongest match with this set: by bytes, else by picture, else by embedding.
+
+        looks: of the rows' images; None if no set has pictures. Rows without a match are left out.
+        """
         hits: dict[int, Hit] = {}
         if items.vectors is not None and self.threshold is not None:
             names, theirs = items.vectors

@@ -42,8 +42,9 @@ class Decontaminate(GatherStage):
     (sha256, image, embedding, texts) that both have. sets: evaluation sets in files.
 
     max_distance: max number of differing bits between two 64-bit pHashes; null: images are compared by their bytes only.
-    max_colour_gap: as in `dedup.exact`. Images are decoded in one process (3 ms for 640 x 480), unless an earlier step has
-    added `looks` (`dedup.looks:PictureLooks`) on all CPUs. Of 600 copies of Flickr8k photos (same bytes, JPEG at quality 50
+    max_colour_gap: max difference (0 to 255) of the mean colour in each cell of a 4 x 4 grid; 255: no check.
+    Images are decoded in one process (3 ms for 640 x 480), unless an earlier step has added `looks`
+    (`dedup.looks:PictureLooks`) on all CPUs. Of 600 copies of Flickr8k photos (same bytes, JPEG at quality 50
     and 20, PNG, half and double size) all 600 were found, and none of 4,000 other photos. COYO-700M uses distance 0. Crops,
     flips and heavy edits need embeddings.
     threshold: min cosine of embeddings; null: they are not compared. It depends on the encoder, so there is no
@@ -169,7 +170,7 @@ def _match_all(job: Job, rows: Dataset, compare: Comparison) -> pa.Table:
 
 
 def _fates(matches: pa.Table) -> tuple[dict[str, Fate], dict[Entry, Fate]]:
-    """Returns the Fate of each row and text to drop. If several sets match, the first in the order of the sets is used."""
+    """Returns (id -> Fate, (id, index in `texts`) -> Fate) of rows and texts to drop. The first set that matches decides."""
     rows: dict[str, Fate] = {}
     texts: dict[Entry, Fate] = {}
     for m in matches.filter(pc.is_valid(matches["set"])).to_pylist():
@@ -203,7 +204,10 @@ def _decision(id_: str, fate: Fate | None) -> dict[str, Any]:
 def _results(
     matches: pa.Table, sets: Sequence[Items], num_rows: int, num_texts: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields the counts removed_rows, removed_rows/SET, removed_rows/SET/HOW, and the same for texts."""
+    """Yields the counts removed_rows, removed_rows/SET, removed_rows/SET/HOW (`removed_rows/coco/picture`); same for texts.
+
+    num_rows, num_texts: of the training data, kept and removed.
+    """
     found = matches.filter(pc.is_valid(matches["set"])).to_pylist()
     for what, total in (("rows", num_rows), ("texts", num_texts)):
         hits = [m for m in found if (m["place"] is None) == (what == "rows")]

@@ -83,7 +83,7 @@ class Items:
 def from_files(spec: EvalSet, *, pictures: bool) -> Items:
     """Loads an evaluation set from files. pictures: also decode the images, to compare their looks.
 
-    Raises VlpipeError if a file is empty or invalid.
+    Raises VlpipeError if a file is invalid or has no text or embedding, or if no image can be decoded.
     """
     items, named = Items(name=spec.name), None
     if spec.texts is not None:
@@ -101,6 +101,8 @@ def from_files(spec: EvalSet, *, pictures: bool) -> Items:
 
 def from_rows(data: Dataset, rows: pa.Schema, *, pictures: bool, vectors: bool) -> Items:
     """Loads a step's rows as an evaluation set, with each kind of data that the training rows (schema `rows`) also have.
+
+    pictures, vectors: also load looks, embeddings; without them only bytes and texts are compared.
 
     Raises VlpipeError if the step has no rows, or no kind of data in common with the training rows.
     """
@@ -136,7 +138,7 @@ def _pairs(table: pa.Table, column: str) -> Iterator[tuple[str, Any]]:
 
 
 def _first(named: Iterator[tuple[str, str | None]]) -> dict[str, str]:
-    """Returns sha256 -> the first name with it."""
+    """Returns sha256 -> the first name with it. named: (name, sha256 or None) of each image."""
     found: dict[str, str] = {}
     for name, sha256 in named:
         if sha256 is not None:
@@ -208,8 +210,9 @@ def unit_vectors(table: pa.Table, where: str) -> Floats:
     flat = pc.list_flatten(vectors).to_numpy(zero_copy_only=False).astype(np.float32)
     lengths = set(pc.list_value_length(vectors).to_pylist())
     if len(lengths) != 1 or None in lengths:
+        widths = ", ".join(sorted("none" if width is None else str(width) for width in lengths))
         raise VlpipeError(
-            f"{where}: embeddings are missing or of several widths: {sorted(map(str, lengths))}"
+            f"{where}: embeddings are missing or of several widths: {widths}; every row needs one, all of the same width"
         )
     found: Floats = flat.reshape(len(vectors), -1)
     bad = ~(np.abs(np.linalg.norm(found.astype(np.float64), axis=1) - 1) <= NORM_ERROR)

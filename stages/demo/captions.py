@@ -101,5 +101,5 @@ def _place(place: tuple[str, str], rng: np.random.Generator) -> str:
 
 
 def _word(words: tuple[str, ...], rng: np.random.Generator) -> str:
-    """Returns the most common word with probability 0.67, else a synonym."""
+    """Returns the first word, the most common one, with probability 0.67, else a random other one."""
     return words[0] if len(words) == 1 or rng.random() < 0.67 else words[int(rng.integers(1, len(words)))]

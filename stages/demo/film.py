@@ -86,7 +86,7 @@ def _thing(shape: str, colour: str, size: str, centre: tuple[float, float], radi
 
 
 def moved(thing: Thing, motion: str, part: float) -> Thing:
-    """Returns the object after `part` (0 to 1) of its motion."""
+    """Returns the object after `part` (0 to 1) of its motion. motion: one of MOTIONS."""
     if motion in WAYS:
         right, down = WAYS[motion]
         way = (FAR - NEAR) * part

@@ -69,7 +69,7 @@ class Utterance:
 def draw_speech(
     segments: Sequence[Segment], rng: np.random.Generator, lag_s: float, about_other: float, silent: float
 ) -> list[Utterance]:
-    """Returns one utterance for most segments, `lag_s` after its start (before it, if negative), without overlaps.
+    """Returns one utterance for most segments, about `lag_s` after its start (before it, if negative), without overlaps.
 
     about_other: fraction of utterances that are not about what is visible, half of them chatter; silent: fraction of
     segments without an utterance.

@@ -26,7 +26,7 @@ class Coding:
 
     ending: str
     codec: str
-    gop: int
+    gop: int  # max number of frames from one key frame to the next
     b_frames: int = 0
     rotation: int = 0  # degrees by which a player rotates the stored frames, counter-clockwise
 

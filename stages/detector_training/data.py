@@ -37,7 +37,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, inputs: Sequence[Dataset], max_classes: int, max_attributes: int) -> Vocabulary:
-        """Returns the most frequent labels and attributes of all objects; ties are broken by name.
+        """Returns the `max_classes` most frequent labels and `max_attributes` attributes of all objects (ties: by name).
 
         Raises VlpipeError if no row has an object.
         """
@@ -50,7 +50,7 @@ class Vocabulary:
                     attributes.update(one["attributes"] or ())
         if not labels:
             raise VlpipeError(
-                "detector: no row has an object to train on: column `objects` is empty everywhere"
+                "detector_training.train: no row has an object to train on: column `objects` is empty everywhere"
             )
         return cls(_most(labels, max_classes), _most(attributes, max_attributes))
 
@@ -145,9 +145,10 @@ class DetectorLoader:
         return pixels, target
 
     def _target(self, row: Labelled, scale: torch.Tensor) -> Target:
-        """Returns the row's objects with a class of the vocabulary and a non-empty box; boxes are divided by `scale` (4,).
+        """Returns the row's objects with a class of the vocabulary and a non-empty box, in pixels of the resized image.
 
-        An object keeps the first `max_attributes` of its attributes that are in the vocabulary.
+        scale: (4,), pixels of the image per pixel of the resized one: x, y, x, y. An object keeps the first `max_attributes`
+        of its attributes that are in the vocabulary.
         """
         max_attributes = self.model.config.max_attributes
         known = [
@@ -167,7 +168,7 @@ class DetectorLoader:
 
 
 def flipped(target: Target, width: int) -> Target:
-    """Returns the ground-truth boxes after mirroring an image that is `width` pixels wide."""
+    """Returns the target with its boxes mirrored left to right. width: of the image, in pixels."""
     x1, y1, x2, y2 = target.boxes.unbind(1)
     return Target(torch.stack([width - x2, y1, width - x1, y2], dim=1), target.labels, target.attributes)
 

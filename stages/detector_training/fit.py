@@ -79,7 +79,8 @@ def prepare(recipe: DetectorRecipe, inputs: Sequence[Dataset]) -> tuple[Run, Voc
     for part in recipe.freeze:
         frozen = [p for name, p in model.named_parameters() if name.startswith(part)]
         if not frozen:
-            raise VlpipeError(f"freeze: no parameter name starts with {part!r}")
+            some = ", ".join(list(dict(model.named_parameters()))[:5])
+            raise VlpipeError(f"freeze: no parameter name starts with {part!r}; the names include {some}")
         for parameter in frozen:
             parameter.requires_grad_(False)
     loader = DetectorLoader(inputs, recipe, model, words, recipe.flip)
@@ -93,7 +94,7 @@ def prepare(recipe: DetectorRecipe, inputs: Sequence[Dataset]) -> tuple[Run, Voc
 
 
 def build(recipe: DetectorRecipe, inputs: Sequence[Dataset]) -> tuple[FasterRcnn, Vocabulary]:
-    """Returns the detector of `init` with its vocabulary, or a new one with the vocabulary of the inputs."""
+    """Returns the detector of `init` with its vocabulary, or without `init` a new one with the vocabulary of the inputs."""
     if recipe.init is not None:
         found = load(recipe.init.path)
         return found.model.to(torch.device("cpu")), Vocabulary(found.classes, found.attributes)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.stages.common.row import RESULTS
@@ -17,9 +18,9 @@ from vlpipe.stages.common.row import RESULTS
 class Compare(GatherStage):
     """Emits RESULTS: the mean of each metric over the seeds of each arm, and its standard deviation.
 
-    Inputs: evaluation steps. arms: name of an arm -> its input steps, one per seed. only: metrics to compare (empty: all).
-    Rows: `ARM/METRIC mean` and `ARM/METRIC sd` (sample standard deviation; null with one seed); num_rows is the number of
-    seeds.
+    Inputs: evaluation steps. arms: name of an arm -> its input steps, one per seed. only: metrics to compare (empty: all of
+    the arm's first step). Rows: `ARM/METRIC mean` and `ARM/METRIC sd` (sample standard deviation; null with one seed);
+    num_rows is the number of seeds with a value, which are the ones that count.
     """
 
     ROWS_ARE: ClassVar[str] = "means of figures over arms"
@@ -39,8 +40,9 @@ class Compare(GatherStage):
         for arm, steps in self.arms.items():
             missing = [step for step in steps if step not in by_name]
             if missing:
-                raise ValueError(
-                    f"arms.{arm}: {missing} are not inputs of this step; inputs are {sorted(by_name)}"
+                raise VlpipeError(
+                    f"arms.{arm}: there is no input {', '.join(missing)}; the inputs of this step are "
+                    f"{', '.join(sorted(by_name))}"
                 )
             figures = [_figures(by_name[step]) for step in steps]
             for name in [n for n in figures[0] if not self.only or n in self.only]:

@@ -54,10 +54,10 @@ class Detection:
 class DetectionScores(GatherStage):
     """Emits RESULTS: `ap`, `ap50`, `ap50/CLASS`, `recall50`, `attribute_right`, all from 0 to 1.
 
-    ap: mean over classes and over the IoU thresholds 0.50, 0.55, ... 0.95 (AP@[.5:.95]). ap50, recall50: AP and recall at
-    an IoU of 0.5. attribute_right: among detections matched at an IoU of 0.5 to a ground-truth box with attributes, the
-    fraction whose predicted attribute is one of them. num_rows: number of these detections for attribute_right, number of
-    ground-truth boxes for the others.
+    ap: mean over the classes with a ground-truth box and over the IoU thresholds 0.50, 0.55, ... 0.95 (AP@[.5:.95]). ap50,
+    recall50: AP, over these classes, and recall at an IoU of 0.5. attribute_right: among detections matched at an IoU of
+    0.5 to a ground-truth box with attributes, the fraction whose predicted attribute is one of them. num_rows: number of
+    these detections for attribute_right, number of ground-truth boxes for the others.
     """
 
     NAME: ClassVar[str] = "evaluate.detection:DetectionScores"
@@ -86,7 +86,9 @@ class DetectionScores(GatherStage):
         images = list(self._detect(job, detector, rejects))
         job.reject(rejects)
         if not any(len(one.true_labels) for one in images):
-            raise VlpipeError("no readable image with a ground-truth box to evaluate on")
+            raise VlpipeError(
+                "evaluate.detection: no readable image has a ground-truth box in `objects` to evaluate on"
+            )
         job.emit(pa.Table.from_pylist(list(results(images, self.max_detections)), RESULTS))
 
     def _detect(self, job: Job, detector: Detector, rejects: list[Reject]) -> Iterator[Detection]:

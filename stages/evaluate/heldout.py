@@ -37,6 +37,6 @@ def heldout(job: Job, source: str, image_size: int, rejects: list[Reject]) -> It
 
 
 def nothing_to_evaluate(source: str, rejects: list[Reject]) -> VlpipeError:
-    """Returns the error to raise if `heldout` yielded nothing."""
+    """Returns the error to raise if `heldout` yielded nothing. source, rejects: those given to it."""
     first = f"; the first of {len(rejects)} rejected: {rejects[0].why} {rejects[0].detail}" if rejects else ""
     return VlpipeError(f"no readable image with a {source} text to evaluate on{first}")

@@ -127,13 +127,13 @@ def nearest(scores: Scores, k: int) -> Order:
 
 
 def reranked(near: Order, scores: Scores) -> Order:
-    """Returns the candidates (Q, k), sorted by descending score (Q, N); ties keep their order."""
+    """Returns the candidates `near` (Q, k) of each query, sorted by descending score (Q, N); ties keep their order."""
     order = np.argsort(-np.take_along_axis(scores, near, axis=1), axis=1, kind="stable")
     return np.take_along_axis(near, order, axis=1)
 
 
 def recalls(prefix: str, texts: Order, images: Order, owner: Order) -> list[dict[str, Any]]:
-    """Returns RESULTS rows.
+    """Returns RESULTS rows `tr@k` and `ir@k`, with `prefix` before their names.
 
     texts (I, k): indices of the top texts per image; images (T, k): of the top images per text; owner (T,): of the image
     that each text belongs to.

@@ -34,9 +34,9 @@ TINY_DIM = 3 * TINY_SIZE * TINY_SIZE
 class Embed(MapStage):
     """Adds the heavy column `embedding`: fixed_size_list<float32>[D], unit norm.
 
-    model: an image-text model, whose image features in the contrastive space are used; default: none, but the tiny-images
-    descriptor, D = 768.
-    dim: D, the model's `embed_dim`; required if the model does not exist yet (`model: {from: pretrain}`).
+    model: an image-text model, whose image features in the contrastive space are used; without it, the tiny-images
+    descriptor is used, D = 768.
+    dim: D, the model's `embed_dim`; required if an earlier step makes the model (`model: {from: pretrain}`).
     """
 
     NAME: ClassVar[str] = "features.embed:Embed"
@@ -64,8 +64,8 @@ class Embed(MapStage):
         known = self.dim or (None if self.model.step else dim_in_config(Path(self.model.path)))
         if known is None:
             raise SchemaError(
-                "features.embed must know the width of its vectors before the model exists: write "
-                "`dim: 256` (the `embed_dim` of that model) next to `model:`"
+                "features.embed must know the width of its vectors, and there is no config.json of the model (yet) that "
+                "contains it: write `dim: 256` (the `embed_dim` of that model) next to `model:`"
             )
         return known
 
@@ -79,7 +79,9 @@ class Embed(MapStage):
         blip = load(self.model)
         dim = blip.model.config.embed_dim
         if self.dim not in (None, dim):
-            raise VlpipeError(f"the model has embed_dim {dim}, but the step sets dim: {self.dim}")
+            raise VlpipeError(
+                f"the model has embed_dim {dim}, but the step sets dim: {self.dim}; set dim: {dim}"
+            )
         yield lambda table: _with_embedding(table, *self._model_vectors(table, blip), dim)
 
     def _model_vectors(self, table: pa.Table, blip: Loaded) -> tuple[list[Pixels], list[Reject]]:
@@ -125,7 +127,7 @@ def _tiny_vectors(table: pa.Table) -> tuple[list[Pixels], list[Reject]]:
 
 
 def dim_in_config(folder: Path) -> int | None:
-    """Reads `embed_dim` (our layout) or `image_text_hidden_size` (transformers); None if there is no config.json."""
+    """Returns `embed_dim` (our layout) or `image_text_hidden_size` (transformers) of the folder's config.json, else None."""
     path = folder / "config.json"
     if not path.is_file():
         return None

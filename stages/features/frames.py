@@ -39,8 +39,9 @@ class FrameFeatures(MapStage):
     frame_weights: digest of `model`.
     Rows are videos, or clips if they have start_s and end_s. Frames are taken at multiples of 1 / fps seconds, so that
     overlapping clips of a video share them; each represents 1 / fps seconds. Like images, they are resized to the model's
-    square without keeping the aspect ratio. videos: folder or fsspec root. dim: the model's `embed_dim`, if the model does
-    not exist yet. Reject codes: those of `video.decode`; damage after a clip's end does not reject the clip.
+    square without keeping the aspect ratio. videos: folder or fsspec URL; the column `video` holds paths below it. dim: the
+    model's `embed_dim`; required if an earlier step makes the model. deadline_s: for decoding one video, in seconds.
+    Reject codes: those of `video.decode`; damage after a clip's end does not reject the clip.
     """
 
     NAME: ClassVar[str] = "features.frames:FrameFeatures"
@@ -60,8 +61,8 @@ class FrameFeatures(MapStage):
         known = self.dim or (None if self.model.step else dim_in_config(Path(self.model.path)))
         if known is None:
             raise SchemaError(
-                "features.frames must know the width of its vectors before the model exists: write "
-                "`dim: 256` (the `embed_dim` of that model) next to `model:`"
+                "features.frames must know the width of its vectors, and there is no config.json of the model (yet) that "
+                "contains it: write `dim: 256` (the `embed_dim` of that model) next to `model:`"
             )
         out = with_field(inp, heavy("frame_feats", features_type(known)))
         return with_field(out, pa.field("frame_weights", pa.string()))
@@ -76,7 +77,9 @@ class FrameFeatures(MapStage):
         blip = load(self.model)
         dim = blip.model.config.embed_dim
         if self.dim not in (None, dim):
-            raise VlpipeError(f"the model has embed_dim {dim}, but the step sets dim: {self.dim}")
+            raise VlpipeError(
+                f"the model has embed_dim {dim}, but the step sets dim: {self.dim}; set dim: {dim}"
+            )
 
         def work(rows: pa.Table) -> Out:
             rejects: list[Reject] = []

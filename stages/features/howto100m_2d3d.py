@@ -54,7 +54,7 @@ class Features2d3d(MapStage):
     """For videos: adds the heavy columns `feat_2d` (1 per second) and `feat_3d` (1.5 per second), unit vectors (N, 2048).
 
     For clips (rows with `start_s` and `end_s`): adds the heavy `feat_2d3d` (4096,), pooled as in `clip_feature`; only the
-    frames needed are decoded. For both: `feat_2d3d_weights`, the digests of the two networks.
+    frames needed are decoded. For both: `feat_2d3d_weights`, the digests of the two networks, joined by "+".
     weights_2d: torchvision's ResNet-152; weights_3d: kenshohara's `resnext-101-kinetics`. Other parameters: as in
     `features.s3d`.
     """
@@ -157,11 +157,11 @@ class Features2d3d(MapStage):
             net_3d = ResNeXt3d.load(self.weights_3d.path).eval().to(device, dtype)
         except ValueError as error:
             raise VlpipeError(f"features.howto100m_2d3d: {error}") from error
-        if (net_2d.width_out, net_3d.width_out) != (DIM, DIM):
-            raise VlpipeError(
-                f"features.howto100m_2d3d: wanted weights whose features have {DIM} dimensions, "
-                f"got {net_2d.width_out} and {net_3d.width_out}"
-            )
+        for name, width in (("weights_2d", net_2d.width_out), ("weights_3d", net_3d.width_out)):
+            if width != DIM:
+                raise VlpipeError(
+                    f"features.howto100m_2d3d: {name}: wanted weights whose features have {DIM} dimensions, got {width}"
+                )
         mean_2d, std_2d, mean_3d = (torch.tensor(v, device=device) for v in (MEAN_2D, STD_2D, MEAN_3D))
 
         @torch.inference_mode()
@@ -180,8 +180,8 @@ class Features2d3d(MapStage):
 def clip_feature(feat_2d: Vectors, feat_3d: Vectors, start_s: float, end_s: float) -> Vectors:
     """Pools a clip from its video's features (N, 2048) and (M, 2048) -> (4096,), as HowTo100M's loader does.
 
-    For each: max over rows int(start_s * rate) to int(end_s * rate) inclusive, then divided by its norm.
-    Raises RowFault no_frames_in_window if the clip starts after the last row.
+    For each: max over rows int(start_s * rate) to int(end_s * rate) inclusive, with 1 (2D) and 1.5 (3D) rows per second,
+    then divided by its norm. Raises RowFault no_frames_in_window if the clip starts after the last row.
     """
     return pooled(
         *(
@@ -192,7 +192,7 @@ def clip_feature(feat_2d: Vectors, feat_3d: Vectors, start_s: float, end_s: floa
 
 
 def places(start_s: float, end_s: float, rate: float) -> tuple[int, int]:
-    """Returns (first, stop): the rows of a time span in features with `rate` rows per second."""
+    """Returns (first, stop): `first` to `stop` - 1 are the rows of a time span in features with `rate` rows per second."""
     return int(start_s * rate), int(end_s * rate) + 1
 
 
@@ -207,13 +207,17 @@ def pooled(*parts: Vectors) -> Vectors:
 
 
 def resnet(state: Mapping[str, torch.Tensor]) -> Any:
-    """Returns the ResNet of a state dict with torchvision's names, which determine its depth; ValueError for mismatches."""
+    """Returns the ResNet of a state dict with torchvision's names, which determine its depth.
+
+    Raises ValueError if names or shapes are not those of a ResNet.
+    """
     from vlpipe.models.published import fill
     from vlpipe.models.resnet import ResNet
 
     if "conv1.weight" not in state or "fc.weight" not in state:
         raise ValueError(
-            f"ResNet: wanted tensors named as conv1.weight and fc.weight, got {sorted(state)[:3]}"
+            "ResNet: wanted torchvision's weights, with tensors conv1.weight and fc.weight; the first tensors are "
+            + ", ".join(sorted(state)[:3])
         )
     depths: list[int] = []
     while num := len({n.split(".")[1] for n in state if n.startswith(f"layer{len(depths) + 1}.")}):

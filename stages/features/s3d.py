@@ -59,13 +59,14 @@ def features_type(dim: int) -> pa.DataType:
 
 @dataclass(frozen=True, kw_only=True)
 class S3dFeatures(MapStage):
-    """Adds the heavy column `s3d` (see `features_type`) and `s3d_weights`, "digest:normalisation".
+    """Adds the heavy column `s3d` (see `features_type`) and `s3d_weights`, "digest of the weights:normalisation".
 
     Rows are videos, or clips if they have `start_s` and `end_s`. A row whose video cannot be decoded is rejected with the
     decoder's code, or with `not_finite` if a feature overflows float16.
-    videos: folder or fsspec root that contains `video`. weights: torchvision's or kylemin's S3D, or MIL-NCE's S3D-G: a
-    file, a folder or a hub id. windows: a preset (videobert hero mmpt univl coot), or the fields of `Windows`.
-    normalisation: determined by the weights; if given, it must agree with them, else the plan fails.
+    videos: folder or fsspec URL; the column `video` holds paths below it. weights: torchvision's or kylemin's S3D, or
+    MIL-NCE's S3D-G: a file, a folder or a hub id. windows: a preset (videobert hero mmpt univl coot), or the fields of
+    `Windows`. normalisation: of pixels: unit (MIL-NCE), signed (kylemin) or kinetics (torchvision). The weights determine
+    it; set it only as a check: the step fails if it disagrees, for local weights already in the plan.
     precision: of the network. bf16 is 3 times as fast as fp32 on a CPU with AVX-512 BF16; fp16 is for GPUs (about 40
     times slower on a CPU).
     batch_size: windows per forward pass: 1, which keeps a CPU core busy, or a multiple of 16, for a GPU.
@@ -136,10 +137,12 @@ class S3dFeatures(MapStage):
         for batch, num_real in fixed_batches(windows, self.batch_size):
             vectors = net.vectors(np.stack([window.frames for _, _, window in batch]), how).half()
             for (row, offset_s, window), vector in zip(batch[:num_real], vectors.numpy(), strict=False):
-                if not np.isfinite(vector).all():
-                    detail = f"the feature of the window at {offset_s:.2f} s is not finite in float16"
-                    rejects[row] = Reject(rows["id"][row].as_py(), "fault", "not_finite", detail)
                 start_s, end_s = how.seconds(window.first, window.num_real)
+                if not np.isfinite(vector).all():
+                    detail = (
+                        f"the feature of the window at {offset_s + start_s:.2f} s is not finite in float16"
+                    )
+                    rejects.setdefault(row, Reject(rows["id"][row].as_py(), "fault", "not_finite", detail))
                 found[row].append({"start_s": offset_s + start_s, "end_s": offset_s + end_s, "feat": vector})
         return found, list(rejects.values())
 

@@ -57,7 +57,7 @@ def normalised(frames: Tensor, normalisation: str) -> Tensor:
 
 
 def load(weights: Weights, how: Windows, precision: Precision, said: Normalisation | None = None) -> VideoNet:
-    """Returns the network, on a GPU if the step requests one. said: the step's `normalisation`, if set.
+    """Returns the network, on a GPU if the step requests one. said: the step's `normalisation`; None if it sets none.
 
     Raises VlpipeError if the weights are not a known network, or do not fit the windows or `said`.
     """
@@ -77,7 +77,7 @@ def load(weights: Weights, how: Windows, precision: Precision, said: Normalisati
 
 
 def problems_of(weights: Weights, how: Windows, said: Normalisation | None) -> list[str]:
-    """Returns the problems of a local weights file, one line each, for `preflight`."""
+    """Returns the problems of weights that are a local file or folder, one line each, for `preflight`. Empty if it fits."""
     try:
         return _problems(_read(weights), how, said)
     except VlpipeError as error:
@@ -129,5 +129,7 @@ def _problems(state: Mapping[str, Tensor], how: Windows, said: Normalisation | N
         )
     head = state.get("fc.weight")
     if not kinetics and how.vector == "embedding" and head is not None and len(head) != how.dim:
-        problems.append(f"vector: embedding has {how.dim} dimensions, these weights give {len(head)}")
+        problems.append(
+            f"vector: embedding has {how.dim} dimensions, these weights give {len(head)}: use pooled, or MIL-NCE's weights"
+        )
     return problems

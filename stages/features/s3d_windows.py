@@ -75,7 +75,7 @@ PRESETS = {
 class Window(NamedTuple):
     """The frames of one window, for the network."""
 
-    first: int  # number of its first frame
+    first: int  # number of its first frame; 0 is the first frame of the video or clip
     num_real: int  # number of frames without padding
     frames: Frames  # (num_seen, H, W, 3)
 

@@ -49,7 +49,7 @@ class FitVideoTokens(GatherStage):
     k, levels: defaults as in VideoBERT; there are k ** levels tokens. A node with k or fewer distinct points has one child
     per distinct point; the remaining ids are unused. sample: max number of windows, chosen by a hash of row id and window,
     so independent of row order; 500,000 are 24 per leaf and take 1 GB, twice that while reading. seed: of k-means.
-    All rows must have features of the same weights, else VlpipeError.
+    Raises VlpipeError if rows have features of different weights.
     """
 
     NAME: ClassVar[str] = "features.video_tokens:FitVideoTokens"
@@ -128,7 +128,8 @@ class VideoTokens(MapStage):
             for weights in rows["s3d_weights"].unique().to_pylist():
                 if weights != tree.weights:
                     raise VlpipeError(
-                        f"the tree is for features of weights {tree.weights}, but there are rows with features of {weights}"
+                        f"the tree is for features of weights {tree.weights}, but there are rows with features of "
+                        f"{weights}; fit a tree on features of these weights"
                     )
             counts, starts, ends, points = _flat(rows["s3d"])
             flat = pa.StructArray.from_arrays(
@@ -142,13 +143,17 @@ class VideoTokens(MapStage):
 
 
 def check_features(schema: pa.Schema, who: str) -> None:
-    """Raises SchemaError unless the columns of `features.s3d` are present; any vector width is accepted."""
+    """Raises SchemaError unless the columns of `features.s3d` are present; any vector width is accepted.
+
+    who: name of the stage, for the error text.
+    """
     need(schema, who, id=pa.string(), s3d_weights=pa.string())
     found = schema.field("s3d").type if "s3d" in schema.names else None
     inner = found.value_type if found is not None and pa.types.is_list(found) else None
     names = [field.name for field in inner] if inner is not None and pa.types.is_struct(inner) else []
     if names != ["start_s", "end_s", "feat"]:
-        raise SchemaError(f"{who} reads column 's3d' as `features.s3d` writes it, but it is {found}")
+        got = f"it is {found}" if found is not None else "there is none"
+        raise SchemaError(f"{who} reads column 's3d' as `features.s3d` writes it, but {got}")
 
 
 def _one(weights: set[str]) -> str:
@@ -156,8 +161,8 @@ def _one(weights: set[str]) -> str:
         raise VlpipeError("features.video_tokens: there are no rows to fit a tree on")
     if len(weights) > 1:
         raise VlpipeError(
-            f"the features are of {len(weights)} different weights ({', '.join(sorted(weights))}): "
-            "a tree needs features of the same weights"
+            f"features.video_tokens: the features are of {len(weights)} different weights ({', '.join(sorted(weights))}): "
+            "a tree needs features of the same weights; fit one tree per weights"
         )
     return weights.pop()
 

@@ -91,7 +91,7 @@ def grow(
 
 
 def split(faiss: Any, points: npt.NDArray[np.float32], k: int, seed: int) -> npt.NDArray[np.float32]:
-    """Returns centroids (at most k, D): by k-means, or the distinct points themselves if there are k or fewer."""
+    """Returns centroids (k, D) by k-means; if there are k or fewer distinct points, these (at most k, D)."""
     if (
         len(np.unique(points[: 16 * k], axis=0)) <= k
     ):  # pre-check, as sorting all points costs more than k-means
@@ -131,7 +131,7 @@ def descend(
 ) -> tuple[Ids, npt.NDArray[np.float64]]:
     """Returns the path (N,) of each point's nearest child centroid, and the squared distance to it.
 
-    points: (N, D). paths: their nodes on the level above. level: centroids of this level.
+    points: (N, D). paths: (N,), of their nodes on the level above. level: the centroids of this level, as in `Tree`.
     """
     below, squared = np.empty(len(points), np.int64), np.empty(len(points))
     children = level.reshape(-1, k, level.shape[1])

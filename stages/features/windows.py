@@ -15,6 +15,7 @@ from vlpipe.stages.common.texts import as_array
 from vlpipe.stages.features.s3d import features_type
 
 Array = npt.NDArray[np.float32]
+WRITERS = {"s3d": "features.s3d", "frame_feats": "features.frames"}  # column -> the stage that writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,14 @@ class WindowFeats:
 
 
 def need_windows(schema: pa.Schema, who: str, name: str) -> int:
-    """Returns the vector width D of a column of windows. Raises SchemaError if it is missing or has another type."""
+    """Returns the vector width D of a column of windows. Raises SchemaError if it is missing or has another type.
+
+    who: name of the stage that reads it, for the error text. name: one of WRITERS.
+    """
     if name not in schema.names:
-        raise SchemaError(f"{who} reads column {name!r}, which no earlier step writes")
+        raise SchemaError(
+            f"{who} reads column {name!r}, which no earlier step writes; add a step with {WRITERS[name]} before it"
+        )
     dtype = schema.field(name).type
     entry = dtype.value_type if pa.types.is_list(dtype) else dtype
     dim = (

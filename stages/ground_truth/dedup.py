@@ -20,9 +20,9 @@ from vlpipe.stages.ground_truth.filter import read_truth
 class DedupTruth(GatherStage):
     """Emits RESULTS `dedup_recall`, `dedup_recall/KIND` (exact, near) and `dedup_precision`.
 
-    Inputs: the rows before and after deduplication, matched by `url`; truth: the demo world's truth.parquet. In each group
-    of planted duplicates, all rows but one are redundant, whichever is kept. dedup_recall: fraction of redundant rows that
-    were dropped; dedup_precision: fraction of dropped rows that were redundant.
+    Two inputs: the rows before deduplication, then those after it, matched by `url`; truth: the demo world's truth.parquet.
+    In each group of planted duplicates, all rows but one are redundant, whichever is kept. dedup_recall: fraction of
+    redundant rows that were dropped; dedup_precision: fraction of dropped rows that were redundant.
     """
 
     ROWS_ARE: ClassVar[str] = "figures"

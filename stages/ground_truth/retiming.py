@@ -40,9 +40,9 @@ class RetimingTruth(GatherStage):
     A cue belongs to the utterance that it overlaps most before re-timing; cues without one are ignored.
     right_place/before, right_place/after: among cues whose utterance is about a segment of the film, the fraction whose
     centre is within that segment; this is HTM-Align's recall (https://arxiv.org/abs/2204.02968).
-    lag_s/before: mean over videos of |lag|, in seconds; lag_s/after: of |lag + median shift of the video's cues|.
-    score_auc: probability that such a cue scores higher than one of the others; ties count half. A metric over no cues or
-    videos is null.
+    lag_s/before: mean over videos of |lag_s| (column of the table `videos`), in seconds; lag_s/after: of |lag_s + median
+    shift of the video's cues|. score_auc: probability that a cue whose utterance is about a segment scores higher than one
+    of the others; ties count half. A metric over no cues or videos is null.
     """
 
     ROWS_ARE: ClassVar[str] = "figures"

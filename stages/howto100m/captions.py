@@ -33,7 +33,7 @@ class Captions(NamedTuple):
     ends_s: list[float | None]
 
     def found(self) -> RawCue:
-        """Returns the captions as a `RawCue`; dropped captions are counted in its `counts`, by reason."""
+        """Returns the captions as a `RawCue`; those without text or times are dropped and counted in its `counts`."""
         found = RawCue()
         for text, start_s, end_s in zip(*self, strict=True):
             if start_s is None or end_s is None:
@@ -44,9 +44,9 @@ class Captions(NamedTuple):
 
 
 def read_captions(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
-    """Yield (video id, `Captions`), in order of the JSON or of the CSV names.
+    """Yields (video id, `Captions`), in order of the JSON or of the CSV names.
 
-    path: a .json, a .zip, or a folder of .csv. Invalid captions of a video are yielded as a RowFault (bad_captions).
+    path: a .json, a .zip, or a folder of .csv. For a video with invalid captions, yields (video id, RowFault bad_captions).
     Raises VlpipeError if the file has another format or is broken.
     """
     if path.is_dir():
@@ -100,7 +100,10 @@ def _csv_folder(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
 
 
 def _table(name: str, data: bytes) -> Captions | RowFault:
-    """Read a CSV with a header; other columns (such as pandas' index) are ignored."""
+    """Returns the captions in a CSV with a header, or a RowFault (bad_captions) if it is broken or lacks a column.
+
+    name: of the file, for the detail. Other columns (such as pandas' index) are ignored.
+    """
     try:
         rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -121,7 +124,7 @@ def _checked(video_id: str, value: Any) -> Captions | RowFault:
     got = [value.get(key) for key in ("text", "start", "end")] if isinstance(value, dict) else []
     columns = [column for column in got if isinstance(column, list)]
     if len(columns) != 3:
-        return RowFault("bad_captions", f"{video_id}: wanted lists `text`, `start` and `end`")
+        return RowFault("bad_captions", f"{video_id} does not have the lists `text`, `start` and `end`")
     texts, starts, ends = columns
     if not len(texts) == len(starts) == len(ends):
         return RowFault(

@@ -1,4 +1,4 @@
-"""Read the entries of a huge JSON object one by one, in little memory.
+"""Reads the entries of a huge JSON object one by one, in little memory.
 
 HowTo100M's files contain NaN, which Python's `json` writes although it is not valid JSON; ijson 3.6 (both backends) stops
 at the first one. Here, the decoder of `json` reads value after value from a window: the current part of the file.
@@ -22,25 +22,25 @@ AFTER = frozenset(
 
 
 def entries(handle: IO[bytes], name: str, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) of a JSON object in file order, including repeated keys. name: of the file, for error texts.
+    """Yields (key, value) of a JSON object in file order, including repeated keys. name: of the file, for error texts.
 
     Raises VlpipeError if the file is not a JSON object, broken, truncated, or not UTF-8.
     """
     window = _Window(handle, name, chunk_bytes)
     window.need("{")
     if window.take("}"):
-        return
-    last = ""
+        return window.end()
+    what = "the first key"
     while True:
-        key = window.value(last)
+        key = window.value(what)
         if not isinstance(key, str):
-            raise window.broken(f"after {last!r} wanted a key in quotes, got {str(key)[:40]}")
+            raise window.broken(f"{what} is {json.dumps(key)[:40]}, wanted a string in quotes")
         window.need(":")
-        last, value = key, window.value(key)
-        yield key, value
+        yield key, window.value(f"the value of {key[:80]!r}")
         if window.take("}"):
             return window.end()
         window.need(",")
+        what = f"the key after {key[:80]!r}"
 
 
 class _Window:
@@ -52,20 +52,19 @@ class _Window:
         self._scan = json.JSONDecoder().raw_decode
         self._text, self._at, self._before, self._ended = "", 0, 0, False
 
-    def broken(self, detail: str) -> VlpipeError:
-        """Returns an error that names the file and the position."""
-        return VlpipeError(
-            f"{self._name} is not a complete JSON object: {detail} (character {self._before + self._at})"
-        )
+    def broken(self, detail: str, at: int | None = None) -> VlpipeError:
+        """Returns an error that names the file and the position. at: in the window; None: of the next character."""
+        place = self._before + (self._at if at is None else at)
+        return VlpipeError(f"{self._name} is not a complete JSON object: {detail} (character {place})")
 
     def need(self, char: str) -> None:
-        """Skip the next character after whitespace. Raises VlpipeError if it is not `char`."""
+        """Skips the next character after whitespace. Raises VlpipeError if it is not `char`."""
         if not self.take(char):
             got = self._text[self._at : self._at + 20]
             raise self.broken(f"wanted {char!r}, got {got!r}" if got else f"it ends where {char!r} is wanted")
 
     def take(self, char: str) -> bool:
-        """Skip the next character after whitespace if it is `char`; returns whether it is."""
+        """Skips the next character after whitespace if it is `char`; returns whether it is."""
         self._skip_space()
         found = self._text[self._at : self._at + 1] == char
         self._at += found
@@ -77,8 +76,8 @@ class _Window:
         if self._at < len(self._text):
             raise self.broken(f"the object is followed by {self._text[self._at : self._at + 20]!r}")
 
-    def value(self, where: str) -> Any:
-        """Returns the next value. where: the last key, for error texts.
+    def value(self, what: str) -> Any:
+        """Returns the next value, or key. what: what it is, for error texts, such as `the value of 'a'`.
 
         It is complete if the character after it cannot be part of a number, or at the end of the file. Raises VlpipeError if
         it is invalid, nested too deeply, or longer than MAX_VALUE_CHARS.
@@ -91,13 +90,16 @@ class _Window:
                 if self._ended or (end < len(self._text) and self._text[end] in AFTER):
                     self._at = end
                     return found
-            except ValueError as error:
+            except json.JSONDecodeError as error:
                 if self._ended:
-                    raise self.broken(f"the value at {where!r} cannot be read: {error}") from error
+                    raise self.broken(f"{what} cannot be read: {error.msg}", error.pos) from error
+            except ValueError as error:  # a number of too many digits
+                if self._ended:
+                    raise self.broken(f"{what} cannot be read: {error}") from error
             except RecursionError as error:
-                raise self.broken(f"the value at {where!r} is nested too deeply") from error
+                raise self.broken(f"{what} is nested too deeply") from error
             if len(self._text) - self._at > MAX_VALUE_CHARS:
-                raise self.broken(f"the value at {where!r} has more than {MAX_VALUE_CHARS} characters")
+                raise self.broken(f"{what} has more than {MAX_VALUE_CHARS:,} characters")
             self._fill(size)
             size *= 2  # bounds the number of scans of a long value
 

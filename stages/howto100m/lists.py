@@ -16,8 +16,8 @@ MORE = ("category_1", "category_2", "rank", "task_id")  # columns of the release
 class ListedVideo(NamedTuple):
     """One line of the list of videos.
 
-    path: of the video file below the videos root; None if the list has no paths. why, detail: reject code and its
-    explanation; None if the line is valid.
+    path: of the video file, below `HowTo100M.videos`; None if the list has no paths. why, detail: reject code (bad_line) and
+    its explanation; None if the line is valid.
     """
 
     video_id: str
@@ -31,9 +31,10 @@ class ListedVideo(NamedTuple):
 
 
 def read_list(path: Path) -> Iterator[ListedVideo]:
-    """Yield the lines in order. The id is the column `video_id`, or the file name in `video_path` up to the first dot.
+    """Yields the lines in order. The id is the column `video_id`, or the file name in `video_path` up to the first dot.
 
-    Invalid lines are yielded with `why` set. Raises VlpipeError if the list has neither column.
+    Lines that are broken, or have no id or no number as rank, are yielded with `why` set. Raises VlpipeError if the list has
+    neither column.
     """
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
         names = next(csv.reader(handle), [])
@@ -63,23 +64,23 @@ def read_list(path: Path) -> Iterator[ListedVideo]:
 def read_tasks(path: Path) -> dict[str, str]:
     """Returns {task id: its title on WikiHow}.
 
-    A line is an id, a tab or comma, and a title, which may contain commas. The first line may be a header. Raises
-    VlpipeError if a line is invalid or the file is not UTF-8.
+    A line is an id, a tab or comma (the same in all lines), and a title, which may contain commas. The first line may be a
+    header. Raises VlpipeError if a line is invalid or the file is not UTF-8.
     """
     tasks: dict[str, str] = {}
     with path.open(encoding="utf-8-sig") as handle:
         try:
-            lines = [line.rstrip("\r\n") for line in handle if line.strip()]
+            lines = [(number, line.rstrip("\r\n")) for number, line in enumerate(handle, 1) if line.strip()]
         except UnicodeDecodeError as error:
             raise VlpipeError(f"{path} is not UTF-8: {error.reason}") from error
-    delimiter = "\t" if lines and "\t" in lines[0] else ","
-    for place, line in enumerate(lines):
+    delimiter = "\t" if lines and "\t" in lines[0][1] else ","
+    for place, (number, line) in enumerate(lines):
         task_id, found, name = line.partition(delimiter)
         if place == 0 and not task_id.strip('" ').isdecimal():
             continue
         if not found:
             raise VlpipeError(
-                f"{path} line {place + 1}: wanted a task id, a tab or comma, and the task's title; got {line[:80]!r}"
+                f"{path} line {number}: wanted a task id, a tab or comma, and the task's title; got {line[:80]!r}"
             )
         name = name.strip()
         quoted = len(name) > 1 and name[0] == name[-1] == '"'

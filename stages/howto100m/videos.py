@@ -56,12 +56,13 @@ HOWTO100M = pa.schema([*VIDEOS, *TASK, ("task", pa.string())])
 class HowTo100M(VideoSource):
     """Returns the video rows of HowTo100M (schema HOWTO100M).
 
-    videos: folder or fsspec URL with <id>.mp4, .webm or .mkv, or with the paths in the list.
+    videos: folder or fsspec URL with the files, <id> + one of `endings` or the paths in the list.
     list: HowTo100M_v1.csv, or MIL-NCE's howto100m_videos.csv (`video_path`). captions: caption.json, raw_caption.json, a
     folder of <id>.csv, or a zip of one of these. tasks: task_ids.csv, for the column `task`. download: a command that
     downloads a missing video (`video_files.download`); off by default.
     Additional reject codes: no_captions, bad_captions, not_listed (captions of a video that is not in the list),
-    duplicate_video, duplicate_captions, bad_line, and those of `video_files.download`.
+    duplicate_video (its id is in an earlier line), duplicate_captions (it has captions in an earlier entry), bad_line (a
+    broken line of the list, or one without an id), and those of `video_files.download`.
     """
 
     NAME: ClassVar[str] = "ingest.howto100m:HowTo100M"
@@ -107,7 +108,10 @@ class HowTo100M(VideoSource):
             yield table.select(FOUND.names).cast(FOUND)
 
     def _id(self, again: RowIds, url: str, why: str | None) -> str:
-        """Returns the row id. `again` counts only rows whose id may repeat, because it takes 300 bytes per row."""
+        """Returns the row id, unique also among rows with the same URL. why: reject code of the row, if any.
+
+        `again` counts rows by URL; as it takes 300 bytes per row, it is given only those whose URL may repeat.
+        """
         if why in REPEATED:
             return again.next(url, why)
         return (again if why == "not_listed" else RowIds(self.source)).next(url, "")
@@ -134,18 +138,18 @@ class HowTo100M(VideoSource):
         }
 
     def _file(self, one: Row) -> str:
-        """Returns the path of the video file below the root. Raises RowFault: no_file, bad_path, those of `fetch_with`."""
+        """Returns the path of the video file below `videos`. Raises RowFault: no_file, bad_path, those of `fetch_with`."""
         names = [one["path"]] if one["path"] else [one["video_id"] + ending for ending in self.endings]
         for name in names:
             if exists(self.videos, name):
                 return name
         if self.download:
             return fetch_with(self.download, one["video_id"], self.videos, self.endings)
-        raise RowFault("no_file", f"there is no {' or '.join(names)} in the videos root")
+        raise RowFault("no_file", f"there is no {' or '.join(names)} in the folder of `videos`")
 
 
 def joined(list_: Path, captions: Path) -> Iterator[pa.Table]:
-    """Yield the outer join of list and captions (columns of LIST and CAPTIONS).
+    """Yields the outer join of list and captions (columns of LIST and CAPTIONS).
 
     It has one row per entry of the captions, then one row per line of the list that matched no entry.
     """
@@ -198,7 +202,7 @@ class VideoList:
         return bad_line or (found if isinstance(found, RowFault) else None)
 
     def without_captions(self) -> Iterator[pa.Table]:
-        """Yield the unmatched lines in order of the list, each with a reject code in `why`.
+        """Yields the unmatched lines in order of the list, each with a reject code in `why`.
 
         Codes: bad_line, duplicate_video (an earlier line has the same id), no_captions.
         """

@@ -83,7 +83,7 @@ class Order:
         self.samples_per_epoch = sum(share.num_samples for share in shares)
         if not self.samples_per_epoch:
             raise VlpipeError(
-                "training: no samples; every text was dropped or is empty, or every mix weight is 0"
+                "training: no samples; every text was dropped or is blank, there are no rows, or every mix weight is 0"
             )
 
     def windows(self, epoch: int) -> list[Window]:

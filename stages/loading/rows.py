@@ -149,7 +149,7 @@ def read_unit(unit: Unit) -> Rows:
 
 
 def int64_id(name: str) -> int:
-    """Returns 63 bits of the name's sha256, which identify an image in the losses."""
+    """Returns 63 bits of the name's sha256: the `image_id`, by which losses tell images apart."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
 
@@ -160,7 +160,10 @@ def joined_images(store: Store, holder: Shard | Heavy, ids: Sequence[str]) -> li
     """
     places = _places(store, holder)
     if lost := [i for i in ids if i not in places]:
-        raise VlpipeError(f"{len(lost)} row(s) (first: {lost[0]}) have no image in {holder.path}")
+        raise VlpipeError(
+            f"{len(lost)} row(s) (first: {lost[0]}) have no image in {holder.path}; "
+            "`vlpipe verify` compares these files with their records"
+        )
     found: dict[str, bytes] = {}
     with open_shard(store, holder) as file:
         for group in sorted({places[i][0] for i in ids}):
@@ -172,7 +175,7 @@ def joined_images(store: Store, holder: Shard | Heavy, ids: Sequence[str]) -> li
 
 @lru_cache(maxsize=64)
 def _places(store: Store, holder: Shard | Heavy) -> dict[str, tuple[int, int]]:
-    """Returns id -> (row group, row) of a shard."""
+    """Returns id -> (row group, row in it) of a shard. Raises VlpipeError if it has an id more than once."""
     with open_shard(store, holder) as file:
         groups = [
             file.read_row_group(g, columns=["id"])["id"].to_pylist() for g in range(file.num_row_groups)

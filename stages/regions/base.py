@@ -20,7 +20,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class RegionStage(MapStage):
     """Adds the columns of `region_fields` to rows with an `image`.
 
-    feat_dim: width of a region's feature. num_classes: number of classes, without the "no object" class.
+    feat_dim: width of a region's feature. num_classes: number of classes, without the "no object" class. The other
+    parameters are explained in `RegionFeatures` and `HFRegionFeatures`.
     """
 
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
@@ -54,5 +55,5 @@ class RegionStage(MapStage):
         for name, has in (("feat_dim", feat_dim), ("num_classes", num_classes)):
             if has != getattr(self, name):
                 raise VlpipeError(
-                    f"the detector has {name} {has}, but the step sets {name}: {getattr(self, name)}"
+                    f"the detector has {name} {has}, but the step sets {name}: {getattr(self, name)}; set {name}: {has}"
                 )

@@ -43,8 +43,9 @@ class HFRegionFeatures(RegionStage):
     feat_dim, num_classes: the model's `d_model` (`hidden_size`) and number of labels; defaults: DETR on COCO.
     `prob`: for models with a "no object" class (DETR, YOLOS), the softmax, with "no object" last; for independent classes
     (RT-DETR, Deformable DETR), the sigmoids, then 1 - their max.
-    min_regions, max_regions, confidence: queries of at least `confidence` are kept, best first, but not fewer than
-    min_regions nor more than max_regions.
+    min_regions, max_regions, confidence: queries whose likeliest class has a probability of at least `confidence` are kept,
+    best first, but not fewer than min_regions (or all, if there are fewer) nor more than max_regions.
+    tag_confidence: regions below it give no tag.
     """
 
     NAME: ClassVar[str] = "features.regions_hf:HFRegionFeatures"
@@ -105,14 +106,18 @@ class HFRegionFeatures(RegionStage):
 
 
 def class_probs(logits: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Returns class probabilities (Q, C + 1) from logits (Q, C + 1) with "no object", or (Q, C) of independent classes."""
+    """Returns class probabilities (Q, C + 1) from logits (Q, C + 1) with "no object", or (Q, C) of independent classes.
+
+    C: `num_classes`. VlpipeError for another width.
+    """
     import torch
 
     if logits.shape[1] == num_classes + 1:
         return logits.softmax(1)
     if logits.shape[1] != num_classes:
         raise VlpipeError(
-            f"the model gives {logits.shape[1]} logits for {num_classes} labels, wanted {num_classes} or one more"
+            f"the model gives {logits.shape[1]} logits for {num_classes} labels, wanted {num_classes}, or one more for "
+            '"no object"; models with other outputs are not supported'
         )
     found = logits.sigmoid()
     return torch.cat([found, 1 - found.amax(1, keepdim=True)], 1)

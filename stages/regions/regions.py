@@ -45,7 +45,7 @@ class RegionFeatures(RegionStage):
     min_regions, max_regions, confidence, nms: bottom-up attention's selection rule, see `Pick`. LXMERT uses 36 and 36.
     refine: use the boxes refined by the head instead of the proposals that the features were pooled from.
     tag_confidence: regions below it give no tag. Tags are sorted best first, one per region, so a word may repeat.
-    Reject codes: those of `common.pixels`, no_regions.
+    Reject codes: those of `common.pixels`; no_regions, if no region is found.
     """
 
     NAME: ClassVar[str] = "features.regions:RegionFeatures"
@@ -91,7 +91,7 @@ class RegionFeatures(RegionStage):
         yield work
 
     def _detect(self, detector: Detector, pick: Pick, data: bytes) -> Arrays:
-        """Returns the regions of one image. RowFault: those of `decode`, no_regions."""
+        """Returns the regions of one image. Raises RowFault: no_regions, or one of `decode`."""
         image = decode(data, max_pixels=self.max_pixels)
         pixels, scale = detector.pixels(image)
         regions = detector.model.regions(pixels, pick)
@@ -103,7 +103,10 @@ class RegionFeatures(RegionStage):
 
 
 def region_arrays(regions: Regions, scale: tuple[float, float]) -> Arrays:
-    """Converts tensors to CPU arrays, with boxes in pixels of the decoded image."""
+    """Converts tensors to CPU arrays, with boxes in pixels of the decoded image.
+
+    scale: (x, y), its pixels per pixel of the resized image that the detector saw.
+    """
     across, down = scale
     found = {name: getattr(regions, name).cpu().numpy() for name in regions.__dataclass_fields__}
     found["box"] = found["box"] * np.array([across, down, across, down], np.float32)

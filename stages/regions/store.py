@@ -12,11 +12,12 @@ from vlpipe.stages.common.region_rows import Arrays, image_arrays
 
 
 class RegionStore:
-    """The regions of each row of a step, by row id, read from the step's shards.
+    """The regions of each row of step `data`, by row id, read from the shards that store them.
 
-    `store[id]` and `store.at(number)` read the whole row group (about 32 MB) of the image; the most recently used groups are
-    cached, up to `max_bytes`. For random access, shuffle within windows of whole row groups, as the training loader does.
-    Rows dropped by a later step are not included. Raises VlpipeError if a shard does not have the column.
+    These may be those of an earlier step; rows of it that are not in `data` are not included. `store[id]` and
+    `store.at(number)` read the whole row group (about 32 MB) of the image; the most recently used groups are cached, up to
+    `max_bytes`. For random access, shuffle within windows of whole row groups, as the training loader does.
+    column: name of the column of regions. Raises VlpipeError if a shard does not have it.
     """
 
     def __init__(self, data: Dataset, column: str = "regions", max_bytes: int = 512 << 20) -> None:
@@ -43,7 +44,8 @@ class RegionStore:
         with open_shard(self.data.store, self._holders[path]) as file:
             if self.column not in file.schema_arrow.names:
                 raise VlpipeError(
-                    f"{path} has no column {self.column!r}: add a region stage before this step"
+                    f"{path} has no column {self.column!r}: add a region stage before this step "
+                    "(`regions.regions` or `regions.hf_detectors`)"
                 )
             for group in range(file.num_row_groups):
                 for row, id_ in enumerate(file.read_row_group(group, ["id"])["id"].to_pylist()):
@@ -69,7 +71,7 @@ class RegionStore:
         return ((id_, self[id_]) for id_ in self.ids)
 
     def unit(self, id_: str) -> tuple[str, int]:
-        """Returns (file, row group) of an image; a shuffled reader should read images of one unit together."""
+        """Returns (file, row group) of an image; a shuffled reader should read the images of a row group together."""
         return self._place[id_][:2]
 
     def _read(self, path: str, group: int) -> list[Arrays]:

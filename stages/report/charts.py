@@ -1,4 +1,4 @@
-"""Score histograms, loss curves and the results table; a step is included if its schema matches."""
+"""Score histograms, loss curves and the results table. Steps with losses or results are recognized by their schema."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def histograms(scores: Sequence[Scores]) -> str:
-    """Returns one panel per source of texts: a histogram of scores, stacked by kept, dropped and not judged."""
+    """Returns one panel per source of texts, such as `synth`: scores, stacked by kept, dropped and not judged."""
     if not scores:
         return ""
     low = min(0.0, *(float(s.values.min()) for s in scores))
@@ -124,7 +124,10 @@ def _last(curve: Curve) -> str:
 
 
 def _lines(scale: Scale, curve: Curve) -> str:
-    """Draws a curve; a long one as faint bucket means below its moving average."""
+    """Returns a curve as SVG. One of MIN_SMOOTHED or more points is drawn faintly, with its moving average over it.
+
+    Of more than MAX_POINTS points, means of neighbours are drawn.
+    """
     x, y = _bucketed(curve.x, curve.y)
     if len(x) < MIN_SMOOTHED:
         return line(scale, x.tolist(), y.tolist(), curve.css, curve.step)
@@ -140,7 +143,7 @@ def _bucketed(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _smooth(y: Floats) -> Floats:
-    """Moving average over a twentieth of the curve around each point, narrower at the ends."""
+    """Moving average over a twentieth of the curve around each point, over fewer points at the ends; same length as `y`."""
     half = max(1, len(y) // 40)
     total = np.concatenate([[0.0], np.cumsum(y)])
     at = np.arange(len(y))

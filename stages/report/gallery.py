@@ -57,14 +57,14 @@ def _has_images(step: StepView) -> bool:
 
 
 def judged_images(run: RunView) -> StepView | None:
-    """Returns the last step with images and scored texts; else the last step with images and texts."""
+    """Returns the last step with images and scored texts; else the last with images and texts; None if there is neither."""
     steps = [step for step in run.steps if _has_images(step)]
     judged = [step for step in steps if any(_is_judged(row) for _, row in _heads(step))]
     return next(iter([*judged[::-1], *steps[::-1]]), None)
 
 
 def _heads(step: StepView) -> Iterator[tuple[Shard, dict[str, Any]]]:
-    """Yields the light columns of the first rows of some shards."""
+    """Yields (shard, row) for the first HEAD_ROWS rows of up to MAX_SHARDS evenly spaced shards; rows have only COLUMNS."""
     assert step.dataset is not None
     some = spread(step.dataset, MAX_SHARDS)
     columns = [c for c in COLUMNS if c in some.schema.names]
@@ -101,7 +101,7 @@ def kept_cards(step: StepView) -> Iterator[Card]:
 
 
 def dropped_cards(run: RunView) -> list[Card]:
-    """Returns cards of rejected rows whose image is in an input of the step, alternating between reasons."""
+    """Returns up to NUM_DROPPED cards of rejected rows whose image is in an input of the step; reasons alternate."""
     waiting = [cards for step in run.steps for cards in _rejected(run, step)]
     chosen: list[tuple[StepView, Shard, Card]] = []
     while waiting and len(chosen) < NUM_DROPPED:

@@ -24,7 +24,7 @@ def without_secrets(text: str) -> str:
 
 
 def stranger(text: str, max_chars: int = 1000) -> str:
-    """Shortens untrusted text: strips secrets, cuts digests to ten digits, and limits the length."""
+    """Shortens untrusted text: strips secrets, cuts digests to ten digits, limits the length. It is not escaped yet."""
     short = _DIGEST.sub(lambda found: found[0][:10], without_secrets(text))
     return short if len(short) <= max_chars else short[:max_chars] + "..."
 
@@ -44,7 +44,7 @@ def count(number: int) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """Formats a fraction as `12.3 %`; a small non-zero one as `< 0.1 %` (HTML)."""
+    """Formats a fraction as `12.3 %`; a small non-zero one as `&lt; 0.1 %`. If `whole` is 0: `0 %`."""
     if not whole or not part:
         return "0 %"
     percent = 100 * part / whole
@@ -64,7 +64,7 @@ def seconds(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Formats a number with four significant digits; None as a dash."""
+    """Formats a number with four significant digits, from 10,000 on without decimals; None as a dash."""
     if value is None:
         return "-"
     if not math.isfinite(value):

@@ -31,7 +31,7 @@ class Scale:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Returns round numbers (multiples of 1, 2 or 5 times a power of ten) within [low, high]."""
+    """Returns about `about` round numbers within [low, high]: 0, 0.2, 0.4, ... (steps of 1, 2 or 5 times a power of ten)."""
     if not high > low:
         return [low]
     rough = (high - low) / about
@@ -62,7 +62,7 @@ def line(scale: Scale, xs: Sequence[float], ys: Sequence[float], css: str, title
 
 
 def bar(scale: Scale, low: float, high: float, bottom: float, top: float, css: str, title: str) -> str:
-    """Returns a bar from `bottom` to `top` over [low, high], with a small gap to its neighbours."""
+    """Returns a bar over [low, high] in x and [bottom, top] in y (values, not pixels), with a small gap on both sides."""
     x, width = scale.x(low) + 0.75, scale.x(high) - scale.x(low) - 1.5
     y, height = scale.y(top), scale.y(bottom) - scale.y(top)
     return (

@@ -59,7 +59,10 @@ def spread(data: Dataset, max_shards: int) -> Dataset:
 
 
 def judged_texts(run: RunView) -> Texts | None:
-    """Returns the texts of the step with the most scored texts (ties: the last step), as later steps drop rows."""
+    """Returns the texts of the step with the most scored texts (ties: the last step); None if no step has texts.
+
+    The last step would have fewer, because steps drop rows.
+    """
     best: Texts | None = None
     for step in (s for s in run.steps if has_texts(s)):
         found = read_texts(step)
@@ -69,7 +72,7 @@ def judged_texts(run: RunView) -> Texts | None:
 
 
 def read_texts(step: StepView) -> Texts:
-    """Returns the texts of a step, from at most about MAX_ROWS of its rows."""
+    """Returns the texts of a step: all, or those of evenly spaced shards with about MAX_ROWS rows if it has more."""
     assert step.dataset is not None
     data = step.dataset
     num_shards = max(1, MAX_ROWS * len(data.shards) // max(MAX_ROWS, data.num_rows))
@@ -96,7 +99,7 @@ def _sources(table: pa.Table) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _in_order(table: pa.Table) -> list[str]:
-    """Returns the sources present: web, synth, human, then any others."""
+    """Returns the sources that occur: web, synth, human, then others in alphabetical order."""
     known = ["web", "synth", "human"]
     present = set(table["source"].to_pylist())
     return [s for s in known if s in present] + sorted(present.difference(known))

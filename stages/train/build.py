@@ -63,9 +63,10 @@ def load_tokenizer(recipe: Recipe) -> Tokenizer:
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
-    """Returns a new model as configured in `model`, or the trained model of `init`, with parameters in `model` overridden.
+    """Returns a new model as configured in `model`, or the trained model of `init`.
 
-    Raises ValueError if the model of `init` and the tokenizer differ in vocabulary size.
+    With `init`, the parameters in `model` replace its own. Raises ValueError if the model of `init` and the
+    tokenizer differ in vocabulary size.
     """
     if recipe.init is None:
         return _new_model(recipe, tokenizer)

@@ -173,9 +173,10 @@ def log(run: Run) -> dict[str, float]:
 
 
 def watch(run: Run) -> str:
-    """Returns the alarm message at the first log that shows ITM collapse, else "". The alarm also becomes a loss row.
+    """Returns the alarm message at the first log that shows ITM collapse, else "". Called after each log.
 
-    Raises VlpipeError instead if `on_collapse` is "fail". Detectors have no ITM loss: only a `Recipe` is checked.
+    It is also stored in `run.rows`, as `collapse_alarm` with the mean ITM loss. Raises VlpipeError instead if `on_collapse`
+    is "fail". Detectors have no ITM loss: only a `Recipe` is checked.
     """
     if not isinstance(run.recipe, Recipe):
         return ""

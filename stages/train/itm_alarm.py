@@ -22,7 +22,7 @@ def collapsed(rows: Sequence[LossRow], after: int) -> float | None:
     """Returns the mean ITM loss of the last `after // 4` steps if ITM has collapsed, else None.
 
     ITM has collapsed if the mean loss and accuracy of these steps are both within 0.02 of the prior's. Returns None
-    before step `after`, because early in training every run is near the prior.
+    before step `after`, because early in training every run is near the prior. rows: the losses logged so far.
     """
     if not rows or rows[-1][0] < after:
         return None

@@ -71,7 +71,7 @@ class Optimisation:
         return self.batch_size // (self.num_workers * self.accumulate)
 
     def num_steps(self, samples_per_epoch: int) -> int:
-        """Returns the optimiser steps of the whole run."""
+        """Returns the number of optimiser steps of the run: `steps`, or those of `epochs`, rounded, at least 1."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None, "checked by problems()"

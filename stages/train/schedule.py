@@ -13,8 +13,9 @@ from vlpipe.stages.train.recipe import Optimisation
 def learning_rate(recipe: Optimisation, step: int, num_steps: int, samples_per_epoch: int) -> float:
     """Returns the learning rate of `step` (0 to `num_steps` - 1).
 
-    Warm-up is linear; its last step has the peak rate `lr`. With "cosine" and "linear" the last step has `min_lr`; with
-    "step_decay" the rate is multiplied by `decay_rate` at each new epoch, down to `min_lr`.
+    Warm-up is linear, from `lr / warmup_steps` in step 0; its last step has the peak rate `lr`. With "cosine" and "linear"
+    the last step of the run has `min_lr`; with "step_decay" the rate is multiplied by `decay_rate` at each new epoch, down
+    to `min_lr`.
     """
     if step < recipe.warmup_steps:
         return recipe.lr * (step + 1) / recipe.warmup_steps

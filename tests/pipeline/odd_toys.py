@@ -193,7 +193,7 @@ class Children(MapStage):
             return pa.table(
                 {
                     "id": [CHILD_IDS[self.how](one["id"], k) for one, k in made],
-                    "parent": [one["id"] for one, _ in made],
+                    "parent": [None if k and self.how == "orphan" else one["id"] for one, k in made],
                     "x": [2**40 if one["n"] == 3 and k and self.how == "overflow" else 1 for one, k in made],
                 }
             )
@@ -203,6 +203,7 @@ class Children(MapStage):
 
 CHILD_IDS: dict[str, Callable[[str, int], str | None]] = {
     "right": lambda id_, k: f"{id_}-{k}",
+    "orphan": lambda id_, k: f"{id_}-{k}",
     "overflow": lambda id_, k: f"{id_}-{k}",
     "twice": lambda id_, k: id_,
     "across": lambda id_, k: f"{k}-{id_ == 'id0'}",
@@ -217,6 +218,7 @@ class Emits(GatherStage):
 
     what: str
     num_rejects: int = 0
+    odd_reject: bool = False  # a reject without an id
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return N
@@ -224,7 +226,8 @@ class Emits(GatherStage):
     def run(self, job: Job) -> None:
         for one in EMITS[self.what]():
             job.emit(one)
-        job.reject([Reject(f"r{k}", "fault", "odd", "\udcff") for k in range(self.num_rejects)])
+        ids: list[Any] = [None if self.odd_reject else f"r{k}" for k in range(self.num_rejects)]
+        job.reject([Reject(id_, "fault", "odd", "\udcff") for id_ in ids])
 
 
 def _chunked() -> pa.Table:
@@ -249,6 +252,7 @@ EMITS: dict[str, Callable[[], list[Any]]] = {
     "no_table": lambda: [[{"id": "id0", "n": 0}]],
     "twice": lambda: [pa.table([["id0"], [0], [1]], names=["id", "n", "n"])],
     "text": lambda: [pa.table({"id": ["id0"], "n": ["many"]})],
+    "invalid": lambda: [pa.table([_invalid_text([False, True]), [0, 1]], N)],
     "same_ids": lambda: [table([0, 1, 0, 1, 0])],
     "null_id": lambda: [pa.table({"id": ["a", None], "n": [0, 1]}, N)],
 }

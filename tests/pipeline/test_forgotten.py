@@ -1,5 +1,6 @@
 """`forgotten.parquet`: what is in it is obeyed, and a file that cannot be read stops everything."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from vlpipe.pipeline.engine.records.forgotten import SCHEMA, add_forgotten, hashed, read_forgotten
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect.opted_out import read_hashes
+from vlpipe.pipeline.inspect.verify.root import root_problems
 from vlpipe.pipeline.parquet.text_sets import TextSet
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.stages.web.opted_out import OptedOut
@@ -96,6 +98,22 @@ def test_who_said_no_is_not_asked_again_because_of_damage(tmp_path: Path, how: s
             VlpipeError, match=r"opted_out/000000\.parquet cannot be read .*must not be fetched"
         ):
             read()
+
+
+def test_a_column_of_another_type_is_named_with_both_types(tmp_path: Path) -> None:
+    """The names of the columns are right, so names alone would not say what is wrong."""
+    rows = {"hash": ["0" * 64], "evidence": ["noai"], "first_seen": [0]}
+    damage(tmp_path / "opted_out" / "000000.parquet", rows)
+    damage(tmp_path / "forgotten.parquet", {"kind": ["id"], "hash": [1]})
+    root = Store(str(tmp_path))
+    said = {problem.path: problem.text for problem in root_problems(root)}
+    opted_out = r"first_seen int64, not hash string, evidence string, first_seen timestamp\[ms, tz=UTC\]"
+    assert re.search(opted_out, said["opted_out/000000.parquet"])
+    assert (
+        said["forgotten.parquet"] == "its columns are kind string, hash int64, not kind string, hash string"
+    )
+    with pytest.raises(VlpipeError, match=opted_out):
+        read_hashes(root)
 
 
 def test_hashes_take_32_bytes_each(tmp_path: Path) -> None:

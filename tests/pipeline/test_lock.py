@@ -278,7 +278,7 @@ def test_a_damaged_lock(quick: None, root: Store, content: bytes) -> None:
     with locked(root, said.append):
         assert root.list("_lock") == ["000002.json"]
     assert said == [
-        f"{root.path('_lock/000001.json')} is not a valid lock file; waiting 0.15 s for a run to rewrite it"
+        f"{root.path('_lock/000001.json')} is not a valid lock file; waiting 0.15 s, in which a run that holds it stops"
     ]
 
 

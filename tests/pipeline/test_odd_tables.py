@@ -50,17 +50,25 @@ def test_all_spellings_of_the_same_rows_give_the_same_shard(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("missing", r"step a: declared column\(s\) \['n'\] are missing from the rows; they have \['id'\]"),
-        ("no_table", r"step a gave list; wanted a pyarrow.Table with columns \['id', 'n'\]"),
-        ("twice", r"step a: column\(s\) \['n'\] occur more than once"),
-        ("text", "step a: column 'n' is string and cannot be cast to int64"),
-        ("same_ids", "step a, shard 0: id 'id0' occurs 3 times and 1 more ids"),
-        ("null_id", r"step a, shard 0: 1 row\(s\) have no id"),
+        ("missing", r"^step a: declared column\(s\) \['n'\] are missing from the rows; they have \['id'\]"),
+        ("no_table", r"^step a gave list; wanted a pyarrow.Table with columns \['id', 'n'\]"),
+        ("twice", r"^step a: column\(s\) \['n'\] occur more than once"),
+        ("text", "^step 'a': column 'n' is string and cannot be cast to int64"),
+        ("invalid", "^step 'a': column 'id' has invalid values: Invalid UTF8 sequence at string index 1$"),
+        ("same_ids", "^step 'a': shard 0: id 'id0' occurs 3 times and 1 more ids"),
+        ("null_id", r"^step 'a': shard 0: 1 row\(s\) have no id"),
     ],
 )
 def test_others_are_refused(tmp_path: Path, what: str, said: str) -> None:
     with pytest.raises(VlpipeError, match=said):
         run(tmp_path, emits(what))
+
+
+def test_a_reject_of_a_gather_stage_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        VlpipeError, match=r"^step 'a': job.reject got Reject\(id=None.*; wanted Reject\(id, 'fault' or"
+    ):
+        run(tmp_path, emits("plain", ", num_rejects: 1, odd_reject: true"))
 
 
 def test_rejects_of_a_gather_stage_are_written_as_they_come(tmp_path: Path) -> None:
@@ -110,7 +118,7 @@ class Keeps(GatherStage):
     ("lost", "twice", "rejected", "said"),
     [
         ((), (), (3, 4), ""),
-        ((5,), (), (3,), r"step g breaks row conservation: 1 row\(s\) lost \(first: id5\)"),
+        ((5,), (), (3,), r"^the stage breaks row conservation: 1 row\(s\) lost \(first: id5\)"),
         ((), (6, 8), (), r"2 row\(s\) too many \(first: id6\)"),
         ((1, 2), (9,), (3,), r"2 row\(s\) lost \(first: id1\) and 1 row\(s\) too many \(first: id9\)"),
     ],

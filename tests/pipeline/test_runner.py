@@ -120,7 +120,8 @@ steps:
 def test_a_stage_that_loses_a_row_fails(tmp_path: Path) -> None:
     text = 'steps:\n  a: {use: "toys:Numbers", num_rows: 5}\n  b: {use: "toys:Loses", from: a}\n'
     with pytest.raises(
-        VlpipeError, match=r"step b, shard 0 breaks row conservation: 1 row\(s\) lost \(first: id0\)"
+        VlpipeError,
+        match=r"^shard 0 of step 'b': the stage breaks row conservation: 1 row\(s\) lost \(first: id0\)",
     ):
         run(tmp_path, text)
 

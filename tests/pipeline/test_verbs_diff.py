@@ -88,7 +88,7 @@ def test_steps_with_nothing_in_common(tmp_path: Path) -> None:
 def test_what_is_no_step_is_an_error(tmp_path: Path) -> None:
     a = pages(tmp_path / "a", 8, 3)
     (error,) = vlpipe("diff", a.root, a.step("judge"), code=1)
-    assert error.startswith(f"{a.root}: wanted a step's folder; in this root there are: every-")
+    assert error.startswith(f"{a.root} is not a step's folder; this root has every-")
     (error,) = vlpipe("diff", a.root / "judg-12345678", a.step("judge"), code=1)
     assert error.startswith(f"there is no {a.root}/judg-12345678; there are: every-")
 

@@ -156,6 +156,9 @@ def test_what_a_rule_filtered_is_not_run_again(tmp_path: Path) -> None:
     assert runs("retry", "every", "--why", "not_kth", "--local", code=1)[-1] == (
         "rows of step 'every' with 'not_kth' were filtered by a rule: nothing failed, so there is nothing to retry"
     )
+    assert runs("retry", "every", "--why", "timeout", "--local", code=1)[-1] == (
+        "no row of step 'every' was rejected for 'timeout'; its rejects were all filtered by a rule"
+    )
     assert left(runs.root) == before
 
 

@@ -135,7 +135,7 @@ def test_paths_that_are_not_there(chain: Runs, tmp_path: Path) -> None:
     (error,) = vlpipe("show", chain.step("every") / "000007.parquet", code=1)
     assert error.startswith(f"there is no {chain.step('every')}/000007.parquet; did you mean '00000")
     (error,) = vlpipe("show", chain.root, code=1)
-    assert error.startswith(f"{chain.root}: wanted a step's folder; in this root there are: add-")
+    assert error.startswith(f"{chain.root} is not a step's folder; this root has add-")
 
 
 def test_damaged_records_are_one_sentence(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_keys(check: Check) -> None:
             "line 1: unknown key 'nmae'; did you mean 'name'?",
             "line 2: root: wanted text, got 3",
             "line 4: step name 'Score-1': wanted lower-case letters, digits and _, a letter first",
-            "line 5: step name 'rounds': is reserved",
+            "line 5: step name 'rounds': is reserved for the loop; give the step another name",
             "line 6: none: wanted a mapping with use: MODULE:CLASS",
             "line 7: list.seed: missing, and it has no default",
             "line 8: key 'list' appears twice; first on line 7",

@@ -96,7 +96,10 @@ def locked(store: Store, say: Callable[[str], None] = _to_stderr) -> Iterator[st
 
 
 def _release(store: Store, held: _Held, before: str | None, error: BaseException | None) -> None:
-    """Records that the run has ended. The error that stopped it takes precedence over a failure to write the lock."""
+    """Records that the run has ended. before: value of RUN_VARIABLE to restore; None: it was not set.
+
+    error: what stopped the run; if given, a failure to write the lock becomes a note of it instead of an error.
+    """
     held.done.set()
     held.thread.join()
     store.set_fence(None)
@@ -266,7 +269,8 @@ def _wait_until_free(store: Store, lock: Lock, say: Callable[[str], None]) -> No
         return
     if record is None:
         say(
-            f"{store.path(lock.rel)} is not a valid lock file; waiting {_watch_s(lock):.2g} s for a run to rewrite it"
+            f"{store.path(lock.rel)} is not a valid lock file; waiting {_watch_s(lock):.2g} s, in which a run that "
+            "holds it stops"
         )
     elif state == "here":
         raise VlpipeError(f"{store.url} is in use by another run: {record.who}")
@@ -285,7 +289,7 @@ def _wait_until_free(store: Store, lock: Lock, say: Callable[[str], None]) -> No
 
 
 def _watch_s(lock: Lock) -> float:
-    """Returns the seconds to watch a lock. A run whose lock file is damaged notices at its next heartbeat and stops."""
+    """Returns the seconds to watch a lock: a lease; 1.5 heartbeats if its file is damaged, as its run stops at the next."""
     return LEASE_S if lock.record else 1.5 * BEAT_S
 
 

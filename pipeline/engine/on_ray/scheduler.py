@@ -40,7 +40,10 @@ class ResourceRequest:
 
 
 def needed(cpus: float, gpus: float, memory_bytes: float, *, is_task: bool) -> dict[str, float]:
-    """Returns the resources of one unit as the scheduler counts them. cpus and gpus may be fractions."""
+    """Returns the resources of one unit as the scheduler counts them. cpus and gpus may be fractions.
+
+    is_task: a shard that runs as a Ray task, without an actor; if it requests no CPU, it counts as 1 `ZERO`.
+    """
     zero = 1.0 if is_task and not cpus else 0.0
     return {
         "CPU": max(cpus, LEAST_CPUS) if cpus else 0.0,
@@ -206,7 +209,10 @@ class Room:
         return free
 
     def _pooled(self, ask: ResourceRequest, turn: Turn, stalled: bool) -> Placement | None:
-        """Places a pool's shard on an idle actor, else a new one, else a busy one that may take one more; else None."""
+        """Places a pool's shard on an idle actor, else a new one, else a busy one that may take one more; else None.
+
+        stalled: nothing runs, so a new actor need not leave room for other steps.
+        """
         deep = 1 if ask.step in self.careful else IN_FLIGHT
         mine = sorted(self.pool(ask.step), key=lambda a: a.busy)
         ready = [a for a in mine if a.busy < deep and a not in turn.draining]
@@ -227,7 +233,7 @@ class Room:
     def _leaves_room(self, pool: ResourceRequest, node: str, *, first: bool) -> bool:
         """Returns False if one more actor of the pool on the node leaves no room for another expected step that fits now.
 
-        Steps downstream of a pool do not block its first actor, because they get no work without it.
+        first: the pool has no actor yet. Steps downstream of the pool do not block it, as they get no work without it.
         """
         now = self._beside(self.actors)
         then = {**now, node: _minus(now[node], pool.need)}
@@ -241,7 +247,10 @@ class Room:
     def _reserve(
         self, ask: ResourceRequest, turn: Turn, has_work: set[str], stalled: bool
     ) -> list[Allocation]:
-        """Reserves nodes for a step that does not fit, if it will fit later. Returns idle actors to end for it."""
+        """Reserves nodes for a step that does not fit, if it will fit later. Returns idle actors to end for it.
+
+        has_work: names of the steps with a unit ready; stalled: nothing runs, so nothing becomes free by itself.
+        """
         if ask.actors and len(self.pool(ask.step)) >= ask.actors:
             return []  # the pool has its full size: its shards wait for its own actors
         idle = self._may_go(ask, has_work, stalled)
@@ -259,7 +268,7 @@ class Room:
         return [a for a in going if not a.busy]
 
     def _may_go(self, ask: ResourceRequest, has_work: set[str], stalled: bool) -> list[Allocation]:
-        """Returns idle actors that may be ended for this step."""
+        """Returns idle actors of other steps that may be ended for this one. Arguments as in `_reserve`."""
         idle = [a for a in self.actors if not a.busy and a.ask.step != ask.step]
         if stalled:
             return idle
@@ -327,9 +336,10 @@ def _minus(have: Amounts, less: Amounts) -> dict[str, float]:
 def _fewest_actors(
     going: Iterable[Allocation], ask: ResourceRequest, nodes: Sequence[str], free: Mapping[str, Amounts]
 ) -> list[Allocation]:
-    """Returns actors to end so that the nodes no longer lack resources: as few as possible in order, idle ones first.
+    """Returns those of `going` to end so that the nodes have the resources for `ask`.
 
-    Actors that hold nothing of what is lacking are left out.
+    On each node idle ones come first, and no more are taken once nothing is lacking. Actors that hold nothing of what is
+    lacking are left out.
     """
     found: list[Allocation] = []
     for node in dict.fromkeys(nodes):

@@ -164,7 +164,10 @@ class Shipping:
 
 
 def reads_root(store: Store, rel: str, nonce: str) -> list[str]:
-    """Returns problems with the driver's root on the node where this runs, one sentence each; empty if it sees the root."""
+    """Returns problems with the driver's root on the node where this runs, one sentence each; empty if it sees the root.
+
+    rel, nonce: a file of the root, and the text that the driver wrote to it.
+    """
     where = f"does not see the root {store.url}"
     todo = "a root must lie where every node sees it: on a shared disk, or s3://..."
     try:

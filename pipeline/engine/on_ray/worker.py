@@ -24,7 +24,7 @@ from vlpipe.pipeline.workflow.step import Resources
 
 @functools.cache
 def _prepare_process() -> None:
-    """Runs once per worker, after its imports: excludes them from garbage collection and delays the import of pandas."""
+    """Runs once per worker, after its imports: delays that of pandas; takes existing objects out of garbage collection."""
     leave_pandas_alone()
     gc.freeze()
 

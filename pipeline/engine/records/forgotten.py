@@ -41,7 +41,8 @@ def hashed(kind: Kind, value: str) -> str:
 def canonical_url(url: str) -> str:
     """Returns one spelling per address: no scheme, user, default port or fragment; percent-encoded ASCII; lower-case host.
 
-    A URL that cannot be parsed is returned stripped but otherwise unchanged.
+    `HTTP://me@Example.ORG:80/a b#top` becomes `example.org/a%20b`. A URL that cannot be parsed is returned stripped but
+    otherwise unchanged.
     """
     url = url.strip()
     try:

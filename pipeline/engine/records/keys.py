@@ -49,7 +49,10 @@ def tree_mark(stamps: Mapping[str, Stamp]) -> str:
 
 
 def walk_files(path: str) -> Iterator[tuple[str, str, Stamp]]:
-    """Yields (relative path, full path, stamp) of a folder's files, or of the file itself. Folder symlinks are skipped."""
+    """Yields (relative path, full path, stamp) of a folder's files, or of the file itself. Folder symlinks are skipped.
+
+    stamp: (size in bytes, mtime in ns).
+    """
     here = os.path.realpath(path)
     if not os.path.isdir(here):
         stat = os.stat(here)
@@ -68,7 +71,10 @@ def walk_files(path: str) -> Iterator[tuple[str, str, Stamp]]:
 
 
 def check_unchanged(file: File) -> None:
-    """Raises VlpipeError if a file outside the root, on this machine and now, differs from the one that was planned with."""
+    """Raises VlpipeError if a file outside the root, as this machine sees it now, is not the one the plan was made with.
+
+    A file without a `mark`, such as an artifact in the root, is not checked.
+    """
     if not file.mark:
         return
     text = "every worker must see the file that the plan was made with: put it on a shared disk, at the same path everywhere"
@@ -80,7 +86,7 @@ def check_unchanged(file: File) -> None:
     digest = tree_digest({name: sha256_file(full) for name, full, _ in found})
     if digest != file.digest:
         raise VlpipeError(
-            f"{file.path} on {os.uname().nodename} is not what the plan was made with (sha256 {digest[:12]}, wanted "
+            f"{file.path} on {os.uname().nodename} is not what the plan was made with (sha256 {digest[:12]}, in the plan "
             f"{file.digest[:12]}): it was changed since, or it is another file of that name; {text}"
         )
 

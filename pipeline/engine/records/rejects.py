@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from vlpipe.pipeline.engine.records.receipts import damaged
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.shard import REJECT_SCHEMA, Reject, ShardWriter, open_parquet
 from vlpipe.pipeline.storage.storable import storable
@@ -23,12 +24,13 @@ def rejects_path(folder: str, index: int) -> str:
     return f"{folder}/_rejects/{index:06d}.parquet"
 
 
-def settled_reject(one: Any) -> Reject:
-    """Returns the reject with its texts made storable and cut. Raises TypeError if it is not a valid Reject."""
+def settled_reject(one: Any, got: str = "Out.rejects holds") -> Reject:
+    """Returns the reject with its texts made storable and cut. Raises TypeError if it is not a valid Reject.
+
+    got: begins the error text, before the invalid value.
+    """
     if not (isinstance(one, Reject) and isinstance(one.id, str) and one.kind in KINDS):
-        raise TypeError(
-            f"Out.rejects holds {storable(repr(one), 200)}; wanted Reject(id, 'fault' or 'filtered', why)"
-        )
+        raise TypeError(f"{got} {storable(repr(one), 200)}; wanted Reject(id, 'fault' or 'filtered', why)")
     return Reject(one.id, one.kind, storable(one.why, MAX_CODE), storable(one.detail, MAX_DETAIL))
 
 
@@ -55,9 +57,9 @@ class RejectsWriter:
     def add(self, one: Reject) -> None:
         """Adds a reject. Raises VlpipeError if it is not a valid Reject."""
         try:
-            one = settled_reject(one)
+            one = settled_reject(one, "job.reject got")
         except TypeError as error:
-            raise VlpipeError(f"step {self._step}: {error}") from error
+            raise VlpipeError(str(error)) from error
         self._codes[f"{one.kind}:{one.why}"] += 1
         self._held.append(
             {"id": one.id, "stage": self._step, "kind": one.kind, "why": one.why, "detail": one.detail}
@@ -105,4 +107,4 @@ def read_rejects(store: Store, folder: str, index: int) -> pa.Table:
         try:
             return file.read().cast(REJECT_SCHEMA)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise VlpipeError(f"{store.path(path)} is damaged: {error}") from error
+            raise damaged(store, path, error) from error

@@ -25,7 +25,7 @@ from vlpipe.pipeline.engine.records.source_hash import recorded_hash, running_so
 from vlpipe.pipeline.engine.worker.captured_output import output_in, screen
 from vlpipe.pipeline.engine.worker.local_files import here
 from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
-from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.parquet.conform import OwnIds, conform
 from vlpipe.pipeline.parquet.row_conservation import IdHashes, check_conserved_large
 from vlpipe.pipeline.shard import Heavy, Reject, Shard, heavy_names, write_shard
@@ -141,7 +141,10 @@ SOURCES = (
 
 
 def _note_source(work: str, source: str) -> list[str]:
-    """Records that this code works on these parts from now on; returns the hashes recorded before."""
+    """Records that code with hash `source` works on the resumable parts in the folder `work`.
+
+    Returns the hashes of the code that made the parts already there.
+    """
     file = Path(f"{work}.{SOURCES}")
     before = file.read_text().split() if file.exists() and any(Path(work).iterdir()) else []
     file.write_text("".join(f"{one}\n" for one in dict.fromkeys([*before, source])))
@@ -210,13 +213,10 @@ class _Cutter:
 
     def emit(self, table: pa.Table) -> None:
         """Adds rows. Raises SchemaError or VlpipeError if the table does not conform to the declared columns."""
-        who = f"step {self.task.step}"
         try:
-            table = conform(table, self.task.schema_out, who)
-        except SchemaError:
-            raise
+            table = conform(table, self.task.schema_out, f"step {self.task.step}")
         except ValueError as error:
-            raise VlpipeError(f"{who}: {error}") from error
+            raise VlpipeError(str(error)) from error
         if not table.num_rows:
             return
         self._pending.append(table)
@@ -244,7 +244,7 @@ class _Cutter:
         path = shard_path(self.task.folder, len(self.shards))
         stats: dict[str, dict[str, Any]] = {}
         if "id" in rows.schema.names:
-            ids = OwnIds(f"step {self.task.step}, shard {len(self.shards)}")
+            ids = OwnIds(f"shard {len(self.shards)}: ")
             ids.add(rows["id"])
             ids.check()
         listed, (rows, forgotten) = rows, self.forgotten.split(rows) if self.forgotten else (rows, [])
@@ -296,6 +296,4 @@ class _Cutter:
 
         shards = tuple(shard for shard, _, _ in self.shards)
         made = Dataset(self.task.store, self.task.step, self.task.schema_out, shards)
-        check_conserved_large(
-            f"step {self.task.step}", lambda: ids(self.task.inputs), lambda: ids([made]), self._rejected
-        )
+        check_conserved_large("the stage", lambda: ids(self.task.inputs), lambda: ids([made]), self._rejected)

@@ -152,7 +152,6 @@ class Faults:
     broken; None if other shards had good rows. home: the stage's module.
     """
 
-    step: str
     budget: int
     most: int | None = None
     hopeless: int | None = None
@@ -177,11 +176,11 @@ class Faults:
             raise SchemaError(str(error))
         if self.most is not None and num > max(self.budget, self.most):
             raise StepFailed(
-                f"{self.step}: more than {max(self.budget, self.most):,} rows of one shard failed; {worst(self.found)}. "
+                f"more than {max(self.budget, self.most):,} rows of one shard failed; {worst(self.found)}. "
                 "That is more than max_reject_rate allows for all rows of the step"
             )
         if self.hopeless and not self.num_good and num >= self.hopeless:
-            raise StepFailed(f"{self.step}: all of the first {num:,} rows failed; {worst(self.found)}")
+            raise StepFailed(f"all of the first {num:,} rows failed; {worst(self.found)}")
         return Reject(row_id, "fault", fault.why, fault.detail)
 
 

@@ -58,7 +58,8 @@ def cache_folder() -> Path:
 def _downloaded(file: File) -> Path:
     """Returns the local path of a remote file or folder, downloaded and hashed if it is not cached.
 
-    Only complete downloads get a name in the cache. Raises VlpipeError if the digest is not that of the plan.
+    It is an artifact of an earlier step: files outside the root are local. Only complete downloads get a name in the cache.
+    Raises VlpipeError if the digest is not that in the step's manifest.
     """
     cached = cache_folder() / file.digest
     if cached.exists():
@@ -71,7 +72,8 @@ def _downloaded(file: File) -> Path:
         digest = tree_digest({name: sha256_file(full) for name, full, _ in walk_files(str(part))})
         if digest != file.digest:
             raise VlpipeError(
-                f"{file.path} has sha256 {digest[:12]}, wanted {file.digest[:12]}: it was damaged or replaced"
+                f"{file.path} has sha256 {digest[:12]}, but the manifest of the step that made it says "
+                f"{file.digest[:12]}: it was damaged or replaced since; `vlpipe verify` lists all damage and what to do"
             )
         _make_room(cached.parent, _bytes(part))
         os.rename(part, cached)
@@ -86,7 +88,7 @@ def _downloaded(file: File) -> Path:
 
 
 def _make_room(folder: Path, wanted: int) -> None:
-    """Removes the least recently used entries until `wanted` bytes fit within the cache's limit."""
+    """Removes the least recently used entries until `wanted` more bytes fit within VLPIPE_CACHE_GB, or none is left."""
     bound = int(float(os.environ.get("VLPIPE_CACHE_GB", MAX_CACHE_BYTES / 2**30)) * 2**30)
     entries = sorted((p for p in folder.iterdir() if p.suffix != ".part"), key=lambda p: p.stat().st_mtime)
     sizes = {p: _bytes(p) for p in entries}

@@ -105,7 +105,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
             work = stack.enter_context(opening(task))
         run = _Run(task)
         make = _outputs_again if task.again else _outputs
-        rows = _unique(make(run, work), run.who)
+        rows = _unique(make(run, work))
         schema = own_schema(task)
         group_rows = _group_rows(task)
         path = shard_path(task.folder, task.index)
@@ -173,7 +173,6 @@ def _group_rows(task: ShardTask) -> int:
 def _faults(task: ShardTask) -> Faults:
     allowed = task.max_reject_rate * (task.num_rows_step or task.num_rows_guess)
     return Faults(
-        task.step,
         budget=max(10, int(task.max_reject_rate * task.input.num_rows)),
         most=None if task.num_rows_step is None else int(allowed),
         hopeless=None if task.any_good else hopeless_at(allowed),
@@ -222,8 +221,8 @@ class _Run:
             for out in run_guarded(work, part, self.faults, settle=self._settle, once=once):
                 self.log.extend(out.log)
                 self.counts.update(out.counts)
-                need_ids(out.table["id"], self.who)
-                need_ids(out.table[self.key], self.who)
+                need_ids(out.table["id"])
+                need_ids(out.table[self.key], name=self.key)
                 rejected.update(r.id for r in out.rejects)
                 out_ids.update(out.table[self.key].to_pylist())
                 yield out
@@ -239,9 +238,9 @@ def _outputs(run: _Run, work: Work) -> Iterator[pa.Table]:
                 yield out.table
 
 
-def _unique(tables: Iterator[pa.Table], who: str) -> Iterator[pa.Table]:
+def _unique(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Yields the tables; raises VlpipeError if an id occurs twice."""
-    ids = OwnIds(who)
+    ids = OwnIds()
     for table in tables:
         ids.add(table["id"])
         yield table
@@ -263,12 +262,11 @@ def _with_prefetch(batches: Iterator[pa.Table], work: Work) -> Iterator[pa.Table
 
 
 def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejected: Counter[str]) -> None:
-    who = f"step {task.step}, shard {task.index}"
     if task.stage.FAN_OUT:  # every input row has at least one child or a reject
         out = Counter(dict.fromkeys(out, 1))
         rejected = Counter({i: 1 for i in rejected if i not in out})
         ids_in = Counter(set(ids_in))
-    check_conserved(who, ids_in, out, rejected)
+    check_conserved("the stage", ids_in, out, rejected)
 
 
 def _log_before(task: ShardTask) -> Iterator[dict[str, Any]]:
@@ -307,7 +305,7 @@ def _outputs_again(run: _Run, work: Work) -> Iterator[pa.Table]:
         _conserved(task, Counter(ids), Counter([*rows]), Counter([*rejects]))
         run.rejects.extend(rejects[i] for i in ids if i in rejects)
         yield pa.concat_tables([schema.empty_table(), *(rows[i] for i in ids if i in rows)])
-    kept.need_empty(run.who)
+    kept.need_empty()
 
 
 class _Kept:
@@ -326,10 +324,11 @@ class _Kept:
                 return found
             self._rows = _by_id(table)
 
-    def need_empty(self, who: str) -> None:
+    def need_empty(self) -> None:
         if self._rows or next(self._tables, None) is not None:
             raise VlpipeError(
-                f"{who} has rows that its input lacks, or has them in another order; nothing was changed"
+                "the stored shard has rows that its input lacks, or has them in another order, so rows cannot be put back "
+                "into it; nothing was changed. `vlpipe verify` lists what is damaged"
             )
 
 

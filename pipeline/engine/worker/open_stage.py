@@ -25,7 +25,8 @@ def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -
 def set_torch_threads(num: int) -> None:
     """Sets torch's threads and MKL's reproducible mode, without which a row's result depends on its position in a batch.
 
-    MKL reads the variable at the first matrix product of the process; setting it later has no effect.
+    The mode is the variable MKL_CBWR, which MKL reads at the first matrix product of the process: later calls of this
+    function set only the number of threads.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO")
     import torch

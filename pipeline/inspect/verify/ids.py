@@ -48,7 +48,10 @@ class Ids:
 def repeated(
     store: Store, receipts: list[Receipt], hashes: npt.NDArray[np.int64]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yields (id, paths of its shards) for each id that occurs more than once and whose hash is in `hashes`."""
+    """Yields (id, path of the shard of each occurrence) for ids that occur more than once.
+
+    hashes: from `Ids.twice`; only the first MAX_LOOKED_AT are looked at.
+    """
     places: dict[str, list[str]] = {}
     wanted = hashes[:MAX_LOOKED_AT]
     for receipt in receipts:

@@ -132,7 +132,7 @@ def _read_problems(steps: Steps, found: Records, manifest: Manifest) -> Iterator
 def _artifact_path(params: Mapping[str, Any], name: str) -> str:
     """Returns `path` of the `{from: STEP, path: NAME}` at the dotted parameter `name`; empty if it has none.
 
-    For a step that lists the rows of a source, `name` starts with `source`, which is not in `params` and is skipped.
+    For a step that lists the rows of a source, `params` are those of the source, and `name` is `source.` and a parameter.
     """
     value: Any = params
     for part in name.split("."):
@@ -146,7 +146,10 @@ def _artifact_path(params: Mapping[str, Any], name: str) -> str:
 def _shards_problems(
     steps: Steps, found: Records, manifest: Manifest, above: Sequence[str]
 ) -> Iterator[Problem]:
-    """Compares each receipt with its input shard; for a gather step, which reads all shards at once, with the manifest."""
+    """Compares each receipt with its input shard; for a gather step, which reads all shards at once, with the manifest.
+
+    above: folders of the input steps.
+    """
     inputs: list[Shard] = []
     for folder in above:
         shards = steps.shards(folder)

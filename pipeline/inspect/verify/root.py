@@ -16,6 +16,7 @@ from vlpipe.pipeline.engine.records import forgotten
 from vlpipe.pipeline.engine.records.forget_journal import JOURNAL
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect import opted_out
+from vlpipe.pipeline.inspect.opted_out import columns_of
 from vlpipe.pipeline.inspect.verify.problems import Problem, read_or_problem
 from vlpipe.pipeline.storage.checksummed_json import read_sealed
 from vlpipe.pipeline.storage.store import Store
@@ -52,7 +53,7 @@ def _half_forgotten(store: Store) -> Iterator[Problem]:
 
 
 def _time_savers(store: Store) -> Iterator[Problem]:
-    """Yields damaged caches. No result depends on them: they save time or explain why a step runs."""
+    """Yields a notice for each damaged cache. No result depends on caches: they save time or explain why a step runs."""
     for path in (RECORD, *(f"_cache/{name}" for name in store.list("_cache"))):
         if store.exists(path):
             read = read_sealed if path == RECORD else _cache
@@ -68,7 +69,7 @@ def _time_savers(store: Store) -> Iterator[Problem]:
 def _json_object(store: Store, path: str) -> dict[str, Any]:
     found = json.loads(store.read_bytes(path))
     if not isinstance(found, dict):
-        raise VlpipeError(f"wanted a JSON object, got {str(found)[:40]!r}")
+        raise VlpipeError(f"it contains {str(found)[:40]!r}, not a JSON object")
     return found
 
 
@@ -84,7 +85,7 @@ def _forgotten(store: Store, path: str) -> None:
     with store.open(path) as file:
         table = pq.ParquetFile(file, page_checksum_verification=True).read()
     if not table.schema.equals(forgotten.SCHEMA):
-        raise VlpipeError(f"wanted the columns kind and hash, it has {', '.join(table.schema.names)}")
+        raise VlpipeError(f"its columns are {columns_of(table.schema)}, not {columns_of(forgotten.SCHEMA)}")
     rows = [(row["kind"], row["hash"]) for row in table.to_pylist()]
     odd = next((row for row in rows if row[0] not in KINDS or not HASH.fullmatch(row[1] or "")), None)
     if odd or rows != sorted(set(rows)):
@@ -96,20 +97,18 @@ def _opted_out(store: Store, path: str) -> None:
     if name.endswith(".part"):
         return
     if not PART.fullmatch(name):
-        raise VlpipeError("wanted a file name such as 000000.parquet")
+        raise VlpipeError("its name is not like 000000.parquet: move it to another folder")
     with store.open(path) as file:
         table = pq.ParquetFile(file, page_checksum_verification=True).read()
     if not table.schema.equals(opted_out.SCHEMA):
-        raise VlpipeError(
-            f"wanted the columns {', '.join(opted_out.SCHEMA.names)}, it has {table.schema.names}"
-        )
+        raise VlpipeError(f"its columns are {columns_of(table.schema)}, not {columns_of(opted_out.SCHEMA)}")
     if any(table[name].null_count for name in table.schema.names):
         raise VlpipeError("a row has no hash, no evidence or no time")
     odd = next((value for value in table["hash"].to_pylist() if not HASH.fullmatch(value)), None)
     if odd is not None:
-        raise VlpipeError(f"{odd!r} is not a hash; wanted 64 hexadecimal digits")
+        raise VlpipeError(f"the hash {odd!r} is not 64 hexadecimal digits")
 
 
 def _lock(store: Store, path: str) -> None:
     if parse(store.read_bytes(path)) is None:
-        raise VlpipeError("it names no run; the next run makes another")
+        raise VlpipeError("it does not say which run holds the root; the next run makes another lock")

@@ -86,7 +86,8 @@ def _once(problems: Sequence[Problem]) -> list[Problem]:
 def _one_shard(
     steps: Steps, folder: str, receipt: Receipt, ids: Ids, whole: list[Receipt]
 ) -> Iterator[Problem]:
-    """Yields the problems of a shard. If its file is readable and has the right digest, adds it to `ids` and to `whole`."""
+    """Yields the problems of a shard. If its file is readable and has the right digest, adds its ids to `ids` and its
+    receipt to `whole`."""
     problems = shard_problems(steps.store, folder, receipt)
     yield from problems
     if not any(problem.path == receipt.shard.path for problem in problems):
@@ -123,7 +124,8 @@ def _sha256(store: Store, path: str) -> str:
 
 
 def _content_problems(store: Store, receipt: Receipt, ids: Ids, whole: list[Receipt]) -> Iterator[Problem]:
-    """Compares the size and rows of a shard's file with its receipt. If readable, adds its ids to `ids`, it to `whole`."""
+    """Compares the size and rows of a shard's file with its receipt. If the file is readable, adds its ids to `ids` and the
+    receipt to `whole`."""
     path = receipt.shard.path
     found = read_or_problem(path, lambda: (_num_rows(store, path), ids.add(store, receipt)))
     if isinstance(found, Problem):
@@ -201,7 +203,7 @@ def _read_log(store: Store, path: str) -> None:
 
 
 def left_over(store: Store, record: StepRecord) -> Iterator[Problem]:
-    """Yields temporary files of killed runs; shards, rejects and logs without a receipt; artifacts not in the manifest."""
+    """Yields temporary files of killed runs; shards and rejects that no receipt lists; artifacts not in the manifest."""
     folder, known = record.folder, {r.index for r in record.receipts}
     rejected = {r.index for r in record.receipts if r.rejects}
     for sub, expected in (("", known), ("/_rejects", rejected), ("/_receipts", known), ("/_log", known)):
@@ -211,7 +213,7 @@ def left_over(store: Store, record: StepRecord) -> Iterator[Problem]:
             if is_part(name):
                 yield Problem(path, "left over", "a temporary file of an interrupted write")
             elif number and int(number[1]) not in expected:
-                yield Problem(path, "left over", "there is no receipt for it")
+                yield Problem(path, "left over", "no receipt lists it")
     if record.manifest is not None and store.exists(f"{folder}/artifacts"):
         for path in sorted(store.fs.find(store.path(f"{folder}/artifacts"))):
             name = str(path).partition(f"{folder}/artifacts/")[2]
@@ -220,7 +222,7 @@ def left_over(store: Store, record: StepRecord) -> Iterator[Problem]:
 
 
 def summary(found: Sequence[VerifyReport]) -> str:
-    """Returns one line: the numbers of shards, artifacts and steps read, and of errors."""
+    """Returns one line, such as `12 shard(s) and 3 artifact(s) of 4 step(s): all match their records`."""
     steps = [one for one in found if one.folder]
     num_shards, num_artifacts = sum(one.num_shards for one in steps), sum(one.num_artifacts for one in steps)
     kinds = Counter(problem.kind for one in found for problem in one.problems)
@@ -243,6 +245,6 @@ ADVICE: dict[Kind, str] = {
 
 
 def advice(problems: Sequence[Problem]) -> str:
-    """Returns one line of instructions per kind of error."""
+    """Returns a line of instructions for each kind of error that occurs; `missing` and `damaged` share one."""
     kinds = {"damaged" if problem.kind == "missing" else problem.kind for problem in problems}
     return "\n".join(text for kind, text in ADVICE.items() if kind in kinds)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.compare import Compare
@@ -29,6 +30,6 @@ def test_mean_and_sample_spread_per_arm(tmp_path: Path) -> None:
 def test_an_arm_that_names_no_input_says_what_there_is(tmp_path: Path) -> None:
     stage = Compare(arms={"none": ["a1"]})
     with pytest.raises(
-        ValueError, match=r"arms.none: \['a1'\] are not inputs of this step; inputs are \['a0'\]"
+        VlpipeError, match=r"arms.none: there is no input a1; the inputs of this step are a0$"
     ):
         run_gather(stage, [dataset(tmp_path, results(0.1), "a0")], tmp_path)

@@ -19,7 +19,7 @@ from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import is_heavy, read_batches
 from vlpipe.pipeline.testing import dataset, run_map
 from vlpipe.stages.features.s3d import S3dFeatures, features_type
-from vlpipe.stages.features.s3d_weights import MEAN_STD, normalised
+from vlpipe.stages.features.s3d_weights import MEAN_STD, VideoNet, normalised
 from vlpipe.stages.features.s3d_windows import PRESETS, Windows, cut
 
 av = pytest.importorskip("av")
@@ -212,6 +212,18 @@ def test_a_changed_video_and_a_feature_too_large(
     out = run_map(stage, video_rows("ab"))
     assert out.table.num_rows == 0
     assert [(r.id, r.why) for r in out.rejects] == [("id-a", "not_finite"), ("id-b", "not_finite")]
+
+
+def test_the_window_that_is_not_finite_is_named(
+    videos: Path, nets: Nets, video_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factors, vectors_of = (
+        iter([1.0, np.inf, np.inf]),
+        VideoNet.vectors,
+    )  # the windows start at 0, 0.6 and 1.2 s
+    monkeypatch.setattr(VideoNet, "vectors", lambda *args: vectors_of(*args) * next(factors))
+    out = run_map(S3dFeatures(videos=str(videos), weights=nets["mil_nce"], windows=SMALL), video_rows("a"))
+    assert [r.detail for r in out.rejects] == ["the feature of the window at 0.60 s is not finite in float16"]
 
 
 def test_the_shard_says_how_it_was_made(videos: Path, nets: Nets, tmp_path: Path, video_rows: Rows) -> None:

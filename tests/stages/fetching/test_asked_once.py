@@ -45,7 +45,7 @@ def test_of_256_urls_with_one_odd_one_each_is_asked_once(threats: Any, bad: str,
     urls.insert(100, bad)
     rows = pa.concat_tables(listed((Pair(url, "t") for url in urls), source="web", text_source="web"))
     with stage_at(threats).open() as work:
-        outs = list(run_guarded(work, rows.combine_chunks(), Faults("s", 1000)))
+        outs = list(run_guarded(work, rows.combine_chunks(), Faults(1000)))
     assert [reject.why for out in outs for reject in out.rejects] == [why]
     assert sum(out.table.num_rows for out in outs) == NUM_GOOD
     asked = {path: times for path, times in threats.asked.items() if path.startswith("/slow/")}

@@ -227,7 +227,7 @@ def test_what_was_stored_before_can_be_taken_out(
 
 
 def test_forget_wants_to_know_what(runs: Runs) -> None:
-    assert runs.vlpipe("forget", code=1)[-1] == "nothing to forget: wanted a LIST, or --opted-out"
+    assert runs.vlpipe("forget", code=1)[-1] == "nothing to forget: give a LIST, or --opted-out"
 
 
 def test_with_a_list_both_go(runs: Runs) -> None:

@@ -173,8 +173,8 @@ def test_empty_and_unequal_lists(world: World) -> None:
     assert said == [
         ("no_cues", "a has no cue with text"),
         ("bad_captions", "b has 2 texts, 1 starts and 2 ends"),
-        ("bad_captions", "c: wanted lists `text`, `start` and `end`"),
-        ("bad_captions", "d: wanted lists `text`, `start` and `end`"),
+        ("bad_captions", "c does not have the lists `text`, `start` and `end`"),
+        ("bad_captions", "d does not have the lists `text`, `start` and `end`"),
     ]
     kept = world.run({"a": lists(), "b": unequal}, no_cues="keep")
     assert kept.table["cues"].to_pylist() == [[], [], [], []]
@@ -196,7 +196,7 @@ def test_what_only_one_side_has(world: World) -> None:
     assert [(r.why, r.detail) for r in out.rejects] == [
         ("not_listed", "captions of x, which is not in the list"),
         ("duplicate_captions", "a has captions in an earlier entry"),
-        ("no_file", "there is no gone.mp4 or gone.webm or gone.mkv in the videos root"),
+        ("no_file", "there is no gone.mp4 or gone.webm or gone.mkv in the folder of `videos`"),
         ("no_captions", ""),
         ("duplicate_video", ""),
     ]
@@ -301,9 +301,9 @@ def test_what_stops_the_plan(world: World) -> None:
     (world.folder / "list.csv").write_text("a,b\n1,2\n")
     with pytest.raises(VlpipeError, match="wanted a column 'video_id' or 'video_path', it has a, b"):
         stage.preflight()
-    (world.folder / "task_ids.csv").write_text("107\n")
+    (world.folder / "task_ids.csv").write_text("106,Cook\n\n107\n")
     with pytest.raises(
-        VlpipeError, match="line 1: wanted a task id, a tab or comma, and the task's title; got '107'"
+        VlpipeError, match="line 3: wanted a task id, a tab or comma, and the task's title; got '107'"
     ):
         world.stage({}, tasks=ListFile(path=str(world.folder / "task_ids.csv"))).preflight()
 
@@ -316,7 +316,7 @@ def test_what_stops_the_plan(world: World) -> None:
             "wanted a .json, a .zip, or a folder with one .csv per video; a pickle can run code",
         ),
         ("bad.zip", "is not a zip file: "),
-        ("cut.json", "is not a complete JSON object: the value at 'a' cannot be read: "),
+        ("cut.json", "is not a complete JSON object: the value of 'a' cannot be read: "),
     ],
 )
 def test_captions_that_cannot_be_read(world: World, name: str, said: str) -> None:

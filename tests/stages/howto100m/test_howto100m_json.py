@@ -53,21 +53,32 @@ def test_repeated_keys_all_come() -> None:
     [
         (b"", "it ends where '{' is wanted (character 0)"),
         (b"[1]", "wanted '{', got '[1]' (character 0)"),
-        (b'{"a": [1, 2', "the value at 'a' cannot be read: "),
-        (b'{"a": 1, ', "the value at 'a' cannot be read: "),
+        (b'{"a": [1, 2', "the value of 'a' cannot be read: Expecting ',' delimiter (character 11)"),
+        (b'{"a": 1, ', "the key after 'a' cannot be read: Expecting value (character 9)"),
+        (b'{"a": 1, b: 2}', "the key after 'a' cannot be read: Expecting value (character 9)"),
+        (b"{b: 2}", "the first key cannot be read: Expecting value (character 1)"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "the value of 'a' cannot be read: Exceeds the limit"),
         (b'{"a": 1', "it ends where ',' is wanted (character 7)"),
         (b'{"a": 1 "b": 2}', "wanted ',', got '\"b\": 2}' (character 8)"),
         (b'{"a" 1}', "wanted ':', got '1}' (character 5)"),
-        (b"{1: 2}", "after '' wanted a key in quotes, got 1 (character 2)"),
+        (b"{1: 2}", "the first key is 1, wanted a string in quotes (character 2)"),
+        (b'{"a": 1, null: 2}', "the key after 'a' is null, wanted a string in quotes (character 13)"),
+        (b"{} x", "the object is followed by 'x' (character 3)"),
         (b'{"a": 1} x', "the object is followed by 'x' (character 9)"),
         (b'{"a": "\xff"}', "it is not UTF-8: invalid start byte (character 0)"),
-        (b'{"a": ' + b"[" * 100_000, "the value at 'a' is nested too deeply (character 6)"),
+        (b'{"a": ' + b"[" * 100_000, "the value of 'a' is nested too deeply (character 6)"),
     ],
 )
 def test_what_is_broken_is_named(content: bytes, said: str) -> None:
     with pytest.raises(VlpipeError) as caught:
         read(content)
     assert str(caught.value).startswith(f"a.json is not a complete JSON object: {said}")
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 5, 64])
+def test_the_position_of_a_mistake_is_that_in_the_file(chunk_bytes: int) -> None:
+    with pytest.raises(VlpipeError, match=r"the value of 'b' cannot be read: Expecting .* \(character 17\)$"):
+        read(b'{"a": 1, "b": [2 3]}', chunk_bytes)
 
 
 WORKER = """

@@ -68,7 +68,7 @@ def squares(tmp_path: Path) -> Dataset:
     return dataset(tmp_path, pa.Table.from_pylist(rows(), SCHEMA), name="squares", shard_rows=20)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_rows() -> Callable[[], list[dict[str, Any]]]:
     return rows
 

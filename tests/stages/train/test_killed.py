@@ -43,13 +43,21 @@ steps:
 """
 
 
-@pytest.fixture
-def workflow(tmp_path: Path, make_rows: Callable[[], list[dict[str, Any]]]) -> Path:
-    rows = make_rows()
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema([*LISTED, *IMAGE_FIELDS])), tmp_path / "rows.parquet")
-    Tokenizer.train([row["texts"][0]["text"] for row in rows], vocab_size=100).save(tmp_path / "vocabulary")
-    (tmp_path / "w.yaml").write_text(WORKFLOW.format(folder=tmp_path))
-    return tmp_path / "w.yaml"
+@pytest.fixture(scope="module")
+def workflow(tmp_path_factory: pytest.TempPathFactory, make_rows: Callable[[], list[dict[str, Any]]]) -> Path:
+    folder, rows = tmp_path_factory.mktemp("killed"), make_rows()
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema([*LISTED, *IMAGE_FIELDS])), folder / "rows.parquet")
+    Tokenizer.train([row["texts"][0]["text"] for row in rows], vocab_size=100).save(folder / "vocabulary")
+    (folder / "w.yaml").write_text(WORKFLOW.format(folder=folder))
+    return folder / "w.yaml"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workflow: Path) -> dict[str, Any]:
+    """The files of a run that nobody kills."""
+    root = workflow.with_name("undisturbed")
+    end_well(start(workflow, root, "--local"))
+    return promised(root)
 
 
 def start(workflow: Path, root: Path, *more: str, gate: Path | None = None) -> subprocess.Popen[bytes]:
@@ -101,9 +109,8 @@ def promised(root: Path) -> dict[str, Any]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", ["trainer", "driver"])
 def test_killed_amid_training_it_leaves_the_same_files_and_no_process(
-    victim: str, workflow: Path, tmp_path: Path
+    victim: str, workflow: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    end_well(start(workflow, tmp_path / "calm", "--local"))
     root, gate = tmp_path / "killed", tmp_path / "gate"
     process = start(workflow, root, gate=gate)
     wait_until(gate.with_suffix(".pid").exists, process)
@@ -127,7 +134,7 @@ def test_killed_amid_training_it_leaves_the_same_files_and_no_process(
         os.kill(trainer, signal.SIGKILL)
     end_well(process)
     wait_until_gone(runs)
-    assert promised(root) == promised(tmp_path / "calm")
+    assert promised(root) == undisturbed
     (losses,) = root.glob("train-*/000000.parquet")
     assert set(pq.read_table(losses)["step"].to_pylist()) == {4, 8, 10}
 
