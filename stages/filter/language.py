@@ -30,11 +30,12 @@ from vlpipe.stages.common.scores import name_of, with_columns
 from vlpipe.stages.common.texts import FlatTexts
 
 FASTTEXT = (".bin", ".ftz")
-# ISO 639-1 codes of languages with many web pages.
-WEB_LANGUAGES: tuple[str, ...] = tuple(
-    "ar az bg bn ca cs da de el en es et eu fa fi fr gl he hi hr hu id it ja ka ko lt lv mk ms nl no pl pt ro ru sk sl sr sv "
-    "ta th tr uk ur vi zh".split()
-)
+# Languages with many web pages. Each that is left out no longer draws English texts to it, and its own texts to English.
+_CODES = """
+    ar az bg bn ca cs da de el en es et eu fa fi fr gl he hi hr hu id it ja ka ko lt lv mk ms nl no pl pt ro ru sk sl sr sv
+    ta th tr uk ur vi zh
+"""
+WEB_LANGUAGES: tuple[str, ...] = tuple(_CODES.split())
 WEB_PRIOR: Mapping[str, float] = {"en": 5.0}  # chosen in benchmarks/language.py
 Identify = Callable[
     [Sequence[str]], list[tuple[str, float]]
@@ -48,10 +49,9 @@ class Language(MapStage):
     model: a fastText .bin or .ftz file, or a transformers text classifier (folder or hub id) whose labels are
     languages; default: py3langid. encoder: the model's name in rules; default: py3langid, the file's stem, the hub id or
     the folder's name. max_length: in tokens, for transformers only.
-    languages, prior: for py3langid only. languages: the labels that a text can get; default: WEB_LANGUAGES. A text in another
-    language gets the label of a similar one, with a low score. prior: how many times as frequent as another language a
-    language is before its text is read, 1 if not named; default: `{en: 5}` if English is among `languages`. A text without
-    evidence, such as a number, gets the most frequent language.
+    languages, prior: for py3langid only. languages: the labels that a text can get; default: WEB_LANGUAGES. A text in a
+    language that is not among them gets the label of a similar one. prior: how frequent a language is in the list, relative
+    to those not named; default: `{en: 5}`. A text without evidence, such as a number, gets the most frequent language.
     """
 
     NAME: ClassVar[str] = "filter.language:Language"
