@@ -29,8 +29,8 @@ def tell(found: ForgetPlan) -> Iterator[str]:
     for one in found.folders:
         if one.num_orphans:
             yield (
-                f"{one.num_orphans:,} row(s) stay dropped in {one.folder} as duplicates of these rows; of a group whose kept row "
-                "is among these, nothing is left"
+                f"{one.num_orphans:,} row(s) stay dropped in {one.folder} as duplicates of these rows; of a group whose kept "
+                "row is among these, nothing is left"
             )
     if found.unread:
         yield f"not searched, because these artifacts are neither Parquet nor JSON: {', '.join(found.unread)}"
@@ -48,8 +48,8 @@ def advice(found: ForgetPlan, workflow: str) -> Iterator[str]:
         if one.num_orphans:
             folders = ", ".join(made_from(found, one.folder))
             yield (
-                f"to keep one row of such a group again, remove {folders}, which decides anew without the forgotten rows, then "
-                f"`vlpipe run {workflow}`"
+                f"to keep one row of such a group again, remove {folders}, which decides anew without the forgotten rows, "
+                f"then `vlpipe run {workflow}`"
             )
     if any(not model.copies for model in found.models):
         yield (

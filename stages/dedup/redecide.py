@@ -110,12 +110,12 @@ class Decide(GatherStage):
     def _warn_of_placeholders(
         self, decisions: pa.Table, is_placeholder: npt.NDArray[np.bool_], job: Job
     ) -> None:
-        found = decisions.filter(pc.and_(pa.array(is_placeholder), decisions["keep"]))
-        if found.num_rows:
-            found = found.sort_by([("image_texts", "descending"), ("id", "ascending")])
-            first = found.slice(0, 1).to_pylist()[0]
+        places = np.flatnonzero(is_placeholder & np.asarray(decisions["keep"]))
+        if len(places):
+            largest = places[np.asarray(decisions["image_texts"])[places].argmax()]
+            (first,) = decisions.slice(largest, 1).to_pylist()
             job.say(
-                f"{found.num_rows:,} image(s) under more than {self.max_texts} different texts, placeholders: none of their "
+                f"{len(places):,} image(s) under more than {self.max_texts} different texts, placeholders: none of their "
                 f"texts was merged; the largest: row {first['id']}, {first['image_rows']:,} rows, "
                 f"{first['image_texts']:,} texts"
             )
