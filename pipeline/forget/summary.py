@@ -29,8 +29,8 @@ def tell(found: ForgetPlan) -> Iterator[str]:
     for one in found.folders:
         if one.num_orphans:
             yield (
-                f"{one.num_orphans:,} row(s) stay dropped in {one.folder} as duplicates of these rows; of a group whose kept "
-                "row is among these, nothing is left"
+                f"{one.num_orphans:,} row(s) stay dropped in {one.folder} as duplicates of these rows; of a group whose "
+                "kept row is among these, nothing is left"
             )
     if found.unread:
         yield f"not searched, because these artifacts are neither Parquet nor JSON: {', '.join(found.unread)}"
