@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from vlpipe.pipeline.forget.copied_texts import (
     take_back,
 )
 from vlpipe.pipeline.forget.references import Reference, ids_of, references_in, without_ids
-from vlpipe.pipeline.forget.sentences import known_names, names_in, strings_in, without_names
+from vlpipe.pipeline.forget.sentences import SOMEONE, known_names, names_in, strings_in, without_names
 from vlpipe.pipeline.forget.urls import Urls
 from vlpipe.pipeline.parquet.block_reads import blocks
 from vlpipe.pipeline.parquet.text_sets import Mask, Places, TextSet
@@ -32,6 +32,7 @@ from vlpipe.pipeline.storage.store import Store
 
 SOMETHING = "a forgotten text"
 URLS = ("url", "final_url")
+ORPHAN = f"duplicate of {SOMEONE}"  # in details of rejects
 # Matches details of rejects that may name a row or a URL. Most do not, and are not parsed.
 NAMING_DETAIL = r"\brow |(duplicate|twin) of |://|[^\s,;()]{16}"
 
@@ -188,12 +189,22 @@ def _declared(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def rejects_left(store: Store, folder: str, index: int, gone: ForgottenRows) -> tuple[pa.Table, int, bool]:
-    """Returns (rejects of a shard without forgotten rows, number of removed rejects, whether anything changed)."""
+class RejectsLeft(NamedTuple):
+    """Rejects of a shard without forgotten rows. num_gone: removed rejects; num_orphans: rejects that remain and call their
+    row a duplicate of one that is forgotten now."""
+
+    table: pa.Table
+    num_gone: int
+    num_orphans: int
+    changes: bool
+
+
+def rejects_left(store: Store, folder: str, index: int, gone: ForgottenRows) -> RejectsLeft:
     rows = read_rejects(store, folder, index)
     out = gone.ids.mask(rows["id"])
     left = rows.filter(pa.array(~out)) if out.any() else rows
     asked = pc.match_substring_regex(pc.fill_null(left["detail"], ""), NAMING_DETAIL)
+    num_orphans = 0
     places = np.flatnonzero(np.asarray(asked) | (gone._heirs.mask(left["id"]) if gone.taken else False))
     if len(places):
         details = left["detail"].to_pylist()
@@ -201,16 +212,19 @@ def rejects_left(store: Store, folder: str, index: int, gone: ForgottenRows) -> 
         texts = [text or "" for text in some["detail"]]
         new = gone.scrub_texts(texts, some["id"])
         if new != texts:
+            num_orphans = sum(
+                ORPHAN in text and ORPHAN not in old for text, old in zip(new, texts, strict=True)
+            )
             for place, text in zip(places.tolist(), new, strict=True):
                 details[place] = text
             column = pa.chunked_array([pa.array(details, pa.string())])
             left = left.set_column(left.schema.get_field_index("detail"), left.schema.field("detail"), column)
-    return left, int(out.sum()), left is not rows
+    return RejectsLeft(left, int(out.sum()), num_orphans, left is not rows)
 
 
 def rewrite_rejects(store: Store, folder: str, index: int, gone: ForgottenRows) -> tuple[dict[str, int], str]:
     """Rewrites a shard's rejects. Returns their counts by code, as in a receipt, and the digest of the file."""
-    left, _, _ = rejects_left(store, folder, index, gone)
+    left = rejects_left(store, folder, index, gone).table
     step = left["stage"][0].as_py() if left.num_rows else ""
     rows = (row for batch in left.drop_columns(["stage"]).to_batches() for row in batch.to_pylist())
     return write_rejects(store, folder, index, step, (Reject(**row) for row in rows))

@@ -16,7 +16,7 @@ import pyarrow as pa
 from vlpipe.pipeline.engine.records.forgotten import canonical_url
 from vlpipe.pipeline.forget.copied_texts import DONORS, find_taken
 from vlpipe.pipeline.forget.json_artifacts import names_rows
-from vlpipe.pipeline.forget.rows import URLS, ForgottenRows, log_left, looked_at, rejects_left
+from vlpipe.pipeline.forget.rows import URLS, ForgottenRows, RejectsLeft, log_left, looked_at, rejects_left
 from vlpipe.pipeline.forget.steps import Step, folders_by_key, in_order
 from vlpipe.pipeline.forget.urls import Urls, host_of_canonical
 from vlpipe.pipeline.forget.wanted import KINDS, ForgetList
@@ -34,8 +34,8 @@ Bits = npt.NDArray[np.uint8]
 @dataclass(kw_only=True)
 class FolderChanges:
     """Changes to a step's folder. ids: removed rows, one bit per id in `ForgottenRows.ids`; heirs: rows that lose a copied
-    text; files: shards and artifacts to rewrite; rejects: shard indices; parts: whether the unfinished
-    `work/` is removed."""
+    text; files: shards and artifacts to rewrite; rejects: shard indices; num_orphans: rows that stay rejected as duplicates
+    of forgotten ones; parts: whether the unfinished `work/` is removed."""
 
     folder: str
     ids: Bits
@@ -43,6 +43,7 @@ class FolderChanges:
     files: list[str] = field(default_factory=list)
     rejects: list[int] = field(default_factory=list)
     num_rejects: int = 0
+    num_orphans: int = 0
     logs: list[str] = field(default_factory=list)
     num_lines: int = 0
     parts: bool = False
@@ -116,6 +117,15 @@ def find(store: Store, wanted: ForgetList, reads: Mapping[str, Sequence[str]]) -
         unread=[f for f, s in steps.items() if _is_closed(s) and f not in {one.folder for one in models}],
         steps=steps,
     )
+
+
+def made_from(found: ForgetPlan, folder: str) -> list[str]:
+    """Returns a folder, the folders whose artifacts it read, and those that these read in turn."""
+    by_key = folders_by_key(found.steps)
+    several = [folder]
+    for one in several:  # grows
+        several += [above for above in found.steps[one].makers(by_key) if above not in several]
+    return several
 
 
 def num_set(bits: Bits) -> int:
@@ -249,13 +259,14 @@ def _touched(store: Store, step: Step, gone: ForgottenRows) -> FolderChanges:
 
 
 def _look_at_rejects(store: Store, step: Step, gone: ForgottenRows, one: FolderChanges) -> None:
-    def look(index: int) -> tuple[pa.Table, int, bool]:
+    def look(index: int) -> RejectsLeft:
         return rejects_left(store, step.folder, index, gone)
 
-    for index, (_, num, changes) in zip(step.rejected, each(look, step.rejected), strict=True):
-        if changes:
+    for index, left in zip(step.rejected, each(look, step.rejected), strict=True):
+        if left.changes:
             one.rejects.append(index)
-            one.num_rejects += num
+            one.num_rejects += left.num_gone
+            one.num_orphans += left.num_orphans
 
 
 def _look_at_logs(store: Store, step: Step, gone: ForgottenRows, one: FolderChanges) -> None:

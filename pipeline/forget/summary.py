@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlpipe.pipeline.forget.scan import FolderChanges, ForgetPlan, Model
+from vlpipe.pipeline.forget.scan import FolderChanges, ForgetPlan, Model, made_from
 
 
 def tell(found: ForgetPlan) -> Iterator[str]:
@@ -26,6 +26,12 @@ def tell(found: ForgetPlan) -> Iterator[str]:
         yield f"{num_kept:,} of the entries match no row here; they are remembered and apply to later lists"
     if num_content:
         yield f"{num_content:,} sha256 match no row here; to exclude them from later lists, put them on a `blocklist`"
+    for one in found.folders:
+        if one.num_orphans:
+            yield (
+                f"{one.num_orphans:,} row(s) stay dropped in {one.folder} as duplicates of these rows; of a group whose "
+                "kept row is among these, nothing is left"
+            )
     if found.unread:
         yield f"not searched, because these artifacts are neither Parquet nor JSON: {', '.join(found.unread)}"
     if models:
@@ -38,6 +44,13 @@ def advice(found: ForgetPlan, workflow: str) -> Iterator[str]:
     """Yields what the user has to do afterwards."""
     if any(model.copies for model in found.models):
         yield f"the next `vlpipe run {workflow}` rebuilds the exports without the rows"
+    for one in found.folders:
+        if one.num_orphans:
+            folders = ", ".join(made_from(found, one.folder))
+            yield (
+                f"to keep one row of such a group again, remove {folders}, which decides anew without the forgotten rows, "
+                f"then `vlpipe run {workflow}`"
+            )
     if any(not model.copies for model in found.models):
         yield (
             "to retrain a model (or remake other artifacts listed above) without these rows, remove its folder, then "

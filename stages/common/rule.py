@@ -217,6 +217,7 @@ def check_encoder(rule: Rule, schema: pa.Schema) -> None:
         )
     raise SchemaError(
         f"rule {rule.code}: {rule} is for scores of {rule.encoder}, but {column!r} has scores of {bound}"
+        f"{_help(rule)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out, Reject, need, ref, with_field
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.row import DONORS, TEXTS
+from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.dedup.decisions import DECISIONS
+from vlpipe.stages.dedup.image_counts import COUNTS, UNKNOWN
 
 Gains = tuple[list[dict[str, Any]], list[list[str]]]  # texts, and per text the ids of its source rows
 
@@ -30,12 +33,14 @@ class Verdicts:
     """The decisions in memory.
 
     dropped: id -> (why, detail). gained: id -> texts that a kept row gets from its duplicates, with their source rows.
-    known: sorted 8-byte hashes of all ids, so a kept row takes 8 bytes.
+    known: sorted 8-byte hashes of all N ids. counts: (N, 3), COUNTS of these rows, UNKNOWN for null. A kept row takes 32
+    bytes.
     """
 
     dropped: dict[str, tuple[str, str]]
     gained: dict[str, Gains]
     known: npt.NDArray[np.uint64]
+    counts: npt.NDArray[np.int64]
 
     def judge(self, id_: str, mark: np.uint64) -> Reject | None:
         """Returns the reject of a row, None if it is kept. mark: the hash of `id_`, as in `known`."""
@@ -51,6 +56,13 @@ class Verdicts:
             )
         return None
 
+    def counts_of(self, marks: npt.NDArray[np.uint64]) -> dict[str, pa.Array]:
+        """Returns COUNTS of kept rows, given by the hashes of their ids."""
+        values = self.counts[np.searchsorted(self.known, marks)]
+        return {
+            name: pa.array(each, mask=each == UNKNOWN) for name, each in zip(COUNTS, values.T, strict=True)
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class DropDuplicates(MapStage):
@@ -60,15 +72,20 @@ class DropDuplicates(MapStage):
     `decontamination.decontaminate`. merge_texts: the same value as in `dedup.redecide`. If true, a kept row gets the texts
     of its duplicates, appended to its own, and the column `donors` lists the ids of each text's source rows (null for the
     row's own texts). `vlpipe forget` uses `donors`.
+    Adds `image_rows`, `image_hosts` and `image_texts` (see `dedup.image_counts`), null if the decisions lack them. A rule
+    such as `{id: placeholder, column: image_texts, op: "<=", value: 10}` of `filter.rules` then rejects placeholders.
     """
 
     decisions: File
     merge_texts: bool = False
 
     NAME: ClassVar[str] = "dedup.apply:DropDuplicates"
+    VERSION: ClassVar[int] = 2  # 2: counts of rows, hosts and texts
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "dedup.apply", id=pa.string())
+        for name in COUNTS:
+            inp = with_field(inp, pa.field(name, pa.int64()))
         if not self.merge_texts:
             return inp
         need(inp, "dedup.apply (merge_texts)", texts=TEXTS)
@@ -85,9 +102,10 @@ class DropDuplicates(MapStage):
 
         def work(rows: pa.Table) -> Out:
             ids = rows["id"].to_pylist()
-            found = [verdicts.judge(i, mark) for i, mark in zip(ids, marks(ids), strict=True)]
-            keep = pa.array([reject is None for reject in found], pa.bool_())
-            kept = rows.filter(keep)
+            hashes = marks(ids)
+            found = [verdicts.judge(i, mark) for i, mark in zip(ids, hashes, strict=True)]
+            keep = np.array([reject is None for reject in found], np.bool_)
+            kept = with_columns(rows.filter(pa.array(keep)), **verdicts.counts_of(hashes[keep]))
             if self.merge_texts:
                 kept = with_gained(kept, verdicts.gained)
             return Out(kept, [r for r in found if r is not None])
@@ -125,17 +143,28 @@ def marks(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
 def load_verdicts(path: str, digest: str) -> Verdicts:
     dropped: dict[str, tuple[str, str]] = {}
     gained: dict[str, Gains] = {}
-    known = [np.empty(0, np.uint64)]
+    known, counts = [np.empty(0, np.uint64)], [np.empty((0, len(COUNTS)), np.int64)]
     with _open_decisions(path) as file:
+        have = [name for name in COUNTS if name in file.schema_arrow.names]
         for batch in file.iter_batches(
-            columns=["id", "keep", "why", "witness", "similarity", "gained", "donors"]
+            columns=["id", "keep", "why", "witness", "similarity", "gained", "donors", *have]
         ):
             known.append(marks(batch["id"].to_pylist()))
+            values = [batch[name] if name in have else pa.nulls(len(batch), pa.int64()) for name in COUNTS]
+            counts.append(np.stack([np.asarray(v.fill_null(UNKNOWN)) for v in values], axis=1))
             for row in batch.filter(pc.invert(batch["keep"])).to_pylist():
                 dropped[row["id"]] = (row["why"], _detail(row))
             for row in batch.filter(pc.is_valid(batch["gained"])).to_pylist():
                 gained[row["id"]] = row["gained"], row["donors"]
-    return Verdicts(dropped, gained, np.sort(np.concatenate(known)))
+    for taker, (_, donors) in gained.items():
+        for donor, num in Counter(id_ for each in donors for id_ in each or ()).items():
+            if donor in dropped:  # not if it was merged into the dropped row by an earlier dedup
+                why, detail = dropped[donor]
+                took = "its text was" if num == 1 else f"{num} of its texts were"
+                dropped[donor] = why, f"{detail}; {took} added to row {taker}"
+    at = np.concatenate(known)
+    order = np.argsort(at, kind="stable")
+    return Verdicts(dropped, gained, at[order], np.concatenate(counts)[order])
 
 
 def _detail(row: dict[str, Any]) -> str:
@@ -156,7 +185,7 @@ def _open_decisions(path: str) -> Iterator[pq.ParquetFile]:
         ) from error
     with file:
         read = {
-            f.name: f.type for f in DECISIONS if f.name != "donors"
-        }  # older files have `donors` in another type, with only nulls
+            f.name: f.type for f in DECISIONS if f.name not in ("donors", *COUNTS)
+        }  # older files have `donors` in another type, with only nulls, and no counts
         need(file.schema_arrow, f"dedup.apply ({path})", **read)
         yield file

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.shard import ShardWriter, ref, reference_columns
 from vlpipe.stages.common.row import DONORS, TEXTS
 from vlpipe.stages.dedup.edges import KINDS, Edges, Places
+from vlpipe.stages.dedup.image_counts import COUNTS
 from vlpipe.stages.dedup.row_ids import Names
 
 DECISIONS = pa.schema(
@@ -33,6 +34,11 @@ DECISIONS = pa.schema(
         ref("group", pa.string()),
         ("gained", TEXTS),  # texts that a kept row gets from dropped rows of its group; null if none
         ref("donors", DONORS),  # for each of these texts, the ids of the dropped rows that have it
+        # of the rows with the same `group`, see `image_counts`: rows, distinct hosts (null without `url`) and distinct texts
+        # (null without `texts`)
+        ("image_rows", pa.int64()),
+        ("image_hosts", pa.int64()),
+        ("image_texts", pa.int64()),
     ]
 )
 DECISIONS_REFERENCES = {"decisions.parquet": reference_columns(DECISIONS)}
@@ -196,6 +202,7 @@ def decision_table(ids: Names, order: Places, duplicates: DuplicateArrays, rows:
             "group": ids.take(group[rows]),
             "gained": pa.nulls(len(rows), TEXTS),
             "donors": pa.nulls(len(rows), DONORS),
+            **{name: pa.nulls(len(rows), pa.int64()) for name in COUNTS},
         }
         return pa.table(columns).cast(DECISIONS)
 

@@ -28,11 +28,13 @@ from vlpipe.stages.dedup.decisions import (
     DECISIONS_REFERENCES,
     decide,
     decision_table,
+    groups_of,
     placed,
     say_counts,
     write_decisions,
 )
 from vlpipe.stages.dedup.edges import EDGES_REFERENCES, KINDS, Edges, Places, with_copies, write_edges
+from vlpipe.stages.dedup.image_counts import image_counts, with_counts
 from vlpipe.stages.dedup.keep_order import read_rows
 from vlpipe.stages.dedup.looks import LOOK, Looks, from_arrow, joined, look_at, to_arrow
 from vlpipe.stages.dedup.row_ids import PACKED, digest_words, packed
@@ -65,7 +67,7 @@ class ExactDuplicates(GatherStage):
     against: File | None = None
 
     NAME: ClassVar[str] = "dedup.exact:ExactDuplicates"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = DECISIONS_REFERENCES | EDGES_REFERENCES
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
@@ -87,6 +89,8 @@ class ExactDuplicates(GatherStage):
         order = np.concatenate([np.arange(num_new, len(ids)), numbers[:num_new][rows.order]])
         duplicates = decide(len(ids), placed(edges, order), "greedy")
         decisions = decision_table(ids, order, duplicates, numbers[:num_new])
+        groups = groups_of(order, duplicates)[numbers[:num_new]]
+        decisions = with_counts(decisions, image_counts(job.inputs, groups))
         decisions = _with_faults(decisions, looks and looks.take(numbers[:num_new]))
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)

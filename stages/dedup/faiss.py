@@ -29,11 +29,13 @@ from vlpipe.stages.dedup.decisions import (
     DECISIONS_REFERENCES,
     decide,
     decision_table,
+    groups_of,
     placed,
     say_counts,
     write_decisions,
 )
 from vlpipe.stages.dedup.edges import EDGES_REFERENCES, with_copies, write_edges
+from vlpipe.stages.dedup.image_counts import image_counts, with_counts
 from vlpipe.stages.dedup.keep_order import read_rows
 from vlpipe.stages.dedup.search import Plan, search
 from vlpipe.stages.dedup.vectors import (
@@ -79,7 +81,7 @@ class FaissDuplicates(GatherStage):
     seed: int = 0
 
     NAME: ClassVar[str] = "dedup.faiss:FaissDuplicates"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = DECISIONS_REFERENCES | EDGES_REFERENCES
     TORCH: ClassVar[bool] = True
 
@@ -119,6 +121,8 @@ class FaissDuplicates(GatherStage):
         order = np.concatenate([np.arange(num_new, len(ids)), numbers[:num_new][rows.order]])
         duplicates = decide(len(ids), placed(edges, order), "greedy")
         decisions = decision_table(ids, order, duplicates, numbers[:num_new])
+        groups = groups_of(order, duplicates)[numbers[:num_new]]
+        decisions = with_counts(decisions, image_counts(job.inputs, groups))
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)
         job.say(f"{say_counts(decisions)}; {len(edges.a):,} pairs at cosine >= {self.threshold:g}")

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
@@ -29,6 +30,7 @@ from vlpipe.stages.dedup.decisions import (
     write_decisions,
 )
 from vlpipe.stages.dedup.edges import Places, edges_of, read_edges
+from vlpipe.stages.dedup.image_counts import image_counts, with_counts
 from vlpipe.stages.dedup.keep_order import Keep, keys_of, read_rows
 from vlpipe.stages.dedup.row_ids import BLOCK_ROWS, Names, joined, packed
 
@@ -48,7 +50,10 @@ class Decide(GatherStage):
     all rows that the previous one drops, or more.
     keep: the keep order, best first: `[score desc, pixels desc, source: [human, web], sha256]`. Keys are columns, or
     pixels, score and source (of `texts`). Ties are broken by id. Default: these four, if the rows have them.
-    merge_texts: a kept row gets the texts of its dropped duplicates that it does not have yet.
+    merge_texts: a kept row gets the texts of its dropped duplicates that it does not have yet. max_texts: an image under
+    more different texts (`image_texts`, see `dedup.image_counts`) is a placeholder, and none of its texts is merged. The
+    default is COYO-700M's limit on images per text; ALIGN's limit on texts per image is 1,000. To drop placeholders, add a
+    rule on `image_texts` after `dedup.apply`.
     """
 
     CONSERVES: ClassVar[bool] = True
@@ -58,9 +63,10 @@ class Decide(GatherStage):
     rule: Rule = "greedy"
     keep: Keep | None = None
     merge_texts: bool = False
+    max_texts: Annotated[int, Field(ge=1)] = 10
 
     NAME: ClassVar[str] = "dedup.decide:Decide"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = DECISIONS_REFERENCES
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
@@ -89,12 +95,30 @@ class Decide(GatherStage):
         duplicates = decide(len(order), placed(edges, order), self.rule)
         decisions = decision_table(ids, order, duplicates, np.arange(num_rows))
         groups = groups_of(order, duplicates)[:num_rows]
+        counts = image_counts(job.inputs, groups)
+        decisions = with_counts(decisions, counts)
+        is_placeholder = counts["image_texts"] > self.max_texts
         if self.merge_texts:
-            decisions = with_gained(decisions, groups, job.inputs, rows.order)
+            decisions = with_gained(decisions, groups, job.inputs, rows.order[~is_placeholder[rows.order]])
         write_decisions(job.artifacts, decisions)
         job.emit(decisions)
         job.say(f"{say_counts(decisions)}, at threshold {threshold:g} with rule {self.rule}")
-        _warn_of_giants(groups, ids, job)
+        self._warn_of_placeholders(decisions, is_placeholder, job)
+        same_bytes = np.asarray(pc.equal(pc.fill_null(decisions["why"], ""), "exact_duplicate"))
+        _warn_of_giants(groups[~is_placeholder & ~same_bytes], ids, job)
+
+    def _warn_of_placeholders(
+        self, decisions: pa.Table, is_placeholder: npt.NDArray[np.bool_], job: Job
+    ) -> None:
+        places = np.flatnonzero(is_placeholder & np.asarray(decisions["keep"]))
+        if len(places):
+            largest = places[np.asarray(decisions["image_texts"])[places].argmax()]
+            (first,) = decisions.slice(largest, 1).to_pylist()
+            job.say(
+                f"{len(places):,} image(s) under more than {self.max_texts} different texts, placeholders: none of their "
+                f"texts was merged; the largest: row {first['id']}, {first['image_rows']:,} rows, "
+                f"{first['image_texts']:,} texts"
+            )
 
 
 def _check_known(*ends: np.ndarray[Any, Any]) -> None:
@@ -113,6 +137,7 @@ def _earlier(edges: pa.Table) -> Names:
 
 
 def _warn_of_giants(groups: Places, ids: Names, job: Job) -> None:
+    """groups: of the rows that chains of pairs can have joined: not of placeholders and of rows with equal bytes."""
     sizes = np.bincount(groups, minlength=1)
     largest = int(sizes.max())
     if largest > max(GIANT_ROWS, GIANT_SHARE * len(groups)):
@@ -126,7 +151,8 @@ def _warn_of_giants(groups: Places, ids: Names, job: Job) -> None:
 def with_gained(decisions: pa.Table, groups: Places, inputs: tuple[Dataset, ...], order: Places) -> pa.Table:
     """Fills `gained` and `donors` of kept rows: the texts of their dropped duplicates that they lack, best duplicate first.
 
-    groups: the number of each row's kept representative; numbers beyond the last row are of the earlier set.
+    groups: the number of each row's kept representative; numbers beyond the last row are of the earlier set. order: the keep
+    order, without rows of groups that get no text.
     """
     keeps = np.asarray(decisions["keep"])
     dropped = order[~keeps[order] & (groups[order] < len(groups))].tolist()

@@ -35,7 +35,9 @@ def listed(folder: Path) -> list[tuple[str, str]]:
     images = {f"good{n}.png": photo(n) for n in range(12)}
     images |= {"twin.png": photo(3), "small.png": photo(50, 320, 150), "strip.png": photo(51, 1000, 250)}
     images |= {name: photo(60 + n) for n, name in enumerate(("german.png", "short.png"))}
-    images |= {f"shop{n}.png": photo(80 + n) for n in range(11)}
+    images |= {f"shop{n}.png": photo(80 + n) for n in range(11)} | {
+        f"gap{n}.png": photo(99) for n in range(12)
+    }
     for name, data in images.items():
         (folder / name).write_bytes(data)
     texts = {f"good{n}.png": f"{GOOD} on day number {n}" for n in range(12)}
@@ -43,6 +45,7 @@ def listed(folder: Path) -> list[tuple[str, str]]:
     texts |= {"small.png": GOOD, "strip.png": GOOD}
     texts["german.png"] = "ein brauner Hund läuft mit einem Stock über die grüne Wiese"
     texts |= {f"shop{n}.png": "the best price for all of our summer shoes" for n in range(11)}
+    texts |= {f"gap{n}.png": f"listing number {n}, a blue sofa in good shape" for n in range(12)}
     return [*texts.items(), ("gone.png", GOOD)]
 
 
@@ -81,12 +84,13 @@ def test_what_is_dropped_and_what_is_packed(tmp_path: Path) -> None:
         "filtered:min_side": 1,
         "filtered:aspect_ratio": 1,
         "filtered:no_text_kept": 13,  # german, short, and 11 times the same text
-        "filtered:exact_duplicate": 1,
+        "filtered:exact_duplicate": 12,  # the twin, and the copies of the placeholder
+        "filtered:placeholder": 1,
     }
     judged = steps["judged"].manifest
     assert judged is not None
     assert {name: judged.counts[f"fails:{name}"] for name in ("english", "seen_often")} == {
-        "english": 2,  # the German one, and "dog", too short to tell
+        "english": 1,  # the German one
         "seen_often": 11,
     }
 
@@ -104,7 +108,7 @@ def test_what_is_dropped_and_what_is_packed(tmp_path: Path) -> None:
     assert "no_text_kept (web: seen_often (text_count 11, wanted <= 10))" in why("shop0.png")
     twin = why("twin.png")
     assert "dropped, filtered: exact_duplicate (duplicate of" in twin
-    assert "(http://demo.test/good3.png), similarity 1.000)" in twin
+    assert "(http://demo.test/good3.png), similarity 1.000; its text was added to row" in twin
     assert "- text:" not in twin, "no decision takes a text away"
     best = why("good3.png")
     assert "gained: + text: the very same dog is running on the lawn, source: web" in best

@@ -35,7 +35,7 @@ def decisions(path: Path, **more: dict[str, object]) -> File:
             "group": "c",
         },
     ]
-    extra = {"gained": None, "donors": None}
+    extra = {"gained": None, "donors": None, "image_rows": 1, "image_hosts": 1, "image_texts": None}
     pq.write_table(
         pa.Table.from_pylist([extra | row | more.get(row["id"], {}) for row in rows], DECISIONS), path
     )
@@ -45,7 +45,8 @@ def decisions(path: Path, **more: dict[str, object]) -> File:
 def test_dropped_rows_are_filtered_with_their_witness(tmp_path: Path) -> None:
     stage = DropDuplicates(decisions=decisions(tmp_path / "decisions.parquet"))
     out = run_map(stage, pa.table({"id": ["c", "b", "a"], "n": [1, 2, 3]}))
-    assert out.table.to_pydict() == {"id": ["c", "a"], "n": [1, 3]}
+    counts = {"image_rows": [1, 1], "image_hosts": [1, 1], "image_texts": [None, None]}
+    assert out.table.to_pydict() == {"id": ["c", "a"], "n": [1, 3], **counts}
     assert out.rejects == [Reject("b", "filtered", "near_duplicate", "duplicate of a, similarity 0.971")]
 
 
@@ -94,7 +95,7 @@ def test_donors_of_an_earlier_merge_stay_at_their_texts(tmp_path: Path) -> None:
     out = run_map(stage, rows).table
     assert [t["text"] for t in out["texts"][0].as_py()] == ["own", "from e", "later", "from b"]
     assert out["donors"].to_pylist() == [[None, ["e"], None, ["b"]]]
-    assert stage.schema(rows.schema) == rows.schema
+    assert stage.schema(rows.schema).names == [*rows.schema.names, "image_rows", "image_hosts", "image_texts"]
 
 
 def test_a_row_that_went_by_a_chain_says_so(tmp_path: Path) -> None:
@@ -103,3 +104,33 @@ def test_a_row_that_went_by_a_chain_says_so(tmp_path: Path) -> None:
     assert (
         out.rejects[0].detail == "duplicate of a through a chain of similar rows; the two were not compared"
     )
+
+
+def test_a_dropped_row_says_who_took_its_texts(tmp_path: Path) -> None:
+    """Row b gave two texts, c (dropped here) none; x was merged into b by an earlier dedup and is no row of this one."""
+    gained = {"gained": [text(t, "web") for t in "uvw"], "donors": [["b"], ["b"], ["x"]]}
+    dropped = {"keep": False, "why": "exact_duplicate", "witness": "a", "similarity": 1.0, "group": "a"}
+    given = decisions(tmp_path / "decisions.parquet", a=gained, c=dropped)
+    rows = pa.table({"id": ["a", "b", "c"], "texts": pa.array([[text("own", "web")]] * 3, TEXTS)})
+    out = run_map(DropDuplicates(decisions=given, merge_texts=True), rows)
+    assert {r.id: r.detail for r in out.rejects} == {
+        "b": "duplicate of a, similarity 0.971; 2 of its texts were added to row a",
+        "c": "duplicate of a, similarity 1.000",
+    }
+
+
+def test_kept_rows_carry_their_counts_and_decisions_without_counts_are_read(tmp_path: Path) -> None:
+    counts = {"image_rows": 200, "image_hosts": 3, "image_texts": 190}
+    given = decisions(tmp_path / "decisions.parquet", a=counts)
+    rows = pa.table({"id": ["c", "b", "a"]})
+    out = run_map(DropDuplicates(decisions=given), rows).table
+    assert out.to_pydict() == {
+        "id": ["c", "a"],
+        "image_rows": [1, 200],
+        "image_hosts": [1, 3],
+        "image_texts": [None, 190],
+    }
+    old = pq.read_table(given.path).drop_columns(list(counts))
+    pq.write_table(old, tmp_path / "old.parquet")
+    stage = DropDuplicates(decisions=File(path=str(tmp_path / "old.parquet"), digest="old"))
+    assert run_map(stage, rows).table["image_rows"].to_pylist() == [None, None]

@@ -15,6 +15,7 @@ from vlpipe.stages.dedup.decisions import (
     stands_for,
 )
 from vlpipe.stages.dedup.edges import Edges
+from vlpipe.stages.dedup.image_counts import COUNTS
 from vlpipe.stages.dedup.row_ids import Names, packed
 
 
@@ -124,6 +125,7 @@ def test_decisions_come_by_row_number_with_witness_and_group() -> None:
     table = decision_table(Names(packed([pa.array(["x", "y", "z"])])), order, twins, np.arange(3))
     assert table.schema == DECISIONS
     empty = {"why": None, "witness": None, "similarity": None, "gained": None, "donors": None}
+    empty |= dict.fromkeys(COUNTS)
     assert table.to_pylist() == [
         {"id": "x", "keep": True, **empty, "group": "x"},
         {

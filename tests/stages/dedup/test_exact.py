@@ -77,7 +77,11 @@ def test_same_bytes_one_stays_and_the_others_name_it(tmp_path: Path) -> None:
         "group": "a",
         "gained": None,
         "donors": None,
+        "image_rows": 3,
+        "image_hosts": 1,
+        "image_texts": None,
     }
+    assert (got["c"]["image_rows"], got["c"]["image_hosts"]) == (1, 1)
 
 
 def test_rows_without_a_hash_are_never_twins(tmp_path: Path) -> None:

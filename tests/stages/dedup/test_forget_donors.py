@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,27 @@ def test_why_says_that_a_text_was_forgotten(done: Done) -> None:
     said = "\n".join(done("why", done.ids["a3"]))
     assert "forgotten" in said, said
     assert done.ids["a2"][:12] not in said
+
+
+def test_it_says_which_rows_stay_dropped_as_duplicates_of_forgotten_ones(done: Done) -> None:
+    """Of three equal images, a3 is kept. After it is forgotten, the other two stay dropped, until the dedup is run again."""
+    entries = done.root.parent / "entries.txt"
+    entries.write_text(f"id:{done.ids['a3']}")
+    dry = done("forget", entries)
+    said = done.forget(done.ids["a3"])
+    for lines in (dry, said):
+        (line,) = [line for line in lines if "stay dropped" in line]
+        assert line.startswith(
+            f"2 row(s) stay dropped in {done.step('unique').name} as duplicates of these rows"
+        )
+    assert set(done.rows("unique")) == {done.ids["b"], done.ids["c"]}
+    assert "a forgotten row" in " ".join(done("why", done.ids["a2"]))
+    assert not [line for line in done.forget(done.ids["b"]) if "stay dropped" in line]
+    (line,) = [line for line in said if "to keep one row of such a group again" in line]
+    folders = [done.step(name) for name in ("unique", "decided", "bytes")]
+    assert f"remove {', '.join(f.name for f in folders)}, which" in line
+    for folder in folders:
+        shutil.rmtree(folder)
+    done("run", "--local")
+    assert len({done.ids["a"], done.ids["a2"]} & set(done.rows("unique"))) == 1
+    assert set(done.rows("texts")) == set(done.rows("unique"))

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
@@ -16,6 +17,8 @@ from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.common.rule import encoder_of
 from vlpipe.stages.filter.language import Language
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 def write_fasttext(path: Path, labels: dict[str, Sequence[str]]) -> None:
@@ -73,6 +76,49 @@ def test_py3langid_comes_without_a_model() -> None:
         "py3langid",
         "py3langid",
     )
+
+
+def test_captions_in_thirteen_languages() -> None:
+    """As in benchmarks/language.md, on both halves: 20 of 520 may be wrong."""
+    lines = (BENCHMARKS / "language_texts.tsv").read_text().splitlines()
+    labels, values = zip(*(line.split("\t") for line in lines), strict=True)
+    (languages,), _ = identified([list(values)])
+    assert {labels.count(label) for label in labels} == {40}
+    assert sum(found == label for found, label in zip(languages, labels, strict=True)) >= 500
+    english = [label for found, label in zip(languages, labels, strict=True) if found == "en"]
+    assert english.count("en") == 40
+    assert len(english) <= 42
+
+
+def test_english_alt_text_is_called_english(data: Callable[[str], Path]) -> None:
+    texts = pq.read_table(data("alttext") / "laion_10000.parquet")["TEXT"].to_pylist()
+    lines = [line.split("\t") for line in (BENCHMARKS / "language_alttext.tsv").read_text().splitlines()]
+    (languages,), _ = identified([[texts[int(row)] for row, label in lines if label == "en"]])
+    assert len(languages) == 303
+    assert languages.count("en") >= 0.95 * 303
+
+
+def test_languages_and_prior_are_parameters() -> None:
+    values = [["ein kleiner brauner Hund am Strand", "sofa"]]
+    assert identified(values, languages=("en", "nl"), prior={})[0][0][0] == "nl"
+    assert identified(values, languages=("en", "de"), prior={"de": 1000})[0] == [["de", "de"]]
+    assert identified(values, languages=("en", "de"), prior={"en": 5})[0] == [["de", "en"]]
+    with pytest.raises(VlpipeError, match=r"py3langid does not know the language 'deu'; did you mean"):
+        identified(values, languages=("en", "deu"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"model": Weights(path="lid.176.ftz"), "prior": {"en": 2}}, "prior: only for py3langid, but this"),
+        ({"languages": ("en",)}, "languages: wanted two or more, each once"),
+        ({"languages": ("en", "de", "en")}, "languages: wanted two or more, each once"),
+        ({"languages": ("en", "de"), "prior": {"fr": 2}}, "prior: fr: not among `languages`"),
+    ],
+)
+def test_labels_that_cannot_be_are_named_before_the_run(parameters: dict[str, Any], problem: str) -> None:
+    (found,) = Language(**parameters).preflight()
+    assert found.startswith(problem)
 
 
 def test_a_fasttext_file(tmp_path: Path) -> None:

@@ -252,6 +252,16 @@ def test_a_threshold_of_another_encoder_is_refused() -> None:
     clip_rule(encoder="laion/L-14").schema(pa.schema([("id", pa.string()), ("texts", TEXTS), of]))
 
 
+def test_a_rule_for_another_identifier_says_how_to_leave_it_out() -> None:
+    found = scored("language", pa.list_(pa.string()), "py3langid")
+    rule = Rule(
+        column="language", op="==", value="en", encoder="lid.176", needs="filter.language with lid.176"
+    )
+    assert schema_error(Rules(rules=(rule,)), found).endswith(
+        "but 'language' has scores of py3langid; it needs filter.language with lid.176, or skip: [language]"
+    )
+
+
 def test_every_rule_that_cannot_be_judged_is_named_at_once() -> None:
     said = schema_error(
         Rules(preset="laion", rules=(Rule(column="widht", op=">", value=1),)), pa.field("width", pa.int32())
