@@ -120,6 +120,8 @@ class Crawler:
         """Disconnects from the HostGate, closes all connections and deletes the bodies."""
         self._turns.close()
         await self._client.close()
+        if self._origins:
+            self._origins.close()
         self.bodies.close()
 
     async def fetch(self, url: str, asked: Asked[Answer]) -> Answer:
