@@ -121,6 +121,9 @@ def _functions() -> dict[tuple[str, str], Callable[..., Any] | str]:
     def ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
         return dict(pairs)
 
+    def no_bytes() -> bytes:
+        return b""
+
     def encode(text: str, encoding: str) -> bytes:
         """Returns the bytes that a pickle of protocol 2 has as text. Other codecs could run code of their own."""
         if encoding != "latin1":
@@ -132,6 +135,7 @@ def _functions() -> dict[tuple[str, str], Callable[..., Any] | str]:
         ("numpy", "dtype"): dtype,
         ("collections", "OrderedDict"): ordered_dict,
         ("_codecs", "encode"): encode,
+        ("__builtin__", "bytes"): no_bytes,  # of protocols 0 to 2
     }
     for core in ("numpy.core", "numpy._core"):  # NumPy 2 moved them
         found[f"{core}.multiarray", "_reconstruct"] = reconstruct
