@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
 from collections.abc import Iterable, Sequence
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from vlpipe.models import pickled_arrays
+from vlpipe.models.pickled_arrays import ERRORS
+
 WORD = re.compile(r"[\w']+")
-# What a pickled array of strings names, by its old and its new path; nothing else may be called.
-ALLOWED = {
-    (module, name)
-    for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-    for name in ("ndarray", "dtype", "_reconstruct")
-}
 
 
 class Words:
@@ -54,25 +50,27 @@ def read_words(path: str | Path) -> list[str]:
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            _, _, dtype = read(file)
-            if dtype.hasobject:
-                found = _Strict(file).load()
-            else:
-                file.seek(0)
-                found = np.load(io.BytesIO(file.read()), allow_pickle=False)
-            return [w.decode() if isinstance(w, bytes) else _word(w) for w in np.asarray(found).ravel()]
-        except (ValueError, EOFError, pickle.UnpicklingError, AttributeError, TypeError) as error:
+            shape, in_columns, dtype = read(file)
+            found = _pickled(file) if dtype.hasobject else _plain(file.read(), shape, dtype, in_columns)
+            return [w.decode() if isinstance(w, bytes) else _word(w) for w in found.ravel().tolist()]
+        except ERRORS as error:
             raise ValueError(f"word list: {path} is no .npy file of words: {error}") from error
+
+
+def _pickled(file: IO[bytes]) -> npt.NDArray[Any]:
+    found = pickled_arrays.load(file)
+    if not isinstance(found, pickled_arrays.PickledArray):
+        raise ValueError(f"wanted an array, got {type(found).__name__}")
+    return found.value
+
+
+def _plain(data: bytes, shape: tuple[int, ...], dtype: Any, in_columns: bool) -> npt.NDArray[Any]:
+    if dtype.kind not in "SU" or prod(shape) * dtype.itemsize != len(data) or not data:
+        raise ValueError(f"wanted strings, got {dtype} of shape {shape} in {len(data)} bytes")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if in_columns else "C")
 
 
 def _word(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"wanted strings, got {type(value).__name__}")
     return str(value)
-
-
-class _Strict(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which a list of words does not need")
-        return super().find_class(module, name)

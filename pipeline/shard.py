@@ -8,6 +8,7 @@ columns and a pointer (`Shard.heavy`) to the file with the heavy ones, which are
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -105,6 +106,19 @@ class Out:
     # Lines for the log, each a JSON object. They may contain times and numbers of attempts, and are never part of keys.
     log: list[dict[str, Any]] = field(default_factory=list)
     counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def joined(parts: Sequence[Out]) -> Out:
+    """Returns consecutive outputs, at least one, as one."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.counts)
+    return Out(
+        pa.concat_tables([part.table for part in parts]),
+        [reject for part in parts for reject in part.rejects],
+        [line for part in parts for line in part.log],
+        counts,
+    )
 
 
 def heavy(name: str, dtype: pa.DataType) -> pa.Field:

@@ -76,6 +76,18 @@ class AheadWork(Protocol):
     def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
 
 
+@runtime_checkable
+class PartsWork(Protocol):
+    """Work of a stage with `OBSERVES_WORLD` whose output for a batch may not fit into memory.
+
+    `parts(batch)` yields it in parts, which are written one by one; together they are what the call returns.
+    """
+
+    def parts(self, batch: pa.Table) -> Iterator[Out]: ...
+
+    def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
+
+
 class MapStage(Stage):
     """Maps a row group to a row group. With several inputs (`from: [a, b]`) it processes the shards of each in turn.
 

@@ -1,8 +1,16 @@
-"""Flattens the texts of a batch into one column, so that Arrow functions apply to all at once; writes results back."""
+"""Flattens the texts of a batch into one column, so that Arrow functions apply to all at once; writes results back.
+
+Also `normalized`, Unicode normalization in linear time.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
+from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +20,7 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.common.row import TEXT, TEXTS
 
+LAST_MARK = 0x20000  # no character from here on decomposes into combining marks
 Mask = npt.NDArray[np.bool_]
 
 
@@ -77,6 +86,40 @@ class FlatTexts:
 
     def _offsets(self) -> pa.Array:
         return pa.array(np.concatenate([[0], np.cumsum(self.lengths)]), pa.int32())
+
+
+def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
+    """Returns `unicodedata.normalize(form, text)`, in n log n time.
+
+    CPython sorts consecutive combining marks by insertion: 80,000 of them in alternating order take 3 seconds. Here a long
+    run of marks is sorted first. Runs in real texts have less than 30 (Unicode Standard Annex #15, 13).
+    """
+    if not text.isascii():
+        parts: Form = "NFD" if form == "NFC" else "NFKD"
+        text = _long_run(parts).sub(lambda run: _sorted_marks(parts, run[0]), text)
+    return unicodedata.normalize(form, text)
+
+
+Form = Literal["NFD", "NFKD"]
+
+
+@cache
+def _long_run(form: Form) -> re.Pattern[str]:
+    """Returns the pattern of more than 30 characters that all decompose into combining marks."""
+    marks = [code for code in range(128, LAST_MARK) if _is_mark(form, chr(code))]
+    runs = groupby(enumerate(marks), lambda place: place[1] - place[0])
+    ranges = [[chr(code) for _, code in run] for _, run in runs]
+    return re.compile("[" + "".join(f"{one[0]}-{one[-1]}" for one in ranges) + "]{31,}")
+
+
+def _is_mark(form: Form, char: str) -> bool:
+    return all(map(unicodedata.combining, unicodedata.normalize(form, char)))
+
+
+def _sorted_marks(form: Form, marks: str) -> str:
+    """Returns the marks in canonical order: decomposed and sorted by combining class, equal ones in their order."""
+    marks = "".join(unicodedata.normalize(form, char) for char in marks)
+    return "".join(sorted(marks, key=unicodedata.combining))
 
 
 def as_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:

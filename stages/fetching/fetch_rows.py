@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,26 +12,30 @@ import pyarrow as pa
 
 from vlpipe.pipeline.engine.worker.guard import row_fault
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.pipeline.shard import Out
+from vlpipe.pipeline.shard import Out, joined
 from vlpipe.stages.fetching.blocklist import BLOCKED, Blocklist
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.list import EXPECTED, FAULT
+from vlpipe.stages.web.bodies import Asked
 from vlpipe.stages.web.fetch import Answer, Fetch
 from vlpipe.stages.web.response import Page
 
 FILTERED = frozenset({"opt_out", BLOCKED})  # excluded by a rule, not failed: `vlpipe retry` skips them
-CHECK_ROWS = 64  # images sent to the decoder together
+CHECK_ROWS = 64  # images that are waited for together; their requests are sent however many bytes wait
+CHECK_BYTES = 1 << 22  # images sent to the decoder together, unless a single one is larger
+PART_BYTES = 1 << 25  # images of a part of a batch's output
 
-Started = list[Future[Answer] | RowFault]
+Started = list[Asked[Answer] | RowFault]
 
 
 class FetchRows:
-    """The stage's function (an `AheadWork`), which fetches one batch per call and returns image rows and rejects.
+    """The stage's function, which fetches one batch per call; its output is image rows and rejects.
 
-    Batches passed to `ahead` are fetched in the background, so that a slow row does not delay other batches.
+    An `AheadWork`: batches passed to `ahead` are fetched in the background, so that a slow row does not delay other batches.
+    A `PartsWork`: the output of a batch comes in parts. The bytes that wait have a limit (`web.bodies`).
     """
 
-    num_ahead = 3  # batches; their bytes are held in memory
+    num_ahead = 3  # batches
 
     def __init__(
         self,
@@ -50,51 +53,83 @@ class FetchRows:
         self._under_way[_ids(batch)] = _start(_listed(batch), self._fetch)
 
     def __call__(self, batch: pa.Table) -> Out:
+        """Returns the whole output of a batch."""
+        return joined([*self.parts(batch)])
+
+    def parts(self, batch: pa.Table) -> Iterator[Out]:
         """Fetches a batch. Images are checked in order, in this thread, while later ones are still being fetched."""
         listed, rows = _listed(batch), self._rows_of(batch)
         log: list[dict[str, Any]] = []
         started = self._under_way.pop(_ids(batch), None) or _start(listed, self._fetch)
         try:
             for first in range(0, len(listed), CHECK_ROWS):
-                together = slice(first, first + CHECK_ROWS)
-                _wait(started[together])
-                self._check(first, listed[together], started[together], rows, log)
+                together = range(first, min(first + CHECK_ROWS, len(listed)))
+                self._wait([one for row in together if isinstance(one := started[row], Asked)])
+                for ready in self._ready(together, listed, started, rows, log):
+                    rows.add_all(ready)
+                    if rows.num_bytes >= PART_BYTES:
+                        yield self._part(rows, log)
+            yield self._part(rows, log)
         finally:
-            for future in started:
-                if not isinstance(future, RowFault):
-                    future.cancel()
+            for one in started:
+                if isinstance(one, Asked):
+                    one.cancel()
+
+    def _part(self, rows: ImageRows, log: list[dict[str, Any]]) -> Out:
+        """Returns what was collected since the last part."""
         out = rows.out(self._schema)
-        out.log = log
+        out.log, log[:] = [*log], []
         return out
 
-    def _check(
+    def _wait(self, asked: Sequence[Asked[Answer]]) -> None:
+        """Waits for all answers, last first, so that this thread wakes up once or twice instead of for each."""
+        self._fetch.want(asked)
+        for one in reversed(asked):
+            one.exception()
+
+    def _ready(
         self,
-        first: int,
+        together: range,
         listed: Sequence[Mapping[str, Any]],
         started: Started,
         rows: ImageRows,
         log: list[dict[str, Any]],
-    ) -> None:
-        """Adds the results of `listed` to `rows` and `log`; the first is row number `first` of the batch."""
+    ) -> Iterator[list[tuple[int, bytes, dict[str, Any]]]]:
+        """Yields (row number, image, columns) of the rows of `together`, about CHECK_BYTES of images at a time.
+
+        Adds lines to `log` and the rejects of other rows to `rows`. Answers are removed from `started`, which frees them.
+        """
         ready: list[tuple[int, bytes, dict[str, Any]]] = []
-        for row, (one, future) in enumerate(zip(listed, started, strict=True), first):
+        num_bytes = 0
+        for row in together:
+            asked, started[row] = started[row], DONE
             try:
-                page = self._page(one, future, log)
+                page = self._page(listed[row], asked, log)
+                body = page.body
+                if page.content:
+                    page.content.close()
+                _need_wanted(body, listed[row].get(EXPECTED.name), self._blocklist)
             except Exception as error:
                 fault = row_fault(error, __name__)
                 rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
-            else:
-                ready.append((row, page.body, {"http_status": page.status, "final_url": page.url}))
-        rows.add_all(ready)
+                continue
+            ready.append((row, body, {"http_status": page.status, "final_url": page.url}))
+            num_bytes += len(body)
+            if num_bytes >= CHECK_BYTES:
+                yield ready
+                ready, num_bytes = [], 0
+        yield ready
 
     def _page(
-        self, one: Mapping[str, Any], future: Future[Answer] | RowFault, log: list[dict[str, Any]]
+        self, one: Mapping[str, Any], asked: Asked[Answer] | RowFault, log: list[dict[str, Any]]
     ) -> Page:
-        if isinstance(future, RowFault):
-            raise future
-        answer = future.result()
+        if isinstance(asked, RowFault):
+            raise asked
+        answer = asked.result()
         log.append(log_line(one["id"], answer))
-        return _need_page(answer.result, one.get(EXPECTED.name), self._blocklist)
+        if isinstance(answer.result, RowFault):
+            raise answer.result
+        return answer.result
 
 
 def _ids(batch: pa.Table) -> tuple[str, ...]:
@@ -104,13 +139,6 @@ def _ids(batch: pa.Table) -> tuple[str, ...]:
 def _listed(batch: pa.Table) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = batch.drop_columns(["texts"]).to_pylist()
     return rows
-
-
-def _wait(started: Started) -> None:
-    """Waits for all futures, last first, so that this thread wakes up once or twice instead of for each."""
-    for future in reversed(started):
-        if not isinstance(future, RowFault):
-            future.exception()
 
 
 def _start(listed: Sequence[Mapping[str, Any]], fetch: Fetch) -> Started:
@@ -130,22 +158,20 @@ def _refused(one: Mapping[str, Any]) -> RowFault | None:
     return None
 
 
+DONE = RowFault("done")  # in place of an answer that was used
 _HEX_DIGEST = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
 
 
-def _need_page(result: Page | RowFault, expected: str | None, blocklist: Blocklist) -> Page:
-    """Returns the fetched page. Raises RowFault: that of a failed fetch, blocked, hash_mismatch."""
-    if isinstance(result, RowFault):
-        raise result
-    blocked = blocklist.check_bytes(result.body)
+def _need_wanted(body: bytes, expected: str | None, blocklist: Blocklist) -> None:
+    """Raises RowFault if the content is not to be kept: blocked, hash_mismatch."""
+    blocked = blocklist.check_bytes(body)
     if blocked is not None:
         raise blocked
     if expected:
         name = "md5" if len(expected) == 32 else "sha256"
-        found = hashlib.new(name, result.body, usedforsecurity=False).hexdigest()
+        found = hashlib.new(name, body, usedforsecurity=False).hexdigest()
         if found != expected.lower():
             raise RowFault("hash_mismatch", f"{name} is {found}, but the list says {expected.lower()}")
-    return result
 
 
 def log_line(id_: str, answer: Answer) -> dict[str, Any]:

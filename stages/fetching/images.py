@@ -74,8 +74,9 @@ class Fetching(SourceStage):
     """
 
     NAME: ClassVar[str] = "ingest.images:Fetching"
-    # 2: rejects opt-outs, transparent images, JPEGs with too many scans; 3: `resize` uses another resampling filter
-    VERSION: ClassVar[int] = 3
+    # 2: rejects opt-outs, transparent images, JPEGs with too many scans; 3: `resize` uses another resampling filter;
+    # 4: reads odd Content-Encodings, status 203, a complete 206 and a Location that is not UTF-8
+    VERSION: ClassVar[int] = 4
     OBSERVES_WORLD: ClassVar[bool] = True
     # Link rot: 33 to 94 % of the images of published lists are still available.
     MAX_REJECT_RATE: ClassVar[float] = 0.9

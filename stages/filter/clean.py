@@ -20,7 +20,7 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.shard import Out, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.row import TEXTS
-from vlpipe.stages.common.texts import FlatTexts
+from vlpipe.stages.common.texts import FlatTexts, normalized
 
 MAX_ROUNDS = 10  # a text that still changes after these is adversarial; real texts need 1 to 3
 RAW = "alt_raw"
@@ -30,6 +30,13 @@ AMPS = re.compile(r"&(?:amp;)+(?=#?\w+;)", re.IGNORECASE)  # an ampersand escape
 HUGE_CODES = re.compile(r"&#(?:\d{8,}|x[0-9a-f]{8,});?", re.IGNORECASE)  # beyond the highest code point
 SCRIPT_BEGINS = re.compile(r"<(script|style)\b[^<>]*>", re.IGNORECASE)
 SCRIPT_ENDS = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in ("script", "style")}
+# Tags inside a line of text, which separate no words: `<b>music</b>, m<sup>2</sup>`. After a `<` one is left to TAGS, as
+# what is left of `<<b>b>` would be a tag again.
+INLINE = re.compile(
+    r"(?<!<)</?(?:a|abbr|acronym|b|bdi|bdo|big|cite|code|del|dfn|em|font|i|ins|kbd|mark|nobr|q|s|samp|small|span|strike"
+    r"|strong|sub|sup|tt|u|var|wbr)(?=[\s/>])[^<>]*>",
+    re.IGNORECASE,
+)
 TAGS = re.compile(r"<(?!person>)[a-z/!?][^<>]*>", re.IGNORECASE)  # CC12M writes <PERSON> for names
 
 
@@ -47,7 +54,7 @@ class CleanTexts(MapStage):
     max_chars: Annotated[int, Field(ge=1)] = 2000
 
     NAME: ClassVar[str] = "filter.clean:CleanTexts"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3  # 3: tags inside a line leave no space
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.clean", id=pa.string(), texts=TEXTS)
@@ -84,12 +91,15 @@ class CleanTexts(MapStage):
 
 
 def repairer() -> Callable[[str], str]:
-    """Returns ftfy's `fix_text` without entity decoding, which `clean_once` does. Raises VlpipeError without ftfy."""
+    """Returns ftfy's `fix_text` without entity decoding and NFC, which `clean_once` does.
+
+    Raises VlpipeError if ftfy is not installed.
+    """
     try:
         import ftfy
     except ImportError as error:
         raise VlpipeError("filter.clean needs ftfy: pip install 'vlpipe[web]'") from error
-    config = ftfy.TextFixerConfig(unescape_html=False, explain=False)
+    config = ftfy.TextFixerConfig(unescape_html=False, normalization=None, explain=False)
     return lambda text: ftfy.fix_text(text, config)
 
 
@@ -109,9 +119,9 @@ def clean_once(text: str, fix: Callable[[str], str], max_chars: int) -> str:
     if "&" in text:
         text = html.unescape(HUGE_CODES.sub("\ufffd", AMPS.sub("&", text)))
     if "<" in text:
-        text = TAGS.sub(" ", without_scripts(text))
+        text = TAGS.sub(" ", INLINE.sub("", without_scripts(text)))
     if not (text.isascii() and text.isprintable()):
-        text = "".join(map(visible, unicodedata.normalize("NFC", fix(text))))
+        text = "".join(map(visible, normalized("NFC", fix(text))))
     return " ".join(text.split())[:max_chars].rstrip()
 
 

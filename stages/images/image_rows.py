@@ -30,6 +30,7 @@ class ImageRows:
         self._ids: list[str] = batch["id"].to_pylist()
         rules = Rules(max_pixels=max_pixels, max_frames=max_frames)
         self._check_all = check_all or (lambda images: [_checked(data, rules) for data in images])
+        self.num_bytes = 0  # of the images collected
         self._kept: list[int] = []
         self._found: list[dict[str, Any]] = []
         self._rejects: list[tuple[int, Reject]] = []
@@ -51,6 +52,7 @@ class ImageRows:
         original = hashlib.sha256(data).hexdigest()
         stored = original if seen.data is data else hashlib.sha256(seen.data).hexdigest()
         self._kept.append(row)
+        self.num_bytes += len(seen.data)
         self._found.append(
             {
                 "sha256": stored,
@@ -70,13 +72,18 @@ class ImageRows:
         self._rejects.append((row, Reject(self._ids[row], kind, fault.why, fault.detail)))
 
     def out(self, schema: pa.Schema) -> Out:
-        """Returns the rows collected. `schema` must be LISTED, then columns of the image or of `more`."""
+        """Returns the rows and rejects collected since the last call.
+
+        `schema` must be LISTED, then columns of the image or of `more`.
+        """
         table = self._batch.select(LISTED.names).take(pa.array(self._kept, pa.int64()))
         for field in list(schema)[len(LISTED) :]:
-            of = [found[field.name] for found in self._found]
+            of = [found.pop(field.name) for found in self._found]
             values = _binary(of) if field.type == pa.binary() else pa.array(of, field.type)
             table = table.append_column(field, values)
-        return Out(table, [reject for _, reject in sorted(self._rejects, key=lambda one: one[0])])
+        rejects = [reject for _, reject in sorted(self._rejects, key=lambda one: one[0])]
+        self._kept, self._found, self._rejects, self.num_bytes = [], [], [], 0
+        return Out(table, rejects)
 
 
 def _binary(values: Sequence[bytes]) -> pa.Array:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 
+from vlpipe.stages.common.texts import normalized
+
 SHINGLE_CHARS = 5
 
 
@@ -30,7 +32,7 @@ def normal_form(text: str) -> str:
     Words consist of letters, marks and numbers; all other characters separate them, except format characters, which are
     removed. A text of symbols only (`:-)`, an emoji) keeps its symbols, else all such texts would be equal.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = normalized("NFKC", normalized("NFKC", text).casefold())
     visible = folded.translate(_VISIBLE)
     return " ".join(visible.translate(_WORDS).split()) or " ".join(visible.split())
 

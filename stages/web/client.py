@@ -55,8 +55,8 @@ class Reply(Protocol):
     def head(self, status: int, headers: Headers) -> bool:
         """Called before the body; returns whether the body is wanted."""
 
-    def piece(self, data: bytes) -> None:
-        """Called with the next bytes of the body."""
+    def piece(self, data: bytes) -> bool | None:
+        """Called with the next bytes of the body; returns True if the rest of it is not wanted."""
 
 
 class Client:
@@ -267,11 +267,11 @@ class _Transfer:
         if self._enough:
             return None
         try:
-            self._reply.piece(data)
+            self._enough = bool(self._reply.piece(data))
         except Exception as error:  # as above
             self._error = error
             return -1
-        return None
+        return -1 if self._enough else None
 
     def _fault(self, code: int, message: str) -> RowFault:
         """Returns libcurl's error as a RowFault. Details contain no port or measured time, so that runs give the same."""

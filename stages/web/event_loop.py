@@ -25,18 +25,21 @@ class Loop:
         """Starts a coroutine in the loop and returns its future."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def submit_all(self, works: Sequence[Coroutine[Any, Any, T]]) -> list[concurrent.futures.Future[T]]:
-        """Starts coroutines and returns their futures; wakes the loop only once. Cancelling a future cancels its task."""
-        futures: list[concurrent.futures.Future[T]] = [concurrent.futures.Future() for _ in works]
+    def submit_all(
+        self, works: Sequence[tuple[Coroutine[Any, Any, T], concurrent.futures.Future[T]]]
+    ) -> None:
+        """Starts coroutines, each with the future that gets its result; wakes the loop only once.
+
+        Cancelling a future cancels its task.
+        """
 
         def start() -> None:
-            for work, future in zip(works, futures, strict=True):
+            for work, future in works:
                 task = self._loop.create_task(work)
                 task.add_done_callback(partial(_settle, future))
                 future.add_done_callback(partial(self._cancel_task, task))
 
         self._loop.call_soon_threadsafe(start)
-        return futures
 
     def _cancel_task(self, task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> None:
         if future.cancelled():

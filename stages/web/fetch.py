@@ -8,7 +8,6 @@ names unchecked.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,17 +17,14 @@ from dataclasses import dataclass
 from vlpipe.pipeline.engine.worker.guard import row_fault
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.service import Address
+from vlpipe.stages.web.bodies import MEMORY_BYTES, WAITING_BYTES, Asked, Bodies, Body
 from vlpipe.stages.web.client import Client
-from vlpipe.stages.web.event_loop import running_loop
+from vlpipe.stages.web.event_loop import Loop, running_loop
 from vlpipe.stages.web.limits import Limits
 from vlpipe.stages.web.politeness import HostBusy, Turn, Turns, join
 from vlpipe.stages.web.response import SLOW_DOWN, HttpFault, Page, Response
-from vlpipe.stages.web.robots import Origins
+from vlpipe.stages.web.robots import MAX_RULES_BYTES, Origins
 from vlpipe.stages.web.url import Target, redirected, sendable, target_of
-
-MAX_RULES_FILE_BYTES = (
-    1 << 24
-)  # limit for robots.txt and tdmrep.json, where `max_bytes` may be gigabytes (videos)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,23 @@ class Answer:
 
 
 Refuse = Callable[[str], "RowFault | None"]
-Fetch = Callable[[Sequence[str]], "list[concurrent.futures.Future[Answer]]"]
+
+
+class Fetch:
+    """`fetch(urls)` starts all requests and returns a future for each. Made by `fetcher`."""
+
+    def __init__(self, loop: Loop, crawler: Crawler) -> None:
+        self._loop, self._crawler = loop, crawler
+
+    def __call__(self, urls: Sequence[str]) -> list[Asked[Answer]]:
+        asked: list[Asked[Answer]] = [Asked() for _ in urls]
+        fetches = [self._crawler.fetch(url, one) for url, one in zip(urls, asked, strict=True)]
+        self._loop.submit_all([*zip(fetches, asked, strict=True)])
+        return asked
+
+    def want(self, asked: Sequence[Asked[Answer]]) -> None:
+        """Must be called before these answers are waited for: others, which wait already, may fill the room for bodies."""
+        self._crawler.bodies.want(asked)
 
 
 @contextmanager
@@ -56,7 +68,7 @@ def fetcher(
     accept: str = "image/*, */*;q=0.1",
     folder: str = "",
 ) -> Iterator[Fetch]:
-    """Yields `fetch(urls)`, which starts all requests and returns a future for each.
+    """Yields a Fetch.
 
     ports: host -> loopback port that serves it; the only exemption from the address rules.
     passing: codes of temporary failures, which are retried. gate: address of the run's `HostGate`. refuse: called for each
@@ -66,7 +78,7 @@ def fetcher(
     with running_loop() as loop:
         crawler = loop.run(_crawler(limits, ports, passing, gate, refuse, accept, folder))
         try:
-            yield lambda urls: loop.submit_all([crawler.fetch(url) for url in urls])
+            yield Fetch(loop, crawler)
         finally:
             loop.run(crawler.close())
 
@@ -96,7 +108,7 @@ class Crawler:
         refuse: Refuse,
         folder: str = "",
     ) -> None:
-        self._refuse, self._folder = refuse, folder
+        self._refuse, self._folder, self.bodies = refuse, folder, Bodies(MEMORY_BYTES, WAITING_BYTES)
         self._client, self._turns, self._limits, self._passing = client, turns, limits, passing
         self._all = asyncio.Semaphore(limits.concurrency)
         robots, tdmrep = limits.robots == "obey", limits.tdmrep == "obey"
@@ -105,16 +117,19 @@ class Crawler:
         )
 
     async def close(self) -> None:
-        """Disconnects from the HostGate and closes all connections."""
+        """Disconnects from the HostGate, closes all connections and deletes the bodies."""
         self._turns.close()
         await self._client.close()
+        if self._origins:
+            self._origins.close()
+        self.bodies.close()
 
-    async def fetch(self, url: str) -> Answer:
+    async def fetch(self, url: str, asked: Asked[Answer]) -> Answer:
         """Fetches one URL, with retries. Failures are returned in the Answer; only infrastructure errors are raised."""
         at_s, begin = time.time(), time.monotonic()
         result: Page | RowFault = RowFault("no_url")
         for attempt in range(1, self._limits.retries + 2):
-            before, result = result, await self._attempt(url)
+            before, result = result, await self._attempt(url, asked)
             if isinstance(result, RowFault) and result.why == "host_busy" and attempt > 1:
                 result = before  # the earlier failure is more informative
                 break
@@ -130,23 +145,26 @@ class Crawler:
         """Whether to retry within this run; host_busy is left for a later run."""
         return isinstance(result, RowFault) and result.why in self._passing and result.why != "host_busy"
 
-    async def _attempt(self, url: str, *, rules: bool = False) -> Page | RowFault:
-        """Returns the result of one attempt, following redirects. rules: the URL is a robots.txt or tdmrep.json."""
+    async def _attempt(self, url: str, asked: Asked[Answer] | None = None) -> Page | RowFault:
+        """Returns the result of one attempt, following redirects. asked: None for a robots.txt or tdmrep.json."""
         left_s, target = self._limits.timeout_s, Target("", "", 0)
         try:
             self._need_not_refused(url)  # as listed; `_need_allowed` checks it as sent
             url = listed = sendable(url)
             for _ in range(self._limits.max_redirects + 1):
-                if not rules:
+                if asked:
                     await self._need_allowed(url)
-                target = target_of(url)
-                async with (
-                    self._turns.turn(target.host, url) as turn,
-                    self._all,
-                ):  # the wait for them is not counted in `left_s`
-                    begin, turn.led_here = time.monotonic(), listed
-                    got = await self._hop(target, left_s, turn, rules)
-                    left_s -= time.monotonic() - begin
+                target, got = target_of(url), None
+                while got is None:
+                    if asked:
+                        await self.bodies.room_for(asked)
+                    # The waits for room, for a turn and for a request to end are not counted in `left_s`.
+                    async with self._turns.turn(target.host, url) as turn, self._all:
+                        if asked and self.bodies.is_full_for(asked):  # filled while this one waited
+                            continue
+                        begin, turn.led_here = time.monotonic(), listed
+                        got = await self._hop(target, left_s, turn, rules=asked is None)
+                        left_s -= time.monotonic() - begin
                 if isinstance(got, Page):
                     return got
                 url = redirected(url, got)
@@ -173,17 +191,17 @@ class Crawler:
 
     async def _rules(self, url: str) -> tuple[int, bytes] | RowFault:
         """Returns (status, body) of robots.txt or tdmrep.json, fetched with the same checks as any other URL."""
-        got = await self._attempt(url, rules=True)
+        got = await self._attempt(url)
         return got if isinstance(got, RowFault) else (got.status, got.body)
 
-    async def _hop(self, target: Target, left_s: float, turn: Turn, rules: bool) -> Page | str:
+    async def _hop(self, target: Target, left_s: float, turn: Turn, *, rules: bool) -> Page | str:
         """Requests one URL; returns the page, or the location it redirects to."""
-        max_bytes = self._limits.max_bytes
         response = Response(
             target.url,
             turn,
             self._limits,
-            min(max_bytes, MAX_RULES_FILE_BYTES) if rules else max_bytes,
+            MAX_RULES_BYTES if rules else self._limits.max_bytes,
+            Body(self.bodies),
             rules=rules,
             folder="" if rules else self._folder,
         )

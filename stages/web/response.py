@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import tempfile
-import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import IO
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.web.headers import Headers
+from vlpipe.stages.web.bodies import Body
+from vlpipe.stages.web.headers import Headers, Unpacker, coding_of
 from vlpipe.stages.web.limits import Limits
 from vlpipe.stages.web.opt_out_headers import opted_out, opted_out_inside
 from vlpipe.stages.web.politeness import Turn
 from vlpipe.stages.web.url import without_secrets
 
+CONTENT = frozenset({200, 203})  # 203: changed by a proxy
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 SLOW_DOWN = frozenset({429, 503})  # these apply to the whole host, not only to this URL
 A_YEAR_S = 365 * 86400.0
+WHOLE_RANGE = re.compile(r"bytes[ =]0-([0-9]{1,18})/([0-9]{1,18})", re.IGNORECASE)
+PACKED_BYTES = 1 << 16  # what packing may add to a body, besides 1/64 of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,17 @@ class Page:
 
     status: int
     url: str  # after redirects, without secrets
-    body: bytes
-    file: str = ""  # path of the file with the body, if `body` is not used
+    content: Body | None = None  # close it after use, so that others have room
+    file: str = ""  # path of the file with the body, if there is no `content`
+
+    @property
+    def body(self) -> bytes:
+        """Returns the bytes of `content`."""
+        return self.content.read() if self.content else b""
 
 
 class HttpFault(RowFault):
-    """A response with an HTTP status other than 200 or a redirect."""
+    """A response with an HTTP status other than those of content (200, 203, a complete 206) or of a redirect."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"http_{status}", http.client.responses.get(status, ""))
@@ -44,20 +53,28 @@ class HttpFault(RowFault):
 class Response:
     """Receives the response to one request (a `client.Reply`); `got` returns its result.
 
-    rules: the URL is a robots.txt or tdmrep.json, where opt-outs are not looked for. folder: if set, the body is written to
-    a file there.
+    body: what the bytes are added to. rules: the URL is a robots.txt or tdmrep.json, where opt-outs are not looked for, and
+    which is cut at `max_bytes`. folder: if set, the body is written to a file there instead.
     """
 
     def __init__(
-        self, url: str, turn: Turn, limits: Limits, max_bytes: int, *, rules: bool, folder: str
+        self,
+        url: str,
+        turn: Turn,
+        limits: Limits,
+        max_bytes: int,
+        body: Body,
+        *,
+        rules: bool = False,
+        folder: str = "",
     ) -> None:
         self._url, self._turn, self._limits, self._max_bytes = url, turn, limits, max_bytes
-        self._rules, self._folder = rules, folder
+        self._body, self._rules, self._folder = body, rules, folder
         self._found: str | RowFault | None = None  # a redirect location or a failure, instead of a body
-        self._status = self._num_bytes = 0
-        self._pieces: list[bytes] = []
+        self._status = self._num_bytes = self._num_sent = 0  # bytes of the body, unpacked and as sent
+        self._num_whole: int | None = None  # bytes of the whole content, if the status is 206
         self._file: IO[bytes] | None = None
-        self._unzip: zlib._Decompress | None = None
+        self._unpacker: Unpacker | None = None
 
     def head(self, status: int, headers: Headers) -> bool:
         """Returns whether the body is wanted. Raises RowFault: opt_out, too_large, bad_response."""
@@ -65,7 +82,8 @@ class Response:
         if status in SLOW_DOWN:
             self._turn.struck, self._turn.wanted_s = True, retry_after_s(headers.get("Retry-After"))
         redirects = status in REDIRECTS and "Location" in headers
-        if not (redirects or status == 200):
+        self._num_whole = whole_range(headers) if status == 206 else None
+        if not (redirects or status in CONTENT or self._num_whole is not None):
             self._found = HttpFault(status)
             return False
         if not self._rules:
@@ -78,20 +96,30 @@ class Response:
             self._file = tempfile.NamedTemporaryFile(dir=self._folder, delete=False)  # noqa: SIM115
         return True
 
-    def piece(self, data: bytes) -> None:
-        """Adds bytes of the body. Raises RowFault: too_large (more than `max_bytes`, even if unannounced), bad_response."""
-        if self._unzip:
-            try:
-                data = self._unzip.decompress(data, self._max_bytes + 1 - self._num_bytes)
-            except zlib.error as error:
-                raise RowFault("bad_response", f"the compressed body is broken: {error}") from error
+    def piece(self, data: bytes) -> bool:
+        """Adds bytes of the body; returns whether its end is reached, whatever still comes.
+
+        Raises RowFault: too_large (more than `max_bytes`, even if unannounced), bad_response.
+        """
+        self._num_sent += len(data)
+        if self._unpacker:
+            if self._num_sent > self._max_bytes + self._max_bytes // 64 + PACKED_BYTES:
+                raise RowFault("too_large", f"more than {self._max_bytes} bytes, compressed")
+            data = self._unpacker.add(data, self._max_bytes + 1 - self._num_bytes)
+        return self._add(data) or bool(self._unpacker and self._unpacker.ended)
+
+    def _add(self, data: bytes) -> bool:
         self._num_bytes += len(data)
-        if self._num_bytes > self._max_bytes:
+        too_large = self._num_bytes > self._max_bytes
+        if too_large and self._rules:
+            data = data[: self._max_bytes - self._num_bytes]
+        elif too_large:
             raise RowFault("too_large", f"more than {self._max_bytes} bytes")
         if self._file:
             self._file.write(data)
         else:
-            self._pieces.append(data)
+            self._body.add(data)
+        return too_large
 
     def got(self) -> Page | str:
         """Returns the page, or the location it redirects to. Raises RowFault if there is neither, or for an opt-out."""
@@ -99,19 +127,22 @@ class Response:
             raise self._found
         if self._found is not None:
             return self._found
-        if self._unzip and not self._unzip.eof:
-            raise RowFault("disconnected", "the compressed body ends early")
+        if self._num_whole not in (None, self._num_sent):
+            raise HttpFault(self._status)
+        if self._unpacker and self._num_bytes <= self._max_bytes:
+            self._add(self._unpacker.end(self._max_bytes + 1 - self._num_bytes))
         shown = without_secrets(self._url)
         if self._file:
             self._file.close()
-            return Page(self._status, shown, b"", self._file.name)
-        body = b"".join(self._pieces)
+            return Page(self._status, shown, file=self._file.name)
+        self._body.end()
         if not self._rules:
-            self._need_consent(opted_out_inside(body, self._limits.opt_out))
-        return Page(self._status, shown, body)
+            self._need_consent(opted_out_inside(self._body.read(), self._limits.opt_out))
+        return Page(self._status, shown, self._body)
 
     def drop(self) -> None:
-        """Deletes the incomplete file, if any."""
+        """Forgets the incomplete body."""
+        self._body.close()
         if self._file:
             self._file.close()
             os.unlink(self._file.name)
@@ -124,13 +155,19 @@ class Response:
 
     def _need_readable(self, headers: Headers) -> None:
         length = headers.get("Content-Length")
-        if length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > self._max_bytes):
+        too_large = (
+            length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > self._max_bytes)
+        )
+        if too_large and not self._rules:
             raise RowFault("too_large", f"{length[:30]} bytes, the limit is {self._max_bytes}")
-        encoding = headers.get("Content-Encoding", "identity").lower()
-        if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
-            raise RowFault("bad_response", f"content encoding {encoding[:20]!r}, but none was requested")
-        if encoding not in ("identity", ""):
-            self._unzip = zlib.decompressobj(wbits=47)
+        coding = coding_of(headers.getall("Content-Encoding", []))
+        self._unpacker = Unpacker(coding) if coding else None
+
+
+def whole_range(headers: Headers) -> int | None:
+    """Returns the bytes of the content if a status 206 has all of it (`Content-Range: bytes 0-9/10`), else None."""
+    found = WHOLE_RANGE.fullmatch(headers.get("Content-Range"))
+    return int(found[2]) if found and int(found[1]) + 1 == int(found[2]) else None
 
 
 def retry_after_s(value: str) -> float:

@@ -21,6 +21,7 @@ PLAIN = re.compile(
     r"https?://([a-z0-9_.-]+)/[A-Za-z0-9%/:@!$&'()*+,;=._~\[\]|-]*(\?[A-Za-z0-9%/:?@!$&'()*+,;=._~\[\]|-]+)?"
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+RAW_BYTE = re.compile(r"[\udc80-\udcff]")
 SECRET = re.compile(
     r"x-(amz|goog|ms|oss|cos)-.*|(aws)?accesskeyid|googleaccessid|ossaccesskeyid|signature|sig|hmac"
     r"|key-pair-id|policy|expires|access_?token|auth|auth_?token|token|api_?key|key|jwt|session_?id"
@@ -57,8 +58,10 @@ def sendable(url: str) -> str:
     if plain:
         _host(plain[1])
         return url
-    if CONTROL.search(url):
-        raise RowFault("bad_url", "it has control characters")
+    odd = CONTROL.search(url)
+    if odd:
+        what = "control characters" if odd[0] < "\ud800" else "lone surrogates, which cannot be encoded"
+        raise RowFault("bad_url", f"it has {what}")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -123,9 +126,13 @@ def _punycode(host: str) -> str:
 
 
 def redirected(base: str, location: str) -> str:
-    """Returns the URL a redirect leads to, as `sendable`. Raises RowFault (bad_url)."""
+    """Returns the URL a redirect leads to, as `sendable`. Raises RowFault (bad_url).
+
+    location: as in the header; bytes that are not UTF-8 (lone surrogates, from `surrogateescape`) are percent-encoded.
+    """
+    location = RAW_BYTE.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", location.strip())
     try:
-        return sendable(urljoin(base, location.strip()))
+        return sendable(urljoin(base, location))
     except ValueError as error:
         if isinstance(error, RowFault):
             raise

@@ -228,7 +228,7 @@ def test_a_word_list_runs_no_code(tmp_path: Path) -> None:
             return (tmp_path / "ran").touch, ()
 
     np.save(tmp_path / "evil.npy", np.array([Evil()], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"is no \.npy file of words: it names "):
+    with pytest.raises(ValueError, match=r"is no \.npy file of words: it wants "):
         Words.load(tmp_path / "evil.npy")
     assert not (tmp_path / "ran").exists()
     np.save(tmp_path / "numbers.npy", np.arange(3))

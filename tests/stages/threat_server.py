@@ -136,6 +136,70 @@ PLAIN: dict[str, tuple[int, dict[str, str], bytes]] = {
 }
 
 
+def raw(body: bytes = b"", *headers: str | bytes, status: str = "200 OK", length: int | None = None) -> bytes:
+    """An answer as it is on the wire."""
+    lines = [
+        f"HTTP/1.1 {status}",
+        f"Content-Length: {len(body) if length is None else length}",
+        "Connection: close",
+        *headers,
+        "",
+        "",
+    ]
+    return b"\r\n".join(one if isinstance(one, bytes) else one.encode() for one in lines) + body
+
+
+PACKED = gzip.compress(JPEG)
+# /raw/NAME -> the answer; the connection is closed after it.
+RAW: dict[str, bytes] = {
+    # a coding that is none, or is not what the body has
+    "coding-none": raw(JPEG, "Content-Encoding: none"),
+    "coding-utf-8": raw(JPEG, "Content-Encoding: UTF-8"),
+    "coding-binary": raw(JPEG, "Content-Encoding: binary"),
+    "coding-type": raw(JPEG, "Content-Encoding: image/jpeg"),
+    "coding-empty": raw(JPEG, "Content-Encoding:"),
+    "coding-list": raw(PACKED, "Content-Encoding: identity, gzip"),
+    "coding-twice": raw(PACKED, "Content-Encoding: utf-8", "Content-Encoding: gzip"),
+    "gzip-plain": raw(JPEG, "Content-Encoding: gzip"),
+    "gzip-members": raw(gzip.compress(JPEG[:300]) + gzip.compress(JPEG[300:]), "Content-Encoding: x-gzip"),
+    "gzip-zlib": raw(zlib.compress(JPEG), "Content-Encoding: gzip"),
+    "gzip-zeros": raw(PACKED + bytes(5000), "Content-Encoding: gzip"),
+    "deflate": raw(zlib.compress(JPEG), "Content-Encoding: deflate"),
+    "deflate-raw": raw(zlib.compress(JPEG)[2:-4], "Content-Encoding: Deflate"),
+    "deflate-plain": raw(JPEG, "Content-Encoding: deflate"),
+    "gzip-gzip": raw(gzip.compress(PACKED), "Content-Encoding: gzip, gzip"),
+    "zstd": raw(b"(\xb5/\xfd" + JPEG, "Content-Encoding: zstd"),
+    "gzip-broken": raw(PACKED[:200] + bytes(200), "Content-Encoding: gzip"),
+    "gzip-nothing": raw(b"", "Content-Encoding: gzip"),
+    "gzip-half": raw(PACKED[:300], "Content-Encoding: gzip"),
+    "gzip-short": raw(PACKED[:7], "Content-Encoding: gzip"),
+    "gzip-many": raw(PACKED + gzip.compress(b"") * 2000, "Content-Encoding: gzip"),
+    # statuses with content
+    "203": raw(JPEG, status="203 Non-Authoritative Information"),
+    "206": raw(JPEG, f"Content-Range: bytes 0-{len(JPEG) - 1}/{len(JPEG)}", status="206 Partial Content"),
+    "206-equals": raw(
+        JPEG, f"Content-Range: Bytes=0-{len(JPEG) - 1}/{len(JPEG)}", status="206 Partial Content"
+    ),
+    "206-part": raw(
+        JPEG, f"Content-Range: bytes 0-{len(JPEG) - 1}/{len(JPEG) + 9}", status="206 Partial Content"
+    ),
+    "206-tail": raw(JPEG, f"Content-Range: bytes 1-{len(JPEG)}/{len(JPEG)}", status="206 Partial Content"),
+    "206-lie": raw(
+        JPEG[:-9], f"Content-Range: bytes 0-{len(JPEG) - 1}/{len(JPEG)}", status="206 Partial Content"
+    ),
+    "206-unknown": raw(JPEG, f"Content-Range: bytes 0-{len(JPEG) - 1}/*", status="206 Partial Content"),
+    "206-huge": raw(JPEG, f"Content-Range: bytes 0-{'9' * 5000}/1", status="206 Partial Content"),
+    "202": raw(JPEG, status="202 Accepted"),
+    # where a redirect leads
+    "to-latin-1": raw(b"", b"Location: /raw/caf\xe9", status="302 Found"),
+    "to-utf-8": raw(b"", "Location: /raw/caf\u00e9", status="302 Found"),
+    "to-latin-1-host": raw(b"", b"Location: http://caf\xe9.test/", status="302 Found"),
+    "to-nul": raw(b"", "Location: /raw/a%00b", status="302 Found"),
+    "caf%E9": raw(JPEG),
+    "caf%C3%A9": raw(JPEG),
+}
+
+
 class Threats(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
@@ -161,6 +225,10 @@ class Threats(BaseHTTPRequestHandler):
         self.answer(
             302, {"Location": f"http://127.0.0.1:{self.server.decoy_port}/x", "Content-Length": "0"}, b""
         )
+
+    def get_raw(self, path: str) -> None:
+        self.wfile.write(RAW.get(path.removeprefix("/raw/"), raw(status="404 Not Found")))
+        self.close_connection = True
 
     def get_many_bots(self, path: str) -> None:
         """Several headers, of which one speaks to us."""

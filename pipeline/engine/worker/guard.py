@@ -25,7 +25,7 @@ import pyarrow as pa
 from vlpipe.pipeline.engine.records.rejects import MAX_CODE
 from vlpipe.pipeline.errors import AttemptFailed, RowFault, SchemaError, StepFailed, VlpipeError
 from vlpipe.pipeline.shard import Out, Reject
-from vlpipe.pipeline.stage import Work
+from vlpipe.pipeline.stage import PartsWork, Work
 from vlpipe.pipeline.storage.storable import storable
 
 NOBODYS_ERRNO = {
@@ -217,6 +217,10 @@ def run_guarded(
     raises AttemptFailed instead of being halved. alone_before: this single row has already failed once.
     """
     try:
+        if once and isinstance(work, PartsWork):
+            for part in work.parts(batch):
+                yield _settled(part, part.table.num_rows + len(part.rejects), settle, faults)
+            return
         out = _settled(work(batch), batch.num_rows, settle, faults)
     except BaseException as error:
         if is_nobodys(error) or not is_raised(error):

