@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 # Bytes between the last pixel and the next marker that are no sign of damage: encoders pad. A photo with a wrong part
-# leaves more: of 287 such damaged photos, 284 leave at least 5.
+# leaves more: of some 460 photos damaged in five ways that leave any bytes, all but two leave at least 5.
 MAX_EXTRA_BYTES = 4
 
 _LOST = re.compile(
