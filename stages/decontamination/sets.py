@@ -19,6 +19,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import Dataset
+from vlpipe.stages.common.pixels import MAX_PIXELS
 from vlpipe.stages.decontamination.image_hits import Floats
 from vlpipe.stages.decontamination.images import folder_images
 from vlpipe.stages.decontamination.texts import read_set
@@ -169,7 +170,7 @@ def _add_images(items: Items, images: Iterable[tuple[str, bytes]], pictures: boo
         hashes += [(name, hashlib.sha256(data).hexdigest()) for name, data in block]
         if pictures:
             names += [name for name, _ in block]
-            looks.append(look_at([data for _, data in block]))
+            looks.append(look_at([data for _, data in block], MAX_PIXELS))
             items.num_unread += sum(code is not None for code in looks[-1].why)
     items.sha256 = _first(iter(hashes))
     if looks:

@@ -65,19 +65,19 @@ class PictureLooks(MapStage):
         yield lambda rows: with_columns(rows, looks=to_arrow(look_at(rows["image"].to_pylist())))
 
 
-def look_at(images: Sequence[bytes | None]) -> Looks:
-    """Returns the looks of encoded images, decoded one at a time."""
+def look_at(images: Sequence[bytes | None], max_pixels: int | None = None) -> Looks:
+    """Returns the looks of encoded images, decoded one at a time. max_pixels: None for images of rows, as in `decode`."""
     blocks = (images[start : start + BLOCK_IMAGES] for start in range(0, len(images), BLOCK_IMAGES))
-    return joined([_looks_of_block(block) for block in blocks])
+    return joined([_looks_of_block(block, max_pixels) for block in blocks])
 
 
-def _looks_of_block(images: Sequence[bytes | None]) -> Looks:
+def _looks_of_block(images: Sequence[bytes | None], max_pixels: int | None) -> Looks:
     greys = np.zeros((len(images), SIDE, SIDE), np.uint8)
     colours = np.zeros((len(images), NUM_COLOURS), np.uint8)
     why = np.full(len(images), None, object)
     for row, data in enumerate(images):
         try:
-            image = decode(data or b"")
+            image = decode(data or b"", max_pixels=max_pixels)
         except RowFault as fault:
             why[row] = fault.why
         else:

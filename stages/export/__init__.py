@@ -1,4 +1,4 @@
 """Export for other tools: webdataset tars, models for transformers.
 
-May import `common`, `filter`.
+May import `common`, `filter`, `formats`.
 """

@@ -26,19 +26,11 @@ from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.pipeline.storage.store import Store, canonical_json, sha256_file
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.filter.keep_matched import NO_TEXT_KEPT
+from vlpipe.stages.formats.signatures import ENDINGS
 
 WRITTEN = pa.schema(
     [("file", pa.string()), ("num_samples", pa.int64()), ("num_bytes", pa.int64()), ("sha256", pa.string())]
 )
-ENDINGS = {
-    "JPEG": "jpg",
-    "PNG": "png",
-    "WEBP": "webp",
-    "GIF": "gif",
-    "AVIF": "avif",
-    "BMP": "bmp",
-    "TIFF": "tif",
-}
 # open_clip's name for the file with the number of samples of each tar,
 # https://github.com/mlfoundations/open_clip/blob/main/src/open_clip_train/data.py
 SIZES = "sizes.json"

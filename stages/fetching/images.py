@@ -16,7 +16,7 @@ from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.service import Service, ServiceContext, address
 from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.loopback import serving
-from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
+from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS, Damaged
 from vlpipe.stages.common.row import LISTED
 from vlpipe.stages.fetching.blocklist import NOTHING, load
 from vlpipe.stages.fetching.columns import FETCHED
@@ -64,6 +64,7 @@ class Fetching(SourceStage):
 
     serve: host name -> folder served under that name on a loopback port while the stage runs; the only exemption
     from the rule that only public addresses are contacted. max_pixels, max_frames: checked before decoding.
+    damaged: whether JPEGs with pixels missing or wrong are rejected, or kept if a decoder gets to their end.
     blocklist: URLs and domains not to request, content not to decode (`fetching.blocklist`: reject `blocked`, kind
     filtered). Changing it changes the step's key, so images are fetched again; `fetching.blocklist:DropBlocked` avoids it.
     per_host (max concurrent requests), host_interval_s (between request starts) and max_wait_s (longest pause of a host
@@ -75,7 +76,8 @@ class Fetching(SourceStage):
 
     NAME: ClassVar[str] = "ingest.images:Fetching"
     # 2: rejects opt-outs, transparent images, JPEGs with too many scans; 3: `resize` uses another resampling filter;
-    # 4: reads odd Content-Encodings, status 203, a complete 206 and a Location that is not UTF-8
+    # 4: reads odd Content-Encodings, status 203, a complete 206 and a Location that is not UTF-8; rejects damaged JPEGs,
+    # accepts ICO, names formats
     VERSION: ClassVar[int] = 4
     OBSERVES_WORLD: ClassVar[bool] = True
     # Link rot: 33 to 94 % of the images of published lists are still available.
@@ -96,6 +98,7 @@ class Fetching(SourceStage):
     max_bytes: Count = 20_000_000
     max_pixels: Count = MAX_PIXELS
     max_frames: Count = MAX_FRAMES
+    damaged: Damaged = "reject"
     max_redirects: Annotated[int, Field(ge=0)] = 5
     concurrency: Count = 64  # per worker
     per_host: Count = 8
@@ -151,7 +154,12 @@ class Fetching(SourceStage):
         from vlpipe.stages.fetching.fetch_rows import FetchRows
         from vlpipe.stages.web.fetch import fetcher
 
-        rules = Rules(max_pixels=self.max_pixels, max_frames=self.max_frames, resize=self.resize)
+        rules = Rules(
+            max_pixels=self.max_pixels,
+            max_frames=self.max_frames,
+            damaged=self.damaged,
+            resize=self.resize,
+        )
         schema = self.schema(self.row_schema())
         blocklist = load(self.blocklist) if self.blocklist else NOTHING
         with (
@@ -161,7 +169,7 @@ class Fetching(SourceStage):
         ):
             yield FetchRows(
                 fetch,
-                lambda batch: ImageRows(batch, self.max_pixels, self.max_frames, decoder.check_all),
+                lambda batch: ImageRows(batch, rules, decoder.check_all),
                 schema,
                 blocklist,
             )
@@ -180,8 +188,8 @@ class FetchImages(Fetching):
     Columns out: FETCHED; with `resize` also the digest and size of the original. Codes: PASSING, http_<status>, no_url,
     bad_url, bad_line, bad_hash, forbidden_address, tls, bad_response, too_many_redirects, too_large, blocked (filtered),
     opt_out (filtered; the detail is the evidence), robots_unreadable, hash_mismatch, decode_timeout, decode_memory,
-    killed_decoder, and those of `common.pixels`: empty, not_an_image, truncated, broken, too_many_pixels,
-    too_many_frames, too_many_scans, transparent; with `resize` also unsupported_pixels.
+    killed_decoder, and those of `common.pixels`: empty, not_an_image, unsupported_format, truncated, broken, damaged,
+    too_many_pixels, too_many_frames, too_many_scans, transparent, unsupported_pixels.
     """
 
     list: ListFile

@@ -28,7 +28,7 @@ from vlpipe.pipeline.service import Address, Service, ServiceContext, address
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.loopback import LOOPBACK, serving
-from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
+from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS, Damaged
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED
 from vlpipe.stages.fetching.columns import FETCHED
 from vlpipe.stages.fetching.earlier_opt_outs import ALONE, Recall, recalling
@@ -58,6 +58,7 @@ class Img2datasetFetch(SourceStage):
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset_engine:Img2datasetFetch"
+    VERSION: ClassVar[int] = 2  # 2: rejects damaged JPEGs, accepts ICO, names formats
     OBSERVES_WORLD: ClassVar[bool] = True
     MAX_REJECT_RATE: ClassVar[float] = 0.9
     SHARD_ROWS: ClassVar[int] = 2_000  # the first shard is done after half a minute
@@ -78,6 +79,7 @@ class Img2datasetFetch(SourceStage):
     max_bytes: Count = 20_000_000
     max_pixels: Count = MAX_PIXELS
     max_frames: Count = MAX_FRAMES
+    damaged: Damaged = "reject"
     image_size: Count | None = None
     resize_mode: Literal["keep_ratio", "center_crop", "border", "keep_ratio_largest"] = "keep_ratio_largest"
     encode_format: Literal["jpg", "png", "webp"] = "jpg"
@@ -146,7 +148,7 @@ def engine(options: Options, ports: Mapping[str, int], gate: Address | None = No
 def _fetch_rows(
     batch: pa.Table, options: Options, ports: Mapping[str, int], schema: pa.Schema, recall: Recall
 ) -> Out:
-    rows = ImageRows(batch, options.max_pixels, options.max_frames)
+    rows = ImageRows(batch, options.rules)
     urls = batch["url"].to_pylist()
     judged = allowed(urls, ports, options.concurrency)
     asked = [no or url for no, url in zip(recall.check(urls), judged, strict=True)]

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.engine.worker.guard import row_fault
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.stages.common.pixels import decode, probe
+from vlpipe.stages.common.pixels import Damaged, verify_decode
+from vlpipe.stages.images.check import Rules
 from vlpipe.stages.tars.img2dataset_errors import UNKNOWN, typed
 from vlpipe.stages.tars.samples import ORIGINAL
 
@@ -41,12 +42,17 @@ class Options:
     max_bytes: int
     max_pixels: int
     max_frames: int
+    damaged: Damaged
     image_size: int | None
     resize_mode: str
     encode_format: str
     encode_quality: int
     user_agent_token: str | None
     disallowed_header_directives: tuple[str, ...]
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(max_pixels=self.max_pixels, max_frames=self.max_frames, damaged=self.damaged)
 
 
 def missing(python: tuple[int, int] = sys.version_info[:2]) -> str | None:
@@ -165,9 +171,16 @@ def _resizer(options: Options) -> Callable[..., Sized]:
             raise RowFault("too_large", f"more than {options.max_bytes} bytes")
         if inner is None:
             return data, None, None, None, None, None
-        probe(data, max_pixels=options.max_pixels, max_frames=options.max_frames)
+        _, image = verify_decode(
+            data,
+            lambda found: (found.width, found.height),
+            max_pixels=options.max_pixels,
+            max_frames=options.max_frames,
+            damaged=options.damaged,
+        )
+        assert image is not None  # its size was asked for
         upright = io.BytesIO()
-        decode(data, max_pixels=options.max_pixels).save(upright, "BMP")
+        image.save(upright, "BMP")
         upright.seek(0)
         done: Sized = inner(upright)
         if done[-1] is not None:

@@ -1,4 +1,4 @@
 """Checks untrusted image files, decodes them in a sandbox, resizes them, and builds image rows.
 
-May import `common`.
+May import `common`, `formats`.
 """

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.common.pixels import Probe, verify_decode
+from vlpipe.stages.common.pixels import Damaged, Probe, verify_decode
 from vlpipe.stages.images import sandbox
-from vlpipe.stages.images.resize import Resize, pixels_needed, resized
+from vlpipe.stages.images.resize import Resize, need_possible, pixels_needed, resized
 
 MESSAGE_S = 0.1  # after this time, the answers so far are sent
 
@@ -26,6 +26,7 @@ class Rules:
 
     max_pixels: int
     max_frames: int
+    damaged: Damaged = "reject"
     resize: Resize | None = None
 
 
@@ -41,13 +42,24 @@ class Checked:
 
 
 def check(data: bytes, rules: Rules) -> Checked:
-    """Returns a checked (and resized) image, decoded in this process. Raises RowFault as `common.pixels`."""
+    """Returns a checked (and resized) image, decoded in this process. Raises RowFault as `common.pixels`.
+
+    An image that `resize` would make larger than `max_pixels`, or than the format can be, is too_many_pixels.
+    """
     spec = rules.resize
+
+    def wanted(found: Probe) -> tuple[int, int] | None:
+        size = pixels_needed(spec, found.width, found.height) if spec else None
+        if spec and size:
+            need_possible(spec, found.width, found.height, rules.max_pixels)
+        return size
+
     probe, image = verify_decode(
         data,
-        lambda found: pixels_needed(spec, found.width, found.height) if spec else None,
+        wanted,
         max_pixels=rules.max_pixels,
         max_frames=rules.max_frames,
+        damaged=rules.damaged,
     )
     if image is None or spec is None:
         return Checked(probe=probe, data=data, format=probe.format, width=probe.width, height=probe.height)
@@ -71,6 +83,7 @@ def main() -> None:
 
 def _load() -> None:
     """Loads everything that decoding needs while files can still be opened."""
+    import simplejpeg  # noqa: F401
     from PIL import Image, ImageCms
 
     Image.init()  # imports all plugins, which are otherwise imported at first use

@@ -1,4 +1,4 @@
-"""Builds image rows from bytes. All ingest stages check images here, so stored images decode and sizes are correct."""
+"""Builds image rows from bytes. All ingest stages check images here, so what `common.pixels` cannot decode is not stored."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ class ImageRows:
     def __init__(
         self,
         batch: pa.Table,
-        max_pixels: int,
-        max_frames: int,
+        rules: Rules,
         check_all: Callable[[Sequence[bytes]], Sequence[Checked | RowFault]] | None = None,
     ) -> None:
         """check_all: function that checks images; by default `check`, which decodes them in this process."""
         self._batch = batch
         self._ids: list[str] = batch["id"].to_pylist()
-        rules = Rules(max_pixels=max_pixels, max_frames=max_frames)
         self._check_all = check_all or (lambda images: [_checked(data, rules) for data in images])
         self.num_bytes = 0  # of the images collected
         self._kept: list[int] = []

@@ -18,8 +18,9 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.loopback import inside
-from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
+from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS, Damaged
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds, text
+from vlpipe.stages.images.check import Rules
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.list import BATCH_ROWS, text_of
 
@@ -52,15 +53,18 @@ def captioned_rows(images: Iterable[Captioned], *, source: str, text_source: str
 class FolderSource(SourceStage):
     """Base class of stages that read images from files: `url` is the path of a file below the folder `images`.
 
+    damaged: whether JPEGs with pixels missing or wrong are rejected, or kept if a decoder gets to their end.
     Codes: no_file, bad_path, and those of `common.pixels`.
     """
 
     NAME: ClassVar[str] = "ingest.folder:FolderSource"
-    VERSION: ClassVar[int] = 2  # 2: rejects transparent images, JPEGs with too many scans
+    # 2: rejects transparent images, JPEGs with too many scans; 3: rejects damaged JPEGs, accepts ICO, names formats
+    VERSION: ClassVar[int] = 3
 
     images: File
     max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
     max_frames: Annotated[int, Field(ge=1)] = MAX_FRAMES
+    damaged: Damaged = "reject"
 
     def row_schema(self) -> pa.Schema:
         return LISTED
@@ -74,8 +78,10 @@ class FolderSource(SourceStage):
         if not os.path.isdir(root):
             raise VlpipeError(f"`images` must be a folder; there is none at {self.images.path}")
 
+        rules = Rules(max_pixels=self.max_pixels, max_frames=self.max_frames, damaged=self.damaged)
+
         def work(batch: pa.Table) -> Out:
-            rows = ImageRows(batch, self.max_pixels, self.max_frames)
+            rows = ImageRows(batch, rules)
             images: list[tuple[int, bytes, dict[str, Any]]] = []
             # Read all files, then decode all: reading and decoding one image at a time takes a sixth longer.
             for row, name in enumerate(batch["url"].to_pylist()):

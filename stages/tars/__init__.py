@@ -1,4 +1,4 @@
 """Reads folders written by other tools: webdataset tars, img2dataset output.
 
-May import `common`, `images`, `lists`.
+May import `common`, `formats`, `images`, `lists`.
 """

@@ -46,7 +46,7 @@ class FromImg2dataset(SampleFolder):
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset:FromImg2dataset"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3  # 3: rejects damaged JPEGs, accepts ICO, names formats
 
     source: str = "img2dataset"
 

@@ -19,8 +19,9 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import SourceStage, Work
-from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
+from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS, Damaged
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds, text
+from vlpipe.stages.images.check import Rules
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.list import BATCH_ROWS
 from vlpipe.stages.tars import tar_members
@@ -59,7 +60,10 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFolder(SourceStage):
-    """Base class of stages that read a folder of another tool; subclasses define `samples`."""
+    """Base class of stages that read a folder of another tool; subclasses define `samples`.
+
+    damaged: whether JPEGs with pixels missing or wrong are rejected, or kept if a decoder gets to their end.
+    """
 
     NAME: ClassVar[str] = "ingest.samples:SampleFolder"
     MAX_REJECT_RATE: ClassVar[float] = 0.9  # link rot
@@ -69,6 +73,7 @@ class SampleFolder(SourceStage):
     text_source: Literal["web", "human"] = "web"
     max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
     max_frames: Annotated[int, Field(ge=1)] = MAX_FRAMES
+    damaged: Damaged = "reject"
 
     @abstractmethod
     def samples(self) -> Iterator[Sample]:
@@ -93,9 +98,10 @@ class SampleFolder(SourceStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         images = Images(Path(self.folder.path))
+        rules = Rules(max_pixels=self.max_pixels, max_frames=self.max_frames, damaged=self.damaged)
 
         def work(batch: pa.Table) -> Out:
-            rows = ImageRows(batch, self.max_pixels, self.max_frames)
+            rows = ImageRows(batch, rules)
             for row, one in enumerate(batch.select([f.name for f in (*PLACE, *ORIGINAL)]).to_pylist()):
                 data = None if one["why"] else images.read(one["part"], one["place"], one["num_bytes"])
                 if data is None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.stages.formats.signatures import ENDINGS, OTHER_ENDINGS
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "avif", "bmp", "tif", "tiff")
+IMAGE_ENDINGS = frozenset({*ENDINGS.values(), *OTHER_ENDINGS})
 KeyEnds = Literal["first_dot", "last_dot"]
 
 

@@ -39,6 +39,7 @@ class FromWebdataset(SampleFolder):
     key_ends: tar_members.KeyEnds = "first_dot"
 
     NAME: ClassVar[str] = "ingest.webdataset:FromWebdataset"
+    VERSION: ClassVar[int] = 2  # 2: rejects damaged JPEGs, accepts ICO, names formats
 
     def samples(self) -> Iterator[Sample]:
         for path in tars_in(Path(self.folder.path)):
