@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources as packaged
@@ -301,8 +302,15 @@ def _preflight(steps: Sequence[Step], problems: list[Problem]) -> None:
         try:
             texts = step.stage.preflight()
         except Exception as error:
-            texts = [_error_text(error, step, "preflight")]
+            texts = [_error_text(error, step, "preflight") + _set_options(error, step)]
         problems += [(step.line, f"{_base(step.name)}: {text}") for text in texts]
+
+
+def _set_options(error: Exception, step: Step) -> str:
+    """Returns `; use --set STEP.KEY=VALUE ...` if the error says which parameters would avoid it; else empty."""
+    settings = error.settings if isinstance(error, VlpipeError) else ()
+    options = [shlex.quote(f"{_base(step.name)}.{key}={value}") for key, value in settings]
+    return f"; use {' '.join(f'--set {one}' for one in options)}" if options else ""
 
 
 def _error_text(error: Exception, step: Step, method: str) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.stages.lists.list import BATCH_ROWS
+from vlpipe.stages.lists.readers import BATCH_ROWS
 from vlpipe.stages.tars import tar_members
 from vlpipe.stages.tars.img2dataset_errors import typed
 from vlpipe.stages.tars.samples import Sample, SampleFolder, caption, files_in, image_column

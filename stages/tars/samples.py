@@ -22,7 +22,7 @@ from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds, text
 from vlpipe.stages.images.image_rows import ImageRows
-from vlpipe.stages.lists.list import BATCH_ROWS
+from vlpipe.stages.lists.readers import BATCH_ROWS
 from vlpipe.stages.tars import tar_members
 
 # The image before the tool resized and re-encoded it. `sha256` in IMAGE_FIELDS is of the stored bytes.
