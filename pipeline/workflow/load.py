@@ -32,6 +32,7 @@ from vlpipe.pipeline.workflow.params import (
 )
 from vlpipe.pipeline.workflow.stage_checks import class_problems, idle_keys
 from vlpipe.pipeline.workflow.step import ENGINE_KEYS, STEP_KEYS, EngineKeys, Step, find_step
+from vlpipe.pipeline.workflow.weights_check import file_problems
 from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, parse, place
 
 MAX_CHARS = 1_000_000  # max length of a workflow file
@@ -275,6 +276,9 @@ def _check_files(
         elif file.step is None and file.path and not _is_there(file):
             hub = "; a hub id looks like ORG/NAME" if isinstance(file, Weights) else ""
             say(path, f"there is no file or folder {shown(file.path, 400)} (from {os.getcwd()}){hub}")
+        elif file.step is None and file.path:
+            for text in file_problems(file):
+                say(path, text)
     for path, name in stray_references(stage):
         say(
             path,

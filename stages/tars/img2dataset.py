@@ -46,7 +46,7 @@ class FromImg2dataset(SampleFolder):
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset:FromImg2dataset"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3  # 3: NaN is no text; KEY.txt without byte-order mark and final line end
 
     source: str = "img2dataset"
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -20,9 +20,10 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS
-from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds, text
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.readers import BATCH_ROWS
+from vlpipe.stages.lists.text_limit import TextLimit, text_lists
 from vlpipe.stages.tars import tar_members
 
 # The image before the tool resized and re-encoded it. `sha256` in IMAGE_FIELDS is of the stored bytes.
@@ -59,7 +60,10 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleFolder(SourceStage):
-    """Base class of stages that read a folder of another tool; subclasses define `samples`."""
+    """Base class of stages that read a folder of another tool; subclasses define `samples`.
+
+    text_limit: the maximum length of a text.
+    """
 
     NAME: ClassVar[str] = "ingest.samples:SampleFolder"
     MAX_REJECT_RATE: ClassVar[float] = 0.9  # link rot
@@ -67,6 +71,7 @@ class SampleFolder(SourceStage):
     folder: File
     source: str
     text_source: Literal["web", "human"] = "web"
+    text_limit: TextLimit = field(default_factory=TextLimit)
     max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
     max_frames: Annotated[int, Field(ge=1)] = MAX_FRAMES
 
@@ -87,7 +92,7 @@ class SampleFolder(SourceStage):
             columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in rest}
             columns["url"] = [one.url for one in batch]
             columns["id"] = ids.of(columns["url"], ["\n".join(one.spoken) for one in batch])
-            columns["texts"] = [[text(value, self.text_source) for value in one.spoken] for one in batch]
+            columns["texts"] = text_lists([one.spoken for one in batch], self.text_source, self.text_limit)
             yield pa.table({name: columns[name] for name in FOUND.names}, schema=FOUND)
 
     @contextmanager
@@ -124,11 +129,11 @@ def caption(value: Any) -> tuple[str, ...]:
 
 
 def _one_text(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN, as pandas writes null
         return ""
     try:
         found = value.decode("utf-8") if isinstance(value, bytes) else value
-        if isinstance(found, int | float):
+        if isinstance(found, int | float) and not isinstance(found, bool):
             return str(found)
         if not isinstance(found, str):
             raise RowFault("bad_text", f"wanted text, got {type(found).__name__}")
