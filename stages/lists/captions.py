@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,6 +29,11 @@ class CaptionsJsonl(FolderSource):
 
     NAME: ClassVar[str] = "ingest.captions:CaptionsJsonl"
     VERSION: ClassVar[int] = FolderSource.VERSION + 1  # empty captions are left out, as in all lists
+
+    def preflight(self) -> list[str]:
+        if self.captions.step is None and os.path.isfile(self.captions.path):
+            next(read_captions(self.captions.path), None)  # raises if the first line is wrong
+        return []
 
     def rows(self) -> Iterator[pa.Table]:
         images = read_captions(self.captions.path)

@@ -9,6 +9,7 @@ BLIP: https://github.com/salesforce/BLIP, [{image, caption}]; `caption` is a lis
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -38,9 +39,22 @@ class CocoCaptions(FolderSource):
     NAME: ClassVar[str] = "ingest.coco:CocoCaptions"
     VERSION: ClassVar[int] = FolderSource.VERSION + 1  # captions have no space or line end at their ends
 
+    def preflight(self) -> list[str]:
+        if self.annotations.step is None and not self.split and _has_splits(self.annotations.path):
+            next(read_captions(self.annotations.path, "file_name"), None)  # raises: it names the splits
+        return []
+
     def rows(self) -> Iterator[pa.Table]:
         images = read_captions(self.annotations.path, "file_name", self.split)
         yield from captioned_rows(images, source=self.source, text_source="human", limit=self.text_limit)
+
+
+def _has_splits(path: str) -> bool:
+    """Returns whether a file begins like Karpathy's JSON, without parsing it."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as handle:
+        return b'"sentences"' in handle.read(1 << 16)
 
 
 def read_captions(path: str, key: str, split: Sequence[str] = ()) -> Iterator[Captioned]:

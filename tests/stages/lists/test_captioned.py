@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import VlpipeError, WorkflowError
 from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.stage import SourceStage
 from vlpipe.pipeline.testing import run_map
+from vlpipe.pipeline.workflow.load import Workflow
 from vlpipe.stages.fetching.coco_urls import CocoUrls
 from vlpipe.stages.fetching.images import FETCHED
 from vlpipe.stages.lists.captions import CaptionsJsonl
@@ -251,3 +252,15 @@ def test_a_caption_has_a_maximum_length(tmp_path: Path) -> None:
     )
     found = [[(one["text"], one["why"]) for one in row] for row in listed(stage)["texts"].to_pylist()]
     assert found == [[("one", None), ("thr", "too_long")], [("two", None)]]
+
+
+def test_the_plan_asks_for_a_split(tmp_path: Path, folder: Path) -> None:
+    file = annotations(tmp_path, KARPATHY)
+    (tmp_path / "w.yaml").write_text(
+        f'steps:\n  human: {{use: "lists.coco:CocoCaptions", annotations: {file.path}, images: {folder}}}\n'
+    )
+    with pytest.raises(WorkflowError, match=r"; use --set 'human.split=\[train, restval\]'$"):
+        Workflow.load(str(tmp_path / "w.yaml"))
+    stage = Workflow.load(str(tmp_path / "w.yaml"), sets=["human.split=[train, restval]"]).steps[0].stage
+    assert isinstance(stage, CocoCaptions)
+    assert stage.split == ("train", "restval")
