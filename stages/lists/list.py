@@ -34,6 +34,8 @@ class Pair(NamedTuple):
     @property
     def texts(self) -> tuple[str, ...]:
         """The texts that are not empty, in order."""
+        if not self.more_texts:  # nearly all rows
+            return (self.text,) if self.text else ()
         return tuple(text for text in (self.text, *self.more_texts) if text)
 
 
