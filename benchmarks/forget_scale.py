@@ -29,7 +29,8 @@ import pyarrow as pa
 from record import machine
 
 from vlpipe.pipeline.stage import MapStage, SourceStage, Work
-from vlpipe.stages.common.row import LISTED, single_texts
+from vlpipe.stages.common.row import LISTED
+from vlpipe.stages.lists.text_limit import TextLimit, text_lists
 
 HOSTS = 50_000
 WORKFLOW = """
@@ -60,8 +61,8 @@ class Pages(SourceStage):
     def rows(self) -> Iterator[pa.Table]:
         for start in range(0, self.num_rows, 10_000):
             ns = range(start, min(start + 10_000, self.num_rows))
-            texts = single_texts(
-                [f"a picture of the {n}th thing, as its page describes it" for n in ns], "web"
+            texts = text_lists(
+                [[f"a picture of the {n}th thing, as its page describes it"] for n in ns], "web", TextLimit()
             )
             yield pa.table([[row_id(n) for n in ns], [url(n) for n in ns], texts], schema=LISTED)
 

@@ -19,17 +19,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlpipe.models.beam import beam
 from vlpipe.models.generate import sample
 from vlpipe.models.hub import local_folder
+from vlpipe.models.published import read_state
 from vlpipe.models.text import INIT_STD, LmHead, TextTransformer, init_bert
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.models.vision import Vit, resize_positions
 
 FORMAT = "vlpipe.models.blip"
+TOKENS = ("pad", "cls", "sep", "dec", "enc", "unk", "mask")  # fields of BlipConfig that a Tokenizer has too
 PARTS = {  # parts -> (text encoder, text decoder, cross-attention)
     "all": (True, True, True),
     "captioner": (False, True, True),
@@ -50,6 +52,8 @@ class BlipConfig:
     sep: int
     dec: int
     enc: int
+    unk: int | None = None  # None: not known, as in folders of older versions without a tokenizer
+    mask: int | None = None
     image_size: int = 224
     patch_size: int = 16
     vision_width: int = 768
@@ -81,6 +85,15 @@ class BlipConfig:
                 raise ValueError(
                     f"{what}: wanted a multiple of {by} {getattr(self, by)}, got {getattr(self, what)}"
                 )
+
+    @property
+    def never(self) -> list[int]:
+        """Ids of the tokens that are never generated: padding, [CLS], [DEC], [ENC], [UNK] and [MASK].
+
+        [UNK] is a target in training where a text has a character that the vocabulary lacks, but it is no word.
+        """
+        ids = (self.pad, self.cls, self.dec, self.enc, self.unk, self.mask)
+        return sorted({i for i in ids if i is not None})
 
 
 class Blip(nn.Module):
@@ -132,7 +145,7 @@ class Blip(nn.Module):
         """From the fields of `BlipConfig` that are not the tokenizer's; ValueError for a key it does not
         have.
         """
-        given = {name: getattr(tokenizer, name) for name in ("vocab_size", "pad", "cls", "sep", "dec", "enc")}
+        given = {name: getattr(tokenizer, name) for name in ("vocab_size", *TOKENS)}
         known = [f.name for f in dataclasses.fields(BlipConfig) if f.name not in given]
         for key in spec:
             if key not in known:
@@ -283,7 +296,8 @@ class Blip(nn.Module):
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if fields.pop("format", None) != FORMAT:
             return checkpoints.load_transformers(folder, changes)
-        return cls.from_tensors(BlipConfig(**{**fields, **changes}), load_file(folder / "model.safetensors"))
+        fields = {**unknown_and_mask(folder, fields), **fields}
+        return cls.from_tensors(BlipConfig(**{**fields, **changes}), read_state(folder / "model.safetensors"))
 
     @classmethod
     def from_tensors(cls, config: BlipConfig, tensors: Mapping[str, Tensor]) -> Blip:
@@ -306,6 +320,19 @@ class Blip(nn.Module):
                 f"model: this needs {head}, which a Blip with parts={self.config.parts!r} does not have"
             )
         return module
+
+
+def unknown_and_mask(folder: Path, fields: Mapping[str, Any]) -> dict[str, int]:
+    """Ids `unk` and `mask` for a config that lacks them: those of the tokenizer in the folder, if it has one."""
+    if fields.get("unk") is not None and fields.get("mask") is not None:
+        return {}
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except ValueError:  # no tokenizer, or not one that this model could be used with
+        return {}
+    return (
+        {"unk": tokenizer.unk, "mask": tokenizer.mask} if tokenizer.vocab_size == fields["vocab_size"] else {}
+    )
 
 
 def _mismatch(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vlpipe.models import layouts
-from vlpipe.models.blip import Blip, BlipConfig
+from vlpipe.models.blip import Blip, BlipConfig, unknown_and_mask
 from vlpipe.models.hub import local_folder
+from vlpipe.models.published import read_state
 from vlpipe.models.text import NORM_EPS
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.models.vision import INIT_STD, resize_positions
@@ -32,7 +32,7 @@ EXPORT_README = """\
 Written by vlpipe; opens in transformers as `{cls}`.
 {note}"""
 CAPTIONER_NOTE = """\
-`generate` of transformers may also choose [PAD], [CLS], [DEC] and [ENC], which no training text contains;
+`generate` of transformers may also choose [PAD], [CLS], [DEC], [ENC], [UNK] and [MASK], which are no words;
 to exclude them as vlpipe does, pass `suppress_tokens={never}`.
 """
 RETRIEVAL_NOTE = """\
@@ -89,10 +89,11 @@ def load_transformers(folder: Path, changes: Mapping[str, Any]) -> Blip:
         dec=text.bos_token_id,
         **{
             name: ids
-            for name in ("cls", "enc")
+            for name in ("cls", "enc", "unk", "mask")
             if (ids := getattr(text, f"{name}_token_id", None)) is not None
         },
     )
+    read.update(unknown_and_mask(folder, read))
     return _blip(read, ours, changes)
 
 
@@ -140,7 +141,7 @@ def export_captioner(blip: Blip, tokenizer: Tokenizer, folder: str | Path) -> No
     from transformers import BlipForConditionalGeneration
 
     c = blip.config
-    note = CAPTIONER_NOTE.format(never=sorted([c.pad, c.cls, c.dec, c.enc]))
+    note = CAPTIONER_NOTE.format(never=c.never)
     _export(blip, tokenizer, Path(folder), "captioner", BlipForConditionalGeneration, note)
 
 
@@ -164,11 +165,7 @@ def read_tensors(source: str | Path) -> dict[str, Tensor]:
         if not found:
             raise ValueError(f"checkpoint: wanted {' or '.join(names)} in {folder}")
         path = found[0]
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    tensors: dict[str, Tensor] = loaded.get("model", loaded)
-    return tensors
+    return read_state(path)
 
 
 def _export(blip: Blip, tokenizer: Tokenizer, folder: Path, parts: str, cls: Any, note: str) -> None:
@@ -211,6 +208,8 @@ def _their_config(c: BlipConfig) -> Any:
         "sep_token_id": c.sep,
         "cls_token_id": c.cls,
         "enc_token_id": c.enc,
+        "unk_token_id": c.unk,
+        "mask_token_id": c.mask,
     }
     image = {
         "hidden_size": c.vision_width,
@@ -258,7 +257,10 @@ def _config(
 
 
 def _blip(read: Mapping[str, Any], ours: Mapping[str, Tensor], changes: Mapping[str, Any]) -> Blip:
-    config = BlipConfig(**{**read, **changes})
+    fields = {**read, **changes}
+    if (fields["cls"], fields["sep"]) == (101, 102):  # bert-base-uncased's
+        fields = {"unk": 100, "mask": 103, **fields}
+    config = BlipConfig(**fields)
     return Blip.from_tensors(config, {"temp": torch.tensor(0.07), **ours})  # captioners store no temperature
 
 

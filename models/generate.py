@@ -78,11 +78,8 @@ def start(
 
 
 def allowed(blip: Blip, logits: Tensor, may_end: bool) -> Tensor:
-    """Without the tokens that are never a target in training (padding, [CLS], [DEC], [ENC]), and [SEP]
-    until it may end.
-    """
-    c = blip.config
-    never = [c.pad, c.cls, c.dec, c.enc] + ([] if may_end else [c.sep])
+    """Without the tokens that no text contains (`BlipConfig.never`), and [SEP] until it may end."""
+    never = [*blip.config.never, *([] if may_end else [blip.config.sep])]
     return logits.index_fill(1, torch.tensor(never, device=logits.device), NEVER)
 
 

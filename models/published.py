@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from vlpipe.models.hub import local_folder
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # older published files end in .pth.tar
+# what torch.load raises where a pickle ends early, besides UnpicklingError
+BROKEN_PICKLE = (EOFError, RuntimeError, ValueError, LookupError, AssertionError, struct.error)
 MAX_NAMES = 8  # of a kind in an error
 
 
@@ -23,19 +27,31 @@ def read_state(source: str | Path) -> dict[str, Tensor]:
     """
     path = weights_file(source)
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"weights: {path} is no safetensors file, or damaged: {error}") from error
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"weights: {path} is no file of plain tensors: {str(error)[:300]}") from error
+    except (pickle.UnpicklingError, *BROKEN_PICKLE, OSError) as error:
+        raise ValueError(f"weights: {path} is no file of plain tensors: {_reason(error)}") from error
     for name in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if not isinstance(found, Mapping) or not any(isinstance(v, Tensor) for v in found.values()):
         raise ValueError(f"weights: wanted tensors by name in {path}, got {type(found).__name__}")
     return {str(k).removeprefix("module."): v for k, v in found.items() if isinstance(v, Tensor)}
+
+
+def _reason(error: Exception) -> str:
+    """What torch.load says, without its advice to run the code in the file."""
+    text = str(error)
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it holds objects of {found[1]}, and reading these could run code; save its state_dict alone"
+    return (text.partition("\n")[0] if "weights_only" in text else text)[:300] or type(error).__name__
 
 
 def weights_file(source: str | Path) -> Path:

@@ -133,7 +133,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens; hyphens and English contractions are closed up again."""
-        special = {self.pad, self.cls, self.sep, self.mask, self.dec, self.enc}
+        special = {self.pad, self.cls, self.sep, self.unk, self.mask, self.dec, self.enc}
         text: str = self._fast.decode([int(i) for i in ids if i not in special])
         return re.sub(r"(?<=\w) (?:(-) (?=\w)|(') (?=(?:s|t|re|ve|ll|d|m)\b))", r"\1\2", text)
 

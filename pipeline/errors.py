@@ -12,13 +12,24 @@ import re
 import sysconfig
 import traceback
 from collections.abc import Iterable
+from typing import Self
 
 MAX_PROBLEM_CHARS = 1_000
 MAX_KNOWN = 40  # max known names listed when none is similar to the unknown one
 
 
 class VlpipeError(Exception):
-    """An error the user can act on; base of all errors raised on purpose."""
+    """An error the user can act on; base of all errors raised on purpose.
+
+    settings: (parameter, value) of the stage's parameters that would avoid it; the plan shows them as `--set` options.
+    """
+
+    settings: tuple[tuple[str, str], ...] = ()
+
+    def with_settings(self, *settings: tuple[str, str]) -> Self:
+        """Returns the error itself, with its `settings` set."""
+        self.settings = settings
+        return self
 
 
 class VlpipeWarning(UserWarning):

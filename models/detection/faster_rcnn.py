@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlpipe.models.detection.boxes import ROI_WEIGHTS, clip, decode
@@ -20,6 +20,7 @@ from vlpipe.models.detection.head import RoiHead
 from vlpipe.models.detection.matching import Target
 from vlpipe.models.detection.nms import nms, surviving_confidence
 from vlpipe.models.detection.rpn import Rpn
+from vlpipe.models.published import read_state
 from vlpipe.models.resnet import ResNet
 
 FORMAT = "vlpipe.models.detection"
@@ -178,7 +179,7 @@ class FasterRcnn(nn.Module):
         if fields.pop("format", None) != FORMAT:
             raise ValueError(f"detector: {path} is not of a detector that vlpipe wrote")
         model = cls(config_of(fields))
-        model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        model.load_state_dict(read_state(Path(folder) / "model.safetensors"))
         return model
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from vlpipe.models.detection.config import DetectorConfig
 from vlpipe.models.detection.faster_rcnn import FasterRcnn
 from vlpipe.models.detection.unpickle import load_arrays
+from vlpipe.models.published import read_state
 
 CELL_ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 _PARTS = (  # their prefix, ours
@@ -141,5 +142,5 @@ def load_public(path: str | Path) -> FasterRcnn:
     if Path(path).suffix == ".pkl":
         tensors = {name: torch.from_numpy(array) for name, array in load_arrays(path).items()}
     else:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = read_state(path)
     return from_public(tensors)

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.engine.records.forgotten import ascii_host
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.storage.text_lines import MAX_LINE_BYTES, BadLine, text_lines
 
 DOMAIN = re.compile(r"[^\s/:@.]+(\.[^\s/:@.]+)*")
 LONE_CR = "the line contains a carriage return; wanted lines that end in LF or CR LF"
-MAX_FIELD = 2**31 - 1  # max characters of a csv field
 BATCH_ROWS = 65_536
 Entry = tuple[str, str, str]  # location ("FILE line 7"), kind, value
 
@@ -58,8 +58,8 @@ def need_hex(value: str, digits: int, where: str) -> str:
 
 
 def _read_txt(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
-    for number, line in enumerate(_lines(file), 1):
-        line, where = line.strip(), f"{file} line {number}"
+    for where, line in _lines(file):
+        line = line.strip()
         if not line or line.startswith("#"):
             continue
         if "\r" in line:
@@ -76,7 +76,7 @@ def _read_txt(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
 def _read_csv(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
     header: list[str] = []
     columns: list[str] = []
-    for row, where in _csv_rows(file, csv.reader(_lines(file), strict=True)):
+    for row, where in _csv_rows(file, csv.reader((line for _, line in _lines(file)), strict=True)):
         if not header:
             header, columns = row, _columns(str(file), kinds, row)
         elif len(row) != len(header):
@@ -92,8 +92,9 @@ def _csv_rows(file: Path, reader: Any) -> Iterator[tuple[list[str], str]]:
     """Yields (row, location of its first line) for rows that are not empty."""
     while True:
         where = f"{file} line {reader.line_num + 1}"
-        # The limit is global, 131,072 by default, and other columns may hold long texts.
-        limit = csv.field_size_limit(MAX_FIELD)
+        # The limit is global, 131,072 by default, and other columns may hold long texts. It also bounds what a quotation
+        # mark that is left open collects.
+        limit = csv.field_size_limit(MAX_LINE_BYTES)
         try:
             row = next(reader, None)
         except csv.Error as error:
@@ -118,7 +119,7 @@ def _read_parquet(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
             columns = _columns(str(file), kinds, table.schema_arrow.names)
             for kind in columns:
                 dtype = table.schema_arrow.field(kind).type
-                if dtype not in (pa.string(), pa.large_string()):
+                if _plain(dtype) not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
                     raise VlpipeError(f"{file}: column {kind!r} is {dtype}, wanted text")
             rows = (
                 row
@@ -132,6 +133,10 @@ def _read_parquet(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
                 )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise VlpipeError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+def _plain(dtype: pa.DataType) -> pa.DataType:
+    return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
 
 
 def _plain_rows(batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
@@ -152,14 +157,15 @@ def _columns(where: str, kinds: Sequence[str], names: Sequence[str]) -> list[str
     return found
 
 
-def _lines(file: Path) -> Iterator[str]:
-    """Yields the lines one at a time, because lists of hashes have millions. Raises VlpipeError if one is not UTF-8."""
-    with open(file, "rb") as handle:
-        for number, line in enumerate(handle, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                raise VlpipeError(f"{file} line {number} is not UTF-8") from None
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yields (location, line with its end) one at a time, because lists of hashes have millions of lines.
+
+    Raises VlpipeError if one cannot be read.
+    """
+    for where, line in text_lines(file):
+        if isinstance(line, BadLine):
+            raise line
+        yield where, line
 
 
 READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Entry]]] = {

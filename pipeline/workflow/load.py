@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources as packaged
@@ -31,6 +32,7 @@ from vlpipe.pipeline.workflow.params import (
 )
 from vlpipe.pipeline.workflow.stage_checks import class_problems, idle_keys
 from vlpipe.pipeline.workflow.step import ENGINE_KEYS, STEP_KEYS, EngineKeys, Step, find_step
+from vlpipe.pipeline.workflow.weights_check import file_problems
 from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, parse, place
 
 MAX_CHARS = 1_000_000  # max length of a workflow file
@@ -276,6 +278,9 @@ def _check_files(
         elif file.step is None and file.path and not _is_there(file):
             hub = "; a hub id looks like ORG/NAME" if isinstance(file, Weights) else ""
             say(path, f"there is no file or folder {shown(file.path, 400)} (from {os.getcwd()}){hub}")
+        elif file.step is None and file.path:
+            for text in file_problems(file):
+                say(path, text)
     for path, name in stray_references(stage):
         say(
             path,
@@ -303,8 +308,15 @@ def _preflight(steps: Sequence[Step], problems: list[Problem]) -> None:
         try:
             texts = step.stage.preflight()
         except Exception as error:
-            texts = [_error_text(error, step, "preflight")]
+            texts = [_error_text(error, step, "preflight") + _set_options(error, step)]
         problems += [(step.line, f"{_base(step.name)}: {text}") for text in texts]
+
+
+def _set_options(error: Exception, step: Step) -> str:
+    """Returns `; use --set STEP.KEY=VALUE ...` if the error says which parameters would avoid it; else empty."""
+    settings = error.settings if isinstance(error, VlpipeError) else ()
+    options = [shlex.quote(f"{_base(step.name)}.{key}={value}") for key, value in settings]
+    return f"; use {' '.join(f'--set {one}' for one in options)}" if options else ""
 
 
 def _error_text(error: Exception, step: Step, method: str) -> str:

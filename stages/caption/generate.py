@@ -47,6 +47,7 @@ class Caption(MapStage):
     """
 
     NAME: ClassVar[str] = "caption.generate:Caption"
+    VERSION: ClassVar[int] = 2  # 2: never generates [UNK] or [MASK]
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True

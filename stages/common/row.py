@@ -56,16 +56,6 @@ def text(value: str, source: str, **more: Any) -> dict[str, Any]:
     return {"text": value, "source": source, "model": None, "score": None, "kept": None, "why": None, **more}
 
 
-def single_texts(values: Sequence[str], source: str) -> pa.ListArray:
-    """Returns `texts` for rows with one text each; an empty text gives an empty list. 4 times as fast as from dicts."""
-    there = pa.array([value for value in values if value], pa.string())
-    columns = {f.name: pa.nulls(len(there), f.type) for f in TEXT}
-    columns |= {"text": there, "source": pa.array([source] * len(there), pa.string())}
-    entries = pa.StructArray.from_arrays(list(columns.values()), fields=list(TEXT))
-    offsets = np.cumsum([0, *(bool(value) for value in values)], dtype=np.int32)
-    return pa.ListArray.from_arrays(offsets, entries, type=TEXTS)
-
-
 class ListIds:
     """Computes the ids of a list's rows, a batch at a time. Equal rows get different ids, because the number of equal
     rows before each is part of its hash. Memory: at most 29 bytes per distinct row."""

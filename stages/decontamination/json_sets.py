@@ -7,10 +7,10 @@ Flickr8k and Flickr30k), https://visualqa.org/download.html.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
+from vlpipe.stages.lists.coco import karpathy_path
 from vlpipe.stages.lists.folder import wanted
 
 HELD_OUT = (
@@ -63,11 +63,7 @@ def _karpathy(content: dict[str, Any], file: str, split: Sequence[str]) -> Publi
                 here = f"{where} ({image['filename']}) sentences[{n}]"
                 yield here, wanted(sentence, "raw", str, here)
 
-    return Published(texts(), [_path(image.get("filepath"), image["filename"]) for _, image in ours])
-
-
-def _path(folder: Any, name: str) -> str:
-    return str(PurePosixPath(folder, name)) if isinstance(folder, str) else name
+    return Published(texts(), [karpathy_path(image) for _, image in ours])
 
 
 def _coco(content: Any, file: str) -> Published:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlpipe.models import distributed
 from vlpipe.models.detection.faster_rcnn import FasterRcnn, config_of
 from vlpipe.models.detection.layouts import load_resnet
+from vlpipe.models.published import read_state
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.detector import load, save_names
@@ -108,7 +108,4 @@ def build(recipe: DetectorRecipe, inputs: Sequence[Dataset]) -> tuple[FasterRcnn
 
 def read_tensors(path: str) -> dict[str, Tensor]:
     """Reads a state dict from a .safetensors or torch file; no code in it is executed."""
-    if path.endswith(".safetensors"):
-        return load_file(path)
-    found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return found
+    return read_state(path)

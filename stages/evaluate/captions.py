@@ -33,6 +33,7 @@ class Captions(GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.captions:Captions"
+    VERSION: ClassVar[int] = 2  # 2: never generates [UNK] or [MASK]
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 

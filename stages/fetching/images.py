@@ -25,6 +25,7 @@ from vlpipe.stages.images.decoder import decoding
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.images.resize import Resize
 from vlpipe.stages.lists.list import EXPECTED, FAULT, Pair, count_at_most, listed, read_pairs
+from vlpipe.stages.lists.text_limit import TextLimit
 from vlpipe.stages.tars.samples import ORIGINAL
 from vlpipe.stages.web.opt_out_headers import DEFAULT, Signal, is_no
 from vlpipe.stages.web.opted_out import OptedOut
@@ -179,10 +180,12 @@ class Fetching(SourceStage):
 class FetchImages(Fetching):
     """Fetches the images of a list of url + text.
 
-    list: parquet, tsv, csv or jsonl, or a folder of them. url, text: names of its columns. columns: all column names, for
-    a tsv or csv without a header line (CC3M: `columns: [text, url]`). hash: column of expected digests, md5 or sha256 in
-    hexadecimal; other bytes are rejected before decoding. encoding: text encoding of the list. bad_lines: whether an
-    unreadable line stops the step or is rejected. engine: `img2dataset` fetches with that library (extra `img2dataset`);
+    list: parquet, tsv, csv, jsonl or json (an array of objects), or a folder of them. url, text: names of its columns,
+    without regard to case if only one is meant; `text` may hold a list of texts per URL. columns: all column names, for a
+    tsv or csv without a header line (CC3M: `columns: [text, url]`). hash: column of expected digests, md5 or sha256 in
+    hexadecimal; other bytes are rejected before decoding. text_limit: the maximum length of a text. encoding: text encoding
+    of the list; a byte-order mark is obeyed. bad_lines: whether an unreadable line stops the step or is rejected. engine:
+    `img2dataset` fetches with that library (extra `img2dataset`);
     `fetching.img2dataset` lists the checks that still apply, and `preflight` refuses parameters it does not support.
 
     Columns out: FETCHED; with `resize` also the digest and size of the original. Codes: PASSING, http_<status>, no_url,
@@ -199,10 +202,12 @@ class FetchImages(Fetching):
     columns: tuple[str, ...] | None = None
     encoding: str = "utf-8"
     bad_lines: Literal["stop", "reject"] = "stop"
+    text_limit: TextLimit = field(default_factory=TextLimit)
     text_source: Literal["web", "human"] = "web"
     engine: Literal["vlpipe", "img2dataset"] = "vlpipe"
 
     NAME: ClassVar[str] = "ingest.images:FetchImages"
+    VERSION: ClassVar[int] = Fetching.VERSION + 1  # NaN is no text, a text has a maximum length
 
     def preflight(self) -> builtins.list[str]:
         if self.list.step is None:
@@ -248,7 +253,13 @@ class FetchImages(Fetching):
         return count_at_most(self.list.path)
 
     def rows(self) -> Iterator[pa.Table]:
-        yield from listed(self._pairs(), source=self.source, text_source=self.text_source, more=self._more())
+        yield from listed(
+            self._pairs(),
+            source=self.source,
+            text_source=self.text_source,
+            more=self._more(),
+            limit=self.text_limit,
+        )
 
     def _more(self) -> builtins.list[pa.Field]:
         """Returns the optional columns of the list's rows, which only `open` reads."""

@@ -36,6 +36,7 @@ from vlpipe.stages.fetching.img2dataset_download import Options, download, loade
 from vlpipe.stages.fetching.precheck import allowed
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.list import Pair, count_at_most, listed, read_pairs
+from vlpipe.stages.lists.text_limit import TextLimit
 from vlpipe.stages.tars.samples import ORIGINAL
 from vlpipe.stages.web.opted_out import OptedOut
 from vlpipe.stages.web.politeness import HostGate
@@ -48,8 +49,8 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Img2datasetFetch(SourceStage):
-    """`fetching.images:FetchImages` with img2dataset as its engine. list, url, text, columns, text_source, serve and
-    source are the same, and so are the row ids.
+    """`fetching.images:FetchImages` with img2dataset as its engine. list, url, text, columns, text_limit, text_source,
+    serve and source are the same, and so are the row ids.
 
     image_size: None stores the bytes unchanged. A number resizes upright 8-bit RGB pixels by `resize_mode`, encodes
     them (encode_quality: 0 to 100; for png the compression, 0 to 9), and adds the columns ORIGINAL.
@@ -70,6 +71,7 @@ class Img2datasetFetch(SourceStage):
     url: str = "url"
     text: str = "text"
     columns: tuple[str, ...] | None = None
+    text_limit: TextLimit = field(default_factory=TextLimit)
     text_source: Literal["web", "human"] = "web"
     serve: dict[str, File] = field(default_factory=dict)
     source: str = "web"
@@ -105,7 +107,9 @@ class Img2datasetFetch(SourceStage):
         return count_at_most(self.list.path)
 
     def rows(self) -> Iterator[pa.Table]:
-        yield from listed(self._pairs(), source=self.source, text_source=self.text_source)
+        yield from listed(
+            self._pairs(), source=self.source, text_source=self.text_source, limit=self.text_limit
+        )
 
     def _pairs(self) -> Iterator[Pair]:
         return read_pairs(self.list.path, url=self.url, text=self.text, columns=self.columns)

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.lists.list import READERS, BadLine
+from vlpipe.pipeline.storage.text_lines import BadLine
+from vlpipe.stages.lists.readers import READERS
 
 MORE = ("category_1", "category_2", "rank", "task_id")  # columns of the released list besides the id
 
@@ -38,11 +39,12 @@ def read_list(path: Path) -> Iterator[ListedVideo]:
     """
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
         names = next(csv.reader(handle), [])
+    known = [name for name in ("video_id", "video_path", "path", *MORE) if name in names]
     if "video_id" not in names and "video_path" not in names:
         raise VlpipeError(
             f"{path}: wanted a column 'video_id' or 'video_path', it has {', '.join(names)[:200]}"
         )
-    for where, row in READERS[".csv"](path, (), None, "utf-8"):
+    for where, row in READERS[".csv"](path, {name: name for name in known}, None, "utf-8"):
         if isinstance(row, BadLine):
             yield ListedVideo(row.line[:80], why="bad_line", detail=str(row).removeprefix(f"{path.parent}/"))
             continue

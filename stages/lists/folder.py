@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -19,10 +19,12 @@ from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.loopback import inside
 from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS, Damaged
-from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds, text
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds
 from vlpipe.stages.images.check import Rules
 from vlpipe.stages.images.image_rows import ImageRows
-from vlpipe.stages.lists.list import BATCH_ROWS, text_of
+from vlpipe.stages.lists.list import text_of
+from vlpipe.stages.lists.readers import BATCH_ROWS
+from vlpipe.stages.lists.text_limit import TextLimit, text_lists
 
 IMAGES = pa.schema([*LISTED, *IMAGE_FIELDS])
 
@@ -34,8 +36,10 @@ class Captioned(NamedTuple):
     captions: Sequence[str]
 
 
-def captioned_rows(images: Iterable[Captioned], *, source: str, text_source: str) -> Iterator[pa.Table]:
-    """Yields rows of schema LISTED, one per image with all its captions."""
+def captioned_rows(
+    images: Iterable[Captioned], *, source: str, text_source: str, limit: TextLimit
+) -> Iterator[pa.Table]:
+    """Yields rows of schema LISTED, one per image with all its captions. Ids are computed from whole captions."""
     ids, rest = ListIds(source), iter(images)
     while batch := list(islice(rest, BATCH_ROWS)):
         urls = [url for url, _ in batch]
@@ -43,7 +47,7 @@ def captioned_rows(images: Iterable[Captioned], *, source: str, text_source: str
             {
                 "id": ids.of(urls, ["\n".join(captions) for _, captions in batch]),
                 "url": urls,
-                "texts": [[text(caption, text_source) for caption in captions] for _, captions in batch],
+                "texts": text_lists([captions for _, captions in batch], text_source, limit),
             },
             schema=LISTED,
         )
@@ -54,6 +58,7 @@ class FolderSource(SourceStage):
     """Base class of stages that read images from files: `url` is the path of a file below the folder `images`.
 
     damaged: whether JPEGs with pixels missing or wrong are rejected, or kept if a decoder gets to their end.
+    text_limit: the maximum length of a caption.
     Codes: no_file, bad_path, and those of `common.pixels`.
     """
 
@@ -65,6 +70,7 @@ class FolderSource(SourceStage):
     max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
     max_frames: Annotated[int, Field(ge=1)] = MAX_FRAMES
     damaged: Damaged = "reject"
+    text_limit: TextLimit = field(default_factory=TextLimit)
 
     def row_schema(self) -> pa.Schema:
         return LISTED

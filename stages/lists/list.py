@@ -1,27 +1,25 @@
-"""Reads lists of url + text (parquet, tsv, csv, jsonl; a file or a folder) as a stream, strictly in one encoding.
+"""Reads lists of url + text (parquet, tsv, csv, jsonl, json; a file or a folder) as a stream, strictly in one encoding.
 
 An unreadable line stops the step with an error that names file and line, or (`bad_lines: reject`) becomes a row that is
-rejected for that reason: no row is skipped silently.
-tsv has no quoting (a tab always ends a field, as in CC3M), csv has. Numbers are kept as written.
+rejected for that reason: no row is skipped silently. A list of texts (a list column of Parquet, a JSON list) gives one row
+with all of them. `readers` documents the formats, `columns` how columns are found.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.errors import VlpipeError, did_you_mean
-from vlpipe.stages.common.row import LISTED, ListIds, single_texts
-
-BATCH_ROWS = 4096
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.storage.text_lines import BadLine, decoded, text_lines
+from vlpipe.stages.common.row import LISTED, ListIds
+from vlpipe.stages.lists.readers import BATCH_BYTES, BATCH_ROWS, READERS, read_rows
+from vlpipe.stages.lists.text_limit import TextLimit, text_lists
 
 
 class Pair(NamedTuple):
@@ -31,14 +29,14 @@ class Pair(NamedTuple):
     text: str
     expected: str = ""  # hex digest of the expected bytes
     fault: str = ""  # error text if unreadable; `text` is then the line, with undecodable bytes escaped
+    more_texts: tuple[str, ...] = ()  # if the list has several texts per URL: those after the first
 
-
-class BadLine(VlpipeError):
-    """An unreadable line. `line`: its content, with undecodable bytes escaped."""
-
-    def __init__(self, message: str, line: str) -> None:
-        self.line = line
-        super().__init__(message)
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that are not empty, in order."""
+        if not self.more_texts:  # nearly all rows
+            return (self.text,) if self.text else ()
+        return tuple(text for text in (self.text, *self.more_texts) if text)
 
 
 # Optional columns of a list in addition to LISTED.
@@ -47,20 +45,39 @@ FAULT = pa.field("fault", pa.string())
 
 
 def listed(
-    pairs: Iterator[Pair], *, source: str, text_source: str, more: Sequence[pa.Field] = ()
+    pairs: Iterator[Pair],
+    *,
+    source: str,
+    text_source: str,
+    more: Sequence[pa.Field] = (),
+    limit: TextLimit | None = None,
 ) -> Iterator[pa.Table]:
     """Yields rows of schema LISTED and `more` (EXPECTED, FAULT). An empty text gives a row without texts, to which a
-    captioner may still add one."""
+    captioner may still add one. Ids are computed from whole texts, before `limit` applies."""
     ids = ListIds(source)
-    while batch := list(islice(pairs, BATCH_ROWS)):
-        urls, texts = [pair.url for pair in batch], [pair.text for pair in batch]
+    for batch in _batches(pairs):
+        urls, texts = [pair.url for pair in batch], [pair.texts for pair in batch]
         columns: dict[str, Any] = {
-            "id": ids.of(urls, texts),
+            "id": ids.of(urls, ["\n".join(one) for one in texts]),
             "url": urls,
-            "texts": single_texts(texts, text_source),
+            "texts": text_lists(texts, text_source, limit or TextLimit()),
         }
         columns |= {field.name: [getattr(pair, field.name) for pair in batch] for field in more}
         yield pa.table(columns, schema=pa.schema([*LISTED, *more]))
+
+
+def _batches(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
+    """Yields batches of at most BATCH_ROWS pairs that end when they have BATCH_BYTES characters."""
+    batch: list[Pair] = []
+    num_chars = 0
+    for pair in pairs:
+        batch.append(pair)
+        num_chars += len(pair.url) + len(pair.text) + sum(map(len, pair.more_texts))
+        if len(batch) >= BATCH_ROWS or num_chars >= BATCH_BYTES:
+            yield batch
+            batch, num_chars = [], 0
+    if batch:
+        yield batch
 
 
 def read_pairs(
@@ -78,19 +95,19 @@ def read_pairs(
     url, text, expected: names of the columns to read. columns: all column names, for a tsv or csv without a header line.
     Raises VlpipeError if a file or its columns are wrong, BadLine for an unreadable line unless `reject_bad_lines`.
     """
-    names = (url, text) if expected is None else (url, text, expected)
-    try:
-        codecs.lookup(encoding)
-    except LookupError as error:
-        raise VlpipeError(
-            f"there is no encoding {encoding!r}; use one such as utf-8, latin-1, shift_jis"
-        ) from error
+    wanted = {"url": url, "text": text} | ({} if expected is None else {"hash": expected})
     for file in list_files(path):
-        for where, row in READERS[file.suffix.lower()](file, names, columns, encoding):
+        for where, row in read_rows(file, wanted, columns, encoding):
             try:
                 if isinstance(row, BadLine):
                     raise row
-                yield Pair(*(text_of(row[name], where, encoding) for name in names))
+                texts = texts_of(row[text], where, encoding)
+                yield Pair(
+                    text_of(row[url], where, encoding),
+                    texts[0] if texts else "",
+                    "" if expected is None else text_of(row[expected], where, encoding),
+                    more_texts=texts[1:],
+                )
             except BadLine as bad:
                 if not reject_bad_lines:
                     raise
@@ -121,168 +138,32 @@ def count_at_most(path: str) -> int:
 
 
 def _count(file: Path) -> int:
-    if file.suffix.lower() == ".parquet":
+    ending = file.suffix.lower()
+    if ending == ".parquet":
         try:
             return int(pq.read_metadata(file).num_rows)
         except pa.ArrowInvalid as error:
             raise VlpipeError(f"{file} is not a readable Parquet file: {error}") from error
+    num = 1
     with open(file, "rb", buffering=0) as handle:
-        return 1 + sum(block.count(b"\n") for block in iter(lambda: handle.read(1 << 20), b""))
-
-
-# A row: its position ("file line 7"), and its values by column or the error.
-Row = tuple[str, "Mapping[str, Any] | BadLine"]
-Names = tuple[str, ...]
-
-
-def _read_parquet(file: Path, names: Names, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
-    if columns is not None:
-        raise VlpipeError(f"{file}: a Parquet file names its own columns; `columns` is for tsv and csv")
-    try:
-        parquet = pq.ParquetFile(
-            file, pre_buffer=False, buffer_size=1 << 20
-        )  # does not hold a whole row group
-    except pa.ArrowInvalid as error:
-        raise VlpipeError(f"{file} is not a readable Parquet file: {error}") from error
-    with parquet:
-        _need_columns(str(file), names, parquet.schema_arrow.names)
-        number = 0
-        for batch in parquet.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(names))):
-            values = {name: _strings(batch.column(name), f"{file} column {name!r}") for name in set(names)}
-            for row in range(batch.num_rows):
-                number += 1
-                yield f"{file} row {number}", {name: column[row] for name, column in values.items()}
-
-
-def _strings(column: pa.Array, where: str) -> list[str | bytes | None]:
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        try:
-            column = column.cast(pa.large_string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise VlpipeError(f"{where} is {column.type}; wanted text") from error
-    found: list[str | bytes | None] = column.cast(pa.large_binary()).to_pylist()
-    return found
-
-
-def _read_tsv(file: Path, names: Names, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
-    fields = (
-        (where, line if isinstance(line, BadLine) else line.removesuffix("\r").split("\t"))
-        for where, line in _lines(file, encoding)
-    )
-    yield from _with_header(file, fields, names, columns)
-
-
-def _read_csv(file: Path, names: Names, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
-    yield from _with_header(file, _csv_fields(file, encoding), names, columns)
-
-
-def _csv_fields(file: Path, encoding: str) -> Iterator[tuple[str, list[str] | BadLine]]:
-    """Yields (position, fields) per row. A field may span lines; an unreadable line makes its whole row unreadable.
-
-    Broken quoting raises VlpipeError, because the start of the next row is unknown.
-    """
-    bad: list[BadLine] = []
-
-    def readable() -> Iterator[str]:
-        for _, line in _lines(file, encoding):
-            if isinstance(line, BadLine):
-                bad.append(line)
-                line = line.line
-            yield line + "\n"
-
-    reader = csv.reader(readable(), strict=True)
-    while True:
-        where = f"{file} line {reader.line_num + 1}"
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise bad[0] if bad else VlpipeError(f"{where}: {error}") from error
-        if bad:
-            yield where, bad[0]
-            bad.clear()
-        elif fields:
-            yield where, fields
-
-
-def _with_header(
-    file: Path,
-    rows: Iterator[tuple[str, list[str] | BadLine]],
-    names: Names,
-    columns: Sequence[str] | None,
-) -> Iterator[Row]:
-    if columns is None:
-        _, header = next(rows, ("", list[str]()))
-        if isinstance(header, BadLine):
-            raise header
-        columns = header
-        _need_columns(f"{file} line 1", names, columns, "; for a list without a header line give `columns`")
-    else:
-        _need_columns("`columns`", names, columns)
-    for where, fields in rows:
-        if isinstance(fields, BadLine):
-            yield where, fields
-        elif len(fields) != len(columns):
-            message = f"{where} has {len(fields)} field(s), wanted {len(columns)}: {', '.join(columns)}"
-            yield where, BadLine(message, "\t".join(fields))
-        else:
-            yield where, dict(zip(columns, fields, strict=True))
-
-
-def _read_jsonl(file: Path, names: Names, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
-    if columns is not None:
-        raise VlpipeError(f"{file}: JSON lines name their own fields; `columns` is for tsv and csv")
-    for where, line in _lines(file, encoding):
-        if isinstance(line, BadLine):
-            yield where, line
-        elif line.strip():
-            yield where, _json_row(where, line, names)
-
-
-def _json_row(where: str, line: str, names: Names) -> Mapping[str, Any] | BadLine:
-    try:
-        row = json.loads(line, parse_int=str, parse_float=str)
-    except ValueError as error:
-        return BadLine(f"{where} is not JSON: {error}", line)
-    except RecursionError:
-        return BadLine(f"{where} is not JSON: it is nested too deeply", line)
-    if not isinstance(row, dict):
-        return BadLine(f"{where}: wanted an object with {names[0]!r} and {names[1]!r}", line)
-    try:
-        _need_columns(where, names, list(row))
-    except VlpipeError as error:
-        return BadLine(str(error), line)
-    return row
+        for block in iter(lambda: handle.read(1 << 20), b""):
+            lines = block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
+            num += max(lines, block.count(b"{")) if ending == ".json" else lines
+    return num
 
 
 def lines(file: Path | str) -> Iterator[tuple[str, str]]:
-    r"""Yields (position, line without its \n) of a UTF-8 file. Raises BadLine at the first line that is not UTF-8."""
-    for where, line in _lines(file, "utf-8"):
+    """Yields (position, line without its end) of a UTF-8 file. Raises BadLine at the first line that cannot be read."""
+    for where, line in text_lines(file):
         if isinstance(line, BadLine):
             raise line
-        yield where, line
+        yield where, line.rstrip("\r\n")
 
 
-def _lines(file: Path | str, encoding: str) -> Iterator[tuple[str, str | BadLine]]:
-    """Yields (position, line or BadLine). Bytes are decoded line by line, so that an error names the line and byte."""
-    with open(file, "rb") as handle:
-        for number, line in enumerate(handle, 1):
-            where = f"{file} line {number}"
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            try:
-                yield where, _decoded(line.removesuffix(b"\n"), where, encoding)
-            except BadLine as bad:
-                yield where, bad
-
-
-def _decoded(data: bytes, where: str, encoding: str) -> str:
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        message = f"{where} is not {encoding.upper()}: {error.reason} at byte {error.start + 1}"
-        raise BadLine(message, data.decode("ascii", "backslashreplace")) from error
+def texts_of(value: Any, where: str, encoding: str = "utf-8") -> tuple[str, ...]:
+    """Returns the texts of a value that is a text, a list of texts, or null; without empty ones. Raises BadLine."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(text for one in values if (text := text_of(one, where, encoding)))
 
 
 def text_of(value: Any, where: str, encoding: str = "utf-8") -> str:
@@ -290,26 +171,11 @@ def text_of(value: Any, where: str, encoding: str = "utf-8") -> str:
     if value is None:
         return ""
     if isinstance(value, bytes):
-        return _decoded(value, where, encoding)
+        return decoded(value, where, encoding)
     if not isinstance(value, str):
-        shown = json.dumps(value)
+        shown = json.dumps(value, default=str)
         raise BadLine(f"{where}: wanted text, got {shown[:80]}", shown)
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):  # possible in JSON
         shown = json.dumps(value)
         raise BadLine(f"{where}: unpaired surrogate in {shown[:80]}", shown)
     return value
-
-
-def _need_columns(where: str, names: Sequence[str], there: Sequence[str], hint: str = "") -> None:
-    for name in names:
-        if name not in there:
-            raise VlpipeError(f"{where} has no column {name!r}{did_you_mean(name, there)}{hint}")
-
-
-Reader = Callable[[Path, Names, "Sequence[str] | None", str], Iterator[Row]]
-READERS: dict[str, Reader] = {
-    ".parquet": _read_parquet,
-    ".tsv": _read_tsv,
-    ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
-}

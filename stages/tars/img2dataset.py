@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
-from vlpipe.stages.lists.list import BATCH_ROWS
+from vlpipe.stages.lists.readers import BATCH_ROWS
 from vlpipe.stages.tars import tar_members
 from vlpipe.stages.tars.img2dataset_errors import typed
 from vlpipe.stages.tars.samples import Sample, SampleFolder, caption, files_in, image_column
@@ -46,7 +46,8 @@ class FromImg2dataset(SampleFolder):
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset:FromImg2dataset"
-    VERSION: ClassVar[int] = 3  # 3: rejects damaged JPEGs, accepts ICO, names formats
+    # 3: rejects damaged JPEGs, accepts ICO, names formats; NaN is no text; KEY.txt without byte-order mark and final line end
+    VERSION: ClassVar[int] = 3
 
     source: str = "img2dataset"
 

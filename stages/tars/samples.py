@@ -6,7 +6,7 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -20,10 +20,11 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.stage import SourceStage, Work
 from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS, Damaged
-from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds, text
+from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, ListIds
 from vlpipe.stages.images.check import Rules
 from vlpipe.stages.images.image_rows import ImageRows
-from vlpipe.stages.lists.list import BATCH_ROWS
+from vlpipe.stages.lists.readers import BATCH_ROWS
+from vlpipe.stages.lists.text_limit import TextLimit, text_lists
 from vlpipe.stages.tars import tar_members
 
 # The image before the tool resized and re-encoded it. `sha256` in IMAGE_FIELDS is of the stored bytes.
@@ -63,6 +64,7 @@ class SampleFolder(SourceStage):
     """Base class of stages that read a folder of another tool; subclasses define `samples`.
 
     damaged: whether JPEGs with pixels missing or wrong are rejected, or kept if a decoder gets to their end.
+    text_limit: the maximum length of a text.
     """
 
     NAME: ClassVar[str] = "ingest.samples:SampleFolder"
@@ -71,6 +73,7 @@ class SampleFolder(SourceStage):
     folder: File
     source: str
     text_source: Literal["web", "human"] = "web"
+    text_limit: TextLimit = field(default_factory=TextLimit)
     max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
     max_frames: Annotated[int, Field(ge=1)] = MAX_FRAMES
     damaged: Damaged = "reject"
@@ -92,7 +95,7 @@ class SampleFolder(SourceStage):
             columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in rest}
             columns["url"] = [one.url for one in batch]
             columns["id"] = ids.of(columns["url"], ["\n".join(one.spoken) for one in batch])
-            columns["texts"] = [[text(value, self.text_source) for value in one.spoken] for one in batch]
+            columns["texts"] = text_lists([one.spoken for one in batch], self.text_source, self.text_limit)
             yield pa.table({name: columns[name] for name in FOUND.names}, schema=FOUND)
 
     @contextmanager
@@ -130,11 +133,11 @@ def caption(value: Any) -> tuple[str, ...]:
 
 
 def _one_text(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN, as pandas writes null
         return ""
     try:
         found = value.decode("utf-8") if isinstance(value, bytes) else value
-        if isinstance(found, int | float):
+        if isinstance(found, int | float) and not isinstance(found, bool):
             return str(found)
         if not isinstance(found, str):
             raise RowFault("bad_text", f"wanted text, got {type(found).__name__}")

@@ -5,16 +5,19 @@ https://github.com/webdataset/webdataset: the key ends at the first dot of the f
 
 from __future__ import annotations
 
+import codecs
 import json
 import tarfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.stages.formats.signatures import ENDINGS, OTHER_ENDINGS
+from vlpipe.stages.lists.json_values import need_no_repeats
 
 IMAGE_ENDINGS = frozenset({*ENDINGS.values(), *OTHER_ENDINGS})
+MAX_TEXT_BYTES = 1 << 24  # of KEY.txt and KEY.json
 KeyEnds = Literal["first_dot", "last_dot"]
 
 
@@ -29,12 +32,15 @@ Samples = Mapping[str, Mapping[str, Span]]  # key -> ending (lower case) -> posi
 
 
 def samples(path: Path, key_ends: KeyEnds = "first_dot") -> Samples:
-    """Returns all samples of an uncompressed tar, in order. Raises VlpipeError if it is truncated or not such a tar."""
+    """Returns all samples of an uncompressed tar, in order. Raises VlpipeError if it is truncated or not such a tar.
+
+    AppleDouble files (`._NAME`), in which macOS keeps attributes of the file NAME, belong to no sample.
+    """
     found: dict[str, dict[str, Span]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isdir():
+                if member.isdir() or PurePosixPath(member.name).name.startswith("._"):
                     continue
                 if not member.isreg() or member.issparse():
                     raise VlpipeError(
@@ -70,10 +76,20 @@ def read_span(path: Path, span: Span) -> bytes:
         return handle.read(span.size)
 
 
+def read_text(path: Path, span: Span) -> bytes:
+    """Returns a member that is a text file, without byte-order mark and final line end. Raises RowFault (bad_text)."""
+    if span.size > MAX_TEXT_BYTES:
+        raise RowFault("bad_text", f"it has {span.size:,} bytes, the limit is {MAX_TEXT_BYTES:,}")
+    return read_span(path, span).removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
+
+
 def read_json(path: Path, span: Span) -> dict[str, Any]:
-    """Returns a member that is a JSON object. Raises RowFault (bad_json) if it is not."""
+    """Returns a member that is a JSON object. Raises RowFault (bad_json) if it is not, or has a key more than once."""
+    if span.size > MAX_TEXT_BYTES:
+        raise RowFault("bad_json", f"it has {span.size:,} bytes, the limit is {MAX_TEXT_BYTES:,}")
     try:
-        record = json.loads(read_span(path, span))
+        data = read_span(path, span)
+        record = json.loads(data.removeprefix(codecs.BOM_UTF8), object_pairs_hook=need_no_repeats)
     except (ValueError, RecursionError) as error:
         raise RowFault("bad_json", f"it is not JSON: {error}") from error
     if not isinstance(record, dict):

@@ -25,11 +25,13 @@ class FromWebdataset(SampleFolder):
     """Rows of webdataset tars. folder: contains .tar files; other files in it are ignored.
 
     image: ending of the member to use if a key has several images (`left.jpg`). caption: key of the text in KEY.json,
-    used if there is no KEY.txt; a list gives several texts. no_text: how to handle an image without text.
+    used if there is no KEY.txt; a list gives several texts. A KEY.txt that `export.webdataset` wrote with several texts
+    gives these texts back, from `texts` in KEY.json. no_text: how to handle an image without text.
     key_ends: where a file name is split into key and ending; webdataset splits at the first dot, which merges
-    `a.com_1.jpg` and `a.com_2.jpg` into one key.
-    The column `url` is that of KEY.json, else TAR/KEY. Codes: no_image, several_images, no_text, bad_text, bad_json, and
-    those of `common.pixels`.
+    `a.com_1.jpg` and `a.com_2.jpg` into one key. bad_tars: whether a tar that cannot be read (truncated, a name twice,
+    links) stops the step or becomes one reject, `bad_tar`.
+    The column `url` is that of KEY.json, else TAR/KEY. Codes: no_image, several_images, no_text, bad_text, bad_json,
+    bad_tar, and those of `common.pixels`.
     """
 
     source: str = "webdataset"
@@ -37,17 +39,28 @@ class FromWebdataset(SampleFolder):
     caption: str = "caption"
     no_text: Literal["reject", "keep"] = "reject"
     key_ends: tar_members.KeyEnds = "first_dot"
+    bad_tars: Literal["stop", "reject"] = "stop"
 
     NAME: ClassVar[str] = "ingest.webdataset:FromWebdataset"
-    VERSION: ClassVar[int] = 2  # 2: rejects damaged JPEGs, accepts ICO, names formats
+    # 2: rejects damaged JPEGs, accepts ICO, names formats; several texts of KEY.txt, without byte-order mark and final line end
+    VERSION: ClassVar[int] = 2
 
     def samples(self) -> Iterator[Sample]:
         for path in tars_in(Path(self.folder.path)):
-            for sample in read_tar(path, image=self.image, caption_key=self.caption, key_ends=self.key_ends):
+            for sample in self._read(path):
                 if not (sample.spoken or sample.why) and self.no_text == "reject":
                     yield sample._replace(why="no_text", detail=f"neither txt nor {self.caption!r} in json")
                 else:
                     yield sample
+
+    def _read(self, path: Path) -> Iterator[Sample]:
+        try:
+            yield from read_tar(path, image=self.image, caption_key=self.caption, key_ends=self.key_ends)
+        except VlpipeError as error:  # raised before the first sample
+            if self.bad_tars == "stop":
+                raise
+            detail = str(error).removeprefix(f"{path.parent}/")
+            yield Sample(path.name, (), path.name, why="bad_tar", detail=detail)
 
 
 def tars_in(folder: Path) -> list[Path]:
@@ -75,10 +88,10 @@ def read_tar(
         span, why = None, RowFault("")
         try:
             about = tar_members.read_json(path, members["json"]) if "json" in members else {}
-            value = (
-                tar_members.read_span(path, members["txt"]) if "txt" in members else about.get(caption_key)
-            )
-            spoken = caption(value)
+            if "txt" in members:
+                spoken = _texts(tar_members.read_text(path, members["txt"]), about)
+            else:
+                spoken = caption(about.get(caption_key))
             span = members[_image_of(members, image)]
         except RowFault as fault:
             why = fault
@@ -92,6 +105,17 @@ def read_tar(
             why.detail or None,
             *_original(about),
         )
+
+
+def _texts(txt: bytes, about: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the texts of KEY.txt: those under `texts` in KEY.json if `export.webdataset` wrote KEY.txt from them."""
+    entries = about.get("texts")
+    if isinstance(entries, list) and len(entries) > 1:
+        found = [one.get("text") for one in entries if isinstance(one, dict)]
+        ours = [" ".join(one.split()) for one in found if isinstance(one, str)]
+        if len(ours) == len(entries) and txt.decode("utf-8", "replace") == "\n".join(ours):
+            return caption(found)
+    return caption(txt)
 
 
 def _image_of(members: Mapping[str, tar_members.Span], image: str | None) -> str:

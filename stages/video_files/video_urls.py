@@ -35,7 +35,8 @@ from vlpipe.stages.common.row import ListIds
 from vlpipe.stages.fetching.blocklist import NOTHING, Blocklist, load
 from vlpipe.stages.fetching.fetch_rows import log_line
 from vlpipe.stages.fetching.images import PASSING
-from vlpipe.stages.lists.list import BATCH_ROWS, count_at_most, read_pairs
+from vlpipe.stages.lists.list import count_at_most, read_pairs
+from vlpipe.stages.lists.readers import BATCH_ROWS
 from vlpipe.stages.subtitles.track import Track
 from vlpipe.stages.video import decode
 from vlpipe.stages.video_files.probe import Look, Prober, prober

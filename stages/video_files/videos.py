@@ -18,7 +18,7 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.files import Listing
 from vlpipe.stages.common.row import ListIds
-from vlpipe.stages.lists.list import BATCH_ROWS
+from vlpipe.stages.lists.readers import BATCH_ROWS
 from vlpipe.stages.subtitles.read import MAX_BYTES, OTHERWISE, read_subtitles
 from vlpipe.stages.subtitles.track import Track
 from vlpipe.stages.video_files.probe import Look, Prober

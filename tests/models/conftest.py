@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlpipe.models.blip import Blip, BlipConfig
+from vlpipe.models.blip import TOKENS, Blip, BlipConfig
 from vlpipe.models.tokenizer import Tokenizer
 
 CORPUS = [
@@ -46,7 +46,7 @@ def make_blip(tokenizer: Tokenizer) -> Callable[..., Blip]:
     """A small Blip whose weights are large enough that all its parts matter, in eval mode."""
 
     def make(**changes: Any) -> Blip:
-        ids = {name: getattr(tokenizer, name) for name in ("vocab_size", "pad", "cls", "sep", "dec", "enc")}
+        ids = {name: getattr(tokenizer, name) for name in ("vocab_size", *TOKENS)}
         blip = Blip(BlipConfig(**{**ids, **SIZES, **changes}))
         for param in blip.parameters():
             if param.dim() > 1:

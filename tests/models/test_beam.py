@@ -15,7 +15,7 @@ Make = Callable[..., Any]
 def exhaustive(blip: Blip, tokens: torch.Tensor, max_length: int, length_penalty: float) -> list[int]:
     """The best of all texts up to `max_length`, each scored by a whole pass."""
     c, words = blip.config, [1, 4]
-    c_never = [c.pad, c.cls, c.dec, c.enc]
+    c_never = c.never
     best, best_score = [], -torch.inf
     for length in range(max_length + 1):
         for text in itertools.product(words, repeat=length):
@@ -32,7 +32,7 @@ def exhaustive(blip: Blip, tokens: torch.Tensor, max_length: int, length_penalty
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_wide_beams_find_the_best_text_of_all(make_blip: Make, length_penalty: float) -> None:
     """Two words and [SEP]: 16 beams hold every text of 4 words."""
-    blip = make_blip(vocab_size=7, pad=0, cls=2, sep=3, dec=5, enc=6)
+    blip = make_blip(vocab_size=7, pad=0, cls=2, sep=3, dec=5, enc=6, unk=None, mask=None)
     for image in blip.encode_image(torch.randn(4, 3, 32, 32)):
         tokens = image[None]
         got = blip.generate_beam(tokens, num_beams=16, max_length=4, length_penalty=length_penalty)

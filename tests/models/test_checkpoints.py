@@ -74,7 +74,7 @@ def original_state(blip: Blip) -> dict[str, Tensor]:
     return state
 
 
-IDS = {"cls": 2, "sep": 3, "dec": 5, "enc": 6, "vision_heads": 4, "text_heads": 3}
+IDS = {"cls": 2, "sep": 3, "dec": 5, "enc": 6, "unk": 1, "mask": 4, "vision_heads": 4, "text_heads": 3}
 
 
 def test_the_original_layout_has_the_published_names(make_blip: Make) -> None:
@@ -101,6 +101,8 @@ def test_an_original_pretraining_checkpoint_gives_equal_outputs(
     assert_equal_outputs(blip, again, make_batch(3), "match_logits", "lm_logits", "similarity")
     assert again.temp.item() == pytest.approx(0.03)
     assert Blip.load(tmp_path / "model_base.pth", **IDS, image_size=64).vision.positions.shape[1] == 65
+    berts = Blip.load(tmp_path / "model_base.pth").config  # of bert-base-uncased, as the published files
+    assert (berts.cls, berts.sep, berts.unk, berts.mask) == (101, 102, 100, 103)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,7 @@ def test_exported_captioner_in_transformers(
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(out.logits[real], blip.lm_logits(ids, real, tokens)[real], **CLOSE)
 
-    never = [c.pad, c.cls, c.dec, c.enc]
+    never = c.never
     prompt = torch.tensor([[c.cls, 20, 21, c.sep]]).expand(4, -1).clone()
     for beams, ours in ((1, blip.generate), (3, blip.generate_beam)):
         options = {"max_new_tokens": 9, "min_new_tokens": 2, "num_beams": beams, "do_sample": False}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from vlpipe.models.blip import Blip
 from vlpipe.models.generate import nucleus
+from vlpipe.models.tokenizer import Tokenizer
 
 Make = Callable[..., Any]
 
@@ -38,7 +41,7 @@ def test_greedy_is_the_argmax_of_repeated_whole_passes(make_blip: Make) -> None:
             logits = blip.lm_logits(torch.tensor([ids]), torch.ones(1, len(ids)), tokens[row : row + 1])[
                 0, -1
             ]
-            logits[[c.pad, c.cls, c.dec, c.enc] + ([c.sep] if len(ids) - 3 < 2 else [])] = -torch.inf
+            logits[c.never + ([c.sep] if len(ids) - 3 < 2 else [])] = -torch.inf
             ids.append(int(logits.argmax()))
             if ids[-1] == c.sep:
                 break
@@ -128,7 +131,7 @@ def test_repetition_penalty_is_that_of_transformers(make_blip: Make) -> None:
     for _ in range(6):
         logits = blip.lm_logits(torch.tensor([ids]), torch.ones(1, len(ids)), tokens)[:, -1]
         logits = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([ids]), logits)
-        logits[:, [c.pad, c.cls, c.dec, c.enc, c.sep]] = -torch.inf
+        logits[:, [*c.never, c.sep]] = -torch.inf
         ids.append(int(logits.argmax()))
     got = blip.generate(tokens, min_length=6, max_length=6, prompt_ids=[20], repetition_penalty=1.7)
     assert got == [ids[2:]]
@@ -156,3 +159,37 @@ def test_impossible_requests_are_explained(make_blip: Make, options: dict[str, A
     blip: Blip = make_blip()
     with pytest.raises(ValueError, match=wanted):
         blip.generate(blip.encode_image(torch.randn(2, 3, 32, 32)), **options)
+
+
+def test_unknown_and_mask_are_never_generated(make_blip: Make, tokenizer: Tokenizer) -> None:
+    blip = make_blip()
+    special = [tokenizer.unk, tokenizer.mask, tokenizer.pad, tokenizer.cls, tokenizer.dec, tokenizer.enc]
+    blip.lm_head.bias.data[special] = 50  # by far the likeliest
+    tokens = blip.encode_image(torch.randn(8, 3, 32, 32))
+    options = {"min_length": 3, "max_length": 9}
+    for texts in (
+        blip.generate(tokens, generators=seeded(*range(8)), top_p=1.0, **options),
+        blip.generate(tokens, repetition_penalty=1.3, **options),
+        blip.generate_beam(tokens, **options),
+    ):
+        assert not {*special} & {i for t in texts for i in t}
+        assert all(tokenizer.decode(t) for t in texts)
+
+
+def test_a_folder_of_an_older_version_takes_them_from_its_tokenizer(
+    make_blip: Make, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    blip = make_blip()
+    blip.save(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    for name in ("unk", "mask"):
+        del fields[name]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert Blip.load(tmp_path).config.unk is None  # nothing says what it is
+    tokenizer.save(tmp_path / "tokenizer")
+    assert Blip.load(tmp_path).config == blip.config
+
+
+def test_a_decoded_text_has_no_special_token(tokenizer: Tokenizer) -> None:
+    ids, _ = tokenizer.encode(["a red \u4e16 circle"], 12)
+    assert tokenizer.decode([*ids[0].tolist(), tokenizer.mask]) == "a red circle"

@@ -212,3 +212,13 @@ def test_the_webdataset_library_reads_them(tmp_path: Path) -> None:
     assert [(one["__key__"], one["txt"], one[ENDINGS[n % 4]]) for n, one in enumerate(found)] == [
         (one["id"], one["texts"][0]["text"].encode(), one["image"]) for one in rows
     ]
+
+
+def test_all_texts_come_back_as_as_many_texts(tmp_path: Path) -> None:
+    texts = [["one", "two\nlines", " spaces  inside "], ["alone"], ["alone\nin two lines"]]
+    rows = [row(n, [text(one, "human") for one in these]) for n, these in enumerate(texts)]
+    export(tmp_path, made(tmp_path / "in", rows), texts="all")
+    folder = next(path.parent for path in tmp_path.rglob("000000.tar"))
+    stage = FromWebdataset(folder=File(path=str(folder)), text_source="human")
+    back = run_map(stage, pa.concat_tables(stage.rows())).table
+    assert [[one["text"] for one in these] for these in back["texts"].to_pylist()] == texts

@@ -10,15 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import VlpipeError, WorkflowError
 from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.stage import SourceStage
 from vlpipe.pipeline.testing import run_map
+from vlpipe.pipeline.workflow.load import Workflow
 from vlpipe.stages.fetching.coco_urls import CocoUrls
 from vlpipe.stages.fetching.images import FETCHED
 from vlpipe.stages.lists.captions import CaptionsJsonl
 from vlpipe.stages.lists.coco import CocoCaptions
 from vlpipe.stages.lists.folder import IMAGES
+from vlpipe.stages.lists.text_limit import TextLimit
 
 COCO: dict[str, Any] = {
     "info": {},
@@ -134,11 +136,23 @@ def test_json_lines(tmp_path: Path, folder: Path) -> None:
     out = run_map(stage, listed(stage))
     assert texts(out.table) == [["one", "two"]]
     assert [reject.why for reject in out.rejects] == ["no_file"]
-    path.write_text('{"file": "b.jpg", "captions": ["one"]}\n{"file": "b.jpg", "captions": "one"}\n')
-    with pytest.raises(
-        VlpipeError, match=r"set.jsonl line 2: wanted an object with 'captions' \(list\), got"
+    path.write_text(
+        '\ufeff{"file": "b.jpg", "captions": ["one"]}\n{"file": "b.jpg", "captions": "just one"}\n'
+    )
+    assert texts(listed(stage)) == [["one"], ["just one"]]
+    for line, said in (
+        ('{"file": "b.jpg", "captions": {"en": "one"}}', "wanted text, got "),
+        ('{"file": "", "captions": []}', "has no file name"),
+        ('{"file": "b.jpg"}', "has no column 'captions'; there are: file"),
+        (
+            '{"file": "b.jpg", "captions": ["x"], "captions": []}',
+            "has the column 'captions' 2 times; wanted one",
+        ),
     ):
-        listed(stage)
+        path.write_text(f'{{"file": "b.jpg", "captions": ["one"]}}\n{line}\n')
+        with pytest.raises(VlpipeError, match=r"set.jsonl line 2:? ") as caught:
+            listed(stage)
+        assert said in str(caught.value)
 
 
 def test_the_images_folder_must_be_there(tmp_path: Path) -> None:
@@ -158,3 +172,95 @@ def test_flickr8k_is_read_whole(data: Callable[[str], Path]) -> None:
     assert (rows.num_rows, out.table.num_rows, out.rejects) == (1000, 1000, [])
     assert {len(captions) for captions in texts(out.table)} == {5}
     assert set(out.table["width"].to_pylist()) == {160}
+
+
+KARPATHY: dict[str, Any] = {
+    "dataset": "coco",
+    "images": [
+        {"filename": "b.jpg", "filepath": "val", "split": "test", "sentences": [{"raw": "t one"}, {"raw": "t two"}]},
+        {"filename": "a.png", "split": "train", "sentences": [{"raw": "A dog.\n"}, {"raw": "a cat"}]},
+        {"filename": "b.jpg", "split": "restval", "sentences": [{"raw": "a bird"}]},
+    ],
+}  # fmt: skip
+BLIP_TRAIN = [
+    {"image": "b.jpg", "caption": "one", "image_id": "coco_1"},
+    {"image": "a.png", "caption": "two", "image_id": "coco_2"},
+    {"image": "b.jpg", "caption": "three", "image_id": "coco_1"},
+]
+BLIP_TEST = [{"image": "b.jpg", "caption": ["one", "three"]}, {"image": "a.png", "caption": ["two"]}]
+
+
+@pytest.mark.parametrize("content", [BLIP_TRAIN, BLIP_TEST])
+def test_blips_own_annotations(tmp_path: Path, folder: Path, content: Any) -> None:
+    stage = CocoCaptions(annotations=annotations(tmp_path, content), images=File(path=str(folder)))
+    out = run_map(stage, listed(stage))
+    assert out.table["url"].to_pylist() == ["b.jpg", "a.png"]
+    assert texts(out.table) == [["one", "three"], ["two"]]
+
+
+def test_karpathys_splits(tmp_path: Path, folder: Path) -> None:
+    file, images = annotations(tmp_path, KARPATHY), File(path=str(folder))
+    rows = listed(CocoCaptions(annotations=file, images=images, split=("train", "restval")))
+    assert rows["url"].to_pylist() == ["a.png", "b.jpg"]
+    assert texts(rows) == [["A dog.", "a cat"], ["a bird"]]
+    test = listed(CocoCaptions(annotations=file, images=images, split=("test",)))
+    assert (test["url"].to_pylist(), texts(test)) == (["val/b.jpg"], [["t one", "t two"]])
+    with pytest.raises(
+        VlpipeError, match=r"has the splits test, train, restval: choose with `split`"
+    ) as caught:
+        listed(CocoCaptions(annotations=file, images=images))
+    assert caught.value.settings == (("split", "[train, restval]"),)
+    with pytest.raises(VlpipeError, match=r"has no split 'dev'"):
+        listed(CocoCaptions(annotations=file, images=images, split=("dev",)))
+    with pytest.raises(VlpipeError, match=r"has no splits: only Karpathy's JSON"):
+        listed(CocoCaptions(annotations=annotations(tmp_path), images=images, split=("train",)))
+
+
+@pytest.mark.parametrize("written", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_annotations_in_other_encodings(tmp_path: Path, folder: Path, written: str) -> None:
+    (tmp_path / "a.json").write_bytes(json.dumps(COCO).encode(written))
+    stage = CocoCaptions(annotations=ListFile(path=str(tmp_path / "a.json")), images=File(path=str(folder)))
+    assert texts(listed(stage)) == [["b first"], ["a first", "a second"], ["x"], []]
+
+
+def test_a_repeated_key_in_annotations_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"image": "a.jpg", "caption": "good", "caption": "WRONG"}]')
+    stage = CocoCaptions(annotations=ListFile(path=str(tmp_path / "a.json")), images=File(path=str(tmp_path)))
+    with pytest.raises(VlpipeError, match=r"a.json is not JSON: an object has the key 'caption' 2 times"):
+        listed(stage)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([{"image": "a.jpg"}], r"\[0\]: wanted an object with 'image' and 'caption', got \['image'\]"),
+        ([{"image": "a.jpg", "caption": {"en": "x"}}], r"\[0\]: wanted text, got"),
+        ([{"caption": "x", "url": "http://a"}], r"\[0\]: wanted an object with 'image' \(str\), got"),
+    ],
+)
+def test_faulty_blip_annotations_are_named(tmp_path: Path, content: Any, said: str) -> None:
+    stage = CocoCaptions(annotations=annotations(tmp_path, content), images=File(path=str(tmp_path)))
+    with pytest.raises(VlpipeError, match=said):
+        listed(stage)
+
+
+def test_a_caption_has_a_maximum_length(tmp_path: Path) -> None:
+    stage = CocoCaptions(
+        annotations=annotations(tmp_path, BLIP_TEST),
+        images=File(path=str(tmp_path)),
+        text_limit=TextLimit(max_chars=3),
+    )
+    found = [[(one["text"], one["why"]) for one in row] for row in listed(stage)["texts"].to_pylist()]
+    assert found == [[("one", None), ("thr", "too_long")], [("two", None)]]
+
+
+def test_the_plan_asks_for_a_split(tmp_path: Path, folder: Path) -> None:
+    file = annotations(tmp_path, KARPATHY)
+    (tmp_path / "w.yaml").write_text(
+        f'steps:\n  human: {{use: "lists.coco:CocoCaptions", annotations: {file.path}, images: {folder}}}\n'
+    )
+    with pytest.raises(WorkflowError, match=r"; use --set 'human.split=\[train, restval\]'$"):
+        Workflow.load(str(tmp_path / "w.yaml"))
+    stage = Workflow.load(str(tmp_path / "w.yaml"), sets=["human.split=[train, restval]"]).steps[0].stage
+    assert isinstance(stage, CocoCaptions)
+    assert stage.split == ("train", "restval")

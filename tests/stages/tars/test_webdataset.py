@@ -16,6 +16,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.lists.text_limit import TextLimit
 from vlpipe.stages.tars.samples import IMAGES
 from vlpipe.stages.tars.tar_members import samples
 from vlpipe.stages.tars.webdataset import FromWebdataset
@@ -175,3 +176,68 @@ def test_real_tars(data: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "sample.tgz").symlink_to(data("webdataset") / "sample.tgz")
     with pytest.raises(VlpipeError, match=r"such as sample.tgz; decompress"):
         read(tmp_path)
+
+
+def test_text_files_without_mark_and_line_end(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    members = {
+        "a.jpg": picture(seed=1),
+        "a.txt": b"\xef\xbb\xbfone\r\n",
+        "b.jpg": picture(seed=2),
+        "b.json": b'\xef\xbb\xbf{"caption": "two"}',
+        "c.jpg": picture(seed=3),
+        "c.json": b'{"caption": [NaN, "three"]}',
+        "._a.jpg": b"\x00\x05\x16\x07 attributes",
+        "d/._b.txt": b"\x00\x05\x16\x07 attributes",
+        "e.jpg": picture(seed=4),
+        "e.json": b'{"caption": "good", "caption": "WRONG"}',
+    }
+    write_tar(tmp_path / "x.tar", members)
+    out = read(tmp_path)
+    assert said(out) == [["one"], ["two"], ["three"]]
+    assert [(one.why, one.detail) for one in out.rejects] == [
+        ("bad_json", "it is not JSON: an object has the key 'caption' 2 times")
+    ]
+
+
+def test_several_lines_are_one_text_unless_the_json_says_otherwise(
+    tmp_path: Path, picture: Callable[..., bytes]
+) -> None:
+    entries = [{"text": "one"}, {"text": "two\nlines "}]
+    members: dict[str, bytes] = {}
+    cases = {
+        "a": (b"one\ntwo lines", {"texts": entries}),
+        "b": (b"one\ntwo lines", {}),
+        "c": (b"one\nchanged later", {"texts": entries}),
+        "d": (b"one\ntwo lines", {"texts": ["one", "two lines"]}),
+    }
+    for key, (txt, about) in cases.items():
+        members |= {f"{key}.jpg": picture(), f"{key}.txt": txt, f"{key}.json": json.dumps(about).encode()}
+    write_tar(tmp_path / "x.tar", members)
+    assert said(read(tmp_path)) == [
+        ["one", "two\nlines "],
+        ["one\ntwo lines"],
+        ["one\nchanged later"],
+        ["one\ntwo lines"],
+    ]
+
+
+def test_a_bad_tar_is_one_reject(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    for n in range(3):
+        write_tar(tmp_path / f"{n}.tar", {"a.jpg": picture(seed=n), "a.txt": f"{n}".encode()})
+    (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:700])
+    with tarfile.open(tmp_path / "3.tar", "w") as tar:
+        for _ in range(2):
+            tar.addfile(tarfile.TarInfo("0001.jpg"), io.BytesIO())
+    with pytest.raises(VlpipeError, match=r"0.tar is truncated"):
+        read(tmp_path)
+    out = read(tmp_path, bad_tars="reject")
+    assert said(out) == [["1"], ["2"]]
+    assert [one.why for one in out.rejects] == ["bad_tar", "bad_tar"]
+    assert out.rejects[0].detail.startswith("0.tar is truncated")
+    assert out.rejects[1].detail.startswith("3.tar: 0001.jpg is the second member with key '0001'")
+
+
+def test_a_text_has_a_maximum_length(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    write_tar(tmp_path / "x.tar", {"a.jpg": picture(), "a.txt": b"0123456789"})
+    entry = read(tmp_path, text_limit=TextLimit(max_chars=4)).table["texts"][0][0].as_py()
+    assert (entry["text"], entry["kept"], entry["why"]) == ("0123", False, "too_long")

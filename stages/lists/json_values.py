@@ -1,0 +1,161 @@
+"""Parses JSON strictly: repeated keys are not lost, numbers stay as written, NaN is null; reads long arrays as a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from vlpipe.pipeline.errors import VlpipeError, shown
+from vlpipe.pipeline.storage.text_lines import MAX_LINE_BYTES, text_file
+
+CHUNK_CHARS = 1 << 20
+SPACE = " \t\n\r"
+
+
+class Repeated(dict[str, Any]):
+    """A JSON object in which a key occurs more than once; its value is the last one."""
+
+    keys_as_written: list[str]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeated = Repeated(found)
+    repeated.keys_as_written = [key for key, _ in pairs]
+    return repeated
+
+
+def _constant(name: str) -> float | None:
+    return None if name == "NaN" else float(name)  # Infinity is no text, and is refused as such
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=_constant
+)
+
+
+def parse_json(text: str) -> Any:
+    """Returns a JSON value: numbers as strings, NaN as None, an object with repeated keys as Repeated.
+
+    Raises ValueError, RecursionError.
+    """
+    return _DECODER.decode(text)
+
+
+def need_no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of `pairs`, for `object_pairs_hook`. Raises ValueError if a key occurs more than once."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {shown(twice)} {keys.count(twice)} times")
+    return found
+
+
+def load_json(path: str | Path) -> Any:
+    """Returns the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
+
+    Raises VlpipeError if there is no such file, it is not JSON, or an object has a key more than once.
+    """
+    try:
+        data = Path(path).read_bytes()
+        return json.loads(data.decode(json.detect_encoding(data)), object_pairs_hook=need_no_repeats)
+    except FileNotFoundError as error:
+        raise VlpipeError(f"there is no file {path}") from error
+    except UnicodeDecodeError as error:
+        raise VlpipeError(f"{path} is not JSON in UTF-8: {error}") from error
+    except ValueError as error:
+        raise VlpipeError(f"{path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise VlpipeError(f"{path} is not JSON: it is nested too deeply") from error
+
+
+def array_items(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]] | None:
+    """Returns an iterator of (position, item) over the JSON array in a file, parsed by `parse_json` one at a time.
+
+    Returns None if the file does not begin with `[`. Memory: one item, at most MAX_LINE_BYTES characters. Raises
+    VlpipeError if the array is broken or truncated.
+    """
+    with text_file(path, encoding) as handle:
+        window = _Window(handle, str(path))
+        if window.next_char() != "[":
+            return None
+    return _items(path, encoding)
+
+
+def _items(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
+    with text_file(path, encoding) as handle:
+        window = _Window(handle, str(path))
+        window.take("[")
+        number = 0
+        if not window.take("]"):
+            while True:
+                number += 1
+                where = f"{path} item {number}"
+                yield where, window.value(where)
+                if window.take("]"):
+                    break
+                if not window.take(","):
+                    raise VlpipeError(f"{where} is followed by {window.rest()}; wanted ',' or ']'")
+        if window.next_char():
+            raise VlpipeError(f"{path}: the array is followed by {window.rest()}")
+
+
+class _Window:
+    """The part of a file that is in memory, and the position of the next character."""
+
+    def __init__(self, handle: IO[str], name: str) -> None:
+        self._handle, self._name = handle, name
+        self._text, self._at, self._ended = "", 0, False
+
+    def next_char(self) -> str:
+        """Returns the next character that is not whitespace; empty at the end of the file."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in SPACE:
+                self._at += 1
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._fill(CHUNK_CHARS)
+
+    def take(self, char: str) -> bool:
+        """Skips the next character if it is `char`; returns whether it is."""
+        found = self.next_char() == char
+        self._at += found
+        return found
+
+    def rest(self) -> str:
+        return shown(self._text[self._at : self._at + 40]) if self.next_char() else "the end of the file"
+
+    def value(self, where: str) -> Any:
+        """Returns the next value. Raises VlpipeError if it is invalid, truncated, too deep or too long."""
+        self.next_char()
+        size = CHUNK_CHARS
+        while True:
+            try:
+                found, end = _DECODER.raw_decode(self._text, self._at)
+                if self._ended or end < len(self._text):  # else a number may go on
+                    self._at = end
+                    return found
+            except ValueError as error:
+                if self._ended:
+                    raise VlpipeError(f"{where} is not JSON, or truncated: {error}") from error
+            except RecursionError as error:
+                raise VlpipeError(f"{where} is not JSON: it is nested too deeply") from error
+            if len(self._text) - self._at > MAX_LINE_BYTES:
+                raise VlpipeError(
+                    f"{where} is not JSON, or longer than {MAX_LINE_BYTES:,} characters: {self.rest()}"
+                )
+            self._fill(size)
+            size *= 2  # bounds the number of times that a long item is scanned
+
+    def _fill(self, num_chars: int) -> None:
+        try:
+            more = self._handle.read(num_chars)
+        except UnicodeDecodeError as error:
+            raise VlpipeError(f"{self._name} is not {error.encoding.upper()}: {error.reason}") from error
+        self._ended = not more
+        self._text, self._at = self._text[self._at :] + more, 0
