@@ -46,7 +46,8 @@ class FromImg2dataset(SampleFolder):
     """
 
     NAME: ClassVar[str] = "ingest.img2dataset:FromImg2dataset"
-    # 3: rejects damaged JPEGs, accepts ICO, names formats; NaN is no text; KEY.txt without byte-order mark and final line end
+    # 3: rejects damaged JPEGs, accepts ICO, names formats; NaN is no text; KEY.txt without BOM
+    # and final line end
     VERSION: ClassVar[int] = 3
 
     source: str = "img2dataset"

@@ -42,7 +42,8 @@ class FromWebdataset(SampleFolder):
     bad_tars: Literal["stop", "reject"] = "stop"
 
     NAME: ClassVar[str] = "ingest.webdataset:FromWebdataset"
-    # 2: rejects damaged JPEGs, accepts ICO, names formats; several texts of KEY.txt, without byte-order mark and final line end
+    # 2: rejects damaged JPEGs, accepts ICO, names formats; several texts of KEY.txt, without BOM and
+    # final line end
     VERSION: ClassVar[int] = 2
 
     def samples(self) -> Iterator[Sample]:
