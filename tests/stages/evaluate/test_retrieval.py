@@ -142,7 +142,7 @@ def test_unreadable_and_captionless_images_are_left_out_and_named(
     out = run_gather(stage, [dataset(tmp_path / "rows", broken)], tmp_path)
     assert [(r.id, r.kind, r.why) for r in out.rejects] == [
         ("row12", "filtered", "no_caption"),
-        ("row13", "fault", "not_an_image"),
+        ("row13", "fault", "truncated"),
     ]
     whole = evaluate(stage, table, tmp_path / "whole")
     assert {r["name"]: r["value"] for r in out.table.to_pylist()} == {n: v for n, (v, _) in whole.items()}
