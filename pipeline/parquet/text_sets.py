@@ -51,6 +51,14 @@ def quick_hashes(column: pa.Array | pa.ChunkedArray) -> Hashes:
     return np.concatenate([np.empty(0, np.uint64), *(_hashes(chunk) for chunk in chunks)])
 
 
+def _wide(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Returns the strings as large_binary, whose parts may be selected at any size, and whatever type they came in."""
+    if pa.types.is_dictionary(column.type):
+        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+        column = pa.chunked_array([one.dictionary_decode() for one in chunks], column.type.value_type)
+    return column.cast(pa.large_binary())
+
+
 def _hashes(chunk: pa.Array) -> Hashes:
     """Returns the quick hashes of a chunk. Hashes one 8-byte word of all strings at a time; zeros fill a string's last."""
     starts, lengths, data = _bytes_of(chunk)
@@ -136,6 +144,7 @@ class TextSet:
         found = np.full(len(column), -1, np.int64)
         if not len(self) or not len(column):
             return found
+        column = _wide(column)
         hashes = quick_hashes(column)
         rows = np.flatnonzero(self._prefilter[hashes >> self._shift])
         places = np.searchsorted(self.quick, hashes[rows])

@@ -75,3 +75,22 @@ def test_what_is_no_hash_is_refused(bad: str) -> None:
     with pytest.raises(ValueError, match=r"digits|hexadecimal|ascii"):
         from_hex(pa.chunked_array([pa.array(["0" * 64, bad])]))
     assert from_hex(pa.chunked_array([], pa.string())).dtype == DIGEST
+
+
+TYPES = [
+    pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view(),
+    pa.dictionary(pa.int32(), pa.string()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_a_column_of_any_type_of_string_is_looked_up(kind: pa.DataType) -> None:
+    known = TextSet.of("id", ["a", "bb", "x" * 50])
+    column = pa.array(["a", None, "q", "x" * 50]).cast(kind)
+    assert known.mask(column).tolist() == [True, False, False, True]
+    assert known.mask(pa.chunked_array([column.slice(1), column.slice(0, 1)])).tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]
