@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +15,13 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.common.row import TEXT, TEXTS
 
 Mask = npt.NDArray[np.bool_]
+ZEROS = re.compile(r"&#([xX]?)0+(?=[0-9a-fA-F])")
+HUGE = re.compile(r"&#(?:\d{8,}|[xX][0-9a-fA-F]{8,});?")  # beyond the highest code point
+
+
+def unescape(text: str) -> str:
+    """Decode HTML entities once, as `html.unescape`, which raises ValueError for a number of more than 4,300 digits."""
+    return html.unescape(HUGE.sub("\ufffd", ZEROS.sub(r"&#\1", text)))
 
 
 class FlatTexts:

@@ -63,6 +63,7 @@ class Videos(VideoSource):
     subtitle_endings: tuple[str, ...] = SUBTITLES
 
     NAME: ClassVar[str] = "ingest.videos:Videos"
+    VERSION: ClassVar[int] = 2
 
     def row_schema(self) -> pa.Schema:
         return FOUND
