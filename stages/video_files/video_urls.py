@@ -38,7 +38,8 @@ from vlpipe.stages.fetching.images import PASSING
 from vlpipe.stages.lists.list import BATCH_ROWS, count_at_most, read_pairs
 from vlpipe.stages.subtitles.track import Track
 from vlpipe.stages.video import decode
-from vlpipe.stages.video_files.probe import Look, Prober, prober
+from vlpipe.stages.video.shut_in import Look
+from vlpipe.stages.video_files.probe import Prober, prober
 from vlpipe.stages.video_files.text_tracks import embedded
 from vlpipe.stages.video_files.video_rows import CHUNK_BYTES, ENDINGS, Row, VideoSource, exists, opened
 from vlpipe.stages.web.fetch import Answer, Fetch, fetcher
@@ -178,7 +179,7 @@ class VideoUrls(VideoSource):
         name = file_name(one)
 
         def read(seen: Look) -> Track:
-            return self.track_of(embedded(seen.texts, (), name), name)
+            return self.track_of(embedded(seen.text_cues(), (), name), name)
 
         about = self.about(root, name, read, probe, counts, text_tracks=True)
         return {**about, "video_id": unquote(PurePosixPath(name_in(one["url"])).stem) or one["id"]}
