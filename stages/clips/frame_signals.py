@@ -28,7 +28,9 @@ from vlpipe.stages.clips.frame_measures import (
 from vlpipe.stages.common.batches import without
 from vlpipe.stages.common.by_video import CLIP_PLACE, Clip, grid, over_videos
 from vlpipe.stages.common.scores import with_columns
-from vlpipe.stages.video.decode import Limits, ShortSide, open_video
+from vlpipe.stages.video.budget import need_at_most
+from vlpipe.stages.video.decode import Limits, ShortSide
+from vlpipe.stages.video.shut_in import open_video
 from vlpipe.stages.video.video_root import VideosRoot, root_path
 
 SIGNALS = pa.schema(
@@ -70,7 +72,7 @@ class FrameSignals(MapStage):
     if it has too little texture.
     Frames have `side` pixels on the shorter side. videos: folder or fsspec URL; the column `video` holds paths below it.
     deadline_s: for decoding one video, in seconds. Defaults without a source are our choice.
-    Reject codes: those of `video.decode`.
+    max_frames: of a clip; a clip with more is rejected (too_many_windows). Further reject codes: those of `video.decode`.
     """
 
     NAME: ClassVar[str] = "clips.frame_signals:FrameSignals"
@@ -83,6 +85,7 @@ class FrameSignals(MapStage):
     cut_above: float = 0.5
     blur_below: float = 100.0
     deadline_s: Annotated[float, Field(gt=0)] = 600
+    max_frames: Annotated[int, Field(ge=1)] = 20_000  # 83 minutes
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "clips.frame_signals", **CLIP_PLACE)
@@ -104,6 +107,8 @@ class FrameSignals(MapStage):
 
     def _measure(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
         grids = [grid(clip["start_s"], clip["end_s"], self.fps) for clip in clips]
+        for clip, some in zip(clips, grids, strict=True):
+            need_at_most(clip["video"], len(some), self.max_frames, "max_frames")
         seen = self._read_frames(clips[0], sorted({k for some in grids for k in some}))
         return [
             self._signals(clip, [seen[k] for k in some if k in seen])

@@ -22,7 +22,8 @@ from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.by_video import CLIP_PLACE, Clip, over_videos
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, TEXTS, RowIds
-from vlpipe.stages.video.decode import Limits, ShortSide, open_video
+from vlpipe.stages.video.decode import Limits, ShortSide
+from vlpipe.stages.video.shut_in import open_video
 from vlpipe.stages.video.video_root import VideosRoot, root_path
 
 FRAMES = pa.schema([*LISTED, ("parent", pa.string()), ("time_s", pa.float64()), *IMAGE_FIELDS])

@@ -5,7 +5,6 @@ These are light columns for `filter.rules:Rules`. For the language, use `filter.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from vlpipe.pipeline.shard import need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.scores import with_columns
-from vlpipe.stages.common.texts import FlatTexts
+from vlpipe.stages.common.texts import FlatTexts, unescape
 
 # [Music], (applause), *sighs*, a song between notes. Speaker marks (">> ") are not words.
 TAG = re.compile(r"\[[^\]]*\]|\([^)]*\)|\*[^*]+\*|♪[^♪]*♪|♪")
@@ -43,6 +42,7 @@ class TextSignals(MapStage):
     ngram: Annotated[int, Field(ge=1)] = 3
 
     NAME: ClassVar[str] = "clips.text_signals:TextSignals"
+    VERSION: ClassVar[int] = 2
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "clips.text_signals", texts=TEXTS, start_s=pa.float64(), end_s=pa.float64())
@@ -77,7 +77,7 @@ class TextSignals(MapStage):
 
 def spoken_words(text: str) -> tuple[list[str], int]:
     """Returns (spoken words in lower case, number of words that denote a sound or foreign speech)."""
-    text = SPEAKER.sub(" ", html.unescape(text))
+    text = SPEAKER.sub(" ", unescape(text))
     num_tags = sum(max(1, len(tag.split())) for tag in TAG.findall(text))
     words = TAG.sub(" ", text).lower().split()
     if words and ALONE.issuperset(word.strip(".!") for word in words):

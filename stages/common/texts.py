@@ -5,6 +5,7 @@ Also `normalized`, Unicode normalization in linear time.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -22,6 +23,13 @@ from vlpipe.stages.common.row import TEXT, TEXTS
 
 LAST_MARK = 0x20000  # no character from here on decomposes into combining marks
 Mask = npt.NDArray[np.bool_]
+ZEROS = re.compile(r"&#([xX]?)0+(?=[0-9a-fA-F])")
+HUGE = re.compile(r"&#(?:\d{8,}|[xX][0-9a-fA-F]{8,});?")  # beyond the highest code point
+
+
+def unescape(text: str) -> str:
+    """Decode HTML entities once, as `html.unescape`, which raises ValueError for a number of more than 4,300 digits."""
+    return html.unescape(HUGE.sub("\ufffd", ZEROS.sub(r"&#\1", text)))
 
 
 class FlatTexts:

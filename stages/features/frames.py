@@ -24,8 +24,10 @@ from vlpipe.stages.common.by_video import CLIP_FILE, Clip, grid, over_videos
 from vlpipe.stages.common.pixels import to_pixels
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.features.embed import dim_in_config
-from vlpipe.stages.features.s3d import features_type, span
-from vlpipe.stages.video.decode import Exact, Limits, open_video
+from vlpipe.stages.features.s3d import MAX_WINDOWS, features_type, span
+from vlpipe.stages.video.budget import at_most, need_at_most
+from vlpipe.stages.video.decode import Exact, Limits
+from vlpipe.stages.video.shut_in import open_video
 from vlpipe.stages.video.video_root import VideosRoot, root_path
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ class FrameFeatures(MapStage):
     overlapping clips of a video share them; each represents 1 / fps seconds. Like images, they are resized to the model's
     square without keeping the aspect ratio. videos: folder or fsspec URL; the column `video` holds paths below it. dim: the
     model's `embed_dim`; required if an earlier step makes the model. deadline_s: for decoding one video, in seconds.
-    Reject codes: those of `video.decode`; damage after a clip's end does not reject the clip.
+    max_frames: of a row; a row with more is rejected (too_many_windows).
+    Further reject codes: those of `video.decode`; damage after a clip's end does not reject the clip.
     """
 
     NAME: ClassVar[str] = "features.frames:FrameFeatures"
@@ -55,6 +58,7 @@ class FrameFeatures(MapStage):
     dim: int | None = None
     batch_size: int = 16
     deadline_s: Annotated[float, Field(gt=0)] = 600
+    max_frames: Annotated[int, Field(ge=1)] = MAX_WINDOWS
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "features.frames", **CLIP_FILE)
@@ -103,8 +107,13 @@ class FrameFeatures(MapStage):
             root_path(self.videos), rows[0]["video"], limits, num_bytes=rows[0]["num_bytes"]
         ) as video:
             grids = [grid(*span(row, video), self.fps) for row in rows]
+            for row, some in zip(rows, grids, strict=True):
+                if "end_s" in row or video.info.duration_s is not None:
+                    need_at_most(row["video"], len(some), self.max_frames, "max_frames")
             wanted = sorted({k for some in grids for k in some})
             frames = video.frames([k / self.fps for k in wanted], Exact(size, size))
+            if "end_s" not in rows[0]:
+                frames = at_most(frames, rows[0]["video"], self.max_frames, "max_frames")
             pictures = ((wanted[index], to_pixels(Image.fromarray(frame), size)) for index, frame in frames)
             vectors = encode_images(
                 pictures, lambda pixels: blip.image_features(blip.encode_image(pixels)), self.batch_size

@@ -23,7 +23,7 @@ from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import fixed_batches, without
 from vlpipe.stages.common.scores import with_columns
-from vlpipe.stages.features.s3d import FILE, span
+from vlpipe.stages.features.s3d import FILE, MAX_WINDOWS, span
 from vlpipe.stages.features.s3d_windows import (
     Frames,
     Precision,
@@ -32,7 +32,9 @@ from vlpipe.stages.features.s3d_windows import (
     batch_size_problems,
     cut,
 )
-from vlpipe.stages.video.decode import Limits, ShortSide, Size, Square, Video, open_video, sample_times
+from vlpipe.stages.video.budget import at_most, need_at_most
+from vlpipe.stages.video.decode import Limits, ShortSide, Size, Square, sample_times
+from vlpipe.stages.video.shut_in import ShutInVideo, open_video
 from vlpipe.stages.video.video_root import VideosRoot, root_path
 
 if TYPE_CHECKING:
@@ -55,8 +57,8 @@ class Features2d3d(MapStage):
 
     For clips (rows with `start_s` and `end_s`): adds the heavy `feat_2d3d` (4096,), pooled as in `clip_feature`; only the
     frames needed are decoded. For both: `feat_2d3d_weights`, the digests of the two networks, joined by "+".
-    weights_2d: torchvision's ResNet-152; weights_3d: kenshohara's `resnext-101-kinetics`. Other parameters: as in
-    `features.s3d`.
+    weights_2d: torchvision's ResNet-152; weights_3d: kenshohara's `resnext-101-kinetics`. Other parameters and
+    reject codes: as in `features.s3d`.
     """
 
     NAME: ClassVar[str] = "features.howto100m_2d3d:Features2d3d"
@@ -71,6 +73,7 @@ class Features2d3d(MapStage):
     precision: Precision = "fp32"
     batch_size: int = 1
     deadline_s: Annotated[float, Field(gt=0)] = 600
+    max_windows: Annotated[int, Field(ge=1)] = MAX_WINDOWS
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "features.howto100m_2d3d", id=pa.string(), **FILE)
@@ -114,31 +117,39 @@ class Features2d3d(MapStage):
         limits = Limits(deadline_s=self.deadline_s)
         with open_video(root_path(self.videos), row["video"], limits, num_bytes=row["num_bytes"]) as video:
             start_s, end_s = span(row, video)
+            declared_s = end_s - start_s if "end_s" in row else video.info.duration_s or 0
+            need_at_most(row["video"], int(declared_s * RATE_3D), self.max_windows, "max_windows")
             if "start_s" not in row:
                 return {
-                    "feat_2d": list(self._vectors_2d(video, 0, end_s, encode_2d)),
-                    "feat_3d": list(self._vectors_3d(video, 0, end_s, encode_3d)),
+                    "feat_2d": list(self._vectors_2d(video, row["video"], 0, end_s, encode_2d)),
+                    "feat_3d": list(self._vectors_3d(video, row["video"], 0, end_s, encode_3d)),
                 }
             first_2d, stop_2d = places(start_s, end_s, FPS_2D)
             first_3d, stop_3d = places(start_s, end_s, RATE_3D)
-            found_2d = self._vectors_2d(video, first_2d / FPS_2D, stop_2d / FPS_2D, encode_2d)
-            found_3d = self._vectors_3d(video, first_3d / RATE_3D, stop_3d / RATE_3D, encode_3d)
+            found_2d = self._vectors_2d(video, row["video"], first_2d / FPS_2D, stop_2d / FPS_2D, encode_2d)
+            found_3d = self._vectors_3d(video, row["video"], first_3d / RATE_3D, stop_3d / RATE_3D, encode_3d)
             return {"feat_2d3d": pooled(found_2d, found_3d)}
 
-    def _vectors_2d(self, video: Video, start_s: float, end_s: float, encode: Encode) -> Vectors:
-        return self._encoded(_frames(video, start_s, end_s, FPS_2D, ShortSide(SIDE_2D)), encode)
+    def _vectors_2d(
+        self, video: ShutInVideo, name: str, start_s: float, end_s: float, encode: Encode
+    ) -> Vectors:
+        return self._encoded(_frames(video, start_s, end_s, FPS_2D, ShortSide(SIDE_2D)), name, encode)
 
-    def _vectors_3d(self, video: Video, start_s: float, end_s: float, encode: Encode) -> Vectors:
+    def _vectors_3d(
+        self, video: ShutInVideo, name: str, start_s: float, end_s: float, encode: Encode
+    ) -> Vectors:
         how = Windows(fps=FPS_3D, frames=FRAMES_3D, stride=FRAMES_3D)
         frames = _frames(video, start_s, end_s, FPS_3D, Square(SIDE_3D))
-        return self._encoded((window.frames for window in cut(frames, how)), encode)
+        return self._encoded((window.frames for window in cut(frames, how)), name, encode)
 
-    def _encoded(self, items: Iterable[Frames], encode: Encode) -> Vectors:
+    def _encoded(self, items: Iterable[Frames], name: str, encode: Encode) -> Vectors:
         """Returns (N, 2048). A batch contains frames of one row only, because frame sizes differ between rows."""
         import torch
 
         found = [np.empty((0, DIM), np.float16)]
-        for batch, num_real in fixed_batches(items, self.batch_size):
+        for batch, num_real in fixed_batches(
+            at_most(items, name, self.max_windows, "max_windows"), self.batch_size
+        ):
             vectors = torch.nn.functional.normalize(encode(np.stack(batch)).float(), dim=1)
             found.append(vectors[:num_real].half().cpu().numpy())
         return np.concatenate(found)
@@ -227,5 +238,5 @@ def resnet(state: Mapping[str, torch.Tensor]) -> Any:
     return net
 
 
-def _frames(video: Video, start_s: float, end_s: float, fps: float, size: Size) -> Iterator[Frames]:
+def _frames(video: ShutInVideo, start_s: float, end_s: float, fps: float, size: Size) -> Iterator[Frames]:
     return (picture for _, picture in video.frames(list(sample_times(start_s, end_s, fps)), size))

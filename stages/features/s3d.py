@@ -33,12 +33,15 @@ from vlpipe.stages.features.s3d_windows import (
     batch_size_problems,
     cut,
 )
-from vlpipe.stages.video.decode import Limits, Square, Video, open_video, sample_times
+from vlpipe.stages.video.budget import at_most, need_at_most
+from vlpipe.stages.video.decode import Limits, Square, sample_times
+from vlpipe.stages.video.shut_in import ShutInVideo, open_video
 from vlpipe.stages.video.video_root import VideosRoot, root_path
 
 if TYPE_CHECKING:
     from vlpipe.stages.features.s3d_weights import VideoNet
 
+MAX_WINDOWS = 20_000  # 5.5 hours at one window per second; 41 MB of features
 MAX_S = 24 * 3600  # max duration, for a video whose header has none or an absurd one
 SLACK_S = 10  # seconds read after the end that the header declares, which may be too early
 FILE = {"video": pa.string(), "num_bytes": pa.int64()}
@@ -70,7 +73,7 @@ class S3dFeatures(MapStage):
     precision: of the network. bf16 is 3 times as fast as fp32 on a CPU with AVX-512 BF16; fp16 is for GPUs (about 40
     times slower on a CPU).
     batch_size: windows per forward pass: 1, which keeps a CPU core busy, or a multiple of 16, for a GPU.
-    deadline_s: for decoding one video, in seconds.
+    deadline_s: for decoding one video, in seconds. max_windows: of a row; a row with more is rejected (too_many_windows).
     """
 
     NAME: ClassVar[str] = "features.s3d:S3dFeatures"
@@ -86,6 +89,7 @@ class S3dFeatures(MapStage):
     precision: Precision = "fp32"
     batch_size: int = 1
     deadline_s: Annotated[float, Field(gt=0)] = 600
+    max_windows: Annotated[int, Field(ge=1)] = MAX_WINDOWS
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "features.s3d", id=pa.string(), **FILE)
@@ -154,7 +158,8 @@ class S3dFeatures(MapStage):
         columns = ["id", *FILE, *(("start_s", "end_s") if spans else ())]
         for number, row in enumerate(rows.select(columns).to_pylist()):
             try:
-                for window in cut(self._frames(row, how), how):
+                windows = cut(self._frames(row, how), how)
+                for window in at_most(windows, row["video"], self.max_windows, "max_windows"):
                     yield number, row.get("start_s", 0.0), window
             except RowFault as fault:
                 rejects[number] = Reject(row["id"], "fault", fault.why, fault.detail)
@@ -163,6 +168,8 @@ class S3dFeatures(MapStage):
         limits = Limits(deadline_s=self.deadline_s)
         with open_video(root_path(self.videos), row["video"], limits, num_bytes=row["num_bytes"]) as video:
             start_s, end_s = span(row, video)
+            declared_s = row["end_s"] - start_s if "end_s" in row else video.info.duration_s or 0
+            need_at_most(row["video"], how.num_windows(declared_s), self.max_windows, "max_windows")
             times = sample_times(start_s, end_s, how.fps)
             if not len(times):
                 raise RowFault(
@@ -172,7 +179,7 @@ class S3dFeatures(MapStage):
                 yield picture
 
 
-def span(row: Mapping[str, Any], video: Video) -> tuple[float, float]:
+def span(row: Mapping[str, Any], video: ShutInVideo) -> tuple[float, float]:
     """Returns start and end in seconds: the clip's; for a video, 0 and its duration + SLACK_S, as headers may be wrong."""
     length_s = video.info.duration_s
     end_s = MAX_S if length_s is None else min(length_s + SLACK_S, MAX_S)

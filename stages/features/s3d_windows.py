@@ -53,6 +53,10 @@ class Windows:
     def dim(self) -> int:
         return DIMS[self.vector]
 
+    def num_windows(self, duration_s: float) -> int:
+        """Returns the number of complete windows in so many seconds."""
+        return max(0, int((duration_s * self.fps - self.frames) // self.stride) + 1)
+
     def seconds(self, first: int, num_real: int) -> tuple[float, float]:
         """Returns start and end of a window, in seconds after the first frame of the video or clip (frame number 0)."""
         return first / self.fps, (first + num_real) / self.fps

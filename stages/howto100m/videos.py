@@ -66,6 +66,7 @@ class HowTo100M(VideoSource):
     """
 
     NAME: ClassVar[str] = "ingest.howto100m:HowTo100M"
+    VERSION: ClassVar[int] = 2
     OBSERVES_WORLD: ClassVar[bool] = True  # because of `download`
     # These do not affect the rows, which store the size and sha256 of each file.
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos", "download"}

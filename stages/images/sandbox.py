@@ -1,7 +1,7 @@
-"""A child process for parsers of untrusted bytes: limited memory, no file writes, and a deadline for answers.
+"""A child process for parsers of untrusted bytes: limited memory, no file writes, no secrets, and a deadline for answers.
 
-The parent uses `ShutIn`. The child is a program that calls `begin`, then `ready`, and answers its `requests`.
-Messages in both directions are prefixed with their length.
+The child gets only the environment variables in KEEP_ENV. The parent uses `ShutIn`. The child is a program that calls
+`begin`, then `ready`, and answers its `requests`. Messages in both directions are prefixed with their length.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ LENGTH = 8  # bytes, big-endian
 READ_BYTES = 1 << 16
 # Depending on the heap layout, glibc may return memory to the system and request it again for every image; decoding a
 # 160 x 160 image then takes 0.23 ms instead of 0.17. With these settings the child keeps up to 64 MB.
+# Names, or starts of names that end in "_", of the variables that a child inherits. Keys of cloud stores and tokens are in
+# others; VLPIPE_RUN marks the processes of a run.
+KEEP_ENV = ("PATH", "LANG", "LC_", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_", "SYSTEMROOT", "VLPIPE_RUN")
+KEEP_ENV_PYTHON = ("PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8", "PYTHONDONTWRITEBYTECODE")
+MAX_ANSWER_BYTES = 1 << 30
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 
 
@@ -40,17 +45,24 @@ class ShutIn:
         self._process: subprocess.Popen[bytes] | None = None
         self._came = bytearray()  # bytes of answers received so far
 
-    def send(self, request: bytes) -> None:
-        """Sends a request. Raises EOFError if the child died, StepFailed if it cannot be started."""
-        self._write(self.start(), request)
+    def send(self, request: bytes, timeout_s: float | None = None) -> None:
+        """Sends a request. Raises EOFError if the child died, Late if it does not read it within `timeout_s`, StepFailed
+        if it cannot be started."""
+        self._write(self.start(), request, timeout_s)
 
     def receive(self, timeout_s: float) -> bytes:
-        """Returns the next answer. Raises EOFError if the child died, Late if there is no answer within `timeout_s`."""
+        """Returns the next answer.
+
+        Raises EOFError if the child died or announces more than MAX_ANSWER_BYTES, Late if there is no answer within
+        `timeout_s`.
+        """
         process, deadline, end = self.start(), time.monotonic() + timeout_s, LENGTH
         assert process.stdout
         while True:
             if len(self._came) >= LENGTH:
                 end = LENGTH + int.from_bytes(self._came[:LENGTH], "big")
+                if end > MAX_ANSWER_BYTES:
+                    raise EOFError
             if len(self._came) >= end:
                 break
             if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -73,23 +85,34 @@ class ShutIn:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # codec messages; results come as answers
                 bufsize=0,
-                env={**os.environ, **KEEP_MEMORY},
+                env={**environment(), **KEEP_MEMORY},
                 pass_fds=self._fds,
             )
+            assert self._process.stdin
+            os.set_blocking(self._process.stdin.fileno(), False)
             try:
-                self._write(self._process, json.dumps({"path": sys.path, **self._start}).encode())
+                message = json.dumps({"path": sys.path, **self._start}).encode()
+                self._write(self._process, message, START_TIMEOUT_S)
                 self.receive(START_TIMEOUT_S)
             except (EOFError, Late) as error:  # not caused by a request
                 self.close()
                 raise StepFailed(self._cannot) from error
         return self._process
 
-    def _write(self, process: subprocess.Popen[bytes], message: bytes) -> None:
+    def _write(self, process: subprocess.Popen[bytes], message: bytes, timeout_s: float | None) -> None:
         assert process.stdin
-        try:
-            _send(process.stdin.fileno(), message)
-        except BrokenPipeError as error:
-            raise EOFError from error
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        fd, rest = process.stdin.fileno(), memoryview(len(message).to_bytes(LENGTH, "big") + message)
+        while rest:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([], [fd], [], left_s)[1]:
+                raise Late
+            try:
+                rest = rest[os.write(fd, rest) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError as error:
+                raise EOFError from error
 
     def close(self) -> int | None:
         """Ends the child; returns its exit status, or None if it was not running."""
@@ -105,6 +128,16 @@ class ShutIn:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
+
+
+def environment() -> dict[str, str]:
+    """Returns the variables of this process's environment that a child inherits."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEEP_ENV + KEEP_ENV_PYTHON
+        or any(one[-1] == "_" and name.startswith(one) for one in KEEP_ENV)
+    }
 
 
 def begin() -> dict[str, Any]:
@@ -142,10 +175,6 @@ def requests() -> Iterator[bytes]:
 
 def answer(message: bytes) -> None:
     """Sends an answer to the parent. Called in the child."""
-    _send(sys.stdout.fileno(), message)
-
-
-def _send(fd: int, message: bytes) -> None:
     rest = memoryview(len(message).to_bytes(LENGTH, "big") + message)
     while rest:
-        rest = rest[os.write(fd, rest) :]
+        rest = rest[os.write(sys.stdout.fileno(), rest) :]

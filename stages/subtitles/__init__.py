@@ -1,4 +1,4 @@
 """Read subtitle files of all known formats as cues.
 
-Imports no other stage folder.
+May import `common`, `images`.
 """

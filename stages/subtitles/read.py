@@ -10,28 +10,42 @@ import re
 from typing import Any
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.subtitles import srt_sbv, transcript_json, youtube_formats
+from vlpipe.stages.subtitles import transcript_json, youtube_formats
 from vlpipe.stages.subtitles.cue import RawCue, Source
-from vlpipe.stages.subtitles.rare_formats import read_other
+from vlpipe.stages.subtitles.rare_formats import (
+    TSV_HEAD,
+    read_ass,
+    read_microdvd,
+    read_mpl2,
+    read_sami,
+    read_tsv,
+)
+from vlpipe.stages.subtitles.srt_sbv import read_timed
 from vlpipe.stages.subtitles.text import decode
+from vlpipe.stages.subtitles.time_lines import time_line
 from vlpipe.stages.subtitles.track import Merge, Track, track
+from vlpipe.stages.subtitles.ttml import local, read_ttml
 from vlpipe.stages.subtitles.vtt import read_vtt
 
-MAX_BYTES = 50_000_000  # ten hours of roll-up captions with word times are 5 MB
+MAX_BYTES = 20_000_000  # ten hours of roll-up captions with word times are 5 MB
+MAX_WORDS = 1_000_000  # a hundred hours of speech
 OTHERWISE = "cp1252"  # encoding of files that are not UTF-8 and have no byte order mark
 
-# pysubs2's name of a format, and a pattern for the start of such a file. WebVTT is tested before these.
+# The start of a file of a format. WebVTT is tested before these.
 STARTS = (
-    ("microdvd", re.compile(r"\{\d+\}\{\d*\}")),
+    ("microdvd", re.compile(r"\{ *\d+ *\} *\{ *\d* *\}")),
     ("mpl2", re.compile(r"\[\d+\]\[\d*\]")),
     (
         "ass",
-        re.compile(r"\[(Script Info|V4\+ Styles|Events)\]|(;[^\n]*\n\s*)+\[Script Info\]", re.IGNORECASE),
+        re.compile(r"\[(Script Info|V4\+? Styles|Events)\]|(;[^\n]*\n\s*)+\[Script Info\]", re.IGNORECASE),
     ),
     ("sami", re.compile(r"<sami\b", re.IGNORECASE)),
+    ("tsv", re.compile(rf"{TSV_HEAD}[ \t]*(?:\n|$)")),
 )
-SRT = re.compile(r"^[ \t]*\d[\d:.,]*[ \t]*-->[ \t]*\d", re.MULTILINE)
-SBV = re.compile(rf"^{srt_sbv.SBV_TIMES.pattern}$", re.MULTILINE)
+
+
+class NotSubtitles(RowFault):
+    """Raised for a file in a format that also holds other things (JSON, XML, tsv), if it holds other things."""
 
 
 def read_subtitles(
@@ -51,10 +65,13 @@ def read_subtitles(
     """
     if len(data) > MAX_BYTES:
         raise RowFault("bad_subtitles", f"{name} has {len(data)} bytes, the limit is {MAX_BYTES}")
-    text, used = decode(data, name, encoding)
+    text, _, is_guess = decode(data, name, encoding)
     found = read_found(text, name, fps)
-    if used == encoding and used != "utf-8":
+    if is_guess:
         found.counts["decoded_otherwise"] += 1
+    num_words = sum(len(one.words) for one in found.shown)
+    if num_words > MAX_WORDS:
+        raise RowFault("bad_subtitles", f"{name} has {num_words} words, the limit is {MAX_WORDS}")
     return track(found, name, source=source, lang=lang, rollup=rollup)
 
 
@@ -63,18 +80,25 @@ def read_found(text: str, name: str, fps: float | None = None) -> RawCue:
     text = text.lstrip("\ufeff \t\n")
     if re.match(r"WEBVTT(?=\s|$)", text):
         return read_vtt(text)
+    if not text:
+        return RawCue()
     for kind, start in STARTS:
         if start.match(text):
-            return read_other(text, name, kind, fps)
+            return _read_kind(kind, text, name, fps)
     if text[:1] in ("{", "["):
         return _read_json(text, name)
     if text[:1] == "<":
         return _read_xml(text, name)
-    if SRT.search(text):
-        return srt_sbv.read_srt(text)
-    if SBV.search(text):
-        return srt_sbv.read_sbv(text)
-    raise RowFault("bad_subtitles", f"{name} has an unknown format; it starts with {text[:40]!r}")
+    if any(time_line(line) for line in text.split("\n")):
+        return read_timed(text)
+    raise NotSubtitles("bad_subtitles", f"{name} has an unknown format; it starts with {text[:40]!r}")
+
+
+def _read_kind(kind: str, text: str, name: str, fps: float | None) -> RawCue:
+    if kind == "microdvd":
+        return read_microdvd(text, name, fps)
+    read = {"mpl2": read_mpl2, "ass": read_ass, "sami": read_sami, "tsv": read_tsv}
+    return read[kind](text)
 
 
 def _read_json(text: str, name: str) -> RawCue:
@@ -83,26 +107,40 @@ def _read_json(text: str, name: str) -> RawCue:
     except (ValueError, RecursionError) as error:
         raise RowFault("bad_subtitles", f"{name} is broken JSON: {error}") from error
     if isinstance(content, list):
-        return transcript_json.read_list(content)
-    if isinstance(content.get("events"), list):
-        return youtube_formats.read_json3(content["events"])
-    if isinstance(content.get("segments"), list):
-        return transcript_json.read_whisper(content)
+        if content and not any(isinstance(one, dict) and TEXT_KEYS & one.keys() for one in content):
+            raise NotSubtitles("bad_subtitles", f"{name}: wanted a list of timed texts")
+        is_chunks = any(isinstance(one, dict) and "timestamp" in one for one in content)
+        return transcript_json.read_chunks(content) if is_chunks else transcript_json.read_list(content)
+    for key, read in READERS.items():
+        if isinstance(content.get(key), list):
+            return read(content)
+    if "wireMagic" in content:  # YouTube's file for a video without speech
+        return RawCue()
     keys = ", ".join(sorted(content)[:5])
-    raise RowFault(
+    raise NotSubtitles(
         "bad_subtitles", f"{name}: wanted JSON with `events` or `segments`, or a list; it has {keys}"
     )
 
 
+TEXT_KEYS = frozenset({"text", "start", "timestamp"})
+READERS = {
+    "events": lambda content: youtube_formats.read_json3(content["events"]),
+    "segments": transcript_json.read_whisper,
+    "transcription": transcript_json.read_whisper_cpp,
+    "chunks": lambda content: transcript_json.read_chunks(content["chunks"]),
+}
+
+
 def _read_xml(text: str, name: str) -> RawCue:
     root = youtube_formats.parse_xml(text, name)
-    if root.tag.rpartition("}")[2] == "tt":
-        return read_other(text, name, "ttml", None)
-    if root.tag == "timedtext":
+    kind = local(root.tag)
+    if kind == "tt":
+        return read_ttml(root)
+    if kind == "timedtext":
         return youtube_formats.read_timedtext(root)
-    if root.tag == "transcript":
+    if kind == "transcript":
         return youtube_formats.read_srv1(root)
-    raise RowFault(
+    raise NotSubtitles(
         "bad_subtitles",
         f"{name}: wanted XML with root <tt>, <timedtext> or <transcript>, got <{root.tag[:40]}>",
     )

@@ -15,23 +15,28 @@ from itertools import pairwise
 from vlpipe.stages.subtitles.cue import Shown
 
 GAP_S = 0.5  # after a longer pause, no words are carried over
+UNREADABLE_S = 0.05  # a text that is shown for so short a time was not meant to be read
 
 
 def is_rolling(shown: Sequence[Shown], gap_s: float = GAP_S) -> bool:
-    """Returns whether at least half of the consecutive texts at most `gap_s` apart repeat words, as roll-up captions do.
+    """Returns whether at least 3/4 of the consecutive texts at most `gap_s` apart carry words over, as roll-up captions do.
 
-    A single common word at the end of one cue and the start of the next ("very", "very good") does not count, unless the
-    cues overlap in time or it is the whole text of one of them.
+    A text that is shown again as it is counts against it, since words may be said twice, unless it is too short to be read
+    (YouTube: 10 ms). A single common word at the end of one cue and the start of the next ("very", "very good") proves
+    nothing, unless the cues overlap in time or it is the whole text of one of them.
     """
-    near = [(a, b) for a, b in pairwise(shown) if b.start_s <= a.end_s + gap_s]
-    repeating = sum(_repeats(a, b) for a, b in near)
-    return bool(near) and 2 * repeating >= len(near)
+    near = (_carries(a, b) for a, b in pairwise(shown) if b.start_s <= a.end_s + gap_s)
+    known = [carries for carries in near if carries is not None]
+    return bool(known) and 4 * sum(known) >= 3 * len(known)
 
 
-def _repeats(before: Shown, now: Shown) -> bool:
+def _carries(before: Shown, now: Shown) -> bool | None:
+    """Returns whether `now` carries words over, or None if this cannot be said."""
+    if before.words == now.words:
+        return now.end_s - now.start_s <= UNREADABLE_S
     num = overlap(before.words, now.words)
     whole = num == min(len(before.words), len(now.words))
-    return num >= 2 or (num == 1 and (whole or now.start_s < before.end_s))
+    return None if num == 1 and not whole and now.start_s >= before.end_s else num > 0
 
 
 def merge(shown: Sequence[Shown], gap_s: float = GAP_S) -> list[Shown]:

@@ -1,71 +1,73 @@
-"""Read formats with a line of times and text below it: srt and sbv. (WebVTT: `vtt.py`, which also uses `blocks`.)"""
+"""Read formats with a line of times and text below it: srt and sbv, also mixed in one file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
 
 from vlpipe.stages.subtitles.cue import RawCue
-from vlpipe.stages.subtitles.text import plain, seconds
+from vlpipe.stages.subtitles.text import plain
+from vlpipe.stages.subtitles.time_lines import Block, blocks, has_indices, index_place, number_in
 
-ARROW = re.compile(r"[ \t]*([\d-]\S*)[ \t]*-->[ \t]*(\S+)")
-SBV_TIMES = re.compile(r"[ \t]*(\d+:\d{1,2}:\d{1,2}\.\d{1,3}),(\d+:\d{1,2}:\d{1,2}\.\d{1,3})[ \t]*")
-
-
-class Block(NamedTuple):
-    """A line of times, and the lines up to the next line of times, including blank ones."""
-
-    before: list[str]  # lines before the first line of times; only the first block has some
-    times: str
-    lines: list[str]
+# The line below an index number, if its times are written in an unknown way.
+LIKE_TIMES = re.compile(r"\W{0,9}\d{1,9}[ \t]*[:;.h][ \t]*\d")
 
 
-def blocks(text: str, times: re.Pattern[str]) -> Iterator[Block]:
-    """Yield the blocks of a text, which start at the lines that match `times`."""
-    before: list[str] = []
-    now: Block | None = None
-    for line in text.split("\n"):
-        if times.match(line):
-            if now:
-                yield now
-            now = Block([] if now else before, line, [])
-        else:
-            (now.lines if now else before).append(line)
-    if now:
-        yield now
+def read_timed(text: str) -> RawCue:
+    """Read srt or sbv tolerantly: index lines may be missing or stand apart, texts may have blank lines.
 
-
-def span(line: str, times: re.Pattern[str]) -> tuple[float, float] | None:
-    """Returns start and end in seconds, or None if one of them is not a time."""
-    found = times.match(line)
-    start_s, end_s = (seconds(clock) for clock in found.groups()) if found else (None, None)
-    return None if start_s is None or end_s is None else (start_s, end_s)
-
-
-def read_srt(text: str) -> RawCue:
-    """Read srt tolerantly: index lines may be missing, texts may have blank lines, `.` equals `,`, milliseconds optional.
-
-    A number right above a line of times is an index, not text. https://en.wikipedia.org/wiki/SubRip
+    Counts cues_bad_times (an unreadable line of times; the text below it is dropped), and blocks_no_time (text before the
+    first line of times; an index at the end of a truncated file). https://en.wikipedia.org/wiki/SubRip
     """
     found = RawCue()
-    every = list(blocks(text, ARROW))
-    for block, last in zip(every, [False] * (len(every) - 1) + [True], strict=True):
-        index = not last and bool(block.lines) and block.lines[-1].strip().isdecimal()
-        _add(found, span(block.times, ARROW), block.lines[:-1] if index else block.lines)
+    before, every = blocks(text)
+    indexed = has_indices(before, every)
+    place = index_place(before) if indexed else None
+    index = None if place is None else number_in(before[place])
+    found.counts["blocks_no_time"] += _num_blocks(before if place is None else before[:place])
+    for number, block in enumerate(every):
+        last = number == len(every) - 1
+        lines, next_index = _without_index(block, last, index) if indexed else (block.lines, None)
+        if last and next_index is not None:
+            found.counts["blocks_no_time"] += 1
+        lines = _without_unread(found, lines, index) if indexed else lines
+        if block.span is None:
+            found.counts["cues_bad_times"] += 1
+        else:
+            found.add(*block.span, plain("\n".join(lines)))
+        index = next_index
     return found
 
 
-def read_sbv(text: str) -> RawCue:
-    """Read YouTube's sbv: `0:00:00.378,0:00:11.378`, with the text below it."""
-    found = RawCue()
-    for block in blocks(text, SBV_TIMES):
-        _add(found, span(block.times, SBV_TIMES), block.lines)
-    return found
+def _num_blocks(lines: list[str]) -> int:
+    return sum(bool(line.strip()) and (n == 0 or not lines[n - 1].strip()) for n, line in enumerate(lines))
 
 
-def _add(found: RawCue, times: tuple[float, float] | None, lines: list[str]) -> None:
-    if times is None:
-        found.counts["cues_bad_times"] += 1
-    else:
-        found.add(*times, plain("\n".join(lines)))
+def _without_index(block: Block, last: bool, index: int | None) -> tuple[list[str], int | None]:
+    """Returns the lines without the next cue's index, and that index. index: this cue's.
+
+    At the end of the file, a number is an index only if it stands apart and continues the count.
+    """
+    lines, place = block.lines, index_place(block.lines)
+    if place is None:
+        return lines, None
+    number = number_in(lines[place])
+    if last:
+        apart = place > 0 and not lines[place - 1].strip()
+        return (
+            (lines[:place], number) if apart and index is not None and number == index + 1 else (lines, None)
+        )
+    if place == 0 and len(lines) > 1:  # right below the times, and apart from the next ones: text
+        return lines, None
+    return lines[:place], number
+
+
+def _without_unread(found: RawCue, lines: list[str], index: int | None) -> list[str]:
+    """Cut at the next cue, if its line of times was not recognised: its index stands apart and continues the count."""
+    end = len(lines)
+    for n in range(1, len(lines)):
+        if index is None or lines[n - 1].strip() or number_in(lines[n]) != index + 1:
+            continue
+        if LIKE_TIMES.match(next((line for line in lines[n + 1 : n + 4] if line.strip()), "")):
+            found.counts["cues_bad_times"] += 1
+            end, index = min(end, n), index + 1
+    return lines[:end]

@@ -5,44 +5,72 @@ Only an empty line ends a cue: YouTube's cues have lines of one space. Cue setti
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from itertools import groupby
 
 from vlpipe.stages.subtitles.cue import RawCue, Span
-from vlpipe.stages.subtitles.srt_sbv import ARROW, blocks, span
 from vlpipe.stages.subtitles.text import plain, seconds
+from vlpipe.stages.subtitles.time_lines import blocks, has_indices, number_in
 from vlpipe.stages.subtitles.word_times import Piece, timed_words
 
 STAMP = re.compile(r"<((?:\d+:)?\d{1,2}:\d{1,2}[.,]\d{1,3})>")
-LANGUAGE = re.compile(r"Language:\s*(\S+)", re.IGNORECASE)
+HEADER = re.compile(r"(Language|Kind):[ \t]*(\S+)", re.IGNORECASE)
 NOT_CUES = ("NOTE", "STYLE", "REGION", "WEBVTT")
+NOT_SPEECH = frozenset({"chapters", "metadata"})
+THUMBNAIL = re.compile(r"\S{1,500}#xywh=[\d,]{1,60}")
 
 
 def read_vtt(text: str) -> RawCue:
-    """Read WebVTT; counts blocks_no_time: text without a line of times, which is ignored, as in the standard."""
+    """Read WebVTT; counts blocks_no_time: text without a line of times, which is ignored, as in the standard.
+
+    Counts cues_not_speech: cues of chapters and metadata (`Kind:`, JSON, or parts of a picture), which are dropped.
+    """
     found = RawCue()
-    every = list(blocks(text, ARROW))
+    before, every = blocks(text)
+    kind = _header(found, before)
+    indexed = has_indices(before, every)
     for number, block in enumerate(every):
-        if number == 0:
-            _header(found, block.before)
-        times = span(block.times, ARROW)
+        last = number == len(every) - 1
         end = block.lines.index("") if "" in block.lines else len(block.lines)
-        _count_strays(found, block.lines[end:], at_end=number == len(every) - 1)
-        if times is None:
+        lines = block.lines[:end]
+        if end == len(block.lines) and indexed and not last and lines and number_in(lines[-1]) is not None:
+            lines = lines[:-1]  # the next cue's index, without an empty line before it
+        _count_strays(found, block.lines[end:], at_end=last)
+        if block.span is None:
             found.counts["cues_bad_times"] += 1
+        elif kind in NOT_SPEECH or _is_metadata(lines):
+            found.counts["cues_not_speech"] += 1
         else:
-            _add(found, times, block.lines[:end])
+            _add(found, block.span, lines)
     found.auto = any(one.spoken for one in found.shown)
     return found
 
 
-def _header(found: RawCue, lines: Sequence[str]) -> None:
-    end = lines.index("") if "" in lines else len(lines)
+def _is_metadata(lines: Sequence[str]) -> bool:
+    text = "\n".join(lines).strip()
+    if THUMBNAIL.fullmatch(text):
+        return True
+    if not (text.startswith("{") and text.endswith("}")) or len(text) < 2:
+        return False
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _header(found: RawCue, lines: Sequence[str]) -> str:
+    """Returns the kind that the header states, or ""."""
+    end, kind = lines.index("") if "" in lines else len(lines), ""
     for line in lines[:end]:
-        if named := LANGUAGE.match(line):
-            found.lang = named[1]
+        if named := HEADER.match(line):
+            if named[1].lower() == "kind":
+                kind = named[2].lower()
+            else:
+                found.lang = named[2]
     _count_strays(found, lines[end:])
+    return kind
 
 
 def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) -> None:
@@ -50,7 +78,7 @@ def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) 
     strays = [
         " ".join(group).strip() for empty, group in groupby(lines, lambda line: line == "") if not empty
     ]
-    if strays and lines[-1] != "" and not at_end:
+    if strays and not at_end and (lines[-1] != "" or number_in(strays[-1]) is not None):
         strays.pop()
     found.counts["blocks_no_time"] += sum(bool(one) and not one.startswith(NOT_CUES) for one in strays)
 

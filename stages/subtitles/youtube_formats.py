@@ -5,17 +5,20 @@ The formats are those saved by yt-dlp (`--sub-format json3/srv3/...`); YouTube d
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.stages.common.texts import unescape
 from vlpipe.stages.subtitles.cue import RawCue, plain_words
 from vlpipe.stages.subtitles.text import plain
+from vlpipe.stages.subtitles.ttml import local, own_text
 from vlpipe.stages.subtitles.word_times import Piece, timed_words
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
+
+LINES = ("p", "text")
 
 
 def number(value: Any) -> float | None:
@@ -37,7 +40,7 @@ def read_json3(events: Sequence[Any]) -> RawCue:
     with_text = [one for one in events if isinstance(one, Mapping) and _segments(one)]
     found.auto = any("tOffsetMs" in seg or "acAsrConf" in seg for one in with_text for seg in _segments(one))
     starts = [number(one.get("tStartMs")) for one in with_text]
-    for one, start, after in zip(with_text, starts, [*starts[1:], None], strict=True):
+    for one, start, after in zip(with_text, starts, [*starts[1:], None][: len(starts)], strict=True):
         if start is None:
             found.counts["cues_bad_times"] += 1
             continue
@@ -75,37 +78,51 @@ def _add(found: RawCue, start: float, end: float, parts: Sequence[tuple[str, flo
 def read_timedtext(root: Element) -> RawCue:
     """Read srv3: <timedtext format="3"><body><p t="ms" d="ms"><s t="ms after">word</s>, or srv2: <text t="ms" d="ms">."""
     found = RawCue(lang=root.get("lang"))
-    lines = [one for one in root.iter() if one.tag in ("p", "text")]
+    lines = [(one, _parts(one)) for one in root.iter() if local(one.tag) in LINES]
     # Lines without text are line breaks and window definitions.
-    with_text = [one for one in lines if plain_words("".join(one.itertext()))]
-    found.auto = any(s.get("t") or s.get("ac") for one in with_text for s in one.iter("s"))
-    starts = [number(one.get("t")) for one in with_text]
-    for one, start, after in zip(with_text, starts, [*starts[1:], None], strict=True):
+    with_text = [(one, parts) for one, parts in lines if plain_words("".join(part.text for part in parts))]
+    found.auto = any(part.is_auto for _, parts in with_text for part in parts)
+    starts = [number(one.get("t")) for one, _ in with_text]
+    for (one, parts), start, after in zip(with_text, starts, [*starts[1:], None][: len(starts)], strict=True):
         if start is None:
             found.counts["cues_bad_times"] += 1
             continue
         end = _end(start, number(one.get("d")), after, cut=found.auto)
-        _add(found, start, end, _parts(one))
+        _add(found, start, end, [(part.text, part.offset) for part in parts])
     return found
 
 
-def _parts(line: Element) -> list[tuple[str, float | None]]:
-    found: list[tuple[str, float | None]] = [(line.text or "", None)]
+class Part(NamedTuple):
+    """A piece of a line. offset: its time after the line's start in ms; is_auto: it has signs of speech recognition."""
+
+    text: str
+    offset: float | None = None
+    is_auto: bool = False
+
+
+def _parts(line: Element) -> list[Part]:
+    """Returns the pieces of a line without those of lines in it, which are lines of their own."""
+    found = [Part(line.text or "")]
     for one in line:
-        text = "\n" if one.tag == "br" else "".join(one.itertext())
-        found += [(text, number(one.get("t"))), (one.tail or "", None)]
+        if local(one.tag) not in LINES:
+            text = "\n" if local(one.tag) == "br" else own_text(one, LINES)[0]
+            auto = local(one.tag) == "s" and bool(one.get("t") or one.get("ac"))
+            found.append(Part(text, number(one.get("t")), auto))
+        found.append(Part(one.tail or ""))
     return found
 
 
 def read_srv1(root: Element) -> RawCue:
     """Read <transcript><text start="s" dur="s">, in seconds; texts are escaped once more than XML requires."""
     found = RawCue()
-    for one in root.iter("text"):
+    for one in root.iter():
+        if local(one.tag) not in LINES:
+            continue
         start, length = number(one.get("start")), number(one.get("dur"))
         if start is None:
             found.counts["cues_bad_times"] += 1
         else:
-            found.add(start, start + (length or 0.0), plain(html.unescape("".join(one.itertext()))))
+            found.add(start, start + (length or 0.0), plain(unescape(own_text(one, LINES)[0])))
     return found
 
 
@@ -119,6 +136,6 @@ def parse_xml(text: str, name: str) -> Element:
             "bad_subtitles", f"{name} is refused: subtitles must not declare a document type or entities"
         )
     try:
-        return ElementTree.fromstring(text.encode())
+        return ElementTree.fromstring(text)  # the declared encoding is ignored: it is decoded already
     except (ElementTree.ParseError, ValueError, RecursionError) as error:
         raise RowFault("bad_subtitles", f"{name} is broken XML: {error}") from error

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from vlpipe.pipeline.errors import RowFault
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,3 +64,16 @@ class Budget:
 def said(error: Exception) -> str:
     """Returns FFmpeg's error text without the path, which differs between machines."""
     return str(getattr(error, "strerror", None) or error)[:200]
+
+
+def need_at_most(video: str, num: int, limit: int, name: str) -> None:
+    """Raises RowFault (too_many_windows) if a row needs more than `limit` frames or windows; name: of that parameter."""
+    if num > limit:
+        raise RowFault("too_many_windows", f"{video}: its row needs more than the limit, {name}: {limit}")
+
+
+def at_most(items: Iterable[T], video: str, limit: int, name: str) -> Iterator[T]:
+    """Yields the items. Raises RowFault (too_many_windows) at the item after the first `limit`, as `need_at_most`."""
+    for num, item in enumerate(items, 1):
+        need_at_most(video, num, limit, name)
+        yield item

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.video.budget import Budget, Limits, said
 from vlpipe.stages.video.key_frames import FAR, Keys, complete_index
-from vlpipe.stages.video.open_video import container, need_av, packets
+from vlpipe.stages.video.open_video import BUFFER_BYTES, container, need_av, packets, video_file
 from vlpipe.stages.video.sizes import Exact, ShortSide, Size, Square, fit, shown_size
 from vlpipe.stages.video.walk import Walk
 
@@ -50,6 +50,8 @@ SLACK_S = 0.0005  # added to requested times: Matroska rounds to milliseconds, s
 MAX_DURATION_S = (
     360_000  # 100 hours; a longer duration is wrong, and its sample times would exhaust the memory
 )
+MAX_TEXT_CHARS = 20_000_000  # of all text tracks; each cue counts CUE_CHARS more
+CUE_CHARS = 50
 LIMITS = Limits()
 TS_DISCONT = 0x200  # FFmpeg's AVFMT_TS_DISCONT
 
@@ -86,9 +88,18 @@ def open_video(
     num_bytes: the expected size of the file, from its row. Raises RowFault: bad_path, no_file, video_changed, no_video,
     broken_video, too_many_pixels, deadline, too_many_errors.
     """
+    with video_file(root, video, num_bytes) as file, open_file(file, video, limits) as opened:
+        yield opened
+
+
+@contextmanager
+def open_file(
+    file: str | Any, video: str, limits: Limits = LIMITS, buffer_bytes: int = BUFFER_BYTES
+) -> Iterator[Video]:
+    """Yields the open `Video` of a file as in `container`. Raises RowFault as `open_video`, except those of its path."""
     budget = Budget(video, limits)
     with container(
-        root, video, num_bytes=num_bytes, timeout_s=limits.deadline_s, max_pixels=limits.max_pixels
+        file, video, timeout_s=limits.deadline_s, max_pixels=limits.max_pixels, buffer_bytes=buffer_bytes
     ) as opened:
         yield Video(opened, budget)
 
@@ -137,6 +148,7 @@ class Video:
         shown: tuple[VideoFrame, npt.NDArray[np.uint8]] | None = None
         self._budget.go_on()
         for index, frame in self._at(times):
+            self._budget.check()  # also if no packet is read, because a frame is shown for hours
             is_again = shown is not None and shown[0] is frame
             picture = shown[1].copy() if shown and is_again else self._picture(frame, size)
             shown = frame, picture
@@ -151,10 +163,17 @@ class Video:
     def subtitles(self) -> list[TextCue]:
         """Returns the cues of all text tracks, track by track, in file order; times on the video's clock, in seconds.
 
-        Bitmap tracks are omitted.
+        Bitmap tracks are omitted. Raises RowFault (bad_subtitles) if they have more than MAX_TEXT_CHARS.
         """
         self._budget.go_on()
-        cues = [cue for stream in self._container.streams.subtitles for cue in self._track(stream)]
+        cues: list[TextCue] = []
+        num_chars = 0
+        for cue in (cue for stream in self._container.streams.subtitles for cue in self._track(stream)):
+            cues.append(cue)
+            num_chars += len(cue.text) + CUE_CHARS
+            if num_chars > MAX_TEXT_CHARS:
+                detail = f"{self._budget.video}: its text tracks have more than {MAX_TEXT_CHARS} characters"
+                raise RowFault("bad_subtitles", detail)
         self._walk.seek(self._walk.first)
         self._budget.pause()
         return cues

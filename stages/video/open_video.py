@@ -36,44 +36,52 @@ def need_av() -> Any:
 
 @contextmanager
 def container(
-    root: str, video: str, *, num_bytes: int | None, timeout_s: float, max_pixels: int
+    file: str | Any, video: str, *, timeout_s: float, max_pixels: int, buffer_bytes: int = BUFFER_BYTES
 ) -> Iterator[InputContainer]:
-    """Yields the PyAV container of the file `video` below `root`.
+    """Yields the PyAV container of a file, as yielded by `video_file`, or of any object with `read`, `seek` and `tell`.
 
-    num_bytes: expected size of the file; None: not checked. timeout_s: max duration of opening or a read, for local files.
-    Raises RowFault: bad_path, no_file, video_changed (its size is not `num_bytes`), broken_video, deadline (slow reads).
+    video: its path below the root, for error texts. timeout_s: max duration of opening or a read, for local files.
+    Raises RowFault: broken_video, deadline (slow reads).
     """
     av = need_av()
-    with _file(root, video, num_bytes) as file:
-        try:
-            opened = av.open(
-                file,
-                mode="r",
-                options={
-                    "max_pixels": str(max_pixels),
-                    "threads": "1",
-                },  # applied while FFmpeg probes the streams
-                container_options={"format_whitelist": CONTAINERS},
-                metadata_errors="replace",
-                timeout=timeout_s if isinstance(file, str) else None,
-                buffer_size=BUFFER_BYTES,
-            )
-        except av.error.ExitError as error:
-            raise RowFault("deadline", f"{video}: opening took more than {timeout_s:g} s") from error
-        except (av.FFmpegError, ValueError) as error:  # FFmpeg also reports refused sizes as "no memory"
-            raise RowFault("broken_video", f"{video}: {said(error)}") from error
-        with opened:
-            yield opened
+    try:
+        opened = av.open(
+            file,
+            mode="r",
+            options={
+                "max_pixels": str(max_pixels),
+                "threads": "1",
+            },  # applied while FFmpeg probes the streams
+            container_options={"format_whitelist": CONTAINERS},
+            metadata_errors="replace",
+            timeout=timeout_s if isinstance(file, str) else None,
+            buffer_size=buffer_bytes,
+        )
+    except av.error.ExitError as error:
+        raise RowFault("deadline", f"{video}: opening took more than {timeout_s:g} s") from error
+    except (av.FFmpegError, ValueError) as error:  # FFmpeg also reports refused sizes as "no memory"
+        raise RowFault("broken_video", f"{video}: {said(error)}") from error
+    with opened:
+        yield opened
 
 
 @contextmanager
-def _file(root: str, video: str, num_bytes: int | None) -> Iterator[Any]:
+def video_file(root: str, video: str, num_bytes: int | None, *, opened: bool = False) -> Iterator[Any]:
+    """Yields the path for FFmpeg of the file `video` below a local folder, or the open file below an fsspec URL.
+
+    num_bytes: expected size of the file; None: not checked. opened: yield an open file for local folders too.
+    Raises RowFault: bad_path, no_file, video_changed (its size is not `num_bytes`).
+    """
     if "://" not in root:
         path = _below(root, video)
         if not os.path.isfile(path):
             raise RowFault("no_file", f"there is no file {video} in the videos root")
         _same_size(video, os.path.getsize(path), num_bytes)
-        yield f"file:{path}"
+        if opened:
+            with open(path, "rb", buffering=0) as local:
+                yield local
+        else:
+            yield f"file:{path}"
         return
     import fsspec
 

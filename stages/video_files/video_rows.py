@@ -25,7 +25,8 @@ from vlpipe.stages.subtitles.track import Merge, Track, track
 from vlpipe.stages.video.decode import Limits
 from vlpipe.stages.video.open_video import need_av
 from vlpipe.stages.video.rows import VIDEOS
-from vlpipe.stages.video_files.probe import Look, Prober, prober
+from vlpipe.stages.video.shut_in import Look
+from vlpipe.stages.video_files.probe import Prober, prober, too_long
 
 ENDINGS = (
     *(".mp4", ".webm", ".mkv", ".m4v", ".mov", ".avi", ".flv"),
@@ -46,9 +47,10 @@ class VideoSource(SourceStage):
 
     no_cues: how to handle a video without readable subtitles. rollup: whether to merge roll-up captions
     (`subtitles.track`). subtitle_source, lang: defaults for cues whose file does not state them. max_pixels: max width x
-    height of a frame. probe_timeout_s, probe_memory_mb: limits of the child process that probes a file.
+    height of a frame. max_duration_s: longer videos are rejected, as a few bytes can declare days. probe_timeout_s,
+    probe_memory_mb: limits of the child processes that probe a video and read a subtitle file.
     Reject codes: no_file, bad_path, empty, no_cues, bad_subtitles, those of `video.decode` (no_video, broken_video,
-    deadline, too_many_errors, too_many_pixels), killed_decoder, decode_memory.
+    deadline, too_many_errors, too_many_pixels), killed_decoder, decode_memory, too_long.
     Counts: cues dropped or repaired, by reason; cues_past_end are dropped, cues_cut_at_end are cut at the video's end.
     """
 
@@ -62,6 +64,7 @@ class VideoSource(SourceStage):
     subtitle_source: Source = "unknown"
     lang: str | None = None
     max_pixels: Count = Limits().max_pixels
+    max_duration_s: Positive = 12 * 3600  # YouTube's limit
     probe_timeout_s: Positive = 60.0
     probe_memory_mb: Count = 2048
 
@@ -119,6 +122,7 @@ class VideoSource(SourceStage):
         num_bytes, sha256 = hashed(root, video)
         seen = probe.look(root, video, text_tracks=text_tracks, num_bytes=num_bytes)
         info = seen.info
+        too_long(video, info.duration_s, self.max_duration_s)
         return {
             "video": video,
             "num_bytes": num_bytes,

@@ -39,7 +39,8 @@ from vlpipe.stages.lists.list import count_at_most, read_pairs
 from vlpipe.stages.lists.readers import BATCH_ROWS
 from vlpipe.stages.subtitles.track import Track
 from vlpipe.stages.video import decode
-from vlpipe.stages.video_files.probe import Look, Prober, prober
+from vlpipe.stages.video.shut_in import Look
+from vlpipe.stages.video_files.probe import Prober, prober
 from vlpipe.stages.video_files.text_tracks import embedded
 from vlpipe.stages.video_files.video_rows import CHUNK_BYTES, ENDINGS, Row, VideoSource, exists, opened
 from vlpipe.stages.web.fetch import Answer, Fetch, fetcher
@@ -91,6 +92,7 @@ class VideoUrls(VideoSource):
     """
 
     NAME: ClassVar[str] = "ingest.video_urls:VideoUrls"
+    VERSION: ClassVar[int] = 2
     OBSERVES_WORLD: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos"}
     SHARD_ROWS: ClassVar[int] = 100  # videos are large
@@ -178,7 +180,7 @@ class VideoUrls(VideoSource):
         name = file_name(one)
 
         def read(seen: Look) -> Track:
-            return self.track_of(embedded(seen.texts, (), name), name)
+            return self.track_of(embedded(seen.text_cues(), (), name), name)
 
         about = self.about(root, name, read, probe, counts, text_tracks=True)
         return {**about, "video_id": unquote(PurePosixPath(name_in(one["url"])).stem) or one["id"]}

@@ -167,3 +167,12 @@ def test_colour_change_is_a_share_of_pixels() -> None:
     a, b = frame_facts(red), frame_facts(half)
     assert colour_change(a, b) == pytest.approx(0.5)
     assert colour_change(a, a) == 0
+
+
+def test_the_frames_of_a_clip_are_limited(film: Path) -> None:
+    stage = FrameSignals(videos=str(film.parent), side=SIDE, fps=10, max_frames=10)
+    out = run_map(stage, clip_rows((film, 0, 1), (film, 0, 1.1), (film, 0, 1e9)))
+    assert out.table.num_rows == 1
+    assert [(r.why, r.detail) for r in out.rejects] == [
+        ("too_many_windows", f"{film.name}: its row needs more than the limit, max_frames: 10")
+    ] * 2

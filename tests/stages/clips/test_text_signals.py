@@ -112,3 +112,8 @@ def test_what_it_reads_must_be_there() -> None:
     rows: Any = pa.table({"id": ["a"], "texts": pa.array([[]], TEXTS)})
     with pytest.raises(SchemaError, match=r"clips\.text_signals reads column 'start_s', which is not there"):
         TextSignals().schema(rows.schema)
+
+
+@pytest.mark.parametrize("code", ["&#" + "1" * 5000 + ";", "&#x" + "f" * 5000 + ";"])
+def test_a_character_number_of_any_length_is_one_unknown_character(code: str) -> None:
+    assert spoken_words(f"{code} salt &#039;") == (["\ufffd", "salt", "'"], 0)

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,43 @@ def test_odd_videos_give_features_or_a_reject(nets: Nets) -> None:
         found = vectors(out.table, row)
         assert len(found) >= 1
         assert np.isfinite(found).all()
+
+
+def freeze(path: Path) -> Path:
+    """Three frames, the last of them after 99 hours."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=1)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        packets = []
+        for k in range(3):
+            frame = av.VideoFrame.from_ndarray(
+                np.full((SIZE[1], SIZE[0], 3), k * 80, np.uint8), format="rgb24"
+            )
+            frame.pts, frame.time_base = 40 * k, Fraction(1, 1000)
+            packets += stream.encode(frame)
+        for packet, ms in zip([*packets, *stream.encode(None)], (0, 40, 99 * 3600 * 1000), strict=True):
+            packet.pts = packet.dts = ms
+            out.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("span", [{}, {"start_s": [0.0], "end_s": [356_000.0]}])
+def test_a_small_file_of_99_hours_is_not_a_day_of_work(
+    nets: Nets, tmp_path: Path, span: dict[str, Any]
+) -> None:
+    path = freeze(tmp_path / "freeze.mkv")
+    assert path.stat().st_size < 2000
+    rows = pa.table({"id": ["a"], "video": [path.name], "num_bytes": [path.stat().st_size], **span})
+    out = run_map(S3dFeatures(videos=str(tmp_path), weights=nets["mil_nce"], windows="mmpt"), rows)
+    assert [(r.why, r.detail) for r in out.rejects] == [
+        ("too_many_windows", "freeze.mkv: its row needs more than the limit, max_windows: 20000")
+    ]
+
+
+def test_windows_are_counted_where_no_duration_is_stated(nets: Nets) -> None:
+    root, name = real("odd_videos"), "moviepy/no_duration.webm"
+    rows = pa.table({"id": ["a"], "video": [name], "num_bytes": [os.path.getsize(root / name)]})
+    how = Windows(fps=2, frames=2, stride=2, side=32)
+    out = run_map(S3dFeatures(videos=str(root), weights=nets["mil_nce"], windows=how, max_windows=2), rows)
+    assert [r.why for r in out.rejects] == ["too_many_windows"]

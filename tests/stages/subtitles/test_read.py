@@ -302,19 +302,21 @@ Dialogue: 0,0:00:01.00,0:00:02.50,Default,,0,0,0,,{\\i1}Hello{\\i0}\\Nyou
     ],
     ids=["ass", "microdvd", "microdvd that says its fps", "mpl2", "sami", "ttml"],
 )
-def test_what_pysubs2_reads(content: str, more: dict[str, Any]) -> None:
+def test_rarer_formats(content: str, more: dict[str, Any]) -> None:
     ((start, end, text),) = simple(read(content, **more))
     assert (start, end, text) == (1.0, pytest.approx(2.5, abs=0.03), "Hello you")
 
 
 def test_frames_need_a_rate() -> None:
-    assert fault("{25}{62}Hello").startswith("bad_subtitles: a cannot be read as microdvd: UnknownFPSError")
+    assert (
+        fault("{25}{62}Hello") == "bad_subtitles: a cannot be read as microdvd: its frame rate is not known"
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "bad_subtitles: a has an unknown format; it starts with ''"),
+        ("<>", "bad_subtitles: a is broken XML: "),
         ("just text", "bad_subtitles: a has an unknown format; it starts with 'just text'"),
         (b"\x00\x01\x02\xff", "bad_subtitles: a is binary: it has a NUL character"),
         (b"\x81\x8d", "bad_subtitles: a is not text in any encoding tried: utf-8, cp1252"),
@@ -368,7 +370,7 @@ def test_what_cannot_be_read_is_a_typed_fault(content: Any, said: str) -> None:
     ],
 )
 def test_hostile_files_take_no_time(content: str) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     with contextlib.suppress(RowFault):
         read(content)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5

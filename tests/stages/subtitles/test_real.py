@@ -21,7 +21,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.i
 
 # No subtitles, or none that are known: pages, licences, a binary format, files with no text in them.
 NOT_SUBTITLES = re.compile(
-    r"\.(txt|static|info\.json|grover\.json|stl)$|test_utils|attached_images|empty|no_captions"
+    r"\.(txt|static|info\.json|grover\.json|stl)$|test_utils|attached_images|empty|no_captions|frenchsong_chapters"
 )
 
 

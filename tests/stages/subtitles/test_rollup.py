@@ -127,6 +127,6 @@ def test_overlap_is_the_longest(seed: int) -> None:
 
 def test_overlap_takes_linear_time() -> None:
     many = ["a"] * 300_000
-    begin = time.monotonic()
+    begin = time.process_time()
     assert overlap(many, [*many, "b"]) == 300_000
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5

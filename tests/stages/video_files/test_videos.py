@@ -24,11 +24,12 @@ from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
 from vlpipe.pipeline.workflow.load import Workflow
+from vlpipe.stages.video import shut_in
 from vlpipe.stages.video.decode import Limits
 from vlpipe.stages.video.rows import VIDEOS
-from vlpipe.stages.video_files import probe as video_probe
 from vlpipe.stages.video_files.probe import prober
-from vlpipe.stages.video_files.videos import VideoFile, Videos, listed
+from vlpipe.stages.video_files.sidecars import Sidecar, VideoFile, listed
+from vlpipe.stages.video_files.videos import Videos
 
 CLIP = clip()  # 2 seconds
 SRT = "1\n00:00:00,000 --> 00:00:01,000\n{}\n"
@@ -77,9 +78,7 @@ def test_subtitles_beside_the_videos(folder: Path) -> None:
     first, _, last = (row["cues"][0] for row in out.table.to_pylist())
     assert (first["lang"], first["source"], last["source"]) == ("de", "unknown", "auto")
     assert last["words"] == [{"start_s": 0.0, "end_s": 0.9, "word": "timed"}]
-    assert [(r.why, r.detail) for r in out.rejects] == [
-        ("no_video_file", "there is no video for the subtitle file plain.info.json")
-    ]
+    assert out.rejects == []
 
 
 def test_languages_are_wanted_in_order(folder: Path) -> None:
@@ -87,7 +86,7 @@ def test_languages_are_wanted_in_order(folder: Path) -> None:
     only = run(folder, languages=("fr",), subtitle_source="manual", lang="fr")
     assert said(only) == {"plain": "no language"}  # nobody says that it is not French
     assert only.table["cues"][0].as_py()[0]["source"] == "manual"
-    assert Counter(r.why for r in only.rejects) == {"no_cues": 2, "no_video_file": 1}
+    assert Counter(r.why for r in only.rejects) == {"no_cues": 2}
     kept = run(folder, languages=("fr",), no_cues="keep")
     assert (kept.table.num_rows, kept.counts) == (3, {"kept_no_cues": 2})
 
@@ -96,9 +95,9 @@ def test_which_file_is_whose() -> None:
     names = ["a.mp4", "a.b.mp4", "a.b.srt", "a.b.en.vtt", "a.c.srt", "a.zh-Hans.SRT", "b.srt"]
     found = list(listed(dict.fromkeys(names, 1), (".mp4",), ()))
     assert found == [
-        VideoFile("a.b.mp4", 1, "a.b.en.vtt", 1, "en"),
+        VideoFile("a.b.mp4", 1, (Sidecar("a.b.en.vtt", 1, "en"), Sidecar("a.b.srt", 1, None))),
         VideoFile("a.c.srt", 1, why="no_video_file"),  # one letter is no language
-        VideoFile("a.mp4", 1, "a.zh-Hans.SRT", 1, "zh-Hans"),
+        VideoFile("a.mp4", 1, (Sidecar("a.zh-Hans.SRT", 1, "zh-Hans"),)),
         VideoFile("b.srt", 1, why="no_video_file"),
     ]
 
@@ -111,7 +110,7 @@ def test_broken_subtitles(folder: Path) -> None:
         "plain.srt: wanted XML with root <tt>, <timedtext> or <transcript>, got <html>",
     ) in [(r.why, r.detail) for r in out.rejects]
     kept = run(folder, no_cues="keep")
-    assert (said(kept)["plain"], kept.counts) == ("", {"kept_bad_subtitles": 1})
+    assert (said(kept)["plain"], kept.counts) == ("", {"kept_bad_subtitles": 1, "sidecars_unread": 1})
 
 
 def test_a_url_of_the_folder(folder: Path) -> None:
@@ -163,7 +162,8 @@ def go(folder: Path) -> PlannedStep:
 
 
 def test_a_new_file_is_noticed_and_full_shards_are_kept(folder: Path, tmp_path: Path) -> None:
-    """Four files are listed; the fifth comes last."""
+    """Four files are listed, one of them subtitles without a video; the fifth comes last."""
+    (folder / "lost.srt").write_text(SRT.format("lost"))
     before = go(tmp_path)
     assert [one.reason for one in planned(tmp_path).values()] == ["", ""]
     (folder / "zzz.mp4").write_bytes(CLIP)
@@ -178,10 +178,10 @@ def test_a_new_file_is_noticed_and_full_shards_are_kept(folder: Path, tmp_path: 
 
 def test_a_deadline_ends_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that does not answer, whatever it is busy with, costs one video."""
-    monkeypatch.setattr(video_probe, "GRACE_S", 0.1)
+    monkeypatch.setattr(shut_in, "GRACE_S", 0.1)
     (tmp_path / "good.mp4").write_bytes(CLIP)
     with prober(Limits(deadline_s=0.4), 512) as probe:
-        probe._child.start().send_signal(signal.SIGSTOP)
+        probe._videos._child.start().send_signal(signal.SIGSTOP)
         with pytest.raises(
             RowFault, match=r"^deadline: good.mp4: no answer 0.1 s after the deadline of 0.4 s$"
         ):
@@ -193,7 +193,7 @@ def test_a_deadline_ends_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_child_that_dies_costs_one_video(tmp_path: Path) -> None:
     (tmp_path / "good.mp4").write_bytes(CLIP)
     with prober(Limits(), 512) as probe:
-        probe._child.start().kill()
+        probe._videos._child.start().kill()
         assert probe.look(str(tmp_path), "good.mp4").info.height == 32
 
 
