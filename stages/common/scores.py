@@ -50,12 +50,22 @@ def load_model(cls: Any, weights: Weights) -> Any:
 
     cls: a transformers class with `from_pretrained`.
     """
+    return pretrained(cls, weights.path).eval().to(device())
+
+
+def pretrained(cls: Any, path: str, **options: Any) -> Any:
+    """Returns `cls.from_pretrained(path)`, a model, tokenizer or processor of transformers.
+
+    Code in the folder is never run: without `trust_remote_code=False`, transformers asks on the terminal whether to run it.
+    Raises VlpipeError if it cannot be loaded.
+    """
     try:
-        return cls.from_pretrained(weights.path).eval().to(device())
+        return cls.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
-        raise VlpipeError(
-            f"{weights.path}: transformers cannot load it as {cls.__name__}: {error}"
-        ) from error
+        why = str(error)
+        if "trust_remote_code" in why:
+            why = "it needs code of its own, which is not run; only models that transformers itself defines can be used"
+        raise VlpipeError(f"{path}: transformers cannot load it as {cls.__name__}: {why}") from error
 
 
 def device() -> torch.device:
@@ -69,7 +79,7 @@ def processed(weights: Weights) -> Callable[[Image.Image], Pixels]:
     """Returns the model's own image processor (Pillow backend) as a function: RGB image -> (3, S, S) float32."""
     from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(weights.path, backend="pil")
+    processor = pretrained(AutoImageProcessor, weights.path, backend="pil")
 
     def prepare(image: Image.Image) -> Pixels:
         return np.asarray(processor(image, return_tensors="np")["pixel_values"][0], np.float32)

@@ -21,7 +21,15 @@ from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches, without
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
-from vlpipe.stages.common.scores import decoded, device, load_model, name_of, processed, with_columns
+from vlpipe.stages.common.scores import (
+    decoded,
+    device,
+    load_model,
+    name_of,
+    pretrained,
+    processed,
+    with_columns,
+)
 from vlpipe.stages.common.texts import FlatTexts
 
 if TYPE_CHECKING:
@@ -63,7 +71,7 @@ class ClipScore(MapStage):
         from transformers import AutoTokenizer, CLIPModel
 
         clip = load_model(CLIPModel, self.model)
-        tokenizer = AutoTokenizer.from_pretrained(self.model.path)
+        tokenizer = pretrained(AutoTokenizer, self.model.path)
         prepare = processed(self.model)
 
         def work(rows: pa.Table) -> Out:

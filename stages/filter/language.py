@@ -26,7 +26,7 @@ from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import batch_size_problems, fixed_batches
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
-from vlpipe.stages.common.scores import name_of, with_columns
+from vlpipe.stages.common.scores import name_of, pretrained, with_columns
 from vlpipe.stages.common.texts import FlatTexts
 
 FASTTEXT = (".bin", ".ftz")
@@ -161,8 +161,8 @@ def classifier(folder: str, batch_size: int, max_length: int) -> Identify:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     device = torch.device(device_of_step())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(device)
+    tokenizer = pretrained(AutoTokenizer, folder)
+    model = pretrained(AutoModelForSequenceClassification, folder).eval().to(device)
 
     def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
         found: list[tuple[str, float]] = []

@@ -27,7 +27,7 @@ from vlpipe.stages.common.region_rows import (
     regions_array,
     tags_of,
 )
-from vlpipe.stages.common.scores import decoded, device, load_model, with_columns
+from vlpipe.stages.common.scores import decoded, device, load_model, pretrained, with_columns
 from vlpipe.stages.regions.base import RegionStage, Share
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class HFRegionFeatures(RegionStage):
         config = model.config
         width = getattr(config, "d_model", None) or config.hidden_size
         self.check_sizes(feat_dim=width, num_classes=config.num_labels)
-        processor = AutoImageProcessor.from_pretrained(self.model.path, backend="pil")
+        processor = pretrained(AutoImageProcessor, self.model.path, backend="pil")
         names = [model.config.id2label[k] for k in range(self.num_classes)]
         digest = digest_of(model, processor.to_json_string())
 

@@ -202,6 +202,7 @@ RAW: dict[str, bytes] = {
 
 class Threats(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: Server
 
     def do_GET(self) -> None:

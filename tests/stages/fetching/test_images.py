@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -119,6 +120,17 @@ def ask(port: int, path: str, host: str) -> tuple[int, str, bytes]:
             return answer.status, answer.headers["Content-Type"], answer.read()
     except urllib.error.HTTPError as error:
         return error.code, "", b""
+
+
+def test_an_answer_is_sent_at_once(folder: Path) -> None:
+    """Headers and body as two small packets took 44 ms: the second waited for an acknowledgement."""
+    with (
+        serving({"demo.test": str(folder)}) as ports,
+        socket.create_connection(("127.0.0.1", ports["demo.test"])) as one,
+    ):
+        for n in range(20):
+            one.sendall(f"GET /{n % 5}.jpg HTTP/1.1\r\nHost: demo.test\r\n\r\n".encode())
+            assert one.recv(1 << 20).endswith((folder / f"{n % 5}.jpg").read_bytes())
 
 
 def test_serving(folder: Path, tmp_path: Path) -> None:
