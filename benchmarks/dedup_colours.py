@@ -13,12 +13,13 @@ Written down before the first run:
   pictures with another hue are taken for the photo, at each of the three angles, and none of the pairs of different photos.
   Figures are of the odd half. G stays 16 if no other passes.
 
-The first run: no value passed, not even 16, with the gap as it was then (the plain difference). Photos of dull colours hardly
-change if their hue is turned, and Flickr8k holds one photo twice, under two names. Brightness and contrast, which the hash
-tolerates, moved the colours further than a turned hue. So, written down after trials on the even half and before the second
-run on the odd one: lighting (a gain of at most 1.4 and an offset) is evened out before the difference is taken; and G is the
-largest of the values at which no more pictures with another hue are taken on the even half, at each angle, than by the plain
-difference at 16, with 0.01 for chance, and no pair of different photos but that one.
+The first run: no value passed, not even 16, with the gap as it was then (the plain difference). Photos of dull colours
+hardly change if their hue is turned, and Flickr8k holds one photo twice, under two names. Brightness and contrast, which
+the hash tolerates, moved the colours further than a turned hue. So, written down after trials on the even half and before
+the second run on the odd one: lighting (a gain of at most 1.4 and an offset) is evened out before the difference is taken;
+and G is the largest of the values at which no more pictures with another hue are taken on the even half, at each angle, than
+by the plain difference at 16, with 0.01 for chance, and no pair of different photos but that one. (The offset was limited to
+64 after that run, for pictures with little contrast; the figures are of a third run.)
 """
 
 from __future__ import annotations
