@@ -81,7 +81,7 @@ def colour_gap(
 
 
 def _unlit(x: Places, y: Places, both: Places, shift: Places) -> npt.NDArray[np.float64]:
-    """(P, C), (P, C), (P, 1), (P, 1) -> (P,): the max of |gain * x - y + shift|. x and y have mean 0; both: their products."""
+    """(P, C), (P, C), (P, 1), (P, 1) -> (P,): max of |gain * x - y + shift|. x, y have mean 0; both: their products."""
     own = (x * x).sum(axis=1, keepdims=True)
     gain = np.clip(both / np.maximum(own, 1), 1 / MAX_GAIN, MAX_GAIN)
     found: npt.NDArray[np.float64] = np.abs(gain * x - y + shift).max(axis=1)
