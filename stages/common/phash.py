@@ -23,6 +23,9 @@ Places = npt.NDArray[np.int64]
 SIDE = 32  # the DCT input is SIDE x SIDE pixels
 LOW = 8  # the LOW x LOW lowest DCT coefficients are used; both as imagehash's defaults
 GRID = 4  # the colour grid is GRID x GRID cells
+# Contrast and brightness of an edit that keeps the subject, at most; see benchmarks/dedup_colours.md
+MAX_GAIN = 1.4
+MAX_SHIFT = 64  # of 255
 MIN_STD = 2.0  # grey levels; the hash of a flatter image (a placeholder, a white page) is meaningless
 MAX_DISTANCE = 15  # differing bits, of 64
 BAND_BITS = 16
@@ -50,17 +53,39 @@ def colour_grid(image: Image.Image) -> Bytes:
 
 
 def colour_gap(
-    left: Bytes, right: Bytes, a: Places, b: Places, block: int = 100_000
-) -> npt.NDArray[np.int16]:
-    """Returns (P,): for each of P pairs, the max absolute difference between the two colour grids, 0 to 255.
+    left: Bytes, right: Bytes, a: Places, b: Places, block: int = 20_000
+) -> npt.NDArray[np.float64]:
+    """Returns (P,): for each of P pairs, the max difference between the two colour grids, lighting evened out, 0 to 255.
 
+    Lighting is a gain (1 / MAX_GAIN to MAX_GAIN) and a shift of the mean (at most MAX_SHIFT), the same for all cells and
+    channels, fitted by least squares: other brightness and contrast keep the subject, another hue changes it. The larger of
+    both directions counts.
     left: (N, 48), right: (M, 48), rows from `colour_grid`. a, b: (P,), the row of `left` and of `right` of each pair.
     """
-    gaps = [np.empty(0, np.int16)]
+    gaps = [np.empty(0)]
     for start in range(0, len(a), block):
-        part = slice(start, start + block)
-        gaps.append(np.abs(left[a[part]].astype(np.int16) - right[b[part]]).max(axis=1))
+        x, y = (
+            left[a[start : start + block]].astype(np.int64),
+            right[b[start : start + block]].astype(np.int64),
+        )
+        cells = x.shape[1]
+        shift = x.sum(axis=1, keepdims=True) - y.sum(axis=1, keepdims=True)
+        shift -= np.clip(shift, -cells * MAX_SHIFT, cells * MAX_SHIFT)  # what lighting does not explain
+        x, y = (
+            cells * each - each.sum(axis=1, keepdims=True) for each in (x, y)
+        )  # whole numbers: sums are exact
+        both = (x * y).sum(axis=1, keepdims=True)
+        gap = np.maximum(_unlit(x, y, both, shift), _unlit(y, x, both, -shift)) / cells
+        gaps.append(np.minimum(gap, 255.0))
     return np.concatenate(gaps)
+
+
+def _unlit(x: Places, y: Places, both: Places, shift: Places) -> npt.NDArray[np.float64]:
+    """(P, C), (P, C), (P, 1), (P, 1) -> (P,): max of |gain * x - y + shift|. x, y have mean 0; both: their products."""
+    own = (x * x).sum(axis=1, keepdims=True)
+    gain = np.clip(both / np.maximum(own, 1), 1 / MAX_GAIN, MAX_GAIN)
+    found: npt.NDArray[np.float64] = np.abs(gain * x - y + shift).max(axis=1)
+    return found
 
 
 def has_texture(greys: Bytes) -> npt.NDArray[np.bool_]:

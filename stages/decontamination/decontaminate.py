@@ -67,7 +67,7 @@ class Decontaminate(GatherStage):
     min_words: Annotated[int, Field(ge=1)] = 5
 
     NAME: ClassVar[str] = "dedup.decontaminate:Decontaminate"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = (
         DECISIONS_REFERENCES | TEXTS_REFERENCES | MATCHES_REFERENCES
     )

@@ -53,8 +53,9 @@ class ExactDuplicates(GatherStage):
     max_distance: max number of differing bits between two 64-bit hashes. At 10, all re-encoded copies of small images were
     found and 96 % of the shifted ones; at 4, half of the shifted ones. 200,000 rows take 8 s on one core at 10, 1 s at 7
     and below.
-    max_colour_gap: max difference (0 to 255) of the mean colour in each cell of a 4 x 4 grid; 255 disables this check.
-    With the check, 5,000 photos had no false positive at 14 bits; without it, they had 93 false pairs at 12.
+    max_colour_gap: max difference (0 to 255) of the mean colour in each cell of a 4 x 4 grid, with brightness and contrast
+    evened out; 255 disables this check. Recall per edit at other values: benchmarks/dedup_colours.md. With the check, 5,000
+    photos had no false positive at 14 bits; without it, they had 92 false pairs at 12.
     against: an earlier kept set (a Parquet file or folder, as written by `vlpipe export`) with `sha256` and, for phash,
     `looks`. Rows are compared with it and with each other; rows of the earlier set are never dropped.
     """

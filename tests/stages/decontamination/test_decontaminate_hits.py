@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from vlpipe.stages.common.phash import colour_gap
 from vlpipe.stages.decontamination import image_hits
 from vlpipe.stages.decontamination.image_hits import Hit, by_bytes, by_picture, by_vector
 from vlpipe.stages.dedup.looks import Looks
@@ -31,7 +32,7 @@ def test_pictures_as_all_pairs(block: int, monkeypatch: pytest.MonkeyPatch) -> N
         near = []
         for e in range(40):
             bits = bin(int(rows.hashes[r]) ^ int(items.hashes[e])).count("1")
-            gap = np.abs(rows.colours[r].astype(int) - items.colours[e]).max()
+            gap = colour_gap(rows.colours, items.colours, np.array([r]), np.array([e]))[0]
             if rows.seen[r] and items.seen[e] and bits <= 8 and gap <= 17:
                 near.append((bits, e))
         if near:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from vlpipe.stages.common import phash
 from vlpipe.stages.common.phash import colour_grid, grey, has_texture, hash_greys, pairs_within
@@ -75,6 +75,52 @@ def test_grey_is_blind_to_colour_and_the_grid_is_not() -> None:
     assert int(a ^ b).bit_count() <= 2
     gap = np.abs(np.subtract(*(colour_grid(image).astype(int) for image in images))).max()
     assert gap > 50
+
+
+def gap(one: np.ndarray, other: np.ndarray) -> float:
+    grids = [np.clip(np.round(g), 0, 255).astype(np.uint8).reshape(1, -1) for g in (one, other)]
+    (found,) = phash.colour_gap(*grids, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    (back,) = phash.colour_gap(*grids[::-1], np.zeros(1, np.int64), np.zeros(1, np.int64))
+    assert found == back, "a pair has no order"
+    return float(found)
+
+
+def test_lighting_is_no_difference_of_colour_and_another_hue_is() -> None:
+    grid = np.random.default_rng(0).integers(40, 160, (16, 3)).astype(float)
+    assert gap(grid, grid) == 0
+    assert gap(grid, grid * 1.3) < 1  # brighter
+    assert gap(grid, (grid - grid.mean()) / 1.3 + grid.mean()) < 1  # less contrast
+    assert gap(grid, grid + 60) < 1
+    assert 5 < gap(grid, grid + 70) < 7
+    assert gap(grid, grid[:, [1, 2, 0]]) > 40  # other hue, same brightness over all
+    assert gap(grid, np.full((16, 3), 100.0)) > 30  # an even picture has no contrast to even out
+    assert gap(np.full((16, 3), 0.0), np.full((16, 3), 255.0)) == 255 - 64
+    white_shirt, black_shirt = (np.full((16, 3), 250.0) for _ in range(2))
+    white_shirt[5:11], black_shirt[5:11] = 220, 20
+    assert gap(white_shirt, black_shirt) > 100, "more contrast than an edit has"
+
+
+def test_many_pairs_as_one_by_one() -> None:
+    rng = np.random.default_rng(1)
+    left, right = (rng.integers(0, 256, (30, 48)).astype(np.uint8) for _ in range(2))
+    a, b = rng.integers(0, 30, (2, 100))
+    single = [phash.colour_gap(left, right, a[k : k + 1], b[k : k + 1])[0] for k in range(100)]
+    assert phash.colour_gap(left, right, a, b, block=7).tolist() == single
+    assert 0 <= min(single) <= max(single) <= 255
+
+
+@pytest.mark.parametrize(("edit", "found"), [("brighter", 0.6), ("darker", 0.95), ("contrast", 0.9)])
+def test_edits_of_brightness_and_contrast_are_found(photos: list[Path], edit: str, found: float) -> None:
+    """Shares that benchmarks/dedup_colours.md has, less chance on 200 photos; with the plain difference: below 0.1."""
+    change = {
+        "brighter": lambda i: ImageEnhance.Brightness(i).enhance(1.3),
+        "darker": lambda i: ImageEnhance.Brightness(i).enhance(0.8),
+        "contrast": lambda i: ImageEnhance.Contrast(i).enhance(1.4),
+    }[edit]
+    images = [Image.open(path).convert("RGB") for path in photos[:200]]
+    colours = [np.stack([colour_grid(i) for i in each]) for each in (images, [change(i) for i in images])]
+    places = np.arange(200)
+    assert (phash.colour_gap(*colours, places, places) <= 16).mean() >= found
 
 
 def test_reencoded_photos_are_found_and_others_are_not(photos: list[Path]) -> None:
