@@ -22,7 +22,7 @@ import numpy.typing as npt
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.video.budget import Budget, Limits, said
 from vlpipe.stages.video.key_frames import FAR, Keys, complete_index
-from vlpipe.stages.video.open_video import BUFFER_BYTES, container, need_av, packets, video_file
+from vlpipe.stages.video.open_video import container, need_av, packets, video_file
 from vlpipe.stages.video.sizes import Exact, ShortSide, Size, Square, fit, shown_size
 from vlpipe.stages.video.walk import Walk
 
@@ -94,7 +94,7 @@ def open_video(
 
 @contextmanager
 def open_file(
-    file: str | Any, video: str, limits: Limits = LIMITS, buffer_bytes: int = BUFFER_BYTES
+    file: str | Any, video: str, limits: Limits = LIMITS, buffer_bytes: int | None = None
 ) -> Iterator[Video]:
     """Yields the open `Video` of a file as in `container`. Raises RowFault as `open_video`, except those of its path."""
     budget = Budget(video, limits)

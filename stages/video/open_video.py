@@ -36,12 +36,12 @@ def need_av() -> Any:
 
 @contextmanager
 def container(
-    file: str | Any, video: str, *, timeout_s: float, max_pixels: int, buffer_bytes: int = BUFFER_BYTES
+    file: str | Any, video: str, *, timeout_s: float, max_pixels: int, buffer_bytes: int | None = None
 ) -> Iterator[InputContainer]:
     """Yields the PyAV container of a file, as yielded by `video_file`, or of any object with `read`, `seek` and `tell`.
 
     video: its path below the root, for error texts. timeout_s: max duration of opening or a read, for local files.
-    Raises RowFault: broken_video, deadline (slow reads).
+    buffer_bytes: read at once; default: BUFFER_BYTES. Raises RowFault: broken_video, deadline (slow reads).
     """
     av = need_av()
     try:
@@ -55,7 +55,7 @@ def container(
             container_options={"format_whitelist": CONTAINERS},
             metadata_errors="replace",
             timeout=timeout_s if isinstance(file, str) else None,
-            buffer_size=buffer_bytes,
+            buffer_size=buffer_bytes or BUFFER_BYTES,
         )
     except av.error.ExitError as error:
         raise RowFault("deadline", f"{video}: opening took more than {timeout_s:g} s") from error

@@ -119,6 +119,11 @@ class VideoChild:
                 f"{self._video}: no answer {GRACE_S:g} s after the deadline of {self._limits.deadline_s:g} s"
             )
             raise RowFault("deadline", detail) from error
+        except EOFError:
+            raise
+        except BaseException:  # such as a lost connection to the store: the child still waits for bytes
+            self.close()
+            raise
         if answer[:1] == video_child.FAULT:
             raise RowFault(*json.loads(answer[1:]))
         return answer[1:]
@@ -156,11 +161,6 @@ def open_video(
         child = _taken()
         try:
             yield ShutInVideo(child, child.open(file, video, limits).info)
-        except RowFault:
-            raise
-        except BaseException:
-            child.close()  # it may be in the middle of an answer
-            raise
         finally:
             with _lock:
                 _idle.append((os.getpid(), child))

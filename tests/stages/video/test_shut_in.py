@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
@@ -136,3 +137,24 @@ def test_a_frame_shown_for_hours_ends_at_the_deadline(folder: Path) -> None:
         frames = video.frames(sample_times(0, 86_400, 30), Square(64))
         with pytest.raises(RowFault, match=r"^deadline: "):
             deque(frames, maxlen=0)
+
+
+class Lost(io.BytesIO):
+    """A file whose connection is lost after `left` reads."""
+
+    left = 1
+
+    def read(self, *size: int | None) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise ConnectionResetError("by the peer")
+        return super().read(*size)
+
+
+def test_a_lost_connection_is_no_fault_of_the_video(folder: Path, child: VideoChild) -> None:
+    content = (folder / "a.mp4").read_bytes() + bytes(2_000_000)
+    with pytest.raises(ConnectionResetError, match="by the peer"):
+        child.open(Lost(content), "a.mp4", Limits())
+    assert (
+        child.open(io.BytesIO(content), "a.mp4", Limits()).info.height == 32
+    )  # the child knows nothing of it
