@@ -28,6 +28,7 @@ HELLO_S = (
 )
 CLOSING_S = 0.005  # seconds between the two rounds of closing connections
 MAX_LINE_BYTES = 1 << 24
+MAX_HELLO_BYTES = 1 << 12  # of a first line, which anybody may send
 
 
 T = TypeVar("T")
@@ -93,10 +94,15 @@ def at(where: Address | None) -> Iterator[None]:
 
 
 class _Line(asyncio.Protocol):
-    """A connection that sends and receives lines of JSON. `heard` gets each message; `lost` is called at its end."""
+    """A connection that sends and receives lines of JSON, of at most `max_bytes` each, else it is closed.
 
-    def __init__(self, heard: Callable[[Any], None], lost: Callable[[], None]) -> None:
-        self.heard, self.lost = heard, lost
+    `heard` gets each message; `lost` is called at its end.
+    """
+
+    def __init__(
+        self, heard: Callable[[Any], None], lost: Callable[[], None], max_bytes: int = MAX_LINE_BYTES
+    ) -> None:
+        self.heard, self.lost, self.max_bytes = heard, lost, max_bytes
         self._rest = b""  # start of a line whose end has not arrived yet
         self._transport: asyncio.Transport | None = None
         self._ended = False
@@ -111,12 +117,14 @@ class _Line(asyncio.Protocol):
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             try:
+                if len(line) > self.max_bytes:
+                    raise ValueError("too long")
                 message = json.loads(line)
-            except ValueError:  # not JSON, so not from a worker of this run
+            except (ValueError, RecursionError):  # not from a worker of this run
                 self.hang_up()
                 return
             self.heard(message)
-        if len(self._rest) > MAX_LINE_BYTES:
+        if len(self._rest) > self.max_bytes:
             self.hang_up()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -225,7 +233,11 @@ class Services:
     def _guest(self) -> _Line:
         """Returns the protocol of a new connection, which is closed unless its first line holds the run's secret."""
         assert self._loop is not None
-        line = _Line(lambda hello: self._welcome(line, too_late, hello), lambda: self._lines.discard(line))
+        line = _Line(
+            lambda hello: self._welcome(line, too_late, hello),
+            lambda: self._lines.discard(line),
+            MAX_HELLO_BYTES,
+        )
         too_late = self._loop.call_later(HELLO_S, lambda: line.hang_up())
         self._lines.add(line)
         return line
@@ -236,6 +248,7 @@ class Services:
         if service is None:
             line.hang_up()
             return
+        line.max_bytes = MAX_LINE_BYTES
         line.heard, line.lost = partial(service.heard, line), partial(self._left, service, line)
 
     def _left(self, service: Service, line: _Line) -> None:
@@ -247,5 +260,7 @@ class Services:
             return None
         step, secret = hello
         return (
-            self._services.get(step) if hmac.compare_digest(secret.encode(), self._secret.encode()) else None
+            self._services.get(step)
+            if hmac.compare_digest(secret.encode("utf-8", "surrogatepass"), self._secret.encode())
+            else None
         )

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.pipeline.errors import RowFault, VlpipeError, shown
 from vlpipe.stages.lists.readers import BATCH_ROWS
 from vlpipe.stages.tars import tar_members
 from vlpipe.stages.tars.img2dataset_errors import typed
@@ -32,6 +32,10 @@ LIGHT = (
     "sha256",
     "original_width",
     "original_height",
+)
+
+MAX_LOST = (
+    1_000_000  # rows of a part that img2dataset counted and did not write; its parts have 10,000 by default
 )
 
 
@@ -85,7 +89,9 @@ def _never_written(stats: Path, part: str, num_rows: int) -> Iterator[Sample]:
     """
     try:
         count = json.loads(stats.read_bytes()).get("count", num_rows)
-    except (ValueError, AttributeError) as error:
+        if type(count) is not int or not 0 <= count <= num_rows + MAX_LOST:
+            raise ValueError(f"its count is {shown(count)}")
+    except (ValueError, AttributeError, RecursionError) as error:
         raise VlpipeError(f"{stats} is not a statistics file of img2dataset: {error}") from error
     if count < num_rows:
         raise VlpipeError(

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import pycurl
 
-from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.errors import RowFault, one_line
 from vlpipe.stages.common.loopback import LOOPBACK
 from vlpipe.stages.web.address import is_literal, is_public
 from vlpipe.stages.web.headers import Headers
@@ -169,7 +169,7 @@ class _Transfer:
         self._loop = asyncio.get_running_loop()
         self._error: Exception | None = None
         self._headers, self._status = Headers(), 0
-        self._wanted = self._enough = False
+        self._wanted = self._enough = self._left = False
         self._heard_at: float | None = None  # when the last byte arrived; None: not connected yet
         place = f"{target.host}:{target.port}:"
         self._curl.setopt(pycurl.URL, target.url)
@@ -182,7 +182,7 @@ class _Transfer:
         except (pycurl.error, asyncio.CancelledError) as error:
             if self._error is not None:
                 raise self._error from None
-            if isinstance(error, asyncio.CancelledError):
+            if isinstance(error, asyncio.CancelledError) and not self._left:
                 raise
             if not self._enough:
                 raise self._fault(*error.args) from error
@@ -200,9 +200,13 @@ class _Transfer:
         """Ends the request if its deadline has passed, or no byte arrived for `read_timeout_s`."""
         if self._done.done():
             return
-        if now >= self._deadline:
+        late = now >= self._deadline
+        quiet = self._heard_at is not None and now - self._heard_at >= self._limits.read_timeout_s
+        if self._enough and (late or quiet):  # the result is known, only the rest of an unwanted body is not
+            self._left = True
+        elif late:
             self._error = _not_done(self._host, self._limits)
-        elif self._heard_at is not None and now - self._heard_at >= self._limits.read_timeout_s:
+        elif quiet:
             quiet_s = self._limits.read_timeout_s
             self._error = RowFault("timeout", f"{self._host}: no byte for {quiet_s:g} s")
         else:
@@ -296,8 +300,8 @@ def _not_done(host: str, limits: Limits) -> RowFault:
 
 
 def _plain(message: str) -> str:
-    """Returns libcurl's message without the numbers that differ from run to run."""
-    return re.sub(r"\b\d+ (ms|milliseconds|bytes?)\b", "some", message)[:200]
+    """Returns libcurl's message without the numbers that differ from run to run, and control characters of a certificate."""
+    return one_line(re.sub(r"\b\d+ (ms|milliseconds|bytes?)\b", "some", message), 200)
 
 
 def _bracketed(address: str) -> str:

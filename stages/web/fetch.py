@@ -149,8 +149,9 @@ class Crawler:
         """Returns the result of one attempt, following redirects. asked: None for a robots.txt or tdmrep.json."""
         left_s, target = self._limits.timeout_s, Target("", "", 0)
         try:
+            sent = sendable(url)
             self._need_not_refused(url)  # as listed; `_need_allowed` checks it as sent
-            url = listed = sendable(url)
+            url = listed = sent
             for _ in range(self._limits.max_redirects + 1):
                 if asked:
                     await self._need_allowed(url)

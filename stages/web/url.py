@@ -7,8 +7,9 @@ import re
 import socket
 from functools import lru_cache
 from typing import NamedTuple
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin
 
+from vlpipe.pipeline.engine.records.forgotten import split_url
 from vlpipe.pipeline.errors import RowFault
 
 PORTS = {"http": 80, "https": 443}
@@ -63,7 +64,7 @@ def sendable(url: str) -> str:
         what = "control characters" if odd[0] < "\ud800" else "lone surrogates, which cannot be encoded"
         raise RowFault("bad_url", f"it has {what}")
     try:
-        parts = urlsplit(url)
+        parts = split_url(url)
         port = parts.port
     except ValueError as error:
         raise RowFault("bad_url", str(error)) from error
@@ -130,8 +131,11 @@ def redirected(base: str, location: str) -> str:
 
     location: as in the header; bytes that are not UTF-8 (lone surrogates, from `surrogateescape`) are percent-encoded.
     """
+    if len(location) > MAX_URL_CHARS:
+        raise RowFault("bad_url", f"redirect: {len(location)} characters, the limit is {MAX_URL_CHARS}")
     location = RAW_BYTE.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", location.strip())
     try:
+        split_url(location)
         return sendable(urljoin(base, location))
     except ValueError as error:
         if isinstance(error, RowFault):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -116,6 +117,24 @@ def test_strangers_are_not_heard(services: Services) -> None:
         assert stranger.recv(100) == b""
     assert not one.num_left
     assert where.secret not in repr(where)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"x" * 8192, b'["a", "' + b"y" * 8192 + b'"]\n', b"[" * 3000 + b"\n", b'["a", "\\ud800"]\n'],
+    ids=["no end", "long", "deep", "surrogate"],
+)
+def test_a_stranger_s_first_line_is_short(
+    services: Services, said: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = services.address("a", lambda _: Echo())
+    assert where is not None
+    with socket.create_connection((where.host, where.port), 5) as stranger:
+        stranger.sendall(said)
+        with suppress(ConnectionError):
+            assert stranger.recv(100) == b""
+    assert ask(where, 1) == [[1, 1]]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_driver_that_is_gone(services: Services) -> None:

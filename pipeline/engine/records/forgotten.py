@@ -5,12 +5,13 @@ Only hashes are stored: whoever has the file can test whether a known row is in 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,8 @@ SCHEMA = pa.schema([("kind", pa.string()), ("hash", pa.string())])
 WHY = "forgotten"
 Kind = Literal["id", "url", "domain"]
 KINDS = get_args(Kind)
+AUTHORITY = re.compile(r"[^/?#]*//([^/?#]*)")
+MAX_AUTHORITY_CHARS = 500  # a host has at most 253
 DEFAULT_PORTS = {"http": 80, "https": 443}
 # Characters kept as they are in a path or query; others are percent-encoded. `%` is kept: it starts an existing escape.
 KEPT = "%/:?@!$&'()*+,;=-._~[]|"
@@ -46,7 +49,7 @@ def canonical_url(url: str) -> str:
     """
     url = url.strip()
     try:
-        parts = urlsplit(url)
+        parts = split_url(url)
         port = parts.port
     except ValueError:  # malformed: no client could request it either
         return url
@@ -55,6 +58,14 @@ def canonical_url(url: str) -> str:
     shown = f":{port}" if port not in (None, DEFAULT_PORTS.get(parts.scheme)) else ""
     path, query = (quote(part, KEPT, errors="surrogatepass") for part in (parts.path or "/", parts.query))
     return f"{ascii_host(parts.hostname)}{shown}{path}" + (f"?{query}" if query else "")
+
+
+def split_url(url: str) -> SplitResult:
+    """Returns `urlsplit(url)`. Raises ValueError if it is malformed or its host too long: it takes its square."""
+    host = AUTHORITY.match(url)
+    if host and len(host[1]) > MAX_AUTHORITY_CHARS:
+        raise ValueError(f"a host of {len(host[1])} characters")
+    return urlsplit(url)
 
 
 def ascii_host(host: str) -> str:
@@ -72,7 +83,7 @@ def ascii_host(host: str) -> str:
 def domains_of(url: str) -> Iterator[str]:
     """Yields the host of a URL and its parent domains: a.b.org, b.org, org."""
     try:
-        host = ascii_host(urlsplit(url.strip()).hostname or "")
+        host = ascii_host(split_url(url.strip()).hostname or "")
     except ValueError:
         return
     labels = host.split(".")

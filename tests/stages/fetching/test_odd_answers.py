@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
@@ -13,6 +16,7 @@ import pyarrow as pa
 import pytest
 from threat_server import JPEG, LocalImages
 
+from vlpipe.pipeline.engine.worker.guard import Faults, run_guarded
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.testing import run_map
@@ -77,6 +81,20 @@ def test_each_odd_answer_is_an_image_or_has_its_code(threats: Any) -> None:
     assert set(threats.asked.values()) == {1}
 
 
+class Server(ThreadingTCPServer):
+    daemon_threads, allow_reuse_address, request_queue_size, sent = True, True, 128, 0
+
+
+@contextmanager
+def serving_with(handler: type[BaseRequestHandler]) -> Iterator[Any]:
+    with Server(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
 class Endless(BaseRequestHandler):
     """Answers with a head of `HEADS` and then with bytes without end, as fast as it can."""
 
@@ -90,6 +108,133 @@ class Endless(BaseRequestHandler):
                 self.server.sent += len(more)  # type: ignore[attr-defined]
         except OSError:
             pass
+
+
+STATUS_LINES = [
+    b"HTTP/1.1 %d X" % n
+    for n in (200, 203, 206, 204, 301, 302, 308, 304, 404, 429, 503, 599, 999, 100, 101, 0)
+]
+STATUS_LINES += [
+    b"HTTP/1.1 abc",
+    b"HTTP/2 200",
+    b"HTTP/1.1",
+    b"",
+    b"\xff\xfe",
+    b"HTTP/1.1 200 OK\r\r",
+    b"HTTP/1.1 2000",
+]
+NAMES = [
+    b"Retry-After",
+    b"Location",
+    b"Content-Encoding",
+    b"Content-Length",
+    b"Content-Range",
+    b"X-Robots-Tag",
+]
+NAMES += [
+    b"TDM-Reservation",
+    b"Content-Usage",
+    b"Transfer-Encoding",
+    b"Connection",
+    b"\xe9",
+    b"",
+    b" x",
+    b"Set-Cookie",
+]
+VALUES = [
+    b"gzip",
+    b"deflate",
+    b"br",
+    b"chunked",
+    b"bytes 0-9/10",
+    b"bytes 0-",
+    b",",
+    b";",
+    b":",
+    b"=",
+    b"*",
+    b"%",
+    b"[",
+    b"]",
+]
+VALUES += [
+    b"Mon, 01 Jan 2035 00:00:00 GMT",
+    b"Fri, 31 Dec 9999 23:59:59 -2359",
+    b"+9999",
+    b"-1",
+    b"9" * 5000,
+    b"1e9",
+    b"inf",
+]
+VALUES += [
+    b"\xe9",
+    b"\xed\xa0\x80",
+    b"\xc2\xb2",
+    b"\xd9\xa3",
+    b"\x00",
+    b"\t",
+    b"\r",
+    b"http://a../",
+    b"http://[::1",
+    b"//",
+    b"@",
+]
+VALUES += [
+    b"http://127.0.0.1/",
+    b"http://h1.test/image",
+    b"x" * 300,
+    b"xn--a",
+    b"#",
+    b"?",
+    b"..",
+    b"http://" + b"a." * 999,
+]
+
+
+def random_answer(number: int) -> bytes:
+    draw = random.Random(number)
+    lines = [draw.choice(STATUS_LINES)]
+    for _ in range(draw.randint(0, 4)):
+        lines.append(draw.choice(NAMES) + b": " + b"".join(draw.choices(VALUES, k=draw.randint(0, 4))))
+    body = draw.choice([JPEG, gzip.compress(JPEG), b"", b"3\r\nabc\r\n0\r\n\r\n", JPEG[:50]])
+    return b"\r\n".join([*lines, b"", b""]) + body
+
+
+class Random(BaseRequestHandler):
+    """/image: an image; /N: the Nth random answer. Counts what is asked."""
+
+    def handle(self) -> None:
+        path = self.request.recv(65536).split(b" ")[1].decode()[1:]
+        self.server.asked[path] += 1  # type: ignore[attr-defined]
+        head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        with suppress(OSError):
+            self.request.sendall(random_answer(int(path)) if path.isdecimal() else head + JPEG)
+
+
+@pytest.mark.timeout(120)
+def test_answers_of_random_lines_are_their_rows_alone() -> None:
+    """No reject has a code that nobody chose, no neighbour is lost, and none is asked again."""
+    with serving_with(Random) as server:
+        server.asked = Counter()
+        hosts = [f"h{n}.test" for n in range(60)]
+        urls = [f"http://h{n % 60}.test/{n if n % 60 > 9 else f'image?{n}'}" for n in range(480)]
+        stage = LocalImages(
+            ports=dict.fromkeys(hosts, server.server_address[1]),
+            retries=0,
+            timeout_s=10.0,
+            max_wait_s=0.0,
+            backoff_s=0.001,
+        )
+        rows = pa.concat_tables(listed((Pair(url, "t") for url in urls), source="web", text_source="web"))
+        with stage.open() as work:
+            outs = [*run_guarded(work, rows.combine_chunks(), Faults("s", 1000), once=True)]
+        kept = {url for out in outs for url in out.table["url"].to_pylist()}
+        codes = Counter(reject.why for out in outs for reject in out.rejects)
+        assert kept >= {url for url in urls if "image" in url}
+        assert len(kept) + codes.total() == len(urls)
+        assert not [code for code in codes if code.startswith("error_")]
+        assert len(codes) > 10
+        assert max(times for path, times in server.asked.items() if path.startswith("image?")) == 1
 
 
 PACKED = b"Content-Encoding: gzip\r\n\r\n"
@@ -106,15 +251,8 @@ HEADS = {
 
 @pytest.fixture
 def endless() -> Iterator[Any]:
-    class Server(ThreadingTCPServer):
-        daemon_threads, allow_reuse_address, request_queue_size, sent = True, True, 128, 0
-
-    with Server(("127.0.0.1", 0), Endless) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with serving_with(Endless) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.mark.timeout(60)

@@ -265,6 +265,14 @@ def test_rows_that_img2dataset_counts_but_did_not_write(
             "00000_stats.json counts 1 rows, but 00000.parquet has 2: are they of two different runs?",
         ),
         ("[]", "00000_stats.json is not a statistics file of img2dataset"),
+        *(
+            (
+                f'{{"count": {count}}}',
+                "00000_stats.json is not a statistics file of img2dataset: its count is",
+            )
+            for count in ("10000000", '"5"', "null", "1e3", "NaN", "-1", "true", "[]")
+        ),
+        ('{"count": ' + "[" * 100_000, "00000_stats.json is not a statistics file of img2dataset"),
         ("{", "00000_stats.json is not a statistics file of img2dataset"),
     ],
 )

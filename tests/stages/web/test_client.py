@@ -16,7 +16,7 @@ import pytest
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.files import ListFile
 from vlpipe.stages.fetching.images import FetchImages
-from vlpipe.stages.web.client import DRAIN_BYTES, Client
+from vlpipe.stages.web.client import DRAIN_BYTES, Client, _plain
 from vlpipe.stages.web.headers import Headers
 from vlpipe.stages.web.limits import Limits
 from vlpipe.stages.web.url import target_of
@@ -215,6 +215,29 @@ def test_deadlines(sent: bytes, pause_s: float, detail: str) -> None:
     with pytest.raises(RowFault) as found:
         asyncio.run(go())
     assert (found.value.why, found.value.detail) == ("timeout", detail)
+
+
+def test_a_status_counts_though_the_rest_of_its_body_does_not_come() -> None:
+    """A small unwanted body is read so that the connection can be used again; that is not worth a timeout."""
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 9000\r\n\r\n")
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            writer.write(b".")
+
+    async def go() -> int:
+        async with client(slow, timeout_s=0.5) as get:
+            return (await get(wanted=False)).status
+
+    assert asyncio.run(go()) == 404
+
+
+def test_details_have_no_control_characters() -> None:
+    """A certificate's name may have them, and libcurl repeats it."""
+    assert "\x1b" not in _plain("no alternative name matches '\x1b[31m\r\nred' after 300 milliseconds")
+    assert _plain("after 300 milliseconds") == "after some"
 
 
 def test_who_gives_up_leaves_nothing_behind() -> None:
