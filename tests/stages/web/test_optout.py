@@ -141,7 +141,7 @@ def test_the_c2pa_entry_is_found_as_by_its_pattern() -> None:
         said = opted_out_inside(data)
         assert said == (f"C2PA {wanted[1].decode()}: notAllowed" if wanted else None), data
         found += said is not None
-    assert found > 500
+    assert found > 100
 
 
 @pytest.mark.timeout(30)
