@@ -31,10 +31,10 @@ MAX_EVIDENCE = 300  # characters
 # Directives with a value: the name before their colon is not a bot.
 VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 BOT = re.compile(r"[a-z*][a-z0-9_.*-]*")  # starts with a letter: `15:00:00 GMT` after a comma is not a bot
-# An assertion entry whose `use` is notAllowed, in CBOR or JSON; between the two are lengths, quotes and one or two keys.
-C2PA_NO = re.compile(
-    rb"((?:c2pa|cawg)\.(?:ai_generative_training|ai_training|data_mining))[^.]{1,80}?use[^.]{1,80}?notAllowed"
-)
+# An assertion entry whose `use` is notAllowed, in CBOR or JSON: between these three are lengths, quotes and one or two keys,
+# at most MAX_BETWEEN bytes each.
+C2PA_ENTRY = re.compile(rb"(?:c2pa|cawg)\.(?:ai_generative_training|ai_training|data_mining)(?=[^.])")
+USE, NOT_ALLOWED, MAX_BETWEEN = b"use", b"notAllowed", 80
 TRAINING = frozenset({"train-ai", "train-genai"})
 
 
@@ -60,8 +60,22 @@ def opted_out_inside(data: bytes, signals: Collection[str] = DEFAULT) -> str | N
     """Returns the opt-out in a file's C2PA manifest, such as `C2PA c2pa.ai_training: notAllowed`, else None."""
     if "c2pa-training-mining" not in signals or b".training-mining" not in data:
         return None
-    found = C2PA_NO.search(data)
-    return f"C2PA {found[1].decode()}: notAllowed" if found else None
+    for entry in C2PA_ENTRY.finditer(data):
+        end = entry.end() + 2 * MAX_BETWEEN + len(USE) + len(NOT_ALLOWED)
+        if _is_not_allowed(data[entry.end() : end].partition(b".")[0]):
+            return f"C2PA {entry[0].decode()}: notAllowed"
+    return None
+
+
+def _is_not_allowed(after: bytes) -> bool:
+    """Whether `use` and then `notAllowed` follow in the bytes after the name of an assertion entry."""
+    no = after.find(NOT_ALLOWED)
+    while no >= 0:
+        last = min(max(no - 1, 0), MAX_BETWEEN + len(USE))  # where `use` may end
+        if after.rfind(USE, max(1, no - MAX_BETWEEN - len(USE)), last) >= 0:
+            return True
+        no = after.find(NOT_ALLOWED, no + 1)
+    return False
 
 
 def is_no(evidence: str, bot: str, signals: Collection[str] = DEFAULT) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+import time
 
 import pytest
 from threat_server import credentials
@@ -114,3 +117,38 @@ def test_content_credentials_that_say_no(entry: str) -> None:
 )
 def test_evidence_is_judged_again(evidence: str, bot: str, signals: tuple[str, ...], no: bool) -> None:
     assert is_no(evidence, bot, signals) is no
+
+
+def test_the_c2pa_entry_is_found_as_by_its_pattern() -> None:
+    pattern = re.compile(
+        rb"((?:c2pa|cawg)\.(?:ai_generative_training|ai_training|data_mining))[^.]{1,80}?use[^.]{1,80}?notAllowed"
+    )
+    parts = [
+        b"c2pa.ai_training",
+        b"cawg.data_mining",
+        b"use",
+        b"notAllowed",
+        b".",
+        b"x",
+        b"y" * 35,
+        b"z" * 76,
+        b"us",
+    ]
+    draw, found = random.Random(0), 0
+    for _ in range(20_000):
+        data = b".training-mining" + b"".join(draw.choices(parts, k=draw.randint(3, 12)))
+        wanted = pattern.search(data)
+        said = opted_out_inside(data)
+        assert said == (f"C2PA {wanted[1].decode()}: notAllowed" if wanted else None), data
+        found += said is not None
+    assert found > 100
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("part", [b"use" * 54, b"", b"notAllowed" * 15, b"x" * 79 + b"use" + b"y" * 79])
+def test_many_c2pa_entries_take_no_minutes(part: bytes) -> None:
+    """20 MB of the first took 6 seconds, in which nothing else was fetched."""
+    began = time.process_time()
+    block = b"c2pa.data_mining" + part
+    assert opted_out_inside(b".training-mining" + block * (20_000_000 // len(block))) is None
+    assert time.process_time() - began < 10

@@ -192,7 +192,7 @@ def as_before(location: str) -> re.Pattern[str]:
 
 
 def test_patterns_are_those_of_the_regex() -> None:
-    """All patterns of up to 5 of `/a*$` against all paths of up to 5 of `/ab`."""
+    """All patterns of up to 4 of `/a*$` against all paths of up to 3 of `/ab`."""
 
     def words(letters: str, most: int) -> list[str]:
         found = [""]
