@@ -138,7 +138,7 @@ def test_what_libjpeg_warns_of_without_a_wrong_pixel_is_kept(name: str) -> None:
     np.testing.assert_array_equal(np.asarray(decode(odd)), np.asarray(decode(data)))
 
 
-@pytest.mark.parametrize("name", set(ODD) - {"few bytes before the end", "padding before the end"})
+@pytest.mark.parametrize("name", sorted(set(ODD) - {"few bytes before the end", "padding before the end"}))
 def test_an_odd_file_that_is_damaged_too_is_damaged(name: str) -> None:
     """libjpeg tells only its first warning, which here is about something else."""
     data = photo()
