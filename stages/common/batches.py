@@ -66,9 +66,10 @@ def read_images(table: pa.Table, size: int, rejects: list[Reject]) -> Iterator[t
 def encode_images(
     images: Iterable[tuple[K, Pixels]], encode: Callable[[torch.Tensor], torch.Tensor], batch_size: int
 ) -> Iterator[tuple[K, torch.Tensor]]:
-    """Yields (key, encoding (...)) per image.
+    """Yields (key, encoding) per image, in order.
 
-    images: (key, pixels (3, S, S)) each. encode: maps a batch (B, 3, S, S), B = `batch_size`, to encodings (B, ...).
+    images: (key, pixels (3, S, S)) each; the key, such as a row number, is passed through. encode: maps a batch
+    (B, 3, S, S), B = `batch_size`, to encodings (B, ...).
     """
     import torch
 
@@ -78,7 +79,7 @@ def encode_images(
 
 
 def seed_of(*parts: object) -> int:
-    """Returns a 63-bit seed: a hash of the parts as text."""
+    """Returns a 63-bit seed: a hash of `str` of each part, joined by `:`."""
     return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 

@@ -21,7 +21,7 @@ CLIP_PLACE = CLIP_FILE | CLIP_TIME
 def grid(start_s: float, end_s: float, fps: float) -> range:
     """Returns the frame numbers k whose time k / fps is in [start_s, end_s).
 
-    If there are none, returns one number: the last k before the interval, at least 0.
+    If there are none, the range has one number: the last k before the interval, at least 0. At 1 fps, 2.3 to 2.6 s gives 2.
     """
     first, stop = (math.ceil(round(time_s * fps, 6)) for time_s in (start_s, end_s))
     return range(first, stop) if first < stop else range(max(0, stop - 1), max(1, stop))

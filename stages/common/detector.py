@@ -39,16 +39,17 @@ class Detector:
     device: torch.device
 
     def pixels(self, image: Image.Image) -> tuple[torch.Tensor, tuple[float, float]]:
-        """Returns an RGB image as (3, h, w) float32 for the model, and the image pixels per model pixel (x, y)."""
+        """Calls `to_pixels` with this model and its device."""
         return to_pixels(self.model, image, self.device)
 
 
 def to_pixels(
     model: FasterRcnn, image: Image.Image, device: torch.device
 ) -> tuple[torch.Tensor, tuple[float, float]]:
-    """Returns an RGB image as (3, h, w) float32 on `device`, and the image pixels per model pixel (x, y).
+    """Returns an RGB image as (3, h, w) float32 on `device`, and factors (x, y) that map its coordinates to `image`.
 
-    As in detectron2, Pillow resizes the 8-bit image (bilinear), which is then normalised by mean and standard deviation.
+    The factors are (image width / w, image height / h). As in detectron2, Pillow resizes the 8-bit image (bilinear), which
+    is then normalised by the model's mean and standard deviation.
     """
     from PIL import Image
 
@@ -65,7 +66,8 @@ def load(path: str) -> Detector:
     detectron2, `pytorch_model.bin` of LXMERT), and objects_vocab.txt and attributes_vocab.txt with one name per line
     (in the vocabularies of public checkpoints, `a,b` is read as `a`).
 
-    The model is in eval mode, on a GPU if the step asks for one. Raises VlpipeError if weights or names do not fit.
+    The model is in eval mode, on a GPU if the step asks for one. Raises VlpipeError if a file is missing, the weights cannot
+    be read, or the number of names is not that of the model's classes or attributes.
     """
     folder = Path(path)
     file = weights_file(folder)

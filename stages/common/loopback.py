@@ -19,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 
 @contextmanager
 def serving(folders: Mapping[str, str]) -> Iterator[dict[str, int]]:
-    """Serves `folders` (host name -> folder) over HTTP; yields a dict of host name -> port on 127.0.0.1.
+    """Serves `folders` (host name -> folder) over HTTP; yields a dict of host name -> port on 127.0.0.1, the same for all.
 
     The path of a URL is a path below the folder of its host. Raises VlpipeError if a folder does not exist.
     """
@@ -78,7 +78,10 @@ class _Files(BaseHTTPRequestHandler):
 
 
 def inside(root: str, relative: str) -> str | None:
-    """Returns the real path of `relative` below `root`, or None if it leaves `root` (by `..` or a symbolic link)."""
+    """Returns the path of `relative`, whether it exists or not, or None if it is not below `root`.
+
+    It is not if it is empty, contains a NUL, or leaves `root` by `..` or a symbolic link.
+    """
     if "\x00" in relative:
         return None
     names = relative.lstrip("/").split("/")

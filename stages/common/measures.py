@@ -75,7 +75,7 @@ def word_repetition(text: pa.Array) -> pa.Array:
 
 
 def is_url(text: pa.Array) -> pa.Array:
-    """Whether the text is a single URL and nothing else."""
+    """Whether the text is only a URL: one word that begins with `www.` or with a scheme and `://`."""
     return pc.match_substring_regex(text, URL_ONLY, ignore_case=True)
 
 

@@ -45,7 +45,7 @@ class Loaded:
 def load(weights: Weights, max_length: int = 0) -> Loaded:
     """Loads a model in eval mode, on a GPU if the step asks for one.
 
-    max_length: number of text tokens needed. Raises VlpipeError if the model has fewer text positions.
+    max_length: number of text tokens needed, 0 for any. Raises VlpipeError if the model has fewer text positions.
     """
     device = torch.device(device_of_step())
     model = Blip.load(weights.path).eval().to(device)

@@ -60,7 +60,10 @@ class Occurrences:
             self._grow()
 
     def _add(self, words: Words, times: Words) -> Places:
-        """Adds `times` to the count of each key; returns the counts before that. Keys must be distinct and sorted."""
+        """Adds `times` (B,) to the counts of the keys `words`; returns the counts before that (B,).
+
+        The keys must be distinct and sorted, with a count of 0 in them.
+        """
         before = np.zeros(len(words), np.int64)
         left, at = np.arange(len(words)), self._homes(words[:, 0])
         while len(left):

@@ -58,8 +58,8 @@ def colour_gap(
     """Returns (P,): for each of P pairs, the max difference between the two colour grids, lighting evened out, 0 to 255.
 
     Lighting is a gain (1 / MAX_GAIN to MAX_GAIN) and a shift of the mean (at most MAX_SHIFT), the same for all cells and
-    channels, fitted by least squares: other brightness and contrast keep the subject, another hue changes it. The larger of
-    both directions counts.
+    channels, fitted by least squares: other brightness and contrast keep the subject, another hue changes it. Each grid
+    is fitted to the other in turn; the larger of the two differences counts.
     left: (N, 48), right: (M, 48), rows from `colour_grid`. a, b: (P,), the row of `left` and of `right` of each pair.
     """
     gaps = [np.empty(0)]
@@ -81,7 +81,10 @@ def colour_gap(
 
 
 def _unlit(x: Places, y: Places, both: Places, shift: Places) -> npt.NDArray[np.float64]:
-    """(P, C), (P, C), (P, 1), (P, 1) -> (P,): max of |gain * x - y + shift|. x, y have mean 0; both: their products."""
+    """Returns (P,): max of |gain * x - y + shift| with the best gain, for P pairs of grids of C values.
+
+    x, y: (P, C), each row with mean 0. both: (P, 1), the sum of x * y. shift: (P, 1), what lighting does not explain.
+    """
     own = (x * x).sum(axis=1, keepdims=True)
     gain = np.clip(both / np.maximum(own, 1), 1 / MAX_GAIN, MAX_GAIN)
     found: npt.NDArray[np.float64] = np.abs(gain * x - y + shift).max(axis=1)
@@ -150,9 +153,10 @@ def _candidates(hashes: Hashes, radius: int) -> Iterator[tuple[Places, Places]]:
 
 
 def _partners(bits: npt.NDArray[np.uint16], mask: np.uint16) -> tuple[Places, Places]:
-    """Returns, for each of the sorted values, the first position and the number of its partners.
+    """Returns, for each of the sorted values `bits`, the first position and the number of its partners.
 
-    The partners of a value differ from it in exactly the bits of `mask`; each pair is counted at one of its two values.
+    The partners of a value differ from it in exactly the bits of `mask`. Each pair is counted at one of its two values; the
+    number at the other is 0.
     """
     end = np.searchsorted(bits, bits ^ mask, side="right")
     if mask == 0:

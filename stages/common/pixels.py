@@ -84,7 +84,8 @@ def verify_decode(
 ) -> tuple[Probe, Image.Image | None]:
     """Returns (Probe, RGB image or None): the results of `verify` and `decode`, in one pass.
 
-    wanted: maps the Probe to the min (width, height) of the decoded image, or to None if no image is needed.
+    wanted: maps the Probe to the min (width, height) of the decoded image, or to None if no image is needed; called twice
+    for a PNG, whose orientation may be stored after the pixels.
     Raises RowFault as `verify`. What it accepts, `decode` decodes.
     """
     with opened(data, max_pixels) as image:
@@ -115,16 +116,16 @@ def decode(
 ) -> Image.Image:
     """Returns the first frame as upright RGB. Raises RowFault as `verify`, except transparent and damaged.
 
-    max_pixels: None for images of rows, which the step that stored them has checked by its own limit. at_least: min (width,
-    height) of the upright image; a JPEG may be decoded at scale 1/2, 1/4 or 1/8 if the result is no smaller than that,
-    which is several times faster.
+    max_pixels: None (no limit) for stored images, which the step that stored them has checked by its own limit.
+    at_least: min (width, height) of the upright image; a JPEG may be decoded at scale 1/2, 1/4 or 1/8 if the result is no
+    smaller than that, which is several times faster.
     """
     with opened(data, max_pixels) as image:
         return _upright(image, _load(image, data, at_least), data)
 
 
 def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.float32]:
-    """Returns an RGB image as (3, size, size) float32: bicubic resize without crop, CLIP's mean and deviation."""
+    """Returns an RGB image as (3, size, size) float32, resized (bicubic, no crop), with CLIP's mean and deviation."""
     import numpy as np
     from PIL import Image
 

@@ -26,7 +26,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]  # field of a region -> (N, ...), of one
 
 
 def region_type(feat_dim: int, num_probs: int) -> pa.StructType:
-    """Returns the type of a region. The last entry of `prob` is background.
+    """Returns the type of a region, whose `feat` has `feat_dim` values and `prob` has `num_probs`, the last for background.
 
     obj, obj_conf: index and probability of the likeliest class except background. attr, attr_conf: those of the likeliest
     attribute; `attr` is -1 if the detector has no attributes.
@@ -52,13 +52,13 @@ def region_fields(feat_dim: int, num_probs: int) -> tuple[pa.Field, pa.Field, pa
 
 
 def group_rows(feat_dim: int, num_probs: int, max_regions: int) -> int:
-    """Returns the rows per row group, so that a group of images with `max_regions` each is about 32 MB."""
+    """Returns how many images with `max_regions` regions each fit into a row group of 32 MiB; at least 1."""
     per_region = 2 * feat_dim + 2 * num_probs + 16 + sum(np.dtype(d).itemsize for _, d in SCALARS)
     return max(1, ROW_GROUP_BYTES // (per_region * max(1, max_regions)))
 
 
 def regions_array(images: Sequence[Arrays], feat_dim: int, num_probs: int) -> pa.ListArray:
-    """Returns the `regions` column, one list per image, built without a Python object per region."""
+    """Returns the `regions` column: one list per image, from its fields (N, ...); no Python object is made per region."""
     widths = {"feat": (np.float16, feat_dim), "box": (np.float32, 4), "prob": (np.float16, num_probs)}
     parts: list[pa.Array] = []
     for name, (dtype, width) in widths.items():
@@ -74,7 +74,10 @@ def regions_array(images: Sequence[Arrays], feat_dim: int, num_probs: int) -> pa
 
 
 def image_arrays(column: pa.ListArray) -> list[Arrays]:
-    """Returns one mapping per image: the inverse of `regions_array`, as views into Arrow's memory where possible."""
+    """Returns the fields (N, ...) of each image's regions: the inverse of `regions_array`; N = 0 for a null list.
+
+    They are views into Arrow's memory where possible.
+    """
     structs = column.flatten()
     flat: dict[str, npt.NDArray[Any]] = {}
     for field in structs.type:
@@ -95,7 +98,7 @@ def tags_of(regions: Arrays, classes: Sequence[str], least: float) -> list[str]:
 
 
 def region_columns(regions: pa.ListArray, tags: Sequence[Sequence[str]], digest: str) -> dict[str, pa.Array]:
-    """Returns the columns of `region_fields` by name."""
+    """Returns the columns of `region_fields` by name. tags: from `tags_of`, per image. digest: of the detector."""
     return {
         "regions": regions,
         "region_tags": pa.array(tags, pa.list_(pa.string())),

@@ -100,7 +100,7 @@ def _stem(*parts: str) -> bytes:
 
 
 def hex_strings(data: bytes, size: int) -> pa.StringArray:
-    """Returns each `size` bytes of `data` as a string of hex digits."""
+    """Returns B strings of 2 * `size` hex digits. data: B values of `size` bytes each, one behind the other."""
     offsets = np.arange(0, 2 * len(data) + 1, 2 * size, dtype=np.int32)
     return pa.StringArray.from_buffers(
         len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data.hex().encode())

@@ -37,8 +37,9 @@ class Rule:
 
     column: a measure (`common.measures`), a column of the row, or a field of texts such as `texts.score`. A list column
     must have one value per text; it judges texts, as text measures do. `matches` searches for a regular expression (RE2).
-    on_missing: what to do if the value is null. encoder: the model whose scores the threshold is for; must be the encoder
-    of the column. needs: the stage or tool that computes the column. source: the paper or code the value is from.
+    on_missing: what a null value does: `reject` (as if the condition failed), `keep`, or `error` (the step fails).
+    encoder: the model whose scores the threshold is for; must be the encoder of the column. needs: the
+    stage or tool that computes the column. source: the paper or code the value is from.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -107,7 +108,10 @@ def _rule(path: Path, number: int, given: Any) -> Rule:
 
 
 def choose(rules: Sequence[Rule], skip: Sequence[str]) -> tuple[Rule, ...]:
-    """Returns the rules except those named in `skip`. Raises VlpipeError for an unknown name or a duplicate code."""
+    """Returns the rules whose code is not in `skip`.
+
+    Raises VlpipeError if `skip` has a code of no rule, or two rules have the same code.
+    """
     codes = [rule.code for rule in rules]
     for code in skip:
         if code not in codes:
@@ -198,9 +202,10 @@ def _fits(value: Any, dtype: pa.DataType) -> bool:
 
 
 def check_encoder(rule: Rule, schema: pa.Schema) -> None:
-    """Raises SchemaError unless the rule is for the encoder of its column. Only schemas of the plan record encoders.
+    """Raises SchemaError unless the rule's `encoder` is that of its column. Only schemas of the plan record encoders.
 
     A threshold is valid for one encoder only: 0.28 for CLIP B/32 means nothing for another model's scores.
+    A rule that compares with no threshold (`==`, `in`, `matches`) may leave `encoder` out.
     """
     column = rule.column.partition(".")[0]
     bound = encoder_of(schema, column) if column in schema.names else ""

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def name_of(model: Weights | None, given: str, *, default: str = "", endings: Sequence[str] = ()) -> str:
-    """Returns the encoder's name for rules: `given`, else its step, hub id or folder name; `default` without a model.
+    """Returns the encoder's name for rules: `given`; else, for a model, `step:NAME`, its hub id or its folder's name.
 
-    endings: suffixes to remove from the folder name.
+    default: the name if there is neither. endings: a folder name loses the first of these suffixes that it has.
     """
     if given or model is None:
         return given or default
@@ -54,7 +54,7 @@ def load_model(cls: Any, weights: Weights) -> Any:
 
 
 def pretrained(cls: Any, path: str, **options: Any) -> Any:
-    """Returns `cls.from_pretrained(path)`, a model, tokenizer or processor of transformers.
+    """Returns `cls.from_pretrained(path, **options)`, a model, tokenizer or processor of transformers.
 
     Code in the folder is never run: without `trust_remote_code=False`, transformers asks on the terminal whether to run it.
     Raises VlpipeError if it cannot be loaded.
@@ -76,7 +76,7 @@ def device() -> torch.device:
 
 
 def processed(weights: Weights) -> Callable[[Image.Image], Pixels]:
-    """Returns the model's own image processor (Pillow backend) as a function: RGB image -> (3, S, S) float32."""
+    """Returns the model's own image processor (Pillow backend) as a function: RGB image -> (3, H, W) float32."""
     from transformers import AutoImageProcessor
 
     processor = pretrained(AutoImageProcessor, weights.path, backend="pil")

@@ -1,6 +1,6 @@
 """Flattens the texts of a batch into one column, so that Arrow functions apply to all at once; writes results back.
 
-Also `normalized`, Unicode normalization in linear time.
+Also `unescape` for HTML entities and `normalized` for Unicode, neither of which fails or takes long for hostile texts.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ HUGE = re.compile(r"&#(?:\d{8,}|[xX][0-9a-fA-F]{8,});?")  # beyond the highest c
 
 
 def unescape(text: str) -> str:
-    """Decode HTML entities once, as `html.unescape`, which raises ValueError for a number of more than 4,300 digits."""
+    """Decodes HTML entities once, as `html.unescape`, but without its ValueError for a number of more than 4,300 digits."""
     return html.unescape(HUGE.sub("\ufffd", ZEROS.sub(r"&#\1", text)))
 
 
 class FlatTexts:
-    """The `texts` of N rows as M entries. lengths: (N,), texts per row. row: (M,), row number of each text."""
+    """The `texts` of N rows as M entries. lengths: (N,), texts per row, 0 for null. row: (M,), row number of each text."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._lists = as_array(column)
@@ -46,7 +46,7 @@ class FlatTexts:
         return pc.struct_field(self.entries, name)
 
     def still_in(self, sources: Sequence[str]) -> Mask:
-        """Returns a mask (M,): True for texts from `sources` that are not dropped."""
+        """Returns a mask (M,): True for texts that are not dropped and whose `source` is one of `sources`."""
         ours = to_mask(pc.is_in(self.field("source"), pa.array(sources, pa.string())))
         return ours & self.kept()
 
@@ -55,9 +55,9 @@ class FlatTexts:
         return np.asarray(pc.fill_null(self.field("kept"), True).to_numpy(zero_copy_only=False))
 
     def aligned(self, name: str, column: pa.ChunkedArray) -> pa.Array:
-        """Returns (M,): the values of a list column with one value per text.
+        """Returns (M,): the values of a list column of the same N rows, which must have one value per text.
 
-        Raises VlpipeError if a row has more or fewer values than texts.
+        Raises VlpipeError, with the column's `name`, if a row has more or fewer values than texts.
         """
         lists = as_array(column)
         lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
@@ -70,11 +70,11 @@ class FlatTexts:
         return lists.flatten()
 
     def nested(self, values: pa.Array) -> pa.Array:
-        """Returns values (M,) as one list per row."""
+        """Returns `values` (M,), one per text, as a list column: each row's list holds those of its texts."""
         return pa.ListArray.from_arrays(self._offsets(), values)
 
     def drop(self, rows: pa.Table, why: pa.Array) -> pa.Table:
-        """Returns `rows` with kept=False and the given reason for texts whose `why` (M,) is not null."""
+        """Returns `rows` with kept=False and this reason for texts that have one in `why` (M,); null changes nothing."""
         if why.null_count == len(why):
             return rows
         dropped = why.is_valid()
@@ -85,7 +85,7 @@ class FlatTexts:
         return self.replace(rows, **new)
 
     def replace(self, rows: pa.Table, **fields: pa.Array) -> pa.Table:
-        """Returns `rows` with the given fields (M,) of their texts replaced."""
+        """Returns `rows`, whose `texts` this was made from, with fields of the texts replaced: score=(M,) floats."""
         columns = [fields.get(f.name, self.field(f.name)) for f in TEXT]
         entries = pa.StructArray.from_arrays(columns, fields=list(TEXT))
         mask = self._lists.is_null() if self._lists.null_count else None
@@ -97,7 +97,7 @@ class FlatTexts:
 
 
 def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
-    """Returns `unicodedata.normalize(form, text)`, in n log n time.
+    """Returns `unicodedata.normalize(form, text)`, in O(n log n) time for n characters.
 
     CPython sorts consecutive combining marks by insertion: 80,000 of them in alternating order take 3 seconds. Here a long
     run of marks is sorted first. Runs in real texts have less than 30 (Unicode Standard Annex #15, 13).

@@ -43,7 +43,10 @@ class Verdicts:
     counts: npt.NDArray[np.int64]
 
     def judge(self, id_: str, mark: np.uint64) -> Reject | None:
-        """Returns the reject of a row, None if it is kept. mark: the hash of `id_`, as in `known`."""
+        """Returns the reject of a duplicate or of a row without a decision; None if the row is kept.
+
+        mark: the hash of `id_`, from `marks`.
+        """
         if id_ in self.dropped:
             return Reject(id_, "filtered", *self.dropped[id_])
         at = int(np.searchsorted(self.known, mark))
@@ -57,7 +60,7 @@ class Verdicts:
         return None
 
     def counts_of(self, marks: npt.NDArray[np.uint64]) -> dict[str, pa.Array]:
-        """Returns COUNTS of kept rows, given by the hashes of their ids."""
+        """Returns COUNTS of rows with a decision, null where UNKNOWN. marks: hashes of their ids, from `marks`."""
         values = self.counts[np.searchsorted(self.known, marks)]
         return {
             name: pa.array(each, mask=each == UNKNOWN) for name, each in zip(COUNTS, values.T, strict=True)
@@ -114,7 +117,10 @@ class DropDuplicates(MapStage):
 
 
 def with_gained(rows: pa.Table, gained: dict[str, Gains]) -> pa.Table:
-    """Returns `rows` with the texts of dropped duplicates appended, and the column `donors`."""
+    """Returns kept rows with the texts that they gain appended to `texts`, and their source rows to `donors`.
+
+    gained: as in `Verdicts`. The column `donors` is added if it is missing.
+    """
     ids = rows["id"].to_pylist()
     if "donors" not in rows.schema.names:
         rows = rows.append_column("donors", pa.nulls(rows.num_rows, DONORS))

@@ -70,7 +70,10 @@ def with_copies(near: Edges, leader: Places, num_new: int, kind: str) -> Edges:
 
 
 def write_edges(folder: str, ids: Names, num_new: int, edges: Edges, threshold: float) -> None:
-    """Writes both artifacts. `ids` are indexed by row number; rows from `num_new` on belong to the earlier set."""
+    """Writes `edges.parquet` and `search.parquet` into `folder`.
+
+    ids: indexed by row number; rows from `num_new` on belong to the earlier set. threshold: of the search.
+    """
     order = np.lexsort((edges.b, edges.a))
     with ShardWriter(f"{folder}/edges.parquet", EDGES, ROW_GROUP_ROWS) as writer:
         for start in range(0, len(order), ROW_GROUP_ROWS):
@@ -117,7 +120,7 @@ def edges_of(table: pa.Table, ids: Names) -> Edges:
 
 
 def _numbers(columns: Sequence[pa.ChunkedArray], ids: Names) -> list[Places]:
-    """Row numbers of dictionary-encoded columns; each chunk has its own dictionary."""
+    """Returns the row numbers, positions in `ids`, of each dictionary-encoded column; each chunk has its own dictionary."""
     places = iter(ids.places([part.dictionary for column in columns for part in column.chunks]))
     found = [[next(places)[np.asarray(part.indices)] for part in column.chunks] for column in columns]
     return [np.concatenate([np.empty(0, np.int64), *parts]) for parts in found]

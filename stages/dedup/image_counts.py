@@ -25,11 +25,12 @@ Hashes = npt.NDArray[np.uint64]  # (N,), 0: the row has none
 
 
 def image_counts(inputs: Sequence[Dataset], groups: npt.NDArray[np.int64]) -> dict[str, Counts]:
-    """Returns, per row in input order, the counts (COUNTS) of its group; UNKNOWN without a column `url` or `texts`.
+    """Returns COUNTS -> (N,): for each row, in input order, the counts of its group.
 
-    image_rows: rows in the group. image_hosts: distinct hosts of their URLs. image_texts: distinct sets of texts; case and
-    whitespace are ignored, as are rows without a text. Rows that have these columns from an earlier dedup stand for as many
-    rows as they say, and for no fewer hosts and texts.
+    image_rows: rows in the group. image_hosts: distinct hosts of their URLs; UNKNOWN unless all inputs have `url`.
+    image_texts: distinct sets of texts; case and whitespace are ignored, as are rows without a text; UNKNOWN unless all
+    inputs have `texts`. A row with these columns from an earlier dedup counts as `image_rows` rows, and its group has at
+    least its `image_hosts` and `image_texts`.
     groups: (N,), any number per row, equal for rows of one group. Takes 24 bytes per row, and 32 more while it sorts.
     """
     _, groups = np.unique(groups, return_inverse=True)

@@ -66,7 +66,7 @@ class PictureLooks(MapStage):
 
 
 def look_at(images: Sequence[bytes | None], max_pixels: int | None = None) -> Looks:
-    """Returns the looks of encoded images, decoded one at a time. max_pixels: None for images of rows, as in `decode`."""
+    """Returns the looks of encoded images, decoded one at a time. max_pixels: None (no limit) for stored images."""
     blocks = (images[start : start + BLOCK_IMAGES] for start in range(0, len(images), BLOCK_IMAGES))
     return joined([_looks_of_block(block, max_pixels) for block in blocks])
 

@@ -137,7 +137,11 @@ def _earlier(edges: pa.Table) -> Names:
 
 
 def _warn_of_giants(groups: Places, ids: Names, job: Job) -> None:
-    """groups: of the rows that chains of pairs can have joined: not of placeholders and of rows with equal bytes."""
+    """Log a warning if very many rows have one representative.
+
+    groups: row number of each row's kept representative, without the rows of placeholders and those dropped for equal
+    bytes, which chains of pairs did not join.
+    """
     sizes = np.bincount(groups, minlength=1)
     largest = int(sizes.max())
     if largest > max(GIANT_ROWS, GIANT_SHARE * len(groups)):
@@ -151,8 +155,8 @@ def _warn_of_giants(groups: Places, ids: Names, job: Job) -> None:
 def with_gained(decisions: pa.Table, groups: Places, inputs: tuple[Dataset, ...], order: Places) -> pa.Table:
     """Fills `gained` and `donors` of kept rows: the texts of their dropped duplicates that they lack, best duplicate first.
 
-    groups: the number of each row's kept representative; numbers beyond the last row are of the earlier set. order: the keep
-    order, without rows of groups that get no text.
+    groups: (N,), the row number of each row's kept representative; N or more: it is in the earlier set, which gets no texts.
+    order: row numbers in keep order, without the rows of placeholders, whose texts are not merged.
     """
     keeps = np.asarray(decisions["keep"])
     dropped = order[~keeps[order] & (groups[order] < len(groups))].tolist()

@@ -144,10 +144,10 @@ def _members(
 def _sides(
     rows: Rows, members: Members, cluster: int, sketches: Vectors, num_new: int
 ) -> list[tuple[Side, Side, bool]]:
-    """Returns a cluster's comparisons: its own new rows with all members, its new guests with its own earlier rows.
+    """Returns a cluster's two comparisons: its own new rows with all members, its new guests with its own earlier rows.
 
-    A row is an own row of its nearest cluster. Two guests are not compared here, but in a cluster where one of them is an
-    own row. Each comparison is (left, right, same) of `near_pairs`.
+    Each is (left, right, same) of `near_pairs`. A row is an own row of its nearest cluster, and a guest of others. Two
+    guests are not compared here, only in a cluster where one of them is an own row. Two earlier rows are never compared.
     """
     places, own = members.of(cluster)
     new = rows[places] < num_new

@@ -42,7 +42,7 @@ class WriteWebdataset(GatherStage):
 
     texts: which of the kept texts go into KEY.txt: `first`; `best` (highest score; ties: the first; texts without a score
     come last); or `all`, one per line. KEY.json has the full entries of these under `texts`, and the row's columns
-    of numbers and strings. sources: use only texts of these sources (web, synth, human); None: all.
+    of numbers, booleans and strings. sources: use only texts of these sources (web, synth, human); None: all.
     Rows without such a text are rejected (filtered, no_text_kept). A killed run keeps its finished tars.
     `vlpipe forget` of a row removes all tars; the next run writes them without it.
     """
@@ -74,7 +74,7 @@ class WriteWebdataset(GatherStage):
         job.emit(pa.Table.from_pylist([{n: p[n] for n in WRITTEN.names} for p in parts], WRITTEN))
 
     def _part(self, work: Store, number: int, data: Dataset, shard: Shard) -> dict[str, Any]:
-        """Writes the tar of one shard, unless an earlier attempt finished it. Returns its record."""
+        """Writes the tar of one shard, unless an earlier attempt finished it. Returns its row of WRITTEN, and `rejects`."""
         name, about = f"{number:06d}.tar", f"{number:06d}.json"
         if work.exists(about):  # written after the tar
             found: dict[str, Any] = work.read_json(about)

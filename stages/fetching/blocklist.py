@@ -37,15 +37,15 @@ Marks = npt.NDArray[np.uint64]
 class Blocklist:
     """A loaded blocklist.
 
-    marks: kind -> the first 8 bytes of each hash, sorted. 16 M entries take 128 MB; the probability that an image not
-    on the list matches an entry is 1e-12.
+    marks: kind (md5, sha256, url_md5, url_sha256) -> the first 8 bytes of each hash, sorted. 16 M entries take 128 MB; the
+    probability that an image not on the list matches an entry is 1e-12.
     """
 
     marks: Mapping[str, Marks]
     domains: frozenset[str]
 
     def check_url(self, url: str) -> RowFault | None:
-        """Returns a RowFault if the URL or its domain is blocked. Call it before a request, and for redirects."""
+        """Returns a RowFault (blocked) if the URL or its domain is blocked, else None. Call it also for redirects."""
         if self.domains and any(name in self.domains for name in domains_of(url)):
             return RowFault(BLOCKED, "domain")
         spelled = spellings(url) if self.marks.keys() & {"url_md5", "url_sha256"} else ()
@@ -54,7 +54,7 @@ class Blocklist:
         return None
 
     def check_bytes(self, data: bytes) -> RowFault | None:
-        """Returns a RowFault if the content is blocked. Call it before decoding."""
+        """Returns a RowFault (blocked) if the content is blocked, else None. Call it before decoding."""
         return RowFault(BLOCKED, "content") if self._has("", data) else None
 
     def _has(self, prefix: str, data: bytes) -> bool:
@@ -72,7 +72,7 @@ NOTHING = Blocklist({}, frozenset())
 
 
 def spellings(url: str) -> set[str]:
-    """Returns the spellings of a URL that a hash list may be based on; http and https count as the same."""
+    """Returns the spellings of a URL that a list may have hashed: with http, with https, without a final `/`, as sent."""
     url = url.strip()
     bare = canonical_url(url)  # without scheme and default port
     found = {url, without_secrets(url), bare, f"http://{bare}", f"https://{bare}"}

@@ -19,9 +19,9 @@ ALONE = Politeness(
 
 
 class Recall:
-    """Looks up and records opt-outs in the gate: requests a turn per URL, which is refused if the URL has opted out.
+    """Looks up and records opt-outs in the gate: requests a turn (`web.politeness`) per URL, refused if it has opted out.
 
-    Turns are returned at once, so they limit nothing.
+    Turns are returned at once, so they limit nothing. URLs that cannot be sent are not looked up.
     """
 
     def __init__(self, loop: Loop, turns: Turns) -> None:

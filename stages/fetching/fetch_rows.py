@@ -57,7 +57,10 @@ class FetchRows:
         return joined([*self.parts(batch)])
 
     def parts(self, batch: pa.Table) -> Iterator[Out]:
-        """Fetches a batch. Images are checked in order, in this thread, while later ones are still being fetched."""
+        """Fetches a batch and yields its output in parts of about PART_BYTES.
+
+        Images are checked in order, in this thread, while later ones are still being fetched.
+        """
         listed, rows = _listed(batch), self._rows_of(batch)
         log: list[dict[str, Any]] = []
         started = self._under_way.pop(_ids(batch), None) or _start(listed, self._fetch)
@@ -76,13 +79,13 @@ class FetchRows:
                     one.cancel()
 
     def _part(self, rows: ImageRows, log: list[dict[str, Any]]) -> Out:
-        """Returns what was collected since the last part."""
+        """Returns the rows, rejects and log lines collected since the last part."""
         out = rows.out(self._schema)
         out.log, log[:] = [*log], []
         return out
 
     def _wait(self, asked: Sequence[Asked[Answer]]) -> None:
-        """Waits for all answers, last first, so that this thread wakes up once or twice instead of for each."""
+        """Waits until all are answered; for the last one first, so that this thread wakes up only once or twice."""
         self._fetch.want(asked)
         for one in reversed(asked):
             one.exception()
@@ -95,9 +98,10 @@ class FetchRows:
         rows: ImageRows,
         log: list[dict[str, Any]],
     ) -> Iterator[list[tuple[int, bytes, dict[str, Any]]]]:
-        """Yields (row number, image, columns) of the rows of `together`, about CHECK_BYTES of images at a time.
+        """Yields lists of (row number, image, columns) of the rows of `together` that have an image, about CHECK_BYTES each.
 
-        Adds lines to `log` and the rejects of other rows to `rows`. Answers are removed from `started`, which frees them.
+        Their requests must be answered. Adds a line per request to `log`, and rejects the other rows in `rows`. Replaces
+        answers in `started` by DONE, which frees them.
         """
         ready: list[tuple[int, bytes, dict[str, Any]]] = []
         num_bytes = 0
@@ -163,7 +167,7 @@ _HEX_DIGEST = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
 
 
 def _need_wanted(body: bytes, expected: str | None, blocklist: Blocklist) -> None:
-    """Raises RowFault if the content is not to be kept: blocked, hash_mismatch."""
+    """Raises RowFault if the content is blocked, or its hash is not `expected` (hash_mismatch; None: no check)."""
     blocked = blocklist.check_bytes(body)
     if blocked is not None:
         raise blocked

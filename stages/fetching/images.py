@@ -262,7 +262,7 @@ class FetchImages(Fetching):
         )
 
     def _more(self) -> builtins.list[pa.Field]:
-        """Returns the optional columns of the list's rows, which only `open` reads."""
+        """Returns the optional columns EXPECTED and FAULT of the listed rows, which are not part of the output."""
         return [EXPECTED] * (self.hash is not None) + [FAULT] * (self.bad_lines == "reject")
 
     def _pairs(self) -> Iterator[Pair]:

@@ -142,7 +142,7 @@ def engine(options: Options, ports: Mapping[str, int], gate: Address | None = No
     """Yields the stage's function.
 
     ports: host -> loopback port that serves it, the only exemption from the address rules. gate: address of the run's
-    `HostGate`.
+    `HostGate`, in which opt-outs are looked up and recorded; None: an own one.
     """
     schema = columns_out(resized=options.image_size is not None)
     with loaded(), recalling(gate) as recall:

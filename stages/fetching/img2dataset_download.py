@@ -92,7 +92,7 @@ def loaded() -> Iterator[None]:
 
 
 class Got(NamedTuple):
-    """An image as returned by img2dataset."""
+    """An image as returned by img2dataset. data: the encoded image, resized if `image_size` is set."""
 
     data: bytes
     original: dict[str, Any]  # values of ORIGINAL, if it was resized
@@ -160,9 +160,10 @@ Sized = tuple[bytes | None, int | None, int | None, int | None, int | None, str 
 
 
 def _resizer(options: Options) -> Callable[..., Sized]:
-    """Returns a replacement for img2dataset's Resizer that checks an image, then calls the Resizer if images are resized.
+    """Returns a replacement for img2dataset's Resizer: if `image_size` is set, it checks an image, then calls the Resizer.
 
-    The Resizer ignores EXIF orientation and clips 16 bits, so it receives upright 8-bit RGB.
+    Otherwise it returns the bytes as they came, unless they exceed `max_bytes`. The Resizer ignores EXIF orientation and
+    clips 16 bits, so it receives upright 8-bit RGB.
     """
     inner = _img2dataset_resizer(options) if options.image_size is not None else None
 

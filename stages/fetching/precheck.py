@@ -14,9 +14,10 @@ from vlpipe.stages.web.url import sendable
 
 
 def allowed(urls: Sequence[str], ports: Mapping[str, int], concurrency: int) -> list[str | RowFault]:
-    """Returns each URL as sent, or a RowFault: bad_url, no_url, dns, forbidden_address.
+    """Returns for each URL the one to send, or a RowFault: bad_url, no_url, dns, forbidden_address.
 
-    ports: host -> loopback port that serves it, the only exemption. concurrency: max concurrent DNS lookups.
+    ports: host -> loopback port that serves it; a URL of such a host becomes one of this port, and its address is not
+    checked. concurrency: max concurrent DNS lookups.
     """
     safe = [_sendable(url) for url in urls]
     hosts = {_host(url) for url in safe if isinstance(url, str)} - set(ports)
@@ -48,7 +49,7 @@ def _on_loopback(url: str, port: int) -> str:
 
 
 def address_fault(host: str) -> RowFault | None:
-    """Returns a RowFault if a host has no address (dns) or one that is not public (forbidden_address)."""
+    """Returns a RowFault if a host has no address (dns) or one that is not public (forbidden_address), else None."""
     try:
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # names that IDNA cannot encode

@@ -41,7 +41,8 @@ Match = Callable[[str], list[int]]  # text -> indices of its entries in the list
 class CountEntries(GatherStage):
     """Counts, per entry, the texts of `sources` that contain it; texts that are already dropped are ignored.
 
-    Output rows and artifact `counts.parquet`, for `DrawEntries`: columns ENTRIES, without entries that are in no text.
+    Output rows, and the same in the artifact `counts.parquet` for `DrawEntries`: one per entry (columns: ENTRIES), without
+    entries that are in no text.
     entries: a text file with one entry per line, or a JSON list of strings. A text counts once per entry. Memory: the
     Aho-Corasick automaton (170 MB for 500,000 entries of up to 14 letters) and 8 bytes per entry.
     """
@@ -76,7 +77,9 @@ class CountEntries(GatherStage):
 
 @dataclass(frozen=True, kw_only=True)
 class DrawEntries(MapStage):
-    """Adds two columns with one value per text: `num_entries`, and `drawn` (bool: at least one of its entries is drawn).
+    """Adds two columns with one value per text: `num_entries`, how many entries it contains, and `drawn` (bool).
+
+    `drawn`: at least one of its entries is drawn, each with probability min(1, t / count).
 
     Both are null for texts that are already dropped or not of `sources`. A draw depends only on (seed, row id, entry).
     counts: `{from: STEP, path: counts.parquet}` of a `CountEntries` over the same rows. t: entries in at most t texts are
@@ -143,9 +146,9 @@ def spaced(text: str) -> str:
 
 
 def matcher(entries: Sequence[str]) -> Match:
-    """Returns a function that finds all entries in one pass over a text (Aho-Corasick), however many entries there are.
+    """Returns a function: text -> indices of the entries that it contains, ascending, each once.
 
-    Raises VlpipeError without pyahocorasick.
+    It reads a text once (Aho-Corasick), however many entries there are. Raises VlpipeError without pyahocorasick.
     """
     try:
         import ahocorasick

@@ -93,7 +93,10 @@ def hash_texts(texts: Iterable[str | None]) -> Hashes:
 
 
 def buckets(parts: Sequence[Hashes]) -> Iterator[Hashes]:
-    """Yields all hashes of `parts` (each sorted) in ranges of their first two bytes, so that equal hashes share a bucket."""
+    """Yields the hashes of all `parts` in buckets, by ranges of their first two bytes: equal hashes are in one bucket.
+
+    parts: each sorted. A bucket has about BUCKET_TEXTS hashes or fewer, and is not sorted.
+    """
     num = min(65536, 1 + sum(map(len, parts)) // BUCKET_TEXTS)
     marks = np.array([(k * 65536 // num).to_bytes(2, "big") for k in range(1, num)], "S16")
     bounds = [[0, *np.searchsorted(part, marks).tolist(), len(part)] for part in parts]
@@ -145,14 +148,20 @@ class TextCounts(MapStage):
 
 @lru_cache(maxsize=1)  # a worker process serves many shards of one step
 def load_counts(path: str, digest: str) -> tuple[Hashes, npt.NDArray[np.int64]]:
-    """Returns the sorted hashes and counts (M,) of a `counts.parquet`; 24 bytes per repeated text."""
+    """Returns the hashes, sorted, and the counts, both (M,), of a `counts.parquet`; 24 bytes per repeated text.
+
+    digest: of the file; only a key of the cache.
+    """
     table = read_artifact(path, COUNTS, "counts.parquet")
     hashes = table["hash"].combine_chunks()
     return np.frombuffer(b"".join(hashes.to_pylist()), "S16"), np.asarray(table["count"], np.int64)
 
 
 def read_artifact(path: str, schema: pa.Schema, name: str) -> pa.Table:
-    """Reads a step's Parquet artifact. Raises VlpipeError if it is unreadable or its columns differ from `schema`."""
+    """Reads a step's Parquet artifact. Raises VlpipeError if it is unreadable or its column names are not those of `schema`.
+
+    name: of the artifact, for error texts.
+    """
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:

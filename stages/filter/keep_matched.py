@@ -56,7 +56,10 @@ def keep_matched(table: pa.Table, tell: Callable[[int, str], str] = lambda at, w
 
 
 def _reasons(texts: list[dict[str, str]] | None, start: int, tell: Callable[[int, str], str]) -> str:
-    """Detail of a reject: `web: seen_often (text_count 15, wanted <= 10)` for each text."""
+    """Returns the detail of a row's reject: `web: seen_often (text_count 15, wanted <= 10)` for each text, joined by `; `.
+
+    texts: of the row. start: index of the first one among all texts of the table, for `tell`.
+    """
     if not texts:
         return "it has no text"
     details = [tell(at, text["why"]) for at, text in enumerate(texts, start)]

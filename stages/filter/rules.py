@@ -113,7 +113,7 @@ class Rules(MapStage):
     def _judge_texts(
         self, rows: pa.Table, rules: Sequence[Rule], places: Mapping[str, RuleInput], counts: Counter[str]
     ) -> tuple[pa.Table, dict[str, Seen]]:
-        """Returns the rows with failed texts marked as dropped, and the result of `_seen` for the M texts of the rows."""
+        """Returns (rows, seen): texts that fail a rule are marked as dropped; `_seen` of the M texts of all rows."""
         texts = FlatTexts(rows["texts"])
         judged = texts.still_in(self.sources)
         values = {rule.code: text_values(rule, places[rule.code], rows, texts) for rule in rules}
@@ -125,7 +125,8 @@ class Rules(MapStage):
 def _seen(rules: Sequence[Rule], values: Mapping[str, pa.Array], why: pa.Array) -> dict[str, Seen]:
     """Returns code -> (condition, column, values) of each rule that dropped something, for reject details.
 
-    Regex rules are left out, so that texts and URLs are not repeated.
+    values: code -> (N,), one value per row or text. why: (N,), the code of the rule that dropped it, or null. Regex
+    rules are left out, so that texts and URLs are not repeated.
     """
     used = set(why.unique().to_pylist())
     found: dict[str, Seen] = {}
@@ -137,7 +138,10 @@ def _seen(rules: Sequence[Rule], values: Mapping[str, pa.Array], why: pa.Array) 
 
 
 def said(seen: Seen | None, at: int) -> str:
-    """Detail of a reject, such as `min_side 180, wanted >= 200`."""
+    """Returns the detail of a reject, such as `min_side 180, wanted >= 200`; "" without `seen`.
+
+    at: index of the row or text among the values of `seen`.
+    """
     if seen is None:
         return ""
     wanted, column, values = seen
@@ -175,9 +179,10 @@ COMPARE: dict[str, Callable[[pa.Array, Any], pa.Array]] = {
 
 
 def fails(rule: Rule, values: pa.Array, judged: Mask | None = None) -> Mask:
-    """Returns a mask (N,), True where the rule fails.
+    """Returns a mask (N,), True where the rule fails. A null value fails unless the rule has `on_missing: keep`.
 
-    Raises VlpipeError for a null among the judged values if the rule has `on_missing: error`.
+    values: (N,), one per row or text. judged: (N,), True for those that matter, None: all; a null among these raises
+    VlpipeError if the rule has `on_missing: error`.
     """
     holds = to_mask(COMPARE[rule.op](values, rule.value))
     missing = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
@@ -191,7 +196,10 @@ def fails(rule: Rule, values: pa.Array, judged: Mask | None = None) -> Mask:
 
 
 def first_failed(masks: Mapping[str, Mask], judged: Mask, counts: Counter[str]) -> pa.Array:
-    """Returns the code of the first failed rule (N,), null if none fails. Updates the `fails:` and `drops:` counts."""
+    """Returns the codes of the first failed rules, (N,): null where none fails or `judged` is False.
+
+    masks: rule code -> (N,), True where it fails, in order of the rules. Adds to the `fails:` and `drops:` counts.
+    """
     first = np.full(len(judged), -1, np.int32)
     for number, (code, mask) in enumerate(masks.items()):
         failed = mask & judged

@@ -39,7 +39,7 @@ Scores = npt.NDArray[np.float64]
 class TopCut(GatherStage):
     """Finds the last selected row. Artifact `cut.json`, for `InTop`: its score and a hash of its id.
 
-    Emits one output row (columns: CUT). Memory: 8 bytes per row, and one hash per selected row that ties.
+    Emits one output row (columns: CUT). Memory: 8 bytes per row, and one hash per selected row with the last score.
     column: a number per row, or a list with one number per text, of which the highest among the texts not dropped is used.
     Rows without a score are never selected, but count in the number of rows.
     """
@@ -130,7 +130,7 @@ def check_score(schema: pa.Schema, column: str, who: str) -> None:
 
 
 def row_scores(rows: pa.Table, column: str) -> Scores:
-    """Returns the score of each row (N,), nan if it has none."""
+    """Returns the score of each row, (N,): of a list column, the highest among texts not dropped; nan if it has none."""
     if not pa.types.is_list(rows.schema.field(column).type):
         return as_floats(rows[column])
     texts = FlatTexts(rows["texts"])

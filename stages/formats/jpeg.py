@@ -39,7 +39,8 @@ def decode(
 ) -> npt.NDArray[np.uint8]:
     """Returns the pixels as stored, (height / scale, width / scale, 3 or 1) uint8, rounded up. Raises Warned.
 
-    width, height: in pixels, as the header says. scale: 1, 2, 4 or 8; smaller pictures are decoded faster.
+    width, height: in pixels, as the header says. colours: `rgb` gives 3 values per pixel, `gray` 1. scale: 1, 2, 4 or 8;
+    smaller pictures are decoded faster.
     """
     import simplejpeg
 
@@ -56,10 +57,10 @@ def decode(
 def damage(data: bytes) -> str | None:
     """Returns the first warning of libjpeg that pixels are missing or wrong, or None. data: a JPEG that Pillow decodes.
 
-    Warnings about anything else are no damage: bytes between the segments of the header, odd versions, profiles or scan
-    parameters, a missing end marker, padding after the last pixel, data behind the picture. libjpeg tells only its first
-    warning, so these are taken out of the file before it is asked again. Of a file of several scans (progressive) that has
-    an inconsistent progression, nothing else is known.
+    Warnings about anything else are no damage and give None: bytes between the segments of the header, odd versions,
+    profiles or scan parameters, a missing end marker, padding after the last pixel, data behind the picture. libjpeg tells
+    only its first warning, so what causes these is taken out of the file before it decodes it. One cause stays: an
+    inconsistent progression in a file of several scans, of which damage that comes later is therefore not found.
     """
     bare = _bare(data)
     if bare is None:
@@ -87,7 +88,7 @@ def _warning(data: bytes) -> str | None:
 
 
 def _is_padding(data: bytes, num_bytes: int, marker: int) -> bool:
-    """Returns True if the bytes before the end marker all have the same value."""
+    """Whether the `num_bytes` extra bytes that libjpeg found before `marker` are all the same, and it is the end marker."""
     last = data[-2 - num_bytes : -2]
     return marker == _EOI and len(last) == num_bytes and last == last[:1] * num_bytes
 
@@ -118,8 +119,8 @@ def _segments(data: bytes) -> Iterator[_Segment]:
 def _bare(data: bytes) -> bytes | None:
     """Returns the file with nothing but the tables and the scans, or None if it has no scan.
 
-    Of a sequential picture in one scan, the data ends at the first marker behind it, and its parameters, which have one
-    valid value and are ignored by decoders, are set.
+    If one scan holds a sequential picture, its data is cut at the first marker that ends it; the scan's last three
+    parameters, which decoders ignore, are set to their only valid values.
     """
     parts, frame = [b"\xff\xd8"], None
     for segment in _segments(data):

@@ -33,8 +33,8 @@ MAX_SCANS = (
 def opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
     """Context manager that yields an image opened by Pillow, of which only the header is read (an ICO is decoded).
 
-    max_pixels: None for images that an earlier step has checked. Raises RowFault: empty, not_an_image, unsupported_format,
-    truncated, broken, too_many_pixels, too_many_scans.
+    max_pixels: None (no limit) for images that an earlier step has checked. Raises RowFault: empty,
+    not_an_image, unsupported_format, truncated, broken, too_many_pixels, too_many_scans.
     """
     if not data:
         raise RowFault("empty", "0 bytes")
@@ -53,13 +53,13 @@ def opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
 
 
 def need_small(width: int, height: int, max_pixels: int | None) -> None:
-    """Raises RowFault (too_many_pixels)."""
+    """Raises RowFault (too_many_pixels) if width x height exceeds `max_pixels`; None: no limit."""
     if max_pixels is not None and width * height > max_pixels:
         raise too_many_pixels(width * height, max_pixels)
 
 
 def too_many_pixels(num: int, limit: int) -> RowFault:
-    """Returns the fault of an image of `num` pixels."""
+    """Returns the fault of an image of `num` pixels, more than `limit`."""
     return RowFault("too_many_pixels", f"{num} pixels, the limit is {limit}")
 
 
@@ -91,7 +91,7 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
 
 
 def _why_unidentified(data: bytes) -> str:
-    """Returns the error text of the decoder that the first bytes name; `Image.open` hides it."""
+    """Returns the error text of the decoder of the format that the first bytes are of; `Image.open` hides it."""
     from PIL import Image
 
     found = format_of(data)
@@ -106,7 +106,10 @@ def _why_unidentified(data: bytes) -> str:
 
 
 def _unread(data: bytes, detail: str) -> RowFault:
-    """Returns the fault of bytes whose header cannot be read: what they are, or what is wrong with them."""
+    """Returns the fault of bytes that Pillow cannot open: truncated, unsupported_format, broken, not_an_image.
+
+    detail: the decoder's error text.
+    """
     found = format_of(data)
     if found and ends_early(data):
         return RowFault("truncated", f"it starts as {found}, but ends early: {detail}")
@@ -133,5 +136,5 @@ _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 
 
 def error_text(error: Exception) -> str:
-    """Returns the decoder's error text without memory addresses, so that the same bytes give the same text."""
+    """Returns the type and text of a decoder's error, without memory addresses: the same bytes give the same text."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", f"{type(error).__name__}: {error}")[:300]

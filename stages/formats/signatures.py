@@ -33,7 +33,7 @@ _HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def format_of(data: bytes) -> str | None:
-    """Returns the accepted format that the first bytes are of, or None."""
+    """Returns the accepted format that the first bytes are of, a key of ENDINGS except MPO, or None."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -56,13 +56,13 @@ def format_of(data: bytes) -> str | None:
 
 
 def ends_early(data: bytes) -> bool:
-    """Returns True if a file of an accepted format is shorter than its own sizes say, or has no end marker."""
+    """Returns True if a file of an accepted format is shorter than its own sizes say, or lacks its end marker."""
     found = _IS_CUT.get(format_of(data) or "")
     return found is not None and found(data)
 
 
 def other_format(data: bytes) -> str | None:
-    """Returns the name of the image format if it is one that is not accepted, or None."""
+    """Returns the name of an image format that is not accepted, such as `HEIC`; None if it is accepted or unknown."""
     if format_of(data):
         return None
     head = data[:_HEAD]
@@ -107,7 +107,7 @@ def _icons(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _brands(data: bytes) -> frozenset[bytes]:
-    """Returns the brands of an ISO media file (AVIF, HEIC, MP4), or nothing if it is none."""
+    """Returns the brands of an ISO media file (AVIF, HEIC, MP4), or an empty set if it is none."""
     if data[4:8] != b"ftyp":
         return frozenset()
     end = min(int.from_bytes(data[:4], "big"), _HEAD)
@@ -116,7 +116,7 @@ def _brands(data: bytes) -> frozenset[bytes]:
 
 
 def _is_tga(head: bytes) -> bool:
-    """TGA has no signature, but few valid headers: colour map, image type, size, bits per pixel, descriptor."""
+    """Whether it may be a TGA, which has no signature: colour map, type, size, depth and descriptor must be valid."""
     if len(head) < 18:
         return False
     has_map, kind, width, height = head[1], head[2] & 7, head[12:14], head[14:16]
@@ -131,7 +131,7 @@ def _is_tga(head: bytes) -> bool:
 
 
 def _boxes_cut(data: bytes) -> bool:
-    """ISO media: boxes of a size each, one behind the other."""
+    """Whether an ISO media file is cut: its boxes do not end where it ends, or none holds pixels."""
     at, has_pixels = 0, False
     for _ in range(_MAX_BOXES):
         if at + 8 > len(data):
@@ -156,7 +156,7 @@ def _gif_cut(data: bytes) -> bool:
 
 
 def _tiff_cut(data: bytes) -> bool:
-    """TIFF: the first directory, the values it points to, and the strips or tiles; of a BigTIFF only the header."""
+    """Whether a TIFF ends within its first directory, a value this points to, a strip or a tile; a BigTIFF: its header."""
     order = "<" if data[:1] == b"I" else ">"
     if len(data) < 8 or data[2:3] == b"+" or data[3:4] == b"+":
         return len(data) < 16

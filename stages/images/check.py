@@ -22,7 +22,7 @@ MESSAGE_S = 0.1  # after this time, the answers so far are sent
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Limits for an image, and how to resize it."""
+    """Limits for an image, and how to resize it; resize: None stores it unchanged."""
 
     max_pixels: int
     max_frames: int
@@ -32,7 +32,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """An image that decodes. `probe`: header of the original; data, format, width, height: as stored."""
+    """An image that decodes. probe: of the original. data, format, width, height: as stored, so after resizing."""
 
     probe: Probe
     data: bytes
@@ -42,9 +42,9 @@ class Checked:
 
 
 def check(data: bytes, rules: Rules) -> Checked:
-    """Returns a checked (and resized) image, decoded in this process. Raises RowFault as `common.pixels`.
+    """Returns a checked (and resized) image, decoded in this process. Raises RowFault as `pixels.verify`.
 
-    An image that `resize` would make larger than `max_pixels`, or than the format can be, is too_many_pixels.
+    Also raises it (too_many_pixels) if `resize` would make the image larger than `max_pixels`, or than its format allows.
     """
     spec = rules.resize
 
@@ -111,7 +111,7 @@ def _answer_all(sizes: list[int], file: int, rules: Rules) -> None:
 
 
 def _answer(data: bytes, rules: Rules) -> tuple[list[Any], bytes]:
-    """Returns the fields of a `Checked` or `RowFault`, and the bytes of a resized image (empty if unchanged)."""
+    """Returns the fields of a `Checked` (7) or `RowFault` (2), and the bytes of a resized image (empty if unchanged)."""
     try:
         found = check(data, rules)
     except RowFault as fault:

@@ -27,7 +27,10 @@ TOGETHER_BYTES = 1 << 22  # max bytes of images sent together, unless a single o
 
 
 class Decoder:
-    """Checks images in a child process, which is started at the first image and restarted if it dies."""
+    """Checks images in a child process, which is started at the first image and restarted if it dies or hangs.
+
+    timeout_s: per image. memory_mb: MiB that the child may use for decoding.
+    """
 
     def __init__(self, rules: Rules, timeout_s: float, memory_mb: int) -> None:
         self._timeout_s = timeout_s
@@ -44,7 +47,7 @@ class Decoder:
         return found
 
     def check_all(self, images: Sequence[bytes]) -> list[Checked | RowFault]:
-        """Returns a checked image or a RowFault for each image.
+        """Returns a checked image or a RowFault for each image, in order.
 
         RowFaults: those of `check.check`, decode_timeout, decode_memory, killed_decoder.
         """

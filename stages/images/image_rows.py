@@ -34,11 +34,14 @@ class ImageRows:
         self._rejects: list[tuple[int, Reject]] = []
 
     def add(self, row: int, data: bytes, **more: Any) -> None:
-        """Adds row number `row` of the batch with its image bytes and the columns `more`; rejects it if they are invalid."""
+        """Adds row number `row` of the batch with its image bytes and the columns `more`; rejects it if they are invalid.
+
+        Rows must be added in order.
+        """
         self.add_all([(row, data, more)])
 
     def add_all(self, images: Sequence[tuple[int, bytes, dict[str, Any]]]) -> None:
-        """Calls `add` for each (row, data, more), in order of rows."""
+        """Adds several (row, data, more) as `add` does one, and checks their images together. They must be sorted by row."""
         checked = self._check_all([data for _, data, _ in images])
         for (row, data, more), seen in zip(images, checked, strict=True):
             if isinstance(seen, RowFault):
@@ -66,13 +69,13 @@ class ImageRows:
         )
 
     def reject(self, row: int, fault: RowFault, kind: Literal["fault", "filtered"] = "fault") -> None:
-        """Rejects row number `row` of the batch."""
+        """Rejects row number `row` of the batch, in any order."""
         self._rejects.append((row, Reject(self._ids[row], kind, fault.why, fault.detail)))
 
     def out(self, schema: pa.Schema) -> Out:
         """Returns the rows and rejects collected since the last call.
 
-        `schema` must be LISTED, then columns of the image or of `more`.
+        schema: LISTED, then columns of the image (IMAGE_FIELDS, original_*) or of `more`.
         """
         table = self._batch.select(LISTED.names).take(pa.array(self._kept, pa.int64()))
         for field in list(schema)[len(LISTED) :]:

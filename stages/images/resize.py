@@ -49,7 +49,10 @@ class Resize:
 
 
 def pixels_needed(spec: Resize, width: int, height: int) -> tuple[int, int] | None:
-    """Returns the min (width, height) to decode an image at, or None if it is stored unchanged. width, height: as shown."""
+    """Returns the min (width, height) to decode an image at, or None if it is stored unchanged.
+
+    It is REDUCING_GAP times the new size. width, height: of the upright image.
+    """
     if spec.only_if_bigger and spec.side_of(width, height) <= spec.size:
         return None
     width, height = inner_size(spec, width, height)
@@ -57,7 +60,11 @@ def pixels_needed(spec: Resize, width: int, height: int) -> tuple[int, int] | No
 
 
 def need_possible(spec: Resize, width: int, height: int, max_pixels: int) -> None:
-    """Raises RowFault (too_many_pixels) if an image, such as a thin line, is too large when resized."""
+    """Raises RowFault (too_many_pixels) if the resized image, such as that of a thin line, is too large.
+
+    It is if it has more than `max_pixels` or, in the modes keep_ratio and keep_ratio_largest, a side longer than its format
+    allows.
+    """
     new = inner_size(spec, width, height)
     longest = MAX_SIDE.get(spec.format, max_pixels) if spec.mode.startswith("keep_ratio") else max_pixels
     if math.prod(new) > max_pixels or max(new) > longest:
@@ -66,7 +73,10 @@ def need_possible(spec: Resize, width: int, height: int, max_pixels: int) -> Non
 
 
 def resized(image: Image.Image, spec: Resize, width: int, height: int) -> tuple[bytes, int, int]:
-    """Returns (encoded bytes, width, height) of a resized RGB image. width, height: of the full image, from `probe`."""
+    """Returns (encoded bytes, width, height) of a resized RGB image.
+
+    image: may be decoded at a smaller scale. width, height: of the original, from its Probe.
+    """
     image = fitted(image, spec, inner_size(spec, width, height))
     return _encoded(image, spec), image.width, image.height
 

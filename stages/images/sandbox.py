@@ -21,8 +21,6 @@ from vlpipe.pipeline.errors import StepFailed
 START_TIMEOUT_S = 60.0
 LENGTH = 8  # bytes, big-endian
 READ_BYTES = 1 << 16
-# Depending on the heap layout, glibc may return memory to the system and request it again for every image; decoding a
-# 160 x 160 image then takes 0.23 ms instead of 0.17. With these settings the child keeps up to 64 MB.
 # Names, or starts of names that end in "_", of the variables that a child inherits. Keys of cloud stores and tokens are in
 # others; VLPIPE_RUN marks the processes of a run.
 KEEP_ENV = (
@@ -31,26 +29,28 @@ KEEP_ENV = (
 )
 KEEP_ENV_PYTHON = ("PYTHONPATH", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8", "PYTHONDONTWRITEBYTECODE")
 MAX_ANSWER_BYTES = 1 << 30
+# Depending on the heap layout, glibc may return memory to the system and request it again for every image; decoding a
+# 160 x 160 image then takes 0.23 ms instead of 0.17. With these settings the child keeps up to 64 MB.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 
 
 class Late(Exception):
-    """Raised if the child did not answer in time."""
+    """Raised if the child did not answer, or read a request, in time."""
 
 
 class ShutIn:
     """A sandboxed child process, started at the first request and restarted after it was closed."""
 
     def __init__(self, program: str, start: Mapping[str, Any], cannot: str, fds: Sequence[int] = ()) -> None:
-        """program: module to run; start: values that `begin` returns in the child; cannot: error text if the child does not
-        start; fds: file descriptors that the child inherits."""
+        """program: module to run; start: values that `begin` returns in the child; cannot: text of the StepFailed if the
+        child does not start; fds: file descriptors that the child inherits."""
         self._program, self._start, self._cannot, self._fds = program, start, cannot, fds
         self._process: subprocess.Popen[bytes] | None = None
         self._came = bytearray()  # bytes of answers received so far
 
     def send(self, request: bytes, timeout_s: float | None = None) -> None:
-        """Sends a request. Raises EOFError if the child died, Late if it does not read it within `timeout_s`, StepFailed
-        if it cannot be started."""
+        """Sends a request. Raises EOFError if the child died, Late if it does not read it within `timeout_s` (None: waits
+        without limit), StepFailed if it cannot be started."""
         self._write(self.start(), request, timeout_s)
 
     def receive(self, timeout_s: float) -> bytes:
@@ -154,7 +154,7 @@ def ready(memory_mb: int, num_files: int | None = None) -> None:
     """Limits the child and tells the parent that it is ready. Called in the child, when everything is loaded.
 
     Allows `memory_mb` MiB in addition to the memory used so far (Linux only), no writing to files and, if `num_files` is
-    given, at most that many open files and sockets.
+    given, no new file or socket while that many are open; those that are open stay so.
     """
     import resource
 

@@ -60,7 +60,8 @@ def _has_splits(path: str) -> bool:
 def read_captions(path: str, key: str, split: Sequence[str] = ()) -> Iterator[Captioned]:
     """Yields each image with its captions, in the order in which the images first occur.
 
-    key: field with the image's URL or file name in COCO's form. split: names of Karpathy's splits.
+    key: field with the image's URL or file name in COCO's form, `coco_url` or `file_name`. split: the splits to read of
+    Karpathy's JSON, which needs at least one; the other forms have none. Captions are stripped; empty ones are left out.
     Raises VlpipeError with the position in the file if it is invalid.
     """
     content = load_json(path)
@@ -129,7 +130,7 @@ def _karpathy(content: dict[str, Any], path: str, split: Sequence[str]) -> Itera
 
 
 def karpathy_path(image: dict[str, Any]) -> str:
-    """Returns the path of an image of Karpathy's JSON: `filepath`, which COCO has and Flickr30k has not, and `filename`."""
+    """Returns the path of an image of Karpathy's JSON: `filepath/filename`, or `filename` (Flickr30k has no `filepath`)."""
     folder = image.get("filepath")
     return str(PurePosixPath(folder, image["filename"])) if isinstance(folder, str) else image["filename"]
 

@@ -18,9 +18,10 @@ Wanted = Mapping[str, str]  # parameter of the stage -> name of the column
 
 
 def find_columns(where: str, wanted: Wanted, there: Sequence[str], hint: str = "") -> dict[str, int]:
-    """Returns name in `wanted` -> its number in `there`.
+    """Returns name in `wanted` -> its number in `there`, the names of all columns.
 
-    Raises VlpipeError, with the `--set` options that would help, if a column is missing, there twice, or ambiguous.
+    where, hint: begin and end of error texts. Raises VlpipeError, with the `--set` options that would help, if a column is
+    missing, there twice, or ambiguous.
     """
     found: dict[str, int] = {}
     missing: dict[str, str] = {}
@@ -62,7 +63,7 @@ def _listed(there: Sequence[str]) -> str:
 
 
 def _guess(parameter: str, name: str, there: Sequence[str]) -> str:
-    """Returns the column that is probably meant; COLUMN if none is similar."""
+    """Returns the column that is probably meant: one usual for the parameter, else the most similar, else `COLUMN`."""
     short = [one for one in there if len(one) <= 60]
     usual = {_folded(one): one for one in reversed(short)}
     named = next((usual[one] for one in USUAL.get(parameter, ()) if one in usual), "")

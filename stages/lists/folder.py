@@ -30,7 +30,7 @@ IMAGES = pa.schema([*LISTED, *IMAGE_FIELDS])
 
 
 class Captioned(NamedTuple):
-    """The URL or file name of an image, with its captions in order."""
+    """An image with its captions, in order. url: its URL or file name."""
 
     url: str
     captions: Sequence[str]
@@ -102,7 +102,7 @@ class FolderSource(SourceStage):
 
 
 def read_inside(root: str, name: str) -> bytes:
-    """Returns the bytes of a file. Raises RowFault: bad_path (it leads out of the folder), no_file."""
+    """Returns the bytes of the file `name` below the folder `root`. Raises RowFault: bad_path (not below it), no_file."""
     path = inside(root, name) if not name.startswith("/") else None
     if path is None:
         raise RowFault("bad_path", f"{name!r} leads out of the folder")
@@ -113,7 +113,7 @@ def read_inside(root: str, name: str) -> bytes:
 
 
 def wanted(record: Any, key: str, kind: type, where: str) -> Any:
-    """Returns record[key]. Raises VlpipeError with the position in the file if it is missing or has the wrong type."""
+    """Returns record[key], a `kind`. Raises VlpipeError, with `where`, if `record` is no dict or has no such value."""
     if not isinstance(record, dict) or not isinstance(record.get(key), kind):
         got = json.dumps(record)[:80]
         raise VlpipeError(f"{where}: wanted an object with {key!r} ({kind.__name__}), got {got}")

@@ -15,7 +15,7 @@ SPACE = " \t\n\r"
 
 
 class Repeated(dict[str, Any]):
-    """A JSON object in which a key occurs more than once; its value is the last one."""
+    """A JSON object in which a key occurs more than once; its value is the last one. keys_as_written: with the repeats."""
 
     keys_as_written: list[str]
 
@@ -41,13 +41,13 @@ _DECODER = json.JSONDecoder(
 def parse_json(text: str) -> Any:
     """Returns a JSON value: numbers as strings, NaN as None, an object with repeated keys as Repeated.
 
-    Raises ValueError, RecursionError.
+    Raises ValueError if it is not JSON, RecursionError if it is nested too deeply.
     """
     return _DECODER.decode(text)
 
 
 def need_no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the object of `pairs`, for `object_pairs_hook`. Raises ValueError if a key occurs more than once."""
+    """Returns a dict of the pairs, for `object_pairs_hook` of json. Raises ValueError if a key occurs more than once."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -75,10 +75,10 @@ def load_json(path: str | Path) -> Any:
 
 
 def array_items(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]] | None:
-    """Returns an iterator of (position, item) over the JSON array in a file, parsed by `parse_json` one at a time.
+    """Returns an iterator of (position, item) over the JSON array in a file, one at a time, parsed as by `parse_json`.
 
-    Returns None if the file does not begin with `[`. Memory: one item, at most MAX_LINE_BYTES characters. Raises
-    VlpipeError if the array is broken or truncated.
+    Returns None if the file does not begin with `[`. Raises VlpipeError if the array is broken or truncated,
+    or an item has more than about MAX_LINE_BYTES characters; memory holds one item.
     """
     with text_file(path, encoding) as handle:
         window = _Window(handle, str(path))
@@ -106,7 +106,7 @@ def _items(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
 
 
 class _Window:
-    """The part of a file that is in memory, and the position of the next character."""
+    """A JSON file read from start to end: the part that is in memory, and the position of the next character in it."""
 
     def __init__(self, handle: IO[str], name: str) -> None:
         self._handle, self._name = handle, name
@@ -131,7 +131,7 @@ class _Window:
         return shown(self._text[self._at : self._at + 40]) if self.next_char() else "the end of the file"
 
     def value(self, where: str) -> Any:
-        """Returns the next value. Raises VlpipeError if it is invalid, truncated, too deep or too long."""
+        """Returns the next value. Raises VlpipeError, with `where`, if it is invalid, truncated, too deep or too long."""
         self.next_char()
         size = CHUNK_CHARS
         while True:

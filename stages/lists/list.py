@@ -52,8 +52,8 @@ def listed(
     more: Sequence[pa.Field] = (),
     limit: TextLimit | None = None,
 ) -> Iterator[pa.Table]:
-    """Yields rows of schema LISTED and `more` (EXPECTED, FAULT). An empty text gives a row without texts, to which a
-    captioner may still add one. Ids are computed from whole texts, before `limit` applies."""
+    """Yields tables of schema LISTED and `more` (of EXPECTED, FAULT), one row per pair. An empty text gives a row
+    without texts, to which a captioner may still add one. Ids are computed from whole texts, before `limit` applies."""
     ids = ListIds(source)
     for batch in _batches(pairs):
         urls, texts = [pair.url for pair in batch], [pair.texts for pair in batch]
@@ -67,7 +67,7 @@ def listed(
 
 
 def _batches(pairs: Iterator[Pair]) -> Iterator[list[Pair]]:
-    """Yields batches of at most BATCH_ROWS pairs that end when they have BATCH_BYTES characters."""
+    """Yields batches of at most BATCH_ROWS pairs; a batch also ends when it has BATCH_BYTES characters or more."""
     batch: list[Pair] = []
     num_chars = 0
     for pair in pairs:
@@ -93,7 +93,8 @@ def read_pairs(
     """Yields all lines in order; the files of a folder in the order of their names.
 
     url, text, expected: names of the columns to read. columns: all column names, for a tsv or csv without a header line.
-    Raises VlpipeError if a file or its columns are wrong, BadLine for an unreadable line unless `reject_bad_lines`.
+    Raises VlpipeError if a file or its columns are wrong. An unreadable line raises BadLine, or with `reject_bad_lines`
+    gives a Pair whose `fault` is set.
     """
     wanted = {"url": url, "text": text} | ({} if expected is None else {"hash": expected})
     for file in list_files(path):
@@ -115,9 +116,10 @@ def read_pairs(
 
 
 def list_files(path: str) -> list[Path]:
-    """Returns the list files at `path`: the file itself, or those in the folder, except names that start with . or _.
+    """Returns the list files at `path`: the file itself, or those in the folder with an ending in READERS, by name;
+    names that start with . or _ are left out.
 
-    Raises VlpipeError if there are none.
+    Raises VlpipeError if there are none, or the file has another ending.
     """
     root = Path(path)
     if not root.exists():
@@ -161,13 +163,13 @@ def lines(file: Path | str) -> Iterator[tuple[str, str]]:
 
 
 def texts_of(value: Any, where: str, encoding: str = "utf-8") -> tuple[str, ...]:
-    """Returns the texts of a value that is a text, a list of texts, or null; without empty ones. Raises BadLine."""
+    """Returns the texts of a value that is a text, a list of texts, or None; without empty ones. Raises BadLine."""
     values = value if isinstance(value, list) else [value]
     return tuple(text for one in values if (text := text_of(one, where, encoding)))
 
 
 def text_of(value: Any, where: str, encoding: str = "utf-8") -> str:
-    """Returns a text unchanged, or "" for null. Raises BadLine if the value is not text."""
+    """Returns a text unchanged (bytes decoded), or "" for None. Raises BadLine, with `where`, if it is no text."""
     if value is None:
         return ""
     if isinstance(value, bytes):

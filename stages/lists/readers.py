@@ -33,8 +33,9 @@ def read_rows(
 ) -> Iterator[Row]:
     """Yields the rows of a file in order, with the values of the wanted columns.
 
-    wanted: parameter -> column name. columns: all column names, for a tsv or csv without a header line. Raises VlpipeError
-    if the file or its columns are wrong; yields a BadLine for a row that cannot be read.
+    wanted: parameter -> column name; a row is (position, column name -> value). columns: all column names, for a tsv or csv
+    without a header line. Raises VlpipeError if the file or its columns are wrong; yields a BadLine for a row that cannot
+    be read.
     """
     yield from READERS[file.suffix.lower()](file, wanted, columns, encoding)
 
@@ -61,7 +62,7 @@ def _read_parquet(file: Path, wanted: Wanted, columns: Sequence[str] | None, enc
 
 
 def _batches(parquet: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yields batches of about BATCH_BYTES or less, by the average size of a row in each row group."""
+    """Yields batches of at most BATCH_ROWS rows and about BATCH_BYTES, by the average size of a row in its row group."""
     for group in range(parquet.num_row_groups):
         about = parquet.metadata.row_group(group)
         chunks = (about.column(n) for n in range(about.num_columns))
@@ -121,7 +122,7 @@ def _read_csv(file: Path, wanted: Wanted, columns: Sequence[str] | None, encodin
 
 
 def _csv_fields(file: Path, encoding: str) -> Fields:
-    """Yields (position, fields) per row. A field may span lines; an unreadable line makes its whole row unreadable.
+    """Yields (position, fields) per row. A field may span lines; an unreadable line makes its whole row a BadLine.
 
     Broken quoting raises VlpipeError, because the start of the next row is unknown.
     """
@@ -183,7 +184,7 @@ def _read_jsonl(file: Path, wanted: Wanted, columns: Sequence[str] | None, encod
 
 
 def read_json_lines(file: Path | str, wanted: Wanted, encoding: str = "utf-8") -> Iterator[Row]:
-    """Yields the rows of JSON lines under any file name, as `read_rows`."""
+    """Yields the rows of a file of JSON lines with any ending, as `read_rows`."""
     for where, line in text_lines(file, encoding):
         if isinstance(line, BadLine):
             yield where, line

@@ -85,7 +85,7 @@ class RawCue:
     def add_words(
         self, start_s: float, end_s: float, words: Sequence[str], spoken: Sequence[Span] = ()
     ) -> None:
-        """Add a cue; times in seconds. spoken: times of the last words, as in `Shown`.
+        """Add a cue; times in seconds. spoken: (start, end) of the last len(spoken) words, as in `Shown`.
 
         Counts cues_no_text and cues_bad_times (dropped), cues_below_zero (cut at 0), cues_no_duration (kept),
         cues_bad_unicode (repaired).

@@ -30,7 +30,7 @@ TSV_HEAD = "start\tend\ttext"
 
 
 def read_ass(text: str) -> RawCue:
-    """Read ass or ssa. Comments and drawings are no text. http://www.tcax.org/docs/ass-specs.htm"""
+    """Read ass or ssa, without comments and drawings. http://www.tcax.org/docs/ass-specs.htm"""
     found, section = RawCue(), ""
     fields: tuple[str, ...] = ASS_FIELDS
     for line in text.split("\n"):
@@ -70,7 +70,8 @@ def _ass_text(text: str) -> str:
 def read_sami(text: str) -> RawCue:
     """Read SAMI. A text lasts until the next one of its class, which may be blank; the last one 0.5 s + 67 ms per character.
 
-    Of several classes, which are languages, the one with the first text is read; cues_other_class counts the others.
+    Classes are languages: only texts of the class of the first text, or without a class, are read. cues_other_class counts
+    the others.
     """
     parts = SYNC.split(_without_comments(text))[1:]  # the first is the head
     found, shown = RawCue(), list[tuple[str, float, str]]()  # class, start in seconds, text
@@ -109,9 +110,9 @@ def _without_comments(text: str) -> str:
 
 
 def read_microdvd(text: str, name: str, fps: float | None) -> RawCue:
-    """Read {frame}{frame}text. fps: of the video; a first line {1}{1}25.0 states another.
+    """Read {frame}{frame}text. fps: of the video, None: unknown; a first line such as {1}{1}25.0 replaces it.
 
-    Raises RowFault (bad_subtitles) if the frame rate is unknown.
+    Raises RowFault (bad_subtitles) if neither states a frame rate.
     """
     first, _, rest = text.partition("\n")
     stated = MICRODVD.match(first)
@@ -136,7 +137,11 @@ def read_mpl2(text: str) -> RawCue:
 def _framed(
     text: str, pattern: re.Pattern[str], to_s: Callable[[int], float], clean: Callable[[str], str]
 ) -> RawCue:
-    """Read lines of (start, end, text). A text without an end lasts until the next one; `|` breaks lines."""
+    """Read lines in which the groups of `pattern` are start, end and text. `|` is a line break.
+
+    to_s: start or end -> seconds; clean: removes the format's own markup from a text. A text without an end lasts until the
+    next one; the last one has no duration then. Other lines are counted in blocks_no_time.
+    """
     found, read = RawCue(), list[tuple[float, float | None, str]]()
     for line in text.split("\n"):
         if parts := pattern.match(line):

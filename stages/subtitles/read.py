@@ -45,7 +45,7 @@ STARTS = (
 
 
 class NotSubtitles(RowFault):
-    """Raised for a file in a format that also holds other things (JSON, XML, tsv), if it holds other things."""
+    """Raised for a file that seems to hold no subtitles at all: an unknown format, or JSON or XML with other content."""
 
 
 def read_subtitles(

@@ -19,11 +19,12 @@ UNREADABLE_S = 0.05  # a text that is shown for so short a time was not meant to
 
 
 def is_rolling(shown: Sequence[Shown], gap_s: float = GAP_S) -> bool:
-    """Returns whether at least 3/4 of the consecutive texts at most `gap_s` apart carry words over, as roll-up captions do.
+    """Returns whether, as in roll-up captions, at least 3/4 of the texts start with the last words of the text before them.
 
-    A text that is shown again as it is counts against it, since words may be said twice, unless it is too short to be read
-    (YouTube: 10 ms). A single common word at the end of one cue and the start of the next ("very", "very good") proves
-    nothing, unless the cues overlap in time or it is the whole text of one of them.
+    Only texts at most `gap_s` after the one before count; if none does, the result is False. A text that is shown again
+    unchanged counts as new, since words may be said twice, unless it is shown too shortly to be read (YouTube: 10 ms). A
+    single common word at the end of one text and the start of the next ("very", "very good") does not count either way,
+    unless the two overlap in time or it is the whole text of one of them.
     """
     near = (_carries(a, b) for a, b in pairwise(shown) if b.start_s <= a.end_s + gap_s)
     known = [carries for carries in near if carries is not None]
@@ -31,7 +32,7 @@ def is_rolling(shown: Sequence[Shown], gap_s: float = GAP_S) -> bool:
 
 
 def _carries(before: Shown, now: Shown) -> bool | None:
-    """Returns whether `now` carries words over, or None if this cannot be said."""
+    """Returns whether `now` starts with the last words of `before`, by the rule of `is_rolling`; None: does not count."""
     if before.words == now.words:
         return now.end_s - now.start_s <= UNREADABLE_S
     num = overlap(before.words, now.words)
@@ -42,8 +43,9 @@ def _carries(before: Shown, now: Shown) -> bool | None:
 def merge(shown: Sequence[Shown], gap_s: float = GAP_S) -> list[Shown]:
     """Returns each text with its new words only, in order of start; texts without new words are dropped.
 
-    Each text ends at the latest when the next one starts. The result is exact if words have times, if each line is also
-    shown alone before the next one (as YouTube does), or if no line repeats the end of the previous one.
+    shown: in order of start. Each text ends at the latest when the next one starts, unless both start together. The result
+    is exact if words have times, if each line is also shown alone before the next one (as YouTube does), or if no line
+    repeats the end of the previous one.
     """
     found: list[Shown] = []
     before: Shown | None = None
@@ -58,7 +60,7 @@ def merge(shown: Sequence[Shown], gap_s: float = GAP_S) -> list[Shown]:
 
 
 def _until(now: Shown, after: Shown | None) -> Shown:
-    """Cut a text at the start of the next one, unless both start together."""
+    """Returns `now`, cut at the start of `after`; unchanged if that is None or both start together."""
     if after is None or not now.start_s < after.start_s < now.end_s:
         return now
     end_s = after.start_s

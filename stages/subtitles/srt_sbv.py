@@ -13,7 +13,8 @@ LIKE_TIMES = re.compile(r"\W{0,9}\d{1,9}[ \t]*[:;.h][ \t]*\d")
 
 
 def read_timed(text: str) -> RawCue:
-    """Read srt or sbv tolerantly: index lines may be missing or stand apart, texts may have blank lines.
+    """Read srt or sbv tolerantly: the number (index) above a cue's times may be missing, blank lines may follow it, and
+    texts may have blank lines.
 
     Counts cues_bad_times (an unreadable line of times; the text below it is dropped), and blocks_no_time (text before the
     first line of times; an index at the end of a truncated file). https://en.wikipedia.org/wiki/SubRip
@@ -43,9 +44,10 @@ def _num_blocks(lines: list[str]) -> int:
 
 
 def _without_index(block: Block, last: bool, index: int | None) -> tuple[list[str], int | None]:
-    """Returns the lines without the next cue's index, and that index. index: this cue's.
+    """Returns (the block's lines without the index of the next cue, that index); (all lines, None) if there is none.
 
-    At the end of the file, a number is an index only if it stands apart and continues the count.
+    index: this cue's own. last: whether the block is the file's last one; a number at its end is then an index, of a cue
+    that was cut off, only if it is below a blank line and is `index` + 1.
     """
     lines, place = block.lines, index_place(block.lines)
     if place is None:
@@ -62,7 +64,11 @@ def _without_index(block: Block, last: bool, index: int | None) -> tuple[list[st
 
 
 def _without_unread(found: RawCue, lines: list[str], index: int | None) -> list[str]:
-    """Cut at the next cue, if its line of times was not recognised: its index stands apart and continues the count."""
+    """Returns the lines up to a cue whose line of times was not recognised, or all lines if there is none.
+
+    Such a cue starts with a blank line, the number `index` + 1, and a line that looks like times. It is counted in
+    cues_bad_times. index: this cue's own; without it, all lines are returned.
+    """
     end = len(lines)
     for n in range(1, len(lines)):
         if index is None or lines[n - 1].strip() or number_in(lines[n]) != index + 1:

@@ -29,10 +29,10 @@ TAG = re.compile(r"</?[A-Za-z][^<>]*>|</>|\{\\[^{}]*\}")
 
 
 def decode(data: bytes, name: str, otherwise: str) -> tuple[str, str, bool]:
-    """Returns (text, encoding, whether this encoding was only the last resort).
+    """Returns (text, name of its encoding, whether that was the second one tried). Each line of the text ends in LF.
 
-    Encodings, in this order: the byte order mark's; the one that XML declares, then UTF-8; UTF-8, then `otherwise`.
-    Raises RowFault (bad_subtitles) if none fits or the text has a NUL character.
+    Tried: with a byte order mark, only its encoding; else, if XML declares one, that one, then UTF-8; else UTF-8, then
+    `otherwise`. Raises RowFault (bad_subtitles) if none fits or the text has a NUL character.
     """
     bom, encoding = next(((bom, e) for bom, e in BOMS if data.startswith(bom)), (b"", ""))
     declared = "" if encoding else declared_encoding(data, name)
@@ -58,8 +58,8 @@ def _line_end(found: re.Match[str]) -> str:
 def declared_encoding(data: bytes, name: str) -> str:
     """Returns Python's name of the encoding in the XML declaration, or "" if there is none.
 
-    UTF-16 without a byte order mark is recognised by its first character. Raises RowFault (bad_subtitles) for an encoding
-    that is not known.
+    UTF-16 without a byte order mark is recognised by its first character, "<". A declaration of UTF-16 or UTF-32 that can be
+    read as ASCII is wrong: "". Raises RowFault (bad_subtitles) for an encoding that is not known.
     """
     for start, encoding in UTF16_XML:
         if data.startswith(start):

@@ -81,7 +81,10 @@ def _seconds(clock: str) -> float | None:
 
 
 class Block(NamedTuple):
-    """What stands below a line of times, up to the next one. `span` is None if the times cannot be read."""
+    """A cue: its times, and the lines below them up to the next line of times.
+
+    span: start and end in seconds, None if they cannot be read. lines: first the text on the line of times, if any.
+    """
 
     span: Span | None
     lines: list[str]
@@ -101,7 +104,7 @@ def blocks(text: str) -> tuple[list[str], list[Block]]:
 
 
 def index_place(lines: list[str]) -> int | None:
-    """Returns where the number stands that is the last line with text, or None if that line is no number."""
+    """Returns the position in `lines` of the last line that is not blank, or None if that line is no number."""
     place = next((n for n in range(len(lines) - 1, -1, -1) if lines[n].strip()), None)
     return place if place is not None and number_in(lines[place]) is not None else None
 
@@ -113,8 +116,12 @@ def number_in(line: str) -> int | None:
 
 
 def has_indices(before: list[str], every: list[Block]) -> bool:
-    """Returns whether cues have index numbers: above the first cue, right above half of the others below their text, or
-    consecutive ones above most of them."""
+    """Returns whether the cues of a file have index numbers. before, every: the result of `blocks`.
+
+    They have if the last line above the first cue is a number; if the line right above at least half of the other cues is
+    one, below the text of the cue before; or if the last lines above most cues, ignoring blank ones, are consecutive
+    numbers.
+    """
     if index_place(before) is not None:
         return True
     ends = [

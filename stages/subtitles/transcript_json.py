@@ -79,7 +79,8 @@ def _offsets(one: Mapping[str, Any]) -> Span | None:
 def read_chunks(chunks: Sequence[Any]) -> RawCue:
     """Read `chunks` of {timestamp: [start, end], text} of transformers' pipeline, in seconds.
 
-    Speech that goes on at the end of the audio has no end: it lasts until the next chunk. https://huggingface.co/docs/transformers
+    A chunk without an end (speech that goes on at the end of the audio) lasts until the next one starts; the last one has
+    no duration. https://huggingface.co/docs/transformers
     """
     found = RawCue(auto=True)
     for one, after in zip(chunks, [*chunks[1:], None][: len(chunks)], strict=True):
@@ -115,7 +116,11 @@ def _add(found: RawCue, one: Mapping[str, Any]) -> None:
 
 
 def _words(listed: Sequence[Mapping[str, Any]], cue: Span) -> tuple[list[str], list[Span]]:
-    """Returns the words and their times; no times if they run backwards or exceed the segment by more than a second."""
+    """Returns (words, start and end of each in seconds), with times cut to `cue`.
+
+    No times are returned if a word ends before it starts, or starts more than a second before the previous one ends, or
+    is more than a second outside `cue`. A word without times gets those between its neighbours.
+    """
     words = ["".join(str(one.get("word") or "").split()) for one in listed]
     starts, ends = ([number(one.get(key)) for one in listed] for key in ("start", "end"))
     known = [cue[1]] * (len(starts) + 1)  # the next start that is given

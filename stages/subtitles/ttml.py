@@ -66,7 +66,11 @@ def _positive(text: str | None) -> float | None:
 
 
 class Context(NamedTuple):
-    """What an element inherits: the time it counts from, its parent's end, whether its times can be computed."""
+    """What the children of an element inherit.
+
+    start_s: the time from which theirs count. end_s: their end if they state none; None: unknown. known: False if their
+    times cannot be computed.
+    """
 
     start_s: float = 0.0
     end_s: Time = None
@@ -76,7 +80,8 @@ class Context(NamedTuple):
 def read_ttml(root: Element) -> RawCue:
     """Read the paragraphs of <tt>, or the spans with times of a paragraph that has none itself.
 
-    Counts cues_bad_times: no end, times that cannot be read, or children of a sequence, whose times depend on each other.
+    Counts cues_bad_times: no end, times that cannot be read, or inside `timeContainer="seq"`, where the times of an element
+    depend on those before it.
     """
     stated = {local(name): value for name, value in root.attrib.items()}
     is_lyrics = any(local(name) == "timing" and "apple.com" in name for name in root.attrib)
@@ -115,7 +120,8 @@ def _is_timed(one: Element) -> bool:
 
 
 def _below(one: Element, context: Context, known: Rates) -> Context:
-    """Returns the times of an element, which its children inherit. Times count from the start of the parent."""
+    """Returns the times of an element, which its children inherit. context: those of its parent, from whose start they
+    count."""
     stated = {
         name: known.seconds(one.get(name))
         for name in ("begin", "end", "dur", "duration")
@@ -130,7 +136,10 @@ def _below(one: Element, context: Context, known: Rates) -> Context:
 
 
 def own_text(line: Element, inner: tuple[str, ...] = ("p",)) -> tuple[str, list[Element]]:
-    """Returns the text of an element without that of elements named `inner` in it, and these elements."""
+    """Returns (text, elements): all text in `line`, except that of the elements named in `inner`; and these elements.
+
+    <br> becomes a line break.
+    """
     parts: list[str] = []
     found: list[Element] = []
     stack: list[Element | str] = _content(line)
@@ -148,7 +157,7 @@ def own_text(line: Element, inner: tuple[str, ...] = ("p",)) -> tuple[str, list[
 
 
 def _content(one: Element) -> list[Element | str]:
-    """Returns the texts and children of an element, last first."""
+    """Returns the children of an element and the texts between them, in reverse order, as a stack."""
     found: list[Element | str] = [one.text or ""]
     for child in one:
         found += [child, child.tail or ""]

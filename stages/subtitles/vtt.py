@@ -74,7 +74,11 @@ def _header(found: RawCue, lines: Sequence[str]) -> str:
 
 
 def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) -> None:
-    """Count the blocks between an empty line and the next line of times, except comments and the next cue's identifier."""
+    """Add the blocks of lines that belong to no cue to blocks_no_time, except comments, styles and regions.
+
+    lines: from the empty line that ends a cue or the header to the next line of times. A last block that is a number or
+    right above that line is the next cue's identifier and not counted either. at_end: no line of times follows.
+    """
     strays = [
         " ".join(group).strip() for empty, group in groupby(lines, lambda line: line == "") if not empty
     ]
@@ -84,7 +88,11 @@ def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) 
 
 
 def _add(found: RawCue, times: Span, lines: Sequence[str]) -> None:
-    """Add a cue. The first line with word times, and all lines below it, are new; the lines above were carried over."""
+    """Add a cue. The first line with word times, and all lines below it, are new; the lines above were carried over.
+
+    If these times are before the start of the cue, the words are added without times. Word times that decrease or end
+    after the cue are dropped and counted (cues_bad_word_times).
+    """
     start_s, _ = times
     first = next((n for n, line in enumerate(lines) if _stamps(line)), len(lines))
     if first < len(lines) and min(_stamps(lines[first])) < start_s:

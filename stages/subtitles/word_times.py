@@ -10,16 +10,16 @@ from vlpipe.stages.subtitles.cue import INVISIBLE, Span
 
 
 class Piece(NamedTuple):
-    """Text that starts at `at_s` seconds; None: at the start of the previous piece or of the cue."""
+    """Text that starts at `at_s` seconds. None: no time of its own, it starts with the previous piece, or with the cue."""
 
     at_s: float | None
     text: str
 
 
 def timed_words(pieces: Sequence[Piece], cue: Span) -> tuple[list[str], list[Span]]:
-    """Returns words and their times in seconds. A word ends when the next piece with words starts, or at the end of the cue.
+    """Returns (words, start and end of each in seconds). A word ends when the next later word starts, or with the cue.
 
-    Words of one piece share its time. The list of times is empty if they decrease or lie outside the cue.
+    The words of one piece have the same times. The list of times is empty if starts decrease or lie outside the cue.
     """
     words: list[str] = []
     starts: list[float] = []

@@ -51,7 +51,11 @@ def read_json3(events: Sequence[Any]) -> RawCue:
 
 
 def _end(start: float, length: float | None, after: float | None, *, cut: bool) -> float:
-    """Returns the end of a line in ms; a line without a length lasts until the next one."""
+    """Returns the end of a line; all in ms. after: start of the next line, None for the last one or if not known.
+
+    A line without a length lasts until the next one; the last one has no duration then. cut: a line ends at the latest when
+    the next one starts, unless that starts earlier or together with it.
+    """
     end = start + length if length is not None else start if after is None else after
     return after if cut and after is not None and start < after < end else end
 
@@ -64,7 +68,7 @@ def _segments(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _add(found: RawCue, start: float, end: float, parts: Sequence[tuple[str, float | None]]) -> None:
-    """Add a cue; times in ms. parts: (text, offset from the start in ms, or None)."""
+    """Add a cue; times in ms. parts: (text, offset from the start in ms; None: as in `Piece`)."""
     cue = (start / 1000, end / 1000)
     if not found.auto:
         found.add(*cue, "".join(text for text, _ in parts))
@@ -101,7 +105,7 @@ class Part(NamedTuple):
 
 
 def _parts(line: Element) -> list[Part]:
-    """Returns the pieces of a line without those of lines in it, which are lines of their own."""
+    """Returns the pieces of a line, except those of lines nested in it: `read_timedtext` reads these by themselves."""
     found = [Part(line.text or "")]
     for one in line:
         if local(one.tag) not in LINES:
@@ -113,7 +117,7 @@ def _parts(line: Element) -> list[Part]:
 
 
 def read_srv1(root: Element) -> RawCue:
-    """Read <transcript><text start="s" dur="s">, in seconds; texts are escaped once more than XML requires."""
+    """Read <transcript><text start="s" dur="s">, in seconds; texts are escaped twice: `&amp;#39;` is `'`."""
     found = RawCue()
     for one in root.iter():
         if local(one.tag) not in LINES:

@@ -83,7 +83,7 @@ def find_samples(folder: Path) -> Iterator[Sample]:
 
 
 def _never_written(stats: Path, part: str, num_rows: int) -> Iterator[Sample]:
-    """Yields a reject for each row that is counted in the statistics but missing in the Parquet file.
+    """Yields a Sample to reject (never_written) for each row that is counted in `stats` but missing in the Parquet file.
 
     img2dataset loses rows with a value that JSON cannot represent, or a text that is not UTF-8, and counts them as success.
     """
@@ -144,7 +144,7 @@ def _sample(
 
 
 def _columns(path: Path, *, with_images: bool) -> list[str]:
-    """Returns the light columns to read. Raises VlpipeError if img2dataset did not write the file."""
+    """Returns the columns to read, those of LIGHT that it has. Raises VlpipeError if img2dataset did not write the file."""
     try:
         there = pq.read_schema(path).names
     except pa.ArrowInvalid as error:

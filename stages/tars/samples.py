@@ -45,7 +45,7 @@ IMAGES = pa.schema([*LISTED, *ORIGINAL, *IMAGE_FIELDS])
 
 
 class Sample(NamedTuple):
-    """One row of the folder: its URL, its texts (`spoken`), and the fields of PLACE and ORIGINAL."""
+    """One row of the folder: its URL, its texts (`spoken`), and the values of PLACE and ORIGINAL."""
 
     url: str
     spoken: tuple[str, ...]
@@ -124,7 +124,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def caption(value: Any) -> tuple[str, ...]:
-    """Returns the texts of a field, which is one text or a list; null and empty texts are dropped.
+    """Returns the texts of a field, which is one text or a list; null, NaN and empty texts are left out, a number is a text.
 
     Raises RowFault (bad_text) for other types, and for text that is not valid Unicode.
     """
@@ -150,7 +150,7 @@ def _one_text(value: Any) -> str:
 
 
 def image_column(names: Sequence[str]) -> str | None:
-    """Returns the name of the image column, which img2dataset names after the encoding, or None."""
+    """Returns the name of the image column, which img2dataset names after its encoding (jpg, png, webp), or None."""
     return next((name for name in ("jpg", "png", "webp") if name in names), None)
 
 
@@ -165,7 +165,7 @@ class Images:
         self._values = pa.chunked_array([], pa.binary())
 
     def read(self, part: str, place: int, num_bytes: int | None) -> bytes | None:
-        """Returns the encoded image, or None if the tool wrote null. Arguments: as in PLACE; num_bytes: None for Parquet."""
+        """Returns the image at a PLACE, or None if the tool wrote null. num_bytes: None if `part` is a Parquet file."""
         if num_bytes is not None:
             return tar_members.read_span(self._folder / part, tar_members.Span(place, num_bytes))
         path = self._folder / part

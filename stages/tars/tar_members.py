@@ -32,7 +32,9 @@ Samples = Mapping[str, Mapping[str, Span]]  # key -> ending (lower case) -> posi
 
 
 def samples(path: Path, key_ends: KeyEnds = "first_dot") -> Samples:
-    """Returns all samples of an uncompressed tar, in order. Raises VlpipeError if it is truncated or not such a tar.
+    """Returns all samples of an uncompressed tar, in order.
+
+    Raises VlpipeError if it is truncated, no such tar, or has links or two members with the same key and ending.
 
     AppleDouble files (`._NAME`), in which macOS keeps attributes of the file NAME, belong to no sample.
     """
@@ -77,14 +79,14 @@ def read_span(path: Path, span: Span) -> bytes:
 
 
 def read_text(path: Path, span: Span) -> bytes:
-    """Returns a member that is a text file, without byte-order mark and final line end. Raises RowFault (bad_text)."""
+    """Returns a text file without byte-order mark and final line ends. Raises RowFault (bad_text: over MAX_TEXT_BYTES)."""
     if span.size > MAX_TEXT_BYTES:
         raise RowFault("bad_text", f"it has {span.size:,} bytes, the limit is {MAX_TEXT_BYTES:,}")
     return read_span(path, span).removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
 
 
 def read_json(path: Path, span: Span) -> dict[str, Any]:
-    """Returns a member that is a JSON object. Raises RowFault (bad_json) if it is not, or has a key more than once."""
+    """Returns a member that is a JSON object. Raises RowFault (bad_json) if it is not, repeats a key, or is too large."""
     if span.size > MAX_TEXT_BYTES:
         raise RowFault("bad_json", f"it has {span.size:,} bytes, the limit is {MAX_TEXT_BYTES:,}")
     try:

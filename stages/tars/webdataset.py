@@ -82,7 +82,10 @@ def read_tar(
     caption_key: str = "caption",
     key_ends: tar_members.KeyEnds = "first_dot",
 ) -> Iterator[Sample]:
-    """Yields all samples of a tar, in order. Raises VlpipeError if the tar is broken."""
+    """Yields all samples of a tar, in order. Raises VlpipeError, before the first one, if the tar cannot be read.
+
+    image, caption_key, key_ends: as image, caption, key_ends of FromWebdataset.
+    """
     for key, members in tar_members.samples(path, key_ends).items():
         about: Mapping[str, Any] = {}
         spoken: tuple[str, ...] = ()
@@ -109,7 +112,7 @@ def read_tar(
 
 
 def _texts(txt: bytes, about: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the texts of KEY.txt: those under `texts` in KEY.json if `export.webdataset` wrote KEY.txt from them."""
+    """Returns the text of KEY.txt, or those under `texts` in KEY.json if `export.webdataset` wrote KEY.txt from them."""
     entries = about.get("texts")
     if isinstance(entries, list) and len(entries) > 1:
         found = [one.get("text") for one in entries if isinstance(one, dict)]
@@ -120,7 +123,7 @@ def _texts(txt: bytes, about: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _image_of(members: Mapping[str, tar_members.Span], image: str | None) -> str:
-    """Returns the ending of the image. Raises RowFault: no_image, several_images."""
+    """Returns the ending of a sample's image; image: the one to use, if set. Raises RowFault: no_image, several_images."""
     if image is not None:
         if image.lower() not in members:  # endings are stored in lower case
             raise RowFault("no_image", f"no {image}, only {_list_text(members)}")

@@ -139,7 +139,10 @@ def mark(entry: dict[str, Any], fate: Fate | None) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)  # a worker process serves many shards of one step
 def load_text_decisions(path: str, digest: str) -> tuple[frozenset[str], dict[Entry, Fate]]:
-    """Returns the ids of all rows with decisions, and (row id, index in `texts`) -> Fate of the dropped texts."""
+    """Returns the ids of all rows with decisions, and (row id, index in `texts`) -> Fate of the dropped texts.
+
+    digest: of the file; only a key of the cache.
+    """
     known: set[str] = set()
     dropped: dict[Entry, Fate] = {}
     try:

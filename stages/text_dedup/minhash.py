@@ -20,8 +20,9 @@ NOT_INSTALLED = "text_dedup.texts with a threshold needs rensa: pip install 'vlp
 
 
 def num_bands(threshold: float) -> int:
-    """Returns the min number of bands (hence candidates) that finds a pair at the threshold with probability MIN_RECALL.
+    """Returns the smallest number of bands that finds a pair at the threshold with probability MIN_RECALL or more.
 
+    Fewer bands give fewer candidates to check. NUM_PERM if no number of bands is enough.
     A pair of Jaccard similarity j shares one of b bands of r hashes with probability 1 - (1 - j^r)^b.
     """
     for rows in (12, 10, 8, 6, 5, 4, 3, 2):

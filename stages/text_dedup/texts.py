@@ -76,7 +76,10 @@ class TextDuplicates(GatherStage):
         job.say(f"{num_rows:,} texts, to drop: {EXACT} {counts[EXACT]:,}, {NEAR} {counts[NEAR]:,}")
 
     def _group(self, rows: pa.Table) -> tuple[dict[str, Entry], dict[Entry, Entry]]:
-        """Returns normal form -> its best entry (best first), and each other entry -> the best entry that it equals."""
+        """Returns two dicts: normal form -> the entry of the best row with it, best row first; other entry -> that entry.
+
+        Entries of other sources, already dropped, or of an empty normal form are in neither.
+        """
         first: dict[str, Entry] = {}
         copies: dict[Entry, Entry] = {}
         ids, texts = rows["id"], rows["texts"]
@@ -115,7 +118,7 @@ def read_rows(inputs: Sequence[Dataset]) -> pa.Table:
 
 
 def best_first(rows: pa.Table) -> list[int]:
-    """Returns row positions sorted by descending number of pixels, then by id."""
+    """Returns row positions sorted by descending number of pixels, then by id; only by id without width and height."""
     if {"width", "height"} <= set(rows.schema.names):
         sides = (pc.cast(pc.fill_null(rows[n], 0), pa.int64()) for n in ("width", "height"))
         pixels = pc.multiply(*sides)

@@ -67,7 +67,10 @@ def said(error: Exception) -> str:
 
 
 def need_at_most(video: str, num: int, limit: int, name: str) -> None:
-    """Raises RowFault (too_many_windows) if a row needs more than `limit` frames or windows; name: of that parameter."""
+    """Raises RowFault (too_many_windows) if `num`, the frames or windows that a row needs, exceeds `limit`.
+
+    video: its path; name: of the parameter that sets `limit`; both for the error text.
+    """
     if num > limit:
         raise RowFault("too_many_windows", f"{video}: its row needs more than the limit, {name}: {limit}")
 

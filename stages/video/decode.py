@@ -163,7 +163,7 @@ class Video:
     def subtitles(self) -> list[TextCue]:
         """Returns the cues of all text tracks, track by track, in file order; times on the video's clock, in seconds.
 
-        Bitmap tracks are omitted. Raises RowFault (bad_subtitles) if they have more than MAX_TEXT_CHARS.
+        Bitmap tracks are omitted. Raises RowFault (bad_subtitles) above MAX_TEXT_CHARS in total.
         """
         self._budget.go_on()
         cues: list[TextCue] = []

@@ -31,14 +31,17 @@ class Keys:
         self._entries, self._delay = stream.index_entries, delay
 
     def before(self, tick: int) -> int:
-        """Returns the approximate start of the last key frame at or before `tick`, or -1 if none is known."""
+        """Returns the approximate start of the last key frame at or before `tick`.
+
+        -1: none is known, or the file must be read from the start (COUNTED).
+        """
         at = -1 if self._is_counted else self._entries.search_timestamp(tick - self._delay)
         return self._entries[at].timestamp + self._delay if at >= 0 else -1
 
 
 def complete_index(opened: InputContainer, stream: VideoStream, budget: Budget) -> None:
     """Complete the index of a Matroska file: by a seek to the end, or, if it has no index, by reading all packets once
-    (33 ms for 300 s). MP4 has all frames in its index; other containers are left as they are.
+    (33 ms for a video of 300 s). MP4 has all frames in its index; other containers are left as they are.
 
     Raises RowFault (broken_video) if the file cannot be sought.
     """

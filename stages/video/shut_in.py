@@ -32,7 +32,10 @@ MAX_READ = 1 << 22  # bytes that a child may ask for at once
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The properties of a video, and the cues of its text tracks, if requested. fault: why these cannot be read."""
+    """The properties of a video, and the cues of its text tracks if requested, else ().
+
+    fault: why the cues cannot be read (bad_subtitles), although the video can.
+    """
 
     info: VideoInfo
     texts: tuple[TextCue, ...] = ()
@@ -49,7 +52,7 @@ class VideoChild:
     """A child process that decodes one video at a time."""
 
     def __init__(self, memory_mb: int, cannot: str) -> None:
-        """cannot: error text if the process does not start."""
+        """memory_mb: limit of the process. cannot: text of the StepFailed that is raised if it does not start."""
         self._child = ShutIn(video_child.__name__, {"memory_mb": memory_mb}, cannot)
         self._file: Any = None
         self._video = ""
@@ -78,7 +81,8 @@ class VideoChild:
     def frames(
         self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        """Yield the frames of the open video as `decode.Video.frames`."""
+        """Yield the frames of the open video as `decode.Video.frames`. Raises RowFault as it, or killed_decoder,
+        decode_memory."""
         times = np.asarray(times_s, np.float64)
         if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
             raise ValueError("times_s must be finite and ascending")

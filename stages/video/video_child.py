@@ -66,7 +66,7 @@ class Decoder:
         self._frames: Frames = iter(())
 
     def answer(self, request: dict[str, Any], data: bytes) -> bytes:
-        """Returns the answer. Raises RowFault."""
+        """Returns JSON for `open`; the next frame, or b"" after the last one, for `frames` and `next`. Raises RowFault."""
         if "open" in request:
             return self._open(request)
         if "frames" in request:

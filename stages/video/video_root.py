@@ -1,4 +1,4 @@
-"""The root folder of videos. Rows store the path below it, size and sha256 of a file, so the root is not in any key."""
+"""The root folder of videos. Rows store the path below it, size and sha256 of a file, so the root may move."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ VideosRoot: TypeAlias = Annotated[str | File, Field(union_mode="left_to_right")]
 
 
 def root_path(videos: VideosRoot) -> str:
-    """Returns the folder or fsspec URL."""
+    """Returns the folder or fsspec URL that contains the videos."""
     return videos if isinstance(videos, str) else videos.path

@@ -79,7 +79,7 @@ class Walk:
     def _index_delay(self) -> int:
         """Returns the ticks from a key frame's time in the index to its start.
 
-        Indices store decoding times, except in Matroska.
+        Indices store decoding times, except in Matroska: the result is pts - dts of the first packet, or 0 if unknown.
         """
         first = self._ahead[0] if self._ahead else None
         if first is None or first.pts is None or first.dts is None or self._is_matroska:
@@ -87,7 +87,7 @@ class Walk:
         return first.pts - first.dts
 
     def can_reach(self, tick: int) -> bool:
-        """Returns whether the frame shown at `tick` can be reached without a seek."""
+        """Returns whether the frame shown at `tick` can be reached by reading on, without a seek."""
         if tick < max(self._floor, self._shown_at):
             return False
         if self._drained and not self._is_out():  # it was drained early, before a seek
@@ -107,9 +107,10 @@ class Walk:
         self._floor = max(0, key) if key is not None and key <= tick else 0
 
     def frame_at(self, tick: int, next_key: int = -1) -> VideoFrame | None:
-        """Returns the last frame that starts at or before `tick`, or None if there is none after the last seek.
+        """Returns the last frame that starts at or before `tick`, or None if no such frame can be decoded.
 
-        next_key: if it is after `tick`, a seek to it comes next, so the decoder may be drained to output the frame now.
+        Call `seek` first unless `can_reach`. next_key: start of the key frame before the next requested time. If it is after
+        `tick`, a seek to it comes next, so the decoder may be told that the stream ends, and outputs the frame at once.
         """
         frame = self._run_to(tick, next_key)
         while frame is None and self._floor > self.first:  # nothing can be decoded from this key frame on
@@ -146,7 +147,7 @@ class Walk:
         return self._drained or (self._shown is not None and self._want(tick) == self._shown_at)
 
     def _is_last(self) -> bool:
-        """Whether the shown frame is the last one."""
+        """Returns whether the shown frame is known to be the last one of the video."""
         if self._shown is None or not self._read_all:
             return False
         known_last = self._stamped and bool(self._known) and self._known[-1] == self._shown_at
@@ -156,14 +157,14 @@ class Walk:
         return self._drained and self._read_all and not self._ahead
 
     def _end(self) -> int:
-        """Returns the end of the shown frame, by its own duration or the mean frame rate."""
+        """Returns the end of the shown frame, by its own duration, else the mean frame rate, else one tick."""
         assert self._shown is not None
         rate, base = self._stream.average_rate or self._stream.guessed_rate, self._stream.time_base
         length = self._shown.duration or (round(1 / (rate * base)) if rate and base else 0)
         return self._shown_at + max(1, length)
 
     def _want(self, tick: int) -> int | None:
-        """Returns the start of the frame shown at `tick`, from the packets, or None if it is not known (yet)."""
+        """Returns the start of the frame shown at `tick`, from the packets; None if not known (yet)."""
         self._fill(tick)
         if not self._stamped or not (self._read_all or self._has_read_past(tick)):
             return None
@@ -171,7 +172,7 @@ class Walk:
         return self._known[at - 1] if at else None
 
     def _step(self, tick: int) -> None:
-        """Send one packet to the decoder, which may skip it if another frame is shown at `tick`."""
+        """Send one packet to the decoder, which may skip its frame if a later one is shown at `tick`."""
         self._fill(tick)
         if not self._ahead:
             self._drain()
@@ -186,7 +187,10 @@ class Walk:
         self._decode(packet)
 
     def _is_passed_over(self, begin: int | None, tick: int) -> bool:
-        """Whether another frame is known to be shown at `tick`."""
+        """Returns whether a frame after the one that starts at `begin` is known to start at or before `tick`.
+
+        False if `begin` is None, start times are not reliable, or a packet was broken: then no frame may be skipped.
+        """
         if begin is None or not self._stamped or not self._may_skip:
             return False
         at = bisect_right(self._known, tick)
@@ -208,7 +212,7 @@ class Walk:
                 self._ready.append((begin, frame))
 
     def _has_read_past(self, tick: int) -> bool:
-        """Whether all packets not yet read are decoded after `tick`, and therefore start after `tick`."""
+        """Returns whether the frames of all packets not yet read start after `tick`, as they are decoded after it."""
         return self._last_dts is not None and self._last_dts > tick
 
     def _fill(self, tick: int) -> None:
@@ -230,7 +234,10 @@ class Walk:
             insort(self._known, packet.pts)
 
     def _key_from(self, aim: int) -> int | None:
-        """Seek to `aim`; returns the start of the key frame found there, or None if nothing can be read there."""
+        """Seek to `aim`; returns the start of the key frame found there, or None if nothing can be read there.
+
+        Raises RowFault (broken_video) if a seek to the start fails.
+        """
         try:
             self._container.seek(aim, stream=self._stream)
         except self._error as error:

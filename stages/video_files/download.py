@@ -25,8 +25,9 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 class Download:
     """A command that downloads one video. It runs without a shell and is killed after `timeout_s` seconds.
 
-    command: list of arguments, in which {video_id} and {folder}, where it must write, are replaced. Raises VlpipeError if
-    {video_id} is missing, or an id that starts with "-" could be parsed as an option. Example:
+    command: list of arguments. {video_id} in them is replaced by the id, {folder} by the folder it must write to. Raises
+    VlpipeError if {video_id} is missing, or if an argument starts with it and no argument before is "--": an id that starts
+    with "-" would be parsed as an option. Example:
 
     command: ["yt-dlp", "-f", "mp4", "--write-auto-subs", "-o", "{folder}/%(id)s.%(ext)s", "--",
     "https://www.youtube.com/watch?v={video_id}"]

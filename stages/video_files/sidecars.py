@@ -38,7 +38,7 @@ LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # BCP 47, simpli
 
 
 class Sidecar(NamedTuple):
-    """A subtitle file beside a video. lang: as in its name."""
+    """A subtitle file beside a video. lang: as in its name, `en` of `a.en.srt`; None for `a.srt`."""
 
     path: str
     num_bytes: int
@@ -46,7 +46,10 @@ class Sidecar(NamedTuple):
 
 
 class VideoFile(NamedTuple):
-    """A video with its subtitle files, best first; or, if `why` is set, a subtitle file without a video."""
+    """A video with its subtitle files, best first; or a subtitle file without a video, and `why` is its reject code.
+
+    url: the path of the file below the listed folder.
+    """
 
     url: str
     num_bytes: int
@@ -98,7 +101,11 @@ def _tag(path: str) -> str:
 
 
 def _belongs_to(path: str, stems: set[str]) -> tuple[str | None, str | None]:
-    """Returns (the video's path, with or without its ending, language), or (None, None) if there is no video."""
+    """Returns (the one of `stems` to which a subtitle file belongs, language or None); (None, None) if to none.
+
+    `a/b.en.srt` gives ("a/b", "en"), `a/b.mp4.srt` gives ("a/b.mp4", None). stems: paths of the videos, each with and
+    without its ending.
+    """
     stem = _stem(path)
     if stem in stems:
         return stem, None

@@ -13,7 +13,7 @@ from vlpipe.stages.video.decode import TextCue
 def rank(lang: str | None, languages: Sequence[str]) -> int | None:
     """Returns the index of `lang` in `languages` ("en" also matches en-US), or None if it is not among them.
 
-    An unknown language, or any language if `languages` is empty, ranks last: len(languages).
+    len(languages), the last rank, if `lang` is None (unknown) or `languages` is empty (all are accepted).
     """
     if lang is None or not languages:
         return len(languages)

@@ -45,9 +45,9 @@ Count = Annotated[int, Field(ge=1)]
 class VideoSource(SourceStage):
     """Base class of video sources; subclasses define which videos are listed and where their subtitles are.
 
-    no_cues: how to handle a video without readable subtitles. rollup: whether to merge roll-up captions
-    (`subtitles.track`). subtitle_source, lang: defaults for cues whose file does not state them. max_pixels: max width x
-    height of a frame. max_duration_s: longer videos are rejected, as a few bytes can declare days. probe_timeout_s,
+    no_cues: `reject` a video without readable subtitles, or `keep` it without cues. rollup: whether to merge roll-up
+    captions (`subtitles.track`). subtitle_source, lang: defaults for cues whose file does not state them. max_pixels: max
+    width x height of a frame. max_duration_s: longer videos are rejected, as a few bytes can declare days. probe_timeout_s,
     probe_memory_mb: limits of the child processes that probe a video and read a subtitle file.
     Reject codes: no_file, bad_path, empty, no_cues, bad_subtitles, those of `video.decode` (no_video, broken_video,
     deadline, too_many_errors, too_many_pixels), killed_decoder, decode_memory, too_long.
@@ -86,7 +86,11 @@ class VideoSource(SourceStage):
             yield lambda batch: self.out(batch, lambda one, counts: self.video(one, probe, counts))
 
     def out(self, batch: pa.Table, video: Callable[[Row, Counter[str]], dict[str, Any]]) -> Out:
-        """Returns the rows of a batch, built by `video`; rows for which it raises RowFault are rejected."""
+        """Returns the rows of a batch. video: returns the columns of one row after `id` and `url`.
+
+        Rows for which it raises RowFault are rejected; if the stage has `OBSERVES_WORLD`, so are those of other exceptions,
+        except infrastructure errors.
+        """
         schema = self.schema(self.row_schema())
         found: list[pa.Table] = []
         rejects: list[Reject] = []
@@ -149,7 +153,10 @@ class VideoSource(SourceStage):
             return ()
 
     def track_of(self, found: RawCue, name: str, lang: str | None = None) -> Track:
-        """Returns the cues of `found`, by `subtitle_source`, `lang` and `rollup`. Raises RowFault (no_cues)."""
+        """Returns `subtitles.track` of a file's content, with the stage's `subtitle_source` and `rollup`.
+
+        lang: takes precedence over the stage's `lang`. Raises RowFault (no_cues).
+        """
         return track(found, name, source=self.subtitle_source, lang=lang or self.lang, rollup=self.rollup)
 
 

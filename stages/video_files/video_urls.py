@@ -166,14 +166,14 @@ class VideoUrls(VideoSource):
             yield work
 
     def _start(self, batch: pa.Table, fetch: Fetch) -> dict[str, Future[Answer]]:
-        """Start fetching the files that do not exist yet; returns row id -> future."""
+        """Start fetching the files that are not in `videos` yet; returns row id -> future of these rows."""
         rows = [
             one for one in batch.to_pylist() if not one["fault"] and not exists(self.videos, file_name(one))
         ]
         return dict(zip([one["id"] for one in rows], fetch([one["url"] for one in rows]), strict=True))
 
     def video(self, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
-        """Returns the columns of a file that exists already."""
+        """Returns the columns of a row whose file is in `videos` already. Raises RowFault (no_file) if it is not."""
         return self._about(self.videos, one, probe, counts)
 
     def _about(self, root: str, one: Row, probe: Prober, counts: Counter[str]) -> dict[str, Any]:
@@ -215,7 +215,10 @@ class VideoUrls(VideoSource):
         return about
 
     def _need_allowed(self, one: Row, folder: str, blocklist: Blocklist) -> None:
-        """Check an existing file against the blocklist, which may be newer. Raises RowFault (blocked)."""
+        """Raises RowFault (blocked) if the blocklist, which may be newer than the stored file, has its URL or content.
+
+        folder: for a temporary copy of the file.
+        """
         if fault := blocklist.check_url(one["url"]):
             raise fault
         if blocklist.marks:

@@ -41,11 +41,12 @@ class Videos(VideoSource):
     """Returns one video row per video file in a folder.
 
     videos: a folder, an fsspec URL, or a step's artifact; a file with one of `endings` is a video.
-    languages: accepted languages, best first ("en" also matches en-US); files of another language are ignored. If empty,
-    all are accepted. Of the subtitle files of a video (`sidecars`), the first is read that has cues: in order of language,
-    `subtitle_endings`, name. JSON, XML and tsv files with other content are passed over.
-    embedded: read a text track of the video if no subtitle file has cues. encoding: of subtitle files that do not state
-    theirs and are not UTF-8. Additional reject codes: no_video_file (subtitles without a video).
+    languages: accepted languages, best first ("en" also matches en-US); files of another language are ignored, and those
+    without one in their name come last. If empty, all are accepted. The subtitle files of a video (`sidecars`) are tried in
+    order of language, `subtitle_endings`, name, and the first with cues is used. JSON, XML and tsv files with other content
+    are passed over.
+    embedded: if no subtitle file has cues, use the best language among the video's text tracks. encoding: of subtitle files
+    that do not state theirs and are not UTF-8. Additional reject codes: no_video_file (subtitles without a video).
     Additional counts: sidecars_other_content, sidecars_unread (a file without cues, before another one was read).
     """
 
@@ -94,7 +95,8 @@ class Videos(VideoSource):
     def _track(self, one: Row, seen: Look, probe: Prober, counts: Counter[str]) -> Track:
         """Returns the cues of the first sidecar that has some, else of the text tracks.
 
-        Raises the RowFault of the first sidecar that is a subtitle file, or no_cues if there is none.
+        If these have none either, raises the RowFault of the first sidecar tried, not counting JSON, XML and tsv files with
+        other content; if there is none, that of the text tracks (no_cues, bad_subtitles).
         """
         fault: RowFault | None = None
         for sidecar in one["sidecars"]:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Asked(Future[T], Generic[T]):
-    """The future answer to a request. wanted: its request is sent even if too many bytes wait already."""
+    """The future answer to a request. wanted: its request is sent even if `waiting_bytes` wait already."""
 
     wanted = False
 
@@ -29,7 +29,8 @@ class Asked(Future[T], Generic[T]):
 class Bodies:
     """All bodies of a worker. The temporary file has no name, so that none is left when a process is killed.
 
-    Bodies grow in the loop, and are read and closed in any thread. memory_bytes, waiting_bytes: as the constants above.
+    Bodies grow in the loop, and are read and closed in any thread. memory_bytes: max bytes in memory. waiting_bytes: when
+    all bodies have that many, requests that nobody waits for are not sent until half of them are dropped.
     """
 
     def __init__(self, memory_bytes: int, waiting_bytes: int) -> None:
@@ -66,7 +67,7 @@ class Bodies:
             self._wake()
 
     def add(self, body: Body, data: bytes) -> None:
-        """Adds bytes to a body, which moves to the file if too many are in memory."""
+        """Adds bytes to a body, which moves to the file if all bodies in memory would exceed `memory_bytes`."""
         with self._lock:
             self._waiting += len(data)
             self._full = self._full or self._waiting >= self._waiting_bytes
@@ -101,7 +102,7 @@ class Bodies:
             body.blocks.append(self._free.pop())
 
     def end(self, body: Body) -> None:
-        """Writes the last bytes of a body that is in the file."""
+        """Ends a body: if it is in the file, its last bytes are written there too."""
         with self._lock:
             if body.blocks is not None:
                 self._write(body, b"".join(body.pieces))
@@ -152,7 +153,7 @@ class Bodies:
 
 
 class Body:
-    """The bytes of one response. pieces: those in memory; blocks: of the file, None if all are in memory."""
+    """The bytes of one response. pieces: those in memory; blocks: its blocks in the file, None if it is not there."""
 
     __slots__ = ("_bodies", "blocks", "num_bytes", "pieces")
 
@@ -173,7 +174,7 @@ class Body:
         return self._bodies.read(self)
 
     def close(self) -> None:
-        """Forgets the bytes, so that others have room. May be called more than once; done when the body is deleted."""
+        """Forgets the bytes, so that others have room. May be called more than once; deleting the body does it too."""
         self._bodies.drop(self)
 
     __del__ = close

@@ -53,10 +53,10 @@ class Reply(Protocol):
     """Receives a response as it arrives. An exception raised here ends the request and is raised by `Client.get`."""
 
     def head(self, status: int, headers: Headers) -> bool:
-        """Called before the body; returns whether the body is wanted."""
+        """Called once per response, before the body; returns whether the body is wanted."""
 
     def piece(self, data: bytes) -> bool | None:
-        """Called with the next bytes of the body; returns True if the rest of it is not wanted."""
+        """Called with the next bytes of a wanted body; returns True if the rest of it is not wanted."""
 
 
 class Client:
@@ -77,7 +77,7 @@ class Client:
         self._timer: asyncio.TimerHandle | None = None
 
     async def get(self, target: Target, left_s: float, reply: Reply) -> None:
-        """Sends one GET request and passes the response to `reply`, within `left_s` seconds.
+        """Sends one GET request and passes the response to `reply`; all within `left_s` seconds, with the DNS lookup.
 
         Raises RowFault: timeout, dns, forbidden_address, connect, tls, disconnected, bad_response; and whatever
         `reply` raises.
@@ -197,7 +197,7 @@ class _Transfer:
             self._curl.unsetopt(option)
 
     def end_if_late(self, multi: pycurl.AsyncCurlMulti, now: float) -> None:
-        """Ends the request if its deadline has passed, or no byte arrived for `read_timeout_s`."""
+        """Ends the request if its deadline has passed, or no byte arrived for `read_timeout_s` since it was connected."""
         if self._done.done():
             return
         late = now >= self._deadline
@@ -278,7 +278,7 @@ class _Transfer:
         return -1 if self._enough else None
 
     def _fault(self, code: int, message: str) -> RowFault:
-        """Returns libcurl's error as a RowFault. Details contain no port or measured time, so that runs give the same."""
+        """Returns libcurl's error as a RowFault. Its detail has no port or measured time, so each run gives the same."""
         host, limits = self._host, self._limits
         if code == pycurl.E_OPERATION_TIMEDOUT:  # CONNECTTIMEOUT_MS is the only timeout set in libcurl
             return RowFault("timeout", f"{host}: no connection within {limits.connect_timeout_s:g} s")
@@ -300,7 +300,7 @@ def _not_done(host: str, limits: Limits) -> RowFault:
 
 
 def _plain(message: str) -> str:
-    """Returns libcurl's message without the numbers that differ from run to run, and control characters of a certificate."""
+    """Returns libcurl's message as one line of at most 200 characters, without numbers that differ from run to run."""
     return one_line(re.sub(r"\b\d+ (ms|milliseconds|bytes?)\b", "some", message), 200)
 
 
@@ -309,7 +309,7 @@ def _bracketed(address: str) -> str:
 
 
 def _authorities() -> list[tuple[int, Any]]:
-    """Returns the libcurl options to trust the system's certificate authorities.
+    """Returns the (option, value) pairs that make libcurl trust the system's certificate authorities.
 
     They are those that Python's `ssl` finds (SSL_CERT_FILE, SSL_CERT_DIR).
     """

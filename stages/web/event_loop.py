@@ -28,9 +28,9 @@ class Loop:
     def submit_all(
         self, works: Sequence[tuple[Coroutine[Any, Any, T], concurrent.futures.Future[T]]]
     ) -> None:
-        """Starts coroutines, each with the future that gets its result; wakes the loop only once.
+        """Starts coroutines, each with the future that gets its result or error; wakes the loop only once for all.
 
-        Cancelling a future cancels its task.
+        Cancelling a future cancels the coroutine.
         """
 
         def start() -> None:
@@ -46,7 +46,7 @@ class Loop:
             self._loop.call_soon_threadsafe(task.cancel)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine in the loop, waits, and returns its result."""
+        """Runs a coroutine in the loop, waits, and returns its result or raises its error."""
         return self.submit(work).result()
 
 

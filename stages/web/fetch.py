@@ -41,7 +41,7 @@ Refuse = Callable[[str], "RowFault | None"]
 
 
 class Fetch:
-    """`fetch(urls)` starts all requests and returns a future for each. Made by `fetcher`."""
+    """`fetch(urls)` starts to fetch all URLs and returns a future Answer for each, in order. Made by `fetcher`."""
 
     def __init__(self, loop: Loop, crawler: Crawler) -> None:
         self._loop, self._crawler = loop, crawler
@@ -53,7 +53,10 @@ class Fetch:
         return asked
 
     def want(self, asked: Sequence[Asked[Answer]]) -> None:
-        """Must be called before these answers are waited for: others, which wait already, may fill the room for bodies."""
+        """Must be called before these answers are waited for.
+
+        Otherwise their requests may never be sent: bodies that nobody reads until then may fill the room (`web.bodies`).
+        """
         self._crawler.bodies.want(asked)
 
 
@@ -68,12 +71,12 @@ def fetcher(
     accept: str = "image/*, */*;q=0.1",
     folder: str = "",
 ) -> Iterator[Fetch]:
-    """Yields a Fetch.
+    """Yields a Fetch; on exit, requests under way are cancelled and the bodies are deleted.
 
     ports: host -> loopback port that serves it; the only exemption from the address rules.
-    passing: codes of temporary failures, which are retried. gate: address of the run's `HostGate`. refuse: called for each
-    listed URL and redirect target, returns a RowFault if it must not be requested. accept: the Accept header. folder: bodies
-    are written to files there instead of held in memory.
+    passing: codes of temporary failures, which are retried. gate: address of the run's `HostGate`; None: an own one.
+    refuse: called for each listed URL and redirect target, returns a RowFault if it must not be requested. accept: the
+    Accept header. folder: if set, bodies are written to files there instead of being held in memory.
     """
     with running_loop() as loop:
         crawler = loop.run(_crawler(limits, ports, passing, gate, refuse, accept, folder))
@@ -125,7 +128,7 @@ class Crawler:
         self.bodies.close()
 
     async def fetch(self, url: str, asked: Asked[Answer]) -> Answer:
-        """Fetches one URL, with retries. Failures are returned in the Answer; only infrastructure errors are raised."""
+        """Fetches one URL, with retries. Failures are a RowFault in the Answer; raises only errors of the machine."""
         at_s, begin = time.time(), time.monotonic()
         result: Page | RowFault = RowFault("no_url")
         for attempt in range(1, self._limits.retries + 2):
@@ -146,7 +149,11 @@ class Crawler:
         return isinstance(result, RowFault) and result.why in self._passing and result.why != "host_busy"
 
     async def _attempt(self, url: str, asked: Asked[Answer] | None = None) -> Page | RowFault:
-        """Returns the result of one attempt, following redirects. asked: None for a robots.txt or tdmrep.json."""
+        """Returns the result of one attempt, following redirects.
+
+        asked: the future answer; None for a robots.txt or tdmrep.json, which these files cannot forbid, and which waits
+        for no room in `bodies`.
+        """
         left_s, target = self._limits.timeout_s, Target("", "", 0)
         try:
             sent = sendable(url)
@@ -191,12 +198,12 @@ class Crawler:
             raise fault
 
     async def _rules(self, url: str) -> tuple[int, bytes] | RowFault:
-        """Returns (status, body) of robots.txt or tdmrep.json, fetched with the same checks as any other URL."""
+        """Returns (status, body) of a robots.txt or tdmrep.json, fetched with the address checks and limits of any URL."""
         got = await self._attempt(url)
         return got if isinstance(got, RowFault) else (got.status, got.body)
 
     async def _hop(self, target: Target, left_s: float, turn: Turn, *, rules: bool) -> Page | str:
-        """Requests one URL; returns the page, or the location it redirects to."""
+        """Requests one URL, within `left_s` seconds; returns the page, or the location it redirects to. Raises RowFault."""
         response = Response(
             target.url,
             turn,

@@ -30,7 +30,7 @@ class Headers:
         self._num_bytes = 0
 
     def add(self, line: bytes) -> None:
-        """Adds a line `Name: value`. Raises RowFault (bad_response) if all lines exceed MAX_BYTES."""
+        """Adds a line `Name: value`. Raises RowFault (bad_response) if all lines together exceed MAX_BYTES."""
         self._num_bytes += len(line)
         if self._num_bytes > MAX_BYTES:
             raise RowFault("bad_response", f"more than {MAX_BYTES} bytes of headers")
@@ -64,7 +64,7 @@ def coding_of(values: Sequence[str]) -> str:
 
 
 class Unpacker:
-    """Unpacks a body as it arrives, in linear time. ended: what still comes is not part of the body."""
+    """Unpacks a body as it arrives, in linear time. ended: the body is complete; later bytes are not part of it."""
 
     def __init__(self, coding: str) -> None:
         self.ended = False
@@ -76,7 +76,7 @@ class Unpacker:
     def add(self, data: bytes, room: int) -> bytes:
         """Returns the next bytes of the unpacked body. Raises RowFault (bad_response) if it is broken.
 
-        If `room` bytes are returned, there may be more, and the body must be given up.
+        room: max bytes to return. If that many are returned, there may be more, which are lost: the body must be given up.
         """
         if self._first is not None:
             self._first += data
@@ -84,7 +84,7 @@ class Unpacker:
         return data[:room] if self._stream is None else self._unpacked(data, room)
 
     def end(self, room: int) -> bytes:
-        """Returns the last bytes of the body. Raises RowFault: disconnected if it is incomplete, bad_response."""
+        """Returns the last bytes of the body. Raises RowFault: disconnected (incomplete), bad_response (broken)."""
         last = b"" if self._first is None else self._begin(room)
         if self._stream and not (self.ended or self._stream.eof):
             raise RowFault("disconnected", "the compressed body ends early")
@@ -124,7 +124,7 @@ class Unpacker:
 
 
 def _fits(first: bytes, kind: int) -> bool:
-    """Whether a body that begins with `first` can be unpacked with these `wbits`."""
+    """Whether a body that begins with `first` can be unpacked with `kind`, zlib's `wbits`."""
     try:
         zlib.decompressobj(kind).decompress(first, FIRST_BYTES)
     except zlib.error:

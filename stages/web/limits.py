@@ -31,7 +31,7 @@ class Limits:
 
     @property
     def product(self) -> str:
-        """Returns the bot name to look up in robots.txt and similar rules."""
+        """Returns the bot name to look up in robots.txt and similar rules: `bot`, else `user_agent` up to its `/`."""
         return self.bot or self.user_agent.partition("/")[0].strip()
 
     @property

@@ -47,7 +47,7 @@ class Headers(Protocol):
 def opted_out(headers: Headers, bot: str, signals: Collection[str] = DEFAULT) -> str | None:
     """Returns the header line that opts out for `bot` (a product token such as `vlpipe`), else None.
 
-    signals: the X-Robots-Tag directives to respect, and `tdm-reservation`, `content-usage`.
+    signals: those to respect, as in Signal: directives of X-Robots-Tag, `tdm-reservation`, `content-usage`.
     """
     for name in HEADERS:
         for value in headers.getall(name, []):
@@ -57,7 +57,10 @@ def opted_out(headers: Headers, bot: str, signals: Collection[str] = DEFAULT) ->
 
 
 def opted_out_inside(data: bytes, signals: Collection[str] = DEFAULT) -> str | None:
-    """Returns the opt-out in a file's C2PA manifest, such as `C2PA c2pa.ai_training: notAllowed`, else None."""
+    """Returns the opt-out in a file's C2PA manifest, such as `C2PA c2pa.ai_training: notAllowed`.
+
+    None if there is none, or `c2pa-training-mining` is not in `signals`.
+    """
     if "c2pa-training-mining" not in signals or b".training-mining" not in data:
         return None
     for entry in C2PA_ENTRY.finditer(data):
@@ -81,7 +84,8 @@ def _is_not_allowed(after: bytes) -> bool:
 def is_no(evidence: str, bot: str, signals: Collection[str] = DEFAULT) -> bool:
     """Whether evidence recorded earlier, for example by another step, is an opt-out for this bot and these signals.
 
-    Truncated evidence cannot be parsed again and always counts as an opt-out.
+    evidence: as returned by `opted_out` or `opted_out_inside`. What is truncated, or of another form (such as a line about
+    robots.txt), cannot be parsed again and always counts as an opt-out.
     """
     name, _, value = evidence.partition(": ")
     if name in HEADERS and len(evidence) < MAX_EVIDENCE:
@@ -90,7 +94,7 @@ def is_no(evidence: str, bot: str, signals: Collection[str] = DEFAULT) -> bool:
 
 
 def robots_directives(value: str, bot: str) -> Iterator[str]:
-    """Yield the directives of one X-Robots-Tag that apply to all bots or to `bot`, in lower case."""
+    """Yields the directives of one X-Robots-Tag that apply to all bots or to `bot`, in lower case."""
     applies = True
     for part in value.lower().split(","):
         name, colon, rest = (piece.strip() for piece in part.partition(":"))

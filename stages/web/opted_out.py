@@ -40,20 +40,20 @@ class _Evidence:
         return self.places[evidence]
 
     def read(self, parts: Sequence[tuple[Digests, array[int]]]) -> None:
-        """Sets the entries read from the store. parts: (hashes, text indices) of each part file."""
+        """Sets the entries read from the store. parts: per part file, its hashes and, for each, the index of its text."""
         hashes = np.concatenate([np.empty(0, DIGEST), *(one for one, _ in parts)])
         words = np.concatenate([np.empty(0, np.uint32), *(np.array(one, np.uint32) for _, one in parts)])
         order = np.argsort(hashes, kind="stable")
         self.hashes, self.words = hashes[order], words[order]
 
     def get(self, hash_: bytes) -> list[str]:
-        """Returns the evidence texts of a hash."""
+        """Returns the evidence texts of a hash, without repeats; empty if it has none."""
         low, high = (int(np.searchsorted(self.hashes, hash_, side)) for side in ("left", "right"))
         found = [*self.words[low:high].tolist(), *self.noted.get(hash_, ())]
         return [self.texts[place] for place in dict.fromkeys(found)]
 
     def add(self, hash_: bytes, evidence: str) -> bool:
-        """Adds evidence for a hash; returns False if it is already recorded."""
+        """Adds evidence for a hash and returns True; returns False if this text is already recorded for it."""
         if evidence in self.get(hash_):
             return False
         self.noted[hash_] = (*self.noted.get(hash_, ()), self.place(evidence))

@@ -31,9 +31,9 @@ class Politeness:
     """Limits per host.
 
     per_host: max concurrent requests. host_interval_s: min time between the starts of two requests. max_wait_s: if a host
-    asks for a longer pause, its URLs are rejected as host_busy. backoff_s: first pause after a 429 or 503 without
-    Retry-After; it doubles with each further one in a row. lease_s: a turn that is not returned after this time is revoked
-    (its worker hangs; turns of a worker that died are returned at once).
+    asks for a longer pause, its URLs are rejected as host_busy. backoff_s: min pause after a 429 or 503
+    (Retry-After may ask for more), times a random 0.5 to 1; it doubles with each further one in a row. lease_s: a turn that
+    is not returned after this time is revoked (its worker hangs; turns of a worker that died are returned at once).
     """
 
     per_host: int
@@ -45,7 +45,7 @@ class Politeness:
 
 @dataclass(eq=False, slots=True)
 class _Wish:
-    """A turn that a worker waits for or holds. hash: of the URL; began: when it was granted (monotonic s)."""
+    """A turn that a worker (`peer`) waits for or holds. hash: of the URL; began: when it was granted (monotonic s)."""
 
     peer: Peer
     key: int
@@ -95,7 +95,7 @@ class HostGate:
         self._sweep_at = FEW_HOSTS
 
     def heard(self, peer: Peer, message: Any) -> None:
-        """Handles a message of a worker."""
+        """Handles a message of a worker: a list of items as above."""
         wishes = self._wishes.setdefault(peer, {})
         touched: dict[_Host, None] = {}
         for item in message:
@@ -155,7 +155,7 @@ class HostGate:
         return wish
 
     def _note_opt_out(self, peer: Peer, key: int, evidence: str, hashes: list[str]) -> None:
-        """Records an opt-out. The worker waits until it is stored, so that no shard reports an opt-out before the root."""
+        """Records an opt-out. The worker waits until the root has it, so no shard reports it earlier."""
         for hash_ in hashes:
             self._opted_out.note(hash_, evidence)
         task = asyncio.ensure_future(self._keep(peer, key))
@@ -203,7 +203,10 @@ class HostGate:
             out.setdefault(wish.peer, []).append(answer)
 
     def _free_at(self, host: _Host, now: float) -> float:
-        """Returns when `per_host` allows the next turn: now, or when the oldest lease expires. Revokes expired leases."""
+        """Returns when `per_host` allows the next turn: `now`, or when the oldest turn's lease expires.
+
+        While all are taken, those with an expired lease are revoked.
+        """
         while len(host.leases) >= self._rules.per_host:
             oldest = next(iter(host.leases))
             if oldest.began + self._rules.lease_s > now:
@@ -214,7 +217,7 @@ class HostGate:
 
 
 class HostBusy(Exception):
-    """The host asked for a longer pause than `max_wait_s`."""
+    """The pause that a host asked for has more than `max_wait_s` left."""
 
 
 WHYS: dict[str, Callable[[str], Exception]] = {
@@ -227,7 +230,8 @@ WHYS: dict[str, Callable[[str], Exception]] = {
 class Turn:
     """A turn at a host: `async with` waits until it is granted, and returns it to the gate at the end.
 
-    Raises HostBusy if the host asked for a pause longer than `max_wait_s`, RowFault (opt_out) if the URL has opted out.
+    At the start it raises HostBusy, RowFault (opt_out) if the URL has opted out, or VlpipeError if the gate is lost; at the
+    end VlpipeError if `opted_out` is set but cannot be stored.
     """
 
     __slots__ = ("_host", "_key", "_turns", "_url", "led_here", "opted_out", "struck", "wanted_s")
@@ -260,7 +264,10 @@ class Turn:
 
 
 def _hash(url: str) -> str:
-    """Returns `hash_of_url(url)`, faster for URLs from `sendable`: without a port, they are canonical after the scheme."""
+    """Returns `hash_of_url(url)` of a URL from `sendable`, faster for the usual ones; "" if `url` is empty.
+
+    Without a port or a final dot of the host, the part after `://` is already what `hash_of_url` hashes.
+    """
     _, _, rest = url.partition("://")
     netloc = rest.partition("/")[0]
     if ":" in netloc or netloc[-1:] == ".":
@@ -291,7 +298,7 @@ class Turns:
         return self._key
 
     def tell(self, item: Any) -> None:
-        """Sends an item to the gate."""
+        """Sends an item to the gate, together with others of the next GATHER_S; does not wait."""
         if not self._out:
             self._loop.call_later(GATHER_S, self._flush)
         self._out.append(item)
@@ -299,7 +306,7 @@ class Turns:
     async def told(self, key: int, item: Any) -> None:
         """Sends an item and waits for the answer to `key`.
 
-        Raises the exception of WHYS if the gate refuses, VlpipeError if the connection is lost.
+        Raises the exception that WHYS has for the answer's `why`, VlpipeError if the connection is lost.
         """
         if self._lost:
             raise _hung_up()

@@ -31,7 +31,7 @@ class CheckingResolver:
         self._known: OrderedDict[str, asyncio.Task[_Answer]] = OrderedDict()
 
     async def addresses(self, host: str) -> tuple[str, ...]:
-        """Returns the addresses of a host. Raises RowFault: dns, forbidden_address."""
+        """Returns the addresses of a host, at least one. Raises RowFault: dns (there is none), forbidden_address."""
         task = self._known.get(host)
         if task is None or (task.done() and task.result().until <= asyncio.get_running_loop().time()):
             task = self._known[host] = asyncio.ensure_future(_looked_up(host))

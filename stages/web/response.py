@@ -38,7 +38,7 @@ class Page:
 
     @property
     def body(self) -> bytes:
-        """Returns the bytes of `content`."""
+        """Returns the bytes of `content`; empty if it is in `file`."""
         return self.content.read() if self.content else b""
 
 
@@ -53,8 +53,9 @@ class HttpFault(RowFault):
 class Response:
     """Receives the response to one request (a `client.Reply`); `got` returns its result.
 
-    body: what the bytes are added to. rules: the URL is a robots.txt or tdmrep.json, where opt-outs are not looked for, and
-    which is cut at `max_bytes`. folder: if set, the body is written to a file there instead.
+    turn: is told whether the host asked for a pause or opted out. body: what the bytes are added to. rules: the URL is a
+    robots.txt or tdmrep.json, in which no opt-out is looked for, and which is cut at `max_bytes` instead of rejected.
+    folder: if set, the body is written to a file there instead.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Response:
         return True
 
     def piece(self, data: bytes) -> bool:
-        """Adds bytes of the body; returns whether its end is reached, whatever still comes.
+        """Adds bytes of the body; returns True if later bytes are not wanted: it is complete or, for `rules`, cut.
 
         Raises RowFault: too_large (more than `max_bytes`, even if unannounced), bad_response.
         """
@@ -122,7 +123,10 @@ class Response:
         return too_large
 
     def got(self) -> Page | str:
-        """Returns the page, or the location it redirects to. Raises RowFault if there is neither, or for an opt-out."""
+        """Returns the page, or the location it redirects to. Called once, after the last byte.
+
+        Raises RowFault: http_<status>, opt_out, disconnected, bad_response, too_large.
+        """
         if isinstance(self._found, RowFault):
             raise self._found
         if self._found is not None:
@@ -141,14 +145,14 @@ class Response:
         return Page(self._status, shown, self._body)
 
     def drop(self) -> None:
-        """Forgets the incomplete body."""
+        """Forgets the incomplete body, and deletes its file."""
         self._body.close()
         if self._file:
             self._file.close()
             os.unlink(self._file.name)
 
     def _need_consent(self, evidence: str | None) -> None:
-        """Raises RowFault (opt_out) if there is evidence, and has the gate record it, so that later runs skip the URL."""
+        """Raises RowFault (opt_out) if there is evidence, and has `turn` record it, so that later runs skip the URL."""
         if evidence is not None:
             self._turn.opted_out = evidence
             raise RowFault("opt_out", evidence)
@@ -165,7 +169,7 @@ class Response:
 
 
 def whole_range(headers: Headers) -> int | None:
-    """Returns the bytes of the content if a status 206 has all of it (`Content-Range: bytes 0-9/10`), else None."""
+    """Returns the size of the content in bytes if a 206 has all of it (10 for `Content-Range: bytes 0-9/10`), else None."""
     found = WHOLE_RANGE.fullmatch(headers.get("Content-Range"))
     return int(found[2]) if found and int(found[1]) + 1 == int(found[2]) else None
 

@@ -56,7 +56,7 @@ class Origins:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rules")
 
     async def check(self, url: str) -> None:
-        """Raises RowFault if the URL (as sent) must not be requested: opt_out, or robots_unreadable."""
+        """Raises RowFault if the URL (from `sendable`) must not be requested: opt_out, or robots_unreadable."""
         origin, path = split_origin(url)
         shown = path.partition("?")[0][:200]  # a query may contain a signature
         if self._parser:
@@ -77,7 +77,7 @@ class Origins:
                 raise RowFault("opt_out", f"{origin}{TDMREP_PATH} reserves {shown}")
 
     async def _timely(self, num_bytes: int, work: Callable[..., T], *args: Any) -> T:
-        """Returns work(*args); calls it in a thread if there are so many bytes of rules that it may take long."""
+        """Returns work(*args); calls it in a thread if there are more than MANY_BYTES of rules, as it may take long."""
         if num_bytes <= MANY_BYTES:
             return work(*args)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
@@ -91,7 +91,10 @@ class Origins:
         )  # shielded: a cancelled caller does not cancel it for others
 
     def _forget_oldest(self, done: asyncio.Task[_Rules | RowFault]) -> None:
-        """Removes the rules read first while there are too many; they are fetched again when they are needed."""
+        """Removes the oldest rules while there are too many; they are fetched again when they are needed.
+
+        done: the rules that were just read.
+        """
         self._num_bytes += _num_bytes(done)
         while len(self._rules) > MAX_ORIGINS or self._num_bytes > MAX_KEPT_BYTES:
             oldest = next((url for url, task in self._rules.items() if task.done()), None)
@@ -122,7 +125,7 @@ class Origins:
 
 
 class _Rules(NamedTuple):
-    """Rules of an origin, and the bytes that they were read from."""
+    """Rules of an origin: a parser of protego, or a list of TdmRule, and the number of bytes that they were read from."""
 
     parsed: Any
     num_bytes: int
@@ -142,7 +145,7 @@ def _text(body: bytes) -> str:
 
 
 def only_rules_for(bot: str, text: str) -> str:
-    """Returns a robots.txt in which all names of other bots are OTHER_AGENT.
+    """Returns a robots.txt in which OTHER_AGENT stands for all bots but `bot` and `*`.
 
     A parser stores the rules of a group once per name, which is quadratic in the size of the file.
     """
@@ -164,7 +167,8 @@ def split_origin(url: str) -> tuple[str, str]:
 
 
 class TdmRule(NamedTuple):
-    """A rule of tdmrep.json: the parts of its path pattern between `*`, whether it ends there, and what it says."""
+    """A rule of tdmrep.json. parts: of its path pattern, between `*`, without the first `/`. at_end: the pattern
+    ends with `$`, so the path must end there. reserves: whether it reserves rights."""
 
     parts: tuple[str, ...]
     at_end: bool
@@ -192,7 +196,7 @@ EVERYTHING = [TdmRule(("",), False, True)]
 
 
 def tdm_rules(body: bytes) -> list[TdmRule]:
-    """Returns the rules of a tdmrep.json in their order; none if it is not readable, EVERYTHING if it is too large."""
+    """Returns the rules of a tdmrep.json in their order; none if it is unreadable, EVERYTHING from MAX_RULES_BYTES on."""
     if len(body) >= MAX_RULES_BYTES:
         return EVERYTHING
     try:
@@ -217,6 +221,6 @@ def _as_sent(path: str) -> str:
 
 
 def is_reserved(rules: Sequence[TdmRule], path: str) -> bool:
-    """Whether rights are reserved for a path (as sent): the first rule that matches it decides."""
+    """Whether rights are reserved for a path (as sent): the first rule that matches it decides; False if none does."""
     path = _as_sent(path)
     return next((rule.reserves for rule in rules if rule.matches(path)), False)

@@ -1,4 +1,4 @@
-"""Makes listed URLs safe to send, or rejects them with a reason; strips secrets from URLs that are stored."""
+"""Makes listed URLs safe to send, or rejects them with a reason; strips secrets from URLs before they are stored."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def sendable(url: str) -> str:
 
 @lru_cache(maxsize=100_000)  # a list repeats the same hosts
 def _host(host: str) -> str:
-    """Returns the host in ASCII, as it is sent. Raises RowFault: bad_url."""
+    """Returns the host in ASCII, as it is sent (an IPv6 address in brackets). Raises RowFault: bad_url."""
     if ":" in host:
         return f"[{_literal_v6(host)}]"
     if not host.isascii():
@@ -104,7 +104,7 @@ def _literal_v6(host: str) -> str:
 
 
 def _is_v4(host: str) -> bool:
-    """Whether the host is four decimal numbers. Raises RowFault (bad_url) for other notations (127.1, 0x7f.1,
+    """Whether the host is an IPv4 address of four numbers. Raises RowFault (bad_url) for other notations (127.1, 0x7f.1,
     2130706433), because parsers disagree about them."""
     try:
         ipaddress.IPv4Address(host)
@@ -129,7 +129,8 @@ def _punycode(host: str) -> str:
 def redirected(base: str, location: str) -> str:
     """Returns the URL a redirect leads to, as `sendable`. Raises RowFault (bad_url).
 
-    location: as in the header; bytes that are not UTF-8 (lone surrogates, from `surrogateescape`) are percent-encoded.
+    base: the URL that was requested. location: as in the header; bytes that are not UTF-8 (lone surrogates, from
+    `surrogateescape`) are percent-encoded.
     """
     if len(location) > MAX_URL_CHARS:
         raise RowFault("bad_url", f"redirect: {len(location)} characters, the limit is {MAX_URL_CHARS}")
