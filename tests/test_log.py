@@ -1,4 +1,4 @@
-"""The log's table of what was found from outside names tests that exist."""
+"""The log, with its tables of what was found from outside, names tests that exist."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,11 @@ ROOT = Path(__file__).parents[1]
 def test_the_tests_that_the_log_names_exist() -> None:
     log = (ROOT / "docs" / "log.md").read_text()
     table = log.partition("### Found from outside")[2].partition("\n#")[0]
-    named = set(re.findall(r"`(test_\w+)`", table))
+    named = set(re.findall(r"`(test_\w+)`", log))
     defined = {
         n for p in (ROOT / "tests").rglob("*.py") for n in re.findall(r"def (test_\w+)", p.read_text())
     }
-    assert len(named) > 80
+    assert len(named) > 250
     assert named - defined == set()
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
     wanted = [
