@@ -177,7 +177,8 @@ class FetchImages(Fetching):
     hexadecimal; other bytes are rejected before decoding. encoding: text encoding of the list. bad_lines: whether an
     unreadable line stops the step or is rejected. unescape_urls: decode HTML entities in URLs, such as `?w=10&amp;h=20` in
     lists made from web pages; the column `url` has the result. engine: `img2dataset` fetches with that library (extra
-    `img2dataset`); `fetching.img2dataset` lists the checks that still apply, and `preflight` refuses parameters it does not support.
+    `img2dataset`); `fetching.img2dataset` lists the checks that still apply, and `preflight` refuses parameters it does
+    not support.
 
     Columns out: FETCHED; with `resize` also the digest and size of the original. Codes: PASSING, http_<status>, no_url,
     bad_url, bad_line, bad_hash, forbidden_address, tls, bad_response, too_many_redirects, too_large, blocked (filtered),
