@@ -13,7 +13,7 @@ import re
 import struct
 from collections.abc import Callable
 from math import prod
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ ERRORS = (
     *(ArithmeticError, MemoryError, RecursionError, NotImplementedError, struct.error),
 )
 OBJECT = "O"
+MAX_BYTEARRAY = 1 << 40
 DTYPE = re.compile(r"([<>=|]?)([fiu](?:1|2|4|8|16)|b1|[SU][0-9]{1,6}|O8?)")
 
 
@@ -154,3 +155,17 @@ class _Reader(pickle._Unpickler):
             return self._functions[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it wants {module}.{name}") from None
+
+    def load_bytearray8(self) -> None:
+        """Reads a bytearray; pickle's own method first makes one of the length that is named, however large."""
+        reader: Any = self
+        (length,) = struct.unpack("<Q", reader.read(8))
+        data = reader.read(length) if length <= MAX_BYTEARRAY else b""
+        if len(data) != length:
+            raise pickle.UnpicklingError(f"a bytearray of {length} bytes, which are not there")
+        reader.append(bytearray(data))
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }

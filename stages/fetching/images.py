@@ -29,6 +29,7 @@ from vlpipe.stages.lists.text_limit import TextLimit
 from vlpipe.stages.tars.samples import ORIGINAL
 from vlpipe.stages.web.opt_out_headers import DEFAULT, Signal, is_no
 from vlpipe.stages.web.opted_out import OptedOut
+from vlpipe.stages.web.url import unescaped
 
 if TYPE_CHECKING:
     from vlpipe.stages.fetching.img2dataset import Img2datasetFetch
@@ -184,9 +185,10 @@ class FetchImages(Fetching):
     without regard to case if only one is meant; `text` may hold a list of texts per URL. columns: all column names, for a
     tsv or csv without a header line (CC3M: `columns: [text, url]`). hash: column of expected digests, md5 or sha256 in
     hexadecimal; other bytes are rejected before decoding. text_limit: the maximum length of a text. encoding: text encoding
-    of the list; a byte-order mark is obeyed. bad_lines: whether an unreadable line stops the step or is rejected. engine:
-    `img2dataset` fetches with that library (extra `img2dataset`);
-    `fetching.img2dataset` lists the checks that still apply, and `preflight` refuses parameters it does not support.
+    of the list; a byte-order mark is obeyed. bad_lines: whether an unreadable line stops the step or is rejected.
+    unescape_urls: decode HTML entities in URLs, such as `?w=10&amp;h=20` in lists made from web pages; the column `url` has
+    the result. engine: `img2dataset` fetches with that library (extra `img2dataset`); `fetching.img2dataset` lists the
+    checks that still apply, and `preflight` refuses parameters it does not support.
 
     Columns out: FETCHED; with `resize` also the digest and size of the original. Codes: PASSING, http_<status>, no_url,
     bad_url, bad_line, bad_hash, forbidden_address, tls, bad_response, too_many_redirects, too_large, blocked (filtered),
@@ -203,6 +205,7 @@ class FetchImages(Fetching):
     encoding: str = "utf-8"
     bad_lines: Literal["stop", "reject"] = "stop"
     text_limit: TextLimit = field(default_factory=TextLimit)
+    unescape_urls: bool = False
     text_source: Literal["web", "human"] = "web"
     engine: Literal["vlpipe", "img2dataset"] = "vlpipe"
 
@@ -266,7 +269,7 @@ class FetchImages(Fetching):
         return [EXPECTED] * (self.hash is not None) + [FAULT] * (self.bad_lines == "reject")
 
     def _pairs(self) -> Iterator[Pair]:
-        return read_pairs(
+        pairs = read_pairs(
             self.list.path,
             url=self.url,
             text=self.text,
@@ -275,3 +278,6 @@ class FetchImages(Fetching):
             encoding=self.encoding,
             reject_bad_lines=self.bad_lines == "reject",
         )
+        if self.unescape_urls:
+            return (pair._replace(url=unescaped(pair.url)) for pair in pairs)
+        return pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import ipaddress
 import re
 import socket
@@ -23,6 +24,7 @@ PLAIN = re.compile(
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 RAW_BYTE = re.compile(r"[\udc80-\udcff]")
+ENTITY = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,31}|#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6});")
 SECRET = re.compile(
     r"x-(amz|goog|ms|oss|cos)-.*|(aws)?accesskeyid|googleaccessid|ossaccesskeyid|signature|sig|hmac"
     r"|key-pair-id|policy|expires|access_?token|auth|auth_?token|token|api_?key|key|jwt|session_?id"
@@ -124,6 +126,14 @@ def _punycode(host: str) -> str:
         return idna.encode(host, uts46=True).decode("ascii").lower()
     except idna.IDNAError as error:
         raise RowFault("bad_url", f"{host[:80]!r} is not a host name: {error}") from error
+
+
+def unescaped(url: str) -> str:
+    """Returns the URL with `&amp;` and other HTML entities decoded once, as a browser does with the `src` of an image.
+
+    An entity without its `;` is kept: it is the name of a parameter (`?a=1&copy=2`).
+    """
+    return ENTITY.sub(lambda found: html.unescape(found[0]), url)
 
 
 def redirected(base: str, location: str) -> str:

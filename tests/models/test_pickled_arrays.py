@@ -106,6 +106,7 @@ HOSTILE = {
     "dots": b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__class__\x93.",
     "codec": b"c_codecs\nencode\n(S'aa'\nS'hex'\ntR.",
     "memo of 16 GB": b"\x80\x02K\x01r\xff\xff\xff\x7f.",
+    "bytearray of 64 GB": b"\x80\x05\x96" + struct.pack("<Q", 64 << 30) + b"a.",
     "extension": b"\x80\x02\x82\x01.",
     "deep": b"(" * 100_000 + b"t" * 100_000 + b".",
     "attribute of a function": b"cnumpy\ndtype\n(N}S'__code__'\nI1\nstb(S'f4'\ntR.",

@@ -89,9 +89,9 @@ def test_a_batch_of_none_keeps_its_columns(folder: Path) -> None:
 
 
 def test_a_list_with_other_columns_is_known_before_the_run(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("URL,TEXT\n")
+    (tmp_path / "list.csv").write_text("link,words\n")
     stage = FetchImages(list=ListFile(path=str(tmp_path / "list.csv")))
-    with pytest.raises(VlpipeError, match="line 1 has no column 'url'; there are: TEXT, URL"):
+    with pytest.raises(VlpipeError, match="line 1 has no columns 'url', 'text'; there are: link, words"):
         stage.preflight()
     assert FetchImages(list=ListFile(step="world", path="list.csv")).preflight() == []
 

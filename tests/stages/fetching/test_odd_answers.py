@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
@@ -18,6 +19,7 @@ from threat_server import JPEG, LocalImages
 
 from vlpipe.pipeline.engine.worker.guard import Faults, run_guarded
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.lists.list import Pair, listed
@@ -341,3 +343,16 @@ def location(raw: bytes) -> str:
 )
 def test_bytes_of_a_location_that_are_no_utf_8_are_sent_as_they_are(raw: bytes, url: str) -> None:
     assert redirected("http://a.test/p/q", location(raw)) == url
+
+
+@pytest.mark.parametrize("unescape", [True, False])
+def test_a_list_with_html_entities_in_its_urls(threats: Any, tmp_path: Path, unescape: bool) -> None:
+    (tmp_path / "list.csv").write_text("url,text\nhttp://threat.test/ok.jpg?w=1&amp;h=2,t\n")
+    stage = LocalImages(
+        ports={"threat.test": threats.port},
+        list=ListFile(path=str(tmp_path / "list.csv")),
+        unescape_urls=unescape,
+    )
+    out = run_map(stage, pa.concat_tables(stage.rows()))
+    wanted = "http://threat.test/ok.jpg?w=1&" + "amp;" * (not unescape) + "h=2"
+    assert (out.table["url"].to_pylist(), out.table["final_url"].to_pylist()) == ([wanted], [wanted])

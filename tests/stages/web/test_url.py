@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.web.url import redirected, sendable, without_secrets
+from vlpipe.stages.web.url import redirected, sendable, unescaped, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,20 @@ def test_a_redirect_is_relative_to_where_it_came_from() -> None:
 )
 def test_written_down_without_secrets(url: str, kept: str) -> None:
     assert without_secrets(url) == kept
+
+
+@pytest.mark.parametrize(
+    ("listed", "url"),
+    [
+        ("http://a.test/x?w=10&amp;h=20", "http://a.test/x?w=10&h=20"),
+        ("http://a.test/x?w=10&#38;h=2&#x26;k=1", "http://a.test/x?w=10&h=2&k=1"),
+        ("http://a.test/x?a&copy=2&lt=3&amp", "http://a.test/x?a&copy=2&lt=3&amp"),
+        ("http://a.test/x?a&amp;amp;b", "http://a.test/x?a&amp;b"),
+        (
+            "http://a.test/x?&nosuch;&" + "#" * 50 + ";&#99999999;",
+            "http://a.test/x?&nosuch;&" + "#" * 50 + ";&#99999999;",
+        ),
+    ],
+)
+def test_html_entities_of_a_url(listed: str, url: str) -> None:
+    assert unescaped(listed) == url
