@@ -235,9 +235,9 @@ def test_stored_looks_remove_the_same_and_no_row_is_decoded(
     num_decoded = [0]
     decode = looks_module.decode
 
-    def counted(data: bytes) -> Any:
+    def counted(data: bytes, **options: Any) -> Any:
         num_decoded[0] += 1
-        return decode(data)
+        return decode(data, **options)
 
     monkeypatch.setattr(looks_module, "decode", counted)
     data = dataset(tmp_path / "2", stored, shard_rows=4)
