@@ -24,7 +24,7 @@ class Prober:
         self._subtitles = SubtitleReader(limits.deadline_s, memory_mb)
 
     def look(self, root: str, video: str, *, text_tracks: bool = False, num_bytes: int | None = None) -> Look:
-        """Probe a video. Raises RowFault as `open_video`, or killed_decoder, decode_memory."""
+        """Probes a video. Raises RowFault as `open_video`, or killed_decoder, decode_memory."""
         with video_file(root, video, num_bytes, opened=True) as file:
             return self._videos.open(file, video, self._limits, text_tracks=text_tracks)
 
@@ -39,13 +39,13 @@ class Prober:
         fps: float | None,
         rollup: Merge,
     ) -> Track:
-        """Read a subtitle file, as `read_subtitles`. Raises RowFault: bad_subtitles, no_cues."""
+        """Reads a subtitle file, as `read_subtitles`. Raises RowFault: bad_subtitles, no_cues."""
         return self._subtitles.read(
             data, name, source=source, lang=lang, encoding=encoding, fps=fps, rollup=rollup
         )
 
     def close(self) -> None:
-        """End the processes."""
+        """Ends the processes."""
         self._videos.close()
         self._subtitles.close()
 
