@@ -25,6 +25,9 @@ from torch import Tensor, nn
 from vlpipe.models.beam import beam
 from vlpipe.models.generate import sample
 from vlpipe.models.hub import local_folder
+from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Generates, Matches
+from vlpipe.models.interface.model import Model
+from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.published import read_state
 from vlpipe.models.text import INIT_STD, LmHead, TextTransformer, init_bert
 from vlpipe.models.tokenizer import Tokenizer
@@ -96,10 +99,15 @@ class BlipConfig:
         return sorted({i for i in ids if i is not None})
 
 
-class Blip(nn.Module):
+class Blip(Model):
     """See the module. Text is right-padded ids and masks (B, L) from `Tokenizer.encode`; pixels are
     CLIP-normalised.
     """
+
+    STREAMS = {"image": "image:Image", "text": "text:Text"}  # noqa: RUF012
+    ENCODINGS = {"image": ("image_tokens",), "text": ("text_feat",)}  # noqa: RUF012
+    FORMATS = (FORMAT, "blip")
+    config: BlipConfig
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
@@ -141,7 +149,7 @@ class Blip(nn.Module):
                 module.weight.mul_(factor)
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any], tokenizer: Tokenizer) -> Blip:
+    def from_spec(cls, spec: Mapping[str, Any], tokenizer: Any = None) -> Blip:
         """From the fields of `BlipConfig` that are not the tokenizer's; ValueError for a key it does not
         have.
         """
@@ -153,6 +161,62 @@ class Blip(nn.Module):
                 hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
                 raise ValueError(f"model: Blip has no parameter {key!r}; {hint}")
         return cls(BlipConfig(**given, **spec))
+
+    def streams(self) -> dict[str, dict[str, Any]]:
+        image, text = {"size": self.config.image_size}, {"max_positions": self.config.max_text_length}
+        return {
+            "image": {"use": self.STREAMS["image"], **image},
+            "text": {"use": self.STREAMS["text"], **text},
+        }
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the space that images and texts share."""
+        return self.config.embed_dim
+
+    def image_tokens(self, out: Outputs) -> Tensor:
+        """(B, N, Dv)."""
+        return self.encode_image(out.stream("image").data)
+
+    def image_feat(self, out: Outputs) -> Tensor:
+        """(B, E), unit norm."""
+        if self.config.parts == "unimodal":  # a teacher: nobody asks for its image tokens
+            return self.embed_image(out.stream("image").data)
+        return self.image_features(out.image_tokens)
+
+    def text_feat(self, out: Outputs) -> Tensor:
+        """(B, E), unit norm."""
+        text = out.stream("text")
+        assert text.mask is not None
+        return self.embed_text(text.data, text.mask)
+
+    def match(self, out: Outputs) -> Tensor:
+        """(B, 2) logits of [no match, match]."""
+        tokens, rows = out.unpaired("image_tokens", "image")
+        text = out.stream("text")
+        assert text.mask is not None
+        return self.match_logits(text.data, text.mask, tokens, rows)
+
+    def decoder_hidden(self, out: Outputs) -> Tensor:
+        """(B, L, Dt): position t predicts the token at t + 1."""
+        return self.decode_text(out.stream("text").data, out.image_tokens)
+
+    def teacher_copy(self) -> Blip:
+        return self.unimodal_copy()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        self.temp.clamp_(0.001, 0.5)
+
+    def lacks(self, capability: type) -> bool:
+        encoder, decoder, cross = PARTS[self.config.parts]
+        has: dict[type, bool] = {
+            Matches: encoder and cross,
+            Generates: decoder,
+            EmbedsImages: encoder,
+            EmbedsTexts: encoder,
+        }
+        return not has.get(capability, True)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, N, Dv)."""

@@ -58,13 +58,20 @@ def gather_with_grad(x: Tensor) -> Tensor:
     return out
 
 
-def mean(total: Tensor, count: Tensor) -> Tensor:
-    """`total / count` as if the sums of all ranks were one; 0 with gradient 0 where nothing was counted.
+def gather_padded(x: Tensor) -> Tensor:
+    """As `gather`, for `x` (B, L) whose L may differ between ranks: shorter ones are padded with zeros on the right."""
+    if world_size() == 1:
+        return x.detach()
+    longest = torch.tensor(x.shape[1], device=x.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    wide = x.new_zeros(len(x), int(longest))
+    wide[:, : x.shape[1]] = x
+    return gather(wide)
 
-    The per-rank results average to the global mean, so ranks with more counted rows weigh more, as they
-    should.
-    """
-    everywhere = count.detach().to(total.dtype, copy=True)
+
+def total(x: Tensor) -> Tensor:
+    """Returns the sum of `x` over all ranks; no gradient."""
+    everywhere = x.detach().clone()
     if world_size() > 1:
         dist.all_reduce(everywhere)
-    return total * world_size() / everywhere.clamp(min=1)
+    return everywhere

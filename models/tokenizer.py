@@ -11,8 +11,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -104,6 +107,13 @@ class Tokenizer:
             raise ValueError(f"tokenizer: {folder} has none of {', '.join(names)}")
         return cls.from_vocab(found[0]) if found[0].suffix == ".txt" else cls._from_json(found[0])
 
+    @staticmethod
+    def is_in(folder: str | Path) -> bool:
+        """Whether a folder on disk holds a tokenizer; True for a hub id, which only `load` can tell."""
+        path = Path(folder)
+        names = [f"{sub}{name}" for sub in ("tokenizer/", "") for name in ("vocab.txt", "tokenizer.json")]
+        return not path.is_dir() or any((path / name).is_file() for name in names)
+
     @classmethod
     def _from_json(cls, path: Path) -> Tokenizer:
         vocab = FastTokenizer.from_file(str(path)).get_vocab()
@@ -125,6 +135,28 @@ class Tokenizer:
             ids[row, : len(found)] = torch.tensor(found)
             mask[row, : len(found)] = 1
         return ids, mask
+
+    def encode_one(self, text: str, max_length: int) -> tuple[list[int], list[int]]:
+        """As `encode`, of one text and without padding: (ids, for each the number of its word; -1 for special tokens)."""
+        found = self._fast.encode(text, add_special_tokens=False)
+        words = [-1 if word is None else word for word in found.word_ids]
+        return [self.cls, *found.ids, self.sep][:max_length], [-1, *words, -1][:max_length]
+
+    @cached_property
+    def plain_ids(self) -> npt.NDArray[np.int64]:
+        """Ids of all tokens that are not special: a random word of BERT's masking is one of them."""
+        special = {self.pad, self.unk, self.cls, self.sep, self.mask, self.dec, self.enc}
+        return np.array([i for i in range(self.vocab_size) if i not in special], np.int64)
+
+    @property
+    def start(self) -> int:
+        """Id of the token before each text."""
+        return self.cls
+
+    @property
+    def end(self) -> int:
+        """Id of the token after each text that is not cut."""
+        return self.sep
 
     def ids(self, text: str) -> list[int]:
         """Ids of `text` alone, without special tokens: a prompt, for example."""

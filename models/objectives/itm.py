@@ -1,72 +1,88 @@
 """Image-text matching with hard negatives (BLIP, ALBEF).
 
-Negatives with the own `image_id` are masked with -inf before an fp32 softmax; BLIP masks after it, and a
-sharp temperature then leaves a sum of 0 and "invalid multinomial distribution".
+Negatives of the same picture are masked with -inf before an fp32 softmax; BLIP masks after it, and a sharp temperature then
+leaves a sum of 0 and "invalid multinomial distribution".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlpipe.models import distributed
-from vlpipe.models.features import Features
+from vlpipe.models.interface.batch import Batch, Stream
+from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, HasTemperature, Matches
+from vlpipe.models.interface.objective import Objective, Scope, Term
+from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.itc import same_id
 
 
-class Itm(nn.Module):
-    """`itm`: cross entropy in nats of (match, image negative, text negative) per row; `itm_accuracy` is a
-    diagnostic.
+class Itm(Objective):
+    """`itm`: cross entropy in nats of (match, image negative, text negative) per row; `itm_accuracy` is a diagnostic.
 
-    The class prior is 1:2, so 0.6365 nats and accuracy 2/3 mean that nothing is learned. A row without any
-    valid negative counts not at all, its positive neither: that keeps the prior. negatives: by which text
-    and image features they are chosen, "student" (BLIP's finetuning) or "momentum" (its pretraining; `Itc`
-    must come first). all_ranks: choose among the rows of all ranks (BLIP's COCO finetuning) rather than the
-    own.
+    The class prior is 1:2, so 0.6365 nats and accuracy 2/3 mean that nothing is learned. Rows with no valid negative are
+    excluded together with their positive, so the class ratio stays 1:2. negatives: the features by which they are chosen,
+    "student" (BLIP's finetuning) or "momentum" (its pretraining; the recipe needs a teacher "ema"). all_ranks: choose among
+    the rows of all ranks (BLIP's COCO finetuning) instead of this rank's.
     """
 
-    LOSSES: ClassVar[tuple[str, ...]] = ("itm",)
+    LOSSES = ("itm",)
+    NEEDS = (Matches, EmbedsImages, EmbedsTexts, HasTemperature)
+    SCOPE: Scope = "rank"
 
-    def __init__(self, *, negatives: str = "student", all_ranks: bool = False) -> None:
+    def __init__(self, *, negatives: str = "student", all_ranks: bool = False, teacher: str = "ema") -> None:
         super().__init__()
         if negatives not in ("student", "momentum"):
             raise ValueError(f"itm: negatives: wanted student or momentum, got {negatives!r}")
-        self.negatives, self.all_ranks = negatives, all_ranks
+        self.negatives, self.all_ranks, self.teacher = negatives, all_ranks, teacher
 
-    def bind(self, model: Any) -> None:
-        """Nothing to bind: no state."""
+    def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        valid = ~self._same(batch).all(1)
+        return {"itm": 3 * valid.sum()}
 
-    def forward(self, model: Any, batch: Mapping[str, Any], features: Features) -> dict[str, Tensor]:
-        own_id, num = batch["image_id"], len(batch["image_id"])
+    def _same(self, batch: Batch) -> Tensor:
+        """Which candidate is the same picture, (B, K) bool."""
+        return same_id(batch.same, distributed.gather(batch.same) if self.all_ranks else batch.same)
+
+    def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
+        feats = out if self.negatives == "student" else out.teacher(self.teacher)
+        same, temp = self._same(out.batch), out.model.temp
         gather = distributed.gather if self.all_ranks else torch.Tensor.detach
-        image_feat, text_feat = self._candidates(features)
-        invalid = same_id(own_id, gather(own_id))
-        negative_text, valid = hard_negatives(features.image_feat, gather(text_feat), model.temp, invalid)
-        negative_image, _ = hard_negatives(features.text_feat, gather(image_feat), model.temp, invalid)
-        tokens = features.image_tokens
-        rows = torch.arange(num, device=own_id.device)
-        if self.all_ranks:
-            everywhere = distributed.gather_with_grad(tokens)
-            tokens, negative_image = torch.cat([tokens, everywhere[negative_image]]), rows + num
-            ids, mask = gather(batch["input_ids"]), gather(batch["attention_mask"])
-            own = distributed.rank() * num + rows
-        else:
-            ids, mask, own = features.input_ids, features.attention_mask, rows
-        texts = torch.cat([own, own, negative_text])
-        images = torch.cat([rows, negative_image, rows])
-        logits = model.match_logits(ids[texts], mask[texts], tokens, images)
+        negative_text, valid = hard_negatives(out.image_feat, gather(feats.text_feat), temp, same)
+        negative_image, _ = hard_negatives(out.text_feat, gather(feats.image_feat), temp, same)
+        rows = torch.arange(len(out), device=same.device)
+        paired = self._of_all_ranks if self.all_ranks else self._of_this_rank
+        logits = paired(out, rows, negative_text, negative_image).match
         return matching(logits, valid)
 
-    def _candidates(self, features: Features) -> tuple[Tensor, Tensor]:
-        if self.negatives == "student":
-            return features.image_feat, features.text_feat
-        if features.momentum is None:
-            raise ValueError("itm: negatives: momentum wants the objective itc listed before itm")
-        return features.momentum
+    def _of_this_rank(self, out: Outputs, rows: Tensor, texts: Tensor, images: Tensor) -> Outputs:
+        return out.paired({"text": torch.cat([rows, rows, texts]), "image": torch.cat([rows, images, rows])})
+
+    def _of_all_ranks(self, out: Outputs, rows: Tensor, texts: Tensor, images: Tensor) -> Outputs:
+        encodings = getattr(out.model, "ENCODINGS", {}).get("image", ())
+        if not encodings:
+            raise ValueError(
+                f"itm: all_ranks needs a model that encodes images apart from texts; {type(out.model).__name__} does not"
+            )
+        given = {}
+        for name in encodings:
+            own = getattr(out, name)
+            given[name] = torch.cat([own, distributed.gather_with_grad(own)[images]])
+        text = out.stream("text")
+        assert text.mask is not None
+        everywhere = Stream(distributed.gather_padded(text.data), distributed.gather_padded(text.mask))
+        own_text = distributed.rank() * len(rows) + rows
+        return out.paired(
+            {
+                "text": torch.cat([own_text, own_text, texts]),
+                "image": torch.cat([rows, len(rows) + rows, rows]),
+            },
+            streams={"text": everywhere},
+            given=given,
+        )
 
 
 @torch.no_grad()
@@ -75,8 +91,7 @@ def hard_negatives(
 ) -> tuple[Tensor, Tensor]:
     """One candidate per query, drawn with softmax(similarity / temp) over those not `invalid` (B, K).
 
-    Returns indices (B,) and which rows have a valid candidate at all (B,) bool; the others' index means
-    nothing.
+    Returns indices (B,), and which rows have a valid candidate at all, (B,) bool; the other rows' index is meaningless.
     """
     with torch.autocast(temp.device.type, enabled=False):
         sims = (queries.float() @ candidates.float().t() / temp).masked_fill(invalid, float("-inf"))
@@ -85,16 +100,14 @@ def hard_negatives(
     return torch.multinomial(weights, 1)[:, 0], valid
 
 
-def matching(logits: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Loss and accuracy from logits (3B, 2): B matches, then 2B negatives; rows not `valid` (B,) are left
-    out.
-    """
+def matching(logits: Tensor, valid: Tensor) -> dict[str, Term | Tensor]:
+    """Returns loss and accuracy of logits (3B, 2): B matches, then 2B negatives. Rows not `valid` (B,) are excluded."""
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(valid)] = 1
     counted = valid.repeat(3)
     each = F.cross_entropy(logits.float(), labels, reduction="none")
     right = (logits.argmax(1) == labels) & counted
     return {
-        "itm": distributed.mean((each * counted).sum(), counted.sum()),
-        "itm_accuracy": distributed.mean(right.sum().float(), counted.sum()),
+        "itm": Term((each * counted).sum(), counted.sum()),
+        "itm_accuracy": Term(right.sum().float(), counted.sum()),
     }

@@ -1,56 +1,61 @@
-"""Caption generation: left-to-right cross entropy of the image-grounded decoder (BLIP)."""
+"""Caption generation: left-to-right cross entropy of a decoder (BLIP, GPT)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlpipe.models import distributed
-from vlpipe.models.features import Features
+from vlpipe.models.interface.batch import IGNORE, Batch, Stream
+from vlpipe.models.interface.capabilities import Generates
+from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.outputs import Outputs
 
-IGNORE = -100
 
+class Lm(Objective):
+    """`lm`: label-smoothed cross entropy per token, in nats.
 
-class Lm(nn.Module):
-    """`lm`: label-smoothed cross entropy per token, in nats; mean over the tokens of all ranks.
-
-    With smoothing 0.1 its floor is above 0 (1.358 at 30,524 tokens): it is no likelihood. `prompt_length`:
-    how many leading positions, [DEC] included, are given and not learned (BLIP's captioner: 4 for "[DEC] a
-    picture of").
+    The prompt of the text stream is given and not learned. label_smoothing: None for the model's own (BLIP: 0.1), 0 if it
+    has none. With smoothing 0.1 the lowest value is above 0 (1.358 at 30,524 tokens): it is no likelihood.
     """
 
-    LOSSES: ClassVar[tuple[str, ...]] = ("lm",)
+    LOSSES = ("lm",)
+    NEEDS = (Generates,)
 
-    def __init__(self, *, prompt_length: int = 0) -> None:
+    def __init__(self, *, label_smoothing: float | None = None) -> None:
         super().__init__()
-        self.prompt_length = prompt_length
+        self.label_smoothing = label_smoothing
 
     def bind(self, model: Any) -> None:
-        """Nothing to bind: no state."""
+        if self.label_smoothing is None:
+            self.label_smoothing = getattr(model.config, "label_smoothing", 0.0)
 
-    def num_terms(self, batch: Mapping[str, Any]) -> int:
-        """Over how many tokens of `batch` the mean runs."""
-        targets = next_tokens(batch["input_ids"], batch["attention_mask"], self.prompt_length)
-        return int((targets != IGNORE).sum())
+    def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        return {"lm": (next_tokens(batch.stream("text")) != IGNORE).sum()}
 
-    def forward(self, model: Any, batch: Mapping[str, Any], features: Features) -> dict[str, Tensor]:
-        targets = next_tokens(features.input_ids, features.attention_mask, self.prompt_length)
+    def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
+        targets = next_tokens(out.stream("text"))
         counted = targets != IGNORE
-        hidden = model.decode_text(features.input_ids, features.image_tokens)[:, :-1]
-        logits = model.predict(
-            hidden[counted]
-        ).float()  # (targets, V): the head is skipped where nothing is asked
-        smoothing = model.config.label_smoothing
-        total = F.cross_entropy(logits, targets[counted], label_smoothing=smoothing, reduction="sum")
-        return {"lm": distributed.mean(total, counted.sum())}
+        hidden: Tensor = out.decoder_hidden[:, :-1]
+        logits = out.model.predict(hidden[counted]).float()  # (targets, V): no logits where nothing is asked
+        assert self.label_smoothing is not None
+        total = F.cross_entropy(
+            logits, targets[counted], label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        return {"lm": Term(total, counted.sum())}
 
 
-def next_tokens(ids: Tensor, mask: Tensor, prompt_length: int) -> Tensor:
-    """Targets (B, L - 1) of positions 0 .. L - 2: the token after it, IGNORE for padding and the prompt."""
-    targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORE)
-    if prompt_length > 1:
-        targets[:, : prompt_length - 1] = IGNORE
+def next_tokens(text: Stream) -> Tensor:
+    """Returns the target (B, L - 1) of positions 0 .. L - 2: the token after it; IGNORE for padding and the prompt.
+
+    `text.extra["prompt"]` (B,): how many leading positions are given; the last of them predicts the first word.
+    """
+    assert text.mask is not None
+    targets = text.data[:, 1:].masked_fill(~text.mask[:, 1:].bool(), IGNORE)
+    if "prompt" in text.extra:
+        at = torch.arange(targets.shape[1], device=targets.device)
+        targets = targets.masked_fill(at[None] < text.extra["prompt"][:, None] - 1, IGNORE)
     return targets

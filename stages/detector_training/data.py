@@ -21,7 +21,7 @@ from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.detector import to_pixels
 from vlpipe.stages.common.pixels import decode
 from vlpipe.stages.loading.order import Order, Sample, Share
-from vlpipe.stages.loading.rows import Unit, joined_images
+from vlpipe.stages.loading.rows import Unit, joined_values
 from vlpipe.stages.train.loader import NUM_AHEAD, SAMPLE, ahead
 from vlpipe.stages.train.recipe import Optimisation
 
@@ -57,6 +57,20 @@ class Vocabulary:
 
 def _most(counts: Counter[str], num: int) -> tuple[str, ...]:
     return tuple(sorted(sorted(counts), key=lambda name: -counts[name])[:num])
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """A micro-batch of B images: `pixels` (B, 3, H, W) float32, padded with zeros at the lower right; `sizes`, B times
+    (height, width) before padding; `targets`, B `Target`s."""
+
+    pixels: torch.Tensor
+    sizes: list[tuple[int, int]]
+    targets: list[Target]
+
+    def to(self, device: torch.device) -> Images:
+        """Returns the images with pixels on `device`; targets stay where they are."""
+        return Images(self.pixels.to(device, non_blocking=True), self.sizes, self.targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +110,10 @@ class DetectorLoader:
     @contextmanager
     def batches(
         self, step: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
-    ) -> Iterator[Iterator[dict[str, Any]]]:
+    ) -> Iterator[Iterator[Images]]:
         """Context manager that yields an endless iterator of micro-batches, starting at optimiser step `step`.
 
-        A micro-batch of B images is a dict: `pixels` (B, 3, H, W) float32, padded with zeros at the lower right; `sizes`,
-        B times (height, width) before padding; `targets`, B `Target`s. pin: `pixels` is in pinned memory.
+        pin: `pixels` is in pinned memory.
         """
         with (
             ThreadPoolExecutor(self.recipe.loader_threads, thread_name_prefix="decode") as pool,
@@ -110,14 +123,14 @@ class DetectorLoader:
 
     def _batches(
         self, step: int, rank: int, world_size: int, pool: ThreadPoolExecutor, pin: bool
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Images]:
         per_step = self.recipe.batch_size // world_size
         samples = self._samples(self.order.of_rank(rank, world_size, skip=step * per_step))
         while True:
             made = list(pool.map(self._made, islice(samples, per_step // self.recipe.accumulate)))
             pixels, sizes = pad([image for image, _ in made])
             pixels = pixels.pin_memory() if pin else pixels
-            yield {"pixels": pixels, "sizes": sizes, "targets": [target for _, target in made]}
+            yield Images(pixels, sizes, [target for _, target in made])
 
     def _samples(self, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Labelled]]:
         """Yields each sample with its image; the row groups of one window are held in memory."""
@@ -181,6 +194,6 @@ def read_unit(unit: Unit) -> list[Labelled]:
     with open_shard(unit.store, unit.shard) as file:
         table = file.read_row_group(unit.group, columns=columns)
     ids = table["id"].to_pylist()
-    images = joined_images(unit.store, holder, ids) if joined else table["image"].to_pylist()
+    images = joined_values(unit.store, holder, "image", ids) if joined else table["image"].to_pylist()
     objects = [found or [] for found in table["objects"].to_pylist()]
     return [Labelled(*one) for one in zip(ids, images, objects, strict=True)]

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from vlpipe.models import distributed
 from vlpipe.models.detection.faster_rcnn import FasterRcnn, config_of
 from vlpipe.models.detection.layouts import load_resnet
+from vlpipe.models.interface.objective import Term
 from vlpipe.models.published import read_state
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.detector import load, save_names
-from vlpipe.stages.detector_training.data import DetectorLoader, Vocabulary
+from vlpipe.stages.detector_training.data import DetectorLoader, Images, Vocabulary
 from vlpipe.stages.detector_training.recipe import DetectorRecipe
 from vlpipe.stages.train.checkpoint import Checkpoints
 from vlpipe.stages.train.fit import train
@@ -28,7 +29,7 @@ LOSSES = ("rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_attributes")
 
 
 class DetectorNet(nn.Module):
-    """A detector with the interface of `train.build.Net`: one objective, which returns all of LOSSES.
+    """A detector with the interface of `train.build.Net`; all LOSSES are means over images.
 
     weights: loss name -> weight, 1 if not given.
     """
@@ -36,16 +37,19 @@ class DetectorNet(nn.Module):
     def __init__(self, model: FasterRcnn, weights: Mapping[str, float]) -> None:
         super().__init__()
         self.model = model
-        self.objectives = (model,)  # one objective, because all losses are means over the same images
         self.losses = {name: (0, weights.get(name, 1.0)) for name in LOSSES}
 
-    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        pixels = batch["pixels"]
-        targets = [target.to(pixels.device) for target in batch["targets"]]
-        return self.model(pixels, batch["sizes"], targets)
+    def forward(self, batch: Images) -> dict[str, Term]:
+        targets = [target.to(batch.pixels.device) for target in batch.targets]
+        losses = self.model(batch.pixels, batch.sizes, targets)
+        num = len(batch.sizes)
+        return {name: Term(value * num, num) for name, value in losses.items()}
 
-    def num_terms(self, batch: Mapping[str, Any]) -> list[float]:
-        return [float(len(batch["sizes"]))]
+    def counts(self, batch: Images) -> dict[str, float]:
+        return dict.fromkeys(LOSSES, float(len(batch.sizes)))
+
+    def constrain(self) -> None:
+        """Nothing is clamped."""
 
 
 def fit(config: Mapping[str, Any]) -> None:

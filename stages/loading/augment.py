@@ -8,11 +8,13 @@ operation applied with probability 0.5. https://github.com/salesforce/BLIP
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from pydantic import ConfigDict
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,27 +22,40 @@ if TYPE_CHECKING:
 OP_PROBABILITY = 0.5
 MAX_MAGNITUDE = 10
 ASPECT = (3 / 4, 4 / 3)  # of the crop; as in the Inception paper and torchvision's default
+SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 GREY = (128, 128, 128)  # fills the area uncovered by shear, shift and rotation
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Augment:
-    """Maps an RGB image of any size to an augmented RGB image of (size, size)."""
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Image augmentation. BLIP uses crop_scale [0.2, 1] in pretraining, [0.5, 1] in finetuning, and randaugment [2, 5]."""
 
-    size: int
-    scale: tuple[float, float] = (0.2, 1.0)  # min and max area of the crop, as a fraction of the image
-    flip: bool = False  # BLIP flips, even though captions say "left" and "right"
-    num_ops: int = 2  # RandAugment's N
-    magnitude: float = 5  # RandAugment's M, from 0 to 10
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        from PIL import Image
+    crop_scale: tuple[float, float] | None = (
+        None  # min and max area of a random crop, as a fraction of the image
+    )
+    flip: bool = False  # mirror half of the images, except those whose text says left or right
+    randaugment: tuple[int, float] | None = None  # (operations per image, magnitude from 0 to 10)
 
-        box = crop_box(image.width, image.height, self.scale, rng)
-        image = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        if self.flip and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return rand_augment(image, self.num_ops, self.magnitude, rng)
+
+def augmented(
+    image: Image.Image, spec: Augmentation, size: int, text: str, rng: np.random.Generator
+) -> Image.Image:
+    """Returns a (size, size) image: random crop, horizontal flip unless `text` says left or right, RandAugment.
+
+    `spec` selects which of the three are applied.
+    """
+    from PIL.Image import Resampling, Transpose
+
+    if spec.crop_scale is not None:
+        image = image.crop(crop_box(image.width, image.height, spec.crop_scale, rng))
+    image = image.resize((size, size), Resampling.BICUBIC)
+    if spec.flip and rng.random() < 0.5 and not SIDES.search(text):
+        image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+    if spec.randaugment is not None:
+        image = rand_augment(image, *spec.randaugment, rng)
+    return image
 
 
 def crop_box(

@@ -12,8 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -32,38 +33,44 @@ SMALL_PIXELS = 128 * 128  # images up to this size stay decoded in memory, at mo
 
 @dataclass(slots=True)
 class Row:
-    """An image with its usable texts. `image` is the encoded file, or the decoded image after the first use if small."""
+    """A row of training data: its usable texts, and the columns that the makers of the recipe read.
+
+    The value of `image` is the encoded file, or after the first use the decoded image if it is small.
+    """
 
     id: str
     image_id: int  # equal for exact duplicates
     texts: list[str]
-    image: bytes | Image
+    columns: dict[str, Any]
 
     def rgb(self) -> Image:
         """Returns the decoded RGB image. Raises VlpipeError if it cannot be decoded."""
-        if not isinstance(self.image, bytes):
-            return self.image
+        encoded = self.columns["image"]
+        if not isinstance(encoded, bytes):
+            return encoded
         try:
-            image = decode(self.image)
+            image = decode(encoded)
         except RowFault as fault:
             raise VlpipeError(
                 f"training: the image of row {self.id} cannot be decoded ({fault}); "
                 "add a step before training that rejects such rows"
             ) from fault
         if image.width * image.height <= SMALL_PIXELS:
-            self.image = image
+            self.columns["image"] = image
         return image
 
     @property
-    def num_bytes(self) -> int:
-        return len(self.image) if isinstance(self.image, bytes) else 4 * self.image.width * self.image.height
+    def image_bytes(self) -> int:
+        image = self.columns.get("image", b"")
+        return len(image) if isinstance(image, bytes) else 4 * image.width * image.height
 
 
 class Rows(list[Row]):
-    """The rows of a row group that have a usable text."""
+    """The rows of a row group that have samples. other_bytes: size of their columns apart from `image`."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], other_bytes: int = 0) -> None:
         super().__init__(rows)
+        self.other_bytes = other_bytes
         self._ends = list(accumulate(len(row.texts) for row in self))
 
     def pair(self, index: int) -> tuple[Row, str]:
@@ -75,7 +82,7 @@ class Rows(list[Row]):
 
     @property
     def num_bytes(self) -> int:
-        return sum(row.num_bytes for row in self)
+        return self.other_bytes + sum(row.image_bytes for row in self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,11 @@ def usable(texts: pa.ChunkedArray) -> list[list[str]]:
     return rows
 
 
+Per = Literal[
+    "pairs", "images", "rows"
+]  # what a sample is: an (image, text) pair, a row with one of its texts, a row
+
+
 def count_usable(texts: pa.ChunkedArray, per: Literal["pairs", "images"]) -> int:
     """Returns the number of samples in these rows: usable texts ("pairs"), or rows with at least one ("images")."""
     _, good = _flat_usable(texts)
@@ -113,8 +125,8 @@ def _flat_usable(texts: pa.ChunkedArray) -> tuple[pa.StructArray, pa.BooleanArra
     return flat, pc.and_(not_dropped, pc.fill_null(not_blank, False))
 
 
-def scan(dataset: Dataset, per: Literal["pairs", "images"]) -> tuple[list[Unit], list[int]]:
-    """Returns all row groups of a step's output and the number of samples in each. Reads only the texts."""
+def scan(dataset: Dataset, per: Per) -> tuple[list[Unit], list[int]]:
+    """Returns all row groups of a step's output and the number of samples in each. Reads only the texts, or no column."""
     units: list[Unit] = []
     counts: list[int] = []
     has_sha256 = "sha256" in dataset.schema.names
@@ -122,30 +134,52 @@ def scan(dataset: Dataset, per: Literal["pairs", "images"]) -> tuple[list[Unit],
         with open_shard(dataset.store, shard) as file:
             for group in range(file.num_row_groups):
                 units.append(Unit(dataset.store, shard, group, has_sha256))
-                counts.append(count_usable(file.read_row_group(group, columns=["texts"])["texts"], per))
+                if per == "rows":
+                    counts.append(file.metadata.row_group(group).num_rows)
+                else:
+                    counts.append(count_usable(file.read_row_group(group, columns=["texts"])["texts"], per))
     return units, counts
 
 
-def read_unit(unit: Unit) -> Rows:
-    """Returns the rows of a row group that have a usable text.
+def read_unit(unit: Unit, columns: Sequence[str] = ("image",), with_texts: bool = True) -> Rows:
+    """Returns the rows of a row group with the columns that the makers read, heavy ones included.
 
-    Raises VlpipeError if an image is missing or does not match the row's sha256.
+    with_texts: only rows with a usable text. Raises VlpipeError if a heavy value is missing, or an image does not match the
+    row's sha256.
     """
-    columns = ["id", "texts", *(["sha256"] if unit.has_sha256 else [])]
-    holder = unit.shard.holder("image")
-    joined = holder.path != unit.shard.path
+    holders = {name: unit.shard.holder(name) for name in columns}
+    joined = [name for name, holder in holders.items() if holder.path != unit.shard.path]
+    own = ["id", *(["texts"] if with_texts else []), *(["sha256"] if unit.has_sha256 else [])]
     with open_shard(unit.store, unit.shard) as file:
-        table = file.read_row_group(unit.group, columns=columns if joined else [*columns, "image"])
-    texts = usable(table["texts"])
-    rows = [k for k, found in enumerate(texts) if found]
+        table = file.read_row_group(
+            unit.group, columns=list(dict.fromkeys([*own, *(n for n in columns if n not in joined)]))
+        )
+    texts = usable(table["texts"]) if with_texts else [[] for _ in range(len(table))]
+    rows = [k for k, found in enumerate(texts) if found or not with_texts]
     ids = table["id"].take(rows).to_pylist()
-    images = joined_images(unit.store, holder, ids) if joined else table["image"].take(rows).to_pylist()
+    values: dict[str, list[Any]] = {}
+    other_bytes = 0
+    for name, holder in holders.items():
+        values[name] = (
+            joined_values(unit.store, holder, name, ids)
+            if name in joined
+            else _values(table[name].take(rows))
+        )
+        if name != "image":
+            other_bytes += sum(value.nbytes for value in values[name] if isinstance(value, np.ndarray))
     same = table["sha256"].take(rows).to_pylist() if unit.has_sha256 else [None] * len(rows)
-    check_all(ids, images, same, f"training, {holder.path}")
-    return Rows(
-        Row(id_, int64_id(sha256 or id_), texts[k], image)
-        for k, id_, sha256, image in zip(rows, ids, same, images, strict=True)
+    if "image" in values:
+        check_all(ids, values["image"], same, f"training, {holders['image'].path}")
+    found = (
+        Row(id_, int64_id(sha256 or id_), texts[k], {name: values[name][at] for name in columns})
+        for at, (k, id_, sha256) in enumerate(zip(rows, ids, same, strict=True))
     )
+    return Rows(found, other_bytes)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Returns the values of a column: Python objects of plain types, arrow scalars of nested ones."""
+    return list(column) if pa.types.is_nested(column.type) else column.to_pylist()
 
 
 def int64_id(name: str) -> int:
@@ -153,23 +187,23 @@ def int64_id(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
 
-def joined_images(store: Store, holder: Shard | Heavy, ids: Sequence[str]) -> list[bytes]:
-    """Returns the encoded images of rows `ids` from the shard `holder`; each of its row groups is read once.
+def joined_values(store: Store, holder: Shard | Heavy, column: str, ids: Sequence[str]) -> list[Any]:
+    """Returns the values of `column` of rows `ids` from the shard `holder`; each of its row groups is read once.
 
     Raises VlpipeError if an id is not in that shard, or is in it more than once.
     """
     places = _places(store, holder)
     if lost := [i for i in ids if i not in places]:
         raise VlpipeError(
-            f"{len(lost)} row(s) (first: {lost[0]}) have no image in {holder.path}; "
+            f"{len(lost)} row(s) (first: {lost[0]}) have no {column} in {holder.path}; "
             "`vlpipe verify` compares these files with their records"
         )
-    found: dict[str, bytes] = {}
+    found: dict[str, Any] = {}
     with open_shard(store, holder) as file:
         for group in sorted({places[i][0] for i in ids}):
             in_group = [i for i in ids if places[i][0] == group]
-            images = file.read_row_group(group, columns=["image"])["image"]
-            found |= zip(in_group, images.take([places[i][1] for i in in_group]).to_pylist(), strict=True)
+            values = file.read_row_group(group, columns=[column])[column]
+            found |= zip(in_group, _values(values.take([places[i][1] for i in in_group])), strict=True)
     return [found[i] for i in ids]
 
 
@@ -182,18 +216,26 @@ def _places(store: Store, holder: Shard | Heavy) -> dict[str, tuple[int, int]]:
         ]
     places = {id_: (g, row) for g, ids in enumerate(groups) for row, id_ in enumerate(ids)}
     if len(places) < sum(map(len, groups)):
-        raise VlpipeError(f"{holder.path} has an id more than once, so images cannot be joined to rows")
+        raise VlpipeError(f"{holder.path} has an id more than once, so its values cannot be joined to rows")
     return places
 
 
 class RowCache:
     """A cache of row groups, which are read in threads.
 
-    It keeps the row groups that were requested last, and of the others the most recently used, up to `max_bytes` of images.
+    It keeps the row groups that were requested last, and of the others the most recently used, up to `max_bytes` of
+    images and other columns.
     """
 
-    def __init__(self, units: Sequence[Unit], max_bytes: int, num_threads: int) -> None:
-        self.units, self.max_bytes = units, max_bytes
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        max_bytes: int,
+        num_threads: int,
+        columns: Sequence[str] = ("image",),
+        with_texts: bool = True,
+    ) -> None:
+        self.units, self.max_bytes, self.columns, self.with_texts = units, max_bytes, columns, with_texts
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read")
         self._futures: dict[int, Future[Rows]] = {}  # most recently used last
 
@@ -202,7 +244,9 @@ class RowCache:
         needed = dict.fromkeys([*keep, *units])
         for unit in needed:
             known = self._futures.pop(unit, None)
-            self._futures[unit] = known or self._pool.submit(read_unit, self.units[unit])
+            self._futures[unit] = known or self._pool.submit(
+                read_unit, self.units[unit], self.columns, self.with_texts
+            )
         self._drop({unit: future for unit, future in self._futures.items() if unit not in needed})
 
     def _drop(self, spare: dict[int, Future[Rows]]) -> None:

@@ -1,34 +1,66 @@
-"""Builds the model, tokenizer, objectives and optimiser of a training run from its `Recipe`."""
+"""Builds the model, streams, objectives, teachers and optimiser of a training run from its `Recipe`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from vlpipe.models.build import build, find
-from vlpipe.models.features import Features
+from vlpipe.models.folder import load
+from vlpipe.models.interface.batch import Batch
+from vlpipe.models.interface.capabilities import need
+from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.teachers import Ema
 from vlpipe.models.tokenizer import Tokenizer
-from vlpipe.stages.train.recipe import MODELS, OBJECTIVES, Optimisation, Recipe
+from vlpipe.pipeline.errors import did_you_mean
+from vlpipe.stages.loading.corruptors.base import Corruptor
+from vlpipe.stages.loading.makers.base import Maker
+from vlpipe.stages.train.recipe import (
+    CORRUPTORS,
+    MAKERS,
+    MODELS,
+    OBJECTIVES,
+    Optimisation,
+    Recipe,
+    spec_of,
+)
+
+Values = dict[str, Term | Tensor]  # name -> loss or diagnostic
 
 
 class Net(nn.Module):
-    """The model and its training objectives as one module, since DistributedDataParallel wraps a single module.
+    """The model, its teachers and objectives as one module, so that DistributedDataParallel, FSDP2 and compile see all.
 
-    objectives: (weight, objective) pairs. Raises ValueError if two objectives return a loss of the same name.
+    objectives: (weight, view, objective). Raises ValueError if two objectives return a loss of the same name, or the model
+    lacks what an objective needs.
     """
 
-    def __init__(self, model: Any, objectives: list[tuple[float, Any]]) -> None:
+    SURROGATE = "feature gradients"
+
+    def __init__(
+        self,
+        model: Any,
+        objectives: Sequence[tuple[float, str, Objective]],
+        teachers: Mapping[str, Ema] | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.objectives = nn.ModuleList(objective for _, objective in objectives)
-        for _, objective in objectives:
-            objective.bind(model)
+        self.teachers = nn.ModuleDict(teachers or {})
+        self.objectives = nn.ModuleList(objective for _, _, objective in objectives)
+        for teacher in self._emas().values():
+            teacher.bind(model)
         self.losses: dict[str, tuple[int, float]] = {}  # name -> (index of its objective, weight)
-        for i, (weight, objective) in enumerate(objectives):
+        for i, (weight, view, objective) in enumerate(objectives):
+            need(model, objective.NEEDS, f"objectives: {type(objective).__name__}")
+            objective.view = view
+            objective.bind(model)
             for name in objective.LOSSES:
                 if name in self.losses:
                     raise ValueError(
@@ -36,33 +68,76 @@ class Net(nn.Module):
                     )
                 self.losses[name] = (i, weight)
 
-    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Returns name -> scalar for all objectives: unweighted losses and diagnostics. batch: see `Loader.batches`."""
-        features = Features(self.model, batch)
-        values: dict[str, Tensor] = {}
-        for objective in self._objectives():
-            values |= objective(self.model, batch, features)
+    def forward(self, batch: Batch, feature_grads: Mapping[tuple[str, str], Tensor] | None = None) -> Values:
+        """Returns name -> Term of each loss and diagnostic, or a scalar. Teachers follow the model once per step.
+
+        feature_grads: (view, feature) -> gradient of the losses of the whole batch (see `gradients`). Those losses are left
+        out then, and the value SURROGATE, a scalar with that gradient, is added.
+        """
+        if feature_grads is None:
+            if batch.step.micro == 0:
+                self.update_teachers()
+            return self._values(self.outputs(batch), self.all_objectives())
+        out = self.outputs(batch)
+        values = self._values(out, [o for o in self.all_objectives() if o.SCOPE != "batch"])
+        surrogate = sum((out.view(v).feature(n) * g).sum() for (v, n), g in feature_grads.items())
+        untouched = [p for o in self.all_objectives() for p in o.parameters()]
+        untouched += [p for name, p in self.model.named_parameters() if p.numel() == 1]  # temperatures
+        for (
+            parameter
+        ) in untouched:  # their gradient is there already; DistributedDataParallel must exchange it
+            surrogate = surrogate + 0.0 * parameter.sum()
+        return {**values, self.SURROGATE: surrogate}  # type: ignore[dict-item]
+
+    def update_teachers(self) -> None:
+        """Moves the teachers towards the model, in training mode."""
+        if self.training:
+            for teacher in self._emas().values():
+                teacher.follow(self.model)
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """Returns the lazy outputs of a batch."""
+        return Outputs(self.model, batch, {name: teacher.copy for name, teacher in self._emas().items()})
+
+    @staticmethod
+    def _values(out: Outputs, objectives: Sequence[Objective]) -> Values:
+        values: Values = {}
+        for objective in objectives:
+            values |= objective(out.view(objective.view))
         return values
 
-    def _objectives(self) -> list[Any]:
+    def _emas(self) -> dict[str, Any]:
+        return dict(self.teachers.items())
+
+    def all_objectives(self) -> list[Any]:
         return list(self.objectives)
 
-    def num_terms(self, batch: Mapping[str, Any]) -> list[float]:
-        """Returns, per objective, the number of terms its loss is a mean of: its `num_terms(batch)`, else the batch size."""
-        return [
-            float(o.num_terms(batch) if hasattr(o, "num_terms") else len(batch["image_id"]))
-            for o in self._objectives()
-        ]
+    def counts(self, batch: Batch) -> dict[str, Tensor | float]:
+        """Returns the count of each loss of a batch, without a forward pass."""
+        found: dict[str, Tensor | float] = {}
+        for objective in self.all_objectives():
+            found |= dict.fromkeys(objective.LOSSES, float(len(batch)))
+            found |= objective.counts(batch.view(objective.view))
+        return found
+
+    def constrain(self) -> None:
+        """Called after each optimiser step."""
+        self.model.constrain()
 
 
-def load_tokenizer(recipe: Recipe) -> Tokenizer:
-    """Returns the tokenizer of the field `tokenizer`, or if it is not set, the one stored with `init`."""
+def load_tokenizer(recipe: Recipe) -> Tokenizer | None:
+    """Returns the tokenizer of the field `tokenizer`; if it is not set, the one stored with `init`; else None."""
     source = recipe.tokenizer or recipe.init
-    assert source is not None, "checked by problems()"
-    return Tokenizer.from_vocab(source.path) if Path(source.path).is_file() else Tokenizer.load(source.path)
+    if source is None:
+        return None
+    if Path(source.path).is_file():
+        return Tokenizer.from_vocab(source.path)
+    if recipe.tokenizer is None and not Tokenizer.is_in(source.path):
+        return None  # a model that reads no text
+    return Tokenizer.load(source.path)
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
+def build_model(recipe: Recipe, tokenizer: Tokenizer | None) -> Any:
     """Returns a new model as configured in `model`, or the trained model of `init`.
 
     With `init`, the parameters in `model` replace its own. Raises ValueError if the model of `init` and the
@@ -70,20 +145,25 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
     """
     if recipe.init is None:
         return _new_model(recipe, tokenizer)
-    spec = recipe.model_spec()
-    changes = {key: value for key, value in spec.items() if key != "use"}
-    model = find(spec["use"], MODELS).load(recipe.init.path, **changes)
-    if model.config.vocab_size != tokenizer.vocab_size:
+    changes = {key: value for key, value in (recipe.model or {}).items() if key != "use"}
+    use = (recipe.model or {}).get("use")
+    model = load(recipe.init.path, use=use, **changes)
+    has = getattr(model.config, "vocab_size", None)
+    if has is not None and (tokenizer is None or has != tokenizer.vocab_size):
+        got = "no tokenizer" if tokenizer is None else tokenizer.vocab_size
         raise ValueError(
-            f"tokenizer: wanted the {model.config.vocab_size} tokens of the model in init, got "
-            f"{tokenizer.vocab_size}; omit `tokenizer` to use the one stored with init"
+            f"tokenizer: wanted the {has} tokens of the model in init, got "
+            f"{got}; omit `tokenizer` to use the one stored with init"
         )
     return model
 
 
-def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
+def _new_model(recipe: Recipe, tokenizer: Tokenizer | None) -> Any:
     from vlpipe.models.checkpoints import init_bert, init_vit
 
+    cls = find(recipe.model_spec()["use"], MODELS)
+    if "text" in cls.STREAMS and tokenizer is None:
+        raise ValueError(f"{cls.__name__} reads texts: wanted tokenizer or init, got neither")
     model = build(recipe.model_spec(), MODELS, tokenizer=tokenizer)
     if recipe.init_vit is not None:
         init_vit(model, recipe.init_vit.path)
@@ -92,31 +172,90 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
     return model
 
 
-def build_objectives(recipe: Recipe) -> list[tuple[float, Any]]:
-    """Returns (weight, objective) pairs in the order of the recipe."""
-    return [(weight, build(spec, OBJECTIVES)) for weight, spec in recipe.objective_specs()]
-
-
-def build_net(recipe: Recipe, tokenizer: Tokenizer) -> Net:
-    """Returns model and objectives in training mode.
-
-    Raises ValueError if they do not fit the tokenizer, `max_text_length` or `prompt`.
-    """
-    model = build_model(recipe, tokenizer)
-    if recipe.max_text_length > model.config.max_text_length:
-        raise ValueError(
-            f"max_text_length: wanted at most the model's {model.config.max_text_length}, "
-            f"got {recipe.max_text_length}"
-        )
-    net = Net(model, build_objectives(recipe))
-    wanted = 1 + len(tokenizer.ids(recipe.prompt))
-    for objective in net.objectives:
-        if recipe.prompt and getattr(objective, "prompt_length", wanted) not in (0, wanted):
+def build_objectives(recipe: Recipe) -> list[tuple[float, str, Any]]:
+    """Returns (weight, view, objective) in the order of the recipe. Raises ValueError for a view that is not in `views`."""
+    found = []
+    for weight, view, spec in recipe.objective_specs():
+        if view and view not in recipe.views:
             raise ValueError(
-                f"prompt_length: wanted {wanted} ([DEC] and the tokens of prompt {recipe.prompt!r}), "
-                f"got {objective.prompt_length}"
+                f"objectives: {spec['use']} looks at view {view!r}, which `views` does not have"
+                f"{did_you_mean(view, recipe.views)}"
             )
-    return net.train()
+        found.append((weight, view, build(spec, OBJECTIVES)))
+    return found
+
+
+def build_makers(recipe: Recipe, model: Any, tokenizer: Tokenizer | None) -> dict[str, Maker]:
+    """Returns stream -> maker: those of the model, with the parameters of the recipe's `streams`.
+
+    Raises ValueError for a stream that the model does not read, or a parameter that its maker does not have.
+    """
+    specs: dict[str, dict[str, Any]] = model.streams()
+    for name in recipe.streams:
+        if name not in specs:
+            raise ValueError(
+                f"streams: {type(model).__name__} reads no stream {name!r}{did_you_mean(name, specs)}; "
+                f"it reads {', '.join(specs)}"
+            )
+    return {
+        name: _made({**spec, **recipe.streams.get(name, {})}, MAKERS, f"streams.{name}", tokenizer)
+        for name, spec in specs.items()
+    }
+
+
+def build_views(recipe: Recipe, makers: Mapping[str, Maker]) -> dict[str, list[Corruptor]]:
+    """Returns view -> its corruptors. Raises ValueError for one that changes a stream the model does not read."""
+    views: dict[str, list[Corruptor]] = {}
+    for view, entries in recipe.views.items():
+        views[view] = [_made(spec_of(entry), CORRUPTORS, f"views.{view}", None) for entry in entries]
+        for corruptor in views[view]:
+            stream = getattr(corruptor, "stream", None)
+            if stream is not None and stream not in makers:
+                raise ValueError(
+                    f"views.{view}: {type(corruptor).__name__} changes stream {stream!r}, but the model reads "
+                    f"{', '.join(makers)}"
+                )
+    return views
+
+
+def _made(spec: Mapping[str, Any], below: str, where: str, tokenizer: Tokenizer | None) -> Any:
+    """Builds a maker or corruptor: a dataclass whose fields are checked and converted from YAML by their types."""
+    cls: Any = find(spec["use"], below)
+    given = {key: value for key, value in spec.items() if key != "use"}
+    if not is_dataclass(cls):
+        return build(spec, below)
+    names = [f.name for f in fields(cls)]
+    for key in given:
+        if key not in names or key == "tokenizer":
+            raise ValueError(f"{where}: {cls.__name__} has no parameter {key!r}{did_you_mean(key, names)}")
+    if "tokenizer" in names:
+        if tokenizer is None:
+            raise ValueError(f"{where}: {cls.__name__} needs a tokenizer; set `tokenizer`")
+        given["tokenizer"] = tokenizer
+    try:
+        return TypeAdapter(cls).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {at}: {first['msg']}" if at else f"{where}: {first['msg']}") from error
+
+
+def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
+    """Returns model, teachers and objectives in training mode. Raises ValueError if they do not fit each other."""
+    model = build_model(recipe, tokenizer)
+    teachers = {
+        name: build({"use": "teachers:Ema", **spec}, MODELS) for name, spec in recipe.teachers.items()
+    }
+    objectives = build_objectives(recipe)
+    for _, _, objective in objectives:
+        for feature in objective.FEATURES:
+            teacher, dot, _ = feature.partition(".")
+            if dot and teacher not in teachers:
+                raise ValueError(
+                    f"objectives: {type(objective).__name__} needs a teacher named {teacher!r}: add "
+                    f"`teachers: {{{teacher}: {{momentum: 0.995}}}}`{did_you_mean(teacher, teachers)}"
+                )
+    return Net(model, objectives, teachers).train()
 
 
 def decay_groups(net: nn.Module, no_decay: Sequence[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vlpipe.models import distributed
+from vlpipe.models.folder import save
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.train.checkpoint import Checkpoints
+from vlpipe.stages.train.gradients import accumulate
 from vlpipe.stages.train.itm_alarm import ALARM, collapsed, message
 from vlpipe.stages.train.progress import Progress
 from vlpipe.stages.train.recipe import Recipe
@@ -68,7 +69,7 @@ def _due(run: Run, every: int) -> bool:
     return run.step % every == 0 or run.step == run.num_steps
 
 
-def train_step(run: Run, batches: Sequence[Mapping[str, Any]]) -> None:
+def train_step(run: Run, batches: Sequence[Any]) -> None:
     """Runs one optimiser step on this rank's micro-batches and adds its losses and diagnostics to `run.sums`."""
     recipe = run.recipe
     seed_all(recipe.seed, run.step, distributed.rank())
@@ -79,64 +80,11 @@ def train_step(run: Run, batches: Sequence[Mapping[str, Any]]) -> None:
     values["grad_norm"] = clip(run, values)
     run.optimiser.step()
     run.optimiser.zero_grad(set_to_none=True)
+    run.net.constrain()
     for name, value in values.items():
         run.sums[name] = run.sums[name] + value if name in run.sums else value
     run.num_summed += 1
     run.step += 1
-
-
-def accumulate(run: Run, batches: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Runs forward and backward of all micro-batches; gradients are synchronised across ranks in the last one only.
-
-    Returns name -> value of the step's losses and diagnostics: float64 scalars, detached, of this rank.
-    """
-    values: dict[str, Tensor] = {}
-    for micro, (batch, shares) in enumerate(zip(batches, micro_shares(run, batches), strict=True)):
-        is_last = micro == len(batches) - 1
-        with nullcontext() if is_last or run.parallel is run.net else run.parallel.no_sync():
-            parts = losses(run, batch, shares, len(batches))
-            torch.autograd.backward(parts["loss"])
-        for name, part in parts.items():
-            part = part.detach().double()
-            values[name] = values[name] + part if name in values else part
-    return values
-
-
-def losses(run: Run, batch: Mapping[str, Any], shares: Sequence[float], num_micro: int) -> dict[str, Tensor]:
-    """Returns a micro-batch's contribution to each loss and diagnostic of the step, and `loss`, the weighted sum of losses.
-
-    shares: the micro-batch's entry of `micro_shares`; num_micro: micro-batches per step.
-    """
-    on_device = {
-        k: v.to(run.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
-    }
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
-        values: dict[str, Tensor] = run.parallel(on_device)
-    parts: dict[str, Tensor] = {"loss": torch.zeros((), device=run.device)}
-    for name, value in values.items():
-        if name in run.net.losses:
-            objective, weight = run.net.losses[name]
-            parts[name] = value * shares[objective]
-            parts["loss"] = parts["loss"] + weight * parts[name]
-        else:
-            parts[name] = value / num_micro
-    return parts
-
-
-def micro_shares(run: Run, batches: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Returns shares[micro-batch][objective]: the fraction of the step's terms (see `Net.num_terms`) in that micro-batch.
-
-    Terms are counted over all ranks; the shares of an objective sum to 1. For a loss that is a mean of independent terms,
-    K micro-batches of size B therefore equal one batch of K x B. For contrastive losses and hard negatives they do not:
-    the candidates come from the micro-batch (and the queue) only.
-    """
-    if len(batches) == 1:
-        return [[1.0] * len(run.net.objectives)]
-    counts = torch.tensor([run.net.num_terms(b) for b in batches], dtype=torch.float64, device=run.device)
-    if distributed.world_size() > 1:
-        dist.all_reduce(counts)  # (micro, objective)
-    shares: list[list[float]] = (counts / counts.sum(0).clamp(min=1)).tolist()
-    return shares
 
 
 def clip(run: Run, values: Mapping[str, Tensor]) -> Tensor:
@@ -192,6 +140,7 @@ def watch(run: Run) -> str:
 
 def write_result(run: Run, folder: Path) -> None:
     """Writes the model, `tokenizer/` and `losses.json`, a list of [step, name, value]."""
-    run.net.model.save(folder)
-    run.loader.tokenizer.save(folder / "tokenizer")
+    save(run.net.model, folder)
+    if run.loader.tokenizer is not None:
+        run.loader.tokenizer.save(folder / "tokenizer")
     (folder / "losses.json").write_text(json.dumps(run.rows))

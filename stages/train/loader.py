@@ -3,53 +3,62 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.stages.common.pixels import to_pixels
-from vlpipe.stages.loading.augment import crop_box, rand_augment
+from vlpipe.stages.loading.corruptors.base import Corruptor
+from vlpipe.stages.loading.makers.base import Maker
+from vlpipe.stages.loading.makers.base import Sample as Items
 from vlpipe.stages.loading.order import Order, Sample, Share
 from vlpipe.stages.loading.rows import Row, RowCache, Rows, Unit, scan
-from vlpipe.stages.train.recipe import Augmentation, Recipe, mix_weight
+from vlpipe.stages.train.recipe import Recipe, mix_weight
 
 if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
+    from vlpipe.models.interface.batch import Batch, Stream
 
 T = TypeVar("T")
-SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+Views = Mapping[str, Sequence[Corruptor]]  # view name -> its corruptors, in order
 SAMPLE = 4  # seed constant of per-sample generators; distinct from those in `order`
+PICK_TEXT = 0  # use of a generator; the uses of streams and corruptors are hashes of their names
 NUM_AHEAD = 4  # max prefetched batches
 
 
 class Loader:
     """Indexes all samples of the inputs and makes the batches of each rank.
 
+    makers: stream name -> maker. views: view name -> corruptors, applied in order to copies of the samples.
     Raises VlpipeError if `mix` names a step that is not an input, or if there are no samples.
     """
 
     def __init__(
-        self, inputs: Sequence[Dataset], recipe: Recipe, tokenizer: Tokenizer, image_size: int
+        self,
+        inputs: Sequence[Dataset],
+        recipe: Recipe,
+        tokenizer: Any,
+        makers: Mapping[str, Maker],
+        views: Views | None = None,
     ) -> None:
         names = [name for data in inputs for name in (data.name, data.name.partition("@")[0])]
         for name in recipe.mix:
             if name not in names:
                 raise VlpipeError(f"mix: {name!r} is not an input of this step{did_you_mean(name, names)}")
-        self.recipe, self.tokenizer, self.image_size = recipe, tokenizer, image_size
+        self.recipe, self.tokenizer, self.makers, self.views = recipe, tokenizer, makers, views or {}
+        self.columns = tuple(dict.fromkeys(c for maker in makers.values() for c in maker.COLUMNS))
+        self.per = recipe.texts if any(maker.NEEDS_TEXT for maker in makers.values()) else "rows"
         self.units: list[Unit] = []
         shares = []
         for data in inputs:
-            units, counts = scan(data, recipe.texts)
+            units, counts = scan(data, self.per)
             self.units += units
             shares.append(Share.of(counts, mix_weight(recipe.mix, data.name)))
         self.order = Order(shares, seed=recipe.seed, window=recipe.shuffle_window)
@@ -61,14 +70,14 @@ class Loader:
     @contextmanager
     def batches(
         self, step: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
-    ) -> Iterator[Iterator[dict[str, Any]]]:
+    ) -> Iterator[Iterator[Batch]]:
         """Context manager that yields an endless iterator of micro-batches, starting at optimiser step `step`.
 
-        A micro-batch of B samples is a dict: `pixels` (B, 3, H, W) float32, `input_ids` and `attention_mask`
-        (B, `max_text_length`) int64, `image_id` (B,) int64, `progress` (epochs completed, a float) and `micro` (its
-        index within the step). pin: tensors are in pinned memory, for faster copies to a GPU.
+        pin: tensors are in pinned memory, for faster copies to a GPU.
         """
-        cache = RowCache(self.units, self.recipe.cache_bytes, self.recipe.loader_threads)
+        cache = RowCache(
+            self.units, self.recipe.cache_bytes, self.recipe.loader_threads, self.columns, self.per != "rows"
+        )
         with (
             closing(cache),
             ThreadPoolExecutor(self.recipe.loader_threads, thread_name_prefix="decode") as pool,
@@ -78,17 +87,17 @@ class Loader:
 
     def _batches(
         self, step: int, rank: int, world_size: int, cache: RowCache, pool: ThreadPoolExecutor, pin: bool
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Batch]:
+        from vlpipe.models.interface.batch import Step
+
         per_step = self.recipe.batch_size // world_size
         samples = self._samples(cache, self.order.of_rank(rank, world_size, skip=step * per_step))
         while True:
             for micro in range(self.recipe.accumulate):
                 found = list(islice(samples, per_step // self.recipe.accumulate))
                 progress = step * self.recipe.batch_size / self.samples_per_epoch
-                tensors = self._batch(found, pool)
-                if pin:
-                    tensors = {name: value.pin_memory() for name, value in tensors.items()}
-                yield tensors | {"progress": progress, "micro": micro}
+                batch = self._batch(found, pool, Step(step, micro, progress))
+                yield batch.map(lambda value: value.pin_memory()) if pin else batch
             step += 1
 
     def _samples(self, cache: RowCache, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Row, str]]:
@@ -102,60 +111,64 @@ class Loader:
             window = next_window
 
     def _pick(self, sample: Sample, rows: Rows) -> tuple[Row, str]:
-        if self.recipe.texts == "images":
-            row = rows[sample.index]
-            return row, row.texts[int(self._rng(sample, 0).integers(len(row.texts)))]
-        return rows.pair(sample.index)
+        if self.per == "pairs":
+            return rows.pair(sample.index)
+        row = rows[sample.index]
+        if self.per == "rows":
+            return row, ""
+        return row, row.texts[int(self._rng(sample, PICK_TEXT).integers(len(row.texts)))]
 
-    def _batch(
-        self, found: Sequence[tuple[Sample, Row, str]], pool: ThreadPoolExecutor
-    ) -> dict[str, torch.Tensor]:
+    def _batch(self, found: Sequence[tuple[Sample, Row, str]], pool: ThreadPoolExecutor, step: Any) -> Batch:
         import torch
 
-        pixels = np.empty((len(found), 3, self.image_size, self.image_size), np.float32)
+        from vlpipe.models.interface.batch import Batch
+
+        made: list[Items] = [{} for _ in found]
+        uses = {name: zlib.crc32(name.encode()) for name in self.makers}
 
         def fill(first: int) -> None:
             for at in range(first, len(found), self.recipe.loader_threads):
                 sample, row, text = found[at]
-                image = row.rgb()
-                if self.recipe.augment is not None:
-                    image = augmented(image, self.recipe.augment, self.image_size, text, self._rng(sample, 1))
-                pixels[at] = to_pixels(image, self.image_size)
+                for name, maker in self.makers.items():
+                    made[at][name] = maker(row, text, self._rng(sample, uses[name]))
 
         list(pool.map(fill, range(self.recipe.loader_threads)))
-        texts = [self.recipe.prompt + text for _, _, text in found]
-        ids, mask = self.tokenizer.encode(texts, self.recipe.max_text_length)
-        image_ids = torch.tensor([row.image_id for _, row, _ in found])
-        return {
-            "pixels": torch.from_numpy(pixels),
-            "input_ids": ids,
-            "attention_mask": mask,
-            "image_id": image_ids,
-        }
+        return Batch(
+            streams=self._collated(made, self.makers),
+            same=torch.tensor([row.image_id for _, row, _ in found]),
+            views={view: self._view(view, made, [sample for sample, _, _ in found]) for view in self.views},
+            step=step,
+        )
+
+    def _view(self, view: str, made: Sequence[Items], samples: Sequence[Sample]) -> dict[str, Stream]:
+        """Returns the streams that the corruptors of `view` replace, from copies of the samples `made`."""
+        changed = [{name: dict(item) for name, item in items.items()} for items in made]
+        for at, corruptor in enumerate(self.views[view]):
+            use = zlib.crc32(f"{view}/{at}".encode())
+            changed = corruptor(changed, partial(self._rng_of, samples, use), self.makers)
+        different = [
+            name
+            for name in self.makers
+            if any(not _same_item(new[name], old[name]) for new, old in zip(changed, made, strict=True))
+        ]
+        return self._collated(changed, different)
+
+    def _collated(self, made: Sequence[Items], names: Sequence[str] | Mapping[str, Any]) -> dict[str, Stream]:
+        return {name: self.makers[name].collate([items[name] for items in made]) for name in names}
+
+    def _rng_of(self, samples: Sequence[Sample], use: int, k: int) -> np.random.Generator:
+        return self._rng(samples[k], use)
 
     def _rng(self, sample: Sample, use: int) -> np.random.Generator:
         return np.random.default_rng((self.recipe.seed, SAMPLE, sample.epoch, sample.place, use))
 
 
+def _same_item(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    return new.keys() == old.keys() and all(new[name] is old[name] for name in new)
+
+
 def _units(samples: Sequence[Sample]) -> list[int]:
     return sorted({sample.unit for sample in samples})
-
-
-def augmented(image: Image, spec: Augmentation, size: int, text: str, rng: np.random.Generator) -> Image:
-    """Returns a (size, size) image: random crop, horizontal flip unless `text` says left or right, RandAugment.
-
-    `spec` selects which of the three are applied.
-    """
-    from PIL.Image import Resampling, Transpose
-
-    if spec.crop_scale is not None:
-        image = image.crop(crop_box(image.width, image.height, spec.crop_scale, rng))
-    image = image.resize((size, size), Resampling.BICUBIC)
-    if spec.flip and rng.random() < 0.5 and not SIDES.search(text):
-        image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
-    if spec.randaugment is not None:
-        image = rand_augment(image, *spec.randaugment, rng)
-    return image
 
 
 @contextmanager

@@ -8,7 +8,14 @@ from pathlib import Path
 import torch
 
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
-from vlpipe.stages.train.build import build_net, build_objectives, decay_groups, load_tokenizer
+from vlpipe.stages.train.build import (
+    build_makers,
+    build_net,
+    build_objectives,
+    build_views,
+    decay_groups,
+    load_tokenizer,
+)
 from vlpipe.stages.train.recipe import Recipe
 
 BERT_VOCABULARY = 30524  # tokens; assumed if the tokenizer is made by an earlier step
@@ -22,8 +29,10 @@ def part_problems(recipe: Recipe) -> list[str]:
     try:
         if recipe.init is None:
             with torch.device("meta"):
-                net = build_net(_without_files(recipe), _tokenizer(recipe))
+                tokenizer = _tokenizer(recipe)
+                net = build_net(_without_files(recipe), tokenizer)
             decay_groups(net, recipe.no_decay)
+            build_views(recipe, build_makers(recipe, net.model, tokenizer))
         else:
             build_objectives(recipe)
     except (ValueError, TypeError, ImportError) as error:
@@ -70,9 +79,11 @@ def _without_files(recipe: Recipe) -> Recipe:
     return replace(recipe, init_vit=None, init_bert=None)
 
 
-def _tokenizer(recipe: Recipe) -> Tokenizer:
+def _tokenizer(recipe: Recipe) -> Tokenizer | None:
     """Returns the recipe's tokenizer, or one of BERT's size with placeholder tokens if an earlier step makes it."""
     file = recipe.tokenizer
-    if file is not None and file.step is None and Path(file.path).exists():
+    if file is None:
+        return None
+    if file.step is None and Path(file.path).exists():
         return load_tokenizer(recipe)
     return Tokenizer([*SPECIAL, *(f"[unused{i}]" for i in range(BERT_VOCABULARY - len(SPECIAL)))])

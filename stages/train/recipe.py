@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
-
-from pydantic import ConfigDict
+from typing import Any, Literal
 
 from vlpipe.pipeline.files import File, Weights
 
 MODELS = "vlpipe.models"
 OBJECTIVES = "vlpipe.models.objectives"
+MAKERS = "vlpipe.stages.loading.makers"
+CORRUPTORS = "vlpipe.stages.loading.corruptors"
 DEFAULT_MODEL = "blip:Blip"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Image augmentation. BLIP uses crop_scale [0.2, 1] in pretraining, [0.5, 1] in finetuning, and randaugment [2, 5]."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    crop_scale: tuple[float, float] | None = (
-        None  # min and max area of a random crop, as a fraction of the image
-    )
-    flip: bool = False  # mirror half of the images, except those whose text says left or right
-    randaugment: tuple[int, float] | None = None  # (operations per image, magnitude from 0 to 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +106,18 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Optimisation):
-    """The configuration of an image-text model's training run.
+    """The configuration of a training run: model, streams, objectives, teachers and data.
 
     BLIP's pretraining differs from the defaults: it does not clip gradients (`clip_norm: null`), and it applies weight
     decay to all parameters, scalars and vectors included, for which there is no option.
     """
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
-    # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, plus its parameters}.
+    # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, view: "", plus its parameters}.
     objectives: list[str | dict[str, Any]]
+    teachers: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # name -> {use: "teachers:Ema", plus its parameters}; Itc needs one named `ema`
     model: dict[str, Any] | None = None
     init: Weights | None = (
         None  # start from these weights, and from their tokenizer unless `tokenizer` is set
@@ -141,13 +131,16 @@ class Recipe(Optimisation):
     tokenizer: File | None = None  # a vocab.txt, or a folder that contains one
 
     # Data. A sample is an (image, text) pair ("pairs"), or an image with one of its texts, drawn in each epoch ("images").
+    # A model that reads no text trains on all rows.
     texts: Literal["pairs", "images"] = "pairs"
     mix: dict[str, float] = field(
         default_factory=dict
     )  # input step -> how often each of its samples occurs per epoch; default 1
-    prompt: str = ""  # prefix of every text; BLIP's captioner: "a picture of "
-    max_text_length: int = 30  # tokens, including [CLS] and [SEP]
-    augment: Augmentation | None = None
+    # Streams: stream -> parameters of its maker, such as {text: {max_length: 30, prompt: "a picture of "}} or
+    # {image: {augment: {flip: true}}}; `use` replaces the maker. Views: view -> corruptors in order, such as
+    # {mlm: ["mask_text:MaskText"]}; an objective with `view: mlm` looks at the corrupted streams.
+    streams: dict[str, dict[str, Any]] = field(default_factory=dict)
+    views: dict[str, list[str | dict[str, Any]]] = field(default_factory=dict)
 
     # Collapse alarm (`itm_alarm`) and memory
     on_collapse: Literal["warn", "fail"] = "warn"
@@ -158,10 +151,10 @@ class Recipe(Optimisation):
         """Returns `model`, with the default class if it has no `use`."""
         return {"use": DEFAULT_MODEL} | (self.model or {})
 
-    def objective_specs(self) -> list[tuple[float, dict[str, Any]]]:
-        """Returns (weight, spec for `build`) of each objective."""
-        specs = [{"use": o} if isinstance(o, str) else dict(o) for o in self.objectives]
-        return [(float(spec.pop("weight", 1.0)), spec) for spec in specs]
+    def objective_specs(self) -> list[tuple[float, str, dict[str, Any]]]:
+        """Returns (weight, view, spec for `build`) of each objective."""
+        specs = [spec_of(o) for o in self.objectives]
+        return [(float(spec.pop("weight", 1.0)), str(spec.pop("view", "")), spec) for spec in specs]
 
     def _checks(self) -> list[tuple[bool, str]]:
         return [
@@ -172,10 +165,13 @@ class Recipe(Optimisation):
                 self.init is not None and not (self.init_vit is self.init_bert is None),
                 "init_vit and init_bert are for a new model: omit them if init is given",
             ),
-            (self.tokenizer is None and self.init is None, "wanted tokenizer or init, got neither"),
             (any(w < 0 for w in self.mix.values()), f"mix: wanted weights of at least 0, got {self.mix}"),
-            (self.max_text_length < 3, f"max_text_length: wanted at least 3, got {self.max_text_length}"),
         ]
+
+
+def spec_of(entry: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the spec of a list entry in YAML: a string is the spec of that class without parameters."""
+    return {"use": entry} if isinstance(entry, str) else dict(entry)
 
 
 def mix_weight(mix: Mapping[str, float], name: str) -> float:

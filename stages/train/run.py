@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vlpipe.models import distributed
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.stages.train.build import build_net, build_optimiser, load_tokenizer
+from vlpipe.stages.train.build import build_makers, build_net, build_optimiser, build_views, load_tokenizer
 from vlpipe.stages.train.itm_alarm import LossRow
 from vlpipe.stages.train.loader import Loader
 from vlpipe.stages.train.recipe import Optimisation, Recipe
@@ -38,7 +38,7 @@ class Run:
 
     recipe: Optimisation
     device: torch.device
-    net: Any  # a Net, or an object with the same forward, losses, objectives and num_terms
+    net: Any  # a Net, or an object with the same forward, losses, counts and constrain
     loader: Any  # a Loader, or an object with the same batches and samples_per_epoch
     num_steps: int
     step: int = 0
@@ -96,7 +96,8 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
     seed_all(recipe.seed, "start")
     tokenizer = load_tokenizer(recipe)
     net = build_net(recipe, tokenizer).to(device)
-    loader = Loader(inputs, recipe, tokenizer, net.model.config.image_size)
+    makers = build_makers(recipe, net.model, tokenizer)
+    loader = Loader(inputs, recipe, tokenizer, makers, build_views(recipe, makers))
     num_steps = recipe.num_steps(loader.samples_per_epoch)
     if recipe.warmup_steps >= num_steps:
         raise VlpipeError(

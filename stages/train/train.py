@@ -1,4 +1,4 @@
-"""Trains an image-text model on all texts that no filter dropped."""
+"""Trains a model on the rows of earlier steps: image-text models on all texts that no filter dropped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.common.row import LOSSES, TEXTS
 from vlpipe.stages.train.progress import following
@@ -36,7 +35,9 @@ class Train(GatherStage, Recipe):
     )
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        need(inp, "Train", id=pa.string(), texts=TEXTS, image=pa.binary())
+        from vlpipe.stages.train.columns import need_columns
+
+        need_columns(self, inp)
         return LOSSES
 
     def preflight(self) -> list[str]:

@@ -1,0 +1,120 @@
+"""A model as a folder: `config.json`, `model.safetensors` and, saved by its owner, `tokenizer/`.
+
+`load` finds the class by itself: by the `format` and `model` of our config.json, by the `model_type` of a transformers
+folder, or by the names in a single published weights file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from vlpipe.models.build import find
+from vlpipe.models.hub import local_folder
+from vlpipe.models.interface.model import Model
+from vlpipe.models.published import fill, read_state
+
+FORMAT = "vlpipe.model"
+BELOW = "vlpipe.models"
+FILES = ["*.json", "*.txt", "*.safetensors", "pytorch_model.bin"]
+
+
+def save(model: Any, folder: str | Path) -> None:
+    """Writes `config.json` (format, class, the constructor's arguments) and `model.safetensors`."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "save"):  # a format of its own
+        model.save(target)
+        return
+    config = {"format": FORMAT, "model": use_of(type(model)), **vars(model.config)}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(source: str | Path, /, use: str | None = None, **changes: Any) -> Any:
+    """Returns the model in `source`: our folder, a transformers folder, a hub id of either, or a published weights file.
+
+    use: `module:Class` of the model; needed for files whose class their content does not tell. changes: replace config
+    values. Raises ValueError if the class is unknown or another than `use`, and for weights missing or left over.
+    """
+    if Path(source).is_file():
+        return _class_for_file(source, use).load(source, **changes)
+    folder = local_folder(source, FILES)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model: no config.json in {folder}")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    form = config.pop("format", None)
+    if form != FORMAT:
+        cls = _class_by_format(form, config, folder)
+        _same_class(cls, use, folder)
+        return cls.load(folder, **changes)
+    name = config.pop("model")
+    cls = _model_class(name, folder)
+    _same_class(cls, use, folder)
+    model = cls.from_spec({**config, **changes})
+    fill(model, model.adapted(read_state(folder / "model.safetensors")), name)
+    return model
+
+
+def use_of(cls: type) -> str:
+    """Returns `module:Class`, the module relative to vlpipe.models if it is below it."""
+    return f"{cls.__module__.removeprefix(BELOW + '.')}:{cls.__qualname__}"
+
+
+def _same_class(cls: type, use: str | None, folder: Path) -> None:
+    if use is not None and find(use, BELOW) is not cls:
+        raise ValueError(f"model: {folder} holds a {use_of(cls)}, not a {use}")
+
+
+def _model_class(name: str, folder: Path) -> type[Model]:
+    """Returns the class that a folder names. A folder may come from a stranger: only a `Model` is taken, no other code."""
+    module = name.partition(":")[0]
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise ValueError(f"model: {folder / 'config.json'} names {name!r}, which is no model")
+    try:
+        cls = find(name, BELOW)
+    except ValueError as error:
+        raise ValueError(f"model: {folder} was made by {name}, which cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Model)):
+        raise ValueError(f"model: {folder / 'config.json'} names {name!r}, which is no model")
+    return cls
+
+
+def _class_by_format(form: str | None, config: Mapping[str, Any], folder: Path) -> Any:
+    """Returns the class that reads this format: one whose FORMATS has it, or its transformers `model_type`."""
+    wanted = form if form is not None else config.get("model_type")
+    readers = {name: cls for cls in _shipped() for name in cls.FORMATS}
+    if wanted not in readers:
+        kind = f"format {form!r}" if form is not None else f"transformers model_type {wanted!r}"
+        raise ValueError(
+            f"model: nothing here reads {folder}, of {kind}; known: {', '.join(sorted(readers))}"
+        )
+    return readers[wanted]
+
+
+def _class_for_file(source: str | Path, use: str | None) -> Any:
+    if use is None:
+        return find("blip:Blip", BELOW)
+    return find(use, BELOW)
+
+
+def _shipped() -> list[type[Model]]:
+    """Returns all model classes below vlpipe.models."""
+    package = importlib.import_module(BELOW)
+    found: list[type[Model]] = []
+    for info in pkgutil.iter_modules(package.__path__, BELOW + "."):
+        module = importlib.import_module(info.name)
+        found += [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, Model) and value.__module__ == info.name
+        ]
+    return found

@@ -1,0 +1,84 @@
+"""What a model can do, as Protocols. Objectives and stages ask for them; `plan` says which one a model lacks.
+
+Each method maps `Outputs` to a value that `Outputs` keeps; B rows, E the width of the shared space, L text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from vlpipe.models.interface.outputs import Outputs
+
+
+@runtime_checkable
+class EmbedsImages(Protocol):
+    """Embeds images in a space where dot products compare: (B, E), unit norm."""
+
+    def image_feat(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
+class EmbedsTexts(Protocol):
+    """Embeds texts in the space of the images: (B, E), unit norm."""
+
+    def text_feat(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
+class HasTemperature(Protocol):
+    """Has a learned temperature of its similarities, `temp`: a scalar that they are divided by."""
+
+    temp: Any
+
+
+@runtime_checkable
+class Matches(Protocol):
+    """Judges whether text and image belong together: logits (B, 2) of [no, yes]."""
+
+    def match(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
+class FillsWords(Protocol):
+    """Predicts masked words: hidden states (B, L, D) of the text, and logits (..., V) of hidden states."""
+
+    def word_hidden(self, out: Outputs) -> Tensor: ...
+    def predict_words(self, hidden: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """Predicts the next word: hidden states (B, L, D), and logits (..., V) of hidden states."""
+
+    def decoder_hidden(self, out: Outputs) -> Tensor: ...
+    def predict(self, hidden: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class ReconstructsPixels(Protocol):
+    """Predicts the pixels of all patches: (B, N, patch x patch x 3), from the patches that `keep` leaves visible."""
+
+    def pixel_prediction(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
+class Fuses(Protocol):
+    """Joint hidden states by stream name, (B, L, D) each."""
+
+    def fused(self, out: Outputs) -> dict[str, Tensor]: ...
+
+
+def missing(model: Any, needs: Iterable[type]) -> list[type]:
+    """Returns the capabilities that `model` lacks: no such methods, or built without that part (`lacks`)."""
+    lacks = getattr(model, "lacks", lambda capability: False)
+    return [need for need in needs if not isinstance(model, need) or lacks(need)]
+
+
+def need(model: Any, needs: Sequence[type], who: str) -> None:
+    """Raises ValueError, naming `who`, if `model` lacks one of these capabilities."""
+    if lacking := missing(model, needs):
+        texts = "; ".join(f"{cap.__name__}: {(cap.__doc__ or '').split(':')[0].strip()}" for cap in lacking)
+        raise ValueError(f"{who} needs a model that has more than {type(model).__name__} offers ({texts})")

@@ -1,0 +1,78 @@
+"""The base class of systems: what a model tells about itself, and how it is built from a YAML spec."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+
+class Model(nn.Module):
+    """Base class of systems. A subclass composes blocks in `__init__` (keyword arguments only: they are its config) and
+    adds one method per output, each from `Outputs` to a value.
+
+    STREAMS: the streams it reads: name -> maker (`module:Class` below `vlpipe.stages.loading.makers`).
+    FORMATS: names of other layouts that its `load` reads: a transformers `model_type`, or an older format of ours.
+    ENCODINGS: stream name -> outputs that depend on that stream alone, so that they can be re-used in other pairs.
+    config: the constructor's arguments, defaults included; saved with the weights.
+    """
+
+    STREAMS: ClassVar[Mapping[str, str]] = {}
+    FORMATS: ClassVar[tuple[str, ...]] = ()
+    ENCODINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    config: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        model: Self = super().__new__(cls)
+        if "config" not in cls.__annotations__:  # a subclass with a config class of its own sets it
+            given = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)
+            given.apply_defaults()
+            fields = {name: value for name, value in given.arguments.items() if name != "self"}
+            object.__setattr__(model, "config", SimpleNamespace(**fields))
+        return model
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any], tokenizer: Any = None) -> Self:
+        """Returns a model of the parameters `spec`; those that a tokenizer has (`vocab_size`, `end`, ...) come from it.
+
+        Raises ValueError for a parameter that the constructor does not have, or one that it needs and does not get.
+        """
+        wanted = inspect.signature(cls).parameters
+        for key in spec:
+            if key not in wanted:
+                near = get_close_matches(key, wanted, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(wanted)}"
+                raise ValueError(f"model: {cls.__name__} has no parameter {key!r}; {hint}")
+        given = {
+            name: getattr(tokenizer, name)
+            for name in wanted
+            if name not in spec and tokenizer is not None and hasattr(tokenizer, name)
+        }
+        needed = [n for n, p in wanted.items() if p.default is p.empty and n not in spec and n not in given]
+        if needed:
+            raise ValueError(f"model: {cls.__name__} needs {', '.join(needed)}")
+        return cls(**given, **spec)
+
+    def streams(self) -> dict[str, dict[str, Any]]:
+        """Returns the spec of the maker of each stream: `use`, and parameters that follow from the model's sizes."""
+        return {name: {"use": use} for name, use in self.STREAMS.items()}
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns saved weights as this model needs them: positions interpolated to another image size, for example."""
+        return state
+
+    def teacher_copy(self) -> nn.Module:
+        """Returns a copy for a momentum teacher; override it to leave out parts that no teacher needs."""
+        return copy.deepcopy(self)
+
+    def constrain(self) -> None:
+        """Called after each optimiser step, without gradient: clamp a temperature, for example."""
+
+    def lacks(self, capability: type) -> bool:
+        """Whether this model, as built, has no such capability although its class has the methods."""
+        return False

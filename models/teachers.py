@@ -1,0 +1,39 @@
+"""Teachers: models that are not trained by gradient and whose outputs are targets or candidates of losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Ema(nn.Module):
+    """An exponential moving average of the model: momentum x teacher + (1 - momentum) x student, once per optimiser step.
+
+    The teacher is updated before the first forward pass of a step (as in MoCo, ALBEF and BLIP). dropout: whether it is in
+    training mode when the student is. What is copied is decided by the model's `teacher_copy()`.
+    """
+
+    def __init__(self, *, momentum: float = 0.995, dropout: bool = True) -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"teachers: momentum must be from 0 to 1, got {momentum}")
+        self.momentum, self.dropout = momentum, dropout
+
+    def bind(self, model: Any) -> None:
+        """Makes the copy; called once, before a checkpoint is loaded."""
+        self.copy: nn.Module = model.teacher_copy().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Ema:
+        super().train(mode)
+        if hasattr(self, "copy"):
+            self.copy.train(mode and self.dropout)
+        return self
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module) -> None:
+        """Moves the teacher towards `model`, parameter by name."""
+        own = dict(model.named_parameters())
+        names, params = zip(*self.copy.named_parameters(), strict=True)
+        torch._foreach_lerp_(list(params), [own[name].detach() for name in names], 1 - self.momentum)

@@ -1,0 +1,158 @@
+"""The gradient of one optimiser step: means of losses over micro-batches and ranks, and the gradient cache.
+
+Objectives return sums and counts. A loss is the sum over all rows of the step, on all ranks, divided by their count, so K
+micro-batches on W ranks give the value and gradient of one batch. DistributedDataParallel averages gradients over ranks;
+each rank's sums are therefore multiplied by W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlpipe.models import distributed
+from vlpipe.models.interface.batch import Batch
+from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.outputs import Outputs
+from vlpipe.stages.train.run import Run
+from vlpipe.stages.train.runtime import seed_all
+
+Values = Mapping[str, Term | Tensor]
+Counts = dict[str, Tensor]  # name -> float64 scalar
+
+
+def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
+    """Runs forward and backward of all micro-batches; gradients are synchronised across ranks in the last one only.
+
+    Returns name -> value of the step's losses, their weighted sum `loss`, and diagnostics: float64 scalars, detached, of
+    this rank; their mean over ranks is the value of the whole batch.
+    """
+    batches = [batch.to(run.device) for batch in batches]
+    cached = cached_objectives(run) if len(batches) > 1 else []
+    if cached:
+        return _accumulate_cached(run, batches, cached)
+    counts = None if len(batches) == 1 else _step_counts(run, batches)
+    values: dict[str, Tensor] = {}
+    for micro, batch in enumerate(batches):
+        with _synchronised(run, is_last=micro == len(batches) - 1):
+            parts = _contributions(run, _forward(run, batch), counts, len(batches))
+            torch.autograd.backward(parts["loss"])
+        _add(values, parts)
+    return values
+
+
+def cached_objectives(run: Run) -> list[Objective]:
+    """Returns the objectives whose loss is of the whole batch: with several micro-batches, they need a gradient cache."""
+    objectives: list[Objective] = run.net.all_objectives() if hasattr(run.net, "all_objectives") else []
+    return [o for o in objectives if o.SCOPE == "batch"]
+
+
+def _forward(run: Run, batch: Any) -> Values:
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
+        values: Values = run.parallel(batch)
+    return values
+
+
+def _synchronised(run: Run, *, is_last: bool) -> Any:
+    return nullcontext() if is_last or run.parallel is run.net else run.parallel.no_sync()
+
+
+def _add(values: dict[str, Tensor], parts: Mapping[str, Tensor]) -> None:
+    for name, part in parts.items():
+        part = part.detach().double()
+        values[name] = values[name] + part if name in values else part
+
+
+def _step_counts(run: Run, batches: Sequence[Batch]) -> Counts:
+    """Returns the count of each loss over all micro-batches and ranks, before any forward pass."""
+    each = [run.net.counts(batch) for batch in batches]
+    return _everywhere({name: sum(_float64(run, c[name]) for c in each) for name in each[0]})  # type: ignore[misc]
+
+
+def _everywhere(counts: Mapping[str, Tensor]) -> Counts:
+    """Returns the counts summed over ranks, in one exchange."""
+    if not counts:
+        return {}
+    summed = distributed.total(torch.stack(list(counts.values())))
+    return dict(zip(counts, summed.unbind(), strict=True))
+
+
+def _float64(run: Run, count: Tensor | float) -> Tensor:
+    return torch.as_tensor(count, dtype=torch.float64, device=run.device).detach()
+
+
+def _contributions(run: Run, values: Values, counts: Counts | None, num_micro: int) -> dict[str, Tensor]:
+    """Returns a micro-batch's part of each mean of the step, and `loss`, the weighted sum of the losses' parts.
+
+    counts: of the whole step; None if this is its only micro-batch. Diagnostics of several micro-batches are means of means.
+    """
+    own = {name: _float64(run, v.count) for name, v in values.items() if isinstance(v, Term)}
+    known = _everywhere({name: count for name, count in own.items() if counts is None or name not in counts})
+    parts: dict[str, Tensor] = {"loss": torch.zeros((), device=run.device)}
+    for name, value in values.items():
+        if not isinstance(value, Term):
+            parts[name] = value / num_micro
+            continue
+        whole = known[name] * num_micro if name in known else counts[name]  # type: ignore[index]
+        mean = value.total * distributed.world_size() / whole.clamp(min=1).to(value.total.dtype)
+        parts[name] = mean
+        if name in run.net.losses:
+            parts["loss"] = parts["loss"] + run.net.losses[name][1] * mean
+    return parts
+
+
+def _accumulate_cached(run: Run, batches: Sequence[Batch], cached: Sequence[Objective]) -> dict[str, Tensor]:
+    """Gradient cache (Gao et al. 2021, https://arxiv.org/abs/2101.06983): losses of the whole batch from micro-batches.
+
+    First the features of all micro-batches, without gradient; then the losses of the whole batch and their gradient by the
+    features; then each micro-batch again, with the same dropout masks, where its features get that gradient.
+    """
+    net = run.net
+    net.update_teachers()
+    leaves = _leaves(run, batches, cached)
+    whole = Batch(streams={}, same=torch.cat([batch.same for batch in batches]), step=batches[0].step)
+    values: dict[str, Term | Tensor] = {}
+    for objective in cached:
+        features = {name: leaf for (view, name), leaf in leaves.items() if view == objective.view}
+        values |= objective(Outputs.of_features(net.model, whole, features))
+    parts = _contributions(run, values, None, 1)
+    torch.autograd.backward(parts["loss"])
+    result: dict[str, Tensor] = {}
+    _add(result, parts)
+    counts = _step_counts(run, batches)
+    start = 0
+    for micro, batch in enumerate(batches):
+        rows = slice(start, start + len(batch))
+        start = rows.stop
+        grads = {key: leaf.grad[rows] for key, leaf in leaves.items() if leaf.grad is not None}
+        _seed_micro(run, micro)
+        with _synchronised(run, is_last=micro == len(batches) - 1):
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
+                found = dict(run.parallel(batch, grads))
+            surrogate = found.pop(net.SURROGATE)
+            parts = _contributions(run, found, counts, len(batches))
+            torch.autograd.backward(parts["loss"] + surrogate)
+        _add(result, parts)
+    return result
+
+
+def _leaves(run: Run, batches: Sequence[Batch], cached: Sequence[Objective]) -> dict[tuple[str, str], Tensor]:
+    """Returns (view, feature) -> the feature of all micro-batches, (B, ...), which gathers a gradient if a student's."""
+    wanted = list(dict.fromkeys((o.view, name) for o in cached for name in o.FEATURES))
+    found: dict[tuple[str, str], list[Tensor]] = {key: [] for key in wanted}
+    for micro, batch in enumerate(batches):
+        _seed_micro(run, micro)
+        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
+            out = run.net.outputs(batch)
+            for view, name in wanted:
+                found[view, name].append(out.view(view).feature(name))
+    return {key: torch.cat(parts).requires_grad_("." not in key[1]) for key, parts in found.items()}
+
+
+def _seed_micro(run: Run, micro: int) -> None:
+    """Seeds the dropout masks of a micro-batch, so that its second forward pass equals the first."""
+    seed_all(run.recipe.seed, run.step, distributed.rank(), micro)
