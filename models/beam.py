@@ -6,15 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vlpipe.models.generate import NEVER, allowed, check, start
-
-if TYPE_CHECKING:
-    from vlpipe.models.blip import Blip
+from vlpipe.models.interface.capabilities import Generates
 
 
 @dataclass
@@ -40,27 +37,28 @@ class Found:
 
 
 def beam(
-    blip: Blip,
-    image_tokens: Tensor,
+    model: Generates,
+    images: Tensor,
     *,
-    num_beams: int,
-    min_length: int,
-    max_length: int,
-    prompt_ids: Sequence[int],
-    length_penalty: float,
+    num_beams: int = 3,
+    min_length: int = 0,
+    max_length: int = 20,
+    prompt_ids: Sequence[int] = (),
+    length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """The best hypothesis by log probability / length^length_penalty, [SEP] counted. See
-    `Blip.generate_beam`.
+    """Returns the best text per image by log probability / length^length_penalty, the end token counted.
+
+    As `generate.sample`: new ids, without prompt and end token. images: the model's image encodings (B, ...).
     """
-    check(blip, min_length, max_length, prompt_ids)
-    batch, sep = len(image_tokens), blip.config.sep
-    cache, logits = start(blip, image_tokens, prompt_ids, max_length, num_beams)
+    check(model, min_length, max_length, prompt_ids)
+    batch, sep = len(images), model.text_rules.end
+    cache, logits = start(model, images, prompt_ids, max_length, num_beams)
     totals = torch.full((batch, num_beams), NEVER, device=logits.device)
     totals[:, 0] = 0.0  # all beams are equal at first: only one may grow
     texts = torch.zeros(batch, num_beams, 0, dtype=torch.long, device=logits.device)
     found = [Found(num_beams, length_penalty) for _ in range(batch)]
     for length in range(1, max_length + 1):
-        logprobs = allowed(blip, logits, may_end=length > min_length).log_softmax(-1)
+        logprobs = allowed(model, logits, may_end=length > min_length).log_softmax(-1)
         totals, parents, tokens = _grow(totals, logprobs.view(batch, num_beams, -1))
         texts = torch.cat([texts.gather(1, _like(parents, texts)), tokens[:, :, None]], dim=2)
         _collect(found, totals[:, :num_beams], texts, length, sep, is_last=length == max_length)
@@ -73,7 +71,7 @@ def beam(
             f.close_if_settled(total, length)
         first_row = torch.arange(batch, device=parents.device)[:, None] * num_beams
         cache.select((first_row + parents).flatten())
-        logits = blip.predict(blip.text.step(tokens.view(-1, 1), cache)[:, -1]).float()
+        logits = model.predict(model.step_text(tokens.view(-1, 1), cache)[:, -1]).float()
     return [f.texts[0][1] for f in found]
 
 

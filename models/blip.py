@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,14 +22,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlpipe.models.beam import beam
-from vlpipe.models.generate import sample
 from vlpipe.models.hub import local_folder
-from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Generates, Matches
+from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Generates, Matches, TextRules
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.published import read_state
-from vlpipe.models.text import INIT_STD, LmHead, TextTransformer, init_bert
+from vlpipe.models.text import INIT_STD, Cache, LmHead, TextTransformer, init_bert
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.models.vision import Vit, resize_positions
 
@@ -275,55 +273,20 @@ class Blip(Model):
             raise ValueError("lm_logits: wanted right-padded text")
         return self.predict(self.decode_text(ids, image_tokens))
 
-    @torch.no_grad()
-    def generate(
-        self,
-        image_tokens: Tensor,
-        *,
-        generators: Sequence[torch.Generator] | None = None,
-        top_p: float | None = None,
-        min_length: int = 0,
-        max_length: int = 20,
-        prompt_ids: Sequence[int] = (),
-        repetition_penalty: float = 1.0,
-    ) -> list[list[int]]:
-        """Texts as new ids, without prompt and [SEP]; lengths count these. Nucleus sampling, or greedy
-        without `top_p`.
-        """
-        self._has("lm_head")
-        return sample(
-            self,
-            image_tokens,
-            generators=generators,
-            top_p=top_p,
-            min_length=min_length,
-            max_length=max_length,
-            prompt_ids=prompt_ids,
-            repetition_penalty=repetition_penalty,
-        )
+    @property
+    def text_rules(self) -> TextRules:
+        """Which tokens captions start and end with, and which are never generated."""
+        c = self.config
+        return TextRules(c.dec, c.sep, c.never, c.max_text_length)
 
-    @torch.no_grad()
-    def generate_beam(
-        self,
-        image_tokens: Tensor,
-        *,
-        num_beams: int = 3,
-        min_length: int = 0,
-        max_length: int = 20,
-        prompt_ids: Sequence[int] = (),
-        length_penalty: float = 1.0,
-    ) -> list[list[int]]:
-        """As `generate`, by beam search (for evaluation; BLIP uses 3 beams)."""
+    def start_text(self, images: Tensor, room: int, repeats: int = 1) -> Cache:
+        """A cache for captions of image tokens (B, N, Dv), each `repeats` times."""
         self._has("lm_head")
-        return beam(
-            self,
-            image_tokens,
-            num_beams=num_beams,
-            min_length=min_length,
-            max_length=max_length,
-            prompt_ids=prompt_ids,
-            length_penalty=length_penalty,
-        )
+        return self.text.start(images, room, repeats)
+
+    def step_text(self, ids: Tensor, cache: Cache) -> Tensor:
+        """Hidden states (B, T, Dt) of the next ids (B, T)."""
+        return self.text.step(ids, cache)
 
     def unimodal_copy(self) -> Blip:
         """A copy of what ITC's momentum encoders need, without gradients."""

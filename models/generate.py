@@ -8,49 +8,50 @@ finished.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlpipe.models.text import Cache
-
-if TYPE_CHECKING:
-    from vlpipe.models.blip import Blip
+from vlpipe.models.interface.capabilities import Generates
 
 NEVER = float("-inf")
 
 
 def sample(
-    blip: Blip,
-    image_tokens: Tensor,
+    model: Generates,
+    images: Tensor,
     *,
-    generators: Sequence[torch.Generator] | None,
-    top_p: float | None,
-    min_length: int,
-    max_length: int,
-    prompt_ids: Sequence[int],
-    repetition_penalty: float,
+    generators: Sequence[torch.Generator] | None = None,
+    top_p: float | None = None,
+    min_length: int = 0,
+    max_length: int = 20,
+    prompt_ids: Sequence[int] = (),
+    repetition_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """Nucleus sampling (Holtzman et al. 2020), or the likeliest token without `top_p`: `Blip.generate`."""
-    check(blip, min_length, max_length, prompt_ids)
-    batch = len(image_tokens)
-    draws = _draws(generators, top_p, batch, max_length).to(image_tokens.device)
-    cache, logits = start(blip, image_tokens, prompt_ids, max_length)
+    """Returns a text per image as new ids, without prompt and end token.
+
+    Nucleus sampling (Holtzman et al. 2020), one generator per image; without `top_p` the most probable token. images: the
+    model's image encodings (B, ...).
+    """
+    check(model, min_length, max_length, prompt_ids)
+    batch = len(images)
+    draws = _draws(generators, top_p, batch, max_length).to(images.device)
+    cache, logits = start(model, images, prompt_ids, max_length)
     seen = torch.zeros_like(logits, dtype=torch.bool)
-    seen[:, [blip.config.dec, *prompt_ids]] = True
+    seen[:, [model.text_rules.first, *prompt_ids]] = True
     done = torch.zeros(batch, dtype=torch.bool, device=logits.device)
-    new = torch.full((batch, max_length), blip.config.sep, device=logits.device)
+    new = torch.full((batch, max_length), model.text_rules.end, device=logits.device)
     for t in range(max_length):
-        logits = allowed(blip, _penalised(logits, seen, repetition_penalty), may_end=t >= min_length)
+        logits = allowed(model, _penalised(logits, seen, repetition_penalty), may_end=t >= min_length)
         token = logits.argmax(-1) if top_p is None else nucleus(logits, top_p, draws[:, t])
-        new[:, t] = torch.where(done, blip.config.sep, token)
-        done |= token == blip.config.sep
+        new[:, t] = torch.where(done, model.text_rules.end, token)
+        done |= token == model.text_rules.end
         if t + 1 == max_length or bool(done.all()):
             break
         seen.scatter_(1, token[:, None], True)
-        logits = blip.predict(blip.text.step(token[:, None], cache)[:, -1]).float()
-    return [until(row, blip.config.sep) for row in new.tolist()]
+        logits = model.predict(model.step_text(token[:, None], cache)[:, -1]).float()
+    return [until(row, model.text_rules.end) for row in new.tolist()]
 
 
 def nucleus(logits: Tensor, top_p: float, draws: Tensor) -> Tensor:
@@ -68,29 +69,29 @@ def nucleus(logits: Tensor, top_p: float, draws: Tensor) -> Tensor:
 
 
 def start(
-    blip: Blip, image_tokens: Tensor, prompt_ids: Sequence[int], max_length: int, repeats: int = 1
-) -> tuple[Cache, Tensor]:
-    """Read [DEC] and the prompt: the cache, and the logits (B x repeats, V) of the first new token."""
-    ids = torch.tensor([[blip.config.dec, *prompt_ids]], device=image_tokens.device)
-    cache = blip.text.start(image_tokens, ids.shape[1] + max_length, repeats)
-    hidden = blip.text.step(ids.expand(len(image_tokens) * repeats, -1), cache)
-    return cache, blip.predict(hidden[:, -1]).float()
+    model: Generates, images: Tensor, prompt_ids: Sequence[int], max_length: int, repeats: int = 1
+) -> tuple[Any, Tensor]:
+    """Reads the start token and the prompt: the cache, and the logits (B x repeats, V) of the first new token."""
+    ids = torch.tensor([[model.text_rules.first, *prompt_ids]], device=images.device)
+    cache = model.start_text(images, ids.shape[1] + max_length, repeats)
+    hidden = model.step_text(ids.expand(len(images) * repeats, -1), cache)
+    return cache, model.predict(hidden[:, -1]).float()
 
 
-def allowed(blip: Blip, logits: Tensor, may_end: bool) -> Tensor:
+def allowed(model: Generates, logits: Tensor, may_end: bool) -> Tensor:
     """Without the tokens that no text contains (`BlipConfig.never`), and [SEP] until it may end."""
-    never = [*blip.config.never, *([] if may_end else [blip.config.sep])]
+    never = [*model.text_rules.never, *([] if may_end else [model.text_rules.end])]
     return logits.index_fill(1, torch.tensor(never, device=logits.device), NEVER)
 
 
-def check(blip: Blip, min_length: int, max_length: int, prompt_ids: Sequence[int]) -> None:
+def check(model: Generates, min_length: int, max_length: int, prompt_ids: Sequence[int]) -> None:
     """ValueError for lengths that cannot be."""
     if not 0 <= min_length <= max_length or max_length < 1:
         raise ValueError(f"generate: wanted 0 <= min_length <= max_length, got {min_length} and {max_length}")
-    room = blip.config.max_text_length - 1 - len(prompt_ids)
+    room = model.text_rules.max_positions - 1 - len(prompt_ids)
     if max_length > room:
         raise ValueError(
-            f"generate: wanted max_length <= {room} (max_text_length {blip.config.max_text_length} less "
+            f"generate: wanted max_length <= {room} (max_text_length {model.text_rules.max_positions} less "
             f"[DEC] and {len(prompt_ids)} prompt tokens), got {max_length}"
         )
 

@@ -6,11 +6,22 @@ Each method maps `Outputs` to a value that `Outputs` keeps; B rows, E the width 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from vlpipe.models.interface.outputs import Outputs
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """Token ids of generated texts: the first, the end, those never generated; and the number of text positions."""
+
+    first: int
+    end: int
+    never: Sequence[int]
+    max_positions: int
 
 
 @runtime_checkable
@@ -51,10 +62,18 @@ class FillsWords(Protocol):
 
 @runtime_checkable
 class Generates(Protocol):
-    """Predicts the next word: hidden states (B, L, D), and logits (..., V) of hidden states."""
+    """Writes texts: hidden states (B, L, D) that predict the next word, and logits (..., V) of hidden states.
 
+    start_text: a cache for texts of at most `room` tokens about image encodings (B, ...), each `repeats` times. step_text:
+    hidden states (B, T, D) of the next ids (B, T), which it adds to the cache. A cache has `select(rows)`, for beam search.
+    """
+
+    @property
+    def text_rules(self) -> TextRules: ...
     def decoder_hidden(self, out: Outputs) -> Tensor: ...
     def predict(self, hidden: Tensor) -> Tensor: ...
+    def start_text(self, images: Tensor, room: int, repeats: int = 1) -> Any: ...
+    def step_text(self, ids: Tensor, cache: Any) -> Tensor: ...
 
 
 @runtime_checkable

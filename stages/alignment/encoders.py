@@ -66,7 +66,9 @@ def same_weights(rows: pa.Table, column: str, model: Weights) -> Iterator[Window
 def text_encoder(model: Weights, words: File | None, max_words: int, batch_size: int) -> Encode:
     """Returns MIL-NCE's bag-of-words encoder if its word list is given, else that of an image-text model (unit vectors)."""
     return (
-        _bag_of_words(model, words, max_words, batch_size) if words else _blip(model, max_words, batch_size)
+        _bag_of_words(model, words, max_words, batch_size)
+        if words
+        else _image_text_model(model, max_words, batch_size)
     )
 
 
@@ -123,12 +125,13 @@ def _text_module(path: str) -> TextModule:
     return net
 
 
-def _blip(model: Weights, max_length: int, batch_size: int) -> Encode:
+def _image_text_model(model: Weights, max_length: int, batch_size: int) -> Encode:
+    from vlpipe.models.interface.capabilities import EmbedsTexts
     from vlpipe.stages.common.model import load
 
-    blip = load(model, max_length)
+    loaded = load(model, max_length, needs=[EmbedsTexts])
     return _in_batches(
-        lambda batch: blip.text_features(*blip.tokenizer.encode(batch, max_length)), batch_size
+        lambda batch: loaded.embed_texts(*loaded.tokenizer.encode(batch, max_length)), batch_size
     )
 
 

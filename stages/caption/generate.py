@@ -85,18 +85,19 @@ class Caption(MapStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         from vlpipe.models.generate import check
+        from vlpipe.models.interface.capabilities import Generates
         from vlpipe.stages.common.model import load
 
-        blip = load(self.model)
-        check(blip.model, self.min_length, self.max_length, blip.tokenizer.ids(self.prompt))
-        yield lambda table: self._caption(table, blip)
+        model = load(self.model, needs=[Generates])
+        check(model.model, self.min_length, self.max_length, model.tokenizer.ids(self.prompt))
+        yield lambda table: self._caption(table, model)
 
-    def _caption(self, table: pa.Table, blip: Loaded) -> Out:
+    def _caption(self, table: pa.Table, model: Loaded) -> Out:
         rejects: list[Reject] = []
         ids = table["id"].to_pylist()
         texts = [list(ts or ()) for ts in table["texts"].to_pylist()]
         images = encode_images(
-            read_images(table, blip.image_size, rejects), blip.encode_image, self.batch_size
+            read_images(table, model.image_size, rejects), model.encode_images, self.batch_size
         )
         wanted = (
             (row, tokens, seed_of(self.seed, ids[row], j))
@@ -104,25 +105,28 @@ class Caption(MapStage):
             for j in range(self.num_captions)
         )
         for batch, num_real in fixed_batches(wanted, self.batch_size):
-            found = self._sample(blip, [tokens for _, tokens, _ in batch], [seed for _, _, seed in batch])
+            found = self._sample(model, [tokens for _, tokens, _ in batch], [seed for _, _, seed in batch])
             for (row, _, _), caption in zip(batch[:num_real], found, strict=False):
                 texts[row].append(self._entry(caption))
         return Out(without(with_texts(table, texts), rejects), rejects)
 
-    def _sample(self, blip: Loaded, tokens: Sequence[torch.Tensor], seeds: Sequence[int]) -> list[str]:
+    def _sample(self, model: Loaded, tokens: Sequence[torch.Tensor], seeds: Sequence[int]) -> list[str]:
         import torch
 
+        from vlpipe.models.generate import sample
+
         with torch.inference_mode():
-            found = blip.model.generate(
+            found = sample(
+                model.model,
                 torch.stack(list(tokens)),  # (B, N, D)
                 generators=[torch.Generator().manual_seed(seed) for seed in seeds],
                 top_p=self.top_p,
                 min_length=self.min_length,
                 max_length=self.max_length,
-                prompt_ids=blip.tokenizer.ids(self.prompt),
+                prompt_ids=model.tokenizer.ids(self.prompt),
                 repetition_penalty=self.repetition_penalty,
             )
-        return [blip.tokenizer.decode(ids) for ids in found]
+        return [model.tokenizer.decode(ids) for ids in found]
 
     def _entry(self, caption: str) -> dict[str, Any]:
         fate = {} if caption else {"kept": False, "why": EMPTY}

@@ -1,12 +1,18 @@
-"""A BLIP model with its tokenizer, loaded for inference."""
+"""A trained model with its tokenizer, loaded for inference by what it can do, whatever its class."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from vlpipe.models.blip import Blip
+from vlpipe.models import folder
+from vlpipe.models.interface.batch import Batch, Stream
+from vlpipe.models.interface.capabilities import missing
+from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
@@ -15,44 +21,88 @@ from vlpipe.pipeline.files import Weights
 
 @dataclass(frozen=True)
 class Loaded:
-    """A BLIP model in eval mode, its tokenizer, and the device it is on."""
+    """A model in eval mode, its tokenizer (None for a model that reads no text), and the device it is on."""
 
-    model: Blip
+    model: Any
     tokenizer: Tokenizer
     device: torch.device
 
     @property
     def image_size(self) -> int:
         """The side of the square input image in pixels."""
-        return int(self.model.config.image_size)
+        return int(self.model.streams()["image"]["size"])
+
+    def can(self, capability: type) -> bool:
+        """Whether the model has a capability (of `models.interface.capabilities`)."""
+        return not missing(self.model, [capability])
+
+    def outputs(self, **streams: Stream) -> Outputs:
+        """Returns the lazy outputs of these streams, moved to the device."""
+        return Outputs(
+            self.model, batch_of({name: s.map(self._moved) for name, s in streams.items()}), grad=False
+        )
+
+    def _moved(self, value: Tensor) -> Tensor:
+        return value.to(self.device)
 
     @torch.inference_mode()
-    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, S, S) -> image tokens (B, N, D)."""
-        return self.model.encode_image(pixels.to(self.device))
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, S, S) -> what the model re-uses of an image in several pairs, (B, ...); else the pixels."""
+        names = self.model.ENCODINGS.get("image", ())
+        value: Tensor = (
+            getattr(self.outputs(image=Stream(pixels)), names[0]) if names else self._moved(pixels)
+        )
+        return value
 
     @torch.inference_mode()
-    def image_features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Image tokens (B, N, D) -> embeddings (B, E), unit norm."""
-        return self.model.image_features(tokens)
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, S, S) -> embeddings (B, E), unit norm."""
+        value: Tensor = self.outputs(image=Stream(pixels)).image_feat
+        return value
 
     @torch.inference_mode()
-    def text_features(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids and mask (B, L) -> embeddings (B, E), unit norm."""
-        return self.model.text_features(self.model.encode_text(ids.to(self.device), mask.to(self.device)))
+        value: Tensor = self.outputs(text=Stream(ids, mask.bool())).text_feat
+        return value
+
+    @torch.inference_mode()
+    def match(self, ids: Tensor, mask: Tensor, images: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits (B, 2) of [no match, match]. rows (B,): which of `encode_images` each text takes; None: its own."""
+        text = Stream(ids, mask.bool()).map(self._moved)
+        index = torch.arange(len(ids), device=self.device)
+        names = self.model.ENCODINGS.get("image", ())
+        given = {names[0]: images} if names else {}
+        streams = {"text": text, **({} if names else {"image": Stream(images)})}
+        out = Outputs(self.model, batch_of(streams), grad=False)
+        pairs = {"text": index, "image": index if rows is None else rows}
+        value: Tensor = out.paired(pairs, given=given).match
+        return value
 
 
-def load(weights: Weights, max_length: int = 0) -> Loaded:
+def batch_of(streams: dict[str, Stream]) -> Batch:
+    """Returns a batch of streams for inference; each row counts as a picture of its own."""
+    first = next(iter(streams.values())).data
+    return Batch(streams=streams, same=torch.arange(len(first), device=first.device))
+
+
+def load(weights: Weights, max_length: int = 0, needs: Sequence[type] = ()) -> Loaded:
     """Loads a model in eval mode, on a GPU if the step asks for one.
 
-    max_length: number of text tokens needed, 0 for any. Raises VlpipeError if the model has fewer text positions.
+    max_length: number of text tokens needed, 0 for any. Raises VlpipeError if the model has fewer text positions, or lacks
+    one of the capabilities `needs`.
     """
     device = torch.device(device_of_step())
-    model = Blip.load(weights.path).eval().to(device)
-    num_positions = model.config.max_text_length
+    model = folder.load(weights.path).eval().to(device)
+    if lacking := missing(model, needs):
+        texts = "; ".join((capability.__doc__ or "").partition(":")[0] for capability in lacking)
+        raise VlpipeError(
+            f"the model in {weights.path} is a {type(model).__name__}, which does not have what this step needs ({texts})"
+        )
+    num_positions = model.streams().get("text", {}).get("max_positions", max_length)
     if max_length > num_positions:
         raise VlpipeError(
             f"the model has {num_positions} text positions, but {max_length} are needed; "
             f"set the stage's max text length to at most {num_positions}"
         )
-    return Loaded(model, Tokenizer.load(weights.path), device)
+    return Loaded(model, Tokenizer.load(weights.path) if "text" in model.STREAMS else None, device)  # type: ignore[arg-type]

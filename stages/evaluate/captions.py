@@ -64,12 +64,13 @@ class Captions(GatherStage):
 
     def run(self, job: Job) -> None:
         from vlpipe.models.generate import check
+        from vlpipe.models.interface.capabilities import Generates
         from vlpipe.stages.common.model import load
 
-        blip = load(self.model)
-        check(blip.model, self.min_length, self.max_length, blip.tokenizer.ids(self.prompt))
+        model = load(self.model, needs=[Generates])
+        check(model.model, self.min_length, self.max_length, model.tokenizer.ids(self.prompt))
         rejects: list[Reject] = []
-        found = self._captions(job, blip, rejects)
+        found = self._captions(job, model, rejects)
         if not found:
             raise nothing_to_evaluate(self.source, rejects)
         job.reject(rejects)
@@ -79,28 +80,36 @@ class Captions(GatherStage):
         rows = [{"name": name, "value": value, "num_rows": len(found)} for name, value in scores.items()]
         job.emit(pa.Table.from_pylist(rows, RESULTS))
 
-    def _captions(self, job: Job, blip: Loaded, rejects: list[Reject]) -> list[tuple[Key, str]]:
-        images = heldout(job, self.source, blip.image_size, rejects)
-        encoded = encode_images(images, blip.encode_image, self.batch_size)
+    def _captions(self, job: Job, model: Loaded, rejects: list[Reject]) -> list[tuple[Key, str]]:
+        images = heldout(job, self.source, model.image_size, rejects)
+        encoded = encode_images(images, model.encode_images, self.batch_size)
         found: list[tuple[Key, str]] = []
         for batch, num_real in fixed_batches(encoded, self.batch_size):
-            captions = self._decode(blip, [tokens for _, tokens in batch])
+            captions = self._decode(model, [tokens for _, tokens in batch])
             found += zip([key for key, _ in batch[:num_real]], captions[:num_real], strict=True)
         return found
 
-    def _decode(self, blip: Loaded, tokens: list[torch.Tensor]) -> list[str]:
+    def _decode(self, model: Loaded, tokens: list[torch.Tensor]) -> list[str]:
         import torch
 
+        from vlpipe.models.beam import beam
+        from vlpipe.models.generate import sample
+
         images = torch.stack(tokens)  # (B, N, D)
-        prompt, low, high = blip.tokenizer.ids(self.prompt), self.min_length, self.max_length
+        prompt, low, high = model.tokenizer.ids(self.prompt), self.min_length, self.max_length
         with torch.inference_mode():
             if self.num_beams == 1:
-                found = blip.model.generate(images, min_length=low, max_length=high, prompt_ids=prompt)
+                found = sample(model.model, images, min_length=low, max_length=high, prompt_ids=prompt)
             else:
-                found = blip.model.generate_beam(
-                    images, num_beams=self.num_beams, min_length=low, max_length=high, prompt_ids=prompt
+                found = beam(
+                    model.model,
+                    images,
+                    num_beams=self.num_beams,
+                    min_length=low,
+                    max_length=high,
+                    prompt_ids=prompt,
                 )
-        return [blip.tokenizer.decode(ids) for ids in found]
+        return [model.tokenizer.decode(ids) for ids in found]
 
     def _write(self, path: Path, found: list[tuple[Key, str]]) -> None:
         captions = [{"id": id_, "caption": c, "references": several} for (id_, several), c in found]

@@ -37,7 +37,7 @@ class Retrieval(GatherStage):
     caption. Ties are ranked by row, then by caption order. An image may have several captions.
 
     source: `source` of the captions. k_test: candidates per query that are re-ranked; BLIP uses 256 (COCO) and 128
-    (Flickr30K). 0: no re-ranking.
+    (Flickr30K). 0: no re-ranking, as for models without a matching head (CLIP).
     """
 
     NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
@@ -63,44 +63,46 @@ class Retrieval(GatherStage):
         return problems
 
     def run(self, job: Job) -> None:
+        from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Matches
         from vlpipe.stages.common.model import load
 
-        blip = load(self.model, self.max_text_length)
+        needs = [EmbedsImages, EmbedsTexts, *([Matches] if self.k_test else [])]
+        model = load(self.model, self.max_text_length, needs)
         rejects: list[Reject] = []
-        captions, image_feats = self._image_side(job, blip, rejects)
+        captions, image_feats = self._image_side(job, model, rejects)
         if not captions:
             raise nothing_to_evaluate(self.source, rejects)
         job.reject(rejects)
         texts = [text for several in captions for text in several]
         owner = np.repeat(np.arange(len(captions)), [len(several) for several in captions])  # (T,)
-        sims = image_feats @ self._text_feats(texts, blip).T  # (I, T), cosine
+        sims = image_feats @ self._text_feats(texts, model).T  # (I, T), cosine
         near_texts, near_images = (nearest(s, max(self.k_test, *RECALL_AT)) for s in (sims, sims.T))
         found = recalls("itc_", near_texts, near_images, owner)
         if self.k_test:
-            scores = sims + self._match(job, blip, texts, near_texts, near_images)
+            scores = sims + self._match(job, model, texts, near_texts, near_images)
             found += recalls("", reranked(near_texts, scores), reranked(near_images, scores.T), owner)
         job.emit(pa.Table.from_pylist(found, RESULTS))
 
     def _image_side(
-        self, job: Job, blip: Loaded, rejects: list[Reject]
+        self, job: Job, model: Loaded, rejects: list[Reject]
     ) -> tuple[list[tuple[str, ...]], Scores]:
-        images = heldout(job, self.source, blip.image_size, rejects)
-        encoded = encode_images(images, lambda p: blip.image_features(blip.encode_image(p)), self.batch_size)
+        images = heldout(job, self.source, model.image_size, rejects)
+        encoded = encode_images(images, model.embed_images, self.batch_size)
         captions, feats = [], []
         for (_, several), feat in encoded:
             captions.append(several)
             feats.append(feat.float().cpu().numpy())
         return captions, np.array(feats, np.float32)
 
-    def _text_feats(self, texts: list[str], blip: Loaded) -> Scores:
+    def _text_feats(self, texts: list[str], model: Loaded) -> Scores:
         feats = []
         for batch, num_real in fixed_batches(texts, self.batch_size):
-            ids, mask = blip.tokenizer.encode(batch, self.max_text_length)
-            feats.append(blip.text_features(ids, mask)[:num_real].float().cpu().numpy())
+            ids, mask = model.tokenizer.encode(batch, self.max_text_length)
+            feats.append(model.embed_texts(ids, mask)[:num_real].float().cpu().numpy())
         return np.concatenate(feats)
 
     def _match(
-        self, job: Job, blip: Loaded, texts: list[str], near_texts: Order, near_images: Order
+        self, job: Job, model: Loaded, texts: list[str], near_texts: Order, near_images: Order
     ) -> Scores:
         """Returns ITM logits (I, T) of the pairs that are candidates in either direction, 0 elsewhere.
 
@@ -109,14 +111,14 @@ class Retrieval(GatherStage):
         wanted = np.zeros((len(near_texts), len(texts)), np.bool_)
         np.put_along_axis(wanted, near_texts, True, axis=1)
         np.put_along_axis(wanted.T, near_images, True, axis=1)
-        images = (pixels for _, pixels in heldout(job, self.source, blip.image_size, []))
+        images = (pixels for _, pixels in heldout(job, self.source, model.image_size, []))
         pairs = (
             ((image, text), tokens, texts[text])
-            for image, tokens in encode_images(enumerate(images), blip.encode_image, self.batch_size)
+            for image, tokens in encode_images(enumerate(images), model.encode_images, self.batch_size)
             for text in np.flatnonzero(wanted[image])
         )
         logits = np.zeros(wanted.shape, np.float32)
-        for at, pair in match_logits(blip, pairs, self.batch_size, self.max_text_length, share_images=True):
+        for at, pair in match_logits(model, pairs, self.batch_size, self.max_text_length, share_images=True):
             logits[at] = pair[1].item()
         return logits
 

@@ -74,20 +74,21 @@ class Embed(MapStage):
         if self.model is None:
             yield lambda table: _with_embedding(table, *_tiny_vectors(table), TINY_DIM)
             return
+        from vlpipe.models.interface.capabilities import EmbedsImages
         from vlpipe.stages.common.model import load
 
-        blip = load(self.model)
-        dim = blip.model.config.embed_dim
+        model = load(self.model, needs=[EmbedsImages])
+        dim = model.model.embed_dim
         if self.dim not in (None, dim):
             raise VlpipeError(
                 f"the model has embed_dim {dim}, but the step sets dim: {self.dim}; set dim: {dim}"
             )
-        yield lambda table: _with_embedding(table, *self._model_vectors(table, blip), dim)
+        yield lambda table: _with_embedding(table, *self._model_vectors(table, model), dim)
 
-    def _model_vectors(self, table: pa.Table, blip: Loaded) -> tuple[list[Pixels], list[Reject]]:
+    def _model_vectors(self, table: pa.Table, model: Loaded) -> tuple[list[Pixels], list[Reject]]:
         rejects: list[Reject] = []
-        images = read_images(table, blip.image_size, rejects)
-        found = encode_images(images, lambda p: blip.image_features(blip.encode_image(p)), self.batch_size)
+        images = read_images(table, model.image_size, rejects)
+        found = encode_images(images, model.embed_images, self.batch_size)
         return [vector.float().cpu().numpy() for _, vector in found], rejects
 
 

@@ -76,10 +76,11 @@ class FrameFeatures(MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
+        from vlpipe.models.interface.capabilities import EmbedsImages
         from vlpipe.stages.common.model import load
 
-        blip = load(self.model)
-        dim = blip.model.config.embed_dim
+        model = load(self.model, needs=[EmbedsImages])
+        dim = model.model.embed_dim
         if self.dim not in (None, dim):
             raise VlpipeError(
                 f"the model has embed_dim {dim}, but the step sets dim: {self.dim}; set dim: {dim}"
@@ -89,7 +90,7 @@ class FrameFeatures(MapStage):
             rejects: list[Reject] = []
             names = [n for n in (*CLIP_FILE, "start_s", "end_s") if n in rows.column_names]
             found = over_videos(
-                rows.select(names).to_pylist(), lambda some: self._measure(some, blip), rejects
+                rows.select(names).to_pylist(), lambda some: self._measure(some, model), rejects
             )
             column = pa.array([one or [] for one in found], features_type(dim))
             digests = pa.array([self.model.digest] * rows.num_rows, pa.string())
@@ -99,10 +100,10 @@ class FrameFeatures(MapStage):
 
         yield work
 
-    def _measure(self, rows: Sequence[Clip], blip: Loaded) -> list[list[dict[str, Any]]]:
+    def _measure(self, rows: Sequence[Clip], model: Loaded) -> list[list[dict[str, Any]]]:
         from PIL import Image
 
-        limits, size = Limits(deadline_s=self.deadline_s), blip.image_size
+        limits, size = Limits(deadline_s=self.deadline_s), model.image_size
         with open_video(
             root_path(self.videos), rows[0]["video"], limits, num_bytes=rows[0]["num_bytes"]
         ) as video:
@@ -115,9 +116,7 @@ class FrameFeatures(MapStage):
             if "end_s" not in rows[0]:
                 frames = at_most(frames, rows[0]["video"], self.max_frames, "max_frames")
             pictures = ((wanted[index], to_pixels(Image.fromarray(frame), size)) for index, frame in frames)
-            vectors = encode_images(
-                pictures, lambda pixels: blip.image_features(blip.encode_image(pixels)), self.batch_size
-            )
+            vectors = encode_images(pictures, model.embed_images, self.batch_size)
             feats = {k: vector.half().cpu().numpy() for k, vector in vectors}
         return [
             self._entries(row, [k for k in some if k in feats], feats)

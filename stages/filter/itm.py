@@ -74,22 +74,23 @@ class ItmFilter(MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
+        from vlpipe.models.interface.capabilities import Matches
         from vlpipe.stages.common.model import load
 
-        blip = load(self.model, self.max_text_length)
-        yield lambda table: self._judge(table, blip)
+        model = load(self.model, self.max_text_length, needs=[Matches])
+        yield lambda table: self._judge(table, model)
 
-    def _judge(self, table: pa.Table, blip: Loaded) -> Out:
+    def _judge(self, table: pa.Table, model: Loaded) -> Out:
         rejects: list[Reject] = []
         texts: list[list[dict[str, Any]]] = [[dict(t) for t in ts or ()] for ts in table["texts"].to_pylist()]
-        images = read_images(table, blip.image_size, rejects)
+        images = read_images(table, model.image_size, rejects)
         pairs = (
             (entry, tokens, entry["text"])
-            for row, tokens in encode_images(images, blip.encode_image, self.batch_size)
+            for row, tokens in encode_images(images, model.encode_images, self.batch_size)
             for entry in texts[row]
             if self._judges(entry)
         )
-        for entry, logits in match_logits(blip, pairs, self.batch_size, self.max_text_length):
+        for entry, logits in match_logits(model, pairs, self.batch_size, self.max_text_length):
             score = np.float32(logits.softmax(0)[1].item())
             kept = float(score) >= self.threshold  # decide by the stored float32 value
             entry.update(score=score, kept=kept, why=None if kept else NOT_MATCHED)
@@ -100,24 +101,21 @@ class ItmFilter(MapStage):
 
 
 def match_logits(
-    blip: Loaded,
+    model: Loaded,
     pairs: Iterable[tuple[K, torch.Tensor, str]],
     batch_size: int,
     max_text_length: int,
     share_images: bool = False,
 ) -> Iterator[tuple[K, torch.Tensor]]:
-    """Maps (key, image tokens (N, D), text) to (key, float32 logits (2,) of no match and match), in order.
+    """Maps (key, encoded image, text) to (key, float32 logits (2,) of no match and match), in order.
 
     share_images: consecutive texts of one image share one copy of its tokens. This is faster if images have many
     texts, but batch shapes then vary, so the last bits of a logit may depend on which pairs share a batch.
     """
-    import torch
-
     for batch, num_real in fixed_batches(pairs, batch_size):
-        ids, mask = blip.tokenizer.encode([text for _, _, text in batch], max_text_length)
+        ids, mask = model.tokenizer.encode([text for _, _, text in batch], max_text_length)
         images, rows = _images_and_rows([tokens for _, tokens, _ in batch], share_images)
-        with torch.inference_mode():
-            logits = blip.model.match_logits(ids.to(blip.device), mask.to(blip.device), images, rows)
+        logits = model.match(ids, mask, images, rows)
         yield from zip([key for key, _, _ in batch[:num_real]], logits[:num_real].float().cpu(), strict=True)
 
 

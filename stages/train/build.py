@@ -83,11 +83,10 @@ class Net(nn.Module):
         surrogate = sum((out.view(v).feature(n) * g).sum() for (v, n), g in feature_grads.items())
         untouched = [p for o in self.all_objectives() for p in o.parameters()]
         untouched += [p for name, p in self.model.named_parameters() if p.numel() == 1]  # temperatures
-        for (
-            parameter
-        ) in untouched:  # their gradient is there already; DistributedDataParallel must exchange it
+        # their gradient is there already, but DistributedDataParallel exchanges only those that this pass reaches
+        for parameter in untouched:
             surrogate = surrogate + 0.0 * parameter.sum()
-        return {**values, self.SURROGATE: surrogate}  # type: ignore[dict-item]
+        return {**values, self.SURROGATE: surrogate}
 
     def update_teachers(self) -> None:
         """Moves the teachers towards the model, in training mode."""
@@ -220,17 +219,18 @@ def build_views(recipe: Recipe, makers: Mapping[str, Maker]) -> dict[str, list[C
 
 def _made(spec: Mapping[str, Any], below: str, where: str, tokenizer: Tokenizer | None) -> Any:
     """Builds a maker or corruptor: a dataclass whose fields are checked and converted from YAML by their types."""
-    cls: Any = find(spec["use"], below)
+    cls = find(spec["use"], below)
+    name = spec["use"].partition(":")[2]
     given = {key: value for key, value in spec.items() if key != "use"}
     if not is_dataclass(cls):
         return build(spec, below)
     names = [f.name for f in fields(cls)]
     for key in given:
         if key not in names or key == "tokenizer":
-            raise ValueError(f"{where}: {cls.__name__} has no parameter {key!r}{did_you_mean(key, names)}")
+            raise ValueError(f"{where}: {name} has no parameter {key!r}{did_you_mean(key, names)}")
     if "tokenizer" in names:
         if tokenizer is None:
-            raise ValueError(f"{where}: {cls.__name__} needs a tokenizer; set `tokenizer`")
+            raise ValueError(f"{where}: {name} needs a tokenizer; set `tokenizer`")
         given["tokenizer"] = tokenizer
     try:
         return TypeAdapter(cls).validate_python(given)
