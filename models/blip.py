@@ -161,11 +161,9 @@ class Blip(Model):
         return cls(BlipConfig(**given, **spec))
 
     def streams(self) -> dict[str, dict[str, Any]]:
-        image, text = {"size": self.config.image_size}, {"max_positions": self.config.max_text_length}
-        return {
-            "image": {"use": self.STREAMS["image"], **image},
-            "text": {"use": self.STREAMS["text"], **text},
-        }
+        specs = super().streams()
+        specs["text"]["max_length"] = min(30, self.config.max_text_length)  # BLIP's pretraining
+        return specs
 
     @property
     def embed_dim(self) -> int:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlpipe.models import layouts
 from vlpipe.models.blip import Blip, BlipConfig, unknown_and_mask
 from vlpipe.models.hub import local_folder
+from vlpipe.models.layouts import blip as layouts
+from vlpipe.models.layouts.table import to_ours, to_theirs
 from vlpipe.models.published import read_state
 from vlpipe.models.text import NORM_EPS
 from vlpipe.models.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ def load_original(path: str | Path, changes: Mapping[str, Any]) -> Blip:
     num_vision = _num_layers(theirs, "visual_encoder.blocks.")
     bert = "text_decoder.bert." if has["decoder"] else "text_encoder."
     num_text = _num_layers(theirs, f"{bert}encoder.layer.")
-    ours = layouts.to_ours(layouts.original(num_vision, num_text, parts), theirs, ORIGINAL_IGNORED)
+    ours = to_ours(layouts.original(num_vision, num_text, parts), theirs, ORIGINAL_IGNORED)
     patch = theirs["visual_encoder.patch_embed.proj.weight"].shape[-1]
     return _blip(_config(ours, patch, num_vision, num_text, parts), ours, changes)
 
@@ -76,7 +77,7 @@ def load_transformers(folder: Path, changes: Mapping[str, Any]) -> Blip:
     theirs = read_tensors(folder)
     parts = "captioner" if any(n.startswith("text_decoder.") for n in theirs) else "retrieval"
     table = layouts.transformers(image.num_hidden_layers, text.num_hidden_layers, parts)
-    ours = layouts.to_ours(table, theirs, r"\.position_ids$")
+    ours = to_ours(table, theirs, r"\.position_ids$")
     read = _config(ours, image.patch_size, image.num_hidden_layers, text.num_hidden_layers, parts)
     read.update(
         vision_heads=image.num_attention_heads,
@@ -101,7 +102,7 @@ def init_vit(blip: Blip, path: str | Path) -> None:
     """Start the vision tower from a ViT in timm's layout (BLIP: DeiT-B/16, ViT-L/16 of ImageNet-21k)."""
     theirs = read_tensors(path)
     entries = list(layouts.vision("", layouts.TIMM, blip.config.vision_layers))
-    ours = layouts.to_ours(entries, theirs, VIT_IGNORED)
+    ours = to_ours(entries, theirs, VIT_IGNORED)
     if blip.config.position != "learned":
         raise ValueError("init_vit: wanted a model with position: learned, a ViT has its own positions")
     ours["vision.positions"] = resize_positions(ours["vision.positions"], blip.vision.positions.shape[1])
@@ -120,7 +121,7 @@ def init_bert(blip: Blip, path: str | Path) -> None:
         *layouts.text("bert.", blip.config.text_layers, "decoder", cross=False),
         *layouts.lm_head("cls.predictions."),
     ]
-    ours = layouts.to_ours(entries, theirs, BERT_IGNORED)
+    ours = to_ours(entries, theirs, BERT_IGNORED)
     num, vocab_size = len(ours["lm_head.bias"]), blip.config.vocab_size
     if num not in (vocab_size, vocab_size - 2):
         raise ValueError(
@@ -178,7 +179,7 @@ def _export(blip: Blip, tokenizer: Tokenizer, folder: Path, parts: str, cls: Any
     state = {**blip.state_dict(), "vision.positions": blip.vision.positions}
     table = layouts.transformers(c.vision_layers, c.text_layers, parts)
     model = cls(_their_config(c))
-    model.load_state_dict(layouts.to_theirs(table, state, c.patch_size))
+    model.load_state_dict(to_theirs(table, state, c.patch_size))
     model.save_pretrained(folder)
     tokenizer.save(folder)
     size = {"height": c.image_size, "width": c.image_size}

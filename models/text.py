@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpipe.models.attention import attend
+from vlpipe.models.blocks.attention import attend
 
 INIT_STD = 0.02
 NORM_EPS = 1e-12  # BERT's

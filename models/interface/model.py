@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
 
@@ -59,8 +61,28 @@ class Model(nn.Module):
         return cls(**given, **spec)
 
     def streams(self) -> dict[str, dict[str, Any]]:
-        """Returns the spec of the maker of each stream: `use`, and parameters that follow from the model's sizes."""
-        return {name: {"use": use} for name, use in self.STREAMS.items()}
+        """Returns the spec of the maker of each stream: `use`, and parameters that follow from the model's sizes.
+
+        Here: `size` of the stream `image` from the config's `image_size`, `max_positions` of `text` from `max_text_length`.
+        """
+        sizes = {"image": ("size", "image_size"), "text": ("max_positions", "max_text_length")}
+        specs: dict[str, dict[str, Any]] = {name: {"use": use} for name, use in self.STREAMS.items()}
+        for name, (parameter, field) in sizes.items():
+            if name in specs and hasattr(self.config, field):
+                specs[name][parameter] = getattr(self.config, field)
+        return specs
+
+    @classmethod
+    def load(cls, source: str | Path, /, **changes: Any) -> Any:
+        """Returns the model in a transformers folder, one of FORMATS. `changes` replace config values."""
+        return _layout_module(cls).LAYOUT.load(cls, Path(source), changes)
+
+    def export(self, folder: Any, kind: str | None = None) -> None:
+        """Writes a folder for `from_pretrained` of the transformers class of this system (`kind`: which, of several).
+
+        Raises ValueError if transformers has no class for it.
+        """
+        _layout_module(type(self)).LAYOUT.export(self, Path(folder), kind)
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns saved weights as this model needs them: positions interpolated to another image size, for example."""
@@ -76,3 +98,13 @@ class Model(nn.Module):
     def lacks(self, capability: type) -> bool:
         """Whether this model, as built, has no such capability although its class has the methods."""
         return False
+
+
+def _layout_module(cls: type) -> Any:
+    """Returns `vlpipe.models.layouts.<module of the class>`. Raises ValueError if there is none."""
+    name = f"vlpipe.models.layouts.{cls.__module__.rpartition('.')[2]}"
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(
+            f"{cls.__name__}: transformers has no class for this system that vlpipe reads or writes"
+        )
+    return importlib.import_module(name)

@@ -10,11 +10,14 @@ import numpy as np
 from vlpipe.stages.loading.makers.base import EXTRA, Item, Maker
 from vlpipe.stages.loading.rows import Row
 
+DEFAULT_LENGTH = 30  # tokens; BLIP's pretraining
+
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Maker):
     """Token ids (B, L) with the tokenizer's start and end token; a longer text is cut to `max_length` tokens.
 
+    max_length: None for as many as the model has positions.
     prompt: put before every text (BLIP's captioner: "a picture of "). `extra["prompt"]` (B,): the number of leading
     positions that it takes, the start token included. max_positions: the number of positions that the model has.
     For corruptors, `words` is the number of the word that each token belongs to, -1 for start and end.
@@ -24,18 +27,23 @@ class Text(Maker):
     PADDED: ClassVar[bool] = True
 
     tokenizer: Any = field(repr=False)
-    max_length: int = 30
+    max_length: int | None = None
     prompt: str = ""
     max_positions: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_length < 3:
-            raise ValueError(f"streams.text: max_length must be at least 3, got {self.max_length}")
-        if self.max_positions is not None and self.max_length > self.max_positions:
+        if self.length < 3:
+            raise ValueError(f"streams.text: max_length must be at least 3, got {self.length}")
+        if self.max_positions is not None and self.length > self.max_positions:
             raise ValueError(
                 f"streams.text: max_length must be at most {self.max_positions}, the number of positions of the model, "
-                f"got {self.max_length}"
+                f"got {self.length}"
             )
+
+    @property
+    def length(self) -> int:
+        """Max number of tokens of a text, start and end token included."""
+        return self.max_length or self.max_positions or DEFAULT_LENGTH
 
     @property
     def fill(self) -> float:
@@ -47,7 +55,7 @@ class Text(Maker):
         return 1 + len(self.tokenizer.ids(self.prompt)) if self.prompt else 0
 
     def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
-        ids, words = self.tokenizer.encode_one(self.prompt + text, self.max_length)
+        ids, words = self.tokenizer.encode_one(self.prompt + text, self.length)
         item: Item = {"data": np.asarray(ids, np.int64), "words": np.asarray(words, np.int64)}
         if self.prompt:
             item[f"{EXTRA}prompt"] = np.int64(self.prompt_length)

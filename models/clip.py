@@ -1,0 +1,84 @@
+"""CLIP: an image and a text encoder trained so that pairs are near. Radford et al. 2021, https://arxiv.org/abs/2103.00020."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlpipe.models.blocks.patches import PatchEmbed
+from vlpipe.models.blocks.text import TextEmbed
+from vlpipe.models.blocks.transformer import PreNormEncoder, causal_mask, init_clip
+from vlpipe.models.interface.model import Model
+from vlpipe.models.interface.outputs import Outputs
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+class Clip(Model):
+    """Defaults are ViT-B/32's. `end`: the id of the end token, at which the text's embedding is read."""
+
+    STREAMS = {"image": "image:Image", "text": "text:Text"}  # noqa: RUF012
+    FORMATS = ("clip",)
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        end: int,
+        image_size: int = 224,
+        patch_size: int = 32,
+        vision_width: int = 768,
+        vision_layers: int = 12,
+        vision_heads: int = 12,
+        text_width: int = 512,
+        text_layers: int = 12,
+        text_heads: int = 8,
+        max_text_length: int = 77,
+        embed_dim: int = 512,
+        activation: str = "quick_gelu",
+    ) -> None:
+        super().__init__()
+        blocks: dict[str, Any] = {"norm_eps": 1e-5, "activation": activation}
+        self.patches = PatchEmbed(image_size, patch_size, vision_width, bias=False)
+        self.pre_norm = nn.LayerNorm(vision_width)
+        self.vision = PreNormEncoder(vision_width, vision_layers, vision_heads, **blocks)
+        self.words = TextEmbed(vocab_size, max_text_length, text_width, norm_eps=None)
+        self.text = PreNormEncoder(text_width, text_layers, text_heads, **blocks)
+        self.image_proj = nn.Linear(vision_width, embed_dim, bias=False)
+        self.text_proj = nn.Linear(text_width, embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.embed_dim = embed_dim
+        init_clip(self.vision, self.text)
+        for matrix in (self.patches.positions, self.patches.class_token, self.image_proj.weight):
+            nn.init.normal_(matrix, std=vision_width**-0.5)
+        nn.init.normal_(self.text_proj.weight, std=text_width**-0.5)
+        nn.init.normal_(self.words.words.weight, std=0.02)
+        nn.init.normal_(self.words.positions.weight, std=0.01)
+
+    def image_feat(self, out: Outputs) -> Tensor:
+        x = self.pre_norm(self.patches(out.stream("image").data))
+        return F.normalize(self.image_proj(self.vision(x, first=True)[:, 0]).float(), dim=-1)
+
+    def text_feat(self, out: Outputs) -> Tensor:
+        ids = out.stream("text").data
+        x = self.text(self.words(ids), causal_mask(ids.shape[1], ids.device))
+        return F.normalize(self.text_proj(x[torch.arange(len(ids)), self._end_of(out)]).float(), dim=-1)
+
+    def _end_of(self, out: Outputs) -> Tensor:
+        """Position of the end token; of a text that was cut, the last position."""
+        text = out.stream("text")
+        is_end = text.data == self.config.end
+        last = text.mask.sum(1) - 1 if text.mask is not None else torch.full_like(text.data[:, 0], -1)
+        return torch.where(is_end.any(1), is_end.int().argmax(1), last)
+
+    @property
+    def temp(self) -> Tensor:
+        return (-self.logit_scale).exp()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)

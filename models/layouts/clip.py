@@ -1,0 +1,105 @@
+"""CLIP in transformers (`CLIPModel`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vlpipe.models.layouts.table import Entry, Layout, linear
+
+LAYER = {
+    "norm1": "layer_norm1",
+    "out": "self_attn.out_proj",
+    "norm2": "layer_norm2",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+}
+
+
+def layers(ours: str, theirs: str, num_layers: int) -> Iterator[Entry]:
+    """The layers of one encoder; our query, key and value are one matrix."""
+    for i in range(num_layers):
+        own, other = f"{ours}.blocks.{i}", f"{theirs}.encoder.layers.{i}"
+        yield from linear(f"{own}.qkv", *(f"{other}.self_attn.{x}_proj" for x in "qkv"))
+        for name, other_name in LAYER.items():
+            yield from linear(f"{own}.{name}", f"{other}.{other_name}")
+
+
+def entries(c: Any, kind: str) -> Iterator[Entry]:
+    """The table of all weights."""
+    image, text = "vision_model", "text_model"
+    width, num_positions = c.vision_width, 1 + (c.image_size // c.patch_size) ** 2
+    yield Entry("logit_scale", ("logit_scale",))
+    yield Entry(
+        "patches.class_token",
+        (f"{image}.embeddings.class_embedding",),
+        shape=(1, 1, width),
+        their_shape=(width,),
+    )
+    yield Entry(
+        "patches.positions",
+        (f"{image}.embeddings.position_embedding.weight",),
+        shape=(1, num_positions, width),
+        their_shape=(num_positions, width),
+    )
+    yield from linear("patches.patch", f"{image}.embeddings.patch_embedding", bias=False)
+    yield from linear("pre_norm", f"{image}.pre_layrnorm")
+    yield from layers("vision", image, c.vision_layers)
+    yield from linear("vision.norm", f"{image}.post_layernorm")
+    yield Entry("words.words.weight", (f"{text}.embeddings.token_embedding.weight",))
+    yield Entry("words.positions.weight", (f"{text}.embeddings.position_embedding.weight",))
+    yield from layers("text", text, c.text_layers)
+    yield from linear("text.norm", f"{text}.final_layer_norm")
+    yield from linear("image_proj", "visual_projection", bias=False)
+    yield from linear("text_proj", "text_projection", bias=False)
+
+
+def read(config: Any) -> dict[str, Any]:
+    """Our parameters from a CLIPConfig. Configs older than transformers 4.30 have `eos_token_id` 2 for 49407."""
+    image, text = config.vision_config, config.text_config
+    end = text.eos_token_id
+    return {
+        "vocab_size": text.vocab_size,
+        "end": 49407 if end == 2 and text.vocab_size == 49408 else end,
+        "image_size": image.image_size,
+        "patch_size": image.patch_size,
+        "vision_width": image.hidden_size,
+        "vision_layers": image.num_hidden_layers,
+        "vision_heads": image.num_attention_heads,
+        "text_width": text.hidden_size,
+        "text_layers": text.num_hidden_layers,
+        "text_heads": text.num_attention_heads,
+        "max_text_length": text.max_position_embeddings,
+        "embed_dim": config.projection_dim,
+        "activation": text.hidden_act,
+    }
+
+
+def write(c: Any) -> Any:
+    """A CLIPConfig of our config."""
+    from transformers import CLIPConfig
+
+    shared = {"hidden_act": c.activation, "projection_dim": c.embed_dim, "layer_norm_eps": 1e-5}
+    text = {
+        "vocab_size": c.vocab_size,
+        "eos_token_id": c.end,
+        "hidden_size": c.text_width,
+        "intermediate_size": 4 * c.text_width,
+        "num_hidden_layers": c.text_layers,
+        "num_attention_heads": c.text_heads,
+        "max_position_embeddings": c.max_text_length,
+    }
+    image = {
+        "image_size": c.image_size,
+        "patch_size": c.patch_size,
+        "hidden_size": c.vision_width,
+        "intermediate_size": 4 * c.vision_width,
+        "num_hidden_layers": c.vision_layers,
+        "num_attention_heads": c.vision_heads,
+    }
+    return CLIPConfig(
+        text_config={**text, **shared}, vision_config={**image, **shared}, projection_dim=c.embed_dim
+    )
+
+
+LAYOUT = Layout(classes={"model": "CLIPModel"}, entries=entries, read=read, write=write)

@@ -1,0 +1,82 @@
+"""MAE in transformers (`ViTMAEForPreTraining`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vlpipe.models.layouts.table import Entry, Layout, linear
+
+LAYER = {
+    "norm1": "layernorm_before",
+    "out": "attention.o_proj",
+    "norm2": "layernorm_after",
+    "up": "mlp.fc1",
+    "down": "mlp.fc2",
+}
+
+
+def layers(ours: str, theirs: str, num_layers: int) -> Iterator[Entry]:
+    """The layers of encoder or decoder; our query, key and value are one matrix."""
+    for i in range(num_layers):
+        own, other = f"{ours}.blocks.{i}", f"{theirs}.{i}"
+        yield from linear(f"{own}.qkv", *(f"{other}.attention.{x}_proj" for x in "qkv"))
+        for name, other_name in LAYER.items():
+            yield from linear(f"{own}.{name}", f"{other}.{other_name}")
+
+
+def entries(c: Any, kind: str) -> Iterator[Entry]:
+    """The table of all weights. Positions are the same fixed table in both."""
+    yield Entry("patches.class_token", ("vit.embeddings.cls_token",))
+    yield Entry("patches.positions", ("vit.embeddings.position_embeddings",))
+    yield from linear("patches.patch", "vit.embeddings.patch_embeddings.projection")
+    yield from layers("vision", "vit.layers", c.layers)
+    yield from linear("vision.norm", "vit.layernorm")
+    yield from linear("to_decoder", "decoder.decoder_embed")
+    yield Entry("mask_token", ("decoder.mask_token",))
+    yield Entry("decoder_positions", ("decoder.decoder_pos_embed",))
+    yield from layers("decoder", "decoder.decoder_layers", c.decoder_layers)
+    yield from linear("decoder.norm", "decoder.decoder_norm")
+    yield from linear("to_pixels", "decoder.decoder_pred")
+
+
+def read(config: Any) -> dict[str, Any]:
+    """Our parameters from a ViTMAEConfig."""
+    return {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "width": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "decoder_width": config.decoder_hidden_size,
+        "decoder_layers": config.decoder_num_hidden_layers,
+        "decoder_heads": config.decoder_num_attention_heads,
+        "norm_eps": config.layer_norm_eps,
+    }
+
+
+def write(c: Any) -> Any:
+    """A ViTMAEConfig of our config. Raises ValueError for a model with mask tokens in the encoder, which they lack."""
+    from transformers import ViTMAEConfig
+
+    if c.encode_masked:
+        raise ValueError(
+            "export: transformers' ViTMAE has no mask tokens in the encoder (encode_masked: true)"
+        )
+    return ViTMAEConfig(
+        image_size=c.image_size,
+        patch_size=c.patch_size,
+        hidden_size=c.width,
+        intermediate_size=4 * c.width,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        decoder_hidden_size=c.decoder_width,
+        decoder_intermediate_size=4 * c.decoder_width,
+        decoder_num_hidden_layers=c.decoder_layers,
+        decoder_num_attention_heads=c.decoder_heads,
+        layer_norm_eps=c.norm_eps,
+        norm_pix_loss=True,
+    )
+
+
+LAYOUT = Layout(classes={"pretraining": "ViTMAEForPreTraining"}, entries=entries, read=read, write=write)
