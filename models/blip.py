@@ -304,6 +304,18 @@ class Blip(Model):
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
+    def export(self, folder: str | Path, kind: str | None = None, tokenizer: Any = None) -> None:
+        """As in `Model`; kind: `captioner` or `retrieval`."""
+        from vlpipe.models import checkpoints
+
+        exports = {
+            "captioner": checkpoints.export_captioner,
+            "retrieval": checkpoints.export_retrieval,
+        }
+        if kind not in exports:
+            raise ValueError(f"export: Blip has the kinds {', '.join(exports)}, got {kind!r}")
+        exports[kind](self, tokenizer, folder)
+
     @classmethod
     def load(cls, source: str | Path, /, **changes: Any) -> Blip:
         """From our folder, a transformers BLIP folder, a hub id of either, or an original .pth file.

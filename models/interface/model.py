@@ -77,12 +77,16 @@ class Model(nn.Module):
         """Returns the model in a transformers folder, one of FORMATS. `changes` replace config values."""
         return _layout_module(cls).LAYOUT.load(cls, Path(source), changes)
 
-    def export(self, folder: Any, kind: str | None = None) -> None:
+    def export(self, folder: str | Path, kind: str | None = None, tokenizer: Any = None) -> None:
         """Writes a folder for `from_pretrained` of the transformers class of this system (`kind`: which, of several).
+
+        tokenizer: saved with it, for a model that reads texts.
 
         Raises ValueError if transformers has no class for it.
         """
         _layout_module(type(self)).LAYOUT.export(self, Path(folder), kind)
+        if tokenizer is not None:
+            tokenizer.save(folder)
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns saved weights as this model needs them: positions interpolated to another image size, for example."""

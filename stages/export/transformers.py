@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -32,7 +32,10 @@ def no_progress_bar() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportHF(GatherStage):
-    """Exports `model` as BlipForConditionalGeneration (kind `captioner`) or BlipForImageTextRetrieval (kind `retrieval`).
+    """Exports `model` as a folder for `from_pretrained` of transformers.
+
+    kind: which of the classes that transformers has for this system; BLIP: `captioner` (BlipForConditionalGeneration) or
+    `retrieval` (BlipForImageTextRetrieval); None for the only one, as for CLIP and MAE.
 
     Artifacts: the files of the exported folder. Output rows (columns: EXPORTED): one per file.
     """
@@ -40,7 +43,7 @@ class ExportHF(GatherStage):
     ROWS_ARE: ClassVar[str] = "the files"
 
     model: Weights
-    kind: Literal["captioner", "retrieval"]
+    kind: str | None = None
 
     NAME: ClassVar[str] = "train.export:ExportHF"
 
@@ -48,13 +51,13 @@ class ExportHF(GatherStage):
         return EXPORTED
 
     def run(self, job: Job) -> None:
-        from vlpipe.models.blip import Blip
-        from vlpipe.models.checkpoints import export_captioner, export_retrieval
+        from vlpipe.models import folder
         from vlpipe.models.tokenizer import Tokenizer
 
-        export = {"captioner": export_captioner, "retrieval": export_retrieval}[self.kind]
+        model = folder.load(self.model.path)
+        tokenizer = Tokenizer.load(self.model.path) if "text" in model.STREAMS else None
         with no_progress_bar():
-            export(Blip.load(self.model.path), Tokenizer.load(self.model.path), job.artifacts)
+            model.export(job.artifacts, self.kind, tokenizer)
         files = sorted(path for path in Path(job.artifacts).rglob("*") if path.is_file())
         names = [path.relative_to(job.artifacts).as_posix() for path in files]
         job.emit(pa.table([names, [path.stat().st_size for path in files]], schema=EXPORTED))

@@ -18,7 +18,7 @@ TOLERANCE: dict[str, float] = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def noisy(module: nn.Module, *, but: str = "position") -> Any:
-    """Adds noise to all parameters whose name lacks `but`, so that biases and norms matter; returns the module in eval mode."""
+    """Adds noise to all parameters whose name lacks `but`, so that biases and norms matter; returns it in eval mode."""
     for name, parameter in module.named_parameters():
         if but not in name:
             parameter.data.add_(0.1 * torch.randn_like(parameter))
