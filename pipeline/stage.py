@@ -61,6 +61,13 @@ class Stage:
         """Returns one line per problem that would make the run fail (a missing extra, an impossible parameter)."""
         return []
 
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        """Returns one line per problem with the steps whose artifacts this one reads. stages: step name -> its stage.
+
+        Called if `preflight` returns no problem.
+        """
+        return []
+
 
 Work = Callable[[pa.Table], pa.Table | Out]
 

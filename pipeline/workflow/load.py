@@ -304,9 +304,10 @@ def _schemas(steps: Sequence[Step], problems: list[Problem]) -> dict[str, pa.Sch
 
 
 def _preflight(steps: Sequence[Step], problems: list[Problem]) -> None:
+    stages = {step.name: step.stage for step in steps}
     for step in steps:
         try:
-            texts = step.stage.preflight()
+            texts = step.stage.preflight() or step.stage.preflight_after(stages)
         except Exception as error:
             texts = [_error_text(error, step, "preflight") + _set_options(error, step)]
         problems += [(step.line, f"{_base(step.name)}: {text}") for text in texts]

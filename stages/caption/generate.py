@@ -6,7 +6,7 @@ its captions (25 % against 19 %; Li et al., 2022, Table 2, https://arxiv.org/abs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, need
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.pipeline.stage import MapStage, Stage, Work
 from vlpipe.stages.common.batches import (
     batch_size_problems,
     encode_images,
@@ -81,6 +81,12 @@ class Caption(MapStage):
                 f"repetition_penalty must be at least 1 (no penalty), got {self.repetition_penalty}"
             )
         return problems
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.interface.capabilities import Generates
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(self.model, stages, [Generates])
 
     @contextmanager
     def open(self) -> Iterator[Work]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
+from vlpipe.pipeline.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,32 @@ class Loaded:
         return value
 
 
+class MakesModel(Protocol):
+    """A stage whose artifacts are a model, and which can say which without running."""
+
+    def stand_in(self, stages: Mapping[str, Stage]) -> Any: ...
+
+
+def capability_problems(
+    weights: Weights | None, stages: Mapping[str, Stage], needs: Sequence[type]
+) -> list[str]:
+    """Returns an error text, for `Stage.preflight_after`, if the step that makes `weights` makes a model without `needs`.
+
+    stages: step name -> stage. Empty if the model is not known before the run.
+    """
+    maker: Any = stages.get(weights.step or "") if weights is not None else None
+    model = maker.stand_in(stages) if hasattr(maker, "stand_in") else None
+    if weights is None or model is None or not (lacking := missing(model, needs)):
+        return []
+    return [lacking_text(f"step {weights.step!r} makes", model, lacking)]
+
+
+def lacking_text(subject: str, model: Any, lacking: Sequence[type]) -> str:
+    """Returns the error text for a model without what a step needs. subject: such as "step 'pretrain' makes"."""
+    texts = "; ".join((capability.__doc__ or "").partition(":")[0] for capability in lacking)
+    return f"{subject} a {type(model).__name__}, which does not have what this step needs ({texts})"
+
+
 def batch_of(streams: dict[str, Stream]) -> Batch:
     """Returns a batch of streams for inference; each row counts as a picture of its own."""
     first = next(iter(streams.values())).data
@@ -95,10 +122,7 @@ def load(weights: Weights, max_length: int = 0, needs: Sequence[type] = ()) -> L
     device = torch.device(device_of_step())
     model = folder.load(weights.path).eval().to(device)
     if lacking := missing(model, needs):
-        texts = "; ".join((capability.__doc__ or "").partition(":")[0] for capability in lacking)
-        raise VlpipeError(
-            f"the model in {weights.path} is a {type(model).__name__}, which does not have what this step needs ({texts})"
-        )
+        raise VlpipeError(lacking_text(f"the model in {weights.path} is", model, lacking))
     num_positions = model.streams().get("text", {}).get("max_positions", max_length)
     if max_length > num_positions:
         raise VlpipeError(

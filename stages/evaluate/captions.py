@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Reject
-from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.pipeline.storage.store import canonical_json
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
 from vlpipe.stages.common.row import RESULTS
@@ -61,6 +62,12 @@ class Captions(GatherStage):
         if find_spec("pycocoevalcap") is None:
             problems.append(f"caption scores need pycocoevalcap: {PIP_LINE}")
         return problems
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.interface.capabilities import Generates
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(self.model, stages, [Generates])
 
     def run(self, job: Job) -> None:
         from vlpipe.models.generate import check

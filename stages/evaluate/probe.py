@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Reject
-from vlpipe.pipeline.stage import Dataset, GatherStage, Job
+from vlpipe.pipeline.stage import Dataset, GatherStage, Job, Stage
 from vlpipe.stages.common.batches import Pixels, batch_size_problems, encode_images, read_images
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.heldout import need_heldout
@@ -57,6 +57,12 @@ class LinearProbe(GatherStage):
         if len(set(self.words)) < 2:
             problems.append(f"words: a probe needs at least 2 different classes, got {self.words}")
         return problems
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.interface.capabilities import EmbedsImages
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(self.model, stages, [EmbedsImages])
 
     def run(self, job: Job) -> None:
         from vlpipe.models.interface.capabilities import EmbedsImages

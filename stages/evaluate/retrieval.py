@@ -6,6 +6,7 @@ similarity are re-ranked by ITM logit + similarity. Both are reported: `itc_tr@1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Reject
-from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.heldout import heldout, need_heldout, nothing_to_evaluate
@@ -61,6 +62,14 @@ class Retrieval(GatherStage):
                 f"k_test must be 0 or at least {max(RECALL_AT)}, the largest k of recall@k, got {self.k_test}"
             )
         return problems
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Matches
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(
+            self.model, stages, [EmbedsImages, EmbedsTexts, *([Matches] if self.k_test else [])]
+        )
 
     def run(self, job: Job) -> None:
         from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Matches

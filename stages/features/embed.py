@@ -7,7 +7,7 @@ norm.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.pipeline.stage import MapStage, Stage, Work
 from vlpipe.stages.common.batches import Pixels, batch_size_problems, encode_images, read_images, without
 from vlpipe.stages.common.pixels import decode
 
@@ -57,6 +57,12 @@ class Embed(MapStage):
         if self.model is None and self.dim not in (None, TINY_DIM):
             problems.append(f"without a model, dim is {TINY_DIM}, got {self.dim}; leave it out")
         return problems
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.interface.capabilities import EmbedsImages
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(self.model, stages, [EmbedsImages])
 
     def _dim(self) -> int:
         if self.model is None:

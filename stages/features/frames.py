@@ -6,7 +6,7 @@ https://github.com/TengdaHan/TemporalAlignNet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.pipeline.stage import MapStage, Stage, Work
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, without
 from vlpipe.stages.common.by_video import CLIP_FILE, Clip, grid, over_videos
 from vlpipe.stages.common.pixels import to_pixels
@@ -73,6 +73,12 @@ class FrameFeatures(MapStage):
 
     def preflight(self) -> list[str]:
         return batch_size_problems(self.batch_size)
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.interface.capabilities import EmbedsImages
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(self.model, stages, [EmbedsImages])
 
     @contextmanager
     def open(self) -> Iterator[Work]:

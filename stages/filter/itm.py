@@ -7,7 +7,7 @@ later without inference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.pipeline.stage import MapStage, Stage, Work
 from vlpipe.stages.common.batches import (
     batch_size_problems,
     encode_images,
@@ -71,6 +71,12 @@ class ItmFilter(MapStage):
         if not 0 <= self.threshold <= 1:
             problems.append(f"threshold is a probability, 0 to 1, got {self.threshold}")
         return problems
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.interface.capabilities import Matches
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(self.model, stages, [Matches])
 
     @contextmanager
     def open(self) -> Iterator[Work]:

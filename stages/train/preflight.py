@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
 from vlpipe.stages.train.build import (
     build_makers,
+    build_model,
     build_net,
     build_objectives,
     build_views,
@@ -22,22 +25,65 @@ BERT_VOCABULARY = 30524  # tokens; assumed if the tokenizer is made by an earlie
 
 
 def part_problems(recipe: Recipe) -> list[str]:
-    """Returns error messages from building model and objectives on the meta device; empty if they fit.
+    """Returns error messages from building model, streams and objectives on the meta device; empty if they fit.
 
-    With `init`, only the objectives are built: the model may come from an earlier step that has not run yet.
+    With `init`, only the objectives are built: the model may come from an earlier step, see `after_problems`.
     """
     try:
         if recipe.init is None:
-            with torch.device("meta"):
-                tokenizer = _tokenizer(recipe)
-                net = build_net(_without_files(recipe), tokenizer)
-            decay_groups(net, recipe.no_decay)
-            build_views(recipe, build_makers(recipe, net.model, tokenizer))
+            _build(recipe)
         else:
             build_objectives(recipe)
     except (ValueError, TypeError, ImportError) as error:
         return [str(error)]
     return []
+
+
+def after_problems(recipe: Recipe, stages: Mapping[str, Any]) -> list[str]:
+    """Returns error messages from building a run with `init` on the meta device, with the model of the step above.
+
+    stages: step name -> stage.
+    """
+    known = None if recipe.init is None else from_scratch(recipe, stages)
+    try:
+        if known is not None:
+            _build(known)
+    except (ValueError, TypeError, ImportError) as error:
+        return [f"with the model of step {recipe.init.step if recipe.init else None!r}: {error}"]
+    return []
+
+
+def stand_in(recipe: Recipe, stages: Mapping[str, Any]) -> Any:
+    """Returns the model that a recipe makes, on the meta device; None if it starts from files that no step above makes."""
+    known = from_scratch(recipe, stages)
+    if known is None:
+        return None
+    with torch.device("meta"):
+        return build_model(_without_files(known), _tokenizer(known))
+
+
+def from_scratch(recipe: Recipe, stages: Mapping[str, Any]) -> Recipe | None:
+    """Returns the recipe with the model and tokenizer of the steps that it starts from, and no `init`.
+
+    None if it starts from files that no step above makes.
+    """
+    if recipe.init is None:
+        return recipe
+    above = stages.get(recipe.init.step or "")
+    base = from_scratch(above, stages) if isinstance(above, Recipe) else None
+    if base is None:
+        return None
+    model = {**base.model_spec(), **(recipe.model or {})}
+    return replace(recipe, init=None, model=model, tokenizer=recipe.tokenizer or base.tokenizer)
+
+
+def _build(recipe: Recipe) -> None:
+    """Builds all parts of a run without `init` on the meta device. Raises ValueError if they do not fit."""
+    tokenizer = _tokenizer(recipe)
+    with torch.device("meta"):
+        net = build_net(_without_files(recipe), tokenizer)
+    decay_groups(net, recipe.no_decay)
+    build_views(recipe, build_makers(recipe, net.model, tokenizer))
 
 
 def estimate(recipe: Recipe, num_rows: int) -> str:

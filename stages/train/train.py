@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.row import LOSSES, TEXTS
 from vlpipe.stages.train.progress import following
 from vlpipe.stages.train.recipe import Recipe
@@ -44,6 +44,17 @@ class Train(GatherStage, Recipe):
         from vlpipe.stages.train.preflight import part_problems
 
         return self.problems() or part_problems(self)
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.stages.train.preflight import after_problems
+
+        return after_problems(self, stages)
+
+    def stand_in(self, stages: Mapping[str, Stage]) -> Any:
+        """Returns the model that this step makes, without memory for its weights; None if its kind is not known yet."""
+        from vlpipe.stages.train.preflight import stand_in
+
+        return stand_in(self, stages)
 
     def estimate(self, num_rows: int) -> str:
         """Returns the cost of the run, for `vlpipe plan`: steps, samples, workers, disk space of checkpoints."""
