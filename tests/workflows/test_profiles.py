@@ -1,0 +1,45 @@
+"""Every profile of every shipped workflow is planned: its models are built, without memory for their weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import vlpipe.workflows
+from vlpipe.pipeline.workflow.load import Workflow
+from vlpipe.stages.train.preflight import stand_in
+from vlpipe.stages.train.train import Train
+
+SHIPPED = sorted(Path(vlpipe.workflows.__path__[0]).glob("*.yaml"))
+CASES = [
+    (path.name, profile)
+    for path in SHIPPED
+    if path.name != "howto100m.yaml"  # needs the data set's lists: test_howto100m.py makes small ones
+    for profile in (None, *(yaml.safe_load(path.read_text()).get("profiles") or ()))
+]
+FILES = ("captions_train2014.json", "captions_val2014.json")  # that a user of the profiles brings
+FOLDERS = ("train2014", "val2014")
+
+
+@pytest.mark.parametrize(("name", "profile"), CASES)
+def test_it_can_be_planned(
+    name: str, profile: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in FILES:
+        Path(file).write_text(json.dumps({"images": [], "annotations": []}))
+    for folder in FOLDERS:
+        Path(folder).mkdir()
+    pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), "pairs.parquet")
+    workflow = Workflow.load(str(SHIPPED[0].parent / name), profile=profile)
+    stages = {step.name: step.stage for step in workflow.steps}
+    for step in workflow.steps:
+        if isinstance(step.stage, Train):
+            model = stand_in(step.stage, stages)
+            assert model is not None
+            assert all(parameter.is_meta for parameter in model.parameters())
