@@ -56,7 +56,11 @@ def load(source: str | Path, /, use: str | None = None, **changes: Any) -> Any:
         cls = _class_by_format(form, config, folder)
         _same_class(cls, use, folder)
         return cls.load(folder, **changes)
-    name = config.pop("model")
+    name = config.pop("model", None)
+    if not isinstance(name, str):
+        raise ValueError(
+            f"model: {folder / 'config.json'} names no model: wanted 'module:Class', got {name!r}"
+        )
     cls = _model_class(name, folder)
     _same_class(cls, use, folder)
     model = cls.from_spec({**config, **changes})

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-EMPTY: Mapping[str, Tensor] = MappingProxyType({})
 IGNORE = -100  # target id of positions that no loss counts; cross_entropy's default
 
 
@@ -25,8 +23,8 @@ class Stream:
 
     data: Tensor
     mask: Tensor | None = None
-    extra: Mapping[str, Tensor] = field(default_factory=lambda: EMPTY)
-    target: Mapping[str, Tensor] = field(default_factory=lambda: EMPTY)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    target: Mapping[str, Tensor] = field(default_factory=dict)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Stream:
         """Returns the stream with `change` applied to each of its tensors."""

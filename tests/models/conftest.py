@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vlpipe.models.blip import TOKENS, Blip, BlipConfig
+from vlpipe.models.interface.batch import Batch, Step, Stream
 from vlpipe.models.tokenizer import Tokenizer
 
 CORPUS = [
@@ -59,23 +60,20 @@ def make_blip(tokenizer: Tokenizer) -> Callable[..., Blip]:
 
 
 @pytest.fixture
-def make_batch(tokenizer: Tokenizer) -> Callable[..., dict[str, Any]]:
-    """Random pixels and texts of different lengths; `image_id` defaults to all different."""
+def make_batch(tokenizer: Tokenizer) -> Callable[..., Batch]:
+    """Random pixels and texts of different lengths; `same` defaults to all different."""
 
-    def make(
-        num: int, length: int = 10, image_id: list[int] | None = None, progress: float = 1.0
-    ) -> dict[str, Any]:
+    def make(num: int, length: int = 10, same: list[int] | None = None, progress: float = 1.0) -> Batch:
         ids = torch.randint(7, tokenizer.vocab_size, (num, length))
         lengths = torch.tensor([4 + (3 * i) % (length - 3) for i in range(num)])
-        mask = (torch.arange(length) < lengths[:, None]).long()
+        mask = torch.arange(length) < lengths[:, None]
         ids[:, 0] = tokenizer.cls
         ids[torch.arange(num), lengths - 1] = tokenizer.sep
-        return {
-            "pixels": torch.randn(num, 3, 32, 32),
-            "input_ids": ids.masked_fill(mask == 0, tokenizer.pad),
-            "attention_mask": mask,
-            "image_id": torch.tensor(image_id if image_id is not None else range(num)),
-            "progress": progress,
-        }
+        text = Stream(ids.masked_fill(~mask, tokenizer.pad), mask)
+        return Batch(
+            streams={"image": Stream(torch.randn(num, 3, 32, 32)), "text": text},
+            same=torch.tensor(same if same is not None else range(num)),
+            step=Step(progress=progress),
+        )
 
     return make

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from vlpipe.models.beam import beam
 from vlpipe.models.blip import Blip
+from vlpipe.models.generate import sample
 
 Make = Callable[..., Any]
 
@@ -35,7 +37,7 @@ def test_wide_beams_find_the_best_text_of_all(make_blip: Make, length_penalty: f
     blip = make_blip(vocab_size=7, pad=0, cls=2, sep=3, dec=5, enc=6, unk=None, mask=None)
     for image in blip.encode_image(torch.randn(4, 3, 32, 32)):
         tokens = image[None]
-        got = blip.generate_beam(tokens, num_beams=16, max_length=4, length_penalty=length_penalty)
+        got = beam(blip, tokens, num_beams=16, max_length=4, length_penalty=length_penalty)
         assert got == [exhaustive(blip, tokens, 4, length_penalty)]
 
 
@@ -43,14 +45,14 @@ def test_one_beam_is_greedy(make_blip: Make) -> None:
     blip = make_blip()
     blip.lm_head.bias.data[blip.config.sep] += 0.5
     tokens = blip.encode_image(torch.randn(6, 3, 32, 32))
-    assert blip.generate_beam(tokens, num_beams=1, max_length=9) == blip.generate(tokens, max_length=9)
+    assert beam(blip, tokens, num_beams=1, max_length=9) == sample(blip, tokens, max_length=9)
 
 
 def test_each_image_has_its_own_beams(make_blip: Make) -> None:
     blip = make_blip()
     blip.lm_head.bias.data[blip.config.sep] += 0.5
     tokens = blip.encode_image(torch.randn(6, 3, 32, 32))
-    together = blip.generate_beam(tokens, num_beams=3, min_length=1, max_length=9)
-    alone = [blip.generate_beam(t[None], num_beams=3, min_length=1, max_length=9)[0] for t in tokens]
+    together = beam(blip, tokens, num_beams=3, min_length=1, max_length=9)
+    alone = [beam(blip, t[None], num_beams=3, min_length=1, max_length=9)[0] for t in tokens]
     assert together == alone
     assert len({len(t) for t in together}) > 1

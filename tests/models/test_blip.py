@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vlpipe.models.blip import Blip, BlipConfig
+from vlpipe.models.generate import sample
 
 Make = Callable[..., Any]
 
@@ -21,7 +22,7 @@ def used_by(blip: Blip, value: torch.Tensor) -> set[str]:
 
 def test_encoder_and_decoder_share_all_but_self_attention(make_blip: Make, make_batch: Make) -> None:
     blip, b = make_blip(), make_batch(2)
-    ids, mask, pixels = b["input_ids"], b["attention_mask"], b["pixels"]
+    ids, mask, pixels = b.streams["text"].data, b.streams["text"].mask, b.streams["image"].data
     matched = used_by(blip, blip.match_logits(ids, mask, blip.encode_image(pixels)))
     decoded = used_by(blip, blip.decode_text(ids, blip.encode_image(pixels)))
     per_layer = [
@@ -65,7 +66,7 @@ def test_parameter_counts_are_those_of_the_papers_table_3() -> None:
 
 def test_the_decoder_does_not_see_the_future_and_the_encoder_does(make_blip: Make, make_batch: Make) -> None:
     blip, b = make_blip(), make_batch(2)
-    ids, mask, tokens = b["input_ids"], torch.ones(2, 10), blip.encode_image(b["pixels"])
+    ids, mask, tokens = b.streams["text"].data, torch.ones(2, 10), blip.encode_image(b.streams["image"].data)
     changed = ids.clone()
     changed[:, 5:] = (ids[:, 5:] + 1) % 100 + 8
     before, after = (blip.lm_logits(x, mask, tokens) for x in (ids, changed))
@@ -77,7 +78,7 @@ def test_the_decoder_does_not_see_the_future_and_the_encoder_does(make_blip: Mak
 
 def test_padding_changes_nothing(make_blip: Make, make_batch: Make) -> None:
     blip, b = make_blip(), make_batch(2)
-    ids, tokens = b["input_ids"][:, :6], blip.encode_image(b["pixels"])
+    ids, tokens = b.streams["text"].data[:, :6], blip.encode_image(b.streams["image"].data)
     mask = torch.ones(2, 6, dtype=torch.long)
     junk = torch.cat([ids, torch.full((2, 4), 30)], 1)
     longer = torch.cat([mask, torch.zeros(2, 4, dtype=torch.long)], 1)
@@ -92,8 +93,12 @@ def test_padding_changes_nothing(make_blip: Make, make_batch: Make) -> None:
 
 def test_short_ways_equal_long_ways(make_blip: Make, make_batch: Make) -> None:
     blip, b = make_blip(), make_batch(4)
-    ids, mask, tokens = b["input_ids"], b["attention_mask"], blip.encode_image(b["pixels"])
-    torch.testing.assert_close(blip.embed_image(b["pixels"]), blip.image_features(tokens))
+    ids, mask, tokens = (
+        b.streams["text"].data,
+        b.streams["text"].mask,
+        blip.encode_image(b.streams["image"].data),
+    )
+    torch.testing.assert_close(blip.embed_image(b.streams["image"].data), blip.image_features(tokens))
     torch.testing.assert_close(blip.embed_text(ids, mask), blip.text_features(blip.encode_text(ids, mask)))
     torch.testing.assert_close(blip.embed_text(ids, mask).norm(dim=1), torch.ones(4))
     rows = torch.tensor([2, 2, 0, 1])
@@ -104,7 +109,11 @@ def test_short_ways_equal_long_ways(make_blip: Make, make_batch: Make) -> None:
 
 def test_first_tokens_are_set_by_the_model(make_blip: Make, make_batch: Make) -> None:
     blip, b = make_blip(), make_batch(2)
-    ids, mask, tokens = b["input_ids"], b["attention_mask"], blip.encode_image(b["pixels"])
+    ids, mask, tokens = (
+        b.streams["text"].data,
+        b.streams["text"].mask,
+        blip.encode_image(b.streams["image"].data),
+    )
     kept, other = ids.clone(), ids.clone()
     other[:, 0] = 17
     torch.testing.assert_close(blip.match_logits(ids, mask, tokens), blip.match_logits(other, mask, tokens))
@@ -162,15 +171,15 @@ def test_weights_that_do_not_fit_are_listed(make_blip: Make, tmp_path: Path) -> 
 def test_a_part_that_is_not_there_is_named(make_blip: Make, make_batch: Make) -> None:
     b = make_batch(1)
     captioner, retrieval = make_blip(parts="captioner"), make_blip(parts="retrieval")
-    tokens = captioner.encode_image(b["pixels"])
+    tokens = captioner.encode_image(b.streams["image"].data)
     with pytest.raises(
         ValueError, match="this needs itm_head, which a Blip with parts='captioner' does not have"
     ):
-        captioner.match_logits(b["input_ids"], b["attention_mask"], tokens)
+        captioner.match_logits(b.streams["text"].data, b.streams["text"].mask, tokens)
     with pytest.raises(ValueError, match="this needs text_proj"):
-        captioner.encode_text(b["input_ids"], b["attention_mask"])
+        captioner.encode_text(b.streams["text"].data, b.streams["text"].mask)
     with pytest.raises(ValueError, match="this needs lm_head"):
-        retrieval.generate(tokens)
+        sample(retrieval, tokens)
 
 
 def test_bad_input_is_explained(make_blip: Make) -> None:

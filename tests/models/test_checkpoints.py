@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from vlpipe.models import layouts
+from vlpipe.models.beam import beam
 from vlpipe.models.blip import Blip
 from vlpipe.models.checkpoints import export_captioner, export_retrieval, init_bert, init_vit
+from vlpipe.models.generate import sample
+from vlpipe.models.interface.batch import Batch
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.models.vision import resize_positions
 
@@ -22,13 +25,13 @@ Make = Callable[..., Any]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def assert_equal_outputs(a: Blip, b: Blip, batch: dict[str, Any], *what: str) -> None:
-    ids, mask = batch["input_ids"], batch["attention_mask"]
+def assert_equal_outputs(a: Blip, b: Blip, batch: Batch, *what: str) -> None:
+    ids, mask = batch.streams["text"].data, batch.streams["text"].mask
     for name in what:
         out = [
-            getattr(m, name)(ids, mask, m.encode_image(batch["pixels"]))
+            getattr(m, name)(ids, mask, m.encode_image(batch.streams["image"].data))
             if name in ("match_logits", "lm_logits")
-            else m.embed_text(ids, mask) @ m.embed_image(batch["pixels"]).t()
+            else m.embed_text(ids, mask) @ m.embed_image(batch.streams["image"].data).t()
             for m in (a, b)
         ]
         torch.testing.assert_close(out[0], out[1], **CLOSE)
@@ -185,7 +188,9 @@ def test_bert_initialisation_sets_both_self_attentions(
     torch.save(bert_state(source, num), tmp_path / "pytorch_model.bin")
     init_bert(blip, tmp_path)
     batch = make_batch(3)
-    texts = [m.encode_text(batch["input_ids"] % num, batch["attention_mask"]) for m in (source, blip)]
+    texts = [
+        m.encode_text(batch.streams["text"].data % num, batch.streams["text"].mask) for m in (source, blip)
+    ]
     torch.testing.assert_close(*texts, **CLOSE)
     after = blip.state_dict()
     for name in after:
@@ -211,22 +216,22 @@ def test_exported_captioner_in_transformers(
     blip, batch = make_blip(position=position), make_batch(4)
     export_captioner(blip, tokenizer, tmp_path)
     theirs = BlipForConditionalGeneration.from_pretrained(tmp_path).eval()
-    c, pixels = blip.config, batch["pixels"]
-    ids = batch["input_ids"].clone()
+    c, pixels = blip.config, batch.streams["image"].data
+    ids = batch.streams["text"].data.clone()
     ids[:, 0] = c.dec
     tokens = blip.encode_image(pixels)
-    out = theirs(pixel_values=pixels, input_ids=ids, attention_mask=batch["attention_mask"])
+    out = theirs(pixel_values=pixels, input_ids=ids, attention_mask=batch.streams["text"].mask.long())
     torch.testing.assert_close(out.image_embeds, tokens, **CLOSE)
-    real = batch["attention_mask"].bool()
+    real = batch.streams["text"].mask
     torch.testing.assert_close(out.logits[real], blip.lm_logits(ids, real, tokens)[real], **CLOSE)
 
     never = c.never
     prompt = torch.tensor([[c.cls, 20, 21, c.sep]]).expand(4, -1).clone()
-    for beams, ours in ((1, blip.generate), (3, blip.generate_beam)):
+    for beams, ours in ((1, sample), (3, beam)):
         options = {"max_new_tokens": 9, "min_new_tokens": 2, "num_beams": beams, "do_sample": False}
         found = theirs.generate(pixels, input_ids=prompt.clone(), suppress_tokens=never, **options)
         texts = [[i for i in row[3:] if i not in (c.sep, c.pad)] for row in found.tolist()]
-        assert ours(tokens, min_length=2, max_length=9, prompt_ids=[20, 21]) == texts
+        assert ours(blip, tokens, min_length=2, max_length=9, prompt_ids=[20, 21]) == texts
     again = Blip.load(tmp_path).eval()
     assert (again.config.parts, again.config.enc, again.config.cls) == ("captioner", c.enc, c.cls)
     assert_equal_outputs(blip, again, batch, "lm_logits")
@@ -241,7 +246,8 @@ def test_exported_retrieval_in_transformers(
     blip, batch = make_blip(), make_batch(4)
     export_retrieval(blip, tokenizer, tmp_path)
     theirs = BlipForImageTextRetrieval.from_pretrained(tmp_path).eval()
-    ids, mask, pixels = batch["input_ids"], batch["attention_mask"], batch["pixels"]
+    ids, mask = batch.streams["text"].data, batch.streams["text"].mask.long()
+    pixels = batch.streams["image"].data
     similarity = theirs(input_ids=ids, attention_mask=mask, pixel_values=pixels, use_itm_head=False).itm_score
     torch.testing.assert_close(similarity, blip.embed_image(pixels) @ blip.embed_text(ids, mask).t(), **CLOSE)
     with_enc = ids.clone()

@@ -13,45 +13,51 @@ import torch.distributed as dist
 
 from vlpipe.models import distributed
 from vlpipe.models.blip import Blip
-from vlpipe.models.features import Features
+from vlpipe.models.interface.batch import Batch
+from vlpipe.models.interface.objective import Term
+from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.itc import Itc
 from vlpipe.models.objectives.itm import Itm
 from vlpipe.models.objectives.lm import Lm
+from vlpipe.models.teachers import Ema
 
 
 def two_steps(folder: Path, rank: int, world: int) -> dict[str, Any]:
-    """Losses and gradients averaged over ranks, and the queue, after two steps on this rank's rows."""
+    """Losses and gradients of the mean over all ranks, and the queue, after two steps on this rank's rows."""
     blip = Blip.load(folder)
-    itc, itm, lm = Itc(queue_size=6, momentum=0.9), Itm(all_ranks=world > 1), Lm()
-    itc.bind(blip)
+    ema = Ema(momentum=0.9)
+    ema.bind(blip)
+    itc, itm, lm = Itc(queue_size=6), Itm(all_ranks=world > 1), Lm()
+    for objective in (itc, itm, lm):
+        objective.bind(blip)
     out: dict[str, Any] = {}
-    for step, whole in enumerate(torch.load(folder / "batches.pt")):
-        part = {n: v.chunk(world)[rank] if isinstance(v, torch.Tensor) else v for n, v in whole.items()}
-        features = Features(blip, part)
-        named = itc(blip, part, features) | itm(blip, part, features) | lm(blip, part, features)
+    for step, whole in enumerate(torch.load(folder / "batches.pt", weights_only=False)):
+        part = whole.map(lambda value: value.chunk(world)[rank])
+        ema.follow(blip)
+        outputs = Outputs(blip, part, {"ema": ema.copy})
+        named = {**itc(outputs), **itm(outputs), **lm(outputs)}
         for name, value in named.items():
-            out[f"{step}:{name}"] = averaged(value.detach().clone(), world)
+            out[f"{step}:{name}"] = distributed.total(mean(value))
         for name in ("itc", "itm", "lm"):
             blip.zero_grad()
-            named[name].backward(retain_graph=True)
+            mean(named[name]).backward(retain_graph=True)
             for weight, p in blip.named_parameters():
                 if p.grad is not None:
-                    out[f"{step}:{name}:{weight}"] = averaged(p.grad, world)
+                    out[f"{step}:{name}:{weight}"] = distributed.total(p.grad)
     return out | {f"state:{n}": v for n, v in itc.state_dict().items()}
 
 
-def averaged(x: torch.Tensor, world: int) -> torch.Tensor:
-    if world > 1:
-        dist.all_reduce(x)
-    return x / world
+def mean(value: Term | torch.Tensor) -> torch.Tensor:
+    """This rank's sum over the count of all ranks, whose sum over ranks is the mean; a diagnostic's part of its mean."""
+    if not isinstance(value, Term):
+        return value / distributed.world_size()
+    return value.total / distributed.total(torch.as_tensor(value.count))
 
 
-def one_negative_stands_out(blip: Blip, batch: dict[str, Any]) -> bool:
+def one_negative_stands_out(blip: Blip, batch: Batch) -> bool:
     """Is each row's likeliest negative e^20 times as likely as the next? Then all processes draw it."""
-    sims = (
-        blip.embed_image(batch["pixels"]) @ blip.embed_text(batch["input_ids"], batch["attention_mask"]).t()
-    )
-    own = batch["image_id"]
+    out = Outputs(blip, batch)
+    sims, own = out.image_feat @ out.text_feat.t(), batch.same
     for direction in (sims, sims.t()):
         best = direction.masked_fill(own[:, None] == own, -9).topk(2, dim=1).values
         if (best[:, 0] - best[:, 1]).min() < 20 * blip.temp:
@@ -63,7 +69,7 @@ def test_two_ranks_are_one_process(make_blip: Any, make_batch: Any, tmp_path: Pa
     blip = make_blip()
     blip.temp.data.fill_(0.002)
     blip.save(tmp_path)
-    found = (make_batch(4, image_id=ids) for ids in itertools.cycle([[1, 2, 3, 1], [3, 4, 4, 5]]))
+    found = (make_batch(4, same=ids) for ids in itertools.cycle([[1, 2, 3, 1], [3, 4, 4, 5]]))
     clear = (batch for batch in found if one_negative_stands_out(blip, batch))
     torch.save([next(clear), next(clear)], tmp_path / "batches.pt")
     ranks = [subprocess.Popen([sys.executable, __file__, str(tmp_path), str(r)]) for r in range(2)]
@@ -85,8 +91,9 @@ def test_one_process_without_a_group() -> None:
     assert torch.equal(distributed.gather(x), x)
     assert not distributed.gather(x).requires_grad
     assert distributed.gather_with_grad(x) is x
-    assert distributed.mean(torch.tensor(6.0), torch.tensor(3)).item() == 2
-    assert distributed.mean(torch.tensor(0.0), torch.tensor(0)).item() == 0
+    assert torch.equal(distributed.gather_padded(x), x)
+    assert torch.equal(distributed.total(x), x)
+    assert not distributed.total(x).requires_grad
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from vlpipe.models.beam import beam
 from vlpipe.models.blip import Blip
-from vlpipe.models.generate import nucleus
+from vlpipe.models.generate import nucleus, sample
 from vlpipe.models.tokenizer import Tokenizer
 
 Make = Callable[..., Any]
@@ -21,8 +22,8 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 
 def test_cached_steps_are_the_whole_pass(make_blip: Make, make_batch: Make) -> None:
     blip, b = make_blip(), make_batch(3)
-    tokens = blip.encode_image(b["pixels"])
-    ids = b["input_ids"].clone()
+    tokens = blip.encode_image(b.streams["image"].data)
+    ids = b.streams["text"].data.clone()
     ids[:, 0] = blip.config.dec
     whole = blip.decode_text(ids, tokens)
     cache = blip.text.start(tokens, 10)
@@ -35,7 +36,7 @@ def test_greedy_is_the_argmax_of_repeated_whole_passes(make_blip: Make) -> None:
     blip, prompt, most = make_blip(), [20, 21], 8
     c = blip.config
     tokens = blip.encode_image(torch.randn(4, 3, 32, 32))
-    for row, got in enumerate(blip.generate(tokens, max_length=most, min_length=2, prompt_ids=prompt)):
+    for row, got in enumerate(sample(blip, tokens, max_length=most, min_length=2, prompt_ids=prompt)):
         ids = [c.dec, *prompt]
         while len(ids) - 3 < most:
             logits = blip.lm_logits(torch.tensor([ids]), torch.ones(1, len(ids)), tokens[row : row + 1])[
@@ -83,17 +84,17 @@ def test_a_rows_text_does_not_depend_on_the_rows_beside_it(make_blip: Make) -> N
     blip = make_blip()
     tokens = blip.encode_image(torch.randn(6, 3, 32, 32))
     options = {"top_p": 0.9, "min_length": 2, "max_length": 12}
-    together = blip.generate(tokens, generators=seeded(*range(6)), **options)
+    together = sample(blip, tokens, generators=seeded(*range(6)), **options)
     for row in range(6):
         beside = tokens[torch.tensor([(row + k) % 6 for k in (0, 1, 1, 3, 1, 2)])]
-        assert blip.generate(beside, generators=seeded(row, 9, 9, 8, 7, 9), **options)[0] == together[row]
+        assert sample(blip, beside, generators=seeded(row, 9, 9, 8, 7, 9), **options)[0] == together[row]
     assert len({tuple(t) for t in together}) > 1
 
 
 def test_same_seed_same_text_other_seed_other_text(make_blip: Make) -> None:
     blip = make_blip()
     tokens = blip.encode_image(torch.randn(1, 3, 32, 32))
-    texts = [blip.generate(tokens, generators=seeded(s), top_p=0.95, max_length=15)[0] for s in (1, 1, 2)]
+    texts = [sample(blip, tokens, generators=seeded(s), top_p=0.95, max_length=15)[0] for s in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -102,8 +103,8 @@ def test_a_generator_is_left_alike_however_long_the_text(make_blip: Make) -> Non
     tokens = blip.encode_image(torch.randn(2, 3, 32, 32))
     blip.lm_head.bias.data[blip.config.sep] = 50  # ends at once
     short, forced = seeded(1, 1), seeded(1, 1)
-    assert blip.generate(tokens, generators=short, top_p=0.9, max_length=9) == [[], []]
-    blip.generate(tokens, generators=forced, top_p=0.9, min_length=9, max_length=9)
+    assert sample(blip, tokens, generators=short, top_p=0.9, max_length=9) == [[], []]
+    sample(blip, tokens, generators=forced, top_p=0.9, min_length=9, max_length=9)
     assert all(torch.equal(a.get_state(), b.get_state()) for a, b in zip(short, forced, strict=True))
 
 
@@ -114,9 +115,9 @@ def test_lengths_count_new_tokens(make_blip: Make, min_length: int, max_length: 
     tokens = blip.encode_image(torch.randn(8, 3, 32, 32))
     options = {"min_length": min_length, "max_length": max_length, "prompt_ids": [20, 21, 22]}
     for texts in (
-        blip.generate(tokens, generators=seeded(*range(8)), top_p=0.95, **options),
-        blip.generate(tokens, **options),
-        blip.generate_beam(tokens, **options),
+        sample(blip, tokens, generators=seeded(*range(8)), top_p=0.95, **options),
+        sample(blip, tokens, **options),
+        beam(blip, tokens, **options),
     ):
         assert all(min_length <= len(t) <= max_length for t in texts)
         assert not {blip.config.sep, blip.config.pad, blip.config.dec} & {i for t in texts for i in t}
@@ -133,16 +134,16 @@ def test_repetition_penalty_is_that_of_transformers(make_blip: Make) -> None:
         logits = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([ids]), logits)
         logits[:, [*c.never, c.sep]] = -torch.inf
         ids.append(int(logits.argmax()))
-    got = blip.generate(tokens, min_length=6, max_length=6, prompt_ids=[20], repetition_penalty=1.7)
+    got = sample(blip, tokens, min_length=6, max_length=6, prompt_ids=[20], repetition_penalty=1.7)
     assert got == [ids[2:]]
 
 
 def test_the_image_encoder_is_not_needed_again(make_blip: Make) -> None:
     blip = make_blip()
     tokens = blip.encode_image(torch.randn(2, 3, 32, 32))
-    want = blip.generate(tokens, max_length=5)
+    want = sample(blip, tokens, max_length=5)
     del blip.vision
-    assert blip.generate(tokens, max_length=5) == want
+    assert sample(blip, tokens, max_length=5) == want
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_the_image_encoder_is_not_needed_again(make_blip: Make) -> None:
 def test_impossible_requests_are_explained(make_blip: Make, options: dict[str, Any], wanted: str) -> None:
     blip: Blip = make_blip()
     with pytest.raises(ValueError, match=wanted):
-        blip.generate(blip.encode_image(torch.randn(2, 3, 32, 32)), **options)
+        sample(blip, blip.encode_image(torch.randn(2, 3, 32, 32)), **options)
 
 
 def test_unknown_and_mask_are_never_generated(make_blip: Make, tokenizer: Tokenizer) -> None:
@@ -168,9 +169,9 @@ def test_unknown_and_mask_are_never_generated(make_blip: Make, tokenizer: Tokeni
     tokens = blip.encode_image(torch.randn(8, 3, 32, 32))
     options = {"min_length": 3, "max_length": 9}
     for texts in (
-        blip.generate(tokens, generators=seeded(*range(8)), top_p=1.0, **options),
-        blip.generate(tokens, repetition_penalty=1.3, **options),
-        blip.generate_beam(tokens, **options),
+        sample(blip, tokens, generators=seeded(*range(8)), top_p=1.0, **options),
+        sample(blip, tokens, repetition_penalty=1.3, **options),
+        beam(blip, tokens, **options),
     ):
         assert not {*special} & {i for t in texts for i in t}
         assert all(tokenizer.decode(t) for t in texts)

@@ -8,20 +8,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlpipe.models.features import Features
-from vlpipe.models.objectives.itc import Itc, same_id
+from vlpipe.models.interface.objective import Term
+from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.objectives.itc import same_id
 from vlpipe.models.objectives.itm import Itm, hard_negatives, matching
 
 Make = Callable[..., Any]
 
 
+def means(terms: dict[str, Term]) -> dict[str, torch.Tensor]:
+    return {name: term.total / term.count for name, term in terms.items()}
+
+
 def test_loss_is_the_mean_over_pairs_judged_one_by_one(make_blip: Make, make_batch: Make) -> None:
-    blip, batch = make_blip(), make_batch(5, image_id=[1, 2, 3, 1, 4])
-    ids, mask, own = batch["input_ids"], batch["attention_mask"], batch["image_id"]
-    tokens = blip.encode_image(batch["pixels"])
-    image, text = blip.embed_image(batch["pixels"]), blip.embed_text(ids, mask)
+    blip, batch = make_blip(), make_batch(5, same=[1, 2, 3, 1, 4])
+    ids, mask, own = batch.stream("text").data, batch.stream("text").mask, batch.same
+    tokens = blip.encode_image(batch.stream("image").data)
+    image, text = blip.embed_image(batch.stream("image").data), blip.embed_text(ids, mask)
     torch.manual_seed(3)
-    out = Itm()(blip, batch, Features(blip, batch))
+    out = means(Itm()(Outputs(blip, batch)))
     torch.manual_seed(3)
     negative_text, _ = hard_negatives(image, text, blip.temp, same_id(own, own))
     negative_image, _ = hard_negatives(text, image, blip.temp, same_id(own, own))
@@ -34,6 +39,7 @@ def test_loss_is_the_mean_over_pairs_judged_one_by_one(make_blip: Make, make_bat
     assert out["itm"].item() == pytest.approx(sum(losses) / 15, rel=1e-4)
     assert out["itm_accuracy"].item() == pytest.approx(right / 15)
     assert Itm.LOSSES == ("itm",)
+    assert Itm().counts(batch) == {"itm": 15}
 
 
 def test_negatives_follow_the_masked_softmax() -> None:
@@ -65,7 +71,7 @@ def test_same_ids_are_never_negatives_at_any_temperature(temp: float) -> None:
 
 def test_rows_without_a_negative_do_not_count() -> None:
     logits = torch.randn(9, 2, requires_grad=True)
-    out = matching(logits, torch.tensor([True, False, True]))
+    out = means(matching(logits, torch.tensor([True, False, True])))
     counted = [0, 2, 3, 5, 6, 8]
     labels = torch.tensor([1, 1, 0, 0, 0, 0])
     assert out["itm"].item() == pytest.approx(F.cross_entropy(logits[counted], labels).item())
@@ -74,13 +80,14 @@ def test_rows_without_a_negative_do_not_count() -> None:
     assert not logits.grad[[1, 4, 7]].any()
 
 
-@pytest.mark.parametrize("image_id", [[5], [5, 5, 5]])
+@pytest.mark.parametrize("same", [[5], [5, 5, 5]])
 def test_one_row_or_one_picture_gives_zero_loss_and_zero_gradient(
-    make_blip: Make, make_batch: Make, image_id: list[int]
+    make_blip: Make, make_batch: Make, values_of: Make, same: list[int]
 ) -> None:
-    blip, batch = make_blip(), make_batch(len(image_id), image_id=image_id)
-    out = Itm()(blip, batch, Features(blip, batch))
+    blip, batch = make_blip(), make_batch(len(same), same=same)
+    out = values_of(Itm(), blip, batch)
     assert out["itm"].item() == 0.0
+    assert Itm().counts(batch) == {"itm": 0}
     out["itm"].backward()
     assert all(p.grad is None or not p.grad.any() for p in blip.parameters())
 
@@ -88,17 +95,37 @@ def test_one_row_or_one_picture_gives_zero_loss_and_zero_gradient(
 def test_untrained_loss_is_the_prior_entropy_at_best() -> None:
     """Constant logits at the prior 1:2 give 0.6365, where the collapse alarm looks."""
     logits = torch.log(torch.tensor([[2 / 3, 1 / 3]])).expand(30, 2)
-    out = matching(logits, torch.ones(10, dtype=torch.bool))
+    out = means(matching(logits, torch.ones(10, dtype=torch.bool)))
     assert out["itm"].item() == pytest.approx(0.6365, abs=1e-4)
     assert out["itm_accuracy"].item() == pytest.approx(2 / 3)
 
 
-def test_momentum_negatives_want_itc_first(make_blip: Make, make_batch: Make) -> None:
+def test_momentum_negatives_want_a_teacher(make_blip: Make, make_batch: Make, values_of: Make) -> None:
     blip, batch = make_blip(), make_batch(3)
-    features, itm = Features(blip, batch), Itm(negatives="momentum")
-    with pytest.raises(ValueError, match="wants the objective itc listed before itm"):
-        itm(blip, batch, features)
-    itc = Itc(queue_size=4)
-    itc.bind(blip)
-    itc(blip, batch, features)
-    assert itm(blip, batch, features)["itm"].isfinite()
+    itm = Itm(negatives="momentum")
+    with pytest.raises(ValueError, match="there is no teacher 'ema'; the recipe has: none"):
+        itm(Outputs(blip, batch))
+    assert values_of(itm, blip, batch)["itm"].isfinite()
+
+
+def test_momentum_negatives_are_those_nearest_to_the_teacher(make_blip: Make, make_batch: Make) -> None:
+    """To a teacher whose features are the opposite of the model's, the least similar pairs are the hardest."""
+    blip, batch = make_blip(), make_batch(5)
+    blip.temp.data.fill_(1e-4)  # the draw is the maximum
+
+    class Opposite:
+        def image_feat(self, out: Outputs) -> torch.Tensor:
+            return -blip.embed_image(out.stream("image").data)
+
+        def text_feat(self, out: Outputs) -> torch.Tensor:
+            return -blip.text_feat(out)
+
+    out = Outputs(blip, batch, {"ema": Opposite()})
+    got = means(Itm(negatives="momentum")(out))["itm"]
+    text, tokens = batch.stream("text"), out.image_tokens
+    sims = (out.image_feat @ out.text_feat.t()).fill_diagonal_(9)
+    rows = torch.arange(5)
+    texts, images = torch.cat([rows, rows, sims.argmin(1)]), torch.cat([rows, sims.argmin(0), rows])
+    logits = blip.match_logits(text.data[texts], text.mask[texts], tokens[images])
+    labels = torch.tensor([1] * 5 + [0] * 10)
+    assert got.item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
