@@ -34,7 +34,7 @@ class Itm(nn.Module):
     def __init__(self, *, negatives: str = "student", all_ranks: bool = False) -> None:
         super().__init__()
         if negatives not in ("student", "momentum"):
-            raise ValueError(f"itm: negatives: wanted student or momentum, got {negatives!r}")
+            raise ValueError(f"itm: negatives must be student or momentum, got {negatives!r}")
         self.negatives, self.all_ranks = negatives, all_ranks
 
     def bind(self, model: Any) -> None:
@@ -65,7 +65,9 @@ class Itm(nn.Module):
         if self.negatives == "student":
             return features.image_feat, features.text_feat
         if features.momentum is None:
-            raise ValueError("itm: negatives: momentum wants the objective itc listed before itm")
+            raise ValueError(
+                "itm: negatives: momentum needs the momentum features of itc; list the objective itc before itm"
+            )
         return features.momentum
 
 

@@ -124,7 +124,10 @@ def read_microdvd(text: str, name: str, fps: float | None) -> RawCue:
     ):
         text, fps = rest, float(stated[3].strip().replace(",", "."))
     if not fps or not fps > 0:
-        raise RowFault("bad_subtitles", f"{name} cannot be read as microdvd: its frame rate is not known")
+        raise RowFault(
+            "bad_subtitles",
+            f"{name} is a MicroDVD file, which has frame numbers, and neither it nor the video states a frame rate",
+        )
     rate = fps
     return _framed(text, MICRODVD, lambda frame: frame / rate, lambda said: MICRODVD_STYLE.sub("", said))
 

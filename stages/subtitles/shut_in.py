@@ -27,7 +27,10 @@ class SubtitleReader:
     """Reads subtitle files in a child process, which is started at the first file and restarted if it dies."""
 
     def __init__(self, timeout_s: float, memory_mb: int) -> None:
-        cannot = f"the process that reads subtitles failed to start (with {memory_mb} MB)"
+        cannot = (
+            "the child process that reads subtitles did not start, or died while it started; its memory limit is "
+            f"{memory_mb} MB: if the machine has enough memory, increase it"
+        )
         self._timeout_s = timeout_s
         self._child = ShutIn(PROGRAM, {"memory_mb": memory_mb}, cannot)
 

@@ -66,10 +66,10 @@ def _positive(text: str | None) -> float | None:
 
 
 class Context(NamedTuple):
-    """What the children of an element inherit.
+    """Times that an element passes on to its children.
 
-    start_s: the time from which theirs count. end_s: their end if they state none; None: unknown. known: False if their
-    times cannot be computed.
+    start_s: the time to which theirs are relative. end_s: the end of children that state none; None: unknown. known: False
+    if the times of the children cannot be computed.
     """
 
     start_s: float = 0.0
@@ -120,8 +120,8 @@ def _is_timed(one: Element) -> bool:
 
 
 def _below(one: Element, context: Context, known: Rates) -> Context:
-    """Returns the times of an element, which its children inherit. context: those of its parent, from whose start they
-    count."""
+    """Returns the times of an element, which its children inherit. context: those of its parent, to whose start the
+    element's times are relative."""
     stated = {
         name: known.seconds(one.get(name))
         for name in ("begin", "end", "dur", "duration")

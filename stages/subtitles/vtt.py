@@ -74,10 +74,10 @@ def _header(found: RawCue, lines: Sequence[str]) -> str:
 
 
 def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) -> None:
-    """Add the blocks of lines that belong to no cue to blocks_no_time, except comments, styles and regions.
+    """Count the blocks of lines between two cues in blocks_no_time, except comments, styles and regions.
 
-    lines: from the empty line that ends a cue or the header to the next line of times. A last block that is a number or
-    right above that line is the next cue's identifier and not counted either. at_end: no line of times follows.
+    lines: from the empty line that ends a cue or the header, up to the next line of times. The last block is not counted
+    if it is the identifier of the next cue: a number, or directly above that line. at_end: no line of times follows.
     """
     strays = [
         " ".join(group).strip() for empty, group in groupby(lines, lambda line: line == "") if not empty

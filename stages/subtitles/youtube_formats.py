@@ -137,9 +137,10 @@ def parse_xml(text: str, name: str) -> Element:
 
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise RowFault(
-            "bad_subtitles", f"{name} is refused: subtitles must not declare a document type or entities"
+            "bad_subtitles",
+            f"{name} is refused: its XML declares a document type or entities, which subtitles must not",
         )
     try:
         return ElementTree.fromstring(text)  # the declared encoding is ignored: it is decoded already
     except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        raise RowFault("bad_subtitles", f"{name} is broken XML: {error}") from error
+        raise RowFault("bad_subtitles", f"{name} is not valid XML: {error}") from error

@@ -75,8 +75,8 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Any:
     model = find(spec["use"], MODELS).load(recipe.init.path, **changes)
     if model.config.vocab_size != tokenizer.vocab_size:
         raise ValueError(
-            f"tokenizer: wanted the {model.config.vocab_size} tokens of the model in init, got "
-            f"{tokenizer.vocab_size}; omit `tokenizer` to use the one stored with init"
+            f"tokenizer: the vocabulary has {tokenizer.vocab_size} tokens, but the model of `init` has "
+            f"{model.config.vocab_size}; leave out `tokenizer` to use the one stored with `init`"
         )
     return model
 
@@ -105,7 +105,7 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer) -> Net:
     model = build_model(recipe, tokenizer)
     if recipe.max_text_length > model.config.max_text_length:
         raise ValueError(
-            f"max_text_length: wanted at most the model's {model.config.max_text_length}, "
+            f"max_text_length must be at most {model.config.max_text_length}, the number of text positions of the model, "
             f"got {recipe.max_text_length}"
         )
     net = Net(model, build_objectives(recipe))
@@ -113,7 +113,7 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer) -> Net:
     for objective in net.objectives:
         if recipe.prompt and getattr(objective, "prompt_length", wanted) not in (0, wanted):
             raise ValueError(
-                f"prompt_length: wanted {wanted} ([DEC] and the tokens of prompt {recipe.prompt!r}), "
+                f"prompt_length must be {wanted}, the number of tokens of `prompt` ({recipe.prompt!r}) plus 1 for [DEC], "
                 f"got {objective.prompt_length}"
             )
     return net.train()

@@ -113,7 +113,9 @@ def probe(root: str, video: str, limits: Limits = LIMITS, *, num_bytes: int | No
 def sample_times(start_s: float, end_s: float, fps: float) -> npt.NDArray[np.float64]:
     """Returns the times start_s + k / fps, k = 0, 1, ..., below end_s, in seconds. Raises ValueError for bad arguments."""
     if not fps > 0 or not math.isfinite(end_s - start_s):
-        raise ValueError(f"wanted finite times and fps > 0, got start_s={start_s}, end_s={end_s}, fps={fps}")
+        raise ValueError(
+            f"start_s and end_s must be finite and fps more than 0, got start_s={start_s}, end_s={end_s}, fps={fps}"
+        )
     num = math.ceil(round((end_s - start_s) * fps, 6))  # (0.4 - 0.1) * 10 is 3.0000000000000004
     return start_s + np.arange(max(0, num)) / fps
 
@@ -144,7 +146,9 @@ class Video:
         """
         times = np.asarray(times_s, np.float64)
         if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
-            raise ValueError("times_s must be finite and ascending")
+            raise ValueError(
+                f"times_s, the times of the frames in seconds, must be finite and ascending, got {times[:8]}"
+            )
         shown: tuple[VideoFrame, npt.NDArray[np.uint8]] | None = None
         self._budget.go_on()
         for index, frame in self._at(times):
@@ -157,7 +161,7 @@ class Video:
             self._budget.go_on()
         self._budget.pause()
         if len(times) and shown is None:
-            detail = f"{self._budget.video}: the video ends before {times[0]:g} s"
+            detail = f"{self._budget.video}: the video ends before {times[0]:g} s, the first time to read"
             raise RowFault("no_frames_in_window", detail)
 
     def subtitles(self) -> list[TextCue]:
@@ -236,7 +240,7 @@ class Video:
         try:
             scaled = self._reformatter.reformat(frame, target.width, target.height, "rgb24", threads=1)
         except need_av().FFmpegError as error:  # unsupported colour format
-            detail = f"{self._budget.video}: cannot be converted to RGB: {said(error)}"
+            detail = f"{self._budget.video}: a frame cannot be converted to RGB: {said(error)}"
             raise RowFault("broken_video", detail) from error
         return target.finish(scaled.to_ndarray())
 
@@ -269,7 +273,7 @@ def _video_stream(opened: InputContainer, budget: Budget) -> VideoStream:
     assert isinstance(stream, VideoStream)
     context = stream.codec_context
     if context is None:  # possible, although not in PyAV's type annotations
-        raise RowFault("no_video", f"{budget.video}: there is no decoder for its video stream")
+        raise RowFault("no_video", f"{budget.video}: FFmpeg has no decoder for its video stream")
     budget.need_pixels(context.width, context.height)
     context.thread_count = 1
     context.options = {"max_pixels": str(budget.limits.max_pixels)}  # the size may change within the stream

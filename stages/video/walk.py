@@ -212,7 +212,10 @@ class Walk:
                 self._ready.append((begin, frame))
 
     def _has_read_past(self, tick: int) -> bool:
-        """Returns whether the frames of all packets not yet read start after `tick`, as they are decoded after it."""
+        """Returns whether the frames of all packets not yet read start after `tick`.
+
+        Packets come in decoding order, and no frame starts before it is decoded.
+        """
         return self._last_dts is not None and self._last_dts > tick
 
     def _fill(self, tick: int) -> None:

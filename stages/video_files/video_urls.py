@@ -245,7 +245,7 @@ def file_name(one: Row) -> str:
 def _need_allowed_file(path: str, blocklist: Blocklist) -> None:
     """Raises RowFault if the file has no bytes (empty) or the blocklist has its content (blocked)."""
     if not os.path.getsize(path):
-        raise RowFault("empty", "the response has no bytes")
+        raise RowFault("empty", "the response has 0 bytes")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         fault = blocklist.check_bytes(cast(bytes, data))
     if fault is not None:
@@ -254,7 +254,7 @@ def _need_allowed_file(path: str, blocklist: Blocklist) -> None:
 
 @contextmanager
 def _folder_near(videos: str) -> Iterator[str]:
-    """Yields a temporary folder for response bodies, inside the videos root if that is local."""
+    """Yields a temporary folder for response bodies, inside the folder `videos` if that is local."""
     if "://" in videos:
         near = None
     else:

@@ -96,7 +96,7 @@ def test_untrained_loss_is_the_prior_entropy_at_best() -> None:
 def test_momentum_negatives_want_itc_first(make_blip: Make, make_batch: Make) -> None:
     blip, batch = make_blip(), make_batch(3)
     features, itm = Features(blip, batch), Itm(negatives="momentum")
-    with pytest.raises(ValueError, match="wants the objective itc listed before itm"):
+    with pytest.raises(ValueError, match="list the objective itc before itm"):
         itm(blip, batch, features)
     itc = Itc(queue_size=4)
     itc.bind(blip)

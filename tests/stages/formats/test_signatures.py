@@ -123,7 +123,7 @@ def test_a_bmp_or_tiff_of_an_unknown_kind_does_not_say_that_its_format_is_accept
     bmp[28:30] = struct.pack("<H", 2)  # two bits per pixel
     found = fault(bytes(bmp))
     assert found.why == "unsupported_format"
-    assert found.detail.startswith("a BMP of a kind that cannot be read: ")
+    assert found.detail.startswith("the file is a BMP of a kind that cannot be read: ")
 
 
 def icon(*pictures: Image.Image, **options: object) -> bytes:
@@ -160,5 +160,5 @@ def test_a_bomb_in_an_icon_is_refused_before_it_is_decoded() -> None:
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(2501 * 20_000)))
     bomb = b"\x00\x00\x01\x00\x01\x00" + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(png), 22) + png
     began = time.monotonic()
-    assert str(fault(bomb)) == "too_many_pixels: 400000000 pixels, the limit is 50000000"
+    assert str(fault(bomb)) == "too_many_pixels: the image has 400000000 pixels, the limit is 50000000"
     assert time.monotonic() - began < 0.5

@@ -134,5 +134,7 @@ def test_a_row_that_comes_twice(tmp_path: Path, text_rows: TextRows) -> None:
 
 def test_no_rows_and_no_texts(tmp_path: Path, text_rows: TextRows) -> None:
     assert run(tmp_path, text_rows({})) == {}
-    with pytest.raises(SchemaError, match=r"dedup\.texts reads column 'texts', which is not there"):
+    with pytest.raises(
+        SchemaError, match=r"dedup\.texts reads column 'texts', which its input does not have"
+    ):
         TextDuplicates().schema(pa.schema([("id", pa.string())]))
