@@ -189,7 +189,7 @@ def _load(
         _load_by_pillow(image, data, scale)
         warning = jpeg.damage(data) if damaged == "reject" else None
         if warning is not None:
-            raise RowFault("damaged", f"libjpeg finds the JPEG data damaged: {warning}") from None
+            raise RowFault("damaged", warning) from None
         return image
     if shown and is_plain:
         return _as_image(pixels)

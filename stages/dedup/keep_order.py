@@ -154,5 +154,5 @@ def _check_unique(ids: Names, inputs: Sequence[Dataset]) -> None:
     if repeated:
         names = ", ".join(data.name for data in inputs)
         raise VlpipeError(
-            f"{repeated} id(s) occur more than once in the input {names}: give each row to dedup once"
+            f"{repeated} id(s) occur more than once in the rows of {names}: give each row to dedup once"
         )

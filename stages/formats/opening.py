@@ -48,7 +48,9 @@ def opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
         width, height = image.size
         need_small(width, height, max_pixels)
         if width < 1 or height < 1:
-            raise RowFault("not_an_image", f"the image has {width} x {height} pixels")
+            raise RowFault(
+                "not_an_image", f"the header gives {width} x {height} pixels; wanted at least 1 x 1"
+            )
         yield image
 
 

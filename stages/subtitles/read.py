@@ -1,4 +1,4 @@
-"""Read a subtitle file of any known format as cues. The format is detected from the content, not the file name.
+"""Reads a subtitle file of any known format as cues. The format is detected from the content, not the file name.
 
 Reject codes: bad_subtitles (unknown format, broken, binary, too large), no_cues (readable, but no cue has text).
 """
@@ -58,7 +58,7 @@ def read_subtitles(
     fps: float | None = None,
     rollup: Merge = "auto",
 ) -> Track:
-    """Read a subtitle file as a track of cues. Raises RowFault: bad_subtitles, no_cues.
+    """Reads a subtitle file as a track of cues. Raises RowFault: bad_subtitles, no_cues.
 
     source, lang: used if the file does not state them. encoding: of a file that is not UTF-8. fps: of the video, for
     formats with frame numbers. rollup: see `track`.

@@ -76,7 +76,7 @@ class SubtitleReader:
         )
 
     def close(self) -> int | None:
-        """End the child; returns its exit status, or None if it was not running."""
+        """Ends the child; returns its exit status, or None if it was not running."""
         return self._child.close()
 
 
@@ -118,7 +118,7 @@ def _answer(about: dict[str, Any], data: bytes) -> dict[str, Any]:
 
 
 def load() -> None:
-    """Import what reading imports at first use, while files can still be opened: XML, and any encoding."""
+    """Imports the modules that reading needs (XML, all encodings), because the process cannot open files later."""
     importlib.import_module("xml.etree.ElementTree")
     for module in pkgutil.iter_modules(encodings.__path__):
         if module.name not in ("mbcs", "oem"):  # Windows only

@@ -1,4 +1,4 @@
-"""Read TTML (also DFXP, its older form) and Apple's lyrics. https://www.w3.org/TR/ttml2/
+"""Reads TTML (also DFXP, its older form) and Apple's lyrics. https://www.w3.org/TR/ttml2/
 
 Elements are known by their local names, as their namespaces differ between versions. Each element is visited once.
 """
@@ -78,7 +78,7 @@ class Context(NamedTuple):
 
 
 def read_ttml(root: Element) -> RawCue:
-    """Read the paragraphs of <tt>, or the spans with times of a paragraph that has none itself.
+    """Reads the paragraphs of <tt>, or the spans with times of a paragraph that has none itself.
 
     Counts cues_bad_times: no end, times that cannot be read, or inside `timeContainer="seq"`, where the times of an element
     depend on those before it.

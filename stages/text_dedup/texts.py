@@ -114,7 +114,7 @@ def read_rows(inputs: Sequence[Dataset]) -> pa.Table:
     if repeated:
         names = ", ".join(data.name for data in inputs)
         raise VlpipeError(
-            f"{repeated} id(s) occur more than once in the input {names}: give each row to dedup once"
+            f"{repeated} id(s) occur more than once in the rows of {names}: give each row to dedup once"
         )
     return rows
 

@@ -40,7 +40,7 @@ class Budget:
             raise RowFault("deadline", f"{self.video}: decoding took more than {self.limits.deadline_s:g} s")
 
     def bad(self, error: Exception) -> None:
-        """Count a packet that cannot be read or decoded. Raises RowFault (too_many_errors) above the limit."""
+        """Counts a packet that cannot be read or decoded. Raises RowFault (too_many_errors) above the limit."""
         self.num_bad += 1
         if self.num_bad > self.limits.max_bad_packets:
             detail = f"more than {self.limits.max_bad_packets} packets cannot be decoded; the last error: {said(error)}"
@@ -53,11 +53,11 @@ class Budget:
             raise RowFault("too_many_pixels", f"{self.video}: {detail}")
 
     def pause(self) -> None:
-        """Stop the clock."""
+        """Stops the clock."""
         self._spent_s += time.monotonic() - self._since
 
     def go_on(self) -> None:
-        """Restart the clock after `pause`."""
+        """Restarts the clock after `pause`."""
         self._since = time.monotonic()
 
 

@@ -1,4 +1,4 @@
-"""Decode frames of a video at given times: by time stamp, not frame number; upright, square pixels, at a given size.
+"""Decodes frames of a video at given times: by time stamp, not frame number; upright, square pixels, at a given size.
 
     with open_video(root, "a/b.mp4") as video:
         for index, pixels in video.frames(sample_times(0, 10, fps=2), Square(224)):
@@ -138,7 +138,7 @@ class Video:
     def frames(
         self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        """Yield (index into times_s, RGB frame (H, W, 3) uint8) per time; times in seconds, ascending.
+        """Yields (index into times_s, RGB frame (H, W, 3) uint8) per time; times in seconds, ascending.
 
         Times past the end are omitted; a time before the first frame gets the first frame. Raises RowFault: deadline,
         too_many_errors, too_many_pixels, broken_video, no_frames_in_window (all times are past the end); ValueError if
@@ -211,7 +211,7 @@ class Video:
                 yield TextCue(start_s, start_s + float((duration or 0) * base), text, lang)
 
     def _at(self, times: npt.NDArray[np.float64]) -> Iterator[tuple[int, VideoFrame]]:
-        """Yield (index, frame shown at that time): decode up to that frame, or seek if a key frame lies in between."""
+        """Yields (index, frame shown at that time): decodes up to that frame, or seeks if a key frame lies in between."""
         ticks = self._ticks(times)
         key = self._keys.before(ticks[0]) if ticks else -1
         for index, tick in enumerate(ticks):
@@ -230,7 +230,7 @@ class Video:
         return self._walk.end is not None and tick >= self._walk.end
 
     def _ticks(self, times: npt.NDArray[np.float64]) -> list[int]:
-        """Convert seconds to ticks, units of the stream's time base; times before the first frame become its start."""
+        """Converts seconds to ticks, units of the stream's time base; times before the first frame become its start."""
         ticks = np.floor((times + self._zero_s + SLACK_S) / float(self._stream.time_base or 1))
         return np.clip(ticks, self._walk.first, FAR).astype(np.int64).tolist()
 

@@ -1,4 +1,4 @@
-"""Open an untrusted video file below a folder or fsspec root, as one of the known containers only.
+"""Opens an untrusted video file below a folder or fsspec root, as one of the known containers only.
 
 FFmpeg accepts playlists, device names and URLs as a path, and a playlist may make it open other files. The path is
 therefore passed as `file:PATH` (names may start with "-") or as an open fsspec file, and only CONTAINERS are tried.
@@ -113,7 +113,7 @@ def _same_size(video: str, size: int, num_bytes: int | None) -> None:
 
 
 def packets(opened: InputContainer, stream: Any, budget: Budget) -> Iterator[Any]:
-    """Yield packets from the current position to the end. Two errors in a row count as the end of a truncated file."""
+    """Yields packets from the current position to the end. Two errors in a row count as the end of a truncated file."""
     errors = (
         need_av().FFmpegError,
         IndexError,

@@ -59,7 +59,7 @@ class VideoChild:
         self._limits = LIMITS
 
     def open(self, file: Any, video: str, limits: Limits, *, text_tracks: bool = False) -> Look:
-        """Open a video in the child; text_tracks: whether to read the cues in the file.
+        """Opens a video in the child; text_tracks: whether to read the cues in the file.
 
         Raises RowFault as `decode.open_file`, or killed_decoder, decode_memory.
         """
@@ -81,7 +81,7 @@ class VideoChild:
     def frames(
         self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        """Yield the frames of the open video as `decode.Video.frames`. Raises RowFault as it, or killed_decoder,
+        """Yields the frames of the open video as `decode.Video.frames`. Raises RowFault as it, or killed_decoder,
         decode_memory."""
         times = np.asarray(times_s, np.float64)
         if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
@@ -134,7 +134,7 @@ class VideoChild:
         return answer[1:]
 
     def close(self) -> int | None:
-        """End the child; returns its exit status, or None if it was not running."""
+        """Ends the child; returns its exit status, or None if it was not running."""
         return self._child.close()
 
 
@@ -147,7 +147,7 @@ class ShutInVideo:
     def frames(
         self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        """Yield (index into times_s, RGB frame (H, W, 3) uint8), as `decode.Video.frames`. Raises RowFault as it, and
+        """Yields (index into times_s, RGB frame (H, W, 3) uint8), as `decode.Video.frames`. Raises RowFault as it, and
         killed_decoder, decode_memory."""
         return self._child.frames(times_s, size)
 

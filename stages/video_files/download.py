@@ -49,7 +49,7 @@ class Download:
 
 
 def fetch_with(download: Download, video_id: str, videos: str, endings: Sequence[str]) -> str:
-    """Download one video into the folder `videos`; returns the name of its file. endings: accepted file name endings.
+    """Downloads one video into the folder `videos`; returns the name of its file. endings: accepted file name endings.
 
     Raises RowFault: download_failed, download_timeout, no_file; VlpipeError if `videos` is a URL or the program is missing.
     """

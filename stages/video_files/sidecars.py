@@ -63,7 +63,7 @@ def listed(
     languages: Sequence[str],
     subtitle_endings: Sequence[str] = SUBTITLES,
 ) -> Iterator[VideoFile]:
-    """Yield the videos, and the subtitle files without a video, in order of path.
+    """Yields the videos, and the subtitle files without a video, in order of path.
 
     files: path -> size in bytes; files other than videos and subtitles are ignored. languages: as in `Videos`.
     """

@@ -193,7 +193,7 @@ def hashed(root: str, video: str) -> tuple[int, str]:
 
 @contextmanager
 def opened(root: str, name: str) -> Iterator[Any]:
-    """Open a file below a folder or fsspec URL for reading. Raises RowFault: bad_path, no_file."""
+    """Opens a file below a folder or fsspec URL for reading. Raises RowFault: bad_path, no_file."""
     path = below(root, name)
     if "://" not in root:
         if not os.path.isfile(path):

@@ -1,4 +1,4 @@
-"""Fetch the videos of a URL list with the same checks as images (`web.fetch`), and store them in a folder or fsspec URL.
+"""Fetches the videos of a URL list with the same checks as images (`web.fetch`), and stores them in a folder or fsspec URL.
 
 An existing file is not fetched again. Bodies are written to files as they arrive, not held in memory.
 """
@@ -166,7 +166,7 @@ class VideoUrls(VideoSource):
             yield work
 
     def _start(self, batch: pa.Table, fetch: Fetch) -> dict[str, Future[Answer]]:
-        """Start fetching the files that are not in `videos` yet; returns row id -> future of these rows."""
+        """Starts fetching the files that are not in `videos` yet; returns row id -> future of these rows."""
         rows = [
             one for one in batch.to_pylist() if not one["fault"] and not exists(self.videos, file_name(one))
         ]

@@ -121,7 +121,7 @@ def test_one_track_is_taken(make_cue: Any, videos: Videos) -> None:
     assert texts(sources=("auto", "manual"), lang="fr") == ["mot0", "mot1"]
     assert pick_track(list(reversed(cues)), ("manual",), "") == list(reversed(french))
     rejected = run_map(MilNce(sources=("unknown",), lang="de"), videos([cues])).rejects
-    assert rejected[0].detail == "6 cue(s), none with source unknown and language de"
+    assert rejected[0].detail == "the video has 6 cue(s), none with source unknown and language de"
 
 
 def test_word_times_are_kept_within_the_caption_or_not_at_all(make_cue: Any) -> None:

@@ -150,7 +150,7 @@ def test_a_missing_embedding_is_named(tmp_path: Path) -> None:
     rows = table(angles(0, 20))
     kind = rows.schema.field("embedding")
     rows = rows.set_column(3, kind, pa.array([[1.0, 0.0], None], kind.type))
-    with pytest.raises(VlpipeError, match=r"embedding of 1 row\(s\) is null \(first: r00001\)"):
+    with pytest.raises(VlpipeError, match=r"embedding of 1 row\(s\) is null \(first: id r00001\)"):
         run(tmp_path, rows, threshold=0.9)
 
 

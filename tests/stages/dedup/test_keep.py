@@ -103,5 +103,5 @@ def test_what_a_key_is_computed_from_must_be_there() -> None:
 
 def test_an_id_that_comes_twice_is_an_error(tmp_path: Path) -> None:
     data = dataset(tmp_path, pa.table({"id": ["a", "b"]}))
-    with pytest.raises(VlpipeError, match=r"2 id\(s\) occur more than once in input, input"):
+    with pytest.raises(VlpipeError, match=r"2 id\(s\) occur more than once in the rows of input, input"):
         read_rows([data, data], None, "dedup")

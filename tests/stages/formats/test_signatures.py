@@ -74,7 +74,7 @@ def test_half_a_file_is_truncated_and_a_spoiled_header_is_broken(kind: str) -> N
 def test_a_whole_image_of_another_format_is_named(kind: str, mode: str, name: str) -> None:
     found = fault(encoded(kind, mode))
     assert found.why == "unsupported_format"
-    assert found.detail == f"it is {name}; accepted: {', '.join(FORMATS)}"
+    assert found.detail == f"the file is {name}; accepted are {', '.join(FORMATS)}"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_whole_image_of_another_format_is_named(kind: str, mode: str, name: st
     ],
 )
 def test_formats_that_pillow_cannot_write_are_named(data: bytes, name: str) -> None:
-    assert str(fault(data)) == f"unsupported_format: it is {name}; accepted: {', '.join(FORMATS)}"
+    assert str(fault(data)) == f"unsupported_format: the file is {name}; accepted are {', '.join(FORMATS)}"
 
 
 @pytest.mark.parametrize(

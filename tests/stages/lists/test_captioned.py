@@ -148,7 +148,7 @@ def test_json_lines(tmp_path: Path, folder: Path) -> None:
     assert texts(listed(stage)) == [["one"], ["just one"]]
     for line, said in (
         ('{"file": "b.jpg", "captions": {"en": "one"}}', "wanted text, got "),
-        ('{"file": "", "captions": []}', "has no file name"),
+        ('{"file": "", "captions": []}', "`file` is empty"),
         ('{"file": "b.jpg"}', "has no column 'captions'; there are: file"),
         (
             '{"file": "b.jpg", "captions": ["x"], "captions": []}',
@@ -230,7 +230,9 @@ def test_annotations_in_other_encodings(tmp_path: Path, folder: Path, written: s
 def test_a_repeated_key_in_annotations_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"image": "a.jpg", "caption": "good", "caption": "WRONG"}]')
     stage = CocoCaptions(annotations=ListFile(path=str(tmp_path / "a.json")), images=File(path=str(tmp_path)))
-    with pytest.raises(VlpipeError, match=r"a.json is not JSON: an object has the key 'caption' 2 times"):
+    with pytest.raises(
+        VlpipeError, match=r"a.json is not valid JSON: an object has the key 'caption' 2 times"
+    ):
         listed(stage)
 
 
