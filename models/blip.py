@@ -76,7 +76,7 @@ class BlipConfig:
     def __post_init__(self) -> None:
         for what, one_of in (("position", ("learned", "sincos")), ("parts", tuple(PARTS))):
             if getattr(self, what) not in one_of:
-                raise ValueError(f"{what}: wanted one of {', '.join(one_of)}, got {getattr(self, what)!r}")
+                raise ValueError(f"{what} must be one of {', '.join(one_of)}, got {getattr(self, what)!r}")
         for what, by in (
             ("vision_width", "vision_heads"),
             ("text_width", "text_heads"),
@@ -84,7 +84,7 @@ class BlipConfig:
         ):
             if getattr(self, by) < 1 or getattr(self, what) % getattr(self, by):
                 raise ValueError(
-                    f"{what}: wanted a multiple of {by} {getattr(self, by)}, got {getattr(self, what)}"
+                    f"{what} must be a multiple of {by} = {getattr(self, by)}, got {getattr(self, what)}"
                 )
 
     @property
@@ -218,7 +218,7 @@ class Blip(Model):
         """(B, 3, S, S) -> (B, N, Dv)."""
         size = self.config.image_size
         if pixels.shape[1:] != (3, size, size):
-            raise ValueError(f"pixels: wanted (B, 3, {size}, {size}), got {tuple(pixels.shape)}")
+            raise ValueError(f"pixels must have shape (B, 3, {size}, {size}), got {tuple(pixels.shape)}")
         out: Tensor = self.vision(pixels)
         return out
 
@@ -268,7 +268,7 @@ class Blip(Model):
     def lm_logits(self, ids: Tensor, mask: Tensor, image_tokens: Tensor) -> Tensor:
         """(B, L, V): at position t, of the token at t + 1. Where `mask` is 0 they mean nothing."""
         if bool((mask[:, 1:] > mask[:, :-1]).any()):
-            raise ValueError("lm_logits: wanted right-padded text")
+            raise ValueError("lm_logits needs right-padded text: no 1 may follow a 0 in a row of `mask`")
         return self.predict(self.decode_text(ids, image_tokens))
 
     @property
@@ -329,7 +329,7 @@ class Blip(Model):
             return checkpoints.load_original(source, changes)
         folder = local_folder(source, ["*.json", "*.txt", "model.safetensors", "pytorch_model.bin"])
         if not (folder / "config.json").is_file():
-            raise ValueError(f"model: no config.json in {folder}")
+            raise ValueError(f"model: there is no config.json in {folder}")
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if fields.pop("format", None) != FORMAT:
             return checkpoints.load_transformers(folder, changes)
@@ -346,7 +346,7 @@ class Blip(Model):
             weights["vision.positions"] = resize_positions(weights["vision.positions"], num_tokens)
         problem = _mismatch(model.state_dict(), weights)
         if problem:
-            raise ValueError(f"weights do not fit the model: {problem}")
+            raise ValueError(f"the weights do not fit the model: {problem}")
         model.load_state_dict(weights)
         return model
 
@@ -354,7 +354,7 @@ class Blip(Model):
         module: nn.Module | None = getattr(self, head)
         if module is None:
             raise ValueError(
-                f"model: this needs {head}, which a Blip with parts={self.config.parts!r} does not have"
+                f"this needs the module {head}, which a model with parts {self.config.parts!r} does not have"
             )
         return module
 

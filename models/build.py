@@ -15,16 +15,18 @@ def find(use: str, below: str) -> Any:
     """The class `module:Name`, looked up below the package `below` first, then as a full import path."""
     module_name, colon, name = use.partition(":")
     if not (module_name and colon and name):
-        raise ValueError(f"use: wanted 'module:Class', got {use!r}")
+        raise ValueError(f"use must be 'module:Class', got {use!r}")
     for full_name in (f"{below}.{module_name}", module_name):
         if _exists(full_name):
             module = importlib.import_module(full_name)
             if hasattr(module, name):
                 return getattr(module, name)
-            raise ValueError(f"use: {full_name} has no {name!r}; it has {', '.join(_classes(module))}")
+            raise ValueError(
+                f"use: module {full_name} has no class {name!r}; it has {', '.join(_classes(module))}"
+            )
     raise ValueError(
-        f"use: no module {module_name!r} on the Python path nor below {below}, "
-        f"where there are {', '.join(_modules(below))}"
+        f"use: there is no module {module_name!r}, neither on the Python path nor below {below}, which has "
+        f"{', '.join(_modules(below))}"
     )
 
 
@@ -35,7 +37,9 @@ def build(spec: Mapping[str, Any], below: str, **kwargs: Any) -> Any:
     names the spec.
     """
     if "use" not in spec:
-        raise ValueError(f"wanted a 'use' key ('module:Class', below {below}), got {sorted(spec)}")
+        raise ValueError(
+            f"the key 'use' ('module:Class', below {below}) is missing; the keys are {sorted(spec)}"
+        )
     cls = find(spec["use"], below)
     params = {key: value for key, value in spec.items() if key != "use"}
     if hasattr(cls, "from_spec"):

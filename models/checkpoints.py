@@ -53,7 +53,8 @@ def load_original(path: str | Path, changes: Mapping[str, Any]) -> Blip:
     has = {part: any(n.startswith(f"text_{part}.") for n in theirs) for part in ("encoder", "decoder")}
     if not any(has.values()) or "visual_encoder.pos_embed" not in theirs:
         raise ValueError(
-            f"checkpoint: wanted original BLIP names (visual_encoder.*, text_*.*), got {sorted(theirs)[:3]}"
+            f"{path} is not a checkpoint of the original BLIP code: wanted the tensors visual_encoder.* and text_*.*, got "
+            f"{sorted(theirs)[:3]}"
         )
     parts = "all" if all(has.values()) else "retrieval" if has["encoder"] else "captioner"
     num_vision = _num_layers(theirs, "visual_encoder.blocks.")
@@ -72,7 +73,9 @@ def load_transformers(folder: Path, changes: Mapping[str, Any]) -> Blip:
 
     config = TheirConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type != "blip":
-        raise ValueError(f"checkpoint: wanted model_type blip, {folder} has {config.model_type}")
+        raise ValueError(
+            f"checkpoint: model_type must be blip, but is {config.model_type} in {folder}/config.json"
+        )
     image, text = config.vision_config, config.text_config
     theirs = read_tensors(folder)
     parts = "captioner" if any(n.startswith("text_decoder.") for n in theirs) else "retrieval"
@@ -104,7 +107,9 @@ def init_vit(blip: Blip, path: str | Path) -> None:
     entries = list(layouts.vision("", layouts.TIMM, blip.config.vision_layers))
     ours = to_ours(entries, theirs, VIT_IGNORED)
     if blip.config.position != "learned":
-        raise ValueError("init_vit: wanted a model with position: learned, a ViT has its own positions")
+        raise ValueError(
+            "init_vit needs a model with position: learned, because a ViT has learned position embeddings"
+        )
     ours["vision.positions"] = resize_positions(ours["vision.positions"], blip.vision.positions.shape[1])
     _copy(blip, ours)
 
@@ -125,7 +130,7 @@ def init_bert(blip: Blip, path: str | Path) -> None:
     num, vocab_size = len(ours["lm_head.bias"]), blip.config.vocab_size
     if num not in (vocab_size, vocab_size - 2):
         raise ValueError(
-            f"init_bert: wanted a vocabulary of {vocab_size} or {vocab_size - 2} tokens, got {num}"
+            f"init_bert: the BERT must have {vocab_size} tokens, or {vocab_size - 2} (without [DEC] and [ENC]), got {num}"
         )
     for name in ("text.words.weight", "lm_head.bias"):
         fresh = blip.state_dict().get(name)
@@ -164,14 +169,16 @@ def read_tensors(source: str | Path) -> dict[str, Tensor]:
         folder = local_folder(source, names)
         found = [folder / name for name in names if (folder / name).is_file()]
         if not found:
-            raise ValueError(f"checkpoint: wanted {' or '.join(names)} in {folder}")
+            raise ValueError(f"checkpoint: there is no {' or '.join(names)} in {folder}")
         path = found[0]
     return read_state(path)
 
 
 def _export(blip: Blip, tokenizer: Tokenizer, folder: Path, parts: str, cls: Any, note: str) -> None:
     if blip.config.parts not in ("all", parts):
-        raise ValueError(f"export: wanted a Blip with parts 'all' or {parts!r}, got {blip.config.parts!r}")
+        raise ValueError(
+            f"export needs a model with parts 'all' or {parts!r}, but this one has parts {blip.config.parts!r}"
+        )
     from transformers import BertTokenizer, BlipProcessor
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -271,7 +278,9 @@ def _copy(blip: Blip, tensors: Mapping[str, Tensor]) -> None:
     for name, value in tensors.items():
         if name in state:
             if state[name].shape != value.shape:
-                raise ValueError(f"init: {name}: wanted {tuple(state[name].shape)}, got {tuple(value.shape)}")
+                raise ValueError(
+                    f"init: {name} has shape {tuple(value.shape)}, but {tuple(state[name].shape)} in the model"
+                )
             state[name].copy_(value)
 
 

@@ -87,11 +87,14 @@ def allowed(model: Generates, logits: Tensor, may_end: bool) -> Tensor:
 def check(model: Generates, min_length: int, max_length: int, prompt_ids: Sequence[int]) -> None:
     """ValueError for lengths that cannot be."""
     if not 0 <= min_length <= max_length or max_length < 1:
-        raise ValueError(f"generate: wanted 0 <= min_length <= max_length, got {min_length} and {max_length}")
+        raise ValueError(
+            f"generate: min_length must be from 0 to max_length, and max_length at least 1; got min_length "
+            f"{min_length}, max_length {max_length}"
+        )
     room = model.text_rules.max_positions - 1 - len(prompt_ids)
     if max_length > room:
         raise ValueError(
-            f"generate: wanted max_length <= {room} (max_text_length {model.text_rules.max_positions} less "
+            f"generate: max_length must be at most {room} (max_text_length {model.text_rules.max_positions} minus "
             f"[DEC] and {len(prompt_ids)} prompt tokens), got {max_length}"
         )
 
@@ -109,10 +112,10 @@ def _draws(
     if top_p is None:
         return torch.zeros(batch, 0)
     if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"generate: wanted 0 < top_p <= 1, got {top_p}")
+        raise ValueError(f"generate: top_p must be above 0 and at most 1, got {top_p}")
     if generators is None or len(generators) != batch:
         got = "none" if generators is None else len(generators)
-        raise ValueError(f"generate: wanted one generator per row ({batch}), got {got}")
+        raise ValueError(f"generate: sampling needs one generator for each of the {batch} rows, got {got}")
     rows = [
         torch.rand(max_length, generator=g, dtype=torch.float64, device=g.device).cpu() for g in generators
     ]

@@ -18,8 +18,8 @@ def local_folder(folder_or_hub_id: str | Path, patterns: Sequence[str]) -> Path:
         return folder
     if not HUB_ID.fullmatch(str(folder_or_hub_id)):
         raise ValueError(
-            f"weights: wanted a folder or a hub id such as Salesforce/blip-itm-base-coco, "
-            f"got {str(folder_or_hub_id)!r}, which is neither"
+            f"weights: {str(folder_or_hub_id)!r} is neither an existing folder nor a hub id such as "
+            "Salesforce/blip-itm-base-coco"
         )
     from huggingface_hub import snapshot_download
 
@@ -28,5 +28,5 @@ def local_folder(folder_or_hub_id: str | Path, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(patterns)))
     except Exception as error:  # the hub client raises many kinds; each means the same to the reader
         raise ValueError(
-            f"weights: no folder {folder_or_hub_id}, and the hub does not give it: {error}"
+            f"weights: there is no folder {folder_or_hub_id}, and it cannot be downloaded from the hub: {error}"
         ) from error

@@ -48,7 +48,7 @@ class _Dtype:
         text = name.decode("latin1") if isinstance(name, bytes) else name
         found = DTYPE.fullmatch(text)
         if not found:
-            raise pickle.UnpicklingError(f"dtype {text[:40]!r} is of no array of numbers or strings")
+            raise pickle.UnpicklingError(f"the dtype {text[:40]!r} is not one of numbers or strings")
         self.name = OBJECT if found[2].startswith(OBJECT) else text
 
     def __setstate__(self, state: Any) -> None:
@@ -56,7 +56,7 @@ class _Dtype:
         if isinstance(order, bytes):
             order = order.decode("latin1")
         if order not in ("<", ">", "=", "|") or others[:3] != [None, None, None]:
-            raise pickle.UnpicklingError("a dtype with fields is of no array of numbers or strings")
+            raise pickle.UnpicklingError("the dtype has fields; only dtypes of numbers or strings are read")
         if self.name != OBJECT:
             self.name = order + self.name.lstrip("<>=|")
 
@@ -64,13 +64,17 @@ class _Dtype:
         """Returns (count,): the numbers or strings in `data`, in this machine's byte order."""
         if self.name == OBJECT:
             if not (isinstance(data, list) and len(data) == count):
-                raise pickle.UnpicklingError(f"an array of {count} objects, without a list of them")
+                raise pickle.UnpicklingError(
+                    f"an array of {count} objects does not contain a list of that length"
+                )
             values = np.empty(count, object)
             values[:] = [one.value if isinstance(one, _Scalar) else one for one in data]
             return values
         dtype, data = np.dtype(self.name), data.encode("latin1") if isinstance(data, str) else data
         if not isinstance(data, bytes | bytearray) or len(data) != count * dtype.itemsize:
-            raise pickle.UnpicklingError(f"an array of {count} values of {dtype}, without their bytes")
+            raise pickle.UnpicklingError(
+                f"an array of {count} values of {dtype} does not contain as many bytes"
+            )
         native = dtype.newbyteorder("=")
         return (
             np.frombuffer(data, dtype).astype(native) if count and dtype.itemsize else np.empty(count, native)
@@ -87,9 +91,9 @@ class PickledArray:
     def __setstate__(self, state: Any) -> None:
         shape, dtype, in_columns, data = state[-4:]  # before them: a version
         if not (isinstance(dtype, _Dtype) and isinstance(shape, tuple)):
-            raise pickle.UnpicklingError("an array without a shape and a dtype")
+            raise pickle.UnpicklingError("an array has no shape or no dtype")
         if len(shape) > 64 or not all(isinstance(size, int) and size >= 0 for size in shape):
-            raise pickle.UnpicklingError(f"an array of shape {str(shape)[:80]}")
+            raise pickle.UnpicklingError(f"an array has the invalid shape {str(shape)[:80]}")
         self.value = dtype.values(data, prod(shape)).reshape(shape, order="F" if in_columns else "C")
 
 
@@ -98,7 +102,7 @@ class _Scalar:
 
     def __init__(self, dtype: Any, data: Any) -> None:
         if not isinstance(dtype, _Dtype) or dtype.name == OBJECT:
-            raise pickle.UnpicklingError("a scalar that is no number or string")
+            raise pickle.UnpicklingError("a scalar is not a number or string")
         self.value = dtype.values(data, 1)[0].item()
 
 
@@ -128,7 +132,9 @@ def _functions() -> dict[tuple[str, str], Callable[..., Any] | str]:
     def encode(text: str, encoding: str) -> bytes:
         """Returns the bytes that a pickle of protocol 2 has as text. Other codecs could run code of their own."""
         if encoding != "latin1":
-            raise pickle.UnpicklingError(f"it wants the codec {encoding!r}")
+            raise pickle.UnpicklingError(
+                f"the pickle requests the codec {encoding!r}; only latin1 is allowed"
+            )
         return text.encode("latin1")
 
     found: dict[tuple[str, str], Callable[..., Any] | str] = {
@@ -154,7 +160,9 @@ class _Reader(pickle._Unpickler):
         try:
             return self._functions[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}") from None
+            raise pickle.UnpicklingError(
+                f"the pickle requests {module}.{name}, which is not allowed"
+            ) from None
 
     def load_bytearray8(self) -> None:
         """Reads a bytearray; pickle's own method first makes one of the length that is named, however large."""
@@ -162,7 +170,7 @@ class _Reader(pickle._Unpickler):
         (length,) = struct.unpack("<Q", reader.read(8))
         data = reader.read(length) if length <= MAX_BYTEARRAY else b""
         if len(data) != length:
-            raise pickle.UnpicklingError(f"a bytearray of {length} bytes, which are not there")
+            raise pickle.UnpicklingError(f"the pickle ends before the {length} bytes of a bytearray")
         reader.append(bytearray(data))
 
     dispatch: ClassVar[dict[int, Any]] = {

@@ -33,16 +33,18 @@ def read_state(source: str | Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"weights: {path} is no safetensors file, or damaged: {error}") from error
+            raise ValueError(f"weights: {path} is not a safetensors file, or is damaged: {error}") from error
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, *BROKEN_PICKLE, OSError) as error:
-        raise ValueError(f"weights: {path} is no file of plain tensors: {_reason(error)}") from error
+        raise ValueError(f"weights: {path} cannot be read as a file of tensors: {_reason(error)}") from error
     for name in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if not isinstance(found, Mapping) or not any(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"weights: wanted tensors by name in {path}, got {type(found).__name__}")
+        raise ValueError(
+            f"weights: {path} must contain a dict name -> tensor, but contains a {type(found).__name__}"
+        )
     return {str(k).removeprefix("module."): v for k, v in found.items() if isinstance(v, Tensor)}
 
 
@@ -50,8 +52,10 @@ def _reason(error: Exception) -> str:
     """What torch.load says, without its advice to run the code in the file."""
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)", text):
-        return f"it holds objects of {found[1]}, and reading these could run code; save its state_dict alone"
-    return (text.partition("\n")[0] if "weights_only" in text else text)[:300] or type(error).__name__
+        return f"it contains objects of {found[1]}, which could run code when read; save only the state_dict"
+    if "weights_only" in text:
+        return "it is damaged, or contains other objects than tensors"
+    return text[:300] or type(error).__name__
 
 
 def weights_file(source: str | Path) -> Path:
@@ -64,7 +68,7 @@ def weights_file(source: str | Path) -> Path:
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
         raise ValueError(
-            f"weights: wanted one file ending in {', '.join(ENDINGS)} in {folder}, found {names}"
+            f"weights: {folder} must contain exactly one file ending in {', '.join(ENDINGS)}; it contains {names}"
         )
     return found[0]
 

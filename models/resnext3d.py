@@ -57,7 +57,7 @@ class ResNeXt3d(nn.Module):
         state = {name.removeprefix("module."): value for name, value in state.items()}
         if "layer1.0.conv1.weight" not in state or "fc.weight" not in state:
             raise ValueError(
-                f"ResNeXt-3D: wanted names as layer1.0.conv1.weight and fc.weight, got {sorted(state)[:3]}"
+                f"ResNeXt-3D needs tensors such as layer1.0.conv1.weight and fc.weight; the weights have {sorted(state)[:3]}"
             )
         depths: list[int] = []
         while num := len({n.split(".")[1] for n in state if n.startswith(f"layer{len(depths) + 1}.")}):

@@ -60,7 +60,7 @@ class S3d(nn.Module):
         torchvision pools 7 x 7 places, so takes 224 x 224 pixels only; the mean over all places is the same there.
         """
         if frames.shape[2] < MIN_FRAMES:
-            raise ValueError(f"S3D wants at least {MIN_FRAMES} frames, got {frames.shape[2]}")
+            raise ValueError(f"S3D needs at least {MIN_FRAMES} frames, got {frames.shape[2]}")
         maps = self.features(frames)  # (B, 1024, T / 8, H / 32, W / 32)
         steps = maps.float().mean((3, 4))  # (B, 1024, T / 8)
         return ((steps[:, :, :-1] + steps[:, :, 1:]) / 2).mean(2).to(maps.dtype)

@@ -68,7 +68,7 @@ class S3dG(nn.Module):
     def text(self, ids: Tensor) -> Tensor:
         """Word ids (B, L), 0 is padding -> (B, dim)."""
         if self.text_module is None:
-            raise ValueError("S3D-G: these weights have no text side (text_module.*)")
+            raise ValueError("S3D-G: these weights have no text encoder (text_module.*)")
         return self.text_module(ids)
 
     @classmethod
@@ -181,7 +181,9 @@ def space_to_depth(frames: Tensor) -> Tensor:
     """
     b, c, t, h, w = frames.shape
     if t % 2 or h % 2 or w % 2:
-        raise ValueError(f"S3D-G with space-to-depth wants even sizes, got {t} frames of {h} x {w}")
+        raise ValueError(
+            f"S3D-G with space-to-depth needs an even number of frames, height and width; got {t} frames of {h} x {w}"
+        )
     cubes = frames.reshape(b, c, t // 2, 2, h // 2, 2, w // 2, 2).permute(0, 3, 5, 7, 1, 2, 4, 6)
     return cubes.reshape(b, 8 * c, t // 2, h // 2, w // 2)
 

@@ -228,7 +228,9 @@ class TextTransformer(nn.Module):
     def _embed(self, ids: Tensor, start: int = 0) -> Tensor:
         end = start + ids.shape[1]
         if end > self.positions.num_embeddings:
-            raise ValueError(f"text: {end} tokens, but max_text_length is {self.positions.num_embeddings}")
+            raise ValueError(
+                f"the text has {end} tokens, but max_text_length is {self.positions.num_embeddings}"
+            )
         x = self.norm(self.words(ids) + self.positions.weight[start:end])
         return F.dropout(x, self.dropout, self.training)
 

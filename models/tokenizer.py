@@ -38,10 +38,12 @@ class Tokenizer:
         ids = {token: i for i, token in enumerate(self.tokens)}
         if len(ids) != len(self.tokens):
             twice = [t for t, n in Counter(self.tokens).items() if n > 1]
-            raise ValueError(f"vocabulary: each token once, but {twice[:5]} come more often")
+            raise ValueError(
+                f"the vocabulary must list each token once, but lists {twice[:5]} more than once"
+            )
         if lacking := [t for t in SPECIAL if t not in ids]:
             raise ValueError(
-                f"vocabulary: wanted the tokens {', '.join(SPECIAL)}, {', '.join(lacking)} are missing"
+                f"the vocabulary must contain the tokens {', '.join(SPECIAL)}, but lacks {', '.join(lacking)}"
             )
         self.pad, self.unk, self.cls, self.sep, self.mask, self.dec, self.enc = (ids[t] for t in SPECIAL)
         self._fast = _fast(models.WordPiece(vocab=ids, unk_token=UNK, max_input_chars_per_word=100))
@@ -60,8 +62,8 @@ class Tokenizer:
         room = vocab_size - len(SPECIAL)
         if not words or room < 4:
             raise ValueError(
-                f"tokenizer: wanted texts with words and vocab_size >= {len(SPECIAL) + 4}, "
-                f"got {len(words)} different words and {vocab_size}"
+                f"training a tokenizer needs texts with words and vocab_size >= {len(SPECIAL) + 4}, "
+                f"got {len(words)} different words and vocab_size {vocab_size}"
             )
         chars = _alphabet(words, room // 4)
         trainer = trainers.WordPieceTrainer(
@@ -104,7 +106,7 @@ class Tokenizer:
         folder = local_folder(folder_or_hub_id, names)
         found = [folder / name for name in names if (folder / name).is_file()]
         if not found:
-            raise ValueError(f"tokenizer: {folder} has none of {', '.join(names)}")
+            raise ValueError(f"tokenizer: the folder {folder} has none of the files {', '.join(names)}")
         return cls.from_vocab(found[0]) if found[0].suffix == ".txt" else cls._from_json(found[0])
 
     @staticmethod
@@ -119,7 +121,7 @@ class Tokenizer:
         vocab = FastTokenizer.from_file(str(path)).get_vocab()
         tokens = sorted(vocab, key=vocab.__getitem__)
         if sorted(vocab.values()) != list(range(len(tokens))):
-            raise ValueError(f"tokenizer: wanted ids 0, 1, 2, ... without gaps in {path}")
+            raise ValueError(f"tokenizer: the token ids in {path} must be 0, 1, 2, ... without gaps")
         return cls(tokens)
 
     def encode(self, texts: Sequence[str], max_length: int) -> tuple[Tensor, Tensor]:

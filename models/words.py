@@ -54,23 +54,25 @@ def read_words(path: str | Path) -> list[str]:
             found = _pickled(file) if dtype.hasobject else _plain(file.read(), shape, dtype, in_columns)
             return [w.decode() if isinstance(w, bytes) else _word(w) for w in found.ravel().tolist()]
         except ERRORS as error:
-            raise ValueError(f"word list: {path} is no .npy file of words: {error}") from error
+            raise ValueError(f"{path} is not an .npy file with a list of words: {error}") from error
 
 
 def _pickled(file: IO[bytes]) -> npt.NDArray[Any]:
     found = pickled_arrays.load(file)
     if not isinstance(found, pickled_arrays.PickledArray):
-        raise ValueError(f"wanted an array, got {type(found).__name__}")
+        raise ValueError(f"the file must contain an array, but contains a {type(found).__name__}")
     return found.value
 
 
 def _plain(data: bytes, shape: tuple[int, ...], dtype: Any, in_columns: bool) -> npt.NDArray[Any]:
     if dtype.kind not in "SU" or prod(shape) * dtype.itemsize != len(data) or not data:
-        raise ValueError(f"wanted strings, got {dtype} of shape {shape} in {len(data)} bytes")
+        raise ValueError(
+            f"the array must contain strings, but has dtype {dtype} and shape {shape} in {len(data)} bytes"
+        )
     return np.frombuffer(data, dtype).reshape(shape, order="F" if in_columns else "C")
 
 
 def _word(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"wanted strings, got {type(value).__name__}")
+        raise ValueError(f"the array must contain strings, but contains a {type(value).__name__}")
     return str(value)

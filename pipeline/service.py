@@ -118,7 +118,7 @@ class _Line(asyncio.Protocol):
         for line in lines:
             try:
                 if len(line) > self.max_bytes:
-                    raise ValueError("too long")
+                    raise ValueError(f"a message has {len(line)} bytes, the limit is {self.max_bytes}")
                 message = json.loads(line)
             except (ValueError, RecursionError):  # not from a worker of this run
                 self.hang_up()

@@ -179,7 +179,7 @@ def need(schema: pa.Schema, who: str, **columns: pa.DataType) -> None:
     for name, dtype in columns.items():
         if name not in schema.names:
             raise SchemaError(
-                f"{who} reads column {name!r}, which is not there{did_you_mean(name, schema.names)}"
+                f"{who} reads column {name!r}, which its input does not have{did_you_mean(name, schema.names)}"
             )
         if schema.field(name).type != dtype:
             raise SchemaError(f"{who} reads column {name!r} as {dtype}, but it is {schema.field(name).type}")

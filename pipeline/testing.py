@@ -1,4 +1,4 @@
-"""Run one stage on a small table without a workflow, in tests or in a notebook."""
+"""Runs one stage on a small table without a workflow, in tests or in a notebook."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     the class token.
     """
     if width % 4:
-        raise ValueError(f"vision_width: sincos positions need a multiple of 4, got {width}")
+        raise ValueError(f"the width must be a multiple of 4 for position: sincos, got {width}")
     omega = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # (grid, width / 4)
     one_axis = torch.cat([angles.sin(), angles.cos()], dim=1)

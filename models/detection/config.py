@@ -59,15 +59,17 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         if len(self.depths) != 4 or min(self.depths) < 1:
-            raise ValueError(f"depths: wanted 4 stages of at least 1 block, got {list(self.depths)}")
+            raise ValueError(
+                f"depths must be the numbers of blocks of 4 stages, each at least 1, got {list(self.depths)}"
+            )
         if self.num_classes < 1 or self.num_attributes < 0:
             raise ValueError(
-                "num_classes: wanted at least 1, num_attributes: at least 0, "
+                "num_classes must be at least 1 and num_attributes at least 0, "
                 f"got {self.num_classes} and {self.num_attributes}"
             )
         for what, one_of in (("pool", ("pool", "align", "align_legacy")), ("norm", ("batch", "frozen"))):
             if getattr(self, what) not in one_of:
-                raise ValueError(f"{what}: wanted one of {', '.join(one_of)}, got {getattr(self, what)!r}")
+                raise ValueError(f"{what} must be one of {', '.join(one_of)}, got {getattr(self, what)!r}")
 
     @property
     def feat_dim(self) -> int:

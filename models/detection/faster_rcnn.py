@@ -174,10 +174,10 @@ class FasterRcnn(nn.Module):
         """From a folder that `save` wrote. Public checkpoints: `layouts.load_public`."""
         path = Path(folder) / "config.json"
         if not path.is_file():
-            raise ValueError(f"detector: no config.json in {folder}")
+            raise ValueError(f"detector: there is no config.json in {folder}")
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields.pop("format", None) != FORMAT:
-            raise ValueError(f"detector: {path} is not of a detector that vlpipe wrote")
+            raise ValueError(f"detector: {path} does not belong to a detector that vlpipe saved")
         model = cls(config_of(fields))
         model.load_state_dict(read_state(Path(folder) / "model.safetensors"))
         return model

@@ -91,11 +91,11 @@ def from_public(tensors: Mapping[str, Tensor]) -> FasterRcnn:
             ours[renamed] = value.float()
     if unknown or "head.classes.bias" not in ours:
         raise ValueError(
-            "detector: wanted the names of detectron2's C4 Faster R-CNN"
+            "detector: the checkpoint is not a C4 Faster R-CNN of detectron2: "
             + (
-                f", and does not know {len(unknown)}, such as {unknown[0]}"
+                f"it has {len(unknown)} other tensors, such as {unknown[0]}"
                 if unknown
-                else ", found none of its head"
+                else "it has no tensors of the box head"
             )
         )
     model = FasterRcnn(_config_from(ours))
@@ -103,7 +103,7 @@ def from_public(tensors: Mapping[str, Tensor]) -> FasterRcnn:
     try:
         model.load_state_dict(ours)
     except RuntimeError as error:
-        raise ValueError(f"detector: the checkpoint does not fit ({error})") from error
+        raise ValueError(f"detector: the checkpoint does not fit the model ({error})") from error
     return model
 
 

@@ -19,16 +19,18 @@ def load_arrays(path: str | Path) -> dict[str, npt.NDArray[Any]]:
             found = pickled_arrays.load(file)
         except ValueError as error:
             raise ValueError(
-                f"{path}: wanted a pickle of NumPy arrays, which cannot run code; {error}"
+                f"{path} must be a pickle of NumPy arrays only, as other objects can run code: {error}"
             ) from error
     if isinstance(found, dict) and isinstance(found.get("model"), dict):
         found = found["model"]
     if not isinstance(found, dict) or not all(_is_array(one) for one in found.values()):
-        raise ValueError(f'{path}: wanted {{"model": {{name: array}}}}, got {type(found).__name__}')
+        raise ValueError(
+            f'{path} must contain {{"model": {{name: array}}}} or {{name: array}}, but contains a {type(found).__name__}'
+        )
     arrays: dict[str, npt.NDArray[Any]] = {str(name): one.value for name, one in found.items()}
     bad = next((name for name, array in arrays.items() if array.dtype.kind not in "fiu"), None)
     if bad is not None:
-        raise ValueError(f"{path}: wanted arrays of numbers, {bad!r} has dtype {arrays[bad].dtype}")
+        raise ValueError(f"{path} must contain arrays of numbers, but {bad!r} has dtype {arrays[bad].dtype}")
     return {name: np.asarray(array, order="C") for name, array in arrays.items()}
 
 

@@ -42,7 +42,10 @@ def to_ours(entries: Sequence[Entry], theirs: Mapping[str, Tensor], ignored: str
     known = {n for e in entries for n in e.theirs}
     unknown = [n for n in theirs if n not in known and not re.search(ignored, n)]
     if missing or unknown:
-        raise ValueError("checkpoint: " + "; ".join(_listed(("missing", missing), ("unknown", unknown))))
+        raise ValueError(
+            "the checkpoint does not fit the model: "
+            + "; ".join(_listed(("missing", missing), ("unknown", unknown)))
+        )
     ours: dict[str, Tensor] = {}
     for entry in entries:
         if entry.theirs[0] not in theirs:
@@ -59,7 +62,7 @@ def to_ours(entries: Sequence[Entry], theirs: Mapping[str, Tensor], ignored: str
         )
         if entry.ours in ours and not torch.equal(ours[entry.ours], value):
             raise ValueError(
-                f"checkpoint: {', '.join(entry.theirs)} should be tied to its second name, but differs from it"
+                f"checkpoint: {', '.join(entry.theirs)} must equal the parameter it shares weights with, but differs"
             )
         ours[entry.ours] = value
     return ours

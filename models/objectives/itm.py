@@ -36,7 +36,7 @@ class Itm(Objective):
     def __init__(self, *, negatives: str = "student", all_ranks: bool = False, teacher: str = "ema") -> None:
         super().__init__()
         if negatives not in ("student", "momentum"):
-            raise ValueError(f"itm: negatives: wanted student or momentum, got {negatives!r}")
+            raise ValueError(f"itm: negatives must be student or momentum, got {negatives!r}")
         self.negatives, self.all_ranks, self.teacher = negatives, all_ranks, teacher
 
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:

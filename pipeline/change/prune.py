@@ -118,7 +118,7 @@ def _kept_for(store: Store, folder: str, holders: Mapping[str, str]) -> str:
 
 
 def _holders(store: Store, reached: set[str]) -> dict[str, str]:
-    """Returns folder -> folder of a used step whose shards point to heavy columns in it."""
+    """Returns folder that stores heavy columns -> folder of a used step that reads them from there."""
     holders: dict[str, str] = {}
     for folder in sorted(reached):
         for receipt in read_step(store, folder).receipts if is_step_folder(store, folder) else ():

@@ -191,11 +191,11 @@ def check(steps: Sequence[PlannedStep], name: str) -> PlannedStep:
     one = find_step(steps, name)
     if is_gather(one):
         raise VlpipeError(
-            f"step {one.name!r} gathers all rows at once; retry is only for steps that map rows"
+            f"step {one.name!r} is a gather step, which reads all rows at once; `vlpipe retry` works on map steps only"
         )
     if fans_out(one):
         raise VlpipeError(
-            f"step {one.name!r} makes several rows from one; its rejects cannot be retried alone"
+            f"step {one.name!r} makes several rows from one input row, so `vlpipe retry` cannot retry its rejects alone"
         )
     waiting = [p.name for p in (*one.above, *one.artifact_steps) if not p.is_done]
     if waiting:
@@ -215,13 +215,13 @@ def affected(one: PlannedStep, receipts: dict[int, Receipt], codes: Sequence[str
     for code in codes:
         if code not in have and code in filtered:
             raise VlpipeError(
-                f"rows of step {one.name!r} with {code!r} were filtered by a rule: nothing failed, so there is "
-                f"nothing to retry{did_you_mean(code, have) if have else ''}"
+                f"the rows that step {one.name!r} rejected with code {code!r} were filtered by a rule: they did not "
+                f"fail, so there is nothing to retry{did_you_mean(code, have) if have else ''}"
             )
         if code not in have:
             none = "; its rejects were all filtered by a rule" if filtered else "; it has no rejects"
             hint = did_you_mean(code, have) if have else none
-            raise VlpipeError(f"no row of step {one.name!r} was rejected for {code!r}{hint}")
+            raise VlpipeError(f"step {one.name!r} rejected no row with code {code!r}{hint}")
     return [r for _, r in sorted(receipts.items()) if any(_rejected(r, code) for code in codes)]
 
 

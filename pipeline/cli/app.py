@@ -201,8 +201,8 @@ def warn(steps: list[PlannedStep], strict: bool) -> None:
         )
     if stale and strict:
         raise VlpipeError(
-            f"--strict: {len(stale)} step(s) have rows made by different code with the same VERSION: raise VERSION, or "
-            "leave out --strict to reuse them"
+            f"--strict: the rows of {len(stale)} step(s) were made by different code of the stage with the same VERSION: "
+            "increase VERSION to make them again, or leave out --strict to reuse them"
         )
 
 

@@ -188,7 +188,7 @@ def prune_command(
     parameters are removed; to keep some, give their values with --set. If a profile cannot be loaded, nothing is removed.
     """
     if only_set and not set_:
-        raise typer.BadParameter("--only-set needs --set")
+        raise typer.BadParameter("--only-set has no effect alone; add --set STEP.KEY=VALUE")
     loaded = [load(workflow, root, set_, None) for workflow in workflows]
     for url in dict.fromkeys(store.url for _, store in loaded):
         store, paths = Store(url), [found.path for found, at in loaded if at.url == url]

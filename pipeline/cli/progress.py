@@ -253,7 +253,7 @@ def under_way(seen: _Seen) -> str:
 
 
 def summary(one: PlannedStep, seconds: float, reused: int = 0, busy_s: float = 0.0) -> str:
-    """Returns one line for a finished step. seconds: wall-clock time of the step; busy_s: summed over its shards."""
+    """Returns one line for a finished step. seconds: wall-clock time of the step; busy_s: seconds summed over its shards."""
     assert one.manifest is not None
     m = one.manifest
     parts = [f"{m.num_shards} shard(s)" + (f", {reused} reused" if reused else "")]

@@ -154,7 +154,9 @@ def _in_folder(keyed: StepKeys, store: Store) -> StepKeys:
         recorded = read_step_file(store, folder) or {}
         if recorded.get("step_key", keyed.step_key) == keyed.step_key:
             return dataclasses.replace(keyed, folder=folder)
-    raise VlpipeError(f"{store.path(folder)} is the folder of another step; rename step {keyed.step.name!r}")
+    raise VlpipeError(
+        f"{store.path(folder)} already holds the results of another step; rename step {keyed.step.name!r}"
+    )
 
 
 def _needed(last: PlannedStep) -> set[str]:
@@ -255,7 +257,7 @@ def _resolve(one: PlannedStep, name: str, file: File, digest: str, mark: str, st
     if made is None:
         have = ", ".join(sorted(maker.manifest.artifacts)[:8]) or "nothing"
         raise VlpipeError(
-            f"{one.name}.{name}: step {file.step!r} has no artifact {file.path!r}; it has {have}"
+            f"{one.name}.{name}: step {file.step!r} wrote no artifact {file.path!r}; it wrote {have}"
         )
     rel = f"{maker.folder}/artifacts/{file.path}".rstrip("/")
     where = "" if store is None else store.path(rel) if store.is_local else f"{store.url.rstrip('/')}/{rel}"
@@ -335,7 +337,9 @@ def read_record(store: Store) -> dict[str, Any]:
     except (ValueError, AttributeError, TypeError):
         pass  # handled like a record of the wrong shape
     warnings.warn(
-        f"{store.path(RECORD)} is damaged; the plan cannot show what changed", VlpipeWarning, stacklevel=2
+        f"{store.path(RECORD)} is damaged, so the plan cannot show what changed; the next run writes it again",
+        VlpipeWarning,
+        stacklevel=2,
     )
     return {}
 

@@ -78,12 +78,12 @@ class RowCounts:
             text = self._store.read_bytes(self.REL) if self._in_root else _user_cache().read_bytes()
             kept = json.loads(text)
             if not all(isinstance(k, str) and type(n) is int for k, n in kept.items()):
-                raise ValueError("it is not {key: number of rows}")
+                raise ValueError("wanted a JSON object {step key: number of rows}")
             yield from kept.items()
         except FileNotFoundError:
             return
         except (OSError, RuntimeError, ValueError, AttributeError, RecursionError) as error:
-            _warn(f"the cached lengths of lists are unusable, counting again: {error!r}")
+            _warn(f"the cached row counts of lists cannot be read, so the rows are counted again: {error!r}")
 
     def save(self) -> None:
         if not self._changed:
@@ -93,7 +93,7 @@ class RowCounts:
             own = None if self._in_root else Store(str(private_folder()))
             (own or self._store).write_bytes(_user_cache().name if own else self.REL, newest)
         except (OSError, RuntimeError) as error:
-            _warn(f"cannot cache the lengths of lists: {error}")
+            _warn(f"cannot cache the row counts of lists: {error}")
 
 
 def _user_cache() -> Path:

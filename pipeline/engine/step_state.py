@@ -80,6 +80,6 @@ class State:
             )
         raise StepFailed(
             f"step {self.one.name!r}: {self.num_faults} of {num_rows} rows failed, "
-            f"max_reject_rate is {rate}; {worst(reasons)}. "
+            f"more than max_reject_rate {rate} allows; {worst(reasons)}. "
             f"`vlpipe show {root.path(self.one.folder)}/_rejects` names the rows"
         )

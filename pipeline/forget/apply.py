@@ -77,7 +77,7 @@ def forget(store: Store, found: ForgetPlan) -> None:
 
 
 def _write_gone(store: Store, gone: ForgottenRows) -> None:
-    """Writes hashes of the ids, URLs, hosts and domains to forget to GONE, which contains none of them in plain text."""
+    """Writes hashes of the ids, URLs, hosts and domains to forget to the file GONE; none of them is in it as text."""
     urls = gone.urls
     table = sets_to_table(gone.ids, urls.urls, urls.hosts, urls.domains)
     with store.writing(GONE) as part:

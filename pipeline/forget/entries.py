@@ -28,9 +28,9 @@ def read_entries(path: str | Path, kinds: Sequence[str]) -> Iterator[Entry]:
     """
     file = Path(path)
     if not file.is_file():
-        raise VlpipeError(f"there is no list {path}")
+        raise VlpipeError(f"there is no file {path}")
     if file.suffix.lower() not in READERS:
-        raise VlpipeError(f"{path}: wanted a list whose name ends in {', '.join(READERS)}")
+        raise VlpipeError(f"{path}: wanted a file whose name ends in {', '.join(READERS)}")
     yield from READERS[file.suffix.lower()](file, kinds)
 
 
@@ -68,8 +68,8 @@ def _read_txt(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
             line = f"url:{line}"
         kind, colon, value = line.partition(":")
         if kind not in kinds or not colon or not value.strip():
-            wanted = ", ".join(f"{k}:..." for k in kinds)
-            raise VlpipeError(f"{where}: wanted {wanted}, got {line[:80]!r}")
+            wanted = " or ".join(f"{k}:" for k in kinds)
+            raise VlpipeError(f"{where}: wanted a line that begins with {wanted}, got {line[:80]!r}")
         yield where, kind, value.strip()
 
 
@@ -80,7 +80,7 @@ def _read_csv(file: Path, kinds: Sequence[str]) -> Iterator[Entry]:
         if not header:
             header, columns = row, _columns(str(file), kinds, row)
         elif len(row) != len(header):
-            raise VlpipeError(f"{where}: wanted {len(header)} fields, got {len(row)}")
+            raise VlpipeError(f"{where} has {len(row)} field(s), but the header has {len(header)}")
         else:
             entries = ((kind, row[header.index(kind)].strip()) for kind in columns)
             yield from ((where, kind, value) for kind, value in entries if value)
@@ -153,7 +153,9 @@ def _columns(where: str, kinds: Sequence[str], names: Sequence[str]) -> list[str
             raise VlpipeError(f"{where} has a column {meant[0]!r}; rename it to {kind!r}")
     found = [kind for kind in kinds if kind in names]
     if not found:
-        raise VlpipeError(f"{where} has none of the columns {', '.join(kinds)}; it has {list(names)}")
+        raise VlpipeError(
+            f"{where} has none of the columns {', '.join(kinds)}; its columns are {list(names)}"
+        )
     return found
 
 

@@ -38,7 +38,7 @@ def _read(store: Store, path: str) -> Any:
 
 
 def _refused(name: str) -> None:
-    raise ValueError(name)
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _scrubbed(value: Any, gone: ForgottenRows) -> Any:

@@ -35,7 +35,7 @@ class Step:
 
     @property
     def paths(self) -> Iterator[str]:
-        """Paths of its shards, relative to the root."""
+        """Paths of the step's shards, relative to the root."""
         return (shard_path(self.folder, index) for index in self.shards)
 
     def may_have(self, *columns: str) -> bool:
@@ -58,12 +58,12 @@ class Step:
 
     @property
     def artifacts(self) -> list[str]:
-        """Paths of its Parquet artifacts."""
+        """Paths of the step's Parquet artifacts, relative to the root."""
         return self._artifacts(".parquet")
 
     @property
     def json_artifacts(self) -> list[str]:
-        """Paths of its JSON artifacts."""
+        """Paths of the step's JSON artifacts, relative to the root."""
         return self._artifacts(".json")
 
     def _artifacts(self, ending: str) -> list[str]:

@@ -58,7 +58,7 @@ def find_place(path: str) -> StepFolder:
     if not Store(url).exists(""):
         names = [n for n in Store(above).list() if n[0] not in "_."] if above else []
         near = did_you_mean(name, names[:50])
-        raise VlpipeError(f"there is no {path}{near}")
+        raise VlpipeError(f"there is no file or folder {path}{near}")
     shard = SHARD_FILE.fullmatch(name)
     index = int(shard[1]) if shard else None
     folder = above if shard else url
@@ -73,7 +73,7 @@ def find_place(path: str) -> StepFolder:
         check_format(Store(url), old=True)
         return StepFolder(store=Store(url))
     raise VlpipeError(
-        f"{path} is neither a root, nor a step's folder (STEP-0123abcd), nor a shard, nor a Parquet file"
+        f"{path} is neither an output root, nor a step's folder (STEP-0123abcd), nor a shard, nor a Parquet file"
     )
 
 

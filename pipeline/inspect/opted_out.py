@@ -43,7 +43,8 @@ def part_names(root: Store) -> list[str]:
     for name in names:
         if not re.fullmatch(r"\d{6,}\.parquet", name):
             raise VlpipeError(
-                f"{root.path(f'{REL}/{name}')} is not a file of the opt-outs (000000.parquet, ...): move it elsewhere"
+                f"{root.path(f'{REL}/{name}')} is not named like a file of opt-outs (000000.parquet, ...); "
+                "move it to another folder"
             )
     return names
 
@@ -75,7 +76,7 @@ def read(root: Store, name: str) -> tuple[Digests, pa.Table]:
                 raise ValueError(f"its columns are {columns_of(file.schema_arrow)}, not {columns_of(SCHEMA)}")
             table = file.read()
         if any(column.null_count for column in table.columns):
-            raise ValueError("a row has no hash, no evidence or no time")
+            raise ValueError("a row has null as hash, evidence or first_seen")
         return from_hex(table["hash"]), table
     except (pa.ArrowException, ValueError, OSError) as error:
         raise VlpipeError(

@@ -42,7 +42,7 @@ def _comparison(found: re.Match[str], schema: pa.Schema) -> Keep:
         COMPARE[operator](pa.array([], dtype), wanted)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise VlpipeError(
-            f"--where: column {name!r} is {dtype}, it cannot be compared with {value!r}"
+            f"--where: column {name!r} is {dtype} and cannot be compared with {value!r}"
         ) from error
     return lambda table: table.filter(COMPARE[operator](table[name], wanted))
 

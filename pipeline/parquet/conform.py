@@ -41,7 +41,7 @@ def need_columns(table: Any, schema: pa.Schema, who: str) -> pa.Table:
         table = pa.Table.from_batches([table])
     if not isinstance(table, pa.Table):
         kind = f"{type(table).__module__}.{type(table).__qualname__}".removeprefix("builtins.")
-        raise SchemaError(f"{who} gave {kind}; wanted a pyarrow.Table with columns {schema.names}")
+        raise SchemaError(f"{who} returned {kind}; wanted a pyarrow.Table with columns {schema.names}")
     if not table.num_rows:
         return schema.empty_table()
     names = Counter(table.schema.names)
@@ -65,7 +65,9 @@ def cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
             f"column {field.name!r} is {column.type} and cannot be cast to {field.type}: {error}"
         ) from error
     if not field.nullable and column.null_count:
-        raise ValueError(f"column {field.name!r} is declared without nulls but has {column.null_count}")
+        raise ValueError(
+            f"column {field.name!r} is declared without nulls, but has {column.null_count} null value(s)"
+        )
     return column
 
 
@@ -121,5 +123,5 @@ def need_ids(ids: pa.ChunkedArray, who: str = "", name: str = "id") -> None:
             for n, text in ((ids.null_count, f"no {name} (null)"), (num_empty, f"an empty {name}"))
             if n
         )
-        rule = "a unique id" if name == "id" else "the id of an input row there"
+        rule = "a unique id" if name == "id" else f"the id of an input row as {name}"
         raise VlpipeError(f"{who}{what}. Each row needs {rule}")

@@ -45,7 +45,9 @@ class Parquet(pq.ParquetFile):
             table = super().read_row_group(i, *args, **options)
         if table.num_columns and table.num_rows != self.metadata.row_group(i).num_rows:
             wanted = self.metadata.row_group(i).num_rows
-            raise self._damaged(f"row group {i} has {table.num_rows} rows, its footer says {wanted}")
+            raise self._damaged(
+                f"row group {i} has {table.num_rows} rows, but the footer of the file says {wanted}"
+            )
         return table
 
     def read_row_groups(self, *args: Any, **options: Any) -> pa.Table:

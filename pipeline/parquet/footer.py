@@ -23,6 +23,6 @@ def footer_digest(file: IO[bytes]) -> str:
     end = file.read(END)
     length = int.from_bytes(end[:4], "little")
     if end[4:] != MAGIC or length > num_bytes - END - len(MAGIC):
-        raise ValueError("it does not end like a Parquet file")
+        raise ValueError("the file does not end with PAR1, as a Parquet file does")
     file.seek(num_bytes - END - length)
     return hashlib.sha256(file.read(length + END)).hexdigest()

@@ -237,10 +237,10 @@ def from_hex(column: pa.ChunkedArray, width: int = 32) -> Digests:
     for chunk in column.chunks:
         starts, lengths, data = _bytes_of(chunk)
         if (lengths != 64).any():
-            raise ValueError("a hash does not have 64 digits")
+            raise ValueError("a hash does not have 64 hexadecimal digits")
         raw = np.frombuffer(bytes.fromhex(data[: 64 * len(starts)].tobytes().decode("ascii")), np.uint8)
         if len(raw) != 32 * len(starts):  # `fromhex` skips spaces
-            raise ValueError("a hash does not have 64 digits")
+            raise ValueError("a hash does not have 64 hexadecimal digits")
         parts.append(np.ascontiguousarray(raw.reshape(-1, 32)[:, :width]).view(f"S{width}").ravel())
     return np.concatenate(parts)
 

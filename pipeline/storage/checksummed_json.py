@@ -32,9 +32,9 @@ def unsealed(data: bytes) -> dict[str, Any]:
     """Returns the value of a record. Raises ValueError if its bytes are not those that were written."""
     if not data.startswith(HEAD):
         json.loads(data)  # if it is not JSON at all, this raises a clearer error
-        raise ValueError("it does not begin with its sha256")
+        raise ValueError("the file does not begin with a sha256")
     if hashlib.sha256(data[BODY:]).hexdigest().encode() != data[len(HEAD) : len(HEAD) + DIGITS]:
-        raise ValueError("its sha256 does not match its content")
+        raise ValueError("the sha256 in the file does not match its content")
     value: dict[str, Any] = json.loads(data)
     del value["sha256"]
     return value

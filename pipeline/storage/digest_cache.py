@@ -29,7 +29,7 @@ def private_folder() -> Path:
     folder = home / "vlpipe"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user")
+        raise PermissionError(f"{folder} belongs to another user, so no cache is kept in it")
     folder.chmod(0o700)
     return folder
 
@@ -90,9 +90,9 @@ def _read(path: Path) -> dict[str, list[Any]]:
     try:
         found = json.loads(path.read_bytes())
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise ValueError("the JSON is nested too deeply") from error
     if not (isinstance(found, dict) and all(_is_entry(known) for known in found.values())):
-        raise ValueError("it is not {path: [size, mtime_ns, sha256]}")
+        raise ValueError("wanted a JSON object {path: [size, mtime_ns, sha256]}")
     return found
 
 

@@ -82,7 +82,7 @@ class Store:
     def _fs_base(self) -> tuple[Any, str]:
         if "::" in self.url:
             raise VlpipeError(
-                f"{self.url}: a folder's name must not hold `::`, which chains file systems in a URL"
+                f"{self.url}: the name of a folder must not contain `::`, which chains file systems in a URL"
             )
         # no cache of listings: it would hide files that other processes write here
         options = {"use_listings_cache": False} if "://" in self.url else {}

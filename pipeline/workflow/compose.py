@@ -153,7 +153,9 @@ def _repeat(
     settings: those for the rounds, such as `--set rounds=2`; steps: names of all steps of the file, in its order.
     """
     if repeat is None:
-        problems += [s.where.problem("the workflow has no repeat:") for s in settings]
+        problems += [
+            s.where.problem("the workflow has no `repeat`, so there are no rounds to set") for s in settings
+        ]
         return [], 1
     for key in repeat.keys() - {"rounds", "steps"}:
         problems.append(
@@ -162,7 +164,9 @@ def _repeat(
     rounds, where = repeat.get("rounds", 1), place(repeat, ["rounds"], repeat.where)
     for setting in settings:
         if setting.keys not in ((), ("rounds",)):
-            problems.append(setting.where.problem("only the rounds of repeat can be set"))
+            problems.append(
+                setting.where.problem("--set changes only `rounds` of `repeat`, as in --set rounds=2")
+            )
         else:
             rounds, where = setting.value, setting.where
     if not isinstance(rounds, int) or isinstance(rounds, bool) or not 1 <= rounds <= MAX_ROUNDS:

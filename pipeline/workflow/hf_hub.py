@@ -1,4 +1,4 @@
-"""Weights on the Hugging Face hub: resolve a name to a commit, and get a commit as a folder.
+"""Weights on the Hugging Face hub: resolves a name to a commit, and downloads a commit as a folder.
 
 Keys contain the commit because a name changes its content with every push. `huggingface_hub` comes with transformers.
 """

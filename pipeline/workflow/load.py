@@ -132,7 +132,9 @@ def _read(path: str) -> str:
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_CHARS + 1)
     except UnicodeDecodeError as error:
-        raise _error(path, [(error.object.count(b"\n", 0, error.start) + 1, "not UTF-8 text")]) from None
+        raise _error(
+            path, [(error.object.count(b"\n", 0, error.start) + 1, "the file is not UTF-8 text")]
+        ) from None
     if len(text) > MAX_CHARS:
         problem = f"longer than {MAX_CHARS:,} characters; move long lists into files and name the files in parameters"
         raise _error(path, [(1, problem)])
@@ -357,7 +359,7 @@ def _check_same(a: str, left: pa.Schema, b: str, right: pa.Schema) -> None:
         kinds = [_kind(schema, name) for schema in (left, right)]
         if kinds[0] != kinds[1]:
             types = f"{kinds[0]} in {shown(_base(a))} and {kinds[1]} in {shown(_base(b))}"
-            raise VlpipeError(f"the inputs differ: column {shown(name)} is {types}")
+            raise VlpipeError(f"the inputs must have the same columns, but column {shown(name)} is {types}")
 
 
 def _kind(schema: pa.Schema, name: str) -> str:

@@ -214,7 +214,7 @@ class _Converter:
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
         if any(node is outer for outer in self._open):
-            self.problems.append(self.where(node).problem("an alias (*) that contains itself"))
+            self.problems.append(self.where(node).problem("an alias (*) must not contain itself"))
             return None
         self._open.append(node)
         value = self.mapping(node) if isinstance(node, yaml.MappingNode) else self.sequence(node)

@@ -69,10 +69,11 @@ class Caption(MapStage):
     def preflight(self) -> list[str]:
         problems = batch_size_problems(self.batch_size)
         if not 0 < self.top_p <= 1:
-            problems.append(f"wanted 0 < top_p <= 1, got {self.top_p}")
+            problems.append(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
             problems.append(
-                f"wanted 0 <= min_length <= max_length, got {self.min_length} and {self.max_length}"
+                f"min_length must be from 0 to max_length, and max_length at least 1; got min_length: {self.min_length}, "
+                f"max_length: {self.max_length}"
             )
         if self.num_captions < 1:
             problems.append(f"num_captions must be at least 1, got {self.num_captions}")

@@ -82,7 +82,10 @@ class ClipFrames(MapStage):
     def _rows(self, clip: Clip, images: Sequence[tuple[float, Png]]) -> Iterator[dict[str, Any]]:
         if not images:
             first_s = self._times(clip)[0]
-            raise RowFault("no_frames_in_window", f"{clip['video']} ends before {first_s:g} s")
+            raise RowFault(
+                "no_frames_in_window",
+                f"the video {clip['video']} ends before the first frame of the clip, at {first_s:g} s",
+            )
         ids = RowIds(f"clips.frames:{clip['id']}")
         for time_s, (data, width, height) in images:
             url = f"{clip['url']}#t={time_s:.3f}"

@@ -97,7 +97,7 @@ class Pairing(MapStage):
     def preflight(self) -> list[str]:
         strange = [s for s in self.sources if s not in SOURCES]
         if strange or not self.sources:
-            return [f"sources: wanted some of {', '.join(SOURCES)}; got {list(self.sources)}"]
+            return [f"sources: wanted one or more of {', '.join(SOURCES)}; got {list(self.sources)}"]
         return []
 
     @contextmanager
@@ -119,20 +119,25 @@ class Pairing(MapStage):
         track = pick_track(video["cues"] or (), self.sources, self.lang)
         if not track:
             return _reject(
-                video, "no_cues", f"{len(video['cues'] or ())} cue(s), none with source {self._asked()}"
+                video,
+                "no_cues",
+                f"the video has {len(video['cues'] or ())} cue(s), none with source {self._asked()}",
             )
         left_out = Counter[str]()
         duration_s = min(video["duration_s"] or MAX_S, MAX_S)
         captions = clean(track, duration_s, left_out)
         counts.update({f"cues:{why}": num for why, num in left_out.items()})
         if not captions:
-            detail = ", ".join(f"{why} x {num}" for why, num in sorted(left_out.items()))
+            dropped = ", ".join(f"{why} x {num}" for why, num in sorted(left_out.items()))
+            detail = f"all {len(track)} cue(s) are left out: {dropped}"
             return _reject(video, "no_usable_cue", detail)
         units = self.units(captions)
         rng = np.random.default_rng(seed_of(self.seed, video["id"]))
         pairs = [p for p in self.pairs(units, duration_s, rng) if p.end_s > p.start_s]
         if not pairs:
-            return _reject(video, "no_clip", f"{len(units)} caption(s), no clip longer than 0 s")
+            return _reject(
+                video, "no_clip", f"none of the clips around its {len(units)} caption(s) is longer than 0 s"
+            )
         source = "human" if track[0]["source"] == "manual" else "asr"
         return list(_rows(_rule(self), video, source, units, pairs))
 

@@ -42,7 +42,9 @@ class VideoClip(Pairing):
         for name in ("words", "seconds"):
             low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if low > high:
-                problems.append(f"wanted min_{name} <= max_{name}, got {low} and {high}")
+                problems.append(
+                    f"min_{name} must be at most max_{name}; got min_{name}: {low}, max_{name}: {high}"
+                )
         return problems
 
     def pairs(

@@ -99,7 +99,9 @@ def weights_file(folder: Path) -> Path:
     )
     if len(found) != 1:
         files = ", ".join(sorted(p.name for p in folder.glob("*"))) or "nothing"
-        raise VlpipeError(f"detector: wanted {OWN}, {LXMERT} or one *.pkl in {folder}, found {files}")
+        raise VlpipeError(
+            f"detector: the folder {folder} must contain {OWN}, {LXMERT} or one *.pkl; it contains {files}"
+        )
     return found[0]
 
 
@@ -111,14 +113,15 @@ def read_names(path: Path, num: int, own: bool) -> tuple[str, ...]:
     """
     if not path.is_file():
         raise VlpipeError(
-            f"detector: wanted the names of its {num} classes or attributes in {path}, one per line; "
-            "the file does not exist"
+            f"detector: there is no file {path}; it must contain the names of the model's {num} classes or attributes, "
+            "one per line"
         )
     lines = path.read_text(encoding="utf-8").splitlines()
     names = tuple(lines if own else (line.split(",")[0].strip().lower() for line in lines))
     if len(names) != num:
         raise VlpipeError(
-            f"detector: the model has {num} classes or attributes, {path} has {len(names)} lines"
+            f"detector: the model has {num} classes or attributes, but {path} has {len(names)} lines; "
+            "it needs one name per line"
         )
     return names
 

@@ -28,7 +28,7 @@ def serving(folders: Mapping[str, str]) -> Iterator[dict[str, int]]:
         return
     missing = [f"{host}: {folder}" for host, folder in folders.items() if not os.path.isdir(folder)]
     if missing:
-        raise VlpipeError(f"`serve`: no such folder: {', '.join(missing)}")
+        raise VlpipeError(f"`serve`: these folders do not exist: {', '.join(missing)}")
     with _Server({host.lower(): os.path.realpath(folder) for host, folder in folders.items()}) as server:
         thread = Thread(target=server.serve_forever, name="serve", daemon=True)
         thread.start()

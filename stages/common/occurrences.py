@@ -62,7 +62,7 @@ class Occurrences:
     def _add(self, words: Words, times: Words) -> Places:
         """Adds `times` (B,) to the counts of the keys `words`; returns the counts before that (B,).
 
-        The keys must be distinct and sorted, with a count of 0 in them.
+        The keys must be distinct and sorted, with 0 in the bits that hold the count (COUNT).
         """
         before = np.zeros(len(words), np.int64)
         left, at = np.arange(len(words)), self._homes(words[:, 0])

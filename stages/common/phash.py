@@ -123,7 +123,7 @@ def pairs_within(
     `max_distance` is not in 0 to MAX_DISTANCE.
     """
     if not 0 <= max_distance <= MAX_DISTANCE:
-        raise ValueError(f"max_distance must be 0 to {MAX_DISTANCE} of 64 bits, got {max_distance}")
+        raise ValueError(f"max_distance must be from 0 to {MAX_DISTANCE} (of 64 bits), got {max_distance}")
     found, total = [], 0
     for a, b in _candidates(hashes, max_distance // NUM_BANDS):
         found.append(_near(a, b, hashes, max_distance))

@@ -108,7 +108,9 @@ def need_opaque(image: Image.Image, data: bytes) -> None:
         return
     highest = alpha.getextrema()[1]
     if isinstance(highest, (int, float)) and highest <= MAX_INVISIBLE:
-        raise RowFault("transparent", f"alpha is at most {highest:g} of 255 everywhere")
+        raise RowFault(
+            "transparent", f"the image is transparent: the alpha of every pixel is at most {highest:g} of 255"
+        )
 
 
 def decode(
@@ -156,7 +158,7 @@ def _probed(image: Image.Image, max_frames: int) -> Probe:
     except Exception as error:  # a broken chain of frames
         raise RowFault("broken", error_text(error)) from error
     if num_frames > max_frames:
-        raise RowFault("too_many_frames", f"{num_frames} frames, the limit is {max_frames}")
+        raise RowFault("too_many_frames", f"the image has {num_frames} frames, the limit is {max_frames}")
     width, height = _shown_size(image)
     return Probe(format=image.format or "", width=width, height=height, num_frames=num_frames)
 
@@ -273,7 +275,9 @@ def _transpose_step(image: Image.Image) -> Image.Transpose | None:
 def _need_standard(image: Image.Image) -> None:
     """Raises RowFault (unsupported_pixels) if no standard says which colours the pixels are."""
     if image.mode in ("I", "F", "LAB") and not (image.mode == "I" and image.format == "PNG"):
-        raise RowFault("unsupported_pixels", f"mode {image.mode} has no standard conversion to RGB")
+        raise RowFault(
+            "unsupported_pixels", f"pixels of mode {image.mode} have no standard conversion to RGB"
+        )
 
 
 def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:

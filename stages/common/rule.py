@@ -65,11 +65,12 @@ class Rule:
     def problems(self) -> Iterator[str]:
         """Yields error texts for mistakes in the rule itself, which do not depend on the input columns."""
         if (self.op in LIST_OPS) != isinstance(self.value, tuple):
-            yield f"rule {self.code}: {self.op!r} needs {'a list' if self.op in LIST_OPS else 'one value'}, got {self}"
+            wanted = "a list" if self.op in LIST_OPS else "one value"
+            yield f"rule {self.code}: {self.op!r} needs {wanted}, but the rule is `{self}`"
         elif self.op in REGEX_OPS:
             yield from _regex_problems(self)
         elif self.op in ORDER_OPS and (isinstance(self.value, (bool, str))):
-            yield f"rule {self.code}: {self.op!r} compares numbers, got {self}"
+            yield f"rule {self.code}: {self.op!r} compares numbers, but the rule is `{self}`"
 
 
 def _regex_problems(rule: Rule) -> Iterator[str]:
@@ -83,18 +84,22 @@ def load_preset(name: str) -> tuple[Rule, ...]:
     """Returns the rules of a preset, given by its name or YAML path. Raises VlpipeError if it is missing or invalid."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
+        if name.endswith((".yaml", ".yml")):
+            raise VlpipeError(f"preset: there is no file {path}")
         there = did_you_mean(name, (p.stem for p in PRESETS.glob("*.yaml")))
         raise VlpipeError(f"there is no preset {name!r}{there}")
     problems: list[Problem] = []
     try:
         found = parse(path.read_text(encoding="utf-8"), problems)
     except UnicodeDecodeError as error:
-        raise VlpipeError(f"preset {path}: wanted YAML with a list `rules:` in UTF-8; {error}") from error
+        raise VlpipeError(f"preset {path} is not UTF-8 text: {error}") from error
     if problems:
         raise WorkflowError(f"preset {path}", problems)
     given = found.get("rules") if isinstance(found, dict) else None
     if not isinstance(given, list):
-        raise VlpipeError(f"preset {path}: wanted YAML with a list `rules:`")
+        raise VlpipeError(
+            f'preset {path} has no list `rules`; wanted YAML such as `rules: [{{column: width, op: ">=", value: 200}}]`'
+        )
     return tuple(_rule(path, number, each) for number, each in enumerate(given, 1))
 
 
@@ -118,7 +123,7 @@ def choose(rules: Sequence[Rule], skip: Sequence[str]) -> tuple[Rule, ...]:
             raise VlpipeError(f"skip: there is no rule {code!r}{did_you_mean(code, codes)}")
     twice = sorted({code for code in codes if codes.count(code) > 1})
     if twice:
-        raise VlpipeError(f"two rules are called {twice[0]!r}; give one of them another `id`")
+        raise VlpipeError(f"two rules have the reject code {twice[0]!r}; give one of them another `id`")
     return tuple(rule for rule in rules if rule.code not in skip)
 
 
@@ -147,7 +152,9 @@ def place(rule: Rule, schema: pa.Schema) -> RuleInput:
         at = TEXT.get_field_index(field)
         if at < 0:
             fields = [TEXT.field(i).name for i in range(TEXT.num_fields)]
-            raise SchemaError(f"rule {rule.code}: texts have no field {field!r}{did_you_mean(field, fields)}")
+            raise SchemaError(
+                f"rule {rule.code}: the column texts has no field {field!r}{did_you_mean(field, fields)}"
+            )
         found = RuleInput("text_field", TEXT.field(at).type)
     elif name in schema.names:
         dtype = schema.field(name).type
@@ -189,8 +196,16 @@ def _check_type(rule: Rule, dtype: pa.DataType) -> None:
         fits = all(_fits(value, dtype) for value in values)
     if not fits:
         raise SchemaError(
-            f"rule {rule.code}: {rule.column!r} is {dtype}, to which `{rule}` cannot be applied"
+            f"rule {rule.code}: column {rule.column!r} is {dtype}, but `{rule}` needs a column of {_wanted(rule)}"
         )
+
+
+def _wanted(rule: Rule) -> str:
+    """Returns the types that a rule can be applied to, for an error text."""
+    first = rule.value[0] if isinstance(rule.value, tuple) and rule.value else rule.value
+    if rule.op in REGEX_OPS or isinstance(first, str):
+        return "strings"
+    return "booleans" if isinstance(first, bool) else "numbers"
 
 
 def _fits(value: Any, dtype: pa.DataType) -> bool:
@@ -218,7 +233,8 @@ def check_encoder(rule: Rule, schema: pa.Schema) -> None:
         )
     if not rule.encoder:
         raise SchemaError(
-            f"rule {rule.code}: {rule.column!r} has scores of {bound}; write `encoder: {bound}` if {rule} is for them"
+            f"rule {rule.code}: {rule.column!r} has scores of {bound}; add `encoder: {bound}` if the threshold of `{rule}` "
+            "is for them"
         )
     raise SchemaError(
         f"rule {rule.code}: {rule} is for scores of {rule.encoder}, but {column!r} has scores of {bound}"

@@ -91,8 +91,8 @@ class Comparison:
             vectors = unit_vectors(table, "the rows")
             if vectors.shape[1] != theirs.shape[1]:
                 raise VlpipeError(
-                    f"the embeddings of {items.name} have width {theirs.shape[1]}, those of the rows "
-                    f"{vectors.shape[1]}: both must come from one encoder"
+                    f"the embeddings of the evaluation set {items.name!r} have width {theirs.shape[1]}, those of the "
+                    f"rows {vectors.shape[1]}; compute both with the same encoder"
                 )
             hits |= by_vector(vectors, theirs, names, self.threshold)
         if items.pictures is not None and looks is not None and self.max_distance is not None:

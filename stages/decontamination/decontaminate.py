@@ -102,8 +102,8 @@ class Decontaminate(GatherStage):
                 problems.append(f"sets: {s.name!r} has embeddings: set the `threshold` for their encoder")
         if self.min_words > self.ngram_words:
             problems.append(
-                f"wanted min_words <= ngram_words, got {self.min_words} and {self.ngram_words}: "
-                "evaluation texts of a length in between would not be compared"
+                f"min_words must be at most ngram_words, got min_words: {self.min_words}, ngram_words: {self.ngram_words}; "
+                "else evaluation texts of a length in between would not be compared"
             )
         return problems
 

@@ -29,7 +29,7 @@ class Hit(NamedTuple):
 
 
 def by_bytes(sha256: Sequence[str | None], items: dict[str, str]) -> dict[int, Hit]:
-    """Returns row -> hit, for rows with the bytes of an evaluation image. items: sha256 of each of these -> its name."""
+    """Returns row -> hit, for rows with the bytes of an evaluation image. items: sha256 of such an image -> its name."""
     known = ((row, items[s]) for row, s in enumerate(sha256) if s is not None and s in items)
     return {row: Hit("same_bytes", name, 1.0) for row, name in known}
 

@@ -15,7 +15,7 @@ def folder_images(path: str, named: Sequence[str] | None) -> Iterator[tuple[str,
     """
     root = Path(path)
     if not root.is_dir():
-        raise VlpipeError(f"`images` must be a folder; {path} is not one")
+        raise VlpipeError(f"`images` must be a folder, but there is no folder {path}")
     files = (f.relative_to(root) for f in root.rglob("*") if f.is_file() and not f.name.startswith("."))
     paths = sorted(f.as_posix() for f in files)
     for name in paths if named is None else _find(paths, named, path):

@@ -90,11 +90,13 @@ def from_files(spec: EvalSet, *, pictures: bool) -> Items:
     if spec.texts is not None:
         items.texts, named = read_set(spec.texts.path, spec.split)
         if not items.texts:
-            raise VlpipeError(f"{spec.name}: there is no text in {spec.texts.path}")
+            raise VlpipeError(f"evaluation set {spec.name!r}: there is no text in {spec.texts.path}")
     if spec.images is not None:
         _add_images(items, folder_images(spec.images.path, named), pictures)
         if not items.sha256 or (items.pictures and items.num_unread == len(items.pictures[0])):
-            raise VlpipeError(f"{spec.name}: there is no image that can be decoded below {spec.images.path}")
+            raise VlpipeError(
+                f"evaluation set {spec.name!r}: there is no image that can be decoded below {spec.images.path}"
+            )
     if spec.embeddings is not None:
         items.vectors = read_vectors(spec.embeddings.path)
     return items
@@ -206,14 +208,16 @@ def _stack(tables: Sequence[pa.Table], where: str) -> Floats:
 def unit_vectors(table: pa.Table, where: str) -> Floats:
     """Returns column `embedding` as (B, D). Raises VlpipeError unless every row has one, of unit norm and equal width."""
     if "embedding" not in table.schema.names:
-        raise VlpipeError(f"{where} has no column 'embedding'; there are: {', '.join(table.schema.names)}")
+        raise VlpipeError(
+            f"{where} has no column 'embedding'; its columns are {', '.join(table.schema.names)}"
+        )
     vectors = table["embedding"].combine_chunks()
     flat = pc.list_flatten(vectors).to_numpy(zero_copy_only=False).astype(np.float32)
     lengths = set(pc.list_value_length(vectors).to_pylist())
     if len(lengths) != 1 or None in lengths:
         widths = ", ".join(sorted("none" if width is None else str(width) for width in lengths))
         raise VlpipeError(
-            f"{where}: embeddings are missing or of several widths: {widths}; every row needs one, all of the same width"
+            f"{where}: every row needs an embedding, all of the same width; the widths are {widths}"
         )
     found: Floats = flat.reshape(len(vectors), -1)
     bad = ~(np.abs(np.linalg.norm(found.astype(np.float64), axis=1) - 1) <= NORM_ERROR)

@@ -49,4 +49,4 @@ def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise VlpipeError(f"{where} is not JSON: {error}") from error
+        raise VlpipeError(f"{where} is not valid JSON: {error}") from error

@@ -49,7 +49,7 @@ Rule = Literal["greedy", "semdedup", "components"]
 
 @dataclass(frozen=True, slots=True)
 class DuplicateArrays:
-    """The decisions on N rows: arrays (N,), indexed by place."""
+    """The decisions on N rows: arrays (N,), indexed by place (position in the keep order)."""
 
     witness: Places  # place of the row that this row duplicates; -1 for kept rows
     similarity: npt.NDArray[np.float64]  # to the witness; NaN if the two were not compared
@@ -57,10 +57,10 @@ class DuplicateArrays:
 
 
 def decide(num_rows: int, edges: Edges, rule: Rule) -> DuplicateArrays:
-    """Returns the decisions. edges: between places.
+    """Returns the decisions. edges: between places (positions in the keep order).
 
     `rule` is applied to the best row of each set of identical rows. If that row is kept, the others of the set are its
-    duplicates; if it is dropped, they have the same witness.
+    duplicates; if it is dropped, they are duplicates of the same row as it is.
     """
     leader = leaders(num_rows, edges)
     near = _near(edges, leader)
@@ -76,7 +76,7 @@ def decide(num_rows: int, edges: Edges, rule: Rule) -> DuplicateArrays:
 
 
 def leaders(num_rows: int, edges: Edges) -> Places:
-    """Returns the leader of each row, (num_rows,): the place of the best row identical to it, which may be itself."""
+    """Returns, per place, the place of the best row identical to this row, (num_rows,); itself if there is none better."""
     same = edges.kind > 0
     centre, other = edges.a[same], edges.b[same]
     best = np.arange(num_rows)
@@ -150,7 +150,7 @@ def _smallest_label(num_rows: int, a: Places, b: Places) -> Places:
 
 
 def _similarity(witness: Places, edges: Edges, num_rows: int) -> npt.NDArray[np.float64]:
-    """Returns each row's similarity to its witness; NaN if no edge joins the two."""
+    """Returns each row's similarity to the row that it duplicates (`witness`); NaN if no edge joins the two."""
     wanted = witness * num_rows + np.arange(num_rows)
     keys = edges.a * num_rows + edges.b
     at = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
@@ -160,7 +160,7 @@ def _similarity(witness: Places, edges: Edges, num_rows: int) -> npt.NDArray[np.
 
 
 def stands_for(duplicates: DuplicateArrays) -> Places:
-    """Returns, per place, the kept row at the end of its chain of witnesses."""
+    """Returns, per place, the kept row that the row duplicates, directly or through other dropped rows; itself if kept."""
     group = np.where(duplicates.witness < 0, np.arange(len(duplicates.witness)), duplicates.witness)
     while (group[group] != group).any():
         group = group[group]
@@ -175,7 +175,7 @@ def groups_of(order: Places, duplicates: DuplicateArrays) -> Places:
 
 
 def placed(edges: Edges, order: Places) -> Edges:
-    """Converts edges between row numbers to edges between places; `order[place]` is a row number."""
+    """Converts edges between row numbers to edges between places in the keep order; `order[place]` is a row number."""
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     return replace(edges, a=place[edges.a], b=place[edges.b])

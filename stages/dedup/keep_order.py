@@ -75,7 +75,7 @@ def _parse(item: str | Mapping[str, Sequence[str]]) -> Key:
         ((name, ranking),) = item.items()
         return Key(name, ranking=tuple(ranking))
     raise SchemaError(
-        f"keep: {item!r} is not a key; wanted COLUMN, COLUMN desc, or COLUMN: [best, ..., worst]"
+        f"keep: {item!r} does not say how to order rows; wanted COLUMN, COLUMN desc, or COLUMN: [best, ..., worst]"
     )
 
 
@@ -97,7 +97,7 @@ def _check(key: Key, schema: pa.Schema, who: str) -> None:
             f"{who}: keep cannot order rows by {key.name!r}, a {kind}; wanted numbers, strings or booleans"
         )
     if key.ranking and not pa.types.is_string(kind):
-        raise SchemaError(f"{who}: keep ranks values of {key.name!r}, which must be string, not {kind}")
+        raise SchemaError(f"{who}: keep ranks the values of {key.name!r}, which must be strings, not {kind}")
 
 
 def _of_texts(texts: pa.ChunkedArray, key: Key) -> pa.Array:
@@ -153,4 +153,6 @@ def _check_unique(ids: Names, inputs: Sequence[Dataset]) -> None:
     repeated = ids.num_repeated()
     if repeated:
         names = ", ".join(data.name for data in inputs)
-        raise VlpipeError(f"{repeated} id(s) occur more than once in {names}: give each row to dedup once")
+        raise VlpipeError(
+            f"{repeated} id(s) occur more than once in the rows of {names}: give each row to dedup once"
+        )

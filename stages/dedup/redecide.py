@@ -137,7 +137,7 @@ def _earlier(edges: pa.Table) -> Names:
 
 
 def _warn_of_giants(groups: Places, ids: Names, job: Job) -> None:
-    """Log a warning if very many rows have one representative.
+    """Logs a warning if very many rows have one representative.
 
     groups: row number of each row's kept representative, without the rows of placeholders and those dropped for equal
     bytes, which chains of pairs did not join.

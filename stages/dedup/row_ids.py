@@ -98,7 +98,7 @@ class Names:
     def __init__(self, array: pa.Array) -> None:
         """array: a result of `packed`. Raises VlpipeError if it contains a null."""
         if array.null_count:
-            raise VlpipeError(f"{array.null_count} row(s) have no id; dedup identifies rows by their ids")
+            raise VlpipeError(f"{array.null_count} row(s) have no id; dedup needs an id for each row")
         self._text = None if array.type == PACKED else array
         self._bytes = _raw(array) if array.type == PACKED else NOTHING
 

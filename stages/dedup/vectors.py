@@ -30,7 +30,9 @@ def check_embedding(schema: pa.Schema, who: str) -> None:
         need(schema, who, embedding=pa.list_(pa.float32()))  # raises, and lists the columns
     found = schema.field("embedding").type
     if not pa.types.is_fixed_size_list(found) or found.value_type != pa.float32():
-        raise SchemaError(f"{who} reads column 'embedding' as fixed_size_list<float>[D], but it is {found}")
+        raise SchemaError(
+            f"{who} needs float vectors of one width in column 'embedding' (fixed_size_list<float>), but it is {found}"
+        )
 
 
 def earlier_files(against: File | None, check: Callable[[pa.Schema, str], None]) -> list[str]:
@@ -42,7 +44,8 @@ def earlier_files(against: File | None, check: Callable[[pa.Schema, str], None])
     files = [f for f in files if not f.name.startswith("_")]
     if not files:
         raise VlpipeError(
-            f"against: {path} has no Parquet file; wanted one, or a folder of them, as written by vlpipe export"
+            f"against: there is no Parquet file at {path}; wanted a Parquet file, or a folder of them, written by "
+            "`vlpipe export`"
         )
     for file in files:
         schema = pq.read_schema(file)
@@ -60,10 +63,13 @@ def number_rows(new: Names, files: list[str]) -> tuple[Names, Rows]:
     ids, repeated = joined(new, earlier), earlier.num_repeated()
     known = ids.num_repeated() - repeated
     if known:
-        raise VlpipeError(f"{known} row(s) are in the earlier set already: give only the new rows to dedup")
+        raise VlpipeError(
+            f"{known} row(s) of this step have the id of a row in the earlier set (`against`: {files[0]}, ...): "
+            "give only new rows to dedup"
+        )
     if repeated:
         raise VlpipeError(
-            f"{repeated} id(s) occur more than once in the earlier set ({files[0]}, ...); keep one row of each"
+            f"{repeated} id(s) occur more than once in the earlier set (`against`: {files[0]}, ...); keep one row of each"
         )
     order = np.concatenate([new.order(), len(new) + earlier.order()])
     numbers = np.empty_like(order)
@@ -98,7 +104,10 @@ def _one_width(inputs: tuple[Dataset, ...], files: list[str]) -> int:
     schemas = [data.schema for data in inputs] + [pq.read_schema(f) for f in files]
     widths = {schema.field("embedding").type.list_size for schema in schemas}
     if len(widths) != 1:
-        raise VlpipeError(f"the inputs have embeddings of widths {sorted(widths)}; embed all with one model")
+        raise VlpipeError(
+            f"the embeddings of the inputs (with `against`) have different widths, {sorted(widths)}; compute all of them "
+            "with one model"
+        )
     return int(widths.pop())
 
 
@@ -117,12 +126,12 @@ def _check_vectors(found: pa.FixedSizeListArray, ids: pa.ChunkedArray) -> None:
         bad, what = np.asarray(found.is_null()), "null"
     else:
         values = found.flatten().to_numpy().astype(np.float64).reshape(len(found), -1)
-        bad, what = ~(np.abs(np.linalg.norm(values, axis=1) - 1) <= NORM_ERROR), "not of unit norm"
+        bad, what = ~(np.abs(np.linalg.norm(values, axis=1) - 1) <= NORM_ERROR), "not of norm 1"
     if bad.any():
         first = ids[int(np.flatnonzero(bad)[0])]
         raise VlpipeError(
-            f"the embedding of {bad.sum()} row(s) is {what} (first: {first}); "
-            "the embedding step must write one for each row, divided by its norm"
+            f"the embedding of {bad.sum()} row(s) is {what} (first: id {first}); the step that computes embeddings must "
+            "write a vector of norm 1 for each row"
         )
 
 

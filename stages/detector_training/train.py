@@ -44,7 +44,9 @@ class TrainDetector(GatherStage, DetectorRecipe):
 
         found = self.problems()
         if self.init is not None and (self.model is not None or self.init_resnet is not None):
-            found.append("model and init_resnet are for a new detector: omit them if init is given")
+            found.append(
+                "model and init_resnet are for a new detector, but `init` is set; remove them, or `init`"
+            )
         found += [
             f"loss_weights: no loss is named {k!r}; the losses are {', '.join(NAMES)}"
             for k in self.loss_weights

@@ -56,8 +56,8 @@ class Captions(GatherStage):
             problems.append(f"num_beams must be at least 1 (greedy), got {self.num_beams}")
         if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
             problems.append(
-                "wanted 0 <= min_length <= max_length and max_length >= 1, "
-                f"got {self.min_length} and {self.max_length}"
+                f"min_length must be from 0 to max_length, and max_length at least 1; got min_length: {self.min_length}, "
+                f"max_length: {self.max_length}"
             )
         if find_spec("pycocoevalcap") is None:
             problems.append(f"caption scores need pycocoevalcap: {PIP_LINE}")

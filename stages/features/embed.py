@@ -55,7 +55,9 @@ class Embed(MapStage):
     def preflight(self) -> list[str]:
         problems = batch_size_problems(self.batch_size)
         if self.model is None and self.dim not in (None, TINY_DIM):
-            problems.append(f"without a model, dim is {TINY_DIM}, got {self.dim}; leave it out")
+            problems.append(
+                f"without `model`, dim must be {TINY_DIM}, got {self.dim}; set `model`, or leave out dim"
+            )
         return problems
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:

@@ -42,7 +42,8 @@ class PoolWindows(MapStage):
             pooled = pool(rows["s3d"].combine_chunks(), _dim(rows.schema))
             lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
             lost = np.flatnonzero(lengths[:, 0] < 1e-6)
-            rejects = [Reject(rows["id"][int(row)].as_py(), "fault", "no_direction") for row in lost]
+            detail = "the window vectors add up to 0, or the row has no window"
+            rejects = [Reject(rows["id"][int(row)].as_py(), "fault", "no_direction", detail) for row in lost]
             unit = (pooled / np.maximum(lengths, 1e-6)).astype(np.float32)
             column = pa.FixedSizeListArray.from_arrays(pa.array(unit.ravel()), unit.shape[1])
             return Out(without(with_columns(rows, embedding=column), rejects), rejects)

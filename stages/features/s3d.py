@@ -173,7 +173,8 @@ class S3dFeatures(MapStage):
             times = sample_times(start_s, end_s, how.fps)
             if not len(times):
                 raise RowFault(
-                    "no_frames_in_window", f"{row['video']}: the span {start_s:g} to {end_s:g} s is empty"
+                    "no_frames_in_window",
+                    f"{row['video']}: the row's time span, {start_s:g} to {end_s:g} s, is empty",
                 )
             for _, picture in video.frames(list(times), Square(how.side)):
                 yield picture

@@ -113,11 +113,11 @@ def _problems(state: Mapping[str, Tensor], how: Windows, said: Normalisation | N
         names = {"unit": "MIL-NCE's", "signed": "kylemin's", "kinetics": "torchvision's"}
         problems.append(
             f"the step sets normalisation: {said}, but these are {names[normalisation]} weights, "
-            f"which need {normalisation}"
+            f"which need normalisation: {normalisation}"
         )
     if kinetics and how.vector == "embedding":
         problems.append(
-            "vector: embedding needs weights of MIL-NCE's S3D-G, these are of Kinetics S3D: use pooled"
+            "vector: embedding needs weights of MIL-NCE's S3D-G, but these are of Kinetics S3D; set vector: pooled"
         )
     if kinetics and how.num_seen < MIN_FRAMES:
         problems.append(f"S3D needs at least {MIN_FRAMES} frames in a window, got {how.num_seen}")
@@ -130,6 +130,7 @@ def _problems(state: Mapping[str, Tensor], how: Windows, said: Normalisation | N
     head = state.get("fc.weight")
     if not kinetics and how.vector == "embedding" and head is not None and len(head) != how.dim:
         problems.append(
-            f"vector: embedding has {how.dim} dimensions, these weights give {len(head)}: use pooled, or MIL-NCE's weights"
+            f"vector: embedding has {how.dim} dimensions, but these weights give {len(head)}; set vector: pooled, or use "
+            "MIL-NCE's weights"
         )
     return problems

@@ -72,7 +72,16 @@ class FitVideoTokens(GatherStage):
                 "features.video_tokens needs faiss: pip install 'vlpipe[cpu]', or 'vlpipe[gpu]' with CUDA"
             )
         too_many = self.k**self.levels >= 2**31
-        return [p for p in (problem, "k ** levels must be below 2^31" if too_many else None) if p]
+        return [
+            p
+            for p in (
+                problem,
+                f"k ** levels, the number of tokens, must be below 2^31; got k: {self.k}, levels: {self.levels}"
+                if too_many
+                else None,
+            )
+            if p
+        ]
 
     def run(self, job: Job) -> None:
         points, weights, num_seen = self._sample(job)

@@ -43,7 +43,8 @@ class Tree:
         """Returns the token (path of the leaf) of each point: (N, D) -> (N,); ties go to the lower id."""
         if points.shape[1] != self.centroids[0].shape[1]:
             raise VlpipeError(
-                f"the tree is for vectors of {self.centroids[0].shape[1]} dimensions, these have {points.shape[1]}"
+                f"the tree of video tokens is for vectors of {self.centroids[0].shape[1]} dimensions, but these have "
+                f"{points.shape[1]}; fit a tree on features of the same model"
             )
         paths = np.zeros(len(points), np.int64)
         for level in self.centroids:

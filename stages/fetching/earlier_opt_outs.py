@@ -19,9 +19,10 @@ ALONE = Politeness(
 
 
 class Recall:
-    """Looks up and records opt-outs in the gate: requests a turn (`web.politeness`) per URL, refused if it has opted out.
+    """Looks up and records opt-outs with the run's gate (`web.politeness.HostGate`).
 
-    Turns are returned at once, so they limit nothing. URLs that cannot be sent are not looked up.
+    A URL is looked up by requesting a turn, the permission to send a request, which the gate refuses if the URL has opted
+    out. Turns are returned at once, so no request waits. URLs that cannot be sent are not looked up.
     """
 
     def __init__(self, loop: Loop, turns: Turns) -> None:

@@ -175,7 +175,10 @@ def _need_wanted(body: bytes, expected: str | None, blocklist: Blocklist) -> Non
         name = "md5" if len(expected) == 32 else "sha256"
         found = hashlib.new(name, body, usedforsecurity=False).hexdigest()
         if found != expected.lower():
-            raise RowFault("hash_mismatch", f"{name} is {found}, but the list says {expected.lower()}")
+            raise RowFault(
+                "hash_mismatch",
+                f"the {name} of the response is {found}, but the list says {expected.lower()}",
+            )
 
 
 def log_line(id_: str, answer: Answer) -> dict[str, Any]:

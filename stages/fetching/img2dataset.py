@@ -100,7 +100,9 @@ class Img2datasetFetch(SourceStage):
             next(self._pairs(), None)  # raises if the file or its columns are wrong
         problems = [] if (problem := missing()) is None else [problem]
         if self.encode_format == "png" and self.encode_quality > 9:
-            problems.append(f"encode_quality of png is the compression, 0 to 9; got {self.encode_quality}")
+            problems.append(
+                f"encode_quality must be from 0 to 9 for png (its compression level), got {self.encode_quality}"
+            )
         return problems
 
     def max_rows(self) -> int:

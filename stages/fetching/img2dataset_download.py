@@ -169,7 +169,7 @@ def _resizer(options: Options) -> Callable[..., Sized]:
 
     def sized(data: bytes) -> Sized:
         if len(data) > options.max_bytes:
-            raise RowFault("too_large", f"more than {options.max_bytes} bytes")
+            raise RowFault("too_large", f"the response has more than {options.max_bytes} bytes (max_bytes)")
         if inner is None:
             return data, None, None, None, None, None
         _, image = verify_decode(

@@ -130,13 +130,15 @@ def read_entries(path: str) -> list[str]:
         text = Path(path).read_text(encoding="utf-8")
         lines = json.loads(text) if path.endswith(".json") else text.splitlines()
     except (ValueError, RecursionError) as error:
-        raise VlpipeError(f"filter.balance: {path} cannot be read: {error}") from error
+        raise VlpipeError(f"filter.balance: the entries in {path} cannot be read: {error}") from error
     if not (isinstance(lines, list) and all(isinstance(line, str) for line in lines)):
-        raise VlpipeError(f"filter.balance: {path}: wanted a JSON list of texts")
+        raise VlpipeError(
+            f'filter.balance: {path} must contain a JSON list of texts, such as ["dog", "red car"]'
+        )
     entries = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not entries:
         raise VlpipeError(
-            f"filter.balance: {path} has no entry; wanted one per line, or a JSON list of texts"
+            f"filter.balance: {path} has no entry; wanted a text file with one entry per line, or a JSON list of texts"
         )
     return entries
 

@@ -166,11 +166,11 @@ def read_artifact(path: str, schema: pa.Schema, name: str) -> pa.Table:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise VlpipeError(
-            f"{path} cannot be read as Parquet ({error}); wanted {{from: STEP, path: {name}}}"
+            f"counts: {path} cannot be read as Parquet ({error}); wanted {{from: STEP, path: {name}}}"
         ) from error
     if table.schema.names != schema.names:
         raise VlpipeError(
-            f"{path} has columns {table.schema.names}, wanted {schema.names}; "
-            f"give the counts as {{from: STEP, path: {name}}}"
+            f"counts: {path} must have the columns {', '.join(schema.names)}, but has {', '.join(table.schema.names)}; "
+            f"wanted {{from: STEP, path: {name}}} of the step that counts"
         )
     return table

@@ -69,7 +69,7 @@ class ItmFilter(MapStage):
     def preflight(self) -> list[str]:
         problems = batch_size_problems(self.batch_size)
         if not 0 <= self.threshold <= 1:
-            problems.append(f"threshold is a probability, 0 to 1, got {self.threshold}")
+            problems.append(f"threshold must be a probability, from 0 to 1, got {self.threshold}")
         return problems
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:

@@ -79,11 +79,17 @@ class Language(MapStage):
     def _label_problems(self) -> list[str]:
         given = [name for name in ("languages", "prior") if getattr(self, name) is not None]
         if self.model is not None and given:
-            return [f"{' and '.join(given)}: only for py3langid, but this step has a `model`"]
+            return [
+                f"{' and '.join(given)} can be set only for py3langid, but this step sets `model`; remove one of them"
+            ]
         if self.languages is not None and len(set(self.languages)) < max(2, len(self.languages)):
-            return ["languages: wanted two or more, each once"]
+            return [f"languages: wanted two or more different languages, got {list(self.languages)}"]
         other = sorted(set(self.prior or ()) - set(self._languages()))
-        return [f"prior: {', '.join(other)}: not among `languages`"] if other else []
+        return (
+            [f"prior: {', '.join(other)} is not in `languages`; add it there, or remove it here"]
+            if other
+            else []
+        )
 
     def _languages(self) -> tuple[str, ...]:
         return WEB_LANGUAGES if self.languages is None else self.languages

@@ -69,7 +69,7 @@ class Rules(MapStage):
 
     def preflight(self) -> list[str]:
         if not self.applied:
-            return ["no rules: set `preset` or `rules`"]
+            return ["there is no rule; set `preset` or `rules`"]
         return [problem for rule in self.applied for problem in rule.problems()]
 
     def _check(self, schema: pa.Schema) -> None:
@@ -113,7 +113,7 @@ class Rules(MapStage):
     def _judge_texts(
         self, rows: pa.Table, rules: Sequence[Rule], places: Mapping[str, RuleInput], counts: Counter[str]
     ) -> tuple[pa.Table, dict[str, Seen]]:
-        """Returns (rows, seen): texts that fail a rule are marked as dropped; `_seen` of the M texts of all rows."""
+        """Returns (rows in which texts that fail a rule are marked as dropped, the result of `_seen` for all M texts)."""
         texts = FlatTexts(rows["texts"])
         judged = texts.still_in(self.sources)
         values = {rule.code: text_values(rule, places[rule.code], rows, texts) for rule in rules}

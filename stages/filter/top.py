@@ -126,7 +126,7 @@ def check_score(schema: pa.Schema, column: str, who: str) -> None:
     if nested:
         need(schema, who, texts=TEXTS)
     if not (pa.types.is_integer(inner) or pa.types.is_floating(inner)):
-        raise SchemaError(f"{who} needs numbers in column {column!r}, but it is {dtype}")
+        raise SchemaError(f"{who} needs numbers in column {column!r}, but the column is {dtype}")
 
 
 def row_scores(rows: pa.Table, column: str) -> Scores:
@@ -157,6 +157,6 @@ def read_cut(path: str, column: str) -> dict[str, Any]:
         ) from error
     if found != column:
         raise VlpipeError(
-            f"cut: {path} is for column {found!r}, but this step has column {column!r}; use the same"
+            f"cut: {path} is for column {found!r}, but this step has `column: {column}`; set the same column in both steps"
         )
     return cut

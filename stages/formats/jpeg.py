@@ -57,10 +57,10 @@ def decode(
 def damage(data: bytes) -> str | None:
     """Returns the first warning of libjpeg that pixels are missing or wrong, or None. data: a JPEG that Pillow decodes.
 
-    Warnings about anything else are no damage and give None: bytes between the segments of the header, odd versions,
-    profiles or scan parameters, a missing end marker, padding after the last pixel, data behind the picture. libjpeg tells
-    only its first warning, so what causes these is taken out of the file before it decodes it. One cause stays: an
-    inconsistent progression in a file of several scans, of which damage that comes later is therefore not found.
+    Warnings about anything else give None: bytes between the segments of the header, unusual versions, profiles or scan
+    parameters, a missing end marker, padding after the last pixel, data after the image. libjpeg reports only the first
+    warning, so the causes of these are removed from a copy of the file, which is then decoded. One cause cannot be removed:
+    scans of a progressive JPEG that contradict each other. Damage after it is not found.
     """
     bare = _bare(data)
     if bare is None:

@@ -37,10 +37,10 @@ def opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
     not_an_image, unsupported_format, truncated, broken, too_many_pixels, too_many_scans.
     """
     if not data:
-        raise RowFault("empty", "0 bytes")
+        raise RowFault("empty", "the file has 0 bytes")
     if data.startswith(b"\xff\xd8") and next(islice(_SCAN.finditer(data), MAX_SCANS, None), None):
         num = sum(1 for _ in _SCAN.finditer(data))
-        raise RowFault("too_many_scans", f"{num} scans, the limit is {MAX_SCANS}")
+        raise RowFault("too_many_scans", f"the JPEG has {num} scans, the limit is {MAX_SCANS}")
     if format_of(data) == "ICO":  # Pillow decodes it when it opens it
         for width, height in icon_sizes(data):
             need_small(width, height, max_pixels)
@@ -48,7 +48,9 @@ def opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
         width, height = image.size
         need_small(width, height, max_pixels)
         if width < 1 or height < 1:
-            raise RowFault("not_an_image", f"{width} x {height} pixels")
+            raise RowFault(
+                "not_an_image", f"the header gives {width} x {height} pixels; wanted at least 1 x 1"
+            )
         yield image
 
 
@@ -60,7 +62,7 @@ def need_small(width: int, height: int, max_pixels: int | None) -> None:
 
 def too_many_pixels(num: int, limit: int) -> RowFault:
     """Returns the fault of an image of `num` pixels, more than `limit`."""
-    return RowFault("too_many_pixels", f"{num} pixels, the limit is {limit}")
+    return RowFault("too_many_pixels", f"the image has {num} pixels, the limit is {limit}")
 
 
 @cache
@@ -91,7 +93,7 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
 
 
 def _why_unidentified(data: bytes) -> str:
-    """Returns the error text of the decoder of the format that the first bytes are of; `Image.open` hides it."""
+    """Returns the error text, which `Image.open` hides, of the decoder for the format that the first bytes show."""
     from PIL import Image
 
     found = format_of(data)
@@ -102,7 +104,7 @@ def _why_unidentified(data: bytes) -> str:
         raise
     except Exception as error:
         return error_text(error)
-    return "no decoder recognises it"
+    return "no decoder recognises the format"
 
 
 def _unread(data: bytes, detail: str) -> RowFault:
@@ -112,18 +114,22 @@ def _unread(data: bytes, detail: str) -> RowFault:
     """
     found = format_of(data)
     if found and ends_early(data):
-        return RowFault("truncated", f"it starts as {found}, but ends early: {detail}")
+        return RowFault("truncated", f"the file starts as {found}, but ends early: {detail}")
     if found and _OTHER_KIND.search(detail):
-        return RowFault("unsupported_format", f"a {found} of a kind that cannot be read: {detail}")
+        return RowFault(
+            "unsupported_format", f"the file is a {found} of a kind that cannot be read: {detail}"
+        )
     if found:
-        return RowFault("broken", f"it starts as {found}, but its header cannot be read: {detail}")
-    accepted = f"accepted: {', '.join(FORMATS)}"
+        return RowFault("broken", f"the file starts as {found}, but its header cannot be read: {detail}")
+    accepted = f"accepted are {', '.join(FORMATS)}"
     if other := other_format(data):
-        return RowFault("unsupported_format", f"it is {other}; {accepted}")
+        return RowFault("unsupported_format", f"the file is {other}; {accepted}")
     kind = other_content(data)
     return RowFault(
         "not_an_image",
-        f"it looks like {kind}; {accepted}" if kind else f"it starts with {data[:8]!r}; {accepted}",
+        f"the file looks like {kind}; {accepted}"
+        if kind
+        else f"the file starts with {data[:8]!r}; {accepted}",
     )
 
 

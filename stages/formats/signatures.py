@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whether it ends early by its own sizes, and the accepted formats.
+"""Detects the format of a file by its first bytes, and whether it is truncated; lists the accepted formats.
 
 Sources: https://mimesniff.spec.whatwg.org/#image-type-pattern-matching-algorithm for the formats of browsers, the formats'
 own specifications for the others.
@@ -78,7 +78,7 @@ def other_format(data: bytes) -> str | None:
 
 
 def other_content(data: bytes) -> str | None:
-    """Returns what a file is that is no image, such as `HTML` or `a video (MP4)`, or None if unknown."""
+    """Returns the kind of a file that is not an image, such as `HTML` or `a video (MP4)`; None if it is not known."""
     text = data[:_HEAD].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next((name for mark, name in _TEXTS if text.startswith(mark)), None) or next(
         (name for name, at, marks in _NO_IMAGES if data[at : at + 16].startswith(marks)), None
@@ -86,7 +86,7 @@ def other_content(data: bytes) -> str | None:
 
 
 def icon_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yields the (width, height) of each picture in an ICO file, as the picture itself says, not the file's list."""
+    """Yields the (width, height) of each picture in an ICO file, from the picture's own header, not the ICO directory."""
     for start, _ in _icons(data):
         head = data[start : start + 24]
         if head.startswith(b"\x89PNG") and len(head) == 24:
@@ -97,7 +97,7 @@ def icon_sizes(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _icons(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yields (first byte, number of bytes) of each picture in an ICO file; entries cut off are left out."""
+    """Yields (position, size) in bytes of each picture in an ICO file; truncated directory entries are left out."""
     count = int.from_bytes(data[4:6], "little")
     for at in range(6, min(6 + 16 * count, len(data) - 15), 16):
         yield (
@@ -131,7 +131,7 @@ def _is_tga(head: bytes) -> bool:
 
 
 def _boxes_cut(data: bytes) -> bool:
-    """Whether an ISO media file is cut: its boxes do not end where it ends, or none holds pixels."""
+    """Whether an ISO media file is truncated: its last box does not end with the file, or no box contains pixels."""
     at, has_pixels = 0, False
     for _ in range(_MAX_BOXES):
         if at + 8 > len(data):
@@ -156,7 +156,7 @@ def _gif_cut(data: bytes) -> bool:
 
 
 def _tiff_cut(data: bytes) -> bool:
-    """Whether a TIFF ends within its first directory, a value this points to, a strip or a tile; a BigTIFF: its header."""
+    """Whether a TIFF is truncated in its first directory, a value of it, or a strip or tile; a BigTIFF, in its header."""
     order = "<" if data[:1] == b"I" else ">"
     if len(data) < 8 or data[2:3] == b"+" or data[3:4] == b"+":
         return len(data) < 16

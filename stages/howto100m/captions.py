@@ -62,7 +62,9 @@ def read_captions(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
             if "pickle" in path.suffix or path.suffix == ".pkl"
             else ""
         )
-        raise VlpipeError(f"{path}: wanted a .json, a .zip, or a folder with one .csv per video{hint}")
+        raise VlpipeError(
+            f"captions: {path} must be a .json, a .zip, or a folder with one .csv per video{hint}"
+        )
 
 
 def _json(handle: IO[bytes], name: str) -> Iterator[tuple[str, Captions | RowFault]]:
@@ -82,7 +84,8 @@ def _zipped(path: Path) -> Iterator[tuple[str, Captions | RowFault]]:
         whole = [name for name in names if name.endswith(".json")]
         if len(whole) + bool(tables) != 1:
             raise VlpipeError(
-                f"{path}: wanted one .json, or one .csv per video; it has {len(whole)} .json and {len(tables)} .csv"
+                f"captions: {path} must contain one .json, or one .csv per video, but contains {len(whole)} .json and "
+                f"{len(tables)} .csv"
             )
         for name in whole:
             with archive.open(name) as handle:

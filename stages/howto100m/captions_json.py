@@ -34,7 +34,7 @@ def entries(handle: IO[bytes], name: str, chunk_bytes: int = CHUNK_BYTES) -> Ite
     while True:
         key = window.value(what)
         if not isinstance(key, str):
-            raise window.broken(f"{what} is {json.dumps(key)[:40]}, wanted a string in quotes")
+            raise window.broken(f"{what} must be a string, but is {json.dumps(key)[:40]}")
         window.need(":")
         yield key, window.value(f"the value of {key[:80]!r}")
         if window.take("}"):

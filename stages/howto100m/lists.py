@@ -42,7 +42,7 @@ def read_list(path: Path) -> Iterator[ListedVideo]:
     known = [name for name in ("video_id", "video_path", "path", *MORE) if name in names]
     if "video_id" not in names and "video_path" not in names:
         raise VlpipeError(
-            f"{path}: wanted a column 'video_id' or 'video_path', it has {', '.join(names)[:200]}"
+            f"{path} must have a column 'video_id' or 'video_path'; its columns are {', '.join(names)[:200]}"
         )
     for where, row in READERS[".csv"](path, {name: name for name in known}, None, "utf-8"):
         if isinstance(row, BadLine):

@@ -146,7 +146,7 @@ class HowTo100M(VideoSource):
                 return name
         if self.download:
             return fetch_with(self.download, one["video_id"], self.videos, self.endings)
-        raise RowFault("no_file", f"there is no {' or '.join(names)} in the folder of `videos`")
+        raise RowFault("no_file", f"there is no file {' or '.join(names)} in the folder given by `videos`")
 
 
 def joined(list_: Path, captions: Path) -> Iterator[pa.Table]:
@@ -196,10 +196,12 @@ class VideoList:
     ) -> RowFault | None:
         """Returns why this entry is rejected, or None. Marks the line as matched."""
         if line < 0:
-            return RowFault("not_listed", f"captions of {video_id}, which is not in the list")
+            return RowFault("not_listed", f"{video_id} has captions, but is not in the list of videos")
         seen, self._seen[line] = self._seen[line], True
         if seen:
-            return RowFault("duplicate_captions", f"{video_id} has captions in an earlier entry")
+            return RowFault(
+                "duplicate_captions", f"an earlier entry of the caption file also has captions of {video_id}"
+            )
         return bad_line or (found if isinstance(found, RowFault) else None)
 
     def without_captions(self) -> Iterator[pa.Table]:
@@ -238,7 +240,7 @@ def _with_captions(table: pa.Table, captions: Sequence[Captions]) -> pa.Table:
 
 def _checked(one: ListedVideo) -> ListedVideo:
     if len(one.video_id) > MAX_ID_CHARS and not one.why:
-        detail = f"an id of {len(one.video_id)} characters, the limit is {MAX_ID_CHARS}"
+        detail = f"the video id has {len(one.video_id)} characters, the limit is {MAX_ID_CHARS}"
         one = one._replace(why="bad_line", detail=detail)
     return one._replace(video_id=one.video_id[:MAX_ID_CHARS])
 

@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _load() -> None:
-    """Loads everything that decoding needs while files can still be opened."""
+    """Loads the modules that decoding needs, because the process cannot open files later."""
     import simplejpeg  # noqa: F401
     from PIL import Image, ImageCms
 

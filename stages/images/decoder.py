@@ -36,7 +36,10 @@ class Decoder:
         self._timeout_s = timeout_s
         self._file = _file_in_memory()  # the child may only read it
         start = {"memory_mb": memory_mb, "rules": asdict(rules), "file": self._file.fileno()}
-        cannot = f"the process that checks images failed to start (decode_memory_mb: {memory_mb})"
+        cannot = (
+            "the child process that decodes images did not start, or died while it loaded its decoders; "
+            f"decode_memory_mb is {memory_mb}: if the machine has enough memory, increase it"
+        )
         self._child = ShutIn(checked.__name__, start, cannot, [self._file.fileno()])
 
     def check(self, data: bytes) -> Checked:
@@ -66,10 +69,12 @@ class Decoder:
                 return self._ask([image])[0]
             except Late:
                 self._child.close()
-                return RowFault("decode_timeout", f"not decoded after {self._timeout_s:g} s")
+                return RowFault("decode_timeout", f"decoding the image took more than {self._timeout_s:g} s")
             except EOFError:
                 code = self._child.close()
-        return RowFault("killed_decoder", f"the process that decoded the image died with exit status {code}")
+        return RowFault(
+            "killed_decoder", f"the process that decoded the image died twice, with exit status {code}"
+        )
 
     def _ask(self, images: Sequence[bytes]) -> list[Checked | RowFault]:
         """Returns the results of images that are sent together.

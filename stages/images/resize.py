@@ -68,8 +68,8 @@ def need_possible(spec: Resize, width: int, height: int, max_pixels: int) -> Non
     new = inner_size(spec, width, height)
     longest = MAX_SIDE.get(spec.format, max_pixels) if spec.mode.startswith("keep_ratio") else max_pixels
     if math.prod(new) > max_pixels or max(new) > longest:
-        limit = f"the limits are {max_pixels} pixels and {longest} a side"
-        raise RowFault("too_many_pixels", f"resized it has {new[0]} x {new[1]} pixels, {limit}")
+        limit = f"the limits are {max_pixels} pixels in total and {longest} per side"
+        raise RowFault("too_many_pixels", f"the resized image would have {new[0]} x {new[1]} pixels, {limit}")
 
 
 def resized(image: Image.Image, spec: Resize, width: int, height: int) -> tuple[bytes, int, int]:

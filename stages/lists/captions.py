@@ -47,5 +47,5 @@ def read_captions(path: str) -> Iterator[Captioned]:
             raise row
         name = text_of(row["file"], where)
         if not name:
-            raise VlpipeError(f"{where} has no file name")
+            raise VlpipeError(f"{where}: `file` is empty; wanted the name of an image file")
         yield Captioned(name, texts_of(row["captions"], where))

@@ -73,9 +73,7 @@ def read_captions(path: str, key: str, split: Sequence[str] = ()) -> Iterator[Ca
     ):
         found = _karpathy(content, path, split)
     elif split:
-        raise VlpipeError(
-            f"{path} has no splits: only Karpathy's JSON has one for each image; remove `split`"
-        )
+        raise VlpipeError(f"{path} has no splits, only Karpathy's JSON has; remove `split`")
     elif isinstance(content, list) and content:
         found = _blip(content, path)
     else:
@@ -90,13 +88,17 @@ def _coco(content: Any, path: str, key: str) -> Iterator[Captioned]:
         where = f"{path}: images[{number}]"
         wanted(image, key, str, where)
         if image.get("id") is None or str(image["id"]) in captions:
-            raise VlpipeError(f"{where}: its id {image.get('id')!r} is missing or used by another image")
+            raise VlpipeError(
+                f"{where}: each image needs an id that no other image has, got {image.get('id')!r}"
+            )
         captions[str(image["id"])] = []
     for number, annotation in enumerate(wanted(content, "annotations", list, path)):
         where = f"{path}: annotations[{number}]"
         caption = wanted(annotation, "caption", str, where)
         if str(annotation.get("image_id")) not in captions:
-            raise VlpipeError(f"{where}: there is no image with id {annotation.get('image_id')!r}")
+            raise VlpipeError(
+                f"{where}: image_id is {annotation.get('image_id')!r}, but no entry of `images` has this id"
+            )
         captions[str(annotation["image_id"])].append(caption)
     for image in content["images"]:
         yield Captioned(image[key], captions[str(image["id"])])
@@ -114,7 +116,7 @@ def _karpathy(content: dict[str, Any], path: str, split: Sequence[str]) -> Itera
     splits = list(dict.fromkeys(image["split"] for image in content["images"]))
     if not split:
         raise VlpipeError(
-            f"{path} has the splits {', '.join(splits)}: choose with `split`, such as [train, restval] for training"
+            f"{path} has the splits {', '.join(splits)}; set `split` to those to read, such as [train, restval] for training"
         ).with_settings(("split", "[train, restval]" if "restval" in splits else "[train]"))
     for name in split:
         if name not in splits:
@@ -142,7 +144,7 @@ def _blip(content: list[Any], path: str) -> Iterator[Captioned]:
         name = wanted(one, "image", str, where)
         if "caption" not in one:
             raise VlpipeError(
-                f"{where}: wanted an object with 'image' and 'caption', got {str(sorted(one))[:80]}"
+                f"{where}: each entry needs the keys 'image' and 'caption'; this one has the keys {str(sorted(one))[:80]}"
             )
         captions.setdefault(name, []).extend(texts_of(one["caption"], where))
     for name, texts in captions.items():

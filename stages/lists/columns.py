@@ -34,9 +34,9 @@ def find_columns(where: str, wanted: Wanted, there: Sequence[str], hint: str = "
             missing[parameter] = name
         elif len({there[n] for n in meant}) > 1:
             listed = " and ".join(shown(there[n]) for n in meant[:MAX_LISTED])
-            raise VlpipeError(f"{where} has the columns {listed}; which is {name!r}?").with_settings(
-                (parameter, there[meant[0]])
-            )
+            raise VlpipeError(
+                f"{where} has the columns {listed}, which differ only in case; set {parameter!r} to the one to read"
+            ).with_settings((parameter, there[meant[0]]))
         elif len(meant) > 1:
             raise VlpipeError(
                 f"{where} has the column {shown(there[meant[0]])} {len(meant)} times; wanted one"

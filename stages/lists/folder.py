@@ -82,7 +82,7 @@ class FolderSource(SourceStage):
     def open(self) -> Iterator[Work]:
         root = os.path.realpath(self.images.path)
         if not os.path.isdir(root):
-            raise VlpipeError(f"`images` must be a folder; there is none at {self.images.path}")
+            raise VlpipeError(f"`images` must be a folder, but there is no folder {self.images.path}")
 
         rules = Rules(max_pixels=self.max_pixels, max_frames=self.max_frames, damaged=self.damaged)
 
@@ -105,16 +105,21 @@ def read_inside(root: str, name: str) -> bytes:
     """Returns the bytes of the file `name` below the folder `root`. Raises RowFault: bad_path (not below it), no_file."""
     path = inside(root, name) if not name.startswith("/") else None
     if path is None:
-        raise RowFault("bad_path", f"{name!r} leads out of the folder")
+        raise RowFault("bad_path", f"the path {name!r} leads out of the folder given by `images`")
     if not os.path.isfile(path):
-        raise RowFault("no_file", f"{name!r} is not in the folder")
+        raise RowFault("no_file", f"there is no file {name!r} in the folder given by `images`")
     with open(path, "rb", buffering=0) as handle:  # read at once: a buffer would only add a copy
         return handle.read()
 
 
+KINDS: dict[type, str] = {str: "a string", list: "an array"}
+
+
 def wanted(record: Any, key: str, kind: type, where: str) -> Any:
-    """Returns record[key], a `kind`. Raises VlpipeError, with `where`, if `record` is no dict or has no such value."""
+    """Returns record[key]. Raises VlpipeError, with `where`, if `record` is not a dict or the value is not a `kind`."""
     if not isinstance(record, dict) or not isinstance(record.get(key), kind):
         got = json.dumps(record)[:80]
-        raise VlpipeError(f"{where}: wanted an object with {key!r} ({kind.__name__}), got {got}")
+        raise VlpipeError(
+            f"{where}: wanted a JSON object with the key {key!r} and {KINDS[kind]} as its value, got {got}"
+        )
     return text_of(record[key], where) if kind is str else record[key]

@@ -15,7 +15,10 @@ SPACE = " \t\n\r"
 
 
 class Repeated(dict[str, Any]):
-    """A JSON object in which a key occurs more than once; its value is the last one. keys_as_written: with the repeats."""
+    """A JSON object in which a key occurs more than once; its value is the last one.
+
+    keys_as_written: all keys in file order, with the repeats.
+    """
 
     keys_as_written: list[str]
 
@@ -67,11 +70,13 @@ def load_json(path: str | Path) -> Any:
     except FileNotFoundError as error:
         raise VlpipeError(f"there is no file {path}") from error
     except UnicodeDecodeError as error:
-        raise VlpipeError(f"{path} is not JSON in UTF-8: {error}") from error
+        raise VlpipeError(
+            f"{path} is not JSON: it is not text in UTF-8, UTF-16 or UTF-32 ({error})"
+        ) from error
     except ValueError as error:
-        raise VlpipeError(f"{path} is not JSON: {error}") from error
+        raise VlpipeError(f"{path} is not valid JSON: {error}") from error
     except RecursionError as error:
-        raise VlpipeError(f"{path} is not JSON: it is nested too deeply") from error
+        raise VlpipeError(f"{path} cannot be read: its JSON is nested too deeply") from error
 
 
 def array_items(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, Any]] | None:
@@ -100,9 +105,13 @@ def _items(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
                 if window.take("]"):
                     break
                 if not window.take(","):
-                    raise VlpipeError(f"{where} is followed by {window.rest()}; wanted ',' or ']'")
+                    raise VlpipeError(
+                        f"{where} must be followed by ',' or ']', but is followed by {window.rest()}"
+                    )
         if window.next_char():
-            raise VlpipeError(f"{path}: the array is followed by {window.rest()}")
+            raise VlpipeError(
+                f"{path}: nothing may follow the JSON array, but it is followed by {window.rest()}"
+            )
 
 
 class _Window:
@@ -142,12 +151,14 @@ class _Window:
                     return found
             except ValueError as error:
                 if self._ended:
-                    raise VlpipeError(f"{where} is not JSON, or truncated: {error}") from error
+                    raise VlpipeError(
+                        f"{where} is not valid JSON, or the file is truncated: {error}"
+                    ) from error
             except RecursionError as error:
-                raise VlpipeError(f"{where} is not JSON: it is nested too deeply") from error
+                raise VlpipeError(f"{where} cannot be read: its JSON is nested too deeply") from error
             if len(self._text) - self._at > MAX_LINE_BYTES:
                 raise VlpipeError(
-                    f"{where} is not JSON, or longer than {MAX_LINE_BYTES:,} characters: {self.rest()}"
+                    f"{where} is not valid JSON, or longer than {MAX_LINE_BYTES:,} characters; it begins with {self.rest()}"
                 )
             self._fill(size)
             size *= 2  # bounds the number of times that a long item is scanned

@@ -123,14 +123,14 @@ def list_files(path: str) -> list[Path]:
     """
     root = Path(path)
     if not root.exists():
-        raise VlpipeError(f"there is no list {path}")
+        raise VlpipeError(f"there is no file or folder {path}")
     if root.is_file():
         if root.suffix.lower() not in READERS:
-            raise VlpipeError(f"{path}: the name of a list must end in {', '.join(READERS)}")
+            raise VlpipeError(f"{path} cannot be read as a list: its name must end in {', '.join(READERS)}")
         return [root]
     found = [f for f in sorted(root.iterdir()) if f.suffix.lower() in READERS and f.name[0] not in "._"]
     if not found:
-        raise VlpipeError(f"folder {path} contains no list: no file ends in {', '.join(READERS)}")
+        raise VlpipeError(f"the folder {path} contains no list: no file name ends in {', '.join(READERS)}")
     return found
 
 
@@ -179,5 +179,5 @@ def text_of(value: Any, where: str, encoding: str = "utf-8") -> str:
         raise BadLine(f"{where}: wanted text, got {shown[:80]}", shown)
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):  # possible in JSON
         shown = json.dumps(value)
-        raise BadLine(f"{where}: unpaired surrogate in {shown[:80]}", shown)
+        raise BadLine(f"{where}: the text has an unpaired surrogate (half a character): {shown[:80]}", shown)
     return value

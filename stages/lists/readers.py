@@ -42,7 +42,9 @@ def read_rows(
 
 def _read_parquet(file: Path, wanted: Wanted, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
     if columns is not None:
-        raise VlpipeError(f"{file}: a Parquet file names its own columns; `columns` is for tsv and csv")
+        raise VlpipeError(
+            f"{file}: remove `columns`: it names the columns of a tsv or csv, and a Parquet file names its own"
+        )
     try:
         # does not hold a whole row group
         parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
@@ -103,7 +105,7 @@ def _plain(column: pa.Array, where: str) -> list[str | bytes | None]:
         try:
             column = column.cast(pa.large_string())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise VlpipeError(f"{where} is {kind}; wanted text, or a list of texts") from error
+            raise VlpipeError(f"{where} has the type {kind}; wanted text, or a list of texts") from error
     found: list[str | bytes | None] = column.cast(pa.large_binary()).to_pylist()
     return found
 
@@ -171,7 +173,7 @@ def _with_header(file: Path, rows: Fields, wanted: Wanted, columns: Sequence[str
             yield where, fields
         elif len(fields) != len(columns):
             some = ", ".join(shown(name, 40)[1:-1] for name in columns[:20])
-            message = f"{where} has {len(fields)} field(s), wanted {len(columns)}: {some}"
+            message = f"{where} has {len(fields)} field(s), but the list has {len(columns)} columns: {some}"
             yield where, BadLine(message, "\t".join(fields))
         else:
             yield where, {name: fields[place] for name, place in places.items()}
@@ -179,7 +181,9 @@ def _with_header(file: Path, rows: Fields, wanted: Wanted, columns: Sequence[str
 
 def _read_jsonl(file: Path, wanted: Wanted, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
     if columns is not None:
-        raise VlpipeError(f"{file}: JSON names its own fields; `columns` is for tsv and csv")
+        raise VlpipeError(
+            f"{file}: remove `columns`: it names the columns of a tsv or csv, and JSON names its own"
+        )
     yield from read_json_lines(file, wanted, encoding)
 
 
@@ -196,9 +200,9 @@ def _json_line(where: str, line: str, wanted: Wanted) -> Mapping[str, Any] | Bad
     try:
         record = parse_json(line)
     except ValueError as error:
-        return BadLine(f"{where} is not JSON: {error}", line)
+        return BadLine(f"{where} is not valid JSON: {error}", line)
     except RecursionError:
-        return BadLine(f"{where} is not JSON: it is nested too deeply", line)
+        return BadLine(f"{where} cannot be read: its JSON is nested too deeply", line)
     return _json_row(where, record, wanted)
 
 
@@ -206,7 +210,7 @@ def _json_row(where: str, record: Any, wanted: Wanted) -> Mapping[str, Any] | Ba
     names = list(dict.fromkeys(wanted.values()))
     if not isinstance(record, dict):
         listed = " and ".join(repr(name) for name in names)
-        return BadLine(f"{where}: wanted an object with {listed}", json.dumps(record))
+        return BadLine(f"{where}: wanted a JSON object with the keys {listed}", json.dumps(record))
     try:
         keys = record.keys_as_written if isinstance(record, Repeated) else list(record)
         places = find_columns(where, wanted, keys)
@@ -217,7 +221,9 @@ def _json_row(where: str, record: Any, wanted: Wanted) -> Mapping[str, Any] | Ba
 
 def _read_json(file: Path, wanted: Wanted, columns: Sequence[str] | None, encoding: str) -> Iterator[Row]:
     if columns is not None:
-        raise VlpipeError(f"{file}: JSON names its own fields; `columns` is for tsv and csv")
+        raise VlpipeError(
+            f"{file}: remove `columns`: it names the columns of a tsv or csv, and JSON names its own"
+        )
     items = array_items(file, encoding)
     if items is None:
         yield from _read_jsonl(file, wanted, None, encoding)

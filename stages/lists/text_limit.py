@@ -27,7 +27,7 @@ class TextLimit:
 
 
 def text_lists(values: Sequence[Sequence[str]], source: str, limit: TextLimit) -> pa.ListArray:
-    """Returns the column `texts` of rows, of which each has the texts of one of `values`. 4 times as fast as from dicts."""
+    """Returns the column `texts`, in which row i has the texts values[i]. 4 times as fast as from dicts."""
     flat = [text for texts in values for text in texts]
     too_long = [len(text) > limit.max_chars for text in flat]
     columns = {f.name: pa.nulls(len(flat), f.type) for f in TEXT}

@@ -52,7 +52,7 @@ class Share:
 
     @classmethod
     def of(cls, counts: Sequence[int], weight: float) -> Share:
-        """counts: samples in each row group. weight: mean occurrences of a sample per epoch, such as 1.5."""
+        """Returns the Share of an input. counts: samples per row group; weight: mean occurrences of a sample per epoch."""
         total = sum(counts)
         return cls(np.asarray(counts, np.int64), int(weight), round((weight - int(weight)) * total))
 

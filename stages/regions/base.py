@@ -48,7 +48,7 @@ class RegionStage(MapStage):
     def preflight(self) -> list[str]:
         if self.min_regions <= self.max_regions:
             return []
-        return [f"min_regions: wanted at most max_regions = {self.max_regions}, got {self.min_regions}"]
+        return [f"min_regions must be at most max_regions = {self.max_regions}, got {self.min_regions}"]
 
     def check_sizes(self, *, feat_dim: int, num_classes: int) -> None:
         """Raises VlpipeError if the loaded detector has another feature size or number of classes than the step sets."""

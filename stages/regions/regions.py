@@ -97,7 +97,7 @@ class RegionFeatures(RegionStage):
         regions = detector.model.regions(pixels, pick)
         if not len(regions.obj):
             raise RowFault(
-                "no_regions", "the detector proposes no region, or none with at least `confidence`"
+                "no_regions", "the detector finds no region in the image with at least `confidence`"
             )
         return region_arrays(regions, scale)
 

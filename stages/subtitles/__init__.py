@@ -1,4 +1,4 @@
-"""Read subtitle files of all known formats as cues.
+"""Reads subtitle files of all known formats as cues.
 
 May import `common`, `images`.
 """

@@ -79,13 +79,13 @@ class RawCue:
     auto: bool = False
 
     def add(self, start_s: float, end_s: float, text: str) -> None:
-        """Add a cue without word times; counts as `add_words` does."""
+        """Adds a cue without word times; counts as `add_words` does."""
         self.add_words(start_s, end_s, plain_words(text))
 
     def add_words(
         self, start_s: float, end_s: float, words: Sequence[str], spoken: Sequence[Span] = ()
     ) -> None:
-        """Add a cue; times in seconds. spoken: (start, end) of the last len(spoken) words, as in `Shown`.
+        """Adds a cue; times in seconds. spoken: (start, end) of the last len(spoken) words, as in `Shown`.
 
         Counts cues_no_text and cues_bad_times (dropped), cues_below_zero (cut at 0), cues_no_duration (kept),
         cues_bad_unicode (repaired).
@@ -104,7 +104,7 @@ class RawCue:
 
 
 def utf8(text: str) -> str:
-    """Replace unpaired surrogates, which JSON may contain but UTF-8 cannot encode, by question marks."""
+    """Replaces unpaired surrogates, which JSON may contain but UTF-8 cannot encode, by question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 

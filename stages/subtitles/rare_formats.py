@@ -1,4 +1,4 @@
-"""Read the rarer formats: ass and ssa, sami, microdvd, mpl2, and Whisper's tsv. Each line is visited once.
+"""Reads the rarer formats: ass and ssa, sami, microdvd, mpl2, and Whisper's tsv. Each line is visited once.
 
 pysubs2 reads most of them too, but takes quadratic time for some texts, drops unknown lines without a word, and fails for
 a whole file because of one line.
@@ -30,7 +30,7 @@ TSV_HEAD = "start\tend\ttext"
 
 
 def read_ass(text: str) -> RawCue:
-    """Read ass or ssa, without comments and drawings. http://www.tcax.org/docs/ass-specs.htm"""
+    """Reads ass or ssa, without comments and drawings. http://www.tcax.org/docs/ass-specs.htm"""
     found, section = RawCue(), ""
     fields: tuple[str, ...] = ASS_FIELDS
     for line in text.split("\n"):
@@ -68,7 +68,7 @@ def _ass_text(text: str) -> str:
 
 
 def read_sami(text: str) -> RawCue:
-    """Read SAMI. A text lasts until the next one of its class, which may be blank; the last one 0.5 s + 67 ms per character.
+    """Reads SAMI. A text lasts until the next one of its class, which may be blank; the last one 0.5 s + 67 ms a character.
 
     Classes are languages: only texts of the class of the first text, or without a class, are read. cues_other_class counts
     the others.
@@ -110,7 +110,7 @@ def _without_comments(text: str) -> str:
 
 
 def read_microdvd(text: str, name: str, fps: float | None) -> RawCue:
-    """Read {frame}{frame}text. fps: of the video, None: unknown; a first line such as {1}{1}25.0 replaces it.
+    """Reads {frame}{frame}text. fps: of the video, None: unknown; a first line such as {1}{1}25.0 replaces it.
 
     Raises RowFault (bad_subtitles) if neither states a frame rate.
     """
@@ -124,20 +124,23 @@ def read_microdvd(text: str, name: str, fps: float | None) -> RawCue:
     ):
         text, fps = rest, float(stated[3].strip().replace(",", "."))
     if not fps or not fps > 0:
-        raise RowFault("bad_subtitles", f"{name} cannot be read as microdvd: its frame rate is not known")
+        raise RowFault(
+            "bad_subtitles",
+            f"{name} is a MicroDVD file, which has frame numbers, and neither it nor the video states a frame rate",
+        )
     rate = fps
     return _framed(text, MICRODVD, lambda frame: frame / rate, lambda said: MICRODVD_STYLE.sub("", said))
 
 
 def read_mpl2(text: str) -> RawCue:
-    """Read [tenths of a second][tenths of a second]text."""
+    """Reads [tenths of a second][tenths of a second]text."""
     return _framed(text, MPL2, lambda tenths: tenths / 10, lambda said: said)
 
 
 def _framed(
     text: str, pattern: re.Pattern[str], to_s: Callable[[int], float], clean: Callable[[str], str]
 ) -> RawCue:
-    """Read lines in which the groups of `pattern` are start, end and text. `|` is a line break.
+    """Reads lines in which the groups of `pattern` are start, end and text. `|` is a line break.
 
     to_s: start or end -> seconds; clean: removes the format's own markup from a text. A text without an end lasts until the
     next one; the last one has no duration then. Other lines are counted in blocks_no_time.
@@ -155,7 +158,7 @@ def _framed(
 
 
 def read_tsv(text: str) -> RawCue:
-    """Read Whisper's tsv: a header, then start and end in ms, and the text."""
+    """Reads Whisper's tsv: a header, then start and end in ms, and the text."""
     found = RawCue(auto=True)
     for line in text.split("\n")[1:]:
         cells = line.split("\t", 2)

@@ -1,4 +1,4 @@
-"""Read a subtitle file of any known format as cues. The format is detected from the content, not the file name.
+"""Reads a subtitle file of any known format as cues. The format is detected from the content, not the file name.
 
 Reject codes: bad_subtitles (unknown format, broken, binary, too large), no_cues (readable, but no cue has text).
 """
@@ -58,7 +58,7 @@ def read_subtitles(
     fps: float | None = None,
     rollup: Merge = "auto",
 ) -> Track:
-    """Read a subtitle file as a track of cues. Raises RowFault: bad_subtitles, no_cues.
+    """Reads a subtitle file as a track of cues. Raises RowFault: bad_subtitles, no_cues.
 
     source, lang: used if the file does not state them. encoding: of a file that is not UTF-8. fps: of the video, for
     formats with frame numbers. rollup: see `track`.
@@ -91,7 +91,9 @@ def read_found(text: str, name: str, fps: float | None = None) -> RawCue:
         return _read_xml(text, name)
     if any(time_line(line) for line in text.split("\n")):
         return read_timed(text)
-    raise NotSubtitles("bad_subtitles", f"{name} has an unknown format; it starts with {text[:40]!r}")
+    raise NotSubtitles(
+        "bad_subtitles", f"{name} is in no known subtitle format; it starts with {text[:40]!r}"
+    )
 
 
 def _read_kind(kind: str, text: str, name: str, fps: float | None) -> RawCue:
@@ -105,10 +107,13 @@ def _read_json(text: str, name: str) -> RawCue:
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RowFault("bad_subtitles", f"{name} is broken JSON: {error}") from error
+        raise RowFault("bad_subtitles", f"{name} is not valid JSON: {error}") from error
     if isinstance(content, list):
         if content and not any(isinstance(one, dict) and TEXT_KEYS & one.keys() for one in content):
-            raise NotSubtitles("bad_subtitles", f"{name}: wanted a list of timed texts")
+            raise NotSubtitles(
+                "bad_subtitles",
+                f"{name} is a JSON list without subtitles: no entry has text, start or timestamp",
+            )
         is_chunks = any(isinstance(one, dict) and "timestamp" in one for one in content)
         return transcript_json.read_chunks(content) if is_chunks else transcript_json.read_list(content)
     for key, read in READERS.items():
@@ -118,7 +123,8 @@ def _read_json(text: str, name: str) -> RawCue:
         return RawCue()
     keys = ", ".join(sorted(content)[:5])
     raise NotSubtitles(
-        "bad_subtitles", f"{name}: wanted JSON with `events` or `segments`, or a list; it has {keys}"
+        "bad_subtitles",
+        f"{name} is JSON without subtitles: none of {', '.join(READERS)} is a list; it has the keys {keys}",
     )
 
 
@@ -142,5 +148,5 @@ def _read_xml(text: str, name: str) -> RawCue:
         return youtube_formats.read_srv1(root)
     raise NotSubtitles(
         "bad_subtitles",
-        f"{name}: wanted XML with root <tt>, <timedtext> or <transcript>, got <{root.tag[:40]}>",
+        f"{name} is XML without subtitles: its root must be <tt>, <timedtext> or <transcript>, but is <{root.tag[:40]}>",
     )

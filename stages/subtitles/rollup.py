@@ -1,4 +1,4 @@
-"""Remove the repetitions of roll-up captions: each spoken word is kept once, in order.
+"""Removes the repetitions of roll-up captions: each spoken word is kept once, in order.
 
 YouTube's automatic captions show each line up to three times. A word with its own time is new. Without word times, the
 longest run of words that is both the end of the previous text and the start of the current one counts as carried over, if

@@ -27,7 +27,10 @@ class SubtitleReader:
     """Reads subtitle files in a child process, which is started at the first file and restarted if it dies."""
 
     def __init__(self, timeout_s: float, memory_mb: int) -> None:
-        cannot = f"the process that reads subtitles failed to start (with {memory_mb} MB)"
+        cannot = (
+            "the child process that reads subtitles did not start, or died while it started; its memory limit is "
+            f"{memory_mb} MB: if the machine has enough memory, increase it"
+        )
         self._timeout_s = timeout_s
         self._child = ShutIn(PROGRAM, {"memory_mb": memory_mb}, cannot)
 
@@ -73,7 +76,7 @@ class SubtitleReader:
         )
 
     def close(self) -> int | None:
-        """End the child; returns its exit status, or None if it was not running."""
+        """Ends the child; returns its exit status, or None if it was not running."""
         return self._child.close()
 
 
@@ -115,7 +118,7 @@ def _answer(about: dict[str, Any], data: bytes) -> dict[str, Any]:
 
 
 def load() -> None:
-    """Import what reading imports at first use, while files can still be opened: XML, and any encoding."""
+    """Imports the modules that reading needs (XML, all encodings), because the process cannot open files later."""
     importlib.import_module("xml.etree.ElementTree")
     for module in pkgutil.iter_modules(encodings.__path__):
         if module.name not in ("mbcs", "oem"):  # Windows only

@@ -1,4 +1,4 @@
-"""Read formats with a line of times and text below it: srt and sbv, also mixed in one file."""
+"""Reads formats with a line of times and text below it: srt and sbv, also mixed in one file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIKE_TIMES = re.compile(r"\W{0,9}\d{1,9}[ \t]*[:;.h][ \t]*\d")
 
 
 def read_timed(text: str) -> RawCue:
-    """Read srt or sbv tolerantly: the number (index) above a cue's times may be missing, blank lines may follow it, and
+    """Reads srt or sbv tolerantly: the number (index) above a cue's times may be missing, blank lines may follow it, and
     texts may have blank lines.
 
     Counts cues_bad_times (an unreadable line of times; the text below it is dropped), and blocks_no_time (text before the

@@ -43,11 +43,9 @@ def decode(data: bytes, name: str, otherwise: str) -> tuple[str, str, bool]:
         except UnicodeDecodeError:
             continue
         if "\x00" in text:
-            raise RowFault("bad_subtitles", f"{name} is binary: it has a NUL character")
+            raise RowFault("bad_subtitles", f"{name} is not a text file: it contains a NUL character")
         return LINE_END.sub(_line_end, text), one, number == 1
-    raise RowFault(
-        "bad_subtitles", f"{name} is not text in any encoding tried: {', '.join(dict.fromkeys(tried))}"
-    )
+    raise RowFault("bad_subtitles", f"{name} cannot be decoded as {' or '.join(dict.fromkeys(tried))}")
 
 
 def _line_end(found: re.Match[str]) -> str:
@@ -73,10 +71,10 @@ def declared_encoding(data: bytes, name: str) -> str:
         b" ".decode(known or "utf-8", "replace")  # LookupError for codecs that are not of texts
     except (LookupError, ValueError) as error:
         raise RowFault(
-            "bad_subtitles", f"{name} declares the encoding {declared!r}, which is not known"
+            "bad_subtitles", f"{name} declares the encoding {declared!r}, which does not exist"
         ) from error
     if known.replace("-", "_") in NOT_ENCODINGS:
-        raise RowFault("bad_subtitles", f"{name} declares the encoding {declared!r}, which is not known")
+        raise RowFault("bad_subtitles", f"{name} declares the encoding {declared!r}, which does not exist")
     return known
 
 

@@ -1,4 +1,4 @@
-"""Turn the content of a subtitle file into cues: sort by time, merge roll-up captions."""
+"""Turns the content of a subtitle file into cues: sorts by time, merges roll-up captions."""
 
 from __future__ import annotations
 

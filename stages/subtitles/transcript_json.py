@@ -1,4 +1,4 @@
-"""Read transcripts in JSON: lists of timed texts (youtube-transcript-api), and what Whisper, WhisperX, whisper.cpp and
+"""Reads transcripts in JSON: lists of timed texts (youtube-transcript-api), and what Whisper, WhisperX, whisper.cpp and
 transformers' speech recognition write."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vlpipe.stages.subtitles.youtube_formats import number
 
 
 def read_list(items: Sequence[Any]) -> RawCue:
-    """Read [{text, start, duration}], or `end` instead of `duration`, in seconds."""
+    """Reads [{text, start, duration}], or `end` instead of `duration`, in seconds."""
     found = RawCue()
     for one in items:
         _add(found, one if isinstance(one, Mapping) else {})
@@ -21,7 +21,7 @@ def read_list(items: Sequence[Any]) -> RawCue:
 
 
 def read_whisper(content: Mapping[str, Any]) -> RawCue:
-    """Read {segments: [{start, end, text, words: [{word, start, end}]}], language}, in seconds.
+    """Reads {segments: [{start, end, text, words: [{word, start, end}]}], language}, in seconds.
 
     WhisperX gives no times for words it cannot align (numbers): they get the time between their neighbours.
     https://github.com/openai/whisper, https://github.com/m-bain/whisperX
@@ -34,7 +34,7 @@ def read_whisper(content: Mapping[str, Any]) -> RawCue:
 
 
 def read_whisper_cpp(content: Mapping[str, Any]) -> RawCue:
-    """Read {result: {language}, transcription: [{offsets: {from, to}, text, tokens}]}, in ms; tokens are parts of words.
+    """Reads {result: {language}, transcription: [{offsets: {from, to}, text, tokens}]}, in ms; tokens are parts of words.
 
     https://github.com/ggml-org/whisper.cpp
     """
@@ -77,7 +77,7 @@ def _offsets(one: Mapping[str, Any]) -> Span | None:
 
 
 def read_chunks(chunks: Sequence[Any]) -> RawCue:
-    """Read `chunks` of {timestamp: [start, end], text} of transformers' pipeline, in seconds.
+    """Reads `chunks` of {timestamp: [start, end], text} of transformers' pipeline, in seconds.
 
     A chunk without an end (speech that goes on at the end of the audio) lasts until the next one starts; the last one has
     no duration. https://huggingface.co/docs/transformers

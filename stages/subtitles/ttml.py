@@ -1,4 +1,4 @@
-"""Read TTML (also DFXP, its older form) and Apple's lyrics. https://www.w3.org/TR/ttml2/
+"""Reads TTML (also DFXP, its older form) and Apple's lyrics. https://www.w3.org/TR/ttml2/
 
 Elements are known by their local names, as their namespaces differ between versions. Each element is visited once.
 """
@@ -66,10 +66,10 @@ def _positive(text: str | None) -> float | None:
 
 
 class Context(NamedTuple):
-    """What the children of an element inherit.
+    """Times that an element passes on to its children.
 
-    start_s: the time from which theirs count. end_s: their end if they state none; None: unknown. known: False if their
-    times cannot be computed.
+    start_s: the time to which theirs are relative. end_s: the end of children that state none; None: unknown. known: False
+    if the times of the children cannot be computed.
     """
 
     start_s: float = 0.0
@@ -78,7 +78,7 @@ class Context(NamedTuple):
 
 
 def read_ttml(root: Element) -> RawCue:
-    """Read the paragraphs of <tt>, or the spans with times of a paragraph that has none itself.
+    """Reads the paragraphs of <tt>, or the spans with times of a paragraph that has none itself.
 
     Counts cues_bad_times: no end, times that cannot be read, or inside `timeContainer="seq"`, where the times of an element
     depend on those before it.
@@ -120,8 +120,8 @@ def _is_timed(one: Element) -> bool:
 
 
 def _below(one: Element, context: Context, known: Rates) -> Context:
-    """Returns the times of an element, which its children inherit. context: those of its parent, from whose start they
-    count."""
+    """Returns the times of an element, which its children inherit. context: those of its parent, to whose start the
+    element's times are relative."""
     stated = {
         name: known.seconds(one.get(name))
         for name in ("begin", "end", "dur", "duration")

@@ -1,4 +1,4 @@
-"""Read WebVTT, by the standard and as written by YouTube, with a time for each word. https://www.w3.org/TR/webvtt1/
+"""Reads WebVTT, by the standard and as written by YouTube, with a time for each word. https://www.w3.org/TR/webvtt1/
 
 Only an empty line ends a cue: YouTube's cues have lines of one space. Cue settings, styles and regions are ignored.
 """
@@ -23,7 +23,7 @@ THUMBNAIL = re.compile(r"\S{1,500}#xywh=[\d,]{1,60}")
 
 
 def read_vtt(text: str) -> RawCue:
-    """Read WebVTT; counts blocks_no_time: text without a line of times, which is ignored, as in the standard.
+    """Reads WebVTT; counts blocks_no_time: text without a line of times, which is ignored, as in the standard.
 
     Counts cues_not_speech: cues of chapters and metadata (`Kind:`, JSON, or parts of a picture), which are dropped.
     """
@@ -74,10 +74,10 @@ def _header(found: RawCue, lines: Sequence[str]) -> str:
 
 
 def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) -> None:
-    """Add the blocks of lines that belong to no cue to blocks_no_time, except comments, styles and regions.
+    """Counts the blocks of lines between two cues in blocks_no_time, except comments, styles and regions.
 
-    lines: from the empty line that ends a cue or the header to the next line of times. A last block that is a number or
-    right above that line is the next cue's identifier and not counted either. at_end: no line of times follows.
+    lines: from the empty line that ends a cue or the header, up to the next line of times. The last block is not counted
+    if it is the identifier of the next cue: a number, or directly above that line. at_end: no line of times follows.
     """
     strays = [
         " ".join(group).strip() for empty, group in groupby(lines, lambda line: line == "") if not empty
@@ -88,7 +88,7 @@ def _count_strays(found: RawCue, lines: Sequence[str], *, at_end: bool = False) 
 
 
 def _add(found: RawCue, times: Span, lines: Sequence[str]) -> None:
-    """Add a cue. The first line with word times, and all lines below it, are new; the lines above were carried over.
+    """Adds a cue. The first line with word times, and all lines below it, are new; the lines above were carried over.
 
     If these times are before the start of the cue, the words are added without times. Word times that decrease or end
     after the cue are dropped and counted (cues_bad_word_times).
@@ -110,7 +110,7 @@ def _stamps(line: str) -> list[float]:
 
 
 def _pieces(line: str) -> list[Piece]:
-    """Split a line at its time stamps; the text before the first one has no time of its own."""
+    """Splits a line at its time stamps; the text before the first one has no time of its own."""
     parts = STAMP.split(line)
     times = [None, *(seconds(stamp) for stamp in parts[1::2])]
     return [

@@ -1,4 +1,4 @@
-"""Read YouTube's own formats: json3 and srv3 (with word times), srv2, and srv1, which transcript tools write as well.
+"""Reads YouTube's own formats: json3 and srv3 (with word times), srv2, and srv1, which transcript tools write as well.
 
 The formats are those saved by yt-dlp (`--sub-format json3/srv3/...`); YouTube does not document them.
 """
@@ -32,7 +32,7 @@ def number(value: Any) -> float | None:
 
 
 def read_json3(events: Sequence[Any]) -> RawCue:
-    """Read `events` of {tStartMs, dDurationMs, segs: [{utf8, tOffsetMs, acAsrConf}]}; events without text are ignored.
+    """Reads `events` of {tStartMs, dDurationMs, segs: [{utf8, tOffsetMs, acAsrConf}]}; events without text are ignored.
 
     Recognised speech stays on screen while the next line appears: its cues are cut at the start of the next one.
     """
@@ -68,7 +68,7 @@ def _segments(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _add(found: RawCue, start: float, end: float, parts: Sequence[tuple[str, float | None]]) -> None:
-    """Add a cue; times in ms. parts: (text, offset from the start in ms; None: as in `Piece`)."""
+    """Adds a cue; times in ms. parts: (text, offset from the start in ms; None: as in `Piece`)."""
     cue = (start / 1000, end / 1000)
     if not found.auto:
         found.add(*cue, "".join(text for text, _ in parts))
@@ -80,7 +80,7 @@ def _add(found: RawCue, start: float, end: float, parts: Sequence[tuple[str, flo
 
 
 def read_timedtext(root: Element) -> RawCue:
-    """Read srv3: <timedtext format="3"><body><p t="ms" d="ms"><s t="ms after">word</s>, or srv2: <text t="ms" d="ms">."""
+    """Reads srv3: <timedtext format="3"><body><p t="ms" d="ms"><s t="ms after">word</s>, or srv2: <text t="ms" d="ms">."""
     found = RawCue(lang=root.get("lang"))
     lines = [(one, _parts(one)) for one in root.iter() if local(one.tag) in LINES]
     # Lines without text are line breaks and window definitions.
@@ -117,7 +117,7 @@ def _parts(line: Element) -> list[Part]:
 
 
 def read_srv1(root: Element) -> RawCue:
-    """Read <transcript><text start="s" dur="s">, in seconds; texts are escaped twice: `&amp;#39;` is `'`."""
+    """Reads <transcript><text start="s" dur="s">, in seconds; texts are escaped twice: `&amp;#39;` is `'`."""
     found = RawCue()
     for one in root.iter():
         if local(one.tag) not in LINES:
@@ -137,9 +137,10 @@ def parse_xml(text: str, name: str) -> Element:
 
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise RowFault(
-            "bad_subtitles", f"{name} is refused: subtitles must not declare a document type or entities"
+            "bad_subtitles",
+            f"{name} is refused: its XML declares a document type or entities, which subtitles must not",
         )
     try:
         return ElementTree.fromstring(text)  # the declared encoding is ignored: it is decoded already
     except (ElementTree.ParseError, ValueError, RecursionError) as error:
-        raise RowFault("bad_subtitles", f"{name} is broken XML: {error}") from error
+        raise RowFault("bad_subtitles", f"{name} is not valid XML: {error}") from error

@@ -66,7 +66,7 @@ def find_samples(folder: Path) -> Iterator[Sample]:
     parts = sorted({Path(name).stem for name in files if name.endswith((".parquet", ".tar"))})
     if not parts:
         raise VlpipeError(
-            f"folder {folder} has neither .parquet nor .tar files, so img2dataset did not write it"
+            f"the folder {folder} has neither .parquet nor .tar files; wanted an output folder of img2dataset"
         )
     for part in parts:
         parquet, tar, stats = (folder / f"{part}{end}" for end in (".parquet", ".tar", "_stats.json"))
@@ -90,12 +90,15 @@ def _never_written(stats: Path, part: str, num_rows: int) -> Iterator[Sample]:
     try:
         count = json.loads(stats.read_bytes()).get("count", num_rows)
         if type(count) is not int or not 0 <= count <= num_rows + MAX_LOST:
-            raise ValueError(f"its count is {shown(count)}")
+            raise ValueError(f"`count` must be a whole number, the number of rows, but is {shown(count)}")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise VlpipeError(f"{stats} is not a statistics file of img2dataset: {error}") from error
+        raise VlpipeError(
+            f"{stats} is not a statistics file of img2dataset: {error}; remove the shard, or download it again"
+        ) from error
     if count < num_rows:
         raise VlpipeError(
-            f"{stats} counts {count} rows, but {part}.parquet has {num_rows}: are they of two different runs?"
+            f"{stats} counts {count} rows, but {part}.parquet has {num_rows}, so they are of different runs; "
+            "remove the shard, or download it again"
         )
     for number in range(count - num_rows):
         detail = f"{stats.name} counts {count} rows, {part}.parquet has {num_rows}"
@@ -117,7 +120,8 @@ def _samples_of_parquet(path: Path, tar: Path | None) -> Iterator[Sample]:
                 number += 1
     if strays := [key for key in members if key not in listed]:
         raise VlpipeError(
-            f"{tar} has {len(strays)} sample(s) that {path.name} does not list, such as {strays[0]}"
+            f"{tar} has {len(strays)} sample(s) that {path.name} does not list, such as {strays[0]}, so they are of "
+            "different runs; remove the shard, or download it again"
         )
 
 
@@ -136,7 +140,9 @@ def _sample(
         if row["status"] != "success":
             raise typed(row.get("error_message"))
         if place is None:
-            raise RowFault("missing_image", f"img2dataset lists it as success, but it is not in {part}")
+            raise RowFault(
+                "missing_image", f"img2dataset lists the image with status success, but it is not in {part}"
+            )
     except RowFault as found:
         fault = (found.why, found.detail)
     original = (row.get(name) for name in ("sha256", "original_width", "original_height"))
@@ -148,10 +154,16 @@ def _columns(path: Path, *, with_images: bool) -> list[str]:
     try:
         there = pq.read_schema(path).names
     except pa.ArrowInvalid as error:
-        raise VlpipeError(f"{path} is truncated, or not a Parquet file: {error}") from error
+        raise VlpipeError(
+            f"{path} is truncated, or not a Parquet file: {error}; remove the shard, or download it again"
+        ) from error
     missing = [name for name in ("url", "key", "status") if name not in there]
     if missing:
-        raise VlpipeError(f"{path} has no column(s) {', '.join(missing)}, so img2dataset did not write it")
+        raise VlpipeError(
+            f"{path} has no column(s) {', '.join(missing)}; wanted an output folder of img2dataset"
+        )
     if with_images and image_column(there) is None:
-        raise VlpipeError(f"{path} has no image column, and there is no {path.stem}.tar beside it")
+        raise VlpipeError(
+            f"{path} has no image column, and there is no {path.stem}.tar beside it that holds the images"
+        )
     return [name for name in LIGHT if name in there]

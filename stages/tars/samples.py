@@ -140,12 +140,14 @@ def _one_text(value: Any) -> str:
         if isinstance(found, int | float) and not isinstance(found, bool):
             return str(found)
         if not isinstance(found, str):
-            raise RowFault("bad_text", f"wanted text, got {type(found).__name__}")
+            raise RowFault("bad_text", f"the caption must be text, but is {type(found).__name__}")
         found.encode("utf-8")  # JSON may contain unpaired surrogates
     except UnicodeDecodeError as error:
-        raise RowFault("bad_text", f"not UTF-8: {error.reason} at byte {error.start + 1}") from error
+        raise RowFault(
+            "bad_text", f"the caption is not UTF-8: {error.reason} at byte {error.start + 1}"
+        ) from error
     except UnicodeEncodeError as error:
-        raise RowFault("bad_text", "unpaired surrogate") from error
+        raise RowFault("bad_text", "the caption has an unpaired surrogate (half a character)") from error
     return found
 
 

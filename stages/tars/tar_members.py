@@ -34,7 +34,7 @@ Samples = Mapping[str, Mapping[str, Span]]  # key -> ending (lower case) -> posi
 def samples(path: Path, key_ends: KeyEnds = "first_dot") -> Samples:
     """Returns all samples of an uncompressed tar, in order.
 
-    Raises VlpipeError if it is truncated, no such tar, or has links or two members with the same key and ending.
+    Raises VlpipeError if it is truncated, compressed or not a tar, or has links or two members with the same key and ending.
 
     AppleDouble files (`._NAME`), in which macOS keeps attributes of the file NAME, belong to no sample.
     """
@@ -81,21 +81,23 @@ def read_span(path: Path, span: Span) -> bytes:
 def read_text(path: Path, span: Span) -> bytes:
     """Returns a text file without byte-order mark and final line ends. Raises RowFault (bad_text: over MAX_TEXT_BYTES)."""
     if span.size > MAX_TEXT_BYTES:
-        raise RowFault("bad_text", f"it has {span.size:,} bytes, the limit is {MAX_TEXT_BYTES:,}")
+        raise RowFault("bad_text", f"the .txt file has {span.size:,} bytes, the limit is {MAX_TEXT_BYTES:,}")
     return read_span(path, span).removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
 
 
 def read_json(path: Path, span: Span) -> dict[str, Any]:
     """Returns a member that is a JSON object. Raises RowFault (bad_json) if it is not, repeats a key, or is too large."""
     if span.size > MAX_TEXT_BYTES:
-        raise RowFault("bad_json", f"it has {span.size:,} bytes, the limit is {MAX_TEXT_BYTES:,}")
+        raise RowFault("bad_json", f"the .json file has {span.size:,} bytes, the limit is {MAX_TEXT_BYTES:,}")
     try:
         data = read_span(path, span)
         record = json.loads(data.removeprefix(codecs.BOM_UTF8), object_pairs_hook=need_no_repeats)
     except (ValueError, RecursionError) as error:
-        raise RowFault("bad_json", f"it is not JSON: {error}") from error
+        raise RowFault("bad_json", f"the .json file is not valid JSON: {error}") from error
     if not isinstance(record, dict):
-        raise RowFault("bad_json", f"wanted an object, got {type(record).__name__}")
+        raise RowFault(
+            "bad_json", f"the .json file must contain an object, but contains a {type(record).__name__}"
+        )
     return record
 
 

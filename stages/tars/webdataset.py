@@ -71,7 +71,7 @@ def tars_in(folder: Path) -> list[Path]:
         raise VlpipeError(f"{folder} has compressed tars, such as {packed[0]}; decompress them to .tar first")
     found = [path for path in files if path.suffix == ".tar"]
     if not found:
-        raise VlpipeError(f"folder {folder} has no .tar files")
+        raise VlpipeError(f"the folder {folder} has no .tar files")
     return found
 
 
@@ -126,13 +126,15 @@ def _image_of(members: Mapping[str, tar_members.Span], image: str | None) -> str
     """Returns the ending of a sample's image; image: the one to use, if set. Raises RowFault: no_image, several_images."""
     if image is not None:
         if image.lower() not in members:  # endings are stored in lower case
-            raise RowFault("no_image", f"no {image}, only {_list_text(members)}")
+            raise RowFault("no_image", f"the sample has no file .{image}, only {_list_text(members)}")
         return image.lower()
     found = tar_members.image_endings(members)
     if len(found) > 1:
-        raise RowFault("several_images", f"{_list_text(found)}; choose one with `image`")
+        raise RowFault(
+            "several_images", f"the sample has several images: {_list_text(found)}; choose one with `image`"
+        )
     if not found:
-        raise RowFault("no_image", f"only {_list_text(members)}")
+        raise RowFault("no_image", f"the sample has no image, only {_list_text(members)}")
     return found[0]
 
 

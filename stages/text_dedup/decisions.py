@@ -132,7 +132,9 @@ def mark(entry: dict[str, Any], fate: Fate | None) -> dict[str, Any]:
         return entry
     if entry["text"] != fate.text:
         raise RowFault(
-            "text_changed", f"the decision is for {fate.text!r}, but the row now has {entry['text']!r}"
+            "text_changed",
+            f"the decision is for {fate.text!r}, but the row now has {entry['text']!r}; apply decisions to "
+            "the rows they were made for",
         )
     return entry if entry["kept"] is False else {**entry, "kept": False, "why": fate.why}
 

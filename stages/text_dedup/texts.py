@@ -113,7 +113,9 @@ def read_rows(inputs: Sequence[Dataset]) -> pa.Table:
     repeated = Names(packed([rows["id"]])).num_repeated()
     if repeated:
         names = ", ".join(data.name for data in inputs)
-        raise VlpipeError(f"{repeated} id(s) occur more than once in {names}: give each row to dedup once")
+        raise VlpipeError(
+            f"{repeated} id(s) occur more than once in the rows of {names}: give each row to dedup once"
+        )
     return rows
 
 

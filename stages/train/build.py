@@ -149,10 +149,10 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer | None) -> Any:
     model = load(recipe.init.path, use=use, **changes)
     has = getattr(model.config, "vocab_size", None)
     if has is not None and (tokenizer is None or has != tokenizer.vocab_size):
-        got = "no tokenizer" if tokenizer is None else tokenizer.vocab_size
+        got = 0 if tokenizer is None else tokenizer.vocab_size
         raise ValueError(
-            f"tokenizer: wanted the {has} tokens of the model in init, got "
-            f"{got}; omit `tokenizer` to use the one stored with init"
+            f"tokenizer: the vocabulary has {got} tokens, but the model of `init` has {has}; leave out `tokenizer` to use "
+            "the one stored with `init`"
         )
     return model
 

@@ -72,35 +72,35 @@ class Optimisation:
         parts = self.num_workers * self.accumulate
         has = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
         return [
-            (len(has) != 1, f"wanted one of steps and epochs, got {' and '.join(has) or 'neither'}"),
-            (self.steps is not None and self.steps < 1, f"steps: wanted at least 1, got {self.steps}"),
-            (self.epochs is not None and self.epochs <= 0, f"epochs: wanted more than 0, got {self.epochs}"),
+            (len(has) != 1, f"set either `steps` or `epochs`; {'both are' if has else 'neither is'} set"),
+            (self.steps is not None and self.steps < 1, f"steps must be at least 1, got {self.steps}"),
+            (self.epochs is not None and self.epochs <= 0, f"epochs must be more than 0, got {self.epochs}"),
             (
                 parts < 1,
-                f"num_workers and accumulate: wanted at least 1, got {self.num_workers} and {self.accumulate}",
+                f"num_workers and accumulate must be at least 1, got {self.num_workers} and {self.accumulate}",
             ),
             (
                 parts >= 1 and (self.batch_size < 1 or self.batch_size % parts != 0),
-                f"batch_size: wanted a multiple of num_workers x accumulate = {parts}, got {self.batch_size}",
+                f"batch_size must be a multiple of num_workers x accumulate = {parts}, got {self.batch_size}",
             ),
             (
                 self.steps is not None and not 0 <= self.warmup_steps < max(self.steps, 1),
-                f"warmup_steps: wanted at least 0 and fewer than steps = {self.steps}, got {self.warmup_steps}",
+                f"warmup_steps must be at least 0 and less than steps = {self.steps}, got {self.warmup_steps}",
             ),
             (
                 not 0 <= self.min_lr <= self.lr,
-                f"min_lr: wanted at least 0 and at most lr = {self.lr}, got {self.min_lr}",
+                f"min_lr must be at least 0 and at most lr = {self.lr}, got {self.min_lr}",
             ),
             (
                 min(self.log_every, self.checkpoint_every) < 1,
-                f"log_every and checkpoint_every: wanted at least 1, got {self.log_every} and {self.checkpoint_every}",
+                f"log_every and checkpoint_every must be at least 1, got {self.log_every} and {self.checkpoint_every}",
             ),
             (
                 min(self.loader_threads, self.shuffle_window) < 1,
-                "loader_threads and shuffle_window: wanted at least 1, "
+                "loader_threads and shuffle_window must be at least 1, "
                 f"got {self.loader_threads} and {self.shuffle_window}",
             ),
-            (self.seed < 0, f"seed: wanted at least 0, got {self.seed}"),
+            (self.seed < 0, f"seed must be at least 0, got {self.seed}"),
         ]
 
 
@@ -159,13 +159,16 @@ class Recipe(Optimisation):
     def _checks(self) -> list[tuple[bool, str]]:
         return [
             *super()._checks(),
-            (not self.objectives, 'objectives: wanted at least one, such as "lm:Lm"'),
-            (self.model is None and self.init is None, "wanted model or init, got neither"),
+            (not self.objectives, 'objectives must have at least one entry, such as "lm:Lm"'),
+            (
+                self.model is None and self.init is None,
+                "set `model` for a new model, or `init` to start from trained weights; neither is set",
+            ),
             (
                 self.init is not None and not (self.init_vit is self.init_bert is None),
-                "init_vit and init_bert are for a new model: omit them if init is given",
+                "init_vit and init_bert are for a new model, but `init` is set; remove them, or `init`",
             ),
-            (any(w < 0 for w in self.mix.values()), f"mix: wanted weights of at least 0, got {self.mix}"),
+            (any(w < 0 for w in self.mix.values()), f"the weights in mix must be at least 0, got {self.mix}"),
         ]
 
 

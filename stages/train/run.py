@@ -101,6 +101,6 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
     num_steps = recipe.num_steps(loader.samples_per_epoch)
     if recipe.warmup_steps >= num_steps:
         raise VlpipeError(
-            f"warmup_steps: wanted fewer than the run's {num_steps} steps, got {recipe.warmup_steps}"
+            f"warmup_steps must be less than the {num_steps} steps of the run, got {recipe.warmup_steps}"
         )
     return Run(recipe, device, net, loader, num_steps)

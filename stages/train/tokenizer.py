@@ -37,7 +37,7 @@ class TrainTokenizer(GatherStage):
         return VOCABULARY
 
     def preflight(self) -> list[str]:
-        return [] if self.vocab_size >= 100 else [f"vocab_size: wanted at least 100, got {self.vocab_size}"]
+        return [] if self.vocab_size >= 100 else [f"vocab_size must be at least 100, got {self.vocab_size}"]
 
     def run(self, job: Job) -> None:
         from vlpipe.models.tokenizer import Tokenizer

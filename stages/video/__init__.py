@@ -1,4 +1,4 @@
-"""Decode frames of a video at given times; schemas of videos, cues and clips.
+"""Decodes frames of a video at given times; schemas of videos, cues and clips.
 
 May import `common`, `images`.
 """

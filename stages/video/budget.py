@@ -40,24 +40,24 @@ class Budget:
             raise RowFault("deadline", f"{self.video}: decoding took more than {self.limits.deadline_s:g} s")
 
     def bad(self, error: Exception) -> None:
-        """Count a packet that cannot be read or decoded. Raises RowFault (too_many_errors) above the limit."""
+        """Counts a packet that cannot be read or decoded. Raises RowFault (too_many_errors) above the limit."""
         self.num_bad += 1
         if self.num_bad > self.limits.max_bad_packets:
-            detail = f"more than {self.limits.max_bad_packets} bad packets, the last one: {said(error)}"
+            detail = f"more than {self.limits.max_bad_packets} packets cannot be decoded; the last error: {said(error)}"
             raise RowFault("too_many_errors", f"{self.video}: {detail}")
 
     def need_pixels(self, width: int, height: int) -> None:
         """Raises RowFault (too_many_pixels) if a frame of this size exceeds the limit."""
         if width * height > self.limits.max_pixels:
-            detail = f"{width} x {height}, the limit is {self.limits.max_pixels} pixels"
+            detail = f"a frame has {width} x {height} pixels, the limit is {self.limits.max_pixels} pixels"
             raise RowFault("too_many_pixels", f"{self.video}: {detail}")
 
     def pause(self) -> None:
-        """Stop the clock."""
+        """Stops the clock."""
         self._spent_s += time.monotonic() - self._since
 
     def go_on(self) -> None:
-        """Restart the clock after `pause`."""
+        """Restarts the clock after `pause`."""
         self._since = time.monotonic()
 
 
@@ -72,7 +72,10 @@ def need_at_most(video: str, num: int, limit: int, name: str) -> None:
     video: its path; name: of the parameter that sets `limit`; both for the error text.
     """
     if num > limit:
-        raise RowFault("too_many_windows", f"{video}: its row needs more than the limit, {name}: {limit}")
+        raise RowFault(
+            "too_many_windows",
+            f"{video}: the row needs more than {limit} {name.removeprefix('max_')}, the limit that `{name}` sets",
+        )
 
 
 def at_most(items: Iterable[T], video: str, limit: int, name: str) -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""Decode frames of a video at given times: by time stamp, not frame number; upright, square pixels, at a given size.
+"""Decodes frames of a video at given times: by time stamp, not frame number; upright, square pixels, at a given size.
 
     with open_video(root, "a/b.mp4") as video:
         for index, pixels in video.frames(sample_times(0, 10, fps=2), Square(224)):
@@ -113,7 +113,9 @@ def probe(root: str, video: str, limits: Limits = LIMITS, *, num_bytes: int | No
 def sample_times(start_s: float, end_s: float, fps: float) -> npt.NDArray[np.float64]:
     """Returns the times start_s + k / fps, k = 0, 1, ..., below end_s, in seconds. Raises ValueError for bad arguments."""
     if not fps > 0 or not math.isfinite(end_s - start_s):
-        raise ValueError(f"wanted finite times and fps > 0, got start_s={start_s}, end_s={end_s}, fps={fps}")
+        raise ValueError(
+            f"start_s and end_s must be finite and fps more than 0, got start_s={start_s}, end_s={end_s}, fps={fps}"
+        )
     num = math.ceil(round((end_s - start_s) * fps, 6))  # (0.4 - 0.1) * 10 is 3.0000000000000004
     return start_s + np.arange(max(0, num)) / fps
 
@@ -136,7 +138,7 @@ class Video:
     def frames(
         self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        """Yield (index into times_s, RGB frame (H, W, 3) uint8) per time; times in seconds, ascending.
+        """Yields (index into times_s, RGB frame (H, W, 3) uint8) per time; times in seconds, ascending.
 
         Times past the end are omitted; a time before the first frame gets the first frame. Raises RowFault: deadline,
         too_many_errors, too_many_pixels, broken_video, no_frames_in_window (all times are past the end); ValueError if
@@ -144,7 +146,9 @@ class Video:
         """
         times = np.asarray(times_s, np.float64)
         if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
-            raise ValueError("times_s must be finite and ascending")
+            raise ValueError(
+                f"times_s, the times of the frames in seconds, must be finite and ascending, got {times[:8]}"
+            )
         shown: tuple[VideoFrame, npt.NDArray[np.uint8]] | None = None
         self._budget.go_on()
         for index, frame in self._at(times):
@@ -157,7 +161,7 @@ class Video:
             self._budget.go_on()
         self._budget.pause()
         if len(times) and shown is None:
-            detail = f"{self._budget.video}: the video ends before {times[0]:g} s"
+            detail = f"{self._budget.video}: the video ends before {times[0]:g} s, the first time to read"
             raise RowFault("no_frames_in_window", detail)
 
     def subtitles(self) -> list[TextCue]:
@@ -207,7 +211,7 @@ class Video:
                 yield TextCue(start_s, start_s + float((duration or 0) * base), text, lang)
 
     def _at(self, times: npt.NDArray[np.float64]) -> Iterator[tuple[int, VideoFrame]]:
-        """Yield (index, frame shown at that time): decode up to that frame, or seek if a key frame lies in between."""
+        """Yields (index, frame shown at that time): decodes up to that frame, or seeks if a key frame lies in between."""
         ticks = self._ticks(times)
         key = self._keys.before(ticks[0]) if ticks else -1
         for index, tick in enumerate(ticks):
@@ -226,7 +230,7 @@ class Video:
         return self._walk.end is not None and tick >= self._walk.end
 
     def _ticks(self, times: npt.NDArray[np.float64]) -> list[int]:
-        """Convert seconds to ticks, units of the stream's time base; times before the first frame become its start."""
+        """Converts seconds to ticks, units of the stream's time base; times before the first frame become its start."""
         ticks = np.floor((times + self._zero_s + SLACK_S) / float(self._stream.time_base or 1))
         return np.clip(ticks, self._walk.first, FAR).astype(np.int64).tolist()
 
@@ -236,7 +240,7 @@ class Video:
         try:
             scaled = self._reformatter.reformat(frame, target.width, target.height, "rgb24", threads=1)
         except need_av().FFmpegError as error:  # unsupported colour format
-            detail = f"{self._budget.video}: cannot be converted to RGB: {said(error)}"
+            detail = f"{self._budget.video}: a frame cannot be converted to RGB: {said(error)}"
             raise RowFault("broken_video", detail) from error
         return target.finish(scaled.to_ndarray())
 
@@ -269,7 +273,7 @@ def _video_stream(opened: InputContainer, budget: Budget) -> VideoStream:
     assert isinstance(stream, VideoStream)
     context = stream.codec_context
     if context is None:  # possible, although not in PyAV's type annotations
-        raise RowFault("no_video", f"{budget.video}: there is no decoder for its video stream")
+        raise RowFault("no_video", f"{budget.video}: FFmpeg has no decoder for its video stream")
     budget.need_pixels(context.width, context.height)
     context.thread_count = 1
     context.options = {"max_pixels": str(budget.limits.max_pixels)}  # the size may change within the stream

@@ -1,4 +1,4 @@
-"""Find the key frames of a video, where decoding can start, from the container's index, without decoding.
+"""Finds the key frames of a video, where decoding can start, from the container's index, without decoding.
 
 Times are in ticks, units of the stream's time base.
 """
@@ -40,7 +40,7 @@ class Keys:
 
 
 def complete_index(opened: InputContainer, stream: VideoStream, budget: Budget) -> None:
-    """Complete the index of a Matroska file: by a seek to the end, or, if it has no index, by reading all packets once
+    """Completes the index of a Matroska file: by a seek to the end, or, if it has no index, by reading all packets once
     (33 ms for a video of 300 s). MP4 has all frames in its index; other containers are left as they are.
 
     Raises RowFault (broken_video) if the file cannot be sought.

@@ -1,4 +1,4 @@
-"""Open an untrusted video file below a folder or fsspec root, as one of the known containers only.
+"""Opens an untrusted video file below a folder or fsspec root, as one of the known containers only.
 
 FFmpeg accepts playlists, device names and URLs as a path, and a playlist may make it open other files. The path is
 therefore passed as `file:PATH` (names may start with "-") or as an open fsspec file, and only CONTAINERS are tried.
@@ -75,7 +75,7 @@ def video_file(root: str, video: str, num_bytes: int | None, *, opened: bool = F
     if "://" not in root:
         path = _below(root, video)
         if not os.path.isfile(path):
-            raise RowFault("no_file", f"there is no file {video} in the videos root")
+            raise RowFault("no_file", f"there is no file {video} in the folder given by `videos`")
         _same_size(video, os.path.getsize(path), num_bytes)
         if opened:
             with open(path, "rb", buffering=0) as local:
@@ -87,12 +87,12 @@ def video_file(root: str, video: str, num_bytes: int | None, *, opened: bool = F
 
     fs, base = fsspec.core.url_to_fs(root)
     if ".." in video.split("/"):
-        raise RowFault("bad_path", f"{video!r} leads out of the videos root")
+        raise RowFault("bad_path", f"the path {video!r} leads out of the folder given by `videos`")
     path = f"{base.rstrip('/')}/{video}"
     try:
         size = fs.size(path)
     except FileNotFoundError as error:
-        raise RowFault("no_file", f"there is no file {video} in the videos root") from error
+        raise RowFault("no_file", f"there is no file {video} in the folder given by `videos`") from error
     _same_size(video, size, num_bytes)
     with fs.open(path, "rb") as file:
         yield file
@@ -103,7 +103,7 @@ def _below(root: str, video: str) -> str:
 
     path = None if video.startswith("/") else inside(root, video)
     if path is None:
-        raise RowFault("bad_path", f"{video!r} leads out of the videos root")
+        raise RowFault("bad_path", f"the path {video!r} leads out of the folder given by `videos`")
     return path
 
 
@@ -113,7 +113,7 @@ def _same_size(video: str, size: int, num_bytes: int | None) -> None:
 
 
 def packets(opened: InputContainer, stream: Any, budget: Budget) -> Iterator[Any]:
-    """Yield packets from the current position to the end. Two errors in a row count as the end of a truncated file."""
+    """Yields packets from the current position to the end. Two errors in a row count as the end of a truncated file."""
     errors = (
         need_av().FFmpegError,
         IndexError,

@@ -1,6 +1,6 @@
 """Schemas of a cue (one subtitle), a video row and a clip row.
 
-Rows do not contain the bytes of a video: `video` is the path of the file below the videos root, `num_bytes` and `sha256`
+Rows do not contain the bytes of a video: `video` is the path of the file below the folder `videos`, `num_bytes` and `sha256`
 identify its content. Times are seconds on the video's own clock.
 """
 
@@ -26,7 +26,7 @@ CUES = pa.list_(CUE)
 # The columns that decoding needs to find and check a file.
 FILE_FIELDS = (
     pa.field("url", pa.string()),  # its origin: a URL, or the path below the root
-    pa.field("video", pa.string()),  # path below the videos root
+    pa.field("video", pa.string()),  # path below the folder `videos`
     pa.field("num_bytes", pa.int64()),
     pa.field("sha256", pa.string()),
 )

@@ -59,7 +59,7 @@ class VideoChild:
         self._limits = LIMITS
 
     def open(self, file: Any, video: str, limits: Limits, *, text_tracks: bool = False) -> Look:
-        """Open a video in the child; text_tracks: whether to read the cues in the file.
+        """Opens a video in the child; text_tracks: whether to read the cues in the file.
 
         Raises RowFault as `decode.open_file`, or killed_decoder, decode_memory.
         """
@@ -81,11 +81,13 @@ class VideoChild:
     def frames(
         self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        """Yield the frames of the open video as `decode.Video.frames`. Raises RowFault as it, or killed_decoder,
+        """Yields the frames of the open video as `decode.Video.frames`. Raises RowFault as it, or killed_decoder,
         decode_memory."""
         times = np.asarray(times_s, np.float64)
         if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
-            raise ValueError("times_s must be finite and ascending")
+            raise ValueError(
+                f"times_s, the times of the frames in seconds, must be finite and ascending, got {times[:8]}"
+            )
         how = {"kind": type(size).__name__, **asdict(size)}
         answer = self._next({"frames": how}, times.tobytes())
         while answer:
@@ -93,7 +95,8 @@ class VideoChild:
             picture = np.frombuffer(answer, np.uint8, offset=12)
             if picture.size != height * width * 3 or index >= len(times):
                 raise RowFault(
-                    "killed_decoder", f"{self._video}: the process that decoded it sent a wrong answer"
+                    "killed_decoder",
+                    f"{self._video}: the process that decoded it sent a frame of the wrong size or number",
                 )
             yield index, picture.reshape(height, width, 3)
             answer = self._next({"next": True})
@@ -119,9 +122,7 @@ class VideoChild:
                 message = self._file.read(min(int.from_bytes(answer[9:17], "big"), MAX_READ))
         except Late as error:
             self.close()
-            detail = (
-                f"{self._video}: no answer {GRACE_S:g} s after the deadline of {self._limits.deadline_s:g} s"
-            )
+            detail = f"{self._video}: decoding took more than {self._limits.deadline_s:g} s, and did not stop"
             raise RowFault("deadline", detail) from error
         except EOFError:
             raise
@@ -133,7 +134,7 @@ class VideoChild:
         return answer[1:]
 
     def close(self) -> int | None:
-        """End the child; returns its exit status, or None if it was not running."""
+        """Ends the child; returns its exit status, or None if it was not running."""
         return self._child.close()
 
 
@@ -146,7 +147,7 @@ class ShutInVideo:
     def frames(
         self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        """Yield (index into times_s, RGB frame (H, W, 3) uint8), as `decode.Video.frames`. Raises RowFault as it, and
+        """Yields (index into times_s, RGB frame (H, W, 3) uint8), as `decode.Video.frames`. Raises RowFault as it, and
         killed_decoder, decode_memory."""
         return self._child.frames(times_s, size)
 
@@ -176,4 +177,8 @@ def _taken() -> VideoChild:
             if process == os.getpid():  # not one of the process that this one was forked from
                 del _idle[place]
                 return child
-    return VideoChild(MEMORY_MB, f"the process that decodes videos failed to start (with {MEMORY_MB} MB)")
+    cannot = (
+        "the child process that decodes videos did not start, or died while it loaded FFmpeg; it needs up to "
+        f"{MEMORY_MB} MB of memory: check that the machine has it"
+    )
+    return VideoChild(MEMORY_MB, cannot)

@@ -14,21 +14,21 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """Scale the shorter side to `side` pixels, then crop the centre: (side, side, 3)."""
+    """Scales the shorter side to `side` pixels, then crops the centre: (side, side, 3)."""
 
     side: int
 
 
 @dataclass(frozen=True, slots=True)
 class ShortSide:
-    """Scale the shorter side to `px` pixels, keeping the aspect ratio."""
+    """Scales the shorter side to `px` pixels, keeping the aspect ratio."""
 
     px: int
 
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """Scale to this size, ignoring the aspect ratio: (height, width, 3)."""
+    """Scales to this size, ignoring the aspect ratio: (height, width, 3)."""
 
     width: int
     height: int
@@ -47,7 +47,7 @@ class Fit:
     crop: tuple[int, int, int] | None
 
     def finish(self, scaled: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Rotate and crop a scaled frame: (height, width, 3) as stored -> as shown."""
+        """Rotates and crops a scaled frame: (height, width, 3) as stored -> as shown."""
         turned = np.rot90(scaled, self.quarter_turns)
         if self.crop is not None:
             top, left, side = self.crop

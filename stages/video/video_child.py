@@ -98,7 +98,7 @@ class Decoder:
 
 
 def load() -> None:
-    """Import what decoding imports at first use, while files can still be opened."""
+    """Imports the modules that decoding needs, because the process cannot open files later."""
     av = need_av()
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith(("__main__", "datasets")):  # a program; downloads

@@ -1,4 +1,4 @@
-"""Read the packets of a video stream forward, decoding only what is needed for the requested times.
+"""Reads the packets of a video stream forward, decoding only what is needed for the requested times.
 
 Packets carry the start times of their frames before decoding. They are therefore read a little ahead: the decoder skips
 frames that are neither requested nor referenced by others (half of the frames in common H.264), and decoding stops at the
@@ -59,7 +59,7 @@ class Walk:
         self._start = min(0, self.first - self.delay)  # a seek to this tick goes to the start
 
     def _reset(self) -> None:
-        """Start reading at the container's current position."""
+        """Starts reading at the container's current position."""
         self._packets: Iterator[Packet] = packets(self._container, self._stream, self._budget)
         self._ahead: deque[Packet] = deque()  # read, not yet decoded
         self._known: list[
@@ -95,7 +95,7 @@ class Walk:
         return True
 
     def seek(self, tick: int) -> None:
-        """Seek to the last readable key frame that starts at or before `tick`."""
+        """Seeks to the last readable key frame that starts at or before `tick`."""
         step = max(1, round(1 / self._stream.time_base)) if self._stream.time_base else 1
         aim = self._start if self._is_counted else tick
         while True:
@@ -172,7 +172,7 @@ class Walk:
         return self._known[at - 1] if at else None
 
     def _step(self, tick: int) -> None:
-        """Send one packet to the decoder, which may skip its frame if a later one is shown at `tick`."""
+        """Sends one packet to the decoder, which may skip its frame if a later one is shown at `tick`."""
         self._fill(tick)
         if not self._ahead:
             self._drain()
@@ -212,7 +212,10 @@ class Walk:
                 self._ready.append((begin, frame))
 
     def _has_read_past(self, tick: int) -> bool:
-        """Returns whether the frames of all packets not yet read start after `tick`, as they are decoded after it."""
+        """Returns whether the frames of all packets not yet read start after `tick`.
+
+        Packets come in decoding order, and no frame starts before it is decoded.
+        """
         return self._last_dts is not None and self._last_dts > tick
 
     def _fill(self, tick: int) -> None:
@@ -234,7 +237,7 @@ class Walk:
             insort(self._known, packet.pts)
 
     def _key_from(self, aim: int) -> int | None:
-        """Seek to `aim`; returns the start of the key frame found there, or None if nothing can be read there.
+        """Seeks to `aim`; returns the start of the key frame found there, or None if nothing can be read there.
 
         Raises RowFault (broken_video) if a seek to the start fails.
         """

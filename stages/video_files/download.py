@@ -1,6 +1,6 @@
 """Downloads a missing video with a command that the user sets, such as yt-dlp; off unless a stage's `download` is set.
 
-The command writes into a temporary folder. Its files are moved below the videos root after it succeeds, so a video is
+The command writes into a temporary folder. Its files are moved into the folder `videos` after it succeeds, so a video is
 complete or absent. Rate limits and permissions are the responsibility of the command and its user.
 """
 
@@ -39,20 +39,24 @@ class Download:
     def __post_init__(self) -> None:
         ids = [place for place, part in enumerate(self.command) if part.startswith("{video_id}")]
         if not any("{video_id}" in part for part in self.command):
-            raise VlpipeError("download.command must contain {video_id}")
+            raise VlpipeError(
+                f"download.command must contain {{video_id}}, which stands for the id of the video; got {list(self.command)}"
+            )
         if ids and "--" not in self.command[: ids[0]]:
             raise VlpipeError(
-                'download.command: an id may start with "-", like an option; put "--" before {video_id}'
+                'download.command: put "--" before {video_id}: an id that starts with "-" would be read as an option'
             )
 
 
 def fetch_with(download: Download, video_id: str, videos: str, endings: Sequence[str]) -> str:
-    """Download one video into the folder `videos`; returns the name of its file. endings: accepted file name endings.
+    """Downloads one video into the folder `videos`; returns the name of its file. endings: accepted file name endings.
 
     Raises RowFault: download_failed, download_timeout, no_file; VlpipeError if `videos` is a URL or the program is missing.
     """
     if "://" in videos:
-        raise VlpipeError(f"a download needs a local folder as videos root, got {videos}")
+        raise VlpipeError(
+            f"`download` saves videos into the folder given by `videos`, which must be local, got {videos}"
+        )
     os.makedirs(videos, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=videos) as folder:
         command = [
@@ -65,7 +69,7 @@ def fetch_with(download: Download, video_id: str, videos: str, endings: Sequence
             got = ", ".join(path.name for path in made) or "nothing"
             raise RowFault(
                 "no_file",
-                f"the download wrote {got}; wanted {video_id} with the ending {' or '.join(endings)}",
+                f"download.command must write {' or '.join(video_id + ending for ending in endings)}, but wrote {got}",
             )
         for path in made:  # subtitles too; the video last, as it marks the download as complete
             if path.name != names[0]:
@@ -85,7 +89,9 @@ def _run(command: Sequence[str], timeout_s: float, video_id: str) -> None:
                 start_new_session=True,  # so that its own children are killed with it
             )
         except FileNotFoundError as error:
-            raise VlpipeError(f"download.command: program {command[0]!r} not found") from error
+            raise VlpipeError(
+                f"download.command: there is no program {command[0]!r}; install it, or give its full path"
+            ) from error
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:

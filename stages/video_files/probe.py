@@ -19,7 +19,10 @@ class Prober:
 
     def __init__(self, limits: Limits, memory_mb: int) -> None:
         self._limits = limits
-        cannot = f"the process that opens videos failed to start (probe_memory_mb: {memory_mb})"
+        cannot = (
+            "the child process that opens videos did not start, or died while it loaded FFmpeg; probe_memory_mb is "
+            f"{memory_mb}: if the machine has enough memory, increase it"
+        )
         self._videos = VideoChild(memory_mb, cannot)
         self._subtitles = SubtitleReader(limits.deadline_s, memory_mb)
 

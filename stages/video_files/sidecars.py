@@ -63,7 +63,7 @@ def listed(
     languages: Sequence[str],
     subtitle_endings: Sequence[str] = SUBTITLES,
 ) -> Iterator[VideoFile]:
-    """Yield the videos, and the subtitle files without a video, in order of path.
+    """Yields the videos, and the subtitle files without a video, in order of path.
 
     files: path -> size in bytes; files other than videos and subtitles are ignored. languages: as in `Videos`.
     """
@@ -96,7 +96,7 @@ def _stem(path: str) -> str:
 
 
 def _tag(path: str) -> str:
-    """Returns what stands between the last two points of a name: `en` of `a.en.srt`; "" if there is none."""
+    """Returns what is between the last two dots of a name: `en` of `a.en.srt`; "" if there is none."""
     return PurePosixPath(_stem(path)).suffix[1:].lower()
 
 

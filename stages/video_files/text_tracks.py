@@ -30,7 +30,10 @@ def embedded(texts: Sequence[TextCue], languages: Sequence[str], video: str) -> 
     wanted = {lang: place for lang, place in ranks.items() if place is not None}
     if not wanted:
         have = ", ".join(sorted(str(lang) for lang in ranks))
-        raise RowFault("no_cues", f"{video} has no subtitles" + (f" except in {have}" if have else ""))
+        raise RowFault(
+            "no_cues",
+            f"{video} has no subtitle track" + (f" in a wanted language; it has {have}" if have else ""),
+        )
     best = min(wanted, key=lambda lang: wanted[lang])  # among equal ranks the first in the file
     found = RawCue(lang=best)
     for cue in texts:

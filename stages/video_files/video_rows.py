@@ -187,17 +187,17 @@ def hashed(root: str, video: str) -> tuple[int, str]:
             digest.update(piece)
             num_bytes += len(piece)
     if not num_bytes:
-        raise RowFault("empty", f"{video} has no bytes")
+        raise RowFault("empty", f"the file {video} has 0 bytes")
     return num_bytes, digest.hexdigest()
 
 
 @contextmanager
 def opened(root: str, name: str) -> Iterator[Any]:
-    """Open a file below a folder or fsspec URL for reading. Raises RowFault: bad_path, no_file."""
+    """Opens a file below a folder or fsspec URL for reading. Raises RowFault: bad_path, no_file."""
     path = below(root, name)
     if "://" not in root:
         if not os.path.isfile(path):
-            raise RowFault("no_file", f"there is no file {name} in the videos root")
+            raise RowFault("no_file", f"there is no file {name} in the folder given by `videos`")
         with open(path, "rb") as file:
             yield file
         return
@@ -207,7 +207,7 @@ def opened(root: str, name: str) -> Iterator[Any]:
     try:
         handle = fs.open(plain_path, "rb")
     except FileNotFoundError as error:
-        raise RowFault("no_file", f"there is no file {name} in the videos root") from error
+        raise RowFault("no_file", f"there is no file {name} in the folder given by `videos`") from error
     with handle:
         yield handle
 
@@ -220,7 +220,7 @@ def below(root: str, name: str) -> str:
     else:
         path = None if name.startswith("/") else inside(root, name)
     if path is None:
-        raise RowFault("bad_path", f"{name!r} leads out of the videos root")
+        raise RowFault("bad_path", f"the path {name!r} leads out of the folder given by `videos`")
     return path
 
 

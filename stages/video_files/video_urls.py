@@ -1,4 +1,4 @@
-"""Fetch the videos of a URL list with the same checks as images (`web.fetch`), and store them in a folder or fsspec URL.
+"""Fetches the videos of a URL list with the same checks as images (`web.fetch`), and stores them in a folder or fsspec URL.
 
 An existing file is not fetched again. Bodies are written to files as they arrive, not held in memory.
 """
@@ -166,7 +166,7 @@ class VideoUrls(VideoSource):
             yield work
 
     def _start(self, batch: pa.Table, fetch: Fetch) -> dict[str, Future[Answer]]:
-        """Start fetching the files that are not in `videos` yet; returns row id -> future of these rows."""
+        """Starts fetching the files that are not in `videos` yet; returns row id -> future of these rows."""
         rows = [
             one for one in batch.to_pylist() if not one["fault"] and not exists(self.videos, file_name(one))
         ]
@@ -245,7 +245,7 @@ def file_name(one: Row) -> str:
 def _need_allowed_file(path: str, blocklist: Blocklist) -> None:
     """Raises RowFault if the file has no bytes (empty) or the blocklist has its content (blocked)."""
     if not os.path.getsize(path):
-        raise RowFault("empty", "the response has no bytes")
+        raise RowFault("empty", "the response has 0 bytes")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         fault = blocklist.check_bytes(cast(bytes, data))
     if fault is not None:
@@ -254,7 +254,7 @@ def _need_allowed_file(path: str, blocklist: Blocklist) -> None:
 
 @contextmanager
 def _folder_near(videos: str) -> Iterator[str]:
-    """Yields a temporary folder for response bodies, inside the videos root if that is local."""
+    """Yields a temporary folder for response bodies, inside the folder `videos` if that is local."""
     if "://" in videos:
         near = None
     else:

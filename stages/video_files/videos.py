@@ -64,7 +64,10 @@ class Videos(VideoSource):
         try:
             "".encode(codecs.lookup(self.encoding).name)
         except LookupError:
-            return [f"encoding: {self.encoding!r} is not known", *super().preflight()]
+            return [
+                f"encoding: there is no encoding {self.encoding!r}; use one such as utf-8, latin-1 or shift_jis",
+                *super().preflight(),
+            ]
         return super().preflight()
 
     def row_schema(self) -> pa.Schema:

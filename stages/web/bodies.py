@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Asked(Future[T], Generic[T]):
-    """The future answer to a request. wanted: its request is sent even if `waiting_bytes` wait already."""
+    """The future answer to a request. wanted: a thread waits for it, so it is sent even if `waiting_bytes` wait already."""
 
     wanted = False
 

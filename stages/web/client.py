@@ -255,7 +255,9 @@ class _Transfer:
     def _status_in(self, line: bytes) -> int:
         found = STATUS.match(line)
         if found is None:
-            raise RowFault("bad_response", f"{self._host}: no status in the first line")
+            raise RowFault(
+                "bad_response", f"{self._host}: the response does not begin with an HTTP status line"
+            )
         return int(found[1])
 
     def _head(self) -> int | None:
@@ -296,7 +298,7 @@ class _Transfer:
 
 
 def _not_done(host: str, limits: Limits) -> RowFault:
-    return RowFault("timeout", f"{host}: not done after {limits.timeout_s:g} s")
+    return RowFault("timeout", f"{host}: the request took more than {limits.timeout_s:g} s")
 
 
 def _plain(message: str) -> str:

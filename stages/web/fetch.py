@@ -151,8 +151,8 @@ class Crawler:
     async def _attempt(self, url: str, asked: Asked[Answer] | None = None) -> Page | RowFault:
         """Returns the result of one attempt, following redirects.
 
-        asked: the future answer; None for a robots.txt or tdmrep.json, which these files cannot forbid, and which waits
-        for no room in `bodies`.
+        asked: the future answer; None for a robots.txt or tdmrep.json itself, which is requested whatever these files say
+        and does not wait for room in `bodies`.
         """
         left_s, target = self._limits.timeout_s, Target("", "", 0)
         try:
@@ -176,7 +176,7 @@ class Crawler:
                 if isinstance(got, Page):
                     return got
                 url = redirected(url, got)
-            raise RowFault("too_many_redirects", f"more than {self._limits.max_redirects}")
+            raise RowFault("too_many_redirects", f"more than {self._limits.max_redirects} redirects")
         except HostBusy:
             return RowFault(
                 "host_busy", f"{target.host} asked for a pause longer than {self._limits.max_wait_s:g} s"

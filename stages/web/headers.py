@@ -33,7 +33,7 @@ class Headers:
         """Adds a line `Name: value`. Raises RowFault (bad_response) if all lines together exceed MAX_BYTES."""
         self._num_bytes += len(line)
         if self._num_bytes > MAX_BYTES:
-            raise RowFault("bad_response", f"more than {MAX_BYTES} bytes of headers")
+            raise RowFault("bad_response", f"the response has more than {MAX_BYTES} bytes of headers")
         name, colon, value = line.decode("utf-8", "surrogateescape").partition(":")
         if colon:
             self._values.setdefault(name.strip().lower(), []).append(value.strip())
@@ -59,7 +59,9 @@ def coding_of(values: Sequence[str]) -> str:
     codings = [word for word in words if word in CODINGS]
     if len(codings) > 1 or not UNPACKED.issuperset(codings):
         named = ", ".join(codings)[:40]
-        raise RowFault("bad_response", f"content encoding {named!r}, but none was requested")
+        raise RowFault(
+            "bad_response", f"the response has the content encoding {named!r}, but none was requested"
+        )
     return codings[0] if codings else ""
 
 
@@ -87,7 +89,7 @@ class Unpacker:
         """Returns the last bytes of the body. Raises RowFault: disconnected (incomplete), bad_response (broken)."""
         last = b"" if self._first is None else self._begin(room)
         if self._stream and not (self.ended or self._stream.eof):
-            raise RowFault("disconnected", "the compressed body ends early")
+            raise RowFault("disconnected", "the compressed response body ends early")
         return last
 
     def _begin(self, room: int) -> bytes:
@@ -107,7 +109,9 @@ class Unpacker:
                 try:
                     out.append(self._stream.decompress(data, room))
                 except zlib.error as error:
-                    raise RowFault("bad_response", f"the compressed body is broken: {error}") from error
+                    raise RowFault(
+                        "bad_response", f"the compressed response body is damaged: {error}"
+                    ) from error
                 room -= len(out[-1])
                 data = self._stream.unused_data
         return b"".join(out)
@@ -119,7 +123,9 @@ class Unpacker:
             return self._stream
         self._num_members += 1
         if self._num_members > MAX_MEMBERS:
-            raise RowFault("bad_response", f"the compressed body has more than {MAX_MEMBERS} members")
+            raise RowFault(
+                "bad_response", f"the compressed response body has more than {MAX_MEMBERS} gzip members"
+            )
         return zlib.decompressobj(ANY_HEADER)
 
 

@@ -105,7 +105,7 @@ class Response:
         self._num_sent += len(data)
         if self._unpacker:
             if self._num_sent > self._max_bytes + self._max_bytes // 64 + PACKED_BYTES:
-                raise RowFault("too_large", f"more than {self._max_bytes} bytes, compressed")
+                raise RowFault("too_large", f"the compressed response has more than {self._max_bytes} bytes")
             data = self._unpacker.add(data, self._max_bytes + 1 - self._num_bytes)
         return self._add(data) or bool(self._unpacker and self._unpacker.ended)
 
@@ -115,7 +115,7 @@ class Response:
         if too_large and self._rules:
             data = data[: self._max_bytes - self._num_bytes]
         elif too_large:
-            raise RowFault("too_large", f"more than {self._max_bytes} bytes")
+            raise RowFault("too_large", f"the response has more than {self._max_bytes} bytes")
         if self._file:
             self._file.write(data)
         else:
@@ -163,7 +163,9 @@ class Response:
             length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > self._max_bytes)
         )
         if too_large and not self._rules:
-            raise RowFault("too_large", f"{length[:30]} bytes, the limit is {self._max_bytes}")
+            raise RowFault(
+                "too_large", f"the response has {length[:30]} bytes, the limit is {self._max_bytes}"
+            )
         coding = coding_of(headers.getall("Content-Encoding", []))
         self._unpacker = Unpacker(coding) if coding else None
 

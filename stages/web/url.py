@@ -54,9 +54,9 @@ def sendable(url: str) -> str:
     """Returns the URL as it is sent: in ASCII, with path and query percent-encoded. Raises RowFault: no_url, bad_url."""
     url = url.strip(" \t\r\n\f")
     if not url:
-        raise RowFault("no_url")
+        raise RowFault("no_url", "the URL is empty")
     if len(url) > MAX_URL_CHARS:
-        raise RowFault("bad_url", f"{len(url)} characters, the limit is {MAX_URL_CHARS}")
+        raise RowFault("bad_url", f"the URL has {len(url)} characters, the limit is {MAX_URL_CHARS}")
     plain = PLAIN.fullmatch(url)
     if plain:
         _host(plain[1])
@@ -64,16 +64,18 @@ def sendable(url: str) -> str:
     odd = CONTROL.search(url)
     if odd:
         what = "control characters" if odd[0] < "\ud800" else "lone surrogates, which cannot be encoded"
-        raise RowFault("bad_url", f"it has {what}")
+        raise RowFault("bad_url", f"the URL has {what}")
     try:
         parts = split_url(url)
         port = parts.port
     except ValueError as error:
         raise RowFault("bad_url", str(error)) from error
     if parts.scheme not in PORTS:
-        raise RowFault("bad_url", f"scheme {parts.scheme[:20]!r}; only http and https are fetched")
+        raise RowFault(
+            "bad_url", f"the URL has the scheme {parts.scheme[:20]!r}; only http and https are fetched"
+        )
     if "@" in parts.netloc or "\\" in parts.netloc:
-        raise RowFault("bad_url", "it has a user name or a backslash before the host")
+        raise RowFault("bad_url", "the URL has a user name or a backslash before the host")
     if port is not None and port < 1024 and port not in WEB_PORTS:
         raise RowFault("bad_url", f"port {port} is reserved for other services")
     netloc = _host(parts.hostname or "") + (f":{port}" if port is not None else "")
@@ -99,7 +101,7 @@ def _host(host: str) -> str:
 def _literal_v6(host: str) -> str:
     try:
         if "%" in host:
-            raise ValueError("it has a zone id")
+            raise ValueError("zone ids are not allowed")
         return str(ipaddress.IPv6Address(host))
     except ValueError as error:
         raise RowFault("bad_url", f"{host[:80]!r} is not an IPv6 address: {error}") from error
@@ -143,7 +145,9 @@ def redirected(base: str, location: str) -> str:
     `surrogateescape`) are percent-encoded.
     """
     if len(location) > MAX_URL_CHARS:
-        raise RowFault("bad_url", f"redirect: {len(location)} characters, the limit is {MAX_URL_CHARS}")
+        raise RowFault(
+            "bad_url", f"the URL of the redirect has {len(location)} characters, the limit is {MAX_URL_CHARS}"
+        )
     location = RAW_BYTE.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", location.strip())
     try:
         split_url(location)
@@ -151,7 +155,7 @@ def redirected(base: str, location: str) -> str:
     except ValueError as error:
         if isinstance(error, RowFault):
             raise
-        raise RowFault("bad_url", f"redirect: {error}") from error
+        raise RowFault("bad_url", f"the URL of the redirect is malformed: {error}") from error
 
 
 def without_secrets(url: str) -> str:

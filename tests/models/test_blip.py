@@ -154,7 +154,7 @@ def test_loading_at_another_image_size_interpolates(make_blip: Make, tmp_path: P
     assert bigger.vision.positions.shape[1] == 37
     assert (bigger.config.dropout, bigger.text.dropout) == (0.2, 0.2)
     assert bigger.encode_image(torch.randn(1, 3, 48, 48)).shape == (1, 37, 32)
-    with pytest.raises(ValueError, match=r"pixels: wanted \(B, 3, 48, 48\), got \(1, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"pixels must have shape \(B, 3, 48, 48\), got \(1, 3, 32, 32\)"):
         bigger.encode_image(torch.randn(1, 3, 32, 32))
 
 
@@ -173,21 +173,21 @@ def test_a_part_that_is_not_there_is_named(make_blip: Make, make_batch: Make) ->
     captioner, retrieval = make_blip(parts="captioner"), make_blip(parts="retrieval")
     tokens = captioner.encode_image(b.streams["image"].data)
     with pytest.raises(
-        ValueError, match="this needs itm_head, which a Blip with parts='captioner' does not have"
+        ValueError, match="this needs the module itm_head, which a model with parts 'captioner' does not have"
     ):
         captioner.match_logits(b.streams["text"].data, b.streams["text"].mask, tokens)
-    with pytest.raises(ValueError, match="this needs text_proj"):
+    with pytest.raises(ValueError, match="this needs the module text_proj"):
         captioner.encode_text(b.streams["text"].data, b.streams["text"].mask)
-    with pytest.raises(ValueError, match="this needs lm_head"):
+    with pytest.raises(ValueError, match="this needs the module lm_head"):
         sample(retrieval, tokens)
 
 
 def test_bad_input_is_explained(make_blip: Make) -> None:
     blip = make_blip()
     tokens = blip.encode_image(torch.randn(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="text: 25 tokens, but max_text_length is 24"):
+    with pytest.raises(ValueError, match="the text has 25 tokens, but max_text_length is 24"):
         blip.encode_text(torch.ones(1, 25, dtype=torch.long), torch.ones(1, 25))
-    with pytest.raises(ValueError, match="wanted right-padded text"):
+    with pytest.raises(ValueError, match="lm_logits needs right-padded text"):
         blip.lm_logits(torch.ones(1, 3, dtype=torch.long), torch.tensor([[1, 0, 1]]), tokens)
-    with pytest.raises(ValueError, match="position: wanted one of learned, sincos, got 'sine'"):
+    with pytest.raises(ValueError, match="position must be one of learned, sincos, got 'sine'"):
         make_blip(position="sine")

@@ -24,7 +24,7 @@ def test_a_model_takes_the_vocabulary_from_the_tokenizer(tokenizer: Tokenizer) -
     assert (blip.config.vocab_size, blip.config.enc) == (tokenizer.vocab_size, tokenizer.enc)
     with pytest.raises(ValueError, match=r"Blip has no parameter 'image_siz'; did you mean image_size\?"):
         build({**spec, "image_siz": 3}, "vlpipe.models", tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="text_width: wanted a multiple of text_heads 3, got 16"):
+    with pytest.raises(ValueError, match="text_width must be a multiple of text_heads = 3, got 16"):
         build({**spec, "text_heads": 3}, "vlpipe.models", tokenizer=tokenizer)
 
 
@@ -33,13 +33,13 @@ def test_a_model_takes_the_vocabulary_from_the_tokenizer(tokenizer: Tokenizer) -
     [
         (
             {"use": "itx:Itc"},
-            r"no module 'itx' on the Python path nor below .*, where there are itc, itm, lm",
+            r"no module 'itx', neither on the Python path nor below .*, which has itc, itm, lm",
         ),
-        ({"use": "itc:Itk"}, r"vlpipe.models.objectives.itc has no 'Itk'; it has Itc"),
-        ({"use": "itc"}, r"wanted 'module:Class', got 'itc'"),
-        ({"image_size": 3}, r"wanted a 'use' key"),
+        ({"use": "itc:Itk"}, r"vlpipe.models.objectives.itc has no class 'Itk'; it has Itc"),
+        ({"use": "itc"}, r"use must be 'module:Class', got 'itc'"),
+        ({"image_size": 3}, r"the key 'use' .* is missing"),
         ({"use": "itm:Itm", "hard": 1}, r"itm:Itm: .*unexpected keyword argument 'hard'"),
-        ({"use": "itm:Itm", "negatives": "easy"}, r"negatives: wanted student or momentum, got 'easy'"),
+        ({"use": "itm:Itm", "negatives": "easy"}, r"negatives must be student or momentum, got 'easy'"),
     ],
 )
 def test_what_cannot_be_built_is_explained(spec: dict[str, object], wanted: str) -> None:

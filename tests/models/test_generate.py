@@ -149,11 +149,17 @@ def test_the_image_encoder_is_not_needed_again(make_blip: Make) -> None:
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ({"top_p": 0.9}, r"wanted one generator per row \(2\), got none"),
-        ({"top_p": 0.9, "generators": seeded(1)}, r"wanted one generator per row \(2\), got 1"),
-        ({"top_p": 1.5, "generators": seeded(1, 2)}, r"wanted 0 < top_p <= 1, got 1.5"),
-        ({"min_length": 5, "max_length": 4}, r"wanted 0 <= min_length <= max_length, got 5 and 4"),
-        ({"max_length": 22, "prompt_ids": [9, 9]}, r"wanted max_length <= 21 \(max_text_length 24 .* got 22"),
+        ({"top_p": 0.9}, r"one generator for each of the 2 rows, got none"),
+        ({"top_p": 0.9, "generators": seeded(1)}, r"one generator for each of the 2 rows, got 1"),
+        ({"top_p": 1.5, "generators": seeded(1, 2)}, r"top_p must be above 0 and at most 1, got 1.5"),
+        (
+            {"min_length": 5, "max_length": 4},
+            r"min_length must be from 0 to max_length, .* got min_length 5, max_length 4",
+        ),
+        (
+            {"max_length": 22, "prompt_ids": [9, 9]},
+            r"max_length must be at most 21 \(max_text_length 24 .* got 22",
+        ),
     ],
 )
 def test_impossible_requests_are_explained(make_blip: Make, options: dict[str, Any], wanted: str) -> None:

@@ -122,13 +122,13 @@ HOSTILE = {
 def test_what_is_refused(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pkl").write_bytes(HOSTILE[what])
-    with pytest.raises(ValueError, match=r"x\.pkl: wanted"):
+    with pytest.raises(ValueError, match=r"x\.pkl must"):
         load_arrays(tmp_path / "x.pkl")
     np.save(tmp_path / "x.npy", np.array(["a"], dtype=object))
     words = (tmp_path / "x.npy").read_bytes()
     head = words[: 10 + struct.unpack("<H", words[8:10])[0]]
     (tmp_path / "x.npy").write_bytes(head + HOSTILE[what])
-    with pytest.raises(ValueError, match=r"x\.npy is no \.npy file of words"):
+    with pytest.raises(ValueError, match=r"x\.npy is not an \.npy file"):
         read_words(tmp_path / "x.npy")
     assert not (tmp_path / "hostile").exists()
 
@@ -137,7 +137,7 @@ def test_a_list_of_words_larger_than_its_file(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array(["a"]))
     data = (tmp_path / "x.npy").read_bytes().replace(b"(1,), }          ", b"(9999999999,), } ")
     (tmp_path / "x.npy").write_bytes(data)
-    with pytest.raises(ValueError, match=r"wanted strings, got <U1 of shape \(9999999999,\) in 4 bytes"):
+    with pytest.raises(ValueError, match=r"has dtype <U1 and shape \(9999999999,\) in 4 bytes"):
         read_words(tmp_path / "x.npy")
 
 

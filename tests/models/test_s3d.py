@@ -136,7 +136,9 @@ def test_space_to_depth_against_a_loop() -> None:
         channel = ((t % 2 * 2 + h % 2) * 2 + w % 2) * 3 + c
         wanted[:, channel, t // 2, h // 2, w // 2] = x[:, c, t, h, w]
     assert torch.equal(space_to_depth(x), wanted)
-    with pytest.raises(ValueError, match="wants even sizes, got 5 frames of 6 x 8"):
+    with pytest.raises(
+        ValueError, match="needs an even number of frames, height and width; got 5 frames of 6 x 8"
+    ):
         space_to_depth(torch.zeros(1, 3, 5, 6, 8))
 
 
@@ -172,7 +174,7 @@ def test_few_and_odd_frames(s3d: S3d, s3dg: S3dG) -> None:
     for num in (2, 6, 30):
         assert s3dg.pooled(frames(0, num)).shape == (1, 1024)
     assert s3d.pooled(frames(0, 14)).shape == (1, 1024)
-    with pytest.raises(ValueError, match="S3D wants at least 14 frames, got 13"):
+    with pytest.raises(ValueError, match="S3D needs at least 14 frames, got 13"):
         s3d.pooled(frames(0, 13))
 
 
@@ -228,12 +230,12 @@ def test_a_word_list_runs_no_code(tmp_path: Path) -> None:
             return (tmp_path / "ran").touch, ()
 
     np.save(tmp_path / "evil.npy", np.array([Evil()], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"is no \.npy file of words: it wants "):
+    with pytest.raises(ValueError, match=r"is not an \.npy file with a list of words: the pickle requests "):
         Words.load(tmp_path / "evil.npy")
     assert not (tmp_path / "ran").exists()
     np.save(tmp_path / "numbers.npy", np.arange(3))
-    with pytest.raises(ValueError, match="wanted strings, got int64"):
+    with pytest.raises(ValueError, match="must contain strings, but has dtype int64"):
         Words.load(tmp_path / "numbers.npy")
     (tmp_path / "other.npy").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"is no \.npy file of words"):
+    with pytest.raises(ValueError, match=r"is not an \.npy file with a list of words"):
         Words.load(tmp_path / "other.npy")

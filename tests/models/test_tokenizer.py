@@ -67,8 +67,8 @@ def test_a_bert_vocabulary_gets_dec_and_enc_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokens", "wanted"),
     [
-        (["[PAD]", "a"], r"\[UNK\], \[CLS\], \[SEP\], \[MASK\] are missing"),
-        ([*SPECIAL, "a", "a"], r"each token once, but \['a'\] come more often"),
+        (["[PAD]", "a"], r"\[UNK\], \[CLS\], \[SEP\], \[MASK\]"),
+        ([*SPECIAL, "a", "a"], r"list each token once, but lists \['a'\] more than once"),
     ],
 )
 def test_impossible_vocabularies_are_refused(tokens: list[str], wanted: str) -> None:
@@ -93,9 +93,9 @@ def test_saved_folder_loads_here_and_in_transformers_with_equal_ids(
 
 
 def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none of tokenizer/vocab.txt, tokenizer/tokenizer.json, vocab.txt"):
-        Tokenizer.load(tmp_path)
     with pytest.raises(
-        ValueError, match=r"wanted a folder or a hub id .*, got './nowhere', which is neither"
+        ValueError, match=r"none of the files tokenizer/vocab.txt, tokenizer/tokenizer.json, vocab.txt"
     ):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(ValueError, match=r"'./nowhere' is neither an existing folder nor a hub id"):
         Tokenizer.load("./nowhere")

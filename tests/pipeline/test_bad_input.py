@@ -40,7 +40,7 @@ def test_an_unknown_column_is_found_before_anything_runs(tmp_path: Path) -> None
     )
     code, said = vlpipe("run", str(tmp_path / "w.yaml"), "--root", str(tmp_path / "root"), "--local")
     assert code == 1
-    assert "line 3: b: Payload reads column 'payload', which is not there; there are: n" in said
+    assert "line 3: b: Payload reads column 'payload', which its input does not have; there are: n" in said
     assert not (tmp_path / "root").exists()
 
 

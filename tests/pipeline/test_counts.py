@@ -59,5 +59,6 @@ def test_rows_that_come_back_are_counted_once(tmp_path: Path) -> None:
     assert dict(manifest.counts) == {"fails:small": 2, "odd": 10}
     said = runs("retry", "count", "--why", "small", "--local", code=1)
     assert said[-1] == (
-        "rows of step 'count' with 'small' were filtered by a rule: nothing failed, so there is nothing to retry"
+        "the rows that step 'count' rejected with code 'small' were filtered by a rule: they did not "
+        "fail, so there is nothing to retry"
     )

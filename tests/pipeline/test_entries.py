@@ -23,8 +23,8 @@ REFUSED = [
     ("a.csv", b"url,note,url\nx,n,y\n", "a.csv has the column 'url' 2 times; wanted one"),
     ("a.csv", b"url, URL\nx,y\n", "a.csv has the column 'url' 2 times; wanted one"),
     ("a.csv", b"note,ID\nx,y\n", "a.csv has a column 'ID'; rename it to 'id'"),
-    ("a.csv", b"id,url\nx,y,z\n", "a.csv line 2: wanted 2 fields, got 3"),
-    ("a.csv", b"", "a.csv has none of the columns id, url; it has []"),
+    ("a.csv", b"id,url\nx,y,z\n", "a.csv line 2 has 3 field(s), but the header has 2"),
+    ("a.csv", b"", "a.csv has none of the columns id, url; its columns are []"),
     (
         "a.csv",
         "id\nx\n".encode("utf-16-le"),

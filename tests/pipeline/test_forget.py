@@ -382,7 +382,7 @@ BAD: list[tuple[str, str, str]] = [
     (
         "x.txt",
         TXT.format("0123abcd"),
-        "x.txt line 4: wanted id:..., url:..., domain:..., sha256:..., got '0123abcd'",
+        "x.txt line 4: wanted a line that begins with id: or url: or domain: or sha256:, got '0123abcd'",
     ),
     (
         "x.txt",
@@ -399,10 +399,10 @@ BAD: list[tuple[str, str, str]] = [
     (
         "x.csv",
         "name,size\na,1\n",
-        "x.csv has none of the columns id, url, domain, sha256; it has ['name', 'size']",
+        "x.csv has none of the columns id, url, domain, sha256; its columns are ['name', 'size']",
     ),
-    ("x.csv", "id,url\na\n", "x.csv line 2: wanted 2 fields, got 1"),
-    ("x.json", "[]", "x.json: wanted a list whose name ends in .txt, .csv, .parquet"),
+    ("x.csv", "id,url\na\n", "x.csv line 2 has 1 field(s), but the header has 2"),
+    ("x.json", "[]", "x.json: wanted a file whose name ends in .txt, .csv, .parquet"),
 ]
 
 

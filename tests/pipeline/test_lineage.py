@@ -162,7 +162,7 @@ def test_shards_by_two_versions_of_the_code_are_told(tmp_path: Path) -> None:
     write_manifest(store, folder, dataclasses.replace(record.manifest, sources=sources), receipts)
     ((kind, path, text),) = wrong(runs, code=0)
     assert (kind, path) == ("mixed code", folder)
-    assert text.startswith("the code changed and its VERSION did not: ")
+    assert text.startswith("the code of the stage changed, but its VERSION did not: ")
     assert text.endswith("1 shard(s) by older")
 
 

@@ -186,7 +186,7 @@ def test_listed_rows_need_an_id_of_their_own(tmp_path: Path, ids: str, said: str
         ("across", "id '0-False' occurs 9 times"),
         ("none", r"10 row\(s\) have no id"),
         ("empty", r"10 row\(s\) have an empty id"),
-        ("orphan", r"10 row\(s\) have no parent \(null\). Each row needs the id of an input row there"),
+        ("orphan", r"10 row\(s\) have no parent \(null\). Each row needs the id of an input row as parent"),
     ],
 )
 def test_children_need_an_id_of_their_own(tmp_path: Path, how: str, said: str) -> None:
@@ -232,7 +232,8 @@ steps:
   b: {{use: "odd_toys:Raises", what: key, bad: {list(range(20000))}, from: s, max_reject_rate: 0.01, calls: {calls}}}
 """
     with pytest.raises(
-        StepFailed, match=r"rows failed, max_reject_rate is 0.01; most frequent reasons: error_KeyError"
+        StepFailed,
+        match=r"rows failed, more than max_reject_rate 0.01 allows; most frequent reasons: error_KeyError",
     ):
         run(tmp_path, text)
     assert len(set(calls.read_text().split())) == 400  # two shards prove that more than 200 of 20,000 fail
@@ -284,7 +285,11 @@ def test_a_row_group_that_takes_too_long_is_narrowed_down_to_its_row(tmp_path: P
     step = 'use: "odd_toys:Raises", what: sleeps, bad: [3], seconds: 60'
     steps = run(tmp_path, over(step, num=8, more=more))
     (found,) = rejects(tmp_path, steps["b"])
-    assert (found["id"], found["why"], found["detail"]) == ("id3", "deadline", "not done after 1.5 s")
+    assert (found["id"], found["why"], found["detail"]) == (
+        "id3",
+        "deadline",
+        "the stage was not done with the row after 1.5 s",
+    )
     assert rows(tmp_path, steps["b"])["n"].to_pylist() == [0, 1, 2, 4, 5, 6, 7]
 
 

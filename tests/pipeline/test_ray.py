@@ -184,7 +184,7 @@ def test_a_second_run_on_the_same_root_is_refused(tmp_path: Path) -> None:
     other = driver(tmp_path, "--local")
     assert other.wait(timeout=60) == 1
     assert other.stderr is not None
-    assert f"is in use by another run: process {process.pid}" in " ".join(
+    assert f"is in use by another run (process {process.pid}" in " ".join(
         other.stderr.read().decode().split()
     )
     code = process.wait(timeout=60)

@@ -139,7 +139,7 @@ def test_a_damaged_memory_is_made_anew(tmp_path: Path, damage: str) -> None:
     kept = tmp_path / "cache/vlpipe/rows.json"
     good = kept.read_text()
     kept.write_text(damage)
-    with pytest.warns(VlpipeWarning, match="lengths of lists are unusable"):
+    with pytest.warns(VlpipeWarning, match="row counts of lists cannot be read"):
         case("plan")
     assert kept.read_text() == good
 

@@ -162,7 +162,8 @@ steps:
   b: {{use: "toys:Breaks", from: a, bad: {list(range(0, 100, 10))}, max_reject_rate: 0.05}}
 """
     with pytest.raises(
-        StepFailed, match=r"rows failed, max_reject_rate is 0.05; most frequent reasons: error_ValueError x "
+        StepFailed,
+        match=r"rows failed, more than max_reject_rate 0.05 allows; most frequent reasons: error_ValueError x ",
     ):
         run(tmp_path, text)
 

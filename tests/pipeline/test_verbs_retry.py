@@ -71,7 +71,7 @@ def test_rows_that_fail_again_stay_rejects(tmp_path: Path) -> None:
 
 def test_a_step_that_failed_for_too_many_faults_is_finished_by_retry(tmp_path: Path) -> None:
     runs, mend = toy(tmp_path, rate=0.05)
-    assert "max_reject_rate is 0.05" in runs("run", "--local", code=1)[-1]
+    assert "more than max_reject_rate 0.05 allows" in runs("run", "--local", code=1)[-1]
     mend.touch()
     assert "shaky: 3 row(s) in 3 shard(s) retried, 3 now in the output" in runs(
         "retry", "shaky", "--why", "odd", "--local"
@@ -154,10 +154,11 @@ def test_what_a_rule_filtered_is_not_run_again(tmp_path: Path) -> None:
     runs("run", "--local")
     before = left(runs.root)
     assert runs("retry", "every", "--why", "not_kth", "--local", code=1)[-1] == (
-        "rows of step 'every' with 'not_kth' were filtered by a rule: nothing failed, so there is nothing to retry"
+        "the rows that step 'every' rejected with code 'not_kth' were filtered by a rule: they did not "
+        "fail, so there is nothing to retry"
     )
     assert runs("retry", "every", "--why", "timeout", "--local", code=1)[-1] == (
-        "no row of step 'every' was rejected for 'timeout'; its rejects were all filtered by a rule"
+        "step 'every' rejected no row with code 'timeout'; its rejects were all filtered by a rule"
     )
     assert left(runs.root) == before
 
@@ -165,11 +166,11 @@ def test_what_a_rule_filtered_is_not_run_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "error"),
     [
-        (("shaky", "--why", "od"), "no row of step 'shaky' was rejected for 'od'; did you mean 'odd'?"),
-        (("scale", "--why", "odd"), "no row of step 'scale' was rejected for 'odd'; it has no rejects"),
+        (("shaky", "--why", "od"), "step 'shaky' rejected no row with code 'od'; did you mean 'odd'?"),
+        (("scale", "--why", "odd"), "step 'scale' rejected no row with code 'odd'; it has no rejects"),
         (
             ("sum", "--why", "odd"),
-            "step 'sum' gathers all rows at once; retry is only for steps that map rows",
+            "step 'sum' is a gather step, which reads all rows at once; `vlpipe retry` works on map steps only",
         ),
         (
             ("shak", "--why", "odd"),

@@ -96,7 +96,7 @@ def test_any_parquet_file_and_a_finished_gather_step(chain: Runs, tmp_path: Path
             "--where 'm > 3 and n < 4': Binder Error: Referenced column \"m\" not found in FROM clause!",
         ),
         ("m = 3", "--where: there is no column 'm'; there are: id, n, scaled"),
-        ("n = three", "--where: column 'n' is int64, it cannot be compared with 'three'"),
+        ("n = three", "--where: column 'n' is int64 and cannot be compared with 'three'"),
     ],
 )
 def test_conditions_that_make_no_sense(chain: Runs, where: str, error: str) -> None:

@@ -105,7 +105,7 @@ def test_a_path_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (error,) = vlpipe("verify", tmp_path / "photos", code=1)
     assert error == (
-        f"{tmp_path}/photos is neither a root, nor a step's folder (STEP-0123abcd), nor a shard, nor a Parquet file"
+        f"{tmp_path}/photos is neither an output root, nor a step's folder (STEP-0123abcd), nor a shard, nor a Parquet file"
     )
 
 

@@ -309,7 +309,7 @@ def test_set(check: Check) -> None:
             "--set list.seeed=2: list.seeed: unknown parameter; did you mean 'seed'?",
             "--set list: wanted STEP.KEY=VALUE, or rounds=N",
             "--set lst.seed=2: there is no step 'lst'; did you mean 'list'?",
-            "--set rounds=2: the workflow has no repeat:",
+            "--set rounds=2: the workflow has no `repeat`, so there are no rounds to set",
         ],
         sets=[
             "list.seeed=2",
@@ -338,10 +338,12 @@ def test_schemas_and_preflight(check: Check) -> None:
           fine: {use: "~:Train", from: [full, list]}
         """,
         [
-            "line 3: score: Score reads column 'text', which is not there; did you mean 'txt'?",
+            "line 3: score: Score reads column 'text', which its input does not have; did you mean 'txt'?",
             "line 4: below: threshold 0 keeps everything",  # and nothing about its columns
-            "line 7: both: the inputs differ: column 'text' is string in 'full' and not there in 'list'",
-            "line 8: mixed: the inputs differ: column 'text' is string in 'full' and heavy string in 'heavy'",
+            "line 7: both: the inputs must have the same columns, but column 'text' is string in 'full' "
+            "and not there in 'list'",
+            "line 8: mixed: the inputs must have the same columns, but column 'text' is string in 'full' "
+            "and heavy string in 'heavy'",
         ],
     )
 
@@ -359,7 +361,7 @@ def test_bare_words_and_aliases(check: Check) -> None:
             ' write true or false, or "no" in quotes for the text',
             "line 2: bare off is a boolean in some YAML and text in others;"
             ' write true or false, or "off" in quotes for the text',
-            "line 3: an alias (*) that contains itself",
+            "line 3: an alias (*) must not contain itself",
         ],
     )
 

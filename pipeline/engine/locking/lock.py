@@ -270,10 +270,10 @@ def _wait_until_free(store: Store, lock: Lock, say: Callable[[str], None]) -> No
     if record is None:
         say(
             f"{store.path(lock.rel)} is not a valid lock file; waiting {_watch_s(lock):.2g} s, in which a run that "
-            "holds it stops"
+            "holds the root stops"
         )
     elif state == "here":
-        raise VlpipeError(f"{store.url} is in use by another run: {record.who}")
+        raise VlpipeError(f"{store.url} is in use by another run ({record.who}); wait until it ends")
     elif state == "gone":
         wait_until_gone(record.run)
         return
@@ -302,6 +302,9 @@ def _watch(store: Store, lock: Lock) -> None:
         if now is None or now.rel != lock.rel:
             return  # there is a newer lock file, or none; the caller checks again
         if now.content != lock.content and now.record is not None and not now.record.ended:
-            raise VlpipeError(f"{store.url} is in use by another run: {now.record.who} wrote a heartbeat")
+            raise VlpipeError(
+                f"{store.url} is in use by another run ({now.record.who}, which has just written a heartbeat); "
+                "wait until it ends"
+            )
         if now.record is not None and now.record.ended:
             return

@@ -160,7 +160,10 @@ def _checked_address(address: str) -> str:
     try:
         socket.create_connection((host, port), timeout=ANSWER_S).close()
     except OSError as error:
-        raise VlpipeError(f"no Ray cluster answers at {found}: {error.strerror or error}") from error
+        raise VlpipeError(
+            f"no Ray cluster answers at {found}: {error.strerror or error}; start one with `ray start --head`, or give "
+            "the address of one that runs"
+        ) from error
     if not found.startswith(CLIENT):
         _configure_token(found)
     return found
@@ -176,7 +179,8 @@ def _auto_address() -> str:
     found = canonicalize_bootstrap_address("auto")
     if not found:
         raise VlpipeError(
-            "--address auto: RAY_ADDRESS is not set, and `ray start` has started no cluster on this machine"
+            "--address auto: RAY_ADDRESS is not set, and `ray start` has started no cluster on this machine; start one, "
+            "or give --address HOST:PORT"
         )
     return str(found)
 
@@ -218,7 +222,9 @@ def _accepts_connection(address: str) -> bool:
     except ray.exceptions.AuthenticationError:
         return False
     except ray.exceptions.RpcError as error:
-        raise VlpipeError(f"what answers at {address} is not the head of a Ray cluster: {error}") from error
+        raise VlpipeError(
+            f"the server at {address} is not the head node of a Ray cluster: {error}"
+        ) from error
     return True
 
 

@@ -42,7 +42,8 @@ class ResourceRequest:
 def needed(cpus: float, gpus: float, memory_bytes: float, *, is_task: bool) -> dict[str, float]:
     """Returns the resources of one unit as the scheduler counts them. cpus and gpus may be fractions.
 
-    is_task: a shard that runs as a Ray task, without an actor; if it requests no CPU, it counts as 1 `ZERO`.
+    is_task: a shard that runs as a Ray task, without an actor. If it requests no CPU, it counts as 1 unit of `ZERO`, of
+    which a node has one per CPU.
     """
     zero = 1.0 if is_task and not cpus else 0.0
     return {

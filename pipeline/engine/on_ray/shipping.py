@@ -204,7 +204,7 @@ def _place(module: str) -> str:
 
 
 def _own_source(folder: str) -> str:
-    """Copies vlpipe into `folder` as one package and returns its path: a development install is links to several folders."""
+    """Copies vlpipe into `folder` as one package and returns its path: a development install consists of links."""
     to = os.path.join(folder, OWN)
     for base in sys.modules[OWN].__path__:
         for room in sorted(os.listdir(base)):

@@ -61,10 +61,13 @@ def canonical_url(url: str) -> str:
 
 
 def split_url(url: str) -> SplitResult:
-    """Returns `urlsplit(url)`. Raises ValueError if it is malformed or its host too long: it takes its square."""
+    """Returns `urlsplit(url)`, whose time is quadratic in the length of the host.
+
+    Raises ValueError if the URL is malformed or its host has more than MAX_AUTHORITY_CHARS characters.
+    """
     host = AUTHORITY.match(url)
     if host and len(host[1]) > MAX_AUTHORITY_CHARS:
-        raise ValueError(f"a host of {len(host[1])} characters")
+        raise ValueError(f"the host has {len(host[1])} characters, the limit is {MAX_AUTHORITY_CHARS}")
     return urlsplit(url)
 
 
@@ -141,13 +144,17 @@ def read_forgotten(store: Store) -> Forgotten:
     try:
         with store.open(REL) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as file:
             if file.schema_arrow.remove_metadata() != SCHEMA:
-                raise ValueError(f"it has the columns {', '.join(file.schema_arrow.names)}")
+                raise ValueError(
+                    f"its columns are {', '.join(file.schema_arrow.names)}, not {', '.join(SCHEMA.names)}"
+                )
             for batch in file.iter_batches(BLOCK):
                 rows = pa.Table.from_batches([batch])
                 for kind in rows["kind"].unique().to_pylist():
                     of_kind = rows.filter(pc.equal(rows["kind"], kind) if kind else pc.is_null(rows["kind"]))
                     if kind not in KINDS:
-                        raise ValueError(f"it has the kind {kind!r}")
+                        raise ValueError(
+                            f"column kind has the value {kind!r}; wanted one of {', '.join(KINDS)}"
+                        )
                     parts.setdefault(kind, []).append(from_hex(of_kind["hash"]))
     except (pa.ArrowException, ValueError, OSError) as error:
         raise VlpipeError(

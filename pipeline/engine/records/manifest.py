@@ -115,7 +115,7 @@ def read_step_file(store: Store, folder: str) -> Mapping[str, Any] | None:
         value = read_sealed(store, path)
         if isinstance(value["step_key"], str) and isinstance(value["stage_key"], str):
             return dict(value)
-        raise TypeError("its keys are not strings")
+        raise TypeError("step_key and stage_key are not strings")
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(store, path, error) from error
 

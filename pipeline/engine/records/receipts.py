@@ -199,8 +199,8 @@ def receipts_in(store: Store, rel: str) -> list[Receipt]:
 
 
 def _receipts(table: pa.Table) -> list[Receipt]:
-    if any(table[name].null_count for name in table.schema.names):
-        raise ValueError("it has a null cell")
+    if nulls := [name for name in table.schema.names if table[name].null_count]:
+        raise ValueError(f"column {nulls[0]!r} has null values")
     columns = {name: table[name].to_pylist() for name in table.schema.names}
     made: list[Receipt] = []
     for n in range(table.num_rows):

@@ -268,7 +268,11 @@ class _Cache:
         try:
             write_private(self.path(), json.dumps(plain).encode())
         except (OSError, RuntimeError) as error:
-            warnings.warn(f"cannot cache the parsed files: {error}", VlpipeWarning, stacklevel=2)
+            warnings.warn(
+                f"cannot write the cache of hashed source files, so the next start hashes them again: {error}",
+                VlpipeWarning,
+                stacklevel=2,
+            )
 
 
 _cache = _Cache()

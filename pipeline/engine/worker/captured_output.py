@@ -86,7 +86,9 @@ class _Switch(io.TextIOBase):
 
     def fileno(self) -> int:
         if self.behind is None:
-            raise OSError("there is no underlying stream")
+            raise OSError(
+                "the process was started without this standard stream, so it has no file descriptor"
+            )
         return self.behind.fileno()
 
     @property

@@ -98,7 +98,9 @@ class _Child:
         except (EOFError, BrokenPipeError):
             code = process.wait()
             if late.is_set():
-                raise DeadlinePassed(f"not done after {self._deadline_s:g} s") from None
+                raise DeadlinePassed(
+                    f"the stage was not done with the row after {self._deadline_s:g} s"
+                ) from None
             raise ChildDied(f"the process that ran only this row died with exit code {code}") from None
         finally:
             if timer:

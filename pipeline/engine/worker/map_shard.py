@@ -196,7 +196,7 @@ class _Run:
         self.counts.update(task.counts)
         if lost := [n for n in {"id", self.key} if n not in task.schema_out.names]:
             raise SchemaError(
-                f"{self.who}: the stage declares no column {lost[0]!r}, which must identify its rows"
+                f"{self.who}: the schema of the stage has no column {lost[0]!r}, by which its rows are identified; add it"
             )
         self._settle = Settle(self.who, own_schema(task), self.key, self.faults)
 

@@ -120,7 +120,7 @@ def _read_problems(steps: Steps, found: Records, manifest: Manifest) -> Iterator
             continue
         folder = steps.folder_of.get(said.removeprefix("step:"))
         if folder is None:
-            text = f"its {name} comes from a step that is not in this root (step key {said.removeprefix('step:')[:16]}...)"
+            text = f"{name} comes from a step that is not in this root (step key {said.removeprefix('step:')[:16]}...)"
             yield Problem(f"{found.folder}/manifest.json", "missing", text)
         elif (yield from _is_there(steps, found, folder)) and digest is not None:
             maker = steps.manifest(folder)
@@ -159,7 +159,7 @@ def _shards_problems(
     if not above or not _is_mapped(found, manifest, inputs):
         for receipt in found.receipts.values():
             if receipt.input_digest != manifest.inputs_digest:
-                yield _damaged(found, receipt, "its input digest differs from the manifest's")
+                yield _damaged(found, receipt, "its input digest differs from the one in manifest.json")
         return
     if len(inputs) != len(found.receipts):
         text = (
@@ -235,4 +235,6 @@ def mixed_code(found: Records) -> Iterator[Problem]:
     num = Counter(hash_ for r in found.receipts.values() for hash_ in r.source.split("+"))
     if len(num) > 1:
         counted = ", ".join(f"{n:,} shard(s) by {hash_}" for hash_, n in sorted(num.items()))
-        yield Problem(found.folder, "mixed code", f"the code changed and its VERSION did not: {counted}")
+        yield Problem(
+            found.folder, "mixed code", f"the code of the stage changed, but its VERSION did not: {counted}"
+        )

@@ -69,7 +69,7 @@ def _time_savers(store: Store) -> Iterator[Problem]:
 def _json_object(store: Store, path: str) -> dict[str, Any]:
     found = json.loads(store.read_bytes(path))
     if not isinstance(found, dict):
-        raise VlpipeError(f"it contains {str(found)[:40]!r}, not a JSON object")
+        raise VlpipeError(f"the file contains {str(found)[:40]!r}, not a JSON object")
     return found
 
 
@@ -77,7 +77,7 @@ def _cache(store: Store, path: str) -> None:
     """Raises VlpipeError unless the file has the form that `FileDigests` writes: a text and its sha256."""
     cache = _json_object(store, path)
     if hashlib.sha256(cache["files"].encode()).hexdigest() != cache["sha256"]:
-        raise VlpipeError("its sha256 does not match its content")
+        raise VlpipeError("the recorded sha256 does not match the content of the file")
 
 
 def _forgotten(store: Store, path: str) -> None:
@@ -89,7 +89,11 @@ def _forgotten(store: Store, path: str) -> None:
     rows = [(row["kind"], row["hash"]) for row in table.to_pylist()]
     odd = next((row for row in rows if row[0] not in KINDS or not HASH.fullmatch(row[1] or "")), None)
     if odd or rows != sorted(set(rows)):
-        raise VlpipeError(f"it has an invalid row: {odd}" if odd else "its rows are not sorted and distinct")
+        raise VlpipeError(
+            f"the file has an invalid row: {odd}"
+            if odd
+            else "the rows of the file are not sorted and distinct"
+        )
 
 
 def _opted_out(store: Store, path: str) -> None:
@@ -97,18 +101,20 @@ def _opted_out(store: Store, path: str) -> None:
     if name.endswith(".part"):
         return
     if not PART.fullmatch(name):
-        raise VlpipeError("its name is not like 000000.parquet: move it to another folder")
+        raise VlpipeError("the file is not named like 000000.parquet; move it to another folder")
     with store.open(path) as file:
         table = pq.ParquetFile(file, page_checksum_verification=True).read()
     if not table.schema.equals(opted_out.SCHEMA):
         raise VlpipeError(f"its columns are {columns_of(table.schema)}, not {columns_of(opted_out.SCHEMA)}")
     if any(table[name].null_count for name in table.schema.names):
-        raise VlpipeError("a row has no hash, no evidence or no time")
+        raise VlpipeError("a row has null as hash, evidence or first_seen")
     odd = next((value for value in table["hash"].to_pylist() if not HASH.fullmatch(value)), None)
     if odd is not None:
-        raise VlpipeError(f"the hash {odd!r} is not 64 hexadecimal digits")
+        raise VlpipeError(f"the hash {odd!r} does not consist of 64 hexadecimal digits")
 
 
 def _lock(store: Store, path: str) -> None:
     if parse(store.read_bytes(path)) is None:
-        raise VlpipeError("it does not say which run holds the root; the next run makes another lock")
+        raise VlpipeError(
+            "the lock file does not name the run that holds the root; the next run writes another lock file"
+        )

@@ -68,7 +68,7 @@ def verify_shard(store: Store, folder: str, index: int) -> VerifyReport:
     problems = [problem for problem in found.problems if problem.path in mine]
     if receipt is None:
         if not problems:
-            problems = [Problem(shard_path(folder, index), "left over", "there is no receipt for it")]
+            problems = [Problem(shard_path(folder, index), "left over", "no receipt lists this shard")]
         return VerifyReport(folder, 0, 0, problems)
     return VerifyReport(
         folder, 1, 0, _once([*problems, *_one_shard(Steps(store), folder, receipt, Ids(), [])])

@@ -129,11 +129,13 @@ def test_what_cannot_work_is_said_before_the_run(weights: Weights, image_rows: R
     bad = Caption(model=weights, batch_size=20, top_p=0.0, min_length=9, max_length=3, num_captions=0)
     assert [p.split(",")[0] for p in bad.preflight()] == [
         "batch_size must be a positive multiple of 16",
-        "wanted 0 < top_p <= 1",
-        "wanted 0 <= min_length <= max_length",
+        "top_p must be above 0 and at most 1",
+        "min_length must be from 0 to max_length",
         "num_captions must be at least 1",
     ]
-    with pytest.raises(SchemaError, match=r"caption.generate reads column 'image', which is not there"):
+    with pytest.raises(
+        SchemaError, match=r"caption.generate reads column 'image', which its input does not have"
+    ):
         Caption(model=weights).schema(
             pa.schema([("id", pa.string()), image_rows([[]]).schema.field("texts")])
         )

@@ -82,12 +82,17 @@ def test_every_video_is_a_parent_or_a_reject(rule: Pairing, videos: Videos, make
         "video1": "no_cues",
         **unusable,
     }
-    assert rejects["video4"].detail == "bad_times x 4"
+    assert rejects["video4"].detail == "all 4 cue(s) are left out: bad_times x 4"
     for row in out.table.to_pylist():
         assert 0 <= row["start_s"] < row["end_s"] <= 10
     if isinstance(rule, (HowTo100M, VideoBert)):
         no_time = [
-            Reject(f"video{n}", "filtered", "no_clip", "1 caption(s), no clip longer than 0 s")
+            Reject(
+                f"video{n}",
+                "filtered",
+                "no_clip",
+                "none of the clips around its 1 caption(s) is longer than 0 s",
+            )
             for n in (7, 10)
         ]
         assert [r for r in out.rejects if r.why == "no_clip"] == no_time
@@ -116,7 +121,7 @@ def test_one_track_is_taken(make_cue: Any, videos: Videos) -> None:
     assert texts(sources=("auto", "manual"), lang="fr") == ["mot0", "mot1"]
     assert pick_track(list(reversed(cues)), ("manual",), "") == list(reversed(french))
     rejected = run_map(MilNce(sources=("unknown",), lang="de"), videos([cues])).rejects
-    assert rejected[0].detail == "6 cue(s), none with source unknown and language de"
+    assert rejected[0].detail == "the video has 6 cue(s), none with source unknown and language de"
 
 
 def test_word_times_are_kept_within_the_caption_or_not_at_all(make_cue: Any) -> None:
@@ -157,10 +162,14 @@ def test_two_rules_give_one_clip_two_ids(videos: Videos) -> None:
 
 def test_mistakes_are_told(videos: Videos) -> None:
     assert MilNce(sources=("asr",)).preflight() == [
-        "sources: wanted some of manual, unknown, auto; got ['asr']"
+        "sources: wanted one or more of manual, unknown, auto; got ['asr']"
     ]
-    assert VideoClip(min_words=9, max_words=8).preflight() == ["wanted min_words <= max_words, got 9 and 8"]
-    with pytest.raises(SchemaError, match=r"clips\.milnce reads column 'cues', which is not there"):
+    assert VideoClip(min_words=9, max_words=8).preflight() == [
+        "min_words must be at most max_words; got min_words: 9, max_words: 8"
+    ]
+    with pytest.raises(
+        SchemaError, match=r"clips\.milnce reads column 'cues', which its input does not have"
+    ):
         MilNce().schema(videos([[]]).drop_columns("cues").schema)
 
 

@@ -174,5 +174,8 @@ def test_the_frames_of_a_clip_are_limited(film: Path) -> None:
     out = run_map(stage, clip_rows((film, 0, 1), (film, 0, 1.1), (film, 0, 1e9)))
     assert out.table.num_rows == 1
     assert [(r.why, r.detail) for r in out.rejects] == [
-        ("too_many_windows", f"{film.name}: its row needs more than the limit, max_frames: 10")
+        (
+            "too_many_windows",
+            f"{film.name}: the row needs more than 10 frames, the limit that `max_frames` sets",
+        )
     ] * 2

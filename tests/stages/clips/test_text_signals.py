@@ -110,7 +110,9 @@ def test_rules_judge_clips_by_them(videos: Callable[..., pa.Table]) -> None:
 
 def test_what_it_reads_must_be_there() -> None:
     rows: Any = pa.table({"id": ["a"], "texts": pa.array([[]], TEXTS)})
-    with pytest.raises(SchemaError, match=r"clips\.text_signals reads column 'start_s', which is not there"):
+    with pytest.raises(
+        SchemaError, match=r"clips\.text_signals reads column 'start_s', which its input does not have"
+    ):
         TextSignals().schema(rows.schema)
 
 

@@ -222,7 +222,7 @@ def test_embeddings_in_a_file(folder: Path) -> None:
     pq.write_table(pa.table({"id": ["v1"], "embedding": wide}), folder / "v.parquet")
     with pytest.raises(
         VlpipeError,
-        match="the embeddings of iss have width 3, those of the rows 4: both must come from one encoder",
+        match="the embeddings of the evaluation set 'iss' have width 3, those of the rows 4; compute both",
     ):
         Ran(folder / "2", [dataset(folder, web())], sets=(spec,), threshold=0.99)
 
@@ -271,11 +271,13 @@ def test_what_cannot_work_is_said_before(folder: Path) -> None:
         "sets: the name 'a b' becomes part of a reject code: use letters, digits and . _ - only",
         "sets: 'a b' has neither images, embeddings nor texts",
         "sets: 'c' has neither images, embeddings nor texts",
-        "wanted min_words <= ngram_words, got 9 and 8: evaluation texts of a length in between would not be compared",
+        "min_words must be at most ngram_words, got min_words: 9, ngram_words: 8; else evaluation texts "
+        "of a length in between would not be compared",
     ]
     for name, sets in {"sha256": (files(folder),), "embedding": (vectors,)}.items():
         with pytest.raises(
-            SchemaError, match=rf"decontamination\.decontaminate reads column '{name}', which is not there"
+            SchemaError,
+            match=rf"decontamination\.decontaminate reads column '{name}', which its input does not have",
         ):
             Decontaminate(sets=sets, threshold=0.9).schema(LISTED)
     with pytest.raises(

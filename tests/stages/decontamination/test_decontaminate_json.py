@@ -145,21 +145,33 @@ def test_of_cocos_captions_the_named_images_count(tmp_path: Path) -> None:
     [
         (COCO, ("tets",), "k.json has no split 'tets'; did you mean 'test'"),
         ({"annotations": []}, ("test",), "k.json has no splits: only Karpathy's JSON has"),
-        ({"images": [{"filename": "a.jpg"}]}, None, "k.json images[0]: wanted an object with 'split' (str)"),
+        (
+            {"images": [{"filename": "a.jpg"}]},
+            None,
+            "k.json images[0]: wanted a JSON object with the key 'split' and a string as its value",
+        ),
         (
             {"images": [{"filename": "a.jpg", "split": "test", "sentences": [{"tokens": []}]}]},
             ("test",),
-            "k.json images[0] (a.jpg) sentences[0]: wanted an object with 'raw' (str)",
+            "k.json images[0] (a.jpg) sentences[0]: wanted a JSON object with the key 'raw' and a string as its value",
         ),
-        ({"questions": ["why?"]}, None, "k.json questions[0]: wanted an object with 'question' (str)"),
+        (
+            {"questions": ["why?"]},
+            None,
+            "k.json questions[0]: wanted a JSON object with the key 'question' and a string as its value",
+        ),
         (
             {"questions": [{"question": 3}]},
             None,
-            "k.json questions[0]: wanted an object with 'question' (str)",
+            "k.json questions[0]: wanted a JSON object with the key 'question' and a string as its value",
         ),
         (COCO, None, "2 of 2 images that the set names are not below"),
         (karpathy(test=("x/twin.jpg",), val=()) | {"dataset": "z"}, ("test",), "2 files in"),
-        ({"annotations": [{"answer": "yes"}]}, None, "annotations[0]: wanted an object with 'caption' (str)"),
+        (
+            {"annotations": [{"answer": "yes"}]},
+            None,
+            "annotations[0]: wanted a JSON object with the key 'caption' and a string as its value",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_set(

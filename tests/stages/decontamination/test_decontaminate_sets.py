@@ -55,12 +55,16 @@ def test_texts_of_every_kind_of_file(tmp_path: Path) -> None:
             "t.jsonl line 1: wanted an object with exactly one of text, caption, captions, sentence, question",
         ),
         ("t.jsonl", '\n{"text": 3}', "t.jsonl line 2: wanted text, got 3"),
-        ("t.jsonl", "{", "t.jsonl line 1 is not JSON"),
-        ("t.json", '{"a": 1}', "t.json: wanted an object with 'annotations' (list)"),
+        ("t.jsonl", "{", "t.jsonl line 1 is not valid JSON"),
+        (
+            "t.json",
+            '{"a": 1}',
+            "t.json: wanted a JSON object with the key 'annotations' and an array as its value",
+        ),
         (
             "t.json",
             '{"annotations": [{"caption": "a"}, {"question": "b"}]}',
-            "annotations[1]: wanted an object with 'caption' (str)",
+            "annotations[1]: wanted a JSON object with the key 'caption' and a string as its value",
         ),
     ],
 )
@@ -99,8 +103,8 @@ def test_vectors_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
     [
         ([[1, 0], [3, 4]], r"1 embedding\(s\) do not have unit norm \(first: 1\)"),
         ([[1, 0], [float("nan"), 1]], r"1 embedding\(s\) do not have unit norm \(first: 1\)"),
-        ([[1, 0], None], r"embeddings are missing or of several widths"),
-        ([[1, 0], [1]], r"embeddings are missing or of several widths"),
+        ([[1, 0], None], r"every row needs an embedding, all of the same width"),
+        ([[1, 0], [1]], r"every row needs an embedding, all of the same width"),
         ([], "there are no rows in"),
     ],
 )
@@ -112,15 +116,15 @@ def test_what_is_wrong_with_vectors(tmp_path: Path, rows: list[list[float] | Non
 def test_other_files_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "k.parquet")
     with pytest.raises(
-        SchemaError, match=r"embeddings \(.*k\.parquet\) reads column 'id', which is not there"
+        SchemaError, match=r"embeddings \(.*k\.parquet\) reads column 'id', which its input does not have"
     ):
         read_vectors(str(tmp_path / "k.parquet"))
     (tmp_path / "texts").mkdir()
     write(tmp_path / "texts/readme.txt", "no image")
     spec = EvalSet(name="x", images=File(path=str(tmp_path / "texts")))
-    with pytest.raises(VlpipeError, match="x: there is no image that can be decoded below"):
+    with pytest.raises(VlpipeError, match="evaluation set 'x': there is no image that can be decoded below"):
         from_files(spec, pictures=True)
-    with pytest.raises(VlpipeError, match=r"`images` must be a folder; .* is not one"):
+    with pytest.raises(VlpipeError, match=r"`images` must be a folder, but there is no folder "):
         from_files(EvalSet(name="x", images=File(path=str(tmp_path / "none"))), pictures=True)
-    with pytest.raises(VlpipeError, match="x: there is no text in"):
+    with pytest.raises(VlpipeError, match="evaluation set 'x': there is no text in"):
         from_files(EvalSet(name="x", texts=File(path=write(tmp_path / "e.txt", "\n"))), pictures=True)

@@ -86,9 +86,9 @@ def test_a_score_that_is_no_number_hides_no_other(tmp_path: Path) -> None:
         (("texts",), r"keep cannot order rows by 'texts', a list<"),
         (
             ("sha256 down",),
-            r"keep: 'sha256 down' is not a key; wanted COLUMN, COLUMN desc, or COLUMN: \[best",
+            r"keep: 'sha256 down' does not say how to order rows; wanted COLUMN, COLUMN desc, or COLUMN: \[best",
         ),
-        (({"width": ("1", "2")},), r"keep ranks values of 'width', which must be string, not int32"),
+        (({"width": ("1", "2")},), r"keep ranks the values of 'width', which must be strings, not int32"),
     ],
 )
 def test_a_key_that_cannot_be_is_named_before_anything_runs(keep: Keep, said: str) -> None:
@@ -103,5 +103,5 @@ def test_what_a_key_is_computed_from_must_be_there() -> None:
 
 def test_an_id_that_comes_twice_is_an_error(tmp_path: Path) -> None:
     data = dataset(tmp_path, pa.table({"id": ["a", "b"]}))
-    with pytest.raises(VlpipeError, match=r"2 id\(s\) occur more than once in input, input"):
+    with pytest.raises(VlpipeError, match=r"2 id\(s\) occur more than once in the rows of input, input"):
         read_rows([data, data], None, "dedup")

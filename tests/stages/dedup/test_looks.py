@@ -237,7 +237,7 @@ def test_an_earlier_set_without_looks_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["old"], "sha256": ["b"]}), path)
     stage = ExactDuplicates(phash=True, against=File(path=str(path)))
     with pytest.raises(
-        SchemaError, match=r"against \(.*old.parquet\) reads column 'looks', which is not there"
+        SchemaError, match=r"against \(.*old.parquet\) reads column 'looks', which its input does not have"
     ):
         run_gather(stage, [dataset(tmp_path, table(IMAGES))], tmp_path / "step")
     bytes_only = run_gather(

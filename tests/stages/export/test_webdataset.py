@@ -183,7 +183,9 @@ def test_images_are_joined_from_the_step_that_has_them(tmp_path: Path) -> None:
 
 
 def test_rows_it_cannot_write(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match=r"export.webdataset reads column 'image', which is not there"):
+    with pytest.raises(
+        SchemaError, match=r"export.webdataset reads column 'image', which its input does not have"
+    ):
         WriteWebdataset().schema(SCHEMA.remove(SCHEMA.get_field_index("image")))
     odd = made(tmp_path / "odd", [{**row(0), "format": "XBM"}])
     with pytest.raises(VlpipeError, match="unknown format 'XBM'; known: JPEG, PNG"):

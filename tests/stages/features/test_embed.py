@@ -112,6 +112,8 @@ def test_the_length_is_known_before_any_data(
 
 
 def test_a_wrong_length_is_an_error(weights: Weights) -> None:
-    assert Embed(dim=99).preflight() == ["without a model, dim is 768, got 99; leave it out"]
+    assert Embed(dim=99).preflight() == [
+        "without `model`, dim must be 768, got 99; set `model`, or leave out dim"
+    ]
     with pytest.raises(VlpipeError, match="the model has embed_dim 8, but the step sets dim: 64"):
         Embed(model=weights, dim=64).open().__enter__()

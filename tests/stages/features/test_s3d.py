@@ -247,10 +247,10 @@ def test_the_plan_says_what_cannot_work(nets: Nets, videos: Path, video_rows: Ro
     assert problems(mil_nce, "univl", normalisation="unit") == []
     assert problems(kinetics, "videobert", normalisation="kinetics") == []
     assert problems(kinetics, "videobert", normalisation="signed") == [
-        "the step sets normalisation: signed, but these are torchvision's weights, which need kinetics"
+        "the step sets normalisation: signed, but these are torchvision's weights, which need normalisation: kinetics"
     ]
     assert problems(kinetics, "mmpt") == [
-        "vector: embedding needs weights of MIL-NCE's S3D-G, these are of Kinetics S3D: use pooled"
+        "vector: embedding needs weights of MIL-NCE's S3D-G, but these are of Kinetics S3D; set vector: pooled"
     ]
     assert problems(kinetics, SMALL) == ["S3D needs at least 14 frames in a window, got 6"]
     assert problems(mil_nce, replace(SMALL, frames=5)) == [
@@ -336,7 +336,10 @@ def test_a_small_file_of_99_hours_is_not_a_day_of_work(
     rows = pa.table({"id": ["a"], "video": [path.name], "num_bytes": [path.stat().st_size], **span})
     out = run_map(S3dFeatures(videos=str(tmp_path), weights=nets["mil_nce"], windows="mmpt"), rows)
     assert [(r.why, r.detail) for r in out.rejects] == [
-        ("too_many_windows", "freeze.mkv: its row needs more than the limit, max_windows: 20000")
+        (
+            "too_many_windows",
+            "freeze.mkv: the row needs more than 20000 windows, the limit that `max_windows` sets",
+        )
     ]
 
 

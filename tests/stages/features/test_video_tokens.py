@@ -164,7 +164,9 @@ def test_the_nearest_live_child_is_taken() -> None:
     )
     points = np.array([[-3], [0], [0.5], [4], [5], [6], [99]], np.float32)
     assert tree.assign(points).tolist() == [0, 0, 1, 1, 1, 2, 2]
-    with pytest.raises(VlpipeError, match="the tree is for vectors of 1 dimensions, these have 3"):
+    with pytest.raises(
+        VlpipeError, match="tree of video tokens is for vectors of 1 dimensions, but these have 3"
+    ):
         tree.assign(np.zeros((2, 3)))
 
 
@@ -230,7 +232,9 @@ def test_what_cannot_work_is_said(tmp_path: Path) -> None:
     empty = feature_rows(np.zeros((1, DIM), np.float32)).slice(0, 0)
     with pytest.raises(VlpipeError, match="there are no rows to fit a tree on"):
         fit(empty, tmp_path)
-    assert replace(FitVideoTokens(), levels=6, k=100).preflight() == ["k ** levels must be below 2^31"]
+    assert replace(FitVideoTokens(), levels=6, k=100).preflight() == [
+        "k ** levels, the number of tokens, must be below 2^31; got k: 100, levels: 6"
+    ]
 
 
 def test_videoberts_tree_has_20736_tokens() -> None:

@@ -99,7 +99,7 @@ def test_a_list_with_other_columns_is_known_before_the_run(tmp_path: Path) -> No
 def test_a_served_folder_that_is_not_there(tmp_path: Path) -> None:
     stage = FetchImages(list=ListFile(), serve={"demo.test": File(path=str(tmp_path / "none"))})
     with (
-        pytest.raises(VlpipeError, match=r"`serve`: no such folder: demo.test: .*/none$"),
+        pytest.raises(VlpipeError, match=r"`serve`: these folders do not exist: demo.test: .*/none$"),
         stage.open(),
     ):
         pass

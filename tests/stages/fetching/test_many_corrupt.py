@@ -66,4 +66,4 @@ def test_every_bad_row_is_named_and_every_good_one_is_there(folder: Path) -> Non
 def test_above_the_rate_the_step_fails_and_names_the_worst_reasons(folder: Path) -> None:
     code, said = vlpipe(folder, "0.005")
     assert code == 1
-    assert "rows failed, max_reject_rate is 0.005; most frequent reasons: truncated x" in said
+    assert "rows failed, more than max_reject_rate 0.005 allows; most frequent reasons: truncated x" in said

@@ -40,13 +40,13 @@ GOOD = [
     *("203", "206", "206-equals", "to-latin-1", "to-utf-8"),
 ]
 BAD = {
-    "gzip-gzip": "bad_response: content encoding 'gzip, gzip', but none was requested",
-    "zstd": "bad_response: content encoding 'zstd', but none was requested",
-    "gzip-broken": "bad_response: the compressed body is broken",
+    "gzip-gzip": "bad_response: the response has the content encoding 'gzip, gzip', but none was requested",
+    "zstd": "bad_response: the response has the content encoding 'zstd', but none was requested",
+    "gzip-broken": "bad_response: the compressed response body is damaged",
     "gzip-nothing": "empty: ",
-    "gzip-half": "disconnected: the compressed body ends early",
-    "gzip-short": "disconnected: the compressed body ends early",
-    "gzip-many": "bad_response: the compressed body has more than 100 members",
+    "gzip-half": "disconnected: the compressed response body ends early",
+    "gzip-short": "disconnected: the compressed response body ends early",
+    "gzip-many": "bad_response: the compressed response body has more than 100 gzip members",
     **dict.fromkeys(
         ("206-part", "206-tail", "206-unknown", "206-huge", "206-lie"), "http_206: Partial Content"
     ),
@@ -321,7 +321,7 @@ def test_codings(values: list[str], coding: str) -> None:
     "values", [["br"], ["gzip", "gzip"], ["identity, compress"], ["deflate, gzip"], ["zstd"] * 9000]
 )
 def test_codings_that_are_not_unpacked(values: list[str]) -> None:
-    with pytest.raises(RowFault, match=r"^bad_response: content encoding"):
+    with pytest.raises(RowFault, match=r"^bad_response: the response has the content encoding"):
         coding_of(values)
 
 

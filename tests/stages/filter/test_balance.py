@@ -125,5 +125,7 @@ def test_lists_of_entries(tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text('["New York", "dog", "dog", " "]')
     assert read_entries(str(tmp_path / "e.json")) == ["New York", "dog"]
     (tmp_path / "e.txt").write_text("\n \n")
-    with pytest.raises(VlpipeError, match="has no entry; wanted one per line, or a JSON list of texts"):
+    with pytest.raises(
+        VlpipeError, match="has no entry; wanted a text file with one entry per line, or a JSON list of texts"
+    ):
         read_entries(str(tmp_path / "e.txt"))

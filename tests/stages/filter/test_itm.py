@@ -160,7 +160,7 @@ def test_what_cannot_work_is_said(weights: Weights) -> None:
     problems = ItmFilter(model=weights, threshold=50, batch_size=8).preflight()
     assert problems == [
         "batch_size must be a positive multiple of 16, got 8: otherwise results depend on a row's position in its batch",
-        "threshold is a probability, 0 to 1, got 50",
+        "threshold must be a probability, from 0 to 1, got 50",
     ]
     with pytest.raises(VlpipeError, match="the model has 24 text positions, but 30 are needed"):
         ItmFilter(model=weights).open().__enter__()

@@ -110,10 +110,13 @@ def test_languages_and_prior_are_parameters() -> None:
 @pytest.mark.parametrize(
     ("parameters", "problem"),
     [
-        ({"model": Weights(path="lid.176.ftz"), "prior": {"en": 2}}, "prior: only for py3langid, but this"),
-        ({"languages": ("en",)}, "languages: wanted two or more, each once"),
-        ({"languages": ("en", "de", "en")}, "languages: wanted two or more, each once"),
-        ({"languages": ("en", "de"), "prior": {"fr": 2}}, "prior: fr: not among `languages`"),
+        (
+            {"model": Weights(path="lid.176.ftz"), "prior": {"en": 2}},
+            "prior can be set only for py3langid, but this",
+        ),
+        ({"languages": ("en",)}, "languages: wanted two or more different languages, got"),
+        ({"languages": ("en", "de", "en")}, "languages: wanted two or more different languages, got"),
+        ({"languages": ("en", "de"), "prior": {"fr": 2}}, "prior: fr is not in `languages`"),
     ],
 )
 def test_labels_that_cannot_be_are_named_before_the_run(parameters: dict[str, Any], problem: str) -> None:

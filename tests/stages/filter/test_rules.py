@@ -242,7 +242,8 @@ def test_a_threshold_of_another_encoder_is_refused() -> None:
         "rule clip_score: clip_score >= 0.28 is for scores of openai/B-32, but 'clip_score' has scores of laion/L-14"
     )
     assert schema_error(clip_rule(), of) == (
-        "rule clip_score: 'clip_score' has scores of laion/L-14; write `encoder: laion/L-14` if clip_score >= 0.28 "
+        "rule clip_score: 'clip_score' has scores of laion/L-14; add `encoder: laion/L-14` if the "
+        "threshold of `clip_score >= 0.28` "
         "is for them"
     )
     assert schema_error(clip_rule(encoder="openai/B-32", needs="filter.clip:ClipScore"), unbound) == (
@@ -268,8 +269,8 @@ def test_every_rule_that_cannot_be_judged_is_named_at_once() -> None:
     )
     for part in (
         "rule url_kind: there is no column or measure 'url'",
-        "rule num_bytes (num_bytes) reads column 'image', which is not there",
-        "rule num_pixels (num_pixels) reads column 'height', which is not there",
+        "rule num_bytes (num_bytes) reads column 'image', which its input does not have",
+        "rule num_pixels (num_pixels) reads column 'height', which its input does not have",
         "rule language (language == \"en\"): no step above writes 'language'; it needs a language per text by cld3",
         "rule clip_score (clip_score >= 0.28): no step above writes 'clip_score'; it needs filter.clip:ClipScore, "
         "or skip: [clip_score]",
@@ -283,7 +284,9 @@ def test_rules_that_make_no_sense_are_said() -> None:
         Rules(preset="laoin")
     with pytest.raises(VlpipeError, match=r"skip: there is no rule 'clip_scor'; did you mean 'clip_score'\?"):
         Rules(preset="laion", skip=("clip_scor",))
-    with pytest.raises(VlpipeError, match="two rules are called 'num_words'; give one of them another `id`"):
+    with pytest.raises(
+        VlpipeError, match="two rules have the reject code 'num_words'; give one of them another `id`"
+    ):
         Rules(rules=(Rule(column="num_words", op=">", value=1), Rule(column="num_words", op="<", value=9)))
     bad = (
         Rule(column="num_words", op="in", value=3, id="a"),
@@ -291,12 +294,12 @@ def test_rules_that_make_no_sense_are_said() -> None:
         Rule(column="num_words", op=">", value="3", id="c"),
     )
     first, second, third = Rules(rules=bad).preflight()
-    assert first == "rule a: 'in' needs a list, got num_words in 3"
+    assert first == "rule a: 'in' needs a list, but the rule is `num_words in 3`"
     assert second.startswith("rule b: '(' is not a valid regular expression")
-    assert third == "rule c: '>' compares numbers, got num_words > \"3\""
-    assert Rules().preflight() == ["no rules: set `preset` or `rules`"]
+    assert third == "rule c: '>' compares numbers, but the rule is `num_words > \"3\"`"
+    assert Rules().preflight() == ["there is no rule; set `preset` or `rules`"]
     number_of_text = Rules(rules=(Rule(column="texts.text", op="==", value=3),))
-    assert "'texts.text' is string, to which `texts.text == 3` cannot be applied" in schema_error(
+    assert "column 'texts.text' is string, but `texts.text == 3` needs a column of numbers" in schema_error(
         number_of_text
     )
 

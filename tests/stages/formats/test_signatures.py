@@ -74,7 +74,7 @@ def test_half_a_file_is_truncated_and_a_spoiled_header_is_broken(kind: str) -> N
 def test_a_whole_image_of_another_format_is_named(kind: str, mode: str, name: str) -> None:
     found = fault(encoded(kind, mode))
     assert found.why == "unsupported_format"
-    assert found.detail == f"it is {name}; accepted: {', '.join(FORMATS)}"
+    assert found.detail == f"the file is {name}; accepted are {', '.join(FORMATS)}"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_whole_image_of_another_format_is_named(kind: str, mode: str, name: st
     ],
 )
 def test_formats_that_pillow_cannot_write_are_named(data: bytes, name: str) -> None:
-    assert str(fault(data)) == f"unsupported_format: it is {name}; accepted: {', '.join(FORMATS)}"
+    assert str(fault(data)) == f"unsupported_format: the file is {name}; accepted are {', '.join(FORMATS)}"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_bmp_or_tiff_of_an_unknown_kind_does_not_say_that_its_format_is_accept
     bmp[28:30] = struct.pack("<H", 2)  # two bits per pixel
     found = fault(bytes(bmp))
     assert found.why == "unsupported_format"
-    assert found.detail.startswith("a BMP of a kind that cannot be read: ")
+    assert found.detail.startswith("the file is a BMP of a kind that cannot be read: ")
 
 
 def icon(*pictures: Image.Image, **options: object) -> bytes:
@@ -160,5 +160,5 @@ def test_a_bomb_in_an_icon_is_refused_before_it_is_decoded() -> None:
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(2501 * 20_000)))
     bomb = b"\x00\x00\x01\x00\x01\x00" + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(png), 22) + png
     began = time.monotonic()
-    assert str(fault(bomb)) == "too_many_pixels: 400000000 pixels, the limit is 50000000"
+    assert str(fault(bomb)) == "too_many_pixels: the image has 400000000 pixels, the limit is 50000000"
     assert time.monotonic() - began < 0.5

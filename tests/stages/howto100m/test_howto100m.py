@@ -194,9 +194,9 @@ def test_what_only_one_side_has(world: World) -> None:
     assert len(set(listed["id"].to_pylist())) == 7
     assert out.table["video_id"].to_pylist() == ["a", "b"]
     assert [(r.why, r.detail) for r in out.rejects] == [
-        ("not_listed", "captions of x, which is not in the list"),
-        ("duplicate_captions", "a has captions in an earlier entry"),
-        ("no_file", "there is no gone.mp4 or gone.webm or gone.mkv in the folder of `videos`"),
+        ("not_listed", "x has captions, but is not in the list of videos"),
+        ("duplicate_captions", "an earlier entry of the caption file also has captions of a"),
+        ("no_file", "there is no file gone.mp4 or gone.webm or gone.mkv in the folder given by `videos`"),
         ("no_captions", ""),
         ("duplicate_video", ""),
     ]
@@ -239,9 +239,9 @@ def test_bad_lines_of_the_list(world: World) -> None:
         ("bad_line", "list.csv line 4 has no video id"),
         (
             "bad_line",
-            "list.csv line 5 has 2 field(s), wanted 5: video_id, category_1, category_2, rank, task_id",
+            "list.csv line 5 has 2 field(s), but the list has 5 columns: video_id, category_1, category_2, rank, task_id",
         ),
-        ("bad_line", "an id of 99 characters, the limit is 64"),
+        ("bad_line", "the video id has 99 characters, the limit is 64"),
     ]
 
 
@@ -264,7 +264,7 @@ def test_the_list_of_mil_nce_and_its_captions(world: World) -> None:
     (captions / "bad.csv").write_text("start,end,text\n0,1,x\n")
     out = run_map(stage, pa.concat_tables(stage.rows()))
     assert [(r.why, r.detail) for r in out.rejects] == [
-        ("bad_path", "'../bad.mp4' leads out of the videos root")
+        ("bad_path", "the path '../bad.mp4' leads out of the folder given by `videos`")
     ]
 
 
@@ -299,7 +299,9 @@ def test_what_stops_the_plan(world: World) -> None:
     with pytest.raises(VlpipeError, match="lists no video"):
         list(stage.rows())
     (world.folder / "list.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(VlpipeError, match="wanted a column 'video_id' or 'video_path', it has a, b"):
+    with pytest.raises(
+        VlpipeError, match="must have a column 'video_id' or 'video_path'; its columns are a, b"
+    ):
         stage.preflight()
     (world.folder / "task_ids.csv").write_text("106,Cook\n\n107\n")
     with pytest.raises(
@@ -313,7 +315,7 @@ def test_what_stops_the_plan(world: World) -> None:
     [
         (
             "caption.pickle",
-            "wanted a .json, a .zip, or a folder with one .csv per video; a pickle can run code",
+            "must be a .json, a .zip, or a folder with one .csv per video; a pickle can run code",
         ),
         ("bad.zip", "is not a zip file: "),
         ("cut.json", "is not a complete JSON object: the value of 'a' cannot be read: "),

@@ -97,21 +97,27 @@ def test_an_absolute_file_name_leads_out(tmp_path: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([], ": wanted an object with 'images' (list), got []"),
-        ({"images": [{"id": 1}]}, ": images[0]: wanted an object with 'file_name' (str), got"),
-        ({"images": [{"file_name": "a"}]}, ": images[0]: its id None is missing or used by another image"),
+        ([], ": wanted a JSON object with the key 'images' and an array as its value, got []"),
+        (
+            {"images": [{"id": 1}]},
+            ": images[0]: wanted a JSON object with the key 'file_name' and a string as its value, got",
+        ),
+        (
+            {"images": [{"file_name": "a"}]},
+            ": images[0]: each image needs an id that no other image has, got None",
+        ),
         (
             {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]},
-            ": images[1]: its id 1 is missing or used by another image",
+            ": images[1]: each image needs an id that no other image has, got 1",
         ),
-        ({"images": []}, ": wanted an object with 'annotations' (list), got"),
+        ({"images": []}, ": wanted a JSON object with the key 'annotations' and an array as its value, got"),
         (
             {"images": [], "annotations": [{"image_id": 3, "caption": "x"}]},
-            ": annotations[0]: there is no image with id 3",
+            ": annotations[0]: image_id is 3, but no entry of `images` has this id",
         ),
         (
             {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": 5}]},
-            ": annotations[0]: wanted an object with 'caption' (str), got",
+            ": annotations[0]: wanted a JSON object with the key 'caption' and a string as its value, got",
         ),
     ],
 )
@@ -125,7 +131,7 @@ def test_faulty_annotations_are_named(tmp_path: Path, content: Any, said: str) -
 def test_annotations_that_are_no_json(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"images": "caf\xe9"}')
     stage = CocoCaptions(annotations=ListFile(path=str(tmp_path / "a.json")), images=File(path=str(tmp_path)))
-    with pytest.raises(VlpipeError, match=r"a.json is not JSON in UTF-8: "):
+    with pytest.raises(VlpipeError, match=r"a.json is not JSON: it is not text in UTF-8"):
         listed(stage)
 
 
@@ -142,7 +148,7 @@ def test_json_lines(tmp_path: Path, folder: Path) -> None:
     assert texts(listed(stage)) == [["one"], ["just one"]]
     for line, said in (
         ('{"file": "b.jpg", "captions": {"en": "one"}}', "wanted text, got "),
-        ('{"file": "", "captions": []}', "has no file name"),
+        ('{"file": "", "captions": []}', "`file` is empty"),
         ('{"file": "b.jpg"}', "has no column 'captions'; there are: file"),
         (
             '{"file": "b.jpg", "captions": ["x"], "captions": []}',
@@ -158,7 +164,7 @@ def test_json_lines(tmp_path: Path, folder: Path) -> None:
 def test_the_images_folder_must_be_there(tmp_path: Path) -> None:
     stage = CocoCaptions(annotations=annotations(tmp_path), images=File(path=str(tmp_path / "none")))
     with (
-        pytest.raises(VlpipeError, match=r"`images` must be a folder; there is none at .*/none$"),
+        pytest.raises(VlpipeError, match=r"`images` must be a folder, but there is no folder .*/none$"),
         stage.open(),
     ):
         pass
@@ -205,14 +211,12 @@ def test_karpathys_splits(tmp_path: Path, folder: Path) -> None:
     assert texts(rows) == [["A dog.", "a cat"], ["a bird"]]
     test = listed(CocoCaptions(annotations=file, images=images, split=("test",)))
     assert (test["url"].to_pylist(), texts(test)) == (["val/b.jpg"], [["t one", "t two"]])
-    with pytest.raises(
-        VlpipeError, match=r"has the splits test, train, restval: choose with `split`"
-    ) as caught:
+    with pytest.raises(VlpipeError, match=r"has the splits test, train, restval; set `split`") as caught:
         listed(CocoCaptions(annotations=file, images=images))
     assert caught.value.settings == (("split", "[train, restval]"),)
     with pytest.raises(VlpipeError, match=r"has no split 'dev'"):
         listed(CocoCaptions(annotations=file, images=images, split=("dev",)))
-    with pytest.raises(VlpipeError, match=r"has no splits: only Karpathy's JSON"):
+    with pytest.raises(VlpipeError, match=r"has no splits, only Karpathy's JSON"):
         listed(CocoCaptions(annotations=annotations(tmp_path), images=images, split=("train",)))
 
 
@@ -226,16 +230,24 @@ def test_annotations_in_other_encodings(tmp_path: Path, folder: Path, written: s
 def test_a_repeated_key_in_annotations_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"image": "a.jpg", "caption": "good", "caption": "WRONG"}]')
     stage = CocoCaptions(annotations=ListFile(path=str(tmp_path / "a.json")), images=File(path=str(tmp_path)))
-    with pytest.raises(VlpipeError, match=r"a.json is not JSON: an object has the key 'caption' 2 times"):
+    with pytest.raises(
+        VlpipeError, match=r"a.json is not valid JSON: an object has the key 'caption' 2 times"
+    ):
         listed(stage)
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([{"image": "a.jpg"}], r"\[0\]: wanted an object with 'image' and 'caption', got \['image'\]"),
+        (
+            [{"image": "a.jpg"}],
+            r"\[0\]: each entry needs the keys 'image' and 'caption'; this one has the keys \['image'\]",
+        ),
         ([{"image": "a.jpg", "caption": {"en": "x"}}], r"\[0\]: wanted text, got"),
-        ([{"caption": "x", "url": "http://a"}], r"\[0\]: wanted an object with 'image' \(str\), got"),
+        (
+            [{"caption": "x", "url": "http://a"}],
+            r"\[0\]: wanted a JSON object with the key 'image' and a string as its value, got",
+        ),
     ],
 )
 def test_faulty_blip_annotations_are_named(tmp_path: Path, content: Any, said: str) -> None:

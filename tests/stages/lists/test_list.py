@@ -110,7 +110,7 @@ def test_texts_are_taken_as_they_are_written(tmp_path: Path) -> None:
     ("name", "content", "said"),
     [
         ("a.tsv", b"url\ttext\nu\tok\nu\tcaf\xe9 x\n", "a.tsv line 3 is not UTF-8: invalid continuation"),
-        ("a.tsv", b"url\ttext\nu\ta\tb\n", "a.tsv line 2 has 3 field(s), wanted 2: url, text"),
+        ("a.tsv", b"url\ttext\nu\ta\tb\n", "a.tsv line 2 has 3 field(s), but the list has 2 columns: url, text"),
         (
             "a.tsv",
             b"link\ttext\n",
@@ -119,13 +119,13 @@ def test_texts_are_taken_as_they_are_written(tmp_path: Path) -> None:
         ),
         ("a.csv", b"url,text\nu,ok\nu,\"never closed\n", "a.csv line 3: unexpected end of data"),
         ("a.csv", b"url,text\nu,\xff\n", "a.csv line 2 is not UTF-8: invalid start byte at byte 3"),
-        ("a.jsonl", b'{"url": "u", "text": "t"}\n{"url": "u",\n', "a.jsonl line 2 is not JSON: "),
+        ("a.jsonl", b'{"url": "u", "text": "t"}\n{"url": "u",\n', "a.jsonl line 2 is not valid JSON: "),
         ("a.jsonl", b'{"url": "u", "txt": "t"}\n', "a.jsonl line 1 has no column 'text'; there are: url, txt"),
         ("a.jsonl", b'{"url": ["u"], "text": "t"}\n', "a.jsonl line 1: wanted text, got [\"u\"]"),
-        ("a.jsonl", b'{"url": "u", "text": "\\ud83d"}\n', "a.jsonl line 1: unpaired surrogate"),
-        ("a.jsonl", b"[1]\n", "a.jsonl line 1: wanted an object with 'url' and 'text'"),
+        ("a.jsonl", b'{"url": "u", "text": "\\ud83d"}\n', "a.jsonl line 1: the text has an unpaired surrogate"),
+        ("a.jsonl", b"[1]\n", "a.jsonl line 1: wanted a JSON object with the keys 'url' and 'text'"),
         ("a.parquet", b"PAR1 no", "a.parquet is not a readable Parquet file: "),
-        ("a.txt", b"u", "a.txt: the name of a list must end in .parquet, .tsv, .csv, .jsonl, .json"),
+        ("a.txt", b"u", "a.txt cannot be read as a list: its name must end in .parquet, .tsv, .csv, .jsonl, .json"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -143,20 +143,20 @@ def test_parquet_faults(tmp_path: Path) -> None:
         read(path)
     pq.write_table(pa.table({"url": ["u"], "text": [[["a", "b"]]]}), path)
     with pytest.raises(
-        VlpipeError, match=r"a.parquet column 'text' is list<.*; wanted text, or a list of texts$"
+        VlpipeError, match=r"a.parquet column 'text' has the type list<.*; wanted text, or a list of texts$"
     ):
         read(path)
     with pytest.raises(VlpipeError, match=r"a.parquet has no column 'alt'; there are: url, text$"):
         read(path, text="alt")
-    with pytest.raises(VlpipeError, match=r"names its own columns; `columns` is for tsv and csv$"):
+    with pytest.raises(VlpipeError, match=r"a Parquet file names its own$"):
         list(read_pairs(str(path), url="url", text="text", columns=("url", "text")))
 
 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(VlpipeError, match=r"^there is no list .*/none.tsv$"):
+    with pytest.raises(VlpipeError, match=r"^there is no file or folder .*/none.tsv$"):
         read(tmp_path / "none.tsv")
     with pytest.raises(
-        VlpipeError, match=r"contains no list: no file ends in .parquet, .tsv, .csv, .jsonl, .json$"
+        VlpipeError, match=r"contains no list: no file name ends in .parquet, .tsv, .csv, .jsonl, .json$"
     ):
         read(tmp_path)
 

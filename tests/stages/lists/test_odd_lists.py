@@ -314,14 +314,14 @@ def test_parquet_batches_are_bounded_in_bytes(tmp_path: Path) -> None:
 
 
 JSON_FAULTS = {
-    b'[{"url": "u", "text": "t"}': "a.json item 1 is followed by the end of the file; wanted ',' or ']'",
-    b'[{"url": "u", "text": "t"} {"url"': "a.json item 1 is followed by '{\"url\"'; wanted ',' or ']'",
-    b'[{"url": "u", "text": "t"},': "a.json item 2 is not JSON, or truncated: ",
-    b'[{"url": "u", "text": "t"}] x': "a.json: the array is followed by 'x'",
+    b'[{"url": "u", "text": "t"}': "a.json item 1 must be followed by ',' or ']', but is followed by the end of the file",
+    b'[{"url": "u", "text": "t"} {"url"': "a.json item 1 must be followed by ',' or ']', but is followed by '{\"url\"'",
+    b'[{"url": "u", "text": "t"},': "a.json item 2 is not valid JSON, or the file is truncated: ",
+    b'[{"url": "u", "text": "t"}] x': "a.json: nothing may follow the JSON array, but it is followed by 'x'",
     b'[{"url": "u"}]': "a.json item 1 has no column 'text'; there are: url",
-    b"[[1]]": "a.json item 1: wanted an object with 'url' and 'text'",
+    b"[[1]]": "a.json item 1: wanted a JSON object with the keys 'url' and 'text'",
     b'[{"url": "caf\xe9"}]': "a.json is not UTF-8: invalid continuation byte",
-    b"[" * 100_000: "a.json item 1 is not JSON: it is nested too deeply",
+    b"[" * 100_000: "a.json item 1 cannot be read: its JSON is nested too deeply",
 }
 
 

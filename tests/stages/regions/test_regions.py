@@ -144,7 +144,8 @@ def test_the_digest_is_of_the_weights_not_of_the_file(folder: Path, tmp_path: Pa
     theirs = {to_detectron2(name): value for name, value in detector.model.state_dict().items()}
     torch.save(theirs, tmp_path / "pytorch_model.bin")
     with pytest.raises(
-        VlpipeError, match=r"wanted the names of its 3 classes or attributes in .*objects_vocab\.txt"
+        VlpipeError,
+        match=r"there is no file .*objects_vocab\.txt; it must contain the names of the model's 3 classes",
     ):
         load(str(tmp_path))
     (tmp_path / "objects_vocab.txt").write_text("Cat,kitten\nDog\nTree\n")
@@ -167,11 +168,12 @@ def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path) -> None:
     ):
         pass
     with pytest.raises(
-        VlpipeError, match=r"wanted model\.safetensors, pytorch_model\.bin or one \*\.pkl in .* nothing"
+        VlpipeError,
+        match=r"must contain model\.safetensors, pytorch_model\.bin or one \*\.pkl; it contains nothing",
     ):
         load(str(tmp_path))
     assert stage(folder, min_regions=20).preflight() == [
-        "min_regions: wanted at most max_regions = 12, got 20"
+        "min_regions must be at most max_regions = 12, got 20"
     ]
 
 

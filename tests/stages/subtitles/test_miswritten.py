@@ -229,7 +229,7 @@ def test_xml_is_decoded_as_it_declares(declared: str, really: str, kind: str) ->
 @pytest.mark.parametrize("name", ["klingon", "punycode", "rot13", "unicode_escape"])
 def test_an_unknown_declared_encoding_is_a_fault(name: str) -> None:
     with pytest.raises(
-        RowFault, match=f"^bad_subtitles: a declares the encoding '{name}', which is not known$"
+        RowFault, match=f"^bad_subtitles: a declares the encoding '{name}', which does not exist$"
     ):
         read(f'<?xml version="1.0" encoding="{name}"?><transcript/>')
 

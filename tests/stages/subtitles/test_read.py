@@ -309,31 +309,36 @@ def test_rarer_formats(content: str, more: dict[str, Any]) -> None:
 
 def test_frames_need_a_rate() -> None:
     assert (
-        fault("{25}{62}Hello") == "bad_subtitles: a cannot be read as microdvd: its frame rate is not known"
+        fault("{25}{62}Hello")
+        == "bad_subtitles: a is a MicroDVD file, which has frame numbers, and neither it nor the video states a frame rate"
     )
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("<>", "bad_subtitles: a is broken XML: "),
-        ("just text", "bad_subtitles: a has an unknown format; it starts with 'just text'"),
-        (b"\x00\x01\x02\xff", "bad_subtitles: a is binary: it has a NUL character"),
-        (b"\x81\x8d", "bad_subtitles: a is not text in any encoding tried: utf-8, cp1252"),
+        ("<>", "bad_subtitles: a is not valid XML: "),
+        ("just text", "bad_subtitles: a is in no known subtitle format; it starts with 'just text'"),
+        (b"\x00\x01\x02\xff", "bad_subtitles: a is not a text file: it contains a NUL character"),
+        (b"\x81\x8d", "bad_subtitles: a cannot be decoded as utf-8 or cp1252"),
         ("WEBVTT", "no_cues: a has no cue with text"),
         ("[]", "no_cues: a has no cue with text"),
         ({"segments": [{}]}, "no_cues: a has no cue with text; 1 cues_bad_times"),
-        ({"title": 1}, "bad_subtitles: a: wanted JSON with `events` or `segments`, or a list; it has title"),
-        ("[1, 2", "bad_subtitles: a is broken JSON: "),
-        ("[" * 100_000, "bad_subtitles: a is broken JSON: "),
-        ("<p", "bad_subtitles: a is broken XML: "),
+        (
+            {"title": 1},
+            "bad_subtitles: a is JSON without subtitles: none of events, segments, transcription, chunks "
+            "is a list; it has the keys title",
+        ),
+        ("[1, 2", "bad_subtitles: a is not valid JSON: "),
+        ("[" * 100_000, "bad_subtitles: a is not valid JSON: "),
+        ("<p", "bad_subtitles: a is not valid XML: "),
         (
             "<html></html>",
-            "bad_subtitles: a: wanted XML with root <tt>, <timedtext> or <transcript>, got <html>",
+            "bad_subtitles: a is XML without subtitles: its root must be <tt>, <timedtext> or <transcript>, but is <html>",
         ),
         (
             '<!DOCTYPE a [<!ENTITY b "c">]><tt/>',
-            "bad_subtitles: a is refused: subtitles must not declare a document type or entities",
+            "bad_subtitles: a is refused: its XML declares a document type or entities, which subtitles must not",
         ),
         (b" " * (MAX_BYTES + 1), f"bad_subtitles: a has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}"),
     ],

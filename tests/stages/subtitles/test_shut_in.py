@@ -39,7 +39,7 @@ def test_the_same_cues_as_in_this_process(reader: SubtitleReader) -> None:
 
 
 def test_the_same_faults(reader: SubtitleReader) -> None:
-    with pytest.raises(NotSubtitles, match=r"^bad_subtitles: a: wanted JSON with "):
+    with pytest.raises(NotSubtitles, match=r"^bad_subtitles: a is JSON without subtitles: "):
         reader.read(b'{"id": 1}', "a", **MORE)
     with pytest.raises(RowFault, match=r"^no_cues: a has no cue with text$") as caught:
         reader.read(b"WEBVTT", "a", **MORE)

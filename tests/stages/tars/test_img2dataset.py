@@ -142,7 +142,9 @@ def test_a_success_that_was_never_written_is_a_reject(tmp_path: Path, picture: C
     out = read(tmp_path)
     assert out.table["url"].to_pylist() == ["http://a.test/1.jpg"]
     assert codes(out) == ["missing_image", "missing_image"]
-    assert out.rejects[0].detail == "img2dataset lists it as success, but it is not in 00000.tar"
+    assert (
+        out.rejects[0].detail == "img2dataset lists the image with status success, but it is not in 00000.tar"
+    )
     records[0]["jpg"] = None
     (tmp_path / "00000.tar").unlink()
     write_parquet(tmp_path / "00000.parquet", records)
@@ -158,7 +160,7 @@ def test_a_caption_column_that_became_binary(tmp_path: Path, picture: Callable[.
     out = read(tmp_path)
     assert [row[0]["text"] for row in out.table["texts"].to_pylist()] == ["fine", "caf\u00e9"]
     assert [(reject.why, reject.detail) for reject in out.rejects] == [
-        ("bad_text", "not UTF-8: unexpected end of data at byte 4")
+        ("bad_text", "the caption is not UTF-8: unexpected end of data at byte 4")
     ]
 
 
@@ -208,7 +210,8 @@ def test_a_tar_with_samples_its_parquet_file_does_not_list(
     write_parquet(tmp_path / "0.parquet", [record(0, picture())], images=False)
     write_tar(tmp_path / "0.tar", {"000000000.jpg": picture(), "7.jpg": picture()})
     with pytest.raises(
-        VlpipeError, match=r"0.tar has 1 sample\(s\) that 0.parquet does not list, such as 7$"
+        VlpipeError,
+        match=r"0.tar has 1 sample\(s\) that 0.parquet does not list, such as 7, so they are of different",
     ):
         read(tmp_path)
 
@@ -262,13 +265,13 @@ def test_rows_that_img2dataset_counts_but_did_not_write(
     [
         (
             '{"count": 1}',
-            "00000_stats.json counts 1 rows, but 00000.parquet has 2: are they of two different runs?",
+            "00000_stats.json counts 1 rows, but 00000.parquet has 2, so they are of different runs; ",
         ),
         ("[]", "00000_stats.json is not a statistics file of img2dataset"),
         *(
             (
                 f'{{"count": {count}}}',
-                "00000_stats.json is not a statistics file of img2dataset: its count is",
+                "00000_stats.json is not a statistics file of img2dataset: `count` must be a whole number",
             )
             for count in ("10000000", '"5"', "null", "1e3", "NaN", "-1", "true", "[]")
         ),

@@ -70,16 +70,16 @@ def test_each_key_is_a_row_or_a_reject(tmp_path: Path, picture: Callable[..., by
     assert out.table["url"].to_pylist() == ["x.tar/d.e/a", "http://a.test/b"]
     assert said(out) == [["caf\u00e9"], ["from json"]]
     assert [(reject.why, reject.detail.partition(";")[0]) for reject in out.rejects] == [
-        ("no_image", "only mp4"),
-        ("bad_text", "not UTF-8: invalid start byte at byte 1"),
+        ("no_image", "the sample has no image, only mp4"),
+        ("bad_text", "the caption is not UTF-8: invalid start byte at byte 1"),
         ("no_text", "neither txt nor 'caption' in json"),
-        ("no_image", "only txt"),
-        ("bad_json", "wanted an object, got list"),
-        ("several_images", "jpg, png"),
-        ("bad_text", "wanted text, got dict"),
-        ("bad_text", "unpaired surrogate"),
-        ("not_an_image", "it looks like HTML"),
-        ("no_image", "only a file without ending"),
+        ("no_image", "the sample has no image, only txt"),
+        ("bad_json", "the .json file must contain an object, but contains a list"),
+        ("several_images", "the sample has several images: jpg, png"),
+        ("bad_text", "the caption must be text, but is dict"),
+        ("bad_text", "the caption has an unpaired surrogate (half a character)"),
+        ("not_an_image", "the file looks like HTML"),
+        ("no_image", "the sample has no image, only a file without ending"),
     ]
     kept = read(tmp_path, no_text="keep")
     assert said(kept) == [["caf\u00e9"], ["from json"], []]
@@ -99,7 +99,9 @@ def test_names_that_are_not_utf8_and_sizes_that_are_none(
     write_tar(tmp_path / "x.tar", members, encoding="utf-8", errors="surrogateescape")
     out = read(tmp_path)
     assert out.table["url"].to_pylist() == ["x.tar/b\\udcff", "x.tar/c"]
-    assert [(one.why, one.detail) for one in out.rejects] == [("no_image", "only \\udcff")]
+    assert [(one.why, one.detail) for one in out.rejects] == [
+        ("no_image", "the sample has no image, only \\udcff")
+    ]
     assert [out.table[n].null_count for n in ("original_sha256", "original_width", "original_height")] == [
         2
     ] * 3
@@ -112,7 +114,10 @@ def test_parameters(tmp_path: Path, picture: Callable[..., bytes]) -> None:
     out = read(tmp_path, image="Right.JPG", caption="captions", text_source="human")
     assert said(out) == [["one", "two"]]
     assert out.table["texts"][0][0]["source"].as_py() == "human"
-    assert read(tmp_path, image="up.jpg").rejects[0].detail == "no up.jpg, only json, left.jpg, right.jpg"
+    assert (
+        read(tmp_path, image="up.jpg").rejects[0].detail
+        == "the sample has no file .up.jpg, only json, left.jpg, right.jpg"
+    )
 
 
 def test_keys_with_dots(tmp_path: Path, picture: Callable[..., bytes]) -> None:
@@ -121,7 +126,7 @@ def test_keys_with_dots(tmp_path: Path, picture: Callable[..., bytes]) -> None:
         members |= {f"a.com_{n}.jpg": picture(seed=n), f"a.com_{n}.txt": f"text {n}".encode()}
     write_tar(tmp_path / "x.tar", members)
     assert [reject.detail for reject in read(tmp_path).rejects] == [
-        "only com_0.jpg, com_0.txt, com_1.jpg, com_1.txt"
+        "the sample has no image, only com_0.jpg, com_0.txt, com_1.jpg, com_1.txt"
     ]
     out = read(tmp_path, key_ends="last_dot")
     assert out.table["url"].to_pylist() == ["x.tar/a.com_0", "x.tar/a.com_1"]
@@ -195,7 +200,7 @@ def test_text_files_without_mark_and_line_end(tmp_path: Path, picture: Callable[
     out = read(tmp_path)
     assert said(out) == [["one"], ["two"], ["three"]]
     assert [(one.why, one.detail) for one in out.rejects] == [
-        ("bad_json", "it is not JSON: an object has the key 'caption' 2 times")
+        ("bad_json", "the .json file is not valid JSON: an object has the key 'caption' 2 times")
     ]
 
 

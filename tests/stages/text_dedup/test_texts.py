@@ -127,12 +127,14 @@ def test_the_larger_picture_keeps_its_text(tmp_path: Path, text_rows: TextRows) 
 def test_a_row_that_comes_twice(tmp_path: Path, text_rows: TextRows) -> None:
     table = text_rows({"a": ["a dog"]})
     with pytest.raises(
-        VlpipeError, match=r"1 id\(s\) occur more than once in input: give each row to dedup once"
+        VlpipeError, match=r"1 id\(s\) occur more than once in the rows of input: give each row to dedup once"
     ):
         run(tmp_path, pa.concat_tables([table, table]))
 
 
 def test_no_rows_and_no_texts(tmp_path: Path, text_rows: TextRows) -> None:
     assert run(tmp_path, text_rows({})) == {}
-    with pytest.raises(SchemaError, match=r"dedup\.texts reads column 'texts', which is not there"):
+    with pytest.raises(
+        SchemaError, match=r"dedup\.texts reads column 'texts', which its input does not have"
+    ):
         TextDuplicates().schema(pa.schema([("id", pa.string())]))

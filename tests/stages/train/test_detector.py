@@ -154,8 +154,8 @@ def test_mistakes_are_said_before_the_run() -> None:
         model={"widht": 3}, loss_weights={"box": 2.0}, steps=None, init=Weights(path="x")
     ).preflight()
     assert [line[:60] for line in wrong] == [
-        "wanted one of steps and epochs, got neither",
-        "model and init_resnet are for a new detector: omit them if i",
+        "set either `steps` or `epochs`; neither is set",
+        "model and init_resnet are for a new detector, but `init` is ",
         "loss_weights: no loss is named 'box'; the losses are rpn_obj",
         "detector: no parameter 'widht'; there are anchor_sizes, aspe",
     ]

@@ -214,7 +214,7 @@ def test_a_foreign_tokenizer_is_refused(squares: Dataset, recipe_of: Make, tmp_p
     )
     with pytest.raises(
         ValueError,
-        match=r"tokenizer: wanted the \d+ tokens of the model in init, got \d+; omit `tokenizer`",
+        match=r"tokenizer: the vocabulary has \d+ tokens, but the model of `init` has \d+; leave out `tokenizer`",
     ):
         run_gather(recipe, [squares], tmp_path / "second")
 
@@ -265,7 +265,8 @@ def test_scalars_and_vectors_do_not_decay(squares: Dataset, recipe_of: Make) -> 
 def test_the_prompt_and_what_is_not_learned_of_it_must_agree(squares: Dataset, recipe_of: Make) -> None:
     recipe = recipe_of(prompt="a red ", objectives=[{"use": "lm:Lm", "prompt_length": 2}])
     with pytest.raises(
-        ValueError, match=r"prompt_length: wanted 3 \(\[DEC\] and the tokens of prompt 'a red '\), got 2"
+        ValueError,
+        match=r"prompt_length must be 3, the number of tokens of `prompt` \('a red '\) plus 1 for \[DEC\], got 2",
     ):
         prepare(recipe, [squares])
 

@@ -48,18 +48,27 @@ def test_a_recipe_as_it_is_written() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"batch_size": 100}, "batch_size: wanted a multiple of num_workers x accumulate = 32, got 100"),
-        ({"steps": 5000}, "wanted one of steps and epochs, got steps and epochs"),
-        ({"epochs": None}, "wanted one of steps and epochs, got neither"),
-        ({"min_lr": 1.0}, "min_lr: wanted at least 0 and at most lr = 0.0003, got 1.0"),
-        ({"model": None}, "wanted model or init, got neither"),
-        ({"tokenizer": None}, "wanted tokenizer or init, got neither"),
-        ({"objectives": []}, 'objectives: wanted at least one, such as "lm:Lm"'),
+        ({"batch_size": 100}, "batch_size must be a multiple of num_workers x accumulate = 32, got 100"),
+        ({"steps": 5000}, "set either `steps` or `epochs`; both are set"),
+        ({"epochs": None}, "set either `steps` or `epochs`; neither is set"),
+        ({"min_lr": 1.0}, "min_lr must be at least 0 and at most lr = 0.0003, got 1.0"),
+        (
+            {"model": None},
+            "set `model` for a new model, or `init` to start from trained weights; neither is set",
+        ),
+        (
+            {"tokenizer": None},
+            "set `tokenizer`, or `init` to use the tokenizer stored with it; neither is set",
+        ),
+        ({"objectives": []}, 'objectives must have at least one entry, such as "lm:Lm"'),
         (
             {"objectives": ["lm:Lm", "lm:Lm"]},
             "objectives: two objectives return a loss named 'lm'; loss names must be unique",
         ),
-        ({"max_text_length": 1000}, "max_text_length: wanted at most the model's 512, got 1000"),
+        (
+            {"max_text_length": 1000},
+            "max_text_length must be at most 512, the number of text positions of the model, got 1000",
+        ),
         (
             {"model": {"use": "blip:Blip", "vison_width": 3}},
             "model: Blip has no parameter 'vison_width'; did you mean vision_width?",
@@ -87,7 +96,7 @@ def test_unknown_keys_are_errors(wrong: dict[str, Any]) -> None:
 def test_it_reads_images_and_texts_and_gives_losses() -> None:
     rows = pa.schema([("id", pa.string()), ("texts", TEXTS), heavy("image", pa.binary())])
     assert train().schema(rows) == LOSSES
-    with pytest.raises(SchemaError, match="Train reads column 'image', which is not there"):
+    with pytest.raises(SchemaError, match="Train reads column 'image', which its input does not have"):
         train().schema(rows.remove(2))
 
 

@@ -42,4 +42,4 @@ def test_a_given_vocabulary_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_preflight() -> None:
-    assert TrainTokenizer(vocab_size=5).preflight() == ["vocab_size: wanted at least 100, got 5"]
+    assert TrainTokenizer(vocab_size=5).preflight() == ["vocab_size must be at least 100, got 5"]

@@ -72,7 +72,9 @@ def test_every_frame_at_its_own_rate(tmp_path: Path) -> None:
 def test_times_past_the_end_are_left_out(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4", 30, fps=30)
     assert numbers(path, [0.99, 1.1, 5.0]) == {0: 29}
-    with pytest.raises(RowFault, match=r"^no_frames_in_window: a.mp4: the video ends before 1.5 s$"):
+    with pytest.raises(
+        RowFault, match=r"^no_frames_in_window: a.mp4: the video ends before 1.5 s, the first time to read$"
+    ):
         numbers(path, [1.5, 2.0])
     assert numbers(path, []) == {}
     with pytest.raises(ValueError, match="finite and ascending"):
@@ -200,5 +202,5 @@ def test_sample_times() -> None:
     assert sample_times(1, 2, 4).tolist() == [1, 1.25, 1.5, 1.75]
     assert len(sample_times(0, 0.3, 10)) == 3
     assert sample_times(2, 1, 4).tolist() == []
-    with pytest.raises(ValueError, match="fps > 0"):
+    with pytest.raises(ValueError, match="fps more than 0"):
         sample_times(0, 1, 0)

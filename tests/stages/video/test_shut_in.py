@@ -50,7 +50,10 @@ def test_the_same_frames_as_in_this_process(folder: Path, name: str, root: str, 
             assert all((a[1] == b[1]).all() for a, b in zip(expected, found, strict=True))
         next(there.frames(times, size))  # and the rest is not wanted
         assert len(list(there.frames([0.2], size))) == 1
-        with pytest.raises(ValueError, match=r"^times_s must be finite and ascending$"):
+        with pytest.raises(
+            ValueError,
+            match=r"^times_s, the times of the frames in seconds, must be finite and ascending, got",
+        ):
             list(there.frames([1.0, 0.5], size))
         with pytest.raises(RowFault, match=r"^no_frames_in_window: "):
             list(there.frames([100.0], size))
@@ -112,7 +115,9 @@ def test_a_child_that_hangs_is_ended(
         child._limits = Limits(deadline_s=0.3)
         child._child.start().send_signal(signal.SIGSTOP)
         began = time.monotonic()
-        with pytest.raises(RowFault, match=r"^deadline: a.mp4: no answer 0.1 s after the deadline of 0.3 s$"):
+        with pytest.raises(
+            RowFault, match=r"^deadline: a.mp4: decoding took more than 0.3 s, and did not stop$"
+        ):
             next(child.frames([0.0], Square(32)))
     assert time.monotonic() - began < 20
 

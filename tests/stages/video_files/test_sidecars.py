@@ -58,7 +58,7 @@ def test_files_of_video2dataset_and_yt_dlp(tmp_path: Path) -> None:
 def test_metadata_alone_is_no_subtitles(tmp_path: Path) -> None:
     files = {"a.mp4": "", "a.json": METADATA, "a.xml": "<x/>", "a.tsv": "url\ttext\n"}
     assert [(r.why, r.detail) for r in run(tmp_path, files).rejects] == [
-        ("no_cues", "a.mp4 has no subtitles")
+        ("no_cues", "a.mp4 has no subtitle track")
     ]
 
 
@@ -78,7 +78,7 @@ def test_a_later_file_is_tried(tmp_path: Path, first: dict[str, str], unread: in
 
 def test_if_none_can_be_read_the_first_says_why(tmp_path: Path) -> None:
     out = run(tmp_path, {"a.mp4": "", "a.json3": "{broken", "a.srt": "", "a.json": METADATA})
-    assert [(r.why, r.detail[:22]) for r in out.rejects] == [("bad_subtitles", "a.json3 is broken JSON")]
+    assert [(r.why, r.detail[:25]) for r in out.rejects] == [("bad_subtitles", "a.json3 is not valid JSON")]
 
 
 NAMED = {
@@ -134,5 +134,5 @@ def test_a_video_that_is_too_long(tmp_path: Path) -> None:
 
 def test_an_unknown_encoding_is_said_before_any_work(tmp_path: Path) -> None:
     assert Videos(videos=Listing(path=str(tmp_path)), encoding="klingon").preflight() == [
-        "encoding: 'klingon' is not known"
+        "encoding: there is no encoding 'klingon'; use one such as utf-8, latin-1 or shift_jis"
     ]

@@ -165,7 +165,7 @@ def test_a_command_gets_a_video_and_its_subtitles(tmp_path: Path, download: Down
     ("video_id", "said"),
     [
         ("gone", "download_failed: gone: ERROR: Video unavailable"),
-        ("none", "no_file: the download wrote none.en.vtt; wanted none with the ending .mp4"),
+        ("none", "no_file: download.command must write none.mp4, but wrote none.en.vtt"),
         ("slow", "download_timeout: slow: the download took more than 3 s"),
     ],
 )
@@ -194,10 +194,13 @@ def test_howto100m_downloads_only_if_told(tmp_path: Path, download: Download) ->
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (("get", "film"), "download.command must contain {video_id}"),
+        (
+            ("get", "film"),
+            "download.command must contain {video_id}, which stands for the id of the video; got ['get', 'film']",
+        ),
         (
             ("get", "{video_id}"),
-            'download.command: an id may start with "-", like an option; put "--" before {video_id}',
+            'download.command: put "--" before {video_id}: an id that starts with "-" would be read as an option',
         ),
     ],
 )

@@ -107,7 +107,7 @@ def test_broken_subtitles(folder: Path) -> None:
     out = run(folder)
     assert (
         "bad_subtitles",
-        "plain.srt: wanted XML with root <tt>, <timedtext> or <transcript>, got <html>",
+        "plain.srt is XML without subtitles: its root must be <tt>, <timedtext> or <transcript>, but is <html>",
     ) in [(r.why, r.detail) for r in out.rejects]
     kept = run(folder, no_cues="keep")
     assert (said(kept)["plain"], kept.counts) == ("", {"kept_bad_subtitles": 1, "sidecars_unread": 1})
@@ -132,7 +132,7 @@ def test_names_in_any_encoding(tmp_path: Path) -> None:
     (tmp_path / "caf\udce9.mp4").write_bytes(CLIP)
     out = run(tmp_path)
     assert [(r.why, r.detail) for r in out.rejects] == [
-        ("no_file", "there is no file caf\\udce9.mp4 in the videos root")
+        ("no_file", "there is no file caf\\udce9.mp4 in the folder given by `videos`")
     ]
 
 
@@ -183,7 +183,7 @@ def test_a_deadline_ends_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with prober(Limits(deadline_s=0.4), 512) as probe:
         probe._videos._child.start().send_signal(signal.SIGSTOP)
         with pytest.raises(
-            RowFault, match=r"^deadline: good.mp4: no answer 0.1 s after the deadline of 0.4 s$"
+            RowFault, match=r"^deadline: good.mp4: decoding took more than 0.4 s, and did not stop$"
         ):
             probe.look(str(tmp_path), "good.mp4")
     with prober(Limits(), 512) as probe:
