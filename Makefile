@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .venv/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,eval,video,web,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,eval,video,web,img2dataset,dev]'
 	touch $@
 
 demo: .venv/stamp  ## the main job: noisy pairs in, a better model out
