@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test fuzz check bench format clean
 
 .venv/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,eval,video,web,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,eval,video,web,img2dataset,dev]'
 	touch $@
 
 demo: .venv/stamp  ## the main job: noisy pairs in, a better model out
@@ -16,6 +16,9 @@ demo: .venv/stamp  ## the main job: noisy pairs in, a better model out
 
 test: .venv/stamp  ## one process more than there are CPUs: many tests wait
 	python -m pytest -q --dist worksteal -n $$(python -c "import os; print((os.cpu_count() or 1) + 1)")
+
+fuzz: .venv/stamp  ## five minutes of odd inputs; what is found is stored, and replayed by `make test`
+	python tests/fuzz/fuzz.py --seed $$(date +%s)
 
 check: .venv/stamp  ## what CI checks: format, lint, types, who imports whom
 	ruff format --check .

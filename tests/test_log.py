@@ -21,3 +21,9 @@ def test_the_tests_that_the_log_names_exist() -> None:
     ]
     numbers = {number for row in rows for number in row.split(", ")}
     assert {*wanted, "A1", "A2", "A9", "A12"} - numbers == set()
+    of_data = log.partition("### Data: found from outside")[2].partition("\n#")[0]
+    rows = [line.split("|")[1].strip() for line in of_data.splitlines() if line.startswith("| ")]
+    numbers |= {number for row in rows for number in row.split(", ")}
+    faults = [*(f"data F{n}" for n in range(1, 21)), *(f"bugs {n}" for n in (*range(1, 29), "2b"))]
+    faults += [f"A{n}" for n in (*range(1, 15), "6b", "6c")]
+    assert {*faults} - numbers == set()

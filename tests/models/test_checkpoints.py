@@ -243,6 +243,22 @@ def test_exported_captioner_in_transformers(
     assert f"suppress_tokens={sorted(never)}" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_folder_in_half_precision_is_read_as_float32(
+    make_blip: Make, tokenizer: Tokenizer, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    from transformers import BlipForConditionalGeneration
+
+    blip = make_blip()
+    export_captioner(blip, tokenizer, tmp_path)
+    BlipForConditionalGeneration.from_pretrained(tmp_path).to(dtype).save_pretrained(tmp_path)
+    again = Blip.load(tmp_path)
+    for name, value in again.state_dict().items():
+        assert value.dtype == torch.float32, name
+        if "." in name:  # the temperature is no part of a captioner
+            torch.testing.assert_close(value, blip.state_dict()[name].to(dtype).float(), rtol=0, atol=0)
+
+
 def test_exported_retrieval_in_transformers(
     make_blip: Make, make_batch: Make, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -108,8 +108,6 @@ def forget_others() -> None:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3]:
     """One for each module that imports it."""
-    pytest.importorskip("moto")
-    pytest.importorskip("s3fs")
     with serving() as found:
         yield found
 

@@ -68,7 +68,8 @@ def test_a_shard_whose_workers_lack_memory_is_isolated_in_the_end(tmp_path: Path
 
 
 def test_ray_counts_death_for_want_of_memory_as_the_tasks_own() -> None:
-    ray = pytest.importorskip("ray")
+    import ray
+
     from vlpipe.pipeline.engine.on_ray.executor import died
 
     assert not died(ray.exceptions.OutOfMemoryError("low on memory")).innocent

@@ -39,9 +39,9 @@ def test_a_series_is_read_as_one(by: str) -> None:
 {by}
 import pandas as pd
 print(pa.array(pd.Series([1.0, math.nan])).null_count, pa.array([1.0, math.nan]).null_count)
-print(pa.Table.from_pandas(pd.DataFrame({{"a": [1, 2]}}))["a"].to_pylist(), pa.array(pd.Categorical(["u"])).type)
+print(pa.Table.from_pandas(pd.DataFrame({{"a": [1, 2]}}))["a"].to_pylist(), pa.array(pd.Categorical(["u"])).type.index_type)
 """)
-    assert said.splitlines() == ["1 0", "[1, 2] dictionary<values=large_string, indices=int8, ordered=0>"]
+    assert said.splitlines() == ["1 0", "[1, 2] int8"]
 
 
 def test_to_pandas_imports_it() -> None:

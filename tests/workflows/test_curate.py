@@ -51,7 +51,6 @@ def listed(folder: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_what_is_dropped_and_what_is_packed(tmp_path: Path) -> None:
-    pytest.importorskip("py3langid", reason="the extra `web` is not installed")
     folder, root = tmp_path / "images", tmp_path / "root"
     folder.mkdir()
     pairs = listed(folder)

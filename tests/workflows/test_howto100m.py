@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +22,6 @@ from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 
-av = pytest.importorskip("av", reason="the extra `video` is not installed")
 WORKFLOW = str(Path(__file__).parents[2] / "workflows" / "howto100m.yaml")
 WORDS = ["cut", "the", "onion", "add", "salt", "stir", "it"]
 SAID = {  # video -> (start, end, text)

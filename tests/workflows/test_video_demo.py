@@ -14,7 +14,6 @@ from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow
 
-pytest.importorskip("av", reason="the extra `video` is not installed")
 WORKFLOW = str(Path(__file__).parents[2] / "workflows" / "video_demo.yaml")
 TINY = (
     *(

@@ -43,7 +43,7 @@ def videos() -> Callable[..., pa.Table]:
 @pytest.fixture(scope="session")
 def write_video() -> Callable[..., Path]:
     """write_video(path, pictures (N, H, W, 3) uint8, fps): lossless, one frame each 1 / fps s."""
-    av = pytest.importorskip("av", reason="the extra `video` is not installed")
+    import av
 
     def write(path: Path, pictures: npt.NDArray[np.uint8], fps: int = 8) -> Path:
         with av.open(str(path), "w") as out:

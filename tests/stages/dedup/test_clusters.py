@@ -2,13 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import faiss
 import numpy as np
 import pytest
 
 from vlpipe.stages.dedup.cosine import Workers
 from vlpipe.stages.dedup.search_clusters import MAX_SHARE, Members, assign, find_centroids
-
-faiss = pytest.importorskip("faiss", reason="needs the extra 'cpu' or 'gpu'")
 
 
 @pytest.fixture(autouse=True)

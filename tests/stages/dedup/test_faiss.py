@@ -18,8 +18,6 @@ from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.dedup import search
 from vlpipe.stages.dedup.faiss import FaissDuplicates, packages_problem, threads
 
-pytest.importorskip("faiss", reason="needs the extra 'cpu' or 'gpu'")
-
 
 def table(vectors: np.ndarray, ids: list[str] | None = None, pixels: list[int] | None = None) -> pa.Table:
     num, width = vectors.shape

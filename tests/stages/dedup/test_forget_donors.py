@@ -102,7 +102,6 @@ class Done:
 
 @pytest.fixture
 def done(tmp_path: Path) -> Done:
-    pytest.importorskip("ftfy", reason="the extra `web` is not installed")
     return Done(tmp_path)
 
 

@@ -38,7 +38,6 @@ def by_hand(weights: Weights, table: pa.Table, num_beams: int) -> list[str]:
 def test_a_models_own_captions_as_references_score_full_marks(
     weights: Weights, image_rows: Rows, tmp_path: Path, num_beams: int
 ) -> None:
-    pytest.importorskip("pycocoevalcap", reason="needs pip install 'vlpipe[eval]'")
     bare = image_rows([[]] * 20)
     own = by_hand(weights, bare, num_beams)
     table = image_rows([[text(c, "human"), text("a web text", "web")] for c in own])
@@ -63,7 +62,6 @@ def test_one_image_is_refused(weights: Weights, image_rows: Rows, tmp_path: Path
 
 
 def test_unreadable_images_are_named(weights: Weights, image_rows: Rows, tmp_path: Path) -> None:
-    pytest.importorskip("pycocoevalcap", reason="needs pip install 'vlpipe[eval]'")
     images = [*image_rows([[]] * 3)["image"].to_pylist(), b""]
     data = dataset(
         tmp_path / "rows", image_rows([[text(w, "human")] for w in ("a dog", "a star", "two", "a")], images)

@@ -7,8 +7,6 @@ import pytest
 
 from vlpipe.stages.evaluate.detection import Detection, results
 
-pytest.importorskip("pycocotools", reason="the extra `eval` is not installed")
-
 
 def image(
     boxes: list[list[float]],

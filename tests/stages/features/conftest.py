@@ -39,7 +39,6 @@ def make_video(path: Path, num_frames: int, seed: int = 0) -> None:
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """a.mp4 of 1.5 s, b.mp4 of 0.7 s, c.mp4 that is no video."""
-    pytest.importorskip("av")
     root = tmp_path_factory.mktemp("videos")
     make_video(root / "a.mp4", 15)
     make_video(root / "b.mp4", 7, seed=1)

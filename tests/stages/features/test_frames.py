@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -19,7 +20,6 @@ from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.features.frames import FrameFeatures
 from vlpipe.stages.video.rows import CANDIDATE
 
-av = pytest.importorskip("av", reason="the extra `video` is not installed")
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)  # the tiny model's size
 
 

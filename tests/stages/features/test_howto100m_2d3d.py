@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,7 +19,6 @@ from vlpipe.pipeline.shard import heavy_names
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.features.howto100m_2d3d import DIM, Features2d3d, clip_feature, resnet
 
-av = pytest.importorskip("av")
 Rows = Callable[..., pa.Table]
 ONE_BLOCK = (1, 1, 1, 1)
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,7 +24,6 @@ from vlpipe.stages.features.s3d import S3dFeatures, features_type
 from vlpipe.stages.features.s3d_weights import MEAN_STD, VideoNet, normalised
 from vlpipe.stages.features.s3d_windows import PRESETS, Windows, cut
 
-av = pytest.importorskip("av")
 SIZE = (48, 40)  # width and height of the made videos
 SMALL = Windows(fps=10, frames=6, stride=6, side=32)
 

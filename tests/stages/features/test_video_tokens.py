@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,7 +19,6 @@ from vlpipe.stages.features.video_tokens import FitVideoTokens, VideoTokens
 from vlpipe.stages.features.video_tree import Tree, grow, split, spread
 from vlpipe.stages.features.video_tree_sample import Sample
 
-faiss = pytest.importorskip("faiss")
 DIM = 8
 
 

@@ -291,7 +291,8 @@ def test_statistics_of_something_else(
 
 def test_what_img2dataset_itself_writes(tmp_path: Path, picture: Callable[..., bytes]) -> None:
     """Two dead links of six; and the loss that the tests above make by hand: one byte of Latin-1 in a csv."""
-    img2dataset = pytest.importorskip("img2dataset", reason="the extra `img2dataset` is not installed")
+    import img2dataset
+
     from vlpipe.stages.common.loopback import serving
 
     (tmp_path / "images").mkdir()

@@ -17,8 +17,6 @@ from vlpipe.stages.filter.keep_matched import KeepMatched
 from vlpipe.stages.text_dedup.decisions import DropTexts
 from vlpipe.stages.text_dedup.texts import TextDuplicates
 
-pytest.importorskip("rensa", reason="rensa is not installed (extra 'web')")
-
 TextRows = Callable[..., pa.Table]
 LONG = "a man with a red umbrella walks over the wet street at night"
 

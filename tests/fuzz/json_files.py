@@ -1,0 +1,114 @@
+"""JSON of annotations, evaluation sets, HowTo100M's captions and tdmrep.json; each reader reads each input."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from kind import Kind, pieces
+
+from vlpipe.pipeline.errors import RowFault, VlpipeError
+from vlpipe.stages.decontamination.json_sets import published
+from vlpipe.stages.howto100m.captions import read_captions as read_howto100m
+from vlpipe.stages.lists.coco import read_captions
+from vlpipe.stages.lists.json_values import load_json
+from vlpipe.stages.web.robots import is_reserved, tdm_rules
+
+COCO = {
+    "info": {"year": 2014},
+    "images": [
+        {"id": 1, "file_name": "a.jpg", "coco_url": "http://a.test/a.jpg"},
+        {"id": "2", "file_name": "b.jpg"},
+    ],
+    "annotations": [
+        {"id": 7, "image_id": 1, "caption": " a dog \n"},
+        {"id": 8, "image_id": 2, "caption": "a cat"},
+    ],
+}
+SENTENCES = [{"raw": "a dog", "tokens": ["a", "dog"], "imgid": 0}]
+KARPATHY = {
+    "images": [{"filename": "a.jpg", "filepath": "val2014", "split": "train", "sentences": SENTENCES}],
+    "dataset": "coco",
+}
+BLIP = [
+    {"image": "a.jpg", "caption": ["a dog", "one dog"]},
+    {"image": "b.jpg", "caption": "a cat", "image_id": "b"},
+]
+VQA = {"questions": [{"question": "is it?", "image_id": 1, "question_id": 3}]}
+HOWTO100M = {
+    "abc": {"text": ["a", None, "b"], "start": [0, 1.5, 2], "end": [1, 2, 3]},
+    "def": {"text": [], "start": [], "end": []},
+}
+TDMREP = [
+    {"location": "/a*b$", "tdm-reservation": 1},
+    {"location": "*", "tdm-reservation": 0, "tdm-policy": "x"},
+]
+FOLDER = tempfile.TemporaryDirectory(prefix="vlpipe-fuzz-")
+FILE = Path(FOLDER.name) / "it.json"
+REFUSED = (VlpipeError, RowFault)
+
+
+def read(data: bytes) -> None:
+    FILE.write_bytes(data)
+
+    def evaluation_set(split: list[str] | None) -> None:
+        list(published(load_json(FILE), "it.json", split).texts)
+
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: list(read_captions(str(FILE), "file_name")),
+        lambda: list(read_captions(str(FILE), "file_name", ["train"])),
+        lambda: evaluation_set(None),
+        lambda: evaluation_set(["train"]),
+        lambda: [one.found() for _, one in read_howto100m(FILE) if not isinstance(one, RowFault)],
+    )
+    for reader in readers:
+        with contextlib.suppress(*REFUSED):
+            reader()
+    is_reserved(tdm_rules(data), "/abc/aab?a=b")
+
+
+def dumped(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+KIND = Kind(
+    name="json",
+    read=read,
+    seeds=(
+        *map(dumped, (COCO, KARPATHY, BLIP, VQA, HOWTO100M, TDMREP)),
+        *(
+            dumped(COCO).decode().encode("utf-16"),
+            b"\xef\xbb\xbf" + dumped(BLIP),
+            b'{"abc": {"text": [NaN], "start": [NaN], "end": [1]}}',
+        ),
+    ),
+    pieces=pieces(
+        '[¦]¦{¦}¦"a"¦"a",¦"a":¦{"a":¦{"a":1},¦[],¦1,¦-¦1¦e¦null¦null,¦NaN,¦\\¦\\u¦\\ud800¦\\"¦'
+        '"¦ ¦{"image":"a","caption":"b"},¦{"image_id":1,"caption":"b"},¦"\xc3\xa9",¦'
+        '{"id":1,"file_name":"a"},¦{"raw":"a"},¦'
+        '{"filename":"a","split":"train","sentences":[]},¦{"question":"a"},¦*¦a*¦'
+        '{"location":"*a","tdm-reservation":1},¦'
+        '"abc":{"text":["a"],"start":[0],"end":[1]},¦%41¦true,'
+    ),
+    frames=(
+        *(
+            (b"[", b"{}]"),
+            (b"{", b'"z":1}'),
+            (b"", b""),
+            (b'"', b'"'),
+            (b'{"images":[', b'],"annotations":[]}'),
+            (b'{"images":[],"annotations":[', b"{}]}"),
+        ),
+        *(
+            (b'{"images":[{"filename":"a","split":"train","sentences":[', b'{"raw":"a"}]}]}'),
+            (b'{"images":[', b"{}]}"),
+            (b'{"questions":[', b"{}]}"),
+        ),
+        *(
+            (b'{"abc":{"text":["a"],"start":[', b'0],"end":[1]}}'),
+            (b'[{"location":"', b'","tdm-reservation":1}]'),
+            (b'[{"image":"a","caption":[', b'"a"]}]'),
+        ),
+    ),
+)
