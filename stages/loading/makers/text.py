@@ -30,10 +30,10 @@ class Text(Maker):
 
     def __post_init__(self) -> None:
         if self.max_length < 3:
-            raise ValueError(f"streams.text: max_length must be at least 3, got {self.max_length}")
+            raise ValueError(f"max_length must be at least 3, got {self.max_length}")
         if self.max_positions is not None and self.max_length > self.max_positions:
             raise ValueError(
-                f"streams.text: max_length must be at most {self.max_positions}, the number of positions of the model, "
+                f"max_length must be at most {self.max_positions}, the number of positions of the model, "
                 f"got {self.max_length}"
             )
 
