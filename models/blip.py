@@ -288,6 +288,7 @@ class Blip(Model):
 
     def unimodal_copy(self) -> Blip:
         """A copy of what ITC's momentum encoders need, without gradients."""
+        self._has("text_proj")
         copy = Blip(dataclasses.replace(self.config, parts="unimodal")).to(self.temp.device)
         wanted = copy.state_dict()
         copy.load_state_dict({name: value for name, value in self.state_dict().items() if name in wanted})

@@ -97,7 +97,7 @@ class Model(nn.Module):
         return copy.deepcopy(self)
 
     def constrain(self) -> None:
-        """Called after each optimiser step, without gradient: clamp a temperature, for example."""
+        """Called before the first and after each optimiser step, without gradient: clamp a temperature, for example."""
 
     def lacks(self, capability: type) -> bool:
         """Whether this model, as built, has no such capability although its class has the methods."""

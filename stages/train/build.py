@@ -54,11 +54,12 @@ class Net(nn.Module):
         self.model = model
         self.teachers = nn.ModuleDict(teachers or {})
         self.objectives = nn.ModuleList(objective for _, _, objective in objectives)
+        for _, _, objective in objectives:
+            need(model, objective.NEEDS, f"objectives: {type(objective).__name__}")
         for teacher in self._emas().values():
             teacher.bind(model)
         self.losses: dict[str, tuple[int, float]] = {}  # name -> (index of its objective, weight)
         for i, (weight, view, objective) in enumerate(objectives):
-            need(model, objective.NEEDS, f"objectives: {type(objective).__name__}")
             objective.view = view
             objective.bind(model)
             for name in objective.LOSSES:
@@ -67,6 +68,7 @@ class Net(nn.Module):
                         f"objectives: two objectives return a loss named {name!r}; loss names must be unique"
                     )
                 self.losses[name] = (i, weight)
+        self.constrain()
 
     def forward(self, batch: Batch, feature_grads: Mapping[tuple[str, str], Tensor] | None = None) -> Values:
         """Returns name -> Term of each loss and diagnostic, or a scalar. Teachers follow the model once per step.
@@ -79,8 +81,9 @@ class Net(nn.Module):
                 self.update_teachers()
             return self._values(self.outputs(batch), self.all_objectives())
         out = self.outputs(batch)
-        values = self._values(out, [o for o in self.all_objectives() if o.SCOPE != "batch"])
+        # the features first, in the order in which they were cached: they get the same dropout masks
         surrogate = sum((out.view(v).feature(n) * g).sum() for (v, n), g in feature_grads.items())
+        values = self._values(out, [o for o in self.all_objectives() if o.SCOPE != "batch"])
         untouched = [p for o in self.all_objectives() for p in o.parameters()]
         untouched += [p for name, p in self.model.named_parameters() if p.numel() == 1]  # temperatures
         # their gradient is there already, but DistributedDataParallel exchanges only those that this pass reaches
@@ -120,7 +123,7 @@ class Net(nn.Module):
         return found
 
     def constrain(self) -> None:
-        """Called after each optimiser step."""
+        """Called before the first and after each optimiser step."""
         self.model.constrain()
 
 
@@ -162,7 +165,9 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer | None) -> Any:
 
     cls = find(recipe.model_spec()["use"], MODELS)
     if "text" in cls.STREAMS and tokenizer is None:
-        raise ValueError(f"{cls.__name__} reads texts: wanted tokenizer or init, got neither")
+        raise ValueError(
+            f"{cls.__name__} reads texts: set `tokenizer`, or `init` to use the tokenizer stored with it; neither is set"
+        )
     model = build(recipe.model_spec(), MODELS, tokenizer=tokenizer)
     if recipe.init_vit is not None:
         init_vit(model, recipe.init_vit.path)
@@ -236,8 +241,8 @@ def _made(spec: Mapping[str, Any], below: str, where: str, tokenizer: Tokenizer 
         return TypeAdapter(cls).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{where}: {at}: {first['msg']}" if at else f"{where}: {first['msg']}") from error
+        at = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
+        raise ValueError(f"{where}: {at}{first.get('ctx', {}).get('error', first['msg'])}") from error
 
 
 def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:

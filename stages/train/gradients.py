@@ -143,6 +143,7 @@ def _accumulate_cached(run: Run, batches: Sequence[Batch], cached: Sequence[Obje
 def _leaves(run: Run, batches: Sequence[Batch], cached: Sequence[Objective]) -> dict[tuple[str, str], Tensor]:
     """Returns (view, feature) -> the feature of all micro-batches, (B, ...), which gathers a gradient if a student's."""
     wanted = list(dict.fromkeys((o.view, name) for o in cached for name in o.FEATURES))
+    wanted.sort(key=lambda key: "." in key[1])  # the student's first: the second pass computes those alone
     found: dict[tuple[str, str], list[Tensor]] = {key: [] for key in wanted}
     for micro, batch in enumerate(batches):
         _seed_micro(run, micro)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vlpipe.stages.loading import augment
-from vlpipe.stages.loading.augment import Augment, crop_box
+from vlpipe.stages.loading.augment import Augmentation, augmented, crop_box
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -15,12 +15,16 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def test_the_generator_decides_everything() -> None:
-    image, augmented = noise(40, 30), Augment(size=24, flip=True)
-    first = [augmented(image, np.random.default_rng(seed)).tobytes() for seed in range(20)]
-    again = [augmented(image, np.random.default_rng(seed)).tobytes() for seed in range(20)]
+    image = noise(40, 30)
+    spec = Augmentation(crop_scale=(0.2, 1.0), flip=True, randaugment=(2, 5.0))
+
+    def made(seed: int) -> Image.Image:
+        return augmented(image, spec, 24, "", np.random.default_rng(seed))
+
+    first, again = ([made(seed).tobytes() for seed in range(20)] for _ in range(2))
     assert first == again
     assert len(set(first)) > 15
-    assert augmented(image, np.random.default_rng(0)).size == (24, 24)
+    assert made(0).size == (24, 24)
 
 
 def test_boxes_lie_inside_and_keep_the_wanted_share_and_aspect() -> None:
@@ -47,17 +51,17 @@ def test_without_operations_it_is_crop_and_resize() -> None:
     image = noise(50, 40)
     box = crop_box(50, 40, (0.5, 1.0), np.random.default_rng(3))
     right = image.crop(box).resize((16, 16), Image.Resampling.BICUBIC)
-    found = Augment(size=16, scale=(0.5, 1.0), num_ops=0)(image, np.random.default_rng(3))
+    found = augmented(image, Augmentation(crop_scale=(0.5, 1.0)), 16, "", np.random.default_rng(3))
     np.testing.assert_array_equal(np.asarray(found), np.asarray(right))
 
 
 def test_about_half_are_flipped() -> None:
     image = Image.fromarray(np.tile(np.arange(0, 250, 5, dtype=np.uint8), (50, 1))).convert("RGB")
-    flips = Augment(size=8, num_ops=0, flip=True)
+    flips = Augmentation(crop_scale=(0.2, 1.0), flip=True)
     rng = np.random.default_rng(0)
     mirrored = []
     for _ in range(400):
-        row = np.asarray(flips(image, rng))[0, :, 0]
+        row = np.asarray(augmented(image, flips, 8, "", rng))[0, :, 0]
         mirrored.append(row[0] > row[7])
     assert 0.4 < np.mean(mirrored) < 0.6
 

@@ -33,10 +33,10 @@ class Text(Maker):
 
     def __post_init__(self) -> None:
         if self.length < 3:
-            raise ValueError(f"streams.text: max_length must be at least 3, got {self.length}")
+            raise ValueError(f"max_length must be at least 3, got {self.length}")
         if self.max_positions is not None and self.length > self.max_positions:
             raise ValueError(
-                f"streams.text: max_length must be at most {self.max_positions}, the number of positions of the model, "
+                f"max_length must be at most {self.max_positions}, the number of positions of the model, "
                 f"got {self.length}"
             )
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from vlpipe.models.interface.objective import Term
+from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.lm import Lm
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.stage import GatherStage, Job
@@ -36,7 +36,7 @@ class Rows(GatherStage):
 class GatedLm(Lm):
     """LM. With a file name in GATE it writes its process id beside it, and waits until the file is there."""
 
-    def forward(self, model: Any, batch: Mapping[str, Any], features: Any) -> dict[str, Tensor]:
+    def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         global calls
         calls += 1
         gate = Path(os.environ.get("GATE", __file__))
@@ -46,4 +46,4 @@ class GatedLm(Lm):
             part.rename(gate.with_suffix(".pid"))
             while not gate.exists():
                 time.sleep(0.02)
-        return super().forward(model, batch, features)
+        return super().forward(out)

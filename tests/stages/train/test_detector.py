@@ -175,8 +175,8 @@ def test_boxes_follow_the_image(loader: Callable[..., DetectorLoader]) -> None:
     with loader(flip=True, model={**MODEL, "short_side": 96}).batches(0) as batches:
         for _ in range(4):
             batch = next(batches)
-            assert batch["sizes"] == [(96, 96)] * 4
-            for pixels, target in zip(batch["pixels"], batch["targets"], strict=True):
+            assert batch.sizes == [(96, 96)] * 4
+            for pixels, target in zip(batch.pixels, batch.targets, strict=True):
                 grey = pixels.abs().amax(0) < 0.05  # the mean of 128
                 y, x = (~grey).nonzero().T
                 edges = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float()
@@ -190,11 +190,9 @@ def test_a_step_number_is_the_loaders_state(loader: Callable[..., DetectorLoader
     with loader(flip=True).batches(7) as batches:
         later = [next(batches) for _ in range(2)]
     for one, other in zip(first[7:], later, strict=True):
-        assert torch.equal(one["pixels"], other["pixels"])
-        assert all(
-            torch.equal(a.boxes, b.boxes) for a, b in zip(one["targets"], other["targets"], strict=True)
-        )
-    seen = [batch["targets"] for batch in first[:6]]  # one epoch: 24 images
+        assert torch.equal(one.pixels, other.pixels)
+        assert all(torch.equal(a.boxes, b.boxes) for a, b in zip(one.targets, other.targets, strict=True))
+    seen = [batch.targets for batch in first[:6]]  # one epoch: 24 images
     assert len({tuple(t.boxes.flatten().tolist()) for targets in seen for t in targets}) > 16
 
 

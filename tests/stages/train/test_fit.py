@@ -6,30 +6,27 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 
 from vlpipe.models.blip import Blip
-from vlpipe.models.objectives.lm import IGNORE, Lm, next_tokens
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.pipeline.testing import GatherOutput, dataset, run_gather
-from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, LOSSES
+from vlpipe.pipeline.testing import GatherOutput, run_gather
+from vlpipe.stages.common.row import LOSSES
 from vlpipe.stages.train import fit as fit_module
-from vlpipe.stages.train.build import Net
 from vlpipe.stages.train.itm_alarm import ALARM
-from vlpipe.stages.train.run import Run, prepare
+from vlpipe.stages.train.run import prepare
 from vlpipe.stages.train.train import Train
 
 HERE = Path(__file__).parent
 Make = Callable[..., Train]
+SHORT = {"text": {"max_length": 12}}
 
 
 def curve(got: GatherOutput, name: str) -> list[float]:
@@ -129,44 +126,6 @@ def test_a_finished_run_trains_no_further(squares: Dataset, recipe_of: Make, tmp
     assert lines == []
 
 
-def gradient(run: Run, num_micro: int) -> dict[str, torch.Tensor]:
-    with run.loader.batches(0) as batches:
-        fit_module.accumulate(run, list(islice(batches, num_micro)))
-    return {name: p.grad for name, p in run.net.named_parameters() if p.grad is not None}
-
-
-class CountedLm(Lm):
-    def num_terms(self, batch: dict[str, Any]) -> int:
-        targets = next_tokens(batch["input_ids"], batch["attention_mask"], self.prompt_length)
-        return int((targets != IGNORE).sum())
-
-
-def uneven(rows: list[dict[str, Any]]) -> pa.Table:
-    """Texts of 1 to 8 words, so that micro-batches differ in tokens."""
-    for k, row in enumerate(rows):
-        row["texts"][0]["text"] = " ".join(["red"] * (1 + k % 8))
-    return pa.Table.from_pylist(rows, pa.schema([*LISTED, *IMAGE_FIELDS]))
-
-
-def test_micro_batches_add_up_for_lm(
-    tmp_path: Path, make_rows: Callable[[], list[dict[str, Any]]], recipe_of: Make
-) -> None:
-    """3 x 8 equals 24: the mean runs over all tokens of the step, not over means of micro-batches.
-
-    ITC differs by nature: a row's candidates are the rows of its micro-batch, and the queue.
-    """
-    data = dataset(tmp_path, uneven(make_rows()))
-    found = []
-    for accumulate in (1, 3):
-        recipe = recipe_of(batch_size=24, accumulate=accumulate, objectives=["lm:Lm"], model={"dropout": 0.0})
-        run = prepare(recipe, [data])
-        run.net = run.parallel = Net(run.net.model, [(1.0, CountedLm())]).train()
-        found.append(gradient(run, accumulate))
-    assert found[0].keys() == found[1].keys()
-    for name, grad in found[0].items():
-        torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-7)
-
-
 def test_what_is_not_finite_stops_with_a_clear_error(
     squares: Dataset, recipe_of: Make, tmp_path: Path
 ) -> None:
@@ -190,13 +149,11 @@ def test_init_starts_from_another_run_with_its_tokenizer(
 ) -> None:
     first = run_gather(recipe_of(steps=2), [squares], tmp_path / "first")
     init = Weights(path=str(first.artifacts))
-    recipe = Train(
-        init=init, objectives=["lm:Lm"], steps=1, lr=0.0, min_lr=0.0, max_text_length=12, log_every=1
-    )
+    recipe = Train(init=init, objectives=["lm:Lm"], steps=1, lr=0.0, min_lr=0.0, streams=SHORT, log_every=1)
     second = run_gather(recipe, [squares], tmp_path / "second")
     assert outcome(second)[1] == outcome(first)[1]
     changed = Train(
-        init=init, model={"dropout": 0.0}, objectives=["lm:Lm"], steps=1, batch_size=4, max_text_length=12
+        init=init, model={"dropout": 0.0}, objectives=["lm:Lm"], steps=1, batch_size=4, streams=SHORT
     )
     got = run_gather(changed, [squares], tmp_path / "third")
     assert Blip.load(got.artifacts).config.dropout == 0.0
@@ -210,7 +167,7 @@ def test_a_foreign_tokenizer_is_refused(squares: Dataset, recipe_of: Make, tmp_p
         tokenizer=Weights(path=str(tmp_path / "other")),
         objectives=["lm:Lm"],
         steps=1,
-        max_text_length=12,
+        streams=SHORT,
     )
     with pytest.raises(
         ValueError,
@@ -234,7 +191,7 @@ def test_the_collapse_alarm_in_a_run(squares: Dataset, recipe_of: Make, tmp_path
         "steps": 8,
         "lr": 1e-9,
         "min_lr": 0.0,
-        "max_text_length": 12,
+        "streams": SHORT,
         "log_every": 2,
         "collapse_after": 4,
     }
@@ -262,15 +219,6 @@ def test_scalars_and_vectors_do_not_decay(squares: Dataset, recipe_of: Make) -> 
         prepare(recipe_of(no_decay=["word_embedding"]), [squares])
 
 
-def test_the_prompt_and_what_is_not_learned_of_it_must_agree(squares: Dataset, recipe_of: Make) -> None:
-    recipe = recipe_of(prompt="a red ", objectives=[{"use": "lm:Lm", "prompt_length": 2}])
-    with pytest.raises(
-        ValueError,
-        match=r"prompt_length must be 3, the number of tokens of `prompt` \('a red '\) plus 1 for \[DEC\], got 2",
-    ):
-        prepare(recipe, [squares])
-
-
 def test_the_loop_is_plain_adamw(squares: Dataset, recipe_of: Make) -> None:
     """Six steps against a loop written down without any of this package's but the batches and the model."""
     objectives = [{"use": "itc:Itc", "weight": 0.5}, "lm:Lm"]
@@ -296,7 +244,8 @@ def test_the_loop_is_plain_adamw(squares: Dataset, recipe_of: Make) -> None:
             fit_module.train_step(ours, [batch])
             values = theirs(batch)
             optimiser.zero_grad()
-            (0.5 * values["itc"] + values["lm"]).backward()
+            itc, lm = (values[name].total / values[name].count for name in ("itc", "lm"))
+            (0.5 * itc + lm).backward()
             torch.nn.utils.clip_grad_norm_(params, 0.5)
             for group in optimiser.param_groups:
                 group["lr"] = lr

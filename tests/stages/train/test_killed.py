@@ -33,7 +33,8 @@ steps:
              text_width: 32, text_layers: 1, text_heads: 2, max_text_length: 16, embed_dim: 16, position: sincos}}
     tokenizer: "{folder}/vocabulary"
     objectives: [{{use: "itc:Itc", queue_size: 40}}, "itm:Itm", "gated:GatedLm"]
-    max_text_length: 12
+    teachers: {{ema: {{momentum: 0.995}}}}
+    streams: {{text: {{max_length: 12}}}}
     batch_size: 16
     steps: 10
     lr: 1.0e-3

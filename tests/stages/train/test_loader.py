@@ -13,25 +13,29 @@ import pytest
 import torch
 from PIL import Image
 
+from vlpipe.models.interface.batch import Batch, Step
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
+from vlpipe.stages.loading.augment import Augmentation, augmented
 from vlpipe.stages.loading.rows import int64_id
-from vlpipe.stages.train.loader import Loader, ahead, augmented
-from vlpipe.stages.train.recipe import Augmentation
+from vlpipe.stages.train.build import build_makers, build_model, build_views
+from vlpipe.stages.train.loader import Loader, ahead
 from vlpipe.stages.train.train import Train
 
 SCHEMA = pa.schema([*LISTED, *IMAGE_FIELDS])
 Make = Callable[..., Train]
-Batch = dict[str, Any]
+Rows = list[dict[str, Any]]
 
 
 def loader(recipe: Train, *inputs: Dataset) -> Loader:
     assert recipe.tokenizer is not None
-    return Loader(inputs, recipe, Tokenizer.load(recipe.tokenizer.path), 16)
+    tokenizer = Tokenizer.load(recipe.tokenizer.path)
+    makers = build_makers(recipe, build_model(recipe, tokenizer), tokenizer)
+    return Loader(inputs, recipe, tokenizer, makers, build_views(recipe, makers))
 
 
 def batches(
@@ -41,12 +45,33 @@ def batches(
         return list(islice(found, num))
 
 
+def leaves(batch: Batch) -> dict[str, Any]:
+    """All that is in a batch, by name."""
+    found: dict[str, Any] = {"same": batch.same, "step": batch.step}
+    for view, streams in {"": batch.streams, **batch.views}.items():
+        for name, stream in streams.items():
+            parts = {"data": stream.data, "mask": stream.mask, **stream.extra}
+            parts |= {f"target/{key}": value for key, value in stream.target.items()}
+            found |= {f"{view}:{name}/{key}": value for key, value in parts.items()}
+    return found
+
+
 def equal(one: list[Batch], other: list[Batch]) -> bool:
+    pairs = [(leaves(a), leaves(b)) for a, b in zip(one, other, strict=False)]
     return len(one) == len(other) and all(
-        torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key]
-        for a, b in zip(one, other, strict=True)
-        for key in a.keys() | b.keys()
+        a.keys() == b.keys()
+        and all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
+        for a, b in pairs
     )
+
+
+def ids_of(batch: Batch) -> list[list[int]]:
+    """Token ids of each text, padding included."""
+    return batch.stream("text").data.tolist()
+
+
+def augmenting(**augment: Any) -> dict[str, Any]:
+    return {"text": {"max_length": 12}, "image": {"augment": augment}}
 
 
 def test_a_batch_is_pictures_with_their_own_texts(squares: Dataset, recipe_of: Make) -> None:
@@ -58,26 +83,28 @@ def test_a_batch_is_pictures_with_their_own_texts(squares: Dataset, recipe_of: M
     recipe = recipe_of()
     (batch,) = batches(recipe, squares, 1)
     tokenizer = Tokenizer.load(recipe.tokenizer.path)  # type: ignore[union-attr]
-    found = [by_id[i] for i in batch["image_id"].tolist()]
-    assert [tokenizer.decode(ids) for ids in batch["input_ids"].tolist()] == [t for t, _ in found]
-    np.testing.assert_array_equal(batch["pixels"].numpy(), load_pixels([image for _, image in found], 16))
+    found = [by_id[i] for i in batch.same.tolist()]
+    assert [tokenizer.decode(ids) for ids in ids_of(batch)] == [t for t, _ in found]
+    np.testing.assert_array_equal(
+        batch.stream("image").data.numpy(), load_pixels([image for _, image in found], 16)
+    )
 
 
 def test_an_epoch_has_every_pair_once_and_batches_run_on(squares: Dataset, recipe_of: Make) -> None:
     """48 pairs in batches of 20: 2.4 batches per epoch; 12 batches are 5 epochs."""
     found = batches(recipe_of(batch_size=20), squares, 12)
-    assert {len(b["image_id"]) for b in found} == {20}
-    assert set(Counter(i for b in found for i in b["image_id"].tolist()).values()) == {5}
-    assert [b["progress"] for b in found[:3]] == [0.0, 20 / 48, 40 / 48]
+    assert {len(b.same) for b in found} == {20}
+    assert set(Counter(i for b in found for i in b.same.tolist()).values()) == {5}
+    assert [b.step for b in found[:3]] == [Step(0), Step(1, 0, 20 / 48), Step(2, 0, 40 / 48)]
 
 
 def test_the_step_is_the_state(squares: Dataset, recipe_of: Make) -> None:
-    recipe = recipe_of(batch_size=20, accumulate=2, augment=Augmentation(crop_scale=(0.5, 1.0), flip=True))
+    recipe = recipe_of(batch_size=20, accumulate=2, streams=augmenting(crop_scale=[0.5, 1], flip=True))
     assert equal(batches(recipe, squares, 8, step=3), batches(recipe, squares, 14)[6:])
 
 
 def test_threads_and_memory_change_nothing(squares: Dataset, recipe_of: Make) -> None:
-    small = {"augment": Augmentation(crop_scale=(0.2, 1.0), randaugment=(2, 5.0)), "shuffle_window": 10}
+    small = {"streams": augmenting(crop_scale=[0.2, 1], randaugment=[2, 5]), "shuffle_window": 10}
     one = batches(recipe_of(loader_threads=1, **small), squares, 9)
     assert equal(one, batches(recipe_of(loader_threads=3, cache_bytes=0, **small), squares, 9))
     assert not equal(one, batches(recipe_of(seed=1, **small), squares, 9))
@@ -86,13 +113,13 @@ def test_threads_and_memory_change_nothing(squares: Dataset, recipe_of: Make) ->
 def test_two_ranks_share_the_epoch(squares: Dataset, recipe_of: Make) -> None:
     recipe = recipe_of(batch_size=16, num_workers=2)
     ranks = [batches(recipe, squares, 3, rank=rank, world_size=2) for rank in range(2)]
-    ids = [i for found in ranks for b in found for i in b["image_id"].tolist()]
-    assert {len(b["image_id"]) for found in ranks for b in found} == {8}
+    ids = [i for found in ranks for b in found for i in b.same.tolist()]
+    assert {len(b.same) for found in ranks for b in found} == {8}
     assert len(ids) == len(set(ids)) == 48
 
 
 def test_images_draw_one_of_their_texts_anew_in_each_epoch(
-    tmp_path: Path, make_rows: Callable[[], list[Batch]], recipe_of: Make
+    tmp_path: Path, make_rows: Callable[[], Rows], recipe_of: Make
 ) -> None:
     row = make_rows()[0]
     row["texts"] = [text(word, "web") for word in ("red", "green", "blue")]
@@ -100,7 +127,7 @@ def test_images_draw_one_of_their_texts_anew_in_each_epoch(
     recipe = recipe_of(texts="images", batch_size=1)
     assert loader(recipe, data).samples_per_epoch == 1
     assert loader(recipe_of(texts="pairs"), data).samples_per_epoch == 3
-    drawn = Counter(tuple(b["input_ids"][0].tolist()) for b in batches(recipe, data, 90))
+    drawn = Counter(tuple(ids_of(b)[0]) for b in batches(recipe, data, 90))
     assert len(drawn) == 3
     assert min(drawn.values()) > 15
 
@@ -114,16 +141,32 @@ def test_mix_goes_by_step_name(squares: Dataset, recipe_of: Make) -> None:
         loader(recipe_of(mix={"humans": 2.0}), squares, human)
 
 
-def test_the_prompt_is_put_before_every_text(squares: Dataset, recipe_of: Make) -> None:
-    recipe = recipe_of(prompt="blue ")
+def test_the_prompt_is_put_before_every_text_and_given(squares: Dataset, recipe_of: Make) -> None:
+    """[CLS] and the prompt's tokens are given; they are no targets of LM."""
+    recipe = recipe_of(streams={"text": {"max_length": 12, "prompt": "a blue "}})
     (batch,) = batches(recipe, squares, 1)
     tokenizer = Tokenizer.load(recipe.tokenizer.path)  # type: ignore[union-attr]
-    assert all(tokenizer.decode(ids).startswith("blue a ") for ids in batch["input_ids"].tolist())
+    assert all(tokenizer.decode(ids).startswith("a blue a ") for ids in ids_of(batch))
+    assert len(tokenizer.ids("a blue")) == 2
+    assert batch.stream("text").extra["prompt"].tolist() == [3] * 16
+    (plain,) = batches(recipe_of(), squares, 1)
+    assert not plain.stream("text").extra
 
 
-def test_a_broken_image_names_its_row(
-    tmp_path: Path, make_rows: Callable[[], list[Batch]], recipe_of: Make
-) -> None:
+def test_texts_are_padded_to_the_longest_and_cut_without_an_end(squares: Dataset, recipe_of: Make) -> None:
+    (batch,) = batches(recipe_of(), squares, 1)
+    tokenizer = Tokenizer.load(recipe_of().tokenizer.path)  # type: ignore[union-attr]
+    text = batch.stream("text")
+    assert text.mask is not None
+    assert text.mask.sum(1).max() == text.data.shape[1]
+    assert torch.equal(text.mask, text.data != tokenizer.pad)
+    assert (text.data == tokenizer.sep).sum(1).tolist() == [1] * 16
+    (cut,) = batches(recipe_of(streams={"text": {"max_length": 4}}), squares, 1)
+    assert cut.stream("text").data.shape == (16, 4)
+    assert not (cut.stream("text").data == tokenizer.sep).any()
+
+
+def test_a_broken_image_names_its_row(tmp_path: Path, make_rows: Callable[[], Rows], recipe_of: Make) -> None:
     rows = make_rows()
     rows[5]["image"] = rows[5]["image"][:60]
     data = dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA))

@@ -17,7 +17,7 @@ import torch
 
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
-from vlpipe.stages.train.fit import accumulate
+from vlpipe.stages.train.gradients import accumulate
 from vlpipe.stages.train.run import prepare
 from vlpipe.stages.train.train import Train
 
@@ -81,6 +81,6 @@ def test_two_ranks(
 
     assert (fitted / "result/model.safetensors").is_file()
     state = torch.load(fitted / "checkpoints/000000003.pt")
-    assert int(state["net"]["objectives.0.num_queued"]) == 3 * 16
+    assert int(state["net"]["objectives.0.queue.num_pushed"]) == 3 * 16
     assert {name for _, name, _ in state["rows"]} >= {"itc", "itm", "itm_accuracy", "lm", "loss"}
     assert len((fitted / "progress.log").read_text().splitlines()) == 3

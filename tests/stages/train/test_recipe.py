@@ -24,7 +24,8 @@ PAPER: dict[str, Any] = {
     "warmup_steps": 3000,
     "schedule": "step_decay",
     "decay_rate": 0.85,
-    "augment": {"crop_scale": [0.2, 1], "randaugment": [2, 5]},
+    "teachers": {"ema": {"momentum": 0.995}},
+    "streams": {"image": {"augment": {"crop_scale": [0.2, 1], "randaugment": [2, 5]}}},
     "mix": {"human": 2},
 }
 
@@ -36,7 +37,7 @@ def train(**more: Any) -> Train:
 def test_a_recipe_as_it_is_written() -> None:
     recipe = train()
     assert recipe.preflight() == []
-    assert recipe.objective_specs()[1] == (1.0, {"use": "itm:Itm", "negatives": "momentum"})
+    assert recipe.objective_specs()[1] == (1.0, "", {"use": "itm:Itm", "negatives": "momentum"})
     assert recipe.micro_batch_size == 90
     assert recipe.estimate(14_000_000) == (
         "97,222 steps of 2,880 = 279,999,360 samples (20.0 epochs of 14,000,000 rows); "
@@ -58,7 +59,7 @@ def test_a_recipe_as_it_is_written() -> None:
         ),
         (
             {"tokenizer": None},
-            "set `tokenizer`, or `init` to use the tokenizer stored with it; neither is set",
+            "Blip reads texts: set `tokenizer`, or `init` to use the tokenizer stored with it; neither is set",
         ),
         ({"objectives": []}, 'objectives must have at least one entry, such as "lm:Lm"'),
         (
@@ -66,8 +67,38 @@ def test_a_recipe_as_it_is_written() -> None:
             "objectives: two objectives return a loss named 'lm'; loss names must be unique",
         ),
         (
-            {"max_text_length": 1000},
-            "max_text_length must be at most 512, the number of text positions of the model, got 1000",
+            {"streams": {"text": {"max_length": 1000}}},
+            "streams.text: max_length must be at most 512, the number of positions of the model, got 1000",
+        ),
+        (
+            {"streams": {"text": {"max_lenght": 10}}},
+            "streams.text: Text has no parameter 'max_lenght'; did you mean 'max_length'?",
+        ),
+        (
+            {"streams": {"image": {"augment": {"crop": 1}}}},
+            "streams.image: augment.crop: Unexpected keyword argument",
+        ),
+        (
+            {"streams": {"texts": {}}},
+            "streams: Blip reads no stream 'texts'; did you mean 'text'?; it reads image, text",
+        ),
+        (
+            {"teachers": {}},
+            "objectives: Itc needs a teacher named 'ema': add `teachers: {ema: {momentum: 0.995}}`",
+        ),
+        (
+            {"objectives": [{"use": "lm:Lm", "view": "masked"}]},
+            "objectives: lm:Lm looks at view 'masked', which `views` does not have",
+        ),
+        (
+            {"views": {"masked": [{"use": "mask_text:MaskText", "stream": "txt"}]}},
+            "views.masked: MaskText changes stream 'txt', but the model reads image, text",
+        ),
+        (
+            {"model": {"use": "blip:Blip", "parts": "captioner"}, "objectives": ["itm:Itm"]},
+            "objectives: Itm needs a model that has more than Blip offers (Matches: Judges whether text and image "
+            "belong together; EmbedsImages: Embeds images in a space where dot products compare; EmbedsTexts: Embeds "
+            "texts in the space of the images)",
         ),
         (
             {"model": {"use": "blip:Blip", "vison_width": 3}},
@@ -87,7 +118,7 @@ def test_an_unknown_objective_or_parameter_is_said_before_the_run() -> None:
     assert "unexpected keyword argument 'queue'" in said
 
 
-@pytest.mark.parametrize("wrong", [{"objektives": []}, {"augment": {"crop": 1}}, {"schedule": "cos"}])
+@pytest.mark.parametrize("wrong", [{"objektives": []}, {"augment": {"flip": True}}, {"schedule": "cos"}])
 def test_unknown_keys_are_errors(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         train(**wrong)

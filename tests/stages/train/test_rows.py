@@ -59,7 +59,7 @@ def test_images_are_joined_by_id(tmp_path: Path) -> None:
     data = light_and_heavy(tmp_path)
     units, counts = scan(data, "pairs")
     assert counts == [2, 3, 1]
-    found = [(r.id, r.texts, r.image) for unit in units for r in read_unit(unit)]
+    found = [(r.id, r.texts, r.columns["image"]) for unit in units for r in read_unit(unit)]
     assert found == [(f"r{i}", [f"text {i}"], f"r{i}".encode() * 10) for i in range(0, 20, 3) if i != 6]
 
 

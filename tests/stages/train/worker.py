@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from vlpipe.models import distributed
-from vlpipe.stages.train.fit import accumulate, fit
+from vlpipe.stages.train.fit import fit
+from vlpipe.stages.train.gradients import accumulate
 from vlpipe.stages.train.run import prepare
 
 FATAL = '''
@@ -31,13 +32,13 @@ calls = 0
 class FatalLm(Lm):
     """LM that dies on demand, and shows what the three global generators give."""
 
-    def forward(self, model, batch, features):
+    def forward(self, out):
         global calls
         calls += 1
         if os.environ.get("KILL_AT") == str(calls):
             os.kill(os.getpid(), signal.SIGKILL)
         drawn = random.random() + np.random.rand() + float(torch.rand(()))
-        return {**super().forward(model, batch, features), "drawn": torch.tensor(drawn)}
+        return {**super().forward(out), "drawn": torch.tensor(drawn)}
 '''
 
 
