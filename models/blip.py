@@ -27,7 +27,8 @@ from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Gene
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.published import read_state
-from vlpipe.models.text import INIT_STD, Cache, LmHead, TextTransformer, init_bert
+from vlpipe.models.blocks.post_norm import INIT_STD, init_bert
+from vlpipe.models.text import Cache, LmHead, TextTransformer
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.models.vision import Vit, resize_positions
 

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlpipe.models.blocks import post_norm
 from vlpipe.models.blocks.attention import attend
-
-INIT_STD = 0.02
-NORM_EPS = 1e-12  # BERT's
+from vlpipe.models.blocks.post_norm import NORM_EPS, CrossAttention, FeedForward, init_bert
 
 
 @dataclass
@@ -35,27 +34,8 @@ class Cache:
         self.own = [(k[rows], v[rows]) for k, v in self.own]
 
 
-class SelfAttention(nn.Module):
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-
-    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """`mask` (B, 1, 1, L) of keys, True = look."""
-        q, k, v = self._qkv(x)
-        return self._close(x, attend(q, k, v, mask, causal, self._rate()))
-
-    def first(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`forward` at position 0 alone, (B, 1, D): the others are only looked at."""
-        width = x.shape[2]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(x[:, :1], weight[:width], bias[:width]).unflatten(2, (self.num_heads, -1))
-        kv = F.linear(x, weight[width:], bias[width:]).unflatten(2, (2, self.num_heads, -1))
-        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
-        return self._close(x[:, :1], attend(q.transpose(1, 2), k, v, mask, False, self._rate()))
+class SelfAttention(post_norm.SelfAttention):
+    """Self-attention that can also decode step by step."""
 
     def step(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
         """As a causal `forward` whose earlier positions are in `cache`; adds those of `x` (B, T, D)."""
@@ -68,58 +48,6 @@ class SelfAttention(nn.Module):
         keys[:, :, cache.length : end], values[:, :, cache.length : end] = k, v
         causal = torch.ones(x.shape[1], end, dtype=torch.bool, device=x.device).tril(cache.length)
         return self._close(x, attend(q, keys[:, :, :end], values[:, :, :end], causal, False, 0.0))
-
-    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return q, k, v
-
-    def _rate(self) -> float:
-        return self.dropout if self.training else 0.0
-
-    def _close(self, x: Tensor, mixed: Tensor) -> Tensor:
-        out: Tensor = self.norm(x + F.dropout(self.out(mixed), self.dropout, self.training))
-        return out
-
-
-class CrossAttention(nn.Module):
-    def __init__(self, width: int, image_width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(image_width, 2 * width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-
-    def keys_values(self, image_tokens: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, H, N, D / H) each. `rows` repeats images after the projection, which is then paid once per
-        image.
-        """
-        kv = self.kv(image_tokens)
-        if rows is not None:
-            kv = kv[rows]
-        batch, length, _ = kv.shape
-        k, v = kv.view(batch, length, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        return k, v
-
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        batch, length, _ = x.shape
-        q = self.q(x).view(batch, length, self.num_heads, -1).transpose(1, 2)
-        mixed = attend(q, *keys_values, None, False, self.dropout if self.training else 0.0)
-        out: Tensor = self.norm(x + F.dropout(self.out(mixed), self.dropout, self.training))
-        return out
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(x + F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training))
-        return out
 
 
 class Layer(nn.Module):
@@ -247,11 +175,3 @@ class LmHead(nn.Module):
 
     def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
         return F.linear(self.norm(F.gelu(self.dense(hidden))), words, self.bias)
-
-
-def init_bert(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=INIT_STD)
-        if isinstance(part, nn.Linear):
-            nn.init.zeros_(part.bias)

@@ -84,6 +84,17 @@ class ReconstructsPixels(Protocol):
 
 
 @runtime_checkable
+class PredictsRegions(Protocol):
+    """Predicts what is in masked regions: hidden states (B, R, D), and of such states (..., D) a prediction of one kind.
+
+    Kinds: "obj" and "attr" are logits (..., classes) of a detector's object and attribute classes, "feat" its feature.
+    """
+
+    def region_hidden(self, out: Outputs) -> Tensor: ...
+    def predict_regions(self, hidden: Tensor, kind: str) -> Tensor: ...
+
+
+@runtime_checkable
 class Fuses(Protocol):
     """Joint hidden states by stream name, (B, L, D) each."""
 

@@ -35,7 +35,7 @@ class Objective(nn.Module):
     view: the view of the batch that the objective looks at; "" for the clean streams.
     """
 
-    LOSSES: ClassVar[tuple[str, ...]] = ()
+    LOSSES: tuple[str, ...] = ()
     NEEDS: ClassVar[tuple[type, ...]] = ()
     SCOPE: Scope = "sample"
     FEATURES: tuple[str, ...] = ()

@@ -1,0 +1,122 @@
+"""Post-norm transformer sublayers, as in BERT: each is norm(x + sublayer(x)). Devlin et al. 2019, https://arxiv.org/abs/1810.04805."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlpipe.models.blocks.attention import attend
+
+INIT_STD = 0.02
+NORM_EPS = 1e-12  # BERT's
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """`mask` (B, 1, 1, L) of keys, True = look."""
+        q, k, v = self._qkv(x)
+        return self._close(x, attend(q, k, v, mask, causal, self._rate()))
+
+    def first(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`forward` at position 0 alone, (B, 1, D): the others are only looked at."""
+        width = x.shape[2]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(x[:, :1], weight[:width], bias[:width]).unflatten(2, (self.num_heads, -1))
+        kv = F.linear(x, weight[width:], bias[width:]).unflatten(2, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self._close(x[:, :1], attend(q.transpose(1, 2), k, v, mask, False, self._rate()))
+
+    def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def _rate(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _close(self, x: Tensor, mixed: Tensor) -> Tensor:
+        out: Tensor = self.norm(x + F.dropout(self.out(mixed), self.dropout, self.training))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Queries of x (B, L, width) look at a context (B, N, context_width)."""
+
+    def __init__(self, width: int, context_width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(context_width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def keys_values(self, context: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, H, N, D / H) each. `rows` repeats contexts after the projection, which is then paid once per context."""
+        kv = self.kv(context)
+        if rows is not None:
+            kv = kv[rows]
+        batch, length, _ = kv.shape
+        k, v = kv.view(batch, length, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return k, v
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+        """`mask` (B, 1, 1, N) of keys, True = look."""
+        batch, length, _ = x.shape
+        q = self.q(x).view(batch, length, self.num_heads, -1).transpose(1, 2)
+        mixed = attend(q, *keys_values, mask, False, self.dropout if self.training else 0.0)
+        out: Tensor = self.norm(x + F.dropout(self.out(mixed), self.dropout, self.training))
+        return out
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x + F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training))
+        return out
+
+
+class PostNormLayer(nn.Module):
+    """Self-attention, then feed-forward: (B, L, width) -> (B, L, width). mask: see `SelfAttention`."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width, num_heads, dropout)
+        self.feed_forward = FeedForward(width, dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        out: Tensor = self.feed_forward(self.attention(x, mask))
+        return out
+
+
+class Transform(nn.Module):
+    """Dense, GELU, norm: what BERT's heads do to hidden states (..., width) before their output matrix."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.norm(F.gelu(self.dense(hidden)))
+        return out
+
+
+def init_bert(module: nn.Module) -> None:
+    """Initialises linear layers and embeddings as BERT: normal with deviation 0.02, zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=INIT_STD)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)
