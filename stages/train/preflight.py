@@ -12,6 +12,7 @@ from vlpipe.stages.train.build import (
     build_makers,
     build_net,
     build_objectives,
+    build_tasks,
     build_views,
     decay_groups,
     load_tokenizer,
@@ -34,7 +35,7 @@ def part_problems(recipe: Recipe) -> list[str]:
             decay_groups(net, recipe.no_decay)
             build_views(recipe, build_makers(recipe, net.model, tokenizer))
         else:
-            build_objectives(recipe)
+            build_tasks(recipe, build_objectives(recipe))
     except (ValueError, TypeError, ImportError) as error:
         return [str(error)]
     return []
