@@ -21,7 +21,7 @@ class VideoBert(Model):
 
     Defaults are BERT-large's, with 12^4 video tokens. One vocabulary: words, [>], video tokens; a masked video token is
     [MASK], whose id in the stream is `num_codes`. Predictions are over the whole vocabulary. Segment types are 0 for text
-    and [>], 1 for video, and masked words and tokens are predicted in pairs as well as alone: both are our reading.
+    and [>], 1 for video, and masked words and tokens may be predicted in pairs as well as alone: both are our reading.
 
     freeze_inputs: the embeddings of words and video tokens, with which the output layer is tied, are not trained.
     """
