@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from vlpipe.models.build import find
 from vlpipe.models.hub import local_folder
@@ -35,7 +36,12 @@ def save(model: Any, folder: str | Path) -> None:
         return
     config = {"format": FORMAT, "model": use_of(type(model)), **vars(model.config)}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        value, stored = value.detach().cpu().contiguous(), {t.data_ptr() for t in tensors.values()}
+        tensors[name] = (
+            value.clone() if value.data_ptr() in stored else value
+        )  # tied weights are stored twice
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
 

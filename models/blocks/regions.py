@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class MeanRegionEmbed(nn.Module):
-    """Features (B, R, feat_dim) and boxes (B, R, box_dim) -> (B, R, width): the mean of their normalised projections (LXMERT)."""
+    """Features (B, R, feat_dim) and boxes (B, R, box_dim) -> (B, R, width): the mean of both, each normalised (LXMERT)."""
 
     def __init__(self, feat_dim: int, box_dim: int, width: int, dropout: float) -> None:
         super().__init__()

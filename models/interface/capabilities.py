@@ -61,6 +61,14 @@ class FillsWords(Protocol):
 
 
 @runtime_checkable
+class FillsCodes(Protocol):
+    """Predicts masked codes: hidden states (B, T, D) of the codes, and logits (..., C) of hidden states."""
+
+    def code_hidden(self, out: Outputs) -> Tensor: ...
+    def predict_codes(self, hidden: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
 class Generates(Protocol):
     """Writes texts: hidden states (B, L, D) that predict the next word, and logits (..., V) of hidden states.
 

@@ -28,6 +28,7 @@ from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.dedup.faiss import packages_problem, threads
 from vlpipe.stages.features.video_tree import Ids, Tree, grow
 from vlpipe.stages.features.video_tree_sample import Sample
+from vlpipe.stages.features.windows import WRITERS
 
 NODES = pa.schema(
     [
@@ -54,6 +55,7 @@ class FitVideoTokens(GatherStage):
 
     NAME: ClassVar[str] = "features.video_tokens:FitVideoTokens"
     ROWS_ARE: ClassVar[str] = "nodes of the tree"
+    COLUMNS: ClassVar[tuple[str, str]] = ("s3d", "s3d_weights")  # of vectors, and of the id of their weights
     TORCH: ClassVar[bool] = True  # FAISS uses torch's number of threads
 
     k: Annotated[int, Field(ge=2)] = 12
@@ -62,7 +64,7 @@ class FitVideoTokens(GatherStage):
     seed: int = 0
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        check_features(inp, "features.video_tokens")
+        check_features(inp, "features.video_tokens", *self.COLUMNS)
         return NODES
 
     def preflight(self) -> list[str]:
@@ -100,10 +102,11 @@ class FitVideoTokens(GatherStage):
         store = Store(job.work)
         if not store.exists("sample.json"):
             sample, weights = Sample(self.sample, self.seed), set[str]()
+            vectors, by = self.COLUMNS
             for data in job.inputs:
-                for rows in data.batches(["id", "s3d_weights"], want_heavy=["s3d"]):
-                    weights.update(rows["s3d_weights"].unique().to_pylist())
-                    counts, _, _, points = _flat(rows["s3d"])
+                for rows in data.batches(["id", by], want_heavy=[vectors]):
+                    weights.update(rows[by].unique().to_pylist())
+                    counts, _, _, points = _flat(rows[vectors])
                     sample.add(rows["id"].to_pylist(), counts, points)
             with store.writing("sample.npy", sync_folder=False) as part, open(part, "wb") as file:
                 np.save(file, sample.points())
@@ -122,25 +125,26 @@ class VideoTokens(MapStage):
 
     NAME: ClassVar[str] = "features.video_tokens:VideoTokens"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("s3d",)
+    COLUMNS: ClassVar[tuple[str, str]] = ("s3d", "s3d_weights")
 
     tree: File
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        check_features(inp, "features.video_tokens")
+        check_features(inp, "features.video_tokens", *self.COLUMNS)
         return with_field(inp, pa.field("video_tokens", VIDEO_TOKENS))
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        tree = Tree.load(Path(self.tree.path))
+        tree, (vectors, by) = Tree.load(Path(self.tree.path)), self.COLUMNS
 
         def work(rows: pa.Table) -> pa.Table:
-            for weights in rows["s3d_weights"].unique().to_pylist():
+            for weights in rows[by].unique().to_pylist():
                 if weights != tree.weights:
                     raise VlpipeError(
                         f"the tree is for features of weights {tree.weights}, but there are rows with features of "
                         f"{weights}; fit a tree on features of these weights"
                     )
-            counts, starts, ends, points = _flat(rows["s3d"])
+            counts, starts, ends, points = _flat(rows[vectors])
             flat = pa.StructArray.from_arrays(
                 [starts, ends, pa.array(tree.assign(points), pa.int32())],
                 fields=list(VIDEO_TOKENS.value_type),
@@ -151,18 +155,18 @@ class VideoTokens(MapStage):
         yield work
 
 
-def check_features(schema: pa.Schema, who: str) -> None:
-    """Raises SchemaError unless the columns of `features.s3d` are present; any vector width is accepted.
+def check_features(schema: pa.Schema, who: str, column: str = "s3d", weights: str = "s3d_weights") -> None:
+    """Raises SchemaError unless there are columns of vectors and of their weights; any vector width is accepted.
 
-    who: name of the stage, for the error text.
+    who: name of the stage, for the error text. column: one of `windows.WRITERS`.
     """
-    need(schema, who, id=pa.string(), s3d_weights=pa.string())
-    found = schema.field("s3d").type if "s3d" in schema.names else None
+    need(schema, who, **{"id": pa.string(), weights: pa.string()})
+    found = schema.field(column).type if column in schema.names else None
     inner = found.value_type if found is not None and pa.types.is_list(found) else None
     names = [field.name for field in inner] if inner is not None and pa.types.is_struct(inner) else []
     if names != ["start_s", "end_s", "feat"]:
         got = f"it is {found}" if found is not None else "there is none"
-        raise SchemaError(f"{who} reads column 's3d' as `features.s3d` writes it, but {got}")
+        raise SchemaError(f"{who} reads column {column!r} as `{WRITERS[column]}` writes it, but {got}")
 
 
 def _one(weights: set[str]) -> str:

@@ -33,13 +33,14 @@ from vlpipe.stages.train.recipe import (
 )
 
 Values = dict[str, Term | Tensor]  # name -> loss or diagnostic
+Routes = Mapping[str, Sequence[tuple[str, int]]]  # task -> (view, index of an objective) of each that it runs
 
 
 class Net(nn.Module):
     """The model, its teachers and objectives as one module, so that DistributedDataParallel, FSDP2 and compile see all.
 
-    objectives: (weight, view, objective). Raises ValueError if two objectives return a loss of the same name, or the model
-    lacks what an objective needs.
+    objectives: (weight, view, objective). tasks: see `build_tasks`; None: one task "" of all objectives. Raises
+    ValueError if two objectives return a loss of the same name, or the model lacks what an objective needs.
     """
 
     SURROGATE = "feature gradients"
@@ -49,8 +50,10 @@ class Net(nn.Module):
         model: Any,
         objectives: Sequence[tuple[float, str, Objective]],
         teachers: Mapping[str, Ema] | None = None,
+        tasks: Routes | None = None,
     ) -> None:
         super().__init__()
+        self.tasks = tasks or {"": [(view, i) for i, (_, view, _) in enumerate(objectives)]}
         self.model = model
         self.teachers = nn.ModuleDict(teachers or {})
         self.objectives = nn.ModuleList(objective for _, _, objective in objectives)
@@ -79,11 +82,11 @@ class Net(nn.Module):
         if feature_grads is None:
             if batch.step.micro == 0:
                 self.update_teachers()
-            return self._values(self.outputs(batch), self.all_objectives())
+            return self._values(self.outputs(batch), self.active(batch.task))
         out = self.outputs(batch)
         # the features first, in the order in which they were cached: they get the same dropout masks
         surrogate = sum((out.view(v).feature(n) * g).sum() for (v, n), g in feature_grads.items())
-        values = self._values(out, [o for o in self.all_objectives() if o.SCOPE != "batch"])
+        values = self._values(out, [(v, o) for v, o in self.active(batch.task) if o.SCOPE != "batch"])
         untouched = [p for o in self.all_objectives() for p in o.parameters()]
         untouched += [p for name, p in self.model.named_parameters() if p.numel() == 1]  # temperatures
         # their gradient is there already, but DistributedDataParallel exchanges only those that this pass reaches
@@ -102,10 +105,10 @@ class Net(nn.Module):
         return Outputs(self.model, batch, {name: teacher.copy for name, teacher in self._emas().items()})
 
     @staticmethod
-    def _values(out: Outputs, objectives: Sequence[Objective]) -> Values:
+    def _values(out: Outputs, active: Sequence[tuple[str, Objective]]) -> Values:
         values: Values = {}
-        for objective in objectives:
-            values |= objective(out.view(objective.view))
+        for view, objective in active:
+            values |= objective(out.view(view))
         return values
 
     def _emas(self) -> dict[str, Any]:
@@ -114,12 +117,20 @@ class Net(nn.Module):
     def all_objectives(self) -> list[Any]:
         return list(self.objectives)
 
+    def active(self, task: str) -> list[tuple[str, Any]]:
+        """Returns (view, objective) of those that a task runs."""
+        return [(view, self.objectives[i]) for view, i in self.tasks[task]]
+
+    def views_of(self, task: str) -> list[str]:
+        """Returns the views that the objectives of a task look at."""
+        return sorted({view for view, _ in self.tasks[task] if view})
+
     def counts(self, batch: Batch) -> dict[str, Tensor | float]:
         """Returns the count of each loss of a batch, without a forward pass."""
         found: dict[str, Tensor | float] = {}
-        for objective in self.all_objectives():
+        for view, objective in self.active(batch.task):
             found |= dict.fromkeys(objective.LOSSES, float(len(batch)))
-            found |= objective.counts(batch.view(objective.view))
+            found |= objective.counts(batch.view(view))
         return found
 
     def constrain(self) -> None:
@@ -189,16 +200,50 @@ def build_objectives(recipe: Recipe) -> list[tuple[float, str, Any]]:
     return found
 
 
+def build_tasks(
+    recipe: Recipe, objectives: Sequence[tuple[float, str, Any]]
+) -> dict[str, list[tuple[str, int]]]:
+    """Returns task -> (view, index in `objectives`) of each objective that it runs; empty without tasks.
+
+    Raises ValueError for a name that is no objective or view, and for an objective that no task runs.
+    """
+    uses = [spec["use"] for _, _, spec in recipe.objective_specs()]
+    names = [{use, *objective.LOSSES} for use, (_, _, objective) in zip(uses, objectives, strict=True)]
+    known = sorted(set().union(*names))
+    found: dict[str, list[tuple[str, int]]] = {}
+    for name, task in recipe.tasks.items():
+        for wanted in task.objectives:
+            if wanted not in known:
+                raise ValueError(
+                    f"tasks.{name}: no objective is or returns {wanted!r}{did_you_mean(wanted, known)}; "
+                    f"there are {', '.join(known)}"
+                )
+        if task.view and task.view not in recipe.views:
+            raise ValueError(
+                f"tasks.{name}: `views` has no view {task.view!r}{did_you_mean(task.view, recipe.views)}"
+            )
+        runs = [i for i, own in enumerate(names) if own & set(task.objectives)]
+        if not runs:
+            raise ValueError(f"tasks.{name}: wanted at least one objective, got none")
+        found[name] = [(objectives[i][1] if task.view is None else task.view, i) for i in runs]
+    idle = set(range(len(names))) - {i for runs in found.values() for _, i in runs} if found else set()
+    if idle:
+        raise ValueError(f"tasks: none runs {', '.join(uses[i] for i in sorted(idle))}")
+    return found
+
+
 def build_makers(recipe: Recipe, model: Any, tokenizer: Tokenizer | None) -> dict[str, Maker]:
     """Returns stream -> maker: those of the model, with the parameters of the recipe's `streams`.
 
     Raises ValueError for a stream that the model does not read, or a parameter that its maker does not have.
     """
     specs: dict[str, dict[str, Any]] = model.streams()
-    for name in recipe.streams:
+    named = [("streams", name) for name in recipe.streams]
+    named += [(f"tasks.{task}.streams", name) for task, one in recipe.tasks.items() for name in one.streams]
+    for where, name in named:
         if name not in specs:
             raise ValueError(
-                f"streams: {type(model).__name__} reads no stream {name!r}{did_you_mean(name, specs)}; "
+                f"{where}: {type(model).__name__} reads no stream {name!r}{did_you_mean(name, specs)}; "
                 f"it reads {', '.join(specs)}"
             )
     return {
@@ -260,7 +305,7 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
                     f"objectives: {type(objective).__name__} needs a teacher named {teacher!r}: add "
                     f"`teachers: {{{teacher}: {{momentum: 0.995}}}}`{did_you_mean(teacher, teachers)}"
                 )
-    return Net(model, objectives, teachers).train()
+    return Net(model, objectives, teachers, build_tasks(recipe, objectives)).train()
 
 
 def decay_groups(net: nn.Module, no_decay: Sequence[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

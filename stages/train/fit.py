@@ -81,10 +81,17 @@ def train_step(run: Run, batches: Sequence[Any]) -> None:
     run.optimiser.step()
     run.optimiser.zero_grad(set_to_none=True)
     run.net.constrain()
-    for name, value in values.items():
+    for name, value in named_by_task(run, batches, values).items():
         run.sums[name] = run.sums[name] + value if name in run.sums else value
-    run.num_summed += 1
+        run.num_summed[name] = run.num_summed.get(name, 0) + 1
     run.step += 1
+
+
+def named_by_task(run: Run, batches: Sequence[Any], values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Returns the values of a step; if the recipe has tasks, those of objectives are named "task/loss"."""
+    task = getattr(batches[0], "task", "")
+    common = ("loss", "grad_norm")
+    return {f"{task}/{n}" if task and n not in common else n: value for n, value in values.items()}
 
 
 def clip(run: Run, values: Mapping[str, Tensor]) -> Tensor:
@@ -107,16 +114,16 @@ def clip(run: Run, values: Mapping[str, Tensor]) -> Tensor:
 def log(run: Run) -> dict[str, float]:
     """Appends one row per loss and diagnostic, and one for `lr`, to `run.rows`. Returns name -> value.
 
-    Values are means over ranks and over the steps since the last log, so they are equal on all ranks.
+    Values are means over ranks and over those steps since the last log that computed them, so they are equal on all ranks.
     """
-    means = torch.stack(list(run.sums.values())) / run.num_summed
+    means = torch.stack([total / run.num_summed[name] for name, total in run.sums.items()])
     if distributed.world_size() > 1:
         dist.all_reduce(means)
         means /= distributed.world_size()
     found = dict(zip(run.sums, means.tolist(), strict=True))
     found["lr"] = float(run.optimiser.param_groups[0]["lr"])
     run.rows += [(run.step, name, value) for name, value in found.items()]
-    run.sums, run.num_summed = {}, 0
+    run.sums, run.num_summed = {}, {}
     return found
 
 

@@ -32,7 +32,7 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
     this rank; their mean over ranks is the value of the whole batch.
     """
     batches = [batch.to(run.device) for batch in batches]
-    cached = cached_objectives(run) if len(batches) > 1 else []
+    cached = cached_objectives(run, batches[0]) if len(batches) > 1 else []
     if cached:
         return _accumulate_cached(run, batches, cached)
     counts = None if len(batches) == 1 else _step_counts(run, batches)
@@ -45,10 +45,10 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
     return values
 
 
-def cached_objectives(run: Run) -> list[Objective]:
-    """Returns the objectives whose loss is of the whole batch: with several micro-batches, they need a gradient cache."""
-    objectives: list[Objective] = run.net.all_objectives() if hasattr(run.net, "all_objectives") else []
-    return [o for o in objectives if o.SCOPE == "batch"]
+def cached_objectives(run: Run, batch: Any) -> list[tuple[str, Objective]]:
+    """Returns (view, objective) of those whose loss is of the whole batch: with several micro-batches, they need a cache."""
+    active: list[tuple[str, Objective]] = run.net.active(batch.task) if hasattr(run.net, "active") else []
+    return [(view, o) for view, o in active if o.SCOPE == "batch"]
 
 
 def _forward(run: Run, batch: Any) -> Values:
@@ -105,7 +105,9 @@ def _contributions(run: Run, values: Values, counts: Counts | None, num_micro: i
     return parts
 
 
-def _accumulate_cached(run: Run, batches: Sequence[Batch], cached: Sequence[Objective]) -> dict[str, Tensor]:
+def _accumulate_cached(
+    run: Run, batches: Sequence[Batch], cached: Sequence[tuple[str, Objective]]
+) -> dict[str, Tensor]:
     """Gradient cache (Gao et al. 2021, https://arxiv.org/abs/2101.06983): losses of the whole batch from micro-batches.
 
     First the features of all micro-batches, without gradient; then the losses of the whole batch and their gradient by the
@@ -116,8 +118,8 @@ def _accumulate_cached(run: Run, batches: Sequence[Batch], cached: Sequence[Obje
     leaves = _leaves(run, batches, cached)
     whole = Batch(streams={}, same=torch.cat([batch.same for batch in batches]), step=batches[0].step)
     values: dict[str, Term | Tensor] = {}
-    for objective in cached:
-        features = {name: leaf for (view, name), leaf in leaves.items() if view == objective.view}
+    for own, objective in cached:
+        features = {name: leaf for (view, name), leaf in leaves.items() if view == own}
         values |= objective(Outputs.of_features(net.model, whole, features))
     parts = _contributions(run, values, None, 1)
     torch.autograd.backward(parts["loss"])
@@ -140,9 +142,11 @@ def _accumulate_cached(run: Run, batches: Sequence[Batch], cached: Sequence[Obje
     return result
 
 
-def _leaves(run: Run, batches: Sequence[Batch], cached: Sequence[Objective]) -> dict[tuple[str, str], Tensor]:
+def _leaves(
+    run: Run, batches: Sequence[Batch], cached: Sequence[tuple[str, Objective]]
+) -> dict[tuple[str, str], Tensor]:
     """Returns (view, feature) -> the feature of all micro-batches, (B, ...), which gathers a gradient if a student's."""
-    wanted = list(dict.fromkeys((o.view, name) for o in cached for name in o.FEATURES))
+    wanted = list(dict.fromkeys((view, name) for view, o in cached for name in o.FEATURES))
     wanted.sort(key=lambda key: "." in key[1])  # the student's first: the second pass computes those alone
     found: dict[tuple[str, str], list[Tensor]] = {key: [] for key in wanted}
     for micro, batch in enumerate(batches):

@@ -39,7 +39,7 @@ def _mean_since(rows: Sequence[LossRow], name: str, since: int) -> float | None:
     for step, row_name, value in reversed(rows):
         if step <= since:
             break
-        if row_name == name:
+        if row_name.rpartition("/")[2] == name:  # with tasks, "task/itm"
             values.append(value)
     return sum(values) / len(values) if values else None
 

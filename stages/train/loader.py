@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -36,7 +36,8 @@ NUM_AHEAD = 4  # max prefetched batches
 class Loader:
     """Indexes all samples of the inputs and makes the batches of each rank.
 
-    makers: stream name -> maker. views: view name -> corruptors, applied in order to copies of the samples.
+    makers: stream name -> maker. views: view name -> corruptors, applied in order to copies of the samples. task_views: task
+    -> names of the views that its batches have; others have all.
     Raises VlpipeError if `mix` names a step that is not an input, or if there are no samples.
     """
 
@@ -47,12 +48,14 @@ class Loader:
         tokenizer: Any,
         makers: Mapping[str, Maker],
         views: Views | None = None,
+        task_views: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         names = [name for data in inputs for name in (data.name, data.name.partition("@")[0])]
         for name in recipe.mix:
             if name not in names:
                 raise VlpipeError(f"mix: {name!r} is not an input of this step{did_you_mean(name, names)}")
         self.recipe, self.tokenizer, self.makers, self.views = recipe, tokenizer, makers, views or {}
+        self.task_views = task_views or {}
         self.columns = tuple(dict.fromkeys(c for maker in makers.values() for c in maker.COLUMNS))
         self.per = recipe.texts if any(maker.NEEDS_TEXT for maker in makers.values()) else "rows"
         self.units: list[Unit] = []
@@ -93,10 +96,11 @@ class Loader:
         per_step = self.recipe.batch_size // world_size
         samples = self._samples(cache, self.order.of_rank(rank, world_size, skip=step * per_step))
         while True:
+            task = self.recipe.task_of(step)
             for micro in range(self.recipe.accumulate):
                 found = list(islice(samples, per_step // self.recipe.accumulate))
                 progress = step * self.recipe.batch_size / self.samples_per_epoch
-                batch = self._batch(found, pool, Step(step, micro, progress))
+                batch = self._batch(found, pool, Step(step, micro, progress), task)
                 yield batch.map(lambda value: value.pin_memory()) if pin else batch
             step += 1
 
@@ -118,27 +122,37 @@ class Loader:
             return row, ""
         return row, row.texts[int(self._rng(sample, PICK_TEXT).integers(len(row.texts)))]
 
-    def _batch(self, found: Sequence[tuple[Sample, Row, str]], pool: ThreadPoolExecutor, step: Any) -> Batch:
+    def _batch(
+        self, found: Sequence[tuple[Sample, Row, str]], pool: ThreadPoolExecutor, step: Any, task: str
+    ) -> Batch:
         import torch
 
         from vlpipe.models.interface.batch import Batch
 
         made: list[Items] = [{} for _ in found]
-        uses = {name: zlib.crc32(name.encode()) for name in self.makers}
+        makers = self._makers_of(task)
+        views = self.task_views.get(task, self.views)
+        uses = {name: zlib.crc32(name.encode()) for name in makers}
 
         def fill(first: int) -> None:
             for at in range(first, len(found), self.recipe.loader_threads):
                 sample, row, text = found[at]
-                for name, maker in self.makers.items():
+                for name, maker in makers.items():
                     made[at][name] = maker(row, text, self._rng(sample, uses[name]))
 
         list(pool.map(fill, range(self.recipe.loader_threads)))
         return Batch(
-            streams=self._collated(made, self.makers),
+            streams=self._collated(made, makers),
             same=torch.tensor([row.image_id for _, row, _ in found]),
-            views={view: self._view(view, made, [sample for sample, _, _ in found]) for view in self.views},
+            views={view: self._view(view, made, [sample for sample, _, _ in found]) for view in views},
             step=step,
+            task=task,
         )
+
+    def _makers_of(self, task: str) -> Mapping[str, Maker]:
+        """Returns the makers of the streams of a task."""
+        streams = self.recipe.tasks[task].streams if task else ()
+        return {name: maker for name, maker in self.makers.items() if not streams or name in streams}
 
     def _view(self, view: str, made: Sequence[Items], samples: Sequence[Sample]) -> dict[str, Stream]:
         """Returns the streams that the corruptors of `view` replace, from copies of the samples `made`."""
@@ -148,7 +162,7 @@ class Loader:
             changed = corruptor(changed, partial(self._rng_of, samples, use), self.makers)
         different = [
             name
-            for name in self.makers
+            for name in made[0]
             if any(not _same_item(new[name], old[name]) for new, old in zip(changed, made, strict=True))
         ]
         return self._collated(changed, different)

@@ -15,6 +15,7 @@ from vlpipe.stages.train.build import (
     build_model,
     build_net,
     build_objectives,
+    build_tasks,
     build_views,
     decay_groups,
     load_tokenizer,
@@ -33,7 +34,7 @@ def part_problems(recipe: Recipe) -> list[str]:
         if recipe.init is None:
             _build(recipe)
         else:
-            build_objectives(recipe)
+            build_tasks(recipe, build_objectives(recipe))
     except (ValueError, TypeError, ImportError) as error:
         return [str(error)]
     return []

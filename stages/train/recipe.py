@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import ConfigDict
 
 from vlpipe.pipeline.files import File, Weights
 
@@ -13,6 +16,7 @@ OBJECTIVES = "vlpipe.models.objectives"
 MAKERS = "vlpipe.stages.loading.makers"
 CORRUPTORS = "vlpipe.stages.loading.corruptors"
 DEFAULT_MODEL = "blip:Blip"
+TASK = 5  # seed constant of the draw of tasks; distinct from those of `loading.order` and `loader`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,22 @@ class Optimisation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Task:
+    """What some of the steps train: these objectives, on these streams.
+
+    weight: relative frequency of its steps. objectives: names of losses ("mlm") or classes ("masked_lm:MaskedLm") of the
+    recipe's `objectives`. view: looked at by all of them; None for their own. streams: those that are made; empty for all.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    weight: float = 1.0
+    objectives: list[str]
+    view: str | None = None
+    streams: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Optimisation):
     """The configuration of a training run: model, streams, objectives, teachers and data.
 
@@ -115,6 +135,8 @@ class Recipe(Optimisation):
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
     # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, view: "", plus its parameters}.
     objectives: list[str | dict[str, Any]]
+    # Tasks: each optimiser step runs one, drawn by its weight (UNITER); without any, each step runs all objectives.
+    tasks: dict[str, Task] = field(default_factory=dict)
     teachers: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # name -> {use: "teachers:Ema", plus its parameters}; Itc needs one named `ema`
@@ -156,9 +178,21 @@ class Recipe(Optimisation):
         specs = [spec_of(o) for o in self.objectives]
         return [(float(spec.pop("weight", 1.0)), str(spec.pop("view", "")), spec) for spec in specs]
 
+    def task_of(self, step: int) -> str:
+        """Returns the name of the task of an optimiser step, drawn from (seed, step) alone; "" without tasks."""
+        if not self.tasks:
+            return ""
+        weights = np.array([task.weight for task in self.tasks.values()])
+        drawn = np.random.default_rng((self.seed, TASK, step)).choice(len(weights), p=weights / weights.sum())
+        return list(self.tasks)[int(drawn)]
+
     def _checks(self) -> list[tuple[bool, str]]:
         return [
             *super()._checks(),
+            *(
+                (task.weight <= 0, f"tasks.{name}: the weight must be above 0, got {task.weight}")
+                for name, task in self.tasks.items()
+            ),
             (not self.objectives, 'objectives must have at least one entry, such as "lm:Lm"'),
             (
                 self.model is None and self.init is None,

@@ -32,8 +32,8 @@ SYNC_BUFFERS = (
 class Run:
     """The training state of one worker.
 
-    step: number of completed steps. rows: logged losses. sums: name -> sum of a loss or diagnostic over the `num_summed`
-    steps since the last log.
+    step: number of completed steps. rows: logged losses. sums: name -> sum of a loss or diagnostic over those of the steps
+    since the last log that computed it; num_summed: name -> number of these steps.
     """
 
     recipe: Optimisation
@@ -44,7 +44,7 @@ class Run:
     step: int = 0
     rows: list[LossRow] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
-    num_summed: int = 0
+    num_summed: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.optimiser = build_optimiser(self.net, self.recipe)
@@ -80,7 +80,7 @@ class Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Sets this state to one that `state()` returned."""
-        self.step, self.num_summed = state["step"], state["num_summed"]
+        self.step, self.num_summed = state["step"], dict(state["num_summed"])
         self.rows = [(step, name, value) for step, name, value in state["rows"]]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.net.load_state_dict(state["net"])
@@ -97,7 +97,8 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
     tokenizer = load_tokenizer(recipe)
     net = build_net(recipe, tokenizer).to(device)
     makers = build_makers(recipe, net.model, tokenizer)
-    loader = Loader(inputs, recipe, tokenizer, makers, build_views(recipe, makers))
+    views = {task: net.views_of(task) for task in net.tasks}
+    loader = Loader(inputs, recipe, tokenizer, makers, build_views(recipe, makers), views)
     num_steps = recipe.num_steps(loader.samples_per_epoch)
     if recipe.warmup_steps >= num_steps:
         raise VlpipeError(

@@ -1,0 +1,56 @@
+"""BERT: masked words and next sentences. Devlin et al. 2019, https://arxiv.org/abs/1810.04805."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlpipe.models.blocks.bert import NORM_EPS, BertEncoder, init_bert
+from vlpipe.models.blocks.text import Pooler, WordHead
+from vlpipe.models.interface.model import Model
+from vlpipe.models.interface.outputs import Outputs
+
+
+class Bert(Model):
+    """Defaults are those of BERT-base. `match` is next-sentence prediction: of texts whose `extra["segment"]` is 0 for the
+    first sentence and 1 for the second; without it, all tokens are of the first.
+    """
+
+    STREAMS = {"text": "text:Text"}  # noqa: RUF012
+    FORMATS = ("bert",)
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        mlp_width: int | None = None,
+        max_text_length: int = 512,
+        num_types: int = 2,
+        dropout: float = 0.1,
+        norm_eps: float = NORM_EPS,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        sizes: dict[str, Any] = {"mlp_width": mlp_width, "num_types": num_types}
+        self.encoder = BertEncoder(
+            vocab_size, max_text_length, width, layers, heads, norm_eps=norm_eps, dropout=dropout, **sizes
+        )
+        self.pooler = Pooler(width)
+        self.word_head = WordHead(width, vocab_size, tied=self.encoder.embed.words, norm_eps=norm_eps)
+        self.match_head = nn.Linear(width, 2)
+        init_bert(self, init_std)
+
+    def word_hidden(self, out: Outputs) -> Tensor:
+        text = out.stream("text")
+        return self.encoder(text.data, text.mask, text.extra.get("segment"))
+
+    def predict_words(self, hidden: Tensor) -> Tensor:
+        return self.word_head(hidden)
+
+    def match(self, out: Outputs) -> Tensor:
+        """(B, 2): [not the next sentence, the next]. BERT's own head has the other order; `layouts.bert` swaps it."""
+        return self.match_head(self.pooler(out.word_hidden))
