@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlpipe.models import layouts
 from vlpipe.models.beam import beam
 from vlpipe.models.blip import Blip
 from vlpipe.models.checkpoints import export_captioner, export_retrieval, init_bert, init_vit
 from vlpipe.models.generate import sample
 from vlpipe.models.interface.batch import Batch
+from vlpipe.models.layouts import blip as layouts
+from vlpipe.models.layouts.table import to_theirs
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.models.vision import resize_positions
 
@@ -68,7 +69,7 @@ def named(prefix: str, listed: str) -> set[str]:
 
 def original_state(blip: Blip) -> dict[str, Tensor]:
     """As `model_base.pth` holds it: tied weights under both names, momentum copies, queues, position ids."""
-    state = layouts.to_theirs(layouts.original(2, 2, "all"), blip.state_dict(), blip.config.patch_size)
+    state = to_theirs(layouts.original(2, 2, "all"), blip.state_dict(), blip.config.patch_size)
     state |= {
         f"{p}_m.x": torch.zeros(1) for p in ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
     }
@@ -148,7 +149,7 @@ def test_names_missing_unknown_or_untied_are_errors(make_blip: Make, tmp_path: P
 
 def test_vit_initialisation(make_blip: Make, tmp_path: Path) -> None:
     source, blip = make_blip(image_size=48), make_blip()
-    state = layouts.to_theirs(list(layouts.vision("", layouts.TIMM, 2)), source.state_dict(), 8)
+    state = to_theirs(list(layouts.vision("", layouts.TIMM, 2)), source.state_dict(), 8)
     assert set(state) == named("", ORIGINAL_VISION)
     torch.save(
         {"model": state | {"head.weight": torch.zeros(5, 32), "head.bias": torch.zeros(5)}},
@@ -167,7 +168,7 @@ def test_vit_initialisation(make_blip: Make, tmp_path: Path) -> None:
 def bert_state(blip: Blip, vocab_size: int) -> dict[str, Tensor]:
     """As the published bert-base-uncased: gamma and beta, a pooler, token types, no decoder.bias."""
     entries = [*layouts.text("bert.", 2, "encoder", cross=False), *layouts.lm_head("cls.predictions.")]
-    state = layouts.to_theirs(entries, blip.state_dict(), 8)
+    state = to_theirs(entries, blip.state_dict(), 8)
     del state["cls.predictions.decoder.bias"]
     for name in (
         "bert.embeddings.word_embeddings.weight",

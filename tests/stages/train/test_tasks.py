@@ -162,7 +162,7 @@ def test_means_are_over_the_steps_that_ran_a_loss(
         ),
         (
             {**TASKS, "b": Task(weight=0.0, objectives=["mlm"])},
-            r"tasks\.b: wanted a weight above 0, got 0\.0",
+            r"tasks\.b: the weight must be above 0, got 0\.0",
         ),
         ({"a": Task(objectives=[])}, r"tasks\.a: wanted at least one objective"),
     ],
