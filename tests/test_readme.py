@@ -4,7 +4,6 @@ import importlib
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from vlpipe.models.interface.batch import Batch
+from vlpipe.models.interface.outputs import Outputs
 from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.testing import run_map
 
@@ -41,8 +42,11 @@ def test_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = nn.functional.normalize(torch.randn(4, 8), dim=1)
     objective = example("Cosine", tmp_path, monkeypatch)()
-    loss = objective(None, {}, SimpleNamespace(image_feat=image, text_feat=image))
-    torch.testing.assert_close(loss["cosine"], torch.tensor(0.0), atol=1e-6, rtol=0)
+    batch = Batch(streams={}, same=torch.arange(4))
+    found = objective(Outputs.of_features(None, batch, {"image_feat": image, "text_feat": image}))
+    torch.testing.assert_close(found["cosine"].total, torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert found["cosine"].count == 4
+    assert type(objective).LOSSES == tuple(found)
 
 
 def test_every_workflow_it_names_is_there() -> None:

@@ -286,8 +286,9 @@ def _made(spec: Mapping[str, Any], below: str, where: str, tokenizer: Tokenizer 
         return TypeAdapter(cls).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
-        at = "".join(f"{part}: " for part in [".".join(map(str, first["loc"]))] if part)
-        raise ValueError(f"{where}: {at}{first.get('ctx', {}).get('error', first['msg'])}") from error
+        at = ".".join(map(str, first["loc"]))
+        reason = str(first.get("ctx", {}).get("error", first["msg"]))  # of a ValueError, its own text
+        raise ValueError(": ".join(part for part in (where, at, reason) if part)) from error
 
 
 def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:

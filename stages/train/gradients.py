@@ -94,11 +94,11 @@ def _contributions(run: Run, values: Values, counts: Counts | None, num_micro: i
     known = _everywhere({name: count for name, count in own.items() if counts is None or name not in counts})
     parts: dict[str, Tensor] = {"loss": torch.zeros((), device=run.device)}
     for name, value in values.items():
-        if not isinstance(value, Term):
-            parts[name] = value / num_micro
-            continue
-        whole = known[name] * num_micro if name in known else counts[name]  # type: ignore[index]
-        mean = value.total * distributed.world_size() / whole.clamp(min=1).to(value.total.dtype)
+        if isinstance(value, Term):
+            whole = known[name] * num_micro if name in known else counts[name]  # type: ignore[index]
+            mean = value.total * distributed.world_size() / whole.clamp(min=1).to(value.total.dtype)
+        else:
+            mean = value / num_micro
         parts[name] = mean
         if name in run.net.losses:
             parts["loss"] = parts["loss"] + run.net.losses[name][1] * mean

@@ -103,6 +103,43 @@ def test_the_step_is_the_state(squares: Dataset, recipe_of: Make) -> None:
     assert equal(batches(recipe, squares, 8, step=3), batches(recipe, squares, 14)[6:])
 
 
+VIEWS = {
+    "masked": [{"use": "mask_text:MaskText", "whole_words": True}],
+    "half": [{"use": "mismatch:Mismatch", "law": "half"}],
+    "each": ["mismatch:Mismatch", "mask_text:MaskText"],
+    "patches": [{"use": "mask_patches:MaskPatches", "patch": 8}],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_step_is_the_state_of_views_too(squares: Dataset, recipe_of: Make, view: str) -> None:
+    recipe = recipe_of(batch_size=20, accumulate=2, views={view: VIEWS[view]})
+    assert equal(batches(recipe, squares, 4, step=3), batches(recipe, squares, 10)[6:])
+    assert equal(
+        batches(recipe, squares, 4),
+        batches(recipe_of(batch_size=20, accumulate=2, views=recipe.views, loader_threads=3), squares, 4),
+    )
+    assert not equal(
+        batches(recipe, squares, 4),
+        batches(recipe_of(batch_size=20, accumulate=2, views=recipe.views, seed=1), squares, 4),
+    )
+
+
+def test_a_view_holds_what_its_corruptors_change_and_nothing_else(squares: Dataset, recipe_of: Make) -> None:
+    (plain,) = batches(recipe_of(), squares, 1)
+    (batch,) = batches(recipe_of(views=VIEWS), squares, 1)
+    assert {view: set(streams) for view, streams in batch.views.items()} == {
+        "masked": {"text"},
+        "half": {"text"},
+        "each": {"text"},
+        "patches": {"image"},
+    }
+    assert all(torch.equal(batch.stream(name).data, plain.stream(name).data) for name in ("image", "text"))
+    assert set(batch.view("each").stream("text").target) == {"match", "ids"}
+    assert batch.view("half").stream("text").target["match"].sum() == 8
+    assert batch.view("patches").stream("image").extra["keep"].shape == (16, 1)
+
+
 def test_threads_and_memory_change_nothing(squares: Dataset, recipe_of: Make) -> None:
     small = {"streams": augmenting(crop_scale=[0.2, 1], randaugment=[2, 5]), "shuffle_window": 10}
     one = batches(recipe_of(loader_threads=1, **small), squares, 9)

@@ -17,8 +17,7 @@ import torch
 
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
-from vlpipe.stages.train.gradients import accumulate
-from vlpipe.stages.train.run import prepare
+from vlpipe.stages.train.run import Run, prepare
 from vlpipe.stages.train.train import Train
 
 HERE = Path(__file__).parent
@@ -50,34 +49,50 @@ def in_processes(folder: Path, num: int, jobs: Sequence[tuple[str, Train, Datase
     return works
 
 
-def test_two_ranks(
-    tmp_path: Path, squares: Dataset, make_rows: Callable[[], list[dict[str, Any]]], recipe_of: Make
-) -> None:
-    """LM: the gradient of one process with the double batch. All objectives: they train, queues are shared.
+@pytest.fixture
+def second_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], dict[str, Any]]:
+    """That of `worker.py`."""
+    monkeypatch.syspath_prepend(str(HERE))
+    import worker
 
-    A step of the first is the whole set of 48, so that both see the same rows; texts of 1 to 8 words make the
-    ranks' token counts unequal.
+    return worker.second_step
+
+
+def test_two_ranks(
+    tmp_path: Path,
+    squares: Dataset,
+    make_rows: Callable[[], list[dict[str, Any]]],
+    recipe_of: Make,
+    second_step: Callable[[Run], dict[str, Any]],
+) -> None:
+    """ITC and LM: the gradient of one process with the whole batch, with 1 or 2 micro-batches per rank. All objectives:
+    they train, queues are shared.
+
+    A step of the first is the whole set of 48, so that all see the same rows; texts of 1 to 8 words make the
+    ranks' token counts unequal, and in the second step the queue is full.
     """
     rows = make_rows()
     for k, row in enumerate(rows):
-        row["texts"][0]["text"] = " ".join(["red"] * (1 + k % 8))
+        row["texts"][0]["text"] = " ".join(["red", "blue", "top"][k % 3 :] * 3)[: 3 + 4 * (k % 8)]
     uneven = dataset(tmp_path / "uneven", pa.Table.from_pylist(rows, squares.schema))
-    lm = {"batch_size": 48, "objectives": ["lm:Lm"], "model": {"dropout": 0.0}}
+    itc = {"use": "itc:Itc", "queue_size": 40, "alpha_ramp_epochs": 0}
+    exact = {"batch_size": 48, "objectives": [itc, "lm:Lm"], "model": {"dropout": 0.0}}
     everything = recipe_of(steps=3, num_workers=2, accumulate=2, batch_size=16, checkpoint_every=2)
-    jobs = [("gradients", recipe_of(num_workers=2, **lm), uneven), ("fit", everything, squares)]
-    gradients, fitted = in_processes(tmp_path, 2, jobs)
+    jobs = [("gradients", recipe_of(num_workers=2, accumulate=k, **exact), uneven) for k in (1, 2)]
+    *gradients, fitted = in_processes(tmp_path, 2, [*jobs, ("fit", everything, squares)])
 
-    run = prepare(recipe_of(**lm), [uneven])
-    with run.loader.batches(0) as batches:
-        values = accumulate(run, [next(batches)])
-    ranks = [torch.load(gradients / f"gradients{rank}.pt") for rank in range(2)]
-    for name, p in run.net.named_parameters():
+    one = second_step(prepare(recipe_of(**exact), [uneven]))
+    for folder in gradients:
+        ranks = [torch.load(folder / f"gradients{rank}.pt") for rank in range(2)]
         for rank in ranks:
-            torch.testing.assert_close(rank["grads"].get(name), p.grad, rtol=1e-4, atol=1e-7)
-    assert sum(float(rank["values"]["lm"]) for rank in ranks) / 2 == pytest.approx(
-        float(values["lm"]), rel=1e-5
-    )
-    assert ranks[0]["values"]["lm"] != ranks[1]["values"]["lm"]
+            assert rank["grads"].keys() == one["grads"].keys()
+            for name, grad in one["grads"].items():
+                torch.testing.assert_close(rank["grads"][name], grad, rtol=1e-4, atol=1e-7)
+        for name in ("itc", "lm", "loss", "temp"):
+            mean = sum(float(rank["values"][name]) for rank in ranks) / 2
+            assert mean == pytest.approx(float(one["values"][name]), rel=1e-5)
+        assert ranks[0]["values"]["lm"] != ranks[1]["values"]["lm"]
+    assert float(one["grads"]["model.temp"]) != 0
 
     assert (fitted / "result/model.safetensors").is_file()
     state = torch.load(fitted / "checkpoints/000000003.pt")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from vlpipe.models import distributed
 from vlpipe.stages.train.fit import fit
 from vlpipe.stages.train.gradients import accumulate
-from vlpipe.stages.train.run import prepare
+from vlpipe.stages.train.run import Run, prepare
 
 FATAL = '''
 import os, random, signal
@@ -43,13 +43,28 @@ class FatalLm(Lm):
 
 
 def gradients(config: dict[str, Any]) -> None:
-    """Save the gradient of step 0 after the exchange, and this rank's part of the values."""
+    """Save what `second_step` returns."""
     run = prepare(config["recipe"], config["inputs"])
-    rank, world_size = distributed.rank(), distributed.world_size()
-    with run.loader.batches(0, rank, world_size) as batches:
+    torch.save(second_step(run), Path(config["work"]) / f"gradients{distributed.rank()}.pt")
+
+
+def second_step(run: Run) -> dict[str, dict[str, torch.Tensor]]:
+    """The gradient of the second step after the exchange, and this rank's part of the values. Weights stay as they are,
+    apart from the teacher's.
+    """
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in run.net.model.parameters():
+            if p.ndim:
+                p.add_(0.05 * torch.randn(p.shape, generator=noise))
+    with run.loader.batches(0, distributed.rank(), distributed.world_size()) as batches:
+        accumulate(run, list(islice(batches, run.recipe.accumulate)))
+        run.optimiser.zero_grad()
         values = accumulate(run, list(islice(batches, run.recipe.accumulate)))
-    grads = {name: p.grad for name, p in run.net.named_parameters() if p.grad is not None}
-    torch.save({"grads": grads, "values": values}, Path(config["work"]) / f"gradients{rank}.pt")
+    return {
+        "grads": {name: p.grad for name, p in run.net.named_parameters() if p.grad is not None},
+        "values": values,
+    }
 
 
 def kill_in_save(number: int) -> None:
