@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlpipe.models.blocks.post_norm import INIT_STD, init_bert
 from vlpipe.models.hub import local_folder
 from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Generates, Matches, TextRules
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.published import read_state
-from vlpipe.models.blocks.post_norm import INIT_STD, init_bert
 from vlpipe.models.text import Cache, LmHead, TextTransformer
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.models.vision import Vit, resize_positions

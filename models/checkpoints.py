@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vlpipe.models.blip import Blip, BlipConfig, unknown_and_mask
+from vlpipe.models.blocks.post_norm import NORM_EPS
 from vlpipe.models.hub import local_folder
 from vlpipe.models.layouts import blip as layouts
 from vlpipe.models.layouts.table import to_ours, to_theirs
 from vlpipe.models.published import read_state
-from vlpipe.models.blocks.post_norm import NORM_EPS
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.models.vision import INIT_STD, resize_positions
 

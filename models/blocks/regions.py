@@ -7,7 +7,11 @@ from torch import Tensor, nn
 
 
 class MeanRegionEmbed(nn.Module):
-    """Features (B, R, feat_dim) and boxes (B, R, box_dim) -> (B, R, width): the mean of their normalised projections (LXMERT)."""
+    """Features (B, R, feat_dim) and boxes (B, R, box_dim) -> (B, R, width): the mean of both, projected and normalised (LXMERT).
+
+    A masked feature is zero, and so is the initial bias: the norm's gradient is then of the order of 1e6 in the first steps,
+    in the released code too. Clip the gradient.
+    """
 
     def __init__(self, feat_dim: int, box_dim: int, width: int, dropout: float) -> None:
         super().__init__()
