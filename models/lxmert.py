@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpipe.models.blocks.post_norm import CrossAttention, PostNormLayer, Transform, init_bert
+from vlpipe.models.blocks.post_norm import INIT_STD, CrossAttention, PostNormLayer, Transform, init_bert
 from vlpipe.models.blocks.regions import MeanRegionEmbed
 from vlpipe.models.blocks.text import Pooler, TextEmbed
 from vlpipe.models.interface.model import Model
@@ -66,6 +66,7 @@ class Lxmert(Model):
         cross_layers: int = 5,
         max_text_length: int = 512,
         dropout: float = 0.1,
+        init_std: float = INIT_STD,
         cross_attention: bool = True,
     ) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class Lxmert(Model):
         self.region_heads = nn.ModuleDict({kind: nn.Linear(width, num) for kind, num in kinds.items()})
         answers = nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width, eps=1e-12)
         self.answer_head = nn.Sequential(*answers, nn.Linear(2 * width, num_answers)) if num_answers else None
-        init_bert(self)
+        init_bert(self, init_std)
 
     def streams(self) -> dict[str, dict[str, Any]]:
         specs = super().streams()

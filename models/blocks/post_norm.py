@@ -113,10 +113,10 @@ class Transform(nn.Module):
         return out
 
 
-def init_bert(module: nn.Module) -> None:
-    """Initialises linear layers and embeddings as BERT: normal with deviation 0.02, zero biases."""
+def init_bert(module: nn.Module, std: float = INIT_STD) -> None:
+    """Initialises linear layers and embeddings as BERT: normal with deviation `std`, zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=INIT_STD)
+            nn.init.normal_(part.weight, std=std)
         if isinstance(part, nn.Linear):
             nn.init.zeros_(part.bias)

@@ -7,7 +7,11 @@ from torch import Tensor, nn
 
 
 class MeanRegionEmbed(nn.Module):
-    """Features (B, R, feat_dim) and boxes (B, R, box_dim) -> (B, R, width): the mean of both, each normalised (LXMERT)."""
+    """Features (B, R, feat_dim) and boxes (B, R, box_dim) -> (B, R, width): the mean of both after projection and norm.
+
+    LXMERT's. A masked feature is zero, and so is the initial bias: the gradient of the norm, whose epsilon is 1e-12, is then
+    up to 1e6 times as large as usual until the bias has moved, in the released code too. Clip the gradient.
+    """
 
     def __init__(self, feat_dim: int, box_dim: int, width: int, dropout: float) -> None:
         super().__init__()

@@ -1,0 +1,164 @@
+"""Measures whether a model that predicts masked words or regions uses its other input, by giving it a wrong one."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import Weights
+from vlpipe.pipeline.shard import need
+from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.stages.common.row import RESULTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlpipe.models.interface.outputs import Outputs
+    from vlpipe.models.tokenizer import Tokenizer
+
+Found = Iterator[tuple[str, "Tensor", "Tensor"]]  # name of a figure, predicted ids (N,), true ids (N,)
+PARTNERS = ("true", "shuffled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedAccuracy(GatherStage):
+    """Emits RESULTS, fractions from 0 to 1: `NAME/true`, `NAME/shuffled` and `NAME/prior`.
+
+    true: accuracy on masked items when the model sees the other streams of the sample. shuffled: when it sees those of
+    another sample, the next of its batch. prior: share of the commonest of the true answers. num_rows: masked items.
+    NAME is `text` for all masked words, `text/GROUP` for those of a group in `words`, such as {colour: [red, green]}, and
+    `regions/obj` and `regions/attr` for the detector's classes of masked regions.
+
+    corrupt: stream -> corruptors that mask it, while the other streams stay whole, such as {text: ["mask_text:MaskText"]}.
+    streams: parameters of makers, as in `train.train`. Samples that do not fill a last batch are left out.
+    """
+
+    NAME: ClassVar[str] = "evaluate.masked:MaskedAccuracy"
+    ROWS_ARE: ClassVar[str] = "figures"
+    TORCH: ClassVar[bool] = True
+
+    model: Weights
+    corrupt: dict[str, list[str | dict[str, Any]]]
+    streams: dict[str, dict[str, Any]] = field(default_factory=dict)
+    words: dict[str, list[str]] = field(default_factory=dict)
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    seed: int = 0
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "evaluate.masked", id=pa.string())
+        return RESULTS
+
+    def preflight(self) -> list[str]:
+        return [] if self.corrupt else ["corrupt: wanted a stream and its corruptors, got none"]
+
+    def run(self, job: Job) -> None:
+        import torch
+
+        from vlpipe.models.interface.outputs import Outputs
+        from vlpipe.stages.common.model import load
+        from vlpipe.stages.train.build import build_makers, build_views
+        from vlpipe.stages.train.loader import Loader
+        from vlpipe.stages.train.recipe import Recipe
+
+        loaded = load(self.model)
+        recipe = Recipe(
+            objectives=[],
+            streams=self.streams,
+            views=self.corrupt,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            shuffle_window=4 * self.batch_size,
+        )
+        makers = build_makers(recipe, loaded.model, loaded.tokenizer)
+        if unknown := [name for name in self.corrupt if name not in makers]:
+            raise VlpipeError(
+                f"corrupt: the model reads no stream {unknown[0]!r}; it reads {', '.join(makers)}"
+            )
+        loader = Loader(job.inputs, recipe, loaded.tokenizer, makers, build_views(recipe, makers))
+        num_batches = loader.samples_per_epoch // self.batch_size
+        if not num_batches:
+            raise VlpipeError(
+                f"evaluate.masked: {loader.samples_per_epoch} samples do not fill a batch of {self.batch_size}"
+            )
+        groups = {name: ids_of(words, loaded.tokenizer) for name, words in self.words.items()}
+        tally = Tally()
+        with loader.batches(0) as batches, torch.inference_mode():
+            for batch in islice(batches, num_batches):
+                for stream in self.corrupt:
+                    out = Outputs(loaded.model, batch.to(loaded.device), grad=False).view(stream)
+                    for partner in PARTNERS:
+                        for name, guess, truth in predictions(
+                            partnered(out, stream, partner), stream, groups
+                        ):
+                            tally.add(name, partner, guess, truth)
+        job.emit(pa.Table.from_pylist(list(tally.results()), RESULTS))
+
+
+def partnered(out: Outputs, stream: str, partner: str) -> Outputs:
+    """Returns the outputs in which all streams but `stream` are those of the sample ("true") or of the next ("shuffled")."""
+    import torch
+
+    own = torch.arange(len(out), device=out.batch.same.device)
+    others = own if partner == "true" else own.roll(-1)
+    return out.paired({name: own if name == stream else others for name in out.batch.streams})
+
+
+def predictions(out: Outputs, stream: str, groups: Mapping[str, Tensor]) -> Found:
+    """Yields (name, predicted ids, true ids) of what is masked in `stream`: words, and classes of regions."""
+    import torch
+
+    from vlpipe.models.interface.batch import IGNORE
+
+    masked = out.stream(stream)
+    if "ids" in masked.target:
+        at = masked.target["ids"] != IGNORE
+        truth = masked.target["ids"][at]
+        guess = out.model.predict_words(out.word_hidden[at]).argmax(1)
+        yield stream, guess, truth
+        for name, ids in groups.items():
+            of_group = torch.isin(truth, ids.to(truth.device))
+            yield f"{stream}/{name}", guess[of_group], truth[of_group]
+    for kind in ("obj", "attr"):
+        if "masked" in masked.target and kind in masked.extra:
+            at = masked.target["masked"] & (masked.extra[kind] >= 0)
+            guess = out.model.predict_regions(out.region_hidden[at], kind).argmax(1)
+            yield f"{stream}/{kind}", guess, masked.extra[kind][at]
+
+
+def ids_of(words: Sequence[str], tokenizer: Tokenizer) -> Tensor:
+    """Returns the token ids of `words`. Raises VlpipeError for one that is not a single token of the vocabulary."""
+    import torch
+
+    found = {word: tokenizer.ids(word) for word in words}
+    if several := [word for word, ids in found.items() if len(ids) != 1 or ids[0] == tokenizer.unk]:
+        raise VlpipeError(f"words: not a single token of the model's vocabulary: {', '.join(several)}")
+    return torch.tensor([ids[0] for ids in found.values()])
+
+
+class Tally:
+    """Counts of right predictions and of true answers, by the name of the figure."""
+
+    def __init__(self) -> None:
+        self.right: Counter[tuple[str, str]] = Counter()
+        self.truth: dict[str, Counter[int]] = defaultdict(Counter)
+
+    def add(self, name: str, partner: str, guess: Tensor, truth: Tensor) -> None:
+        self.right[name, partner] += int((guess == truth).sum())
+        if partner == "true":
+            self.truth[name].update(truth.tolist())
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Yields rows of RESULTS; the value is null for a figure of no items."""
+        for name, answers in self.truth.items():
+            num = answers.total()
+            counts = {partner: self.right[name, partner] for partner in PARTNERS}
+            counts["prior"] = max(answers.values(), default=0)
+            for kind, count in counts.items():
+                yield {"name": f"{name}/{kind}", "value": count / num if num else None, "num_rows": num}
