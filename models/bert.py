@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.bert import NORM_EPS, BertEncoder, init_bert
@@ -54,3 +55,11 @@ class Bert(Model):
     def match(self, out: Outputs) -> Tensor:
         """(B, 2): [not the next sentence, the next]. BERT's own head has the other order; `layouts.bert` swaps it."""
         return self.match_head(self.pooler(out.word_hidden))
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds the rows of a larger vocabulary: a `Tokenizer` appends [DEC] and [ENC] to BERT's."""
+        for name in ("encoder.embed.words.weight", "word_head.decoder.weight", "word_head.decoder.bias"):
+            if name in state:
+                own = self.state_dict()[name]
+                state = {**state, name: torch.cat([state[name], own[len(state[name]) :]])}
+        return state

@@ -102,3 +102,10 @@ def test_padding_changes_nothing(ours: Bert) -> None:
 
 def close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_larger_vocabulary_keeps_the_given_rows(theirs: BertForPreTraining, tmp_path: Path) -> None:
+    theirs.save_pretrained(tmp_path)
+    table = folder.load(tmp_path, vocab_size=39).encoder.embed.words.weight
+    assert table.shape == (39, 24)
+    assert torch.equal(table[:37], theirs.bert.embeddings.word_embeddings.weight)
