@@ -120,8 +120,8 @@ def markdown(at: dict[str, object], texts: list[str], before: list[Rejected], af
     parts = [
         "# `workflows/curate.yaml` on real alt-texts",
         f"Written by `python benchmarks/curate.py --before ../before --write`. {machine_line(at)}",
-        f"{len(texts):,} rows: the photos of Flickr8k, each with an alt-text of LAION's list; `min_side` is left out, as the "
-        "photos are 160 pixels wide. Before: 3b6f513 of 2026-11-21, where py3langid chose among all its 142 languages.",
+        f"{len(texts):,} rows: the photos of Flickr8k, each with an alt-text of LAION's list; `min_side` is left out, as "
+        "the photos are 160 pixels wide. Before: 3b6f513 of 2026-11-21, where py3langid chose among all its 142 languages.",
         table(["rows", "before", "after"], rows),
         "`english` and `too_few_words` are the rules by which the only text of a row went (`no_text_kept`).",
         f"{NUM_READ} of the {len(after)} rejected rows, drawn with seed 0 and read by hand:",
