@@ -1,8 +1,8 @@
 """Fetching beside img2dataset 1.47: images per second, CPU seconds per image, rows that come out.
 
-    python benchmarks/ingest.py --peer V/bin/python            # V: see ingest_peer.py; about 15 minutes on 2 cores
-    python benchmarks/ingest.py --peer V/bin/python --write    # and puts the page into ingest.md beside this file
-    python benchmarks/ingest.py --peer V/bin/python --tiny     # few images, its figures mean nothing
+    python benchmarks/ingest.py            # about 15 minutes on 2 cores; --peer: another Python for img2dataset
+    python benchmarks/ingest.py --write    # and puts the page into ingest.md beside this file
+    python benchmarks/ingest.py --tiny     # few images, its figures mean nothing
 
 Real photos (flickr8k, 160 x 160; and the same scaled to 640 x 480) come from a server in a process of its own, pinned to
 core 0; whichever tool is measured has core 1 to itself, with one worker and 64 requests at once. A time is that of the
@@ -281,7 +281,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peer", required=True, help="the Python that has img2dataset 1.47.0")
+    parser.add_argument("--peer", default=sys.executable, help="a Python that has img2dataset 1.47.0")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--write", action="store_true", help="write ingest.md")
     parser.add_argument("--tiny", action="store_true")

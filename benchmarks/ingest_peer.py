@@ -1,7 +1,6 @@
-"""img2dataset on a list, as its documentation runs it; for `ingest.py`, with the Python of a venv that has it.
+"""img2dataset on a list, as its documentation runs it; for `ingest.py`.
 
-python -m venv V && V/bin/pip install img2dataset==1.47.0
-V/bin/python benchmarks/ingest_peer.py '{"url_list": ..., "output_folder": ...}'
+python benchmarks/ingest_peer.py '{"url_list": ..., "output_folder": ...}'
 """
 
 import json

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.engine.records.forget_journal import JOURNAL, is_half_done
 from vlpipe.pipeline.engine.records.forgotten import add_forgotten
+from vlpipe.pipeline.engine.records.keys import FileDigests
 from vlpipe.pipeline.engine.records.manifest import (
     Manifest,
     digest_artifacts,
@@ -136,6 +137,7 @@ def finish(store: Store) -> bool:
         made.files(record, plan["touched"].get(folder, {}), gone)
         made.write_records(record, plan["trained"].get(folder, 0))
         store.sync(*(folder + sub for sub in FOLDERS))
+    store.remove(FileDigests.REL)  # it has the names of input files, forgotten ones too; it is made anew
     store.remove(JOURNAL)
     store.remove(BEFORE)
     return True

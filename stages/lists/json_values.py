@@ -11,6 +11,9 @@ from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.storage.text_lines import MAX_LINE_BYTES, text_file
 
 CHUNK_CHARS = 1 << 20
+MAX_FILE_BYTES = (
+    1 << 30
+)  # of `load_json`, which takes up to ten times as much memory; COCO's largest file has 450 MB
 SPACE = " \t\n\r"
 
 
@@ -62,9 +65,16 @@ def need_no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def load_json(path: str | Path) -> Any:
     """Returns the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
 
-    Raises VlpipeError if there is no such file, it is not JSON, or an object has a key more than once.
+    Raises VlpipeError if there is no such file, it has more than MAX_FILE_BYTES, it is not JSON, or an object has a key more
+    than once.
     """
     try:
+        size = Path(path).stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise VlpipeError(
+                f"{path} has {size:,} bytes, and a file of annotations is loaded whole, up to {MAX_FILE_BYTES:,}; split it, "
+                "or write a line of JSON for each image, which lists.captions:CaptionsJsonl reads one by one"
+            )
         data = Path(path).read_bytes()
         return json.loads(data.decode(json.detect_encoding(data)), object_pairs_hook=need_no_repeats)
     except FileNotFoundError as error:

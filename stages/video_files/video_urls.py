@@ -92,7 +92,7 @@ class VideoUrls(VideoSource):
     """
 
     NAME: ClassVar[str] = "ingest.video_urls:VideoUrls"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3  # 3: opt-outs inside files
     OBSERVES_WORLD: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = VideoSource.NOT_IN_KEY | {"videos"}
     SHARD_ROWS: ClassVar[int] = 100  # videos are large

@@ -215,7 +215,8 @@ class Crawler:
         )
         try:
             await self._client.get(target, left_s, response)
-            return response.got()
+            # a file may have gigabytes, which are searched for an opt-out while others are fetched
+            return await asyncio.to_thread(response.got) if self._folder and not rules else response.got()
         except BaseException:
             response.drop()
             raise

@@ -9,6 +9,8 @@ https://cawg.io/training-and-data-mining/1.1/. Its signature is not checked: uns
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 from collections.abc import Collection, Iterator
 from typing import Literal, Protocol, get_args
@@ -56,18 +58,26 @@ def opted_out(headers: Headers, bot: str, signals: Collection[str] = DEFAULT) ->
     return None
 
 
-def opted_out_inside(data: bytes, signals: Collection[str] = DEFAULT) -> str | None:
+def opted_out_inside(data: bytes | mmap.mmap, signals: Collection[str] = DEFAULT) -> str | None:
     """Returns the opt-out in a file's C2PA manifest, such as `C2PA c2pa.ai_training: notAllowed`.
 
     None if there is none, or `c2pa-training-mining` is not in `signals`.
     """
-    if "c2pa-training-mining" not in signals or b".training-mining" not in data:
+    if "c2pa-training-mining" not in signals or data.find(b".training-mining") < 0:
         return None
     for entry in C2PA_ENTRY.finditer(data):
         end = entry.end() + 2 * MAX_BETWEEN + len(USE) + len(NOT_ALLOWED)
         if _is_not_allowed(data[entry.end() : end].partition(b".")[0]):
             return f"C2PA {entry[0].decode()}: notAllowed"
     return None
+
+
+def opted_out_in_file(path: str, signals: Collection[str] = DEFAULT) -> str | None:
+    """Returns the opt-out in the C2PA manifest of a stored file, as `opted_out_inside`, without loading the file."""
+    if "c2pa-training-mining" not in signals or not os.path.getsize(path):  # an empty file cannot be mapped
+        return None
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return opted_out_inside(data, signals)
 
 
 def _is_not_allowed(after: bytes) -> bool:

@@ -15,7 +15,7 @@ from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.web.bodies import Body
 from vlpipe.stages.web.headers import Headers, Unpacker, coding_of
 from vlpipe.stages.web.limits import Limits
-from vlpipe.stages.web.opt_out_headers import opted_out, opted_out_inside
+from vlpipe.stages.web.opt_out_headers import opted_out, opted_out_in_file, opted_out_inside
 from vlpipe.stages.web.politeness import Turn
 from vlpipe.stages.web.url import without_secrets
 
@@ -138,6 +138,7 @@ class Response:
         shown = without_secrets(self._url)
         if self._file:
             self._file.close()
+            self._need_consent(opted_out_in_file(self._file.name, self._limits.opt_out))
             return Page(self._status, shown, file=self._file.name)
         self._body.end()
         if not self._rules:

@@ -109,6 +109,18 @@ def test_no_trace_is_left_and_nothing_has_to_run(runs: Forgets) -> None:
     assert runs.forget(f"id:{row_id(2)}")[-1].startswith("forgot 0 row(s)")
 
 
+def test_names_of_input_files_go_from_the_cache(runs: Forgets) -> None:
+    cache = runs.root / "_cache" / "digests.json"
+    os.utime(runs.list, (1e9, 1e9))  # the digest of a file that was just written is not kept
+    runs("plan")
+    assert str(runs.list) in cache.read_text()
+    runs.forget(f"id:{row_id(2)}", yes=False)
+    assert cache.exists()
+    runs.forget(f"id:{row_id(2)}")
+    assert not cache.exists()
+    assert runs("run", "--local")[0].startswith(NOTHING)
+
+
 def test_a_twin_of_a_forgotten_row_stays_what_it_was(runs: Forgets) -> None:
     runs.forget(f"id:{row_id(2)}")
     said = runs("why", row_id(3))

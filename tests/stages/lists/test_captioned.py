@@ -20,6 +20,7 @@ from vlpipe.stages.fetching.images import FETCHED
 from vlpipe.stages.lists.captions import CaptionsJsonl
 from vlpipe.stages.lists.coco import CocoCaptions
 from vlpipe.stages.lists.folder import IMAGES
+from vlpipe.stages.lists.json_values import load_json
 from vlpipe.stages.lists.text_limit import TextLimit
 
 COCO: dict[str, Any] = {
@@ -133,6 +134,17 @@ def test_annotations_that_are_no_json(tmp_path: Path) -> None:
     stage = CocoCaptions(annotations=ListFile(path=str(tmp_path / "a.json")), images=File(path=str(tmp_path)))
     with pytest.raises(VlpipeError, match=r"a.json is not JSON: it is not text in UTF-8"):
         listed(stage)
+
+
+def test_annotations_have_a_maximum_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text("[]  ")
+    monkeypatch.setattr("vlpipe.stages.lists.json_values.MAX_FILE_BYTES", 4)
+    assert load_json(tmp_path / "a.json") == []
+    (tmp_path / "a.json").write_text("[]   ")
+    with pytest.raises(
+        VlpipeError, match=r"a\.json has 5 bytes, and .* is loaded whole, up to 4; split it, or write"
+    ):
+        load_json(tmp_path / "a.json")
 
 
 def test_json_lines(tmp_path: Path, folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from clips import clip
+from threat_server import credentials
 
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import File, ListFile
@@ -64,6 +65,19 @@ def test_a_film_is_a_row_and_a_file(web: Web) -> None:
     assert out.counts == {"kept_no_cues": 1}
     assert [(line["id"], line["attempts"]) for line in out.log] == [(row["id"], 1)]
     assert [r.why for r in web.run(url, no_cues="reject").rejects] == ["no_cues"]
+
+
+def test_an_opt_out_inside_the_file_is_obeyed(web: Web) -> None:
+    (web.served / "yes.mp4").write_bytes(CLIP + credentials("allowed"))
+    (web.served / "no.mp4").write_bytes(CLIP + credentials("notAllowed"))
+    urls = ("http://films.test/yes.mp4", "http://films.test/no.mp4")
+    out = web.run(*urls)
+    assert out.table["url"].to_pylist() == [urls[0]]
+    assert [(r.kind, r.why, r.detail) for r in out.rejects] == [
+        ("filtered", "opt_out", "C2PA c2pa.ai_training: notAllowed")
+    ]
+    assert web.files() == out.table["video"].to_pylist()
+    assert web.run(*urls, asking=Asking(opt_out=("noai",))).table.num_rows == 2
 
 
 def test_what_is_there_is_not_asked_for_again(web: Web) -> None:
