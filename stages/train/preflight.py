@@ -7,9 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
+from vlpipe.models.build import find
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
+from vlpipe.pipeline.shard import need
+from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.loading.makers.base import Maker
 from vlpipe.stages.train.build import (
     build_makers,
     build_model,
@@ -20,8 +25,9 @@ from vlpipe.stages.train.build import (
     decay_groups,
     load_tokenizer,
 )
-from vlpipe.stages.train.recipe import Recipe
+from vlpipe.stages.train.recipe import MAKERS, MODELS, Recipe
 
+TYPES = {"image": pa.binary(), "texts": TEXTS}  # columns whose type is known before any maker runs
 BERT_VOCABULARY = 30524  # tokens; assumed if the tokenizer is made by an earlier step
 
 
@@ -134,3 +140,30 @@ def _tokenizer(recipe: Recipe) -> Tokenizer | None:
     if file.step is None and Path(file.path).exists():
         return load_tokenizer(recipe)
     return Tokenizer([*SPECIAL, *(f"[unused{i}]" for i in range(BERT_VOCABULARY - len(SPECIAL)))])
+
+
+def need_columns(recipe: Recipe, schema: pa.Schema) -> None:
+    """Raises SchemaError if `schema` lacks a column that the recipe's makers read.
+
+    With `init` and without `model: {use: ...}`, the class is known only when the step runs; then only `id` is needed.
+    """
+    need(schema, "Train", id=pa.string())
+    for maker in maker_classes(recipe):
+        for column in maker.COLUMNS:
+            need(schema, "Train", **{column: TYPES.get(column) or column_type(schema, column)})
+        if maker.NEEDS_TEXT:
+            need(schema, "Train", texts=TEXTS)
+
+
+def column_type(schema: pa.Schema, name: str) -> pa.DataType:
+    """Returns the type of a column; null if it is not there, which `need` then says."""
+    return schema.field(name).type if name in schema.names else pa.null()
+
+
+def maker_classes(recipe: Recipe) -> list[type[Maker]]:
+    """Returns the class of each stream's maker, without building a model."""
+    use = (recipe.model or {}).get("use")
+    if recipe.init is not None and use is None:
+        return []
+    streams = find(recipe.model_spec()["use"], MODELS).STREAMS
+    return [find(recipe.streams.get(name, {}).get("use", maker), MAKERS) for name, maker in streams.items()]

@@ -35,7 +35,7 @@ class Train(GatherStage, Recipe):
     )
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        from vlpipe.stages.train.columns import need_columns
+        from vlpipe.stages.train.preflight import need_columns
 
         need_columns(self, inp)
         return LOSSES
