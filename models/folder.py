@@ -117,14 +117,17 @@ def _class_for_file(source: str | Path, use: str | None) -> Any:
 
 
 def _shipped() -> list[type[Model]]:
-    """Returns all model classes below vlpipe.models."""
-    package = importlib.import_module(BELOW)
+    """Returns the model classes that have a layout: `vlpipe.models.<name>` for each module of `layouts` but `table`."""
+    package = importlib.import_module(f"{BELOW}.layouts")
     found: list[type[Model]] = []
-    for info in pkgutil.iter_modules(package.__path__, BELOW + "."):
-        module = importlib.import_module(info.name)
-        found += [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Model) and value.__module__ == info.name
-        ]
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.name != "table":
+            module = importlib.import_module(f"{BELOW}.{info.name}")
+            found += [
+                value
+                for value in vars(module).values()
+                if isinstance(value, type)
+                and issubclass(value, Model)
+                and value.__module__ == module.__name__
+            ]
     return found
