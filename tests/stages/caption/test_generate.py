@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vlpipe.models.blip import Blip
+from vlpipe.models.generate import sample
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import SchemaError
 from vlpipe.pipeline.files import Weights
@@ -62,7 +63,8 @@ def test_it_is_nucleus_sampling_from_the_model_with_draws_by_row_and_number(
         for number in range(2):
             tokens = model.encode_image(torch.from_numpy(load_pixels([data], 16)))
             generator = torch.Generator().manual_seed(seed_of(7, f"row{row}", number))
-            ids = model.generate(
+            ids = sample(
+                model,
                 tokens,
                 generators=[generator],
                 top_p=0.9,

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from vlpipe.models.beam import beam
 from vlpipe.models.blip import Blip
+from vlpipe.models.generate import sample
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
@@ -27,9 +29,9 @@ def by_hand(weights: Weights, table: pa.Table, num_beams: int) -> list[str]:
     for data in table["image"].to_pylist():
         tokens = model.encode_image(torch.from_numpy(load_pixels([data], 16)))
         if num_beams == 1:
-            ids = model.generate(tokens, min_length=1, max_length=6)
+            ids = sample(model, tokens, min_length=1, max_length=6)
         else:
-            ids = model.generate_beam(tokens, num_beams=num_beams, min_length=1, max_length=6)
+            ids = beam(model, tokens, num_beams=num_beams, min_length=1, max_length=6)
         found.append(tokenizer.decode(ids[0]))
     return found
 

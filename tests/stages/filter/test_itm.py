@@ -145,12 +145,12 @@ def test_an_unreadable_image_is_a_reject(weights: Weights, image_rows: Rows) -> 
 def test_sharing_images_changes_no_score(weights: Weights, image_rows: Rows) -> None:
     from vlpipe.stages.common.model import load
 
-    blip = load(weights)
+    model = load(weights)
     pixels = torch.from_numpy(load_pixels(image_rows([[]] * 3)["image"].to_pylist(), 16))
-    images = list(blip.encode_image(pixels))
+    images = list(model.encode_images(pixels))
     pairs = [((i, s), images[i], s) for i in (0, 1, 2, 0) for s in SENTENCES]
-    plain = list(match_logits(blip, iter(pairs), 16, 12))
-    shared = list(match_logits(blip, iter(pairs), 16, 12, share_images=True))
+    plain = list(match_logits(model, iter(pairs), 16, 12))
+    shared = list(match_logits(model, iter(pairs), 16, 12, share_images=True))
     assert [key for key, _ in plain] == [key for key, _ in shared] == [key for key, _, _ in pairs]
     for (_, one), (_, other) in zip(plain, shared, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
