@@ -1,6 +1,6 @@
 """Whatever is edited between runs: what they leave is what a fresh run of the last workflow leaves in an empty root.
 
-300 drawn cases, or as many as three minutes allow. More of them: `python tests/pipeline/incremental --cases 5000`.
+300 drawn cases, or as many as a process plays in two minutes. More: `python tests/pipeline/incremental --cases 5000`.
 """
 
 import subprocess
@@ -15,7 +15,8 @@ HERE = Path(__file__).parent / "incremental"
 
 @pytest.mark.slow
 def test_incremental_runs_are_as_fresh_ones() -> None:
-    command = [sys.executable, str(HERE), "--cases", "300", "--seconds", "180", "--ray-every", "150"]
+    command = [sys.executable, str(HERE), "--cases", "300", "--seconds", "120", "--ray-every", "40"]
+    command += ["--processes", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=290)
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]

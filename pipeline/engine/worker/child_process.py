@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 import pyarrow as pa
-from ray import cloudpickle
 
 from vlpipe.pipeline.engine.worker.guard import (
     ChildDied,
@@ -34,9 +33,20 @@ from vlpipe.pipeline.stage import MapStage, Work
 
 def send(pipe: IO[bytes], value: Any) -> None:
     """Writes a pickled value, preceded by its length as 8 bytes, big-endian."""
-    data = cloudpickle.dumps(value)
+    try:
+        data = pickle.dumps(value)
+    except (TypeError, AttributeError, pickle.PicklingError):
+        data = _cloudpickled(value)
     pipe.write(len(data).to_bytes(8, "big") + data)
     pipe.flush()
+
+
+def _cloudpickled(value: Any) -> bytes:
+    """Returns a pickle that also holds classes of `__main__`. Imports Ray, which costs a process 0.9 s."""
+    from ray import cloudpickle
+
+    data: bytes = cloudpickle.dumps(value)
+    return data
 
 
 def receive(pipe: IO[bytes]) -> Any:
@@ -69,7 +79,7 @@ class _Child:
             self._prints = threading.Thread(target=_forward_output, args=(self._process.stderr,), daemon=True)
             self._prints.start()
             try:
-                send(self._process.stdin, (sys.path, cloudpickle.dumps(self._start)))
+                send(self._process.stdin, (sys.path, _cloudpickled(self._start)))
                 opening = receive(self._process.stdout)
             except (EOFError, BrokenPipeError):
                 code = self._process.wait()
@@ -184,7 +194,7 @@ def _answer(work: Work, batch: pa.Table, home: str) -> Any:
 def _portable(error: BaseException) -> BaseException:
     """Returns the error if it survives pickling, else a StepFailed with the same text."""
     try:
-        back = pickle.loads(cloudpickle.dumps(error))
+        back = pickle.loads(_cloudpickled(error))
     except Exception:
         back = None
     return back if type(back) is type(error) else StepFailed(f"{type(error).__name__}: {error}")

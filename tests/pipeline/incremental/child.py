@@ -44,6 +44,10 @@ def warm() -> None:
     params.TypeAdapter(step.EngineKeys)
     for name in ("vlpipe", "pyarrow", "torch", "ray"):
         manifest.installed(name)
+    import kill_points  # noqa: F401  # after the lines above: it and the next take names from those modules
+
+    import vlpipe.pipeline.cli.commands  # noqa: F401
+
     gc.freeze()
     gc.disable()  # a child is gone before it is worth it
 
