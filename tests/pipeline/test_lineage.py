@@ -43,7 +43,7 @@ def test_the_step_of_an_artifact_that_is_gone_is_missed(tmp_path: Path) -> None:
     shutil.rmtree(runs.step("sum"))
     (found,) = [one for one in wrong(runs) if one[0] == "missing"]
     assert found[1] == f"{add}/manifest.json"
-    assert found[2].startswith("its total comes from a step that is not in this root")
+    assert found[2].startswith("its input total comes from a step that is not in this root")
 
 
 def test_an_empty_step_is_no_whole_one(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_all_spellings_of_the_same_rows_give_the_same_shard(tmp_path: Path) -> N
     ("what", "said"),
     [
         ("missing", r"^step a: declared column\(s\) \['n'\] are missing from the rows; they have \['id'\]"),
-        ("no_table", r"^step a gave list; wanted a pyarrow.Table with columns \['id', 'n'\]"),
+        ("no_table", r"^step a returned list; wanted a pyarrow.Table with columns \['id', 'n'\]"),
         ("twice", r"^step a: column\(s\) \['n'\] occur more than once"),
         ("text", "^step 'a': column 'n' is string and cannot be cast to int64"),
         ("invalid", "^step 'a': column 'id' has invalid values: Invalid UTF8 sequence at string index 1$"),
@@ -159,5 +159,5 @@ def test_nested_odd_types_become_what_is_declared() -> None:
     odd = pa.list_(pa.struct([("b", pa.int8()), ("a", pa.string_view())]))
     made = conform(pa.table({"t": pa.array([[{"a": "x", "b": 1}], None, []], odd)}), schema, "x")
     assert made["t"].to_pylist() == [[{"a": "x", "b": 1}], None, []]
-    with pytest.raises(SchemaError, match=r"x gave dict; wanted a pyarrow\.Table"):
+    with pytest.raises(SchemaError, match=r"x returned dict; wanted a pyarrow\.Table"):
         conform({"t": [[]]}, schema, "x")

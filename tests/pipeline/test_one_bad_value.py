@@ -104,7 +104,7 @@ def test_other_spellings_of_text_are_cast(tmp_path: Path, what: str) -> None:
         ("exit", "error_SystemExit", "3 (odd_toys.py:"),
         ("panic", "error_PanicException", "index out of range"),
         ("recursion", "error_RecursionError", "maximum recursion depth"),
-        ("nothing", "missing_columns", "gave NoneType; wanted a pyarrow.Table"),
+        ("nothing", "missing_columns", "returned NoneType; wanted a pyarrow.Table"),
         ("column_lost", "missing_columns", "declared column(s) ['n'] are missing"),
         ("counts", "error_TypeError", "Out.counts holds {'n': nan}; wanted whole numbers"),
         ("reject_of_none", "error_TypeError", "Out.rejects holds Reject(id=None"),

@@ -197,5 +197,5 @@ def test_strict_uses_nothing_that_other_code_made(package: Path, tmp_path: Path)
     run(tmp_path, HALF.replace("ownpkg.stage:Mine", "toys:Scale"))
     steps, _ = planned(tmp_path, HALF.replace("ownpkg.stage:Mine", "toys:Scale"))
     steps[-1].warning = "made by different code"
-    with pytest.raises(VlpipeError, match="--strict: 1 step"):
+    with pytest.raises(VlpipeError, match="--strict: the rows of 1 step"):
         warn(steps, strict=True)

@@ -90,7 +90,7 @@ def test_what_is_no_step_is_an_error(tmp_path: Path) -> None:
     (error,) = vlpipe("diff", a.root, a.step("judge"), code=1)
     assert error.startswith(f"{a.root} is not a step's folder; this root has every-")
     (error,) = vlpipe("diff", a.root / "judg-12345678", a.step("judge"), code=1)
-    assert error.startswith(f"there is no {a.root}/judg-12345678; there are: every-")
+    assert error.startswith(f"there is no file or folder {a.root}/judg-12345678; there are: every-")
 
 
 def given(folder: Path, ids: list[str], said: str, shard_rows: int, values: list[int] | None = None) -> Runs:

@@ -133,7 +133,9 @@ def test_one_comparison_needs_no_duckdb(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_paths_that_are_not_there(chain: Runs, tmp_path: Path) -> None:
     (error,) = vlpipe("show", chain.step("every") / "000007.parquet", code=1)
-    assert error.startswith(f"there is no {chain.step('every')}/000007.parquet; did you mean '00000")
+    assert error.startswith(
+        f"there is no file or folder {chain.step('every')}/000007.parquet; did you mean '00000"
+    )
     (error,) = vlpipe("show", chain.root, code=1)
     assert error.startswith(f"{chain.root} is not a step's folder; this root has add-")
 

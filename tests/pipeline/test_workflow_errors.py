@@ -388,7 +388,7 @@ def test_not_yaml(check: Check, text: str, problem: str) -> None:
 
 def test_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_bytes(b"name: x\nroot: \xff\n")
-    with pytest.raises(WorkflowError, match="line 2: not UTF-8 text"):
+    with pytest.raises(WorkflowError, match="line 2: the file is not UTF-8 text"):
         Workflow.load(str(tmp_path / "w.yaml"))
 
 

@@ -120,7 +120,8 @@ def _read_problems(steps: Steps, found: Records, manifest: Manifest) -> Iterator
             continue
         folder = steps.folder_of.get(said.removeprefix("step:"))
         if folder is None:
-            text = f"{name} comes from a step that is not in this root (step key {said.removeprefix('step:')[:16]}...)"
+            key = said.removeprefix("step:")[:16]
+            text = f"its input {name} comes from a step that is not in this root (step key {key}...)"
             yield Problem(f"{found.folder}/manifest.json", "missing", text)
         elif (yield from _is_there(steps, found, folder)) and digest is not None:
             maker = steps.manifest(folder)
