@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class Objective(nn.Module):
     one rank forwards together; more ranks or micro-batches then mean fewer candidates per row.
     FEATURES: for scope "batch": outputs of shape (B, ...), from which alone the loss is computed; teachers' as
     "ema.image_feat".
+    TEACHER: parameters of the `Ema` that is made for it if the recipe's `teachers` do not have the one it names.
     view: the view of the batch that the objective looks at; "" for the clean streams.
     """
 
@@ -39,6 +41,7 @@ class Objective(nn.Module):
     NEEDS: ClassVar[tuple[type, ...]] = ()
     SCOPE: Scope = "sample"
     FEATURES: tuple[str, ...] = ()
+    TEACHER: Mapping[str, Any] = MappingProxyType({})
     view: str = ""
 
     def bind(self, model: Any) -> None:

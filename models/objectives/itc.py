@@ -21,8 +21,8 @@ class Itc(Objective):
     """`itc`: soft-target cross entropy in nats, mean of both directions; `temp` is a diagnostic.
 
     Defaults are BLIP's: queue 57,600, alpha 0.4 ramped over 2 epochs (its finetuning: 1). teacher: name of the momentum
-    teacher in the recipe's `teachers`. temp: a fixed temperature; None, as in BLIP: learned (at lr 1e-3 a small model took
-    it from 0.07 to 0.008 within 332 steps).
+    teacher in the recipe's `teachers`; without one there, it is made with `momentum` and `teacher_dropout`. temp: a fixed
+    temperature; None, as in BLIP: learned (at lr 1e-3 a small model took it from 0.07 to 0.008 within 332 steps).
     """
 
     LOSSES = ("itc",)
@@ -37,8 +37,11 @@ class Itc(Objective):
         alpha_ramp_epochs: float = 2.0,
         temp: float | None = None,
         teacher: str = "ema",
+        momentum: float = 0.995,
+        teacher_dropout: bool = True,
     ) -> None:
         super().__init__()
+        self.TEACHER = {"momentum": momentum, "dropout": teacher_dropout}
         self.queue_size, self.teacher = queue_size, teacher
         self.alpha, self.alpha_ramp_epochs = alpha, alpha_ramp_epochs
         self.temp = temp

@@ -238,7 +238,8 @@ def build_makers(recipe: Recipe, model: Any, tokenizer: Tokenizer | None) -> dic
     Raises ValueError for a stream that the model does not read, or a parameter that its maker does not have.
     """
     specs: dict[str, dict[str, Any]] = model.streams()
-    named = [("streams", name) for name in recipe.streams]
+    settings = recipe.stream_settings()
+    named = [("streams", name) for name in settings]
     named += [(f"tasks.{task}.streams", name) for task, one in recipe.tasks.items() for name in one.streams]
     for where, name in named:
         if name not in specs:
@@ -247,7 +248,7 @@ def build_makers(recipe: Recipe, model: Any, tokenizer: Tokenizer | None) -> dic
                 f"it reads {', '.join(specs)}"
             )
     return {
-        name: _made({**spec, **recipe.streams.get(name, {})}, MAKERS, f"streams.{name}", tokenizer)
+        name: _made({**spec, **settings.get(name, {})}, MAKERS, f"streams.{name}", tokenizer)
         for name, spec in specs.items()
     }
 
@@ -302,10 +303,7 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
         for feature in objective.FEATURES:
             teacher, dot, _ = feature.partition(".")
             if dot and teacher not in teachers:
-                raise ValueError(
-                    f"objectives: {type(objective).__name__} needs a teacher named {teacher!r}: add "
-                    f"`teachers: {{{teacher}: {{momentum: 0.995}}}}`{did_you_mean(teacher, teachers)}"
-                )
+                teachers[teacher] = Ema(**objective.TEACHER)
     return Net(model, objectives, teachers, build_tasks(recipe, objectives)).train()
 
 

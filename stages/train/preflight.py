@@ -166,4 +166,7 @@ def maker_classes(recipe: Recipe) -> list[type[Maker]]:
     if recipe.init is not None and use is None:
         return []
     streams = find(recipe.model_spec()["use"], MODELS).STREAMS
-    return [find(recipe.streams.get(name, {}).get("use", maker), MAKERS) for name, maker in streams.items()]
+    return [
+        find(recipe.stream_settings().get(name, {}).get("use", maker), MAKERS)
+        for name, maker in streams.items()
+    ]

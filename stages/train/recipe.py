@@ -16,6 +16,11 @@ OBJECTIVES = "vlpipe.models.objectives"
 MAKERS = "vlpipe.stages.loading.makers"
 CORRUPTORS = "vlpipe.stages.loading.corruptors"
 DEFAULT_MODEL = "blip:Blip"
+SHORT = {
+    "max_text_length": ("text", "max_length"),
+    "prompt": ("text", "prompt"),
+    "augment": ("image", "augment"),
+}
 TASK = 5  # seed constant of the draw of tasks; distinct from those of `loading.order` and `loader`
 
 
@@ -139,7 +144,7 @@ class Recipe(Optimisation):
     tasks: dict[str, Task] = field(default_factory=dict)
     teachers: dict[str, dict[str, Any]] = field(
         default_factory=dict
-    )  # name -> {use: "teachers:Ema", plus its parameters}; Itc needs one named `ema`
+    )  # name -> {use: "teachers:Ema", plus its parameters}; Itc makes one named `ema` if it is not here
     model: dict[str, Any] | None = None
     init: Weights | None = (
         None  # start from these weights, and from their tokenizer unless `tokenizer` is set
@@ -162,6 +167,9 @@ class Recipe(Optimisation):
     # {image: {augment: {flip: true}}}; `use` replaces the maker. Views: view -> corruptors in order, such as
     # {mlm: ["mask_text:MaskText"]}; an objective with `view: mlm` looks at the corrupted streams.
     streams: dict[str, dict[str, Any]] = field(default_factory=dict)
+    max_text_length: int | None = None  # short for streams.text.max_length
+    prompt: str | None = None  # short for streams.text.prompt
+    augment: dict[str, Any] | None = None  # short for streams.image.augment
     views: dict[str, list[str | dict[str, Any]]] = field(default_factory=dict)
 
     # Collapse alarm (`itm_alarm`) and memory
@@ -172,6 +180,14 @@ class Recipe(Optimisation):
     def model_spec(self) -> dict[str, Any]:
         """Returns `model`, with the default class if it has no `use`."""
         return {"use": DEFAULT_MODEL} | (self.model or {})
+
+    def stream_settings(self) -> dict[str, dict[str, Any]]:
+        """Returns `streams`, with the parameters that have a short form."""
+        found = {name: dict(spec) for name, spec in self.streams.items()}
+        for short, (stream, parameter) in SHORT.items():
+            if getattr(self, short) is not None:
+                found.setdefault(stream, {})[parameter] = getattr(self, short)
+        return found
 
     def objective_specs(self) -> list[tuple[float, str, dict[str, Any]]]:
         """Returns (weight, view, spec for `build`) of each objective."""
@@ -192,6 +208,13 @@ class Recipe(Optimisation):
             *(
                 (task.weight <= 0, f"tasks.{name}: the weight must be above 0, got {task.weight}")
                 for name, task in self.tasks.items()
+            ),
+            *(
+                (
+                    getattr(self, short) is not None and parameter in self.streams.get(stream, {}),
+                    f"{short} is short for streams.{stream}.{parameter}; set one of the two",
+                )
+                for short, (stream, parameter) in SHORT.items()
             ),
             (not self.objectives, 'objectives must have at least one entry, such as "lm:Lm"'),
             (

@@ -16,11 +16,13 @@ from vlpipe.stages.train.preflight import stand_in
 from vlpipe.stages.train.train import Train
 
 SHIPPED = sorted(Path(vlpipe.workflows.__path__[0]).glob("*.yaml"))
+PLANNED_BY_THEIR_OWN_TESTS = (("lxmert", "paper"), ("videobert", "paper"))  # need weights and videos
 CASES = [
     (path.name, profile)
     for path in SHIPPED
     if path.name != "howto100m.yaml"  # needs the data set's lists: test_howto100m.py makes small ones
     for profile in (None, *(yaml.safe_load(path.read_text()).get("profiles") or ()))
+    if (path.stem, profile) not in PLANNED_BY_THEIR_OWN_TESTS
 ]
 FILES = ("captions_train2014.json", "captions_val2014.json")  # that a user of the profiles brings
 FOLDERS = ("train2014", "val2014")

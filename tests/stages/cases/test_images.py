@@ -20,11 +20,14 @@ Case = Callable[[str], Path]
     [
         ("data/001_missing1k.jpg", "damaged: Corrupt JPEG data: premature end of data segment"),
         ("data/half_with_eoi.jpg", "damaged: Corrupt JPEG data: premature end of data segment"),
-        ("data/half.webp", "truncated: it starts as WEBP"),
-        ("data/half.avif", "truncated: it starts as AVIF"),
-        ("data/16bit.s.tif", "unsupported_pixels: mode I has no standard conversion to RGB"),
-        ("data/big225.png", "too_many_pixels: 225000000 pixels, the limit is 50000000"),
-        ("png/grey_trns.png", "transparent: alpha is at most 0 of 255 everywhere"),
+        ("data/half.webp", "truncated: the file starts as WEBP"),
+        ("data/half.avif", "truncated: the file starts as AVIF"),
+        ("data/16bit.s.tif", "unsupported_pixels: pixels of mode I have no standard conversion to RGB"),
+        ("data/big225.png", "too_many_pixels: the image has 225000000 pixels, the limit is 50000000"),
+        (
+            "png/grey_trns.png",
+            "transparent: the image is transparent: the alpha of every pixel is at most 0 of 255",
+        ),
     ],
 )
 def test_what_is_refused(case: Case, name: str, said: str) -> None:
@@ -37,7 +40,9 @@ def test_a_limit_above_that_of_pillow_counts(case: Case) -> None:
     data = case("data/big225.png").read_bytes()
     found = verify(data, max_pixels=225_000_000)
     assert (found.width, found.height) == (15_000, 15_000)
-    with pytest.raises(RowFault, match=r"^too_many_pixels: 225000000 pixels, the limit is 224999999"):
+    with pytest.raises(
+        RowFault, match=r"^too_many_pixels: the image has 225000000 pixels, the limit is 224999999"
+    ):
         verify(data, max_pixels=224_999_999)
 
 

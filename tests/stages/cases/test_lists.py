@@ -90,8 +90,8 @@ def test_forms_of_annotations(case: Case, name: str, captions: dict[str, list[st
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("coco/coco_dupimg.json", r"images\[2\]: its id 1 is missing or used by another image"),
-        ("coco/coco_orphan.json", r"annotations\[3\]: there is no image with id 99"),
+        ("coco/coco_dupimg.json", r"images\[2\]: each image needs an id that no other image has, got 1"),
+        ("coco/coco_orphan.json", r"annotations\[3\]: image_id is 99, but no entry of `images` has this id"),
     ],
 )
 def test_annotations_that_contradict_themselves(case: Case, name: str, said: str) -> None:

@@ -40,7 +40,11 @@ FOLDERS = {"mpo/list.tsv": "mpo/w.yaml", "placeholder/list.tsv": "placeholder/w.
 def test_each_file_of_the_cases_has_a_test(case: Case) -> None:
     root = case("README.md").parent
     here = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - {"README.md"}
+    names = {
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    } - {"README.md"}
     unnamed = {name for name in names - FOLDERS.keys() if name not in here}
     assert {name for name in unnamed if not name.startswith("sidecars/")} == set()
 

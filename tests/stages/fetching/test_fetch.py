@@ -305,7 +305,7 @@ def test_expected_hashes(threats: Any, tmp_path: Path) -> None:
         "bad_hash",
         "hash_mismatch",
     ]
-    assert out.rejects[0].detail == f"sha256 is {sha256}, but the list says {bad}"
+    assert out.rejects[0].detail == f"the sha256 of the response is {sha256}, but the list says {bad}"
     assert out.rejects[1].detail == "'' is not an md5 (32) or sha256 (64 hexadecimal digits)"
     assert threats.asked == {"/ok.jpg": 3, "/bomb.png": 1}  # a row that cannot be checked is not asked for
 

@@ -89,10 +89,10 @@ def test_what_goes_wrong_has_the_codes_of_our_fetcher(threats: Any) -> None:
         "/hangs-up": ("disconnected", None),
         "/html.jpg": ("not_an_image", None),
         "/truncated.jpg": ("truncated", None),
-        "/empty": ("empty", "0 bytes"),
+        "/empty": ("empty", "the file has 0 bytes"),
         "/bomb.png": ("too_many_pixels", None),
         "/animation.gif": ("too_many_frames", None),
-        "/endless": ("too_large", "more than 1000000 bytes"),
+        "/endless": ("too_large", "the response has more than 1000000 bytes (max_bytes)"),
         "/garbage": ("img2dataset_error", "what is http"),
     }
     urls = [f"http://{HOST}{path}" for path in wanted]

@@ -79,12 +79,12 @@ def test_a_recipe_as_it_is_written() -> None:
             "streams.image: augment.crop: Unexpected keyword argument",
         ),
         (
-            {"streams": {"texts": {}}},
-            "streams: Blip reads no stream 'texts'; did you mean 'text'?; it reads image, text",
+            {"max_text_length": 20, "streams": {"text": {"max_length": 10}}},
+            "max_text_length is short for streams.text.max_length; set one of the two",
         ),
         (
-            {"teachers": {}},
-            "objectives: Itc needs a teacher named 'ema': add `teachers: {ema: {momentum: 0.995}}`",
+            {"streams": {"texts": {}}},
+            "streams: Blip reads no stream 'texts'; did you mean 'text'?; it reads image, text",
         ),
         (
             {"objectives": [{"use": "lm:Lm", "view": "masked"}]},
@@ -118,7 +118,7 @@ def test_an_unknown_objective_or_parameter_is_said_before_the_run() -> None:
     assert "unexpected keyword argument 'queue'" in said
 
 
-@pytest.mark.parametrize("wrong", [{"objektives": []}, {"augment": {"flip": True}}, {"schedule": "cos"}])
+@pytest.mark.parametrize("wrong", [{"objektives": []}, {"augments": {"flip": True}}, {"schedule": "cos"}])
 def test_unknown_keys_are_errors(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         train(**wrong)
