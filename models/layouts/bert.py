@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlpipe.models.layouts.table import Entry, Layout, linear
+from vlpipe.models.layouts.table import Entry, Layout, layers, linear
 
+QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 LAYER = {
     "out": "attention.output.dense",
     "norm1": "attention.output.LayerNorm",
@@ -29,12 +30,7 @@ def encoder(ours: str, theirs: str, num_layers: int) -> Iterator[Entry]:
     for name, other in (("words", "word"), ("positions", "position"), ("types", "token_type")):
         yield Entry(f"{ours}.embed.{name}.weight", (f"{theirs}.embeddings.{other}_embeddings.weight",))
     yield from linear(f"{ours}.embed.norm", f"{theirs}.embeddings.LayerNorm")
-    for i in range(num_layers):
-        own, other = f"{ours}.blocks.{i}", f"{theirs}.encoder.layer.{i}"
-        names = [f"{other}.attention.self.{x}" for x in ("query", "key", "value")]
-        yield from linear(f"{own}.qkv", *names)
-        for name, other_name in LAYER.items():
-            yield from linear(f"{own}.{name}", f"{other}.{other_name}")
+    yield from layers(f"{ours}.blocks", f"{theirs}.encoder.layer", num_layers, QKV, LAYER)
 
 
 def entries(c: Any, kind: str) -> Iterator[Entry]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vlpipe.models.layouts.table import Entry, Layout, linear
+from vlpipe.models.layouts.table import Entry, Layout, layers, linear
 
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 LAYER = {
     "norm1": "layer_norm1",
     "out": "self_attn.out_proj",
@@ -14,15 +15,6 @@ LAYER = {
     "up": "mlp.fc1",
     "down": "mlp.fc2",
 }
-
-
-def layers(ours: str, theirs: str, num_layers: int) -> Iterator[Entry]:
-    """The layers of one encoder; our query, key and value are one matrix."""
-    for i in range(num_layers):
-        own, other = f"{ours}.blocks.{i}", f"{theirs}.encoder.layers.{i}"
-        yield from linear(f"{own}.qkv", *(f"{other}.self_attn.{x}_proj" for x in "qkv"))
-        for name, other_name in LAYER.items():
-            yield from linear(f"{own}.{name}", f"{other}.{other_name}")
 
 
 def entries(c: Any, kind: str) -> Iterator[Entry]:
@@ -44,11 +36,11 @@ def entries(c: Any, kind: str) -> Iterator[Entry]:
     )
     yield from linear("patches.patch", f"{image}.embeddings.patch_embedding", bias=False)
     yield from linear("pre_norm", f"{image}.pre_layrnorm")
-    yield from layers("vision", image, c.vision_layers)
+    yield from layers("vision.blocks", f"{image}.encoder.layers", c.vision_layers, QKV, LAYER)
     yield from linear("vision.norm", f"{image}.post_layernorm")
     yield Entry("words.words.weight", (f"{text}.embeddings.token_embedding.weight",))
     yield Entry("words.positions.weight", (f"{text}.embeddings.position_embedding.weight",))
-    yield from layers("text", text, c.text_layers)
+    yield from layers("text.blocks", f"{text}.encoder.layers", c.text_layers, QKV, LAYER)
     yield from linear("text.norm", f"{text}.final_layer_norm")
     yield from linear("image_proj", "visual_projection", bias=False)
     yield from linear("text_proj", "text_projection", bias=False)

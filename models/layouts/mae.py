@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vlpipe.models.layouts.table import Entry, Layout, linear
+from vlpipe.models.layouts.table import Entry, Layout, layers, linear
 
+QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 LAYER = {
     "norm1": "layernorm_before",
     "out": "attention.o_proj",
@@ -16,26 +17,17 @@ LAYER = {
 }
 
 
-def layers(ours: str, theirs: str, num_layers: int) -> Iterator[Entry]:
-    """The layers of encoder or decoder; our query, key and value are one matrix."""
-    for i in range(num_layers):
-        own, other = f"{ours}.blocks.{i}", f"{theirs}.{i}"
-        yield from linear(f"{own}.qkv", *(f"{other}.attention.{x}_proj" for x in "qkv"))
-        for name, other_name in LAYER.items():
-            yield from linear(f"{own}.{name}", f"{other}.{other_name}")
-
-
 def entries(c: Any, kind: str) -> Iterator[Entry]:
     """The table of all weights. Positions are the same fixed table in both."""
     yield Entry("patches.class_token", ("vit.embeddings.cls_token",))
     yield Entry("patches.positions", ("vit.embeddings.position_embeddings",))
     yield from linear("patches.patch", "vit.embeddings.patch_embeddings.projection")
-    yield from layers("vision", "vit.layers", c.layers)
+    yield from layers("vision.blocks", "vit.layers", c.layers, QKV, LAYER)
     yield from linear("vision.norm", "vit.layernorm")
     yield from linear("to_decoder", "decoder.decoder_embed")
     yield Entry("mask_token", ("decoder.mask_token",))
     yield Entry("decoder_positions", ("decoder.decoder_pos_embed",))
-    yield from layers("decoder", "decoder.decoder_layers", c.decoder_layers)
+    yield from layers("decoder.blocks", "decoder.decoder_layers", c.decoder_layers, QKV, LAYER)
     yield from linear("decoder.norm", "decoder.decoder_norm")
     yield from linear("to_pixels", "decoder.decoder_pred")
 

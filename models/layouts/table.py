@@ -34,6 +34,19 @@ class Entry:
     their_shape: tuple[int, ...] | None = None
 
 
+def layers(
+    ours: str, theirs: str, num_layers: int, qkv: Sequence[str], names: Mapping[str, str]
+) -> Iterator[Entry]:
+    """The layers `ours.0`, `ours.1`, ... of an encoder; our query, key and value are one matrix.
+
+    qkv: their names of the three; names: our name of each other part -> theirs, within a layer.
+    """
+    for i in range(num_layers):
+        yield from linear(f"{ours}.{i}.qkv", *(f"{theirs}.{i}.{name}" for name in qkv))
+        for own, other in names.items():
+            yield from linear(f"{ours}.{i}.{own}", f"{theirs}.{i}.{other}")
+
+
 def to_ours(entries: Sequence[Entry], theirs: Mapping[str, Tensor], ignored: str) -> dict[str, Tensor]:
     """Our tensors. ValueError lists every name missing, and every unknown one that `ignored` (regex) does
     not match.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vlpipe.models.layouts.table import Entry, Layout, linear
+from vlpipe.models.layouts.table import Entry, Layout, layers, linear
 
+QKV = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
 LAYER = {
     "norm1": "layernorm_before",
     "out": "attention.output.dense",
@@ -27,12 +28,7 @@ def entries(c: Any, kind: str) -> Iterator[Entry]:
     yield Entry("patches.positions", (f"{theirs}.position_embeddings",))
     yield from linear("patches.patch", f"{theirs}.patch_embeddings.projection")
     yield Entry("modality.weight", (f"{theirs}.token_type_embeddings.weight",))
-    for i in range(c.layers):
-        own, other = f"encoder.blocks.{i}", f"vilt.encoder.layer.{i}"
-        names = [f"{other}.attention.attention.{x}" for x in ("query", "key", "value")]
-        yield from linear(f"{own}.qkv", *names)
-        for name, other_name in LAYER.items():
-            yield from linear(f"{own}.{name}", f"{other}.{other_name}")
+    yield from layers("encoder.blocks", "vilt.encoder.layer", c.layers, QKV, LAYER)
     yield from linear("encoder.norm", "vilt.layernorm")
     yield from linear("pooler.dense", "vilt.pooler.dense")
     yield from linear("word_head.dense", "mlm_score.transform.dense")

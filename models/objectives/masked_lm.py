@@ -13,19 +13,20 @@ from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
 
 
-class MaskedLm(Objective):
-    """`mlm`: cross entropy per masked word, in nats; `mlm_accuracy` is a diagnostic.
+class MaskedIds(Objective):
+    """Base of losses on masked ids of one stream: cross entropy per masked id in nats, and the accuracy as a diagnostic.
 
-    Its view needs the corruptor `mask_text` for the stream `stream`. matched_only: leave out rows that the view's `mismatch`
+    stream: the stream whose target["ids"] a corruptor recorded. matched_only: leave out rows that the view's `mismatch`
     paired wrongly (ViLBERT, Unicoder-VL).
     """
 
-    LOSSES = ("mlm",)
-    NEEDS = (FillsWords,)
-
-    def __init__(self, *, stream: str = "text", matched_only: bool = False) -> None:
+    def __init__(self, *, stream: str, matched_only: bool = False) -> None:
         super().__init__()
         self.stream, self.matched_only = stream, matched_only
+
+    def logits(self, out: Outputs, masked: Tensor) -> Tensor:
+        """Returns the logits (M, V) of the masked positions; masked: (B, L) bool with M True."""
+        raise NotImplementedError
 
     def _targets(self, batch: Batch) -> Tensor:
         targets = batch.stream(self.stream).target["ids"]
@@ -34,15 +35,29 @@ class MaskedLm(Objective):
         return targets
 
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
-        return {"mlm": (self._targets(batch) != IGNORE).sum()}
+        return {self.LOSSES[0]: (self._targets(batch) != IGNORE).sum()}
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
-        targets = self._targets(out.batch)
+        (name,), targets = self.LOSSES, self._targets(out.batch)
         masked = targets != IGNORE
-        logits = out.model.predict_words(out.word_hidden[masked]).float()
+        logits = self.logits(out, masked).float()
         total = F.cross_entropy(logits, targets[masked], reduction="sum")
         right = (logits.argmax(1) == targets[masked]).sum().float()
-        return {"mlm": Term(total, masked.sum()), "mlm_accuracy": Term(right, masked.sum())}
+        return {name: Term(total, masked.sum()), f"{name}_accuracy": Term(right, masked.sum())}
+
+
+class MaskedLm(MaskedIds):
+    """`mlm` and `mlm_accuracy`: masked words. Its view needs the corruptor `mask_text`; see `MaskedIds`."""
+
+    LOSSES = ("mlm",)
+    NEEDS = (FillsWords,)
+
+    def __init__(self, *, stream: str = "text", matched_only: bool = False) -> None:
+        super().__init__(stream=stream, matched_only=matched_only)
+
+    def logits(self, out: Outputs, masked: Tensor) -> Tensor:
+        found: Tensor = out.model.predict_words(out.word_hidden[masked])
+        return found
 
 
 def match_labels(batch: Batch) -> Tensor:
