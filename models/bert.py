@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlpipe.models.blocks.bert import NORM_EPS, BertEncoder, init_bert
+from vlpipe.models.blocks.bert import BertEncoder
+from vlpipe.models.blocks.post_norm import NORM_EPS, init_bert
 from vlpipe.models.blocks.text import Pooler, WordHead
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs

@@ -12,12 +12,14 @@ NORM_EPS = 1e-12  # BERT's
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    """norm(x + attention(x)): (B, L, width) -> (B, L, width)."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float, norm_eps: float = NORM_EPS) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """`mask` (B, 1, 1, L) of keys, True = look."""
@@ -75,12 +77,16 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int, dropout: float) -> None:
+    """norm(x + mlp(x)): (B, L, width) -> (B, L, width). mlp_width: None for 4 x width."""
+
+    def __init__(
+        self, width: int, dropout: float, mlp_width: int | None = None, norm_eps: float = NORM_EPS
+    ) -> None:
         super().__init__()
         self.dropout = dropout
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.up = nn.Linear(width, mlp_width or 4 * width)
+        self.down = nn.Linear(mlp_width or 4 * width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.norm(x + F.dropout(self.down(F.gelu(self.up(x))), self.dropout, self.training))
@@ -90,10 +96,17 @@ class FeedForward(nn.Module):
 class PostNormLayer(nn.Module):
     """Self-attention, then feed-forward: (B, L, width) -> (B, L, width). mask: see `SelfAttention`."""
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        dropout: float,
+        mlp_width: int | None = None,
+        norm_eps: float = NORM_EPS,
+    ) -> None:
         super().__init__()
-        self.attention = SelfAttention(width, num_heads, dropout)
-        self.feed_forward = FeedForward(width, dropout)
+        self.attention = SelfAttention(width, num_heads, dropout, norm_eps)
+        self.feed_forward = FeedForward(width, dropout, mlp_width, norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         out: Tensor = self.feed_forward(self.attention(x, mask))

@@ -17,11 +17,11 @@ from vlpipe.models.layouts.table import Entry, Layout, layers, linear
 
 QKV = ("attention.self.query", "attention.self.key", "attention.self.value")
 LAYER = {
-    "out": "attention.output.dense",
-    "norm1": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "norm2": "output.LayerNorm",
+    "attention.out": "attention.output.dense",
+    "attention.norm": "attention.output.LayerNorm",
+    "feed_forward.up": "intermediate.dense",
+    "feed_forward.down": "output.dense",
+    "feed_forward.norm": "output.LayerNorm",
 }
 
 
@@ -30,7 +30,9 @@ def encoder(ours: str, theirs: str, num_layers: int) -> Iterator[Entry]:
     for name, other in (("words", "word"), ("positions", "position"), ("types", "token_type")):
         yield Entry(f"{ours}.embed.{name}.weight", (f"{theirs}.embeddings.{other}_embeddings.weight",))
     yield from linear(f"{ours}.embed.norm", f"{theirs}.embeddings.LayerNorm")
-    yield from layers(f"{ours}.blocks", f"{theirs}.encoder.layer", num_layers, QKV, LAYER)
+    yield from layers(
+        f"{ours}.blocks", f"{theirs}.encoder.layer", num_layers, QKV, LAYER, our_qkv="attention.qkv"
+    )
 
 
 def entries(c: Any, kind: str) -> Iterator[Entry]:

@@ -35,14 +35,19 @@ class Entry:
 
 
 def layers(
-    ours: str, theirs: str, num_layers: int, qkv: Sequence[str], names: Mapping[str, str]
+    ours: str,
+    theirs: str,
+    num_layers: int,
+    qkv: Sequence[str],
+    names: Mapping[str, str],
+    our_qkv: str = "qkv",
 ) -> Iterator[Entry]:
     """The layers `ours.0`, `ours.1`, ... of an encoder; our query, key and value are one matrix.
 
     qkv: their names of the three; names: our name of each other part -> theirs, within a layer.
     """
     for i in range(num_layers):
-        yield from linear(f"{ours}.{i}.qkv", *(f"{theirs}.{i}.{name}" for name in qkv))
+        yield from linear(f"{ours}.{i}.{our_qkv}", *(f"{theirs}.{i}.{name}" for name in qkv))
         for own, other in names.items():
             yield from linear(f"{ours}.{i}.{own}", f"{theirs}.{i}.{other}")
 

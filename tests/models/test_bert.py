@@ -77,8 +77,8 @@ def test_outputs_loss_and_gradients_are_those_of_transformers(theirs: BertForPre
     loss.backward()
     wanted.loss.backward()
     layer, other = ours.encoder.blocks[0], theirs.bert.encoder.layer[0]
-    assert close(layer.up.weight.grad, other.intermediate.dense.weight.grad)
-    assert close(layer.qkv.weight.grad[:24], other.attention.self.query.weight.grad)
+    assert close(layer.feed_forward.up.weight.grad, other.intermediate.dense.weight.grad)
+    assert close(layer.attention.qkv.weight.grad[:24], other.attention.self.query.weight.grad)
     words = theirs.bert.embeddings.word_embeddings.weight.grad
     assert close(ours.encoder.embed.words.weight.grad, words)
 

@@ -114,6 +114,6 @@ def test_it_starts_from_bert_and_centroids(tmp_path: Path) -> None:
         model.encoder.embed.positions.weight, theirs.bert.embeddings.position_embeddings.weight[:12]
     )
     layer, other = model.encoder.blocks[0], theirs.bert.encoder.layer[0]
-    assert torch.equal(layer.down.weight, other.output.dense.weight)
+    assert torch.equal(layer.feed_forward.down.weight, other.output.dense.weight)
     with pytest.raises(VlpipeError, match=r"wanted centroids of shape \(4, 8\)"):
         start(model, bert, centroids[:, :4])
