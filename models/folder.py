@@ -85,7 +85,10 @@ def _same_class(cls: type, use: str | None, folder: Path) -> None:
 
 
 def _model_class(name: str, folder: Path) -> type[Model]:
-    """Returns the class that a folder names. A folder may come from a stranger: only a `Model` is taken, no other code."""
+    """Returns the class that a folder names. Its module is imported, so it must be on the Python path already.
+
+    Raises ValueError for a module of the standard library, and for what is no `Model`.
+    """
     module = name.partition(":")[0]
     if module.partition(".")[0] in sys.stdlib_module_names:
         raise ValueError(f"model: {folder / 'config.json'} names {name!r}, which is no model")

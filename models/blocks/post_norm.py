@@ -22,12 +22,12 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """`mask` (B, 1, 1, L) of keys, True = look."""
+        """mask: (B, 1, 1, L) bool, True for the keys to attend to."""
         q, k, v = self._qkv(x)
         return self._close(x, attend(q, k, v, mask, causal, self._rate()))
 
     def first(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`forward` at position 0 alone, (B, 1, D): the others are only looked at."""
+        """Returns the output at position 0 alone, (B, 1, D); the other positions are only keys and values."""
         width = x.shape[2]
         weight, bias = self.qkv.weight, self.qkv.bias
         q = F.linear(x[:, :1], weight[:width], bias[:width]).unflatten(2, (self.num_heads, -1))
@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries of x (B, L, width) look at a context (B, N, context_width)."""
+    """Cross-attention of x (B, L, width) to a context (B, N, context_width)."""
 
     def __init__(self, width: int, context_width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
-        """`mask` (B, 1, 1, N) of keys, True = look."""
+        """mask: (B, 1, 1, N) bool, True for the keys to attend to."""
         batch, length, _ = x.shape
         q = self.q(x).view(batch, length, self.num_heads, -1).transpose(1, 2)
         mixed = attend(q, *keys_values, mask, False, self.dropout if self.training else 0.0)

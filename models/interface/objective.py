@@ -17,7 +17,9 @@ Scope = Literal["sample", "batch", "rank"]
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A loss or diagnostic of one batch on one rank: its mean is `total / count`, summed over micro-batches and ranks."""
+    """A loss or diagnostic of one micro-batch on one rank. Its mean is the sum of totals over the sum of counts, of all
+    micro-batches and ranks.
+    """
 
     total: Tensor  # scalar: the sum over the counted items
     count: Tensor | float  # how many items were summed
