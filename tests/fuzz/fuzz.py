@@ -24,6 +24,8 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -54,11 +56,21 @@ def kind_of(name: str) -> Kind:
     return found
 
 
+@contextmanager
+def ends_what_hangs() -> Iterator[None]:
+    """Context manager: a signal ends the process after HANGS_S CPU seconds in it, whatever C code is running."""
+    signal.setitimer(signal.ITIMER_PROF, HANGS_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def cpu_s(kind: Kind, data: bytes) -> float:
-    signal.setitimer(signal.ITIMER_PROF, HANGS_S)  # the signal ends the process, whatever C code it is in
-    begin = time.process_time()
-    kind.refuses(data)
-    return time.process_time() - begin
+    with ends_what_hangs():
+        begin = time.process_time()
+        kind.refuses(data)
+        return time.process_time() - begin
 
 
 def slope(kind: Kind, made: Shape) -> tuple[float, int] | None:
@@ -96,10 +108,10 @@ class Search:
         while time.monotonic() < end:
             data = mutant(self.rng, self.kind)
             self.current.write_bytes(data)
-            signal.setitimer(signal.ITIMER_PROF, HANGS_S)
             begin = time.process_time()
             try:
-                self.num_refused += self.kind.refuses(data)
+                with ends_what_hangs():
+                    self.num_refused += self.kind.refuses(data)
             except Exception as error:
                 self.store(data, error)
             self.num_mutants += 1

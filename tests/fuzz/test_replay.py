@@ -1,6 +1,7 @@
 """Every stored input is read or refused, all of them within a fixed CPU time; `fuzz.py` finds more of them."""
 
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,19 @@ def test_what_is_steeper_than_allowed(monkeypatch: pytest.MonkeyPatch, power: fl
     found = fuzz.slope(kind_that(len), Shape(b"", b"x", b"", b"", b""))
     assert found
     assert (found[0] > fuzz.MAX_RATIO) == steep
+
+
+def test_no_timer_is_left_that_would_end_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was left ended whichever test ran 20 CPU seconds later."""
+    monkeypatch.setattr(fuzz, "STORED", tmp_path)
+
+    def read(data: bytes) -> None:
+        raise KeyError("x")
+
+    search = fuzz.Search(kind_that(read), random.Random(0), tmp_path / "current")
+    search.mutants(0.05)
+    with pytest.raises(KeyError):
+        fuzz.cpu_s(search.kind, b"abc")
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
