@@ -151,7 +151,7 @@ def executing(
 
     If Interrupted leaves the block, the process exits with 128 + the signal's number.
     """
-    with heeding_interrupts() as check, exiting_by_signal():
+    with exiting_by_signal(), heeding_interrupts() as check:
         executor = make_executor(run_id, local=local, address=address)
         try:
             with ProgressWatcher(out, store) as progress:

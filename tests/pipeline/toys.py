@@ -234,6 +234,21 @@ class Deaf(MapStage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamesNoSignal(MapStage):
+    """A library interrupted by SIGTERM that raises its own KeyboardInterrupt, as Ray does while it waits."""
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(rows: pa.Table) -> pa.Table:
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+            raise KeyboardInterrupt
+
+        yield work
+
+
+@dataclass(frozen=True, kw_only=True)
 class Payload(MapStage):
     """Reads the heavy column that another step wrote."""
 

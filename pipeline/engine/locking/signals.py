@@ -30,7 +30,8 @@ class Interrupted(KeyboardInterrupt):
 def heeding_interrupts() -> Iterator[Callable[[], None]]:
     """Makes each signal raise Interrupted in the main thread. Yields a function that raises it too if a signal has arrived.
 
-    An ignored SIGHUP (nohup) stays ignored.
+    A library may catch it and raise its own KeyboardInterrupt, which names no signal: Ray does while it waits. Such an
+    exception leaves the block as Interrupted. An ignored SIGHUP (nohup) stays ignored.
     """
     came: list[int] = []
 
@@ -48,6 +49,9 @@ def heeding_interrupts() -> Iterator[Callable[[], None]]:
             signal.signal(number, handle)
     try:
         yield check
+    except KeyboardInterrupt:
+        check()
+        raise
     finally:
         for number, handler in before.items():
             if handler is not None:  # None: installed by C code, cannot be restored from Python
