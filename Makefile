@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test fuzz check bench format clean
+.PHONY: demo test test-all check bench fuzz format clean
 
 .venv/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,8 +14,14 @@ demo: .venv/stamp  ## the main job: noisy pairs in, a better model out
 	vlpipe run workflows/blip_capfilt.yaml
 	vlpipe report workflows/blip_capfilt.yaml --out runs/blip_capfilt/report.html
 
-test: .venv/stamp  ## one process more than there are CPUs: many tests wait
-	python -m pytest -q --dist worksteal -n $$(python -c "import os; print((os.cpu_count() or 1) + 1)")
+# One process more than there are CPUs: many tests wait.
+PYTEST := python -m pytest -q --dist worksteal -n $$(python -c "import os; print((os.cpu_count() or 1) + 1)")
+
+test: .venv/stamp
+	$(PYTEST)
+
+test-all: .venv/stamp  ## also the exhaustive tests, which `make test` only samples
+	$(PYTEST) -m ""
 
 fuzz: .venv/stamp  ## five minutes of odd inputs; what is found is stored, and replayed by `make test`
 	python tests/fuzz/fuzz.py --seed $$(date +%s)

@@ -16,6 +16,7 @@ from vlpipe.pipeline.engine.local_executor import LocalExecutor
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.records.forget_journal import is_half_done
 from vlpipe.pipeline.engine.runner import Run
+from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.forget.apply import finish, forget
 from vlpipe.pipeline.forget.scan import find
@@ -55,6 +56,7 @@ def again(folder: Path, text: str) -> int:
 
 
 def main(folder: Path, step: int) -> None:
+    leave_pandas_alone()
     (folder / "num.txt").write_text("20")
     text = (CHAIN + EXPORT).replace("LIST", str(folder / "num.txt"))
     (folder / "entries.txt").write_text(f"id:{row_id(2)}\nurl:{url(4)}\ndomain:host17.test\n")

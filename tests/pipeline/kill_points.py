@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import toys  # noqa: F401  # here, and not in each fork
 from helpers import CHAIN, left, run
 
+from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.storage import store
 
 
@@ -64,6 +66,7 @@ def run_whole(folder: Path) -> int:
 
 
 def main(folder: Path) -> None:
+    leave_pandas_alone()
     undisturbed = folder / "undisturbed"
     undisturbed.mkdir()
     assert forked(lambda: run_whole(undisturbed)) == 0

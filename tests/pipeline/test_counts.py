@@ -24,9 +24,12 @@ def toy(bad: str = "[]", mend: str | Path = "none") -> str:
 
 
 @pytest.mark.parametrize("ray", [False, True], ids=["local", "ray"])
-def test_counts_are_summed_over_batches_and_shards(tmp_path: Path, ray: bool) -> None:
+def test_counts_are_summed_over_batches_and_shards(
+    tmp_path: Path, ray: bool, request: pytest.FixtureRequest
+) -> None:
     """Halving a batch around the rows that break it counts every other row once."""
-    one = run(tmp_path, toy("[3, 8, 9]"), ray=ray)["count"]
+    address = request.getfixturevalue("two_cpus") if ray else None
+    one = run(tmp_path, toy("[3, 8, 9]"), address=address)["count"]
     assert [dict(r.counts) for r in one.receipts] == [
         {"fails:small": 2, "odd": 2},
         {"fails:small": 0, "odd": 2},

@@ -323,14 +323,15 @@ def test_strict_json_of_anything() -> None:
     assert told["a"] == [1, "nan"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["Raises", "RaisesInActor"])
-def test_deadlines_hold_on_ray_too(tmp_path: Path, stage: str) -> None:
-    step = f'use: "odd_toys:{stage}", what: sleeps, bad: [3], seconds: 600'
-    text = over(step, num=4, more=", row_group_timeout_s: 3").replace(
-        "max_reject_rate: 0.2", "max_reject_rate: 0.3"
-    )
-    steps = run(tmp_path, text, ray=True)
-    (found,) = rejects(tmp_path, steps["b"])
-    assert (found["id"], found["why"]) == ("id3", "deadline")
-    assert rows(tmp_path, steps["b"])["n"].to_pylist() == [0, 1, 2]
+def test_deadlines_hold_on_ray_too(tmp_path: Path, two_cpus: str) -> None:
+    step = "what: sleeps, seconds: 600, from: a, max_reject_rate: 0.3, row_group_timeout_s: 3"
+    text = f"""
+steps:
+  a: {{use: "toys:Numbers", num_rows: 4}}
+  task: {{use: "odd_toys:Raises", bad: [3], {step}}}
+  actor: {{use: "odd_toys:RaisesInActor", bad: [2], {step}}}
+"""
+    steps = run(tmp_path, text, address=two_cpus)
+    for name, bad in {"task": 3, "actor": 2}.items():
+        assert [(r["id"], r["why"]) for r in rejects(tmp_path, steps[name])] == [(f"id{bad}", "deadline")]
+        assert rows(tmp_path, steps[name])["n"].to_pylist() == [n for n in range(4) if n != bad]

@@ -1,30 +1,21 @@
 """Pools of actors on a cluster of two CPUs: who gets a CPU, who lets go, and that nothing waits for ever."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from helpers import left, rejects, rows, run
 
 TIMED = '{{use: "toys:{use}", from: {above}, seconds: 0.2, times: "{folder}/{name}.txt", meets: "{meets}"}}'
 
 
-@pytest.fixture(scope="module")
-def two_cpus() -> Iterator[str]:
-    """The address of a cluster with two CPUs and, by its own account, a GPU, whatever this machine has."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
-    yield cluster.address
-    cluster.shutdown()
-
-
-def workflow(folder: Path, *steps: tuple[str, str], end: str = "", meets: str = "") -> str:
+def workflow(
+    folder: Path, *steps: tuple[str, str], end: str = "", meets: str = "", num: int = 60, shard_rows: int = 5
+) -> str:
     """`numbers` in 12 shards, and below it one timed step after the other: (name, class).
 
     The last 4 shards of the first step wait until the file `meets` is there.
     """
-    text, above = 'steps:\n  numbers: {use: "toys:Numbers", num_rows: 60, shard_rows: 5}\n', "numbers"
+    numbers = f'{{use: "toys:Numbers", num_rows: {num}, shard_rows: {shard_rows}}}'
+    text, above = f"steps:\n  numbers: {numbers}\n", "numbers"
     for name, use in steps:
         text += f"  {name}: {TIMED.format(use=use, above=above, folder=folder, name=name, meets=meets)}\n"
         above, meets = name, ""
@@ -74,18 +65,20 @@ def test_a_row_that_kills_an_actor_is_found_while_its_pool_holds_every_cpu(
     step = (
         '{use: "toys:BreaksInActor", from: numbers, kills: [2], max_reject_rate: 0.2, resources: {cpus: 2}}'
     )
-    steps = run(tmp_path, workflow(tmp_path, end=f"  b: {step}\n"), address=two_cpus)
-    assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(60) if n != 2]
+    text = workflow(tmp_path, end=f"  b: {step}\n", num=12, shard_rows=3)
+    steps = run(tmp_path, text, address=two_cpus)
+    assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(12) if n != 2]
     assert [(r["id"], r["why"]) for r in rejects(tmp_path, steps["b"])] == [("id2", "killed_worker")]
 
 
 def test_three_neighbours_that_each_kill_their_actor_end_well(tmp_path: Path, two_cpus: str) -> None:
     """Who dies with another shard has not had an attempt."""
-    step = '{use: "toys:BreaksInActor", from: numbers, kills: [2, 7, 12], max_reject_rate: 0.2}'
-    steps = run(tmp_path, workflow(tmp_path, end=f"  b: {step}\n"), address=two_cpus)
-    assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(60) if n not in (2, 7, 12)]
+    step = '{use: "toys:BreaksInActor", from: numbers, kills: [1, 2, 4], max_reject_rate: 0.5}'
+    text = workflow(tmp_path, end=f"  b: {step}\n", num=12, shard_rows=2)
+    steps = run(tmp_path, text, address=two_cpus)
+    assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(12) if n not in (1, 2, 4)]
     found = [(r["id"], r["why"]) for r in rejects(tmp_path, steps["b"])]
-    assert found == [("id2", "killed_worker"), ("id7", "killed_worker"), ("id12", "killed_worker")]
+    assert found == [("id1", "killed_worker"), ("id2", "killed_worker"), ("id4", "killed_worker")]
 
 
 def test_a_pool_works_beside_the_tasks_that_feed_it(tmp_path: Path, two_cpus: str) -> None:
@@ -104,22 +97,17 @@ def test_a_gather_step_starts_while_another_branch_has_work(tmp_path: Path, two_
     assert rows(tmp_path, steps["long"]).num_rows == 60
 
 
-@pytest.mark.parametrize("use", ["Placed", "PlacedInActor"])
-def test_a_gpu_is_there_only_for_a_step_that_asks_for_one(tmp_path: Path, two_cpus: str, use: str) -> None:
+def test_a_gpu_is_there_only_for_a_step_that_asks_for_one(tmp_path: Path, two_cpus: str) -> None:
+    gpu = "resources: {gpus: 1, memory_gb: 0.25}"
     text = f"""steps:
   numbers: {{use: "toys:Numbers", num_rows: 2}}
-  without: {{use: "toys:{use}", from: numbers}}
-  with: {{use: "toys:{use}", from: numbers, resources: {{gpus: 1, memory_gb: 0.25}}}}
+  without: {{use: "toys:Placed", from: numbers}}
+  with: {{use: "toys:Placed", from: numbers, {gpu}}}
+  actor_without: {{use: "toys:PlacedInActor", from: numbers}}
+  actor_with: {{use: "toys:PlacedInActor", from: numbers, {gpu}}}
 """
     steps = run(tmp_path, text, address=two_cpus)
-    columns = ["visible", "device", "memory"]
-    assert [*rows(tmp_path, steps["without"]).select(columns).slice(0, 1).to_pylist()[0].values()] == [
-        "",
-        "cpu",
-        0,
-    ]
-    assert [*rows(tmp_path, steps["with"]).select(columns).slice(0, 1).to_pylist()[0].values()] == [
-        "0",
-        "cuda",
-        2**28,
-    ]
+    for name, placed in {"without": ["", "cpu", 0], "with": ["0", "cuda", 2**28]}.items():
+        for one in (steps[name], steps[f"actor_{name}"]):
+            table = rows(tmp_path, one).select(["visible", "device", "memory"])
+            assert [*table.slice(0, 1).to_pylist()[0].values()] == placed, one.name

@@ -195,7 +195,7 @@ def test_elsewhere_the_streams_are_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_on_ray_too(tmp_path: Path) -> None:
+def test_on_ray_too(tmp_path: Path, two_cpus: str) -> None:
     steps = '  slow: {use: "progress_toys:Slow", from: rows, seconds: 6}\n'
-    said = case(tmp_path, steps, num=1000)("run")
+    said = case(tmp_path, steps, num=1000)("run", "--address", two_cpus)
     assert any("512 of 1,000 rows of shard 0 under way" in line for line in said)

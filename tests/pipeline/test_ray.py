@@ -45,33 +45,39 @@ def test_ray_and_local_give_the_same_bytes(tmp_path: Path) -> None:
     assert left(there / "root") == left(here / "root")
 
 
-def test_a_row_that_kills_its_worker_is_found_and_named(tmp_path: Path) -> None:
-    steps = run(tmp_path, KILLS, ray=True)
+def test_a_row_that_kills_its_worker_is_found_and_named(tmp_path: Path, two_cpus: str) -> None:
+    steps = run(tmp_path, KILLS, address=two_cpus)
     assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(12) if n != 4]
     assert [(r["id"], r["kind"], r["why"]) for r in rejects(tmp_path, steps["b"])] == [
         ("id4", "fault", "killed_worker")
     ]
 
 
-def test_weights_that_cannot_be_loaded_are_the_steps_error_and_no_rows(tmp_path: Path) -> None:
+def test_weights_that_cannot_be_loaded_are_the_steps_error_and_no_rows(tmp_path: Path, two_cpus: str) -> None:
     text = 'steps:\n  a: {use: "toys:Numbers", num_rows: 5}\n  b: {use: "toys:Unopenable", from: a}\n'
     with pytest.raises(
         StepFailed, match=r"shard 0 of step 'b' failed: ValueError: the weights are of another model"
     ):
-        run(tmp_path, text, ray=True)
+        run(tmp_path, text, address=two_cpus)
     assert not list((tmp_path / "root").glob("b-*/_rejects"))
 
 
-def test_a_step_that_asks_for_more_than_there_is_is_an_error_not_a_hang(tmp_path: Path) -> None:
+def test_a_step_that_asks_for_more_than_there_is_is_an_error_not_a_hang(
+    tmp_path: Path, two_cpus: str
+) -> None:
+    from vlpipe.pipeline.engine.on_ray.connection import Cluster
+
     text = CHAIN.replace("by: 3}", "by: 3, resources: {cpus: 4000}}")
     with pytest.raises(
-        VlpipeError, match=r"step 'scale' needs 4000 CPU, and no node has that: this machine has \d+ CPU"
+        VlpipeError, match=r"step 'scale' needs 4000 CPU, and no node has that: the cluster has 2 CPU, 1 GPU"
     ):
-        run(tmp_path, text, ray=True)
+        run(tmp_path, text, address=two_cpus)
+    assert Cluster({}, None).nodes_text([{"CPU": 2}]).startswith("no node has that: this machine has 2 CPU")
 
 
 def driver(folder: Path, *more: str, env: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
-    """`vlpipe run` in a process of its own."""
+    """`vlpipe run` in a process of its own. A Ray that this process started or joined tells it nothing about tokens."""
+    env = env or {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
     command = [
         sys.executable,
         "-m",
@@ -145,7 +151,7 @@ def test_the_exit_code_is_the_signal_s_if_a_library_raises_its_own_interrupt(tmp
 @pytest.mark.parametrize(
     ("number", "code", "more"),
     [
-        (signal.SIGINT, 130, ()),
+        (signal.SIGINT, 130, ("--address",)),
         (signal.SIGTERM, 143, ()),
         (signal.SIGINT, 130, ("--local",)),
         (signal.SIGTERM, 143, ("--local",)),
@@ -153,10 +159,11 @@ def test_the_exit_code_is_the_signal_s_if_a_library_raises_its_own_interrupt(tmp
     ],
 )
 def test_an_interrupted_run_says_by_what_and_goes_on_later(
-    tmp_path: Path, number: signal.Signals, code: int, more: tuple[str, ...]
+    tmp_path: Path, number: signal.Signals, code: int, more: tuple[str, ...], request: pytest.FixtureRequest
 ) -> None:
-    slower = SLOW.replace("seconds: 0.1", "seconds: 0.5")  # it must not be done before it is interrupted
-    planned(tmp_path, slower)
+    planned(tmp_path, SLOW.replace("seconds: 0.1", "seconds: 3"))  # not done before it is interrupted
+    if "--address" in more:
+        more += (request.getfixturevalue("two_cpus"),)
     process = driver(tmp_path, *more)
     wait_for_receipts(tmp_path, 14, process)
     process.send_signal(number)
@@ -165,19 +172,21 @@ def test_an_interrupted_run_says_by_what_and_goes_on_later(
     assert process.stderr is not None
     said = process.stderr.read().decode()
     assert "Traceback" not in said
-    assert more or "have 10 s to finish" in " ".join(said.split())
-    steps = run(tmp_path, slower)
+    assert "--local" in more or "have 10 s to finish" in " ".join(said.split())
+    steps = run(tmp_path, SLOW.replace("seconds: 0.1", "seconds: 0"))
     assert rows(tmp_path, steps["payload"]).num_rows == 60
 
 
-def test_a_step_that_fails_leaves_another_branch_time_to_finish_its_shards(tmp_path: Path) -> None:
+def test_a_step_that_fails_leaves_another_branch_time_to_finish_its_shards(
+    tmp_path: Path, two_cpus: str
+) -> None:
     text = f"""steps:
   numbers: {{use: "toys:Numbers", num_rows: 10, shard_rows: 5}}
   fails: {{use: "toys:Loses", from: numbers}}
   slow: {{use: "toys:Timed", from: numbers, seconds: 3, times: {tmp_path}/times.txt}}
 """
     planned(tmp_path, text)
-    process = driver(tmp_path)
+    process = driver(tmp_path, "--address", two_cpus)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "a step failed; running tasks" in " ".join(said.decode().split())
@@ -185,7 +194,8 @@ def test_a_step_that_fails_leaves_another_branch_time_to_finish_its_shards(tmp_p
 
 
 def test_a_second_run_on_the_same_root_is_refused(tmp_path: Path) -> None:
-    planned(tmp_path, SLOW)
+    waits = f'"toys:Timed", from: numbers, seconds: 0, times: {tmp_path}/times, meets: {tmp_path}/refused'
+    planned(tmp_path, SLOW.replace('"toys:Scale", from: numbers, seconds: 0.1', waits))
     process = driver(tmp_path, "--local")
     wait_for_receipts(tmp_path, 2, process)
     other = driver(tmp_path, "--local")
@@ -194,6 +204,7 @@ def test_a_second_run_on_the_same_root_is_refused(tmp_path: Path) -> None:
     assert f"is in use by another run (process {process.pid}" in " ".join(
         other.stderr.read().decode().split()
     )
+    (tmp_path / "refused").touch()
     code = process.wait(timeout=60)
     assert process.stderr is not None
     assert code == 0, process.stderr.read().decode()

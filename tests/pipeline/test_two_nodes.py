@@ -82,10 +82,10 @@ needs_unshare = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where `vlpipe` is called: a workflow, a stage, the module it imports, the files it reads."""
-    at = tmp_path / "driver"
+    at = tmp_path_factory.mktemp("nodes") / "driver"
     (at / "lists").mkdir(parents=True)
     (at / "lab.py").write_text(STAGE.replace("DRIVER", str(at)))
     (at / "words.py").write_text("def upper(text):\n    return text.upper()\n")
@@ -173,14 +173,22 @@ def read(root: Path, step: str) -> pa.Table:
     )
 
 
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    """Of a cluster whose second node sees neither code nor `unseen` beside the driver's folder."""
+    unseen = folder.parent / "unseen"
+    unseen.mkdir()
+    with two_nodes([*hidden_code(folder), unseen]) as found:
+        yield found
+
+
 @needs_unshare
 @pytest.mark.slow
 def test_code_and_files_of_the_driver_reach_a_node_that_does_not_see_them(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, address: str
 ) -> None:
     root = tmp_path / "root"
-    with two_nodes(hidden_code(folder)) as address:
-        done = vlpipe_run(folder, root, address)
+    done = vlpipe_run(folder, root, address)
     assert done.returncode == 0, done.stderr
     rows = read(root, "said")
     assert rows["id"].to_pylist() == [f"id{n}" for n in range(12)]
@@ -190,11 +198,9 @@ def test_code_and_files_of_the_driver_reach_a_node_that_does_not_see_them(
 
 @needs_unshare
 @pytest.mark.slow
-def test_a_root_that_a_node_does_not_see_is_said_before_any_work(folder: Path, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    root.mkdir()
-    with two_nodes([root]) as address:
-        done = vlpipe_run(folder, root, address)
+def test_a_root_that_a_node_does_not_see_is_said_before_any_work(folder: Path, address: str) -> None:
+    root = folder.parent / "unseen"
+    done = vlpipe_run(folder, root, address)
     assert done.returncode == 1
     said = " ".join(done.stderr.split())
     assert "does not see the root" in said

@@ -38,14 +38,17 @@ def steps_of(runs: Runs) -> tuple[list[PlannedStep], Store]:
     return plan(Workflow.load(str(runs.file), root=str(runs.root)), store), store
 
 
-@pytest.mark.parametrize("how", [["--local"], []], ids=["local", "ray"])
-def test_the_same_bytes_as_if_nothing_had_failed(tmp_path: Path, how: list[str]) -> None:
+@pytest.mark.parametrize("ray", [False, True], ids=["local", "ray"])
+def test_the_same_bytes_as_if_nothing_had_failed(
+    tmp_path: Path, ray: bool, request: pytest.FixtureRequest
+) -> None:
     healthy, mend = toy(tmp_path / "healthy")
     mend.touch()
     healthy("run", "--local")
     runs, mend = toy(tmp_path / "shaky")
     runs("run", "--local")
     mend.touch()
+    how = ["--address", request.getfixturevalue("two_cpus")] if ray else ["--local"]
     said = runs("retry", "shaky", "--why", "odd", *how)
     assert "shaky: 3 row(s) in 3 shard(s) retried, 3 now in the output" in said
     runs("run", "--local")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,12 +63,14 @@ def slow_reference(weights: Weights, table: pa.Table, k_test: int, rerank: bool)
     ]
     images = [model.encode_image(torch.from_numpy(load_pixels([d], 16))) for d in table["image"].to_pylist()]
 
+    @functools.cache
     def sim(image: int, words: str) -> float:
         ids, mask = tokenizer.encode([words], 24)
         return float(
             model.image_features(images[image])[0] @ model.text_features(model.encode_text(ids, mask))[0]
         )
 
+    @functools.cache
     def final(image: int, words: str) -> float:
         ids, mask = tokenizer.encode([words], 24)
         return sim(image, words) + float(model.match_logits(ids, mask, images[image])[0, 1])

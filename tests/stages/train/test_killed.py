@@ -108,36 +108,37 @@ def promised(root: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("victim", ["trainer", "driver"])
 def test_killed_amid_training_it_leaves_the_same_files_and_no_process(
-    victim: str, workflow: Path, undisturbed: dict[str, Any], tmp_path: Path
+    workflow: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
+    """First the driver is killed; then, amid the run that goes on, the trainer."""
     root, gate = tmp_path / "killed", tmp_path / "gate"
-    process = start(workflow, root, gate=gate)
-    wait_until(gate.with_suffix(".pid").exists, process)
-    trainer, runs = int(gate.with_suffix(".pid").read_text()), [run_id(root)]
+    first = start(workflow, root, gate=gate)
+    trainer, run = at_the_gate(first, root, gate)
     assert [p.name for p in root.glob("train-*/work/*/checkpoints/*")] == ["000000003.pt"]
-    assert trainer in processes_of(runs[0])
-    assert trainer != process.pid
-    if victim == "driver":
-        process.kill()
-        process.wait()
-        process = start(
-            workflow, root, gate=gate
-        )  # its trainer waits too, after 5 of the 7 steps that are left
-        gate.with_suffix(".pid").unlink()
-        wait_until(gate.with_suffix(".pid").exists, process)
-        assert not processes_of(runs[0])
-        runs.append(run_id(root))
-        gate.touch()
-    else:
-        gate.touch()
-        os.kill(trainer, signal.SIGKILL)
-    end_well(process)
-    wait_until_gone(runs)
+    assert trainer in processes_of(run)
+    assert trainer != first.pid
+    first.kill()
+    first.wait()
+    second = start(workflow, root, gate=gate)  # its trainer waits too, after 5 of the 7 steps that are left
+    trainer, next_run = at_the_gate(second, root, gate)
+    assert not processes_of(run)
+    gate.touch()
+    os.kill(trainer, signal.SIGKILL)
+    end_well(second)
+    wait_until_gone([run, next_run])
     assert promised(root) == undisturbed
     (losses,) = root.glob("train-*/000000.parquet")
     assert set(pq.read_table(losses)["step"].to_pylist()) == {4, 8, 10}
+
+
+def at_the_gate(process: subprocess.Popen[bytes], root: Path, gate: Path) -> tuple[int, str]:
+    """Waits until the trainer waits; returns its process id, and the run's."""
+    told = gate.with_suffix(".pid")
+    wait_until(told.exists, process)
+    trainer = int(told.read_text())
+    told.unlink()
+    return trainer, run_id(root)
 
 
 def wait_until_gone(runs: list[str]) -> None:
