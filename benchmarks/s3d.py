@@ -27,8 +27,8 @@ import pyarrow as pa
 import torch
 from record import machine, machine_line, table
 
-from vlpipe.models.s3d import S3d
-from vlpipe.models.s3dg import S3dG
+from vlpipe.models.video.s3d import S3d
+from vlpipe.models.video.s3dg import S3dG
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.features.s3d import S3dFeatures

@@ -43,7 +43,7 @@ def write_inputs(data: Path, inputs: Path, num_clips: int | None) -> None:
     """list.csv and captions/ID.csv as MIL-NCE's are, each clip's caption over its whole length; random weights."""
     import torch
 
-    from vlpipe.models.s3dg import S3dG
+    from vlpipe.models.video.s3dg import S3dG
 
     shutil.rmtree(inputs, ignore_errors=True)
     (inputs / "captions").mkdir(parents=True)

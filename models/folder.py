@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlpipe.models.build import find
-from vlpipe.models.hub import local_folder
 from vlpipe.models.interface.model import Model
-from vlpipe.models.published import fill, read_state
+from vlpipe.models.weights.hub import local_folder
+from vlpipe.models.weights.published import fill, read_state
 
 FORMAT = "vlpipe.model"
-BELOW = "vlpipe.models"
+BELOW = "vlpipe.models.systems"
 FILES = ["*.json", "*.txt", "*.safetensors", "pytorch_model.bin"]
 
 
@@ -75,8 +75,11 @@ def load(source: str | Path, /, use: str | None = None, **changes: Any) -> Any:
 
 
 def use_of(cls: type) -> str:
-    """Returns `module:Class`, the module relative to vlpipe.models if it is below it."""
-    return f"{cls.__module__.removeprefix(BELOW + '.')}:{cls.__qualname__}"
+    """Returns `module:Class`; of a shipped system the module relative to vlpipe.models.systems, or its package there."""
+    module = cls.__module__.removeprefix(BELOW + ".")
+    package = module.partition(".")[0]
+    exported = getattr(sys.modules.get(f"{BELOW}.{package}"), cls.__qualname__, None)
+    return f"{package if exported is cls else module}:{cls.__qualname__}"
 
 
 def _same_class(cls: type, use: str | None, folder: Path) -> None:
@@ -120,8 +123,8 @@ def _class_for_file(source: str | Path, use: str | None) -> Any:
 
 
 def _shipped() -> list[type[Model]]:
-    """Returns the model classes that have a layout: `vlpipe.models.<name>` for each module of `layouts` but `table`."""
-    package = importlib.import_module(f"{BELOW}.layouts")
+    """Returns the model classes of the systems that have a layout: each module of `layouts` but `table` names one."""
+    package = importlib.import_module("vlpipe.models.layouts")
     found: list[type[Model]] = []
     for info in pkgutil.iter_modules(package.__path__):
         if info.name != "table":
@@ -131,6 +134,6 @@ def _shipped() -> list[type[Model]]:
                 for value in vars(module).values()
                 if isinstance(value, type)
                 and issubclass(value, Model)
-                and value.__module__ == module.__name__
+                and f"{value.__module__}.".startswith(f"{module.__name__}.")
             ]
     return found

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from vlpipe.models.hub import local_folder
+from vlpipe.models.weights.hub import local_folder
 
 PAD, UNK, CLS, SEP, MASK, DEC, ENC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK, DEC, ENC)

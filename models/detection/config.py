@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vlpipe.models.resnet import DEPTHS, Norm
+from vlpipe.models.video.resnet import DEPTHS, Norm
 
 STRIDE = 16  # of C4 maps
 

@@ -20,8 +20,8 @@ from vlpipe.models.detection.head import RoiHead
 from vlpipe.models.detection.matching import Target
 from vlpipe.models.detection.nms import nms, surviving_confidence
 from vlpipe.models.detection.rpn import Rpn
-from vlpipe.models.published import read_state
-from vlpipe.models.resnet import ResNet
+from vlpipe.models.video.resnet import ResNet
+from vlpipe.models.weights.published import read_state
 
 FORMAT = "vlpipe.models.detection"
 

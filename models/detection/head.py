@@ -15,7 +15,7 @@ from vlpipe.models.detection.boxes import ROI_WEIGHTS, encode
 from vlpipe.models.detection.config import STRIDE, DetectorConfig
 from vlpipe.models.detection.matching import OBJECT, Target, match, sample
 from vlpipe.models.detection.roi import roi_align, roi_pool
-from vlpipe.models.resnet import init_weights, make_stage
+from vlpipe.models.video.resnet import init_weights, make_stage
 
 CHUNK_REGIONS = 64  # through the last stage at a time: 300 of 14 x 14 x 2048 would be 480 MB per layer
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vlpipe.models.detection.config import DetectorConfig
 from vlpipe.models.detection.faster_rcnn import FasterRcnn
-from vlpipe.models.detection.unpickle import load_arrays
-from vlpipe.models.published import read_state
+from vlpipe.models.weights.detectron2 import load_arrays
+from vlpipe.models.weights.published import read_state
 
 CELL_ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
 _PARTS = (  # their prefix, ours

@@ -105,8 +105,9 @@ class Model(nn.Module):
 
 
 def _layout_module(cls: type) -> Any:
-    """Returns `vlpipe.models.layouts.<module of the class>`. Raises ValueError if there is none."""
-    name = f"vlpipe.models.layouts.{cls.__module__.rpartition('.')[2]}"
+    """Returns `vlpipe.models.layouts.<name of the system>`. Raises ValueError if there is none."""
+    system = cls.__module__.removeprefix("vlpipe.models.systems.").partition(".")[0]
+    name = f"vlpipe.models.layouts.{system}"
     if importlib.util.find_spec(name) is None:
         raise ValueError(
             f"{cls.__name__}: transformers has no class for this system that vlpipe reads or writes"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlpipe.models.published import MAX_NAMES, fill
+from vlpipe.models.weights.published import MAX_NAMES, fill
 
 PATCH = "patch.weight"  # end of the name of a patch projection, which others store as a convolution
 

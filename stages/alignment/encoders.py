@@ -20,7 +20,7 @@ from vlpipe.stages.features.windows import WindowFeats, need_windows, read_windo
 if TYPE_CHECKING:
     import torch
 
-    from vlpipe.models.s3dg import TextModule
+    from vlpipe.models.video.s3dg import TextModule
 
 Vectors = npt.NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Vectors]  # N texts -> (N, D)
@@ -82,7 +82,7 @@ def encode_each(encode: Encode, texts: Sequence[str]) -> Vectors:
 def _bag_of_words(model: Weights, words: File, max_words: int, batch_size: int) -> Encode:
     import torch
 
-    from vlpipe.models.words import Words
+    from vlpipe.models.video.words import Words
 
     try:
         net, known = _text_module(model.path).eval().to(device()), Words.load(words.path)
@@ -104,8 +104,8 @@ def _bag_of_words(model: Weights, words: File, max_words: int, batch_size: int) 
 
 def _text_module(path: str) -> TextModule:
     """Returns the text encoder of S3D-G, 21.5 of its 31.2 million parameters. ValueError if the file has none."""
-    from vlpipe.models.published import fill, read_state
-    from vlpipe.models.s3dg import TextModule
+    from vlpipe.models.video.s3dg import TextModule
+    from vlpipe.models.weights.published import fill, read_state
 
     prefix = "text_module."
     state = {n.removeprefix(prefix): v for n, v in read_state(path).items() if n.startswith(prefix)}

@@ -91,7 +91,7 @@ class Caption(MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        from vlpipe.models.generate import check
+        from vlpipe.models.generation.generate import check
         from vlpipe.models.interface.capabilities import Generates
         from vlpipe.stages.common.model import load
 
@@ -120,7 +120,7 @@ class Caption(MapStage):
     def _sample(self, model: Loaded, tokens: Sequence[torch.Tensor], seeds: Sequence[int]) -> list[str]:
         import torch
 
-        from vlpipe.models.generate import sample
+        from vlpipe.models.generation.generate import sample
 
         with torch.inference_mode():
             found = sample(

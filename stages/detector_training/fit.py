@@ -14,7 +14,7 @@ from vlpipe.models import distributed
 from vlpipe.models.detection.faster_rcnn import FasterRcnn, config_of
 from vlpipe.models.detection.layouts import load_resnet
 from vlpipe.models.interface.objective import Term
-from vlpipe.models.published import read_state
+from vlpipe.models.weights.published import read_state
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.detector import load, save_names

@@ -70,7 +70,7 @@ class Captions(GatherStage):
         return capability_problems(self.model, stages, [Generates])
 
     def run(self, job: Job) -> None:
-        from vlpipe.models.generate import check
+        from vlpipe.models.generation.generate import check
         from vlpipe.models.interface.capabilities import Generates
         from vlpipe.stages.common.model import load
 
@@ -99,8 +99,8 @@ class Captions(GatherStage):
     def _decode(self, model: Loaded, tokens: list[torch.Tensor]) -> list[str]:
         import torch
 
-        from vlpipe.models.beam import beam
-        from vlpipe.models.generate import sample
+        from vlpipe.models.generation.beam import beam
+        from vlpipe.models.generation.generate import sample
 
         images = torch.stack(tokens)  # (B, N, D)
         prompt, low, high = model.tokenizer.ids(self.prompt), self.min_length, self.max_length

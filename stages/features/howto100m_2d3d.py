@@ -157,8 +157,8 @@ class Features2d3d(MapStage):
     def _encoders(self) -> tuple[Encode, Encode]:
         import torch
 
-        from vlpipe.models.published import read_state
-        from vlpipe.models.resnext3d import ResNeXt3d
+        from vlpipe.models.video.resnext3d import ResNeXt3d
+        from vlpipe.models.weights.published import read_state
         from vlpipe.stages.features.s3d_weights import DTYPES
 
         device = torch.device(device_of_step())
@@ -222,8 +222,8 @@ def resnet(state: Mapping[str, torch.Tensor]) -> Any:
 
     Raises ValueError if names or shapes are not those of a ResNet.
     """
-    from vlpipe.models.published import fill
-    from vlpipe.models.resnet import ResNet
+    from vlpipe.models.video.resnet import ResNet
+    from vlpipe.models.weights.published import fill
 
     if "conv1.weight" not in state or "fc.weight" not in state:
         raise ValueError(

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlpipe.models.published import read_state
-from vlpipe.models.s3d import MIN_FRAMES, S3d, is_kylemin
-from vlpipe.models.s3dg import S3dG
+from vlpipe.models.video.s3d import MIN_FRAMES, S3d, is_kylemin
+from vlpipe.models.video.s3dg import S3dG
+from vlpipe.models.weights.published import read_state
 from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights

@@ -18,8 +18,8 @@ from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.stage import GatherStage, Job
 
 if TYPE_CHECKING:
-    from vlpipe.models.bert import Bert
-    from vlpipe.models.videobert import VideoBert
+    from vlpipe.models.systems.bert import Bert
+    from vlpipe.models.systems.videobert import VideoBert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,8 @@ class StartVideoBert(GatherStage):
         import torch
 
         from vlpipe.models import folder
+        from vlpipe.models.systems.videobert import VideoBert
         from vlpipe.models.tokenizer import Tokenizer
-        from vlpipe.models.videobert import VideoBert
         from vlpipe.stages.features.video_tree import Tree
 
         bert, tokenizer = folder.load(self.bert.path, use="bert:Bert"), Tokenizer.load(self.bert.path)

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 
 from vlpipe.pipeline.files import File, Weights
 
-MODELS = "vlpipe.models"
+MODELS = "vlpipe.models.systems"
 OBJECTIVES = "vlpipe.models.objectives"
 MAKERS = "vlpipe.stages.loading.makers"
 CORRUPTORS = "vlpipe.stages.loading.corruptors"

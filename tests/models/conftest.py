@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from vlpipe.models.blip import TOKENS, Blip, BlipConfig
 from vlpipe.models.interface.batch import Batch, Step, Stream
+from vlpipe.models.systems.blip.config import TOKENS, BlipConfig
+from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
 CORPUS = [

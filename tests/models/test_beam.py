@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from vlpipe.models.beam import beam
-from vlpipe.models.blip import Blip
-from vlpipe.models.generate import sample
+from vlpipe.models.generation.beam import beam
+from vlpipe.models.generation.generate import sample
+from vlpipe.models.systems.blip.model import Blip
 
 Make = Callable[..., Any]
 

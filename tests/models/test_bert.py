@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from vlpipe.models import folder
-from vlpipe.models.bert import Bert
 from vlpipe.models.interface.batch import IGNORE, Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.objectives.match import Match
+from vlpipe.models.systems.bert import Bert
 
 TINY: dict[str, Any] = {
     "vocab_size": 37,

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from vlpipe.models.blip import Blip, BlipConfig
-from vlpipe.models.generate import sample
+from vlpipe.models.generation.generate import sample
+from vlpipe.models.systems.blip.config import BlipConfig
+from vlpipe.models.systems.blip.model import Blip
 
 Make = Callable[..., Any]
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from vlpipe.models.blip import Blip
 from vlpipe.models.build import build, find
 from vlpipe.models.objectives.itm import Itm
+from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
 
@@ -19,13 +19,13 @@ def test_use_is_an_import_path_below_or_a_full_one() -> None:
 def test_a_model_takes_the_vocabulary_from_the_tokenizer(tokenizer: Tokenizer) -> None:
     spec = {"use": "blip:Blip", "image_size": 16, "patch_size": 8, "vision_width": 16, "vision_layers": 1}
     spec |= {"vision_heads": 2, "text_width": 16, "text_layers": 1, "text_heads": 2}
-    blip = build(spec, "vlpipe.models", tokenizer=tokenizer)
+    blip = build(spec, "vlpipe.models.systems", tokenizer=tokenizer)
     assert isinstance(blip, Blip)
     assert (blip.config.vocab_size, blip.config.enc) == (tokenizer.vocab_size, tokenizer.enc)
     with pytest.raises(ValueError, match=r"Blip has no parameter 'image_siz'; did you mean image_size\?"):
-        build({**spec, "image_siz": 3}, "vlpipe.models", tokenizer=tokenizer)
+        build({**spec, "image_siz": 3}, "vlpipe.models.systems", tokenizer=tokenizer)
     with pytest.raises(ValueError, match="text_width must be a multiple of text_heads = 3, got 16"):
-        build({**spec, "text_heads": 3}, "vlpipe.models", tokenizer=tokenizer)
+        build({**spec, "text_heads": 3}, "vlpipe.models.systems", tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize(

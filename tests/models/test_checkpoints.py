@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlpipe.models.beam import beam
-from vlpipe.models.blip import Blip
-from vlpipe.models.checkpoints import export_captioner, export_retrieval, init_bert, init_vit
-from vlpipe.models.generate import sample
+from vlpipe.models.generation.beam import beam
+from vlpipe.models.generation.generate import sample
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.layouts import blip as layouts
 from vlpipe.models.layouts.table import to_theirs
+from vlpipe.models.systems.blip.checkpoints import export_captioner, export_retrieval, init_bert, init_vit
+from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.blip.vision import resize_positions
 from vlpipe.models.tokenizer import Tokenizer
-from vlpipe.models.vision import resize_positions
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 Make = Callable[..., Any]

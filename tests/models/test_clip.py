@@ -10,9 +10,9 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from tests.models.parity import PIXELS, TOLERANCE, noisy, outputs, texts, through_a_folder
-from vlpipe.models.clip import Clip
 from vlpipe.models.interface.batch import Stream
 from vlpipe.models.objectives.infonce import InfoNce
+from vlpipe.models.systems.clip import Clip
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

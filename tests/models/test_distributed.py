@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from vlpipe.models import distributed
-from vlpipe.models.blip import Blip
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.objective import Term
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.itc import Itc
 from vlpipe.models.objectives.itm import Itm
 from vlpipe.models.objectives.lm import Lm
+from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.teachers import Ema
 
 

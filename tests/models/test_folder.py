@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vlpipe.models import folder
-from vlpipe.models.blip import Blip
-from vlpipe.models.checkpoints import export_captioner
 from vlpipe.models.interface.model import Model
+from vlpipe.models.systems.blip.checkpoints import export_captioner
+from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
 Make = Callable[..., Any]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from vlpipe.models.beam import beam
-from vlpipe.models.blip import Blip
-from vlpipe.models.generate import nucleus, sample
+from vlpipe.models.generation.beam import beam
+from vlpipe.models.generation.generate import nucleus, sample
+from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
 Make = Callable[..., Any]

@@ -17,10 +17,10 @@ from vlpipe.models.interface.batch import IGNORE, Batch, Stream
 from vlpipe.models.interface.capabilities import FillsWords, Fuses, Matches, PredictsRegions, missing
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.layouts import lxmert as layout
-from vlpipe.models.lxmert import Lxmert
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.objectives.match import Match
 from vlpipe.models.objectives.region import RegionClass, RegionFeatures
+from vlpipe.models.systems.lxmert import Lxmert
 
 ROWS, WORDS, REGIONS, FEAT = 5, 9, 6, 12
 SIZES: dict[str, Any] = {

@@ -13,8 +13,8 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from tests.models.parity import PIXELS, TOLERANCE, noisy, outputs, through_a_folder
 from vlpipe.models.blocks.patches import sincos_positions
 from vlpipe.models.interface.batch import Stream
-from vlpipe.models.mae import Mae
 from vlpipe.models.objectives.pixel_mse import PixelMse
+from vlpipe.models.systems.mae import Mae
 
 
 def theirs(*, normalise: bool = True) -> Any:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlpipe.models import pickled_arrays
-from vlpipe.models.detection.unpickle import load_arrays
-from vlpipe.models.pickled_arrays import PickledArray
-from vlpipe.models.words import read_words
+from vlpipe.models.video.words import read_words
+from vlpipe.models.weights import pickled_arrays
+from vlpipe.models.weights.detectron2 import load_arrays
+from vlpipe.models.weights.pickled_arrays import PickledArray
 
 ARRAYS = {
     "floats": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlpipe.models.resnet import DEPTHS, FrozenBatchNorm, ResNet
+from vlpipe.models.video.resnet import DEPTHS, FrozenBatchNorm, ResNet
 
 # torchvision's resnet50/101/152: parameters and entries of the state dict.
 SIZES = {50: (25_557_032, 320), 101: (44_549_160, 626), 152: (60_192_808, 932)}

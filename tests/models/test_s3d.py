@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpipe.models.resnext3d import ResNeXt3d
-from vlpipe.models.s3d import S3d
-from vlpipe.models.s3dg import S3dG, TextModule, same_max_pool, space_to_depth
-from vlpipe.models.words import Words
+from vlpipe.models.video.resnext3d import ResNeXt3d
+from vlpipe.models.video.s3d import S3d
+from vlpipe.models.video.s3dg import S3dG, TextModule, same_max_pool, space_to_depth
+from vlpipe.models.video.words import Words
 
 BLOCKS = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
 

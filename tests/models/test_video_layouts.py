@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vlpipe.models.published import read_state
-from vlpipe.models.resnext3d import ResNeXt3d
-from vlpipe.models.s3d import S3d, to_torchvision
-from vlpipe.models.s3dg import S3dG
+from vlpipe.models.video.resnext3d import ResNeXt3d
+from vlpipe.models.video.s3d import S3d, to_torchvision
+from vlpipe.models.video.s3dg import S3dG
+from vlpipe.models.weights.published import read_state
 
 Shape = tuple[int, ...]
 Table = dict[str, Shape]

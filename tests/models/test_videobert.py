@@ -12,7 +12,7 @@ from vlpipe.models.interface.batch import IGNORE, Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.masked_codes import MaskedCodes
 from vlpipe.models.objectives.masked_lm import MaskedLm
-from vlpipe.models.videobert import VideoBert
+from vlpipe.models.systems.videobert import VideoBert
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.loading.corruptors.mask_codes import MaskCodes
 from vlpipe.stages.loading.makers.codes import Codes

@@ -12,7 +12,7 @@ from tests.models.parity import PIXELS, TOLERANCE, noisy, outputs, texts, throug
 from vlpipe.models.interface.batch import IGNORE, Stream
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.objectives.match import Match
-from vlpipe.models.vilt import Vilt
+from vlpipe.models.systems.vilt import Vilt
 
 
 def theirs() -> Any:

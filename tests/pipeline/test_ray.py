@@ -143,7 +143,8 @@ def test_an_interrupt_that_a_stage_swallows_stops_the_run(tmp_path: Path) -> Non
 
 def test_the_exit_code_is_the_signal_s_if_a_library_raises_its_own_interrupt(tmp_path: Path) -> None:
     planned(
-        tmp_path, SLOW.replace('"toys:Scale", from: numbers, seconds: 0.1', '"toys:NamesNoSignal", from: numbers')
+        tmp_path,
+        SLOW.replace('"toys:Scale", from: numbers, seconds: 0.1', '"toys:NamesNoSignal", from: numbers'),
     )
     assert driver(tmp_path, "--local").wait(timeout=60) == 143
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlpipe.models.published import read_state
+from vlpipe.models.weights.published import read_state
 from vlpipe.pipeline.errors import WorkflowError
 from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.workflow.load import Workflow

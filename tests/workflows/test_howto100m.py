@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from vlpipe.models.s3dg import S3dG
+from vlpipe.models.video.s3dg import S3dG
 from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow

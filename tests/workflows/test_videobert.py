@@ -14,9 +14,9 @@ import torch
 from transformers import BertConfig, BertForPreTraining
 
 from vlpipe.models import folder
-from vlpipe.models.bert import Bert
-from vlpipe.models.s3d import S3d
-from vlpipe.models.videobert import VideoBert
+from vlpipe.models.systems.bert import Bert
+from vlpipe.models.systems.videobert import VideoBert
+from vlpipe.models.video.s3d import S3d
 from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store

@@ -319,7 +319,7 @@ class _Finder:
         return file or None
 
     def meant_by(self, name: str) -> list[str]:
-        """Returns modules that a class path in a parameter may refer to: `blip` is `vlpipe.models.blip`, `itm` is
+        """Returns modules that a class path in a parameter may refer to: `clip` is `vlpipe.models.systems.clip`, `itm` is
         `vlpipe.models.objectives.itm`; the name as written if neither `vlpipe.stages` nor `vlpipe.models` has it."""
         groups = [f"{room}.{sub}" for room in ROOMS for sub in self._groups(room)]
         return [full for base in (*ROOMS, *groups) if self.path(full := f"{base}.{name}")] or [name]

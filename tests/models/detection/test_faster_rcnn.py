@@ -18,7 +18,7 @@ from vlpipe.models.detection.faster_rcnn import FasterRcnn, Pick, config_of, pad
 from vlpipe.models.detection.head import attribute_loss
 from vlpipe.models.detection.layouts import from_public, load_public, to_detectron2, to_ours
 from vlpipe.models.detection.matching import Target
-from vlpipe.models.detection.unpickle import load_arrays
+from vlpipe.models.weights.detectron2 import load_arrays
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 SMALL = DetectorConfig(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from vlpipe.models.s3dg import S3dG, TextModule
+from vlpipe.models.video.s3dg import S3dG, TextModule
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import HEAVY

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from vlpipe.models.blip import Blip
-from vlpipe.models.generate import sample
+from vlpipe.models.generation.generate import sample
+from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import SchemaError
 from vlpipe.pipeline.files import Weights

@@ -26,7 +26,7 @@ def test_the_plan_names_them(case: Case, name: str, said: str) -> None:
 
 def test_a_word_list_with_objects_is_refused(case: Case) -> None:
     """In a process of its own: NumPy followed a pointer out of the file."""
-    code = "import sys; from vlpipe.models.words import read_words; read_words(sys.argv[1])"
+    code = "import sys; from vlpipe.models.video.words import read_words; read_words(sys.argv[1])"
     command = [sys.executable, "-c", code, str(case("security/models/crash-words.npy"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1, done.stderr

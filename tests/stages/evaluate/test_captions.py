@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from vlpipe.models.beam import beam
-from vlpipe.models.blip import Blip
-from vlpipe.models.generate import sample
+from vlpipe.models.generation.beam import beam
+from vlpipe.models.generation.generate import sample
+from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights

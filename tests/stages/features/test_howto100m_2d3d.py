@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlpipe.models.resnet import ResNet
-from vlpipe.models.resnext3d import ResNeXt3d
+from vlpipe.models.video.resnet import ResNet
+from vlpipe.models.video.resnext3d import ResNeXt3d
 from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import heavy_names

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from vlpipe.models.s3d import S3d
-from vlpipe.models.s3dg import S3dG
+from vlpipe.models.video.s3d import S3d
+from vlpipe.models.video.s3dg import S3dG
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import is_heavy, read_batches

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from vlpipe.models.s3dg import S3dG
+from vlpipe.models.video.s3dg import S3dG
 
 WORKFLOW = """
 name: toy

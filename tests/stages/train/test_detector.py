@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vlpipe.models.detection.faster_rcnn import FasterRcnn
-from vlpipe.models.resnet import ResNet
+from vlpipe.models.video.resnet import ResNet
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import heavy

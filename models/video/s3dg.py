@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpipe.models.published import fill, read_state
-from vlpipe.models.s3d import FEATURE_DIM, MIXED
+from vlpipe.models.video.s3d import FEATURE_DIM, MIXED
+from vlpipe.models.weights.published import fill, read_state
 
 MIXED_NAMES = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
 NUM_WORDS = 66_249  # of the published word list; id 0 is padding

@@ -11,8 +11,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from vlpipe.models import pickled_arrays
-from vlpipe.models.pickled_arrays import ERRORS
+from vlpipe.models.weights import pickled_arrays
+from vlpipe.models.weights.pickled_arrays import ERRORS
 
 WORD = re.compile(r"[\w']+")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlpipe.models.published import fill, read_state
+from vlpipe.models.weights.published import fill, read_state
 
 CARDINALITY = 32
 EXPANSION = 2  # channels out of a block per channel inside it

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlpipe.models import pickled_arrays
-from vlpipe.models.pickled_arrays import PickledArray
+from vlpipe.models.weights import pickled_arrays
+from vlpipe.models.weights.pickled_arrays import PickledArray
 
 
 def load_arrays(path: str | Path) -> dict[str, npt.NDArray[Any]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlpipe.models.generate import NEVER, allowed, check, start
+from vlpipe.models.generation.generate import NEVER, allowed, check, start
 from vlpipe.models.interface.capabilities import Generates
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlpipe.models.published import fill, read_state
+from vlpipe.models.weights.published import fill, read_state
 
 FEATURE_DIM = 1024
 MIN_FRAMES = 14  # fewer leave less than 2 time steps at the end

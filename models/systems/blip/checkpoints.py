@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlpipe.models.blip import Blip, BlipConfig, unknown_and_mask
 from vlpipe.models.blocks.post_norm import NORM_EPS
-from vlpipe.models.hub import local_folder
 from vlpipe.models.layouts import blip as layouts
 from vlpipe.models.layouts.table import to_ours, to_theirs
-from vlpipe.models.published import read_state
+from vlpipe.models.systems.blip.config import BlipConfig, unknown_and_mask
+from vlpipe.models.systems.blip.vision import INIT_STD, resize_positions
 from vlpipe.models.tokenizer import Tokenizer
-from vlpipe.models.vision import INIT_STD, resize_positions
+from vlpipe.models.weights.hub import local_folder
+from vlpipe.models.weights.published import read_state
 
 # momentum copies and queues belong to a training in progress; position_ids are 0, 1, 2, ...
 ORIGINAL_IGNORED = (
@@ -41,9 +41,11 @@ The matching head reads [ENC] (id {enc}) at position 0, the similarity reads [CL
 [CLS]: before `use_itm_head=True` set `input_ids[:, 0] = {enc}`, else the head judges a token it never saw.
 """
 
+Read = tuple[BlipConfig, dict[str, Tensor]]  # what `Blip.from_tensors` takes
 
-def load_original(path: str | Path, changes: Mapping[str, Any]) -> Blip:
-    """A Salesforce BLIP .pth: pretraining, captioner or retrieval; what it holds decides `parts`.
+
+def read_original(path: str | Path, changes: Mapping[str, Any]) -> Read:
+    """Reads a Salesforce BLIP .pth: pretraining, captioner or retrieval; what it holds decides `parts`.
 
     Sizes are read off the shapes; heads are 64 wide as in ViT and BERT, ids are those of bert-base-uncased
     with [DEC] and [ENC] behind. `changes` (BlipConfig fields) replace them; another image_size interpolates
@@ -62,11 +64,11 @@ def load_original(path: str | Path, changes: Mapping[str, Any]) -> Blip:
     num_text = _num_layers(theirs, f"{bert}encoder.layer.")
     ours = to_ours(layouts.original(num_vision, num_text, parts), theirs, ORIGINAL_IGNORED)
     patch = theirs["visual_encoder.patch_embed.proj.weight"].shape[-1]
-    return _blip(_config(ours, patch, num_vision, num_text, parts), ours, changes)
+    return _read(_config(ours, patch, num_vision, num_text, parts), ours, changes)
 
 
-def load_transformers(folder: Path, changes: Mapping[str, Any]) -> Blip:
-    """A `save_pretrained` folder of BlipForConditionalGeneration or BlipForImageTextRetrieval; gives that
+def read_transformers(folder: Path, changes: Mapping[str, Any]) -> Read:
+    """Reads a `save_pretrained` folder of BlipForConditionalGeneration or BlipForImageTextRetrieval; gives that
     part of a Blip.
     """
     from transformers import BlipConfig as TheirConfig
@@ -98,10 +100,10 @@ def load_transformers(folder: Path, changes: Mapping[str, Any]) -> Blip:
         },
     )
     read.update(unknown_and_mask(folder, read))
-    return _blip(read, ours, changes)
+    return _read(read, ours, changes)
 
 
-def init_vit(blip: Blip, path: str | Path) -> None:
+def init_vit(blip: Any, path: str | Path) -> None:
     """Start the vision tower from a ViT in timm's layout (BLIP: DeiT-B/16, ViT-L/16 of ImageNet-21k)."""
     theirs = read_tensors(path)
     entries = list(layouts.vision("", layouts.TIMM, blip.config.vision_layers))
@@ -114,7 +116,7 @@ def init_vit(blip: Blip, path: str | Path) -> None:
     _copy(blip, ours)
 
 
-def init_bert(blip: Blip, path: str | Path) -> None:
+def init_bert(blip: Any, path: str | Path) -> None:
     """Start the text side from a BERT (bert-base-uncased): both self-attentions alike, cross-attention stays
     random.
 
@@ -140,7 +142,7 @@ def init_bert(blip: Blip, path: str | Path) -> None:
     _copy(blip, ours)
 
 
-def export_captioner(blip: Blip, tokenizer: Tokenizer, folder: str | Path) -> None:
+def export_captioner(blip: Any, tokenizer: Tokenizer, folder: str | Path) -> None:
     """A folder for `BlipForConditionalGeneration.from_pretrained` and `BlipProcessor.from_pretrained`: equal
     logits.
     """
@@ -151,7 +153,7 @@ def export_captioner(blip: Blip, tokenizer: Tokenizer, folder: str | Path) -> No
     _export(blip, tokenizer, Path(folder), "captioner", BlipForConditionalGeneration, note)
 
 
-def export_retrieval(blip: Blip, tokenizer: Tokenizer, folder: str | Path) -> None:
+def export_retrieval(blip: Any, tokenizer: Tokenizer, folder: str | Path) -> None:
     """A folder for `BlipForImageTextRetrieval.from_pretrained`: equal similarities, and with [ENC] equal
     matching logits.
     """
@@ -174,7 +176,7 @@ def read_tensors(source: str | Path) -> dict[str, Tensor]:
     return read_state(path)
 
 
-def _export(blip: Blip, tokenizer: Tokenizer, folder: Path, parts: str, cls: Any, note: str) -> None:
+def _export(blip: Any, tokenizer: Tokenizer, folder: Path, parts: str, cls: Any, note: str) -> None:
     if blip.config.parts not in ("all", parts):
         raise ValueError(
             f"export needs a model with parts 'all' or {parts!r}, but this one has parts {blip.config.parts!r}"
@@ -264,15 +266,14 @@ def _config(
     }
 
 
-def _blip(read: Mapping[str, Any], ours: Mapping[str, Tensor], changes: Mapping[str, Any]) -> Blip:
+def _read(read: Mapping[str, Any], ours: Mapping[str, Tensor], changes: Mapping[str, Any]) -> Read:
     fields = {**read, **changes}
     if (fields["cls"], fields["sep"]) == (101, 102):  # bert-base-uncased's
         fields = {"unk": 100, "mask": 103, **fields}
-    config = BlipConfig(**fields)
-    return Blip.from_tensors(config, {"temp": torch.tensor(0.07), **ours})  # captioners store no temperature
+    return BlipConfig(**fields), {"temp": torch.tensor(0.07), **ours}  # captioners store no temperature
 
 
-def _copy(blip: Blip, tensors: Mapping[str, Tensor]) -> None:
+def _copy(blip: Any, tensors: Mapping[str, Tensor]) -> None:
     """Replace these weights; those of parts the model does not have are left out."""
     state = blip.state_dict()
     for name, value in tensors.items():

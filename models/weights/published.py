@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vlpipe.models.hub import local_folder
+from vlpipe.models.weights.hub import local_folder
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar")  # older published files end in .pth.tar
 # what torch.load raises where a pickle ends early, besides UnpicklingError
