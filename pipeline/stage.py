@@ -180,7 +180,7 @@ class Job:
     artifacts: str  # local folder; its content becomes the step's artifacts when the step is done
     emit: Callable[[pa.Table], None]  # adds output rows
     reject: Callable[[Sequence[Reject]], None]
-    # launch(fn, config, num_workers=1, gpu=False) runs fn(config) with Ray Train, or in this process with --local.
+    # launch(fn, config, num_workers=1, gpu=False) runs fn(config): one worker in this process, several with Ray Train.
     launch: Callable[..., None]
     say: Callable[[str], None] = field(default=print)  # shows one line to the user
 

@@ -68,13 +68,15 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     """
     if width % 4:
         raise ValueError(f"the width must be a multiple of 4 for position: sincos, got {width}")
-    omega = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # (grid, width / 4)
+    omega = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64, device="cpu")[:, None] * omega  # (grid, width / 4)
     one_axis = torch.cat([angles.sin(), angles.cos()], dim=1)
     across = one_axis[None, :, :].expand(grid, grid, -1)
     down = one_axis[:, None, :].expand(grid, grid, -1)
     table = torch.cat([across, down], dim=2).reshape(grid * grid, width)
-    return torch.cat([torch.zeros(1, width), table.float()])[None]
+    return torch.cat([torch.zeros(1, width, device="cpu"), table.float()])[None].to(
+        torch.get_default_device()
+    )
 
 
 def resize_positions(positions: Tensor, num_tokens: int) -> Tensor:

@@ -27,6 +27,7 @@ from vlpipe.stages.train.recipe import (
     MAKERS,
     MODELS,
     OBJECTIVES,
+    TEACHERS,
     Optimisation,
     Recipe,
     spec_of,
@@ -296,7 +297,7 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
     """Returns model, teachers and objectives in training mode. Raises ValueError if they do not fit each other."""
     model = build_model(recipe, tokenizer)
     teachers = {
-        name: build({"use": "teachers:Ema", **spec}, MODELS) for name, spec in recipe.teachers.items()
+        name: build({"use": "teachers:Ema", **spec}, TEACHERS) for name, spec in recipe.teachers.items()
     }
     objectives = build_objectives(recipe)
     for _, _, objective in objectives:

@@ -1,4 +1,4 @@
-"""The training loop: `fit` runs on each Ray Train worker, or with `--local` in the current process.
+"""The training loop: `fit` runs on each Ray Train worker; a single worker, in the process of its step.
 
 A step depends only on the state before it: its batch is determined by the step number, its dropout masks by
 (seed, step, rank). A run that is killed and resumed therefore ends with the same result as an uninterrupted one.

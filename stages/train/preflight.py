@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from vlpipe.models.build import find
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
+from vlpipe.models.weightless import weightless
 from vlpipe.pipeline.shard import need
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.loading.makers.base import Maker
@@ -65,7 +65,7 @@ def stand_in(recipe: Recipe, stages: Mapping[str, Any]) -> Any:
     known = from_scratch(recipe, stages)
     if known is None:
         return None
-    with torch.device("meta"):
+    with weightless():
         return build_model(_without_files(known), _tokenizer(known))
 
 
@@ -87,7 +87,7 @@ def from_scratch(recipe: Recipe, stages: Mapping[str, Any]) -> Recipe | None:
 def _build(recipe: Recipe) -> None:
     """Builds all parts of a run without `init` on the meta device. Raises ValueError if they do not fit."""
     tokenizer = _tokenizer(recipe)
-    with torch.device("meta"):
+    with weightless():
         net = build_net(_without_files(recipe), tokenizer)
     decay_groups(net, recipe.no_decay)
     build_views(recipe, build_makers(recipe, net.model, tokenizer))
@@ -120,7 +120,7 @@ def _duration(recipe: Recipe, num_rows: int) -> str:
 
 def _sizes(recipe: Recipe) -> tuple[int, int]:
     """Returns (number of model parameters, size of a checkpoint in bytes)."""
-    with torch.device("meta"):
+    with weightless():
         net = build_net(_without_files(recipe), _tokenizer(recipe))
     weights = sum(value.nbytes for value in net.state_dict().values())
     moments = sum(2 * p.nbytes for p in net.parameters() if p.requires_grad)

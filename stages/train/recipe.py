@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from vlpipe.pipeline.files import File, Weights
 
 MODELS = "vlpipe.models.systems"
+TEACHERS = "vlpipe.models"
 OBJECTIVES = "vlpipe.models.objectives"
 MAKERS = "vlpipe.stages.loading.makers"
 CORRUPTORS = "vlpipe.stages.loading.corruptors"

@@ -18,7 +18,7 @@ from vlpipe.pipeline.engine.locking.lock import RUN_VARIABLE
 from vlpipe.pipeline.engine.on_ray.connection import Cluster, node_resources
 from vlpipe.pipeline.engine.on_ray.scheduler import Allocation, Placement, ResourceRequest, Room, needed
 from vlpipe.pipeline.engine.on_ray.shipping import Shipping
-from vlpipe.pipeline.engine.on_ray.worker import ShardWorker, remote_gather, remote_shard
+from vlpipe.pipeline.engine.on_ray.worker import ShardWorker, remote_gather, remote_shard, remote_training
 from vlpipe.pipeline.engine.plan import PlannedStep, is_gather, launches
 from vlpipe.pipeline.engine.worker.gather import GatherTask
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask
@@ -115,7 +115,8 @@ class RayExecutor:
         assert self._start is not None
         held, res = self._start.held, one.keyed.step.resources
         if isinstance(task, GatherTask):
-            ref = remote_gather.options(**self._options(one, held)).remote(task, res)
+            remote = remote_training if launches(one) else remote_gather
+            ref = remote.options(**self._options(one, held)).remote(task, res)
         else:
             task = replace(task, shared=self._services.address(one.name, task.stage.service, task.store))
             if not self._start.ask.actors:
@@ -127,9 +128,9 @@ class RayExecutor:
         self._running[ref] = _Running(unit, one, held)
 
     def _options(self, one: PlannedStep, held: Allocation) -> dict[str, Any]:
-        """Returns Ray's options for a unit. Training requests resources for its own workers; its launcher needs none."""
+        """Returns Ray's options for a unit. Workers of Ray Train request their own resources; their launcher needs none."""
         res = one.keyed.step.resources
-        if launches(one):
+        if launches(one) and held.ask.workers > 1:
             options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0}
         else:
             options = {"num_cpus": res.cpus, "num_gpus": res.gpus}

@@ -13,7 +13,7 @@ import ray
 from vlpipe.pipeline.engine.executor import WorkerDied
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker.device import granted
-from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, run_gather
+from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, launch_here, run_gather
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard
 from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
 from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
@@ -38,9 +38,28 @@ def _run_shard(task: ShardTask, gpus: float) -> Receipt:
 def _run_gather(task: GatherTask, resources: Resources) -> GatherResult:
     _prepare_process()
     with granted(resources.gpus):
-        return run_gather(
-            task,
-            functools.partial(launch_on_ray, task.torch_threads, resources, task.store.path(task.folder)),
+        return run_gather(task, functools.partial(_launch, task, resources))
+
+
+def _launch(
+    task: GatherTask,
+    resources: Resources,
+    fn: Callable[[Any], None],
+    config: Any,
+    num_workers: int = 1,
+    gpu: bool = False,
+) -> None:
+    """Runs `fn(config)` here if the step has one worker, as this task has its resources then; else with Ray Train."""
+    if num_workers > task.stage.num_workers:
+        raise VlpipeError(
+            f"launch: {num_workers} workers, but the stage's num_workers, for which resources are held, is "
+            f"{task.stage.num_workers}"
+        )
+    if task.stage.num_workers == 1:
+        launch_here(fn, config)
+    else:
+        launch_on_ray(
+            task.torch_threads, resources, task.store.path(task.folder), fn, config, num_workers, gpu
         )
 
 
@@ -70,6 +89,7 @@ class _ShardWorker:
 # The runner counts attempts and decides what a death means; Ray must not retry on its own.
 remote_shard: Any = ray.remote(max_retries=0)(_run_shard)
 remote_gather: Any = ray.remote(max_retries=0)(_run_gather)
+remote_training: Any = ray.remote(max_retries=0, max_calls=1)(_run_gather)  # its process ends and frees a GPU
 ShardWorker: Any = ray.remote(max_restarts=0, max_task_retries=0)(_ShardWorker)
 
 
