@@ -20,7 +20,7 @@ PYTEST := python -m pytest -q --dist worksteal -n $$(python -c "import os; print
 test: .venv/stamp
 	$(PYTEST)
 
-test-all: .venv/stamp  ## also the exhaustive tests, which `make test` only samples
+test-all: .venv/stamp  ## also the slow tests: what CI runs
 	$(PYTEST) -m ""
 
 fuzz: .venv/stamp  ## five minutes of odd inputs; what is found is stored, and replayed by `make test`

@@ -19,6 +19,7 @@ print("\\n".join(Tokenizer.train(texts, 400).tokens))
 """
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_vocabulary_in_every_process() -> None:
     outs = {
         subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, check=True).stdout

@@ -31,6 +31,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "shown"),
     [("ascii", r"\u732b \xe9"), ("cp1252", r"\u732b é"), ("ascii:strict", r"\u732b \xe9"), ("utf-8", "猫 é")],

@@ -176,6 +176,7 @@ def check_verify(two: Two, rel: str, how: str) -> str:
     return "" if code == 1 and names_it else f"{rel} {how}: exit code {code}, {said}"
 
 
+@pytest.mark.slow
 def test_verify_names_damage(whole: Two) -> None:
     """Each file in one of the 15 ways, the next one in another: one in 14 of what `test_every_damage_is_named` does."""
     wrong = [check_verify(whole, rel, how) for rel, how, _ in each_damage(whole, 1, lambda n: n % 14 == 0)]
@@ -183,7 +184,7 @@ def test_verify_names_damage(whole: Two) -> None:
     assert not [text for text in wrong if text]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_every_damage_is_named(whole: Two) -> None:
     wrong = [check_verify(whole, rel, how) for rel, how, _ in each_damage(whole, 2, lambda n: True)]

@@ -83,6 +83,7 @@ def test_a_parquet_list_with_another_type_of_text(tmp_path: Path, kind: pa.DataT
     assert [value for _, _, value in read_entries(tmp_path / "a.parquet", ("id",))] == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_quotation_mark_that_is_left_open_does_not_collect_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'url,note\nhttp://a,"x\n' + b"http://b,y\n" * 2_000_000)
     with pytest.raises(VlpipeError, match=r"a.csv line 2: field larger than field limit"):

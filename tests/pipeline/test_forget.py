@@ -152,6 +152,7 @@ def test_a_text_goes_with_the_row_it_was_taken_from(runs: Forgets) -> None:
     assert json.loads((runs.step("model") / "manifest.json").read_text())["forgotten"] == 2
 
 
+@pytest.mark.slow
 def test_an_export_goes_and_is_made_again(tmp_path: Path) -> None:
     """Where it held a row or a text of one; else it stays."""
     runs = Forgets(tmp_path)
@@ -269,6 +270,7 @@ def test_retry_brings_nothing_back(runs: Forgets) -> None:
     assert traces(runs.root, row_id(4)) == []
 
 
+@pytest.mark.slow
 def test_folders_of_other_keys_and_unfinished_ones_forget_too(runs: Forgets) -> None:
     runs("run", "--local", "--set", "pages.shard_rows=4")
     (newest,) = [p for p in runs.root.glob("scored-*") if len(list(p.glob("0*.parquet"))) == 5]
@@ -371,6 +373,7 @@ def test_a_root_that_is_no_folder(tmp_path: Path) -> None:
     assert not store.exists("_forget.json")
 
 
+@pytest.mark.slow
 def test_a_forget_killed_at_enumerated_points_is_finished_to_the_same_bytes(tmp_path: Path) -> None:
     """Every 61st point; `python tests/pipeline/forget_kill_points.py FOLDER 1` takes them all."""
     command = [sys.executable, "forget_kill_points.py", str(tmp_path), "61"]

@@ -13,7 +13,6 @@ from incremental.find_mutants import find
 HERE = Path(__file__).parent / "incremental"
 
 
-@pytest.mark.slow
 def test_incremental_runs_are_as_fresh_ones() -> None:
     command = [sys.executable, str(HERE), "--cases", "300", "--seconds", "120", "--ray-every", "40"]
     command += ["--processes", "1"]
@@ -22,6 +21,7 @@ def test_incremental_runs_are_as_fresh_ones() -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mend", ["W2", "W4"])
 def test_it_finds_a_mend_that_is_taken_out(mend: str) -> None:
     """All of them: `python tests/pipeline/incremental/find_mutants.py`."""

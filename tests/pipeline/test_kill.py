@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import planned, rejects, rows, run
 
 HERE = Path(__file__).parent
@@ -18,6 +19,7 @@ def test_a_driver_killed_at_enumerated_points_leaves_the_same_bytes(tmp_path: Pa
     assert int(done.stdout.split()[0]) >= 10
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_a_local_run_is_found_and_named_by_the_third(tmp_path: Path) -> None:
     """A death may be anyone's doing; after the second amid one shard its rows are run in a process of their own."""
     text = """

@@ -72,6 +72,7 @@ def root(tmp_path: Path) -> Store:
 # --- taking over ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "memory", "s3"])
 def test_of_many_who_wait_for_a_dead_run_one_goes_on(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest

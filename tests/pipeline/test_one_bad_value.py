@@ -121,6 +121,7 @@ def test_whatever_a_row_makes_the_stage_do_is_its_reject(
     assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(20) if n != 13]
 
 
+@pytest.mark.slow
 def test_it_is_also_in_a_process_of_its_own(tmp_path: Path) -> None:
     """The exception has to come from there, where it cannot be pickled too."""
     whats = ["key", "no_text", "exit", "panic", "counts"]
@@ -205,6 +206,7 @@ def test_a_child_with_a_bad_value_is_its_parents_reject(tmp_path: Path) -> None:
 # Where the bad rows lie does not matter.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "num_bad"), [(4_200, 20), (0, 100)])
 def test_clustered_bad_rows_below_the_rate_do_not_end_the_step(
     tmp_path: Path, num_bad: int, first: int
@@ -223,6 +225,7 @@ steps:
     assert len(rows(tmp_path, steps["b"])) == 10_000 - num_bad
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_on_every_row_is_found_out(tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     text = f"""
@@ -266,6 +269,7 @@ def test_the_first_traceback_of_each_code_is_kept(tmp_path: Path) -> None:
     assert 'odd_toys.py", line' in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "flags"), [("", ["--local"]), (", row_group_timeout_s: 60", ["--local"]), ("", [])]
 )
@@ -280,6 +284,7 @@ def test_what_a_stage_prints_is_kept_and_not_shown(tmp_path: Path, more: str, fl
     assert "UserWarning: a library warns" in text
 
 
+@pytest.mark.slow
 def test_a_row_group_that_takes_too_long_is_narrowed_down_to_its_row(tmp_path: Path) -> None:
     more = ", row_group_timeout_s: 1.5"
     step = 'use: "odd_toys:Raises", what: sleeps, bad: [3], seconds: 60'
@@ -323,6 +328,7 @@ def test_strict_json_of_anything() -> None:
     assert told["a"] == [1, "nan"]
 
 
+@pytest.mark.slow
 def test_deadlines_hold_on_ray_too(tmp_path: Path, two_cpus: str) -> None:
     step = "what: sleeps, seconds: 600, from: a, max_reject_rate: 0.3, row_group_timeout_s: 3"
     text = f"""

@@ -130,6 +130,7 @@ def test_without_a_root_nothing_is_written() -> None:
     assert one.said(h("a")) == ["noai"]
 
 
+@pytest.mark.slow
 def test_killed_at_every_point_what_was_promised_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

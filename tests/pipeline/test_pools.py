@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from helpers import left, rejects, rows, run
 
 TIMED = '{{use: "toys:{use}", from: {above}, seconds: 0.2, times: "{folder}/{name}.txt", meets: "{meets}"}}'
@@ -31,6 +32,7 @@ def num_overlaps(one: list[tuple[float, float]], other: list[tuple[float, float]
     return sum(a < d and c < b for a, b in one for c, d in other)
 
 
+@pytest.mark.slow
 def test_pools_take_every_cpu_once_no_task_can_come_and_let_go_for_training(
     tmp_path: Path, two_cpus: str
 ) -> None:
@@ -43,6 +45,7 @@ def test_pools_take_every_cpu_once_no_task_can_come_and_let_go_for_training(
     assert rows(tmp_path, steps["train"])["n"].to_pylist() == [7]
 
 
+@pytest.mark.slow
 def test_a_task_between_two_pools_is_not_starved(tmp_path: Path, two_cpus: str) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     names = ("a", "TimedInActor"), ("between", "Timed"), ("b", "TimedInActor")
@@ -58,6 +61,7 @@ def test_a_task_between_two_pools_is_not_starved(tmp_path: Path, two_cpus: str) 
     assert left(there / "root") == left(here / "root")
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_an_actor_is_found_while_its_pool_holds_every_cpu(
     tmp_path: Path, two_cpus: str
 ) -> None:
@@ -71,6 +75,7 @@ def test_a_row_that_kills_an_actor_is_found_while_its_pool_holds_every_cpu(
     assert [(r["id"], r["why"]) for r in rejects(tmp_path, steps["b"])] == [("id2", "killed_worker")]
 
 
+@pytest.mark.slow
 def test_three_neighbours_that_each_kill_their_actor_end_well(tmp_path: Path, two_cpus: str) -> None:
     """Who dies with another shard has not had an attempt."""
     step = '{use: "toys:BreaksInActor", from: numbers, kills: [1, 2, 4], max_reject_rate: 0.5}'
@@ -81,6 +86,7 @@ def test_three_neighbours_that_each_kill_their_actor_end_well(tmp_path: Path, tw
     assert found == [("id1", "killed_worker"), ("id2", "killed_worker"), ("id4", "killed_worker")]
 
 
+@pytest.mark.slow
 def test_a_pool_works_beside_the_tasks_that_feed_it(tmp_path: Path, two_cpus: str) -> None:
     """Were both CPUs taken by what feeds it, its last tasks would wait in vain."""
     steps = ("fetch", "Timed"), ("caption", "TimedInActor")
@@ -88,6 +94,7 @@ def test_a_pool_works_beside_the_tasks_that_feed_it(tmp_path: Path, two_cpus: st
     assert num_overlaps(times(tmp_path, "fetch"), times(tmp_path, "caption")) > 0
 
 
+@pytest.mark.slow
 def test_a_gather_step_starts_while_another_branch_has_work(tmp_path: Path, two_cpus: str) -> None:
     end = f"""  short: {{use: "toys:Numbers", num_rows: 1}}
   gather: {{use: "toys:OnlyArtifact", from: short, touches: {tmp_path}/gathered}}
@@ -97,6 +104,7 @@ def test_a_gather_step_starts_while_another_branch_has_work(tmp_path: Path, two_
     assert rows(tmp_path, steps["long"]).num_rows == 60
 
 
+@pytest.mark.slow
 def test_a_gpu_is_there_only_for_a_step_that_asks_for_one(tmp_path: Path, two_cpus: str) -> None:
     gpu = "resources: {gpus: 1, memory_gb: 0.25}"
     text = f"""steps:

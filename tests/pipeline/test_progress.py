@@ -142,6 +142,7 @@ def test_status_says_which_steps_a_live_run_works_on(tmp_path: Path) -> None:
     assert "running" not in state(runs, "slow")  # its note is there still, its run is not
 
 
+@pytest.mark.slow
 def test_nothing_is_written_over_the_bars(tmp_path: Path) -> None:
     """On a terminal: what C code and children print comes out whole, once, above the bars."""
     runs = case(tmp_path, '  noisy: {use: "progress_toys:Noisy", from: rows}\n')

@@ -45,6 +45,7 @@ def test_ray_and_local_give_the_same_bytes(tmp_path: Path) -> None:
     assert left(there / "root") == left(here / "root")
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_its_worker_is_found_and_named(tmp_path: Path, two_cpus: str) -> None:
     steps = run(tmp_path, KILLS, address=two_cpus)
     assert rows(tmp_path, steps["b"])["n"].to_pylist() == [n for n in range(12) if n != 4]
@@ -149,6 +150,7 @@ def test_the_exit_code_is_the_signal_s_if_a_library_raises_its_own_interrupt(tmp
     assert driver(tmp_path, "--local").wait(timeout=60) == 143
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "more"),
     [
@@ -178,6 +180,7 @@ def test_an_interrupted_run_says_by_what_and_goes_on_later(
     assert rows(tmp_path, steps["payload"]).num_rows == 60
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_leaves_another_branch_time_to_finish_its_shards(
     tmp_path: Path, two_cpus: str
 ) -> None:
@@ -239,6 +242,7 @@ def head(folder: Path, auth: str) -> Iterator[tuple[int, dict[str, str]]]:
         process.wait(timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auth", ["token", "disabled"])
 def test_a_cluster_with_and_one_without_tokens_give_the_same_bytes(tmp_path: Path, auth: str) -> None:
     """A token lies in the home folder in both cases; the address comes from the environment in one."""

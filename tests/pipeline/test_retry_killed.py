@@ -150,6 +150,7 @@ def change(path: Path, said: str, fails: bool) -> None:
     path.write_text(f"SAID, FAILS = {said!r}, {fails}\n{CODE}")
 
 
+@pytest.mark.slow
 def test_a_shard_of_old_and_new_code_names_both(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text(
         'name: code\nsteps:\n  numbers: {use: "toys:Numbers", num_rows: 8, shard_rows: 4}\n'

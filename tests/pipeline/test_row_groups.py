@@ -34,6 +34,7 @@ def groups(path: Path) -> list[int]:
     return [meta.row_group(k).num_rows for k in range(meta.num_row_groups)]
 
 
+@pytest.mark.slow
 def test_a_row_group_ends_before_64_mb_or_holds_one_row(tmp_path: Path) -> None:
     sizes = [30 * MB, 30 * MB, 30 * MB, 70 * MB, 10, 10, 63 * MB, 2 * MB]
     whole = images(sizes)

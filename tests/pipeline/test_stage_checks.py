@@ -314,6 +314,7 @@ def test_a_stage_that_breaks_while_it_is_looked_at(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workflow", "step", "wanted"),
     [

@@ -38,6 +38,7 @@ def test_listings(store: Store) -> None:
     assert not store.exists("a/4")
 
 
+@pytest.mark.slow
 def test_many_are_read_in_order(store: Store) -> None:
     names = [f"f/{n:03}" for n in range(100)]
     for name in names:

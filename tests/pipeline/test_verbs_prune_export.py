@@ -7,6 +7,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
+import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import CHAIN, left
 from toys import payload
@@ -18,6 +19,7 @@ from vlpipe.pipeline.storage.store import Store
 PROFILES = CHAIN + "profiles:\n  small: {scale: {by: 7}}\n  other: {scale: {by: 8}}\n"
 
 
+@pytest.mark.slow
 def test_only_what_no_file_and_no_profile_reaches_goes(tmp_path: Path) -> None:
     runs = Runs(tmp_path, PROFILES)
     runs("run", "--local")
@@ -52,6 +54,7 @@ def listed(tmp_path: Path) -> Runs:
     return runs
 
 
+@pytest.mark.slow
 def test_prune_refuses_where_a_profile_cannot_be_loaded(tmp_path: Path) -> None:
     """Its list is on a disk that is not mounted here: what it keeps must not go."""
     runs = listed(tmp_path)

@@ -38,6 +38,7 @@ def steps_of(runs: Runs) -> tuple[list[PlannedStep], Store]:
     return plan(Workflow.load(str(runs.file), root=str(runs.root)), store), store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ray", [False, True], ids=["local", "ray"])
 def test_the_same_bytes_as_if_nothing_had_failed(
     tmp_path: Path, ray: bool, request: pytest.FixtureRequest

@@ -70,6 +70,7 @@ def test_a_key_of_zeros_is_a_key() -> None:
     assert seen.count(bytes(12), 12).tolist() == [2]
 
 
+@pytest.mark.slow
 def test_a_row_costs_at_most_30_bytes_also_while_the_table_grows() -> None:
     """A table that doubles, or is copied to grow, has 38 to 60; a row that is repeated costs no more."""
     rng, batch = np.random.default_rng(0), 4096

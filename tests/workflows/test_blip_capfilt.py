@@ -43,12 +43,10 @@ def planned(root: Path, *more: str) -> list[PlannedStep]:
     return plan(Workflow.load(WORKFLOW, sets=(*SMALL, *more)), Store(str(root)))
 
 
-@pytest.mark.slow
 def test_every_step_is_done_and_a_second_run_has_nothing_to_do(root: Path) -> None:
     assert [one.name for one in planned(root) if not one.is_done] == []
 
 
-@pytest.mark.slow
 def test_a_changed_top_p_runs_captioning_and_what_is_below(root: Path) -> None:
     todo = {one.name: one.reason for one in planned(root, "captions.top_p=0.8") if not one.is_done}
     assert next(iter(todo.items())) == ("captions@1", "parameter top_p changed 0.9 -> 0.8")
@@ -62,7 +60,6 @@ def test_a_changed_top_p_runs_captioning_and_what_is_below(root: Path) -> None:
     }
 
 
-@pytest.mark.slow
 def test_the_shards_of_every_step_open_in_duckdb_and_datasets(root: Path, tmp_path: Path) -> None:
     import datasets
     import duckdb
@@ -82,7 +79,6 @@ def test_the_shards_of_every_step_open_in_duckdb_and_datasets(root: Path, tmp_pa
     assert looked >= 20
 
 
-@pytest.mark.slow
 def test_heavy_bytes_are_written_once_and_truth_stays_out_of_training(root: Path) -> None:
     for one in planned(root):
         names = pq.ParquetFile(root / one.shards[0].path).schema_arrow.names if one.shards else []
@@ -99,7 +95,6 @@ def _paths(value: object) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-@pytest.mark.slow
 def test_an_exported_captioner_and_filter_open_in_transformers(root: Path) -> None:
     from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 

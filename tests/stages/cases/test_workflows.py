@@ -59,6 +59,7 @@ def test_a_picture_with_a_second_one_goes_into_the_tars(case: Case, tmp_path: Pa
     assert packed == {"jpg", "json", "txt"}
 
 
+@pytest.mark.slow
 def test_texts_of_a_placeholder_are_not_merged(case: Case, tmp_path: Path) -> None:
     run = Run(case("placeholder/w.yaml"), tmp_path)
     (photo, placeholder) = sorted(run.rows("unique"), key=lambda row: row["image_texts"])
@@ -67,6 +68,7 @@ def test_texts_of_a_placeholder_are_not_merged(case: Case, tmp_path: Path) -> No
     assert placeholder["image_texts"] == 200
 
 
+@pytest.mark.slow
 def test_sidecars_are_chosen_by_what_they_are(case: Case, tmp_path: Path) -> None:
     run = Run(case("sidecars/w.yaml"), tmp_path)
     rows = run.rows("videos")

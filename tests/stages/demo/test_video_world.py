@@ -48,6 +48,7 @@ def good(world: Path) -> list[Row]:
     return table(world, "videos", fault=None)
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_a_film_depends_on_its_own_number_only(world: Path, tmp_path: Path) -> None:
     found = digests(make(tmp_path / "again", num_train=2, num_eval=1, corrupt=0.5))
     films = {name: digest for name, digest in found.items() if name.startswith("train/")}

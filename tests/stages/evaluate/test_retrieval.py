@@ -87,6 +87,7 @@ def slow_reference(weights: Weights, table: pa.Table, k_test: int, rerank: bool)
     return {name: float(np.mean(hits)) for name, hits in found.items()}
 
 
+@pytest.mark.slow
 def test_both_stages_equal_a_slow_reference(weights: Weights, image_rows: Rows, tmp_path: Path) -> None:
     table = captioned(image_rows, 18)
     found = evaluate(Retrieval(model=weights, k_test=10, batch_size=16, max_text_length=24), table, tmp_path)

@@ -54,6 +54,7 @@ def pictures(path: Path, fps: float, short: int) -> np.ndarray:
     return np.stack([next(p for at, p in reversed(shown) if at <= t + 1e-3) for t in times])
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_each_second_and_each_16_frames_become_a_vector(
     stage: Features2d3d, videos: Path, video_rows: Rows
@@ -106,6 +107,7 @@ def test_pooling_by_hand() -> None:
         clip_feature(feat_2d, feat_3d, 4.0, 5.0)
 
 
+@pytest.mark.slow
 def test_equal_bits_in_any_company(stage: Features2d3d, video_rows: Rows) -> None:
     together = run_map(stage, video_rows("cba")).table
     alone = run_map(stage, video_rows("a")).table

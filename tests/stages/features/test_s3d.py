@@ -168,6 +168,7 @@ def test_clips_are_cut_at_their_own_times(videos: Path, nets: Nets, video_rows: 
     assert np.array_equal(vectors(out.table, 1), vectors(whole)[2:3])
 
 
+@pytest.mark.slow
 def test_equal_bits_in_any_company(videos: Path, nets: Nets, video_rows: Rows) -> None:
     names = ["a", "b", "a2", "c", "b2"]
     for batch_size in (1, 16):
@@ -294,6 +295,7 @@ def test_real_clips_have_a_feature_per_second(nets: Nets) -> None:
     assert abs(found[-1][1] - float(length_s)) < 0.1
 
 
+@pytest.mark.slow
 def test_odd_videos_give_features_or_a_reject(nets: Nets) -> None:
     root = real("odd_videos")
     said = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]

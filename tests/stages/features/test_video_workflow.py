@@ -65,6 +65,7 @@ def workflow(tmp_path: Path, videos: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_ray_and_local_leave_the_same_bytes(tmp_path: Path, workflow: Path) -> None:
     local = run(tmp_path / "local", workflow, "--local")
     assert sum("features-" in name and "_rejects" not in name for name in local) == 3

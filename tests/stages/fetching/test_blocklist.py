@@ -94,6 +94,7 @@ def test_a_host_and_a_path_are_one_in_unicode_and_as_they_are_sent(
     assert blocked(load(written(tmp_path / "l.txt", entry)), there)
 
 
+@pytest.mark.slow
 def test_a_long_list_is_read_line_by_line(tmp_path: Path) -> None:
     """100,000 hashes are 7 MB of text, and 0.8 MB in memory."""
     lines = [f"sha256:{sha(str(n))}" for n in range(100_000)]

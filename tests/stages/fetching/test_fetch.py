@@ -356,6 +356,7 @@ def test_a_port_where_nobody_listens() -> None:
     assert "127.0.0.1" not in out.rejects[0].detail  # the port would differ from run to run
 
 
+@pytest.mark.slow
 def test_one_host_is_asked_by_few_at_once_and_waiting_is_no_timeout(threats: Any) -> None:
     urls = [threat(f"/slow/{n}") for n in range(40)]
     out = fetch(threats, urls, per_host=1, concurrency=64, timeout_s=1.5)  # 40 * 0.05 s in the queue

@@ -17,6 +17,7 @@ from vlpipe.stages.lists.list import Pair, listed
 from vlpipe.stages.web import fetch
 
 
+@pytest.mark.slow
 def test_a_slow_row_does_not_hold_up_the_batches_after_it(threats: Any) -> None:
     """Their requests are made while it is waited for, and once."""
     stage = LocalImages(ports={"threat.test": threats.port}, read_timeout_s=6.0, timeout_s=6.0, retries=0)

@@ -36,6 +36,7 @@ def folder(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_from_a_list_and_a_served_folder_to_rows(tmp_path: Path, folder: Path) -> None:
     names = [
         "0.jpg",

@@ -75,6 +75,7 @@ def fetch(urls: list[str], port: int, **more: Any) -> Out:
     return out
 
 
+@pytest.mark.slow
 @needs_it
 def test_what_goes_wrong_has_the_codes_of_our_fetcher(threats: Any) -> None:
     wanted = {

@@ -88,6 +88,7 @@ def runs(tmp_path: Path, threats: Any) -> Runs:
 OK = [f"/ok.jpg?{n}" for n in range(8)]
 
 
+@pytest.mark.slow
 def test_a_longer_list_and_another_parameter_ask_nobody_again_who_said_no(runs: Runs, threats: Any) -> None:
     runs.lists("/no-ai", *OK[:4], "/no-tdm")
     runs.run()
@@ -174,6 +175,7 @@ def test_a_root_that_is_no_folder(tmp_path: Path, threats: Any) -> None:
     assert to_hex(read_hashes(runs.store)).to_pylist() == [hash_of_url(threat("/no-ai"))]
 
 
+@pytest.mark.slow
 def test_what_a_shard_says_is_kept_before_a_kill(runs: Runs, threats: Any) -> None:
     """Killed in the second shard, whose own opt-out may be lost: it is asked again with its shard."""
     runs.lists("/no-ai", *OK[:3], "/no-tdm", "/silent", *OK[4:6])
@@ -194,6 +196,7 @@ def test_what_a_shard_says_is_kept_before_a_kill(runs: Runs, threats: Any) -> No
     assert threats.asked["/no-tdm"] <= 2
 
 
+@pytest.mark.slow
 def test_what_was_stored_before_can_be_taken_out(
     runs: Runs, threats: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_scripts_go_as_one_expression_would_say_it() -> None:
         assert without_scripts(text) == whole.sub(" ", text), text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [

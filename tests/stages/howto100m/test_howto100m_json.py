@@ -117,6 +117,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("what", ["read", "rows"])
 def test_memory_does_not_grow_with_the_file(folders: dict[int, Path], what: str) -> None:

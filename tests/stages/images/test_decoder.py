@@ -101,6 +101,7 @@ checked.main()
 """
 
 
+@pytest.mark.slow
 def test_only_the_image_that_kills_or_hangs_is_lost(
     picture: Callable[..., bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -331,6 +331,7 @@ def test_a_broken_array_is_named(tmp_path: Path, content: bytes) -> None:
     assert said(tmp_path / "a.json").startswith(JSON_FAULTS[content])
 
 
+@pytest.mark.slow
 def test_a_long_array_is_read_in_bounded_memory(tmp_path: Path) -> None:
     with open(tmp_path / "a.json", "w") as file:
         file.write("[")

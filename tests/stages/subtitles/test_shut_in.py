@@ -110,6 +110,7 @@ HOSTILE: dict[str, Callable[[int], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_hostile_files_take_linear_time() -> None:
     """Contents of up to 1 MB that take minutes where the time is quadratic, in a process that is ended after 30 s each."""
     reader, said = SubtitleReader(30, 1024), []

@@ -289,6 +289,7 @@ def test_statistics_of_something_else(
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_img2dataset_itself_writes(tmp_path: Path, picture: Callable[..., bytes]) -> None:
     """Two dead links of six; and the loss that the tests above make by hand: one byte of Latin-1 in a csv."""
     import img2dataset

@@ -58,6 +58,7 @@ def test_bands_are_the_fewest_that_find_999_of_1000_pairs_at_the_threshold(thres
     assert all(recall(fewer) < 0.999 for fewer in range(10, bands) if 120 % fewer == 0)
 
 
+@pytest.mark.slow
 def test_all_twins_among_real_alt_texts(alt_texts: list[str]) -> None:
     threshold = 0.6
     import scipy.sparse as sparse

@@ -84,6 +84,7 @@ def fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [{"KILL_AT": "15"}, {"KILL_IN_SAVE": "2"}])
 def test_killed_and_run_again_it_ends_as_if_it_had_not_been(
     squares: Dataset, recipe_of: Make, tmp_path: Path, fatal: Path, kill: dict[str, str]

@@ -21,6 +21,7 @@ STEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPS)
 def test_a_hub_id_without_network_is_one_clear_error(
     name: str, make_rows: Callable[[], list[dict[str, Any]]], tmp_path: Path

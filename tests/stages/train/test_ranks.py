@@ -58,6 +58,7 @@ def second_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], dict[str, An
     return worker.second_step
 
 
+@pytest.mark.slow
 def test_two_ranks(
     tmp_path: Path,
     squares: Dataset,

@@ -30,6 +30,7 @@ SHORT = "corkami_mini/matroska.mkv"  # one frame, of 1 ms
 needs_data = pytest.mark.skipif(not FILES, reason=f"real data not found: {ROOT} (set VLPIPE_DATA)")
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("said", FILES, ids=lambda said: said["file"])
 def test_an_odd_file(said: dict[str, object]) -> None:

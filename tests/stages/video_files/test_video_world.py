@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from vlpipe.pipeline.files import Listing
 from vlpipe.pipeline.testing import run_gather, run_map
@@ -14,6 +15,7 @@ from vlpipe.stages.demo.video_world import VideoWorld
 from vlpipe.stages.video_files.videos import Videos
 
 
+@pytest.mark.slow
 def test_films_come_in_with_their_words(tmp_path: Path) -> None:
     """Rolling vtt with word times, overlapping srt, text tracks; truncated files and pages are rejects."""
     world = run_gather(VideoWorld(num_train=10, num_eval=1, corrupt=0.2), [], tmp_path).artifacts

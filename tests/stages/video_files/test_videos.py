@@ -81,6 +81,7 @@ def test_subtitles_beside_the_videos(folder: Path) -> None:
     assert out.rejects == []
 
 
+@pytest.mark.slow
 def test_languages_are_wanted_in_order(folder: Path) -> None:
     assert said(run(folder, languages=("fr", "en", "de")))["-dash.name"] == "english"
     only = run(folder, languages=("fr",), subtitle_source="manual", lang="fr")
@@ -102,6 +103,7 @@ def test_which_file_is_whose() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_broken_subtitles(folder: Path) -> None:
     (folder / "plain.srt").write_text("<html></html>")
     out = run(folder)
@@ -161,6 +163,7 @@ def go(folder: Path) -> PlannedStep:
     return steps["videos"]
 
 
+@pytest.mark.slow
 def test_a_new_file_is_noticed_and_full_shards_are_kept(folder: Path, tmp_path: Path) -> None:
     """Four files are listed, one of them subtitles without a video; the fifth comes last."""
     (folder / "lost.srt").write_text(SRT.format("lost"))

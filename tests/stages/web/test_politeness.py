@@ -63,6 +63,7 @@ def urls(name: str, num: int) -> list[str]:
     return [f"http://threat.test/{name}/{n}" for n in range(num)]
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_hosts_places(services: Services, threats: Any) -> None:
     where = services.address("images", lambda _: HostGate(rules(per_host=3)))
     both = [worker(where, threats.port, urls("slow", 40), per_host=3) for _ in range(2)]
@@ -71,6 +72,7 @@ def test_two_workers_share_a_hosts_places(services: Services, threats: Any) -> N
     assert threats.most_here == 3
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_hosts_rate(services: Services, threats: Any) -> None:
     where = services.address("images", lambda _: HostGate(rules(per_host=8, host_interval_s=0.05)))
     both = [worker(where, threats.port, [f"{url}?{k}" for url in urls("ok.jpg", 20)]) for k in range(2)]
@@ -79,6 +81,7 @@ def test_two_workers_share_a_hosts_rate(services: Services, threats: Any) -> Non
     assert max(threats.at) - min(threats.at) >= 1.6  # 39 * 0.05, were no thread ever late
 
 
+@pytest.mark.slow
 def test_a_url_that_opted_out_is_asked_by_no_other_worker(services: Services, threats: Any) -> None:
     where = services.address("images", lambda _: HostGate(rules()))
     no = ["http://threat.test/no-ai"]
@@ -88,6 +91,7 @@ def test_a_url_that_opted_out_is_asked_by_no_other_worker(services: Services, th
     assert (threats.asked["/no-ai"], threats.asked["/ok.jpg"]) == (1, 2)
 
 
+@pytest.mark.slow
 def test_a_url_that_opted_out_is_asked_in_no_later_run(tmp_path: Path, threats: Any) -> None:
     no = "http://threat.test/no-ai"
     for n in range(2):
@@ -102,6 +106,7 @@ def test_a_url_that_opted_out_is_asked_in_no_later_run(tmp_path: Path, threats: 
     assert to_hex(read_hashes(Store(str(tmp_path)))).to_pylist() == [hash_of_url(no)]
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_held_is_free_at_once(services: Services, threats: Any) -> None:
     """It held both places of the host for 5 s; the other worker has long been done by then."""
     where = services.address("images", lambda _: HostGate(rules()))
