@@ -184,7 +184,8 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer | None) -> Any:
     if recipe.init_vit is not None:
         init_vit(model, recipe.init_vit.path)
     if recipe.init_bert is not None:
-        init_bert(model, recipe.init_bert.path)
+        assert tokenizer is not None  # a Blip reads texts
+        init_bert(model, recipe.init_bert.path, tokenizer)
     return model
 
 

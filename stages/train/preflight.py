@@ -139,7 +139,7 @@ def _tokenizer(recipe: Recipe) -> Tokenizer | None:
         return None
     if file.step is None and Path(file.path).exists():
         return load_tokenizer(recipe)
-    return Tokenizer([*SPECIAL, *(f"[unused{i}]" for i in range(BERT_VOCABULARY - len(SPECIAL)))])
+    return Tokenizer.from_tokens([*SPECIAL, *(f"[unused{i}]" for i in range(BERT_VOCABULARY - len(SPECIAL)))])
 
 
 def need_columns(recipe: Recipe, schema: pa.Schema) -> None:

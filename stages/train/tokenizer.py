@@ -1,11 +1,11 @@
-"""A WordPiece vocabulary, learned from all texts that no filter dropped, or read from a file."""
+"""Vocabularies learned from all texts that no filter dropped: WordPiece, or byte-level BPE."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
@@ -51,7 +51,42 @@ class TrainTokenizer(GatherStage):
         job.say(f"vocabulary of {tokenizer.vocab_size:,} tokens")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainBpe(GatherStage):
+    """Makes a tokenizer. Artifacts: `tokenizer.json` and settings, for `Train` and `transformers.AutoTokenizer`.
+
+    style: `clip` lower-cases, `gpt2` keeps case. vocab_size: CLIP's 49,408 by default, 514 at least; GPT-2's is 50,257, 257
+    at least; a small corpus may yield fewer tokens. Rows: the vocabulary, one token each.
+    """
+
+    ROWS_ARE: ClassVar[str] = "the vocabulary"
+
+    vocab_size: int = 49408
+    style: Literal["clip", "gpt2"] = "clip"
+
+    NAME: ClassVar[str] = "train.tokenizer:TrainBpe"
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "TrainBpe", texts=TEXTS)
+        return VOCABULARY
+
+    def preflight(self) -> list[str]:
+        smallest = 514 if self.style == "clip" else 257
+        if self.vocab_size >= smallest:
+            return []
+        return [f"vocab_size must be at least {smallest} for style {self.style}, got {self.vocab_size}"]
+
+    def run(self, job: Job) -> None:
+        from vlpipe.models.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.train_bpe(_texts(job), self.vocab_size, self.style)
+        tokenizer.save(job.artifacts)
+        job.emit(pa.table([range(tokenizer.vocab_size), tokenizer.tokens], schema=VOCABULARY))
+        job.say(f"vocabulary of {tokenizer.vocab_size:,} tokens")
+
+
 def _texts(job: Job) -> Iterator[str]:
+    """Yields every text of the inputs that no filter dropped."""
     for data in job.inputs:
         for rows in data.batches(["texts"]):
             for texts in usable(rows["texts"]):

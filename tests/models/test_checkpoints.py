@@ -184,13 +184,17 @@ def bert_state(blip: Blip, vocab_size: int) -> dict[str, Tensor]:
 
 
 def test_bert_initialisation_sets_both_self_attentions(
-    make_blip: Make, make_batch: Make, tmp_path: Path
+    make_blip: Make, make_batch: Make, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     source, blip = make_blip(max_text_length=40), make_blip()
     before = {n: v.clone() for n, v in blip.state_dict().items()}
     num = blip.config.vocab_size - 2
     torch.save(bert_state(source, num), tmp_path / "pytorch_model.bin")
-    init_bert(blip, tmp_path)
+    with pytest.raises(ValueError, match=r"has none of the files tokenizer/vocab\.txt"):
+        init_bert(blip, tmp_path, tokenizer)
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(tokenizer.tokens[:num]) + "\n")
+    init_bert(blip, tmp_path / "pytorch_model.bin", tokenizer)
     batch = make_batch(3)
     texts = [
         m.encode_text(batch.streams["text"].data % num, batch.streams["text"].mask) for m in (source, blip)
@@ -210,7 +214,22 @@ def test_bert_initialisation_sets_both_self_attentions(
     with pytest.raises(
         ValueError, match=r"the BERT must have 150 tokens, or 148 \(without \[DEC\] and \[ENC\]\), got"
     ):
-        init_bert(blip, tmp_path)
+        init_bert(blip, tmp_path, tokenizer)
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(
+    make_blip: Make, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    blip = make_blip()
+    num = blip.config.vocab_size - 2
+    torch.save(bert_state(blip, num), tmp_path / "pytorch_model.bin")
+    tokens = [*tokenizer.tokens[:num]]
+    tokens[20], tokens[30] = tokens[30], tokens[20]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    with pytest.raises(
+        ValueError, match=rf"2 of {num} tokens differ, first number 20: '{re.escape(tokens[20])}' there"
+    ):
+        init_bert(blip, tmp_path, tokenizer)
 
 
 @pytest.mark.parametrize("position", ["learned", "sincos"])

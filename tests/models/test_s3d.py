@@ -178,6 +178,7 @@ def test_few_and_odd_frames(s3d: S3d, s3dg: S3dG) -> None:
         s3d.pooled(frames(0, 13))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_half_precision_is_close(s3d: S3d, s3dg: S3dG) -> None:
     """Relative error of the 1024-d feature: bf16 has 8 bits of mantissa, fp16 has 11; forty layers deep."""

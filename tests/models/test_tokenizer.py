@@ -74,7 +74,7 @@ def test_a_bert_vocabulary_gets_dec_and_enc_behind(tmp_path: Path) -> None:
 )
 def test_impossible_vocabularies_are_refused(tokens: list[str], wanted: str) -> None:
     with pytest.raises(ValueError, match=wanted):
-        Tokenizer(tokens)
+        Tokenizer.from_tokens(tokens)
 
 
 def test_saved_folder_loads_here_and_in_transformers_with_equal_ids(
@@ -95,7 +95,8 @@ def test_saved_folder_loads_here_and_in_transformers_with_equal_ids(
 
 def test_a_folder_without_a_tokenizer_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"none of the files tokenizer/vocab.txt, tokenizer/tokenizer.json, vocab.txt"
+        ValueError,
+        match=r"none of the files tokenizer/vocab.txt, tokenizer/tokenizer.json, tokenizer/vocab.json",
     ):
         Tokenizer.load(tmp_path)
     with pytest.raises(ValueError, match=r"'./nowhere' is neither an existing folder nor a hub id"):

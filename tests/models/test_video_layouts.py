@@ -230,6 +230,7 @@ def small_mil_nce(space_to_depth: bool = True, text: bool = True) -> Table:
     return table | ({"text_module.word_embd.weight": (51, 300)} if text else {})
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_every_form_of_a_mil_nce_checkpoint_loads_to_the_same_network(clip: Tensor, tmp_path: Path) -> None:
     state = random_state(small_mil_nce())

@@ -23,6 +23,7 @@ print(sum(p.numel() for p in blip.parameters()), "sympy" in sys.modules, "torch.
 """
 
 
+@pytest.mark.slow
 def test_a_blip_is_built_without_what_takes_seconds_to_import() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE], capture_output=True, text=True, check=True, timeout=120

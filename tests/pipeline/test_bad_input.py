@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import CHAIN, run
 
 
@@ -29,6 +30,7 @@ def test_a_workflow_that_is_not_there() -> None:
     assert "'blip_capfil' is neither a file nor a packaged workflow; did you mean 'blip_capfilt'?" in said
 
 
+@pytest.mark.slow
 def test_wrong_usage() -> None:
     assert vlpipe("run")[0] == 2
     assert vlpipe("run", "x.yaml", "--local", "--address", "a:1")[0] == 2
@@ -63,6 +65,7 @@ def test_an_unreadable_shard(tmp_path: Path) -> None:
     assert "`vlpipe verify` lists what is damaged" in said
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text(CHAIN.replace("num_rows: 20", "num_rows: 20, payload_bytes: 10000"))
     args = ("run", str(tmp_path / "w.yaml"), "--root", str(tmp_path / "root"), "--local")

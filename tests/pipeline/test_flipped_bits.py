@@ -50,6 +50,7 @@ def read(store: Store, shard: Shard, columns: list[str] | None) -> pa.Table | st
         return str(error)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_gives_other_rows(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     shard = write_shard(store, "a.parquet", [some(24)], SCHEMA, row_group_rows=10)

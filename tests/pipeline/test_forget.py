@@ -307,6 +307,7 @@ def test_unfinished_parts_of_a_step_that_read_the_rows_go(runs: Forgets) -> None
     assert not (model / "work").exists()
 
 
+@pytest.mark.slow
 def test_unfinished_parts_of_a_step_that_read_no_such_row_stay(runs: Forgets) -> None:
     """Row 4 was rejected above it and gave nobody a text, so its checkpoint does not know it."""
     (runs.step("model") / "manifest.json").unlink()

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from cli_helpers import Runs, vlpipe
 from helpers import CHAIN
 
@@ -189,6 +190,7 @@ def test_rows_without_an_id_are_counted(tmp_path: Path) -> None:
     assert ids.add(store, Receipt(index=0, shard=shard, bytes=0, rows_in=0)) == 2
 
 
+@pytest.mark.slow
 def test_a_renamed_step_whose_old_folder_was_pruned_is_followed(tmp_path: Path) -> None:
     """Records of what is below name the old folder; `verify` and `forget` find the step by the key in its name."""
     runs = Runs(tmp_path, CHAIN)

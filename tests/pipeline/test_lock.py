@@ -405,6 +405,7 @@ except LockLost as error:
 """
 
 
+@pytest.mark.slow
 def test_a_sign_of_life_that_fails_is_tried_again_and_a_run_without_any_stops(root: Store) -> None:
     """The disk is full for a moment (a limit on file sizes), and then for longer than the lease."""
     done = subprocess.run(
@@ -428,6 +429,7 @@ def until(there: Callable[[], Any], process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_away_overwrites_nothing(tmp_path: Path) -> None:
     """Stopped for long, taken over from another machine, and then let go on: its worker is amid a shard."""
     notes = tmp_path / "notes.txt"
@@ -497,6 +499,7 @@ def test_a_run_that_lost_the_root_writes_no_progress_note(root: Store) -> None:
 MINE = ["film.mkv.part", "my.part/film", "notes.0123abcd.part", "000001.parquet.part"]
 
 
+@pytest.mark.slow
 def test_nothing_of_the_users_goes(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local")

@@ -80,6 +80,7 @@ def test_rejects_of_a_gather_stage_are_written_as_they_come(tmp_path: Path) -> N
     assert steps["a"].manifest.rejects == {"fault:odd": 2000}
 
 
+@pytest.mark.slow
 def test_rows_that_come_one_by_one_take_linear_time(tmp_path: Path) -> None:
     seconds = []
     for num in (1_000, 8_000):

@@ -126,6 +126,7 @@ def state(runs: Runs, step: str) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_status_says_which_steps_a_live_run_works_on(tmp_path: Path) -> None:
     steps = '  slow: {use: "progress_toys:Slow", from: rows, seconds: 5}\n  last: {use: "progress_toys:Think", from: slow}\n'
     runs = case(tmp_path, steps, num=3, size=1)
@@ -178,6 +179,7 @@ def test_nothing_is_written_over_the_bars(tmp_path: Path) -> None:
     assert not any("5 %" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_elsewhere_the_streams_are_left_alone(tmp_path: Path) -> None:
     runs = case(tmp_path, '  noisy: {use: "progress_toys:Noisy", from: rows}\n', num=5)
     command = [

@@ -54,6 +54,7 @@ def test_a_row_that_kills_its_worker_is_found_and_named(tmp_path: Path, two_cpus
     ]
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_loaded_are_the_steps_error_and_no_rows(tmp_path: Path, two_cpus: str) -> None:
     text = 'steps:\n  a: {use: "toys:Numbers", num_rows: 5}\n  b: {use: "toys:Unopenable", from: a}\n'
     with pytest.raises(
@@ -114,6 +115,7 @@ def workers_of(run: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_a_killed_worker_leave_the_same_bytes_and_no_process(tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for folder in (undisturbed, killed):
@@ -197,6 +199,7 @@ def test_a_step_that_fails_leaves_another_branch_time_to_finish_its_shards(
     assert list((tmp_path / "root").glob("slow-*/_receipts/*.json"))
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_root_is_refused(tmp_path: Path) -> None:
     waits = f'"toys:Timed", from: numbers, seconds: 0, times: {tmp_path}/times, meets: {tmp_path}/refused'
     planned(tmp_path, SLOW.replace('"toys:Scale", from: numbers, seconds: 0.1', waits))

@@ -265,6 +265,7 @@ def test_a_pool_leaves_room_for_the_tasks_that_feed_it() -> None:
     assert found.most["fetch"] >= 1
 
 
+@pytest.mark.slow
 def test_no_mix_of_pools_and_tasks_hangs() -> None:
     """Chains and branches on one or two CPUs; widths that do not fit beside each other, a gather step at the end."""
     widths, pools = itertools.product([1, 2], repeat=4), itertools.product([0, 1, 2], repeat=4)

@@ -56,6 +56,7 @@ def test_small_rows_are_grouped_by_their_number_alone(tmp_path: Path) -> None:
     assert groups(tmp_path / "a.parquet") == [10, 10, 10, 5]
 
 
+@pytest.mark.slow
 def test_a_batch_of_joined_rows_is_bounded_too(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = write_shard(store, "heavy.parquet", [images([20 * MB] * 12)], SCHEMA)
@@ -163,6 +164,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     assert int(done.stdout.split()[-1]) < 7_000
 
 
+@pytest.mark.slow
 def test_a_step_with_large_rows_from_end_to_end(tmp_path: Path) -> None:
     text = 'steps:\n  a: {use: "odd_toys:Pictures", num_rows: 3, num_bytes: 40000000}\n'
     text += '  s: {use: "toys:Scale", from: a}\n  b: {use: "toys:Payload", from: s}\n'

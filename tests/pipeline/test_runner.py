@@ -126,6 +126,7 @@ def test_a_stage_that_loses_a_row_fails(tmp_path: Path) -> None:
         run(tmp_path, text)
 
 
+@pytest.mark.slow
 def test_rows_that_fail_alone_become_rejects_and_nothing_else_is_lost(tmp_path: Path) -> None:
     bad = sorted({(i * 7919) % 20_000 for i in range(198)})
     text = f"""

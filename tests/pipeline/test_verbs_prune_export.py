@@ -73,6 +73,7 @@ def test_prune_refuses_where_a_profile_cannot_be_loaded(tmp_path: Path) -> None:
     assert len(list(runs.root.glob("numbers-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_profile_may_be_called_by_a_number(tmp_path: Path) -> None:
     runs = listed(tmp_path)
     runs("prune", "--yes", "--set", "scale.by=9")
@@ -80,6 +81,7 @@ def test_a_profile_may_be_called_by_a_number(tmp_path: Path) -> None:
     assert len(list(runs.root.glob("scale-*"))) == 3
 
 
+@pytest.mark.slow
 def test_what_set_made_is_kept_beside_what_the_file_makes(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local")

@@ -124,6 +124,7 @@ def test_clips_are_paired_judged_and_scored(inputs: Path, tmp_path: Path) -> Non
     assert sorted(row["align_score"][0] for row in rows_of(root, steps["aligned"])) == scores[2:]
 
 
+@pytest.mark.slow
 def test_another_rule_is_another_use(inputs: Path, tmp_path: Path) -> None:
     for use in ("howto100m:HowTo100M", "univl:UniVL", "videoclip:VideoClip", "videobert:VideoBert"):
         here = '"clips.milnce:MilNce", from: videos, min_time_s: 5, num_candidates: 5'

@@ -116,11 +116,12 @@ def init_vit(blip: Any, path: str | Path) -> None:
     _copy(blip, ours)
 
 
-def init_bert(blip: Any, path: str | Path) -> None:
+def init_bert(blip: Any, path: str | Path, tokenizer: Tokenizer) -> None:
     """Start the text side from a BERT (bert-base-uncased): both self-attentions alike, cross-attention stays
     random.
 
-    Its vocabulary must be ours, less the [DEC] and [ENC] we append; of its positions the first are taken.
+    Its vocabulary must be that of `tokenizer`, less the [DEC] and [ENC] we append; of its positions the first are taken.
+    Raises ValueError if a token differs, or if the weights have no `vocab.txt` or `tokenizer.json` beside them.
     """
     theirs = {_modern(name): value for name, value in read_tensors(path).items()}
     entries = [
@@ -134,12 +135,27 @@ def init_bert(blip: Any, path: str | Path) -> None:
         raise ValueError(
             f"init_bert: the BERT must have {vocab_size} tokens, or {vocab_size - 2} (without [DEC] and [ENC]), got {num}"
         )
+    _same_vocabulary(path, tokenizer, num)
     for name in ("text.words.weight", "lm_head.bias"):
         fresh = blip.state_dict().get(name)
         if fresh is not None:
             ours[name] = torch.cat([ours[name], fresh[num:].to(ours[name])])
     ours["text.positions.weight"] = ours["text.positions.weight"][: blip.config.max_text_length]
     _copy(blip, ours)
+
+
+def _same_vocabulary(path: str | Path, tokenizer: Tokenizer, num: int) -> None:
+    """Raises ValueError if the first `num` tokens beside the weights in `path` are not those of `tokenizer`."""
+    theirs = Tokenizer.load(Path(path).parent if Path(path).is_file() else path).tokens
+    differ = [
+        i for i, pair in enumerate(zip(theirs[:num], tokenizer.tokens[:num], strict=True)) if len({*pair}) > 1
+    ]
+    if differ:
+        i = differ[0]
+        raise ValueError(
+            f"init_bert: the vocabulary in {path} is another than the tokenizer's: {len(differ)} of {num} tokens differ, "
+            f"first number {i}: {theirs[i]!r} there, {tokenizer.tokens[i]!r} here; set `tokenizer` to that of the BERT"
+        )
 
 
 def export_captioner(blip: Any, tokenizer: Tokenizer, folder: str | Path) -> None:

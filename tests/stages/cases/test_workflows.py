@@ -51,6 +51,7 @@ class Run:
         return [row for path in files for row in pq.read_table(path).to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_picture_with_a_second_one_goes_into_the_tars(case: Case, tmp_path: Path) -> None:
     run = Run(case("mpo/w.yaml"), tmp_path)
     assert [row["format"] for row in run.rows("images")] == ["MPO", "JPEG"]
@@ -84,6 +85,7 @@ steps:
 """
 
 
+@pytest.mark.slow
 def test_captions_of_a_tar_come_back_as_they_were(case: Case, tmp_path: Path) -> None:
     texts = ["one", "two", "three", "four", "five"]
     for name in ("images", "w", "r"):

@@ -88,6 +88,7 @@ def test_the_same_as_looking_at_every_pair() -> None:
     assert all(match(t, evaluation[int(hit.witness)]) for t, hit in zip(texts, found, strict=True) if hit)
 
 
+@pytest.mark.slow
 def test_real_alt_texts_hold_no_caption_of_flickr8k(alt_texts: list[str], dev_captions: list[str]) -> None:
     captions = Captions([(str(n), c) for n, c in enumerate(dev_captions)], n=8, min_words=5)
     assert (captions.num_texts, captions.num_short) == (5000, 73)

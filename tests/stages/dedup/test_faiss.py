@@ -95,6 +95,7 @@ def test_pairs_equal_those_of_the_full_matrix(tmp_path: Path, exact_below: int) 
     assert len(want) >= 100
 
 
+@pytest.mark.slow
 def test_recall_of_planted_pairs_across_clusters(tmp_path: Path) -> None:
     x = planted(6000, 64, 1000, 0.90)
     got, _ = run(tmp_path, table(x), threshold=0.89, exact_below=1000)
@@ -221,6 +222,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "step/artifacts").iterdir())}
 
 
+@pytest.mark.slow
 def test_one_thread_or_two_the_same_bytes(tmp_path: Path) -> None:
     import torch
 
@@ -240,6 +242,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_kill_after_any_part_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset(tmp_path, table(planted(400, 16, 60, 0.95)), shard_rows=100)
     stage = FaissDuplicates(threshold=0.9, exact_below=0, clusters=6)

@@ -105,6 +105,7 @@ def done(tmp_path: Path) -> Done:
     return Done(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_caption_goes_with_its_last_donor(done: Done) -> None:
     kept = done.ids["a3"]  # ids are hashes of what is listed: it is always this one
     assert {name for name in ("a", "a2", "a3") if done.ids[name] in done.rows("unique")} == {"a3"}
@@ -178,6 +179,7 @@ def test_why_says_that_a_text_was_forgotten(done: Done) -> None:
     assert done.ids["a2"][:12] not in said
 
 
+@pytest.mark.slow
 def test_it_says_which_rows_stay_dropped_as_duplicates_of_forgotten_ones(done: Done) -> None:
     """Of three equal images, a3 is kept. After it is forgotten, the other two stay dropped, until the dedup is run again."""
     entries = done.root.parent / "entries.txt"

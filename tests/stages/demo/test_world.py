@@ -48,6 +48,7 @@ def file_of(world: Path, row: dict[str, str]) -> Path:
     return world / "images" / row["url"].removeprefix(URL)
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_another_seed_other_pictures(world: Path, tmp_path: Path) -> None:
     assert digests(make(tmp_path / "again")) == digests(world)
     other = digests(make(tmp_path / "other", seed=1))

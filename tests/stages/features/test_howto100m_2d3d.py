@@ -81,6 +81,7 @@ def test_each_second_and_each_16_frames_become_a_vector(
     )
 
 
+@pytest.mark.slow
 def test_a_clip_is_pooled_as_from_its_videos_features(stage: Features2d3d, video_rows: Rows) -> None:
     whole = run_map(stage, video_rows("a")).table
     feat_2d, feat_3d = (np.array(whole[c][0].as_py(), np.float16) for c in ("feat_2d", "feat_3d"))

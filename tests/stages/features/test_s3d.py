@@ -283,6 +283,7 @@ def real(name: str) -> Path:
     return root / name
 
 
+@pytest.mark.slow
 def test_real_clips_have_a_feature_per_second(nets: Nets) -> None:
     clips = real("video_clips") / "clips"
     name = sorted(p.name for p in clips.glob("*.mp4"))[0]

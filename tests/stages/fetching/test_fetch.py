@@ -119,6 +119,7 @@ GOOD = [
 ]
 
 
+@pytest.mark.slow
 def test_each_threat_has_its_code_and_no_row_is_lost(threats: Any, decoy: Any) -> None:
     good = [GOOD[n % len(GOOD)] for n in range(len(CODES))]
     urls = [url for pair in zip(CODES, good, strict=True) for url in pair]
@@ -246,6 +247,7 @@ def test_who_said_no_is_not_asked_again_and_what_they_said_is_kept(threats: Any)
     assert threats.asked == {"/no-ai": 1, "/moved-no-ai": 1, "/many-bots": 1}  # not where the redirect led
 
 
+@pytest.mark.slow
 def test_which_signals_count_is_a_parameter(threats: Any) -> None:
     urls = [threat("/no-ai"), threat("/no-tdm")]
     assert fetch(threats, urls, opt_out=("tdm-reservation",)).table["url"].to_pylist() == urls[:1]
@@ -310,6 +312,7 @@ def test_expected_hashes(threats: Any, tmp_path: Path) -> None:
     assert threats.asked == {"/ok.jpg": 3, "/bomb.png": 1}  # a row that cannot be checked is not asked for
 
 
+@pytest.mark.slow
 def test_bytes_change_only_where_it_is_asked_for(threats: Any) -> None:
     same, smaller = (
         fetch(threats, [threat("/polyglot.jpg")], **more)

@@ -46,6 +46,7 @@ def batch_of(urls: list[str]) -> pa.Table:
     return rows.combine_chunks()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("memory", "waiting"), [(0, 1), (1000, 5000), (10**9, 5000), (2000, 10**9)])
 def test_with_little_room_for_bytes_no_row_is_lost_or_asked_twice(

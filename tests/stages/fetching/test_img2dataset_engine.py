@@ -106,6 +106,7 @@ def test_what_goes_wrong_has_the_codes_of_our_fetcher(threats: Any) -> None:
         assert detail is None or reject.detail == detail
 
 
+@pytest.mark.slow
 @needs_it
 def test_who_said_no_is_asked_by_no_later_run(threats: Any, tmp_path: Path) -> None:
     urls = [f"http://{HOST}/no-ai", f"http://{HOST}/ok.jpg"]
@@ -185,6 +186,7 @@ def stages(tmp_path: Path, picture: Callable[..., bytes]) -> tuple[Img2datasetFe
     return Img2datasetFetch(**more), FetchImages(**more)
 
 
+@pytest.mark.slow
 @needs_it
 def test_the_same_rows_and_rejects_as_our_own_fetcher(
     stages: tuple[Img2datasetFetch, FetchImages], capfd: pytest.CaptureFixture[str]

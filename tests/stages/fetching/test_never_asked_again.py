@@ -104,6 +104,7 @@ def test_a_longer_list_and_another_parameter_ask_nobody_again_who_said_no(runs: 
     assert runs.rows("cleaned") == [f"text {n}" for n in (1, 2, 3, 4, 9)]
 
 
+@pytest.mark.slow
 def test_only_hashes_evidence_and_the_first_time_are_kept(runs: Runs) -> None:
     runs.lists("/no-ai", *OK[:4], "/no-ai")
     began = int(time.time())
@@ -115,6 +116,7 @@ def test_only_hashes_evidence_and_the_first_time_are_kept(runs: Runs) -> None:
     assert began <= kept[0]["first_seen"].timestamp() <= time.time()
 
 
+@pytest.mark.slow
 def test_a_page_that_a_redirect_leads_to_is_not_asked_again(
     runs: Runs, threats: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_page_that_a_redirect_leads_to_is_not_asked_again(
     assert runs.rejects() == {("filtered", "opt_out", "X-Robots-Tag: noai")}
 
 
+@pytest.mark.slow
 def test_nor_is_the_url_that_led_there(runs: Runs, threats: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PLAIN, "/there.jpg", (200, NO, JPEG))
     monkeypatch.setitem(PLAIN, "/here", (301, {"Location": "/there.jpg?signature=1"}, b""))
@@ -139,6 +142,7 @@ def test_nor_is_the_url_that_led_there(runs: Runs, threats: Any, monkeypatch: py
     assert (threats.asked["/here"], threats.asked["/there.jpg"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_what_a_file_says_inside_is_kept_too(runs: Runs, threats: Any) -> None:
     runs.lists("/credentials-no.jpg", *OK[:3])
     runs.run()
@@ -148,6 +152,7 @@ def test_what_a_file_says_inside_is_kept_too(runs: Runs, threats: Any) -> None:
     assert runs.rejects() == {("filtered", "opt_out", "C2PA c2pa.ai_training: notAllowed")}
 
 
+@pytest.mark.slow
 def test_steps_that_fetch_share_it(runs: Runs, threats: Any) -> None:
     """The video of that URL is there to be had, from another server."""
     runs.lists("/no-ai", OK[0])
@@ -165,6 +170,7 @@ def test_steps_that_fetch_share_it(runs: Runs, threats: Any) -> None:
     assert len(list((runs.folder / "videos").glob("*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_root_that_is_no_folder(tmp_path: Path, threats: Any) -> None:
     runs = Runs(tmp_path, threats.port, f"memory://opted_out{tmp_path.name}")
     runs.lists("/no-ai", *OK[:4])
@@ -244,6 +250,7 @@ def test_with_a_list_both_go(runs: Runs) -> None:
     assert said[-1].startswith("would forget 1 row(s) in 3 folder(s)")
 
 
+@pytest.mark.slow
 def test_without_the_folder_all_are_asked_again(runs: Runs, threats: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(PLAIN, "/maybe.jpg", (200, NO, JPEG))
     runs.lists("/maybe.jpg", *OK[:3])
@@ -257,6 +264,7 @@ def test_without_the_folder_all_are_asked_again(runs: Runs, threats: Any, monkey
     assert runs.rows("cleaned") == [f"text {n}" for n in (1, 2, 3, 4)]
 
 
+@pytest.mark.slow
 def test_a_step_judges_by_its_own_rules_what_others_were_told(runs: Runs, threats: Any) -> None:
     runs.lists("/no-ai", OK[0])
     runs.run()

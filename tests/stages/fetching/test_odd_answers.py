@@ -213,6 +213,7 @@ class Random(BaseRequestHandler):
             self.request.sendall(random_answer(int(path)) if path.isdecimal() else head + JPEG)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_answers_of_random_lines_are_their_rows_alone() -> None:
     """No reject has a code that nobody chose, no neighbour is lost, and none is asked again."""

@@ -98,6 +98,7 @@ def test_english_alt_text_is_called_english(data: Callable[[str], Path]) -> None
     assert languages.count("en") >= 0.95 * 303
 
 
+@pytest.mark.slow
 def test_languages_and_prior_are_parameters() -> None:
     values = [["ein kleiner brauner Hund am Strand", "sofa"]]
     assert identified(values, languages=("en", "nl"), prior={})[0][0][0] == "nl"

@@ -152,6 +152,7 @@ def test_out_of_order(world: World) -> None:
     assert out.counts == {"cues_out_of_order": 1}
 
 
+@pytest.mark.slow
 def test_overlapping_and_repeated_words(world: World) -> None:
     """(f)"""
     world.add("a")
@@ -164,6 +165,7 @@ def test_overlapping_and_repeated_words(world: World) -> None:
     assert len(cues(world.run({"a": rolling}, rollup="never"))[1][2].split()) == 4
 
 
+@pytest.mark.slow
 def test_empty_and_unequal_lists(world: World) -> None:
     """(g)"""
     world.add(*"abcd")
@@ -215,6 +217,7 @@ def test_translations_tags_and_entities(world: World) -> None:
     assert [text for _, _, text in cues(out)] == ["[Music]", ">> añade la sal & agua", "caf?"]
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_batch(world: World) -> None:
     world.add(*(f"v{n}" for n in range(6)))
     stage = world.stage({f"v{n}": SIMPLE for n in range(6)})

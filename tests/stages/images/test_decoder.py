@@ -31,6 +31,7 @@ def outcome(how: Callable[[bytes], Checked], data: bytes) -> Any:
         return fault.why, fault.detail
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_same_as_in_this_process(data: Callable[[str], Path]) -> None:
     """All odd files: those that cannot be decoded with few files open and little memory would differ."""
@@ -68,12 +69,14 @@ def big_png(side: int) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_an_image_that_takes_too_much_memory(picture: Callable[..., bytes]) -> None:
     with decoding(RULES, timeout_s=60, memory_mb=64) as one:
         assert outcome(one.check, big_png(6000))[0] == "decode_memory"
         assert one.check(picture()).width == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_child_that_stops_for_reasons_of_its_own_costs_no_image(
     picture: Callable[..., bytes], how: signal.Signals

@@ -103,6 +103,7 @@ def test_readers_of_tars_know_every_ending_that_the_exporter_writes() -> None:
     assert {"jpeg", "mpo", "tiff"} <= IMAGE_ENDINGS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", READERS)
 def test_damaged_jpegs_are_rejected_or_kept_as_asked(read: Reader, tmp_path: Path) -> None:
     whole = encoded("JPEG", size=(160, 120))

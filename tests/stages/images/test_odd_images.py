@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 # VmHWM, not ru_maxrss: that one starts from what the parent held when it forked.
 # Runs alone, with little memory: a decoder that takes what a header promises would die here.
 WORKER = """
@@ -39,6 +41,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_every_odd_file_is_a_row_or_a_reject(data: Callable[[str], Path], tmp_path: Path) -> None:
     root = data("odd_images")
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())

@@ -296,6 +296,7 @@ def test_batches_are_bounded_in_bytes() -> None:
     assert max(sizes) == 34  # 32 MiB
 
 
+@pytest.mark.slow
 def test_parquet_batches_are_bounded_in_bytes(tmp_path: Path) -> None:
     texts = [chr(65 + n % 26) * 100_000 + str(n) for n in range(1_500)]
     pq.write_table(

@@ -46,6 +46,7 @@ def load(chromium: str, folder: Path, page: str) -> tuple[str, list[str]]:
     return done.stdout.decode(), console
 
 
+@pytest.mark.slow
 def test_the_console_stays_empty(chromium: str, tmp_path: Path, run: RunView) -> None:
     dom, console = load(chromium, tmp_path, render(run))
     assert console == []

@@ -55,6 +55,7 @@ def test_it_has_no_files_and_no_secrets(reader: SubtitleReader, monkeypatch: pyt
     assert sorted(os.listdir(process / "fd")) == ["0", "1", "2"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_hangs_or_dies(reader: SubtitleReader) -> None:
     reader._child.start().kill()
     assert len(reader.read(FILES["srt"], "a", **MORE).cues) == 1  # started again
@@ -69,6 +70,7 @@ def test_a_reader_that_hangs_or_dies(reader: SubtitleReader) -> None:
         reader._child.start().send_signal(signal.SIGSTOP)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="memory is limited on Linux only")
 def test_memory_is_limited() -> None:
     reader = SubtitleReader(60, 1)

@@ -91,6 +91,7 @@ def test_the_order_of_rows_and_the_size_of_shards_change_no_decision(
         assert run(tmp_path / str(attempt), table.take(order), shard_rows=311 * attempt) == want
 
 
+@pytest.mark.slow
 def test_every_dropped_text_has_a_witness_that_stays(
     tmp_path: Path, alt_texts: list[str], text_rows: TextRows
 ) -> None:

@@ -9,7 +9,7 @@ from vlpipe.pipeline.files import File
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.row import TEXTS, text
-from vlpipe.stages.train.tokenizer import TrainTokenizer
+from vlpipe.stages.train.tokenizer import TrainBpe, TrainTokenizer
 
 SCHEMA = pa.schema([("id", pa.string()), ("texts", TEXTS)])
 
@@ -43,3 +43,13 @@ def test_a_given_vocabulary_is_taken_as_it_is(tmp_path: Path) -> None:
 
 def test_preflight() -> None:
     assert TrainTokenizer(vocab_size=5).preflight() == ["vocab_size must be at least 100, got 5"]
+
+
+def test_a_bpe_of_what_was_kept(tmp_path: Path) -> None:
+    kept, dropped = [text("zebra crossing", "web")] * 9, [text("spam spam", "web", kept=False)] * 9
+    got = run_gather(TrainBpe(vocab_size=530), [words(tmp_path, "web", *kept, *dropped)], tmp_path / "run")
+    tokenizer = Tokenizer.load(got.artifacts)
+    assert tuple(got.table["token"].to_pylist()) == tokenizer.tokens
+    assert len(tokenizer.ids("zebra crossing")) < len(tokenizer.ids("spam spammers")) - 2
+    assert TrainBpe(vocab_size=513).preflight() == ["vocab_size must be at least 514 for style clip, got 513"]
+    assert TrainBpe(vocab_size=257, style="gpt2").preflight() == []

@@ -79,6 +79,7 @@ print(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])
 """
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_bounded() -> None:

@@ -92,6 +92,7 @@ def test_it_has_no_files_no_sockets_and_no_secrets(
     ]
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_costs_one_video(folder: Path, child: VideoChild) -> None:
     with (folder / "a.mp4").open("rb") as file:
         child._child.start().kill()

@@ -50,6 +50,7 @@ def web(tmp_path: Path) -> Web:
     return Web(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_film_is_a_row_and_a_file(web: Web) -> None:
     (web.served / "a film.MP4").write_bytes(CLIP)
     url = "http://films.test/a%20film.MP4?x=1"
@@ -67,6 +68,7 @@ def test_a_film_is_a_row_and_a_file(web: Web) -> None:
     assert [r.why for r in web.run(url, no_cues="reject").rejects] == ["no_cues"]
 
 
+@pytest.mark.slow
 def test_an_opt_out_inside_the_file_is_obeyed(web: Web) -> None:
     (web.served / "yes.mp4").write_bytes(CLIP + credentials("allowed"))
     (web.served / "no.mp4").write_bytes(CLIP + credentials("notAllowed"))
@@ -80,6 +82,7 @@ def test_an_opt_out_inside_the_file_is_obeyed(web: Web) -> None:
     assert web.run(*urls, asking=Asking(opt_out=("noai",))).table.num_rows == 2
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_asked_for_again(web: Web) -> None:
     (web.served / "a.mp4").write_bytes(CLIP)
     before = web.run("http://films.test/a.mp4", "http://films.test/a.mp4").table
@@ -120,6 +123,7 @@ def test_each_failure_has_its_code_and_leaves_no_file(web: Web) -> None:
     assert page.detail.startswith(f"{page.id}.mp4: ")  # the same on every run
 
 
+@pytest.mark.slow
 def test_a_new_blocklist_is_obeyed_by_files_that_are_there(web: Web) -> None:
     (web.served / "a.mp4").write_bytes(CLIP)
     url = "http://films.test/a.mp4"
@@ -132,6 +136,7 @@ def test_a_new_blocklist_is_obeyed_by_files_that_are_there(web: Web) -> None:
         assert [(r.kind, r.why) for r in out.rejects] == [("filtered", "blocked")]
 
 
+@pytest.mark.slow
 def test_an_fsspec_root(web: Web) -> None:
     (web.served / "a.mp4").write_bytes(CLIP)
     here = web.run("http://films.test/a.mp4").table
@@ -175,6 +180,7 @@ def test_a_command_gets_a_video_and_its_subtitles(tmp_path: Path, download: Down
     assert (videos / "-dash.mp4").read_bytes() == CLIP
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("video_id", "said"),
     [

@@ -115,6 +115,7 @@ def test_broken_subtitles(folder: Path) -> None:
     assert (said(kept)["plain"], kept.counts) == ("", {"kept_bad_subtitles": 1, "sidecars_unread": 1})
 
 
+@pytest.mark.slow
 def test_a_url_of_the_folder(folder: Path) -> None:
     assert run(f"file://{folder}").table.equals(run(folder).table)
 
@@ -138,6 +139,7 @@ def test_names_in_any_encoding(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_an_id_stays_when_others_come(folder: Path) -> None:
     before = run(folder).table.select(["id", "url"]).to_pylist()
     (folder / "0.mp4").write_bytes(CLIP)
@@ -179,6 +181,7 @@ def test_a_new_file_is_noticed_and_full_shards_are_kept(folder: Path, tmp_path: 
     ]  # nobody looked at them again
 
 
+@pytest.mark.slow
 def test_a_deadline_ends_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that does not answer, whatever it is busy with, costs one video."""
     monkeypatch.setattr(shut_in, "GRACE_S", 0.1)
@@ -193,6 +196,7 @@ def test_a_deadline_ends_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert probe.look(str(tmp_path), "good.mp4").info.width == 48
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_costs_one_video(tmp_path: Path) -> None:
     (tmp_path / "good.mp4").write_bytes(CLIP)
     with prober(Limits(), 512) as probe:
@@ -200,6 +204,7 @@ def test_a_child_that_dies_costs_one_video(tmp_path: Path) -> None:
         assert probe.look(str(tmp_path), "good.mp4").info.height == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["auto_editor/mov_text.mp4", "auto_editor/webvtt.mkv", "torchcodec/nasa_13013.mp4"]
 )

@@ -144,6 +144,7 @@ def test_the_c2pa_entry_is_found_as_by_its_pattern() -> None:
     assert found > 100
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("part", [b"use" * 54, b"", b"notAllowed" * 15, b"x" * 79 + b"use" + b"y" * 79])
 def test_many_c2pa_entries_take_no_minutes(part: bytes) -> None:

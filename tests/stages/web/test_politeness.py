@@ -123,6 +123,7 @@ def test_what_a_killed_worker_held_is_free_at_once(services: Services, threats: 
     assert json.loads(other.communicate(timeout=60)[0]) == [0, ["http_404"] * 10]
 
 
+@pytest.mark.slow
 def test_without_the_driver_a_worker_fails_and_does_not_hang(services: Services, threats: Any) -> None:
     where = services.address("images", lambda _: HostGate(rules()))
     one = worker(where, threats.port, urls("slow", 400))

@@ -53,6 +53,7 @@ def names(out: Out) -> list[str]:
 ALL = ("a.jpg", "private/a.jpg", "private/open.jpg?sig=secret", "b.jpg")
 
 
+@pytest.mark.slow
 def test_robots_txt_is_an_option(folder: Path) -> None:
     (folder / "robots.txt").write_text("User-agent: *\nDisallow: /private/\nAllow: /private/open\n")
     assert names(fetch(folder, *ALL)) == list(ALL)
@@ -63,6 +64,7 @@ def test_robots_txt_is_an_option(folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_group_of_our_own_name_decides(folder: Path) -> None:
     (folder / "robots.txt").write_text(
         "User-agent: *\nDisallow: /\n\nUser-agent: VLPipe\nDisallow: /b\n\nUser-agent: picker\nAllow: /\n"
@@ -85,6 +87,7 @@ def test_an_origin_whose_rules_cannot_be_read_is_left_alone() -> None:
     assert "robots.txt cannot be read (dns), so no URL of this origin may be fetched" in out.rejects[0].detail
 
 
+@pytest.mark.slow
 def test_tdmrep(folder: Path) -> None:
     (folder / ".well-known/tdmrep.json").write_text(
         '[{"location": "/private/open*.jpg$", "tdm-reservation": 0}, {"location": "/private/", "tdm-reservation": 1}]'
