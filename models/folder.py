@@ -137,3 +137,22 @@ def _shipped() -> list[type[Model]]:
                 and f"{value.__module__}.".startswith(f"{module.__name__}.")
             ]
     return found
+
+
+def copy_part(model: Any, source: Any, part: str, into: str) -> None:
+    """Copies the weights of the module `part` of `source` into the module `into` of `model`; "" is the whole.
+
+    Raises ValueError if a module is not there, or its tensors are not the same in names and shapes.
+    """
+    found = []
+    for what, module, name in (
+        ("init_parts: the source", source, part),
+        ("init_parts: the model", model, into),
+    ):
+        try:
+            found.append(module.get_submodule(name))
+        except AttributeError as error:
+            known = ", ".join(n for n, _ in module.named_children())
+            raise ValueError(f"{what} has no module {name!r}; it has {known}") from error
+    theirs, ours = found
+    fill(ours, theirs.state_dict(), f"init_parts: {part or 'the whole'} into {into or 'the whole'}")

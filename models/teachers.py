@@ -33,7 +33,10 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: nn.Module) -> None:
-        """Moves the teacher towards `model`, parameter by name."""
+        """Moves the teacher towards `model`, parameter by name; those that are frozen in the model are equal already."""
         own = dict(model.named_parameters())
-        names, params = zip(*self.copy.named_parameters(), strict=True)
-        torch._foreach_lerp_(list(params), [own[name].detach() for name in names], 1 - self.momentum)
+        moving = [
+            (p, own[name].detach()) for name, p in self.copy.named_parameters() if own[name].requires_grad
+        ]
+        if moving:
+            torch._foreach_lerp_([p for p, _ in moving], [to for _, to in moving], 1 - self.momentum)

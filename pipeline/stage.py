@@ -30,6 +30,9 @@ class Stage:
     NAME: ClassVar[str] = ""
     VERSION: ClassVar[int] = 1  # raise it when the same parameters give different rows
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset()  # parameters that cannot change the rows
+    # parameters that earlier versions of the stage did not have; at their default, which must be what those did, they are
+    # not in the key either, so that rows made before are used
+    ADDED: ClassVar[frozenset[str]] = frozenset()
     # Computes with torch: the engine sets the number of threads, which is part of the key.
     TORCH: ClassVar[bool] = False
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")

@@ -29,7 +29,7 @@ from vlpipe.pipeline.stage import Dataset, GatherStage, MapStage, SourceStage
 from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow, schemas
-from vlpipe.pipeline.workflow.params import files_of, replace_files
+from vlpipe.pipeline.workflow.params import files_of, left_out, replace_files
 from vlpipe.pipeline.workflow.step import Step
 
 RECORD = "_steps.json"  # each step as of its last run; used to explain why a step runs, not to decide whether
@@ -284,7 +284,7 @@ def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
         return f"use changed {before['use']} -> {step.use}"
     if before["identity"] != list(one.keyed.identity):
         return f"VERSION of {step.use} changed {before['identity'][-1]} -> {one.keyed.identity[-1]}"
-    changed = _changed_parameter(before["params"], step.params, step.stage.NOT_IN_KEY)
+    changed = _changed_parameter(before["params"], step.params, left_out(step.stage))
     if changed:
         return changed
     for name, digest in one.keyed.files:

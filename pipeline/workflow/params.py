@@ -264,15 +264,15 @@ def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: b
     """Returns a parameter as JSON values, the same for equal ones: tuples as lists, sets sorted, an Enum as its value, 10.0
     as 10.
 
-    file: converts a file parameter; leave_out: omit the fields in `NOT_IN_KEY`, for keys. Raises VlpipeError for a type that
-    has no JSON form.
+    file: converts a file parameter; leave_out: for keys, omit the fields in `NOT_IN_KEY`, and those in `ADDED` (fields that
+    an earlier version did not have) while they have their default. Raises VlpipeError for a type that has no JSON form.
     """
     if isinstance(value, File):
         return file(value)
     if isinstance(value, Enum):
         return canonical(value.value, file, leave_out)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        no: frozenset[str] = getattr(value, "NOT_IN_KEY", frozenset()) if leave_out else frozenset()
+        no = left_out(value) if leave_out else frozenset()
         names = [f.name for f in dataclasses.fields(value) if f.name not in no]
         return {name: canonical(getattr(value, name), file, leave_out) for name in names}
     if isinstance(value, Mapping):
@@ -285,6 +285,18 @@ def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: b
             (canonical(v, file, leave_out) for v in value), key=lambda v: json.dumps(v, sort_keys=True)
         )
     return _scalar(value)
+
+
+def left_out(value: Any) -> frozenset[str]:
+    """Returns the fields of a dataclass that are not in keys."""
+    added: frozenset[str] = getattr(value, "ADDED", frozenset())
+    no: frozenset[str] = getattr(value, "NOT_IN_KEY", frozenset())
+    own = dataclasses.fields(value)
+    return no | {f.name for f in own if f.name in added and getattr(value, f.name) == _default(f)}
+
+
+def _default(of: dataclasses.Field[Any]) -> Any:
+    return of.default if of.default_factory is dataclasses.MISSING else of.default_factory()
 
 
 def _scalar(value: Any) -> Any:

@@ -61,13 +61,15 @@ def _is_fixed(base: type, name: str) -> bool:
 
 
 def _not_in_key(cls: Any, _: Collection[str]) -> Iterator[str]:
-    names, own = cls.NOT_IN_KEY, [f.name for f in dataclasses.fields(cls)]
-    if not isinstance(names, (frozenset, set, tuple, list)):
-        yield f".NOT_IN_KEY: wanted frozenset({{NAME, ...}}), got {shown(names)}"
-        return
-    for name in sorted(map(str, names)):
-        if name not in own:
-            yield f".NOT_IN_KEY names {name!r}, which is not a parameter{did_you_mean(name, own)}"
+    own = [f.name for f in dataclasses.fields(cls)]
+    for which in ("NOT_IN_KEY", "ADDED"):
+        names = getattr(cls, which)
+        if not isinstance(names, (frozenset, set, tuple, list)):
+            yield f".{which}: wanted frozenset({{NAME, ...}}), got {shown(names)}"
+            continue
+        for name in sorted(map(str, names)):
+            if name not in own:
+                yield f".{which} names {name!r}, which is not a parameter{did_you_mean(name, own)}"
 
 
 def _class_values(cls: Any, _: Collection[str]) -> Iterator[str]:

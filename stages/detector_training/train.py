@@ -17,6 +17,7 @@ from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.common.row import LOSSES
 from vlpipe.stages.detector_training.recipe import DetectorRecipe
 from vlpipe.stages.train.progress import following
+from vlpipe.stages.train.recipe import Optimisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class TrainDetector(GatherStage, DetectorRecipe):
     resumes from its last checkpoint and ends with the same bytes as an uninterrupted one.
     """
 
+    ADDED: ClassVar[frozenset[str]] = Optimisation.ADDED
     NAME: ClassVar[str] = "train.detector:TrainDetector"
     ROWS_ARE: ClassVar[str] = "losses"
     TORCH: ClassVar[bool] = True

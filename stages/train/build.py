@@ -7,16 +7,17 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from vlpipe.models.build import build, find
-from vlpipe.models.folder import load
+from vlpipe.models.folder import copy_part, load
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.capabilities import need
 from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.optim.frozen import evaluate_frozen, freeze
+from vlpipe.models.optim.groups import Defaults, Rule, build_optimiser
 from vlpipe.models.teachers import Ema
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import did_you_mean
@@ -94,6 +95,12 @@ class Net(nn.Module):
         for parameter in untouched:
             surrogate = surrogate + 0.0 * parameter.sum()
         return {**values, self.SURROGATE: surrogate}
+
+    def train(self, mode: bool = True) -> Net:
+        """As in torch, but frozen parts of the model stay in evaluation mode."""
+        super().train(mode)
+        evaluate_frozen(self.model)
+        return self
 
     def update_teachers(self) -> None:
         """Moves the teachers towards the model, in training mode."""
@@ -181,6 +188,9 @@ def _new_model(recipe: Recipe, tokenizer: Tokenizer | None) -> Any:
             f"{cls.__name__} reads texts: set `tokenizer`, or `init` to use the tokenizer stored with it; neither is set"
         )
     model = build(recipe.model_spec(), MODELS, tokenizer=tokenizer)
+    for part in recipe.init_parts:
+        source = load(part.weights.path, use=part.use)
+        copy_part(model, source, part.part, part.part if part.into is None else part.into)
     if recipe.init_vit is not None:
         init_vit(model, recipe.init_vit.path)
     if recipe.init_bert is not None:
@@ -297,6 +307,8 @@ def _made(spec: Mapping[str, Any], below: str, where: str, tokenizer: Tokenizer 
 def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
     """Returns model, teachers and objectives in training mode. Raises ValueError if they do not fit each other."""
     model = build_model(recipe, tokenizer)
+    if recipe.train or recipe.freeze:
+        freeze(model, train=recipe.train, freeze=recipe.freeze)
     teachers = {
         name: build({"use": "teachers:Ema", **spec}, TEACHERS) for name, spec in recipe.teachers.items()
     }
@@ -309,30 +321,7 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
     return Net(model, objectives, teachers, build_tasks(recipe, objectives)).train()
 
 
-def decay_groups(net: nn.Module, no_decay: Sequence[str]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Returns (parameters with weight decay, parameters without).
-
-    Scalars, vectors and parameters whose name contains an entry of `no_decay` get none. BLIP decays all parameters.
-    Raises ValueError if an entry of `no_decay` matches no parameter.
-    """
-    params = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    for part in no_decay:
-        if not any(part in name for name in params):
-            some = ", ".join(list(params)[:5])
-            raise ValueError(f"no_decay: no parameter name contains {part!r}; the names include {some}")
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for name, p in params.items():
-        is_vector = sum(size > 1 for size in p.shape) <= 1  # true for a class token (1, 1, D) as well
-        groups[is_vector or any(part in name for part in no_decay)].append(p)
-    return groups
-
-
-def build_optimiser(net: nn.Module, recipe: Optimisation) -> torch.optim.AdamW:
-    """Returns AdamW with the two parameter groups of `decay_groups`."""
-    decayed, others = decay_groups(net, recipe.no_decay)
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=recipe.lr,
-        betas=recipe.betas,
-        fused=True,  # one kernel call instead of ten per parameter: small models are bound by launch overhead
-    )
+def optimiser_of(net: nn.Module, recipe: Optimisation) -> Any:
+    """Returns the optimiser of all trained parameters. Raises ValueError if a group matches none."""
+    rules = [Rule(**vars(group)) for group in recipe.groups]
+    return build_optimiser(net, Defaults(**recipe.defaults()), rules)

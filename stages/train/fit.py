@@ -75,7 +75,7 @@ def train_step(run: Run, batches: Sequence[Any]) -> None:
     seed_all(recipe.seed, run.step, distributed.rank())
     lr = learning_rate(recipe, run.step, run.num_steps, run.loader.samples_per_epoch)
     for group in run.optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # a checkpoint of an earlier version has no scale
     values = accumulate(run, batches)
     values["grad_norm"] = clip(run, values)
     run.optimiser.step()

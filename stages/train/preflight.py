@@ -22,8 +22,8 @@ from vlpipe.stages.train.build import (
     build_objectives,
     build_tasks,
     build_views,
-    decay_groups,
     load_tokenizer,
+    optimiser_of,
 )
 from vlpipe.stages.train.recipe import MAKERS, MODELS, Recipe
 
@@ -89,7 +89,7 @@ def _build(recipe: Recipe) -> None:
     tokenizer = _tokenizer(recipe)
     with weightless():
         net = build_net(_without_files(recipe), tokenizer)
-    decay_groups(net, recipe.no_decay)
+    optimiser_of(net, recipe)
     build_views(recipe, build_makers(recipe, net.model, tokenizer))
 
 
@@ -129,7 +129,7 @@ def _sizes(recipe: Recipe) -> tuple[int, int]:
 
 def _without_files(recipe: Recipe) -> Recipe:
     """Returns the recipe without weight files, because the meta device has no memory to load them into."""
-    return replace(recipe, init_vit=None, init_bert=None)
+    return replace(recipe, init_vit=None, init_bert=None, init_parts=[])
 
 
 def _tokenizer(recipe: Recipe) -> Tokenizer | None:

@@ -26,11 +26,32 @@ TASK = 5  # seed constant of the draw of tasks; distinct from those of `loading.
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters whose names match the globs in `match`, such as "vision.*". What is not set is as for other parameters.
+
+    lr: their peak rate; it follows the recipe's schedule. layer_decay: the rate of layer i of n is multiplied by
+    layer_decay ** (n - i), that of parameters in `below`, such as embeddings, by layer_decay ** (n + 1) (BEiT, MAE).
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    match: list[str]
+    below: list[str] = field(default_factory=list)
+    lr: float | None = None
+    weight_decay: float | None = None
+    optimiser: Literal["adamw", "sgd", "lars"] | None = None
+    momentum: float = 0.9  # of sgd and lars
+    layer_decay: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Optimisation:
     """Duration, optimiser and hardware of a training run, for any kind of model.
 
     The defaults of lr, min_lr, decay_rate and weight_decay are those of BLIP's pretraining.
     """
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"optimiser", "momentum", "groups"})
 
     # Duration: exactly one of `steps` and `epochs`
     steps: int | None = None
@@ -40,6 +61,9 @@ class Optimisation:
     shuffle_window: int = 16384  # samples held in memory and shuffled together
 
     # Optimiser
+    optimiser: Literal["adamw", "sgd", "lars"] = "adamw"
+    momentum: float = 0.9  # of sgd and lars
+    groups: list[ParameterGroup] = field(default_factory=list)
     lr: float = 3e-4
     min_lr: float = 1e-6
     warmup_steps: int = 0
@@ -73,6 +97,11 @@ class Optimisation:
             return self.steps
         assert self.epochs is not None, "checked by problems()"
         return max(1, round(self.epochs * samples_per_epoch / self.batch_size))
+
+    def defaults(self) -> dict[str, Any]:
+        """Returns the fields of `models.optim.groups.Defaults`."""
+        names = ("lr", "weight_decay", "betas", "optimiser", "momentum", "no_decay")
+        return {name: getattr(self, name) for name in names}
 
     def problems(self) -> list[str]:
         """Returns the invalid settings, one message each."""
@@ -110,6 +139,21 @@ class Optimisation:
                 "loader_threads and shuffle_window must be at least 1, "
                 f"got {self.loader_threads} and {self.shuffle_window}",
             ),
+            *(
+                (
+                    group.layer_decay is not None and not 0 < group.layer_decay <= 1,
+                    f"groups: layer_decay must be above 0 and at most 1, got {group.layer_decay}",
+                )
+                for group in self.groups
+            ),
+            *(
+                (
+                    bool(group.below) and group.layer_decay is None,
+                    f"groups: `below` needs layer_decay, got below {group.below} without it",
+                )
+                for group in self.groups
+            ),
+            (self.lr <= 0 and bool(self.groups), f"lr must be above 0 with groups, got {self.lr}"),
             (self.seed < 0, f"seed must be at least 0, got {self.seed}"),
         ]
 
@@ -131,12 +175,30 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitPart:
+    """A part of a new model that starts from a part of a trained one, all of whose tensors must fit.
+
+    weights: a step's model, a folder, a hub id or a file. part: the name of the module there, such as "vision"; "" for all.
+    into: its name here; None for the same. use: `module:Class`, for a file whose class its content does not tell.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    weights: Weights
+    part: str = ""
+    into: str | None = None
+    use: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Optimisation):
     """The configuration of a training run: model, streams, objectives, teachers and data.
 
     BLIP's pretraining differs from the defaults: it does not clip gradients (`clip_norm: null`), and it applies weight
     decay to all parameters, scalars and vectors included, for which there is no option.
     """
+
+    ADDED: ClassVar[frozenset[str]] = Optimisation.ADDED | {"train", "freeze", "init_parts"}
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
     # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, view: "", plus its parameters}.
@@ -150,12 +212,18 @@ class Recipe(Optimisation):
     init: Weights | None = (
         None  # start from these weights, and from their tokenizer unless `tokenizer` is set
     )
+    # parts of a new model that start from parts of other models
+    init_parts: list[InitPart] = field(default_factory=list)
     init_vit: Weights | None = (
         None  # initialise a new model's image encoder from a ViT with timm's parameter names (BLIP: DeiT-B/16)
     )
     init_bert: Weights | None = (
         None  # initialise a new model's text encoder from a BERT with the same vocabulary
     )
+    train: list[str] = field(
+        default_factory=list
+    )  # globs of parameter names: only these are trained; default all
+    freeze: list[str] = field(default_factory=list)  # globs of parameter names: these are not trained
     tokenizer: File | None = None  # a vocab.txt, or a folder that contains one
 
     # Data. A sample is an (image, text) pair ("pairs"), or an image with one of its texts, drawn in each epoch ("images").
@@ -223,8 +291,9 @@ class Recipe(Optimisation):
                 "set `model` for a new model, or `init` to start from trained weights; neither is set",
             ),
             (
-                self.init is not None and not (self.init_vit is self.init_bert is None),
-                "init_vit and init_bert are for a new model, but `init` is set; remove them, or `init`",
+                self.init is not None
+                and (self.init_vit is not None or self.init_bert is not None or bool(self.init_parts)),
+                "init_vit, init_bert and init_parts are for a new model, but `init` is set; remove them, or `init`",
             ),
             (any(w < 0 for w in self.mix.values()), f"the weights in mix must be at least 0, got {self.mix}"),
         ]

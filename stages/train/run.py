@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vlpipe.models import distributed
+from vlpipe.models.optim.frozen import frozen_names, restore, trained_state
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.stages.train.build import build_makers, build_net, build_optimiser, build_views, load_tokenizer
+from vlpipe.stages.train.build import build_makers, build_net, build_views, load_tokenizer, optimiser_of
 from vlpipe.stages.train.itm_alarm import LossRow
 from vlpipe.stages.train.loader import Loader
 from vlpipe.stages.train.recipe import Optimisation, Recipe
@@ -47,7 +48,8 @@ class Run:
     num_summed: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.optimiser = build_optimiser(self.net, self.recipe)
+        self.optimiser = optimiser_of(self.net, self.recipe)
+        self.frozen = _frozen(self.net)
         self.parallel: Any = self.net
         if distributed.world_size() > 1:
             sync_buffers: Any = {
@@ -71,7 +73,7 @@ class Run:
         """Returns all that the next step depends on. Random generators are not included: each step seeds them anew."""
         return {
             "step": self.step,
-            "net": self.net.state_dict(),  # includes momentum encoders and queues
+            "net": trained_state(self.net.state_dict(), self.frozen),  # includes momentum encoders and queues
             "optimiser": self.optimiser.state_dict(),
             "rows": self.rows,
             "sums": self.sums,
@@ -83,8 +85,21 @@ class Run:
         self.step, self.num_summed = state["step"], dict(state["num_summed"])
         self.rows = [(step, name, value) for step, name, value in state["rows"]]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-        self.net.load_state_dict(state["net"])
+        restore(self.net, state["net"], self.frozen)
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def _frozen(net: Any) -> set[str]:
+    """Returns the entries of the state of `net` that training does not change, those of its teachers included."""
+    own = frozen_names(net.model)
+    return {
+        name for name in net.state_dict() if name.removeprefix("model.") in own or _in_teacher(name) in own
+    }
+
+
+def _in_teacher(name: str) -> str:
+    """Returns the name that an entry of a teacher's copy has in the model; "" for others."""
+    return name.partition(".copy.")[2] if name.startswith("teachers.") else ""
 
 
 def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:

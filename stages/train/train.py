@@ -30,6 +30,7 @@ class Train(GatherStage, Recipe):
     ROWS_ARE: ClassVar[str] = "losses"
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True
+    ADDED: ClassVar[frozenset[str]] = Recipe.ADDED
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "on_collapse", "loader_threads", "cache_bytes"}
     )

@@ -1,10 +1,13 @@
-"""Digests of outside files: what counts in a folder, and what is read again."""
+"""Digests of outside files: what counts in a folder, and what is read again. Parameters that are in keys."""
 
 import hashlib
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from vlpipe.pipeline.engine.records.keys import FileDigests, sha256_json
+from vlpipe.pipeline.engine.records.keys import FileDigests, key_params, sha256_json
+from vlpipe.pipeline.stage import MapStage
 from vlpipe.pipeline.storage.store import Store
 
 
@@ -51,3 +54,21 @@ def test_a_file_is_read_again_when_its_size_or_time_changed(tmp_path: Path) -> N
     assert digest() == sha256(b"new")
     file.write_bytes(b"newer")
     assert digest() == sha256(b"newer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before(MapStage):
+    by: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class After(Before):
+    ADDED: ClassVar[frozenset[str]] = frozenset({"names", "rate"})
+    names: list[str] = field(default_factory=list)
+    rate: float = 1.0
+
+
+def test_a_parameter_that_was_added_is_in_the_key_only_with_another_value() -> None:
+    assert key_params(After()) == key_params(After(rate=1)) == key_params(Before())
+    assert key_params(After(names=["a"])) == {**key_params(Before()), "names": ["a"]}
+    assert key_params(After(rate=0.5)) == {**key_params(Before()), "rate": 0.5}
