@@ -24,6 +24,7 @@ def sample(
     *,
     generators: Sequence[torch.Generator] | None = None,
     top_p: float | None = None,
+    top_k: int | None = None,
     min_length: int = 0,
     max_length: int = 20,
     prompt_ids: Sequence[int] = (),
@@ -31,8 +32,9 @@ def sample(
 ) -> list[list[int]]:
     """Returns a text per image as new ids, without prompt and end token.
 
-    Nucleus sampling (Holtzman et al. 2020), one generator per image; without `top_p` the most probable token. images: the
-    model's image encodings (B, ...).
+    Nucleus sampling (Holtzman et al. 2020), one generator per image; without `top_p` the most probable token. top_k: sample
+    from the k most probable tokens only, before the nucleus (transformers' default is 50). images: the model's image
+    encodings (B, ...).
     """
     check(model, min_length, max_length, prompt_ids)
     batch = len(images)
@@ -44,7 +46,7 @@ def sample(
     new = torch.full((batch, max_length), model.text_rules.end, device=logits.device)
     for t in range(max_length):
         logits = allowed(model, _penalised(logits, seen, repetition_penalty), may_end=t >= min_length)
-        token = logits.argmax(-1) if top_p is None else nucleus(logits, top_p, draws[:, t])
+        token = logits.argmax(-1) if top_p is None else nucleus(logits, top_p, draws[:, t], top_k)
         new[:, t] = torch.where(done, model.text_rules.end, token)
         done |= token == model.text_rules.end
         if t + 1 == max_length or bool(done.all()):
@@ -54,13 +56,19 @@ def sample(
     return [until(row, model.text_rules.end) for row in new.tolist()]
 
 
-def nucleus(logits: Tensor, top_p: float, draws: Tensor) -> Tensor:
-    """One token per row (B,) from the smallest set of likeliest tokens with probability >= `top_p`.
+def nucleus(logits: Tensor, top_p: float, draws: Tensor, top_k: int | None = None) -> Tensor:
+    """Returns one token per row (B,) from the smallest set of likeliest tokens with probability >= `top_p`.
 
-    Inverse CDF over the probabilities sorted from the likeliest, equal ones by id: `draws` (B,) in [0, 1)
-    decide alone.
+    Inverse CDF over the probabilities sorted from the likeliest, equal ones by id: `draws` (B,) in [0, 1) decide alone.
+    top_k: the probabilities are those among the k likeliest.
     """
-    probs, ids = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits, among = logits.topk(top_k, dim=-1)
+        among, by_id = among.sort(dim=-1)
+        probs, order = logits.gather(1, by_id).double().softmax(-1).sort(dim=-1, descending=True, stable=True)
+        ids = among.gather(1, order)
+    else:
+        probs, ids = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
     before = probs.cumsum(-1) - probs
     kept = torch.where(before < top_p, probs, 0.0).cumsum(-1)
     at = torch.searchsorted(kept, draws[:, None].double() * kept[:, -1:], right=True)

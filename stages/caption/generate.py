@@ -41,13 +41,15 @@ class Caption(MapStage):
 
     min_length, max_length: number of generated tokens, without prompt and end token (BLIP's 5 and 20 include 4 tokens for
     [DEC] and "a picture of").
-    top_p: 0.9 as in BLIP; repetition_penalty: 1 for no penalty, as in BLIP's paper; its code uses 1.1.
+    top_p: 0.9 as in BLIP; top_k: number of likeliest tokens to sample from, None for all; repetition_penalty: 1 for no
+    penalty, as in BLIP's paper. BLIP's code has top_k 50 and repetition_penalty 1.1.
     seed: the random draws of caption j of row r depend only on (seed, id of r, j), not on weights or batch.
     An empty caption is stored with kept=False, why='empty'. Rows with an undecodable image are rejected (fault).
     """
 
     NAME: ClassVar[str] = "caption.generate:Caption"
     VERSION: ClassVar[int] = 2  # 2: never generates [UNK] or [MASK]
+    ADDED: ClassVar[frozenset[str]] = frozenset({"top_k"})
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
@@ -55,6 +57,7 @@ class Caption(MapStage):
     model: Weights
     prompt: str = ""
     top_p: float = 0.9
+    top_k: int | None = None
     min_length: int = 1
     max_length: int = 20
     repetition_penalty: float = 1.0
@@ -75,6 +78,8 @@ class Caption(MapStage):
                 f"min_length must be from 0 to max_length, and max_length at least 1; got min_length: {self.min_length}, "
                 f"max_length: {self.max_length}"
             )
+        if self.top_k is not None and self.top_k < 1:
+            problems.append(f"top_k must be at least 1, got {self.top_k}")
         if self.num_captions < 1:
             problems.append(f"num_captions must be at least 1, got {self.num_captions}")
         if self.repetition_penalty < 1:
@@ -128,6 +133,7 @@ class Caption(MapStage):
                 torch.stack(list(tokens)),  # (B, N, D)
                 generators=[torch.Generator().manual_seed(seed) for seed in seeds],
                 top_p=self.top_p,
+                top_k=self.top_k,
                 min_length=self.min_length,
                 max_length=self.max_length,
                 prompt_ids=model.tokenizer.ids(self.prompt),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from vlpipe.pipeline.files import Weights
@@ -20,14 +20,13 @@ from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.heldout import heldout, need_heldout, nothing_to_evaluate
+from vlpipe.stages.evaluate.nearest import Candidates, Order, Scores, both_ways
 from vlpipe.stages.filter.itm import match_logits
 
 if TYPE_CHECKING:
     from vlpipe.stages.common.model import Loaded
 
 RECALL_AT = (1, 5, 10)
-Scores = npt.NDArray[np.float32]
-Order = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +83,14 @@ class Retrieval(GatherStage):
         job.reject(rejects)
         texts = [text for several in captions for text in several]
         owner = np.repeat(np.arange(len(captions)), [len(several) for several in captions])  # (T,)
-        sims = image_feats @ self._text_feats(texts, model).T  # (I, T), cosine
-        near_texts, near_images = (nearest(s, max(self.k_test, *RECALL_AT)) for s in (sims, sims.T))
-        found = recalls("itc_", near_texts, near_images, owner)
+        of_images, of_texts = both_ways(
+            image_feats, self._text_feats(texts, model), max(self.k_test, *RECALL_AT)
+        )
+        found = recalls("itc_", of_images.order, of_texts.order, owner)
         if self.k_test:
-            scores = sims + self._match(job, model, texts, near_texts, near_images)
-            found += recalls("", reranked(near_texts, scores), reranked(near_images, scores.T), owner)
+            pairs = self._match(job, model, texts, Candidates(of_images, of_texts))
+            texts_again = of_images.reranked(pairs.logits_of_images)
+            found += recalls("", texts_again, of_texts.reranked(pairs.logits_of_texts), owner)
         job.emit(pa.Table.from_pylist(found, RESULTS))
 
     def _image_side(
@@ -110,37 +111,21 @@ class Retrieval(GatherStage):
             feats.append(model.embed_texts(ids, mask)[:num_real].float().cpu().numpy())
         return np.concatenate(feats)
 
-    def _match(
-        self, job: Job, model: Loaded, texts: list[str], near_texts: Order, near_images: Order
-    ) -> Scores:
-        """Returns ITM logits (I, T) of the pairs that are candidates in either direction, 0 elsewhere.
+    def _match(self, job: Job, model: Loaded, texts: list[str], pairs: Candidates) -> Candidates:
+        """Stores the ITM logit of each pair in `pairs` and returns it.
 
         Images are read and encoded a second time: storing the tokens of 5,000 images at 384 px would take 9 GB.
         """
-        wanted = np.zeros((len(near_texts), len(texts)), np.bool_)
-        np.put_along_axis(wanted, near_texts, True, axis=1)
-        np.put_along_axis(wanted.T, near_images, True, axis=1)
         images = (pixels for _, pixels in heldout(job, self.source, model.image_size, []))
-        pairs = (
+        wanted = (
             ((image, text), tokens, texts[text])
             for image, tokens in encode_images(enumerate(images), model.encode_images, self.batch_size)
-            for text in np.flatnonzero(wanted[image])
+            for text in pairs.of(image)
         )
-        logits = np.zeros(wanted.shape, np.float32)
-        for at, pair in match_logits(model, pairs, self.batch_size, self.max_text_length, share_images=True):
-            logits[at] = pair[1].item()
-        return logits
-
-
-def nearest(scores: Scores, k: int) -> Order:
-    """Returns the indices of the top k of each query, best first: (Q, N) -> (Q, min(k, N)). Ties: lower index first."""
-    return np.stack([np.argsort(-row, kind="stable")[:k] for row in scores])
-
-
-def reranked(near: Order, scores: Scores) -> Order:
-    """Returns the candidates `near` (Q, k) of each query, sorted by descending score (Q, N); ties keep their order."""
-    order = np.argsort(-np.take_along_axis(scores, near, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(near, order, axis=1)
+        found = match_logits(model, wanted, self.batch_size, self.max_text_length, share_images=True)
+        for image, group in groupby(found, key=lambda one: one[0][0]):
+            pairs.put(image, {text: pair[1].item() for (_, text), pair in group})
+        return pairs
 
 
 def recalls(prefix: str, texts: Order, images: Order, owner: Order) -> list[dict[str, Any]]:

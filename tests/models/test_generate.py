@@ -61,14 +61,16 @@ def test_nucleus_is_the_smallest_set_and_inverse_cdf() -> None:
             edge += probs[i]
 
 
-def test_nucleus_keeps_what_transformers_keeps() -> None:
-    from transformers import TopPLogitsWarper
+@pytest.mark.parametrize("top_k", [None, 1, 5, 39, 40, 1000])
+def test_nucleus_keeps_what_transformers_keeps(top_k: int | None) -> None:
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
 
     logits = 3 * torch.randn(50, 40)
-    kept = TopPLogitsWarper(0.9)(None, logits) > -torch.inf
+    some = logits if top_k is None else TopKLogitsWarper(top_k)(None, logits)
+    kept = TopPLogitsWarper(0.9)(None, some) > -torch.inf
     draws = torch.linspace(0, 1 - 1e-9, 4000, dtype=torch.float64)
     for row in range(50):
-        drawn = nucleus(logits[row].expand(4000, -1), 0.9, draws)
+        drawn = nucleus(logits[row].expand(4000, -1), 0.9, draws, top_k)
         counts = drawn.bincount(minlength=40) / 4000
         wanted = torch.where(kept[row], logits[row].exp(), 0.0)
         torch.testing.assert_close(counts, wanted / wanted.sum(), rtol=0, atol=1e-3)

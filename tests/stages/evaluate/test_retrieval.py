@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import RESULTS, text
-from vlpipe.stages.evaluate.retrieval import RECALL_AT, Retrieval, nearest, recalls, reranked
+from vlpipe.stages.evaluate.nearest import Candidates, Nearest, best, both_ways
+from vlpipe.stages.evaluate.retrieval import RECALL_AT, Retrieval, recalls
 
 Rows = Callable[..., pa.Table]
 WORDS = [
@@ -125,15 +127,56 @@ def test_more_candidates_than_texts_is_the_whole_list(
 def test_ranking_and_recall_in_closed_form() -> None:
     owner = np.array([0, 0, 1, 2])  # texts 0 and 1 belong to image 0
     sims = np.array([[0.1, 0.9, 0.5, 0.2], [0.8, 0.1, 0.7, 0.0], [0.3, 0.3, 0.3, 0.3]], np.float32)
-    texts, images = nearest(sims, 4), nearest(sims.T, 4)
+    texts, images = best(sims, 4).order, best(sims.T, 4).order
     assert texts.tolist() == [[1, 2, 3, 0], [0, 2, 1, 3], [0, 1, 2, 3]]  # ties: the earlier text
     assert images.tolist() == [[1, 2, 0], [0, 2, 1], [1, 0, 2], [2, 0, 1]]
     found = {r["name"]: r["value"] for r in recalls("", texts, images, owner)}
     assert found["tr@1"] == pytest.approx(1 / 3)  # image 0 by its second caption; 1 and 2 miss
     assert found["tr@5"] == 1
     assert found["ir@1"] == pytest.approx(3 / 4)
-    scores = np.array([[0, 0, 5, 9], [0, 1, 1, 0], [0, 0, 0, 0]], np.float32)
-    assert reranked(texts[:, :2], scores).tolist() == [[2, 1], [2, 0], [0, 1]]  # the 9 was no candidate
+    two = best(sims, 2)
+    more = np.array([[0, 5], [0, 1], [0, 0]], np.float32)
+    assert Nearest(two.order, np.zeros_like(two.scores)).reranked(more).tolist() == [[2, 1], [2, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("block_values", [1, 60, 130, 10**6])
+def test_blocks_give_what_the_whole_matrix_gives(block_values: int) -> None:
+    rng = np.random.default_rng(0)
+    images, texts = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (23, 60))  # many ties
+    sims = images @ texts.T
+    found = both_ways(images, texts, 7, block_values)
+    for one, whole in zip(found, (sims, sims.T), strict=True):
+        assert np.array_equal(one.order, best(whole, 7).order)
+        assert np.array_equal(one.scores, best(whole, 7).scores)
+
+
+def test_each_candidate_has_its_logit_in_both_directions() -> None:
+    rng = np.random.default_rng(0)
+    sims = rng.random((9, 20)).astype(np.float32)
+    of_images, of_texts = best(sims, 4), best(sims.T, 3)
+    logits, pairs, asked = rng.random((9, 20)).astype(np.float32), Candidates(of_images, of_texts), 0
+    for image in range(9):
+        texts = list(pairs.of(image))
+        assert texts == sorted(
+            {*of_images.order[image]} | {t for t in range(20) if image in of_texts.order[t]}
+        )
+        pairs.put(image, {t: float(logits[image, t]) for t in texts})
+        asked += len(texts)
+    assert asked < 9 * 20
+    assert np.array_equal(pairs.logits_of_images, np.take_along_axis(logits, of_images.order, 1))
+    assert np.array_equal(pairs.logits_of_texts, np.take_along_axis(logits.T, of_texts.order, 1))
+
+
+def test_memory_is_that_of_the_candidates() -> None:
+    """8,000 images and 20,000 texts: 640 MB of similarities, never held together."""
+    rng = np.random.default_rng(0)
+    images, texts = (rng.random((n, 4), np.float32) for n in (8000, 20000))
+    tracemalloc.start()
+    try:
+        both_ways(images, texts, 16, block_values=1 << 22)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_unreadable_and_captionless_images_are_left_out_and_named(

@@ -34,5 +34,17 @@ def test_step_decay_is_blips(recipe_of: Make) -> None:
     assert lr == pytest.approx([max(1.5e-4, 3e-4 * 0.9 ** (k // 10)) for k in range(101)])
 
 
+def test_step_decay_after_a_warm_up_of_several_epochs_has_no_cliff(recipe_of: Make) -> None:
+    """Epochs of 10 steps: warm-up ends in step 24, in epoch 2; the first decay is in step 30."""
+    lr = rates(recipe_of(lr=1.0, min_lr=0.0, schedule="step_decay", warmup_steps=25, batch_size=16))
+    assert lr[:25] == pytest.approx([(k + 1) / 25 for k in range(25)])
+    assert lr[25:] == pytest.approx([0.9 ** (k // 10 - 2) for k in range(25, 101)])
+
+
+def test_a_warm_up_that_ends_with_an_epoch(recipe_of: Make) -> None:
+    lr = rates(recipe_of(lr=1.0, min_lr=0.0, schedule="step_decay", warmup_steps=10, batch_size=16))
+    assert lr[9:20] == pytest.approx([1.0, *[0.9] * 10])
+
+
 def test_a_run_of_one_step(recipe_of: Make) -> None:
     assert rates(recipe_of(lr=1.0), num_steps=1) == [1.0]

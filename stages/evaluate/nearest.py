@@ -1,0 +1,89 @@
+"""The nearest texts of each image and images of each text, in memory for those alone: never all similarities at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Scores = npt.NDArray[np.float32]
+Order = npt.NDArray[np.int64]
+BLOCK_VALUES = 1 << 26  # similarities at a time: 256 MB
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The candidates of each query, best first. order (Q, k): their indices; scores (Q, k): their similarities."""
+
+    order: Order
+    scores: Scores
+
+    def reranked(self, more: Scores) -> Order:
+        """Returns the candidates sorted by similarity + `more` (Q, k), highest first; ties keep their order."""
+        again = np.argsort(-(self.scores + more), axis=1, kind="stable")
+        return np.take_along_axis(self.order, again, axis=1)
+
+
+def both_ways(
+    images: Scores, texts: Scores, k: int, block_values: int = BLOCK_VALUES
+) -> tuple[Nearest, Nearest]:
+    """Returns the k nearest texts of each image (I, D), and the k nearest images of each text (T, D), by dot product.
+
+    Fewer than k where there are fewer. Ties: the lower index first. Memory: k similarities per query and one block.
+    """
+    size = max(1, block_values // len(texts))
+    orders, scores = [], []
+    of_texts = Nearest(np.empty((len(texts), 0), np.int64), np.empty((len(texts), 0), np.float32))
+    for start in range(0, len(images), size):
+        sims = images[start : start + size] @ texts.T
+        found = best(sims, k)
+        orders.append(found.order)
+        scores.append(found.scores)
+        new = best(sims.T, k)
+        of_texts = _merged(of_texts, Nearest(new.order + start, new.scores), k)
+    return Nearest(np.concatenate(orders), np.concatenate(scores)), of_texts
+
+
+def best(scores: Scores, k: int) -> Nearest:
+    """Returns the k highest of each row of (Q, N), highest first; ties: the lower index first."""
+    order = np.stack([np.argsort(-row, kind="stable")[:k] for row in scores])
+    return Nearest(order, np.take_along_axis(scores, order, axis=1))
+
+
+def _merged(before: Nearest, new: Nearest, k: int) -> Nearest:
+    """Returns the k highest of both. Indices in `before` are lower than all in `new`, so it wins ties."""
+    scores = np.concatenate([before.scores, new.scores], axis=1)
+    keep = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    order = np.concatenate([before.order, new.order], axis=1)
+    return Nearest(np.take_along_axis(order, keep, axis=1), np.take_along_axis(scores, keep, axis=1))
+
+
+class Candidates:
+    """The pairs that are candidates in one direction or the other, by image, and room for a logit of each.
+
+    logits_of_images (I, k), logits_of_texts (T, k): beside the candidates of `Nearest`.
+    """
+
+    def __init__(self, texts_of_images: Nearest, images_of_texts: Nearest) -> None:
+        self._texts, flat = texts_of_images.order, images_of_texts.order.ravel()
+        self._k = images_of_texts.order.shape[1]
+        self._places = np.argsort(flat, kind="stable")  # in `flat`, by image
+        self._starts = np.searchsorted(flat[self._places], np.arange(len(self._texts) + 1))
+        self.logits_of_images = np.zeros(texts_of_images.order.shape, np.float32)
+        self.logits_of_texts = np.zeros(images_of_texts.order.shape, np.float32)
+
+    def of(self, image: int) -> Iterator[int]:
+        """Yields the texts that are paired with an image, in order."""
+        yield from np.union1d(self._texts[image], self._asked_by(image) // self._k).tolist()
+
+    def _asked_by(self, image: int) -> Order:
+        """Returns places in the flat (T, k) where this image is a candidate."""
+        return self._places[self._starts[image] : self._starts[image + 1]]
+
+    def put(self, image: int, logits: dict[int, float]) -> None:
+        """Stores the logits of an image's pairs: text -> logit."""
+        self.logits_of_images[image] = [logits[text] for text in self._texts[image].tolist()]
+        places = self._asked_by(image)
+        self.logits_of_texts.ravel()[places] = [logits[text] for text in (places // self._k).tolist()]
