@@ -63,6 +63,7 @@ def written_steps(
     for setting in settings:
         if setting.step not in NOT_NAMES:
             _apply(setting, unrolled, removed, problems)
+    _inherit(unrolled, removed, problems)
     _Names(unrolled, removed, rounds, problems, loop_is_known).resolve_all()
     return unrolled
 
@@ -235,6 +236,24 @@ def _apply(
                 return
             at = at[key]
         at.put(last, copy.deepcopy(setting.value), setting.where)
+
+
+def _inherit(steps: Sequence[DraftStep], removed: Mapping[str, str], problems: list[Problem]) -> None:
+    """Gives each step with `same_as: STEP` the keys of that step, profile and --set included; its own keys replace them."""
+    for at, step in enumerate(steps):
+        if "same_as" not in step.params:
+            continue
+        name, where = step.params["same_as"], step.params.at["same_as"]
+        own = step.params = step.params.without("same_as")
+        above = {n: s for s in steps[:at] if s.round in (0, step.round) for n in (s.name, s.base)}
+        if isinstance(name, str) and name in above:
+            step.params = merge(copy.deepcopy(above[name].params), own)
+            continue
+        step.broken = True
+        known = [s.base for s in steps[:at] if s.round in (0, step.round)]
+        why = removed.get(name) if isinstance(name, str) else None
+        why = why or f"wanted a step above, got {shown(name)}{did_you_mean(str(name), known)}"
+        problems.append(where.problem(f"{step.base}.same_as: {why}"))
 
 
 @dataclass

@@ -178,7 +178,8 @@ def _build_all(written: Sequence[DraftStep], problems: list[Problem]) -> list[St
 def _stage_class(written: DraftStep, problems: list[Problem]) -> type[Stage] | None:
     where, use = place(written.params, ["use"], written.params.where), written.params.get("use")
     if not isinstance(use, str):
-        problems.append(where.problem(f"{written.base}: wanted a mapping with use: MODULE:CLASS"))
+        if not written.broken:  # `use` may be that of the step it wanted to be the same as
+            problems.append(where.problem(f"{written.base}: wanted a mapping with use: MODULE:CLASS"))
         return None
     try:
         cls = find(use, STAGES)

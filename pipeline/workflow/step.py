@@ -47,7 +47,7 @@ class EngineKeys:
 
 
 ENGINE_KEYS = tuple(f.name for f in dataclasses.fields(EngineKeys))
-STEP_KEYS = ("use", "from", *ENGINE_KEYS)
+STEP_KEYS = ("use", "from", "same_as", *ENGINE_KEYS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

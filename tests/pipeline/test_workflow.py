@@ -229,6 +229,32 @@ def test_set_is_laid_over_the_profile(loop: str) -> None:
     assert workflow.step("caption").name == "caption@2"
 
 
+@pytest.fixture
+def same(tmp_path: Path) -> str:
+    text = LOOP.replace(
+        f'''retrain:  {{use: "{__name__}:Train", from: [images, caption], model: {{from: pretrain}}}}''',
+        "retrain:  {same_as: pretrain, from: [images, caption], model: {height: 3}}",
+    )
+    text = text.replace("model: {from: retrain@previous, first: pretrain}", "model: {from: pretrain}")
+    assert "same_as" in text
+    (tmp_path / "same.yaml").write_text(text)
+    return str(tmp_path / "same.yaml")
+
+
+def test_same_as_takes_the_keys_of_another_step(same: str) -> None:
+    workflow = Workflow.load(same)
+    assert workflow.step("retrain").params["model"] == {"use": "blip:Blip", "width": 64, "height": 3}
+    assert workflow.step("retrain@1").inputs == ("images", "caption@1")
+    assert workflow.step("pretrain").params["model"] == {"use": "blip:Blip", "width": 64}
+
+
+def test_same_as_takes_profile_and_set_too(same: str) -> None:
+    found = Workflow.load(same, profile="mine", sets=["pretrain.model.width=5", "rounds=2"])
+    assert found.step("retrain@1").params["model"] == {"use": "blip:Blip", "width": 5, "height": 3}
+    found = Workflow.load(same, sets=["pretrain.model.width=5", "retrain@2.model.width=6"])
+    assert [found.step(f"retrain@{k}").params["model"]["width"] for k in (1, 2)] == [5, 6]
+
+
 def test_another_use_or_from_replaces_the_mapping(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text(
         LOOP.replace("{model: {width: 768}}", "{model: {from: images}}").replace(

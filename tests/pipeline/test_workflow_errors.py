@@ -255,6 +255,28 @@ def test_a_mistake_in_a_loop_is_told_once(check: Check) -> None:
     )
 
 
+def test_same_as(check: Check) -> None:
+    check(
+        """\
+steps:
+  list: {use: "~:List", seed: 1}
+  score: {same_as: later, from: list}
+  again: {same_as: lits}
+  train: {same_as: 3}
+  other: {same_as: list, sed: 1}
+  later: {same_as: later}
+profiles: {p: {list: null}}
+""",
+        [
+            "line 3: score.same_as: wanted a step above, got 'later'; there are: list",
+            "line 4: again.same_as: wanted a step above, got 'lits'; did you mean 'list'?",
+            "line 5: train.same_as: wanted a step above, got 3; there are: again, list, score",
+            "line 6: other.sed: unknown; did you mean 'seed'?",
+            "line 7: later.same_as: wanted a step above, got 'later'; did you mean 'other'?",
+        ],
+    )
+
+
 def test_repeat(check: Check) -> None:
     check(
         LOOP.replace("scroe, threshold: high", "list")
