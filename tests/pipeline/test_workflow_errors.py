@@ -271,7 +271,7 @@ profiles: {p: {list: null}}
             "line 3: score.same_as: wanted a step above, got 'later'; there are: list",
             "line 4: again.same_as: wanted a step above, got 'lits'; did you mean 'list'?",
             "line 5: train.same_as: wanted a step above, got 3; there are: again, list, score",
-            "line 6: other.sed: unknown; did you mean 'seed'?",
+            "line 6: other.sed: unknown parameter; did you mean 'seed'?",
             "line 7: later.same_as: wanted a step above, got 'later'; did you mean 'other'?",
         ],
     )
