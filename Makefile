@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all check bench fuzz format clean
+.PHONY: demo test test-all check bench fuzz systems systems-full format clean
 
 .venv/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,12 @@ test: .venv/stamp
 
 test-all: .venv/stamp  ## also the slow tests: what CI runs
 	$(PYTEST) -m ""
+
+systems: .venv/stamp  ## docs/systems.md: small runs of all systems, finished ones reused
+	python tools/systems.py --run
+
+systems-full: .venv/stamp
+	python tools/systems.py --run --seeds 5
 
 fuzz: .venv/stamp  ## five minutes of odd inputs; what is found is stored, and replayed by `make test`
 	python tests/fuzz/fuzz.py --seed $$(date +%s)

@@ -1,0 +1,241 @@
+"""The table of systems, generated: what each is composed of, what checks it, what its small run showed.
+
+python tools/systems.py                     # write docs/systems.md from the code and from the figures of earlier runs
+python tools/systems.py --run               # first run each workflow that has `x-criteria`, at seed 0; reuses finished steps
+python tools/systems.py --run --seeds 5     # five seeds
+python tools/systems.py --run --only clip mae
+
+A system is a module of models/systems; its workflow is the one in workflows/ that is named in `x-system`, or has its name.
+`x-criteria` in a workflow lists what a run must show, each {figure: STEP.NAME, above: STEP.NAME or number}, or `below`, with
+`standard_errors: k` or `by: difference`. `x-seeds` lists the parameters that a seed sets. Figures of runs are kept in
+docs/systems.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+HERE = Path(__file__).resolve().parents[1]
+SYSTEMS, WORKFLOWS, TESTS = HERE / "models/systems", HERE / "workflows", HERE / "tests/models"
+PAGE, RUNS, ROOTS = HERE / "docs/systems.md", HERE / "docs/systems.json", HERE / "runs/systems"
+Figures = Mapping[str, tuple[float, int]]  # "step.name" -> (value, number of items)
+
+
+@dataclass(frozen=True)
+class System:
+    """A system and its files. lines: of the model's file. workflow: None without one."""
+
+    name: str
+    title: str
+    paper: str
+    file: Path
+    lines: int
+    blocks: list[str]
+    parity: list[str]
+    workflow: Path | None
+
+    @property
+    def declared(self) -> Mapping[str, Any]:
+        return yaml.safe_load(self.workflow.read_text(encoding="utf-8")) if self.workflow else {}
+
+
+def systems() -> list[System]:
+    """Returns the systems by name."""
+    workflows = {_system_of(path): path for path in sorted(WORKFLOWS.glob("*.yaml"))}
+    found = []
+    for path in sorted(SYSTEMS.iterdir()):
+        if path.name.startswith("_") or not (path.suffix == ".py" or (path / "model.py").is_file()):
+            continue
+        file, name = (path if path.is_file() else path / "model.py"), path.stem
+        text = file.read_text(encoding="utf-8")
+        doc = ast.get_docstring(ast.parse(text)) or ""
+        paper = re.search(r"https://arxiv\.org/abs/[\d.]+\d", doc)
+        imports = sorted(set(re.findall(r"vlpipe\.models\.blocks\.(\w+)", text)))
+        if path.is_dir():
+            imports = sorted({*imports, *re.findall(r"vlpipe\.models\.blocks\.(\w+)", _texts(path))})
+        found.append(
+            System(
+                name,
+                doc.partition(":")[0],
+                paper[0] if paper else "",
+                file,
+                len(text.splitlines()),
+                imports,
+                _parity_tests(name),
+                workflows.get(name),
+            )
+        )
+    return found
+
+
+def _texts(folder: Path) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
+
+
+def _system_of(workflow: Path) -> str:
+    declared = yaml.safe_load(workflow.read_text(encoding="utf-8"))
+    return str(declared.get("x-system", workflow.stem))
+
+
+def _parity_tests(name: str) -> list[str]:
+    """Returns the test files of a system that import transformers."""
+    names = [f"test_{name}.py", *(["test_checkpoints.py"] if name == "blip" else [])]
+    files = [TESTS / file for file in names if (TESTS / file).is_file()]
+    return [str(f.relative_to(HERE)) for f in files if "transformers" in f.read_text(encoding="utf-8")]
+
+
+def objectives(declared: Mapping[str, Any]) -> list[str]:
+    """Returns the losses that the training steps of a workflow name, in order."""
+    found = []
+    for step in declared.get("steps", {}).values():
+        for one in (step or {}).get("objectives") or []:
+            use = one if isinstance(one, str) else one["use"]
+            found.append(str(use).partition(":")[0])
+    return list(dict.fromkeys(found))
+
+
+def run(system: System, seed: int) -> bool:
+    """Runs the workflow of a system on this machine and keeps its figures. Returns whether it ended well."""
+    assert system.workflow is not None
+    sets = [f"--set={key}={seed}" for key in system.declared.get("x-seeds", [])]
+    command = ["run", str(system.workflow), "--local", "--root", str(root_of(system, seed)), *sets]
+    print("vlpipe", *command, flush=True)
+    vlpipe = [sys.executable, "-m", "vlpipe.pipeline.cli.main"]
+    if subprocess.run([*vlpipe, *command], cwd=HERE, check=False).returncode:
+        return False
+    root, known = root_of(system, seed), seen()
+    day = str(date.fromtimestamp((root / "_steps.json").stat().st_mtime))
+    known.setdefault(system.name, {})[str(seed)] = {"date": day, "figures": figures(root)}
+    RUNS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return True
+
+
+def seen() -> dict[str, dict[str, dict[str, Any]]]:
+    """Returns system -> seed -> {date, figures} of the runs so far."""
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(RUNS.read_text()) if RUNS.is_file() else {}
+    return found
+
+
+def root_of(system: System, seed: int) -> Path:
+    return ROOTS / system.name / f"seed_{seed}"
+
+
+def figures(root: Path) -> dict[str, tuple[float, int]]:
+    """Returns the figures of the steps of a root as they last ran."""
+    found = {}
+    record = root / "_steps.json"
+    steps = json.loads(record.read_text()) if record.is_file() else {}
+    for step, made in ((name, one) for name, one in steps.items() if isinstance(one, dict)):
+        for file in sorted(root.joinpath(made["folder"]).glob("*.parquet")):
+            columns = pq.read_schema(file).names
+            if not {"name", "value", "num_rows"} - set(columns):
+                rows = pq.read_table(file, columns=["name", "value", "num_rows"]).to_pylist()
+                found |= {
+                    f"{step}.{r['name']}": (r["value"], r["num_rows"]) for r in rows if r["value"] is not None
+                }
+    return found
+
+
+def judge(criterion: Mapping[str, Any], found: Figures) -> tuple[bool | None, str]:
+    """Returns (does it hold?, a text with the figures). None if a figure is not there."""
+    way = "above" if "above" in criterion else "below"
+    figure, other = criterion["figure"], criterion[way]
+    unknown = [name for name in (figure, other) if isinstance(name, str) and name not in found]
+    if unknown:
+        return None, f"{figure} {way} {other}: not run"
+    value, num = found[figure]
+    limit, num_other = found[other] if isinstance(other, str) else (float(other), 0)
+    margin, unit = float(criterion.get("by", 0)), ""
+    if "standard_errors" in criterion:
+        variance = _variance(value, num) + (_variance(limit, num_other) if num_other else 0.0)
+        margin, unit = (
+            criterion["standard_errors"] * math.sqrt(variance),
+            f" ({criterion['standard_errors']} s.e.)",
+        )
+    gap = value - limit if way == "above" else limit - value
+    said = f"{figure} {value:.3f} {way} {other}" + (f" {limit:.3f}" if isinstance(other, str) else "")
+    return gap >= margin, said + (f", by at least {margin:.3f}{unit}" if margin else "")
+
+
+def _variance(share: float, num: int) -> float:
+    """The variance of a share of `num` items; at least that of one item, so that 0 of 1,000 has an error too."""
+    return max(share * (1 - share), (1 - 1 / num) / num) / num
+
+
+def rows(found: list[System]) -> Iterator[str]:
+    yield "| system | paper | workflow | model, lines | blocks | losses | parity with transformers |"
+    yield "|---|---|---|---|---|---|---|"
+    for one in found:
+        file = one.file.relative_to(HERE)
+        parity = ", ".join(f"`{p}`" for p in one.parity) or "none"
+        workflow = f"`{one.workflow.name}`" if one.workflow else "none"
+        yield (
+            f"| {one.title} | {one.paper} | {workflow} | `{file}`, {one.lines} | {', '.join(one.blocks)} | "
+            f"{', '.join(objectives(one.declared))} | {parity} |"
+        )
+
+
+def runs(found: list[System]) -> Iterator[str]:
+    yield "| system | seed | date | criterion | holds |"
+    yield "|---|---|---|---|---|"
+    known = seen()
+    for one in found:
+        for criterion in one.declared.get("x-criteria", []):
+            for seed, result in sorted(known.get(one.name, {"-": {"date": "-", "figures": {}}}).items()):
+                holds, said = judge(criterion, result["figures"])
+                answer = {True: "yes", False: "**no**", None: "-"}[holds]
+                yield f"| {one.title} | {seed} | {result['date']} | {said} | {answer} |"
+
+
+def page(found: list[System]) -> str:
+    lines = [
+        "# Systems",
+        "",
+        "Generated by `make systems`, which runs each workflow below on generated data and reuses what is done;",
+        "`make systems-full` runs five seeds. The criteria stand in the workflows (`x-criteria`) from before the first run,",
+        "but for those of BLIP.",
+        "",
+        *rows(found),
+        "",
+        "## What the runs showed",
+        "",
+        *runs(found),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", action="store_true")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[])
+    args = parser.parse_args()
+    found, failed = systems(), []
+    for one in found:
+        if args.run and one.declared.get("x-criteria") and (not args.only or one.name in args.only):
+            failed += [f"{one.name}, seed {seed}" for seed in range(args.seeds) if not run(one, seed)]
+    PAGE.write_text(page(found), encoding="utf-8")
+    if failed:
+        print(f"failed: {'; '.join(failed)}", file=sys.stderr)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
