@@ -89,7 +89,7 @@ def start(
 def allowed(model: Generates, logits: Tensor, may_end: bool) -> Tensor:
     """Without the tokens that no text contains (`BlipConfig.never`), and [SEP] until it may end."""
     never = [*model.text_rules.never, *([] if may_end else [model.text_rules.end])]
-    return logits.index_fill(1, torch.tensor(never, device=logits.device), NEVER)
+    return logits.index_fill(1, torch.tensor(never, dtype=torch.long, device=logits.device), NEVER)
 
 
 def check(model: Generates, min_length: int, max_length: int, prompt_ids: Sequence[int]) -> None:

@@ -24,12 +24,13 @@ PATCH = "patch.weight"  # end of the name of a patch projection, which others st
 @dataclass(frozen=True)
 class Entry:
     """`ours` is `theirs`, concatenated along dimension 0 if they are several. Optional: a second name of a
-    tied tensor.
+    tied tensor. turned: theirs is transposed (GPT's Conv1D).
     """
 
     ours: str
     theirs: tuple[str, ...]
     optional: bool = False
+    turned: bool = False
     shape: tuple[int, ...] | None = None  # of ours, where theirs has other leading dimensions of size 1
     their_shape: tuple[int, ...] | None = None
 
@@ -71,6 +72,7 @@ def to_ours(entries: Sequence[Entry], theirs: Mapping[str, Tensor], ignored: str
         value = (
             torch.cat([theirs[n] for n in entry.theirs]) if len(entry.theirs) > 1 else theirs[entry.theirs[0]]
         )
+        value = value.t() if entry.turned else value
         value = (
             value.flatten(1)
             if entry.ours.endswith(PATCH)
@@ -93,6 +95,7 @@ def to_theirs(entries: Sequence[Entry], ours: Mapping[str, Tensor], patch_size: 
         value = ours[entry.ours]
         if entry.ours.endswith(PATCH):
             value = value.unflatten(1, (3, patch_size, patch_size))
+        value = value.t().contiguous() if entry.turned else value
         value = value.reshape(entry.their_shape) if entry.their_shape else value
         num = len(entry.theirs)
         theirs |= zip(entry.theirs, value.chunk(num) if num > 1 else (value,), strict=True)

@@ -1,0 +1,117 @@
+"""GPT: a causal transformer that predicts the next word. Radford et al. 2018, "Improving language understanding by
+generative pre-training"; the model it simplifies: Liu et al. 2018, https://arxiv.org/abs/1801.10198.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlpipe.models.blocks.attention import attend
+from vlpipe.models.blocks.post_norm import INIT_STD, SelfAttention, init_bert
+from vlpipe.models.blocks.text import TextEmbed
+from vlpipe.models.interface.capabilities import TextRules
+from vlpipe.models.interface.model import Model
+from vlpipe.models.interface.outputs import Outputs
+
+NORM_EPS = 1e-5
+
+
+@dataclass
+class Cache:
+    """Keys and values of the tokens so far, (B, heads, L, width / heads) each, per layer."""
+
+    length: int = 0
+    layers: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps these rows, in this order: those of the surviving beams."""
+        self.layers = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.layers]
+
+
+class Layer(nn.Module):
+    """Causal post-norm layer; the feed-forward part has the tanh form of GELU, as GPT's code."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.attention = SelfAttention(width, heads, dropout, NORM_EPS)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._mlp(self.attention(x, causal=True))
+
+    def step(self, x: Tensor, cache: Cache, at: int) -> Tensor:
+        """(B, T, width): the next T positions, which see all before. Adds their keys and values to the cache."""
+        q, k, v = self.attention._qkv(x)
+        if (before := cache.layers[at]) is not None:
+            k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
+        cache.layers[at] = k, v
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(
+            k.shape[2] - q.shape[2]
+        )
+        return self._mlp(self.attention._close(x, attend(q, k, v, seen)))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        inner = self.down(F.gelu(self.up(x), approximate="tanh"))
+        out: Tensor = self.norm(x + F.dropout(inner, self.dropout, self.training))
+        return out
+
+
+class Gpt(Model):
+    """Defaults are the paper's. `start` and `end`: the tokens before and after each text. It writes about no image: of image
+    encodings, `start_text` takes the number alone."""
+
+    STREAMS = {"text": "text:Text"}  # noqa: RUF012
+    FORMATS = ("openai-gpt",)
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 40478,
+        start: int = 0,
+        end: int = 0,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        max_text_length: int = 512,
+        dropout: float = 0.1,
+        init_std: float = INIT_STD,
+    ) -> None:
+        super().__init__()
+        self.words = TextEmbed(vocab_size, max_text_length, width, norm_eps=None, dropout=dropout)
+        self.layers = nn.ModuleList(Layer(width, heads, dropout) for _ in range(layers))
+        init_bert(self, init_std)
+
+    def decoder_hidden(self, out: Outputs) -> Tensor:
+        x = self.words(
+            out.stream("text").data
+        )  # padding is on the right, where causality keeps it out of sight
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.words.words.weight)
+
+    @property
+    def text_rules(self) -> TextRules:
+        c = self.config
+        return TextRules(c.start, c.end, [c.start] if c.start != c.end else [], c.max_text_length)
+
+    def start_text(self, images: Tensor, room: int, repeats: int = 1) -> Cache:
+        return Cache(layers=[None] * len(self.layers))
+
+    def step_text(self, ids: Tensor, cache: Any) -> Tensor:
+        positions = self.words.positions.weight[cache.length : cache.length + ids.shape[1]]
+        x = self.words.words(ids) + positions
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            x = layer.step(x, cache, i)
+        cache.length += ids.shape[1]
+        return x
