@@ -32,7 +32,7 @@ def test_every_system_is_found_with_its_files(tool: ModuleType) -> None:
     assert found["blip"].workflow.name == "blip_capfilt.yaml"
     for one in found.values():
         assert one.title, one.name
-        assert one.paper.startswith("https://arxiv.org/abs/"), one.name
+        assert one.paper.startswith("https://"), one.name
         assert one.blocks, one.name
     assert found["clip"].parity == ["tests/models/test_clip.py"]
     assert tool.objectives(found["clip"].declared) == ["infonce"]

@@ -63,7 +63,7 @@ def systems() -> list[System]:
         file, name = (path if path.is_file() else path / "model.py"), path.stem
         text = file.read_text(encoding="utf-8")
         doc = ast.get_docstring(ast.parse(text)) or ""
-        paper = re.search(r"https://arxiv\.org/abs/[\d.]+\d", doc)
+        paper = re.search(r"https://\S+\w", doc)
         imports = sorted(set(re.findall(r"vlpipe\.models\.blocks\.(\w+)", text)))
         if path.is_dir():
             imports = sorted({*imports, *re.findall(r"vlpipe\.models\.blocks\.(\w+)", _texts(path))})
@@ -92,10 +92,13 @@ def _system_of(workflow: Path) -> str:
 
 
 def _parity_tests(name: str) -> list[str]:
-    """Returns the test files of a system that import transformers."""
+    """Returns the test files of a system that compare it with transformers, or with a second implementation."""
     names = [f"test_{name}.py", *(["test_checkpoints.py"] if name == "blip" else [])]
     files = [TESTS / file for file in names if (TESTS / file).is_file()]
-    return [str(f.relative_to(HERE)) for f in files if "transformers" in f.read_text(encoding="utf-8")]
+    against = ("from transformers import", "second implementation")
+    return [
+        str(f.relative_to(HERE)) for f in files if any(a in f.read_text(encoding="utf-8") for a in against)
+    ]
 
 
 def objectives(declared: Mapping[str, Any]) -> list[str]:
@@ -177,7 +180,7 @@ def _variance(share: float, num: int) -> float:
 
 
 def rows(found: list[System]) -> Iterator[str]:
-    yield "| system | paper | workflow | model, lines | blocks | losses | parity with transformers |"
+    yield "| system | paper | workflow | model, lines | blocks | losses | compared with transformers or a second implementation |"
     yield "|---|---|---|---|---|---|---|"
     for one in found:
         file = one.file.relative_to(HERE)

@@ -96,7 +96,10 @@ class PredictsRegions(Protocol):
     """Predicts what is in masked regions: hidden states (B, R, D), and of such states (..., D) a prediction of one kind.
 
     Kinds: "obj" and "attr" are logits (..., classes) of a detector's object and attribute classes, "feat" its feature.
+    REGION_KINDS: those that the model has.
     """
+
+    REGION_KINDS: Sequence[str]
 
     def region_hidden(self, out: Outputs) -> Tensor: ...
     def predict_regions(self, hidden: Tensor, kind: str) -> Tensor: ...

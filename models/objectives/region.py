@@ -6,7 +6,7 @@ Tan and Bansal 2019 (LXMERT), https://arxiv.org/abs/1908.07490.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,14 @@ class RegionLoss(Objective):
         if divide_by not in ("masked", "all"):
             raise ValueError(f"{type(self).__name__}: divide_by must be masked or all, got {divide_by!r}")
         self.divide_by, self.rate, self.stream = divide_by, rate, stream
+
+    def bind(self, model: Any) -> None:
+        kind = getattr(self, "which", "feat")
+        if kind not in model.REGION_KINDS:
+            raise ValueError(
+                f"objectives: {type(self).__name__} needs a model that predicts {kind!r} of regions; {type(model).__name__} "
+                f"predicts {', '.join(model.REGION_KINDS)}"
+            )
 
     def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
         return {self.LOSSES[0]: self._count(batch.stream(self.stream))}

@@ -1,5 +1,5 @@
-"""GPT: a causal transformer that predicts the next word. Radford et al. 2018, "Improving language understanding by
-generative pre-training"; the model it simplifies: Liu et al. 2018, https://arxiv.org/abs/1801.10198.
+"""GPT: a causal transformer that predicts the next word. Radford et al. 2018,
+https://cdn.openai.com/research-covers/language-unsupervised/language_understanding_paper.pdf.
 """
 
 from __future__ import annotations

@@ -50,6 +50,7 @@ class Lxmert(Model):
 
     STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012
     FORMATS = ("lxmert",)
+    REGION_KINDS = ("feat", "obj", "attr")
 
     def __init__(
         self,

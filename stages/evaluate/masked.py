@@ -111,7 +111,7 @@ def partnered(out: Outputs, stream: str, partner: str) -> Outputs:
 
 
 def predictions(out: Outputs, stream: str, groups: Mapping[str, Tensor]) -> Found:
-    """Yields (name, predicted ids, true ids) of what is masked in `stream`: words, and classes of regions."""
+    """Yields (name, predicted ids, true ids) of what is masked in `stream`: words, and classes that the model predicts."""
     import torch
 
     from vlpipe.models.interface.batch import IGNORE
@@ -126,7 +126,7 @@ def predictions(out: Outputs, stream: str, groups: Mapping[str, Tensor]) -> Foun
             of_group = torch.isin(truth, ids.to(truth.device))
             yield f"{stream}/{name}", guess[of_group], truth[of_group]
     for kind in ("obj", "attr"):
-        if "masked" in masked.target and kind in masked.extra:
+        if "masked" in masked.target and kind in masked.extra and kind in out.model.REGION_KINDS:
             at = masked.target["masked"] & (masked.extra[kind] >= 0)
             guess = out.model.predict_regions(out.region_hidden[at], kind).argmax(1)
             yield f"{stream}/{kind}", guess, masked.extra[kind][at]

@@ -25,7 +25,7 @@ class NextWord(GatherStage):
     """Emits RESULTS over the tokens of texts of `source`, the end token included: `nats` per token, `top1` accuracy, and
     `top1_prior`, that of the most frequent token.
 
-    For models that write texts without an image (GPT). max_text_length: tokens, start and end included; longer texts are cut.
+    For models that write texts without an image (GPT). max_text_length: tokens, start and end included; longer ones are cut.
     """
 
     NAME: ClassVar[str] = "evaluate.next_word:NextWord"
