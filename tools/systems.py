@@ -180,7 +180,7 @@ def _variance(share: float, num: int) -> float:
 
 
 def rows(found: list[System]) -> Iterator[str]:
-    yield "| system | paper | workflow | model, lines | blocks | losses | compared with transformers or a second implementation |"
+    yield "| system | paper | workflow | model, lines | blocks | losses | tested against transformers or a second code |"
     yield "|---|---|---|---|---|---|---|"
     for one in found:
         file = one.file.relative_to(HERE)
