@@ -1,8 +1,9 @@
 """The order of training samples. It depends on the seed, epoch and position only: the step number is all a resume needs.
 
-In each epoch, row groups are permuted and cut into windows, and samples are shuffled within a window. The row groups
-of a window are in memory together; a small dataset is one window. Each rank gets one contiguous part of every epoch;
-batches continue across epoch ends, so no sample is dropped or padded and no batch is short.
+In each epoch, row groups are permuted and cut into windows, and samples are shuffled within a window. The row groups of
+a window are in memory together, so windows are bounded in rows and bytes; a small dataset is one window. Each rank gets
+one contiguous part of every epoch; batches continue across epoch ends, so no sample is dropped or padded and no batch
+is short.
 """
 
 from __future__ import annotations
@@ -73,13 +74,25 @@ class Share:
 class Order:
     """The sample order of all epochs. Row groups (units) are numbered consecutively over all inputs.
 
-    shares: one per input. window: samples per window, rounded up to whole row groups. Raises VlpipeError if there are no
-    samples.
+    shares: one per input. window: rows per window. window_bytes: their size. A window ends with the row group that reaches
+    one of the two. sizes: (rows, bytes) of each row group; None: a row per sample, of 0 bytes. Raises VlpipeError if there
+    are no samples.
     """
 
-    def __init__(self, shares: Sequence[Share], *, seed: int, window: int) -> None:
-        self.shares, self.seed, self.window = shares, seed, window
+    def __init__(
+        self,
+        shares: Sequence[Share],
+        *,
+        seed: int,
+        window: int,
+        window_bytes: int = 1 << 62,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        self.shares, self.seed = shares, seed
         self.counts = np.concatenate([share.counts for share in shares])
+        self._limits = (window, window_bytes)
+        of_units = [(int(n), 0) for n in self.counts] if sizes is None else sizes
+        self._sizes = np.array(of_units, np.int64).reshape(-1, 2)
         self.samples_per_epoch = sum(share.num_samples for share in shares)
         if not self.samples_per_epoch:
             raise VlpipeError(
@@ -92,13 +105,15 @@ class Order:
         units = self._rng(UNITS, epoch).permutation(len(sizes))
         units = units[sizes[units] > 0]
         ends = np.cumsum(sizes[units])
+        held = np.cumsum(self._sizes[units], axis=0)  # rows and bytes up to and with each row group
         found: list[Window] = []
-        first, start = 0, 0
+        first, start, before = 0, 0, np.zeros(2, np.int64)
         while first < len(units):
-            last = min(int(np.searchsorted(ends, start + self.window)), len(units) - 1)
+            full = [np.searchsorted(held[:, i], before[i] + limit) for i, limit in enumerate(self._limits)]
+            last = min(int(min(full)), len(units) - 1)
             inside = units[first : last + 1]
             found.append(Window(epoch, start, int(ends[last]), inside, sizes[inside]))
-            first, start = last + 1, int(ends[last])
+            first, start, before = last + 1, int(ends[last]), held[last]
         return found
 
     def samples(self, window: Window) -> list[Sample]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -125,20 +125,53 @@ def _flat_usable(texts: pa.ChunkedArray) -> tuple[pa.StructArray, pa.BooleanArra
     return flat, pc.and_(not_dropped, pc.fill_null(not_blank, False))
 
 
-def scan(dataset: Dataset, per: Per) -> tuple[list[Unit], list[int]]:
-    """Returns all row groups of a step's output and the number of samples in each. Reads only the texts, or no column."""
-    units: list[Unit] = []
-    counts: list[int] = []
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The row groups of a step's output: counts of their samples, and (rows with samples, bytes of the columns) of each."""
+
+    units: list[Unit]
+    counts: list[int]
+    sizes: list[tuple[int, int]]
+
+
+def scan(dataset: Dataset, per: Per, columns: Sequence[str] = ()) -> Scan:
+    """Returns all row groups of a step's output. Reads only the texts, or no column.
+
+    columns: those that will be read of each row; their bytes are as Parquet states them, uncompressed. Of a column in
+    another shard, a row has its mean.
+    """
+    found = Scan([], [], [])
     has_sha256 = "sha256" in dataset.schema.names
     for shard in dataset.shards:
+        holders = {name: shard.holder(name) for name in columns}
+        joined = [name for name, holder in holders.items() if holder.path != shard.path]
+        per_row = sum(_mean_bytes(dataset.store, holders[name], name) for name in joined)
         with open_shard(dataset.store, shard) as file:
             for group in range(file.num_row_groups):
-                units.append(Unit(dataset.store, shard, group, has_sha256))
-                if per == "rows":
-                    counts.append(file.metadata.row_group(group).num_rows)
-                else:
-                    counts.append(count_usable(file.read_row_group(group, columns=["texts"])["texts"], per))
-    return units, counts
+                about = file.metadata.row_group(group)
+                found.units.append(Unit(dataset.store, shard, group, has_sha256))
+                count = rows = about.num_rows
+                if per != "rows":
+                    texts = file.read_row_group(group, columns=["texts"])["texts"]
+                    count, rows = count_usable(texts, per), count_usable(texts, "images")
+                found.counts.append(count)
+                own = _column_bytes(about, set(holders) - set(joined)) * rows / max(1, about.num_rows)
+                found.sizes.append((rows, int(own + per_row * rows)))
+    return found
+
+
+def _column_bytes(group: Any, names: Collection[str]) -> int:
+    """Returns the uncompressed bytes of columns, parts of nested ones included. group: a row group's metadata."""
+    chunks = (group.column(i) for i in range(group.num_columns))
+    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in names)
+
+
+@lru_cache(maxsize=4096)
+def _mean_bytes(store: Store, holder: Shard | Heavy, name: str) -> float:
+    with open_shard(store, holder) as file:
+        about = file.metadata
+        total = sum(_column_bytes(about.row_group(g), {name}) for g in range(file.num_row_groups))
+        return total / max(1, about.num_rows)
 
 
 def read_unit(unit: Unit, columns: Sequence[str] = ("image",), with_texts: bool = True) -> Rows:
@@ -166,7 +199,7 @@ def read_unit(unit: Unit, columns: Sequence[str] = ("image",), with_texts: bool 
             else _values(table[name].take(rows))
         )
         if name != "image":
-            other_bytes += sum(value.nbytes for value in values[name] if isinstance(value, np.ndarray))
+            other_bytes += sum(map(_num_bytes, values[name]))
     same = table["sha256"].take(rows).to_pylist() if unit.has_sha256 else [None] * len(rows)
     if "image" in values:
         check_all(ids, values["image"], same, f"training, {holders['image'].path}")
@@ -180,6 +213,15 @@ def read_unit(unit: Unit, columns: Sequence[str] = ("image",), with_texts: bool 
 def _values(column: pa.ChunkedArray) -> list[Any]:
     """Returns the values of a column: Python objects of plain types, arrow scalars of nested ones."""
     return list(column) if pa.types.is_nested(column.type) else column.to_pylist()
+
+
+def _num_bytes(value: Any) -> int:
+    """Returns the size of a value of a column; of plain Python objects other than bytes and texts, which are small, 0."""
+    if isinstance(value, pa.ListScalar):
+        return 0 if value.values is None else int(value.values.nbytes)
+    return (
+        value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, bytes | str) else 0
+    )
 
 
 def int64_id(name: str) -> int:

@@ -59,12 +59,14 @@ class Loader:
         self.columns = tuple(dict.fromkeys(c for maker in makers.values() for c in maker.COLUMNS))
         self.per = recipe.texts if any(maker.NEEDS_TEXT for maker in makers.values()) else "rows"
         self.units: list[Unit] = []
-        shares = []
+        shares, sizes = [], []
         for data in inputs:
-            units, counts = scan(data, self.per)
-            self.units += units
-            shares.append(Share.of(counts, mix_weight(recipe.mix, data.name)))
-        self.order = Order(shares, seed=recipe.seed, window=recipe.shuffle_window)
+            found = scan(data, self.per, self.columns)
+            self.units += found.units
+            sizes += found.sizes
+            shares.append(Share.of(found.counts, mix_weight(recipe.mix, data.name)))
+        limits = {"window": recipe.shuffle_window, "window_bytes": recipe.window_bytes}
+        self.order = Order(shares, seed=recipe.seed, sizes=sizes, **limits)
 
     @property
     def samples_per_epoch(self) -> int:

@@ -58,7 +58,7 @@ class Optimisation:
     epochs: float | None = None
     batch_size: int = 64  # samples per optimiser step, summed over workers and micro-batches
     accumulate: int = 1  # micro-batches per optimiser step
-    shuffle_window: int = 16384  # samples held in memory and shuffled together
+    shuffle_window: int = 16384  # rows held in memory and shuffled together
 
     # Optimiser
     optimiser: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -245,6 +245,7 @@ class Recipe(Optimisation):
     on_collapse: Literal["warn", "fail"] = "warn"
     collapse_after: int = 1000  # steps after warm-up before the collapse alarm is active
     cache_bytes: int = 2 << 30  # per worker, for images of earlier shuffle windows
+    window_bytes: int = 1 << 30  # per worker, max size of a shuffle window; the next one is read beside it
 
     def model_spec(self) -> dict[str, Any]:
         """Returns `model`, with the default class if it has no `use`."""
@@ -295,6 +296,7 @@ class Recipe(Optimisation):
                 and (self.init_vit is not None or self.init_bert is not None or bool(self.init_parts)),
                 "init_vit, init_bert and init_parts are for a new model, but `init` is set; remove them, or `init`",
             ),
+            (self.window_bytes < 1, f"window_bytes must be at least 1, got {self.window_bytes}"),
             (any(w < 0 for w in self.mix.values()), f"the weights in mix must be at least 0, got {self.mix}"),
         ]
 

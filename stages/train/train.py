@@ -30,6 +30,7 @@ class Train(GatherStage, Recipe):
     ROWS_ARE: ClassVar[str] = "losses"
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True
+    VERSION: ClassVar[int] = 1  # 1: means over all micro-batches and ranks, windows counted in rows and bytes
     ADDED: ClassVar[frozenset[str]] = Recipe.ADDED
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "on_collapse", "loader_threads", "cache_bytes"}

@@ -42,6 +42,23 @@ def test_a_window_is_whole_row_groups_and_little_more_than_asked_for() -> None:
         assert {s.unit for s in of.samples(window)} == set(window.units.tolist())
 
 
+def test_a_window_ends_with_the_row_group_that_reaches_its_rows_or_bytes() -> None:
+    """Units of 10 rows with 50 samples; the window holds 40 rows, or 250 bytes."""
+    sizes = [(10, 10)] * 12 + [(10, 100)] * 12
+    of = Order([Share.of([50] * 24, 1.0)], seed=0, window=40, window_bytes=250, sizes=sizes)
+    for number in range(3):
+        windows = of.windows(number)
+        assert Counter(u for w in windows for u in w.units.tolist()) == Counter(range(24))
+        assert [w.stop for w in windows[:-1]] == [w.start for w in windows[1:]]
+        for window in windows[:-1]:
+            rows, num_bytes = (sum(sizes[u][i] for u in window.units.tolist()) for i in (0, 1))
+            last = sizes[int(window.units[-1])]
+            assert rows >= 40 or num_bytes >= 250
+            assert rows - last[0] < 40
+            assert num_bytes - last[1] < 250
+    assert {len(w.units) for number in range(9) for w in of.windows(number)[:-1]} == {3, 4}
+
+
 def test_one_window_is_a_full_shuffle() -> None:
     """Positions of a sample over many epochs are spread over the whole epoch: mean 17 of 0 .. 34."""
     of = order(window=1000)

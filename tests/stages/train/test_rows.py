@@ -57,8 +57,15 @@ def light_and_heavy(folder: Path) -> Dataset:
 
 def test_images_are_joined_by_id(tmp_path: Path) -> None:
     data = light_and_heavy(tmp_path)
-    units, counts = scan(data, "pairs")
+    scanned = scan(data, "pairs", ["image"])
+    units, counts = scanned.units, scanned.counts
     assert counts == [2, 3, 1]
+    rows, sizes = zip(*scanned.sizes, strict=True)
+    assert rows == (2, 3, 1)
+    stored = sum(len(f"r{i}") * 10 for i in range(20)) / 20  # bytes of a row's image, in the other shard
+    assert [stored * n <= size <= (stored + 40) * n for n, size in zip(rows, sizes, strict=True)] == [
+        True
+    ] * 3
     found = [(r.id, r.texts, r.columns["image"]) for unit in units for r in read_unit(unit)]
     assert found == [(f"r{i}", [f"text {i}"], f"r{i}".encode() * 10) for i in range(0, 20, 3) if i != 6]
 
@@ -68,7 +75,7 @@ def test_a_row_without_its_image_is_an_error(tmp_path: Path) -> None:
     store = data.store
     other = write_shard(store, "other.parquet", [pa.Table.from_pylist([row("x")], SCHEMA)], SCHEMA)
     shard = Shard(path=data.shards[0].path, num_rows=7, digest="", heavy=(Heavy("image", other.path, ""),))
-    units, _ = scan(Dataset(store, "light", SCHEMA, (shard,)), "pairs")
+    units = scan(Dataset(store, "light", SCHEMA, (shard,)), "pairs").units
     with pytest.raises(VlpipeError, match=r"2 row\(s\) \(first: r0\) have no image in other.parquet"):
         read_unit(units[0])
 
@@ -80,17 +87,40 @@ def test_pairs_are_counted_through_the_row_group(tmp_path: Path) -> None:
         row("c", *(text(t, "web") for t in "345")),
     ]
     data = dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA))
-    (unit,), (count,) = scan(data, "pairs")
+    scanned = scan(data, "pairs")
+    (unit,), (count,) = scanned.units, scanned.counts
     found = read_unit(unit)
     pairs = [found.pair(i) for i in range(count)]
     assert [(r.id, t) for r, t in pairs] == [("a", "1"), ("a", "2"), ("c", "3"), ("c", "4"), ("c", "5")]
+
+
+def test_bytes_are_those_of_the_columns_that_are_read(tmp_path: Path) -> None:
+    rows = [row(f"r{i}", text("t", "web"), text("u", "web"), image=bytes(1000 * i)) for i in range(8)]
+    data = dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA), shard_rows=2)
+    found = scan(data, "pairs", ["image"])
+    assert [n for n, _ in found.sizes] == [2] * 4  # rows, each with two texts
+    assert found.counts == [4] * 4
+    for k, (_, size) in enumerate(found.sizes):
+        assert abs(size - 1000 * (4 * k + 1)) < 200
+    assert [size for _, size in scan(data, "pairs").sizes] == [0] * 4
+
+
+def test_lists_of_structs_have_a_size_in_the_cache(tmp_path: Path) -> None:
+    regions = pa.array(
+        [[{"feat": [0.5] * 100}] * 3] * 4, pa.list_(pa.struct([("feat", pa.list_(pa.float32()))]))
+    )
+    table = pa.table({"id": ["a", "b", "c", "d"], "regions": regions})
+    data = dataset(tmp_path, table)
+    (unit,) = scan(data, "rows", ["regions"]).units
+    held = read_unit(unit, ["regions"], with_texts=False)
+    assert 4 * 1200 <= held.num_bytes < 4 * 1400
 
 
 def test_exact_twins_share_their_image_id(tmp_path: Path) -> None:
     rows = [
         row(i, text("t", "web"), sha256=s) for i, s in (("a", "s1"), ("b", "s1"), ("c", "s2"), ("d", None))
     ]
-    (unit,), _ = scan(dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA)), "pairs")
+    (unit,) = scan(dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA)), "pairs").units
     ids = [r.image_id for r in read_unit(unit)]
     assert ids[0] == ids[1] == int64_id("s1")
     assert len(set(ids)) == 3
@@ -99,7 +129,7 @@ def test_exact_twins_share_their_image_id(tmp_path: Path) -> None:
 
 def test_the_cache_keeps_what_is_needed_and_what_fits(tmp_path: Path) -> None:
     rows = [row(f"r{i}", text("t", "web"), image=bytes(100)) for i in range(5)]
-    units, _ = scan(dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA), shard_rows=1), "pairs")
+    units = scan(dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA), shard_rows=1), "pairs").units
     cache = RowCache(units, max_bytes=200, num_threads=1)
     cache.want([0, 1, 2])
     assert [cache[k][0].id for k in range(3)] == ["r0", "r1", "r2"]
