@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema(nn.Module):
@@ -35,8 +35,11 @@ class Ema(nn.Module):
     def follow(self, model: nn.Module) -> None:
         """Moves the teacher towards `model`, parameter by name; those that are frozen in the model are equal already."""
         own = dict(model.named_parameters())
-        moving = [
-            (p, own[name].detach()) for name, p in self.copy.named_parameters() if own[name].requires_grad
-        ]
-        if moving:
-            torch._foreach_lerp_([p for p, _ in moving], [to for _, to in moving], 1 - self.momentum)
+        moving: dict[
+            type, list[tuple[Tensor, Tensor]]
+        ] = {}  # by type: FSDP2 shards some and holds others whole
+        for name, p in self.copy.named_parameters():
+            if own[name].requires_grad:
+                moving.setdefault(type(p.data), []).append((p, own[name].detach()))
+        for pairs in moving.values():
+            torch._foreach_lerp_([p for p, _ in pairs], [to for _, to in pairs], 1 - self.momentum)
