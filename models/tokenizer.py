@@ -247,27 +247,31 @@ class Tokenizer:
         special = set(self._ids.values())
         return np.array([i for i in range(self.vocab_size) if i not in special], np.int64)
 
-    def encode(self, texts: Sequence[str], max_length: int, *, close: bool = False) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, texts: Sequence[str], max_length: int, *, keep_end: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Returns ids and mask (B, max_length), int64: start, text, end, padding.
 
         A text that is too long is cut and gets no end token: a decoder must not learn that a cut sentence is finished.
-        close: it gets one, in place of its last token (CLIP).
+        keep_end: it gets one, in place of its last token (CLIP).
         """
         ids = torch.full((len(texts), max_length), self.pad)
         mask = torch.zeros_like(ids)
         for row, encoding in enumerate(self._fast.encode_batch(list(texts), add_special_tokens=False)):
-            found = self._cut([self.start, *encoding.ids, self.end], max_length, close)
+            found = self._cut([self.start, *encoding.ids, self.end], max_length, keep_end)
             ids[row, : len(found)] = torch.tensor(found)
             mask[row, : len(found)] = 1
         return ids, mask
 
-    def _cut(self, ids: list[int], max_length: int, close: bool) -> list[int]:
-        return [*ids[: max_length - 1], self.end] if close and len(ids) > max_length else ids[:max_length]
+    def _cut(self, ids: list[int], max_length: int, keep_end: bool) -> list[int]:
+        return [*ids[: max_length - 1], self.end] if keep_end and len(ids) > max_length else ids[:max_length]
 
-    def encode_one(self, text: str, max_length: int, *, close: bool = False) -> tuple[list[int], list[int]]:
+    def encode_one(
+        self, text: str, max_length: int, *, keep_end: bool = False
+    ) -> tuple[list[int], list[int]]:
         """As `encode`, of one text and without padding: (ids, for each the number of its word; -1 for special tokens)."""
         found = self._fast.encode(text, add_special_tokens=False)
-        ids = self._cut([self.start, *found.ids, self.end], max_length, close)
+        ids = self._cut([self.start, *found.ids, self.end], max_length, keep_end)
         words = [-1, *_words(found.word_ids), -1][:max_length]
         return ids, [*words[:-1], -1] if ids[-1] == self.end else words
 

@@ -93,8 +93,7 @@ def _system_of(workflow: Path) -> str:
 
 def _parity_tests(name: str) -> list[str]:
     """Returns the test files of a system that compare it with transformers, or with a second implementation."""
-    names = [f"test_{name}.py", *(["test_checkpoints.py"] if name == "blip" else [])]
-    files = [TESTS / file for file in names if (TESTS / file).is_file()]
+    files = [*TESTS.glob(f"test_{name}.py"), *sorted(TESTS.glob(f"test_{name}_*.py"))]
     against = ("from transformers import", "second implementation")
     return [
         str(f.relative_to(HERE)) for f in files if any(a in f.read_text(encoding="utf-8") for a in against)

@@ -12,28 +12,7 @@ from torch import nn
 
 from vlpipe.models.optim.frozen import check_globs, matches
 from vlpipe.models.optim.lars import Lars
-
-KINDS = ("adamw", "sgd", "lars")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """How parameters whose names match are trained. None: as the other parameters.
-
-    lr: peak rate. layer_decay: layer i of n layers has the rate times layer_decay ** (n - i), parameters that match `below`
-    (embeddings) times layer_decay ** (n + 1), as in BEiT and MAE's finetuning. The layer is the first number in a name.
-    """
-
-    match: Sequence[str]
-    lr: float | None = None
-    weight_decay: float | None = None
-    optimiser: str | None = None
-    momentum: float = 0.9
-    layer_decay: float | None = None
-    below: Sequence[str] = ()
-
-    def covers(self, name: str) -> bool:
-        return matches(name, (*self.match, *self.below))
+from vlpipe.models.optim.parameter_group import ParameterGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +39,7 @@ class Kind:
 
 
 def parameter_groups(
-    net: nn.Module, defaults: Defaults, rules: Sequence[Rule] = ()
+    net: nn.Module, defaults: Defaults, rules: Sequence[ParameterGroup] = ()
 ) -> dict[Kind, list[nn.Parameter]]:
     """Returns the trained parameters by what they share. Scalars and vectors do not decay, nor do names
     with an entry of `no_decay`.
@@ -79,12 +58,12 @@ def parameter_groups(
     depths = [_num_layers(rule, params) for rule in rules]
     found: dict[Kind, list[nn.Parameter]] = {}
     for name, parameter in params.items():
-        own = [i for i, rule in enumerate(rules) if rule.covers(name)]
+        own = [i for i, rule in enumerate(rules) if matches(name, (*rule.match, *rule.below))]
         if len(own) > 1:
             raise ValueError(
                 f"groups: {name} is matched by groups {own[0]} and {own[1]}; each parameter has at most one"
             )
-        rule, depth = (rules[own[0]], depths[own[0]]) if own else (Rule(match=()), 0)
+        rule, depth = (rules[own[0]], depths[own[0]]) if own else (ParameterGroup(match=[]), 0)
         is_vector = sum(size > 1 for size in parameter.shape) <= 1  # true for a class token (1, 1, D) as well
         undecayed = is_vector or any(part in name for part in defaults.no_decay)
         decay = defaults.weight_decay if rule.weight_decay is None else rule.weight_decay
@@ -99,7 +78,7 @@ def parameter_groups(
     return dict(sorted(found.items()))
 
 
-def _num_layers(rule: Rule, names: Mapping[str, Any]) -> int:
+def _num_layers(rule: ParameterGroup, names: Mapping[str, Any]) -> int:
     if rule.layer_decay is None:
         return 0
     layers = {_layer(name) for name in names if matches(name, rule.match)}
@@ -116,7 +95,7 @@ def _layer(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _layer_scale(rule: Rule, name: str, depth: int) -> float:
+def _layer_scale(rule: ParameterGroup, name: str, depth: int) -> float:
     if rule.layer_decay is None:
         return 1.0
     if matches(name, rule.below):
@@ -152,7 +131,7 @@ class Several:
             one.load_state_dict(saved)
 
 
-def build_optimiser(net: nn.Module, defaults: Defaults, rules: Sequence[Rule] = ()) -> Any:
+def build_optimiser(net: nn.Module, defaults: Defaults, rules: Sequence[ParameterGroup] = ()) -> Any:
     """Returns one optimiser for all trained parameters, or `Several`. Each group has `lr_scale`, a factor on the rate.
 
     Raises ValueError as `parameter_groups` does.

@@ -43,7 +43,7 @@ class Uniter(Model):
     """Defaults are those of UNITER-base, whose text is cased. Features are predicted by the transpose of their projection.
 
     The stream `regions` has features of `feat_dim` values and extra["box"], x1, y1, x2, y2 from 0 to 1. Words, then regions,
-    stand in one sequence; of padding, only the keys are hidden, which gives the same as the packing of the released code.
+    stand in one sequence; padding is hidden as keys, so it changes nothing.
     """
 
     STREAMS = {"text": "text:Text", "regions": "regions:Regions"}  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""Byte-level BPE as CLIP and GPT-2 have it. Every text has tokens: each byte is one.
+"""Byte-level BPE as CLIP and GPT-2 have it. No character is unknown: each byte has a token.
 
 CLIP (Radford et al. 2021): lower case, words end in `</w>`, digits alone. GPT-2 (Radford et al. 2019): case and the space
 before a word are kept. The vocabulary is built as theirs: bytes, for CLIP bytes that end a word, merges, special tokens.

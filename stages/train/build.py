@@ -17,7 +17,7 @@ from vlpipe.models.interface.capabilities import need
 from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.optim.frozen import evaluate_frozen, freeze
-from vlpipe.models.optim.groups import Defaults, Rule, build_optimiser
+from vlpipe.models.optim.groups import Defaults, build_optimiser
 from vlpipe.models.teachers import Ema
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import did_you_mean
@@ -323,5 +323,4 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
 
 def optimiser_of(net: nn.Module, recipe: Optimisation) -> Any:
     """Returns the optimiser of all trained parameters. Raises ValueError if a group matches none."""
-    rules = [Rule(**vars(group)) for group in recipe.groups]
-    return build_optimiser(net, Defaults(**recipe.defaults()), rules)
+    return build_optimiser(net, Defaults(**recipe.defaults()), recipe.groups)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import ConfigDict
 
+from vlpipe.models.optim.parameter_group import ParameterGroup
 from vlpipe.pipeline.files import File, Weights
 
 MODELS = "vlpipe.models.systems"
@@ -23,25 +24,6 @@ SHORT = {
     "augment": ("image", "augment"),
 }
 TASK = 5  # seed constant of the draw of tasks; distinct from those of `loading.order` and `loader`
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParameterGroup:
-    """Parameters whose names match the globs in `match`, such as "vision.*". What is not set is as for other parameters.
-
-    lr: their peak rate; it follows the recipe's schedule. layer_decay: the rate of layer i of n is multiplied by
-    layer_decay ** (n - i), that of parameters in `below`, such as embeddings, by layer_decay ** (n + 1) (BEiT, MAE).
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
-    match: list[str]
-    below: list[str] = field(default_factory=list)
-    lr: float | None = None
-    weight_decay: float | None = None
-    optimiser: Literal["adamw", "sgd", "lars"] | None = None
-    momentum: float = 0.9  # of sgd and lars
-    layer_decay: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

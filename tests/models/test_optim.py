@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vlpipe.models.optim.frozen import evaluate_frozen, freeze, frozen_names, restore, trained_state
-from vlpipe.models.optim.groups import Defaults, Rule, Several, build_optimiser, parameter_groups
+from vlpipe.models.optim.groups import Defaults, Several, build_optimiser, parameter_groups
 from vlpipe.models.optim.lars import Lars
+from vlpipe.models.optim.parameter_group import ParameterGroup
 
 DEFAULTS = Defaults(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.999))
 
@@ -88,7 +89,7 @@ def test_a_checkpoint_has_what_training_changes(model: Two) -> None:
         restore(other, state, frozen)
 
 
-def scales(model: nn.Module, *rules: Rule) -> dict[str, float]:
+def scales(model: nn.Module, *rules: ParameterGroup) -> dict[str, float]:
     names = {id(p): name for name, p in model.named_parameters()}
     groups = parameter_groups(model, DEFAULTS, rules)
     return {names[id(p)]: kind.lr_scale for kind, params in groups.items() for p in params}
@@ -96,7 +97,7 @@ def scales(model: nn.Module, *rules: Rule) -> dict[str, float]:
 
 def test_layer_decay_is_beits(model: Two) -> None:
     """BEiT, MAE: decay ** (num_layers + 1 - id), id 0 for embeddings, i + 1 for block i, num_layers + 1 for heads."""
-    rule = Rule(match=["vision.layers.*"], below=["vision.embed.*"], layer_decay=0.5, lr=2e-3)
+    rule = ParameterGroup(match=["vision.layers.*"], below=["vision.embed.*"], layer_decay=0.5, lr=2e-3)
     found = scales(model, rule)
     for name, scale in found.items():
         tower, _, rest = name.partition(".")
@@ -110,7 +111,7 @@ def test_layer_decay_is_beits(model: Two) -> None:
 def test_decay_of_matrices_alone(model: Two) -> None:
     params = dict(model.named_parameters())
     defaults = Defaults(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.999), no_decay=["embed"])
-    groups = parameter_groups(model, defaults, [Rule(match=["text.*"], weight_decay=0.3)])
+    groups = parameter_groups(model, defaults, [ParameterGroup(match=["text.*"], weight_decay=0.3)])
     decays = {id(p): kind.weight_decay for kind, group in groups.items() for p in group}
     for name, parameter in params.items():
         decays_not = "embed" in name or parameter.dim() < 2
@@ -120,12 +121,15 @@ def test_decay_of_matrices_alone(model: Two) -> None:
 
 def test_rules_that_do_not_fit_are_refused(model: Two) -> None:
     for rules, error in (
-        ([Rule(match=["nothing.*"])], r"groups: no parameter of the model matches 'nothing\.\*'"),
+        ([ParameterGroup(match=["nothing.*"])], r"groups: no parameter of the model matches 'nothing\.\*'"),
         (
-            [Rule(match=["text.*"]), Rule(match=["text.embed.*"])],
+            [ParameterGroup(match=["text.*"]), ParameterGroup(match=["text.embed.*"])],
             r"text\.embed\.weight is matched by groups 0 and 1",
         ),
-        ([Rule(match=["text.*"], layer_decay=0.5)], r"text\.embed\.weight has none; list it in `below`"),
+        (
+            [ParameterGroup(match=["text.*"], layer_decay=0.5)],
+            r"text\.embed\.weight has none; list it in `below`",
+        ),
     ):
         with pytest.raises(ValueError, match=error):
             parameter_groups(model, DEFAULTS, rules)
@@ -136,7 +140,7 @@ def test_rules_that_do_not_fit_are_refused(model: Two) -> None:
 def test_two_optimisers_do_what_each_does_alone(model: Two) -> None:
     alone = copy.deepcopy(model)
     both = build_optimiser(
-        model, DEFAULTS, [Rule(match=["vision.*"], optimiser="sgd", lr=1e-2, momentum=0.8)]
+        model, DEFAULTS, [ParameterGroup(match=["vision.*"], optimiser="sgd", lr=1e-2, momentum=0.8)]
     )
     assert isinstance(both, Several)
     vision = [p for n, p in alone.named_parameters() if n.startswith("vision")]
@@ -162,7 +166,7 @@ def test_two_optimisers_do_what_each_does_alone(model: Two) -> None:
 
 
 def test_the_state_of_two_optimisers_is_restored(model: Two) -> None:
-    rules = [Rule(match=["vision.*"], optimiser="lars")]
+    rules = [ParameterGroup(match=["vision.*"], optimiser="lars")]
     first = build_optimiser(model, DEFAULTS, rules)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BertTokenizer, CLIPTokenizer, GPT2Tokeni
 
 from vlpipe.models.tokenization.bpe import Style, byte_tokens, train
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
+from vlpipe.stages.loading.makers.text import Text
 
 TEXTS = [
     "A red circle to the left of a blue square.",
@@ -48,7 +49,7 @@ def test_ids_are_those_of_transformers(style: Style) -> None:
 
 def test_a_padded_batch_of_clip_is_theirs() -> None:
     ours, theirs = made("clip"), theirs_of("clip")
-    ids, mask = ours.encode(TEXTS, 12, close=True)
+    ids, mask = ours.encode(TEXTS, 12, keep_end=True)
     wanted = theirs(TEXTS, padding="max_length", truncation=True, max_length=12, return_tensors="pt")
     assert ids.tolist() == wanted.input_ids.tolist()
     assert mask.tolist() == wanted.attention_mask.tolist()
@@ -226,3 +227,11 @@ def test_two_texts_are_berts(max_length: int, tmp_path: Path) -> None:
     assert tokenizer.encode_pair("a", "", 9)[2] == [0, 0, 0, 1]  # theirs takes an empty second text for none
     with pytest.raises(ValueError, match="max_length of two texts must be at least 5, got 4"):
         tokenizer.encode_pair("a", "b", 4)
+
+
+def test_a_text_that_is_cut_keeps_its_end_token_if_asked_to() -> None:
+    tokenizer = made("clip")
+    for keep_end in (False, True):
+        item = Text(tokenizer=tokenizer, max_length=5, keep_end=keep_end)(None, TEXTS[0], None)
+        assert len(item["data"]) == len(item["words"]) == 5
+        assert (item["data"][-1] == tokenizer.end, item["words"][-1] == -1) == (keep_end, keep_end)

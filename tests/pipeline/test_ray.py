@@ -11,13 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import CHAIN, left, planned, rejects, rows, run
 
 from vlpipe.pipeline.engine.locking.lock import holder_run, processes_of
+from vlpipe.pipeline.engine.on_ray.worker import _launch
 from vlpipe.pipeline.errors import StepFailed, VlpipeError
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.step import Resources
 
 KILLS = """
 steps:
@@ -62,6 +65,15 @@ def test_weights_that_cannot_be_loaded_are_the_steps_error_and_no_rows(tmp_path:
     ):
         run(tmp_path, text, address=two_cpus)
     assert not list((tmp_path / "root").glob("b-*/_rejects"))
+
+
+def test_a_stage_launches_no_more_workers_than_it_declares() -> None:
+    task = SimpleNamespace(stage=SimpleNamespace(num_workers=1))
+    with pytest.raises(VlpipeError, match=r"launch: 2 workers, but the stage's num_workers, .* is 1"):
+        _launch(task, Resources(), print, {}, num_workers=2)
+    done: list[int] = []
+    _launch(task, Resources(), done.append, 5)
+    assert done == [5]
 
 
 def test_a_step_that_asks_for_more_than_there_is_is_an_error_not_a_hang(

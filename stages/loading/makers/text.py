@@ -17,7 +17,8 @@ DEFAULT_LENGTH = 30  # tokens; BLIP's pretraining
 class Text(Maker):
     """Token ids (B, L) with the tokenizer's start and end token; a longer text is cut to `max_length` tokens.
 
-    max_length: None for as many as the model has positions. close: a text that was cut has the end token as its last (CLIP).
+    max_length: None for as many as the model has positions. keep_end: a text that is cut still has the end token as its
+    last (CLIP).
     prompt: put before every text (BLIP's captioner: "a picture of "). `extra["prompt"]` (B,): the number of leading
     positions that it takes, the start token included. max_positions: the number of positions that the model has.
     For corruptors, `words` is the number of the word that each token belongs to, -1 for start and end.
@@ -29,7 +30,7 @@ class Text(Maker):
     tokenizer: Any = field(repr=False)
     max_length: int | None = None
     prompt: str = ""
-    close: bool = False
+    keep_end: bool = False
     max_positions: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class Text(Maker):
         return 1 + len(self.tokenizer.ids(self.prompt)) if self.prompt else 0
 
     def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
-        ids, words = self.tokenizer.encode_one(self.prompt + text, self.length, close=self.close)
+        ids, words = self.tokenizer.encode_one(self.prompt + text, self.length, keep_end=self.keep_end)
         item: Item = {"data": np.asarray(ids, np.int64), "words": np.asarray(words, np.int64)}
         if self.prompt:
             item[f"{EXTRA}prompt"] = np.int64(self.prompt_length)

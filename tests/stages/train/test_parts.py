@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vlpipe.models.optim.parameter_group import ParameterGroup
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import run_gather
-from vlpipe.stages.train.recipe import InitPart, ParameterGroup
+from vlpipe.stages.train.recipe import InitPart
 from vlpipe.stages.train.run import prepare
 from vlpipe.stages.train.train import Train
 
