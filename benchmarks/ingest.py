@@ -8,7 +8,8 @@ Real photos (flickr8k, 160 x 160; and the same scaled to 640 x 480) come from a 
 core 0; whichever tool is measured has core 1 to itself, with one worker and 64 requests at once. A time is that of the
 whole command, start-up included; CPU seconds are those of its processes. Each measurement is made three times, the tools
 in turn; the page has the medians. "Start" is the CPU time of a run over 100 images; what each further image costs is
-reckoned from both runs. All guards of ours are on; img2dataset has none of them to turn on.
+reckoned from both runs. All guards of ours are on; img2dataset has none of them to turn on. Its webdataset imports torch
+where that is installed, which takes seconds of its start: a --peer without torch is the fair comparison.
 """
 
 from __future__ import annotations
@@ -242,18 +243,26 @@ def _we_said(folder: Path, listed: Path, port: int) -> str:
 
 
 def markdown(
-    at: dict[str, Any], sizes: dict[str, list[dict[str, Any]]], lost: list[tuple[str, int, str, str]]
+    at: dict[str, Any],
+    sizes: dict[str, list[dict[str, Any]]],
+    lost: list[tuple[str, int, str, str]],
+    torch: bool,
 ) -> str:
     parts = [
         "# Fetching, beside img2dataset 1.47\n",
         __doc__.partition("\n\n")[2].rpartition("\n\n")[2].strip(),
         "",
     ]
-    parts += [machine_line(at), ""]
+    parts += [machine_line(at), "", f"img2dataset's environment has {'' if torch else 'no '}torch.", ""]
     for size, found in sizes.items():
         parts += [f"## {size}\n", table(HEADER, [_line(one, found) for one in found]), ""]
     parts += ["## Rows that go missing\n", table(("input", "rows in", "img2dataset", "vlpipe"), lost), ""]
     return "\n".join(parts)
+
+
+def _has_torch(python: str) -> bool:
+    found = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
+    return subprocess.call([python, "-c", found]) == 0
 
 
 HEADER = (
@@ -298,7 +307,7 @@ def main() -> None:
             "160 x 160, 7 KB": measure(folder, photos, options.peer, num_rows, times),
             "640 x 480, 47 KB": measure(folder, big, options.peer, max(200, num_rows // 4), times),
         }
-        page = markdown(at, sizes, losses(folder, photos, options.peer))
+        page = markdown(at, sizes, losses(folder, photos, options.peer), _has_torch(options.peer))
     print(page)
     if options.write:
         (HERE / "ingest.md").write_text(page)

@@ -3,7 +3,8 @@
 Rules: EXIF orientation is applied; alpha is composited on white; 16 bits are scaled to 8, not clipped; CMYK is
 converted with its ICC profile if it has one; of an animation the first frame is used. Float and 32-bit images are
 rejected: they do not define which value is white. JPEGs are decoded by simplejpeg, which gives the same pixels as
-Pillow in four fifths of the time and reports damage; Pillow reads the headers, and decodes the other formats.
+Pillow in four fifths of the time and reports damage; Pillow decodes the other formats, and reads all headers but those of
+plain JPEGs that are only verified.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.formats import jpeg
-from vlpipe.stages.formats.opening import error_text, opened
+from vlpipe.stages.formats.opening import error_text, has_many_scans, opened
 from vlpipe.stages.formats.signatures import ends_early
 from vlpipe.stages.formats.transparency import alpha_of
 
@@ -88,6 +89,9 @@ def verify_decode(
     for a PNG, whose orientation may be stored after the pixels.
     Raises RowFault as `verify`. What it accepts, `decode` decodes.
     """
+    plain = _plain_jpeg(data, max_pixels)
+    if plain is not None and wanted(plain) is None and jpeg.warning(data, plain.width, plain.height) is None:
+        return plain, None
     with opened(data, max_pixels) as image:
         found = _probed(image, max_frames)
         at_least = wanted(found)
@@ -161,6 +165,14 @@ def _probed(image: Image.Image, max_frames: int) -> Probe:
         raise RowFault("too_many_frames", f"the image has {num_frames} frames, the limit is {max_frames}")
     width, height = _shown_size(image)
     return Probe(format=image.format or "", width=width, height=height, num_frames=num_frames)
+
+
+def _plain_jpeg(data: bytes, max_pixels: int) -> Probe | None:
+    """Returns the Probe of a JPEG with a plain header, read without Pillow; None for any other file, or one to reject."""
+    width, height = jpeg.plain_size(data) or (0, 0)
+    if not 0 < width * height <= max_pixels or has_many_scans(data):
+        return None
+    return Probe(format="JPEG", width=width, height=height, num_frames=1)
 
 
 def _load(

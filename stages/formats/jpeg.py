@@ -28,6 +28,19 @@ _SOI, _EOI, _SOS, _ALONE = 0xD8, 0xD9, 0xDA, (0x01, *range(0xD0, 0xD8))
 _SEQUENTIAL = (0xC0, 0xC1, 0xC9)
 _SIZE = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # start of frame
 _TABLES = (0xC4, 0xCC, 0xDB, 0xDD)  # Huffman, arithmetic, quantisation, restart interval
+# Segments of a plain header before its scan -> how their content begins. A frame, baseline or progressive, has 8 bits per
+# value.
+_PLAIN = {
+    0xC0: b"\x08",
+    0xC2: b"\x08",
+    0xC4: b"",
+    0xDB: b"",
+    0xDD: b"",
+    0xE0: b"JFIF\0",
+    0xE2: b"ICC_PROFILE\0",
+    0xFE: b"",
+}
+_PLAIN_FRAMES = (0xC0, 0xC2)
 
 
 class Warned(Exception):
@@ -54,6 +67,30 @@ def decode(
     return found
 
 
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Returns (width, height) of a JPEG whose header says nothing more about the picture, or None for any other file.
+
+    Such a file is one 8-bit picture in grey or colour, stored upright: its header holds tables, JFIF, a profile and comments
+    alone, no EXIF or XMP (orientation), no index of further pictures. 8 us, where opening the file with Pillow takes 100.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    at, size = 2, None
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _SOS:
+            return size
+        begins = _PLAIN.get(marker)
+        if begins is None or not data.startswith(begins, at + 4) or length < (16 if len(begins) > 1 else 2):
+            return None  # 16: with a version, or the numbers of the parts of a profile
+        if marker in _PLAIN_FRAMES:
+            if size or length < 8 or data[at + 9] not in (1, 3):
+                return None
+            size = int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
+        at += 2 + length
+    return None
+
+
 def damage(data: bytes) -> str | None:
     """Returns the first warning of libjpeg that pixels are missing or wrong, or None. data: a JPEG that Pillow decodes.
 
@@ -65,23 +102,24 @@ def damage(data: bytes) -> str | None:
     bare = _bare(data)
     if bare is None:
         return None  # no picture data that libjpeg and this function agree on; Pillow decoded it
-    warning = _warning(bare)
-    if warning is None:
+    said = warning(bare)
+    if said is None:
         return None
-    if _LOST.search(warning):
-        return warning
-    extra = _EXTRA.search(warning)
+    if _LOST.search(said):
+        return said
+    extra = _EXTRA.search(said)
     if extra is None:
         return None
     num_bytes, marker = int(extra[1]), int(extra[2], 16)
     if marker in _ALONE:
-        return warning  # before a restart marker
-    return None if num_bytes <= MAX_EXTRA_BYTES or _is_padding(bare, num_bytes, marker) else warning
+        return said  # before a restart marker
+    return None if num_bytes <= MAX_EXTRA_BYTES or _is_padding(bare, num_bytes, marker) else said
 
 
-def _warning(data: bytes) -> str | None:
+def warning(data: bytes, width: int = 8, height: int = 8) -> str | None:
+    """Returns the first warning or error of libjpeg, or None. width, height: in pixels, if known."""
     try:
-        decode(data, "gray", 8, 8, 8)  # at 1/8: every coefficient is read, few are transformed
+        decode(data, "gray", width, height, 8)  # at 1/8: every coefficient is read, few are transformed
     except Warned as warned:
         return str(warned)
     return None

@@ -38,7 +38,7 @@ def opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
     """
     if not data:
         raise RowFault("empty", "the file has 0 bytes")
-    if data.startswith(b"\xff\xd8") and next(islice(_SCAN.finditer(data), MAX_SCANS, None), None):
+    if has_many_scans(data):
         num = sum(1 for _ in _SCAN.finditer(data))
         raise RowFault("too_many_scans", f"the JPEG has {num} scans, the limit is {MAX_SCANS}")
     if format_of(data) == "ICO":  # Pillow decodes it when it opens it
@@ -52,6 +52,13 @@ def opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
                 "not_an_image", f"the header gives {width} x {height} pixels; wanted at least 1 x 1"
             )
         yield image
+
+
+def has_many_scans(data: bytes) -> bool:
+    """Whether the file is a JPEG of more than MAX_SCANS scans."""
+    return (
+        data.startswith(b"\xff\xd8") and next(islice(_SCAN.finditer(data), MAX_SCANS, None), None) is not None
+    )
 
 
 def need_small(width: int, height: int, max_pixels: int | None) -> None:

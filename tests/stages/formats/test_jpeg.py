@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from vlpipe.pipeline.errors import RowFault
+from vlpipe.stages.common import pixels
 from vlpipe.stages.common.pixels import decode, verify
-from vlpipe.stages.formats.jpeg import MAX_EXTRA_BYTES
+from vlpipe.stages.formats.jpeg import MAX_EXTRA_BYTES, plain_size
 
 CODES = ("damaged", "truncated", "broken")
 KINDS: list[dict[str, Any]] = [
@@ -171,3 +172,49 @@ def test_genuine_photos_are_whole_and_damaged_ones_are_found(photos: list[Path])
         for name, bad in (("cut", data[:at] + b"\xff\xd9"), ("holed", data[:at] + data[at + 1024 :])):
             found[name] += verdict(bad) in CODES
     assert min(found.values()) >= 99
+
+
+def changed(data: bytes, rng: random.Random) -> bytes:
+    """The file with up to four faults, most of them in its header."""
+    out, scan = bytearray(data), scan_start(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = rng.randrange(2, scan) if rng.random() < 0.8 else rng.randrange(2, max(3, len(out)))
+        kind = rng.randrange(5)
+        if kind == 0:
+            out[at : at + 1] = bytes([rng.randrange(256)])
+        elif kind == 1:
+            del out[at : at + rng.choice((1, 2, 20))]
+        elif kind == 2:
+            out[at:at] = rng.randbytes(rng.choice((1, 2, 7)))
+        elif kind == 3:  # a segment stands twice
+            start = out.find(b"\xff", at)
+            out[2:2] = out[start : start + 2 + int.from_bytes(out[start + 2 : start + 4], "big")]
+        else:
+            del out[at:]
+    return bytes(out)
+
+
+def test_a_plain_header_gives_what_pillow_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    more: list[dict[str, Any]] = [{"icc_profile": profile}, {"comment": b"a photo"}, {"exif": turned}]
+    whole = [photo(mode, (96, 64), **options) for options in [*KINDS, *more] for mode in ("RGB", "L", "CMYK")]
+    rng = random.Random(5)
+    plain = 0
+    for data in [*whole, *(changed(rng.choice(whole), rng) for _ in range(1500))]:
+        plain += plain_size(data) is not None
+        found = result(data)
+        with monkeypatch.context() as patch:
+            patch.setattr("vlpipe.stages.formats.jpeg.plain_size", lambda data: None)
+            assert result(data) == found
+        if isinstance(found, pixels.Probe):
+            decode(data)
+    assert plain > 200
+
+
+def result(data: bytes) -> object:
+    try:
+        return verify(data)
+    except RowFault as one:
+        return one.why, one.detail
