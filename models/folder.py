@@ -1,7 +1,7 @@
 """A model as a folder: `config.json`, `model.safetensors` and, saved by its owner, `tokenizer/`.
 
 `load` finds the class by itself: by the `format` and `model` of our config.json, by the `model_type` of a transformers
-folder, or by the names in a single published weights file.
+folder, by open_clip's config, or by the names in a single published weights file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from vlpipe.models.weights.published import fill, read_state
 
 FORMAT = "vlpipe.model"
 BELOW = "vlpipe.models.systems"
-FILES = ["*.json", "*.txt", "*.safetensors", "pytorch_model.bin"]
+OPEN_CLIP = "open_clip_config.json"
+FILES = ["*.json", "*.txt", "*.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin"]
 
 
 def save(model: Any, folder: str | Path) -> None:
@@ -54,6 +55,10 @@ def load(source: str | Path, /, use: str | None = None, **changes: Any) -> Any:
     if Path(source).is_file():
         return _class_for_file(source, use).load(source, **changes)
     folder = local_folder(source, FILES)
+    if (folder / OPEN_CLIP).is_file() and not (folder / "config.json").is_file():
+        cls = _class_by_format("open_clip", {}, folder)
+        _same_class(cls, use, folder)
+        return cls.load(folder, **changes)
     if not (folder / "config.json").is_file():
         raise ValueError(f"model: no config.json in {folder}")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

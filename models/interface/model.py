@@ -78,7 +78,9 @@ class Model(nn.Module):
         return _layout_module(cls).LAYOUT.load(cls, Path(source), changes)
 
     def export(self, folder: str | Path, kind: str | None = None, tokenizer: Any = None) -> None:
-        """Writes a folder for `from_pretrained` of the transformers class of this system (`kind`: which, of several).
+        """Writes a folder for `from_pretrained` of the transformers class of this system, or for another library.
+
+        kind: which of several; None for the first.
 
         tokenizer: saved with it, for a model that reads texts.
 
@@ -87,6 +89,10 @@ class Model(nn.Module):
         _layout_module(type(self)).LAYOUT.export(self, Path(folder), kind)
         if tokenizer is not None:
             tokenizer.save(folder)
+
+    def check_export(self, kind: str | None = None) -> None:
+        """Raises ValueError if `export` cannot write this model as `kind`. Needs no weights."""
+        _layout_module(type(self)).LAYOUT.check(self, kind)
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns saved weights as this model needs them: positions interpolated to another image size, for example."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,7 @@ class Layout:
 
     classes: kind -> name of the transformers class; the first is the default. entries: (config, kind) -> table. read: their
     config -> our parameters. write: our config -> their config. ignored: names of theirs that hold no weights, as regex.
+    others: kind -> function that writes a folder for another library.
     """
 
     classes: Mapping[str, str]
@@ -125,6 +126,7 @@ class Layout:
     read: Callable[[Any], dict[str, Any]]
     write: Callable[[Any], Any]
     ignored: str = r"\.position_ids$"
+    others: Mapping[str, Callable[[Any, Path], None]] = field(default_factory=dict)
 
     def load(self, cls: Any, folder: Path, changes: Mapping[str, Any]) -> Any:
         """Returns our model of a transformers folder. Raises ValueError for weights missing or left over.
@@ -156,15 +158,24 @@ class Layout:
         named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or ()
         return next((kind for kind, name in self.classes.items() if name in named), next(iter(self.classes)))
 
+    def check(self, model: Any, kind: str | None) -> str:
+        """Returns the kind, None replaced by the default. Raises ValueError if `export` cannot write the model as that."""
+        kind = kind or next(iter(self.classes))
+        known = [*self.classes, *self.others]
+        if kind not in known:
+            raise ValueError(
+                f"export: {type(model).__name__} has no kind {kind!r}; there are {', '.join(known)}"
+            )
+        return kind
+
     def export(self, model: Any, folder: Path, kind: str | None) -> None:
-        """Writes `model` as their class of `kind`."""
+        """Writes `model` as their class of `kind`, or for another library."""
         import transformers
 
-        kind = kind or next(iter(self.classes))
-        if kind not in self.classes:
-            raise ValueError(
-                f"export: {type(model).__name__} has no kind {kind!r}; there are {', '.join(self.classes)}"
-            )
+        kind = self.check(model, kind)
+        if kind in self.others:
+            self.others[kind](model, folder)
+            return
         theirs = getattr(transformers, self.classes[kind])(self.write(model.config))
         table = list(self.entries(model.config, kind))
         state = {**model.state_dict(), **dict(model.named_buffers())}

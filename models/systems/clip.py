@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlpipe.models.blocks.modified_resnet import ModifiedResNet
 from vlpipe.models.blocks.patches import PatchEmbed
 from vlpipe.models.blocks.text import TextEmbed
 from vlpipe.models.blocks.transformer import PreNormEncoder, causal_mask, init_clip
@@ -19,10 +21,14 @@ MAX_LOGIT_SCALE = math.log(100)
 
 
 class Clip(Model):
-    """Defaults are ViT-B/32's. `end`: the id of the end token, at which the text's embedding is read."""
+    """Defaults are ViT-B/32's. `end`: the id of the end token, at which the text's embedding is read.
+
+    vision_layers: four numbers of blocks make a ResNet (RN50: [3, 4, 6, 3], vision_width 64, vision_heads 32, embed_dim
+    1024). text: "bag_of_words" is the mean of the words' embeddings, of the paper's figure 2, without layers or positions.
+    """
 
     STREAMS = {"image": "image:Image", "text": "text:Text"}  # noqa: RUF012
-    FORMATS = ("clip",)
+    FORMATS = ("clip", "open_clip")
 
     def __init__(
         self,
@@ -32,8 +38,9 @@ class Clip(Model):
         image_size: int = 224,
         patch_size: int = 32,
         vision_width: int = 768,
-        vision_layers: int = 12,
+        vision_layers: int | Sequence[int] = 12,
         vision_heads: int = 12,
+        text: Literal["transformer", "bag_of_words"] = "transformer",
         text_width: int = 512,
         text_layers: int = 12,
         text_heads: int = 8,
@@ -43,30 +50,46 @@ class Clip(Model):
     ) -> None:
         super().__init__()
         blocks: dict[str, Any] = {"norm_eps": 1e-5, "activation": activation}
-        self.patches = PatchEmbed(image_size, patch_size, vision_width, bias=False)
-        self.pre_norm = nn.LayerNorm(vision_width)
-        self.vision = PreNormEncoder(vision_width, vision_layers, vision_heads, **blocks)
-        self.words = TextEmbed(vocab_size, max_text_length, text_width, norm_eps=None)
-        self.text = PreNormEncoder(text_width, text_layers, text_heads, **blocks)
-        self.image_proj = nn.Linear(vision_width, embed_dim, bias=False)
+        if isinstance(vision_layers, int):
+            self.patches = PatchEmbed(image_size, patch_size, vision_width, bias=False)
+            self.pre_norm = nn.LayerNorm(vision_width)
+            self.vision = PreNormEncoder(vision_width, vision_layers, vision_heads, **blocks)
+            self.image_proj = nn.Linear(vision_width, embed_dim, bias=False)
+            init_clip(self.vision)
+            for matrix in (self.patches.positions, self.patches.class_token, self.image_proj.weight):
+                nn.init.normal_(matrix, std=vision_width**-0.5)
+        else:
+            self.resnet = ModifiedResNet(image_size, vision_layers, vision_width, vision_heads, embed_dim)
+        if text == "transformer":
+            self.words = TextEmbed(vocab_size, max_text_length, text_width, norm_eps=None)
+            self.text = PreNormEncoder(text_width, text_layers, text_heads, **blocks)
+            init_clip(self.text)
+            nn.init.normal_(self.words.words.weight, std=0.02)
+            nn.init.normal_(self.words.positions.weight, std=0.01)
+        else:
+            self.bag = nn.Embedding(vocab_size, text_width)
+            nn.init.normal_(self.bag.weight, std=0.02)
         self.text_proj = nn.Linear(text_width, embed_dim, bias=False)
+        nn.init.normal_(self.text_proj.weight, std=text_width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.embed_dim = embed_dim
-        init_clip(self.vision, self.text)
-        for matrix in (self.patches.positions, self.patches.class_token, self.image_proj.weight):
-            nn.init.normal_(matrix, std=vision_width**-0.5)
-        nn.init.normal_(self.text_proj.weight, std=text_width**-0.5)
-        nn.init.normal_(self.words.words.weight, std=0.02)
-        nn.init.normal_(self.words.positions.weight, std=0.01)
 
     def image_feat(self, out: Outputs) -> Tensor:
-        x = self.pre_norm(self.patches(out.stream("image").data))
-        return F.normalize(self.image_proj(self.vision(x, first=True)[:, 0]).float(), dim=-1)
+        pixels = out.stream("image").data
+        if isinstance(self.config.vision_layers, int):
+            x = self.vision(self.pre_norm(self.patches(pixels)), first=True)[:, 0]
+            return F.normalize(self.image_proj(x).float(), dim=-1)
+        return F.normalize(self.resnet(pixels).float(), dim=-1)
 
     def text_feat(self, out: Outputs) -> Tensor:
-        ids = out.stream("text").data
-        x = self.text(self.words(ids), causal_mask(ids.shape[1], ids.device))
-        return F.normalize(self.text_proj(x[torch.arange(len(ids)), self._end_of(out)]).float(), dim=-1)
+        ids, mask = out.stream("text").data, out.stream("text").mask
+        if self.config.text == "transformer":
+            x = self.text(self.words(ids), causal_mask(ids.shape[1], ids.device))
+            x = x[torch.arange(len(ids)), self._end_of(out)]
+        else:
+            real = torch.ones_like(ids) if mask is None else mask.int()
+            x = (self.bag(ids) * real[:, :, None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        return F.normalize(self.text_proj(x).float(), dim=-1)
 
     def _end_of(self, out: Outputs) -> Tensor:
         """Position of the end token; of a text that was cut, the last position."""

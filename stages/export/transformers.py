@@ -1,17 +1,17 @@
-"""Exports a trained model for transformers: a folder that `from_pretrained` opens."""
+"""Exports a trained model for other libraries: a folder that `from_pretrained` of transformers opens, or open_clip."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from vlpipe.pipeline.files import Weights
-from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.pipeline.stage import GatherStage, Job, Stage
 
 EXPORTED = pa.schema([("file", pa.string()), ("num_bytes", pa.int64())])
 
@@ -32,10 +32,11 @@ def no_progress_bar() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportHF(GatherStage):
-    """Exports `model` as a folder for `from_pretrained` of transformers.
+    """Exports `model` as a folder for `from_pretrained` of transformers, or for open_clip.
 
     kind: which of the classes that transformers has for this system; BLIP: `captioner` (BlipForConditionalGeneration) or
-    `retrieval` (BlipForImageTextRetrieval); None for the only one, as for CLIP and MAE.
+    `retrieval` (BlipForImageTextRetrieval); CLIP: `open_clip` for a folder that open_clip opens as `local-dir:`. None for
+    the first or only one.
 
     Artifacts: the files of the exported folder. Output rows (columns: EXPORTED): one per file.
     """
@@ -49,6 +50,16 @@ class ExportHF(GatherStage):
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return EXPORTED
+
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        maker: Any = stages.get(self.model.step or "")
+        model = maker.stand_in(stages) if hasattr(maker, "stand_in") else None
+        try:
+            if model is not None:
+                model.check_export(self.kind)
+        except ValueError as error:
+            return [f"step {self.model.step!r} makes a {type(model).__name__}: {error}"]
+        return []
 
     def run(self, job: Job) -> None:
         from vlpipe.models import folder

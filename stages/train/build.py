@@ -318,7 +318,20 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
             teacher, dot, _ = feature.partition(".")
             if dot and teacher not in teachers:
                 teachers[teacher] = Ema(**objective.TEACHER)
-    return Net(model, objectives, teachers, build_tasks(recipe, objectives)).train()
+    net = Net(model, objectives, teachers, build_tasks(recipe, objectives)).train()
+    if recipe.accumulate > 1:
+        _need_no_batch_norm(net)
+    return net
+
+
+def _need_no_batch_norm(net: nn.Module) -> None:
+    """Raises ValueError if a batch norm in training mode would see each micro-batch alone."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                f"accumulate: {name} is a batch norm, whose statistics are of the rows forwarded together, so micro-batches "
+                "do not give the step of one batch; set accumulate: 1, or freeze that part"
+            )
 
 
 def optimiser_of(net: nn.Module, recipe: Optimisation) -> Any:

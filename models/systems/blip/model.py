@@ -246,13 +246,16 @@ class Blip(Model):
         """As in `Model`; kind: `captioner` or `retrieval`."""
         from vlpipe.models.systems.blip import checkpoints
 
-        exports = {
-            "captioner": checkpoints.export_captioner,
-            "retrieval": checkpoints.export_retrieval,
-        }
-        if kind not in exports:
-            raise ValueError(f"export: Blip has the kinds {', '.join(exports)}, got {kind!r}")
-        exports[kind](self, tokenizer, folder)
+        self.check_export(kind)
+        if kind == "captioner":
+            checkpoints.export_captioner(self, tokenizer, folder)
+        else:
+            checkpoints.export_retrieval(self, tokenizer, folder)
+
+    def check_export(self, kind: str | None = None) -> None:
+        """Raises ValueError for a kind that `export` does not have."""
+        if kind not in ("captioner", "retrieval"):
+            raise ValueError(f"export: Blip has the kinds captioner, retrieval, got {kind!r}")
 
     @classmethod
     def load(cls, source: str | Path, /, **changes: Any) -> Blip:

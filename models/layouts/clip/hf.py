@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vlpipe.models.layouts.table import Entry, Layout, layers, linear
+from vlpipe.models.layouts.table import Entry, layers, linear
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 LAYER = {
@@ -92,6 +92,3 @@ def write(c: Any) -> Any:
     return CLIPConfig(
         text_config={**text, **shared}, vision_config={**image, **shared}, projection_dim=c.embed_dim
     )
-
-
-LAYOUT = Layout(classes={"model": "CLIPModel"}, entries=entries, read=read, write=write)
