@@ -52,12 +52,13 @@ def written_steps(
         for name in steps
         if name in chosen and chosen[name] is None
     }
+    added = {name: params for name, params in chosen.items() if name not in steps and _is_step(params)}
     kept: dict[str, Map] = {}
-    for name, params in steps.items():
+    for name, params in {**steps, **added}.items():
         if name not in removed:
-            kept[name] = merge(params, chosen[name]) if name in chosen else params
+            kept[name] = merge(params, chosen[name]) if name in chosen and name not in added else params
     before = len(problems)
-    loop, rounds = _repeat(repeat, [s for s in settings if s.step in NOT_NAMES], list(steps), problems)
+    loop, rounds = _repeat(repeat, [s for s in settings if s.step in NOT_NAMES], [*steps, *added], problems)
     loop_is_known = len(problems) == before
     unrolled = _unroll(kept, [n for n in loop if n in kept], rounds)
     for setting in settings:
@@ -76,19 +77,30 @@ def _declared(file: Map, problems: list[Problem]) -> dict[str, Map]:
         )
         return found
     for name, params in steps.items():
-        if not STEP_NAME.fullmatch(name) or name in NOT_NAMES or len(name) > MAX_NAME:
-            why = "wanted lower-case letters, digits and _, a letter first"
-            why = f"wanted at most {MAX_NAME} characters" if len(name) > MAX_NAME else why
-            why = "is reserved for the loop; give the step another name" if name in NOT_NAMES else why
-            problems.append(steps.at[name].problem(f"step name {shown(name)}: {why}"))
+        _check_name(name, steps.at[name], problems)
         # An empty mapping has no `use`, which is reported later.
         found[name] = params if isinstance(params, Map) else Map(steps.at[name])
         found[name].where = steps.at[name]  # missing parameters are reported on this line
     return found
 
 
+def _check_name(name: str, where: Where, problems: list[Problem]) -> None:
+    if not STEP_NAME.fullmatch(name) or name in NOT_NAMES or len(name) > MAX_NAME:
+        why = "wanted lower-case letters, digits and _, a letter first"
+        why = f"wanted at most {MAX_NAME} characters" if len(name) > MAX_NAME else why
+        why = "is reserved for the loop; give the step another name" if name in NOT_NAMES else why
+        problems.append(where.problem(f"step name {shown(name)}: {why}"))
+
+
+def _is_step(params: object) -> bool:
+    """Whether a profile's mapping is a step of its own, which it adds below those of the file."""
+    return isinstance(params, Map) and ("use" in params or "same_as" in params)
+
+
 def _profile(file: Map, profile: str | None, steps: Mapping[str, Map], problems: list[Problem]) -> Map:
     """Returns the overrides of the chosen profile, STEP -> parameters or None for a removed step; empty without a profile.
+
+    A mapping with `use` or `same_as` under a name that the file does not have is a step that the profile adds.
 
     Mistakes in the other profiles are reported too.
     """
@@ -106,7 +118,10 @@ def _profile(file: Map, profile: str | None, steps: Mapping[str, Map], problems:
             profiles[name] = nothing
             continue
         for step, params in list(over.items()):
-            if step != "repeat" and step not in steps:
+            if _is_step(params) and step not in steps and step != "repeat":
+                _check_name(step, over.at[step], problems)
+                params.where = over.at[step]
+            elif step != "repeat" and step not in steps:
                 text = f"profiles.{name}.{step}: no such step{did_you_mean(step, steps)}"
                 problems.append(over.at[step].problem(text))
             elif not isinstance(params, Map) and (params is not None or step == "repeat"):

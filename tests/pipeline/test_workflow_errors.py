@@ -315,6 +315,29 @@ def test_profile(check: Check) -> None:
     check(PROFILE, ["--profile papr: there is no such profile; did you mean 'paper'?", other], profile="papr")
 
 
+ADDED = """\
+steps:
+  list: {use: "~:List", seed: 1}
+profiles:
+  more:
+    score: {use: "~:Score", from: list, treshold: 1}
+    again: {same_as: scroe}
+    Bad: {use: "~:Score", from: list}
+"""
+
+
+def test_a_step_that_a_profile_adds(check: Check) -> None:
+    check(
+        ADDED,
+        [
+            "line 5: score.treshold: unknown parameter; did you mean 'threshold'?",
+            "line 6: again.same_as: wanted a step above, got 'scroe'; did you mean 'score'?",
+            "line 7: step name 'Bad': wanted lower-case letters, digits and _, a letter first",
+        ],
+        profile="more",
+    )
+
+
 def test_set(check: Check) -> None:
     check(
         """\

@@ -27,7 +27,12 @@ CASES = [
     if (path.stem, profile) not in PLANNED_BY_THEIR_OWN_TESTS
 ]
 FILES = ("captions_train2014.json", "captions_val2014.json")  # that a user of the profiles brings
-FOLDERS = ("train2014", "val2014")
+FOLDERS = ("train2014", "val2014", "coco")
+KARPATHY = {
+    "images": [
+        {"filename": "1.jpg", "split": split, "sentences": []} for split in ("train", "restval", "test")
+    ]
+}
 
 
 @pytest.mark.parametrize(("name", "profile"), CASES)
@@ -37,6 +42,7 @@ def test_it_can_be_planned(
     monkeypatch.chdir(tmp_path)
     for file in FILES:
         Path(file).write_text(json.dumps({"images": [], "annotations": []}))
+    Path("dataset_coco.json").write_text(json.dumps(KARPATHY))
     for folder in FOLDERS:
         Path(folder).mkdir()
     for pairs in ("pairs.parquet", "heldout.parquet"):
@@ -50,3 +56,20 @@ def test_it_can_be_planned(
             model = stand_in(step.stage, stages)
             assert model is not None
             assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_the_paper_finetunes_the_model_after_capfilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dataset_coco.json").write_text(json.dumps(KARPATHY))
+    Path("coco").mkdir()
+    pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), "pairs.parquet")
+    workflow = Workflow.load(str(SHIPPED[0].parent / "blip_capfilt.yaml"), profile="paper")
+    stages = {step.name: step.stage for step in workflow.steps}
+    for name, objectives in (("retriever", 2), ("captioner_after", 1)):
+        found = stages[name]
+        assert isinstance(found, Train)
+        assert found.init is not None
+        assert (found.init.step, len(found.objectives)) == ("retrain@1", objectives)
+        assert stand_in(found, stages).config.image_size == 384
+    assert vars(stages["caption_quality_after"])["model"].step == "captioner_after"
+    assert vars(stages["retrieval_finetuned"])["model"].step == "retriever"
