@@ -28,7 +28,7 @@ from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
 from vlpipe.stages.common.scores import name_of, with_columns
 from vlpipe.stages.common.texts import FlatTexts, as_array
-from vlpipe.stages.features.windows import WindowFeats
+from vlpipe.stages.features.windows import WindowFeats, centred_in
 from vlpipe.stages.video.rows import CANDIDATE
 
 
@@ -83,10 +83,7 @@ def mean_within(windows: WindowFeats, start_s: float, end_s: float) -> npt.NDArr
 
     windows: at least one.
     """
-    middles = (windows.start_s.astype(np.float64) + windows.end_s) / 2
-    inside = (middles >= start_s) & (middles < end_s)
-    if not inside.any():
-        inside[np.abs(middles - (start_s + end_s) / 2).argmin()] = True
+    inside = centred_in(windows.start_s, windows.end_s, start_s, end_s)
     mean: npt.NDArray[np.float64] = windows.feats[inside].astype(np.float64).mean(0)
     return mean
 

@@ -15,7 +15,7 @@ from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import need
 from vlpipe.stages.common.batches import fixed_batches
 from vlpipe.stages.common.scores import device
-from vlpipe.stages.features.windows import WindowFeats, need_windows, read_windows
+from vlpipe.stages.features.windows import WEIGHTS_OF, WindowFeats, need_windows, read_windows
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 
 Vectors = npt.NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Vectors]  # N texts -> (N, D)
-COLUMNS = {
-    "s3d": "s3d_weights",
-    "frame_feats": "frame_weights",
-}  # column of windows -> column with the id of their weights, "digest" or "digest:normalisation"
 
 
 def window_column(words: File | None) -> str:
@@ -41,7 +37,7 @@ def check_windows(schema: pa.Schema, who: str, column: str) -> None:
     who: name of the stage, for the error text.
     """
     need_windows(schema, who, column)
-    need(schema, who, **{COLUMNS[column]: pa.string()})
+    need(schema, who, **{WEIGHTS_OF[column]: pa.string()})
     settings = (schema.field(column).metadata or {}).get(b"windows")
     how = json.loads(settings) if settings else {}
     if how.get("vector", "embedding") != "embedding" or how.get("l2"):
@@ -53,7 +49,7 @@ def check_windows(schema: pa.Schema, who: str, column: str) -> None:
 
 def same_weights(rows: pa.Table, column: str, model: Weights) -> Iterator[WindowFeats]:
     """Yields the windows of each row. Raises VlpipeError if they come from other weights than `model`."""
-    name = COLUMNS[column]
+    name = WEIGHTS_OF[column]
     for weights in rows[name].unique().to_pylist():
         if (weights or "").partition(":")[0] != model.digest:
             raise VlpipeError(

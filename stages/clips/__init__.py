@@ -1,4 +1,4 @@
 """Video clips: the pairing rules of published systems for narration and video, and cheap text and frame signals.
 
-May import `common`, `video`.
+May import `common`, `features`, `video`.
 """

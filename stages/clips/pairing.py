@@ -19,6 +19,7 @@ from pydantic import Field
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.clips.captions import SOURCES, Caption, clean, pick_track
+from vlpipe.stages.clips.cut_windows import schema_with_windows, table_with_windows, windows_problems
 from vlpipe.stages.common.batches import seed_of
 from vlpipe.stages.common.row import RowIds, text
 from vlpipe.stages.video.rows import CLIPS, CUES, FILE_FIELDS
@@ -65,16 +66,24 @@ class Pairing(MapStage):
     """Turns video rows into clip rows (PAIRED).
 
     sources, lang: choose the track (see `captions.pick_track`). seed: random draws depend only on it and on the video's row
-    id. Reject codes (filtered): no_cues (none in such a track), no_usable_cue (`captions.clean` drops all), no_clip (none
-    is longer than 0 s).
+    id. windows: feature columns of the videos (`s3d`, `frame_feats`) that the clips get too: of each clip, the windows with
+    their centre in it, else the nearest one if it overlaps the clip. A clip without any is left out, and counted as
+    `clips:no_window`. Reject codes (filtered): no_cues (none in such a track), no_usable_cue (`captions.clean` drops all),
+    no_clip (none is longer than 0 s).
     """
 
     NAME: ClassVar[str] = "clips.pairing:Pairing"
     FAN_OUT: ClassVar[bool] = True
+    ADDED: ClassVar[frozenset[str]] = frozenset({"windows"})
 
     sources: tuple[str, ...] = SOURCES
     lang: str = ""
     seed: int = 0
+    windows: tuple[str, ...] = ()
+
+    @property
+    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on `windows`
+        return self.windows
 
     @abstractmethod
     def pairs(
@@ -92,13 +101,13 @@ class Pairing(MapStage):
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, _rule(self), **READS)
-        return PAIRED
+        return schema_with_windows(PAIRED, inp, self.windows, _rule(self))
 
     def preflight(self) -> list[str]:
         strange = [s for s in self.sources if s not in SOURCES]
         if strange or not self.sources:
             return [f"sources: wanted one or more of {', '.join(SOURCES)}; got {list(self.sources)}"]
-        return []
+        return windows_problems(self.windows)
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -113,7 +122,9 @@ class Pairing(MapStage):
                 rejects.append(made)
             else:
                 rows.extend(made)
-        return Out(pa.Table.from_pylist(rows, PAIRED), rejects, counts=counts)
+        clips, lacking = table_with_windows(rows, PAIRED, videos, self.windows)
+        counts.update({"clips:no_window": lacking} if lacking else {})
+        return Out(clips, rejects, counts=counts)
 
     def _clips(self, video: Mapping[str, Any], counts: Counter[str]) -> list[dict[str, Any]] | Reject:
         track = pick_track(video["cues"] or (), self.sources, self.lang)

@@ -15,6 +15,7 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.stages.clips.cut_windows import schema_with_windows, table_with_windows, windows_problems
 from vlpipe.stages.common.row import RowIds, text
 from vlpipe.stages.video.rows import CLIPS, FILE_FIELDS
 
@@ -30,21 +31,30 @@ class SpanClips(MapStage):
     span belongs: `video` (path) or `video_id`. start, end, text: columns of the list with times in seconds and with a string
     or a list of strings. Rows with the same span form one clip with several texts; rows without text, or without
     0 <= start < end, are ignored. YouCook2: by: video_id, start: start, end: end, text: text.
-    Reject code (filtered): no_span, if the list has no such row for a video.
+    windows: as in `clips.pairing:Pairing`. Reject code (filtered): no_span, if the list has no such row for a video.
     """
 
     NAME: ClassVar[str] = "clips.spans:SpanClips"
     FAN_OUT: ClassVar[bool] = True
+    ADDED: ClassVar[frozenset[str]] = frozenset({"windows"})
 
     spans: File
     by: Literal["video", "video_id"] = "video"
     start: str = "start_s"
     end: str = "end_s"
     text: str = "captions"
+    windows: tuple[str, ...] = ()
+
+    @property
+    def READS_HEAVY(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on `windows`
+        return self.windows
+
+    def preflight(self) -> list[str]:
+        return windows_problems(self.windows)
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "clips.spans", **READS)
-        return CLIPS
+        return schema_with_windows(CLIPS, inp, self.windows, "clips.spans")
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -65,7 +75,8 @@ class SpanClips(MapStage):
                         )
                     )
                 rows.extend(_clips(video, sorted((*times, texts) for times, texts in found.items())))
-            return Out(pa.Table.from_pylist(rows, CLIPS), rejects)
+            clips, lacking = table_with_windows(rows, CLIPS, videos, self.windows)
+            return Out(clips, rejects, counts={"clips:no_window": lacking} if lacking else {})
 
         yield work
 

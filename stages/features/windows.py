@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from vlpipe.stages.common.texts import as_array
 from vlpipe.stages.features.s3d import features_type
 
 Array = npt.NDArray[np.float32]
+# column of windows -> column with the id of their weights, "digest" or "digest:normalisation"
+WEIGHTS_OF = {"s3d": "s3d_weights", "frame_feats": "frame_weights"}
 WRITERS = {"s3d": "features.s3d", "frame_feats": "features.frames"}  # column -> the stage that writes it
 
 
@@ -46,6 +49,20 @@ def need_windows(schema: pa.Schema, who: str, name: str) -> int:
     if not dim or dtype != features_type(dim):
         raise SchemaError(f"{who} reads column {name!r} as windows (start_s, end_s, feat), but it is {dtype}")
     return int(dim)
+
+
+def centred_in(
+    starts: npt.NDArray[Any], ends: npt.NDArray[Any], start_s: float, end_s: float
+) -> npt.NDArray[np.bool_]:
+    """Returns (W,) bool: the windows with their centre in [start_s, end_s); if none, the one nearest to its middle.
+
+    starts, ends: (W,) seconds.
+    """
+    middles = (starts.astype(np.float64) + ends) / 2
+    inside: npt.NDArray[np.bool_] = (middles >= start_s) & (middles < end_s)
+    if len(middles) and not inside.any():
+        inside[np.abs(middles - (start_s + end_s) / 2).argmin()] = True
+    return inside
 
 
 def read_windows(column: pa.ChunkedArray) -> Iterator[WindowFeats]:

@@ -74,7 +74,7 @@ class ShardTask:
 
 def own_schema(task: ShardTask) -> pa.Schema:
     """Returns the columns this step writes: light columns, and the heavy columns it creates itself."""
-    inherited = set(heavy_names(task.schema_in))
+    inherited = set() if task.stage.FAN_OUT else set(heavy_names(task.schema_in))
     return pa.schema([f for f in task.schema_out if not (is_heavy(f) and f.name in inherited)])
 
 
