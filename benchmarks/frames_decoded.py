@@ -1,7 +1,7 @@
 """Counts the frames that each step of `workflows/video_demo.yaml` gets from the decoder, on few films.
 
-    python benchmarks/frames_decoded.py                 # a minute
-    python benchmarks/frames_decoded.py OTHER.yaml      # another workflow on the same films
+python benchmarks/frames_decoded.py                 # a minute
+python benchmarks/frames_decoded.py OTHER.yaml      # another workflow on the same films
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from vlpipe.pipeline.engine import local_executor
 from vlpipe.stages.video import shut_in
 
 HERE = Path(__file__).parent
-FEW = ["world.num_train=8", "world.num_eval=6", "encoder.steps=2", "encoder.warmup_steps=0", "tokenizer.vocab_size=200"]
+FEW = [
+    "world.num_train=8",
+    "world.num_eval=6",
+    "encoder.steps=2",
+    "encoder.warmup_steps=0",
+    "tokenizer.vocab_size=200",
+]
 
 
 def main() -> None:

@@ -40,6 +40,12 @@ class WordRegion(Objective):
         self.beta, self.iterations = beta, iterations
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
+        distance = transport_distance(*self.inputs(out), self.beta, self.iterations)
+        sign = 2 * match_labels(out.batch) - 1
+        return {"word_region": Term((distance * sign).sum(), len(sign))}
+
+    def inputs(self, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns words (B, L, D), parts of the image (B, M, D), and the masks of those that take part."""
         text, image = out.stream("text"), out.stream(self.image)
         words, parts = out.fused["text"].float(), out.fused[self.image].float()
         assert text.mask is not None
@@ -55,9 +61,19 @@ class WordRegion(Objective):
             word_mask.scatter_(1, last[:, None], False)
             if self.class_token:
                 part_mask[:, 0] = False
-        distance = transport_distance(words, parts, word_mask, part_mask, self.beta, self.iterations)
-        sign = 2 * match_labels(out.batch) - 1
-        return {"word_region": Term((distance * sign).sum(), len(sign))}
+        return words, parts, word_mask, part_mask
+
+    def plan(self, out: Outputs) -> Tensor:
+        """Returns the transport plan (B, M, L) from words to parts of the image; it sums to 1 for each row."""
+        words, parts, word_mask, part_mask = self.inputs(out)
+        cost = cosine_cost(words, parts, word_mask, part_mask)
+        return ipot(cost, word_mask, part_mask, self.beta, self.iterations)
+
+
+def cosine_cost(x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> Tensor:
+    """Returns 1 - cosine (B, N, M) of x (B, N, D) and y (B, M, D); 0 where one is masked."""
+    cost = 1 - F.normalize(x, dim=-1, eps=1e-12) @ F.normalize(y, dim=-1, eps=1e-12).transpose(1, 2)
+    return cost.masked_fill(~(x_mask[:, :, None] & y_mask[:, None, :]), 0)
 
 
 def transport_distance(
@@ -65,9 +81,7 @@ def transport_distance(
 ) -> Tensor:
     """Returns the optimal transport distance (B,) of x (B, N, D) and y (B, M, D), by cosine cost over unmasked rows."""
     with torch.autocast(x.device.type, enabled=False):
-        cost = 1 - F.normalize(x, dim=-1, eps=1e-12) @ F.normalize(y, dim=-1, eps=1e-12).transpose(1, 2)
-        pairs = x_mask[:, :, None] & y_mask[:, None, :]
-        cost = cost.masked_fill(~pairs, 0)
+        cost = cosine_cost(x, y, x_mask, y_mask)
         plan = ipot(cost.detach(), x_mask, y_mask, beta, iterations)  # (B, M, N)
     return (cost.transpose(1, 2) * plan).sum((1, 2))
 

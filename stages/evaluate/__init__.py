@@ -1,4 +1,4 @@
 """Evaluation on held-out data: retrieval, captions, detection, and comparison of experiment arms.
 
-May import `common`, `filter`.
+May import `common`, `filter`, `loading`, `train`.
 """
