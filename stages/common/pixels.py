@@ -10,9 +10,10 @@ plain JPEGs that are only verified.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.formats import jpeg
@@ -34,6 +35,7 @@ ORIENTATION = 0x0112  # EXIF tag
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 SCALES = (8, 4, 2, 1)  # a JPEG is decoded at 1/8, 1/4, 1/2 or full size
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 Damaged = Literal["reject", "keep"]  # how to handle a JPEG of which pixels are missing or wrong
 
 
@@ -128,6 +130,40 @@ def decode(
     """
     with opened(data, max_pixels) as image:
         return _upright(image, _load(image, data, at_least), data)
+
+
+def decode_part(
+    data: bytes, part: Callable[[int, int], Box], size: int, *, keep_whole: int = 0
+) -> tuple[Image.Image, Image.Image | None]:
+    """Returns (a part of the first frame, resized to (size, size); the whole frame, or None), upright and in RGB.
+
+    part: maps (width, height) to the box to cut out, in pixels. A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4
+    and 1/8 that leaves the part no smaller than `size`. The whole frame is returned if it has at most `keep_whole` pixels.
+    Raises RowFault as `decode`.
+    """
+    with opened(data, None) as image:
+        width, height = _shown_size(image)
+        if width * height <= keep_whole:
+            whole = _upright(image, _load(image, data, None), data)
+            return resized_part(whole, part(width, height), size), whole
+        box = part(width, height)
+        least = math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1]))
+        found = _upright(image, _load(image, data, least), data)
+    if found.size != (width, height):
+        across, down = found.width / width, found.height / height
+        box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    return resized_part(found, box, size), None
+
+
+def resized_part(image: Image.Image, box: Box, size: int) -> Image.Image:
+    """Returns the part in `box` (left, top, right, bottom), resized to (size, size) with a bicubic filter."""
+    from PIL import Image
+
+    if box == (0, 0, *image.size):
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    if all(isinstance(edge, int) for edge in box):
+        return image.crop(cast(tuple[int, int, int, int], box)).resize((size, size), Image.Resampling.BICUBIC)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.float32]:

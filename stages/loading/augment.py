@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import ConfigDict
 
+from vlpipe.stages.common.pixels import Box
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -40,17 +42,27 @@ class Augmentation:
 
 
 def augmented(
-    image: Image.Image, spec: Augmentation, size: int, text: str, rng: np.random.Generator
+    resized: Callable[[Callable[[int, int], Box], int], Image.Image],
+    spec: Augmentation,
+    size: int,
+    text: str,
+    rng: np.random.Generator,
 ) -> Image.Image:
     """Returns a (size, size) image: random crop, horizontal flip unless `text` says left or right, RandAugment.
 
-    `spec` selects which of the three are applied.
+    `spec` selects which of the three are applied. resized: maps (part, size) to that part of the image, (size, size); part
+    maps the image's (width, height) to the box to cut out.
     """
-    from PIL.Image import Resampling, Transpose
+    from PIL.Image import Transpose
 
-    if spec.crop_scale is not None:
-        image = image.crop(crop_box(image.width, image.height, spec.crop_scale, rng))
-    image = image.resize((size, size), Resampling.BICUBIC)
+    def part(width: int, height: int) -> Box:
+        return (
+            (0, 0, width, height)
+            if spec.crop_scale is None
+            else crop_box(width, height, spec.crop_scale, rng)
+        )
+
+    image = resized(part, size)
     if spec.flip and rng.random() < 0.5 and not SIDES.search(text):
         image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
     if spec.randaugment is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +23,7 @@ from vlpipe.pipeline.parquet.row_digest import check_all
 from vlpipe.pipeline.shard import Heavy, Shard, open_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.storage.store import Store
-from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.common.pixels import Box, decode_part, resized_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,21 +43,25 @@ class Row:
     texts: list[str]
     columns: dict[str, Any]
 
-    def rgb(self) -> Image:
-        """Returns the decoded RGB image. Raises VlpipeError if it cannot be decoded."""
+    def rgb(self, part: Callable[[int, int], Box], size: int) -> Image:
+        """Returns a part of the image, resized to (size, size), in RGB. part: maps (width, height) to the box to cut out.
+
+        A large JPEG is decoded at a smaller scale if that leaves the part no smaller than `size`. Raises VlpipeError if the
+        image cannot be decoded.
+        """
         encoded = self.columns["image"]
         if not isinstance(encoded, bytes):
-            return encoded
+            return resized_part(encoded, part(encoded.width, encoded.height), size)
         try:
-            image = decode(encoded)
+            found, whole = decode_part(encoded, part, size, keep_whole=SMALL_PIXELS)
         except RowFault as fault:
             raise VlpipeError(
                 f"training: the image of row {self.id} cannot be decoded ({fault}); "
                 "add a step before training that rejects such rows"
             ) from fault
-        if image.width * image.height <= SMALL_PIXELS:
-            self.columns["image"] = image
-        return image
+        if whole is not None:
+            self.columns["image"] = whole
+        return found
 
     @property
     def image_bytes(self) -> int:

@@ -30,7 +30,8 @@ class Train(GatherStage, Recipe):
     ROWS_ARE: ClassVar[str] = "losses"
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True
-    VERSION: ClassVar[int] = 1  # 1: means over all micro-batches and ranks, windows counted in rows and bytes
+    # 1: means over all micro-batches and ranks, windows counted in rows and bytes; 2: large JPEGs are decoded smaller
+    VERSION: ClassVar[int] = 2
     ADDED: ClassVar[frozenset[str]] = Recipe.ADDED
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "on_collapse", "loader_threads", "cache_bytes"}

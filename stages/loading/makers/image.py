@@ -17,6 +17,8 @@ from vlpipe.stages.loading.rows import Row
 class Image(Maker):
     """Pixels (B, 3, size, size) float32, resized without a crop and normalised with CLIP's mean and deviation.
 
+    A JPEG that is much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size.
+
     augment: random crop, flip and RandAugment before that; see `Augmentation`.
     """
 
@@ -26,7 +28,8 @@ class Image(Maker):
     augment: Augmentation | None = None
 
     def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
-        image = row.rgb()
-        if self.augment is not None:
-            image = augmented(image, self.augment, self.size, text, rng)
+        if self.augment is None:
+            image = row.rgb(lambda width, height: (0, 0, width, height), self.size)
+        else:
+            image = augmented(row.rgb, self.augment, self.size, text, rng)
         return {"data": to_pixels(image, self.size)}

@@ -18,7 +18,7 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
-from vlpipe.stages.common.pixels import load_pixels
+from vlpipe.stages.common.pixels import load_pixels, resized_part
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
 from vlpipe.stages.loading.augment import Augmentation, augmented
 from vlpipe.stages.loading.rows import int64_id
@@ -211,12 +211,17 @@ def test_a_broken_image_names_its_row(tmp_path: Path, make_rows: Callable[[], Ro
         batches(recipe_of(), data, 3)
 
 
+def parts_of(image: Image.Image) -> Any:
+    """The first argument of `augmented` for a decoded image."""
+    return lambda part, size: resized_part(image, part(*image.size), size)
+
+
 def test_no_picture_is_mirrored_whose_text_names_a_side() -> None:
     image = Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3))
     spec = Augmentation(flip=True)
 
     def num_flipped(words: str) -> int:
-        made = (augmented(image, spec, 16, words, np.random.default_rng(k)) for k in range(100))
+        made = (augmented(parts_of(image), spec, 16, words, np.random.default_rng(k)) for k in range(100))
         return sum(list(one.getdata()) != list(image.getdata()) for one in made)
 
     assert num_flipped("a dog on the Left, running") == 0
@@ -227,7 +232,7 @@ def test_no_picture_is_mirrored_whose_text_names_a_side() -> None:
 def test_augmentation_keeps_the_size() -> None:
     image = Image.open(io.BytesIO(_png(40, 20)))
     spec = Augmentation(crop_scale=(0.2, 1.0), flip=True, randaugment=(2, 5.0))
-    assert augmented(image, spec, 16, "", np.random.default_rng(0)).size == (16, 16)
+    assert augmented(parts_of(image), spec, 16, "", np.random.default_rng(0)).size == (16, 16)
 
 
 def _png(width: int, height: int) -> bytes:
