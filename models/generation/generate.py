@@ -16,6 +16,10 @@ from torch import Tensor
 from vlpipe.models.interface.capabilities import Generates
 
 NEVER = float("-inf")
+SORTED = (
+    512,
+    4096,
+)  # numbers of likeliest tokens that are sorted, one after the other, until a nucleus is within them
 
 
 def sample(
@@ -66,14 +70,37 @@ def nucleus(logits: Tensor, top_p: float, draws: Tensor, top_k: int | None = Non
         logits, among = logits.topk(top_k, dim=-1)
         among, by_id = among.sort(dim=-1)
         probs, order = logits.gather(1, by_id).double().softmax(-1).sort(dim=-1, descending=True, stable=True)
-        ids = among.gather(1, order)
-    else:
-        probs, ids = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
+        return _drawn(probs, among.gather(1, order), top_p, draws)[0]
+    # Sorting a whole vocabulary takes longer than a small model's step; a nucleus is mostly among the likeliest few.
+    probs = logits.double().softmax(-1)
+    token = torch.zeros(len(probs), dtype=torch.long, device=probs.device)
+    rest = torch.arange(len(probs), device=probs.device)  # rows without a token yet
+    for num in (*(n for n in SORTED if 2 * n < probs.shape[-1]), probs.shape[-1]):
+        first, ids = probs.topk(num, dim=-1) if num < probs.shape[-1] else (probs, None)
+        if ids is not None:
+            ids, by_id = ids.sort(dim=-1)
+            first = first.gather(1, by_id)
+        first, order = first.sort(dim=-1, descending=True, stable=True)
+        found, least = _drawn(first, order if ids is None else ids.gather(1, order), top_p, draws)
+        # further tokens may belong to a nucleus whose least is not above the least of `first`
+        is_known = (least > first[:, -1]) | (num == logits.shape[-1])
+        token[rest[is_known]] = found[is_known]
+        rest, probs, draws = rest[~is_known], probs[~is_known], draws[~is_known]
+        if not len(rest):
+            break
+    return token
+
+
+def _drawn(probs: Tensor, ids: Tensor, top_p: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the token (B,) that `draws` choose, and the least probability (B,) within the nucleus.
+
+    probs, ids: (B, K), from the likeliest.
+    """
     before = probs.cumsum(-1) - probs
     kept = torch.where(before < top_p, probs, 0.0).cumsum(-1)
     at = torch.searchsorted(kept, draws[:, None].double() * kept[:, -1:], right=True)
     last = (before < top_p).sum(-1, keepdim=True) - 1
-    return ids.gather(1, torch.minimum(at, last))[:, 0]
+    return ids.gather(1, torch.minimum(at, last))[:, 0], probs.gather(1, last)[:, 0]
 
 
 def start(

@@ -61,6 +61,22 @@ def test_nucleus_is_the_smallest_set_and_inverse_cdf() -> None:
             edge += probs[i]
 
 
+@pytest.mark.parametrize("is_rounded", [False, True])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0, 6.0])
+def test_sorting_the_likeliest_alone_changes_no_token(spread: float, is_rounded: bool) -> None:
+    """rounded: many tokens are equally likely, also at the ends of what is sorted."""
+    g = torch.Generator().manual_seed(4)
+    logits = spread * torch.randn(48, 9000, generator=g)
+    logits = (2 * logits).round() / 2 if is_rounded else logits
+    draws = torch.rand(48, generator=g, dtype=torch.float64)
+    probs, ids = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
+    for top_p in (0.3, 0.9, 1.0):
+        kept = torch.where(probs.cumsum(-1) - probs < top_p, probs, 0.0).cumsum(-1)
+        at = torch.searchsorted(kept, draws[:, None] * kept[:, -1:], right=True)
+        last = (probs.cumsum(-1) - probs < top_p).sum(-1, keepdim=True) - 1
+        assert torch.equal(nucleus(logits, top_p, draws), ids.gather(1, torch.minimum(at, last))[:, 0])
+
+
 @pytest.mark.parametrize("top_k", [None, 1, 5, 39, 40, 1000])
 def test_nucleus_keeps_what_transformers_keeps(top_k: int | None) -> None:
     from transformers import TopKLogitsWarper, TopPLogitsWarper
