@@ -60,7 +60,7 @@ def fit(config: Mapping[str, Any]) -> None:
     """
     work = Path(config["work"])
     checkpoints = Checkpoints(str(work / "checkpoints"))
-    with reproducible():
+    with reproducible(config["recipe"].deterministic):
         run, words = prepare(config["recipe"], config["inputs"])
         if state := checkpoints.latest():
             run.restore(state)

@@ -33,7 +33,9 @@ class Optimisation:
     The defaults of lr, min_lr, decay_rate and weight_decay are those of BLIP's pretraining.
     """
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"optimiser", "momentum", "groups"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"optimiser", "momentum", "groups", "compile", "deterministic"}
+    )
 
     # Duration: exactly one of `steps` and `epochs`
     steps: int | None = None
@@ -60,6 +62,10 @@ class Optimisation:
     precision: Literal["auto", "fp32", "bf16"] = (
         "auto"  # auto: bf16 autocast on GPUs that support it, else fp32
     )
+    # the same weights from each run on the same device; an operation that does not allow it is an error
+    deterministic: bool = True
+    # torch.compile: faster steps after minutes of compiling; values differ in their last bits
+    compile: bool = False
     seed: int = 0
 
     # Hardware and logging

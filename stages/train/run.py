@@ -61,6 +61,8 @@ class Run:
                 find_unused_parameters=True,  # with LM alone, the contrastive projections get no gradient
                 **sync_buffers,
             )
+        if self.recipe.compile:
+            self.parallel = torch.compile(self.parallel)
 
     @property
     def bf16(self) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.errors import VlpipeError, one_line
 
 
 def pick_device(gpu: bool) -> torch.device:
@@ -34,15 +34,28 @@ def seed_all(*what: object) -> None:
 
 
 @contextmanager
-def reproducible() -> Iterator[None]:
-    """Context manager in which torch uses deterministic kernels and warns about operations that have none."""
+def reproducible(deterministic: bool = True) -> Iterator[None]:
+    """Context manager in which torch uses deterministic kernels, unless `deterministic` is false.
+
+    Raises VlpipeError for an operation that has none. With torch's `warn_only`, attention is not deterministic either.
+    """
+    if not deterministic:
+        yield
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for deterministic cuBLAS
     mode = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise VlpipeError(
+            f"deterministic: true, but an operation has no deterministic implementation: {one_line(str(error), 200)}; "
+            "set deterministic: false to train without the same weights from each run"
+        ) from error
     finally:
         torch.set_deterministic_debug_mode(mode)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
