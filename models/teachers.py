@@ -33,7 +33,10 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: nn.Module) -> None:
-        """Moves the teacher towards `model`, parameter by name; those that are frozen in the model are equal already."""
+        """Moves the teacher's parameters towards those of `model`, by name, and copies buffers (batch norm's statistics).
+
+        Parameters that are frozen in the model are equal already.
+        """
         own = dict(model.named_parameters())
         moving: dict[
             type, list[tuple[Tensor, Tensor]]
@@ -43,3 +46,13 @@ class Ema(nn.Module):
                 moving.setdefault(type(p.data), []).append((p, own[name].detach()))
         for pairs in moving.values():
             torch._foreach_lerp_([p for p, _ in pairs], [to for _, to in pairs], 1 - self.momentum)
+        buffers = dict(model.named_buffers())
+        for name, buffer in self.copy.named_buffers():
+            buffer.copy_(buffers[name])
+
+    def evaluate_as(self, model: nn.Module) -> None:
+        """Puts the parts of the copy into evaluation mode that are in it in `model`: those that are frozen."""
+        own = dict(model.named_modules())
+        for name, module in self.copy.named_modules():
+            if name in own and not own[name].training:
+                module.eval()

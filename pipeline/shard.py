@@ -186,8 +186,16 @@ def need(schema: pa.Schema, who: str, **columns: pa.DataType) -> None:
 
 
 def with_field(schema: pa.Schema, new: pa.Field) -> pa.Schema:
-    """Returns `schema` with field `new` added, or replaced if the name exists."""
+    """Returns `schema` with field `new` added, or replaced if the name exists.
+
+    Raises SchemaError if both are heavy: rows keep the heavy column that they have, which an earlier step stores.
+    """
     at = schema.get_field_index(new.name)
+    if at >= 0 and is_heavy(new) and is_heavy(schema.field(at)):
+        raise SchemaError(
+            f"the rows have a heavy column {new.name!r} from an earlier step already, and it cannot be replaced; take "
+            "the rows from a step before that one"
+        )
     return schema.append(new) if at < 0 else schema.set(at, new)
 
 

@@ -18,17 +18,19 @@ from vlpipe.pipeline.storage.store import Store
 
 
 def run_map(stage: MapStage, table: pa.Table) -> Out:
-    """Returns the stage's output for one batch. Checks the declared columns and, without FAN_OUT, that no row is lost."""
+    """Returns the stage's output for one batch. Checks the declared columns, and that no row is lost."""
     schema = stage.schema(table.schema)
     with stage.open() as work:
         result = work(table)
     out = result if isinstance(result, Out) else Out(result)
     out.table = conform(out.table, schema, type(stage).__name__)
+    ids_in, rejected = Counter(table["id"].to_pylist()), Counter(r.id for r in out.rejects)
     ids = Counter(out.table["parent" if stage.FAN_OUT else "id"].to_pylist())
-    if not stage.FAN_OUT:
-        check_conserved(
-            type(stage).__name__, Counter(table["id"].to_pylist()), ids, Counter(r.id for r in out.rejects)
-        )
+    if stage.FAN_OUT:  # every row has at least one child or a reject
+        ids = Counter(dict.fromkeys(ids, 1))
+        rejected = Counter({i: 1 for i in rejected if i not in ids})
+        ids_in = Counter(set(ids_in))
+    check_conserved(type(stage).__name__, ids_in, ids, rejected)
     return out
 
 

@@ -18,6 +18,7 @@ from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 
 MAX_LOGIT_SCALE = math.log(100)
+RESNET_OUT = 32  # channels out of the ResNet per `vision_width`
 
 
 class Clip(Model):
@@ -49,6 +50,14 @@ class Clip(Model):
         activation: str = "quick_gelu",
     ) -> None:
         super().__init__()
+        width = vision_width if isinstance(vision_layers, int) else RESNET_OUT * vision_width
+        if text not in ("transformer", "bag_of_words"):
+            raise ValueError(f"model: text is transformer or bag_of_words, got {text!r}")
+        if width % vision_heads or text_width % text_heads or not 0 <= end < vocab_size:
+            raise ValueError(
+                f"model: heads must divide the width, and end must be below vocab_size: vision {width} / {vision_heads}, "
+                f"text {text_width} / {text_heads}, end {end} of {vocab_size}"
+            )
         blocks: dict[str, Any] = {"norm_eps": 1e-5, "activation": activation}
         if isinstance(vision_layers, int):
             self.patches = PatchEmbed(image_size, patch_size, vision_width, bias=False)

@@ -58,7 +58,8 @@ def written_steps(
         if name not in removed:
             kept[name] = merge(params, chosen[name]) if name in chosen and name not in added else params
     before = len(problems)
-    loop, rounds = _repeat(repeat, [s for s in settings if s.step in NOT_NAMES], [*steps, *added], problems)
+    names = [n for n in [*steps, *added] if n not in removed or n in _loop_names(repeat)]
+    loop, rounds = _repeat(repeat, [s for s in settings if s.step in NOT_NAMES], names, problems)
     loop_is_known = len(problems) == before
     unrolled = _unroll(kept, [n for n in loop if n in kept], rounds)
     for setting in settings:
@@ -92,6 +93,12 @@ def _check_name(name: str, where: Where, problems: list[Problem]) -> None:
         problems.append(where.problem(f"step name {shown(name)}: {why}"))
 
 
+def _loop_names(repeat: Map | None) -> Sequence[object]:
+    """Returns what stands in `repeat.steps`, if it is a list."""
+    names = repeat.get("steps") if repeat is not None else None
+    return names if isinstance(names, Seq) else ()
+
+
 def _is_step(params: object) -> bool:
     """Whether a profile's mapping is a step of its own, which it adds below those of the file."""
     return isinstance(params, Map) and ("use" in params or "same_as" in params)
@@ -109,6 +116,8 @@ def _profile(file: Map, profile: str | None, steps: Mapping[str, Map], problems:
     if not isinstance(profiles, Map):
         problems.append(file.at["profiles"].problem("profiles: wanted a mapping PROFILE: {STEP: {...}}"))
         return nothing
+    every = [over for over in profiles.values() if isinstance(over, Map)]
+    added = {step for over in every for step, params in over.items() if _is_step(params)}
     for name, over in profiles.items():
         where = profiles.at[name]
         if not isinstance(over, Map):
@@ -121,6 +130,8 @@ def _profile(file: Map, profile: str | None, steps: Mapping[str, Map], problems:
             if _is_step(params) and step not in steps and step != "repeat":
                 _check_name(step, over.at[step], problems)
                 params.where = over.at[step]
+            elif params is None and step in added:
+                continue  # taken out of a profile that this one is merged with
             elif step != "repeat" and step not in steps:
                 text = f"profiles.{name}.{step}: no such step{did_you_mean(step, steps)}"
                 problems.append(over.at[step].problem(text))

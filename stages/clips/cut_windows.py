@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlpipe.pipeline.shard import heavy, need, with_field
+from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
 from vlpipe.stages.common.texts import as_array
 from vlpipe.stages.features.windows import WEIGHTS_OF, centred_in, need_windows
 
@@ -40,10 +40,11 @@ def schema_with_windows(clips: pa.Schema, videos: pa.Schema, columns: Iterable[s
 
 def table_with_windows(
     clips: Sequence[dict[str, Any]], schema: pa.Schema, videos: pa.Table, columns: Sequence[str]
-) -> tuple[pa.Table, int]:
-    """Returns the clips as a table with `columns` cut from their videos, and how many clips no window overlaps.
+) -> Out:
+    """Returns the clips as a table with `columns` cut from their videos.
 
-    Those clips are left out. clips: values by name, without `columns`. schema: of the table without `columns`.
+    Clips that get no window are left out and counted (clips:no_window); a video of which no clip is left is rejected
+    (filtered: no_window). clips: values by name, without `columns`. schema: of the table without `columns`.
     """
     rows = {id_: row for row, id_ in enumerate(videos["id"].to_pylist())}
     of = np.array([rows[clip["parent"]] for clip in clips], np.int64)
@@ -59,7 +60,15 @@ def table_with_windows(
         column = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), entries).cast(lists.type)
         weights = videos[WEIGHTS_OF[name]].take(pa.array(of[chosen]))
         table = table.append_column(name, column).append_column(WEIGHTS_OF[name], weights)
-    return table, len(clips) - len(chosen)
+    lost = dict.fromkeys(clip["parent"] for clip in clips)
+    for at in chosen:
+        lost.pop(clips[int(at)]["parent"], None)
+    why = f"no window of {', '.join(columns)} overlaps any of its clips"
+    return Out(
+        table,
+        [Reject(id_, "filtered", "no_window", why) for id_ in lost],
+        counts={"clips:no_window": len(clips) - len(chosen)} if len(clips) > len(chosen) else {},
+    )
 
 
 def _cut(lists: pa.Array, of: Indices, clips: Sequence[dict[str, Any]]) -> list[Indices]:

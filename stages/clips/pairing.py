@@ -69,7 +69,7 @@ class Pairing(MapStage):
     id. windows: feature columns of the videos (`s3d`, `frame_feats`) that the clips get too: of each clip, the windows with
     their centre in it, else the nearest one if it overlaps the clip. A clip without any is left out, and counted as
     `clips:no_window`. Reject codes (filtered): no_cues (none in such a track), no_usable_cue (`captions.clean` drops all),
-    no_clip (none is longer than 0 s).
+    no_clip (none is longer than 0 s), no_window (all clips are left out).
     """
 
     NAME: ClassVar[str] = "clips.pairing:Pairing"
@@ -122,9 +122,8 @@ class Pairing(MapStage):
                 rejects.append(made)
             else:
                 rows.extend(made)
-        clips, lacking = table_with_windows(rows, PAIRED, videos, self.windows)
-        counts.update({"clips:no_window": lacking} if lacking else {})
-        return Out(clips, rejects, counts=counts)
+        out = table_with_windows(rows, PAIRED, videos, self.windows)
+        return Out(out.table, [*rejects, *out.rejects], counts={**counts, **out.counts})
 
     def _clips(self, video: Mapping[str, Any], counts: Counter[str]) -> list[dict[str, Any]] | Reject:
         track = pick_track(video["cues"] or (), self.sources, self.lang)

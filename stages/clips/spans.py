@@ -31,7 +31,8 @@ class SpanClips(MapStage):
     span belongs: `video` (path) or `video_id`. start, end, text: columns of the list with times in seconds and with a string
     or a list of strings. Rows with the same span form one clip with several texts; rows without text, or without
     0 <= start < end, are ignored. YouCook2: by: video_id, start: start, end: end, text: text.
-    windows: as in `clips.pairing:Pairing`. Reject code (filtered): no_span, if the list has no such row for a video.
+    windows: as in `clips.pairing:Pairing`. Reject codes (filtered): no_window; no_span, if the list has no such row for a
+    video.
     """
 
     NAME: ClassVar[str] = "clips.spans:SpanClips"
@@ -75,8 +76,8 @@ class SpanClips(MapStage):
                         )
                     )
                 rows.extend(_clips(video, sorted((*times, texts) for times, texts in found.items())))
-            clips, lacking = table_with_windows(rows, CLIPS, videos, self.windows)
-            return Out(clips, rejects, counts={"clips:no_window": lacking} if lacking else {})
+            out = table_with_windows(rows, CLIPS, videos, self.windows)
+            return Out(out.table, [*rejects, *out.rejects], counts=out.counts)
 
         yield work
 

@@ -87,6 +87,15 @@ class MakesModel(Protocol):
     def stand_in(self, stages: Mapping[str, Stage]) -> Any: ...
 
 
+def model_of_step(weights: Weights | None, stages: Mapping[str, Stage]) -> Any:
+    """Returns the model that the step of `weights` makes, without weights; None if it is not known before the run.
+
+    stages: step name -> stage.
+    """
+    maker: Any = stages.get(weights.step or "") if weights is not None else None
+    return maker.stand_in(stages) if hasattr(maker, "stand_in") else None
+
+
 def capability_problems(
     weights: Weights | None, stages: Mapping[str, Stage], needs: Sequence[type]
 ) -> list[str]:
@@ -94,8 +103,7 @@ def capability_problems(
 
     stages: step name -> stage. Empty if the model is not known before the run.
     """
-    maker: Any = stages.get(weights.step or "") if weights is not None else None
-    model = maker.stand_in(stages) if hasattr(maker, "stand_in") else None
+    model = model_of_step(weights, stages)
     if weights is None or model is None or not (lacking := missing(model, needs)):
         return []
     return [lacking_text(f"step {weights.step!r} makes", model, lacking)]

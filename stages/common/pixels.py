@@ -32,6 +32,10 @@ MAX_INVISIBLE = 2  # of 255: alpha up to this is invisible
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as in BLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 ORIENTATION = 0x0112  # EXIF tag
+MIRRORED_ACROSS, MIRRORED_DOWN = (
+    (2, 3, 6, 7),
+    (3, 4, 7, 8),
+)  # EXIF orientations: the left, the top was stored last
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 SCALES = (8, 4, 2, 1)  # a JPEG is decoded at 1/8, 1/4, 1/2 or full size
 
@@ -87,8 +91,8 @@ def verify_decode(
 ) -> tuple[Probe, Image.Image | None]:
     """Returns (Probe, RGB image or None): the results of `verify` and `decode`, in one pass.
 
-    wanted: maps the Probe to the min (width, height) of the decoded image, or to None if no image is needed; called twice
-    for a PNG, whose orientation may be stored after the pixels.
+    wanted: maps the Probe to the min (width, height) of the decoded image, or to None if no image is needed; called up to
+    twice.
     Raises RowFault as `verify`. What it accepts, `decode` decodes.
     """
     plain = _plain_jpeg(data, max_pixels)
@@ -143,16 +147,21 @@ def decode_part(
     """
     with opened(data, None) as image:
         width, height = _shown_size(image)
-        if width * height <= keep_whole:
+        if width * height <= keep_whole or image.format not in ("JPEG", "MPO"):
             whole = _upright(image, _load(image, data, None), data)
-            return resized_part(whole, part(width, height), size), whole
+            is_small = whole.width * whole.height <= keep_whole
+            return resized_part(whole, part(*whole.size), size), whole if is_small else None
         box = part(width, height)
         least = math.ceil(width * size / (box[2] - box[0])), math.ceil(height * size / (box[3] - box[1]))
+        scale, turn = _scale(image, least), _orientation(image)
         found = _upright(image, _load(image, data, least), data)
-    if found.size != (width, height):
-        across, down = found.width / width, found.height / height
-        box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-    return resized_part(found, box, size), None
+    if scale == 1:
+        return resized_part(found, box, size), None
+    # the last column and row of the stored picture may be parts of a pixel; where it is mirrored they come first
+    left = found.width - width / scale if turn in MIRRORED_ACROSS else 0
+    top = found.height - height / scale if turn in MIRRORED_DOWN else 0
+    edges = (left + box[0] / scale, top + box[1] / scale, left + box[2] / scale, top + box[3] / scale)
+    return resized_part(found, edges, size), None
 
 
 def resized_part(image: Image.Image, box: Box, size: int) -> Image.Image:

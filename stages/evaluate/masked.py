@@ -41,6 +41,7 @@ class MaskedAccuracy(GatherStage):
     """
 
     NAME: ClassVar[str] = "evaluate.masked:MaskedAccuracy"
+    VERSION: ClassVar[int] = 2  # 2: large JPEGs are decoded smaller
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 

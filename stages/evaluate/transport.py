@@ -64,8 +64,13 @@ class TransportMass(GatherStage):
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
         from vlpipe.models.interface.capabilities import Fuses
-        from vlpipe.stages.common.model import capability_problems
+        from vlpipe.stages.common.model import capability_problems, model_of_step
 
+        model = model_of_step(self.model, stages)
+        if model is not None and not {"image", "text"} <= set(model.STREAMS):
+            return [
+                f"step {self.model.step!r} makes a {type(model).__name__}, which does not read images and texts"
+            ]
         return capability_problems(self.model, stages, [Fuses])
 
     def run(self, job: Job) -> None:
@@ -75,21 +80,20 @@ class TransportMass(GatherStage):
         loaded = load(self.model, self.max_text_length, [Fuses])
         grid = loaded.image_size // loaded.model.config.patch_size
         rejects: list[Reject] = []
-        masses: list[float] = []
-        areas: list[float] = []
+        measured: list[tuple[float, float]] = []
         batch: list[Sample] = []
         for sample in self._samples(job, loaded, grid, rejects):
-            areas += [float(coverage.mean()) for _, coverage in sample[2]]
             batch.append(sample)
             if len(batch) == self.batch_size:
-                masses += self._masses(batch, loaded)
+                measured += self._masses(batch, loaded)
                 batch = []
-        masses += self._masses(batch, loaded) if batch else []
+        measured += self._masses(batch, loaded) if batch else []
         job.reject(rejects)
-        if not masses:
+        if not measured:
             raise VlpipeError(
                 "evaluate.transport: no text has a word of `words` that names one object of its image"
             )
+        masses, areas = zip(*measured, strict=True)
         found = {
             "mass": float(np.mean(masses)),
             "mass_uniform": float(np.mean(areas)),
@@ -117,8 +121,8 @@ class TransportMass(GatherStage):
                     if named:
                         yield texts[at][0], pixels, named
 
-    def _masses(self, batch: Sequence[Sample], loaded: Loaded) -> list[float]:
-        """Returns the mass of each word of the batch."""
+    def _masses(self, batch: Sequence[Sample], loaded: Loaded) -> list[tuple[float, float]]:
+        """Returns (mass, area of the box) of each word of the batch that was not cut off with the end of its text."""
         import torch
 
         from vlpipe.models.interface.batch import Stream
@@ -132,9 +136,10 @@ class TransportMass(GatherStage):
         for row, (_, _, named) in enumerate(batch):
             for token, coverage in named:
                 places = np.flatnonzero(ids[row].numpy() == token)
-                if len(places):  # else the text was cut before it
-                    moved = plans[row, -coverage.size :, places[0]]
-                    found.append(float((moved * coverage.ravel()).sum() / moved.sum()))
+                moved = plans[row, -coverage.size :, places[0]] if len(places) else np.zeros(1)
+                if moved.sum() > 0:  # the last token takes no part
+                    mass = float((moved * coverage.ravel()).sum() / moved.sum())
+                    found.append((mass, float(coverage.mean())))
         return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -52,8 +52,9 @@ class ExportHF(GatherStage):
         return EXPORTED
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
-        maker: Any = stages.get(self.model.step or "")
-        model = maker.stand_in(stages) if hasattr(maker, "stand_in") else None
+        from vlpipe.stages.common.model import model_of_step
+
+        model = model_of_step(self.model, stages)
         try:
             if model is not None:
                 model.check_export(self.kind)

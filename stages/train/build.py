@@ -97,9 +97,11 @@ class Net(nn.Module):
         return {**values, self.SURROGATE: surrogate}
 
     def train(self, mode: bool = True) -> Net:
-        """As in torch, but frozen parts of the model stay in evaluation mode."""
+        """As in torch, but frozen parts of the model, and of its teachers, stay in evaluation mode."""
         super().train(mode)
         evaluate_frozen(self.model)
+        for teacher in self._emas().values():
+            teacher.evaluate_as(self.model)
         return self
 
     def update_teachers(self) -> None:

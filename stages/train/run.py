@@ -54,7 +54,8 @@ class Run:
         if distributed.world_size() > 1:
             sync_buffers: Any = {
                 SYNC_BUFFERS: False
-            }  # buffers (feature queues) are already equal on all ranks; syncing them would send 100 MB per step
+            }  # feature queues are equal on all ranks already, and syncing them would send 100 MB per step; batch norms keep
+            # the statistics of their rank
             self.parallel = DistributedDataParallel(
                 self.net,
                 device_ids=[self.device] if self.device.type == "cuda" else None,

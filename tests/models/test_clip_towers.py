@@ -174,6 +174,37 @@ def test_what_another_library_does_not_have_is_refused(tmp_path: Path) -> None:
         folder.load(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}, "not CLIP as published: it sets mean"),
+        ({"vision_cfg": {"image_size": [32, 64]}}, r"it sets image_size \[32, 64\]"),
+        ({"text_cfg": {"pool_type": "eos"}}, r"is no config of open_clip: KeyError\('eos_id'\)"),
+        ({"vision_cfg": {"patch_dropout": 0.0, "ls_init_value": None, "image_size": [32, 32]}}, ""),
+    ],
+)
+def test_configs_of_open_clip(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    model = clip()
+    model.export(tmp_path, "open_clip")
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    for name, values in change.items():
+        (config if name in config else config["model_cfg"])[name] |= values
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    if said:
+        with pytest.raises(ValueError, match=said):
+            folder.load(tmp_path)
+    else:
+        assert vars(folder.load(tmp_path).config) == vars(model.config)
+
+
+def test_sizes_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="text is transformer or bag_of_words, got 'bag'"):
+        clip(text="bag")
+    for wrong in ({"end": 99}, {"vision_heads": 5}, {**RESNET, "vision_heads": 12}, {"text_heads": 3}):
+        with pytest.raises(ValueError, match="heads must divide the width, and end must be below vocab_size"):
+            clip(**wrong)
+
+
 def test_a_tokenizer_goes_along(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train_bpe(["a red circle above a blue square"] * 9, 520, "clip")
     model = Clip(vocab_size=tokenizer.vocab_size, end=tokenizer.end, **TEXT, **VIT)

@@ -338,6 +338,31 @@ def test_a_step_that_a_profile_adds(check: Check) -> None:
     )
 
 
+def test_a_step_that_a_profile_adds_can_be_taken_out_of_a_merged_one(tmp_path: Path) -> None:
+    text = """\
+steps:
+  list: {use: "~:List", seed: 1}
+  old: {use: "~:Score", from: list}
+profiles:
+  more: &more
+    score: {use: "~:Score", from: list}
+  less: {<<: *more, score: null}
+  loop:
+    old: null
+    first: {use: "~:Score", from: list}
+    second: {use: "~:Score", from: first}
+    repeat: {rounds: 2, steps: [first, second]}
+"""
+    (tmp_path / "w.yaml").write_text(text.replace("~", __name__))
+    names = {
+        profile: [step.name for step in Workflow.load(str(tmp_path / "w.yaml"), profile=profile).steps]
+        for profile in ("more", "less", "loop")
+    }
+    assert [name for name in names["more"] if not name.startswith("list")] == ["old", "score"]
+    assert [name for name in names["less"] if not name.startswith("list")] == ["old"]
+    assert names["loop"][-4:] == ["first@1", "second@1", "first@2", "second@2"]
+
+
 def test_set(check: Check) -> None:
     check(
         """\

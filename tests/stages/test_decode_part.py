@@ -74,6 +74,47 @@ def test_boxes_are_of_the_upright_image(turn: int) -> None:
     assert np.abs(part(data, box) - cut(data, box)).mean() < 2
 
 
+def errors(width: int, turn: int) -> list[float]:
+    """Mean error of three parts of a picture with fine detail, beside the same parts cut from the whole."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    noise = np.random.default_rng(0).integers(0, 256, (61, 91, 3), np.uint8)
+    image = Image.fromarray(noise).resize((width, 960 + width % 8), Image.Resampling.BICUBIC)
+    data = encoded(image, quality=95, exif=exif)
+    right, bottom = decode(data).size
+    boxes: list[Box] = [(0, 0, right, bottom), (right - 500, bottom - 480, right, bottom), (3, 5, 470, 475)]
+    return [float(np.abs(part(data, box) - cut(data, box)).mean()) for box in boxes]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("width", [640, 1792])
+def test_a_part_of_a_pixel_at_the_edge_moves_nothing(width: int, turn: int) -> None:
+    """The sides of the second picture are no multiples of a scale; shifted by half a pixel, its errors would double."""
+    for plain, odd in zip(errors(width, turn), errors(width + 1, turn), strict=True):
+        assert odd < 1.3 * plain + 0.2
+
+
+def test_an_orientation_after_the_pixels_of_a_png_is_obeyed() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (300, 200), "white"), "PNG", exif=exif)
+    chunks = {name: data.index(name) - 4 for name in (b"eXIf", b"IDAT", b"IEND")}
+    end = chunks[b"eXIf"] + 12 + int.from_bytes(data[chunks[b"eXIf"] : chunks[b"eXIf"] + 4])
+    chunk = data[chunks[b"eXIf"] : end]
+    late = data.replace(chunk, b"")
+    late = late[: late.index(b"IEND") - 4] + chunk + late[late.index(b"IEND") - 4 :]
+    seen = []
+
+    def lower(width: int, height: int) -> Box:
+        seen.append((width, height))
+        return (0, height // 2, width, height)
+
+    found, whole = decode_part(late, lower, 8)
+    assert seen == [(200, 300)]
+    assert np.asarray(found).min() == 255
+    assert whole is None
+
+
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
 def test_other_formats_are_decoded_whole(format: str) -> None:
     data, box = encoded(smooth(640, 480), format), (100, 60, 420, 400)

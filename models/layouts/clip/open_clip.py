@@ -43,6 +43,7 @@ DEFAULTS: dict[str, Any] = {  # of the keys below, in open_clip
         "mlp_ratio": 4.0,
     },
 }
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's, of the pixels
 # keys of a text tower that say nothing about its network
 NO_NETWORK = ("hf_tokenizer_name", "tokenizer_kwargs", "pool_type", "eos_id", "pad_id", "bos_id")
 
@@ -103,22 +104,36 @@ def write(c: Any) -> dict[str, Any]:
     ):  # else the end token has the highest id, which is where open_clip looks by default
         text |= {"pool_type": "eos", "eos_id": c.end}
     model = {"embed_dim": c.embed_dim, "quick_gelu": c.activation == "quick_gelu"}
-    return {"model_cfg": {**model, "vision_cfg": vision, "text_cfg": text}}
+    prepare = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
+    return {"model_cfg": {**model, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": prepare}
 
 
 def read(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our parameters of open_clip's config. Raises ValueError for a network that is not CLIP's own."""
+    """Returns our parameters of open_clip's config.
+
+    Raises ValueError for a network that is not CLIP's own, or images normalised in another way; KeyError and TypeError for
+    what is no such config.
+    """
     model = config.get("model_cfg", config)
     vision, text = ({**DEFAULTS[k], **model.get(f"{k}_cfg", {})} for k in ("vision", "text"))
-    other = [f"vision_cfg.{k}" for k in vision if k not in DEFAULTS["vision"]]
-    other += [f"text_cfg.{k}" for k in text if k not in DEFAULTS["text"] and k not in NO_NETWORK]
-    other += [k for k in model if k not in ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg")]
+    other = [f"vision_cfg.{k}" for k, v in vision.items() if v and k not in DEFAULTS["vision"]]
+    other += [
+        f"text_cfg.{k}" for k, v in text.items() if v and k not in DEFAULTS["text"] and k not in NO_NETWORK
+    ]
+    other += [
+        k for k, v in model.items() if v and k not in ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg")
+    ]
     other += ["mlp_ratio"] if vision["mlp_ratio"] != 4.0 or text["mlp_ratio"] != 4.0 else []
     pool = text.get("pool_type", "argmax")
-    if other or pool not in ("argmax", "eos"):
-        raise ValueError(
-            f"model: this open_clip model is not CLIP as published: it sets {', '.join(other) or f'pool_type {pool}'}"
-        )
+    other += [f"pool_type {pool}"] if pool not in ("argmax", "eos") else []
+    prepare = config.get("preprocess_cfg", {})
+    other += [k for k, v in (("mean", MEAN), ("std", STD)) if list(prepare.get(k, v)) != v]
+    size = vision["image_size"]
+    if isinstance(size, list | tuple):
+        other += [f"image_size {size}"] if len(set(size)) > 1 else []
+        vision["image_size"] = size[0]
+    if other:
+        raise ValueError(f"model: this open_clip model is not CLIP as published: it sets {', '.join(other)}")
     is_vit = isinstance(vision["layers"], int)
     return {
         "vocab_size": text["vocab_size"],
@@ -139,8 +154,11 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(cls: Any, folder: Path, changes: Mapping[str, Any]) -> Any:
     """Returns our model of an open_clip folder. Raises ValueError for weights missing or left over."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    model = cls(**{**read(config), **changes})
+    try:
+        given = read(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"model: {folder / CONFIG} is no config of open_clip: {error!r}") from error
+    model = cls(**{**given, **changes})
     file = next((folder / name for name in READ if (folder / name).is_file()), None)
     if file is None:
         raise ValueError(f"model: {folder} has none of {', '.join(READ)}")

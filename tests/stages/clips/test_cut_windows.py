@@ -60,6 +60,7 @@ def test_windows_with_their_centre_in_the_clip_else_the_nearest(tmp_path: Path, 
     cut = [[tuple(v) for v in w.feats.tolist()] for w in read_windows(out.table["frame_feats"])]
     assert cut == [[(0, 0), (0, 1)], [(0, 1), (0, 2), (0, 3)], [(0, 2)], [(0, 4)], [(1, 1)]]
     assert out.counts == {"clips:no_window": 2}
+    assert [(r.id, r.kind, r.why) for r in out.rejects] == [("video2", "filtered", "no_window")]
     assert out.table["start_s"].to_pylist() == [0.0, 1.4, 2.6, 3.9, 1.0]
     assert set(out.table["frame_weights"].to_pylist()) == {"abc"}
     assert is_heavy(spans(tmp_path, times).schema(rows.schema).field("frame_feats"))
@@ -99,6 +100,8 @@ def test_mistakes_are_told(videos: Videos, tmp_path: Path) -> None:
     rows = with_field(videos([]).schema, heavy("s3d", features_type(2)))
     with pytest.raises(SchemaError, match="s3d_weights"):
         MilNce(windows=("s3d",)).schema(rows)
+    with pytest.raises(SchemaError, match="have a heavy column 's3d' from an earlier step already"):
+        with_field(rows, heavy("s3d", features_type(4)))
 
 
 TOYS = """
@@ -142,6 +145,7 @@ class Encode(MapStage):
         def work(rows):
             found = [
                 [{"start_s": k, "end_s": k + 1, "feat": np.array([int(v[1:]), k], np.float16)} for k in range(9)]
+                if v != "v3" else []
                 for v in rows["id"].to_pylist()
             ]
             return rows.append_column("frame_feats", pa.array(found, features_type(2))).append_column(
@@ -187,7 +191,7 @@ def test_steps_below_read_the_windows_of_the_clips(tmp_path: Path, monkeypatch: 
         assert done.returncode == 0, done.stdout + done.stderr
     rows = pa.concat_tables([pq.read_table(p) for p in sorted(tmp_path.glob("root/read-*/0*.parquet"))])
     assert [(row["parent"], row["seen"]) for row in rows.to_pylist()] == [
-        (f"v{n}", f"[{n}, {first}, 4]") for n in range(6) for first in (0, 4)
+        (f"v{n}", f"[{n}, {first}, 4]") for n in (0, 1, 2, 4, 5) for first in (0, 4)
     ]
     clips = pq.read_schema(next(tmp_path.glob("root/clips-*/000000.parquet")))
     assert "frame_feats" in clips.names  # stored there

@@ -52,7 +52,7 @@ def png(shade: int, size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def measured(tmp_path: Path, texts: list[str], scale: int = 1) -> GatherOutput:
+def measured(tmp_path: Path, texts: list[str], scale: int = 1, max_text_length: int = 16) -> GatherOutput:
     """Rows of one square and one ring each, in images of 32 * scale x 32 pixels."""
     tokenizer = Tokenizer.train(["a red square beside a blue ring and a box"], vocab_size=100)
     torch.manual_seed(0)
@@ -86,7 +86,10 @@ def measured(tmp_path: Path, texts: list[str], scale: int = 1) -> GatherOutput:
     schema = pa.schema([*LISTED, *IMAGE_FIELDS, ("objects", OBJECTS)])
     data = dataset(tmp_path / "data", pa.Table.from_pylist(rows, schema))
     stage = TransportMass(
-        model=Weights(path=str(tmp_path / "model")), words=WORDS, batch_size=2, max_text_length=16
+        model=Weights(path=str(tmp_path / "model")),
+        words=WORDS,
+        batch_size=2,
+        max_text_length=max_text_length,
     )
     assert stage.schema(schema) is not None
     return run_gather(stage, [data], tmp_path / "run")
@@ -135,6 +138,13 @@ def test_the_plan_of_a_real_model(tmp_path: Path) -> None:
     assert found["mass"][1] == 4
     assert 0 < found["mass"][0] < 1
     assert found["mass_se"][0] < 0.5
+
+
+def test_words_that_are_cut_off_are_left_out(tmp_path: Path) -> None:
+    """The last of a text's tokens, which is its end if it was not cut, takes no part."""
+    found = values(measured(tmp_path, TEXTS, max_text_length=4))  # "a red square", "a blue ring", "a box"
+    assert found["mass_uniform"] == (pytest.approx(16 * 8 / 1024), 1)
+    assert 0 < found["mass"][0] < 1
 
 
 def test_no_word_to_measure_is_an_error(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import run_gather
 from vlpipe.stages.export.transformers import ExportHF
+from vlpipe.stages.train.run import prepare
 from vlpipe.stages.train.train import Train
 
 RESNET = {
@@ -41,6 +42,23 @@ def test_it_trains_and_micro_batches_are_refused(
     (problem,) = replace(recipe, accumulate=2).preflight()
     assert problem.startswith("accumulate: model.resnet.bn1 is a batch norm")
     assert replace(recipe, accumulate=2, freeze=["resnet.*"]).preflight() == []
+
+
+def test_teachers_get_the_statistics_and_what_is_frozen_stays_as_it_is(
+    recipe_of: Callable[..., Train], squares: Dataset
+) -> None:
+    itc = {"use": "itc:Itc", "queue_size": 0, "alpha_ramp_epochs": 0}
+    recipe = replace(recipe_of(teachers={"ema": {"momentum": 0.0}}), model=RESNET, objectives=[itc], steps=3)
+    net = prepare(recipe, [squares]).net
+    net.model.resnet.bn1.running_mean.fill_(5.0)
+    net.update_teachers()
+    assert torch.equal(net.teachers["ema"].copy.resnet.bn1.running_mean, torch.full((4,), 5.0))
+    frozen = replace(recipe, freeze=["resnet.*"], accumulate=2)
+    assert frozen.preflight() == []
+    net = prepare(frozen, [squares]).net
+    assert not net.model.resnet.bn1.training
+    assert not net.teachers["ema"].copy.resnet.bn1.training
+    assert net.teachers["ema"].copy.text_proj.training
 
 
 def test_plan_knows_what_cannot_be_exported(recipe_of: Callable[..., Train], tmp_path: Path) -> None:
