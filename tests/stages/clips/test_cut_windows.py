@@ -181,6 +181,7 @@ steps:
 """
 
 
+@pytest.mark.slow
 def test_steps_below_read_the_windows_of_the_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "film_toys.py").write_text(TOYS)
     (tmp_path / "films.yaml").write_text(FLOW)

@@ -54,6 +54,7 @@ def test_both_are_in_the_key_only_if_they_are_set(recipe_of: Callable[..., Train
     assert (recipe_of().deterministic, recipe_of().compile) == (True, False)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_trains_as_another(
     recipe_of: Callable[..., Train], squares: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
