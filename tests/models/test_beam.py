@@ -31,6 +31,7 @@ def exhaustive(blip: Blip, tokens: torch.Tensor, max_length: int, length_penalty
     return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_wide_beams_find_the_best_text_of_all(make_blip: Make, length_penalty: float) -> None:
     """Two words and [SEP]: 16 beams hold every text of 4 words."""

@@ -117,6 +117,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("what", HOSTILE)
 def test_what_is_refused(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,7 @@ def norm_relu(x: Tensor, state: dict[str, Tensor], at: str, eps: float) -> Tenso
     return ((x - mean) / (var + eps).sqrt() * weight + bias).clamp(min=0)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_s3d_layer_by_layer(s3d: S3d) -> None:
     """The paper's network written out over the published names: 16 places in a row, pools at 1, 4, 7 and 13."""
@@ -91,6 +92,7 @@ def test_s3d_layer_by_layer(s3d: S3d) -> None:
     torch.testing.assert_close(s3d(frames(2, 24)), wanted)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_s3dg_layer_by_layer(s3dg: S3dG) -> None:
     state = s3dg.state_dict()
@@ -169,6 +171,7 @@ def test_padding_takes_part_in_the_maximum_over_words() -> None:
     assert not torch.equal(module(ids)[0], module(ids)[1])
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_few_and_odd_frames(s3d: S3d, s3dg: S3dG) -> None:
     for num in (2, 6, 30):

@@ -251,6 +251,7 @@ def test_every_form_of_a_mil_nce_checkpoint_loads_to_the_same_network(clip: Tens
         assert torch.equal(net.text(ids), nets[0].text(ids))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_the_stem_and_the_missing_text_side_are_seen(clip: Tensor) -> None:
     other = S3dG.from_state(random_state(small_mil_nce(space_to_depth=False))).eval()
@@ -274,6 +275,7 @@ def test_a_resnext_is_read_off_its_names(clip: Tensor) -> None:
         ResNeXt3d.from_state({"features.0.weight": torch.zeros(1)})
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named() -> None:
     state = random_state(kylemin())
     state["head.weight"] = state.pop("base.2.conv.weight")
@@ -292,6 +294,7 @@ def test_what_does_not_fit_is_named() -> None:
         S3dG.from_state(partial)
 
 
+@pytest.mark.slow
 def test_counters_of_batch_norm_may_be_missing() -> None:
     whole = random_state(kylemin())
     counters = [name for name in whole if "num_batches" in name]

@@ -46,6 +46,7 @@ def test_an_unknown_column_is_found_before_anything_runs(tmp_path: Path) -> None
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.slow
 def test_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "w.yaml").write_text('steps:\n  a: {use: "toys:Numbers", list: nowhere.txt}\n')
     code, said = vlpipe("run", str(tmp_path / "w.yaml"), "--root", str(tmp_path / "root"), "--local")

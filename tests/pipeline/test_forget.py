@@ -92,6 +92,7 @@ def test_nothing_is_touched_without_yes(runs: Forgets) -> None:
     assert left(runs.root) == before
 
 
+@pytest.mark.slow
 def test_no_trace_is_left_and_nothing_has_to_run(runs: Forgets) -> None:
     """By id (a witness of another), url (dead), domain (a twin) and content: no file of the root names them."""
     said = runs.forget(
@@ -184,6 +185,7 @@ def test_rows_in_are_rows_out_and_rejects(runs: Forgets) -> None:
     assert json.loads((runs.step("twins") / "_receipts" / "000000.json").read_text())["rows_in"] == 14
 
 
+@pytest.mark.slow
 def test_models_are_named_and_can_be_trained_again(runs: Forgets) -> None:
     said = runs.forget(f"id:{row_id(2)}", f"id:{row_id(8)}")
     at = said.index("these were made from the rows and are kept unchanged:")
@@ -219,6 +221,7 @@ def test_what_lies_there_is_what_a_run_that_knew_would_have_left(tmp_path: Path,
     assert traces(knew.root, *(row_id(n) for n in gone)) == []
 
 
+@pytest.mark.slow
 def test_a_longer_list_brings_nothing_back_and_does_nothing_twice(runs: Forgets, tmp_path: Path) -> None:
     runs.forget(f"id:{row_id(2)}", f"url:{url(20)}")
     runs.list.write_text("24")

@@ -44,6 +44,7 @@ print(pa.Table.from_pandas(pd.DataFrame({{"a": [1, 2]}}))["a"].to_pylist(), pa.a
     assert said.splitlines() == ["1 0", "[1, 2] int8"]
 
 
+@pytest.mark.slow
 def test_to_pandas_imports_it() -> None:
     said = run("""
 frame = table.to_pandas()
@@ -53,6 +54,7 @@ print(type(frame) is pd.DataFrame, frame["b"].tolist(), pa.array(frame["a"]).nul
     assert said == "True ['x', 'y'] 1\n"
 
 
+@pytest.mark.slow
 def test_where_pandas_is_there_already_nothing_changes() -> None:
     code = """
 import sys, pandas as pd, math

@@ -66,6 +66,7 @@ def test_what_is_fast_says_one_line(tmp_path: Path) -> None:
     assert len([line for line in said if "slow" in line]) == 1
 
 
+@pytest.mark.slow
 def test_a_steps_time_is_its_own(tmp_path: Path) -> None:
     """Not that of what it waits for: its input is open all the time."""
     slow_above = (

@@ -155,6 +155,7 @@ def test_a_folder_that_holds_heavy_columns_of_a_reached_step_stays(tmp_path: Pat
     assert moved.exists()
 
 
+@pytest.mark.slow
 def test_prune_waits_for_no_run(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local")
@@ -223,6 +224,7 @@ def test_export_errors(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_root_that_is_no_folder(tmp_path: Path) -> None:
     """Any file system fsspec knows: here one in memory."""
     runs = Runs(tmp_path, CHAIN)

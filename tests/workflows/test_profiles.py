@@ -35,6 +35,7 @@ KARPATHY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "profile"), CASES)
 def test_it_can_be_planned(
     name: str, profile: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

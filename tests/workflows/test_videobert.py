@@ -66,6 +66,7 @@ def test_the_smoke_profile_runs(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_papers_profile_is_planned(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     torch.save(S3d().state_dict(), tmp_path / "s3d.pth")

@@ -349,6 +349,7 @@ def damaged() -> dict[str, Callable[[bytes], bytes]]:
     }
 
 
+@pytest.mark.slow
 def test_photos_planted_copies_are_found_and_nothing_else(tmp_path: Path, photos: list[Path]) -> None:
     """20 copies of each kind among 400 other photos, against 300 photos of the evaluation set."""
     (tmp_path / "eval").mkdir()

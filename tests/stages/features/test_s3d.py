@@ -191,6 +191,7 @@ def test_embedding_and_length_one(videos: Path, nets: Nets, video_rows: Rows) ->
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_bf16_is_close_to_fp32(videos: Path, nets: Nets, video_rows: Rows) -> None:
     stage = S3dFeatures(
         videos=str(videos), weights=nets["torchvision"], windows=replace(SMALL, frames=14, stride=14)

@@ -197,6 +197,7 @@ def test_a_host_that_wants_a_long_rest_is_not_asked_again_in_this_run(threats: A
     assert threats.hosts["busy.test"] == 1
 
 
+@pytest.mark.slow
 def test_a_short_rest_is_kept_by_all_urls_of_the_host(threats: Any) -> None:
     """One 429 with `Retry-After: 1`; nothing is asked of the host for that second, and then everything comes."""
     urls = [f"http://busy.test/rest/{n}" for n in range(6)]
@@ -206,6 +207,7 @@ def test_a_short_rest_is_kept_by_all_urls_of_the_host(threats: Any) -> None:
     assert threats.at[-1] - threats.at[1] < 1.0
 
 
+@pytest.mark.slow
 def test_the_time_between_two_starts_at_a_host(threats: Any) -> None:
     out = fetch(threats, [threat(f"/ok.jpg?{n}") for n in range(11)], host_interval_s=0.1)
     assert out.table.num_rows == 11

@@ -248,6 +248,7 @@ def test_bad_lines_of_the_list(world: World) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_list_of_mil_nce_and_its_captions(world: World) -> None:
     """Paths instead of ids; one CSV of captions for each video."""
     (world.videos / "sub").mkdir()
@@ -341,6 +342,7 @@ def test_files_that_are_no_videos(world: World) -> None:
     assert Counter(r.why for r in out.rejects) == {"broken_video": 2, "empty": 1}
 
 
+@pytest.mark.slow
 def test_an_fsspec_root(world: World) -> None:
     world.add("a")
     stage = world.stage({"a": SIMPLE})

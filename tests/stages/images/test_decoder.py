@@ -51,6 +51,7 @@ def test_the_same_as_in_this_process(data: Callable[[str], Path]) -> None:
     assert peak_kb < 512 * 1024
 
 
+@pytest.mark.slow
 def test_resized_bytes_come_back(picture: Callable[..., bytes]) -> None:
     rules = Rules(
         max_pixels=MAX_PIXELS, max_frames=10, resize=Resize(size=500, format="png", only_if_bigger=False)

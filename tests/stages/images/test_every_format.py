@@ -145,6 +145,7 @@ def mutants(data: bytes, num: int, rng: random.Random) -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ENDINGS)
 def test_what_is_accepted_decodes_to_its_stated_size(kind: str) -> None:
     rng = random.Random(0)

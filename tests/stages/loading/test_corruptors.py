@@ -75,6 +75,7 @@ def test_rates_of_masked_tokens(
     assert within(same, chosen, 0.1 + 0.1 / len(tokenizer.plain_ids))
 
 
+@pytest.mark.slow
 def test_words_are_masked_whole(makers: Any, samples_of: Callable[[list[str]], list[Sample]]) -> None:
     assert samples_of(["hippopotamus"])[0]["text"]["words"].tolist().count(0) > 1  # it is several tokens
     num = chosen = forced = 0

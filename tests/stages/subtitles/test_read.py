@@ -347,6 +347,7 @@ def test_what_cannot_be_read_is_a_typed_fault(content: Any, said: str) -> None:
     assert fault(content).startswith(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

@@ -53,6 +53,7 @@ def third_step(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return values, {name: p.grad for name, p in run.net.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objectives", "views", "names"),
     [

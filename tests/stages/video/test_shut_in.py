@@ -107,6 +107,7 @@ def test_a_child_that_dies_costs_one_video(folder: Path, child: VideoChild) -> N
         child.open(file, "a.mp4", Limits())
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_is_ended(
     folder: Path, child: VideoChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def said(out: Out) -> list[str]:
     return [" ".join(cue["text"] for cue in row["cues"]) for row in out.table.to_pylist()]
 
 
+@pytest.mark.slow
 def test_files_of_video2dataset_and_yt_dlp(tmp_path: Path) -> None:
     out = run(
         tmp_path,
@@ -62,6 +63,7 @@ def test_metadata_alone_is_no_subtitles(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "unread"),
     [
@@ -76,6 +78,7 @@ def test_a_later_file_is_tried(tmp_path: Path, first: dict[str, str], unread: in
     assert (said(out), out.rejects, out.counts) == (["read"], [], {"sidecars_unread": unread})
 
 
+@pytest.mark.slow
 def test_if_none_can_be_read_the_first_says_why(tmp_path: Path) -> None:
     out = run(tmp_path, {"a.mp4": "", "a.json3": "{broken", "a.srt": "", "a.json": METADATA})
     assert [(r.why, r.detail[:25]) for r in out.rejects] == [("bad_subtitles", "a.json3 is not valid JSON")]
@@ -118,6 +121,7 @@ EMPTY = {
 }
 
 
+@pytest.mark.slow
 def test_an_empty_file_is_a_video_without_cues(tmp_path: Path) -> None:
     videos = {f"{name[0]}.mp4": "" for name in EMPTY}
     out = run(tmp_path, {**videos, **EMPTY}, no_cues="keep")
