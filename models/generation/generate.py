@@ -16,10 +16,7 @@ from torch import Tensor
 from vlpipe.models.interface.capabilities import Generates
 
 NEVER = float("-inf")
-SORTED = (
-    512,
-    4096,
-)  # numbers of likeliest tokens that are sorted, one after the other, until a nucleus is within them
+SORTED = (512, 4096)  # numbers of likeliest tokens that are sorted, in turn, until the nucleus is within them
 
 
 def sample(

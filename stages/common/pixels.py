@@ -32,10 +32,8 @@ MAX_INVISIBLE = 2  # of 255: alpha up to this is invisible
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as in BLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 ORIENTATION = 0x0112  # EXIF tag
-MIRRORED_ACROSS, MIRRORED_DOWN = (
-    (2, 3, 6, 7),
-    (3, 4, 7, 8),
-)  # EXIF orientations: the left, the top was stored last
+MIRRORED_ACROSS = (2, 3, 6, 7)  # EXIF orientations of which the left was stored last
+MIRRORED_DOWN = (3, 4, 7, 8)  # of which the top was stored last
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 SCALES = (8, 4, 2, 1)  # a JPEG is decoded at 1/8, 1/4, 1/2 or full size
 

@@ -99,9 +99,7 @@ def write(c: Any) -> dict[str, Any]:
         "layers": c.text_layers,
         "hf_tokenizer_name": "tokenizer",  # any name: of a local folder, open_clip reads the tokenizer beside the config
     }
-    if (
-        c.end != c.vocab_size - 1
-    ):  # else the end token has the highest id, which is where open_clip looks by default
+    if c.end != c.vocab_size - 1:  # by default, open_clip looks for the highest id
         text |= {"pool_type": "eos", "eos_id": c.end}
     model = {"embed_dim": c.embed_dim, "quick_gelu": c.activation == "quick_gelu"}
     prepare = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
@@ -116,13 +114,10 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     model = config.get("model_cfg", config)
     vision, text = ({**DEFAULTS[k], **model.get(f"{k}_cfg", {})} for k in ("vision", "text"))
-    other = [f"vision_cfg.{k}" for k, v in vision.items() if v and k not in DEFAULTS["vision"]]
-    other += [
-        f"text_cfg.{k}" for k, v in text.items() if v and k not in DEFAULTS["text"] and k not in NO_NETWORK
-    ]
-    other += [
-        k for k, v in model.items() if v and k not in ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg")
-    ]
+    known = {"vision_cfg": DEFAULTS["vision"], "text_cfg": (*DEFAULTS["text"], *NO_NETWORK)}
+    other = [k for k, v in model.items() if v and k not in ("embed_dim", "quick_gelu", *known)]
+    for part, values in (("vision_cfg", vision), ("text_cfg", text)):
+        other += [f"{part}.{k}" for k, v in values.items() if v and k not in known[part]]
     other += ["mlp_ratio"] if vision["mlp_ratio"] != 4.0 or text["mlp_ratio"] != 4.0 else []
     pool = text.get("pool_type", "argmax")
     other += [f"pool_type {pool}"] if pool not in ("argmax", "eos") else []
