@@ -22,13 +22,18 @@ def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -
         yield work
 
 
-def set_torch_threads(num: int) -> None:
-    """Sets torch's threads and MKL's reproducible mode, without which a row's result depends on its position in a batch.
+def set_mkl_mode() -> None:
+    """Sets MKL's reproducible mode, without which a row's result depends on its position in a batch.
 
-    The mode is the variable MKL_CBWR, which MKL reads at the first matrix product of the process: later calls of this
-    function set only the number of threads.
+    The mode is the variable MKL_CBWR, which MKL reads at the first matrix product of the process. The command line calls
+    this before planning, which may compute one; otherwise `--local` and Ray would give other last bits.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO")
+
+
+def set_torch_threads(num: int) -> None:
+    """Sets torch's number of threads, and MKL's reproducible mode if the process has not computed yet."""
+    set_mkl_mode()
     import torch
 
     torch.set_num_threads(num)
