@@ -192,10 +192,8 @@ def with_field(schema: pa.Schema, new: pa.Field) -> pa.Schema:
     """
     at = schema.get_field_index(new.name)
     if at >= 0 and is_heavy(new) and is_heavy(schema.field(at)):
-        raise SchemaError(
-            f"the rows have a heavy column {new.name!r} from an earlier step already, and it cannot be replaced; take "
-            "the rows from a step before that one"
-        )
+        why = f"the rows have a heavy column {new.name!r} from an earlier step already, and it cannot be replaced"
+        raise SchemaError(f"{why}; take the rows from a step before that one")
     return schema.append(new) if at < 0 else schema.set(at, new)
 
 
