@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlpipe.pipeline.parquet.conform import conform
-from vlpipe.pipeline.parquet.row_conservation import check_conserved
+from vlpipe.pipeline.parquet.row_conservation import check_conserved, check_has_children
 from vlpipe.pipeline.shard import Out, Reject, write_shard
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job, MapStage
 from vlpipe.pipeline.storage.store import Store
@@ -24,13 +24,11 @@ def run_map(stage: MapStage, table: pa.Table) -> Out:
         result = work(table)
     out = result if isinstance(result, Out) else Out(result)
     out.table = conform(out.table, schema, type(stage).__name__)
-    ids_in, rejected = Counter(table["id"].to_pylist()), Counter(r.id for r in out.rejects)
-    ids = Counter(out.table["parent" if stage.FAN_OUT else "id"].to_pylist())
-    if stage.FAN_OUT:  # every row has at least one child or a reject
-        ids = Counter(dict.fromkeys(ids, 1))
-        rejected = Counter({i: 1 for i in rejected if i not in ids})
-        ids_in = Counter(set(ids_in))
-    check_conserved(type(stage).__name__, ids_in, ids, rejected)
+    who, ids_in, rejected = type(stage).__name__, table["id"].to_pylist(), [r.id for r in out.rejects]
+    if stage.FAN_OUT:
+        check_has_children(who, ids_in, out.table["parent"].to_pylist(), rejected)
+    else:
+        check_conserved(who, Counter(ids_in), Counter(out.table["id"].to_pylist()), Counter(rejected))
     return out
 
 

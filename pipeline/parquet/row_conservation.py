@@ -22,6 +22,17 @@ def check_conserved(who: str, ids_in: Counter[str], ids_out: Counter[str], rejec
     raise _broken(who, (lost.total(), next(iter(lost), "")), (extra.total(), next(iter(extra), "")))
 
 
+def check_has_children(
+    who: str, ids_in: Iterable[str], parents: Iterable[str], rejected: Iterable[str]
+) -> None:
+    """Raises VlpipeError unless every input id is the parent of an output row or rejected, and no other id is either.
+
+    For stages whose output rows are children of their input rows (FAN_OUT).
+    """
+    have = set(parents)
+    check_conserved(who, Counter(set(ids_in)), Counter(have), Counter(set(rejected) - have))
+
+
 def _broken(who: str, lost: tuple[int, str], extra: tuple[int, str]) -> VlpipeError:
     parts = [
         f"{num} row(s) {what} (first: {first})"

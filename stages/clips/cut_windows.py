@@ -1,4 +1,4 @@
-"""Feature windows of a video, cut for its clips, so that each frame is decoded and encoded once, by a step above."""
+"""Feature windows of a video, cut for its clips, so that they are not computed again."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
     """Returns (width, height) of a JPEG whose header says nothing more about the picture, or None for any other file.
 
     Such a file is one 8-bit picture in grey or colour, stored upright: its header holds tables, JFIF, a profile and comments
-    alone, no EXIF or XMP (orientation), no index of further pictures. 8 us, where opening the file with Pillow takes 100.
+    alone, no EXIF or XMP (orientation), no index of further pictures. This takes a third of the
+    time of opening the file with Pillow.
     """
     if not data.startswith(b"\xff\xd8\xff"):
         return None

@@ -64,7 +64,7 @@ class Optimisation:
     )
     # the same weights from each run on the same device; an operation that does not allow it is an error
     deterministic: bool = True
-    # torch.compile: faster steps after minutes of compiling; values differ in their last bits
+    # by torch.compile, at the first step; values differ in their last bits
     compile: bool = False
     seed: int = 0
 

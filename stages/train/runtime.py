@@ -37,7 +37,7 @@ def seed_all(*what: object) -> None:
 def reproducible(deterministic: bool = True) -> Iterator[None]:
     """Context manager in which torch uses deterministic kernels, unless `deterministic` is false.
 
-    Raises VlpipeError for an operation that has none. With torch's `warn_only`, attention is not deterministic either.
+    Raises VlpipeError for an operation that has none.
     """
     if not deterministic:
         yield

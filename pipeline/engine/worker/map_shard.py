@@ -28,7 +28,7 @@ from vlpipe.pipeline.engine.worker.open_stage import opened
 from vlpipe.pipeline.engine.worker.stage_output import Settle
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.parquet.conform import OwnIds, need_ids
-from vlpipe.pipeline.parquet.row_conservation import check_conserved
+from vlpipe.pipeline.parquet.row_conservation import check_conserved, check_has_children
 from vlpipe.pipeline.service import Address
 from vlpipe.pipeline.shard import (
     Heavy,
@@ -262,11 +262,10 @@ def _with_prefetch(batches: Iterator[pa.Table], work: Work) -> Iterator[pa.Table
 
 
 def _conserved(task: ShardTask, ids_in: Counter[str], out: Counter[str], rejected: Counter[str]) -> None:
-    if task.stage.FAN_OUT:  # every input row has at least one child or a reject
-        out = Counter(dict.fromkeys(out, 1))
-        rejected = Counter({i: 1 for i in rejected if i not in out})
-        ids_in = Counter(set(ids_in))
-    check_conserved("the stage", ids_in, out, rejected)
+    if task.stage.FAN_OUT:
+        check_has_children("the stage", ids_in, out, rejected)
+    else:
+        check_conserved("the stage", ids_in, out, rejected)
 
 
 def _log_before(task: ShardTask) -> Iterator[dict[str, Any]]:

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.errors import SchemaError
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import File
-from vlpipe.pipeline.shard import heavy, is_heavy, with_field
+from vlpipe.pipeline.shard import Out, heavy, is_heavy, with_field
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.clips.milnce import MilNce
 from vlpipe.stages.clips.spans import SpanClips
@@ -102,6 +102,18 @@ def test_mistakes_are_told(videos: Videos, tmp_path: Path) -> None:
         MilNce(windows=("s3d",)).schema(rows)
     with pytest.raises(SchemaError, match="have a heavy column 's3d' from an earlier step already"):
         with_field(rows, heavy("s3d", features_type(4)))
+
+
+def test_a_video_that_comes_to_nothing_is_an_error_in_tests_too(
+    videos: Videos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "vlpipe.stages.clips.pairing.table_with_windows", lambda rows, schema, *_: Out(schema.empty_table())
+    )
+    with pytest.raises(
+        VlpipeError, match=r"MilNce breaks row conservation: 1 row\(s\) lost \(first: video0\)"
+    ):
+        run_map(MilNce(min_time_s=3), videos([[(0.0, 4.0, "a dog runs")]]))
 
 
 TOYS = """
