@@ -14,7 +14,7 @@ from rich.markup import escape
 from vlpipe.pipeline.cli import commands as commands  # adds its commands to `app`
 from vlpipe.pipeline.cli.app import app, err
 from vlpipe.pipeline.engine.locking.signals import Interrupted, heeding_interrupts
-from vlpipe.pipeline.engine.worker.open_stage import set_mkl_mode
+from vlpipe.pipeline.engine.worker.open_stage import set_library_modes
 from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
 from vlpipe.pipeline.errors import VlpipeWarning, explain, one_line
 
@@ -25,7 +25,7 @@ def main() -> None:
     All results are on disk by then, so the process exits with os._exit and skips the shutdown of native thread pools, in
     which one run of several hundred ended with SIGABRT.
     """
-    set_mkl_mode()
+    set_library_modes()
     take_any_text()
     debug = "--debug" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--debug"]

@@ -22,18 +22,24 @@ def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -
         yield work
 
 
-def set_mkl_mode() -> None:
-    """Sets MKL's reproducible mode, without which a row's result depends on its position in a batch.
+def set_library_modes() -> None:
+    """Sets how MKL and OpenMP compute and wait; values that the environment has already are kept.
 
-    The mode is the variable MKL_CBWR, which MKL reads at the first matrix product of the process. The command line calls
-    this before planning, which may compute one; otherwise `--local` and Ray would give other last bits.
+    MKL_CBWR: MKL's reproducible mode, without which a row's result depends on its position in a batch. MKL reads it at the
+    first matrix product of the process. The command line calls this before planning, which may compute one; otherwise
+    `--local` and Ray would give other last bits.
+    GOMP_SPINCOUNT: how long a thread of torch spins for the others before it sleeps. With the library's own value a small
+    model with 2 threads slows down tenfold as soon as another process wants a core (`benchmarks/thread_wait.py`). Results
+    do not depend on it. It is read when torch is imported.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def set_torch_threads(num: int) -> None:
-    """Sets torch's number of threads, and MKL's reproducible mode if the process has not computed yet."""
-    set_mkl_mode()
+    """Sets torch's number of threads, and the modes of its libraries if this process has not imported them yet."""
+    set_library_modes()
     import torch
 
     torch.set_num_threads(num)
