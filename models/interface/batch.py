@@ -19,12 +19,15 @@ class Stream:
     mask: (B, L) bool, True for real positions; None if there is no padding.
     extra: further inputs, such as `box` (B, L, 4), `time` (B, L, 2), `segment` (B, L), `keep` (B, K) patch indices.
     target: what a corruptor recorded for losses, such as `ids` (B, L) with IGNORE, `masked` (B, L), `match` (B,).
+    places: flat indices (M,) in (B, L) of the positions that losses choose, by the name of what chooses them; the loader
+    computes them, so that no step waits for a GPU to count them. See `chosen`.
     """
 
     data: Tensor
     mask: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     target: Mapping[str, Tensor] = field(default_factory=dict)
+    places: Mapping[str, Tensor] = field(default_factory=dict)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Stream:
         """Returns the stream with `change` applied to each of its tensors."""
@@ -33,14 +36,24 @@ class Stream:
             None if self.mask is None else change(self.mask),
             {name: change(value) for name, value in self.extra.items()},
             {name: change(value) for name, value in self.target.items()},
+            {name: change(value) for name, value in self.places.items()},
         )
+
+    def chosen(self, name: str, counted: Tensor) -> Tensor:
+        """Returns the flat indices (M,) of the positions that are True in `counted` (B, L): `places[name]`, if known."""
+        return self.places[name] if name in self.places else flat_places(counted)
 
     def rows(self, index: Tensor) -> Stream:
         """Returns samples `index` (N,) of the stream."""
-        return self.map(lambda value: value[index])
+        return replace(self, places={}).map(lambda value: value[index])
 
     def __len__(self) -> int:
         return len(self.data)
+
+
+def flat_places(counted: Tensor) -> Tensor:
+    """Returns the flat indices (M,) of the True values of a tensor; on a GPU, waits for it."""
+    return counted.flatten().nonzero()[:, 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +100,26 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Returns the batch with `change` applied to each tensor; a stream that several views share is changed once."""
+        found = self.map_streams(lambda _, stream: stream.map(change))
+        return replace(found, same=change(self.same))
+
+    def map_streams(self, change: Callable[[str, Stream], Stream]) -> Batch:
+        """Returns the batch with `change` applied to each (name, stream), views included, once each."""
         changed: dict[int, Stream] = {}
 
-        def of(stream: Stream) -> Stream:
-            if id(stream) not in changed:
-                changed[id(stream)] = stream.map(change)
-            return changed[id(stream)]
+        def of(streams: Mapping[str, Stream]) -> dict[str, Stream]:
+            for name, stream in streams.items():
+                if id(stream) not in changed:
+                    changed[id(stream)] = change(name, stream)
+            return {name: changed[id(stream)] for name, stream in streams.items()}
 
-        return replace(
-            self,
-            streams={name: of(stream) for name, stream in self.streams.items()},
-            same=change(self.same),
-            views={
-                view: {name: of(stream) for name, stream in streams.items()}
-                for view, streams in self.views.items()
-            },
-        )
+        views = {view: of(streams) for view, streams in self.views.items()}
+        return replace(self, streams=of(self.streams), views=views)
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch on `device`; copies from pinned memory are asynchronous."""
         return self.map(lambda value: value.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in pinned memory. torch's DataLoader calls this."""
+        return self.map(lambda value: value.pin_memory())

@@ -97,7 +97,8 @@ def hard_negatives(
         sims = (queries.float() @ candidates.float().t() / temp).masked_fill(invalid, float("-inf"))
     valid = ~invalid.all(1)
     weights = sims.masked_fill(~valid[:, None], 0.0).softmax(1)
-    return torch.multinomial(weights, 1)[:, 0], valid
+    # as torch.multinomial of one draw, which also waits for the device to check its input
+    return (weights / torch.empty_like(weights).exponential_()).argmax(1), valid
 
 
 def matching(logits: Tensor, valid: Tensor) -> dict[str, Term | Tensor]:

@@ -14,6 +14,8 @@ from vlpipe.models.interface.capabilities import Generates
 from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
 
+NEXT = "next"  # name of the chosen positions in `Stream.places`
+
 
 class Lm(Objective):
     """`lm`: label-smoothed cross entropy per token, in nats.
@@ -39,11 +41,12 @@ class Lm(Objective):
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         targets = next_tokens(out.stream("text"))
         counted = targets != IGNORE
-        hidden: Tensor = out.decoder_hidden[:, :-1]
-        logits = out.model.predict(hidden[counted]).float()  # (targets, V): no logits where nothing is asked
+        places = out.stream("text").chosen(NEXT, counted)
+        hidden: Tensor = out.decoder_hidden[:, :-1].flatten(0, 1)
+        logits = out.model.predict(hidden[places]).float()  # (M, V): no logits where nothing is asked
         assert self.label_smoothing is not None
         total = F.cross_entropy(
-            logits, targets[counted], label_smoothing=self.label_smoothing, reduction="sum"
+            logits, targets.flatten()[places], label_smoothing=self.label_smoothing, reduction="sum"
         )
         return {"lm": Term(total, counted.sum())}
 

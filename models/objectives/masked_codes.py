@@ -18,6 +18,6 @@ class MaskedCodes(MaskedIds):
     def __init__(self, *, stream: str = "video", matched_only: bool = False) -> None:
         super().__init__(stream=stream, matched_only=matched_only)
 
-    def logits(self, out: Outputs, masked: Tensor) -> Tensor:
-        found: Tensor = out.model.predict_codes(out.code_hidden[masked])
+    def logits(self, out: Outputs, places: Tensor) -> Tensor:
+        found: Tensor = out.model.predict_codes(out.code_hidden.flatten(0, 1)[places])
         return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlpipe.models.interface.batch import IGNORE, Batch
+from vlpipe.models.interface.batch import IGNORE, Batch, flat_places
 from vlpipe.models.interface.capabilities import FillsWords
 from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
@@ -24,8 +24,8 @@ class MaskedIds(Objective):
         super().__init__()
         self.stream, self.matched_only = stream, matched_only
 
-    def logits(self, out: Outputs, masked: Tensor) -> Tensor:
-        """Returns the logits (M, V) of the masked positions; masked: (B, L) bool with M True."""
+    def logits(self, out: Outputs, places: Tensor) -> Tensor:
+        """Returns the logits (M, V) of the masked positions; places: their flat indices (M,) in (B, L)."""
         raise NotImplementedError
 
     def _targets(self, batch: Batch) -> Tensor:
@@ -40,9 +40,10 @@ class MaskedIds(Objective):
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         (name,), targets = self.LOSSES, self._targets(out.batch)
         masked = targets != IGNORE
-        logits = self.logits(out, masked).float()
-        total = F.cross_entropy(logits, targets[masked], reduction="sum")
-        right = (logits.argmax(1) == targets[masked]).sum().float()
+        places = flat_places(masked) if self.matched_only else out.stream(self.stream).chosen("ids", masked)
+        logits, true = self.logits(out, places).float(), targets.flatten()[places]
+        total = F.cross_entropy(logits, true, reduction="sum")
+        right = (logits.argmax(1) == true).sum().float()
         return {name: Term(total, masked.sum()), f"{name}_accuracy": Term(right, masked.sum())}
 
 
@@ -55,8 +56,8 @@ class MaskedLm(MaskedIds):
     def __init__(self, *, stream: str = "text", matched_only: bool = False) -> None:
         super().__init__(stream=stream, matched_only=matched_only)
 
-    def logits(self, out: Outputs, masked: Tensor) -> Tensor:
-        found: Tensor = out.model.predict_words(out.word_hidden[masked])
+    def logits(self, out: Outputs, places: Tensor) -> Tensor:
+        found: Tensor = out.model.predict_words(out.word_hidden.flatten(0, 1)[places])
         return found
 
 

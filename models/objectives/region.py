@@ -70,9 +70,10 @@ class RegionFeatures(RegionLoss):
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         regions = out.stream(self.stream)
-        masked = regions.target["masked"]
-        predicted = out.model.predict_regions(out.region_hidden[masked], "feat").float()
-        each = F.smooth_l1_loss(predicted, regions.target["feat"][masked].float(), reduction="none").mean(1)
+        places = regions.chosen("masked", regions.target["masked"])
+        predicted = out.model.predict_regions(out.region_hidden.flatten(0, 1)[places], "feat").float()
+        true = regions.target["feat"].flatten(0, 1)[places].float()
+        each = F.smooth_l1_loss(predicted, true, reduction="none").mean(1)
         return {"region_feat": Term(each.sum(), self._count(regions))}
 
 
@@ -100,11 +101,16 @@ class RegionClass(RegionLoss):
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         regions = out.stream(self.stream)
         masked = regions.target["masked"]
-        used = masked if self.divide_by == "masked" else real(regions)
-        logits = out.model.predict_regions(out.region_hidden[used], self.which).float()
-        labels, weight = regions.extra[self.which][used], regions.extra[f"{self.which}_conf"][used]
+        used = (
+            regions.chosen("masked", masked)
+            if self.divide_by == "masked"
+            else regions.chosen("mask", real(regions))
+        )
+        logits = out.model.predict_regions(out.region_hidden.flatten(0, 1)[used], self.which).float()
+        labels = regions.extra[self.which].flatten()[used]
+        weight = regions.extra[f"{self.which}_conf"].flatten()[used]
         each = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1) * weight
-        counted = masked[used] & (labels >= 0)
+        counted = masked.flatten()[used] & (labels >= 0)
         right = ((logits.argmax(1) == labels) & counted).sum().float()
         name = self.LOSSES[0]
         return {

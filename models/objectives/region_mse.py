@@ -22,7 +22,7 @@ class RegionMse(RegionLoss):
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         regions = out.stream(self.stream)
-        masked = regions.target["masked"]
-        predicted = out.model.predict_regions(out.region_hidden[masked], "feat").float()
-        each = (predicted - regions.target["feat"][masked].float()).square().mean(1)
+        places = regions.chosen("masked", regions.target["masked"])
+        predicted = out.model.predict_regions(out.region_hidden.flatten(0, 1)[places], "feat").float()
+        each = (predicted - regions.target["feat"].flatten(0, 1)[places].float()).square().mean(1)
         return {"region_mse": Term(each.sum(), self._count(regions))}

@@ -13,6 +13,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, cast
 
 from vlpipe.pipeline.errors import RowFault
@@ -24,7 +25,9 @@ from vlpipe.stages.formats.transparency import alpha_of
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
     from PIL import Image
+    from torch import Tensor
 
 MAX_PIXELS = 50_000_000  # 200 MB for one decoded copy
 MAX_FRAMES = 1000
@@ -176,13 +179,36 @@ def resized_part(image: Image.Image, box: Box, size: int) -> Image.Image:
 def to_pixels(image: Image.Image, size: int) -> npt.NDArray[np.float32]:
     """Returns an RGB image as (3, size, size) float32, resized (bicubic, no crop), with CLIP's mean and deviation."""
     import numpy as np
+
+    mean, std = (np.array(v, np.float32) for v in (MEAN, STD))
+    values = (square(image, size).astype(np.float32) / np.float32(255) - mean) / std  # (H, W, 3)
+    return np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)
+
+
+def square(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
+    """Returns an RGB image as (size, size, 3) uint8, resized (bicubic, no crop)."""
+    import numpy as np
     from PIL import Image
 
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    mean, std = (np.array(v, np.float32) for v in (MEAN, STD))
-    values = (np.asarray(image).astype(np.float32) / np.float32(255) - mean) / std  # (H, W, 3)
-    return np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)
+    return np.asarray(image)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Returns pixels (..., 3, H, W) uint8 as float32 with CLIP's mean and deviation: the values of `to_pixels`."""
+    most, mean, std = _constants(pixels.device)
+    return (pixels.float() / most - mean) / std
+
+
+@lru_cache(maxsize=16)
+def _constants(device: torch.device) -> list[Tensor]:
+    """Returns 255, MEAN and STD, each (N, 1, 1). They are tensors, because a GPU divides by a plain number inexactly."""
+    import torch
+
+    with torch.inference_mode(False):
+        values = [torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in ((255.0,), MEAN, STD)]
+        return [value.to(device) for value in values]
 
 
 def load_pixels(

@@ -20,9 +20,11 @@ from vlpipe.pipeline.shard import open_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.detector import to_pixels
 from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.loading.ahead import ahead
+from vlpipe.stages.loading.make_batch import SAMPLE
 from vlpipe.stages.loading.order import Order, Sample, Share
 from vlpipe.stages.loading.rows import Unit, joined_values
-from vlpipe.stages.train.loader import NUM_AHEAD, SAMPLE, ahead
+from vlpipe.stages.train.loader import NUM_AHEAD, Making
 from vlpipe.stages.train.recipe import Optimisation
 
 CPU = torch.device("cpu")
@@ -106,18 +108,19 @@ class DetectorLoader:
                         counts.append(file.metadata.row_group(group).num_rows)
         self.order = Order([Share.of(counts, 1.0)], seed=recipe.seed, window=recipe.shuffle_window)
         self.samples_per_epoch = self.order.samples_per_epoch
+        self.making = Making()
 
     @contextmanager
     def batches(
-        self, step: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
+        self, step: int, rank: int = 0, world_size: int = 1, device: torch.device = CPU
     ) -> Iterator[Iterator[Images]]:
         """Context manager that yields an endless iterator of micro-batches, starting at optimiser step `step`.
 
-        pin: `pixels` is in pinned memory.
+        device: where they go next; for a GPU, `pixels` is in pinned memory.
         """
         with (
             ThreadPoolExecutor(self.recipe.loader_threads, thread_name_prefix="decode") as pool,
-            ahead(self._batches(step, rank, world_size, pool, pin), NUM_AHEAD) as batches,
+            ahead(self._batches(step, rank, world_size, pool, device.type == "cuda"), NUM_AHEAD) as batches,
         ):
             yield batches
 

@@ -156,7 +156,9 @@ class Cloze(GatherStage):
         size = min(self.batch_size, len(rows) - start)
         chosen = [(start + k + shift) % len(rows) for k in range(size)]
         return {
-            name: maker.collate([maker(rows[k], "", np.random.default_rng((self.seed, k))) for k in chosen])
+            name: maker.on_device(
+                maker.collate([maker(rows[k], "", np.random.default_rng((self.seed, k))) for k in chosen])
+            )
             for name, maker in others.items()
         }
 

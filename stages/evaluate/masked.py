@@ -90,10 +90,10 @@ class MaskedAccuracy(GatherStage):
             )
         groups = {name: ids_of(words, loaded.tokenizer) for name, words in self.words.items()}
         tally = Tally()
-        with loader.batches(0) as batches, torch.inference_mode():
+        with loader.batches(0, device=loaded.device) as batches, torch.inference_mode():
             for batch in islice(batches, num_batches):
                 for stream in self.corrupt:
-                    out = Outputs(loaded.model, batch.to(loaded.device), grad=False).view(stream)
+                    out = Outputs(loaded.model, batch, grad=False).view(stream)
                     for partner in PARTNERS:
                         for name, guess, truth in predictions(
                             partnered(out, stream, partner), stream, groups

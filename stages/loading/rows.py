@@ -63,10 +63,28 @@ class Row:
             self.columns["image"] = whole
         return found
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles values of nested types as Arrow arrays: as scalars they would become Python objects one by one."""
+        columns = {name: _packed(value) for name, value in self.columns.items()}
+        return _unpacked, (self.id, self.image_id, self.texts, columns)
+
     @property
     def image_bytes(self) -> int:
         image = self.columns.get("image", b"")
         return len(image) if isinstance(image, bytes) else 4 * image.width * image.height
+
+
+def _packed(value: Any) -> Any:
+    is_list = isinstance(value, pa.ListScalar) and value.values is not None
+    return pa.concat_arrays([value.values]) if is_list else value
+
+
+def _unpacked(id_: str, image_id: int, texts: list[str], columns: dict[str, Any]) -> Row:
+    def value(packed: Any) -> Any:
+        is_array = isinstance(packed, pa.Array)
+        return pa.ListArray.from_arrays([0, len(packed)], packed)[0] if is_array else packed
+
+    return Row(id_, image_id, texts, {name: value(packed) for name, packed in columns.items()})
 
 
 class Rows(list[Row]):

@@ -42,7 +42,7 @@ class Checkpoints:
             return None
         path = store.path(finished[-1])
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise VlpipeError(
                 f"checkpoint {path} cannot be read ({error}); remove it to resume from an older one"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +39,32 @@ def fit(config: Mapping[str, Any]) -> None:
     checkpoints = Checkpoints(str(work / "checkpoints"))
     with reproducible(config["recipe"].deterministic):
         run = prepare(config["recipe"], config["inputs"])
-        if state := checkpoints.latest():
-            run.restore(state)
+        resume(run, checkpoints)
         train(run, work / "progress.log", checkpoints)
         if distributed.rank() == 0:
             write_result(run, work / "result")
+
+
+def resume(run: Run, checkpoints: Checkpoints) -> None:
+    """Sets the state to that of the newest checkpoint, if there is one; nothing else refers to what was read then."""
+    if state := checkpoints.latest():
+        run.restore(state)
 
 
 def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
     """Runs the remaining steps; logs losses, checks for ITM collapse (`itm_alarm`) and saves checkpoints on the way."""
     recipe, rank, world_size = run.recipe, distributed.rank(), distributed.world_size()
     progress = Progress(progress_log, step=run.step, num_steps=run.num_steps, batch_size=recipe.batch_size)
-    with run.loader.batches(run.step, rank, world_size, pin=run.device.type == "cuda") as batches:
+    with run.loader.batches(run.step, rank, world_size, run.device) as batches:
         while run.step < run.num_steps:
-            train_step(run, list(islice(batches, recipe.accumulate)))
+            train_step(run, progress.waiting(batches, recipe.accumulate))
+            if _due(run, recipe.log_every) or _due(run, recipe.checkpoint_every):
+                need_finite(run)
             if _due(run, recipe.log_every):
                 means = log(run)
                 alarm = watch(run)
                 if rank == 0:
-                    progress.report(run.step, means)
+                    progress.report(run.step, means, run.loader.making.samples_per_s)
                     if alarm:
                         progress.say(alarm)
             if _due(run, recipe.checkpoint_every) and rank == 0:
@@ -77,7 +83,8 @@ def train_step(run: Run, batches: Sequence[Any]) -> None:
     for group in run.optimiser.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)  # a checkpoint of an earlier version has no scale
     values = accumulate(run, batches)
-    values["grad_norm"] = clip(run, values)
+    values["grad_norm"] = clip(run)
+    run.unchecked.append((run.step, values))
     run.optimiser.step()
     run.optimiser.zero_grad(set_to_none=True)
     run.net.constrain()
@@ -94,21 +101,29 @@ def named_by_task(run: Run, batches: Sequence[Any], values: Mapping[str, Tensor]
     return {f"{task}/{n}" if task and n not in common else n: value for n, value in values.items()}
 
 
-def clip(run: Run, values: Mapping[str, Tensor]) -> Tensor:
-    """Clips the gradient to an L2 norm of `clip_norm` (None: no clipping); returns the norm before clipping, a scalar.
-
-    Raises VlpipeError if the norm or the loss is not finite; the weights are not updated then.
-    """
+def clip(run: Run) -> Tensor:
+    """Clips the gradient to an L2 norm of `clip_norm` (None: no clipping); returns the norm before clipping, a scalar."""
     params = [p for p in run.net.parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(params, run.recipe.clip_norm or math.inf).double()
-    if not math.isfinite(norm + values["loss"]):
-        found = {**values, "gradient norm": norm}
-        raise VlpipeError(
-            f"training: loss or gradient of step {run.step} is not finite ("
-            + ", ".join(f"{name} {float(value):.6g}" for name, value in found.items())
-            + "); the weights were not updated. Lower lr, raise warmup_steps, or set precision: fp32"
-        )
-    return norm
+    return torch.nn.utils.clip_grad_norm_(params, run.recipe.clip_norm or math.inf).double()
+
+
+def need_finite(run: Run) -> None:
+    """Raises VlpipeError if the loss or gradient of a step since the last call was not finite.
+
+    It is called before each log and checkpoint, not in each step: reading a value waits for the GPU.
+    """
+    if not run.unchecked:
+        return
+    sums = torch.stack([values["grad_norm"] + values["loss"] for _, values in run.unchecked]).tolist()
+    for total, (step, values) in zip(sums, run.unchecked, strict=True):
+        if not math.isfinite(total):
+            found = {"gradient norm" if name == "grad_norm" else name: v for name, v in values.items()}
+            raise VlpipeError(
+                f"training: loss or gradient of step {step} is not finite ("
+                + ", ".join(f"{name} {float(value):.6g}" for name, value in found.items())
+                + "); checkpoints hold states before it only. Lower lr, raise warmup_steps, or set precision: fp32"
+            )
+    run.unchecked = []
 
 
 def log(run: Run) -> dict[str, float]:

@@ -82,7 +82,9 @@ def _everywhere(counts: Mapping[str, Tensor]) -> Counts:
 
 
 def _float64(run: Run, count: Tensor | float) -> Tensor:
-    return torch.as_tensor(count, dtype=torch.float64, device=run.device).detach()
+    if isinstance(count, Tensor):
+        return count.detach().to(run.device, torch.float64)
+    return torch.full((), count, dtype=torch.float64, device=run.device)  # a copy would wait for the device
 
 
 def _contributions(run: Run, values: Values, counts: Counts | None, num_micro: int) -> dict[str, Tensor]:

@@ -1,34 +1,30 @@
-"""Makes the training batches of one rank, prefetched in a thread. The step number alone determines a batch's samples."""
+"""Makes the training batches of one rank, prefetched. The step number alone determines a batch's samples."""
 
 from __future__ import annotations
 
-import queue
-import threading
-import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.stages.loading.corruptors.base import Corruptor
+from vlpipe.stages.loading.ahead import ahead
+from vlpipe.stages.loading.make_batch import BatchMaker, Samples, Views, sample_rng
 from vlpipe.stages.loading.makers.base import Maker
-from vlpipe.stages.loading.makers.base import Sample as Items
 from vlpipe.stages.loading.order import Order, Sample, Share
+from vlpipe.stages.loading.processes import made_in_processes, num_processes
 from vlpipe.stages.loading.rows import Row, RowCache, Rows, Unit, scan
+from vlpipe.stages.loading.to_device import to_device
 from vlpipe.stages.train.recipe import Recipe, mix_weight
 
 if TYPE_CHECKING:
-    from vlpipe.models.interface.batch import Batch, Stream
+    import torch
 
-T = TypeVar("T")
-Views = Mapping[str, Sequence[Corruptor]]  # view name -> its corruptors, in order
-SAMPLE = 4  # seed constant of per-sample generators; distinct from those in `order`
+    from vlpipe.models.interface.batch import Batch
+
 PICK_TEXT = 0  # use of a generator; the uses of streams and corruptors are hashes of their names
 NUM_AHEAD = 4  # max prefetched batches
 
@@ -54,8 +50,9 @@ class Loader:
         for name in recipe.mix:
             if name not in names:
                 raise VlpipeError(f"mix: {name!r} is not an input of this step{did_you_mean(name, names)}")
-        self.recipe, self.tokenizer, self.makers, self.views = recipe, tokenizer, makers, views or {}
-        self.task_views = task_views or {}
+        self.recipe, self.tokenizer = recipe, tokenizer
+        task_streams = {name: task.streams for name, task in recipe.tasks.items()}
+        self.make = BatchMaker(recipe.seed, makers, views or {}, task_views or {}, task_streams)
         self.columns = tuple(dict.fromkeys(c for maker in makers.values() for c in maker.COLUMNS))
         self.per = recipe.texts if any(maker.NEEDS_TEXT for maker in makers.values()) else "rows"
         self.units: list[Unit] = []
@@ -67,6 +64,7 @@ class Loader:
             shares.append(Share.of(found.counts, mix_weight(recipe.mix, data.name)))
         limits = {"window": recipe.shuffle_window, "window_bytes": recipe.window_bytes}
         self.order = Order(shares, seed=recipe.seed, sizes=sizes, **limits)
+        self.making = Making()
 
     @property
     def samples_per_epoch(self) -> int:
@@ -74,39 +72,53 @@ class Loader:
 
     @contextmanager
     def batches(
-        self, step: int, rank: int = 0, world_size: int = 1, *, pin: bool = False
+        self, step: int, rank: int = 0, world_size: int = 1, device: torch.device | None = None
     ) -> Iterator[Iterator[Batch]]:
         """Context manager that yields an endless iterator of micro-batches, starting at optimiser step `step`.
 
-        pin: tensors are in pinned memory, for faster copies to a GPU.
+        device: where they are; None: the CPU. At most NUM_AHEAD are prefetched, and PER_PROCESS in each loader process.
         """
+        import torch
+
+        device = device or torch.device("cpu")
+        on_gpu = device.type == "cuda"
         cache = RowCache(
             self.units, self.recipe.cache_bytes, self.recipe.loader_threads, self.columns, self.per != "rows"
         )
-        with (
-            closing(cache),
-            ThreadPoolExecutor(self.recipe.loader_threads, thread_name_prefix="decode") as pool,
-            ahead(self._batches(step, rank, world_size, cache, pool, pin), NUM_AHEAD) as batches,
-        ):
-            yield batches
+        num = num_processes(self.recipe.loader_processes, gpu=on_gpu)
+        with closing(cache), closing(self._samples_of(step, rank, world_size, cache)) as samples:
+            made = (
+                made_in_processes(samples, self.make, num, pin=on_gpu)
+                if num
+                else self._made_in_threads(samples, pin=on_gpu)
+            )
+            with closing(made), ahead(self.making.counted(made, num or 1), NUM_AHEAD) as found:
+                yield to_device(found, device, self.make.on_device)
 
-    def _batches(
-        self, step: int, rank: int, world_size: int, cache: RowCache, pool: ThreadPoolExecutor, pin: bool
-    ) -> Iterator[Batch]:
+    def _made_in_threads(self, samples: Iterator[Samples], *, pin: bool) -> Generator[tuple[Batch, float]]:
+        """Yields (batch, seconds that it took)."""
+        num = self.recipe.loader_threads
+        with ThreadPoolExecutor(num, thread_name_prefix="decode") as pool:
+            for found in samples:
+                began = time.perf_counter()
+                batch = self.make(found, pool, num)
+                seconds = time.perf_counter() - began
+                yield batch.pin_memory() if pin else batch, seconds
+
+    def _samples_of(self, step: int, rank: int, world_size: int, cache: RowCache) -> Generator[Samples]:
+        """Yields the samples of each micro-batch of a rank."""
         from vlpipe.models.interface.batch import Step
 
         per_step = self.recipe.batch_size // world_size
-        samples = self._samples(cache, self.order.of_rank(rank, world_size, skip=step * per_step))
+        samples = self._rows(cache, self.order.of_rank(rank, world_size, skip=step * per_step))
         while True:
-            task = self.recipe.task_of(step)
+            progress = step * self.recipe.batch_size / self.samples_per_epoch
             for micro in range(self.recipe.accumulate):
                 found = list(islice(samples, per_step // self.recipe.accumulate))
-                progress = step * self.recipe.batch_size / self.samples_per_epoch
-                batch = self._batch(found, pool, Step(step, micro, progress), task)
-                yield batch.map(lambda value: value.pin_memory()) if pin else batch
+                yield Samples(found, Step(step, micro, progress), self.recipe.task_of(step))
             step += 1
 
-    def _samples(self, cache: RowCache, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Row, str]]:
+    def _rows(self, cache: RowCache, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Row, str]]:
         """Yields each sample with its row and text; the next window is read while the current one is used."""
         window = next(windows)
         cache.want(_units(window))
@@ -122,108 +134,28 @@ class Loader:
         row = rows[sample.index]
         if self.per == "rows":
             return row, ""
-        return row, row.texts[int(self._rng(sample, PICK_TEXT).integers(len(row.texts)))]
-
-    def _batch(
-        self, found: Sequence[tuple[Sample, Row, str]], pool: ThreadPoolExecutor, step: Any, task: str
-    ) -> Batch:
-        import torch
-
-        from vlpipe.models.interface.batch import Batch
-
-        made: list[Items] = [{} for _ in found]
-        makers = self._makers_of(task)
-        views = self.task_views.get(task, self.views)
-        uses = {name: zlib.crc32(name.encode()) for name in makers}
-
-        def fill(first: int) -> None:
-            for at in range(first, len(found), self.recipe.loader_threads):
-                sample, row, text = found[at]
-                for name, maker in makers.items():
-                    made[at][name] = maker(row, text, self._rng(sample, uses[name]))
-
-        list(pool.map(fill, range(self.recipe.loader_threads)))
-        return Batch(
-            streams=self._collated(made, makers),
-            same=torch.tensor([row.image_id for _, row, _ in found]),
-            views={view: self._view(view, made, [sample for sample, _, _ in found]) for view in views},
-            step=step,
-            task=task,
-        )
-
-    def _makers_of(self, task: str) -> Mapping[str, Maker]:
-        """Returns the makers of the streams of a task."""
-        streams = self.recipe.tasks[task].streams if task else ()
-        return {name: maker for name, maker in self.makers.items() if not streams or name in streams}
-
-    def _view(self, view: str, made: Sequence[Items], samples: Sequence[Sample]) -> dict[str, Stream]:
-        """Returns the streams that the corruptors of `view` replace, from copies of the samples `made`."""
-        changed = [{name: dict(item) for name, item in items.items()} for items in made]
-        for at, corruptor in enumerate(self.views[view]):
-            use = zlib.crc32(f"{view}/{at}".encode())
-            changed = corruptor(changed, partial(self._rng_of, samples, use), self.makers)
-        different = [
-            name
-            for name in made[0]
-            if any(not _same_item(new[name], old[name]) for new, old in zip(changed, made, strict=True))
-        ]
-        return self._collated(changed, different)
-
-    def _collated(self, made: Sequence[Items], names: Sequence[str] | Mapping[str, Any]) -> dict[str, Stream]:
-        return {name: self.makers[name].collate([items[name] for items in made]) for name in names}
-
-    def _rng_of(self, samples: Sequence[Sample], use: int, k: int) -> np.random.Generator:
-        return self._rng(samples[k], use)
-
-    def _rng(self, sample: Sample, use: int) -> np.random.Generator:
-        return np.random.default_rng((self.recipe.seed, SAMPLE, sample.epoch, sample.place, use))
+        pick = sample_rng(self.recipe.seed, sample, PICK_TEXT).integers(len(row.texts))
+        return row, row.texts[int(pick)]
 
 
-def _same_item(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
-    return new.keys() == old.keys() and all(new[name] is old[name] for name in new)
+class Making:
+    """How fast batches are made, from the times of those made so far."""
+
+    def __init__(self) -> None:
+        self._samples = self._seconds = 0.0
+
+    @property
+    def samples_per_s(self) -> float:
+        """Samples per second that the loader's threads or processes can make; 0 before the first batch."""
+        return self._samples / self._seconds if self._seconds else 0.0
+
+    def counted(self, made: Iterator[tuple[Batch, float]], num: int) -> Iterator[Batch]:
+        """Yields the batches of `made`, of which `num` are made at a time."""
+        for batch, seconds in made:
+            self._samples += len(batch)
+            self._seconds += seconds / num
+            yield batch
 
 
 def _units(samples: Sequence[Sample]) -> list[int]:
     return sorted({sample.unit for sample in samples})
-
-
-@contextmanager
-def ahead(source: Iterator[T], depth: int) -> Iterator[Iterator[T]]:
-    """Context manager that yields the items of the endless iterator `source`, which runs in a thread.
-
-    At most `depth` items are prefetched. An exception raised in `source` is re-raised in the consumer.
-    """
-    items: queue.Queue[T | BaseException] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: T | BaseException) -> None:
-        while not stop.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        try:
-            for item in source:
-                put(item)
-                if stop.is_set():
-                    return
-        except BaseException as error:
-            put(error)
-
-    def taken() -> Iterator[T]:
-        while True:
-            item = items.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    thread = threading.Thread(target=produce, name="loader", daemon=True)
-    thread.start()
-    try:
-        yield taken()
-    finally:
-        stop.set()
-        thread.join()

@@ -9,9 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 POLL_S = 0.2
+T = TypeVar("T")
 
 
 class Progress:
@@ -22,14 +25,31 @@ class Progress:
 
     def __init__(self, path: Path, *, step: int, num_steps: int, batch_size: int) -> None:
         self.path, self.first_step, self.num_steps, self.batch_size = path, step, num_steps, batch_size
-        self.since_s = time.monotonic()
+        self.since_s = self._reported_s = time.monotonic()
+        self._waited_s = 0.0
 
-    def report(self, step: int, means: Mapping[str, float]) -> None:
-        """Appends a line with the step, the mean losses, samples per second and the remaining seconds."""
-        seconds = max(1e-9, time.monotonic() - self.since_s)
+    def waiting(self, batches: Iterator[T], num: int) -> list[T]:
+        """Returns the next `num` batches; counts the time that the loader takes."""
+        began = time.monotonic()
+        found = list(islice(batches, num))
+        self._waited_s += time.monotonic() - began
+        return found
+
+    def report(self, step: int, means: Mapping[str, float], loader_rate: float = 0.0) -> None:
+        """Appends a line with the step, the mean losses, samples per second and the remaining seconds.
+
+        loader_rate: samples per second that the loader can make, 0 if it is not known; with it, the line also has the share
+        of the time since the last line that training waited for the loader.
+        """
+        now = time.monotonic()
+        seconds = max(1e-9, now - self.since_s)
         per_step_s = seconds / max(1, step - self.first_step)
         shown = [f"{name} {value:.4g}" for name, value in means.items()]
         speed = f"{self.batch_size / per_step_s:,.0f} samples/s"
+        if loader_rate:
+            waited = self._waited_s / max(1e-9, now - self._reported_s)
+            speed += f" (loader {loader_rate:,.0f}, waited {waited:.0%})"
+        self._reported_s, self._waited_s = now, 0.0
         left = f"{(self.num_steps - step) * per_step_s:,.0f} s left"
         self.say("  ".join([f"step {step}/{self.num_steps}", *shown, speed, left]))
 

@@ -233,6 +233,8 @@ class Recipe(Optimisation):
     on_collapse: Literal["warn", "fail"] = "warn"
     collapse_after: int = 1000  # steps after warm-up before the collapse alarm is active
     cache_bytes: int = 2 << 30  # per worker, for images of earlier shuffle windows
+    # per worker, to decode and augment; 0: `loader_threads` threads do; default 0, on a GPU the worker's share of cores
+    loader_processes: int | None = None
     window_bytes: int = 1 << 30  # per worker, max size of a shuffle window; the next one is read beside it
 
     def model_spec(self) -> dict[str, Any]:
@@ -283,6 +285,10 @@ class Recipe(Optimisation):
                 self.init is not None
                 and (self.init_vit is not None or self.init_bert is not None or bool(self.init_parts)),
                 "init_vit, init_bert and init_parts are for a new model, but `init` is set; remove them, or `init`",
+            ),
+            (
+                self.loader_processes is not None and self.loader_processes < 0,
+                f"loader_processes must be at least 0, got {self.loader_processes}",
             ),
             (self.window_bytes < 1, f"window_bytes must be at least 1, got {self.window_bytes}"),
             (any(w < 0 for w in self.mix.values()), f"the weights in mix must be at least 0, got {self.mix}"),

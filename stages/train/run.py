@@ -34,7 +34,8 @@ class Run:
     """The training state of one worker.
 
     step: number of completed steps. rows: logged losses. sums: name -> sum of a loss or diagnostic over those of the steps
-    since the last log that computed it; num_summed: name -> number of these steps.
+    since the last log that computed it; num_summed: name -> number of these steps. unchecked: (step, values) of the steps
+    whose loss and gradient have not been checked to be finite.
     """
 
     recipe: Optimisation
@@ -46,6 +47,7 @@ class Run:
     rows: list[LossRow] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
     num_summed: dict[str, int] = field(default_factory=dict)
+    unchecked: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.optimiser = optimiser_of(self.net, self.recipe)
@@ -69,7 +71,7 @@ class Run:
     def bf16(self) -> bool:
         """True if the forward pass runs under bf16 autocast."""
         if self.recipe.precision == "auto":
-            return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return self.recipe.precision == "bf16"
 
     def state(self) -> dict[str, Any]:

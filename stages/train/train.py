@@ -34,7 +34,7 @@ class Train(GatherStage, Recipe):
     VERSION: ClassVar[int] = 2
     ADDED: ClassVar[frozenset[str]] = Recipe.ADDED
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint_every", "on_collapse", "loader_threads", "cache_bytes"}
+        {"checkpoint_every", "on_collapse", "loader_threads", "loader_processes", "cache_bytes"}
     )
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

@@ -11,10 +11,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.common.pixels import MEAN, STD, decode, load_pixels, probe, to_pixels, verify
+from vlpipe.stages.common.pixels import (
+    MEAN,
+    STD,
+    decode,
+    load_pixels,
+    normalised,
+    probe,
+    square,
+    to_pixels,
+    verify,
+)
 
 UInt8 = npt.NDArray[np.uint8]
 RAMP = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10  # 2 rows, 3 columns
@@ -187,6 +198,15 @@ def test_what_is_no_image_says_what_it_is(data: bytes, code: str, detail: str) -
             fn(data)
         assert caught.value.why == code
         assert caught.value.detail.partition(";")[0] == detail
+
+
+def test_pixels_are_the_same_wherever_they_are_normalised() -> None:
+    """All values of all channels, to the last bit."""
+    every = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(16, 16, 3)
+    image = Image.fromarray(every)
+    found = normalised(torch.from_numpy(square(image, 16).transpose(2, 0, 1)))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, torch.from_numpy(to_pixels(image, 16)))
 
 
 def test_pixels_are_squashed_and_normalised() -> None:

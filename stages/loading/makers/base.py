@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -52,12 +52,35 @@ class Maker:
         from vlpipe.models.interface.batch import Stream
 
         join = padded if self.PADDED else stacked
+        mask = lengths_mask([item["data"] for item in items]) if self.PADDED else None
+        target = _with_prefix(items, TARGET, IGNORE)
         return Stream(
             join([item["data"] for item in items], self.fill),
-            lengths_mask([item["data"] for item in items]) if self.PADDED else None,
+            mask,
             extra=_with_prefix(items, EXTRA, 0),
-            target=_with_prefix(items, TARGET, IGNORE),
+            target=target,
+            places=_places(mask, target),
         )
+
+    def on_device(self, stream: Stream) -> Stream:
+        """Returns a stream of `collate`, now on the training device, as models read it.
+
+        What is cheap there and makes the copy larger is done here, not in `collate`.
+        """
+        return stream
+
+
+def _places(mask: Tensor | None, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the flat indices of real positions ("mask") and of those that each target of several per sample chooses."""
+    import torch
+
+    from vlpipe.models.interface.batch import flat_places
+
+    found = {} if mask is None else {"mask": flat_places(mask)}
+    for name, values in target.items():
+        if values.ndim == 2 and values.dtype in (torch.bool, torch.int64):
+            found[name] = flat_places(values if values.dtype == torch.bool else values != IGNORE)
+    return found
 
 
 def _with_prefix(items: Sequence[Item], prefix: str, fill: int) -> dict[str, Tensor]:

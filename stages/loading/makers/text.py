@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from vlpipe.stages.loading.makers.base import EXTRA, Item, Maker
 from vlpipe.stages.loading.rows import Row
+
+if TYPE_CHECKING:
+    from vlpipe.models.interface.batch import Stream
 
 DEFAULT_LENGTH = 30  # tokens; BLIP's pretraining
 
@@ -55,6 +59,13 @@ class Text(Maker):
     def prompt_length(self) -> int:
         """Number of positions that start token and prompt take; 0 without a prompt."""
         return 1 + len(self.tokenizer.ids(self.prompt)) if self.prompt else 0
+
+    def collate(self, items: Sequence[Item]) -> Stream:
+        from vlpipe.models.interface.batch import IGNORE, flat_places
+        from vlpipe.models.objectives.lm import NEXT, next_tokens
+
+        found = super().collate(items)
+        return replace(found, places={**found.places, NEXT: flat_places(next_tokens(found) != IGNORE)})
 
     def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
         ids, words = self.tokenizer.encode_one(self.prompt + text, self.length, keep_end=self.keep_end)

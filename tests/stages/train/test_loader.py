@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -20,10 +21,11 @@ from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
 from vlpipe.stages.common.pixels import load_pixels, resized_part
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
+from vlpipe.stages.loading.ahead import ahead
 from vlpipe.stages.loading.augment import Augmentation, augmented
 from vlpipe.stages.loading.rows import int64_id
 from vlpipe.stages.train.build import build_makers, build_model, build_views
-from vlpipe.stages.train.loader import Loader, ahead
+from vlpipe.stages.train.loader import Loader
 from vlpipe.stages.train.train import Train
 
 SCHEMA = pa.schema([*LISTED, *IMAGE_FIELDS])
@@ -147,6 +149,44 @@ def test_threads_and_memory_change_nothing(squares: Dataset, recipe_of: Make) ->
     assert not equal(one, batches(recipe_of(seed=1, **small), squares, 9))
 
 
+PROCESSES = [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("num", PROCESSES)
+def test_processes_change_nothing(squares: Dataset, recipe_of: Make, num: int) -> None:
+    """Neither samples nor pixels, from the start and after a resume, with views and augmentation."""
+    settings: dict[str, Any] = {
+        "streams": augmenting(crop_scale=[0.2, 1], flip=True, randaugment=[2, 5]),
+        "views": VIEWS,
+        "batch_size": 20,
+        "accumulate": 2,
+        "shuffle_window": 10,
+    }
+    threads, processes = recipe_of(**settings), recipe_of(loader_processes=num, **settings)
+    expected = batches(threads, squares, 14)
+    assert equal(batches(processes, squares, 14), expected)
+    assert equal(batches(processes, squares, 8, step=3), expected[6:])
+
+
+def test_a_process_of_the_loader_that_is_killed_is_an_error(squares: Dataset, recipe_of: Make) -> None:
+    with loader(recipe_of(loader_processes=1), squares).batches(0) as found:
+        next(found)
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        with pytest.raises(
+            VlpipeError, match=r"a process of the loader was killed; .* Lower loader_processes"
+        ):
+            list(islice(found, 20))
+
+
+def test_a_loader_says_how_fast_it_can_be(squares: Dataset, recipe_of: Make) -> None:
+    made = loader(recipe_of(), squares)
+    assert made.making.samples_per_s == 0
+    with made.batches(0) as found:
+        next(found)
+    assert 10 < made.making.samples_per_s < 1e6
+
+
 def test_two_ranks_share_the_epoch(squares: Dataset, recipe_of: Make) -> None:
     recipe = recipe_of(batch_size=16, num_workers=2)
     ranks = [batches(recipe, squares, 3, rank=rank, world_size=2) for rank in range(2)]
@@ -203,12 +243,16 @@ def test_texts_are_padded_to_the_longest_and_cut_without_an_end(squares: Dataset
     assert not (cut.stream("text").data == tokenizer.sep).any()
 
 
-def test_a_broken_image_names_its_row(tmp_path: Path, make_rows: Callable[[], Rows], recipe_of: Make) -> None:
+@pytest.mark.parametrize("num", [0, 1])
+def test_a_broken_image_names_its_row(
+    tmp_path: Path, make_rows: Callable[[], Rows], recipe_of: Make, num: int
+) -> None:
     rows = make_rows()
     rows[5]["image"] = rows[5]["image"][:60]
     data = dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA))
-    with pytest.raises(VlpipeError, match=f"image of row {rows[5]['id']} cannot be decoded"):
-        batches(recipe_of(), data, 3)
+    with pytest.raises(VlpipeError, match=f"image of row {rows[5]['id']} cannot be decoded") as raised:
+        batches(recipe_of(loader_processes=num), data, 3)
+    assert "Traceback" not in str(raised.value)
 
 
 def parts_of(image: Image.Image) -> Any:

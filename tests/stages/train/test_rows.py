@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import dataset
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, TEXTS, text
-from vlpipe.stages.loading.rows import RowCache, count_usable, int64_id, read_unit, scan, usable
+from vlpipe.stages.loading.rows import Row, RowCache, count_usable, int64_id, read_unit, scan, usable
 
 SCHEMA = pa.schema([*LISTED, *IMAGE_FIELDS])
 
@@ -138,3 +139,13 @@ def test_the_cache_keeps_what_is_needed_and_what_fits(tmp_path: Path) -> None:
     cache.want([4], keep=[3])  # 0, 1, 2 are spare: 300 bytes; the longest unused one goes
     assert sorted(cache._futures) == [0, 2, 3, 4]
     cache.close()
+
+
+def test_a_row_is_pickled_with_its_nested_values_alone() -> None:
+    kind = pa.list_(pa.struct([("feat", pa.list_(pa.float32())), ("obj", pa.int64())]))
+    column = pa.array([[{"feat": [k, k + 0.5], "obj": k}] * 3 for k in range(1000)] + [None, []], kind)
+    for index in (7, 1000, 1001):
+        value = {"regions": column[index], "width": 8, "image": b"abc", "again": None}
+        found = pickle.loads(pickle.dumps(Row("a", 5, ["one"], value)))
+        assert found == Row("a", 5, ["one"], value)
+        assert len(pickle.dumps(found)) < 2000

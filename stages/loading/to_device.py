@@ -1,0 +1,44 @@
+"""Moves training batches to the device while the step before computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlpipe.models.interface.batch import Batch
+
+
+def to_device(
+    batches: Iterator[Batch], device: torch.device, finish: Callable[[Batch], Batch]
+) -> Iterator[Batch]:
+    """Yields each batch on `device`, changed by `finish` there.
+
+    On a GPU the next batch is copied on a stream of its own while the current one is used; its tensors must be in pinned
+    memory.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield finish(batch.to(device))
+        return
+    import torch
+
+    copies = torch.cuda.Stream(device)
+
+    def copied(batch: Batch) -> Batch:
+        with torch.cuda.stream(copies):
+            return batch.to(device)
+
+    def used(value: torch.Tensor) -> torch.Tensor:
+        value.record_stream(
+            torch.cuda.current_stream(device)
+        )  # its memory is free after what computes with it
+        return value
+
+    following = copied(next(batches))
+    for batch in batches:
+        torch.cuda.current_stream(device).wait_stream(copies)
+        current, following = following.map(used), copied(batch)
+        yield finish(current)
