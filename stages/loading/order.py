@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 UNITS, SHARE, EXTRA, WINDOW = range(
     4
 )  # seed constants: each kind of random draw has its own generator, so that none affects another
+LENGTH = 6  # of `by_length`; 4 and 5 are uses in `make_batch` and `train.recipe`
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,34 @@ class Share:
         total = max(1, int(self.counts.sum()))
         ends = (np.cumsum(self.counts) * self.extra + rng.integers(total)) // total
         return self.whole * self.counts + np.diff(ends, prepend=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A rank's part of a window. position: number of the rank's samples before it, of all epochs. skip: its first samples
+    that the rank has had before."""
+
+    samples: list[Sample]
+    position: int
+    skip: int
+
+
+def by_length(part: Part, lengths: Sequence[float], size: int, seed: int) -> list[Sample]:
+    """Returns the samples of a part in an order in which each batch of `size` has samples of similar length.
+
+    lengths: of each sample. Batches begin at multiples of `size` of the rank's samples; their order is random.
+    """
+    rng = np.random.default_rng((seed, LENGTH, part.position))
+    first = min(-part.position % size, len(part.samples))
+    full, last = divmod(len(part.samples) - first, size)
+    sizes = np.array([first, *[size] * full, last])
+    ranked = np.argsort(
+        np.asarray(lengths), kind="stable"
+    )  # the samples are shuffled, so equal lengths are, too
+    batches = rng.permutation(len(sizes))  # which batch gets the shortest, the next, ...
+    ends = np.cumsum(sizes[batches])
+    chosen = {int(b): ranked[end - sizes[b] : end] for b, end in zip(batches, ends, strict=True)}
+    return [part.samples[k] for b in range(len(sizes)) for k in chosen[b]]
 
 
 class Order:
@@ -142,6 +171,11 @@ class Order:
 
         Raises VlpipeError if there are fewer samples than ranks.
         """
+        for part in self.parts_of_rank(rank, world_size, skip):
+            yield part.samples[part.skip :]
+
+    def parts_of_rank(self, rank: int, world_size: int, skip: int = 0) -> Iterator[Part]:
+        """Yields the rank's part of each window endlessly, from that of its sample number `skip`. Raises as `of_rank`."""
         start = rank * self.samples_per_epoch // world_size
         stop = (rank + 1) * self.samples_per_epoch // world_size
         if start == stop:
@@ -151,7 +185,8 @@ class Order:
         epoch, skip = divmod(skip, stop - start)
         while True:
             for window in self.windows(epoch):
-                low, high = max(start + skip, window.start), min(stop, window.stop)
-                if low < high:
-                    yield self.samples(window)[low - window.start : high - window.start]
+                low, high = max(start, window.start), min(stop, window.stop)
+                if max(low, start + skip) < high:
+                    samples = self.samples(window)[low - window.start : high - window.start]
+                    yield Part(samples, epoch * (stop - start) + low - start, max(0, start + skip - low))
             epoch, skip = epoch + 1, 0

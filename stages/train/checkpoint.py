@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,3 +55,47 @@ class Checkpoints:
     @staticmethod
     def _finished(store: Store) -> list[str]:
         return [name for name in store.list() if name.endswith(".pt")]
+
+
+class Writer:
+    """Writes checkpoints in a thread, one at a time, while training goes on."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[None] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Copies the state to the CPU's memory and returns. Waits for the checkpoint before; raises its error, if any."""
+        self.wait()
+        self._last = self._pool.submit(self.checkpoints.save, step, _copied(state))
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is written; raises its error, if any."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+@contextmanager
+def writing(checkpoints: Checkpoints) -> Iterator[Writer]:
+    """Context manager that yields a `Writer`; at its end the last checkpoint is written."""
+    with closing(Writer(checkpoints)) as writer:
+        yield writer
+        writer.wait()
+
+
+def _copied(value: Any) -> Any:
+    """Returns a copy of a state on the CPU. Lists and dicts are copied too: the next steps change them."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: _copied(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(v) for v in value)
+    return value

@@ -19,7 +19,7 @@ from torch import Tensor
 from vlpipe.models import distributed
 from vlpipe.models.folder import save
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.train.checkpoint import Checkpoints
+from vlpipe.stages.train.checkpoint import Checkpoints, writing
 from vlpipe.stages.train.gradients import accumulate
 from vlpipe.stages.train.itm_alarm import ALARM, collapsed, message
 from vlpipe.stages.train.progress import Progress
@@ -27,6 +27,8 @@ from vlpipe.stages.train.recipe import Recipe
 from vlpipe.stages.train.run import Run, prepare
 from vlpipe.stages.train.runtime import reproducible, seed_all
 from vlpipe.stages.train.schedule import learning_rate
+
+MIN_SCALE = 2.0**-10  # of the loss in fp16; it starts at 2 ** 16 and is halved by each step that overflows
 
 
 def fit(config: Mapping[str, Any]) -> None:
@@ -55,7 +57,10 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
     """Runs the remaining steps; logs losses, checks for ITM collapse (`itm_alarm`) and saves checkpoints on the way."""
     recipe, rank, world_size = run.recipe, distributed.rank(), distributed.world_size()
     progress = Progress(progress_log, step=run.step, num_steps=run.num_steps, batch_size=recipe.batch_size)
-    with run.loader.batches(run.step, rank, world_size, run.device) as batches:
+    with (
+        run.loader.batches(run.step, rank, world_size, run.device) as batches,
+        writing(checkpoints) as writer,
+    ):
         while run.step < run.num_steps:
             train_step(run, progress.waiting(batches, recipe.accumulate))
             if _due(run, recipe.log_every) or _due(run, recipe.checkpoint_every):
@@ -68,7 +73,7 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
                     if alarm:
                         progress.say(alarm)
             if _due(run, recipe.checkpoint_every) and rank == 0:
-                checkpoints.save(run.step, run.state())
+                writer.save(run.step, run.state())
 
 
 def _due(run: Run, every: int) -> bool:
@@ -85,7 +90,11 @@ def train_step(run: Run, batches: Sequence[Any]) -> None:
     values = accumulate(run, batches)
     values["grad_norm"] = clip(run)
     run.unchecked.append((run.step, values))
-    run.optimiser.step()
+    for optimiser in run.optimisers():
+        run.scaler.step(
+            optimiser
+        )  # with fp16, no step if a gradient is not finite: the scale is halved instead
+    run.scaler.update()
     run.optimiser.zero_grad(set_to_none=True)
     run.net.constrain()
     for name, value in named_by_task(run, batches, values).items():
@@ -102,7 +111,12 @@ def named_by_task(run: Run, batches: Sequence[Any], values: Mapping[str, Tensor]
 
 
 def clip(run: Run) -> Tensor:
-    """Clips the gradient to an L2 norm of `clip_norm` (None: no clipping); returns the norm before clipping, a scalar."""
+    """Clips the gradient to an L2 norm of `clip_norm` (None: no clipping); returns the norm before clipping, a scalar.
+
+    With fp16, gradients are divided by the scale of the loss first.
+    """
+    for optimiser in run.optimisers():
+        run.scaler.unscale_(optimiser)
     params = [p for p in run.net.parameters() if p.grad is not None]
     return torch.nn.utils.clip_grad_norm_(params, run.recipe.clip_norm or math.inf).double()
 
@@ -110,11 +124,19 @@ def clip(run: Run) -> Tensor:
 def need_finite(run: Run) -> None:
     """Raises VlpipeError if the loss or gradient of a step since the last call was not finite.
 
-    It is called before each log and checkpoint, not in each step: reading a value waits for the GPU.
+    It is called before each log and checkpoint, not in each step: reading a value waits for the GPU. With fp16, a step whose
+    gradient alone is not finite was left out, and lowered the scale of the loss; a scale below MIN_SCALE is an error.
     """
     if not run.unchecked:
         return
-    sums = torch.stack([values["grad_norm"] + values["loss"] for _, values in run.unchecked]).tolist()
+    scaled = run.scaler.is_enabled()
+    if scaled and run.scaler.get_scale() < MIN_SCALE:
+        raise VlpipeError(
+            f"training: gradients of step {run.step - 1} and those before it are not finite in fp16 at any scale of the "
+            "loss; checkpoints hold states before them. Lower lr, or set precision: bf16 or fp32"
+        )
+    checked = [v["loss"] if scaled else v["grad_norm"] + v["loss"] for _, v in run.unchecked]
+    sums = torch.stack(checked).tolist()
     for total, (step, values) in zip(sums, run.unchecked, strict=True):
         if not math.isfinite(total):
             found = {"gradient norm" if name == "grad_norm" else name: v for name, v in values.items()}

@@ -40,7 +40,7 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
     for micro, batch in enumerate(batches):
         with _synchronised(run, is_last=micro == len(batches) - 1):
             parts = _contributions(run, _forward(run, batch), counts, len(batches))
-            torch.autograd.backward(parts["loss"])
+            torch.autograd.backward(run.scaler.scale(parts["loss"]))
         _add(values, parts)
     return values
 
@@ -52,13 +52,13 @@ def cached_objectives(run: Run, batch: Any) -> list[tuple[str, Objective]]:
 
 
 def _forward(run: Run, batch: Any) -> Values:
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
+    with run.autocast():
         values: Values = run.parallel(batch)
     return values
 
 
 def _synchronised(run: Run, *, is_last: bool) -> Any:
-    return nullcontext() if is_last or run.parallel is run.net else run.parallel.no_sync()
+    return nullcontext() if is_last or distributed.world_size() == 1 else run.parallel.no_sync()
 
 
 def _add(values: dict[str, Tensor], parts: Mapping[str, Tensor]) -> None:
@@ -124,7 +124,7 @@ def _accumulate_cached(
         features = {name: leaf for (view, name), leaf in leaves.items() if view == own}
         values |= objective(Outputs.of_features(net.model, whole, features))
     parts = _contributions(run, values, None, 1)
-    torch.autograd.backward(parts["loss"])
+    torch.autograd.backward(run.scaler.scale(parts["loss"]))
     result: dict[str, Tensor] = {}
     _add(result, parts)
     counts = _step_counts(run, batches)
@@ -135,11 +135,11 @@ def _accumulate_cached(
         grads = {key: leaf.grad[rows] for key, leaf in leaves.items() if leaf.grad is not None}
         _seed_micro(run, micro)
         with _synchronised(run, is_last=micro == len(batches) - 1):
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
+            with run.autocast():
                 found = dict(run.parallel(batch, grads))
             surrogate = found.pop(net.SURROGATE)
             parts = _contributions(run, found, counts, len(batches))
-            torch.autograd.backward(parts["loss"] + surrogate)
+            torch.autograd.backward(run.scaler.scale(parts["loss"]) + surrogate)
         _add(result, parts)
     return result
 
@@ -153,7 +153,7 @@ def _leaves(
     found: dict[tuple[str, str], list[Tensor]] = {key: [] for key in wanted}
     for micro, batch in enumerate(batches):
         _seed_micro(run, micro)
-        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
+        with torch.no_grad(), run.autocast():
             out = run.net.outputs(batch)
             for view, name in wanted:
                 found[view, name].append(out.view(view).feature(name))

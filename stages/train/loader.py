@@ -14,7 +14,7 @@ from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.loading.ahead import ahead
 from vlpipe.stages.loading.make_batch import BatchMaker, Samples, Views, sample_rng
 from vlpipe.stages.loading.makers.base import Maker
-from vlpipe.stages.loading.order import Order, Sample, Share
+from vlpipe.stages.loading.order import Order, Part, Sample, Share, by_length
 from vlpipe.stages.loading.processes import made_in_processes, num_processes
 from vlpipe.stages.loading.rows import Row, RowCache, Rows, Unit, scan
 from vlpipe.stages.loading.to_device import to_device
@@ -110,7 +110,9 @@ class Loader:
         from vlpipe.models.interface.batch import Step
 
         per_step = self.recipe.batch_size // world_size
-        samples = self._rows(cache, self.order.of_rank(rank, world_size, skip=step * per_step))
+        samples = self._rows(
+            cache, self.order.parts_of_rank(rank, world_size, skip=step * per_step), per_step
+        )
         while True:
             progress = step * self.recipe.batch_size / self.samples_per_epoch
             for micro in range(self.recipe.accumulate):
@@ -118,15 +120,32 @@ class Loader:
                 yield Samples(found, Step(step, micro, progress), self.recipe.task_of(step))
             step += 1
 
-    def _rows(self, cache: RowCache, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Row, str]]:
+    def _rows(
+        self, cache: RowCache, parts: Iterator[Part], per_step: int
+    ) -> Iterator[tuple[Sample, Row, str]]:
         """Yields each sample with its row and text; the next window is read while the current one is used."""
-        window = next(windows)
-        cache.want(_units(window))
-        for next_window in windows:
-            cache.want(_units(next_window), keep=_units(window))
-            for sample in window:
+        part = next(parts)
+        cache.want(self._units(part))
+        for following in parts:
+            cache.want(self._units(following), keep=self._units(part))
+            for sample in self._ordered(part, cache, per_step // self.recipe.accumulate):
                 yield sample, *self._pick(sample, cache[sample.unit])
-            window = next_window
+            part = following
+
+    def _units(self, part: Part) -> list[int]:
+        """Returns the row groups that a part of a window needs."""
+        grouped = self.recipe.group_by_length  # then the samples before a resume count, too
+        return sorted({sample.unit for sample in part.samples[0 if grouped else part.skip :]})
+
+    def _ordered(self, part: Part, cache: RowCache, size: int) -> list[Sample]:
+        """Returns the samples of a part in the order of training. size: of a micro-batch."""
+        if not self.recipe.group_by_length:
+            return part.samples[part.skip :]
+        lengths = []
+        for sample in part.samples:
+            row, text = self._pick(sample, cache[sample.unit])
+            lengths.append(sum(maker.num_positions(row, text) for maker in self.make.makers.values()))
+        return by_length(part, lengths, size, self.recipe.seed)[part.skip :]
 
     def _pick(self, sample: Sample, rows: Rows) -> tuple[Row, str]:
         if self.per == "pairs":
@@ -155,7 +174,3 @@ class Making:
             self._samples += len(batch)
             self._seconds += seconds / num
             yield batch
-
-
-def _units(samples: Sequence[Sample]) -> list[int]:
-    return sorted({sample.unit for sample in samples})

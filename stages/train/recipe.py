@@ -34,7 +34,7 @@ class Optimisation:
     """
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"optimiser", "momentum", "groups", "compile", "deterministic"}
+        {"optimiser", "momentum", "groups", "compile", "deterministic", "recompute"}
     )
 
     # Duration: exactly one of `steps` and `epochs`
@@ -59,11 +59,12 @@ class Optimisation:
     )  # substrings of parameter names; scalars and vectors never decay
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = (
-        "auto"  # auto: bf16 autocast on GPUs that support it, else fp32
-    )
+    # of autocast; auto: bf16 on GPUs that compute in it, fp16 on older ones, fp32 on a CPU. fp16 has loss scaling
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # the same weights from each run on the same device; an operation that does not allow it is an error
     deterministic: bool = True
+    # activation checkpointing: layers compute their activations again in the backward pass, to save memory
+    recompute: bool = False
     # by torch.compile, at the first step; values differ in their last bits
     compile: bool = False
     seed: int = 0
@@ -186,7 +187,12 @@ class Recipe(Optimisation):
     decay to all parameters, scalars and vectors included, for which there is no option.
     """
 
-    ADDED: ClassVar[frozenset[str]] = Optimisation.ADDED | {"train", "freeze", "init_parts"}
+    ADDED: ClassVar[frozenset[str]] = Optimisation.ADDED | {
+        "train",
+        "freeze",
+        "init_parts",
+        "group_by_length",
+    }
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
     # `objectives`: "lm:Lm", or {use: "itc:Itc", weight: 1.0, view: "", plus its parameters}.
@@ -217,6 +223,8 @@ class Recipe(Optimisation):
     # Data. A sample is an (image, text) pair ("pairs"), or an image with one of its texts, drawn in each epoch ("images").
     # A model that reads no text trains on all rows.
     texts: Literal["pairs", "images"] = "pairs"
+    # batches of samples of similar length, so that less is padded; within a shuffle window, their order is random
+    group_by_length: bool = False
     mix: dict[str, float] = field(
         default_factory=dict
     )  # input step -> how often each of its samples occurs per epoch; default 1

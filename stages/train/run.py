@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlpipe.models import distributed
 from vlpipe.models.optim.frozen import frozen_names, restore, trained_state
+from vlpipe.models.optim.groups import Several
+from vlpipe.models.recompute import recompute_layers
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.train.build import build_makers, build_net, build_views, load_tokenizer, optimiser_of
@@ -27,6 +29,9 @@ SYNC_BUFFERS = (
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -53,6 +58,8 @@ class Run:
         self.optimiser = optimiser_of(self.net, self.recipe)
         self.frozen = _frozen(self.net)
         self.parallel: Any = self.net
+        if self.recipe.recompute:
+            recompute_layers(self.net.model)
         if distributed.world_size() > 1:
             sync_buffers: Any = {
                 SYNC_BUFFERS: False
@@ -66,13 +73,26 @@ class Run:
             )
         if self.recipe.compile:
             self.parallel = torch.compile(self.parallel)
+        # fp16 has few exponents: small gradients become 0 without it
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     @property
-    def bf16(self) -> bool:
-        """True if the forward pass runs under bf16 autocast."""
-        if self.recipe.precision == "auto":
-            return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return self.recipe.precision == "bf16"
+    def dtype(self) -> torch.dtype:
+        """The type of the forward pass under autocast; float32 for none."""
+        auto = "fp32"
+        if self.device.type == "cuda":
+            auto = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return DTYPES[auto if self.recipe.precision == "auto" else self.recipe.precision]
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context of a forward pass."""
+        # a GPU has no autocast to float32, disabled or not
+        kind = torch.bfloat16 if self.dtype == torch.float32 else self.dtype
+        return torch.autocast(self.device.type, kind, enabled=self.dtype != torch.float32)
+
+    def optimisers(self) -> Sequence[torch.optim.Optimizer]:
+        """Returns the optimisers, of which each trains its own parameters."""
+        return self.optimiser.optimisers if isinstance(self.optimiser, Several) else [self.optimiser]
 
     def state(self) -> dict[str, Any]:
         """Returns all that the next step depends on. Random generators are not included: each step seeds them anew."""
@@ -80,6 +100,7 @@ class Run:
             "step": self.step,
             "net": trained_state(self.net.state_dict(), self.frozen),  # includes momentum encoders and queues
             "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),  # empty without loss scaling
             "rows": self.rows,
             "sums": self.sums,
             "num_summed": self.num_summed,
@@ -92,6 +113,8 @@ class Run:
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         restore(self.net, state["net"], self.frozen)
         self.optimiser.load_state_dict(state["optimiser"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def _frozen(net: Any) -> set[str]:

@@ -47,6 +47,10 @@ class Maker:
         """
         raise NotImplementedError
 
+    def num_positions(self, row: Row, text: str) -> float:
+        """Returns about how many positions a sample's item takes, without making it; 0 if all take the same number."""
+        return 0.0
+
     def collate(self, items: Sequence[Item]) -> Stream:
         """Returns B items as one `Stream`, padded to the longest; integer targets are padded with IGNORE."""
         from vlpipe.models.interface.batch import Stream

@@ -41,6 +41,11 @@ class Codes(Maker):
         """The id of a masked code."""
         return self.num_codes
 
+    def num_positions(self, row: Row, text: str) -> float:
+        codes = row.columns[self.COLUMNS[0]].values
+        mean_stride = (1 + self.max_stride) / 2
+        return 0.0 if codes is None else min(self.max_length, len(codes) / mean_stride)
+
     def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
         codes = ids_of(row.columns[self.COLUMNS[0]])
         if len(codes) and not 0 <= codes.min() <= codes.max() < self.num_codes:

@@ -45,6 +45,10 @@ class Regions(Maker):
             item[f"{EXTRA}{name}"] = found[name].astype(dtype)
         return item
 
+    def num_positions(self, row: Row, text: str) -> float:
+        found = row.columns["regions"].values
+        return 0.0 if found is None else min(self.num, len(found))
+
     def _chosen(self, found: Arrays, row_id: str) -> Arrays:
         has, width = found["feat"].shape
         if has < (self.num if self.exact else 1):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlpipe.models.interface.batch import Stream
 
 DEFAULT_LENGTH = 30  # tokens; BLIP's pretraining
+CHARACTERS = 4.5  # per token of English, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,9 @@ class Text(Maker):
     def prompt_length(self) -> int:
         """Number of positions that start token and prompt take; 0 without a prompt."""
         return 1 + len(self.tokenizer.ids(self.prompt)) if self.prompt else 0
+
+    def num_positions(self, row: Row, text: str) -> float:
+        return min(self.length, len(text) / CHARACTERS)
 
     def collate(self, items: Sequence[Item]) -> Stream:
         from vlpipe.models.interface.batch import IGNORE, flat_places

@@ -149,6 +149,34 @@ def test_threads_and_memory_change_nothing(squares: Dataset, recipe_of: Make) ->
     assert not equal(one, batches(recipe_of(seed=1, **small), squares, 9))
 
 
+def padding(found: list[Batch]) -> float:
+    masks = [b.stream("text").mask for b in found]
+    return 1 - sum(int(m.sum()) for m in masks if m is not None) / sum(
+        m.numel() for m in masks if m is not None
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"shuffle_window": 20}, {"accumulate": 2, "texts": "images"}])
+def test_batches_of_similar_length_have_every_sample_once(
+    tmp_path: Path, make_rows: Callable[[], Rows], recipe_of: Make, settings: dict[str, Any]
+) -> None:
+    """After a resume, too, and on two ranks; and less of them is padding."""
+    rows = make_rows()
+    for k, row in enumerate(rows):
+        row["texts"][0]["text"] = " ".join((row["id"].split()[:-1] * 4)[: 1 + 5 * k % 11])
+    data = dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA), shard_rows=10)
+    limits = {"batch_size": 8, "streams": {"text": {"max_length": 16}}, **settings}
+    plain, grouped = recipe_of(**limits), recipe_of(group_by_length=True, **limits)
+    one_epoch = 6 * plain.accumulate
+    found = batches(grouped, data, 2 * one_epoch)
+    assert set(Counter(i for b in found[:one_epoch] for i in b.same.tolist()).values()) == {1}
+    for step in (1, 4, 7):
+        assert equal(batches(grouped, data, 3, step=step), found[step * plain.accumulate :][:3])
+    ranks = [batches(grouped, data, one_epoch, rank=rank, world_size=2) for rank in range(2)]
+    assert set(Counter(i for r in ranks for b in r for i in b.same.tolist()).values()) == {1}
+    assert padding(found) < 0.7 * padding(batches(plain, data, 2 * one_epoch))
+
+
 PROCESSES = [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
 
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.loading.order import Order, Share
+from vlpipe.stages.loading.order import Order, Part, Sample, Share, by_length
 
 COUNTS = [5, 1, 0, 9, 3, 7, 2]  # samples per row group
 
@@ -117,3 +117,21 @@ def test_nothing_to_train_on_says_so() -> None:
         Order([Share.of([0, 0], 1.0)], seed=0, window=8)
     with pytest.raises(VlpipeError, match=r"2 sample\(s\) are too few for 3 workers"):
         next(Order([Share.of([2], 1.0)], seed=0, window=8).of_rank(0, 3))
+
+
+@pytest.mark.parametrize("position", [0, 5, 37])
+@pytest.mark.parametrize("num", [1, 6, 64, 203])
+def test_batches_of_similar_length(position: int, num: int) -> None:
+    """Batches begin at multiples of 8 of the rank's samples, also where a window does not."""
+    samples = [Sample(0, k, 0, k) for k in range(num)]
+    lengths = np.random.default_rng(num).integers(3, 40, num).tolist()
+    found = by_length(Part(samples, position, 0), lengths, 8, seed=1)
+    assert sorted(s.index for s in found) == list(range(num))
+    assert found == by_length(Part(samples, position, 3), lengths, 8, seed=1)
+    first = -position % 8
+    batches = [[lengths[s.index] for s in found[k : k + 8]] for k in range(first, num - 7, 8)]
+    spans = sorted((min(b), max(b)) for b in batches)
+    assert all(high <= low for (_, high), (low, _) in pairwise(spans))  # no two batches overlap
+    if num == 203:
+        assert [min(b) for b in batches] != sorted(min(b) for b in batches)
+        assert found != by_length(Part(samples, position, 0), lengths, 8, seed=2)
