@@ -13,7 +13,6 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, cast
 
 from vlpipe.pipeline.errors import RowFault
@@ -25,9 +24,7 @@ from vlpipe.stages.formats.transparency import alpha_of
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import torch
     from PIL import Image
-    from torch import Tensor
 
 MAX_PIXELS = 50_000_000  # 200 MB for one decoded copy
 MAX_FRAMES = 1000
@@ -193,22 +190,6 @@ def square(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)
-
-
-def normalised(pixels: Tensor) -> Tensor:
-    """Returns pixels (..., 3, H, W) uint8 as float32 with CLIP's mean and deviation: the values of `to_pixels`."""
-    most, mean, std = _constants(pixels.device)
-    return (pixels.float() / most - mean) / std
-
-
-@lru_cache(maxsize=16)
-def _constants(device: torch.device) -> list[Tensor]:
-    """Returns 255, MEAN and STD, each (N, 1, 1). They are tensors, because a GPU divides by a plain number inexactly."""
-    import torch
-
-    with torch.inference_mode(False):
-        values = [torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in ((255.0,), MEAN, STD)]
-        return [value.to(device) for value in values]
 
 
 def load_pixels(

@@ -20,8 +20,8 @@ from vlpipe.pipeline.shard import open_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.detector import to_pixels
 from vlpipe.stages.common.pixels import decode
-from vlpipe.stages.loading.ahead import ahead
-from vlpipe.stages.loading.make_batch import SAMPLE
+from vlpipe.stages.loading.batches.ahead import ahead
+from vlpipe.stages.loading.batches.make_batch import SAMPLE
 from vlpipe.stages.loading.order import Order, Sample, Share
 from vlpipe.stages.loading.rows import Unit, joined_values
 from vlpipe.stages.train.loader import NUM_AHEAD, Making

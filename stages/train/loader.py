@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.stage import Dataset
-from vlpipe.stages.loading.ahead import ahead
-from vlpipe.stages.loading.make_batch import BatchMaker, Samples, Views, sample_rng
+from vlpipe.stages.loading.batches.ahead import ahead
+from vlpipe.stages.loading.batches.make_batch import BatchMaker, Samples, Views, sample_rng
+from vlpipe.stages.loading.batches.processes import made_in_processes, num_processes
+from vlpipe.stages.loading.batches.to_device import to_device
 from vlpipe.stages.loading.makers.base import Maker
 from vlpipe.stages.loading.order import Order, Part, Sample, Share, by_length
-from vlpipe.stages.loading.processes import made_in_processes, num_processes
 from vlpipe.stages.loading.rows import Row, RowCache, Rows, Unit, scan
-from vlpipe.stages.loading.to_device import to_device
 from vlpipe.stages.train.recipe import Recipe, mix_weight
 
 if TYPE_CHECKING:

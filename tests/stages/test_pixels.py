@@ -20,12 +20,12 @@ from vlpipe.stages.common.pixels import (
     STD,
     decode,
     load_pixels,
-    normalised,
     probe,
     square,
     to_pixels,
     verify,
 )
+from vlpipe.stages.loading.makers.image import normalised
 
 UInt8 = npt.NDArray[np.uint8]
 RAMP = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10  # 2 rows, 3 columns

@@ -21,8 +21,8 @@ from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
 from vlpipe.stages.common.pixels import load_pixels, resized_part
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
-from vlpipe.stages.loading.ahead import ahead
 from vlpipe.stages.loading.augment import Augmentation, augmented
+from vlpipe.stages.loading.batches.ahead import ahead
 from vlpipe.stages.loading.rows import int64_id
 from vlpipe.stages.train.build import build_makers, build_model, build_views
 from vlpipe.stages.train.loader import Loader

@@ -15,7 +15,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.loading.make_batch import BatchMaker, Samples
+from vlpipe.stages.loading.batches.make_batch import BatchMaker, Samples
 
 if TYPE_CHECKING:
     from vlpipe.models.interface.batch import Batch

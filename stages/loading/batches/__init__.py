@@ -1,0 +1,4 @@
+"""Makes training batches from samples, in threads or processes, and moves them to the device.
+
+May import `loading`, `loading.makers` and `loading.corruptors`.
+"""
