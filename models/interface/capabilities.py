@@ -53,6 +53,13 @@ class Matches(Protocol):
 
 
 @runtime_checkable
+class Answers(Protocol):
+    """Answers questions about images with one of a fixed set of answers: logits (B, answers)."""
+
+    def answer(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
 class FillsWords(Protocol):
     """Predicts masked words: hidden states (B, L, D) of the text, and logits (..., V) of hidden states."""
 

@@ -18,6 +18,7 @@ EXTRA, TARGET = (
     "extra/",
     "target/",
 )  # prefixes of the keys of an item that go into `Stream.extra` and `.target`
+ROW, SAYS = "row", "says"  # keys of an item, for corruptors: the row's `image_id`; its text, folded
 IGNORE = -100  # `models.interface.batch.IGNORE`, without importing torch
 
 Item = dict[str, Any]  # one sample of one stream: the array `data`, and further ones by name
@@ -58,6 +59,11 @@ class Maker:
             extra=_with_prefix(items, EXTRA, 0),
             target=_with_prefix(items, TARGET, IGNORE),
         )
+
+
+def folded(text: str) -> str:
+    """Returns the text without case and with single spaces: equal for texts that say the same word for word."""
+    return " ".join(text.casefold().split())
 
 
 def _with_prefix(items: Sequence[Item], prefix: str, fill: int) -> dict[str, Tensor]:

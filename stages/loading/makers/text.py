@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlpipe.stages.loading.makers.base import EXTRA, Item, Maker
+from vlpipe.stages.loading.makers.base import EXTRA, ROW, SAYS, Item, Maker, folded
 from vlpipe.stages.loading.rows import Row
 
 DEFAULT_LENGTH = 30  # tokens; BLIP's pretraining
@@ -56,9 +56,12 @@ class Text(Maker):
         """Number of positions that start token and prompt take; 0 without a prompt."""
         return 1 + len(self.tokenizer.ids(self.prompt)) if self.prompt else 0
 
-    def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
+    def __call__(self, row: Row | None, text: str, rng: np.random.Generator) -> Item:
         ids, words = self.tokenizer.encode_one(self.prompt + text, self.length, keep_end=self.keep_end)
         item: Item = {"data": np.asarray(ids, np.int64), "words": np.asarray(words, np.int64)}
+        item[SAYS] = folded(text)
+        if row is not None:
+            item[ROW] = row.image_id
         if self.prompt:
             item[f"{EXTRA}prompt"] = np.int64(self.prompt_length)
         return item
