@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from vlpipe.models.blocks.image_encoder import build_image_encoder
 from vlpipe.models.blocks.post_norm import INIT_STD, init_bert
-from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Generates, Matches, TextRules
+from vlpipe.models.interface.capabilities import (
+    EmbedsImages,
+    EmbedsTexts,
+    Generates,
+    Matches,
+    PredictsNext,
+    TextRules,
+)
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.systems.blip.config import PARTS, TOKENS, BlipConfig, unknown_and_mask
@@ -138,6 +145,7 @@ class Blip(Model):
         has: dict[type, bool] = {
             Matches: encoder and cross,
             Generates: decoder,
+            PredictsNext: decoder,
             EmbedsImages: encoder,
             EmbedsTexts: encoder,
         }

@@ -38,7 +38,9 @@ class Mismatch:
 
     def marks(self, sample: Sample) -> frozenset[tuple[str, Any]]:
         """Returns what two samples must not share to be a mismatch: the pictures, and what the texts say."""
-        return frozenset((key, item[key]) for item in sample.values() for key in (ROW, SAYS) if key in item)
+        return frozenset(
+            (key, item[key][0]) for item in sample.values() for key in (ROW, SAYS) if key in item
+        )
 
     def swapped(self, item: Item, other: Item, maker: Maker) -> Item:
         """Returns the item that replaces `item`."""

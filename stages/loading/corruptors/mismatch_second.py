@@ -30,8 +30,8 @@ class MismatchSecond(Mismatch):
 
     def marks(self, sample: Sample) -> frozenset[tuple[str, Any]]:
         item = sample[self.stream]
-        return frozenset({(ROW, item[ROW]), (SECOND, folded(item[SECOND]))})
+        return frozenset({(ROW, item[ROW][0]), (SECOND, folded(item[SECOND][0]))})
 
     def swapped(self, item: Item, other: Item, maker: Maker) -> Item:
         assert isinstance(maker, TextPair)
-        return {**item, **maker.encoded(item[FIRST], other[SECOND])}
+        return {**item, **maker.encoded(item[FIRST][0], other[SECOND][0])}

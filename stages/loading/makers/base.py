@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from vlpipe.stages.loading.rows import Row
 
@@ -18,7 +19,7 @@ EXTRA, TARGET = (
     "extra/",
     "target/",
 )  # prefixes of the keys of an item that go into `Stream.extra` and `.target`
-ROW, SAYS = "row", "says"  # keys of an item, for corruptors: the row's `image_id`; its text, folded
+ROW, SAYS = "row", "says"  # keys of notes of an item, for corruptors: the row's `image_id`; its text, folded
 IGNORE = -100  # `models.interface.batch.IGNORE`, without importing torch
 
 Item = dict[str, Any]  # one sample of one stream: the array `data`, and further ones by name
@@ -59,6 +60,11 @@ class Maker:
             extra=_with_prefix(items, EXTRA, 0),
             target=_with_prefix(items, TARGET, IGNORE),
         )
+
+
+def note(value: int | str) -> npt.NDArray[Any]:
+    """Returns a value that corruptors read, as an array (1,): all values of an item are arrays."""
+    return np.array([value])
 
 
 def folded(text: str) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.common.region_rows import Arrays, image_arrays
-from vlpipe.stages.loading.makers.base import EXTRA, ROW, Item, Maker
+from vlpipe.stages.loading.makers.base import EXTRA, ROW, Item, Maker, note
 from vlpipe.stages.loading.rows import Row
 
 CLASSES = (("obj", np.int64), ("obj_conf", np.float32), ("attr", np.int64), ("attr_conf", np.float32))
@@ -43,7 +43,7 @@ class Regions(Maker):
         found = self._chosen(arrays_of(row.columns["regions"]), row.id)
         size = np.array([row.columns["width"], row.columns["height"]] * 2, np.float32)
         item: Item = {"data": found["feat"].astype(np.float32), f"{EXTRA}box": found["box"] / size}
-        item[ROW] = row.image_id
+        item[ROW] = note(row.image_id)
         for name, dtype in CLASSES:
             item[f"{EXTRA}{name}"] = found[name].astype(dtype)
         if self.probs:

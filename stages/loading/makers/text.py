@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vlpipe.stages.loading.makers.base import EXTRA, ROW, SAYS, Item, Maker, folded
+from vlpipe.stages.loading.makers.base import EXTRA, ROW, SAYS, Item, Maker, folded, note
 from vlpipe.stages.loading.rows import Row
 
 DEFAULT_LENGTH = 30  # tokens; BLIP's pretraining
@@ -59,9 +59,9 @@ class Text(Maker):
     def __call__(self, row: Row | None, text: str, rng: np.random.Generator) -> Item:
         ids, words = self.tokenizer.encode_one(self.prompt + text, self.length, keep_end=self.keep_end)
         item: Item = {"data": np.asarray(ids, np.int64), "words": np.asarray(words, np.int64)}
-        item[SAYS] = folded(text)
+        item[SAYS] = note(folded(text))
         if row is not None:
-            item[ROW] = row.image_id
+            item[ROW] = note(row.image_id)
         if self.prompt:
             item[f"{EXTRA}prompt"] = np.int64(self.prompt_length)
         return item

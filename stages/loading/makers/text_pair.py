@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.loading.makers.base import EXTRA, ROW, SAYS, Item, Maker, folded
+from vlpipe.stages.loading.makers.base import EXTRA, ROW, SAYS, Item, Maker, folded, note
 from vlpipe.stages.loading.makers.text import DEFAULT_LENGTH
 from vlpipe.stages.loading.rows import Row
 
-FIRST, SECOND = "first", "second"  # keys of an item: its two texts
+FIRST, SECOND = "first", "second"  # keys of notes of an item: its two texts
 # Latin stops before a space; the ideographic full stop, and fullwidth exclamation and question mark
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*")
 MIN_LENGTH = 5  # the special tokens, and a token of each text
@@ -56,7 +56,7 @@ class TextPair(Maker):
 
     def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
         first, second = self._sentences(row, text, rng) if self.of == "sentences" else self._texts(row, text)
-        return {**self.encoded(first, second), ROW: row.image_id}
+        return {**self.encoded(first, second), ROW: note(row.image_id)}
 
     def encoded(self, first: str, second: str) -> Item:
         """Returns the item of two texts."""
@@ -65,9 +65,9 @@ class TextPair(Maker):
             "data": np.asarray(ids, np.int64),
             "words": np.asarray(words, np.int64),
             f"{EXTRA}segment": np.asarray(segment, np.int64),
-            FIRST: first,
-            SECOND: second,
-            SAYS: folded(f"{first} {second}"),
+            FIRST: note(first),
+            SECOND: note(second),
+            SAYS: note(folded(f"{first} {second}")),
         }
 
     def _texts(self, row: Row, text: str) -> tuple[str, str]:

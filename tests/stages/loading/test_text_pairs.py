@@ -61,13 +61,13 @@ def test_a_text_and_the_next(tokenizer: Tokenizer) -> None:
 def test_a_text_is_split_between_sentences(tokenizer: Tokenizer) -> None:
     maker = TextPair(tokenizer=tokenizer, of="sentences")
     items = [maker(row(0, TEXTS[3]), f" {TEXTS[3]} ", np.random.default_rng(k)) for k in range(60)]
-    found = {(item["first"], item["second"]) for item in items}
+    found = {(item["first"][0], item["second"][0]) for item in items}
     assert found == {
         ("Dr.", "No sleeps. Who wakes him? Nobody."),
         ("Dr. No sleeps.", "Who wakes him? Nobody."),
         ("Dr. No sleeps. Who wakes him?", "Nobody."),
     }
-    assert maker(row(0, "一。二"), "一。二", RNG)["second"] == "二"
+    assert maker(row(0, "一。二"), "一。二", RNG)["second"][0] == "二"
     with pytest.raises(VlpipeError, match="a text of row row3 has one sentence, wanted at least two"):
         maker(row(3, "One sentence. "), "One sentence. ", RNG)
 
@@ -104,8 +104,8 @@ def wrong_seconds(tokenizer: Tokenizer, rows: list[Row], **settings: Any) -> lis
     for sample in MismatchSecond(**settings)(samples, seeded(0), {"text": maker}):
         item = sample["text"]
         read = halves(tokenizer, item["data"], item["extra/segment"])
-        assert read == (folded(item["first"]), folded(item["second"]))
-        found.append((int(item["target/match"]), item["first"], item["second"]))
+        assert read == (folded(item["first"][0]), folded(item["second"][0]))
+        found.append((int(item["target/match"]), item["first"][0], item["second"][0]))
     return found
 
 
