@@ -158,6 +158,17 @@ def test_the_loss_of_the_detector_s_probabilities(model: Uniter, background: boo
     torch.testing.assert_close(float(mean["region_kl"].total), total / 7, rtol=1e-4, atol=1e-5)
 
 
+def test_certain_probabilities_are_classes(model: Uniter) -> None:
+    """MRC-kl of a detector that is sure of each class is MRC, the cross entropy."""
+    text, regions = streams()
+    sure = {"prob": F.one_hot(regions.extra["obj"], 7).half(), "obj_conf": torch.ones(5, 4)}
+    out = outputs(model, text=text, regions=replace(regions, extra={**regions.extra, **sure}))
+    found, wanted = RegionKl()(out), RegionClass(which="obj", regions="masked")(out)
+    for name, other in (("region_kl", "region_obj"), ("region_kl_accuracy", "region_obj_accuracy")):
+        torch.testing.assert_close(found[name].total, wanted[other].total)
+        assert int(found[name].count) == int(wanted[other].count)
+
+
 def test_probabilities_that_are_not_there_are_named(model: Uniter) -> None:
     text, regions = streams()
     with pytest.raises(ValueError, match=r"'regions' has no probabilities; set streams.regions.probs: true"):
