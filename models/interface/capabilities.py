@@ -53,6 +53,13 @@ class Matches(Protocol):
 
 
 @runtime_checkable
+class Answers(Protocol):
+    """Answers questions about images with one of a fixed set of answers: logits (B, answers)."""
+
+    def answer(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
 class FillsWords(Protocol):
     """Predicts masked words: hidden states (B, L, D) of the text, and logits (..., V) of hidden states."""
 
@@ -69,8 +76,16 @@ class FillsCodes(Protocol):
 
 
 @runtime_checkable
-class Generates(Protocol):
-    """Writes texts: hidden states (B, L, D) that predict the next word, and logits (..., V) of hidden states.
+class PredictsNext(Protocol):
+    """Predicts the next word: hidden states (B, L, D) of texts, and logits (..., V) of hidden states."""
+
+    def decoder_hidden(self, out: Outputs) -> Tensor: ...
+    def predict(self, hidden: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Generates(PredictsNext, Protocol):
+    """Writes texts about images: predicts the next word, token by token with a cache.
 
     start_text: a cache for texts of at most `room` tokens about image encodings (B, ...), each `repeats` times. step_text:
     hidden states (B, T, D) of the next ids (B, T), which it adds to the cache. A cache has `select(rows)`, for beam search.
@@ -78,9 +93,17 @@ class Generates(Protocol):
 
     @property
     def text_rules(self) -> TextRules: ...
-    def decoder_hidden(self, out: Outputs) -> Tensor: ...
-    def predict(self, hidden: Tensor) -> Tensor: ...
     def start_text(self, images: Tensor, room: int, repeats: int = 1) -> Any: ...
+    def step_text(self, ids: Tensor, cache: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class GeneratesAlone(PredictsNext, Protocol):
+    """Writes texts without an image: as `Generates`. start_alone: a cache for `num` texts of at most `room` tokens."""
+
+    @property
+    def text_rules(self) -> TextRules: ...
+    def start_alone(self, num: int, room: int) -> Any: ...
     def step_text(self, ids: Tensor, cache: Any) -> Tensor: ...
 
 

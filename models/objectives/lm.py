@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlpipe.models.interface.batch import IGNORE, Batch, Stream
-from vlpipe.models.interface.capabilities import Generates
+from vlpipe.models.interface.capabilities import PredictsNext
 from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
 
@@ -25,7 +25,7 @@ class Lm(Objective):
     """
 
     LOSSES = ("lm",)
-    NEEDS = (Generates,)
+    NEEDS = (PredictsNext,)
 
     def __init__(self, *, label_smoothing: float | None = None) -> None:
         super().__init__()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlpipe.models.blocks.image_encoder import build_image_encoder
 from vlpipe.models.blocks.modified_resnet import ModifiedResNet
 from vlpipe.models.blocks.patches import PatchEmbed
 from vlpipe.models.blocks.text import TextEmbed
@@ -25,7 +26,9 @@ class Clip(Model):
     """Defaults are ViT-B/32's. `end`: the id of the end token, at which the text's embedding is read.
 
     vision_layers: four numbers of blocks make a ResNet (RN50: [3, 4, 6, 3], vision_width 64, vision_heads 32, embed_dim
-    1024). text: "bag_of_words" is the mean of the words' embeddings, of the paper's figure 2, without layers or positions.
+    1024). vision: another image encoder, such as {use: "mobilenet_v2:MobileNetV2Tokens"}, whose first token, `vision_width`
+    wide, is projected. text: "bag_of_words" is the mean of the words' embeddings, of the paper's figure 2, without layers or
+    positions.
     """
 
     STREAMS = {"image": "image:Image", "text": "text:Text"}  # noqa: RUF012
@@ -41,6 +44,7 @@ class Clip(Model):
         vision_width: int = 768,
         vision_layers: int | Sequence[int] = 12,
         vision_heads: int = 12,
+        vision: Mapping[str, Any] | None = None,
         text: Literal["transformer", "bag_of_words"] = "transformer",
         text_width: int = 512,
         text_layers: int = 12,
@@ -53,13 +57,17 @@ class Clip(Model):
         width = vision_width if isinstance(vision_layers, int) else RESNET_OUT * vision_width
         if text not in ("transformer", "bag_of_words"):
             raise ValueError(f"model: text is transformer or bag_of_words, got {text!r}")
-        if width % vision_heads or text_width % text_heads or not 0 <= end < vocab_size:
+        if (vision is None and width % vision_heads) or text_width % text_heads or not 0 <= end < vocab_size:
             raise ValueError(
                 f"model: heads must divide the width, and end must be below vocab_size: vision {width} / {vision_heads}, "
                 f"text {text_width} / {text_heads}, end {end} of {vocab_size}"
             )
         blocks: dict[str, Any] = {"norm_eps": 1e-5, "activation": activation}
-        if isinstance(vision_layers, int):
+        if vision is not None:
+            self.vision = build_image_encoder(vision, image_size=image_size, width=vision_width)
+            self.image_proj = nn.Linear(vision_width, embed_dim, bias=False)
+            nn.init.normal_(self.image_proj.weight, std=vision_width**-0.5)
+        elif isinstance(vision_layers, int):
             self.patches = PatchEmbed(image_size, patch_size, vision_width, bias=False)
             self.pre_norm = nn.LayerNorm(vision_width)
             self.vision = PreNormEncoder(vision_width, vision_layers, vision_heads, **blocks)
@@ -85,6 +93,8 @@ class Clip(Model):
 
     def image_feat(self, out: Outputs) -> Tensor:
         pixels = out.stream("image").data
+        if self.config.vision is not None:
+            return F.normalize(self.image_proj(self.vision(pixels, first=True)[:, 0]).float(), dim=-1)
         if isinstance(self.config.vision_layers, int):
             x = self.vision(self.pre_norm(self.patches(pixels)), first=True)[:, 0]
             return F.normalize(self.image_proj(x).float(), dim=-1)

@@ -64,8 +64,7 @@ class Layer(nn.Module):
 
 
 class Gpt(Model):
-    """Defaults are the paper's. `start` and `end`: the tokens before and after each text. It writes about no image: of image
-    encodings, `start_text` takes the number alone."""
+    """Defaults are the paper's. `start` and `end`: the tokens before and after each text."""
 
     STREAMS = {"text": "text:Text"}  # noqa: RUF012
     FORMATS = ("openai-gpt",)
@@ -104,7 +103,7 @@ class Gpt(Model):
         c = self.config
         return TextRules(c.start, c.end, [c.start] if c.start != c.end else [], c.max_text_length)
 
-    def start_text(self, images: Tensor, room: int, repeats: int = 1) -> Cache:
+    def start_alone(self, num: int, room: int) -> Cache:
         return Cache(layers=[None] * len(self.layers))
 
     def step_text(self, ids: Tensor, cache: Any) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlpipe.models.blocks.post_norm import INIT_STD, CrossAttention, PostNormLayer, Transform, init_bert
 from vlpipe.models.blocks.regions import MeanRegionEmbed
 from vlpipe.models.blocks.text import Pooler, TextEmbed
+from vlpipe.models.interface.capabilities import Answers
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 
@@ -41,7 +42,8 @@ class CrossLayer(nn.Module):
 
 
 class Lxmert(Model):
-    """Defaults are the paper's. num_answers: of question answering; 0 for no such head (the paper has 9,500).
+    """Defaults are the paper's. num_answers: of question answering; 0 for no such head (the paper has 9,500). With
+    one, the stream `answer` has the label of each row.
 
     The stream `regions` has features of `feat_dim` values and extra["box"], x1, y1, x2, y2 from 0 to 1. Unlike in the
     released code, the embeddings of token 0, position 0 and type 0 are trained (there they are a `padding_idx`).
@@ -92,7 +94,12 @@ class Lxmert(Model):
     def streams(self) -> dict[str, dict[str, Any]]:
         specs = super().streams()
         specs["regions"]["feat_dim"] = self.config.feat_dim
+        if self.answer_head is not None:
+            specs["answer"] = {"use": "answer:Answer", "num_answers": self.config.num_answers}
         return specs
+
+    def lacks(self, capability: type) -> bool:
+        return capability is Answers and self.answer_head is None
 
     def fused(self, out: Outputs) -> dict[str, Tensor]:
         text, image = out.stream("text"), out.stream("regions")

@@ -45,21 +45,16 @@ class NextWord(GatherStage):
         return batch_size_problems(self.batch_size)
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
-        from vlpipe.models.interface.capabilities import Generates
+        from vlpipe.models.interface.capabilities import GeneratesAlone
         from vlpipe.stages.common.model import capability_problems
 
-        return capability_problems(self.model, stages, [Generates])
+        return capability_problems(self.model, stages, [GeneratesAlone])
 
     def run(self, job: Job) -> None:
-        from vlpipe.models.interface.capabilities import Generates
+        from vlpipe.models.interface.capabilities import GeneratesAlone
         from vlpipe.stages.common.model import load
 
-        model = load(self.model, self.max_text_length, [Generates])
-        if set(model.model.STREAMS) != {"text"}:
-            raise VlpipeError(
-                f"evaluate.next_word: a {type(model.model).__name__} reads {', '.join(model.model.STREAMS)}; "
-                "wanted a model that reads texts alone"
-            )
+        model = load(self.model, self.max_text_length, [GeneratesAlone])
         nats, right, num, tokens = 0.0, 0, 0, Counter[int]()
         for batch, num_real in fixed_batches(self._texts(job), self.batch_size):
             found = self._judged(model, batch[:num_real])

@@ -160,8 +160,12 @@ def scan(dataset: Dataset, per: Per, columns: Sequence[str] = ()) -> Scan:
     """Returns all row groups of a step's output. Reads only the texts, or no column.
 
     columns: those that will be read of each row; their bytes are as Parquet states them, uncompressed. Of a column in
-    another shard, a row has its mean.
+    another shard, a row has its mean. Raises VlpipeError for one that the step's output does not have.
     """
+    if lacking := [name for name in columns if name not in dataset.schema.names]:
+        raise VlpipeError(
+            f"training: step {dataset.name!r} has no column {', '.join(lacking)}, which a stream is made from"
+        )
     found = Scan([], [], [])
     has_sha256 = "sha256" in dataset.schema.names
     for shard in dataset.shards:

@@ -31,7 +31,8 @@ class Train(GatherStage, Recipe):
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True
     # 1: means over all micro-batches and ranks, windows counted in rows and bytes; 2: large JPEGs are decoded smaller
-    VERSION: ClassVar[int] = 2
+    # 3: `Mismatch` takes no sample of the same picture, and no text that differs in case alone
+    VERSION: ClassVar[int] = 3
     ADDED: ClassVar[frozenset[str]] = Recipe.ADDED
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "on_collapse", "loader_threads", "loader_processes", "cache_bytes"}

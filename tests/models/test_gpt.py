@@ -10,6 +10,7 @@ import torch
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from tests.models.parity import LENGTHS, TOLERANCE, noisy, outputs, texts, through_a_folder
+from vlpipe.models.generation.alone import Alone
 from vlpipe.models.generation.beam import beam
 from vlpipe.models.generation.generate import sample
 from vlpipe.models.interface.batch import Stream
@@ -73,7 +74,7 @@ def test_a_folder_goes_back_and_forth(theirs: OpenAIGPTLMHeadModel, ours: Gpt, t
 def test_steps_give_what_the_whole_text_gives(ours: Gpt, sizes: list[int]) -> None:
     ids, _ = texts(37, 9)
     whole = outputs(ours, text=Stream(ids, torch.ones_like(ids, dtype=torch.bool))).decoder_hidden
-    cache, parts = ours.start_text(torch.zeros(5), 10), []
+    cache, parts = ours.start_alone(5, 10), []
     for part in ids.split(sizes, dim=1):
         parts.append(ours.step_text(part, cache))
     torch.testing.assert_close(torch.cat(parts, 1), whole, **TOLERANCE)
@@ -84,6 +85,6 @@ def test_it_writes_as_transformers_does(theirs: OpenAIGPTLMHeadModel, ours: Gpt)
     wanted = theirs.generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=0, pad_token_id=0)[
         0, 3:
     ].tolist()
-    found = sample(ours, torch.zeros(2, 1), max_length=8, prompt_ids=[5, 7])
+    found = sample(Alone(ours), torch.zeros(2, 1), max_length=8, prompt_ids=[5, 7])
     assert found[0] == found[1] == (wanted[: wanted.index(0)] if 0 in wanted else wanted)
-    assert len(beam(ours, torch.zeros(2, 1), num_beams=3, max_length=6)) == 2
+    assert len(beam(Alone(ours), torch.zeros(2, 1), num_beams=3, max_length=6)) == 2

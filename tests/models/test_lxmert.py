@@ -5,6 +5,7 @@ Tolerances: outputs 1e-5 absolute, losses 1e-5, gradients 1e-5 of their largest 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from vlpipe.models import folder
 from vlpipe.models.interface.batch import IGNORE, Batch, Stream
-from vlpipe.models.interface.capabilities import FillsWords, Fuses, Matches, PredictsRegions, missing
+from vlpipe.models.interface.capabilities import Answers, FillsWords, Fuses, Matches, PredictsRegions, missing
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.layouts import lxmert as layout
+from vlpipe.models.objectives.answer import Answer
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.objectives.match import Match
 from vlpipe.models.objectives.region import RegionClass, RegionFeatures
@@ -124,6 +126,18 @@ def test_loaded_outputs_equal_theirs(theirs: tuple[Path, Any]) -> None:
         for kind, logits in wanted.items():
             got = ours.predict_regions(out.region_hidden, kind)
             torch.testing.assert_close(got[real], logits[real], atol=1e-5, rtol=0)
+
+
+def test_the_loss_of_answers_equals_theirs(theirs: tuple[Path, Any]) -> None:
+    path, model = theirs
+    ours, batch, labels = folder.load(path).eval(), batch_of(), torch.tensor([3, 0, IGNORE, 4, 2])
+    matched = {"text": replace(batch.stream("text"), target={}), "regions": batch.stream("regions")}
+    out = Outputs(ours, Batch({**matched, "answer": Stream(labels)}, same=batch.same))
+    term = Answer()(out)["answer"]
+    wanted = model(**inputs_of(batch), ans=labels).loss
+    torch.testing.assert_close(term.total / term.count, wanted, atol=1e-5, rtol=0)
+    assert not missing(ours, [Answers])
+    assert missing(Lxmert(**{**SIZES, "num_answers": 0}), [Answers]) == [Answers]
 
 
 def test_losses_and_gradients_equal_theirs(theirs: tuple[Path, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 from tests.models.parity import TOLERANCE, noisy, outputs
 from vlpipe.models.interface.batch import Stream
 from vlpipe.models.objectives.region import RegionClass
+from vlpipe.models.objectives.region_kl import RegionKl
 from vlpipe.models.objectives.region_mse import RegionMse
 from vlpipe.models.objectives.word_region import WordRegion, transport_distance
 from vlpipe.models.systems.uniter import Uniter
@@ -126,6 +129,57 @@ def test_losses_of_regions(model: Uniter) -> None:
         RegionClass(which="attr").bind(model)
     with pytest.raises(ValueError, match="predicts features and objects of regions, not 'attr'"):
         model.predict_regions(out.region_hidden, "attr")
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_the_loss_of_the_detector_s_probabilities(model: Uniter, background: bool) -> None:
+    """Chen et al., MRC-kl: the sum over masked regions of the sum over classes of q log(q / p)."""
+    text, regions = streams()
+    prob = torch.rand(5, 4, 7 if background else 8).square()
+    prob[0, 0] = torch.eye(prob.shape[-1])[2]  # zeros count nothing
+    prob = (prob / prob.sum(-1, keepdim=True)).half()
+    regions = replace(regions, extra={**regions.extra, "prob": prob})
+    total, right, num = 0.0, 0, 0
+    for row in range(5):
+        hidden = reference(model, row)[WORDS[row] :]
+        for at in range(int(REGIONS[row])):
+            if regions.target["masked"][row, at]:
+                num += 1
+                p = model.predict_regions(hidden[at], "obj").softmax(-1).tolist()
+                q = prob[row, at].tolist()[:7]
+                q = [one / sum(q) for one in q]
+                total += sum(a * math.log(a / b) for a, b in zip(q, p, strict=True) if a)
+                right += q.index(max(q)) == p.index(max(p))
+    found = RegionKl(background=background)(outputs(model, text=text, regions=regions))
+    assert int(found["region_kl"].count) == num
+    torch.testing.assert_close(float(found["region_kl"].total), total, rtol=1e-4, atol=1e-5)
+    assert int(found["region_kl_accuracy"].total) == right
+    mean = RegionKl(background=background, over_classes="mean")(outputs(model, text=text, regions=regions))
+    torch.testing.assert_close(float(mean["region_kl"].total), total / 7, rtol=1e-4, atol=1e-5)
+
+
+def test_certain_probabilities_are_classes(model: Uniter) -> None:
+    """MRC-kl of a detector that is sure of each class is MRC, the cross entropy."""
+    text, regions = streams()
+    sure = {"prob": F.one_hot(regions.extra["obj"], 7).half(), "obj_conf": torch.ones(5, 4)}
+    out = outputs(model, text=text, regions=replace(regions, extra={**regions.extra, **sure}))
+    found, wanted = RegionKl()(out), RegionClass(which="obj", regions="masked")(out)
+    for name, other in (("region_kl", "region_obj"), ("region_kl_accuracy", "region_obj_accuracy")):
+        torch.testing.assert_close(found[name].total, wanted[other].total)
+        assert int(found[name].count) == int(wanted[other].count)
+
+
+def test_probabilities_that_are_not_there_are_named(model: Uniter) -> None:
+    text, regions = streams()
+    with pytest.raises(ValueError, match=r"'regions' has no probabilities; set streams.regions.probs: true"):
+        RegionKl()(outputs(model, text=text, regions=regions))
+    regions = replace(regions, extra={**regions.extra, "prob": torch.rand(5, 4, 7)})
+    with pytest.raises(
+        ValueError, match="the detector has 6 classes without background, but the model predicts 7"
+    ):
+        RegionKl(background=False)(outputs(model, text=text, regions=regions))
+    with pytest.raises(ValueError, match="over_classes must be sum or mean, got 'max'"):
+        RegionKl(over_classes="max")  # type: ignore[arg-type]
 
 
 def test_features_are_predicted_by_the_transpose_of_their_projection(model: Uniter) -> None:

@@ -50,6 +50,7 @@ def test_it_can_be_planned(
         pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), pairs)
     Path("detector").mkdir()
     save_file({"any": torch.zeros(1)}, "detector/model.safetensors")
+    Path("mobilenet_v2.npz").write_bytes(b"weights")
     workflow = Workflow.load(str(SHIPPED[0].parent / name), profile=profile)
     stages = {step.name: step.stage for step in workflow.steps}
     for step in workflow.steps:

@@ -20,10 +20,12 @@ class ClipLayout(Layout):
         return open_clip.load(cls, folder, changes)
 
     def check(self, model: Any, kind: str | None) -> str:
-        """As in `Layout`: neither library has a bag of words, and transformers has no ResNet."""
+        """As in `Layout`: neither library has a bag of words or our other image encoders, and transformers has no ResNet."""
         kind, c = super().check(model, kind), model.config
         if c.text != "transformer":
             raise ValueError(f"export: no other library has CLIP with text: {c.text}")
+        if c.vision is not None:
+            raise ValueError(f"export: no other library has CLIP with vision: {c.vision['use']}")
         if kind == "model" and not isinstance(c.vision_layers, int):
             raise ValueError("export: transformers has no CLIP with a ResNet; set kind: open_clip")
         return kind

@@ -105,6 +105,10 @@ def read_transformers(folder: Path, changes: Mapping[str, Any]) -> Read:
 
 def init_vit(blip: Any, path: str | Path) -> None:
     """Start the vision tower from a ViT in timm's layout (BLIP: DeiT-B/16, ViT-L/16 of ImageNet-21k)."""
+    if blip.config.vision is not None:
+        raise ValueError(
+            f"init_vit needs a model with a ViT, but this one has vision: {blip.config.vision['use']}"
+        )
     theirs = read_tensors(path)
     entries = list(layouts.vision("", layouts.TIMM, blip.config.vision_layers))
     ours = to_ours(entries, theirs, VIT_IGNORED)

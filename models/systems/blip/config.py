@@ -37,6 +37,9 @@ class BlipConfig:
     vision_width: int = 768
     vision_layers: int = 12
     vision_heads: int = 12
+    vision: dict[str, Any] | None = (
+        None  # another image encoder, such as {use: "mobilenet_v2:MobileNetV2Tokens"}
+    )
     text_width: int = 768
     text_layers: int = 12
     text_heads: int = 12

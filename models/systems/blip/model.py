@@ -21,8 +21,16 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlpipe.models.blocks.image_encoder import build_image_encoder
 from vlpipe.models.blocks.post_norm import INIT_STD, init_bert
-from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Generates, Matches, TextRules
+from vlpipe.models.interface.capabilities import (
+    EmbedsImages,
+    EmbedsTexts,
+    Generates,
+    Matches,
+    PredictsNext,
+    TextRules,
+)
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.systems.blip.config import PARTS, TOKENS, BlipConfig, unknown_and_mask
@@ -48,16 +56,7 @@ class Blip(Model):
         super().__init__()
         self.config = c = config
         encoder, decoder, cross = PARTS[c.parts]
-        self.vision = Vit(
-            image_size=c.image_size,
-            patch_size=c.patch_size,
-            width=c.vision_width,
-            num_layers=c.vision_layers,
-            num_heads=c.vision_heads,
-            drop_path=c.drop_path,
-            position=c.position,
-            norm_eps=c.vision_norm_eps,
-        )
+        self.vision = _image_encoder(c)
         self.text = TextTransformer(
             vocab_size=c.vocab_size,
             max_length=c.max_text_length,
@@ -146,6 +145,7 @@ class Blip(Model):
         has: dict[type, bool] = {
             Matches: encoder and cross,
             Generates: decoder,
+            PredictsNext: decoder,
             EmbedsImages: encoder,
             EmbedsTexts: encoder,
         }
@@ -253,9 +253,11 @@ class Blip(Model):
             checkpoints.export_retrieval(self, tokenizer, folder)
 
     def check_export(self, kind: str | None = None) -> None:
-        """Raises ValueError for a kind that `export` does not have."""
+        """Raises ValueError for a kind that `export` does not have, and for an image encoder other than BLIP's ViT."""
         if kind not in ("captioner", "retrieval"):
             raise ValueError(f"export: Blip has the kinds captioner, retrieval, got {kind!r}")
+        if self.config.vision is not None:
+            raise ValueError(f"export: transformers has no BLIP with vision: {self.config.vision['use']}")
 
     @classmethod
     def load(cls, source: str | Path, /, **changes: Any) -> Blip:
@@ -298,6 +300,24 @@ class Blip(Model):
                 f"this needs the module {head}, which a model with parts {self.config.parts!r} does not have"
             )
         return module
+
+
+def _image_encoder(c: BlipConfig) -> Any:
+    """Pixels (B, 3, S, S) -> tokens (B, 1 + N, vision_width); `first=True`: the first of them alone."""
+    if c.vision is not None:
+        return build_image_encoder(
+            c.vision, image_size=c.image_size, width=c.vision_width, position=c.position
+        )
+    return Vit(
+        image_size=c.image_size,
+        patch_size=c.patch_size,
+        width=c.vision_width,
+        num_layers=c.vision_layers,
+        num_heads=c.vision_heads,
+        drop_path=c.drop_path,
+        position=c.position,
+        norm_eps=c.vision_norm_eps,
+    )
 
 
 def _mismatch(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from vlpipe.stages.loading.rows import Row
 
@@ -18,6 +19,7 @@ EXTRA, TARGET = (
     "extra/",
     "target/",
 )  # prefixes of the keys of an item that go into `Stream.extra` and `.target`
+ROW, SAYS = "row", "says"  # keys of notes of an item, for corruptors: the row's `image_id`; its text, folded
 IGNORE = -100  # `models.interface.batch.IGNORE`, without importing torch
 
 Item = dict[str, Any]  # one sample of one stream: the array `data`, and further ones by name
@@ -85,6 +87,16 @@ def _places(mask: Tensor | None, target: Mapping[str, Tensor]) -> dict[str, Tens
         if values.ndim == 2 and values.dtype in (torch.bool, torch.int64):
             found[name] = flat_places(values if values.dtype == torch.bool else values != IGNORE)
     return found
+
+
+def note(value: int | str) -> npt.NDArray[Any]:
+    """Returns a value that corruptors read, as an array (1,): all values of an item are arrays."""
+    return np.array([value])
+
+
+def folded(text: str) -> str:
+    """Returns the text without case and with single spaces: equal for texts that say the same word for word."""
+    return " ".join(text.casefold().split())
 
 
 def _with_prefix(items: Sequence[Item], prefix: str, fill: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.loading.makers.base import Item, Maker
+from vlpipe.stages.loading.makers.base import ROW, Item, Maker, note
 from vlpipe.stages.loading.rows import Row
 
 
@@ -59,7 +59,7 @@ class Codes(Maker):
         if len(codes) > self.max_length:
             start = int(rng.integers(len(codes) - self.max_length, endpoint=True))
             codes = codes[start : start + self.max_length]
-        return {"data": codes}
+        return {"data": codes, ROW: note(row.image_id)}
 
 
 def ids_of(value: Any) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.common.region_rows import Arrays, image_arrays
-from vlpipe.stages.loading.makers.base import EXTRA, Item, Maker
+from vlpipe.stages.loading.makers.base import EXTRA, ROW, Item, Maker, note
 from vlpipe.stages.loading.rows import Row
 
 CLASSES = (("obj", np.int64), ("obj_conf", np.float32), ("attr", np.int64), ("attr_conf", np.float32))
@@ -23,7 +23,8 @@ class Regions(Maker):
     extra: `box` (B, R, 4): x1, y1, x2, y2 divided by the image's width and height; `obj`, `obj_conf`, `attr`, `attr_conf`
     (B, R): the detector's classes. num: of an image with more regions, the `num` with the highest `obj_conf`, in their
     stored order. exact: an image with fewer than `num` is an error (LXMERT has 36 of each image).
-    feat_dim: the width that the model reads; None for any.
+    feat_dim: the width that the model reads; None for any. probs: also `prob` (B, R, classes) float16, the detector's
+    probabilities of all classes, the last for background.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("regions", "width", "height")
@@ -32,6 +33,7 @@ class Regions(Maker):
     num: int = 36
     exact: bool = False
     feat_dim: int | None = None
+    probs: bool = False
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -41,8 +43,11 @@ class Regions(Maker):
         found = self._chosen(arrays_of(row.columns["regions"]), row.id)
         size = np.array([row.columns["width"], row.columns["height"]] * 2, np.float32)
         item: Item = {"data": found["feat"].astype(np.float32), f"{EXTRA}box": found["box"] / size}
+        item[ROW] = note(row.image_id)
         for name, dtype in CLASSES:
             item[f"{EXTRA}{name}"] = found[name].astype(dtype)
+        if self.probs:
+            item[f"{EXTRA}prob"] = found["prob"]
         return item
 
     def num_positions(self, row: Row, text: str) -> float:

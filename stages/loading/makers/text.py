@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from vlpipe.stages.loading.makers.base import EXTRA, Item, Maker
+from vlpipe.stages.loading.makers.base import EXTRA, ROW, SAYS, Item, Maker, folded, note
 from vlpipe.stages.loading.rows import Row
 
 if TYPE_CHECKING:
@@ -71,9 +71,12 @@ class Text(Maker):
         found = super().collate(items)
         return replace(found, places={**found.places, NEXT: flat_places(next_tokens(found) != IGNORE)})
 
-    def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
+    def __call__(self, row: Row | None, text: str, rng: np.random.Generator) -> Item:
         ids, words = self.tokenizer.encode_one(self.prompt + text, self.length, keep_end=self.keep_end)
         item: Item = {"data": np.asarray(ids, np.int64), "words": np.asarray(words, np.int64)}
+        item[SAYS] = note(folded(text))
+        if row is not None:
+            item[ROW] = note(row.image_id)
         if self.prompt:
             item[f"{EXTRA}prompt"] = np.int64(self.prompt_length)
         return item

@@ -15,6 +15,7 @@ from vlpipe.stages.loading.corruptors.mask_text import MaskText
 from vlpipe.stages.loading.corruptors.mismatch import Mismatch
 from vlpipe.stages.loading.makers.base import IGNORE, Maker, Sample
 from vlpipe.stages.loading.makers.text import Text
+from vlpipe.stages.loading.rows import Row
 
 WORDS = ["circle", "triangle", "yellow", "elephants", "running", "a", "of", "rhinoceroses", "hippopotamus"]
 
@@ -141,6 +142,54 @@ def test_equal_texts_are_no_mismatch(makers: Any, samples_of: Callable[[list[str
     assert matches(Mismatch(law="half"), samples_of(["a circle"]), makers) == [1]
     mostly = samples_of(["a circle"] * 9 + ["yellow"])
     assert matches(Mismatch(rate=1.0), mostly, makers) == [0] * 10
+
+
+def test_texts_of_one_picture_are_no_mismatch(tokenizer: Tokenizer) -> None:
+    """An image with several captions occurs several times in a batch; the maker of any stream says which row it is."""
+    maker = Text(tokenizer=tokenizer)
+    texts = ["a circle", "a triangle", "yellow"]
+    for numbers, wanted in (([7, 7, 7], [1, 1, 1]), ([7, 7, 8], [0, 0, 0])):
+        rows = [
+            Row(f"row{k}", number, [text], {})
+            for k, (number, text) in enumerate(zip(numbers, texts, strict=True))
+        ]
+        samples = [{"text": maker(one, one.texts[0], np.random.default_rng(0))} for one in rows]
+        assert matches(Mismatch(rate=1.0), samples, {"text": maker}) == wanted
+        if numbers == [7, 7, 8]:
+            assert np.array_equal(
+                samples[0]["text"]["data"], samples[1]["text"]["data"]
+            )  # both have the third's
+        images = [
+            {
+                "image": {"data": np.full((3, 8, 8), k, np.float32)},
+                "text": maker(one, one.texts[0], np.random.default_rng(0)),
+            }
+            for k, one in enumerate(rows)
+        ]
+        found = Mismatch(stream="image", rate=1.0)(images, seeded(0), {"text": maker, "image": Maker()})
+        assert [int(sample["image"]["target/match"]) for sample in found] == wanted
+
+
+@pytest.mark.parametrize("stream", ["text", "image"])
+def test_texts_that_differ_in_case_or_spaces_are_no_mismatch(stream: str) -> None:
+    cased = Text(
+        tokenizer=Tokenizer.train(["A circle", "a Circle", "a  circle", "yellow"] * 3, 60, cased=True)
+    )
+
+    def samples_of(*texts: str) -> list[Sample]:
+        return [
+            {
+                "text": cased(Row(f"row{k}", k, [text], {}), text, np.random.default_rng(0)),
+                "image": {"data": np.full((3, 8, 8), k, np.float32)},
+            }
+            for k, text in enumerate(texts)
+        ]
+
+    assert not np.array_equal(*(sample["text"]["data"] for sample in samples_of("A circle", "a Circle")))
+    makers = {"text": cased, "image": Maker()}
+    for texts, wanted in ((("A circle", "a Circle", "a  circle"), 1), (("A circle", "yellow"), 0)):
+        found = Mismatch(stream=stream, rate=1.0)(samples_of(*texts), seeded(0), makers)
+        assert [int(sample[stream]["target/match"]) for sample in found] == [wanted] * len(texts)
 
 
 def test_kept_and_masked_patches_are_all_patches() -> None:

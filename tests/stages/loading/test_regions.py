@@ -58,6 +58,12 @@ def test_a_batch_of_regions() -> None:
     for name in ("obj", "attr", "obj_conf", "attr_conf"):
         np.testing.assert_array_equal(stream.extra[name][2].numpy(), wanted[2][name])
         assert not stream.extra[name][1, 2:].any()
+    assert "prob" not in stream.extra
+    with_probs = Regions(num=4, probs=True)
+    found = with_probs.collate([with_probs(row, "", NO_RNG) for row in rows]).extra["prob"]
+    np.testing.assert_array_equal(found[0].numpy(), wanted[0]["prob"][best])
+    np.testing.assert_array_equal(found[1, :2].numpy(), wanted[1]["prob"])
+    assert not found[1, 2:].any()
 
 
 @pytest.mark.parametrize(

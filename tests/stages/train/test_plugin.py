@@ -158,11 +158,14 @@ def test_stages_that_it_cannot_serve_say_so(squares: Dataset, trained: GatherOut
     assert str(caught.value) == said + "(Judges whether text and image belong together)"
     with pytest.raises(VlpipeError) as caught:
         run_map(Caption(model=weights), table)
-    assert str(caught.value) == said + "(Writes texts)"
+    assert str(caught.value) == said + "(Writes texts about images)"
     with pytest.raises(VlpipeError, match="Judges whether text and image belong together"):
         run_gather(Retrieval(model=weights, source="web"), [squares], tmp_path / "retrieval")
 
 
 def test_an_objective_that_it_cannot_serve_is_said_before_the_run(recipe: Make) -> None:
     (said,) = recipe(objectives=["lm:Lm"]).preflight()
-    assert said == "objectives: Lm needs a model that has more than TinyClip offers (Generates: Writes texts)"
+    assert (
+        said
+        == "objectives: Lm needs a model that has more than TinyClip offers (PredictsNext: Predicts the next word)"
+    )

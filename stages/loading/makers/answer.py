@@ -1,0 +1,54 @@
+"""The answer to the question that a sample's text is, as a class: LXMERT's and others' visual question answering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.stages.loading.makers.base import IGNORE, Item, Maker
+from vlpipe.stages.loading.rows import Row
+
+ANSWERS = pa.list_(pa.struct([("question", pa.string()), ("label", pa.int32()), ("score", pa.float32())]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer(Maker):
+    """Labels (B,) of answers; IGNORE for a text that is no question, and for a question without answers.
+
+    The column `answers` has the type ANSWERS: labels of the row's questions, each question equal to one of the row's texts.
+    Of several labels of a question one is drawn, with a probability proportional to its score (LXMERT). num_answers: labels
+    are below it. Raises VlpipeError for a label that is not, and for a score below 0.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("answers",)
+    NEEDS_TEXT: ClassVar[bool] = True
+
+    num_answers: int
+
+    def __post_init__(self) -> None:
+        if self.num_answers < 1:
+            raise ValueError(f"streams: num_answers must be at least 1, got {self.num_answers}")
+
+    def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
+        found = [one for one in as_dicts(row.columns["answers"]) if one["question"] == text]
+        labels = np.array([one["label"] for one in found], np.int64)
+        scores = np.array([1.0 if one["score"] is None else one["score"] for one in found])
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.num_answers:
+            raise VlpipeError(
+                f"row {row.id}: answers has labels from {labels.min()} to {labels.max()}, wanted labels below "
+                f"num_answers {self.num_answers}"
+            )
+        if (scores < 0).any() or not np.isfinite(scores).all():
+            raise VlpipeError(f"row {row.id}: answers has a score {scores.min()}, wanted scores from 0")
+        if not scores.sum():
+            return {"data": np.int64(IGNORE)}
+        return {"data": labels[rng.choice(len(labels), p=scores / scores.sum())]}
+
+
+def as_dicts(value: Any) -> list[dict[str, Any]]:
+    """Returns the structs of an Arrow list scalar; none for null."""
+    return value.as_py() or []
