@@ -18,20 +18,32 @@ class Progress:
     """Appends progress lines to the file `path`.
 
     step: the step at which this process starts or resumes; speed and remaining time are measured from there.
+    peak_flops: FLOP/s of all devices together, for MFU; None if it is not known.
     """
 
-    def __init__(self, path: Path, *, step: int, num_steps: int, batch_size: int) -> None:
+    def __init__(
+        self, path: Path, *, step: int, num_steps: int, batch_size: int, peak_flops: float | None = None
+    ) -> None:
         self.path, self.first_step, self.num_steps, self.batch_size = path, step, num_steps, batch_size
+        self.peak_flops = peak_flops
         self.since_s = time.monotonic()
 
-    def report(self, step: int, means: Mapping[str, float]) -> None:
-        """Appends a line with the step, the mean losses, samples per second and the remaining seconds."""
+    def report(self, step: int, means: Mapping[str, float], flops: float | None = None) -> None:
+        """Appends a line with the step, the mean losses, samples per second and the remaining seconds.
+
+        flops: FLOPs of the steps since the start of this process, on all ranks (`models.flops.FlopMeter`); None if not counted.
+        """
         seconds = max(1e-9, time.monotonic() - self.since_s)
         per_step_s = seconds / max(1, step - self.first_step)
         shown = [f"{name} {value:.4g}" for name, value in means.items()]
         speed = f"{self.batch_size / per_step_s:,.0f} samples/s"
         left = f"{(self.num_steps - step) * per_step_s:,.0f} s left"
-        self.say("  ".join([f"step {step}/{self.num_steps}", *shown, speed, left]))
+        rates = [] if flops is None else self._rates(flops / seconds)
+        self.say("  ".join([f"step {step}/{self.num_steps}", *shown, speed, *rates, left]))
+
+    def _rates(self, flops_per_s: float) -> list[str]:
+        mfu = [] if self.peak_flops is None else [f"MFU {flops_per_s / self.peak_flops:.1%}"]
+        return [f"{flops_per_s / 1e12:.3g} TFLOP/s", *mfu]
 
     def say(self, line: str) -> None:
         with self.path.open("a") as file:
