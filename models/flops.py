@@ -68,17 +68,18 @@ def attention_backward(
     return int(2 * (scores + mixed))
 
 
-def flops_per_sample(net: Any, batch: Batch) -> float:
+def flops_per_sample(net: Any, batch: Batch, bf16: bool = False) -> float:
     """Returns the FLOPs of one sample in a training step.
 
     net: maps a batch to name -> Term of its losses; `net.losses` has the names of those that are optimised. batch: samples
     on its device; the losses of its task are counted, and padding, as it is computed. The losses and their gradient are
     computed once, in evaluation mode: weights, teachers, queues, batch statistics, gradients and random generators stay as
-    they are. On several ranks, all of them must call this together.
+    they are. bf16: the forward pass runs under bf16 autocast. On several ranks, all of them must call this together.
     """
 
     def losses_and_gradient() -> None:
-        values = net(batch)
+        with torch.autocast(batch.same.device.type, torch.bfloat16, enabled=bf16):
+            values = net(batch)
         terms = [values[name] for name in net.losses if name in values]
         totals = [term.total if isinstance(term, Term) else term for term in terms]
         loss: Tensor = torch.stack([t.float() for t in totals]).sum()
@@ -108,11 +109,14 @@ def _unchanged(net: Any) -> Iterator[None]:
 
 
 class FlopMeter:
-    """Adds up the FLOPs of training steps, over all ranks. Each task is counted once, by its first batch."""
+    """Adds up the FLOPs of training steps, over all ranks. Each task is counted once, by its first batch.
 
-    def __init__(self, net: Any) -> None:
+    net, bf16: see `flops_per_sample`.
+    """
+
+    def __init__(self, net: Any, bf16: bool = False) -> None:
         self.total = 0.0
-        self._net = net
+        self._net, self._bf16 = net, bf16
         self._per_sample: dict[str, float] = {}
 
     def add(self, batches: Sequence[Batch], device: torch.device) -> None:
@@ -120,5 +124,5 @@ class FlopMeter:
         for batch in batches:
             if batch.task not in self._per_sample:
                 few = batch.map(lambda value: value[:COUNTED_ROWS]).to(device)
-                self._per_sample[batch.task] = flops_per_sample(self._net, few)
+                self._per_sample[batch.task] = flops_per_sample(self._net, few, self._bf16)
             self.total += self._per_sample[batch.task] * len(batch) * distributed.world_size()
