@@ -31,7 +31,7 @@ class Progress:
     def report(self, step: int, means: Mapping[str, float], flops: float | None = None) -> None:
         """Appends a line with the step, the mean losses, samples per second and the remaining seconds.
 
-        flops: FLOPs of the steps since the start of this process, on all ranks (`models.flops.FlopMeter`); None if not counted.
+        flops: FLOPs of the steps since the start of this process, of all ranks (`models.flops`); None: not counted.
         """
         seconds = max(1e-9, time.monotonic() - self.since_s)
         per_step_s = seconds / max(1, step - self.first_step)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from vlpipe.models.flops import FlopMeter, attention_backward, count, flops_per_sample, peak_flops
 from vlpipe.models.interface.batch import Batch, Stream
 from vlpipe.models.systems.blip.config import TOKENS, BlipConfig
 from vlpipe.models.systems.blip.model import Blip
@@ -16,7 +17,6 @@ from vlpipe.models.systems.mae import Mae
 from vlpipe.models.teachers import Ema
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
 from vlpipe.stages.train.build import Net
-from vlpipe.models.flops import FlopMeter, attention_backward, count, flops_per_sample, peak_flops
 
 B, L, GRID, PATCH = 4, 10, 4, 8
 N = GRID**2  # patches
