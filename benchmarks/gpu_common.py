@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,15 @@ class Bench:
     folder: Path
     found: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     section: str = ""
-    ends_s: float = 0.0
+    ends_s: float = 0.0  # when rows of this section start no more, by time.monotonic()
+    run_ends_s: float = 0.0  # when the run should end
+    matrix_rate: float = 0.0  # FLOP/s, once measured
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu" if self.small else "cuda")
 
-    @property
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         words = [f"word{i}" for i in range(100 if self.small else VOCABULARY - len(SPECIAL))]
         return Tokenizer.from_tokens([*SPECIAL, *words])
@@ -82,6 +85,10 @@ class Bench:
             return True
         self.add(what, skipped="the time of this section was over")
         return False
+
+    def left_s(self) -> float:
+        """Seconds until the run should end."""
+        return max(1.0, self.run_ends_s - time.monotonic())
 
     @contextmanager
     def timed_section(self, name: str, seconds: float) -> Iterator[None]:
@@ -166,7 +173,8 @@ class Endless:
 def new_run(bench: Bench, of: Train) -> Run:
     """A run before its first step, but with full queues, as after 450 steps of a batch of 128."""
     torch.manual_seed(0)
-    net = build_net(of, bench.tokenizer).to(bench.device)
+    with torch.device(bench.device):  # random weights are made there, which is faster
+        net = build_net(of, bench.tokenizer).to(bench.device)
     for module in net.modules():
         if isinstance(module, Queue):
             module.num_pushed.fill_(module.size)
@@ -233,10 +241,15 @@ def stored(bench: Bench, images: Sequence[bytes], num_rows: int, name: str) -> D
     return dataset(bench.folder / name, rows_of(bench, images, num_rows), shard_rows=512)
 
 
-def stored_model(bench: Bench, name: str, **sizes: Any) -> Weights:
-    """A folder with a model of random weights and its tokenizer."""
+def new_model(bench: Bench, **sizes: Any) -> Blip:
+    """A model of random weights, in evaluation mode."""
     torch.manual_seed(0)
-    folder = bench.folder / name
-    Blip.from_spec(bench.model(**sizes), bench.tokenizer).save(folder)
-    bench.tokenizer.save(folder / "tokenizer")
-    return Weights(path=str(folder), digest="made")
+    with torch.device(bench.device):
+        return Blip.from_spec(bench.model(**sizes), bench.tokenizer).eval().to(bench.device)
+
+
+def stored_model(bench: Bench, model: Blip, name: str) -> Weights:
+    """A folder with a model and its tokenizer."""
+    model.save(bench.folder / name)
+    bench.tokenizer.save(bench.folder / name / "tokenizer")
+    return Weights(path=str(bench.folder / name), digest="made")

@@ -8,10 +8,10 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from gpu_common import Bench, median_s, pictures, rows_of, stored_model, synchronise
+from gpu_common import Bench, median_s, new_model, pictures, rows_of, stored_model, synchronise
 
-from vlpipe.models.folder import load
 from vlpipe.models.generation.generate import sample
+from vlpipe.models.systems.blip.model import Blip
 from vlpipe.pipeline.files import Weights
 from vlpipe.stages.caption.generate import Caption
 from vlpipe.stages.filter.itm import ItmFilter
@@ -22,29 +22,32 @@ PRECISION = "precision"  # the stages' parameter, where they have one
 
 
 def measure(bench: Bench) -> None:
-    weights = stored_model(bench, "captioner", image_size=32 if bench.small else 384)
+    ours = new_model(bench, image_size=32 if bench.small else 384)
+    weights = stored_model(bench, ours, "captioner")
+    theirs = transformers_model(bench, ours)
     sizes = (4,) if bench.small else (64, 128, 256, 512, 1024)
     for dtype in DTYPES:
-        ours = load(weights.path).eval().to(bench.device, dtype)
-        theirs = transformers_model(bench, weights, dtype)
+        ours, theirs = ours.to(dtype), theirs.to(dtype)
         for size in sizes if dtype is DTYPES[0] else sizes[:1]:
             what = f"batch {size}, {str(dtype).removeprefix('torch.')}"
-            if bench.has_time(what):
+            if not bench.has_time(what):
+                continue
+            try:
                 generate(bench, what, ours, theirs, size)
-        del ours, theirs
+            except torch.OutOfMemoryError:
+                bench.add(what, error="out of memory")
+    del ours, theirs
     stages(bench, weights)
 
 
-def transformers_model(bench: Bench, weights: Weights, dtype: torch.dtype) -> Any:
+def transformers_model(bench: Bench, ours: Blip) -> Any:
+    """The same weights in transformers' model."""
     from transformers import BlipForConditionalGeneration
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-    folder = bench.folder / "transformers"
-    if not folder.exists():
-        load(weights.path).export(folder, kind="captioner", tokenizer=bench.tokenizer)
-    return BlipForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval().to(bench.device)
+    ours.export(bench.folder / "transformers", kind="captioner", tokenizer=bench.tokenizer)
+    return BlipForConditionalGeneration.from_pretrained(bench.folder / "transformers").eval().to(bench.device)
 
 
 @torch.inference_mode()
@@ -93,7 +96,7 @@ def generate(bench: Bench, what: str, ours: Any, theirs: Any, size: int) -> None
 def stages(bench: Bench, weights: Weights) -> None:
     """Whole stages on one table, from JPEGs as wide as the model's input."""
     images = pictures(48 if bench.small else 512, 8 if bench.small else 64)  # 512 x 384
-    num, size = (32, 16) if bench.small else (2048, 256)
+    num, size = (32, 16) if bench.small else (1024, 256)
     table = rows_of(bench, images, num, texts=2)
     for precision in _precisions(Caption):
         what = f"caption stage, {num} images, batch {size}, precision {precision or 'of the stage'}"

@@ -12,6 +12,7 @@ TITLES = {
     "inference": "Captions of 20 tokens at 384 px, and the filter",
     "dedup": "Pairs at cosine 0.9",
     "resume": "The same bytes after a kill",
+    "compiled": "The step, compiled",
 }
 
 

@@ -1,7 +1,13 @@
-"""(a) The matrix rate, and a step of BLIP's pretraining: time, FLOPs, memory, host synchronisations."""
+"""(a) The matrix rate, and a step of BLIP's pretraining: time, FLOPs, memory, host synchronisations.
+
+As a program it measures the compiled step, in a process that can be stopped: `gpu_step.py FOLDER small|large RATE`.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import traceback
 import warnings
 from collections import Counter
@@ -19,16 +25,37 @@ from vlpipe.stages.train.fit import train_step
 from vlpipe.stages.train.run import Run
 from vlpipe.stages.train.runtime import reproducible
 
-WAYS = ((True, False), (False, False), (False, True))  # (deterministic, compile)
-
 
 def measure(bench: Bench) -> None:
     rate = matrix_rate(bench)
-    batch_size = 8 if bench.small else 128
-    for deterministic, compiled in WAYS:
-        what = f"step, batch {batch_size}, deterministic {deterministic}, compile {compiled}"
-        if bench.has_time(what):
-            step(bench, what, batch_size, rate, deterministic=deterministic, compiled=compiled)
+    bench.matrix_rate = rate
+    for deterministic in (True, False):
+        if bench.has_time(_name(bench, deterministic, False)):
+            step(bench, rate, deterministic=deterministic, compiled=False)
+
+
+def measure_compiled(bench: Bench) -> None:
+    """The last section: compiling takes minutes on some machines, and may take what is left of the time."""
+    rate, left = bench.matrix_rate or matrix_rate(bench), bench.left_s()
+    size = "small" if bench.small else "large"
+    command = [sys.executable, __file__, str(bench.folder), size, str(rate)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left)
+    except subprocess.TimeoutExpired:
+        bench.add(_name(bench, False, True), skipped=f"compiling had not ended after {left:.0f} s")
+        return
+    if done.returncode:
+        raise RuntimeError(done.stderr[-300:])
+    row = json.loads(done.stdout.splitlines()[-1])
+    bench.add(**row)
+
+
+def _name(bench: Bench, deterministic: bool, compiled: bool) -> str:
+    return f"step, batch {_batch_size(bench)}, deterministic {deterministic}, compile {compiled}"
+
+
+def _batch_size(bench: Bench) -> int:
+    return 8 if bench.small else 128
 
 
 def matrix_rate(bench: Bench) -> float:
@@ -42,32 +69,33 @@ def matrix_rate(bench: Bench) -> float:
     return rate
 
 
-def step(
-    bench: Bench, what: str, batch_size: int, rate: float, *, deterministic: bool, compiled: bool
-) -> None:
-    with reproducible() if deterministic else nullcontext():
-        run = new_run(
-            bench, recipe(bench, batch_size=batch_size, deterministic=deterministic, compile=compiled)
-        )
-        if compiled and bench.small:  # without code generation, which takes longer than the whole trial
-            run.parallel = torch.compile(run.net, backend="eager")
-        batch = batch_of(bench, batch_size)
-        meter = FlopMeter(run.net)
-        meter.add([batch], bench.device)
-        if not bench.small:
-            torch.cuda.reset_peak_memory_stats()
-        try:
-            seconds = median_s(bench, lambda: train_step(run, [batch]), warm=4, num=3 if bench.small else 10)
-        except VlpipeError as error:  # an operation without a deterministic kernel
-            bench.add(what, error=str(error)[:300])
-            return
-        flops = meter.total / seconds
-        memory = {} if bench.small else {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
-        values = {"ms": 1e3 * seconds, "samples_per_s": batch_size / seconds, "tflops": flops / 1e12}
-        gflop = meter.total / batch_size / 1e9
-        bench.add(what, **values, of_matrix_rate=flops / rate, gflop_per_sample=gflop, **memory)
-        if not compiled and not deterministic:
-            host_syncs(bench, run, batch)
+def step(bench: Bench, rate: float, *, deterministic: bool, compiled: bool) -> None:
+    what = _name(bench, deterministic, compiled)
+    try:
+        with reproducible() if deterministic else nullcontext():
+            _step(bench, what, rate, deterministic, compiled)
+    except VlpipeError as error:  # an operation without a deterministic kernel
+        bench.add(what, error=str(error)[:300])
+
+
+def _step(bench: Bench, what: str, rate: float, deterministic: bool, compiled: bool) -> None:
+    size = _batch_size(bench)
+    run = new_run(bench, recipe(bench, batch_size=size, deterministic=deterministic, compile=compiled))
+    if compiled and bench.small:  # without code generation, which takes longer than the whole trial
+        run.parallel = torch.compile(run.net, backend="eager")
+    batch = batch_of(bench, size)
+    meter = FlopMeter(run.net, run.bf16)
+    meter.add([batch], bench.device)
+    if not bench.small:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = median_s(bench, lambda: train_step(run, [batch]), warm=4, num=3 if bench.small else 10)
+    flops = meter.total / seconds
+    memory = {} if bench.small else {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+    values = {"ms": 1e3 * seconds, "samples_per_s": size / seconds, "tflops": flops / 1e12}
+    gflop = meter.total / size / 1e9
+    bench.add(what, **values, of_matrix_rate=flops / rate, gflop_per_sample=gflop, **memory)
+    if not compiled and not deterministic:
+        host_syncs(bench, run, batch)
 
 
 def host_syncs(bench: Bench, run: Run, batch: Any) -> None:
@@ -78,7 +106,7 @@ def host_syncs(bench: Bench, run: Run, batch: Any) -> None:
     lines: Counter[str] = Counter()
 
     def note(message: Any, *_: Any, **__: Any) -> None:
-        if "synchronizing" in str(message):
+        if "called a synchronizing" in str(message):
             lines[_own_line()] += 1
 
     with warnings.catch_warnings():
@@ -99,3 +127,14 @@ def _own_line() -> str:
         if path.is_relative_to(REPO) and path.parent.name != "benchmarks" and ".venv" not in path.parts:
             return f"{path.relative_to(REPO)}:{frame.lineno}"
     return "elsewhere"
+
+
+def main() -> None:
+    folder, size, rate = sys.argv[1:]
+    bench = Bench(size == "small", Path(folder))
+    step(bench, float(rate), deterministic=False, compiled=True)
+    print(json.dumps(bench.found[""][-1]))
+
+
+if __name__ == "__main__":
+    main()

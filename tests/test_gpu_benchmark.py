@@ -21,7 +21,7 @@ def find_spec(name, path=None, target=None):
     return None if hidden else real(name, path, target)
 PathFinder.find_spec = staticmethod(find_spec)
 """
-SECTIONS = ("step", "loader", "inference", "dedup", "resume")
+SECTIONS = ("step", "loader", "inference", "dedup", "resume", "compiled")
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_it_runs_on_a_bare_machine(tmp_path: Path) -> None:
     assert found["machine"]["jpeg"].startswith("Pillow")
     rows = {name: found["sections"][name] for name in SECTIONS}
     assert all(rows.values())
-    assert any("gflop_per_sample" in row for row in rows["step"])
+    assert all(any("gflop_per_sample" in row for row in rows[name]) for name in ("step", "compiled"))
     assert any("at_hand_over_fed" in row for row in rows["loader"])
     assert any("greedy_times_faster" in row for row in rows["inference"])
     assert [row["same_bytes"] for row in rows["resume"]] == [True, True]
