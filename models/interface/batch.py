@@ -43,8 +43,8 @@ class Stream:
         """Returns the flat indices (M,) of the positions that are True in `counted` (B, L): `places[name]`, if known."""
         return self.places[name] if name in self.places else flat_places(counted)
 
-    def rows(self, index: Tensor) -> Stream:
-        """Returns samples `index` (N,) of the stream."""
+    def rows(self, index: Tensor | slice) -> Stream:
+        """Returns samples `index`, (N,) or a slice, of the stream."""
         return replace(self, places={}).map(lambda value: value[index])
 
     def __len__(self) -> int:
@@ -115,6 +115,11 @@ class Batch:
 
         views = {view: of(streams) for view, streams in self.views.items()}
         return replace(self, streams=of(self.streams), views=views)
+
+    def rows(self, index: Tensor | slice) -> Batch:
+        """Returns samples `index`, (N,) or a slice, of the batch."""
+        found = self.map_streams(lambda _, stream: stream.rows(index))
+        return replace(found, same=self.same[index])
 
     def to(self, device: torch.device) -> Batch:
         """Returns the batch on `device`; copies from pinned memory are asynchronous."""

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vlpipe.models import distributed
+from vlpipe.models.flops import FlopMeter, peak_flops
 from vlpipe.models.folder import save
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.train.checkpoint import Checkpoints, writing
@@ -56,20 +57,33 @@ def resume(run: Run, checkpoints: Checkpoints) -> None:
 def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
     """Runs the remaining steps; logs losses, checks for ITM collapse (`itm_alarm`) and saves checkpoints on the way."""
     recipe, rank, world_size = run.recipe, distributed.rank(), distributed.world_size()
-    progress = Progress(progress_log, step=run.step, num_steps=run.num_steps, batch_size=recipe.batch_size)
+    peak = peak_flops(torch.cuda.get_device_name(run.device)) if run.device.type == "cuda" else None
+    progress = Progress(
+        progress_log,
+        step=run.step,
+        num_steps=run.num_steps,
+        batch_size=recipe.batch_size,
+        peak_flops=None if peak is None else peak * world_size,
+    )
+    # the batches of detectors are of another kind
+    meter = FlopMeter(run.net, run.dtype) if isinstance(recipe, Recipe) else None
     with (
         run.loader.batches(run.step, rank, world_size, run.device) as batches,
         writing(checkpoints) as writer,
     ):
         while run.step < run.num_steps:
-            train_step(run, progress.waiting(batches, recipe.accumulate))
+            parts = progress.waiting(batches, recipe.accumulate)
+            if meter is not None:
+                meter.add(parts, run.device)
+            train_step(run, parts)
             if _due(run, recipe.log_every) or _due(run, recipe.checkpoint_every):
                 need_finite(run)
             if _due(run, recipe.log_every):
                 means = log(run)
                 alarm = watch(run)
                 if rank == 0:
-                    progress.report(run.step, means, run.loader.making.samples_per_s)
+                    flops = None if meter is None else meter.total
+                    progress.report(run.step, means, run.loader.making.samples_per_s, flops)
                     if alarm:
                         progress.say(alarm)
             if _due(run, recipe.checkpoint_every) and rank == 0:

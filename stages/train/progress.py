@@ -21,10 +21,14 @@ class Progress:
     """Appends progress lines to the file `path`.
 
     step: the step at which this process starts or resumes; speed and remaining time are measured from there.
+    peak_flops: FLOP/s of all devices together, for MFU; None if it is not known.
     """
 
-    def __init__(self, path: Path, *, step: int, num_steps: int, batch_size: int) -> None:
+    def __init__(
+        self, path: Path, *, step: int, num_steps: int, batch_size: int, peak_flops: float | None = None
+    ) -> None:
         self.path, self.first_step, self.num_steps, self.batch_size = path, step, num_steps, batch_size
+        self.peak_flops = peak_flops
         self.since_s = self._reported_s = time.monotonic()
         self._waited_s = 0.0
 
@@ -35,11 +39,14 @@ class Progress:
         self._waited_s += time.monotonic() - began
         return found
 
-    def report(self, step: int, means: Mapping[str, float], loader_rate: float = 0.0) -> None:
+    def report(
+        self, step: int, means: Mapping[str, float], loader_rate: float = 0.0, flops: float | None = None
+    ) -> None:
         """Appends a line with the step, the mean losses, samples per second and the remaining seconds.
 
         loader_rate: samples per second that the loader can make, 0 if it is not known; with it, the line also has the share
-        of the time since the last line that training waited for the loader.
+        of the time since the last line that training waited for the loader. flops: of the steps since the start of this
+        process, of all ranks (`models.flops`); None: not counted.
         """
         now = time.monotonic()
         seconds = max(1e-9, now - self.since_s)
@@ -51,7 +58,12 @@ class Progress:
             speed += f" (loader {loader_rate:,.0f}, waited {waited:.0%})"
         self._reported_s, self._waited_s = now, 0.0
         left = f"{(self.num_steps - step) * per_step_s:,.0f} s left"
-        self.say("  ".join([f"step {step}/{self.num_steps}", *shown, speed, left]))
+        rates = [] if flops is None else self._rates(flops / seconds)
+        self.say("  ".join([f"step {step}/{self.num_steps}", *shown, speed, *rates, left]))
+
+    def _rates(self, flops_per_s: float) -> list[str]:
+        mfu = [] if self.peak_flops is None else [f"MFU {flops_per_s / self.peak_flops:.1%}"]
+        return [f"{flops_per_s / 1e12:.3g} TFLOP/s", *mfu]
 
     def say(self, line: str) -> None:
         with self.path.open("a") as file:
