@@ -124,8 +124,9 @@ def markdown(found: dict[str, Any]) -> str:
         "# Pairs of similar vectors, in blocks on one device",
         f"Written by `python benchmarks/dedup_blocks.py --write`. {machine_line(found['machine'])}",
         f"Device: {found['device']}; {found['threads']} thread(s). {found['rows']:,} rows of {DIM} dimensions, cosine "
-        f"{COSINE:.2f}. {'CPU seconds' if found['device'] == 'cpu' else 'Seconds'}, the least of {found['rounds']} rounds, the ways in turn; in brackets the largest. The ratio is to large "
-        "blocks. Plain products only list candidates; the others score them in float64.",
+        f"{COSINE:.2f}. {'CPU seconds' if found['device'] == 'cpu' else 'Seconds'}, the least of {found['rounds']} "
+        "rounds, the ways in turn; in brackets the largest. The ratio is to large blocks. Plain products only list "
+        "candidates; the others score them in float64.",
     ]
     for name, one in found["data"].items():
         best = {way: min(got["seconds"][1:]) for way, got in one["ways"].items()}
