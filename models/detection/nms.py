@@ -9,6 +9,7 @@ NMS, https://arxiv.org/abs/2005.03572).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from vlpipe.models.detection.boxes import iou
 # Boxes decided together: fewer products on a CPU, fewer waits for a GPU. The result does not depend on it.
 CPU_BLOCK, DEVICE_BLOCK = 64, 1024
 DEVICE_ROUNDS = 4  # before the host waits for a GPU, to see whether the last one changed anything
-CHUNK_BYTES = 1 << 20  # of one bool per box, neighbour and class
+CHUNK_BYTES = 1 << 22  # of one bool per box, neighbour and class
 
 
 def nms(
@@ -55,7 +56,8 @@ def surviving_confidence(boxes: Tensor, probs: Tensor, threshold: float) -> Tens
     """(N, 4), (N, C) -> (N,): each box's highest probability among the classes in whose own suppression it stays.
 
     This is how "bottom-up attention" ranks regions (Anderson et al. 2018, https://arxiv.org/abs/1707.07998, threshold 0.3).
-    All boxes and classes are decided at once, in chunks of classes.
+    All boxes are decided at once, in chunks of classes: first in the likeliest class of each box, then in the other classes
+    that could still raise the result of one.
     """
     overlaps = iou(boxes, boxes) > threshold
     overlaps.fill_diagonal_(False)
@@ -63,23 +65,30 @@ def surviving_confidence(boxes: Tensor, probs: Tensor, threshold: float) -> Tens
     if not most:
         return probs.amax(1)
     real, neighbours = overlaps.to(torch.uint8).topk(most, dim=1)  # (N, K); beyond a box's own, any other box
-    earlier = neighbours < torch.arange(len(boxes), device=boxes.device)[:, None]
-    found = []
+    first = torch.unique(probs.argmax(1))
+    found = _confidence(probs[:, first], neighbours, real.bool())
+    rest = (probs > found[:, None]).any(0)
+    rest[first] = False
+    return torch.maximum(found, _confidence(probs[:, rest], neighbours, real.bool()))
+
+
+def _confidence(probs: Tensor, neighbours: Tensor, real: Tensor) -> Tensor:
+    """(N, C) -> (N,), 0 where a box stays in no class. neighbours: (N, K) boxes that overlap each one, where `real`."""
+    earlier = neighbours < torch.arange(len(probs), device=probs.device)[:, None]
+    found = probs.new_zeros(len(probs))
     for part in probs.split(max(1, CHUNK_BYTES // neighbours.numel()), dim=1):
+        if not part.shape[1]:
+            continue
         others, own = part[neighbours], part[:, None]
-        goes_by = ((others > own) | ((others == own) & earlier[..., None])) & real.bool()[
-            ..., None
-        ]  # (N, K, C)
-        stays = _settled(
-            torch.ones_like(part, dtype=torch.bool), lambda s, by=goes_by: ~_any_row(by & s[neighbours])
-        )
-        found.append(torch.where(stays, part, torch.zeros_like(part)).amax(1))
-    return torch.stack(found).amax(0)
+        goes_by = ((others > own) | ((others == own) & earlier[..., None])) & real[..., None]  # (N, K, C)
+        stays = _settled(torch.ones_like(part, dtype=torch.bool), partial(_next_round, goes_by, neighbours))
+        found = torch.maximum(found, torch.where(stays, part, torch.zeros_like(part)).amax(1))
+    return found
 
 
-def _any_row(values: Tensor) -> Tensor:
-    """`values.any(1)` of (N, K, C) bool, which is faster as a maximum of bytes."""
-    return values.view(torch.uint8).amax(1).bool()
+def _next_round(goes_by: Tensor, neighbours: Tensor, stays: Tensor) -> Tensor:
+    """(N, K, C), (N, K), (N, C) -> (N, C). The maximum of bytes is `any(1)`, and faster."""
+    return ~(goes_by & stays[neighbours]).view(torch.uint8).amax(1).bool()
 
 
 def _settled(stays: Tensor, round_: Callable[[Tensor], Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 A sketch stores a vector's coordinates along the dominant directions and the norm of the rest. The product of two
 sketches is an upper bound of their cosine (Cauchy-Schwarz), so no pair is missed, and most products cost an eighth of one
 of full vectors. The result does not depend on sketches: the cosine of each candidate is recomputed from the full vectors.
-On a GPU, `on_device.pairs` searches in larger blocks. The pairs and their cosines are the same.
+On a GPU, `on_device.pairs` searches in larger blocks, and pairs are decided as on the CPU.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ MAX_AREA = 1 << 30  # products of a block
 TRIANGLE = 16  # a set compared with itself: blocks of rows, so 1 / 16 more products than pairs are computed
 UPLOAD_ROWS = 8192
 ALIGNED = 8  # the width of sketches on the device is a multiple of this: rows begin at multiples of 32 bytes
+SAMPLE = 2048  # rows of each side, to estimate the number of candidate pairs
+DENSE = 1e-3  # candidates per product, above which scoring them takes longer than products of whole vectors
 BELOW = 1e-6  # pairs this far below the threshold are yielded, too: the caller decides
 
 # Parts of `max_bytes`, and what they are for: vectors and sketches if they fit, a wave, hits, scores.
@@ -72,7 +74,8 @@ class DevicePairs:
         """Yields pairs (row of `left`, row of `right`), with all of a cosine of at least `threshold` among them.
 
         left, right: row numbers (M,) and sketches (M, R). vectors: (N, D), by row number. The product of two sketches, plus
-        `slack`, must be at least the cosine of their vectors. same: `right` begins with the rows of `left`, and each pair is
+        `slack`, must be at least the cosine of their vectors, and that of the vectors, too. If the sketches leave too many
+        candidates, the vectors are used instead of them. same: `right` begins with the rows of `left`, and each pair is
         yielded once. Cosines are not rounded, and at least threshold - BELOW; their last digits depend on the device.
         Raises RuntimeError if torch may compute float32 products with less precision, ValueError if max_bytes is too small.
         """
@@ -80,7 +83,9 @@ class DevicePairs:
             raise RuntimeError("dedup: matrix products must have full float32 precision (no TF32)")
         if not len(left[0]) or not len(right[0]):
             return
-        limits = self.limits(vectors.shape[1], right[1].shape[1])
+        limits = self.limits(vectors.shape[1], vectors.shape[1])
+        if right[1].shape[1] < vectors.shape[1] and self._dense(left[1], right[1], threshold - slack):
+            left, right = (left[0], vectors[left[0]]), (right[0], vectors[right[0]])
         num = len(right[0]) + (0 if same else len(left[0]))
         fits = num * _row_bytes(right[1].shape[1]) <= self.max_bytes * SKETCHES
         columns = _Side.of(self.device, *right, resident=fits)
@@ -98,6 +103,17 @@ class DevicePairs:
                 row, segment = part.unbind(1)
                 hits.add(row + top, segment * SEGMENT + first, wave[row, segment])
         yield from self._pairs(hits, rows, columns, vectors, threshold, slack, limits.pairs, same)
+
+    def _dense(self, left: Vectors, right: Vectors, least: float) -> bool:
+        """Returns whether more than DENSE of the products of sketches are at least `least`; of few products, False."""
+        if len(left) * len(right) < 4 * SAMPLE * SAMPLE:
+            return False
+        some = (side[np.linspace(0, len(side) - 1, SAMPLE).astype(np.int64)] for side in (left, right))
+        rows, columns = (torch.from_numpy(np.array(part)).to(self.device) for part in some)
+        num = 0
+        for part in rows.split(max(1, int(self.max_bytes * WAVE / PRODUCT_BYTES) // SAMPLE)):
+            num += int(torch.count_nonzero(part @ columns.T >= least))
+        return num > DENSE * SAMPLE * SAMPLE
 
     def limits(self, width: int, sketch_width: int) -> Limits:
         """Returns the sizes for vectors and sketches of these widths. Raises ValueError if `max_bytes` is too small."""

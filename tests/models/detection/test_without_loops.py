@@ -64,8 +64,9 @@ def pool_one(
     maps: Tensor, rows: Tensor, row_counts: Tensor, columns: Tensor, column_counts: Tensor
 ) -> Tensor:
     low = float("-inf")
-    by_row = maps[:, rows].masked_fill(~row_counts[..., None], low).amax(2)
-    cells = by_row[:, :, columns].masked_fill(~column_counts, low).amax(3)
+    left, right = int(columns.min()), int(columns.max()) + 1
+    by_row = maps[:, :, left:right][:, rows].masked_fill(~row_counts[..., None], low).amax(2)
+    cells = by_row[:, :, columns - left].masked_fill(~column_counts, low).amax(3)
     return cells.masked_fill(cells == low, 0)
 
 

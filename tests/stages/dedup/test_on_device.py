@@ -181,6 +181,28 @@ def test_memory_stays_within_its_bytes(max_bytes: int, same_vector: bool) -> Non
     assert 0.2 * max_bytes < peak <= max_bytes
 
 
+@pytest.mark.parametrize("max_bytes", [SMALL, LARGE])
+def test_sketches_that_leave_many_candidates_are_not_used(
+    max_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlpipe.stages.dedup.on_device.pairs.SAMPLE", 64)
+    x, scored_pairs = planted(500, 48), []
+
+    def counted(self: DevicePairs, vectors: np.ndarray, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        scored_pairs.append(len(a))
+        return cosines(self, vectors, a, b)
+
+    cosines = DevicePairs._cosines
+    monkeypatch.setattr(DevicePairs, "_cosines", counted)
+    want = pairs(CPU, x, 0.9, kept=2)
+    assert_equal(pairs(on_device(max_bytes), x, 0.9, kept=2), want)
+    assert sum(scored_pairs) < 1.2 * len(want.a) + 10
+    scored_pairs.clear()
+    monkeypatch.setattr("vlpipe.stages.dedup.on_device.pairs.DENSE", 1.0)
+    assert_equal(pairs(on_device(max_bytes), x, 0.9, kept=2), want)
+    assert sum(scored_pairs) > 10 * len(want.a)
+
+
 def test_too_little_memory_is_an_error() -> None:
     with pytest.raises(
         ValueError, match=r"1,000 bytes of memory on cpu:0 are too few .* of 16 dimensions; at least"
