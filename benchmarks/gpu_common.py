@@ -177,7 +177,8 @@ def new_run(bench: Bench, of: Train) -> Run:
         net = build_net(of, bench.tokenizer).to(bench.device)
     for module in net.modules():
         if isinstance(module, Queue):
-            module.num_pushed.fill_(module.size)
+            rows = [module.get_buffer(name).clone() for name in module.names]
+            module.push(rows, torch.zeros_like(module.ids))
     return Run(of, bench.device, net, Endless(), 10_000)
 
 

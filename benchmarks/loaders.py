@@ -43,7 +43,7 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.files import File
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
-from vlpipe.stages.common.pixels import decode, resized_part, square, to_pixels
+from vlpipe.stages.common.pixels import decode, resized_part, square
 from vlpipe.stages.common.row import IMAGE_FIELDS, LISTED, text
 from vlpipe.stages.loading import rows as loading_rows
 from vlpipe.stages.loading.augment import Augmentation, augmented

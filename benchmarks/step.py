@@ -73,9 +73,8 @@ def our_run(tokenizer: Tokenizer, dropout: float) -> Run:
     torch.manual_seed(0)
     net = build_net(recipe, tokenizer)
     for queue in (module for module in net.modules() if isinstance(module, Queue)):
-        queue.num_pushed.fill_(QUEUE)
-        for name in queue.names:
-            queue.get_buffer(name).copy_(F.normalize(torch.randn(QUEUE, MODEL["embed_dim"]), dim=-1))
+        rows = [F.normalize(torch.randn(QUEUE, MODEL["embed_dim"]), dim=-1) for _ in queue.names]
+        queue.push(rows, torch.zeros_like(queue.ids))
     return Run(recipe, torch.device("cpu"), net, Endless(), 10_000)
 
 

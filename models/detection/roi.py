@@ -68,33 +68,85 @@ def roi_pool(maps: Tensor, boxes: Tensor, bins: int, scale: float) -> Tensor:
     """maps (C, H, W), boxes (N, 4) -> (N, C, bins, bins): the maximum of whole pixels in each bin, 0 in empty bins.
 
     As in Caffe: corners are rounded to pixels, both ends count, bins overlap by rounding outwards. Where pixels tie for a
-    maximum the gradient is shared.
+    maximum the gradient is shared. All boxes are pooled at once, in chunks of CHUNK_VALUES values.
     """
-    corners = (boxes * scale + 0.5).floor().long()  # C's round(), not Python's
-    down = _bin_pixels(corners[:, 1], corners[:, 3], maps.shape[1], bins)
-    across = _bin_pixels(corners[:, 0], corners[:, 2], maps.shape[2], bins)
-    pooled = [_pool_one(maps, *(axis[k] for axis in (*down, *across))) for k in range(len(boxes))]
-    return torch.stack(pooled) if pooled else maps.new_zeros(0, maps.shape[0], bins, bins)
+    # C's round(), not Python's
+    corners = (boxes * scale + 0.5).floor().long()
+    if not len(boxes):
+        return maps.new_zeros(0, maps.shape[0], bins, bins)
+    (top, bottom), (left, right) = (
+        _bin_ends(corners[:, axis], corners[:, axis + 2], maps.shape[2 - axis], bins) for axis in (1, 0)
+    )
+    longest = torch.stack([(bottom - top).amax(), (right - left).amax()]).tolist()  # the host waits here
+    tables = _Maxima(maps, *(max(1, int(length)).bit_length() for length in longest))
+    chunk = max(1, CHUNK_VALUES // (bins * bins * maps.shape[0]))
+    pooled = [
+        tables.of(*(ends[k : k + chunk] for ends in (top, bottom, left, right)))
+        for k in range(0, len(boxes), chunk)
+    ]
+    return torch.cat(pooled) if len(pooled) > 1 else pooled[0]
 
 
-def _bin_pixels(first: Tensor, last: Tensor, size: int, bins: int) -> tuple[Tensor, Tensor]:
-    """Pixels of each bin along one axis, (N, bins, L), and which of them count."""
+def _bin_ends(first: Tensor, last: Tensor, size: int, bins: int) -> tuple[Tensor, Tensor]:
+    """The first pixel of each bin along one axis, and the one after its last, (N, bins); equal for an empty bin."""
     length = (last - first + 1).clamp(min=1)[:, None]
     at = torch.arange(bins, device=first.device)
-    start = (at * length // bins + first[:, None]).clamp(
-        0, size
-    )  # in whole numbers, where rounding cannot slip
-    stop = (-(-(at + 1) * length // bins) + first[:, None]).clamp(0, size)
-    most = int((stop - start).max()) if len(first) else 0
-    pixel = start[..., None] + torch.arange(max(most, 1), device=first.device)
-    return pixel.clamp(max=size - 1), pixel < stop[..., None]
+    # in whole numbers, where rounding cannot slip
+    start = at * length // bins + first[:, None]
+    stop = -(-(at + 1) * length // bins) + first[:, None]
+    return start.clamp(0, size), stop.clamp(0, size)
 
 
-def _pool_one(
-    maps: Tensor, rows: Tensor, row_counts: Tensor, columns: Tensor, column_counts: Tensor
-) -> Tensor:
-    low = float("-inf")
-    left, right = int(columns.min()), int(columns.max()) + 1
-    by_row = maps[:, :, left:right][:, rows].masked_fill(~row_counts[..., None], low).amax(2)  # (C, P, w)
-    cells = by_row[:, :, columns - left].masked_fill(~column_counts, low).amax(3)  # (C, P, P)
-    return cells.masked_fill(cells == low, 0)
+class _Maxima:
+    """The maxima of maps (C, H, W) in all windows of 2^j x 2^k pixels, j < `levels_down`, k < `levels_across`.
+
+    A bin of any size is the union of at most four such windows, which overlap. Memory: at most levels_down x levels_across
+    times the maps, 9 times for bins of up to 7 x 7 pixels.
+    """
+
+    def __init__(self, maps: Tensor, levels_down: int, levels_across: int) -> None:
+        self.channels = maps.shape[0]
+        tables = [
+            table
+            for rows in _doubled(maps.permute(1, 2, 0).contiguous(), 0, levels_down)
+            for table in _doubled(rows, 1, levels_across)
+        ]
+        shape = levels_down, levels_across
+        self.values = torch.cat([table.flatten(0, 1) for table in tables])  # (windows, C)
+        sizes = torch.tensor([[table.shape[0] * table.shape[1], table.shape[1]] for table in tables])
+        first = sizes[:, 0].cumsum(0) - sizes[:, 0]
+        self.first, self.widths = first.view(shape).to(maps.device), sizes[:, 1].view(shape).to(maps.device)
+
+    def of(self, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Ends of bins (N, P) along both axes -> their maxima (N, C, P, P), 0 for empty bins."""
+        down, height = _level(bottom - top, self.first.shape[0])
+        across, width = _level(right - left, self.first.shape[1])
+        down, across = down[:, :, None], across[:, None]
+        first, step = self.first[down, across], self.widths[down, across]
+        empty = (bottom <= top)[:, :, None] | (right <= left)[:, None]
+        found: Tensor | None = None
+        for y in (top, bottom - height):
+            for x in (left, right - width):
+                window = (first + y[:, :, None] * step + x[:, None]).masked_fill(empty, 0)
+                values = self.values.index_select(0, window.flatten())
+                found = values if found is None else torch.maximum(found, values)
+        assert found is not None
+        cells = found.view(*empty.shape, self.channels).masked_fill(empty[..., None], 0)
+        return cells.permute(0, 3, 1, 2).contiguous()
+
+
+def _doubled(maps: Tensor, axis: int, levels: int) -> list[Tensor]:
+    """Maxima of 1, 2, 4, ... 2^(levels - 1) neighbours along an axis; its size falls by the number of neighbours - 1."""
+    found = [maps]
+    for level in range(levels - 1):
+        last, step = found[-1], 1 << level
+        num = last.shape[axis] - step
+        found.append(torch.maximum(last.narrow(axis, 0, num), last.narrow(axis, step, num)))
+    return found
+
+
+def _level(length: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """The largest power of two that is at most each length, as exponent and as number; 1 for length 0."""
+    powers = 1 << torch.arange(levels, device=length.device)
+    exponent = (length[..., None] >= powers).sum(-1).clamp(min=1) - 1
+    return exponent, powers[exponent]

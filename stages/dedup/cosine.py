@@ -3,6 +3,7 @@
 A sketch stores a vector's coordinates along the dominant directions and the norm of the rest. The product of two
 sketches is an upper bound of their cosine (Cauchy-Schwarz), so no pair is missed, and most products cost an eighth of one
 of full vectors. The result does not depend on sketches: the cosine of each candidate is recomputed from the full vectors.
+On a GPU, `on_device.pairs` searches in larger blocks, and pairs are decided as on the CPU.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from vlpipe.pipeline.engine.worker.device import device_of_step
 if TYPE_CHECKING:
     import torch
 
+    from vlpipe.stages.dedup.on_device.pairs import DevicePairs
+
 Vectors = npt.NDArray[np.float32]  # (N, D), unit norm
 Rows = npt.NDArray[np.int64]
 
@@ -32,6 +35,8 @@ BLOCKS_PER_WAVE = 8
 SCORE_ROWS = 8192  # pairs scored at once
 SLACK = 1e-4  # tolerance; the error of a float32 product is about 1e-6
 DECIMALS = 6  # of a cosine; further digits depend on the machine
+DEVICE_ERROR = 1e-10  # of a cosine in float64, at most; that of a sum of D products is about 1e-16 * D
+DEVICE_SHARE = 0.5  # of the memory of a GPU that is free when the search begins
 SKETCH_SAMPLE = 4096
 FALSE_PER_ROW = (
     10  # max false candidates per row; scoring one costs as much as 3,000 products of 64-d sketches
@@ -61,10 +66,14 @@ class TooMany(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Threads that compute one block each with single-threaded torch, so that results do not depend on their number."""
+    """Threads that compute one block each with single-threaded torch, so that results do not depend on their number.
+
+    pairs: the search on `device` if that is a GPU, None on the CPU.
+    """
 
     num: int
     device: str
+    pairs: DevicePairs | None = None
 
     def map(self, fn: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """Yields fn(item) in order, in waves of items: bounds the memory of results and the work wasted after an error."""
@@ -76,7 +85,10 @@ class Workers:
 
 @contextmanager
 def workers() -> Iterator[Workers]:
-    """Yields as many workers as torch has threads, or one on a GPU. Matrix products use full float32 precision."""
+    """Yields as many workers as torch has threads, or one on a GPU. Matrix products use full float32 precision.
+
+    On a GPU, the search for pairs takes at most DEVICE_SHARE of the memory that is free there now.
+    """
     import torch
 
     num, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -84,15 +96,25 @@ def workers() -> Iterator[Workers]:
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")  # no TF32
     try:
-        yield Workers(1 if gpu else num, "cuda" if gpu else "cpu")
+        yield on_gpu("cuda") if gpu else Workers(num, "cpu")
     finally:
         torch.set_num_threads(num)
         torch.set_float32_matmul_precision(precision)
 
 
-def strong_directions(sample: Vectors, threshold: float, num_rows: int) -> Vectors:
+def on_gpu(device: str) -> Workers:
+    import torch
+
+    from vlpipe.stages.dedup.on_device.pairs import DevicePairs
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return Workers(1, device, DevicePairs(device, int(DEVICE_SHARE * free)))
+
+
+def strong_directions(sample: Vectors, threshold: float, num_rows: int, device: str = "cpu") -> Vectors:
     """Returns (D, R): the R leading principal directions of the sample, without centring.
 
+    device: where products are computed.
     A false candidate is a pair whose sketches reach the threshold but whose vectors do not. R is the smallest of D/8, D/4,
     D/2, D for which at most FALSE_PER_ROW of them per row are expected in a search over `num_rows` rows.
     """
@@ -101,28 +123,44 @@ def strong_directions(sample: Vectors, threshold: float, num_rows: int) -> Vecto
     width = sample.shape[1]
     doubles = torch.from_numpy(sample).double()
     basis = torch.linalg.eigh(doubles.T @ doubles).eigenvectors.flip(1).float().numpy()
-    true = _num_above(sample, threshold)
+    true = _num_above(sample, threshold, device)
     for kept in (width // 8, width // 4, width // 2):
-        found = _num_above(sketch(sample, basis[:, :kept]), threshold) if kept else np.inf
+        short = sketch(sample, basis[:, :kept], device) if kept else None
+        found = np.inf if short is None else _num_above(short, threshold, device)
         if (found - true) * num_rows <= FALSE_PER_ROW * len(sample) ** 2:
             return np.ascontiguousarray(basis[:, :kept])
     return np.ascontiguousarray(basis)
 
 
-def _num_above(x: Vectors, threshold: float) -> int:
+def _num_above(x: Vectors, threshold: float, device: str) -> int:
     import torch
 
-    rows = torch.from_numpy(x)
+    rows = torch.from_numpy(x).to(device)
     return int(torch.count_nonzero(rows @ rows.T >= threshold - SLACK))
 
 
-def sketch(vectors: Vectors, basis: Vectors) -> Vectors:
-    """Returns sketches, (N, D) -> (N, R + 1): the coordinates along `basis` (D, R), then the norm of the remainder."""
+def sketch(vectors: Vectors, basis: Vectors, device: str = "cpu") -> Vectors:
+    """Returns sketches, (N, D) -> (N, R + 1): the coordinates along `basis` (D, R), then the norm of the remainder.
+
+    device: where they are computed; the last digits depend on it.
+    """
     import torch
 
+    if device != "cpu":
+        return _sketch_on(device, vectors, basis)
     along = (torch.from_numpy(vectors) @ torch.from_numpy(basis)).numpy()
     rest = (vectors.astype(np.float64) ** 2).sum(axis=1) - (along.astype(np.float64) ** 2).sum(axis=1)
     return np.column_stack([along, np.sqrt(np.maximum(rest, 0)).astype(np.float32)])
+
+
+def _sketch_on(device: str, vectors: Vectors, basis: Vectors) -> Vectors:
+    import torch
+
+    x, directions = torch.from_numpy(vectors).to(device), torch.from_numpy(basis.copy()).to(device)
+    along = x @ directions
+    rest = (x.double() ** 2).sum(1) - (along.double() ** 2).sum(1)
+    found: Vectors = torch.cat([along, rest.clamp(min=0).sqrt().float()[:, None]], dim=1).cpu().numpy()
+    return found
 
 
 def near_pairs(
@@ -131,10 +169,13 @@ def near_pairs(
     """Yields the pairs (row of `left`, row of `right`) with a cosine of at least `threshold`, block by block.
 
     same: `right` begins with the rows of `left`, and each pair is returned once. Raises TooMany as soon as one block of
-    rows has more than `limit` pairs.
+    rows has more than `limit` pairs; on a GPU, as soon as there are more than `limit`.
     """
     import torch
 
+    if at.pairs is not None:
+        yield from _near_pairs_on_device(at.pairs, left, right, vectors, threshold, same=same, limit=limit)
+        return
     columns = torch.from_numpy(right.sketches).to(at.device)
 
     def block(start: int) -> list[SimilarPairs]:
@@ -152,6 +193,43 @@ def near_pairs(
 
     for parts in at.map(block, range(0, len(left.rows), BLOCK_ROWS)):
         yield from parts
+
+
+def _near_pairs_on_device(
+    search: DevicePairs,
+    left: Side,
+    right: Side,
+    vectors: Vectors,
+    threshold: float,
+    *,
+    same: bool,
+    limit: int,
+) -> Iterator[SimilarPairs]:
+    sides = (left.rows, left.sketches), (right.rows, right.sketches)
+    num = 0
+    for a, b, cosine in search.search(*sides, vectors, threshold, slack=SLACK, same=same):
+        found = decided(vectors, a, b, cosine, threshold)
+        num += len(found.a)
+        if num > limit:
+            raise TooMany
+        yield found
+
+
+def decided(
+    vectors: Vectors, a: Rows, b: Rows, cosine: npt.NDArray[np.float64], threshold: float
+) -> SimilarPairs:
+    """Returns what `scored` does, given cosines in float64 whose last digits are those of another device.
+
+    A pair is decided by its rounded cosine. Where the cosine is so close to the middle between two rounded values that
+    DEVICE_ERROR may change it, `score` computes it again.
+    """
+    a, b = np.minimum(a, b), np.maximum(a, b)
+    steps = cosine * 10**DECIMALS
+    unsure = np.abs(steps - np.floor(steps) - 0.5) <= DEVICE_ERROR * 10**DECIMALS
+    cosine = np.minimum(np.round(cosine, DECIMALS), 1.0)
+    cosine[unsure] = score(vectors, a[unsure], b[unsure])
+    near = cosine >= threshold
+    return SimilarPairs(a[near], b[near], cosine[near])
 
 
 def _above(products: torch.Tensor, threshold: float) -> tuple[Rows, Rows]:

@@ -65,7 +65,7 @@ def search(
     """
     parts, limit = [], max(MIN_PAIR_LIMIT, PAIRS_PER_ROW * len(rows))
     if len(rows):
-        sketches = _sketches(store, vectors, rows, marks, plan)
+        sketches = _sketches(at, store, vectors, rows, marks, plan)
         members = _members(faiss, at, store, sketches, rows, marks, plan)
         num_clusters = len(members.bounds) - 1
         for k, clusters in enumerate(np.array_split(np.arange(num_clusters), min(num_clusters, NUM_PARTS))):
@@ -97,17 +97,23 @@ def _kept(store: Store, name: str, make: Callable[[], npt.NDArray[Any]]) -> Any:
 
 
 def _sketches(
-    store: Store, vectors: Vectors, rows: Rows, marks: npt.NDArray[np.uint64], plan: Plan
+    at: Workers, store: Store, vectors: Vectors, rows: Rows, marks: npt.NDArray[np.uint64], plan: Plan
 ) -> Vectors:
-    """Returns sketches (len(rows), R + 1), memory-mapped; R is the full width if short sketches are not selective enough."""
+    """Returns sketches (len(rows), R + 1), memory-mapped; R is the full width if short sketches are not selective enough.
+
+    If there are clusters, which depend on them, they are computed on the CPU: the same ones for all devices.
+    """
     if not store.exists("sketches.npy"):
+        device = at.device if len(rows) <= plan.exact_below else "cpu"
         sample = vectors[sample_of(marks, rows, SKETCH_SAMPLE)]
-        basis = strong_directions(sample, plan.threshold, len(rows))
+        basis = strong_directions(sample, plan.threshold, len(rows), device)
         shape = (len(rows), basis.shape[1] + 1)
         with store.writing("sketches.npy", sync_folder=False) as part:
             out = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
             for start in range(0, len(rows), SKETCH_ROWS):
-                out[start : start + SKETCH_ROWS] = sketch(vectors[rows[start : start + SKETCH_ROWS]], basis)
+                out[start : start + SKETCH_ROWS] = sketch(
+                    vectors[rows[start : start + SKETCH_ROWS]], basis, device
+                )
             out.flush()
     found: Vectors = np.load(store.path("sketches.npy"), mmap_mode="r")
     return found

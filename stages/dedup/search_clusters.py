@@ -19,6 +19,8 @@ POINTS_PER_CLUSTER = 256  # in the k-means sample; FAISS' default max
 KMEANS_ROUNDS = 20
 MEMBER = np.dtype([("cluster", "<i4"), ("row", "<i8"), ("own", "?")])
 MAX_SHARE = 4  # a cluster larger than 4 times the mean is split
+DEVICE_ROWS = 16_384  # assigned at once on a GPU, fewer for many clusters
+DEVICE_PRODUCTS = 1 << 26  # 256 MB of products, and their largest values
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +106,16 @@ def assign(at: Workers, points: Vectors, centroids: Vectors, *, margin: float, p
     probes = min(probes, len(centroids))
     targets = torch.from_numpy(np.ascontiguousarray(centroids.T)).to(at.device)
 
+    num = BLOCK_ROWS if at.pairs is None else max(1, min(DEVICE_ROWS, DEVICE_PRODUCTS // len(centroids)))
+
     def block(start: int) -> tuple[Rows, Rows, npt.NDArray[np.bool_]]:
-        rows = torch.from_numpy(np.array(points[start : start + BLOCK_ROWS])).to(at.device)
+        rows = torch.from_numpy(np.array(points[start : start + num])).to(at.device)
         near = torch.topk(rows @ targets, probes, dim=1)
         take = (near.values >= near.values[:, :1] - margin).cpu().numpy()
         place, rank = np.nonzero(take)
         return place + start, near.indices.cpu().numpy()[place, rank], rank == 0
 
-    found = list(at.map(block, range(0, len(points), BLOCK_ROWS)))
+    found = list(at.map(block, range(0, len(points), num)))
     rows, clusters, own = (np.concatenate(column) for column in zip(*found, strict=True))
     order = np.argsort(clusters, kind="stable")
     bounds = np.searchsorted(clusters[order], np.arange(len(centroids) + 1))

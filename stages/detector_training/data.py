@@ -20,14 +20,15 @@ from vlpipe.pipeline.shard import open_shard
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.detector import to_pixels
 from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.detector_training.recipe import DetectorRecipe
 from vlpipe.stages.loading.batches.ahead import ahead
 from vlpipe.stages.loading.batches.make_batch import SAMPLE
 from vlpipe.stages.loading.order import Order, Sample, Share
-from vlpipe.stages.loading.rows import Unit, joined_values
+from vlpipe.stages.loading.rows import Unit, joined_values, scan
 from vlpipe.stages.train.loader import NUM_AHEAD, Making
-from vlpipe.stages.train.recipe import Optimisation
 
 CPU = torch.device("cpu")
+COLUMNS = ("image", "objects")  # read of each row
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class DetectorLoader:
     def __init__(
         self,
         inputs: Sequence[Dataset],
-        recipe: Optimisation,
+        recipe: DetectorRecipe,
         model: FasterRcnn,
         words: Vocabulary,
         flip: bool,
@@ -99,14 +100,14 @@ class DetectorLoader:
         self._label = {name: k for k, name in enumerate(words.classes)}
         self._attribute = {name: k for k, name in enumerate(words.attributes)}
         self.units: list[Unit] = []
-        counts = []
+        shares, sizes = [], []
         for data in inputs:
-            for shard in data.shards:
-                with open_shard(data.store, shard) as file:
-                    for group in range(file.num_row_groups):
-                        self.units.append(Unit(data.store, shard, group, has_sha256=False))
-                        counts.append(file.metadata.row_group(group).num_rows)
-        self.order = Order([Share.of(counts, 1.0)], seed=recipe.seed, window=recipe.shuffle_window)
+            found = scan(data, "rows", COLUMNS)
+            self.units += found.units
+            sizes += found.sizes
+            shares.append(Share.of(found.counts, 1.0))
+        limits = {"window": recipe.shuffle_window, "window_bytes": recipe.window_bytes}
+        self.order = Order(shares, seed=recipe.seed, sizes=sizes, **limits)
         self.samples_per_epoch = self.order.samples_per_epoch
         self.making = Making()
 
@@ -136,7 +137,7 @@ class DetectorLoader:
             yield Images(pixels, sizes, [target for _, target in made])
 
     def _samples(self, windows: Iterator[list[Sample]]) -> Iterator[tuple[Sample, Labelled]]:
-        """Yields each sample with its image; the row groups of one window are held in memory."""
+        """Yields each sample with its image; a window is in memory, and the one before until it is read."""
         rows: Mapping[int, list[Labelled]] = {}
         for window in windows:
             needed = sorted({sample.unit for sample in window})

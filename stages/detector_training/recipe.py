@@ -29,3 +29,12 @@ class DetectorRecipe(Optimisation):
         default_factory=list
     )  # prefixes of parameter names; detectron2 freezes stem and layer1
     flip: bool = True  # mirror half of the images
+    window_bytes: int = (
+        1 << 30  # per worker, max size of a shuffle window; the one before is in memory while it is read
+    )
+
+    def _checks(self) -> list[tuple[bool, str]]:
+        return [
+            *super()._checks(),
+            (self.window_bytes < 1, f"window_bytes must be at least 1, got {self.window_bytes}"),
+        ]

@@ -31,6 +31,7 @@ class TrainDetector(GatherStage, DetectorRecipe):
 
     ADDED: ClassVar[frozenset[str]] = Optimisation.ADDED
     NAME: ClassVar[str] = "train.detector:TrainDetector"
+    VERSION: ClassVar[int] = 2  # 2: windows are bounded in bytes
     ROWS_ARE: ClassVar[str] = "losses"
     TORCH: ClassVar[bool] = True
     LAUNCHES: ClassVar[bool] = True

@@ -144,7 +144,8 @@ def blip_net() -> Net:
     )
     objectives = (Itc(queue_size=QUEUE, alpha_ramp_epochs=0), Itm(negatives="momentum"), Lm())
     net = net_of(Blip(config), *objectives, teachers={"ema": Ema()})
-    net.objectives[0].queue.num_pushed.fill_(QUEUE)  # a full queue, as after the first steps
+    rows = [torch.randn(QUEUE, E) for _ in range(2)]
+    net.objectives[0].queue.push(rows, torch.arange(QUEUE))  # full, as after the first steps
     return net
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.detector import load
 from vlpipe.stages.common.region_rows import OBJECTS
-from vlpipe.stages.detector_training.data import DetectorLoader, Vocabulary, flipped
+from vlpipe.stages.detector_training.data import DetectorLoader, Vocabulary, flipped, read_unit
 from vlpipe.stages.detector_training.fit import prepare
 from vlpipe.stages.detector_training.train import TrainDetector
 from vlpipe.stages.train import fit as fit_module
@@ -194,6 +195,48 @@ def test_a_step_number_is_the_loaders_state(loader: Callable[..., DetectorLoader
         assert all(torch.equal(a.boxes, b.boxes) for a, b in zip(one.targets, other.targets, strict=True))
     seen = [batch.targets for batch in first[:6]]  # one epoch: 24 images
     assert len({tuple(t.boxes.flatten().tolist()) for targets in seen for t in targets}) > 16
+
+
+def test_a_window_ends_with_the_row_group_that_reaches_its_bytes(
+    poles: Dataset, loader: Callable[..., DetectorLoader]
+) -> None:
+    """Row groups of 10, 10 and 4 images, whose bytes Parquet states; joined and not, the counts are of images."""
+    whole = loader().order
+    assert [[sorted(w.units.tolist()) for w in whole.windows(k)] for k in range(3)] == [[[0, 1, 2]]] * 3
+    sizes = [sum(len(row(k)["image"]) for k in range(a, b)) for a, b in ((0, 10), (10, 20), (20, 24))]
+    bounded = loader(window_bytes=sizes[0]).order
+    for number in range(6):
+        windows = [w.units.tolist() for w in bounded.windows(number)]
+        assert sorted(unit for window in windows for unit in window) == [0, 1, 2]
+        assert all(sum(sizes[u] for u in window[:-1]) < sizes[0] for window in windows)
+        assert len(windows) >= 2
+    assert [[len(w.units) for w in loader(window_bytes=1).order.windows(k)] for k in range(3)] == [
+        [1, 1, 1]
+    ] * 3
+
+
+def test_rows_in_memory_are_those_of_two_windows(
+    loader: Callable[..., DetectorLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[weakref.ref[Any]] = []
+    most = 0
+
+    class Rows(list[Any]):
+        """A list that can be referred to weakly."""
+
+    def counted(unit: Any) -> Rows:
+        nonlocal most
+        found = Rows(read_unit(unit))
+        read.append(weakref.ref(found))
+        most = max(most, sum(one() is not None for one in read))
+        return found
+
+    monkeypatch.setattr("vlpipe.stages.detector_training.data.read_unit", counted)
+    with loader(window_bytes=1).batches(0) as batches:
+        for _ in range(30):
+            next(batches)
+    assert len(read) >= 10
+    assert most == 2
 
 
 def test_mirrored_boxes() -> None:
