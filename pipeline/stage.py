@@ -33,6 +33,8 @@ class Stage:
     # parameters that earlier versions of the stage did not have; at their default, which must be what those did, they are
     # not in the key either, so that rows made before are used
     ADDED: ClassVar[frozenset[str]] = frozenset()
+    # parameter in ADDED whose default is not what earlier versions did -> the value that is
+    BEFORE: ClassVar[Mapping[str, Any]] = {}
     # Computes with torch: the engine sets the number of threads, which is part of the key.
     TORCH: ClassVar[bool] = False
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -47,6 +49,13 @@ class Stage:
         NAME is not inherited because a subclass may compute something else.
         """
         return (vars(type(self)).get("NAME") or use, self.VERSION)
+
+    def with_resources(self, cpus: float, gpus: float) -> Stage:
+        """Returns the stage as a step with these resources runs it: with the parameters set whose default depends on them.
+
+        Keys are made from the stage that this returns.
+        """
+        return self
 
     def runs(self) -> Stage:
         """Returns the stage whose code makes the rows: this one, unless it runs another stage."""
