@@ -57,6 +57,14 @@ class Stage:
         """
         return self
 
+    def trials(self) -> AbstractContextManager[Callable[[int], None]] | None:
+        """Returns what `vlpipe tune` measures, or None if the stage has no parameter `batch_size` to tune.
+
+        It loads the model and yields a function that computes one batch of the given size on made-up input and waits for the
+        device.
+        """
+        return None
+
     def runs(self) -> Stage:
         """Returns the stage whose code makes the rows: this one, unless it runs another stage."""
         return self
@@ -103,6 +111,17 @@ class PartsWork(Protocol):
     """
 
     def parts(self, batch: pa.Table) -> Iterator[Out]: ...
+
+    def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
+
+
+@runtime_checkable
+class TimedWork(Protocol):
+    """Work that tells what its time went into. `seconds()`: seconds by kind since it was last called: `waiting` for input,
+    `computing`. They are stored in the shard's receipt.
+    """
+
+    def seconds(self) -> dict[str, float]: ...
 
     def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
 

@@ -14,9 +14,9 @@ KeysValues = tuple[Tensor, Tensor]
 class Cache:
     """Keys and values of B texts of at most `room` tokens, (B, H, room, D / H) per layer, allocated at the first token.
 
-    length: tokens so far. at: after `fix`, the same number as a tensor (1,) on the device; each further step then takes one token, and all
-    of its tensors have the same shapes, so that it can be compiled or captured. image: keys and values of the images, which no
-    step changes.
+    length: tokens so far. at: after `fix`, the same number as a tensor (1,) on the device; each further step then takes
+    one token, and all of its tensors have the same shapes, so that it can be compiled or captured. image: keys and
+    values of the images, which no step changes.
     """
 
     room: int

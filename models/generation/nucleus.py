@@ -1,8 +1,9 @@
 """Nucleus sampling (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751) of one token per row, by inverse CDF.
 
-The order of the tokens is from the likeliest, equal ones by id, so `draws` decide alone. No function here sorts a vocabulary that it
-need not sort: in a peaked distribution the nucleus is among the likeliest few; in a flat one only two buckets of about equally likely
-tokens matter, the one where the nucleus ends and the one that the draw falls into.
+The order of the tokens is from the likeliest, equal ones by id, so `draws` decide alone. No function here sorts a
+vocabulary that it
+need not sort: in a peaked distribution the nucleus is among the likeliest few; in a flat one only two buckets of about
+equally likely tokens matter, the one where the nucleus ends and the one that the draw falls into.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ from vlpipe.models.interface.capabilities import Generates, TextCache
 class Way:
     """How texts are decoded. The texts are the same, up to the rounding of the logits.
 
-    is_fixed: each step reads the whole cache, under a mask, so that shapes do not change. poll: number of steps between two looks at whether all
-    texts have ended; each look waits for the device. guess: the number of likeliest tokens that are sorted without waiting for the
-    device to say whether they hold the nucleus; 0: it is asked at each step. backend: of `torch.compile`; "" for no compilation.
+    is_fixed: each step reads the whole cache, under a mask, so that shapes do not change. poll: number of steps between
+    two looks at whether all texts have ended; each look waits for the device. guess: the number of likeliest tokens
+    that are sorted without waiting for the device to say whether they hold the nucleus; 0: it is asked at each step.
+    backend: of `torch.compile`; "" for no compilation.
     """
 
     is_fixed: bool = False
@@ -28,7 +29,10 @@ class Way:
 
     @classmethod
     def on(cls, device: torch.device, compiled: bool = False) -> Way:
-        """Returns the way that suits a device. On the CPU, which never waits, texts grow; compiled: shapes are fixed there too."""
+        """Returns the way that suits a device.
+
+        On the CPU, which never waits, texts grow; compiled: shapes are fixed there too.
+        """
         backend = "inductor" if compiled else ""
         if device.type == "cpu":
             return cls(is_fixed=compiled, backend=backend)

@@ -265,7 +265,8 @@ def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: b
     as 10.
 
     file: converts a file parameter; leave_out: for keys, omit the fields in `NOT_IN_KEY`, and those in `ADDED` (fields that
-    an earlier version did not have) while they have their default, or their value in `BEFORE`. Raises VlpipeError for a type that has no JSON form.
+    an earlier version did not have) while they have their default, or their value in `BEFORE`. Raises VlpipeError for a
+    type that has no JSON form.
     """
     if isinstance(value, File):
         return file(value)

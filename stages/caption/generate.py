@@ -6,9 +6,10 @@ its captions (25 % against 19 %; Li et al., 2022, Table 2, https://arxiv.org/abs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -20,13 +21,14 @@ from vlpipe.stages.common.batches import (
     batch_size_problems,
     encode_images,
     fixed_batches,
+    made_up,
     read_images,
     seed_of,
     with_texts,
     without,
 )
 from vlpipe.stages.common.row import TEXTS, text
-from vlpipe.stages.inference.ahead import Ahead
+from vlpipe.stages.inference.ahead import Ahead, Working
 from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
@@ -47,9 +49,9 @@ class Caption(RunsModel, MapStage):
     top_p: 0.9 as in BLIP; top_k: number of likeliest tokens to sample from, None for all; repetition_penalty: 1 for no
     penalty, as in BLIP's paper. BLIP's code has top_k 50 and repetition_penalty 1.1.
     seed: the random draws of caption j of row r depend only on (seed, id of r, j), not on weights or batch.
-    compile: decoding steps go through torch.compile at the first batch, on a GPU as CUDA graphs; a caption may differ in a token where two were
-    about equally likely.
-    An empty caption is stored with kept=False, why='empty'. Rows with an undecodable image are rejected (fault).
+    compile: decoding steps go through torch.compile at the first batch, on a GPU as CUDA graphs; a caption may differ
+    in a token where two were about equally likely. An empty caption is stored with kept=False, why='empty'. Rows with
+    an undecodable image are rejected (fault).
     """
 
     NAME: ClassVar[str] = "caption.generate:Caption"
@@ -111,13 +113,25 @@ class Caption(RunsModel, MapStage):
         check(model.model, self.min_length, self.max_length, model.tokenizer.ids(self.prompt))
         steps = Steps(model.model, Way.on(model.device, self.compile))
 
-        def work(table: pa.Table) -> Out:
-            with Ahead(self.decode_workers, model.is_on_gpu) as ahead:
-                return self._caption(table, model, steps, ahead)
+        caption = partial(self._caption, model, steps)
+        yield Working(caption, self.decode_workers, model.is_on_gpu)
 
-        yield work
+    @contextmanager
+    def trials(self) -> Iterator[Callable[[int], None]]:
+        from vlpipe.models.generation.steps import Steps, Way
+        from vlpipe.stages.common.model import load
 
-    def _caption(self, table: pa.Table, model: Loaded, steps: Steps, ahead: Ahead) -> Out:
+        model = load(self.model, precision=self.precision)
+
+        def compute(size: int) -> None:
+            steps = Steps(model.model, Way.on(model.device, self.compile))
+            images = model.encode_images(made_up(size, model.image_size))
+            full = replace(self, min_length=self.max_length)  # no caption ends early
+            full._sample(model, steps, list(images), range(size))
+
+        yield compute
+
+    def _caption(self, model: Loaded, steps: Steps, table: pa.Table, ahead: Ahead) -> Out:
         rejects: list[Reject] = []
         ids = table["id"].to_pylist()
         texts = [list(ts or ()) for ts in table["texts"].to_pylist()]

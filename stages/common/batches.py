@@ -73,7 +73,8 @@ def read_prepared(
     ahead: Ahead | None = None,
     num_bytes: int = 4 * 2**20,
 ) -> Iterator[tuple[int, Pixels]]:
-    """Yields (row number, `prepare(RGB image)`) of images that can be decoded; appends the others to `rejects`, in row order.
+    """Yields (row number, `prepare(RGB image)`) of images that can be decoded; appends the others to `rejects`, in row
+    order.
 
     prepare: called in threads of `ahead`. num_bytes: the size of what it returns, roughly.
     """
@@ -140,6 +141,13 @@ def _stacked(
     if keys:
         rows[len(keys) :] = rows[len(keys) - 1]
         yield keys, batch
+
+
+def made_up(size: int, side: int) -> torch.Tensor:
+    """Returns pixels (size, 3, side, side) that no picture has, to measure a model with."""
+    import torch
+
+    return torch.linspace(-2, 2, size * 3 * side * side).view(size, 3, side, side)
 
 
 def seed_of(*parts: object) -> int:

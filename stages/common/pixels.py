@@ -132,7 +132,8 @@ def decode(
 
     max_pixels: None (no limit) for stored images, which the step that stored them has checked by its own limit.
     at_least: min (width, height) of the upright image; a JPEG may be decoded at scale 1/2, 1/4 or 1/8 if the result is no
-    smaller than that, which is several times faster. admit: called with the bytes of one decoded copy before it is decoded; it may wait.
+    smaller than that, which is several times faster. admit: called with the bytes of one decoded copy before it is
+    decoded; it may wait.
     """
     with opened(data, max_pixels) as image:
         admit(4 * image.width * image.height)

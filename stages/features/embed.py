@@ -7,9 +7,10 @@ norm.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,12 +25,13 @@ from vlpipe.stages.common.batches import (
     Pixels,
     batch_size_problems,
     encode_images,
+    made_up,
     read_images,
     read_prepared,
     without,
 )
 from vlpipe.stages.common.pixels import decode
-from vlpipe.stages.inference.ahead import Ahead
+from vlpipe.stages.inference.ahead import Ahead, Working
 from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
@@ -64,7 +66,9 @@ class Embed(RunsModel, MapStage):
         return with_field(inp, heavy("embedding", pa.list_(pa.float32(), self._dim())))
 
     def with_resources(self, cpus: float, gpus: float) -> Embed:
-        return super().with_resources(cpus, gpus if self.model else 0)  # the descriptor is the same everywhere
+        return super().with_resources(
+            cpus, gpus if self.model else 0
+        )  # the descriptor is the same everywhere
 
     def preflight(self) -> list[str]:
         problems = batch_size_problems(self.batch_size) + self.worker_problems()
@@ -94,7 +98,7 @@ class Embed(RunsModel, MapStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         if self.model is None:
-            yield lambda table: _with_embedding(table, *self._tiny_vectors(table), TINY_DIM)
+            yield Working(self._tiny_vectors, self.decode_workers)
             return
         from vlpipe.models.interface.capabilities import EmbedsImages
         from vlpipe.stages.common.model import load
@@ -105,20 +109,33 @@ class Embed(RunsModel, MapStage):
             raise VlpipeError(
                 f"the model has embed_dim {dim}, but the step sets dim: {self.dim}; set dim: {dim}"
             )
-        yield lambda table: _with_embedding(table, *self._model_vectors(table, model), dim)
+        yield Working(partial(self._model_vectors, model), self.decode_workers, model.is_on_gpu)
 
-    def _model_vectors(self, table: pa.Table, model: Loaded) -> tuple[list[Pixels], list[Reject]]:
-        rejects: list[Reject] = []
-        with Ahead(self.decode_workers, model.is_on_gpu) as ahead:
-            images = read_images(table, model.image_size, rejects, ahead)
-            found = encode_images(images, model.embed_images, self.batch_size, ahead)
-            return [vector.float().cpu().numpy() for _, vector in found], rejects
+    def trials(self) -> AbstractContextManager[Callable[[int], None]] | None:
+        return None if self.model is None else self._trials(self.model)
 
-    def _tiny_vectors(self, table: pa.Table) -> tuple[list[Pixels], list[Reject]]:
+    @contextmanager
+    def _trials(self, weights: Weights) -> Iterator[Callable[[int], None]]:
+        from vlpipe.stages.common.model import load
+
+        model = load(weights, precision=self.precision)
+
+        def compute(size: int) -> None:
+            model.embed_images(made_up(size, model.image_size)).cpu()
+
+        yield compute
+
+    def _model_vectors(self, model: Loaded, table: pa.Table, ahead: Ahead) -> Out:
         rejects: list[Reject] = []
-        with Ahead(self.decode_workers) as ahead:
-            found = read_prepared(table, _tiny_of, rejects, ahead, 4 * TINY_DIM)
-            return [vector for _, vector in found], rejects
+        images = read_images(table, model.image_size, rejects, ahead)
+        found = encode_images(images, model.embed_images, self.batch_size, ahead)
+        vectors = [vector.float().cpu().numpy() for _, vector in found]
+        return _with_embedding(table, vectors, rejects, model.model.embed_dim)
+
+    def _tiny_vectors(self, table: pa.Table, ahead: Ahead) -> Out:
+        rejects: list[Reject] = []
+        found = read_prepared(table, _tiny_of, rejects, ahead, 4 * TINY_DIM)
+        return _with_embedding(table, [vector for _, vector in found], rejects, TINY_DIM)
 
 
 def _with_embedding(table: pa.Table, vectors: list[Pixels], rejects: list[Reject], dim: int) -> Out:

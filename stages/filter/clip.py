@@ -6,7 +6,7 @@ and `filter.rules` refuses a threshold for another. Radford et al., 2021, https:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from vlpipe.stages.common.batches import (
     batch_size_problems,
     encode_images,
     fixed_batches,
+    made_up,
     read_prepared,
     without,
 )
@@ -37,7 +38,7 @@ from vlpipe.stages.common.scores import (
     with_columns,
 )
 from vlpipe.stages.common.texts import FlatTexts
-from vlpipe.stages.inference.ahead import Ahead
+from vlpipe.stages.inference.ahead import Ahead, Working
 from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
@@ -82,12 +83,10 @@ class ClipScore(RunsModel, MapStage):
         tokenizer = pretrained(AutoTokenizer, self.model.path)
         prepare = processed(self.model)
 
-        def work(rows: pa.Table) -> Out:
+        def work(rows: pa.Table, ahead: Ahead) -> Out:
             rejects: list[Reject] = []
-            with Ahead(self.decode_workers, device().type == "cuda") as ahead:
-                images = read_prepared(rows, prepare, rejects, ahead)
-                encode = partial(image_vectors, clip)
-                vectors = dict(encode_images(images, encode, self.batch_size, ahead))
+            images = read_prepared(rows, prepare, rejects, ahead)
+            vectors = dict(encode_images(images, partial(image_vectors, clip), self.batch_size, ahead))
             flat = FlatTexts(rows["texts"])
             wanted = [i for i in np.flatnonzero(flat.kept()).tolist() if int(flat.row[i]) in vectors]
             texts = flat.field("text").take(pa.array(wanted, pa.int64())).to_pylist()
@@ -97,7 +96,20 @@ class ClipScore(RunsModel, MapStage):
             column = flat.nested(pa.array(scores, mask=np.isnan(scores)))
             return Out(without(with_columns(rows, clip_score=column), rejects), rejects)
 
-        yield work
+        yield Working(work, self.decode_workers, device().type == "cuda")
+
+    @contextmanager
+    def trials(self) -> Iterator[Callable[[int], None]]:
+        from transformers import AutoTokenizer, CLIPModel
+
+        clip = load_model(CLIPModel, self.model, self.precision)
+        tokenizer = pretrained(AutoTokenizer, self.model.path)
+
+        def compute(size: int) -> None:
+            image_vectors(clip, made_up(size, clip.config.vision_config.image_size))
+            assert len(list(text_vectors(clip, tokenizer, ["word"] * size, size))) == size
+
+        yield compute
 
 
 def image_vectors(clip: Any, pixels: torch.Tensor) -> torch.Tensor:

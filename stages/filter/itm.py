@@ -7,9 +7,10 @@ later without inference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -22,13 +23,14 @@ from vlpipe.stages.common.batches import (
     batch_size_problems,
     encode_images,
     fixed_batches,
+    made_up,
     read_images,
     with_texts,
     without,
 )
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
-from vlpipe.stages.inference.ahead import Ahead
+from vlpipe.stages.inference.ahead import Ahead, Working
 from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
@@ -87,13 +89,22 @@ class ItmFilter(RunsModel, MapStage):
 
         model = load(self.model, self.max_text_length, needs=[Matches], precision=self.precision)
 
-        def work(table: pa.Table) -> Out:
-            with Ahead(self.decode_workers, model.is_on_gpu) as ahead:
-                return self._judge(table, model, ahead)
+        yield Working(partial(self._judge, model), self.decode_workers, model.is_on_gpu)
 
-        yield work
+    @contextmanager
+    def trials(self) -> Iterator[Callable[[int], None]]:
+        from vlpipe.stages.common.model import load
 
-    def _judge(self, table: pa.Table, model: Loaded, ahead: Ahead) -> Out:
+        model = load(self.model, self.max_text_length, precision=self.precision)
+
+        def compute(size: int) -> None:
+            images = model.encode_images(made_up(size, model.image_size))
+            pairs = ((k, tokens, "word " * self.max_text_length) for k, tokens in enumerate(images))
+            assert len(list(match_logits(model, pairs, size, self.max_text_length))) == size
+
+        yield compute
+
+    def _judge(self, model: Loaded, table: pa.Table, ahead: Ahead) -> Out:
         rejects: list[Reject] = []
         texts: list[list[dict[str, Any]]] = [[dict(t) for t in ts or ()] for ts in table["texts"].to_pylist()]
         images = read_images(table, model.image_size, rejects, ahead)

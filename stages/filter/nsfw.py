@@ -19,7 +19,7 @@ from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, read_prepared, without
 from vlpipe.stages.common.rule import scored
 from vlpipe.stages.common.scores import device, load_model, name_of, processed, with_columns
-from vlpipe.stages.inference.ahead import Ahead
+from vlpipe.stages.inference.ahead import Ahead, Working
 from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
@@ -74,16 +74,15 @@ class ImageClassifier(RunsModel, MapStage):
         at = int(model.config.label2id[self.label])
         prepare = processed(self.model)
 
-        def work(rows: pa.Table) -> Out:
+        def work(rows: pa.Table, ahead: Ahead) -> Out:
             rejects: list[Reject] = []
-            with Ahead(self.decode_workers, device().type == "cuda") as ahead:
-                images = read_prepared(rows, prepare, rejects, ahead)
-                found = encode_images(images, partial(probabilities, model), self.batch_size, ahead)
-                scores = {row: float(probs[at]) for row, probs in found}
+            images = read_prepared(rows, prepare, rejects, ahead)
+            found = encode_images(images, partial(probabilities, model), self.batch_size, ahead)
+            scores = {row: float(probs[at]) for row, probs in found}
             values = pa.array([scores.get(row) for row in range(rows.num_rows)], pa.float32())
             return Out(without(with_columns(rows, **{self.column: values}), rejects), rejects)
 
-        yield work
+        yield Working(work, self.decode_workers, device().type == "cuda")
 
 
 def probabilities(model: Any, pixels: torch.Tensor) -> torch.Tensor:

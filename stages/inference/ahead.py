@@ -14,6 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
+from vlpipe.pipeline.shard import Out
+
 A = TypeVar("A")
 B = TypeVar("B")
 READY_BYTES = 256 * 2**20  # of results that wait for the model
@@ -43,11 +47,40 @@ class Room:
             self._changed.notify_all()
 
 
+class Working:
+    """A stage's function `fn(rows, ahead)` with threads of its own for each call; a `TimedWork`.
+
+    workers, is_pinned: see `Ahead`.
+    """
+
+    def __init__(
+        self, fn: Callable[[pa.Table, Ahead], Out], workers: int | None, is_pinned: bool = False
+    ) -> None:
+        self._fn, self._workers, self._is_pinned = fn, workers, is_pinned
+        self._seconds = {"waiting": 0.0, "computing": 0.0}
+
+    def __call__(self, rows: pa.Table) -> Out:
+        began = time.monotonic()
+        ahead = Ahead(self._workers, self._is_pinned)
+        try:
+            with ahead:
+                return self._fn(rows, ahead)
+        finally:
+            self._seconds["waiting"] += ahead.waiting_s
+            self._seconds["computing"] += time.monotonic() - began - ahead.waiting_s
+
+    def seconds(self) -> dict[str, float]:
+        """Returns the seconds since it was last called: `waiting` for pictures, `computing` all else."""
+        found, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
+        return found
+
+
 class Ahead:
     """Threads that prepare batches for one call of a stage's function. Use it as a context manager: its end ends them.
 
-    workers: threads that decode, None for one; 0: all happens in the calling thread. is_pinned: batches lie in memory from which a GPU copies
-    by itself. room: for what is being decoded. waiting_s: seconds that the caller has waited for batches.
+    workers: threads that decode, None for one; 0: all happens in the calling thread. is_pinned: batches lie in memory
+    from which a GPU copies by itself. room: for what is being decoded. waiting_s: seconds that the caller has waited
+    for batches.
     """
 
     def __init__(self, workers: int | None = None, is_pinned: bool = False) -> None:
@@ -74,7 +107,7 @@ class Ahead:
             thread.join()
 
     def map(self, fn: Callable[[A], B], items: Iterable[A], num_bytes: int) -> Iterator[B]:
-        """Yields `fn(item)` in order, computed by the workers. num_bytes: of one result; READY_BYTES of them wait at most."""
+        """Yields `fn(item)` in order, computed by the workers. num_bytes: of one result; at most READY_BYTES wait."""
         if self._pool is None:
             yield from map(fn, items)
             return

@@ -14,9 +14,10 @@ from vlpipe.stages.inference.precision import Precision
 class RunsModel:
     """Base of stages that run a model over pictures, before MapStage or GatherStage.
 
-    precision: `bf16`, half of the memory and several times the speed on a GPU; `fp32`, without TF32; `auto`, bf16 if the step asks for
-    `gpus`, else fp32. The value that is used is in the key.
-    decode_workers: threads that decode pictures while the model computes; default: the step's `cpus`. 0: none. Rows do not depend on it.
+    precision: `bf16`, half of the memory and several times the speed on a GPU; `fp32`, without TF32; `auto`, bf16 if
+    the step asks for `gpus`, else fp32. The value that is used is in the key.
+    decode_workers: threads that decode pictures while the model computes; default: the step's `cpus`. 0: none. Rows do
+    not depend on it.
     """
 
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"decode_workers"})
