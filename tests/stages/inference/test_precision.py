@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import copy
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Matches
 from vlpipe.pipeline.engine.plan import plan
 from vlpipe.pipeline.errors import WorkflowError
 from vlpipe.pipeline.files import Weights
@@ -16,11 +20,11 @@ from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
 from vlpipe.pipeline.workflow.load import Workflow
 from vlpipe.stages.caption.generate import Caption
-from vlpipe.stages.common.model import load
+from vlpipe.stages.common.model import Loaded, load
 from vlpipe.stages.common.row import text
 from vlpipe.stages.features.embed import Embed
 from vlpipe.stages.filter.itm import ItmFilter
-from vlpipe.stages.inference.precision import dtype_of
+from vlpipe.stages.inference.precision import dtype_of, placed
 
 Rows = Callable[..., pa.Table]
 TEXT = """
@@ -100,3 +104,46 @@ def test_bf16_rows_are_near_those_of_fp32(weights: Weights, image_rows: Rows) ->
     first, again = (run_map(stage, table).table for _ in range(2))
     assert first.equals(again)
     assert all(ts[-1]["text"] for ts in first["texts"].to_pylist())
+
+
+SMALL_CLIP = {
+    "vocab_size": 50,
+    "end": 1,
+    "image_size": 32,
+    "text_width": 32,
+    "text_layers": 1,
+    "text_heads": 2,
+}
+SMALL_CLIP |= {"max_text_length": 12, "embed_dim": 16}
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "clip:Clip": {**SMALL_CLIP, "patch_size": 8, "vision_width": 32, "vision_layers": 2, "vision_heads": 2},
+    "clip:Clip ": {**SMALL_CLIP, "vision_width": 8, "vision_layers": [1, 1, 1, 1], "vision_heads": 4},
+    "mae:Mae": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 2, "decoder_layers": 1},
+    "vilt:Vilt": {"vocab_size": 50, "image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_each_system_with_pictures_computes_in_bf16(name: str) -> None:
+    module, _, cls = name.strip().partition(":")
+    torch.manual_seed(0)
+    made = getattr(importlib.import_module(f"vlpipe.models.systems.{module}"), cls)(**SYSTEMS[name])
+    here = torch.device("cpu")
+    exact = Loaded(placed(copy.deepcopy(made), "fp32", here), None, here)  # type: ignore[arg-type]
+    half = Loaded(placed(made, "bf16", here), None, here, torch.bfloat16)  # type: ignore[arg-type]
+    pixels, ids = torch.randn(16, 3, 32, 32), torch.randint(2, 50, (16, 8))
+    mask = torch.ones_like(ids)
+
+    def near(one: torch.Tensor, other: torch.Tensor) -> None:
+        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.05)
+
+    if exact.can(EmbedsImages):
+        near(half.embed_images(pixels), exact.embed_images(pixels))
+        assert half.embed_images(pixels).dtype == torch.float32
+    if exact.can(EmbedsTexts):
+        near(half.embed_texts(ids, mask), exact.embed_texts(ids, mask))
+    if exact.can(Matches):
+        near(
+            half.match(ids, mask, half.encode_images(pixels)),
+            exact.match(ids, mask, exact.encode_images(pixels)),
+        )
