@@ -33,6 +33,8 @@ class Stage:
     # parameters that earlier versions of the stage did not have; at their default, which must be what those did, they are
     # not in the key either, so that rows made before are used
     ADDED: ClassVar[frozenset[str]] = frozenset()
+    # parameter in ADDED whose default is not what earlier versions did -> the value that is
+    BEFORE: ClassVar[Mapping[str, Any]] = {}
     # Computes with torch: the engine sets the number of threads, which is part of the key.
     TORCH: ClassVar[bool] = False
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -47,6 +49,21 @@ class Stage:
         NAME is not inherited because a subclass may compute something else.
         """
         return (vars(type(self)).get("NAME") or use, self.VERSION)
+
+    def with_resources(self, cpus: float, gpus: float) -> Stage:
+        """Returns the stage as a step with these resources runs it: with the parameters set whose default depends on them.
+
+        Keys are made from the stage that this returns.
+        """
+        return self
+
+    def trials(self) -> AbstractContextManager[Callable[[int], None]] | None:
+        """Returns what `vlpipe tune` measures, or None if the stage has no parameter `batch_size` to tune.
+
+        It loads the model and yields a function that computes one batch of the given size on made-up input and waits for the
+        device.
+        """
+        return None
 
     def runs(self) -> Stage:
         """Returns the stage whose code makes the rows: this one, unless it runs another stage."""
@@ -94,6 +111,17 @@ class PartsWork(Protocol):
     """
 
     def parts(self, batch: pa.Table) -> Iterator[Out]: ...
+
+    def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
+
+
+@runtime_checkable
+class TimedWork(Protocol):
+    """Work that tells what its time went into. `seconds()`: seconds by kind since it was last called: `waiting` for input,
+    `computing`. They are stored in the shard's receipt.
+    """
+
+    def seconds(self) -> dict[str, float]: ...
 
     def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
 

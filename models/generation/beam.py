@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlpipe.models.generation.generate import NEVER, allowed, check, start
+from vlpipe.models.generation.generate import NEVER, check, forbidden
+from vlpipe.models.generation.steps import start
 from vlpipe.models.interface.capabilities import Generates
 
 
@@ -53,12 +54,14 @@ def beam(
     check(model, min_length, max_length, prompt_ids)
     batch, sep = len(images), model.text_rules.end
     cache, logits = start(model, images, prompt_ids, max_length, num_beams)
+    may_end, may_not = forbidden(model, logits.device)
     totals = torch.full((batch, num_beams), NEVER, device=logits.device)
     totals[:, 0] = 0.0  # all beams are equal at first: only one may grow
     texts = torch.zeros(batch, num_beams, 0, dtype=torch.long, device=logits.device)
     found = [Found(num_beams, length_penalty) for _ in range(batch)]
     for length in range(1, max_length + 1):
-        logprobs = allowed(model, logits, may_end=length > min_length).log_softmax(-1)
+        never = may_end if length > min_length else may_not
+        logprobs = logits.index_fill(1, never, NEVER).log_softmax(-1)
         totals, parents, tokens = _grow(totals, logprobs.view(batch, num_beams, -1))
         texts = torch.cat([texts.gather(1, _like(parents, texts)), tokens[:, :, None]], dim=2)
         _collect(found, totals[:, :num_beams], texts, length, sep, is_last=length == max_length)

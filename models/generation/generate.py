@@ -8,15 +8,15 @@ finished.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlpipe.models.generation.nucleus import guess, nucleus
+from vlpipe.models.generation.steps import Steps, Way
 from vlpipe.models.interface.capabilities import Generates
 
 NEVER = float("-inf")
-SORTED = (512, 4096)  # numbers of likeliest tokens that are sorted, in turn, until the nucleus is within them
 
 
 def sample(
@@ -30,90 +30,80 @@ def sample(
     max_length: int = 20,
     prompt_ids: Sequence[int] = (),
     repetition_penalty: float = 1.0,
+    steps: Steps | None = None,
 ) -> list[list[int]]:
     """Returns a text per image as new ids, without prompt and end token.
 
     Nucleus sampling (Holtzman et al. 2020), one generator per image; without `top_p` the most probable token. top_k: sample
     from the k most probable tokens only, before the nucleus (transformers' default is 50). images: the model's image
-    encodings (B, ...).
+    encodings (B, ...). steps: how the model's steps are run; None: as suits the device of `images`.
     """
     check(model, min_length, max_length, prompt_ids)
-    batch = len(images)
-    draws = _draws(generators, top_p, batch, max_length).to(images.device)
-    cache, logits = start(model, images, prompt_ids, max_length)
+    draws = _draws(generators, top_p, len(images), max_length).to(images.device)
+    steps = steps or Steps(model, Way.on(images.device))
+    found = _sample(
+        model, images, steps, draws, top_p, top_k, min_length, max_length, prompt_ids, repetition_penalty
+    )
+    if found is None:  # a nucleus was wider than guessed: once more, with certainty
+        sure = steps.surely()
+        found = _sample(
+            model, images, sure, draws, top_p, top_k, min_length, max_length, prompt_ids, repetition_penalty
+        )
+        assert found is not None
+    return [until(row, model.text_rules.end) for row in found.tolist()]
+
+
+def _sample(
+    model: Generates,
+    images: Tensor,
+    steps: Steps,
+    draws: Tensor,
+    top_p: float | None,
+    top_k: int | None,
+    min_length: int,
+    max_length: int,
+    prompt_ids: Sequence[int],
+    penalty: float,
+) -> Tensor | None:
+    """Returns the new ids (B, max_length), the end token behind each text; None if a guessed nucleus was not whole."""
+    end, way = model.text_rules.end, steps.way
+    logits = steps.start(images, prompt_ids, max_length)
+    may_end, may_not = forbidden(model, logits.device)
     seen = torch.zeros_like(logits, dtype=torch.bool)
     seen[:, [model.text_rules.first, *prompt_ids]] = True
-    done = torch.zeros(batch, dtype=torch.bool, device=logits.device)
-    new = torch.full((batch, max_length), model.text_rules.end, device=logits.device)
+    done = torch.zeros(len(images), dtype=torch.bool, device=logits.device)
+    sure = torch.ones_like(done)
+    new = torch.full((len(images), max_length), end, device=logits.device)
     for t in range(max_length):
-        logits = allowed(model, _penalised(logits, seen, repetition_penalty), may_end=t >= min_length)
-        token = logits.argmax(-1) if top_p is None else nucleus(logits, top_p, draws[:, t], top_k)
-        new[:, t] = torch.where(done, model.text_rules.end, token)
-        done |= token == model.text_rules.end
-        if t + 1 == max_length or bool(done.all()):
-            break
-        seen.scatter_(1, token[:, None], True)
-        logits = model.predict(model.step_text(token[:, None], cache)[:, -1]).float()
-    return [until(row, model.text_rules.end) for row in new.tolist()]
+        logits = _penalised(logits, seen, penalty)
+        logits = logits.index_fill(1, may_end if t >= min_length else may_not, NEVER)
+        if top_p is None:
+            token = logits.argmax(-1)
+        elif way.guess:
+            token, known = guess(logits, top_p, draws[:, t], top_k, way.guess)
+            sure &= known | done
+        else:
+            token = nucleus(logits, top_p, draws[:, t], top_k)
+        new[:, t] = torch.where(done, end, token)
+        done |= token == end
+        is_last = t + 1 == max_length
+        if is_last or (t + 1) % way.poll == 0:
+            all_done, all_sure = torch.stack([done.all(), sure.all()]).tolist()
+            if not all_sure:
+                return None
+            if all_done or is_last:
+                break
+        if penalty != 1.0:
+            seen.scatter_(1, token[:, None], True)
+        logits = steps.next(token)
+    return new
 
 
-def nucleus(logits: Tensor, top_p: float, draws: Tensor, top_k: int | None = None) -> Tensor:
-    """Returns one token per row (B,) from the smallest set of likeliest tokens with probability >= `top_p`.
-
-    Inverse CDF over the probabilities sorted from the likeliest, equal ones by id: `draws` (B,) in [0, 1) decide alone.
-    top_k: the probabilities are those among the k likeliest.
-    """
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits, among = logits.topk(top_k, dim=-1)
-        among, by_id = among.sort(dim=-1)
-        probs, order = logits.gather(1, by_id).double().softmax(-1).sort(dim=-1, descending=True, stable=True)
-        return _drawn(probs, among.gather(1, order), top_p, draws)[0]
-    # Sorting a whole vocabulary takes longer than a small model's step; a nucleus is mostly among the likeliest few.
-    probs = logits.double().softmax(-1)
-    token = torch.zeros(len(probs), dtype=torch.long, device=probs.device)
-    rest = torch.arange(len(probs), device=probs.device)  # rows without a token yet
-    for num in (*(n for n in SORTED if 2 * n < probs.shape[-1]), probs.shape[-1]):
-        first, ids = probs.topk(num, dim=-1) if num < probs.shape[-1] else (probs, None)
-        if ids is not None:
-            ids, by_id = ids.sort(dim=-1)
-            first = first.gather(1, by_id)
-        first, order = first.sort(dim=-1, descending=True, stable=True)
-        found, least = _drawn(first, order if ids is None else ids.gather(1, order), top_p, draws)
-        # further tokens may belong to a nucleus whose least is not above the least of `first`
-        is_known = (least > first[:, -1]) | (num == logits.shape[-1])
-        token[rest[is_known]] = found[is_known]
-        rest, probs, draws = rest[~is_known], probs[~is_known], draws[~is_known]
-        if not len(rest):
-            break
-    return token
-
-
-def _drawn(probs: Tensor, ids: Tensor, top_p: float, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the token (B,) that `draws` choose, and the least probability (B,) within the nucleus.
-
-    probs, ids: (B, K), from the likeliest.
-    """
-    before = probs.cumsum(-1) - probs
-    kept = torch.where(before < top_p, probs, 0.0).cumsum(-1)
-    at = torch.searchsorted(kept, draws[:, None].double() * kept[:, -1:], right=True)
-    last = (before < top_p).sum(-1, keepdim=True) - 1
-    return ids.gather(1, torch.minimum(at, last))[:, 0], probs.gather(1, last)[:, 0]
-
-
-def start(
-    model: Generates, images: Tensor, prompt_ids: Sequence[int], max_length: int, repeats: int = 1
-) -> tuple[Any, Tensor]:
-    """Reads the start token and the prompt: the cache, and the logits (B x repeats, V) of the first new token."""
-    ids = torch.tensor([[model.text_rules.first, *prompt_ids]], device=images.device)
-    cache = model.start_text(images, ids.shape[1] + max_length, repeats)
-    hidden = model.step_text(ids.expand(len(images) * repeats, -1), cache)
-    return cache, model.predict(hidden[:, -1]).float()
-
-
-def allowed(model: Generates, logits: Tensor, may_end: bool) -> Tensor:
-    """Without the tokens that no text contains (`BlipConfig.never`), and [SEP] until it may end."""
-    never = [*model.text_rules.never, *([] if may_end else [model.text_rules.end])]
-    return logits.index_fill(1, torch.tensor(never, dtype=torch.long, device=logits.device), NEVER)
+def forbidden(model: Generates, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns the ids of tokens that no text contains, without and with the end token, which comes too early otherwise."""
+    rules = model.text_rules
+    never = torch.tensor([*rules.never, rules.end], dtype=torch.long, device=device)
+    return never[:-1], never
 
 
 def check(model: Generates, min_length: int, max_length: int, prompt_ids: Sequence[int]) -> None:

@@ -75,6 +75,15 @@ class FillsCodes(Protocol):
     def predict_codes(self, hidden: Tensor) -> Tensor: ...
 
 
+class TextCache(Protocol):
+    """What a model keeps of texts in progress (`models.blocks.cache`)."""
+
+    def select(self, rows: Tensor) -> None: ...
+    def fix(self) -> None: ...
+    def tensors(self) -> list[Tensor]: ...
+    def copy_(self, other: Any) -> None: ...
+
+
 @runtime_checkable
 class PredictsNext(Protocol):
     """Predicts the next word: hidden states (B, L, D) of texts, and logits (..., V) of hidden states."""
@@ -88,7 +97,7 @@ class Generates(PredictsNext, Protocol):
     """Writes texts about images: predicts the next word, token by token with a cache.
 
     start_text: a cache for texts of at most `room` tokens about image encodings (B, ...), each `repeats` times. step_text:
-    hidden states (B, T, D) of the next ids (B, T), which it adds to the cache. A cache has `select(rows)`, for beam search.
+    hidden states (B, T, D) of the next ids (B, T), which it adds to the cache, a `TextCache`.
     """
 
     @property

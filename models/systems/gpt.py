@@ -4,14 +4,13 @@ https://cdn.openai.com/research-covers/language-unsupervised/language_understand
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.blocks.attention import attend
+from vlpipe.models.blocks.cache import Cache
 from vlpipe.models.blocks.post_norm import INIT_STD, SelfAttention, init_bert
 from vlpipe.models.blocks.text import TextEmbed
 from vlpipe.models.interface.capabilities import TextRules
@@ -19,18 +18,6 @@ from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 
 NORM_EPS = 1e-5
-
-
-@dataclass
-class Cache:
-    """Keys and values of the tokens so far, (B, heads, L, width / heads) each, per layer."""
-
-    length: int = 0
-    layers: list[tuple[Tensor, Tensor] | None] = field(default_factory=list)
-
-    def select(self, rows: Tensor) -> None:
-        """Keeps these rows, in this order: those of the surviving beams."""
-        self.layers = [None if kv is None else (kv[0][rows], kv[1][rows]) for kv in self.layers]
 
 
 class Layer(nn.Module):
@@ -49,13 +36,8 @@ class Layer(nn.Module):
     def step(self, x: Tensor, cache: Cache, at: int) -> Tensor:
         """(B, T, width): the next T positions, which see all before. Adds their keys and values to the cache."""
         q, k, v = self.attention._qkv(x)
-        if (before := cache.layers[at]) is not None:
-            k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
-        cache.layers[at] = k, v
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).tril(
-            k.shape[2] - q.shape[2]
-        )
-        return self._mlp(self.attention._close(x, attend(q, k, v, seen)))
+        keys, values, mask = cache.put(at, k, v)
+        return self._mlp(self.attention._close(x, attend(q, keys, values, mask)))
 
     def _mlp(self, x: Tensor) -> Tensor:
         inner = self.down(F.gelu(self.up(x), approximate="tanh"))
@@ -104,13 +86,12 @@ class Gpt(Model):
         return TextRules(c.start, c.end, [c.start] if c.start != c.end else [], c.max_text_length)
 
     def start_alone(self, num: int, room: int) -> Cache:
-        return Cache(layers=[None] * len(self.layers))
+        return Cache(room)
 
     def step_text(self, ids: Tensor, cache: Any) -> Tensor:
-        positions = self.words.positions.weight[cache.length : cache.length + ids.shape[1]]
-        x = self.words.words(ids) + positions
+        x = self.words.words(ids) + cache.positions(self.words.positions.weight, ids.shape[1])
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             x = layer.step(x, cache, i)
-        cache.length += ids.shape[1]
+        cache.advance(ids.shape[1])
         return x

@@ -33,7 +33,7 @@ from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
 from vlpipe.pipeline.errors import VlpipeError, printable
 from vlpipe.pipeline.forget import apply, scan, summary
 from vlpipe.pipeline.forget import wanted as forget_list
-from vlpipe.pipeline.inspect import diff, diff_rows, on_disk, report, show, status
+from vlpipe.pipeline.inspect import diff, diff_rows, on_disk, report, show, status, tune
 from vlpipe.pipeline.inspect import why as history
 from vlpipe.pipeline.inspect.opted_out import read_hashes
 from vlpipe.pipeline.inspect.verify import lineage
@@ -323,6 +323,25 @@ def _verify(place: on_disk.StepFolder) -> list[verify.VerifyReport]:
     if not place.folder:
         found.append(verify.VerifyReport("", 0, 0, [*verify_root.root_problems(place.store)]))
     return found
+
+
+@app.command("tune")
+def tune_command(
+    workflow: WorkflowArg,
+    step: StepArg,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    most: Annotated[int, typer.Option("--most", min=tune.SMALLEST, help="the largest size to try")] = 1024,
+) -> None:
+    """Measure a step's model with batches of 16, 32, 64, ... samples, on made-up input. Changes nothing."""
+    _, steps, store = planned(workflow, root, set_, profile)
+    one, found = find_step(steps, step), []
+    for trial in tune.tune(one, store, most):
+        found.append(trial)
+        figures = trial.why or f"{trial.per_s:10,.1f} samples/s   {size(trial.bytes)}"
+        say(f"batch_size {trial.batch_size:6,}   {figures}")
+    say(tune.advice(one.name.partition("@")[0], found))
 
 
 @app.command("report")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -40,6 +40,7 @@ NOTES_S = 5.0  # seconds between reads of the progress notes of running shards
 SLOW_S = 10.0  # seconds after which a step or shard also reports intermediate progress
 SPEAK_S = 30.0  # min seconds between two plain lines of a step; longer for steps that run long
 ASKED = 32  # max number of shards whose progress notes are read: those that run longest
+KINDS = ("waiting", "computing")  # of `TimedWork.seconds`
 MAX_CODES = 4  # reject codes that are shown with their counts
 MANY_ROWS = 1_000  # min input rows for the warning that a filter dropped nothing
 
@@ -53,6 +54,7 @@ class _Seen:
     began: float | None = None  # start of the first shard
     ended: float | None = None  # end of the last shard so far
     busy_s: float = 0.0
+    spent: Counter[str] = field(default_factory=Counter)  # seconds of models: "waiting", "computing"
     num_done: int = 0
     rows_in: int = 0
     rows_out: int = 0
@@ -157,6 +159,7 @@ class ProgressWatcher:
             if not reused:
                 seen.ended = now
                 seen.busy_s += float(receipt.run.get("seconds", 0.0))
+                seen.spent.update({kind: receipt.run[kind] for kind in KINDS if kind in receipt.run})
             self._draw(seen)
 
     def _finished(self, one: PlannedStep) -> None:
@@ -170,7 +173,7 @@ class ProgressWatcher:
             self._bars.remove_task(seen.bar)
             if is_gather(one):
                 seen.ended, seen.busy_s = time.monotonic(), seen.seconds
-            line = summary(one, seen.seconds, seen.reused, seen.busy_s)
+            line = summary(one, seen.seconds, seen.reused, seen.busy_s, seen.spent)
             self.console.print(line, highlight=False, soft_wrap=True)
 
     def _tick(self) -> None:
@@ -252,8 +255,16 @@ def under_way(seen: _Seen) -> str:
     return f"{rows}{which} under way ({longest} {seen.slowest_s:.0f} s)"
 
 
-def summary(one: PlannedStep, seconds: float, reused: int = 0, busy_s: float = 0.0) -> str:
-    """Returns one line for a finished step. seconds: wall-clock time of the step; busy_s: seconds summed over its shards."""
+def summary(
+    one: PlannedStep,
+    seconds: float,
+    reused: int = 0,
+    busy_s: float = 0.0,
+    spent: Mapping[str, float] | None = None,
+) -> str:
+    """Returns one line for a finished step. seconds: wall-clock time of the step; busy_s: seconds summed over its shards;
+    spent: what the models' seconds in `busy_s` went into.
+    """
     assert one.manifest is not None
     m = one.manifest
     parts = [f"{m.num_shards} shard(s)" + (f", {reused} reused" if reused else "")]
@@ -267,9 +278,19 @@ def summary(one: PlannedStep, seconds: float, reused: int = 0, busy_s: float = 0
     parts.append(f"{seconds:.1f} s")
     if abs(busy_s - seconds) > 0.2 * seconds + 0.1:  # shards ran in parallel, or waited for steps above
         parts.append(f"{busy_s:.1f} s of work")
+    if spent and busy_s:
+        parts.append(limits(spent, busy_s))
     if seconds and not reused:
         parts.append(f"{max(m.rows_in, m.rows_out) / max(seconds, 1e-3):,.0f} rows/s")
     return f"[bold green]{escape(one.name)}[/bold green]: {', '.join(parts)}{keep_warning(one)}"
+
+
+def limits(spent: Mapping[str, float], busy_s: float) -> str:
+    """Returns text such as `model computing 71 % of the time, waiting for input 20 %, reading, writing and starting 9 %`."""
+    waiting, computing = (spent.get(kind, 0.0) / busy_s for kind in KINDS)
+    rest = max(0.0, 1 - waiting - computing)
+    text = f"model computing {computing:.0%} of the time, waiting for input {waiting:.0%}"
+    return f"{text}, reading, writing and starting {rest:.0%}"
 
 
 def keep_warning(one: PlannedStep) -> str:

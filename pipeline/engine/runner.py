@@ -53,6 +53,7 @@ from vlpipe.pipeline.engine.records.receipts import (
 from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.engine.step_state import State
 from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, clear_unfinished
+from vlpipe.pipeline.engine.worker.guard import is_out_of_memory
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, heavy_pointers
 from vlpipe.pipeline.errors import AttemptFailed, StepFailed, VlpipeError, explain
 from vlpipe.pipeline.shard import Heavy, Shard
@@ -328,6 +329,8 @@ class Run:
         if isinstance(error, (StepFailed, VlpipeError)):
             raise type(error)(f"{where}: {error}") if type(error) in (StepFailed, VlpipeError) else error
         text = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            text += "; no row was rejected for it. A smaller batch_size needs less memory"
         raise StepFailed(f"{where} failed: {text}") from error
 
     def _should_retry(

@@ -199,6 +199,8 @@ def _build(
         EngineKeys, params.without(*(k for k in params if k not in ENGINE_KEYS)), written.base, problems
     )
     stage = validate(cls, params.without(*STEP_KEYS), written.base, problems, also=STEP_KEYS)
+    if stage is not None and engine is not None:
+        stage = stage.with_resources(engine.resources.cpus, engine.resources.gpus)
     for key, text in idle_keys(cls, params):
         problems.append(params.at[key].problem(f"{written.base}: {text}"))
     _check_inputs(written, cls, problems)

@@ -265,7 +265,8 @@ def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: b
     as 10.
 
     file: converts a file parameter; leave_out: for keys, omit the fields in `NOT_IN_KEY`, and those in `ADDED` (fields that
-    an earlier version did not have) while they have their default. Raises VlpipeError for a type that has no JSON form.
+    an earlier version did not have) while they have their default, or their value in `BEFORE`. Raises VlpipeError for a
+    type that has no JSON form.
     """
     if isinstance(value, File):
         return file(value)
@@ -290,9 +291,11 @@ def canonical(value: Any, file: Callable[[File], Any] = as_written, leave_out: b
 def left_out(value: Any) -> frozenset[str]:
     """Returns the fields of a dataclass that are not in keys."""
     added: frozenset[str] = getattr(value, "ADDED", frozenset())
+    before: Mapping[str, Any] = getattr(value, "BEFORE", {})
     no: frozenset[str] = getattr(value, "NOT_IN_KEY", frozenset())
-    own = dataclasses.fields(value)
-    return no | {f.name for f in own if f.name in added and getattr(value, f.name) == _default(f)}
+    own = [f for f in dataclasses.fields(value) if f.name in added]
+    old = {f.name: before[f.name] if f.name in before else _default(f) for f in own}
+    return no | {name for name, was in old.items() if getattr(value, name) == was}
 
 
 def _default(of: dataclasses.Field[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ClassVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
@@ -72,6 +72,15 @@ def _not_in_key(cls: Any, _: Collection[str]) -> Iterator[str]:
                 yield f".{which} names {name!r}, which is not a parameter{did_you_mean(name, own)}"
 
 
+def _before(cls: Any, _: Collection[str]) -> Iterator[str]:
+    if not isinstance(cls.BEFORE, Mapping):
+        yield f".BEFORE: wanted a mapping of parameters in ADDED to values, got {shown(cls.BEFORE)}"
+        return
+    for name in sorted(map(str, cls.BEFORE)):
+        if name not in cls.ADDED:
+            yield f".BEFORE names {name!r}, which is not in ADDED"
+
+
 def _class_values(cls: Any, _: Collection[str]) -> Iterator[str]:
     for name, (wanted, is_right) in _VALUES.items():
         value = getattr(cls, name, None)
@@ -129,7 +138,7 @@ def _types(cls: Any, _: Collection[str]) -> Iterator[str]:
             yield f".{field.name}: no YAML value can be converted to {kind}"
 
 
-_CHECKS = (_is_dataclass_itself, _names, _not_in_key, _class_values, _methods, _types)
+_CHECKS = (_is_dataclass_itself, _names, _not_in_key, _before, _class_values, _methods, _types)
 
 
 def idle_keys(cls: type[Stage], given: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -6,9 +6,10 @@ its captions (25 % against 19 %; Li et al., 2022, Table 2, https://arxiv.org/abs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -20,23 +21,27 @@ from vlpipe.stages.common.batches import (
     batch_size_problems,
     encode_images,
     fixed_batches,
+    made_up,
     read_images,
     seed_of,
     with_texts,
     without,
 )
 from vlpipe.stages.common.row import TEXTS, text
+from vlpipe.stages.inference.ahead import Ahead, Working
+from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
     import torch
 
+    from vlpipe.models.generation.steps import Steps
     from vlpipe.stages.common.model import Loaded
 
 EMPTY = "empty"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Caption(MapStage):
+class Caption(RunsModel, MapStage):
     """Appends `num_captions` captions to `texts`; each has source `synth`, and the digest of the weights as `model`.
 
     min_length, max_length: number of generated tokens, without prompt and end token (BLIP's 5 and 20 include 4 tokens for
@@ -44,12 +49,14 @@ class Caption(MapStage):
     top_p: 0.9 as in BLIP; top_k: number of likeliest tokens to sample from, None for all; repetition_penalty: 1 for no
     penalty, as in BLIP's paper. BLIP's code has top_k 50 and repetition_penalty 1.1.
     seed: the random draws of caption j of row r depend only on (seed, id of r, j), not on weights or batch.
-    An empty caption is stored with kept=False, why='empty'. Rows with an undecodable image are rejected (fault).
+    compile: decoding steps go through torch.compile at the first batch, on a GPU as CUDA graphs; a caption may differ
+    in a token where two were about equally likely. An empty caption is stored with kept=False, why='empty'. Rows with
+    an undecodable image are rejected (fault).
     """
 
     NAME: ClassVar[str] = "caption.generate:Caption"
     VERSION: ClassVar[int] = 2  # 2: never generates [UNK] or [MASK]
-    ADDED: ClassVar[frozenset[str]] = frozenset({"top_k"})
+    ADDED: ClassVar[frozenset[str]] = RunsModel.ADDED | {"top_k", "compile"}
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
@@ -64,13 +71,14 @@ class Caption(MapStage):
     num_captions: int = 1
     seed: int = 0
     batch_size: int = 64
+    compile: bool = False
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "caption.generate", id=pa.string(), texts=TEXTS, image=pa.binary())
         return inp
 
     def preflight(self) -> list[str]:
-        problems = batch_size_problems(self.batch_size)
+        problems = batch_size_problems(self.batch_size) + self.worker_problems()
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
@@ -97,32 +105,53 @@ class Caption(MapStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         from vlpipe.models.generation.generate import check
+        from vlpipe.models.generation.steps import Steps, Way
         from vlpipe.models.interface.capabilities import Generates
         from vlpipe.stages.common.model import load
 
-        model = load(self.model, needs=[Generates])
+        model = load(self.model, needs=[Generates], precision=self.precision)
         check(model.model, self.min_length, self.max_length, model.tokenizer.ids(self.prompt))
-        yield lambda table: self._caption(table, model)
+        steps = Steps(model.model, Way.on(model.device, self.compile))
 
-    def _caption(self, table: pa.Table, model: Loaded) -> Out:
+        caption = partial(self._caption, model, steps)
+        yield Working(caption, self.decode_workers, model.is_on_gpu)
+
+    @contextmanager
+    def trials(self) -> Iterator[Callable[[int], None]]:
+        from vlpipe.models.generation.steps import Steps, Way
+        from vlpipe.stages.common.model import load
+
+        model = load(self.model, precision=self.precision)
+
+        def compute(size: int) -> None:
+            steps = Steps(model.model, Way.on(model.device, self.compile))
+            images = model.encode_images(made_up(size, model.image_size))
+            full = replace(self, min_length=self.max_length)  # no caption ends early
+            full._sample(model, steps, list(images), range(size))
+
+        yield compute
+
+    def _caption(self, model: Loaded, steps: Steps, table: pa.Table, ahead: Ahead) -> Out:
         rejects: list[Reject] = []
         ids = table["id"].to_pylist()
         texts = [list(ts or ()) for ts in table["texts"].to_pylist()]
-        images = encode_images(
-            read_images(table, model.image_size, rejects), model.encode_images, self.batch_size
-        )
+        pixels = read_images(table, model.image_size, rejects, ahead)
+        images = encode_images(pixels, model.encode_images, self.batch_size, ahead)
         wanted = (
             (row, tokens, seed_of(self.seed, ids[row], j))
             for row, tokens in images
             for j in range(self.num_captions)
         )
         for batch, num_real in fixed_batches(wanted, self.batch_size):
-            found = self._sample(model, [tokens for _, tokens, _ in batch], [seed for _, _, seed in batch])
+            seeds = [seed for _, _, seed in batch]
+            found = self._sample(model, steps, [tokens for _, tokens, _ in batch], seeds)
             for (row, _, _), caption in zip(batch[:num_real], found, strict=False):
                 texts[row].append(self._entry(caption))
         return Out(without(with_texts(table, texts), rejects), rejects)
 
-    def _sample(self, model: Loaded, tokens: Sequence[torch.Tensor], seeds: Sequence[int]) -> list[str]:
+    def _sample(
+        self, model: Loaded, steps: Steps, tokens: Sequence[torch.Tensor], seeds: Sequence[int]
+    ) -> list[str]:
         import torch
 
         from vlpipe.models.generation.generate import sample
@@ -138,6 +167,7 @@ class Caption(MapStage):
                 max_length=self.max_length,
                 prompt_ids=model.tokenizer.ids(self.prompt),
                 repetition_penalty=self.repetition_penalty,
+                steps=steps,
             )
         return [model.tokenizer.decode(ids) for ids in found]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,11 +21,13 @@ import pyarrow.compute as pc
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Reject
-from vlpipe.stages.common.pixels import load_pixels
+from vlpipe.stages.common.pixels import decode, to_pixels
 from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.inference.ahead import Ahead, Room
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -53,29 +56,98 @@ def batch_size_problems(batch_size: int) -> list[str]:
     ]
 
 
-def read_images(table: pa.Table, size: int, rejects: list[Reject]) -> Iterator[tuple[int, Pixels]]:
-    """Yields (row number, pixels (3, size, size)) of images that can be decoded; appends the others to `rejects`."""
+def read_images(
+    table: pa.Table, size: int, rejects: list[Reject], ahead: Ahead | None = None
+) -> Iterator[tuple[int, Pixels]]:
+    """Yields (row number, pixels (3, size, size)) of images that can be decoded; appends the others to `rejects`.
+
+    ahead: whose threads decode them.
+    """
+    return read_prepared(table, partial(to_pixels, size=size), rejects, ahead, 12 * size * size)
+
+
+def read_prepared(
+    table: pa.Table,
+    prepare: Callable[[Image.Image], Pixels],
+    rejects: list[Reject],
+    ahead: Ahead | None = None,
+    num_bytes: int = 4 * 2**20,
+) -> Iterator[tuple[int, Pixels]]:
+    """Yields (row number, `prepare(RGB image)`) of images that can be decoded; appends the others to `rejects`, in row
+    order.
+
+    prepare: called in threads of `ahead`. num_bytes: the size of what it returns, roughly.
+    """
     ids = table["id"].to_pylist()
-    for row, data in enumerate(table["image"]):
-        try:
-            yield row, load_pixels([data.as_py()], size)[0]
-        except RowFault as fault:
-            rejects.append(Reject(ids[row], "fault", fault.why, fault.detail))
+    fn = partial(_prepared, prepare, None if ahead is None else ahead.room)
+    found = map(fn, table["image"]) if ahead is None else ahead.map(fn, table["image"], num_bytes)
+    for row, pixels in enumerate(found):
+        if isinstance(pixels, RowFault):
+            rejects.append(Reject(ids[row], "fault", pixels.why, pixels.detail))
+        else:
+            yield row, pixels
+
+
+def _prepared(
+    prepare: Callable[[Image.Image], Pixels], room: Room | None, data: pa.Scalar
+) -> Pixels | RowFault:
+    held: list[int] = []
+
+    def admit(num_bytes: int) -> None:
+        if room is not None:
+            held.append(room.take(num_bytes))
+
+    try:
+        return prepare(decode(data.as_py(), admit=admit))
+    except RowFault as fault:
+        return RowFault(fault.why, fault.detail)  # without the traceback, which holds the image
+    finally:
+        if room is not None:
+            room.give(sum(held))
 
 
 def encode_images(
-    images: Iterable[tuple[K, Pixels]], encode: Callable[[torch.Tensor], torch.Tensor], batch_size: int
+    images: Iterable[tuple[K, Pixels]],
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    batch_size: int,
+    ahead: Ahead | None = None,
 ) -> Iterator[tuple[K, torch.Tensor]]:
     """Yields (key, encoding) per image, in order.
 
     images: (key, pixels (3, S, S)) each; the key, such as a row number, is passed through. encode: maps a batch
-    (B, 3, S, S), B = `batch_size`, to encodings (B, ...).
+    (B, 3, S, S), B = `batch_size`, to encodings (B, ...). ahead: makes the next batch meanwhile, in another thread.
     """
+    made = _stacked(images, batch_size, ahead is not None and ahead.is_pinned)
+    for keys, batch in made if ahead is None else ahead.batches(made):
+        yield from zip(keys, encode(batch)[: len(keys)], strict=True)
+
+
+def _stacked(
+    images: Iterable[tuple[K, Pixels]], size: int, is_pinned: bool
+) -> Iterator[tuple[list[K], torch.Tensor]]:
+    """Yields (keys, batch (size, 3, S, S)); as `fixed_batches`, a short batch is padded with copies of its last image."""
     import torch
 
-    for batch, num_real in fixed_batches(images, batch_size):
-        encoded = encode(torch.from_numpy(np.stack([pixels for _, pixels in batch])))
-        yield from zip([key for key, _ in batch[:num_real]], encoded[:num_real], strict=True)
+    keys: list[K] = []
+    for key, pixels in images:
+        if not keys:
+            batch = torch.empty((size, *pixels.shape), pin_memory=is_pinned)
+            rows = batch.numpy()
+        rows[len(keys)] = pixels
+        keys.append(key)
+        if len(keys) == size:
+            yield keys, batch
+            keys = []
+    if keys:
+        rows[len(keys) :] = rows[len(keys) - 1]
+        yield keys, batch
+
+
+def made_up(size: int, side: int) -> torch.Tensor:
+    """Returns pixels (size, 3, side, side) that no picture has, to measure a model with."""
+    import torch
+
+    return torch.linspace(-2, 2, size * 3 * side * side).view(size, 3, side, side)
 
 
 def seed_of(*parts: object) -> int:

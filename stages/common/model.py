@@ -18,15 +18,21 @@ from vlpipe.pipeline.engine.worker.device import device_of_step
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.stage import Stage
+from vlpipe.stages.inference.precision import Precision, dtype_of, placed
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode, its tokenizer (None for a model that reads no text), and the device it is on."""
+    """A model in eval mode, its tokenizer (None for a model that reads no text), the device it is on, and its type."""
 
     model: Any
     tokenizer: Tokenizer
     device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def is_on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     @property
     def image_size(self) -> int:
@@ -44,6 +50,8 @@ class Loaded:
         )
 
     def _moved(self, value: Tensor) -> Tensor:
+        if value.is_floating_point():
+            return value.to(self.device, non_blocking=True).to(self.dtype)
         return value.to(self.device)
 
     @torch.inference_mode()
@@ -121,14 +129,16 @@ def batch_of(streams: dict[str, Stream]) -> Batch:
     return Batch(streams=streams, same=torch.arange(len(first), device=first.device))
 
 
-def load(weights: Weights, max_length: int = 0, needs: Sequence[type] = ()) -> Loaded:
-    """Loads a model in eval mode, on a GPU if the step asks for one.
+def load(
+    weights: Weights, max_length: int = 0, needs: Sequence[type] = (), precision: Precision = "fp32"
+) -> Loaded:
+    """Loads a model in eval mode, on a GPU if the step asks for one, with its weights cast to `precision`.
 
     max_length: number of text tokens needed, 0 for any. Raises VlpipeError if the model has fewer text positions, or lacks
     one of the capabilities `needs`.
     """
     device = torch.device(device_of_step())
-    model = folder.load(weights.path).eval().to(device)
+    model = placed(folder.load(weights.path), precision, device)
     if lacking := missing(model, needs):
         raise VlpipeError(lacking_text(f"the model in {weights.path} is", model, lacking))
     num_positions = model.streams().get("text", {}).get("max_positions", max_length)
@@ -137,4 +147,5 @@ def load(weights: Weights, max_length: int = 0, needs: Sequence[type] = ()) -> L
             f"the model has {num_positions} text positions, but {max_length} are needed; "
             f"set the stage's max text length to at most {num_positions}"
         )
-    return Loaded(model, Tokenizer.load(weights.path) if "text" in model.STREAMS else None, device)  # type: ignore[arg-type]
+    tokenizer: Any = Tokenizer.load(weights.path) if "text" in model.STREAMS else None
+    return Loaded(model, tokenizer, device, dtype_of(precision, device))

@@ -122,15 +122,21 @@ def need_opaque(image: Image.Image, data: bytes) -> None:
 
 
 def decode(
-    data: bytes, *, max_pixels: int | None = None, at_least: tuple[int, int] | None = None
+    data: bytes,
+    *,
+    max_pixels: int | None = None,
+    at_least: tuple[int, int] | None = None,
+    admit: Callable[[int], object] = int,
 ) -> Image.Image:
     """Returns the first frame as upright RGB. Raises RowFault as `verify`, except transparent and damaged.
 
     max_pixels: None (no limit) for stored images, which the step that stored them has checked by its own limit.
     at_least: min (width, height) of the upright image; a JPEG may be decoded at scale 1/2, 1/4 or 1/8 if the result is no
-    smaller than that, which is several times faster.
+    smaller than that, which is several times faster. admit: called with the bytes of one decoded copy before it is
+    decoded; it may wait.
     """
     with opened(data, max_pixels) as image:
+        admit(4 * image.width * image.height)
         return _upright(image, _load(image, data, at_least), data)
 
 

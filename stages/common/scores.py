@@ -16,6 +16,7 @@ from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.workflow.hf_hub import HUB_ID
 from vlpipe.stages.common.batches import Pixels
 from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.inference.precision import Precision, placed
 
 if TYPE_CHECKING:
     import torch
@@ -45,12 +46,12 @@ def with_columns(rows: pa.Table, **columns: pa.Array) -> pa.Table:
     return rows
 
 
-def load_model(cls: Any, weights: Weights) -> Any:
+def load_model(cls: Any, weights: Weights, precision: Precision = "fp32") -> Any:
     """Loads a transformers model for inference, on a GPU if the step asks for one. Raises VlpipeError if that fails.
 
-    cls: a transformers class with `from_pretrained`.
+    cls: a transformers class with `from_pretrained`. precision: its weights are cast to it.
     """
-    return pretrained(cls, weights.path).eval().to(device())
+    return placed(pretrained(cls, weights.path), precision, device())
 
 
 def pretrained(cls: Any, path: str, **options: Any) -> Any:

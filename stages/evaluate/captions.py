@@ -18,6 +18,8 @@ from vlpipe.stages.common.batches import batch_size_problems, encode_images, fix
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.caption_scores import PIP_LINE, TOKENIZER, caption_scores
 from vlpipe.stages.evaluate.heldout import Key, heldout, need_heldout, nothing_to_evaluate
+from vlpipe.stages.inference.ahead import Ahead
+from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captions(GatherStage):
+class Captions(RunsModel, GatherStage):
     """Emits RESULTS `cider` (0 to 10) and `bleu@4` (0 to 1). Artifact `captions.json`: each caption with its references.
 
     source: `source` of the texts that are references. num_beams: 1 is greedy search; BLIP uses 3. min_length, max_length:
@@ -51,7 +53,7 @@ class Captions(GatherStage):
         return RESULTS
 
     def preflight(self) -> list[str]:
-        problems = batch_size_problems(self.batch_size)
+        problems = batch_size_problems(self.batch_size) + self.worker_problems()
         if self.num_beams < 1:
             problems.append(f"num_beams must be at least 1 (greedy), got {self.num_beams}")
         if not 0 <= self.min_length <= self.max_length or self.max_length < 1:
@@ -74,7 +76,7 @@ class Captions(GatherStage):
         from vlpipe.models.interface.capabilities import Generates
         from vlpipe.stages.common.model import load
 
-        model = load(self.model, needs=[Generates])
+        model = load(self.model, needs=[Generates], precision=self.precision)
         check(model.model, self.min_length, self.max_length, model.tokenizer.ids(self.prompt))
         rejects: list[Reject] = []
         found = self._captions(job, model, rejects)
@@ -88,12 +90,13 @@ class Captions(GatherStage):
         job.emit(pa.Table.from_pylist(rows, RESULTS))
 
     def _captions(self, job: Job, model: Loaded, rejects: list[Reject]) -> list[tuple[Key, str]]:
-        images = heldout(job, self.source, model.image_size, rejects)
-        encoded = encode_images(images, model.encode_images, self.batch_size)
         found: list[tuple[Key, str]] = []
-        for batch, num_real in fixed_batches(encoded, self.batch_size):
-            captions = self._decode(model, [tokens for _, tokens in batch])
-            found += zip([key for key, _ in batch[:num_real]], captions[:num_real], strict=True)
+        with Ahead(self.decode_workers, model.is_on_gpu) as ahead:
+            images = heldout(job, self.source, model.image_size, rejects, ahead)
+            encoded = encode_images(images, model.encode_images, self.batch_size, ahead)
+            for batch, num_real in fixed_batches(encoded, self.batch_size):
+                captions = self._decode(model, [tokens for _, tokens in batch])
+                found += zip([key for key, _ in batch[:num_real]], captions[:num_real], strict=True)
         return found
 
     def _decode(self, model: Loaded, tokens: list[torch.Tensor]) -> list[str]:

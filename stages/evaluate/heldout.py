@@ -11,6 +11,7 @@ from vlpipe.pipeline.shard import Reject, need
 from vlpipe.pipeline.stage import Job
 from vlpipe.stages.common.batches import Pixels, read_images
 from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.inference.ahead import Ahead
 
 Key = tuple[str, tuple[str, ...]]  # row id, its captions
 
@@ -20,15 +21,17 @@ def need_heldout(inp: pa.Schema, who: str) -> None:
     need(inp, who, id=pa.string(), texts=TEXTS, image=pa.binary())
 
 
-def heldout(job: Job, source: str, image_size: int, rejects: list[Reject]) -> Iterator[tuple[Key, Pixels]]:
+def heldout(
+    job: Job, source: str, image_size: int, rejects: list[Reject], ahead: Ahead | None = None
+) -> Iterator[tuple[Key, Pixels]]:
     """Yields ((id, captions of `source`), pixels (3, S, S)) in row order, with S = `image_size`.
 
-    Images that cannot be read or have no caption of `source` are added to `rejects` instead.
+    Images that cannot be read or have no caption of `source` are added to `rejects` instead. ahead: whose threads decode.
     """
     for data in job.inputs:
         for table in data.batches(["id", "texts"], ["image"]):
             ids, texts = table["id"].to_pylist(), table["texts"].to_pylist()
-            for row, pixels in read_images(table, image_size, rejects):
+            for row, pixels in read_images(table, image_size, rejects, ahead):
                 captions = tuple(t["text"] for t in texts[row] or () if t["source"] == source)
                 if captions:
                     yield (ids[row], captions), pixels

@@ -22,6 +22,8 @@ from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.heldout import heldout, need_heldout, nothing_to_evaluate
 from vlpipe.stages.evaluate.nearest import Candidates, Order, Scores, both_ways
 from vlpipe.stages.filter.itm import match_logits
+from vlpipe.stages.inference.ahead import Ahead
+from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
     from vlpipe.stages.common.model import Loaded
@@ -30,7 +32,7 @@ RECALL_AT = (1, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval(GatherStage):
+class Retrieval(RunsModel, GatherStage):
     """Emits RESULTS: recall `tr@k` over images and `ir@k` over captions, k = 1, 5, 10, as fractions from 0 to 1.
 
     `tr@k`: at least one caption of the image is among its top k texts. `ir@k`: the image is among the top k of its
@@ -55,7 +57,7 @@ class Retrieval(GatherStage):
         return RESULTS
 
     def preflight(self) -> list[str]:
-        problems = batch_size_problems(self.batch_size)
+        problems = batch_size_problems(self.batch_size) + self.worker_problems()
         if self.k_test and self.k_test < max(RECALL_AT):
             problems.append(
                 f"k_test must be 0 or at least {max(RECALL_AT)}, the largest k of recall@k, got {self.k_test}"
@@ -75,7 +77,7 @@ class Retrieval(GatherStage):
         from vlpipe.stages.common.model import load
 
         needs = [EmbedsImages, EmbedsTexts, *([Matches] if self.k_test else [])]
-        model = load(self.model, self.max_text_length, needs)
+        model = load(self.model, self.max_text_length, needs, self.precision)
         rejects: list[Reject] = []
         captions, image_feats = self._image_side(job, model, rejects)
         if not captions:
@@ -96,12 +98,12 @@ class Retrieval(GatherStage):
     def _image_side(
         self, job: Job, model: Loaded, rejects: list[Reject]
     ) -> tuple[list[tuple[str, ...]], Scores]:
-        images = heldout(job, self.source, model.image_size, rejects)
-        encoded = encode_images(images, model.embed_images, self.batch_size)
         captions, feats = [], []
-        for (_, several), feat in encoded:
-            captions.append(several)
-            feats.append(feat.float().cpu().numpy())
+        with Ahead(self.decode_workers, model.is_on_gpu) as ahead:
+            images = heldout(job, self.source, model.image_size, rejects, ahead)
+            for (_, several), feat in encode_images(images, model.embed_images, self.batch_size, ahead):
+                captions.append(several)
+                feats.append(feat.float().cpu().numpy())
         return captions, np.array(feats, np.float32)
 
     def _text_feats(self, texts: list[str], model: Loaded) -> Scores:
@@ -116,15 +118,15 @@ class Retrieval(GatherStage):
 
         Images are read and encoded a second time: storing the tokens of 5,000 images at 384 px would take 9 GB.
         """
-        images = (pixels for _, pixels in heldout(job, self.source, model.image_size, []))
-        wanted = (
-            ((image, text), tokens, texts[text])
-            for image, tokens in encode_images(enumerate(images), model.encode_images, self.batch_size)
-            for text in pairs.of(image)
-        )
-        found = match_logits(model, wanted, self.batch_size, self.max_text_length, share_images=True)
-        for image, group in groupby(found, key=lambda one: one[0][0]):
-            pairs.put(image, {text: pair[1].item() for (_, text), pair in group})
+        with Ahead(self.decode_workers, model.is_on_gpu) as ahead:
+            images = (pixels for _, pixels in heldout(job, self.source, model.image_size, [], ahead))
+            encoded = encode_images(enumerate(images), model.encode_images, self.batch_size, ahead)
+            wanted = (
+                ((image, text), tokens, texts[text]) for image, tokens in encoded for text in pairs.of(image)
+            )
+            found = match_logits(model, wanted, self.batch_size, self.max_text_length, share_images=True)
+            for image, group in groupby(found, key=lambda one: one[0][0]):
+                pairs.put(image, {text: pair[1].item() for (_, text), pair in group})
         return pairs
 
 

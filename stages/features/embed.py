@@ -7,23 +7,36 @@ norm.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
+from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, heavy, need, with_field
 from vlpipe.pipeline.stage import MapStage, Stage, Work
-from vlpipe.stages.common.batches import Pixels, batch_size_problems, encode_images, read_images, without
+from vlpipe.stages.common.batches import (
+    Pixels,
+    batch_size_problems,
+    encode_images,
+    made_up,
+    read_images,
+    read_prepared,
+    without,
+)
 from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.inference.ahead import Ahead, Working
+from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from vlpipe.stages.common.model import Loaded
 
 TINY_SIZE = 16  # pixels; Torralba uses 32, which only gives longer vectors
@@ -31,7 +44,7 @@ TINY_DIM = 3 * TINY_SIZE * TINY_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed(MapStage):
+class Embed(RunsModel, MapStage):
     """Adds the heavy column `embedding`: fixed_size_list<float32>[D], unit norm.
 
     model: an image-text model, whose image features in the contrastive space are used; without it, the tiny-images
@@ -52,8 +65,13 @@ class Embed(MapStage):
         need(inp, "features.embed", id=pa.string(), image=pa.binary())
         return with_field(inp, heavy("embedding", pa.list_(pa.float32(), self._dim())))
 
+    def with_resources(self, cpus: float, gpus: float) -> Embed:
+        return super().with_resources(
+            cpus, gpus if self.model else 0
+        )  # the descriptor is the same everywhere
+
     def preflight(self) -> list[str]:
-        problems = batch_size_problems(self.batch_size)
+        problems = batch_size_problems(self.batch_size) + self.worker_problems()
         if self.model is None and self.dim not in (None, TINY_DIM):
             problems.append(
                 f"without `model`, dim must be {TINY_DIM}, got {self.dim}; set `model`, or leave out dim"
@@ -80,24 +98,44 @@ class Embed(MapStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         if self.model is None:
-            yield lambda table: _with_embedding(table, *_tiny_vectors(table), TINY_DIM)
+            yield Working(self._tiny_vectors, self.decode_workers)
             return
         from vlpipe.models.interface.capabilities import EmbedsImages
         from vlpipe.stages.common.model import load
 
-        model = load(self.model, needs=[EmbedsImages])
+        model = load(self.model, needs=[EmbedsImages], precision=self.precision)
         dim = model.model.embed_dim
         if self.dim not in (None, dim):
             raise VlpipeError(
                 f"the model has embed_dim {dim}, but the step sets dim: {self.dim}; set dim: {dim}"
             )
-        yield lambda table: _with_embedding(table, *self._model_vectors(table, model), dim)
+        yield Working(partial(self._model_vectors, model), self.decode_workers, model.is_on_gpu)
 
-    def _model_vectors(self, table: pa.Table, model: Loaded) -> tuple[list[Pixels], list[Reject]]:
+    def trials(self) -> AbstractContextManager[Callable[[int], None]] | None:
+        return None if self.model is None else self._trials(self.model)
+
+    @contextmanager
+    def _trials(self, weights: Weights) -> Iterator[Callable[[int], None]]:
+        from vlpipe.stages.common.model import load
+
+        model = load(weights, precision=self.precision)
+
+        def compute(size: int) -> None:
+            model.embed_images(made_up(size, model.image_size)).cpu()
+
+        yield compute
+
+    def _model_vectors(self, model: Loaded, table: pa.Table, ahead: Ahead) -> Out:
         rejects: list[Reject] = []
-        images = read_images(table, model.image_size, rejects)
-        found = encode_images(images, model.embed_images, self.batch_size)
-        return [vector.float().cpu().numpy() for _, vector in found], rejects
+        images = read_images(table, model.image_size, rejects, ahead)
+        found = encode_images(images, model.embed_images, self.batch_size, ahead)
+        vectors = [vector.float().cpu().numpy() for _, vector in found]
+        return _with_embedding(table, vectors, rejects, model.model.embed_dim)
+
+    def _tiny_vectors(self, table: pa.Table, ahead: Ahead) -> Out:
+        rejects: list[Reject] = []
+        found = read_prepared(table, _tiny_of, rejects, ahead, 4 * TINY_DIM)
+        return _with_embedding(table, [vector for _, vector in found], rejects, TINY_DIM)
 
 
 def _with_embedding(table: pa.Table, vectors: list[Pixels], rejects: list[Reject], dim: int) -> Out:
@@ -115,24 +153,18 @@ def tiny(data: bytes) -> Pixels:
 
     A uniform image has no contrast and gets the constant vector, which is orthogonal to all others.
     """
+    return _tiny_of(decode(data))
+
+
+def _tiny_of(image: Image.Image) -> Pixels:
     from PIL import Image
 
-    thumbnail = decode(data).resize((TINY_SIZE, TINY_SIZE), Image.Resampling.BICUBIC)
+    thumbnail = image.resize((TINY_SIZE, TINY_SIZE), Image.Resampling.BICUBIC)
     values = np.asarray(thumbnail, np.float64).ravel()
     values -= values.mean()
     if not values.any():
         values += 1
     return (values / np.linalg.norm(values)).astype(np.float32)
-
-
-def _tiny_vectors(table: pa.Table) -> tuple[list[Pixels], list[Reject]]:
-    vectors, rejects = [], []
-    for id_, data in zip(table["id"].to_pylist(), table["image"], strict=True):
-        try:
-            vectors.append(tiny(data.as_py()))
-        except RowFault as fault:
-            rejects.append(Reject(id_, "fault", fault.why, fault.detail))
-    return vectors, rejects
 
 
 def dim_in_config(folder: Path) -> int | None:

@@ -6,9 +6,10 @@ and `filter.rules` refuses a threshold for another. Radford et al., 2021, https:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,11 +19,17 @@ import pyarrow as pa
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches, without
+from vlpipe.stages.common.batches import (
+    batch_size_problems,
+    encode_images,
+    fixed_batches,
+    made_up,
+    read_prepared,
+    without,
+)
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
 from vlpipe.stages.common.scores import (
-    decoded,
     device,
     load_model,
     name_of,
@@ -31,6 +38,8 @@ from vlpipe.stages.common.scores import (
     with_columns,
 )
 from vlpipe.stages.common.texts import FlatTexts
+from vlpipe.stages.inference.ahead import Ahead, Working
+from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +48,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipScore(MapStage):
+class ClipScore(RunsModel, MapStage):
     """Adds `clip_score`: list<float32>, the cosine of the text's and the image's embeddings, -1 to 1, for each text.
 
     Texts that are already dropped get null and are not computed. Rows with an undecodable image are rejected (fault).
@@ -51,7 +60,7 @@ class ClipScore(MapStage):
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
-    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})
+    NOT_IN_KEY: ClassVar[frozenset[str]] = RunsModel.NOT_IN_KEY | {"encoder"}
 
     model: Weights
     encoder: str = ""
@@ -64,20 +73,20 @@ class ClipScore(MapStage):
         )
 
     def preflight(self) -> list[str]:
-        return batch_size_problems(self.batch_size)
+        return batch_size_problems(self.batch_size) + self.worker_problems()
 
     @contextmanager
     def open(self) -> Iterator[Work]:
         from transformers import AutoTokenizer, CLIPModel
 
-        clip = load_model(CLIPModel, self.model)
+        clip = load_model(CLIPModel, self.model, self.precision)
         tokenizer = pretrained(AutoTokenizer, self.model.path)
         prepare = processed(self.model)
 
-        def work(rows: pa.Table) -> Out:
+        def work(rows: pa.Table, ahead: Ahead) -> Out:
             rejects: list[Reject] = []
-            images = ((row, prepare(image)) for row, image in decoded(rows, rejects))
-            vectors = dict(encode_images(images, lambda pixels: image_vectors(clip, pixels), self.batch_size))
+            images = read_prepared(rows, prepare, rejects, ahead)
+            vectors = dict(encode_images(images, partial(image_vectors, clip), self.batch_size, ahead))
             flat = FlatTexts(rows["texts"])
             wanted = [i for i in np.flatnonzero(flat.kept()).tolist() if int(flat.row[i]) in vectors]
             texts = flat.field("text").take(pa.array(wanted, pa.int64())).to_pylist()
@@ -87,7 +96,20 @@ class ClipScore(MapStage):
             column = flat.nested(pa.array(scores, mask=np.isnan(scores)))
             return Out(without(with_columns(rows, clip_score=column), rejects), rejects)
 
-        yield work
+        yield Working(work, self.decode_workers, device().type == "cuda")
+
+    @contextmanager
+    def trials(self) -> Iterator[Callable[[int], None]]:
+        from transformers import AutoTokenizer, CLIPModel
+
+        clip = load_model(CLIPModel, self.model, self.precision)
+        tokenizer = pretrained(AutoTokenizer, self.model.path)
+
+        def compute(size: int) -> None:
+            image_vectors(clip, made_up(size, clip.config.vision_config.image_size))
+            assert len(list(text_vectors(clip, tokenizer, ["word"] * size, size))) == size
+
+        yield compute
 
 
 def image_vectors(clip: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -95,7 +117,9 @@ def image_vectors(clip: Any, pixels: torch.Tensor) -> torch.Tensor:
     import torch
 
     with torch.inference_mode():
-        pooled = clip.vision_model(pixel_values=pixels.to(device())).pooler_output
+        pooled = clip.vision_model(
+            pixel_values=pixels.to(device(), non_blocking=True).to(clip.dtype)
+        ).pooler_output
         return clip.visual_projection(pooled).float().cpu()
 
 

@@ -7,9 +7,10 @@ later without inference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -22,12 +23,15 @@ from vlpipe.stages.common.batches import (
     batch_size_problems,
     encode_images,
     fixed_batches,
+    made_up,
     read_images,
     with_texts,
     without,
 )
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
+from vlpipe.stages.inference.ahead import Ahead, Working
+from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +46,7 @@ ITM = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ItmFilter(MapStage):
+class ItmFilter(RunsModel, MapStage):
     """Sets `score`, `kept` and `why` (`not_matched` below `threshold`) of texts of `sources`; no text is removed.
 
     Texts of other sources get no score. Texts dropped by another filter stay dropped and are not scored; texts
@@ -67,7 +71,7 @@ class ItmFilter(MapStage):
         return with_field(inp, scored("texts", TEXTS, ITM))
 
     def preflight(self) -> list[str]:
-        problems = batch_size_problems(self.batch_size)
+        problems = batch_size_problems(self.batch_size) + self.worker_problems()
         if not 0 <= self.threshold <= 1:
             problems.append(f"threshold must be a probability, from 0 to 1, got {self.threshold}")
         return problems
@@ -83,16 +87,30 @@ class ItmFilter(MapStage):
         from vlpipe.models.interface.capabilities import Matches
         from vlpipe.stages.common.model import load
 
-        model = load(self.model, self.max_text_length, needs=[Matches])
-        yield lambda table: self._judge(table, model)
+        model = load(self.model, self.max_text_length, needs=[Matches], precision=self.precision)
 
-    def _judge(self, table: pa.Table, model: Loaded) -> Out:
+        yield Working(partial(self._judge, model), self.decode_workers, model.is_on_gpu)
+
+    @contextmanager
+    def trials(self) -> Iterator[Callable[[int], None]]:
+        from vlpipe.stages.common.model import load
+
+        model = load(self.model, self.max_text_length, precision=self.precision)
+
+        def compute(size: int) -> None:
+            images = model.encode_images(made_up(size, model.image_size))
+            pairs = ((k, tokens, "word " * self.max_text_length) for k, tokens in enumerate(images))
+            assert len(list(match_logits(model, pairs, size, self.max_text_length))) == size
+
+        yield compute
+
+    def _judge(self, model: Loaded, table: pa.Table, ahead: Ahead) -> Out:
         rejects: list[Reject] = []
         texts: list[list[dict[str, Any]]] = [[dict(t) for t in ts or ()] for ts in table["texts"].to_pylist()]
-        images = read_images(table, model.image_size, rejects)
+        images = read_images(table, model.image_size, rejects, ahead)
         pairs = (
             (entry, tokens, entry["text"])
-            for row, tokens in encode_images(images, model.encode_images, self.batch_size)
+            for row, tokens in encode_images(images, model.encode_images, self.batch_size, ahead)
             for entry in texts[row]
             if self._judges(entry)
         )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,16 +16,18 @@ from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.common.batches import batch_size_problems, encode_images, without
+from vlpipe.stages.common.batches import batch_size_problems, encode_images, read_prepared, without
 from vlpipe.stages.common.rule import scored
-from vlpipe.stages.common.scores import decoded, device, load_model, name_of, processed, with_columns
+from vlpipe.stages.common.scores import device, load_model, name_of, processed, with_columns
+from vlpipe.stages.inference.ahead import Ahead, Working
+from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageClassifier(MapStage):
+class ImageClassifier(RunsModel, MapStage):
     """Adds `column`: float32, P(label) from 0 to 1, by a transformers image classifier (folder or hub id).
 
     encoder: the model's name in rules; default: the hub id or the folder's name. vlpipe includes no model. Rows with an
@@ -35,7 +38,7 @@ class ImageClassifier(MapStage):
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
-    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"encoder"})
+    NOT_IN_KEY: ClassVar[frozenset[str]] = RunsModel.NOT_IN_KEY | {"encoder"}
 
     model: Weights
     label: str = "nsfw"
@@ -48,7 +51,7 @@ class ImageClassifier(MapStage):
         return with_field(inp, scored(self.column, pa.float32(), name_of(self.model, self.encoder)))
 
     def preflight(self) -> list[str]:
-        problems = batch_size_problems(self.batch_size)
+        problems = batch_size_problems(self.batch_size) + self.worker_problems()
         config = Path(self.model.path) / "config.json"
         if self.model.step is None and config.is_file():
             try:
@@ -65,21 +68,21 @@ class ImageClassifier(MapStage):
     def open(self) -> Iterator[Work]:
         from transformers import AutoModelForImageClassification
 
-        model = load_model(AutoModelForImageClassification, self.model)
+        model = load_model(AutoModelForImageClassification, self.model, self.precision)
         if self.label not in model.config.label2id:
             raise VlpipeError(self._no_label(model.config.label2id))
         at = int(model.config.label2id[self.label])
         prepare = processed(self.model)
 
-        def work(rows: pa.Table) -> Out:
+        def work(rows: pa.Table, ahead: Ahead) -> Out:
             rejects: list[Reject] = []
-            images = ((row, prepare(image)) for row, image in decoded(rows, rejects))
-            found = encode_images(images, lambda pixels: probabilities(model, pixels), self.batch_size)
+            images = read_prepared(rows, prepare, rejects, ahead)
+            found = encode_images(images, partial(probabilities, model), self.batch_size, ahead)
             scores = {row: float(probs[at]) for row, probs in found}
             values = pa.array([scores.get(row) for row in range(rows.num_rows)], pa.float32())
             return Out(without(with_columns(rows, **{self.column: values}), rejects), rejects)
 
-        yield work
+        yield Working(work, self.decode_workers, device().type == "cuda")
 
 
 def probabilities(model: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -87,4 +90,9 @@ def probabilities(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     import torch
 
     with torch.inference_mode():
-        return model(pixel_values=pixels.to(device())).logits.float().softmax(1).cpu()
+        return (
+            model(pixel_values=pixels.to(device(), non_blocking=True).to(model.dtype))
+            .logits.float()
+            .softmax(1)
+            .cpu()
+        )

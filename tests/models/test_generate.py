@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from vlpipe.models.generation.beam import beam
-from vlpipe.models.generation.generate import nucleus, sample
+from vlpipe.models.generation.generate import sample
+from vlpipe.models.generation.nucleus import guess, nucleus
+from vlpipe.models.generation.steps import Steps, Way
 from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
@@ -62,7 +64,7 @@ def test_nucleus_is_the_smallest_set_and_inverse_cdf() -> None:
 
 
 @pytest.mark.parametrize("is_rounded", [False, True])
-@pytest.mark.parametrize("spread", [0.1, 1.0, 3.0, 6.0])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 3.0, 6.0])
 def test_sorting_the_likeliest_alone_changes_no_token(spread: float, is_rounded: bool) -> None:
     """rounded: many tokens are equally likely, also at the ends of what is sorted."""
     g = torch.Generator().manual_seed(4)
@@ -90,6 +92,65 @@ def test_nucleus_keeps_what_transformers_keeps(top_k: int | None) -> None:
         counts = drawn.bincount(minlength=40) / 4000
         wanted = torch.where(kept[row], logits[row].exp(), 0.0)
         torch.testing.assert_close(counts, wanted / wanted.sum(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("num", [64, 4096])
+def test_a_guess_that_is_certain_is_the_nucleus(num: int) -> None:
+    g = torch.Generator().manual_seed(5)
+    spread = torch.linspace(0.1, 6.0, 60)[:, None]
+    logits, draws = (
+        spread * torch.randn(60, 9000, generator=g),
+        torch.rand(60, generator=g, dtype=torch.float64),
+    )
+    token, is_sure = guess(logits, 0.9, draws, None, num)
+    assert 0 < is_sure.sum() < 60
+    assert torch.equal(token[is_sure], nucleus(logits, 0.9, draws)[is_sure])
+
+
+WAYS = [
+    Way(is_fixed=True),
+    Way(poll=8),
+    Way(is_fixed=True, poll=8, guess=4096),
+    Way(guess=2),
+    Way(is_fixed=True, poll=8, guess=16, backend="eager"),
+    Way(is_fixed=True, poll=8, guess=16, backend="aot_eager"),
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_each_way_of_decoding_writes_the_same_texts(make_blip: Make, way: Way) -> None:
+    blip = make_blip()
+    blip.lm_head.bias.data[blip.config.sep] += 2  # some end early
+    with torch.inference_mode():
+        steps = Steps(blip, way)
+        for seed in (1, 2):  # of two batches, the second one with the steps of the first
+            torch.manual_seed(seed)
+            tokens = blip.encode_image(torch.randn(8, 3, 32, 32))
+            for options in (
+                {"top_p": 0.9, "min_length": 2, "max_length": 12},
+                {"top_p": 0.9, "min_length": 2, "max_length": 12, "repetition_penalty": 1.3},
+                {"top_p": 0.9, "top_k": 5, "max_length": 12},
+                {"max_length": 12},
+            ):
+                wanted = sample(blip, tokens, generators=seeded(*range(8)), **options)
+                assert sample(blip, tokens, generators=seeded(*range(8)), **options, steps=steps) == wanted
+                assert len({len(text) for text in wanted}) > 1 or "top_p" not in options
+
+
+def test_gpt_writes_the_same_texts_with_fixed_shapes() -> None:
+    from vlpipe.models.systems.gpt import Gpt
+
+    torch.manual_seed(0)
+    gpt = Gpt(vocab_size=40, start=1, end=2, width=32, layers=2, heads=2, max_text_length=20, init_std=0.3)
+    images = torch.zeros(4, 1)
+    wanted = sample(gpt.eval(), images, generators=seeded(*range(4)), top_p=0.9, max_length=12)
+    fixed = Steps(gpt, Way(is_fixed=True))
+    assert sample(gpt, images, generators=seeded(*range(4)), top_p=0.9, max_length=12, steps=fixed) == wanted
+
+
+def test_only_fixed_shapes_are_compiled(make_blip: Make) -> None:
+    with pytest.raises(ValueError, match="set is_fixed"):
+        Steps(make_blip(), Way(backend="eager"))
 
 
 def test_equal_tokens_are_taken_by_id() -> None:

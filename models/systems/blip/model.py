@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlpipe.models.blocks.cache import Cache
 from vlpipe.models.blocks.image_encoder import build_image_encoder
 from vlpipe.models.blocks.post_norm import INIT_STD, init_bert
 from vlpipe.models.interface.capabilities import (
@@ -34,7 +35,7 @@ from vlpipe.models.interface.capabilities import (
 from vlpipe.models.interface.model import Model
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.systems.blip.config import PARTS, TOKENS, BlipConfig, unknown_and_mask
-from vlpipe.models.systems.blip.text import Cache, LmHead, TextTransformer
+from vlpipe.models.systems.blip.text import LmHead, TextTransformer
 from vlpipe.models.systems.blip.vision import Vit, resize_positions
 from vlpipe.models.weights.hub import local_folder
 from vlpipe.models.weights.published import read_state

@@ -7,31 +7,14 @@ twice or forget.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlpipe.models.blocks import post_norm
 from vlpipe.models.blocks.attention import attend
+from vlpipe.models.blocks.cache import Cache
 from vlpipe.models.blocks.post_norm import NORM_EPS, CrossAttention, FeedForward, init_bert
-
-
-@dataclass
-class Cache:
-    """Keys and values of a decoding in progress. Self-attention ones are (B, H, max_length, D / H), filled
-    up to `length`.
-    """
-
-    max_length: int
-    length: int = 0
-    own: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    image: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def select(self, rows: Tensor) -> None:
-        """Continue with `rows` of the batch (beam search); rows of one image must stay rows of it."""
-        self.own = [(k[rows], v[rows]) for k, v in self.own]
 
 
 class SelfAttention(post_norm.SelfAttention):
@@ -40,14 +23,8 @@ class SelfAttention(post_norm.SelfAttention):
     def step(self, x: Tensor, cache: Cache, layer: int) -> Tensor:
         """As a causal `forward` whose earlier positions are in `cache`; adds those of `x` (B, T, D)."""
         q, k, v = self._qkv(x)
-        if len(cache.own) == layer:
-            shape = (*k.shape[:2], cache.max_length, k.shape[3])
-            cache.own.append((k.new_zeros(shape), v.new_zeros(shape)))
-        keys, values = cache.own[layer]
-        end = cache.length + x.shape[1]
-        keys[:, :, cache.length : end], values[:, :, cache.length : end] = k, v
-        causal = torch.ones(x.shape[1], end, dtype=torch.bool, device=x.device).tril(cache.length)
-        return self._close(x, attend(q, keys[:, :, :end], values[:, :, :end], causal, False, 0.0))
+        keys, values, mask = cache.put(layer, k, v)
+        return self._close(x, attend(q, keys, values, mask, False, 0.0))
 
 
 class Layer(nn.Module):
@@ -144,22 +121,24 @@ class TextTransformer(nn.Module):
 
     def step(self, ids: Tensor, cache: Cache) -> Tensor:
         """Hidden states of the next ids (B, T), as `decode` would give them after all ids before."""
-        x = self._embed(ids, cache.length)
+        x = self._embed(ids, cache)
         for i, layer in enumerate(self._layers()):
             assert layer.decoder is not None
             assert layer.cross is not None
             x = layer.decoder.step(x, cache, i)
             x = layer.feed_forward(layer.cross(x, cache.image[i]))
-        cache.length += ids.shape[1]
+        cache.advance(ids.shape[1])
         return x
 
-    def _embed(self, ids: Tensor, start: int = 0) -> Tensor:
-        end = start + ids.shape[1]
+    def _embed(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        end = ids.shape[1] + (0 if cache is None else cache.length)
         if end > self.positions.num_embeddings:
             raise ValueError(
                 f"the text has {end} tokens, but max_text_length is {self.positions.num_embeddings}"
             )
-        x = self.norm(self.words(ids) + self.positions.weight[start:end])
+        table = self.positions.weight
+        positions = table[:end] if cache is None else cache.positions(table, ids.shape[1])
+        x = self.norm(self.words(ids) + positions)
         return F.dropout(x, self.dropout, self.training)
 
 

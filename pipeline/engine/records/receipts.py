@@ -30,7 +30,7 @@ RECEIPT_FILE = re.compile(r"(\d{6,})\.json")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
-    """One shard's receipt. run: seconds, host and attempts, for information only.
+    """One shard's receipt. run: seconds, host, attempts and `TimedWork.seconds`, for information only.
 
     columns: statistics per column, see `write_shard`.
     """

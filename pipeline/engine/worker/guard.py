@@ -79,7 +79,14 @@ def is_nobodys(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno in NOBODYS_ERRNO:
         return True
-    return "OutOfMemory" in type(error).__name__ or "CUDA error" in storable(error)
+    return is_out_of_memory(error) or "CUDA error" in storable(error) or "cuDNN error" in storable(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns True if Python, torch or Ray found no memory, on the host or on a GPU; torch has no type for the host's."""
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        return True
+    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in storable(error))
 
 
 def is_raised(error: BaseException) -> bool:

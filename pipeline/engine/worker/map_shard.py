@@ -40,7 +40,7 @@ from vlpipe.pipeline.shard import (
     read_batches,
     write_shard,
 )
-from vlpipe.pipeline.stage import AheadWork, MapStage, Work
+from vlpipe.pipeline.stage import AheadWork, MapStage, TimedWork, Work
 from vlpipe.pipeline.storage.store import Store
 
 
@@ -116,6 +116,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
             with suppress(OSError):  # e.g. a full disk: the original error says more
                 _write_tracebacks(run)
             raise
+        spent = work.seconds() if isinstance(work, TimedWork) else {}
         codes, rejects_digest = write_rejects(task.store, task.folder, task.index, task.step, run.rejects)
     _write_tracebacks(run)
     if run.log:
@@ -134,7 +135,12 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         counts=dict(sorted(run.counts.items())),
         columns=stats,
         source=both_sources(task.source, recorded_hash(task.stage)),
-        run={"seconds": round(time.time() - began, 3), "host": platform.node(), "attempts": task.attempt},
+        run={
+            "seconds": round(time.time() - began, 3),
+            "host": platform.node(),
+            "attempts": task.attempt,
+            **{kind: round(seconds, 3) for kind, seconds in spent.items()},
+        },
     )
     write_receipt(task.store, task.folder, receipt)
     return receipt
