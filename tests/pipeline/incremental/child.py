@@ -40,8 +40,7 @@ def warm() -> None:
     pyarrow.set_io_thread_count(1)
     leave_pandas_alone()
     manifest.installed = functools.cache(manifest.installed)
-    params.TypeAdapter = functools.cache(params.TypeAdapter)  # type: ignore[misc]
-    params.TypeAdapter(step.EngineKeys)
+    params.adapter(step.EngineKeys)
     for name in ("vlpipe", "pyarrow", "torch", "ray"):
         manifest.installed(name)
     import kill_points  # noqa: F401  # after the lines above: it and the next take names from those modules
