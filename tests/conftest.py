@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ HERE = Path(__file__).parent
 # Small networks on shared cores: threads that wait for each other cost more than they compute. Steps set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Tests start hundreds of processes; each would compile the package anew.
+# Tests start hundreds of processes; each would compile the package anew, as would each process of pytest the tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Ray's workers, by default nicer than the tests beside them, would wait for those, up to a test's timeout.
 os.environ.setdefault("RAY_worker_niceness", "0")
