@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,21 @@ sys.dont_write_bytecode = False
 # Ray's workers, by default nicer than the tests beside them, would wait for those, up to a test's timeout.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+gc.disable()  # until the tests are collected: what is imported stays
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is there when all tests are collected is never looked at again by the garbage collector."""
+    found = yield
+    gc.freeze()
+    gc.enable()
+    return found
+
+
 # Files that take more than 10 s of CPU, with those seconds, roughly: the order counts.
 SLOW = {
-    "pipeline/test_incremental.py": 140,
+    "pipeline/test_incremental.py": 100,
     "stages/train/test_killed.py": 110,
     "pipeline/test_ray.py": 100,
     "pipeline/test_pools.py": 80,
