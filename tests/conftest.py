@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -11,15 +14,28 @@ HERE = Path(__file__).parent
 # Small networks on shared cores: threads that wait for each other cost more than they compute. Steps set their own number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Tests start hundreds of processes; each would compile the package anew.
+# Tests start hundreds of processes; each would compile the package anew, as would each process of pytest the tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Ray's workers, by default nicer than the tests beside them, would wait for those, up to a test's timeout.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+gc.disable()  # until the tests are collected: what is imported stays
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is there when all tests are collected is never looked at again by the garbage collector."""
+    found = yield
+    gc.freeze()
+    gc.enable()
+    return found
+
+
 # Files that take more than 10 s of CPU, with those seconds, roughly: the order counts.
 SLOW = {
-    "pipeline/test_incremental.py": 140,
+    "pipeline/test_incremental.py": 100,
     "stages/train/test_killed.py": 110,
     "pipeline/test_ray.py": 100,
     "pipeline/test_pools.py": 80,

@@ -36,9 +36,9 @@ from vlpipe.pipeline.forget import wanted as forget_list
 from vlpipe.pipeline.inspect import diff, diff_rows, on_disk, report, show, status, tune
 from vlpipe.pipeline.inspect import why as history
 from vlpipe.pipeline.inspect.opted_out import read_hashes
-from vlpipe.pipeline.inspect.verify import lineage
 from vlpipe.pipeline.inspect.verify import root as verify_root
 from vlpipe.pipeline.inspect.verify import run as verify
+from vlpipe.pipeline.inspect.verify.steps import Steps
 from vlpipe.pipeline.storage.printable import size
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.step import find_step
@@ -315,7 +315,7 @@ def verify_command(
 def _verify(place: on_disk.StepFolder) -> list[verify.VerifyReport]:
     if place.index is not None:
         return [verify.verify_shard(place.store, place.folder, place.index)]
-    began, steps = time.monotonic(), lineage.Steps(place.store)
+    began, steps = time.monotonic(), Steps(place.store)
     found = []
     for folder in [place.folder] if place.folder else on_disk.step_folders(place.store):
         with out.status(f"{folder} ({time.monotonic() - began:.0f} s)"):

@@ -20,7 +20,7 @@ from vlpipe.pipeline.engine.records.manifest import (
     read_step_file,
 )
 from vlpipe.pipeline.engine.records.receipts import STEP_FOLDER, Receipt, read_receipts, read_unfinished
-from vlpipe.pipeline.engine.records.source_hash import save_parsed
+from vlpipe.pipeline.engine.records.source_hash import Sources, save_parsed
 from vlpipe.pipeline.engine.worker.gather import ListRows, part_sources
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.files import File, ListFile
@@ -113,11 +113,12 @@ def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Pla
     """
     check_format(store, old=any(_is_step(store, name) for name in store.list()))
     chain = schemas(workflow)
-    digests = FileDigests(store)
+    digests, sources = FileDigests(store), Sources()
     record = read_record(store)
     by_name: dict[str, PlannedStep] = {}
     for step in expand(workflow.steps):
-        keyed = _in_folder(key_step(step, {name: p.keyed for name, p in by_name.items()}, digests), store)
+        keyed = key_step(step, {name: p.keyed for name, p in by_name.items()}, digests, sources)
+        keyed = _in_folder(keyed, store)
         above = tuple(by_name[name] for name in step.inputs)
         files = {f.step for _, f in files_of(step.stage) if f.step}
         one = PlannedStep(

@@ -164,9 +164,10 @@ def _base(name: str) -> str:
 def _build_all(written: Sequence[DraftStep], problems: list[Problem]) -> list[Step]:
     """Returns the steps without a mistake of their own; mistakes are added to `problems`."""
     stages: dict[str, type[Stage]] = {}
+    wrong: dict[type[Stage], list[str]] = {}
     steps: list[Step] = []
     for each in written:
-        cls = _stage_class(each, problems)
+        cls = _stage_class(each, wrong, problems)
         if cls is not None:
             stages[each.name] = cls
             step = _build(each, cls, stages, problems)
@@ -175,7 +176,10 @@ def _build_all(written: Sequence[DraftStep], problems: list[Problem]) -> list[St
     return steps
 
 
-def _stage_class(written: DraftStep, problems: list[Problem]) -> type[Stage] | None:
+def _stage_class(
+    written: DraftStep, wrong: dict[type[Stage], list[str]], problems: list[Problem]
+) -> type[Stage] | None:
+    """Returns the class that `use` names; None if it has a mistake. wrong: mistakes of the classes checked so far."""
     where, use = place(written.params, ["use"], written.params.where), written.params.get("use")
     if not isinstance(use, str):
         if not written.broken:  # `use` may be that of the step it wanted to be the same as
@@ -186,9 +190,10 @@ def _stage_class(written: DraftStep, problems: list[Problem]) -> type[Stage] | N
     except ValueError as error:
         problems.append(where.problem(f"{written.base}.use: {error}"))
         return None
-    wrong = class_problems(cls, STEP_KEYS)
-    problems += [where.problem(f"{written.base}.use: {text}") for text in wrong]
-    return None if wrong else cls
+    if cls not in wrong:
+        wrong[cls] = class_problems(cls, STEP_KEYS)
+    problems += [where.problem(f"{written.base}.use: {text}") for text in wrong[cls]]
+    return None if wrong[cls] else cls
 
 
 def _build(

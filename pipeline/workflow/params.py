@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import json
@@ -26,10 +27,17 @@ from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, RefusedScalar, pla
 S = TypeVar("S", bound=Stage)
 
 
-def find(use: str, below: str) -> type:
+@functools.lru_cache(maxsize=256)
+def adapter(cls: type) -> TypeAdapter[Any]:
+    """Returns the validator of a dataclass; cached, because it is slow to build."""
+    return TypeAdapter(cls)
+
+
+def find(use: str, below: str, hint: bool = True) -> type:
     """Returns the class at an import path MODULE:CLASS, such as `filter.itm:ItmFilter` or `my_pkg.stages:Mine`.
 
-    below: package in which MODULE is looked up first. Raises ValueError if there is no such class or its import fails.
+    below: package in which MODULE is looked up first; hint: an error may name a similar module, for which all files below
+    are read. Raises ValueError if there is no such class or its import fails.
     """
     module_name, _, class_name = use.partition(":")
     if not (class_name and all(part.isidentifier() for part in (*module_name.split("."), class_name))):
@@ -38,9 +46,9 @@ def find(use: str, below: str) -> type:
         )
     full = next((n for n in (f"{below}.{module_name}", module_name) if _exists(n)), None)
     if full is None:
-        hint = _moved(use, below) or _nearby(module_name, below)
+        near = (_moved(use, below) or _nearby(module_name, below)) if hint else ""
         raise ValueError(
-            f"no module {shown(module_name, 200)}, neither below {below} nor on the Python path{hint}"
+            f"no module {shown(module_name, 200)}, neither below {below} nor on the Python path{near}"
         )
     module = _import(full)
     found = getattr(module, class_name, None)
@@ -123,7 +131,7 @@ def validate(cls: type, values: Map, prefix: str, problems: list[Problem], also:
     other valid keys at the top level, suggested for a misspelled one.
     """
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        return adapter(cls).validate_json(json.dumps(values), strict=True)
     except VlpipeError as error:
         problems.append(values.where.problem(f"{prefix}: {error}"))
     except ValidationError as error:

@@ -12,6 +12,7 @@ from pydantic.errors import PydanticUserError
 
 from vlpipe.pipeline.errors import did_you_mean, shown
 from vlpipe.pipeline.stage import GatherStage, MapStage, SourceStage, Stage
+from vlpipe.pipeline.workflow.params import adapter
 
 BASES = (Stage, MapStage, SourceStage, GatherStage)
 MAX_VERSION = 2**31
@@ -123,6 +124,14 @@ def _methods(cls: Any, _: Collection[str]) -> Iterator[str]:
         yield ".open yields, so it needs @contextmanager (from contextlib) above it"
 
 
+def _need_schema(hint: Any) -> None:
+    """Raises PydanticUserError if no YAML value can be converted to the type."""
+    if isinstance(hint, type):
+        adapter(hint)
+    else:
+        TypeAdapter(hint)
+
+
 def _types(cls: Any, _: Collection[str]) -> Iterator[str]:
     """Yields a problem for each parameter of a type to which no YAML value can be converted."""
     try:
@@ -132,7 +141,7 @@ def _types(cls: Any, _: Collection[str]) -> Iterator[str]:
         return
     for field in dataclasses.fields(cls):
         try:
-            TypeAdapter(hints[field.name])
+            _need_schema(hints[field.name])
         except PydanticUserError:
             kind = getattr(hints[field.name], "__name__", str(hints[field.name]))
             yield f".{field.name}: no YAML value can be converted to {kind}"

@@ -13,7 +13,7 @@ import pytest
 from helpers import planned, run
 
 from vlpipe.pipeline.engine.records import source_hash as source
-from vlpipe.pipeline.engine.records.source_hash import recorded_hash, source_hash
+from vlpipe.pipeline.engine.records.source_hash import Sources, recorded_hash
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Stage
 
@@ -69,6 +69,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def stage(model: str = "") -> Stage:
     found: Stage = importlib.import_module("ownpkg.stage").Mine(model=model)
     return found
+
+
+def source_hash(of: Stage) -> str:
+    return Sources().hash(of)
 
 
 def edit(file: Path, text: str) -> None:

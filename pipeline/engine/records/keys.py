@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vlpipe.pipeline.engine.records.source_hash import source_hash
+from vlpipe.pipeline.engine.records.source_hash import Sources
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.files import File, ListFile, Listing, Weights
 from vlpipe.pipeline.stage import MapStage, Stage
@@ -199,7 +199,7 @@ class StepKeys:
     folder: str  # relative to the root; only a name: its `_step.json` has the full key
 
 
-def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests) -> StepKeys:
+def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests, sources: Sources) -> StepKeys:
     """Returns the keys of a step. above: keys of its input and artifact steps. Raises VlpipeError if a file is missing."""
 
     def with_digest(_: str, file: File) -> File:
@@ -225,7 +225,7 @@ def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests) ->
         stage_key=stage_key,
         files=tuple((field, f.digest) for field, f in files),
         marks=tuple((field, f.mark) for field, f in files if f.mark),
-        source=source_hash(step.stage),
+        source=sources.hash(step.stage),
         folder=f"{step.name}-{step_key[:8]}",
     )
 

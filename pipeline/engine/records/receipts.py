@@ -192,8 +192,8 @@ def receipts_in(store: Store, rel: str) -> list[Receipt]:
     """Returns the receipts in a file written by `write_receipts`. Raises VlpipeError if it is damaged."""
     try:
         with open_parquet(store, rel) as file:
-            table = file.read().cast(_SHARDS)
-        return _receipts(table)
+            table = file.read()
+        return _receipts(table if table.schema.equals(_SHARDS) else table.cast(_SHARDS))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(store, rel, error) from error
 

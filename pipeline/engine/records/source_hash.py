@@ -64,9 +64,20 @@ class Source:
         return all(_mark(path) == (path, size, time) for path, size, time in self.marks)
 
 
-def source_hash(stage: Stage) -> str:
-    """Returns the hash of the stage's code as the files are now."""
-    return _source(*_entry(stage)).hash
+class Sources:
+    """Hashes of stages' code as the files are now: each file is looked at once, for one plan or one check of a root."""
+
+    def __init__(self) -> None:
+        self._finders: dict[str, _Finder] = {}
+        self._hashes: dict[tuple[str, tuple[str, ...]], str] = {}
+
+    def hash(self, stage: Stage) -> str:
+        """Returns the hash of the stage's code."""
+        entry = _entry(stage)
+        if entry not in self._hashes:
+            own = entry[0].partition(".")[0]
+            self._hashes[entry] = _source(*entry, self._finders.setdefault(own, _Finder(own))).hash
+        return self._hashes[entry]
 
 
 _running: dict[tuple[str, tuple[str, ...]], Source] = {}
@@ -105,29 +116,30 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _source(module: str, named: tuple[str, ...]) -> Source:
+def _source(module: str, named: tuple[str, ...], finder: _Finder | None = None) -> Source:
     _cache.load()
-    finder = _Finder(own=module.partition(".")[0])
+    finder = finder or _Finder(own=module.partition(".")[0])
     todo = [module, *(full for name in named for full in finder.meant_by(name))]
-    found: dict[str, Parsed] = {}
-    marks: dict[str, Mark] = {}
+    seen, found = set[str](), dict[str, Parsed]()
+    marks: set[Mark] = set()
     data_digests: set[str] = set()
     while todo:
         name = todo.pop()
-        if name in found or (path := finder.path(name)) is None:
+        if name in seen:
             continue
-        marks[path] = _mark(path)
-        found[name] = parsed = _parse(name, path.endswith("__init__.py"), marks[path])
-        for data in _data_files(path, parsed.strings):
-            data_digests.add(f"{data.name} {sha256_file(data)}")
-            marks[str(data)] = _mark(str(data))
-        todo += parsed.imports
+        seen.add(name)
+        if (path := finder.path(name)) is None:
+            continue
+        found[name], own_marks, own_digests = finder.read(name, path)
+        marks.update(own_marks)
+        data_digests.update(own_digests)
+        todo += found[name].imports
         todo += [name.rpartition(".")[0]] if "." in name else []  # importing a.b runs a/__init__.py as well
     if not found:  # defined in a notebook or a shell: there is no file
         return Source("", ())
     texts = {name: _text(parsed, found) for name, parsed in found.items() if parsed.digest}
     text = "\n".join([texts.get(module, ""), *sorted(set(texts.values())), *sorted(data_digests)])
-    return Source(hashlib.sha256(text.encode()).hexdigest()[:16], tuple(sorted(marks.values())))
+    return Source(hashlib.sha256(text.encode()).hexdigest()[:16], tuple(sorted(marks)))
 
 
 def _text(parsed: Parsed, found: Mapping[str, Parsed]) -> str:
@@ -294,10 +306,12 @@ def _calls_import(func: ast.expr) -> bool:
 
 
 class _Finder:
-    """Maps module names to files without importing. own: the stage's top-level package, included even if installed."""
+    """Maps module names to files without importing, and reads each file once. own: the stage's top-level package, included
+    even if installed."""
 
     def __init__(self, own: str) -> None:
         self.own = own
+        self._read: dict[str, tuple[Parsed, tuple[Mark, ...], tuple[str, ...]]] = {}
         self._folders: dict[str, tuple[str, list[str]]] = {}
         self._paths: dict[str, str | None] = {}
 
@@ -306,6 +320,16 @@ class _Finder:
         if module not in self._paths:
             self._paths[module] = self._look_for(module)
         return self._paths[module]
+
+    def read(self, module: str, path: str) -> tuple[Parsed, tuple[Mark, ...], tuple[str, ...]]:
+        """Returns a module's parsed file; the marks of it and of its data files; the names and digests of those."""
+        if module not in self._read:
+            mark = _mark(path)
+            parsed = _parse(module, path.endswith("__init__.py"), mark)
+            data = [*_data_files(path, parsed.strings)]
+            digests = tuple(f"{file.name} {sha256_file(file)}" for file in data)
+            self._read[module] = parsed, (mark, *(_mark(str(file)) for file in data)), digests
+        return self._read[module]
 
     def _look_for(self, module: str) -> str | None:
         top, _, rest = module.partition(".")

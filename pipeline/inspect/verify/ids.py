@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.shard import open_parquet
@@ -27,13 +28,15 @@ class Ids:
 
     _hashes: list[npt.NDArray[np.int64]] = field(default_factory=list)
 
-    def add(self, store: Store, receipt: Receipt) -> int:
-        """Adds the ids of a shard and returns the number of rows without one; 0 if there is no column `id` (losses, say)."""
+    def add(self, store: Store, receipt: Receipt) -> tuple[int, int]:
+        """Adds the ids of a shard. Returns its number of rows and how many of them have no id; 0 if there is no column `id`
+        (losses, say)."""
         num_without = 0
-        for ids in _read(store, receipt):
-            num_without += pc.sum(pc.fill_null(pc.equal(ids, ""), True)).as_py() or 0
-            self._hashes.append(np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids)))
-        return num_without
+        with open_parquet(store, receipt.shard.path) as file:
+            for ids in _ids(file):
+                num_without += pc.sum(pc.fill_null(pc.equal(ids, ""), True)).as_py() or 0
+                self._hashes.append(np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids)))
+            return int(file.metadata.num_rows), num_without
 
     def twice(self) -> npt.NDArray[np.int64]:
         """Returns the hashes that occur more than once, sorted, (num_hashes,). Discards all hashes to free their memory."""
@@ -55,20 +58,20 @@ def repeated(
     places: dict[str, list[str]] = {}
     wanted = hashes[:MAX_LOOKED_AT]
     for receipt in receipts:
-        for ids in _read(store, receipt):
-            listed = ids.to_pylist()
-            mine = np.isin(np.fromiter(map(hash, listed), np.int64, len(listed)), wanted)
-            for row in np.flatnonzero(mine):
-                if listed[row]:
-                    places.setdefault(listed[row], []).append(receipt.shard.path)
+        with open_parquet(store, receipt.shard.path) as file:
+            for ids in _ids(file):
+                listed = ids.to_pylist()
+                mine = np.isin(np.fromiter(map(hash, listed), np.int64, len(listed)), wanted)
+                for row in np.flatnonzero(mine):
+                    if listed[row]:
+                        places.setdefault(listed[row], []).append(receipt.shard.path)
     for id_, paths in places.items():
         if len(paths) > 1:
             yield cell(id_), paths
 
 
-def _read(store: Store, receipt: Receipt) -> Iterator[pa.ChunkedArray]:
-    with open_parquet(store, receipt.shard.path) as file:
-        if "id" not in file.schema_arrow.names:
-            return
+def _ids(file: pq.ParquetFile) -> Iterator[pa.ChunkedArray]:
+    """Yields the ids of each row group; nothing if there is no column `id`."""
+    if "id" in file.schema_arrow.names:
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=["id"])["id"]

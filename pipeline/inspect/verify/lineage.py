@@ -4,74 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from vlpipe.pipeline.engine.records.keys import shard_key
-from vlpipe.pipeline.engine.records.manifest import (
-    Manifest,
-    digest_artifacts,
-    digest_inputs,
-    read_manifest,
-    read_step_file,
-)
-from vlpipe.pipeline.engine.records.receipts import Receipt, read_unfinished, receipt_path
-from vlpipe.pipeline.inspect.on_disk import folder_now, step_folders
-from vlpipe.pipeline.inspect.verify.problems import BROKEN, Problem
-from vlpipe.pipeline.inspect.verify.records import Records, listed_receipts
+from vlpipe.pipeline.engine.records.manifest import Manifest, digest_artifacts, digest_inputs
+from vlpipe.pipeline.engine.records.receipts import Receipt, receipt_path
+from vlpipe.pipeline.inspect.on_disk import folder_now
+from vlpipe.pipeline.inspect.verify.problems import Problem
+from vlpipe.pipeline.inspect.verify.records import Records
+from vlpipe.pipeline.inspect.verify.steps import Steps
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.storage.file_names import SHARD_FILE
-from vlpipe.pipeline.storage.store import Store
 
-MAX_KEPT = 3  # max number of steps whose shards are kept in memory
 RUN_AGAIN = "`vlpipe run` recomputes it"
-
-
-@dataclass
-class Steps:
-    """Reads and caches records of a root's steps. Damaged ones count as missing; their own step reports them."""
-
-    store: Store
-    _shards: dict[str, dict[int, Shard] | None] = field(default_factory=dict)
-
-    @cached_property
-    def folders(self) -> Sequence[str]:
-        return step_folders(self.store)
-
-    @cached_property
-    def folder_of(self) -> Mapping[str, str]:
-        """Full step key -> folder; if several have the key, a finished one."""
-        found: dict[str, str] = {}
-        for folder in self.folders:
-            said = _or_none(lambda folder=folder: read_step_file(self.store, folder))
-            if said and (said["step_key"] not in found or self.manifest(folder)):
-                found[said["step_key"]] = folder
-        return found
-
-    def manifest(self, folder: str) -> Manifest | None:
-        found: Manifest | None = _or_none(lambda: read_manifest(self.store, folder))
-        return found
-
-    def shards(self, folder: str) -> dict[int, Shard] | None:
-        """Returns shard index -> shard; None if the records are damaged."""
-        if folder not in self._shards:
-            while len(self._shards) >= MAX_KEPT:
-                del self._shards[next(iter(self._shards))]
-            self._shards[folder] = _or_none(lambda: self._read(folder))
-        return self._shards[folder]
-
-    def _read(self, folder: str) -> dict[int, Shard]:
-        if self.store.exists(f"{folder}/manifest.json"):
-            return {r.index: r.shard for r in listed_receipts(self.store, folder)}
-        return {index: r.shard for index, r in read_unfinished(self.store, folder).items()}
-
-
-def _or_none(read: Any) -> Any:
-    try:
-        return read()
-    except BROKEN:
-        return None
 
 
 def lineage_problems(steps: Steps, found: Records) -> Iterator[Problem]:

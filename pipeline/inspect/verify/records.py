@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ from vlpipe.pipeline.engine.records.manifest import Manifest, StepFile, manifest
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
     digest_shards,
-    read_receipts,
     receipt_numbers,
     receipt_path,
     shard_path,
@@ -23,11 +22,12 @@ from vlpipe.pipeline.engine.records.receipts import (
 from vlpipe.pipeline.errors import cut
 from vlpipe.pipeline.inspect.on_disk import StepRecord
 from vlpipe.pipeline.inspect.verify.problems import Problem, read_or_problem
+from vlpipe.pipeline.inspect.verify.steps import RECEIPT, Steps
 from vlpipe.pipeline.storage.checksummed_json import read_sealed
 from vlpipe.pipeline.storage.file_names import STEP_FILE
 from vlpipe.pipeline.storage.store import Store
 
-RECEIPT, MANIFEST, STEP = TypeAdapter(Receipt), TypeAdapter(Manifest), TypeAdapter(StepFile)
+MANIFEST = TypeAdapter(Manifest)
 SAID_TWICE = (  # fields that are in `_step.json` and in manifest.json
     "step",
     "use",
@@ -70,22 +70,20 @@ class Records:
         return found
 
 
-def read_records(store: Store, folder: str) -> Records:
+def read_records(steps: Steps, folder: str) -> Records:
     """Returns the records of a step's folder, with a Problem for each file that is missing, damaged or inconsistent.
 
     A finished step stores each receipt twice, in `_receipts/NUMBER.json` and in `_shards.parquet`; both must be equal.
     """
-    path = f"{folder}/manifest.json"
+    store, path = steps.store, f"{folder}/manifest.json"
     found = Records(folder, is_finished=store.exists(path))
-    about = f"{folder}/{STEP_FILE}"
-    if found.is_finished or store.exists(about) or receipt_numbers(store, folder):
-        found.step = found.take(read_or_problem(about, lambda: _step(store, about)))
-    listed: list[Receipt] | None = None
+    numbers = receipt_numbers(store, folder)
+    if found.is_finished or numbers or store.exists(f"{folder}/{STEP_FILE}"):
+        found.step = found.take(steps.step_file(folder))
+    listed: Sequence[Receipt] | None = None
     if found.is_finished:
         found.manifest = found.take(read_or_problem(path, lambda: _manifest(store, path)))
-        shards = f"{folder}/_shards.parquet"
-        listed = found.take(read_or_problem(shards, lambda: listed_receipts(store, folder)))
-    numbers = receipt_numbers(store, folder)
+        listed = found.take(steps.listed(folder))
     if listed is not None:
         found.receipts = {receipt.index: receipt for receipt in listed}
         for number in sorted({*found.receipts} - {*numbers}):
@@ -98,12 +96,6 @@ def read_records(store: Store, folder: str) -> Records:
         found.problems += _forged(found.manifest, found)
     found.problems += _said_differently(found)
     return found
-
-
-def step_file(store: Store, folder: str) -> StepFile | None:
-    """Returns the content of a folder's `_step.json`; None if the file is missing or damaged."""
-    found = read_or_problem(folder, lambda: _step(store, f"{folder}/{STEP_FILE}"))
-    return None if isinstance(found, Problem) else found
 
 
 def _said_differently(found: Records) -> Iterator[Problem]:
@@ -121,14 +113,6 @@ def _said_differently(found: Records) -> Iterator[Problem]:
         if json.dumps(said[0], sort_keys=True) != json.dumps(said[1], sort_keys=True):
             text = cut(f"{name} is {said[0]}, but {said[1]} in {STEP_FILE}", 300)
             yield Problem(f"{found.folder}/manifest.json", "damaged", text)
-
-
-def listed_receipts(store: Store, folder: str) -> list[Receipt]:
-    """Returns the receipts in `_shards.parquet`. Raises VlpipeError if it is damaged, ValidationError for a wrong type."""
-    receipts = read_receipts(store, folder)
-    for receipt in receipts:
-        RECEIPT.validate_json(json.dumps(receipt.to_json()), strict=True)
-    return receipts
 
 
 def _take_receipt(store: Store, found: Records, number: int, *, is_listed: bool) -> None:
@@ -154,10 +138,6 @@ def _manifest(store: Store, path: str) -> Manifest:
     value = read_sealed(store, path)
     MANIFEST.validate_json(json.dumps(value), strict=True)
     return manifest_from_json(value)
-
-
-def _step(store: Store, path: str) -> StepFile:
-    return STEP.validate_json(json.dumps(read_sealed(store, path)), strict=True)
 
 
 def _forged(manifest: Manifest, found: Records) -> Iterator[Problem]:

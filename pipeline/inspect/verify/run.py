@@ -16,10 +16,10 @@ from vlpipe.pipeline.engine.records.rejects import read_rejects, rejects_path
 from vlpipe.pipeline.inspect.on_disk import StepRecord
 from vlpipe.pipeline.inspect.verify.ids import Ids, repeated
 from vlpipe.pipeline.inspect.verify.keys import key_problems
-from vlpipe.pipeline.inspect.verify.lineage import Steps, heavy_problems, lineage_problems, mixed_code
+from vlpipe.pipeline.inspect.verify.lineage import heavy_problems, lineage_problems, mixed_code
 from vlpipe.pipeline.inspect.verify.problems import Kind, Problem, read_or_problem
 from vlpipe.pipeline.inspect.verify.records import Records, read_records
-from vlpipe.pipeline.shard import open_parquet
+from vlpipe.pipeline.inspect.verify.steps import Steps
 from vlpipe.pipeline.storage.file_names import SHARD_FILE, is_part
 from vlpipe.pipeline.storage.store import Store
 
@@ -44,7 +44,7 @@ def verify_step(
     seen: called after each shard and artifact; steps: cache of the root's records, to share between several calls.
     """
     steps = steps or Steps(store)
-    found = read_records(store, folder)
+    found = read_records(steps, folder)
     problems = [*found.problems, *_state(found)]
     ids, whole = Ids(), list[Receipt]()
     for receipt in found.receipts.values():
@@ -55,14 +55,15 @@ def verify_step(
     for name, digest in artifacts.items():
         problems += _file_problems(store, f"{folder}/artifacts/{name}", digest)
         seen()
-    problems += [*lineage_problems(steps, found), *key_problems(store, found), *mixed_code(found)]
+    problems += [*lineage_problems(steps, found), *key_problems(steps, found), *mixed_code(found)]
     problems += [*log_problems(store, folder), *left_over(store, found.record)]
     return VerifyReport(folder, len(found.receipts), len(artifacts), _once(problems))
 
 
 def verify_shard(store: Store, folder: str, index: int) -> VerifyReport:
     """Checks one shard: its receipt, its file, its rejects, and the files of its heavy columns."""
-    found = read_records(store, folder)
+    steps = Steps(store)
+    found = read_records(steps, folder)
     receipt = found.receipts.get(index)
     mine = {receipt_path(folder, index), f"{folder}/_shards.parquet", f"{folder}/manifest.json"}
     problems = [problem for problem in found.problems if problem.path in mine]
@@ -70,9 +71,7 @@ def verify_shard(store: Store, folder: str, index: int) -> VerifyReport:
         if not problems:
             problems = [Problem(shard_path(folder, index), "left over", "no receipt lists this shard")]
         return VerifyReport(folder, 0, 0, problems)
-    return VerifyReport(
-        folder, 1, 0, _once([*problems, *_one_shard(Steps(store), folder, receipt, Ids(), [])])
-    )
+    return VerifyReport(folder, 1, 0, _once([*problems, *_one_shard(steps, folder, receipt, Ids(), [])]))
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:
@@ -127,7 +126,7 @@ def _content_problems(store: Store, receipt: Receipt, ids: Ids, whole: list[Rece
     """Compares the size and rows of a shard's file with its receipt. If the file is readable, adds its ids to `ids` and the
     receipt to `whole`."""
     path = receipt.shard.path
-    found = read_or_problem(path, lambda: (_num_rows(store, path), ids.add(store, receipt)))
+    found = read_or_problem(path, lambda: ids.add(store, receipt))
     if isinstance(found, Problem):
         yield found
         return
@@ -142,11 +141,6 @@ def _content_problems(store: Store, receipt: Receipt, ids: Ids, whole: list[Rece
         )
     if num_without:
         yield Problem(path, "damaged", f"{num_without:,} of its rows have no id")
-
-
-def _num_rows(store: Store, path: str) -> int:
-    with open_parquet(store, path) as file:
-        return int(file.metadata.num_rows)
 
 
 def _repeated(store: Store, ids: Ids, receipts: list[Receipt]) -> Iterator[Problem]:

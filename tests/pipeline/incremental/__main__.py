@@ -23,8 +23,9 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from incremental.case import KINDS, Drawn, draw, play  # noqa: E402
+from incremental.case import play  # noqa: E402
 from incremental.child import warm  # noqa: E402
+from incremental.drawn import KINDS, Drawn, draw  # noqa: E402
 from incremental.mutants import MUTANTS  # noqa: E402
 
 AT_LEAST = 20

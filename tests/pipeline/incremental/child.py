@@ -34,14 +34,15 @@ def warm() -> None:
 
     from vlpipe.pipeline.engine.records import manifest
     from vlpipe.pipeline.engine.worker.pandas_later import leave_pandas_alone
+    from vlpipe.pipeline.files import File, ListFile
     from vlpipe.pipeline.workflow import params, step
 
     pyarrow.set_cpu_count(1)  # forks, and many of them: no pools of threads
     pyarrow.set_io_thread_count(1)
     leave_pandas_alone()
     manifest.installed = functools.cache(manifest.installed)
-    params.TypeAdapter = functools.cache(params.TypeAdapter)  # type: ignore[misc]
-    params.TypeAdapter(step.EngineKeys)
+    for kind in (step.EngineKeys, str, int, float, Path, File, ListFile):
+        params.adapter(kind)
     for name in ("vlpipe", "pyarrow", "torch", "ray"):
         manifest.installed(name)
     import kill_points  # noqa: F401  # after the lines above: it and the next take names from those modules

@@ -168,13 +168,13 @@ def test_each_candidate_has_its_logit_in_both_directions() -> None:
 
 
 def test_memory_is_that_of_the_candidates() -> None:
-    """8,000 images and 20,000 texts: 640 MB of similarities, never held together."""
+    """2,000 images and 5,000 texts: 40 MB of similarities, never held together."""
     rng = np.random.default_rng(0)
-    images, texts = (rng.random((n, 4), np.float32) for n in (8000, 20000))
+    images, texts = (rng.random((n, 4), np.float32) for n in (2000, 5000))
     tracemalloc.start()
     try:
-        both_ways(images, texts, 16, block_values=1 << 22)
-        assert tracemalloc.get_traced_memory()[1] < 100e6
+        both_ways(images, texts, 16, block_values=1 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 25e6
     finally:
         tracemalloc.stop()
 
