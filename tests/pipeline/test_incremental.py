@@ -1,6 +1,6 @@
 """Whatever is edited between runs: what they leave is what a fresh run of the last workflow leaves in an empty root.
 
-300 drawn cases, or as many as a process plays in 90 seconds. More: `python tests/pipeline/incremental --cases 5000`.
+300 drawn cases, or as many as a process plays in 120 seconds. More: `python tests/pipeline/incremental --cases 5000`.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent / "incremental"
 
 
 def test_incremental_runs_are_as_fresh_ones() -> None:
-    command = [sys.executable, str(HERE), "--cases", "300", "--seconds", "90", "--ray-every", "40"]
+    command = [sys.executable, str(HERE), "--cases", "300", "--seconds", "120", "--ray-every", "40"]
     command += ["--processes", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=290)
     print(done.stdout)
