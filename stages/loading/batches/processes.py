@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -71,6 +72,7 @@ def made_in_processes(
         sampler=samples,
         num_workers=num,
         collate_fn=_as_it_is,
+        worker_init_fn=_end_with_parent,
         prefetch_factor=PER_PROCESS,
         pin_memory=pin,
         multiprocessing_context=context,
@@ -99,6 +101,19 @@ def _stopping(batches: Any) -> Generator[Any]:
         ) from error
     finally:
         batches._shutdown_workers()
+
+
+def _end_with_parent(_: int) -> None:
+    """Ends this process when the one that reads the rows has ended; DataLoader looks at the fork server only, which lives on
+    as long as this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def _as_it_is(made: Any) -> Any:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -205,6 +206,44 @@ def test_a_process_of_the_loader_that_is_killed_is_an_error(squares: Dataset, re
             VlpipeError, match=r"a process of the loader was killed; .* Lower loader_processes"
         ):
             list(islice(found, 20))
+
+
+def held(recipe: Train, data: Dataset, pids: Path) -> None:
+    """Writes the ids of the loader's processes, and waits."""
+    with loader(recipe, data).batches(0) as found:
+        next(found)
+        pids.with_suffix(".part").write_text(" ".join(str(p.pid) for p in multiprocessing.active_children()))
+        pids.with_suffix(".part").rename(pids)
+        time.sleep(60)
+
+
+@pytest.mark.slow
+def test_processes_of_a_killed_training_end(squares: Dataset, recipe_of: Make, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    training = multiprocessing.get_context("spawn").Process(
+        target=held, args=(recipe_of(loader_processes=2), squares, pids)
+    )
+    training.start()
+    for _ in range(600):
+        if pids.exists():
+            break
+        time.sleep(0.1)
+    training.kill()
+    training.join()
+    processes = [Path("/proc", pid) for pid in pids.read_text().split()]
+    assert len(processes) == 2
+    for _ in range(100):
+        if not any(map(is_running, processes)):
+            return
+        time.sleep(0.1)
+    raise AssertionError("processes of the loader live on")
+
+
+def is_running(process: Path) -> bool:
+    try:
+        return process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_loader_says_how_fast_it_can_be(squares: Dataset, recipe_of: Make) -> None:
