@@ -33,6 +33,10 @@ def pytest_collection() -> Generator[None, object, object]:
     return found
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries look for leaks when the interpreter ends
+
+
 # Files that take more than 10 s of CPU, with those seconds, roughly: the order counts.
 SLOW = {
     "pipeline/test_incremental.py": 100,
