@@ -48,8 +48,16 @@ def both_ways(
 
 def best(scores: Scores, k: int) -> Nearest:
     """Returns the k highest of each row of (Q, N), highest first; ties: the lower index first."""
-    order = np.stack([np.argsort(-row, kind="stable")[:k] for row in scores])
+    order = np.stack([_best(-row, k) for row in scores])
     return Nearest(order, np.take_along_axis(scores, order, axis=1))
+
+
+def _best(distances: Scores, k: int) -> Order:
+    """Returns the indices of the k lowest of (N,), lowest first; ties: the lower index first; NaN last."""
+    near = np.arange(len(distances))
+    if k < len(distances) and (limit := np.partition(distances, k - 1)[k - 1]) == limit:
+        near = np.flatnonzero(distances <= limit)  # the others need no sorting
+    return near[np.argsort(distances[near], kind="stable")[:k]]
 
 
 def _merged(before: Nearest, new: Nearest, k: int) -> Nearest:
