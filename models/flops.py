@@ -21,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 from vlpipe.models import distributed
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.objective import Term
+from vlpipe.models.recompute import computed_once
+from vlpipe.pipeline.errors import one_line
 
 COUNTED_ROWS = (
     8  # samples that are computed to count: a contrast of each with all others is a small part of a step
@@ -89,7 +91,7 @@ def flops_per_sample(net: Any, batch: Batch, dtype: torch.dtype = torch.float32)
         loss: Tensor = torch.stack([t.float() for t in totals]).sum()
         torch.autograd.backward(loss)
 
-    with _unchanged(net):
+    with _unchanged(net), computed_once():
         return count(losses_and_gradient) / len(batch)
 
 
@@ -115,18 +117,32 @@ def _unchanged(net: Any) -> Iterator[None]:
 class FlopMeter:
     """Adds up the FLOPs of training steps, over all ranks. Each task is counted once, by its first batch.
 
-    net, dtype: see `flops_per_sample`.
+    net, dtype: see `flops_per_sample`. say: is told why, if a model cannot be counted; `total` is None then. None: raises.
     """
 
-    def __init__(self, net: Any, dtype: torch.dtype = torch.float32) -> None:
-        self.total = 0.0
+    def __init__(
+        self, net: Any, dtype: torch.dtype = torch.float32, say: Callable[[str], None] | None = None
+    ) -> None:
+        self.total: float | None = 0.0
+        self._say = say
         self._net, self._dtype = net, dtype
         self._per_sample: dict[str, float] = {}
 
     def add(self, batches: Sequence[Batch], device: torch.device) -> None:
         """Adds the FLOPs of one step, of these micro-batches on each rank."""
         for batch in batches:
+            if self.total is None:
+                return
             if batch.task not in self._per_sample:
-                few = batch.rows(slice(COUNTED_ROWS)).to(device)
-                self._per_sample[batch.task] = flops_per_sample(self._net, few, self._dtype)
+                try:
+                    few = batch.rows(slice(COUNTED_ROWS)).to(device)
+                    self._per_sample[batch.task] = flops_per_sample(self._net, few, self._dtype)
+                except (
+                    Exception
+                ) as error:  # whatever a model does not allow: training does not need the figure
+                    if self._say is None:
+                        raise
+                    self._say(f"TFLOP/s are not counted: {one_line(f'{type(error).__name__}: {error}', 200)}")
+                    self.total = None
+                    return
             self.total += self._per_sample[batch.task] * len(batch) * distributed.world_size()

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+_is_on = True
+
 
 def recompute_layers(model: nn.Module) -> int:
-    """Makes each layer of `model` recompute its activations; returns their number.
+    """Makes the layers of `model` recompute their activations; returns the number of modules that do.
 
-    Layers are the elements of its `nn.ModuleList`s. Values and gradients stay the same, dropout included. Raises ValueError
-    if it has none. Chen et al. 2016, https://arxiv.org/abs/1604.06174.
+    Layers are the elements of its `nn.ModuleList`s; of a layer that has no `forward` of its own, the modules in it. Layers
+    with a batch norm in training mode are left out: a second pass would count in its statistics. Values and gradients stay
+    the same, dropout included. Raises ValueError if there is no such layer. Chen et al. 2016,
+    https://arxiv.org/abs/1604.06174.
     """
-    layers = list(_layers(model))
+    layers = [layer for layer in _layers(model) if not _counts_statistics(layer)]
     if not layers:
-        raise ValueError(f"recompute: {type(model).__name__} has no nn.ModuleList, so there are no layers")
+        raise ValueError(
+            f"recompute: {type(model).__name__} has no layers to recompute: elements of an nn.ModuleList without a batch "
+            "norm that is trained"
+        )
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(_run, layer.forward)
     return len(layers)
 
 
-def _layers(module: nn.Module) -> list[nn.Module]:
-    found = []
+@contextmanager
+def computed_once() -> Iterator[None]:
+    """Context manager in which layers keep their activations."""
+    global _is_on
+    before, _is_on = _is_on, False
+    try:
+        yield
+    finally:
+        _is_on = before
+
+
+def _run(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs) if _is_on else forward(*args, **kwargs)
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else _layers(child)
-    return found
+        if not isinstance(child, nn.ModuleList):
+            yield from _layers(child)
+            continue
+        for layer in child:
+            has_forward = type(layer).forward is not nn.Module.forward
+            yield from [layer] if has_forward else layer.children()
+
+
+def _counts_statistics(layer: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in layer.modules())

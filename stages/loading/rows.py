@@ -75,7 +75,7 @@ class Row:
 
 
 def _packed(value: Any) -> Any:
-    is_list = isinstance(value, pa.ListScalar) and value.values is not None
+    is_list = isinstance(value, pa.ListScalar) and pa.types.is_list(value.type) and value.values is not None
     return pa.concat_arrays([value.values]) if is_list else value
 
 

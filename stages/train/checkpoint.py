@@ -68,7 +68,7 @@ class Writer:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Copies the state to the CPU's memory and returns. Waits for the checkpoint before; raises its error, if any."""
         self.wait()
-        self._last = self._pool.submit(self.checkpoints.save, step, _copied(state))
+        self._last = self._pool.submit(self.checkpoints.save, step, _copied(state, {}))
 
     def wait(self) -> None:
         """Returns when the last checkpoint is written; raises its error, if any."""
@@ -88,14 +88,20 @@ def writing(checkpoints: Checkpoints) -> Iterator[Writer]:
         writer.wait()
 
 
-def _copied(value: Any) -> Any:
-    """Returns a copy of a state on the CPU. Lists and dicts are copied too: the next steps change them."""
+def _copied(value: Any, seen: dict[Any, Any]) -> Any:
+    """Returns a copy of a state on the CPU. Lists and dicts are copied too: the next steps change them.
+
+    seen: the tensors copied so far; parameters that share their memory are copied once.
+    """
     import torch
 
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+        if not value.numel() or key not in seen:
+            seen[key] = value.detach().to("cpu", copy=True)
+        return seen[key]
     if isinstance(value, Mapping):
-        return {name: _copied(v) for name, v in value.items()}
+        return {name: _copied(v, seen) for name, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_copied(v) for v in value)
+        return type(value)(_copied(v, seen) for v in value)
     return value

@@ -66,7 +66,7 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
         peak_flops=None if peak is None else peak * world_size,
     )
     # the batches of detectors are of another kind
-    meter = FlopMeter(run.net, run.dtype) if isinstance(recipe, Recipe) else None
+    meter = FlopMeter(run.net, run.dtype, progress.say) if isinstance(recipe, Recipe) else None
     with (
         run.loader.batches(run.step, rank, world_size, run.device) as batches,
         writing(checkpoints) as writer,
@@ -104,16 +104,18 @@ def train_step(run: Run, batches: Sequence[Any]) -> None:
     values = accumulate(run, batches)
     values["grad_norm"] = clip(run)
     run.unchecked.append((run.step, values))
-    for optimiser in run.optimisers():
-        run.scaler.step(
-            optimiser
-        )  # with fp16, no step if a gradient is not finite: the scale is halved instead
+    for optimiser in run.optimisers_with_gradient():
+        # with fp16, no step if a gradient is not finite: the scale is halved instead
+        run.scaler.step(optimiser)
     run.scaler.update()
     run.optimiser.zero_grad(set_to_none=True)
     run.net.constrain()
     for name, value in named_by_task(run, batches, values).items():
+        counts: Tensor | int = 1
+        if name == "grad_norm" and run.scaler.is_enabled():  # it is not finite in steps that were left out
+            counts, value = value.isfinite().long(), value.nan_to_num(0.0, 0.0, 0.0)
         run.sums[name] = run.sums[name] + value if name in run.sums else value
-        run.num_summed[name] = run.num_summed.get(name, 0) + 1
+        run.num_summed[name] = run.num_summed.get(name, 0) + counts
     run.step += 1
 
 
@@ -129,7 +131,7 @@ def clip(run: Run) -> Tensor:
 
     With fp16, gradients are divided by the scale of the loss first.
     """
-    for optimiser in run.optimisers():
+    for optimiser in run.optimisers_with_gradient():
         run.scaler.unscale_(optimiser)
     params = [p for p in run.net.parameters() if p.grad is not None]
     return torch.nn.utils.clip_grad_norm_(params, run.recipe.clip_norm or math.inf).double()
@@ -147,7 +149,7 @@ def need_finite(run: Run) -> None:
     if scaled and run.scaler.get_scale() < MIN_SCALE:
         raise VlpipeError(
             f"training: gradients of step {run.step - 1} and those before it are not finite in fp16 at any scale of the "
-            "loss; checkpoints hold states before them. Lower lr, or set precision: bf16 or fp32"
+            "loss. Lower lr, or set precision: bf16 or fp32"
         )
     checked = [v["loss"] if scaled else v["grad_norm"] + v["loss"] for _, v in run.unchecked]
     sums = torch.stack(checked).tolist()
@@ -167,7 +169,7 @@ def log(run: Run) -> dict[str, float]:
 
     Values are means over ranks and over those steps since the last log that computed them, so they are equal on all ranks.
     """
-    means = torch.stack([total / run.num_summed[name] for name, total in run.sums.items()])
+    means = torch.stack([total / _at_least_1(run.num_summed[name]) for name, total in run.sums.items()])
     if distributed.world_size() > 1:
         dist.all_reduce(means)
         means /= distributed.world_size()
@@ -176,6 +178,10 @@ def log(run: Run) -> dict[str, float]:
     run.rows += [(run.step, name, value) for name, value in found.items()]
     run.sums, run.num_summed = {}, {}
     return found
+
+
+def _at_least_1(count: Tensor | int) -> Tensor | int:
+    return count.clamp(min=1) if isinstance(count, Tensor) else count
 
 
 def watch(run: Run) -> str:

@@ -51,7 +51,7 @@ class Run:
     step: int = 0
     rows: list[LossRow] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
-    num_summed: dict[str, int] = field(default_factory=dict)
+    num_summed: dict[str, Any] = field(default_factory=dict)  # ints, or scalar tensors
     unchecked: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -90,9 +90,10 @@ class Run:
         kind = torch.bfloat16 if self.dtype == torch.float32 else self.dtype
         return torch.autocast(self.device.type, kind, enabled=self.dtype != torch.float32)
 
-    def optimisers(self) -> Sequence[torch.optim.Optimizer]:
-        """Returns the optimisers, of which each trains its own parameters."""
-        return self.optimiser.optimisers if isinstance(self.optimiser, Several) else [self.optimiser]
+    def optimisers_with_gradient(self) -> list[torch.optim.Optimizer]:
+        """Returns the optimisers, of which each trains its own parameters, that have something to do in this step."""
+        found = self.optimiser.optimisers if isinstance(self.optimiser, Several) else [self.optimiser]
+        return [o for o in found if any(p.grad is not None for g in o.param_groups for p in g["params"])]
 
     def state(self) -> dict[str, Any]:
         """Returns all that the next step depends on. Random generators are not included: each step seeds them anew."""
@@ -108,7 +109,10 @@ class Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Sets this state to one that `state()` returned."""
-        self.step, self.num_summed = state["step"], dict(state["num_summed"])
+        self.step = state["step"]
+        self.num_summed = {
+            name: n.to(self.device) if isinstance(n, Tensor) else n for name, n in state["num_summed"].items()
+        }
         self.rows = [(step, name, value) for step, name, value in state["rows"]]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         restore(self.net, state["net"], self.frozen)

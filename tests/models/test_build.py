@@ -33,7 +33,7 @@ def test_a_model_takes_the_vocabulary_from_the_tokenizer(tokenizer: Tokenizer) -
     [
         (
             {"use": "itx:Itc"},
-            r"no module 'itx', neither on the Python path nor below .*, which has infonce, itc, itm, lm, ",
+            r"no module 'itx', neither on the Python path nor below .*, which has answer, infonce, itc, itm, lm, ",
         ),
         ({"use": "itc:Itk"}, r"vlpipe.models.objectives.itc has no class 'Itk'; it has Itc"),
         ({"use": "itc"}, r"use must be 'module:Class', got 'itc'"),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -21,9 +23,10 @@ from vlpipe.stages.loading.batches.make_batch import BatchMaker, Samples
 if TYPE_CHECKING:
     from vlpipe.models.interface.batch import Batch
 
-PER_PROCESS = 2  # micro-batches that a process has been given, or has made and not been relieved of
+PER_PROCESS = 2  # micro-batches that wait for a process, and that wait after it
 MAX_PROCESSES = 16
 SHARED = "/dev/shm"
+KILLED = (-signal.SIGKILL, -signal.SIGBUS)
 
 
 def num_processes(wanted: int | None, *, gpu: bool) -> int:
@@ -49,7 +52,8 @@ class _Batches:
         try:
             return self.make(samples), time.perf_counter() - began
         except VlpipeError as error:
-            return error  # as it is: DataLoader would add a traceback to its text
+            # without DataLoader's traceback, and of a class that can be sent
+            return VlpipeError(str(error))
 
 
 def made_in_processes(
@@ -78,11 +82,22 @@ def made_in_processes(
         multiprocessing_context=context,
         generator=torch.Generator(),  # its own: the draws of the training are those of any number of processes
     )
-    with closing(_stopping(iter(loader))) as made:
+    with closing(_stopping(_started(loader))) as made:
         for found in made:
             if isinstance(found, VlpipeError):
                 raise found
             yield found
+
+
+def _started(loader: Any) -> Any:
+    """Starts the processes and returns DataLoader's iterator."""
+    try:
+        return iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise VlpipeError(
+            f"training: makers and corruptors cannot be sent to the loader's processes ({error}); define what they hold at "
+            "the top level of a module, or set loader_processes: 0"
+        ) from error
 
 
 def _stopping(batches: Any) -> Generator[Any]:
@@ -92,12 +107,17 @@ def _stopping(batches: Any) -> Generator[Any]:
     except (RuntimeError, EOFError, OSError) as error:  # the last two: the sender of a tensor was killed
         for process in batches._workers:
             process.join(0.2)
-        if all(process.is_alive() for process in batches._workers):
+        codes = [process.exitcode for process in batches._workers if process.exitcode is not None]
+        if not codes:
             raise
+        if codes[0] not in KILLED:
+            raise VlpipeError(
+                f"training: a process of the loader ended with exit code {codes[0]}; its own error is above"
+            ) from error
         free = shutil.disk_usage(SHARED).free / 1e6 if os.path.exists(SHARED) else 0
         raise VlpipeError(
-            "training: a process of the loader was killed; memory may be short, of which "
-            f"{free:.0f} MB are free in {SHARED}. Lower loader_processes, or batch_size"
+            f"training: a process of the loader was killed, perhaps for lack of memory ({SHARED} has {free:.0f} MB free); "
+            "lower loader_processes or batch_size"
         ) from error
     finally:
         batches._shutdown_workers()

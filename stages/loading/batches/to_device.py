@@ -37,8 +37,13 @@ def to_device(
         )  # its memory is free after what computes with it
         return value
 
-    following = copied(next(batches))
-    for batch in batches:
+    following: Batch | BaseException = copied(next(batches))
+    while not isinstance(following, BaseException):
         torch.cuda.current_stream(device).wait_stream(copies)
-        current, following = following.map(used), copied(batch)
+        current = following.map(used)
+        try:
+            following = copied(next(batches))
+        except BaseException as error:
+            following = error  # of a batch that training may never need: raised when it is asked for
         yield finish(current)
+    raise following

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,6 +36,8 @@ class Answer(Maker):
 
     def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
         found = [one for one in as_dicts(row.columns["answers"]) if one["question"] == text]
+        if any(one["label"] is None for one in found):
+            raise VlpipeError(f"row {row.id}: answers has a null label, wanted an id for each answer")
         labels = np.array([one["label"] for one in found], np.int64)
         scores = np.array([1.0 if one["score"] is None else one["score"] for one in found])
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.num_answers:
@@ -42,8 +45,8 @@ class Answer(Maker):
                 f"row {row.id}: answers has labels from {labels.min()} to {labels.max()}, wanted labels below "
                 f"num_answers {self.num_answers}"
             )
-        if (scores < 0).any() or not np.isfinite(scores).all():
-            raise VlpipeError(f"row {row.id}: answers has a score {scores.min()}, wanted scores from 0")
+        if wrong := [score for score in scores.tolist() if not 0 <= score < math.inf]:
+            raise VlpipeError(f"row {row.id}: answers has a score {wrong[0]}, wanted finite scores from 0")
         if not scores.sum():
             return {"data": np.int64(IGNORE)}
         return {"data": labels[rng.choice(len(labels), p=scores / scores.sum())]}

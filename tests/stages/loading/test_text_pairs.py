@@ -160,9 +160,14 @@ def test_answers_are_drawn_by_their_scores() -> None:
 
 @pytest.mark.parametrize(
     ("label", "score", "said"),
-    [(9, 1.0, "labels from 9 to 9, wanted labels below num_answers 9"), (0, -1.0, "wanted scores from 0")],
+    [
+        (9, 1.0, "labels from 9 to 9, wanted labels below num_answers 9"),
+        (0, -1.0, "a score -1.0, wanted finite scores from 0"),
+        (0, float("inf"), "a score inf, wanted finite scores from 0"),
+        (None, 1.0, "a null label"),
+    ],
 )
-def test_answers_that_cannot_be_are_refused(label: int, score: float, said: str) -> None:
+def test_answers_that_cannot_be_are_refused(label: int | None, score: float, said: str) -> None:
     one = row(4, "why?", answers=[{"question": "why?", "label": label, "score": score}])
     with pytest.raises(VlpipeError, match=f"row row4: answers has .*{said}"):
         Answer(num_answers=9)(one, "why?", RNG)

@@ -203,7 +203,7 @@ def test_a_process_of_the_loader_that_is_killed_is_an_error(squares: Dataset, re
         (process,) = multiprocessing.active_children()
         process.kill()
         with pytest.raises(
-            VlpipeError, match=r"a process of the loader was killed; .* Lower loader_processes"
+            VlpipeError, match=r"a process of the loader was killed, .* lower loader_processes"
         ):
             list(islice(found, 20))
 

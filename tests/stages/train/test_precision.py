@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
+from vlpipe.models.flops import FlopMeter
+from vlpipe.models.interface.batch import Batch, Stream
+from vlpipe.models.optim.parameter_group import ParameterGroup
 from vlpipe.models.recompute import recompute_layers
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
@@ -20,6 +24,7 @@ from vlpipe.pipeline.testing import run_gather
 from vlpipe.stages.train.checkpoint import Checkpoints, Writer, writing
 from vlpipe.stages.train.fit import need_finite, train_step
 from vlpipe.stages.train.gradients import accumulate
+from vlpipe.stages.train.recipe import Task
 from vlpipe.stages.train.run import Run, prepare
 from vlpipe.stages.train.train import Train
 
@@ -73,7 +78,7 @@ def test_a_step_that_overflows_fp16_is_left_out_and_lowers_the_scale(
 
 
 def test_recomputed_layers_have_the_same_gradients(squares: Dataset, recipe_of: Make) -> None:
-    """To the last bit, dropout included; and each layer of the model is computed twice."""
+    """To the last bit, dropout included; and a layer is computed twice."""
     recipe = recipe_of(objectives=["itc:Itc", "itm:Itm", "lm:Lm"], model={"dropout": 0.1})
     grads, calls = [], []
     for recompute in (False, True):
@@ -86,7 +91,8 @@ def test_recomputed_layers_have_the_same_gradients(squares: Dataset, recipe_of: 
 
         run.net.model.vision.blocks[0].qkv.register_forward_hook(counted)
         if recompute:
-            assert recompute_layers(run.net.model) == 2  # one of the image tower, one of the text tower
+            # a layer of the image tower, and the four modules in one of the text tower
+            assert recompute_layers(run.net.model) == 5
         with run.loader.batches(0) as batches:
             torch.manual_seed(0)
             accumulate(run, [next(batches)])
@@ -104,8 +110,62 @@ def test_a_recipe_can_ask_for_it(squares: Dataset, recipe_of: Make, tmp_path: Pa
     assert "recompute" in Train.ADDED
 
 
+def test_layers_with_a_trained_batch_norm_are_computed_once() -> None:
+    """A second pass would count in their statistics."""
+    plain, counting = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert recompute_layers(nn.ModuleDict({"layers": nn.ModuleList([plain, counting])})) == 1
+    with pytest.raises(ValueError, match="without a batch norm that is trained"):
+        recompute_layers(nn.ModuleDict({"layers": nn.ModuleList([counting])}))
+    assert recompute_layers(nn.ModuleDict({"layers": nn.ModuleList([counting.eval()])})) == 1
+
+
+def test_an_optimiser_without_gradient_has_no_step_in_fp16(
+    squares: Dataset, recipe_of: Make, tmp_path: Path
+) -> None:
+    recipe = recipe_of(
+        precision="fp16",
+        steps=6,
+        log_every=3,
+        objectives=["lm:Lm", "itc:Itc"],
+        groups=[ParameterGroup(match=["lm_head.*"], optimiser="sgd")],
+        tasks={"captions": Task(objectives=["lm"]), "contrast": Task(objectives=["itc"])},
+    )
+    logged = run_gather(recipe, [squares], tmp_path / "run").table.to_pylist()
+    norms = [row["value"] for row in logged if row["name"] == "grad_norm"]
+    assert len(norms) == 2
+    assert all(map(math.isfinite, norms))  # although the first steps overflow
+
+
+def test_what_cannot_be_counted_does_not_end_a_training() -> None:
+    class Odd(nn.Module):
+        losses: ClassVar[dict[str, tuple[int, float]]] = {"odd": (0, 1.0)}
+
+        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+            raise RuntimeError("no gradient in evaluation mode")
+
+    said: list[str] = []
+    meter = FlopMeter(Odd(), say=said.append)
+    batch = Batch({"x": Stream(torch.zeros(2, 3))}, torch.arange(2))
+    for _ in range(2):
+        meter.add([batch], torch.device("cpu"))
+    assert meter.total is None
+    assert said == ["TFLOP/s are not counted: RuntimeError: no gradient in evaluation mode"]
+    with pytest.raises(RuntimeError):
+        FlopMeter(Odd()).add([batch], torch.device("cpu"))
+
+
+def test_tensors_that_share_memory_are_copied_once(tmp_path: Path) -> None:
+    weight = torch.randn(100, 100)
+    with writing(Checkpoints(str(tmp_path))) as writer:
+        writer.save(1, {"step": 1, "one": weight, "tied": weight, "part": weight[:50]})
+    found = Checkpoints(str(tmp_path)).latest()
+    assert found is not None
+    assert found["one"].data_ptr() == found["tied"].data_ptr()
+    assert torch.equal(found["part"], weight[:50])
+
+
 def test_a_model_without_layers_cannot_be_recomputed() -> None:
-    with pytest.raises(ValueError, match="Linear has no"):
+    with pytest.raises(ValueError, match="Linear has no layers"):
         recompute_layers(nn.Linear(2, 2))
 
 
