@@ -50,7 +50,8 @@ def tune(one: PlannedStep, store: Store, most: int) -> Iterator[Trial]:
         trials = here(resolve_stage(one, store)).trials()
         if trials is None:
             raise VlpipeError(
-                f"{one.name}: {type(step.stage).__name__} has no batch size that could be tuned"
+                f"{one.name}: a {type(step.stage).__name__} with these parameters does not say how to measure a batch "
+                "(its `trials` returns None), so it cannot be tuned"
             )
         with trials as compute:
             yield from _measured(compute, most)
@@ -60,33 +61,31 @@ def _measured(compute: Callable[[int], None], most: int) -> Iterator[Trial]:
     size = SMALLEST
     while size <= most:
         try:
-            slowest, trial = _measure(compute, size)
+            seconds, trial = _measure(compute, size)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             yield Trial(size, why="out of memory")
             return
         yield trial
-        if slowest > TOO_LONG_S:
-            yield Trial(2 * size, why=f"not tried: a batch of {size} takes {slowest:.0f} s")
+        if seconds > TOO_LONG_S:
+            yield Trial(2 * size, why=f"not tried: a batch of {size} takes {seconds:.0f} s")
             return
         size *= 2
 
 
 def _measure(compute: Callable[[int], None], size: int) -> tuple[float, Trial]:
-    """Returns (seconds of the first batch, trial)."""
+    """Returns (seconds of a batch, trial). The first one warms up, and may compile: it does not count."""
     torch = _torch_on_gpu()
     if torch:
         torch.cuda.reset_peak_memory_stats()
-    began = time.monotonic()
     compute(size)
-    first = time.monotonic() - began
     began, num = time.monotonic(), 0
     while not num or time.monotonic() - began < SECONDS:
         compute(size)
         num += 1
-    per_s = num * size / (time.monotonic() - began)
-    return first, Trial(size, per_s, torch.cuda.max_memory_allocated() if torch else _peak_bytes())
+    seconds = (time.monotonic() - began) / num
+    return seconds, Trial(size, size / seconds, torch.cuda.max_memory_allocated() if torch else _peak_bytes())
 
 
 def _torch_on_gpu() -> Any:

@@ -133,6 +133,10 @@ def _stacked(
         if not keys:
             batch = torch.empty((size, *pixels.shape), pin_memory=is_pinned)
             rows = batch.numpy()
+        if pixels.shape != batch.shape[1:]:
+            raise ValueError(
+                f"pictures of one batch differ in shape: {tuple(batch.shape[1:])} and {pixels.shape}"
+            )
         rows[len(keys)] = pixels
         keys.append(key)
         if len(keys) == size:

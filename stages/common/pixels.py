@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 50_000_000  # 200 MB for one decoded copy
+COPIES = 3  # of a picture at once, at most: the decoder's, one that is upright, one on white
 MAX_FRAMES = 1000
 MAX_INVISIBLE = 2  # of 255: alpha up to this is invisible
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as in BLIP
@@ -132,11 +133,11 @@ def decode(
 
     max_pixels: None (no limit) for stored images, which the step that stored them has checked by its own limit.
     at_least: min (width, height) of the upright image; a JPEG may be decoded at scale 1/2, 1/4 or 1/8 if the result is no
-    smaller than that, which is several times faster. admit: called with the bytes of one decoded copy before it is
+    smaller than that, which is several times faster. admit: called with the bytes of all decoded copies before it is
     decoded; it may wait.
     """
     with opened(data, max_pixels) as image:
-        admit(4 * image.width * image.height)
+        admit(COPIES * 4 * image.width * image.height)
         return _upright(image, _load(image, data, at_least), data)
 
 

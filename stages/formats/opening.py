@@ -82,20 +82,25 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     _silence_pillow()
+    own = Image.MAX_IMAGE_PIXELS  # of Pillow; it raises at twice that
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        own = Image.MAX_IMAGE_PIXELS  # of Pillow; it raises at twice that
-        if own is None or (max_pixels is not None and max_pixels <= 2 * own):
-            num = re.search(r"\d+", str(error))
-            raise too_many_pixels(int(num[0]) if num else 0, max_pixels or 0) from error
-        Image.MAX_IMAGE_PIXELS = max_pixels  # no smaller again: other threads may be decoding
+        if own == Image.MAX_IMAGE_PIXELS:  # else another thread has just raised it
+            if own is None or (max_pixels is not None and max_pixels <= 2 * own):
+                num = re.search(r"\d+", str(error))
+                raise too_many_pixels(int(num[0]) if num else 0, max_pixels or 0) from error
+            Image.MAX_IMAGE_PIXELS = max_pixels  # no smaller again: other threads may be decoding
         return _open(data, max_pixels)
     except UnidentifiedImageError as error:
+        if own != Image.MAX_IMAGE_PIXELS:  # another thread raised it while Pillow compared
+            return _open(data, max_pixels)
         raise _unread(data, _why_unidentified(data)) from error
     except MemoryError:
         raise
     except Exception as error:  # parsers of hostile headers raise anything
+        if own != Image.MAX_IMAGE_PIXELS:  # as above
+            return _open(data, max_pixels)
         raise _unread(data, error_text(error)) from error
 
 

@@ -32,7 +32,7 @@ def test_no_row_is_rejected_and_the_run_continues_with_less(
     text = text.replace("kind:", "row_group_timeout_s: 60, kind:") if isolated else text
     with pytest.raises(StepFailed, match=rf"(?s)step 'b'.*{WORDS[kind]}") as failed:
         run(tmp_path, text)
-    assert isolated or "no row was rejected for it. A smaller batch_size" in str(failed.value)
+    assert isolated or "no row was rejected for it" in str(failed.value)
     folders = list((tmp_path / "root").glob("b-*"))
     assert len(folders) == 1
     assert not list(folders[0].glob("_rejects/*"))

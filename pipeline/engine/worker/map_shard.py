@@ -103,6 +103,8 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         stack.enter_context(output_in(task.store, _log(task, ".txt")))
         if work is None:
             work = stack.enter_context(opening(task))
+        if isinstance(work, TimedWork):
+            work.seconds()  # of a shard that failed before
         run = _Run(task)
         make = _outputs_again if task.again else _outputs
         rows = _unique(make(run, work))

@@ -16,6 +16,7 @@ from vlpipe.pipeline.stage import MapStage
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.caption.generate import Caption
 from vlpipe.stages.common.batches import read_images, read_prepared
+from vlpipe.stages.common.pixels import COPIES
 from vlpipe.stages.common.row import text
 from vlpipe.stages.features.embed import Embed
 from vlpipe.stages.filter.itm import ItmFilter
@@ -158,5 +159,5 @@ def test_what_is_decoded_is_counted_and_given_back(mixed: pa.Table, monkeypatch:
     monkeypatch.setattr(Room, "take", take)
     with Ahead(2) as ahead:
         sizes = [i.size for _, i in read_prepared(mixed, lambda image: image, [], ahead)]  # type: ignore[arg-type,return-value]
-        assert sorted(taken) == sorted(4 * w * h for w, h in sizes)  # type: ignore[misc]
+        assert sorted(taken) == sorted(COPIES * 4 * w * h for w, h in sizes)  # type: ignore[misc]
         assert ahead.room.take(module.WORK_BYTES) == module.WORK_BYTES

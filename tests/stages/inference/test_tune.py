@@ -67,7 +67,7 @@ def test_the_command_prints_figures_and_the_option_and_changes_nothing(
 def test_a_step_without_a_batch_size_says_so(file: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "root"))
     one = plan(Workflow.load(str(file), root=str(tmp_path / "root")), store)[0]
-    with pytest.raises(VlpipeError, match="has no batch size that could be tuned"):
+    with pytest.raises(VlpipeError, match="does not say how to measure a batch"):
         list(tune.tune(one, store, 64))
 
 
