@@ -22,7 +22,6 @@ from vlpipe.models import distributed
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.objective import Term
 from vlpipe.models.recompute import computed_once
-from vlpipe.pipeline.errors import one_line
 
 COUNTED_ROWS = (
     8  # samples that are computed to count: a contrast of each with all others is a small part of a step
@@ -142,7 +141,8 @@ class FlopMeter:
                 ) as error:  # whatever a model does not allow: training does not need the figure
                     if self._say is None:
                         raise
-                    self._say(f"TFLOP/s are not counted: {one_line(f'{type(error).__name__}: {error}', 200)}")
+                    reason = " ".join(str(error).split())[:200]
+                    self._say(f"TFLOP/s are not counted: {type(error).__name__}: {reason}")
                     self.total = None
                     return
             self.total += self._per_sample[batch.task] * len(batch) * distributed.world_size()
