@@ -29,4 +29,5 @@ def test_fsdp2_and_compile_change_nothing(tmp_path: Path) -> None:
     assert [rank.returncode for rank in ranks] == [0, 0], said
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["", ""]
     shipped = {path.stem for path in Path(systems.__path__[0]).iterdir() if not path.name.startswith("_")}
-    assert set(said[0][0].split()) == shipped
+    encoders = {"mobilenet_v2"}  # no objective trains one alone
+    assert set(said[0][0].split()) == shipped - encoders
