@@ -1,4 +1,4 @@
-"""Training step, loader, inference, deduplication and resume on one GPU, in at most four minutes.
+"""Training step, loader, inference, deduplication and resume on one GPU. Meant for four minutes; it has not run on one yet.
 
     python benchmarks/gpu.py                        # on a machine with a GPU
     python benchmarks/gpu.py --write                # and puts the figures into gpu.md and gpu.json beside this file

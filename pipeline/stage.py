@@ -33,7 +33,7 @@ class Stage:
     # parameters that earlier versions of the stage did not have; at their default, which must be what those did, they are
     # not in the key either, so that rows made before are used
     ADDED: ClassVar[frozenset[str]] = frozenset()
-    # parameter in ADDED whose default is not what earlier versions did -> the value that is
+    # for a parameter in ADDED whose default differs from what earlier versions did: the value that reproduces them
     BEFORE: ClassVar[Mapping[str, Any]] = {}
     # Computes with torch: the engine sets the number of threads, which is part of the key.
     TORCH: ClassVar[bool] = False

@@ -70,6 +70,9 @@ class Cache:
         return [t for pair in pairs for t in pair] + ([] if self.at is None else [self.at])
 
     def copy_(self, other: Cache) -> None:
-        """Takes over the content of a cache of the same shapes, without new memory."""
+        """Takes over the content of a cache of the same shapes, without new memory. Raises ValueError for other shapes."""
+        shapes = [[t.shape for t in cache.tensors()] for cache in (self, other)]
+        if shapes[0] != shapes[1]:
+            raise ValueError("a cache that is kept for compiled steps got a batch of another shape")
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine.copy_(theirs)

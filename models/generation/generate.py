@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlpipe.models.generation.nucleus import guess, nucleus
-from vlpipe.models.generation.steps import Steps, Way
+from vlpipe.models.generation.nucleus import from_shortlist, nucleus
+from vlpipe.models.generation.steps import Decoding, Steps
 from vlpipe.models.interface.capabilities import Generates
 
 NEVER = float("-inf")
@@ -40,12 +40,12 @@ def sample(
     """
     check(model, min_length, max_length, prompt_ids)
     draws = _draws(generators, top_p, len(images), max_length).to(images.device)
-    steps = steps or Steps(model, Way.on(images.device))
+    steps = steps or Steps(model, Decoding.on(images.device))
     found = _sample(
         model, images, steps, draws, top_p, top_k, min_length, max_length, prompt_ids, repetition_penalty
     )
-    if found is None:  # a nucleus was wider than guessed: once more, with certainty
-        sure = steps.surely()
+    if found is None:  # a nucleus was larger than the shortlist
+        sure = steps.without_shortlist()
         found = _sample(
             model, images, sure, draws, top_p, top_k, min_length, max_length, prompt_ids, repetition_penalty
         )
@@ -65,8 +65,8 @@ def _sample(
     prompt_ids: Sequence[int],
     penalty: float,
 ) -> Tensor | None:
-    """Returns the new ids (B, max_length), the end token behind each text; None if a guessed nucleus was not whole."""
-    end, way = model.text_rules.end, steps.way
+    """Returns the new ids (B, max_length), each text followed by the end token; None if the shortlist was too short."""
+    end, decoding = model.text_rules.end, steps.decoding
     logits = steps.start(images, prompt_ids, max_length)
     may_end, may_not = forbidden(model, logits.device)
     seen = torch.zeros_like(logits, dtype=torch.bool)
@@ -79,15 +79,15 @@ def _sample(
         logits = logits.index_fill(1, may_end if t >= min_length else may_not, NEVER)
         if top_p is None:
             token = logits.argmax(-1)
-        elif way.guess:
-            token, known = guess(logits, top_p, draws[:, t], top_k, way.guess)
+        elif decoding.shortlist:
+            token, known = from_shortlist(logits, top_p, draws[:, t], top_k, decoding.shortlist)
             sure &= known | done
         else:
             token = nucleus(logits, top_p, draws[:, t], top_k)
         new[:, t] = torch.where(done, end, token)
         done |= token == end
         is_last = t + 1 == max_length
-        if is_last or (t + 1) % way.poll == 0:
+        if is_last or (t + 1) % decoding.check_every == 0:
             all_done, all_sure = torch.stack([done.all(), sure.all()]).tolist()
             if not all_sure:
                 return None

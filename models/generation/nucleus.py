@@ -42,7 +42,9 @@ def nucleus(logits: Tensor, top_p: float, draws: Tensor, top_k: int | None = Non
     return token
 
 
-def guess(logits: Tensor, top_p: float, draws: Tensor, top_k: int | None, num: int) -> tuple[Tensor, Tensor]:
+def from_shortlist(
+    logits: Tensor, top_p: float, draws: Tensor, top_k: int | None, num: int
+) -> tuple[Tensor, Tensor]:
     """Returns what `nucleus` returns, and whether that is certain (B,), without waiting for the device.
 
     It is not certain where the nucleus has more than the `num` likeliest tokens.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,65 +14,65 @@ from vlpipe.models.interface.capabilities import Generates, TextCache
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How texts are decoded. The texts are the same, up to the rounding of the logits.
+class Decoding:
+    """Options of decoding. They change no text, except by the rounding of logits.
 
-    is_fixed: each step reads the whole cache, under a mask, so that shapes do not change. poll: number of steps between
-    two looks at whether all texts have ended; each look waits for the device. guess: the number of likeliest tokens
-    that are sorted without waiting for the device to say whether they hold the nucleus; 0: it is asked at each step.
+    static_cache: each step attends to the whole preallocated cache under a mask, so that shapes stay the same.
+    check_every: number of steps between two checks whether all texts have ended; each check waits for the device.
+    shortlist: number of likeliest tokens that are sorted in place of the whole vocabulary; if a nucleus is larger, the
+    batch is decoded again without it. 0: the nucleus is found exactly in each step, which waits for the device.
     backend: of `torch.compile`; "" for no compilation.
     """
 
-    is_fixed: bool = False
-    poll: int = 1
-    guess: int = 0
+    static_cache: bool = False
+    check_every: int = 1
+    shortlist: int = 0
     backend: str = ""
 
     @classmethod
-    def on(cls, device: torch.device, compiled: bool = False) -> Way:
-        """Returns the way that suits a device.
+    def on(cls, device: torch.device, compiled: bool = False) -> Decoding:
+        """Returns the options for a device.
 
         On the CPU, which never waits, texts grow; compiled: shapes are fixed there too.
         """
         backend = "inductor" if compiled else ""
         if device.type == "cpu":
-            return cls(is_fixed=compiled, backend=backend)
-        return cls(is_fixed=True, poll=8, guess=4096, backend=backend)
+            return cls(static_cache=compiled, backend=backend)
+        return cls(static_cache=True, check_every=8, shortlist=4096, backend=backend)
 
 
 class Steps:
     """Decodes a batch of texts: `start`, then `next` for each token. Kept between batches, it is compiled once.
 
-    A compiled step keeps its cache, too, so all batches must have the same shape. On a GPU it runs as a CUDA graph.
+    A compiled step also keeps its cache; a batch of another shape is then a ValueError. On a GPU it runs as a CUDA graph.
     """
 
-    def __init__(self, model: Generates, way: Way) -> None:
-        if way.backend and not way.is_fixed:
-            raise ValueError("a step can only be compiled with fixed shapes: set is_fixed")
-        self.model, self.way = model, way
+    def __init__(self, model: Generates, decoding: Decoding) -> None:
+        if decoding.backend and not decoding.static_cache:
+            raise ValueError("a step can only be compiled with fixed shapes: set static_cache")
+        self.model, self.decoding = model, decoding
         self._cache: Any = None
         self._step: Callable[[Tensor, Any], Tensor] = self._logits
-        if way.backend:
-            mode = "reduce-overhead" if way.backend == "inductor" else None
+        if decoding.backend:
+            mode = "reduce-overhead" if decoding.backend == "inductor" else None
             self._step = torch.compile(
-                self._logits, fullgraph=True, dynamic=False, backend=way.backend, mode=mode
+                self._logits, fullgraph=True, dynamic=False, backend=decoding.backend, mode=mode
             )
 
-    def surely(self) -> Steps:
-        """Returns these steps, without guesses."""
-        same = Steps.__new__(Steps)
-        same.__dict__ |= self.__dict__
-        same.way = replace(self.way, guess=0)
+    def without_shortlist(self) -> Steps:
+        """Returns the same steps with exact nuclei."""
+        same = copy(self)
+        same.decoding = replace(self.decoding, shortlist=0)
         return same
 
     def start(self, images: Tensor, prompt_ids: Sequence[int], max_length: int) -> Tensor:
         """Reads the start token and the prompt. Returns the logits (B, V) of the first new token, in float32."""
         cache, logits = start(self.model, images, prompt_ids, max_length)
-        if self.way.is_fixed:
+        if self.decoding.static_cache:
             cache.fix()
-        if self._cache is None or not self.way.backend:
+        if self._cache is None or not self.decoding.backend:
             self._cache = cache
-            if self.way.backend:
+            if self.decoding.backend:
                 for tensor in cache.tensors():
                     torch._dynamo.mark_static_address(tensor)
         else:

@@ -330,9 +330,7 @@ class Run:
             raise type(error)(f"{where}: {error}") if type(error) in (StepFailed, VlpipeError) else error
         text = explain(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         if is_out_of_memory(error):
-            has_batches = hasattr(state.one.keyed.step.stage, "batch_size")
-            text += "; no row was rejected for it"
-            text += ". A smaller batch_size needs less memory" * has_batches
+            text += "; no row was rejected for it. Smaller batches, if the stage has a batch_size, need less memory"
         raise StepFailed(f"{where} failed: {text}") from error
 
     def _should_retry(

@@ -105,26 +105,26 @@ class Caption(RunsModel, MapStage):
     @contextmanager
     def open(self) -> Iterator[Work]:
         from vlpipe.models.generation.generate import check
-        from vlpipe.models.generation.steps import Steps, Way
+        from vlpipe.models.generation.steps import Decoding, Steps
         from vlpipe.models.interface.capabilities import Generates
         from vlpipe.stages.common.model import load
 
         model = load(self.model, needs=[Generates], precision=self.precision)
         check(model.model, self.min_length, self.max_length, model.tokenizer.ids(self.prompt))
-        steps = Steps(model.model, Way.on(model.device, self.compile))
+        steps = Steps(model.model, Decoding.on(model.device, self.compile))
 
         caption = partial(self._caption, model, steps)
         yield Working(caption, self.decode_workers, model.is_on_gpu)
 
     @contextmanager
     def trials(self) -> Iterator[Callable[[int], None]]:
-        from vlpipe.models.generation.steps import Steps, Way
+        from vlpipe.models.generation.steps import Decoding, Steps
         from vlpipe.stages.common.model import load
 
         model = load(self.model, precision=self.precision)
 
         def compute(size: int) -> None:
-            steps = Steps(model.model, Way.on(model.device, self.compile))
+            steps = Steps(model.model, Decoding.on(model.device, self.compile))
             images = model.encode_images(made_up(size, model.image_size))
             full = replace(self, min_length=self.max_length)  # no caption ends early
             full._sample(model, steps, list(images), range(size))

@@ -10,8 +10,8 @@ import torch
 
 from vlpipe.models.generation.beam import beam
 from vlpipe.models.generation.generate import sample
-from vlpipe.models.generation.nucleus import guess, nucleus
-from vlpipe.models.generation.steps import Steps, Way
+from vlpipe.models.generation.nucleus import from_shortlist, nucleus
+from vlpipe.models.generation.steps import Decoding, Steps
 from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
@@ -102,27 +102,27 @@ def test_a_guess_that_is_certain_is_the_nucleus(num: int) -> None:
         spread * torch.randn(60, 9000, generator=g),
         torch.rand(60, generator=g, dtype=torch.float64),
     )
-    token, is_sure = guess(logits, 0.9, draws, None, num)
+    token, is_sure = from_shortlist(logits, 0.9, draws, None, num)
     assert 0 < is_sure.sum() < 60
     assert torch.equal(token[is_sure], nucleus(logits, 0.9, draws)[is_sure])
 
 
 WAYS = [
-    Way(is_fixed=True),
-    Way(poll=8),
-    Way(is_fixed=True, poll=8, guess=4096),
-    Way(guess=2),
-    Way(is_fixed=True, poll=8, guess=16, backend="eager"),
-    Way(is_fixed=True, poll=8, guess=16, backend="aot_eager"),
+    Decoding(static_cache=True),
+    Decoding(check_every=8),
+    Decoding(static_cache=True, check_every=8, shortlist=4096),
+    Decoding(shortlist=2),
+    Decoding(static_cache=True, check_every=8, shortlist=16, backend="eager"),
+    Decoding(static_cache=True, check_every=8, shortlist=16, backend="aot_eager"),
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_each_way_of_decoding_writes_the_same_texts(make_blip: Make, way: Way) -> None:
+@pytest.mark.parametrize("decoding", WAYS, ids=str)
+def test_each_way_of_decoding_writes_the_same_texts(make_blip: Make, decoding: Decoding) -> None:
     blip = make_blip()
     blip.lm_head.bias.data[blip.config.sep] += 2  # some end early
     with torch.inference_mode():
-        steps = Steps(blip, way)
+        steps = Steps(blip, decoding)
         for seed in (1, 2):  # of two batches, the second one with the steps of the first
             torch.manual_seed(seed)
             tokens = blip.encode_image(torch.randn(8, 3, 32, 32))
@@ -146,13 +146,25 @@ def test_gpt_writes_the_same_texts_with_fixed_shapes() -> None:
     gpt = Alone(Gpt(vocab_size=40, start=1, end=2, init_std=0.3, **sizes).eval())
     images = torch.zeros(4, 1)
     wanted = sample(gpt, images, generators=seeded(*range(4)), top_p=0.9, max_length=12)
-    fixed = Steps(gpt, Way(is_fixed=True))
+    fixed = Steps(gpt, Decoding(static_cache=True))
     assert sample(gpt, images, generators=seeded(*range(4)), top_p=0.9, max_length=12, steps=fixed) == wanted
 
 
 def test_only_fixed_shapes_are_compiled(make_blip: Make) -> None:
-    with pytest.raises(ValueError, match="set is_fixed"):
-        Steps(make_blip(), Way(backend="eager"))
+    with pytest.raises(ValueError, match="set static_cache"):
+        Steps(make_blip(), Decoding(backend="eager"))
+
+
+def test_a_compiled_step_refuses_a_batch_of_another_shape(make_blip: Make) -> None:
+    blip = make_blip()
+    steps = Steps(blip, Decoding(static_cache=True, backend="eager"))
+    for num in (4, 1):
+        tokens = blip.encode_image(torch.randn(num, 3, 32, 32))
+        if num == 4:
+            steps.start(tokens, [], 8)
+        else:
+            with pytest.raises(ValueError, match="a batch of another shape"):
+                steps.start(tokens, [], 8)
 
 
 def test_equal_tokens_are_taken_by_id() -> None:

@@ -19,28 +19,23 @@ CHARACTERS = 4.5  # per token of English, about
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text(Maker):
-    """Token ids (B, L) with the tokenizer's start and end token; a longer text is cut to `max_length` tokens.
+class TokenIds(Maker):
+    """Base of makers of token ids (B, L), padded with the tokenizer's padding token.
 
-    max_length: None for as many as the model has positions. keep_end: a text that is cut still has the end token as its
-    last (CLIP).
-    prompt: put before every text (BLIP's captioner: "a picture of "). `extra["prompt"]` (B,): the number of leading
-    positions that it takes, the start token included. max_positions: the number of positions that the model has.
-    For corruptors, `words` is the number of the word that each token belongs to, -1 for start and end.
+    max_length: None for as many as the model has positions. max_positions: the number of positions that the model has.
     """
 
     NEEDS_TEXT: ClassVar[bool] = True
     PADDED: ClassVar[bool] = True
+    MIN_LENGTH: ClassVar[int]  # the special tokens and a token of each text
 
     tokenizer: Any = field(repr=False)
     max_length: int | None = None
-    prompt: str = ""
-    keep_end: bool = False
     max_positions: int | None = None
 
     def __post_init__(self) -> None:
-        if self.length < 3:
-            raise ValueError(f"max_length must be at least 3, got {self.length}")
+        if self.length < self.MIN_LENGTH:
+            raise ValueError(f"max_length must be at least {self.MIN_LENGTH}, got {self.length}")
         if self.max_positions is not None and self.length > self.max_positions:
             raise ValueError(
                 f"max_length must be at most {self.max_positions}, the number of positions of the model, "
@@ -49,12 +44,28 @@ class Text(Maker):
 
     @property
     def length(self) -> int:
-        """Max number of tokens of a text, start and end token included."""
+        """Max number of tokens, special tokens included."""
         return self.max_length or self.max_positions or DEFAULT_LENGTH
 
     @property
     def fill(self) -> float:
         return float(self.tokenizer.pad)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(TokenIds):
+    """Token ids (B, L) with the tokenizer's start and end token; a longer text is cut to `max_length` tokens.
+
+    keep_end: a text that is cut still has the end token as its last (CLIP).
+    prompt: put before every text (BLIP's captioner: "a picture of "). `extra["prompt"]` (B,): the number of leading
+    positions that it takes, the start token included.
+    For corruptors, `words` is the number of the word that each token belongs to, -1 for start and end.
+    """
+
+    MIN_LENGTH: ClassVar[int] = 3
+
+    prompt: str = ""
+    keep_end: bool = False
 
     @property
     def prompt_length(self) -> int:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.loading.makers.base import EXTRA, ROW, SAYS, Item, Maker, folded, note
-from vlpipe.stages.loading.makers.text import CHARACTERS, DEFAULT_LENGTH
+from vlpipe.stages.loading.makers.base import EXTRA, ROW, SAYS, Item, folded, note
+from vlpipe.stages.loading.makers.text import CHARACTERS, TokenIds
 from vlpipe.stages.loading.rows import Row
 
 FIRST, SECOND = "first", "second"  # keys of notes of an item: its two texts
 # Latin stops before a space; the ideographic full stop, and fullwidth exclamation and question mark
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*")
-MIN_LENGTH = 5  # the special tokens, and a token of each text
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextPair(Maker):
+class TextPair(TokenIds):
     """Token ids (B, L) of `[CLS] first [SEP] second [SEP]`; `extra["segment"]` (B, L): 0 up to the first [SEP], then 1.
 
     of: "texts", the sample's text and the row's next usable text; if it is the last one, the one before it and itself.
@@ -29,30 +28,9 @@ class TextPair(Maker):
     for a row with one text, or for a text of one sentence.
     """
 
-    NEEDS_TEXT: ClassVar[bool] = True
-    PADDED: ClassVar[bool] = True
+    MIN_LENGTH: ClassVar[int] = 5
 
-    tokenizer: Any = field(repr=False)
     of: Literal["texts", "sentences"] = "texts"
-    max_length: int | None = None
-    max_positions: int | None = None
-
-    def __post_init__(self) -> None:
-        limit = self.max_positions or self.length
-        if not MIN_LENGTH <= self.length <= limit:
-            raise ValueError(
-                f"max_length must be at least {MIN_LENGTH}, and at most the number of positions of the model, {limit}, "
-                f"got {self.length}"
-            )
-
-    @property
-    def length(self) -> int:
-        """Max number of tokens of both texts, special tokens included."""
-        return self.max_length or self.max_positions or DEFAULT_LENGTH
-
-    @property
-    def fill(self) -> float:
-        return float(self.tokenizer.pad)
 
     def num_positions(self, row: Row, text: str) -> float:
         both = text if self.of == "sentences" else " ".join(self._texts(row, text))

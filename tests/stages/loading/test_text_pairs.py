@@ -77,9 +77,11 @@ def test_long_pairs_are_cut_and_short_limits_refused(tokenizer: Tokenizer) -> No
     item = maker(row(0, *TEXTS[:2]), TEXTS[0], RNG)
     assert len(item["data"]) == 8
     assert item["data"][-1] == tokenizer.sep
-    with pytest.raises(ValueError, match=r"max_length must be at least 5, and at most .* 40, got 4"):
+    with pytest.raises(ValueError, match="max_length must be at least 5, got 4"):
         TextPair(tokenizer=tokenizer, max_positions=40, max_length=4)
-    with pytest.raises(ValueError, match=r"at most the number of positions of the model, 40, got 41"):
+    with pytest.raises(
+        ValueError, match="max_length must be at most 40, the number of positions of the model, got 41"
+    ):
         TextPair(tokenizer=tokenizer, max_positions=40, max_length=41)
 
 
