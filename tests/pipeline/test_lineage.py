@@ -135,6 +135,29 @@ def test_swapped_artifacts_in_old_rows(tmp_path: Path) -> None:
     assert any("made from another total than sum-" in one[2] for one in found)
 
 
+def test_the_folder_of_a_former_name_is_not_what_a_step_was_made_from(tmp_path: Path) -> None:
+    """A renamed step has the key of before. After rows were retried, its two folders have different artifacts."""
+    up = tmp_path / "up"
+    up.write_text("0 1 3")
+    text = (
+        "name: ask\nsteps:\n  numbers: {use: 'toys:Numbers', num_rows: 4, shard_rows: 2}\n"
+        f"  ask: {{use: 'look_toys:Ask', from: numbers, up: {up}}}\n"
+        "  zsum: {use: 'toys:Sum', from: ask}\n"
+        "  add: {use: 'toys:AddSum', from: ask, total: {from: zsum, path: sum.json}}\n"
+    )
+    runs = Runs(tmp_path, text)
+    runs("run", "--local")
+    runs.file.write_text(text.replace("zsum", "sum"))
+    runs("run", "--local")
+    up.write_text("2")
+    runs("retry", "ask", "--why", "down", "--local")
+    runs("run", "--local")
+    former, now = runs.step("zsum"), runs.step("sum")
+    assert former.name.partition("-")[2] == now.name.partition("-")[2]
+    assert (former / "artifacts/sum.json").read_text() != (now / "artifacts/sum.json").read_text()
+    assert {one[1].partition("/")[0] for one in wrong(runs)} == {former.name}
+
+
 def test_forged_receipts_do_not_fit_their_inputs(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local")

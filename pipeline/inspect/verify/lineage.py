@@ -63,20 +63,21 @@ def _read_problems(steps: Steps, found: Records, manifest: Manifest) -> Iterator
                 text = f"{name} was read with sha256 {digest}, but its key contains {said}"
                 yield Problem(f"{found.folder}/manifest.json", "damaged", text)
             continue
-        folder = steps.folder_of.get(said.removeprefix("step:"))
+        source = _source(manifest.params, name)
+        folder = steps.folder_of(said.removeprefix("step:"), str(source.get("from", "")))
         if folder is None:
             key = said.removeprefix("step:")[:16]
             text = f"its input {name} comes from a step that is not in this root (step key {key}...)"
             yield Problem(f"{found.folder}/manifest.json", "missing", text)
         elif (yield from _is_there(steps, found, folder)) and digest is not None:
             maker = steps.manifest(folder)
-            if maker is not None and maker.artifact_digest(_artifact_path(manifest.params, name)) != digest:
+            if maker is not None and maker.artifact_digest(str(source.get("path") or "")) != digest:
                 text = f"made from another {name} than {folder}/artifacts has now; {RUN_AGAIN}"
                 yield Problem(f"{found.folder}/manifest.json", "out of date", text)
 
 
-def _artifact_path(params: Mapping[str, Any], name: str) -> str:
-    """Returns `path` of the `{from: STEP, path: NAME}` at the dotted parameter `name`; empty if it has none.
+def _source(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns the `{from: STEP, path: NAME}` at the dotted parameter `name`; empty if it has none.
 
     For a step that lists the rows of a source, `params` are those of the source, and `name` is `source.` and a parameter.
     """
@@ -86,7 +87,7 @@ def _artifact_path(params: Mapping[str, Any], name: str) -> str:
             value = value[int(part)]
         elif isinstance(value, Mapping) and part in value:
             value = value[part]
-    return str(value.get("path") or "") if isinstance(value, Mapping) else ""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _shards_problems(

@@ -49,14 +49,21 @@ class Steps:
         return step_folders(self.store)
 
     @cached_property
-    def folder_of(self) -> Mapping[str, str]:
-        """Full step key -> folder; if several have the key, a finished one."""
-        found: dict[str, str] = {}
+    def _by_key(self) -> Mapping[str, list[str]]:
+        """Full step key -> folders. A renamed step leaves one with its former name."""
+        found: dict[str, list[str]] = {}
         for folder in self.folders:
             said = _or_none(lambda folder=folder: read_step_file(self.store, folder))  # type: ignore[misc]
-            if said and (said["step_key"] not in found or self.manifest(folder)):
-                found[said["step_key"]] = folder
+            if said:
+                found.setdefault(said["step_key"], []).append(folder)
         return found
+
+    def folder_of(self, key: str, name: str) -> str | None:
+        """Returns the folder of a full step key, or None; of several, that of step `name`, else a finished one."""
+        found = self._by_key.get(key, [])
+        return max(
+            found, key=lambda one: (one.rpartition("-")[0] == name, bool(self.manifest(one))), default=None
+        )
 
     def manifest(self, folder: str) -> Manifest | None:
         if folder not in self._manifests:
