@@ -158,6 +158,33 @@ def test_the_folder_of_a_former_name_is_not_what_a_step_was_made_from(tmp_path: 
     assert {one[1].partition("/")[0] for one in wrong(runs)} == {former.name}
 
 
+def test_a_step_over_rows_of_a_gather_step_that_were_made_anew_is_out_of_date_and_not_damaged(
+    tmp_path: Path,
+) -> None:
+    """The shards of a gather step have keys of their content: after a retry, none of a folder left behind fits any more."""
+    up, one, two = tmp_path / "up", tmp_path / "one.json", tmp_path / "two.json"
+    up.write_text("0 1 3")
+    one.write_text("1")
+    two.write_text("2")
+    text = (
+        "name: ask\nsteps:\n  numbers: {use: 'toys:Numbers', num_rows: 4, shard_rows: 2}\n"
+        f"  ask: {{use: 'look_toys:Ask', from: numbers, up: {up}}}\n"
+        "  decide: {use: 'verb_toys:Decide', from: ask}\n"
+        f"  add: {{use: 'toys:AddSum', from: decide, total: {one}}}\n"
+    )
+    runs = Runs(tmp_path, text)
+    runs("run", "--local")
+    former = runs.step("add").name
+    runs.file.write_text(text.replace(str(one), str(two)))
+    runs("run", "--local")
+    up.write_text("2")
+    runs("retry", "ask", "--why", "down", "--local")
+    runs("run", "--local")
+    found = wrong(runs)
+    assert {(kind, path.partition("/")[0]) for kind, path, _ in found} == {("out of date", former)}
+    assert any("made from another shard than decide-" in text for *_, text in found)
+
+
 def test_forged_receipts_do_not_fit_their_inputs(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local")

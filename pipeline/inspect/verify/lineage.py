@@ -103,7 +103,8 @@ def _shards_problems(
         if shards is None:
             return
         inputs += [shards[index] for index in sorted(shards)]
-    if not above or not _is_mapped(found, manifest, inputs):
+    read_all = [r.input_digest == manifest.inputs_digest for r in found.receipts.values()]
+    if not above or not read_all or any(read_all):  # a gather step, whose receipts have the digest of all inputs
         for receipt in found.receipts.values():
             if receipt.input_digest != manifest.inputs_digest:
                 yield _damaged(found, receipt, "its input digest differs from the one in manifest.json")
@@ -119,20 +120,11 @@ def _shards_problems(
             yield from _shard_problems(found, manifest, receipt, inputs[receipt.index], artifacts)
 
 
-def _is_mapped(found: Records, manifest: Manifest, inputs: Sequence[Shard]) -> bool:
-    """True for a map step, which makes shard k from input shard k: the key of a shard shows this."""
-    return any(
-        r.shard.key == shard_key(manifest.stage_key, inputs[r.index].key)
-        for r in found.receipts.values()
-        if r.index < len(inputs)
-    )
-
-
 def _shard_problems(
     found: Records, manifest: Manifest, receipt: Receipt, source: Shard, artifacts: str
 ) -> Iterator[Problem]:
     if receipt.shard.key != shard_key(manifest.stage_key, source.key):
-        yield _damaged(found, receipt, f"its key does not match its input {source.path}")
+        yield _outdated(found, receipt, f"made from another shard than {source.path} is now")
     elif receipt.input_digest != source.digest:
         yield _outdated(found, receipt, f"made from other content than {source.path} has now")
     elif dict(receipt.input_heavy) != source.heavy_digests(receipt.input_heavy):

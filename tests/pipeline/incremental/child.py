@@ -154,14 +154,23 @@ def elsewhere(folder: Path) -> Iterator[None]:
     """Work as a worker that was started in another folder: what a unit does there, it does in that folder."""
     from vlpipe.pipeline.engine import local_executor
 
+    back, num_open = os.getcwd(), 0
+
+    @contextlib.contextmanager
+    def there() -> Iterator[None]:
+        nonlocal num_open  # several pools may be open, and close in any order
+        num_open += 1
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            num_open -= 1
+            os.chdir(folder if num_open else back)
+
     def moved(fn: Callable[..., Any]) -> Callable[..., Any]:
         def inner(*args: Any, **kwargs: Any) -> Any:
-            back = os.getcwd()
-            os.chdir(folder)
-            try:
+            with there():
                 return fn(*args, **kwargs)
-            finally:
-                os.chdir(back)
 
         return inner
 
@@ -171,13 +180,8 @@ def elsewhere(folder: Path) -> Iterator[None]:
 
     @contextlib.contextmanager
     def opened_there(*args: Any) -> Iterator[Any]:
-        back = os.getcwd()
-        os.chdir(folder)
-        try:
-            with opening(*args) as work:
-                yield work
-        finally:
-            os.chdir(back)
+        with there(), opening(*args) as work:
+            yield work
 
     local_executor.opening = opened_there  # type: ignore[assignment]
     yield

@@ -137,12 +137,12 @@ def code_helper(project: Project, rng: random.Random) -> str:
 
 
 def code_back(project: Project, rng: random.Random) -> str:
-    """Code that was changed is as it was."""
+    """Code that was changed is as it was, and so is its VERSION."""
     changed = [name for name, code in project.code.items() if code.mark]
     if not changed:
         return code_stage(project, rng)
     name = rng.choice(changed)
-    project.code[name].mark = 0
+    project.code[name].mark, project.code[name].version = 0, 1
     return f"code of {name}.py is as it was"
 
 
