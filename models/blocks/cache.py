@@ -16,13 +16,15 @@ class Cache:
 
     length: tokens so far. at: after `fix`, the same number as a tensor (1,) on the device; each further step then takes
     one token, and all of its tensors have the same shapes, so that it can be compiled or captured. image: keys and
-    values of the images, which no step changes.
+    values of the images, which no step changes; or, in their place, `context`: the image tokens (images, N, Dv)
+    themselves (see `CrossAttention.of_context`).
     """
 
     room: int
     length: int = 0
     own: list[KeysValues] = field(default_factory=list)
     image: list[KeysValues] = field(default_factory=list)
+    context: Tensor | None = None
     at: Tensor | None = None
 
     def put(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +69,7 @@ class Cache:
     def tensors(self) -> list[Tensor]:
         """Returns all tensors, in one order."""
         pairs = [*self.own, *self.image]
-        return [t for pair in pairs for t in pair] + ([] if self.at is None else [self.at])
+        return [t for pair in pairs for t in pair] + [t for t in (self.context, self.at) if t is not None]
 
     def copy_(self, other: Cache) -> None:
         """Takes over the content of a cache of the same shapes, without new memory. Raises ValueError for other shapes."""

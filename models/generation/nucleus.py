@@ -1,9 +1,8 @@
 """Nucleus sampling (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751) of one token per row, by inverse CDF.
 
-The order of the tokens is from the likeliest, equal ones by id, so `draws` decide alone. No function here sorts a
-vocabulary that it
-need not sort: in a peaked distribution the nucleus is among the likeliest few; in a flat one only two buckets of about
-equally likely tokens matter, the one where the nucleus ends and the one that the draw falls into.
+The order of the tokens is from the likeliest, equal ones by id, so `draws` decide alone. A large vocabulary is not sorted:
+its tokens are put into buckets of about equally likely ones, and two buckets per row are sorted, the one where the nucleus
+ends and the one that the draw falls into.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LIKELIEST = 512  # number of likeliest tokens that are sorted first
 LARGE = 4096  # vocabularies up to this size are sorted whole
+CPU_ROWS = 16  # rows at a time on the CPU, so that they stay in its cache: 64 rows of 30,522 take half of the time
 NUM_BUCKETS, NATS = (
     2048,
     24.0,
@@ -26,20 +25,12 @@ def nucleus(logits: Tensor, top_p: float, draws: Tensor, top_k: int | None = Non
     """
     if top_k is not None and top_k < logits.shape[-1]:
         return _of_top_k(logits, top_p, draws, top_k)
-    probs = logits.double().softmax(-1)
     if logits.shape[-1] <= LARGE:
-        order = probs.sort(dim=-1, descending=True, stable=True)
+        order = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
         return _drawn(order.values, order.indices, top_p, draws)[0]
-    token = torch.zeros(len(probs), dtype=torch.long, device=probs.device)
-    # the likeliest few cannot reach top_p if the likeliest alone, times their number, does not
-    is_done = probs.amax(-1) * LIKELIEST >= top_p
-    rows = is_done.nonzero()[:, 0]
-    if len(rows):
-        token[rows], is_done[rows] = among_likeliest(probs[rows], LIKELIEST, top_p, draws[rows])
-    rows = (~is_done).nonzero()[:, 0]
-    if len(rows):
-        token[rows] = _by_buckets(logits[rows], probs[rows], top_p, draws[rows])
-    return token
+    num = CPU_ROWS if logits.device.type == "cpu" else len(logits)
+    parts = zip(logits.split(num), draws.split(num), strict=True)
+    return torch.cat([_by_buckets(part, top_p, draw) for part, draw in parts])
 
 
 def from_shortlist(
@@ -84,8 +75,9 @@ def _drawn(probs: Tensor, ids: Tensor, top_p: float, draws: Tensor) -> tuple[Ten
     return ids.gather(1, torch.minimum(at, last))[:, 0], probs.gather(1, last)[:, 0]
 
 
-def _by_buckets(logits: Tensor, probs: Tensor, top_p: float, draws: Tensor) -> Tensor:
+def _by_buckets(logits: Tensor, top_p: float, draws: Tensor) -> Tensor:
     """As `nucleus`, in linear time: only the members of two buckets per row are sorted."""
+    probs = logits.double().softmax(-1)
     below = logits.amax(-1, keepdim=True) - logits
     bucket = below.mul_(NUM_BUCKETS / NATS).clamp_max_(NUM_BUCKETS - 1).long()
     sums = probs.new_zeros(len(probs), NUM_BUCKETS).scatter_add_(1, bucket, probs)

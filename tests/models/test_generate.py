@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from vlpipe.models.blocks.post_norm import CrossAttention
 from vlpipe.models.generation.beam import beam
 from vlpipe.models.generation.generate import sample
 from vlpipe.models.generation.nucleus import from_shortlist, nucleus
@@ -22,13 +23,20 @@ def seeded(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def test_cached_steps_are_the_whole_pass(make_blip: Make, make_batch: Make) -> None:
-    blip, b = make_blip(), make_batch(3)
-    tokens = blip.encode_image(b.streams["image"].data)
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("absorbs", [False, True])
+def test_cached_steps_are_the_whole_pass(
+    make_blip: Make, make_batch: Make, monkeypatch: pytest.MonkeyPatch, absorbs: bool, repeats: int
+) -> None:
+    """absorbs: without keys and values of the images."""
+    monkeypatch.setattr(CrossAttention, "absorbs", lambda self, num_tokens: absorbs)
+    blip, b = make_blip(), make_batch(3 * repeats)
+    tokens = blip.encode_image(b.streams["image"].data[:3])
     ids = b.streams["text"].data.clone()
     ids[:, 0] = blip.config.dec
-    whole = blip.decode_text(ids, tokens)
-    cache = blip.text.start(tokens, 10)
+    whole = blip.decode_text(ids, tokens.repeat_interleave(repeats, 0))
+    cache = blip.text.start(tokens, 10, repeats)
+    assert (cache.context is not None, bool(cache.image)) == (absorbs, not absorbs)
     parts = [blip.text.step(ids[:, :4], cache)]
     parts += [blip.text.step(ids[:, t : t + 1], cache) for t in range(4, 10)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
@@ -64,9 +72,9 @@ def test_nucleus_is_the_smallest_set_and_inverse_cdf() -> None:
 
 
 @pytest.mark.parametrize("is_rounded", [False, True])
-@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 3.0, 6.0])
-def test_sorting_the_likeliest_alone_changes_no_token(spread: float, is_rounded: bool) -> None:
-    """rounded: many tokens are equally likely, also at the ends of what is sorted."""
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 3.0, 6.0, 40.0])
+def test_buckets_give_the_token_of_the_whole_sort(spread: float, is_rounded: bool) -> None:
+    """rounded: many tokens are equally likely, also at the ends of a bucket."""
     g = torch.Generator().manual_seed(4)
     logits = spread * torch.randn(48, 9000, generator=g)
     logits = (2 * logits).round() / 2 if is_rounded else logits

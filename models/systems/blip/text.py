@@ -111,10 +111,13 @@ class TextTransformer(nn.Module):
         return x
 
     def start(self, image_tokens: Tensor, max_length: int, repeats: int = 1) -> Cache:
-        """A cache for `step`; keys and values of the images are computed here, once, then repeated."""
+        """A cache for `step`: keys and values of the images, computed here, once, then repeated; or the image tokens."""
         cache = Cache(max_length)
         for layer in self._layers():
             assert layer.cross is not None
+            if layer.cross.absorbs(max_length):
+                cache.context = image_tokens.clone()  # a cache that is kept for compiled steps is written over
+                continue
             k, v = layer.cross.keys_values(image_tokens)
             cache.image.append((k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)))
         return cache
@@ -126,7 +129,11 @@ class TextTransformer(nn.Module):
             assert layer.decoder is not None
             assert layer.cross is not None
             x = layer.decoder.step(x, cache, i)
-            x = layer.feed_forward(layer.cross(x, cache.image[i]))
+            if cache.context is None:
+                x = layer.cross(x, cache.image[i])
+            else:
+                x = layer.cross.of_context(x, cache.context)
+            x = layer.feed_forward(x)
         cache.advance(ids.shape[1])
         return x
 
