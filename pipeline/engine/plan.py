@@ -167,17 +167,20 @@ def _needed(last: PlannedStep) -> set[str]:
     return names
 
 
-def look(one: PlannedStep, store: Store, before: Mapping[str, Any] | None = None) -> None:
+def look(
+    one: PlannedStep, store: Store, before: Mapping[str, Any] | None = None, strict: bool = False
+) -> None:
     """Decides whether the step is done. If so, sets its manifest; else sets `found` and the first `reason` to run it.
 
-    before: the step as of its last run, from `read_record`.
+    before: the step as of its last run, from `read_record`. strict: a step that other code made is not done.
     """
     waiting = [p.name for p in (*one.above, *one.artifact_steps) if not p.is_done]
     manifest = read_manifest(store, one.folder)
     if manifest is not None and not waiting and is_made_from(manifest, one):
-        one.finish(manifest)
         one.warning = stale_source(one, manifest.sources)
-        return
+        if not (strict and one.warning):
+            one.finish(manifest)
+            return
     sources: set[str] = set()
     if is_gather(one):
         sources = part_sources(store, one.folder)

@@ -151,7 +151,7 @@ class Run:
             return False
         state.opened = True
         if inputs_done:
-            look(one, self.store)
+            look(one, self.store, strict=self.strict)
             if one.is_done:  # the upstream steps ran again with identical results
                 self._finished(state)
                 return True

@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from cli_helpers import Runs
 from helpers import planned, run
 
 from vlpipe.pipeline.engine.records import source_hash as source
@@ -203,3 +205,45 @@ def test_strict_uses_nothing_that_other_code_made(package: Path, tmp_path: Path)
     steps[-1].warning = "made by different code"
     with pytest.raises(VlpipeError, match="--strict: the rows of 1 step"):
         warn(steps, strict=True)
+
+
+COUNTS = '''"""A user's gather step."""
+from dataclasses import dataclass
+import pyarrow as pa
+from vlpipe.pipeline.stage import GatherStage, Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts(GatherStage):
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([("num_rows", pa.int64())])
+
+    def run(self, job: Job) -> None:
+        num_rows = sum(batch.num_rows for one in job.inputs for batch in one.batches(["id"]))
+        job.emit(pa.table({"num_rows": [num_rows]}))
+'''
+
+
+def test_strict_makes_a_gather_step_again_whose_code_changed_while_its_input_had_a_new_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its input is not done when the workflow is planned; it then proves to be the shards of before."""
+    code = tmp_path / "code" / "counts.py"
+    code.parent.mkdir()
+    code.write_text(COUNTS)
+    monkeypatch.syspath_prepend(str(code.parent))
+    text = (
+        "name: strict\nsteps:\n  numbers: {use: 'toys:Numbers', num_rows: 4, shard_rows: 2}\n"
+        "  scale: {use: 'toys:Scale', from: numbers}\n  counts: {use: 'counts:Counts', from: scale}\n"
+    )
+    runs = Runs(tmp_path, text)
+    runs("run", "--local")
+    code.write_text(COUNTS.replace("[num_rows]", "[-num_rows]"))
+    del sys.modules["counts"]
+    importlib.invalidate_caches()
+    monkeypatch.setattr(source, "_running", {})  # what a new process knows
+    runs.file.write_text(text.replace("scale:", "twice:").replace("from: scale", "from: twice"))
+    runs("run", "--local", "--strict")
+    (shard,) = runs.step("counts").glob("[0-9]*.parquet")
+    assert pq.read_table(shard)["num_rows"].to_pylist() == [-4]
+    runs("plan", "--strict")

@@ -147,7 +147,12 @@ class Case(Running):
 
     @staticmethod
     def _is_result(path: Path) -> bool:
-        return bool(re.fullmatch(r"\d{6}\.parquet", path.name)) or "/artifacts/" in str(path)
+        """Whether a record of the step has its digest; a run that failed leaves others."""
+        if re.fullmatch(r"\d{6}\.parquet", path.name):
+            folder = path.parent.parent if path.parent.name == "_rejects" else path.parent
+            return (folder / f"_receipts/{path.stem}.json").exists()
+        step, _, rest = str(path).partition("/artifacts/")
+        return bool(rest) and Path(step, "manifest.json").exists()
 
     def do_remade(self, rng: random.Random) -> bool:
         """A source's shard is lost, the world gives other bytes, the shard is made anew."""

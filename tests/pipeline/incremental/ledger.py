@@ -91,6 +91,11 @@ class Ledger:
         receipt = self.root / folder / "_receipts" / name.replace(".parquet", ".json")
         return (self.root / path).exists() and receipt.exists()
 
+    def after_kill(self) -> None:
+        """Drops shards that the killed run wrote anew, of which it left no event."""
+        there = {path: entry for path, entry in self.entries.items() if (self.root / path).exists()}
+        self.drop({path for path, entry in there.items() if sha(self.root / path) != entry.digest})
+
     def drop(self, paths: set[str]) -> None:
         for path in paths:
             self.entries.pop(path, None)

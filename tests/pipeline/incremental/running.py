@@ -88,6 +88,8 @@ class Running:
         self.seconds = time.monotonic() - began
         self.story.append(f"  run {how or ''}: {ended.error or 'done'}")
         wrong = self.ledger.note(read_events(self.at.events))
+        if ended.killed:
+            self.ledger.after_kill()
         if wrong:
             kind = "a worse shard taken over" if "faults" in wrong[0] else "work done again"
             raise Found(kind, "; ".join(wrong[:3]))
