@@ -1,10 +1,12 @@
-"""CapFilt's filter on real photos with known wrong texts: Flickr8k over loopback HTTP, half of the captions replaced.
+"""CapFilt on real photos with known wrong texts: Flickr8k over loopback HTTP, half of the captions replaced.
 
-    python benchmarks/photos.py            # about 14 minutes on 2 cores; goes on where it was stopped
-    python benchmarks/photos.py --write    # and puts the page into photos.md beside this file
-    python benchmarks/photos.py --tiny     # the same path in a minute, its figures mean nothing
+    python benchmarks/photos.py               # the filter of a model from scratch: about 14 minutes on 2 cores
+    python benchmarks/photos.py --ablation    # BLIP's table 1 over MobileNetV2: less than an hour on 2 cores
+    python benchmarks/photos.py --write       # and puts the page into photos.md or photos_ablation.md beside this file
+    python benchmarks/photos.py --tiny        # the same path in a minute, its figures mean nothing
 
-The data is found through VLPIPE_DATA or at ../shared/data beside the repository (flickr8k, alttext).
+It goes on where it was stopped. The data is found through VLPIPE_DATA or at ../shared/data beside the repository
+(flickr8k, alttext, and mobilenetv2 for the ablation).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +40,33 @@ HOST = "photos.test"
 # `other_photo` comes on top of it: texts in the style of right ones, so that style alone cannot tell them.
 KINDS = {"right": 700, "cc3m": 350, "laion": 350, "other_photo": 200}
 NUM_HUMAN, NUM_HELDOUT = 2400, 500
-TINY = [
-    *("pretrain.steps=4", "captioner.steps=3", "matcher.steps=3"),
-    *("pretrain.warmup_steps=1", "captioner.warmup_steps=1", "matcher.warmup_steps=1"),
-    *("pretrain.torch_threads=1", "pretrain.resources.cpus=1"),
-]
+MOBILENET = "mobilenetv2/dequantised_fp16.npz"
 
 
-def find_data() -> Path | None:
-    """The folder that holds flickr8k and alttext."""
+@dataclass(frozen=True)
+class Trial:
+    """A workflow and what is read from it.
+
+    scale: web photos, as multiples of KINDS. filtered: the step whose texts are judged.
+    """
+
+    name: str
+    scale: int
+    pretrain: tuple[str, ...]
+    retrieval: tuple[str, ...]
+    filtered: str
+
+
+FILTER = Trial("photos", 1, ("pretrain",), ("retrieval",), "filtered")
+ARMS = ("none", "f", "c", "cf")
+ABLATION = Trial("photos_ablation", 2, ARMS, tuple(f"{arm}_retrieval" for arm in ARMS), "cf_filtered")
+
+
+def find_data(trial: Trial) -> Path | None:
+    """The folder that holds flickr8k, alttext and, for the ablation, mobilenetv2."""
     here = Path(os.environ.get("VLPIPE_DATA") or HERE.parent.parent / "shared" / "data")
-    needed = ("flickr8k/train.jsonl", "flickr8k/dev.jsonl", "alttext/cc3m_validation.tsv")
+    needed = ["flickr8k/train.jsonl", "flickr8k/dev.jsonl", "alttext/cc3m_validation.tsv"]
+    needed += [MOBILENET] if trial is ABLATION else []
     return here if all((here / name).exists() for name in needed) else None
 
 
@@ -65,13 +84,13 @@ def alt_texts(folder: Path) -> tuple[Iterator[str], Iterator[str]]:
     return iter(cc3m), iter(laion)
 
 
-def write_inputs(data: Path, inputs: Path, parts: int) -> None:
+def write_inputs(data: Path, inputs: Path, scale: int, parts: int) -> None:
     """web.parquet (url, text), truth.json (url -> kind), human.json and heldout.json; `parts`: 1 is everything."""
     inputs.mkdir(parents=True, exist_ok=True)
     photos, dev = (read_photos(data / "flickr8k" / f"{name}.jsonl") for name in ("train", "dev"))
     rng = random.Random(0)
     rng.shuffle(photos)
-    kinds = [kind for kind, num in KINDS.items() for _ in range(num // parts)]
+    kinds = [kind for kind, num in KINDS.items() for _ in range(scale * num // parts)]
     web, rest = photos[: len(kinds)], photos[len(kinds) :]
     texts = dict(zip(("cc3m", "laion"), alt_texts(data / "alttext"), strict=True))
     texts["other_photo"] = (rng.choice(photo["captions"]) for photo in reversed(rest))
@@ -104,26 +123,32 @@ def coco(photos: list[dict[str, Any]]) -> str:
     return json.dumps({"images": images, "annotations": captions})
 
 
-def settings(data: Path, inputs: Path, tiny: bool) -> list[str]:
+def settings(trial: Trial, data: Path, inputs: Path, tiny: bool) -> list[str]:
     """What `--set` says to the workflow."""
     photos = data / "flickr8k"
+    backbone = 'use: "mobilenet_v2:MobileNetV2", part: backbone, into: vision.backbone'
+    weights = f"[{{weights: {data / MOBILENET}, {backbone}}}]"
+    training = [*trial.pretrain, "captioner", "matcher"]
     return [
         f"images.list={inputs / 'web.parquet'}",
         f"images.serve={{{HOST}: {photos}}}",
         *(f"{step}.annotations={inputs / step}.json" for step in ("human", "heldout")),
         *(f"{step}.images={photos}" for step in ("human", "heldout")),
-        *(TINY if tiny else ()),
+        *(f"{step}.init_parts={weights}" for step in (trial.pretrain if trial is ABLATION else ())),
+        *(f"{step}.{key}" for step in training for key in (("steps=4", "warmup_steps=1") if tiny else ())),
+        *(f"{step}.torch_threads=1" for step in (trial.pretrain if tiny else ())),
+        *(f"{step}.resources.cpus=1" for step in (trial.pretrain if tiny else ())),
     ]
 
 
-def run(root: str, sets: list[str], local: bool, walls: Path) -> list[float]:
+def run(workflow: Path, root: str, sets: list[str], local: bool, walls: Path) -> list[float]:
     """`vlpipe run`; returns the wall seconds of this run and of those before it that it went on from."""
     command = [
         sys.executable,
         "-m",
         "vlpipe.pipeline.cli.main",
         "run",
-        str(HERE / "photos.yaml"),
+        str(workflow),
         "--root",
         root,
     ]
@@ -147,7 +172,17 @@ def judged(filtered: PlannedStep, store: Store, kinds: dict[str, str]) -> list[d
     return found
 
 
-def results(steps: list[PlannedStep], store: Store, kinds: dict[str, str]) -> dict[str, Any]:
+def samples(one: PlannedStep) -> int:
+    """Rows that a step worked on; of a training, the samples of all steps."""
+    manifest = one.manifest
+    assert manifest is not None
+    params = manifest.params
+    if "batch_size" in params and params.get("steps"):
+        return int(params["steps"]) * int(params["batch_size"])
+    return manifest.rows_in or manifest.rows_out
+
+
+def results(trial: Trial, steps: list[PlannedStep], store: Store, kinds: dict[str, str]) -> dict[str, Any]:
     by_name = {one.name: one for one in steps}
     return {
         "steps": [
@@ -157,11 +192,12 @@ def results(steps: list[PlannedStep], store: Store, kinds: dict[str, str]) -> di
                 "rows_out": one.rows,
                 "rejects": one.rejects,
                 "seconds": one.seconds,
+                "samples": samples(by_name[one.name]),
             }
             for one in status(steps, store)
         ],
-        "texts": judged(by_name["filtered"], store, kinds),
-        "retrieval": by_name["retrieval"].dataset(store).table().to_pylist(),
+        "texts": judged(by_name[trial.filtered], store, kinds),
+        "retrieval": {name: by_name[name].dataset(store).table().to_pylist() for name in trial.retrieval},
     }
 
 
@@ -169,28 +205,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="write photos.md")
+    parser.add_argument("--ablation", action="store_true", help="no CapFilt, F, C and C+F over MobileNetV2")
+    parser.add_argument("--write", action="store_true", help="write the page")
     parser.add_argument("--tiny", action="store_true", help="few photos and steps, to see that it runs")
     parser.add_argument("--local", action="store_true", help="as of `vlpipe run`: no Ray")
     parser.add_argument("--set", action="append", default=[], help="as of `vlpipe run`; repeatable")
-    parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "photos", help="what it leaves")
+    parser.add_argument("--folder", type=Path, default=HERE.parent / "runs", help="what it leaves")
     options = parser.parse_args()
-    data = find_data()
+    trial = ABLATION if options.ablation else FILTER
+    data = find_data(trial)
     if data is None:
-        print("skipped: no flickr8k and alttext in VLPIPE_DATA or ../shared/data")
+        print("skipped: no flickr8k, alttext and mobilenetv2 in VLPIPE_DATA or ../shared/data")
         return
-    folder = options.folder.resolve() / ("tiny" if options.tiny else "full")
+    folder = options.folder.resolve() / trial.name / ("tiny" if options.tiny else "full")
     inputs, root, at = folder / "inputs", str(folder / "steps"), machine()
-    write_inputs(data, inputs, parts=25 if options.tiny else 1)
-    sets = settings(data, inputs, options.tiny) + options.set
-    walls = run(root, sets, options.local, folder / "walls.json")
+    write_inputs(data, inputs, trial.scale, parts=25 if options.tiny else 1)
+    sets = settings(trial, data, inputs, options.tiny) + options.set
+    workflow = HERE / f"{trial.name}.yaml"
+    walls = run(workflow, root, sets, options.local, folder / "walls.json")
     store = Store(root)
-    steps = plan(Workflow.load(str(HERE / "photos.yaml"), sets=sets, root=root), store)
-    found = results(steps, store, json.loads((inputs / "truth.json").read_text()))
-    page = markdown(found | {"machine": at, "walls_s": walls, "tiny": options.tiny})
+    steps = plan(Workflow.load(str(workflow), sets=sets, root=root), store)
+    found = results(trial, steps, store, json.loads((inputs / "truth.json").read_text()))
+    found |= {"ablation": options.ablation, "machine": at, "walls_s": walls, "tiny": options.tiny}
+    page = markdown(found)
     print(page)
     if options.write:
-        (HERE / "photos.md").write_text(page)
+        (HERE / f"{trial.name}.md").write_text(page)
 
 
 if __name__ == "__main__":

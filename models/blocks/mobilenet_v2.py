@@ -124,7 +124,8 @@ class MobileNetV2Features(nn.Module):
         self.last = Conv(width, self.num_channels, 1, norm_eps=norm_eps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.first(self.rescaled(pixels))
+        # channels last: 0.56 of the time on a CPU (64 x 128 x 128 pixels, one thread)
+        x = self.first(self.rescaled(pixels).contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x)
         out: Tensor = self.last(x)
