@@ -1,6 +1,7 @@
 """`verify` follows what a step was made from: swapped artifacts, heavy columns of other bytes, other code, ids twice."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -156,6 +157,18 @@ def test_the_folder_of_a_former_name_is_not_what_a_step_was_made_from(tmp_path: 
     assert former.name.partition("-")[2] == now.name.partition("-")[2]
     assert (former / "artifacts/sum.json").read_text() != (now / "artifacts/sum.json").read_text()
     assert {one[1].partition("/")[0] for one in wrong(runs)} == {former.name}
+
+
+@pytest.mark.parametrize("name", ["every", "sum"])
+def test_the_unfinished_folder_of_a_former_name_makes_nothing_out_of_date(tmp_path: Path, name: str) -> None:
+    """Its rows or its artifacts are in the folder of the new name, from which nothing below was made again."""
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    former = runs.step(name)
+    runs.file.write_text(re.sub(rf"\b{name}:", "other:", CHAIN).replace(f"from: {name}", "from: other"))
+    runs("run", "--local")
+    (former / "manifest.json").unlink()
+    assert [one[:2] for one in wrong(runs, code=0)] == [["unfinished", former.name]]
 
 
 def test_a_step_over_rows_of_a_gather_step_that_were_made_anew_is_out_of_date_and_not_damaged(

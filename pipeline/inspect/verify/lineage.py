@@ -9,7 +9,6 @@ from typing import Any
 from vlpipe.pipeline.engine.records.keys import shard_key
 from vlpipe.pipeline.engine.records.manifest import Manifest, digest_artifacts, digest_inputs
 from vlpipe.pipeline.engine.records.receipts import Receipt, receipt_path
-from vlpipe.pipeline.inspect.on_disk import folder_now
 from vlpipe.pipeline.inspect.verify.problems import Problem
 from vlpipe.pipeline.inspect.verify.records import Records
 from vlpipe.pipeline.inspect.verify.steps import Steps
@@ -25,7 +24,7 @@ def lineage_problems(steps: Steps, found: Records) -> Iterator[Problem]:
     if manifest is None:
         return
     above: list[str] = []
-    for folder in (folder_now(name, steps.folders) for name in manifest.inputs):
+    for folder in map(steps.input_folder, manifest.inputs):
         if (yield from _is_there(steps, found, folder)):
             above.append(folder)
     made = [steps.manifest(folder) for folder in above]
@@ -104,7 +103,9 @@ def _shards_problems(
             return
         inputs += [shards[index] for index in sorted(shards)]
     read_all = [r.input_digest == manifest.inputs_digest for r in found.receipts.values()]
-    if not above or not read_all or any(read_all):  # a gather step, whose receipts have the digest of all inputs
+    if (
+        not above or not read_all or any(read_all)
+    ):  # a gather step, whose receipts have the digest of all inputs
         for receipt in found.receipts.values():
             if receipt.input_digest != manifest.inputs_digest:
                 yield _damaged(found, receipt, "its input digest differs from the one in manifest.json")

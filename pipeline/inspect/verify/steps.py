@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from vlpipe.pipeline.engine.records.manifest import Manifest, StepFile, read_manifest, read_step_file
 from vlpipe.pipeline.engine.records.receipts import Receipt, read_receipts, read_unfinished
 from vlpipe.pipeline.engine.records.source_hash import Sources
-from vlpipe.pipeline.inspect.on_disk import step_folders
+from vlpipe.pipeline.inspect.on_disk import folder_now, step_folders
 from vlpipe.pipeline.inspect.verify.problems import BROKEN, Problem, read_or_problem
 from vlpipe.pipeline.shard import Shard
 from vlpipe.pipeline.storage.checksummed_json import read_sealed
@@ -49,6 +49,10 @@ class Steps:
         return step_folders(self.store)
 
     @cached_property
+    def _finished(self) -> Sequence[str]:
+        return [one for one in self.folders if self.store.exists(f"{one}/manifest.json")]
+
+    @cached_property
     def _by_key(self) -> Mapping[str, list[str]]:
         """Full step key -> folders. A renamed step leaves one with its former name."""
         found: dict[str, list[str]] = {}
@@ -59,11 +63,15 @@ class Steps:
         return found
 
     def folder_of(self, key: str, name: str) -> str | None:
-        """Returns the folder of a full step key, or None; of several, that of step `name`, else a finished one."""
+        """Returns the folder of a full step key, or None; of several, a finished one, if possible that of step `name`."""
         found = self._by_key.get(key, [])
         return max(
-            found, key=lambda one: (one.rpartition("-")[0] == name, bool(self.manifest(one))), default=None
+            found, key=lambda one: (bool(self.manifest(one)), one.rpartition("-")[0] == name), default=None
         )
+
+    def input_folder(self, name: str) -> str:
+        """Returns the current folder of an input that a manifest names: that one, or a finished one of a renamed step."""
+        return folder_now(folder_now(name, self._finished), self.folders)
 
     def manifest(self, folder: str) -> Manifest | None:
         if folder not in self._manifests:
