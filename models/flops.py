@@ -10,22 +10,16 @@ https://arxiv.org/abs/2204.02311).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from vlpipe.models import distributed
 from vlpipe.models.interface.batch import Batch
-from vlpipe.models.interface.objective import Term
 from vlpipe.models.recompute import computed_once
-
-COUNTED_ROWS = (
-    8  # samples that are computed to count: a contrast of each with all others is a small part of a step
-)
+from vlpipe.models.trial import FEW, losses_and_gradient, unchanged
 
 # Dense bf16 peak in FLOP/s, by a pattern of the whole name that torch gives. The makers' data sheets, which mostly state
 # the rate with 2:4 sparsity, twice the dense one: https://www.nvidia.com/en-us/data-center/ a100, h100, h200, l4, l40, l40s.
@@ -78,39 +72,8 @@ def flops_per_sample(net: Any, batch: Batch, dtype: torch.dtype = torch.float32)
     they are. dtype: of the forward pass under autocast; float32 for none. On several ranks, all must call this together.
     """
 
-    kind = (
-        torch.bfloat16 if dtype == torch.float32 else dtype
-    )  # a GPU has no autocast to float32, disabled or not
-
-    def losses_and_gradient() -> None:
-        with torch.autocast(batch.same.device.type, kind, enabled=dtype != torch.float32):
-            values = net(batch)
-        terms = [values[name] for name in net.losses if name in values]
-        totals = [term.total if isinstance(term, Term) else term for term in terms]
-        loss: Tensor = torch.stack([t.float() for t in totals]).sum()
-        torch.autograd.backward(loss)
-
-    with _unchanged(net), computed_once():
-        return count(losses_and_gradient) / len(batch)
-
-
-@contextmanager
-def _unchanged(net: Any) -> Iterator[None]:
-    """Within this context `net` is in evaluation mode, without gradients.
-
-    Afterwards its mode and gradients, and the random generators, are as before.
-    """
-    params = list(net.parameters())
-    devices = {p.device.index for p in params if p.device.type == "cuda"}
-    training, gradients = net.training, [p.grad for p in params]
-    net.eval().zero_grad(set_to_none=True)
-    try:
-        with torch.random.fork_rng(devices=sorted(devices)):
-            yield
-    finally:
-        net.train(training)
-        for parameter, gradient in zip(params, gradients, strict=True):
-            parameter.grad = gradient
+    with unchanged(net), computed_once():
+        return count(lambda: losses_and_gradient(net, batch, dtype)) / len(batch)
 
 
 class FlopMeter:
@@ -134,7 +97,7 @@ class FlopMeter:
                 return
             if batch.task not in self._per_sample:
                 try:
-                    few = batch.rows(slice(COUNTED_ROWS)).to(device)
+                    few = batch.rows(slice(FEW)).to(device)
                     self._per_sample[batch.task] = flops_per_sample(self._net, few, self._dtype)
                 except (
                     Exception

@@ -76,13 +76,16 @@ class CrossAttention(nn.Module):
     def of_context(self, x: Tensor, context: Tensor) -> Tensor:
         """As `forward` with the keys and values of `context` (B, N, context_width), which are never computed.
 
-        The matrix of the keys is applied to the queries, and that of the values to the mixed context ("absorbed", DeepSeek-V2,
-        https://arxiv.org/abs/2405.04434, section 2.1.2). A query costs as much as num_heads of context_width; a short
-        text costs less than the keys and values of a context would, and its cache holds one context for all layers.
+        The matrix of the keys is applied to the queries, and that of the values to the mixed context ("absorbed" in
+        DeepSeek-V2, https://arxiv.org/abs/2405.04434, section 2.1.2). Each query then has the width of the context in every
+        head; a short text costs less than the keys and values of a context would, and its cache holds one context for all
+        layers.
         x: (B x repeats, L, width), the rows of one context side by side. In inference only: there is no dropout here.
         """
         num, width = len(context), x.shape[2]
-        keys, values = self.kv.weight.view(2, self.num_heads, -1, context.shape[2]).unbind(0)  # (H, D / H, Dc)
+        keys, values = self.kv.weight.view(2, self.num_heads, -1, context.shape[2]).unbind(
+            0
+        )  # (H, D / H, Dc)
         q = (self.q(x) * (width // self.num_heads) ** -0.5).view(-1, self.num_heads, keys.shape[1])
         q = (q.transpose(0, 1) @ keys).transpose(0, 1)  # (B x repeats x L, H, Dc)
         probs = (q.reshape(num, -1, context.shape[2]) @ context.transpose(1, 2)).softmax(-1)

@@ -18,6 +18,7 @@ from vlpipe.models import distributed
 from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.train.run import Run
 from vlpipe.stages.train.runtime import seed_all
 
@@ -32,6 +33,8 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
     this rank; their mean over ranks is the value of the whole batch.
     """
     batches = [batch.to(run.device) for batch in batches]
+    if run.parallel is None:
+        run.join_ranks(batches[0])
     cached = cached_objectives(run, batches[0]) if len(batches) > 1 else []
     if cached:
         return _accumulate_cached(run, batches, cached)
@@ -52,8 +55,16 @@ def cached_objectives(run: Run, batch: Any) -> list[tuple[str, Objective]]:
 
 
 def _forward(run: Run, batch: Any) -> Values:
-    with run.autocast():
-        values: Values = run.parallel(batch)
+    try:
+        with run.autocast():
+            values: Values = run.parallel(batch)
+    except RuntimeError as error:
+        if not str(error).startswith("Expected to have finished reduction"):
+            raise
+        raise VlpipeError(
+            f"training: some parameters got no gradient in step {run.step - 1}, but all did in the first step of this run. "
+            "Set find_unused_parameters: true"
+        ) from error
     return values
 
 

@@ -244,6 +244,8 @@ class Recipe(Optimisation):
     # per worker, to decode and augment; 0: `loader_threads` threads do; default 0, on a GPU the worker's share of cores
     loader_processes: int | None = None
     window_bytes: int = 1 << 30  # per worker, max size of a shuffle window; the next one is read beside it
+    # whether the workers search in each step for parameters without a gradient; None: as the first step of a run shows
+    find_unused_parameters: bool | None = None
 
     def model_spec(self) -> dict[str, Any]:
         """Returns `model`, with the default class if it has no `use`."""

@@ -15,6 +15,7 @@ from vlpipe.models import distributed
 from vlpipe.models.optim.frozen import frozen_names, restore, trained_state
 from vlpipe.models.optim.groups import Several
 from vlpipe.models.recompute import recompute_layers
+from vlpipe.models.trial import FEW, losses_and_gradient, unchanged
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.train.build import build_makers, build_net, build_views, load_tokenizer, optimiser_of
@@ -57,24 +58,48 @@ class Run:
     def __post_init__(self) -> None:
         self.optimiser = optimiser_of(self.net, self.recipe)
         self.frozen = _frozen(self.net)
-        self.parallel: Any = self.net
+        self.parallel: Any = None  # see `join_ranks`
         if self.recipe.recompute:
             recompute_layers(self.net.model)
+        # fp16 has few exponents: small gradients become 0 without it
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def join_ranks(self, batch: Any) -> None:
+        """Sets `parallel`: the net as the first step calls it, with an exchange of gradients on several ranks.
+
+        batch: of the first step. All ranks must call this together.
+        """
+        self.parallel = self.net
         if distributed.world_size() > 1:
-            sync_buffers: Any = {
-                SYNC_BUFFERS: False
-            }  # feature queues are equal on all ranks already, and syncing them would send 100 MB per step; batch norms keep
-            # the statistics of their rank
+            some_unused = self._some_get_no_gradient(batch)
             self.parallel = DistributedDataParallel(
                 self.net,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                find_unused_parameters=True,  # with LM alone, the contrastive projections get no gradient
-                **sync_buffers,
+                find_unused_parameters=some_unused,
+                # feature queues are equal on all ranks already, and syncing them would send 100 MB per step; batch norms
+                # keep the statistics of their rank
+                **{SYNC_BUFFERS: False},  # type: ignore[arg-type]
             )
+            if not some_unused:
+                # its first pass puts the gradients into another order; a resumed run needs that before its first step, too
+                with unchanged(self.net):
+                    losses_and_gradient(self.net, batch.rows(slice(FEW)), self.dtype, self.parallel)
         if self.recipe.compile:
             self.parallel = torch.compile(self.parallel)
-        # fp16 has few exponents: small gradients become 0 without it
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def _some_get_no_gradient(self, batch: Any) -> bool:
+        """Returns whether some parameters may get no gradient in some step, so that each step has to search for them.
+
+        It is tried with a few samples; tasks differ, and the gradient cache gives some parameters theirs beforehand.
+        """
+        if not isinstance(self.recipe, Recipe) or self.recipe.tasks or self.recipe.accumulate > 1:
+            return True
+        if self.recipe.find_unused_parameters is not None:
+            return self.recipe.find_unused_parameters
+        with unchanged(self.net):
+            losses_and_gradient(self.net, batch.rows(slice(FEW)), self.dtype)
+            missing = any(p.requires_grad and p.grad is None for p in self.net.parameters())
+        return bool(distributed.total(torch.tensor(float(missing), device=self.device)))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -35,7 +35,10 @@ class Train(GatherStage, Recipe):
     VERSION: ClassVar[int] = 3
     ADDED: ClassVar[frozenset[str]] = Recipe.ADDED
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint_every", "on_collapse", "loader_threads", "loader_processes", "cache_bytes"}
+        {
+            *("checkpoint_every", "on_collapse", "loader_threads", "loader_processes", "cache_bytes"),
+            "find_unused_parameters",
+        }
     )
 
     def schema(self, inp: pa.Schema) -> pa.Schema:

@@ -116,7 +116,9 @@ class TextTransformer(nn.Module):
         for layer in self._layers():
             assert layer.cross is not None
             if layer.cross.absorbs(max_length):
-                cache.context = image_tokens.clone()  # a cache that is kept for compiled steps is written over
+                cache.context = (
+                    image_tokens.clone()
+                )  # a cache that is kept for compiled steps is written over
                 continue
             k, v = layer.cross.keys_values(image_tokens)
             cache.image.append((k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)))

@@ -15,8 +15,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import dataset
+from vlpipe.stages.train.gradients import accumulate
 from vlpipe.stages.train.run import Run, prepare
 from vlpipe.stages.train.train import Train
 
@@ -28,7 +30,7 @@ def in_processes(folder: Path, num: int, jobs: Sequence[tuple[str, Train, Datase
     """Run the jobs in `num` ranks of `worker.py`; returns their folders of work."""
     works = [folder / f"work{k}" for k in range(len(jobs))]
     for work in works:
-        work.mkdir()
+        work.mkdir(exist_ok=True)
     configs = [
         (what, {"recipe": recipe, "inputs": (data,), "work": str(work)})
         for (what, recipe, data), work in zip(jobs, works, strict=True)
@@ -81,6 +83,9 @@ def test_two_ranks(
     everything = recipe_of(steps=3, num_workers=2, accumulate=2, batch_size=16, checkpoint_every=2)
     jobs = [("gradients", recipe_of(num_workers=2, accumulate=k, **exact), uneven) for k in (1, 2)]
     *gradients, fitted = in_processes(tmp_path, 2, [*jobs, ("fit", everything, squares)])
+    assert torch.load(gradients[0] / "gradients0.pt")[
+        "searches"
+    ]  # there is no ITM, whose head gets no gradient
 
     one = second_step(prepare(recipe_of(**exact), [uneven]))
     for folder in gradients:
@@ -100,3 +105,39 @@ def test_two_ranks(
     assert int(state["net"]["objectives.0.queue.num_pushed"]) == 3 * 16
     assert {name for _, name, _ in state["rows"]} >= {"itc", "itm", "itm_accuracy", "lm", "loss"}
     assert len((fitted / "progress.log").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_ranks_search_for_parameters_without_gradient_only_where_there_are_some(
+    tmp_path: Path, squares: Dataset, recipe_of: Make
+) -> None:
+    """Three ranks, which may sum in any order: a resumed run ends with the bytes of an uninterrupted one."""
+    itc = {"use": "itc:Itc", "queue_size": 48, "alpha_ramp_epochs": 0}
+    recipe = recipe_of(
+        steps=6, num_workers=3, batch_size=24, checkpoint_every=2, objectives=[itc, "itm:Itm", "lm:Lm"]
+    )
+    searched, whole, killed = in_processes(
+        tmp_path, 3, [("gradients", recipe, squares), ("fit", recipe, squares), ("fit", recipe, squares)]
+    )
+    assert not torch.load(searched / "gradients0.pt")["searches"]
+    last = "checkpoints/000000006.pt"
+    wanted = torch.load(whole / last)["net"]
+    (killed / last).unlink()
+    (tmp_path / "again").mkdir()
+    killed.rename(tmp_path / "again/work0")
+    (resumed,) = in_processes(tmp_path / "again", 3, [("fit", recipe, squares)])
+    got = torch.load(resumed / last)["net"]
+    assert got.keys() == wanted.keys()
+    assert [name for name, value in wanted.items() if not torch.equal(value, got[name])] == []
+
+
+def test_a_parameter_that_gets_no_gradient_later_is_explained(squares: Dataset, recipe_of: Make) -> None:
+    def parallel(batch: Any) -> Any:
+        raise RuntimeError(
+            "Expected to have finished reduction in the prior iteration before starting a new one."
+        )
+
+    run = prepare(recipe_of(), [squares])
+    run.parallel, run.step = parallel, 7
+    with run.loader.batches(0) as batches, pytest.raises(VlpipeError, match="got no gradient in step 6"):
+        accumulate(run, [next(batches)])

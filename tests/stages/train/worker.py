@@ -48,7 +48,7 @@ def gradients(config: dict[str, Any]) -> None:
     torch.save(second_step(run), Path(config["work"]) / f"gradients{distributed.rank()}.pt")
 
 
-def second_step(run: Run) -> dict[str, dict[str, torch.Tensor]]:
+def second_step(run: Run) -> dict[str, Any]:
     """The gradient of the second step after the exchange, and this rank's part of the values. Weights stay as they are,
     apart from the teacher's.
     """
@@ -64,6 +64,7 @@ def second_step(run: Run) -> dict[str, dict[str, torch.Tensor]]:
     return {
         "grads": {name: p.grad for name, p in run.net.named_parameters() if p.grad is not None},
         "values": values,
+        "searches": getattr(run.parallel, "find_unused_parameters", None),
     }
 
 
