@@ -1,10 +1,12 @@
-"""Training of a text encoder on web alt-texts, with batches of random and of similar lengths (`group_by_length`).
+"""Training of a text encoder on web alt-texts, with batches of random lengths, of similar ones, and of as many tokens.
 
     python benchmarks/group_by_length.py            # two minutes
     python benchmarks/group_by_length.py --write    # and puts the page into group_by_length.md beside this file
 
-BERT of 4 layers of 128, masked words, batch 64, texts of at most 64 tokens, one thread. The two ways train in turn on the
-same texts; what is stated is the median of the rounds. "Padding" is the share of the positions that are padding.
+BERT of 4 layers of 128, masked words, texts of at most 64 tokens, one thread. The ways train in turn on the same texts; what
+is stated is the median of the rounds. "Padding" is the share of the positions that are padding; "largest batch" counts
+positions, padding included, on which memory depends. `balance_tokens` has a mean of samples per batch with which its largest
+batch is no larger than that of random lengths.
 """
 
 from __future__ import annotations
@@ -43,8 +45,16 @@ def alt_texts(folder: Path) -> list[str]:
     return [found for found in column.to_pylist() if found and found.strip()]
 
 
-def measured(run: Any) -> tuple[float, float]:
-    """Returns samples per second and the share of padding of the next STEPS steps."""
+# name -> settings of the recipe
+WAYS: dict[str, dict[str, Any]] = {
+    "random lengths": {"batch_size": 64},
+    "group_by_length": {"batch_size": 64, "group_by_length": True},
+    "balance_tokens": {"batch_size": 224, "group_by_length": True, "balance_tokens": True},
+}
+
+
+def measured(run: Any) -> tuple[float, float, float, float]:
+    """Returns samples per second, the share of padding, samples per step and the largest batch of the next STEPS steps."""
     with run.loader.batches(run.step) as batches:
         found = list(islice(batches, STEPS))
     began = time.process_time()
@@ -53,7 +63,8 @@ def measured(run: Any) -> tuple[float, float]:
     seconds = time.process_time() - began
     masks = [batch.stream("text").mask for batch in found]
     real, positions = sum(int(m.sum()) for m in masks), sum(m.numel() for m in masks)
-    return STEPS * run.recipe.batch_size / seconds, 1 - real / positions
+    num = sum(len(batch) for batch in found)
+    return num / seconds, 1 - real / positions, num / STEPS, max(m.numel() for m in masks)
 
 
 def main() -> None:
@@ -75,29 +86,29 @@ def main() -> None:
             where / "data", pa.Table.from_pylist(rows, pa.schema([("id", pa.string()), ("texts", TEXTS)]))
         )
         runs = {}
-        for grouped in (False, True):
+        for way, settings in WAYS.items():
             recipe = Train(
                 objectives=[{"use": "masked_lm:MaskedLm", "view": "masked"}],
                 views={"masked": ["mask_text:MaskText"]},
                 model=MODEL,
                 tokenizer=File(str(where / "vocabulary")),
                 steps=10_000,
-                batch_size=64,
-                group_by_length=grouped,
+                **settings,
             )
-            runs[grouped] = prepare(recipe, [data])
-        seen: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+            runs[way] = prepare(recipe, [data])
+        seen: dict[str, list[tuple[float, ...]]] = {way: [] for way in WAYS}
         for run in runs.values():
             measured(run)
         for _ in range(ROUNDS):
-            for grouped, run in runs.items():
-                seen[grouped].append(measured(run))
-    middle = {key: [statistics.median(v) for v in zip(*found, strict=True)] for key, found in seen.items()}
+            for way, run in runs.items():
+                seen[way].append(measured(run))
+    middle = {way: [statistics.median(v) for v in zip(*found, strict=True)] for way, found in seen.items()}
+    base = middle["random lengths"][0]
     lines = [
-        (name, f"{middle[key][1]:.0%}", f"{middle[key][0]:.0f}", f"{middle[key][0] / middle[False][0]:.2f}")
-        for key, name in ((False, "random"), (True, "group_by_length"))
+        (way, f"{num:.0f}", f"{largest:,.0f}", f"{padding:.0%}", f"{rate:.0f}", f"{rate / base:.2f}")
+        for way, (rate, padding, num, largest) in middle.items()
     ]
-    header = ("batches", "padding", "samples per CPU second", "ratio")
+    header = ("batches", "samples", "largest batch", "padding", "samples per CPU second", "ratio")
     page = f"# Batches of similar length\n\n{(__doc__ or '').strip()}\n\n{machine_line(at)}\n{len(texts):,} texts.\n\n"
     page += table(header, lines) + "\n"
     print(page)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,22 +83,67 @@ class Part:
     skip: int
 
 
-def by_length(part: Part, lengths: Sequence[float], size: int, seed: int) -> list[Sample]:
-    """Returns the samples of a part in an order in which each batch of `size` has samples of similar length.
+def cuts(part: Part, size: int) -> list[int]:
+    """Returns the sizes of a part's pieces: the rest of the batch begun before it, whole batches, the begin of the next one.
 
-    lengths: of each sample. Batches begin at multiples of `size` of the rank's samples; their order is random.
+    Batches of `size` begin at multiples of it of the rank's samples. The first and the last piece may be empty.
+    """
+    first = min(-part.position % size, len(part.samples))
+    num_whole, last = divmod(len(part.samples) - first, size)
+    return [first, *[size] * num_whole, last]
+
+
+def by_length(
+    part: Part, lengths: Sequence[float], size: int, seed: int, balance: bool = False
+) -> list[list[Sample]]:
+    """Returns the pieces of a part (see `cuts`), each with samples of similar length; their order is random.
+
+    lengths: of each sample. balance: the whole batches have about the same number of padded positions, that is samples
+    times the longest, in place of `size` samples each; there are as many of them, and `size` is their mean. The first and
+    the last piece, whose sizes are fixed, then have the shortest samples.
     """
     rng = np.random.default_rng((seed, LENGTH, part.position))
-    first = min(-part.position % size, len(part.samples))
-    full, last = divmod(len(part.samples) - first, size)
-    sizes = np.array([first, *[size] * full, last])
-    ranked = np.argsort(
-        np.asarray(lengths), kind="stable"
-    )  # the samples are shuffled, so equal lengths are, too
-    batches = rng.permutation(len(sizes))  # which batch gets the shortest, the next, ...
-    ends = np.cumsum(sizes[batches])
-    chosen = {int(b): ranked[end - sizes[b] : end] for b, end in zip(batches, ends, strict=True)}
-    return [part.samples[k] for b in range(len(sizes)) for k in chosen[b]]
+    sizes, of = np.array(cuts(part, size)), np.asarray(lengths)
+    ranked = np.argsort(of, kind="stable")  # the samples are shuffled, so equal lengths are, too
+    order = rng.permutation(len(sizes))  # which piece gets the shortest, the next, ...
+    if balance:
+        edges = {0, len(sizes) - 1}
+        order = np.array(sorted(order.tolist(), key=lambda k: k not in edges))
+    ends = np.cumsum(sizes[order])
+    chosen = {int(k): ranked[end - sizes[k] : end] for k, end in zip(order, ends, strict=True)}
+    whole = [int(k) for k in order if 0 < k < len(sizes) - 1]
+    if balance and whole:
+        rest = ranked[sizes[0] + sizes[-1] :]
+        parts = np.split(rest, np.cumsum(balanced(of[rest], len(whole)))[:-1])
+        chosen |= dict(zip(whole, parts, strict=True))
+    return [[part.samples[i] for i in chosen[k]] for k in range(len(sizes))]
+
+
+def balanced(lengths: npt.NDArray[Any], num: int) -> list[int]:
+    """Returns the sizes of `num` groups of ascending lengths whose largest product of size and longest is least.
+
+    UNITER's buckets of tokens (https://arxiv.org/abs/1909.11740) have a fixed product instead, and any number.
+    """
+    lengths = np.maximum(np.ceil(lengths), 1).astype(np.int64)
+    low, high = int(lengths[-1]), int(lengths[-1]) * len(lengths)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_within(lengths, middle)) <= num else (middle + 1, high)
+    sizes = _within(lengths, low)
+    while len(sizes) < num:
+        largest = sizes.index(max(sizes))
+        sizes[largest : largest + 1] = [sizes[largest] // 2, sizes[largest] - sizes[largest] // 2]
+    return sizes
+
+
+def _within(lengths: Ints, budget: int) -> list[int]:
+    """Returns the sizes of groups of ascending lengths, each as large as size x longest <= budget allows."""
+    sizes, left = [], len(lengths)
+    while left:
+        size = min(left, max(1, budget // int(lengths[left - 1])))
+        sizes.append(size)
+        left -= size
+    return sizes[::-1]
 
 
 class Order:

@@ -323,7 +323,19 @@ def build_net(recipe: Recipe, tokenizer: Tokenizer | None) -> Net:
     net = Net(model, objectives, teachers, build_tasks(recipe, objectives)).train()
     if recipe.accumulate > 1:
         _need_no_batch_norm(net)
+    if recipe.balance_tokens and recipe.num_workers > 1:
+        _need_losses_of_samples(objectives)
     return net
+
+
+def _need_losses_of_samples(objectives: Sequence[tuple[float, str, Any]]) -> None:
+    """Raises ValueError if a loss compares samples, of other ranks too, whose batches then have other numbers of samples."""
+    others = [type(o).__name__ for _, _, o in objectives if o.SCOPE != "sample"]
+    if others:
+        raise ValueError(
+            f"balance_tokens: the loss of {', '.join(others)} compares samples, which needs equally many on each of the "
+            "workers; set balance_tokens: false, or num_workers: 1"
+        )
 
 
 def _need_no_batch_norm(net: nn.Module) -> None:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vlpipe.pipeline.errors import VlpipeError, did_you_mean
 from vlpipe.pipeline.stage import Dataset
@@ -16,7 +17,7 @@ from vlpipe.stages.loading.batches.make_batch import BatchMaker, Samples, Views,
 from vlpipe.stages.loading.batches.processes import made_in_processes, num_processes
 from vlpipe.stages.loading.batches.to_device import to_device
 from vlpipe.stages.loading.makers.base import Maker
-from vlpipe.stages.loading.order import Order, Part, Sample, Share, by_length
+from vlpipe.stages.loading.order import Order, Part, Sample, Share, by_length, cuts
 from vlpipe.stages.loading.rows import Row, RowCache, Rows, Unit, scan
 from vlpipe.stages.train.recipe import Recipe, mix_weight
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import torch
 
     from vlpipe.models.interface.batch import Batch
+
+Chosen = tuple[Sample, Row, str]  # a sample with its row and text
 
 PICK_TEXT = 0  # use of a generator; the uses of streams and corruptors are hashes of their names
 NUM_AHEAD = 4  # max prefetched batches
@@ -110,26 +113,32 @@ class Loader:
         from vlpipe.models.interface.batch import Step
 
         per_step = self.recipe.batch_size // world_size
-        samples = self._rows(
-            cache, self.order.parts_of_rank(rank, world_size, skip=step * per_step), per_step
-        )
+        parts = self.order.parts_of_rank(rank, world_size, skip=step * per_step)
+        found = self._pieces(cache, parts, per_step // self.recipe.accumulate)
         while True:
             progress = step * self.recipe.batch_size / self.samples_per_epoch
             for micro in range(self.recipe.accumulate):
-                found = list(islice(samples, per_step // self.recipe.accumulate))
-                yield Samples(found, Step(step, micro, progress), self.recipe.task_of(step))
+                yield Samples(next(found), Step(step, micro, progress), self.recipe.task_of(step))
             step += 1
 
-    def _rows(
-        self, cache: RowCache, parts: Iterator[Part], per_step: int
-    ) -> Iterator[tuple[Sample, Row, str]]:
-        """Yields each sample with its row and text; the next window is read while the current one is used."""
+    def _pieces(self, cache: RowCache, parts: Iterator[Part], size: int) -> Iterator[list[Chosen]]:
+        """Yields the samples of each micro-batch of `size`, with their rows and texts.
+
+        The next window is read while the current one is used.
+        """
         part = next(parts)
         cache.want(self._units(part))
+        batch: list[Chosen] = []
         for following in parts:
             cache.want(self._units(following), keep=self._units(part))
-            for sample in self._ordered(part, cache, per_step // self.recipe.accumulate):
-                yield sample, *self._pick(sample, cache[sample.unit])
+            done = 0
+            for num, piece in zip(cuts(part, size), self._ordered(part, cache, size), strict=True):
+                done += num
+                if num and done > part.skip:
+                    batch += [(sample, *self._pick(sample, cache[sample.unit])) for sample in piece]
+                    if (part.position + done) % size == 0:
+                        yield batch
+                        batch = []
             part = following
 
     def _units(self, part: Part) -> list[int]:
@@ -137,15 +146,22 @@ class Loader:
         grouped = self.recipe.group_by_length  # then the samples before a resume count, too
         return sorted({sample.unit for sample in part.samples[0 if grouped else part.skip :]})
 
-    def _ordered(self, part: Part, cache: RowCache, size: int) -> list[Sample]:
-        """Returns the samples of a part in the order of training. size: of a micro-batch."""
+    def _ordered(self, part: Part, cache: RowCache, size: int) -> list[list[Sample]]:
+        """Returns the pieces of a part (see `cuts`) in the order of training. size: of a micro-batch."""
         if not self.recipe.group_by_length:
-            return part.samples[part.skip :]
+            ends = np.cumsum(cuts(part, size)).tolist()
+            return [part.samples[start:end] for start, end in zip([0, *ends], ends, strict=False)]
         lengths = []
         for sample in part.samples:
             row, text = self._pick(sample, cache[sample.unit])
-            lengths.append(sum(maker.num_positions(row, text) for maker in self.make.makers.values()))
-        return by_length(part, lengths, size, self.recipe.seed)[part.skip :]
+            counts = (
+                maker.count_positions(row, text)
+                if self.recipe.balance_tokens
+                else maker.num_positions(row, text)
+                for maker in self.make.makers.values()
+            )
+            lengths.append(sum(counts))
+        return by_length(part, lengths, size, self.recipe.seed, self.recipe.balance_tokens)
 
     def _pick(self, sample: Sample, rows: Rows) -> tuple[Row, str]:
         if self.per == "pairs":

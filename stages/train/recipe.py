@@ -192,6 +192,7 @@ class Recipe(Optimisation):
         "freeze",
         "init_parts",
         "group_by_length",
+        "balance_tokens",
     }
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
@@ -225,6 +226,8 @@ class Recipe(Optimisation):
     texts: Literal["pairs", "images"] = "pairs"
     # batches of samples of similar length, so that less is padded; within a shuffle window, their order is random
     group_by_length: bool = False
+    # these batches have about the same number of padded tokens instead of the same number of samples; `batch_size` is a mean
+    balance_tokens: bool = False
     mix: dict[str, float] = field(
         default_factory=dict
     )  # input step -> how often each of its samples occurs per epoch; default 1
@@ -300,6 +303,7 @@ class Recipe(Optimisation):
                 self.loader_processes is not None and self.loader_processes < 0,
                 f"loader_processes must be at least 0, got {self.loader_processes}",
             ),
+            (self.balance_tokens and not self.group_by_length, "balance_tokens needs group_by_length: true"),
             (self.window_bytes < 1, f"window_bytes must be at least 1, got {self.window_bytes}"),
             (any(w < 0 for w in self.mix.values()), f"the weights in mix must be at least 0, got {self.mix}"),
         ]

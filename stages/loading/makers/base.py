@@ -53,6 +53,10 @@ class Maker:
         """Returns about how many positions a sample's item takes, without making it; 0 if all take the same number."""
         return 0.0
 
+    def count_positions(self, row: Row, text: str) -> float:
+        """Returns how many positions a sample's item takes, exactly where its making is cheap; else as `num_positions`."""
+        return self.num_positions(row, text)
+
     def collate(self, items: Sequence[Item]) -> Stream:
         """Returns B items as one `Stream`, padded to the longest; integer targets are padded with IGNORE."""
         from vlpipe.models.interface.batch import Stream

@@ -42,6 +42,9 @@ class TokenIds(Maker):
                 f"got {self.length}"
             )
 
+    def count_positions(self, row: Row, text: str) -> float:
+        return len(self(row, text, np.random.default_rng(0))["data"])
+
     @property
     def length(self) -> int:
         """Max number of tokens, special tokens included."""

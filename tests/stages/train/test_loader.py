@@ -157,9 +157,10 @@ def padding(found: list[Batch]) -> float:
     )
 
 
+@pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"shuffle_window": 20}, {"accumulate": 2, "texts": "images"}])
 def test_batches_of_similar_length_have_every_sample_once(
-    tmp_path: Path, make_rows: Callable[[], Rows], recipe_of: Make, settings: dict[str, Any]
+    tmp_path: Path, make_rows: Callable[[], Rows], recipe_of: Make, settings: dict[str, Any], balance: bool
 ) -> None:
     """After a resume, too, and on two ranks; and less of them is padding."""
     rows = make_rows()
@@ -167,7 +168,7 @@ def test_batches_of_similar_length_have_every_sample_once(
         row["texts"][0]["text"] = " ".join((row["id"].split()[:-1] * 4)[: 1 + 5 * k % 11])
     data = dataset(tmp_path, pa.Table.from_pylist(rows, SCHEMA), shard_rows=10)
     limits = {"batch_size": 8, "streams": {"text": {"max_length": 16}}, **settings}
-    plain, grouped = recipe_of(**limits), recipe_of(group_by_length=True, **limits)
+    plain, grouped = recipe_of(**limits), recipe_of(group_by_length=True, balance_tokens=balance, **limits)
     one_epoch = 6 * plain.accumulate
     found = batches(grouped, data, 2 * one_epoch)
     assert set(Counter(i for b in found[:one_epoch] for i in b.same.tolist()).values()) == {1}
@@ -175,7 +176,8 @@ def test_batches_of_similar_length_have_every_sample_once(
         assert equal(batches(grouped, data, 3, step=step), found[step * plain.accumulate :][:3])
     ranks = [batches(grouped, data, one_epoch, rank=rank, world_size=2) for rank in range(2)]
     assert set(Counter(i for r in ranks for b in r for i in b.same.tolist()).values()) == {1}
-    assert padding(found) < 0.7 * padding(batches(plain, data, 2 * one_epoch))
+    most = 0.75 if balance else 0.7  # of 20 samples, few batches can be balanced
+    assert padding(found) < most * padding(batches(plain, data, 2 * one_epoch))
 
 
 PROCESSES = [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from itertools import islice, pairwise
+from itertools import combinations, islice, pairwise
 
 import numpy as np
 import pytest
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.loading.order import Order, Part, Sample, Share, by_length
+from vlpipe.stages.loading.order import Order, Part, Sample, Share, balanced, by_length, cuts
 
 COUNTS = [5, 1, 0, 9, 3, 7, 2]  # samples per row group
 
@@ -121,17 +122,36 @@ def test_nothing_to_train_on_says_so() -> None:
 
 @pytest.mark.parametrize("position", [0, 5, 37])
 @pytest.mark.parametrize("num", [1, 6, 64, 203])
-def test_batches_of_similar_length(position: int, num: int) -> None:
+@pytest.mark.parametrize("balance", [False, True])
+def test_batches_of_similar_length(position: int, num: int, balance: bool) -> None:
     """Batches begin at multiples of 8 of the rank's samples, also where a window does not."""
-    samples = [Sample(0, k, 0, k) for k in range(num)]
+    part = Part([Sample(0, k, 0, k) for k in range(num)], position, 0)
     lengths = np.random.default_rng(num).integers(3, 40, num).tolist()
-    found = by_length(Part(samples, position, 0), lengths, 8, seed=1)
-    assert sorted(s.index for s in found) == list(range(num))
-    assert found == by_length(Part(samples, position, 3), lengths, 8, seed=1)
-    first = -position % 8
-    batches = [[lengths[s.index] for s in found[k : k + 8]] for k in range(first, num - 7, 8)]
-    spans = sorted((min(b), max(b)) for b in batches)
+    found = by_length(part, lengths, 8, 1, balance)
+    assert sorted(s.index for piece in found for s in piece) == list(range(num))
+    assert found == by_length(dataclasses.replace(part, skip=3), lengths, 8, 1, balance)
+    assert (len(found[0]), len(found[-1])) == (cuts(part, 8)[0], cuts(part, 8)[-1])
+    whole = [[lengths[s.index] for s in piece] for piece in found[1:-1]]
+    assert len(whole) == len(cuts(part, 8)) - 2
+    spans = sorted((min(b), max(b)) for b in whole)
     assert all(high <= low for (_, high), (low, _) in pairwise(spans))  # no two batches overlap
+    if not balance:
+        assert {len(b) for b in whole} <= {8}
     if num == 203:
-        assert [min(b) for b in batches] != sorted(min(b) for b in batches)
-        assert found != by_length(Part(samples, position, 0), lengths, 8, seed=2)
+        assert [min(b) for b in whole] != sorted(min(b) for b in whole)
+        assert found != by_length(part, lengths, 8, 2, balance)
+        padded = [len(b) * max(b) for b in whole]
+        assert (max(padded) < 1.5 * np.mean(padded)) == balance
+
+
+def test_balanced_groups_are_the_best_of_all() -> None:
+    """Against all ways of cutting nine lengths into three or four."""
+    for seed in range(30):
+        lengths = np.sort(np.random.default_rng(seed).integers(1, 20, 9))
+        for num in (3, 4):
+            every = [[0, *ends, 9] for ends in combinations(range(1, 9), num - 1)]
+            best = min(max((b - a) * lengths[b - 1] for a, b in pairwise(cut)) for cut in every)
+            sizes = balanced(lengths, num)
+            ends = np.cumsum(sizes)
+            assert (len(sizes), sum(sizes), min(sizes) > 0) == (num, 9, True)
+            assert max(n * lengths[end - 1] for n, end in zip(sizes, ends, strict=True)) == best

@@ -134,3 +134,17 @@ def test_it_reads_images_and_texts_and_gives_losses() -> None:
 def test_steps_of_epochs(recipe_of: Callable[..., Train]) -> None:
     assert recipe_of(steps=None, epochs=2.5, batch_size=20).num_steps(48) == 6
     assert recipe_of(steps=7).num_steps(48) == 7
+
+
+def test_as_many_tokens_need_losses_of_single_samples_on_several_workers(
+    recipe_of: Callable[..., Train],
+) -> None:
+    """Losses that compare samples exchange them, so that each worker needs as many."""
+    recipe = recipe_of(group_by_length=True, balance_tokens=True, num_workers=2)
+    (said,) = recipe.preflight()
+    assert "balance_tokens: the loss of Itc, Itm compares samples" in said
+    assert (
+        recipe_of(group_by_length=True, balance_tokens=True, num_workers=2, objectives=["lm:Lm"]).preflight()
+        == []
+    )
+    assert recipe_of(group_by_length=True, balance_tokens=True).preflight() == []
