@@ -63,11 +63,16 @@ def augmented(
         )
 
     image = resized(part, size)
-    if spec.flip and rng.random() < 0.5 and not SIDES.search(text):
+    if is_flipped(spec, text, rng):
         image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
     if spec.randaugment is not None:
         image = rand_augment(image, *spec.randaugment, rng)
     return image
+
+
+def is_flipped(spec: Augmentation, text: str, rng: np.random.Generator) -> bool:
+    """Draws whether an image with this text is mirrored."""
+    return spec.flip and bool(rng.random() < 0.5) and not SIDES.search(text)
 
 
 def crop_box(

@@ -96,7 +96,7 @@ class Loader:
                 else self._made_in_threads(samples, pin=on_gpu)
             )
             with closing(made), ahead(self.making.counted(made, num or 1), NUM_AHEAD) as found:
-                yield to_device(found, device, self.make.on_device)
+                yield to_device(found, device, self.make.to_device, self.make.on_device)
 
     def _made_in_threads(self, samples: Iterator[Samples], *, pin: bool) -> Generator[tuple[Batch, float]]:
         """Yields (batch, seconds that it took)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from vlpipe.stages.loading.order import Sample
 from vlpipe.stages.loading.rows import Row
 
 if TYPE_CHECKING:
+    import torch
+
     from vlpipe.models.interface.batch import Batch, Step, Stream
 
 Views = Mapping[str, Sequence[Corruptor]]  # view name -> its corruptors, in order
@@ -81,6 +83,11 @@ class BatchMaker:
             step=samples.step,
             task=task,
         )
+
+    def to_device(self, batch: Batch, device: torch.device) -> Batch:
+        """Returns the batch on the training device; see `Maker.to_device`."""
+        found = batch.map_streams(lambda name, stream: self.makers[name].to_device(stream, device))
+        return replace(found, same=batch.same.to(device, non_blocking=True))
 
     def on_device(self, batch: Batch) -> Batch:
         """Returns a batch that is on the training device now as models read it; see `Maker.on_device`."""

@@ -12,16 +12,19 @@ if TYPE_CHECKING:
 
 
 def to_device(
-    batches: Iterator[Batch], device: torch.device, finish: Callable[[Batch], Batch]
+    batches: Iterator[Batch],
+    device: torch.device,
+    copy: Callable[[Batch, torch.device], Batch],
+    finish: Callable[[Batch], Batch],
 ) -> Iterator[Batch]:
-    """Yields each batch on `device`, changed by `finish` there.
+    """Yields each batch as `copy` puts it on `device`, changed by `finish` there.
 
     On a GPU the next batch is copied on a stream of its own while the current one is used; its tensors must be in pinned
     memory.
     """
     if device.type != "cuda":
         for batch in batches:
-            yield finish(batch.to(device))
+            yield finish(copy(batch, device))
         return
     import torch
 
@@ -29,7 +32,7 @@ def to_device(
 
     def copied(batch: Batch) -> Batch:
         with torch.cuda.stream(copies):
-            return batch.to(device)
+            return copy(batch, device)
 
     def used(value: torch.Tensor) -> torch.Tensor:
         value.record_stream(
