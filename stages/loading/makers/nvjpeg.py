@@ -30,7 +30,8 @@ class NvJpegImage(Image):
 
     In YAML: `streams: {image: {use: "nvjpeg:NvJpegImage"}}`. Crops and flips are drawn as `Image` draws them; pixels differ
     by some levels, as decoders and filters do. Pictures of other formats, and JPEGs with an orientation or with four
-    channels, are prepared on the CPU. Raises ValueError for RandAugment, whose operations are the CPU's, and without torchvision.
+    channels, are prepared on the CPU. Raises ValueError for RandAugment, whose operations are the CPU's, and without
+    torchvision.
     """
 
     PADDED: ClassVar[bool] = True
