@@ -134,11 +134,15 @@ def load(
 ) -> Loaded:
     """Loads a model in eval mode, on a GPU if the step asks for one, with its weights cast to `precision`.
 
-    max_length: number of text tokens needed, 0 for any. Raises VlpipeError if the model has fewer text positions, or lacks
-    one of the capabilities `needs`.
+    max_length: number of text tokens needed, 0 for any. Raises VlpipeError if the model has fewer text positions, lacks one
+    of the capabilities `needs`, or has weights that are not finite in `precision`.
     """
     device = torch.device(device_of_step())
     model = placed(folder.load(weights.path), precision, device)
+    if wrong := next((n for n, t in model.state_dict().items() if not bool(t.isfinite().all())), None):
+        raise VlpipeError(
+            f"the weights in {weights.path} are not all finite in {precision}: {wrong} has NaN or inf"
+        )
     if lacking := missing(model, needs):
         raise VlpipeError(lacking_text(f"the model in {weights.path} is", model, lacking))
     num_positions = model.streams().get("text", {}).get("max_positions", max_length)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Matches
 from vlpipe.pipeline.engine.plan import plan
-from vlpipe.pipeline.errors import WorkflowError
+from vlpipe.pipeline.errors import VlpipeError, WorkflowError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.testing import run_map
@@ -63,6 +66,21 @@ def test_the_key_tells_which_precision_made_the_rows(tmp_path: Path, weights: We
         keys(tmp_path, weights, "precision=fp16")
     with pytest.raises(WorkflowError, match="decode_workers must be at least 0"):
         keys(tmp_path, weights, "decode_workers=-1")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_with_their_name(
+    tmp_path: Path, weights: Weights, value: float
+) -> None:
+    """They gave rows of NaN, or an index error."""
+    shutil.copytree(weights.path, tmp_path / "model")
+    file = tmp_path / "model/model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[3]
+    tensors[name].view(-1)[1] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(VlpipeError, match=f"not all finite in fp32: {re.escape(name)} has NaN or inf"):
+        load(replace(weights, path=str(tmp_path / "model")))
 
 
 def test_decode_workers_follow_the_cpus(weights: Weights) -> None:
