@@ -51,7 +51,7 @@ class Trial:
     """
 
     name: str
-    scale: int
+    scale: float
     pretrain: tuple[str, ...]
     retrieval: tuple[str, ...]
     filtered: str
@@ -59,7 +59,7 @@ class Trial:
 
 FILTER = Trial("photos", 1, ("pretrain",), ("retrieval",), "filtered")
 ARMS = ("none", "f", "c", "cf")
-ABLATION = Trial("photos_ablation", 2, ARMS, tuple(f"{arm}_retrieval" for arm in ARMS), "cf_filtered")
+ABLATION = Trial("photos_ablation", 1.5, ARMS, tuple(f"{arm}_retrieval" for arm in ARMS), "cf_filtered")
 
 
 def find_data(trial: Trial) -> Path | None:
@@ -84,13 +84,13 @@ def alt_texts(folder: Path) -> tuple[Iterator[str], Iterator[str]]:
     return iter(cc3m), iter(laion)
 
 
-def write_inputs(data: Path, inputs: Path, scale: int, parts: int) -> None:
+def write_inputs(data: Path, inputs: Path, scale: float, parts: int) -> None:
     """web.parquet (url, text), truth.json (url -> kind), human.json and heldout.json; `parts`: 1 is everything."""
     inputs.mkdir(parents=True, exist_ok=True)
     photos, dev = (read_photos(data / "flickr8k" / f"{name}.jsonl") for name in ("train", "dev"))
     rng = random.Random(0)
     rng.shuffle(photos)
-    kinds = [kind for kind, num in KINDS.items() for _ in range(scale * num // parts)]
+    kinds = [kind for kind, num in KINDS.items() for _ in range(int(scale * num / parts))]
     web, rest = photos[: len(kinds)], photos[len(kinds) :]
     texts = dict(zip(("cc3m", "laion"), alt_texts(data / "alttext"), strict=True))
     texts["other_photo"] = (rng.choice(photo["captions"]) for photo in reversed(rest))
