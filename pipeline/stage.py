@@ -115,6 +115,9 @@ class PartsWork(Protocol):
     def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
 
 
+TIMED = ("waiting", "computing")  # kinds of `TimedWork.seconds`
+
+
 @runtime_checkable
 class TimedWork(Protocol):
     """Work that tells what its time went into. `seconds()`: seconds by kind since it was last called: `waiting` for input,

@@ -28,7 +28,7 @@ from vlpipe.pipeline.engine.records.manifest import Manifest
 from vlpipe.pipeline.engine.records.progress_notes import mark_running, rows_done
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.errors import printable
-from vlpipe.pipeline.stage import MapStage
+from vlpipe.pipeline.stage import TIMED, MapStage
 from vlpipe.pipeline.storage.printable import counts
 from vlpipe.pipeline.storage.store import Store
 
@@ -40,7 +40,6 @@ NOTES_S = 5.0  # seconds between reads of the progress notes of running shards
 SLOW_S = 10.0  # seconds after which a step or shard also reports intermediate progress
 SPEAK_S = 30.0  # min seconds between two plain lines of a step; longer for steps that run long
 ASKED = 32  # max number of shards whose progress notes are read: those that run longest
-KINDS = ("waiting", "computing")  # of `TimedWork.seconds`
 MAX_CODES = 4  # reject codes that are shown with their counts
 MANY_ROWS = 1_000  # min input rows for the warning that a filter dropped nothing
 
@@ -159,7 +158,7 @@ class ProgressWatcher:
             if not reused:
                 seen.ended = now
                 seen.busy_s += float(receipt.run.get("seconds", 0.0))
-                seen.spent.update({kind: receipt.run[kind] for kind in KINDS if kind in receipt.run})
+                seen.spent.update({kind: receipt.run[kind] for kind in TIMED if kind in receipt.run})
             self._draw(seen)
 
     def _finished(self, one: PlannedStep) -> None:
@@ -287,7 +286,7 @@ def summary(
 
 def limits(spent: Mapping[str, float], busy_s: float) -> str:
     """Returns text such as `model computing 71 % of the time, waiting for input 20 %, reading, writing and starting 9 %`."""
-    waiting, computing = (spent.get(kind, 0.0) / busy_s for kind in KINDS)
+    waiting, computing = (spent.get(kind, 0.0) / busy_s for kind in TIMED)
     rest = max(0.0, 1 - waiting - computing)
     text = f"model computing {computing:.0%} of the time, waiting for input {waiting:.0%}"
     return f"{text}, reading, writing and starting {rest:.0%}"

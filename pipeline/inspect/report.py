@@ -12,7 +12,7 @@ from vlpipe.pipeline.engine.records.rejects import read_rejects
 from vlpipe.pipeline.engine.worker.gather import ListRows
 from vlpipe.pipeline.inspect.on_disk import StepReceipts, what_is_there
 from vlpipe.pipeline.shard import Reject
-from vlpipe.pipeline.stage import Dataset
+from vlpipe.pipeline.stage import TIMED, Dataset
 from vlpipe.pipeline.storage.store import Store
 
 MAX_SHARDS = 8  # max number of shards per step whose rejects are read
@@ -30,6 +30,10 @@ def _view(one: PlannedStep, have: StepReceipts, store: Store, running: bool) -> 
     rejects: Counter[str] = Counter()
     for receipt in receipts:
         rejects.update(receipt.rejects)
+    spent: Counter[str] = Counter()
+    for receipt in receipts:
+        if TIMED[0] in receipt.run:
+            spent.update({kind: receipt.run[kind] for kind in (*TIMED, "seconds")})
     rows_out = sum(r.shard.num_rows for r in receipts)
     shards = tuple(r.shard for r in receipts)
     return {
@@ -43,6 +47,7 @@ def _view(one: PlannedStep, have: StepReceipts, store: Store, running: bool) -> 
         "rejects": dict(sorted(rejects.items())),
         "counts": sum_counts(receipts),
         "seconds": seconds_of(store, one.folder, receipts) if receipts or one.is_done else None,
+        "spent": dict(spent),
         "params": dict(one.keyed.step.params),
         "inputs": tuple(p.name for p in one.above),
         "dataset": Dataset(store, one.name, one.schema_out, shards) if shards else None,

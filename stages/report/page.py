@@ -10,6 +10,7 @@ from vlpipe.stages.report.charts import histograms, losses, results
 from vlpipe.stages.report.funnel import funnel
 from vlpipe.stages.report.gallery import gallery
 from vlpipe.stages.report.html import count, esc, seconds, without_secrets
+from vlpipe.stages.report.limits import limits
 from vlpipe.stages.report.texts import Texts, judged_texts, text_table
 from vlpipe.stages.report.view import RunView, StepView
 
@@ -54,7 +55,17 @@ def _sections(run: RunView) -> list[tuple[str, str]]:
         ("Texts and scores", "" if texts is None else _texts(texts)),
         ("Gallery", gallery(run)),
         ("Losses", losses(run)),
+        ("What limits", _limits(run)),
     ]
+
+
+def _limits(run: RunView) -> str:
+    table = limits(run)
+    about = (
+        '<p class="note">Rows per second of one worker, for steps that run a model. Model alone: its rate if it never '
+        "waited; achieved: the share of that rate that the step reached. Other: reading, writing and starting.</p>"
+    )
+    return about + table if table else ""
 
 
 def _texts(texts: Texts) -> str:

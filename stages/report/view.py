@@ -15,7 +15,8 @@ class StepView:
     """One step.
 
     rejects: "kind:why" -> number of rows, as in receipts. counts: the stage's own counts, such as a filter's
-    `fails:min_side`. inputs: names of the steps it reads rows from.
+    `fails:min_side`. inputs: names of the steps it reads rows from. spent: seconds of a step that runs a model, summed over
+    its shards: `seconds` in all, of them `waiting` for input and `computing`; empty for others.
     dataset: its output shards, None if there are none yet. rejects_sample: some of its rejects, preferably all of those in
     a few evenly spaced shards including the first, because the gallery reads the first rows of such shards.
     """
@@ -28,6 +29,7 @@ class StepView:
     rejects: Mapping[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     seconds: float | None = None
+    spent: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[str] = ()
     dataset: Dataset | None = None
