@@ -58,13 +58,14 @@ class FolderSource(SourceStage):
     """Base class of stages that read images from files: `url` is the path of a file below the folder `images`.
 
     damaged: whether JPEGs with pixels missing or wrong are rejected, or kept if a decoder gets to their end.
-    text_limit: the maximum length of a caption.
+    text_limit: the maximum length of a caption. MORE: further columns of its list.
     Codes: no_file, bad_path, and those of `common.pixels`.
     """
 
     NAME: ClassVar[str] = "ingest.folder:FolderSource"
     # 2: rejects transparent images, JPEGs with too many scans; 3: rejects damaged JPEGs, accepts ICO, names formats
     VERSION: ClassVar[int] = 3
+    MORE: ClassVar[tuple[pa.Field, ...]] = ()
 
     images: File
     max_pixels: Annotated[int, Field(ge=1)] = MAX_PIXELS
@@ -73,10 +74,10 @@ class FolderSource(SourceStage):
     text_limit: TextLimit = field(default_factory=TextLimit)
 
     def row_schema(self) -> pa.Schema:
-        return LISTED
+        return pa.schema([*LISTED, *self.MORE])
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        return IMAGES
+        return pa.schema([*IMAGES, *self.MORE])
 
     @contextmanager
     def open(self) -> Iterator[Work]:
@@ -88,15 +89,17 @@ class FolderSource(SourceStage):
 
         def work(batch: pa.Table) -> Out:
             rows = ImageRows(batch, rules)
+            more = {field.name: batch[field.name].to_pylist() for field in self.MORE}
             images: list[tuple[int, bytes, dict[str, Any]]] = []
             # Read all files, then decode all: reading and decoding one image at a time takes a sixth longer.
             for row, name in enumerate(batch["url"].to_pylist()):
                 try:
-                    images.append((row, read_inside(root, name), {}))
+                    own = {column: values[row] for column, values in more.items()}
+                    images.append((row, read_inside(root, name), own))
                 except RowFault as fault:
                     rows.reject(row, fault)
             rows.add_all(images)
-            return rows.out(IMAGES)
+            return rows.out(self.schema(batch.schema))
 
         yield work
 

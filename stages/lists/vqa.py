@@ -1,0 +1,163 @@
+"""Questions about images with their answers, in the JSON of VQA v2: one row per image with all its questions.
+
+https://visualqa.org/download.html: {questions: [{image_id, question, question_id}], data_subtype} and
+{annotations: [{question_id, answers: [{answer}], multiple_choice_answer}]}.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.files import File, ListFile
+from vlpipe.pipeline.stage import GatherStage, Job
+from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows, wanted
+from vlpipe.stages.lists.json_values import load_json
+
+# `stages.loading.makers.answer.ANSWERS`
+ANSWERS = pa.list_(pa.struct([("question", pa.string()), ("label", pa.int32()), ("score", pa.float32())]))
+ANNOTATORS = 3  # as many that say the same make a score of 1
+Answers = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaQuestions(FolderSource):
+    """Images with questions as texts, and the column `answers`: the labels of each question's answers and their scores.
+
+    questions, annotations: JSON of VQA v2. labels: JSON, a list of answers, whose places are their labels, or
+    {answer: label}; `AnswerLabels` makes one. Answers without a label are left out. The score of an answer is
+    min(1, n / 3) if n people gave it. file_name: of an image below `images`; `split` is the questions' `data_subtype`.
+    """
+
+    questions: ListFile
+    annotations: ListFile
+    labels: ListFile
+    file_name: str = "COCO_{split}_{id:012d}.jpg"
+    source: str = "vqa"
+
+    NAME: ClassVar[str] = "lists.vqa:VqaQuestions"
+    VERSION: ClassVar[int] = FolderSource.VERSION
+    MORE: ClassVar[tuple[pa.Field, ...]] = (pa.field("answers", ANSWERS),)
+
+    def rows(self) -> Iterator[pa.Table]:
+        labels = read_labels(self.labels.path)
+        given = dict(_scores(self.annotations.path, labels))
+        images: dict[str, list[str]] = {}
+        answers: dict[str, Answers] = {}
+        for where, name, number, question in self._questions():
+            if number not in given:
+                raise VlpipeError(f"{where}: {self.annotations.path} has no annotation of question {number}")
+            images.setdefault(name, []).append(question)
+            found = [{"question": question, "label": k, "score": s} for k, s in given[number].items()]
+            answers.setdefault(name, []).extend(found)
+        listed = (Captioned(name, texts) for name, texts in images.items())
+        left = iter(answers.values())
+        for table in captioned_rows(listed, source=self.source, text_source="human", limit=self.text_limit):
+            column = pa.array([next(left) for _ in range(table.num_rows)], ANSWERS)
+            yield table.append_column(self.MORE[0], column)
+
+    def _questions(self) -> Iterator[tuple[str, str, str, str]]:
+        """Yields (place in the file, image file, question id, question)."""
+        path = self.questions.path
+        content = load_json(path)
+        split = content.get("data_subtype", "") if isinstance(content, dict) else ""
+        for n, one in enumerate(wanted(content, "questions", list, path)):
+            where = f"{path}: questions[{n}]"
+            question = wanted(one, "question", str, where).strip()
+            try:
+                name = self.file_name.format(split=split, id=int(one["image_id"]))
+            except (KeyError, IndexError, ValueError, TypeError) as error:
+                raise VlpipeError(
+                    f"{where}: wanted an image_id, a whole number, for file_name {self.file_name!r}, got "
+                    f"{one.get('image_id')!r}"
+                ) from error
+            yield where, name, str(one.get("question_id")), question
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerLabels(GatherStage):
+    """Artifact answers.json: the common answers of VQA, the commonest first; the place of an answer is its label.
+
+    annotations: JSON of VQA v2, several for training and validation. min_count: how often an answer must be the commonest
+    of its question (`multiple_choice_answer`). https://visualqa.org/evaluation.html
+    """
+
+    ROWS_ARE: ClassVar[str] = "none"
+    NAME: ClassVar[str] = "lists.vqa:AnswerLabels"
+
+    annotations: tuple[File, ...]
+    min_count: Annotated[int, Field(ge=1)] = 9
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([])
+
+    def run(self, job: Job) -> None:
+        counts: Counter[str] = Counter()
+        for file in self.annotations:
+            for where, one in _annotations(file.path):
+                counts[normalised(wanted(one, "multiple_choice_answer", str, where))] += 1
+        common = sorted((a for a, n in counts.items() if n >= self.min_count), key=lambda a: (-counts[a], a))
+        if not common:
+            raise VlpipeError(f"no answer occurs {self.min_count} times, as min_count wants")
+        (Path(job.artifacts) / "answers.json").write_text(json.dumps(common, indent=0))
+        job.say(f"{len(common):,} of {len(counts):,} answers occur at least {self.min_count} times")
+
+
+def read_labels(path: str) -> dict[str, int]:
+    """Returns answer -> label of a JSON file, [answer, ...] or {answer: label}. Raises VlpipeError if it is neither."""
+    content = load_json(path)
+    try:
+        if isinstance(content, list):
+            found = {str(answer): label for label, answer in enumerate(content)}
+        else:
+            found = {str(answer): int(label) for answer, label in content.items()}
+    except (AttributeError, ValueError, TypeError) as error:
+        raise VlpipeError(f"{path}: wanted a list of answers, or an object of labels by answer") from error
+    if isinstance(content, list) and len(found) < len(content):
+        raise VlpipeError(f"{path}: an answer occurs more than once")
+    return found
+
+
+def _annotations(path: str) -> Iterator[tuple[str, Any]]:
+    for n, one in enumerate(wanted(load_json(path), "annotations", list, path)):
+        yield f"{path}: annotations[{n}]", one
+
+
+def _scores(path: str, labels: Mapping[str, int]) -> Iterator[tuple[str, dict[int, float]]]:
+    """Yields (question id, label -> score)."""
+    for where, one in _annotations(path):
+        answers = wanted(one, "answers", list, where)
+        counts = Counter(
+            normalised(wanted(a, "answer", str, f"{where}: answers[{n}]")) for n, a in enumerate(answers)
+        )
+        known = {labels[answer]: min(1.0, n / ANNOTATORS) for answer, n in counts.items() if answer in labels}
+        yield str(one.get("question_id")), known
+
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+NUMBERS = {"none": "0", **{word: str(n) for n, word in enumerate(DIGITS)}}
+
+
+def normalised(answer: str) -> str:
+    """Returns an answer as VQA's evaluation compares it: in lower case, without articles and most punctuation, with digits.
+
+    Its list of contractions ("dont" for "don't") is not applied. https://visualqa.org/evaluation.html
+    """
+    text = given = " ".join(answer.split())
+    has_number = re.search(r"\d,\d", given) is not None
+    for sign in PUNCTUATION:
+        loose = f"{sign} " in given or f" {sign}" in given or has_number
+        text = text.replace(sign, "" if loose else " ")
+    text = re.sub(r"\.(?!\d)", "", text)
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
