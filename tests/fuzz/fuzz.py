@@ -27,6 +27,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 from kind import Kind, Shape, mutant, shape
@@ -77,21 +78,37 @@ def slope(kind: Kind, made: Shape) -> tuple[float, int] | None:
     """Returns (the larger of the two ratios, n), or None if the largest shape takes less than MEASURED_S.
 
     A ratio above MAX_RATIO is measured again with twice and four times the n: caches and other processes cost time, too.
+    A file may be read in another way from some size on, and then take seconds at once: sizes that would take too long are
+    left out.
     """
     n = 1 << 10
     while cpu_s(kind, made.of(n)) < MEASURED_S:
         n *= 2
         if n > kind.max_bytes:
             return None
-    once = [cpu_s(kind, made.of(n << k)) for k in range(3)]
-    ratio = max(once[1] / max(once[0], MEASURED_S / 2), once[2] / once[1])
+    ratio = steepest(once := times_of(kind, made, n, 1))
     for _ in range(3 if ratio > SUSPECT else 0):
-        times = [min(cpu_s(kind, made.of(n << k)) for _ in range(3)) for k in range(3)]
-        ratio = max(times[1] / max(times[0], 1e-9), times[2] / max(times[1], 1e-9))
+        times = times_of(kind, made, n, 3, len(once))
+        if len(times) < 2:
+            break
+        ratio = steepest(times)
         if ratio <= MAX_RATIO:
             break
         n *= 2
     return ratio, n
+
+
+def times_of(kind: Kind, made: Shape, n: int, best_of: int, num: int = 3) -> list[float]:
+    """Returns the CPU seconds, best of some, at n, 2n, ...: `num` of them, without those that might take HANGS_S."""
+    times: list[float] = []
+    while len(times) < num and (not times or 4 * times[-1] <= HANGS_S):
+        data = made.of(n << len(times))
+        times.append(min(cpu_s(kind, data) for _ in range(best_of)))
+    return times
+
+
+def steepest(times: list[float]) -> float:
+    return max((b / max(a, MEASURED_S / 2) for a, b in pairwise(times)), default=0.0)
 
 
 class Search:
