@@ -93,13 +93,14 @@ class CrossAttention(nn.Module):
         mixed = (mixed @ values.transpose(1, 2)).transpose(0, 1).reshape(x.shape)
         return self._close(x, mixed + self.kv.bias[width:])
 
-    def absorbs(self, num_tokens: int) -> bool:
-        """Whether `of_context` is faster than keys and values for texts of `num_tokens`.
+    def absorbs(self, num_tokens: int, repeats: int = 1) -> bool:
+        """Whether `of_context` is faster than keys and values for texts of `num_tokens`, `repeats` per context.
 
-        On the CPU it is up to about 0.65 x the width of a head (64 x 197 tokens, 384 to 768 wide, one thread); on a GPU
-        nothing was measured, and keys and values are used.
+        On the CPU it is up to about 0.65 x the width of a head, and 0.4 with several texts (64 x 197 tokens, 384 to 768
+        wide, one thread). On a GPU keys and values are used.
         """
-        return self.q.weight.device.type == "cpu" and num_tokens <= self.q.in_features // self.num_heads // 2
+        most = self.q.in_features // self.num_heads // (2 if repeats == 1 else 3)
+        return self.q.weight.device.type == "cpu" and num_tokens <= most
 
     def _close(self, x: Tensor, mixed: Tensor) -> Tensor:
         out: Tensor = self.norm(x + F.dropout(self.out(mixed), self.dropout, self.training))

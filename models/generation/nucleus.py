@@ -30,8 +30,8 @@ def nucleus(logits: Tensor, top_p: float, draws: Tensor, top_k: int | None = Non
     if logits.shape[-1] <= LARGE:
         order = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
         return _drawn(order.values, order.indices, top_p, draws)[0]
-    num = CPU_ROWS if logits.device.type == "cpu" else len(logits)
-    parts = zip(logits.split(num), draws.split(num), strict=True)
+    num = CPU_ROWS if logits.device.type == "cpu" else max(1, len(logits))
+    parts = zip(logits.float().split(num), draws.split(num), strict=True)
     return torch.cat([_by_buckets(part, top_p, draw) for part, draw in parts])
 
 
@@ -78,7 +78,9 @@ def _drawn(probs: Tensor, ids: Tensor, top_p: float, draws: Tensor) -> tuple[Ten
 
 
 def _by_buckets(logits: Tensor, top_p: float, draws: Tensor) -> Tensor:
-    """As `nucleus`, in linear time: only the members of two buckets per row are sorted."""
+    """As `nucleus`, in linear time: only the members of two buckets per row are sorted. logits: float32."""
+    if not len(logits):
+        return torch.zeros(0, dtype=torch.long, device=logits.device)
     probs = logits.double().softmax(-1)
     below = logits.amax(-1, keepdim=True) - logits
     bucket = below.mul_(NUM_BUCKETS / NATS).clamp_max_(NUM_BUCKETS - 1).long()

@@ -33,7 +33,9 @@ def _view(one: PlannedStep, have: StepReceipts, store: Store, running: bool) -> 
     spent: Counter[str] = Counter()
     for receipt in receipts:
         if TIMED[0] in receipt.run:
-            spent.update({kind: receipt.run[kind] for kind in (*TIMED, "seconds")})
+            spent.update(
+                {kind: receipt.run[kind] for kind in (*TIMED, "seconds")} | {"rows": receipt.rows_in}
+            )
     rows_out = sum(r.shard.num_rows for r in receipts)
     shards = tuple(r.shard for r in receipts)
     return {

@@ -20,6 +20,8 @@ from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.stage import Stage
 from vlpipe.stages.inference.precision import Precision, dtype_of, placed
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -139,10 +141,7 @@ def load(
     """
     device = torch.device(device_of_step())
     model = placed(folder.load(weights.path), precision, device)
-    if wrong := next((n for n, t in model.state_dict().items() if not bool(t.isfinite().all())), None):
-        raise VlpipeError(
-            f"the weights in {weights.path} are not all finite in {precision}: {wrong} has NaN or inf"
-        )
+    need_finite(model, weights.path, precision)
     if lacking := missing(model, needs):
         raise VlpipeError(lacking_text(f"the model in {weights.path} is", model, lacking))
     num_positions = model.streams().get("text", {}).get("max_positions", max_length)
@@ -153,3 +152,14 @@ def load(
         )
     tokenizer: Any = Tokenizer.load(weights.path) if "text" in model.STREAMS else None
     return Loaded(model, tokenizer, device, dtype_of(precision, device))
+
+
+def need_finite(model: Any, path: str, precision: str) -> None:
+    """Raises VlpipeError if a parameter has a value that is not finite."""
+    named = [(name, p) for name, p in model.named_parameters() if p.dtype in FLOATS]
+    finite = torch.stack([p.isfinite().all() for _, p in named]).tolist() if named else []
+    wrong = [name for (name, _), is_finite in zip(named, finite, strict=True) if not is_finite]
+    if wrong:
+        raise VlpipeError(
+            f"the weights in {path} are not all finite in {precision}: {wrong[0]} has NaN or inf"
+        )

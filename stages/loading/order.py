@@ -8,8 +8,10 @@ is short.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -130,10 +132,15 @@ def balanced(lengths: npt.NDArray[Any], num: int) -> list[int]:
         middle = (low + high) // 2
         low, high = (low, middle) if len(_within(lengths, middle)) <= num else (middle + 1, high)
     sizes = _within(lengths, low)
-    while len(sizes) < num:
-        largest = sizes.index(max(sizes))
-        sizes[largest : largest + 1] = [sizes[largest] // 2, sizes[largest] - sizes[largest] // 2]
-    return sizes
+    groups = [
+        (-size, end - size) for size, end in zip(sizes, accumulate(sizes), strict=True)
+    ]  # (-size, start)
+    heapq.heapify(groups)
+    while len(groups) < num:  # some groups less are as good: the largest are halved
+        size, start = -groups[0][0], groups[0][1]
+        heapq.heapreplace(groups, (-(size // 2), start))
+        heapq.heappush(groups, (-(size - size // 2), start + size // 2))
+    return [-size for size, _ in sorted(groups, key=lambda group: group[1])]
 
 
 def _within(lengths: Ints, budget: int) -> list[int]:

@@ -62,8 +62,8 @@ def _sections(run: RunView) -> list[tuple[str, str]]:
 def _limits(run: RunView) -> str:
     table = limits(run)
     about = (
-        '<p class="note">Rows per second of one worker, for steps that run a model. Model alone: its rate if it never '
-        "waited; achieved: the share of that rate that the step reached. Other: reading, writing and starting.</p>"
+        '<p class="note">Rows per second of one worker, for steps that run a model. Computing alone: its rate if '
+        "it never waited; achieved: the share of that rate that the step reached. Other: reading, writing and starting.</p>"
     )
     return about + table if table else ""
 

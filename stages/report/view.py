@@ -15,8 +15,8 @@ class StepView:
     """One step.
 
     rejects: "kind:why" -> number of rows, as in receipts. counts: the stage's own counts, such as a filter's
-    `fails:min_side`. inputs: names of the steps it reads rows from. spent: seconds of a step that runs a model, summed over
-    its shards: `seconds` in all, of them `waiting` for input and `computing`; empty for others.
+    `fails:min_side`. inputs: names of the steps it reads rows from. spent: of a step that runs a model, summed over those
+    shards that measured it: `seconds` in all, of them `waiting` for input and `computing`, and `rows`; empty for others.
     dataset: its output shards, None if there are none yet. rejects_sample: some of its rejects, preferably all of those in
     a few evenly spaced shards including the first, because the gallery reads the first rows of such shards.
     """

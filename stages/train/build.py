@@ -23,6 +23,7 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import did_you_mean
 from vlpipe.stages.loading.corruptors.base import Corruptor
 from vlpipe.stages.loading.makers.base import Maker
+from vlpipe.stages.loading.makers.image import Image
 from vlpipe.stages.train.recipe import (
     CORRUPTORS,
     MAKERS,
@@ -261,10 +262,17 @@ def build_makers(recipe: Recipe, model: Any, tokenizer: Tokenizer | None) -> dic
                 f"{where}: {type(model).__name__} reads no stream {name!r}{did_you_mean(name, specs)}; "
                 f"it reads {', '.join(specs)}"
             )
-    return {
+    makers: dict[str, Maker] = {
         name: _made({**spec, **settings.get(name, {})}, MAKERS, f"streams.{name}", tokenizer)
         for name, spec in specs.items()
     }
+    pictures = [name for name, maker in makers.items() if isinstance(maker, Image)]
+    if recipe.balance_tokens and pictures:
+        raise ValueError(
+            f"balance_tokens: pictures (stream {pictures[0]!r}) have a fixed number of positions, which are not counted, so "
+            "batches of short texts would have many pictures; use group_by_length alone"
+        )
+    return makers
 
 
 def build_views(recipe: Recipe, makers: Mapping[str, Maker]) -> dict[str, list[Corruptor]]:

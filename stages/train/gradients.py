@@ -45,6 +45,7 @@ def accumulate(run: Run, batches: Sequence[Any]) -> dict[str, Tensor]:
             parts = _contributions(run, _forward(run, batch), counts, len(batches))
             torch.autograd.backward(run.scaler.scale(parts["loss"]))
         _add(values, parts)
+    _need_gradients(run)
     return values
 
 
@@ -55,17 +56,21 @@ def cached_objectives(run: Run, batch: Any) -> list[tuple[str, Objective]]:
 
 
 def _forward(run: Run, batch: Any) -> Values:
-    try:
-        with run.autocast():
-            values: Values = run.parallel(batch)
-    except RuntimeError as error:
-        if not str(error).startswith("Expected to have finished reduction"):
-            raise
-        raise VlpipeError(
-            f"training: some parameters got no gradient in step {run.step - 1}, but all did in the first step of this run. "
-            "Set find_unused_parameters: true"
-        ) from error
+    with run.autocast():
+        values: Values = run.parallel(batch)
     return values
+
+
+def _need_gradients(run: Run) -> None:
+    """Raises VlpipeError if a parameter got no gradient in a step that did not search for such: ranks would differ."""
+    if getattr(run.parallel, "find_unused_parameters", True):
+        return
+    for name, parameter in run.net.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            raise VlpipeError(
+                f"training: {name} got no gradient in step {run.step}, but did in the trial before the first step; nothing "
+                "of this step was kept. Set find_unused_parameters: true and run again"
+            )
 
 
 def _synchronised(run: Run, *, is_last: bool) -> Any:

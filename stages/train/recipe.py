@@ -303,6 +303,11 @@ class Recipe(Optimisation):
                 self.loader_processes is not None and self.loader_processes < 0,
                 f"loader_processes must be at least 0, got {self.loader_processes}",
             ),
+            (
+                self.find_unused_parameters is False and (bool(self.tasks) or self.accumulate > 1),
+                "find_unused_parameters: false does not go with `tasks` or accumulate above 1, where steps differ in the "
+                "parameters that get a gradient",
+            ),
             (self.balance_tokens and not self.group_by_length, "balance_tokens needs group_by_length: true"),
             (self.window_bytes < 1, f"window_bytes must be at least 1, got {self.window_bytes}"),
             (any(w < 0 for w in self.mix.values()), f"the weights in mix must be at least 0, got {self.mix}"),

@@ -65,9 +65,10 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def join_ranks(self, batch: Any) -> None:
-        """Sets `parallel`: the net as the first step calls it, with an exchange of gradients on several ranks.
+        """Sets `parallel`: the net as the steps call it, with an exchange of gradients on several ranks.
 
-        batch: of the first step. All ranks must call this together.
+        batch: of the first step. On several ranks some of its samples pass forward and backward, which changes no state; all
+        ranks must call this together.
         """
         self.parallel = self.net
         if distributed.world_size() > 1:

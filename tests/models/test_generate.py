@@ -29,7 +29,7 @@ def test_cached_steps_are_the_whole_pass(
     make_blip: Make, make_batch: Make, monkeypatch: pytest.MonkeyPatch, absorbs: bool, repeats: int
 ) -> None:
     """absorbs: without keys and values of the images."""
-    monkeypatch.setattr(CrossAttention, "absorbs", lambda self, num_tokens: absorbs)
+    monkeypatch.setattr(CrossAttention, "absorbs", lambda *_: absorbs)
     blip, b = make_blip(), make_batch(3 * repeats)
     tokens = blip.encode_image(b.streams["image"].data[:3])
     ids = b.streams["text"].data.clone()
@@ -85,6 +85,15 @@ def test_buckets_give_the_token_of_the_whole_sort(spread: float, is_rounded: boo
         at = torch.searchsorted(kept, draws[:, None] * kept[:, -1:], right=True)
         last = (probs.cumsum(-1) - probs < top_p).sum(-1, keepdim=True) - 1
         assert torch.equal(nucleus(logits, top_p, draws), ids.gather(1, torch.minimum(at, last))[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_few_bits_and_no_rows(dtype: torch.dtype) -> None:
+    logits = (3 * torch.randn(20, 9000, generator=torch.Generator().manual_seed(0))).to(dtype)
+    logits[:, 7] = -torch.inf
+    draws = torch.rand(20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.equal(nucleus(logits, 0.9, draws), nucleus(logits.float(), 0.9, draws))
+    assert nucleus(logits[:0], 0.9, draws[:0]).tolist() == []
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 5, 39, 40, 1000])

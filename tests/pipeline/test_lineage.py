@@ -214,6 +214,19 @@ def test_forged_receipts_do_not_fit_their_inputs(tmp_path: Path) -> None:
     ]
 
 
+def test_a_forged_receipt_of_a_gather_step_is_damaged(tmp_path: Path) -> None:
+    """It has one shard, so that no other receipt tells what its inputs were."""
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    store, folder = Store(str(runs.root)), runs.step("sum").name
+    record = read_step(store, folder)
+    assert record.manifest is not None
+    forged = [dataclasses.replace(r, input_digest="0" * 64) for r in record.receipts]
+    write_receipt(store, folder, forged[0])
+    write_manifest(store, folder, record.manifest, forged)
+    assert ["damaged", f"{folder}/_receipts/000000.json"] in [one[:2] for one in wrong(runs)]
+
+
 def test_shards_by_two_versions_of_the_code_are_told(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from vlpipe.pipeline.engine.records.keys import shard_key
+from vlpipe.pipeline.engine.records.keys import sha256_json, shard_key
 from vlpipe.pipeline.engine.records.manifest import Manifest, digest_artifacts, digest_inputs
 from vlpipe.pipeline.engine.records.receipts import Receipt, receipt_path
 from vlpipe.pipeline.inspect.verify.problems import Problem
@@ -31,14 +31,15 @@ def lineage_problems(steps: Steps, found: Records) -> Iterator[Problem]:
     yield from _read_problems(steps, found, manifest)
     if len(above) == len(manifest.inputs) and all(made):
         digests = [one.shards_digest for one in made if one is not None]
-        if manifest.inputs_digest != digest_inputs(digests, digest_artifacts(manifest.read)):
+        is_current = manifest.inputs_digest == digest_inputs(digests, digest_artifacts(manifest.read))
+        if not is_current:
             names = ", ".join(above) or "its parameters"
             yield Problem(
                 f"{found.folder}/manifest.json",
                 "out of date",
                 f"made from other content than {names} has now; {RUN_AGAIN}",
             )
-        yield from _shards_problems(steps, found, manifest, above)
+        yield from _shards_problems(steps, found, manifest, above, is_current)
 
 
 def _is_there(steps: Steps, found: Records, folder: str) -> Generator[Problem, None, bool]:
@@ -90,11 +91,11 @@ def _source(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _shards_problems(
-    steps: Steps, found: Records, manifest: Manifest, above: Sequence[str]
+    steps: Steps, found: Records, manifest: Manifest, above: Sequence[str], is_current: bool
 ) -> Iterator[Problem]:
     """Compares each receipt with its input shard; for a gather step, which reads all shards at once, with the manifest.
 
-    above: folders of the input steps.
+    above: folders of the input steps. is_current: whether they are what the manifest was made from.
     """
     inputs: list[Shard] = []
     for folder in above:
@@ -118,14 +119,24 @@ def _shards_problems(
     artifacts = digest_artifacts(manifest.read)
     for receipt in found.receipts.values():
         if receipt.index < len(inputs):
-            yield from _shard_problems(found, manifest, receipt, inputs[receipt.index], artifacts)
+            source = inputs[receipt.index]
+            yield from _shard_problems(found, manifest, receipt, source, artifacts, is_current)
+
+
+def _is_gathered(receipt: Receipt, manifest: Manifest) -> bool:
+    """True for a shard of a gather step: its input digest is over all inputs, or its key is one of its content."""
+    by_content = sha256_json("content", receipt.shard.digest)
+    return receipt.input_digest == manifest.inputs_digest or receipt.shard.key == by_content
 
 
 def _shard_problems(
-    found: Records, manifest: Manifest, receipt: Receipt, source: Shard, artifacts: str
+    found: Records, manifest: Manifest, receipt: Receipt, source: Shard, artifacts: str, is_current: bool
 ) -> Iterator[Problem]:
     if receipt.shard.key != shard_key(manifest.stage_key, source.key):
-        yield _outdated(found, receipt, f"made from another shard than {source.path} is now")
+        if is_current:
+            yield _damaged(found, receipt, f"its key does not match its input {source.path}")
+        else:
+            yield _outdated(found, receipt, f"made from another shard than {source.path} is now")
     elif receipt.input_digest != source.digest:
         yield _outdated(found, receipt, f"made from other content than {source.path} has now")
     elif dict(receipt.input_heavy) != source.heavy_digests(receipt.input_heavy):

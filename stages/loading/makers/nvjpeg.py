@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vlpipe.models.interface.batch import Stream
 
-BOX, FLIP = "box", "flip"
+ENCODED = LENGTH, BOX, FLIP = "length", "box", "flip"  # in `extra` until the pictures are decoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,6 @@ class NvJpegImage(Image):
     channels, are prepared on the CPU. Raises ValueError for RandAugment, whose operations are the CPU's, and without
     torchvision.
     """
-
-    PADDED: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.augment is not None and self.augment.randaugment is not None:
@@ -63,24 +61,28 @@ class NvJpegImage(Image):
         data = np.frombuffer(encoded, np.uint8)
         return {"data": data, f"{EXTRA}{BOX}": np.array(box, np.int64), f"{EXTRA}{FLIP}": np.bool_(flip)}
 
+    def collate(self, items: Sequence[Item]) -> Stream:
+        """Returns a stream whose data are the bytes of all items, one after the other; `extra` has the length of each."""
+        import torch
+
+        lengths = [{**item, "data": np.int64(len(item["data"]))} for item in items]
+        found = super().collate(lengths)
+        data = torch.from_numpy(np.concatenate([item["data"] for item in items]))
+        return replace(found, data=data, extra={**found.extra, LENGTH: found.data})
+
     def to_device(self, stream: Stream, device: torch.device) -> Stream:
-        """Decodes: (B, bytes) -> pixels (B, 3, size, size) uint8 on `device`."""
+        """Decodes: a stream of `collate` -> pixels (B, 3, size, size) uint8 on `device`; all else is moved there."""
         import torch
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        from vlpipe.models.interface.batch import Stream as Made
-
-        assert stream.mask is not None
-        lengths, boxes, flips = (
-            stream.mask.sum(1).tolist(),
-            stream.extra[BOX].tolist(),
-            stream.extra[FLIP].tolist(),
-        )
-        found: list[Any] = [row[:length] for row, length in zip(stream.data, lengths, strict=True)]
+        lengths, boxes, flips = (stream.extra[name].tolist() for name in ENCODED)
+        found: list[Any] = list(stream.data.split(lengths))
         jpegs = [k for k, box in enumerate(boxes) if any(box)]
         if jpegs:
             try:
                 decoded = decode_jpeg([found[k] for k in jpegs], mode=ImageReadMode.RGB, device=device)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise VlpipeError(
                     f"training: nvJPEG cannot decode a JPEG of this batch ({error}); use image:Image in streams.image"
@@ -89,10 +91,11 @@ class NvJpegImage(Image):
                 found[k] = part(pixels, boxes[k], self.size, flips[k])
         for k in set(range(len(found))) - set(jpegs):
             found[k] = found[k].view(3, self.size, self.size).to(device, non_blocking=True)
-        return Made(torch.stack(found))
+        rest = {name: value for name, value in stream.extra.items() if name not in ENCODED}
+        return super().to_device(replace(stream, data=torch.stack(found), extra=rest), device)
 
     def on_device(self, stream: Stream) -> Stream:
-        is_encoded = BOX in stream.extra
+        is_encoded = LENGTH in stream.extra
         return super().on_device(self.to_device(stream, stream.data.device) if is_encoded else stream)
 
 

@@ -15,6 +15,8 @@ from PIL import Image as Pictures
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.loading.augment import Augmentation
+from vlpipe.stages.loading.corruptors.mask_patches import MaskPatches
+from vlpipe.stages.loading.corruptors.mismatch import Mismatch
 from vlpipe.stages.loading.makers.image import Image
 from vlpipe.stages.loading.makers.nvjpeg import NvJpegImage
 from vlpipe.stages.loading.rows import Row
@@ -79,6 +81,42 @@ def test_it_gives_the_pictures_of_the_cpu(augment: Augmentation | None) -> None:
     assert levels.max() < 2.0
     other = (wanted - wanted.flip(3)).abs().mean((1, 2, 3)) * 0.27 * 255
     assert other[:6].min() > 10.0  # mirrored or cut elsewhere they would differ by far more
+
+
+@pytest.mark.usefixtures("torchvision")
+@pytest.mark.parametrize(
+    "corruptor", [MaskPatches(patch=8), Mismatch(stream="image")], ids=["masked", "mismatched"]
+)
+def test_what_corruptors_record_stays(corruptor: Any) -> None:
+    found = []
+    for maker in (Image(size=32), NvJpegImage(size=32)):
+        makers = {"image": maker, "text": None}
+        samples = [
+            {
+                "image": maker(row(picture(k)), "", np.random.default_rng(k)) | {"row": np.array([k])},
+                "text": {},
+            }
+            for k in range(4)
+        ]
+        changed = corruptor(samples, lambda k: np.random.default_rng(k), makers)
+        stream = maker.to_device(maker.collate([sample["image"] for sample in changed]), CPU)
+        assert stream.data.shape == (4, 3, 32, 32)
+        found.append(
+            {**stream.extra, **{f"target {k}": v for k, v in stream.target.items()}, **stream.places}
+        )
+    wanted, got = found
+    assert wanted.keys() == got.keys()
+    assert wanted
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_a_batch_is_as_large_as_its_files() -> None:
+    maker = NvJpegImage(size=32)
+    files = [picture(0), picture(1), picture(2, "PNG")]
+    stream = maker.collate([maker(row(file), "", np.random.default_rng(0)) for file in files])
+    assert len(stream.data) == len(files[0]) + len(files[1]) + 3 * 32 * 32
+    assert (stream.mask, stream.places) == (None, {})
 
 
 @pytest.mark.usefixtures("torchvision")

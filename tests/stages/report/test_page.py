@@ -256,15 +256,15 @@ def test_small_texts() -> None:
 
 
 def test_what_limits_a_step_that_runs_a_model(run: RunView) -> None:
-    """Steps that measured no model have no line; without any there is no section."""
+    """Steps and shards that measured no model are left out; without any there is no section."""
     assert "What limits" not in render(run)
     named = [
-        ("captions", {"seconds": 10.0, "computing": 8.0, "waiting": 1.5}, "the model"),
-        ("scores", {"seconds": 10.0, "computing": 2.0, "waiting": 7.0}, "its input"),
+        ("captions", {"rows": 400, "seconds": 10.0, "computing": 8.0, "waiting": 1.5}),
+        ("scores", {"rows": 400, "seconds": 10.0, "computing": 2.0, "waiting": 7.0}),
     ]
-    steps = [StepView(name=n, use="a:B", status="done", rows_in=400, spent=spent) for n, spent, _ in named]
+    steps = [StepView(name=n, use="a:B", status="done", rows_in=900, spent=spent) for n, spent in named]
     page = render(replace(run, steps=[*run.steps, *steps]))
     section = page[page.index('<section id="what-limits">') :]
     lines = [re.findall(r"<td[^>]*>([^<]*)</td>", line) for line in section.split("<tr>")[2:]]
-    assert lines[0] == ["captions", "40", "50", "80.0 %", "15.0 %", "5.0 %", "the model"]
+    assert lines[0] == ["captions", "40", "50", "80.0 %", "15.0 %", "5.0 %", "computing"]
     assert lines[1] == ["scores", "40", "200", "20.0 %", "70.0 %", "10.0 %", "its input"]

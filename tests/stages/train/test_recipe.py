@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -139,12 +140,19 @@ def test_steps_of_epochs(recipe_of: Callable[..., Train]) -> None:
 def test_as_many_tokens_need_losses_of_single_samples_on_several_workers(
     recipe_of: Callable[..., Train],
 ) -> None:
-    """Losses that compare samples exchange them, so that each worker needs as many."""
-    recipe = recipe_of(group_by_length=True, balance_tokens=True, num_workers=2)
-    (said,) = recipe.preflight()
-    assert "balance_tokens: the loss of Itc, Itm compares samples" in said
-    assert (
-        recipe_of(group_by_length=True, balance_tokens=True, num_workers=2, objectives=["lm:Lm"]).preflight()
-        == []
-    )
-    assert recipe_of(group_by_length=True, balance_tokens=True).preflight() == []
+    """Losses that compare samples exchange them, so that each worker needs as many. Pictures are not counted."""
+    bert = {"use": "bert:Bert", "width": 16, "layers": 1, "heads": 2, "max_text_length": 16}
+    masked: dict[str, Any] = {"views": {"mlm": ["mask_text:MaskText"]}}
+    masked["objectives"] = [{"use": "masked_lm:MaskedLm", "view": "mlm"}]
+    of = replace(recipe_of(group_by_length=True, balance_tokens=True, **masked), model=bert)
+    assert of.preflight() == []
+    assert replace(of, num_workers=2).preflight() == []
+    next_sentence = [*masked["objectives"], {"use": "match:Match", "view": "mlm"}]
+    assert "balance_tokens" not in str(replace(of, objectives=next_sentence).preflight())
+    (said,) = recipe_of(group_by_length=True, balance_tokens=True).preflight()
+    assert "balance_tokens: pictures (stream 'image') have a fixed number of positions" in said
+
+
+def test_steps_that_differ_search_for_parameters_without_gradient(recipe_of: Callable[..., Train]) -> None:
+    (said,) = recipe_of(find_unused_parameters=False, accumulate=2).preflight()
+    assert "find_unused_parameters: false does not go with `tasks` or accumulate above 1" in said
