@@ -4,7 +4,7 @@
     python benchmarks/loader_memory.py --write    # and puts the page into loader_memory.md beside this file
 
 Photos (flickr8k, scaled up to 1,280 px) in Parquet; two loader processes, batches of 64 augmented to 224 x 224. A shuffle
-window is 64 MB and the cache 64 MB, so that both are far below the data. Each line is a process of its own that makes two
+window is 64 MB and the cache 64 MB. Each line is a process of its own that makes two
 epochs of batches. Peaks are of memory that is no copy of a file (RssAnon and RssShmem), sampled every 20 ms: of the process
 that reads, what the loader added; of a process that decodes, all that it holds, Python and the libraries included.
 """
@@ -30,7 +30,7 @@ from record import machine, machine_line, table
 
 HERE = Path(__file__).parent
 SIDE, BATCH, PROCESSES, LIMIT = 1280, 64, 2, 64 << 20
-SIZES = (500, 2000)  # photos
+SIZES = (500, 2000, 6000)  # photos
 FIELDS = ("RssAnon", "RssShmem")
 
 
