@@ -6,8 +6,8 @@
 BERT of 4 layers of 128, masked words, texts of at most 64 tokens, one thread. The ways train in turn on the same texts; what
 is stated is the median of the rounds. "Padding" is the share of the positions that are padding; "largest batch" counts
 positions, padding included, on which memory depends. `balance_tokens` has a mean of samples per batch with which its largest
-batch is no larger than that of random lengths. Batches are made before the clock starts: counting the tokens of a text, which
-`balance_tokens` does in the process that reads, takes about 30 us.
+batch is no larger than that of random lengths. Batches are made before the clock starts: counting the tokens of a text,
+which `balance_tokens` does in the process that reads, takes about 30 us.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import io
 import json
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -83,7 +84,12 @@ def photos(folder: Path, num: int, to: Path) -> Any:
     return dataset(to, pa.Table.from_pylist(rows, pa.schema([*LISTED, *IMAGE_FIELDS])), shard_rows=100)
 
 
-def measure(folder: Path, num: int) -> dict[str, float]:
+def prepare(folder: Path, num: int, to: Path) -> None:
+    """Writes a dataset and its description, in a process of its own: it needs memory for all photos."""
+    (to / "dataset.pickle").write_bytes(pickle.dumps(photos(folder, num, to)))
+
+
+def measure(to: Path, num: int) -> dict[str, float]:
     """Makes two epochs of batches; returns MB."""
     import torch
 
@@ -95,29 +101,28 @@ def measure(folder: Path, num: int) -> dict[str, float]:
     from vlpipe.stages.train.train import Train
 
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
-        data = photos(folder, num, Path(name))
-        size = sum(f.stat().st_size for f in Path(name).rglob("*.parquet"))
-        recipe = Train(
-            objectives=["lm:Lm"],
-            model={},
-            steps=1,
-            batch_size=BATCH,
-            loader_processes=PROCESSES,
-            window_bytes=LIMIT,
-            cache_bytes=LIMIT,
-        )
-        augment = Augmentation(crop_scale=(0.2, 1.0), flip=True, randaugment=(2, 5))
-        tokenizer = Tokenizer.train(["a photo of a dog"], vocab_size=100)
-        makers = {"image": Image(size=224, augment=augment), "text": Text(tokenizer=tokenizer)}
-        loader = Loader([data], recipe, tokenizer, makers)
-        before = held(os.getpid())
-        with Peaks() as peaks, loader.batches(0) as batches:
-            for _ in range(2 * num // BATCH):
-                next(batches)
-                time.sleep(0.05)  # a step
-        reader = peaks.of.pop(os.getpid()) - before
-        workers = max(peaks.of.values())
+    data = pickle.loads((to / "dataset.pickle").read_bytes())
+    size = sum(f.stat().st_size for f in to.rglob("*.parquet"))
+    recipe = Train(
+        objectives=["lm:Lm"],
+        model={},
+        steps=1,
+        batch_size=BATCH,
+        loader_processes=PROCESSES,
+        window_bytes=LIMIT,
+        cache_bytes=LIMIT,
+    )
+    augment = Augmentation(crop_scale=(0.2, 1.0), flip=True, randaugment=(2, 5))
+    tokenizer = Tokenizer.train(["a photo of a dog"], vocab_size=100)
+    makers = {"image": Image(size=224, augment=augment), "text": Text(tokenizer=tokenizer)}
+    loader = Loader([data], recipe, tokenizer, makers)
+    before = held(os.getpid())
+    with Peaks() as peaks, loader.batches(0) as batches:
+        for _ in range(2 * num // BATCH):
+            next(batches)
+            time.sleep(0.05)  # a step
+    reader = peaks.of.pop(os.getpid()) - before
+    workers = max(peaks.of.values())
     return {"data": size / 1e6, "reader": reader / 1e6, "worker": workers / 1e6}
 
 
@@ -126,20 +131,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="write loader_memory.md")
+    parser.add_argument("--prepare", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = Path(os.environ.get("VLPIPE_DATA") or HERE.parent.parent / "shared" / "data") / "flickr8k"
     if not folder.exists():
         sys.exit("skipped: no flickr8k in VLPIPE_DATA or ../shared/data")
+    if options.prepare:
+        prepare(folder, options.prepare, options.to)
+        return
     if options.measure:
-        print(json.dumps(measure(folder, options.measure)))
+        print(json.dumps(measure(options.to, options.measure)))
         return
     at, lines = machine(), []
     for num in SIZES:
-        command = [sys.executable, __file__, "--measure", str(num)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr)
+        with tempfile.TemporaryDirectory() as to:
+            for what in ("--prepare", "--measure"):
+                command = [sys.executable, __file__, what, str(num), "--to", to]
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    sys.exit(done.stderr)
         found = json.loads(done.stdout.splitlines()[-1])
         lines.append((f"{num:,}", *(f"{found[name]:.0f}" for name in ("data", "reader", "worker"))))
         print(lines[-1], flush=True)
