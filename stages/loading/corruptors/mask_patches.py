@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlpipe.stages.loading.corruptors.base import Rng
-from vlpipe.stages.loading.makers.base import EXTRA, TARGET, Item, Maker, Sample
+from vlpipe.stages.loading.makers.base import EXTRA, TARGET, Maker, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class MaskPatches:
     def __call__(self, samples: list[Sample], rng: Rng, makers: Mapping[str, Maker]) -> list[Sample]:
         for k, sample in enumerate(samples):
             item = sample[self.stream]
-            height, width = _size(item, makers[self.stream])
+            height, width = item["data"].shape[-2:] if item["data"].ndim > 1 else _size(makers[self.stream])
             num = (height // self.patch) * (width // self.patch)
             order = rng(k).permutation(num)
             keep = np.sort(order[: num - round(self.ratio * num)])
@@ -40,7 +40,6 @@ class MaskPatches:
         return samples
 
 
-def _size(item: Item, maker: Maker) -> tuple[int, int]:
-    """Returns the height and width of a picture, which may not be decoded yet."""
-    shape = item["data"].shape
-    return shape[-2:] if len(shape) > 1 else (maker.size, maker.size)  # type: ignore[attr-defined]
+def _size(maker: Maker) -> tuple[int, int]:
+    """Returns the height and width of a maker's pictures, which are not decoded yet."""
+    return maker.size, maker.size  # type: ignore[attr-defined]
