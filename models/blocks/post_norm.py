@@ -83,9 +83,8 @@ class CrossAttention(nn.Module):
         x: (B x repeats, L, width), the rows of one context side by side. In inference only: there is no dropout here.
         """
         num, width = len(context), x.shape[2]
-        keys, values = self.kv.weight.view(2, self.num_heads, -1, context.shape[2]).unbind(
-            0
-        )  # (H, D / H, Dc)
+        # (H, D / H, context_width) each
+        keys, values = self.kv.weight.view(2, self.num_heads, -1, context.shape[2]).unbind(0)
         q = (self.q(x) * (width // self.num_heads) ** -0.5).view(-1, self.num_heads, keys.shape[1])
         q = (q.transpose(0, 1) @ keys).transpose(0, 1)  # (B x repeats x L, H, Dc)
         probs = (q.reshape(num, -1, context.shape[2]) @ context.transpose(1, 2)).softmax(-1)

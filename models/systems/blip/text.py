@@ -112,14 +112,12 @@ class TextTransformer(nn.Module):
 
     def start(self, image_tokens: Tensor, max_length: int, repeats: int = 1) -> Cache:
         """A cache for `step`: keys and values of the images, computed here, once, then repeated; or the image tokens."""
-        cache = Cache(max_length)
-        for layer in self._layers():
+        cache, layers = Cache(max_length), self._layers()
+        if all(layer.cross is not None and layer.cross.absorbs(max_length, repeats) for layer in layers):
+            cache.context = image_tokens.clone()  # a cache that is kept for compiled steps is written over
+            return cache
+        for layer in layers:
             assert layer.cross is not None
-            if layer.cross.absorbs(max_length):
-                cache.context = (
-                    image_tokens.clone()
-                )  # a cache that is kept for compiled steps is written over
-                continue
             k, v = layer.cross.keys_values(image_tokens)
             cache.image.append((k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)))
         return cache
