@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 LARGE = 4096  # vocabularies up to this size are sorted whole
-CPU_ROWS = (
-    16  # rows at a time on the CPU, so that they stay in its cache: 64 rows of 30,522 take half of the time
-)
+# rows at a time on the CPU, so that they stay in its cache: 64 rows of 30,522 take half of the time
+CPU_ROWS = 16
 NUM_BUCKETS, NATS = (
     2048,
     24.0,

@@ -103,10 +103,7 @@ def _shards_problems(
         if shards is None:
             return
         inputs += [shards[index] for index in sorted(shards)]
-    read_all = [r.input_digest == manifest.inputs_digest for r in found.receipts.values()]
-    if (
-        not above or not read_all or any(read_all)
-    ):  # a gather step, whose receipts have the digest of all inputs
+    if not above or all(_is_gathered(receipt, manifest) for receipt in found.receipts.values()):
         for receipt in found.receipts.values():
             if receipt.input_digest != manifest.inputs_digest:
                 yield _damaged(found, receipt, "its input digest differs from the one in manifest.json")
