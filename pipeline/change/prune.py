@@ -82,6 +82,7 @@ def unreached(store: Store, plans: Sequence[Sequence[PlannedStep]]) -> list[Unre
     """Returns the step folders of the root that are in none of the plans."""
     reached = {one.folder for steps in plans for one in steps}
     holders = _holders(store, reached)
+    renamed = {one.keyed.step_key: one.name for steps in plans for one in steps if not one.is_done}
     by_name = {one.name: one for steps in reversed(plans) for one in steps}
     found = []
     for folder in step_folders(store):
@@ -91,7 +92,7 @@ def unreached(store: Store, plans: Sequence[Sequence[PlannedStep]]) -> list[Unre
                     folder=folder,
                     bytes=folder_bytes(store, folder),
                     what=_what(store, folder, by_name),
-                    kept_for=_kept_for(store, folder, holders),
+                    kept_for=_kept_for(store, folder, holders, renamed),
                 )
             )
     return found
@@ -108,7 +109,11 @@ def _what(store: Store, folder: str, by_name: Mapping[str, PlannedStep]) -> str:
     return "an upstream step changed" if found.startswith("step ") else found
 
 
-def _kept_for(store: Store, folder: str, holders: Mapping[str, str]) -> str:
+def _kept_for(store: Store, folder: str, holders: Mapping[str, str], renamed: Mapping[str, str]) -> str:
+    """renamed: step key -> name of steps that are not done, which adopt what a folder of the same key has."""
+    made = read_step_file(store, folder)
+    if made is not None and made["step_key"] in renamed:
+        return f"the next run of step {renamed[made['step_key']]!r} adopts what is in it"
     if store.is_local and os.path.islink(store.path(folder)):
         return "it is a symbolic link"
     if folder in holders:

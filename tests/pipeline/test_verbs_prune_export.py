@@ -137,6 +137,20 @@ def test_other_files_in_the_root_stay(tmp_path: Path) -> None:
     assert (plain / "manifest.json").exists()
 
 
+def test_what_a_renamed_step_will_adopt_stays(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    former = runs.step("every")
+    runs.file.write_text(CHAIN.replace("every:", "other:").replace("from: every", "from: other"))
+    said = " ".join(vlpipe("prune", runs.file, "--root", runs.root, "--yes"))
+    assert "the next run of step 'other' adopts what is in it" in said
+    assert (former / "manifest.json").exists()
+    runs("run", "--local")
+    vlpipe("prune", runs.file, "--root", runs.root, "--yes")
+    assert not former.exists()
+    vlpipe("verify", runs.root)
+
+
 def test_a_folder_that_holds_heavy_columns_of_a_reached_step_stays(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local")
