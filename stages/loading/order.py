@@ -86,7 +86,7 @@ class Part:
 
 
 def cuts(part: Part, size: int) -> list[int]:
-    """Returns the sizes of a part's pieces: the rest of the batch begun before it, whole batches, the begin of the next one.
+    """Returns the sizes of a part's pieces: the rest of the batch begun before it, whole batches, the start of the next one.
 
     Batches of `size` begin at multiples of it of the rank's samples. The first and the last piece may be empty.
     """
@@ -136,7 +136,7 @@ def balanced(lengths: npt.NDArray[Any], num: int) -> list[int]:
         (-size, end - size) for size, end in zip(sizes, accumulate(sizes), strict=True)
     ]  # (-size, start)
     heapq.heapify(groups)
-    while len(groups) < num:  # some groups less are as good: the largest are halved
+    while len(groups) < num:  # fewer groups than wanted suffice: the largest are halved
         size, start = -groups[0][0], groups[0][1]
         heapq.heapreplace(groups, (-(size // 2), start))
         heapq.heappush(groups, (-(size - size // 2), start + size // 2))

@@ -198,18 +198,23 @@ def test_a_step_over_rows_of_a_gather_step_that_were_made_anew_is_out_of_date_an
     assert any("made from another shard than decide-" in text for *_, text in found)
 
 
-def test_forged_receipts_do_not_fit_their_inputs(tmp_path: Path) -> None:
-    runs = Runs(tmp_path, CHAIN)
-    runs("run", "--local")
-    store, folder = Store(str(runs.root)), runs.step("scale").name
+def forge(runs: Runs, step: str) -> str:
+    """Gives all receipts of a finished step another input digest; returns the step's folder."""
+    store, folder = Store(str(runs.root)), runs.step(step).name
     record = read_step(store, folder)
     assert record.manifest is not None
     forged = [dataclasses.replace(r, input_digest="0" * 64) for r in record.receipts]
     for receipt in forged:
         write_receipt(store, folder, receipt)
     write_manifest(store, folder, record.manifest, forged)
-    found = wrong(runs)
-    assert [one[:2] for one in found] == [
+    return folder
+
+
+def test_forged_receipts_do_not_fit_their_inputs(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, CHAIN)
+    runs("run", "--local")
+    folder = forge(runs, "scale")
+    assert [one[:2] for one in wrong(runs)] == [
         ["out of date", f"{folder}/_receipts/{k:06d}.json"] for k in range(4)
     ]
 
@@ -218,12 +223,7 @@ def test_a_forged_receipt_of_a_gather_step_is_damaged(tmp_path: Path) -> None:
     """It has one shard, so that no other receipt tells what its inputs were."""
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local")
-    store, folder = Store(str(runs.root)), runs.step("sum").name
-    record = read_step(store, folder)
-    assert record.manifest is not None
-    forged = [dataclasses.replace(r, input_digest="0" * 64) for r in record.receipts]
-    write_receipt(store, folder, forged[0])
-    write_manifest(store, folder, record.manifest, forged)
+    folder = forge(runs, "sum")
     assert ["damaged", f"{folder}/_receipts/000000.json"] in [one[:2] for one in wrong(runs)]
 
 
