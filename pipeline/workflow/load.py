@@ -21,7 +21,8 @@ from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import is_heavy
 from vlpipe.pipeline.stage import SHARD_ROWS, GatherStage, MapStage, SourceStage, Stage
 from vlpipe.pipeline.storage.store import canonical_json
-from vlpipe.pipeline.workflow.compose import DraftStep, written_steps
+from vlpipe.pipeline.workflow.compose import written_steps
+from vlpipe.pipeline.workflow.draft import DraftStep
 from vlpipe.pipeline.workflow.hf_hub import HUB_ID
 from vlpipe.pipeline.workflow.params import (
     canonical,
@@ -37,7 +38,7 @@ from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, parse, place
 
 MAX_CHARS = 1_000_000  # max length of a workflow file
 STAGES = "vlpipe.stages"
-TOP_KEYS = ("name", "root", "steps", "repeat", "profiles")
+TOP_KEYS = ("name", "root", "matrix", "steps", "repeat", "profiles")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

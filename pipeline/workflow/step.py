@@ -47,12 +47,12 @@ class EngineKeys:
 
 
 ENGINE_KEYS = tuple(f.name for f in dataclasses.fields(EngineKeys))
-STEP_KEYS = ("use", "from", "same_as", *ENGINE_KEYS)
+STEP_KEYS = ("use", "from", "same_as", "matrix", *ENGINE_KEYS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One step of a run. Inside `repeat` its name is NAME@ROUND."""
+    """One step of a run. Inside `repeat` its name is NAME@ROUND, with a matrix NAME@LABEL-LABEL."""
 
     name: str
     use: str

@@ -88,7 +88,9 @@ def one_round(folder: Path, root: str, linger_s: float = 1.0) -> tuple[str, list
         assert one.stdout
         assert one.stdout.readline() == "ready\n"
     lingering = subprocess.Popen(["sleep", str(linger_s)], env={**os.environ, "VLPIPE_RUN": dead})
-    while lingering.pid not in processes_of(dead):  # /proc shows its environment some time after it has started
+    while lingering.pid not in processes_of(
+        dead
+    ):  # /proc shows its environment some time after it has started
         assert lingering.poll() is None
     go.touch()
     lingering.wait()

@@ -447,7 +447,7 @@ def test_bare_words_and_aliases(check: Check) -> None:
             " the end of the file",
         ),
         ("a: \x01\n", "line 1: not YAML: special characters are not allowed"),
-        ("", "line 1: wanted a mapping with name, root, steps, repeat, profiles"),
+        ("", "line 1: wanted a mapping with name, root, matrix, steps, repeat, profiles"),
         ("a\n---\nb\n", "line 2: not YAML: but found another document (column 1): ---"),
         ("steps: []\n", "line 1: steps: wanted a mapping NAME: {use: ..., ...}"),
     ],
