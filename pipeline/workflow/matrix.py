@@ -22,7 +22,7 @@ from typing import Any
 
 from vlpipe.pipeline.errors import did_you_mean, one_line, shown
 from vlpipe.pipeline.workflow.draft import MAX_NAME, STEP_NAME, DraftStep, Setting
-from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, Seq, Where
+from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, RefusedScalar, Seq, Where
 
 Axes = Mapping[str, Mapping[str, Any]]  # axis -> label -> value
 
@@ -47,6 +47,8 @@ def matrix_axes(file: Map, chosen: Map, settings: Sequence[Setting], problems: l
         else:
             problems.append(one.where.problem("wanted matrix.AXIS=[VALUE, ...]"))
     for name, value, where in changes:
+        if label_of(value) is not None:
+            value = _list_of(value, where)
         if name not in axes:
             problems.append(
                 where.problem(f"matrix.{name}: the file has no such axis{did_you_mean(name, axes)}")
@@ -103,11 +105,19 @@ def label_of(value: object) -> str | None:
     return re.sub(r"[^a-z0-9_]+", "_", str(value).lower()) or None
 
 
+def _list_of(value: object, where: Where) -> Seq:
+    one = Seq()
+    one.put(value, where)
+    return one
+
+
 def _selected(
     name: str, axis: Mapping[str, Any], value: object, where: Where, problems: list[Problem]
 ) -> dict[str, Any]:
     """Returns the part of an axis whose labels are listed."""
-    labels = [label_of(one) for one in value] if isinstance(value, Seq) else [label_of(value)]
+    labels = [label_of(one) for one in value] if isinstance(value, Seq) else []
+    if not labels:
+        problems.append(where.problem(f"matrix.{name}: wanted labels of the axis: {', '.join(axis)}"))
     for label in labels:
         if label not in axis:
             text = f"matrix.{name}: no label {shown(label)}{did_you_mean(str(label), axis)}"
@@ -132,6 +142,8 @@ def cells(base: str, params: Map, axes: Axes, problems: list[Problem]) -> list[d
     if math.prod(len(axes[name]) for name in names) > MAX_CELLS:
         problems.append(where.problem(f"{base}.matrix: more than {MAX_CELLS:,} steps"))
         return []
+    if not all(axes[name] for name in names):
+        return []  # its mistake is already reported
     made = [dict(zip(names, labels, strict=True)) for labels in itertools.product(*(axes[n] for n in names))]
     longest = max(len(name_in(base, cell)) for cell in made)
     if longest > MAX_NAME:
@@ -151,8 +163,8 @@ def name_in(base: str, cell: Mapping[str, str]) -> str:
 def fill(step: DraftStep, axes: Axes, problems: list[Problem]) -> None:
     """Replaces `${...}` in the parameters of a step by the values of its cell."""
     before = len(problems)
-    step.params = _filled(step.params, step.params.where, step.base, step, axes, problems)
-    step.broken = step.broken or len(problems) > before
+    filled = _filled(step.params, step.params.where, step.base, step, axes, problems)
+    step.params, step.broken = filled, step.broken or len(problems) > before
 
 
 def _filled(node: Any, where: Where, path: str, step: DraftStep, axes: Axes, problems: list[Problem]) -> Any:
@@ -173,8 +185,9 @@ def _filled(node: Any, where: Where, path: str, step: DraftStep, axes: Axes, pro
         try:
             return _value(found, step, axes)
         except ValueError as error:
-            problems.append(where.problem(f"{one_line(path, 120)}: {error}"))
-            return ""
+            if not step.broken:  # else its matrix has a mistake, which is already reported
+                problems.append(where.problem(f"{one_line(path, 120)}: {error}"))
+            return RefusedScalar("")
 
     whole = _VALUE.fullmatch(node)
     if whole and not whole[1]:

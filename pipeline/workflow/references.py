@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from vlpipe.pipeline.errors import did_you_mean, one_line, shown
 from vlpipe.pipeline.workflow.draft import DraftStep
 from vlpipe.pipeline.workflow.matrix import Axes, label_of, name_in
-from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, Seq, Where
+from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, RefusedScalar, Seq, Where
 
 REFERENCE_KEYS = {"from", "path", "first"}
 
@@ -87,6 +87,9 @@ class References:
         if isinstance(item, Map):
             text, first = item.get("from"), item.get("first")
             labels = {axis: _labels(item[axis]) for axis in self.axes if axis in item}
+        if isinstance(text, RefusedScalar):
+            self.steps[self._at].broken = True
+            return []
         known_keys = {"from", "first", *self.axes}
         if not isinstance(text, str) or (isinstance(item, Map) and not set(item) <= known_keys):
             of_axes = ", {from: NAME, AXIS: LABEL}" if self.axes else ""
