@@ -59,6 +59,14 @@ class FinishedShards:
                     self._folders.setdefault(step_file["stage_key"], []).append(folder)
         return self._folders.get(stage_key, [])
 
+    def note(self, stage_key: str, folder: str) -> None:
+        """Adds a folder whose step this run has finished."""
+        folders = self.folders(stage_key)
+        if folder not in folders:
+            folders.append(folder)
+            assert self._folders is not None
+            self._folders[stage_key] = folders
+
     def find(self, stage_key: str, made_from: MadeFrom, source: str, own: str) -> Candidate | None:
         """Returns a complete shard made from exactly these inputs, in a folder other than `own`; None if there is none.
 

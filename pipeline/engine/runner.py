@@ -23,6 +23,7 @@ from vlpipe.pipeline.engine.executor import (
     WorkerDied,
     unasked_gpus,
 )
+from vlpipe.pipeline.engine.leftovers import drop_surplus, sweep
 from vlpipe.pipeline.engine.locking.lock import check as check_lock
 from vlpipe.pipeline.engine.plan import (
     PlannedStep,
@@ -45,12 +46,9 @@ from vlpipe.pipeline.engine.records.manifest import (
 from vlpipe.pipeline.engine.records.receipts import (
     Receipt,
     made_from,
-    receipt_numbers,
     receipt_path,
-    shard_path,
     write_receipt,
 )
-from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.engine.step_state import State
 from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, clear_unfinished
 from vlpipe.pipeline.engine.worker.guard import is_out_of_memory
@@ -82,6 +80,9 @@ class Run:
                 store.remove(f"{one.folder}/work")
         self.finished_shards: FinishedShards | None = FinishedShards(store, strict)
         self._arrived: deque[UnitResult] = deque()  # ended, not yet processed
+        self._gathering: dict[
+            tuple[str, str], State
+        ] = {}  # (stage key, digest of the inputs) -> the first such step
 
     def go(self, check: Callable[[], None] = lambda: None, grace_s: float = 0.0) -> None:
         """Runs until all steps are done. check: called in every iteration; an exception it raises stops the run. After
@@ -149,6 +150,8 @@ class Run:
         counts = [self._expected(p) for p in one.above]
         if not inputs_done and (is_gather(one) or None in counts):
             return False
+        if is_gather(one) and self._is_being_made(state):
+            return False
         state.opened = True
         if inputs_done:
             look(one, self.store, strict=self.strict)
@@ -162,7 +165,7 @@ class Run:
         self.executor.expect(one)
         self.watcher.started(one, state.expected)
         self.store.remove(f"{one.folder}/manifest.json")  # outdated: shards may be replaced from now on
-        self._sweep(one)
+        sweep(self.store, one.folder)
         self._record_step(one)
         state.have, one.found = one.found, {}
         state.sizes = self.store.sizes(one.folder) if state.have else {}
@@ -170,6 +173,13 @@ class Run:
             for index, shard in self._ready(above).items():
                 self._pass_on(above, state, index, shard)
         return True
+
+    def _is_being_made(self, state: State) -> bool:
+        """Returns True if a running gather step computes the same from the same inputs; its result will be adopted."""
+        if state.gathers is None:
+            state.gathers = (state.one.keyed.stage_key, inputs_digest(state.one))
+        first = self._gathering.setdefault(state.gathers, state)
+        return first is not state and first.one.name in self.states
 
     def _expected(self, one: PlannedStep) -> int | None:
         if one.is_done:
@@ -360,8 +370,8 @@ class Run:
         self, state: State, receipts: list[Receipt], artifacts: dict[str, str], sources: Sequence[str] = ()
     ) -> None:
         one = state.one
-        self._drop_surplus(one, len(receipts))
-        self._sweep(one)
+        drop_surplus(self.store, one.folder, len(receipts))
+        sweep(self.store, one.folder)
         manifest = make_manifest(
             one.keyed,
             one.schema_out,
@@ -373,22 +383,12 @@ class Run:
             sources=sources,
         )
         write_manifest(self.store, one.folder, manifest, receipts)
+        if self.finished_shards:
+            self.finished_shards.note(one.keyed.stage_key, one.folder)
         self.store.remove(f"{one.folder}/work")  # after the manifest: a run killed before that needs it
         one.finish(manifest, receipts)
         one.warning = stale_source(one, manifest.sources)
         self._finished(state)
-
-    def _sweep(self, one: PlannedStep) -> None:
-        """Removes temporary files of killed attempts. Call it only while no attempt of the step runs."""
-        for folder in ("", "/_receipts", "/_rejects", "/_log"):
-            self.store.sweep(one.folder + folder)
-
-    def _drop_surplus(self, one: PlannedStep, count: int) -> None:
-        """Removes shards numbered `count` and above, left from an earlier, longer input."""
-        for index in receipt_numbers(self.store, one.folder):
-            if index >= count:
-                for rel in (receipt_path, shard_path, rejects_path):
-                    self.store.remove(rel(one.folder, index))
 
     def _finished(self, state: State) -> None:
         self.executor.release(state.one)

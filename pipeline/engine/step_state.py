@@ -33,6 +33,9 @@ class State:
     expected: int | None = None
     base: ShardTask | None = None
     opened: bool = False
+    gathers: tuple[str, str] | None = (
+        None  # of a gather step whose inputs are done: stage key, digest of the inputs
+    )
     num_faults: int = 0
     any_good: bool = False  # some row was returned or filtered, so not all are faults
     _num_rows: int | None = None  # rows of all its inputs, once known

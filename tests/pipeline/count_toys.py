@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import pyarrow as pa
 
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.pipeline.stage import GatherStage, Job, MapStage, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +43,24 @@ class CountOdd(MapStage):
             return Out(rows.filter(pa.array([not s for s in small])), rejects, counts=counts)
 
         yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountCalls(GatherStage):
+    """Sums a column into an artifact, after half a second; each call adds the number of its rows to a file."""
+
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"file"})
+
+    file: str
+    column: str = "n"
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([("n", pa.int64())])
+
+    def run(self, job: Job) -> None:
+        numbers = [n for one in job.inputs for n in one.table([self.column])[self.column].to_pylist()]
+        time.sleep(0.5)
+        with open(self.file, "a") as file:
+            file.write(f"{len(numbers)}\n")
+        (Path(job.artifacts) / "sum.json").write_text(json.dumps(sum(numbers)))
+        job.emit(pa.table({"n": [sum(numbers)]}))

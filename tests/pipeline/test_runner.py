@@ -32,6 +32,35 @@ def test_a_run_leaves_exactly_these_files(tmp_path: Path) -> None:
     assert set(rows(tmp_path, steps["payload"])["total"].to_pylist()) == {0 + 4 + 8 + 12 + 16}
 
 
+TWICE = """
+name: toy
+steps:
+  numbers: {{use: "toys:Numbers", num_rows: 20, shard_rows: 6}}
+  one: {{use: "count_toys:CountCalls", from: numbers, file: {file}}}
+  other: {{use: "count_toys:CountCalls", from: numbers, file: {file}}}
+  third: {{use: "count_toys:CountCalls", from: one, file: {file}}}
+  add: {{use: "toys:AddSum", from: numbers, total: {{from: other, path: sum.json}}}}
+"""
+
+
+def check_twice(folder: Path, address: str | None) -> None:
+    calls = folder / "calls"
+    steps = run(folder, TWICE.format(file=calls), address=address)
+    assert calls.read_text() == "20\n1\n"
+    assert rows(folder, steps["one"]) == rows(folder, steps["other"])
+    assert rows(folder, steps["add"])["total"].to_pylist() == [190] * 20
+    again, _ = planned(folder, TWICE.format(file=calls))
+    assert all(one.is_done for one in again)
+
+
+def test_two_gather_steps_that_compute_the_same_run_once(tmp_path: Path) -> None:
+    check_twice(tmp_path, None)
+
+
+def test_two_gather_steps_that_compute_the_same_run_once_on_ray(tmp_path: Path, two_cpus: str) -> None:
+    check_twice(tmp_path, two_cpus)
+
+
 def test_second_run_does_no_work(tmp_path: Path) -> None:
     run(tmp_path, CHAIN)
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "root").rglob("*.parquet")}
