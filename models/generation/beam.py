@@ -47,10 +47,16 @@ def search(
     prompt_ids: Sequence[int] = (),
 ) -> list[list[int]]:
     """As `beam`, with greedy decoding for one beam, which is faster."""
-    lengths = {"min_length": min_length, "max_length": max_length}
     if num_beams == 1:
-        return sample(model, images, prompt_ids=prompt_ids, **lengths)
-    return beam(model, images, num_beams=num_beams, prompt_ids=prompt_ids, **lengths)
+        return sample(model, images, min_length=min_length, max_length=max_length, prompt_ids=prompt_ids)
+    return beam(
+        model,
+        images,
+        num_beams=num_beams,
+        min_length=min_length,
+        max_length=max_length,
+        prompt_ids=prompt_ids,
+    )
 
 
 def beam(
