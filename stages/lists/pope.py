@@ -1,6 +1,6 @@
-"""Questions whether an object is in an image, in the JSON lines of POPE: one row per image with all its questions.
+"""Questions whether an object is in an image, in the JSON of POPE: one row per image with all its questions.
 
-https://github.com/AoiDragon/POPE: a file per kind of negatives (`coco_pope_popular.json`), each line
+https://github.com/AoiDragon/POPE: a file per kind of negatives (`coco_pope_popular.json`), JSON lines or an array of
 {question_id, image, text, label}; text: "Is there a dog in the image?", label: yes or no.
 """
 
@@ -19,7 +19,7 @@ from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.storage.text_lines import BadLine
 from vlpipe.stages.lists.folder import Captioned, FolderSource, captioned_rows
 from vlpipe.stages.lists.list import list_files, text_of
-from vlpipe.stages.lists.readers import read_json_lines
+from vlpipe.stages.lists.readers import read_rows
 
 QUESTION = pa.struct(
     [
@@ -39,7 +39,7 @@ WANTED = {name: name for name in ("question_id", "image", "text", "label")}
 class PopeQuestions(FolderSource):
     """Images with questions in the column `questions`; they have no texts.
 
-    questions: a file of JSON lines, or a folder with one per kind of negatives; its name without ending is the kind.
+    questions: a JSON file, or a folder with one per kind of negatives; its name without ending is the kind.
     images: the folder of the file names in it; COCO's val2014 for the published questions. form: the questions' text, {a}
     being "a" or "an", in which {object} is found; null: objects are not looked for.
     """
@@ -74,7 +74,7 @@ def read_questions(file: Path, form: str | None) -> Iterator[tuple[str, dict[str
     wrong."""
     pattern = None if form is None else _pattern(form)
     numbers: set[str] = set()
-    for where, row in read_json_lines(file, WANTED):
+    for where, row in read_rows(file, WANTED):
         if isinstance(row, BadLine):
             raise row
         number, name, text, label = (text_of(row[key], where).strip() for key in WANTED)

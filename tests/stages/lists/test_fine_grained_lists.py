@@ -89,7 +89,8 @@ def test_pope_is_a_row_per_image_with_its_questions(tmp_path: Path, images: File
             question(3, "a.jpg", "is there a dog in the image?", "No"),
         ],
     )
-    written(folder / "coco_pope_popular.json", [question(1, "a.jpg", "Is there a cup in the image?", "no")])
+    array = [question(1, "a.jpg", "Is there a cup in the image?", "no")]
+    (folder / "coco_pope_popular.json").write_text(json.dumps(array, indent=4))
     table = read(PopeQuestions(questions=listed(folder), images=images)).table
     first, second = table.to_pylist()
     assert (first["url"], first["texts"], second["url"]) == ("a.jpg", [], "b.jpg")
