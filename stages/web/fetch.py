@@ -1,7 +1,7 @@
 """Fetches URLs from public addresses only, with deadlines, byte limits and a reject code for each kind of failure.
 
 Addresses are checked for each URL and each redirect. A connection goes to exactly the address that was checked
-(`resolver`), once the host's limits allow it (`politeness`). Proxies from the environment are not used: they would resolve
+(`address`), once the host's limits allow it (`politeness`). Proxies from the environment are not used: they would resolve
 names unchecked.
 """
 
@@ -122,7 +122,7 @@ class Crawler:
     async def close(self) -> None:
         """Disconnects from the HostGate, closes all connections and deletes the bodies."""
         self._turns.close()
-        await self._client.close()
+        self._client.close()
         if self._origins:
             self._origins.close()
         self.bodies.close()
