@@ -16,7 +16,7 @@ from vlpipe.pipeline.shard import Out, joined
 from vlpipe.stages.fetching.blocklist import BLOCKED, Blocklist
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.list import EXPECTED, FAULT
-from vlpipe.stages.web.bodies import Asked
+from vlpipe.stages.web.event_loop import Asked
 from vlpipe.stages.web.fetch import Answer, Fetch
 from vlpipe.stages.web.response import Page
 

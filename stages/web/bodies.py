@@ -9,21 +9,16 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import Future
 from threading import RLock
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Any, TypeVar
+
+from vlpipe.stages.web.event_loop import Asked
 
 MEMORY_BYTES = 128 << 20  # of the bodies in memory; 4 batches of 512 images of 60 KB are 123 MB
 WAITING_BYTES = 1 << 30  # of all bodies, above which no request is sent for a row that nobody waits for
 BLOCK_BYTES = 1 << 16  # of the temporary file; freed blocks are used again
 
 T = TypeVar("T")
-
-
-class Asked(Future[T], Generic[T]):
-    """The future answer to a request. wanted: a thread waits for it, so it is sent even if `waiting_bytes` wait already."""
-
-    wanted = False
 
 
 class Bodies:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from vlpipe.pipeline.engine.worker.guard import row_fault
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.service import Address
-from vlpipe.stages.web.bodies import MEMORY_BYTES, WAITING_BYTES, Asked, Bodies, Body
+from vlpipe.stages.web.bodies import MEMORY_BYTES, WAITING_BYTES, Bodies, Body
 from vlpipe.stages.web.client import Client
-from vlpipe.stages.web.event_loop import Loop, running_loop
+from vlpipe.stages.web.event_loop import Asked, Loop, running_loop
 from vlpipe.stages.web.limits import Limits
 from vlpipe.stages.web.politeness import HostBusy, Turn, Turns, join
 from vlpipe.stages.web.response import SLOW_DOWN, HttpFault, Page, Response
