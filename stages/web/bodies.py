@@ -41,8 +41,7 @@ class Bodies:
 
     def is_full_for(self, asked: Asked[T]) -> bool:
         """Whether the request must not be sent now, because too many bytes wait and nobody waits for this one."""
-        with self._lock:
-            return self._full and not asked.wanted
+        return self._full and not asked.wanted
 
     async def room_for(self, asked: Asked[T]) -> None:
         """Waits until the request may be sent."""
@@ -119,6 +118,8 @@ class Bodies:
 
     def drop(self, body: Body) -> None:
         """Forgets the bytes of a body; waiting requests are sent when half of `waiting_bytes` is free again."""
+        if not body.num_bytes:  # also when it was forgotten before
+            return
         with self._lock:
             self._waiting -= body.num_bytes
             if body.blocks is None:

@@ -37,6 +37,7 @@ class Answer:
     attempts: int
 
 
+NOTHING_YET = RowFault("no_url")  # before the first attempt
 Refuse = Callable[[str], "RowFault | None"]
 
 
@@ -130,7 +131,7 @@ class Crawler:
     async def fetch(self, url: str, asked: Asked[Answer]) -> Answer:
         """Fetches one URL, with retries. Failures are a RowFault in the Answer; raises only errors of the machine."""
         at_s, begin = time.time(), time.monotonic()
-        result: Page | RowFault = RowFault("no_url")
+        result: Page | RowFault = NOTHING_YET
         for attempt in range(1, self._limits.retries + 2):
             before, result = result, await self._attempt(url, asked)
             if isinstance(result, RowFault) and result.why == "host_busy" and attempt > 1:
@@ -164,7 +165,7 @@ class Crawler:
                     await self._need_allowed(url)
                 target, got = target_of(url), None
                 while got is None:
-                    if asked:
+                    if asked and self.bodies.is_full_for(asked):
                         await self.bodies.room_for(asked)
                     # The waits for room, for a turn and for a request to end are not counted in `left_s`.
                     async with self._turns.turn(target.host, url) as turn, self._all:

@@ -28,7 +28,9 @@ class Transfers:
     def __init__(self, max_idle: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._futures: dict[Any, asyncio.Future[Ended]] = {}  # libcurl handle -> its end
-        self._reading: set[int] = set()  # sockets registered for reading; `_idle`: those that nobody reads now
+        self._reading: set[int] = (
+            set()
+        )  # sockets registered for reading; `_idle`: those that nobody reads now
         self._writing: set[int] = set()
         self._idle: set[int] = set()
         self._due_s: float | None = None  # loop time at which libcurl wants to be called
@@ -81,7 +83,10 @@ class Transfers:
         if self._is_closed:
             return
         is_idle = what in (pycurl.POLL_REMOVE, pycurl.POLL_NONE)
-        reads, writes = not is_idle and bool(what & pycurl.POLL_IN), not is_idle and bool(what & pycurl.POLL_OUT)
+        reads, writes = (
+            not is_idle and bool(what & pycurl.POLL_IN),
+            not is_idle and bool(what & pycurl.POLL_OUT),
+        )
         if is_idle and fd in self._reading:
             self._idle.add(fd)  # stays registered: the next transfer probably reads it
         else:
