@@ -11,7 +11,6 @@ from typing import TextIO
 
 from rich.markup import escape
 
-from vlpipe.pipeline.cli import commands as commands  # adds its commands to `app`
 from vlpipe.pipeline.cli.app import app, err
 from vlpipe.pipeline.engine.locking.signals import Interrupted, heeding_interrupts
 from vlpipe.pipeline.engine.worker.open_stage import set_library_modes
@@ -69,6 +68,7 @@ def exit_code(debug: bool) -> int:
     """Runs the command, prints an error as one sentence, and returns the exit code. With `debug`, errors are raised."""
     try:
         with heeding_interrupts() as check:
+            _add_commands()
             try:
                 app(standalone_mode=True)
             except SystemExit:
@@ -84,6 +84,12 @@ def exit_code(debug: bool) -> int:
         err.print(f"[bold red]error[/bold red]: {escape(explain(error))}", highlight=False, soft_wrap=True)
         return 1
     return 0
+
+
+def _add_commands() -> None:
+    """Adds all other commands to `app`, unless `run` or `plan` is asked for: they need none, and start faster."""
+    if sys.argv[1:2] not in (["run"], ["plan"]):
+        import vlpipe.pipeline.cli.commands  # noqa: F401
 
 
 if __name__ == "__main__":
