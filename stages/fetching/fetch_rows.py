@@ -150,7 +150,7 @@ def _listed(batch: pa.Table) -> list[dict[str, Any]]:
 
 
 def _start(listed: Listed, fetch: Fetch) -> tuple[Listed, Started]:
-    """Starts fetching; returns the rows, and for each its future, or the RowFault of an invalid row, which is not asked."""
+    """Starts fetching; returns the rows, and for each its future, or the RowFault of an invalid row: it is not fetched."""
     refused = [_refused(one) for one in listed]
     started = iter(fetch([one["url"] for one, fault in zip(listed, refused, strict=True) if fault is None]))
     return listed, [next(started) if fault is None else fault for fault in refused]

@@ -19,7 +19,7 @@ class Blocks:
 
     def buffer(self, num_bytes: int) -> pa.Buffer:
         """Returns a buffer of this size with any content, which nobody else holds."""
-        if num_bytes > MAX_BYTES:
+        if not 0 < num_bytes <= MAX_BYTES:
             return pa.allocate_buffer(num_bytes)
         block = next((one for one in self._kept if len(one) >= num_bytes and _is_free(one)), None)
         if block is None:

@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import FileIO
 from threading import Lock, Timer
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from vlpipe.pipeline.engine.worker.open_stage import when_step_ends
 from vlpipe.pipeline.errors import RowFault
@@ -27,6 +28,7 @@ from vlpipe.stages.images.check import Checked, Rules
 from vlpipe.stages.images.sandbox import Late, ShutIn, environment
 
 TOGETHER_BYTES = 1 << 22  # max bytes of images sent together, unless a single one is larger
+MAX_VECTOR = 1024  # images that one system call writes
 SPARE_S = 5.0  # that a child waits for the next shard, which usually follows at once
 SPARE_IMAGES = 50_000  # that it may have decoded before; a library's leaks would fill its memory
 
@@ -88,16 +90,14 @@ class Decoder:
         Raises EOFError if the child died, Late if it sent no answer for `timeout_s`.
         """
         self.num_images += len(images)
-        self._file.seek(0)
-        self._file.writelines(images)
-        self._file.flush()
+        num_bytes = _write(self._file, images)
         self._child.send(json.dumps([len(image) for image in images]).encode())
         found: list[Checked | RowFault] = []
         while len(found) < len(images):
             answer = io.BytesIO(self._child.receive(self._timeout_s))
             for num_new, *fields in json.loads(answer.readline()):
                 found.append(_found(fields, answer.read(num_new) or images[len(found)]))
-        if self._file.tell() > TOGETHER_BYTES:
+        if num_bytes > TOGETHER_BYTES:
             self._file.truncate(0)
         return found
 
@@ -180,10 +180,24 @@ atexit.register(_spare.close)
 when_step_ends(_spare.close)
 
 
-def _file_in_memory() -> IO[bytes]:
+def _file_in_memory() -> FileIO:
     if sys.platform == "linux":
-        return os.fdopen(os.memfd_create("images"), "wb")
-    return tempfile.TemporaryFile()
+        return FileIO(os.memfd_create("images"), "wb")
+    return cast(FileIO, tempfile.TemporaryFile(buffering=0))
+
+
+def _write(file: FileIO, images: Sequence[bytes]) -> int:
+    """Writes images one behind the other, from the start of the file; returns their size in bytes."""
+    num_bytes = sum(map(len, images))
+    file.seek(0)
+    if hasattr(os, "writev") and len(images) <= MAX_VECTOR:
+        if os.writev(file.fileno(), images) == num_bytes:
+            return num_bytes
+        file.seek(0)
+    rest = memoryview(b"".join(images))
+    while rest:
+        rest = rest[file.write(rest) :]
+    return num_bytes
 
 
 def _cut(images: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 NUM_DNS_THREADS = 32  # `getaddrinfo` blocks
-# New objects after which Python looks for garbage in the youngest. By its own 700 it takes 6 % of a fetch to look at the
-# rows under way, which are no garbage: some 25 objects each, and 2,000 rows of four batches.
+# New objects after which Python looks for garbage among them. With its own 700 it takes 6 % of a fetch to look at the rows
+# under way, which are no garbage: some 25 objects each, of 2,000 rows in four batches.
 YOUNG_OBJECTS = 50_000
 
 
