@@ -5,7 +5,7 @@
 
 The same photos (flickr8k, at its 160 px and scaled up) and captions in Parquet and in tar files, shuffled: all loaders hold
 all of them in their window or buffer. All decode the whole picture, augment it as BLIP does in pretraining to 224 x 224 and
-make token ids with the same functions, in one process; "vlpipe" alone is the loader as it is, which decodes the part that it
+make token ids with the same functions, in one process, and deliver batches normalised as models read them; "vlpipe" alone is the loader as it is, which decodes the part that it
 needs at the scale that it needs. A rate is the samples of one epoch by the CPU seconds of the process, opening included.
 """
 
@@ -196,7 +196,8 @@ def _item(makers: Makers, data: bytes, captions: Sequence[str], rng: np.random.G
 
 
 def _collate(makers: Makers, items: Sequence[dict[str, Item]]) -> dict[str, Any]:
-    return {name: maker.collate([item[name] for item in items]) for name, maker in makers.items()}
+    found = {name: maker.collate([item[name] for item in items]) for name, maker in makers.items()}
+    return {name: makers[name].on_device(stream) for name, stream in found.items()}
 
 
 Way = Callable[[Photos, Makers], Any]  # opens a loader: a context manager of its batches

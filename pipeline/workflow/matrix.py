@@ -7,8 +7,10 @@
       train: {matrix: [arm, seed], from: ["${arm.rows}", human], seed: "${seed}", ...}
 
 gives the steps `train@none-0`, `train@none-1`, ..., `train@cf-2`. `${seed}` is the value of an axis, `${arm.rows}` a key of
-it, `${arm.rows?}` is null where the value lacks the key; `$${` stands for `${`. In a step that has an axis, the name of
-another step with this axis means the one with the same label. `references.py` resolves names.
+it; a parameter or list item `${arm.rows?}` is left out where the value lacks the key. `$${` stands for `${`.
+
+In a step that has an axis, the name of another step with this axis means the one with the same label. `references.py`
+resolves names.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 from vlpipe.pipeline.errors import did_you_mean, one_line, shown
@@ -26,7 +29,15 @@ from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, RefusedScalar, Seq
 
 Axes = Mapping[str, Mapping[str, Any]]  # axis -> label -> value
 
+
+class Missing(Enum):
+    """The value of `${axis.key?}` where there is no such key. An Enum stays itself when it is copied."""
+
+    MISSING = 0
+
+
 MAX_CELLS = 1_000  # steps made of one
+MISSING = Missing.MISSING
 NOT_AXES = ("from", "path", "first", "use")  # keys that stand beside an axis in a reference
 LABEL = re.compile(r"[a-z0-9_]+")
 _VALUE = re.compile(r"\$(\$?)\{([^{}]*)\}")
@@ -171,17 +182,21 @@ def _filled(node: Any, where: Where, path: str, step: DraftStep, axes: Axes, pro
     if isinstance(node, Map):
         made = Map(node.where)
         for key, item in node.items():
-            made.put(key, _filled(item, node.at[key], f"{path}.{key}", step, axes, problems), node.at[key])
+            value = _filled(item, node.at[key], f"{path}.{key}", step, axes, problems)
+            if value is not MISSING:
+                made.put(key, value, node.at[key])
         return made
     if isinstance(node, Seq):
         items = Seq()
         for i, (item, at) in enumerate(zip(node, node.at, strict=True)):
-            items.put(_filled(item, at, f"{path}.{i}", step, axes, problems), at)
+            value = _filled(item, at, f"{path}.{i}", step, axes, problems)
+            if value is not MISSING:
+                items.put(value, at)
         return items
     if not isinstance(node, str) or "${" not in node:
         return node
 
-    def value(found: re.Match[str]) -> Any:
+    def value_of(found: re.Match[str]) -> Any:
         try:
             return _value(found, step, axes)
         except ValueError as error:
@@ -191,13 +206,14 @@ def _filled(node: Any, where: Where, path: str, step: DraftStep, axes: Axes, pro
 
     whole = _VALUE.fullmatch(node)
     if whole and not whole[1]:
-        return copy.deepcopy(value(whole))
-    return _VALUE.sub(lambda found: _text(value(found), found, where, path, problems), node)
+        return copy.deepcopy(value_of(whole))
+    return _VALUE.sub(lambda found: _text(value_of(found), found, where, path, problems), node)
 
 
 def _text(value: Any, found: re.Match[str], where: Where, path: str, problems: list[Problem]) -> str:
-    if isinstance(value, Map | Seq) or value is None:
-        text = f"{one_line(path, 120)}: {found[0]} is {shown(value)}, which cannot be a part of a text"
+    if isinstance(value, Map | Seq) or value is None or value is MISSING:
+        what = "missing" if value is MISSING else shown(value)
+        text = f"{one_line(path, 120)}: {found[0]} is {what}, which cannot be a part of a text"
         problems.append(where.problem(text))
     return str(value)
 
@@ -222,11 +238,11 @@ def _value(found: re.Match[str], step: DraftStep, axes: Axes) -> Any:
     for key in keys:
         if not isinstance(value, Map) or key not in value:
             if written.endswith("?"):
-                return None
+                return MISSING
             known = value if isinstance(value, Map) else ()
             text = (
                 f"{found[0]}: {name} {shown(step.cell[name])} has no {shown(key)}{did_you_mean(key, known)}"
             )
-            raise ValueError(f"{text}; {found[0][:-1]}?}} is null where it is missing")
+            raise ValueError(f"{text}; {found[0][:-1]}?}} leaves the parameter out where it is missing")
         value = value[key]
     return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from vlpipe.stages.demo.scenes import Scene, Thing
@@ -50,6 +52,16 @@ WEB = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The words that a caption has for one object. size, place: empty if it does not name them."""
+
+    colour: str
+    shape: str
+    size: str = ""
+    place: str = ""
+
+
 def human_caption(scene: Scene, rng: np.random.Generator) -> str:
     """Returns a correct, detailed caption: most objects have a size and a position."""
     return _caption(scene, rng, HUMAN, detail=0.85)
@@ -68,38 +80,43 @@ def _caption(
     things = list(scene.things)
     if len(things) == 2 and rng.random() < 0.5:
         things.reverse()
-    parts = [_thing(thing, rng, detail, with_place="{place}" not in template) for thing in things]
+    parts = [phrase(say(thing, rng, detail, with_place="{place}" not in template)) for thing in things]
     if "{place}" in template:  # {place} is the position of the first object; the second one is not named
         parts = parts[:1]
     return template.format(
         thing=" and ".join(parts),
         bare=parts[0],
-        place=_place(things[0].place, rng),
-        ground=_word(GROUND_WORDS[scene.ground], rng),
+        place=place_words(things[0].place, rng),
+        ground=one_word(GROUND_WORDS[scene.ground], rng),
     )
 
 
-def _thing(thing: Thing, rng: np.random.Generator, detail: float, with_place: bool) -> str:
-    words = [_word(COLOUR_WORDS[thing.colour], rng), _word(SHAPE_WORDS[thing.shape], rng)]
-    if rng.random() < detail:
-        words.insert(0, _word(SIZE_WORDS[thing.size], rng))
-    words.insert(0, "an" if words[0][0] in "aeiou" else "a")
-    if with_place and rng.random() < detail:
-        words.append(_place(thing.place, rng))
-    return " ".join(words)
+def say(thing: Thing, rng: np.random.Generator, detail: float, with_place: bool = True) -> Said:
+    """Returns words for an object. detail: probability that its size is named, and, if `with_place`, its position."""
+    colour, shape = one_word(COLOUR_WORDS[thing.colour], rng), one_word(SHAPE_WORDS[thing.shape], rng)
+    size = one_word(SIZE_WORDS[thing.size], rng) if rng.random() < detail else ""
+    place = place_words(thing.place, rng) if with_place and rng.random() < detail else ""
+    return Said(colour, shape, size, place)
 
 
-def _place(place: tuple[str, str], rng: np.random.Generator) -> str:
+def phrase(said: Said) -> str:
+    """Returns the words of one object with its article, such as `a small red circle at top left`."""
+    words = [word for word in (said.size, said.colour, said.shape) if word]
+    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words, *([said.place] if said.place else [])])
+
+
+def place_words(place: tuple[str, str], rng: np.random.Generator) -> str:
+    """Returns the words for a position (row, column), such as `at top left`."""
     row, column = place
     if row == column == "middle":
-        return f"in the {_word(CENTRE_WORDS, rng)}"
+        return f"in the {one_word(CENTRE_WORDS, rng)}"
     if row == "middle":
         return f"on the {column}"
     if column == "middle":
         return f"at the {row}"
-    return f"at {_word(ROW_WORDS[row], rng)} {column}"
+    return f"at {one_word(ROW_WORDS[row], rng)} {column}"
 
 
-def _word(words: tuple[str, ...], rng: np.random.Generator) -> str:
+def one_word(words: tuple[str, ...], rng: np.random.Generator) -> str:
     """Returns the first word, the most common one, with probability 0.67, else a random other one."""
     return words[0] if len(words) == 1 or rng.random() < 0.67 else words[int(rng.integers(1, len(words)))]

@@ -102,23 +102,17 @@ class Captions(RunsModel, GatherStage):
     def _decode(self, model: Loaded, tokens: list[torch.Tensor]) -> list[str]:
         import torch
 
-        from vlpipe.models.generation.beam import beam
-        from vlpipe.models.generation.generate import sample
+        from vlpipe.models.generation.beam import search
 
-        images = torch.stack(tokens)  # (B, N, D)
-        prompt, low, high = model.tokenizer.ids(self.prompt), self.min_length, self.max_length
         with torch.inference_mode():
-            if self.num_beams == 1:
-                found = sample(model.model, images, min_length=low, max_length=high, prompt_ids=prompt)
-            else:
-                found = beam(
-                    model.model,
-                    images,
-                    num_beams=self.num_beams,
-                    min_length=low,
-                    max_length=high,
-                    prompt_ids=prompt,
-                )
+            found = search(
+                model.model,
+                torch.stack(tokens),  # (B, N, D)
+                num_beams=self.num_beams,
+                min_length=self.min_length,
+                max_length=self.max_length,
+                prompt_ids=model.tokenizer.ids(self.prompt),
+            )
         return [model.tokenizer.decode(ids) for ids in found]
 
     def _write(self, path: Path, found: list[tuple[Key, str]]) -> None:

@@ -8,7 +8,7 @@ with all of them. `readers` documents the formats, `columns` how columns are fou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,8 +115,8 @@ def read_pairs(
                 yield Pair("", bad.line, fault=str(bad).removeprefix(f"{file.parent}/"))
 
 
-def list_files(path: str) -> list[Path]:
-    """Returns the list files at `path`: the file itself, or those in the folder with an ending in READERS, by name;
+def list_files(path: str, endings: Collection[str] = READERS) -> list[Path]:
+    """Returns the list files at `path`: the file itself, or those in the folder with one of the `endings`, by name;
     names that start with . or _ are left out.
 
     Raises VlpipeError if there are none, or the file has another ending.
@@ -125,12 +125,12 @@ def list_files(path: str) -> list[Path]:
     if not root.exists():
         raise VlpipeError(f"there is no file or folder {path}")
     if root.is_file():
-        if root.suffix.lower() not in READERS:
-            raise VlpipeError(f"{path} cannot be read as a list: its name must end in {', '.join(READERS)}")
+        if root.suffix.lower() not in endings:
+            raise VlpipeError(f"{path} cannot be read as a list: its name must end in {', '.join(endings)}")
         return [root]
-    found = [f for f in sorted(root.iterdir()) if f.suffix.lower() in READERS and f.name[0] not in "._"]
+    found = [f for f in sorted(root.iterdir()) if f.suffix.lower() in endings and f.name[0] not in "._"]
     if not found:
-        raise VlpipeError(f"the folder {path} contains no list: no file name ends in {', '.join(READERS)}")
+        raise VlpipeError(f"the folder {path} contains no list: no file name ends in {', '.join(endings)}")
     return found
 
 

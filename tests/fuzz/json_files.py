@@ -12,7 +12,11 @@ from vlpipe.pipeline.errors import RowFault, VlpipeError
 from vlpipe.stages.decontamination.json_sets import published
 from vlpipe.stages.howto100m.captions import read_captions as read_howto100m
 from vlpipe.stages.lists.coco import read_captions
+from vlpipe.stages.lists.coco_objects import read_instances
 from vlpipe.stages.lists.json_values import load_json
+from vlpipe.stages.lists.pope import read_questions
+from vlpipe.stages.lists.sugarcrepe import read_tests
+from vlpipe.stages.lists.winoground import read_sides
 from vlpipe.stages.web.robots import is_reserved, tdm_rules
 
 COCO = {
@@ -40,6 +44,14 @@ HOWTO100M = {
     "abc": {"text": ["a", None, "b"], "start": [0, 1.5, 2], "end": [1, 2, 3]},
     "def": {"text": [], "start": [], "end": []},
 }
+CREPE = {"0": {"filename": "a.jpg", "caption": "a dog", "negative_caption": "a cat"}}
+POPE = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog in the image?", "label": "yes"}
+PAIR = {"id": 0, "image_0": "a", "image_1": "b.jpg", "caption_0": "a b", "caption_1": "b a", "tag": None}
+INSTANCES = {
+    "images": [{"id": 1, "file_name": "a.jpg"}],
+    "categories": [{"id": 1, "name": "dog"}],
+    "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 1, 2, 3], "attributes": ["red"]}],
+}
 TDMREP = [
     {"location": "/a*b$", "tdm-reservation": 1},
     {"location": "*", "tdm-reservation": 0, "tdm-policy": "x"},
@@ -60,6 +72,10 @@ def read(data: bytes) -> None:
         lambda: list(read_captions(str(FILE), "file_name", ["train"])),
         lambda: evaluation_set(None),
         lambda: evaluation_set(["train"]),
+        lambda: list(read_tests(FILE)),
+        lambda: list(read_questions(FILE, "Is there {a} {object} in the image?")),
+        lambda: list(read_sides(str(FILE), "tag", in_parquet=False)),
+        lambda: list(read_instances(str(FILE))),
         lambda: [one.found() for _, one in read_howto100m(FILE) if not isinstance(one, RowFault)],
     )
     for reader in readers:
@@ -76,7 +92,7 @@ KIND = Kind(
     name="json",
     read=read,
     seeds=(
-        *map(dumped, (COCO, KARPATHY, BLIP, VQA, HOWTO100M, TDMREP)),
+        *map(dumped, (COCO, KARPATHY, BLIP, VQA, HOWTO100M, TDMREP, CREPE, POPE, PAIR, INSTANCES)),
         *(
             dumped(COCO).decode().encode("utf-16"),
             b"\xef\xbb\xbf" + dumped(BLIP),
@@ -109,6 +125,7 @@ KIND = Kind(
             (b'{"abc":{"text":["a"],"start":[', b'0],"end":[1]}}'),
             (b'[{"location":"', b'","tdm-reservation":1}]'),
             (b'[{"image":"a","caption":[', b'"a"]}]'),
+            (b'{"images":[],"categories":[', b'{"name":"a"}],"annotations":[]}'),
         ),
     ),
 )

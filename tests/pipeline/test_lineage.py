@@ -48,6 +48,22 @@ def test_the_step_of_an_artifact_that_is_gone_is_missed(tmp_path: Path) -> None:
     assert found[2].startswith("its input total comes from a step that is not in this root")
 
 
+LISTED = """
+name: listed
+steps:
+  few: {use: "toys:Numbers", num_rows: 4}
+  sum: {use: "toys:Sum", from: few}
+  numbers: {use: "toys:SourcedNumbers", list: {from: sum, path: sum.json}}
+"""
+
+
+def test_a_parameter_called_source_is_not_the_stage_that_lists_the_rows(tmp_path: Path) -> None:
+    """A listing step's file parameters are recorded as those of `source`."""
+    runs = Runs(tmp_path, LISTED)
+    runs("run", "--local")
+    assert wrong(runs, code=0) == []
+
+
 def test_an_empty_step_is_no_whole_one(tmp_path: Path) -> None:
     runs = Runs(tmp_path, CHAIN)
     runs("run", "--local", "--until", "scale")

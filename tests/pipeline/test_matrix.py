@@ -67,11 +67,20 @@ def test_a_name_means_the_step_of_the_same_labels() -> None:
 def test_values_within_texts_and_missing_ones() -> None:
     found = load(HEAD + TRAIN)
     assert found.step("train@cf-1").params["model"] == {"heads": 3, "text": "captions of 1"}
-    assert found.step("train@none-0").params["model"] == {"heads": None, "text": "images of 0"}
+    assert found.step("train@none-0").params["model"] == {"text": "images of 0"}
     assert load(HEAD + TRAIN.replace("${arm.rows} of", "$${arm} of")).step("train@cf-1").params["model"] == {
         "heads": 3,
         "text": "${arm} of 1",
     }
+
+
+def test_an_item_that_is_missing_is_left_out() -> None:
+    text = '  train: {matrix: arm, use: "~:Train", from: [model, "${arm.more?}"], model: {}}\n'
+    found = load(HEAD.replace("{rows: captions, ", "{rows: captions, more: {from: images, seed: 0}, ") + text)
+    assert [found.step(f"train@{arm}").inputs for arm in ("none", "cf")] == [
+        ("model",),
+        ("model", "images@0"),
+    ]
 
 
 def test_a_whole_value_keeps_its_type() -> None:
@@ -206,11 +215,15 @@ def check(text: str, wanted: Sequence[str], **options: object) -> None:
         (
             '{matrix: arm, use: "~:Train", from: model, model: {a: "${arm.row}"}}',
             "step.model.a: ${arm.row}: arm 'none' has no 'row'; did you mean 'rows'?; "
-            "${arm.row?} is null where it is missing",
+            "${arm.row?} leaves the parameter out where it is missing",
         ),
         (
             '{matrix: arm, use: "~:Train", from: model, model: {a: "x${arm.model}"}}',
             "step.model.a: ${arm.model} is {'width': 8}, which cannot be a part of a text",
+        ),
+        (
+            '{matrix: arm, use: "~:Train", from: model, model: {a: "x${arm.model.heads?}"}}',
+            "step.model.a: ${arm.model.heads?} is missing, which cannot be a part of a text",
         ),
         (
             '{use: "~:Caption", from: model, model: {from: world}}',
@@ -234,7 +247,7 @@ def test_what_is_wrong_with_a_step(step: str, problem: str) -> None:
         load(text)
     said = [said for line, said in info.value.problems if line == 11]
     assert problem in said
-    assert len(said) == (2 if "${arm" in step and "arms" not in step else 1)  # one for each arm
+    assert len(said) == (2 if "${arm.row}" in step or "${arm.model}" in step else 1)  # of one or both arms
 
 
 def test_what_is_wrong_with_an_axis() -> None:

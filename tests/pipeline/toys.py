@@ -58,6 +58,11 @@ class Numbers(SourceStage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourcedNumbers(Numbers):
+    source: str = "web"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scale(MapStage):
     by: int = 2
     seconds: float = 0.0

@@ -63,7 +63,8 @@ def _read_problems(steps: Steps, found: Records, manifest: Manifest) -> Iterator
                 text = f"{name} was read with sha256 {digest}, but its key contains {said}"
                 yield Problem(f"{found.folder}/manifest.json", "damaged", text)
             continue
-        source = _source(manifest.params, name)
+        in_params = name.removeprefix("source.") if manifest.identity[:1] == ("rows",) else name
+        source = _source(manifest.params, in_params)
         folder = steps.folder_of(said.removeprefix("step:"), str(source.get("from", "")))
         if folder is None:
             key = said.removeprefix("step:")[:16]
@@ -77,10 +78,7 @@ def _read_problems(steps: Steps, found: Records, manifest: Manifest) -> Iterator
 
 
 def _source(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Returns the `{from: STEP, path: NAME}` at the dotted parameter `name`; empty if it has none.
-
-    For a step that lists the rows of a source, `params` are those of the source, and `name` is `source.` and a parameter.
-    """
+    """Returns the `{from: STEP, path: NAME}` at the dotted parameter `name`; empty if it has none."""
     value: Any = params
     for part in name.split("."):
         if isinstance(value, Sequence) and not isinstance(value, str):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from vlpipe.models.generation.beam import beam
 from vlpipe.models.generation.generate import sample
 from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
@@ -75,6 +76,20 @@ def test_it_is_nucleus_sampling_from_the_model_with_draws_by_row_and_number(
             assert found[f"row{row}"][number]["text"] == tokenizer.decode(ids[0])
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_it_is_a_beam_search_if_beams_are_set(weights: Weights, image_rows: Rows, num_beams: int) -> None:
+    """Against the search called by hand, one row at a time."""
+    table = image_rows([[] for _ in range(5)])
+    stage = Caption(model=weights, batch_size=16, num_beams=num_beams, prompt="a", max_length=8)
+    found = texts_by_id(stage, table)
+    model, tokenizer = Blip.load(weights.path).eval(), Tokenizer.load(weights.path)
+    lengths = {"min_length": 1, "max_length": 8}
+    for row, data in enumerate(table["image"].to_pylist()):
+        tokens = model.encode_image(torch.from_numpy(load_pixels([data], 16)))
+        ids = beam(model, tokens, num_beams=num_beams, prompt_ids=tokenizer.ids("a"), **lengths)
+        assert [t["text"] for t in found[f"row{row}"]] == [tokenizer.decode(ids[0])]
+
+
 def test_seed_and_number_change_the_draws_and_the_digest_does_not(weights: Weights, image_rows: Rows) -> None:
     table = image_rows([[] for _ in range(8)])
 
@@ -135,6 +150,11 @@ def test_what_cannot_work_is_said_before_the_run(weights: Weights, image_rows: R
         "min_length must be from 0 to max_length",
         "num_captions must be at least 1",
     ]
+    beams = Caption(model=weights, num_beams=3, top_k=5, num_captions=2)
+    assert beams.preflight() == [
+        "num_beams is a beam search: top_k, num_captions would have no effect; leave it out"
+    ]
+    assert Caption(model=weights, num_beams=0).preflight() == ["num_beams must be at least 1 (greedy), got 0"]
     with pytest.raises(
         SchemaError, match=r"caption.generate reads column 'image', which its input does not have"
     ):
