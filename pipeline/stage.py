@@ -57,6 +57,14 @@ class Stage:
         """
         return self
 
+    def with_inputs(self, names: Sequence[str]) -> Stage:
+        """Returns the stage as a step with these inputs runs it: with the parameters set that follow from their names.
+
+        names: of the input steps, in order. Keys are made from the stage that this returns. Raises VlpipeError if the names
+        do not fit the parameters.
+        """
+        return self
+
     def trials(self) -> AbstractContextManager[Callable[[int], None]] | None:
         """Returns what `vlpipe tune` measures, or None if the stage has no parameter `batch_size` to tune.
 

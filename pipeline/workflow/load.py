@@ -206,7 +206,9 @@ def _build(
     )
     stage = validate(cls, params.without(*STEP_KEYS), written.base, problems, also=STEP_KEYS)
     if stage is not None and engine is not None:
-        stage = stage.with_resources(engine.resources.cpus, engine.resources.gpus)
+        stage = _completed(
+            written, stage.with_resources(engine.resources.cpus, engine.resources.gpus), problems
+        )
     for key, text in idle_keys(cls, params):
         problems.append(params.at[key].problem(f"{written.base}: {text}"))
     _check_inputs(written, cls, problems)
@@ -226,6 +228,17 @@ def _build(
         shard_rows=engine.shard_rows or getattr(cls, "SHARD_ROWS", SHARD_ROWS),
         **{key: getattr(engine, key) for key in ENGINE_KEYS if key != "shard_rows"},
     )
+
+
+def _completed(written: DraftStep, stage: Stage, problems: list[Problem]) -> Stage | None:
+    """Returns the stage with the parameters that follow from the names of its inputs; None if these do not fit."""
+    if written.broken:  # its inputs may be incomplete, which is reported
+        return stage
+    try:
+        return stage.with_inputs(written.inputs)
+    except VlpipeError as error:
+        problems.append(written.params.where.problem(f"{written.base}: {error}"))
+        return None
 
 
 def _as_json(written: DraftStep, stage: Stage, problems: list[Problem]) -> dict[str, Any] | None:

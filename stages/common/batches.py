@@ -159,6 +159,17 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
+def draws(seed: int, names: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """Returns a pseudo-random number per name, (N,), uniform over 64 bits: a hash of the seed and the name.
+
+    Names sorted by it are in a random order that depends on neither their order nor the shards they are in.
+    """
+    each = (
+        hashlib.blake2b(f"{seed}\x00{name}".encode("utf-8", "surrogatepass"), digest_size=8) for name in names
+    )
+    return np.frombuffer(b"".join(one.digest() for one in each), ">u8").astype(np.uint64)
+
+
 def without(table: pa.Table, rejects: Iterable[Reject]) -> pa.Table:
     """Returns `table` without the rejected rows, matched by `id`."""
     rejected_ids = pa.array([r.id for r in rejects], pa.string())

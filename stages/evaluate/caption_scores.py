@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from vlpipe.pipeline.errors import VlpipeError
 
 TOKENIZER = "ptb_like"  # reported with every score, because scores depend on the tokenizer
@@ -28,8 +31,11 @@ def ptb_like(text: str) -> str:
     return " ".join(_TOKEN.findall(_CANNOT.sub("can ", text)))
 
 
-def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Returns `cider` (0 to 10; papers print 100 times this) and `bleu@4` (0 to 1) of one caption per image.
+def caption_scores(
+    captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[str, float], npt.NDArray[np.float64]]:
+    """Returns `cider` (0 to 10; papers print 100 times this) and `bleu@4` (0 to 1) of one caption per image, and the CIDEr
+    of each image, (N,), whose mean is `cider`. BLEU-4 is of all captions together; an image has none of its own.
 
     references: the human captions of each image.
 
@@ -47,6 +53,6 @@ def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]])
         raise VlpipeError(f"caption scores need pycocoevalcap: {PIP_LINE} ({error})") from error
     found = {row: [ptb_like(caption)] for row, caption in enumerate(captions)}
     wanted = {row: [ptb_like(r) for r in several] for row, several in enumerate(references)}
-    cider, _ = Cider().compute_score(wanted, found)
+    cider, each = Cider().compute_score(wanted, found)
     bleu, _ = Bleu(4).compute_score(wanted, found, verbose=0)
-    return {"cider": float(cider), "bleu@4": float(bleu[3])}
+    return {"cider": float(cider), "bleu@4": float(bleu[3])}, np.asarray(each, np.float64)

@@ -18,6 +18,7 @@ from vlpipe.stages.common.batches import batch_size_problems, encode_images, fix
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.caption_scores import PIP_LINE, TOKENIZER, caption_scores
 from vlpipe.stages.evaluate.heldout import Key, heldout, need_heldout, nothing_to_evaluate
+from vlpipe.stages.evaluate.items import ITEMS_REFERENCES, items, write_items
 from vlpipe.stages.inference.ahead import Ahead
 from vlpipe.stages.inference.stage import RunsModel
 
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Captions(RunsModel, GatherStage):
-    """Emits RESULTS `cider` (0 to 10) and `bleu@4` (0 to 1). Artifact `captions.json`: each caption with its references.
+    """Emits RESULTS `cider` (0 to 10) and `bleu@4` (0 to 1). Artifact `captions.json`: each caption with its references;
+    `items.parquet` (columns: ITEMS): `cider` of each image, for `evaluate.compare`.
 
     source: `source` of the texts that are references. num_beams: 1 is greedy search; BLIP uses 3. min_length, max_length:
     new tokens, without prompt and end token (BLIP's 5 and 20 include 4 tokens for [DEC] and "a picture of").
     """
 
     NAME: ClassVar[str] = "evaluate.captions:Captions"
-    VERSION: ClassVar[int] = 2  # 2: never generates [UNK] or [MASK]
+    VERSION: ClassVar[int] = 3  # 2: never generates [UNK] or [MASK]; 3: items.parquet
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = ITEMS_REFERENCES
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
@@ -83,9 +86,13 @@ class Captions(RunsModel, GatherStage):
         if not found:
             raise nothing_to_evaluate(self.source, rejects)
         job.reject(rejects)
-        scores = caption_scores([caption for _, caption in found], [several for (_, several), _ in found])
+        scores, ciders = caption_scores(
+            [caption for _, caption in found], [several for (_, several), _ in found]
+        )
         job.say(f"{len(found)} captions scored, tokenizer {TOKENIZER}")
         self._write(Path(job.artifacts) / "captions.json", found)
+        ids = [id_ for (id_, _), _ in found]
+        write_items(Path(job.artifacts), [items("cider", list(zip(ids, ids, strict=True)), ciders)])
         rows = [{"name": name, "value": value, "num_rows": len(found)} for name, value in scores.items()]
         job.emit(pa.Table.from_pylist(rows, RESULTS))
 

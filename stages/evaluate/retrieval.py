@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from vlpipe.pipeline.files import Weights
@@ -19,7 +21,8 @@ from vlpipe.pipeline.shard import Reject
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.batches import batch_size_problems, encode_images, fixed_batches
 from vlpipe.stages.common.row import RESULTS
-from vlpipe.stages.evaluate.heldout import heldout, need_heldout, nothing_to_evaluate
+from vlpipe.stages.evaluate.heldout import Key, heldout, need_heldout, nothing_to_evaluate
+from vlpipe.stages.evaluate.items import ITEMS_REFERENCES, items, write_items
 from vlpipe.stages.evaluate.nearest import Candidates, Order, Scores, both_ways
 from vlpipe.stages.filter.itm import match_logits
 from vlpipe.stages.inference.ahead import Ahead
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from vlpipe.stages.common.model import Loaded
 
 RECALL_AT = (1, 5, 10)
+Hits = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +41,16 @@ class Retrieval(RunsModel, GatherStage):
 
     `tr@k`: at least one caption of the image is among its top k texts. `ir@k`: the image is among the top k of its
     caption. Ties are ranked by row, then by caption order. An image may have several captions.
+    Artifact `items.parquet` (columns: ITEMS): whether each query is a hit (0 or 1), for `evaluate.compare`. The item of an
+    image is its row id, that of its caption k (from 0) is `ID#k`.
 
     source: `source` of the captions. k_test: candidates per query that are re-ranked; BLIP uses 256 (COCO) and 128
     (Flickr30K). 0: no re-ranking, as for models without a matching head (CLIP).
     """
 
     NAME: ClassVar[str] = "evaluate.retrieval:Retrieval"
+    VERSION: ClassVar[int] = 2  # 2: items.parquet
+    ARTIFACT_REFERENCES: ClassVar[Mapping[str, tuple[str, ...]]] = ITEMS_REFERENCES
     ROWS_ARE: ClassVar[str] = "figures"
     TORCH: ClassVar[bool] = True
 
@@ -79,32 +87,38 @@ class Retrieval(RunsModel, GatherStage):
         needs = [EmbedsImages, EmbedsTexts, *([Matches] if self.k_test else [])]
         model = load(self.model, self.max_text_length, needs, self.precision)
         rejects: list[Reject] = []
-        captions, image_feats = self._image_side(job, model, rejects)
-        if not captions:
+        rows, image_feats = self._image_side(job, model, rejects)
+        if not rows:
             raise nothing_to_evaluate(self.source, rejects)
         job.reject(rejects)
-        texts = [text for several in captions for text in several]
-        owner = np.repeat(np.arange(len(captions)), [len(several) for several in captions])  # (T,)
+        texts = [text for _, several in rows for text in several]
+        owner = np.repeat(np.arange(len(rows)), [len(several) for _, several in rows])  # (T,)
         of_images, of_texts = both_ways(
             image_feats, self._text_feats(texts, model), max(self.k_test, *RECALL_AT)
         )
-        found = recalls("itc_", of_images.order, of_texts.order, owner)
+        found = hits("itc_", of_images.order, of_texts.order, owner)
         if self.k_test:
             pairs = self._match(job, model, texts, Candidates(of_images, of_texts))
             texts_again = of_images.reranked(pairs.logits_of_images)
-            found += recalls("", texts_again, of_texts.reranked(pairs.logits_of_texts), owner)
-        job.emit(pa.Table.from_pylist(found, RESULTS))
+            found |= hits("", texts_again, of_texts.reranked(pairs.logits_of_texts), owner)
+        ids = [id_ for id_, _ in rows]
+        of_queries = {
+            "tr": [(id_, id_) for id_ in ids],
+            "ir": [(f"{i}#{k}", i) for i, t in rows for k in range(len(t))],
+        }
+        write_items(
+            Path(job.artifacts), (items(name, of_queries[_way(name)], hit) for name, hit in found.items())
+        )
+        job.emit(pa.Table.from_pylist(recalls(found), RESULTS))
 
-    def _image_side(
-        self, job: Job, model: Loaded, rejects: list[Reject]
-    ) -> tuple[list[tuple[str, ...]], Scores]:
-        captions, feats = [], []
+    def _image_side(self, job: Job, model: Loaded, rejects: list[Reject]) -> tuple[list[Key], Scores]:
+        rows, feats = [], []
         with Ahead(self.decode_workers, model.is_on_gpu) as ahead:
             images = heldout(job, self.source, model.image_size, rejects, ahead)
-            for (_, several), feat in encode_images(images, model.embed_images, self.batch_size, ahead):
-                captions.append(several)
+            for key, feat in encode_images(images, model.embed_images, self.batch_size, ahead):
+                rows.append(key)
                 feats.append(feat.float().cpu().numpy())
-        return captions, np.array(feats, np.float32)
+        return rows, np.array(feats, np.float32)
 
     def _text_feats(self, texts: list[str], model: Loaded) -> Scores:
         feats = []
@@ -130,18 +144,24 @@ class Retrieval(RunsModel, GatherStage):
         return pairs
 
 
-def recalls(prefix: str, texts: Order, images: Order, owner: Order) -> list[dict[str, Any]]:
-    """Returns RESULTS rows `tr@k` and `ir@k`, with `prefix` before their names.
+def hits(prefix: str, texts: Order, images: Order, owner: Order) -> dict[str, Hits]:
+    """Returns `tr@k` -> (I,) and `ir@k` -> (T,), with `prefix` before their names: True for each query that is a hit.
 
     texts (I, k): indices of the top texts per image; images (T, k): of the top images per text; owner (T,): of the image
     that each text belongs to.
     """
-    hits = {
+    found = {
         "tr": owner[texts] == np.arange(len(texts))[:, None],  # (I, k)
         "ir": images == owner[:, None],  # (T, k)
     }
-    return [
-        {"name": f"{prefix}{way}@{k}", "value": float(hit[:, :k].any(axis=1).mean()), "num_rows": len(hit)}
-        for way, hit in hits.items()
-        for k in RECALL_AT
-    ]
+    return {f"{prefix}{way}@{k}": hit[:, :k].any(axis=1) for way, hit in found.items() for k in RECALL_AT}
+
+
+def recalls(found: Mapping[str, Hits]) -> list[dict[str, Any]]:
+    """Returns the RESULTS rows of the `hits`: the fraction of queries that are hits."""
+    return [{"name": name, "value": float(hit.mean()), "num_rows": len(hit)} for name, hit in found.items()]
+
+
+def _way(name: str) -> str:
+    """Returns `tr` or `ir`, the direction that a metric is of."""
+    return name.removeprefix("itc_").partition("@")[0]

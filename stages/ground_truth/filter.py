@@ -20,6 +20,8 @@ from vlpipe.stages.common.row import RESULTS, TEXTS
 from vlpipe.stages.demo.check_text import right
 from vlpipe.stages.demo.scenes import Scene, Thing
 
+WANTED = "set `truth` to truth.parquet of the world that made the row"
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -74,21 +76,33 @@ def scene_of(row: Mapping[str, Any]) -> Scene:
     return Scene(tuple(things), row["ground"])
 
 
+def truth_of(url: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Returns the ground-truth row of a URL. known: from `read_truth`. Raises VlpipeError if there is none."""
+    if url not in known:
+        raise VlpipeError(f"the ground-truth file has no row for {url}; {WANTED}")
+    return known[url]
+
+
+def is_right(entry: Mapping[str, Any], truth: Mapping[str, Any]) -> bool:
+    """Returns True if a web or synthetic text is correct for its scene. truth: the row's ground truth.
+
+    Raises VlpipeError if it is a web text other than that of the ground truth.
+    """
+    if entry["source"] != "web":
+        return right(entry["text"], scene_of(truth))
+    if entry["text"] != truth["text"]:
+        raise VlpipeError(f"the ground-truth file has no text {entry['text']!r} for {truth['url']}; {WANTED}")
+    return bool(truth["right"])
+
+
 def _judge(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Iterator[Verdict]:
     for entry in row["texts"]:
         if entry["source"] == "human":
             continue
-        truth = known.get(row["url"])
-        if truth is None or (entry["source"] == "web" and entry["text"] != truth["text"]):
-            raise VlpipeError(
-                f"the ground-truth file has no text {entry['text']!r} for {row['url']}; "
-                "set `truth` to truth.parquet of the world that made the row"
-            )
+        truth = truth_of(row["url"], known)
         kept = entry["kept"] is not False  # null, no decision, counts as kept, as in training
-        if entry["source"] == "web":
-            yield Verdict("web", truth["right"], truth["noise"], kept)
-        else:
-            yield Verdict(entry["source"], right(entry["text"], scene_of(truth)), None, kept)
+        noise = truth["noise"] if entry["source"] == "web" else None
+        yield Verdict(entry["source"], is_right(entry, truth), noise, kept)
 
 
 def _results(verdicts: list[Verdict]) -> Iterator[dict[str, Any]]:

@@ -91,19 +91,19 @@ REFERENCES = [
 
 
 def test_scores_equal_the_papers_formulas() -> None:
-    found = caption_scores(CAPTIONS, REFERENCES)
+    found, _ = caption_scores(CAPTIONS, REFERENCES)
     assert found["cider"] == pytest.approx(slow_cider(CAPTIONS, REFERENCES), rel=1e-6)
     assert found["bleu@4"] == pytest.approx(slow_bleu(CAPTIONS, REFERENCES), rel=1e-4)
 
 
 def test_identical_captions_get_ten_and_one_whatever_case_and_punctuation() -> None:
     captions = ["A red circle, on the left.", "two small dogs run", "a star above a circle"]
-    found = caption_scores(captions, [[c.upper()] for c in captions])
+    found, _ = caption_scores(captions, [[c.upper()] for c in captions])
     assert found == {"cider": pytest.approx(10), "bleu@4": pytest.approx(1, abs=1e-6)}
 
 
 def test_an_empty_caption_costs_points_and_does_not_break_the_scorers() -> None:
-    found = caption_scores(["", *CAPTIONS[1:]], REFERENCES)
+    found, _ = caption_scores(["", *CAPTIONS[1:]], REFERENCES)
     assert found["cider"] == pytest.approx(slow_cider(["", *CAPTIONS[1:]], REFERENCES), rel=1e-6)
 
 

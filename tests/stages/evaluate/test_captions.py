@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -54,6 +56,11 @@ def test_a_models_own_captions_as_references_score_full_marks(
     written = json.loads((out.artifacts / "captions.json").read_text())
     assert [c["caption"] for c in written["captions"]] == own
     assert written["tokenizer"] == "ptb_like"
+    items = pq.read_table(out.artifacts / "items.parquet").to_pylist()
+    assert [(one["metric"], one["item"], one["row"]) for one in items] == [
+        ("cider", f"row{i}", f"row{i}") for i in range(20)
+    ]
+    assert np.mean([one["value"] for one in items]) == pytest.approx(found["cider"][0])
     assert written["captions"][3] == {"id": "row3", "caption": own[3], "references": [own[3]]}
 
 

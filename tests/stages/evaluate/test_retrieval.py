@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from vlpipe.pipeline.testing import dataset, run_gather
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import RESULTS, text
 from vlpipe.stages.evaluate.nearest import Candidates, Nearest, best, both_ways
-from vlpipe.stages.evaluate.retrieval import RECALL_AT, Retrieval, recalls
+from vlpipe.stages.evaluate.retrieval import RECALL_AT, Retrieval, hits, recalls
 
 Rows = Callable[..., pa.Table]
 WORDS = [
@@ -130,7 +131,7 @@ def test_ranking_and_recall_in_closed_form() -> None:
     texts, images = best(sims, 4).order, best(sims.T, 4).order
     assert texts.tolist() == [[1, 2, 3, 0], [0, 2, 1, 3], [0, 1, 2, 3]]  # ties: the earlier text
     assert images.tolist() == [[1, 2, 0], [0, 2, 1], [1, 0, 2], [2, 0, 1]]
-    found = {r["name"]: r["value"] for r in recalls("", texts, images, owner)}
+    found = {r["name"]: r["value"] for r in recalls(hits("", texts, images, owner))}
     assert found["tr@1"] == pytest.approx(1 / 3)  # image 0 by its second caption; 1 and 2 miss
     assert found["tr@5"] == 1
     assert found["ir@1"] == pytest.approx(3 / 4)
@@ -204,3 +205,19 @@ def test_what_cannot_work_is_said(weights: Weights) -> None:
     assert Retrieval(model=weights, k_test=4).preflight() == [
         "k_test must be 0 or at least 10, the largest k of recall@k, got 4"
     ]
+
+
+def test_items_are_the_hits_that_the_recalls_are_means_of(
+    weights: Weights, image_rows: Rows, tmp_path: Path
+) -> None:
+    table = captioned(image_rows, 9)
+    stage = Retrieval(model=weights, k_test=10, batch_size=16, max_text_length=12)
+    out = run_gather(stage, [dataset(tmp_path / "rows", table, shard_rows=4)], tmp_path)
+    found = pq.read_table(out.artifacts / "items.parquet").to_pandas()
+    assert set(found["value"]) == {0.0, 1.0}
+    means = found.groupby("metric")["value"].mean().to_dict()
+    assert means == pytest.approx({r["name"]: r["value"] for r in out.table.to_pylist()})
+    of_images, of_captions = (found[found["metric"] == f"{way}@1"] for way in ("tr", "ir"))
+    assert of_images["item"].tolist() == of_images["row"].tolist() == [f"row{i}" for i in range(9)]
+    captions = [(f"row{i}#{k}", f"row{i}") for i in range(9) for k in range(1 + i % 4)]
+    assert list(zip(of_captions["item"], of_captions["row"], strict=True)) == captions

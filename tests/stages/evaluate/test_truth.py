@@ -87,13 +87,15 @@ def test_unjudged_texts_count_as_kept_and_nothing_kept_gives_null(tmp_path: Path
         )
 
 
-@pytest.mark.parametrize(("url", "said"), [("z", "a red circle"), ("a", "a red star")])
-def test_another_worlds_truth_is_an_error(tmp_path: Path, url: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "said", "lacks"),
+    [("z", "a red circle", "row for z"), ("a", "a red star", "text 'a red star' for a")],
+)
+def test_another_worlds_truth_is_an_error(tmp_path: Path, url: str, said: str, lacks: str) -> None:
     truth = truth_file(tmp_path, url=["a"], right=[True])
     rows = dataset(tmp_path, rows_of({url: [text(said, "web")]}))
     with pytest.raises(
-        VlpipeError,
-        match=f"the ground-truth file has no text '{said}' for {url}; set `truth` to truth.parquet",
+        VlpipeError, match=f"the ground-truth file has no {lacks}; set `truth` to truth.parquet"
     ):
         run_gather(FilterTruth(truth=truth), [rows], tmp_path)
 
