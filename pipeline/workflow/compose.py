@@ -65,9 +65,7 @@ def _declared(file: Map, problems: list[Problem]) -> dict[str, Map]:
     return found
 
 
-def _placed(
-    steps: Mapping[str, Map], added: Mapping[str, Map], problems: list[Problem]
-) -> dict[str, Map]:
+def _placed(steps: Mapping[str, Map], added: Mapping[str, Map], problems: list[Problem]) -> dict[str, Map]:
     """Returns the steps of the file and those that a profile adds: each directly above the step that its `above` names, in
     the order of the profile; without `above`, below all of the file."""
     placed: dict[str, Map] = {}
@@ -77,7 +75,9 @@ def _placed(
         target = params.get("above")
         if "above" in params and (not isinstance(target, str) or target not in steps):
             near = did_you_mean(str(target), steps)
-            problems.append(params.at["above"].problem(f"{name}.above: no step {shown(target)} in the file{near}"))
+            problems.append(
+                params.at["above"].problem(f"{name}.above: no step {shown(target)} in the file{near}")
+            )
         place_in = above[target] if isinstance(target, str) and target in steps else last
         place_in[name] = params.without("above")
     for name, params in steps.items():

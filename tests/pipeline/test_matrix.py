@@ -148,13 +148,16 @@ profiles:
 
 
 def test_above_what_is_no_step() -> None:
-    text = HEAD + """\
+    text = (
+        HEAD
+        + """\
 profiles:
   more:
     one: {above: captoins, use: "~:World"}
     two: {above: [captions], use: "~:World"}
     three: {above: one, use: "~:World"}
 """
+    )
     problems = [
         "line 13: one.above: no step 'captoins' in the file; did you mean 'captions'?",
         "line 14: two.above: no step ['captions'] in the file; did you mean 'captions'?",
