@@ -5,8 +5,9 @@
 
 The same photos (flickr8k, at its 160 px and scaled up) and captions in Parquet and in tar files, shuffled: all loaders hold
 all of them in their window or buffer. All decode the whole picture, augment it as BLIP does in pretraining to 224 x 224 and
-make token ids with the same functions, in one process, and deliver batches normalised as models read them; "vlpipe" alone is the loader as it is, which decodes the part that it
-needs at the scale that it needs. A rate is the samples of one epoch by the CPU seconds of the process, opening included.
+make token ids with the same functions, in one process, and deliver batches normalised as models read them; "vlpipe" alone is
+the loader as it is, which decodes the part that it needs at the scale that it needs. A rate is the samples of one epoch by
+the CPU seconds of the process, opening included.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +19,17 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "quick_gelu": quick_gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 class PreNormLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): (B, L, D) -> (B, L, D).
 
-    drop_path: probability that a sample skips a branch in training.
+    drop_path: probability that a sample skips a branch in training. mlp_width: None for 4 x width.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class PreNormLayer(nn.Module):
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
         activation: str = "gelu",
+        mlp_width: int | None = None,
     ) -> None:
         super().__init__()
         self.num_heads, self.drop_path, self.activation = num_heads, drop_path, ACTIVATIONS[activation]
@@ -41,8 +47,8 @@ class PreNormLayer(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = nn.Linear(width, mlp_width or 4 * width)
+        self.down = nn.Linear(mlp_width or 4 * width, width)
 
     def forward(self, x: Tensor, first: bool = False, mask: Tensor | None = None) -> Tensor:
         """mask: bool, True = attend; broadcasts to (B, heads, L, L). first: returns position 0 alone, (B, 1, D)."""
@@ -75,11 +81,12 @@ class PreNormEncoder(nn.Module):
         drop_path: float = 0.0,
         norm_eps: float = 1e-6,
         activation: str = "gelu",
+        mlp_width: int | None = None,
     ) -> None:
         super().__init__()
         rates = [drop_path * i / max(1, num_layers - 1) for i in range(num_layers)]
         self.blocks = nn.ModuleList(
-            PreNormLayer(width, num_heads, rate, norm_eps, activation) for rate in rates
+            PreNormLayer(width, num_heads, rate, norm_eps, activation, mlp_width) for rate in rates
         )
         self.norm = nn.LayerNorm(width, eps=norm_eps)
 

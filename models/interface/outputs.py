@@ -35,6 +35,8 @@ class Outputs:
         self._grad = grad
         self._views: dict[str, Outputs] = {}
         self._by_teacher: dict[str, Outputs] = {}
+        self._clean: Outputs | None = None  # of a view: the outputs of the batch itself
+        self._shared: frozenset[str] = frozenset()  # values that are the same in both
         self._source: Outputs | None = None  # of paired outputs: those whose rows are combined
         self._rows: Mapping[str, Tensor] = {}
         self._sources: Mapping[str, Stream] = {}
@@ -73,6 +75,8 @@ class Outputs:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        if name not in self._values and name in self._shared:
+            self._values[name] = getattr(self._clean, name)
         if name not in self._values:
             method = getattr(type(self.model), name, None)
             if method is None:
@@ -82,13 +86,27 @@ class Outputs:
         return self._values[name]
 
     def view(self, name: str) -> Outputs:
-        """Returns the outputs of view `name` of the batch; "" for the batch itself."""
+        """Returns the outputs of view `name` of the batch; "" for the batch itself.
+
+        The model's ENCODINGS of streams that the view does not change are those of the batch itself, computed once.
+        """
         if not name:
             return self
         if name not in self._views:
             batch = self.batch.view(name)
-            self._views[name] = Outputs(self.model, batch, self._teachers, grad=self._grad)
+            found = Outputs(self.model, batch, self._teachers, grad=self._grad)
+            self._views[name] = found._share(self)
         return self._views[name]
+
+    def _share(self, clean: Outputs) -> Outputs:
+        """Takes from `clean`, the outputs without a view, what depends on unchanged streams alone."""
+        old, new = clean.batch.streams, self.batch.streams
+        encodings: Mapping[str, tuple[str, ...]] = getattr(self.model, "ENCODINGS", {})
+        self._shared = frozenset(
+            x for name in new if new[name] is old.get(name) for x in encodings.get(name, ())
+        )
+        self._clean = clean
+        return self
 
     def paired(
         self,
@@ -109,9 +127,10 @@ class Outputs:
     def unpaired(self, name: str, stream: str) -> tuple[Any, Tensor | None]:
         """Returns value `name` of the rows before pairing, and which of these each sample takes; None: its own.
 
-        With it, a model encodes each picture once, however many texts it is paired with.
+        With it, a model encodes each picture once, however many texts it is paired with. Of a stream that was replaced by
+        `paired` without giving its encodings, the value is that of the pairs.
         """
-        if self._source is None:
+        if self._source is None or (stream in self._sources and name not in self._unpaired):
             return getattr(self, name), None
         value = self._unpaired[name] if name in self._unpaired else getattr(self._source, name)
         return value, self._rows[stream]
@@ -122,5 +141,6 @@ class Outputs:
             have = ", ".join(self._teachers) or "none"
             raise ValueError(f"there is no teacher {name!r}; the recipe has: {have}")
         if name not in self._by_teacher:
-            self._by_teacher[name] = Outputs(self._teachers[name], self.batch, grad=False)
+            found = Outputs(self._teachers[name], self.batch, grad=False)
+            self._by_teacher[name] = found if self._clean is None else found._share(self._clean.teacher(name))
         return self._by_teacher[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from vlpipe.models.interface.batch import IGNORE, Batch, flat_places
 from vlpipe.models.interface.capabilities import FillsWords
 from vlpipe.models.interface.objective import Objective, Term
 from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.objectives.itc import ramped
 
 
 class MaskedIds(Objective):
@@ -28,6 +30,10 @@ class MaskedIds(Objective):
         """Returns the logits (M, V) of the masked positions; places: their flat indices (M,) in (B, L)."""
         raise NotImplementedError
 
+    def total(self, out: Outputs, logits: Tensor, true: Tensor, places: Tensor) -> Tensor:
+        """Returns the loss, summed over the masked positions, of logits (M, V) and true ids (M,)."""
+        return F.cross_entropy(logits, true, reduction="sum")
+
     def _targets(self, batch: Batch) -> Tensor:
         targets = batch.stream(self.stream).target["ids"]
         if self.matched_only:
@@ -42,7 +48,7 @@ class MaskedIds(Objective):
         masked = targets != IGNORE
         places = flat_places(masked) if self.matched_only else out.stream(self.stream).chosen("ids", masked)
         logits, true = self.logits(out, places).float(), targets.flatten()[places]
-        total = F.cross_entropy(logits, true, reduction="sum")
+        total = self.total(out, logits, true, places)
         right = (logits.argmax(1) == true).sum().float()
         return {name: Term(total, masked.sum()), f"{name}_accuracy": Term(right, masked.sum())}
 
@@ -59,6 +65,43 @@ class MaskedLm(MaskedIds):
     def logits(self, out: Outputs, places: Tensor) -> Tensor:
         found: Tensor = out.model.predict_words(out.word_hidden.flatten(0, 1)[places])
         return found
+
+
+class DistilledMaskedLm(MaskedLm):
+    """`mlm` and `mlm_accuracy`: masked words, whose targets are in part a momentum teacher's predictions from the same view.
+
+    Li et al. 2021 (ALBEF), https://arxiv.org/abs/2107.07651, equation 7: per masked word, (1 - alpha) x cross entropy of the
+    true word + alpha x KL(teacher || student); alpha grows to its value over the first epoch. kl: False counts the cross
+    entropy with the teacher's predictions, as the released code does; the gradient is the same. teacher, momentum,
+    teacher_dropout: as in `Itc`.
+    """
+
+    def __init__(
+        self,
+        *,
+        stream: str = "text",
+        matched_only: bool = False,
+        alpha: float = 0.4,
+        alpha_ramp_epochs: float = 1.0,
+        kl: bool = True,
+        teacher: str = "ema",
+        momentum: float = 0.995,
+        teacher_dropout: bool = True,
+    ) -> None:
+        super().__init__(stream=stream, matched_only=matched_only)
+        self.alpha, self.alpha_ramp_epochs, self.kl, self.teacher = alpha, alpha_ramp_epochs, kl, teacher
+        self.TEACHER = {"momentum": momentum, "dropout": teacher_dropout}
+        self.FEATURES = (f"{teacher}.word_hidden",)  # by which a recipe's missing teacher is made
+
+    def total(self, out: Outputs, logits: Tensor, true: Tensor, places: Tensor) -> Tensor:
+        teacher = out.teacher(self.teacher)
+        with torch.no_grad():
+            soft = self.logits(teacher, places).float().softmax(1)
+        distilled = F.cross_entropy(logits, soft, reduction="sum")
+        if self.kl:
+            distilled = distilled - torch.special.entr(soft).sum()
+        alpha = ramped(self.alpha, self.alpha_ramp_epochs, out.batch.step.progress)
+        return (1 - alpha) * super().total(out, logits, true, places) + alpha * distilled
 
 
 def match_labels(batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vlpipe.pipeline.change.before_retry import before_folder
 from vlpipe.pipeline.engine.executor import Executor, Watcher
 from vlpipe.pipeline.engine.plan import PlannedStep, fans_out, is_gather
 from vlpipe.pipeline.engine.records.manifest import write_manifest
@@ -133,11 +134,6 @@ def wanted(
     return one, old, affected(one, old, codes)
 
 
-def before_folder(one: PlannedStep) -> str:
-    """Returns the folder that keeps the shards from before a retry. To the runner it is the folder of an unfinished step."""
-    return f"{one.name}.before_retry-{one.keyed.step_key[:8]}"
-
-
 def _keep(one: PlannedStep, store: Store, touched: Sequence[Receipt]) -> None:
     folder, step_file = before_folder(one), f"{one.folder}/{STEP_FILE}"
     store.write_bytes(f"{folder}/{STEP_FILE}", store.read_bytes(step_file))
@@ -158,14 +154,6 @@ def recover(one: PlannedStep, store: Store) -> None:
     if missing:
         _sync(store, one.folder)
         one.found = read_unfinished(store, one.folder)
-
-
-def clean(steps: Sequence[PlannedStep], store: Store) -> None:
-    """Removes the folders that killed retries left behind, for steps that are done."""
-    folders = set(store.list())
-    for one in steps:
-        if one.is_done and before_folder(one) in folders:
-            store.remove(before_folder(one))
 
 
 def _copy(store: Store, receipt: Receipt, folder: str, to: str) -> None:

@@ -14,16 +14,16 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from vlpipe.pipeline.change import retry
+from vlpipe.pipeline.change import before_retry
 from vlpipe.pipeline.cli.progress import ProgressWatcher, results_table
 from vlpipe.pipeline.engine.executor import Executor, Watcher
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.locking.signals import Interrupted, heeding_interrupts
 from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
+from vlpipe.pipeline.engine.records.forget_journal import has_traces
 from vlpipe.pipeline.engine.row_bounds import estimates
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.forget import apply
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow, resolve_workflow
 
@@ -100,7 +100,7 @@ def run(
             remember(steps, store)
             execute(steps, store, run_id, local=local, address=address, strict=strict)
             warn(todo, strict=False)  # about shards that this run reused
-        retry.clean(steps, store)
+        before_retry.clean(steps, store)
     if not todo:
         out.print(
             f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",
@@ -125,6 +125,10 @@ def need_one_place(local: bool, address: str | None) -> None:
 
 def finish_forget(store: Store) -> None:
     """Finishes a forget that was killed, because its root must not be read before. The caller holds the root's lock."""
+    if not has_traces(store):
+        return
+    from vlpipe.pipeline.forget import apply
+
     if apply.finish(store):
         out.print(f"finished a forget that was interrupted in {store.url}", highlight=False, soft_wrap=True)
 

@@ -14,6 +14,7 @@ from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.worker import device
 from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, run_gather
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard
+from vlpipe.pipeline.engine.worker.open_stage import step_ended
 from vlpipe.pipeline.service import Services
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.storage.store import Store
@@ -86,6 +87,7 @@ class LocalExecutor:
         self._services.drop(one.name)
         if one.name in self._open:
             self._open.pop(one.name)[0].close()
+        step_ended()
 
     def drain(self, grace_s: float) -> list[UnitResult]:
         """Returns an empty list: nothing runs in the background."""
@@ -95,6 +97,7 @@ class LocalExecutor:
         for stack, _ in self._open.values():
             stack.close()
         self._open.clear()
+        step_ended()
         self._services.close()
         self._hidden.close()
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.engine.records.forget_journal import JOURNAL, is_half_done
+from vlpipe.pipeline.engine.records.forget_journal import BEFORE, JOURNAL, is_half_done
 from vlpipe.pipeline.engine.records.forgotten import add_forgotten
 from vlpipe.pipeline.engine.records.keys import FileDigests
 from vlpipe.pipeline.engine.records.manifest import (
@@ -48,7 +48,6 @@ from vlpipe.pipeline.parquet.text_sets import TextSet, sets_from_table, sets_to_
 from vlpipe.pipeline.shard import Heavy, Shard, open_parquet
 from vlpipe.pipeline.storage.store import Store
 
-BEFORE = "_forget"
 GONE = f"{BEFORE}/gone.parquet"
 Stats = dict[str, dict[str, Any]]
 FOLDERS = ("", "/_receipts", "/_rejects", "/_log", "/artifacts")

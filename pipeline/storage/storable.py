@@ -15,6 +15,8 @@ MAX_DEPTH = 20
 
 def storable(text: object, max_chars: int = MAX_TEXT) -> str:
     """Returns the text with surrogates and control characters escaped, cut to `max_chars` characters."""
+    if type(text) is str and len(text) <= max_chars and text.isprintable():  # nearly all
+        return text
     try:
         whole = text if isinstance(text, str) else str(text)
     except Exception as error:  # e.g. an exception whose __str__ raises

@@ -6,7 +6,7 @@ its captions (25 % against 19 %; Li et al., 2022, Table 2, https://arxiv.org/abs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -152,6 +152,18 @@ class Caption(RunsModel, MapStage):
         texts = [list(ts or ()) for ts in table["texts"].to_pylist()]
         pixels = read_images(table, model.image_size, rejects, ahead)
         images = encode_images(pixels, model.encode_images, self.batch_size, ahead)
+        self._append(model, steps, images, ids, texts)
+        return Out(without(with_texts(table, texts), rejects), rejects)
+
+    def _append(
+        self,
+        model: Loaded,
+        steps: Steps,
+        images: Iterable[tuple[int, torch.Tensor]],
+        ids: Sequence[str],
+        texts: Sequence[list[dict[str, Any]]],
+    ) -> None:
+        """Appends captions to `texts` of the rows. images: (row, its encoding) each; ids: of all rows."""
         wanted = (
             (row, tokens, seed_of(self.seed, ids[row], j))
             for row, tokens in images
@@ -162,7 +174,6 @@ class Caption(RunsModel, MapStage):
             found = self._sample(model, steps, [tokens for _, tokens, _ in batch], seeds)
             for (row, _, _), caption in zip(batch[:num_real], found, strict=False):
                 texts[row].append(self._entry(caption))
-        return Out(without(with_texts(table, texts), rejects), rejects)
 
     def _sample(
         self, model: Loaded, steps: Steps, tokens: Sequence[torch.Tensor], seeds: Sequence[int]

@@ -48,6 +48,8 @@ class Blocklist:
         """Returns a RowFault (blocked) if the URL or its domain is blocked, else None. Call it also for redirects."""
         if self.domains and any(name in self.domains for name in domains_of(url)):
             return RowFault(BLOCKED, "domain")
+        if not self.marks:
+            return None
         spelled = spellings(url) if self.marks.keys() & {"url_md5", "url_sha256"} else ()
         if any(self._has("url_", one.encode("utf-8", "surrogatepass")) for one in spelled):
             return RowFault(BLOCKED, "url")

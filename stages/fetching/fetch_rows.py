@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from vlpipe.pipeline.shard import Out, joined
 from vlpipe.stages.fetching.blocklist import BLOCKED, Blocklist
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.list import EXPECTED, FAULT
-from vlpipe.stages.web.bodies import Asked
+from vlpipe.stages.web.event_loop import Asked
 from vlpipe.stages.web.fetch import Answer, Fetch
 from vlpipe.stages.web.response import Page
 
@@ -25,6 +26,7 @@ CHECK_ROWS = 64  # images that are waited for together; their requests are sent 
 CHECK_BYTES = 1 << 22  # images sent to the decoder together, unless a single one is larger
 PART_BYTES = 1 << 25  # images of a part of a batch's output
 
+Listed = Sequence[Mapping[str, Any]]
 Started = list[Asked[Answer] | RowFault]
 
 
@@ -46,7 +48,8 @@ class FetchRows:
     ) -> None:
         self._fetch, self._rows_of, self._schema = fetch, rows_of, schema
         self._blocklist = blocklist
-        self._under_way: dict[tuple[str, ...], Started] = {}  # ids of a batch -> its futures
+        # ids of a batch -> its rows and their futures
+        self._under_way: dict[tuple[str, ...], tuple[Listed, Started]] = {}
 
     def ahead(self, batch: pa.Table) -> None:
         """Starts fetching a batch that a later call will receive."""
@@ -61,9 +64,10 @@ class FetchRows:
 
         Images are checked in order, in this thread, while later ones are still being fetched.
         """
-        listed, rows = _listed(batch), self._rows_of(batch)
+        rows = self._rows_of(batch)
         log: list[dict[str, Any]] = []
-        started = self._under_way.pop(_ids(batch), None) or _start(listed, self._fetch)
+        under_way = self._under_way.pop(_ids(batch), None)
+        listed, started = under_way or _start(_listed(batch), self._fetch)
         try:
             for first in range(0, len(listed), CHECK_ROWS):
                 together = range(first, min(first + CHECK_ROWS, len(listed)))
@@ -93,7 +97,7 @@ class FetchRows:
     def _ready(
         self,
         together: range,
-        listed: Sequence[Mapping[str, Any]],
+        listed: Listed,
         started: Started,
         rows: ImageRows,
         log: list[dict[str, Any]],
@@ -145,11 +149,11 @@ def _listed(batch: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _start(listed: Sequence[Mapping[str, Any]], fetch: Fetch) -> Started:
-    """Starts fetching; returns one future per row, or the RowFault of an invalid row, whose URL is not fetched."""
+def _start(listed: Listed, fetch: Fetch) -> tuple[Listed, Started]:
+    """Starts fetching; returns the rows, and for each its future, or the RowFault of an invalid row: it is not fetched."""
     refused = [_refused(one) for one in listed]
     started = iter(fetch([one["url"] for one, fault in zip(listed, refused, strict=True) if fault is None]))
-    return [next(started) if fault is None else fault for fault in refused]
+    return listed, [next(started) if fault is None else fault for fault in refused]
 
 
 def _refused(one: Mapping[str, Any]) -> RowFault | None:
@@ -183,5 +187,10 @@ def _need_wanted(body: bytes, expected: str | None, blocklist: Blocklist) -> Non
 
 def log_line(id_: str, answer: Answer) -> dict[str, Any]:
     """Returns the log entry of a row: id, time of the first attempt (UTC), seconds taken, number of attempts."""
-    at = datetime.fromtimestamp(answer.at_s, UTC).isoformat(timespec="seconds")
-    return {"id": id_, "at": at, "seconds": round(answer.seconds, 3), "attempts": answer.attempts}
+    seconds = round(answer.seconds, 3)
+    return {"id": id_, "at": _written(int(answer.at_s)), "seconds": seconds, "attempts": answer.attempts}
+
+
+@lru_cache(maxsize=8)
+def _written(at_s: int) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")

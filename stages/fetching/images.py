@@ -20,8 +20,9 @@ from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS, Damaged
 from vlpipe.stages.common.row import LISTED
 from vlpipe.stages.fetching.blocklist import NOTHING, load
 from vlpipe.stages.fetching.columns import FETCHED
+from vlpipe.stages.images.blocks import Blocks
 from vlpipe.stages.images.check import Rules
-from vlpipe.stages.images.decoder import decoding
+from vlpipe.stages.images.decoder import lent
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.images.resize import Resize
 from vlpipe.stages.lists.list import EXPECTED, FAULT, Pair, count_at_most, listed, read_pairs
@@ -163,15 +164,15 @@ class Fetching(SourceStage):
             resize=self.resize,
         )
         schema = self.schema(self.row_schema())
-        blocklist = load(self.blocklist) if self.blocklist else NOTHING
+        blocklist, blocks = load(self.blocklist) if self.blocklist else NOTHING, Blocks()
         with (
             self.loopback() as ports,
             fetcher(self._limits(), ports, PASSING, address(), blocklist.check_url) as fetch,
-            decoding(rules, self.decode_timeout_s, self.decode_memory_mb) as decoder,
+            lent(rules, self.decode_timeout_s, self.decode_memory_mb) as decoder,
         ):
             yield FetchRows(
                 fetch,
-                lambda batch: ImageRows(batch, rules, decoder.check_all),
+                lambda batch: ImageRows(batch, rules, decoder.check_all, blocks),
                 schema,
                 blocklist,
             )

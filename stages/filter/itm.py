@@ -7,7 +7,7 @@ later without inference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -72,9 +72,7 @@ class ItmFilter(RunsModel, MapStage):
 
     def preflight(self) -> list[str]:
         problems = batch_size_problems(self.batch_size) + self.worker_problems()
-        if not 0 <= self.threshold <= 1:
-            problems.append(f"threshold must be a probability, from 0 to 1, got {self.threshold}")
-        return problems
+        return problems + threshold_problems(self.threshold)
 
     def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
         from vlpipe.models.interface.capabilities import Matches
@@ -112,16 +110,36 @@ class ItmFilter(RunsModel, MapStage):
             (entry, tokens, entry["text"])
             for row, tokens in encode_images(images, model.encode_images, self.batch_size, ahead)
             for entry in texts[row]
-            if self._judges(entry)
+            if is_judged(entry, self.sources)
         )
-        for entry, logits in match_logits(model, pairs, self.batch_size, self.max_text_length):
-            score = np.float32(logits.softmax(0)[1].item())
-            kept = float(score) >= self.threshold  # decide by the stored float32 value
-            entry.update(score=score, kept=kept, why=None if kept else NOT_MATCHED)
+        judge(model, pairs, self.batch_size, self.max_text_length, self.threshold)
         return Out(without(with_texts(table, texts), rejects), rejects)
 
-    def _judges(self, entry: dict[str, Any]) -> bool:
-        return entry["source"] in self.sources and (entry["kept"] is not False or entry["why"] == NOT_MATCHED)
+
+def is_judged(entry: Mapping[str, Any], sources: Collection[str]) -> bool:
+    """Whether the filter scores a text: one of `sources`, not dropped by another filter."""
+    return entry["source"] in sources and (entry["kept"] is not False or entry["why"] == NOT_MATCHED)
+
+
+def threshold_problems(threshold: float) -> list[str]:
+    """Returns error texts for `preflight`; empty if `threshold` is a probability."""
+    if 0 <= threshold <= 1:
+        return []
+    return [f"threshold must be a probability, from 0 to 1, got {threshold}"]
+
+
+def judge(
+    model: Loaded,
+    pairs: Iterable[tuple[dict[str, Any], torch.Tensor, str]],
+    batch_size: int,
+    max_text_length: int,
+    threshold: float,
+) -> None:
+    """Sets `score`, `kept` and `why` of each text. pairs: (entry of `texts`, encoded image, text)."""
+    for entry, logits in match_logits(model, pairs, batch_size, max_text_length):
+        score = np.float32(logits.softmax(0)[1].item())
+        kept = float(score) >= threshold  # decide by the stored float32 value
+        entry.update(score=score, kept=kept, why=None if kept else NOT_MATCHED)
 
 
 def match_logits(

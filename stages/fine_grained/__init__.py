@@ -1,4 +1,4 @@
 """Tests of what retrieval hides: single attributes, objects and relations in texts, and objects that captions make up.
 
-May import `common`, `filter`, `lists`.
+May import `common`, `evaluate`, `filter`, `inference`, `lists`.
 """

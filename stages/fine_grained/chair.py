@@ -15,7 +15,8 @@ from vlpipe.pipeline.shard import Reject, need
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.common.row import RESULTS, TEXTS
-from vlpipe.stages.fine_grained.items import ITEMS_REFERENCES, Items
+from vlpipe.stages.evaluate.items import ITEMS_REFERENCES
+from vlpipe.stages.fine_grained.items import Items
 from vlpipe.stages.fine_grained.vocabulary import Vocabulary, read_synonyms
 from vlpipe.stages.lists.json_values import load_json
 

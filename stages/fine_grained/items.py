@@ -7,22 +7,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.shard import ShardWriter, ref, reference_columns
-
-ITEMS = pa.schema(
-    [
-        ("metric", pa.string()),  # its value in the results is the mean over its items
-        ("item", pa.string()),  # unique within a metric
-        ref("row", pa.string()),  # id of the row that the item belongs to; of a pair of rows, the first
-        ("value", pa.float64()),
-    ]
-)
-FILE = "items.parquet"
-ITEMS_REFERENCES = {FILE: reference_columns(ITEMS)}
-GROUP_ROWS = 65_536
+from vlpipe.stages.evaluate.items import items, write_items
 
 
 class Items:
@@ -51,7 +40,9 @@ class Items:
 
     def write(self, folder: str) -> None:
         """Writes the artifact (ITEMS), sorted by metric; items in the order in which they were added."""
-        with ShardWriter(str(Path(folder) / FILE), ITEMS, GROUP_ROWS) as writer:
-            for metric, of in sorted(self._values.items()):
-                rows, values = zip(*of.values(), strict=True)
-                writer.write(pa.table([[metric] * len(of), list(of), rows, values], schema=ITEMS))
+        write_items(Path(folder), (self._table(metric) for metric in sorted(self._values)))
+
+    def _table(self, metric: str) -> pa.Table:
+        of = self._values[metric]
+        places = [(item, row) for item, (row, _) in of.items()]
+        return items(metric, places, np.array([value for _, value in of.values()]))

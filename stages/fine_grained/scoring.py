@@ -22,8 +22,8 @@ from vlpipe.stages.common.batches import (
     read_images,
 )
 from vlpipe.stages.common.row import RESULTS
+from vlpipe.stages.evaluate.items import ITEMS_REFERENCES
 from vlpipe.stages.filter.itm import match_logits
-from vlpipe.stages.fine_grained.items import ITEMS_REFERENCES
 from vlpipe.stages.inference.ahead import Ahead
 from vlpipe.stages.inference.stage import RunsModel
 

@@ -78,11 +78,13 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
         return None
     at, size = 2, None
     while at + 10 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
         if marker == _SOS:
             return size
         begins = _PLAIN.get(marker)
-        if begins is None or not data.startswith(begins, at + 4) or length < (16 if len(begins) > 1 else 2):
+        if begins is None or length < 2:
+            return None
+        if begins and (not data.startswith(begins, at + 4) or (length < 16 and len(begins) > 1)):
             return None  # 16: with a version, or the numbers of the parts of a profile
         if marker in _PLAIN_FRAMES:
             if size or length < 8 or data[at + 9] not in (1, 3):

@@ -28,6 +28,8 @@ MAX_SCANS = (
     100  # of a progressive JPEG (encoders write about 10): a scan of a few bytes costs a pass over all pixels
 )
 
+NUMPY_BYTES = 1 << 14  # of a file, above which NumPy is faster
+
 
 @contextmanager
 def opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
@@ -56,9 +58,17 @@ def opened(data: bytes, max_pixels: int | None) -> Iterator[Image.Image]:
 
 def has_many_scans(data: bytes) -> bool:
     """Whether the file is a JPEG of more than MAX_SCANS scans."""
-    return (
-        data.startswith(b"\xff\xd8") and next(islice(_SCAN.finditer(data), MAX_SCANS, None), None) is not None
-    )
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    if (
+        len(data) > NUMPY_BYTES
+    ):  # counting two bytes with NumPy takes half the time of the search, and tells nearly always
+        import numpy as np
+
+        values = np.frombuffer(data, np.uint8)
+        if np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA)) <= MAX_SCANS:
+            return False
+    return next(islice(_SCAN.finditer(data), MAX_SCANS, None), None) is not None
 
 
 def need_small(width: int, height: int, max_pixels: int | None) -> None:

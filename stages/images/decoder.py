@@ -7,6 +7,7 @@ decoding a small image.
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import os
@@ -15,15 +16,21 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import IO, Any
+from io import FileIO
+from threading import Lock, Timer
+from typing import Any, NamedTuple, cast
 
+from vlpipe.pipeline.engine.worker.open_stage import when_step_ends
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.common.pixels import Probe
 from vlpipe.stages.images import check as checked
 from vlpipe.stages.images.check import Checked, Rules
-from vlpipe.stages.images.sandbox import Late, ShutIn
+from vlpipe.stages.images.sandbox import Late, ShutIn, environment
 
 TOGETHER_BYTES = 1 << 22  # max bytes of images sent together, unless a single one is larger
+MAX_VECTOR = 1024  # images that one system call writes
+SPARE_S = 5.0  # that a child waits for the next shard, which usually follows at once
+SPARE_IMAGES = 50_000  # that it may have decoded before; a library's leaks would fill its memory
 
 
 class Decoder:
@@ -41,6 +48,7 @@ class Decoder:
             f"decode_memory_mb is {memory_mb}: if the machine has enough memory, increase it"
         )
         self._child = ShutIn(checked.__name__, start, cannot, [self._file.fileno()])
+        self.num_images = 0  # that were sent so far
 
     def check(self, data: bytes) -> Checked:
         """Returns one checked image. Raises RowFault as in `check_all`."""
@@ -81,16 +89,15 @@ class Decoder:
 
         Raises EOFError if the child died, Late if it sent no answer for `timeout_s`.
         """
-        self._file.seek(0)
-        self._file.writelines(images)
-        self._file.flush()
+        self.num_images += len(images)
+        num_bytes = _write(self._file, images)
         self._child.send(json.dumps([len(image) for image in images]).encode())
         found: list[Checked | RowFault] = []
         while len(found) < len(images):
             answer = io.BytesIO(self._child.receive(self._timeout_s))
             for num_new, *fields in json.loads(answer.readline()):
                 found.append(_found(fields, answer.read(num_new) or images[len(found)]))
-        if self._file.tell() > TOGETHER_BYTES:
+        if num_bytes > TOGETHER_BYTES:
             self._file.truncate(0)
         return found
 
@@ -110,10 +117,87 @@ def decoding(rules: Rules, timeout_s: float, memory_mb: int) -> Iterator[Decoder
         one.close()
 
 
-def _file_in_memory() -> IO[bytes]:
+@contextmanager
+def lent(rules: Rules, timeout_s: float, memory_mb: int) -> Iterator[Decoder]:
+    """Yields a `Decoder` that was perhaps used before: its process waits SPARE_S for the next block with these settings.
+
+    A worker opens a stage once per shard, and starting the child takes as long as decoding 2,000 small images.
+    """
+    settings = (os.getpid(), environment(), sys.executable, rules, timeout_s, memory_mb)
+    one = _spare.take(settings) or Decoder(rules, timeout_s, memory_mb)
+    try:
+        yield one
+    except BaseException:  # perhaps in the middle of a conversation
+        one.close()
+        raise
+    _spare.keep(settings, one)
+
+
+class _Waiting(NamedTuple):
+    settings: tuple[object, ...]
+    decoder: Decoder
+    timer: Timer
+
+
+class _Spare:
+    """The decoder that was used last, until it is closed."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._waiting: _Waiting | None = None
+
+    def keep(self, settings: tuple[object, ...], one: Decoder) -> None:
+        self.close()
+        if one.num_images > SPARE_IMAGES:
+            one.close()
+            return
+        timer = Timer(SPARE_S, self.close)
+        timer.daemon = True
+        with self._lock:
+            self._waiting = _Waiting(settings, one, timer)
+        timer.start()
+
+    def take(self, settings: tuple[object, ...]) -> Decoder | None:
+        """Returns the decoder if it has these settings, and closes it if not."""
+        with self._lock:
+            found, self._waiting = self._waiting, None
+        if (
+            found is None or found.settings[0] != os.getpid()
+        ):  # that of the process that this one was forked from
+            return None
+        found.timer.cancel()
+        if found.settings == settings:
+            return found.decoder
+        found.decoder.close()
+        return None
+
+    def close(self) -> None:
+        self.take(())
+
+
+_spare = _Spare()
+atexit.register(_spare.close)
+when_step_ends(_spare.close)
+
+
+def _file_in_memory() -> FileIO:
     if sys.platform == "linux":
-        return os.fdopen(os.memfd_create("images"), "wb")
-    return tempfile.TemporaryFile()
+        return FileIO(os.memfd_create("images"), "wb")
+    return cast(FileIO, tempfile.TemporaryFile(buffering=0))
+
+
+def _write(file: FileIO, images: Sequence[bytes]) -> int:
+    """Writes images one behind the other, from the start of the file; returns their size in bytes."""
+    num_bytes = sum(map(len, images))
+    file.seek(0)
+    if hasattr(os, "writev") and len(images) <= MAX_VECTOR:
+        if os.writev(file.fileno(), images) == num_bytes:
+            return num_bytes
+        file.seek(0)
+    rest = memoryview(b"".join(images))
+    while rest:
+        rest = rest[file.write(rest) :]
+    return num_bytes
 
 
 def _cut(images: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

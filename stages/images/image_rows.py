@@ -12,6 +12,7 @@ import pyarrow as pa
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject
 from vlpipe.stages.common.row import LISTED
+from vlpipe.stages.images.blocks import Blocks
 from vlpipe.stages.images.check import Checked, Rules, check
 
 
@@ -23,11 +24,14 @@ class ImageRows:
         batch: pa.Table,
         rules: Rules,
         check_all: Callable[[Sequence[bytes]], Sequence[Checked | RowFault]] | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
-        """check_all: function that checks images; by default `check`, which decodes them in this process."""
+        """check_all: function that checks images; by default `check`, which decodes them in this process. blocks: memory for
+        the images, if several `ImageRows` share it."""
         self._batch = batch
         self._ids: list[str] = batch["id"].to_pylist()
         self._check_all = check_all or (lambda images: [_checked(data, rules) for data in images])
+        self._blocks = blocks or Blocks()
         self.num_bytes = 0  # of the images collected
         self._kept: list[int] = []
         self._found: list[dict[str, Any]] = []
@@ -80,19 +84,19 @@ class ImageRows:
         table = self._batch.select(LISTED.names).take(pa.array(self._kept, pa.int64()))
         for field in list(schema)[len(LISTED) :]:
             of = [found.pop(field.name) for found in self._found]
-            values = _binary(of) if field.type == pa.binary() else pa.array(of, field.type)
+            values = _binary(of, self._blocks) if field.type == pa.binary() else pa.array(of, field.type)
             table = table.append_column(field, values)
         rejects = [reject for _, reject in sorted(self._rejects, key=lambda one: one[0])]
         self._kept, self._found, self._rejects, self.num_bytes = [], [], [], 0
         return Out(table, rejects)
 
 
-def _binary(values: Sequence[bytes]) -> pa.Array:
+def _binary(values: Sequence[bytes], blocks: Blocks) -> pa.Array:
     """Returns a binary array, built with one allocation; pa.array grows its buffer, which needs three times the memory."""
     ends = list(accumulate(map(len, values), initial=0))
     if ends[-1] >= 1 << 31:  # too large for one array
         return pa.array(values, pa.binary())
-    buffer = pa.allocate_buffer(ends[-1])
+    buffer = blocks.buffer(ends[-1])
     with memoryview(buffer).cast("B") as room:
         for start, end, value in zip(ends, ends[1:], values, strict=False):
             room[start:end] = value

@@ -6,6 +6,7 @@ The child gets only the environment variables in KEEP_ENV. The parent uses `Shut
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -145,6 +146,7 @@ def environment() -> dict[str, str]:
 
 def begin() -> dict[str, Any]:
     """Returns the `start` values given by the parent. Called in the child, first."""
+    gc.disable()  # until `ready`: what is loaded stays
     start: dict[str, Any] = json.loads(next(requests()))
     sys.path[:] = start["path"]
     return start
@@ -166,6 +168,8 @@ def ready(memory_mb: int, num_files: int | None = None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if num_files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, num_files))
+    gc.freeze()
+    gc.enable()
     answer(b"")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import pyarrow as pa
 from pydantic import ConfigDict, Field
 
@@ -39,5 +39,5 @@ def text_lists(values: Sequence[Sequence[str]], source: str, limit: TextLimit) -
         columns["kept"] = pa.array([False if long else None for long in too_long], pa.bool_())
         columns["why"] = pa.array([TOO_LONG if long else None for long in too_long], pa.string())
     entries = pa.StructArray.from_arrays(list(columns.values()), fields=list(TEXT))
-    offsets = np.cumsum([0, *(len(texts) for texts in values)], dtype=np.int32)
+    offsets = pa.array([*accumulate(map(len, values), initial=0)], pa.int32())
     return pa.ListArray.from_arrays(offsets, entries, type=TEXTS)

@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,6 +42,7 @@ from vlpipe.stages.video.shut_in import Look
 from vlpipe.stages.video_files.probe import Prober, prober
 from vlpipe.stages.video_files.text_tracks import embedded
 from vlpipe.stages.video_files.video_rows import CHUNK_BYTES, ENDINGS, Row, VideoSource, exists, opened
+from vlpipe.stages.web.event_loop import Asked
 from vlpipe.stages.web.fetch import Answer, Fetch, fetcher
 from vlpipe.stages.web.limits import Limits
 from vlpipe.stages.web.opt_out_headers import DEFAULT, Signal, is_no
@@ -54,7 +54,7 @@ FOUND = pa.schema([("id", pa.string()), ("url", pa.string()), ("fault", pa.strin
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-Started = Mapping[str, "Future[Answer]"]
+Started = Mapping[str, "Asked[Answer]"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ class VideoUrls(VideoSource):
 
             yield work
 
-    def _start(self, batch: pa.Table, fetch: Fetch) -> dict[str, Future[Answer]]:
+    def _start(self, batch: pa.Table, fetch: Fetch) -> dict[str, Asked[Answer]]:
         """Starts fetching the files that are not in `videos` yet; returns row id -> future of these rows."""
         rows = [
             one for one in batch.to_pylist() if not one["fault"] and not exists(self.videos, file_name(one))

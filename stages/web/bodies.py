@@ -9,21 +9,16 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import Future
 from threading import RLock
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Any, TypeVar
+
+from vlpipe.stages.web.event_loop import Asked
 
 MEMORY_BYTES = 128 << 20  # of the bodies in memory; 4 batches of 512 images of 60 KB are 123 MB
 WAITING_BYTES = 1 << 30  # of all bodies, above which no request is sent for a row that nobody waits for
 BLOCK_BYTES = 1 << 16  # of the temporary file; freed blocks are used again
 
 T = TypeVar("T")
-
-
-class Asked(Future[T], Generic[T]):
-    """The future answer to a request. wanted: a thread waits for it, so it is sent even if `waiting_bytes` wait already."""
-
-    wanted = False
 
 
 class Bodies:
@@ -46,8 +41,7 @@ class Bodies:
 
     def is_full_for(self, asked: Asked[T]) -> bool:
         """Whether the request must not be sent now, because too many bytes wait and nobody waits for this one."""
-        with self._lock:
-            return self._full and not asked.wanted
+        return self._full and not asked.wanted
 
     async def room_for(self, asked: Asked[T]) -> None:
         """Waits until the request may be sent."""
@@ -124,6 +118,8 @@ class Bodies:
 
     def drop(self, body: Body) -> None:
         """Forgets the bytes of a body; waiting requests are sent when half of `waiting_bytes` is free again."""
+        if not body.num_bytes:  # also when it was forgotten before
+            return
         with self._lock:
             self._waiting -= body.num_bytes
             if body.blocks is None:

@@ -14,16 +14,17 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping
+from time import monotonic
 from typing import Any, Protocol
 
 import pycurl
 
 from vlpipe.pipeline.errors import RowFault, one_line
 from vlpipe.stages.common.loopback import LOOPBACK
-from vlpipe.stages.web.address import is_literal, is_public
+from vlpipe.stages.web.address import CheckingResolver, forbidden, is_literal, is_public
 from vlpipe.stages.web.headers import Headers
 from vlpipe.stages.web.limits import Limits
-from vlpipe.stages.web.resolver import CheckingResolver, forbidden
+from vlpipe.stages.web.transfers import Transfers
 from vlpipe.stages.web.url import Target
 
 TICK_S = 0.05  # interval at which deadlines are checked
@@ -69,8 +70,7 @@ class Client:
         self._limits, self._accept = limits, accept
         self._ports = {host.lower(): port for host, port in ports.items()}
         self._resolver = CheckingResolver()
-        self._multi = pycurl.AsyncCurlMulti()
-        self._multi.setopt(pycurl.M_MAXCONNECTS, limits.concurrency)  # idle connections hold file descriptors
+        self._transfers = Transfers(limits.concurrency)  # idle connections hold file descriptors
         self._free: list[_Transfer] = []
         self._running: set[_Transfer] = set()
         self._loop = asyncio.get_running_loop()
@@ -85,23 +85,18 @@ class Client:
         deadline = self._loop.time() + left_s
         port = self._ports.get(target.host)
         addresses = () if port else await self._addresses(target.host, left_s)
-        transfer = self._free.pop() if self._free else _Transfer(self._limits, self._accept)
+        transfer = self._free.pop() if self._free else self._new_transfer()
         self._running.add(transfer)
         if self._timer is None:
             self._timer = self._loop.call_later(TICK_S, self._end_late)
         try:
-            await transfer.run(self._multi, target, addresses, port, deadline, reply)
-        except asyncio.CancelledError:  # not reused: libcurl releases it only at the loop's next iteration
+            await transfer.run(target, addresses, port, deadline, reply)
+        finally:
             self._running.discard(transfer)
-            raise
-        except BaseException:
-            self._release(transfer)
-            raise
-        self._release(transfer)
+            self._free.append(transfer)
 
-    def _release(self, transfer: _Transfer) -> None:
-        self._running.discard(transfer)
-        self._free.append(transfer)
+    def _new_transfer(self) -> _Transfer:
+        return _Transfer(self._transfers, self._limits, self._accept)
 
     async def _addresses(self, host: str, left_s: float) -> tuple[str, ...]:
         if is_literal(host):
@@ -118,22 +113,23 @@ class Client:
         """Ends the transfers that missed a deadline; runs again every TICK_S seconds while there are transfers."""
         now = self._loop.time()
         for transfer in self._running:
-            transfer.end_if_late(self._multi, now)
+            transfer.end_if_late(now)
         self._timer = self._loop.call_later(TICK_S, self._end_late) if self._running else None
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Stops the timer and closes all connections."""
         if self._timer is not None:
             self._timer.cancel()
-        await self._multi.aclose()
+        self._transfers.close()
 
 
 class _Transfer:
     """A libcurl handle, reused for one request after another."""
 
-    def __init__(self, limits: Limits, accept: str) -> None:
-        self._limits = limits
+    def __init__(self, transfers: Transfers, limits: Limits, accept: str) -> None:
+        self._transfers, self._limits = transfers, limits
         self._curl: Any = pycurl.Curl()
+        self._connects_to = self._resolves = False  # whether these options are set
         headers = [f"Accept: {accept}", "Accept-Encoding: identity"]
         for option, value in (
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
@@ -157,7 +153,6 @@ class _Transfer:
 
     async def run(
         self,
-        multi: pycurl.AsyncCurlMulti,
         target: Target,
         addresses: tuple[str, ...],
         port: int | None,
@@ -166,26 +161,27 @@ class _Transfer:
     ) -> None:
         self._host, self._port, self._deadline, self._reply = target.host, port, deadline, reply
         self._may_look_up = not addresses  # the host is an IP address, or served on loopback
-        self._loop = asyncio.get_running_loop()
         self._error: Exception | None = None
         self._headers, self._status = Headers(), 0
-        self._wanted = self._enough = self._left = False
+        self._wanted = self._enough = False
         self._heard_at: float | None = None  # when the last byte arrived; None: not connected yet
         place = f"{target.host}:{target.port}:"
         self._curl.setopt(pycurl.URL, target.url)
-        self._set(pycurl.CONNECT_TO, f"{place}{LOOPBACK}:{port}" if port else "")
-        # `+`: libcurl may drop the entry after its cache timeout
-        self._set(pycurl.RESOLVE, f"+{place}{','.join(map(_bracketed, addresses))}" if addresses else "")
-        self._done = multi.add_handle(self._curl)
+        if port or self._connects_to:
+            self._set(pycurl.CONNECT_TO, f"{place}{LOOPBACK}:{port}" if port else "")
+        if addresses or self._resolves:
+            # `+`: libcurl may drop the entry after its cache timeout
+            self._set(pycurl.RESOLVE, f"+{place}{','.join(map(_bracketed, addresses))}" if addresses else "")
+        self._connects_to, self._resolves = bool(port), bool(addresses)
+        self._done = self._transfers.start(self._curl)
         try:
-            await self._done
-        except (pycurl.error, asyncio.CancelledError) as error:
-            if self._error is not None:
-                raise self._error from None
-            if isinstance(error, asyncio.CancelledError) and not self._left:
-                raise
-            if not self._enough:
-                raise self._fault(*error.args) from error
+            ended = await self._done
+        finally:
+            self._transfers.end(self._curl)  # if it is cancelled
+        if self._error is not None:
+            raise self._error
+        if ended.code and not self._enough:
+            raise self._fault(*ended)
         if not (self._wanted or self._enough):  # libcurl accepts a response that ends within its head
             raise self._hung_up()
 
@@ -196,22 +192,22 @@ class _Transfer:
         else:
             self._curl.unsetopt(option)
 
-    def end_if_late(self, multi: pycurl.AsyncCurlMulti, now: float) -> None:
+    def end_if_late(self, now: float) -> None:
         """Ends the request if its deadline has passed, or no byte arrived for `read_timeout_s` since it was connected."""
         if self._done.done():
             return
         late = now >= self._deadline
         quiet = self._heard_at is not None and now - self._heard_at >= self._limits.read_timeout_s
-        if self._enough and (late or quiet):  # the result is known, only the rest of an unwanted body is not
-            self._left = True
-        elif late:
-            self._error = _not_done(self._host, self._limits)
-        elif quiet:
-            quiet_s = self._limits.read_timeout_s
-            self._error = RowFault("timeout", f"{self._host}: no byte for {quiet_s:g} s")
-        else:
+        if not (late or quiet):
             return
-        multi.remove_handle(self._curl)  # cancels `_done`
+        if not self._enough:  # else the result is known, only the rest of an unwanted body is not
+            quiet_s = self._limits.read_timeout_s
+            self._error = (
+                _not_done(self._host, self._limits)
+                if late
+                else RowFault("timeout", f"{self._host}: no byte for {quiet_s:g} s")
+            )
+        self._transfers.end(self._curl)
 
     def _allow_lookup(self) -> int:
         """Called by libcurl before it resolves a host; returns 1 (refuse) if checked addresses were given, else 0."""
@@ -226,10 +222,11 @@ class _Transfer:
         if not (is_public(ip) or (ip == LOOPBACK and port == self._port)):
             self._error = RowFault(*forbidden(self._host, ip))
             return pycurl.SOCKET_BAD
+        self._transfers.before_socket()
         return socket.socket(address.family, address.socktype, address.protocol)
 
     def _connected(self, *addresses: Any) -> int:
-        self._heard_at = self._loop.time()
+        self._heard_at = monotonic()
         return int(pycurl.PREREQFUNC_OK)
 
     def _header(self, line: bytes) -> int | None:
@@ -237,7 +234,7 @@ class _Transfer:
 
         An empty line ends the head. After a 1xx head comes another head. Trailers are ignored.
         """
-        self._heard_at = self._loop.time()
+        self._heard_at = monotonic()
         try:
             if self._enough or self._wanted:
                 return None
@@ -269,7 +266,7 @@ class _Transfer:
         return None if length.isdecimal() and len(length) < 9 and int(length) <= DRAIN_BYTES else -1
 
     def _body(self, data: bytes) -> int | None:
-        self._heard_at = self._loop.time()
+        self._heard_at = monotonic()
         if self._enough:
             return None
         try:

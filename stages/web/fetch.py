@@ -1,7 +1,7 @@
 """Fetches URLs from public addresses only, with deadlines, byte limits and a reject code for each kind of failure.
 
 Addresses are checked for each URL and each redirect. A connection goes to exactly the address that was checked
-(`resolver`), once the host's limits allow it (`politeness`). Proxies from the environment are not used: they would resolve
+(`address`), once the host's limits allow it (`politeness`). Proxies from the environment are not used: they would resolve
 names unchecked.
 """
 
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from vlpipe.pipeline.engine.worker.guard import row_fault
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.service import Address
-from vlpipe.stages.web.bodies import MEMORY_BYTES, WAITING_BYTES, Asked, Bodies, Body
+from vlpipe.stages.web.bodies import MEMORY_BYTES, WAITING_BYTES, Bodies, Body
 from vlpipe.stages.web.client import Client
-from vlpipe.stages.web.event_loop import Loop, running_loop
+from vlpipe.stages.web.event_loop import Asked, Loop, running_loop
 from vlpipe.stages.web.limits import Limits
 from vlpipe.stages.web.politeness import HostBusy, Turn, Turns, join
 from vlpipe.stages.web.response import SLOW_DOWN, HttpFault, Page, Response
@@ -37,6 +37,7 @@ class Answer:
     attempts: int
 
 
+NOTHING_YET = RowFault("no_url")  # before the first attempt
 Refuse = Callable[[str], "RowFault | None"]
 
 
@@ -122,7 +123,7 @@ class Crawler:
     async def close(self) -> None:
         """Disconnects from the HostGate, closes all connections and deletes the bodies."""
         self._turns.close()
-        await self._client.close()
+        self._client.close()
         if self._origins:
             self._origins.close()
         self.bodies.close()
@@ -130,7 +131,7 @@ class Crawler:
     async def fetch(self, url: str, asked: Asked[Answer]) -> Answer:
         """Fetches one URL, with retries. Failures are a RowFault in the Answer; raises only errors of the machine."""
         at_s, begin = time.time(), time.monotonic()
-        result: Page | RowFault = RowFault("no_url")
+        result: Page | RowFault = NOTHING_YET
         for attempt in range(1, self._limits.retries + 2):
             before, result = result, await self._attempt(url, asked)
             if isinstance(result, RowFault) and result.why == "host_busy" and attempt > 1:
@@ -164,7 +165,7 @@ class Crawler:
                     await self._need_allowed(url)
                 target, got = target_of(url), None
                 while got is None:
-                    if asked:
+                    if asked and self.bodies.is_full_for(asked):
                         await self.bodies.room_for(asked)
                     # The waits for room, for a turn and for a request to end are not counted in `left_s`.
                     async with self._turns.turn(target.host, url) as turn, self._all:

@@ -160,9 +160,11 @@ def redirected(base: str, location: str) -> str:
 
 def without_secrets(url: str) -> str:
     """Returns the URL without user name, fragment, and query parameters that look like signatures or tokens."""
-    if not {"?", "#", "@"} & set(url):
+    url = url.partition("#")[0]
+    if "@" in url:
+        url = re.sub(r"(?<=//)[^/?#]*@", "", url)
+    if "?" not in url:
         return url
-    url = re.sub(r"(?<=//)[^/?#]*@", "", url.partition("#")[0])
     base, _, query = url.partition("?")
     kept = [pair for pair in query.split("&") if pair and not SECRET.fullmatch(pair.partition("=")[0])]
     return f"{base}?{'&'.join(kept)}" if kept else base

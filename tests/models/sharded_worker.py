@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from vlpipe.models.blocks.decoder import DecoderLayer
 from vlpipe.models.blocks.post_norm import PostNormLayer
 from vlpipe.models.blocks.transformer import PreNormLayer
 from vlpipe.models.interface.batch import IGNORE, Batch, Stream
@@ -26,18 +27,22 @@ from vlpipe.models.objectives.infonce import InfoNce
 from vlpipe.models.objectives.itc import Itc
 from vlpipe.models.objectives.itm import Itm
 from vlpipe.models.objectives.lm import Lm
-from vlpipe.models.objectives.masked_lm import MaskedLm
+from vlpipe.models.objectives.masked_lm import DistilledMaskedLm, MaskedLm
 from vlpipe.models.objectives.match import Match
 from vlpipe.models.objectives.pixel_mse import PixelMse
 from vlpipe.models.objectives.region import RegionClass, RegionFeatures
 from vlpipe.models.objectives.region_mse import RegionMse
+from vlpipe.models.objectives.sigmoid import Sigmoid
+from vlpipe.models.systems.albef import Albef, FusionLayer
 from vlpipe.models.systems.bert import Bert
 from vlpipe.models.systems.blip.config import BlipConfig
 from vlpipe.models.systems.blip.model import Blip
 from vlpipe.models.systems.clip import Clip
+from vlpipe.models.systems.coca import Coca
 from vlpipe.models.systems.gpt import Gpt, Layer
 from vlpipe.models.systems.lxmert import CrossLayer, Lxmert
 from vlpipe.models.systems.mae import Mae
+from vlpipe.models.systems.siglip import Siglip
 from vlpipe.models.systems.uniter import Uniter
 from vlpipe.models.systems.videobert import VideoBert
 from vlpipe.models.systems.vilt import Vilt
@@ -47,23 +52,23 @@ from vlpipe.stages.train.build import Net
 WORDS, ROWS = 50, 4
 SMALL: dict[str, Any] = {"width": 32, "layers": 2, "heads": 2, "max_text_length": 12}
 REGIONS: dict[str, Any] = {"feat_dim": 10, "num_objects": 7}
-UNITS = (PreNormLayer, PostNormLayer, CrossLayer, Layer)  # what is sharded on its own; the rest with the root
+# what is sharded on its own; the rest with the root
+UNITS = (PreNormLayer, PostNormLayer, CrossLayer, Layer, DecoderLayer, FusionLayer)
+TAUGHT = ("albef", "blip")  # by a momentum teacher
+TOWERS: dict[str, Any] = {
+    "image_size": 32,
+    "patch_size": 8,
+    "vision_width": 32,
+    "vision_layers": 2,
+    "vision_heads": 2,
+    "text_width": 32,
+    "text_layers": 2,
+    "text_heads": 2,
+    "max_text_length": 12,
+}
 SYSTEMS: dict[str, tuple[Callable[[], Any], list[Any], tuple[str, ...]]] = {
     "clip": (
-        lambda: Clip(
-            vocab_size=WORDS,
-            end=2,
-            image_size=32,
-            patch_size=8,
-            vision_width=32,
-            vision_layers=2,
-            vision_heads=2,
-            text_width=32,
-            text_layers=2,
-            text_heads=2,
-            max_text_length=12,
-            embed_dim=16,
-        ),
+        lambda: Clip(vocab_size=WORDS, end=2, embed_dim=16, **TOWERS),
         [InfoNce()],
         ("image", "text"),
     ),
@@ -92,6 +97,30 @@ SYSTEMS: dict[str, tuple[Callable[[], Any], list[Any], tuple[str, ...]]] = {
         [Itc(queue_size=0), Itm(), Lm()],
         ("image", "text"),
     ),
+    "albef": (
+        lambda: Albef(vocab_size=WORDS, fusion_layers=1, embed_dim=16, dropout=0.0, **TOWERS),
+        [Itc(queue_size=8, share=False, kl=True), Itm(), DistilledMaskedLm(alpha_ramp_epochs=0)],
+        ("image", "text"),
+    ),
+    "coca": (
+        lambda: Coca(
+            vocab_size=WORDS,
+            start=1,
+            end=2,
+            image_size=32,
+            patch_size=8,
+            width=32,
+            heads=2,
+            vision_layers=2,
+            unimodal_layers=1,
+            multimodal_layers=2,
+            max_text_length=12,
+            queries=6,
+        ),
+        [InfoNce(), Lm()],
+        ("image", "text"),
+    ),
+    "siglip": (lambda: Siglip(vocab_size=WORDS, pad=0, **TOWERS), [Sigmoid()], ("image", "text")),
     "mae": (
         lambda: Mae(
             image_size=32,
@@ -182,7 +211,7 @@ def streams(rank: int) -> dict[str, Stream]:
 def made(name: str) -> Net:
     make, objectives, _ = SYSTEMS[name]
     torch.manual_seed(0)
-    teachers = {"ema": Ema(momentum=0.9)} if name == "blip" else {}
+    teachers = {"ema": Ema(momentum=0.9)} if name in TAUGHT else {}
     return Net(make(), [(1.0, "", copy.deepcopy(o)) for o in objectives], teachers).train()
 
 

@@ -53,12 +53,12 @@ name: listed
 steps:
   few: {use: "toys:Numbers", num_rows: 4}
   sum: {use: "toys:Sum", from: few}
-  numbers: {use: "toys:SourcedNumbers", list: {from: sum, path: sum.json}}
+  numbers: {use: "toys:SourcedNumbers", list: {from: sum, path: sum.json}, more: {a.b: {from: sum, path: sum.json}}}
 """
 
 
 def test_a_parameter_called_source_is_not_the_stage_that_lists_the_rows(tmp_path: Path) -> None:
-    """A listing step's file parameters are recorded as those of `source`."""
+    """A listing step's file parameters are recorded as those of `source`; keys of a mapping may have dots."""
     runs = Runs(tmp_path, LISTED)
     runs("run", "--local")
     assert wrong(runs, code=0) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -60,6 +61,7 @@ class Numbers(SourceStage):
 @dataclass(frozen=True, kw_only=True)
 class SourcedNumbers(Numbers):
     source: str = "web"
+    more: dict[str, File] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,16 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store
 
 JOURNAL = "_forget.json"
+BEFORE = "_forget"  # folder beside it: the receipts and rows from before
 
 
 def is_half_done(store: Store) -> bool:
     return store.exists(JOURNAL)
+
+
+def has_traces(store: Store) -> bool:
+    """Whether a forget was killed, at any point: one that was killed before it wrote the journal leaves files as well."""
+    return bool({JOURNAL, BEFORE} & {*store.list()})
 
 
 def refuse_half_done(store: Store) -> None:

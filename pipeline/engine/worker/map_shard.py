@@ -122,7 +122,8 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
         codes, rejects_digest = write_rejects(task.store, task.folder, task.index, task.step, run.rejects)
     _write_tracebacks(run)
     if run.log:
-        lines = "".join(json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in run.log)
+        encode = json.JSONEncoder(sort_keys=True, allow_nan=False).encode
+        lines = "".join(f"{encode(line)}\n" for line in run.log)
         task.store.write_bytes(log_path(task.folder, task.index), lines.encode())
     receipt = Receipt(
         index=task.index,

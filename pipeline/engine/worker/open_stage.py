@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from vlpipe.pipeline.engine.worker.local_files import here
@@ -20,6 +20,23 @@ def opened(stage: MapStage, torch_threads: int, shared: Address | None = None) -
         with at(shared):
             work = stack.enter_context(here(stage).open())
         yield work
+
+
+_closers: list[Callable[[], None]] = []
+
+
+def when_step_ends(close: Callable[[], None]) -> None:
+    """Has `close` called whenever a step ends, with `--local`: for what a stage keeps in this process between shards.
+
+    A worker of Ray does not learn that; the stage has to close it by itself after a while, too.
+    """
+    _closers.append(close)
+
+
+def step_ended() -> None:
+    """Called when a step has ended whose shards were computed in this process."""
+    for close in _closers:
+        close()
 
 
 def set_library_modes() -> None:

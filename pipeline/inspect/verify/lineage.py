@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlpipe.pipeline.engine.records.keys import sha256_json, shard_key
@@ -77,15 +77,18 @@ def _read_problems(steps: Steps, found: Records, manifest: Manifest) -> Iterator
                 yield Problem(f"{found.folder}/manifest.json", "out of date", text)
 
 
-def _source(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Returns the `{from: STEP, path: NAME}` at the dotted parameter `name`; empty if it has none."""
-    value: Any = params
-    for part in name.split("."):
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            value = value[int(part)]
-        elif isinstance(value, Mapping) and part in value:
-            value = value[part]
-    return value if isinstance(value, Mapping) else {}
+def _source(value: Any, name: str) -> Mapping[str, Any]:
+    """Returns the `{from: STEP, path: NAME}` at the dotted path `name` below a parameter; empty if there is none.
+
+    Keys of mappings may have dots themselves, such as the host in `serve.demo.test`.
+    """
+    if not name:
+        return value if isinstance(value, Mapping) else {}
+    inside: Iterable[tuple[str, Any]] = value.items() if isinstance(value, Mapping) else ()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        inside = [(str(i), item) for i, item in enumerate(value)]
+    below = [_source(item, name[len(key) + 1 :]) for key, item in inside if f"{name}.".startswith(f"{key}.")]
+    return next(filter(None, below), {})
 
 
 def _shards_problems(

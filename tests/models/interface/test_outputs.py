@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -87,6 +87,37 @@ def test_paired_rows_may_be_of_other_streams_and_given_encodings(batch: Batch) -
     )
     assert pairs.joint.tolist() == pytest.approx([4.4, 1.1])
     assert not toy.asked
+
+
+class Encoding(Toy):
+    ENCODINGS: ClassVar[dict[str, tuple[str, ...]]] = {"image": ("image_tokens",), "text": ("text_feat",)}
+
+
+def test_a_view_shares_the_encodings_of_streams_that_it_does_not_change(batch: Batch) -> None:
+    """The image's, of the model and of a teacher; the text is encoded anew."""
+    toy, taught = Encoding(), Encoding()
+    out = Outputs(toy, batch, {"ema": taught})
+    view = out.view("masked")
+    assert view.image_tokens is out.image_tokens
+    assert view.teacher("ema").image_tokens is out.teacher("ema").image_tokens
+    assert view.text_feat.tolist() == pytest.approx([0.7, 0.8, 0.9])
+    assert out.text_feat.tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert view.paired(
+        {"text": torch.tensor([2]), "image": torch.tensor([0])}
+    ).joint.tolist() == pytest.approx([10.9])
+    assert toy.asked == {"image_tokens": 1, "text_feat": 2}
+    assert taught.asked == {"image_tokens": 1}
+
+
+def test_a_stream_that_pairs_replace_is_encoded_for_them(batch: Batch) -> None:
+    """The encodings of this batch's rows are not those of the rows that are given."""
+    more = Stream(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    index = torch.tensor([3, 1])
+    pairs = Outputs(Encoding(), batch).paired({"text": index, "image": index % 3}, streams={"text": more})
+    value, rows = pairs.unpaired("text_feat", "text")
+    assert rows is None
+    assert value.tolist() == pytest.approx([0.4, 0.2])
+    assert pairs.unpaired("image_tokens", "image")[1].tolist() == [0, 1]
 
 
 def test_a_teacher_gives_no_gradient(batch: Batch) -> None:

@@ -22,9 +22,9 @@ from vlpipe.pipeline.stage import Job
 from vlpipe.pipeline.testing import GatherOutput, dataset, run_gather
 from vlpipe.stages.common.region_rows import OBJECTS
 from vlpipe.stages.common.row import RESULTS, TEXTS, text
+from vlpipe.stages.evaluate.items import FILE, ITEMS
 from vlpipe.stages.fine_grained.chair import Chair
 from vlpipe.stages.fine_grained.choice import ImageTextChoice
-from vlpipe.stages.fine_grained.items import FILE, ITEMS
 from vlpipe.stages.fine_grained.pope import Pope, auc
 from vlpipe.stages.fine_grained.scoring import Asked, ScoresTexts
 from vlpipe.stages.fine_grained.vocabulary import Vocabulary, read_synonyms

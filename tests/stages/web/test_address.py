@@ -7,8 +7,7 @@ import asyncio
 import pytest
 
 from vlpipe.pipeline.errors import RowFault
-from vlpipe.stages.web.address import is_public
-from vlpipe.stages.web.resolver import CheckingResolver
+from vlpipe.stages.web.address import CheckingResolver, is_public
 
 PRIVATE = """
 0.0.0.0 10.0.0.1 10.255.255.255 100.64.0.1 100.100.100.200 127.0.0.1 127.255.255.254 168.63.129.16

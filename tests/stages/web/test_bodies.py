@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from vlpipe.stages.web.bodies import BLOCK_BYTES, Asked, Bodies, Body
+from vlpipe.stages.web.bodies import BLOCK_BYTES, Bodies, Body
+from vlpipe.stages.web.event_loop import Asked
 
 
 def run(go: Callable[[Bodies], Awaitable[Any]], memory: int = 1000, waiting: int = 10**9) -> Any:

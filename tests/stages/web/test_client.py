@@ -86,7 +86,7 @@ async def client(
     try:
         yield get
     finally:
-        await made.close()
+        made.close()
         server.close()
 
 
@@ -268,7 +268,7 @@ def test_what_a_reply_raises_ends_the_request() -> None:
         try:
             await made.get(target_of("http://raw.test/"), 2.0, reply)
         finally:
-            await made.close()
+            made.close()
             server.close()
 
     with pytest.raises(OSError, match="No space left"):
@@ -297,7 +297,7 @@ def test_libcurl_looks_no_name_up(decoy: Any, monkeypatch: pytest.MonkeyPatch) -
         try:
             await made.get(target_of(f"http://localhost:{decoy.port}/"), 2.0, Kept())
         finally:
-            await made.close()
+            made.close()
 
     with pytest.raises(RowFault) as found:
         asyncio.run(go())
@@ -311,7 +311,7 @@ def test_a_port_of_ours_is_open_to_its_own_name_only(decoy: Any) -> None:
         try:
             await made.get(target_of(url), 2.0, Kept())
         finally:
-            await made.close()
+            made.close()
 
     asyncio.run(go("http://mine.test/ok.jpg"))
     with pytest.raises(RowFault, match="forbidden_address"):
