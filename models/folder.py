@@ -79,6 +79,12 @@ def load(source: str | Path, /, use: str | None = None, **changes: Any) -> Any:
     return model
 
 
+def is_ours(folder: str | Path) -> bool:
+    """Returns True for a folder that `save` wrote, False for one of transformers or open_clip, and for a hub id."""
+    path = Path(folder, "config.json")
+    return path.is_file() and "format" in json.loads(path.read_text(encoding="utf-8"))
+
+
 def use_of(cls: type) -> str:
     """Returns `module:Class`; of a shipped system the module relative to vlpipe.models.systems, or its package there."""
     module = cls.__module__.removeprefix(BELOW + ".")

@@ -28,7 +28,7 @@ def written_steps(
     }
     added = {name: params for name, params in chosen.items() if name not in steps and _is_step(params)}
     kept: dict[str, Map] = {}
-    for name, params in {**steps, **added}.items():
+    for name, params in _placed(steps, added, problems).items():
         if name not in removed:
             kept[name] = merge(params, chosen[name]) if name in chosen and name not in added else params
     axes = matrix_axes(file, chosen, [s for s in settings if s.step == "matrix"], problems)
@@ -63,6 +63,26 @@ def _declared(file: Map, problems: list[Problem]) -> dict[str, Map]:
         found[name] = params if isinstance(params, Map) else Map(steps.at[name])
         found[name].where = steps.at[name]  # missing parameters are reported on this line
     return found
+
+
+def _placed(steps: Mapping[str, Map], added: Mapping[str, Map], problems: list[Problem]) -> dict[str, Map]:
+    """Returns the steps of the file and those that a profile adds: each directly above the step that its `above` names, in
+    the order of the profile; without `above`, below all of the file."""
+    placed: dict[str, Map] = {}
+    above: dict[str, dict[str, Map]] = {name: {} for name in steps}
+    last: dict[str, Map] = {}
+    for name, params in added.items():
+        target = params.get("above")
+        if "above" in params and (not isinstance(target, str) or target not in steps):
+            near = did_you_mean(str(target), steps)
+            problems.append(
+                params.at["above"].problem(f"{name}.above: no step {shown(target)} in the file{near}")
+            )
+        place_in = above[target] if isinstance(target, str) and target in steps else last
+        place_in[name] = params.without("above")
+    for name, params in steps.items():
+        placed |= {**above[name], name: params}
+    return {**placed, **last}
 
 
 def _loop_names(repeat: Map | None) -> Sequence[object]:

@@ -6,7 +6,7 @@ and `filter.rules` refuses a threshold for another. Radford et al., 2021, https:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +18,9 @@ import pyarrow as pa
 
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
-from vlpipe.pipeline.stage import MapStage, Work
+from vlpipe.pipeline.stage import MapStage, Stage, Work
 from vlpipe.stages.common.batches import (
+    Pixels,
     batch_size_problems,
     encode_images,
     fixed_batches,
@@ -27,6 +28,7 @@ from vlpipe.stages.common.batches import (
     read_prepared,
     without,
 )
+from vlpipe.stages.common.pixels import to_pixels
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
 from vlpipe.stages.common.scores import (
@@ -43,8 +45,23 @@ from vlpipe.stages.inference.stage import RunsModel
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The two encoders of a model.
+
+    prepare: RGB image -> pixels (3, S, S). images: (B, 3, S, S) -> vectors (B, E) in main memory. texts: texts, batch size
+    -> the vector (E,) of each. Vectors have any norm. side: S in pixels.
+    """
+
+    prepare: Callable[[Image.Image], Pixels]
+    images: Callable[[torch.Tensor], torch.Tensor]
+    texts: Callable[[Iterable[str], int], Iterator[Vectors]]
+    side: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +69,8 @@ class ClipScore(RunsModel, MapStage):
     """Adds `clip_score`: list<float32>, the cosine of the text's and the image's embeddings, -1 to 1, for each text.
 
     Texts that are already dropped get null and are not computed. Rows with an undecodable image are rejected (fault).
-    model: a transformers CLIPModel (folder or hub id). encoder: the model's name in rules; default: the hub id or the
-    folder's name.
+    model: a transformers CLIPModel (folder or hub id), or a model of this package that embeds images and texts. encoder:
+    the model's name in rules; default: the hub id, the folder's name or the step.
     """
 
     NAME: ClassVar[str] = "filter.clip:ClipScore"
@@ -75,23 +92,25 @@ class ClipScore(RunsModel, MapStage):
     def preflight(self) -> list[str]:
         return batch_size_problems(self.batch_size) + self.worker_problems()
 
+    def preflight_after(self, stages: Mapping[str, Stage]) -> list[str]:
+        from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts
+        from vlpipe.stages.common.model import capability_problems
+
+        return capability_problems(self.model, stages, [EmbedsImages, EmbedsTexts])
+
     @contextmanager
     def open(self) -> Iterator[Work]:
-        from transformers import AutoTokenizer, CLIPModel
-
-        clip = load_model(CLIPModel, self.model, self.precision)
-        tokenizer = pretrained(AutoTokenizer, self.model.path)
-        prepare = processed(self.model)
+        model = self._encoders()
 
         def work(rows: pa.Table, ahead: Ahead) -> Out:
             rejects: list[Reject] = []
-            images = read_prepared(rows, prepare, rejects, ahead)
-            vectors = dict(encode_images(images, partial(image_vectors, clip), self.batch_size, ahead))
+            images = read_prepared(rows, model.prepare, rejects, ahead)
+            vectors = dict(encode_images(images, model.images, self.batch_size, ahead))
             flat = FlatTexts(rows["texts"])
             wanted = [i for i in np.flatnonzero(flat.kept()).tolist() if int(flat.row[i]) in vectors]
             texts = flat.field("text").take(pa.array(wanted, pa.int64())).to_pylist()
             scores = np.full(len(flat.row), np.nan, np.float32)
-            for i, vector in zip(wanted, text_vectors(clip, tokenizer, texts, self.batch_size), strict=True):
+            for i, vector in zip(wanted, model.texts(texts, self.batch_size), strict=True):
                 scores[i] = cosine(vectors[int(flat.row[i])].numpy(), vector)
             column = flat.nested(pa.array(scores, mask=np.isnan(scores)))
             return Out(without(with_columns(rows, clip_score=column), rejects), rejects)
@@ -100,16 +119,49 @@ class ClipScore(RunsModel, MapStage):
 
     @contextmanager
     def trials(self) -> Iterator[Callable[[int], None]]:
+        model = self._encoders()
+
+        def compute(size: int) -> None:
+            model.images(made_up(size, model.side))
+            assert len(list(model.texts(["word"] * size, size))) == size
+
+        yield compute
+
+    def _encoders(self) -> Encoders:
+        from vlpipe.models.folder import is_ours
+
+        return self._own() if is_ours(self.model.path) else self._of_transformers()
+
+    def _of_transformers(self) -> Encoders:
         from transformers import AutoTokenizer, CLIPModel
 
         clip = load_model(CLIPModel, self.model, self.precision)
         tokenizer = pretrained(AutoTokenizer, self.model.path)
+        return Encoders(
+            prepare=processed(self.model),
+            images=partial(image_vectors, clip),
+            texts=partial(text_vectors, clip, tokenizer),
+            side=clip.config.vision_config.image_size,
+        )
 
-        def compute(size: int) -> None:
-            image_vectors(clip, made_up(size, clip.config.vision_config.image_size))
-            assert len(list(text_vectors(clip, tokenizer, ["word"] * size, size))) == size
+    def _own(self) -> Encoders:
+        from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts
+        from vlpipe.stages.common.model import load
 
-        yield compute
+        model = load(self.model, needs=[EmbedsImages, EmbedsTexts], precision=self.precision)
+        length = int(model.model.streams()["text"].get("max_positions", 30))  # as in training
+
+        def texts(some: Iterable[str], batch_size: int) -> Iterator[Vectors]:
+            for batch, num_real in fixed_batches(some, batch_size):
+                vectors = model.embed_texts(*model.tokenizer.encode(batch, length))
+                yield from vectors[:num_real].float().cpu().numpy()
+
+        return Encoders(
+            prepare=partial(to_pixels, size=model.image_size),
+            images=lambda pixels: model.embed_images(pixels).float().cpu(),
+            texts=texts,
+            side=model.image_size,
+        )
 
 
 def image_vectors(clip: Any, pixels: torch.Tensor) -> torch.Tensor:

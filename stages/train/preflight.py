@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,12 @@ def _tokenizer(recipe: Recipe) -> Tokenizer | None:
         return None
     if file.step is None and Path(file.path).exists():
         return load_tokenizer(recipe)
+    return _placeholder()
+
+
+@cache
+def _placeholder() -> Tokenizer:
+    """Returns a tokenizer of BERT's size without words. Made once: a plan with a matrix asks for it hundreds of times."""
     return Tokenizer.from_tokens([*SPECIAL, *(f"[unused{i}]" for i in range(BERT_VOCABULARY - len(SPECIAL)))])
 
 

@@ -127,6 +127,48 @@ def test_set_and_profiles() -> None:
     ]["text"] == ("1 it is")
 
 
+def test_a_profile_adds_a_label_and_the_step_above_the_one_that_reads_it() -> None:
+    profiles = """\
+profiles:
+  more:
+    matrix: {seed: [3], arm: {none: {rows: images, model: {}}, mine: {rows: mine, model: {}}}}
+    mine: {above: train, matrix: seed, use: "~:Caption", from: first, model: {from: model}}
+    first: {above: captions, matrix: seed, use: "~:Caption", from: images, model: {from: model}}
+    again: {same_as: train, matrix: [arm, seed]}
+    second: {above: train, matrix: seed, same_as: first}
+"""
+    text = HEAD + TRAIN + '  end: {use: "~:Train", from: train, model: {}}\n' + profiles
+    found = load(text, profile="more")
+    assert [step.name for step in found.steps] == [
+        *("world@3", "images@3", "model", "first@3", "captions@3", "mine@3", "second@3"),
+        *("train@none-3", "train@mine-3", "end", "again@none-3", "again@mine-3"),
+    ]
+    assert found.step("train@mine-3").inputs == ("mine@3",)
+    assert [step.name for step in load(text).steps][-1] == "end"
+
+
+def test_above_what_is_no_step() -> None:
+    text = (
+        HEAD
+        + """\
+profiles:
+  more:
+    one: {above: captoins, use: "~:World"}
+    two: {above: [captions], use: "~:World"}
+    three: {above: one, use: "~:World"}
+"""
+    )
+    problems = [
+        "line 13: one.above: no step 'captoins' in the file; did you mean 'captions'?",
+        "line 14: two.above: no step ['captions'] in the file; did you mean 'captions'?",
+        "line 15: three.above: no step 'one' in the file; there are: captions, images, model, world",
+    ]
+    with pytest.raises(WorkflowError) as error:
+        load(text, profile="more")
+    assert [line.strip() for line in str(error.value).splitlines()[1:]] == problems
+    assert len(load(text).steps) == 7
+
+
 def test_labels_of_values() -> None:
     text = (
         'matrix: {top_p: [0.9, 1], of: [C+F]}\nsteps: {a: {matrix: [of, top_p], use: "~:World", seed: 1}}\n'

@@ -48,6 +48,8 @@ def test_it_can_be_planned(
         Path(folder).mkdir()
     for pairs in ("pairs.parquet", "heldout.parquet"):
         pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), pairs)
+    judged = pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"], "right": [True]})
+    pq.write_table(judged, "truth.parquet")
     Path("detector").mkdir()
     save_file({"any": torch.zeros(1)}, "detector/model.safetensors")
     Path("mobilenet_v2.npz").write_bytes(b"weights")

@@ -12,11 +12,14 @@ from transformers import AutoTokenizer, CLIPModel
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.common.pixels import decode
+from vlpipe.stages.common.model import load
+from vlpipe.stages.common.pixels import decode, load_pixels
 from vlpipe.stages.common.row import text
 from vlpipe.stages.common.rule import encoder_of
 from vlpipe.stages.common.scores import processed
+from vlpipe.stages.export.transformers import ExportHF
 from vlpipe.stages.filter.clip import ClipScore
+from vlpipe.stages.train.train import Train
 
 Rows = Callable[..., pa.Table]
 SENTENCES = ("a red circle", "two dogs", "a blue dog", "red", "ein Hund dogs dogs dogs dogs dogs dogs dogs a")
@@ -46,6 +49,30 @@ def test_the_score_is_the_models_cosine(clip_folder: Path, image_rows: Rows) -> 
             logit = out.logits_per_image[0, 0].item() / model.logit_scale.exp().item()
             assert score == pytest.approx(logit, abs=1e-5)
     assert len({s for ss in found.values() for s in ss}) > 8
+
+
+def test_a_model_of_this_package_gives_its_own_cosine(weights: Weights, image_rows: Rows) -> None:
+    """One pair at a time, each text padded to the model's positions."""
+    table = image_rows(mixed(8))
+    found = run_map(ClipScore(model=weights, batch_size=16), table).table["clip_score"].to_pylist()
+    model = load(weights, 24)
+    for row, scores_of in zip(table.to_pylist(), found, strict=True):
+        image = model.embed_images(torch.from_numpy(load_pixels([row["image"]], 16)))[0]
+        for entry, score in zip(row["texts"], scores_of, strict=True):
+            text_ = model.embed_texts(*model.tokenizer.encode([entry["text"]], 24))[0]
+            assert score == pytest.approx(float(image @ text_), abs=1e-5)
+    assert len({round(s, 4) for ss in found for s in ss}) > 8
+    assert encoder_of(
+        ClipScore(model=Weights(path="x", step="scorer")).schema(table.schema), "clip_score"
+    ) == ("step:scorer")
+
+
+def test_a_step_whose_model_reads_no_text_is_refused(tmp_path: Path) -> None:
+    mae = Train(model={"use": "mae:Mae"}, objectives=["pixel_mse:PixelMse"], steps=1)
+    stage = ClipScore(model=Weights(path="x", step="made"))
+    (problem,) = stage.preflight_after({"made": mae})
+    assert problem.startswith("step 'made' makes a Mae, which does not have what this step needs")
+    assert stage.preflight_after({"made": ExportHF(model=Weights(path="x"))}) == []
 
 
 def test_a_row_gets_equal_bits_alone_in_any_company_and_order(clip_folder: Path, image_rows: Rows) -> None:
