@@ -32,7 +32,8 @@ from vlpipe.stages.common.batches import (
 )
 from vlpipe.stages.common.row import RESULTS
 from vlpipe.stages.evaluate.heldout import need_heldout
-from vlpipe.stages.fine_grained.items import ITEMS_REFERENCES, Items
+from vlpipe.stages.evaluate.items import ITEMS_REFERENCES
+from vlpipe.stages.fine_grained.items import Items
 from vlpipe.stages.inference.ahead import Ahead
 from vlpipe.stages.inference.stage import RunsModel
 
