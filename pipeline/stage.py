@@ -65,6 +65,10 @@ class Stage:
         """
         return self
 
+    def names_in_key(self, names: Sequence[str]) -> Sequence[str]:
+        """Returns the names of input steps on which the result depends, such as those in a table. names: of all inputs."""
+        return ()
+
     def trials(self) -> AbstractContextManager[Callable[[int], None]] | None:
         """Returns what `vlpipe tune` measures, or None if the stage has no parameter `batch_size` to tune.
 

@@ -30,7 +30,7 @@ from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow, schemas
 from vlpipe.pipeline.workflow.params import files_of, left_out, replace_files
-from vlpipe.pipeline.workflow.step import Step
+from vlpipe.pipeline.workflow.step import Step, find_steps
 
 RECORD = "_steps.json"  # each step as of its last run; used to explain why a step runs, not to decide whether
 
@@ -58,6 +58,10 @@ class PlannedStep:
     @property
     def name(self) -> str:
         return self.keyed.step.name
+
+    @property
+    def in_cell(self) -> bool:
+        return self.keyed.step.in_cell
 
     @property
     def folder(self) -> str:
@@ -137,7 +141,8 @@ def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[Pla
     save_parsed()
     wanted = list(by_name.values())
     if until is not None:
-        needed = _needed(by_name[workflow.step(until).name])
+        last = find_steps(workflow.steps, until, workflow.path)
+        needed = {name for one in last for name in _needed(by_name[one.name])}
         wanted = [p for p in wanted if p.name in needed]
     return wanted
 
@@ -299,7 +304,8 @@ def why(one: PlannedStep, before: Mapping[str, Any] | None) -> str:
             return f"step {maker.name!r} runs"
     if before["torch_threads"] != step.torch_threads:
         return f"torch_threads changed {before['torch_threads']} -> {step.torch_threads}"
-    return "an upstream step changed"
+    reads_names = bool(step.stage.names_in_key(step.inputs))
+    return "the names of its inputs changed" if reads_names else "an upstream step changed"
 
 
 def _changed_parameter(old: Any, new: Any, leave_out: frozenset[str], path: str = "") -> str:

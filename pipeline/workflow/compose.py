@@ -12,6 +12,8 @@ from vlpipe.pipeline.workflow.matrix import cells, fill, matrix_axes, name_in
 from vlpipe.pipeline.workflow.references import References
 from vlpipe.pipeline.workflow.yaml_lines import Map, Problem, Seq, Where, merge, parse_typed, place
 
+MAX_STEPS = 10_000  # after `repeat` and `matrix`
+
 
 def written_steps(
     file: Map, profile: str | None, sets: Sequence[str], problems: list[Problem]
@@ -28,16 +30,22 @@ def written_steps(
     }
     added = {name: params for name, params in chosen.items() if name not in steps and _is_step(params)}
     kept: dict[str, Map] = {}
-    for name, params in _placed(steps, added, problems).items():
+    placed = _placed(steps, added, problems)
+    for name, params in placed.items():
         if name not in removed:
             kept[name] = merge(params, chosen[name]) if name in chosen and name not in added else params
     axes = matrix_axes(file, chosen, [s for s in settings if s.step == "matrix"], problems)
     before = len(problems)
-    names = [n for n in [*steps, *added] if n not in removed or n in _loop_names(repeat)]
+    names = [n for n in placed if n not in removed or n in _loop_names(repeat)]
     of_loop = [s for s in settings if s.step in ("repeat", "rounds")]
     loop, rounds = loop_and_rounds(repeat, of_loop, names, problems)
     loop_is_known = len(problems) == before
     in_cells = {name: (params, cells(name, params, axes, problems)) for name, params in kept.items()}
+    num = sum(max(1, len(found)) * (rounds if name in loop else 1) for name, (_, found) in in_cells.items())
+    if num > MAX_STEPS:
+        text = f"{num:,} steps by rounds and matrix, at most {MAX_STEPS:,} are allowed"
+        problems.append(place(file, ["steps"], file.where).problem(text))
+        return []
     unrolled = _unroll(in_cells, [n for n in loop if n in kept], rounds)
     for setting in settings:
         if setting.step not in NOT_NAMES:
@@ -195,6 +203,10 @@ def _apply(
         )
         problems.append(setting.where.problem(why))
     *outer, last = setting.keys
+    if setting.keys[0] == "matrix":
+        text = "--set cannot change the axes of a step; a profile can, and --set matrix.AXIS=[...] the values of an axis"
+        problems.append(setting.where.problem(text))
+        return
     for step in targets:
         at = step.params
         for depth, key in enumerate(outer, 1):

@@ -225,6 +225,7 @@ def _build(
         inputs=written.inputs,
         params=own,
         line=params.where.line,
+        in_cell=bool(written.cell),
         shard_rows=engine.shard_rows or getattr(cls, "SHARD_ROWS", SHARD_ROWS),
         **{key: getattr(engine, key) for key in ENGINE_KEYS if key != "shard_rows"},
     )

@@ -36,6 +36,7 @@ class Missing(Enum):
     MISSING = 0
 
 
+PREVIOUS = "previous"
 MAX_CELLS = 1_000  # steps made of one
 MISSING = Missing.MISSING
 NOT_AXES = ("from", "path", "first", "use")  # keys that stand beside an axis in a reference
@@ -104,6 +105,8 @@ def _labelled(name: str, values: object, where: Where, problems: list[Problem]) 
                 say(f"{shown(value)} has the label of a value before it, {shown(short)}", at)
             else:
                 found[short] = value
+    if PREVIOUS in found:
+        say(f"{PREVIOUS} cannot be a label: it means the round before")
     if not found and not any(text.startswith(f"matrix.{name}:") for _, text in problems):
         say(f"wanted a list of values or a mapping LABEL: VALUE, got {shown(values)}")
     return found
@@ -182,6 +185,12 @@ def _filled(node: Any, where: Where, path: str, step: DraftStep, axes: Axes, pro
     if isinstance(node, Map):
         made = Map(node.where)
         for key, item in node.items():
+            if step.cell and "${" in key:
+                problems.append(
+                    node.at[key].problem(
+                        f"{one_line(path, 120)}: ${{...}} is replaced in values, not in keys"
+                    )
+                )
             value = _filled(item, node.at[key], f"{path}.{key}", step, axes, problems)
             if value is not MISSING:
                 made.put(key, value, node.at[key])

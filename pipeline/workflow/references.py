@@ -68,7 +68,7 @@ class References:
             self._path = path
             names = self._resolve(node.without("path"), node.at["from"])
             if len(names) > 1:
-                self._report(node.at["from"], self._many(str(node["from"])))
+                self._report(node.at["from"], self._many(names))
             node["from"] = names[0] if names else node["from"]
             for key in ("first", *self.axes):
                 node.pop(key, None)
@@ -145,6 +145,11 @@ class References:
         for axis, wanted in labels.items():
             there = dict.fromkeys(one.cell.get(axis) for one in found)
             missing = [label for label in wanted if label not in there]
+            if not wanted:
+                self._report(
+                    where, f"{axis}: wanted a label of {shown(text)}: {', '.join(filter(None, there))}"
+                )
+                return []
             if None in there:
                 self._report(where, f"{shown(text)} has no axis {axis}")
                 return []
@@ -159,15 +164,16 @@ class References:
             if all(label in asked.get(axis, [label]) for axis, label in one.cell.items())
         ]
 
-    def _many(self, text: str) -> str:
-        """Returns the problem of a name that means several steps where one is wanted."""
+    def _many(self, names: Sequence[str]) -> str:
+        """Returns the problem of a reference that means several steps where one is wanted. names: of these steps."""
         step = self.steps[self._at]
-        found = next(iter(self._above[text]))
-        axes = [axis for axis in found.cell if axis not in step.cell]
+        (found,) = self._above[names[0]]
+        axes = [axis for axis in found.cell if axis not in step.cell] or list(found.cell)
         fix = "".join(f", {axis}: LABEL" for axis in axes)
+        own = [*step.cell, *(axis for axis in axes if axis not in step.cell)]
         return (
-            f"{shown(text)} is one step for each {' and '.join(axes)}; write {{from: {text}{fix}}}, "
-            f"or matrix: [{', '.join([*step.cell, *axes])}] for this step"
+            f"{shown(found.base)} is one step for each {' and '.join(axes)}; write {{from: {found.base}{fix}}}, "
+            f"or matrix: [{', '.join(own)}] for this step"
         )
 
     def _why_not(self, text: str, name: str, above: list[str]) -> str:

@@ -18,6 +18,8 @@ from vlpipe.pipeline.workflow.params import files_of
 class _HasName(Protocol):
     @property
     def name(self) -> str: ...
+    @property
+    def in_cell(self) -> bool: ...
 
 
 Named = TypeVar("Named", bound=_HasName)
@@ -65,6 +67,7 @@ class Step:
     row_group_timeout_s: float | None = None  # deadline for one row group of a map stage; not part of keys
     params: Mapping[str, Any]  # all fields of the stage as plain JSON, files as written in the YAML
     line: int  # in the workflow file, from 1
+    in_cell: bool = False  # one of several steps that a matrix makes of one
 
     @property
     def artifact_steps(self) -> tuple[str, ...]:
@@ -75,11 +78,25 @@ class Step:
 def find_step(steps: Sequence[Named], name: str, where: str = "") -> Named:
     """Returns the step `name`; for a repeated step, the name without a round means its last round.
 
-    where: the workflow's file, for the error. Raises VlpipeError if there is no such step.
+    where: the workflow's file, for the error. Raises VlpipeError if there is no such step, or one for each cell of a matrix.
     """
-    for one in reversed(steps):
-        if name in (one.name, one.name.partition("@")[0]):
-            return one
+    found = find_steps(steps, name, where)
+    if len(found) > 1:
+        listed = ", ".join(one.name for one in found[:8]) + (", ..." if len(found) > 8 else "")
+        raise VlpipeError(f"{shown(name)} is {len(found)} steps; name one of {listed}")
+    return found[0]
+
+
+def find_steps(steps: Sequence[Named], name: str, where: str = "") -> list[Named]:
+    """As `find_step`, but the name without a cell of a matrix means the steps of all cells."""
+    found: dict[str, Named] = {}
+    for one in steps:
+        base, _, rest = one.name.partition("@")
+        cell = rest.partition("@")[0] if one.in_cell else ""
+        if name in (one.name, base, f"{base}@{cell}" if cell else base):
+            found[cell] = one  # the last round
+    if found:
+        return list(found.values())
     known = dict.fromkeys(text for one in steps for text in (one.name.partition("@")[0], one.name))
     problem = f"{where} has no step" if where else "there is no step"
     raise VlpipeError(f"{problem} {shown(name)}{did_you_mean(name, known)}")

@@ -5,6 +5,7 @@ DataComp: https://arxiv.org/abs/2304.14108; its ranking score is the mean over a
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,9 @@ class Ranking(GatherStage):
             if not figures or wrong:
                 problems.append(f"scores.{name}: wanted figures STEP.METRIC, got {wrong or figures}")
         return problems
+
+    def names_in_key(self, names: Sequence[str]) -> Sequence[str]:
+        return names
 
     def with_inputs(self, names: Sequence[str]) -> Stage:
         self._cells(names)
@@ -129,8 +133,10 @@ class Ranking(GatherStage):
             for figure in wanted:
                 if figure not in figures:
                     raise VlpipeError(f"scores.{name}: there is no {figure}{did_you_mean(figure, figures)}")
-                if figures[figure][1] is None:
-                    raise VlpipeError(f"scores.{name}: {figure} of {figures[figure][0]} is null")
+                step, value = figures[figure]
+                if value is None or not math.isfinite(value):
+                    said = "null" if value is None else value
+                    raise VlpipeError(f"scores.{name}: {figure} of {step} is {said}")
             found[name] = statistics.fmean(figures[figure][1] for figure in wanted)
         return {MEAN: statistics.fmean(found.values()), **found}
 

@@ -65,6 +65,14 @@ class Task:
         words = [word for several in self._words for word in several]
         if twice := sorted({word for word in words if words.count(word) > 1}):
             yield f"classes: {twice[0]!r} says two classes"
+        if not all(word.strip() for word in words):
+            yield "classes: a word is empty"
+        names = [name.lower() for name in self.classes]
+        if self.label and (twice := sorted({n for n in names if names.count(n) > 1})):
+            yield f"classes: {twice[0]!r} is the name of two classes"
+        of = {word: k for k, several in enumerate(self._words) for word in several}
+        if self.label and (other := [n for k, n in enumerate(names) if of.get(n, k) != k]):
+            yield f"classes: {other[0]!r} is the name of one class and a word of another"
         if not self.templates:
             yield "templates: wanted at least one"
         yield from (f"templates: {one!r} has no {{}}" for one in self.templates if "{}" not in one)
@@ -232,7 +240,12 @@ def class_vector(prompts: Vectors) -> Vectors:
 
 
 def place(scores: Vectors, label: int) -> int:
-    """Returns the place of the right class by scores (C,), 0 for the best; equal ones are ranked by the order of classes."""
+    """Returns the place of the right class by scores (C,), 0 for the best; equal ones are ranked by the order of classes.
+
+    Raises VlpipeError for a score that is not finite.
+    """
+    if not np.isfinite(scores).all():
+        raise VlpipeError("zero_shot: the model gives an embedding that is not finite")
     right = scores[label]
     return int((scores > right).sum() + (scores[:label] == right).sum())
 

@@ -72,6 +72,9 @@ class Decontaminate(GatherStage):
         DECISIONS_REFERENCES | TEXTS_REFERENCES | MATCHES_REFERENCES
     )
 
+    def names_in_key(self, names: Sequence[str]) -> Sequence[str]:
+        return names[1:]  # evaluation sets have the names of their steps
+
     def schema(self, inp: pa.Schema) -> pa.Schema:
         who = "decontamination.decontaminate"
         need(inp, who, id=pa.string())

@@ -74,6 +74,9 @@ class Compare(GatherStage):
             items = {name: File(step=name, path=FILE) for name in names}
         return replace(self, arms=arms, items=items)
 
+    def names_in_key(self, names: Sequence[str]) -> Sequence[str]:
+        return names
+
     def preflight(self) -> list[str]:
         if not self.arms:
             return ["set `arms`, or `arm_label` if the names of the input steps have labels; neither is set"]

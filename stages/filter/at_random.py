@@ -52,6 +52,10 @@ class RandomCut(GatherStage):
         need(inp, "filter.at_random", id=pa.string(), texts=TEXTS)
         return KEPT
 
+    def preflight(self) -> list[str]:
+        is_fine = self.sources and len(set(self.sources)) == len(self.sources)
+        return [] if is_fine else [f"sources: wanted each source once, got {list(self.sources)}"]
+
     def run(self, job: Job) -> None:
         parts: dict[str, list[Draws]] = {source: [] for source in self.sources}
         num_kept = dict.fromkeys(self.sources, 0)

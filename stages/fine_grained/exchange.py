@@ -32,6 +32,8 @@ class Exchange:
                 raise ValueError(f"{attribute}: wanted at least two values, got {list(values)}")
             for value, words in values.items():
                 for word in words:
+                    if not word.strip():
+                        raise ValueError(f"{attribute}: a word of {value!r} is empty")
                     if self._meaning.setdefault(word, (attribute, value)) != (attribute, value):
                         raise ValueError(
                             f"{word!r} says {attribute} {value} and {' '.join(self._meaning[word])}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +40,9 @@ class Train(GatherStage, Recipe):
             "find_unused_parameters",
         }
     )
+
+    def names_in_key(self, names: Sequence[str]) -> Sequence[str]:
+        return names if self.mix else ()
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         from vlpipe.stages.train.preflight import need_columns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -109,6 +109,32 @@ class Write(GatherStage):
     def run(self, job: Job) -> None:
         note(self.calls, 1)
         (Path(job.artifacts) / "text.txt").write_text(self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByName(GatherStage):
+    """Emits the first text of each input by the name of its step."""
+
+    def names_in_key(self, names: Sequence[str]) -> Sequence[str]:
+        return names
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([("name", pa.string()), ("text", pa.string())])
+
+    def run(self, job: Job) -> None:
+        rows = [{"name": data.name, "text": data.table()["text"][0].as_py()} for data in job.inputs]
+        job.emit(pa.Table.from_pylist(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Says(GatherStage):
+    text: str
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return pa.schema([("text", pa.string())])
+
+    def run(self, job: Job) -> None:
+        job.emit(pa.table({"text": [self.text]}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -366,3 +366,16 @@ def test_a_plan_reads_manifests_only(folder: Path, monkeypatch: pytest.MonkeyPat
     (folder / "root" / planned(folder, fetch(folder))[0][-1].folder / "_shards.parquet").unlink()
     assert all(one.is_done for one in planned(folder, fetch(folder))[0])
     assert plan(Workflow.load(str(folder / "w.yaml"), root=str(folder / "root")), Store(str(folder / "root")))
+
+
+def test_a_table_by_names_of_steps_is_made_again_when_they_swap(tmp_path: Path) -> None:
+    says = '{use: "identity_toys:Says", text: TEXT}'
+    rows_of = {}
+    for first, second in (("good", "bad"), ("bad", "good")):
+        steps = {first: says.replace("TEXT", "right"), second: says.replace("TEXT", "wrong")}
+        steps["named"] = f'{{use: "identity_toys:ByName", from: [{first}, {second}]}}'
+        text = "name: t\nsteps:\n" + "".join(f"  {name}: {step}\n" for name, step in steps.items())
+        done = run(tmp_path, text)
+        rows_of[first] = {row["name"]: row["text"] for row in rows(tmp_path, done["named"]).to_pylist()}
+        check(tmp_path, done)
+    assert rows_of == {"good": {"good": "right", "bad": "wrong"}, "bad": {"bad": "right", "good": "wrong"}}

@@ -8,8 +8,9 @@ from textwrap import dedent
 
 import pytest
 
-from vlpipe.pipeline.errors import WorkflowError
+from vlpipe.pipeline.errors import VlpipeError, WorkflowError
 from vlpipe.pipeline.workflow.load import Workflow
+from vlpipe.pipeline.workflow.step import find_steps
 
 HEAD = """\
 matrix:
@@ -306,3 +307,63 @@ def test_without_axes_a_text_stays_as_it_is() -> None:
         'steps:\n  model: {use: "~:World"}\n  t: {use: "~:Train", from: model, model: {a: "${seed} $${b}"}}\n'
     )
     assert load(text).step("t").params["model"] == {"a": "${seed} $${b}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            '  y: {use: "~:Train", from: [model, {from: world, seed: []}], model: {}}\n',
+            "line 11: y.from: seed: wanted a label of 'world': 0, 1",
+        ),
+        (
+            '  y: {use: "~:Caption", from: model, model: {from: world, path: p, seed: []}}\n',
+            "line 11: y.model: seed: wanted a label of 'world': 0, 1",
+        ),
+        (
+            '  y: {matrix: arm, use: "~:Train", from: model, model: {"${arm.rows}": 1}}\n',
+            "line 11: y.model: ${...} is replaced in values, not in keys",
+        ),
+        (
+            '  w: {use: "~:Caption", from: {from: images, seed: 0}, model: {from: x@previous, first: model}}\n'
+            '  x: {matrix: seed, use: "~:World"}\n'
+            "repeat: {rounds: 2, steps: [w, x]}\n",
+            "line 11: w.model: 'x' is one step for each seed; write {from: x, seed: LABEL}, "
+            "or matrix: [seed] for this step",
+        ),
+    ],
+)
+def test_what_a_reference_cannot_mean(text: str, problem: str) -> None:
+    check(HEAD + text, [problem])
+
+
+def test_a_label_that_means_the_round_before() -> None:
+    text = 'matrix: {arm: [previous, next]}\nsteps: {a: {matrix: arm, use: "~:World"}}\n'
+    check(text, ["line 1: matrix.arm: previous cannot be a label: it means the round before"])
+
+
+def test_steps_are_bounded_over_rounds_and_cells() -> None:
+    text = HEAD + '  x: {matrix: [arm, seed], use: "~:World"}\n' + "repeat: {rounds: 1000, steps: [x]}\n"
+    many = text.replace("seed: [0, 1]", f"seed: {list(range(40))}")
+    check(many, ["line 6: 80,121 steps by rounds and matrix, at most 10,000 are allowed"])
+
+
+def test_a_name_without_a_cell() -> None:
+    found = load(HEAD)
+    assert found.step("captions@1").name == "captions@1"
+    assert [one.name for one in find_steps(found.steps, "captions")] == ["captions@0", "captions@1"]
+    with pytest.raises(VlpipeError, match="'captions' is 2 steps; name one of captions@0, captions@1"):
+        found.step("captions")
+
+
+def test_a_step_that_a_profile_adds_into_a_loop() -> None:
+    text = (
+        'steps:\n  x: {use: "~:World"}\n  y: {use: "~:World"}\nrepeat: {rounds: 1, steps: [x, y]}\n'
+        'profiles: {p: {c: {above: x, use: "~:World"}, repeat: {steps: [c, x, y]}}}\n'
+    )
+    assert [one.name for one in load(text, profile="p").steps] == ["c@1", "x@1", "y@1"]
+
+
+def test_set_cannot_change_the_axes_of_a_step() -> None:
+    text = "--set cannot change the axes of a step; a profile can, and --set matrix.AXIS=[...] the values of an axis"
+    check(HEAD, [f"--set captions.matrix=[arm]: {text}"], sets=["captions.matrix=[arm]"])

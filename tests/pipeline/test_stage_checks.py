@@ -319,7 +319,7 @@ def test_a_stage_that_breaks_while_it_is_looked_at(tmp_path: Path) -> None:
     ("workflow", "step", "wanted"),
     [
         ("blip_capfilt", "images", 1_000),
-        ("capfilt_ablation", "images", 1_000),
+        ("capfilt_ablation", "images@2", 1_000),
         ("detector_demo", "images", 10_000),
         ("detector_demo", "heldout_images", 10_000),
         ("video_demo", "videos", 10_000),

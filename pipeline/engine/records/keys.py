@@ -216,7 +216,7 @@ def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests, so
     step = dataclasses.replace(step, stage=replace_files(step.stage, _absolute))
     stage = replace_files(step.stage, with_digest)
     identity, inputs = stage.identity(step.use), [above[name].step_key for name in step.inputs]
-    step_key, stage_key = keys_of(stage, identity, inputs, step.torch_threads, step.shard_rows)
+    step_key, stage_key = keys_of(stage, identity, inputs, step.torch_threads, step.shard_rows, step.inputs)
     files = files_of(stage)
     return StepKeys(
         step=step,
@@ -231,10 +231,18 @@ def key_step(step: Step, above: Mapping[str, StepKeys], digests: FileDigests, so
 
 
 def keys_of(
-    stage: Stage, identity: Sequence[str | int], inputs: Sequence[str], torch_threads: int, shard_rows: int
+    stage: Stage,
+    identity: Sequence[str | int],
+    inputs: Sequence[str],
+    torch_threads: int,
+    shard_rows: int,
+    names: Sequence[str],
 ) -> tuple[str, str]:
-    """Returns (step key, stage key) of a stage whose files have digests. inputs: step keys of the upstream steps."""
-    base = [*identity, torch_threads if stage.TORCH else 0]
+    """Returns (step key, stage key) of a stage whose files have digests. inputs, names: step keys and names of the upstream
+    steps."""
+    base: list[Any] = [*identity, torch_threads if stage.TORCH else 0]
+    if read := list(stage.names_in_key(names)):
+        base.append(read)
     rows = 0 if isinstance(stage, MapStage) else shard_rows  # shard size of a gather step
     step_key = sha256_json("step", *base, key_params(stage), list(inputs), rows)
     return step_key, sha256_json("stage", *base, key_params(replace_files(stage, _inner)), rows)

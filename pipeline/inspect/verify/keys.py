@@ -36,7 +36,8 @@ def key_problems(steps: Steps, found: Records) -> Iterator[Problem]:
     stage = replace_files(
         stage, lambda name, file: dataclasses.replace(file, digest=said.files.get(name, ""))
     )
-    keys = keys_of(stage, said.identity, inputs, said.torch_threads, said.shard_rows)
+    names = [folder.rpartition("-")[0] for folder in said.inputs]
+    keys = keys_of(stage, said.identity, inputs, said.torch_threads, said.shard_rows, names)
     for name, key in zip(("step_key", "stage_key"), keys, strict=True):
         if getattr(said, name) != key:
             text = f"its {name} does not match its parameters: it is {getattr(said, name)[:16]}..., they give {key[:16]}..."

@@ -71,6 +71,8 @@ def test_the_interval_is_students() -> None:
 def test_a_figure_that_is_missing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(VlpipeError, match=r"scores.fine: f.choice of f@a-0 is null"):
         rank(tmp_path / "null", {"a-0": (0.1, 0.1, None)})
+    with pytest.raises(VlpipeError, match=r"scores.fine: f.choice of f@a-0 is nan"):
+        rank(tmp_path / "nan", {"a-0": (0.1, 0.1, float("nan"))})
     stage, there = Ranking(scores={"retrieval": ["r.tr@2"]}), inputs(tmp_path, {"a-0": (0.1, 0.1, 0.1)})
     with pytest.raises(VlpipeError, match=r"scores.retrieval: there is no r.tr@2; did you mean 'r.tr@1'\?"):
         run_gather(stage, there, tmp_path)

@@ -157,6 +157,16 @@ def test_what_cannot_be_a_task_is_said() -> None:
     assert problems(classes={"a": ["x"], "b": ["X"]}) == ["tasks.t: classes: 'x' says two classes"]
     assert problems(templates=["a photo"]) == ["tasks.t: templates: 'a photo' has no {}"]
     assert problems(templates=[]) == ["tasks.t: templates: wanted at least one"]
+    assert problems(classes={"a": [""], "b": []}) == ["tasks.t: classes: a word is empty"]
+    twice = {"label": "c", "classes": {"Cat": [], "cat": ["x"]}}
+    assert problems(**twice)[0] == "tasks.t: classes: 'cat' is the name of two classes"
+    other = {"label": "c", "classes": {"cat": ["kitten"], "kitten": ["lion"]}}
+    assert problems(**other) == ["tasks.t: classes: 'kitten' is the name of one class and a word of another"]
+
+
+def test_a_score_that_is_not_finite_is_no_hit() -> None:
+    with pytest.raises(VlpipeError, match="not finite"):
+        place(np.array([0.5, math.nan]), 0)
     assert ZeroShot(model=ANY, tasks={}).preflight() == ["tasks: wanted at least one"]
 
 

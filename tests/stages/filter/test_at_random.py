@@ -136,3 +136,10 @@ def test_scores_lose_their_encoder_and_wrong_input_is_said(tmp_path: Path) -> No
         stage.open(),
     ):
         pass
+
+
+@pytest.mark.parametrize("sources", [(), ("web", "web")])
+def test_each_source_is_named_once(sources: tuple[str, ...]) -> None:
+    assert RandomCut(sources=sources).preflight() == [
+        f"sources: wanted each source once, got {list(sources)}"
+    ]

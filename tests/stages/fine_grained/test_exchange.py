@@ -60,6 +60,7 @@ def test_what_it_cannot_exchange_is_said() -> None:
         ({}, "wanted at least one attribute"),
         ({"colour": {"red": []}}, r"colour: wanted at least two values, got \['red'\]"),
         ({"a": {"x": ["one"], "y": ["One"]}}, "'one' says a y and a x"),
+        ({"a": {"x": [" "], "y": []}}, "a: a word of 'x' is empty"),
     ):
         with pytest.raises(ValueError, match=why):
             Exchange(attributes)
