@@ -22,6 +22,7 @@ from vlpipe.models.blocks.post_norm import PostNormLayer
 from vlpipe.models.blocks.transformer import PreNormLayer
 from vlpipe.models.interface.batch import IGNORE, Batch, Stream
 from vlpipe.models.interface.objective import Term
+from vlpipe.models.objectives.images.classify import Classify
 from vlpipe.models.objectives.infonce import InfoNce
 from vlpipe.models.objectives.itc import Itc
 from vlpipe.models.objectives.itm import Itm
@@ -41,6 +42,7 @@ from vlpipe.models.systems.mae import Mae
 from vlpipe.models.systems.uniter import Uniter
 from vlpipe.models.systems.videobert import VideoBert
 from vlpipe.models.systems.vilt import Vilt
+from vlpipe.models.systems.vit import Vit
 from vlpipe.models.teachers import Ema
 from vlpipe.stages.train.build import Net
 
@@ -48,6 +50,7 @@ WORDS, ROWS = 50, 4
 SMALL: dict[str, Any] = {"width": 32, "layers": 2, "heads": 2, "max_text_length": 12}
 REGIONS: dict[str, Any] = {"feat_dim": 10, "num_objects": 7}
 UNITS = (PreNormLayer, PostNormLayer, CrossLayer, Layer)  # what is sharded on its own; the rest with the root
+VIT: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 2}
 SYSTEMS: dict[str, tuple[Callable[[], Any], list[Any], tuple[str, ...]]] = {
     "clip": (
         lambda: Clip(
@@ -141,6 +144,7 @@ SYSTEMS: dict[str, tuple[Callable[[], Any], list[Any], tuple[str, ...]]] = {
     ),
     "bert": (lambda: Bert(vocab_size=WORDS, dropout=0.0, **SMALL), [MaskedLm(), Match()], ("text",)),
     "gpt": (lambda: Gpt(vocab_size=WORDS, start=1, end=2, dropout=0.0, **SMALL), [Lm()], ("text",)),
+    "vit": (lambda: Vit(num_classes=7, **VIT), [Classify()], ("image", "label")),
 }
 
 
@@ -173,6 +177,7 @@ def streams(rank: int) -> dict[str, Stream]:
     return {
         "text": text,
         "image": Stream(pixels),
+        "label": Stream(torch.tensor([3, IGNORE, 0, 6])),
         "hidden": Stream(pixels, extra={"keep": keep}, target={"masked": masked}),
         "regions": regions,
         "video": codes,

@@ -27,7 +27,7 @@ CASES = [
     if (path.stem, profile) not in PLANNED_BY_THEIR_OWN_TESTS
 ]
 FILES = ("captions_train2014.json", "captions_val2014.json")  # that a user of the profiles brings
-FOLDERS = ("train2014", "val2014", "coco")
+FOLDERS = ("train2014", "val2014", "coco", "imagenet21k", "imagenet_train", "imagenet_val")
 KARPATHY = {
     "images": [
         {"filename": "1.jpg", "split": split, "sentences": []} for split in ("train", "restval", "test")
