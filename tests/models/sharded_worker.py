@@ -23,6 +23,10 @@ from vlpipe.models.blocks.transformer import PreNormLayer
 from vlpipe.models.interface.batch import IGNORE, Batch, Stream
 from vlpipe.models.interface.objective import Term
 from vlpipe.models.objectives.images.classify import Classify
+from vlpipe.models.objectives.images.masked_codes import MaskedImageCodes
+from vlpipe.models.objectives.images.moco import Moco as MocoLoss
+from vlpipe.models.objectives.images.moco import MocoV3 as MocoV3Loss
+from vlpipe.models.objectives.images.nt_xent import NtXent
 from vlpipe.models.objectives.infonce import InfoNce
 from vlpipe.models.objectives.itc import Itc
 from vlpipe.models.objectives.itm import Itm
@@ -32,6 +36,7 @@ from vlpipe.models.objectives.match import Match
 from vlpipe.models.objectives.pixel_mse import PixelMse
 from vlpipe.models.objectives.region import RegionClass, RegionFeatures
 from vlpipe.models.objectives.region_mse import RegionMse
+from vlpipe.models.systems.beit import Beit
 from vlpipe.models.systems.bert import Bert
 from vlpipe.models.systems.blip.config import BlipConfig
 from vlpipe.models.systems.blip.model import Blip
@@ -39,6 +44,9 @@ from vlpipe.models.systems.clip import Clip
 from vlpipe.models.systems.gpt import Gpt, Layer
 from vlpipe.models.systems.lxmert import CrossLayer, Lxmert
 from vlpipe.models.systems.mae import Mae
+from vlpipe.models.systems.moco import Moco
+from vlpipe.models.systems.moco_v3 import MocoV3
+from vlpipe.models.systems.simclr import SimClr
 from vlpipe.models.systems.uniter import Uniter
 from vlpipe.models.systems.videobert import VideoBert
 from vlpipe.models.systems.vilt import Vilt
@@ -51,6 +59,7 @@ SMALL: dict[str, Any] = {"width": 32, "layers": 2, "heads": 2, "max_text_length"
 REGIONS: dict[str, Any] = {"feat_dim": 10, "num_objects": 7}
 UNITS = (PreNormLayer, PostNormLayer, CrossLayer, Layer)  # what is sharded on its own; the rest with the root
 VIT: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "heads": 2}
+RESNET: dict[str, Any] = {"image_size": 32, "layers": [1, 1], "width": 4, "projection_dim": 8}
 SYSTEMS: dict[str, tuple[Callable[[], Any], list[Any], tuple[str, ...]]] = {
     "clip": (
         lambda: Clip(
@@ -145,6 +154,10 @@ SYSTEMS: dict[str, tuple[Callable[[], Any], list[Any], tuple[str, ...]]] = {
     "bert": (lambda: Bert(vocab_size=WORDS, dropout=0.0, **SMALL), [MaskedLm(), Match()], ("text",)),
     "gpt": (lambda: Gpt(vocab_size=WORDS, start=1, end=2, dropout=0.0, **SMALL), [Lm()], ("text",)),
     "vit": (lambda: Vit(num_classes=7, **VIT), [Classify()], ("image", "label")),
+    "beit": (lambda: Beit(num_codes=9, drop_path=0.0, **VIT), [MaskedImageCodes()], ("image",)),
+    "moco": (lambda: Moco(**RESNET), [MocoLoss(queue_size=8, random_start=True)], ("image", "second")),
+    "moco_v3": (lambda: MocoV3(**VIT, hidden=16), [MocoV3Loss()], ("image", "second")),
+    "simclr": (lambda: SimClr(**RESNET), [NtXent()], ("image", "second")),
 }
 
 
@@ -177,6 +190,12 @@ def streams(rank: int) -> dict[str, Stream]:
     return {
         "text": text,
         "image": Stream(pixels),
+        "second": Stream(torch.randn(ROWS, 3, 32, 32, generator=draw)),
+        "coded": Stream(
+            pixels,
+            extra={"masked": masked, "codes": torch.randint(0, 9, (ROWS, 16), generator=draw)},
+            target={"masked": masked},
+        ),
         "label": Stream(torch.tensor([3, IGNORE, 0, 6])),
         "hidden": Stream(pixels, extra={"keep": keep}, target={"masked": masked}),
         "regions": regions,
@@ -187,13 +206,14 @@ def streams(rank: int) -> dict[str, Stream]:
 def made(name: str) -> Net:
     make, objectives, _ = SYSTEMS[name]
     torch.manual_seed(0)
-    teachers = {"ema": Ema(momentum=0.9)} if name == "blip" else {}
+    teachers = {"ema": Ema(momentum=0.9)} if name in ("blip", "moco", "moco_v3") else {}
     return Net(make(), [(1.0, "", copy.deepcopy(o)) for o in objectives], teachers).train()
 
 
 def batch_of(name: str, rank: int) -> Batch:
     found = streams(rank)
-    given = {s: found["hidden" if name == "mae" else s] for s in SYSTEMS[name][2]}
+    masked = {"mae": "hidden", "beit": "coded"}  # the stream `image` of those
+    given = {s: found[masked.get(name, s)] for s in SYSTEMS[name][2]}
     return Batch(given, same=torch.arange(ROWS) + ROWS * rank)
 
 

@@ -48,8 +48,9 @@ def test_it_can_be_planned(
         Path(folder).mkdir()
     for pairs in ("pairs.parquet", "heldout.parquet"):
         pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), pairs)
-    Path("detector").mkdir()
-    save_file({"any": torch.zeros(1)}, "detector/model.safetensors")
+    for weights in ("detector", "dalle_encoder"):
+        Path(weights).mkdir()
+        save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
     Path("mobilenet_v2.npz").write_bytes(b"weights")
     workflow = Workflow.load(str(SHIPPED[0].parent / name), profile=profile)
     stages = {step.name: step.stage for step in workflow.steps}
