@@ -1,14 +1,20 @@
-"""Batch norms over parts of a batch, the ResNet for small pictures, heads."""
+"""Batch norms over ranks and over parts of a batch, the ResNet for small pictures, heads. As a script, one of two ranks."""
 
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from vlpipe.models import distributed
 from vlpipe.models.blocks.mlp_head import MlpHead
 from vlpipe.models.siamese.norms import GlobalBatchNorm, replace_norms, split_norm
 from vlpipe.models.siamese.resnet import ImageResNet
@@ -46,6 +52,41 @@ def test_one_part_and_one_rank_are_a_batch_norm() -> None:
         torch.testing.assert_close(norm.running_var, other.running_var)
     with pytest.raises(ValueError, match="at least 2 dimensions"):
         GlobalBatchNorm(4)(torch.randn(4))
+
+
+def normed(shape: tuple[int, ...], affine: bool) -> dict[str, Any]:
+    """This rank's part of values and gradients after two steps, and the statistics."""
+    torch.manual_seed(0)
+    norm = GlobalBatchNorm(5, affine=affine)
+    found: dict[str, Any] = {}
+    for step in range(2):
+        whole, slope = (
+            torch.randn(shape) * torch.linspace(1, 9, shape[0]).view(-1, *[1] * (len(shape) - 1)),
+            torch.randn(shape),
+        )
+        x = whole.chunk(distributed.world_size())[distributed.rank()].clone().requires_grad_()
+        y = norm(x)
+        (y * slope.chunk(distributed.world_size())[distributed.rank()]).sum().backward()
+        assert x.grad is not None
+        found |= {f"{step}.y": distributed.gather(y), f"{step}.x.grad": distributed.gather(x.grad)}
+    for name, parameter in norm.named_parameters():
+        assert parameter.grad is not None
+        found[f"{name}.grad"] = distributed.total(parameter.grad)
+    return found | dict(norm.named_buffers())
+
+
+CASES = [((12, 5), True), ((12, 5, 3, 2), True), ((12, 5), False)]
+
+
+def test_two_ranks_have_the_statistics_of_all_rows(tmp_path: Path) -> None:
+    ranks = [subprocess.Popen([sys.executable, __file__, str(tmp_path), str(rank)]) for rank in range(2)]
+    one = [normed(*case) for case in CASES]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    for rank in range(2):
+        for wanted, found in zip(one, torch.load(tmp_path / f"{rank}.pt"), strict=True):
+            assert found.keys() == wanted.keys()
+            for name, value in wanted.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_norms_are_replaced_with_their_names_and_values() -> None:
@@ -90,3 +131,13 @@ def test_the_small_stem_keeps_the_size() -> None:
     assert make(stem="small").maps(x).shape == (2, 64, 8, 8)
     assert make().maps(x).shape == (2, 64, 2, 2)
     assert make()(x).shape == (2, 64) == (2, make().width_out)
+
+
+def main(folder: Path, rank: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    torch.save([normed(*case) for case in CASES], folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -124,7 +124,7 @@ def second_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], dict[str, An
 def test_two_ranks_are_one(
     tmp_path: Path, squares: Dataset, second_step: Callable[[Run], dict[str, Any]]
 ) -> None:
-    """Losses, gradients and, by the second step, statistics of norms; a step is the whole set of 48."""
+    """Losses and gradients of the second step, when queues have keys; a step is the whole set of 48."""
     jobs = [("gradients", recipe_of(name, batch_size=48, num_workers=2), squares) for name in MODELS]
     folders = in_processes(tmp_path, 2, jobs)
     for name, folder in zip(MODELS, folders, strict=True):
