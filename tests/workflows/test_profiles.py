@@ -27,7 +27,7 @@ CASES = [
     if (path.stem, profile) not in PLANNED_BY_THEIR_OWN_TESTS
 ]
 FILES = ("captions_train2014.json", "captions_val2014.json")  # that a user of the profiles brings
-FOLDERS = ("train2014", "val2014", "coco")
+FOLDERS = ("train2014", "val2014", "coco", "imagenet21k", "imagenet_train", "imagenet_val")
 KARPATHY = {
     "images": [
         {"filename": "1.jpg", "split": split, "sentences": []} for split in ("train", "restval", "test")
@@ -50,8 +50,9 @@ def test_it_can_be_planned(
         pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), pairs)
     judged = pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"], "right": [True]})
     pq.write_table(judged, "truth.parquet")
-    Path("detector").mkdir()
-    save_file({"any": torch.zeros(1)}, "detector/model.safetensors")
+    for weights in ("detector", "dalle_encoder"):
+        Path(weights).mkdir()
+        save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
     Path("mobilenet_v2.npz").write_bytes(b"weights")
     workflow = Workflow.load(str(SHIPPED[0].parent / name), profile=profile)
     stages = {step.name: step.stage for step in workflow.steps}
