@@ -5,7 +5,7 @@ python tools/systems.py --run               # first run each workflow that has `
 python tools/systems.py --run --seeds 5     # five seeds
 python tools/systems.py --run --only clip mae
 
-A system is a module of models/systems; its workflow is the one in workflows/ that is named in `x-system`, or has its name.
+A system is a module of a room of models/systems; its workflow names it in `x-system`, or has its name.
 `x-criteria` in a workflow lists what a run must show, each {figure: STEP.NAME, above: STEP.NAME or number}, or `below`, with
 `standard_errors: k` or `by: difference`. `x-seeds` lists the parameters that a seed sets. Figures of runs are kept in
 docs/systems.json.
@@ -57,7 +57,9 @@ def systems() -> list[System]:
     """Returns the systems by name."""
     workflows = {_system_of(path): path for path in sorted(WORKFLOWS.glob("*.yaml"))}
     found = []
-    for path in sorted(SYSTEMS.iterdir()):
+    for path in sorted(
+        (path for room in SYSTEMS.iterdir() if room.is_dir() for path in room.iterdir()), key=_name
+    ):
         if path.name.startswith("_") or not (path.suffix == ".py" or (path / "model.py").is_file()):
             continue
         file, name = (path if path.is_file() else path / "model.py"), path.stem
@@ -82,6 +84,10 @@ def systems() -> list[System]:
     return found
 
 
+def _name(path: Path) -> str:
+    return path.name
+
+
 def _texts(folder: Path) -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
 
@@ -93,7 +99,7 @@ def _system_of(workflow: Path) -> str:
 
 def _parity_tests(name: str) -> list[str]:
     """Returns the test files of a system that compare it with transformers, or with a second implementation."""
-    files = [*TESTS.glob(f"test_{name}.py"), *sorted(TESTS.glob(f"test_{name}_*.py"))]
+    files = [*TESTS.rglob(f"test_{name}.py"), *sorted(TESTS.rglob(f"test_{name}_*.py"))]
     against = ("from transformers import", "second implementation")
     return [
         str(f.relative_to(HERE)) for f in files if any(a in f.read_text(encoding="utf-8") for a in against)

@@ -112,9 +112,9 @@ class Model(nn.Module):
 
 def _layout_module(cls: type) -> Any:
     """Returns `vlpipe.models.layouts.<name of the system>`. Raises ValueError if there is none."""
-    system = cls.__module__.removeprefix("vlpipe.models.systems.").partition(".")[0]
-    name = f"vlpipe.models.layouts.{system}"
-    if importlib.util.find_spec(name) is None:
+    system = cls.__module__.removeprefix("vlpipe.models.systems.").split(".")[1:2]
+    name = f"vlpipe.models.layouts.{''.join(system)}"
+    if not system or importlib.util.find_spec(name) is None:
         raise ValueError(
             f"{cls.__name__}: transformers has no class for this system that vlpipe reads or writes"
         )

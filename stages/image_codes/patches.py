@@ -69,7 +69,7 @@ class FitPatchCodebook(GatherStage):
             return self._model()
 
     def _model(self) -> Any:
-        from vlpipe.models.systems.beit import ImageCodebook
+        from vlpipe.models.systems.images.beit import ImageCodebook
 
         sizes = {"num_codes": self.num_codes, "patch_size": self.patch_size}
         return ImageCodebook(codebook={"use": "patches:PatchCentroids", **sizes}, image_size=self.image_size)

@@ -4,7 +4,7 @@ from tests.models.small_system import TOWERS, WORDS, SmallSystem
 from vlpipe.models.objectives.itc import Itc
 from vlpipe.models.objectives.itm import Itm
 from vlpipe.models.objectives.masked_lm import DistilledMaskedLm
-from vlpipe.models.systems.albef import Albef, FusionLayer
+from vlpipe.models.systems.image_text.albef import Albef, FusionLayer
 
 SYSTEM = SmallSystem(
     lambda: Albef(vocab_size=WORDS, fusion_layers=1, embed_dim=16, dropout=0.0, **TOWERS),

@@ -4,8 +4,8 @@ from tests.models.small_system import WORDS, SmallSystem
 from vlpipe.models.objectives.itc import Itc
 from vlpipe.models.objectives.itm import Itm
 from vlpipe.models.objectives.lm import Lm
-from vlpipe.models.systems.blip.config import BlipConfig
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.config import BlipConfig
+from vlpipe.models.systems.image_text.blip.model import Blip
 
 SYSTEM = SmallSystem(
     lambda: Blip(

@@ -3,7 +3,7 @@ from __future__ import annotations
 from tests.models.small_system import WORDS, SmallSystem
 from vlpipe.models.objectives.infonce import InfoNce
 from vlpipe.models.objectives.lm import Lm
-from vlpipe.models.systems.coca import Coca
+from vlpipe.models.systems.image_text.coca import Coca
 
 SYSTEM = SmallSystem(
     lambda: Coca(

@@ -4,7 +4,7 @@ from tests.models.small_system import REGIONS, WORDS, SmallSystem
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.objectives.match import Match
 from vlpipe.models.objectives.region import RegionClass, RegionFeatures
-from vlpipe.models.systems.lxmert import CrossLayer, Lxmert
+from vlpipe.models.systems.regions.lxmert import CrossLayer, Lxmert
 
 SYSTEM = SmallSystem(
     lambda: Lxmert(

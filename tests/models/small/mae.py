@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from tests.models.small_system import SmallSystem
 from vlpipe.models.objectives.pixel_mse import PixelMse
-from vlpipe.models.systems.mae import Mae
+from vlpipe.models.systems.images.mae import Mae
 
 SYSTEM = SmallSystem(
     lambda: Mae(

@@ -3,7 +3,7 @@ from __future__ import annotations
 from tests.models.small_system import SMALL, WORDS, SmallSystem
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.objectives.match import Match
-from vlpipe.models.systems.videobert import VideoBert
+from vlpipe.models.systems.video.videobert import VideoBert
 
 SYSTEM = SmallSystem(
     lambda: VideoBert(

@@ -15,7 +15,7 @@ import torch
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from vlpipe.models import folder
-from vlpipe.models.systems.beit import Beit
+from vlpipe.models.systems.images.beit import Beit
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import GatherOutput, dataset, run_gather, run_map
