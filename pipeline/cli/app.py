@@ -29,7 +29,7 @@ from vlpipe.pipeline.workflow.load import Workflow, resolve_workflow
 
 HELP = """Run and inspect workflows. All parameters are in the YAML. Exit codes: 0 success, 1 error, 2 wrong usage; after a
 signal 128 + its number: 130 after Ctrl-C, 143 after SIGTERM, 129 if the terminal was closed."""
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 WIDTH = None if sys.stdout.isatty() else 160  # characters, for tables in files and pipes
 out = Console(width=WIDTH)
 err = Console(stderr=True)
