@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all check bench fuzz systems systems-full format clean
+.PHONY: demo test test-all check docs bench fuzz systems systems-full format clean
 
 .venv/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,9 @@ check: .venv/stamp  ## what CI checks: format, lint, types, who imports whom
 	mypy
 	lint-imports
 	python tools/house.py
+
+docs: .venv/stamp  ## the pages of docs/ as HTML in docs/_build
+	sphinx-build -q -W --keep-going -b html docs docs/_build
 
 bench: .venv/stamp
 	python benchmarks/engine.py
