@@ -22,12 +22,20 @@ def room_page(room: str, uses: Sequence[str]) -> str:
 
 def _stage(use: str) -> str:
     found = describe(use)
-    about = found.about.replace("```", "'''")
-    parts = [f"## `{use}`", f"A {found.kind} stage, version {found.version}.", f"```text\n{about}\n```"]
+    about = [_paragraph(one) for one in found.about.split("\n\n")]
+    parts = [f"## `{use}`", f"A {found.kind} stage, version {found.version}.", *about]
     if found.parameters:
         rows = [_row(one) for one in found.parameters]
         parts.append("| parameter | type | default | |\n|---|---|---|---|\n" + "\n".join(rows))
     return "\n\n".join(parts)
+
+
+def _paragraph(text: str) -> str:
+    """Returns a paragraph of a docstring; the lines of a list stay lines."""
+    lines = text.strip().splitlines()
+    if lines and all(line.lstrip().startswith(("- ", "  ")) or line.startswith(" ") for line in lines):
+        return "```text\n" + "\n".join(lines) + "\n```"
+    return _escaped(" ".join(line.strip() for line in lines))
 
 
 def _row(one: Parameter) -> str:
@@ -38,11 +46,15 @@ def _row(one: Parameter) -> str:
 
 
 def _cell(text: str) -> str:
-    """Returns a text for a cell: signs that Markdown would read are escaped outside of `code`."""
+    return _escaped(text).replace("|", "\\|")
+
+
+def _escaped(text: str) -> str:
+    """Returns a text with the signs that Markdown would read escaped outside of `code`."""
     parts = text.split("`")
     if len(parts) % 2 == 0:  # an odd number of backticks: none of them starts code
         parts = ["'".join(parts)]
     for i in range(0, len(parts), 2):
         for sign in "\\*_<>[]{}$":
             parts[i] = parts[i].replace(sign, "\\" + sign)
-    return "`".join(parts).replace("|", "\\|")
+    return "`".join(parts)
