@@ -117,9 +117,11 @@ class AheadWork(Protocol):
 
 @runtime_checkable
 class PartsWork(Protocol):
-    """Work of a stage with `OBSERVES_WORLD` whose output for a batch may not fit into memory.
+    """Work whose output for a batch may not fit into memory.
 
-    `parts(batch)` yields it in parts, which are written one by one; together they are what the call returns.
+    `parts(batch)` yields it in parts, at least one, which are written one by one; together they are what the call returns.
+    Unless the stage has `OBSERVES_WORLD`, an error that is due to a row is raised before the first part: after it, the
+    shard's attempt fails.
     """
 
     def parts(self, batch: pa.Table) -> Iterator[Out]: ...
