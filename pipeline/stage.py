@@ -143,6 +143,19 @@ class TimedWork(Protocol):
     def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
 
 
+@runtime_checkable
+class CommittingWork(Protocol):
+    """Work that records something beside its rows, such as a server's answers.
+
+    `committing()` is called when all rows of a shard are written, before its receipt: what was recorded is safe when it
+    returns. It returns figures for the receipt's `run`, which are for information only.
+    """
+
+    def committing(self) -> Mapping[str, float]: ...
+
+    def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
+
+
 class MapStage(Stage):
     """Maps a row group to a row group. With several inputs (`from: [a, b]`) it processes the shards of each in turn.
 
