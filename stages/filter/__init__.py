@@ -1,4 +1,4 @@
 """Filtering of rows and texts: rules, CLIP and matching scores, language, frequency, top fraction, balancing.
 
-May import `common`.
+May import `common`, `dual_encoders`, `inference`, `judging`.
 """

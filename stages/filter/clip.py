@@ -6,62 +6,26 @@ and `filter.rules` refuses a threshold for another. Radford et al., 2021, https:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from vlpipe.pipeline.files import Weights
-from vlpipe.pipeline.shard import Out, Reject, need, with_field
+from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import MapStage, Stage, Work
-from vlpipe.stages.common.batches import (
-    Pixels,
-    batch_size_problems,
-    encode_images,
-    fixed_batches,
-    made_up,
-    read_prepared,
-    without,
-)
-from vlpipe.stages.common.pixels import to_pixels
+from vlpipe.stages.common.batches import batch_size_problems
 from vlpipe.stages.common.row import TEXTS
-from vlpipe.stages.common.rule import scored
-from vlpipe.stages.common.scores import (
-    device,
-    load_model,
-    name_of,
-    pretrained,
-    processed,
-    with_columns,
-)
-from vlpipe.stages.common.texts import FlatTexts
-from vlpipe.stages.inference.ahead import Ahead, Working
+from vlpipe.stages.common.scores import device, load_model, name_of, pretrained, processed
+from vlpipe.stages.dual_encoders.of_transformers import image_vectors, text_vectors
+from vlpipe.stages.dual_encoders.score import add_scores, compute_made_up
+from vlpipe.stages.dual_encoders.towers import Encoders
+from vlpipe.stages.inference.ahead import Working
 from vlpipe.stages.inference.stage import RunsModel
-
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-
-Vectors = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """The two encoders of a model.
-
-    prepare: RGB image -> pixels (3, S, S). images: (B, 3, S, S) -> vectors (B, E) in main memory. texts: texts, batch size
-    -> the vector (E,) of each. Vectors have any norm. side: S in pixels.
-    """
-
-    prepare: Callable[[Image.Image], Pixels]
-    images: Callable[[torch.Tensor], torch.Tensor]
-    texts: Callable[[Iterable[str], int], Iterator[Vectors]]
-    side: int
+from vlpipe.stages.judging.column import with_score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +34,8 @@ class ClipScore(RunsModel, MapStage):
 
     Texts that are already dropped get null and are not computed. Rows with an undecodable image are rejected (fault).
     model: a transformers CLIPModel (folder or hub id), or a model of this package that embeds images and texts. encoder:
-    the model's name in rules; default: the hub id, the folder's name or the step.
+    the model's name in rules; default: the hub id, the folder's name or the step. column: another name than `clip_score`,
+    so that scores of several encoders stand side by side. `filter.dual` takes other models than CLIP, too.
     """
 
     NAME: ClassVar[str] = "filter.clip:ClipScore"
@@ -78,16 +43,16 @@ class ClipScore(RunsModel, MapStage):
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
     NOT_IN_KEY: ClassVar[frozenset[str]] = RunsModel.NOT_IN_KEY | {"encoder"}
+    ADDED: ClassVar[frozenset[str]] = RunsModel.ADDED | {"column"}
 
     model: Weights
     encoder: str = ""
+    column: str = "clip_score"
     batch_size: int = 64
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "filter.clip", id=pa.string(), texts=TEXTS, image=pa.binary())
-        return with_field(
-            inp, scored("clip_score", pa.list_(pa.float32()), name_of(self.model, self.encoder))
-        )
+        return with_score(inp, self.column, name_of(self.model, self.encoder), "filter.clip")
 
     def preflight(self) -> list[str]:
         return batch_size_problems(self.batch_size) + self.worker_problems()
@@ -100,37 +65,20 @@ class ClipScore(RunsModel, MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        model = self._encoders()
-
-        def work(rows: pa.Table, ahead: Ahead) -> Out:
-            rejects: list[Reject] = []
-            images = read_prepared(rows, model.prepare, rejects, ahead)
-            vectors = dict(encode_images(images, model.images, self.batch_size, ahead))
-            flat = FlatTexts(rows["texts"])
-            wanted = [i for i in np.flatnonzero(flat.kept()).tolist() if int(flat.row[i]) in vectors]
-            texts = flat.field("text").take(pa.array(wanted, pa.int64())).to_pylist()
-            scores = np.full(len(flat.row), np.nan, np.float32)
-            for i, vector in zip(wanted, model.texts(texts, self.batch_size), strict=True):
-                scores[i] = cosine(vectors[int(flat.row[i])].numpy(), vector)
-            column = flat.nested(pa.array(scores, mask=np.isnan(scores)))
-            return Out(without(with_columns(rows, clip_score=column), rejects), rejects)
-
+        work = partial(add_scores, self._encoders(), self.column, self.batch_size)
         yield Working(work, self.decode_workers, device().type == "cuda")
 
     @contextmanager
     def trials(self) -> Iterator[Callable[[int], None]]:
-        model = self._encoders()
-
-        def compute(size: int) -> None:
-            model.images(made_up(size, model.side))
-            assert len(list(model.texts(["word"] * size, size))) == size
-
-        yield compute
+        yield partial(compute_made_up, self._encoders())
 
     def _encoders(self) -> Encoders:
         from vlpipe.models.folder import is_ours
+        from vlpipe.stages.dual_encoders import of_this_package
 
-        return self._own() if is_ours(self.model.path) else self._of_transformers()
+        if is_ours(self.model.path):
+            return of_this_package.load(self.model, self.precision)
+        return self._of_transformers()
 
     def _of_transformers(self) -> Encoders:
         from transformers import AutoTokenizer, CLIPModel
@@ -143,57 +91,3 @@ class ClipScore(RunsModel, MapStage):
             texts=partial(text_vectors, clip, tokenizer),
             side=clip.config.vision_config.image_size,
         )
-
-    def _own(self) -> Encoders:
-        from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts
-        from vlpipe.stages.common.model import load
-
-        model = load(self.model, needs=[EmbedsImages, EmbedsTexts], precision=self.precision)
-        length = int(model.model.streams()["text"].get("max_positions", 30))  # as in training
-
-        def texts(some: Iterable[str], batch_size: int) -> Iterator[Vectors]:
-            for batch, num_real in fixed_batches(some, batch_size):
-                vectors = model.embed_texts(*model.tokenizer.encode(batch, length))
-                yield from vectors[:num_real].float().cpu().numpy()
-
-        return Encoders(
-            prepare=partial(to_pixels, size=model.image_size),
-            images=lambda pixels: model.embed_images(pixels).float().cpu(),
-            texts=texts,
-            side=model.image_size,
-        )
-
-
-def image_vectors(clip: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Projected image embeddings, not normalised: (B, 3, S, S) -> (B, E)."""
-    import torch
-
-    with torch.inference_mode():
-        pooled = clip.vision_model(
-            pixel_values=pixels.to(device(), non_blocking=True).to(clip.dtype)
-        ).pooler_output
-        return clip.visual_projection(pooled).float().cpu()
-
-
-def text_vectors(clip: Any, tokenizer: Any, texts: Iterable[str], batch_size: int) -> Iterator[Vectors]:
-    """Yields the projected embedding (E,) of each text, not normalised.
-
-    Batches have the fixed shape (batch_size, max_position_embeddings); longer texts are truncated.
-    """
-    import torch
-
-    length = clip.config.text_config.max_position_embeddings
-    for batch, num_real in fixed_batches(texts, batch_size):
-        tokens = tokenizer(
-            batch, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )
-        with torch.inference_mode():
-            pooled = clip.text_model(**tokens.to(device())).pooler_output
-            vectors = clip.text_projection(pooled).float().cpu()
-        yield from vectors[:num_real].numpy()
-
-
-def cosine(a: Vectors, b: Vectors) -> float:
-    """Cosine in float64, so that the result does not depend on a row's position in its batch."""
-    a64, b64 = a.astype(np.float64), b.astype(np.float64)
-    return float(a64 @ b64 / (np.linalg.norm(a64) * np.linalg.norm(b64)))

@@ -30,8 +30,11 @@ from vlpipe.stages.common.batches import (
 )
 from vlpipe.stages.common.row import TEXTS
 from vlpipe.stages.common.rule import scored
+from vlpipe.stages.common.scores import with_columns
+from vlpipe.stages.common.texts import FlatTexts
 from vlpipe.stages.inference.ahead import Ahead, Working
 from vlpipe.stages.inference.stage import RunsModel
+from vlpipe.stages.judging.column import with_score
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +117,49 @@ class ItmFilter(RunsModel, MapStage):
         )
         judge(model, pairs, self.batch_size, self.max_text_length, self.threshold)
         return Out(without(with_texts(table, texts), rejects), rejects)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItmScore(ItmFilter):
+    """Adds `column`: list<float32>, P(match) of each text of `sources`, and decides nothing; other texts get null.
+
+    `texts` stays as it is, so scores of several heads stand side by side, and `selection.decide` decides by any of them as
+    often as wanted. encoder: the name in rules. Texts that are dropped, by whichever filter, are not scored. `threshold` has
+    no effect and cannot be set.
+    """
+
+    NAME: ClassVar[str] = "filter.itm:ItmScore"
+    NOT_IN_KEY: ClassVar[frozenset[str]] = ItmFilter.NOT_IN_KEY | {"encoder", "threshold"}
+
+    column: str = "itm_score"
+    encoder: str = ITM
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        need(inp, "filter.itm", id=pa.string(), texts=TEXTS, image=pa.binary())
+        return with_score(inp, self.column, self.encoder, "filter.itm")
+
+    def preflight(self) -> list[str]:
+        unused = ["threshold has no effect on scores; set it in a rule"] if self.threshold != 0.5 else []
+        return super().preflight() + unused
+
+    def _judge(self, model: Loaded, table: pa.Table, ahead: Ahead) -> Out:
+        rejects: list[Reject] = []
+        flat = FlatTexts(table["texts"])
+        texts = flat.field("text").to_pylist()
+        of_row: dict[int, list[int]] = {}
+        for at in np.flatnonzero(flat.still_in(self.sources)).tolist():
+            of_row.setdefault(int(flat.row[at]), []).append(at)
+        images = read_images(table, model.image_size, rejects, ahead)
+        pairs = (
+            (at, tokens, texts[at])
+            for row, tokens in encode_images(images, model.encode_images, self.batch_size, ahead)
+            for at in of_row.get(row, ())
+        )
+        scores = np.full(len(texts), np.nan, np.float32)
+        for at, logits in match_logits(model, pairs, self.batch_size, self.max_text_length):
+            scores[at] = logits.softmax(0)[1].item()
+        values = flat.nested(pa.array(scores, mask=np.isnan(scores)))
+        return Out(without(with_columns(table, **{self.column: values}), rejects), rejects)
 
 
 def is_judged(entry: Mapping[str, Any], sources: Collection[str]) -> bool:

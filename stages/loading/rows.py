@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -109,22 +110,43 @@ class Rows(list[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Row group number `group` of a shard; it is read as a whole."""
+    """Row group number `group` of a shard; it is read as a whole. copies: column with how often each text occurs, or ""."""
 
     store: Store
     shard: Shard
     group: int
     has_sha256: bool
+    copies: str = ""
 
 
-def usable(texts: pa.ChunkedArray) -> list[list[str]]:
-    """Returns the usable texts of each row: neither dropped by a filter nor blank."""
+def usable(texts: pa.ChunkedArray, copies: pa.ChunkedArray | None = None) -> list[list[str]]:
+    """Returns the usable texts of each row: neither dropped by a filter nor blank.
+
+    copies: (N,), for each text how often it is repeated, 0 for not at all, null for once; None: each once.
+    """
     rows: list[list[str]] = [[] for _ in range(len(texts))]
     flat, good = _flat_usable(texts)
     parents = pc.list_parent_indices(texts.combine_chunks()).filter(good).to_pylist()
-    for row, value in zip(parents, pc.struct_field(flat, "text").filter(good).to_pylist(), strict=True):
-        rows[row].append(value)
+    values = pc.struct_field(flat, "text").filter(good).to_pylist()
+    times = [1] * len(values) if copies is None else _copies(texts, copies)[_as_mask(good)].tolist()
+    for row, value, num in zip(parents, values, times, strict=True):
+        rows[row] += [value] * num
     return rows
+
+
+def _as_mask(good: pa.BooleanArray) -> npt.NDArray[np.bool_]:
+    return np.asarray(good.to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _copies(texts: pa.ChunkedArray, copies: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Returns how often each text occurs, (M,). Raises VlpipeError unless each row has a number, or null, per text."""
+    lengths = [pc.fill_null(pc.list_value_length(lists.combine_chunks()), 0) for lists in (texts, copies)]
+    if not lengths[0].equals(lengths[1]):
+        raise VlpipeError(
+            "training: the column `copies` has not one value per text; compute it after the last step that adds texts"
+        )
+    found = pc.fill_null(pc.cast(pc.list_flatten(copies.combine_chunks()), pa.int64()), 1)
+    return np.maximum(np.asarray(found.to_numpy(zero_copy_only=False), np.int64), 0)
 
 
 Per = Literal[
@@ -132,9 +154,19 @@ Per = Literal[
 ]  # what a sample is: an (image, text) pair, a row with one of its texts, a row
 
 
-def count_usable(texts: pa.ChunkedArray, per: Literal["pairs", "images"]) -> int:
-    """Returns the number of samples in these rows: usable texts ("pairs"), or rows with at least one ("images")."""
+def count_usable(
+    texts: pa.ChunkedArray, per: Literal["pairs", "images"], copies: pa.ChunkedArray | None = None
+) -> int:
+    """Returns the number of samples in these rows: usable texts ("pairs"), or rows with at least one ("images").
+
+    copies: as in `usable`.
+    """
     _, good = _flat_usable(texts)
+    if copies is not None:
+        times = np.where(_as_mask(good), _copies(texts, copies), 0)
+        if per == "pairs":
+            return int(times.sum())
+        good = pa.array(times > 0)
     if per == "pairs":
         return int(pc.sum(good).as_py() or 0)
     return len(pc.list_parent_indices(texts.combine_chunks()).filter(good).unique())
@@ -156,17 +188,19 @@ class Scan:
     sizes: list[tuple[int, int]]
 
 
-def scan(dataset: Dataset, per: Per, columns: Sequence[str] = ()) -> Scan:
-    """Returns all row groups of a step's output. Reads only the texts, or no column.
+def scan(dataset: Dataset, per: Per, columns: Sequence[str] = (), copies: str = "") -> Scan:
+    """Returns all row groups of a step's output. Reads only the texts and `copies`, or no column.
 
     columns: those that will be read of each row; their bytes are as Parquet states them, uncompressed. Of a column in
-    another shard, a row has its mean. Raises VlpipeError for one that the step's output does not have.
+    another shard, a row has its mean. copies: the column with how often each text occurs; "", or one that this step's output
+    does not have: each once. Raises VlpipeError for one of `columns` that the step's output does not have.
     """
     if lacking := [name for name in columns if name not in dataset.schema.names]:
         raise VlpipeError(
             f"training: step {dataset.name!r} has no column {', '.join(lacking)}, which a stream is made from"
         )
     found = Scan([], [], [])
+    copies = copies if copies in dataset.schema.names else ""
     has_sha256 = "sha256" in dataset.schema.names
     for shard in dataset.shards:
         holders = {name: shard.holder(name) for name in columns}
@@ -175,11 +209,12 @@ def scan(dataset: Dataset, per: Per, columns: Sequence[str] = ()) -> Scan:
         with open_shard(dataset.store, shard) as file:
             for group in range(file.num_row_groups):
                 about = file.metadata.row_group(group)
-                found.units.append(Unit(dataset.store, shard, group, has_sha256))
+                found.units.append(Unit(dataset.store, shard, group, has_sha256, copies))
                 count = rows = about.num_rows
                 if per != "rows":
-                    texts = file.read_row_group(group, columns=["texts"])["texts"]
-                    count, rows = count_usable(texts, per), count_usable(texts, "images")
+                    table = file.read_row_group(group, columns=["texts", *([copies] if copies else [])])
+                    both = table["texts"], table[copies] if copies else None
+                    count, rows = (count_usable(both[0], kind, both[1]) for kind in (per, "images"))
                 found.counts.append(count)
                 own = _column_bytes(about, set(holders) - set(joined)) * rows / max(1, about.num_rows)
                 found.sizes.append((rows, int(own + per_row * rows)))
@@ -209,11 +244,13 @@ def read_unit(unit: Unit, columns: Sequence[str] = ("image",), with_texts: bool 
     holders = {name: unit.shard.holder(name) for name in columns}
     joined = [name for name, holder in holders.items() if holder.path != unit.shard.path]
     own = ["id", *(["texts"] if with_texts else []), *(["sha256"] if unit.has_sha256 else [])]
+    own += [unit.copies] if unit.copies and with_texts else []
     with open_shard(unit.store, unit.shard) as file:
         table = file.read_row_group(
             unit.group, columns=list(dict.fromkeys([*own, *(n for n in columns if n not in joined)]))
         )
-    texts = usable(table["texts"]) if with_texts else [[] for _ in range(len(table))]
+    copies = table[unit.copies] if unit.copies else None
+    texts = usable(table["texts"], copies) if with_texts else [[] for _ in range(len(table))]
     rows = [k for k, found in enumerate(texts) if found or not with_texts]
     ids = table["id"].take(rows).to_pylist()
     values: dict[str, list[Any]] = {}

@@ -53,6 +53,8 @@ class Loader:
         for name in recipe.mix:
             if name not in names:
                 raise VlpipeError(f"mix: {name!r} is not an input of this step{did_you_mean(name, names)}")
+        if recipe.copies and not any(recipe.copies in data.schema.names for data in inputs):
+            raise VlpipeError(f"copies: no input of this step has a column {recipe.copies!r}")
         self.recipe, self.tokenizer = recipe, tokenizer
         task_streams = {name: task.streams for name, task in recipe.tasks.items()}
         self.make = BatchMaker(recipe.seed, makers, views or {}, task_views or {}, task_streams)
@@ -61,7 +63,7 @@ class Loader:
         self.units: list[Unit] = []
         shares, sizes = [], []
         for data in inputs:
-            found = scan(data, self.per, self.columns)
+            found = scan(data, self.per, self.columns, recipe.copies)
             self.units += found.units
             sizes += found.sizes
             shares.append(Share.of(found.counts, mix_weight(recipe.mix, data.name)))

@@ -155,6 +155,8 @@ def need_columns(recipe: Recipe, schema: pa.Schema) -> None:
     With `init` and without `model: {use: ...}`, the class is known only when the step runs; then only `id` is needed.
     """
     need(schema, "Train", id=pa.string())
+    if recipe.copies in schema.names:
+        need(schema, "Train", **{recipe.copies: pa.list_(pa.int32())})
     for maker in maker_classes(recipe):
         for column in maker.COLUMNS:
             need(schema, "Train", **{column: TYPES.get(column) or column_type(schema, column)})

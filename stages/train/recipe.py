@@ -199,6 +199,7 @@ class Recipe(Optimisation):
         "init_parts",
         "group_by_length",
         "balance_tokens",
+        "copies",
     }
 
     # Model. `model`: {use: "blip:Blip", plus its parameters}; together with `init`, only the parameters that change.
@@ -230,6 +231,9 @@ class Recipe(Optimisation):
     # Data. A sample is an (image, text) pair ("pairs"), or an image with one of its texts, drawn in each epoch ("images").
     # A model that reads no text trains on all rows.
     texts: Literal["pairs", "images"] = "pairs"
+    # column (list<int32>) with how often each text occurs per epoch, as `selection.soft_cap:Copies` makes it; null, or an
+    # input without it: once. With "images", a text is drawn in proportion to it, and an image without any is left out.
+    copies: str = ""
     # batches of samples of similar length, so that less is padded; within a shuffle window, their order is random
     group_by_length: bool = False
     # these batches have about the same number of padded tokens instead of the same number of samples; `batch_size` is a mean

@@ -76,9 +76,12 @@ class Train(GatherStage, Recipe):
         """Returns one line, for `vlpipe why`: which texts of a row are used for training."""
         from vlpipe.stages.loading.rows import usable
 
-        used = usable(pa.chunked_array([pa.array([row["texts"]], TEXTS)]))[0]
+        copies = row.get(self.copies) if self.copies else None
+        times = None if copies is None else pa.chunked_array([pa.array([copies], pa.list_(pa.int32()))])
+        used = usable(pa.chunked_array([pa.array([row["texts"]], TEXTS)]), times)[0]
         if not used:
-            return ["not in the training set: every text was dropped by a filter or is blank"]
+            return ["not in the training set: every text was dropped by a filter, is blank or occurs 0 times"]
+        used = list(dict.fromkeys(used)) if times is not None else used
         return [
             f"in the training set with {len(used)} of its {len(row['texts'])} texts: {', '.join(map(repr, used))}"
         ]

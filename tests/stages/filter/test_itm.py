@@ -16,7 +16,7 @@ from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.pixels import load_pixels
 from vlpipe.stages.common.row import text
-from vlpipe.stages.filter.itm import ItmFilter, match_logits
+from vlpipe.stages.filter.itm import ItmFilter, ItmScore, match_logits
 
 Rows = Callable[..., pa.Table]
 SENTENCES = (
@@ -164,3 +164,20 @@ def test_what_cannot_work_is_said(weights: Weights) -> None:
     ]
     with pytest.raises(VlpipeError, match="the model has 24 text positions, but 30 are needed"):
         ItmFilter(model=weights).open().__enter__()
+
+
+def test_scores_as_a_column_are_those_of_the_filter_and_decide_nothing(
+    weights: Weights, image_rows: Rows
+) -> None:
+    table = image_rows(
+        [*mixed_texts(20), [text("two dogs", "web", kept=False, why="junk"), text("red", "human")]]
+    )
+    decided = run_map(ItmFilter(model=weights, batch_size=16, max_text_length=12), table).table
+    out = run_map(ItmScore(model=weights, batch_size=16, max_text_length=12, column="match"), table).table
+    assert out["texts"].to_pylist() == table["texts"].to_pylist()
+    wanted = [[t["score"] for t in ts] for ts in decided["texts"].to_pylist()]
+    assert out["match"].to_pylist() == wanted
+    assert wanted[-1] == [None, None]
+    assert ItmScore(model=weights, threshold=0.6).preflight() == [
+        "threshold has no effect on scores; set it in a rule"
+    ]

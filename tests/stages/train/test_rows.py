@@ -149,3 +149,28 @@ def test_a_row_is_pickled_with_its_nested_values_alone() -> None:
         found = pickle.loads(pickle.dumps(Row("a", 5, ["one"], value)))
         assert found == Row("a", 5, ["one"], value)
         assert len(pickle.dumps(found)) < 2000
+
+
+def test_texts_occur_as_often_as_a_column_says(tmp_path: Path) -> None:
+    schema = SCHEMA.append(pa.field("copies", pa.list_(pa.int32())))
+    kept = [text(name, "web") for name in "abc"]
+    rows = [
+        {**row("x", *kept), "copies": [2, 0, None]},
+        {**row("y", *kept[:2]), "copies": [0, 0]},
+        {**row("z", text("d", "web", kept=False), text("e", "web")), "copies": [5, 3]},
+    ]
+    table = pa.Table.from_pylist(rows, schema)
+    found = scan(dataset(tmp_path, table), "pairs", copies="copies")
+    assert found.counts == [6]
+    assert found.sizes[0][0] == 2
+    (unit,) = found.units
+    held = read_unit(unit)
+    assert [(r.id, r.texts) for r in held] == [("x", ["a", "a", "c"]), ("z", ["e", "e", "e"])]
+    assert [held.pair(at)[1] for at in range(6)] == ["a", "a", "c", "e", "e", "e"]
+    assert scan(dataset(tmp_path / "images", table), "images", copies="copies").counts == [2]
+    plain = dataset(tmp_path / "plain", table.drop(["copies"]))
+    assert scan(plain, "pairs", copies="copies").counts == [6]
+    assert [r.texts for r in read_unit(scan(plain, "pairs").units[0])] == [["a", "b", "c"], ["a", "b"], ["e"]]
+    short = pa.Table.from_pylist([{**rows[0], "copies": [1]}], schema)
+    with pytest.raises(VlpipeError, match="not one value per text"):
+        scan(dataset(tmp_path / "short", short), "pairs", copies="copies")

@@ -1,0 +1,62 @@
+"""A source of rows with texts, and a judge that says how often it was asked, for workflows in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow as pa
+
+from vlpipe.pipeline.stage import MapStage, SourceStage, Work
+from vlpipe.stages.common.row import TEXTS, text
+from vlpipe.stages.common.scores import with_columns
+from vlpipe.stages.common.texts import FlatTexts
+from vlpipe.stages.judging.column import with_score
+
+SCHEMA = pa.schema([("id", pa.string()), ("texts", TEXTS)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts(SourceStage):
+    """`num_rows` rows with a web and a synthetic text each: `web 3`, `synth 3`."""
+
+    num_rows: int = 20
+
+    def row_schema(self) -> pa.Schema:
+        return SCHEMA
+
+    def rows(self) -> Iterator[pa.Table]:
+        rows = [[text(f"web {i}", "web"), text(f"synth {i}", "synth")] for i in range(self.num_rows)]
+        yield pa.table([[f"r{i}" for i in range(self.num_rows)], rows], schema=SCHEMA)
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        yield lambda rows: rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge(MapStage):
+    """The score of a text is its number x `times`. Each call adds a line to the file `calls`."""
+
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"calls"})
+
+    column: str
+    calls: str
+    times: float = 0.1
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        return with_score(inp, self.column, f"judge {self.times}", "judge")
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(rows: pa.Table) -> pa.Table:
+            with Path(self.calls).open("a") as file:
+                file.write(f"{self.column}\n")
+            texts = FlatTexts(rows["texts"])
+            numbers = [float(t.split()[1]) * self.times for t in texts.field("text").to_pylist()]
+            return with_columns(rows, **{self.column: texts.nested(pa.array(numbers, pa.float32()))})
+
+        yield work
