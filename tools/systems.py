@@ -32,6 +32,7 @@ import yaml
 HERE = Path(__file__).resolve().parents[1]
 SYSTEMS, WORKFLOWS, TESTS = HERE / "models/systems", HERE / "workflows", HERE / "tests/models"
 PAGE, RUNS, ROOTS = HERE / "docs/systems.md", HERE / "docs/systems.json", HERE / "runs/systems"
+BLOCK = re.compile(r"vlpipe\.models\.(?:blocks|codebooks)\.(?!base)(\w+)")
 Figures = Mapping[str, tuple[float, int]]  # "step.name" -> (value, number of items)
 
 
@@ -66,9 +67,7 @@ def systems() -> list[System]:
         text = file.read_text(encoding="utf-8")
         doc = ast.get_docstring(ast.parse(text)) or ""
         paper = re.search(r"https://\S+\w", doc)
-        imports = sorted(set(re.findall(r"vlpipe\.models\.blocks\.(\w+)", text)))
-        if path.is_dir():
-            imports = sorted({*imports, *re.findall(r"vlpipe\.models\.blocks\.(\w+)", _texts(path))})
+        imports = sorted(set(BLOCK.findall(text + (_texts(path) if path.is_dir() else ""))))
         found.append(
             System(
                 name,
