@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tests.stages.filter.conftest import WORDS, word_tokenizer
-from vlpipe.models.systems.clip import Clip
+from vlpipe.models.systems.image_text.clip import Clip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import Weights
