@@ -77,6 +77,17 @@ class Stage:
         """
         return None
 
+    def sampled(self) -> Stage:
+        """Returns the stage as `vlpipe run --sample` runs it: one that computes in steps does a few of them."""
+        return self
+
+    def num_steps_for(self, num_rows: int) -> int | None:
+        """Returns how many equal steps the stage computes for this number of input rows; None: its time grows with rows.
+
+        A stage that returns a number sets `Job.spent["per_step"]`.
+        """
+        return None
+
     def runs(self) -> Stage:
         """Returns the stage whose code makes the rows: this one, unless it runs another stage."""
         return self
@@ -244,6 +255,9 @@ class Job:
     # launch(fn, config, num_workers=1, gpu=False) runs fn(config): one worker in this process, several with Ray Train.
     launch: Callable[..., None]
     say: Callable[[str], None] = field(default=print)  # shows one line to the user
+    spent: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds by kind, which the stage may set; for the receipt
 
 
 class GatherStage(Stage):

@@ -24,6 +24,7 @@ from vlpipe.pipeline.engine.records.forget_journal import has_traces
 from vlpipe.pipeline.engine.row_bounds import estimates
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.inspect.forecast import forecast, forecast_table, read_forecast, totals, write_forecast
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow, resolve_workflow
 
@@ -86,6 +87,15 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="refuse a step whose source changed without a new VERSION")
     ] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample",
+            metavar="K",
+            min=1,
+            help="only the first K shards of each source; forecasts the full run",
+        ),
+    ] = None,
 ) -> None:
     """Run all steps that are not done yet. A run after a kill continues; a run with nothing left to do changes nothing."""
     need_one_place(local, address)
@@ -93,14 +103,18 @@ def run(
     found, store = load(workflow, root, set_, profile)
     with locked(store) as run_id:
         finish_forget(store)
-        steps = plan(found, store, until)
+        steps = plan(found, store, until, sample)
         warn(steps, strict)
         todo = [one for one in steps if not one.is_done]
         if todo:
-            remember(steps, store)
+            if sample is None:  # the next plan compares with the last full run
+                remember(steps, store)
             execute(steps, store, run_id, local=local, address=address, strict=strict)
             warn(todo, strict=False)  # about shards that this run reused
         before_retry.clean(steps, store)
+        if sample is not None:
+            costs = forecast(steps, {step.name: step.stage for step in found.steps}, store)
+            write_forecast(store, found.name, sample, costs)
     if not todo:
         out.print(
             f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",
@@ -115,6 +129,12 @@ def run(
     table = results_table(steps, store)
     if table is not None:
         out.print(table)
+    if sample is not None:
+        out.print(
+            f"a sample of {sample} shard(s) per source; the full run is expected to take:", highlight=False
+        )
+        out.print(forecast_table(costs))
+        out.print(totals(costs), highlight=False, soft_wrap=True)
 
 
 def need_one_place(local: bool, address: str | None) -> None:
@@ -236,4 +256,10 @@ def plan_command(
         if notes.get(one.name):
             out.print(f"        {escape(notes[one.name])}", highlight=False, soft_wrap=True, style="dim")
     out.print(f"{len(todo)} of {len(steps)} steps would run", highlight=False)
+    if todo and (known := read_forecast(store, found.name)):
+        num_shards, costs = known
+        names = {one.name for one in todo}
+        out.print(f"from a sample of {num_shards} shard(s) per source:", highlight=False)
+        out.print(forecast_table([one for one in costs if one.step in names]))
+        out.print(totals([one for one in costs if one.step in names]), highlight=False, soft_wrap=True)
     warn(steps, strict)
