@@ -101,7 +101,7 @@ def test_plan_shows_the_forecast_of_what_is_left(tmp_path: Path) -> None:
     assert "from a sample of 2 shard(s) per source:" in said
     go("run", "--local")
     assert "from a sample of 2 shard(s) per source:" not in go("plan")
-    assert "must be greater than or equal to 1" in " ".join(vlpipe("run", go.file, "--sample", "0", code=2))
+    vlpipe("run", go.file, "--sample", "0", code=2)
 
 
 def test_totals() -> None:
