@@ -34,8 +34,10 @@ class Autoencodes(Protocol):
 @runtime_checkable
 class PredictsNextCodes(Protocol):
     """Predicts the codes of an image one after the other: hidden states (B, N, D), of which place i has seen the
-    codes before it; logits (..., K) of hidden states; the true codes (B, N).
+    codes before it; logits (..., K) of hidden states; the true codes (B, N). num_places: N.
     """
+
+    num_places: int
 
     def next_code_hidden(self, out: Outputs) -> Tensor: ...
     def predict_codes(self, hidden: Tensor) -> Tensor: ...
@@ -46,12 +48,12 @@ class PredictsNextCodes(Protocol):
 class DrawsCodes(Protocol):
     """Draws the codes of an image one after the other, with a cache.
 
-    num_places: N. start_codes: a cache and the hidden state (B, D) of the first code, of what else the model reads in
+    start_codes: a cache and the hidden state (B, D) of the first code, of what else the model reads in
     `out`. step_codes: hidden states (B, T, D) of the codes after the next T ones (B, T), which it adds to the cache.
     """
 
-    @property
-    def num_places(self) -> int: ...
+    num_places: int
+
     def start_codes(self, out: Outputs) -> tuple[Any, Tensor]: ...
     def step_codes(self, codes: Tensor, cache: Any) -> Tensor: ...
     def predict_codes(self, hidden: Tensor) -> Tensor: ...

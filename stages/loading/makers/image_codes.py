@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.loading.makers.base import EXTRA, Item
-from vlpipe.stages.loading.makers.codes import ids_of
+from vlpipe.stages.loading.makers.code_grid import checked
 from vlpipe.stages.loading.makers.image import Image
 from vlpipe.stages.loading.rows import Row
 
@@ -35,11 +34,5 @@ class ImageWithCodes(Image):
             )
 
     def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
-        codes = ids_of(row.columns["image_codes"])
-        if len(codes) != self.num_places or not 0 <= codes.min() <= codes.max() < self.num_codes:
-            raise VlpipeError(
-                f"row {row.id}: image_codes has {len(codes)} codes"
-                + (f" from {codes.min()} to {codes.max()}" if len(codes) else "")
-                + f", wanted {self.num_places} below num_codes {self.num_codes}"
-            )
+        codes = checked(row, self.num_codes, self.num_places)
         return {**super().__call__(row, text, rng), f"{EXTRA}codes": codes}
