@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vlpipe.models import distributed
 from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, HasTemperature
-from vlpipe.models.interface.objective import Term
+from vlpipe.models.interface.objective import Objective, Scope, Term
 from vlpipe.models.interface.outputs import Outputs
-from vlpipe.models.objectives.infonce import InfoNce
+from vlpipe.models.objectives.itc import one_hot, same_id
 
 
 @runtime_checkable
@@ -27,12 +27,26 @@ class EmbedsTwice(Protocol):
     def text_vl_feat(self, out: Outputs) -> Tensor: ...
 
 
-class ExpertItc(InfoNce):
-    """`itc`: the mean of two contrasts over the whole batch, each as `InfoNce`; `temp` and `vl_temp` are diagnostics."""
+class ExpertItc(Objective):
+    """`itc`: the mean of two contrasts over the whole batch, each as `InfoNce`; `temp` and `vl_temp` are diagnostics.
+
+    share: rows of the same picture share the mass of the target; False, as released: they are negatives.
+    """
 
     LOSSES = ("itc",)
     NEEDS = (EmbedsImages, EmbedsTexts, HasTemperature, EmbedsTwice)
+    SCOPE: Scope = "batch"
     FEATURES = ("image_feat", "text_feat", "image_vl_feat", "text_vl_feat")
+
+    def __init__(self, *, share: bool = False) -> None:
+        super().__init__()
+        self.share = share
+
+    def _targets(self, own: Tensor) -> Tensor:
+        """Target probabilities (B, K) over the rows of all ranks."""
+        everywhere = distributed.gather(own)
+        right = (same_id(own, everywhere) if self.share else one_hot(own, len(everywhere))).float()
+        return right / right.sum(1, keepdim=True)
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         model, targets = out.model, self._targets(out.batch.same)

@@ -7,6 +7,7 @@ biases of relative positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,11 +102,11 @@ class MomeLayer(nn.Module):
         """(B, L, width) -> (B, L, width). keys: (B, L) bool, True for real tokens; None: all. bias: (heads, L, L)."""
         owners = [(SHARED, x.shape[1])] if self.shares else parts
         qkv = [self.attention[name](piece) for name, piece in _split(x, owners)]
+        outs: list[Any] = [self.attention[name].out for name, _ in owners]
         mixed = _attended(torch.cat(qkv, dim=3) if len(qkv) > 1 else qkv[0], keys, bias)
-        x = x + self._drop(
-            _joined([self.attention[n].out(piece) for n, piece in _split(mixed, owners)]), self.scale1
-        )
-        return x + self._drop(_joined([self.experts[n](piece) for n, piece in _split(x, parts)]), self.scale2)
+        pieces = _split(mixed, owners)
+        x = x + self._drop(_joined([out(p) for out, (_, p) in zip(outs, pieces, strict=True)]), self.scale1)
+        return x + self._drop(_joined([self.experts[n](p) for n, p in _split(x, parts)]), self.scale2)
 
     def _drop(self, x: Tensor, scale: Tensor | None) -> Tensor:
         x = x if scale is None else x * scale.to(x.dtype)

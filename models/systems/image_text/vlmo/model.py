@@ -30,8 +30,9 @@ from vlpipe.models.systems.image_text.vlmo.layers import (
     cut_text_bias,
 )
 
-CODES, WORDS = [can.FillsCodes, HasImageCodes], [can.FillsWords]
-PAIRS = [can.EmbedsImages, can.EmbedsTexts, can.Matches, can.Fuses]
+CODES: list[type] = [can.FillsCodes, HasImageCodes]
+WORDS: list[type] = [can.FillsWords]
+PAIRS: list[type] = [can.EmbedsImages, can.EmbedsTexts, can.Matches, can.Fuses]
 HAS: dict[str, list[type]] = {"images": CODES, "texts": WORDS, "pairs": [*WORDS, *PAIRS]}
 MIN_TEMP = 0.01
 
@@ -164,8 +165,10 @@ class Vlmo(Model):
 
     def _upper(self, expert: str, x: Tensor, bias: Tensor | None, keys: Tensor | None = None) -> Tensor:
         """Returns what the upper layers make of `_lower`'s by one expert."""
-        x = self._run(x, [(expert, x.shape[1])], keys, bias, self.first_vl, len(self.blocks))
-        return self.norm(x)
+        found: Tensor = self.norm(
+            self._run(x, [(expert, x.shape[1])], keys, bias, self.first_vl, len(self.blocks))
+        )
+        return found
 
     def image_lower(self, out: Outputs) -> tuple[Tensor, Tensor | None]:
         return self._lower(IMAGE, out.image_embeds, None)
@@ -179,7 +182,8 @@ class Vlmo(Model):
 
     def text_tokens(self, out: Outputs) -> Tensor:
         """(B, L, width), by the experts of language."""
-        return self._upper(TEXT, *out.text_lower, out.stream("text").mask)
+        x, bias = out.text_lower
+        return self._upper(TEXT, x, bias, out.stream("text").mask)
 
     def image_feat(self, out: Outputs) -> Tensor:
         return F.normalize(self.image_proj(out.image_tokens[:, 0]).float(), dim=-1)
@@ -192,7 +196,8 @@ class Vlmo(Model):
         return F.normalize(self.image_vl_proj(self._upper(BOTH, *out.image_lower)[:, 0]).float(), dim=-1)
 
     def text_vl_feat(self, out: Outputs) -> Tensor:
-        hidden = self._upper(BOTH, *out.text_lower, out.stream("text").mask)
+        x, bias = out.text_lower
+        hidden = self._upper(BOTH, x, bias, out.stream("text").mask)
         return F.normalize(self.text_vl_proj(hidden[:, 0]).float(), dim=-1)
 
     def fused(self, out: Outputs) -> dict[str, Tensor]:
