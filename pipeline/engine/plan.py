@@ -385,5 +385,6 @@ def remember(steps: Sequence[PlannedStep], store: Store) -> None:
             "params": step.params,
             "files": dict(one.keyed.files),
             "torch_threads": step.torch_threads,
+            "inputs": [above.folder for above in one.above],
         }
     write_sealed(store, RECORD, record)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -49,22 +51,49 @@ def _comparison(found: re.Match[str], schema: pa.Schema) -> Keep:
 
 def _sql(where: str, schema: pa.Schema) -> Keep:
     try:
-        import duckdb
+        test = _sql_test(where, schema)
     except ImportError as error:
         raise VlpipeError(
             f"--where {where!r}: wanted COLUMN = VALUE, for example \"why = 'timeout'\" (= != < <= > >=); "
             "other SQL conditions need DuckDB: pip install 'vlpipe[inspect]'"
         ) from error
-    connection = duckdb.connect(config={"enable_external_access": "false"})
+    return lambda table: table.filter(test(table))
 
-    def keep(table: pa.Table) -> pa.Table:
+
+def _sql_test(where: str, schema: pa.Schema) -> Callable[[pa.Table], pa.ChunkedArray]:
+    """Returns a function that says of each row whether it meets the condition. It may be called by several threads.
+
+    Raises VlpipeError if the condition does not fit the schema, ImportError if DuckDB is not installed.
+    """
+    import duckdb
+
+    connection = duckdb.connect(config={"enable_external_access": "false", "lock_configuration": "true"})
+
+    def test(table: pa.Table) -> pa.ChunkedArray:
         try:
-            mask = (
-                connection.from_arrow(table).project(f"CAST(({where}) AS BOOLEAN) AS keep").to_arrow_table()
-            )
+            rows = connection.cursor().from_arrow(table)
+            return rows.project(f"CAST(({where}) AS BOOLEAN) AS keep").to_arrow_table()["keep"]
         except duckdb.Error as error:
             raise VlpipeError(f"--where {where!r}: {str(error).splitlines()[0]}") from error
-        return table.filter(mask["keep"])
 
-    keep(schema.empty_table())
-    return keep
+    test(schema.empty_table())
+    return test
+
+
+def sql_masks(where: str, schema: pa.Schema) -> tuple[list[str], Callable[[pa.Table], npt.NDArray[np.bool_]]]:
+    """Returns the columns that a condition in SQL may read, and a function from rows with these to a mask, (num_rows,).
+
+    Raises VlpipeError if the condition does not fit the schema, or DuckDB is not installed.
+    """
+    words = set(re.findall(r"\w+", where.lower()))
+    named = [f.name for f in schema if f.name.lower() in words or not re.fullmatch(r"\w+", f.name)]
+    columns = named or schema.names[:1]
+    try:
+        test = _sql_test(where, pa.schema([schema.field(name) for name in columns]))
+    except ImportError as error:
+        raise VlpipeError("a condition in SQL needs DuckDB: pip install 'vlpipe[ui]'") from error
+
+    def mask(table: pa.Table) -> npt.NDArray[np.bool_]:
+        return np.asarray(pc.fill_null(test(table), False).to_numpy(zero_copy_only=False), bool)
+
+    return columns, mask
