@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Annotated
 
@@ -26,6 +26,10 @@ from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect.forecast import forecast, forecast_table, read_forecast, totals, write_forecast
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.watch.curves import Curves
+from vlpipe.pipeline.watch.events import EventLog
+from vlpipe.pipeline.watch.metrics import Metrics
+from vlpipe.pipeline.watch.telling import Telling, all_of
 from vlpipe.pipeline.workflow.load import Workflow, resolve_workflow
 
 HELP = """Run and inspect workflows. All parameters are in the YAML. Exit codes: 0 success, 1 error, 2 wrong usage; after a
@@ -87,6 +91,18 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="refuse a step whose source changed without a new VERSION")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics", metavar="PORT", help="serve metrics for Prometheus while it runs: PORT or HOST:PORT"
+        ),
+    ] = None,
+    curves: Annotated[
+        str | None,
+        typer.Option(
+            "--curves", metavar="WHERE", help="training curves to tensorboard:FOLDER or wandb:PROJECT"
+        ),
+    ] = None,
     sample: Annotated[
         int | None,
         typer.Option(
@@ -109,7 +125,10 @@ def run(
         if todo:
             if sample is None:  # the next plan compares with the last full run
                 remember(steps, store)
-            execute(steps, store, run_id, local=local, address=address, strict=strict)
+            telling: list[Telling] = [EventLog(store, run_id, found.name, steps)]
+            telling += [Metrics(store, metrics)] if metrics is not None else []
+            telling += [Curves(store, run_id, curves)] if curves is not None else []
+            execute(steps, store, run_id, local=local, address=address, strict=strict, telling=telling)
             warn(todo, strict=False)  # about shards that this run reused
         before_retry.clean(steps, store)
         if sample is not None:
@@ -161,25 +180,34 @@ def execute(
     local: bool,
     address: str | None,
     strict: bool = False,
+    telling: Sequence[Telling] = (),
 ) -> None:
     """Runs the plan on an executor. After an interrupt or a failed step, running tasks get `GRACE_S` to finish."""
-    with executing(store, run_id, local=local, address=address) as (executor, watcher, check):
+    with executing(store, run_id, local=local, address=address, telling=telling) as (
+        executor,
+        watcher,
+        check,
+    ):
         Run(steps, store, executor, watcher, strict).go(check, GRACE_S)
 
 
 @contextmanager
 def executing(
-    store: Store, run_id: str, *, local: bool, address: str | None
+    store: Store, run_id: str, *, local: bool, address: str | None, telling: Sequence[Telling] = ()
 ) -> Iterator[tuple[Executor, Watcher, Callable[[], None]]]:
     """Yields an executor, a watcher that shows progress, and a function that raises Interrupted if a signal came.
 
-    If Interrupted leaves the block, the process exits with 128 + the signal's number.
+    telling: further watchers, entered here. If Interrupted leaves the block, the process exits with 128 + the signal's
+    number.
     """
     with exiting_by_signal(), heeding_interrupts() as check:
         executor = make_executor(run_id, local=local, address=address)
         try:
-            with ProgressWatcher(out, store) as progress:
-                yield executor, replace(progress.watcher, stopping=_stopping), check
+            with ProgressWatcher(out, store) as progress, ExitStack() as stack:
+                for one in telling:
+                    stack.enter_context(one)
+                shown = replace(progress.watcher, stopping=_stopping)
+                yield executor, all_of([shown, *(one.watcher for one in telling)]), check
         finally:
             executor.close()
 

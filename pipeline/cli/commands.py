@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
 
 from vlpipe.pipeline.change import export, prune, retry
 from vlpipe.pipeline.cli.app import (
@@ -71,19 +73,41 @@ def planned(
 
 @app.command("status")
 def status_command(
-    workflow: WorkflowArg, root: RootOpt = None, set_: SetOpt = None, profile: ProfileOpt = None
+    workflow: WorkflowArg,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    watch: Annotated[
+        float | None,
+        typer.Option("--watch", metavar="SECONDS", min=0.1, help="draw it again until all steps are done"),
+    ] = None,
 ) -> None:
     """Show the state of each step: shards, rows, rejects by reason, seconds and size."""
-    name, steps, store = planned(workflow, root, set_, profile)
+    if watch is None:
+        draw(Group(*_status(workflow, root, set_, profile)[0]))
+        return
+    with Live(console=out, auto_refresh=False) as live:
+        while True:
+            parts, is_over = _status(workflow, root, set_, profile)
+            live.update(Group(*parts), refresh=True)
+            if is_over:
+                return
+            time.sleep(watch)
+
+
+def _status(
+    workflow: str, root: str | None, sets: list[str] | None, profile: str | None
+) -> tuple[list[RenderableType], bool]:
+    """Returns the table and the lines below it, and whether all steps are done."""
+    name, steps, store = planned(workflow, root, sets, profile)
     found = status.status(steps, store)
-    draw(status.status_table(found))
     num_done = sum(one.state == "done" for one in found)
-    say(
-        f"{name}: {num_done} of {len(found)} steps are done, {size(sum(one.bytes for one in found))} in {store.url}"
+    total = size(sum(one.bytes for one in found))
+    lines = [f"{name}: {num_done} of {len(found)} steps are done, {total} in {store.url}"]
+    lines += [text] if (text := status.lock_holder(store).text) else []
+    return [status.status_table(found), *(Text(line, overflow="fold") for line in lines)], num_done == len(
+        found
     )
-    holder = status.lock_holder(store)
-    if holder.text:
-        say(holder.text)
 
 
 @app.command("show")
