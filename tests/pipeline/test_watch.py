@@ -64,7 +64,7 @@ def test_a_failed_run_says_why_and_the_next_one_has_a_log_of_its_own(tmp_path: P
     assert len(list((go.root / "_events").iterdir())) == 2
     events = read_events(Store(str(go.root)))
     assert events[-1]["event"] == "run_done"
-    assert "numbers" not in events[0]["todo"]
+    assert "numbers.rows" not in events[0]["todo"]
 
 
 def test_a_store_that_cannot_append_gets_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
