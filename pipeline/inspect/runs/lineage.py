@@ -83,12 +83,16 @@ class _Way:
         if at is not None:
             yield receipts[table.shard_of(at)[0]]
 
-    def _here(self, one: StepState, receipt: Receipt, before: _Place | None, row: Mapping[str, Any]) -> Passed:
+    def _here(
+        self, one: StepState, receipt: Receipt, before: _Place | None, row: Mapping[str, Any]
+    ) -> Passed:
         old = {} if before is None else before.row
         decided = one.is_gather and before is not None and "keep" in row
         lines = changes({} if decided else old, row)
         if before is not None and not one.is_gather:
-            lines += [f"- {name}" for name in old if name not in row and f"{name}: " not in "".join(one.columns)]
+            lines += [
+                f"- {name}" for name in old if name not in row and f"{name}: " not in "".join(one.columns)
+            ]
         what = "decided" if decided else "new" if before is None else "changed" if lines else "same"
         if not decided:
             self.places[one.folder] = _Place(receipt, row)
@@ -107,9 +111,7 @@ class _Way:
                 for reject in table.filter(pc.equal(table["id"], self.id)).to_pylist():
                     why = f"{reject['kind']}: {reject['why']}"
                     detail = [cell(reject["detail"], 2000)] if reject["detail"] else []
-                    return Passed(
-                        folder=one.folder, what="dropped", lines=(why, *detail), row_id=self.id
-                    )
+                    return Passed(folder=one.folder, what="dropped", lines=(why, *detail), row_id=self.id)
         if before is None:
             return None
         if not receipts:
