@@ -35,7 +35,7 @@ from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
 from vlpipe.pipeline.errors import VlpipeError, printable
 from vlpipe.pipeline.forget import apply, scan, summary
 from vlpipe.pipeline.forget import wanted as forget_list
-from vlpipe.pipeline.inspect import diff, diff_rows, on_disk, report, show, status, tune
+from vlpipe.pipeline.inspect import diff, diff_rows, on_disk, report, status, tune
 from vlpipe.pipeline.inspect import why as history
 from vlpipe.pipeline.inspect.opted_out import read_hashes
 from vlpipe.pipeline.inspect.verify import root as verify_root
@@ -108,21 +108,6 @@ def _status(
     return [status.status_table(found), *(Text(line, overflow="fold") for line in lines)], num_done == len(
         found
     )
-
-
-@app.command("show")
-def show_command(
-    path: Annotated[
-        str, typer.Argument(help="a step's folder, a shard, a _rejects folder, or a Parquet file")
-    ],
-    num_rows: Annotated[int, typer.Option("-n", min=0, help="number of rows")] = 5,
-    where: Annotated[
-        str | None,
-        typer.Option("--where", help='only rows that match: "why = \'timeout\'", or SQL: "len(texts) > 1"'),
-    ] = None,
-) -> None:
-    """Show the content of a step or a shard: schema, counts, rejects by reason, first rows."""
-    draw(show.render(show.show(on_disk.find_place(path), path, num_rows, where)))
 
 
 @app.command("why")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 MAX_CHARS, MAX_ITEMS = 2_000, 64
@@ -14,6 +15,8 @@ def plain(value: Any, max_chars: int = MAX_CHARS, max_items: int = MAX_ITEMS) ->
     """Returns the value as JSON has it. What is cut becomes {"cut": ..., "of": its length}, bytes become {"bytes": n}."""
     if value is None or isinstance(value, (bool, int)):
         return value
+    if isinstance(value, Decimal):  # sums of integers in SQL
+        return int(value) if value == int(value) else float(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):

@@ -120,7 +120,7 @@ class Score(MapStage):
             for row in table.drop_columns(["objects"]).to_pylist():
                 n = int(row["id"][3:])
                 web = judged(row["texts"][0]["text"], "web", score_of(n))
-                synth = judged(f"made up {n}", "synth", score_of(n + 3))
+                synth = judged(f"made up {n}", "synth", score_of(n + (3 if n % 2 else 1)))
                 if web["kept"] or synth["kept"]:
                     made.append({**row, "texts": [web, synth]})
                 else:

@@ -143,7 +143,7 @@ def test_a_bar_filters_and_the_back_button_returns(client: Client, page: Page) -
     page.page.wait_for_selector("a.card")
     assert "texts.score%3E%3D" in page.page.url
     cards = page.page.locator("a.card").count()
-    assert f"{cards} of 42 rows" in page.text(".pager >> nth=0")
+    assert f"{cards} of 51 rows" in page.text(".pager >> nth=0")
     page.page.go_back()
     page.page.wait_for_selector("a.barlink")
     assert page.page.url.split("?")[0] == before.split("?")[0]
@@ -158,11 +158,11 @@ def test_a_moved_threshold_says_at_once_which_rows_go(client: Client, page: Page
     page.page.wait_for_selector("#which")
     found = client.get("moved", step=client.folder("scored"), column="texts.score", at=0.7, **{"from": 0.3})
     assert page.text("#which") == f"{found['moved']} rows"
-    assert f"{found['rows_below']} of 42 rows go" in page.text(".big")
+    assert f"{found['rows_below']} of 51 rows go" in page.text(".big")
     assert "at=0.7" in page.page.url
     page.page.click("#which")
     page.page.wait_for_selector("a.card")
-    assert f"{found['moved']} of 42 rows" in page.text(".pager >> nth=0")
+    assert f"{found['moved']} of 51 rows" in page.text(".pager >> nth=0")
 
 
 def test_the_keyboard_reaches_everything(client: Client, page: Page) -> None:

@@ -153,7 +153,7 @@ def test_a_mistake_is_one_sentence_and_not_a_crash(client: Client) -> None:
         ("histogram", {"column": "texts.text"}),
         ("histogram", {"column": "width", "bins": "0"}),
         ("moved", {"column": "width", "at": "nan"}),
-        ("row", {"at": "42"}),
+        ("row", {"at": "51"}),
         ("picture", {"at": "0", "column": "texts"}),
     ):
         found = client.get(view, status=400, step=scored, **params)

@@ -1,4 +1,4 @@
-"""Queries over the rows of a step: pages, conditions, values of a column, histograms, heavy values of single rows.
+"""Queries over the rows of a step: pages, conditions, SQL, values of a column, histograms, heavy values of single rows.
 
-Imported by `ui` and `cli`. May import `engine`, what lies below it, and the files of `inspect`.
+Imported by `inspect`, `ui`, `cli`. May import `engine` and what lies below it.
 """

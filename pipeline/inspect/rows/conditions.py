@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 from vlpipe.pipeline.errors import VlpipeError, shown
 from vlpipe.pipeline.inspect.rows.columns import ColumnReader, Leaf, Values, find_leaf, read_leaf
 from vlpipe.pipeline.inspect.rows.table import Positions, RowTable
-from vlpipe.pipeline.inspect.where import sql_masks
+from vlpipe.pipeline.inspect.rows.where import sql_masks
 from vlpipe.pipeline.parquet.file import Parquet
 
 WRITTEN = re.compile(r"\s*([\w.@-]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 BEST = ".max"  # texts.score.max: of each row, the largest value that is not null
-CACHE_BYTES = 160 << 20
+CACHE_BYTES = 128 << 20
 MAX_CONDITIONS = 16
 
 Mask = npt.NDArray[np.bool_]

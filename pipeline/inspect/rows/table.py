@@ -5,6 +5,7 @@ A position is the number of a row in the step, from 0, in shard order.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,7 +25,8 @@ from vlpipe.pipeline.storage.store import Store
 
 T = TypeVar("T")
 
-HEAVY_BYTES = 96 << 20  # cached row groups of heavy columns
+HEAVY_BYTES = 64 << 20  # cached row groups of heavy columns
+LOADS = 2  # row groups of heavy columns that are read at once
 Positions = npt.NDArray[np.uint32]
 
 
@@ -62,11 +64,12 @@ class RowTable:
         return each(one, [shard for shard in self.shards if shard.num_rows])
 
     def rows(self, positions: Sequence[int], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """Returns the light columns of these rows, in the order of `positions`. columns: None for all light columns.
+        """Returns columns of these rows, in the order of `positions`. columns: None for all light ones; unknown ones, and
+        heavy ones that lie in another step's files, are left out.
 
         A row group is read once, however many of the rows are in it.
         """
-        names = self.light.names if columns is None else [n for n in columns if n in self.light.names]
+        names = self.light.names if columns is None else [n for n in columns if n in self._stored()]
         places = [(self.shard_of(int(position)), n) for n, position in enumerate(positions)]
         by_shard: dict[int, list[tuple[int, int]]] = {}
         for (k, row), n in places:
@@ -79,6 +82,11 @@ class RowTable:
 
         found = dict(pair for pairs in each(read, by_shard.items()) for pair in pairs)
         return [found[n] for n in range(len(positions))]
+
+    def _stored(self) -> set[str]:
+        """Returns the columns that are in the step's own files."""
+        first = self.shards[0] if self.shards else None
+        return {*self.light.names, *(n for n in self.heavy if first and first.holder(n) is first)}
 
     def find(self, ids: Sequence[str], column: str = "id") -> dict[str, int]:
         """Returns value -> position of the first row whose `column` has it. Reads the column once, however many values;
@@ -126,7 +134,7 @@ def _rows(
 def open_rows(store: Store, folder: str, receipts: Sequence[Receipt]) -> RowTable:
     """Returns the rows of a step's shards. Raises VlpipeError if the first shard cannot be read."""
     shards = tuple(r.shard for r in receipts)
-    starts = np.concatenate([[0], np.cumsum([s.num_rows for s in shards], dtype=np.int64)]).astype(np.int64)
+    starts = _starts(shards)
     light, heavy = pa.schema([]), list[str]()
     if shards:
         with open_shard(store, shards[0]) as file:
@@ -139,14 +147,33 @@ def open_rows(store: Store, folder: str, receipts: Sequence[Receipt]) -> RowTabl
     return RowTable(store, shards, starts, light, tuple(heavy), version)
 
 
-def open_file(store: Store, rel: str) -> RowTable:
-    """Returns the rows of any Parquet file; all its columns count as light, except those marked heavy."""
-    with open_parquet(store, rel) as file:
-        fields, num_rows = list(file.schema_arrow), file.metadata.num_rows
-    shard = Shard(path=rel, num_rows=num_rows, digest="")
-    light = pa.schema([f for f in fields if not is_heavy(f)])
-    heavy = tuple(f.name for f in fields if is_heavy(f))
-    return RowTable(store, (shard,), np.array([0, num_rows], np.int64), light, heavy, (rel, 1, ""))
+def open_files(store: Store, rels: Sequence[str]) -> RowTable:
+    """Returns the rows of Parquet files with equal columns; those that are not marked heavy count as light.
+
+    Raises VlpipeError if a file cannot be read.
+    """
+
+    def look(rel: str) -> tuple[int, pa.Schema]:
+        with open_parquet(store, rel) as file:
+            return file.metadata.num_rows, file.schema_arrow
+
+    looks = list(each(look, rels))
+    shards = tuple(
+        Shard(path=rel, num_rows=num, digest="") for rel, (num, _) in zip(rels, looks, strict=True)
+    )
+    fields = list(looks[0][1]) if looks else []
+    return RowTable(
+        store,
+        shards,
+        _starts(shards),
+        pa.schema([f for f in fields if not is_heavy(f)]),
+        tuple(f.name for f in fields if is_heavy(f)),
+        ("\n".join(rels), len(shards), ""),
+    )
+
+
+def _starts(shards: Sequence[Shard]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum([s.num_rows for s in shards], dtype=np.int64)]).astype(np.int64)
 
 
 class HeavyReader:
@@ -154,7 +181,8 @@ class HeavyReader:
 
     def __init__(self, max_bytes: int = HEAVY_BYTES) -> None:
         self._groups = ByteCache(max_bytes)
-        self._ids = ByteCache(max_bytes // 3)
+        self._ids = ByteCache(max_bytes // 2)
+        self._slots = threading.BoundedSemaphore(LOADS)
 
     def value(self, table: RowTable, position: int, column: str) -> Any:
         """Returns the value as a pyarrow scalar. Raises VlpipeError if there is no such heavy column or row."""
@@ -189,10 +217,11 @@ class HeavyReader:
             while row >= start + file.metadata.row_group(group).num_rows:
                 start += file.metadata.row_group(group).num_rows
                 group += 1
+
+            def load() -> pa.ChunkedArray:
+                with self._slots:
+                    return file.read_row_group(group, columns=[column], use_threads=False)[column]
+
             key = (store.url, holder.path, holder.digest, group, column)
-            values = self._groups.get(
-                key,
-                lambda: file.read_row_group(group, columns=[column], use_threads=False)[column],
-                lambda loaded: int(loaded.nbytes),
-            )
+            values = self._groups.get(key, load, lambda loaded: int(loaded.nbytes))
         return values[row - start]

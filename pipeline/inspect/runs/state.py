@@ -38,8 +38,8 @@ ASKED = 32  # shards under way whose progress notes are read
 
 @dataclass(frozen=True, kw_only=True)
 class StepState:
-    """A step's folder. state: done, running, unfinished (it has shards), waiting (nothing yet). inputs: folders whose rows it
-    reads; reads: folders whose artifacts it reads. total: shards it has when done, None if not known. part_rows: rows done
+    """A step's folder. state: done, running, unfinished (it has shards), waiting (nothing yet). inputs: folders whose rows
+    it reads; reads: folders whose artifacts it reads. total: shards it has when done, None if not known. part_rows: rows done
     of shards under way. rate: input rows per second in the last minute, None unless it is running. is_current: a step of
     the last run. is_gather: its shards are made from all inputs at once, as far as its receipts tell."""
 
@@ -280,7 +280,7 @@ def in_order(steps: Sequence[StepState]) -> list[StepState]:
 
 
 def _with_total(one: StepState, found: Mapping[str, StepState]) -> StepState:
-    """Returns the step with `is_gather`, and the number of shards that it will have: that of its inputs, if they are done."""
+    """Returns the step with `is_gather`, and with the number of shards of its inputs as `total`, if they are done."""
     above = [found[folder] for folder in one.inputs]
     digests = {r.shard.digest for p in above for r in p.receipts}
     is_gather = bool(one.said.last) or (
