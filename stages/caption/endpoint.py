@@ -71,7 +71,6 @@ class CaptionEndpoint(MapStage):
 
     NAME: ClassVar[str] = "caption.endpoint:CaptionEndpoint"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
-    OBSERVES_WORLD: ClassVar[bool] = True
     LOADS_WEIGHTS: ClassVar[bool] = (
         True  # what is learned about the server, and connections, last from shard to shard
     )
