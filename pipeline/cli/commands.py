@@ -31,6 +31,7 @@ from vlpipe.pipeline.cli.app import (
 )
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.plan import PlannedStep, plan
+from vlpipe.pipeline.engine.records import answers
 from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
 from vlpipe.pipeline.errors import VlpipeError, printable
 from vlpipe.pipeline.forget import apply, scan, summary
@@ -189,6 +190,12 @@ def prune_command(
         list[str] | None,
         typer.Option("--drop-profile", help="profile whose folders are not kept; repeatable"),
     ] = None,
+    answers_too: Annotated[
+        bool,
+        typer.Option(
+            "--answers", help="also remove the recorded answers of servers, which are then asked again"
+        ),
+    ] = False,
     yes: Yes = False,
 ) -> None:
     """Remove step folders that none of the given workflows uses. Without --yes, only print what would be removed.
@@ -212,6 +219,8 @@ def prune_command(
                 )
             ]
             _prune(store, prune.unreached(store, plans), yes)
+            if answers_too:
+                _prune_answers(store, yes)
 
 
 def _prune(store: Store, found: list[prune.UnreachedFolder], yes: bool) -> None:
@@ -227,6 +236,13 @@ def _prune(store: Store, found: list[prune.UnreachedFolder], yes: bool) -> None:
         say(f"removed {total}")
     else:
         say(f"would remove {total}; add --yes to remove them")
+
+
+def _prune_answers(store: Store, yes: bool) -> None:
+    num_bytes = answers.num_bytes(store)
+    if yes:
+        answers.drop(store)
+    say(f"{'removed' if yes else 'would remove'} {size(num_bytes)} of recorded answers, in {store.url}")
 
 
 @app.command("forget")
@@ -262,6 +278,7 @@ def forget_command(
     with locked(store) if yes else nullcontext():
         if yes:
             finish_forget(store)
+            answers.recover(store)
         refuse_half_done(store)
         if opted_out_:
             opted_out_urls = read_hashes(store)

@@ -71,7 +71,6 @@ class CaptionEndpoint(MapStage):
 
     NAME: ClassVar[str] = "caption.endpoint:CaptionEndpoint"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
-    OBSERVES_WORLD: ClassVar[bool] = True
     LOADS_WEIGHTS: ClassVar[bool] = (
         True  # what is learned about the server, and connections, last from shard to shard
     )
@@ -148,7 +147,7 @@ class CaptionEndpoint(MapStage):
         return inp
 
     def preflight(self) -> list[str]:
-        problems = [*_url_problems(self.base_url), *_key_problems(self.api_key_env)]
+        problems = _url_problems(self.base_url)
         if bool(self.prompt) == bool(self.prompts):
             problems.append("give either `prompt`, or `prompts` by name")
         try:
@@ -192,10 +191,24 @@ class CaptionEndpoint(MapStage):
         return py3langid(tuple(dict.fromkeys([*WEB_LANGUAGES, *self.languages])), WEB_PRIOR)
 
     def service(self, context: ServiceContext) -> Service:
-        """Returns the keeper of the root's recorded answers."""
+        """Returns the keeper of the root's recorded answers. Raises VlpipeError if there is no key: not while planning,
+        because commands that only read a root need none."""
+        self._secret()
         book = context.once(Book)
         book.load()
         return Keeper(book)
+
+    def _secret(self) -> str:
+        """Returns the key, "" if none is wanted. Raises VlpipeError if its variable is not set on this machine."""
+        if not self.api_key_env:
+            return ""
+        value = os.environ.get(self.api_key_env, "")
+        if not value or not (value.isprintable() and value.isascii()):
+            what = "holds no value of an HTTP header" if value else "is not set"
+            raise VlpipeError(
+                f"api_key_env: the environment variable {self.api_key_env} {what} on {os.uname().nodename}"
+            )
+        return value
 
     def _builder(self) -> Builder:
         sampling: dict[str, Any] = {
@@ -230,11 +243,7 @@ class CaptionEndpoint(MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        secret = os.environ.get(self.api_key_env, "") if self.api_key_env else ""
-        if self.api_key_env and not secret:
-            raise VlpipeError(
-                f"the environment variable {self.api_key_env} is not set on {os.uname().nodename}"
-            )
+        secret = self._secret()
         with running_loop() as loop:
             asker = loop.run(self._asker(address(), secret))
             try:
@@ -273,14 +282,3 @@ def _url_problems(url: str) -> list[str]:
             "base_url must have no user, password, query or fragment: it is written into files; give a key by api_key_env"
         ]
     return []
-
-
-def _key_problems(name: str) -> list[str]:
-    if not name:
-        return []
-    value = os.environ.get(name, "")
-    if not value:
-        return [f"api_key_env: the environment variable {name} is not set"]
-    return (
-        [] if value.isprintable() and value.isascii() else [f"api_key_env: {name} holds no HTTP header value"]
-    )

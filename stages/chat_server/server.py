@@ -21,6 +21,7 @@ PATH = b"/v1/chat/completions"
 MAX_HEAD = 1 << 16
 PIECE = 1 << 16
 HUGE_BYTES = 1 << 30
+MISBEHAVIOURS = ("hang", "endless", "huge", "cut", "wrong_json", "html", "redirect", "500", "deep")
 PRIVATE = "http://169.254.169.254/latest/meta-data/"  # where clouds tell secrets to who is redirected to it
 Captioner = Callable[[str, str, int], str]  # (sha256 of the image, prompt, seed) -> caption
 
@@ -175,43 +176,44 @@ class _Connection(asyncio.Protocol):
         fault = settings.fault_of(digest) if settings.faults else ""
         if fault in ONCE and not settings.always and server.asked[digest]:
             fault = ""
-        server.note("asked", digest, fault=fault)
+        try:
+            asked = {} if settings.blind else json.loads(body)
+            sha256, prompt = _read(asked) if asked else ("", "")
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            self._error(400, f"invalid request: {type(error).__name__}: {error}")
+            return
+        server.note("asked", digest, fault=fault, image=sha256)
         if not server.lets_in() or fault == "429":
             self._error(429, "rate limit reached", f"Retry-After: {settings.retry_after}\r\n")
             return
 
+        def finish() -> None:
+            server.end()
+            if self._transport.is_closing():
+                return
+            if fault in MISBEHAVIOURS:
+                self._misbehave(fault)
+            elif fault in ("bad_request", "bad_image"):
+                what = "cannot identify image file" if fault == "bad_image" else "the prompt is too long"
+                self._error(400, what)
+                server.note("answered", digest)
+            else:
+                text, more = self._answer(head, asked, sha256, prompt, fault)
+                server.num_answers += 1
+                self._json(200, _completion(text, **more))
+                server.note("answered", digest)
+
         def work() -> None:
-            asyncio.get_running_loop().call_later(settings.latency_s, self._finish, head, body, digest, fault)
+            asyncio.get_running_loop().call_later(settings.latency_s, finish)
 
         if not server.begin(work):
             self._error(429, "all slots are in use", f"Retry-After: {settings.retry_after}\r\n")
 
-    def _finish(self, head: bytes, body: bytes, digest: str, fault: str) -> None:
-        self._server.end()
-        if self._transport.is_closing():
-            return
-        if fault in ("hang", "endless", "huge", "cut", "wrong_json", "html", "redirect", "500", "deep"):
-            self._misbehave(fault)
-            return
-        try:
-            text, more = self._answer(head, body, fault)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            self._error(400, f"invalid request: {type(error).__name__}: {error}")
-            return
-        if fault in ("bad_request", "bad_image"):
-            what = "cannot identify image file" if fault == "bad_image" else "the prompt is too long"
-            self._error(400, what)
-            self._server.note("answered", digest)
-            return
-        self._server.num_answers += 1
-        self._json(200, _completion(text, **more))
-        self._server.note("answered", digest)
-
-    def _answer(self, head: bytes, body: bytes, fault: str) -> tuple[str, dict[str, Any]]:
-        if self._server.settings.blind:
-            return any_caption("", "", len(body)), {}
-        asked = json.loads(body)
-        sha256, prompt = _read(asked)
+    def _answer(
+        self, head: bytes, asked: Mapping[str, Any], sha256: str, prompt: str, fault: str
+    ) -> tuple[str, dict[str, Any]]:
+        if not asked:
+            return "a picture that nobody looked at", {}
         caption = self._server.captioner(sha256, prompt, int(asked.get("seed") or 0))
         if asked.get("response_format"):
             schema = asked["response_format"]["json_schema"]["schema"]
