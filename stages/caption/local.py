@@ -144,7 +144,7 @@ class LocalCaption(RunsModel, MapStage):
         names = list(self.templates)
         worded = [
             [model.worded(prompt, self.system) for prompt in prompts]
-            for prompts in filled(table, list(self.templates.values()))
+            for prompts in filled(table, list(self.templates.values()), model.plain)
         ]
         wanted = (
             ((row, at, number), arrays)

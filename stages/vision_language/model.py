@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +60,18 @@ class VisionLanguageModel:
         found = (inner or self.model).generation_config.eos_token_id
         found = self.tokenizer.eos_token_id if found is None else found
         return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+    @cached_property
+    def _controls(self) -> re.Pattern[str]:
+        tokens = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
+        return re.compile("|".join(map(re.escape, sorted((t for t in tokens if len(t) > 1), key=len)[::-1])))
+
+    def plain(self, text: str) -> str:
+        """Returns a text in which no control token of the model stands, such as one for an image: a web page could write it.
+
+        A space behind the first character makes it plain text.
+        """
+        return self._controls.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def worded(self, prompt: str, system: str = "") -> str:
         """Returns the prompt in the words of the processor's chat template, or as it is if there is none."""

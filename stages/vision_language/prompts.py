@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,14 +62,20 @@ def need_fields(schema: pa.Schema, templates: Sequence[Template]) -> None:
             raise SchemaError(f"the prompt has a field {{{name}}}, but the rows have no column `texts`")
 
 
-def filled(table: pa.Table, templates: Sequence[Template]) -> list[list[str]]:
-    """Returns for each row its prompts, one per template. Values are cut, control characters become spaces, null is ""."""
+def filled(
+    table: pa.Table, templates: Sequence[Template], clean: Callable[[str], str] = str
+) -> list[list[str]]:
+    """Returns for each row its prompts, one per template. Values are cut, control characters become spaces, null is "".
+
+    clean: applied to the values, which are the web's, and not to the templates.
+    """
     fields = {name for template in templates for name in template.fields}
     columns = {name: table[name].to_pylist() for name in fields if name not in OF_TEXTS}
     values = [{name: _plain(found[row]) for name, found in columns.items()} for row in range(table.num_rows)]
     if any(name in OF_TEXTS for name in fields):
         for one, texts in zip(values, table["texts"].to_pylist(), strict=True):
             one |= _of_texts([t for t in texts or () if t["kept"] is not False and t["text"]])
+    values = [{name: clean(value) for name, value in one.items()} for one in values]
     return [[template.filled(one) for template in templates] for one in values]
 
 
