@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.files import Weights
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.shard import Out, Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.caption.generate import EMPTY
@@ -51,12 +51,14 @@ class LocalCaption(RunsModel, MapStage):
     Decoding is transformers' `generate` with its KV cache. Prompts are padded (on the left, for models whose positions
     allow that), so that a caption does not depend on its batch, except in last bits for models that read each picture in
     its own size. Rows with an undecodable image are rejected (fault). Counts: captions by fate, `tokens_out`.
+    gate: `passed.json` of a `hygiene.gate:CaptionGate`, before which this step does not start.
     """
 
     NAME: ClassVar[str] = "caption.local:LocalCaption"
     READS_HEAVY: ClassVar[tuple[str, ...]] = ("image",)
     LOADS_WEIGHTS: ClassVar[bool] = True
     TORCH: ClassVar[bool] = True
+    NOT_IN_KEY: ClassVar[frozenset[str]] = RunsModel.NOT_IN_KEY | {"gate"}
 
     model: Weights
     prompt: str = ""
@@ -73,6 +75,7 @@ class LocalCaption(RunsModel, MapStage):
     truncated: Literal["drop", "keep"] = "drop"
     seed: int = 0
     batch_size: int = 16
+    gate: File | None = None
 
     @property
     def templates(self) -> dict[str, Template]:
