@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.stage import MapStage, SourceStage, Work
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.common.scores import with_columns
@@ -58,5 +59,26 @@ class Judge(MapStage):
             texts = FlatTexts(rows["texts"])
             numbers = [float(t.split()[1]) * self.times for t in texts.field("text").to_pylist()]
             return with_columns(rows, **{self.column: texts.nested(pa.array(numbers, pa.float32()))})
+
+        yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioner(MapStage):
+    """Appends the synthetic text `caption QUALITY`, whose number a `Judge` reads. Each call adds a line to `calls`."""
+
+    NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"calls", "gate"})
+
+    quality: float
+    calls: str
+    gate: File | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(rows: pa.Table) -> pa.Table:
+            with Path(self.calls).open("a") as file:
+                file.write(f"{'full' if self.gate else 'sample'} {rows.num_rows}\n")
+            texts = [[*ts, text(f"caption {self.quality}", "synth")] for ts in rows["texts"].to_pylist()]
+            return rows.set_column(1, SCHEMA.field("texts"), pa.array(texts, TEXTS))
 
         yield work

@@ -34,6 +34,7 @@ def test_the_presets_are_those_that_are_named() -> None:
     assert NAMES == [
         "alt_text",
         "blip",
+        "captions",
         "cc12m-like",
         "cc3m-like",
         "coyo",
