@@ -49,7 +49,8 @@ class ColourBins(nn.Module):
 
     def mean_colour(self, logits: Tensor, temp: float = 0.38) -> Tensor:
         """Logits (B, Q, h, w) -> ab (B, 2, h, w): the annealed mean (equation 5)."""
-        return torch.einsum("bqhw,qc->bchw", (logits.float() / temp).softmax(1), self.points)
+        shares = (logits.float() / temp).softmax(1)
+        return torch.einsum("bqhw,qc->bchw", shares, self.points.to(shares.dtype))
 
     def _squares(self, ab: Tensor) -> Tensor:
         points = self.points.to(ab.dtype)
@@ -59,7 +60,7 @@ class ColourBins(nn.Module):
 @lru_cache(maxsize=1)
 def in_gamut() -> tuple[tuple[int, int], ...]:
     """Returns the corners (a, b) of all cells of side 10 that hold a colour of sRGB: 309. The authors' list has 313."""
-    values = np.arange(0, 256, 3) / 255
+    values = np.arange(256) / 255
     one, other = (axis.ravel() for axis in np.meshgrid(values, values))
     cells: set[tuple[int, int]] = set()
     for channel in range(3):

@@ -43,6 +43,6 @@ class Lab(nn.Module):
         y = (lightness + 16) / 116
         f = torch.stack([y + a / 500, y, y - b / 200], dim=1)
         xyz = torch.where(f**3 > EPSILON, f**3, (f - OFFSET) / KAPPA)
-        linear = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(self.to_xyz), xyz).clamp(0, 1)
+        linear = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(self.to_xyz).to(xyz.dtype), xyz).clamp(0, 1)
         found = torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
         return found.clamp(0, 1)

@@ -47,9 +47,9 @@ class ColourClasses(Objective):
             said = logits.flatten(0, 2).log_softmax(1)
             each = -(shares * said.gather(1, soft)).sum(1)
             weight = bins.weights()[nearest] if self.rebalance else torch.ones_like(each)
-            has_colour = (ab.abs() > GREY).flatten(1).any(1).float()
+            has_colour = (ab.abs() > GREY).flatten(1).any(1).to(each.dtype)
             loss = (weight * each).view(shape).mean((1, 2)) * has_colour
-            right = (said.argmax(1) == nearest).float()
+            right = (said.argmax(1) == nearest).to(each.dtype)
             balanced = (weight * right).view(shape).mean((1, 2)).sum()
         return {
             "colours": Term(loss.sum(), len(out)),
