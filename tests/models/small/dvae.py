@@ -3,9 +3,9 @@ from __future__ import annotations
 import torch
 
 from tests.models.small_system import ROWS, SmallSystem
+from vlpipe.models.codebooks.base import MEAN, STD
 from vlpipe.models.codebooks.dalle import DalleBlock
 from vlpipe.models.codebooks.dalle_decoder import DalleDecoderBlock
-from vlpipe.models.codebooks.base import MEAN, STD
 from vlpipe.models.interface.batch import Stream
 from vlpipe.models.objectives.images.elb import Elb
 from vlpipe.models.systems.images.dvae import Dvae
