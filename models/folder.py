@@ -119,9 +119,15 @@ def _model_class(name: str, folder: Path) -> type[Model]:
 
 
 def _class_by_format(form: str | None, config: Mapping[str, Any], folder: Path) -> Any:
-    """Returns the class that reads this format: one whose FORMATS has it, or its transformers `model_type`."""
+    """Returns the class that reads this format: one whose FORMATS has it, or its transformers `model_type`.
+
+    A class that reads one architecture of a `model_type` has `model_type:architecture` in FORMATS.
+    """
     wanted = form if form is not None else config.get("model_type")
     readers = {name: cls for cls in _shipped() for name in cls.FORMATS}
+    for architecture in config.get("architectures") or ():
+        if (exact := f"{wanted}:{architecture}") in readers:
+            return readers[exact]
     if wanted not in readers:
         kind = f"format {form!r}" if form is not None else f"transformers model_type {wanted!r}"
         raise ValueError(

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 import vlpipe.workflows
+from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.workflow.load import Workflow
 from vlpipe.stages.train.preflight import stand_in
 from vlpipe.stages.train.train import Train
@@ -52,6 +53,9 @@ def test_it_can_be_planned(
     pq.write_table(judged, "truth.parquet")
     for weights in ("detector", "dalle_encoder"):
         Path(weights).mkdir()
+        save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
+    for weights in ("blip2-itm-vit-g", "opt-2.7b"):
+        Tokenizer.train(["a dog"], 60).save(weights)
         save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
     Path("mobilenet_v2.npz").write_bytes(b"weights")
     workflow = Workflow.load(str(SHIPPED[0].parent / name), profile=profile)
