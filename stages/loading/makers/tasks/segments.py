@@ -1,8 +1,8 @@
 """Two segments of a document: BERT's pairs for next-sentence prediction.
 
 Devlin et al. 2019, https://arxiv.org/abs/1810.04805. As `create_pretraining_data.py` of their code,
-https://github.com/google-research/bert, but drawn anew in each epoch, and from each sentence on; it cuts documents into chunks
-once, up to ten times with other draws.
+https://github.com/google-research/bert, but drawn anew in each epoch, and from each sentence on; theirs cuts documents into
+chunks once, up to ten times with other draws.
 """
 
 from __future__ import annotations
