@@ -1,5 +1,5 @@
-"""What deserves a look at a finished step: it kept nothing, a filter dropped nothing, a model waited for its input, or it said
-a warning.
+"""What deserves a look at a finished step: it kept nothing, a filter dropped nothing, a model waited for its input, or it
+said a warning.
 """
 
 from __future__ import annotations

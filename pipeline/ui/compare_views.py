@@ -8,8 +8,8 @@ from typing import Any
 from vlpipe.pipeline.inspect.diff import fact_changes, rejects_beside
 from vlpipe.pipeline.inspect.diff_rows import Side, compare_rows
 from vlpipe.pipeline.inspect.on_disk import StepRecord
-from vlpipe.pipeline.inspect.runs.curves import curves, results
-from vlpipe.pipeline.inspect.runs.state import StepState
+from vlpipe.pipeline.inspect.roots.curves import curves, results
+from vlpipe.pipeline.inspect.roots.state import StepState
 from vlpipe.pipeline.ui.shapes import plain
 from vlpipe.pipeline.ui.site import Query, Root, Site
 

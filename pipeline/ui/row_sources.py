@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.engine.records.rejects import rejects_path
+from vlpipe.pipeline.inspect.roots.state import StepState
 from vlpipe.pipeline.inspect.rows.columns import leaves
 from vlpipe.pipeline.inspect.rows.table import RowTable, open_rows
-from vlpipe.pipeline.inspect.runs.state import StepState
 from vlpipe.pipeline.shard import REJECT_SCHEMA, Shard, open_parquet
 from vlpipe.pipeline.ui.site import Missing, Root
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from vlpipe.pipeline.inspect.runs.curves import LOSS_COLUMNS, RESULT_COLUMNS, curves, results
-from vlpipe.pipeline.inspect.runs.lineage import Passed, lineage
-from vlpipe.pipeline.inspect.runs.state import RootState, StepState
+from vlpipe.pipeline.inspect.roots.curves import LOSS_COLUMNS, RESULT_COLUMNS, curves, results
+from vlpipe.pipeline.inspect.roots.lineage import Passed, lineage
+from vlpipe.pipeline.inspect.roots.state import RootState, StepState
 from vlpipe.pipeline.inspect.show import merge_columns
 from vlpipe.pipeline.ui.row_sources import rows_of
 from vlpipe.pipeline.ui.shapes import on_page, plain

@@ -13,7 +13,7 @@ from typing import Any
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.inspect.runs.said import read_said
+from vlpipe.pipeline.inspect.roots.said import read_said
 from vlpipe.pipeline.storage.store import Store
 
 EVERY_S = 5.0

@@ -39,7 +39,7 @@ class FitColourPrior(GatherStage):
 
     def stand_in(self, stages: Mapping[str, Stage]) -> Any:
         """Returns the model that this step makes, without its weights."""
-        from vlpipe.models.systems.images.colorization import ColourPrior
+        from vlpipe.models.systems.pretext.colorization import ColourPrior
         from vlpipe.models.weightless import weightless
 
         with weightless():
@@ -50,7 +50,7 @@ class FitColourPrior(GatherStage):
 
         from vlpipe.models import folder
         from vlpipe.models.blocks.colour.lab import Lab
-        from vlpipe.models.systems.images.colorization import ColourPrior
+        from vlpipe.models.systems.pretext.colorization import ColourPrior
 
         model, lab = ColourPrior(), Lab()
         bins = model.bins

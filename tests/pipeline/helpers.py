@@ -73,7 +73,9 @@ def left(root: Path) -> dict[str, str]:
     The lock's file counts the runs, and events have their times: both are left out.
     """
     found = {}
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.parent.name not in ("_lock", "_events")):
+    for path in sorted(
+        p for p in root.rglob("*") if p.is_file() and p.parent.name not in ("_lock", "_events")
+    ):
         rel = str(path.relative_to(root))
         timed = (
             "_receipts/" in rel

@@ -14,7 +14,7 @@ from cli_helpers import Runs, vlpipe
 from look_at import HOSTILE, PAGES, caption, picture, row_id
 from ui_client import Client, serving
 
-from vlpipe.pipeline.inspect.runs.said import figures, read_said
+from vlpipe.pipeline.inspect.roots.said import figures, read_said
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.ui.drawn import asked_bytes, webvtt
 from vlpipe.pipeline.ui.pictures import as_png, kind_of

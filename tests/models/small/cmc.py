@@ -5,7 +5,7 @@ import torch
 from tests.models.small_system import RESNET, ROWS, SmallSystem
 from vlpipe.models.interface.batch import Stream
 from vlpipe.models.objectives.images.memory_bank import MemoryBank
-from vlpipe.models.systems.images.cmc import Cmc
+from vlpipe.models.systems.pretext.cmc import Cmc
 
 SYSTEM = SmallSystem(
     lambda: Cmc(num_rows=2 * ROWS, **RESNET),

@@ -4,7 +4,7 @@ import torch
 
 from tests.models.small_system import SmallSystem
 from vlpipe.models.objectives.images.colours import ColourClasses
-from vlpipe.models.systems.images.colorization import Colorization
+from vlpipe.models.systems.pretext.colorization import Colorization
 
 
 def small() -> Colorization:

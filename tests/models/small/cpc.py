@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from tests.models.small_system import SmallSystem
 from vlpipe.models.objectives.images.cpc import Cpc as CpcLoss
-from vlpipe.models.systems.images.cpc import Cpc
+from vlpipe.models.systems.pretext.cpc import Cpc
 
 SYSTEM = SmallSystem(
     lambda: Cpc(

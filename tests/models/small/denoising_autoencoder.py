@@ -5,7 +5,7 @@ import torch
 from tests.models.small_system import ROWS, SmallSystem
 from vlpipe.models.interface.batch import Stream
 from vlpipe.models.objectives.images.denoise import Denoise
-from vlpipe.models.systems.images.denoising_autoencoder import DenoisingAutoencoder
+from vlpipe.models.systems.pretext.denoising_autoencoder import DenoisingAutoencoder
 
 
 def noise(rank: int) -> dict[str, Stream]:

@@ -5,7 +5,7 @@ import torch
 from tests.models.small_system import ROWS, SmallSystem
 from vlpipe.models.interface.batch import Stream
 from vlpipe.models.objectives.images.holes import AdversarialHole, HoleError
-from vlpipe.models.systems.images.inpainting import ContextEncoder
+from vlpipe.models.systems.pretext.inpainting import ContextEncoder
 
 
 def holes(rank: int) -> dict[str, Stream]:

@@ -5,7 +5,7 @@ import torch
 from tests.models.small_system import ROWS, SmallSystem
 from vlpipe.models.interface.batch import Stream
 from vlpipe.models.objectives.images.drawn_class import DrawnClass
-from vlpipe.models.systems.images.jigsaw import Jigsaw
+from vlpipe.models.systems.pretext.jigsaw import Jigsaw
 
 
 def tiles(rank: int) -> dict[str, Stream]:

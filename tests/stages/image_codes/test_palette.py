@@ -26,8 +26,8 @@ from vlpipe.stages.image_codes.codes import ImageCodes
 from vlpipe.stages.image_codes.next_code import NextCodeAccuracy
 from vlpipe.stages.image_codes.palette import FitPalette
 from vlpipe.stages.loading.corruptors.mask_places import MaskPlaces
-from vlpipe.stages.loading.makers.code_grid import CodeGrid
 from vlpipe.stages.loading.makers.image import Image as Pictures
+from vlpipe.stages.loading.makers.images.code_grid import CodeGrid
 from vlpipe.stages.loading.rows import Row
 from vlpipe.stages.train.recipe import InitPart
 from vlpipe.stages.train.train import Train

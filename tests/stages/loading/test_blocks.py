@@ -17,8 +17,8 @@ from vlpipe.stages.common.pixels import to_pixels
 from vlpipe.stages.loading.corruptors.mask_blocks import MaskBlocks, block
 from vlpipe.stages.loading.distort import Distortion
 from vlpipe.stages.loading.makers.base import Sample
-from vlpipe.stages.loading.makers.image_codes import ImageWithCodes
-from vlpipe.stages.loading.makers.two_sizes import TwoSizes
+from vlpipe.stages.loading.makers.images.image_codes import ImageWithCodes
+from vlpipe.stages.loading.makers.images.two_sizes import TwoSizes
 from vlpipe.stages.loading.rows import Row
 
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vlpipe.stages.loading import distort
 from vlpipe.stages.loading.distort import Distortion, drawn
-from vlpipe.stages.loading.makers.distorted import Distorted
+from vlpipe.stages.loading.makers.images.distorted import Distorted
 from vlpipe.stages.loading.rows import Row
 
 JITTER: dict[str, Any] = {"jitter": (0.8, 0.8, 0.8, 0.2), "jitter_rate": 0.8}

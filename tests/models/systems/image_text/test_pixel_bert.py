@@ -22,7 +22,7 @@ from vlpipe.models.objectives.match import Match
 from vlpipe.models.optim.groups import Defaults, build_optimiser
 from vlpipe.models.optim.parameter_group import ParameterGroup
 from vlpipe.models.systems.image_text.pixel_bert import PixelBert
-from vlpipe.stages.loading.makers.sampled_pixels import SampledPixels
+from vlpipe.stages.loading.makers.images.sampled_pixels import SampledPixels
 from vlpipe.stages.train.build import Net
 
 HEADS, WORDS, MASK, LENGTHS, DEPTHS = 2, 31, 4, (9, 7, 5, 3, 8), [1, 2]

@@ -15,7 +15,7 @@ from vlpipe.models.blocks.colour.lab import Lab
 from vlpipe.models.interface.batch import Batch, Step, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.images.memory_bank import MemoryBank
-from vlpipe.models.systems.images.cmc import Cmc
+from vlpipe.models.systems.pretext.cmc import Cmc
 
 TINY: dict[str, Any] = {
     "num_rows": 9,

@@ -14,7 +14,7 @@ from tests.models.second_resnet import batch_norm, conv, float64
 from vlpipe.models.interface.batch import Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.images.cpc import Cpc as CpcLoss
-from vlpipe.models.systems.images.cpc import Cpc
+from vlpipe.models.systems.pretext.cpc import Cpc
 
 TINY: dict[str, Any] = {
     "image_size": 20,

@@ -26,7 +26,7 @@ from vlpipe.pipeline.engine.records.receipts import (
 )
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect.on_disk import folder_now, step_folders
-from vlpipe.pipeline.inspect.runs.said import Said, read_said
+from vlpipe.pipeline.inspect.roots.said import Said, read_said
 from vlpipe.pipeline.inspect.status import Holder, live_run, lock_holder
 from vlpipe.pipeline.stage import TIMED
 from vlpipe.pipeline.storage.store import Store
@@ -38,10 +38,13 @@ ASKED = 32  # shards under way whose progress notes are read
 
 @dataclass(frozen=True, kw_only=True)
 class StepState:
-    """A step's folder. state: done, running, unfinished (it has shards), waiting (nothing yet). inputs: folders whose rows
-    it reads; reads: folders whose artifacts it reads. total: shards it has when done, None if not known. part_rows: rows done
-    of shards under way. rate: input rows per second in the last minute, None unless it is running. is_current: a step of
-    the last run. is_gather: its shards are made from all inputs at once, as far as its receipts tell."""
+    """A step's folder. state: done, running, unfinished (it has shards), waiting (nothing yet).
+
+    inputs: folders whose rows it reads; reads: folders whose artifacts it reads. total: shards it has when done, None if
+    not known. part_rows: rows done of shards under way. rate: input rows per second in the last
+    minute, None unless it is running. is_current: a step of the last run. is_gather: its shards are made from all inputs at
+    once, as far as its receipts tell.
+    """
 
     name: str
     folder: str

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlpipe.pipeline.inspect.runs.said import Said, read_said
-from vlpipe.pipeline.inspect.runs.state import StepState
+from vlpipe.pipeline.inspect.roots.said import Said, read_said
+from vlpipe.pipeline.inspect.roots.state import StepState
 from vlpipe.pipeline.shard import read_batches
 from vlpipe.pipeline.storage.store import Store
 

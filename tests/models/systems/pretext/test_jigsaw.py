@@ -15,7 +15,7 @@ from vlpipe.models.blocks.convnets.alexnet import AlexNet, pooled_size
 from vlpipe.models.interface.batch import Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.images.drawn_class import DrawnClass
-from vlpipe.models.systems.images.jigsaw import Jigsaw
+from vlpipe.models.systems.pretext.jigsaw import Jigsaw
 
 TINY: dict[str, Any] = {
     "image_size": 24,

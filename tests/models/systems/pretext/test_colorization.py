@@ -16,7 +16,7 @@ from vlpipe.models.blocks.colour.bins import ColourBins
 from vlpipe.models.interface.batch import Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.images.colours import ColourClasses
-from vlpipe.models.systems.images.colorization import Colorization
+from vlpipe.models.systems.pretext.colorization import Colorization
 
 # layers, stride of the last, dilation of each stage: table 4 of the paper
 STAGES = [(2, 2, 1), (2, 2, 1), (3, 2, 1), (3, 1, 1), (3, 1, 2), (3, 1, 2), (3, 1, 1)]

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from vlpipe.stages.loading.makers.base import EXTRA, Item
-from vlpipe.stages.loading.makers.code_grid import checked
 from vlpipe.stages.loading.makers.image import Image
+from vlpipe.stages.loading.makers.images.code_grid import checked
 from vlpipe.stages.loading.rows import Row
 
 

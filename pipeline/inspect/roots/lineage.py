@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.engine.records.rejects import read_rejects
+from vlpipe.pipeline.inspect.roots.state import RootState, StepState
 from vlpipe.pipeline.inspect.rows.table import open_rows
-from vlpipe.pipeline.inspect.runs.state import RootState, StepState
 from vlpipe.pipeline.inspect.why import changes, rows_where
 from vlpipe.pipeline.storage.printable import cell
 from vlpipe.pipeline.storage.store import Store

@@ -14,7 +14,7 @@ from tests.models.second_resnet import float64
 from vlpipe.models.interface.batch import Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.images.drawn_class import DrawnClass
-from vlpipe.models.systems.images.relative_location import RelativeLocation, prepared
+from vlpipe.models.systems.pretext.relative_location import RelativeLocation, prepared
 
 TINY: dict[str, Any] = {
     "image_size": 24,

@@ -15,7 +15,7 @@ from vlpipe.models import folder
 from vlpipe.models.interface.batch import Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.images.denoise import Denoise
-from vlpipe.models.systems.images.denoising_autoencoder import DenoisingAutoencoder
+from vlpipe.models.systems.pretext.denoising_autoencoder import DenoisingAutoencoder
 
 
 def batch(units: int, num: int = 3) -> Batch:

@@ -15,7 +15,7 @@ from vlpipe.models.blocks.convnets.hole_nets import halvings
 from vlpipe.models.interface.batch import Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.images.holes import AdversarialHole, HoleError
-from vlpipe.models.systems.images.inpainting import ContextEncoder
+from vlpipe.models.systems.pretext.inpainting import ContextEncoder
 
 TINY: dict[str, Any] = {"image_size": 16, "bottleneck": 6, "encoder_width": 2, "decoder_width": 2}
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlpipe.stages.loading.makers.base import EXTRA, Item
-from vlpipe.stages.loading.makers.distorted import Distorted
 from vlpipe.stages.loading.makers.image import normalised
+from vlpipe.stages.loading.makers.images.distorted import Distorted
 from vlpipe.stages.loading.rows import Row
 
 if TYPE_CHECKING:
