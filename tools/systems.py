@@ -5,7 +5,8 @@ python tools/systems.py --run               # first run each workflow that has `
 python tools/systems.py --run --seeds 5     # five seeds
 python tools/systems.py --run --only clip mae
 
-A system is a module of a room of models/systems; its workflow names it in `x-system`, or has its name.
+A system is a module of a room of models/systems; its workflow names it in `x-system`, or has its name, and runs with its
+profile `smoke`, if it has one.
 `x-criteria` in a workflow lists what a run must show, each {figure: STEP.NAME, above: STEP.NAME or number}, or `below`, with
 `standard_errors: k` or `by: difference`. `x-seeds` lists the parameters that a seed sets. Figures of runs are kept in
 docs/systems.json.
@@ -119,7 +120,8 @@ def run(system: System, seed: int) -> bool:
     """Runs the workflow of a system on this machine and keeps its figures. Returns whether it ended well."""
     assert system.workflow is not None
     sets = [f"--set={key}={seed}" for key in system.declared.get("x-seeds", [])]
-    command = ["run", str(system.workflow), "--local", "--root", str(root_of(system, seed)), *sets]
+    profile = ["--profile", "smoke"] if "smoke" in system.declared.get("profiles", {}) else []
+    command = ["run", str(system.workflow), *profile, "--local", "--root", str(root_of(system, seed)), *sets]
     print("vlpipe", *command, flush=True)
     vlpipe = [sys.executable, "-m", "vlpipe.pipeline.cli.main"]
     if subprocess.run([*vlpipe, *command], cwd=HERE, check=False).returncode:
