@@ -191,7 +191,9 @@ class _Connection(asyncio.Protocol):
             server.end()
             if self._transport.is_closing():
                 return
-            if fault in MISBEHAVIOURS:
+            if fault == "tell_tale":
+                self._tell_tale(head)
+            elif fault in MISBEHAVIOURS:
                 self._misbehave(fault)
             elif fault in ("bad_request", "bad_image"):
                 what = "cannot identify image file" if fault == "bad_image" else "the prompt is too long"
@@ -266,6 +268,11 @@ class _Connection(asyncio.Protocol):
 
     def _error(self, status: int, message: str, headers: str = "") -> None:
         self._json(status, {"error": {"message": message, "type": "error", "code": status}}, headers)
+
+    def _tell_tale(self, head: bytes) -> None:
+        """Sends back what came, in other letters: JSON may spell any of them as \\uXXXX."""
+        spelled = "".join(f"\\u{ord(c):04x}" for c in head.decode("latin-1")[-120:])
+        self._raw(502, f'{{"error": {{"message": "{spelled}"}}}}'.encode())
 
     def _json(self, status: int, value: Any, headers: str = "") -> None:
         self._raw(status, json.dumps(value).encode(), f"Content-Type: application/json\r\n{headers}")

@@ -16,7 +16,7 @@ from vlpipe.stages.endpoint.pace import Pace
 from vlpipe.stages.endpoint.pictures import Sent, as_it_is, encoded_anew
 from vlpipe.stages.endpoint.prompts import Request, Row
 from vlpipe.stages.endpoint.recall import Recall
-from vlpipe.stages.endpoint.reply import HIDDEN, SHUT, NoAnswer, answer_of, message_of, without
+from vlpipe.stages.endpoint.reply import SHUT, NoAnswer, answer_of, message_of
 
 BACKOFF_S, MAX_BACKOFF_S = (
     0.5,
@@ -117,7 +117,6 @@ class Asker:
                 self.pace.left()
                 raise
             else:
-                response = self._without_secret(response)
                 if response.status == TOO_MANY or (response.status == 503 and response.retry_after_s > 0):
                     refused += 1
                     wait_s = self.pace.refused(response.retry_after_s, refused)
@@ -125,7 +124,7 @@ class Asker:
                     row.began_at = None  # its deadline counts from when it is let in
                     continue
                 try:
-                    answer = answer_of(request, response)
+                    answer = answer_of(request, response, self._secret)
                 except NoAnswer as failure:
                     problem = failure
                     if response.status >= 500:
@@ -138,7 +137,6 @@ class Asker:
                 else:
                     self.pace.answered(self._loop.time() - began)
                     self._shut_since, self._has_answered = None, True
-                    answer = without(answer, self._secret) if self._secret else answer
                     self.recall.keep(answer)
                     return answer
             if self._shut_since is None:  # else it waits for the server, however many attempts that takes
@@ -174,7 +172,7 @@ class Asker:
             if quiet_s > self._limits.max_wait_s:
                 raise VlpipeError(
                     f"the server has answered with {response.status} alone for {quiet_s:.0f} s: "
-                    f"{message_of(response.body)!r}; run again when it lets you in: {NOT_AGAIN}"
+                    f"{message_of(response.body, self._secret)!r}; run again when it lets you in: {NOT_AGAIN}"
                 )
             await asyncio.sleep(min(wait_s, self._limits.max_wait_s))
         finally:
@@ -204,13 +202,6 @@ class Asker:
     def _backoff_s(self, attempt: int) -> float:
         most = 2.0 if self._shut_since is not None else MAX_BACKOFF_S
         return min(BACKOFF_S * 2 ** min(attempt - 1, 10), most) * random.uniform(0.5, 1.5)
-
-    def _without_secret(self, response: Response) -> Response:
-        secret = self._secret.encode()
-        if not secret or secret not in response.body:
-            return response
-        body = response.body.replace(secret, HIDDEN.encode())
-        return Response(response.status, body, response.retry_after_s)
 
     def close(self) -> None:
         self._client.close()

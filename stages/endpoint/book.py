@@ -136,7 +136,10 @@ class Book:
 
     @property
     def url(self) -> str:
-        return "" if self._root is None else self._root.url
+        """The root as any process on a machine that sees it can open it."""
+        if self._root is None:
+            return ""
+        return self._root.path("") if self._root.is_local else self._root.url
 
     def load(self) -> None:
         """Recovers what a killed run left, and reads the keys of all answers, once. Called by the driver, before work."""

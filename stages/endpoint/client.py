@@ -91,6 +91,7 @@ class _Post:
             (pycurl.NOSIGNAL, 1),
             (pycurl.FOLLOWLOCATION, 0),
             (pycurl.POST, 1),
+            (pycurl.USERAGENT, "vlpipe"),
             (pycurl.HTTPHEADER, headers),
             (pycurl.CONNECTTIMEOUT_MS, max(1, round(1000 * min(CONNECT_TIMEOUT_S, timeout_s)))),
             (pycurl.TIMEOUT_MS, max(1, round(1000 * timeout_s))),

@@ -209,6 +209,17 @@ def test_the_key_is_sent_and_not_kept(serve: Serve, monkeypatch: pytest.MonkeyPa
     assert all("Bearer (hidden)" in one and key not in one for one in said)
 
 
+def test_a_key_in_an_error_in_another_spelling_is_not_kept(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-very-secret-0123456789"
+    monkeypatch.setenv("DEMO_KEY", key)
+    server = serve(faults={"tell_tale": 1.0}, key=key)
+    out = run_map(stage(server, api_key_env="DEMO_KEY", retries=0, unanswered="reject"), rows(2))
+    assert [one.why for one in out.rejects] == ["http_502"] * 2
+    assert all("(hidden)" in one.detail and key not in one.detail for one in out.rejects)
+
+
 def test_a_server_that_lets_nobody_in_stops_the_step(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEMO_KEY", "wrong")
     server = serve(key="right")
