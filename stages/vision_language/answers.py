@@ -131,7 +131,7 @@ def _plain(token: str) -> str:
     return token.strip("\u2581\u0120 \n").casefold()
 
 
-def as_float32(scores: Mapping[int, float], num: int) -> np.ndarray:  # type: ignore[type-arg]
+def as_float32(scores: Mapping[int, float], num: int) -> np.ndarray:
     """Returns the scores by the number of their text, (num,) float32; nan for others."""
     import numpy as np
 

@@ -82,6 +82,6 @@ def collated(batch: list[Arrays], side: str, pad_id: int) -> dict[str, torch.Ten
     return found
 
 
-def _padded(value: np.ndarray, length: int, side: str, fill: int) -> np.ndarray:  # type: ignore[type-arg]
+def _padded(value: np.ndarray, length: int, side: str, fill: int) -> np.ndarray:
     missing = length - value.shape[1]
     return np.pad(value, ((0, 0), (missing, 0) if side == "left" else (0, missing)), constant_values=fill)
