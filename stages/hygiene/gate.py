@@ -112,8 +112,8 @@ class CaptionGate(GatherStage):
         job.emit(pa.Table.from_pylist(rows, RESULTS))
 
     def _measure(self, job: Job) -> dict[str, Any]:
-        total = 0.0
         num_scored = num_texts = 0
+        total = 0.0
         sample = hashlib.sha256()
         ids: list[bytes] = []
         for data in job.inputs:

@@ -10,6 +10,7 @@ from vlpipe.stages.report.charts import histograms, losses, results
 from vlpipe.stages.report.funnel import funnel
 from vlpipe.stages.report.gallery import gallery
 from vlpipe.stages.report.html import count, esc, seconds, without_secrets
+from vlpipe.stages.report.judges import judges
 from vlpipe.stages.report.limits import limits
 from vlpipe.stages.report.texts import Texts, judged_texts, text_table
 from vlpipe.stages.report.view import RunView, StepView
@@ -53,6 +54,7 @@ def _sections(run: RunView) -> list[tuple[str, str]]:
         ("Results", results(run)),
         ("Funnel", funnel(run) if run.steps else ""),
         ("Texts and scores", "" if texts is None else _texts(texts)),
+        ("Judges", judges(run)),
         ("Gallery", gallery(run)),
         ("Losses", losses(run)),
         ("What limits", _limits(run)),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, npt.NDArray[Any]]
 # Model types whose positions follow from the attention mask, so that padding on the left changes nothing; tested.
-PADS_LEFT = frozenset({"blip-2", "qwen2_vl", "qwen2_5_vl", "smolvlm"})
+PADS_LEFT = frozenset({"blip-2", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm"})
 PADS_RIGHT = frozenset({"florence2"})  # encoders that count positions from the left
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from vlpipe.pipeline.files import File
+from vlpipe.pipeline.shard import heavy
 from vlpipe.pipeline.stage import MapStage, SourceStage, Work
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.common.scores import with_columns
@@ -82,3 +86,32 @@ class Captioner(MapStage):
             return rows.set_column(1, SCHEMA.field("texts"), pa.array(texts, TEXTS))
 
         yield work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures(SourceStage):
+    """`num_rows` rows with a random picture and an alt-text each."""
+
+    num_rows: int = 24
+
+    def row_schema(self) -> pa.Schema:
+        return pa.schema([*SCHEMA, heavy("image", pa.binary())])
+
+    def rows(self) -> Iterator[pa.Table]:
+        pictures = [png(number) for number in range(self.num_rows)]
+        texts = [
+            [text(("a red dog", "two dogs", "the blue circle")[i % 3], "web")] for i in range(self.num_rows)
+        ]
+        ids = [f"r{i}" for i in range(self.num_rows)]
+        yield pa.table([ids, texts, pictures], schema=self.row_schema())
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        yield lambda rows: rows
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((20, 24), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()

@@ -377,3 +377,24 @@ def test_ahead_passes_errors_on_and_stops() -> None:
     with ahead((made.append(k) or k for k in range(1000)), 2) as items:  # type: ignore[func-returns-value]
         assert next(items) == 0
     assert len(made) <= 5
+
+
+def test_texts_occur_as_often_as_the_column_copies_says(
+    squares: Dataset, recipe_of: Make, tmp_path: Path
+) -> None:
+    table = squares.table(["id", "texts", "sha256"])
+    images = pa.concat_tables(squares.batches(["id"], ["image"]))["image"]
+    table = table.append_column(SCHEMA.field("image"), images)
+    copies = [[(0, 1, 3)[i % 3]] * len(ts) for i, ts in enumerate(table["texts"].to_pylist())]
+    table = table.append_column("copies", pa.array(copies, pa.list_(pa.int32())))
+    data = dataset(tmp_path, table)
+    recipe = recipe_of(batch_size=16, copies="copies")
+    wanted = {
+        int64_id(sha256 or id_): (0, 1, 3)[i % 3]
+        for i, (id_, sha256) in enumerate(zip(*(table[n].to_pylist() for n in ("id", "sha256")), strict=True))
+    }
+    assert loader(recipe, data).samples_per_epoch == sum(wanted.values()) == 64
+    seen = Counter(i for batch in batches(recipe, data, 4) for i in batch.same.tolist())
+    assert seen == Counter({i: num for i, num in wanted.items() if num})
+    with pytest.raises(VlpipeError, match="copies: no input of this step has a column 'copies'"):
+        loader(recipe, squares)

@@ -185,6 +185,18 @@ def test_an_unreadable_image_is_a_reject_and_the_others_are_as_without_it(
     assert captions(stage, broken) == {row: whole[row] for row in ("row0", "row1", "row3")}
 
 
+@pytest.mark.parametrize("kind", MAKERS)
+def test_it_computes_in_bf16_and_can_be_tuned(kind: str, captioner: Captioner, image_rows: Rows) -> None:
+    stage = LocalCaption(
+        model=captioner(kind), prompt="Describe", max_tokens=3, precision="bf16", truncated="keep"
+    )
+    found = captions(stage, rows_of(image_rows, 2))
+    assert {len(ts) for ts in found.values()} == {1}
+    assert load(stage.model, "bf16").model.dtype == torch.bfloat16
+    with stage.trials() as compute:
+        compute(2)
+
+
 def test_code_in_the_folder_is_not_run(captioner: Captioner, image_rows: Rows, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     shutil.copytree(captioner("blip").path, folder)

@@ -24,7 +24,7 @@ from vlpipe.stages.vision_language.model import Arrays, load
 
 Rows = Callable[..., pa.Table]
 Captioner = Callable[[str], Weights]
-KINDS = ["blip2", "git", "florence2", "smolvlm", "qwen2_vl", "qwen2_5_vl"]
+KINDS = ["blip2", "git", "florence2", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava"]
 
 
 def scores(stage: VqaScore, table: pa.Table) -> list[list[float]]:

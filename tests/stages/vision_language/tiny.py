@@ -198,6 +198,63 @@ def qwen2_5_vl(folder: Path) -> None:
     qwen2_vl(folder, "Qwen2_5VL")
 
 
+def qwen3_vl(folder: Path) -> None:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    text = {
+        "vocab_size": VOCAB, **SIZES, "head_dim": 8, "num_key_value_heads": 1, "max_position_embeddings": 512,
+        "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2,
+        "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 16, "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 64,
+    }  # fmt: skip
+    names = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    names |= {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
+    ids = {f"{name}_token_id": ID[token] for name, token in names.items()}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
+    grown(Qwen3VLForConditionalGeneration(config), 12).save_pretrained(folder)
+    images = Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=64, max_pixels=1024
+    )
+    template = CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    words = tokenizer(image_token="<|image_pad|>")
+    without_videos(Qwen3VLProcessor)(images, words, None, chat_template=template).save_pretrained(folder)
+
+
+def llava(folder: Path) -> None:
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    text = LlamaConfig(
+        vocab_size=VOCAB, **SIZES, num_key_value_heads=1, max_position_embeddings=512, pad_token_id=0,
+        bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(**SIZES, image_size=16, patch_size=8)
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=ID["<image>"], vision_feature_layer=-1
+    )
+    grown(LlavaForConditionalGeneration(config), 8).save_pretrained(folder)
+    images = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    LlavaProcessor(
+        images,
+        tokenizer(image_token="<image>"),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT.replace("IMAGE", "<image>"),
+    ).save_pretrained(folder)
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "blip": blip,
     "blip2": blip2,
@@ -206,6 +263,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "smolvlm": smolvlm,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "llava": llava,
 }
 
 
