@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from vlpipe.pipeline.errors import VlpipeError, explain, printable
 from vlpipe.pipeline.inspect.rows.conditions import Queries
-from vlpipe.pipeline.inspect.rows.table import HeavyReader
+from vlpipe.pipeline.inspect.rows.heavy import HeavyReader
 from vlpipe.pipeline.inspect.runs.state import RootReader
 from vlpipe.pipeline.storage.store import Store
 
