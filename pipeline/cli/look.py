@@ -22,8 +22,9 @@ from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect import on_disk, show
 from vlpipe.pipeline.inspect.on_disk import step_folders
+from vlpipe.pipeline.inspect.rows.heavy import HeavyReader
 from vlpipe.pipeline.inspect.rows.sql import query
-from vlpipe.pipeline.inspect.rows.table import HeavyReader, RowTable, open_files, open_rows
+from vlpipe.pipeline.inspect.rows.table import RowTable, open_files, open_rows
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.ui.shapes import plain
 from vlpipe.pipeline.workflow.load import resolve_workflow, root_of
@@ -99,7 +100,7 @@ def draw_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, table: RowTa
     for row in rows:
         at = found.get(str(row.get("id")))
         if at is not None and "image" in table.heavy and out.is_terminal:
-            data = heavy.value(table, at, "image").as_py()
+            data = heavy.value(table, at, "image")
             for line in drawn(data, kitty) if data else ():
                 out.file.write(line + "\n")
         draw(show.rows_view([row], schema))

@@ -386,5 +386,6 @@ def remember(steps: Sequence[PlannedStep], store: Store) -> None:
             "files": dict(one.keyed.files),
             "torch_threads": step.torch_threads,
             "inputs": [above.folder for above in one.above],
+            "gather": is_gather(one),
         }
     write_sealed(store, RECORD, record)

@@ -38,7 +38,7 @@ def boxes_of(site: Site, table: RowTable, at: int, row: Mapping[str, Any]) -> li
         if isinstance(one, Mapping)
     ]
     if "regions" in table.heavy:
-        regions = site.heavy.value(table, at, "regions").as_py() or []
+        regions = site.heavy.value(table, at, "regions") or []
         tags = row.get("region_tags") or []
         for k, one in enumerate(regions[:MAX_BOXES]):
             label = tags[k] if len(tags) == len(regions) else f"class {one.get('obj')}"

@@ -15,7 +15,7 @@ FTYP_AVIF = (b"ftypavif", b"ftypavis")
 def picture_view(site: Site, root: Root, query: Query) -> Answer:
     """Returns the picture in column `column` of the row at position `at`."""
     table = rows_of(root, query.text("step"))
-    value = site.heavy.value(table, query.whole("at"), query.text("column", "image")).as_py()
+    value = site.heavy.value(table, query.whole("at"), query.text("column", "image"))
     if not isinstance(value, bytes):
         raise Missing("the row has no picture")
     kind = kind_of(value)

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from vlpipe.pipeline.errors import VlpipeError, explain, printable
 from vlpipe.pipeline.inspect.roots.state import RootReader
 from vlpipe.pipeline.inspect.rows.conditions import Queries
-from vlpipe.pipeline.inspect.rows.table import HeavyReader
+from vlpipe.pipeline.inspect.rows.heavy import HeavyReader
 from vlpipe.pipeline.storage.store import Store
 
 KINDS = {

@@ -19,8 +19,9 @@ from vlpipe.pipeline.inspect.on_disk import read_step
 from vlpipe.pipeline.inspect.rows.cache import ByteCache
 from vlpipe.pipeline.inspect.rows.columns import leaves
 from vlpipe.pipeline.inspect.rows.conditions import Condition, Queries, parse_condition
+from vlpipe.pipeline.inspect.rows.heavy import HeavyReader
 from vlpipe.pipeline.inspect.rows.histograms import histogram, moved
-from vlpipe.pipeline.inspect.rows.table import HeavyReader, RowTable, open_files, open_rows
+from vlpipe.pipeline.inspect.rows.table import RowTable, open_files, open_rows
 from vlpipe.pipeline.storage.store import Store
 
 Row = dict[str, Any]
@@ -58,9 +59,9 @@ def test_rows_are_found_by_id(table: RowTable, rows: list[Row]) -> None:
 
 
 def test_a_heavy_value_is_read_from_the_step_that_made_it(table: RowTable, rows: list[Row]) -> None:
-    heavy = HeavyReader(max_bytes=4_000)  # less than a row group: nothing is kept, all is found
+    heavy = HeavyReader(max_bytes=4_000)  # less than a page: nothing is kept, all is found
     for k in (0, 41, 20):
-        assert heavy.value(table, k, "image").as_py() == picture(int(rows[k]["id"][3:]))
+        assert heavy.value(table, k, "image") == picture(int(rows[k]["id"][3:]))
     with pytest.raises(VlpipeError, match="no heavy column 'texts'; it has image"):
         heavy.value(table, 0, "texts")
 

@@ -53,7 +53,12 @@ def test_steps_with_their_counts(client: Client) -> None:
         "training": "losses",
         "results": "results",
     }
-    assert {one["name"] for one in steps.values() if one["gather"]} == {"twins", "training", "results"}
+    assert {one["name"] for one in steps.values() if one["gather"]} == {
+        "pictures.rows",
+        "twins",
+        "training",
+        "results",
+    }
     earlier = [one["name"] for one in client.get("run")["steps"] if not one["current"]]
     assert sorted(earlier) == ["results", "training"]
 

@@ -40,10 +40,10 @@ ASKED = 32  # shards under way whose progress notes are read
 class StepState:
     """A step's folder. state: done, running, unfinished (it has shards), waiting (nothing yet).
 
-    inputs: folders whose rows it reads; reads: folders whose artifacts it reads. total: shards it has when done, None if
-    not known. part_rows: rows done of shards under way. rate: input rows per second in the last
-    minute, None unless it is running. is_current: a step of the last run. is_gather: its shards are made from all inputs at
-    once, as far as its receipts tell.
+    inputs: folders whose rows it reads; reads: folders whose artifacts it reads. total: shards it has when done, None if not
+    known. part_rows: rows done of shards under way. rate: input rows per second in the last minute, None unless it is
+    running. is_current: a step of the last run. is_gather: its shards are made from all inputs at once, as far as its
+    receipts tell.
     """
 
     name: str
@@ -179,6 +179,7 @@ class RootReader:
             "params": file.get("params") or record.get("params", {}),
             "columns": tuple(file.get("schema", ())),
             "inputs": tuple(file.get("inputs") or record.get("inputs", ())),
+            "is_gather": bool(record.get("gather")),
         }
         if manifest is not None:
             receipts = self._receipts_of(folder, manifest)
@@ -286,8 +287,10 @@ def _with_total(one: StepState, found: Mapping[str, StepState]) -> StepState:
     """Returns the step with `is_gather`, and with the number of shards of its inputs as `total`, if they are done."""
     above = [found[folder] for folder in one.inputs]
     digests = {r.shard.digest for p in above for r in p.receipts}
-    is_gather = bool(one.said.last) or (
-        bool(above) and bool(one.receipts) and not any(r.input_digest in digests for r in one.receipts)
+    is_gather = (
+        one.is_gather
+        or bool(one.said.last)
+        or (bool(above) and bool(one.receipts) and not any(r.input_digest in digests for r in one.receipts))
     )
     one = replace(one, is_gather=is_gather)
     if one.total is not None or is_gather or not above or any(p.total is None for p in above):

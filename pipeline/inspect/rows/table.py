@@ -5,7 +5,6 @@ A position is the number of a row in the step, from 0, in shard order.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,16 +16,13 @@ import pyarrow.compute as pc
 
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.inspect.rows.cache import ByteCache
 from vlpipe.pipeline.parquet.block_reads import each
 from vlpipe.pipeline.parquet.file import Parquet
-from vlpipe.pipeline.shard import Heavy, Shard, is_heavy, open_parquet, open_shard
+from vlpipe.pipeline.shard import Shard, is_heavy, open_parquet, open_shard
 from vlpipe.pipeline.storage.store import Store
 
 T = TypeVar("T")
 
-HEAVY_BYTES = 64 << 20  # cached row groups of heavy columns
-LOADS = 2  # row groups of heavy columns that are read at once
 Positions = npt.NDArray[np.uint32]
 
 
@@ -174,54 +170,3 @@ def open_files(store: Store, rels: Sequence[str]) -> RowTable:
 
 def _starts(shards: Sequence[Shard]) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum([s.num_rows for s in shards], dtype=np.int64)]).astype(np.int64)
-
-
-class HeavyReader:
-    """Reads heavy values of single rows. Row groups and ids of the files that hold them are cached, in bounded bytes."""
-
-    def __init__(self, max_bytes: int = HEAVY_BYTES) -> None:
-        self._groups = ByteCache(max_bytes)
-        self._ids = ByteCache(max_bytes // 2)
-        self._slots = threading.BoundedSemaphore(LOADS)
-
-    def value(self, table: RowTable, position: int, column: str) -> Any:
-        """Returns the value as a pyarrow scalar. Raises VlpipeError if there is no such heavy column or row."""
-        if column not in table.heavy:
-            raise VlpipeError(
-                f"the step has no heavy column {column!r}; it has {', '.join(table.heavy) or 'none'}"
-            )
-        k, row = table.shard_of(position)
-        shard = table.shards[k]
-        holder = shard.holder(column)
-        if isinstance(holder, Heavy):
-            ids = self._ids_of(table, shard)
-            row = self._row_of(table, holder, ids[row].as_py())
-        return self._value(table.store, holder, row, column)
-
-    def _row_of(self, table: RowTable, holder: Heavy, id_: str) -> int:
-        row = pc.index(self._ids_of(table, holder), pa.scalar(id_, pa.string())).as_py()
-        if row < 0:
-            raise VlpipeError(f"{holder.path} has no row {id_!r}; heavy columns are joined by id")
-        return int(row)
-
-    def _ids_of(self, table: RowTable, shard: Shard | Heavy) -> pa.ChunkedArray:
-        def load() -> pa.ChunkedArray:
-            with open_shard(table.store, shard) as file:
-                return file.read(columns=["id"], use_threads=False)["id"]
-
-        return self._ids.get((table.store.url, shard.path, shard.digest), load, lambda ids: int(ids.nbytes))
-
-    def _value(self, store: Store, holder: Shard | Heavy, row: int, column: str) -> Any:
-        with open_shard(store, holder) as file:
-            group, start = 0, 0
-            while row >= start + file.metadata.row_group(group).num_rows:
-                start += file.metadata.row_group(group).num_rows
-                group += 1
-
-            def load() -> pa.ChunkedArray:
-                with self._slots:
-                    return file.read_row_group(group, columns=[column], use_threads=False)[column]
-
-            key = (store.url, holder.path, holder.digest, group, column)
-            values = self._groups.get(key, load, lambda loaded: int(loaded.nbytes))
-        return values[row - start]

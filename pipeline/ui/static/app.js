@@ -45,6 +45,7 @@ function frame(at) {
       h("button", { type: "button", id: "theme", title: "dark or light (t)", "aria-label": "dark or light", onclick: theme }, "◐"),
       h("button", { type: "button", title: "keys (?)", "aria-label": "keys", onclick: help }, "?")),
     h("nav", { "aria-label": "views" }, links));
+  top.querySelector("nav a[aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
 }
 
 function theme() {
@@ -80,8 +81,10 @@ async function draw({ again = false } = {}) {
     if (started !== current) return;
     if (made) {
       const focused = document.activeElement && document.activeElement.id;
-      if (again && made.patch) made.patch();
-      else main.replaceChildren(...[made.nodes].flat().filter(Boolean));
+      const scrolled = () => [...main.querySelectorAll(".scroll")];
+      const lefts = again ? scrolled().map((one) => one.scrollLeft) : [];
+      main.replaceChildren(...[made.nodes].flat().filter(Boolean));
+      scrolled().forEach((one, n) => { one.scrollLeft = lefts[n] ?? (one.matches(".middle") ? (one.scrollWidth - one.clientWidth) / 2 : 0); });
       if (again && focused) document.getElementById(focused)?.focus();
       document.title = `${made.title || title} – vlpipe`;
       if (!again && !document.activeElement.closest("#top")) main.focus({ preventScroll: true });

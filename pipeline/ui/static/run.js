@@ -29,7 +29,7 @@ export async function runView(at) {
       warnings.length > 0 && h("section", { class: "warn", role: "alert" }, h("h2", {}, "Look at these"),
         h("ul", {}, warnings.map((o) => h("li", {}, stepLink(at.root, o), ": ", o.warning)))),
       running.length > 0 && h("section", {}, h("h2", {}, "Running"), running.map((o) => runningLine(at.root, o))),
-      h("section", {}, h("h2", {}, "Steps"), h("div", { class: "scroll", tabindex: 0, "aria-label": "graph of the steps" }, graph(at.root, steps))),
+      h("section", {}, h("h2", {}, "Steps"), h("div", { class: "scroll middle", tabindex: 0, "aria-label": "graph of the steps" }, graph(at.root, steps))),
       h("section", {}, h("h2", {}, "Funnel"), funnel(at.root, steps)),
       others > 0 && h("p", {}, h("a", { id: "others", href: link(at.root, "run", { all: all ? "" : "1" }) },
         all ? "only the steps of the last run" : `${others} more folder(s) of earlier parameters`)),
