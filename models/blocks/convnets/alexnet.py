@@ -78,11 +78,16 @@ def pool(x: Tensor) -> Tensor:
 
 
 def pooled_size(net: nn.Module, size: int) -> int:
-    """Returns how many values `pool` leaves of the maps of a picture of `size` x `size`, from the layers' sizes alone."""
+    """Returns how many values `pool` leaves of the maps of a picture of `size` x `size`, from the layers' sizes alone.
+
+    Raises ValueError if the picture is too small for three pools.
+    """
     assert isinstance(net, AlexNet)
     first = net.convs[0]
     assert isinstance(first, nn.Conv2d)
     side = (size + 2 * int(first.padding[0]) - first.kernel_size[0]) // first.stride[0] + 1
     for _ in range(3):
-        side = -(-(side - 3) // 2) + 1 if side > 2 else 1
+        if side < 2:
+            raise ValueError(f"AlexNet: pictures of {size} pixels are too small for its three pools")
+        side = -(-(side - 3) // 2) + 1
     return net.width_out * side * side

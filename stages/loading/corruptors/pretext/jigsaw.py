@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations
 from typing import Annotated, Any
 
 import numpy as np
@@ -74,7 +73,7 @@ def orders(num_tiles: int, num: int) -> Orders:
     The first is drawn with a fixed seed, each next one is the order whose mean distance to those before is the largest, the
     first of several. Raises ValueError if there are fewer orders.
     """
-    every = np.array(list(permutations(range(num_tiles))), np.int8)
+    every = _permutations(num_tiles)
     if num > len(every):
         raise ValueError(f"jigsaw: {num_tiles} tiles have {len(every)} orders, fewer than num_orders {num}")
     columns = np.ascontiguousarray(every.T)
@@ -86,3 +85,13 @@ def orders(num_tiles: int, num: int) -> Orders:
         distance[best] = np.iinfo(np.int32).min // 2  # not again
         best = int(distance.argmax())
     return every[chosen]
+
+
+def _permutations(num: int) -> Orders:
+    """Returns all orders (num!, num) of the numbers below `num`: each number is put at each place among those before it."""
+    found = np.zeros((1, 1), np.int8)
+    for new in range(1, num):
+        column = np.full((len(found), 1), new, np.int8)
+        parts = [np.hstack([found[:, :place], column, found[:, place:]]) for place in range(new + 1)]
+        found = np.concatenate(parts)
+    return found

@@ -107,3 +107,11 @@ def test_sizes_are_those_of_the_released_code() -> None:
     assert (model.join.in_features, model.join.out_features, model.order.out_features) == (9216, 4096, 1000)
     with pytest.raises(ValueError, match="stem large or small"):
         AlexNet(stem="big")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 48])
+def test_the_number_of_pooled_values(size: int) -> None:
+    net = AlexNet(widths=[2, 2, 2, 2, 3], stem="small")
+    assert pool(net(torch.randn(1, 3, size, size))).flatten(1).shape[1] == pooled_size(net, size)
+    with pytest.raises(ValueError, match="pictures of 7 pixels are too small"):
+        pooled_size(net, 7)
