@@ -107,10 +107,13 @@ def _parity_tests(name: str) -> list[str]:
 
 
 def objectives(declared: Mapping[str, Any]) -> list[str]:
-    """Returns the losses that the training steps of a workflow name, in order."""
+    """Returns the losses that the training steps of a workflow name, in order; also those in values of its matrix."""
     found = []
-    for step in declared.get("steps", {}).values():
-        for one in (step or {}).get("objectives") or []:
+    axes = (axis for axis in (declared.get("matrix") or {}).values() if isinstance(axis, Mapping))
+    arms = (value for axis in axes for value in axis.values() if isinstance(value, Mapping))
+    for step in (*declared.get("steps", {}).values(), *arms):
+        named = (step or {}).get("objectives") or []
+        for one in named if isinstance(named, list) else []:
             use = one if isinstance(one, str) else one["use"]
             found.append(str(use).partition(":")[0])
     return list(dict.fromkeys(found))

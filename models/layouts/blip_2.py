@@ -173,19 +173,8 @@ def write_first(c: Any) -> Any:
 def write_second(c: Any) -> Any:
     language = config_of(c.llm, c.vocab_size)
     return write(
-        c, {}, text_config=language.to_dict(), image_token_index=_image_token(c, language.vocab_size)
+        c, {}, text_config=language.to_dict(), image_token_index=llm.image_token(c, language.vocab_size)
     )
-
-
-def _image_token(c: Any, known: int) -> int:
-    if c.image_token is not None:
-        return int(c.image_token)
-    if c.vocab_size >= known:
-        raise ValueError(
-            "export: transformers' BLIP-2 needs a token that stands for a query, and the tokenizer has one for each of the "
-            f"{known} of the language model; set image_token to one that no text contains"
-        )
-    return int(c.vocab_size)
 
 
 class Blip2Layout(Layout):
@@ -197,7 +186,7 @@ class Blip2Layout(Layout):
                 "export: transformers has no BLIP-2 whose image encoder has CLIP's form (clip_vision)"
             )
         if hasattr(model.config, "llm"):
-            _image_token(model.config, model.llm.vocab_size)
+            llm.image_token(model.config, model.llm.vocab_size)
         return super().check(model, kind)
 
 

@@ -44,6 +44,21 @@ def tokens_of(config: Any) -> dict[str, int]:
     }
 
 
+def image_token(c: Any, known: int) -> int:
+    """Returns the id that stands for an image in a config of transformers; `known`: how many the language model has.
+
+    Raises ValueError if the tokenizer has a token for each of them and the config names none.
+    """
+    if c.image_token is not None:
+        return int(c.image_token)
+    if c.vocab_size >= known:
+        raise ValueError(
+            "export: transformers needs a token that stands for a part of the image, and the tokenizer has one for each of "
+            f"the {known} of the language model; set image_token to one that no text contains"
+        )
+    return int(c.vocab_size)
+
+
 class LlmLayout:
     """As `Layout`, of a model that is one of transformers with more around it."""
 

@@ -45,6 +45,8 @@ def test_it_can_be_planned(
     for file in FILES:
         Path(file).write_text(json.dumps({"images": [], "annotations": []}))
     Path("dataset_coco.json").write_text(json.dumps(KARPATHY))
+    for chats in ("llava_v1_5_mix665k.json", "llava_heldout.json", "blip_laion_cc_sbu_558k.json"):
+        Path(chats).write_text("[]")
     for folder in FOLDERS:
         Path(folder).mkdir()
     for pairs in ("pairs.parquet", "heldout.parquet"):
@@ -54,7 +56,7 @@ def test_it_can_be_planned(
     for weights in ("detector", "dalle_encoder"):
         Path(weights).mkdir()
         save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
-    for weights in ("blip2-itm-vit-g", "opt-2.7b"):
+    for weights in ("blip2-itm-vit-g", "opt-2.7b", "clip-vit-large-patch14-336", "vicuna-7b-v1.5"):
         Tokenizer.train(["a dog"], 60).save(weights)
         save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
     Path("mobilenet_v2.npz").write_bytes(b"weights")
