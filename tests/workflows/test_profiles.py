@@ -19,7 +19,10 @@ from vlpipe.stages.train.preflight import stand_in
 from vlpipe.stages.train.train import Train
 
 SHIPPED = sorted(Path(vlpipe.workflows.__path__[0]).glob("*.yaml"))
-PLANNED_BY_THEIR_OWN_TESTS = (("videobert", "paper"),)  # needs weights and videos
+PLANNED_BY_THEIR_OWN_TESTS = (
+    ("videobert", "paper"),
+    ("bert_tasks", "paper"),
+)  # need weights, and videos or tasks
 CASES = [
     (path.name, profile)
     for path in SHIPPED
@@ -28,7 +31,16 @@ CASES = [
     if (path.stem, profile) not in PLANNED_BY_THEIR_OWN_TESTS
 ]
 FILES = ("captions_train2014.json", "captions_val2014.json")  # that a user of the profiles brings
-FOLDERS = ("train2014", "val2014", "coco", "imagenet21k", "imagenet_train", "imagenet_val")
+FOLDERS = (
+    "train2014",
+    "val2014",
+    "coco",
+    "imagenet21k",
+    "imagenet_train",
+    "imagenet_val",
+    "videos_train",
+    "videos_eval",
+)
 KARPATHY = {
     "images": [
         {"filename": "1.jpg", "split": split, "sentences": []} for split in ("train", "restval", "test")
