@@ -63,8 +63,10 @@ class ExpertUse(GatherStage):
         busiest, dropped, num = 0.0, 0.0, 0
         for batch, num_real in fixed_batches(texts_of(job.inputs, self.source), self.batch_size):
             ids, mask = model.tokenizer.encode(batch[:num_real], self.max_text_length)
+            longest = int(mask.sum(1).max())  # places of experts are counted with padding
+            text = Stream(ids[:, :longest], mask[:, :longest].bool())
             with torch.inference_mode():
-                _ = model.outputs(text=Stream(ids, mask.bool())).decoder_hidden
+                _ = model.outputs(text=text).decoder_hidden
             busiest += max(float(one.latest["busiest"]) for one in layers)
             dropped += sum(float(one.latest["dropped"]) for one in layers) / len(layers)
             num += 1

@@ -21,8 +21,8 @@ from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, ListFile, Weights
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
-from vlpipe.stages.demo.conversations import QUESTIONS, ChatWorld, conversation
 from vlpipe.stages.demo.scenes import draw_scene
+from vlpipe.stages.demo.tasks.conversations import QUESTIONS, ChatWorld, conversation
 from vlpipe.stages.demo.world import World
 from vlpipe.stages.evaluate.masked import partnered
 from vlpipe.stages.evaluate.written.answers import Answers, asked, num_right

@@ -14,7 +14,7 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.testing import run_gather
-from vlpipe.stages.demo.text_tasks import TextTasks
+from vlpipe.stages.demo.tasks.text_tasks import TextTasks
 from vlpipe.stages.text_tasks.glue import EXAMPLES, TASKS, GlueTask
 from vlpipe.stages.text_tasks.squad import QUESTIONS, SquadQuestions
 

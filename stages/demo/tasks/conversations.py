@@ -29,7 +29,7 @@ class ChatWorld(World):
     `turns` questions about the object of each image with human captions, in random order; human_train_describe.json and
     human_eval_describe.json, its first caption as the answer to an instruction. Scenes have one object."""
 
-    NAME: ClassVar[str] = "demo.conversations:ChatWorld"
+    NAME: ClassVar[str] = "demo.tasks.conversations:ChatWorld"
 
     turns: Annotated[int, Field(ge=1, le=len(QUESTIONS))] = 3
 

@@ -39,7 +39,7 @@ class TextTasks(GatherStage):
     is not there. Words are those of the captions of `demo.world`.
     """
 
-    NAME: ClassVar[str] = "demo.text_tasks:TextTasks"
+    NAME: ClassVar[str] = "demo.tasks.text_tasks:TextTasks"
     ROWS_ARE: ClassVar[str] = "none"
 
     seed: int = 0
