@@ -15,6 +15,7 @@ from vlpipe.pipeline.engine.worker.guard import row_fault
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, joined
 from vlpipe.stages.fetching.blocklist import BLOCKED, Blocklist
+from vlpipe.stages.fetching.columns import MATCHES
 from vlpipe.stages.images.image_rows import ImageRows
 from vlpipe.stages.lists.list import EXPECTED, FAULT
 from vlpipe.stages.web.event_loop import Asked
@@ -46,8 +47,10 @@ class FetchRows:
         schema: pa.Schema,
         blocklist: Blocklist,
     ) -> None:
+        """schema: with the column MATCHES, rows whose content is not what the list says are kept and flagged."""
         self._fetch, self._rows_of, self._schema = fetch, rows_of, schema
         self._blocklist = blocklist
+        self._flags_mismatch = MATCHES.name in schema.names
         # ids of a batch -> its rows and their futures
         self._under_way: dict[tuple[str, ...], tuple[Listed, Started]] = {}
 
@@ -116,17 +119,35 @@ class FetchRows:
                 body = page.body
                 if page.content:
                     page.content.close()
-                _need_wanted(body, listed[row].get(EXPECTED.name), self._blocklist)
+                matches = self._is_wanted(body, listed[row].get(EXPECTED.name))
             except Exception as error:
                 fault = row_fault(error, __name__)
                 rows.reject(row, fault, "filtered" if fault.why in FILTERED else "fault")
                 continue
-            ready.append((row, body, {"http_status": page.status, "final_url": page.url}))
+            flags = {MATCHES.name: matches} if self._flags_mismatch else {}
+            ready.append((row, body, {"http_status": page.status, "final_url": page.url, **flags}))
             num_bytes += len(body)
             if num_bytes >= CHECK_BYTES:
                 yield ready
                 ready, num_bytes = [], 0
         yield ready
+
+    def _is_wanted(self, body: bytes, expected: str | None) -> bool | None:
+        """Returns whether the content has the hash `expected`; None without one.
+
+        Raises RowFault if it is blocked, and, unless mismatches are flagged, if it has another hash (hash_mismatch).
+        """
+        blocked = self._blocklist.check_bytes(body)
+        if blocked is not None:
+            raise blocked
+        if not expected:
+            return None
+        name = "md5" if len(expected) == 32 else "sha256"
+        found = hashlib.new(name, body, usedforsecurity=False).hexdigest()
+        if found == expected.lower() or self._flags_mismatch:
+            return found == expected.lower()
+        text = f"the {name} of the response is {found}, but the list says {expected.lower()}"
+        raise RowFault("hash_mismatch", text)
 
     def _page(
         self, one: Mapping[str, Any], asked: Asked[Answer] | RowFault, log: list[dict[str, Any]]
@@ -168,21 +189,6 @@ def _refused(one: Mapping[str, Any]) -> RowFault | None:
 
 DONE = RowFault("done")  # in place of an answer that was used
 _HEX_DIGEST = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{64}")
-
-
-def _need_wanted(body: bytes, expected: str | None, blocklist: Blocklist) -> None:
-    """Raises RowFault if the content is blocked, or its hash is not `expected` (hash_mismatch; None: no check)."""
-    blocked = blocklist.check_bytes(body)
-    if blocked is not None:
-        raise blocked
-    if expected:
-        name = "md5" if len(expected) == 32 else "sha256"
-        found = hashlib.new(name, body, usedforsecurity=False).hexdigest()
-        if found != expected.lower():
-            raise RowFault(
-                "hash_mismatch",
-                f"the {name} of the response is {found}, but the list says {expected.lower()}",
-            )
 
 
 def log_line(id_: str, answer: Answer) -> dict[str, Any]:

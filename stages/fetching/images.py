@@ -19,7 +19,7 @@ from vlpipe.stages.common.loopback import serving
 from vlpipe.stages.common.pixels import MAX_FRAMES, MAX_PIXELS, Damaged
 from vlpipe.stages.common.row import LISTED
 from vlpipe.stages.fetching.blocklist import NOTHING, load
-from vlpipe.stages.fetching.columns import FETCHED
+from vlpipe.stages.fetching.columns import FETCHED, MATCHES
 from vlpipe.stages.images.blocks import Blocks
 from vlpipe.stages.images.check import Rules
 from vlpipe.stages.images.decoder import lent
@@ -47,6 +47,7 @@ PASSING = frozenset(
 OURS_ALONE = (
     "blocklist",
     "hash",
+    "on_hash_mismatch",
     "encoding",
     "bad_lines",
     "host_interval_s",
@@ -185,10 +186,12 @@ class FetchImages(Fetching):
     list: parquet, tsv, csv, jsonl or json (an array of objects), or a folder of them. url, text: names of its columns,
     without regard to case if only one is meant; `text` may hold a list of texts per URL. columns: all column names, for a
     tsv or csv without a header line (CC3M: `columns: [text, url]`). hash: column of expected digests, md5 or sha256 in
-    hexadecimal; other bytes are rejected before decoding. text_limit: the maximum length of a text. encoding: text encoding
-    of the list; a byte-order mark is obeyed. bad_lines: whether an unreadable line stops the step or is rejected.
-    unescape_urls: decode HTML entities in URLs, such as `?w=10&amp;h=20` in lists made from web pages; the column `url` has
-    the result. engine: `img2dataset` fetches with that library (extra `img2dataset`); `fetching.img2dataset` lists the
+    hexadecimal; other bytes are rejected before decoding. on_hash_mismatch: `flag` keeps such rows and adds the column
+    `hash_matches` (bool; null without a digest), for filters to judge them anew. text_limit: the maximum length of a
+    text. encoding: text encoding of the list; a byte-order mark is obeyed. bad_lines: whether an unreadable line stops
+    the step or is rejected. unescape_urls: decode HTML entities in URLs, such as `?w=10&amp;h=20` in lists made from web
+    pages; the column `url` has the result. engine: `img2dataset` fetches with that library (extra `img2dataset`);
+    `fetching.img2dataset` lists the
     checks that still apply, and `preflight` refuses parameters it does not support.
 
     Columns out: FETCHED; with `resize` also the digest and size of the original. Codes: PASSING, http_<status>, no_url,
@@ -202,6 +205,7 @@ class FetchImages(Fetching):
     url: str = "url"
     text: str = "text"
     hash: str | None = None
+    on_hash_mismatch: Literal["reject", "flag"] = "reject"
     columns: tuple[str, ...] | None = None
     encoding: str = "utf-8"
     bad_lines: Literal["stop", "reject"] = "stop"
@@ -211,9 +215,12 @@ class FetchImages(Fetching):
     engine: Literal["vlpipe", "img2dataset"] = "vlpipe"
 
     NAME: ClassVar[str] = "ingest.images:FetchImages"
+    ADDED: ClassVar[frozenset[str]] = frozenset({"on_hash_mismatch"})
     VERSION: ClassVar[int] = Fetching.VERSION + 1  # NaN is no text, a text has a maximum length
 
     def preflight(self) -> builtins.list[str]:
+        if self.on_hash_mismatch == "flag" and self.hash is None:
+            return ["on_hash_mismatch: flag needs `hash`, the column of expected digests"]
         if self.list.step is None:
             next(self._pairs(), None)  # raises if the file or its columns are wrong
         if self.engine == "img2dataset":
@@ -221,7 +228,9 @@ class FetchImages(Fetching):
         return super().preflight()
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
-        return super().schema(inp) if self.engine == "vlpipe" else self._img2dataset().schema(inp)
+        if self.engine == "img2dataset":
+            return self._img2dataset().schema(inp)
+        return super().schema(inp).append(MATCHES) if self.on_hash_mismatch == "flag" else super().schema(inp)
 
     @contextmanager
     def open(self) -> Iterator[Work]:

@@ -19,7 +19,8 @@ from threat_server import PLAIN, LocalImages
 from vlpipe.pipeline.files import ListFile
 from vlpipe.pipeline.shard import Out
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.fetching.images import FETCHED, PASSING, FetchImages
+from vlpipe.stages.fetching.columns import FETCHED, MATCHES
+from vlpipe.stages.fetching.images import PASSING, FetchImages
 from vlpipe.stages.images.resize import Resize
 from vlpipe.stages.lists.list import Pair, listed
 from vlpipe.stages.web.response import retry_after_s
@@ -312,6 +313,22 @@ def test_expected_hashes(threats: Any, tmp_path: Path) -> None:
     assert out.rejects[0].detail == f"the sha256 of the response is {sha256}, but the list says {bad}"
     assert out.rejects[1].detail == "'' is not an md5 (32) or sha256 (64 hexadecimal digits)"
     assert threats.asked == {"/ok.jpg": 3, "/bomb.png": 1}  # a row that cannot be checked is not asked for
+
+
+def test_other_content_than_expected_may_be_flagged(threats: Any, tmp_path: Path) -> None:
+    body = PLAIN["/ok.jpg"][2]
+    hashes = [hashlib.sha256(body).hexdigest(), "0" * 64]
+    lines = [f"{threat(f'/ok.jpg?{n}')}\ttext\t{digest}\n" for n, digest in enumerate(hashes)]
+    (tmp_path / "list.tsv").write_text("url\ttext\tdigest\n" + "".join(lines))
+    listed = {"list": ListFile(path=str(tmp_path / "list.tsv")), "on_hash_mismatch": "flag"}
+    stage = LocalImages(ports={"threat.test": threats.port}, hash="digest", **listed)
+    assert stage.schema(stage.row_schema()).equals(FETCHED.append(MATCHES))
+    out = run_map(stage, pa.concat_tables(stage.rows()))
+    assert out.table["hash_matches"].to_pylist() == [True, False]
+    assert out.rejects == []
+    assert LocalImages(ports={}, **listed).preflight() == [
+        "on_hash_mismatch: flag needs `hash`, the column of expected digests"
+    ]
 
 
 @pytest.mark.slow
