@@ -191,8 +191,7 @@ class FetchImages(Fetching):
     text. encoding: text encoding of the list; a byte-order mark is obeyed. bad_lines: whether an unreadable line stops
     the step or is rejected. unescape_urls: decode HTML entities in URLs, such as `?w=10&amp;h=20` in lists made from web
     pages; the column `url` has the result. engine: `img2dataset` fetches with that library (extra `img2dataset`);
-    `fetching.img2dataset` lists the
-    checks that still apply, and `preflight` refuses parameters it does not support.
+    `fetching.img2dataset` lists the checks that still apply, and `preflight` refuses parameters it does not support.
 
     Columns out: FETCHED; with `resize` also the digest and size of the original. Codes: PASSING, http_<status>, no_url,
     bad_url, bad_line, bad_hash, forbidden_address, tls, bad_response, too_many_redirects, too_large, blocked (filtered),
