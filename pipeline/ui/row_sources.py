@@ -49,35 +49,39 @@ def filterable(table: RowTable) -> list[dict[str, Any]]:
     return [{"path": leaf.path, "kind": kind, "list": leaf.in_list} for leaf, kind in kinds]
 
 
-def before_reject(
-    root: Root, one: StepState, table: RowTable, position: int, id_: str
-) -> dict[str, Any] | None:
-    """Returns the row that a step rejected, as the step got it: {"step", "at"} in the input step; None if it is not there.
+def before_rejects(
+    root: Root, one: StepState, table: RowTable, rejects: Sequence[tuple[int, str]]
+) -> dict[str, dict[str, Any]]:
+    """Returns id -> {"step", "at"}: the rows that a step rejected, in the step that it got them from.
 
-    table: the step's rejects; position: of the reject in it. Only the input shard that the reject comes from is read.
+    table: the step's rejects; rejects: (position in it, id). Of a map step, only the input shards that the rejects come
+    from are read, once each; of a gather step, the ids of its inputs.
     """
-    k, _ = table.shard_of(position)
-    index = [r for r in one.receipts if r.rejects][k]
-    state = root.reader.state()
+    if one.is_gather:
+        return places(root, one.inputs, [id_ for _, id_ in rejects])
+    having, state = [r for r in one.receipts if r.rejects], root.reader.state()
+    wanted: dict[str, list[str]] = {}  # digest of the input shard -> ids
+    for position, id_ in rejects:
+        wanted.setdefault(having[table.shard_of(position)[0]].input_digest, []).append(id_)
+    found: dict[str, dict[str, Any]] = {}
     for folder in one.inputs:
-        above = state.step(folder)
         start = 0
-        for receipt in above.receipts:
-            if receipt.shard.digest == index.input_digest or (one.is_gather and receipt.shard.num_rows):
-                at = _row_in(root, receipt.shard, id_)
-                if at is not None:
-                    return {"step": folder, "at": start + at}
+        for receipt in state.step(folder).receipts:
+            ids = wanted.get(receipt.shard.digest, ())
+            for id_, at in _rows_in(root, receipt.shard, ids).items() if ids else ():
+                found.setdefault(id_, {"step": folder, "at": start + at})
             start += receipt.shard.num_rows
-    return None
+    return found
 
 
-def _row_in(root: Root, shard: Shard, id_: str) -> int | None:
+def _rows_in(root: Root, shard: Shard, ids: Sequence[str]) -> dict[str, int]:
+    """Returns id -> row in the shard, for those of `ids` that it has."""
     with open_parquet(root.store, shard.path) as file:
         if "id" not in file.schema_arrow.names:
-            return None
-        ids = file.read(columns=["id"], use_threads=False)["id"]
-    at = int(pc.index(ids, pa.scalar(id_, pa.string())).as_py())
-    return at if at >= 0 else None
+            return {}
+        held = file.read(columns=["id"], use_threads=False)["id"]
+    rows = np.flatnonzero(pc.is_in(held, pa.array(ids, pa.string())).to_numpy(zero_copy_only=False))
+    return dict(zip(held.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
 
 
 def places(root: Root, folders: Sequence[str], ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect.rows.columns import find_leaf
 from vlpipe.pipeline.inspect.rows.conditions import Condition, parse_condition
 from vlpipe.pipeline.inspect.rows.histograms import histogram, moved
 from vlpipe.pipeline.inspect.rows.table import RowTable
 from vlpipe.pipeline.ui.drawn import boxes_of, cues_of, has_media
-from vlpipe.pipeline.ui.row_sources import before_reject, filterable, places, rows_of
+from vlpipe.pipeline.ui.row_sources import before_rejects, filterable, places, rows_of
 from vlpipe.pipeline.ui.shapes import on_page, plain
 from vlpipe.pipeline.ui.site import BadRequest, Query, Root, Site
 
@@ -33,8 +35,11 @@ def rows_view(site: Site, root: Root, query: Query) -> dict[str, Any]:
     page = [{"at": place, "row": on_page(row)} for place, row in zip(at, rows, strict=True)]
     if query.text("part", "rows") == "rejects":
         one = root.reader.state().step(query.text("step"))
+        before = before_rejects(
+            root, one, table, [(place, row["id"]) for place, row in zip(at, rows, strict=True)]
+        )
         for item, row in zip(page, rows, strict=True):
-            item["before"] = _with_row(root, before_reject(root, one, table, item["at"], row["id"]))
+            item["before"] = _with_row(root, before.get(row["id"]))
     return {
         "total": total,
         "all": table.num_rows,
@@ -87,9 +92,9 @@ def values_view(site: Site, root: Root, query: Query) -> dict[str, Any]:
     if leaf.is_number or not site.queries.columns.is_coded(table, leaf):
         return {"values": []}
     values = site.queries.columns.values(table, leaf)
-    codes = values.data
-    names = values.names or ()
-    counted = sorted(((int((codes == k).sum()), name) for k, name in enumerate(names)), reverse=True)
+    codes, names = values.data, values.names or ()
+    nums = np.bincount(codes[codes >= 0].astype(np.int64), minlength=len(names)).tolist()
+    counted = sorted(zip(nums, names, strict=False), reverse=True)
     return {
         "values": [[plain(name, 200), num] for num, name in counted[:MAX_NAMES]],
         "null": int((codes < 0).sum()),

@@ -134,15 +134,22 @@ def _passed(site: Site, root: Root, one: Passed) -> dict[str, Any]:
 
 
 def find_view(site: Site, root: Root, query: Query) -> dict[str, Any]:
-    """Returns up to 20 places of rows whose id or url is the parameter `text`: the first step of the run that has it."""
-    text = query.text("text").strip()
-    for one in root.reader.state().steps:
-        if not (one.is_current and one.receipts and "id: string" in one.columns):
+    """Returns the place of the row whose id or url is the parameter `text`: in the last step that has it with its picture,
+    or else where it enters; none if no row has it. Searched are the steps where rows enter."""
+    text, state = query.text("text").strip(), root.reader.state()
+    for one in state.steps:
+        enters = not one.inputs or "parent: string" in one.columns
+        if not (enters and one.is_current and one.receipts and "id: string" in one.columns):
             continue
         table = rows_of(root, one.folder)
-        for column in ("id", "url"):
-            at = table.find([text], column).get(text)
-            if at is not None:
-                row: Mapping[str, Any] = table.rows([at])[0]
-                return {"found": [{"step": one.folder, "at": at, "row": on_page(row)}]}
+        at = table.find([text]).get(text, table.find([text], "url").get(text))
+        if at is None:
+            continue
+        row: Mapping[str, Any] = table.rows([at])[0]
+        way = lineage(root.store, state, str(row["id"]), one.folder)
+        shown = [p for p in way if p.at is not None and p.row_id == row["id"] and p.what != "decided"]
+        with_picture = [p for p in shown if "image" in rows_of(root, p.folder).heavy]
+        last = next(iter([*with_picture[::-1], *shown]), None)
+        place = {"step": last.folder, "at": last.at} if last else {"step": one.folder, "at": at}
+        return {"found": [{**place, "row": on_page(row)}]}
     return {"found": []}

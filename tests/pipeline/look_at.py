@@ -214,3 +214,44 @@ steps:
   training: {use: "look_at:Training", from: scored}
   results: {use: "look_at:Results", from: scored}
 """
+
+
+REGIONS = pa.list_(
+    pa.struct([("box", pa.list_(pa.float32(), 4)), ("obj", pa.int16()), ("obj_conf", pa.float32())])
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Films(SourceStage):
+    """Clips of files below `videos`, some of which leave that folder; each with two regions."""
+
+    videos: str = ""
+    names: tuple[str, ...] = ()
+
+    def row_schema(self) -> pa.Schema:
+        return pa.schema([("id", pa.string()), ("video", pa.string())])
+
+    def schema(self, inp: pa.Schema) -> pa.Schema:
+        times = [("start_s", pa.float64()), ("end_s", pa.float64()), ("texts", TEXTS)]
+        tags = ("region_tags", pa.list_(pa.string()))
+        return pa.schema([*inp, *times, tags, heavy("regions", REGIONS)])
+
+    def rows(self) -> Iterator[pa.Table]:
+        ids = [row_id(n) for n in range(len(self.names))]
+        yield pa.table({"id": ids, "video": list(self.names)}, self.row_schema())
+
+    @contextmanager
+    def open(self) -> Iterator[Work]:
+        def work(table: pa.Table) -> pa.Table:
+            regions = [{"box": [0.0, 1.0, 5.0, 6.0], "obj": 3, "obj_conf": 0.5}] * 2
+            more = {
+                "start_s": 1.0,
+                "end_s": 2.5,
+                "texts": [{"text": HOSTILE[0], "source": "asr"}],
+                "region_tags": ["dog", HOSTILE[1]],
+                "regions": regions,
+            }
+            rows = [{**row, **more} for row in table.to_pylist()]
+            return pa.Table.from_pylist(rows, self.schema(table.schema))
+
+        yield work

@@ -120,6 +120,15 @@ def test_conditions_of_one_list_hold_for_one_element(table: RowTable, rows: list
     assert len(found) == 0
 
 
+def test_another_element_of_the_same_list(table: RowTable, rows: list[Row]) -> None:
+    written = ["texts.source=web", "texts.kept=false", "texts#2.source=synth", "texts#2.kept=true"]
+    found = Queries().matching(table, [parse_condition(text) for text in written])
+    assert found is not None
+    wanted = [k for k, row in enumerate(rows) if [t["kept"] for t in row["texts"]] == [False, True]]
+    assert found.tolist() == wanted
+    assert wanted
+
+
 def test_sql_and_order(table: RowTable, rows: list[Row]) -> None:
     queries = Queries()
     found = queries.matching(

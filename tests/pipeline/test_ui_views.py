@@ -124,6 +124,8 @@ def test_the_lineage_of_kept_dropped_and_failed_rows(client: Client) -> None:
 def test_a_row_is_found_by_url(client: Client) -> None:
     found = client.get("find", text="http://x.test/12.jpg?<script>12")["found"]
     assert found[0]["row"]["id"] == row_id(12)
+    assert found[0]["step"] == client.folder("scored")  # the last step that has its picture
+    assert client.get("row", step=found[0]["step"], at=found[0]["at"])["row"]["id"] == row_id(12)
     assert client.get("find", text="nowhere") == {"found": []}
 
 

@@ -1,7 +1,8 @@
 """Conditions on rows, such as `texts.score < 0.3` and `texts.source = web`, and the positions of the rows that meet them.
 
-Conditions on fields of the same list must hold for the same element of the list: a web text with a score below 0.3. Only
-the columns of the conditions are read; what was found is kept, so that the next page of it costs no search.
+Conditions on fields of the same list must hold for the same element of the list: a web text with a score below 0.3. Those
+written `texts#2.source = synth` must hold together for an element that may be another one. Only columns of conditions are
+read; what was found is kept, so that the next page of it costs no search.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vlpipe.pipeline.inspect.rows.table import Positions, RowTable
 from vlpipe.pipeline.inspect.rows.where import sql_masks
 from vlpipe.pipeline.parquet.file import Parquet
 
-WRITTEN = re.compile(r"\s*([\w.@-]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
+WRITTEN = re.compile(r"\s*([\w.@#-]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 BEST = ".max"  # texts.score.max: of each row, the largest value that is not null
 CACHE_BYTES = 128 << 20
 MAX_CONDITIONS = 16
@@ -45,6 +46,16 @@ class Condition:
     path: str
     op: str
     value: str
+
+    @property
+    def element(self) -> str:
+        """Returns the number after `#`: which element of a list is meant; empty: the first."""
+        return self.path.partition("#")[2].partition(".")[0]
+
+    @property
+    def column(self) -> str:
+        """Returns the path without that number."""
+        return self.path.replace(f"#{self.element}", "", 1) if self.element else self.path
 
     def __str__(self) -> str:
         return f"{self.path}{self.op}{self.value}"
@@ -91,18 +102,18 @@ class Queries:
     def mask(self, table: RowTable, conditions: Sequence[Condition]) -> Mask:
         """Returns for each row whether it meets all conditions, (num_rows,)."""
         rows = np.ones(table.num_rows, bool)
-        by_list: dict[str, list[tuple[Leaf, Condition]]] = {}
+        by_list: dict[tuple[str, str], list[tuple[Leaf, Condition]]] = {}
         for one in conditions:
             if one.path.endswith(BEST):
                 rows &= _compare(self.best(table, one.path.removesuffix(BEST)), None, one)
                 continue
-            leaf = find_leaf(table.light, one.path)
+            leaf = find_leaf(table.light, one.column)
             if leaf.in_list and one.op == "=" and one.value == "none":
                 has = np.zeros(table.num_rows, bool)
                 has[self.columns.values(table, leaf).rows] = True
                 rows &= ~has
             elif leaf.in_list:
-                by_list.setdefault(leaf.in_list, []).append((leaf, one))
+                by_list.setdefault((leaf.in_list, one.element), []).append((leaf, one))
             else:
                 rows &= self._elements(table, leaf, one)[0]
         for wanted in by_list.values():

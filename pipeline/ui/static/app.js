@@ -72,6 +72,7 @@ async function draw({ again = false } = {}) {
   const at = place(), main = document.getElementById("main");
   const [title, view] = VIEWS[at.view] || VIEWS.run;
   clearTimeout(timer);
+  if (again && document.hidden) { timer = setTimeout(() => draw({ again: true }), IDLE_MS); return; }
   const signal = again ? undefined : newView();
   const mine = {};
   if (!again) { current = mine; frame(at); say(""); main.setAttribute("aria-busy", "true"); }

@@ -41,7 +41,7 @@ async function gallery(at, part) {
     title: `${head}: ${part}`,
     nodes: [
       h("h1", {}, part === "rows" ? "Rows of " : "Rejects of ", h("a", { href: link(at.root, "step", { step: one.folder }), "data-up": true }, one.name)),
-      h("div", { class: "controls" }, picker(at, part, steps, one), part === "rejects" && reasonsBar(state), await quick(state), chips(state), adder(state)),
+      h("div", { class: "controls" }, picker(at, part, steps, one), part === "rejects" && reasonsBar(state), await quick(state), pairsBar(state), chips(state), adder(state)),
       pager(state, start, took),
       found.rows.length ? listing(state) : h("p", {}, "No row meets these conditions."),
       found.rows.length > 0 && found.total > PAGE && pager(state, start),
@@ -56,6 +56,18 @@ function reasonsBar({ at, one, c }) {
       const [kind, why] = [code.slice(0, code.indexOf(":")), code.slice(code.indexOf(":") + 1)];
       return h("a", { class: `reason ${kind}`, "aria-current": c.includes(`why=${why}`) ? "true" : null, href: link(at.root, "rejects", { step: one.folder, c: `why=${why}` }) }, why, " ", h("b", {}, count(n)));
     }));
+}
+
+/** Web against synthetic texts: what became of the two. `texts#2` may be another text of the row than `texts`. */
+function pairsBar({ part, found, c, here }) {
+  const values = ["texts.source", "texts.kept"].every((p) => found.columns.some((col) => col.path === p));
+  if (part !== "rows" || !values) return null;
+  const both = (web, synth) => ["texts.source=web", `texts.kept=${web}`, "texts#2.source=synth", `texts#2.kept=${synth}`];
+  const all = [["synthetic kept, web dropped", both(false, true)], ["web kept, synthetic dropped", both(true, false)], ["both kept", both(true, true)], ["both dropped", both(false, false)]];
+  return h("p", { class: "chips" }, h("span", { class: "note" }, "web against synthetic:"), all.map(([text, made]) => {
+    const on = made.every((one) => c.includes(one));
+    return h("a", { class: "chip", "aria-current": on ? "true" : null, href: here({ c: on ? [] : made, start: "" }) }, text);
+  }));
 }
 
 const withOp = (c, path, op) => c.find((one) => one.startsWith(path + op)) || "";

@@ -82,8 +82,14 @@ function passed(root, one, item, id) {
   const lines = item.what === "dropped" ? [h("b", {}, plain(item.lines[0])), ...item.lines.slice(1)] : item.lines;
   return h("li", { class: `w-${item.what}` }, h("a", { href, "data-item": true }, one ? one.name : item.folder), " ",
     h("span", { class: "what" }, WORDS[item.what]), item.row_id !== id && h("small", {}, " (the row that it was made from)"), one && h("code", {}, one.use),
-    lines.length > 0 && h("ul", {}, lines.map((line) => h("li", {}, line instanceof Node ? line : h("bdi", { dir: "auto" }, plain(line))))),
+    lines.length > 0 && h("ul", {}, lines.map((line) => h("li", {}, line instanceof Node ? line : [h("bdi", { dir: "auto" }, plain(line)), witness(root, plain(line))]))),
     item.children.length > 0 && h("p", {}, item.children.map((child) => [h("a", { href: link(root, "row", { step: item.folder, id: child }) }, child.slice(0, 12)), " "])));
+}
+
+/** A link to the row that a decision or a reject names. */
+function witness(root, line) {
+  const found = /^(?:\+ witness: |duplicate of )([^\s,]{8,})/.exec(line);
+  return found && [" ", h("a", { href: link(root, "find", { text: found[1] }) }, "see it")];
 }
 
 export async function findView(at) {

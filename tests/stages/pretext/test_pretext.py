@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from vlpipe.models import folder
-from vlpipe.models.systems.images.cmc import Cmc
-from vlpipe.models.systems.images.colorization import Colorization
-from vlpipe.models.systems.images.jigsaw import Jigsaw
+from vlpipe.models.systems.pretext.cmc import Cmc
+from vlpipe.models.systems.pretext.colorization import Colorization
+from vlpipe.models.systems.pretext.jigsaw import Jigsaw
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.testing import dataset, run_gather, run_map
