@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import re
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vlpipe.models.build import find
 from vlpipe.models.interface.capabilities import EmbedsImages, EmbedsTexts, Matches
 from vlpipe.pipeline.engine.plan import plan
 from vlpipe.pipeline.errors import VlpipeError, WorkflowError
@@ -143,9 +143,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_each_system_with_pictures_computes_in_bf16(name: str) -> None:
-    module, _, cls = name.strip().partition(":")
     torch.manual_seed(0)
-    made = getattr(importlib.import_module(f"vlpipe.models.systems.{module}"), cls)(**SYSTEMS[name])
+    made = find(name.strip(), "vlpipe.models.systems")(**SYSTEMS[name])
     here = torch.device("cpu")
     exact = Loaded(placed(copy.deepcopy(made), "fp32", here), None, here)  # type: ignore[arg-type]
     half = Loaded(placed(made, "bf16", here), None, here, torch.bfloat16)  # type: ignore[arg-type]
