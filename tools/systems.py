@@ -5,8 +5,8 @@ python tools/systems.py --run               # first run each workflow that has `
 python tools/systems.py --run --seeds 5     # five seeds
 python tools/systems.py --run --only clip mae
 
-A system is a module of models/systems; its workflow is the one in workflows/ that is named in `x-system`, or has its name; it
-runs with its profile `smoke`, if it has one.
+A system is a module of models/systems; its workflow is the one in workflows/ that is named in `x-system`, or has its name.
+It runs with its profile `smoke`, if it has one.
 `x-criteria` in a workflow lists what a run must show, each {figure: STEP.NAME, above: STEP.NAME or number}, or `below`, with
 `standard_errors: k` or `by: difference`. `x-seeds` lists the parameters that a seed sets. Figures of runs are kept in
 docs/systems.json.
