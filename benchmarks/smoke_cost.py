@@ -2,7 +2,7 @@
 
     python benchmarks/smoke_cost.py              # each training for FEW and for MORE steps, on small worlds
     python benchmarks/smoke_cost.py --write      # and puts the page into smoke_cost.md beside this file
-    python benchmarks/smoke_cost.py clip gpt     # these alone
+    python benchmarks/smoke_cost.py clip gpt     # these alone; with --write, other rows of the page stay
 
 A step's cost is the difference of the two runs over the difference of their steps, so that starting up and making data do
 not count. It does not depend on the size of the world. A training of at most 60 s on two cores takes at most 120 CPU s.
@@ -120,6 +120,12 @@ def main() -> None:
             rows.append(row)
     header = ("training", "such trainings", "steps", "batch", "CPU ms per step", "CPU s", f"at most {LIMIT}")
     after = ", ".join(f"{x:.2f}" for x in os.getloadavg())
+    known = HERE / "smoke_cost.md"
+    if options.only and known.is_file():
+        measured_now = tuple(f"| `{name}.yaml`" for name in options.only)
+        lines = [line for line in known.read_text().splitlines() if line.startswith("| `")]
+        cells = [line.strip("| ").split(" | ") for line in lines if not line.startswith(measured_now)]
+        rows = sorted([*rows, *map(tuple, cells)], key=lambda row: str(row[0]).partition(":")[0])
     page = "\n\n".join(
         [
             "# What the small trainings cost",
@@ -130,7 +136,7 @@ def main() -> None:
     )
     print(page)
     if options.write:
-        (HERE / "smoke_cost.md").write_text(page + "\n")
+        known.write_text(page + "\n")
 
 
 if __name__ == "__main__":
