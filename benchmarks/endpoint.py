@@ -45,6 +45,7 @@ from vlpipe.stages.endpoint.client import Client
 HERE = Path(__file__).parent
 BATCH = 512
 SLOTS, LATENCY_S = 64, 0.05
+MAX_S = 20.0  # of one case
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def measured(case: Case, port: int) -> dict[str, Any]:
             ours.send("cpu")
             return [cpu_s(), ours.recv(), cpu_of(server_pid)]
 
-        good = 0
+        done = good = 0
         with at(address), stage.open() as work:
             began = start = time.monotonic()
             before, counted = spent(), 0
@@ -172,13 +173,16 @@ def measured(case: Case, port: int) -> dict[str, Any]:
                     work.ahead(rows[number + work.num_ahead])
                 out = work(batch)
                 good += out.counts.get("captions_good", 0)
+                done += batch.num_rows
                 now = time.monotonic()
                 counted += batch.num_rows
                 if start == began and now - began >= 1.0:  # it has found out how much the server takes
                     start, before, counted = now, spent(), 0
-                if number == max(len(rows) - work.num_ahead - 1, 1):  # then batches run out
-                    seconds, num = now - start, counted
-                    used = [b - a for a, b in zip(before, spent(), strict=True)]
+                runs_out = number + work.num_ahead >= len(rows) - 1
+                if counted and (runs_out or now - start >= MAX_S):
+                    break
+            seconds, num = now - start, counted
+            used = [b - a for a, b in zip(before, spent(), strict=True)]
             refused = work._asker.pace.num_refused
             limit = work._asker.pace.limit
             work.committing()
@@ -190,7 +194,7 @@ def measured(case: Case, port: int) -> dict[str, Any]:
         "share": round(num / seconds / case.capacity, 3),
         "limit": round(limit, 1),
         "refused": refused,
-        "rejects": case.rows - good,
+        "rejects": done - good,
         **{
             f"{name}_cpu_ms": round(1000 * s / num, 3)
             for name, s in zip(("worker", "driver", "server"), used, strict=True)
@@ -204,9 +208,8 @@ def bare(case: Case, port: int) -> dict[str, Any]:
     """Posts the same body as fast as 64 connections go."""
     uri = b"data:image/jpeg;base64," + base64.b64encode(picture(0, case.size))
     body = json.dumps({"messages": uri.decode(), "prompt": "Describe it."}).encode()
-    num = case.rows // 2 if case.capacity > 200 else case.rows // 4
 
-    async def go() -> tuple[float, float]:
+    async def go() -> tuple[float, float, int]:
         client = Client(
             f"http://127.0.0.1:{port}/v1/chat/completions",
             [],
@@ -214,19 +217,20 @@ def bare(case: Case, port: int) -> dict[str, Any]:
             timeout_s=60.0,
             max_bytes=1 << 20,
         )
-        left = iter(range(num))
+        began, before, num = time.monotonic(), cpu_s(), 0
 
         async def one() -> None:
-            for _ in left:
+            nonlocal num
+            while time.monotonic() - began < MAX_S / 2:
                 await client.post(body)
+                num += 1
 
-        began, before = time.monotonic(), cpu_s()
         await asyncio.gather(*(one() for _ in range(SLOTS)))
         client.close()
-        return time.monotonic() - began, cpu_s() - before
+        return time.monotonic() - began, cpu_s() - before, num
 
     with server(case, port):
-        seconds, used = asyncio.run(go())
+        seconds, used, num = asyncio.run(go())
     return {
         "name": f"bare: {case.name}",
         "answers_per_s": round(num / seconds, 1),
