@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all check bench fuzz systems systems-full format clean
+.PHONY: demo recaption test test-all check docs bench fuzz systems systems-full format clean
 
 .venv/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,15 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: .venv/stamp  ## the main job: noisy pairs in, a better model out
 	vlpipe run workflows/blip_capfilt.yaml
 	vlpipe report workflows/blip_capfilt.yaml --out runs/blip_capfilt/report.html
+
+# A server of our own that speaks OpenAI's chat completions, with the faults of real ones, captions the demo world anew.
+RECAPTION_FAULTS := 429=0.02 500=0.02 cut=0.01 wrong_json=0.01 refusal=0.02 length=0.02 loop=0.01 control=0.01
+recaption: export RECAPTION_KEY := a-key-for-the-small-server
+recaption: .venv/stamp  ## new captions for the demo's images, from a server
+	python -m vlpipe.stages.chat_server --port 8765 --world runs/recaption --key $$RECAPTION_KEY \
+	  $(addprefix --fault ,$(RECAPTION_FAULTS)) & server=$$!; trap "kill $$server" EXIT; \
+	vlpipe run workflows/recaption.yaml --set captions.api_key_env=RECAPTION_KEY
+	vlpipe report workflows/recaption.yaml --out runs/recaption/report.html
 
 # One process more than there are CPUs: many tests wait.
 PYTEST := python -m pytest -q --dist worksteal -n $$(python -c "import os; print((os.cpu_count() or 1) + 1)")
@@ -38,6 +47,9 @@ check: .venv/stamp  ## what CI checks: format, lint, types, who imports whom
 	mypy
 	lint-imports
 	python tools/house.py
+
+docs: .venv/stamp  ## the pages of docs/ as HTML in docs/_build
+	sphinx-build -q -W --keep-going -b html docs docs/_build
 
 bench: .venv/stamp
 	python benchmarks/engine.py

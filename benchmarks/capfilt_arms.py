@@ -8,6 +8,7 @@ python benchmarks/capfilt_arms.py runs/capfilt_ablation --write    # and puts it
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,8 +53,22 @@ def _value(value: float | None) -> str:
 
 
 def _mean(found: Figures, what: str) -> str:
-    mean, low, high = (found.get(f"{what} {part}") for part in ("mean", "low", "high"))
-    return _value(mean) if low is None or high is None else f"{_value(mean)} [{low:.3f}, {high:.3f}]"
+    mean, sd, low, high = (found.get(f"{what} {part}") for part in ("mean", "sd", "low", "high"))
+    value = _value(mean) if sd is None else f"{_value(mean)} ± {sd:.3f}"
+    return value if low is None or high is None else f"{value} [{low:.3f}, {high:.3f}]"
+
+
+def _in_sds(found: Figures, arm: str, metric: str) -> str:
+    """Returns the difference to C+F in pooled standard deviations, the root of the mean of both arms' variances."""
+    mean, one, other = (
+        found.get(f"{arm}/{metric} mean"),
+        found.get(f"{arm}/{metric} sd"),
+        found.get(f"{BASELINE}/{metric} sd"),
+    )
+    base = found.get(f"{BASELINE}/{metric} mean")
+    if mean is None or base is None or not one or not other:
+        return ""
+    return f"{(mean - base) / math.sqrt((one**2 + other**2) / 2):+.1f}"
 
 
 def arms_table(found: Figures) -> str:
@@ -61,8 +76,10 @@ def arms_table(found: Figures) -> str:
     for arm, name in ARMS.items():
         if f"{arm}/{METRICS[0]} mean" in found:
             of_c_f = [_mean(found, f"{arm} - {BASELINE}/{m}") for m in METRICS[:2]]
-            lines.append([name, *(_mean(found, f"{arm}/{m}") for m in METRICS), *of_c_f])
-    return table(["arm", *(m.upper() for m in METRICS), "TR@1 - C+F", "IR@1 - C+F"], lines)
+            in_sds = [_in_sds(found, arm, m) for m in METRICS[:2]] if arm != BASELINE else ["", ""]
+            lines.append([name, *(_mean(found, f"{arm}/{m}") for m in METRICS), *of_c_f, *in_sds])
+    differences = ["TR@1 - C+F", "IR@1 - C+F", "TR@1 in sd", "IR@1 in sd"]
+    return table(["arm", *(m.upper() for m in METRICS), *differences], lines)
 
 
 def filters_table(found: Figures) -> str:
@@ -101,7 +118,8 @@ def page(root: str) -> str:
         f"Written by `python benchmarks/capfilt_arms.py ROOT --write`. {machine_line(machine())}",
         f"Means over {num_seeds} seed(s), each with images of its own; all arms train for the same number of steps. In "
         "brackets: 95 % intervals by a bootstrap over seeds and held-out images, for differences the same images in both "
-        "arms (`evaluate.compare`).",
+        "arms (`evaluate.compare`). ±: standard deviation over seeds. In sd: the difference to C+F divided by the pooled "
+        "standard deviation of both arms.",
         arms_table(arms),
         "## Captions and filter",
         "By the ground truth. Precision and recall: of keeping web texts. Rejected: the share of synthetic texts below the "

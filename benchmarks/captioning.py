@@ -25,7 +25,7 @@ import torch
 from record import machine, machine_line, table
 
 from vlpipe.models.generation.generate import sample
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent

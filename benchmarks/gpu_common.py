@@ -22,7 +22,7 @@ import torch
 
 from vlpipe.models.interface.batch import Batch, Step, Stream
 from vlpipe.models.queue import Queue
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
 from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.stage import Dataset

@@ -11,7 +11,7 @@ import torch
 from gpu_common import Bench, median_s, new_model, pictures, rows_of, stored_model, synchronise
 
 from vlpipe.models.generation.generate import sample
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.pipeline.files import Weights
 from vlpipe.stages.caption.generate import Caption
 from vlpipe.stages.filter.itm import ItmFilter

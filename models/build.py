@@ -12,22 +12,39 @@ from typing import Any
 
 
 def find(use: str, below: str) -> Any:
-    """The class `module:Name`, looked up below the package `below` first, then as a full import path."""
+    """Returns the class `module:Name`, looked up in the package `below` and its rooms first, then as a full import path.
+
+    Raises ValueError if no module has this name, or modules of several rooms have it.
+    """
     module_name, colon, name = use.partition(":")
     if not (module_name and colon and name):
         raise ValueError(f"use must be 'module:Class', got {use!r}")
-    for full_name in (f"{below}.{module_name}", module_name):
-        if _exists(full_name):
-            module = importlib.import_module(full_name)
-            if hasattr(module, name):
-                return getattr(module, name)
-            raise ValueError(
-                f"use: module {full_name} has no class {name!r}; it has {', '.join(_classes(module))}"
-            )
-    raise ValueError(
-        f"use: there is no module {module_name!r}, neither on the Python path nor below {below}, which has "
-        f"{', '.join(_modules(below))}"
-    )
+    full_name = full_module_name(module_name, below) or module_name
+    if not _exists(full_name):
+        raise ValueError(
+            f"use: there is no module {module_name!r}, neither on the Python path nor below {below}, which has "
+            f"{', '.join(_modules(below))}"
+        )
+    module = importlib.import_module(full_name)
+    if not hasattr(module, name):
+        raise ValueError(
+            f"use: module {full_name} has no class {name!r}; it has {', '.join(_classes(module))}"
+        )
+    return getattr(module, name)
+
+
+def full_module_name(module_name: str, below: str) -> str | None:
+    """Returns the import path of a module of the package `below`, or of one of its rooms; None if there is none.
+
+    A room is a subpackage: `clip` below vlpipe.models.systems is `vlpipe.models.systems.image_text.clip`. Raises ValueError
+    if several rooms have a module of this name.
+    """
+    if _exists(full_name := f"{below}.{module_name}"):
+        return full_name
+    found = [full for room in _rooms(below) if _exists(full := f"{room}.{module_name}")]
+    if len(found) > 1:
+        raise ValueError(f"use: {module_name!r} may be {' or '.join(found)}; write the path below {below}")
+    return found[0] if found else None
 
 
 def build(spec: Mapping[str, Any], below: str, **kwargs: Any) -> Any:
@@ -57,9 +74,17 @@ def _exists(module_name: str) -> bool:
         return False
 
 
-def _modules(package_name: str) -> list[str]:
+def _rooms(package_name: str) -> list[str]:
     package = importlib.import_module(package_name)
-    return sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+    return [f"{package_name}.{info.name}" for info in pkgutil.iter_modules(package.__path__) if info.ispkg]
+
+
+def _modules(package_name: str) -> list[str]:
+    """Returns the names of the modules of a package and of its rooms."""
+    folders = [package_name, *_rooms(package_name)]
+    return sorted(
+        {i.name for f in folders for i in pkgutil.iter_modules(importlib.import_module(f).__path__)}
+    )
 
 
 def _classes(module: Any) -> list[str]:

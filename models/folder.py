@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlpipe.models.build import find
+from vlpipe.models.build import find, full_module_name
 from vlpipe.models.interface.model import Model
 from vlpipe.models.weights.hub import local_folder
 from vlpipe.models.weights.published import fill, read_state
@@ -86,11 +86,14 @@ def is_ours(folder: str | Path) -> bool:
 
 
 def use_of(cls: type) -> str:
-    """Returns `module:Class`; of a shipped system the module relative to vlpipe.models.systems, or its package there."""
-    module = cls.__module__.removeprefix(BELOW + ".")
-    package = module.partition(".")[0]
-    exported = getattr(sys.modules.get(f"{BELOW}.{package}"), cls.__qualname__, None)
-    return f"{package if exported is cls else module}:{cls.__qualname__}"
+    """Returns `module:Class`; of a shipped system the module or package without `vlpipe.models.systems` and its room."""
+    module = cls.__module__
+    if module.startswith(BELOW + "."):
+        room, _, module = module.removeprefix(BELOW + ".").partition(".")
+        package = module.partition(".")[0]
+        exported = getattr(sys.modules.get(f"{BELOW}.{room}.{package}"), cls.__qualname__, None)
+        module = package if exported is cls else module
+    return f"{module}:{cls.__qualname__}"
 
 
 def _same_class(cls: type, use: str | None, folder: Path) -> None:
@@ -116,9 +119,15 @@ def _model_class(name: str, folder: Path) -> type[Model]:
 
 
 def _class_by_format(form: str | None, config: Mapping[str, Any], folder: Path) -> Any:
-    """Returns the class that reads this format: one whose FORMATS has it, or its transformers `model_type`."""
+    """Returns the class that reads this format: one whose FORMATS has it, or its transformers `model_type`.
+
+    A class that reads one architecture of a `model_type` has `model_type:architecture` in FORMATS.
+    """
     wanted = form if form is not None else config.get("model_type")
     readers = {name: cls for cls in _shipped() for name in cls.FORMATS}
+    for architecture in config.get("architectures") or ():
+        if (exact := f"{wanted}:{architecture}") in readers:
+            return readers[exact]
     if wanted not in readers:
         kind = f"format {form!r}" if form is not None else f"transformers model_type {wanted!r}"
         raise ValueError(
@@ -138,8 +147,8 @@ def _shipped() -> list[type[Model]]:
     package = importlib.import_module("vlpipe.models.layouts")
     found: list[type[Model]] = []
     for info in pkgutil.iter_modules(package.__path__):
-        if info.name != "table":
-            module = importlib.import_module(f"{BELOW}.{info.name}")
+        if full_name := full_module_name(info.name, BELOW):
+            module = importlib.import_module(full_name)
             found += [
                 value
                 for value in vars(module).values()

@@ -295,6 +295,11 @@ class Tokenizer:
         words = [-1, *words_a, -1, *(w + after if w >= 0 else w for w in words_b), -1]
         return ids, words, [0] * (num_a + 2) + [1] * (num_b + 1)
 
+    def spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Returns the ids of `text` alone, and the characters [first, end) of the text that each token stands for."""
+        found = self._fast.encode(text, add_special_tokens=False)
+        return list(found.ids), list(found.offsets)
+
     def ids(self, text: str) -> list[int]:
         """Returns the ids of `text` alone, without special tokens: a prompt, for example."""
         found: list[int] = self._fast.encode(text, add_special_tokens=False).ids

@@ -47,6 +47,15 @@ class File:
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         return core_schema.no_info_plain_validator_function(cls.parse)
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, source: Any, handler: Any) -> dict[str, Any]:
+        """Returns the JSON Schema with which editors check a file parameter."""
+        text = {"type": "string"}
+        of_step = {"from": text, "path": text, "first": text}  # and the axes of a matrix, by their names
+        step = {"type": "object", "properties": of_step, "required": ["from"]}
+        other = {"type": ["string", "number", "boolean"]}
+        return {"description": cls.KIND, "anyOf": [text, {**step, "additionalProperties": other}]}
+
 
 class ListFile(File):
     """A file of rows that only `SourceStage.rows` reads. If rows are appended, all shards of the old list stay valid, except

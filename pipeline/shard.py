@@ -16,10 +16,10 @@ from itertools import chain
 from typing import IO, Any, Literal, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
+from vlpipe.pipeline.parquet.column_stats import count_in
 from vlpipe.pipeline.parquet.conform import conform
 from vlpipe.pipeline.parquet.file import Parquet
 from vlpipe.pipeline.parquet.footer import footer_digest
@@ -265,22 +265,9 @@ class ShardWriter:
         self.num_rows += start
 
     def _count(self, table: pa.Table) -> None:
-        """Updates `stats`: nulls of each column; for numbers also min, max and the count of NaN or infinite values."""
+        """Updates `stats`, see `count_in`."""
         for f in self.schema:
-            column, stat = table[f.name], self.stats[f.name]
-            stat["nulls"] += column.null_count
-            if pa.types.is_floating(f.type):
-                column = column.cast(pa.float64())
-                finite = column.filter(pc.is_finite(column))  # JSON has no NaN or infinity
-                if odd := len(column) - column.null_count - len(finite):
-                    stat["not_finite"] = stat.get("not_finite", 0) + odd
-                column = finite
-            elif not pa.types.is_integer(f.type):
-                continue
-            if len(column) > column.null_count:
-                low, high = pc.min_max(column).as_py().values()
-                stat["min"] = min(low, stat.get("min", low))
-                stat["max"] = max(high, stat.get("max", high))
+            count_in(self.stats[f.name], table[f.name])
 
     def close(self) -> None:
         self._flush(final=True)
@@ -303,7 +290,7 @@ def write_shard(
 ) -> Shard:
     """Writes tables as one shard, atomically, and returns it without `key` and `heavy`, which the caller adds.
 
-    stats: if given, updated with {column: {"nulls", "min", "max", "not_finite"}}, where they apply.
+    stats: if given, updated with the statistics of each column, see `count_in`.
     """
     with store.writing(rel, sync_folder=False) as part:
         with ShardWriter(part, schema, row_group_rows) as writer:

@@ -77,6 +77,17 @@ class Stage:
         """
         return None
 
+    def sampled(self) -> Stage:
+        """Returns the stage as `vlpipe run --sample` runs it: one that computes in steps does a few of them."""
+        return self
+
+    def num_steps_for(self, num_rows: int) -> int | None:
+        """Returns how many equal steps the stage computes for this number of input rows; None: its time grows with rows.
+
+        A stage that returns a number sets `Job.spent["per_step"]`.
+        """
+        return None
+
     def runs(self) -> Stage:
         """Returns the stage whose code makes the rows: this one, unless it runs another stage."""
         return self
@@ -117,9 +128,11 @@ class AheadWork(Protocol):
 
 @runtime_checkable
 class PartsWork(Protocol):
-    """Work of a stage with `OBSERVES_WORLD` whose output for a batch may not fit into memory.
+    """Work whose output for a batch may not fit into memory.
 
-    `parts(batch)` yields it in parts, which are written one by one; together they are what the call returns.
+    `parts(batch)` yields it in parts, at least one, which are written one by one; together they are what the call returns.
+    Unless the stage has `OBSERVES_WORLD`, an error that is due to a row is raised before the first part: after it, the
+    shard's attempt fails.
     """
 
     def parts(self, batch: pa.Table) -> Iterator[Out]: ...
@@ -137,6 +150,19 @@ class TimedWork(Protocol):
     """
 
     def seconds(self) -> dict[str, float]: ...
+
+    def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
+
+
+@runtime_checkable
+class CommittingWork(Protocol):
+    """Work that records something beside its rows, such as a server's answers.
+
+    `committing()` is called when all rows of a shard are written, before its receipt: what was recorded is safe when it
+    returns. It returns figures for the receipt's `run`, which are for information only.
+    """
+
+    def committing(self) -> Mapping[str, float]: ...
 
     def __call__(self, batch: pa.Table) -> pa.Table | Out: ...
 
@@ -229,6 +255,9 @@ class Job:
     # launch(fn, config, num_workers=1, gpu=False) runs fn(config): one worker in this process, several with Ray Train.
     launch: Callable[..., None]
     say: Callable[[str], None] = field(default=print)  # shows one line to the user
+    spent: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds by kind, which the stage may set; for the receipt
 
 
 class GatherStage(Stage):

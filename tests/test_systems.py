@@ -34,7 +34,7 @@ def test_every_system_is_found_with_its_files(tool: ModuleType) -> None:
         assert one.title, one.name
         assert one.paper.startswith("https://"), one.name
         assert one.blocks, one.name
-    assert found["clip"].parity == ["tests/models/test_clip.py"]
+    assert found["clip"].parity == ["tests/models/systems/image_text/test_clip.py"]
     assert tool.objectives(found["clip"].declared) == ["infonce"]
 
 

@@ -5,7 +5,8 @@ python tools/systems.py --run               # first run each workflow that has `
 python tools/systems.py --run --seeds 5     # five seeds
 python tools/systems.py --run --only clip mae
 
-A system is a module of models/systems; its workflow is the one in workflows/ that is named in `x-system`, or has its name.
+A system is a module of a room of models/systems; its workflow names it in `x-system`, or has its name, and runs with its
+profile `smoke`, if it has one.
 `x-criteria` in a workflow lists what a run must show, each {figure: STEP.NAME, above: STEP.NAME or number}, or `below`, with
 `standard_errors: k` or `by: difference`. `x-seeds` lists the parameters that a seed sets. Figures of runs are kept in
 docs/systems.json.
@@ -32,6 +33,7 @@ import yaml
 HERE = Path(__file__).resolve().parents[1]
 SYSTEMS, WORKFLOWS, TESTS = HERE / "models/systems", HERE / "workflows", HERE / "tests/models"
 PAGE, RUNS, ROOTS = HERE / "docs/systems.md", HERE / "docs/systems.json", HERE / "runs/systems"
+BLOCK = re.compile(r"vlpipe\.models\.(?:blocks|codebooks)\.(?!base)(\w+)")
 Figures = Mapping[str, tuple[float, int]]  # "step.name" -> (value, number of items)
 
 
@@ -57,16 +59,16 @@ def systems() -> list[System]:
     """Returns the systems by name."""
     workflows = {_system_of(path): path for path in sorted(WORKFLOWS.glob("*.yaml"))}
     found = []
-    for path in sorted(SYSTEMS.iterdir()):
+    for path in sorted(
+        (path for room in SYSTEMS.iterdir() if room.is_dir() for path in room.iterdir()), key=_name
+    ):
         if path.name.startswith("_") or not (path.suffix == ".py" or (path / "model.py").is_file()):
             continue
         file, name = (path if path.is_file() else path / "model.py"), path.stem
         text = file.read_text(encoding="utf-8")
         doc = ast.get_docstring(ast.parse(text)) or ""
         paper = re.search(r"https://\S+\w", doc)
-        imports = sorted(set(re.findall(r"vlpipe\.models\.blocks\.(\w+)", text)))
-        if path.is_dir():
-            imports = sorted({*imports, *re.findall(r"vlpipe\.models\.blocks\.(\w+)", _texts(path))})
+        imports = sorted(set(BLOCK.findall(text + (_texts(path) if path.is_dir() else ""))))
         found.append(
             System(
                 name,
@@ -82,6 +84,10 @@ def systems() -> list[System]:
     return found
 
 
+def _name(path: Path) -> str:
+    return path.name
+
+
 def _texts(folder: Path) -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
 
@@ -93,7 +99,7 @@ def _system_of(workflow: Path) -> str:
 
 def _parity_tests(name: str) -> list[str]:
     """Returns the test files of a system that compare it with transformers, or with a second implementation."""
-    files = [*TESTS.glob(f"test_{name}.py"), *sorted(TESTS.glob(f"test_{name}_*.py"))]
+    files = [*TESTS.rglob(f"test_{name}.py"), *sorted(TESTS.rglob(f"test_{name}_*.py"))]
     against = ("from transformers import", "second implementation")
     return [
         str(f.relative_to(HERE)) for f in files if any(a in f.read_text(encoding="utf-8") for a in against)
@@ -101,10 +107,13 @@ def _parity_tests(name: str) -> list[str]:
 
 
 def objectives(declared: Mapping[str, Any]) -> list[str]:
-    """Returns the losses that the training steps of a workflow name, in order."""
+    """Returns the losses that the training steps of a workflow name, in order; also those in values of its matrix."""
     found = []
-    for step in declared.get("steps", {}).values():
-        for one in (step or {}).get("objectives") or []:
+    axes = (axis for axis in (declared.get("matrix") or {}).values() if isinstance(axis, Mapping))
+    arms = (value for axis in axes for value in axis.values() if isinstance(value, Mapping))
+    for step in (*declared.get("steps", {}).values(), *arms):
+        named = (step or {}).get("objectives") or []
+        for one in named if isinstance(named, list) else []:
             use = one if isinstance(one, str) else one["use"]
             found.append(str(use).partition(":")[0])
     return list(dict.fromkeys(found))
@@ -114,7 +123,8 @@ def run(system: System, seed: int) -> bool:
     """Runs the workflow of a system on this machine and keeps its figures. Returns whether it ended well."""
     assert system.workflow is not None
     sets = [f"--set={key}={seed}" for key in system.declared.get("x-seeds", [])]
-    command = ["run", str(system.workflow), "--local", "--root", str(root_of(system, seed)), *sets]
+    profile = ["--profile", "smoke"] if "smoke" in system.declared.get("profiles", {}) else []
+    command = ["run", str(system.workflow), *profile, "--local", "--root", str(root_of(system, seed)), *sets]
     print("vlpipe", *command, flush=True)
     vlpipe = [sys.executable, "-m", "vlpipe.pipeline.cli.main"]
     if subprocess.run([*vlpipe, *command], cwd=HERE, check=False).returncode:

@@ -29,7 +29,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class PreNormLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): (B, L, D) -> (B, L, D).
 
-    drop_path: probability that a sample skips a branch in training. mlp_width: None for 4 x width.
+    drop_path: probability that a sample skips a branch in training. mlp_width: None for 4 x width. dropout: after each
+    linear layer but that of queries, keys and values (ViT).
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class PreNormLayer(nn.Module):
         norm_eps: float = 1e-6,
         activation: str = "gelu",
         mlp_width: int | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_heads, self.drop_path, self.activation = num_heads, drop_path, ACTIVATIONS[activation]
+        self.dropout = dropout
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -52,15 +55,19 @@ class PreNormLayer(nn.Module):
 
     def forward(self, x: Tensor, first: bool = False, mask: Tensor | None = None) -> Tensor:
         """mask: bool, True = attend; broadcasts to (B, heads, L, L). first: returns position 0 alone, (B, 1, D)."""
-        mixed = self._attend(self.norm1(x), first, mask)
+        mixed = self._dropout(self._attend(self.norm1(x), first, mask))
         x = (x[:, :1] if first else x) + self._drop(mixed)
-        return x + self._drop(self.down(self.activation(self.up(self.norm2(x)))))
+        inner = self._dropout(self.activation(self.up(self.norm2(x))))
+        return x + self._drop(self._dropout(self.down(inner)))
 
     def _attend(self, x: Tensor, first: bool, mask: Tensor | None) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D / H) each
         out: Tensor = self.out(attend(q[:, :, :1] if first else q, k, v, mask))
         return out
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
 
     def _drop(self, x: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0.0:
@@ -82,11 +89,12 @@ class PreNormEncoder(nn.Module):
         norm_eps: float = 1e-6,
         activation: str = "gelu",
         mlp_width: int | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         rates = [drop_path * i / max(1, num_layers - 1) for i in range(num_layers)]
         self.blocks = nn.ModuleList(
-            PreNormLayer(width, num_heads, rate, norm_eps, activation, mlp_width) for rate in rates
+            PreNormLayer(width, num_heads, rate, norm_eps, activation, mlp_width, dropout) for rate in rates
         )
         self.norm = nn.LayerNorm(width, eps=norm_eps)
 

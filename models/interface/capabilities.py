@@ -32,6 +32,13 @@ class EmbedsImages(Protocol):
 
 
 @runtime_checkable
+class EmbedsImageParts(Protocol):
+    """Embeds each image several times: (B, Q, E), unit norm; a text is as similar to it as to the nearest of these."""
+
+    def image_feats(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
 class EmbedsTexts(Protocol):
     """Embeds texts in the space of the images: (B, E), unit norm."""
 

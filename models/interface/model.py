@@ -19,7 +19,8 @@ class Model(nn.Module):
     adds one method per output, each from `Outputs` to a value.
 
     STREAMS: the streams it reads: name -> maker (`module:Class` below `vlpipe.stages.loading.makers`).
-    FORMATS: names of other layouts that its `load` reads: a transformers `model_type`, or an older format of ours.
+    FORMATS: names of other layouts that its `load` reads: a transformers `model_type`, `model_type:architecture` if that
+    is one of several, or an older format of ours.
     ENCODINGS: stream name -> outputs that depend on that stream alone, so that they can be re-used in other pairs.
     config: the constructor's arguments, defaults included; saved with the weights.
     """
@@ -75,7 +76,7 @@ class Model(nn.Module):
     @classmethod
     def load(cls, source: str | Path, /, **changes: Any) -> Any:
         """Returns the model in a transformers folder, one of FORMATS. `changes` replace config values."""
-        return _layout_module(cls).LAYOUT.load(cls, Path(source), changes)
+        return _layout(cls).load(cls, Path(source), changes)
 
     def export(self, folder: str | Path, kind: str | None = None, tokenizer: Any = None) -> None:
         """Writes a folder for `from_pretrained` of the transformers class of this system, or for another library.
@@ -86,13 +87,13 @@ class Model(nn.Module):
 
         Raises ValueError if transformers has no class for it.
         """
-        _layout_module(type(self)).LAYOUT.export(self, Path(folder), kind)
+        _layout(type(self)).export(self, Path(folder), kind)
         if tokenizer is not None:
             tokenizer.save(folder)
 
     def check_export(self, kind: str | None = None) -> None:
         """Raises ValueError if `export` cannot write this model as `kind`. Needs no weights."""
-        _layout_module(type(self)).LAYOUT.check(self, kind)
+        _layout(type(self)).check(self, kind)
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns saved weights as this model needs them: positions interpolated to another image size, for example."""
@@ -110,12 +111,18 @@ class Model(nn.Module):
         return False
 
 
-def _layout_module(cls: type) -> Any:
-    """Returns `vlpipe.models.layouts.<name of the system>`. Raises ValueError if there is none."""
-    system = cls.__module__.removeprefix("vlpipe.models.systems.").partition(".")[0]
-    name = f"vlpipe.models.layouts.{system}"
-    if importlib.util.find_spec(name) is None:
+def _layout(cls: type) -> Any:
+    """Returns LAYOUT of `vlpipe.models.layouts.<name of the system>`; of a system with several classes, LAYOUTS by their
+    names.
+
+    Raises ValueError if there is none.
+    """
+    system = cls.__module__.removeprefix("vlpipe.models.systems.").split(".")[1:2]
+    name = f"vlpipe.models.layouts.{''.join(system)}"
+    module = importlib.import_module(name) if system and importlib.util.find_spec(name) else None
+    found = getattr(module, "LAYOUTS", {}).get(cls.__name__) or getattr(module, "LAYOUT", None)
+    if found is None:
         raise ValueError(
             f"{cls.__name__}: transformers has no class for this system that vlpipe reads or writes"
         )
-    return importlib.import_module(name)
+    return found

@@ -7,6 +7,7 @@ leaves a sum of 0 and "invalid multinomial distribution".
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class Itm(Objective):
     """
 
     LOSSES = ("itm",)
-    NEEDS = (Matches, EmbedsImages, EmbedsTexts, HasTemperature)
+    NEEDS: ClassVar[tuple[type, ...]] = (Matches, EmbedsImages, EmbedsTexts, HasTemperature)
     SCOPE: Scope = "rank"
 
     def __init__(self, *, negatives: str = "student", all_ranks: bool = False, teacher: str = "ema") -> None:
@@ -94,9 +95,14 @@ def hard_negatives(
     Returns indices (B,), and which rows have a valid candidate at all, (B,) bool; the other rows' index is meaningless.
     """
     with torch.autocast(temp.device.type, enabled=False):
-        sims = (queries.float() @ candidates.float().t() / temp).masked_fill(invalid, float("-inf"))
+        return drawn(queries.float() @ candidates.float().t() / temp, invalid)
+
+
+@torch.no_grad()
+def drawn(sims: Tensor, invalid: Tensor) -> tuple[Tensor, Tensor]:
+    """As `hard_negatives`, of similarities (B, K) that are divided by the temperature."""
     valid = ~invalid.all(1)
-    weights = sims.masked_fill(~valid[:, None], 0.0).softmax(1)
+    weights = sims.masked_fill(invalid, float("-inf")).masked_fill(~valid[:, None], 0.0).softmax(1)
     # as torch.multinomial of one draw, which also waits for the device to check its input
     return (weights / torch.empty_like(weights).exponential_()).argmax(1), valid
 

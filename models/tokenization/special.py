@@ -20,7 +20,8 @@ THEIR_NAMES = {
 USUAL = {
     "pad": ("[PAD]", "<pad>", "<|pad|>"),
     "unk": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>", "<|startoftext|>", "<|endoftext|>"),
+    # T5, which has no start token, begins what it writes with padding
+    "cls": ("[CLS]", "<s>", "<|startoftext|>", "<|endoftext|>", "<pad>"),
     "sep": ("[SEP]", "</s>", "<|endoftext|>"),
     "mask": ("[MASK]", "<mask>"),
     "dec": ("[DEC]",),

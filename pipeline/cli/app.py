@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Annotated
 
@@ -24,12 +24,17 @@ from vlpipe.pipeline.engine.records.forget_journal import has_traces
 from vlpipe.pipeline.engine.row_bounds import estimates
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.inspect.forecast import forecast, forecast_table, read_forecast, totals, write_forecast
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.watch.curves import Curves
+from vlpipe.pipeline.watch.events import EventLog
+from vlpipe.pipeline.watch.metrics import Metrics
+from vlpipe.pipeline.watch.telling import Telling, all_of
 from vlpipe.pipeline.workflow.load import Workflow, resolve_workflow
 
 HELP = """Run and inspect workflows. All parameters are in the YAML. Exit codes: 0 success, 1 error, 2 wrong usage; after a
 signal 128 + its number: 130 after Ctrl-C, 143 after SIGTERM, 129 if the terminal was closed."""
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 WIDTH = None if sys.stdout.isatty() else 160  # characters, for tables in files and pipes
 out = Console(width=WIDTH)
 err = Console(stderr=True)
@@ -86,6 +91,27 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="refuse a step whose source changed without a new VERSION")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics", metavar="PORT", help="serve metrics for Prometheus while it runs: PORT or HOST:PORT"
+        ),
+    ] = None,
+    curves: Annotated[
+        str | None,
+        typer.Option(
+            "--curves", metavar="WHERE", help="training curves to tensorboard:FOLDER or wandb:PROJECT"
+        ),
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample",
+            metavar="K",
+            min=1,
+            help="only the first K shards of each source; forecasts the full run",
+        ),
+    ] = None,
 ) -> None:
     """Run all steps that are not done yet. A run after a kill continues; a run with nothing left to do changes nothing."""
     need_one_place(local, address)
@@ -93,14 +119,21 @@ def run(
     found, store = load(workflow, root, set_, profile)
     with locked(store) as run_id:
         finish_forget(store)
-        steps = plan(found, store, until)
+        steps = plan(found, store, until, sample)
         warn(steps, strict)
         todo = [one for one in steps if not one.is_done]
         if todo:
-            remember(steps, store)
-            execute(steps, store, run_id, local=local, address=address, strict=strict)
+            if sample is None:  # the next plan compares with the last full run
+                remember(steps, store)
+            telling: list[Telling] = [EventLog(store, run_id, found.name, steps)]
+            telling += [Metrics(store, metrics)] if metrics is not None else []
+            telling += [Curves(store, run_id, curves)] if curves is not None else []
+            execute(steps, store, run_id, local=local, address=address, strict=strict, telling=telling)
             warn(todo, strict=False)  # about shards that this run reused
         before_retry.clean(steps, store)
+        if sample is not None:
+            costs = forecast(steps, {step.name: step.stage for step in found.steps}, store)
+            write_forecast(store, found.name, sample, costs)
     if not todo:
         out.print(
             f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",
@@ -115,6 +148,12 @@ def run(
     table = results_table(steps, store)
     if table is not None:
         out.print(table)
+    if sample is not None:
+        out.print(
+            f"a sample of {sample} shard(s) per source; the full run is expected to take:", highlight=False
+        )
+        out.print(forecast_table(costs))
+        out.print(totals(costs), highlight=False, soft_wrap=True)
 
 
 def need_one_place(local: bool, address: str | None) -> None:
@@ -141,25 +180,34 @@ def execute(
     local: bool,
     address: str | None,
     strict: bool = False,
+    telling: Sequence[Telling] = (),
 ) -> None:
     """Runs the plan on an executor. After an interrupt or a failed step, running tasks get `GRACE_S` to finish."""
-    with executing(store, run_id, local=local, address=address) as (executor, watcher, check):
+    with executing(store, run_id, local=local, address=address, telling=telling) as (
+        executor,
+        watcher,
+        check,
+    ):
         Run(steps, store, executor, watcher, strict).go(check, GRACE_S)
 
 
 @contextmanager
 def executing(
-    store: Store, run_id: str, *, local: bool, address: str | None
+    store: Store, run_id: str, *, local: bool, address: str | None, telling: Sequence[Telling] = ()
 ) -> Iterator[tuple[Executor, Watcher, Callable[[], None]]]:
     """Yields an executor, a watcher that shows progress, and a function that raises Interrupted if a signal came.
 
-    If Interrupted leaves the block, the process exits with 128 + the signal's number.
+    telling: further watchers, entered here. If Interrupted leaves the block, the process exits with 128 + the signal's
+    number.
     """
     with exiting_by_signal(), heeding_interrupts() as check:
         executor = make_executor(run_id, local=local, address=address)
         try:
-            with ProgressWatcher(out, store) as progress:
-                yield executor, replace(progress.watcher, stopping=_stopping), check
+            with ProgressWatcher(out, store) as progress, ExitStack() as stack:
+                for one in telling:
+                    stack.enter_context(one)
+                shown = replace(progress.watcher, stopping=_stopping)
+                yield executor, all_of([shown, *(one.watcher for one in telling)]), check
         finally:
             executor.close()
 
@@ -236,4 +284,10 @@ def plan_command(
         if notes.get(one.name):
             out.print(f"        {escape(notes[one.name])}", highlight=False, soft_wrap=True, style="dim")
     out.print(f"{len(todo)} of {len(steps)} steps would run", highlight=False)
+    if todo and (known := read_forecast(store, found.name)):
+        num_shards, costs = known
+        names = {one.name for one in todo}
+        out.print(f"from a sample of {num_shards} shard(s) per source:", highlight=False)
+        out.print(forecast_table([one for one in costs if one.step in names]))
+        out.print(totals([one for one in costs if one.step in names]), highlight=False, soft_wrap=True)
     warn(steps, strict)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
 
 from vlpipe.pipeline.change import export, prune, retry
 from vlpipe.pipeline.cli.app import (
@@ -29,11 +31,12 @@ from vlpipe.pipeline.cli.app import (
 )
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.plan import PlannedStep, plan
+from vlpipe.pipeline.engine.records import answers
 from vlpipe.pipeline.engine.records.forget_journal import refuse_half_done
 from vlpipe.pipeline.errors import VlpipeError, printable
 from vlpipe.pipeline.forget import apply, scan, summary
 from vlpipe.pipeline.forget import wanted as forget_list
-from vlpipe.pipeline.inspect import diff, diff_rows, on_disk, report, show, status, tune
+from vlpipe.pipeline.inspect import diff, diff_rows, on_disk, report, status, tune
 from vlpipe.pipeline.inspect import why as history
 from vlpipe.pipeline.inspect.opted_out import read_hashes
 from vlpipe.pipeline.inspect.verify import root as verify_root
@@ -71,34 +74,41 @@ def planned(
 
 @app.command("status")
 def status_command(
-    workflow: WorkflowArg, root: RootOpt = None, set_: SetOpt = None, profile: ProfileOpt = None
-) -> None:
-    """Show the state of each step: shards, rows, rejects by reason, seconds and size."""
-    name, steps, store = planned(workflow, root, set_, profile)
-    found = status.status(steps, store)
-    draw(status.status_table(found))
-    num_done = sum(one.state == "done" for one in found)
-    say(
-        f"{name}: {num_done} of {len(found)} steps are done, {size(sum(one.bytes for one in found))} in {store.url}"
-    )
-    holder = status.lock_holder(store)
-    if holder.text:
-        say(holder.text)
-
-
-@app.command("show")
-def show_command(
-    path: Annotated[
-        str, typer.Argument(help="a step's folder, a shard, a _rejects folder, or a Parquet file")
-    ],
-    num_rows: Annotated[int, typer.Option("-n", min=0, help="number of rows")] = 5,
-    where: Annotated[
-        str | None,
-        typer.Option("--where", help='only rows that match: "why = \'timeout\'", or SQL: "len(texts) > 1"'),
+    workflow: WorkflowArg,
+    root: RootOpt = None,
+    set_: SetOpt = None,
+    profile: ProfileOpt = None,
+    watch: Annotated[
+        float | None,
+        typer.Option("--watch", metavar="SECONDS", min=0.1, help="draw it again until all steps are done"),
     ] = None,
 ) -> None:
-    """Show the content of a step or a shard: schema, counts, rejects by reason, first rows."""
-    draw(show.render(show.show(on_disk.find_place(path), path, num_rows, where)))
+    """Show the state of each step: shards, rows, rejects by reason, seconds and size."""
+    if watch is None:
+        draw(Group(*_status(workflow, root, set_, profile)[0]))
+        return
+    with Live(console=out, auto_refresh=False) as live:
+        while True:
+            parts, is_over = _status(workflow, root, set_, profile)
+            live.update(Group(*parts), refresh=True)
+            if is_over:
+                return
+            time.sleep(watch)
+
+
+def _status(
+    workflow: str, root: str | None, sets: list[str] | None, profile: str | None
+) -> tuple[list[RenderableType], bool]:
+    """Returns the table and the lines below it, and whether all steps are done."""
+    name, steps, store = planned(workflow, root, sets, profile)
+    found = status.status(steps, store)
+    num_done = sum(one.state == "done" for one in found)
+    total = size(sum(one.bytes for one in found))
+    lines = [f"{name}: {num_done} of {len(found)} steps are done, {total} in {store.url}"]
+    lines += [text] if (text := status.lock_holder(store).text) else []
+    return [status.status_table(found), *(Text(line, overflow="fold") for line in lines)], num_done == len(
+        found
+    )
 
 
 @app.command("why")
@@ -180,6 +190,12 @@ def prune_command(
         list[str] | None,
         typer.Option("--drop-profile", help="profile whose folders are not kept; repeatable"),
     ] = None,
+    answers_too: Annotated[
+        bool,
+        typer.Option(
+            "--answers", help="also remove the recorded answers of servers, which are then asked again"
+        ),
+    ] = False,
     yes: Yes = False,
 ) -> None:
     """Remove step folders that none of the given workflows uses. Without --yes, only print what would be removed.
@@ -203,6 +219,8 @@ def prune_command(
                 )
             ]
             _prune(store, prune.unreached(store, plans), yes)
+            if answers_too:
+                _prune_answers(store, yes)
 
 
 def _prune(store: Store, found: list[prune.UnreachedFolder], yes: bool) -> None:
@@ -218,6 +236,13 @@ def _prune(store: Store, found: list[prune.UnreachedFolder], yes: bool) -> None:
         say(f"removed {total}")
     else:
         say(f"would remove {total}; add --yes to remove them")
+
+
+def _prune_answers(store: Store, yes: bool) -> None:
+    num_bytes = answers.num_bytes(store)
+    if yes:
+        answers.drop(store)
+    say(f"{'removed' if yes else 'would remove'} {size(num_bytes)} of recorded answers, in {store.url}")
 
 
 @app.command("forget")
@@ -253,6 +278,7 @@ def forget_command(
     with locked(store) if yes else nullcontext():
         if yes:
             finish_forget(store)
+            answers.recover(store)
         refuse_half_done(store)
         if opted_out_:
             opted_out_urls = read_hashes(store)

@@ -96,7 +96,9 @@ def exit_code(debug: bool) -> int:
 def _add_commands() -> None:
     """Adds all other commands to `app`, unless `run` or `plan` is asked for: they need none, and start faster."""
     if sys.argv[1:2] not in (["run"], ["plan"]):
-        import vlpipe.pipeline.cli.commands  # noqa: F401
+        import vlpipe.pipeline.cli.commands
+        import vlpipe.pipeline.cli.describe
+        import vlpipe.pipeline.cli.look  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ from rich.table import Table
 from vlpipe.pipeline.cli.terminal import Screen
 from vlpipe.pipeline.engine.executor import Watcher
 from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
-from vlpipe.pipeline.engine.records.manifest import Manifest
 from vlpipe.pipeline.engine.records.progress_notes import mark_running, rows_done
 from vlpipe.pipeline.engine.records.receipts import Receipt
 from vlpipe.pipeline.errors import printable
-from vlpipe.pipeline.stage import TIMED, MapStage
+from vlpipe.pipeline.inspect.alarms import alarms
+from vlpipe.pipeline.stage import TIMED
 from vlpipe.pipeline.storage.printable import counts
 from vlpipe.pipeline.storage.store import Store
 
@@ -41,7 +41,6 @@ SLOW_S = 10.0  # seconds after which a step or shard also reports intermediate p
 SPEAK_S = 30.0  # min seconds between two plain lines of a step; longer for steps that run long
 ASKED = 32  # max number of shards whose progress notes are read: those that run longest
 MAX_CODES = 4  # reject codes that are shown with their counts
-MANY_ROWS = 1_000  # min input rows for the warning that a filter dropped nothing
 
 
 @dataclass
@@ -173,6 +172,7 @@ class ProgressWatcher:
             if is_gather(one):
                 seen.ended, seen.busy_s = time.monotonic(), seen.seconds
             line = summary(one, seen.seconds, seen.reused, seen.busy_s, seen.spent)
+            line += alarm_lines(alarms(one, self.store), one.name)
             self.console.print(line, highlight=False, soft_wrap=True)
 
     def _tick(self) -> None:
@@ -281,7 +281,7 @@ def summary(
         parts.append(limits(spent, busy_s))
     if seconds and not reused:
         parts.append(f"{max(m.rows_in, m.rows_out) / max(seconds, 1e-3):,.0f} rows/s")
-    return f"[bold green]{escape(one.name)}[/bold green]: {', '.join(parts)}{keep_warning(one)}"
+    return f"[bold green]{escape(one.name)}[/bold green]: {', '.join(parts)}"
 
 
 def limits(spent: Mapping[str, float], busy_s: float) -> str:
@@ -292,22 +292,9 @@ def limits(spent: Mapping[str, float], busy_s: float) -> str:
     return f"{text}, reading, writing and starting {rest:.0%}"
 
 
-def keep_warning(one: PlannedStep) -> str:
-    """Returns a warning if a step kept no row, or a filter dropped nothing of MANY_ROWS rows or more; else ""."""
-    assert one.manifest is not None
-    m, stage = one.manifest, one.keyed.step.stage
-    text = ""
-    if m.rows_in and not m.rows_out and m.rejects:
-        text = f"kept 0 % of its {m.rows_in:,} rows"
-    elif isinstance(stage, MapStage) and stage.FILTERS and m.rows_in >= MANY_ROWS and dropped_nothing(m):
-        text = f"kept 100 % of its {m.rows_in:,} rows: it is a filter, and every row passed"
-    return f"\n[bold red]  warning: {escape(one.name)} {text}[/bold red]" if text else ""
-
-
-def dropped_nothing(m: Manifest) -> bool:
-    """True if the step rejected no row as filtered and its own counts are all 0: text filters drop texts of a row, not the
-    row, and report it only in their counts."""
-    return not any(code.startswith("filtered:") for code in m.rejects) and not any(m.counts.values())
+def alarm_lines(found: Sequence[str], step: str) -> str:
+    """Returns a line in red for each alarm of a step, each after a line break."""
+    return "".join(f"\n[bold red]  warning: {escape(step)} {escape(text)}[/bold red]" for text in found)
 
 
 def results_table(steps: Sequence[PlannedStep], store: Store) -> Table | None:

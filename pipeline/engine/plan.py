@@ -21,7 +21,7 @@ from vlpipe.pipeline.engine.records.manifest import (
 )
 from vlpipe.pipeline.engine.records.receipts import STEP_FOLDER, Receipt, read_receipts, read_unfinished
 from vlpipe.pipeline.engine.records.source_hash import Sources, save_parsed
-from vlpipe.pipeline.engine.worker.gather import ListRows, part_sources
+from vlpipe.pipeline.engine.worker.gather import SAMPLE_ROWS, ListRows, part_sources
 from vlpipe.pipeline.errors import VlpipeError, VlpipeWarning
 from vlpipe.pipeline.files import File, ListFile
 from vlpipe.pipeline.shard import Shard
@@ -29,7 +29,7 @@ from vlpipe.pipeline.stage import Dataset, GatherStage, MapStage, SourceStage
 from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow, schemas
-from vlpipe.pipeline.workflow.params import files_of, left_out, replace_files
+from vlpipe.pipeline.workflow.params import canonical, files_of, left_out, replace_files
 from vlpipe.pipeline.workflow.step import Step, find_steps
 
 RECORD = "_steps.json"  # each step as of its last run; used to explain why a step runs, not to decide whether
@@ -98,29 +98,47 @@ class PlannedStep:
         self._receipts = None
 
 
-def expand(steps: Sequence[Step]) -> list[Step]:
-    """Returns the steps, each source stage as two steps: `NAME.rows` lists its rows, `NAME` processes them."""
+def expand(steps: Sequence[Step], sample: int | None = None) -> list[Step]:
+    """Returns the steps, each source stage as two steps: `NAME.rows` lists its rows, `NAME` processes them.
+
+    sample: list the rows of so many shards only, and run stages as `Stage.sampled` returns them.
+    """
     out: list[Step] = []
     for step in steps:
+        step = step if sample is None else _sampled(step)
         if isinstance(step.stage, SourceStage):
             rows = f"{step.name}.rows"
-            out.append(dataclasses.replace(step, name=rows, stage=ListRows(source=step.stage), inputs=()))
+            max_rows = None if sample is None else sample * step.shard_rows
+            lister = ListRows(source=step.stage, max_rows=max_rows)
+            params = step.params if max_rows is None else {**step.params, SAMPLE_ROWS: max_rows}
+            out.append(dataclasses.replace(step, name=rows, stage=lister, inputs=(), params=params))
             step = dataclasses.replace(step, inputs=(rows,))
         out.append(step)
     return out
 
 
-def plan(workflow: Workflow, store: Store, until: str | None = None) -> list[PlannedStep]:
+def _sampled(step: Step) -> Step:
+    stage = step.stage.sampled()
+    if stage is step.stage:
+        return step
+    params = {name: canonical(getattr(stage, name)) for name in step.params}
+    return dataclasses.replace(step, stage=stage, params=params)
+
+
+def plan(
+    workflow: Workflow, store: Store, until: str | None = None, sample: int | None = None
+) -> list[PlannedStep]:
     """Returns the planned steps, in file order. Reads the manifests of finished steps.
 
-    until: keep only this step and the steps it needs. Raises VlpipeError if the root has another format number.
+    until: keep only this step and the steps it needs. sample: of `expand`. Raises VlpipeError if the root has another format
+    number.
     """
     check_format(store, old=any(_is_step(store, name) for name in store.list()))
     chain = schemas(workflow)
     digests, sources = FileDigests(store), Sources()
     record = read_record(store)
     by_name: dict[str, PlannedStep] = {}
-    for step in expand(workflow.steps):
+    for step in expand(workflow.steps, sample):
         keyed = key_step(step, {name: p.keyed for name, p in by_name.items()}, digests, sources)
         keyed = _in_folder(keyed, store)
         above = tuple(by_name[name] for name in step.inputs)
@@ -367,5 +385,7 @@ def remember(steps: Sequence[PlannedStep], store: Store) -> None:
             "params": step.params,
             "files": dict(one.keyed.files),
             "torch_threads": step.torch_threads,
+            "inputs": [above.folder for above in one.above],
+            "gather": is_gather(one),
         }
     write_sealed(store, RECORD, record)

@@ -65,6 +65,8 @@ class RowCounts:
         """Returns the number of rows that a ListRows step lists, or the source's `max_rows` if it has one."""
         key, stage = one.keyed.step_key, one.keyed.step.stage
         assert isinstance(stage, ListRows)
+        if stage.max_rows is not None:
+            return stage.max_rows
         if key not in self._counts:
             cheap = stage.source.max_rows()
             if cheap is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from vlpipe.pipeline.engine.records.answers import without_rows
 from vlpipe.pipeline.engine.records.forget_journal import BEFORE, JOURNAL, is_half_done
 from vlpipe.pipeline.engine.records.forgotten import add_forgotten
 from vlpipe.pipeline.engine.records.keys import FileDigests
@@ -69,6 +70,7 @@ def forget(store: Store, found: ForgetPlan) -> None:
         "touched": touched,
         "trained": {model.folder: model.num_rows + model.num_heirs for model in found.models},
         "copies": copies,
+        "answers": sorted(found.answers),
         "steps": [[one.folder, asdict(one.manifest) if one.manifest else None] for one in changing],
     }
     _write_gone(store, found.gone)
@@ -122,6 +124,8 @@ def finish(store: Store) -> bool:
     gone = _read_gone(store, taken)
     urls = gone.urls
     add_forgotten(store, id=gone.ids.digests, url=urls.urls.digests, domain=urls.domains.digests)
+    for path in plan.get("answers", ()):  # an older version wrote none
+        without_rows(store, path, gone.with_heirs)
     for folder in plan["copies"]:
         store.remove(f"{folder}/manifest.json")  # a half-removed step must not look done
         store.remove(folder)

@@ -50,6 +50,11 @@ class ForgottenRows:
     def _heirs(self) -> TextSet:
         return TextSet.of("id", self.taken)
 
+    @cached_property
+    def with_heirs(self) -> TextSet:
+        """The ids, and those of rows that copied a text from them: what was asked about these may hold the text."""
+        return self.ids | self._heirs
+
     def rows(self, table: pa.Table, refs: Collection[Reference]) -> Mask:
         """Returns a mask of the forgotten rows, (num_rows,) bool.
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from vlpipe.pipeline.engine.records.answers import part_paths, with_rows
 from vlpipe.pipeline.engine.records.forgotten import canonical_url
 from vlpipe.pipeline.forget.copied_texts import DONORS, find_taken
 from vlpipe.pipeline.forget.json_artifacts import names_rows
@@ -85,6 +86,7 @@ class ForgetPlan:
     # Folders with artifacts that cannot be searched (neither Parquet nor JSON) and that are not in `models`.
     unread: list[str]
     steps: dict[str, Step]
+    answers: dict[str, int] = field(default_factory=dict)  # file of recorded answers -> how many are removed
 
 
 def find(store: Store, wanted: ForgetList, reads: Mapping[str, Sequence[str]]) -> ForgetPlan:
@@ -104,7 +106,8 @@ def find(store: Store, wanted: ForgetList, reads: Mapping[str, Sequence[str]]) -
             above = reads.get(one.folder)  # None: unknown, so `work/` is removed to be safe
             one.parts = above is None or any(touched[f].files for f in above if f in touched)
     models = _models(steps, touched)
-    seen = _all_bits(one.ids for one in folders)
+    answers = dict(with_rows(store, gone.with_heirs)) if len(ids) else {}
+    seen = _all_bits([*(one.ids for one in folders), _bits_in_answers(store, answers, ids)])
     meant["id"] = np.isin(
         wanted.id.digests, ids.digests[np.unpackbits(seen, count=len(ids)).astype(np.bool_)]
     )
@@ -116,6 +119,7 @@ def find(store: Store, wanted: ForgetList, reads: Mapping[str, Sequence[str]]) -
         models=models,
         unread=[f for f, s in steps.items() if _is_closed(s) and f not in {one.folder for one in models}],
         steps=steps,
+        answers=answers,
     )
 
 
@@ -145,6 +149,7 @@ def _ids(store: Store, steps: Mapping[str, Step], wanted: ForgetList) -> tuple[T
     True for those that match a row (all False for `id`, which `find` fills in)."""
     meant = {kind: np.zeros(len(wanted.of_kind(kind)), np.bool_) for kind in KINDS}
     maker = TextSetMaker("id")
+    paths = [*_shards(steps, "id"), *part_paths(store)]
     if wanted.urls or len(wanted.sha256):
         listed = wanted.listed
 
@@ -152,7 +157,7 @@ def _ids(store: Store, steps: Mapping[str, Step], wanted: ForgetList) -> tuple[T
             # Opt-outs do not match rows of a listing: such a row was never fetched, and its reject has the reason.
             return _meant_ids(store, path, listed if LISTING.search(path) else wanted, meant)
 
-        for columns in each(meant_in, _shards(steps, "id")):
+        for columns in each(meant_in, paths):
             for column in columns:
                 maker.add_column(column)
     ids = wanted.id | maker.made()
@@ -165,6 +170,16 @@ def _ids(store: Store, steps: Mapping[str, Step], wanted: ForgetList) -> tuple[T
                 maker.add_column(column)
         ids = ids | maker.made()
     return ids, meant
+
+
+def _bits_in_answers(store: Store, paths: Iterable[str], ids: TextSet) -> Bits:
+    """Returns one bit per id: whether a recorded answer is about its row."""
+    found = np.zeros(len(ids), np.bool_)
+    for path in paths:
+        for table in _columns(store, path, "id"):
+            places = ids.find(table["id"])
+            found[places[places >= 0]] = True
+    return np.packbits(found)
 
 
 def _meant_ids(store: Store, path: str, wanted: ForgetList, meant: dict[str, Mask]) -> list[pa.ChunkedArray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vlpipe.pipeline.engine.records.answers import REL
 from vlpipe.pipeline.forget.scan import FolderChanges, ForgetPlan, Model, made_from
 
 
@@ -18,6 +19,8 @@ def tell(found: ForgetPlan) -> Iterator[str]:
     for one in found.folders:
         if one.folder not in going:
             yield f"  {one.folder:{width}}  {_touched(one)}"
+    if found.answers:
+        yield f"  {REL:{width}}  {sum(found.answers.values()):,} recorded answer(s) of servers"
     for model in copies:
         yield f"  {model.folder:{width}}  the whole folder, because it has {_read(model)}; the next run rebuilds it"
     num_content = found.unmatched["sha256"]

@@ -17,11 +17,15 @@ from vlpipe.pipeline.engine.records.receipts import Receipt, seconds_of, sum_cou
 from vlpipe.pipeline.engine.records.rejects import rejects_path
 from vlpipe.pipeline.errors import printable
 from vlpipe.pipeline.inspect.on_disk import StepFolder, StepRecord, data_path, need_step, read_step
-from vlpipe.pipeline.inspect.where import parse_where
+from vlpipe.pipeline.inspect.rows.conditions import Queries
+from vlpipe.pipeline.inspect.rows.table import open_files
+from vlpipe.pipeline.inspect.rows.where import COMPARISON, parse_where
+from vlpipe.pipeline.inspect.rows.written import written_conditions
 from vlpipe.pipeline.shard import is_heavy, open_parquet
 from vlpipe.pipeline.storage.printable import cell, counts, size, struct_text
 from vlpipe.pipeline.storage.store import Store
 
+MERGED = (("min", min), ("max", max), ("min_length", min), ("max_length", max))
 TABLE_CHARS = 100  # max width of a table of rows; wider rows are shown as blocks
 
 
@@ -60,7 +64,21 @@ def _show_files(
         total = file.metadata.num_rows if len(files) == 1 else None
     if total is not None:
         facts = [*facts, ("rows", f"{total:,}")]
-    return Shown(facts=facts, schema=schema, rows=first_rows(store, files, num_rows, where))
+    simple = COMPARISON.fullmatch(
+        where or ""
+    )  # one comparison of a column: the first rows are found without a search
+    searched = where is not None and not (simple and simple[1] in schema.names)
+    conditions = written_conditions(where or "", schema) if searched else None
+    if conditions is None:
+        return Shown(facts=facts, schema=schema, rows=first_rows(store, files, num_rows, where))
+    table = open_files(store, files)
+    found = Queries().matching(table, conditions)
+    assert found is not None
+    facts = [
+        *facts,
+        ("match", f"{len(found):,} of {table.num_rows:,} rows: {' and '.join(map(str, conditions))}"),
+    ]
+    return Shown(facts=facts, schema=schema, rows=table.rows(found[:num_rows].tolist(), schema.names))
 
 
 def _show_rejects(place: StepFolder, num_rows: int, where: str | None) -> Shown:
@@ -108,12 +126,16 @@ def _show_shard(place: StepFolder, num_rows: int, where: str | None) -> Shown:
     ]
     shown = _show_files(place.store, [path], [], num_rows, where)
     return Shown(
-        facts=facts,
+        facts=[*facts, *_match_facts(shown)],
         schema=shown.schema,
         columns={k: dict(v) for k, v in receipt.columns.items()},
         heavy_at={n: at for n, at, *_ in receipt.shard.heavy if at != path},
         rows=shown.rows,
     )
+
+
+def _match_facts(shown: Shown) -> list[tuple[str, str]]:
+    return [fact for fact in shown.facts if fact[0] == "match"]
 
 
 def _show_step(store: Store, folder: str, num_rows: int, where: str | None) -> Shown:
@@ -125,7 +147,7 @@ def _show_step(store: Store, folder: str, num_rows: int, where: str | None) -> S
     shown = _show_files(store, files or [record.receipts[0].shard.path], [], num_rows, where)
     heavy_at = {n: at.rpartition("/")[0] for n, at, *_ in record.receipts[0].shard.heavy}
     return Shown(
-        facts=facts,
+        facts=[*facts, *_match_facts(shown)],
         schema=shown.schema,
         columns=merge_columns([r.columns for r in record.receipts]),
         heavy_at={n: at for n, at in heavy_at.items() if at != folder},
@@ -160,13 +182,13 @@ def step_facts(store: Store, record: StepRecord) -> list[tuple[str, str]]:
 
 
 def merge_columns(all_columns: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Merges column statistics over shards: sum of nulls, smallest min, largest max."""
+    """Merges column statistics over shards: sum of nulls, smallest min and length, largest max and length."""
     merged: dict[str, dict[str, Any]] = {}
     for columns in all_columns:
         for name, stat in columns.items():
             have = merged.setdefault(name, {"nulls": 0})
             have["nulls"] += stat["nulls"]
-            for key, choose in (("min", min), ("max", max)):
+            for key, choose in MERGED:
                 if key in stat:
                     have[key] = choose(stat[key], have.get(key, stat[key]))
     return merged
@@ -210,13 +232,20 @@ def _schema_table(shown: Shown) -> Table:
     """Returns the schema as a table, with statistics if there are any; rejects and files without a receipt have none."""
     table = Table(box=None, pad_edge=False)
     numbers = ("nulls", "min", "max") if shown.columns else ()
-    for name in ("column", "type", *numbers, ""):
-        table.add_column(name, overflow="fold", justify="right" if name in numbers else "left")
+    lengths = ("length",) if any("max_length" in stat for stat in shown.columns.values()) else ()
+    for name in ("column", "type", *numbers, *lengths, ""):
+        table.add_column(name, overflow="fold", justify="right" if name in (*numbers, *lengths) else "left")
     for name, dtype, note in _columns(shown):
         stat = shown.columns.get(name, {})
         found = [cell(stat[key]) if key in stat else "" for key in numbers]
-        table.add_row(escape(name), escape(dtype), *found, note)
+        table.add_row(escape(name), escape(dtype), *found, *(_length(stat) for _ in lengths), note)
     return table
+
+
+def _length(stat: Mapping[str, Any]) -> str:
+    """Returns the lengths of texts (characters), bytes and lists (items): `3` or `3 to 120`; empty without any."""
+    ends = dict.fromkeys(f"{stat[key]:,}" for key in ("min_length", "max_length") if key in stat)
+    return " to ".join(ends)
 
 
 def _columns(shown: Shown) -> Iterator[tuple[str, str, str]]:

@@ -15,6 +15,7 @@ from vlpipe.pipeline.engine.locking.lock_file import LEASE_S, newest, state_of
 from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.engine.records.progress_notes import is_running
 from vlpipe.pipeline.engine.records.receipts import seconds_of
+from vlpipe.pipeline.inspect.alarms import alarms
 from vlpipe.pipeline.inspect.on_disk import StepReceipts, what_is_there
 from vlpipe.pipeline.storage.printable import counts, size
 from vlpipe.pipeline.storage.store import Store
@@ -32,6 +33,7 @@ class StepStatus:
     seconds: float  # summed over shards, also if they ran in parallel
     bytes: int
     why: str  # why the step is not done; empty if it is done or running
+    alarms: tuple[str, ...] = ()  # of a finished step, see `alarms.py`
 
 
 def status(steps: Sequence[PlannedStep], store: Store) -> list[StepStatus]:
@@ -53,6 +55,7 @@ def _status(one: PlannedStep, have: StepReceipts, store: Store, run: str) -> Ste
             seconds=seconds_of(store, one.folder),
             bytes=m.bytes + extra,
             why="",
+            alarms=tuple(alarms(one, store)),
         )
     receipts = list(have.receipts.values())
     rejects: Counter[str] = Counter()
@@ -103,6 +106,7 @@ def status_table(found: Sequence[StepStatus]) -> Table:
         ]
         shown = [*numbers, size(one.bytes)] if ran else [""] * 5
         reasons = escape(counts(one.rejects)) or (f"[dim]{escape(one.why)}[/dim]" if one.why else "")
+        reasons += "".join(f"\n[red]warning: {escape(text)}[/red]" for text in one.alarms)
         table.add_row(escape(one.name), f"[{color}]{one.state}[/{color}]", *shown, reasons)
     return table
 

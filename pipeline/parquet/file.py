@@ -20,7 +20,7 @@ class Parquet(pq.ParquetFile):
     is an error, never a different value."""
 
     def __init__(self, source: Any, name: str) -> None:
-        self.name = name
+        self.name, self.source = name, source
         with self._named():
             super().__init__(source, page_checksum_verification=True)
             self.columns = self.schema_arrow  # fails here if the schema is unreadable

@@ -103,6 +103,13 @@ def resolve_workflow(name_or_path: str) -> str:
     raise VlpipeError(f"{shown(name_or_path, 400)} {what}{near if near.endswith('?') else ''}{listed}")
 
 
+def root_of(path: str) -> str:
+    """Returns the root of a workflow file, without loading its stages."""
+    file = parse(_read(path), [])
+    name = (isinstance(file, Map) and file.get("name")) or os.path.splitext(os.path.basename(path))[0]
+    return os.path.expanduser((isinstance(file, Map) and file.get("root")) or f"runs/{name}")
+
+
 def profiles_of(path: str) -> list[str]:
     """Returns the names of the profiles in a workflow file; mistakes in its YAML are ignored."""
     file = parse(_read(path), [])

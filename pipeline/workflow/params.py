@@ -92,7 +92,7 @@ def _import_failed(module: str, error: Exception) -> ValueError:
     return ValueError(f"importing {module} failed: {type(error).__name__}: {error}")
 
 
-def _modules(below: str) -> dict[str, Path]:
+def modules_below(below: str) -> dict[str, Path]:
     """Returns module name below the package -> file, for all its modules, without importing them."""
     spec = importlib.util.find_spec(below)
     folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
@@ -107,7 +107,7 @@ def _modules(below: str) -> dict[str, Path]:
 def _moved(use: str, below: str) -> str:
     """Returns `; did you mean ...?` if a class below declares `use`, its first path, as NAME; empty if none does."""
     declared = re.compile(rf'^ +NAME\b.*= "{re.escape(use)}"$', re.MULTILINE)
-    for name, file in _modules(below).items():
+    for name, file in modules_below(below).items():
         if found := declared.search(text := file.read_text(encoding="utf-8")):
             classes = re.findall(r"^class (\w+)", text[: found.start()], re.MULTILINE)
             return f"; did you mean {name}:{classes[-1]}?"
@@ -116,7 +116,7 @@ def _moved(use: str, below: str) -> str:
 
 def _nearby(module: str, below: str) -> str:
     """Returns `; did you mean ...?` with the closest module below a package; if none is close, a list of its modules."""
-    names = list(_modules(below))
+    names = list(modules_below(below))
     if difflib.get_close_matches(module, names, n=1):
         return did_you_mean(module, names)
     group = module.partition(".")[0]

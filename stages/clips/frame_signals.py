@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,19 +17,13 @@ from pydantic import Field
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.pipeline.shard import Out, Reject, need, with_field
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.clips.frame_measures import (
-    BLACK_SHARE,
-    FrameFacts,
-    colour_change,
-    frame_facts,
-    frame_hash,
-    motion,
-)
 from vlpipe.stages.common.batches import without
 from vlpipe.stages.common.by_video import CLIP_PLACE, Clip, grid, over_videos
 from vlpipe.stages.common.scores import with_columns
 from vlpipe.stages.video.budget import need_at_most
 from vlpipe.stages.video.decode import Limits, ShortSide
+from vlpipe.stages.video.frame_looks import FPS, SIDE, Look, Looker
+from vlpipe.stages.video.frame_measures import BLACK_SHARE
 from vlpipe.stages.video.shut_in import open_video
 from vlpipe.stages.video.video_root import VideosRoot, root_path
 
@@ -45,17 +39,7 @@ SIGNALS = pa.schema(
         ("frame_hash", pa.string()),
     ]
 )
-
-
-class Look(NamedTuple):
-    """Measures of one frame."""
-
-    black: bool
-    blurred: bool
-    text: float
-    hash: str | None
-    moved: float | None  # since the previous frame of the grid; None if that was not read
-    cut: bool  # between that frame and this one
+STATIC_BELOW, CUT_ABOVE, BLUR_BELOW = 1.0, 0.5, 100.0  # our choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +54,8 @@ class FrameSignals(MapStage):
     variance is below `blur_below`, including uniform ones. burned_text: mean fraction of a frame that looks like text, an
     estimate (`frame_measures.text_share`). frame_hash: pHash of the middle frame, to find clips with the same content; null
     if it has too little texture.
-    Frames have `side` pixels on the shorter side. videos: folder or fsspec URL; the column `video` holds paths below it.
+    Frames have `side` pixels on the shorter side. `clips.look_signals` gives the same columns without decoding, if a step
+    before measured the frames. videos: folder or fsspec URL; the column `video` holds paths below it.
     deadline_s: for decoding one video, in seconds. Defaults without a source are our choice.
     max_frames: of a clip; a clip with more is rejected (too_many_windows). Further reject codes: those of `video.decode`.
     """
@@ -79,11 +64,11 @@ class FrameSignals(MapStage):
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset({"videos", "deadline_s"})
 
     videos: VideosRoot
-    fps: Annotated[float, Field(gt=0)] = 4.0
-    side: Annotated[int, Field(ge=32)] = 96
-    static_below: float = 1.0
-    cut_above: float = 0.5
-    blur_below: float = 100.0
+    fps: Annotated[float, Field(gt=0)] = FPS
+    side: Annotated[int, Field(ge=32)] = SIDE
+    static_below: float = STATIC_BELOW
+    cut_above: float = CUT_ABOVE
+    blur_below: float = BLUR_BELOW
     deadline_s: Annotated[float, Field(gt=0)] = 600
     max_frames: Annotated[int, Field(ge=1)] = 20_000  # 83 minutes
 
@@ -117,37 +102,33 @@ class FrameSignals(MapStage):
 
     def _read_frames(self, clip: Clip, wanted: Sequence[int]) -> dict[int, Look]:
         """Returns {k: measures of the frame at k / fps seconds}, without frames past the end of the video."""
-        looks: dict[int, Look] = {}
-        before: tuple[int, FrameFacts] | None = None
+        looker = Looker()
         limits = Limits(deadline_s=self.deadline_s)
         with open_video(root_path(self.videos), clip["video"], limits, num_bytes=clip["num_bytes"]) as video:
             for index, picture in video.frames([k / self.fps for k in wanted], ShortSide(self.side)):
-                k, facts = wanted[index], frame_facts(picture)
-                next_to = before[1] if before and before[0] == k - 1 else None
-                looks[k] = Look(
-                    facts.dark >= BLACK_SHARE,
-                    facts.sharpness < self.blur_below,
-                    facts.text,
-                    frame_hash(picture),
-                    motion(next_to, facts) if next_to else None,
-                    next_to is not None and colour_change(next_to, facts) > self.cut_above,
-                )
-                before = k, facts
-        return looks
+                looker.see(wanted[index], picture)
+        return looker.looks
 
     def _signals(self, clip: Clip, looks: Sequence[Look]) -> dict[str, Any]:
         if not looks:
             detail = f"{clip['video']} has no frame from {clip['start_s']:g} to {clip['end_s']:g} s"
             raise RowFault("no_frames_in_window", detail)
-        inner = looks[1:]  # the first frame's change is relative to a frame before the clip
-        moved = [look.moved for look in inner if look.moved is not None]
-        return {
-            "frames_seen": len(looks),
-            "static_ratio": float(np.mean([m < self.static_below for m in moved])) if moved else None,
-            "motion": float(np.mean(moved)) if moved else None,
-            "num_cuts": sum(look.cut for look in inner),
-            "black_ratio": float(np.mean([look.black for look in looks])),
-            "blur_ratio": float(np.mean([look.blurred for look in looks])),
-            "burned_text": float(np.mean([look.text for look in looks])),
-            "frame_hash": looks[len(looks) // 2].hash,
-        }
+        return signals(looks, self.static_below, self.cut_above, self.blur_below)
+
+
+def signals(
+    looks: Sequence[Look], static_below: float, cut_above: float, blur_below: float
+) -> dict[str, Any]:
+    """Returns the columns SIGNALS of a clip from the measures of its frames, at least one, by time."""
+    inner = looks[1:]  # the first frame's change is relative to a frame before the clip
+    moved = [look.moved for look in inner if look.moved is not None]
+    return {
+        "frames_seen": len(looks),
+        "static_ratio": float(np.mean([m < static_below for m in moved])) if moved else None,
+        "motion": float(np.mean(moved)) if moved else None,
+        "num_cuts": sum(look.changed is not None and look.changed > cut_above for look in inner),
+        "black_ratio": float(np.mean([look.dark >= BLACK_SHARE for look in looks])),
+        "blur_ratio": float(np.mean([look.sharpness < blur_below for look in looks])),
+        "burned_text": float(np.mean([look.text for look in looks])),
+        "frame_hash": looks[len(looks) // 2].hash,
+    }

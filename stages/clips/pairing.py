@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from vlpipe.pipeline.shard import Out, Reject, need
+from vlpipe.pipeline.shard import Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
 from vlpipe.stages.clips.captions import SOURCES, Caption, clean, pick_track
-from vlpipe.stages.clips.cut_windows import schema_with_windows, table_with_windows, windows_problems
+from vlpipe.stages.clips.cut_windows import CutClips, Found, schema_with_windows, windows_problems
 from vlpipe.stages.common.batches import seed_of
 from vlpipe.stages.common.row import RowIds, text
 from vlpipe.stages.video.rows import CLIPS, CUES, FILE_FIELDS
@@ -67,9 +67,10 @@ class Pairing(MapStage):
 
     sources, lang: choose the track (see `captions.pick_track`). seed: random draws depend only on it and on the video's row
     id. windows: feature columns of the videos (`s3d`, `frame_feats`) that the clips get too: of each clip, the windows with
-    their centre in it, else the nearest one if it overlaps the clip. A clip without any is left out, and counted as
-    `clips:no_window`. Reject codes (filtered): no_cues (none in such a track), no_usable_cue (`captions.clean` drops all),
-    no_clip (none is longer than 0 s), no_window (all clips are left out).
+    their centre in it, else the nearest one if it overlaps the clip; of `frame_looks`, the frames that begin in it, else the
+    one shown during it. A clip without any is left out, and counted as `clips:no_window`. Reject codes (filtered): no_cues
+    (none in such a track), no_usable_cue (`captions.clean` drops all), no_clip (none is longer than 0 s), no_window (all
+    clips are left out).
     """
 
     NAME: ClassVar[str] = "clips.pairing:Pairing"
@@ -111,9 +112,9 @@ class Pairing(MapStage):
 
     @contextmanager
     def open(self) -> Iterator[Work]:
-        yield self._work
+        yield CutClips(self._find, PAIRED, self.windows)
 
-    def _work(self, videos: pa.Table) -> Out:
+    def _find(self, videos: pa.Table) -> Found:
         rows: list[dict[str, Any]] = []
         rejects, counts = [], Counter[str]()
         for video in videos.select(list(READS)).to_pylist():
@@ -122,8 +123,7 @@ class Pairing(MapStage):
                 rejects.append(made)
             else:
                 rows.extend(made)
-        out = table_with_windows(rows, PAIRED, videos, self.windows)
-        return Out(out.table, [*rejects, *out.rejects], counts={**counts, **out.counts})
+        return Found(rows, rejects, counts)
 
     def _clips(self, video: Mapping[str, Any], counts: Counter[str]) -> list[dict[str, Any]] | Reject:
         track = pick_track(video["cues"] or (), self.sources, self.lang)

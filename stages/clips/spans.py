@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError, did_you_mean
 from vlpipe.pipeline.files import File
-from vlpipe.pipeline.shard import Out, Reject, need
+from vlpipe.pipeline.shard import Reject, need
 from vlpipe.pipeline.stage import MapStage, Work
-from vlpipe.stages.clips.cut_windows import schema_with_windows, table_with_windows, windows_problems
+from vlpipe.stages.clips.cut_windows import CutClips, Found, schema_with_windows, windows_problems
 from vlpipe.stages.common.row import RowIds, text
 from vlpipe.stages.video.rows import CLIPS, FILE_FIELDS
 
@@ -61,7 +61,7 @@ class SpanClips(MapStage):
     def open(self) -> Iterator[Work]:
         spans = self._read()
 
-        def work(videos: pa.Table) -> Out:
+        def find(videos: pa.Table) -> Found:
             rows: list[dict[str, Any]] = []
             rejects = []
             for video in videos.select(list(READS)).to_pylist():
@@ -76,10 +76,9 @@ class SpanClips(MapStage):
                         )
                     )
                 rows.extend(_clips(video, sorted((*times, texts) for times, texts in found.items())))
-            out = table_with_windows(rows, CLIPS, videos, self.windows)
-            return Out(out.table, [*rejects, *out.rejects], counts=out.counts)
+            return Found(rows, rejects)
 
-        yield work
+        yield CutClips(find, CLIPS, self.windows)
 
     def _read(self) -> dict[str, dict[tuple[float, float], list[str]]]:
         """Returns video -> (start, end) -> texts."""

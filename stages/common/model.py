@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlpipe.models import folder
 from vlpipe.models.interface.batch import Batch, Stream
-from vlpipe.models.interface.capabilities import missing
+from vlpipe.models.interface.capabilities import EmbedsImageParts, missing
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.engine.worker.device import device_of_step
@@ -69,6 +69,14 @@ class Loaded:
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, S, S) -> embeddings (B, E), unit norm."""
         value: Tensor = self.outputs(image=Stream(pixels)).image_feat
+        return value
+
+    @torch.inference_mode()
+    def embed_image_parts(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, S, S) -> embeddings (B, Q, E) of a model that embeds each image several times, else (B, E)."""
+        if not self.can(EmbedsImageParts):
+            return self.embed_images(pixels)
+        value: Tensor = self.outputs(image=Stream(pixels)).image_feats
         return value
 
     @torch.inference_mode()

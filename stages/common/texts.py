@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import groupby
 from typing import Literal
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.stage import Dataset
 from vlpipe.stages.common.row import TEXT, TEXTS
 
 LAST_MARK = 0x20000  # no character from here on decomposes into combining marks
@@ -94,6 +95,15 @@ class FlatTexts:
 
     def _offsets(self) -> pa.Array:
         return pa.array(np.concatenate([[0], np.cumsum(self.lengths)]), pa.int32())
+
+
+def texts_of(inputs: Sequence[Dataset], source: str) -> Iterator[str]:
+    """Yields the texts of one source, of all rows in order, dropped ones too."""
+    for data in inputs:
+        for table in data.batches(["texts"]):
+            flat = FlatTexts(table["texts"])
+            wanted = pc.equal(flat.field("source"), source)
+            yield from flat.field("text").filter(wanted).to_pylist()
 
 
 def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:

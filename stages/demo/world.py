@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from pydantic import Field
 from vlpipe.pipeline.stage import GatherStage, Job
 from vlpipe.stages.demo import broken, noise
 from vlpipe.stages.demo.captions import human_caption, web_caption
+from vlpipe.stages.demo.correlated import correlated_picture
 from vlpipe.stages.demo.scenes import SIZE_PX, Scene, draw_scene, encode, render
 
 if TYPE_CHECKING:
@@ -72,8 +73,12 @@ class World(GatherStage):
     Artifact truth.parquet (TRUTH), the ground truth of web.parquet, is for evaluation stages only. duplicates, dead,
     corrupt: fractions of `num_web` images that get a planted duplicate (half exact, half near), that cannot be fetched, and
     that cannot be decoded. web.parquet has num_web rows, plus the duplicates and one decompression bomb.
+
+    layout: "scattered", objects that do not depend on each other; "correlated", nine of which each tells its neighbours
+    (`demo.correlated`); texts and truth are then of the one in the middle.
     """
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"layout"})
     ROWS_ARE: ClassVar[str] = "none"
 
     seed: int = 0
@@ -86,11 +91,17 @@ class World(GatherStage):
     duplicates: Share = 0.06
     dead: Share = 0.01
     corrupt: Share = 0.01
+    layout: Literal["scattered", "correlated"] = "scattered"
 
     NAME: ClassVar[str] = "demo.world:World"
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         return pa.schema([])
+
+    def preflight(self) -> list[str]:
+        if self.layout == "correlated" and self.two_things:
+            return [f"two_things: scenes of layout correlated have nine objects, got {self.two_things}"]
+        return []
 
     def run(self, job: Job) -> None:
         folder = Path(job.artifacts)
@@ -116,6 +127,8 @@ class World(GatherStage):
         (folder / f"{name}.json").write_text(json.dumps({"images": images, "annotations": annotations}))
 
     def _picture(self, rng: np.random.Generator) -> tuple[Scene, Image.Image]:
+        if self.layout == "correlated":
+            return correlated_picture(rng)
         scene = draw_scene(rng, self.two_things)
         return scene, render(scene, rng)
 

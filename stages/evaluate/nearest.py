@@ -31,13 +31,16 @@ def both_ways(
 ) -> tuple[Nearest, Nearest]:
     """Returns the k nearest texts of each image (I, D), and the k nearest images of each text (T, D), by dot product.
 
-    Fewer than k where there are fewer. Ties: the lower index first. Memory: k similarities per query and one block.
+    Images with several vectors, (I, Q, D), are as similar to a text as the nearest of these. Fewer than k where there are
+    fewer. Ties: the lower index first. Memory: k similarities per query and one block.
     """
-    size = max(1, block_values // len(texts))
+    num_parts = 1 if images.ndim == 2 else images.shape[1]
+    size = max(1, block_values // (num_parts * len(texts)))
     orders, scores = [], []
     of_texts = Nearest(np.empty((len(texts), 0), np.int64), np.empty((len(texts), 0), np.float32))
     for start in range(0, len(images), size):
         sims = images[start : start + size] @ texts.T
+        sims = sims if images.ndim == 2 else sims.max(axis=1)
         found = best(sims, k)
         orders.append(found.order)
         scores.append(found.scores)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,7 @@ from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.batches import batch_size_problems, fixed_batches
 from vlpipe.stages.common.row import RESULTS, TEXTS
+from vlpipe.stages.common.texts import texts_of
 
 if TYPE_CHECKING:
     from vlpipe.stages.common.model import Loaded
@@ -56,7 +57,7 @@ class NextWord(GatherStage):
 
         model = load(self.model, self.max_text_length, [GeneratesAlone])
         nats, right, num, tokens = 0.0, 0, 0, Counter[int]()
-        for batch, num_real in fixed_batches(self._texts(job), self.batch_size):
+        for batch, num_real in fixed_batches(texts_of(job.inputs, self.source), self.batch_size):
             found = self._judged(model, batch[:num_real])
             nats, right, num = nats + found[0], right + found[1], num + len(found[2])
             tokens.update(found[2])
@@ -65,12 +66,6 @@ class NextWord(GatherStage):
         values = {"nats": nats / num, "top1": right / num, "top1_prior": max(tokens.values()) / num}
         rows = [{"name": name, "value": value, "num_rows": num} for name, value in values.items()]
         job.emit(pa.Table.from_pylist(rows, RESULTS))
-
-    def _texts(self, job: Job) -> Iterator[str]:
-        for data in job.inputs:
-            for table in data.batches(["texts"]):
-                for texts in table["texts"].to_pylist():
-                    yield from (t["text"] for t in texts or () if t["source"] == self.source)
 
     def _judged(self, model: Loaded, texts: list[str]) -> tuple[float, int, list[int]]:
         """Returns (sum of nats, number of right first guesses, the tokens) of a batch."""

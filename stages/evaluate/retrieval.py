@@ -40,7 +40,8 @@ class Retrieval(RunsModel, GatherStage):
     """Emits RESULTS: recall `tr@k` over images and `ir@k` over captions, k = 1, 5, 10, as fractions from 0 to 1.
 
     `tr@k`: at least one caption of the image is among its top k texts. `ir@k`: the image is among the top k of its
-    caption. Ties are ranked by row, then by caption order. An image may have several captions.
+    caption. Ties are ranked by row, then by caption order. An image may have several captions. Of a model that embeds an
+    image several times (BLIP-2), the nearest embedding counts.
     Artifact `items.parquet` (columns: ITEMS): whether each query is a hit (0 or 1), for `evaluate.compare`. The item of an
     image is its row id, that of its caption k (from 0) is `ID#k`.
 
@@ -115,7 +116,7 @@ class Retrieval(RunsModel, GatherStage):
         rows, feats = [], []
         with Ahead(self.decode_workers, model.is_on_gpu) as ahead:
             images = heldout(job, self.source, model.image_size, rejects, ahead)
-            for key, feat in encode_images(images, model.embed_images, self.batch_size, ahead):
+            for key, feat in encode_images(images, model.embed_image_parts, self.batch_size, ahead):
                 rows.append(key)
                 feats.append(feat.float().cpu().numpy())
         return rows, np.array(feats, np.float32)

@@ -1,4 +1,4 @@
-"""Export for other tools: webdataset tars, models for transformers.
+"""Export for other tools: webdataset tars, dataset folders of Hugging Face, models for transformers.
 
 May import `common`, `filter`, `formats`.
 """

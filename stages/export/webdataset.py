@@ -12,19 +12,20 @@ import math
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.parquet.row_digest import checked
-from vlpipe.pipeline.shard import Reject, Shard, is_heavy, need, read_batches
+from vlpipe.pipeline.shard import Reject, Shard, need, read_batches
 from vlpipe.pipeline.stage import Dataset, GatherStage, Job
 from vlpipe.pipeline.storage.store import Store, canonical_json, sha256_file
 from vlpipe.stages.common.row import TEXTS
+from vlpipe.stages.export.chosen import Source, Which, chosen_texts, is_plain
 from vlpipe.stages.filter.keep_matched import NO_TEXT_KEPT
 from vlpipe.stages.formats.signatures import ENDINGS
 
@@ -43,17 +44,21 @@ class WriteWebdataset(GatherStage):
     texts: which of the kept texts go into KEY.txt: `first`; `best` (highest score; ties: the first; texts without a score
     come last); or `all`, one per line. KEY.json has the full entries of these under `texts`, and the row's columns
     of numbers, booleans and strings. sources: use only texts of these sources (web, synth, human); None: all.
+    source_keys: KEY.json also has the best of these texts of each source as `caption_web`, `caption_synth`, `caption_human`,
+    from which open_clip draws with `--json-text-key` and `--json-text-key-probs`.
     Rows without such a text are rejected (filtered, no_text_kept). A killed run keeps its finished tars.
     `vlpipe forget` of a row removes all tars; the next run writes them without it.
     """
 
     ROWS_ARE: ClassVar[str] = "the tars; that each row is in one or rejected is checked for each of them"
 
-    texts: Literal["best", "all", "first"] = "best"
-    sources: tuple[Literal["web", "synth", "human"], ...] | None = None
+    texts: Which = "best"
+    sources: tuple[Source, ...] | None = None
+    source_keys: bool = False
 
     NAME: ClassVar[str] = "export.webdataset:WriteWebdataset"
     COPIES: ClassVar[bool] = True
+    ADDED: ClassVar[frozenset[str]] = frozenset({"source_keys"})
 
     def schema(self, inp: pa.Schema) -> pa.Schema:
         need(inp, "export.webdataset", id=pa.string(), texts=TEXTS, format=pa.string(), image=pa.binary())
@@ -68,7 +73,7 @@ class WriteWebdataset(GatherStage):
             job.say(f"{number + 1} of {len(shards)} tars")
         for part in parts:
             job.reject([Reject(**one) for one in part["rejects"]])
-            _link(Path(work.path(part["file"])), Path(job.artifacts, part["file"]))
+            link(Path(work.path(part["file"])), Path(job.artifacts, part["file"]))
         sizes = {part["file"]: part["num_samples"] for part in parts}
         Path(job.artifacts, SIZES).write_bytes(canonical_json(sizes))
         job.emit(pa.Table.from_pylist([{n: p[n] for n in WRITTEN.names} for p in parts], WRITTEN))
@@ -97,41 +102,20 @@ class WriteWebdataset(GatherStage):
         return made
 
     def _samples(self, data: Dataset, shard: Shard, rejects: list[Reject]) -> Iterator[dict[str, bytes]]:
-        light = [f.name for f in data.schema if f.name == "texts" or _is_plain(f)]
+        light = [f.name for f in data.schema if f.name == "texts" or is_plain(f)]
         for batch in read_batches(data.store, shard, light, ["image"]):
             for row in checked(batch, shard.path).to_pylist():
-                chosen = self._chosen(row["texts"] or [])
+                chosen = chosen_texts(row["texts"] or [], self.texts, self.sources)
                 if chosen:
-                    yield sample(row, chosen)
+                    yield sample(row, chosen, self.source_keys)
                 else:
                     detail = "no text" if self.sources is None else f"no text of {', '.join(self.sources)}"
                     rejects.append(Reject(row["id"], "filtered", NO_TEXT_KEPT, detail))
 
-    def _chosen(self, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        usable = [
-            one
-            for one in texts
-            if one["kept"] is not False
-            and (one["text"] or "").strip()
-            and (self.sources is None or one["source"] in self.sources)
-        ]
-        if self.texts == "best" and usable:
-            return [max(usable, key=_score)]  # ties: the first
-        return usable[:1] if self.texts == "first" else usable
 
-
-def _score(one: Mapping[str, Any]) -> float:
-    score = one["score"]
-    return -math.inf if score is None or math.isnan(score) else score
-
-
-def _is_plain(f: pa.Field) -> bool:
-    """Returns True if JSON can represent the column: one number, boolean or string per row."""
-    numbers = pa.types.is_integer(f.type) or pa.types.is_floating(f.type) or pa.types.is_boolean(f.type)
-    return not is_heavy(f) and (numbers or pa.types.is_string(f.type))
-
-
-def sample(row: Mapping[str, Any], chosen: list[dict[str, Any]]) -> dict[str, bytes]:
+def sample(
+    row: Mapping[str, Any], chosen: Sequence[Mapping[str, Any]], source_keys: bool = False
+) -> dict[str, bytes]:
     """Returns a row's tar members: name -> bytes. Raises VlpipeError for an unknown format or a missing image."""
     id_, ending = row["id"], ENDINGS.get(row["format"])
     if ending is None:
@@ -139,6 +123,9 @@ def sample(row: Mapping[str, Any], chosen: list[dict[str, Any]]) -> dict[str, by
     if row["image"] is None:
         raise VlpipeError(f"row {id_} has no image; an earlier step must reject such rows")
     about = {name: value for name, value in row.items() if name not in ("texts", "image")}
+    if source_keys:
+        for source in dict.fromkeys(one["source"] for one in chosen):
+            about[f"caption_{source}"] = chosen_texts(chosen, "best", {source})[0]["text"]
     lines = "\n".join(" ".join(one["text"].split()) if len(chosen) > 1 else one["text"] for one in chosen)
     return {
         f"{id_}.{ending}": row["image"],
@@ -173,7 +160,7 @@ def write_tar(path: str, samples: Iterator[Mapping[str, bytes]]) -> int:
     return num_samples
 
 
-def _link(src: Path, dst: Path) -> None:
+def link(src: Path, dst: Path) -> None:
     """Hard-links `src` to `dst`, or copies it where that fails. Not moved: `work/` needs the file until the step is done."""
     try:
         os.link(src, dst)

@@ -18,8 +18,8 @@ from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.stage import GatherStage, Job
 
 if TYPE_CHECKING:
-    from vlpipe.models.systems.bert import Bert
-    from vlpipe.models.systems.videobert import VideoBert
+    from vlpipe.models.systems.text.bert import Bert
+    from vlpipe.models.systems.video.videobert import VideoBert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class StartVideoBert(GatherStage):
         import torch
 
         from vlpipe.models import folder
-        from vlpipe.models.systems.videobert import VideoBert
+        from vlpipe.models.systems.video.videobert import VideoBert
         from vlpipe.models.tokenizer import Tokenizer
         from vlpipe.stages.features.video_tree import Tree
 

@@ -183,7 +183,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer | None) -> Any:
 
 
 def _new_model(recipe: Recipe, tokenizer: Tokenizer | None) -> Any:
-    from vlpipe.models.systems.blip.checkpoints import init_bert, init_vit
+    from vlpipe.models.systems.image_text.blip.checkpoints import init_bert, init_vit
 
     cls = find(recipe.model_spec()["use"], MODELS)
     if "text" in cls.STREAMS and tokenizer is None:

@@ -76,6 +76,8 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
             if meter is not None:
                 meter.add(parts, run.device)
             train_step(run, parts)
+            if rank == 0:
+                progress.stepped(run.step)
             if _due(run, recipe.log_every) or _due(run, recipe.checkpoint_every):
                 need_finite(run)
             if _due(run, recipe.log_every):

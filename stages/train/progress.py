@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 POLL_S = 0.2
+PER_STEP = "per_step_s.txt"  # beside the progress lines: seconds per step
 T = TypeVar("T")
 
 
@@ -31,6 +32,15 @@ class Progress:
         self.peak_flops = peak_flops
         self.since_s = self._reported_s = time.monotonic()
         self._waited_s = 0.0
+        self._first_s: float | None = None  # when the first step of this process was done
+
+    def stepped(self, step: int) -> None:
+        """Notes that a step is done; after the last one, writes the seconds per step, without those of the first one."""
+        now = time.monotonic()
+        self._first_s = now if self._first_s is None else self._first_s
+        if step == self.num_steps and step - self.first_step > 1:
+            per_step_s = (now - self._first_s) / (step - self.first_step - 1)
+            self.path.with_name(PER_STEP).write_text(f"{per_step_s:.9f}")
 
     def waiting(self, batches: Iterator[T], num: int) -> list[T]:
         """Returns the next `num` batches; counts the time that the loader takes."""

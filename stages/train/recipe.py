@@ -34,7 +34,7 @@ class Optimisation:
     """
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"optimiser", "momentum", "groups", "compile", "deterministic", "recompute"}
+        {"optimiser", "momentum", "groups", "compile", "deterministic", "recompute", "milestones"}
     )
 
     # Duration: exactly one of `steps` and `epochs`
@@ -51,8 +51,9 @@ class Optimisation:
     lr: float = 3e-4
     min_lr: float = 1e-6
     warmup_steps: int = 0
-    schedule: Literal["cosine", "linear", "step_decay"] = "cosine"
-    decay_rate: float = 0.9  # step_decay: factor on lr at each new epoch
+    schedule: Literal["cosine", "linear", "step_decay", "milestones"] = "cosine"
+    decay_rate: float = 0.9  # step_decay: factor on lr at each new epoch; milestones: at each of these epochs
+    milestones: list[int] = field(default_factory=list)  # epochs, counted from 0
     weight_decay: float = 0.05
     no_decay: list[str] = field(
         default_factory=list
@@ -118,6 +119,11 @@ class Optimisation:
             (
                 not 0 <= self.min_lr <= self.lr,
                 f"min_lr must be at least 0 and at most lr = {self.lr}, got {self.min_lr}",
+            ),
+            (
+                (self.schedule == "milestones") != bool(self.milestones),
+                "`milestones` are the epochs at which schedule: milestones decays; set both or neither, got "
+                f"schedule: {self.schedule} and milestones: {self.milestones}",
             ),
             (
                 min(self.log_every, self.checkpoint_every) < 1,

@@ -16,7 +16,7 @@ def learning_rate(recipe: Optimisation, step: int, num_steps: int, samples_per_e
 
     Warm-up is linear, from `lr / warmup_steps` in step 0; its last step has the peak rate `lr`. With "cosine" and "linear"
     the last step of the run has `min_lr`; with "step_decay" the rate is multiplied by `decay_rate` at each new epoch after
-    that in which warm-up ends, down to `min_lr`.
+    that in which warm-up ends, down to `min_lr`; with "milestones" at each of those epochs.
     """
     if step < recipe.warmup_steps:
         return recipe.lr * (step + 1) / recipe.warmup_steps
@@ -29,4 +29,5 @@ def learning_rate(recipe: Optimisation, step: int, num_steps: int, samples_per_e
     epoch, warm = (
         at * recipe.batch_size // samples_per_epoch for at in (step, max(0, recipe.warmup_steps - 1))
     )
-    return max(recipe.min_lr, recipe.lr * recipe.decay_rate ** (epoch - warm))
+    times = sum(m <= epoch for m in recipe.milestones) if recipe.schedule == "milestones" else epoch - warm
+    return max(recipe.min_lr, recipe.lr * recipe.decay_rate**times)

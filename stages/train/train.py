@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +13,10 @@ import pyarrow as pa
 
 from vlpipe.pipeline.stage import GatherStage, Job, Stage
 from vlpipe.stages.common.row import LOSSES, TEXTS
-from vlpipe.stages.train.progress import following
+from vlpipe.stages.train.progress import PER_STEP, following
 from vlpipe.stages.train.recipe import Recipe
+
+SAMPLE_STEPS = 20  # of a training in `vlpipe run --sample`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,15 @@ class Train(GatherStage, Recipe):
             "find_unused_parameters",
         }
     )
+
+    def sampled(self) -> Stage:
+        if self.steps is not None and self.steps <= SAMPLE_STEPS:
+            return self
+        warmup = min(self.warmup_steps, SAMPLE_STEPS // 2)
+        return replace(self, steps=SAMPLE_STEPS, epochs=None, warmup_steps=warmup)
+
+    def num_steps_for(self, num_rows: int) -> int | None:
+        return self.num_steps(num_rows)
 
     def names_in_key(self, names: Sequence[str]) -> Sequence[str]:
         return names if self.mix else ()
@@ -93,6 +104,8 @@ class Train(GatherStage, Recipe):
         config = {"recipe": self, "inputs": job.inputs, "work": job.work}
         with following(work / "progress.log", job.say):
             job.launch(fit, config, num_workers=self.num_workers, gpu=self.gpu)
+        if (seconds := work / PER_STEP).exists():  # a run that had nothing left to do measures nothing
+            job.spent["per_step"] = float(seconds.read_text())
         rows = json.loads((work / "result" / "losses.json").read_text())
         job.emit(pa.table([list(column) for column in zip(*rows, strict=True)], schema=LOSSES))
         shutil.copytree(

@@ -120,6 +120,21 @@ def sample_times(start_s: float, end_s: float, fps: float) -> npt.NDArray[np.flo
     return start_s + np.arange(max(0, num)) / fps
 
 
+def asked(
+    times_s: Sequence[float] | npt.NDArray[np.float64], size: Size | Sequence[Size]
+) -> tuple[npt.NDArray[np.float64], Sequence[Size]]:
+    """Returns the arguments of `Video.frames` as (times (N,), N sizes). Raises ValueError as it."""
+    times = np.asarray(times_s, np.float64)
+    if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
+        raise ValueError(
+            f"times_s, the times of the frames in seconds, must be finite and ascending, got {times[:8]}"
+        )
+    sizes = [size] * len(times) if isinstance(size, Size) else size
+    if len(sizes) != len(times):
+        raise ValueError(f"wanted one size, or one per time; got {len(sizes)} for {len(times)} times")
+    return times, sizes
+
+
 class Video:
     """An open video. `frames` may be called repeatedly, with windows in any order, but not from several threads."""
 
@@ -136,26 +151,25 @@ class Video:
         budget.pause()
 
     def frames(
-        self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
+        self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size | Sequence[Size]
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """Yields (index into times_s, RGB frame (H, W, 3) uint8) per time; times in seconds, ascending.
 
-        Times past the end are omitted; a time before the first frame gets the first frame. Raises RowFault: deadline,
-        too_many_errors, too_many_pixels, broken_video, no_frames_in_window (all times are past the end); ValueError if
-        times are not finite and ascending.
+        size: of all frames, or a size per time: a time may be there several times, with one size each, and its frame is
+        decoded once. Times past the end are omitted; a time before the first frame gets the first frame. Raises RowFault:
+        deadline, too_many_errors, too_many_pixels, broken_video, no_frames_in_window (all times are past the end);
+        ValueError if times are not finite and ascending, or sizes are not as many.
         """
-        times = np.asarray(times_s, np.float64)
-        if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
-            raise ValueError(
-                f"times_s, the times of the frames in seconds, must be finite and ascending, got {times[:8]}"
-            )
-        shown: tuple[VideoFrame, npt.NDArray[np.uint8]] | None = None
+        times, sizes = asked(times_s, size)
+        shown: tuple[VideoFrame, dict[Size, npt.NDArray[np.uint8]]] | None = None
         self._budget.go_on()
         for index, frame in self._at(times):
             self._budget.check()  # also if no packet is read, because a frame is shown for hours
-            is_again = shown is not None and shown[0] is frame
-            picture = shown[1].copy() if shown and is_again else self._picture(frame, size)
-            shown = frame, picture
+            if shown is None or shown[0] is not frame:
+                shown = frame, {}
+            before = shown[1].get(sizes[index])
+            picture = self._picture(frame, sizes[index]) if before is None else before.copy()
+            shown[1][sizes[index]] = picture
             self._budget.pause()
             yield index, picture
             self._budget.go_on()

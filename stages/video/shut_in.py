@@ -21,7 +21,7 @@ import numpy.typing as npt
 from vlpipe.pipeline.errors import RowFault
 from vlpipe.stages.images.sandbox import Late, ShutIn
 from vlpipe.stages.video import video_child
-from vlpipe.stages.video.decode import LIMITS, Limits, TextCue, VideoInfo
+from vlpipe.stages.video.decode import LIMITS, Limits, TextCue, VideoInfo, asked
 from vlpipe.stages.video.open_video import video_file
 from vlpipe.stages.video.sizes import Size
 
@@ -79,17 +79,15 @@ class VideoChild:
         )
 
     def frames(
-        self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
+        self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size | Sequence[Size]
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """Yields the frames of the open video as `decode.Video.frames`. Raises RowFault as it, or killed_decoder,
         decode_memory."""
-        times = np.asarray(times_s, np.float64)
-        if len(times) and (not np.isfinite(times).all() or (np.diff(times) < 0).any()):
-            raise ValueError(
-                f"times_s, the times of the frames in seconds, must be finite and ascending, got {times[:8]}"
-            )
-        how = {"kind": type(size).__name__, **asdict(size)}
-        answer = self._next({"frames": how}, times.tobytes())
+        times, sizes = asked(times_s, size)
+        kinds = {one: k for k, one in enumerate(dict.fromkeys(sizes))}
+        how = [{"kind": type(one).__name__, **asdict(one)} for one in kinds]
+        which = np.array([kinds[one] for one in sizes], np.int64)
+        answer = self._next({"frames": how}, times.tobytes() + which.tobytes())
         while answer:
             index, height, width = (int.from_bytes(answer[k : k + 4], "big") for k in (0, 4, 8))
             picture = np.frombuffer(answer, np.uint8, offset=12)
@@ -145,7 +143,7 @@ class ShutInVideo:
         self._child, self.info = child, info
 
     def frames(
-        self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size
+        self, times_s: Sequence[float] | npt.NDArray[np.float64], size: Size | Sequence[Size]
     ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
         """Yields (index into times_s, RGB frame (H, W, 3) uint8), as `decode.Video.frames`. Raises RowFault as it, and
         killed_decoder, decode_memory."""

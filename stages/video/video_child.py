@@ -1,7 +1,7 @@
 """The program that `shut_in` starts: it decodes videos, which it reads through its parent, and opens no file itself.
 
-Requests: {"open": ...}, {"frames": ...} and the times, {"next": true}. While a request is answered, the child may ask the
-parent for bytes of the video.
+Requests: {"open": ...}, {"frames": sizes} with the times and the number of each one's size, {"next": true}. While a request
+is answered, the child may ask the parent for bytes of the video.
 """
 
 from __future__ import annotations
@@ -70,10 +70,13 @@ class Decoder:
         if "open" in request:
             return self._open(request)
         if "frames" in request:
-            how = request["frames"]
-            size = SIZES[how.pop("kind")](**how)
+            kinds = [SIZES[how.pop("kind")](**how) for how in request["frames"]]
+            half = len(data) // 2
+            which = np.frombuffer(data[half:], np.int64)
             assert self._video is not None
-            self._frames = self._video.frames(np.frombuffer(data, np.float64), size)
+            self._frames = self._video.frames(
+                np.frombuffer(data[:half], np.float64), [kinds[k] for k in which.tolist()]
+            )
         found = next(self._frames, None)
         if found is None:
             return b""

@@ -147,7 +147,7 @@ class _Transfer:
             (pycurl.PREREQFUNCTION, self._connected),
             (pycurl.HEADERFUNCTION, self._header),
             (pycurl.WRITEFUNCTION, self._body),
-            *_authorities(),
+            *authorities(),
         ):
             self._curl.setopt(option, value)
 
@@ -307,7 +307,7 @@ def _bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _authorities() -> list[tuple[int, Any]]:
+def authorities() -> list[tuple[int, Any]]:
     """Returns the (option, value) pairs that make libcurl trust the system's certificate authorities.
 
     They are those that Python's `ssl` finds (SSL_CERT_FILE, SSL_CERT_DIR).

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vlpipe.models.interface.batch import Batch, Step, Stream
-from vlpipe.models.systems.blip.config import TOKENS, BlipConfig
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.config import TOKENS, BlipConfig
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
 CORPUS = [

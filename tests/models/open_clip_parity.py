@@ -16,9 +16,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.models.parity import outputs
-from tests.models.test_clip_towers import RESNET, TEXT, VIT, clip
+from tests.models.systems.image_text.test_clip_towers import RESNET, TEXT, VIT, clip
 from vlpipe.models.interface.batch import Stream
-from vlpipe.models.systems.clip import Clip
+from vlpipe.models.systems.image_text.clip import Clip
 from vlpipe.models.tokenizer import Tokenizer
 
 

@@ -1,13 +1,11 @@
 """One of two ranks: each system's loss and gradients under FSDP2, and under torch.compile, against the plain module.
 
-Run as a script: RANK FOLDER. Prints a line per system and writes what differs to FOLDER/rank.txt.
+Run as a script: RANK FOLDER [SYSTEM ...]. Prints a line per system and writes what differs to FOLDER/rank.txt.
 """
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,207 +16,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.models.small_system import SmallSystem, small_systems
 from vlpipe.models.blocks.decoder import DecoderLayer
 from vlpipe.models.blocks.post_norm import PostNormLayer
 from vlpipe.models.blocks.transformer import PreNormLayer
-from vlpipe.models.interface.batch import IGNORE, Batch, Stream
+from vlpipe.models.interface.batch import Batch
 from vlpipe.models.interface.objective import Term
-from vlpipe.models.objectives.infonce import InfoNce
-from vlpipe.models.objectives.itc import Itc
-from vlpipe.models.objectives.itm import Itm
-from vlpipe.models.objectives.lm import Lm
-from vlpipe.models.objectives.masked_lm import DistilledMaskedLm, MaskedLm
-from vlpipe.models.objectives.match import Match
-from vlpipe.models.objectives.pixel_mse import PixelMse
-from vlpipe.models.objectives.region import RegionClass, RegionFeatures
-from vlpipe.models.objectives.region_mse import RegionMse
-from vlpipe.models.objectives.sigmoid import Sigmoid
-from vlpipe.models.systems.albef import Albef, FusionLayer
-from vlpipe.models.systems.bert import Bert
-from vlpipe.models.systems.blip.config import BlipConfig
-from vlpipe.models.systems.blip.model import Blip
-from vlpipe.models.systems.clip import Clip
-from vlpipe.models.systems.coca import Coca
-from vlpipe.models.systems.gpt import Gpt, Layer
-from vlpipe.models.systems.lxmert import CrossLayer, Lxmert
-from vlpipe.models.systems.mae import Mae
-from vlpipe.models.systems.siglip import Siglip
-from vlpipe.models.systems.uniter import Uniter
-from vlpipe.models.systems.videobert import VideoBert
-from vlpipe.models.systems.vilt import Vilt
-from vlpipe.models.teachers import Ema
-from vlpipe.stages.train.build import Net
 
-WORDS, ROWS = 50, 4
-SMALL: dict[str, Any] = {"width": 32, "layers": 2, "heads": 2, "max_text_length": 12}
-REGIONS: dict[str, Any] = {"feat_dim": 10, "num_objects": 7}
-# what is sharded on its own; the rest with the root
-UNITS = (PreNormLayer, PostNormLayer, CrossLayer, Layer, DecoderLayer, FusionLayer)
-TAUGHT = ("albef", "blip")  # by a momentum teacher
-TOWERS: dict[str, Any] = {
-    "image_size": 32,
-    "patch_size": 8,
-    "vision_width": 32,
-    "vision_layers": 2,
-    "vision_heads": 2,
-    "text_width": 32,
-    "text_layers": 2,
-    "text_heads": 2,
-    "max_text_length": 12,
-}
-SYSTEMS: dict[str, tuple[Callable[[], Any], list[Any], tuple[str, ...]]] = {
-    "clip": (
-        lambda: Clip(vocab_size=WORDS, end=2, embed_dim=16, **TOWERS),
-        [InfoNce()],
-        ("image", "text"),
-    ),
-    "blip": (
-        lambda: Blip(
-            BlipConfig(
-                vocab_size=WORDS,
-                pad=0,
-                cls=1,
-                sep=2,
-                dec=3,
-                enc=4,
-                image_size=32,
-                patch_size=8,
-                vision_width=32,
-                vision_layers=2,
-                vision_heads=2,
-                text_width=32,
-                text_layers=2,
-                text_heads=2,
-                max_text_length=12,
-                embed_dim=16,
-                dropout=0.0,
-            )
-        ),
-        [Itc(queue_size=0), Itm(), Lm()],
-        ("image", "text"),
-    ),
-    "albef": (
-        lambda: Albef(vocab_size=WORDS, fusion_layers=1, embed_dim=16, dropout=0.0, **TOWERS),
-        [Itc(queue_size=8, share=False, kl=True), Itm(), DistilledMaskedLm(alpha_ramp_epochs=0)],
-        ("image", "text"),
-    ),
-    "coca": (
-        lambda: Coca(
-            vocab_size=WORDS,
-            start=1,
-            end=2,
-            image_size=32,
-            patch_size=8,
-            width=32,
-            heads=2,
-            vision_layers=2,
-            unimodal_layers=1,
-            multimodal_layers=2,
-            max_text_length=12,
-            queries=6,
-        ),
-        [InfoNce(), Lm()],
-        ("image", "text"),
-    ),
-    "siglip": (lambda: Siglip(vocab_size=WORDS, pad=0, **TOWERS), [Sigmoid()], ("image", "text")),
-    "mae": (
-        lambda: Mae(
-            image_size=32,
-            patch_size=8,
-            width=32,
-            layers=2,
-            heads=2,
-            decoder_width=32,
-            decoder_layers=1,
-            decoder_heads=2,
-        ),
-        [PixelMse()],
-        ("image",),
-    ),
-    "vilt": (
-        lambda: Vilt(vocab_size=WORDS, image_size=32, patch_size=8, **SMALL),
-        [MaskedLm(), Match()],
-        ("image", "text"),
-    ),
-    "lxmert": (
-        lambda: Lxmert(
-            vocab_size=WORDS,
-            num_attributes=5,
-            width=32,
-            heads=2,
-            language_layers=1,
-            object_layers=1,
-            cross_layers=1,
-            max_text_length=12,
-            dropout=0.0,
-            **REGIONS,
-        ),
-        [MaskedLm(), Match(), RegionFeatures(), RegionClass(which="obj")],
-        ("regions", "text"),
-    ),
-    "uniter": (
-        lambda: Uniter(vocab_size=WORDS, dropout=0.0, **SMALL, **REGIONS),
-        [MaskedLm(), Match(), RegionMse()],
-        ("regions", "text"),
-    ),
-    "videobert": (
-        lambda: VideoBert(
-            vocab_size=WORDS, start=1, end=2, mask=3, num_codes=9, max_video_length=8, dropout=0.0, **SMALL
-        ),
-        [MaskedLm(), Match()],
-        ("video", "text"),
-    ),
-    "bert": (lambda: Bert(vocab_size=WORDS, dropout=0.0, **SMALL), [MaskedLm(), Match()], ("text",)),
-    "gpt": (lambda: Gpt(vocab_size=WORDS, start=1, end=2, dropout=0.0, **SMALL), [Lm()], ("text",)),
-}
-
-
-def streams(rank: int) -> dict[str, Stream]:
-    """The rows of a rank, with everything that some objective asks for."""
-    draw = torch.Generator().manual_seed(rank)
-    ids = torch.randint(5, WORDS, (ROWS, 12), generator=draw)
-    ids[:, 0], ids[:, -1] = 1, 2
-    target = ids.masked_fill(torch.arange(12)[None] % 3 != 1, IGNORE)
-    text = Stream(
-        ids,
-        torch.ones(ROWS, 12, dtype=torch.bool),
-        target={"ids": target, "match": torch.tensor([0, 1, 1, 0])},
-    )
-    keep = torch.arange(0, 16, 4)[None].expand(ROWS, -1)
-    masked = torch.ones(ROWS, 16, dtype=torch.bool).scatter(1, keep, False)
-    pixels = torch.randn(ROWS, 3, 32, 32, generator=draw)
-    feats, corners = torch.randn(ROWS, 3, 10, generator=draw), torch.rand(ROWS, 3, 2, generator=draw) / 2
-    regions = Stream(
-        feats,
-        torch.ones(ROWS, 3, dtype=torch.bool),
-        {
-            "box": torch.cat([corners, corners + 0.4], -1),
-            "obj": torch.randint(0, 7, (ROWS, 3), generator=draw),
-            "obj_conf": torch.rand(ROWS, 3, generator=draw),
-        },
-        {"masked": torch.tensor([[True, False, True]]).expand(ROWS, -1), "feat": feats + 1},
-    )
-    codes = Stream(torch.randint(0, 9, (ROWS, 6), generator=draw), torch.ones(ROWS, 6, dtype=torch.bool))
-    return {
-        "text": text,
-        "image": Stream(pixels),
-        "hidden": Stream(pixels, extra={"keep": keep}, target={"masked": masked}),
-        "regions": regions,
-        "video": codes,
-    }
-
-
-def made(name: str) -> Net:
-    make, objectives, _ = SYSTEMS[name]
-    torch.manual_seed(0)
-    teachers = {"ema": Ema(momentum=0.9)} if name in TAUGHT else {}
-    return Net(make(), [(1.0, "", copy.deepcopy(o)) for o in objectives], teachers).train()
-
-
-def batch_of(name: str, rank: int) -> Batch:
-    found = streams(rank)
-    given = {s: found["hidden" if name == "mae" else s] for s in SYSTEMS[name][2]}
-    return Batch(given, same=torch.arange(ROWS) + ROWS * rank)
+UNITS = (PreNormLayer, PostNormLayer, DecoderLayer)  # what is sharded on its own; the rest with the root
 
 
 def loss_of(net: Any, batch: Batch) -> torch.Tensor:
@@ -242,12 +49,12 @@ def gradients(net: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def different(name: str, rank: int) -> list[str]:
-    plain, sharded, compiled = made(name), made(name), made(name)
-    batch, mesh = batch_of(name, rank), init_device_mesh("cpu", (2,))
+def different(name: str, system: SmallSystem, rank: int) -> list[str]:
+    plain, sharded, compiled = system.net(), system.net(), system.net()
+    batch, mesh = system.batch(rank), init_device_mesh("cpu", (2,))
     scalars = {p for p in sharded.parameters() if p.ndim == 0}  # FSDP2 takes none: temperatures
     for module in reversed(list(sharded.modules())):  # the innermost first; teachers as the model
-        if isinstance(module, UNITS):
+        if isinstance(module, (*UNITS, *system.units)):
             fully_shard(module, mesh=mesh)
     fully_shard(sharded, mesh=mesh, ignored_params=scalars)
     nets = {"plain": plain, "fsdp": sharded, "compile": torch.compile(compiled, backend="aot_eager")}
@@ -274,8 +81,9 @@ def main(rank: int, folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     found = []
-    for name in names or SYSTEMS:
-        found += different(name, rank)
+    systems = small_systems()
+    for name in names or systems:
+        found += different(name, systems[name], rank)
         print(name, flush=True)
     (folder / f"{rank}.txt").write_text("\n".join(found))
     dist.barrier()

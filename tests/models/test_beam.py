@@ -9,7 +9,7 @@ import torch
 
 from vlpipe.models.generation.beam import beam
 from vlpipe.models.generation.generate import sample
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 
 Make = Callable[..., Any]
 

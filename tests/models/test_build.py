@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vlpipe.models.build import build, find
 from vlpipe.models.objectives.itm import Itm
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
 
@@ -14,6 +16,21 @@ def test_use_is_an_import_path_below_or_a_full_one() -> None:
     assert (
         build({"use": "itm:Itm", "negatives": "momentum"}, "vlpipe.models.objectives").negatives == "momentum"
     )
+
+
+def test_a_module_is_found_in_any_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find("blip:Blip", "vlpipe.models.systems") is Blip
+    for room in ("one", "two"):
+        (tmp_path / "house_of_rooms" / room).mkdir(parents=True)
+        (tmp_path / "house_of_rooms" / room / "__init__.py").touch()
+        (tmp_path / "house_of_rooms" / room / "same.py").write_text(f"class Thing:\n    room = {room!r}\n")
+    (tmp_path / "house_of_rooms/__init__.py").touch()
+    (tmp_path / "house_of_rooms/two/other.py").write_text("class Thing: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find("other:Thing", "house_of_rooms").__module__ == "house_of_rooms.two.other"
+    assert find("two.same:Thing", "house_of_rooms").room == "two"
+    with pytest.raises(ValueError, match=r"may be house_of_rooms\.one\.same or house_of_rooms\.two\.same"):
+        find("same:Thing", "house_of_rooms")
 
 
 def test_a_model_takes_the_vocabulary_from_the_tokenizer(tokenizer: Tokenizer) -> None:
@@ -33,7 +50,7 @@ def test_a_model_takes_the_vocabulary_from_the_tokenizer(tokenizer: Tokenizer) -
     [
         (
             {"use": "itx:Itc"},
-            r"no module 'itx', neither on the Python path nor below .*, which has answer, infonce, itc, itm, lm, ",
+            r"no module 'itx', neither on the Python path nor below .*, which has answer, ",
         ),
         ({"use": "itc:Itk"}, r"vlpipe.models.objectives.itc has no class 'Itk'; it has Itc"),
         ({"use": "itc"}, r"use must be 'module:Class', got 'itc'"),

@@ -18,7 +18,7 @@ from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.itc import Itc
 from vlpipe.models.objectives.itm import Itm
 from vlpipe.models.objectives.lm import Lm
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.teachers import Ema
 
 

@@ -10,10 +10,10 @@ import torch
 
 from vlpipe.models.flops import FlopMeter, attention_backward, count, flops_per_sample, peak_flops
 from vlpipe.models.interface.batch import Batch, Stream
-from vlpipe.models.systems.blip.config import TOKENS, BlipConfig
-from vlpipe.models.systems.blip.model import Blip
-from vlpipe.models.systems.clip import Clip
-from vlpipe.models.systems.mae import Mae
+from vlpipe.models.systems.image_text.blip.config import TOKENS, BlipConfig
+from vlpipe.models.systems.image_text.blip.model import Blip
+from vlpipe.models.systems.image_text.clip import Clip
+from vlpipe.models.systems.images.mae import Mae
 from vlpipe.models.teachers import Ema
 from vlpipe.models.tokenizer import SPECIAL, Tokenizer
 from vlpipe.stages.train.build import Net

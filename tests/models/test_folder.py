@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vlpipe.models import folder
 from vlpipe.models.interface.model import Model
-from vlpipe.models.systems.blip.checkpoints import export_captioner
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.checkpoints import export_captioner
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
 Make = Callable[..., Any]

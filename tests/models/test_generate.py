@@ -13,7 +13,7 @@ from vlpipe.models.generation.beam import beam
 from vlpipe.models.generation.generate import sample
 from vlpipe.models.generation.nucleus import from_shortlist, nucleus
 from vlpipe.models.generation.steps import Decoding, Steps
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 
 Make = Callable[..., Any]
@@ -156,7 +156,7 @@ def test_each_way_of_decoding_writes_the_same_texts(make_blip: Make, decoding: D
 
 def test_gpt_writes_the_same_texts_with_fixed_shapes() -> None:
     from vlpipe.models.generation.alone import Alone
-    from vlpipe.models.systems.gpt import Gpt
+    from vlpipe.models.systems.text.gpt import Gpt
 
     torch.manual_seed(0)
     sizes = {"width": 32, "layers": 2, "heads": 2, "max_text_length": 20}

@@ -23,9 +23,9 @@ from vlpipe.models.objectives.itm import Itm
 from vlpipe.models.objectives.lm import Lm
 from vlpipe.models.objectives.masked_lm import DistilledMaskedLm
 from vlpipe.models.objectives.sigmoid import Sigmoid
-from vlpipe.models.systems.albef import Albef
-from vlpipe.models.systems.coca import Coca
-from vlpipe.models.systems.siglip import Siglip
+from vlpipe.models.systems.image_text.albef import Albef
+from vlpipe.models.systems.image_text.coca import Coca
+from vlpipe.models.systems.image_text.siglip import Siglip
 from vlpipe.models.teachers import Ema
 
 WORDS, ROWS = 40, 6

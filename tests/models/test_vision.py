@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from vlpipe.models.blocks.attention import attend
-from vlpipe.models.systems.blip.vision import Block, Vit, cut_patches, resize_positions, sincos_positions
+from vlpipe.models.systems.image_text.blip.vision import (
+    Block,
+    Vit,
+    cut_patches,
+    resize_positions,
+    sincos_positions,
+)
 
 SIZES = {"image_size": 32, "patch_size": 8, "width": 32, "num_layers": 2, "num_heads": 4}
 

@@ -13,8 +13,8 @@ from vlpipe.models.weightless import weightless
 
 CODE = """
 import sys
-from vlpipe.models.systems.blip.config import BlipConfig
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.config import BlipConfig
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.weightless import weightless
 with weightless():
     blip = Blip(BlipConfig(vocab_size=30524, pad=0, cls=101, sep=102, dec=30522, enc=30523))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from vlpipe.pipeline.cli import commands
+from vlpipe.pipeline.cli import commands, look
 from vlpipe.pipeline.cli.app import app
 
-assert commands.app is app
+assert commands.app is app is look.app
 
 
 def vlpipe(*args: str | Path, code: int | tuple[int, ...] = 0) -> list[str]:

@@ -26,7 +26,7 @@ from vlpipe.pipeline.storage.store import Store, sha256_file
 
 def left(root: Path) -> dict[str, str]:
     """Every byte below the root; a plan keeps its own cache of digests, and locks are counted."""
-    paths = [p for p in root.rglob("*") if p.is_file() and not {"_cache", "_lock"} & {*p.parts}]
+    paths = [p for p in root.rglob("*") if p.is_file() and not {"_cache", "_lock", "_events"} & {*p.parts}]
     return {str(p.relative_to(root)): sha256_file(p) for p in paths}
 
 

@@ -70,10 +70,12 @@ def rejects(folder: Path, one: PlannedStep) -> list[dict[str, str]]:
 def left(root: Path) -> dict[str, str]:
     """Every file below the root with its digest; receipts and their collection by what identifies them, not by when.
 
-    The lock's file counts the runs, and is left out.
+    The lock's file counts the runs, and events have their times: both are left out.
     """
     found = {}
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.parent != root / "_lock"):
+    for path in sorted(
+        p for p in root.rglob("*") if p.is_file() and p.parent.name not in ("_lock", "_events")
+    ):
         rel = str(path.relative_to(root))
         timed = (
             "_receipts/" in rel

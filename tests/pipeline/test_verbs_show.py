@@ -18,7 +18,7 @@ from vlpipe.pipeline.engine.locking import lock_file
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect import show
-from vlpipe.pipeline.inspect.where import parse_where
+from vlpipe.pipeline.inspect.rows.where import parse_where
 from vlpipe.pipeline.storage.checksummed_json import sealed, unsealed
 from vlpipe.pipeline.storage.printable import cell, size, struct_text
 from vlpipe.pipeline.storage.store import Store
@@ -49,11 +49,11 @@ def test_a_step(chain: Runs) -> None:
         "size",
         "seconds",
         "",
-        "column   type    nulls  min  max",
-        "id       string      0",
+        "column   type    nulls  min  max  length",
+        "id       string      0            3 to 4",
         "n        int64       0    0   16",
         "scaled   int64       0    0   48",
-        "payload                           heavy, in numbers",
+        "payload                                   heavy, in numbers",
         "",
         "id   n  scaled",
         "id0  0       0",

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import heavy

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlpipe.models import folder
-from vlpipe.models.systems.lxmert import Lxmert
+from vlpipe.models.systems.regions.lxmert import Lxmert
 from vlpipe.pipeline.engine.plan import plan
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.load import Workflow

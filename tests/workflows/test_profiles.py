@@ -13,12 +13,16 @@ import yaml
 from safetensors.torch import save_file
 
 import vlpipe.workflows
+from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.workflow.load import Workflow
 from vlpipe.stages.train.preflight import stand_in
 from vlpipe.stages.train.train import Train
 
 SHIPPED = sorted(Path(vlpipe.workflows.__path__[0]).glob("*.yaml"))
-PLANNED_BY_THEIR_OWN_TESTS = (("videobert", "paper"),)  # needs weights and videos
+PLANNED_BY_THEIR_OWN_TESTS = (
+    ("videobert", "paper"),
+    ("bert_tasks", "paper"),
+)  # need weights, and videos or tasks
 CASES = [
     (path.name, profile)
     for path in SHIPPED
@@ -27,7 +31,16 @@ CASES = [
     if (path.stem, profile) not in PLANNED_BY_THEIR_OWN_TESTS
 ]
 FILES = ("captions_train2014.json", "captions_val2014.json")  # that a user of the profiles brings
-FOLDERS = ("train2014", "val2014", "coco")
+FOLDERS = (
+    "train2014",
+    "val2014",
+    "coco",
+    "imagenet21k",
+    "imagenet_train",
+    "imagenet_val",
+    "videos_train",
+    "videos_eval",
+)
 KARPATHY = {
     "images": [
         {"filename": "1.jpg", "split": split, "sentences": []} for split in ("train", "restval", "test")
@@ -44,14 +57,20 @@ def test_it_can_be_planned(
     for file in FILES:
         Path(file).write_text(json.dumps({"images": [], "annotations": []}))
     Path("dataset_coco.json").write_text(json.dumps(KARPATHY))
+    for chats in ("llava_v1_5_mix665k.json", "llava_heldout.json", "blip_laion_cc_sbu_558k.json"):
+        Path(chats).write_text("[]")
     for folder in FOLDERS:
         Path(folder).mkdir()
     for pairs in ("pairs.parquet", "heldout.parquet"):
         pq.write_table(pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"]}), pairs)
     judged = pa.table({"url": ["http://a.test/1.jpg"], "text": ["a dog"], "right": [True]})
     pq.write_table(judged, "truth.parquet")
-    Path("detector").mkdir()
-    save_file({"any": torch.zeros(1)}, "detector/model.safetensors")
+    for weights in ("detector", "dalle_encoder"):
+        Path(weights).mkdir()
+        save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
+    for weights in ("blip2-itm-vit-g", "opt-2.7b", "clip-vit-large-patch14-336", "vicuna-7b-v1.5"):
+        Tokenizer.train(["a dog"], 60).save(weights)
+        save_file({"any": torch.zeros(1)}, f"{weights}/model.safetensors")
     Path("mobilenet_v2.npz").write_bytes(b"weights")
     workflow = Workflow.load(str(SHIPPED[0].parent / name), profile=profile)
     stages = {step.name: step.stage for step in workflow.steps}

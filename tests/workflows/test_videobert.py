@@ -14,8 +14,8 @@ import torch
 from transformers import BertConfig, BertForPreTraining
 
 from vlpipe.models import folder
-from vlpipe.models.systems.bert import Bert
-from vlpipe.models.systems.videobert import VideoBert
+from vlpipe.models.systems.text.bert import Bert
+from vlpipe.models.systems.video.videobert import VideoBert
 from vlpipe.models.video.s3d import S3d
 from vlpipe.pipeline.engine.plan import PlannedStep, plan
 from vlpipe.pipeline.errors import VlpipeError

@@ -35,9 +35,10 @@ def noted(store: Store, folder: str, index: int, batches: Iterator[pa.Table]) ->
             due = time.monotonic() + (EVERY_S if store.is_local else EVERY_REMOTE_S)
 
 
-def rows_done(store: Store, folder: str, indexes: Iterable[int]) -> dict[int, int]:
-    """Returns shard number -> rows done so far, for shards with a note of this run."""
-    found = ((index, _read(store, _rows_path(folder, index), this_run())) for index in indexes)
+def rows_done(store: Store, folder: str, indexes: Iterable[int], run: str | None = None) -> dict[int, int]:
+    """Returns shard number -> rows done so far, for shards with a note of the run with id `run`; None: of this run."""
+    run = this_run() if run is None else run
+    found = ((index, _read(store, _rows_path(folder, index), run)) for index in indexes)
     return {index: num_rows for index, num_rows in found if num_rows is not None}
 
 

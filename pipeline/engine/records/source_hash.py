@@ -343,14 +343,14 @@ class _Finder:
         return file or None
 
     def meant_by(self, name: str) -> list[str]:
-        """Returns modules that a class path in a parameter may refer to: `clip` is `vlpipe.models.systems.clip`, `itm` is
-        `vlpipe.models.objectives.itm`; the name as written if neither `vlpipe.stages` nor `vlpipe.models` has it."""
+        """Returns modules that a class path in a parameter may refer to; the name as written if no room of ours has it."""
         groups = [f"{room}.{sub}" for room in ROOMS for sub in self._groups(room)]
-        return [full for base in (*ROOMS, *groups) if self.path(full := f"{base}.{name}")] or [name]
+        inner = [f"{group}.{sub}" for group in groups for sub in self._groups(group)]
+        return [full for base in (*ROOMS, *groups, *inner) if self.path(full := f"{base}.{name}")] or [name]
 
     def _groups(self, room: str) -> list[str]:
-        top, _, part = room.partition(".")
-        _, folders = _below(self._top(top)[1], part)
+        top, *parts = room.split(".")
+        folders = functools.reduce(lambda inside, part: _below(inside, part)[1], parts, self._top(top)[1])
         return sorted({entry.name for folder in folders for entry in os.scandir(folder) if entry.is_dir()})
 
     def _top(self, name: str) -> tuple[str, list[str]]:

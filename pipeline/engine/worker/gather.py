@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,14 +35,23 @@ from vlpipe.pipeline.storage.file_names import STEP_FILE, is_engines
 from vlpipe.pipeline.storage.store import Store
 
 Launch = Callable[..., None]
+SAMPLE_ROWS = (
+    "sample_rows"  # `ListRows.max_rows` among the recorded parameters, which are those of the source
+)
+TOTAL = "total.json"  # artifact of `ListRows` with `max_rows`
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListRows(GatherStage):
-    """Lists the rows of a source stage, cut in order into shards keyed by content: a longer list shares the full shards."""
+    """Lists the rows of a source stage, cut in order into shards keyed by content: a longer list shares the full shards.
+
+    max_rows: lists the first ones only; the artifact `total.json` then has the number of all, which may be an upper bound.
+    """
 
     source: SourceStage
+    max_rows: int | None = None
     ROWS_ARE: ClassVar[str] = "those of the source"
+    ADDED: ClassVar[frozenset[str]] = frozenset({"max_rows"})
 
     def identity(self, use: str) -> tuple[str | int, ...]:
         return ("rows", *self.source.identity(use))
@@ -53,8 +63,18 @@ class ListRows(GatherStage):
         return self.source.row_schema()
 
     def run(self, job: Job) -> None:
+        if self.max_rows is None:
+            for table in self.source.rows():
+                job.emit(table)
+            return
+        bound, seen = self.source.max_rows(), 0
         for table in self.source.rows():
-            job.emit(table)
+            job.emit(table.slice(0, max(0, self.max_rows - seen)))
+            seen += table.num_rows
+            if bound is not None and seen >= self.max_rows:
+                break
+        total = {"rows": seen if bound is None else max(bound, seen)}
+        Path(job.artifacts, TOTAL).write_text(json.dumps(total), encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +149,7 @@ def run_gather(task: GatherTask, launch: Launch = launch_here) -> GatherResult:
             say=say_to(task.store, task.folder),
         )
         here(task.stage).run(job)
-        receipts = cutter.finish(time.time() - began)
+        receipts = cutter.finish(time.time() - began, job.spent)
         hashes = hash_folder(artifacts)
         if hashes:
             task.store.move_in(artifacts, f"{task.folder}/artifacts")
@@ -259,7 +279,7 @@ class _Cutter:
         full = dataclasses.replace(shard, key=key, heavy=pointers)
         self.shards.append((full, self.task.store.size(path), stats))
 
-    def finish(self, seconds: float) -> list[Receipt]:
+    def finish(self, seconds: float, spent: Mapping[str, float]) -> list[Receipt]:
         self._cut(final=True)
         rows_in = sum(d.num_rows for d in self.task.inputs)
         if self.task.stage.CONSERVES:
@@ -268,6 +288,7 @@ class _Cutter:
         if codes and not self.shards:
             self._write(self.task.schema_out.empty_table())
         run = {"seconds": round(seconds, 3), "host": platform.node(), "attempts": 1}
+        run |= {kind: round(value, 6) for kind, value in spent.items()}
         if not self.shards:
             self.task.store.write_json(run_path(self.task.folder), run)
         receipts = [

@@ -223,15 +223,22 @@ def run_guarded(
     handled like the function's. once: the stage contacts external servers, so no row is run twice: a failing batch
     raises AttemptFailed instead of being halved. alone_before: this single row has already failed once.
     """
+    has_part = False
     try:
-        if once and isinstance(work, PartsWork):
+        if isinstance(work, PartsWork):
             for part in work.parts(batch):
-                yield _settled(part, part.table.num_rows + len(part.rejects), settle, faults)
+                num = part.table.num_rows + len(part.rejects) if once else 0 if has_part else batch.num_rows
+                out = _settled(part, num, settle, faults)
+                has_part = True
+                yield out
             return
         out = _settled(work(batch), batch.num_rows, settle, faults)
     except BaseException as error:
         if is_nobodys(error) or not is_raised(error):
             raise
+        if has_part and not once:
+            why = fault_of(error, faults.home).why
+            raise AttemptFailed(f"the stage failed ({why}) after a part of its output for a batch") from error
         if once and batch.num_rows > 1:
             raise _attempt_failed(fault_of(error, faults.home), batch.num_rows) from error
         failed = error

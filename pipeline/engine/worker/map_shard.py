@@ -40,7 +40,7 @@ from vlpipe.pipeline.shard import (
     read_batches,
     write_shard,
 )
-from vlpipe.pipeline.stage import AheadWork, MapStage, TimedWork, Work
+from vlpipe.pipeline.stage import AheadWork, CommittingWork, MapStage, TimedWork, Work
 from vlpipe.pipeline.storage.store import Store
 
 
@@ -119,6 +119,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
                 _write_tracebacks(run)
             raise
         spent = work.seconds() if isinstance(work, TimedWork) else {}
+        figures = work.committing() if isinstance(work, CommittingWork) else {}
         codes, rejects_digest = write_rejects(task.store, task.folder, task.index, task.step, run.rejects)
     _write_tracebacks(run)
     if run.log:
@@ -143,6 +144,7 @@ def run_shard(task: ShardTask, work: Work | None = None) -> Receipt:
             "host": platform.node(),
             "attempts": task.attempt,
             **{kind: round(seconds, 3) for kind, seconds in spent.items()},
+            **figures,
         },
     )
     write_receipt(task.store, task.folder, receipt)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vlpipe.pipeline.engine.records.keys import keys_of
 from vlpipe.pipeline.engine.records.manifest import StepFile
-from vlpipe.pipeline.engine.worker.gather import ListRows
+from vlpipe.pipeline.engine.worker.gather import SAMPLE_ROWS, ListRows
 from vlpipe.pipeline.inspect.on_disk import folder_now
 from vlpipe.pipeline.inspect.verify.problems import BROKEN, Problem
 from vlpipe.pipeline.inspect.verify.records import Records
@@ -47,9 +47,11 @@ def key_problems(steps: Steps, found: Records) -> Iterator[Problem]:
 def _stage(said: StepFile) -> Stage | None:
     """Returns the stage with the recorded parameters; None if it cannot be built here (a user's own stage, say)."""
     try:
-        stage: Stage = adapter(find(said.use, STAGES, hint=False)).validate_python(dict(said.params))
+        params = dict(said.params)
+        max_rows = params.pop(SAMPLE_ROWS, None) if said.identity[0] == "rows" else None
+        stage: Stage = adapter(find(said.use, STAGES, hint=False)).validate_python(params)
         if said.identity[0] == "rows":
-            stage = ListRows(source=stage)  # type: ignore[arg-type]  # only a source is listed
+            stage = ListRows(source=stage, max_rows=max_rows)  # type: ignore[arg-type]  # only a source is listed
         return stage
     except (*BROKEN, ImportError):
         return None

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from vlpipe.pipeline.engine.locking.lock_file import lock_files, parse
 from vlpipe.pipeline.engine.plan import RECORD
-from vlpipe.pipeline.engine.records import forgotten
+from vlpipe.pipeline.engine.records import answers, forgotten
 from vlpipe.pipeline.engine.records.forget_journal import JOURNAL
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect import opted_out
@@ -30,6 +30,7 @@ def root_problems(store: Store) -> Iterator[Problem]:
     """Yields problems with files of the root that belong to no step."""
     checks: list[tuple[str, Callable[[Store, str], object]]] = [(forgotten.REL, _forgotten)]
     checks += [(f"{opted_out.REL}/{name}", _opted_out) for name in store.list(opted_out.REL)]
+    checks += [(path, _answers) for path in answers.part_paths(store)]
     checks += [(path, _lock) for path in lock_files(store)[-1:]]
     for path, read in checks:
         if store.exists(path):
@@ -111,6 +112,15 @@ def _opted_out(store: Store, path: str) -> None:
     odd = next((value for value in table["hash"].to_pylist() if not HASH.fullmatch(value)), None)
     if odd is not None:
         raise VlpipeError(f"the hash {odd!r} does not consist of 64 hexadecimal digits")
+
+
+def _answers(store: Store, path: str) -> None:
+    with store.open(path) as file:
+        table = pq.ParquetFile(file, page_checksum_verification=True).read()
+    if table.schema.names != answers.SCHEMA.names:
+        raise VlpipeError(f"its columns are {columns_of(table.schema)}, not {columns_of(answers.SCHEMA)}")
+    if table["id"].null_count or table["request"].null_count:
+        raise VlpipeError("an answer has no id or no request")
 
 
 def _lock(store: Store, path: str) -> None:

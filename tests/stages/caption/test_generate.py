@@ -10,7 +10,7 @@ import torch
 
 from vlpipe.models.generation.beam import beam
 from vlpipe.models.generation.generate import sample
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import SchemaError
 from vlpipe.pipeline.files import Weights

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.caption.generate import Caption

@@ -13,10 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.errors import RowFault, SchemaError, VlpipeError
 from vlpipe.pipeline.files import File
-from vlpipe.pipeline.shard import Out, heavy, is_heavy, with_field
+from vlpipe.pipeline.shard import heavy, is_heavy, with_field
+from vlpipe.pipeline.stage import PartsWork
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.clips import cut_windows
+from vlpipe.stages.clips.cut_windows import Found
 from vlpipe.stages.clips.milnce import MilNce
 from vlpipe.stages.clips.spans import SpanClips
 from vlpipe.stages.features.s3d import features_type
@@ -91,12 +94,16 @@ def test_pairing_rules_cut_too_and_their_keys_stay(videos: Videos) -> None:
 
 def test_mistakes_are_told(videos: Videos, tmp_path: Path) -> None:
     assert MilNce(windows=("frames",)).preflight() == [
-        "windows: wanted some of s3d, frame_feats; got ['frames']"
+        "windows: wanted some of s3d, frame_feats, frame_looks; got ['frames']"
     ]
     with pytest.raises(
         SchemaError, match=r"reads column 'frame_feats', which no earlier step writes; add a step"
     ):
         MilNce(windows=("frame_feats",)).schema(videos([]).schema)
+    with pytest.raises(
+        SchemaError, match=r"'frame_looks', which no earlier step writes; set `looks:` of a step"
+    ):
+        MilNce(windows=("frame_looks",)).schema(videos([]).schema)
     rows = with_field(videos([]).schema, heavy("s3d", features_type(2)))
     with pytest.raises(SchemaError, match="s3d_weights"):
         MilNce(windows=("s3d",)).schema(rows)
@@ -107,13 +114,49 @@ def test_mistakes_are_told(videos: Videos, tmp_path: Path) -> None:
 def test_a_video_that_comes_to_nothing_is_an_error_in_tests_too(
     videos: Videos, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "vlpipe.stages.clips.pairing.table_with_windows", lambda rows, schema, *_: Out(schema.empty_table())
-    )
+    monkeypatch.setattr(MilNce, "_find", lambda self, rows: Found())
     with pytest.raises(
         VlpipeError, match=r"MilNce breaks row conservation: 1 row\(s\) lost \(first: video0\)"
     ):
         run_map(MilNce(min_time_s=3), videos([[(0.0, 4.0, "a dog runs")]]))
+
+
+def test_overlapping_clips_come_in_parts_of_bounded_bytes(
+    tmp_path: Path, videos: Videos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of 50 clips has all windows of its video but one or two: 50 times its bytes together."""
+    rows = with_windows(videos([[], [], []]), [200, 1, 100])
+    times = [
+        (f"{n}.mp4", 0.0, length - 0.01 * k) for n, length in ((0, 200.0), (2, 100.0)) for k in range(50)
+    ]
+    stage = spans(tmp_path, [*times, ("1.mp4", 5.0, 6.0)])
+    whole = run_map(stage, rows)
+    limit = 5000  # bytes; 12 per window, so 2 clips of the first video, 4 of the third
+    monkeypatch.setattr(cut_windows, "PART_BYTES", limit)
+    with stage.open() as work:
+        assert isinstance(work, PartsWork)
+        parts = [*work.parts(rows)]
+    assert len(parts) == 25 + 13
+    assert max(sum(len(w.feats) * 12 for w in read_windows(p.table["frame_feats"])) for p in parts) <= limit
+    assert pa.concat_tables([p.table for p in parts]).equals(whole.table)
+    assert [r.id for p in parts for r in p.rejects] == [r.id for r in whole.rejects] == ["video1"]
+    assert [dict(p.counts) for p in parts] == [{"clips:no_window": 1}] + [{}] * 37
+    monkeypatch.setattr(cut_windows, "PART_BYTES", 1)  # a clip that is larger is alone
+    with stage.open() as work:
+        assert [p.table.num_rows for p in work.parts(rows)] == [1] * 100
+
+
+def test_windows_out_of_order_are_a_fault(tmp_path: Path, videos: Videos) -> None:
+    rows = with_windows(videos([[], []]), [3, 3])
+    column = rows["frame_feats"].to_pylist()
+    rows = rows.set_column(
+        rows.column_names.index("frame_feats"),
+        rows.schema.field("frame_feats"),
+        pa.array([column[0], column[1][::-1]], features_type(2)),
+    )
+    with pytest.raises(RowFault, match=r"^windows_unordered: .*'frame_feats'"):
+        run_map(spans(tmp_path, [("0.mp4", 0, 2), ("1.mp4", 0, 2)]), rows)
+    assert run_map(spans(tmp_path, [("0.mp4", 0, 2)]), rows.slice(0, 1)).table.num_rows == 1
 
 
 TOYS = """

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from vlpipe.pipeline.testing import run_map
-from vlpipe.stages.clips.frame_measures import (
+from vlpipe.stages.clips.frame_signals import FrameSignals
+from vlpipe.stages.video.frame_measures import (
     colour_change,
     frame_facts,
     frame_hash,
@@ -22,7 +23,6 @@ from vlpipe.stages.clips.frame_measures import (
     sharpness,
     text_share,
 )
-from vlpipe.stages.clips.frame_signals import FrameSignals
 
 Pictures = npt.NDArray[np.uint8]
 SIDE = 48

@@ -14,7 +14,7 @@ from PIL import Image
 from vlpipe.models import folder
 from vlpipe.models.interface.batch import Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
-from vlpipe.models.systems.vilt import Vilt
+from vlpipe.models.systems.image_text.vilt import Vilt
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vlpipe.models import folder
-from vlpipe.models.systems.gpt import Gpt
+from vlpipe.models.systems.text.gpt import Gpt
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, Weights

@@ -15,7 +15,7 @@ from PIL import Image
 from vlpipe.models import folder
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.objectives.word_region import WordRegion
-from vlpipe.models.systems.vilt import Vilt
+from vlpipe.models.systems.image_text.vilt import Vilt
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights

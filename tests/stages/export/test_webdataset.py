@@ -225,3 +225,15 @@ def test_all_texts_come_back_as_as_many_texts(tmp_path: Path) -> None:
     stage = FromWebdataset(folder=File(path=str(folder)), text_source="human")
     back = run_map(stage, pa.concat_tables(stage.rows())).table
     assert [[one["text"] for one in these] for these in back["texts"].to_pylist()] == texts
+
+
+def test_a_key_per_source_for_open_clip(tmp_path: Path) -> None:
+    """`--json-text-key 'caption_web;caption_synth'` reads these."""
+    got = export(tmp_path, made(tmp_path, [row(0, TEXTS)]), texts="all", source_keys=True)
+    (about,) = [
+        json.loads(body)
+        for name, body in members(got.artifacts / "000000.tar").items()
+        if name.endswith(".json")
+    ]
+    assert (about["caption_web"], about["caption_synth"]) == ("low", "two\nlines")
+    assert "caption_human" not in about

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.shard import is_heavy

@@ -6,19 +6,25 @@ from typing import Any
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from vlpipe.pipeline.errors import SchemaError
-from vlpipe.pipeline.files import Weights
+from vlpipe.pipeline.files import File, Weights
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.alignment.clip_text_score import ClipTextScore
+from vlpipe.stages.clips.frame_signals import FrameSignals
+from vlpipe.stages.clips.look_signals import LookSignals
+from vlpipe.stages.clips.spans import SpanClips
 from vlpipe.stages.common.model import load
 from vlpipe.stages.common.pixels import to_pixels
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.features.frames import FrameFeatures
-from vlpipe.stages.video.rows import CANDIDATE
+from vlpipe.stages.video.frame_looks import LOOKS, Grid
+from vlpipe.stages.video.rows import CANDIDATE, VIDEOS
+from vlpipe.stages.video.shut_in import ShutInVideo
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)  # the tiny model's size
 
@@ -109,3 +115,47 @@ def test_the_vectors_length_must_be_known() -> None:
     table: Any = pa.table({"id": ["a"], "video": ["x"], "num_bytes": pa.array([1], pa.int64())})
     with pytest.raises(SchemaError, match="must know the width of its vectors"):
         FrameFeatures(videos=".", model=Weights(step="pretrain")).schema(table.schema)
+
+
+def test_looks_come_from_the_same_decoding_and_give_the_signals(folder: Path, weights: Weights) -> None:
+    size = (folder / "film.mov").stat().st_size
+    film = {
+        "id": "film",
+        "video": "film.mov",
+        "num_bytes": size,
+        "url": "u",
+        "sha256": "s",
+        "video_id": "film",
+    }
+    films = pa.Table.from_pylist([film | {"duration_s": 6.0, "cues": []}], VIDEOS)
+    clips = [(0.0, 3.0), (0.3, 2.1), (1.0, 1.1), (1.6, 1.7), (2.5, 9.0), (5.8, 5.9)]
+    listed = {"video": ["film.mov"] * len(clips), "captions": ["x"] * len(clips)}
+    for at, name in enumerate(("start_s", "end_s")):
+        listed[name] = [clip[at] for clip in clips]
+    path = folder / "spans.parquet"
+    pq.write_table(pa.table(listed), path)
+
+    asked: list[list[float]] = []
+    plain = run_map(FrameFeatures(videos=str(folder), model=weights, fps=2), films).table
+    frames = ShutInVideo.frames
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ShutInVideo, "frames", lambda self, times, size: asked.append(times) or frames(self, times, size)
+        )
+        stage = FrameFeatures(videos=str(folder), model=weights, fps=2, looks=Grid(fps=4, side=32))
+        seen = run_map(stage, films).table
+        cut = SpanClips(spans=File(path=str(path)), windows=("frame_feats", "frame_looks"))
+        found = run_map(LookSignals(), run_map(cut, seen).table).table
+    assert len(asked) == 1  # of the film, with the times of both grids
+    assert sorted(set(asked[0]))[:4] == [0, 0.25, 0.5, 0.75]
+    assert seen.drop_columns(["frame_looks"]).equals(plain)
+    decoded = FrameSignals(videos=str(folder), fps=4, side=32)
+    wanted = run_map(decoded, run_map(SpanClips(spans=File(path=str(path))), films).table).table
+    assert found.select(wanted.column_names).equals(wanted)
+    assert found["frames_seen"].to_pylist() == [12, 7, 1, 1, 14, 1]
+
+
+def test_a_clip_without_looks_is_a_fault() -> None:
+    rows = pa.table({"id": ["a"], "frame_looks": pa.array([[]], LOOKS)})
+    out = run_map(LookSignals(), rows)
+    assert [(r.id, r.kind, r.why) for r in out.rejects] == [("a", "fault", "no_frames_in_window")]

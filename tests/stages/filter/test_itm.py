@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.utils.logging import is_progress_bar_enabled
 
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.pipeline.files import Weights
 from vlpipe.pipeline.stage import Dataset
 from vlpipe.pipeline.testing import run_gather

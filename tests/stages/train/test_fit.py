@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlpipe.models.systems.blip.model import Blip
+from vlpipe.models.systems.image_text.blip.model import Blip
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import Weights

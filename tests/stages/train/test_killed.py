@@ -101,7 +101,7 @@ def promised(root: Path) -> dict[str, Any]:
         if "_receipts/" in rel:
             receipt = json.loads(path.read_bytes())
             found[rel] = {k: v for k, v in receipt.items() if k not in ("run", "sha256")}  # both say when
-        elif "_log/" not in rel and not rel.startswith(("_cache/", "_lock/")):
+        elif "_log/" not in rel and not rel.startswith(("_cache/", "_lock/", "_events/")):
             found[rel] = "" if rel.endswith("/_shards.parquet") else path.read_bytes()
     return found
 

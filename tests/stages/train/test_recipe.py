@@ -156,3 +156,15 @@ def test_as_many_tokens_need_losses_of_single_samples_on_several_workers(
 def test_steps_that_differ_search_for_parameters_without_gradient(recipe_of: Callable[..., Train]) -> None:
     (said,) = recipe_of(find_unused_parameters=False, accumulate=2).preflight()
     assert "find_unused_parameters: false does not go with `tasks` or accumulate above 1" in said
+
+
+def test_a_sample_trains_a_few_steps() -> None:
+    """`vlpipe run --sample`: the forecast multiplies the seconds per step."""
+    whole = train()
+    few = whole.sampled()
+    assert isinstance(few, Train)
+    assert (few.steps, few.epochs, few.warmup_steps) == (20, None, 10)
+    assert few.preflight() == []
+    assert (whole.num_steps_for(14_000_000), few.num_steps_for(14_000_000)) == (97_222, 20)
+    short = train(epochs=None, steps=10, warmup_steps=1)
+    assert short.sampled() is short

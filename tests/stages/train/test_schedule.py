@@ -48,3 +48,13 @@ def test_a_warm_up_that_ends_with_an_epoch(recipe_of: Make) -> None:
 
 def test_a_run_of_one_step(recipe_of: Make) -> None:
     assert rates(recipe_of(lr=1.0), num_steps=1) == [1.0]
+
+
+def test_milestones(recipe_of: Make) -> None:
+    """Epochs of 10 steps; a tenth from epochs 3 and 7 on, as MoCo's from 120 and 160."""
+    settings = {"lr": 0.03, "min_lr": 0.0, "schedule": "milestones", "decay_rate": 0.1, "batch_size": 16}
+    lr = rates(recipe_of(milestones=[3, 7], **settings))
+    assert lr == pytest.approx([0.03 * 0.1 ** ((k >= 30) + (k >= 70)) for k in range(101)])
+    for changes in ({"schedule": "milestones"}, {"milestones": [3]}):
+        (problem,) = recipe_of(**changes).problems()
+        assert problem.startswith("`milestones` are the epochs at which schedule: milestones decays")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
-
-from sharded_worker import SYSTEMS, batch_of, made
-
+from tests.models.small_system import small_systems
 from vlpipe.models.interface.batch import IGNORE, Batch, Stream, flat_places
 from vlpipe.models.objectives.lm import NEXT, next_tokens
 from vlpipe.stages.loading.makers.text import Text
@@ -25,6 +20,7 @@ from vlpipe.stages.train.fit import train_step
 from vlpipe.stages.train.recipe import Recipe
 from vlpipe.stages.train.run import Run
 
+SYSTEMS = small_systems()
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim"}
 # VideoBERT cuts its sequences to the longest of the batch, whose length it asks for
 ALLOWED = {"videobert": 1}
@@ -73,7 +69,7 @@ class _Samples:
 def reads_of(name: str, batch: Batch) -> list[str]:
     """What the second step of a run reads; the first makes the optimiser's state."""
     recipe = Recipe(objectives=["x"], model={}, steps=10, batch_size=4)
-    run = Run(recipe, torch.device("cpu"), made(name), _Samples(), 10)
+    run = Run(recipe, torch.device("cpu"), SYSTEMS[name].net(), _Samples(), 10)
     train_step(run, [batch])
     with Reads() as reads:
         train_step(run, [batch])
@@ -82,12 +78,12 @@ def reads_of(name: str, batch: Batch) -> list[str]:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_step_waits_for_nothing(name: str) -> None:
-    found = reads_of(name, with_places(batch_of(name, 0)))
+    found = reads_of(name, with_places(SYSTEMS[name].batch(0)))
     assert len(found) == ALLOWED.get(name, 0), found
 
 
 def test_positions_that_nobody_computed_are_waited_for() -> None:
-    assert reads_of("blip", batch_of("blip", 0)) == ["nonzero"]
+    assert reads_of("blip", SYSTEMS["blip"].batch(0)) == ["nonzero"]
 
 
 def test_makers_compute_them() -> None:

@@ -37,6 +37,20 @@ def child() -> Iterator[VideoChild]:
     one.close()
 
 
+def test_a_size_per_time(folder: Path) -> None:
+    times, sizes = [0.0, 0.1, 0.1, 0.9], [Square(32), Exact(40, 20), ShortSide(16), Exact(40, 20)]
+    for opened in (decode.open_video, shut_in.open_video):
+        with opened(str(folder), "a.mp4") as video:
+            found = list(video.frames(times, sizes))
+            assert [index for index, _ in found] == [0, 1, 2, 3]
+            for index, picture in found:
+                alone = next(video.frames([times[index]], sizes[index]))[1]
+                assert picture.shape == alone.shape
+                assert (picture == alone).all()
+            with pytest.raises(ValueError, match=r"^wanted one size, or one per time; got 4 for 3 times$"):
+                list(video.frames(times[:3], sizes))
+
+
 @pytest.mark.parametrize("size", [Square(32), ShortSide(16), Exact(40, 20)])
 @pytest.mark.parametrize("root", ["{}", "file://{}"])
 @pytest.mark.parametrize("name", ["a.mp4", "b.mkv"])

@@ -1,0 +1,1 @@
+"""Colours: Lab from normalised pixels, bins of ab. May import what `models.blocks` may."""

@@ -1,0 +1,1 @@
+"""Losses of mixtures of experts. Imports the interface and `models.experts`."""

@@ -1,0 +1,38 @@
+"""The losses that keep experts evenly used (`models/experts`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlpipe.models.experts.layer import experts_of
+from vlpipe.models.interface.objective import Objective, Scope, Term
+from vlpipe.models.interface.outputs import Outputs
+
+
+class ExpertBalance(Objective):
+    """`balance`: the routers' losses, the mean over layers. Put it after the objective that runs the layers.
+
+    weight of a router's loss: 1; the recipe's `weight` of this objective is Switch's alpha (0.01). noisy_top_k has two,
+    which are added. Diagnostics: `dropped`, `busiest`, the mean share of dropped choices and the largest share of an expert.
+    SCOPE is "rank": a router balances the tokens that one rank forwards together.
+    """
+
+    LOSSES = ("balance",)
+    SCOPE: Scope = "rank"
+
+    def bind(self, model: Any) -> None:
+        if not experts_of(model):
+            raise ValueError("ExpertBalance: the model has no layer of experts")
+
+    def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
+        found = [layer.latest for layer in experts_of(out.model).values()]
+        if not all(found):
+            raise ValueError("ExpertBalance: put it after the objective that runs the layers of experts")
+        losses = [sum(v for n, v in one.items() if n not in ("dropped", "busiest")) for one in found]
+        values = {"balance": torch.stack([torch.as_tensor(one) for one in losses]).mean()}
+        values |= {name: torch.stack([one[name] for one in found]).mean() for name in ("dropped",)}
+        values["busiest"] = torch.stack([one["busiest"] for one in found]).max()
+        return {name: Term(value, 1.0) for name, value in values.items()}

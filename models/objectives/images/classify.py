@@ -1,0 +1,37 @@
+"""Classification of images. Dosovitskiy et al. 2021 (ViT), https://arxiv.org/abs/2010.11929."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlpipe.models.interface.batch import IGNORE, Batch
+from vlpipe.models.interface.image_capabilities import Classifies
+from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.outputs import Outputs
+
+
+class Classify(Objective):
+    """`classify`: cross entropy in nats of the class, of rows that have a label; `classify_accuracy` is a diagnostic.
+
+    stream: that of the labels (B,); IGNORE is no label.
+    """
+
+    LOSSES = ("classify",)
+    NEEDS = (Classifies,)
+
+    def __init__(self, *, stream: str = "label") -> None:
+        super().__init__()
+        self.stream = stream
+
+    def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        return {"classify": (batch.stream(self.stream).data != IGNORE).sum()}
+
+    def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
+        labels, logits = out.stream(self.stream).data, out.logits.float()
+        counted = labels != IGNORE
+        total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE)
+        right = ((logits.argmax(1) == labels) & counted).sum().float()
+        return {"classify": Term(total, counted.sum()), "classify_accuracy": Term(right, counted.sum())}

@@ -1,0 +1,37 @@
+"""BEiT's loss: the codes of hidden patches. Bao et al. 2021, https://arxiv.org/abs/2106.08254."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlpipe.models.interface.batch import Batch
+from vlpipe.models.interface.capabilities import FillsCodes
+from vlpipe.models.interface.image_capabilities import HasImageCodes
+from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.outputs import Outputs
+
+
+class MaskedImageCodes(Objective):
+    """`mim` and `mim_accuracy`: cross entropy in nats, and accuracy, of the codes of hidden patches.
+
+    target["masked"] of the stream `image` says which; its view needs the corruptor `mask_blocks`.
+    """
+
+    LOSSES = ("mim",)
+    NEEDS = (FillsCodes, HasImageCodes)
+
+    def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        return {"mim": batch.stream("image").target["masked"].sum()}
+
+    def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
+        image = out.stream("image")
+        masked = image.target["masked"]
+        places = image.chosen("masked", masked)
+        logits = out.model.predict_codes(out.code_hidden.flatten(0, 1)[places]).float()
+        true = out.image_codes.flatten()[places]
+        total = F.cross_entropy(logits, true, reduction="sum")
+        right = (logits.argmax(1) == true).sum().float()
+        return {"mim": Term(total, masked.sum()), "mim_accuracy": Term(right, masked.sum())}

@@ -1,0 +1,44 @@
+"""The class, or the score, of one or two texts: GLUE's tasks.
+
+Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlpipe.models.interface.batch import IGNORE, Batch
+from vlpipe.models.interface.objective import Objective, Term
+from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.interface.text_capabilities import ClassifiesTexts
+
+
+class ClassifyTexts(Objective):
+    """`classify`: cross entropy in nats of the class, of rows that have a label; `classify_accuracy` is a diagnostic.
+
+    Of a model with one class: the squared error of its score (STS-B), without accuracy. The stream `label` has the labels
+    (B,), IGNORE for none, or scores, NaN for none.
+    """
+
+    LOSSES = ("classify",)
+    NEEDS = (ClassifiesTexts,)
+
+    def counts(self, batch: Batch) -> Mapping[str, Tensor | float]:
+        return {"classify": _has(batch.stream("label").data).sum()}
+
+    def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
+        wanted, logits = out.stream("label").data, out.text_logits.float()
+        counted = _has(wanted)
+        if wanted.is_floating_point():
+            squares = (logits[:, 0] - wanted.nan_to_num()).square().masked_fill(~counted, 0.0)
+            return {"classify": Term(squares.sum(), counted.sum())}
+        total = F.cross_entropy(logits, wanted, reduction="sum", ignore_index=IGNORE)
+        right = ((logits.argmax(1) == wanted) & counted).sum().float()
+        return {"classify": Term(total, counted.sum()), "classify_accuracy": Term(right, counted.sum())}
+
+
+def _has(wanted: Tensor) -> Tensor:
+    return ~wanted.isnan() if wanted.is_floating_point() else wanted != IGNORE

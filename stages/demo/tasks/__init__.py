@@ -1,0 +1,4 @@
+"""Made tasks of texts and conversations about images, with known answers.
+
+May import what `demo` imports.
+"""

@@ -1,0 +1,4 @@
+"""How models with a mixture of experts use them.
+
+May import `common`.
+"""

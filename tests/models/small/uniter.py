@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from tests.models.small_system import REGIONS, SMALL, WORDS, SmallSystem
+from vlpipe.models.objectives.masked_lm import MaskedLm
+from vlpipe.models.objectives.match import Match
+from vlpipe.models.objectives.region_mse import RegionMse
+from vlpipe.models.systems.regions.uniter import Uniter
+
+SYSTEM = SmallSystem(
+    lambda: Uniter(vocab_size=WORDS, dropout=0.0, **SMALL, **REGIONS),
+    [MaskedLm(), Match(), RegionMse()],
+    ("regions", "text"),
+)
