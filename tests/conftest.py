@@ -56,6 +56,7 @@ SLOW = {
     "pipeline/test_kill.py": 14,
     "stages/features/test_howto100m_2d3d.py": 13,
     "pipeline/test_row_groups.py": 13,
+    "stages/vision_language/test_local.py": 13,
     "stages/train/test_fit.py": 12,
     "stages/train/test_ranks.py": 11,
 }

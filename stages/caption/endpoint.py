@@ -13,6 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
+from vlpipe.pipeline.files import File
 from vlpipe.pipeline.service import Address, Service, ServiceContext, address
 from vlpipe.pipeline.shard import need
 from vlpipe.pipeline.stage import MapStage, Work
@@ -66,7 +67,8 @@ class CaptionEndpoint(MapStage):
     concurrency: maximum number of requests under way per worker; how many there are follows from the server's answers
     (`endpoint.pace`). timeout_s: of a request. A 429 is waited for, up to max_wait_s without any answer; then, and after
     give_up_s without a connection, the step stops, and another run continues. max_bytes: of a response.
-    price: of a million tokens; the receipts then have the cost.
+    price: of a million tokens; the receipts then have the cost. gate: `passed.json` of a `hygiene.gate:CaptionGate`, before
+    which this step does not start.
     """
 
     NAME: ClassVar[str] = "caption.endpoint:CaptionEndpoint"
@@ -76,7 +78,7 @@ class CaptionEndpoint(MapStage):
     )
     NOT_IN_KEY: ClassVar[frozenset[str]] = frozenset(
         {"base_url", "api_key_env", "concurrency", "timeout_s", "row_timeout_s", "retries", "give_up_s"}
-        | {"max_wait_s", "max_bytes", "price"}
+        | {"max_wait_s", "max_bytes", "price", "gate"}
     )
 
     base_url: str
@@ -108,6 +110,7 @@ class CaptionEndpoint(MapStage):
     max_wait_s: Positive = 3600.0
     max_bytes: Count = 1 << 20
     price: Price | None = None
+    gate: File | None = None
 
     @property
     def rules(self) -> Rules:

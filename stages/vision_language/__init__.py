@@ -1,4 +1,4 @@
 """Image-text-to-text and image-to-text models of transformers: prompts, batches, decoding, the probability of an answer.
 
-May import `common`, `inference`.
+May import `common`, `endpoint`, `inference`.
 """

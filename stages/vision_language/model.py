@@ -133,6 +133,9 @@ def load(weights: Weights, precision: Precision) -> VisionLanguageModel:
     model = load_model(AutoModelForImageTextToText, weights, precision)
     kind = model.config.model_type
     side = "left" if kind in PADS_LEFT else "right" if kind in PADS_RIGHT else ""
-    if kind == "blip-2" and model.config.text_config.is_encoder_decoder:
-        side = "right"
+    if kind == "blip-2":
+        if model.config.text_config.is_encoder_decoder:
+            side = "right"
+        if processor.num_query_tokens is None:  # older folders: the model's config alone has it
+            processor.num_query_tokens = model.config.num_query_tokens
     return VisionLanguageModel(model, processor, side)

@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoTokenizer, SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tests.stages.filter.conftest import WORDS, word_tokenizer
-from vlpipe.models.systems.image_text.clip import Clip
+from vlpipe.models.build import find
+from vlpipe.models.folder import BELOW
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.files import Weights
@@ -176,7 +177,7 @@ def open_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer.train_bpe([" ".join(SENTENCES)] * 20, 560, "clip")
     sizes = {"image_size": 32, "patch_size": 16, "vision_width": 64, "vision_layers": 2, "vision_heads": 1}
     sizes |= {"text_width": 64, "text_layers": 2, "text_heads": 1, "max_text_length": 16, "embed_dim": 16}
-    model = Clip.from_spec(sizes, tokenizer)
+    model = find("clip:Clip", BELOW).from_spec(sizes, tokenizer)
     scale(model, 4)
     model.export(folder, "open_clip", tokenizer)
     config = json.loads((folder / "open_clip_config.json").read_text())

@@ -11,6 +11,7 @@ from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.testing import run_map
 from vlpipe.stages.common.row import TEXTS, text
 from vlpipe.stages.common.rule import scored
+from vlpipe.stages.filter.itm import ITM, NOT_MATCHED
 from vlpipe.stages.selection.decide import Decide, JudgeRule
 
 SCORES = pa.list_(pa.float32())
@@ -87,6 +88,29 @@ def test_earlier_decisions_are_taken_back_if_asked_for() -> None:
     stage = Decide(rules=(low("a", 0.5),), anew=("not_matched",))
     assert fates(stage, table) == [[(True, None), (False, "junk")]]
     assert run_map(stage, table).counts["taken_back"] == 1
+
+
+def test_the_score_of_capfilts_filter_can_be_decided_by_again() -> None:
+    """Another threshold than that of filter.itm, in both directions, from the scores that it stored."""
+    schema = pa.schema([pa.field("id", pa.string()), scored("texts", TEXTS, ITM)])
+    texts = [
+        [
+            text("a", "web", score=0.7, kept=True),
+            text("b", "synth", score=0.4, kept=False, why=NOT_MATCHED),
+            text("c", "synth", score=0.2, kept=False, why=NOT_MATCHED),
+            text("d", "web", kept=False, why="junk"),
+        ]
+    ]
+    table = pa.table([["r0"], pa.array(texts, TEXTS)], schema=schema)
+
+    def decided(value: float) -> list[bool | None]:
+        rule = JudgeRule(column="texts.score", op=">=", value=value, encoder=ITM, id=NOT_MATCHED)
+        out = run_map(Decide(rules=(rule,), anew=(NOT_MATCHED,)), table).table
+        return [t["kept"] for t in out["texts"].to_pylist()[0]]
+
+    assert decided(0.3) == [True, True, False, False]
+    assert decided(0.5) == [True, False, False, False]
+    assert decided(0.8) == [False, False, False, False]
 
 
 def test_what_cannot_be_decided_is_said_before_the_run() -> None:

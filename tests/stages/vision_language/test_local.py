@@ -197,6 +197,19 @@ def test_it_computes_in_bf16_and_can_be_tuned(kind: str, captioner: Captioner, i
         compute(2)
 
 
+def test_an_older_blip2_folder_without_the_number_of_queries_is_read(
+    captioner: Captioner, image_rows: Rows, tmp_path: Path
+) -> None:
+    folder, table = tmp_path / "old", rows_of(image_rows, 2)
+    shutil.copytree(captioner("blip2").path, folder)
+    config = json.loads((folder / "processor_config.json").read_text())
+    config.pop("num_query_tokens")
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    stage = LocalCaption(model=captioner("blip2"), prompt=PROMPT, max_tokens=3, truncated="keep")
+    old = replace(stage, model=Weights(path=str(folder), digest=stage.model.digest))
+    assert captions(old, table) == captions(stage, table)
+
+
 def test_code_in_the_folder_is_not_run(captioner: Captioner, image_rows: Rows, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     shutil.copytree(captioner("blip").path, folder)
