@@ -78,6 +78,7 @@ def prepared(pixels: Tensor, colour: Tensor | None = None) -> Tensor:
     """
     x = pixels - pixels.mean((2, 3), keepdim=True)
     if colour is not None:
-        x = x * (colour[:, None] == torch.arange(3, device=colour.device))[:, :, None, None]
+        kept = colour[:, None] == torch.arange(3, device=x.device)
+        x = x * kept[:, :, None, None].to(x.dtype)
     size = x.square().mean((1, 2, 3), keepdim=True).sqrt()
     return torch.div(x, size + 1e-6)
