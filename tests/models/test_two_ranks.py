@@ -1,4 +1,4 @@
-"""SigLIP, CoCa and ALBEF on two ranks equal one process, in value and gradient. Run as a script this file is one rank."""
+"""SigLIP, CoCa, ALBEF, BLIP-2: two ranks equal one process, in value and gradient. Run as a script this file is one rank."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from vlpipe.models.objectives.itc import Itc
 from vlpipe.models.objectives.itm import Itm
 from vlpipe.models.objectives.lm import Lm
 from vlpipe.models.objectives.masked_lm import DistilledMaskedLm
+from vlpipe.models.objectives.pairs.query_itc import QueryItc
 from vlpipe.models.objectives.sigmoid import Sigmoid
 from vlpipe.models.systems.image_text.albef import Albef
+from vlpipe.models.systems.image_text.blip_2 import Blip2
 from vlpipe.models.systems.image_text.coca import Coca
 from vlpipe.models.systems.image_text.siglip import Siglip
 from vlpipe.models.teachers import Ema
@@ -39,6 +41,8 @@ TOWERS: dict[str, Any] = {
     "text_heads": 2,
 }
 DECODER: dict[str, Any] = {"width": 16, "heads": 2, "vision_layers": 1, "queries": 3}
+FORMER: dict[str, Any] = {"width": 16, "heads": 2, "layers": 2, "queries": 3, "embed_dim": 8, "dropout": 0.0}
+FORMER |= {"vision_width": 16, "vision_layers": 1, "vision_heads": 2, "vision_mlp": 32}
 ITC: dict[str, Any] = {"queue_size": 8, "alpha_ramp_epochs": 0, "share": False, "kl": True}
 SYSTEMS: dict[str, tuple[Callable[[], Any], list[Callable[[], Any]]]] = {
     "siglip": (
@@ -52,6 +56,14 @@ SYSTEMS: dict[str, tuple[Callable[[], Any], list[Callable[[], Any]]]] = {
     "coca": (
         lambda: Coca(start=1, end=2, unimodal_layers=1, multimodal_layers=1, **SIZES, **DECODER),
         [InfoNce, Lm],
+    ),
+    "blip-2": (
+        lambda: Blip2(pad=0, start=1, end=2, dec=3, **SIZES, **FORMER),
+        [QueryItc, Lm],
+    ),
+    "blip-2, pictures shared": (
+        lambda: Blip2(pad=0, start=1, end=2, dec=3, **SIZES, **FORMER),
+        [lambda: QueryItc(share=True)],
     ),
     "albef": (
         lambda: Albef(fusion_layers=1, embed_dim=8, dropout=0.0, **SIZES, **TOWERS),

@@ -42,6 +42,25 @@ class LlmCache:
         raise ValueError("compile: the steps of a language model of transformers cannot be compiled")
 
 
+class Unkept:
+    """A cache that keeps nothing. Without a cache, transformers looks whether several texts are packed into a row,
+    which waits for the device."""
+
+    is_compileable = False
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, num: int, layer: int = 0) -> tuple[int, int]:
+        return num, 0
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return keys, values
+
+
 class LanguageModel(nn.Module):
     """config: transformers' of the language model, with its `model_type` (one of DECODERS, ENCODER_DECODERS); weights are
     random.
@@ -168,7 +187,8 @@ class LanguageModel(nn.Module):
 
     def _decoded(self, x: Tensor, past: Any = None) -> Tensor:
         body = getattr(self.net, self.net.base_model_prefix)
-        hidden: Tensor = body(inputs_embeds=x, past_key_values=past, use_cache=past is not None)[0]
+        cache = Unkept() if past is None else past
+        hidden: Tensor = body(inputs_embeds=x, past_key_values=cache, use_cache=past is not None)[0]
         return hidden
 
 

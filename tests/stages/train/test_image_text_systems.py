@@ -1,4 +1,4 @@
-"""SigLIP, CoCa and ALBEF in a training run: micro-batches equal one batch, and teachers are made where losses want them."""
+"""SigLIP, CoCa, ALBEF and BLIP-2 in training: micro-batches equal one batch, teachers are made where losses want them."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ COCA: dict[str, Any] = {
     "max_text_length": 16,
     "queries": 3,
 }
+FORMER: dict[str, Any] = {"width": 16, "heads": 2, "layers": 2, "queries": 3, "embed_dim": 8, "dropout": 0.0}
+FORMER |= {"image_size": 16, "patch_size": 8, "vision_width": 16, "vision_layers": 1, "vision_heads": 2}
+FORMER |= {"vision_mlp": 32, "max_text_length": 16}
 MASKED = {"mlm": [{"use": "mask_text:MaskText", "rate": 0.3}]}
 ITC = {"use": "itc:Itc", "queue_size": 40, "alpha_ramp_epochs": 0, "share": False, "kl": True}
 DISTILLED = {"use": "masked_lm:DistilledMaskedLm", "view": "mlm", "alpha_ramp_epochs": 0}
@@ -46,6 +49,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "coca": {
         "model": {"use": "coca:Coca", **COCA},
         "objectives": [{"use": "infonce:InfoNce", "weight": 2.0}, {"use": "lm:Lm", "weight": 2.0}],
+    },
+    "blip_2": {
+        "model": {"use": "blip_2:Blip2", **FORMER},
+        "objectives": ["query_itc:QueryItc", "lm:Lm"],  # matching, as ALBEF's
     },
     "albef": {
         "model": {"use": "albef:Albef", "fusion_layers": 1, "embed_dim": 8, "dropout": 0.0, **TOWERS},
