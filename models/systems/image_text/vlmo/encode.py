@@ -17,7 +17,7 @@ from vlpipe.models.systems.image_text.vlmo.layers import IMAGE, TEXT, RelativeBi
 
 
 class Encodes(Model):
-    """The part of `Vlmo` that looks at one modality, whose modules `Vlmo` makes. first_vl: first layer with experts of both."""
+    """The part of `Vlmo` that looks at one modality. first_vl: the first layer with experts of both."""
 
     words: Words
     patch: nn.Linear
