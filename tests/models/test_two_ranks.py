@@ -1,4 +1,4 @@
-"""SigLIP, CoCa, ALBEF, BLIP-2: two ranks equal one process, in value and gradient. Run as a script this file is one rank."""
+"""SigLIP, CoCa, ALBEF, BLIP-2, VLMo: two ranks equal one process, in value and gradient. Run as a script it is one rank."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from vlpipe.models.objectives.infonce import InfoNce
 from vlpipe.models.objectives.itc import Itc
 from vlpipe.models.objectives.itm import Itm
 from vlpipe.models.objectives.lm import Lm
-from vlpipe.models.objectives.masked_lm import DistilledMaskedLm
+from vlpipe.models.objectives.masked_lm import DistilledMaskedLm, MaskedLm
+from vlpipe.models.objectives.pairs.expert_itc import ExpertItc
 from vlpipe.models.objectives.pairs.query_itc import QueryItc
 from vlpipe.models.objectives.sigmoid import Sigmoid
 from vlpipe.models.systems.image_text.albef import Albef
 from vlpipe.models.systems.image_text.blip_2 import Blip2
 from vlpipe.models.systems.image_text.coca import Coca
 from vlpipe.models.systems.image_text.siglip import Siglip
+from vlpipe.models.systems.image_text.vlmo import Vlmo
 from vlpipe.models.teachers import Ema
 
 WORDS, ROWS = 40, 6
@@ -43,6 +45,16 @@ TOWERS: dict[str, Any] = {
 DECODER: dict[str, Any] = {"width": 16, "heads": 2, "vision_layers": 1, "queries": 3}
 FORMER: dict[str, Any] = {"width": 16, "heads": 2, "layers": 2, "queries": 3, "embed_dim": 8, "dropout": 0.0}
 FORMER |= {"vision_width": 16, "vision_layers": 1, "vision_heads": 2, "vision_mlp": 32}
+MOME: dict[str, Any] = {
+    "width": 16,
+    "layers": 2,
+    "vl_layers": 1,
+    "heads": 2,
+    "position": "relative",
+    "num_codes": 3,
+    "drop_path": 0.0,
+    "dropout": 0.0,
+}
 ITC: dict[str, Any] = {"queue_size": 8, "alpha_ramp_epochs": 0, "share": False, "kl": True}
 SYSTEMS: dict[str, tuple[Callable[[], Any], list[Callable[[], Any]]]] = {
     "siglip": (
@@ -73,7 +85,12 @@ SYSTEMS: dict[str, tuple[Callable[[], Any], list[Callable[[], Any]]]] = {
             lambda: DistilledMaskedLm(alpha_ramp_epochs=0),
         ],
     ),
+    "vlmo": (
+        lambda: Vlmo(**SIZES, **MOME),
+        [ExpertItc, lambda: Itm(all_ranks=True), MaskedLm],
+    ),
 }
+DRAWS = ("albef", "vlmo")  # negatives of matching
 
 
 def model_of(name: str) -> Any:
@@ -82,7 +99,7 @@ def model_of(name: str) -> Any:
     for p in model.parameters():
         if p.ndim > 1:
             p.data.add_(0.2 * torch.randn_like(p))
-    if name == "albef":
+    if name in DRAWS:
         model.temp.data.fill_(0.0005)  # the likeliest negative is the one that is drawn
     return model.eval()
 
@@ -104,8 +121,8 @@ def batch_of(seed: int) -> Batch:
 
 
 def batches(name: str) -> list[Batch]:
-    """Two; ALBEF's have negatives that stand out."""
-    if name != "albef":
+    """Two; where negatives are drawn, they stand out."""
+    if name not in DRAWS:
         return [batch_of(0), batch_of(1)]
     model = model_of(name)
     found = [batch for batch in map(batch_of, range(400)) if stands_out(model, batch)]
@@ -133,7 +150,7 @@ def two_steps(name: str, rank: int, world: int) -> dict[str, Tensor]:
         ema.follow(model)
         out = Outputs(model, part, {"ema": ema.copy})
         for objective in objectives:
-            seen = out.view("mlm") if isinstance(objective, DistilledMaskedLm) else out
+            seen = out.view("mlm") if isinstance(objective, MaskedLm) else out
             for loss, term in objective(seen).items():
                 if loss not in objective.LOSSES:
                     continue
