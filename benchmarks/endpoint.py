@@ -270,14 +270,15 @@ def remarks(found: list[dict[str, Any]]) -> str:
     if full is not None:
         cost = full["worker_cpu_ms"] + full["driver_cpu_ms"] + full["server_cpu_ms"]
         said.append(
-            f"Worker, driver and server together need {cost:.2f} ms of CPU for an answer: at {CASES[0].capacity:,.0f} answers "
-            f"per second {cost * CASES[0].capacity / 1000:.0%} of a core."
+            f"Worker, driver and server together need {cost:.2f} ms of CPU for an answer: "
+            f"at {CASES[0].capacity:,.0f} answers per second {cost * CASES[0].capacity / 1000:.0%} of a core."
         )
     cores = os.cpu_count() or 1
     if any(one["load"] > cores for one in found):
         said.append(
-            f"More processes than the {cores} cores were at work. Answers per second are then what these left, which the bare "
-            "client tells as well; CPU times do not depend on it. In simulated time, where nothing else takes any, the "
+            f"More processes than the {cores} cores were at work. Answers per second are then what these left, "
+            "which the bare client tells as well; CPU times do not depend on it. "
+            "In simulated time, where nothing else takes any, the "
             "requests under way reach 95 % of 64 slots with 50 ms (`tests/stages/endpoint/test_pace.py`)."
         )
     return "\n".join(said)
