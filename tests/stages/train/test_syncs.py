@@ -23,8 +23,7 @@ from vlpipe.stages.train.run import Run
 SYSTEMS = small_systems()
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "unique_dim"}
 # VideoBERT cuts its sequences to the longest of the batch, whose length it asks for
-# of LLaVA's language model, transformers asks whether its positions are those of packed sequences
-ALLOWED = {"videobert": 1, "llava": 1}
+ALLOWED = {"videobert": 1}
 
 
 class Reads(TorchDispatchMode):
