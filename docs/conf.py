@@ -22,7 +22,6 @@ myst_heading_anchors = 3
 myst_fence_as_directive = ["mermaid"]
 html_theme = "furo"
 html_title = "vlpipe"
-html_static_path = ["_static"]
 exclude_patterns = ["_build", "log.md"]  # log.md: notes for developers, read on the code host
 suppress_warnings = ["myst.xref_missing"]
 

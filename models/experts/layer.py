@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,16 @@ from vlpipe.models.experts.routers import ROUTERS
 from vlpipe.models.experts.routing import Routing, capacity, places
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How a layer used its experts in one forward pass; scalars. loss: the sum of the router's losses. dropped: share of
+    wanted choices without a place. busiest: the largest share of tokens by first choice."""
+
+    loss: Tensor
+    dropped: Tensor
+    busiest: Tensor
+
+
 class Experts(nn.Module):
     """(B, L, width) -> (B, L, width): each token goes through the experts its router chooses, weighted by their gates.
 
@@ -22,8 +33,7 @@ class Experts(nn.Module):
     hidden: inner width of an expert. dropout: inside of an expert (Switch's expert dropout). init_scale: factor on the
     variance of the experts' matrices (Switch: 0.1). router: {kind, and its parameters}; kinds: `routers.ROUTERS`.
 
-    After a forward pass `latest` has the router's losses, `dropped` (share of wanted choices) and `busiest` (largest share
-    of tokens by first choice).
+    `latest`: what the last forward pass showed; None before the first one.
     """
 
     def __init__(
@@ -51,7 +61,7 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(num_experts, hidden, width))
         self.down_bias = nn.Parameter(torch.zeros(num_experts, 1, width))
         self.group: dist.ProcessGroup | None = None
-        self.latest: dict[str, Tensor] = {}
+        self.latest: Use | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -110,7 +120,9 @@ class Experts(nn.Module):
     def _note(self, routing: Routing, kept: Tensor) -> None:
         num_wanted = routing.wanted.sum().clamp(min=1)
         dropped = 1 - kept.sum() / num_wanted
-        self.latest = {**routing.losses, "dropped": dropped, "busiest": routing.share.max().detach()}
+        self.latest = Use(
+            sum(routing.losses.values(), torch.zeros_like(dropped)), dropped, routing.share.max()
+        )
 
     def spread(self, group: dist.ProcessGroup) -> None:
         """Lets each rank of a group compute an equal part of the experts. All ranks keep all weights, and must have the same

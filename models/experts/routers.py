@@ -7,7 +7,6 @@ All compute in float32, also under autocast: Switch's "selective precision".
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +18,9 @@ from vlpipe.models.experts.routing import Routing, first_share, token_mean
 class Router(nn.Module):
     """Base class: a matrix (width, num_experts) and a rule. choices: experts per token."""
 
-    choices: ClassVar[int] = 1
-
-    def __init__(self, width: int, num_experts: int) -> None:
+    def __init__(self, width: int, num_experts: int, choices: int = 1) -> None:
         super().__init__()
-        self.num_experts = num_experts
+        self.num_experts, self.choices = num_experts, choices
         self.weight = nn.Parameter(torch.zeros(width, num_experts))
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Routing:
@@ -32,9 +29,11 @@ class Router(nn.Module):
             return self.route(x.float(), valid)
 
     def route(self, x: Tensor, valid: Tensor | None) -> Routing:
+        """The rule, for x in float32. Subclasses define it."""
         raise NotImplementedError
 
     def wanted(self, shape: tuple[int, int], valid: Tensor | None) -> Tensor:
+        """Returns (N, k) bool: True for all choices of tokens that are not padding."""
         asked = torch.ones(shape, dtype=torch.bool, device=self.weight.device)
         return asked if valid is None else asked & valid[:, None]
 
@@ -68,12 +67,10 @@ class GShard(Router):
     logits, as in DeepSpeed and fairscale, and always asked.
     """
 
-    choices: ClassVar[int] = 2
-
     def __init__(self, width: int, num_experts: int, gumbel: bool = False) -> None:
         if num_experts < 2:
             raise ValueError(f"gshard asks two experts, so num_experts must be at least 2, got {num_experts}")
-        super().__init__(width, num_experts)
+        super().__init__(width, num_experts, choices=2)
         self.gumbel = gumbel
 
     def route(self, x: Tensor, valid: Tensor | None) -> Routing:
@@ -107,8 +104,7 @@ class NoisyTopK(Router):
     def __init__(self, width: int, num_experts: int, k: int = 2, unbiased: bool = False) -> None:
         if not 1 <= k <= num_experts:
             raise ValueError(f"k must be from 1 to num_experts = {num_experts}, got {k}")
-        super().__init__(width, num_experts)
-        self.choices = k  # type: ignore[misc]
+        super().__init__(width, num_experts, choices=k)
         self.unbiased = unbiased
         self.noise = nn.Parameter(torch.zeros(width, num_experts))
 

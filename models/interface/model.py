@@ -112,14 +112,15 @@ class Model(nn.Module):
 
 
 def _layout(cls: type) -> Any:
-    """Returns LAYOUT of `vlpipe.models.layouts.<name of the system>`; of a system with several classes, LAYOUTS by their
-    names.
+    """Returns LAYOUT of `vlpipe.models.layouts.<room>.<name of the system>`; of a system with several classes, LAYOUTS by
+    their names.
 
     Raises ValueError if there is none.
     """
-    system = cls.__module__.removeprefix("vlpipe.models.systems.").split(".")[1:2]
-    name = f"vlpipe.models.layouts.{''.join(system)}"
-    module = importlib.import_module(name) if system and importlib.util.find_spec(name) else None
+    system = cls.__module__.removeprefix("vlpipe.models.systems.").split(".")[:2]
+    name = ".".join(["vlpipe.models.layouts", *system])
+    known = importlib.util.find_spec(name.rpartition(".")[0]) and importlib.util.find_spec(name)
+    module = importlib.import_module(name) if known else None
     found = getattr(module, "LAYOUTS", {}).get(cls.__name__) or getattr(module, "LAYOUT", None)
     if found is None:
         raise ValueError(

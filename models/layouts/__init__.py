@@ -1,4 +1,4 @@
-"""Where our weights stand in published checkpoints and transformers folders, one file per system; `table` reads them.
+"""Where our weights stand in published checkpoints and transformers folders: a file per system, in rooms as in `systems`.
 
-May import `blocks`, `interface` and the systems.
+`table` reads them. May import `blocks`, `interface` and the systems.
 """

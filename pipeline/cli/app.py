@@ -24,7 +24,14 @@ from vlpipe.pipeline.engine.records.forget_journal import has_traces
 from vlpipe.pipeline.engine.row_bounds import estimates
 from vlpipe.pipeline.engine.runner import Run
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.pipeline.inspect.forecast import forecast, forecast_table, read_forecast, totals, write_forecast
+from vlpipe.pipeline.inspect.forecast import (
+    Cost,
+    forecast,
+    forecast_table,
+    read_forecast,
+    totals,
+    write_forecast,
+)
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.watch.curves import Curves
 from vlpipe.pipeline.watch.events import EventLog
@@ -125,35 +132,45 @@ def run(
         if todo:
             if sample is None:  # the next plan compares with the last full run
                 remember(steps, store)
-            telling: list[Telling] = [EventLog(store, run_id, found.name, steps)]
-            telling += [Metrics(store, metrics)] if metrics is not None else []
-            telling += [Curves(store, run_id, curves)] if curves is not None else []
+            telling = _telling(found, store, run_id, steps, metrics, curves)
             execute(steps, store, run_id, local=local, address=address, strict=strict, telling=telling)
             warn(todo, strict=False)  # about shards that this run reused
         before_retry.clean(steps, store)
         if sample is not None:
             costs = forecast(steps, {step.name: step.stage for step in found.steps}, store)
             write_forecast(store, found.name, sample, costs)
-    if not todo:
-        out.print(
-            f"{found.name}: all {len(steps)} steps are done, nothing to do ({time.monotonic() - began:.1f} s)",
-            highlight=False,
-        )
+    seconds = time.monotonic() - began
+    if todo:
+        text = f"{found.name}: done in {seconds:.1f} s; results are in {store.url}"
     else:
-        out.print(
-            f"{found.name}: done in {time.monotonic() - began:.1f} s; results are in {store.url}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = f"{found.name}: all {len(steps)} steps are done, nothing to do ({seconds:.1f} s)"
+    out.print(text, highlight=False, soft_wrap=True)
     table = results_table(steps, store)
     if table is not None:
         out.print(table)
     if sample is not None:
-        out.print(
-            f"a sample of {sample} shard(s) per source; the full run is expected to take:", highlight=False
-        )
-        out.print(forecast_table(costs))
-        out.print(totals(costs), highlight=False, soft_wrap=True)
+        _print_forecast(f"a sample of {sample} shard(s) per source; the full run is expected to take:", costs)
+
+
+def _telling(
+    found: Workflow,
+    store: Store,
+    run_id: str,
+    steps: list[PlannedStep],
+    metrics: str | None,
+    curves: str | None,
+) -> list[Telling]:
+    """Returns what tells other programs of a run."""
+    telling: list[Telling] = [EventLog(store, run_id, found.name, steps)]
+    telling += [Metrics(store, metrics)] if metrics is not None else []
+    telling += [Curves(store, run_id, curves)] if curves is not None else []
+    return telling
+
+
+def _print_forecast(title: str, costs: Sequence[Cost]) -> None:
+    out.print(title, highlight=False)
+    out.print(forecast_table(costs))
+    out.print(totals(costs), highlight=False, soft_wrap=True)
 
 
 def need_one_place(local: bool, address: str | None) -> None:
@@ -287,7 +304,6 @@ def plan_command(
     if todo and (known := read_forecast(store, found.name)):
         num_shards, costs = known
         names = {one.name for one in todo}
-        out.print(f"from a sample of {num_shards} shard(s) per source:", highlight=False)
-        out.print(forecast_table([one for one in costs if one.step in names]))
-        out.print(totals([one for one in costs if one.step in names]), highlight=False, soft_wrap=True)
+        left = [one for one in costs if one.step in names]
+        _print_forecast(f"from a sample of {num_shards} shard(s) per source:", left)
     warn(steps, strict)

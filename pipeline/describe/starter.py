@@ -6,12 +6,13 @@ import csv
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from vlpipe.pipeline.errors import VlpipeError, shown
+from vlpipe.pipeline.errors import VlpipeError, one_line, shown
 
 SOURCES = {
     "list": "a list of image URLs with texts (parquet, tsv, csv, jsonl)",
@@ -39,7 +40,7 @@ HEAD = """\
 # names it for editors with the YAML language server.
 # yaml-language-server: $schema=vlpipe.schema.json
 name: {name}
-root: runs/{name} # folder or URL of all outputs
+root: {root} # folder or URL of all outputs
 
 steps:
 """
@@ -112,7 +113,11 @@ def starter(file: str, source: str, path: str, goal: str, url: str = "url", text
     if source not in SOURCES or goal not in GOALS:
         raise VlpipeError(f"wanted a source of {', '.join(SOURCES)} and a goal of {', '.join(GOALS)}")
     name = Path(file).stem
-    parts = [HEAD.format(goal=GOALS[goal].capitalize(), file=file, name=name)]
+    parts = [
+        HEAD.format(
+            goal=GOALS[goal].capitalize(), file=shown_path(file), name=_yaml(name), root=_yaml(f"runs/{name}")
+        )
+    ]
     if source == "list":
         parts.append(FETCH.format(path=_yaml(path), url=_yaml(url), text=_yaml(text)))
     else:
@@ -120,6 +125,11 @@ def starter(file: str, source: str, path: str, goal: str, url: str = "url", text
         parts.append(TARS.format(kind=source, stage=stage, path=_yaml(path)))
     parts += [CLEAN, *({"clean": [], "score": [SCORE], "caption": [CAPTION]}[goal])]
     return "".join([*parts, WRITE.format(last=LAST[goal])])
+
+
+def shown_path(path: str) -> str:
+    """Returns a path as a word of a shell command on one line of a comment."""
+    return shlex.quote(one_line(path, 400))
 
 
 def _yaml(text: str) -> str:

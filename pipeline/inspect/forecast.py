@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from rich.table import Table
 from vlpipe.pipeline.engine.plan import PlannedStep, is_gather
 from vlpipe.pipeline.engine.records.receipts import seconds_of
 from vlpipe.pipeline.engine.worker.gather import TOTAL, ListRows
+from vlpipe.pipeline.errors import VlpipeWarning
 from vlpipe.pipeline.inspect.status import folder_bytes
 from vlpipe.pipeline.stage import GatherStage, Stage
 from vlpipe.pipeline.storage.checksummed_json import read_sealed, write_sealed
@@ -124,8 +126,15 @@ def write_forecast(store: Store, name: str, num_shards: int, costs: Sequence[Cos
 
 
 def read_forecasts(store: Store) -> dict[str, dict[str, object]]:
-    """Returns workflow -> {num_shards, costs} of the samples in this root. Raises ValueError if the record is damaged."""
-    return read_sealed(store, RECORD) if store.exists(RECORD) else {}
+    """Returns workflow -> {num_shards, costs} of the samples in this root. Empty, with a warning, if damaged."""
+    if not store.exists(RECORD):
+        return {}
+    try:
+        return read_sealed(store, RECORD)
+    except ValueError as error:
+        lost = "so forecasts of earlier samples are lost; a sample writes it again"
+        warnings.warn(f"{store.path(RECORD)} is damaged ({error}), {lost}", VlpipeWarning, stacklevel=2)
+        return {}
 
 
 def read_forecast(store: Store, name: str) -> tuple[int, list[Cost]] | None:

@@ -96,20 +96,3 @@ class EventLog:
             self._store.write_bytes(f"{FOLDER}/{self._run}-{self._num_files:06d}.jsonl", text.encode())
             self._num_files, self._lines = self._num_files + 1, []
         self._written_s = time.monotonic()
-
-
-def read_events(store: Store, run_id: str | None = None) -> list[dict[str, Any]]:
-    """Returns the events of a run, of the last one by default, in order. A line that a kill cut off is left out."""
-    names = sorted(store.list(FOLDER)) if store.exists(FOLDER) else []
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for name in names:
-        lines = store.read_bytes(f"{FOLDER}/{name}").decode().split("\n")
-        found = [json.loads(line) for line in lines[:-1]]
-        if found and found[0]["event"] == "run_started":
-            key = found[0]["run"]
-        else:
-            key = name.removesuffix(".jsonl").rpartition("-")[0]
-        runs.setdefault(key, []).extend(found)
-    if run_id is not None:
-        return runs.get(run_id, [])
-    return max(runs.values(), key=lambda events: events[0]["at"], default=[])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlpipe.models.folder import FILES, OPEN_CLIP
-from vlpipe.models.layouts.clip import open_clip as layout
+from vlpipe.models.layouts.image_text.clip import open_clip as layout
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.models.weights.hub import local_folder
 from vlpipe.pipeline.errors import VlpipeError

@@ -67,8 +67,9 @@ class ExpertUse(GatherStage):
             text = Stream(ids[:, :longest], mask[:, :longest].bool())
             with torch.inference_mode():
                 _ = model.outputs(text=text).decoder_hidden
-            busiest += max(float(one.latest["busiest"]) for one in layers)
-            dropped += sum(float(one.latest["dropped"]) for one in layers) / len(layers)
+            used = [one.latest for one in layers if one.latest is not None]
+            busiest += max(float(one.busiest) for one in used)
+            dropped += sum(float(one.dropped) for one in used) / len(used)
             num += 1
         if not num:
             raise VlpipeError(f"experts.use: no text of source {self.source!r}")

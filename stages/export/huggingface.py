@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.parquet.row_digest import checked
@@ -56,7 +57,7 @@ class WriteHuggingFace(GatherStage):
 
     texts: Which = "best"
     sources: tuple[Source, ...] | None = None
-    split: str = "train"
+    split: Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")] = "train"  # as `datasets` allows
     title: str = "Image-text pairs"
     description: str = ""
     license: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from importlib.resources import files
 from pathlib import Path
 
 from vlpipe.stages.report.charts import histograms, losses, results
@@ -17,6 +18,7 @@ from vlpipe.stages.report.view import RunView, StepView
 
 __all__ = ["RunView", "StepView", "render"]
 
+_COLOURS = files("vlpipe.pipeline.ui") / "static/colours.css"  # those of `vlpipe ui`
 _STYLE = Path(__file__).with_name("page.css")
 _SCRIPT = Path(__file__).with_name("page.js")
 
@@ -33,7 +35,7 @@ def render(run: RunView) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n{_policy(script)}\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{esc(run.title)}</title>\n<style>{_STYLE.read_text()}</style></head>\n"
+        f"<title>{esc(run.title)}</title>\n<style>{_COLOURS.read_text()}{_STYLE.read_text()}</style></head>\n"
         f'<body><header><div class="top"><h1>{esc(run.title)}</h1>'
         '<button id="theme" title="light or dark" aria-label="light or dark">&#9680;</button></div>'
         f"{about}{_tiles(run)}<nav>{nav}</nav></header>\n"

@@ -133,10 +133,10 @@ def test_each_first_workflow_loads(
     else:
         data.mkdir()
         (data / "00000.tar").write_bytes(bytes(1024))
-    file = tmp_path / "mine.yaml"
+    file = tmp_path / "my: #1 {x}.yaml"
     file.write_text(starter(str(file), source, str(data), goal, "URL", "TEXT"))
     found = Workflow.load(str(file))
-    assert found.name == "mine"
+    assert found.name == "my: #1 {x}"
     assert found.steps[-1].name == "tars"
     assert found.description.startswith(GOALS[goal].capitalize())
     assert check.is_valid(yaml.safe_load(file.read_text()))

@@ -8,6 +8,7 @@ import pytest
 from cli_helpers import Runs, vlpipe
 
 from vlpipe.pipeline.engine.records.receipts import read_receipts, seconds_of
+from vlpipe.pipeline.errors import VlpipeWarning
 from vlpipe.pipeline.inspect.forecast import Cost, duration, read_forecast, totals
 from vlpipe.pipeline.storage.store import Store
 
@@ -102,6 +103,19 @@ def test_plan_shows_the_forecast_of_what_is_left(tmp_path: Path) -> None:
     go("run", "--local")
     assert "from a sample of 2 shard(s) per source:" not in go("plan")
     vlpipe("run", go.file, "--sample", "0", code=2)
+
+
+def test_a_damaged_record_costs_the_forecast_alone(tmp_path: Path) -> None:
+    go = made(tmp_path)
+    go("run", "--local", "--sample", "2")
+    record = go.root / "_sample.json"
+    record.write_bytes(record.read_bytes().replace(b"captions", b"captionz"))
+    with pytest.warns(VlpipeWarning, match="_sample.json is damaged"):
+        assert go("plan")[-1] == "6 of 6 steps would run"
+    assert any("_sample.json" in line for line in vlpipe("verify", go.root))
+    with pytest.warns(VlpipeWarning, match="a sample writes it again"):
+        go("run", "--local", "--sample", "2")
+    assert go("plan")[-1].startswith("about ")
 
 
 def test_totals() -> None:

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+from unittest.mock import call, create_autospec
 
 import pytest
 from cli_helpers import Runs, vlpipe
@@ -23,9 +24,21 @@ from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.watch import curves as curves_module
 from vlpipe.pipeline.watch import events as events_module
 from vlpipe.pipeline.watch.curves import Curves
-from vlpipe.pipeline.watch.events import EventLog, read_events
+from vlpipe.pipeline.watch.events import FOLDER, EventLog
 from vlpipe.pipeline.watch.metrics import Metrics
 from vlpipe.pipeline.watch.telling import all_of
+
+
+def read_events(store: Store, run_id: str | None = None) -> list[dict[str, Any]]:
+    """The events of a run, of the last one by default, in order."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name in sorted(store.list(FOLDER)):
+        found = [json.loads(line) for line in store.read_bytes(f"{FOLDER}/{name}").splitlines()]
+        key = found[0].get("run") or name.removesuffix(".jsonl").rpartition("-")[0]
+        runs.setdefault(key, []).extend(found)
+    if run_id is not None:
+        return runs.get(run_id, [])
+    return max(runs.values(), key=lambda events: events[0]["at"])
 
 
 def names(events: list[dict[str, Any]]) -> list[str]:
@@ -160,13 +173,25 @@ def test_tensorboards_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wandbs_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing is sent in this mode, but each call is one that wandb has."""
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.chdir(tmp_path)
-    log, close = curves_module.wandb("test", "0001")
+def test_figures_are_logged_by_wandbs_own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is a stand-in that takes what wandb's own takes."""
+    wandb = pytest.importorskip("wandb")
+    run = create_autospec(wandb.Run, instance=True)
+    monkeypatch.setattr(wandb, "init", create_autospec(wandb.init, return_value=run))
+    log, close = curves_module.wandb("a project", "0001")
     log("pretrain", 50, {"loss": 9.5})
+    log("pretrain", 100, {"loss": 8.5})
     close()
+    wandb.init.assert_called_once_with(project="a project", name="0001")
+    assert run.define_metric.call_args_list == [
+        call("pretrain/step"),
+        call("pretrain/*", step_metric="pretrain/step"),
+    ]
+    assert run.log.call_args_list == [
+        call({"pretrain/step": 50, "pretrain/loss": 9.5}),
+        call({"pretrain/step": 100, "pretrain/loss": 8.5}),
+    ]
+    run.finish.assert_called_once_with()
 
 
 def test_alarms_stand_out_in_status_and_events(tmp_path: Path) -> None:

@@ -29,10 +29,12 @@ class ExpertBalance(Objective):
 
     def forward(self, out: Outputs) -> dict[str, Term | Tensor]:
         found = [layer.latest for layer in experts_of(out.model).values()]
-        if not all(found):
+        used = [one for one in found if one is not None]
+        if len(used) < len(found):
             raise ValueError("ExpertBalance: put it after the objective that runs the layers of experts")
-        losses = [sum(v for n, v in one.items() if n not in ("dropped", "busiest")) for one in found]
-        values = {"balance": torch.stack([torch.as_tensor(one) for one in losses]).mean()}
-        values |= {name: torch.stack([one[name] for one in found]).mean() for name in ("dropped",)}
-        values["busiest"] = torch.stack([one["busiest"] for one in found]).max()
+        values = {
+            "balance": torch.stack([one.loss for one in used]).mean(),
+            "dropped": torch.stack([one.dropped for one in used]).mean(),
+            "busiest": torch.stack([one.busiest for one in used]).max(),
+        }
         return {name: Term(value, 1.0) for name, value in values.items()}

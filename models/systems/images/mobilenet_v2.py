@@ -18,7 +18,7 @@ class MobileNetV2(Model):
     into.
 
     `load` also reads Keras's weights as an .npz of arrays whose names end in Keras's layer names, with batch norm folded
-    in: `models.layouts.mobilenet_v2`.
+    in: `models.layouts.images.mobilenet_v2`.
     """
 
     STREAMS = {"image": "image:Image"}  # noqa: RUF012
@@ -40,7 +40,7 @@ class MobileNetV2(Model):
     @classmethod
     def load(cls, source: str | Path, /, **changes: Any) -> Any:
         if Path(source).suffix == ".npz":
-            from vlpipe.models.layouts.mobilenet_v2 import load_keras
+            from vlpipe.models.layouts.images.mobilenet_v2 import load_keras
 
             return load_keras(cls, Path(source), changes)
         return super().load(source, **changes)

@@ -28,8 +28,9 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.params import files_of
 
-# Names of folders that are not copied; folders named `.*_cache` are not either.
-NOT_SHIPPED = (".git", ".venv", "venv", "runs", "node_modules", "__pycache__")
+# Folders that are not copied: anywhere, or with a slash in the working directory alone, since a package may have a module of
+# that name. Folders named `.*_cache` are not either.
+NOT_SHIPPED = (".git", ".venv", "venv", "/runs", "node_modules", "__pycache__")
 MAX_SHIPPED_BYTES = 200 * 2**20
 MAX_SHIPPED_FILES = 50_000
 ANSWER_S = 120.0  # timeout for a node to answer, in seconds, including the start of a worker

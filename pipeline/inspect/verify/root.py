@@ -16,6 +16,7 @@ from vlpipe.pipeline.engine.records import answers, forgotten
 from vlpipe.pipeline.engine.records.forget_journal import JOURNAL
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.inspect import opted_out
+from vlpipe.pipeline.inspect.forecast import RECORD as SAMPLE
 from vlpipe.pipeline.inspect.opted_out import columns_of
 from vlpipe.pipeline.inspect.verify.problems import Problem, read_or_problem
 from vlpipe.pipeline.storage.checksummed_json import read_sealed
@@ -55,9 +56,9 @@ def _half_forgotten(store: Store) -> Iterator[Problem]:
 
 def _time_savers(store: Store) -> Iterator[Problem]:
     """Yields a notice for each damaged cache. No result depends on caches: they save time or explain why a step runs."""
-    for path in (RECORD, *(f"_cache/{name}" for name in store.list("_cache"))):
+    for path in (RECORD, SAMPLE, *(f"_cache/{name}" for name in store.list("_cache"))):
         if store.exists(path):
-            read = read_sealed if path == RECORD else _cache
+            read = read_sealed if path in (RECORD, SAMPLE) else _cache
             found = read_or_problem(path, lambda path=path, read=read: read(store, path), "made anew")  # type: ignore[misc]
             if isinstance(found, Problem):
                 yield Problem(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlpipe.models.experts.layer import Experts
+from vlpipe.models.experts.layer import Experts, Use
 from vlpipe.models.experts.routing import places
 from vlpipe.models.interface.batch import Batch, Stream
 from vlpipe.models.interface.outputs import Outputs
@@ -38,6 +38,11 @@ def layer(router: dict[str, Any], factor: tuple[float, float] | None = (1.25, 2.
             if p.shape[-2:] == (1, HIDDEN) or p.shape[-2:] == (1, WIDTH):
                 p.normal_()
     return made
+
+
+def used(one: Experts) -> Use:
+    assert one.latest is not None
+    return one.latest
 
 
 def rows(num: int = 5, length: int = 8) -> Tensor:
@@ -78,7 +83,7 @@ def test_outputs_and_gradients_are_those_of_a_loop(
     expected, dropped = loop(two, y, room)
     found = one(x)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert one.latest["dropped"].item() == pytest.approx(dropped / (40 * choices))
+    assert used(one).dropped.item() == pytest.approx(dropped / (40 * choices))
     assert (dropped > 0) == (factor == (1.25, 0.6))
     found.square().sum().backward()
     expected.square().sum().backward()
@@ -95,8 +100,8 @@ def test_a_token_without_room_passes_the_layer_by() -> None:
         one.router.weight[:, 1] = 1  # all tokens with a positive sum to expert 1
     x = rows().abs()
     found = one(x).flatten(0, 1)
-    assert one.latest["busiest"].item() == 1
-    assert one.latest["dropped"].item() == pytest.approx(39 / 40)
+    assert used(one).busiest.item() == 1
+    assert used(one).dropped.item() == pytest.approx(39 / 40)
     assert bool(found[0].abs().sum() > 0)
     assert torch.equal(found[1:], torch.zeros_like(found[1:]))
 
@@ -148,7 +153,7 @@ def test_the_balance_of_all_layers_is_a_loss() -> None:
     found = balance(out)
     layers = [one.experts for one in model.layers if one.experts is not None]
     assert len(layers) == 2  # every second of four
-    mean = sum(one.latest["balance"] for one in layers) / 2
+    mean = sum(used(one).loss for one in layers) / 2
     torch.testing.assert_close(found["balance"].total, mean)  # type: ignore[union-attr]
     found["balance"].total.backward()  # type: ignore[union-attr]
     assert all(one.router.weight.grad is not None for one in layers)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.shard import Reject
@@ -209,6 +210,8 @@ def test_the_same_rows_give_the_same_bytes_and_a_killed_run_keeps_its_files(
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="split"):
+        TypeAdapter(WriteHuggingFace).validate_python({"split": "../../train"})
     with pytest.raises(SchemaError, match="texts"):
         WriteHuggingFace().schema(pa.schema([("id", pa.string()), ("url", pa.string())]))
     with pytest.raises(VlpipeError, match="unknown format 'XYZ'"):

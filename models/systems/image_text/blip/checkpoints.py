@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vlpipe.models.blocks.post_norm import NORM_EPS
-from vlpipe.models.layouts import blip as layouts
+from vlpipe.models.layouts.image_text import blip as layouts
 from vlpipe.models.layouts.table import to_ours, to_theirs
 from vlpipe.models.systems.image_text.blip.config import BlipConfig, unknown_and_mask
 from vlpipe.models.systems.image_text.blip.vision import INIT_STD, resize_positions

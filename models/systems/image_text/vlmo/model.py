@@ -66,16 +66,7 @@ class Vlmo(Encodes):
         init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
-        if stage not in HAS or attention not in ("shared", "separate") or image_size % patch_size:
-            raise ValueError(
-                "model: stage is images, texts or pairs, attention shared or separate, and image_size a multiple of "
-                f"patch_size, got {stage!r}, {attention!r}, {image_size} and {patch_size}"
-            )
-        if not 0 < vl_layers < layers or position not in ("learned", "relative"):
-            raise ValueError(
-                "model: vl_layers must be from 1 to layers - 1, and position learned or relative, got "
-                f"{vl_layers} of {layers}, {position!r}"
-            )
+        self._check()
         self.grid, self.embed_dim = image_size // patch_size, width
         learned = position == "learned"
         self.words = Words(vocab_size, max_text_length, width, has_positions=learned, dropout=dropout)
@@ -110,6 +101,20 @@ class Vlmo(Encodes):
                 nn.init.trunc_normal_(token, std=init_std)
         self.temp, self.vl_temp = (nn.Parameter(torch.tensor(0.07)) for _ in range(2))
         self.codebook = None if codebook is None else build(codebook, "vlpipe.models.codebooks")
+
+    def _check(self) -> None:
+        """Raises ValueError for parameters that no VLMo has."""
+        c = self.config
+        if c.stage not in HAS or c.attention not in ("shared", "separate") or c.image_size % c.patch_size:
+            raise ValueError(
+                "model: stage is images, texts or pairs, attention shared or separate, and image_size a multiple of "
+                f"patch_size, got {c.stage!r}, {c.attention!r}, {c.image_size} and {c.patch_size}"
+            )
+        if not 0 < c.vl_layers < c.layers or c.position not in ("learned", "relative"):
+            raise ValueError(
+                "model: vl_layers must be from 1 to layers - 1, and position learned or relative, got "
+                f"{c.vl_layers} of {c.layers}, {c.position!r}"
+            )
 
     def streams(self) -> dict[str, dict[str, Any]]:
         found, stage = super().streams(), self.config.stage

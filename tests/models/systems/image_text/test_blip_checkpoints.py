@@ -14,7 +14,7 @@ from torch import Tensor
 from vlpipe.models.generation.beam import beam
 from vlpipe.models.generation.generate import sample
 from vlpipe.models.interface.batch import Batch
-from vlpipe.models.layouts import blip as layouts
+from vlpipe.models.layouts.image_text import blip as layouts
 from vlpipe.models.layouts.table import to_theirs
 from vlpipe.models.systems.image_text.blip.checkpoints import (
     export_captioner,

@@ -14,7 +14,7 @@ from transformers import BeitConfig, BeitForMaskedImageModeling
 from tests.models.parity import PIXELS, TOLERANCE, noisy, outputs, through_a_folder
 from vlpipe.models import folder
 from vlpipe.models.interface.batch import Stream
-from vlpipe.models.layouts.beit import masked_codes
+from vlpipe.models.layouts.images.beit import masked_codes
 from vlpipe.models.layouts.table import to_ours
 from vlpipe.models.objectives.images.masked_codes import MaskedImageCodes
 from vlpipe.models.systems.images.beit import Beit

@@ -17,7 +17,7 @@ from vlpipe.models.generation.codes import draw_codes
 from vlpipe.models.interface.batch import Stream
 from vlpipe.models.interface.capabilities import EmbedsImages, FillsCodes, missing
 from vlpipe.models.interface.code_capabilities import DrawsCodes, PredictsNextCodes
-from vlpipe.models.layouts.igpt import LAYOUT
+from vlpipe.models.layouts.images.igpt import LAYOUT
 from vlpipe.models.layouts.table import to_ours
 from vlpipe.models.objectives.images.masked_codes import MaskedImageCodes
 from vlpipe.models.objectives.images.next_codes import NextCodes

@@ -13,7 +13,7 @@ from tests.models.parity import PIXELS, TOLERANCE, noisy, outputs, through_a_fol
 from vlpipe.models import folder
 from vlpipe.models.blocks.patches import resize_positions
 from vlpipe.models.interface.batch import IGNORE, Stream
-from vlpipe.models.layouts import vit
+from vlpipe.models.layouts.images import vit
 from vlpipe.models.layouts.table import to_ours
 from vlpipe.models.objectives.images.classify import Classify
 from vlpipe.models.systems.images.vit import Vit

@@ -17,7 +17,7 @@ from vlpipe.models import folder
 from vlpipe.models.interface.batch import IGNORE, Batch, Stream
 from vlpipe.models.interface.capabilities import Answers, FillsWords, Fuses, Matches, PredictsRegions, missing
 from vlpipe.models.interface.outputs import Outputs
-from vlpipe.models.layouts import lxmert as layout
+from vlpipe.models.layouts.regions import lxmert as layout
 from vlpipe.models.objectives.answer import Answer
 from vlpipe.models.objectives.masked_lm import MaskedLm
 from vlpipe.models.objectives.match import Match

@@ -16,8 +16,8 @@ from vlpipe.models.interface.batch import IGNORE, Batch, Stream
 from vlpipe.models.interface.capabilities import missing
 from vlpipe.models.interface.outputs import Outputs
 from vlpipe.models.interface.text_capabilities import ClassifiesTexts, FindsSpans
-from vlpipe.models.layouts.bert import encoder
 from vlpipe.models.layouts.table import to_ours
+from vlpipe.models.layouts.text.bert import encoder
 from vlpipe.models.objectives.texts.classify import ClassifyTexts
 from vlpipe.models.objectives.texts.spans import Span
 from vlpipe.models.systems.text.bert import Bert

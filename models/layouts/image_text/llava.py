@@ -10,41 +10,18 @@ import torch
 
 from vlpipe.models.blocks.frozen.language_model import LanguageModel, config_of
 from vlpipe.models.blocks.frozen.lora import merged
-from vlpipe.models.layouts import llm
-from vlpipe.models.layouts.table import Entry, Layout, layers, linear
+from vlpipe.models.layouts.image_text.clip.tower import vision_tower
+from vlpipe.models.layouts.table import Entry, Layout, linear
+from vlpipe.models.layouts.text import llm
 from vlpipe.models.weights.published import fill
 
 WHOLE, TILED = "llava", "next"
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-LAYER = {
-    "norm1": "layer_norm1",
-    "out": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "up": "mlp.fc1",
-    "down": "mlp.fc2",
-}
 
 
 def entries(c: Any, kind: str) -> Iterator[Entry]:
     """The table of all weights."""
     tower, projector = "model.vision_tower", "model.multi_modal_projector"
-    width, num_positions = c.vision_width, 1 + (c.image_size // c.patch_size) ** 2
-    yield Entry(
-        "vision.patches.class_token",
-        (f"{tower}.embeddings.class_embedding",),
-        shape=(1, 1, width),
-        their_shape=(width,),
-    )
-    yield Entry(
-        "vision.patches.positions",
-        (f"{tower}.embeddings.position_embedding.weight",),
-        shape=(1, num_positions, width),
-        their_shape=(num_positions, width),
-    )
-    yield from linear("vision.patches.patch", f"{tower}.embeddings.patch_embedding", bias=False)
-    yield from linear("vision.pre_norm", f"{tower}.pre_layrnorm")
-    yield from layers("vision.encoder.blocks", f"{tower}.encoder.layers", c.vision_layers, QKV, LAYER)
-    yield from linear("vision.encoder.norm", f"{tower}.post_layernorm")
+    yield from vision_tower(c, tower, part="vision.", blocks="vision.encoder")
     yield from linear("projector.0", f"{projector}.linear_1")
     yield from linear("projector.2", f"{projector}.linear_2")
     if kind == TILED:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from vlpipe.models.blocks.frozen.language_model import LanguageModel, config_of
-from vlpipe.models.layouts import llm
 from vlpipe.models.layouts.table import Entry, Layout, layers, linear
+from vlpipe.models.layouts.text import llm
 
 VISION = {
     "norm1": "layer_norm1",

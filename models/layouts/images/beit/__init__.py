@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlpipe.models.layouts.beit import codebook, masked_codes
+from vlpipe.models.layouts.images.beit import codebook, masked_codes
 from vlpipe.models.layouts.table import Layout
 
 CODEBOOK = Layout(

@@ -19,12 +19,17 @@ LAYER = {
 
 def entries(c: Any, kind: str) -> Iterator[Entry]:
     """The table of all weights."""
+    yield from encoder(c)
+    yield from linear("classifier", "classifier")
+
+
+def encoder(c: Any) -> Iterator[Entry]:
+    """The table of patches and encoder, which MAE shares."""
     yield Entry("patches.class_token", ("vit.embeddings.cls_token",))
     yield Entry("patches.positions", ("vit.embeddings.position_embeddings",))
     yield from linear("patches.patch", "vit.embeddings.patch_embeddings.projection")
     yield from layers("vision.blocks", "vit.layers", c.layers, QKV, LAYER)
     yield from linear("vision.norm", "vit.layernorm")
-    yield from linear("classifier", "classifier")
 
 
 def read(config: Any) -> dict[str, Any]:

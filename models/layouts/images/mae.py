@@ -5,25 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from vlpipe.models.layouts.images.vit import LAYER, QKV, encoder
 from vlpipe.models.layouts.table import Entry, Layout, layers, linear
-
-QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
-LAYER = {
-    "norm1": "layernorm_before",
-    "out": "attention.o_proj",
-    "norm2": "layernorm_after",
-    "up": "mlp.fc1",
-    "down": "mlp.fc2",
-}
 
 
 def entries(c: Any, kind: str) -> Iterator[Entry]:
     """The table of all weights. Positions are the same fixed table in both."""
-    yield Entry("patches.class_token", ("vit.embeddings.cls_token",))
-    yield Entry("patches.positions", ("vit.embeddings.position_embeddings",))
-    yield from linear("patches.patch", "vit.embeddings.patch_embeddings.projection")
-    yield from layers("vision.blocks", "vit.layers", c.layers, QKV, LAYER)
-    yield from linear("vision.norm", "vit.layernorm")
+    yield from encoder(c)
     yield from linear("to_decoder", "decoder.decoder_embed")
     yield Entry("mask_token", ("decoder.mask_token",))
     yield Entry("decoder_positions", ("decoder.decoder_pos_embed",))

@@ -5,39 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from vlpipe.models.layouts.image_text.clip.tower import LAYER, QKV, vision_tower
 from vlpipe.models.layouts.table import Entry, layers, linear
-
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-LAYER = {
-    "norm1": "layer_norm1",
-    "out": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "up": "mlp.fc1",
-    "down": "mlp.fc2",
-}
 
 
 def entries(c: Any, kind: str) -> Iterator[Entry]:
     """The table of all weights."""
     image, text = "vision_model", "text_model"
-    width, num_positions = c.vision_width, 1 + (c.image_size // c.patch_size) ** 2
     yield Entry("logit_scale", ("logit_scale",))
-    yield Entry(
-        "patches.class_token",
-        (f"{image}.embeddings.class_embedding",),
-        shape=(1, 1, width),
-        their_shape=(width,),
-    )
-    yield Entry(
-        "patches.positions",
-        (f"{image}.embeddings.position_embedding.weight",),
-        shape=(1, num_positions, width),
-        their_shape=(num_positions, width),
-    )
-    yield from linear("patches.patch", f"{image}.embeddings.patch_embedding", bias=False)
-    yield from linear("pre_norm", f"{image}.pre_layrnorm")
-    yield from layers("vision.blocks", f"{image}.encoder.layers", c.vision_layers, QKV, LAYER)
-    yield from linear("vision.norm", f"{image}.post_layernorm")
+    yield from vision_tower(c, image, part="", blocks="vision")
     yield Entry("words.words.weight", (f"{text}.embeddings.token_embedding.weight",))
     yield Entry("words.positions.weight", (f"{text}.embeddings.position_embedding.weight",))
     yield from layers("text.blocks", f"{text}.encoder.layers", c.text_layers, QKV, LAYER)

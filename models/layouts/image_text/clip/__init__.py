@@ -1,4 +1,4 @@
-"""CLIP in transformers (`hf`) and in open_clip (`open_clip`)."""
+"""CLIP in transformers (`hf`) and in open_clip (`open_clip`); the table of its ViT (`tower`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlpipe.models.layouts.clip import hf, open_clip
+from vlpipe.models.layouts.image_text.clip import hf, open_clip
 from vlpipe.models.layouts.table import Layout
 
 

@@ -1,0 +1,1 @@
+"""Layouts of systems that read regions of a detector and text."""
