@@ -173,3 +173,8 @@ def test_what_a_constructor_needs_is_said() -> None:
     assert Needy.from_spec({"width": 2}, Words()).words.weight.shape == (7, 2)
     with pytest.raises(ValueError, match="model: Needy needs vocab_size"):
         Needy.from_spec({"width": 2})
+
+
+def test_the_classes_of_all_rooms_of_layouts_are_known() -> None:
+    known = {cls.__name__ for cls in folder._shipped()}
+    assert {"Blip", "Blip2", "Clip", "Mae", "Beit", "Lxmert", "Bert", "Gpt"} <= known

@@ -1,4 +1,5 @@
-"""SigLIP, CoCa, ALBEF, BLIP-2, VLMo: two ranks equal one process, in value and gradient. Run as a script it is one rank."""
+"""SigLIP, CoCa, ALBEF, BLIP-2, VLMo, HowTo100M, MIL-NCE: two ranks equal one process, in value and gradient. Run as a
+script it is one rank."""
 
 from __future__ import annotations
 
@@ -13,6 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script
+
+from tests.models.narrated import narrated
 from vlpipe.models import distributed
 from vlpipe.models.interface.batch import IGNORE, Batch, Step, Stream
 from vlpipe.models.interface.objective import Term
@@ -25,11 +29,15 @@ from vlpipe.models.objectives.masked_lm import DistilledMaskedLm, MaskedLm
 from vlpipe.models.objectives.pairs.expert_itc import ExpertItc
 from vlpipe.models.objectives.pairs.query_itc import QueryItc
 from vlpipe.models.objectives.sigmoid import Sigmoid
+from vlpipe.models.objectives.video.max_margin import MaxMargin
+from vlpipe.models.objectives.video.mil_nce import MilNce
 from vlpipe.models.systems.image_text.albef import Albef
 from vlpipe.models.systems.image_text.blip_2 import Blip2
 from vlpipe.models.systems.image_text.coca import Coca
 from vlpipe.models.systems.image_text.siglip import Siglip
 from vlpipe.models.systems.image_text.vlmo import Vlmo
+from vlpipe.models.systems.video.gated_embeddings import GatedEmbeddings
+from vlpipe.models.systems.video.mil_nce import MilNceModel
 from vlpipe.models.teachers import Ema
 
 WORDS, ROWS = 40, 6
@@ -89,7 +97,29 @@ SYSTEMS: dict[str, tuple[Callable[[], Any], list[Callable[[], Any]]]] = {
         lambda: Vlmo(**SIZES, **MOME),
         [ExpertItc, lambda: Itm(all_ranks=True), MaskedLm],
     ),
+    "max margin": (
+        lambda: GatedEmbeddings(vocab_size=WORDS, feat_dims=[6, 4], word_dim=8, embed_dim=12),
+        [lambda: MaxMargin(margin=0.5)],
+    ),
+    "max margin, as released": (
+        lambda: GatedEmbeddings(vocab_size=WORDS, feat_dims=[6, 4], word_dim=8, embed_dim=12),
+        [lambda: MaxMargin(margin=0.5, as_released=True)],
+    ),
+    "mil-nce": (
+        lambda: MilNceModel(vocab_size=WORDS, feat_dim=10, embed_dim=6, word_dim=8, text_width=12),
+        [MilNce],
+    ),
+    "mil-nce, as released": (
+        lambda: MilNceModel(vocab_size=WORDS, feat_dim=10, embed_dim=6, word_dim=8, text_width=12),
+        [lambda: MilNce(as_released=True)],
+    ),
 }
+NARRATED = {
+    "max margin": 1,
+    "max margin, as released": 1,
+    "mil-nce": 3,
+    "mil-nce, as released": 3,
+}  # texts per clip
 DRAWS = ("albef", "vlmo")  # negatives of matching
 
 
@@ -122,6 +152,8 @@ def batch_of(seed: int) -> Batch:
 
 def batches(name: str) -> list[Batch]:
     """Two; where negatives are drawn, they stand out."""
+    if name in NARRATED:
+        return [narrated(seed, ROWS, texts=NARRATED[name], words=WORDS) for seed in (0, 1)]
     if name not in DRAWS:
         return [batch_of(0), batch_of(1)]
     model = model_of(name)

@@ -61,7 +61,7 @@ class BatchMaker:
         made: list[Items] = [{} for _ in found]
         streams = self.task_streams.get(task) or self.makers
         makers = {name: maker for name, maker in self.makers.items() if name in streams}
-        uses = {name: zlib.crc32(name.encode()) for name in makers}
+        uses = {name: zlib.crc32((maker.SHARES or name).encode()) for name, maker in makers.items()}
 
         def fill(first: int) -> None:
             for at in range(first, len(found), num_threads):

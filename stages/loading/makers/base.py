@@ -31,12 +31,14 @@ class Maker:
     """Base class of makers: from a row to one sample of a stream, and from B samples to a `Stream`.
 
     COLUMNS: the columns it reads, heavy ones included. NEEDS_TEXT: whether it reads the sample's text; rows with no usable
-    text then have no sample. PADDED: whether samples differ in length.
+    text then have no sample. PADDED: whether samples differ in length. SHARES: makers with the same name here draw the same
+    for a sample, such as which clips of a video; "": each stream draws for itself.
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ()
     NEEDS_TEXT: ClassVar[bool] = False
     PADDED: ClassVar[bool] = False
+    SHARES: ClassVar[str] = ""
 
     @property
     def fill(self) -> float:

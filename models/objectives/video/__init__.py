@@ -1,0 +1,4 @@
+"""Losses of systems that read video and narration.
+
+May import what other objectives import.
+"""
