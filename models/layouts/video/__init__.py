@@ -1,0 +1,1 @@
+"""Layouts of systems that read video: files of their authors."""
