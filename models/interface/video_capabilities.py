@@ -18,3 +18,20 @@ class ScoresNarration(Protocol):
 
     def clip_feat(self, out: Outputs) -> Tensor: ...
     def narration_feat(self, out: Outputs) -> Tensor: ...
+
+
+@runtime_checkable
+class PredictsFrames(Protocol):
+    """Predicts the features of masked windows: (M, T, D) of M clips, and of features (B, N, T, D) what they are compared
+    with, (M, T, D).
+    """
+
+    def frame_prediction(self, out: Outputs) -> Tensor: ...
+    def true_frames(self, feats: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class ScoresPairs(Protocol):
+    """Scores a text and a clip that it reads together: (B,)."""
+
+    def pair_score(self, out: Outputs) -> Tensor: ...

@@ -1,4 +1,4 @@
-"""SigLIP, CoCa, ALBEF, BLIP-2, VLMo, HowTo100M, MIL-NCE: two ranks equal one process, in value and gradient. Run as a
+"""SigLIP, CoCa, ALBEF, BLIP-2, VLMo, HowTo100M, MIL-NCE, UniVL: two ranks equal one process, in value and gradient. Run as a
 script it is one rank."""
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from vlpipe.models.objectives.masked_lm import DistilledMaskedLm, MaskedLm
 from vlpipe.models.objectives.pairs.expert_itc import ExpertItc
 from vlpipe.models.objectives.pairs.query_itc import QueryItc
 from vlpipe.models.objectives.sigmoid import Sigmoid
+from vlpipe.models.objectives.video.joint_mil import JointMil
 from vlpipe.models.objectives.video.max_margin import MaxMargin
 from vlpipe.models.objectives.video.mil_nce import MilNce
 from vlpipe.models.systems.image_text.albef import Albef
@@ -114,12 +115,17 @@ SYSTEMS: dict[str, tuple[Callable[[], Any], list[Callable[[], Any]]]] = {
         [lambda: MilNce(as_released=True)],
     ),
 }
+SYSTEMS["joint"] = (SYSTEMS["mil-nce"][0], [JointMil])
+SYSTEMS["joint, as released"] = (SYSTEMS["mil-nce"][0], [lambda: JointMil(as_released=True)])
+# texts per clip
 NARRATED = {
     "max margin": 1,
     "max margin, as released": 1,
     "mil-nce": 3,
     "mil-nce, as released": 3,
-}  # texts per clip
+    "joint": 1,
+    "joint, as released": 1,
+}
 DRAWS = ("albef", "vlmo")  # negatives of matching
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from vlpipe.pipeline.errors import VlpipeError
-from vlpipe.stages.loading.makers.base import ROW, Item, Maker, note
+from vlpipe.stages.loading.makers.base import ROW, TARGET, Item, Maker, note
 from vlpipe.stages.loading.makers.videos.clips import CLIPS, OfVideo
 from vlpipe.stages.loading.rows import Row
 
@@ -132,7 +132,10 @@ def item(clips: Sequence[Vectors], row: Row) -> Item:
 
 
 def collated(items: Sequence[Item]) -> Stream:
-    """Returns the stream of `item`s, all of N clips: data (B, N, T, D) and mask (B, N, T)."""
+    """Returns the stream of `item`s, all of N clips: data (B, N, T, D) and mask (B, N, T).
+
+    After `mask_frames`, target["masked"] (B, N, T) and target["feat"] (B, N, T, D), the features before it.
+    """
     import torch
 
     from vlpipe.models.interface.batch import Stream
@@ -143,4 +146,13 @@ def collated(items: Sequence[Item]) -> Stream:
     for k, one in enumerate(items):
         data[k, :, : one["data"].shape[1]] = one["data"]
     lengths = torch.from_numpy(np.stack([one[LENGTHS] for one in items]))
-    return Stream(torch.from_numpy(data), torch.arange(longest) < lengths[:, :, None])
+    mask = torch.arange(longest) < lengths[:, :, None]
+    if f"{TARGET}masked" not in items[0]:
+        return Stream(torch.from_numpy(data), mask)
+    feats, masked = np.zeros_like(data), np.zeros(data.shape[:3], np.bool_)
+    for k, one in enumerate(items):
+        feats[k, :, : one["data"].shape[1]] = one[f"{TARGET}feat"]
+        masked[k, :, : one["data"].shape[1]] = one[f"{TARGET}masked"]
+    places = {"masked": torch.from_numpy(np.flatnonzero(masked))}
+    target = {"feat": torch.from_numpy(feats), "masked": torch.from_numpy(masked)}
+    return Stream(torch.from_numpy(data), mask, target=target, places=places)

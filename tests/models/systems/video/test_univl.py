@@ -1,0 +1,197 @@
+"""UniVL's five losses against a second implementation from the paper's formulas, and what each part may see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models.small.univl import SYSTEM
+from vlpipe.models.interface.batch import IGNORE, Batch, Stream
+from vlpipe.models.interface.outputs import Outputs
+from vlpipe.models.objectives.video.align import Align
+from vlpipe.models.objectives.video.frame_nce import FrameNce
+from vlpipe.models.objectives.video.joint_mil import JointMil
+from vlpipe.models.objectives.video.reconstruct import Reconstruct
+from vlpipe.models.systems.video.univl import UniVl
+from vlpipe.stages.loading.corruptors.mask_frames import MaskFrames, MaskWholeText
+from vlpipe.stages.loading.makers.videos.windows import LENGTHS, FrameWindows
+
+
+def model_of(**more: Any) -> UniVl:
+    torch.manual_seed(0)
+    config = {**vars(SYSTEM.make().config), "init_std": 0.2, **more}
+    return UniVl(**config).eval()
+
+
+class Given:
+    """A model whose outputs are given."""
+
+    def __init__(self, clips: Tensor, texts: Tensor) -> None:
+        self.clips, self.texts = clips, texts
+
+    def clip_feat(self, out: Outputs) -> Tensor:
+        return self.clips
+
+    def narration_feat(self, out: Outputs) -> Tensor:
+        return self.texts
+
+
+@pytest.mark.parametrize("as_released", [False, True])
+@pytest.mark.parametrize("per_row", [1, 3])
+def test_the_joint_loss_is_mil_nce_over_the_texts_of_a_row(per_row: int, as_released: bool) -> None:
+    torch.manual_seed(0)
+    clips = torch.randn(4, per_row, 5, requires_grad=True)
+    texts = torch.randn(4, per_row, 1, 5, requires_grad=True)
+    out = Outputs(Given(clips, texts), Batch({}, same=torch.arange(4)))
+    term = JointMil(as_released=as_released)(out)["joint"]
+    v, t, losses = clips.flatten(0, 1), texts.flatten(0, 2), []
+    for i in range(4 * per_row):
+        if as_released and i % per_row != per_row // 2:
+            continue
+        row = [j for j in range(4 * per_row) if j // per_row == i // per_row]
+        others = [j for j in range(4 * per_row) if j // per_row != i // per_row]
+        good = torch.stack([v[i] @ t[j] for j in row]).exp().sum()
+        bad = torch.stack([v[i] @ t[j] for j in others] + [v[j] @ t[i] for j in others]).exp().sum()
+        losses.append(-(good / (good + bad)).log())
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(term.total / term.count, expected)
+    ours = torch.autograd.grad(term.total / term.count, [clips, texts])
+    for own, other in zip(ours, torch.autograd.grad(expected, [clips, texts]), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def gradients_agree(model: UniVl, one: Tensor, two: Tensor) -> None:
+    torch.testing.assert_close(one, two)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    pairs = zip(
+        torch.autograd.grad(one, parameters, retain_graph=True, allow_unused=True),
+        torch.autograd.grad(two, parameters, retain_graph=True, allow_unused=True),
+        strict=True,
+    )
+    for own, other in pairs:
+        assert (own is None) == (other is None)
+        if own is not None:
+            torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_masked_frame_is_told_from_all_frames_of_the_batch() -> None:
+    model, batch = model_of(), SYSTEM.batch(0)
+    out = Outputs(model, batch)
+    term = FrameNce()(out)["cmfm"]
+    video = batch.stream("video")
+    true = [
+        model.video_norm(video.target["feat"][b, 0, t])
+        for b in range(4)
+        for t in range(4)
+        if video.mask[b, 0, t]
+    ]  # type: ignore[index]
+    losses = []
+    for b in range(4):
+        own = model.video_norm(video.target["feat"][b, 0, 0])
+        said = model.frame_head(out.fused["video"][b, 0])
+        losses.append(-((said @ own).exp() / torch.stack([said @ one for one in true]).exp().sum()).log())
+    assert float(term.count) == 4
+    gradients_agree(model, term.total, torch.stack(losses).sum())
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+def test_a_text_is_aligned_with_its_clip_among_all(chunk: int) -> None:
+    model, batch = model_of(), SYSTEM.batch(0)
+    term = Align(chunk=chunk)(Outputs(model, batch))["align"]
+    losses = []
+    for i in range(4):
+        scores = []
+        for j in range(4):
+            pair = {
+                "text": batch.stream("text").rows(slice(i, i + 1)),
+                "video": batch.stream("video").rows(slice(j, j + 1)),
+            }
+            scores.append(Outputs(model, Batch(pair, same=torch.zeros(1))).pair_score[0])
+        losses.append(-torch.stack(scores).log_softmax(0)[i])
+    gradients_agree(model, term.total, torch.stack(losses).sum())
+
+
+def test_the_whole_text_is_reconstructed_from_the_masked_one() -> None:
+    model, batch = model_of(), SYSTEM.batch(0)
+    out = Outputs(model, batch)
+    term = Reconstruct()(out)["reconstruct"]
+    text = batch.stream("text")
+    true = torch.where(text.target["ids"] == IGNORE, text.data, text.target["ids"])
+    logprobs = model.decoder_head(out.decoder_hidden).log_softmax(-1)
+    expected = -torch.stack([logprobs[b, k, true[b, k + 1]] for b in range(4) for k in range(11)]).sum()
+    assert float(term.count) == 44
+    gradients_agree(model, term.total, expected)
+
+
+def changed(batch: Batch, **streams: Stream) -> Batch:
+    return replace(batch, streams={**batch.streams, **streams})
+
+
+def test_the_decoder_sees_no_later_word_but_the_masked_context() -> None:
+    """Its input may be the text before masking; then a masked word is in it from its own place on."""
+    batch = SYSTEM.batch(0)
+    text = batch.stream("text")
+    other = text.target["ids"].clone()
+    other[:, 7] = torch.where(other[:, 7] == IGNORE, IGNORE, (other[:, 7] + 1) % 40 + 5)
+    assert (other != text.target["ids"]).any()
+    again = changed(batch, text=replace(text, target={**text.target, "ids": other}))
+    with torch.no_grad():
+        for released, differs in ((False, True), (True, False)):
+            model = model_of(masked_decoder_input=released)
+            one, two = (Outputs(model, b).decoder_hidden for b in (batch, again))
+            torch.testing.assert_close(one[:, :7], two[:, :7])
+            assert (not torch.allclose(one[:, 7:], two[:, 7:])) is differs
+
+
+def test_padding_changes_nothing() -> None:
+    model, batch = model_of(), SYSTEM.batch(0)
+    video = batch.stream("video")
+    noise = torch.where(video.mask[..., None], video.data, 7.0)  # type: ignore[index]
+    with torch.no_grad():
+        one, two = Outputs(model, batch), Outputs(model, changed(batch, video=replace(video, data=noise)))
+        torch.testing.assert_close(one.clip_feat, two.clip_feat)
+        torch.testing.assert_close(one.fused["text"], two.fused["text"])
+        torch.testing.assert_close(one.pair_score, two.pair_score)
+
+
+def test_frames_are_masked_by_zeros() -> None:
+    maker = FrameWindows()
+    feats = [np.random.default_rng(k).normal(size=(1, 6, 3)).astype(np.float32) for k in range(200)]
+    samples = [{"video": {"data": one, LENGTHS: np.array([6])}} for one in feats]
+    stream = maker.collate(
+        [s["video"] for s in MaskFrames()(samples, lambda k: np.random.default_rng(k), {"video": maker})]
+    )
+    masked = stream.target["masked"]
+    assert torch.equal(stream.target["feat"], torch.from_numpy(np.stack(feats)))
+    assert (stream.data[masked] == 0).all()
+    assert torch.equal(stream.data[~masked], stream.target["feat"][~masked])
+    assert masked.any(-1).all()
+    assert 0.17 < masked.float().mean() < 0.26  # 0.15, and at least one of six: 0.15 + 0.85 ** 6 / 6 = 0.213
+    assert torch.equal(stream.places["masked"], masked.flatten().nonzero()[:, 0])
+
+
+def test_some_texts_are_masked_as_a_whole() -> None:
+    class Tokenizer:
+        mask = 9
+
+    class Texts:
+        tokenizer = Tokenizer()
+
+    item = {
+        "data": np.array([1, 9, 6, 2]),
+        "words": np.array([-1, 0, 1, -1]),
+        "target/ids": np.array([IGNORE, 5, IGNORE, IGNORE]),
+    }
+    found = MaskWholeText(rate=0.5)(
+        [{"text": dict(item)} for _ in range(40)], lambda k: np.random.default_rng(k), {"text": Texts()}
+    )  # type: ignore[dict-item]
+    whole = [one["text"] for one in found if one["text"]["target/ids"][2] != IGNORE]
+    assert 8 < len(whole) < 32
+    for one in whole:
+        assert one["data"].tolist() == [1, 9, 9, 2]
+        assert one["target/ids"].tolist() == [IGNORE, 5, 6, IGNORE]
