@@ -22,6 +22,9 @@ SHIPPED = sorted(Path(vlpipe.workflows.__path__[0]).glob("*.yaml"))
 PLANNED_BY_THEIR_OWN_TESTS = (
     ("videobert", "paper"),
     ("bert_tasks", "paper"),
+    ("howto100m_milnce", "paper"),
+    ("howto100m_maxmargin", "paper"),
+    ("univl", "paper"),
 )  # need weights, and videos or tasks
 CASES = [
     (path.name, profile)

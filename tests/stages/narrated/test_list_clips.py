@@ -13,10 +13,17 @@ from vlpipe.models.tokenization.word_list import ROLES, pipeline
 from vlpipe.models.tokenizer import Tokenizer
 from vlpipe.pipeline.errors import SchemaError, VlpipeError
 from vlpipe.pipeline.testing import run_map
+from vlpipe.stages.features.howto100m_2d3d import clip_feature
 from vlpipe.stages.features.s3d import features_type
 from vlpipe.stages.loading.batches.make_batch import BatchMaker, Samples
 from vlpipe.stages.loading.makers.videos.narration import Candidates, Narration, VideoNarration
-from vlpipe.stages.loading.makers.videos.windows import FrameWindows, VideoFrameWindows, Windows, within
+from vlpipe.stages.loading.makers.videos.windows import (
+    FrameWindows,
+    Video2d3d,
+    VideoFrameWindows,
+    Windows,
+    within,
+)
 from vlpipe.stages.loading.order import Sample
 from vlpipe.stages.loading.rows import Row
 from vlpipe.stages.narrated.list_clips import CLIPS, ListClips
@@ -149,3 +156,24 @@ def test_a_video_without_clips_is_an_error() -> None:
     row = Row("v", 0, [], {"clips": pa.array([[]], CLIPS)[0], "frame_feats": windows([0, 0])})
     with pytest.raises(VlpipeError, match="row v has no clips"):
         VideoFrameWindows()(row, "", np.random.default_rng(0))
+
+
+def test_2d_and_3d_features_are_pooled_as_those_of_clips() -> None:
+    """Against the pooling of `features.howto100m_2d3d`."""
+    draw = np.random.default_rng(0)
+    feats = {"feat_2d": draw.normal(size=(6, 3)), "feat_3d": draw.normal(size=(9, 3))}
+    columns: dict[str, Any] = {
+        name: pa.array([some.astype(np.float16).tolist()], pa.list_(pa.list_(pa.float16(), 3)))[0]
+        for name, some in feats.items()
+    }
+    clip = {"start_s": 1.4, "end_s": 3.2, "text": "cut", "candidates": []}
+    row = Row("v", 0, [], {**columns, "clips": pa.array([[clip]], CLIPS)[0]})
+    maker = Video2d3d(pairs=2)
+    stream = maker.collate([maker(row, "", draw)])
+    assert stream.data.shape == (1, 2, 1, 6)
+    halves = [some.astype(np.float16) for some in feats.values()]
+    expected = clip_feature(halves[0], halves[1], 1.4, 3.2)
+    np.testing.assert_allclose(stream.data[0, 1, 0].numpy(), expected, atol=1e-3)
+    late = Row("v", 0, [], {**columns, "clips": pa.array([[{**clip, "start_s": 50, "end_s": 51}]], CLIPS)[0]})
+    last = maker(late, "", draw)["data"][0, 0, :3]
+    np.testing.assert_allclose(last, halves[0][-1] / np.linalg.norm(halves[0][-1].astype(float)), atol=1e-3)

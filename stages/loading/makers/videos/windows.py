@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlpipe.models.interface.batch import Stream
 
 Vectors = npt.NDArray[np.float32]
+RATES = (("feat_2d", 1.0), ("feat_3d", 1.5))  # column -> rows per second
 LENGTHS = "lengths"  # key of an item: number of windows of each clip
 
 
@@ -92,6 +93,44 @@ class VideoFrameWindows(VideoWindows):
     """`VideoWindows` of the column `frame_feats`."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("frame_feats", CLIPS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video2d3d(OfVideo):
+    """HowTo100M's features (B, N, 1, D) of N = `pairs` clips of a video, from `feat_2d` and `feat_3d`, 1 and 1.5 per second.
+
+    Of each, the greatest value per channel of rows int(start x rate) to int(end x rate), both included, divided by its
+    norm; the two side by side. A clip after the last row has that row.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("feat_2d", "feat_3d", CLIPS)
+
+    def __call__(self, row: Row, text: str, rng: np.random.Generator) -> Item:
+        clips = self.drawn(row, rng)
+        sides = [(_rows(row.columns[name], name, row.id), rate) for name, rate in RATES]
+        found = [
+            np.concatenate([_greatest(rows, rate, clip) for rows, rate in sides])[None] for clip in clips
+        ]
+        return item(found, row)
+
+    def collate(self, items: Sequence[Item]) -> Stream:
+        return collated(items)
+
+
+def _rows(value: Any, column: str, row_id: str) -> Vectors:
+    values = value.values
+    if values is None or not len(values):
+        raise VlpipeError(
+            f"streams: row {row_id} has no {column}; add a step before training that rejects it"
+        )
+    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1).astype(np.float32)
+
+
+def _greatest(rows: Vectors, rate: float, clip: dict[str, Any]) -> Vectors:
+    first = min(int(clip["start_s"] * rate), len(rows) - 1)
+    found = rows[first : int(clip["end_s"] * rate) + 1].max(axis=0)
+    unit: Vectors = found / max(float(np.linalg.norm(found)), 1e-12)
+    return unit
 
 
 def vectors(value: Any, column: str, row_id: str) -> Vectors:
