@@ -50,7 +50,7 @@ def test_a_model_takes_the_vocabulary_from_the_tokenizer(tokenizer: Tokenizer) -
     [
         (
             {"use": "itx:Itc"},
-            r"no module 'itx', neither on the Python path nor below .*, which has answer, ",
+            r"no module 'itx', neither on the Python path nor below .*, which has .*answer, ",
         ),
         ({"use": "itc:Itk"}, r"vlpipe.models.objectives.itc has no class 'Itk'; it has Itc"),
         ({"use": "itc"}, r"use must be 'module:Class', got 'itc'"),
