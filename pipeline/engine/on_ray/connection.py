@@ -17,6 +17,7 @@ import ray
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]  # compiled
 
 from vlpipe.pipeline.engine.locking.signals import Interrupted
+from vlpipe.pipeline.engine.worker.node_probe import DRIVER_FOLDER
 from vlpipe.pipeline.errors import VlpipeError
 
 FORMS = "HOST:PORT of a cluster's head, [IPv6]:PORT, ray://HOST:PORT, or auto"
@@ -44,7 +45,9 @@ class Cluster:
             return
         env = {**(runtime_env or {})}
         env["env_vars"] = {**self._env, **env.get("env_vars", {})}
-        self._init(_checked_address(self.address), env)
+        if in_job():  # workers run in a copy of this folder, which the job has brought
+            env["env_vars"][DRIVER_FOLDER] = os.getcwd()
+        self._init(checked_address(self.address), env)
 
     def _init(self, address: str, runtime_env: dict[str, Any] | None) -> None:
         """Calls `ray.init`, then restores the SIGTERM handler, which Ray replaces."""
@@ -144,6 +147,11 @@ class Cluster:
         return f"no node has that: {where} {have or 'no node'}{more}"
 
 
+def in_job() -> bool:
+    """Returns True if this process is the driver of a Ray job, whose code and folder every node gets."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def node_resources() -> dict[str, dict[str, float]]:
     """Returns node id -> total resources, for nodes that are alive."""
     return {n["NodeID"]: dict(n["Resources"]) for n in ray.nodes() if n["Alive"]}
@@ -153,7 +161,7 @@ def _bundle(need: Mapping[str, float]) -> dict[str, float]:
     return {kind: need[kind] for kind in ("CPU", "GPU", "memory") if need.get(kind)}
 
 
-def _checked_address(address: str) -> str:
+def checked_address(address: str) -> str:
     """Returns the address in Ray's form, after a check that a server answers there and whether it requires a token."""
     found = _auto_address() if address == "auto" else address
     host, port = _host_and_port(found.removeprefix(CLIENT))
