@@ -143,10 +143,13 @@ def _class_for_file(source: str | Path, use: str | None) -> Any:
 
 
 def _shipped() -> list[type[Model]]:
-    """Returns the model classes of the systems that have a layout: each module of `layouts` but `table` names one."""
+    """Returns the model classes of the systems that have a layout: each module of a room of `layouts` names one."""
     package = importlib.import_module("vlpipe.models.layouts")
+    rooms = [
+        f"{package.__path__[0]}/{one.name}" for one in pkgutil.iter_modules(package.__path__) if one.ispkg
+    ]
     found: list[type[Model]] = []
-    for info in pkgutil.iter_modules(package.__path__):
+    for info in pkgutil.iter_modules(rooms):
         if full_name := full_module_name(info.name, BELOW):
             module = importlib.import_module(full_name)
             found += [
