@@ -71,7 +71,7 @@ def submit_command(
     if command != "status":
         args += ["--until", until] if until else []
         args += ["--strict"] if strict else []
-    args += ["--address", "auto"] if command == "run" else []
+    args += ["--address", "auto"] if command != "status" else []
     jobs = _jobs(address)
     with tempfile.TemporaryDirectory() as folder:
         env = _runtime_env(found, store, folder, where)

@@ -17,8 +17,10 @@ import ray
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]  # compiled
 
 from vlpipe.pipeline.engine.locking.signals import Interrupted
+from vlpipe.pipeline.engine.on_ray.scheduler import KINDS, ZERO
 from vlpipe.pipeline.engine.worker.node_probe import DRIVER_FOLDER
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.workflow.step import KIND
 
 FORMS = "HOST:PORT of a cluster's head, [IPv6]:PORT, ray://HOST:PORT, or auto"
 CLIENT = "ray://"
@@ -139,6 +141,7 @@ class Cluster:
         kinds = Counter(
             ", ".join(f"{node.get(k, 0):g} {k}" for k in ("CPU", "GPU") if k == "CPU" or node.get(k))
             + f", {node.get('memory', 0) / 2**30:.1f} GB of memory"
+            + "".join(f", {amount_text(n, k)}" for k, n in node.items() if k not in (*KINDS, ZERO))
             for node in nodes
         )
         have = "; ".join(f"{num} x ({text})" if num > 1 else text for text, num in kinds.items())
@@ -158,7 +161,12 @@ def node_resources() -> dict[str, dict[str, float]]:
 
 
 def _bundle(need: Mapping[str, float]) -> dict[str, float]:
-    return {kind: need[kind] for kind in ("CPU", "GPU", "memory") if need.get(kind)}
+    return {kind: n for kind, n in need.items() if n and kind != ZERO}
+
+
+def amount_text(amount: float, kind: str) -> str:
+    """Returns an amount of a resource for messages: `2 CPU`; a kind of accelerator without amount: `A100`."""
+    return kind.removeprefix(KIND) if kind.startswith(KIND) else f"{amount:g} {kind}"
 
 
 def checked_address(address: str) -> str:
