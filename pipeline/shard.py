@@ -26,6 +26,7 @@ from vlpipe.pipeline.parquet.footer import footer_digest
 from vlpipe.pipeline.parquet.heavy_join import HeavyJoin
 from vlpipe.pipeline.parquet.row_conservation import check_conserved as check_conserved
 from vlpipe.pipeline.parquet.row_groups import MAX_BYTES, joined_up, num_fitting
+from vlpipe.pipeline.storage.local_copies import local_copy
 from vlpipe.pipeline.storage.store import Store, sha256_of
 
 # Statistics and dictionaries are off because both depend on writer state. zstd saves the space that dictionaries would.
@@ -315,7 +316,7 @@ def open_parquet(store: Store, rel: str) -> Iterator[Parquet]:
 @contextmanager
 def open_shard(store: Store, shard: Shard | Heavy) -> Iterator[Parquet]:
     """Opens a shard. Raises VlpipeError if it is missing or its footer has changed; damaged pages raise it when read."""
-    with _opened(store, shard.path) as handle:
+    with _opened(store, shard.path, shard.digest) as handle:
         if shard.footer:
             _check_footer(handle, store.path(shard.path), shard.footer)
         yield Parquet(handle, store.path(shard.path))
@@ -332,10 +333,14 @@ def _check_footer(handle: IO[bytes], name: str, footer: str) -> None:
 
 
 @contextmanager
-def _opened(store: Store, rel: str) -> Iterator[IO[bytes]]:
-    """Opens a file below the root; a local one as pa.OSFile, which reads in C++ without taking the GIL."""
+def _opened(store: Store, rel: str, digest: str = "") -> Iterator[IO[bytes]]:
+    """Opens a file below the root; a local one as pa.OSFile, which reads in C++ without taking the GIL.
+
+    digest: sha256 of a shard, which is copied to this node's disk first if the step says so.
+    """
     try:
-        handle: IO[bytes] = pa.OSFile(store.path(rel)) if store.is_local else store.open(rel)
+        path = local_copy(store, rel, digest) or (store.path(rel) if store.is_local else "")
+        handle: IO[bytes] = pa.OSFile(path) if path else store.open(rel)
     except FileNotFoundError as error:
         raise VlpipeError(
             f"shard {store.path(rel)} is missing; `vlpipe verify` lists what is damaged"

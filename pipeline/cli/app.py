@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from vlpipe.pipeline.change import before_retry
 from vlpipe.pipeline.cli.progress import ProgressWatcher, results_table
-from vlpipe.pipeline.engine.executor import Executor, Watcher
+from vlpipe.pipeline.engine.executor import Executor, Watcher, unasked_gpus
 from vlpipe.pipeline.engine.locking.lock import locked
 from vlpipe.pipeline.engine.locking.signals import Interrupted, heeding_interrupts
 from vlpipe.pipeline.engine.plan import PlannedStep, plan, remember
@@ -275,6 +275,17 @@ def warn(steps: list[PlannedStep], strict: bool) -> None:
         )
 
 
+def _check_room(steps: list[PlannedStep], address: str) -> None:
+    """Raises VlpipeError if no node of the cluster has, or may have, the resources of a step."""
+    executor = make_executor("plan", local=False, address=address)
+    try:
+        problems = [*unasked_gpus(steps), *executor.misfits(steps)]
+    finally:
+        executor.close()
+    if problems:
+        raise VlpipeError("the workflow cannot run there:\n  " + "\n  ".join(problems))
+
+
 @app.command("plan")
 def plan_command(
     workflow: WorkflowArg,
@@ -285,11 +296,16 @@ def plan_command(
         str | None, typer.Option("--until", metavar="STEP", help="plan only up to this step")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 where `run --strict` would")] = False,
+    address: Annotated[
+        str | None, typer.Option("--address", help="also check that this cluster has what the steps need")
+    ] = None,
 ) -> None:
     """Show which steps would run, and why. Changes nothing."""
     found, store = load(workflow, root, set_, profile)
     steps = plan(found, store, until)
     todo = [one for one in steps if not one.is_done]
+    if address and todo:
+        _check_room(todo, address)
     if todo:
         out.print(f"first reason: {todo[0].name}: {todo[0].reason}", highlight=False, soft_wrap=True)
     notes = estimates(steps, store)

@@ -98,7 +98,8 @@ def _add_commands() -> None:
     if sys.argv[1:2] not in (["run"], ["plan"]):
         import vlpipe.pipeline.cli.commands
         import vlpipe.pipeline.cli.describe
-        import vlpipe.pipeline.cli.look  # noqa: F401
+        import vlpipe.pipeline.cli.look
+        import vlpipe.pipeline.cli.submit  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ class Executor(Protocol):
     def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
         """Returns reasons why these steps cannot run with this executor, one sentence each. Called once, before any work."""
 
+    def misfits(self, steps: Sequence[PlannedStep]) -> list[str]:
+        """Returns reasons why these steps never find the resources that they request, one sentence each."""
+
     def expect(self, one: PlannedStep) -> None:
         """Called when units of a step may be submitted from now on."""
 

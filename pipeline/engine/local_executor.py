@@ -18,24 +18,28 @@ from vlpipe.pipeline.engine.worker.open_stage import step_ended
 from vlpipe.pipeline.service import Services
 from vlpipe.pipeline.stage import Work
 from vlpipe.pipeline.storage.store import Store
+from vlpipe.pipeline.workflow.step import Resources
 
 
 class LocalExecutor:
     """Runs each unit inside `wait`. A stage with weights is opened once and stays open until its step is done."""
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[Unit, ShardTask | GatherTask, float]] = deque()  # the float: GPUs requested
+        self._queue: deque[tuple[Unit, ShardTask | GatherTask, Resources]] = deque()
         self._open: dict[str, tuple[ExitStack, Work]] = {}
         self._services = Services()
         self._hidden = ExitStack()
 
     def check(self, steps: Sequence[PlannedStep], store: Store) -> list[str]:
         """Returns errors for steps that request more GPUs than torch finds. If no step requests one, GPUs are hidden."""
-        asking = [one for one in steps if one.keyed.step.resources.gpus]
-        if not asking:
+        if not any(one.keyed.step.resources.gpus for one in steps):
             self._hidden.enter_context(device.hidden_gpus())
-            return []
-        num = device.num_gpus()
+        return self.misfits(steps)
+
+    def misfits(self, steps: Sequence[PlannedStep]) -> list[str]:
+        """Returns errors for steps that request more GPUs than torch finds."""
+        asking = [one for one in steps if one.keyed.step.resources.gpus]
+        num = device.num_gpus() if asking else 0
         return [
             f"step {one.name!r} asks for {one.keyed.step.resources.gpus:g} GPU, torch finds {num} on this machine; "
             f"--set {one.name}.resources.gpus=0 runs it on the CPU"
@@ -57,12 +61,12 @@ class LocalExecutor:
             task = dataclasses.replace(
                 task, shared=self._services.address(one.name, task.stage.service, task.store)
             )
-        self._queue.append((unit, task, one.keyed.step.resources.gpus))
+        self._queue.append((unit, task, one.keyed.step.resources))
 
     def wait(self, timeout_s: float) -> list[UnitResult]:
-        unit, task, gpus = self._queue.popleft()
+        unit, task, resources = self._queue.popleft()
         try:
-            with device.granted(gpus):
+            with device.given(resources):
                 return [UnitResult(unit, self._run(task))]
         except Exception as error:  # the run loop decides how to handle it
             return [UnitResult(unit, error)]

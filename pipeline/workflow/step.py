@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field
@@ -22,12 +22,20 @@ class _HasName(Protocol):
     def in_cell(self) -> bool: ...
 
 
+KIND, KIND_AMOUNT = "accelerator_type:", 0.001  # as Ray's own option `accelerator_type` requests it
+TAKEN = ("CPU", "GPU", "memory", "object_store_memory")
 Named = TypeVar("Named", bound=_HasName)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """Resources of each task or actor of a step. actors: max number of actors at once. Resources are not part of keys."""
+    """Resources of each task, actor or training worker of a step. They are not part of keys.
+
+    gpus: a whole number, or a fraction below 1: several workers share a GPU. accelerator: which kind, such as `A100`, by
+    Ray's names; needs a GPU. custom: amounts of resources that nodes were started with (`ray start --resources
+    '{"fast_disk": 1}'`); they keep a step on these nodes. actors: max number of actors at once. local_copies: copy the
+    shards that the step reads to its node's disk first, unless they are on it (at most VLPIPE_CACHE_GB, 100 by default).
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -35,6 +43,26 @@ class Resources:
     gpus: Annotated[float, Field(ge=0)] = 0
     memory_gb: Annotated[float, Field(ge=0)] = 0
     actors: Annotated[int, Field(ge=1)] = 1
+    accelerator: str | None = None
+    custom: Mapping[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
+
+    local_copies: bool = False
+
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus: wanted a whole number or a fraction below 1, got {self.gpus:g}")
+        if self.accelerator is not None and not self.gpus:
+            raise ValueError(f"accelerator: {self.accelerator} needs a GPU; add `gpus: 1`, or a fraction")
+        if taken := sorted(name for name in self.custom if name in TAKEN or name.startswith(KIND)):
+            raise ValueError(
+                f"custom: {taken[0]!r} has a key of its own: cpus, gpus, memory_gb or accelerator"
+            )
+
+    @property
+    def more(self) -> dict[str, float]:
+        """Returns Ray's resources beside CPUs, GPUs and memory; a kind of accelerator is one of them."""
+        kind = {f"{KIND}{self.accelerator}": KIND_AMOUNT} if self.accelerator else {}
+        return {**kind, **self.custom}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

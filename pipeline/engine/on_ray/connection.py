@@ -17,7 +17,10 @@ import ray
 from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]  # compiled
 
 from vlpipe.pipeline.engine.locking.signals import Interrupted
+from vlpipe.pipeline.engine.on_ray.scheduler import KINDS, ZERO
+from vlpipe.pipeline.engine.worker.node_probe import DRIVER_FOLDER
 from vlpipe.pipeline.errors import VlpipeError
+from vlpipe.pipeline.workflow.step import KIND
 
 FORMS = "HOST:PORT of a cluster's head, [IPv6]:PORT, ray://HOST:PORT, or auto"
 CLIENT = "ray://"
@@ -44,7 +47,9 @@ class Cluster:
             return
         env = {**(runtime_env or {})}
         env["env_vars"] = {**self._env, **env.get("env_vars", {})}
-        self._init(_checked_address(self.address), env)
+        if in_job():  # workers run in a copy of this folder, which the job has brought
+            env["env_vars"][DRIVER_FOLDER] = os.getcwd()
+        self._init(checked_address(self.address), env)
 
     def _init(self, address: str, runtime_env: dict[str, Any] | None) -> None:
         """Calls `ray.init`, then restores the SIGTERM handler, which Ray replaces."""
@@ -136,6 +141,7 @@ class Cluster:
         kinds = Counter(
             ", ".join(f"{node.get(k, 0):g} {k}" for k in ("CPU", "GPU") if k == "CPU" or node.get(k))
             + f", {node.get('memory', 0) / 2**30:.1f} GB of memory"
+            + "".join(f", {amount_text(n, k)}" for k, n in node.items() if k not in (*KINDS, ZERO))
             for node in nodes
         )
         have = "; ".join(f"{num} x ({text})" if num > 1 else text for text, num in kinds.items())
@@ -144,16 +150,26 @@ class Cluster:
         return f"no node has that: {where} {have or 'no node'}{more}"
 
 
+def in_job() -> bool:
+    """Returns True if this process is the driver of a Ray job, whose code and folder every node gets."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def node_resources() -> dict[str, dict[str, float]]:
     """Returns node id -> total resources, for nodes that are alive."""
     return {n["NodeID"]: dict(n["Resources"]) for n in ray.nodes() if n["Alive"]}
 
 
 def _bundle(need: Mapping[str, float]) -> dict[str, float]:
-    return {kind: need[kind] for kind in ("CPU", "GPU", "memory") if need.get(kind)}
+    return {kind: n for kind, n in need.items() if n and kind != ZERO}
 
 
-def _checked_address(address: str) -> str:
+def amount_text(amount: float, kind: str) -> str:
+    """Returns an amount of a resource for messages: `2 CPU`; a kind of accelerator without amount: `A100`."""
+    return kind.removeprefix(KIND) if kind.startswith(KIND) else f"{amount:g} {kind}"
+
+
+def checked_address(address: str) -> str:
     """Returns the address in Ray's form, after a check that a server answers there and whether it requires a token."""
     found = _auto_address() if address == "auto" else address
     host, port = _host_and_port(found.removeprefix(CLIENT))

@@ -15,8 +15,16 @@ import ray
 
 from vlpipe.pipeline.engine.executor import Unit, UnitResult, WorkerDied
 from vlpipe.pipeline.engine.locking.lock import RUN_VARIABLE
-from vlpipe.pipeline.engine.on_ray.connection import Cluster, node_resources
-from vlpipe.pipeline.engine.on_ray.scheduler import Allocation, Placement, ResourceRequest, Room, needed
+from vlpipe.pipeline.engine.on_ray.connection import Cluster, amount_text, node_resources
+from vlpipe.pipeline.engine.on_ray.scheduler import (
+    KINDS,
+    ZERO,
+    Allocation,
+    Placement,
+    ResourceRequest,
+    Room,
+    needed,
+)
 from vlpipe.pipeline.engine.on_ray.shipping import Shipping
 from vlpipe.pipeline.engine.on_ray.worker import ShardWorker, remote_gather, remote_shard, remote_training
 from vlpipe.pipeline.engine.plan import PlannedStep, is_gather, launches
@@ -63,13 +71,17 @@ class RayExecutor:
 
         Copies code that a node lacks.
         """
-        problems = [text for one in steps for text in self._misfit(one)]
+        problems = self.misfits(steps)
         if problems or not self._cluster.address:
             return problems
         self._shipping = Shipping(self._cluster, steps, store)
         problems = self._shipping.prepare()
         self._look_at_nodes()
         return problems
+
+    def misfits(self, steps: Sequence[PlannedStep]) -> list[str]:
+        """Returns errors: steps that no node has the resources for."""
+        return [text for one in steps for text in self._misfit(one)]
 
     def _misfit(self, one: PlannedStep) -> list[str]:
         ask = self._ask(one)
@@ -86,7 +98,7 @@ class RayExecutor:
             is_task, num_bytes = not (gathers or pooled), res.memory_gb * 2**30
             self._asks[one.name] = ResourceRequest(
                 step=one.name,
-                need=needed(res.cpus, res.gpus, num_bytes, is_task=is_task),
+                need=needed(res.cpus, res.gpus, num_bytes, res.more, is_task=is_task),
                 is_gather=gathers,
                 workers=stage.num_workers if isinstance(stage, GatherStage) and launches(one) else 1,
                 actors=res.actors if pooled else 0,
@@ -120,10 +132,10 @@ class RayExecutor:
         else:
             task = replace(task, shared=self._services.address(one.name, task.stage.service, task.store))
             if not self._start.ask.actors:
-                ref = remote_shard.options(**self._options(one, held)).remote(task, res.gpus)
+                ref = remote_shard.options(**self._options(one, held)).remote(task, res)
             else:
                 if self._start.is_new:
-                    self._actors[held] = ShardWorker.options(**self._options(one, held)).remote(res.gpus)
+                    self._actors[held] = ShardWorker.options(**self._options(one, held)).remote(res)
                 ref = self._actors[held].run.remote(task)
         self._running[ref] = _Running(unit, one, held)
 
@@ -133,7 +145,7 @@ class RayExecutor:
         if launches(one) and held.ask.workers > 1:
             options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0}
         else:
-            options = {"num_cpus": res.cpus, "num_gpus": res.gpus}
+            options = {"num_cpus": res.cpus, "num_gpus": res.gpus, "resources": res.more}
             if res.memory_gb:
                 options["memory"] = int(res.memory_gb * 2**30)
         if not held.ask.actors:
@@ -153,10 +165,28 @@ class RayExecutor:
         return [done for ref in ready if ref in self._running for done in self._take(ref)]
 
     def _take(self, ref: Any) -> list[UnitResult]:
-        result = _result(ref)
-        if isinstance(result, WorkerDied) and self._running[ref].held.ask.actors:
-            return self._handle_dead_actor(self._running[ref].held)
+        result, held = _result(ref), self._running[ref].held
+        if isinstance(result, WorkerDied):
+            if self._is_lost(held.node):
+                result = WorkerDied(f"{result}, of a node that was lost", innocent=True)
+            if held.ask.actors:
+                return self._handle_dead_actor(held)
         return [self._ended(ref, result)]
+
+    def _is_lost(self, node: str) -> bool:
+        """Returns True if the cluster has lost the node. It then gets no more work, at once: a unit tried again there
+        would fail again."""
+        if node in node_resources():
+            return False
+        self._leave(node)
+        return True
+
+    def _leave(self, node: str) -> None:
+        """Removes a lost node and its idle actors. Calls of the others fail by themselves."""
+        self._room.leave(node)
+        for held in [one for one in self._room.actors if one.node == node and not one.busy]:
+            self._room.end(held)
+            self._actors.pop(held, None)
 
     def _ended(self, ref: Any, result: Any) -> UnitResult:
         running = self._running.pop(ref)
@@ -174,13 +204,18 @@ class RayExecutor:
         refs = [ref for ref, running in self._running.items() if running.held is held]
         ray.wait(refs, num_returns=len(refs), timeout=DYING_S)
         done: list[UnitResult] = []
+        is_lost = self._is_lost(held.node)
         for ref in refs:
             result = _result(ref)
-            if isinstance(result, WorkerDied) and any(isinstance(d.result, WorkerDied) for d in done):
-                result = WorkerDied("its worker died on another shard", innocent=True)
+            if isinstance(result, WorkerDied) and (
+                is_lost or any(isinstance(d.result, WorkerDied) for d in done)
+            ):
+                why = "its node was lost" if is_lost else "its worker died on another shard"
+                result = WorkerDied(why, innocent=True)
             done.append(self._ended(ref, result))
         self._room.end(held)
-        self._room.careful.add(held.ask.step)
+        if not is_lost:
+            self._room.careful.add(held.ask.step)
         self._actors.pop(held, None)
         return done
 
@@ -221,7 +256,7 @@ class RayExecutor:
         self._looked_s = time.monotonic()
         there = node_resources()
         for node in set(self._room.nodes) - set(there):
-            self._room.leave(node)
+            self._leave(node)
         for node in set(there) - set(self._room.nodes):
             problem = self._shipping.problem_of(node) if self._shipping else ""
             if problem is None:
@@ -263,5 +298,6 @@ def _text(ask: ResourceRequest) -> str:
         (ask.need["GPU"], "GPU"),
         (ask.need["memory"] / 2**30, "GB of memory"),
     ]
-    text = " and ".join(f"{n:g} {kind}" for n, kind in amounts if n) or "a task slot (one per CPU)"
+    amounts += [(n, kind) for kind, n in ask.need.items() if kind not in (*KINDS, ZERO)]
+    text = " and ".join(amount_text(n, kind) for n, kind in amounts if n) or "a task slot (one per CPU)"
     return f"{ask.workers} x ({text})" if ask.workers > 1 else text

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 Amounts = Mapping[str, float]
 
 KINDS = ("CPU", "GPU", "memory")
+NOT_COUNTED = ("object_store_memory",)
 ZERO = "zero"  # tasks that request no CPU: each is still a process, so a node runs at most one per CPU
 LEAST_CPUS = 0.1  # smaller requests count as this much: at most 10 processes per CPU
 IN_FLIGHT = 2  # max shards per actor: one runs, the next one is queued
@@ -39,8 +40,10 @@ class ResourceRequest:
         return not (self.is_gather or self.actors)
 
 
-def needed(cpus: float, gpus: float, memory_bytes: float, *, is_task: bool) -> dict[str, float]:
-    """Returns the resources of one unit as the scheduler counts them. cpus and gpus may be fractions.
+def needed(
+    cpus: float, gpus: float, memory_bytes: float, more: Amounts | None = None, *, is_task: bool
+) -> dict[str, float]:
+    """Returns the resources of one unit as the scheduler counts them. cpus and gpus may be fractions. more: name -> amount.
 
     is_task: a shard that runs as a Ray task, without an actor. If it requests no CPU, it counts as 1 unit of `ZERO`, of
     which a node has one per CPU.
@@ -51,6 +54,7 @@ def needed(cpus: float, gpus: float, memory_bytes: float, *, is_task: bool) -> d
         "GPU": gpus,
         "memory": memory_bytes,
         ZERO: zero,
+        **(more or {}),
     }
 
 
@@ -103,7 +107,12 @@ class Room:
     def join(self, node: str, total: Amounts) -> None:
         """Adds a node. total: its resources as Ray reports them, memory in bytes; empty for a node that gets no work."""
         cpus = float(total.get("CPU", 0))
-        self.nodes[node] = {**{k: float(total.get(k, 0)) for k in KINDS}, ZERO: cpus}
+        more = {
+            kind: float(n)
+            for kind, n in total.items()
+            if kind not in NOT_COUNTED and not kind.startswith("node:")
+        }
+        self.nodes[node] = {**dict.fromkeys(KINDS, 0.0), **more, ZERO: cpus}
 
     def leave(self, node: str) -> None:
         """Removes a lost node."""

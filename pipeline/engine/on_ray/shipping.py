@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -20,21 +18,23 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from vlpipe.pipeline.engine.on_ray.connection import Cluster, node_resources
+from vlpipe.pipeline.engine.on_ray.connection import Cluster, in_job, node_resources
+from vlpipe.pipeline.engine.on_ray.packing import (
+    NOT_SHIPPED,
+    OWN,
+    check_size,
+    modules_of,
+    own_source,
+    place,
+    root_below,
+)
 from vlpipe.pipeline.engine.plan import PlannedStep
 from vlpipe.pipeline.engine.worker import node_probe as probe
 from vlpipe.pipeline.engine.worker.node_probe import DRIVER_FOLDER, source_digest
-from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.storage.store import Store
 from vlpipe.pipeline.workflow.params import files_of
 
-# Folders that are not copied: anywhere, or with a slash in the working directory alone, since a package may have a module of
-# that name. Folders named `.*_cache` are not either.
-NOT_SHIPPED = (".git", ".venv", "venv", "/runs", "node_modules", "__pycache__")
-MAX_SHIPPED_BYTES = 200 * 2**20
-MAX_SHIPPED_FILES = 50_000
 ANSWER_S = 120.0  # timeout for a node to answer, in seconds, including the start of a worker
-OWN = "vlpipe"
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Needs:
 
     @classmethod
     def of(cls, steps: Sequence[PlannedStep], root: bytes) -> Needs:
-        names = {OWN, *(name for one in steps for name in _modules_of(one))}
+        names = {OWN, *(name for one in steps for name in modules_of(one.keyed.step.stage))}
         files = {path: about for one in steps for path, about in _files_of(one)}
         return cls({name: source_digest(name) for name in sorted(names)}, files, root)
 
@@ -82,7 +82,7 @@ class Shipping:
         lacks = self._ask_all()
         missing = {name for lack in lacks.values() for name in lack.missing}
         below = {path for lack in lacks.values() for path in lack.unseen if self._is_below(path)}
-        if missing or below:
+        if (missing or below) and not in_job():
             self._ship(missing, bool(below))
             lacks = self._ask_all()
         self._good = {node for node, lack in lacks.items() if not self._problem_text(lack)}
@@ -148,17 +148,17 @@ class Shipping:
 
     def _ship(self, missing: set[str], with_files: bool) -> None:
         """Reconnects to the cluster with copies of what is missing."""
-        outside = [name for name in sorted(missing - {OWN}) if not self._is_below(_place(name))]
+        outside = [name for name in sorted(missing - {OWN}) if not self._is_below(place(name))]
         env: dict[str, Any] = {"env_vars": {DRIVER_FOLDER: os.getcwd()}}
         if with_files or missing - {OWN} - set(outside):
-            leave_out = [*NOT_SHIPPED, *_root_below(self._store)]
-            _check_size(os.getcwd(), leave_out, sorted(missing - {OWN}))
+            leave_out = [*NOT_SHIPPED, *root_below(self._store)]
+            check_size(os.getcwd(), leave_out, sorted(missing - {OWN}))
             env["working_dir"] = os.getcwd()
             env["excludes"] = [*leave_out, "*.pyc", ".*_cache"]
         with tempfile.TemporaryDirectory() as folder:
-            env["py_modules"] = [_place(name) for name in outside]
+            env["py_modules"] = [place(name) for name in outside]
             if OWN in missing:
-                env["py_modules"].append(_own_source(folder))
+                env["py_modules"].append(own_source(folder))
             self._cluster.disconnect()
             os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # lists and weights are often git-ignored
             self._cluster.connect(env)
@@ -178,71 +178,9 @@ def reads_root(store: Store, rel: str, nonce: str) -> list[str]:
     return [] if seen == nonce else [f"{where} (a different folder is at that path); {todo}"]
 
 
-def _modules_of(one: PlannedStep) -> Iterator[str]:
-    """Yields top-level module names of a step's stage, and of the stages and parts it contains."""
-    stages = [one.keyed.step.stage]
-    for stage in stages:
-        if hasattr(stage, "__dataclass_fields__"):
-            yield type(stage).__module__.partition(".")[0]
-            stages.extend(getattr(stage, name) for name in stage.__dataclass_fields__)
-
-
 def _files_of(one: PlannedStep) -> Iterator[tuple[str, tuple[int, str]]]:
     for name, file in files_of(one.keyed.step.stage):
         if file.step is None and "://" not in file.path and os.path.exists(file.path):
             path = os.path.abspath(file.path)
             size = -1 if os.path.isdir(path) else os.path.getsize(path)
             yield path, (size, f"{one.name}.{name}")
-
-
-def _place(module: str) -> str:
-    """Returns the absolute path of a top-level module's folder or file."""
-    found = sys.modules[module]
-    if getattr(found, "__path__", None):
-        return os.path.abspath(next(iter(found.__path__)))
-    assert found.__file__
-    return os.path.abspath(found.__file__)
-
-
-def _own_source(folder: str) -> str:
-    """Copies vlpipe into `folder` as one package and returns its path: a development install consists of links."""
-    to = os.path.join(folder, OWN)
-    for base in sys.modules[OWN].__path__:
-        for room in sorted(os.listdir(base)):
-            if os.path.isdir(os.path.join(base, room)) and not os.path.exists(os.path.join(to, room)):
-                shutil.copytree(
-                    os.path.join(base, room),
-                    os.path.join(to, room),
-                    ignore=shutil.ignore_patterns("__pycache__"),
-                )
-    return to
-
-
-def _root_below(store: Store) -> list[str]:
-    """Returns the exclude pattern for the root if it lies in the folder that is copied; else an empty list."""
-    if not store.is_local or not Path(store.url).is_relative_to(os.getcwd()):
-        return []
-    return ["/" + os.path.relpath(store.url, os.getcwd())]
-
-
-def _check_size(folder: str, leave_out: Sequence[str], modules: Sequence[str]) -> None:
-    """Raises VlpipeError if the folder is too large to be copied to the nodes."""
-    num_bytes = num_files = 0
-    for at, folders, names in os.walk(folder, followlinks=True):
-        rel = os.path.relpath(at, folder)
-        folders[:] = [
-            name
-            for name in folders
-            if name not in leave_out
-            and not (name.startswith(".") and name.endswith("_cache"))
-            and "/" + os.path.normpath(os.path.join(rel, name)) not in leave_out
-        ]
-        num_files += len(names)
-        num_bytes += sum(os.path.getsize(p) for name in names if os.path.isfile(p := os.path.join(at, name)))
-        if num_bytes > MAX_SHIPPED_BYTES or num_files > MAX_SHIPPED_FILES:
-            what = f"the code of {', '.join(modules)}" if modules else "the lists and weights"
-            raise VlpipeError(
-                f"a node does not see {what} in {folder}, and that folder is too large to be copied to it (over "
-                f"{MAX_SHIPPED_BYTES >> 20} MB or {MAX_SHIPPED_FILES:,} files without {', '.join(NOT_SHIPPED)}); "
-                "put it where every node sees it, or call vlpipe in a folder with only its code and lists"
-            )

@@ -6,13 +6,14 @@ import functools
 import gc
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from vlpipe.pipeline.engine.executor import WorkerDied
 from vlpipe.pipeline.engine.records.receipts import Receipt
-from vlpipe.pipeline.engine.worker.device import granted
+from vlpipe.pipeline.engine.worker.device import given
 from vlpipe.pipeline.engine.worker.gather import GatherResult, GatherTask, launch_here, run_gather
 from vlpipe.pipeline.engine.worker.map_shard import ShardTask, opening, run_shard
 from vlpipe.pipeline.engine.worker.open_stage import set_torch_threads
@@ -29,15 +30,15 @@ def _prepare_process() -> None:
     gc.freeze()
 
 
-def _run_shard(task: ShardTask, gpus: float) -> Receipt:
+def _run_shard(task: ShardTask, resources: Resources) -> Receipt:
     _prepare_process()
-    with granted(gpus):
+    with given(resources):
         return run_shard(task)
 
 
 def _run_gather(task: GatherTask, resources: Resources) -> GatherResult:
     _prepare_process()
-    with granted(resources.gpus):
+    with given(resources):
         return run_gather(task, functools.partial(_launch, task, resources))
 
 
@@ -70,14 +71,14 @@ class _ShardWorker:
     For a shard with `isolate`, which runs in its own process, the actor closes its stage first.
     """
 
-    def __init__(self, gpus: float) -> None:
+    def __init__(self, resources: Resources) -> None:
         _prepare_process()
-        self._gpus = gpus
+        self._resources = resources
         self._stack = ExitStack()
         self._work: Work | None = None
 
     def run(self, task: ShardTask) -> Receipt:
-        with granted(self._gpus):
+        with given(self._resources):
             if task.isolate:
                 self._stack.close()
                 self._work = None
@@ -110,7 +111,7 @@ def launch_on_ray(
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    each = {"CPU": resources.cpus}
+    each = {"CPU": resources.cpus, **resources.more}
     if gpu:
         each["GPU"] = resources.gpus
     if resources.memory_gb:
@@ -121,7 +122,7 @@ def launch_on_ray(
             "fn": fn,
             "config": config,
             "torch_threads": torch_threads,
-            "gpus": each.get("GPU", 0),
+            "resources": resources if gpu else replace(resources, gpus=0, accelerator=None),
         },
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=gpu, resources_per_worker=each),
         run_config=RunConfig(storage_path=folder, name="work/ray"),
@@ -149,5 +150,5 @@ def _cause_of(error: BaseException) -> BaseException:
 
 def _train_loop(config: dict[str, Any]) -> None:
     set_torch_threads(config["torch_threads"])
-    with granted(config["gpus"]):
+    with given(config["resources"]):
         config["fn"](config["config"])

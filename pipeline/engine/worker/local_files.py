@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import shutil
 import uuid
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import fsspec
@@ -18,14 +17,12 @@ from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.pipeline.files import File, Listing
 from vlpipe.pipeline.stage import Stage
 from vlpipe.pipeline.storage.digest_cache import private_folder
+from vlpipe.pipeline.storage.local_copies import make_room, num_bytes, remove
 from vlpipe.pipeline.storage.store import sha256_file
 from vlpipe.pipeline.workflow.hf_hub import hub_folder
 from vlpipe.pipeline.workflow.params import replace_files
 
 S = TypeVar("S", bound=Stage)
-
-# Max size of the download cache; least recently used entries are removed first. VLPIPE_CACHE_GB overrides it.
-MAX_CACHE_BYTES = 100 << 30
 
 
 def here(stage: S) -> S:
@@ -61,7 +58,8 @@ def _downloaded(file: File) -> Path:
     It is an artifact of an earlier step: files outside the root are local. Only complete downloads get a name in the cache.
     Raises VlpipeError if the digest is not that in the step's manifest.
     """
-    cached = cache_folder() / file.digest
+    endings = "".join(PurePosixPath(file.path).suffixes[-2:])  # readers of lists go by the name
+    cached = cache_folder() / f"{file.digest}{endings}"
     if cached.exists():
         os.utime(cached)  # mark as recently used
         return cached
@@ -75,7 +73,7 @@ def _downloaded(file: File) -> Path:
                 f"{file.path} has sha256 {digest[:12]}, but the manifest of the step that made it says "
                 f"{file.digest[:12]}: it was damaged or replaced since; `vlpipe verify` lists all damage and what to do"
             )
-        _make_room(cached.parent, _bytes(part))
+        make_room(cached.parent, num_bytes(part))
         os.rename(part, cached)
     except FileExistsError:  # another worker was first; its copy is the same
         pass
@@ -83,25 +81,5 @@ def _downloaded(file: File) -> Path:
         if not cached.exists():  # renaming onto an existing folder fails: another worker was first
             raise
     finally:
-        _remove(part)
+        remove(part)
     return cached
-
-
-def _make_room(folder: Path, wanted: int) -> None:
-    """Removes the least recently used entries until `wanted` more bytes fit within VLPIPE_CACHE_GB, or none is left."""
-    bound = int(float(os.environ.get("VLPIPE_CACHE_GB", MAX_CACHE_BYTES / 2**30)) * 2**30)
-    entries = sorted((p for p in folder.iterdir() if p.suffix != ".part"), key=lambda p: p.stat().st_mtime)
-    sizes = {p: _bytes(p) for p in entries}
-    while entries and sum(sizes[p] for p in entries) + wanted > bound:
-        _remove(entries.pop(0))
-
-
-def _bytes(path: Path) -> int:
-    return sum(size for _, _, (size, _) in walk_files(str(path)))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
