@@ -143,11 +143,21 @@ def _class_for_file(source: str | Path, use: str | None) -> Any:
 
 
 def _shipped() -> list[type[Model]]:
-    """Returns the model classes of the systems that have a layout: each module of `layouts` but `table` names one."""
+    """Returns the model classes of the systems that have a layout: each module in a room of `layouts` names one."""
     package = importlib.import_module("vlpipe.models.layouts")
+    rooms = [
+        importlib.import_module(f"{package.__name__}.{name}")
+        for _, name, is_room in pkgutil.iter_modules(package.__path__)
+        if is_room
+    ]
+    names = [
+        f"{room.__name__.rpartition('.')[2]}.{info.name}"
+        for room in rooms
+        for info in pkgutil.iter_modules(room.__path__)
+    ]
     found: list[type[Model]] = []
-    for info in pkgutil.iter_modules(package.__path__):
-        if full_name := full_module_name(info.name, BELOW):
+    for name in names:
+        if full_name := full_module_name(name, BELOW):
             module = importlib.import_module(full_name)
             found += [
                 value
