@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from vlpipe.models import distributed
 from vlpipe.models.flops import FlopMeter, peak_flops
 from vlpipe.models.folder import save
+from vlpipe.models.parallel.sharded import clip_gradients, gathered
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.train.checkpoint import Checkpoints, writing
 from vlpipe.stages.train.gradients import accumulate
@@ -44,8 +44,7 @@ def fit(config: Mapping[str, Any]) -> None:
         run = prepare(config["recipe"], config["inputs"])
         resume(run, checkpoints)
         train(run, work / "progress.log", checkpoints)
-        if distributed.rank() == 0:
-            write_result(run, work / "result")
+        write_result(run, work / "result")
 
 
 def resume(run: Run, checkpoints: Checkpoints) -> None:
@@ -57,6 +56,7 @@ def resume(run: Run, checkpoints: Checkpoints) -> None:
 def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
     """Runs the remaining steps; logs losses, checks for ITM collapse (`itm_alarm`) and saves checkpoints on the way."""
     recipe, rank, world_size = run.recipe, distributed.rank(), distributed.world_size()
+    is_first = distributed.is_first()
     peak = peak_flops(torch.cuda.get_device_name(run.device)) if run.device.type == "cuda" else None
     progress = Progress(
         progress_log,
@@ -76,14 +76,14 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
             if meter is not None:
                 meter.add(parts, run.device)
             train_step(run, parts)
-            if rank == 0:
+            if is_first:
                 progress.stepped(run.step)
             if _due(run, recipe.log_every) or _due(run, recipe.checkpoint_every):
                 need_finite(run)
             if _due(run, recipe.log_every):
                 means = log(run)
                 alarm = watch(run)
-                if rank == 0:
+                if is_first:
                     flops = None if meter is None else meter.total
                     progress.report(run.step, means, run.loader.making.samples_per_s, flops)
                     if alarm:
@@ -136,6 +136,8 @@ def clip(run: Run) -> Tensor:
     for optimiser in run.optimisers_with_gradient():
         run.scaler.unscale_(optimiser)
     params = [p for p in run.net.parameters() if p.grad is not None]
+    if run.sharded is not None:
+        return clip_gradients(params, run.recipe.clip_norm or math.inf).double()
     return torch.nn.utils.clip_grad_norm_(params, run.recipe.clip_norm or math.inf).double()
 
 
@@ -173,8 +175,7 @@ def log(run: Run) -> dict[str, float]:
     """
     means = torch.stack([total / _at_least_1(run.num_summed[name]) for name, total in run.sums.items()])
     if distributed.world_size() > 1:
-        dist.all_reduce(means)
-        means /= distributed.world_size()
+        means = distributed.total(means) / distributed.world_size()
     found = dict(zip(run.sums, means.tolist(), strict=True))
     found["lr"] = float(run.optimiser.param_groups[0]["lr"])
     run.rows += [(run.step, name, value) for name, value in found.items()]
@@ -205,8 +206,11 @@ def watch(run: Run) -> str:
 
 
 def write_result(run: Run, folder: Path) -> None:
-    """Writes the model, `tokenizer/` and `losses.json`, a list of [step, name, value]."""
-    save(run.net.model, folder)
+    """Writes the model, `tokenizer/` and `losses.json`, a list of [step, name, value]. All ranks call it together."""
+    state = None if run.sharded is None else gathered(run.net.model.state_dict())
+    if not distributed.is_first():
+        return
+    save(run.net.model, folder, state)
     if run.loader.tokenizer is not None:
         run.loader.tokenizer.save(folder / "tokenizer")
     (folder / "losses.json").write_text(json.dumps(run.rows))

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from vlpipe.models import distributed
 from vlpipe.models.optim.frozen import frozen_names, restore, trained_state
 from vlpipe.models.optim.groups import Several
+from vlpipe.models.parallel.mesh import Mesh
+from vlpipe.models.parallel.sharded import Sharded
 from vlpipe.models.recompute import recompute_layers
 from vlpipe.models.trial import FEW, losses_and_gradient, unchanged
 from vlpipe.pipeline.errors import VlpipeError
@@ -35,6 +38,14 @@ SYNC_BUFFERS = (
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def precision_of(recipe: Optimisation, device: torch.device) -> torch.dtype:
+    """Returns the type of the forward pass under autocast; float32 for none."""
+    auto = "fp32"
+    if device.type == "cuda":
+        auto = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return DTYPES[auto if recipe.precision == "auto" else recipe.precision]
+
+
 @dataclass
 class Run:
     """The training state of one worker.
@@ -49,6 +60,7 @@ class Run:
     net: Any  # a Net, or an object with the same forward, losses, counts and constrain
     loader: Any  # a Loader, or an object with the same batches and samples_per_epoch
     num_steps: int
+    sharded: Sharded | None = None  # `net`, divided among workers
     step: int = 0
     rows: list[LossRow] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -70,7 +82,11 @@ class Run:
         batch: of the first step. On several ranks some of its samples pass forward and backward, which changes no state; all
         ranks must call this together.
         """
-        self.parallel = self.net
+        self.parallel = self.net if self.sharded is None else self.sharded
+        if self.sharded is not None:
+            if self.recipe.compile:
+                self.sharded.call = torch.compile(self.net)
+            return
         if distributed.world_size() > 1:
             some_unused = self._some_get_no_gradient(batch)
             self.parallel = DistributedDataParallel(
@@ -105,10 +121,7 @@ class Run:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the forward pass under autocast; float32 for none."""
-        auto = "fp32"
-        if self.device.type == "cuda":
-            auto = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return DTYPES[auto if self.recipe.precision == "auto" else self.recipe.precision]
+        return precision_of(self.recipe, self.device)
 
     def autocast(self) -> torch.autocast:
         """Returns the context of a forward pass."""
@@ -168,7 +181,10 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
     device = pick_device(recipe.gpu)
     seed_all(recipe.seed, "start")
     tokenizer = load_tokenizer(recipe)
-    net = build_net(recipe, tokenizer).to(device)
+    net = build_net(recipe, tokenizer)
+    sharded = None if recipe.mesh is None else divided(net, recipe, recipe.mesh, device)
+    if sharded is None:
+        net = net.to(device)
     makers = build_makers(recipe, net.model, tokenizer)
     views = {task: net.views_of(task) for task in net.tasks}
     loader = Loader(inputs, recipe, tokenizer, makers, build_views(recipe, makers), views)
@@ -177,4 +193,32 @@ def prepare(recipe: Recipe, inputs: Sequence[Dataset]) -> Run:
         raise VlpipeError(
             f"warmup_steps must be less than the {num_steps} steps of the run, got {recipe.warmup_steps}"
         )
-    return Run(recipe, device, net, loader, num_steps)
+    return Run(recipe, device, net, loader, num_steps, sharded)
+
+
+def divided(net: Any, recipe: Recipe, mesh: Mesh, device: torch.device) -> Sharded | None:
+    """Divides `net` among workers as the mesh says; returns what calls it then, or None if each worker has all of it.
+
+    Raises VlpipeError if there are fewer or more workers than in the mesh, or the precision is fp16.
+    """
+    num = distributed.world_size()
+    if problems := mesh.problems(num):
+        raise VlpipeError(f"{problems[0]}; {num} worker(s) run")
+    if not mesh.is_sharded:
+        return None
+    dtype = precision_of(recipe, device)
+    if dtype == torch.float16:
+        raise VlpipeError(
+            "mesh: this GPU has no bf16, and `shard` does not go with fp16; set precision: fp32"
+        )
+    shape = (mesh.replicas(num), mesh.shard)
+    grid = init_device_mesh(device.type, shape, mesh_dim_names=("data", "shard"))
+    net.leads_teachers = False
+    return Sharded(
+        net,
+        grid["shard"] if shape[0] == 1 else grid,
+        stage=mesh.stage,
+        dtype=dtype if mesh.half and dtype != torch.float32 else None,
+        # losses of the whole batch are computed outside of the net's forward pass with several micro-batches
+        whole=[p for o in net.objectives if o.SCOPE == "batch" for p in o.parameters()],
+    )
