@@ -18,6 +18,7 @@ from torch import Tensor
 from vlpipe.models import distributed
 from vlpipe.models.flops import FlopMeter, peak_flops
 from vlpipe.models.folder import save
+from vlpipe.models.parallel.checkpoints import DividedCheckpoints
 from vlpipe.models.parallel.sharded import clip_gradients, gathered
 from vlpipe.pipeline.errors import VlpipeError
 from vlpipe.stages.train.checkpoint import Checkpoints, writing
@@ -49,7 +50,10 @@ def fit(config: Mapping[str, Any]) -> None:
 
 def resume(run: Run, checkpoints: Checkpoints) -> None:
     """Sets the state to that of the newest checkpoint, if there is one; nothing else refers to what was read then."""
-    if state := checkpoints.latest():
+    divided, state = DividedCheckpoints(checkpoints.folder).latest(), checkpoints.latest()
+    if divided is not None and (state is None or divided[0] > state["step"]):
+        run.restore_divided(divided[1])
+    elif state is not None:
         run.restore(state)
 
 
@@ -67,8 +71,11 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
     )
     # the batches of detectors are of another kind
     meter = FlopMeter(run.net, run.dtype, progress.say) if isinstance(recipe, Recipe) else None
+    divided = DividedCheckpoints(checkpoints.folder)
+    # as the run began; detectors have no losses that depend on it
+    streams = {"streams": run.streams} if isinstance(recipe, Recipe) and run.streams else {}
     with (
-        run.loader.batches(run.step, rank, world_size, run.device) as batches,
+        run.loader.batches(run.step, rank, world_size, run.device, **streams) as batches,
         writing(checkpoints) as writer,
     ):
         while run.step < run.num_steps:
@@ -88,8 +95,13 @@ def train(run: Run, progress_log: Path, checkpoints: Checkpoints) -> None:
                     progress.report(run.step, means, run.loader.making.samples_per_s, flops)
                     if alarm:
                         progress.say(alarm)
-            if _due(run, recipe.checkpoint_every) and rank == 0:
-                writer.save(run.step, run.state())
+            if _due(run, recipe.checkpoint_every):
+                run.share_sums()
+                if run.sharded is not None:
+                    divided.save(run.step, *run.divided_state())
+                elif rank == 0:
+                    writer.save(run.step, run.state())
+    divided.wait()
 
 
 def _due(run: Run, every: int) -> bool:

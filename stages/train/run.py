@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vlpipe.models import distributed
 from vlpipe.models.optim.frozen import frozen_names, restore, trained_state
 from vlpipe.models.optim.groups import Several
+from vlpipe.models.parallel.checkpoints import read
 from vlpipe.models.parallel.mesh import Mesh
 from vlpipe.models.parallel.sharded import Sharded
 from vlpipe.models.recompute import recompute_layers
@@ -61,6 +63,7 @@ class Run:
     loader: Any  # a Loader, or an object with the same batches and samples_per_epoch
     num_steps: int
     sharded: Sharded | None = None  # `net`, divided among workers
+    streams: int | None = None  # number of workers that the run began with; None: as many as now
     step: int = 0
     rows: list[LossRow] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -144,11 +147,73 @@ class Run:
             "rows": self.rows,
             "sums": self.sums,
             "num_summed": self.num_summed,
+            "streams": self.streams or distributed.world_size(),
         }
 
+    def divided_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns what `state` does as (name -> tensor, which may be divided; JSON values)."""
+        tensors = {f"net.{n}": v for n, v in trained_state(self.net.state_dict(), self.frozen).items()}
+        for name, state in self._moments():
+            tensors |= {f"optimiser.{key}.{name}": v for key, v in state.items() if isinstance(v, Tensor)}
+        notes = {
+            "step": self.step,
+            "rows": self.rows,
+            "sums": {name: float(v) for name, v in self.sums.items()},
+            "num_summed": {name: int(n) for name, n in self.num_summed.items()},
+            "streams": self.streams or distributed.world_size(),
+        }
+        return tensors, notes
+
+    def _moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields (name, state in its optimiser) of each trained parameter."""
+        optimisers = self.optimiser.optimisers if isinstance(self.optimiser, Several) else [self.optimiser]
+        of = {p: one.state for one in optimisers for group in one.param_groups for p in group["params"]}
+        for name, p in self.net.named_parameters():
+            if p in of:
+                yield name, of[p][p]
+
+    def restore_divided(self, folder: Path) -> None:
+        """Sets this state to the one in a folder of `DividedCheckpoints`, of any mesh."""
+        own, params, moments = self.net.state_dict(), dict(self.net.named_parameters()), dict(self._moments())
+
+        def wanted(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+            kind, _, rest = name.partition(".")
+            if kind == "net":
+                return own[rest]
+            key, _, parameter = rest.partition(".")
+            p = params[parameter]
+            like = torch.zeros_like(p, dtype=dtype) if p.shape == shape else torch.zeros(shape, dtype=dtype)
+            moments[parameter][key] = like.detach().to(self.device)
+            return cast(Tensor, moments[parameter][key])
+
+        try:
+            notes = read(folder, wanted)
+        except KeyError as error:
+            raise VlpipeError(f"the checkpoint {folder} does not fit the model: unknown {error}") from error
+        except RuntimeError as error:
+            raise VlpipeError(str(error)) from error
+        restore(
+            self.net, trained_state(own, self.frozen), self.frozen
+        )  # tells modules that count what they hold
+        self.step, self.streams, self.num_summed = notes["step"], notes["streams"], notes["num_summed"]
+        self.rows = [(step, name, value) for step, name, value in notes["rows"]]
+        self.sums = {
+            n: torch.tensor(v, dtype=torch.float64, device=self.device) for n, v in notes["sums"].items()
+        }
+
+    def share_sums(self) -> None:
+        """Makes `sums` equal on all ranks, whose mean is what is logged: a checkpoint holds those of one."""
+        if self.sums and distributed.world_size() > 1:
+            whole = distributed.total(torch.stack(list(self.sums.values()))) / distributed.world_size()
+            self.sums = dict(zip(self.sums, whole.unbind(), strict=True))
+
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Sets this state to one that `state()` returned."""
-        self.step = state["step"]
+        """Sets this state to one that `state()` returned. Raises VlpipeError if the net is divided among workers."""
+        if self.sharded is not None:
+            raise VlpipeError(
+                f"mesh: the run began without `shard` and has {state['step']} steps; remove `shard`, or its checkpoints"
+            )
+        self.step, self.streams = state["step"], state.get("streams")
         self.num_summed = {
             name: n.to(self.device) if isinstance(n, Tensor) else n for name, n in state["num_summed"].items()
         }
